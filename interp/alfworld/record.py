@@ -1,0 +1,93 @@
+"""Record the corpus: expert, noisy and aimless episodes, played in the engine, the same file from the same seed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+from interp.alfworld import expert, traces
+from interp.alfworld.engine import Household
+from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TASK_TYPES, TEST_SCENES, TRAIN_SCENES, Game, games
+from interp.tasks import Episode, Step
+
+STEP_LIMIT = 50  # ALFWorld's own
+NOISE = 1 / 3  # of the actions in a noisy expert episode
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Games for each split of the corpus."""
+
+    base: int = 800
+    base_out_of_domain: int = 100
+    train: int = 3500
+    test: int = 250
+
+
+def play(house: Household, which: str, seed: str) -> Episode:
+    """Play one episode: `expert`, `noisy` (a third of the actions drawn at random) or `aimless` (all of them).
+
+    A wrong action is chosen before the trace is written, so the trace argues for the action that follows it.
+    """
+    game, rng = house.game, random.Random(seed)
+    view = house.reset()
+    start, belief, steps = view.text, expert.Belief.start(house.game, view.text), []
+    limit = rng.randint(8, 20) if which == "aimless" else STEP_LIMIT
+    while not view.won and len(steps) < limit:
+        wanted = expert.act(belief, view.admissible)
+        if wanted is None:
+            break
+        wrong = which == "aimless" or which == "noisy" and rng.random() < NOISE
+        options = [c for c in view.admissible if c != wanted and c.split()[0] not in ("help", "look", "inventory", "examine")]
+        command = rng.choice(options) if wrong and options else wanted
+        trace = traces.write(belief, command, rng)
+        after = house.step(command)
+        steps.append(Step(trace, command, after.text, wanted, view.admissible))
+        belief.update(command, after.text)
+        view = after
+    task = start[start.index("Your task is to:"):]
+    return Episode(f"{game.id}/{which}{seed.rsplit('/', 1)[-1]}", game.split, game.task_type, game.scene, task, start,
+                   tuple(steps), view.won, which)
+
+
+def _episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
+    game, kinds, keep_admissible = job
+    house = Household(game)
+    found = [play(house, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
+    if not keep_admissible:
+        found = [Episode(**{**e.__dict__, "steps": tuple(Step(s.trace, s.action, s.observation, s.reference) for s in e.steps)})
+                 for e in found]
+    return found
+
+
+def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
+    """Which games are played how; test games keep their admissible commands."""
+    def take(split, types, scenes, n, kinds, keep=False):
+        return [(g, kinds, keep) for g in islice(games(split, types, scenes, seed), n)]
+
+    return (take("base", IN_DOMAIN, TRAIN_SCENES, sizes.base, ("noisy", "noisy", "aimless"))
+            + take("base_aimless", OUT_OF_DOMAIN, TRAIN_SCENES, sizes.base_out_of_domain, ("aimless", "aimless"))
+            + take("train", IN_DOMAIN, TRAIN_SCENES, sizes.train, ("expert",))
+            + take("test_in_domain", IN_DOMAIN, TEST_SCENES, sizes.test, ("expert",), True)
+            + take("test_out_of_domain", OUT_OF_DOMAIN, TEST_SCENES, sizes.test, ("expert",), True))
+
+
+def record(sizes: Sizes = Sizes(), seed: int = 0, workers: int = 2, progress=lambda jobs, total: jobs) -> tuple[list[Episode], dict]:
+    """Play the whole plan; returns the episodes kept and what was dropped.
+
+    Dropped and counted: an expert's episode that was not won, and an aimless one that happened to reach its goal.
+    """
+    jobs = plan(sizes, seed)
+    kept, dropped = [], {}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for found in progress(pool.map(_episodes, jobs, chunksize=8), len(jobs)):
+            for episode in found:
+                bad = not episode.won if episode.kind == "expert" else episode.won if episode.kind == "aimless" else not episode.steps
+                if bad:
+                    dropped[episode.split] = dropped.get(episode.split, 0) + 1
+                else:
+                    kept.append(episode)
+    return kept, dict(seed=seed, games=len(jobs), episodes=len(kept), dropped=dropped)

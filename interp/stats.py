@@ -1,0 +1,204 @@
+"""Estimates with intervals that respect episodes, and the paired tests used beside them.
+
+Decisions of one episode are not independent, so every interval here resamples whole episodes.
+
+>>> cluster_bootstrap(correct_cot - correct_prompt, episode)                  # the gap
+>>> cluster_bootstrap(np.stack([correct_prompt, correct_cot], axis=1), episode,
+...                   function=lambda mean: mean[..., 1] / mean[..., 0])      # a ratio, paired by construction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.metrics import cohen_kappa_score
+from statsmodels.stats import contingency_tables, multitest, proportion
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its interval, and how many decisions and clusters it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    n_groups: int
+
+    def row(self) -> dict:
+        """The five numbers as the columns that end every measurement table."""
+        return asdict(self)
+
+
+def integer_codes(values: Sequence[Hashable]) -> tuple[Int[np.ndarray, "row"], list]:
+    """Number `values` (any hashables, one per row) in order of first appearance; returns the codes and the distinct values."""
+    seen: dict = {}
+    codes = [seen.setdefault(value, len(seen)) for value in values]
+    return np.array(codes, dtype=int), list(seen)
+
+
+def cluster_bootstrap(
+    columns: Float[np.ndarray, "decision k"] | Float[np.ndarray, "decision"],
+    groups: Sequence[Hashable],
+    function: Callable[[Float[np.ndarray, "*draw k"]], Float[np.ndarray, "*draw"]] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate a function of column means, with a percentile interval that resamples whole clusters.
+
+    All columns are resampled together, so differences and ratios are paired; equal `seed` and `groups` give equal resamples
+    whatever the columns. Clusters keep their own sizes: the mean is over decisions, not over clusters.
+
+    columns: one number per decision and quantity; a vector is one column.
+    groups: the cluster (episode) of each decision.
+    function: from means [..., k] to values [...]; by default the mean of the single column.
+    draws: number of resamples. level: coverage of the interval.
+
+    With one cluster there is nothing to resample and the interval is NaN. Resamples in which `function` is not finite are left
+    out; where they are more than 1 - level of all, the interval is NaN.
+
+    Raises ValueError for no rows, for rows that are not finite, for lengths that differ, and for several columns without a function.
+    Source: Field & Welsh 2007 (cluster bootstrap), percentile interval.
+    """
+    columns = np.asarray(columns, dtype=float)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    if columns.ndim != 2:
+        raise ValueError(f"columns must be [decision] or [decision, k], not of shape {columns.shape}.")
+    if len(groups) != len(columns):
+        raise ValueError(f"columns has {len(columns)} decisions but groups names {len(groups)}: give one group per decision.")
+    if len(columns) == 0:
+        raise ValueError("There are no decisions, hence no clusters to resample: give at least one row.")
+    bad = np.flatnonzero(~np.isfinite(columns).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{len(bad)} of {len(columns)} rows hold NaN or infinity (first: row {bad[0]}): drop and count them before estimating.")
+    if draws < 1 or not 0 < level < 1:
+        raise ValueError(f"draws must be at least 1 and level between 0 and 1, not {draws} and {level}.")
+    if function is None:
+        if columns.shape[1] != 1:
+            raise ValueError(f"{columns.shape[1]} columns need a function of their means; only a single column has a default.")
+        function = _first
+
+    code, names = integer_codes(groups)
+    n_groups = len(names)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(function(columns.mean(axis=0)))
+        if n_groups == 1:
+            return Estimate(value, np.nan, np.nan, len(columns), 1)
+        sums = np.stack([np.bincount(code, weights=column, minlength=n_groups) for column in columns.T], axis=1)
+        counts = np.bincount(code, minlength=n_groups)
+        weights = _multinomial_weights(n_groups, draws, seed)
+        values = np.asarray(function(weights @ sums / (weights @ counts)[:, None]), dtype=float)
+    if values.shape != (draws,):
+        raise ValueError(f"function must map means [..., k] to values [...]; for {draws} draws it returned shape {values.shape}.")
+    finite = values[np.isfinite(values)]
+    low = high = np.nan
+    if np.isfinite(value) and len(finite) >= level * draws:
+        low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), len(columns), n_groups)
+
+
+def _first(means: Float[np.ndarray, "*draw k"]) -> Float[np.ndarray, "*draw"]:
+    return means[..., 0]
+
+
+def _multinomial_weights(n_groups: int, draws: int, seed: int) -> Float[np.ndarray, "draw group"]:
+    """How often each cluster is drawn in each resample of `n_groups` clusters."""
+    drawn = np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups))
+    flat = drawn + n_groups * np.arange(draws)[:, None]
+    return np.bincount(flat.ravel(), minlength=draws * n_groups).reshape(draws, n_groups).astype(float)
+
+
+def headroom_gap(
+    correct_prompt: Float[np.ndarray, "decision"],
+    correct_cot: Float[np.ndarray, "decision"],
+    groups: Sequence[Hashable],
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate (acc_cot - acc_prompt) / (1 - acc_prompt): the share of what the prompt action left open that the trace gains.
+
+    correct_prompt, correct_cot: 1 where the action is right. groups, draws, seed, level: as in `cluster_bootstrap`.
+    The value is NaN where the prompt action is always right. Raises what `cluster_bootstrap` raises.
+    """
+    prompt, cot = _same_length(correct_prompt, correct_cot)
+
+    def share(mean):
+        left = 1 - mean[..., 0]
+        return np.where(left > 0, (mean[..., 1] - mean[..., 0]) / left, np.nan)
+
+    return cluster_bootstrap(np.stack([prompt, cot], axis=1).astype(float), groups, share, draws, seed, level)
+
+
+def kappa(
+    a: Sequence[Hashable],
+    b: Sequence[Hashable],
+    groups: Sequence[Hashable] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate Cohen's kappa between two labellings of the same decisions: agreement beyond what their marginals give.
+
+    a, b: labels, any hashables (a parse failure is a label of its own). groups: clusters; by default every decision is one.
+    The value is NaN where both sides use one and the same label throughout.
+    Raises ValueError for lengths that differ and what `cluster_bootstrap` raises. Source: Cohen 1960.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"a has {len(a)} labels and b {len(b)}: they must label the same decisions.")
+    code, names = integer_codes([*a, *b])
+    a_code, b_code, k = code[: len(a)], code[len(a) :], len(names)
+    columns = np.hstack([(a_code == b_code)[:, None], np.eye(k)[a_code], np.eye(k)[b_code]])
+
+    def from_means(mean):
+        chance = (mean[..., 1 : k + 1] * mean[..., k + 1 :]).sum(axis=-1)
+        return np.where(chance < 1, (mean[..., 0] - chance) / (1 - chance), np.nan)
+
+    estimate = cluster_bootstrap(columns, np.arange(len(a)) if groups is None else groups, from_means, draws, seed, level)
+    return estimate if k == 1 else replace(estimate, value=float(cohen_kappa_score(a_code, b_code)))
+
+
+def mcnemar(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> float:
+    """Exact two-sided p-value that two readings of the same decisions are right equally often.
+
+    correct_a, correct_b: truth values, one per decision. The test takes decisions as independent: quote it beside a clustered interval.
+    Raises ValueError for lengths that differ. Source: McNemar 1947, exact binomial form.
+    """
+    a, b = (side.astype(bool) for side in _same_length(correct_a, correct_b))
+    table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
+    if table[0][1] + table[1][0] == 0:
+        return 1.0
+    return float(contingency_tables.mcnemar(table, exact=True).pvalue)
+
+
+def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson interval (low, high) for `k` successes in `n` independent trials.
+
+    Raises ValueError unless 0 <= k <= n and n >= 1. Source: Wilson 1927.
+    """
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"A proportion needs 0 <= k <= n and n >= 1, not k = {k} and n = {n}.")
+    low, high = proportion.proportion_confint(k, n, alpha=1 - level, method="wilson")
+    return float(low), float(high)
+
+
+def holm(p: Sequence[float]) -> Float[np.ndarray, "test"]:
+    """Holm-adjusted p-values, in the order given.
+
+    Raises ValueError for a p-value outside [0, 1] or NaN. Source: Holm 1979.
+    """
+    p = np.asarray(p, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values must lie in [0, 1]; given {p.tolist()}.")
+    return multitest.multipletests(p, method="holm")[1] if len(p) else p
+
+
+def _same_length(a, b) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"Both sides must be vectors over the same decisions, not of shapes {a.shape} and {b.shape}.")
+    return a, b

@@ -1,0 +1,165 @@
+"""Train a checkpoint series: tokenizer, base, then chain-of-thought fine-tuning, with Hugging Face's trainer.
+
+A series is a folder of ordinary checkpoints, `checkpoint-0` (the base) to the last, with `training.json` beside the
+weights of each saying what made it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer,
+                          TrainerCallback, TrainingArguments)
+
+from interp.prompts import STYLES, PromptFormat
+from interp.tables import write_json
+from interp.tasks import Episode
+
+CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['role'] == 'assistant' else '<|user|>' }}"
+                 "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|agent|>{% endif %}")
+
+
+@dataclass
+class Recipe:
+    """Everything that decides a series; saved with it."""
+
+    hidden: int = 128
+    """Width of the residual stream."""
+    layers: int = 6
+    """Number of blocks."""
+    heads: int = 4
+    """Attention heads."""
+    feed_forward: int = 384
+    """Width of the MLP."""
+    vocabulary: int = 1024
+    """Entries of the tokenizer fitted on the corpus."""
+    context: int = 3072
+    """Longest sequence in tokens; longer episodes are left out and counted."""
+    base_steps: int = 1200
+    """Optimiser steps of the base on the broad mixture."""
+    cot_steps: int = 2400
+    """Optimiser steps of the chain-of-thought training."""
+    batch_tokens: int = 8192
+    """Tokens in a batch, padding included."""
+    base_lr: float = 2e-3
+    """Peak learning rate of the base."""
+    cot_lr: float = 1e-3
+    """Peak learning rate of the chain-of-thought training."""
+    replay: float = 0.0
+    """Share of the base mixture replayed during the chain-of-thought training."""
+    checkpoints: tuple[int, ...] = (0, 25, 75, 200, 500, 1000, 2400)
+    """Steps of the chain-of-thought training that are kept."""
+    seed: int = 0
+    """Seed of initialisation, order and mixture."""
+
+
+def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+    """Fit a byte-level BPE tokenizer with the tags of the `tags` style as single tokens."""
+    tags = [*asdict(STYLES["tags"]).values(), "<|user|>", "<|agent|>", "<|end|>", "<|bos|>", "<|pad|>"]
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=tags, show_progress=False,
+                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|bos|>", eos_token="</action>", pad_token="<|pad|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
+    """A Llama of the recipe's shape, initialised from its seed."""
+    torch.manual_seed(recipe.seed)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=recipe.hidden, num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads, intermediate_size=recipe.feed_forward, max_position_embeddings=recipe.context,
+        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
+
+
+def base_mixture(fmt: PromptFormat, episodes: Sequence[Episode], seed: int) -> list[tuple[list[int], list[bool]]]:
+    """Each base episode once: a third with every trace, a third with none, a third with a coin for each step."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for episode in episodes:
+        kind = rng.integers(3)
+        keep = [bool(kind == 0 or kind == 2 and rng.random() < 0.5) for _ in episode.steps]
+        found.append(fmt.sequence(episode, keep))
+    return found
+
+
+def batches(sequences: Sequence[tuple[list[int], list[bool]]], recipe: Recipe, steps: int, seed: int) -> list[list[int]]:
+    """`steps` batches of sequence indices, each within the token budget, of about equal lengths, in a seeded order."""
+    rng = np.random.default_rng(seed)
+    lengths = np.array([len(ids) for ids, _ in sequences])
+    usable = np.flatnonzero(lengths <= recipe.context)
+    plan: list[list[int]] = []
+    while len(plan) < steps:
+        order = usable[np.argsort(lengths[usable] * rng.uniform(0.9, 1.1, len(usable)))]
+        epoch, batch = [], []
+        for i in order:  # ascending, so the newest sequence sets the padded length
+            if batch and lengths[[*batch, i]].max() * (len(batch) + 1) > recipe.batch_tokens:
+                epoch.append(batch)
+                batch = []
+            batch.append(int(i))
+        epoch.append(batch)
+        plan += [epoch[i] for i in rng.permutation(len(epoch))]
+    return plan[:steps]
+
+
+class _Batches(torch.utils.data.Dataset):
+    """A planned list of batches; one item is one padded batch, so that the plan and not the trainer sets its size."""
+
+    def __init__(self, sequences, plan, pad):
+        self.sequences, self.plan, self.pad = sequences, plan, pad
+
+    def __len__(self):
+        return len(self.plan)
+
+    def __getitem__(self, item):
+        rows = [self.sequences[i] for i in self.plan[item]]
+        ids = torch.full((len(rows), max(len(r[0]) for r in rows)), self.pad)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for i, (row, agent) in enumerate(rows):
+            row = torch.tensor(row)
+            ids[i, :len(row)], mask[i, :len(row)] = row, 1
+            labels[i, :len(row)] = torch.where(torch.tensor(agent), row, -100)
+        return dict(input_ids=ids, attention_mask=mask, labels=labels)
+
+
+class _SaveAt(TrainerCallback):
+    def __init__(self, steps):
+        self.steps = set(steps)
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_save = state.global_step in self.steps or state.global_step == state.max_steps
+        return control
+
+
+def train(model, tokenizer, sequences, recipe: Recipe, folder: str | Path, *, steps: int, lr: float, keep: Sequence[int],
+          seed: int, provenance: dict | None = None, device: str = "auto") -> Path:
+    """Train on planned batches with loss on the agent's tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last."""
+    folder = Path(folder)
+    plan = batches(sequences, recipe, steps, seed)
+    done = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    done = [p for p in done if (p / "trainer_state.json").exists()]
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=1, learning_rate=lr, weight_decay=0.05,
+        lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), adam_beta2=0.98, max_grad_norm=1.0, logging_steps=25,
+        save_strategy="no", report_to=[], seed=seed, data_seed=seed, use_cpu=device == "cpu", dataloader_pin_memory=False,
+        disable_tqdm=False, train_sampling_strategy="sequential")
+    trainer = Trainer(model=model, args=arguments, train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
+                      data_collator=lambda rows: rows[0], processing_class=tokenizer, callbacks=[_SaveAt(keep)])
+    trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
+    loss = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+    for path in folder.glob("checkpoint-*"):
+        step = int(path.name.split("-")[1])
+        write_json(path / "training.json", dict(provenance or {}, recipe=asdict(recipe), step=step,
+                                                loss={s: v for s, v in loss.items() if s <= step}))
+    return folder
