@@ -1,0 +1,20 @@
+"""Mechanistic interpretability of language-model agents: where do the gains of chain-of-thought training land?"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_SURFACE = {
+    "CheckpointSeries": "interp.models", "HookedModel": "interp.models", "PromptFormat": "interp.prompts", "capture": "interp.capture",
+    "choose": "interp.decode", "decode": "interp.decode", "conflict": "interp.conflict", "make_pairs": "interp.pairs",
+    "patch": "interp.patching", "probe": "interp.probes", "prompt_reliance": "interp.mediation", "load_corpus": "interp.tasks",
+    "sample_decisions": "interp.tasks",
+}
+__all__ = [*_SURFACE, "__version__"]
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used, so that drawing a table never imports torch."""
+    if name not in _SURFACE:
+        raise AttributeError(f"module 'interp' has no attribute {name!r}")
+    return getattr(importlib.import_module(_SURFACE[name]), name)

@@ -55,6 +55,9 @@ class HookedModel:
         if not len(self.blocks):
             raise NotImplementedError(f"{architecture} is not supported: it has no list of blocks at `layers`.")
         hooks.check_architecture(self.blocks, architecture)
+        scaled = [n for n in ("final_logit_softcapping", "logits_scaling", "logit_scale") if getattr(hf.config, n, None)]
+        if scaled:
+            raise NotImplementedError(f"{architecture} is not supported: it rescales its logits ({scaled[0]}).")
 
     @property
     def n_layers(self) -> int:
@@ -87,13 +90,17 @@ class HookedModel:
         return DynamicCache()
 
     @torch.inference_mode()
-    def read(self, ids: Sequence[int]) -> DynamicCache:
-        """Keys and values of one sequence, without computing logits."""
-        cache = self.new_cache()
-        if ids:
-            self.check_length(len(ids))
+    def read(self, ids: Sequence[int], cache: DynamicCache | None = None) -> DynamicCache:
+        """Keys and values of one sequence, or of what follows `cache` (extended in place), without computing logits."""
+        cache = self.new_cache() if cache is None else cache
+        if len(ids):
+            self.check_length(cache.get_seq_length() + len(ids))
             self.inner(input_ids=torch.tensor([list(ids)], device=self.device), past_key_values=cache, use_cache=True)
         return cache
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Unembed final hidden states [..., d_model], in float32."""
+        return self.hf.get_output_embeddings()(hidden).float()
 
     @cached_property
     def bridge(self):

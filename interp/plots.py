@@ -193,8 +193,7 @@ def probes(
     gain = _need(chosen[chosen["layer"] >= 0], "probes", reader="gain")
     steps, height = _steps(chosen), 340
     fig = make_subplots(rows=1, cols=2, column_widths=[0.4, 0.6], horizontal_spacing=0.19)
-    top = 100
-    fig.update_layout(template="interp", height=top + height + BOTTOM, margin_t=top, meta=_meta("probes", provenance))
+    fig.update_layout(template="interp", height=TOP + height + BOTTOM, meta=_meta("probes", provenance))
     layers = sorted(gain["layer"].unique())
     grid = {name: gain.pivot(index="layer", columns="step", values=name).reindex(columns=steps) for name in _NUMBERS}
     limit = max(0.01, float(np.nanmax(np.abs(grid["value"].to_numpy()))))
@@ -208,7 +207,7 @@ def probes(
     unsure = np.argwhere(((grid["low"] <= 0) & (grid["high"] >= 0)).to_numpy())
     fig.add_scatter(
         x=unsure[:, 1], y=unsure[:, 0], mode="markers", marker=dict(size=5, color="#333333"), hoverinfo="skip",
-        name=f"{INTERVAL} covers 0", legend="legend2", showlegend=True, row=1, col=1,
+        name="gain's interval covers 0", showlegend=True, row=1, col=1,
     )  # fmt: skip
     for reader in ("probe", *CONTROLS):
         rows = _pick(chosen, reader=reader)
@@ -220,11 +219,7 @@ def probes(
     fig.update_xaxes(title="training step", row=1, col=1)
     _layer_axis(fig, layers, "layer (0 = embedding output)", row=1, col=1)
     fig.update_yaxes(title=f"accuracy ({LABELS.get(label, label)})", rangemode="tozero", row=1, col=2)
-    left = fig.layout.xaxis2.domain[0]
-    fig.update_layout(
-        legend=dict(x=left, y=1 + 6 / height, entrywidth=150),
-        legend2=dict(x=0, y=1 + 6 / height, orientation="h", yanchor="bottom", font_size=14),
-    )
+    fig.update_layout(legend=dict(y=1 + 8 / height, entrywidth=150))
     return fig
 
 
@@ -295,7 +290,11 @@ def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     _draw_metrics(fig, frame, ["direct", "via_cot", "total", "interaction"], row=2)
     _fit(fig, frame, ["prompt_reliance"], row=1, at_least=(0.0, 1.0))
     _fit(fig, frame, ["direct", "via_cot", "total", "interaction"], row=2)
-    fig.add_hline(y=0.5, row=1, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="between")
+    fig.add_hline(y=0.5, row=1, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
+    fig.add_annotation(
+        text="direct = via-CoT", x=1, xref="x domain", y=0.5, yref="y", xanchor="right", yanchor="top",
+        showarrow=False, font=dict(size=12, color="#666666"),
+    )  # fmt: skip
     _zero_line(fig, row=2)
     return fig
 
@@ -323,7 +322,7 @@ def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
                 _line(fig, _pick(rows, metric=metric), steps, metric, row, col, thin=thin, show=row == col == 1)
             _step_axis(fig, steps, row=row, col=col, room=3, title=False)
         fig.update_yaxes(title=f"rate, {SPLITS[split].lower()}", row=row, col=1)
-        kept = frame.query("split == @split and arm == 'self_splice' and metric == 'keep'")["value"]
+        kept = _pick(frame, split=split, arm="self_splice", metric="keep")["value"]
         if len(kept):
             good = bool((kept == 1).all())
             text = "check passed:<br>keep = 1 exactly" if good else f"CHECK FAILED:<br>keep falls to {kept.min():.3f}"
@@ -421,46 +420,57 @@ def _panels(frame: pd.DataFrame, name: str, rows: dict[str, int], provenance: di
 
 def _draw_metrics(fig, frame, metrics, row, thin=(), steps=None, legend=True):
     """Draw one line with its interval per metric into every split's panel of one row."""
+    if not frame["metric"].isin(metrics).any():
+        raise ValueError(f"Figure {fig.layout.meta['figure']}: the table has no rows with metric in {list(metrics)}.")
     steps = steps or _steps(frame)
     for col, split in enumerate(_splits(frame), start=1):
-        for metric in metrics:
+        for order, metric in enumerate(metrics):
             rows = _pick(frame, split=split, metric=metric)
             legend_name = "legend" if row == 1 else "legend2"
-            _line(fig, rows, steps, metric, row, col, metric in thin, legend and col == 1, legend_name)
+            # Whiskers of a single checkpoint stand side by side.
+            shift = 0.08 * (order - (len(metrics) - 1) / 2) if len(steps) == 1 else 0.0
+            _line(fig, rows, steps, metric, row, col, metric in thin, legend and col == 1, legend_name, shift)
 
 
-def _line(fig, rows, steps, concept, row, col, thin=False, show=True, legend="legend"):
+def _line(fig, rows, steps, concept, row, col, thin=False, show=True, legend="legend", shift=0.0):
     """Draw one concept's line and interval over checkpoints."""
     rows = rows.sort_values("step")
-    x = [steps.index(step) for step in rows["step"]]
+    x = [steps.index(step) + shift for step in rows["step"]]
     _trace(fig, rows, x, STYLE[concept], row, col, legend, show, thin)
 
 
 def _trace(fig, rows, x, look, row, col, legend, show, thin=False):
-    """Draw a line over its interval: a band, or a whisker where the line has a single point."""
+    """Draw a line over its interval: a band, or a whisker at a point whose neighbours have none."""
     if rows.empty:
         return
     name, colour, dash, symbol = look
     place = dict(legendgroup=f"{legend} {name}", legend=legend, row=row, col=col)
-    known = rows[["low", "high"]].notna().all(axis=1).to_numpy()
-    inside, within = rows[known], [position for position, kept in zip(x, known) if kept]
-    if len(inside) > 1:
+    known = np.flatnonzero(rows[["low", "high"]].notna().all(axis=1))
+    runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
+    low, high = rows["low"].to_numpy(), rows["high"].to_numpy()
+    band_x, band_y = [], []
+    for run in (run for run in runs if len(run) > 1):
+        band_x += [x[i] for i in (*run, *run[::-1])] + [None]
+        band_y += [*high[run], *low[run[::-1]], None]
+    if band_x:
         fig.add_scatter(
-            x=within + within[::-1], y=[*inside["high"], *inside["low"][::-1]], mode="lines", line_width=0,
-            fill="toself", fillcolor=_faint(colour, 0.10 if thin else 0.17), hoverinfo="skip", showlegend=False,
+            x=band_x, y=band_y, mode="lines", line_width=0, fill="toself",
+            fillcolor=_faint(colour, 0.10 if thin else 0.17), hoverinfo="skip", showlegend=False,
             name=f"{name}, {INTERVAL}", **place,
         )  # fmt: skip
+    alone = [run[0] for run in runs if len(run) == 1]
+    lone = rows.iloc[alone].reindex(rows.index) if alone else rows
     fig.add_scatter(
         x=x, y=rows["value"], mode="lines+markers", name=name, showlegend=show, cliponaxis=False,
         line=dict(color=colour, dash=dash, width=1.5 if thin else 2.6),
         marker=dict(symbol=symbol, size=6 if thin else 8, color=colour, line=dict(color=colour, width=1)),
-        error_y=_whisker(rows, colour) if len(inside) == 1 else None,
+        error_y=_whisker(lone, colour) if alone else None,
         customdata=_custom(rows), hovertemplate=_HOVER, **place,
     )  # fmt: skip
 
 
 def _step_axis(fig, steps, row, col, title=True, room=9):
-    """Evenly spaced checkpoints, labelled with their training step; at most `room` labels, first and last among them."""
+    """Evenly spaced checkpoints, labelled with their training step; at most `room` labels, first and last kept."""
     count = min(room, len(steps))
     shown = sorted({round(i * (len(steps) - 1) / max(1, count - 1)) for i in range(count)})
     text = [f"{steps[i] // 1000}k" if steps[i] >= 10_000 and steps[i] % 1000 == 0 else str(steps[i]) for i in shown]
@@ -489,4 +499,4 @@ def _fit(fig, frame, metrics, row, at_least=(0.0, 0.0)):
 
 
 def _zero_line(fig, row):
-    fig.add_hline(y=0, row=row, col="all", line=dict(color="#555555", width=1), layer="between")
+    fig.update_yaxes(zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2, row=row)

@@ -11,7 +11,7 @@ Not supported: difference of means, LDA, control tasks, MDL, transfer between ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,17 +35,16 @@ SPLITS = ("in_domain", "out_of_domain")
 TEXT_C = (1.0, 10.0, 100.0)
 INNER_FOLDS = 3
 SHUFFLES = 3
-MAX_ITER = 1000
-TOLERANCE = 1e-4
+TOLERANCE, MAX_ITER = 1e-4, 1000
+#: Inner folds only rank C and layers, so they stop earlier.
+INNER_TOLERANCE = 1e-3
 #: Probabilities are floored here, so a label never seen in training costs 6.9 nats, not infinity.
 FLOOR = 1e-3
-
-Features = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Probe and control scores with all that is needed to judge them. Rows: first set, then the out-of-domain set."""
+    """Probe and control scores, with what is needed to judge them. Decisions: the first set's, then the test set's."""
 
     rows: tuple[dict, ...]
     classes: tuple[str, ...]
@@ -57,13 +56,13 @@ class ProbeResult:
     predicted: dict[tuple[str, int], np.ndarray]
     """(reader, layer) to the held-out label predicted for each decision."""
     chosen: tuple[dict, ...]
-    """Per training set (`fold`, -1 for out of domain) and reader: the C, and for the nested choice the layer."""
+    """fold (-1 out of domain), reader, layer, C. Reader `nested` holds the layer chosen in each fold."""
     best_control: dict[tuple[str, str], str]
     """(split, metric) to the control that the gain is over."""
     unseen: dict[str, int]
-    """Split to the number of decisions whose label was not in their training set (all count as errors)."""
+    """Split to the number of decisions whose label was not in their training set; all count as errors."""
     n_unconverged: int
-    """Final fits that stopped at the iteration limit."""
+    """Fits that stopped at the iteration limit."""
     seed: int
     folds: int
     draws: int
@@ -74,12 +73,10 @@ class ProbeResult:
 
     def diagnostics(self) -> dict:
         """Everything but the scores and the predictions, ready for JSON."""
-        return {
-            "seed": self.seed, "folds": self.folds, "draws": self.draws, "layers": list(self.layers),
-            "n_classes": len(self.classes), "classes": list(self.classes), "unseen": dict(self.unseen),
-            "n_unconverged": self.n_unconverged, "chosen": [dict(row) for row in self.chosen],
-            "best_control": {f"{split} {metric}": name for (split, metric), name in self.best_control.items()},
-        }  # fmt: skip
+        same = {name: getattr(self, name) for name in ("seed", "folds", "draws", "unseen", "n_unconverged")}
+        best = {f"{split} {metric}": control for (split, metric), control in self.best_control.items()}
+        lists = {"classes": list(self.classes), "layers": list(self.layers), "chosen": list(self.chosen)}
+        return {**same, **lists, "n_classes": len(self.classes), "best_control": best}
 
 
 def probe(
@@ -98,129 +95,130 @@ def probe(
 ) -> ProbeResult:
     """Read `labels` off `acts` by multinomial logistic regression at each layer, with controls on the same grouped folds.
 
-    C (per layer) and the layer (reported as layer -1) are chosen by grouped inner folds of the training set: highest accuracy,
+    C (per layer) and the layer (reported as layer -1) are chosen by grouped folds inside the training set: highest accuracy,
     then lowest log-loss, then smallest C and lowest layer. Features are standardised on the training set.
 
-    acts: activations, layer 0 the embedding output; or an object whose `.values` is [decision, site, layer, d_model] with one site.
-    labels: the action (class) of each decision. groups: its episode, which never spans training and test.
+    acts: activations, layer 0 the embedding output; or an object whose `.values` is [decision, site, layer, d_model], one site.
+    labels: the action (class) of each decision. groups: its episode, never split between training and held-out decisions.
     prompts: prompt texts, for the controls `tfidf` (words and word pairs) and `prompt_length` (log of characters).
     previous: label of the action before (any string at the first step), for the control `previous_action`.
     test: (acts, labels, groups, prompts, previous) of an out-of-domain set, scored by readers fitted on all of the first set.
-    folds: outer folds. C: inverse penalties to choose from (`tfidf` has its own: TEXT_C). draws: bootstrap resamples.
+    folds: outer folds. C: inverse penalties to choose from (`tfidf` has its own, TEXT_C). draws: bootstrap resamples.
     layers: indices into the layer axis to probe; by default all.
 
     Readers: `probe` at each layer; `embedding` (the probe at layer 0); `majority`, `previous_action`, `tfidf`, `prompt_length`;
-    `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions, mean of SHUFFLES
-    permutations; `gain`, the probe minus the best of the controls that read no activation. That control is the best one on the
-    very decisions scored, which favours the control, so the gain is conservative. Metrics: accuracy, and log_loss in nats with
-    probabilities floored at FLOOR; a gain in log_loss is control minus probe, so that positive is better in both.
-    Intervals resample episodes, paired for gains; they hold the fitted probes fixed.
+    `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions (mean of SHUFFLES
+    permutations); `gain`, the probe minus the best control that reads no activation. That control is the best one on the very
+    decisions scored, which favours the control: the gain is conservative, and below 0 on pure noise. Metrics: accuracy, and
+    log_loss in nats with probabilities floored at FLOOR; a gain in log_loss is control minus probe, so that positive is better
+    in both.
+    Intervals resample episodes, paired for gains, and hold the fitted readers fixed.
 
-    Labels absent from a training set count as errors, and their number is kept in `unseen`.
-    Raises ValueError for lengths or shapes that differ, NaN activations, a single class, too few episodes, and episodes that are
-    in both sets. Sources: Alain & Bengio 2016 (linear probes), Hewitt & Liang 2019 (a probe is read against controls).
+    Labels absent from a training set count as errors, and `unseen` says how many there were.
+    Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, too few episodes, and
+    episodes in both sets. Sources: Alain & Bengio 2016 (linear probes), Hewitt & Liang 2019 (a probe is read against controls).
     """
-    first = _checked("the first set", acts, labels, groups, prompts, previous)
-    sets = [first] if test is None else [first, _checked("the test set", *test)]
-    _check_pair(sets)
-    n = len(first["labels"])
-    joined = {name: None if first[name] is None else np.concatenate([each[name] for each in sets]) for name in first}
-    layers = tuple(range(joined["acts"].shape[1])) if layers is None else tuple(layers)
-    for layer in layers:
-        if not 0 <= layer < joined["acts"].shape[1]:
-            raise ValueError(f"There is no layer {layer}: acts has layers 0 to {joined['acts'].shape[1] - 1}.")
-    grid = tuple(sorted(float(c) for c in C))
-    if not layers or not grid or grid[0] <= 0:
-        raise ValueError("layers and C must not be empty, and every C must be positive.")
-
-    classes, group = np.unique(first["labels"]), integer_codes(joined["groups"].tolist())[0]
+    data = [_checked("the first set", acts, labels, groups, prompts, previous)]
+    if test is not None:
+        data.append(_checked("the test set", *test))
+        _check_pair(*data)
+    n = len(data[0]["labels"])
+    joined = dict(data[0])
+    if test is not None:
+        joined = {name: None if joined[name] is None else np.concatenate([each[name] for each in data]) for name in joined}
+    acts, grid = joined["acts"], tuple(sorted(float(c) for c in C))
+    layers = tuple(range(acts.shape[1])) if layers is None else tuple(int(layer) for layer in layers)
+    if not layers or not set(layers) <= set(range(acts.shape[1])):
+        raise ValueError(f"layers must be some of 0 to {acts.shape[1] - 1}, which acts has, not {layers}.")
+    if not grid or grid[0] <= 0:
+        raise ValueError(f"C must hold positive inverse penalties, not {grid}.")
+    classes, group = np.unique(joined["labels"][:n]), integer_codes(joined["groups"].tolist())[0]
     if len(classes) < 2:
-        raise ValueError(f"All {n} labels are {classes[0]!r}: a probe needs at least two classes.")
+        raise ValueError(f"The labels of the first set hold only {classes.tolist()}: a probe needs at least two classes.")
     n_groups = len(set(group[:n].tolist()))
     if folds < 2 or n_groups < max(folds, 4):
-        raise ValueError(f"{n_groups} episodes cannot give {folds} folds with grouped folds inside: need folds >= 2 and at least max(folds, 4) episodes.")
+        raise ValueError(f"{n_groups} episodes do not allow {folds} folds: need folds >= 2 and at least max(folds, 4) episodes.")
+
     index = {label: i for i, label in enumerate(classes)}
     code = np.array([index.get(label, -1) for label in joined["labels"]])
-    jobs = outer_splits(group[:n], folds, seed)
-    if len(sets) == 2:
-        jobs.append((np.arange(n), np.arange(n, len(code))))
+    jobs = grouped_splits(group[:n], folds, seed)
     fold = np.full(len(code), -1)
-    for number, (_, held_out) in enumerate(jobs[:folds]):
+    for number, (_, held_out) in enumerate(jobs):
         fold[held_out] = number
-
-    readers: dict[tuple[str, int], np.ndarray] = {}
-    chosen: list[dict] = []
-    with threadpool_limits(1):
+    if test is not None:
+        jobs.append((np.arange(n), np.arange(n, len(code))))
+    with threadpool_limits(1):  # the matrices are small: threads only wait for each other
         fitter = _Fitter(code, group, len(classes), jobs, seed)
-        fits = [fitter.nested(_standardised(joined["acts"][:, layer]), grid) for layer in layers]
-        nested = np.zeros_like(fits[0][0])
-        shuffled = np.zeros((SHUFFLES, *nested.shape))
-        rng = np.random.default_rng(seed)
-        for job, (train, held_out) in enumerate(jobs):
-            best = max(range(len(layers)), key=lambda i: fits[i][2][job])
-            c = fits[best][1][job]
-            nested[held_out] = fits[best][0][held_out]
-            ends = _standardised(joined["acts"][:, layers[best]])(train, held_out)
-            for repeat in shuffled:
-                repeat[held_out] = fitter.fit(*ends, rng.permutation(code[train]), (c,))[0]
-            name = {"fold": job if job < folds else -1}
-            chosen += [{**name, "reader": "probe", "layer": layer, "C": fit[1][job]} for layer, fit in zip(layers, fits)]
-            chosen += [{**name, "reader": "nested", "layer": layers[best], "C": c}]
-        readers |= {("probe", layer): fit[0] for layer, fit in zip(layers, fits)} | {("probe", NESTED): nested}
-        if 0 in layers:
-            readers["embedding", 0] = readers["probe", 0]
-        readers["majority", NESTED] = fitter.conditional(np.zeros(len(code), dtype=int))
-        if joined["previous"] is not None:
-            readers["previous_action", NESTED] = fitter.conditional(integer_codes(joined["previous"].tolist())[0])
-        if joined["prompts"] is not None:
+        probability, shuffled = _read_layers(fitter, acts, layers, grid)
+        probability["majority", NESTED] = fitter.count(np.zeros(len(code), dtype=int))
+        if previous is not None:
+            probability["previous_action", NESTED] = fitter.count(integer_codes(joined["previous"].tolist())[0])
+        if prompts is not None:
             length = np.log1p([[len(text)] for text in joined["prompts"]])
-            for name, features, cs in (("tfidf", _tfidf(joined["prompts"]), TEXT_C), ("prompt_length", _standardised(length), grid)):
-                readers[name, NESTED], picked, _ = fitter.nested(features, cs)
-                chosen += [{"fold": job if job < folds else -1, "reader": name, "layer": NESTED, "C": c} for job, c in enumerate(picked)]
+            probability["tfidf", NESTED] = fitter.nested("tfidf", NESTED, _tfidf(joined["prompts"]), TEXT_C)[0]
+            probability["prompt_length", NESTED] = fitter.nested("prompt_length", NESTED, _standardised(length), grid)[0]
 
     split = np.array(SPLITS)[(np.arange(len(code)) >= n).astype(int)]
-    scores = {key: _scores(probability, code) for key, probability in readers.items()}
-    repeats = [_scores(probability, code) for probability in shuffled]
+    scores = {key: _scores(each, code) for key, each in probability.items()}
+    repeats = [_scores(each, code) for each in shuffled]
     scores["shuffled", NESTED] = {metric: np.mean([each[metric] for each in repeats], axis=0) for metric in repeats[0]}
     rows, best_control = _rows(scores, split, group, draws, seed)
-    unseen = dict.fromkeys(SPLITS[: len(sets)], 0)
+    unseen = dict.fromkeys(split.tolist(), 0)
     for train, held_out in jobs:
-        unseen[split[held_out[0]]] += int((~np.isin(code[held_out], code[train])).sum())
-    predicted = {key: classes[probability.argmax(axis=1)] for key, probability in readers.items()}
+        unseen[str(split[held_out[0]])] += int((~np.isin(code[held_out], code[train])).sum())
     return ProbeResult(
-        tuple(rows), tuple(classes.tolist()), layers, split, fold, predicted, tuple(chosen), best_control, unseen, fitter.n_unconverged, seed, folds, draws
+        rows=tuple(rows),
+        classes=tuple(classes.tolist()),
+        layers=layers,
+        split=split,
+        fold=fold,
+        predicted={key: classes[each.argmax(axis=1)] for key, each in probability.items()},
+        chosen=tuple({**row, "fold": row["fold"] if row["fold"] < folds else -1} for row in fitter.chosen),
+        best_control=best_control,
+        unseen=unseen,
+        n_unconverged=fitter.n_unconverged,
+        seed=seed,
+        folds=folds,
+        draws=draws,
     )
 
 
-def outer_splits(groups: Int[np.ndarray, "decision"], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(training rows, held-out rows) of each fold; every episode is held out once, whole. Raises ValueError for fewer episodes than folds."""
-    splitter = GroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(groups, groups=groups))
+def grouped_splits(groups: Int[np.ndarray, "decision"], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(training rows, held-out rows) of each fold: every episode is held out once, whole.
+
+    Raises ValueError for fewer episodes than folds.
+    """
+    return list(GroupKFold(folds, shuffle=True, random_state=seed).split(groups, groups=groups))
 
 
-def fit_logistic(features: Float[np.ndarray, "decision feature"], code: Int[np.ndarray, "decision"], grid: Sequence[float]):
+def fit_logistic(
+    features: Float[np.ndarray, "decision feature"],
+    code: Int[np.ndarray, "decision"],
+    grid: Sequence[float],
+    tolerance: float = TOLERANCE,
+) -> tuple[Float[np.ndarray, "C feature class"], Float[np.ndarray, "C 1 class"], int]:
     """Multinomial logistic regression with an L2 penalty, for each C of `grid`, each fit starting from the one before.
 
-    The optimum is that of scikit-learn's LogisticRegression (for two classes, of its softmax form, which is its binary form at
-    2 C); it is reached in fewer steps because every feature is scaled by the root of its approximate curvature inside the
-    solver, which works best on orthogonal features.
+    The optimum is that of scikit-learn's LogisticRegression (for two classes, of its softmax form: its binary form at 2 C).
+    It is reached in fewer steps because the solver sees every feature scaled by the root of its approximate curvature, which
+    works best on orthogonal features.
 
     features: one row per decision. code: classes 0 to K - 1, all present. grid: inverse penalties.
-    Returns weights [C, feature, class], bias [C, 1, class] and the number of fits that stopped at MAX_ITER.
+    tolerance: largest gradient entry, in the scaled features, at which a fit stops.
+    Returns weights, bias and the number of fits that stopped at MAX_ITER instead.
     """
-    n, d = features.shape
-    n_classes = code.max() + 1
-    weights, unconverged = np.zeros((len(grid), d + 1, n_classes)), 0
+    (n, d), n_classes = features.shape, code.max() + 1
     target, padded = np.eye(n_classes)[code], np.hstack([features, np.ones((n, 1))])
     power = (padded**2).mean(axis=0)
+    weights, unconverged = np.zeros((len(grid), d + 1, n_classes)), 0
     start = weights[0]
-    for c, out in zip(grid, weights):
+    for c, out in zip(grid, weights, strict=True):
         penalty = np.append(np.full(d, 1 / (c * n)), 0.0)
         root = np.sqrt(power / n_classes + penalty)[:, None]
         scaled, shrink = padded / root.T, penalty[:, None] / root**2
-        scaled_t = np.ascontiguousarray(scaled.T) / n
+        transposed = np.ascontiguousarray(scaled.T) / n
 
-        def loss(flat):
+        def loss(flat, scaled=scaled, shrink=shrink, transposed=transposed):
             v = flat.reshape(d + 1, n_classes)
             logit = scaled @ v
             logit -= logit.max(axis=1, keepdims=True)
@@ -228,9 +226,10 @@ def fit_logistic(features: Float[np.ndarray, "decision feature"], code: Int[np.n
             np.exp(logit, out=logit)
             total = logit.sum(axis=1, keepdims=True)
             value = (np.log(total[:, 0]) - of_label).mean() + 0.5 * (shrink * v * v).sum()
-            return value, (scaled_t @ (logit / total - target) + shrink * v).ravel()
+            return value, (transposed @ (logit / total - target) + shrink * v).ravel()
 
-        found = minimize(loss, (start * root).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITER, "gtol": TOLERANCE, "ftol": 1e-15})
+        options = {"maxiter": MAX_ITER, "gtol": tolerance, "ftol": 1e-15}
+        found = minimize(loss, (start * root).ravel(), jac=True, method="L-BFGS-B", options=options)
         out[:] = start = found.x.reshape(d + 1, n_classes) / root
         unconverged += int(found.nit >= MAX_ITER)
     return weights[:, :-1], weights[:, -1:], unconverged
@@ -241,34 +240,35 @@ class _Fitter:
 
     def __init__(self, code, group, n_classes, jobs, seed):
         self.code, self.group, self.n_classes, self.jobs, self.seed = code, group, n_classes, jobs, seed
-        self.n_unconverged = 0
+        self.chosen, self.n_unconverged = [], 0
 
-    def fit(self, train, held_out, code, grid) -> Float[np.ndarray, "C decision class"]:
-        """Class probabilities of the held-out features for each C."""
+    def fit(self, features, code, grid, tolerance=TOLERANCE) -> Float[np.ndarray, "C decision class"]:
+        """Class probabilities of the held-out rows of `features` = (training rows, held-out rows), for each C."""
+        train, held_out = features
         probability = np.zeros((len(grid), len(held_out), self.n_classes))
         present, local = np.unique(code, return_inverse=True)
-        weights, bias, unconverged = fit_logistic(train, local, grid)
+        weights, bias, unconverged = fit_logistic(train, local, grid, tolerance)
         probability[:, :, present] = softmax(held_out @ weights + bias, axis=2)
         self.n_unconverged += unconverged
         return probability
 
-    def nested(self, features: Features, grid):
-        """Held-out probabilities [decision, class], and per job the chosen C and its inner (accuracy, minus log-loss)."""
-        probability = np.zeros((len(self.code), self.n_classes))
-        chosen, inner_score = [], []
-        for train, held_out in self.jobs:
+    def nested(self, reader, layer, features, grid):
+        """Held-out probabilities [decision, class], and per job the inner (accuracy, minus log-loss) of the C it chose."""
+        probability, inner_scores = np.zeros((len(self.code), self.n_classes)), []
+        for job, (train, held_out) in enumerate(self.jobs):
             inner = np.zeros((len(grid), len(train), self.n_classes))
-            for fit, score in outer_splits(self.group[train], min(INNER_FOLDS, len(set(self.group[train]))), self.seed):
-                inner[:, score] = self.fit(*features(train[fit], train[score]), self.code[train[fit]], grid)
+            for fit, score in grouped_splits(self.group[train], min(INNER_FOLDS, len(set(self.group[train]))), self.seed):
+                ends = features(train[fit], train[score])
+                inner[:, score] = self.fit(ends, self.code[train[fit]], grid, INNER_TOLERANCE)
             results = [_scores(each, self.code[train]) for each in inner]
             keys = [(each["accuracy"].mean(), -each["log_loss"].mean()) for each in results]
             best = max(range(len(grid)), key=keys.__getitem__)
-            probability[held_out] = self.fit(*features(train, held_out), self.code[train], (grid[best],))[0]
-            chosen.append(grid[best])
-            inner_score.append(keys[best])
-        return probability, chosen, inner_score
+            probability[held_out] = self.fit(features(train, held_out), self.code[train], grid[best : best + 1])[0]
+            self.chosen.append({"fold": job, "reader": reader, "layer": layer, "C": grid[best]})
+            inner_scores.append(keys[best])
+        return probability, inner_scores
 
-    def conditional(self, given: Int[np.ndarray, "decision"]) -> Float[np.ndarray, "decision class"]:
+    def count(self, given: Int[np.ndarray, "decision"]) -> Float[np.ndarray, "decision class"]:
         """P(label | given) by counting in the training rows; the label's overall frequency counts as one more decision."""
         probability = np.zeros((len(self.code), self.n_classes))
         for train, held_out in self.jobs:
@@ -279,7 +279,31 @@ class _Fitter:
         return probability
 
 
-def _standardised(values: Float[np.ndarray, "decision feature"]) -> Features:
+def _read_layers(fitter: _Fitter, acts, layers, grid):
+    """Probabilities [decision, class] of the probe at each layer and at the nested choice, and of each shuffle."""
+    features = [_standardised(acts[:, layer]) for layer in layers]
+    probability, inner = {}, []
+    for layer, each in zip(layers, features, strict=True):
+        probability["probe", layer], keys = fitter.nested("probe", layer, each, grid)
+        inner.append(keys)
+    picked = {(row["fold"], row["layer"]): row["C"] for row in fitter.chosen}
+    nested = np.zeros((len(acts), fitter.n_classes))
+    shuffled, rng = np.zeros((SHUFFLES, *nested.shape)), np.random.default_rng(fitter.seed)
+    for job, (train, held_out) in enumerate(fitter.jobs):
+        best = max(range(len(layers)), key=lambda i: inner[i][job])
+        c = picked[job, layers[best]]
+        fitter.chosen.append({"fold": job, "reader": "nested", "layer": layers[best], "C": c})
+        nested[held_out] = probability["probe", layers[best]][held_out]
+        ends = features[best](train, held_out)
+        for repeat in shuffled:
+            repeat[held_out] = fitter.fit(ends, rng.permutation(fitter.code[train]), (c,))[0]
+    probability["probe", NESTED] = nested
+    if 0 in layers:
+        probability["embedding", 0] = probability["probe", 0]
+    return probability, shuffled
+
+
+def _standardised(values: Float[np.ndarray, "decision feature"]):
     def features(train, held_out):
         mean, scale = values[train].mean(axis=0), values[train].std(axis=0)
         scale = np.where(scale > 1e-9 * (1 + np.abs(mean)), scale, np.inf)  # a constant feature says nothing: it becomes 0
@@ -288,8 +312,8 @@ def _standardised(values: Float[np.ndarray, "decision feature"]) -> Features:
     return features
 
 
-def _tfidf(texts) -> Features:
-    # Counting learns nothing from the data, so it is done once; vocabulary and idf are those of the training rows.
+def _tfidf(texts: Sequence[str]):
+    # Counting learns nothing from other rows, so it is done once; vocabulary and idf are those of the training rows.
     counts = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+").fit_transform(texts).tocsr()
 
     def features(train, held_out):
@@ -301,9 +325,9 @@ def _tfidf(texts) -> Features:
 
 
 def _rotated(train, held_out) -> tuple[np.ndarray, np.ndarray]:
-    """The same rows in the orthonormal basis of the training rows' principal axes, without the axes they do not reach.
+    """The same rows along the principal axes of the training rows, without the axes that those do not reach.
 
-    The penalised optimum lies in the training rows' span and the penalty does not change under rotation: predictions are the same.
+    The penalised optimum lies in the training rows' span and rotation leaves the penalty alone: predictions are the same.
     """
     wide = train.shape[0] < train.shape[1]
     gram = _dense(train @ train.T if wide else train.T @ train)
@@ -313,7 +337,7 @@ def _rotated(train, held_out) -> tuple[np.ndarray, np.ndarray]:
     return (gram @ axes, _dense(held_out @ train.T) @ axes) if wide else (train @ axes, held_out @ axes)
 
 
-def _dense(matrix):
+def _dense(matrix) -> np.ndarray:
     return matrix.toarray() if issparse(matrix) else matrix
 
 
@@ -323,57 +347,54 @@ def _scores(probability: Float[np.ndarray, "decision class"], code: Int[np.ndarr
 
 
 def _rows(scores, split, group, draws, seed) -> tuple[list[dict], dict[tuple[str, str], str]]:
-    """Table rows of every reader, and of the gain of each probe over the best control of the split and metric."""
+    """Table rows of every reader and of each probe's gain over the best control, and which control that was."""
     rows, best_control = [], {}
+    controls = [name for name in CONTROLS if (name, NESTED) in scores]
     for name in dict.fromkeys(split.tolist()):
         here = split == name
         for metric, sign in (("accuracy", 1), ("log_loss", -1)):
-            controls = [control for control in CONTROLS if (control, NESTED) in scores]
-            best = max(controls, key=lambda control: sign * scores[control, NESTED][metric][here].mean())
+            column = {key: score[metric][here] for key, score in scores.items()}
+            best = max(controls, key=lambda control: sign * column[control, NESTED].mean())
             best_control[name, metric] = best
-            gains = {("gain", layer): {metric: sign * (score[metric] - scores[best, NESTED][metric])} for (reader, layer), score in scores.items() if reader == "probe"}
-            for (reader, layer), score in (scores | gains).items():
-                estimate = cluster_bootstrap(score[metric][here], group[here], draws=draws, seed=seed)
+            gains = {("gain", key[1]): sign * (each - column[best, NESTED]) for key, each in column.items() if key[0] == "probe"}
+            for (reader, layer), each in (column | gains).items():
+                estimate = cluster_bootstrap(each, group[here], draws=draws, seed=seed)
                 rows.append({"layer": layer, "split": name, "reader": reader, "metric": metric, **estimate.row()})
     return rows, best_control
 
 
 def _checked(name, acts, labels, groups, prompts=None, previous=None) -> dict[str, np.ndarray | None]:
     """One set as arrays over the same decisions. Raises ValueError with the set, the argument and the decision at fault."""
-    values = acts.values if hasattr(acts, "values") and not callable(acts.values) else acts
-    values = np.asarray(values)
+    values = np.asarray(acts.values if hasattr(acts, "values") and not callable(acts.values) else acts)
     if values.ndim == 4:
         if values.shape[1] != 1:
             raise ValueError(f"acts of {name} hold {values.shape[1]} sites: a probe reads one, so select it first.")
         values = values[:, 0]
-    if values.ndim != 3:
-        raise ValueError(f"acts of {name} must be [decision, layer, d_model], not of shape {values.shape}.")
-    arrays = {"labels": labels, "groups": groups, "prompts": prompts, "previous": previous}
-    for argument, column in arrays.items():
+    if values.ndim != 3 or len(values) == 0:
+        raise ValueError(f"acts of {name} must be [decision, layer, d_model] with decisions, not of shape {values.shape}.")
+    given = {"labels": labels, "groups": groups, "prompts": prompts, "previous": previous}
+    columns = {argument: None if column is None else list(column) for argument, column in given.items()}
+    for argument, column in columns.items():
         if column is not None and len(column) != len(values):
-            raise ValueError(f"acts of {name} have {len(values)} decisions but {argument} has {len(column)}: give one per decision.")
-    for argument in ("labels", "prompts"):
-        missing = [] if arrays[argument] is None else [i for i, value in enumerate(arrays[argument]) if not isinstance(value, str)]
-        if missing:
-            raise ValueError(f"{argument} of {name} must be strings; decision {missing[0]} has {arrays[argument][missing[0]]!r} ({len(missing)} such).")
+            raise ValueError(f"acts of {name} have {len(values)} decisions but {argument} has {len(column)}: give one for each.")
+        wrong = [i for i, value in enumerate(column or []) if argument in ("labels", "prompts") and not isinstance(value, str)]
+        if wrong:
+            first = f"decision {wrong[0]} has {column[wrong[0]]!r}"
+            raise ValueError(f"{argument} of {name} must be strings; {first} ({len(wrong)} such).")
     bad = np.argwhere(~np.isfinite(values).all(axis=2))
     if len(bad):
-        raise ValueError(f"acts of {name} are not finite at decision {bad[0][0]}, layer {bad[0][1]} ({len(bad)} such places): check the capture.")
-    columns = {key: None if column is None else np.array([*column, None], dtype=object)[:-1] for key, column in arrays.items()}
-    return {"acts": values.astype(float), **columns}
+        raise ValueError(f"acts of {name} are not finite at decision {bad[0][0]}, layer {bad[0][1]} ({len(bad)} such places).")
+    # The extra None keeps numpy from turning groups that are tuples into a second axis.
+    arrays = {key: None if column is None else np.array([*column, None], dtype=object)[:-1] for key, column in columns.items()}
+    return {"acts": values.astype(float), **arrays}
 
 
-def _check_pair(sets: list[dict]) -> None:
-    if len(sets) == 1:
-        return
-    first, second = sets
+def _check_pair(first: dict, second: dict) -> None:
     if first["acts"].shape[1:] != second["acts"].shape[1:]:
         raise ValueError(f"The sets differ in [layer, d_model]: {first['acts'].shape[1:]} and {second['acts'].shape[1:]}.")
-    if len(second["acts"]) == 0:
-        raise ValueError("The test set holds no decisions: leave test out instead.")
     for argument in ("prompts", "previous"):
         if (first[argument] is None) != (second[argument] is None):
             raise ValueError(f"{argument} is given for one set only: give it for both or for neither.")
     shared = set(first["groups"].tolist()) & set(second["groups"].tolist())
     if shared:
-        raise ValueError(f"{len(shared)} episodes are in both sets (one is {next(iter(shared))!r}): an out-of-domain set must share none.")
+        raise ValueError(f"{len(shared)} episodes (one is {min(shared, key=str)!r}) are in both sets: share none.")

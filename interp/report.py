@@ -51,15 +51,21 @@ def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
     if not paths[0].exists() or paths[0].read_text(encoding="utf-8") != script:
         write_text(paths[0], script)
     for name, figure in figures.items():
-        settings = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": name}}
+        settings = {
+            "displaylogo": False,
+            "modeBarButtonsToRemove": ["sendChartToCloud"],  # results stay on the reader's machine
+            "toImageButtonOptions": {"format": "svg", "filename": name},
+        }
         page = figure.to_html(include_plotlyjs="directory", div_id=name, config=settings)
         page = page.replace("<head>", f"<head><title>{name}</title>", 1)
         paths.append(write_text(out / f"{name}.html", page))
     return paths
 
 
-def save_static(figures: dict[str, go.Figure], out: str | Path, formats: tuple[str, ...] = ("svg", "pdf")) -> list[Path]:
-    """Write each figure as `<out>/<name>.<format>` with one browser for all; without a browser print a line, write none.
+def save_static(
+    figures: dict[str, go.Figure], out: str | Path, formats: tuple[str, ...] = ("svg", "pdf")
+) -> list[Path]:
+    """Write each figure as `<out>/<name>.<format>` with one browser for all; print a line and write none without one.
 
     Args:
         figures: figure per name.
@@ -85,7 +91,7 @@ def save_static(figures: dict[str, go.Figure], out: str | Path, formats: tuple[s
             for suffix in formats
         ]
         try:
-            errors = kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False, "n": 2})
+            errors = kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False})
         except (BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError):
             print("No SVG or PDF written: no working Chromium or Chrome found (Debian: `apt-get install chromium`).")
             return []
@@ -201,7 +207,7 @@ def caption_behaviour(frame: pd.DataFrame) -> str:
 
 def caption_parse(frame: pd.DataFrame) -> str:
     """Lowest parse rate of each mode and where it is reached."""
-    lead = "Share of decisions whose decoded text parses to an action; a mode that does not parse has no say above."
+    lead = "Share of decisions whose decoded text parses to an action; where it is low, accuracy says little."
     lines = []
     for name, rows in _by_split(frame):
         lows = []
@@ -242,7 +248,7 @@ def caption_probes(frame: pd.DataFrame, label: str = "eventual_target", split: s
     rows = frame[(frame["label"] == label) & (frame["split"] == split) & (frame["metric"] == "accuracy")]
     lead = f"Linear probe at the prompt boundary for the {LABELS.get(label, label)}, {SPLITS[split].lower()}."
     nested = rows[rows["layer"] == -1].assign(metric=lambda table: table["reader"])
-    words = {"probe": "probe with nested layer choice", "gain": "gain over the best control"}
+    words = {"probe": "Accuracy of the probe with nested layer choice", "gain": "gain over the best control"}
     text = [_join([_change(nested, reader, word) for reader, word in words.items()]) + "."]
     at_end = rows[rows["step"] == rows["step"].max()]
     controls = at_end[at_end["reader"].isin(CONTROLS)].sort_values("layer").drop_duplicates("reader")
@@ -312,8 +318,9 @@ def caption_conflict(frame: pd.DataFrame) -> str:
         lines.append(f"{name}, step {int(rows['step'].max())}: {'; '.join(arms)}. {_size(rows)}")
     splice = frame[(frame["arm"] == "self_splice") & (frame["metric"] == "keep")]["value"]
     if len(splice):
-        good = "passed: keep = 1 at every checkpoint" if (splice == 1).all() else f"failed: keep falls to {splice.min():.3f}"
-        lines.append(f"Self-splice check {good}.")
+        failed = f"failed: keep falls to {splice.min():.3f}"
+        verdict = "passed: keep = 1 at every checkpoint" if (splice == 1).all() else failed
+        lines.append(f"Self-splice check {verdict}.")
     leak = frame[frame["metric"] == "leak_rate"].dropna(subset="value")
     if len(leak):
         worst = leak.loc[leak["value"].idxmax()]
@@ -383,7 +390,7 @@ def _join(words, by=", ") -> str:
 
 
 def _paragraph(lead, lines) -> str:
-    return html.escape(" ".join([lead, *lines, _INTERVALS]), quote=False)
+    return "<br>\n".join(html.escape(line, quote=False) for line in [lead, *lines, _INTERVALS])
 
 
 _ACCURACIES = {
@@ -401,14 +408,17 @@ _HEAD = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Where CoT training gains land: figures</title>
 <style>
-body { font: 16px/1.5 Arial, Helvetica, "Liberation Sans", sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
+body { font: 16px/1.5 Arial, Helvetica, "Liberation Sans", sans-serif; color: #222;
+  max-width: 1000px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin: 2.2em 0 .4em; }
 .figure svg { width: 100%; height: auto; display: block; }
 iframe { width: 100%; height: 620px; border: 0; }
-.caption { margin: .4em 0; } .links, .provenance { margin: .2em 0; font-size: .85em; color: #555; overflow-wrap: anywhere; }
+.caption { margin: .4em 0; }
+.links, .provenance { margin: .2em 0; font-size: .85em; color: #555; overflow-wrap: anywhere; }
 .missing { color: #8a4b00; }
 </style>
 </head>
 <body>
 <h1>Where do chain-of-thought training gains land?</h1>
-<p>Blue is the prompt's side, vermilion the trace's side. Numbers in brackets are 95 % intervals from a cluster bootstrap.</p>"""
+<p>Blue is the prompt's side, vermilion the trace's side.
+Numbers in brackets are 95 % intervals from a cluster bootstrap.</p>"""

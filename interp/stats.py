@@ -34,7 +34,7 @@ class Estimate:
 
 
 def integer_codes(values: Sequence[Hashable]) -> tuple[Int[np.ndarray, "row"], list]:
-    """Number `values` (any hashables, one per row) in order of first appearance; returns the codes and the distinct values."""
+    """Number `values` (any hashables) in order of first appearance; returns a code per row and the distinct values."""
     seen: dict = {}
     codes = [seen.setdefault(value, len(seen)) for value in values]
     return np.array(codes, dtype=int), list(seen)
@@ -60,8 +60,7 @@ def cluster_bootstrap(
 
     With one cluster there is nothing to resample and the interval is NaN. Resamples in which `function` is not finite are left
     out; where they are more than 1 - level of all, the interval is NaN.
-
-    Raises ValueError for no rows, for rows that are not finite, for lengths that differ, and for several columns without a function.
+    Raises ValueError for no rows, rows that are not finite, lengths that differ, and several columns without a function.
     Source: Field & Welsh 2007 (cluster bootstrap), percentile interval.
     """
     columns = np.asarray(columns, dtype=float)
@@ -69,47 +68,42 @@ def cluster_bootstrap(
     if columns.ndim != 2:
         raise ValueError(f"columns must be [decision] or [decision, k], not of shape {columns.shape}.")
     if len(groups) != len(columns):
-        raise ValueError(f"columns has {len(columns)} decisions but groups names {len(groups)}: give one group per decision.")
+        raise ValueError(f"columns has {len(columns)} decisions but groups names {len(groups)}: give one for each.")
     if len(columns) == 0:
         raise ValueError("There are no decisions, hence no clusters to resample: give at least one row.")
     bad = np.flatnonzero(~np.isfinite(columns).all(axis=1))
     if len(bad):
-        raise ValueError(f"{len(bad)} of {len(columns)} rows hold NaN or infinity (first: row {bad[0]}): drop and count them before estimating.")
+        raise ValueError(f"{len(bad)} of {len(columns)} rows are NaN or infinite (first: row {bad[0]}): drop and count them.")
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws must be at least 1 and level between 0 and 1, not {draws} and {level}.")
     if function is None:
         if columns.shape[1] != 1:
             raise ValueError(f"{columns.shape[1]} columns need a function of their means; only a single column has a default.")
-        function = _first
+
+        def function(mean):
+            return mean[..., 0]
 
     code, names = integer_codes(groups)
     n_groups = len(names)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(function(columns.mean(axis=0)))
+        value = np.asarray(function(columns.mean(axis=0)), dtype=float)
+        if value.shape:
+            raise ValueError(f"function must map means [..., k] to values [...]; [k] became shape {value.shape}.")
+        value = float(value)
         if n_groups == 1:
             return Estimate(value, np.nan, np.nan, len(columns), 1)
         sums = np.stack([np.bincount(code, weights=column, minlength=n_groups) for column in columns.T], axis=1)
         counts = np.bincount(code, minlength=n_groups)
-        weights = _multinomial_weights(n_groups, draws, seed)
+        drawn = np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups)) + n_groups * np.arange(draws)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=draws * n_groups).reshape(draws, n_groups)
         values = np.asarray(function(weights @ sums / (weights @ counts)[:, None]), dtype=float)
     if values.shape != (draws,):
-        raise ValueError(f"function must map means [..., k] to values [...]; for {draws} draws it returned shape {values.shape}.")
+        raise ValueError(f"function must map means [..., k] to values [...]; means [{draws}, k] became shape {values.shape}.")
     finite = values[np.isfinite(values)]
     low = high = np.nan
     if np.isfinite(value) and len(finite) >= level * draws:
         low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high), len(columns), n_groups)
-
-
-def _first(means: Float[np.ndarray, "*draw k"]) -> Float[np.ndarray, "*draw"]:
-    return means[..., 0]
-
-
-def _multinomial_weights(n_groups: int, draws: int, seed: int) -> Float[np.ndarray, "draw group"]:
-    """How often each cluster is drawn in each resample of `n_groups` clusters."""
-    drawn = np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups))
-    flat = drawn + n_groups * np.arange(draws)[:, None]
-    return np.bincount(flat.ravel(), minlength=draws * n_groups).reshape(draws, n_groups).astype(float)
 
 
 def headroom_gap(
@@ -165,7 +159,7 @@ def kappa(
 def mcnemar(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> float:
     """Exact two-sided p-value that two readings of the same decisions are right equally often.
 
-    correct_a, correct_b: truth values, one per decision. The test takes decisions as independent: quote it beside a clustered interval.
+    correct_a, correct_b: truth values, one per decision. Decisions count as independent: quote a clustered interval beside it.
     Raises ValueError for lengths that differ. Source: McNemar 1947, exact binomial form.
     """
     a, b = (side.astype(bool) for side in _same_length(correct_a, correct_b))

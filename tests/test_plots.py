@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ SPLITS = ("in_domain", "out_of_domain")
 PROVENANCE = {"date": "2025-01-02", "command": "python -m analyses quick", "model_hash": "0123456789abcdef" * 4}
 
 
-def _table(columns: dict, value, spread: float = 0.05, floor: float | None = 0.0, top: float | None = 1.0) -> pd.DataFrame:
+def _table(columns: dict, value, spread=0.05, floor: float | None = 0.0, top: float | None = 1.0) -> pd.DataFrame:
     """One row per combination of the columns' values; `value(row, progress)` is its estimate."""
     rng = np.random.default_rng(0)
     rows = []
@@ -64,7 +63,8 @@ def online_table() -> pd.DataFrame:
 
 
 def probes_table(layers: int = 13) -> pd.DataFrame:
-    flat = {"majority": 0.18, "previous_action": 0.30, "tfidf": 0.41, "prompt_length": 0.21, "embedding": 0.36, "shuffled": 0.16}
+    flat = {"majority": 0.18, "previous_action": 0.30, "tfidf": 0.41, "prompt_length": 0.21, "embedding": 0.36}
+    flat |= {"shuffled": 0.16}
 
     def value(row, progress):
         depth = (row["layer"] if row["layer"] >= 0 else layers * 0.7) / layers
@@ -100,7 +100,8 @@ def reliance_table() -> pd.DataFrame:
 
 
 def conflict_table() -> pd.DataFrame:
-    keep = {"self_splice": 1.0, "truncated": 0.8, "other_state": 0.3, "shuffled_words": 0.55, "filler": 0.6, "empty": 0.5}
+    keep = {"self_splice": 1.0, "truncated": 0.8, "other_state": 0.3, "shuffled_words": 0.55}
+    keep |= {"filler": 0.6, "empty": 0.5}
 
     def value(row, progress):
         kept = keep[row["arm"]] + (0.15 * progress if row["arm"] != "self_splice" else 0)
@@ -120,11 +121,162 @@ TABLES = {
 }  # fmt: skip
 
 
-def write_all(folder: Path) -> Path:
-    for name, make in TABLES.items():
-        write_table(folder, name, make(), PROVENANCE)
+def write_tables(folder: Path, *names: str) -> Path:
+    for name in names or TABLES:
+        write_table(folder, name, TABLES[name](), PROVENANCE)
     return folder
 
 
-if __name__ == "__main__":
-    write_all(Path(sys.argv[1]))
+DRAWN = ("behaviour", "parse", "revision", "reliance")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> tuple[Path, Path, str]:
+    """Two tables, the folder they were drawn into from a fresh process, and what that process printed."""
+    tables = write_tables(tmp_path_factory.mktemp("tables"), "behaviour", "reliance")
+    out = tables.parent / "figures"
+    code = (
+        "import sys; from analyses import figures; "
+        f"status = figures.main(['--tables', {str(tables)!r}, '--out', {str(out)!r}]); "
+        "print('torch' in sys.modules, status)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return tables, out, run.stdout
+
+
+@pytest.fixture
+def no_browser(monkeypatch, tmp_path):
+    """An environment in which no browser is found, so that a redraw costs no rendering."""
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser-here"))
+
+
+def _has_interval(figure, name: str) -> bool:
+    for trace in figure.data:
+        if name in (trace.name or "") and (getattr(trace, "fill", None) == "toself" or trace.error_y.array is not None):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("figure", figures.FIGURES, ids=[figure[0] for figure in figures.FIGURES])
+def test_intervals_drawn_and_axes_titled(figure):
+    _, _, table, plot, _ = figure
+    drawn = plot(TABLES[table](), PROVENANCE)
+    lines = {t.name for t in drawn.data if t.type in ("scatter", "bar") and t.showlegend and t.name}
+    lines -= {"gain's interval covers 0"}
+    assert len(lines) >= 1
+    for name in lines:
+        assert _has_interval(drawn, name), f"no interval for {name}"
+    titles = [axis.title.text for axis in [*drawn.select_xaxes(), *drawn.select_yaxes()] if axis.title.text]
+    notes = [note.text for note in drawn.layout.annotations]
+    assert any("training step" in text for text in titles + notes)
+    assert any(axis.title.text for axis in drawn.select_yaxes())
+    assert drawn.layout.meta["provenance"] == PROVENANCE
+
+
+def test_step_zero_has_its_place():
+    axis = plots.behaviour(behaviour_table()).layout.xaxis
+    assert list(axis.ticktext) == [str(step) for step in STEPS]
+    assert list(axis.tickvals) == list(range(len(STEPS)))
+
+
+def test_single_checkpoint_gets_a_whisker():
+    base = behaviour_table().query("step == 0")
+    for trace in plots.behaviour(base).data:
+        assert trace.error_y.array is not None
+
+
+def test_band_breaks_where_the_interval_is_unknown():
+    frame = reliance_table()
+    frame.loc[frame["step"] == 50, ["low", "high"]] = np.nan
+    band, line = plots.reliance(frame).data[:2]
+    assert band.fill == "toself" and min(x for x in band.x if x is not None) == 2
+    assert np.isfinite(line.error_y.array).tolist() == [True] + [False] * 5
+
+
+def test_unknown_interval_leaves_the_line():
+    frame = reliance_table().assign(low=np.nan, high=np.nan)
+    figure = plots.reliance(frame)
+    assert not any(trace.fill == "toself" for trace in figure.data)
+    assert len(figure.data) == 10
+
+
+def test_gain_cells_whose_interval_covers_zero_are_marked():
+    frame = probes_table()
+    chosen = frame.query("label == 'eventual_target' and split == 'in_domain' and reader == 'gain' and layer >= 0")
+    dots = next(trace for trace in plots.probes(frame).data if trace.name == "gain's interval covers 0")
+    assert len(dots.x) == ((chosen["low"] <= 0) & (chosen["high"] >= 0)).sum() > 0
+
+
+def test_failed_self_splice_check_is_said():
+    frame = conflict_table()
+    where = (frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100)
+    frame.loc[where, "value"] = 0.97
+    assert any("CHECK FAILED" in note.text for note in plots.conflict(frame).layout.annotations)
+    assert not any("CHECK FAILED" in note.text for note in plots.conflict(conflict_table()).layout.annotations)
+
+
+def test_files_captions_and_no_torch(drawn):
+    tables, out, printed = drawn
+    assert printed.splitlines()[-1] == "False 0"
+    for name in DRAWN:
+        assert 'src="plotly.min.js"' in (out / f"{name}.html").read_text()
+    page = (out / "index.html").read_text()
+    frame = pd.read_csv(tables / "behaviour.csv").set_index(["step", "split", "metric"])
+    for split, metric in itertools.product(SPLITS, ("acc_cot", "acc_prompt", "gap")):
+        row = frame.loc[(800, split, metric)]
+        assert f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at step 800" in page
+    assert "n = 412 decisions in 57 episodes" in page
+    assert 'href="../tables0/reliance.csv"' in page and 'href="../tables0/reliance.json"' in page
+    assert "model_hash: 0123456789ab" in page and "0123456789abc" not in page
+
+
+def test_static_files_where_a_browser_is_found(drawn):
+    _, out, printed = drawn
+    if "No SVG or PDF written" in printed:
+        pytest.skip(printed.splitlines()[0])
+    page = (out / "index.html").read_text()
+    for name in DRAWN:
+        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        svg = (out / f"{name}.svg").read_text()
+        assert f'id="defs-{name}"' in svg and f'id="defs-{name}"' in page
+    assert not list(out.glob(".static-*"))
+
+
+def test_redraw_gives_the_same_files(drawn, tmp_path):
+    """Drawn again alone, in another process and browser: every byte of the figure the same, its table untouched."""
+    _, out, _ = drawn
+    one = write_tables(tmp_path / "tables", "reliance")
+    before = {path.name: path.read_bytes() for path in one.iterdir()}
+    for path in figures.draw(one, tmp_path / "figures")[:-1]:
+        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+    assert before == {path.name: path.read_bytes() for path in one.iterdir()}
+
+
+def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
+    tables = write_tables(tmp_path / "tables")
+    paths = figures.draw(tables, tmp_path / "figures")
+    captured = capfd.readouterr()
+    assert len(captured.out.splitlines()) == 1 and "apt-get install chromium" in captured.out
+    assert captured.err == ""
+    pages = {f"{figure[0]}.html" for figure in figures.FIGURES}
+    assert {path.name for path in paths} == {"plotly.min.js", "index.html"} | pages
+    assert '<iframe src="behaviour.html"' in (tmp_path / "figures" / "index.html").read_text()
+
+
+def test_missing_tables_are_said(no_browser, tmp_path):
+    tables = write_tables(tmp_path / "tables", "reliance")
+    figures.draw(tables, tmp_path / "figures")
+    page = (tmp_path / "figures" / "index.html").read_text()
+    assert page.count("Not drawn. No table") == 7 and "Prompt reliance" in page
+    figures.draw(tables, tmp_path / "figures")
+    assert page == (tmp_path / "figures" / "index.html").read_text()
+    with pytest.raises(FileNotFoundError, match="No table to draw"):
+        figures.draw(tmp_path / "empty", tmp_path / "figures")
+
+
+def test_rows_that_are_missing_are_said(no_browser, tmp_path):
+    steps_only = online_table().query("metric == 'steps'")
+    tables = write_table(tmp_path / "tables", "online", steps_only, PROVENANCE).parent
+    figures.draw(tables, tmp_path / "figures")
+    page = (tmp_path / "figures" / "index.html").read_text()
+    assert "Not drawn. Figure online: the table has no rows with metric = success." in page

@@ -6,6 +6,7 @@ pure functions of their input and are remembered here. The text that comes out i
 
 from __future__ import annotations
 
+import builtins
 import copy
 import functools
 import random
@@ -16,6 +17,9 @@ from interp.alfworld.scenes import Game
 
 MISSING = ("The ALFWorld engine is not installed; recorded decisions work without it. To play games: "
            "`pip install 'interp-agents[alfworld]'` (needs a C++ compiler and cmake: `apt-get install g++ cmake make`).")
+
+
+_IDLE: list = []  # engine libraries that no game uses
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,14 @@ def _engine():
     query = functools.cache(textworld.logic.Rule.parse_conjunctive_query.__func__)
     textworld.logic.Rule.parse_conjunctive_query = classmethod(lambda cls, expression: query(cls, expression))
 
+    def ordered(facts):  # the order of Proposition.__lt__, through keys
+        return builtins.sorted(facts, key=lambda f: (f.name, [(v.name, v.type) for v in f.arguments])
+                               if isinstance(f, textworld.logic.Proposition) else f)
+
+    textworld.logic.sorted = ordered
     translate = fast_downward.pddl2sas
 
-    @functools.lru_cache(maxsize=1)
+    @functools.lru_cache(maxsize=64)
     def translated(domain, problem):
         arguments = sys.argv  # the translator overwrites them
         try:
@@ -73,6 +82,8 @@ def _engine():
 
     # `optimize=True` is asked for by the planner alone, which is never run here.
     fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translated(domain, problem)
+    load = fast_downward.load_lib  # copies and maps a 30 MB file each time
+    fast_downward.load_lib = lambda: _IDLE.pop() if _IDLE else load()
     with open(ALFRED_PDDL_PATH) as domain, open(ALFRED_TWL2_PATH) as text:
         rules, templates = domain.read(), text.read()
 
@@ -104,6 +115,10 @@ class Household:
 
     def reset(self) -> View:
         return self._view(self._env.reset())
+
+    def close(self) -> None:
+        """Give back the engine's library, whose state is one game's; the next game takes it up."""
+        _IDLE.append(self._env.unwrapped.downward_lib)
 
     def step(self, command: str) -> View:
         """Play one command; one that is not admissible changes nothing and says so."""

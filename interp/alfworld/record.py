@@ -21,10 +21,10 @@ NOISE = 1 / 3  # of the actions in a noisy expert episode
 class Sizes:
     """Games for each split of the corpus."""
 
-    base: int = 800
-    base_out_of_domain: int = 100
-    train: int = 3500
-    test: int = 250
+    base: int = 600
+    base_out_of_domain: int = 80
+    train: int = 2400
+    test: int = 200
 
 
 def play(house: Household, which: str, seed: str) -> Episode:
@@ -57,6 +57,7 @@ def _episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
     game, kinds, keep_admissible = job
     house = Household(game)
     found = [play(house, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
+    house.close()
     if not keep_admissible:
         found = [Episode(**{**e.__dict__, "steps": tuple(Step(s.trace, s.action, s.observation, s.reference) for s in e.steps)})
                  for e in found]

@@ -1,0 +1,77 @@
+"""Prompt action against CoT action on recorded states: accuracy, gap, agreement, revision, forced choice (METHODS 2)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyses.study import Study
+from interp.conflict import own_trace_ids
+from interp.decode import choose
+from interp.stats import cluster_bootstrap, headroom_gap, kappa, mcnemar
+
+
+@dataclass
+class Config(Study):
+    """Both modes at every checkpoint, on the expert's states."""
+
+    choices: int = 0
+    """Decisions of each split read by forced choice too (0: 40 quick, 150 full)."""
+
+
+def measure(said: dict, reference: list[str], groups: list[str], seed: int) -> list[dict]:
+    """Rows of metrics from both modes' decodings of the same decisions (an action that did not parse is wrong)."""
+    action = {mode: np.array([s.action or "" for s in words]) for mode, words in said.items()}
+    right = {mode: a == np.array(reference) for mode, a in action.items()}
+    revised = action["cot"] != action["prompt"]
+    columns = {f"acc_{m}": r for m, r in right.items()}
+    columns |= {f"parse_{m}": a != "" for m, a in action.items()}
+    columns["gap"] = right["cot"].astype(float) - right["prompt"]
+    columns["agreement"] = ~revised
+    columns["revision"] = revised
+    columns["revision_helpful"] = revised & right["cot"]
+    columns["revision_harmful"] = revised & right["prompt"]
+    columns["revision_neutral"] = revised & ~right["cot"] & ~right["prompt"]
+    rows = [dict(metric=name, **cluster_bootstrap(c.astype(float), groups, seed=seed).row()) for name, c in columns.items()]
+    rows.append(dict(metric="headroom_gap", **headroom_gap(right["prompt"].astype(float), right["cot"].astype(float), groups, seed=seed).row()))
+    rows.append(dict(metric="kappa", **kappa(action["prompt"], action["cot"], groups, seed=seed).row()))
+    p = mcnemar(right["prompt"], right["cot"])
+    rows.append(dict(metric="mcnemar_p", value=p, low=np.nan, high=np.nan, n=len(reference), n_groups=len(set(groups))))
+    return rows
+
+
+def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
+    """Which candidate each reading prefers: summed and per-token log-probability, at the boundary and behind the own trace."""
+    model = study.model(step)
+    prompts, cot = study.prompts(split)[:n], study.decoded(step, split, "cot")[:n]
+    rows = []
+    for prompt, words in zip(prompts, cot):
+        candidates = prompt.decision.admissible
+        row = dict(episode=prompt.decision.episode)
+        for mode, trace in (("prompt", None), ("cot", own_trace_ids(prompt, words) if words.trace is not None else None)):
+            if mode == "cot" and trace is None:  # a trace that never closed can be followed by no action
+                row |= dict(choice_cot_sum=False, choice_cot_mean=False)
+                continue
+            best = choose(model, prompt, candidates, trace).argmax(0).tolist()
+            for kind, index in zip(("sum", "mean"), best):
+                row[f"choice_{mode}_{kind}"] = candidates[index] == prompt.decision.reference
+        rows.append(row)
+    return rows
+
+
+def run(config: Config) -> None:
+    """Decode, choose and tabulate every checkpoint and split."""
+    started, rows = time.time(), []
+    n = config.number(config.choices, 40, 150)
+    for step, split in config.cells("behaviour"):
+        decisions = [p.decision for p in config.prompts(split)]
+        said = {mode: config.decoded(step, split, mode) for mode in ("prompt", "cot", "empty_think")}
+        found = measure(said, [d.reference for d in decisions], [d.episode for d in decisions], config.seed)
+        choices = config.stage(f"choices/{step}-{split}", dict(config.inputs(step, split), n=n), lambda: forced(config, step, split, n))
+        for metric in ("choice_prompt_sum", "choice_prompt_mean", "choice_cot_sum", "choice_cot_mean"):
+            values = np.array([float(r[metric]) for r in choices])
+            found.append(dict(metric=metric, **cluster_bootstrap(values, [r["episode"] for r in choices], seed=config.seed).row()))
+        rows += [dict(step=step, split=split, **row) for row in found]
+    config.write("behaviour", rows, started)

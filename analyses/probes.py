@@ -1,0 +1,67 @@
+"""Linear probes of the eventual action at the prompt boundary, every layer and checkpoint (METHODS 3)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from analyses.study import Study
+from interp.alfworld.commands import target, verb
+from interp.probes import probe
+from interp.store import stored_capture
+
+
+@dataclass
+class Config(Study):
+    """Decode the action before one reasoning token exists."""
+
+    labels: tuple[str, ...] = ("eventual_target", "eventual_verb", "reference_target")
+    """Which action (eventual: the checkpoint's own CoT action; reference: the expert's) and which class of it."""
+    folds: int = 5
+    """Outer folds, grouped by episode."""
+    draws: int = 1000
+    """Bootstrap resamples."""
+
+
+def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
+    """Boundary activations [decision, layer, d_model]: the embedding output, then after each block; stored and reused."""
+    acts = stored_capture(config.run / "activations" / f"checkpoint-{step}" / split, config.model(step), config.prompts(split))
+    pre, post = acts.values.unbind(1)
+    return torch.cat([pre[:, :1], post], 1).numpy()
+
+
+def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarray, list[str]]:
+    """Indices of the decisions that have a label, and the labels."""
+    which, part = label.split("_")
+    name = {"verb": verb, "target": target}[part]
+    prompts = config.prompts(split)
+    actions = ([s.action for s in config.decoded(step, split, "cot")] if which == "eventual" else [p.decision.reference for p in prompts])
+    kept = np.array([i for i, a in enumerate(actions) if a is not None])
+    return kept, [name(actions[i]) for i in kept]
+
+
+def run(config: Config) -> None:
+    """Capture, probe and tabulate; a checkpoint's label is one resumable stage."""
+    started, rows, dropped = time.time(), [], {}
+    prompts = {s: config.prompts(s) for s in config.splits}
+    texts = {s: [p.format.tokenizer.decode(p.ids) for p in prompts[s]] for s in config.splits}
+    for step in [s for s, _ in config.cells("probes", config.splits[:1])]:
+        acts = {s: boundary_layers(config, step, s) for s in config.splits}
+        for label in config.labels:
+            sets = {}
+            for split in config.splits:
+                kept, names = labelled(config, step, split, label)
+                dropped[f"{step} {split} {label}"] = len(prompts[split]) - len(kept)
+                decisions = [prompts[split][i].decision for i in kept]
+                sets[split] = (acts[split][kept], names, [d.episode for d in decisions], [texts[split][i] for i in kept], [d.previous for d in decisions])
+            first, second = sets[config.splits[0]], sets[config.splits[1]] if len(config.splits) > 1 else None
+            inputs = dict(config.inputs(step, config.splits[0]), label=label, folds=config.folds, draws=config.draws,
+                          test=config.inputs(step, config.splits[1]) if second else None)
+            rows += config.stage(f"probes/{step}-{label}", inputs, lambda: probe(
+                first[0], first[1], first[2], prompts=first[3], previous=first[4], test=second, folds=config.folds, seed=config.seed,
+                draws=config.draws).table().assign(step=step, label=label).replace({np.nan: None}).to_dict("records"))
+    order = ["step", "layer", "label", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
+    config.write("probes", [{k: r[k] for k in order} for r in rows], started, without_action={k: v for k, v in dropped.items() if v})

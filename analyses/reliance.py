@@ -1,0 +1,50 @@
+"""Prompt reliance at every checkpoint: direct and via-CoT effects of the prompt on the action (METHODS 4, mediation)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyses.study import Study
+from interp.mediation import prompt_reliance
+from interp.pairs import make_pairs
+from interp.stats import cluster_bootstrap
+
+
+@dataclass
+class Config(Study):
+    """Counterfactual pairs by symmetric renaming, with the expert's trace, the same pairs at every checkpoint."""
+
+    pairs: int = 0
+    """Pairs of each split (0: 60 quick, 200 full)."""
+
+
+def run(config: Config) -> None:
+    """Mediate, then average over pairs with intervals that resample episodes."""
+    started, rows, unpaired = time.time(), [], {}
+    config.model(config.steps[0])
+    pairs = {}
+    for split in config.splits:
+        decisions = [d for e in config.episodes[split] for d in e.decisions()]
+        pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 60, 200), config.seed)
+        unpaired[split] = dict(dropped)
+    for step, split in config.cells("reliance"):
+        inputs = dict(config.inputs(step), pairs=[p.clean.hash + p.corrupt.hash for p in pairs[split]])
+
+        def compute():
+            found = prompt_reliance(config.model(step), pairs[split])
+            return dict(effects=np.stack([found.direct, found.via_cot, found.total], 1).tolist(), kept=found.kept.tolist())
+
+        found = config.stage(f"reliance/{step}-{split}", inputs, compute)
+        effects = np.array(found["effects"]).reshape(-1, 3)
+        groups = [pairs[split][i].clean.decision.episode for i in found["kept"]]
+        readings = dict(direct=lambda m: m[..., 0], via_cot=lambda m: m[..., 1], total=lambda m: m[..., 2],
+                        interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
+                        prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]))
+        for metric, function in readings.items():
+            estimate = (cluster_bootstrap(effects, groups, function, seed=config.seed).row() if len(effects)
+                        else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
+            rows.append(dict(step=step, split=split, metric=metric, **estimate, n_dropped=len(pairs[split]) - len(effects)))
+    config.write("reliance", rows, started, not_paired=unpaired)

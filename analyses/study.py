@@ -1,0 +1,149 @@
+"""What every analysis shares: the study's configuration, its checkpoints and decisions, and stages that resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Callable, Literal, Sequence
+
+import pandas as pd
+from tqdm import tqdm
+
+import interp
+from interp.alfworld.commands import parse
+from interp.decode import Said, decode
+from interp.models import SERIES, CheckpointSeries, HookedModel
+from interp.prompts import Mode, Prompt, PromptFormat
+from interp.tables import write_json, write_table
+from interp.tasks import CORPUS, SPLITS, load_corpus, sample_decisions
+
+VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
+
+
+@dataclass
+class Study:
+    """Where a study runs, on what, and how large it is."""
+
+    run: Path = Path("runs/quick")
+    """Folder for everything the run writes: tables, partial results, activations."""
+    series: Path = SERIES
+    """Folder of checkpoint-N folders; the shipped series by default."""
+    corpus: Path = CORPUS
+    """Recorded episodes, .jsonl or .jsonl.xz; the shipped ones by default."""
+    style: str = "tags"
+    """Prompt style (see interp.prompts.STYLES)."""
+    size: Literal["quick", "full"] = "quick"
+    """Sets every number below that is not given."""
+    checkpoints: tuple[int, ...] = ()
+    """Checkpoints to study; all when empty."""
+    splits: tuple[Literal["in_domain", "out_of_domain"], ...] = ("in_domain", "out_of_domain")
+    """Which test decisions: seen task types in unseen scenes, or task types never trained on."""
+    decisions: int = 0
+    """Decisions in each split (0: 160 quick, 400 full)."""
+    seed: int = 0
+    """Seed of every draw: decisions, pairs, donors, resamples, folds."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    dtype: str = "auto"
+    """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
+
+    def number(self, given: int, quick: int, full: int) -> int:
+        """A size that was given, or the one of the study's size."""
+        return given or (quick if self.size == "quick" else full)
+
+    @cached_property
+    def checkpoint_series(self) -> CheckpointSeries:
+        return CheckpointSeries.discover(self.series)
+
+    @cached_property
+    def steps(self) -> list[int]:
+        for step in self.checkpoints:
+            self.checkpoint_series.path(step)  # names those there are where this one is not
+        return list(self.checkpoints) or self.checkpoint_series.steps
+
+    @cached_property
+    def _model(self) -> HookedModel:
+        return self.checkpoint_series.load(self.steps[0], self.device, self.dtype)
+
+    def model(self, step: int) -> HookedModel:
+        """The one module of the study with this checkpoint's weights in it."""
+        if self._model.step != step:
+            self.checkpoint_series.swap(self._model, step)
+        return self._model
+
+    @cached_property
+    def format(self) -> PromptFormat:
+        return PromptFormat(self._model.tokenizer, self.style)
+
+    @cached_property
+    def episodes(self) -> dict[str, list]:
+        corpus = load_corpus(self.corpus)
+        missing = [SPLITS[s] for s in self.splits if SPLITS[s] not in corpus]
+        if missing:
+            raise ValueError(f"{self.corpus} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}.")
+        return {s: corpus[SPLITS[s]] for s in self.splits}
+
+    @cached_property
+    def _prompts(self) -> dict[str, list[Prompt]]:
+        n = self.number(self.decisions, 160, 400)
+        return {s: [self.format.prompt(d) for d in sample_decisions(self.episodes[s], n, self.seed)] for s in self.splits}
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return self._prompts[split]
+
+    def inputs(self, step: int, split: str | None = None) -> dict:
+        """Content hashes of what a stage reads: weights, and the prompts of a split."""
+        found = dict(version=interp.__version__, weights=self.checkpoint_series.weights_hash(step), dtype=self.dtype, seed=self.seed)
+        if split:
+            found["prompts"] = hashlib.sha256("".join(p.hash for p in self.prompts(split)).encode()).hexdigest()[:16]
+        return found
+
+    def stage(self, name: str, inputs: dict, compute: Callable[[], object]):
+        """What `compute` returns (JSON), from disk when it was computed before from the same inputs."""
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        path = self.run / "partial" / f"{name}-{key}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        value = compute()
+        write_json(path, value)
+        return value
+
+    def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
+        """Greedy decoding of a split in one mode, decoded once for all analyses."""
+        def compute():
+            return [dataclasses.asdict(s) for s in decode(self.model(step), self.prompts(split), mode, parser=parse)]
+
+        rows = self.stage(f"decoded/{step}-{split}-{mode}", dict(self.inputs(step, split), mode=mode), compute)
+        return [Said(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
+
+    def cells(self, name: str, splits: Sequence[str] = ()) -> list[tuple[int, str]]:
+        """(checkpoint, split) in order, behind a progress bar."""
+        every = [(step, split) for step in self.steps for split in (splits or self.splits)]
+        return tqdm(every, desc=name)
+
+    def write(self, name: str, rows: list[dict], started: float, **extra) -> Path:
+        """Write an analysis' table with everything that made it."""
+        config = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        provenance = dict(
+            analysis=name, config=json.loads(json.dumps(config, default=str)), seed=self.seed,
+            command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            seconds=round(time.time() - started, 1), device=str(self._model.device), dtype=str(self._model.dtype),
+            weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps}, format=self.format.hash,
+            corpus=hashlib.sha256(Path(self.corpus).read_bytes()).hexdigest()[:16],
+            versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}}, **extra)
+        return write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

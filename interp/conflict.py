@@ -1,0 +1,119 @@
+"""Conflicting traces: the model's own prompt with a trace that is not the one it wrote, and what it then does."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+import numpy as np
+
+from interp.decode import Said, closing, greedy, said
+from interp.packing import score
+from interp.prompts import Prompt
+
+ARMS = ("self_splice", "truncated", "other_state", "shuffled_words", "filler", "empty")
+FILLER = "."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm at the decisions where it applies (`index` into the prompts), each array [decision].
+
+    `action`: what was done (None: unparsed); `own`: the prompt's own CoT action; `argued`: the action the trace argues
+    for (None where it argues for none); `leaked`: the trace named that action word for word before it was stripped;
+    `logp`: log p(trace | prompt) per token, in nats (an alien trace ignored may be competence).
+    """
+
+    arm: str
+    index: np.ndarray
+    action: list[str | None]
+    own: list[str]
+    argued: list[str | None]
+    leaked: np.ndarray
+    logp: np.ndarray
+
+    @property
+    def keep(self) -> np.ndarray:
+        return np.array([a == o for a, o in zip(self.action, self.own)])
+
+    @property
+    def follow(self) -> np.ndarray:
+        return np.array([a is not None and a == g for a, g in zip(self.action, self.argued)])
+
+    @property
+    def unparsed(self) -> np.ndarray:
+        return np.array([a is None for a in self.action])
+
+
+def strip_action(trace: str, action: str) -> str:
+    """The trace without the sentences that name the action word for word."""
+    sentences = re.split(r"(?<=[.!?])\s+", trace)
+    return " ".join(s for s in sentences if not re.search(rf"\b{re.escape(action)}\b", s))
+
+
+def own_trace_ids(prompt: Prompt, decoded: Said) -> list[int]:
+    """The ids of the trace exactly as it was decoded, without its tags."""
+    stop = prompt.format.encode(prompt.format.style.close_think)
+    ids = list(decoded.ids)
+    at = next(i for i in range(len(ids)) if ids[i:i + len(stop)] == stop)
+    return ids[:at]
+
+
+def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: np.random.Generator) -> int | None:
+    """Another episode's decision whose own action could be taken here too, but is not the one taken here."""
+    here = prompts[index].decision
+    options = [i for i, (p, s) in enumerate(zip(prompts, decoded)) if s.action in here.admissible
+               and s.action != decoded[index].action and s.trace and p.decision.episode != here.episode]
+    return int(rng.choice(options)) if options else None
+
+
+def _trace(arm: str, index: int, prompts, decoded, rng) -> tuple[list[int], str | None, bool] | None:
+    """Ids of the trace that an arm puts in, the action it argues for, and whether it leaked it; None where there is none."""
+    fmt, own = prompts[index].format, decoded[index]
+    if arm == "self_splice":
+        return own_trace_ids(prompts[index], own), own.action, False
+    if arm == "truncated":
+        sentences = re.split(r"(?<=[.!?])\s+", own.trace)
+        return fmt.encode(" ".join(sentences[:max(1, len(sentences) // 2)])), None, False
+    if arm == "shuffled_words":
+        return fmt.encode(" ".join(rng.permutation(own.trace.split()))), None, False
+    if arm == "filler":
+        return (fmt.encode(FILLER) * len(own_trace_ids(prompts[index], own)))[:len(own_trace_ids(prompts[index], own))], None, False
+    if arm == "empty":
+        return [], None, False
+    other = donor(index, prompts, decoded, rng)
+    if other is None:
+        return None
+    argued = decoded[other].action
+    bare = strip_action(decoded[other].trace, argued)
+    return fmt.encode(bare), argued, bare != decoded[other].trace
+
+
+def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arm: str, *, parser: Callable[[str], str | None] = str,
+             seed: int = 0, max_new_tokens: int = 24, progress: bool = False) -> Outcome:
+    """Put one arm's traces behind the prompts and decode the action.
+
+    Arms: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
+    trace), `other_state` (another episode's trace, its action stripped), `shuffled_words`, `filler` (full stops, equal
+    length), `empty`. Decisions whose own decoding did not parse, or that find no donor, are left out. Raises ValueError
+    for an arm that is not known, or where no decision is left.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"There is no arm {arm!r}: the arms are {', '.join(ARMS)}.")
+    rng = np.random.default_rng(seed)
+    usable = [i for i, s in enumerate(decoded) if s.action is not None and s.trace]
+    found = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, rng)) is not None}
+    if not found:
+        raise ValueError(f"No decision is left for the arm {arm!r}: of {len(prompts)}, {len(usable)} parsed in CoT mode.")
+    fmt = prompts[0].format
+    rows = [[*prompts[i].ids, *fmt.with_trace(t[0])] for i, t in found.items()]
+    out = [said(fmt, ids, "prompt", parser) for ids in greedy(model, rows, closing(fmt), max_new_tokens, progress=progress)]
+    logp = []
+    for i, (ids, _, _) in found.items():
+        body = [*ids, *fmt.encode(fmt.style.close_think)]
+        lead = fmt.encode(fmt.style.open_think)
+        cache = model.read([*prompts[i].ids, *lead[:-1]])
+        logp.append(float(score(model, cache, [[lead[-1], *body]], [len(body)])[0, 0]) / len(body))
+    return Outcome(arm, np.array(list(found)), [s.action for s in out], [decoded[i].action for i in found],
+                   [t[1] for t in found.values()], np.array([t[2] for t in found.values()]), np.array(logp))

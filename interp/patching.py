@@ -1,0 +1,85 @@
+"""Activation patching at the prompt boundary, exact, one forward for all cells of a pair and direction.
+
+Nothing before a patched position changes, so the prompt before the boundary is read once, and every cell (one site of
+one layer) is a short continuation behind it (see `interp.packing`). Practice: Heimersheim & Nanda 2024 (2404.15255),
+Zhang & Nanda 2023 (2309.16042).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Sequence
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from interp.capture import capture
+from interp.decode import closing
+from interp.hooks import parse_site
+from interp.packing import score
+from interp.pairs import Pair
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Normalised effects of a sweep, 0 = nothing, 1 = the whole difference, NaN where a pair was dropped.
+
+    `denoise` and `noise` are Float[ndarray, "pair site layer"]; `clean` and `corrupt` [pair] are the unpatched
+    differences log p(clean action) - log p(corrupt action), in nats, over the whole action.
+    """
+
+    sites: tuple[str, ...]
+    clean: np.ndarray
+    corrupt: np.ndarray
+    denoise: np.ndarray
+    noise: np.ndarray
+
+    @property
+    def dropped(self) -> int:
+        """Pairs whose clean and corrupt runs differ too little to divide by."""
+        return int(np.isnan(self.denoise[:, 0, 0]).sum())
+
+
+def continuations(pair: Pair, lead: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """The two actions of a pair behind `lead`, and how many of their tokens are scored."""
+    fmt = pair.clean.format
+    actions = [[*fmt.encode(a), closing(fmt)] for a in (pair.clean_action, pair.corrupt_action)]
+    return [[*lead, *a] for a in actions], [len(a) for a in actions]
+
+
+def patch(model, pairs: Sequence[Pair], sites: Sequence[str] = ("resid_pre",), at: str = "boundary",
+          mode: Literal["prompt", "cot"] = "prompt", minimum: float = 1.0, progress: bool = False) -> Sweep:
+    """Patch each site of each layer at the boundary, in both directions.
+
+    The action is read right behind the boundary (`prompt`), or behind the trace of the run that is patched (`cot`).
+    denoise = (LD_patched - LD_corrupt) / (LD_clean - LD_corrupt), noise = (LD_clean - LD_patched) / (same); pairs whose
+    denominator is below `minimum` nats are NaN. Raises ValueError for an empty list of pairs or another position.
+    """
+    if not pairs:
+        raise ValueError("There is nothing to patch: the list of pairs is empty.")
+    if at != "boundary":
+        raise ValueError(f"Patching is done at the boundary, not at {at!r}.")
+    names = [parse_site(s)[0] for s in sites]
+    acts = {run: capture(model, [getattr(p, run) for p in pairs], names).values for run in ("clean", "corrupt")}
+    shape = (len(pairs), len(names), model.n_layers)
+    cells = [(s, layer) for s in range(len(names)) for layer in range(model.n_layers)]
+    base = {run: np.empty(len(pairs)) for run in acts}
+    patched = {run: np.empty(shape) for run in acts}
+    for index, pair in enumerate(tqdm(pairs, desc="patch", leave=False, disable=not progress)):
+        for run, donor in (("clean", "corrupt"), ("corrupt", "clean")):
+            prompt = getattr(pair, run)
+            tail = pair.clean.format.opening("prompt") if mode == "prompt" else pair.clean.format.with_trace(getattr(pair, f"{run}_trace"))
+            both, counts = continuations(pair, [prompt.ids[-1], *tail])
+            edits = {}  # segment 0 and 1 are the unpatched actions; then two for each cell
+            for number, (s, layer) in enumerate(cells):
+                value = acts[donor][index, s, layer]
+                edits[names[s], layer] = ([2 + 2 * number, 3 + 2 * number], torch.stack([value, value]))
+            logp = score(model, model.read(prompt.ids[:-1]), both * (1 + len(cells)), counts * (1 + len(cells)), edits)[0]
+            difference = (logp[0::2] - logp[1::2]).double().numpy()
+            base[run][index] = difference[0]
+            patched[run][index] = difference[1:].reshape(shape[1:])
+    gap = base["clean"] - base["corrupt"]
+    gap = np.where(gap >= minimum, gap, np.nan)[:, None, None]
+    return Sweep(tuple(names), base["clean"], base["corrupt"], (patched["corrupt"] - base["corrupt"][:, None, None]) / gap,
+                 (base["clean"][:, None, None] - patched["clean"]) / gap)

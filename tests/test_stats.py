@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from interp.stats import Estimate, cluster_bootstrap, headroom_gap, holm, kappa, mcnemar, wilson
+
+
+def ratio(mean):
+    return mean[..., 1] / mean[..., 0]
+
+
+def clustered(rng, n_groups=30):
+    sizes = rng.integers(1, 7, n_groups)
+    groups = np.repeat(np.arange(n_groups), sizes)
+    columns = rng.normal(3, 1, (n_groups, 2))[groups] + rng.normal(size=(len(groups), 2))
+    return columns, groups
+
+
+def test_bootstrap_equals_slow_twin():
+    columns, groups = clustered(np.random.default_rng(0))
+    fast = cluster_bootstrap(columns, groups, ratio, draws=300, seed=5)
+    n_groups = len(set(groups))
+    drawn = np.random.default_rng(5).integers(n_groups, size=(300, n_groups))
+    slow = []
+    for episodes in drawn:
+        rows = np.concatenate([columns[groups == episode] for episode in episodes])
+        slow.append(ratio(rows.mean(axis=0)))
+    np.testing.assert_allclose([fast.low, fast.high], np.quantile(slow, [0.025, 0.975]), rtol=1e-10)
+    assert fast.value == pytest.approx(ratio(columns.mean(axis=0)))
+    assert (fast.n, fast.n_groups) == (len(columns), n_groups)
+
+
+def test_bootstrap_without_clusters_agrees_with_scipy():
+    x = np.random.default_rng(1).exponential(size=80)
+    ours = cluster_bootstrap(x, np.arange(80), draws=20000, seed=0)
+    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=20000, method="percentile", rng=0).confidence_interval
+    np.testing.assert_allclose([ours.low, ours.high], [theirs.low, theirs.high], atol=0.01)
+
+
+def test_interval_covers_clustered_means_where_the_unclustered_one_does_not():
+    rng = np.random.default_rng(2)
+    hits = np.zeros(2)
+    for repeat in range(300):
+        groups = np.repeat(np.arange(40), 5)
+        x = rng.normal(size=40)[groups] + 0.5 * rng.normal(size=200)
+        by_episode = cluster_bootstrap(x, groups, draws=400, seed=repeat)
+        by_decision = cluster_bootstrap(x, np.arange(200), draws=400, seed=repeat)
+        hits += [by_episode.low <= 0 <= by_episode.high, by_decision.low <= 0 <= by_decision.high]
+    assert 0.90 <= hits[0] / 300 <= 0.98
+    assert hits[1] / 300 < 0.75
+
+
+def test_paired_difference_is_narrower_than_its_parts():
+    columns, groups = clustered(np.random.default_rng(3))
+    columns[:, 1] = columns[:, 0] + 0.01 * columns[:, 1]
+    difference = cluster_bootstrap(columns, groups, lambda mean: mean[..., 1] - mean[..., 0])
+    same = cluster_bootstrap(columns[:, 1] - columns[:, 0], groups)
+    assert difference.low == pytest.approx(same.low) and difference.high == pytest.approx(same.high)
+    assert difference.high - difference.low < 0.05
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("abcde")), min_size=1, max_size=30), st.integers(0, 5))
+def test_interval_is_deterministic_shifts_with_the_data_and_ignores_cluster_names(rows, seed):
+    x, groups = np.array([row[0] for row in rows]), [row[1] for row in rows]
+    first = cluster_bootstrap(x, groups, draws=60, seed=seed)
+    renamed = cluster_bootstrap(x, [(name, 1) for name in groups], draws=60, seed=seed)
+    moved = cluster_bootstrap(x + 2, groups, draws=60, seed=seed)
+    np.testing.assert_equal(first.row(), renamed.row())
+    np.testing.assert_allclose([moved.low, moved.high], np.add([first.low, first.high], 2), atol=1e-9)
+    if len(set(groups)) > 1:
+        assert x.min() - 1e-9 <= first.low <= first.high <= x.max() + 1e-9
+
+
+def test_one_cluster_has_a_value_and_no_interval():
+    estimate = cluster_bootstrap([1.0, 2.0], ["a", "a"])
+    assert estimate.value == 1.5 and np.isnan(estimate.low) and np.isnan(estimate.high) and estimate.n_groups == 1
+
+
+def test_resamples_without_a_value_are_left_out_or_void_the_interval():
+    rng = np.random.default_rng(0)
+    rare = np.ones((200, 2))
+    rare[:6, 0] = 0
+    share = lambda mean: np.where(mean[..., 0] < 1, mean[..., 1], np.nan)  # noqa: E731
+    assert np.isfinite(cluster_bootstrap(rare, np.arange(200), share, seed=1).low)
+    rare[1:6, 0] = 1
+    assert np.isnan(cluster_bootstrap(rare, rng.permutation(200), share, seed=1).low)
+
+
+@pytest.mark.parametrize(
+    ("columns", "groups", "function", "sentence"),
+    [
+        ([], [], None, "no decisions"),
+        ([1.0, np.nan], [0, 1], None, "1 of 2 rows are NaN.*row 1"),
+        ([1.0, 2.0], [0], None, "2 decisions but groups names 1"),
+        (np.ones((3, 2)), [0, 1, 2], None, "2 columns need a function"),
+        (np.ones((3, 2)), [0, 1, 2], lambda mean: mean, "must map means"),
+        (np.ones((3, 2, 2)), [0, 1, 2], None, "shape"),
+    ],
+)
+def test_bad_input_is_refused_with_a_sentence(columns, groups, function, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        cluster_bootstrap(columns, groups, function)
+
+
+def test_headroom_gap_is_the_share_of_what_was_left():
+    rng = np.random.default_rng(4)
+    prompt, cot, groups = rng.random(300) < 0.6, rng.random(300) < 0.8, np.arange(300) // 4
+    estimate = headroom_gap(prompt, cot, groups)
+    assert estimate.value == pytest.approx((cot.mean() - prompt.mean()) / (1 - prompt.mean()))
+    assert estimate.low < estimate.value < estimate.high
+    assert np.isnan(headroom_gap(np.ones(4), np.ones(4), range(4)).value)
+
+
+def test_kappa_agrees_with_scikit_learn_in_value_and_in_every_resample():
+    rng = np.random.default_rng(5)
+    a = rng.choice(list("xyz"), 120)
+    b = np.where(rng.random(120) < 0.6, a, rng.choice(list("xyzw"), 120))
+    groups = np.arange(120) // 3
+    estimate = kappa(a, b, groups, draws=200, seed=1)
+    assert estimate.value == pytest.approx(cohen_kappa_score(a, b))
+    drawn = np.random.default_rng(1).integers(40, size=(200, 40))
+    rows = [np.concatenate([np.flatnonzero(groups == g) for g in episodes]) for episodes in drawn]
+    slow = np.quantile([cohen_kappa_score(a[r], b[r]) for r in rows], [0.025, 0.975])
+    np.testing.assert_allclose([estimate.low, estimate.high], slow, rtol=1e-9)
+    assert kappa(a, a).value == 1
+    assert np.isnan(kappa(["x"] * 3, ["x"] * 3).value)
+    with pytest.raises(ValueError, match="same decisions"):
+        kappa(["x"], ["x", "y"])
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    rng = np.random.default_rng(6)
+    a, b = rng.random(60) < 0.5, rng.random(60) < 0.7
+    table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+    p = mcnemar(a, b)
+    assert p == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue)
+    assert p == pytest.approx(scipy.stats.binomtest(int(table[0][1]), int(table[0][1] + table[1][0])).pvalue)
+    assert p == mcnemar(b, a) and mcnemar(a, a) == 1
+    with pytest.raises(ValueError, match="same decisions"):
+        mcnemar([1], [1, 0])
+
+
+def test_wilson_parity_and_refusals():
+    assert wilson(3, 20) == pytest.approx(proportion_confint(3, 20, method="wilson"))
+    interval = scipy.stats.binomtest(3, 20).proportion_ci(method="wilson")
+    assert wilson(3, 20) == pytest.approx((interval.low, interval.high))
+    for k, n in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="0 <= k <= n"):
+            wilson(k, n)
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert len(holm([])) == 0
+    with pytest.raises(ValueError, match="p-values"):
+        holm([0.1, np.nan])
+
+
+def test_estimate_row_is_the_five_columns():
+    assert list(Estimate(1.0, 0.0, 2.0, 5, 3).row()) == ["value", "low", "high", "n", "n_groups"]
