@@ -39,13 +39,13 @@ def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarr
     name = {"verb": verb, "target": target}[part]
     prompts = config.prompts(split)
     actions = ([s.action for s in config.decoded(step, split, "cot")] if which == "eventual" else [p.decision.reference for p in prompts])
-    kept = np.array([i for i, a in enumerate(actions) if a is not None])
+    kept = np.array([i for i, a in enumerate(actions) if a is not None], dtype=int)
     return kept, [name(actions[i]) for i in kept]
 
 
 def run(config: Config) -> None:
     """Capture, probe and tabulate; a checkpoint's label is one resumable stage."""
-    started, rows, dropped = time.time(), [], {}
+    started, rows, dropped, skipped = time.time(), [], {}, {}
     prompts = {s: config.prompts(s) for s in config.splits}
     texts = {s: [p.format.tokenizer.decode(p.ids) for p in prompts[s]] for s in config.splits}
     for step in [s for s, _ in config.cells("probes", config.splits[:1])]:
@@ -60,8 +60,21 @@ def run(config: Config) -> None:
             first, second = sets[config.splits[0]], sets[config.splits[1]] if len(config.splits) > 1 else None
             inputs = dict(config.inputs(step, config.splits[0]), label=label, folds=config.folds, draws=config.draws,
                           test=config.inputs(step, config.splits[1]) if second else None)
-            rows += config.stage(f"probes/{step}-{label}", inputs, lambda: probe(
-                first[0], first[1], first[2], prompts=first[3], previous=first[4], test=second, folds=config.folds, seed=config.seed,
-                draws=config.draws).table().assign(step=step, label=label).replace({np.nan: None}).to_dict("records"))
+
+            def compute():
+                try:
+                    found = probe(first[0], first[1], first[2], prompts=first[3], previous=first[4], test=second, folds=config.folds,
+                                  seed=config.seed, draws=config.draws)
+                except ValueError as problem:  # too few decisions or one class: said in the provenance, the others go on
+                    return dict(rows=[], skipped=str(problem))
+                return dict(rows=found.table().assign(step=step, label=label).replace({np.nan: None}).to_dict("records"), skipped="")
+
+            found = config.stage(f"probes/{step}-{label}", inputs, compute)
+            rows += found["rows"]
+            if found["skipped"]:
+                skipped[f"{step} {label}"] = found["skipped"]
     order = ["step", "layer", "label", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
-    config.write("probes", [{k: r[k] for k in order} for r in rows], started, without_action={k: v for k, v in dropped.items() if v})
+    if not rows:
+        raise ValueError(f"No probe could be fitted: {next(iter(skipped.values()))}")
+    config.write("probes", [{k: r[k] for k in order} for r in rows], started, without_action={k: v for k, v in dropped.items() if v},
+                 skipped=skipped)

@@ -33,10 +33,10 @@ class Config:
 
 
 def texts(corpus: dict[str, list[Episode]]) -> list[str]:
-    """What the tokenizer is fitted on: every training text, never a test one."""
+    """What the tokenizer is fitted on: the base mixture's texts, never a test one."""
     found = []
-    for split in ("base", "base_aimless", "train"):
-        for episode in corpus.get(split, ()):
+    for split in ("base", "base_aimless"):
+        for episode in corpus[split]:
             found += [t["content"] if t["role"] == "user" else f"{t['trace']} {t['action']}" for t in episode.messages()]
     return found
 

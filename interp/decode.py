@@ -34,7 +34,8 @@ def greedy(model, rows: Sequence[Sequence[int]], stop: int, max_new_tokens: int,
     found: list[tuple[int, ...]] = [()] * len(rows)
     pad = model.tokenizer.pad_token_id
     pad = stop if pad is None else pad
-    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad)
+    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad,
+                                use_cache=True)  # trainers save configurations that turn it off
     for group in tqdm(length_batches([len(r) for r in rows], batch_tokens), desc="decode", leave=False, disable=not progress):
         model.check_length(max(len(rows[i]) for i in group) + max_new_tokens)
         ids, mask = padded([rows[i] for i in group], pad, model.device, side="left")

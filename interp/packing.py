@@ -54,7 +54,7 @@ def score(model, cache, segments: Sequence[Sequence[int]], scored: Sequence[int]
     with model.taps({key: replace(*cell) for key, cell in (cells or {}).items()}):
         hidden = model.inner(input_ids=ids.expand(rows, -1), position_ids=positions.expand(rows, -1), attention_mask=mask.expand(rows, -1, -1, -1),
                              past_key_values=cache, use_cache=True).last_hidden_state
-    cache.crop(prefix)
+    cache.crop(-ids.shape[1])
     wanted = [(i, start + len(s) - n + j) for i, (s, n, start) in enumerate(zip(segments, scored, starts)) for j in range(n)]
     owner = torch.tensor([i for i, _ in wanted], device=model.device)
     slots = torch.tensor([slot for _, slot in wanted], device=model.device)

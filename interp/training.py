@@ -32,21 +32,21 @@ class Recipe:
 
     hidden: int = 128
     """Width of the residual stream."""
-    layers: int = 6
+    layers: int = 4
     """Number of blocks."""
     heads: int = 4
     """Attention heads."""
-    feed_forward: int = 384
+    feed_forward: int = 512
     """Width of the MLP."""
     vocabulary: int = 1024
     """Entries of the tokenizer fitted on the corpus."""
     context: int = 3072
     """Longest sequence in tokens; longer episodes are left out and counted."""
-    base_steps: int = 1200
+    base_steps: int = 1000
     """Optimiser steps of the base on the broad mixture."""
-    cot_steps: int = 2400
+    cot_steps: int = 2000
     """Optimiser steps of the chain-of-thought training."""
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
     """Tokens in a batch, padding included."""
     base_lr: float = 2e-3
     """Peak learning rate of the base."""
@@ -54,7 +54,7 @@ class Recipe:
     """Peak learning rate of the chain-of-thought training."""
     replay: float = 0.0
     """Share of the base mixture replayed during the chain-of-thought training."""
-    checkpoints: tuple[int, ...] = (0, 25, 75, 200, 500, 1000, 2400)
+    checkpoints: tuple[int, ...] = (0, 25, 60, 150, 350, 800, 1400, 2000)
     """Steps of the chain-of-thought training that are kept."""
     seed: int = 0
     """Seed of initialisation, order and mixture."""
@@ -125,12 +125,12 @@ class _Batches(torch.utils.data.Dataset):
     def __getitem__(self, item):
         rows = [self.sequences[i] for i in self.plan[item]]
         ids = torch.full((len(rows), max(len(r[0]) for r in rows)), self.pad)
-        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        labels = torch.full_like(ids, -100)  # padding is on the right, where no earlier token looks: no mask is needed
         for i, (row, agent) in enumerate(rows):
             row = torch.tensor(row)
-            ids[i, :len(row)], mask[i, :len(row)] = row, 1
+            ids[i, :len(row)] = row
             labels[i, :len(row)] = torch.where(torch.tensor(agent), row, -100)
-        return dict(input_ids=ids, attention_mask=mask, labels=labels)
+        return dict(input_ids=ids, labels=labels)
 
 
 class _SaveAt(TrainerCallback):

@@ -1,0 +1,57 @@
+# make figures   environment, installation, and the study at its quick size into runs/quick
+# make paper     the study at its full size, into runs/full and the committed figures/
+# make test      environment, installation, and the tests
+# make redraw    every committed figure again from its stored table
+# make series    retrain the shipped checkpoint series    (make record: replay the corpus)
+#
+# ENGINE=0 leaves out ALFWorld's engine (and its C++ compiler): everything on recorded decisions still runs.
+
+PYTHON ?= python3
+VENV ?= .venv
+ENGINE ?= 1
+BIN = $(VENV)/bin
+EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)
+comma = ,
+STAMP = $(VENV)/.installed-$(ENGINE)
+
+.PHONY: figures paper test redraw series record compiler clean
+
+figures: $(STAMP)
+	$(BIN)/python -m analyses all --size quick --run runs/quick
+	@echo "Open runs/quick/index.html"
+
+paper: $(STAMP)
+	$(BIN)/python -m analyses all --size full --run runs/full
+	mkdir -p figures/tables && cp runs/full/tables/*.csv runs/full/tables/*.json figures/tables/
+	$(BIN)/python -m analyses figures --tables figures/tables --out figures
+	@echo "Open figures/index.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+redraw: $(STAMP)
+	$(BIN)/python -m analyses figures --tables figures/tables --out figures
+
+series: $(STAMP)
+	$(BIN)/python -m analyses series
+
+record: $(STAMP)
+	$(BIN)/python -m analyses record
+
+compiler:
+ifeq ($(ENGINE),1)
+	@for tool in g++ make cmake; do command -v $$tool >/dev/null || { \
+	  echo "ALFWorld's engine compiles a C++ part, and $$tool is missing."; \
+	  echo "Install it (Debian: apt-get install g++ make cmake), or run without the engine on recorded decisions: make $(MAKECMDGOALS) ENGINE=0"; \
+	  exit 1; }; done
+endif
+
+$(STAMP): pyproject.toml constraints.txt | compiler
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: set PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv is missing (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+clean:
+	rm -rf runs/quick build *.egg-info

@@ -1,0 +1,213 @@
+HEAD
+# Captions: what the table says, in numbers.
+
+_INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
+
+
+def behaviour(frame: pd.DataFrame) -> str:
+    """Accuracy of both modes, gap and headroom gap at the first and last checkpoint, per split."""
+    lead = "Accuracy against the reference action (top), and the gap between the modes (bottom)."
+    lines = []
+    for name, rows in _by_split(frame):
+        changes = [_change(rows, metric, word) for metric, word in _ACCURACIES.items()]
+        last = _last(rows, "mcnemar_p")
+        test = f" McNemar's test at step {int(last['step'])}: p = {last['value']:.2g}." if last is not None else ""
+        lines.append(f"{name}: {_join(changes)}; {_verdict(rows, 'gap')}.{test} {_size(rows)}")
+    return _paragraph(lead, lines)
+
+
+def parse(frame: pd.DataFrame) -> str:
+    """Lowest parse rate of each mode and where it is reached."""
+    lead = "Share of decisions whose decoded text parses to an action; where it is low, accuracy says little."
+    lines = []
+    for name, rows in _by_split(frame):
+        lows = []
+        for metric in ("parse_prompt", "parse_cot", "parse_empty_think"):
+            of = rows[rows["metric"] == metric].dropna(subset="value")
+            if len(of):
+                worst = of.loc[of["value"].idxmin()]
+                lows.append(f"{STYLE[metric][0]} {_estimate(worst)} at step {int(worst['step'])}")
+        lines.append(f"{name}, lowest: {_join(lows)}. {_size(rows)}")
+    return _paragraph(lead, lines)
+
+
+def revision(frame: pd.DataFrame) -> str:
+    """Revision rate and its parts at the first and last checkpoint, and agreement."""
+    lead = "How often the trace changes the action, split by effect (top); agreement of the two modes (bottom)."
+    words = {"revision": "revision", "revision_helpful": "helpful", "revision_harmful": "harmful"}
+    words |= {"revision_neutral": "neutral", "agreement": "agreement", "kappa": "Cohen's κ"}
+    lines = [
+        f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}. {_size(rows)}"
+        for name, rows in _by_split(frame)
+    ]
+    return _paragraph(lead + " Each whisker belongs to the part whose upper edge it stands on.", lines)
+
+
+def online(frame: pd.DataFrame) -> str:
+    """Success per mode at the first and last checkpoint, per split."""
+    success = frame[frame["metric"] == "success"].assign(metric=lambda table: table["mode"])
+    words = {"cot": "success with CoT", "prompt": "with the prompt action alone"}
+    lines = [
+        f"{name}: {_join([_change(rows, mode, word) for mode, word in words.items()])}. {_size(rows, 'games')}"
+        for name, rows in _by_split(success)
+    ]
+    return _paragraph("Success in the environment, both modes on the same games.", lines)
+
+
+def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> str:
+    """Nested probe's accuracy, best control and gain at the first and last checkpoint; the best cell of the map."""
+    rows = frame[(frame["label"] == label) & (frame["split"] == split) & (frame["metric"] == "accuracy")]
+    lead = f"Linear probe at the prompt boundary for the {LABELS.get(label, label)}, {SPLITS[split].lower()}."
+    nested = rows[rows["layer"] == -1].assign(metric=lambda table: table["reader"])
+    words = {"probe": "Accuracy of the probe with nested layer choice", "gain": "gain over the best control"}
+    text = [_join([_change(nested, reader, word) for reader, word in words.items()]) + "."]
+    at_end = rows[rows["step"] == rows["step"].max()]
+    controls = at_end[at_end["reader"].isin(CONTROLS)].sort_values("layer").drop_duplicates("reader")
+    if len(controls):
+        best = controls.loc[controls["value"].idxmax()]
+        name = STYLE[best["reader"]][0]
+        text.append(f"Best control at step {int(best['step'])}: {name}, {_estimate(best)}.")
+    cells = rows[(rows["reader"] == "gain") & (rows["layer"] >= 0)].dropna(subset="value")
+    if len(cells):
+        top = cells.loc[cells["value"].idxmax()]
+        clear = int((cells["low"] > 0).sum())
+        text.append(
+            f"Largest gain on the map: {_estimate(top, signed=True)} at layer {int(top['layer'])}, step "
+            f"{int(top['step'])}, picked as the maximum; {clear} of {len(cells)} cells have an interval above 0, "
+            "without correction over layers."
+        )
+    return _paragraph(lead, [" ".join(text) + " " + _size(rows)])
+
+
+def patching(frame: pd.DataFrame, site: str = "resid_pre") -> str:
+    """Layer with the largest effect at the first and last checkpoint, per direction, and the pairs dropped."""
+    rows = frame[frame["site"] == site].dropna(subset="value")
+    lead = f"Effect of patching {site} (0 = nothing changes, 1 = the other run's action in full)."
+    lines = []
+    for direction, of in rows.groupby("direction", sort=True):
+        parts = []
+        for step in sorted({of["step"].min(), of["step"].max()}):
+            at = of[of["step"] == step]
+            top = at.loc[at["value"].idxmax()]
+            parts.append(f"{_estimate(top)} at layer {int(top['layer'])}, step {int(step)}")
+        lines.append(f"Largest {direction} effect: {_join(parts, ' and ')}. {_size(of, 'pairs')}")
+    if "n_dropped" in rows and len(rows):
+        low, high = int(rows["n_dropped"].min()), int(rows["n_dropped"].max())
+        count = f"{low}" if low == high else f"{low} to {high}"
+        lines.append(f"Pairs dropped for a small denominator: {count} per checkpoint.")
+    return _paragraph(lead, lines)
+
+
+def reliance(frame: pd.DataFrame) -> str:
+    """Prompt reliance and its parts at the first and last checkpoint, per split."""
+    lead = (
+        "Prompt reliance: the share of the effect on the action that goes directly from the prompt (top); the effects "
+        "it is made of, as differences of summed log-probability in nats (bottom)."
+    )
+    words = {"prompt_reliance": "prompt reliance", "direct": "direct", "via_cot": "via CoT"}
+    words |= {"total": "total", "interaction": "interaction"}
+    lines = [
+        f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}; "
+        f"{_overlap(rows, 'prompt_reliance')}. {_size(rows, 'pairs')}"
+        for name, rows in _by_split(frame)
+    ]
+    return _paragraph(lead, lines)
+
+
+def conflict(frame: pd.DataFrame) -> str:
+    """Keep and follow per arm at the last checkpoint, per split, and whether self-splice reproduces every action."""
+    lead = "The agent's own prompt with an inserted trace: keep, follow and other action per arm."
+    lines = []
+    for name, rows in _by_split(frame):
+        arms = []
+        for arm in ARMS:
+            of = rows[rows["arm"] == arm]
+            ends = {metric: _last(of, metric) for metric in ("keep", "follow")}
+            words = [f"{metric} {_estimate(row)}" for metric, row in ends.items() if row is not None]
+            if words:
+                arms.append(f"{ARMS[arm]} {_join(words)}")
+        lines.append(f"{name}, step {int(rows['step'].max())}: {'; '.join(arms)}. {_size(rows)}")
+    splice = frame[(frame["arm"] == "self_splice") & (frame["metric"] == "keep")]["value"]
+    if len(splice):
+        failed = f"failed: keep falls to {splice.min():.3f}"
+        verdict = "passed: keep = 1 at every checkpoint" if (splice == 1).all() else failed
+        lines.append(f"Self-splice check {verdict}.")
+    leak = frame[frame["metric"] == "leak_rate"].dropna(subset="value")
+    if len(leak):
+        worst = leak.loc[leak["value"].idxmax()]
+        lines.append(f"Highest leak rate of action mentions: {_estimate(worst)} ({ARMS[worst['arm']]}).")
+    return _paragraph(lead, lines)
+
+
+def _by_split(frame):
+    return [(SPLITS[split], frame[frame["split"] == split]) for split in SPLITS if (frame["split"] == split).any()]
+
+
+def _ends(rows, metric):
+    of = rows[rows["metric"] == metric].dropna(subset="value").sort_values("step")
+    return of.iloc[[0, -1]] if len(of) else of
+
+
+def _last(rows, metric):
+    of = _ends(rows, metric)
+    return of.iloc[-1] if len(of) else None
+
+
+def _estimate(row, signed=False) -> str:
+    """Value with its interval: `0.42 [0.38, 0.46]`."""
+    form = "{:+.2f}" if signed else "{:.2f}"
+    value, low, high = (form.format(row[name]).replace("-", "−") for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]" if pd.notna(row["low"]) and pd.notna(row["high"]) else f"{value} (no interval)"
+
+
+def _change(rows, metric, word) -> str:
+    """`word 0.2 [..] at step 0 to 0.5 [..] at step 800`; empty where the table lacks the metric."""
+    of = _ends(rows, metric)
+    if of.empty:
+        return ""
+    first, last = of.iloc[0], of.iloc[-1]
+    if first["step"] == last["step"]:
+        return f"{word} {_estimate(last)} at step {int(last['step'])}"
+    return f"{word} {_estimate(first)} at step {int(first['step'])} to {_estimate(last)} at step {int(last['step'])}"
+
+
+def _verdict(rows, metric) -> str:
+    last = _last(rows, metric)
+    if last is None or pd.isna(last["low"]):
+        return "no interval for the last gap"
+    covers = last["low"] <= 0 <= last["high"]
+    return f"the last gap's interval {'covers' if covers else 'excludes'} 0"
+
+
+def _overlap(rows, metric) -> str:
+    of = _ends(rows, metric)
+    if of.empty or of["step"].nunique() < 2 or of[["low", "high"]].isna().any(axis=None):
+        return "no change to judge"
+    apart = of["low"].max() > of["high"].min()
+    return f"the intervals of the first and last prompt reliance {'do not overlap' if apart else 'overlap'}"
+
+
+def _size(rows, unit="decisions") -> str:
+    """`n = 400 decisions in 60 clusters per point`, as ranges where points differ."""
+    spans = []
+    for column in ("n", "n_groups"):
+        low, high = rows[column].min(), rows[column].max()
+        spans.append("?" if pd.isna(low) else f"{int(low)}" if low == high else f"{int(low)} to {int(high)}")
+    return f"n = {spans[0]} {unit} in {spans[1]} {'clusters' if unit == 'pairs' else 'episodes'} per point."
+
+
+def _join(words, by=", ") -> str:
+    return by.join(word for word in words if word)
+
+
+def _paragraph(lead, lines) -> str:
+    return "<br>\n".join(html.escape(line, quote=False) for line in [lead, *lines, _INTERVALS])
+
+
+_ACCURACIES = {
+    "acc_cot": "CoT action",
+    "acc_prompt": "prompt action",
+    "acc_empty_think": "empty-think action",
+    "gap": "gap",
+    "headroom_gap": "headroom gap",
+}

@@ -1,0 +1,163 @@
+"""Small worlds for the tests: hand-made games, a tokenizer fitted on them, tiny random models and a tiny trained series."""
+
+import importlib
+import os
+import random
+
+for name, value in dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error").items():
+    os.environ.setdefault(name, value)
+
+import pytest
+import torch
+from hypothesis import settings
+from transformers import AutoModelForCausalLM
+
+from interp.models import CheckpointSeries, HookedModel
+from interp.prompts import PromptFormat
+from interp.tasks import Episode, Step, save_episodes
+from interp.training import Recipe, fit_tokenizer
+
+torch.set_num_threads(1)
+settings.register_profile("quiet", deadline=None, max_examples=40, print_blob=True)
+settings.load_profile("quiet")
+
+PLACES = ("drawer 1", "drawer 2", "drawer 3", "drawer 11", "shelf 1", "shelf 2", "desk 1")
+THINGS = ("apple", "mug", "pen", "book")
+TINY = Recipe(hidden=32, layers=3, heads=4, feed_forward=64, vocabulary=520, context=1024, base_steps=40, cot_steps=110,
+              batch_tokens=1600, base_lr=1e-2, cot_lr=1e-2, checkpoints=(0, 20, 110))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="torch sees no GPU on this machine"))
+
+
+def handmade(number: int, split: str, task_type: str = "pick_and_place_simple") -> Episode:
+    """A game in the household's words, without the engine: search the drawers, take the thing, bring it to its place."""
+    rng = random.Random(f"{split}/{number}")
+    places = rng.sample(PLACES, len(PLACES))
+    target, other = rng.sample(THINGS, 2)
+    drawers = [p for p in places if p.startswith("drawer")]
+    goal = rng.choice([p for p in places if not p.startswith("drawer")])
+    content = {p: [] for p in places}
+    where = rng.choice(drawers[:3])
+    content[where] = [f"{target} 1", f"{other} 1"]
+    task = f"Your task is to: put a {target} in {goal.split()[0]}."
+    start = f"You are in a room. You see a {', a '.join(places)}. {task}"
+    steps, here, held = [], "", ""
+
+    def step(thought, action, observation):
+        admissible = [f"go to {p}" for p in places if p != here] + [f"take {x} from {here}" for x in content.get(here, ())]
+        admissible += [f"move {held} to {here}"] if held and here else []
+        trace = f"Goal: {target} to {goal.split()[0]}. {f'I hold {held}' if held else 'Hands empty'}. {thought}"
+        steps.append(Step(trace + f" So {action}." * (rng.random() < 0.3), action, observation, action, tuple(admissible)))
+
+    for place in drawers[:drawers.index(where) + 1]:
+        seen = ", ".join(f"a {x}" for x in content[place]) or "nothing"
+        step(f"Next I check {place}.", f"go to {place}", f"You arrive at {place}. You see {seen}.")
+        here = place
+    step(f"{target} 1 is here, pick it up.", f"take {target} 1 from {here}", f"You pick up the {target} 1 from the {here}.")
+    held = f"{target} 1"
+    step(f"Now it has to reach {goal}.", f"go to {goal}", f"You arrive at {goal}. You see nothing.")
+    here = goal
+    step(f"This is where {held} goes.", f"move {held} to {goal}", f"You move the {held} to the {goal}.")
+    return Episode(f"{split}/{number}", split, task_type, number, task, start, tuple(steps), True)
+
+
+SPLITS = dict(base=24, base_aimless=4, train=32, test_in_domain=10, test_out_of_domain=10)
+
+
+@pytest.fixture(scope="session")
+def episodes():
+    """split -> hand-made episodes."""
+    return {s: [handmade(i, s, "pick_two_obj_and_place" if s.endswith(("out_of_domain", "aimless")) else "pick_and_place_simple")
+                for i in range(n)] for s, n in SPLITS.items()}
+
+
+@pytest.fixture(scope="session")
+def corpus_file(episodes, tmp_path_factory):
+    return save_episodes(tmp_path_factory.mktemp("corpus") / "tiny.jsonl.xz", [e for group in episodes.values() for e in group])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(episodes):
+    from analyses.series import texts
+
+    return fit_tokenizer(texts(episodes), TINY.vocabulary)
+
+
+@pytest.fixture(scope="session")
+def fmt(tokenizer):
+    return PromptFormat(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def prompts(fmt, episodes):
+    """The prompts of six episodes, ragged."""
+    return [fmt.prompt(d) for e in episodes["test_in_domain"][:6] for d in e.decisions()]
+
+
+def tiny_hf(architecture: str, tokenizer, attention: str = "sdpa", **extra):
+    """A tiny random model, with weights large enough for its parts to matter."""
+    options = dict(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                   head_dim=8, intermediate_size=64, max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
+                   eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, sliding_window=None) | extra
+    config = getattr(importlib.import_module("transformers"), f"{architecture}Config")(**options)
+    torch.manual_seed(5)
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    for parameter in hf.parameters():
+        parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    return hf
+
+
+ARCHITECTURES = ("Llama", "Qwen3", "Mistral")
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def model(request, tokenizer):
+    """A tiny random model of each supported family."""
+    return HookedModel(tiny_hf(request.param, tokenizer), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def llama(tokenizer):
+    return HookedModel(tiny_hf("Llama", tokenizer), tokenizer, weights_hash="llama")
+
+
+@pytest.fixture(scope="session")
+def series_folder(corpus_file, tmp_path_factory):
+    """A series that `analyses series` trained in a few seconds, enough to close its tags."""
+    from analyses import series
+
+    work = tmp_path_factory.mktemp("series")
+    series.run(series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu"))
+    return work / "out"
+
+
+@pytest.fixture(scope="session")
+def series(series_folder):
+    return CheckpointSeries.discover(series_folder)
+
+
+@pytest.fixture(scope="session")
+def trained(series):
+    return series.load(series.steps[-1], "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def trained_prompts(trained, episodes):
+    form = PromptFormat(trained.tokenizer)
+    return [form.prompt(d) for e in episodes["test_in_domain"] for d in e.decisions()]
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """Skips where the household's engine is not installed."""
+    reason = "the ALFWorld engine is not installed (pip install 'interp-agents[alfworld]')"
+    for name in ("textworld", "alfworld", "fast_downward"):
+        pytest.importorskip(name, reason=reason)
