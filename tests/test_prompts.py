@@ -138,7 +138,7 @@ def test_a_template_that_loses_text_is_refused_for_prompts_and_sequences(tokeniz
     fmt = PromptFormat(with_template(tokenizer, template))
     with pytest.raises(ValueError, match="template changes message"):
         fmt.prompt(episodes["train"][0].decisions()[1])
-    with pytest.raises(ValueError, match="template changes message"):
+    with pytest.raises(ValueError, match="template"):
         fmt.sequence(episodes["train"][0])
 
 
@@ -164,7 +164,7 @@ def test_unknown_names_are_refused_with_the_known_ones(tokenizer, fmt, prompts):
 
 
 def test_hashes_tell_templates_styles_and_prompts_apart(tokenizer, fmt, prompts):
-    other = PromptFormat(with_template(tokenizer, CHAT_TEMPLATE + " "))
+    other = PromptFormat(with_template(tokenizer, CHAT_TEMPLATE.replace("bos_token }}", "bos_token }}You act. ")))
     own = PromptFormat(tokenizer, Style("<t>", "</t>", "<a>", "</a>"))
     assert len({fmt.hash, other.hash, own.hash}) == 3 and PromptFormat(tokenizer).hash == fmt.hash
     contents = Counter(p.ids for p in prompts)
