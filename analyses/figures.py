@@ -9,19 +9,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from interp import plots, report
+from interp import captions, plots, report
 from interp.tables import read_table
 
 #: Figures in reading order: name, heading, table, plot, caption.
 FIGURES = (
-    ("behaviour", "Accuracy with and without the trace", "behaviour", plots.behaviour, report.caption_behaviour),
-    ("parse", "Do both modes produce an action at all?", "behaviour", plots.parse, report.caption_parse),
-    ("revision", "What the trace changes", "behaviour", plots.revision, report.caption_revision),
-    ("online", "Success in the environment", "online", plots.online, report.caption_online),
-    ("probes", "What the prompt boundary already predicts", "probes", plots.probes, report.caption_probes),
-    ("patching", "Where the prompt acts: activation patching", "patching", plots.patching, report.caption_patching),
-    ("reliance", "Prompt reliance", "reliance", plots.reliance, report.caption_reliance),
-    ("conflict", "Conflicting traces", "conflict", plots.conflict, report.caption_conflict),
+    ("behaviour", "Accuracy with and without the trace", "behaviour", plots.behaviour, captions.behaviour),
+    ("parse", "Do both modes produce an action at all?", "behaviour", plots.parse, captions.parse),
+    ("revision", "What the trace changes", "behaviour", plots.revision, captions.revision),
+    ("online", "Success in the environment", "online", plots.online, captions.online),
+    ("probes", "What the prompt boundary already predicts", "probes", plots.probes, captions.probes),
+    ("patching", "Where the prompt acts: activation patching", "patching", plots.patching, captions.patching),
+    ("reliance", "Prompt reliance", "reliance", plots.reliance, captions.reliance),
+    ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
 )
 
 

@@ -61,7 +61,7 @@ def run(config: Config) -> None:
     base = config.work / "base" / f"checkpoint-{recipe.base_steps}"
     if not (base / "training.json").exists():
         train(build_model(recipe, tokenizer), tokenizer, mixture, recipe, config.work / "base", steps=recipe.base_steps,
-              lr=recipe.base_lr, keep=range(0, recipe.base_steps, 200), seed=recipe.seed, provenance=dict(provenance, stage="base"), device=config.device)
+              lr=recipe.base_lr, keep=range(0, recipe.base_steps, 400), seed=recipe.seed, provenance=dict(provenance, stage="base"), device=config.device)
     sequences = [fmt.sequence(e) for e in corpus["train"]]
     rng = np.random.default_rng(recipe.seed)
     share = round(len(sequences) * recipe.replay / (1 - recipe.replay))

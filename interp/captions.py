@@ -1,18 +1,45 @@
-HEAD
-# Captions: what the table says, in numbers.
+"""Captions: what each figure's table says, in numbers, as HTML.
+
+>>> frame, _ = read_table("runs/quick/tables", "behaviour")
+>>> behaviour(frame)
+"""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+
+from interp.style import ARMS, CONTROLS, LABELS, SPLITS, STYLE, pick, splits_of, with_mode
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
+_ACCURACIES = {
+    "acc_cot": "CoT action",
+    "acc_prompt": "prompt action",
+    "acc_empty_think": "empty-think action",
+    "gap": "gap",
+    "headroom_gap": "headroom gap",
+}
+#: Forced choice: metric in the table, word in the caption.
+_CHOICES = {
+    "choice_prompt_sum": "prompt action {} by sum",
+    "choice_prompt_mean": "{} per token",
+    "choice_cot_sum": "CoT action {} by sum",
+    "choice_cot_mean": "{} per token",
+}
+#: Share of games ended by an action that did not parse, above which the caption says so.
+_MANY_UNPARSED = 0.05
 
 
 def behaviour(frame: pd.DataFrame) -> str:
-    """Accuracy of both modes, gap and headroom gap at the first and last checkpoint, per split."""
+    """Accuracy of both modes and the gaps at the first and last checkpoint, forced choice at the last, per split."""
     lead = "Accuracy against the reference action (top), and the gap between the modes (bottom)."
     lines = []
     for name, rows in _by_split(frame):
         changes = [_change(rows, metric, word) for metric, word in _ACCURACIES.items()]
         last = _last(rows, "mcnemar_p")
         test = f" McNemar's test at step {int(last['step'])}: p = {last['value']:.2g}." if last is not None else ""
-        lines.append(f"{name}: {_join(changes)}; {_verdict(rows, 'gap')}.{test} {_size(rows)}")
+        lines.append(f"{name}: {_join(changes)}; {_verdict(rows, 'gap')}.{test}{_forced(rows)} {_size(_decoded(rows))}")
     return _paragraph(lead, lines)
 
 
@@ -23,11 +50,11 @@ def parse(frame: pd.DataFrame) -> str:
     for name, rows in _by_split(frame):
         lows = []
         for metric in ("parse_prompt", "parse_cot", "parse_empty_think"):
-            of = rows[rows["metric"] == metric].dropna(subset="value")
+            of = pick(rows, metric=metric).dropna(subset="value")
             if len(of):
                 worst = of.loc[of["value"].idxmin()]
                 lows.append(f"{STYLE[metric][0]} {_estimate(worst)} at step {int(worst['step'])}")
-        lines.append(f"{name}, lowest: {_join(lows)}. {_size(rows)}")
+        lines.append(f"{name}, lowest: {_join(lows)}. {_size(_decoded(rows))}")
     return _paragraph(lead, lines)
 
 
@@ -37,31 +64,37 @@ def revision(frame: pd.DataFrame) -> str:
     words = {"revision": "revision", "revision_helpful": "helpful", "revision_harmful": "harmful"}
     words |= {"revision_neutral": "neutral", "agreement": "agreement", "kappa": "Cohen's κ"}
     lines = [
-        f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}. {_size(rows)}"
+        f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}. {_size(_decoded(rows))}"
         for name, rows in _by_split(frame)
     ]
     return _paragraph(lead + " Each whisker belongs to the part whose upper edge it stands on.", lines)
 
 
 def online(frame: pd.DataFrame) -> str:
-    """Success per mode at the first and last checkpoint, per split."""
-    success = frame[frame["metric"] == "success"].assign(metric=lambda table: table["mode"])
+    """Success per mode at the first and last checkpoint, per split, and how many games an unparsed action ended."""
     words = {"cot": "success with CoT", "prompt": "with the prompt action alone"}
-    lines = [
-        f"{name}: {_join([_change(rows, mode, word) for mode, word in words.items()])}. {_size(rows, 'games')}"
-        for name, rows in _by_split(success)
-    ]
+    lines = []
+    for name, rows in _by_split(frame):
+        success = pick(rows, metric="success").assign(metric=lambda table: table["mode"])
+        if success.empty:
+            continue
+        changes = [_change(success, mode, word) for mode, word in words.items()]
+        ends = [_last(pick(rows, mode=mode), "unparsed") for mode in words]
+        many = [end for end in ends if end is not None and end["value"] > _MANY_UNPARSED]
+        parts = [f"{_estimate(end)} ({STYLE[end['mode']][0]})" for end in many]
+        ended = f" Games ended by an unparsed action at step {int(many[0]['step'])}: {_join(parts)}." if many else ""
+        lines.append(f"{name}: {_join(changes)}.{ended} {_size(success, 'games')}")
     return _paragraph("Success in the environment, both modes on the same games.", lines)
 
 
 def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> str:
     """Nested probe's accuracy, best control and gain at the first and last checkpoint; the best cell of the map."""
-    rows = frame[(frame["label"] == label) & (frame["split"] == split) & (frame["metric"] == "accuracy")]
+    rows = pick(frame, label=label, split=split, metric="accuracy")
     lead = f"Linear probe at the prompt boundary for the {LABELS.get(label, label)}, {SPLITS[split].lower()}."
-    nested = rows[rows["layer"] == -1].assign(metric=lambda table: table["reader"])
+    nested = pick(rows, layer=-1).assign(metric=lambda table: table["reader"])
     words = {"probe": "Accuracy of the probe with nested layer choice", "gain": "gain over the best control"}
     text = [_join([_change(nested, reader, word) for reader, word in words.items()]) + "."]
-    at_end = rows[rows["step"] == rows["step"].max()]
+    at_end = pick(rows, step=rows["step"].max())
     controls = at_end[at_end["reader"].isin(CONTROLS)].sort_values("layer").drop_duplicates("reader")
     if len(controls):
         best = controls.loc[controls["value"].idxmax()]
@@ -81,16 +114,22 @@ def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in
 
 def patching(frame: pd.DataFrame, site: str = "resid_pre") -> str:
     """Layer with the largest effect at the first and last checkpoint, per direction, and the pairs dropped."""
-    rows = frame[frame["site"] == site].dropna(subset="value")
+    at_site = pick(with_mode(frame), site=site).dropna(subset="value")
+    rows, behind = pick(at_site, mode="prompt"), pick(at_site, mode="cot")
     lead = f"Effect of patching {site} (0 = nothing changes, 1 = the other run's action in full)."
     lines = []
     for direction, of in rows.groupby("direction", sort=True):
         parts = []
         for step in sorted({of["step"].min(), of["step"].max()}):
-            at = of[of["step"] == step]
+            at = pick(of, step=step)
             top = at.loc[at["value"].idxmax()]
             parts.append(f"{_estimate(top)} at layer {int(top['layer'])}, step {int(step)}")
         lines.append(f"Largest {direction} effect: {_join(parts, ' and ')}. {_size(of, 'pairs')}")
+    if len(behind):
+        last = pick(behind, step=behind["step"].max())
+        tops = [last.loc[index] for index in last.groupby("direction", sort=True)["value"].idxmax()]
+        parts = [f"{top['direction']} {_estimate(top)} at layer {int(top['layer'])}" for top in tops]
+        lines.append(f"Action read behind the trace, largest effect at step {int(tops[0]['step'])}: {_join(parts)}.")
     if "n_dropped" in rows and len(rows):
         low, high = int(rows["n_dropped"].min()), int(rows["n_dropped"].max())
         count = f"{low}" if low == high else f"{low} to {high}"
@@ -121,18 +160,20 @@ def conflict(frame: pd.DataFrame) -> str:
     for name, rows in _by_split(frame):
         arms = []
         for arm in ARMS:
-            of = rows[rows["arm"] == arm]
+            of = pick(rows, arm=arm)
             ends = {metric: _last(of, metric) for metric in ("keep", "follow")}
             words = [f"{metric} {_estimate(row)}" for metric, row in ends.items() if row is not None]
             if words:
                 arms.append(f"{ARMS[arm]} {_join(words)}")
         lines.append(f"{name}, step {int(rows['step'].max())}: {'; '.join(arms)}. {_size(rows)}")
-    splice = frame[(frame["arm"] == "self_splice") & (frame["metric"] == "keep")]["value"]
+        alien = _change(pick(rows, arm="other_state"), "logp_trace", "log-probability of the other state's trace")
+        lines += [f"{name}: {alien}, in nats per token."] if alien else []
+    splice = pick(frame, arm="self_splice", metric="keep")["value"]
     if len(splice):
         failed = f"failed: keep falls to {splice.min():.3f}"
         verdict = "passed: keep = 1 at every checkpoint" if (splice == 1).all() else failed
         lines.append(f"Self-splice check {verdict}.")
-    leak = frame[frame["metric"] == "leak_rate"].dropna(subset="value")
+    leak = pick(frame, metric="leak_rate").dropna(subset="value")
     if len(leak):
         worst = leak.loc[leak["value"].idxmax()]
         lines.append(f"Highest leak rate of action mentions: {_estimate(worst)} ({ARMS[worst['arm']]}).")
@@ -140,11 +181,27 @@ def conflict(frame: pd.DataFrame) -> str:
 
 
 def _by_split(frame):
-    return [(SPLITS[split], frame[frame["split"] == split]) for split in SPLITS if (frame["split"] == split).any()]
+    return [(SPLITS[split], pick(frame, split=split)) for split in splits_of(frame)]
+
+
+def _decoded(rows):
+    """Rows of what was decoded: forced choice reads fewer decisions."""
+    return rows[~rows["metric"].isin(_CHOICES)]
+
+
+def _forced(rows) -> str:
+    """Sentence on the accuracy of forced choice at the last checkpoint; empty where the table lacks it."""
+    ends = {metric: _last(rows, metric) for metric in _CHOICES}
+    ends = {metric: row for metric, row in ends.items() if row is not None}
+    if not ends:
+        return ""
+    row = next(iter(ends.values()))
+    words = [_CHOICES[metric].format(_estimate(row)) for metric, row in ends.items()]
+    return f" Forced choice at step {int(row['step'])} (n = {int(row['n'])}): {_join(words)}."
 
 
 def _ends(rows, metric):
-    of = rows[rows["metric"] == metric].dropna(subset="value").sort_values("step")
+    of = pick(rows, metric=metric).dropna(subset="value").sort_values("step")
     return of.iloc[[0, -1]] if len(of) else of
 
 
@@ -202,12 +259,3 @@ def _join(words, by=", ") -> str:
 
 def _paragraph(lead, lines) -> str:
     return "<br>\n".join(html.escape(line, quote=False) for line in [lead, *lines, _INTERVALS])
-
-
-_ACCURACIES = {
-    "acc_cot": "CoT action",
-    "acc_prompt": "prompt action",
-    "acc_empty_think": "empty-think action",
-    "gap": "gap",
-    "headroom_gap": "headroom gap",
-}

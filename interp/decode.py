@@ -46,16 +46,17 @@ def greedy(model, rows: Sequence[Sequence[int]], stop: int, max_new_tokens: int,
 
 
 def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Callable[[str], str | None] = str,
-           max_new_tokens: int = 96, batch_tokens: int = 32768, progress: bool = False) -> list[Said]:
+           max_new_tokens: int | None = None, batch_tokens: int = 32768, progress: bool = False) -> list[Said]:
     """Decode greedily in one mode; `parser` turns the text between the action tags into an action, or None.
 
+    `max_new_tokens` is 96 in CoT mode and 24 in the others unless given.
     Raises ValueError for an empty list of prompts, or a closing action tag that is not one token.
     """
     if not prompts:
         raise ValueError("There is nothing to decode: the list of prompts is empty.")
     fmt = prompts[0].format
     rows = [[*p.ids, *fmt.opening(mode)] for p in prompts]
-    out = greedy(model, rows, closing(fmt), max_new_tokens, batch_tokens, progress)
+    out = greedy(model, rows, closing(fmt), max_new_tokens or (96 if mode == "cot" else 24), batch_tokens, progress)
     return [said(fmt, ids, mode, parser) for ids in out]
 
 

@@ -1,4 +1,29 @@
-HEAD
+"""Multinomial logistic regression with grouped folds: the solver, its features, and a penalty chosen inside the training rows.
+
+>>> train, held_out = standardised(acts)(train_rows, held_out_rows)
+>>> weights, bias, unconverged = fit_logistic(train, code[train_rows], (0.01, 0.1, 1.0))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize
+from scipy.sparse import issparse
+from scipy.special import softmax
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.model_selection import GroupKFold
+
+INNER_FOLDS = 3
+TOLERANCE, MAX_ITER = 1e-4, 1000
+#: Inner folds only rank C and layers, so they stop earlier.
+INNER_TOLERANCE = 1e-3
+#: Probabilities are floored here, so a label never seen in training costs 6.9 nats, not infinity.
+FLOOR = 1e-3
+
+
 def fit_logistic(
     features: Float[np.ndarray, "decision feature"],
     code: Int[np.ndarray, "decision"],
@@ -43,7 +68,67 @@ def fit_logistic(
     return weights[:, :-1], weights[:, -1:], unconverged
 
 
+def grouped_splits(groups: Int[np.ndarray, "decision"], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(training rows, held-out rows) of each fold: every episode is held out once, whole.
+
+    Raises ValueError for fewer episodes than folds.
+    """
+    return list(GroupKFold(folds, shuffle=True, random_state=seed).split(groups, groups=groups))
+
+
+class Fitter:
+    """Fits on each job's training rows and predicts its held-out rows; knows labels and episodes, not what is read."""
+
+    def __init__(self, code, group, n_classes, jobs, seed):
+        self.code, self.group, self.n_classes, self.jobs, self.seed = code, group, n_classes, jobs, seed
+        self.chosen, self.n_unconverged = [], 0
+
+    def fit(self, features, code, grid, tolerance=TOLERANCE) -> Float[np.ndarray, "C decision class"]:
+        """Class probabilities of the held-out rows of `features` = (training rows, held-out rows), for each C."""
+        train, held_out = features
+        probability = np.zeros((len(grid), len(held_out), self.n_classes))
+        present, local = np.unique(code, return_inverse=True)
+        weights, bias, unconverged = fit_logistic(train, local, grid, tolerance)
+        probability[:, :, present] = softmax(held_out @ weights + bias, axis=2)
+        self.n_unconverged += unconverged
+        return probability
+
+    def nested(self, reader, layer, features, grid):
+        """Held-out probabilities [decision, class], and per job the inner (accuracy, minus log-loss) of the C it chose."""
+        probability, inner_scores = np.zeros((len(self.code), self.n_classes)), []
+        for job, (train, held_out) in enumerate(self.jobs):
+            inner = np.zeros((len(grid), len(train), self.n_classes))
+            for fit, score in grouped_splits(self.group[train], min(INNER_FOLDS, len(set(self.group[train]))), self.seed):
+                ends = features(train[fit], train[score])
+                inner[:, score] = self.fit(ends, self.code[train[fit]], grid, INNER_TOLERANCE)
+            results = [scored(each, self.code[train]) for each in inner]
+            keys = [(each["accuracy"].mean(), -each["log_loss"].mean()) for each in results]
+            best = max(range(len(grid)), key=keys.__getitem__)
+            probability[held_out] = self.fit(features(train, held_out), self.code[train], grid[best : best + 1])[0]
+            self.chosen.append({"fold": job, "reader": reader, "layer": layer, "C": grid[best]})
+            inner_scores.append(keys[best])
+        return probability, inner_scores
+
+    def count(self, given: Int[np.ndarray, "decision"]) -> Float[np.ndarray, "decision class"]:
+        """P(label | given) by counting in the training rows; the label's overall frequency counts as one more decision."""
+        probability = np.zeros((len(self.code), self.n_classes))
+        for train, held_out in self.jobs:
+            counts = np.zeros((given.max() + 1, self.n_classes))
+            np.add.at(counts, (given[train], self.code[train]), 1)
+            counts += counts.sum(axis=0) / len(train)
+            probability[held_out] = (counts / counts.sum(axis=1, keepdims=True))[given[held_out]]
+        return probability
+
+
+def scored(probability: Float[np.ndarray, "decision class"], code: Int[np.ndarray, "decision"]) -> dict[str, np.ndarray]:
+    """Accuracy and log-loss of each decision; code -1 is a label that no reader can predict."""
+    of_label = np.where(code >= 0, probability[np.arange(len(code)), code], 0.0)
+    return {"accuracy": (probability.argmax(axis=1) == code).astype(float), "log_loss": -np.log(np.maximum(of_label, FLOOR))}
+
+
 def standardised(values: Float[np.ndarray, "decision feature"]):
+    """Function from (training rows, held-out rows) to both as features, standardised on the training rows."""
+
     def features(train, held_out):
         mean, scale = values[train].mean(axis=0), values[train].std(axis=0)
         scale = np.where(scale > 1e-9 * (1 + np.abs(mean)), scale, np.inf)  # a constant feature says nothing: it becomes 0
@@ -53,6 +138,7 @@ def standardised(values: Float[np.ndarray, "decision feature"]):
 
 
 def tfidf(texts: Sequence[str]):
+    """Function from (training rows, held-out rows) to both as TF-IDF of words and word pairs, known from the training rows."""
     # Counting learns nothing from other rows, so it is done once; vocabulary and idf are those of the training rows.
     counts = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+").fit_transform(texts).tocsr()
 

@@ -1,4 +1,26 @@
-HEAD
+"""Figures from tables: each function takes one tidy table and returns one plotly figure in the house style.
+
+>>> frame, provenance = read_table("runs/quick/tables", "behaviour")
+>>> behaviour(frame, provenance).show()
+
+Blue is the prompt's side, vermilion the trace's side, in every figure (see `interp.style`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from interp.style import (
+    ARMS, BOTTOM, CELL, CONTROLS, DIRECTIONS, DIVERGING, GREEN, GREY, HOVER, INTERVAL, LABELS, SEQUENTIAL, SKY,
+    SPLITS, STEP_TITLE, STYLE, TOP, VERMILION, cell_numbers, draw_line, draw_metrics, draw_trace, fit_values,
+    layer_axis, meta, need, panels, pick, point_numbers, splits_of, step_axis, steps_of, whisker, with_mode, zero_line,
+)  # fmt: skip
+from interp.tables import ESTIMATE_COLUMNS
+
+
 def behaviour(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """Accuracy of the prompt, CoT and empty-think actions over checkpoints, above the gap and the headroom gap.
 
@@ -37,8 +59,8 @@ def revision(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
         provenance: kept in the figure's `layout.meta`.
     """
     fig = panels(frame, "revision", {"revision rate": 230, "agreement": 170}, provenance)
-    steps, tops = training_steps(frame), []
-    for col, split in enumerate(test_splits(frame), start=1):
+    steps, tops = steps_of(frame), []
+    for col, split in enumerate(splits_of(frame), start=1):
         base = np.zeros(len(steps))
         for part, offset in zip(("revision_helpful", "revision_harmful", "revision_neutral"), (-0.16, 0.0, 0.16)):
             rows = pick(frame, split=split, metric=part).set_index("step").reindex(steps)
@@ -74,7 +96,7 @@ def online(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     fig = panels(frame, "online", rows, provenance)
     for row, metric in enumerate(("success", "steps")[: len(rows)], start=1):
         measured = need(frame, "online", metric=metric).assign(metric=lambda table: table["mode"])
-        draw_metrics(fig, measured, ["cot", "prompt"], row=row, steps=training_steps(frame), legend=row == 1)
+        draw_metrics(fig, measured, ["cot", "prompt"], row=row, steps=steps_of(frame), legend=row == 1)
         if metric == "steps":
             fit_values(fig, measured, ["cot", "prompt"], row=row)
     fig.update_yaxes(range=[-0.03, 1.04], row=1)
@@ -94,15 +116,17 @@ def probes(
     """
     chosen = need(frame, "probes", label=label, split=split, metric="accuracy")
     gain = need(chosen[chosen["layer"] >= 0], "probes", reader="gain")
-    steps, height = training_steps(chosen), 340
+    steps, height = steps_of(chosen), 340
     fig = make_subplots(rows=1, cols=2, column_widths=[0.4, 0.6], horizontal_spacing=0.19)
     fig.update_layout(template="interp", height=TOP + height + BOTTOM, meta=meta("probes", provenance))
     layers = sorted(gain["layer"].unique())
-    grid = {name: gain.pivot(index="layer", columns="step", values=name).reindex(columns=steps) for name in NUMBERS}
+    grid = {name: gain.pivot(index="layer", columns="step", values=name) for name in ESTIMATE_COLUMNS}
+    grid = {name: table.reindex(columns=steps) for name, table in grid.items()}
     limit = max(0.01, float(np.nanmax(np.abs(grid["value"].to_numpy()))))
     fig.add_heatmap(
-        z=grid["value"].to_numpy(), x=list(range(len(steps))), y=list(range(len(layers))), customdata=cell_numbers(grid),
-        zmin=-limit, zmax=limit, colorscale=DIVERGING, xgap=1, ygap=1, name="gain", hovertemplate=CELL,
+        z=grid["value"].to_numpy(), x=list(range(len(steps))), y=list(range(len(layers))),
+        customdata=cell_numbers(grid), hovertemplate=CELL, zmin=-limit, zmax=limit, colorscale=DIVERGING,
+        xgap=1, ygap=1, name="gain",
         colorbar=dict(title=dict(text="gain in accuracy over best control", side="right", font_size=14), x=0.335,
                       thickness=13, outlinewidth=0, tickfont_size=13, tickformat="+.2f"),
         row=1, col=1,
@@ -130,12 +154,13 @@ def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "r
     """Patching effect by layer and checkpoint for both directions, above its layer profile at three checkpoints.
 
     Args:
-        frame: table `patching` (step, layer, site, direction, value, low, high, n, n_groups, n_dropped).
+        frame: table `patching` (step, mode, layer, site, direction, value, low, high, n, n_groups, n_dropped); of the
+            modes, `prompt` is drawn.
         provenance: kept in the figure's `layout.meta`.
         site: activation that was patched.
     """
-    frame = need(frame, "patching", site=site)
-    steps, layers = training_steps(frame), sorted(frame["layer"].unique())
+    frame = need(with_mode(frame), "patching", site=site, mode="prompt")
+    steps, layers = steps_of(frame), sorted(frame["layer"].unique())
     directions = [name for name in ("denoise", "noise") if (frame["direction"] == name).any()]
     heights = [max(200, min(420, 21 * len(layers))), 210]
     total = sum(heights) + 96
@@ -149,7 +174,7 @@ def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "r
     shown = sorted({0, len(steps) // 2, len(steps) - 1})
     for col, direction in enumerate(directions, start=1):
         rows = pick(frame, direction=direction)
-        grid = {name: rows.pivot(index="layer", columns="step", values=name) for name in NUMBERS}
+        grid = {name: rows.pivot(index="layer", columns="step", values=name) for name in ESTIMATE_COLUMNS}
         grid = {name: table.reindex(index=layers, columns=steps) for name, table in grid.items()}
         readable = len(layers) <= 20 and len(steps) <= 9
         fig.add_heatmap(
@@ -210,7 +235,7 @@ def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
         provenance: kept in the figure's `layout.meta`.
     """
     arms = [arm for arm in ARMS if (frame["arm"] == arm).any()]
-    splits, steps = test_splits(frame), training_steps(frame)
+    splits, steps = splits_of(frame), steps_of(frame)
     height = 170 * len(splits) + 22 * (len(splits) - 1)
     fig = make_subplots(
         rows=len(splits), cols=len(arms), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.014,

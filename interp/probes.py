@@ -17,13 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.optimize import minimize
-from scipy.sparse import issparse
-from scipy.special import softmax
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
-from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
+from interp.logistic import Fitter, grouped_splits, scored, standardised, tfidf
 from interp.stats import cluster_bootstrap, integer_codes
 
 #: The `layer` of the nested choice and of every reader that has no layer of its own.
@@ -33,13 +29,7 @@ CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
 SPLITS = ("in_domain", "out_of_domain")
 #: Rows of TF-IDF have unit norm, standardised activations a norm of sqrt(d_model): equal room to fit needs a larger C.
 TEXT_C = (1.0, 10.0, 100.0)
-INNER_FOLDS = 3
 SHUFFLES = 3
-TOLERANCE, MAX_ITER = 1e-4, 1000
-#: Inner folds only rank C and layers, so they stop earlier.
-INNER_TOLERANCE = 1e-3
-#: Probabilities are floored here, so a label never seen in training costs 6.9 nats, not infinity.
-FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -110,8 +100,8 @@ def probe(
     `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions (mean of SHUFFLES
     permutations); `gain`, the probe minus the best control that reads no activation. That control is the best one on the very
     decisions scored, which favours the control: the gain is conservative, and below 0 on pure noise. Metrics: accuracy, and
-    log_loss in nats with probabilities floored at FLOOR; a gain in log_loss is control minus probe, so that positive is better
-    in both.
+    log_loss in nats with probabilities floored at `logistic.FLOOR`; a gain in log_loss is control minus probe, so that
+    positive is better in both.
     Intervals resample episodes, paired for gains, and hold the fitted readers fixed.
 
     Labels absent from a training set count as errors, and `unseen` says how many there were.
@@ -148,7 +138,7 @@ def probe(
     if test is not None:
         jobs.append((np.arange(n), np.arange(n, len(code))))
     with threadpool_limits(1):  # the matrices are small: threads only wait for each other
-        fitter = _Fitter(code, group, len(classes), jobs, seed)
+        fitter = Fitter(code, group, len(classes), jobs, seed)
         probability, shuffled = _read_layers(fitter, acts, layers, grid)
         probability["majority", NESTED] = fitter.count(np.zeros(len(code), dtype=int))
         if previous is not None:
@@ -159,8 +149,8 @@ def probe(
             probability["prompt_length", NESTED] = fitter.nested("prompt_length", NESTED, standardised(length), grid)[0]
 
     split = np.array(SPLITS)[(np.arange(len(code)) >= n).astype(int)]
-    scores = {key: _scores(each, code) for key, each in probability.items()}
-    repeats = [_scores(each, code) for each in shuffled]
+    scores = {key: scored(each, code) for key, each in probability.items()}
+    repeats = [scored(each, code) for each in shuffled]
     scores["shuffled", NESTED] = {metric: np.mean([each[metric] for each in repeats], axis=0) for metric in repeats[0]}
     rows, best_control = _rows(scores, split, group, draws, seed)
     unseen = dict.fromkeys(split.tolist(), 0)
@@ -183,59 +173,7 @@ def probe(
     )
 
 
-def grouped_splits(groups: Int[np.ndarray, "decision"], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(training rows, held-out rows) of each fold: every episode is held out once, whole.
-
-    Raises ValueError for fewer episodes than folds.
-    """
-    return list(GroupKFold(folds, shuffle=True, random_state=seed).split(groups, groups=groups))
-
-
-class _Fitter:
-    """Fits on each job's training rows and predicts its held-out rows; knows labels and episodes, not what is read."""
-
-    def __init__(self, code, group, n_classes, jobs, seed):
-        self.code, self.group, self.n_classes, self.jobs, self.seed = code, group, n_classes, jobs, seed
-        self.chosen, self.n_unconverged = [], 0
-
-    def fit(self, features, code, grid, tolerance=TOLERANCE) -> Float[np.ndarray, "C decision class"]:
-        """Class probabilities of the held-out rows of `features` = (training rows, held-out rows), for each C."""
-        train, held_out = features
-        probability = np.zeros((len(grid), len(held_out), self.n_classes))
-        present, local = np.unique(code, return_inverse=True)
-        weights, bias, unconverged = fit_logistic(train, local, grid, tolerance)
-        probability[:, :, present] = softmax(held_out @ weights + bias, axis=2)
-        self.n_unconverged += unconverged
-        return probability
-
-    def nested(self, reader, layer, features, grid):
-        """Held-out probabilities [decision, class], and per job the inner (accuracy, minus log-loss) of the C it chose."""
-        probability, inner_scores = np.zeros((len(self.code), self.n_classes)), []
-        for job, (train, held_out) in enumerate(self.jobs):
-            inner = np.zeros((len(grid), len(train), self.n_classes))
-            for fit, score in grouped_splits(self.group[train], min(INNER_FOLDS, len(set(self.group[train]))), self.seed):
-                ends = features(train[fit], train[score])
-                inner[:, score] = self.fit(ends, self.code[train[fit]], grid, INNER_TOLERANCE)
-            results = [_scores(each, self.code[train]) for each in inner]
-            keys = [(each["accuracy"].mean(), -each["log_loss"].mean()) for each in results]
-            best = max(range(len(grid)), key=keys.__getitem__)
-            probability[held_out] = self.fit(features(train, held_out), self.code[train], grid[best : best + 1])[0]
-            self.chosen.append({"fold": job, "reader": reader, "layer": layer, "C": grid[best]})
-            inner_scores.append(keys[best])
-        return probability, inner_scores
-
-    def count(self, given: Int[np.ndarray, "decision"]) -> Float[np.ndarray, "decision class"]:
-        """P(label | given) by counting in the training rows; the label's overall frequency counts as one more decision."""
-        probability = np.zeros((len(self.code), self.n_classes))
-        for train, held_out in self.jobs:
-            counts = np.zeros((given.max() + 1, self.n_classes))
-            np.add.at(counts, (given[train], self.code[train]), 1)
-            counts += counts.sum(axis=0) / len(train)
-            probability[held_out] = (counts / counts.sum(axis=1, keepdims=True))[given[held_out]]
-        return probability
-
-
-def _read_layers(fitter: _Fitter, acts, layers, grid):
+def _read_layers(fitter: Fitter, acts, layers, grid):
     """Probabilities [decision, class] of the probe at each layer and at the nested choice, and of each shuffle."""
     features = [standardised(acts[:, layer]) for layer in layers]
     probability, inner = {}, []
@@ -257,11 +195,6 @@ def _read_layers(fitter: _Fitter, acts, layers, grid):
     if 0 in layers:
         probability["embedding", 0] = probability["probe", 0]
     return probability, shuffled
-
-
-def _scores(probability: Float[np.ndarray, "decision class"], code: Int[np.ndarray, "decision"]) -> dict[str, np.ndarray]:
-    of_label = np.where(code >= 0, probability[np.arange(len(code)), code], 0.0)
-    return {"accuracy": (probability.argmax(axis=1) == code).astype(float), "log_loss": -np.log(np.maximum(of_label, FLOOR))}
 
 
 def _rows(scores, split, group, draws, seed) -> tuple[list[dict], dict[tuple[str, str], str]]:

@@ -1,4 +1,4 @@
-"""Figures on disk: interactive HTML, SVG and PDF from one browser, captions from the numbers, and a page of them all.
+"""Figures on disk: interactive HTML, SVG and PDF from one browser, and a page of them all.
 
 >>> save_html({"behaviour": figure}, "figures")
 >>> save_static({"behaviour": figure}, "figures")
@@ -13,11 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 import plotly.graph_objects as go
 import plotly.offline
 
-from interp.plots import ARMS, CONTROLS, LABELS, SPLITS, STYLE
+from interp.style import TOP
 from interp.tables import write_text
 
 
@@ -56,7 +55,7 @@ def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
             "modeBarButtonsToRemove": ["sendChartToCloud"],  # results stay on the reader's machine
             "toImageButtonOptions": {"format": "svg", "filename": name},
         }
-        page = figure.to_html(include_plotlyjs="directory", div_id=name, config=settings)
+        page = _below_toolbar(figure).to_html(include_plotlyjs="directory", div_id=name, config=settings)
         page = page.replace("<head>", f"<head><title>{name}</title>", 1)
         paths.append(write_text(out / f"{name}.html", page))
     return paths
@@ -102,6 +101,15 @@ def save_static(
             source.write_bytes(_without_chance(source.read_bytes(), source.stem))
             os.replace(source, out / source.name)
     return [out / Path(job["path"]).name for job in jobs]
+
+
+def _below_toolbar(figure: go.Figure) -> go.Figure:
+    """Copy of a figure with room above its legends for the toolbar, which only the interactive page has."""
+    figure = go.Figure(figure)
+    top, height = figure.layout.margin.t, figure.layout.height
+    if height is not None:  # what is drawn keeps its size
+        figure.update_layout(height=height + _TOOLBAR)
+    return figure.update_layout(margin_t=(TOP if top is None else top) + _TOOLBAR)
 
 
 def _numbered(figure: go.Figure, name: str) -> go.Figure:
@@ -188,6 +196,7 @@ def _scalable(svg: str) -> str:
     return re.sub(r'\sheight="[\d.]+"', "", head, count=1) + ">" + rest
 
 
+_TOOLBAR = 28  # px
 _FIRST = ("date", "command", "model", "versions")
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -200,7 +209,7 @@ body { font: 16px/1.5 Arial, Helvetica, "Liberation Sans", sans-serif; color: #2
   max-width: 1000px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin: 2.2em 0 .4em; }
 .figure svg { width: 100%; height: auto; display: block; }
-iframe { width: 100%; height: 620px; border: 0; }
+iframe { width: 100%; height: 650px; border: 0; }
 .caption { margin: .4em 0; }
 .links, .provenance { margin: .2em 0; font-size: .85em; color: #555; overflow-wrap: anywhere; }
 .missing { color: #8a4b00; }

@@ -1,4 +1,22 @@
-HEAD
+"""House style of the figures: names, colours, template, and the shared axes, bands, whiskers and row picking.
+
+>>> figure = panels(frame, "behaviour", {"accuracy": 230}, provenance)
+>>> draw_metrics(figure, frame, ["acc_cot", "acc_prompt"], row=1)
+
+One concept has one name, colour, dash and marker in every figure. A band or a whisker is always the table's 95 %
+interval. Checkpoints stand evenly spaced in training order, so that step 0 (the base model) has a place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+from plotly.subplots import make_subplots
+
+from interp.tables import ESTIMATE_COLUMNS
+
 # Okabe and Ito's palette, which survives the common colour-vision deficiencies.
 BLACK, GREY, PALE = "#000000", "#7F7F7F", "#BBBBBB"
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
@@ -80,7 +98,6 @@ plotly.io.templates["interp"] = go.layout.Template(
 )
 
 
-NUMBERS = ("value", "low", "high", "n", "n_groups")
 HOVER = (
     "step %{customdata[0]}<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]"
     "<br>n = %{customdata[4]} in %{customdata[5]} clusters"
@@ -89,11 +106,13 @@ CELL = "%{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>n = %{customdat
 DIRECTIONS = {"denoise": "Denoise (clean into corrupt)", "noise": "Noise (corrupt into clean)"}
 
 
-def training_steps(frame: pd.DataFrame) -> list[int]:
+def steps_of(frame: pd.DataFrame) -> list[int]:
+    """Training steps of a table's checkpoints, in order."""
     return sorted(int(step) for step in frame["step"].unique())
 
 
-def test_splits(frame: pd.DataFrame) -> list[str]:
+def splits_of(frame: pd.DataFrame) -> list[str]:
+    """Splits that a table has, in-domain first."""
     return [split for split in SPLITS if (frame["split"] == split).any()]
 
 
@@ -113,19 +132,28 @@ def need(frame: pd.DataFrame, figure: str, **where) -> pd.DataFrame:
     return rows
 
 
+def with_mode(frame: pd.DataFrame) -> pd.DataFrame:
+    """Table with the column `mode` (prompt, cot: where the action is read); one without it is all prompt."""
+    return frame if "mode" in frame else frame.assign(mode="prompt")
+
+
 def meta(name: str, provenance: dict | None) -> dict:
+    """What a figure keeps in its `layout.meta`."""
     return {"figure": name, "provenance": provenance or {}}
 
 
 def point_numbers(rows: pd.DataFrame) -> np.ndarray:
-    return rows[["step", *NUMBERS]].to_numpy(dtype=float)
+    """What a point tells on hover, in the order of `HOVER`."""
+    return rows[["step", *ESTIMATE_COLUMNS]].to_numpy(dtype=float)
 
 
 def cell_numbers(grid: dict[str, pd.DataFrame]) -> np.ndarray:
-    return np.stack([grid[name].to_numpy(dtype=float) for name in NUMBERS[1:]], axis=-1)
+    """What a heatmap's cell tells on hover, in the order of `CELL`; `grid` holds one pivoted table per number."""
+    return np.stack([grid[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS[1:]], axis=-1)
 
 
 def whisker(rows: pd.DataFrame, colour: str) -> dict:
+    """Error bars from each row's value to its interval's ends."""
     return dict(
         type="data", array=rows["high"] - rows["value"], arrayminus=rows["value"] - rows["low"], color=colour,
         thickness=1.3, width=3,
@@ -139,7 +167,7 @@ def _faint(colour: str, alpha: float) -> str:
 
 def panels(frame: pd.DataFrame, name: str, rows: dict[str, int], provenance: dict | None) -> go.Figure:
     """Empty figure with one column per split and one row per (axis title: height in px) of `rows`."""
-    splits, steps = test_splits(frame), training_steps(frame)
+    splits, steps = splits_of(frame), steps_of(frame)
     if not splits:
         raise ValueError(f"Figure {name}: the table has no rows with split in {list(SPLITS)}.")
     gap = 46  # px between rows: room for the lower row's legend
@@ -164,8 +192,8 @@ def draw_metrics(fig, frame, metrics, row, thin=(), steps=None, legend=True):
     """Draw one line with its interval per metric into every split's panel of one row."""
     if not frame["metric"].isin(metrics).any():
         raise ValueError(f"Figure {fig.layout.meta['figure']}: the table has no rows with metric in {list(metrics)}.")
-    steps = steps or training_steps(frame)
-    for col, split in enumerate(test_splits(frame), start=1):
+    steps = steps or steps_of(frame)
+    for col, split in enumerate(splits_of(frame), start=1):
         for order, metric in enumerate(metrics):
             rows = pick(frame, split=split, metric=metric)
             legend_name = "legend" if row == 1 else "legend2"
@@ -241,4 +269,5 @@ def fit_values(fig, frame, metrics, row, at_least=(0.0, 0.0)):
 
 
 def zero_line(fig, row):
+    """Draw the line at zero in one row."""
     fig.update_yaxes(zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2, row=row)

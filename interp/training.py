@@ -42,13 +42,13 @@ class Recipe:
     """Entries of the tokenizer fitted on the corpus."""
     context: int = 3072
     """Longest sequence in tokens; longer episodes are left out and counted."""
-    base_steps: int = 1000
+    base_steps: int = 2200
     """Optimiser steps of the base on the broad mixture."""
     cot_steps: int = 2000
     """Optimiser steps of the chain-of-thought training."""
     batch_tokens: int = 4096
     """Tokens in a batch, padding included."""
-    base_lr: float = 2e-3
+    base_lr: float = 3e-3
     """Peak learning rate of the base."""
     cot_lr: float = 1e-3
     """Peak learning rate of the chain-of-thought training."""
@@ -84,13 +84,17 @@ def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
 
 
 def base_mixture(fmt: PromptFormat, episodes: Sequence[Episode], seed: int) -> list[tuple[list[int], list[bool]]]:
-    """Each base episode once: a third with every trace, a third with none, a third with a coin for each step."""
+    """Each base episode once: a third with every trace, a third with none, a third with a coin for each step.
+
+    A base is pretrained on whole texts, so every token is marked as supervised, the environment's too.
+    """
     rng = np.random.default_rng(seed)
     found = []
     for episode in episodes:
         kind = rng.integers(3)
         keep = [bool(kind == 0 or kind == 2 and rng.random() < 0.5) for _ in episode.steps]
-        found.append(fmt.sequence(episode, keep))
+        ids, _ = fmt.sequence(episode, keep)
+        found.append((ids, [True] * len(ids)))
     return found
 
 
@@ -144,7 +148,7 @@ class _SaveAt(TrainerCallback):
 
 def train(model, tokenizer, sequences, recipe: Recipe, folder: str | Path, *, steps: int, lr: float, keep: Sequence[int],
           seed: int, provenance: dict | None = None, device: str = "auto") -> Path:
-    """Train on planned batches with loss on the agent's tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last."""
+    """Train on planned batches with loss on the marked tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last."""
     folder = Path(folder)
     plan = batches(sequences, recipe, steps, seed)
     done = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))

@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+import shutil
 
 for name, value in dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error").items():
     os.environ.setdefault(name, value)
@@ -137,6 +138,12 @@ def series_folder(corpus_file, tmp_path_factory):
     work = tmp_path_factory.mktemp("series")
     series.run(series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu"))
     return work / "out"
+
+
+@pytest.fixture
+def copied(series_folder, tmp_path):
+    """The series in a folder of one's own, to damage."""
+    return shutil.copytree(series_folder, tmp_path / "series")
 
 
 @pytest.fixture(scope="session")

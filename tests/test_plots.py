@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from analyses import figures
-from interp import plots
+from interp import captions, plots, report
 from interp.tables import write_table
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,8 @@ def behaviour_table() -> pd.DataFrame:
         "headroom_gap": (0.04, 0.29), "agreement": (0.48, 0.74), "kappa": (0.35, 0.65), "revision": (0.52, 0.26),
         "revision_helpful": (0.12, 0.16), "revision_harmful": (0.10, 0.03), "revision_neutral": (0.30, 0.07),
         "parse_prompt": (0.35, 0.98), "parse_cot": (0.80, 0.995), "parse_empty_think": (0.30, 0.97),
-        "mcnemar_p": (0.3, 0.001),
+        "mcnemar_p": (0.3, 0.001), "choice_prompt_sum": (0.3, 0.6), "choice_prompt_mean": (0.3, 0.58),
+        "choice_cot_sum": (0.35, 0.7), "choice_cot_mean": (0.33, 0.69),
     }  # fmt: skip
 
     def value(row, progress):
@@ -48,18 +49,22 @@ def behaviour_table() -> pd.DataFrame:
         lost = 0.08 if row["split"] == "out_of_domain" and row["metric"].startswith("acc") else 0.0
         return first + (last - first) * progress - lost * progress
 
-    return _table(dict(step=STEPS, split=SPLITS, metric=list(ends)), value, 0.035)
+    frame = _table(dict(step=STEPS, split=SPLITS, metric=list(ends)), value, 0.035)
+    frame.loc[frame["metric"].str.startswith("choice"), ["n", "n_groups"]] = 40, 12
+    return frame
 
 
 def online_table() -> pd.DataFrame:
     def value(row, progress):
         if row["metric"] == "steps":
             return 48 - 20 * progress - 5 * (row["mode"] == "cot")
+        if row["metric"] == "unparsed":
+            return 0.3 - 0.1 * progress if row["mode"] == "prompt" else 0.3 * (1 - progress)
         return 0.05 + 0.4 * progress + 0.15 * progress * (row["mode"] == "cot")
 
     columns = dict(step=STEPS, split=SPLITS, mode=("prompt", "cot"))
-    success = _table(columns | dict(metric=("success",)), value, 0.07)
-    return pd.concat([success, _table(columns | dict(metric=("steps",)), value, 2.0, top=None)], ignore_index=True)
+    shares = _table(columns | dict(metric=("success", "unparsed")), value, 0.02)
+    return pd.concat([shares, _table(columns | dict(metric=("steps",)), value, 2.0, top=None)], ignore_index=True)
 
 
 def probes_table(layers: int = 13) -> pd.DataFrame:
@@ -81,9 +86,11 @@ def patching_table(layers: int = 12) -> pd.DataFrame:
     def value(row, progress):
         middle = layers * (0.65 - 0.25 * progress)
         late = 1 / (1 + np.exp(-(row["layer"] - middle) / 1.2))
-        return late * (0.55 + 0.35 * progress) * (0.9 if row["direction"] == "noise" else 1.0)
+        effect = late * (0.55 + 0.35 * progress) * (0.9 if row["direction"] == "noise" else 1.0)
+        return effect * (0.4 if row["mode"] == "cot" else 1.0)
 
-    columns = dict(step=STEPS, layer=range(layers), site=("resid_pre",), direction=("denoise", "noise"))
+    columns = dict(step=STEPS, mode=("prompt", "cot"), layer=range(layers), site=("resid_pre",))
+    columns |= dict(direction=("denoise", "noise"))
     return _table(columns, value, 0.06, floor=-0.1, top=1.2).assign(n_dropped=9)
 
 
@@ -112,7 +119,9 @@ def conflict_table() -> pd.DataFrame:
     frame = _table(dict(step=STEPS, split=SPLITS, arm=list(keep), metric=metrics), value, 0.04)
     exact = (frame["arm"] == "self_splice") & (frame["metric"] == "keep")
     frame.loc[exact, ["value", "low", "high"]] = 1.0
-    return frame
+    columns = dict(step=STEPS, split=SPLITS, arm=list(keep), metric=("logp_trace",))
+    logp = _table(columns, lambda row, progress: -3.0 + progress, 0.1, floor=None, top=None)
+    return pd.concat([frame, logp], ignore_index=True)
 
 
 TABLES = {
@@ -213,6 +222,67 @@ def test_failed_self_splice_check_is_said():
     frame.loc[where, "value"] = 0.97
     assert any("CHECK FAILED" in note.text for note in plots.conflict(frame).layout.annotations)
     assert not any("CHECK FAILED" in note.text for note in plots.conflict(conflict_table()).layout.annotations)
+
+
+def _said(frame: pd.DataFrame, **where) -> str:
+    """Value and interval of the one row picked, as captions write them."""
+    rows = frame.query(" and ".join(f"{column} == {value!r}" for column, value in where.items()))
+    value, low, high = (f"{number:.2f}".replace("-", "−") for number in rows[["value", "low", "high"]].iloc[0])
+    assert len(rows) == 1
+    return f"{value} [{low}, {high}]"
+
+
+def test_forced_choice_is_in_the_caption_with_its_own_size():
+    frame = behaviour_table()
+    where = dict(step=800, split="in_domain")
+    last = {kind: _said(frame, metric=f"choice_{kind}", **where) for kind in ("prompt_sum", "cot_mean")}
+    text = captions.behaviour(frame)
+    assert f"Forced choice at step 800 (n = 40): prompt action {last['prompt_sum']} by sum" in text
+    assert f"{last['cot_mean']} per token." in text
+    for caption in (captions.behaviour, captions.parse, captions.revision):
+        assert "n = 412 decisions in 57 episodes" in caption(frame)
+    without = frame[~frame["metric"].str.startswith("choice")]
+    assert "Forced choice" not in captions.behaviour(without)
+
+
+def test_unparsed_games_are_in_the_caption_where_they_are_many():
+    frame = online_table()
+    text = captions.online(frame)
+    prompt = _said(frame, step=800, split="in_domain", mode="prompt", metric="unparsed")
+    assert f"Games ended by an unparsed action at step 800: {prompt} (prompt action)." in text
+    frame.loc[frame["metric"] == "unparsed", "value"] = 0.05
+    assert "unparsed" not in captions.online(frame)
+
+
+def test_patching_draws_the_prompt_mode_and_says_the_other():
+    frame = patching_table()
+    prompt = frame.query("mode == 'prompt'")
+    assert plots.patching(frame) == plots.patching(prompt.drop(columns="mode"))
+    top = frame.query("mode == 'cot' and step == 800 and direction == 'denoise'")
+    top = top.loc[top["value"].idxmax()]
+    said = f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}] at layer {top['layer']}"
+    text = captions.patching(frame)
+    assert f"Action read behind the trace, largest effect at step 800: denoise {said}, noise " in text
+    alone = captions.patching(prompt.drop(columns="mode"))
+    assert "behind the trace" not in alone and set(alone.split("<br>")) < set(text.split("<br>"))
+    with pytest.raises(ValueError, match="no rows with site = resid_pre, mode = prompt"):
+        plots.patching(frame.query("mode == 'cot'"))
+
+
+def test_log_probability_of_the_other_trace_is_in_the_caption():
+    frame = conflict_table()
+    ends = [_said(frame, step=step, split="in_domain", arm="other_state", metric="logp_trace") for step in (0, 800)]
+    text = captions.conflict(frame)
+    assert f"other state's trace {ends[0]} at step 0 to {ends[1]} at step 800, in nats per token." in text
+    assert "log-probability" not in captions.conflict(frame[frame["metric"] != "logp_trace"])
+
+
+def test_toolbar_has_room_above_the_interactive_figure(tmp_path):
+    figure = plots.probes(probes_table())
+    before = figure.layout.height
+    report.save_html({"probes": figure}, tmp_path)
+    page = (tmp_path / "probes.html").read_text()
+    assert f'"height":{before + 28}' in page and '"margin":{"t":102}' in page and figure.layout.height == before
 
 
 def test_files_captions_and_no_torch(drawn):

@@ -10,8 +10,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from interp import probes
-from interp.probes import NESTED, fit_logistic, grouped_splits, probe
+from interp import logistic, probes
+from interp.logistic import fit_logistic, grouped_splits
+from interp.probes import NESTED, probe
 
 
 def planted(seed=0, n_groups=24, per_group=4, d=12, n_classes=3, layer=2, strength=2.0):
@@ -102,7 +103,7 @@ def test_grouped_splits_hold_out_every_episode_once_and_whole(groups, folds, see
 def test_every_fit_keeps_training_and_scored_episodes_apart(monkeypatch):
     acts, labels, groups, *_ = planted(n_groups=10)
     names, seen = np.array(groups), []
-    standardised = probes._standardised
+    standardised = probes.standardised
 
     def watched(values):
         features = standardised(values)
@@ -113,7 +114,7 @@ def test_every_fit_keeps_training_and_scored_episodes_apart(monkeypatch):
 
         return watch
 
-    monkeypatch.setattr(probes, "_standardised", watched)
+    monkeypatch.setattr(probes, "standardised", watched)
     probe(acts, labels, groups, draws=20, layers=[2])
     assert len(seen) == 5 * 3 + 5 + 5 and not any(seen)
 
@@ -124,9 +125,9 @@ def test_rotated_logistic_equals_scikit_learn(n, d):
     code = rng.permutation(np.arange(n) % 4)
     x = rng.normal(size=(n, d)) * np.linspace(0.2, 3, d) + 0.5 * rng.normal(size=(4, d))[code]
     unseen = rng.normal(size=(25, d))
-    train, held_out = probes._rotated(x, unseen)
+    train, held_out = logistic.rotated(x, unseen)
     assert train.shape[1] <= min(n, d)
-    for tolerance, error in ((1e-7, 1e-4), (probes.TOLERANCE, 0.03)):
+    for tolerance, error in ((1e-7, 1e-4), (logistic.TOLERANCE, 0.03)):
         weights, bias, unconverged = fit_logistic(train, code, (0.01, 0.1, 1.0), tolerance)
         assert unconverged == 0
         for i, c in enumerate((0.01, 0.1, 1.0)):
@@ -153,7 +154,7 @@ def test_tfidf_features_are_those_of_a_vectoriser_fitted_on_train():
     *_, prompts, _ = planted()
     prompts[3] = "a word of its own"
     train, held_out = np.arange(10, 40), np.arange(10)
-    ours, other = probes._tfidf(prompts)(train, held_out)
+    ours, other = logistic.tfidf(prompts)(train, held_out)
     vectoriser = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
     x = vectoriser.fit_transform([prompts[i] for i in train]).toarray()
     y = vectoriser.transform([prompts[i] for i in held_out]).toarray()

@@ -1,0 +1,171 @@
+"""Conflicting traces: the arms, their donors, and the control that must reproduce the action."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interp.conflict import ARMS, Outcome, conflict, donor, own_trace_ids, strip_action
+from interp.decode import Said, decode, said
+
+
+@pytest.fixture(scope="module")
+def spoken(trained, trained_prompts):
+    """The trained model's own decoding of every test decision."""
+    return decode(trained, trained_prompts, "cot")
+
+
+@pytest.fixture(scope="module")
+def outcomes(trained, trained_prompts, spoken):
+    return {arm: conflict(trained, trained_prompts, spoken, arm, seed=1) for arm in ARMS}
+
+
+def test_the_own_trace_spliced_in_reproduces_every_action(outcomes, spoken):
+    own = outcomes["self_splice"]
+    usable = [i for i, s in enumerate(spoken) if s.action is not None and s.trace]
+    assert len(usable) > 30 and own.index.tolist() == usable
+    assert own.action == [spoken[i].action for i in usable] and own.keep.all()
+
+
+def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_prompts):
+    for arm, found in outcomes.items():
+        n = len(found.index)
+        assert found.arm == arm and n and len(set(found.index)) == n and max(found.index) < len(trained_prompts)
+        for column in (found.action, found.own, found.argued, found.leaked, found.logp, found.keep, found.follow, found.unparsed):
+            assert len(column) == n
+        assert arm == "self_splice" or not (found.keep & found.follow).any()
+        assert not (found.unparsed & (found.keep | found.follow)).any()
+        assert (found.logp <= 0).all() and np.isfinite(found.logp).all()
+        argued = {"self_splice": found.own, "other_state": [a for a in found.argued if a]}.get(arm, [None] * n)
+        assert found.argued == argued
+    # the own trace is the likeliest
+    own = outcomes["self_splice"]
+    likely = dict(zip(own.index, own.logp))
+    for arm in ("shuffled_words", "filler"):
+        assert own.logp.mean() > outcomes[arm].logp.mean() and set(outcomes[arm].index) == set(likely)
+
+
+def test_the_same_seed_gives_the_same_outcome(trained, trained_prompts, spoken, outcomes):
+    for arm in ("other_state", "shuffled_words"):
+        again = conflict(trained, trained_prompts, spoken, arm, seed=1)
+        assert (again.action, again.argued) == (outcomes[arm].action, outcomes[arm].argued)
+        np.testing.assert_allclose(again.logp, outcomes[arm].logp)
+    other = conflict(trained, trained_prompts, spoken, "other_state", seed=2)
+    assert other.argued != outcomes["other_state"].argued
+
+
+def test_the_traces_log_probability_is_the_plain_one(trained, trained_prompts, spoken, outcomes):
+    fmt, found = trained_prompts[0].format, outcomes["self_splice"]
+    for i, logp in list(zip(found.index, found.logp))[:4]:
+        body = [*own_trace_ids(trained_prompts[i], spoken[i]), *fmt.encode("</think>")]
+        ids = torch.tensor([[*trained_prompts[i].ids, *fmt.opening("cot"), *body]])
+        with torch.inference_mode():
+            plain = trained.hf(ids).logits[0].log_softmax(-1)
+        n = ids.shape[1] - len(body)
+        assert logp == pytest.approx(float(plain[range(n - 1, ids.shape[1] - 1), body].mean()), abs=1e-4)
+
+
+def test_donors_are_of_another_episode_admissible_and_argue_for_another_action(trained_prompts, spoken):
+    rng, found = np.random.default_rng(0), 0
+    for i, prompt in enumerate(trained_prompts):
+        for _ in range(5):
+            other = donor(i, trained_prompts, spoken, rng)
+            if other is not None:
+                found += 1
+                assert trained_prompts[other].decision.episode != prompt.decision.episode
+                assert spoken[other].action in prompt.decision.admissible and spoken[other].action != spoken[i].action
+                assert spoken[other].trace
+    assert found > 50
+
+
+def test_a_decision_without_admissible_commands_finds_no_donor(trained_prompts, spoken):
+    alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts]
+    assert donor(0, alone, spoken, np.random.default_rng(0)) is None
+    single = [p for p in trained_prompts if p.decision.episode == trained_prompts[0].decision.episode]
+    assert donor(0, single, spoken[:len(single)], np.random.default_rng(0)) is None
+
+
+def speak(fmt, trace, action):
+    return said(fmt, fmt.encode(f"{trace}</think><action>{action}</action>"), "cot")
+
+
+def spliced(monkeypatch, model, prompts, decoded, arm):
+    """What an arm puts behind each prompt, as text."""
+    from interp import conflict as module
+
+    rows, real = [], module.greedy
+    monkeypatch.setattr(module, "greedy", lambda model, given, *a, **k: rows.extend(given) or real(model, given, *a, **k))
+    found = conflict(model, prompts, decoded, arm, max_new_tokens=2)
+    fmt = prompts[0].format
+    return [fmt.tokenizer.decode(r[len(prompts[i].ids):]) for i, r in zip(found.index, rows)], found
+
+
+def test_each_arm_puts_in_the_trace_it_is_named_for(llama, prompts, monkeypatch):
+    fmt = prompts[0].format
+    here, there = prompts[0], next(p for p in prompts if p.decision.episode != prompts[0].decision.episode and p.decision.step == 0)
+    go = next(c for c in here.decision.admissible if c in there.decision.admissible)
+    trace = "Goal: mug to desk. Hands empty. Next I check it. Now."
+    decoded = [speak(fmt, trace, "inventory"), speak(fmt, f"A mug. So {go}. Away.", go)]
+
+    def text(arm):
+        monkeypatch.undo()
+        found, outcome = spliced(monkeypatch, llama, [here, there], decoded, arm)
+        assert found[0].startswith("<think>") and found[0].endswith("</think><action>")
+        return found[0].removeprefix("<think>").removesuffix("</think><action>"), outcome
+
+    assert text("self_splice")[0] == trace
+    assert text("truncated")[0] == "Goal: mug to desk. Hands empty."
+    assert sorted(text("shuffled_words")[0].split()) == sorted(trace.split())
+    assert text("empty")[0] == ""
+    filler = text("filler")[0]
+    assert set(filler) == {"."} and len(filler) == len(fmt.encode(trace))
+    other, outcome = text("other_state")
+    assert other == "A mug. Away." and outcome.argued == [go] and outcome.leaked.tolist() == [True]
+
+
+def test_decisions_that_did_not_parse_are_left_out_and_wrong_use_is_refused(llama, prompts):
+    fmt = prompts[0].format
+    decoded = [speak(fmt, "A trace.", "inventory"), Said((5, 6), None, None), Said((5, 1, 6), "A trace.", None)]
+    assert conflict(llama, prompts[:3], decoded, "empty", max_new_tokens=2).index.tolist() == [0]
+    with pytest.raises(ValueError, match="no arm 'loud'.*self_splice"):
+        conflict(llama, prompts[:3], decoded, "loud")
+    with pytest.raises(ValueError, match="No decision is left.*of 2, 0 parsed"):
+        conflict(llama, prompts[1:3], decoded[1:], "empty")
+
+
+def test_a_closing_tag_spelled_in_letters_is_left_out_not_a_crash(llama, prompts):
+    """A weak model can write the tag's letters, which the text parser takes for the tag although no such token is there."""
+    fmt = prompts[0].format
+    letters = [i for c in "</think>" for i in fmt.encode(c)]
+    ids = [*fmt.encode("I look."), *letters, *fmt.encode("<action>inventory</action>")]
+    decoded = [said(fmt, ids, "cot"), speak(fmt, "A trace.", "inventory")]
+    found = conflict(llama, prompts[:2], decoded, "self_splice", max_new_tokens=2)
+    assert 1 in found.index
+
+
+sentence = st.sampled_from(["Goal: mug to desk.", "Hands empty!", "So go to drawer 1.", "Next I check drawer 11?", "go to drawer 11 now.", "Then open drawer 1."])
+
+
+@given(st.lists(sentence))
+def test_stripping_removes_exactly_the_sentences_that_name_the_action(sentences):
+    kept = [s for s in sentences if s != "So go to drawer 1."]
+    assert strip_action(" ".join(sentences), "go to drawer 1") == " ".join(kept)
+
+
+@pytest.mark.parametrize("trace", ["Two  spaces. And more.", "A line.\nAnother line.", " Space before. ", "No stop at the end", ""])
+def test_a_trace_that_does_not_name_the_action_comes_back_as_it_was(trace):
+    """Otherwise every trace with a line break counts as a leak."""
+    assert strip_action(trace, "go to drawer 1") == trace
+
+
+def test_stripping_sees_an_action_that_begins_a_sentence():
+    assert strip_action("Go to drawer 1. Then see.", "go to drawer 1") == "Then see."
+
+
+def test_readings_of_an_outcome():
+    found = Outcome("other_state", np.arange(4), ["a", "b", None, "c"], ["a", "a", "a", "a"], ["b", "b", None, "b"], np.zeros(4, bool), np.zeros(4))
+    assert found.keep.tolist() == [True, False, False, False] and found.follow.tolist() == [False, True, False, False]
+    assert found.unparsed.tolist() == [False, False, True, False]

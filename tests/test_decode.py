@@ -1,0 +1,114 @@
+"""Greedy decoding in batches, and forced choice among candidates."""
+
+import pytest
+import torch
+
+from interp.alfworld.commands import parse, target, verb
+from interp.decode import choose, closing, decode, greedy, said
+from interp.models import HookedModel
+from interp.prompts import PromptFormat
+from tests.conftest import tiny_hf
+
+
+@pytest.mark.parametrize("mode", ["cot", "prompt", "empty_think"])
+def test_batched_decoding_equals_one_by_one(trained, trained_prompts, mode):
+    prompts = trained_prompts[:14]
+    together = decode(trained, prompts, mode, max_new_tokens=40)
+    assert together == [decode(trained, [p], mode, max_new_tokens=40)[0] for p in prompts]
+    assert together == decode(trained, prompts, mode, max_new_tokens=40, batch_tokens=300)
+
+
+def slow_greedy(model, row, stop, n):
+    found = []
+    while len(found) < n and (not found or found[-1] != stop):
+        with torch.inference_mode():
+            found.append(int(model.hf(torch.tensor([[*row, *found]])).logits[0, -1].argmax()))
+    return tuple(found)
+
+
+def test_decoding_equals_a_plain_argmax_loop(model, fmt, prompts):
+    rows = [[*p.ids, *fmt.opening("cot")] for p in prompts[:6]]
+    stop = closing(fmt)
+    assert greedy(model, rows, stop, 12) == [slow_greedy(model, r, stop, 12) for r in rows]
+
+
+def test_decoding_stops_at_the_closing_tag_and_nowhere_else(trained, trained_prompts):
+    stop = closing(trained_prompts[0].format)
+    for words in decode(trained, trained_prompts[:14]):
+        assert words.ids.count(stop) <= 1 and (stop not in words.ids or words.ids[-1] == stop)
+        assert (words.action is not None) == (stop in words.ids)
+
+
+@pytest.mark.parametrize("setting", [dict(repetition_penalty=3.0), dict(no_repeat_ngram_size=2), dict(suppress_tokens=[30, 31, 294])])
+def test_greedy_decoding_ignores_the_checkpoints_own_generation_settings(trained, trained_prompts, setting, monkeypatch):
+    """Hub checkpoints ship a generation_config (Qwen: a repetition penalty); greedy means the argmax all the same."""
+    plain = decode(trained, trained_prompts[:4])
+    for name, value in setting.items():
+        monkeypatch.setattr(trained.hf.generation_config, name, value)
+    assert decode(trained, trained_prompts[:4]) == plain
+
+
+def test_what_does_not_close_or_parse_is_no_action(fmt):
+    def spoken(text, mode="cot", parser=str):
+        words = said(fmt, fmt.encode(text), mode, parser)
+        return words.trace, words.action
+
+    assert spoken("I look.</think><action>go to desk 1</action>") == ("I look.", "go to desk 1")
+    assert spoken("I look.</think><action>fly</action>", parser=parse) == ("I look.", None)
+    assert spoken("I look.</think><action>go to desk 1") == ("I look.", None)
+    assert spoken("I look and look") == (None, None)
+    assert spoken("go to desk 1</action>", "prompt", parse) == (None, "go to desk 1")
+    assert spoken("</action>", "prompt") == (None, None)
+
+
+def test_wrong_requests_are_refused(llama, prompts, tokenizer):
+    with pytest.raises(ValueError, match="empty"):
+        decode(llama, [])
+    with pytest.raises(ValueError, match="no decoding mode"):
+        decode(llama, prompts, "loud")
+    short = HookedModel(tiny_hf("Llama", tokenizer, max_position_embeddings=128), tokenizer)
+    with pytest.raises(ValueError, match="reads at most 128"):
+        decode(short, prompts[:2])
+    from interp.prompts import Style
+    with pytest.raises(ValueError, match="tokens, but decoding stops at one"):
+        closing(PromptFormat(tokenizer, Style("<think>", "</think>", "<do it>", "</do it>")))
+
+
+@torch.inference_mode()
+def plain_logp(model, ids, n):
+    logp = model.hf(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return float(sum(logp[t - 1, ids[t]] for t in range(len(ids) - n, len(ids))))
+
+
+@pytest.mark.parametrize("with_trace", [False, True])
+def test_a_choice_is_the_plain_log_probability_of_each_candidate(model, fmt, prompts, with_trace):
+    for prompt in prompts[:3]:
+        trace = fmt.encode("Hands empty. Next I check drawer 2.") if with_trace else None
+        lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace)
+        found = choose(model, prompt, prompt.decision.admissible, trace)
+        for row, candidate in zip(found, prompt.decision.admissible):
+            action = [*fmt.encode(candidate), closing(fmt)]
+            plain = plain_logp(model, [*prompt.ids, *lead, *action], len(action))
+            assert row.tolist() == pytest.approx([plain, plain / len(action)], abs=1e-4)
+
+
+def test_candidates_are_ordered_freely_and_may_begin_one_another(llama, prompts):
+    """The closing tag counts, so "go to drawer 1" is not preferred for being the beginning of "go to drawer 11"."""
+    names = ["go to drawer 1", "go to drawer 11", "take mug 1 from drawer 1"]
+    forth, back = choose(llama, prompts[0], names), choose(llama, prompts[0], names[::-1])
+    torch.testing.assert_close(forth, back.flip(0), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="no admissible actions"):
+        choose(llama, prompts[0], [])
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("go to desk 1", "go to desk 1"), ("  take  mug 1 from\nshelf 11 ", "take mug 1 from shelf 11"), ("move pen 2 to desk 1",) * 2,
+    ("heat egg 1 with microwave 1",) * 2, ("inventory",) * 2, ("go to desk", None), ("go to desk 1.", None), ("take mug 1", None),
+    ("put mug 1 in desk 1", None), ("", None), ("go to desk 1 go to desk 2", None), ("GO TO DESK 1", None)])
+def test_only_the_engines_commands_parse(text, wanted):
+    assert parse(text) == wanted
+
+
+def test_verbs_and_targets_are_the_classes_probes_predict():
+    assert [(verb(c), target(c)) for c in ("take mug 1 from shelf 2", "go to shelf 2", "inventory")] == [
+        ("take", "mug"), ("go", "shelf"), ("inventory", "inventory")]
