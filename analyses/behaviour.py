@@ -50,7 +50,7 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     for prompt, words in zip(prompts, cot):
         candidates = prompt.decision.admissible
         row = dict(episode=prompt.decision.episode)
-        for mode, trace in (("prompt", None), ("cot", own_trace_ids(prompt, words) if words.trace is not None else None)):
+        for mode, trace in (("prompt", None), ("cot", own_trace_ids(prompt, words))):
             if mode == "cot" and trace is None:  # a trace that never closed can be followed by no action
                 row |= dict(choice_cot_sum=False, choice_cot_mean=False)
                 continue

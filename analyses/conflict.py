@@ -24,28 +24,27 @@ class Config(Study):
 
 
 def run(config: Config) -> None:
-    """Splice, decode and tabulate; one arm of a checkpoint and split is one resumable stage."""
+    """Splice, decode and tabulate; one checkpoint and split is one resumable stage."""
     started, rows, skipped = time.time(), [], {}
     n = config.number(config.conflicts, 80, 300)
     for step, split in config.cells("conflict"):
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
-        for arm in config.arms:
-            def compute():
-                try:
-                    found = conflict(config.model(step), prompts, own, arm, parser=parse, seed=config.seed)
-                except ValueError as problem:  # nothing parsed, or no donor: said in the provenance, the others go on
-                    return dict(skipped=str(problem))
-                columns = dict(keep=found.keep, follow=found.follow, other=~(found.keep | found.follow | found.unparsed),
-                               unparsed=found.unparsed, leak_rate=found.leaked, logp_trace=found.logp)
-                return dict(index=found.index.tolist(), **{k: v.astype(float).tolist() for k, v in columns.items()})
 
-            found = config.stage(f"conflict/{step}-{split}-{arm}", dict(config.inputs(step, split), arm=arm, n=n), compute)
-            if "skipped" in found:
-                skipped[f"{step} {split} {arm}"] = found["skipped"]
+        def compute():
+            outcomes = conflict(config.model(step), prompts, own, config.arms, parser=parse, seed=config.seed)
+            return {arm: dict(index=o.index.tolist(), keep=o.keep.tolist(), follow=o.follow.tolist(), unparsed=o.unparsed.tolist(),
+                              other=(~(o.keep | o.follow | o.unparsed)).tolist(), leak_rate=o.leaked.tolist(), logp_trace=o.logp.tolist())
+                    for arm, o in outcomes.items()}
+
+        found = config.stage(f"conflict/{step}-{split}", dict(config.inputs(step, split), arms=config.arms, n=n), compute)
+        for arm in config.arms:
+            columns = dict(found[arm])
+            groups = [prompts[i].decision.episode for i in columns.pop("index")]
+            if not groups:
+                skipped[f"{step} {split} {arm}"] = "no decision of this checkpoint parsed, or none found a donor"
                 continue
-            groups = [prompts[i].decision.episode for i in found.pop("index")]
-            for metric, values in found.items():
-                estimate = cluster_bootstrap(np.array(values), groups, seed=config.seed)
+            for metric, values in columns.items():
+                estimate = cluster_bootstrap(np.array(values, dtype=float), groups, seed=config.seed)
                 rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate.row()))
     if not rows:
         raise ValueError(f"No arm could be run: {next(iter(skipped.values()))}")

@@ -32,24 +32,24 @@ def run(config: Config) -> None:
     step = config.steps[0]
     config.model(step)
     decisions = [d for e in config.episodes[split] for d in e.decisions()]
-    pairs, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 60, 200), config.seed)
+    clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 60, 200), config.seed)
     for step, _ in config.cells("patching", [split]):
         for mode in config.modes:
-            inputs = dict(config.inputs(step), pairs=[p.clean.hash + p.corrupt.hash for p in pairs], sites=config.sites, mode=mode)
+            inputs = dict(config.inputs(step), pairs=[p.hash for p in (*clean, *corrupt)], sites=config.sites, mode=mode)
 
             def compute():
-                sweep = patch(config.model(step), pairs, config.sites, mode=mode)
+                sweep = patch(config.model(step), clean, corrupt, config.sites, mode=mode)
                 return dict(denoise=np.nan_to_num(sweep.denoise, nan=-1e9).tolist(), noise=np.nan_to_num(sweep.noise, nan=-1e9).tolist())
 
             found = config.stage(f"patching/{step}-{mode}", inputs, compute)
             for direction in ("denoise", "noise"):
                 values = np.array(found[direction])
                 kept = values[:, 0, 0] > -1e8
-                groups = [p.clean.decision.episode for p, k in zip(pairs, kept) if k]
+                groups = [p.decision.episode for p, k in zip(clean, kept) if k]
                 for s, site in enumerate(config.sites):
                     for layer in range(values.shape[2]):
                         estimate = (cluster_bootstrap(values[kept, s, layer], groups, seed=config.seed).row() if kept.any()
                                     else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
                         rows.append(dict(step=step, mode=mode, layer=layer, site=site, direction=direction, **estimate,
                                          n_dropped=int((~kept).sum())))
-    config.write("patching", rows, started, pairs=len(pairs), not_paired=dict(dropped))
+    config.write("patching", rows, started, pairs=len(clean), not_paired=dict(dropped))

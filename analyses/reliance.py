@@ -28,23 +28,23 @@ def run(config: Config) -> None:
     pairs = {}
     for split in config.splits:
         decisions = [d for e in config.episodes[split] for d in e.decisions()]
-        pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 60, 200), config.seed)
+        *pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 60, 200), config.seed)
         unpaired[split] = dict(dropped)
     for step, split in config.cells("reliance"):
-        inputs = dict(config.inputs(step), pairs=[p.clean.hash + p.corrupt.hash for p in pairs[split]])
+        inputs = dict(config.inputs(step), pairs=[p.hash for side in pairs[split] for p in side])
 
         def compute():
-            found = prompt_reliance(config.model(step), pairs[split])
+            found = prompt_reliance(config.model(step), *pairs[split])
             return dict(effects=np.stack([found.direct, found.via_cot, found.total], 1).tolist(), kept=found.kept.tolist())
 
         found = config.stage(f"reliance/{step}-{split}", inputs, compute)
         effects = np.array(found["effects"]).reshape(-1, 3)
-        groups = [pairs[split][i].clean.decision.episode for i in found["kept"]]
+        groups = [pairs[split][0][i].decision.episode for i in found["kept"]]
         readings = dict(direct=lambda m: m[..., 0], via_cot=lambda m: m[..., 1], total=lambda m: m[..., 2],
                         interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
                         prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]))
         for metric, function in readings.items():
             estimate = (cluster_bootstrap(effects, groups, function, seed=config.seed).row() if len(effects)
                         else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
-            rows.append(dict(step=step, split=split, metric=metric, **estimate, n_dropped=len(pairs[split]) - len(effects)))
+            rows.append(dict(step=step, split=split, metric=metric, **estimate, n_dropped=len(pairs[split][0]) - len(effects)))
     config.write("reliance", rows, started, not_paired=unpaired)

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 import interp
 from interp.alfworld.commands import parse
-from interp.decode import Said, decode
+from interp.decode import Said, decode_modes
 from interp.models import SERIES, CheckpointSeries, HookedModel
-from interp.prompts import Mode, Prompt, PromptFormat
+from interp.prompts import MODES, Mode, Prompt, PromptFormat
 from interp.tables import write_json, write_table
 from interp.tasks import CORPUS, SPLITS, load_corpus, sample_decisions
 
@@ -118,9 +118,10 @@ class Study:
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
         def compute():
-            return [dataclasses.asdict(s) for s in decode(self.model(step), self.prompts(split), mode, parser=parse)]
+            found = decode_modes(self.model(step), self.prompts(split), MODES, parser=parse)
+            return {m: [dataclasses.asdict(s) for s in said] for m, said in found.items()}
 
-        rows = self.stage(f"decoded/{step}-{split}-{mode}", dict(self.inputs(step, split), mode=mode), compute)
+        rows = self.stage(f"decoded/{step}-{split}", self.inputs(step, split), compute)[mode]
         return [Said(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
 
     def cells(self, name: str, splits: Sequence[str] = ()) -> list[tuple[int, str]]:

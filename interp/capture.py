@@ -12,6 +12,7 @@ from typing import Sequence
 import torch
 from tqdm import tqdm
 
+from interp.generation import length_batches, padded
 from interp.hooks import parse_site
 from interp.prompts import Prompt
 
@@ -28,28 +29,6 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.values)
-
-
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of about equal lengths, each at most `batch_tokens` with its padding (longest first)."""
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= batch_tokens:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    return found
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int, device, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask [row, token] of ragged rows."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        at = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[i, at], mask[i, at] = torch.tensor(row), 1
-    return ids.to(device), mask.to(device)
 
 
 @torch.inference_mode()
@@ -71,7 +50,7 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
         last = torch.tensor([prompts[i].boundary for i in group], device=model.device)
         model.check_length(len(prompts[group[0]].ids))
         # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
-        ids, _ = padded([prompts[i].ids for i in group], 0, model.device)
+        ids, _ = padded([prompts[i].ids for i in group], model.device)
 
         def keep(s, layer):
             def read(tensor):

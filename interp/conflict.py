@@ -8,8 +8,8 @@ from typing import Callable, Sequence
 
 import numpy as np
 
-from interp.decode import Said, closing, greedy, said
-from interp.packing import score
+from interp.decode import Said, closing, said
+from interp.generation import continue_each
 from interp.prompts import Prompt
 
 ARMS = ("self_splice", "truncated", "other_state", "shuffled_words", "filler", "empty")
@@ -22,7 +22,7 @@ class Outcome:
 
     `action`: what was done (None: unparsed); `own`: the prompt's own CoT action; `argued`: the action the trace argues
     for (None where it argues for none); `leaked`: the trace named that action word for word before it was stripped;
-    `logp`: log p(trace | prompt) per token, in nats (an alien trace ignored may be competence).
+    `logp`: log p(trace and its closing tags | prompt) per token, in nats (an alien trace ignored may be competence).
     """
 
     arm: str
@@ -47,17 +47,17 @@ class Outcome:
 
 
 def strip_action(trace: str, action: str) -> str:
-    """The trace without the sentences that name the action word for word."""
+    """The trace without the sentences that name the action word for word (unchanged where none does)."""
     sentences = re.split(r"(?<=[.!?])\s+", trace)
-    return " ".join(s for s in sentences if not re.search(rf"\b{re.escape(action)}\b", s))
+    kept = [s for s in sentences if not re.search(rf"\b{re.escape(action)}\b", s, re.IGNORECASE)]
+    return trace if len(kept) == len(sentences) else " ".join(kept)
 
 
-def own_trace_ids(prompt: Prompt, decoded: Said) -> list[int]:
-    """The ids of the trace exactly as it was decoded, without its tags."""
+def own_trace_ids(prompt: Prompt, decoded: Said) -> list[int] | None:
+    """The ids of the trace exactly as it was decoded, without its tags; None where no closing tag was generated."""
     stop = prompt.format.encode(prompt.format.style.close_think)
     ids = list(decoded.ids)
-    at = next(i for i in range(len(ids)) if ids[i:i + len(stop)] == stop)
-    return ids[:at]
+    return next((ids[:i] for i in range(len(ids)) if ids[i:i + len(stop)] == stop), None)
 
 
 def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: np.random.Generator) -> int | None:
@@ -79,7 +79,8 @@ def _trace(arm: str, index: int, prompts, decoded, rng) -> tuple[list[int], str 
     if arm == "shuffled_words":
         return fmt.encode(" ".join(rng.permutation(own.trace.split()))), None, False
     if arm == "filler":
-        return (fmt.encode(FILLER) * len(own_trace_ids(prompts[index], own)))[:len(own_trace_ids(prompts[index], own))], None, False
+        length = len(own_trace_ids(prompts[index], own))
+        return (fmt.encode(FILLER) * length)[:length], None, False
     if arm == "empty":
         return [], None, False
     other = donor(index, prompts, decoded, rng)
@@ -90,30 +91,30 @@ def _trace(arm: str, index: int, prompts, decoded, rng) -> tuple[list[int], str 
     return fmt.encode(bare), argued, bare != decoded[other].trace
 
 
-def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arm: str, *, parser: Callable[[str], str | None] = str,
-             seed: int = 0, max_new_tokens: int = 24, progress: bool = False) -> Outcome:
-    """Put one arm's traces behind the prompts and decode the action.
+def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Sequence[str] = ARMS, *,
+             parser: Callable[[str], str | None] = str, seed: int = 0, max_new_tokens: int = 24, progress: bool = False) -> dict[str, Outcome]:
+    """Put the arms' traces behind the prompts and decode the action: one Outcome for each arm.
 
     Arms: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
     trace), `other_state` (another episode's trace, its action stripped), `shuffled_words`, `filler` (full stops, equal
-    length), `empty`. Decisions whose own decoding did not parse, or that find no donor, are left out. Raises ValueError
-    for an arm that is not known, or where no decision is left.
+    length), `empty`. Decisions whose own decoding did not parse, or that find no donor, are left out; an arm without any
+    has empty arrays. Raises ValueError for an arm that is not known.
     """
-    if arm not in ARMS:
-        raise ValueError(f"There is no arm {arm!r}: the arms are {', '.join(ARMS)}.")
-    rng = np.random.default_rng(seed)
-    usable = [i for i, s in enumerate(decoded) if s.action is not None and s.trace]
-    found = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, rng)) is not None}
-    if not found:
-        raise ValueError(f"No decision is left for the arm {arm!r}: of {len(prompts)}, {len(usable)} parsed in CoT mode.")
-    fmt = prompts[0].format
-    rows = [[*prompts[i].ids, *fmt.with_trace(t[0])] for i, t in found.items()]
-    out = [said(fmt, ids, "prompt", parser) for ids in greedy(model, rows, closing(fmt), max_new_tokens, progress=progress)]
-    logp = []
-    for i, (ids, _, _) in found.items():
-        body = [*ids, *fmt.encode(fmt.style.close_think)]
-        lead = fmt.encode(fmt.style.open_think)
-        cache = model.read([*prompts[i].ids, *lead[:-1]])
-        logp.append(float(score(model, cache, [[lead[-1], *body]], [len(body)])[0, 0]) / len(body))
-    return Outcome(arm, np.array(list(found)), [s.action for s in out], [decoded[i].action for i in found],
-                   [t[1] for t in found.values()], np.array([t[2] for t in found.values()]), np.array(logp))
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown:
+        raise ValueError(f"There is no arm {unknown[0]!r}: the arms are {', '.join(ARMS)}.")
+    usable = [i for i, s in enumerate(decoded) if s.action is not None and s.trace and own_trace_ids(prompts[i], s)]
+    traces, variants = {}, {}
+    for arm in arms:
+        rng = np.random.default_rng(seed)
+        traces[arm] = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, rng)) is not None}
+        variants[arm] = [prompts[i].format.with_trace(traces[arm][i][0]) if i in traces[arm] else None for i in range(len(prompts))]
+    out = continue_each(model, [p.ids for p in prompts], variants, closing(prompts[0].format), max_new_tokens, progress=progress)
+    found = {}
+    for arm in arms:
+        index = list(traces[arm])
+        words = [said(prompts[i].format, out[arm][i].ids, "prompt", parser) for i in index]
+        found[arm] = Outcome(arm, np.array(index, dtype=int), [w.action for w in words], [decoded[i].action for i in index],
+                             [traces[arm][i][1] for i in index], np.array([traces[arm][i][2] for i in index], dtype=bool),
+                             np.array([out[arm][i].logp for i in index]))
+    return found

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import Callable, Sequence
 
 import torch
-from tqdm import tqdm
-from transformers import GenerationConfig
 
-from interp.capture import length_batches, padded
+from interp.generation import continue_each
 from interp.packing import score
 from interp.prompts import Mode, Prompt
 
@@ -27,37 +25,30 @@ class Said:
     action: str | None
 
 
-@torch.inference_mode()
-def greedy(model, rows: Sequence[Sequence[int]], stop: int, max_new_tokens: int, batch_tokens: int = 32768,
-           progress: bool = False) -> list[tuple[int, ...]]:
-    """Continue each row of ids greedily until `stop` (kept) or `max_new_tokens`; rows of about equal length run together."""
-    found: list[tuple[int, ...]] = [()] * len(rows)
-    pad = model.tokenizer.pad_token_id
-    pad = stop if pad is None else pad
-    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad,
-                                use_cache=True)  # trainers save configurations that turn it off
-    for group in tqdm(length_batches([len(r) for r in rows], batch_tokens), desc="decode", leave=False, disable=not progress):
-        model.check_length(max(len(rows[i]) for i in group) + max_new_tokens)
-        ids, mask = padded([rows[i] for i in group], pad, model.device, side="left")
-        out = model.hf.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1]:].tolist()
-        for i, new in zip(group, out):
-            found[i] = tuple(new[:new.index(stop) + 1] if stop in new else new)
-    return found
+#: Tokens after which a decoding that has not closed its action is given up.
+LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
 
-def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Callable[[str], str | None] = str,
-           max_new_tokens: int | None = None, batch_tokens: int = 32768, progress: bool = False) -> list[Said]:
-    """Decode greedily in one mode; `parser` turns the text between the action tags into an action, or None.
-
-    `max_new_tokens` is 96 in CoT mode and 24 in the others unless given.
-    Raises ValueError for an empty list of prompts, or a closing action tag that is not one token.
-    """
+def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, parser: Callable[[str], str | None] = str,
+                 max_new_tokens: int | None = None, progress: bool = False) -> dict[str, list[Said]]:
+    """Decode greedily in several modes, each prompt read once; as `decode`, for each mode."""
     if not prompts:
         raise ValueError("There is nothing to decode: the list of prompts is empty.")
     fmt = prompts[0].format
-    rows = [[*p.ids, *fmt.opening(mode)] for p in prompts]
-    out = greedy(model, rows, closing(fmt), max_new_tokens or (96 if mode == "cot" else 24), batch_tokens, progress)
-    return [said(fmt, ids, mode, parser) for ids in out]
+    variants = {mode: [fmt.opening(mode)] * len(prompts) for mode in modes}
+    limits = {mode: max_new_tokens or LIMITS[mode] for mode in modes}
+    out = continue_each(model, [p.ids for p in prompts], variants, closing(fmt), limits, progress=progress)
+    return {mode: [said(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
+
+
+def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Callable[[str], str | None] = str,
+           max_new_tokens: int | None = None, progress: bool = False) -> list[Said]:
+    """Decode greedily in one mode; `parser` turns the text between the action tags into an action, or None.
+
+    `max_new_tokens` is `LIMITS[mode]` unless given. Raises ValueError for an empty list of prompts, or a closing action
+    tag that is not one token.
+    """
+    return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress)[mode]
 
 
 def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str) -> Said:

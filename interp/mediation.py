@@ -14,8 +14,9 @@ import torch
 from tqdm import tqdm
 
 from interp.packing import score
-from interp.pairs import Pair
+from interp.pairs import check_pairs
 from interp.patching import continuations
+from interp.prompts import Prompt
 
 #: prompt's keys and values from, trace's from
 ARMS = (("clean", "clean"), ("corrupt", "clean"), ("clean", "corrupt"), ("corrupt", "corrupt"))
@@ -59,23 +60,23 @@ def spliced_cache(model, runs: dict, boundary: int):
     return cache
 
 
-def prompt_reliance(model, pairs: Sequence[Pair], minimum: float = 1.0, progress: bool = False) -> Reliance:
+def prompt_reliance(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], minimum: float = 1.0, progress: bool = False) -> Reliance:
     """Direct, via-CoT and total effect of the counterfactual prompt on the action behind the trace.
 
-    Traces of a pair have equal lengths by construction (`interp.pairs`). Raises ValueError for an empty list.
+    clean, corrupt: prompts in pairs, token for token, with the reference trace and action of each (`interp.make_pairs`).
+    Raises ValueError for lists that are not pairs.
     """
-    if not pairs:
-        raise ValueError("There is nothing to mediate: the list of pairs is empty.")
-    effects = np.empty((len(pairs), 3))
-    for index, pair in enumerate(tqdm(pairs, desc="mediate", leave=False, disable=not progress)):
-        fmt, runs = pair.clean.format, {}
-        for run in ("clean", "corrupt"):
-            tail = fmt.with_trace(getattr(pair, f"{run}_trace"))
-            runs[run] = model.read([*getattr(pair, run).ids, *tail[:-1]])
-        both, counts = continuations(pair, tail[-1:])
-        logp = score(model, spliced_cache(model, runs, pair.clean.boundary), both, counts)
+    check_pairs(clean, corrupt)
+    effects = np.empty((len(clean), 3))
+    for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="mediate", leave=False, disable=not progress)):
+        runs = {}
+        for run, prompt in zip(("clean", "corrupt"), pair):
+            tail = prompt.format.with_trace(prompt.decision.trace)
+            runs[run] = model.read([*prompt.ids, *tail[:-1]])
+        both, counts = continuations(*pair, tail[-1:])
+        logp = score(model, spliced_cache(model, runs, pair[0].boundary), both, counts)
         difference = (logp[:, 0] - logp[:, 1]).double().numpy()
         effects[index] = difference[0] - difference[1:]
     direct, via, total = effects.T
     kept = np.flatnonzero(total >= minimum)
-    return Reliance(direct[kept], via[kept], total[kept], kept, len(pairs) - len(kept))
+    return Reliance(direct[kept], via[kept], total[kept], kept, len(clean) - len(kept))

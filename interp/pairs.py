@@ -8,25 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Sequence
 
 import numpy as np
 
 from interp.prompts import Prompt, PromptFormat
 from interp.tasks import Decision
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Clean and corrupt prompts of equal length, with the trace and the action that belong to each."""
-
-    clean: Prompt
-    corrupt: Prompt
-    clean_trace: str
-    corrupt_trace: str
-    clean_action: str
-    corrupt_action: str
 
 
 def swap(text: str, a: str, b: str) -> str:
@@ -61,31 +49,54 @@ def _partners(decision: Decision, objects: Sequence[str]) -> list[tuple[str, str
     return []
 
 
-def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: int = 0) -> tuple[list[Pair], Counter]:
-    """Up to `n` pairs, at most one for each decision, and a count of what was dropped and why.
+def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: int = 0) -> tuple[list[Prompt], list[Prompt], Counter]:
+    """Up to `n` clean and corrupt prompts, at most one pair for each decision, and a count of what was dropped and why.
 
-    Kept only where every token has its counterpart: equal lengths of prompt, trace and action, and equal spans.
+    Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
     """
     rng = np.random.default_rng(seed)
-    objects = sorted({w for d in decisions for m in re.findall(r"\btake (\w+) \d+", " ".join(d.admissible)) for w in [m]})
-    pairs: list[Pair] = []
+    objects = sorted({m for d in decisions for m in re.findall(r"\btake (\w+) \d+", " ".join(d.admissible))})
+    clean: list[Prompt] = []
+    corrupt: list[Prompt] = []
     dropped: Counter = Counter()
     for index in rng.permutation(len(decisions)):
-        if len(pairs) == n:
+        if len(clean) == n:
             break
         decision = decisions[index]
         options = _partners(decision, objects)
         if not options:
             dropped["no name to swap that changes the action"] += 1
             continue
-        clean = fmt.prompt(decision)
+        prompt = fmt.prompt(decision)
         for choice in rng.permutation(len(options)):
-            twin = swapped(decision, *options[choice])
-            corrupt = fmt.prompt(twin)
-            if corrupt.spans == clean.spans and all(
-                    len(fmt.encode(x)) == len(fmt.encode(y)) for x, y in ((decision.trace, twin.trace), (decision.reference, twin.reference))):
-                pairs.append(Pair(clean, corrupt, decision.trace, twin.trace, decision.reference, twin.reference))
+            twin = fmt.prompt(swapped(decision, *options[choice]))
+            if not mismatch(prompt, twin):
+                clean.append(prompt)
+                corrupt.append(twin)
                 break
         else:
             dropped["no swap of equal token length"] += 1
-    return pairs, dropped
+    return clean, corrupt, dropped
+
+
+def mismatch(clean: Prompt, corrupt: Prompt) -> str:
+    """Why two prompts are not a pair, as a sentence ("" where they are one)."""
+    fmt, a, b = clean.format, clean.decision, corrupt.decision
+    if clean.spans != corrupt.spans:
+        return f"The prompts of {a.id} and its twin differ in length or spans ({len(clean.ids)} and {len(corrupt.ids)} tokens)."
+    if len(fmt.encode(a.trace)) != len(fmt.encode(b.trace)):
+        return f"The traces of {a.id} and its twin differ in length, so their keys and values cannot be swapped."
+    if a.reference == b.reference:
+        return f"The actions of {a.id} and its twin are the same ({a.reference!r}), so there is no difference to explain."
+    if len(fmt.encode(a.reference)) != len(fmt.encode(b.reference)):
+        return f"The actions of {a.id} and its twin, {a.reference!r} and {b.reference!r}, differ in length."
+    return ""
+
+
+def check_pairs(clean: Sequence[Prompt], corrupt: Sequence[Prompt]) -> None:
+    """Raise ValueError where two lists of prompts are not pairs, token for token."""
+    if not clean or len(clean) != len(corrupt):
+        raise ValueError(f"Pairs need as many clean as corrupt prompts, and at least one: there are {len(clean)} and {len(corrupt)}.")
+    problems = [p for p in map(mismatch, clean, corrupt) if p]
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(clean)} pairs do not match. {problems[0]} Make pairs with `interp.make_pairs`.")

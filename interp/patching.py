@@ -18,7 +18,8 @@ from interp.capture import capture
 from interp.decode import closing
 from interp.hooks import parse_site
 from interp.packing import score
-from interp.pairs import Pair
+from interp.pairs import check_pairs
+from interp.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -41,36 +42,38 @@ class Sweep:
         return int(np.isnan(self.denoise[:, 0, 0]).sum())
 
 
-def continuations(pair: Pair, lead: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """The two actions of a pair behind `lead`, and how many of their tokens are scored."""
-    fmt = pair.clean.format
-    actions = [[*fmt.encode(a), closing(fmt)] for a in (pair.clean_action, pair.corrupt_action)]
+def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """The two reference actions of a pair behind `lead`, and how many of their tokens are scored."""
+    actions = [[*p.format.encode(p.decision.reference), closing(p.format)] for p in (clean, corrupt)]
     return [[*lead, *a] for a in actions], [len(a) for a in actions]
 
 
-def patch(model, pairs: Sequence[Pair], sites: Sequence[str] = ("resid_pre",), at: str = "boundary",
+def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",), at: str = "boundary",
           mode: Literal["prompt", "cot"] = "prompt", minimum: float = 1.0, progress: bool = False) -> Sweep:
     """Patch each site of each layer at the boundary, in both directions.
 
-    The action is read right behind the boundary (`prompt`), or behind the trace of the run that is patched (`cot`).
+    clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`); their decisions' reference actions are compared.
+    The action is read right behind the boundary (`prompt`), or behind the reference trace of the patched run (`cot`).
     denoise = (LD_patched - LD_corrupt) / (LD_clean - LD_corrupt), noise = (LD_clean - LD_patched) / (same); pairs whose
-    denominator is below `minimum` nats are NaN. Raises ValueError for an empty list of pairs or another position.
+    denominator is below `minimum` nats are NaN. Raises ValueError for lists that are not pairs, or another position.
     """
-    if not pairs:
-        raise ValueError("There is nothing to patch: the list of pairs is empty.")
+    check_pairs(clean, corrupt)
     if at != "boundary":
         raise ValueError(f"Patching is done at the boundary, not at {at!r}.")
+    if mode not in ("prompt", "cot"):
+        raise ValueError(f"The action is read in mode 'prompt' or 'cot', not in mode {mode!r}.")
     names = [parse_site(s)[0] for s in sites]
-    acts = {run: capture(model, [getattr(p, run) for p in pairs], names).values for run in ("clean", "corrupt")}
-    shape = (len(pairs), len(names), model.n_layers)
+    prompts = {"clean": clean, "corrupt": corrupt}
+    acts = {run: capture(model, prompts[run], names).values for run in prompts}
+    shape = (len(clean), len(names), model.n_layers)
     cells = [(s, layer) for s in range(len(names)) for layer in range(model.n_layers)]
-    base = {run: np.empty(len(pairs)) for run in acts}
-    patched = {run: np.empty(shape) for run in acts}
-    for index, pair in enumerate(tqdm(pairs, desc="patch", leave=False, disable=not progress)):
+    base = {run: np.empty(len(clean)) for run in prompts}
+    patched = {run: np.empty(shape) for run in prompts}
+    for index in tqdm(range(len(clean)), desc="patch", leave=False, disable=not progress):
         for run, donor in (("clean", "corrupt"), ("corrupt", "clean")):
-            prompt = getattr(pair, run)
-            tail = pair.clean.format.opening("prompt") if mode == "prompt" else pair.clean.format.with_trace(getattr(pair, f"{run}_trace"))
-            both, counts = continuations(pair, [prompt.ids[-1], *tail])
+            prompt = prompts[run][index]
+            tail = prompt.format.opening("prompt") if mode == "prompt" else prompt.format.with_trace(prompt.decision.trace)
+            both, counts = continuations(clean[index], corrupt[index], [prompt.ids[-1], *tail])
             edits = {}  # segment 0 and 1 are the unpatched actions; then two for each cell
             for number, (s, layer) in enumerate(cells):
                 value = acts[donor][index, s, layer]

@@ -1,0 +1,149 @@
+"""Greedy continuations of many prompts, each prompt read once for all the ways in which it is continued.
+
+Prompts of about equal length are read together, padded on the right, where the causal mask alone is exact; their keys and
+values are kept, and every variant (a mode's opening, a spliced trace) goes on from them. The plain twin is Hugging Face's
+`generate`, prompt by prompt (tested).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+import torch
+from tqdm import tqdm
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Greedily generated `ids`, and the log-probability per token, in nats, of the given suffix after its first token."""
+
+    ids: tuple[int, ...]
+    logp: float
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of about equal lengths, each at most `batch_tokens` with its padding (longest first)."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= batch_tokens:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and validity [row, token] of ragged rows, padded with token 0 on the right."""
+    width = max(map(len, rows))
+    ids, valid = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, :len(row)], valid[i, :len(row)] = torch.tensor(row), True
+    return ids.to(device), valid.to(device)
+
+
+class _Room(DynamicLayer):
+    """A cache layer with room for what comes, so that a new token copies no old one."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._used, self._buffers = keys.shape[-2], [torch.cat([t, t.new_empty(*t.shape[:2], room, t.shape[3])], 2) for t in (keys, values)]
+        self.keys, self.values = (b[:, :, :self._used] for b in self._buffers)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        end = self._used + key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states)):
+            buffer[:, :, self._used:end] = new
+        self._used = end
+        self.keys, self.values = (b[:, :, :end] for b in self._buffers)
+        return self.keys, self.values
+
+
+class _Rows:
+    """The rows of a batch that are still generating: their cache, which of its keys count, and their next positions."""
+
+    def __init__(self, model, layers, seen: torch.Tensor, position: torch.Tensor, room: int):
+        self.model, self.seen, self.position = model, seen, position
+        self.cache = DynamicCache()
+        self.cache.layers = [_Room(k, v, room) for k, v in layers]
+
+    def forward(self, ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [row, token, width] of new tokens; each sees the keys that count and the new ones up to itself."""
+        rows, width = ids.shape
+        new = valid[:, None, :] & torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
+        mask = torch.cat([self.seen[:, None, :].expand(rows, width, -1), new], 2)[:, None]
+        additive = torch.zeros(mask.shape, dtype=self.model.dtype, device=ids.device).masked_fill_(~mask, torch.finfo(self.model.dtype).min)
+        positions = self.position[:, None] + torch.arange(width, device=ids.device)
+        hidden = self.model.inner(input_ids=ids, position_ids=positions, attention_mask=additive, past_key_values=self.cache,
+                                  use_cache=True).last_hidden_state
+        self.seen = torch.cat([self.seen, valid], 1)
+        self.position = self.position + valid.sum(1)
+        return hidden
+
+    def keep(self, alive: torch.Tensor, room: int) -> None:
+        """Drop the rows that have ended."""
+        self.seen, self.position = self.seen[alive], self.position[alive]
+        self.cache.layers = [_Room(layer.keys[alive], layer.values[alive], room) for layer in self.cache.layers]
+
+
+def _greedy(model, layers, seen, suffixes, stop: int, max_new_tokens: int) -> list[Continuation]:
+    """Continue one variant of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot] count."""
+    ids, valid = padded(suffixes, model.device)
+    rows = _Rows(model, layers, seen, seen.sum(1), ids.shape[1] + max_new_tokens)
+    hidden = rows.forward(ids, valid)
+    lengths = valid.sum(1)
+    scored = valid[:, 1:].nonzero()
+    logp = torch.zeros(len(ids), device=model.device)
+    if len(scored):
+        picked = model.logits(hidden[scored[:, 0], scored[:, 1]]).log_softmax(-1).gather(1, ids[scored[:, 0], scored[:, 1] + 1][:, None])[:, 0]
+        logp.index_add_(0, scored[:, 0], picked)
+    logp = (logp / (lengths - 1).clamp(min=1)).tolist()
+    token = model.logits(hidden[torch.arange(len(ids)), lengths - 1]).argmax(-1)
+    out: list[list[int]] = [[] for _ in suffixes]
+    owner = list(range(len(suffixes)))  # row of the running batch -> continuation
+    for left in range(max_new_tokens, 0, -1):
+        for i, t in zip(owner, token.tolist()):
+            if not out[i] or out[i][-1] != stop:
+                out[i].append(t)
+        alive = [r for r, i in enumerate(owner) if out[i][-1] != stop]
+        if not alive or left == 1:
+            break
+        if len(alive) <= len(owner) // 2:
+            rows.keep(torch.tensor(alive, device=model.device), left)
+            token, owner = token[alive], [owner[r] for r in alive]
+        hidden = rows.forward(token[:, None], torch.ones(len(owner), 1, dtype=torch.bool, device=model.device))
+        token = model.logits(hidden[:, 0]).argmax(-1)
+    return [Continuation(tuple(o), p) for o, p in zip(out, logp)]
+
+
+@torch.inference_mode()
+def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str, Sequence[Sequence[int] | None]], stop: int,
+                  max_new_tokens: int | Mapping[str, int], batch_tokens: int = 24576, progress: bool = False) -> dict[str, list]:
+    """Continue every prompt in every variant, greedily, until `stop` (kept) or `max_new_tokens`.
+
+    variants: name -> one suffix of ids for each prompt (None: not this one), read behind the prompt before generating.
+    Returns name -> one Continuation (or None) for each prompt. Raises ValueError for an empty suffix or a context too long.
+    """
+    if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
+        raise ValueError("Every suffix needs at least one token to generate from.")
+    limits = {name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants}
+    found: dict[str, list] = {name: [None] * len(prompts) for name in variants}
+    groups = length_batches([len(p) for p in prompts], batch_tokens)
+    for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
+        longest = max((len(variants[n][i]) + limits[n] for n in variants for i in group if variants[n][i] is not None), default=0)
+        model.check_length(len(prompts[group[0]]) + longest)
+        ids, seen = padded([prompts[i] for i in group], model.device)
+        cache = model.new_cache()
+        model.inner(input_ids=ids, past_key_values=cache, use_cache=True)
+        for name, suffixes in variants.items():
+            some = [r for r, i in enumerate(group) if suffixes[i] is not None]
+            if not some:
+                continue
+            layers = [(x.keys[some], x.values[some]) if len(some) < len(group) else (x.keys, x.values) for x in cache.layers]
+            out = _greedy(model, layers, seen[some], [suffixes[group[r]] for r in some], stop, limits[name])
+            for r, continuation in zip(some, out):
+                found[name][group[r]] = continuation
+    return found
