@@ -18,7 +18,7 @@ class Config(Study):
     """Both modes at every checkpoint, on the expert's states."""
 
     choices: int = 0
-    """Decisions of each split read by forced choice too (0: 40 quick, 150 full)."""
+    """Decisions of each split read by forced choice too (0: 40 quick, 100 full)."""
 
 
 def measure(said: dict, reference: list[str], groups: list[str], seed: int) -> list[dict]:
@@ -64,7 +64,7 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
 def run(config: Config) -> None:
     """Decode, choose and tabulate every checkpoint and split."""
     started, rows = time.time(), []
-    n = config.number(config.choices, 40, 150)
+    n = config.number(config.choices, 40, 100)
     for step, split in config.cells("behaviour"):
         decisions = [p.decision for p in config.prompts(split)]
         said = {mode: config.decoded(step, split, mode) for mode in ("prompt", "cot", "empty_think")}

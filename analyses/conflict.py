@@ -18,7 +18,7 @@ class Config(Study):
     """Six arms at every checkpoint, on the first decisions of each split."""
 
     conflicts: int = 0
-    """Decisions of each split (0: 80 quick, 300 full)."""
+    """Decisions of each split (0: 80 quick, 200 full)."""
     arms: tuple[str, ...] = ARMS
     """Which traces are put in."""
 
@@ -26,7 +26,7 @@ class Config(Study):
 def run(config: Config) -> None:
     """Splice, decode and tabulate; one checkpoint and split is one resumable stage."""
     started, rows, skipped = time.time(), [], {}
-    n = config.number(config.conflicts, 80, 300)
+    n = config.number(config.conflicts, 80, 200)
     for step, split in config.cells("conflict"):
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 

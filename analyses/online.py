@@ -19,10 +19,10 @@ class Config(Study):
     """Unseen games: generated ones, or ALFWorld's own valid_seen where $ALFWORLD_DATA holds them and `official` is set."""
 
     games: int = 0
-    """Games of each split (0: 20 quick, 60 full)."""
+    """In-domain games (0: 20 quick, 60 full); half as many out of domain, where games are longer."""
     online_checkpoints: int = 0
     """Checkpoints that play, evenly chosen with first and last (0: 4 quick, all full)."""
-    step_limit: int = 40
+    step_limit: int = 30
     """Steps after which a game is lost."""
     official: bool = False
     """Play ALFWorld's own games from $ALFWORLD_DATA instead of generated ones."""
@@ -43,11 +43,12 @@ def pick(split: str, n: int, seed: int, official: bool) -> list:
 def run(config: Config) -> None:
     """Play, batched over games; a checkpoint's games are one resumable stage for each mode."""
     started, rows = time.time(), []
-    n, count = config.number(config.games, 20, 60), config.number(config.online_checkpoints, 4, len(config.steps))
-    chosen = sorted({config.steps[round(i)] for i in np.linspace(0, len(config.steps) - 1, min(count, len(config.steps)))})
+    count, players = config.number(config.games, 20, 60), config.number(config.online_checkpoints, 4, len(config.steps))
+    chosen = sorted({config.steps[round(i)] for i in np.linspace(0, len(config.steps) - 1, min(players, len(config.steps)))})
     cells = [(s, split) for s, split in config.cells("online") if s in chosen]
     with engines(config.workers) as pool:
         for step, split in cells:
+            n = count if split == "in_domain" else (count + 1) // 2
             for mode in ("prompt", "cot"):
                 inputs = dict(config.inputs(step), format=config.format.hash, mode=mode, n=n, limit=config.step_limit, official=config.official)
                 results = config.stage(f"online/{step}-{split}-{mode}", inputs, lambda: [asdict(r) for r in play(

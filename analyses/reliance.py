@@ -18,7 +18,7 @@ class Config(Study):
     """Counterfactual pairs by symmetric renaming, with the expert's trace, the same pairs at every checkpoint."""
 
     pairs: int = 0
-    """Pairs of each split (0: 60 quick, 200 full)."""
+    """Pairs of each split (0: 40 quick, 150 full)."""
 
 
 def run(config: Config) -> None:
@@ -28,7 +28,7 @@ def run(config: Config) -> None:
     pairs = {}
     for split in config.splits:
         decisions = [d for e in config.episodes[split] for d in e.decisions()]
-        *pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 60, 200), config.seed)
+        *pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 40, 150), config.seed)
         unpaired[split] = dict(dropped)
     for step, split in config.cells("reliance"):
         inputs = dict(config.inputs(step), pairs=[p.hash for side in pairs[split] for p in side])

@@ -11,7 +11,7 @@ from typing import Callable, Sequence
 
 import torch
 
-from interp.generation import continue_each
+from interp.generation import Memory, continue_each
 from interp.packing import score
 from interp.prompts import Mode, Prompt
 
@@ -30,25 +30,29 @@ LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
 
 def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, parser: Callable[[str], str | None] = str,
-                 max_new_tokens: int | None = None, progress: bool = False) -> dict[str, list[Said]]:
-    """Decode greedily in several modes, each prompt read once; as `decode`, for each mode."""
+                 max_new_tokens: int | None = None, progress: bool = False, memory: Memory | None = None) -> dict[str, list[Said]]:
+    """Decode greedily in several modes, each prompt read once; as `decode`, for each mode.
+
+    memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one.
+    """
     if not prompts:
         raise ValueError("There is nothing to decode: the list of prompts is empty.")
     fmt = prompts[0].format
     variants = {mode: [fmt.opening(mode)] * len(prompts) for mode in modes}
     limits = {mode: max_new_tokens or LIMITS[mode] for mode in modes}
-    out = continue_each(model, [p.ids for p in prompts], variants, closing(fmt), limits, progress=progress)
+    out = continue_each(model, [p.ids for p in prompts], variants, closing(fmt), limits, progress=progress,
+                        memory=memory, names=[p.decision.episode for p in prompts])
     return {mode: [said(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
 
 
 def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Callable[[str], str | None] = str,
-           max_new_tokens: int | None = None, progress: bool = False) -> list[Said]:
+           max_new_tokens: int | None = None, progress: bool = False, memory: Memory | None = None) -> list[Said]:
     """Decode greedily in one mode; `parser` turns the text between the action tags into an action, or None.
 
     `max_new_tokens` is `LIMITS[mode]` unless given. Raises ValueError for an empty list of prompts, or a closing action
     tag that is not one token.
     """
-    return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress)[mode]
+    return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress, memory=memory)[mode]
 
 
 def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str) -> Said:

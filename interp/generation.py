@@ -8,12 +8,16 @@ values are kept, and every variant (a mode's opening, a spliced trace) goes on f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import Hashable, Mapping, Sequence
 
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+
+#: name -> ids read so far, and for each layer their keys and values [head, token, width]
+Memory = dict[Hashable, tuple[tuple[int, ...], list]]
 
 
 @dataclass(frozen=True)
@@ -119,12 +123,50 @@ def _greedy(model, layers, seen, suffixes, stop: int, max_new_tokens: int) -> li
     return [Continuation(tuple(o), p) for o, p in zip(out, logp)]
 
 
+def _read(model, rows) -> tuple[list, torch.Tensor]:
+    """Keys and values of each layer for a batch of prompts, and which of their slots count."""
+    ids, seen = padded(rows, model.device)
+    cache = model.new_cache()
+    model.inner(input_ids=ids, past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers], seen
+
+
+def _read_on(model, rows, names, memory: Memory) -> tuple[list, torch.Tensor]:
+    """As `_read`, but of each row only what follows its longest common prefix with what `memory` holds under its name."""
+    shared = []
+    for row, name in zip(rows, names):
+        old = memory[name][0] if name in memory else ()
+        same = next((i for i, (a, b) in enumerate(zip(old, row)) if a != b), min(len(old), len(row)))
+        shared.append(min(same, len(row) - 1))
+    if not any(shared):
+        layers, seen = _read(model, rows)
+        for r, (row, name) in enumerate(zip(rows, names)):
+            memory[name] = (tuple(row), [(k[r, :, :len(row)], v[r, :, :len(row)]) for k, v in layers])
+        return layers, seen
+    width, example = max(shared), next(memory[n][1] for n, s in zip(names, shared) if s)
+    old = [tuple(t.new_zeros(len(rows), t.shape[0], width, t.shape[2]) for t in pair) for pair in example]
+    for r, (name, n) in enumerate(zip(names, shared)):
+        for layer, pair in enumerate(memory[name][1] if n else ()):
+            for whole, part in zip(old[layer], pair):
+                whole[r, :, :n] = part[:, :n]
+    position = torch.tensor(shared, device=model.device)
+    batch = _Rows(model, old, torch.arange(width, device=model.device) < position[:, None], position, max(len(r) - n for r, n in zip(rows, shared)))
+    batch.forward(*padded([row[n:] for row, n in zip(rows, shared)], model.device))
+    layers = [(layer.keys, layer.values) for layer in batch.cache.layers]
+    for r, (row, name, n) in enumerate(zip(rows, names, shared)):
+        memory[name] = (tuple(row), [tuple(torch.cat([t[r, :, :n], t[r, :, width:width + len(row) - n]], 1) for t in pair) for pair in layers])
+    return layers, batch.seen
+
+
 @torch.inference_mode()
 def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str, Sequence[Sequence[int] | None]], stop: int,
-                  max_new_tokens: int | Mapping[str, int], batch_tokens: int = 24576, progress: bool = False) -> dict[str, list]:
+                  max_new_tokens: int | Mapping[str, int], batch_tokens: int = 24576, progress: bool = False,
+                  memory: Memory | None = None, names: Sequence[Hashable] = ()) -> dict[str, list]:
     """Continue every prompt in every variant, greedily, until `stop` (kept) or `max_new_tokens`.
 
     variants: name -> one suffix of ids for each prompt (None: not this one), read behind the prompt before generating.
+    memory, names: keys and values kept from earlier calls under each prompt's name, brought up to date in place; a prompt
+    that extends the one kept (checked on ids) is read only from where it differs.
     Returns name -> one Continuation (or None) for each prompt. Raises ValueError for an empty suffix or a context too long.
     """
     if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
@@ -135,14 +177,13 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
         longest = max((len(variants[n][i]) + limits[n] for n in variants for i in group if variants[n][i] is not None), default=0)
         model.check_length(len(prompts[group[0]]) + longest)
-        ids, seen = padded([prompts[i] for i in group], model.device)
-        cache = model.new_cache()
-        model.inner(input_ids=ids, past_key_values=cache, use_cache=True)
+        rows = [prompts[i] for i in group]
+        kept, seen = _read(model, rows) if memory is None else _read_on(model, rows, [names[i] for i in group], memory)
         for name, suffixes in variants.items():
             some = [r for r, i in enumerate(group) if suffixes[i] is not None]
             if not some:
                 continue
-            layers = [(x.keys[some], x.values[some]) if len(some) < len(group) else (x.keys, x.values) for x in cache.layers]
+            layers = [(k[some], v[some]) for k, v in kept] if len(some) < len(group) else kept
             out = _greedy(model, layers, seen[some], [suffixes[group[r]] for r in some], stop, limits[name])
             for r, continuation in zip(some, out):
                 found[name][group[r]] = continuation

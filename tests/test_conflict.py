@@ -20,7 +20,7 @@ def spoken(trained, trained_prompts):
 
 @pytest.fixture(scope="module")
 def outcomes(trained, trained_prompts, spoken):
-    return {arm: conflict(trained, trained_prompts, spoken, arm, seed=1) for arm in ARMS}
+    return conflict(trained, trained_prompts, spoken, seed=1)
 
 
 def test_the_own_trace_spliced_in_reproduces_every_action(outcomes, spoken):
@@ -31,6 +31,7 @@ def test_the_own_trace_spliced_in_reproduces_every_action(outcomes, spoken):
 
 
 def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_prompts):
+    assert tuple(outcomes) == ARMS
     for arm, found in outcomes.items():
         n = len(found.index)
         assert found.arm == arm and n and len(set(found.index)) == n and max(found.index) < len(trained_prompts)
@@ -50,17 +51,17 @@ def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_pro
 
 def test_the_same_seed_gives_the_same_outcome(trained, trained_prompts, spoken, outcomes):
     for arm in ("other_state", "shuffled_words"):
-        again = conflict(trained, trained_prompts, spoken, arm, seed=1)
+        again = conflict(trained, trained_prompts, spoken, [arm], seed=1)[arm]
         assert (again.action, again.argued) == (outcomes[arm].action, outcomes[arm].argued)
-        np.testing.assert_allclose(again.logp, outcomes[arm].logp)
-    other = conflict(trained, trained_prompts, spoken, "other_state", seed=2)
+        np.testing.assert_allclose(again.logp, outcomes[arm].logp, rtol=1e-4)
+    other = conflict(trained, trained_prompts, spoken, ["other_state"], seed=2)["other_state"]
     assert other.argued != outcomes["other_state"].argued
 
 
 def test_the_traces_log_probability_is_the_plain_one(trained, trained_prompts, spoken, outcomes):
     fmt, found = trained_prompts[0].format, outcomes["self_splice"]
     for i, logp in list(zip(found.index, found.logp))[:4]:
-        body = [*own_trace_ids(trained_prompts[i], spoken[i]), *fmt.encode("</think>")]
+        body = fmt.with_trace(own_trace_ids(trained_prompts[i], spoken[i]))[1:]
         ids = torch.tensor([[*trained_prompts[i].ids, *fmt.opening("cot"), *body]])
         with torch.inference_mode():
             plain = trained.hf(ids).logits[0].log_softmax(-1)
@@ -96,11 +97,10 @@ def spliced(monkeypatch, model, prompts, decoded, arm):
     """What an arm puts behind each prompt, as text."""
     from interp import conflict as module
 
-    rows, real = [], module.greedy
-    monkeypatch.setattr(module, "greedy", lambda model, given, *a, **k: rows.extend(given) or real(model, given, *a, **k))
-    found = conflict(model, prompts, decoded, arm, max_new_tokens=2)
-    fmt = prompts[0].format
-    return [fmt.tokenizer.decode(r[len(prompts[i].ids):]) for i, r in zip(found.index, rows)], found
+    given, real = [], module.continue_each
+    monkeypatch.setattr(module, "continue_each", lambda model, rows, variants, *a, **k: given.append(variants[arm]) or real(model, rows, variants, *a, **k))
+    found = conflict(model, prompts, decoded, [arm], max_new_tokens=2)[arm]
+    return [prompts[0].format.tokenizer.decode(given[0][i]) for i in found.index], found
 
 
 def test_each_arm_puts_in_the_trace_it_is_named_for(llama, prompts, monkeypatch):
@@ -129,11 +129,11 @@ def test_each_arm_puts_in_the_trace_it_is_named_for(llama, prompts, monkeypatch)
 def test_decisions_that_did_not_parse_are_left_out_and_wrong_use_is_refused(llama, prompts):
     fmt = prompts[0].format
     decoded = [speak(fmt, "A trace.", "inventory"), Said((5, 6), None, None), Said((5, 1, 6), "A trace.", None)]
-    assert conflict(llama, prompts[:3], decoded, "empty", max_new_tokens=2).index.tolist() == [0]
+    assert conflict(llama, prompts[:3], decoded, ["empty"], max_new_tokens=2)["empty"].index.tolist() == [0]
     with pytest.raises(ValueError, match="no arm 'loud'.*self_splice"):
-        conflict(llama, prompts[:3], decoded, "loud")
-    with pytest.raises(ValueError, match="No decision is left.*of 2, 0 parsed"):
-        conflict(llama, prompts[1:3], decoded[1:], "empty")
+        conflict(llama, prompts[:3], decoded, ["loud"])
+    none = conflict(llama, prompts[1:3], decoded[1:], ["empty"])["empty"]
+    assert len(none.index) == len(none.keep) == len(none.logp) == 0
 
 
 def test_a_closing_tag_spelled_in_letters_is_left_out_not_a_crash(llama, prompts):
@@ -142,7 +142,7 @@ def test_a_closing_tag_spelled_in_letters_is_left_out_not_a_crash(llama, prompts
     letters = [i for c in "</think>" for i in fmt.encode(c)]
     ids = [*fmt.encode("I look."), *letters, *fmt.encode("<action>inventory</action>")]
     decoded = [said(fmt, ids, "cot"), speak(fmt, "A trace.", "inventory")]
-    found = conflict(llama, prompts[:2], decoded, "self_splice", max_new_tokens=2)
+    found = conflict(llama, prompts[:2], decoded, ["self_splice"], max_new_tokens=2)["self_splice"]
     assert 1 in found.index
 
 

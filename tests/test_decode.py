@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from interp.alfworld.commands import parse, target, verb
-from interp.decode import choose, closing, decode, greedy, said
+from interp.decode import choose, closing, decode, decode_modes, said
+from interp.generation import continue_each
 from interp.models import HookedModel
-from interp.prompts import PromptFormat
+from interp.prompts import MODES, PromptFormat, Style
 from tests.conftest import tiny_hf
 
 
@@ -15,7 +16,7 @@ def test_batched_decoding_equals_one_by_one(trained, trained_prompts, mode):
     prompts = trained_prompts[:14]
     together = decode(trained, prompts, mode, max_new_tokens=40)
     assert together == [decode(trained, [p], mode, max_new_tokens=40)[0] for p in prompts]
-    assert together == decode(trained, prompts, mode, max_new_tokens=40, batch_tokens=300)
+    assert together == decode_modes(trained, prompts, MODES, max_new_tokens=40)[mode]
 
 
 def slow_greedy(model, row, stop, n):
@@ -26,10 +27,30 @@ def slow_greedy(model, row, stop, n):
     return tuple(found)
 
 
-def test_decoding_equals_a_plain_argmax_loop(model, fmt, prompts):
-    rows = [[*p.ids, *fmt.opening("cot")] for p in prompts[:6]]
-    stop = closing(fmt)
-    assert greedy(model, rows, stop, 12) == [slow_greedy(model, r, stop, 12) for r in rows]
+def test_every_continuation_equals_a_plain_argmax_loop_and_its_suffix_the_plain_log_probability(model, fmt, prompts):
+    rows, stop = [p.ids for p in prompts[:6]], closing(fmt)
+    variants = dict(cot=[fmt.opening("cot")] * 6, ragged=[fmt.with_trace("I look." * i) if i % 3 else None for i in range(6)])
+    for budget in (10_000, 120):
+        found = continue_each(model, rows, variants, stop, dict(cot=9, ragged=4), batch_tokens=budget)
+        for name, limit in (("cot", 9), ("ragged", 4)):
+            for row, suffix, continuation in zip(rows, variants[name], found[name]):
+                assert (suffix is None) == (continuation is None)
+                if suffix is not None:
+                    assert continuation.ids == slow_greedy(model, [*row, *suffix], stop, limit)
+                    n = len(suffix) - 1
+                    assert continuation.logp == pytest.approx(plain_logp(model, [*row, *suffix], n) / n if n else 0, abs=1e-4)
+    with pytest.raises(ValueError, match="at least one token"):
+        continue_each(model, rows[:1], dict(nothing=[[]]), stop, 3)
+
+
+def test_rows_that_end_early_do_not_disturb_the_others(model, fmt, prompts):
+    """Any token may be the one that stops: rows then leave the batch at different times."""
+    rows = [[*p.ids, *fmt.opening("cot")] for p in prompts[:9]]
+    free = [slow_greedy(model, r, -1, 12) for r in rows]
+    stop = max({t for f in free for t in f}, key=lambda t: (sum(t in f for f in free) % 9, len({f.index(t) for f in free if t in f})))
+    found = continue_each(model, [r[:-1] for r in rows], dict(a=[r[-1:] for r in rows]), stop, 12)["a"]
+    cut = [f[:f.index(stop) + 1] if stop in f else f for f in free]
+    assert [c.ids for c in found] == cut and len(set(map(len, cut))) > 1
 
 
 def test_decoding_stops_at_the_closing_tag_and_nowhere_else(trained, trained_prompts):
@@ -69,7 +90,6 @@ def test_wrong_requests_are_refused(llama, prompts, tokenizer):
     short = HookedModel(tiny_hf("Llama", tokenizer, max_position_embeddings=128), tokenizer)
     with pytest.raises(ValueError, match="reads at most 128"):
         decode(short, prompts[:2])
-    from interp.prompts import Style
     with pytest.raises(ValueError, match="tokens, but decoding stops at one"):
         closing(PromptFormat(tokenizer, Style("<think>", "</think>", "<do it>", "</do it>")))
 
@@ -112,3 +132,18 @@ def test_only_the_engines_commands_parse(text, wanted):
 def test_verbs_and_targets_are_the_classes_probes_predict():
     assert [(verb(c), target(c)) for c in ("take mug 1 from shelf 2", "go to shelf 2", "inventory")] == [
         ("take", "mug"), ("go", "shelf"), ("inventory", "inventory")]
+
+
+def test_an_episode_read_on_from_memory_continues_as_one_read_afresh(model, fmt, episodes):
+    """Prompts of an episode extend one another; a prompt that does not is read from where it differs."""
+    games = [e.decisions() for e in episodes["test_in_domain"][:4]]
+    games[3] = games[3][:1] + episodes["test_in_domain"][5].decisions()[1:]  # another text under the same name
+    memory, stop = {}, closing(fmt)
+    for step in range(4):
+        rows = [fmt.prompt(g[step]).ids for g in games]
+        suffixes = {"cot": [fmt.opening("cot")] * 4}
+        with_memory = continue_each(model, rows, suffixes, stop, 6, batch_tokens=700, memory=memory, names=range(4))
+        afresh = continue_each(model, rows, suffixes, stop, 6)
+        assert [c.ids for c in with_memory["cot"]] == [c.ids for c in afresh["cot"]]
+        assert {name: ids for name, (ids, _) in memory.items()} == dict(enumerate(rows))
+        assert all(k.shape[1] == len(ids) for ids, layers in memory.values() for k, _ in layers)

@@ -8,18 +8,18 @@ import torch
 
 from interp.decode import closing
 from interp.mediation import ARMS, prompt_reliance, spliced_cache
-from interp.pairs import Pair, make_pairs
-from tests.test_patching import difference
+from interp.pairs import make_pairs
+from tests.test_patching import difference, sides
 
 
 @pytest.fixture(scope="module")
 def pairs(fmt, episodes):
     decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
-    return make_pairs(fmt, decisions, 8, seed=2)[0]
+    return list(zip(*make_pairs(fmt, decisions, 8, seed=2)[:2]))
 
 
 def effects(model, pairs):
-    found = prompt_reliance(model, pairs, minimum=-1e9)
+    found = prompt_reliance(model, *sides(pairs), minimum=-1e9)
     assert found.dropped == 0 and found.kept.tolist() == list(range(len(pairs)))
     return found
 
@@ -33,11 +33,11 @@ def test_the_total_is_the_difference_of_two_plain_runs(model, pairs):
 
 def held(model, pair, prompt, trace):
     """The difference with the prompt's keys and values of one run and the trace's of another, through plain caches."""
-    fmt, found = pair.clean.format, []
-    for action in (pair.clean_action, pair.corrupt_action):
-        ids = {n: [*getattr(pair, n).ids, *fmt.with_trace(getattr(pair, f"{n}_trace"))] for n in ("clean", "corrupt")}
-        end = [*fmt.encode(action), closing(fmt)]
-        first, cut = len(ids["clean"]) - 1, pair.clean.boundary + 1
+    fmt, found = pair[0].format, []
+    for side in pair:
+        ids = {n: [*p.ids, *fmt.with_trace(p.decision.trace)] for n, p in zip(("clean", "corrupt"), pair)}
+        end = [*fmt.encode(side.decision.reference), closing(fmt)]
+        first, cut = len(ids["clean"]) - 1, pair[0].boundary + 1
         caches = {}
         with torch.inference_mode():
             for name in ids:
@@ -62,7 +62,7 @@ def test_every_arm_equals_a_run_on_a_cache_spliced_by_hand(model, pairs):
 
 
 def test_swapping_nothing_changes_nothing(model, pairs):
-    same = [replace(p, corrupt=p.clean, corrupt_trace=p.clean_trace) for p in pairs[:3]]
+    same = [(a, replace(a, decision=replace(a.decision, reference=b.decision.reference))) for a, b in pairs[:3]]
     found = effects(model, same)
     for values in (found.direct, found.via_cot, found.total, found.interaction):
         np.testing.assert_allclose(values, 0, atol=1e-5)
@@ -70,7 +70,7 @@ def test_swapping_nothing_changes_nothing(model, pairs):
 
 def test_equal_prompts_leave_everything_to_the_trace(model, pairs):
     """With one prompt and two traces, the prompt's keys and values are the same: all of the effect is the trace's."""
-    found = effects(model, [replace(p, corrupt=p.clean) for p in pairs])
+    found = effects(model, [(a, replace(a, decision=b.decision)) for a, b in pairs])
     np.testing.assert_allclose(found.direct, 0, atol=1e-5)
     np.testing.assert_allclose(found.via_cot, found.total, atol=1e-5)
     assert found.prompt_reliance == pytest.approx(0, abs=1e-2)
@@ -87,14 +87,13 @@ def blind(model, cut_layers, first, last):
 
 def test_a_trace_that_reads_nothing_leaves_everything_to_the_prompt(model, pairs):
     """Equal traces whose tokens attend to nothing have the same keys and values in both runs: via_cot is 0."""
-    pair = replace(pairs[0], corrupt_trace=pairs[0].clean_trace)
-    fmt, caches, end = pair.clean.format, {}, {}
-    for name in ("clean", "corrupt"):
-        ids = [*getattr(pair, name).ids, *fmt.with_trace(pair.clean_trace)]
-        with torch.inference_mode(), model.taps(blind(model, range(model.n_layers), pair.clean.boundary + 1, len(ids))):
+    boundary, fmt, caches, end = pairs[0][0].boundary, pairs[0][0].format, {}, {}
+    for name, prompt in zip(("clean", "corrupt"), pairs[0]):
+        ids = [*prompt.ids, *fmt.with_trace(pairs[0][0].decision.trace)]
+        with torch.inference_mode(), model.taps(blind(model, range(model.n_layers), boundary + 1, len(ids))):
             caches[name] = model.read(ids)
         end[name] = len(ids)
-    spliced = spliced_cache(model, caches, pair.clean.boundary)
+    spliced = spliced_cache(model, caches, boundary)
     clean, direct, via, total = range(4)
     for layer in spliced.layers:
         for kind in (layer.keys, layer.values):
@@ -106,20 +105,20 @@ def test_a_trace_that_reads_nothing_leaves_everything_to_the_prompt(model, pairs
 def test_pairs_with_a_small_total_are_dropped_and_counted(model, pairs):
     every = effects(model, pairs)
     bound = float(np.median(every.total))
-    found = prompt_reliance(model, pairs, minimum=bound)
+    found = prompt_reliance(model, *sides(pairs), minimum=bound)
     kept = np.flatnonzero(every.total >= bound)
     assert found.kept.tolist() == kept.tolist() and found.dropped == len(pairs) - len(kept) > 0
     np.testing.assert_allclose(found.direct, every.direct[kept], atol=1e-6)
     assert found.prompt_reliance == pytest.approx(found.direct.mean() / (found.direct.mean() + found.via_cot.mean()))
-    none = prompt_reliance(model, pairs, minimum=1e9)
+    none = prompt_reliance(model, *sides(pairs), minimum=1e9)
     assert none.dropped == len(pairs) and np.isnan(none.prompt_reliance)
-    with pytest.raises(ValueError, match="empty"):
-        prompt_reliance(model, [])
+    with pytest.raises(ValueError, match="at least one"):
+        prompt_reliance(model, [], [])
 
 
 def test_traces_of_unequal_length_are_refused(llama, pairs):
-    """A shifted splice would be a silent difference: `Pair` can be built by hand."""
-    pair = pairs[0]
-    longer = Pair(pair.clean, pair.corrupt, pair.clean_trace, pair.corrupt_trace + " And more.", pair.clean_action, pair.corrupt_action)
-    with pytest.raises(ValueError, match="length"):
-        prompt_reliance(llama, [longer])
+    """A shifted splice would be a silent difference."""
+    clean, corrupt = pairs[0]
+    longer = replace(corrupt, decision=replace(corrupt.decision, trace=corrupt.decision.trace + " And more."))
+    with pytest.raises(ValueError, match="traces .* differ in length"):
+        prompt_reliance(llama, [clean], [longer])

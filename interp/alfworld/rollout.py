@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, Sequence
+from typing import Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -13,6 +13,7 @@ from interp.alfworld.commands import parse
 from interp.alfworld.engine import Household, View
 from interp.alfworld.scenes import Game
 from interp.decode import decode
+from interp.generation import Memory
 from interp.prompts import Mode, PromptFormat
 from interp.tasks import Decision
 
@@ -115,7 +116,7 @@ def engines(workers: int = 2) -> Iterator[Engines]:
 
 
 def play(model, fmt: PromptFormat, games: Sequence[Game], mode: Mode, pool: Engines, *, step_limit: int = 50,
-         side_by_side: int = 32, progress: bool = False, decoder: Callable = decode) -> list[Result]:
+         side_by_side: int = 32, progress: bool = False) -> list[Result]:
     """Play every game once in one mode, `side_by_side` at a time; a game that ends gives its place to the next.
 
     A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions stay in
@@ -124,6 +125,7 @@ def play(model, fmt: PromptFormat, games: Sequence[Game], mode: Mode, pool: Engi
     waiting = list(enumerate(games))[::-1]
     running: dict[int, tuple[int, _Player]] = {}
     results: dict[int, Result] = {}
+    memory: Memory = {}
     bar = tqdm(total=len(games), desc=f"play ({mode})", leave=False, disable=not progress)
     while waiting or running:
         orders = {}
@@ -137,13 +139,13 @@ def play(model, fmt: PromptFormat, games: Sequence[Game], mode: Mode, pool: Engi
             player.view = view
             player.messages.append(dict(role="user", content=view.text))
         slots = sorted(running)
-        said = decoder(model, [fmt.prompt(running[s][1].decision()) for s in slots], mode, parser=parse)
+        said = decode(model, [fmt.prompt(running[s][1].decision()) for s in slots], mode, parser=parse, memory=memory)
         moves = {}
         for slot, words in zip(slots, said):
             number, player = running[slot]
             if words.action is None:
                 results[number] = Result(player.game.id, player.game.task_type, False, player.steps, True)
-                del running[slot]
+                del running[slot], memory[player.game.id]
                 bar.update()
             else:
                 moves[slot] = words.action
@@ -154,7 +156,7 @@ def play(model, fmt: PromptFormat, games: Sequence[Game], mode: Mode, pool: Engi
             player.messages.append(dict(role="user", content=view.text))
             if view.won or player.steps >= step_limit:
                 results[number] = Result(player.game.id, player.game.task_type, view.won, player.steps, False)
-                del running[slot]
+                del running[slot], memory[player.game.id]
                 bar.update()
     bar.close()
     return [results[i] for i in range(len(games))]
