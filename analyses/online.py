@@ -45,9 +45,8 @@ def run(config: Config) -> None:
     started, rows = time.time(), []
     count, players = config.number(config.games, 20, 60), config.number(config.online_checkpoints, 4, len(config.steps))
     chosen = sorted({config.steps[round(i)] for i in np.linspace(0, len(config.steps) - 1, min(players, len(config.steps)))})
-    cells = [(s, split) for s, split in config.cells("online") if s in chosen]
     with engines(config.workers) as pool:
-        for step, split in cells:
+        for step, split in config.cells("online", steps=chosen):
             n = count if split == "in_domain" else (count + 1) // 2
             for mode in ("prompt", "cot"):
                 inputs = dict(config.inputs(step), format=config.format.hash, mode=mode, n=n, limit=config.step_limit, official=config.official)

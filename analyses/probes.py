@@ -48,7 +48,7 @@ def run(config: Config) -> None:
     started, rows, dropped, skipped = time.time(), [], {}, {}
     prompts = {s: config.prompts(s) for s in config.splits}
     texts = {s: [p.format.tokenizer.decode(p.ids) for p in prompts[s]] for s in config.splits}
-    for step in [s for s, _ in config.cells("probes", config.splits[:1])]:
+    for step, _ in config.cells("probes", config.splits[:1]):
         acts = {s: boundary_layers(config, step, s) for s in config.splits}
         for label in config.labels:
             sets = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,7 +47,10 @@ def export(source: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.half() for k, v in load_file(source / "model.safetensors").items()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "training.json"):
+    (out / "model.safetensors").chmod(0o644)
+    config = json.loads((source / "config.json").read_text())
+    write_json(out / "config.json", config | dict(use_cache=True, dtype="float16"))  # the trainer turns the cache off
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "training.json"):
         if (source / name).exists():
             shutil.copy(source / name, out / name)
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Literal, Sequence
+from typing import Callable, Iterable, Literal, Sequence
 
 import pandas as pd
 from tqdm import tqdm
@@ -124,9 +124,9 @@ class Study:
         rows = self.stage(f"decoded/{step}-{split}", self.inputs(step, split), compute)[mode]
         return [Said(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
 
-    def cells(self, name: str, splits: Sequence[str] = ()) -> list[tuple[int, str]]:
+    def cells(self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()) -> Iterable[tuple[int, str]]:
         """(checkpoint, split) in order, behind a progress bar."""
-        every = [(step, split) for step in self.steps for split in (splits or self.splits)]
+        every = [(step, split) for step in (steps or self.steps) for split in (splits or self.splits)]
         return tqdm(every, desc=name)
 
     def write(self, name: str, rows: list[dict], started: float, **extra) -> Path:
