@@ -8,8 +8,8 @@ the output projection, heads concatenated).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from typing import Callable, Mapping
 
 import torch
 

@@ -6,8 +6,8 @@ path intervention (mediation analysis as in Vig et al. 2020, on the cache).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 import torch

@@ -11,9 +11,9 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import torch
 from safetensors import SafetensorError

@@ -6,7 +6,7 @@ block-diagonal causal mask, position ids repeated). Logits are computed only whe
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 

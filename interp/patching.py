@@ -7,8 +7,9 @@ Zhang & Nanda 2023 (2309.16042).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Sequence
+from typing import Literal
 
 import numpy as np
 import torch

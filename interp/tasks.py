@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterable, Sequence
 
 import numpy as np
 

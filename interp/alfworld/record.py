@@ -10,7 +10,7 @@ from itertools import islice
 
 from interp.alfworld import expert, traces
 from interp.alfworld.engine import Household
-from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TASK_TYPES, TEST_SCENES, TRAIN_SCENES, Game, games
+from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TEST_SCENES, TRAIN_SCENES, Game, games
 from interp.tasks import Episode, Step
 
 STEP_LIMIT = 50  # ALFWorld's own
