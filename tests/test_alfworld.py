@@ -14,7 +14,6 @@ from interp.alfworld import record as recording
 from interp.alfworld.commands import parse
 from interp.alfworld.record import Sizes, _episodes, plan, record
 from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TASK_TYPES, TEST_SCENES, TRAIN_SCENES, Game, games, make_game, official_games
-from interp.decode import Said
 from tests.conftest import handmade
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -192,45 +191,3 @@ def test_missing_official_games_are_said_in_a_sentence(tmp_path, monkeypatch):
     for root in (None, str(tmp_path)):
         with pytest.raises(FileNotFoundError, match="ALFWORLD_DATA"):
             official_games("valid_seen", root)
-
-
-class Here:
-    """Engine workers' stand-in in this process."""
-
-    def __init__(self):
-        self.playing = {}
-
-    def send(self, orders):
-        started = {s: self.playing.update({s: house_of(o)}) or self.playing[s].reset() for s, o in orders.items() if isinstance(o, Game)}
-        return started | {s: self.playing[s].step(o) for s, o in orders.items() if not isinstance(o, Game)}
-
-
-def test_rollouts_play_every_game_by_what_was_said(played, fmt):
-    """A script stands in for the model: the expert's moves; then nonsense at the third step; then too low a limit."""
-    from interp.alfworld.rollout import play
-
-    chosen = [p for p in played if 3 < len(p[1].steps) < 20][:3]
-    script = {g.id: [s.action for s in e.steps] for g, e in chosen}
-    lengths = [len(s) for s in script.values()]
-
-    def decoder(model, prompts, mode, parser, stop=None):
-        return [Said((), "t", parser("dance" if p.decision.step == stop else script[p.decision.episode][p.decision.step])) for p in prompts]
-
-    results = play(None, fmt, [g for g, _ in chosen], "cot", Here(), side_by_side=2, decoder=decoder)
-    assert [(r.game, r.won, r.steps, r.unparsed) for r in results] == [(g.id, True, n, False) for (g, _), n in zip(chosen, lengths)]
-    lost = play(None, fmt, [chosen[0][0]], "prompt", Here(), decoder=lambda *a, **k: decoder(*a, **k, stop=2))
-    assert [(r.won, r.steps, r.unparsed) for r in lost] == [(False, 2, True)]
-    short = play(None, fmt, [chosen[0][0]], "cot", Here(), step_limit=2, decoder=decoder)
-    assert [(r.won, r.steps, r.unparsed) for r in short] == [(False, 2, False)]
-
-
-def test_workers_play_as_this_process_does_and_pass_on_their_errors(played):
-    from interp.alfworld.rollout import engines
-
-    game, episode = played[1]
-    with engines(1) as pool:
-        assert pool.send({4: game})[4].text == episode.start
-        view = pool.send({4: episode.steps[0].action})[4]
-        assert (view.text, view.admissible) == (episode.steps[0].observation, episode.steps[1].admissible)
-        with pytest.raises(KeyError):
-            pool.send({7: "look"})  # no game was started there

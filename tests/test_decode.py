@@ -13,7 +13,7 @@ from tests.conftest import tiny_hf
 
 @pytest.mark.parametrize("mode", ["cot", "prompt", "empty_think"])
 def test_batched_decoding_equals_one_by_one(trained, trained_prompts, mode):
-    prompts = trained_prompts[:14]
+    prompts = trained_prompts[:9]
     together = decode(trained, prompts, mode, max_new_tokens=40)
     assert together == [decode(trained, [p], mode, max_new_tokens=40)[0] for p in prompts]
     assert together == decode_modes(trained, prompts, MODES, max_new_tokens=40)[mode]

@@ -120,10 +120,10 @@ def twin(model, pair, site, layer, mode):
 @pytest.mark.parametrize("mode", ["prompt", "cot"])
 def test_the_packed_sweep_equals_one_forward_for_each_cell(model, pairs, mode):
     sites = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
-    gaps = [difference(model, p, "clean", mode) - difference(model, p, "corrupt", mode) for p in pairs]
-    chosen = [pairs[i] for i in np.argsort(gaps)[-2:]]
+    gaps = [difference(model, p, "clean", mode) - difference(model, p, "corrupt", mode) for p in pairs[:10]]
+    chosen = [pairs[i] for i in np.argsort(gaps)[-1:]]
     sweep = patch(model, *sides(chosen), sites, mode=mode, minimum=0.01)
-    assert sweep.denoise.shape == sweep.noise.shape == (2, 6, 3) and sweep.sites == sites
+    assert sweep.denoise.shape == sweep.noise.shape == (1, 6, 3) and sweep.sites == sites
     assert not np.isnan(sweep.denoise).any()
     for i, pair in enumerate(chosen):
         for s, site in enumerate(sites):
