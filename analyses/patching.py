@@ -18,7 +18,7 @@ class Config(Study):
     """Counterfactual pairs by symmetric renaming, the same pairs at every checkpoint."""
 
     pairs: int = 0
-    """Pairs (0: 40 quick, 120 full)."""
+    """Pairs (0: 30 quick, 60 full)."""
     sites: tuple[str, ...] = ("resid_pre",)
     """Sites to patch."""
     modes: tuple[str, ...] = ("prompt", "cot")
@@ -32,7 +32,7 @@ def run(config: Config) -> None:
     step = config.steps[0]
     config.model(step)
     decisions = [d for e in config.episodes[split] for d in e.decisions()]
-    clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 40, 120), config.seed)
+    clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 30, 60), config.seed)
     for step, _ in config.cells("patching", [split]):
         for mode in config.modes:
             inputs = dict(config.inputs(step), pairs=[p.hash for p in (*clean, *corrupt)], sites=config.sites, mode=mode)

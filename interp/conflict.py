@@ -35,15 +35,15 @@ class Outcome:
 
     @property
     def keep(self) -> np.ndarray:
-        return np.array([a == o for a, o in zip(self.action, self.own)])
+        return np.array([a == o for a, o in zip(self.action, self.own)], dtype=bool)
 
     @property
     def follow(self) -> np.ndarray:
-        return np.array([a is not None and a == g for a, g in zip(self.action, self.argued)])
+        return np.array([a is not None and a == g for a, g in zip(self.action, self.argued)], dtype=bool)
 
     @property
     def unparsed(self) -> np.ndarray:
-        return np.array([a is None for a in self.action])
+        return np.array([a is None for a in self.action], dtype=bool)
 
 
 def strip_action(trace: str, action: str) -> str:
