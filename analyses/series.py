@@ -58,6 +58,9 @@ def export(source: Path, out: Path) -> None:
 def run(config: Config) -> None:
     """Fit, pretrain, fine-tune and export; each part is skipped where it is finished."""
     recipe, corpus = config.recipe, load_corpus(config.corpus)
+    missing = [split for split in ("base", "base_aimless", "train") if split not in corpus]
+    if missing:
+        raise ValueError(f"{config.corpus} has no episodes of the split {missing[0]!r} to train on: it has {', '.join(sorted(corpus))}.")
     tokenizer = fit_tokenizer(texts(corpus), recipe.vocabulary)
     fmt = PromptFormat(tokenizer)
     mixture = base_mixture(fmt, [*corpus["base"], *corpus["base_aimless"]], recipe.seed)

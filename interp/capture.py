@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from interp.generation import length_batches, padded
-from interp.hooks import parse_site
+from interp.hooks import every_layer
 from interp.prompts import Prompt
 
 
@@ -42,7 +42,7 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
     if at != "boundary":
         raise ValueError(f"Activations can be captured at the boundary, not at {at!r}.")
-    names = [parse_site(s)[0] for s in sites]
+    names = every_layer(sites)
     values = torch.empty(len(prompts), len(names), model.n_layers, model.d_model)
     groups = length_batches([len(p.ids) for p in prompts], batch_tokens)
     for group in tqdm(groups, desc="capture", leave=False, disable=not progress):

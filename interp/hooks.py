@@ -36,6 +36,15 @@ def parse_site(name: str) -> tuple[str, int | None]:
     return site, int(match.group(1)) if match else None
 
 
+def every_layer(names) -> list[str]:
+    """Sites that are read at every layer; raises ValueError for a name of one layer, which would be a silent difference."""
+    parsed = [parse_site(name) for name in names]
+    named = [name for name, (_, layer) in zip(names, parsed) if layer is not None]
+    if named:
+        raise ValueError(f"{named[0]!r} names one layer, but every layer is read: ask for the site alone and pick the layer from the result.")
+    return [site for site, _ in parsed]
+
+
 def check_architecture(blocks, architecture: str) -> None:
     """Raise NotImplementedError, naming the architecture, where a block lacks a module that the sites are read at."""
     for block in blocks:
@@ -45,7 +54,7 @@ def check_architecture(blocks, architecture: str) -> None:
             except AttributeError:
                 raise NotImplementedError(f"{architecture} is not supported: its blocks have no {path!r}, where {site} is read. "
                                           "Supported are pre-norm Llama-like blocks (Llama, Mistral, Qwen2, Qwen3, SmolLM).") from None
-        if hasattr(block, "post_feedforward_layernorm"):
+        if any("norm" in name and name not in ("input_layernorm", "post_attention_layernorm") for name, _ in block.named_children()):
             raise NotImplementedError(f"{architecture} is not supported: its blocks normalise what attention and MLP add, "
                                       "so attn_out, mlp_out and resid_mid are not where this toolkit reads them.")
 

@@ -32,7 +32,10 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"Device {name!r} was asked for, but torch sees no GPU on this machine: use --device cpu.")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.") from None
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -55,6 +58,9 @@ class HookedModel:
         if not len(self.blocks):
             raise NotImplementedError(f"{architecture} is not supported: it has no list of blocks at `layers`.")
         hooks.check_architecture(self.blocks, architecture)
+        types = getattr(hf.config, "layer_types", None) or ["sliding_attention"]
+        if getattr(hf.config, "sliding_window", None) and "sliding_attention" in types:
+            raise NotImplementedError(f"{architecture} with a sliding window is not supported: shared prefixes are read with full attention.")
         scaled = [n for n in ("final_logit_softcapping", "logits_scaling", "logit_scale") if getattr(hf.config, n, None)]
         if scaled:
             raise NotImplementedError(f"{architecture} is not supported: it rescales its logits ({scaled[0]}).")
@@ -138,6 +144,26 @@ def _hash_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is no JSON ({error}).") from error
+
+
+def _architecture(path: Path) -> dict:
+    """What of a checkpoint's configuration decides the computation."""
+    volatile = ("dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "name_or_path")
+    return {k: v for k, v in _json(path / "config.json").items() if k not in volatile}
+
+
+def _template(path: Path) -> str | None:
+    """A checkpoint's chat template, from its own file or the tokenizer's configuration."""
+    if (path / "chat_template.jinja").exists():
+        return (path / "chat_template.jinja").read_text()
+    return _json(path / "tokenizer_config.json").get("chat_template") if (path / "tokenizer_config.json").exists() else None
+
+
 class CheckpointSeries:
     """Ordered checkpoints of one training run: one architecture, one tokenizer."""
 
@@ -187,10 +213,13 @@ class CheckpointSeries:
                     raise FileNotFoundError(f"{path} has no {name}, so it is not a complete Hugging Face checkpoint.")
             if _hash_files([path / "tokenizer.json"]) != _hash_files([first / "tokenizer.json"]):
                 raise ValueError(f"The tokenizer of {path} is not the one of {first}: a series has one tokenizer.")
-            shape = [{k: json.loads((p / "config.json").read_text()).get(k) for k in
-                      ("architectures", "hidden_size", "num_hidden_layers", "vocab_size")} for p in (path, first)]
-            if shape[0] != shape[1]:
-                raise ValueError(f"The architecture of {path} ({shape[0]}) is not the one of {first} ({shape[1]}).")
+            if _template(path) != _template(first):
+                raise ValueError(f"The chat template of {path} is not the one of {first}: their prompts would differ.")
+            own, other = _architecture(path), _architecture(first)
+            differ = [k for k in sorted({*own, *other}) if own.get(k) != other.get(k)]
+            if differ:
+                raise ValueError(f"The architecture of {path} is not the one of {first}: {differ[0]} is {own.get(differ[0])!r}, "
+                                 f"not {other.get(differ[0])!r}.")
 
     def weights_hash(self, step: int) -> str:
         """Content hash of a checkpoint's weight files (a hub checkpoint's repository and revision)."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from interp.capture import capture
 from interp.decode import closing
-from interp.hooks import parse_site
+from interp.hooks import every_layer
 from interp.packing import score
 from interp.pairs import check_pairs
 from interp.prompts import Prompt
@@ -63,7 +63,7 @@ def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequ
         raise ValueError(f"Patching is done at the boundary, not at {at!r}.")
     if mode not in ("prompt", "cot"):
         raise ValueError(f"The action is read in mode 'prompt' or 'cot', not in mode {mode!r}.")
-    names = [parse_site(s)[0] for s in sites]
+    names = every_layer(sites)
     prompts = {"clean": clean, "corrupt": corrupt}
     acts = {run: capture(model, prompts[run], names).values for run in prompts}
     shape = (len(clean), len(names), model.n_layers)

@@ -122,24 +122,40 @@ class PromptFormat:
     def _turns(self, messages: Sequence[dict]) -> list[dict]:
         return [dict(role="assistant" if m["role"] == "agent" else m["role"], content=self.content(m)) for m in messages]
 
+    def _place(self, turns: Sequence[dict], generation: bool, name: str) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered text, and from where to where each turn's content stands in it.
+
+        The template's own text is found by rendering marks in place of the contents, never by searching for a content.
+        """
+        text = self._render(turns, generation)
+        marks = [f"\ue000{i}\ue001" for i in range(len(turns))]
+        frame, cursor, places = self._render([{**t, "content": m} for t, m in zip(turns, marks)], generation), 0, []
+        for number, (turn, mark) in enumerate(zip(turns, marks)):
+            before, found, frame = frame.partition(mark)
+            start = cursor + len(before)
+            content = turn["content"] if text.startswith(turn["content"], start) else turn["content"].strip()
+            if not found or text[cursor:start] != before or not text.startswith(content, start):
+                raise ValueError(f"The chat template changes message {number} of {name}: its text {turn['content'][:60]!r} is not in "
+                                 "the rendered prompt as it was given, so spans cannot be placed.")
+            cursor = start + len(content)
+            places.append((start, cursor))
+        if text[cursor:] != frame:
+            raise ValueError(f"The chat template changes message {len(turns) - 1} of {name}: what follows it depends on its text.")
+        return text, places
+
     def prompt(self, decision: Decision) -> Prompt:
         """Render one decision up to its boundary.
 
         Raises ValueError where the template drops a message, or the task is not in the messages.
         """
         turns = self._turns(decision.messages)
-        text = self._render(turns, True)
+        text, places = self._place(turns, True, f"decision {decision.id}")
         spans = np.full(len(text), "template", dtype="<U11")
-        cursor, task_found = 0, not decision.task
-        for number, turn in enumerate(turns):
-            start = text.find(turn["content"].strip(), cursor)
-            if start < 0:
-                raise ValueError(f"The chat template changes message {number} of decision {decision.id}: its text "
-                                 f"{turn['content'][:60]!r} is not in the rendered prompt, so spans cannot be placed.")
-            cursor = start + len(turn["content"].strip())
-            spans[start:cursor] = "observation" if number == len(turns) - 1 else "history"
-            if not task_found and turn["role"] == "user" and decision.task in turn["content"]:
-                at = text.index(decision.task, start)
+        task_found = not decision.task
+        for number, (turn, (start, end)) in enumerate(zip(turns, places)):
+            spans[start:end] = "observation" if number == len(turns) - 1 else "history"
+            at = text.find(decision.task, start, end) if not task_found and turn["role"] == "user" else -1
+            if at >= 0:
                 spans[at:at + len(decision.task)], task_found = "task", True
         if not task_found:
             raise ValueError(f"The task of decision {decision.id}, {decision.task[:60]!r}, is in none of its messages.")
@@ -151,13 +167,10 @@ class PromptFormat:
     def sequence(self, episode: Episode, traces=True) -> tuple[list[int], list[bool]]:
         """A whole episode as one training sequence: ids, and which of them the agent wrote (tags included)."""
         turns = self._turns(episode.messages(traces=traces))
-        text = self._render(turns, False)
+        text, places = self._place(turns, False, f"episode {episode.id}")
         agent = np.zeros(len(text), dtype=bool)
-        cursor = 0
-        for turn in turns:
-            start = text.index(turn["content"], cursor)
-            cursor = start + len(turn["content"])
-            agent[start:cursor] = turn["role"] == "assistant"
+        for turn, (start, end) in zip(turns, places):
+            agent[start:end] = turn["role"] == "assistant"
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return encoded["input_ids"], [bool(agent[end - 1]) for _, end in encoded["offset_mapping"]]
 

@@ -29,6 +29,8 @@ def stored_capture(folder: str | Path, model, prompts: Sequence[Prompt], sites: 
 
     A shard is found by the hash of weights, prompt ids, sites and dtype; one that is missing or damaged is captured again.
     """
+    if not prompts:
+        raise ValueError("There is nothing to capture: the list of prompts is empty.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts, manifest = [], []

@@ -108,7 +108,7 @@ def load_episodes(path: str | Path) -> list[Episode]:
     if not path.exists():
         raise FileNotFoundError(f"No episodes at {path}: record them with `python -m analyses record`.")
     with (lzma.open(path, "rt") if path.suffix == ".xz" else open(path)) as stream:
-        found = []
+        found, number = [], 1
         try:
             for number, line in enumerate(stream, 1):
                 row = json.loads(line)

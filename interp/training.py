@@ -107,6 +107,8 @@ def batches(sequences: Sequence[tuple[list[int], list[bool]]], recipe: Recipe, s
     rng = np.random.default_rng(seed)
     lengths = np.array([len(ids) for ids, _ in sequences])
     usable = np.flatnonzero(lengths <= recipe.context)
+    if not len(usable):
+        raise ValueError(f"None of the {len(sequences)} sequences fits the recipe's context of {recipe.context} tokens.")
     plan: list[list[int]] = []
     while len(plan) < steps:
         order = usable[np.argsort(lengths[usable] * rng.uniform(0.9, 1.1, len(usable)))]
