@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import Study
-from interp.conflict import own_trace_ids
-from interp.decode import choose
+from interp.conflicts import own_trace_ids
+from interp.decoding import choose
 from interp.stats import cluster_bootstrap, headroom_gap, kappa, mcnemar
 
 

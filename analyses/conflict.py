@@ -9,7 +9,7 @@ import numpy as np
 
 from analyses.study import Study
 from interp.alfworld.commands import parse
-from interp.conflict import ARMS, conflict
+from interp.conflicts import ARMS, conflict
 from interp.stats import cluster_bootstrap
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import interp
 from interp.alfworld.commands import parse
-from interp.decode import Said, decode_modes
+from interp.decoding import Said, decode_modes
 from interp.models import SERIES, CheckpointSeries, HookedModel
 from interp.prompts import MODES, Mode, Prompt, PromptFormat
 from interp.tables import write_json, write_table

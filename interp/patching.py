@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.capture import capture
-from interp.decode import closing
+from interp.capturing import capture
+from interp.decoding import closing
 from interp.hooks import every_layer
 from interp.packing import score
 from interp.pairs import check_pairs

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from interp.capture import Activations, capture
+from interp.capturing import Activations, capture
 from interp.prompts import Prompt
 from interp.tables import write_json
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interp import store
-from interp.capture import capture
+from interp.capturing import capture
 from interp.generation import length_batches
 from interp.models import HookedModel
 from interp.packing import score

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.conflict import ARMS, Outcome, conflict, donor, own_trace_ids, strip_action
-from interp.decode import Said, decode, said
+from interp.conflicts import ARMS, Outcome, conflict, donor, own_trace_ids, strip_action
+from interp.decoding import Said, decode, said
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def speak(fmt, trace, action):
 
 def spliced(monkeypatch, model, prompts, decoded, arm):
     """What an arm puts behind each prompt, as text."""
-    from interp import conflict as module
+    from interp import conflicts as module
 
     given, real = [], module.continue_each
     monkeypatch.setattr(module, "continue_each", lambda model, rows, variants, *a, **k: given.append(variants[arm]) or real(model, rows, variants, *a, **k))

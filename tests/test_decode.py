@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interp.alfworld.commands import parse, target, verb
-from interp.decode import choose, closing, decode, decode_modes, said
+from interp.decoding import choose, closing, decode, decode_modes, said
 from interp.generation import continue_each
 from interp.models import HookedModel
 from interp.prompts import MODES, PromptFormat, Style

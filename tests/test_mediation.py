@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.decode import closing
+from interp.decoding import closing
 from interp.mediation import ARMS, prompt_reliance, spliced_cache
 from interp.pairs import make_pairs
 from tests.test_patching import difference, sides

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp import patching
-from interp.capture import capture
-from interp.decode import closing
+from interp.capturing import capture
+from interp.decoding import closing
 from interp.pairs import make_pairs, mismatch, swap, swapped
 from interp.patching import patch
 

@@ -6,7 +6,7 @@ import pytest
 
 from interp.alfworld import expert, rollout
 from interp.alfworld.scenes import TASK_TYPES, TRAIN_SCENES, games
-from interp.decode import Said
+from interp.decoding import Said
 
 pytestmark = pytest.mark.usefixtures("engine")
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from interp.alfworld.commands import parse
 from interp.alfworld.engine import Household, View
 from interp.alfworld.scenes import Game
-from interp.decode import decode
+from interp.decoding import decode
 from interp.generation import Memory
 from interp.prompts import Mode, PromptFormat
 from interp.tasks import Decision

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.decode import Said, closing, said
+from interp.decoding import Said, closing, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
 
