@@ -35,7 +35,7 @@ def run(config: Config) -> None:
     clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 30, 60), config.seed)
     for step, _ in config.cells("patching", [split]):
         for mode in config.modes:
-            inputs = dict(config.inputs(step), pairs=[p.hash for p in (*clean, *corrupt)], sites=config.sites, mode=mode)
+            inputs = dict(config.inputs(step), pairs=config.digest([*clean, *corrupt]), sites=config.sites, mode=mode)
 
             def compute():
                 sweep = patch(config.model(step), clean, corrupt, config.sites, mode=mode)

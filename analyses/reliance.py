@@ -31,7 +31,7 @@ def run(config: Config) -> None:
         *pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 40, 150), config.seed)
         unpaired[split] = dict(dropped)
     for step, split in config.cells("reliance"):
-        inputs = dict(config.inputs(step), pairs=[p.hash for side in pairs[split] for p in side])
+        inputs = dict(config.inputs(step), pairs=[config.digest(side) for side in pairs[split]])
 
         def compute():
             found = prompt_reliance(config.model(step), *pairs[split])

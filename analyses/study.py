@@ -20,7 +20,7 @@ from tqdm import tqdm
 import interp
 from interp.alfworld.commands import parse
 from interp.decoding import Said, decode_modes
-from interp.models import SERIES, CheckpointSeries, HookedModel
+from interp.models import SERIES, CheckpointSeries, HookedModel, pick_device, pick_dtype
 from interp.prompts import MODES, Mode, Prompt, PromptFormat
 from interp.tables import write_json, write_table
 from interp.tasks import CORPUS, SPLITS, load_corpus, sample_decisions
@@ -101,10 +101,18 @@ class Study:
 
     def inputs(self, step: int, split: str | None = None) -> dict:
         """Content hashes of what a stage reads: weights, and the prompts of a split."""
-        found = dict(version=interp.__version__, weights=self.checkpoint_series.weights_hash(step), dtype=self.dtype, seed=self.seed)
+        device = pick_device(self.device)
+        found = dict(version=interp.__version__, weights=self.checkpoint_series.weights_hash(step), seed=self.seed,
+                     device=device.type, dtype=str(pick_dtype(self.dtype, device)))
         if split:
-            found["prompts"] = hashlib.sha256("".join(p.hash for p in self.prompts(split)).encode()).hexdigest()[:16]
+            found["decisions"] = self.digest(self.prompts(split))
         return found
+
+    @staticmethod
+    def digest(prompts: Sequence[Prompt]) -> str:
+        """Content hash of prompts and of what their decisions are judged by."""
+        parts = [[p.hash, p.decision.id, p.decision.reference, p.decision.admissible, p.decision.trace] for p in prompts]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def stage(self, name: str, inputs: dict, compute: Callable[[], object]):
         """What `compute` returns (JSON), from disk when it was computed before from the same inputs."""

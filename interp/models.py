@@ -239,7 +239,10 @@ class CheckpointSeries:
             tokenizer = AutoTokenizer.from_pretrained(path[0], revision=path[1])
             hf = AutoModelForCausalLM.from_pretrained(path[0], revision=path[1], dtype=kind, attn_implementation="sdpa")
         else:
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(path)
+            except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+                raise ValueError(f"The tokenizer of {path} cannot be read ({error}): tokenizer.json is damaged, copy it again.") from error
             hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=kind, attn_implementation="sdpa")
             hf.config.name_or_path = str(path)
             if len(tokenizer) > hf.config.vocab_size:

@@ -105,7 +105,7 @@ def load_episodes(path: str | Path) -> list[Episode]:
     Raises FileNotFoundError, or ValueError naming the line that is not an episode.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"No episodes at {path}: record them with `python -m analyses record`.")
     with (lzma.open(path, "rt") if path.suffix == ".xz" else open(path)) as stream:
         found, number = [], 1
