@@ -45,7 +45,7 @@ class Recipe:
     vocabulary: int = 1024
     """Entries of the tokenizer fitted on the corpus."""
     context: int = 3072
-    """Longest sequence in tokens; longer episodes are left out and counted."""
+    """Longest sequence in tokens; longer episodes are left out."""
     base_steps: int = 2200
     """Optimiser steps of the base on the broad mixture."""
     cot_steps: int = 2000
