@@ -64,7 +64,7 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return run(sys.argv[1:])
-    except (ValueError, FileNotFoundError, KeyError, NotImplementedError, ImportError) as error:
+    except (ValueError, OSError, KeyError, NotImplementedError, ImportError) as error:
         if os.environ.get("INTERP_DEBUG"):
             raise
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)

@@ -60,6 +60,11 @@ class Study:
         return given or (quick if self.size == "quick" else full)
 
     @cached_property
+    def _reused(self) -> dict[str, float]:
+        """Stages taken from disk, and the seconds that computing each took."""
+        return {}
+
+    @cached_property
     def checkpoint_series(self) -> CheckpointSeries:
         return CheckpointSeries.discover(self.series)
 
@@ -119,9 +124,12 @@ class Study:
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
         path = self.run / "partial" / f"{name}-{key}.json"
         if path.exists():
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            self._reused[str(path)] = found["seconds"]
+            return found["value"]
+        started = time.time()
         value = compute()
-        write_json(path, value)
+        write_json(path, dict(seconds=round(time.time() - started, 2), value=value))
         return value
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
@@ -144,7 +152,7 @@ class Study:
         provenance = dict(
             analysis=name, config=json.loads(json.dumps(config, default=str)), seed=self.seed,
             command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            seconds=round(time.time() - started, 1), device=str(self._model.device), dtype=str(self._model.dtype),
+            seconds=round(time.time() - started, 1), seconds_reused=round(sum(self._reused.values()), 1), device=str(self._model.device), dtype=str(self._model.dtype),
             weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps}, format=self.format.hash,
             corpus=hashlib.sha256(Path(self.corpus).read_bytes()).hexdigest()[:16],
             versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}}, **extra)

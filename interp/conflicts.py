@@ -69,7 +69,10 @@ def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: n
 
 
 def _trace(arm: str, index: int, prompts, decoded, rng) -> tuple[list[int], str | None, bool] | None:
-    """Ids of the trace that an arm puts in, the action it argues for, and whether it leaked it; None where there is none."""
+    """Ids of the trace that an arm puts in, the action it argues for, and whether it leaked it.
+
+    None where there is none: no donor, or one whose trace says nothing but its action.
+    """
     fmt, own = prompts[index].format, decoded[index]
     if arm == "self_splice":
         return own_trace_ids(prompts[index], own), own.action, False
@@ -88,7 +91,7 @@ def _trace(arm: str, index: int, prompts, decoded, rng) -> tuple[list[int], str 
         return None
     argued = decoded[other].action
     bare = strip_action(decoded[other].trace, argued)
-    return fmt.encode(bare), argued, bare != decoded[other].trace
+    return (fmt.encode(bare), argued, bare != decoded[other].trace) if bare else None
 
 
 def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Sequence[str] = ARMS, *,
@@ -97,7 +100,7 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
 
     Arms: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
     trace), `other_state` (another episode's trace, its action stripped), `shuffled_words`, `filler` (full stops, equal
-    length), `empty`. Decisions whose own decoding did not parse, or that find no donor, are left out; an arm without any
+    length), `empty`. Decisions whose own decoding did not parse, or that find no donor with words beside its action, are left out; an arm without any
     has empty arrays. Raises ValueError for an arm that is not known.
     """
     unknown = [arm for arm in arms if arm not in ARMS]

@@ -42,7 +42,12 @@ def every_layer(names) -> list[str]:
     named = [name for name, (_, layer) in zip(names, parsed) if layer is not None]
     if named:
         raise ValueError(f"{named[0]!r} names one layer, but every layer is read: ask for the site alone and pick the layer from the result.")
-    return [site for site, _ in parsed]
+    found = [site for site, _ in parsed]
+    twice = [site for site in found if found.count(site) > 1]
+    if twice or not found:
+        raise ValueError(f"Site {twice[0]!r} is asked for twice: name each site once." if twice else
+                         f"No site is asked for: name some of {', '.join(SITES)}.")
+    return found
 
 
 def check_architecture(blocks, architecture: str) -> None:

@@ -63,6 +63,10 @@ class Recipe:
     seed: int = 0
     """Seed of initialisation, order and mixture."""
 
+    def __post_init__(self):
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"replay is the base mixture's share of the training sequences: at least 0 and below 1, not {self.replay}.")
+
 
 def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     """Fit a byte-level BPE tokenizer with the tags of the `tags` style as single tokens."""
@@ -168,8 +172,9 @@ def train(model, tokenizer, sequences, recipe: Recipe, folder: str | Path, *, st
                       data_collator=lambda rows: rows[0], processing_class=tokenizer, callbacks=[_SaveAt(keep)])
     trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
     loss = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+    too_long = sum(len(ids) > recipe.context for ids, _ in sequences)
     for path in folder.glob("checkpoint-*"):
         step = int(path.name.split("-")[1])
-        write_json(path / "training.json", dict(provenance or {}, recipe=asdict(recipe), step=step,
+        write_json(path / "training.json", dict(provenance or {}, recipe=asdict(recipe), step=step, sequences=len(sequences), left_out_too_long=too_long,
                                                 loss={s: v for s, v in loss.items() if s <= step}))
     return folder

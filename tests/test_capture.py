@@ -190,3 +190,10 @@ def test_logits_are_computed_only_where_a_token_is_scored(llama, monkeypatch):
 def test_a_token_scored_without_one_before_it_is_refused(llama):
     with pytest.raises(ValueError, match="one before it"):
         score(llama, llama.read([5, 6]), [[3, 4]], [2])
+
+
+@pytest.mark.parametrize("sites, why", [(["resid_pre", "resid_pre"], "asked for twice"), ([], "No site"),
+                                        (["z", "blocks.0.attn.hook_z"], "names one layer")])
+def test_sites_that_would_leave_a_hole_are_refused(llama, prompts, sites, why):
+    with pytest.raises(ValueError, match=why):
+        capture(llama, prompts[:2], sites)

@@ -169,3 +169,9 @@ def test_readings_of_an_outcome():
     found = Outcome("other_state", np.arange(4), ["a", "b", None, "c"], ["a", "a", "a", "a"], ["b", "b", None, "b"], np.zeros(4, bool), np.zeros(4))
     assert found.keep.tolist() == [True, False, False, False] and found.follow.tolist() == [False, True, False, False]
     assert found.unparsed.tolist() == [False, False, True, False]
+
+
+def test_a_donor_trace_that_says_nothing_but_its_action_is_no_argument(trained, trained_prompts, spoken):
+    bare = [replace(s, trace=f"So {s.action}.") if s.action else s for s in spoken]
+    found = conflict(trained, trained_prompts, bare, ["other_state"], seed=1)["other_state"]
+    assert len(found.index) == 0

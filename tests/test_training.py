@@ -162,3 +162,9 @@ def test_the_shipped_checkpoints_are_complete_and_say_what_made_them(series_fold
         assert Recipe(**{**notes["recipe"], "checkpoints": tuple(notes["recipe"]["checkpoints"])}) == TINY
         assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float16}
         assert PromptFormat(AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("share", [1, 1.5, -0.1])
+def test_a_replayed_share_that_cannot_be_is_refused(share):
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        Recipe(replay=share)
