@@ -1,71 +1,30 @@
-"""Multinomial logistic regression with grouped folds: the solver, its features, and a penalty chosen inside the training rows.
+"""Logistic readers with grouped folds: their features, and a penalty chosen inside the training rows.
 
->>> train, held_out = standardised(acts)(train_rows, held_out_rows)
->>> weights, bias, unconverged = fit_logistic(train, code[train_rows], (0.01, 0.1, 1.0))
+>>> fitter = Fitter(code, group, n_classes, grouped_splits(group, 5, seed), seed)
+>>> [(probability, inner)] = fitter.nested([("probe", 3, standardised(acts[:, 3]))], (0.01, 0.1, 1.0))
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
-from scipy.optimize import minimize
 from scipy.sparse import issparse
 from scipy.special import softmax
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.model_selection import GroupKFold
 
+from interp.solver import TOLERANCE, fit_logistic, problem_bytes
+
 INNER_FOLDS = 3
-TOLERANCE, MAX_ITER = 1e-4, 1000
 #: Inner folds only rank C and layers, so they stop earlier.
 INNER_TOLERANCE = 1e-3
 #: Probabilities are floored here, so a label never seen in training costs 6.9 nats, not infinity.
 FLOOR = 1e-3
-
-
-def fit_logistic(
-    features: Float[np.ndarray, "decision feature"],
-    code: Int[np.ndarray, "decision"],
-    grid: Sequence[float],
-    tolerance: float = TOLERANCE,
-) -> tuple[Float[np.ndarray, "C feature class"], Float[np.ndarray, "C 1 class"], int]:
-    """Multinomial logistic regression with an L2 penalty, for each C of `grid`, each fit starting from the one before.
-
-    The optimum is that of scikit-learn's LogisticRegression (for two classes, of its softmax form: its binary form at 2 C).
-    It is reached in fewer steps because the solver sees every feature scaled by the root of its approximate curvature, which
-    works best on orthogonal features.
-
-    features: one row per decision. code: classes 0 to K - 1, all present. grid: inverse penalties.
-    tolerance: largest gradient entry, in the scaled features, at which a fit stops.
-    Returns weights, bias and the number of fits that stopped at MAX_ITER instead.
-    """
-    (n, d), n_classes = features.shape, code.max() + 1
-    target, padded = np.eye(n_classes)[code], np.hstack([features, np.ones((n, 1))])
-    power = (padded**2).mean(axis=0)
-    weights, unconverged = np.zeros((len(grid), d + 1, n_classes)), 0
-    start = weights[0]
-    for c, out in zip(grid, weights, strict=True):
-        penalty = np.append(np.full(d, 1 / (c * n)), 0.0)
-        root = np.sqrt(power / n_classes + penalty)[:, None]
-        scaled, shrink = padded / root.T, penalty[:, None] / root**2
-        transposed = np.ascontiguousarray(scaled.T) / n
-
-        def loss(flat, scaled=scaled, shrink=shrink, transposed=transposed):
-            v = flat.reshape(d + 1, n_classes)
-            logit = scaled @ v
-            logit -= logit.max(axis=1, keepdims=True)
-            of_label = (logit * target).sum(axis=1)
-            np.exp(logit, out=logit)
-            total = logit.sum(axis=1, keepdims=True)
-            value = (np.log(total[:, 0]) - of_label).mean() + 0.5 * (shrink * v * v).sum()
-            return value, (transposed @ (logit / total - target) + shrink * v).ravel()
-
-        options = {"maxiter": MAX_ITER, "gtol": tolerance, "ftol": 1e-15}
-        found = minimize(loss, (start * root).ravel(), jac=True, method="L-BFGS-B", options=options)
-        out[:] = start = found.x.reshape(d + 1, n_classes) / root
-        unconverged += int(found.nit >= MAX_ITER)
-    return weights[:, :-1], weights[:, -1:], unconverged
+#: Bytes that one batch of fits may take: on a CPU what its cache holds, on a GPU enough to keep it busy.
+BUDGET = {"cpu": 32 * 2**20, "cuda": 2**30}
 
 
 def grouped_splits(groups: Int[np.ndarray, "decision"], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -79,35 +38,72 @@ def grouped_splits(groups: Int[np.ndarray, "decision"], folds: int, seed: int) -
 class Fitter:
     """Fits on each job's training rows and predicts its held-out rows; knows labels and episodes, not what is read."""
 
-    def __init__(self, code, group, n_classes, jobs, seed):
-        self.code, self.group, self.n_classes, self.jobs, self.seed = code, group, n_classes, jobs, seed
+    def __init__(self, code, group, n_classes, jobs, seed, device="cpu"):
+        self.code, self.group, self.n_classes, self.jobs, self.seed, self.device = code, group, n_classes, jobs, seed, device
         self.chosen, self.n_unconverged = [], 0
+        self.inner = [grouped_splits(group[train], min(INNER_FOLDS, len(set(group[train]))), seed) for train, _ in jobs]
 
-    def fit(self, features, code, grid, tolerance=TOLERANCE) -> Float[np.ndarray, "C decision class"]:
-        """Class probabilities of the held-out rows of `features` = (training rows, held-out rows), for each C."""
-        train, held_out = features
-        probability = np.zeros((len(grid), len(held_out), self.n_classes))
-        present, local = np.unique(code, return_inverse=True)
-        weights, bias, unconverged = fit_logistic(train, local, grid, tolerance)
-        probability[:, :, present] = softmax(held_out @ weights + bias, axis=2)
+    def fit(self, problems: Iterable[tuple], tolerance=TOLERANCE) -> Iterator[Float[np.ndarray, "C decision class"]]:
+        """Class probabilities of the held-out rows of each problem, for each C, in order.
+
+        problems: (features of training rows and of held-out rows, training codes, C), equally many C in all; drawn as room
+        for them is made, so that memory stays within BUDGET.
+        """
+        chunk, taken = [], 0
+        for problem in problems:
+            chunk.append(problem)
+            taken += problem_bytes(problem[0][0].shape, self.n_classes * len(problem[2]))
+            if taken >= BUDGET.get(torch.device(self.device).type, BUDGET["cpu"]):
+                yield from self._solve(chunk, tolerance)
+                chunk, taken = [], 0
+        if chunk:
+            yield from self._solve(chunk, tolerance)
+
+    def _solve(self, chunk, tolerance):
+        ends, code, grids = zip(*chunk, strict=True)
+        present, local = zip(*(np.unique(each, return_inverse=True) for each in code), strict=True)
+        weights, bias, unconverged = fit_logistic([train for train, _ in ends], local, grids, tolerance, self.device)
         self.n_unconverged += unconverged
-        return probability
+        for (_, held_out), w, b, classes in zip(ends, weights, bias, present, strict=True):
+            probability = np.zeros((len(w), len(held_out), self.n_classes))
+            logit = held_out @ w[:, : held_out.shape[1]] + b
+            probability[:, :, classes] = softmax(logit[:, :, : len(classes)], axis=2)
+            yield probability
 
-    def nested(self, reader, layer, features, grid):
-        """Held-out probabilities [decision, class], and per job the inner (accuracy, minus log-loss) of the C it chose."""
-        probability, inner_scores = np.zeros((len(self.code), self.n_classes)), []
-        for job, (train, held_out) in enumerate(self.jobs):
-            inner = np.zeros((len(grid), len(train), self.n_classes))
-            for fit, score in grouped_splits(self.group[train], min(INNER_FOLDS, len(set(self.group[train]))), self.seed):
-                ends = features(train[fit], train[score])
-                inner[:, score] = self.fit(ends, self.code[train[fit]], grid, INNER_TOLERANCE)
-            results = [scored(each, self.code[train]) for each in inner]
+    def nested(self, readers: Sequence[tuple], grid: Sequence[float]) -> list[tuple[np.ndarray, list[tuple[float, float]]]]:
+        """Held-out probabilities [decision, class], and per job the inner (accuracy, minus log-loss) of the C it chose.
+
+        readers: (name, layer, features), features a function such as `standardised` returns; all are fitted together.
+        """
+        cells = [(reader, job) for reader in readers for job in range(len(self.jobs))]
+        inner = self.fit(self._inner_problems(cells, grid), INNER_TOLERANCE)
+        picked = []
+        for (name, layer, _), job in cells:
+            train = self.jobs[job][0]
+            probability = np.zeros((len(grid), len(train), self.n_classes))
+            for _, score in self.inner[job]:
+                probability[:, score] = next(inner)
+            results = [scored(each, self.code[train]) for each in probability]
             keys = [(each["accuracy"].mean(), -each["log_loss"].mean()) for each in results]
             best = max(range(len(grid)), key=keys.__getitem__)
-            probability[held_out] = self.fit(features(train, held_out), self.code[train], grid[best : best + 1])[0]
-            self.chosen.append({"fold": job, "reader": reader, "layer": layer, "C": grid[best]})
-            inner_scores.append(keys[best])
-        return probability, inner_scores
+            picked.append((grid[best], keys[best]))
+            self.chosen.append({"fold": job, "reader": name, "layer": layer, "C": grid[best]})
+        outer = self.fit(
+            (features(*self.jobs[job]), self.code[self.jobs[job][0]], (c,))
+            for ((_, _, features), job), (c, _) in zip(cells, picked, strict=True)
+        )
+        found = [(np.zeros((len(self.code), self.n_classes)), []) for _ in readers]
+        for i, (probability, (_, key)) in enumerate(zip(outer, picked, strict=True)):
+            whole, keys = found[i // len(self.jobs)]
+            whole[self.jobs[i % len(self.jobs)][1]] = probability[0]
+            keys.append(key)
+        return found
+
+    def _inner_problems(self, cells, grid):
+        for (_, _, features), job in cells:
+            train = self.jobs[job][0]
+            for fit, score in self.inner[job]:
+                yield features(train[fit], train[score]), self.code[train[fit]], grid
 
     def count(self, given: Int[np.ndarray, "decision"]) -> Float[np.ndarray, "decision class"]:
         """P(label | given) by counting in the training rows; the label's overall frequency counts as one more decision."""

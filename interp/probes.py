@@ -82,6 +82,7 @@ def probe(
     seed: int = 0,
     draws: int = 1000,
     layers: Sequence[int] | None = None,
+    device: str = "cpu",
 ) -> ProbeResult:
     """Read `labels` off `acts` by multinomial logistic regression at each layer, with controls on the same grouped folds.
 
@@ -94,7 +95,7 @@ def probe(
     previous: label of the action before (any string at the first step), for the control `previous_action`.
     test: (acts, labels, groups, prompts, previous) of an out-of-domain set, scored by readers fitted on all of the first set.
     folds: outer folds. C: inverse penalties to choose from (`tfidf` has its own, TEXT_C). draws: bootstrap resamples.
-    layers: indices into the layer axis to probe; by default all.
+    layers: indices into the layer axis to probe; by default all. device: where the fits run, in double precision.
 
     Readers: `probe` at each layer; `embedding` (the probe at layer 0); `majority`, `previous_action`, `tfidf`, `prompt_length`;
     `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions (mean of SHUFFLES
@@ -137,16 +138,16 @@ def probe(
         fold[held_out] = number
     if test is not None:
         jobs.append((np.arange(n), np.arange(n, len(code))))
-    with threadpool_limits(1):  # the matrices are small: threads only wait for each other
-        fitter = Fitter(code, group, len(classes), jobs, seed)
+    with threadpool_limits(1, "blas"):  # the matrices to rotate are small: threads only wait for each other
+        fitter = Fitter(code, group, len(classes), jobs, seed, device)
         probability, shuffled = _read_layers(fitter, acts, layers, grid)
         probability["majority", NESTED] = fitter.count(np.zeros(len(code), dtype=int))
         if previous is not None:
             probability["previous_action", NESTED] = fitter.count(integer_codes(joined["previous"].tolist())[0])
         if prompts is not None:
             length = np.log1p([[len(text)] for text in joined["prompts"]])
-            probability["tfidf", NESTED] = fitter.nested("tfidf", NESTED, tfidf(joined["prompts"]), TEXT_C)[0]
-            probability["prompt_length", NESTED] = fitter.nested("prompt_length", NESTED, standardised(length), grid)[0]
+            for name, features, its_grid in (("tfidf", tfidf(joined["prompts"]), TEXT_C), ("prompt_length", standardised(length), grid)):
+                [(probability[name, NESTED], _)] = fitter.nested([(name, NESTED, features)], its_grid)
 
     split = np.array(SPLITS)[(np.arange(len(code)) >= n).astype(int)]
     scores = {key: scored(each, code) for key, each in probability.items()}
@@ -176,21 +177,27 @@ def probe(
 def _read_layers(fitter: Fitter, acts, layers, grid):
     """Probabilities [decision, class] of the probe at each layer and at the nested choice, and of each shuffle."""
     features = [standardised(acts[:, layer]) for layer in layers]
-    probability, inner = {}, []
-    for layer, each in zip(layers, features, strict=True):
-        probability["probe", layer], keys = fitter.nested("probe", layer, each, grid)
-        inner.append(keys)
+    found = fitter.nested([("probe", *each) for each in zip(layers, features, strict=True)], grid)
+    probability = {("probe", layer): each for layer, (each, _) in zip(layers, found, strict=True)}
     picked = {(row["fold"], row["layer"]): row["C"] for row in fitter.chosen}
-    nested = np.zeros((len(acts), fitter.n_classes))
-    shuffled, rng = np.zeros((SHUFFLES, *nested.shape)), np.random.default_rng(fitter.seed)
-    for job, (train, held_out) in enumerate(fitter.jobs):
-        best = max(range(len(layers)), key=lambda i: inner[i][job])
-        c = picked[job, layers[best]]
-        fitter.chosen.append({"fold": job, "reader": "nested", "layer": layers[best], "C": c})
-        nested[held_out] = probability["probe", layers[best]][held_out]
-        ends = features[best](train, held_out)
+    nested, best = np.zeros((len(acts), fitter.n_classes)), []
+    for job, (_, held_out) in enumerate(fitter.jobs):
+        best.append(max(range(len(layers)), key=lambda i: found[i][1][job]))
+        layer = layers[best[job]]
+        fitter.chosen.append({"fold": job, "reader": "nested", "layer": layer, "C": picked[job, layer]})
+        nested[held_out] = probability["probe", layer][held_out]
+
+    def permuted():
+        rng = np.random.default_rng(fitter.seed)
+        for job, (train, held_out) in enumerate(fitter.jobs):
+            ends = features[best[job]](train, held_out)
+            for _ in range(SHUFFLES):
+                yield ends, rng.permutation(fitter.code[train]), (picked[job, layers[best[job]]],)
+
+    shuffled, repeats = np.zeros((SHUFFLES, *nested.shape)), fitter.fit(permuted())
+    for _, held_out in fitter.jobs:
         for repeat in shuffled:
-            repeat[held_out] = fitter.fit(ends, rng.permutation(fitter.code[train]), (c,))[0]
+            repeat[held_out] = next(repeats)[0]
     probability["probe", NESTED] = nested
     if 0 in layers:
         probability["embedding", 0] = probability["probe", 0]
