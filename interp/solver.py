@@ -17,6 +17,8 @@ TOLERANCE, MAX_ITER = 1e-4, 1000
 HISTORY = 8
 #: Single precision does not get further than this; double precision always has the last word.
 COARSE = 5e-5
+#: From this gradient on, features are scaled by their curvature there, though never below this share of the power of a feature.
+ROUGH, FLAT = 0.03, 0.01
 
 
 def fit_logistic(
@@ -30,11 +32,12 @@ def fit_logistic(
 
     An optimum is that of scikit-learn's LogisticRegression fitted on the classes among the problem's rows (for two classes, of
     its softmax form: its binary form at 2 C). It is reached in few steps because the solver sees every feature scaled by the
-    root of a bound on its curvature (Boehning 1992), which is exact on orthogonal features.
+    root of its approximate curvature, which works best on orthogonal features: at first as in Boehning's bound (1992), later as
+    measured. Most steps are taken in single precision, the last ones in double.
 
     features, code: rows and their classes, from 0, of each problem; problems may differ in both axes.
     grid: inverse penalties, the same for all problems or a row for each.
-    tolerance: largest gradient entry, in the scaled features, at which a fit stops.
+    tolerance: largest gradient entry, in the features scaled as at first, at which a fit stops.
     Returns weights (0 beyond a problem's own features), bias (minus infinity for classes that the problem's rows lack) and the
     number of fits that did not reach the tolerance. Raises ValueError for lengths that differ, no rows, and C not above 0.
     """
@@ -58,7 +61,12 @@ def fit_logistic(
     root = (power[:, None, None] + penalty).sqrt()
     v = torch.zeros(*c.shape, share.shape[1], x.shape[2], device=device, dtype=torch.float64)
     v[..., -1] = torch.where(present, share.log(), 0)[:, None] * root[..., -1]  # from the frequencies of the classes
-    problem = _Problem(x, label, weight, torch.where(present, 0.0, -torch.inf), root, penalty / root**2)
+    mask, bound = torch.where(present, 0.0, -torch.inf), root
+    problem = _Problem(x, label, weight, mask, root, penalty / root**2, torch.ones_like(root)).to(torch.float32)
+    v, _ = _lbfgs(problem, v.float(), max(tolerance, ROUGH))
+    w, floor = v / root, FLAT * power[:, None, None]
+    root = (torch.maximum(problem.curvature(v), floor) + penalty).sqrt()
+    v, problem = w * root, _Problem(x, label, weight, mask, root, penalty / root**2, root / bound)
     for dtype, until in ((torch.float32, max(0.9 * tolerance, COARSE)), (torch.float64, tolerance)):
         v, left = _lbfgs(problem.to(dtype), v.to(dtype), until)
     w = (v / root).transpose(2, 3).cpu().numpy()
@@ -73,23 +81,32 @@ def problem_bytes(shape: tuple[int, int], columns: int) -> int:
 
 
 class _Problem:
-    """Losses and gradients of a batch of problems, each at several penalties that share the products with its features."""
+    """Losses and gradients of a batch of problems, each at several penalties that share the products with its features.
 
-    def __init__(self, x, label, weight, mask, root, shrink):
-        self.parts = x, label, weight, mask, root, shrink
+    A weight times `root` is what the solver sees; its gradient times `measure` is what must become small.
+    """
+
+    def __init__(self, x, label, weight, mask, root, shrink, measure):
+        self.parts = x, label, weight, mask, root, shrink, measure
 
     def to(self, dtype):
         return _Problem(*(each.to(dtype) if each.is_floating_point() else each for each in self.parts))
 
     def keep(self, problems, slots):
         """The problems at these indices, each at the penalties [problem, C] left of it."""
-        x, label, weight, mask, root, shrink = self.parts
+        x, label, weight, mask, *own = self.parts
         shared = (each[problems] for each in (x, label, weight, mask))
-        return _Problem(*shared, root[problems[:, None], slots], shrink[problems[:, None], slots])
+        return _Problem(*shared, *(each[problems[:, None], slots] for each in own))
+
+    def curvature(self, v):
+        """Diagonal of the loss's second derivative by the unscaled weights, at scaled weights `v`."""
+        x, _, weight, mask, root, *_ = self.parts
+        p = (((v / root).flatten(1, 2) @ x.mT).unflatten(1, v.shape[1:3]) + mask[:, None, :, None]).softmax(2)
+        return ((p * (1 - p) * weight[:, None, None]).flatten(1, 2) @ x**2).unflatten(1, v.shape[1:3])
 
     def __call__(self, v):
         """Loss [problem, C] and gradient at scaled weights `v` [problem, C, class, feature]."""
-        x, label, weight, mask, root, shrink = self.parts
+        x, label, weight, mask, root, shrink, _ = self.parts
         logit = ((v / root).flatten(1, 2) @ x.transpose(1, 2)).unflatten(1, v.shape[1:3]) + mask[:, None, :, None]
         logit -= logit.amax(2, keepdim=True)
         label = label[:, None, None].expand(-1, v.shape[1], -1, -1)
@@ -109,14 +126,14 @@ def _lbfgs(problem, start, tolerance):
     found, where, size, left = start.clone(), torch.arange(len(start), device=start.device), start.shape, 0
     slots, slack = torch.arange(size[1], device=start.device).expand(size[:2]), 10 * torch.finfo(start.dtype).eps
     v, (value, gradient) = start, problem(start)
-    if gradient.abs().amax() <= tolerance:
+    if (gradient * problem.parts[-1]).abs().amax() <= tolerance:
         return start, 0
     direction, length, gamma, slope = -gradient, torch.ones_like(value), torch.ones_like(value), -(gradient**2).sum((2, 3))
     pairs = v.new_zeros(*size[:2], 2 * HISTORY, size[2] * size[3])
     along = v.new_zeros(*size[:2], 2 * HISTORY, 1)
     inverse, inner, diagonal = (v.new_zeros(*size[:2], HISTORY, k) for k in (HISTORY, HISTORY, 1))
     for iteration in range(MAX_ITER):
-        done = (gradient.abs().amax((2, 3)) <= tolerance) | (length < 1e-8)
+        done = ((gradient * problem.parts[-1]).abs().amax((2, 3)) <= tolerance) | (length < 1e-8)
         left = int((~done).sum())
         if left <= 0.75 * done.numel():
             found[where[:, None], slots] = v
