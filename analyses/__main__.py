@@ -10,6 +10,7 @@ import sys
 #: In the order in which `all` runs them.
 ANALYSES = ("behaviour", "online", "probes", "patching", "reliance", "conflict")
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
+         "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}
 
 
@@ -38,6 +39,11 @@ def run(argv: list[str]) -> int:
         return _module("figures").main(rest)
     if name not in (*ANALYSES, *OTHER):
         raise ValueError(f"There is no analysis {name!r}: there are {', '.join((*ANALYSES, *OTHER))}.")
+    if name == "architectures":
+        from interp.architectures import table
+
+        print(table().to_string(index=False))
+        return 0
     import tyro
 
     if name != "all":

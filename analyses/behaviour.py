@@ -49,13 +49,11 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     rows = []
     for prompt, words in zip(prompts, cot):
         candidates = prompt.decision.admissible
-        row = dict(episode=prompt.decision.episode)
-        for mode, trace in (("prompt", None), ("cot", own_trace_ids(prompt, words))):
-            if mode == "cot" and trace is None:  # a trace that never closed can be followed by no action
-                row |= dict(choice_cot_sum=False, choice_cot_mean=False)
-                continue
-            best = choose(model, prompt, candidates, trace).argmax(0).tolist()
-            for kind, index in zip(("sum", "mean"), best):
+        row = dict(episode=prompt.decision.episode, choice_cot_sum=False, choice_cot_mean=False)
+        own = own_trace_ids(prompt, words)
+        readings = dict(prompt=None) if own is None else dict(prompt=None, cot=own)  # a trace that never closed can be followed by no action
+        for mode, found in zip(readings, choose(model, prompt, candidates, list(readings.values()))):
+            for kind, index in zip(("sum", "mean"), found.argmax(0).tolist()):
                 row[f"choice_{mode}_{kind}"] = candidates[index] == prompt.decision.reference
         rows.append(row)
     return rows

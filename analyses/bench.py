@@ -20,14 +20,18 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+from scipy.special import softmax
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 import interp
 from analyses.rivals import BATCH_TOKENS, TOOLS, Cached, Fit, Plain, Shape, installed, sklearn_sweep, twin
-from interp.packing import score
+from interp.logistic import standardised
 from interp.prompts import Prompt
+from interp.solver import fit_logistic
+from interp.sweeps import Cell, Packed
 from interp.tables import write_table
+from interp.tasks import Decision
 
 COLUMNS = ("work", "tool", "tokens", "seconds", "ratio", "plain_forwards", "max_difference", "sampled", "peak_mb")
 VERSIONS = ("torch", "transformers", "transformer-lens", "nnsight", "pyvene", "scikit-learn", "safetensors", "numpy")
@@ -76,38 +80,37 @@ class Interp:
         self.model = interp.HookedModel(twin(hf), tokenizer)
 
     def layer_sweep(self, ids, donor, action, layers=()):
-        layers = list(layers) or list(range(len(donor)))
-        return self._score(ids, [action] * len(layers), {("resid_pre", layer): ([i], donor[layer][None]) for i, layer in enumerate(layers)})
+        return self.grid(ids, donor[:, None].expand(-1, len(ids), -1), action, [(i, len(ids) - 1) for i in layers or range(len(donor))])
 
     def grid(self, ids, donor, action, cells):
-        raise NotImplementedError("patching every position is not there yet")
+        run = Packed(self.model, ids, [action], [len(action)], positions=sorted({position for _, position in cells}))
+        return run.patched([Cell("resid_pre", layer, (position,), donor[layer, position][None], slice(None)) for layer, position in cells])[:, 0]
 
-    def capture(self, prompts, sites=("resid_post",)):
-        made = [Prompt(tuple(ids), ("template",) * len(ids), None, None) for ids in prompts]
-        values = interp.capture(self.model, made, sites, batch_tokens=BATCH_TOKENS).values
-        return values[:, 0] if len(sites) == 1 else values
+    def capture(self, prompts):
+        made = [Prompt(tuple(ids), ("template",) * len(ids), Decision((), "", (), "bench", i, "", "", ""), None) for i, ids in enumerate(prompts)]
+        return interp.capture(self.model, made, batch_tokens=BATCH_TOKENS).values[:, 0]
 
     def episode(self, prompts):
-        raise NotImplementedError("one forward for all prompts of an episode is not there yet")
+        return self.capture(prompts)
 
     def pair(self, clean, corrupt, actions, sites=("resid_pre", "attn_out", "mlp_out")):
         """Both directions of one pair, every site and layer at the boundary, captures included: [direction, cell, action]."""
-        acts = self.capture([clean, corrupt], sites)
-        cells = [(s, layer) for s in range(len(sites)) for layer in range(self.model.n_layers)]
-        found = []
-        for ids, donor in ((clean, acts[1]), (corrupt, acts[0])):
-            edits = {(sites[s], layer): ([2 * i, 2 * i + 1], donor[s, layer].expand(2, -1)) for i, (s, layer) in enumerate(cells)}
-            found.append(self._score(ids, [*actions] * len(cells), edits).view(len(cells), 2))
-        return torch.stack(found)
-
-    def _score(self, ids, actions, edits):
-        segments = [[ids[-1], *action] for action in actions]
-        return score(self.model, self.model.read(ids[:-1]), segments, [len(a) for a in actions], edits)[0]
+        cells = [(site, layer) for site in sites for layer in range(self.model.n_layers)]
+        runs = [Packed(self.model, ids, actions, [len(a) for a in actions], sites, [len(ids) - 1]) for ids in (clean, corrupt)]
+        return torch.stack([run.patched([Cell(*cell, (len(clean) - 1,), donor.values[cell], slice(None)) for cell in cells])
+                            for run, donor in (runs, runs[::-1])])
 
 
 def probe_sweep(features: np.ndarray, label: np.ndarray, folds: Sequence, cells: Sequence[Fit]) -> torch.Tensor:
-    """TO BE FILLED with the batched solver: what `sklearn_sweep` returns."""
-    raise NotImplementedError("the batched solver is not there yet")
+    """What `sklearn_sweep` returns, by the batched solver: all folds and C of a layer at once."""
+    grid, found = sorted({c for _, _, c in cells}), {}
+    for layer in sorted({layer for layer, _, _ in cells}):
+        ends = [standardised(features[layer])(*fold) for fold in folds]
+        weights, bias, _ = fit_logistic([train for train, _ in ends], [label[train] for train, _ in folds], grid)
+        for fold, (_, held_out) in enumerate(ends):
+            probability = softmax(held_out @ weights[fold, :, :held_out.shape[1]] + bias[fold], axis=2)
+            found.update({(layer, fold, c): torch.from_numpy(p) for c, p in zip(grid, probability)})
+    return torch.stack([found[cell] for cell in cells])
 
 
 @dataclass

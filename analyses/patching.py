@@ -9,7 +9,7 @@ import numpy as np
 
 from analyses.study import Study
 from interp.pairs import make_pairs
-from interp.patching import patch
+from interp.patching import patch_modes
 from interp.stats import cluster_bootstrap
 
 
@@ -27,29 +27,31 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Sweep, then average over pairs with intervals that resample episodes."""
-    started, rows = time.time(), []
+    started, rows, paths = time.time(), [], set()
     split = config.splits[0]
     step = config.steps[0]
     config.model(step)
     decisions = [d for e in config.episodes[split] for d in e.decisions()]
     clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 30, 60), config.seed)
     for step, _ in config.cells("patching", [split]):
+        inputs = dict(config.inputs(step), pairs=config.digest([*clean, *corrupt]), sites=config.sites, modes=config.modes)
+
+        def compute():
+            sweeps = patch_modes(config.model(step), clean, corrupt, config.sites, modes=config.modes)
+            return {mode: dict(sites=s.sites, path=s.path, denoise=np.nan_to_num(s.denoise, nan=-1e9).tolist(),
+                               noise=np.nan_to_num(s.noise, nan=-1e9).tolist()) for mode, s in sweeps.items()}
+
+        found = config.stage(f"patching/{step}", inputs, compute)
         for mode in config.modes:
-            inputs = dict(config.inputs(step), pairs=config.digest([*clean, *corrupt]), sites=config.sites, mode=mode)
-
-            def compute():
-                sweep = patch(config.model(step), clean, corrupt, config.sites, mode=mode)
-                return dict(denoise=np.nan_to_num(sweep.denoise, nan=-1e9).tolist(), noise=np.nan_to_num(sweep.noise, nan=-1e9).tolist())
-
-            found = config.stage(f"patching/{step}-{mode}", inputs, compute)
+            paths.add(found[mode]["path"])
             for direction in ("denoise", "noise"):
-                values = np.array(found[direction])
+                values = np.array(found[mode][direction])
                 kept = values[:, 0, 0] > -1e8
                 groups = [p.decision.episode for p, k in zip(clean, kept) if k]
-                for s, site in enumerate(config.sites):
+                for s, site in enumerate(found[mode]["sites"]):
                     for layer in range(values.shape[2]):
                         estimate = (cluster_bootstrap(values[kept, s, layer], groups, seed=config.seed).row() if kept.any()
                                     else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
                         rows.append(dict(step=step, mode=mode, layer=layer, site=site, direction=direction, **estimate,
                                          n_dropped=int((~kept).sum())))
-    config.write("patching", rows, started, pairs=len(clean), not_paired=dict(dropped))
+    config.write("patching", rows, started, pairs=len(clean), not_paired=dict(dropped), path=sorted(paths))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import Study
-from interp.mediation import prompt_reliance
+from interp.mediation import EFFECTS, prompt_reliance
 from interp.pairs import make_pairs
 from interp.stats import cluster_bootstrap
 
@@ -23,7 +23,7 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Mediate, then average over pairs with intervals that resample episodes."""
-    started, rows, unpaired = time.time(), [], {}
+    started, rows, unpaired, paths = time.time(), [], {}, set()
     config.model(config.steps[0])
     pairs = {}
     for split in config.splits:
@@ -35,16 +35,16 @@ def run(config: Config) -> None:
 
         def compute():
             found = prompt_reliance(config.model(step), *pairs[split])
-            return dict(effects=np.stack([found.direct, found.via_cot, found.total], 1).tolist(), kept=found.kept.tolist())
+            return dict(effects=np.stack([getattr(found, name) for name in EFFECTS], 1).tolist(), kept=found.kept.tolist(), path=found.path)
 
         found = config.stage(f"reliance/{step}-{split}", inputs, compute)
-        effects = np.array(found["effects"]).reshape(-1, 3)
+        effects = np.array(found["effects"]).reshape(-1, len(EFFECTS))
+        paths.add(found["path"])
         groups = [pairs[split][0][i].decision.episode for i in found["kept"]]
-        readings = dict(direct=lambda m: m[..., 0], via_cot=lambda m: m[..., 1], total=lambda m: m[..., 2],
-                        interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
-                        prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]))
+        readings = {name: lambda m, i=i: m[..., i] for i, name in enumerate(EFFECTS)}
+        readings |= dict(interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1], prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]))
         for metric, function in readings.items():
             estimate = (cluster_bootstrap(effects, groups, function, seed=config.seed).row() if len(effects)
                         else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
             rows.append(dict(step=step, split=split, metric=metric, **estimate, n_dropped=len(pairs[split][0]) - len(effects)))
-    config.write("reliance", rows, started, not_paired=unpaired)
+    config.write("reliance", rows, started, not_paired=unpaired, path=sorted(paths))

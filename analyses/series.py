@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from interp.models import _hash_files
+from interp.series import _hash_files
 from interp.prompts import PromptFormat
 from interp.tables import write_json
 from interp.tasks import CORPUS, Episode, load_corpus

@@ -20,8 +20,9 @@ from tqdm import tqdm
 import interp
 from interp.alfworld.commands import parse
 from interp.decoding import Said, decode_modes
-from interp.models import SERIES, CheckpointSeries, HookedModel, pick_device, pick_dtype
+from interp.models import HookedModel, pick_device, pick_dtype
 from interp.prompts import MODES, Mode, Prompt, PromptFormat
+from interp.series import SERIES, CheckpointSeries
 from interp.tables import write_json, write_table
 from interp.tasks import CORPUS, SPLITS, load_corpus, sample_decisions
 
@@ -123,14 +124,15 @@ class Study:
         """What `compute` returns (JSON), from disk when it was computed before from the same inputs."""
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
         path = self.run / "partial" / f"{name}-{key}.json"
-        if path.exists():
-            found = json.loads(path.read_text())
+        known = path.exists()
+        if not known:
+            started = time.time()
+            value = compute()
+            write_json(path, dict(seconds=round(time.time() - started, 2), value=value))
+        found = json.loads(path.read_text())  # the same order and types whether it was there or not
+        if known:
             self._reused[str(path)] = found["seconds"]
-            return found["value"]
-        started = time.time()
-        value = compute()
-        write_json(path, dict(seconds=round(time.time() - started, 2), value=value))
-        return value
+        return found["value"]
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""

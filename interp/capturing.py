@@ -1,11 +1,14 @@
 """Activations at the prompt boundary, sliced inside the hook before any copy.
 
+An episode's prompts extend one another, so one pass over the longest reads every step's boundary.
+
 >>> acts = capture(model, prompts, sites=["resid_post"], at="boundary")
 >>> acts.values.shape                       # [decision, site, layer, d_model]
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,52 +16,110 @@ import torch
 from tqdm import tqdm
 
 from interp.generation import length_batches, padded
-from interp.hooks import every_layer
+from interp.hooks import every_layer, only
+from interp.packing import ancestors, merge
 from interp.prompts import Prompt
+
+#: A tree of prompts is read in one packed pass where it has at most this share of the tokens that its prompts have.
+WORTH = 0.7
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Captured activations: `values` Float[Tensor, "decision site layer d_model"] in float32, and what they are of."""
+    """Captured activations: `values` Float[Tensor, "decision site layer width"] in float32, and what they are of.
+
+    `paths` says how each decision was read: `trajectory` (with others that it extends or that extend it, in one row),
+    `shared prefix` (packed behind what its episode's prompts begin with), or `plain` (by itself).
+    """
 
     values: torch.Tensor
     sites: tuple[str, ...]
+    layers: tuple[int, ...]
     prompts: tuple[str, ...]
     weights_hash: str
     dtype: str
+    paths: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.values)
 
 
-@torch.inference_mode()
-def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_post",), at: str = "boundary",
-            batch_tokens: int = 16384, progress: bool = False) -> Activations:
-    """Read sites of every layer at one position of each prompt.
+def _plan(prompts: Sequence[Prompt], trees: bool, batch_tokens: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Decisions that share a row (each a prefix of the row's last), and decisions that share a packed tree."""
+    episodes, rows, packed = defaultdict(list), [], []
+    for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids)):
+        episodes[prompts[index].decision.episode].append(index)
+    for members in episodes.values():
+        chains: list[list[int]] = []
+        for index in members:
+            home = next((c for c in chains if prompts[index].ids[:len(prompts[c[-1]].ids)] == prompts[c[-1]].ids), None)
+            if home:
+                home.append(index)
+            else:
+                chains.append([index])
+        ends = [prompts[chain[-1]].ids for chain in chains]
+        if trees and len(chains) > 1 and len(merge(ends)[0]) <= min(WORTH * sum(map(len, ends)), batch_tokens):
+            packed.append(members)
+        else:
+            rows += chains
+    return rows, packed
 
-    `at` is `"boundary"`. Raises ValueError for an empty list, another position, or a site whose width is not d_model.
+
+@torch.inference_mode()
+def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_post",), at: str = "boundary", *, layers: Sequence[int] | None = None,
+            trajectory: bool = True, batch_tokens: int = 8192, progress: bool = False) -> Activations:
+    """Read sites at one position of each prompt, computing no logits and no layer above the last one asked for.
+
+    layers: every layer where None. trajectory: read an episode's prompts together where their ids allow it; the result is
+    the same, and says which path each decision took. batch_tokens: most tokens in one pass, padding included.
+    Raises ValueError for an empty list, another position, a layer that is not there, or sites of different widths.
     """
     if not prompts:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
     if at != "boundary":
         raise ValueError(f"Activations can be captured at the boundary, not at {at!r}.")
-    names = every_layer(sites)
-    values = torch.empty(len(prompts), len(names), model.n_layers, model.d_model)
-    groups = length_batches([len(p.ids) for p in prompts], batch_tokens)
-    for group in tqdm(groups, desc="capture", leave=False, disable=not progress):
-        rows = torch.arange(len(group), device=model.device)
-        last = torch.tensor([prompts[i].boundary for i in group], device=model.device)
-        model.check_length(len(prompts[group[0]].ids))
+    names, wanted = every_layer(sites), tuple(range(model.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
+    if not wanted or not set(wanted) <= set(range(model.n_layers)) or len(set(wanted)) < len(wanted):
+        raise ValueError(f"layers must be different ones of 0 to {model.n_layers - 1}, not {list(wanted)}.")
+    rows, trees = _plan(prompts, model.support.trajectory == "fast", batch_tokens) if trajectory else ([[i] for i in range(len(prompts))], [])
+    found: dict[tuple[str, int], torch.Tensor] = {}
+    paths = ["plain"] * len(prompts)
+
+    def read(decisions, row, token, **inputs):
+        """One pass; decision i's boundary is at (row[i], token[i])."""
+        row, token = (torch.tensor(x, device=model.device) for x in (row, token))
+
+        def keep(key):
+            def tap(tensor):
+                values = tensor[row, token].float().cpu()
+                found.setdefault(key, torch.empty(len(prompts), values.shape[1]))[decisions] = values
+            return tap
+
+        with only(model.blocks, 0, max(wanted)), model.taps({(name, layer): keep((name, layer)) for name in names for layer in wanted}):
+            model.inner(use_cache=False, **inputs)
+
+    lengths = [len(prompts[row[-1]].ids) for row in rows]
+    batches = length_batches(lengths, batch_tokens)
+    for members in tqdm(trees, desc="capture", leave=False, disable=not progress):
+        tokens, parents, nodes = merge([prompts[i].ids for i in members])
+        seen = ancestors(parents).to(model.device)
+        depth = seen.sum(1)[None] - 1
+        model.check_length(max(len(prompts[i].ids) for i in members))
+        read(members, [0] * len(members), [path[-1] for path in nodes], input_ids=torch.tensor([tokens], device=model.device),
+             position_ids=depth, attention_mask=model.mask(seen[None], depth, depth))
+        for i in members:
+            paths[i] = "shared prefix"
+    for batch in tqdm(batches, desc="capture", leave=False, disable=not progress):
+        model.check_length(lengths[batch[0]])
         # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
-        ids, _ = padded([prompts[i].ids for i in group], model.device)
-
-        def keep(s, layer):
-            def read(tensor):
-                if tensor.shape[-1] != model.d_model:
-                    raise ValueError(f"Site {names[s]!r} is {tensor.shape[-1]} wide, not d_model = {model.d_model}: capture it alone.")
-                values[group, s, layer] = tensor[rows, last].float().cpu()
-            return read
-
-        with model.taps({(name, layer): keep(s, layer) for s, name in enumerate(names) for layer in range(model.n_layers)}):
-            model.inner(input_ids=ids, use_cache=False)
-    return Activations(values, tuple(names), tuple(p.hash for p in prompts), model.weights_hash, str(model.dtype))
+        ids, _ = padded([prompts[rows[r][-1]].ids for r in batch], model.device)
+        members = [(number, i) for number, r in enumerate(batch) for i in rows[r]]
+        read([i for _, i in members], [number for number, _ in members], [prompts[i].boundary for _, i in members], input_ids=ids)
+        for r in batch:
+            for i in rows[r] if len(rows[r]) > 1 else ():
+                paths[i] = "trajectory"
+    widths = {name: found[name, wanted[0]].shape[1] for name in names}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"The sites differ in width ({', '.join(f'{n} {w}' for n, w in widths.items())}): capture each width by itself.")
+    values = torch.stack([torch.stack([found[name, layer] for layer in wanted], 1) for name in names], 1)
+    return Activations(values, tuple(names), wanted, tuple(p.hash for p in prompts), model.weights_hash, str(model.dtype), tuple(paths))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from interp.generation import Memory, continue_each
+from interp.models import layers_of
 from interp.packing import score
 from interp.prompts import Mode, Prompt
 
@@ -69,17 +70,20 @@ def closing(fmt) -> int:
     return ids[0]
 
 
-def choose(model, prompt: Prompt, candidates: Sequence[str], trace: Sequence[int] | None = None) -> torch.Tensor:
-    """Forced choice at one decision: log-probability of every candidate action [candidate, (summed, per token)], in nats.
+def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int] | None] = (None,)) -> torch.Tensor:
+    """Forced choice at one decision: log-probability of every candidate action [trace, candidate, (summed, per token)], in nats.
 
-    Without `trace` the action tag stands right at the boundary; with it (ids as decoded) behind that trace. The closing
-    tag counts, so that a candidate is not preferred for being another's beginning.
+    For a trace of None the action tag stands right at the boundary; for another (ids as decoded) behind that trace. The
+    closing tag counts, so that a candidate is not preferred for being another's beginning. The prompt is read once.
+    Raises ValueError where there are no candidates.
     """
     if not candidates:
         raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
-    fmt = prompt.format
-    lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace)
-    cache = model.read([*prompt.ids, *lead[:-1]])
+    fmt, found = prompt.format, []
+    cache = model.read(prompt.ids)
     actions = [[*fmt.encode(c), closing(fmt)] for c in candidates]
-    sums = score(model, cache, [[lead[-1], *a] for a in actions], [len(a) for a in actions])[0]
-    return torch.stack([sums, sums / torch.tensor([len(a) for a in actions])], -1)
+    for trace in traces:
+        lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace)
+        found.append(score(model, model.read(lead[:-1], model.new_cache(layers_of(cache))), [[lead[-1], *a] for a in actions], [len(a) for a in actions]))
+    lengths = torch.tensor([len(a) for a in actions])
+    return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])

@@ -70,6 +70,7 @@ class _Rows:
 
     def __init__(self, model, layers, seen: torch.Tensor, position: torch.Tensor, room: int):
         self.model, self.seen, self.position = model, seen, position
+        self.keys_at = seen.cumsum(1) - 1
         self.cache = DynamicCache()
         self.cache.layers = [_Room(k, v, room) for k, v in layers]
 
@@ -77,18 +78,18 @@ class _Rows:
         """Final hidden states [row, token, width] of new tokens; each sees the keys that count and the new ones up to itself."""
         rows, width = ids.shape
         new = valid[:, None, :] & torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-        mask = torch.cat([self.seen[:, None, :].expand(rows, width, -1), new], 2)[:, None]
-        additive = torch.zeros(mask.shape, dtype=self.model.dtype, device=ids.device).masked_fill_(~mask, torch.finfo(self.model.dtype).min)
+        visible = torch.cat([self.seen[:, None, :].expand(rows, width, -1), new], 2)
         positions = self.position[:, None] + torch.arange(width, device=ids.device)
-        hidden = self.model.inner(input_ids=ids, position_ids=positions, attention_mask=additive, past_key_values=self.cache,
-                                  use_cache=True).last_hidden_state
+        self.keys_at = torch.cat([self.keys_at, positions], 1)
+        hidden = self.model.inner(input_ids=ids, position_ids=positions, attention_mask=self.model.mask(visible, positions, self.keys_at),
+                                  past_key_values=self.cache, use_cache=True).last_hidden_state
         self.seen = torch.cat([self.seen, valid], 1)
         self.position = self.position + valid.sum(1)
         return hidden
 
     def keep(self, alive: torch.Tensor, room: int) -> None:
         """Drop the rows that have ended."""
-        self.seen, self.position = self.seen[alive], self.position[alive]
+        self.seen, self.position, self.keys_at = self.seen[alive], self.position[alive], self.keys_at[alive]
         self.cache.layers = [_Room(layer.keys[alive], layer.values[alive], room) for layer in self.cache.layers]
 
 
@@ -157,6 +158,19 @@ def _read_on(model, rows, names, memory: Memory) -> tuple[list, torch.Tensor]:
     return layers, batch.seen
 
 
+def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: int, max_new_tokens: int) -> Continuation:
+    """One continuation by itself, without padding or a mask of one's own, for models that take neither exactly."""
+    cache, ids = model.read(prompt), torch.tensor([list(suffix)], device=model.device)
+    hidden = model.inner(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0]
+    logp = model.logits(hidden[:-1]).log_softmax(-1).gather(1, ids[0, 1:, None]).sum().item() / max(1, len(suffix) - 1)
+    out: list[int] = []
+    while True:
+        out.append(int(model.logits(hidden[-1]).argmax()))
+        if out[-1] == stop or len(out) == max_new_tokens:
+            return Continuation(tuple(out), logp)
+        hidden = model.inner(input_ids=torch.tensor([[out[-1]]], device=model.device), past_key_values=cache, use_cache=True).last_hidden_state[0]
+
+
 @torch.inference_mode()
 def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str, Sequence[Sequence[int] | None]], stop: int,
                   max_new_tokens: int | Mapping[str, int], batch_tokens: int = 24576, progress: bool = False,
@@ -176,6 +190,11 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
         longest = max((len(variants[n][i]) + limits[n] for n in variants for i in group if variants[n][i] is not None), default=0)
         model.check_length(len(prompts[group[0]]) + longest)
+        if model.support.trajectory != "fast":
+            for name, suffixes in variants.items():
+                for i in group:
+                    found[name][i] = suffixes[i] and _plain(model, prompts[i], suffixes[i], stop, limits[name])
+            continue
         rows = [prompts[i] for i in group]
         kept, seen = _read(model, rows) if memory is None else _read_on(model, rows, [names[i] for i in group], memory)
         for name, suffixes in variants.items():

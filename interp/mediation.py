@@ -13,13 +13,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.packing import score
+from interp.models import layers_of
+from interp.packing import grow, plain_score, read_asked
 from interp.pairs import check_pairs
 from interp.patching import continuations
 from interp.prompts import Prompt
 
-#: prompt's keys and values from, trace's from
-ARMS = (("clean", "clean"), ("corrupt", "clean"), ("clean", "corrupt"), ("corrupt", "corrupt"))
+#: arm -> whose prompt the action sees, and the trace it sees: read behind whose prompt, and whose text
+ARMS = {
+    "unswapped": ("clean", ("clean", "clean")), "direct": ("corrupt", ("clean", "clean")), "via_cot": ("clean", ("corrupt", "corrupt")),
+    "total": ("corrupt", ("corrupt", "corrupt")), "via_text": ("clean", ("clean", "corrupt")), "via_state": ("clean", ("corrupt", "clean")),
+}
+EFFECTS = tuple(ARMS)[1:]
+TRACES = tuple(dict.fromkeys(trace for _, trace in ARMS.values()))
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,20 @@ class Reliance:
     """Effects on log p(clean action) - log p(corrupt action), in nats, each Float[ndarray, "pair"].
 
     `direct`: the prompt's keys and values swapped, the trace's held. `via_cot`: the trace's swapped, the prompt's held.
-    `total`: both. Pairs whose total is below `minimum` are in `dropped` and left out of the arrays; `kept` are their indices.
+    `total`: both. The trace's part is split once more: `via_text`, the trace says what the other one says but was read
+    behind its own prompt, and `via_state`, it keeps its words but was read behind the other prompt.
+    Pairs whose total is below `minimum` are in `dropped` and left out of the arrays; `kept` are their indices. `path` is
+    `packed`, or `plain loop` with the reason.
     """
 
     direct: np.ndarray
     via_cot: np.ndarray
     total: np.ndarray
+    via_text: np.ndarray
+    via_state: np.ndarray
     kept: np.ndarray
     dropped: int
+    path: str = "packed"
 
     @property
     def interaction(self) -> np.ndarray:
@@ -48,16 +60,44 @@ class Reliance:
         return float(self.direct.mean() / (self.direct.mean() + self.via_cot.mean()))
 
 
-def spliced_cache(model, runs: dict, boundary: int):
-    """One cache with a row for each arm: keys and values up to `boundary` (included) from one run, the rest from another."""
-    cache = model.new_cache()
-    for layer in range(model.n_layers):
-        parts = []
-        for kind in ("keys", "values"):
-            tensors = {name: getattr(run.layers[layer], kind) for name, run in runs.items()}
-            parts.append(torch.cat([torch.cat([tensors[p][:, :, :boundary + 1], tensors[t][:, :, boundary + 1:]], 2) for p, t in ARMS]))
-        cache.update(*parts, layer)
-    return cache
+@torch.inference_mode()
+def packed_arms(model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored) -> torch.Tensor:
+    """Log-probabilities of the actions in each arm, [arm, action] in nats: every trace and action in one packed pass.
+
+    prompts, traces: ids of `clean` and `corrupt`, of equal lengths; actions: continuations of the trace.
+    """
+    tree, n, t = grow(actions, scored), len(prompts["clean"]), len(traces["clean"])
+    model.check_length(n + t + max(map(len, actions)))
+    shared = next((i for i, (a, b) in enumerate(zip(prompts["clean"], prompts["corrupt"])) if a != b), n - 1)  # read once
+    start = layers_of(model.read(prompts["clean"][:shared]))
+    runs = [layers_of(model.read(ids[shared:], model.new_cache(start))) for ids in prompts.values()]
+    prefix = [tuple(torch.cat(both, 2) for both in zip(*layer)) for layer in zip(*runs)]
+    span = {run: slice(i * n, (i + 1) * n) for i, run in enumerate(prompts)}
+    size = len(TRACES) * t + len(ARMS) * len(tree)
+    behind, within = torch.zeros(size, 2 * n, dtype=torch.bool), torch.zeros(size, size, dtype=torch.bool)
+    place = {trace: slice(i * t, (i + 1) * t) for i, trace in enumerate(TRACES)}
+    for (run, _), slots in place.items():
+        behind[slots, span[run]] = True
+        within[slots, slots] = torch.ones(t, t, dtype=torch.bool).tril()
+    for i, (run, trace) in enumerate(ARMS.values()):
+        slots = slice(len(TRACES) * t + i * len(tree), len(TRACES) * t + (i + 1) * len(tree))
+        behind[slots, span[run]] = True
+        within[slots, place[trace]] = True
+        within[slots, slots] = tree.visible
+    ids = torch.tensor([i for _, text in TRACES for i in traces[text]] + tree.tokens * len(ARMS))
+    at = torch.cat([torch.arange(n, n + t).repeat(len(TRACES)), (tree.depths + n + t).repeat(len(ARMS))])
+    hidden, _ = model.packed(prefix, *(x.to(model.device) for x in (ids, at, torch.cat([behind, within], 1), torch.arange(n).repeat(2))))
+    return read_asked(model, hidden[len(TRACES) * t:].view(len(ARMS), len(tree), -1), tree)
+
+
+@torch.inference_mode()
+def plain_arms(model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored) -> torch.Tensor:
+    """The slow twin of `packed_arms`: each trace read by itself, a cache spliced for each arm, each action read by itself."""
+    n = len(prompts["clean"])
+    runs = {(run, text): layers_of(model.read([*prompts[run], *traces[text]])) for run, text in TRACES}
+    spliced = [[tuple(torch.cat([own[:, :, :n], other[:, :, n:]], 2) for own, other in zip(*layers)) for layers in zip(runs[run, run], runs[trace])]
+               for run, trace in ARMS.values()]
+    return torch.stack([plain_score(model, model.new_cache(layers), actions, scored) for layers in spliced])
 
 
 def prompt_reliance(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], minimum: float = 1.0, progress: bool = False) -> Reliance:
@@ -67,16 +107,17 @@ def prompt_reliance(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], m
     Raises ValueError for lists that are not pairs.
     """
     check_pairs(clean, corrupt)
-    effects = np.empty((len(clean), 3))
+    fast = model.support.mediation == "fast"
+    effects = np.empty((len(clean), len(EFFECTS)))
     for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="mediate", leave=False, disable=not progress)):
-        runs = {}
+        prompts, tails = {}, {}
         for run, prompt in zip(("clean", "corrupt"), pair):
-            tail = prompt.format.with_trace(prompt.decision.trace)
-            runs[run] = model.read([*prompt.ids, *tail[:-1]])
-        both, counts = continuations(*pair, tail[-1:])
-        logp = score(model, spliced_cache(model, runs, pair[0].boundary), both, counts)
+            prompts[run], tails[run] = prompt.ids, prompt.format.with_trace(prompt.decision.trace)
+        logp = (packed_arms if fast else plain_arms)(model, prompts, {run: tail[:-1] for run, tail in tails.items()},
+                                                     *continuations(*pair, tails["clean"][-1:]))
         difference = (logp[:, 0] - logp[:, 1]).double().numpy()
         effects[index] = difference[0] - difference[1:]
-    direct, via, total = effects.T
-    kept = np.flatnonzero(total >= minimum)
-    return Reliance(direct[kept], via[kept], total[kept], kept, len(clean) - len(kept))
+    named = dict(zip(EFFECTS, effects.T))
+    kept = np.flatnonzero(named["total"] >= minimum)
+    return Reliance(**{name: values[kept] for name, values in named.items()}, kept=kept, dropped=len(clean) - len(kept),
+                    path="packed" if fast else f"plain loop: {model.support.reason}")

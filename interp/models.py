@@ -1,29 +1,25 @@
-"""A checkpoint as a hooked model, and the series it belongs to.
+"""A causal language model whose sites can be tapped, and what of it can be computed exactly in one packed forward pass.
 
->>> series = CheckpointSeries.discover("runs/quick/series")
->>> model = series.load(0)
->>> series.swap(model, series.steps[-1])        # the next checkpoint's weights, in the same module
+>>> model = CheckpointSeries.discover("runs/quick/series").load(0)
+>>> model.support                               # capture, trajectory, patch, mediation: "fast" or "plain loop", and why
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from interp import hooks
 
-SERIES = Path(__file__).parent / "data" / "series"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: keys and values of each layer, [row, head, token, width]
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -47,23 +43,85 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def layers_of(cache: DynamicCache) -> Layers:
+    """The keys and values in a cache (no layers where it is empty)."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+class _Behind(DynamicLayer):
+    """A cache layer that shows what it is given behind what it holds, and keeps only the former apart."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self.new = keys, values, None
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        self.new = (key_states, value_states)
+        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Which path serves a model: `fast` (packed) or `plain loop` (one forward pass for each cell), and why."""
+
+    capture: str
+    trajectory: str
+    patch: str
+    mediation: str
+    reason: str = ""
+
+
 class HookedModel:
-    """A Hugging Face causal LM on SDPA whose sites can be tapped; `bridge` is TransformerLens's view of the same weights."""
+    """A Hugging Face causal LM whose sites can be tapped; `bridge` is TransformerLens's view of the same weights.
+
+    Raises NotImplementedError, naming the architecture and the property, where a measurement would not be exact.
+    """
 
     def __init__(self, hf, tokenizer, step: int | None = None, weights_hash: str = ""):
         self.hf, self.tokenizer, self.step, self.weights_hash = hf.eval().requires_grad_(False), tokenizer, step, weights_hash
+        self.architecture, config = type(hf).__name__, hf.config
+        if getattr(config, "is_encoder_decoder", False):
+            raise NotImplementedError(f"{self.architecture} is not supported: an encoder reads the prompt, so there is no boundary in the decoder.")
         self.inner = hf.get_decoder() if hasattr(hf, "get_decoder") else hf.base_model
-        self.blocks = getattr(self.inner, "layers", ())
-        architecture = type(hf).__name__
-        if not len(self.blocks):
-            raise NotImplementedError(f"{architecture} is not supported: it has no list of blocks at `layers`.")
-        hooks.check_architecture(self.blocks, architecture)
-        types = getattr(hf.config, "layer_types", None) or ["sliding_attention"]
-        if getattr(hf.config, "sliding_window", None) and "sliding_attention" in types:
-            raise NotImplementedError(f"{architecture} with a sliding window is not supported: shared prefixes are read with full attention.")
-        scaled = [n for n in ("final_logit_softcapping", "logits_scaling", "logit_scale") if getattr(hf.config, n, None)]
-        if scaled:
-            raise NotImplementedError(f"{architecture} is not supported: it rescales its logits ({scaled[0]}).")
+        depth = config.num_hidden_layers
+        lists = [m for _, m in self.inner.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
+        if len(lists) != 1:
+            raise NotImplementedError(f"{self.architecture} is not supported: it has no one list of {depth} blocks.")
+        self.blocks = lists[0]
+        self.window = getattr(config, "sliding_window", None)
+        self.layer_types = list(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"] * depth)
+        strange = [t for t in self.layer_types if t not in ("full_attention", "sliding_attention")]
+        if strange:
+            raise NotImplementedError(f"{self.architecture} is not supported: it has layers of {strange[0]!r}, which keep no keys and values of "
+                                      "each token; only full and sliding attention do.")
+        if "sliding_attention" in self.layer_types and not self.window:
+            raise NotImplementedError(f"{self.architecture} is not supported: it has sliding layers, but its configuration names no sliding_window.")
+        self._check_cache()
+        self.places = hooks.find_places(self.blocks, self._probe, self.architecture)
+        self._check_logits()
+
+    def _probe(self, tokens: int = 6, **kwargs):
+        ids = torch.arange(tokens, device=self.device)[None] % self.hf.config.vocab_size
+        with torch.inference_mode():
+            return self.inner(input_ids=ids, **{"use_cache": False, **kwargs})
+
+    def _check_cache(self) -> None:
+        cache = self.new_cache()
+        try:
+            self._probe(past_key_values=cache, use_cache=True)
+            lengths = {layer.keys.shape[2] for layer in cache.layers if layer.keys is not None}
+        except (TypeError, AttributeError, ValueError, IndexError) as error:
+            raise NotImplementedError(f"{self.architecture} is not supported: it does not fill an ordinary cache ({error}).") from error
+        if lengths != {6} or len(cache.layers) != len(self.blocks):
+            raise NotImplementedError(f"{self.architecture} is not supported: its layers do not keep keys and values of every token.")
+
+    def _check_logits(self) -> None:
+        ids = torch.arange(6, device=self.device)[None] % self.hf.config.vocab_size
+        with torch.inference_mode():
+            whole, own = self.hf(input_ids=ids, use_cache=False).logits.float(), self.logits(self.inner(input_ids=ids, use_cache=False).last_hidden_state)
+        if not torch.allclose(whole, own, rtol=1e-2, atol=1e-3 * max(1.0, whole.abs().max().item())):
+            raise NotImplementedError(f"{self.architecture} is not supported: it does something to its logits beyond unembedding and soft-capping.")
 
     @property
     def n_layers(self) -> int:
@@ -72,6 +130,10 @@ class HookedModel:
     @property
     def d_model(self) -> int:
         return self.hf.config.hidden_size
+
+    @property
+    def n_heads(self) -> int:
+        return self.hf.config.num_attention_heads
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +145,7 @@ class HookedModel:
 
     def taps(self, edits: Mapping[tuple[str, int], hooks.Edit]):
         """Tap sites for one forward pass (see `interp.hooks.taps`)."""
-        return hooks.taps(self.blocks, edits)
+        return hooks.taps(self.blocks, self.places, edits)
 
     def check_length(self, tokens: int) -> None:
         """Raise ValueError where a sequence is longer than the model's context."""
@@ -91,9 +153,12 @@ class HookedModel:
         if limit and tokens > limit:
             raise ValueError(f"A sequence has {tokens} tokens, but this model reads at most {limit}.")
 
-    def new_cache(self) -> DynamicCache:
-        """An empty cache that keeps every key (a config-aware one drops those outside a sliding window)."""
-        return DynamicCache()
+    def new_cache(self, layers: Layers = ()) -> DynamicCache:
+        """A cache that keeps every key (a config-aware one drops those outside a sliding window), and starts from `layers`."""
+        cache = DynamicCache()
+        for index, layer in enumerate(layers):
+            cache.update(*layer, index)
+        return cache
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int], cache: DynamicCache | None = None) -> DynamicCache:
@@ -104,9 +169,70 @@ class HookedModel:
             self.inner(input_ids=torch.tensor([list(ids)], device=self.device), past_key_values=cache, use_cache=True)
         return cache
 
+    def mask(self, visible: torch.Tensor, at: torch.Tensor, keys_at: torch.Tensor):
+        """The attention mask to pass, for tokens at positions `at` [row, token] that may see keys at `keys_at` [row, key].
+
+        visible: Bool[Tensor, "row token key"]. A sliding layer further sees only keys less than a window away. Additive,
+        since a boolean mask is silently wrong under eager attention.
+        """
+        def additive(seen):
+            return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None]
+
+        kinds = set(self.layer_types)
+        near = visible & (at[..., :, None] - keys_at[..., None, :] < self.window) if "sliding_attention" in kinds else visible
+        masks = {"full_attention": additive(visible) if "full_attention" in kinds else None, "sliding_attention": additive(near) if near is not visible else None}
+        return masks if len(kinds) > 1 else masks[kinds.pop()]
+
+    def packed(self, prefix: Layers, ids: torch.Tensor, at: torch.Tensor, visible: torch.Tensor, keys_at: torch.Tensor) -> tuple[torch.Tensor, Layers]:
+        """Final hidden states [slot, d_model] of packed tokens behind shared keys and values, and the slots' own.
+
+        ids, at: token and position of each slot; visible: Bool[Tensor, "slot key"] over the prefix's keys, then the
+        slots'; keys_at: positions of the prefix's keys. The prefix is neither copied for each row nor changed.
+        """
+        cache = DynamicCache()
+        cache.layers = [_Behind(*layer) for layer in prefix]
+        mask = self.mask(visible[None], at[None], torch.cat([keys_at, at])[None])
+        hidden = self.inner(input_ids=ids[None], position_ids=at[None], attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state
+        return hidden[0], [layer.new for layer in cache.layers]
+
+    def empty(self) -> Layers:
+        """A prefix of no tokens."""
+        cache = self.new_cache()
+        self._probe(1, past_key_values=cache, use_cache=True)
+        return [(layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers]
+
+    @cached_property
+    @torch.inference_mode()
+    def support(self) -> Support:
+        """Which path is exact here, tried on a few tokens: two packed branches and a start in mid-model against plain passes."""
+        vocabulary = self.hf.config.vocab_size
+        tokens = [(7 * i + 1) % vocabulary for i in range(10)]
+        tails = torch.tensor([tokens[6:9], [(t + 3) % vocabulary for t in tokens[6:9]]], device=self.device)
+        at = torch.arange(6, 9, device=self.device).repeat(2)
+        seen = torch.block_diag(*[torch.ones(3, 3).tril()] * 2).bool()
+        visible = torch.cat([torch.ones(6, 6, dtype=torch.bool), seen], 1).to(self.device)
+        entering, middle = {}, self.n_layers // 2
+        arguments = layers_of(self.read(tokens[:6])), tails.flatten(), at, visible, torch.arange(6, device=self.device)
+        plain = torch.cat([self.inner(input_ids=torch.tensor([[*tokens[:6], *tail]], device=self.device), use_cache=False).last_hidden_state[0, 6:]
+                           for tail in tails.tolist()])
+        try:
+            with self.taps({("resid_pre", middle): lambda tensor: entering.__setitem__(0, tensor[0].clone())}):
+                packed = self.packed(*arguments)[0]
+            with hooks.joining(self.blocks, [0] * middle + [6] * (self.n_layers - middle), lambda layer, a, b: entering[0][a:b], 6):
+                again = self.packed(*arguments)[0]
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            return Support("fast", "plain loop", "plain loop", "plain loop", f"it does not take a mask and positions of one's own ({error})")
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        off = max((found - plain).abs().max().item() for found in (packed, again)) / plain.abs().max().item()
+        if not off < tolerance:
+            return Support("fast", "plain loop", "plain loop", "plain loop", f"packed tokens come out {off:.1g} off a plain pass")
+        return Support("fast", "fast", "fast", "fast")
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Unembed final hidden states [..., d_model], in float32."""
-        return self.hf.get_output_embeddings()(hidden).float()
+        found = self.hf.get_output_embeddings()(hidden).float()
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        return (found / cap).tanh() * cap if cap else found
 
     @cached_property
     def bridge(self):
@@ -117,162 +243,3 @@ class HookedModel:
         twin = copy.deepcopy(self.hf, shared)  # the bridge rebuilds modules in place; parameters stay shared
         return TransformerBridge.boot_transformers(self.hf.config.name_or_path or "local", hf_model=twin,
                                                    tokenizer=self.tokenizer, dtype=self.dtype, device=self.device)
-
-
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint folder's safetensors, or a sentence."""
-    index = path / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        if not (path / name).exists():
-            pickled = list(path.glob("pytorch_model*.bin"))
-            hint = " Only a pickle is there, which is never read: save it as safetensors." if pickled else ""
-            raise FileNotFoundError(f"{path} has no {name}.{hint}")
-        try:
-            tensors.update(load_file(path / name))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"The weights {path / name} cannot be read ({error}): the file is truncated or damaged, "
-                             "copy or train it again.") from error
-    return tensors
-
-
-def _hash_files(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is no JSON ({error}).") from error
-
-
-def _architecture(path: Path) -> dict:
-    """What of a checkpoint's configuration decides the computation."""
-    volatile = ("dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "name_or_path")
-    return {k: v for k, v in _json(path / "config.json").items() if k not in volatile}
-
-
-def _template(path: Path) -> str | None:
-    """A checkpoint's chat template, from its own file or the tokenizer's configuration."""
-    if (path / "chat_template.jinja").exists():
-        return (path / "chat_template.jinja").read_text()
-    return _json(path / "tokenizer_config.json").get("chat_template") if (path / "tokenizer_config.json").exists() else None
-
-
-class CheckpointSeries:
-    """Ordered checkpoints of one training run: one architecture, one tokenizer."""
-
-    def __init__(self, sources: Mapping[int, Path | tuple[str, str]]):
-        if not sources:
-            raise ValueError("A checkpoint series needs at least one checkpoint.")
-        self.sources = dict(sorted(sources.items()))
-
-    @classmethod
-    def discover(cls, folder: str | Path = SERIES) -> "CheckpointSeries":
-        """All `checkpoint-N` folders below `folder`.
-
-        Raises FileNotFoundError where there is none, ValueError where their tokenizers or shapes differ.
-        """
-        folder = Path(folder)
-        found = {int(m.group(1)): p for p in folder.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))}
-        if not found:
-            raise FileNotFoundError(f"No checkpoint-N folders in {folder}: give the folder that the trainer wrote, "
-                                    "or train a series with `make series`.")
-        series = cls(found)
-        series.check()
-        return series
-
-    @classmethod
-    def from_hub(cls, repository: str, revisions: Sequence[str]) -> "CheckpointSeries":
-        """Revisions of one hub repository, keyed by the number in their name (needs the network when loaded)."""
-        steps = [re.search(r"\d+", r) for r in revisions]
-        return cls({int(m.group()) if m else i: (repository, r) for i, (m, r) in enumerate(zip(steps, revisions))})
-
-    @property
-    def steps(self) -> list[int]:
-        return list(self.sources)
-
-    def path(self, step: int) -> Path | tuple[str, str]:
-        """Where a checkpoint is; raises KeyError naming those there are."""
-        if step not in self.sources:
-            raise KeyError(f"There is no checkpoint {step} in this series: it has {', '.join(map(str, self.steps))}.")
-        return self.sources[step]
-
-    def check(self) -> None:
-        """Raise ValueError where a checkpoint's tokenizer or architecture differs from the first one's."""
-        first = self.path(self.steps[0])
-        for step in self.steps:
-            path = self.path(step)
-            for name in ("config.json", "tokenizer.json"):
-                if not (path / name).exists():
-                    raise FileNotFoundError(f"{path} has no {name}, so it is not a complete Hugging Face checkpoint.")
-            if _hash_files([path / "tokenizer.json"]) != _hash_files([first / "tokenizer.json"]):
-                raise ValueError(f"The tokenizer of {path} is not the one of {first}: a series has one tokenizer.")
-            if _template(path) != _template(first):
-                raise ValueError(f"The chat template of {path} is not the one of {first}: their prompts would differ.")
-            own, other = _architecture(path), _architecture(first)
-            differ = [k for k in sorted({*own, *other}) if own.get(k) != other.get(k)]
-            if differ:
-                raise ValueError(f"The architecture of {path} is not the one of {first}: {differ[0]} is {own.get(differ[0])!r}, "
-                                 f"not {other.get(differ[0])!r}.")
-
-    def weights_hash(self, step: int) -> str:
-        """Content hash of a checkpoint's weight files (a hub checkpoint's repository and revision)."""
-        path = self.path(step)
-        if isinstance(path, tuple):
-            return "@".join(path)
-        return _hash_files(sorted(path.glob("*.safetensors")))
-
-    def load(self, step: int, device: str = "auto", dtype: str = "auto") -> HookedModel:
-        """Load one checkpoint.
-
-        Raises KeyError for a step that is not there, ValueError or FileNotFoundError for weights that cannot be read.
-        """
-        path, where = self.path(step), pick_device(device)
-        kind = pick_dtype(dtype, where)
-        if isinstance(path, tuple):
-            tokenizer = AutoTokenizer.from_pretrained(path[0], revision=path[1])
-            hf = AutoModelForCausalLM.from_pretrained(path[0], revision=path[1], dtype=kind, attn_implementation="sdpa")
-        else:
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(path)
-            except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-                raise ValueError(f"The tokenizer of {path} cannot be read ({error}): tokenizer.json is damaged, copy it again.") from error
-            hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=kind, attn_implementation="sdpa")
-            hf.config.name_or_path = str(path)
-            if len(tokenizer) > hf.config.vocab_size:
-                raise ValueError(f"The tokenizer of {path} has {len(tokenizer)} entries, but the model embeds only "
-                                 f"{hf.config.vocab_size}: they do not belong together.")
-        model = HookedModel(hf.to(where), tokenizer)
-        if isinstance(path, tuple):
-            model.step, model.weights_hash = step, self.weights_hash(step)
-        else:
-            self.swap(model, step)
-        return model
-
-    def swap(self, model: HookedModel, step: int) -> HookedModel:
-        """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read."""
-        path = self.path(step)
-        if isinstance(path, tuple):
-            state = AutoModelForCausalLM.from_pretrained(path[0], revision=path[1]).state_dict()
-        else:
-            state = _tensors(path)
-        own = dict(model.hf.named_parameters())
-        wrong = [n for n, p in own.items() if n not in state or state[n].shape != p.shape]
-        unknown = [n for n in state if n not in own and n not in model.hf.state_dict()]
-        if wrong or unknown:
-            raise ValueError(f"The weights of {path} do not fit the model: {(wrong + unknown)[0]!r} is missing, extra or of "
-                             f"another shape ({len(wrong)} of {len(own)} parameters, {len(unknown)} extra).")
-        bad = [n for n in own if not torch.isfinite(state[n]).all()]
-        if bad:
-            raise ValueError(f"The weights of {path} hold values that are not finite, first in {bad[0]!r}.")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
-        model.step, model.weights_hash = step, self.weights_hash(step)
-        return model

@@ -1,63 +1,128 @@
 """Many continuations of one prefix in a single forward pass, exactly.
 
-The prefix is read once; the continuations lie side by side behind it, each seeing the prefix and itself (a
-block-diagonal causal mask, position ids repeated). Logits are computed only where a token is scored.
+The prefix is read once and its keys and values kept. The continuations lie side by side behind it as a tree: what
+several of them begin with is there once, every token sees the prefix and its own ancestors, position ids repeat.
+Logits are computed only where a token is scored. The slow twin reads each continuation by itself (`plain_score`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-Cells = Mapping[tuple[str, int], tuple[Sequence[int], torch.Tensor]]
+from interp.models import layers_of
+
+#: Most rows of the vocabulary's width that are held at once.
+_LOGIT_ROWS = 128
 
 
-def _layout(segments: Sequence[Sequence[int]], prefix: int, device, dtype):
-    """ids [1, slot], positions [1, slot], additive mask [1, 1, slot, prefix + slot], first slot of each segment."""
-    lengths = torch.tensor([len(s) for s in segments])
-    owner = torch.repeat_interleave(torch.arange(len(segments)), lengths)
-    starts = torch.cumsum(lengths, 0) - lengths
-    slot = torch.arange(len(owner))
-    visible = (owner[:, None] == owner[None, :]) & (slot[:, None] >= slot[None, :])
-    mask = torch.zeros(1, 1, len(owner), prefix + len(owner), dtype=dtype)
-    mask[0, 0, :, prefix:].masked_fill_(~visible, torch.finfo(dtype).min)  # additive: a boolean mask is wrong under eager
-    ids = torch.tensor([i for s in segments for i in s])[None]
-    positions = (prefix + slot - starts[owner])[None]
-    return ids.to(device), positions.to(device), mask.to(device), starts.tolist()
+@dataclass(frozen=True)
+class Tree:
+    """Continuations merged where they begin alike: a token and a parent (-1: none) for each node, parents first.
+
+    asked: (continuation, node, token) for each scored token: its log-probability is read at `node`, the token before it.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    asked: list[tuple[int, int, int]]
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def depths(self) -> torch.Tensor:
+        """Tokens above each node."""
+        return self.visible.sum(1) - 1
+
+    @cached_property
+    def visible(self) -> torch.Tensor:
+        """Bool[Tensor, "node node"]: the nodes that each node sees."""
+        return ancestors(self.parents)
+
+
+def ancestors(parents: Sequence[int]) -> torch.Tensor:
+    """Bool[Tensor, "node node"]: each node's ancestors, and itself."""
+    seen = torch.eye(len(parents), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            seen[node] |= seen[parent]
+    return seen
+
+
+def grow(continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> Tree:
+    """Merge continuations into a tree; the last `scored[i]` tokens of each are scored.
+
+    A last token is scored but never read, since nothing follows it. Raises ValueError where a scored token has none
+    before it.
+    """
+    if any(n >= len(c) for c, n in zip(continuations, scored)):
+        raise ValueError("Every scored token needs one before it in its continuation: open each with the last unscored token.")
+    tokens, parents, nodes = merge([c[:-1] for c in continuations])
+    asked = [(number, nodes[number][i - 1] if i else -1, int(tail[i]))
+             for number, (tail, n) in enumerate(zip(continuations, scored)) for i in range(len(tail) - n, len(tail))]
+    return Tree(tokens, parents, asked, len(continuations))
+
+
+def merge(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]]]:
+    """Sequences merged where they begin alike: token and parent of each node, parents first, and the nodes of each sequence."""
+    tokens, parents, known, nodes = [], [], {}, []
+    for sequence in sequences:
+        path = [-1]
+        for token in sequence:
+            if (path[-1], token) not in known:
+                known[path[-1], token] = len(tokens)
+                tokens.append(int(token))
+                parents.append(path[-1])
+            path.append(known[path[-1], token])
+        nodes.append(path[1:])
+    return tokens, parents, nodes
+
+
+def read_asked(model, hidden: torch.Tensor, tree: Tree) -> torch.Tensor:
+    """Summed log-probabilities of each continuation's scored tokens, [copy, continuation] in nats, on the CPU.
+
+    hidden: final hidden states [copy, node, d_model] of copies of the same tree.
+    """
+    owner, node, token = (torch.tensor(column, device=hidden.device) for column in zip(*tree.asked))
+    rows, place = node.unique(return_inverse=True)
+    found = torch.zeros(len(hidden), tree.width, device=hidden.device)
+    wanted = hidden[:, rows]
+    step = max(1, _LOGIT_ROWS // len(rows))
+    for start in range(0, len(hidden), step):
+        logits = model.logits(wanted[start:start + step])
+        norm = logits.logsumexp(-1)
+        found[start:start + step].index_add_(1, owner, logits[:, place, token] - norm[:, place])
+    return found.cpu()
 
 
 @torch.inference_mode()
-def score(model, cache, segments: Sequence[Sequence[int]], scored: Sequence[int], cells: Cells | None = None) -> torch.Tensor:
-    """Log-probability of the last `scored[i]` tokens of each segment after the prefix in `cache`: [row, segment], in nats.
+def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> torch.Tensor:
+    """Log-probability of the last `scored[i]` tokens of each continuation of what `cache` holds, [continuation] in nats.
 
-    `cache` may hold several rows (prefixes of one length): every segment is scored after each. `cells` replaces
-    activations: {(site, layer): (segment of each cell, values [cell, width])}, always at a segment's first token.
-    The cache is given back as it came. Raises ValueError where a scored token has none before it in its segment.
+    The cache is left as it was. A model that packing is not exact for reads each continuation by itself.
     """
-    if any(n >= len(s) for s, n in zip(segments, scored)):
-        raise ValueError("Every scored token needs one before it in its segment: open each segment with the last unscored token.")
-    prefix = cache.get_seq_length()
-    rows = cache.layers[0].keys.shape[0] if prefix else 1
-    ids, positions, mask, starts = _layout(segments, prefix, model.device, model.dtype)
-    model.check_length(prefix + max(map(len, segments)))
+    tree, prefix = grow(continuations, scored), cache.get_seq_length()
+    model.check_length(prefix + max(map(len, continuations)))
+    if model.support.patch != "fast":
+        return plain_score(model, cache, continuations, scored)
+    layers = layers_of(cache) or model.empty()
+    at, behind = tree.depths + prefix, torch.ones(len(tree), prefix, dtype=torch.bool)
+    hidden, _ = model.packed(layers, *(t.to(model.device) for t in (
+        torch.tensor(tree.tokens), at, torch.cat([behind, tree.visible], 1), torch.arange(prefix))))
+    return read_asked(model, hidden[None], tree)[0]
 
-    def replace(at, values):
-        slots = torch.tensor([starts[i] for i in at], device=model.device)
 
-        def edit(tensor):
-            tensor = tensor.clone()
-            tensor[:, slots] = values.to(tensor)
-            return tensor
-        return edit
-
-    with model.taps({key: replace(*cell) for key, cell in (cells or {}).items()}):
-        hidden = model.inner(input_ids=ids.expand(rows, -1), position_ids=positions.expand(rows, -1), attention_mask=mask.expand(rows, -1, -1, -1),
-                             past_key_values=cache, use_cache=True).last_hidden_state
-    cache.crop(-ids.shape[1])
-    wanted = [(i, start + len(s) - n + j) for i, (s, n, start) in enumerate(zip(segments, scored, starts)) for j in range(n)]
-    owner = torch.tensor([i for i, _ in wanted], device=model.device)
-    slots = torch.tensor([slot for _, slot in wanted], device=model.device)
-    logp = model.logits(hidden[:, slots - 1]).log_softmax(-1)
-    picked = logp.gather(-1, ids[0, slots][None, :, None].expand(rows, -1, 1))[..., 0]
-    return torch.zeros(rows, len(segments), device=model.device).index_add_(1, owner, picked).cpu()
+@torch.inference_mode()
+def plain_score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> torch.Tensor:
+    """The slow twin of `score`: one forward pass for each continuation."""
+    found = torch.zeros(len(continuations))
+    for number, (tail, n) in enumerate(zip(continuations, scored)):
+        ids = torch.tensor([list(tail)], device=model.device)
+        hidden = model.inner(input_ids=ids, past_key_values=model.new_cache(layers_of(cache)), use_cache=True).last_hidden_state[0, len(tail) - n - 1:-1]
+        found[number] = model.logits(hidden).log_softmax(-1).gather(1, ids[0, len(tail) - n:, None]).sum().cpu()
+    return found

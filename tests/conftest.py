@@ -13,8 +13,9 @@ import torch
 from hypothesis import settings
 from transformers import AutoModelForCausalLM
 
-from interp.models import CheckpointSeries, HookedModel
+from interp.models import HookedModel
 from interp.prompts import PromptFormat
+from interp.series import CheckpointSeries
 from interp.tasks import Episode, Step, save_episodes
 from interp.training import Recipe, fit_tokenizer
 
@@ -103,12 +104,18 @@ def prompts(fmt, episodes):
     return [fmt.prompt(d) for e in episodes["test_in_domain"][:6] for d in e.decisions()]
 
 
-def tiny_hf(architecture: str, tokenizer, attention: str = "sdpa", **extra):
+def tiny_hf(architecture: str, tokenizer, attention: str | None = None, **extra):
     """A tiny random model, with weights large enough for its parts to matter."""
-    options = dict(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                   head_dim=8, intermediate_size=64, max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
-                   eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, sliding_window=None) | extra
-    config = getattr(importlib.import_module("transformers"), f"{architecture}Config")(**options)
+    shape = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64,
+                 max_position_embeddings=1024, sliding_window=None)
+    own = {"Mistral": dict(sliding_window=40), "Gemma2": dict(sliding_window=40, query_pre_attn_scalar=8),
+           "Gemma3Text": dict(sliding_window=40, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+           "GPTNeoX": dict(num_key_value_heads=None), "GPT2": dict(n_positions=1024, n_inner=64)}.get(architecture, {})
+    options = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                   pad_token_id=tokenizer.pad_token_id, **(shape | own)) | extra
+    if architecture == "GPT2":
+        options = {k: v for k, v in options.items() if k not in ("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings", "sliding_window")}
+    config = getattr(importlib.import_module("transformers"), f"{architecture}Config")(**{k: v for k, v in options.items() if v is not None or k == "sliding_window"})
     torch.manual_seed(5)
     hf = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     for parameter in hf.parameters():
@@ -116,7 +123,8 @@ def tiny_hf(architecture: str, tokenizer, attention: str = "sdpa", **extra):
     return hf
 
 
-ARCHITECTURES = ("Llama", "Qwen3", "Mistral")
+#: Grouped heads, normed queries, windows everywhere and in some layers, soft caps, learned positions, parallel residuals.
+ARCHITECTURES = ("Llama", "Qwen3", "Mistral", "Gemma2", "Gemma3Text", "GPT2", "GPTNeoX")
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)

@@ -1,24 +1,35 @@
-"""Captured activations, shards on disk, and many continuations in one forward pass."""
+"""Captured activations, and many continuations in one forward pass."""
+
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from interp import store
 from interp.capturing import capture
 from interp.generation import length_batches
-from interp.models import HookedModel
-from interp.packing import score
-from interp.store import stored_capture
-from tests.conftest import tiny_hf
+from interp.models import HookedModel, Support
+from interp.packing import grow, plain_score, score
+from tests.conftest import ARCHITECTURES, tiny_hf
 
 WIDE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
+def wide(model):
+    """The sites as wide as the residual stream that this model has."""
+    return [site for site in WIDE if site in model.places]
+
+
 def test_a_ragged_batch_equals_single_runs(model, prompts):
-    together = capture(model, prompts, WIDE).values
-    alone = torch.cat([capture(model, [p], WIDE).values for p in prompts])
+    together = capture(model, prompts, wide(model)).values
+    alone = torch.cat([capture(model, [p], wide(model)).values for p in prompts])
     assert len({len(p.ids) for p in prompts}) > 4
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def final_norm(model):
+    return next(getattr(model.inner, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(model.inner, name))
 
 
 @torch.inference_mode()
@@ -29,8 +40,47 @@ def test_captured_residuals_are_hugging_faces_hidden_states(model, prompts):
         hidden = torch.stack(out.hidden_states)[:, 0, -1]
         torch.testing.assert_close(acts.values[i, 0], hidden[:-1], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(acts.values[i, 1, :-1], hidden[1:-1], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(model.inner.norm(acts.values[i, 1, -1]), hidden[-1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(final_norm(model)(acts.values[i, 1, -1]), hidden[-1], rtol=1e-4, atol=1e-5)
     assert acts.values.dtype == torch.float32 and len(acts) == 6 and acts.sites == ("resid_pre", "resid_post")
+
+
+def rewritten(prompt, cut=20):
+    """The prompt as a template that rewrites its end would give it: what follows `cut` is another's."""
+    return replace(prompt, ids=(*prompt.ids[:-cut], *reversed(prompt.ids[-cut:])))
+
+
+def test_an_episodes_prompts_are_read_in_one_pass_and_the_result_says_so(model, prompts):
+    plain = capture(model, prompts, wide(model), trajectory=False)
+    together = capture(model, prompts, wide(model))
+    assert set(plain.paths) == {"plain"} and set(together.paths) == {"trajectory"}
+    torch.testing.assert_close(together.values, plain.values, rtol=1e-4, atol=1e-4)
+    changed = [rewritten(p) if p.decision.step % 2 else p for p in prompts if len(p.ids) > 60]
+    plain, together = (capture(model, changed, trajectory=t) for t in (False, True))
+    assert "shared prefix" in together.paths and set(plain.paths) == {"plain"}
+    torch.testing.assert_close(together.values, plain.values, rtol=1e-4, atol=1e-4)
+    first = [p for p in prompts if p.decision.step == 0]
+    assert set(capture(model, first).paths) == {"plain"}
+
+
+def test_a_trajectory_reads_each_token_once(llama, prompts):
+    rows, _ = [], llama.support
+    handle = llama.inner.get_input_embeddings().register_forward_pre_hook(lambda module, args: rows.append(args[0].shape))
+    capture(llama, [p for p in prompts if p.decision.episode == prompts[0].decision.episode])
+    handle.remove()
+    assert rows == [(1, max(len(p.ids) for p in prompts if p.decision.episode == prompts[0].decision.episode))]
+
+
+def test_no_layer_above_the_last_one_asked_for_is_computed(model, prompts):
+    whole, ran = capture(model, prompts[:3]), []
+    handles = [block.get_submodule(model.places["mlp_out"][0]).register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(model.blocks)]
+    part = capture(model, prompts[:3], layers=[1, 0])
+    [h.remove() for h in handles]
+    assert set(ran) == {0, 1} and part.layers == (1, 0)
+    torch.testing.assert_close(part.values, whole.values[:, :, [1, 0]])
+    torch.testing.assert_close(capture(model, prompts[:3]).values, whole.values)  # nothing was left behind
+    for wrong in ([], [3], [-1], [0, 0]):
+        with pytest.raises(ValueError, match="different ones of 0 to 2"):
+            capture(model, prompts[:3], layers=wrong)
 
 
 @pytest.mark.parametrize("budget", [1, 300, 10_000])
@@ -55,8 +105,9 @@ def test_wrong_requests_are_refused(llama, prompts):
 
 def test_a_site_of_another_width_is_refused_by_name(tokenizer, prompts):
     wide = HookedModel(tiny_hf("Qwen3", tokenizer, head_dim=16), tokenizer)
-    with pytest.raises(ValueError, match="'z' is 64 wide, not d_model = 32"):
-        capture(wide, prompts[:2], ["z"])
+    with pytest.raises(ValueError, match="resid_pre 32, z 64"):
+        capture(wide, prompts[:2], ["resid_pre", "z"])
+    assert capture(wide, prompts[:2], ["z"]).values.shape == (2, 1, 3, 64)
 
 
 def test_a_site_named_with_its_layer_is_not_taken_for_all_layers(llama, prompts):
@@ -65,118 +116,48 @@ def test_a_site_named_with_its_layer_is_not_taken_for_all_layers(llama, prompts)
         capture(llama, prompts[:2], ["blocks.1.hook_resid_pre"])
 
 
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(store, "SHARD", 10)
-
-
-@pytest.fixture
-def forbidden(llama, monkeypatch):
-    """A model that may not run."""
-    def refuse(*args, **kwargs):
-        raise AssertionError("a forward pass ran")
-    return lambda: monkeypatch.setattr(llama.inner, "forward", refuse)
-
-
-def test_a_second_call_reads_the_shards_and_runs_nothing(llama, prompts, tmp_path, small_shards, forbidden):
-    first = stored_capture(tmp_path, llama, prompts)
-    torch.testing.assert_close(first.values, capture(llama, prompts, ("resid_pre", "resid_post")).values, rtol=1e-5, atol=1e-5)
-    assert (tmp_path / "manifest.json").exists() and len(list(tmp_path.glob("*.safetensors"))) == -(-len(prompts) // 10)
-    forbidden()
-    again = stored_capture(tmp_path, llama, prompts)
-    assert torch.equal(again.values, first.values) and again.prompts == first.prompts
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "emptied"])
-def test_only_a_damaged_shard_is_captured_again(llama, prompts, tmp_path, small_shards, monkeypatch, damage):
-    first = stored_capture(tmp_path, llama, prompts)
-    victim = sorted(tmp_path.glob("*.safetensors"))[1]
-    if damage == "missing":
-        victim.unlink()
-    else:
-        victim.write_bytes(victim.read_bytes()[:100] if damage == "truncated" else b"")
-    asked = []
-    monkeypatch.setattr(store, "capture", lambda model, chunk, *a, **k: asked.append(len(chunk)) or capture(model, chunk, *a, **k))
-    again = stored_capture(tmp_path, llama, prompts)
-    assert asked == [10] and torch.equal(again.values, first.values)
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_a_stopped_capture_goes_on_from_its_shards(llama, prompts, tmp_path, small_shards, monkeypatch):
-    calls = []
-
-    def stops(model, chunk, *args, **kwargs):
-        calls.append(len(chunk))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return capture(model, chunk, *args, **kwargs)
-
-    monkeypatch.setattr(store, "capture", stops)
-    with pytest.raises(KeyboardInterrupt):
-        stored_capture(tmp_path, llama, prompts)
-    stored_capture(tmp_path, llama, prompts)
-    assert sum(calls) == len(prompts) + 10
-
-
-def test_shards_of_other_weights_prompts_or_sites_are_not_used(tokenizer, llama, prompts, tmp_path):
-    first = stored_capture(tmp_path, llama, prompts[:4])
-    other = HookedModel(tiny_hf("Llama", tokenizer, num_hidden_layers=3, rms_norm_eps=0.5), tokenizer, weights_hash="other")
-    assert not torch.equal(stored_capture(tmp_path, other, prompts[:4]).values, first.values)
-    assert not torch.equal(stored_capture(tmp_path, llama, prompts[4:8]).values, first.values)
-    assert stored_capture(tmp_path, llama, prompts[:4], ["mlp_out"]).values.shape[1] == 1
-    with pytest.raises(ValueError, match="empty"):
-        stored_capture(tmp_path, llama, [])
-
-
-def loop(model, prefixes, segments, scored):
-    """The slow twin: one full forward pass for each row and segment."""
-    found = torch.empty(len(prefixes), len(segments))
-    for r, prefix in enumerate(prefixes):
-        for s, (segment, n) in enumerate(zip(segments, scored)):
-            ids = torch.tensor([*prefix, *segment])
-            logp = model.hf(ids[None]).logits[0].float().log_softmax(-1)
-            found[r, s] = sum(logp[t - 1, ids[t]] for t in range(len(ids) - n, len(ids)))
+def loop(model, prefix, segments, scored):
+    """The slow twin: one full forward pass of the Hugging Face model for each segment."""
+    found = torch.empty(len(segments))
+    for s, (segment, n) in enumerate(zip(segments, scored)):
+        ids = torch.tensor([*prefix, *segment])
+        logp = model.hf(ids[None]).logits[0].float().log_softmax(-1)
+        found[s] = sum(logp[t - 1, ids[t]] for t in range(len(ids) - n, len(ids)))
     return found
 
 
-SEGMENTS = [[3, 40, 41], [3, 50], [7, 40, 41, 42, 43, 44], [9], [3, 40, 41]]
-SCORED = [2, 1, 3, 0, 1]
+SEGMENTS = [[3, 40, 41], [3, 50], [7, 40, 41, 42, 43, 44], [9], [3, 40, 41], [3, 40, 41, 42]]
+SCORED = [2, 1, 3, 0, 1, 1]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Mistral"])
+@pytest.mark.parametrize("attention", [None, "eager"])  # None: SDPA where the architecture has it
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.inference_mode()
 def test_packed_scores_equal_a_loop_of_full_forwards(tokenizer, architecture, attention):
     model = HookedModel(tiny_hf(architecture, tokenizer, attention), tokenizer)
-    rows = torch.randint(20, 300, (3, 17), generator=torch.Generator().manual_seed(0))
-    cache = model.new_cache()
-    model.inner(input_ids=rows, past_key_values=cache, use_cache=True)
+    assert model.support == Support("fast", "fast", "fast", "fast")
+    prefix = torch.randint(20, 300, (57,), generator=torch.Generator().manual_seed(0)).tolist()  # longer than any window
+    cache = model.read(prefix)
     kept = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
-    found = score(model, cache, SEGMENTS, SCORED)
-    torch.testing.assert_close(found, loop(model, rows.tolist(), SEGMENTS, SCORED), rtol=0, atol=1e-4)
-    assert cache.get_seq_length() == 17
+    slow = loop(model, prefix, SEGMENTS, SCORED)
+    torch.testing.assert_close(score(model, cache, SEGMENTS, SCORED), slow, rtol=0, atol=1e-4)
+    torch.testing.assert_close(plain_score(model, cache, SEGMENTS, SCORED), slow, rtol=0, atol=1e-4)
+    assert cache.get_seq_length() == 57
     for layer, (keys, values) in zip(cache.layers, kept):
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
+    torch.testing.assert_close(score(model, model.new_cache(), SEGMENTS, SCORED), loop(model, [], SEGMENTS, SCORED), rtol=0, atol=1e-4)
 
 
-@torch.inference_mode()
-def test_scores_without_a_prefix_equal_the_loop(llama):
-    found = score(llama, llama.new_cache(), SEGMENTS, SCORED)
-    torch.testing.assert_close(found, loop(llama, [[]], SEGMENTS, SCORED), rtol=0, atol=1e-4)
-
-
-def test_a_sliding_window_is_served_exactly_or_refused(tokenizer):
-    """Packing brings its own mask: a window in the model's configuration must not be dropped in silence."""
-    hf = tiny_hf("Mistral", tokenizer, sliding_window=8)
-    try:
-        model = HookedModel(hf, tokenizer)
-    except NotImplementedError as error:
-        assert "Mistral" in str(error)
-        return
-    prefix = list(range(20, 60))
-    with torch.inference_mode():
-        slow = loop(model, [prefix], SEGMENTS, SCORED)
-    torch.testing.assert_close(score(model, model.read(prefix), SEGMENTS, SCORED), slow, rtol=0, atol=1e-4)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_a_tree_holds_every_continuation_once(sequences):
+    tree = grow(sequences, [len(s) - 1 for s in sequences])
+    assert len(tree) == len({tuple(s[:i]) for s in sequences for i in range(1, len(s))})
+    for number, sequence in enumerate(sequences):
+        asked = [(node, token) for owner, node, token in tree.asked if owner == number]
+        assert [token for _, token in asked] == sequence[1:]
+        for depth, (node, _) in enumerate(asked):
+            above = tree.visible[node].nonzero()[:, 0].tolist()
+            assert [tree.tokens[n] for n in above] == sequence[:depth + 1] and tree.depths[node] == depth
 
 
 def test_logits_are_computed_only_where_a_token_is_scored(llama, monkeypatch):
@@ -184,7 +165,7 @@ def test_logits_are_computed_only_where_a_token_is_scored(llama, monkeypatch):
     handle = head.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
     score(llama, llama.read(range(20, 40)), SEGMENTS, SCORED)
     handle.remove()
-    assert seen == [(1, sum(SCORED), 32)]
+    assert seen == [(1, len({node for _, node, _ in grow(SEGMENTS, SCORED).asked}), 32)]
 
 
 def test_a_token_scored_without_one_before_it_is_refused(llama):

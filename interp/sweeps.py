@@ -1,0 +1,187 @@
+"""One prompt and its continuations, run once; then any number of patched cells of it, each exact.
+
+Nothing before a patched position, and nothing below a patched layer, changes. So a cell is only the tokens from its
+position on, from its layer on: cells lie side by side behind the unpatched keys and values, join the pass at their own
+layer with the unpatched states, and are read off together. `Plain` is the slow twin, one forward pass for each cell and
+continuation, and serves the models for which packing is not exact.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from interp import hooks
+from interp.models import Layers, layers_of
+from interp.packing import Tree, grow, read_asked
+
+#: Most packed tokens in a pass on a CPU and on a GPU: more would only look at each other's masked keys.
+PASS = (512, 4096)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One intervention: the activation at a site of a layer replaced at `positions` by `values` [position, width].
+
+    `columns` is the part of the site's width that is replaced (one head's, for `z`).
+    """
+
+    site: str
+    layer: int
+    positions: tuple[int, ...]
+    values: torch.Tensor
+    columns: slice
+
+
+class Packed:
+    """A prompt with continuations behind it: the unpatched run, kept, and cells of it in packed passes.
+
+    ids: the prompt; `continuations` follow it, the last `scored[i]` tokens of each scored; sites: read at `positions` of every
+    layer into `values[site, layer]` [position, width]; prefix: keys and values of the prompt's first tokens, if known.
+    budget: bytes that one pass may take, beside the model and the unpatched run.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model, ids: Sequence[int], continuations, scored, sites=(), positions: Sequence[int] = (),
+                 prefix: Layers = (), budget: int = 256 * 2**20):
+        self.model, self.budget, self.positions = model, budget, list(positions)
+        self.tree: Tree = grow([[ids[-1], *c] for c in continuations], scored)
+        model.check_length(len(ids) + max(map(len, continuations)))
+        self.first = min(positions, default=len(ids) - 1)
+        known = prefix[0][0].shape[2] if prefix else 0
+        if known > self.first:
+            prefix, known = [(k[:, :, :self.first], v[:, :, :self.first]) for k, v in prefix], self.first
+        if self.first > known:
+            prefix = layers_of(model.read(ids[known:self.first], model.new_cache(prefix)))
+        prefix = prefix or model.empty()
+        chain = len(ids) - 1 - self.first  # slots: the prompt from `first` on, its last token the root of the tree
+        self.tokens = torch.tensor([*ids[self.first:-1], *self.tree.tokens])
+        self.at = torch.cat([torch.arange(self.first, len(ids) - 1), self.tree.depths + len(ids) - 1])
+        self.visible = torch.zeros(len(self.tokens), len(self.tokens), dtype=torch.bool)
+        self.visible[:chain, :chain] = torch.ones(chain, chain, dtype=torch.bool).tril()
+        self.visible[chain:, :chain] = True
+        self.visible[chain:, chain:] = self.tree.visible
+        self.values: dict[tuple[str, int], torch.Tensor] = {}
+        self.states: list[torch.Tensor] = [torch.empty(0)] * model.n_layers
+        kept = torch.tensor(self.positions, dtype=torch.long, device=model.device) - self.first
+
+        def keep(key):
+            def read(tensor):
+                if key[0] == "resid_pre":
+                    self.states[key[1]] = tensor[0].clone()
+                if key[0] in sites:
+                    self.values[key] = tensor[0, kept].clone()
+            return read
+
+        wanted = dict.fromkeys(["resid_pre", *sites])
+        with model.taps({(site, layer): keep((site, layer)) for site in wanted for layer in range(model.n_layers)}):
+            hidden, new = self._forward(prefix, torch.arange(len(self.tokens)), torch.ones(len(self.tokens), self.first, dtype=torch.bool), self.visible)
+        self.layers = [(torch.cat([k, nk[:, :, :chain]], 2), torch.cat([v, nv[:, :, :chain]], 2)) for (k, v), (nk, nv) in zip(prefix, new)]
+        self.base = read_asked(model, hidden[None, chain:], self.tree)[0]
+
+    def _forward(self, prefix, index, behind, within):
+        device = self.model.device
+        keys = behind.shape[1]
+        return self.model.packed([(k[:, :, :keys], v[:, :, :keys]) for k, v in prefix], self.tokens[index].to(device), self.at[index].to(device),
+                                 torch.cat([behind, within], 1).to(device), torch.arange(keys, device=device))
+
+    def _slots(self) -> int:
+        """How many packed tokens a pass may have: what a block makes of each and their masks fit the budget."""
+        config, item = self.model.hf.config, self.model.dtype.itemsize
+        inner = getattr(config, "intermediate_size", None) or 4 * self.model.d_model
+        keys = 2 + item * (1 + 2 * self.model.n_heads * (config._attn_implementation == "eager"))  # bytes for each slot and key
+        linear = item * (4 * inner + 12 * self.model.d_model) + keys * (len(self.tokens) + self.first)
+        fits = ((linear**2 + 4 * keys * self.budget) ** 0.5 - linear) / (2 * keys)
+        return max(1, min(int(fits), PASS[self.model.device.type == "cuda"]))
+
+    def patched(self, cells: Sequence[Cell], progress: bool = False) -> torch.Tensor:
+        """Log-probabilities of every continuation with each cell's activation replaced, [cell, continuation] in nats."""
+        found, slots = torch.empty(len(cells), self.tree.width), self._slots()
+        order = sorted(range(len(cells)), key=lambda i: (cells[i].layer, -min(cells[i].positions)))
+        lengths = [len(self.tokens) - min(cells[i].positions) + self.first for i in order]
+        start = 0
+        with tqdm(total=len(cells), desc="cells", leave=False, disable=not progress) as bar:
+            while start < len(order):
+                end, total = start + 1, lengths[start]
+                while end < len(order) and total + lengths[end] <= slots:
+                    total, end = total + lengths[end], end + 1
+                try:
+                    found[order[start:end]] = self._chunk([cells[i] for i in order[start:end]])
+                except torch.OutOfMemoryError:
+                    if end - start == 1:
+                        raise
+                    torch.cuda.empty_cache()
+                    slots = total // 2
+                    continue
+                bar.update(end - start)
+                start = end
+        return found
+
+    @torch.inference_mode()
+    def _chunk(self, cells: Sequence[Cell]) -> torch.Tensor:
+        """As `patched`, for cells in ascending order of layer that fit one pass."""
+        device, size = self.model.device, len(self.tokens)
+        offsets = [min(cell.positions) - self.first for cell in cells]
+        index = torch.cat([torch.arange(offset, size) for offset in offsets])
+        ends = torch.tensor([size - offset for offset in offsets]).cumsum(0).tolist()
+        behind = torch.zeros(len(index), max(offsets) + self.first, dtype=torch.bool)
+        within = torch.zeros(len(index), len(index), dtype=torch.bool)
+        edits, counts = defaultdict(list), [0] * self.model.n_layers
+        for cell, offset, end in zip(cells, offsets, ends):
+            start = end - (size - offset)
+            behind[start:end, :offset + self.first] = True
+            within[start:end, start:end] = self.visible[offset:, offset:]
+            slots = torch.tensor(cell.positions, device=device) - self.first - offset + start
+            edits[cell.site, cell.layer].append((slots, cell.columns, cell.values))
+            counts[cell.layer] = end
+        for layer in range(1, len(counts)):
+            counts[layer] = max(counts[layer], counts[layer - 1])
+        on_device = index.to(device)
+        with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][on_device[a:b]], len(index)):
+            with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
+                hidden, _ = self._forward(self.layers, index, behind, within)
+        nodes = torch.tensor(ends, device=device)[:, None] + torch.arange(-len(self.tree), 0, device=device)
+        return read_asked(self.model, hidden[nodes], self.tree)
+
+
+def _replace(parts):
+    def edit(tensor):
+        tensor = tensor.clone()
+        for slots, columns, values in parts:
+            tensor[0, slots, columns] = values.to(tensor)
+        return tensor
+    return edit
+
+
+class Plain:
+    """The slow twin of `Packed`: one forward pass over prompt and continuation for each cell and continuation."""
+
+    def __init__(self, model, ids, continuations, scored, sites=(), positions=(), prefix=(), budget=0):
+        self.model, self.ids, self.continuations, self.scored = model, list(ids), continuations, scored
+        self.values = {}
+
+        def keep(key):
+            return lambda tensor: self.values.__setitem__(key, tensor[0, list(positions)].clone())
+
+        with torch.inference_mode(), model.taps({(s, layer): keep((s, layer)) for s in sites for layer in range(model.n_layers)}):
+            model.inner(input_ids=torch.tensor([self.ids], device=model.device), use_cache=False)
+        self.base = self._score({})
+
+    @torch.inference_mode()
+    def _score(self, edits) -> torch.Tensor:
+        found = torch.empty(len(self.continuations))
+        for number, (tail, n) in enumerate(zip(self.continuations, self.scored)):
+            ids = torch.tensor([[*self.ids, *tail]], device=self.model.device)
+            with self.model.taps(edits):
+                hidden = self.model.inner(input_ids=ids, use_cache=False).last_hidden_state[0, -n - 1:-1]
+            found[number] = self.model.logits(hidden).log_softmax(-1).gather(1, ids[0, -n:, None]).sum().cpu()
+        return found
+
+    def patched(self, cells: Sequence[Cell], progress: bool = False) -> torch.Tensor:
+        """As `Packed.patched`."""
+        return torch.stack([self._score({(cell.site, cell.layer): _replace([(list(cell.positions), cell.columns, cell.values)])})
+                            for cell in tqdm(cells, desc="cells", leave=False, disable=not progress)])
