@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 
-#: In the order in which `all` runs them.
-ANALYSES = ("behaviour", "online", "probes", "patching", "reliance", "conflict")
+#: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
+CHAINS = (("behaviour", "probes", "conflict"), ("online", "patching", "reliance"))
+ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}
@@ -46,21 +48,49 @@ def run(argv: list[str]) -> int:
         return 0
     import tyro
 
-    if name != "all":
-        module = _module(name)
-        module.run(tyro.cli(module.Config, args=rest, prog=f"python -m analyses {name}"))
-        return 0
-    from analyses.study import Study
+    if name == "all":
+        return _all(rest)
+    module = _module(name)
+    module.run(tyro.cli(module.Config, args=rest, prog=f"python -m analyses {name}"))
+    return 0
 
-    study = tyro.cli(Study, args=rest, prog="python -m analyses all")
-    shared = {k: v for k, v in vars(study).items() if not k.startswith("_")}
-    for each in ANALYSES:
-        if each == "online" and importlib.util.find_spec("alfworld") is None:
-            print("online: left out, ALFWorld's engine is not installed (make figures without ENGINE=0 installs it)")
-            continue
-        module = _module(each)
-        module.run(module.Config(**shared))
+
+def _all(rest: list[str]) -> int:
+    """Every analysis, the chains side by side in processes of their own, then the figures."""
+    import tyro
+
+    from analyses.study import All
+
+    study = tyro.cli(All, args=rest, prog="python -m analyses all")
+    study.check()
+    left_out = set(study.skip)
+    if importlib.util.find_spec("alfworld") is None and "online" not in left_out:
+        print("online: left out, ALFWorld's engine is not installed (make figures without ENGINE=0 installs it)")
+        left_out.add("online")
+    jobs = 1 if study.on_gpu else min(len(CHAINS), os.cpu_count() or 1)
+    chains = [[name for name in chain if name not in left_out] for chain in (CHAINS if jobs > 1 else [ANALYSES])]
+    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() // jobs))}
+    running = [subprocess.Popen([sys.executable, "-c", "import sys; from analyses.__main__ import chain; sys.exit(chain(sys.argv[1:]))", *names,
+                                 *study.arguments()], env={**os.environ, **threads, "TQDM_POSITION": str(position)})
+               for position, names in enumerate(chains) if names]
+    try:
+        statuses = [process.wait() for process in running]
+    except KeyboardInterrupt:
+        [process.wait() for process in running]  # they are told to stop as well, and end their stages as they can
+        raise
+    if any(statuses):
+        return max(statuses)
     return _module("figures").main(["--tables", str(study.run / "tables"), "--out", str(study.run)])
+
+
+def chain(argv: list[str]) -> int:
+    """Run analyses one after the other: their names, then the options that all share."""
+    names = [name for name in argv if name in ANALYSES]
+    for name in names:
+        sys.argv[1:] = [name, *argv[len(names):]]  # what the table's provenance says it was made by
+        if status := main():
+            return status
+    return 0
 
 
 def main() -> int:

@@ -161,6 +161,32 @@ class Study:
         return write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
 
 
+@dataclass
+class All(Study):
+    """Every analysis, then the figures."""
+
+    skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict"], ...] = ()
+    """Analyses to leave out."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the models run on a GPU, where one process at a time is best."""
+        return pick_device(self.device).type == "cuda"
+
+    def check(self) -> None:
+        """Raise the sentence of a wrong series, checkpoint or device once, before anything starts."""
+        self.steps, self.episodes, pick_dtype(self.dtype, pick_device(self.device))
+
+    def arguments(self) -> list[str]:
+        """The shared options as they are written on a command line."""
+        found = []
+        for field in dataclasses.fields(Study):
+            value = getattr(self, field.name)
+            if value != field.default:
+                found += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
+        return found
+
+
 def _installed(name: str) -> bool:
     try:
         importlib.metadata.version(name)

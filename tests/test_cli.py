@@ -245,3 +245,16 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
 
 def contents_of(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, tmp_path):
+    skipped = [name for name in cli.ANALYSES if name not in ("conflict", "patching")]
+    done = start("all", *options(tmp_path), "--skip", *skipped)
+    _, errors = done.communicate()
+    assert done.returncode == 0, errors
+    assert set(contents(tmp_path)) == {"conflict.csv", "patching.csv"} and (tmp_path / "conflict.html").exists()
+    provenance = json.loads((tmp_path / "tables" / "conflict.json").read_text())
+    assert provenance["command"].startswith("python -m analyses conflict --run") and "--decisions 24" in provenance["command"]
+    wrong = start("all", *options(tmp_path, checkpoints=("7",)))
+    _, errors = wrong.communicate()
+    assert wrong.returncode == 1 and errors.startswith("error: There is no checkpoint 7") and errors.count("\n") == 1
