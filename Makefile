@@ -2,6 +2,7 @@
 # make paper     the study at its full size, into runs/full and the committed figures/
 # make test      environment, installation, and the tests
 # make redraw    every committed figure again from its stored table
+# make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and the README
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
 # ENGINE=0 leaves out ALFWorld's engine (and its C++ compiler): everything on recorded decisions still runs.
@@ -14,7 +15,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)
 
-.PHONY: figures paper test redraw series record compiler clean
+.PHONY: figures paper test bench redraw series record compiler clean
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses all --size quick --run runs/quick
@@ -28,6 +29,10 @@ paper: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m analyses bench
 
 redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures

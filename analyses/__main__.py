@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 #: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
-CHAINS = (("behaviour", "probes", "conflict"), ("online", "patching", "reliance"))
+CHAINS = (("behaviour", "probes"), ("online", "patching", "reliance", "conflict"))
 ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",

@@ -82,7 +82,8 @@ class Study:
     def model(self, step: int) -> HookedModel:
         """The one module of the study with this checkpoint's weights in it."""
         if self._model.step != step:
-            self.checkpoint_series.swap(self._model, step)
+            later = [s for s in self.steps if s > step]
+            self.checkpoint_series.swap(self._model, step, ahead=min(later, default=None))
         return self._model
 
     @cached_property

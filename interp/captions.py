@@ -144,6 +144,7 @@ def reliance(frame: pd.DataFrame) -> str:
         "it is made of, as differences of summed log-probability in nats (bottom)."
     )
     words = {"prompt_reliance": "prompt reliance", "direct": "direct", "via_cot": "via CoT"}
+    words |= {"via_text": "of that by the trace's text", "via_state": "by its hidden state"}
     words |= {"total": "total", "interaction": "interaction"}
     lines = [
         f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}; "

@@ -239,7 +239,7 @@ def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "r
 
 
 def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Prompt reliance over checkpoints, above the direct, via-CoT, total and interaction effects it is made of.
+    """Prompt reliance over checkpoints, above the direct, via-CoT (by text, by state), total and interaction effects it is made of.
 
     Args:
         frame: table `reliance` (step, split, metric, value, low, high, n, n_groups); effects in nats.
@@ -247,9 +247,10 @@ def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """
     fig = panels(frame, "reliance", {"prompt reliance": 230, "effect on the action (nats)": 210}, provenance)
     draw_metrics(fig, frame, ["prompt_reliance"], row=1)
-    draw_metrics(fig, frame, ["direct", "via_cot", "total", "interaction"], row=2)
+    parts = ["direct", "via_cot", "via_text", "via_state", "total", "interaction"]
+    draw_metrics(fig, frame, parts, row=2, thin=("via_text", "via_state"))
     fit_values(fig, frame, ["prompt_reliance"], row=1, at_least=(0.0, 1.0))
-    fit_values(fig, frame, ["direct", "via_cot", "total", "interaction"], row=2)
+    fit_values(fig, frame, parts, row=2)
     fig.add_hline(y=0.5, row=1, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
     fig.add_annotation(
         text="direct = via-CoT", x=1, xref="x domain", y=0.5, yref="y", xanchor="right", yanchor="top",

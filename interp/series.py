@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from interp.models import HookedModel, pick_device, pick_dtype
 
 SERIES = Path(__file__).parent / "data" / "series"
+_READER, _HASHER = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -50,7 +54,8 @@ def _renamed(path: Path, model: HookedModel) -> dict[str, torch.Tensor]:
 def _hash_files(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.read_bytes())
+        with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else nullcontext(b"") as data:
+            digest.update(data)
     return digest.hexdigest()[:16]
 
 
@@ -81,6 +86,8 @@ class CheckpointSeries:
         if not sources:
             raise ValueError("A checkpoint series needs at least one checkpoint.")
         self.sources = dict(sorted(sources.items()))
+        self._ahead: dict[int, Future] = {}
+        self._hashes: dict[tuple, str] = {}
 
     @classmethod
     def discover(cls, folder: str | Path = SERIES) -> "CheckpointSeries":
@@ -136,7 +143,11 @@ class CheckpointSeries:
         path = self.path(step)
         if isinstance(path, tuple):
             return "@".join(path)
-        return _hash_files(sorted(path.glob("*.safetensors")))
+        files = sorted(path.glob("*.safetensors"))
+        key = tuple((f, s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()])  # a file is hashed once for as long as it stays
+        if key not in self._hashes:
+            self._hashes[key] = _hash_files(files)
+        return self._hashes[key]
 
     def load(self, step: int, device: str = "auto", dtype: str = "auto") -> HookedModel:
         """Load one checkpoint.
@@ -165,27 +176,39 @@ class CheckpointSeries:
             self.swap(model, step)
         return model
 
-    def swap(self, model: HookedModel, step: int) -> HookedModel:
-        """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read."""
+    def _read(self, step: int) -> tuple[dict[str, torch.Tensor], str, list[str]]:
+        """A checkpoint's tensors, its hash, and the names of those that are not finite."""
         path = self.path(step)
-        own = dict(model.hf.named_parameters())
         if isinstance(path, tuple):
             state = AutoModelForCausalLM.from_pretrained(path[0], revision=path[1]).state_dict()
         else:
             state = _tensors(path)
-            if not own.keys() <= state.keys() and (renamed := _renamed(path, model)):
-                state = renamed
+        digest = _HASHER.submit(self.weights_hash, step)  # hashing and checking read the same pages at the same time
+        bad = [n for n, t in state.items() if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all()]
+        return state, digest.result(), bad
+
+    def swap(self, model: HookedModel, step: int, ahead: int | None = None) -> HookedModel:
+        """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read.
+
+        ahead: the step wanted next, read in the background from now on. Raises ValueError or FileNotFoundError for weights
+        that cannot be read, do not fit, or are not finite.
+        """
+        path, own = self.path(step), dict(model.hf.named_parameters())
+        state, digest, bad = self._ahead.pop(step).result() if step in self._ahead else self._read(step)
+        if ahead is not None and ahead not in self._ahead:
+            self._ahead = {ahead: _READER.submit(self._read, ahead)}
+        if not isinstance(path, tuple) and not own.keys() <= state.keys() and (renamed := _renamed(path, model)):
+            state = renamed
         wrong = [n for n, p in own.items() if n not in state or state[n].shape != p.shape]
         unknown = [n for n in state if n not in own and n not in model.hf.state_dict()]
         if wrong or unknown:
             raise ValueError(f"The weights of {path} do not fit the model: {(wrong + unknown)[0]!r} is missing, extra or of "
                              f"another shape ({len(wrong)} of {len(own)} parameters, {len(unknown)} extra).")
-        bad = [n for n in own if not torch.isfinite(state[n]).all()]
         if bad:
             raise ValueError(f"The weights of {path} hold values that are not finite, first in {bad[0]!r}.")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(state[name])
-        model.step, model.weights_hash = step, self.weights_hash(step)
+        model.step, model.weights_hash = step, digest
         model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
         return model

@@ -43,6 +43,8 @@ STYLE = {
     "prompt_reliance": ("prompt reliance = direct / (direct + via-CoT)", BLUE, "solid", "square"),
     "direct": ("direct (prompt)", BLUE, "solid", "square"),
     "via_cot": ("via CoT", VERMILION, "solid", "circle"),
+    "via_text": ("via CoT: its text", VERMILION, "dash", "triangle-up"),
+    "via_state": ("via CoT: its hidden state", ORANGE, "dot", "triangle-down"),
     "total": ("total", BLACK, "solid", "diamond"),
     "interaction": ("interaction", GREY, "dot", "x"),
     "keep": ("keep (own CoT action)", BLUE, "solid", "square"),

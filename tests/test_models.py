@@ -141,6 +141,22 @@ def same(a, b):
     return all(map(torch.equal, a, b))
 
 
+def test_the_next_checkpoint_is_read_ahead_and_is_the_same(series, copied):
+    model, fresh = series.load(0, "cpu", "float32"), series.load(series.steps[-1], "cpu", "float32")
+    series.swap(model, 20, ahead=110)
+    assert list(series._ahead) == [110]
+    series.swap(model, 110)
+    assert same(state(model), state(fresh)) and model.weights_hash == fresh.weights_hash and not series._ahead
+    own = CheckpointSeries.discover(copied)
+    weights = copied / "checkpoint-110" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    own.swap(model, 20, ahead=110)  # a damaged file that is read ahead is an error only when its turn comes
+    before = state(model)
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        own.swap(model, 110)
+    assert same(state(model), before) and model.step == 20
+
+
 def test_a_swap_in_place_equals_a_fresh_load(series):
     model = series.load(series.steps[0], "cpu", "float32")
     pointers = [p.data_ptr() for p in model.hf.parameters()]

@@ -95,7 +95,7 @@ def patching_table(layers: int = 12) -> pd.DataFrame:
 
 
 def reliance_table() -> pd.DataFrame:
-    ends = {"direct": (1.2, 3.4), "via_cot": (2.2, 2.0), "total": (3.1, 5.0), "interaction": (-0.3, -0.4)}
+    ends = {"direct": (1.2, 3.4), "via_cot": (2.2, 2.0), "via_text": (1.9, 1.8), "via_state": (0.2, 0.1), "total": (3.1, 5.0), "interaction": (-0.3, -0.4)}
 
     def value(row, progress):
         first, last = ends.get(row["metric"], (0.35, 0.63))
