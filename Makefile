@@ -25,6 +25,7 @@ paper: $(STAMP)
 	$(BIN)/python -m analyses all --size full --run runs/full
 	mkdir -p figures/tables && cp runs/full/tables/*.csv runs/full/tables/*.json figures/tables/
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
+	$(BIN)/python -m analyses readme
 	@echo "Open figures/index.html"
 
 test: $(STAMP)
@@ -33,6 +34,7 @@ test: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m analyses bench
+	$(BIN)/python -m analyses readme
 
 redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures

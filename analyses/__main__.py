@@ -13,6 +13,7 @@ CHAINS = (("behaviour", "probes"), ("online", "patching", "reliance", "conflict"
 ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
+         "readme": "write the README's generated parts from the committed tables",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}
 
 
@@ -45,6 +46,9 @@ def run(argv: list[str]) -> int:
         from interp.architectures import table
 
         print(table().to_string(index=False))
+        return 0
+    if name == "readme":
+        _module("readme").run()
         return 0
     import tyro
 

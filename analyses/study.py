@@ -144,6 +144,14 @@ class Study:
         rows = self.stage(f"decoded/{step}-{split}", self.inputs(step, split), compute)[mode]
         return [Said(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
 
+    def _seconds_reused(self) -> dict[str, float]:
+        """Kind of stage -> the seconds that computing those taken from disk took, when they were computed."""
+        found: dict[str, float] = {}
+        for path, seconds in self._reused.items():
+            kind = Path(path).relative_to(self.run / "partial").parts[0]
+            found[kind] = round(found.get(kind, 0) + seconds, 1)
+        return found
+
     def cells(self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()) -> Iterable[tuple[int, str]]:
         """(checkpoint, split) in order, behind a progress bar."""
         every = [(step, split) for step in (steps or self.steps) for split in (splits or self.splits)]
@@ -155,7 +163,7 @@ class Study:
         provenance = dict(
             analysis=name, config=json.loads(json.dumps(config, default=str)), seed=self.seed,
             command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            seconds=round(time.time() - started, 1), seconds_reused=round(sum(self._reused.values()), 1), device=str(self._model.device), dtype=str(self._model.dtype),
+            seconds=round(time.time() - started, 1), seconds_reused=self._seconds_reused(), device=str(self._model.device), dtype=str(self._model.dtype),
             weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps}, format=self.format.hash,
             corpus=hashlib.sha256(Path(self.corpus).read_bytes()).hexdigest()[:16],
             versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}}, **extra)

@@ -263,11 +263,3 @@ def test_devices_and_dtypes_are_picked_or_refused(series, monkeypatch):
         pick_dtype("int3", torch.device("cpu"))
     with pytest.raises(ValueError, match="gpu"):
         pick_device("gpu")
-
-
-@pytest.mark.gpu
-def test_a_gpu_gives_the_cpus_answers(series):
-    cpu, gpu = series.load(0, "cpu", "float32"), series.load(0, "cuda", "float32")
-    assert gpu.device.type == "cuda" and series.load(0).dtype == torch.bfloat16
-    with torch.inference_mode():
-        torch.testing.assert_close(gpu.hf(IDS.cuda()).logits.cpu(), cpu.hf(IDS).logits, rtol=1e-3, atol=1e-3)

@@ -206,7 +206,7 @@ def test_unknown_interval_leaves_the_line():
     frame = reliance_table().assign(low=np.nan, high=np.nan)
     figure = plots.reliance(frame)
     assert not any(trace.fill == "toself" for trace in figure.data)
-    assert len(figure.data) == 10
+    assert len(figure.data) == 14
 
 
 def test_gain_cells_whose_interval_covers_zero_are_marked():

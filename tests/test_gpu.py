@@ -1,0 +1,57 @@
+"""Every measurement on a GPU against the CPU's numbers (skipped where torch sees no GPU)."""
+
+import numpy as np
+import pytest
+import torch
+
+from interp.capturing import capture
+from interp.decoding import choose, decode
+from interp.mediation import EFFECTS, prompt_reliance
+from interp.pairs import make_pairs
+from interp.patching import patch
+from interp.prompts import PromptFormat
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def both(series):
+    return series.load(series.steps[-1], "cpu", "float32"), series.load(series.steps[-1], "cuda", "float32")
+
+
+@pytest.fixture(scope="module")
+def sides(both, episodes):
+    decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
+    return make_pairs(PromptFormat(both[0].tokenizer), decisions, 4, seed=2)[:2]
+
+
+def test_models_are_where_they_were_asked_to_be(series, both):
+    assert both[1].device.type == "cuda" and series.load(0).dtype == torch.bfloat16
+    assert both[0].support == both[1].support
+
+
+def test_captures_and_choices_agree(both, trained_prompts):
+    mine, theirs = (capture(model, trained_prompts, ("resid_post", "z")) for model in both)
+    torch.testing.assert_close(theirs.values, mine.values, rtol=1e-2, atol=1e-2)
+    assert mine.paths == theirs.paths
+    first = trained_prompts[0]
+    mine, theirs = (choose(model, first, first.decision.admissible) for model in both)
+    torch.testing.assert_close(theirs, mine, rtol=1e-2, atol=1e-2)
+
+
+def test_decodings_agree_almost_everywhere(both, trained_prompts):
+    mine, theirs = (decode(model, trained_prompts, "cot") for model in both)
+    assert np.mean([a.ids == b.ids for a, b in zip(mine, theirs)]) > 0.9
+
+
+@pytest.mark.parametrize("at", ["boundary", "task", "all"])
+def test_sweeps_agree(both, sides, at):
+    mine, theirs = (patch(model, *sides, ("resid_pre", "attn_out", "z"), at=at, minimum=1e-3) for model in both)
+    np.testing.assert_allclose(theirs.clean, mine.clean, atol=1e-2)
+    np.testing.assert_allclose(theirs.denoise, mine.denoise, atol=0.1)
+
+
+def test_mediation_agrees(both, sides):
+    mine, theirs = (prompt_reliance(model, *sides, minimum=-1e9) for model in both)
+    for effect in EFFECTS:
+        np.testing.assert_allclose(getattr(theirs, effect), getattr(mine, effect), atol=2e-2)
