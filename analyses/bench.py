@@ -96,7 +96,12 @@ class Interp:
     def pair(self, clean, corrupt, actions, sites=("resid_pre", "attn_out", "mlp_out")):
         """Both directions of one pair, every site and layer at the boundary, captures included: [direction, cell, action]."""
         cells = [(site, layer) for site in sites for layer in range(self.model.n_layers)]
-        runs = [Packed(self.model, ids, actions, [len(a) for a in actions], sites, [len(ids) - 1]) for ids in (clean, corrupt)]
+        shared = next(i for i, (a, b) in enumerate(zip(clean, corrupt)) if a != b)
+        apart = next(i for i, (a, b) in enumerate(zip(*actions)) if a != b)  # what both begin with is as likely in both
+        runs, prefix = [], []
+        for ids in (clean, corrupt):
+            runs.append(Packed(self.model, ids, actions, [len(a) - apart for a in actions], sites, [len(ids) - 1], prefix))
+            prefix = [(k[:, :, :shared], v[:, :, :shared]) for k, v in runs[0].layers]
         return torch.stack([run.patched([Cell(*cell, (len(clean) - 1,), donor.values[cell], slice(None)) for cell in cells])
                             for run, donor in (runs, runs[::-1])])
 
@@ -171,7 +176,9 @@ def works(config: Config, hf, tokenizer) -> Iterator[Work]:
     steps = [ids[:round(n)] for n in np.linspace(first, last, number)]
     yield Work("episode", last, 1, {name: lambda k, t=t: t.episode(steps) for name, t in tools.items()}, forward(ids))
     n = 1024 if 1024 in config.lengths else max(config.lengths)
-    clean, corrupt, actions = draw(n), draw(n), [draw(config.action) for _ in range(2)]
+    # As in the recorded pairs, whose prompts share their first fifth, and whose actions their first half.
+    clean, common = draw(n), draw(config.action // 2)
+    corrupt, actions = clean[:n // 5] + draw(n - n // 5), [common + draw(config.action - len(common)) for _ in range(2)]
     yield Work("three sites, both directions, one pair", n, 1, {ours.name: lambda k: ours.pair(clean, corrupt, actions)}, forward(clean))
 
     rng = np.random.default_rng(config.seed)

@@ -59,11 +59,11 @@ def _markdown(frame: pd.DataFrame) -> str:
 def filled(text: str, names=tuple(BLOCKS)) -> str:
     """The README with what stands between each pair of marks made anew; raises ValueError for a mark that is not there."""
     for name in names:
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"The README has no place for {name!r}: it needs the marks <!-- {name} --> and <!-- end {name} -->.")
         block = BLOCKS[name]()
-        text = pattern.sub(lambda match: match.group(1) + block + match.group(2), text)
+        text = pattern.sub(lambda match: f"{match.group(1)}{block}\n{match.group(2)}", text)
     return text
 
 

@@ -101,12 +101,12 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
         flat = sorted({p for place in places for p in place})
         shared = next((i for i, (a, b) in enumerate(zip(*(p.ids for p in pair))) if a != b), len(pair[0].ids))
         start = min([shared, *flat])
-        prefix = layers_of(model.read(pair[0].ids[:start])) if kind is Packed else []
-        runs = {}
+        prefix, runs = [], {}
         for run, prompt in prompts.items():
             found = [continuations(*pair, _tail(prompt, mode)) for mode in modes]
             tails, scored = [t for both, _ in found for t in both], [n for _, counts in found for n in counts]
             runs[run] = kind(model, prompt.ids, tails, scored, names, flat, prefix, int(budget * 2**20))
+            prefix = [(k[:, :, :start], v[:, :, :start]) for k, v in runs[run].layers]  # the other run begins alike
             base[run][:, index] = runs[run].base.double().view(-1, 2).numpy() @ [1, -1]
         for run, donor in (("clean", "corrupt"), ("corrupt", "clean")):
             if places:

@@ -81,6 +81,7 @@ class Packed:
         with model.taps({(site, layer): keep((site, layer)) for site in wanted for layer in range(model.n_layers)}):
             hidden, new = self._forward(prefix, torch.arange(len(self.tokens)), torch.ones(len(self.tokens), self.first, dtype=torch.bool), self.visible)
         self.layers = [(torch.cat([k, nk[:, :, :chain]], 2), torch.cat([v, nv[:, :, :chain]], 2)) for (k, v), (nk, nv) in zip(prefix, new)]
+        self.final = hidden
         self.base = read_asked(model, hidden[None, chain:], self.tree)[0]
 
     def _forward(self, prefix, index, behind, within):
@@ -123,29 +124,32 @@ class Packed:
 
     @torch.inference_mode()
     def _chunk(self, cells: Sequence[Cell]) -> torch.Tensor:
-        """As `patched`, for cells in ascending order of layer that fit one pass."""
-        device, size = self.model.device, len(self.tokens)
-        offsets = [min(cell.positions) - self.first for cell in cells]
-        index = torch.cat([torch.arange(offset, size) for offset in offsets])
-        ends = torch.tensor([size - offset for offset in offsets]).cumsum(0).tolist()
-        behind = torch.zeros(len(index), max(offsets) + self.first, dtype=torch.bool)
-        within = torch.zeros(len(index), len(index), dtype=torch.bool)
-        edits, counts = defaultdict(list), [0] * self.model.n_layers
-        for cell, offset, end in zip(cells, offsets, ends):
-            start = end - (size - offset)
-            behind[start:end, :offset + self.first] = True
-            within[start:end, start:end] = self.visible[offset:, offset:]
-            slots = torch.tensor(cell.positions, device=device) - self.first - offset + start
+        """As `patched`, for cells that fit one pass."""
+        size, depth, device = len(self.tokens), self.model.n_layers, self.model.device
+        offsets = torch.tensor([min(cell.positions) for cell in cells]) - self.first
+        lengths = size - offsets
+        owner = torch.repeat_interleave(torch.arange(len(cells)), lengths)
+        index = torch.cat([torch.arange(offset, size) for offset in offsets.tolist()])  # of each slot, in the unpatched run
+        # Behind a patched token the first change is in its keys and values: of its own layer for resid_pre, else of the next.
+        late = torch.tensor([cell.site != "resid_pre" and len(cell.positions) == 1 for cell in cells])
+        join = torch.tensor([cell.layer for cell in cells])[owner] + (late[owner] & (index > offsets[owner]))
+        order = join.argsort(stable=True)[:int((join < depth).sum())]
+        counts = torch.searchsorted(join[order], torch.arange(depth), right=True).tolist()
+        place = order.new_zeros(len(index)).index_put_((order,), torch.arange(len(order)))  # slot -> packed slot
+        behind = torch.arange(int(offsets.max()) + self.first) < (offsets + self.first)[owner[order], None]
+        within = (owner[order, None] == owner[None, order]) & self.visible[index[order, None], index[None, order]]
+        edits = defaultdict(list)
+        for cell, offset, start in zip(cells, offsets.tolist(), (lengths.cumsum(0) - lengths).tolist()):
+            slots = place[torch.tensor(cell.positions) - self.first - offset + start].to(device)
             edits[cell.site, cell.layer].append((slots, cell.columns, cell.values))
-            counts[cell.layer] = end
-        for layer in range(1, len(counts)):
-            counts[layer] = max(counts[layer], counts[layer - 1])
-        on_device = index.to(device)
-        with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][on_device[a:b]], len(index)):
+        base = index[order].to(device)
+        with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][base[a:b]], len(order)):
             with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
-                hidden, _ = self._forward(self.layers, index, behind, within)
-        nodes = torch.tensor(ends, device=device)[:, None] + torch.arange(-len(self.tree), 0, device=device)
-        return read_asked(self.model, hidden[nodes], self.tree)
+                packed, _ = self._forward(self.layers, index[order], behind, within)
+        hidden = self.final[index.to(device)]  # what no block had to touch is as in the unpatched run
+        hidden[order.to(device)] = packed
+        nodes = lengths.cumsum(0)[:, None] + torch.arange(-len(self.tree), 0)
+        return read_asked(self.model, hidden[nodes.to(device)], self.tree)
 
 
 def _replace(parts):
@@ -169,7 +173,7 @@ class Plain:
 
         with torch.inference_mode(), model.taps({(s, layer): keep((s, layer)) for s in sites for layer in range(model.n_layers)}):
             model.inner(input_ids=torch.tensor([self.ids], device=model.device), use_cache=False)
-        self.base = self._score({})
+        self.base, self.layers = self._score({}), []
 
     @torch.inference_mode()
     def _score(self, edits) -> torch.Tensor:
