@@ -77,6 +77,15 @@ def test_interval_is_deterministic_shifts_with_the_data_and_ignores_cluster_name
         assert x.min() - 1e-9 <= first.low <= first.high <= x.max() + 1e-9
 
 
+@pytest.mark.parametrize("rate", [0, 1])
+def test_a_rate_of_none_or_all_is_no_certainty(rate):
+    found = cluster_bootstrap(np.full(60, rate), np.arange(60) % 30)
+    assert found.value == rate and (found.low, found.high) == pytest.approx(wilson(30 * rate, 30)) and found.high - found.low > 0.1
+    assert np.isnan(cluster_bootstrap([1.0, 1.0], ["a", "a"]).low)
+    exact = cluster_bootstrap(np.zeros((4, 2)), list("abcd"), function=lambda m: m[..., 0])
+    assert (exact.low, exact.high) == (0, 0)  # a function of means is no rate
+
+
 def test_one_cluster_has_a_value_and_no_interval():
     estimate = cluster_bootstrap([1.0, 2.0], ["a", "a"])
     assert estimate.value == 1.5 and np.isnan(estimate.low) and np.isnan(estimate.high) and estimate.n_groups == 1
