@@ -48,7 +48,7 @@ class Config:
     """Folder of the table."""
     lengths: tuple[int, ...] = (128, 512, 1024, 2048)
     """Prompt lengths, in tokens."""
-    budget: float = 60.0
+    budget: float = 10.0
     """Seconds for one work of one tool at one length: where it needs more, random parts of it are timed and scaled."""
     repeats: int = 3
     """Timed runs of which the median is taken, as far as the budget goes."""
@@ -58,7 +58,7 @@ class Config:
     """Tools to run, beside `plain` and `interp`; all that are installed when empty."""
     grid_tokens: int = 256
     """Prompt length of the layer x position grid."""
-    captured: int = 8
+    captured: int = 4
     """Prompts of a capture."""
     episode: tuple[int, int, int] = (400, 1300, 10)
     """First and last prompt length of an episode, and how many prompts."""
@@ -132,6 +132,8 @@ class Work:
     calls: dict[str, Callable[[int], torch.Tensor | None]]
     forward: Callable[[], None] | None = None
     whole: tuple[str, ...] = (Interp.name,)
+    least: int = 1
+    """Parts that ours does at least, where it is not in `whole`: packed passes need company."""
 
 
 def kinds(config: Config) -> list[type]:
@@ -170,7 +172,7 @@ def works(config: Config, hf, tokenizer) -> Iterator[Work]:
     ids, action, values = draw(config.grid_tokens), draw(config.action), donor(config.grid_tokens)
     cells = shuffled([(layer, position) for layer in range(n_layers) for position in range(len(ids))])
     calls = {name: lambda k, t=t: t.grid(ids, values, action, cells[:k]) for name, t in tools.items()}
-    yield Work("layer x position grid", len(ids), len(cells), calls, forward(ids))
+    yield Work("layer x position grid", len(ids), len(cells), calls, forward(ids), (), len(ids))
     first, last, number = config.episode
     ids = draw(last)
     steps = [ids[:round(n)] for n in np.linspace(first, last, number)]
@@ -210,14 +212,17 @@ def measure(work: Work, config: Config) -> list[dict]:
 
     plan, values, seconds, forwards = {}, {}, {}, []
     for tool, call in work.calls.items():
-        parts = work.units if tool in work.whole else 1
+        parts = work.units if tool in work.whole else min(work.units, work.least) if tool == Interp.name else 1
         try:
-            once = timed(call, parts)[0] / parts
+            took, value = timed(call, parts)
         except NotImplementedError as reason:
             tqdm.write(f"{work.name}: {tool} is left out, {reason}")
             continue
-        parts = work.units if tool in work.whole else max(1, min(work.units, int(config.budget / once)))
-        plan[tool], seconds[tool] = (parts, max(1, min(config.repeats, int(config.budget / (once * parts))))), []
+        once = took / parts
+        more = parts if tool in work.whole else max(1, min(work.units, int(config.budget / once)))
+        plan[tool], seconds[tool] = (more, min(config.repeats, int(config.budget / (once * more)))), []
+        if not plan[tool][1]:  # so long that the first run has to do
+            plan[tool], seconds[tool], values[tool] = (parts, 0), [took * work.units / parts], value
     for turn in tqdm(range(max((repeats for _, repeats in plan.values()), default=0)), desc=work.name, leave=False):
         for tool, (parts, repeats) in plan.items():
             if turn < repeats:
@@ -225,6 +230,8 @@ def measure(work: Work, config: Config) -> list[dict]:
                 seconds[tool].append(took * work.units / parts)
         if work.forward:
             forwards.append(timed(work.forward)[0])
+    if work.forward and not forwards:
+        forwards.append(timed(work.forward)[0])
     rows, reference = [], next(iter(work.calls))
     median = {tool: float(np.median(found)) for tool, found in seconds.items()}
     for tool, (parts, _) in plan.items():
@@ -283,11 +290,19 @@ def run(config: Config) -> pd.DataFrame:
     """Measure everything and write the table."""
     started = time.time()
     torch.set_num_threads(config.threads)
-    rows = memory(config, max(config.lengths)) if MEMORY in (config.works or [MEMORY]) else []
+    rows = memory(config, min(1024, max(config.lengths))) if MEMORY in (config.works or [MEMORY]) else []
     every = works(config, config.shape.build(config.seed), _tokenizer())
     for work in tqdm(every, desc="bench", unit="work", total=2 * len(config.lengths) + 5):
         if work.name in (config.works or [work.name]):
             rows += measure(work, config)
+            _write(config, rows, started)
+    frame = _write(config, rows, started)
+    print(frame.to_string(index=False))
+    return frame
+
+
+def _write(config: Config, rows: list[dict], started: float) -> pd.DataFrame:
+    """The table of what has been measured so far."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
     known = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     write_table(config.out, "bench", frame, dict(
@@ -295,5 +310,4 @@ def run(config: Config) -> pd.DataFrame:
         command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seed=config.seed,
         machine=f"{platform.machine()}, {os.cpu_count()} cores", threads=config.threads, dtype="float32",
         versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if v in known}}))
-    print(frame.to_string(index=False))
     return frame

@@ -2,7 +2,7 @@
 
 Every tool is `Tool(hf, tokenizer)` with the same four works on token ids; `Plain` is the slow reference. Batching cells does
 not pay on a CPU (measured: the same seconds for each row), so every tool runs one forward for each patched cell, with logits
-at the scored positions only.
+at the scored positions only (TransformerLens both so and as its tutorials have it).
 
 >>> tools = [Tool(hf, tokenizer) for Tool in TOOLS if installed(Tool)]
 >>> tools[0].layer_sweep(ids, donor, action)        # [layer]
@@ -184,7 +184,7 @@ class Cached(Plain):
 class TransformerLens(Rival):
     """TransformerBridge (eager attention, which it sets itself), `run_with_hooks` and `run_with_cache` with a names_filter."""
 
-    name, package = "TransformerLens", "transformer_lens"
+    name, package, scored_only = "TransformerLens", "transformer_lens", False
 
     def __init__(self, hf, tokenizer):
         from transformer_lens.model_bridge import TransformerBridge
@@ -200,11 +200,19 @@ class TransformerLens(Rival):
             return hidden
 
         hooks = [(f"blocks.{layer}.hook_resid_pre", hook)]
-        return self.bridge.run_with_hooks(ids, fwd_hooks=hooks, logits_to_keep=keep, use_cache=False)[0]
+        few = dict(logits_to_keep=keep) if self.scored_only else {}
+        return self.bridge.run_with_hooks(ids, fwd_hooks=hooks, use_cache=False, **few)[0, -keep:]
 
     def residuals(self, ids):
-        _, cache = self.bridge.run_with_cache(ids, names_filter=self.sites, pos_slice=-1, return_type=None, logits_to_keep=1)
+        few = dict(logits_to_keep=1) if self.scored_only else {}
+        _, cache = self.bridge.run_with_cache(ids, names_filter=self.sites, pos_slice=-1, return_type=None, **few)
         return torch.stack([cache[site][:, -1] for site in self.sites], 1)
+
+
+class TransformerLensScored(TransformerLens):
+    """The same, told to unembed the scored positions only, by an argument that the bridge hands on to Hugging Face."""
+
+    name, scored_only = "TransformerLens, logits_to_keep", True
 
 
 class NNsight(Rival):
@@ -259,7 +267,7 @@ class Pyvene(Rival):
         return torch.stack([row.reshape(len(ids), -1) for row in rows], 1)
 
 
-TOOLS: tuple[type[Rival], ...] = (Plain, Cached, TransformerLens, NNsight, Pyvene)
+TOOLS: tuple[type[Rival], ...] = (Plain, Cached, TransformerLens, TransformerLensScored, NNsight, Pyvene)
 
 
 def sklearn_sweep(features: np.ndarray, label: np.ndarray, folds: Sequence, cells: Sequence[Fit]) -> torch.Tensor:
