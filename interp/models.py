@@ -204,21 +204,22 @@ class HookedModel:
     @cached_property
     @torch.inference_mode()
     def support(self) -> Support:
-        """Which path is exact here, tried on a few tokens: two packed branches and a start in mid-model against plain passes."""
+        """Which path is exact here, tried on a few tokens: two packed branches, and both joining in mid-model, against plain passes."""
         vocabulary = self.hf.config.vocab_size
         tokens = [(7 * i + 1) % vocabulary for i in range(10)]
         tails = torch.tensor([tokens[6:9], [(t + 3) % vocabulary for t in tokens[6:9]]], device=self.device)
         at = torch.arange(6, 9, device=self.device).repeat(2)
         seen = torch.block_diag(*[torch.ones(3, 3).tril()] * 2).bool()
         visible = torch.cat([torch.ones(6, 6, dtype=torch.bool), seen], 1).to(self.device)
-        entering, middle = {}, self.n_layers // 2
+        entering, middle = {}, (self.n_layers - 1) // 2
         arguments = layers_of(self.read(tokens[:6])), tails.flatten(), at, visible, torch.arange(6, device=self.device)
         plain = torch.cat([self.inner(input_ids=torch.tensor([[*tokens[:6], *tail]], device=self.device), use_cache=False).last_hidden_state[0, 6:]
                            for tail in tails.tolist()])
         try:
-            with self.taps({("resid_pre", middle): lambda tensor: entering.__setitem__(0, tensor[0].clone())}):
+            with self.taps({("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone()) for i in range(self.n_layers)}):
                 packed = self.packed(*arguments)[0]
-            with hooks.joining(self.blocks, [0] * middle + [6] * (self.n_layers - middle), lambda layer, a, b: entering[0][a:b], 6):
+            counts = [0] * middle + [3] * (self.n_layers > 1) + [6] * (self.n_layers - middle - (self.n_layers > 1))
+            with hooks.joining(self.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6):  # one branch, then the other
                 again = self.packed(*arguments)[0]
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             return Support("fast", "plain loop", "plain loop", "plain loop", f"it does not take a mask and positions of one's own ({error})")
