@@ -48,6 +48,8 @@ class Store:
                 entry = json.loads(line)
             except ValueError:  # a line cut short by a full disk: its shard is simply not known
                 continue
+            if Path(entry["file"]).name != entry["file"]:
+                raise ValueError(f"{self.manifest} names the shard {entry['file']!r}, which is not in its folder: the manifest has been tampered with.")
             if entry["key"] == self.key and self._whole(entry["file"], entry["sha256"]):
                 found.update({prompt: (entry["file"], row) for row, prompt in enumerate(entry["prompts"])})
         return found

@@ -99,6 +99,17 @@ def test_rows_of_other_weights_prompts_sites_or_layers_are_not_used(tokenizer, l
         Store(tmp_path, {"weights": "nobody's"}).read([prompts[0].hash])
 
 
+def test_a_manifest_cannot_reach_outside_its_folder(llama, prompts, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("keep me")
+    stored_capture(tmp_path / "store", llama, prompts[:2])
+    manifest = tmp_path / "store" / "manifest.jsonl"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | dict(file="../precious")) + "\n")
+    with pytest.raises(ValueError, match="not in its folder"):
+        stored_capture(tmp_path / "store", llama, prompts[:2])
+    assert precious.read_text() == "keep me"
+
+
 def _fill(folder, of, prompts, start):
     for i in range(start, start + 20):
         Store(folder, of).append(torch.full((1, 2), float(i)), [prompts[i % len(prompts)]])
