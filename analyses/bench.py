@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.metadata
 import json
@@ -219,7 +220,7 @@ def measure(work: Work, config: Config) -> list[dict]:
             tqdm.write(f"{work.name}: {tool} is left out, {reason}")
             continue
         once = took / parts
-        more = parts if tool in work.whole else max(1, min(work.units, int(config.budget / once)))
+        more = parts if tool in work.whole else max(parts, min(work.units, int(config.budget / once)))
         plan[tool], seconds[tool] = (more, min(config.repeats, int(config.budget / (once * more)))), []
         if not plan[tool][1]:  # so long that the first run has to do
             plan[tool], seconds[tool], values[tool] = (parts, 0), [took * work.units / parts], value
@@ -261,8 +262,9 @@ def peak(tool: str, tokens: int, number: int, shape: Shape) -> float:
 
     run(prompts[:1, :8])
     reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")  # forgets the peak of building the model (Linux)
+    if reset.exists():  # Linux: give back what building the model left free, then forget its peak
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        reset.write_text("5")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run(prompts)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
