@@ -34,7 +34,7 @@ def measure(said: dict, reference: list[str], groups: list[str], seed: int) -> l
     columns["revision_helpful"] = revised & right["cot"]
     columns["revision_harmful"] = revised & right["prompt"]
     columns["revision_neutral"] = revised & ~right["cot"] & ~right["prompt"]
-    rows = [dict(metric=name, **cluster_bootstrap(c.astype(float), groups, seed=seed).row()) for name, c in columns.items()]
+    rows = [dict(metric=name, **cluster_bootstrap(c, groups, seed=seed).row()) for name, c in columns.items()]
     rows.append(dict(metric="headroom_gap", **headroom_gap(right["prompt"].astype(float), right["cot"].astype(float), groups, seed=seed).row()))
     rows.append(dict(metric="kappa", **kappa(action["prompt"], action["cot"], groups, seed=seed).row()))
     p = mcnemar(right["prompt"], right["cot"])
@@ -69,7 +69,7 @@ def run(config: Config) -> None:
         found = measure(said, [d.reference for d in decisions], [d.episode for d in decisions], config.seed)
         choices = config.stage(f"choices/{step}-{split}", dict(config.inputs(step, split), n=n), lambda: forced(config, step, split, n))
         for metric in ("choice_prompt_sum", "choice_prompt_mean", "choice_cot_sum", "choice_cot_mean"):
-            values = np.array([float(r[metric]) for r in choices])
+            values = np.array([r[metric] for r in choices], dtype=bool)
             found.append(dict(metric=metric, **cluster_bootstrap(values, [r["episode"] for r in choices], seed=config.seed).row()))
         rows += [dict(step=step, split=split, **row) for row in found]
     config.write("behaviour", rows, started)

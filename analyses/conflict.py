@@ -44,7 +44,7 @@ def run(config: Config) -> None:
                 skipped[f"{step} {split} {arm}"] = "no decision of this checkpoint parsed, or none found a donor"
                 continue
             for metric, values in columns.items():
-                estimate = cluster_bootstrap(np.array(values, dtype=float), groups, seed=config.seed)
+                estimate = cluster_bootstrap(np.array(values), groups, seed=config.seed)
                 rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate.row()))
     if not rows:
         raise ValueError(f"No arm could be run: {next(iter(skipped.values()))}")

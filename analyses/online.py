@@ -56,6 +56,6 @@ def run(config: Config) -> None:
                 names = [r["game"] for r in results]
                 for metric, values in dict(success=[r["won"] for r in results], steps=[r["steps"] for r in results],
                                            unparsed=[r["unparsed"] for r in results]).items():
-                    estimate = cluster_bootstrap(np.array(values, dtype=float), names, seed=config.seed)
+                    estimate = cluster_bootstrap(np.array(values), names, seed=config.seed)
                     rows.append(dict(step=step, split=split, mode=mode, metric=metric, **estimate.row()))
     config.write("online", rows, started, games="official valid_seen" if config.official else "generated")

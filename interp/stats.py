@@ -58,12 +58,14 @@ def cluster_bootstrap(
     function: from means [..., k] to values [...]; by default the mean of the single column.
     draws: number of resamples. level: coverage of the interval.
 
-    A rate of exactly 0 or 1 has nothing to resample either, which is no certainty: its interval is Wilson's, on the clusters.
+    Truth values that are all equal have nothing to resample either, which is no certainty: their interval is Wilson's, on the
+    clusters.
     With one cluster the interval is NaN. Resamples in which `function` is not finite are left
     out; where they are more than 1 - level of all, the interval is NaN.
     Raises ValueError for no rows, rows that are not finite, lengths that differ, and several columns without a function.
     Source: Field & Welsh 2007 (cluster bootstrap), percentile interval.
     """
+    rate = function is None and np.asarray(columns).dtype == bool
     columns = np.asarray(columns, dtype=float)
     columns = columns[:, None] if columns.ndim == 1 else columns
     if columns.ndim != 2:
@@ -77,7 +79,6 @@ def cluster_bootstrap(
         raise ValueError(f"{len(bad)} of {len(columns)} rows are NaN or infinite (first: row {bad[0]}): drop and count them.")
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws must be at least 1 and level between 0 and 1, not {draws} and {level}.")
-    rate = function is None
     if function is None:
         if columns.shape[1] != 1:
             raise ValueError(f"{columns.shape[1]} columns need a function of their means; only a single column has a default.")

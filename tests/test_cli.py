@@ -114,11 +114,11 @@ def wait_for(process, run, partial):
 def test_a_process_killed_and_started_again_gives_the_same_bytes(options, reference, tmp_path):
     arguments = ("behaviour", *options(tmp_path), *SIZES["behaviour"])
     killed = start(*arguments, seed="1")
-    wait_for(killed, tmp_path, 2)
+    wait_for(killed, tmp_path, 1)
     killed.kill()
     killed.communicate()
     stopped = start(*arguments, seed="2")
-    wait_for(stopped, tmp_path, 4)
+    wait_for(stopped, tmp_path, 3)
     stopped.send_signal(signal.SIGINT)
     _, errors = stopped.communicate()
     assert killed.returncode == -signal.SIGKILL and stopped.returncode == 130 and "Traceback" not in errors
