@@ -34,7 +34,7 @@ def test_what_cannot_be_exact_is_refused_by_name_and_reason(found, name, why):
 def test_an_architecture_with_a_mask_of_its_own_takes_the_plain_loop_and_is_right():
     """GPT-Neo masks by place in memory, not by position: packing would be silently wrong, and it is found out."""
     model = HookedModel(tiny("gpt_neo", **FAMILIES["gpt_neo"]), None)
-    assert model.support.patch == "plain loop" and "off a plain pass" in model.support.reason
+    assert model.support.patch == "plain loop" and "as in a plain pass" in model.support.reason
     prompt, tails, scored = [5, 9, 60, 33, 7, 12, 44, 3, 71, 20], [[4, 8, 15], [4, 16, 23, 42]], [2, 2]
 
     def plain(ids, n):
