@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from itertools import takewhile
 
 #: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
 CHAINS = (("behaviour", "probes"), ("online", "patching", "reliance", "conflict"))
@@ -89,7 +90,7 @@ def _all(rest: list[str]) -> int:
 
 def chain(argv: list[str]) -> int:
     """Run analyses one after the other: their names, then the options that all share."""
-    names = [name for name in argv if name in ANALYSES]
+    names = list(takewhile(ANALYSES.__contains__, argv))  # a folder may bear an analysis' name
     for name in names:
         sys.argv[1:] = [name, *argv[len(names):]]  # what the table's provenance says it was made by
         if status := main():

@@ -100,6 +100,12 @@ def read_asked(model, hidden: torch.Tensor, tree: Tree) -> torch.Tensor:
     return found.cpu()
 
 
+def read_last(model, hidden: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
+    """Summed log-probability of the last `n` of `ids` [token], in nats, from their final hidden states [token, d_model]."""
+    first = len(ids) - n
+    return model.logits(hidden[first - 1:-1]).log_softmax(-1).gather(1, ids[first:, None]).sum().cpu()
+
+
 @torch.inference_mode()
 def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> torch.Tensor:
     """Log-probability of the last `scored[i]` tokens of each continuation of what `cache` holds, [continuation] in nats.
@@ -123,6 +129,6 @@ def plain_score(model, cache, continuations: Sequence[Sequence[int]], scored: Se
     found = torch.zeros(len(continuations))
     for number, (tail, n) in enumerate(zip(continuations, scored)):
         ids = torch.tensor([list(tail)], device=model.device)
-        hidden = model.inner(input_ids=ids, past_key_values=model.new_cache(layers_of(cache)), use_cache=True).last_hidden_state[0, len(tail) - n - 1:-1]
-        found[number] = model.logits(hidden).log_softmax(-1).gather(1, ids[0, len(tail) - n:, None]).sum().cpu()
+        hidden = model.inner(input_ids=ids, past_key_values=model.new_cache(layers_of(cache)), use_cache=True).last_hidden_state[0]
+        found[number] = read_last(model, hidden, ids[0], n)
     return found

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from interp import hooks
 from interp.models import Layers, layers_of
-from interp.packing import Tree, grow, read_asked
+from interp.packing import Tree, grow, read_asked, read_last
 
 #: Most packed tokens in a pass on a CPU and on a GPU: more would only look at each other's masked keys.
 PASS = (512, 4096)
@@ -181,8 +181,8 @@ class Plain:
         for number, (tail, n) in enumerate(zip(self.continuations, self.scored)):
             ids = torch.tensor([[*self.ids, *tail]], device=self.model.device)
             with self.model.taps(edits):
-                hidden = self.model.inner(input_ids=ids, use_cache=False).last_hidden_state[0, -n - 1:-1]
-            found[number] = self.model.logits(hidden).log_softmax(-1).gather(1, ids[0, -n:, None]).sum().cpu()
+                hidden = self.model.inner(input_ids=ids, use_cache=False).last_hidden_state[0]
+            found[number] = read_last(self.model, hidden, ids[0], n)
         return found
 
     def patched(self, cells: Sequence[Cell], progress: bool = False) -> torch.Tensor:
