@@ -182,7 +182,7 @@ def _same(hidden_states, *args, **kwargs):
 def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slots: int):
     """Run block l on the first counts[l] of the packed `slots` only; those that join at l start from `enter(l, from, to)`.
 
-    counts never falls and ends at `slots`; blocks whose count is 0 are passed over. enter gives [to - from, d_model].
+    counts never falls and ends at `slots`; blocks whose count is 0 are passed over. enter gives [to - from, d_model], the same for every row.
     """
     first = next(layer for layer, count in enumerate(counts) if count)
 
@@ -202,7 +202,7 @@ def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slot
         def enlarge(module, args, kwargs):
             hidden, *rest = args if args else (kwargs["hidden_states"],)
             if n > before:
-                new = enter(layer, before, n)[None]
+                new = enter(layer, before, n).expand(len(hidden), -1, -1)
                 hidden = torch.cat([hidden[:, :before], new], 1) if before else new
             others = {k: narrowed(v, n) for k, v in kwargs.items() if k != "hidden_states"}
             return ((hidden, *(narrowed(v, n) for v in rest)), others) if args else ((), {**others, "hidden_states": hidden})

@@ -87,7 +87,7 @@ def packed_arms(model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequ
     ids = torch.tensor([i for _, text in TRACES for i in traces[text]] + tree.tokens * len(ARMS))
     at = torch.cat([torch.arange(n, n + t).repeat(len(TRACES)), (tree.depths + n + t).repeat(len(ARMS))])
     hidden, _ = model.packed(prefix, *(x.to(model.device) for x in (ids, at, torch.cat([behind, within], 1), torch.arange(n).repeat(2))))
-    return read_asked(model, hidden[len(TRACES) * t:].view(len(ARMS), len(tree), -1), tree)
+    return read_asked(model, hidden[0, len(TRACES) * t:].view(len(ARMS), len(tree), -1), tree)
 
 
 @torch.inference_mode()

@@ -18,6 +18,8 @@ from transformers.cache_utils import DynamicLayer
 from interp import hooks
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: Hidden states and entries of the vocabulary that are unembedded at once.
+ROWS, TILE = 512, 4096
 #: keys and values of each layer, [row, head, token, width]
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -59,6 +61,18 @@ class _Behind(DynamicLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         self.new = (key_states, value_states)
         return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+
+class _Enough(Exception):
+    """The last layer's keys and values are there, and nothing else of the pass is wanted."""
+
+
+class _Last(DynamicLayer):
+    """The last layer's cache in a pass that is run for its keys and values alone: it ends the pass."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        super().update(key_states, value_states)
+        raise _Enough
 
 
 @dataclass(frozen=True)
@@ -162,11 +176,19 @@ class HookedModel:
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int], cache: DynamicCache | None = None) -> DynamicCache:
-        """Keys and values of one sequence, or of what follows `cache` (extended in place), without computing logits."""
+        """Keys and values of one sequence, or of what follows `cache` (extended in place); the pass ends as soon as they are there."""
         cache = self.new_cache() if cache is None else cache
         if len(ids):
             self.check_length(cache.get_seq_length() + len(ids))
-            self.inner(input_ids=torch.tensor([list(ids)], device=self.device), past_key_values=cache, use_cache=True)
+            cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
+            last = cache.layers[-1]
+            last.__class__ = _Last
+            try:
+                self.inner(input_ids=torch.tensor([list(ids)], device=self.device), past_key_values=cache, use_cache=True)
+            except _Enough:
+                pass
+            finally:
+                last.__class__ = DynamicLayer
         return cache
 
     def mask(self, visible: torch.Tensor, at: torch.Tensor, keys_at: torch.Tensor):
@@ -183,17 +205,19 @@ class HookedModel:
         masks = {"full_attention": additive(visible) if "full_attention" in kinds else None, "sliding_attention": additive(near) if near is not visible else None}
         return masks if len(kinds) > 1 else masks[kinds.pop()]
 
-    def packed(self, prefix: Layers, ids: torch.Tensor, at: torch.Tensor, visible: torch.Tensor, keys_at: torch.Tensor) -> tuple[torch.Tensor, Layers]:
-        """Final hidden states [slot, d_model] of packed tokens behind shared keys and values, and the slots' own.
+    def packed(self, prefix: Layers, ids: torch.Tensor, at: torch.Tensor, visible: torch.Tensor, keys_at: torch.Tensor,
+               rows: int = 1) -> tuple[torch.Tensor, Layers]:
+        """Final hidden states [row, slot, d_model] of packed tokens behind shared keys and values, and the slots' own.
 
         ids, at: token and position of each slot; visible: Bool[Tensor, "slot key"] over the prefix's keys, then the
-        slots'; keys_at: positions of the prefix's keys. The prefix is neither copied for each row nor changed.
+        slots'; keys_at: positions of the prefix's keys; rows: copies of the slots. The prefix is not changed.
         """
         cache = DynamicCache()
-        cache.layers = [_Behind(*layer) for layer in prefix]
+        cache.layers = [_Behind(*(t.expand(rows, -1, -1, -1) for t in layer)) for layer in prefix]
         mask = self.mask(visible[None], at[None], torch.cat([keys_at, at])[None])
-        hidden = self.inner(input_ids=ids[None], position_ids=at[None], attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state
-        return hidden[0], [layer.new for layer in cache.layers]
+        hidden = self.inner(input_ids=ids.expand(rows, -1), position_ids=at.expand(rows, -1), attention_mask=mask, past_key_values=cache,
+                            use_cache=True).last_hidden_state
+        return hidden, [layer.new for layer in cache.layers]
 
     def empty(self) -> Layers:
         """A prefix of no tokens."""
@@ -217,10 +241,10 @@ class HookedModel:
                            for tail in tails.tolist()])
         try:
             with self.taps({("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone()) for i in range(self.n_layers)}):
-                packed = self.packed(*arguments)[0]
+                packed = self.packed(*arguments)[0][0]
             counts = [0] * middle + [3] * (self.n_layers > 1) + [6] * (self.n_layers - middle - (self.n_layers > 1))
             with hooks.joining(self.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6):  # one branch, then the other
-                again = self.packed(*arguments)[0]
+                again = self.packed(*arguments)[0][0]
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             return Support("fast", "plain loop", "plain loop", "plain loop", f"it does not take a mask and positions of one's own ({error})")
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
@@ -229,11 +253,35 @@ class HookedModel:
             return Support("fast", "plain loop", "plain loop", "plain loop", "packed tokens do not come out as in a plain pass")
         return Support("fast", "fast", "fast", "fast")
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Unembed final hidden states [..., d_model], in float32."""
-        found = self.hf.get_output_embeddings()(hidden).float()
+    def logits(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
+        """Unembed final hidden states [..., d_model], in float32; `tokens`: that part of the vocabulary only."""
+        head = self.hf.get_output_embeddings()
+        if tokens == slice(None) or type(head) is not torch.nn.Linear:
+            found = head(hidden).float()[..., tokens]
+        else:
+            found = torch.nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float()
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return (found / cap).tanh() * cap if cap else found
+
+    def log_probability(self, hidden: torch.Tensor, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """log p(token[i]) after the final hidden state hidden[row[i]], [i] in nats; hidden: [row, d_model].
+
+        The vocabulary is unembedded in tiles, so that no row of it is ever held in full.
+        """
+        head = self.hf.get_output_embeddings()
+        width = head.weight.shape[0]
+        step, tile = (ROWS, TILE) if type(head) is torch.nn.Linear else (max(1, ROWS * TILE // width), width)
+        picked, norm = torch.empty(len(row), device=hidden.device), []
+        for part in range(0, len(hidden), step):
+            mine = (row >= part) & (row < part + step)
+            sums = []
+            for start in range(0, width, tile):
+                logits = self.logits(hidden[part:part + step], slice(start, start + tile))
+                here = mine & (token >= start) & (token < start + tile)
+                picked[here] = logits[row[here] - part, token[here] - start]
+                sums.append(logits.logsumexp(-1))
+            norm.append(torch.stack(sums).logsumexp(0))
+        return picked - torch.cat(norm)[row]
 
     @cached_property
     def bridge(self):

@@ -15,9 +15,6 @@ import torch
 
 from interp.models import layers_of
 
-#: Most rows of the vocabulary's width that are held at once.
-_LOGIT_ROWS = 128
-
 
 @dataclass(frozen=True)
 class Tree:
@@ -90,14 +87,9 @@ def read_asked(model, hidden: torch.Tensor, tree: Tree) -> torch.Tensor:
     """
     owner, node, token = (torch.tensor(column, device=hidden.device) for column in zip(*tree.asked))
     rows, place = node.unique(return_inverse=True)
-    found = torch.zeros(len(hidden), tree.width, device=hidden.device)
-    wanted = hidden[:, rows]
-    step = max(1, _LOGIT_ROWS // len(rows))
-    for start in range(0, len(hidden), step):
-        logits = model.logits(wanted[start:start + step])
-        norm = logits.logsumexp(-1)
-        found[start:start + step].index_add_(1, owner, logits[:, place, token] - norm[:, place])
-    return found.cpu()
+    copies = torch.arange(len(hidden), device=hidden.device)[:, None]
+    logp = model.log_probability(hidden[:, rows].flatten(0, 1), (copies * len(rows) + place).flatten(), token.repeat(len(hidden)))
+    return torch.zeros(len(hidden), tree.width, device=hidden.device).index_add_(1, owner, logp.view(len(hidden), -1)).cpu()
 
 
 def read_last(model, hidden: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
@@ -120,7 +112,7 @@ def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence
     at, behind = tree.depths + prefix, torch.ones(len(tree), prefix, dtype=torch.bool)
     hidden, _ = model.packed(layers, *(t.to(model.device) for t in (
         torch.tensor(tree.tokens), at, torch.cat([behind, tree.visible], 1), torch.arange(prefix))))
-    return read_asked(model, hidden[None], tree)[0]
+    return read_asked(model, hidden, tree)[0]
 
 
 @torch.inference_mode()

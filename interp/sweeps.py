@@ -21,6 +21,9 @@ from interp.packing import Tree, grow, read_asked, read_last
 
 #: Most packed tokens in a pass on a CPU and on a GPU: more would only look at each other's masked keys.
 PASS = (512, 4096)
+#: Cells of more slots than this are read as rows of a batch, each seeing its own slots alone; shorter ones share one row,
+#: where the prefix is not copied for each.
+LONG = 64
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,14 @@ class Packed:
         with model.taps({(site, layer): keep((site, layer)) for site in wanted for layer in range(model.n_layers)}):
             hidden, new = self._forward(prefix, torch.arange(len(self.tokens)), torch.ones(len(self.tokens), self.first, dtype=torch.bool), self.visible)
         self.layers = [(torch.cat([k, nk[:, :, :chain]], 2), torch.cat([v, nv[:, :, :chain]], 2)) for (k, v), (nk, nv) in zip(prefix, new)]
-        self.final = hidden
-        self.base = read_asked(model, hidden[None, chain:], self.tree)[0]
+        self.final = hidden[0]
+        self.base = read_asked(model, hidden[:, chain:], self.tree)[0]
 
-    def _forward(self, prefix, index, behind, within):
+    def _forward(self, prefix, index, behind, within, rows=1):
         device = self.model.device
         keys = behind.shape[1]
         return self.model.packed([(k[:, :, :keys], v[:, :, :keys]) for k, v in prefix], self.tokens[index].to(device), self.at[index].to(device),
-                                 torch.cat([behind, within], 1).to(device), torch.arange(keys, device=device))
+                                 torch.cat([behind, within], 1).to(device), torch.arange(keys, device=device), rows)
 
     def _slots(self) -> int:
         """How many packed tokens a pass may have: what a block makes of each and their masks fit the budget."""
@@ -102,16 +105,18 @@ class Packed:
     def patched(self, cells: Sequence[Cell], progress: bool = False) -> torch.Tensor:
         """Log-probabilities of every continuation with each cell's activation replaced, [cell, continuation] in nats."""
         found, slots = torch.empty(len(cells), self.tree.width), self._slots()
-        order = sorted(range(len(cells)), key=lambda i: (cells[i].layer, -min(cells[i].positions)))
+        order = sorted(range(len(cells)), key=lambda i: (cells[i].layer, min(cells[i].positions)))  # the longest of a layer first
         lengths = [len(self.tokens) - min(cells[i].positions) + self.first for i in order]
         start = 0
         with tqdm(total=len(cells), desc="cells", leave=False, disable=not progress) as bar:
             while start < len(order):
-                end, total = start + 1, lengths[start]
-                while end < len(order) and total + lengths[end] <= slots:
-                    total, end = total + lengths[end], end + 1
+                end, total, long = start + 1, lengths[start], lengths[start] > LONG
+                while end < len(order) and total + (more := lengths[start if long else end]) <= slots:
+                    if long and cells[order[end]].layer != cells[order[start]].layer:
+                        break
+                    total, end = total + more, end + 1
                 try:
-                    found[order[start:end]] = self._chunk([cells[i] for i in order[start:end]])
+                    found[order[start:end]] = (self._rows if long else self._chunk)([cells[i] for i in order[start:end]])
                 except torch.OutOfMemoryError:
                     if end - start == 1:
                         raise
@@ -123,8 +128,23 @@ class Packed:
         return found
 
     @torch.inference_mode()
+    def _rows(self, cells: Sequence[Cell]) -> torch.Tensor:
+        """As `patched`, for cells of one layer in one pass, a row each: from the first one's position and that layer on."""
+        offset, layer = min(cells[0].positions) - self.first, cells[0].layer
+        index = torch.arange(offset, len(self.tokens))
+        edits = defaultdict(list)
+        for row, cell in enumerate(cells):
+            edits[cell.site, layer].append((row, torch.tensor(cell.positions, device=self.model.device) - self.first - offset, cell.columns, cell.values))
+        counts = [0] * layer + [len(index)] * (self.model.n_layers - layer)
+        with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][offset + a:offset + b], len(index)):
+            with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
+                hidden, _ = self._forward(self.layers, index, torch.ones(len(index), offset + self.first, dtype=torch.bool),
+                                          self.visible[offset:, offset:], len(cells))
+        return read_asked(self.model, hidden[:, -len(self.tree):], self.tree)
+
+    @torch.inference_mode()
     def _chunk(self, cells: Sequence[Cell]) -> torch.Tensor:
-        """As `patched`, for cells that fit one pass."""
+        """As `patched`, for cells that fit one pass, side by side in one row."""
         size, depth, device = len(self.tokens), self.model.n_layers, self.model.device
         offsets = torch.tensor([min(cell.positions) for cell in cells]) - self.first
         lengths = size - offsets
@@ -141,13 +161,13 @@ class Packed:
         edits = defaultdict(list)
         for cell, offset, start in zip(cells, offsets.tolist(), (lengths.cumsum(0) - lengths).tolist()):
             slots = place[torch.tensor(cell.positions) - self.first - offset + start].to(device)
-            edits[cell.site, cell.layer].append((slots, cell.columns, cell.values))
+            edits[cell.site, cell.layer].append((0, slots, cell.columns, cell.values))
         base = index[order].to(device)
         with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][base[a:b]], len(order)):
             with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
                 packed, _ = self._forward(self.layers, index[order], behind, within)
         hidden = self.final[index.to(device)]  # what no block had to touch is as in the unpatched run
-        hidden[order.to(device)] = packed
+        hidden[order.to(device)] = packed[0]
         nodes = lengths.cumsum(0)[:, None] + torch.arange(-len(self.tree), 0)
         return read_asked(self.model, hidden[nodes.to(device)], self.tree)
 
@@ -155,8 +175,8 @@ class Packed:
 def _replace(parts):
     def edit(tensor):
         tensor = tensor.clone()
-        for slots, columns, values in parts:
-            tensor[0, slots, columns] = values.to(tensor)
+        for row, slots, columns, values in parts:
+            tensor[row, slots, columns] = values.to(tensor)
         return tensor
     return edit
 
@@ -187,5 +207,5 @@ class Plain:
 
     def patched(self, cells: Sequence[Cell], progress: bool = False) -> torch.Tensor:
         """As `Packed.patched`."""
-        return torch.stack([self._score({(cell.site, cell.layer): _replace([(list(cell.positions), cell.columns, cell.values)])})
+        return torch.stack([self._score({(cell.site, cell.layer): _replace([(0, list(cell.positions), cell.columns, cell.values)])})
                             for cell in tqdm(cells, desc="cells", leave=False, disable=not progress)])

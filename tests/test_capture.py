@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interp import models
 from interp.capturing import capture
 from interp.generation import length_batches
 from interp.models import HookedModel, Support
@@ -161,11 +162,35 @@ def test_a_tree_holds_every_continuation_once(sequences):
 
 
 def test_logits_are_computed_only_where_a_token_is_scored(llama, monkeypatch):
-    seen, head = [], llama.hf.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+    seen, logits = [], type(llama).logits
+    monkeypatch.setattr(type(llama), "logits", lambda self, hidden, tokens: seen.append(tuple(hidden.shape)) or logits(self, hidden, tokens))
     score(llama, llama.read(range(20, 40)), SEGMENTS, SCORED)
+    assert seen == [(len({node for _, node, _ in grow(SEGMENTS, SCORED).asked}), 32)]
+
+
+def test_a_vocabulary_in_tiles_gives_the_probabilities_of_the_whole(model, monkeypatch):
+    hidden = torch.randn(11, model.d_model, generator=torch.Generator().manual_seed(0)) * 3
+    row, token = torch.tensor([0, 3, 3, 10, 9, 4]), torch.tensor([0, 31, 32, model.hf.config.vocab_size - 1, 7, 40])
+    whole = model.logits(hidden).log_softmax(-1)[row, token]
+    for rows, tile in ((512, 4096), (4, 32), (3, 7)):
+        monkeypatch.setattr(models, "ROWS", rows)
+        monkeypatch.setattr(models, "TILE", tile)
+        torch.testing.assert_close(model.log_probability(hidden, row, token), whole, rtol=0, atol=1e-5)
+
+
+def test_reading_ends_with_the_last_layer_s_keys_and_leaves_an_ordinary_cache(model):
+    ids, ended = list(range(20, 33)), []
+    handle = model.blocks[-1].register_forward_hook(lambda *_: ended.append(True))
+    cache = model.read(ids[8:], model.read(ids[:8]))
     handle.remove()
-    assert seen == [(1, len({node for _, node, _ in grow(SEGMENTS, SCORED).asked}), 32)]
+    assert not ended and cache.get_seq_length() == 13
+    whole = model.new_cache()
+    with torch.inference_mode():
+        model.inner(input_ids=torch.tensor([ids]), past_key_values=whole, use_cache=True)
+        for layer, kept in zip(whole.layers, cache.layers, strict=True):
+            torch.testing.assert_close((kept.keys, kept.values), (layer.keys, layer.values))
+        after = [model.inner(input_ids=torch.tensor([[5]]), past_key_values=c, use_cache=True).last_hidden_state for c in (cache, whole)]
+    torch.testing.assert_close(*after)  # nothing stops a pass that goes on from it
 
 
 def test_a_token_scored_without_one_before_it_is_refused(llama):

@@ -38,8 +38,8 @@ def test_a_tap_that_is_silent_or_fires_twice_is_named(llama):
             pass
     with pytest.raises(RuntimeError, match=r"blocks\.2\.hook_z fired twice"):
         with llama.taps({("z", 2): lambda x: None}):
-            llama.read([5, 6])
-            llama.read([5, 6])
+            llama.inner(input_ids=IDS)
+            llama.inner(input_ids=IDS)
     with pytest.raises(ZeroDivisionError):  # an edit's own error is not hidden
         run(llama, {("z", 0): lambda x: 1 / 0})
     run(llama, {})

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp import patching
+from interp import patching, sweeps
 from interp.decoding import closing
 from interp.pairs import make_pairs, mismatch, swap, swapped
 from interp.hooks import SITES
@@ -187,9 +187,11 @@ def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20):
     return fast.patched(cells), slow.patched(cells), fast.base
 
 
-@pytest.mark.parametrize("budget", [256 * 2**20, 200_000])
+@pytest.mark.parametrize("budget, long", [(256 * 2**20, 64), (256 * 2**20, 10**6), (256 * 2**20, 0), (200_000, 64)])
 @pytest.mark.parametrize("names, places", [(("resid_pre", "attn_out", "mlp_out"), "grid"), (("z",), "boundary"), (("resid_post", "z"), "span")])
-def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(model, fmt, pairs, names, places, budget):
+def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(model, fmt, pairs, monkeypatch, names, places, budget, long):
+    """Side by side in one row, as rows of a batch, and mixed, in large passes and small ones."""
+    monkeypatch.setattr(sweeps, "LONG", long)
     prompt, donor = pairs[0]
     size = len(prompt.ids)
     positions = dict(grid=[(i,) for i in range(2, size, 11)], boundary=[(size - 1,)], span=[tuple(prompt.positions("observation").tolist())])[places]
@@ -198,21 +200,24 @@ def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(mod
     assert (slow - base).abs().max() > 1e-3  # and the cells do something
 
 
-def test_a_pass_that_does_not_fit_is_halved_until_it_does(llama, fmt, pairs, monkeypatch):
+@pytest.mark.parametrize("path, long", [("_chunk", 10**6), ("_rows", 0)])
+def test_a_pass_that_does_not_fit_is_halved_until_it_does(llama, fmt, pairs, monkeypatch, path, long):
     prompt, donor = pairs[0]
-    positions, chunk, sizes = [(i,) for i in range(0, len(prompt.ids), 5)], Packed._chunk, []
+    positions, run, sizes = [(i,) for i in range(0, len(prompt.ids), 5)], getattr(Packed, path), []
 
     def small(self, cells):
         sizes.append(len(cells))
         if len(cells) > 3:
             raise torch.OutOfMemoryError("no room")
-        return chunk(self, cells)
+        return run(self, cells)
 
-    monkeypatch.setattr(Packed, "_chunk", small)
+    monkeypatch.setattr(sweeps, "LONG", long)
+    monkeypatch.setattr(sweeps, "PASS", (4096, 4096))
+    monkeypatch.setattr(Packed, path, small)
     fast, slow, _ = both(llama, fmt, prompt, donor, ("resid_pre",), positions)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
     assert max(sizes) > 3
-    monkeypatch.setattr(Packed, "_chunk", lambda self, cells: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    monkeypatch.setattr(Packed, path, lambda self, cells: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
     with pytest.raises(torch.OutOfMemoryError):
         both(llama, fmt, prompt, donor, ("resid_pre",), positions)
 
