@@ -37,6 +37,8 @@ from interp.tasks import Decision
 COLUMNS = ("work", "tool", "tokens", "seconds", "ratio", "plain_forwards", "max_difference", "sampled", "peak_mb")
 VERSIONS = ("torch", "transformers", "transformer-lens", "nnsight", "pyvene", "scikit-learn", "safetensors", "numpy")
 MEMORY = "memory of a boundary capture"
+#: The bare forwards of the same batches, beside the captures.
+FORWARD = "forward alone"
 #: Decisions, classes, folds and inverse penalties of the probe sweep.
 PROBES = dict(rows=500, classes=8, folds=5, grid=(1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0))
 
@@ -169,11 +171,14 @@ def works(config: Config, hf, tokenizer) -> Iterator[Work]:
     for n in config.lengths:
         prompts = [draw(n) for _ in range(config.captured)]
         calls = {name: lambda k, t=t: t.capture(prompts[:k]) for name, t in tools.items() if name != Cached.name}
+        calls[FORWARD] = lambda k: plain.forwards(prompts[:k])
         yield Work("boundary capture", n, len(prompts), calls, forward(prompts[0]))
     ids, action, values = draw(config.grid_tokens), draw(config.action), donor(config.grid_tokens)
-    cells = shuffled([(layer, position) for layer in range(n_layers) for position in range(len(ids))])
+    # Whole layers, in random pairs as far above the middle as below it: ours costs less the higher a layer is.
+    low = shuffled(list(range((n_layers + 1) // 2)))
+    cells = [cell for i in low for cell in shuffled([(layer, position) for layer in {i, n_layers - 1 - i} for position in range(len(ids))])]
     calls = {name: lambda k, t=t: t.grid(ids, values, action, cells[:k]) for name, t in tools.items()}
-    yield Work("layer x position grid", len(ids), len(cells), calls, forward(ids), (), len(ids))
+    yield Work("layer x position grid", len(ids), len(cells), calls, forward(ids), (), 2 * len(ids))
     first, last, number = config.episode
     ids = draw(last)
     steps = [ids[:round(n)] for n in np.linspace(first, last, number)]
@@ -199,9 +204,18 @@ def works(config: Config, hf, tokenizer) -> Iterator[Work]:
             hf.save_pretrained(Path(folder) / f"checkpoint-{step}")
             tokenizer.save_pretrained(Path(folder) / f"checkpoint-{step}")
         series = interp.CheckpointSeries.discover(folder)
-        yield Work("swap a checkpoint", 0, 1, {
-            "safetensors": lambda k: sum(t.sum() for t in load_file(series.path(1) / "model.safetensors").values()) and None,
-            ours.name: lambda k: series.swap(ours.model, 1) and None})
+        file = series.path(1) / "model.safetensors"
+        buffer = bytearray(file.stat().st_size)
+
+        def read(k):
+            with open(file, "rb", buffering=0) as stream:
+                view = memoryview(buffer)
+                while view and (n := stream.readinto(view)):
+                    view = view[n:]
+
+        yield Work("swap a checkpoint", 0, 1, {"file read into memory": read,
+                                               "file mapped and summed": lambda k: sum(t.sum() for t in load_file(file).values()) and None,
+                                               ours.name: lambda k: series.swap(ours.model, 1) and None})
 
 
 def measure(work: Work, config: Config) -> list[dict]:
@@ -249,16 +263,12 @@ def measure(work: Work, config: Config) -> list[dict]:
 
 
 def peak(tool: str, tokens: int, number: int, shape: Shape) -> float:
-    """Megabytes by which a capture (or `forward`: nothing but its forwards) raises this process's peak memory."""
+    """Megabytes by which a capture (or nothing but its forwards) raises this process's peak memory."""
     worker = {t.name: t for t in (*TOOLS, Interp)}.get(tool, Plain)(shape.build(0), _tokenizer())
     prompts = torch.randint(shape.vocabulary, (number, tokens), generator=torch.Generator().manual_seed(0))
 
     def run(prompts):
-        if tool == "forward":
-            for part in prompts.split(max(1, BATCH_TOKENS // prompts.shape[1])):
-                worker.forward(part)
-        else:
-            worker.capture(prompts.tolist())
+        (worker.forwards if tool == FORWARD else worker.capture)(prompts.tolist())
 
     run(prompts[:1, :8])
     reset = Path("/proc/self/clear_refs")
@@ -275,7 +285,7 @@ def memory(config: Config, tokens: int) -> list[dict]:
     code = ("import json, sys; from analyses.bench import Shape, peak; "
             "print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Shape(**json.loads(sys.argv[4]))))")
     rows = []
-    for tool in tqdm(["forward", *(t.name for t in kinds(config) if t is not Cached)], desc="memory"):
+    for tool in tqdm([FORWARD, *(t.name for t in kinds(config) if t is not Cached)], desc="memory"):
         arguments = [tool, str(tokens), str(config.captured), json.dumps(dataclasses.asdict(config.shape))]
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True,
                               env={**os.environ, "OMP_NUM_THREADS": str(config.threads)})

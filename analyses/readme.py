@@ -36,7 +36,7 @@ def architectures() -> str:
 def bench(tables: Path = TABLES) -> str:
     """Ratios and greatest differences of the benchmark, in Markdown, then the works that no other tool does."""
     frame = pd.read_csv(tables / "bench.csv")
-    rivals = [tool for tool in dict.fromkeys(frame.tool[frame.work.isin(list(WORKS))]) if tool != "interp"]
+    rivals = [tool for tool in dict.fromkeys(frame.tool[frame.work.isin(list(WORKS))]) if tool not in ("interp", "forward alone")]
     rows = []
     for work, name in WORKS.items():
         for tokens, group in frame[frame.work == work].groupby("tokens", sort=True):
@@ -46,10 +46,15 @@ def bench(tables: Path = TABLES) -> str:
                          "in plain forwards": f"{of.plain_forwards['interp']:.3g}", "largest difference": f"{of.max_difference['interp']:.0e}"})
     alone = frame.set_index(["work", "tool"])
     pair = alone.loc["three sites, both directions, one pair", "interp"]
+    captured = frame[(frame.work == "boundary capture") & (frame.tool == "forward alone")]
+    memory = frame[frame.work == "memory of a boundary capture"].set_index("tool").peak_mb
     others = [
+        "a capture takes " + ", ".join(f"{1 / row.ratio:.2f} x at {row.tokens:,} tokens" for row in captured.itertuples())
+        + f" of the same batch's bare forward, and {memory['interp'] / memory['forward alone']:.2f} x of its memory",
         f"three sites x 30 layers at the boundary, both directions of one pair of {int(pair.tokens):,}-token prompts: {pair.plain_forwards:.1f} plain prompt forwards",
         f"probe sweep, 30 layers x 5 folds x 7 C: a loop over scikit-learn takes {alone.ratio['probe sweep', 'scikit-learn']:.1f} x our time",
-        f"a checkpoint swapped in place: {1 / alone.ratio['swap a checkpoint', 'safetensors']:.1f} x reading its file",
+        f"a checkpoint swapped in place: {1 / alone.ratio['swap a checkpoint', 'file read into memory']:.1f} x reading its file into memory, "
+        f"{1 / alone.ratio['swap a checkpoint', 'file mapped and summed']:.1f} x mapping the file and touching every number",
     ]
     return _markdown(pd.DataFrame(rows)) + "\n\n" + "\n".join(f"- {line}" for line in others)
 

@@ -150,6 +150,11 @@ class Plain(Rival):
         """One forward without the language-model head: the unit that every work is measured in."""
         self.hf.model(ids, past_key_values=cache, use_cache=cache is not None)
 
+    def forwards(self, prompts: Sequence[Sequence[int]]) -> None:
+        """The forwards of a capture, and nothing else."""
+        for group in batches(prompts):
+            self.forward(torch.tensor([list(prompts[i]) for i in group]))
+
 
 class Cached(Plain):
     """What a careful user writes by hand: keys and values of what is before the patched token are computed once."""
