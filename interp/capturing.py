@@ -81,21 +81,24 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
     names, wanted = every_layer(sites), tuple(range(model.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
     if not wanted or not set(wanted) <= set(range(model.n_layers)) or len(set(wanted)) < len(wanted):
         raise ValueError(f"layers must be different ones of 0 to {model.n_layers - 1}, not {list(wanted)}.")
+    widths = {name: model.widths[name] for name in names}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"The sites differ in width ({', '.join(f'{n} {w}' for n, w in widths.items())}): capture each width by itself.")
+    # All there will be, before the first pass: what is kept between a pass's own tensors would scatter them over the memory.
+    values = torch.empty(len(prompts), len(names), len(wanted), widths[names[0]])
     rows, trees = _plan(prompts, model.support.trajectory == "fast", batch_tokens) if trajectory else ([[i] for i in range(len(prompts))], [])
-    found: dict[tuple[str, int], torch.Tensor] = {}
     paths = ["plain"] * len(prompts)
 
     def read(decisions, row, token, **inputs):
         """One pass; decision i's boundary is at (row[i], token[i])."""
         row, token = (torch.tensor(x, device=model.device) for x in (row, token))
 
-        def keep(key):
+        def keep(*place):
             def tap(tensor):
-                values = tensor[row, token].float().cpu()
-                found.setdefault(key, torch.empty(len(prompts), values.shape[1]))[decisions] = values
+                values[(decisions, *place)] = tensor[row, token].float().cpu()
             return tap
 
-        with only(model.blocks, 0, max(wanted)), model.taps({(name, layer): keep((name, layer)) for name in names for layer in wanted}):
+        with only(model.blocks, 0, max(wanted)), model.taps({(name, layer): keep(s, i) for s, name in enumerate(names) for i, layer in enumerate(wanted)}):
             model.inner(use_cache=False, **inputs)
 
     lengths = [len(prompts[row[-1]].ids) for row in rows]
@@ -118,8 +121,4 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
         for r in batch:
             for i in rows[r] if len(rows[r]) > 1 else ():
                 paths[i] = "trajectory"
-    widths = {name: found[name, wanted[0]].shape[1] for name in names}
-    if len(set(widths.values())) > 1:
-        raise ValueError(f"The sites differ in width ({', '.join(f'{n} {w}' for n, w in widths.items())}): capture each width by itself.")
-    values = torch.stack([torch.stack([found[name, layer] for layer in wanted], 1) for name in names], 1)
     return Activations(values, tuple(names), wanted, tuple(p.hash for p in prompts), model.weights_hash, str(model.dtype), tuple(paths))

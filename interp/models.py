@@ -157,6 +157,14 @@ class HookedModel:
     def dtype(self) -> torch.dtype:
         return next(self.hf.parameters()).dtype
 
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Numbers at each site of a token."""
+        found: dict[str, int] = {}
+        with hooks.only(self.blocks, 0, 0), self.taps({(site, 0): lambda tensor, site=site: found.__setitem__(site, tensor.shape[-1]) for site in self.places}):
+            self._probe()
+        return found
+
     def taps(self, edits: Mapping[tuple[str, int], hooks.Edit]):
         """Tap sites for one forward pass (see `interp.hooks.taps`)."""
         return hooks.taps(self.blocks, self.places, edits)

@@ -58,9 +58,6 @@ class Packed:
         known = prefix[0][0].shape[2] if prefix else 0
         if known > self.first:
             prefix, known = [(k[:, :, :self.first], v[:, :, :self.first]) for k, v in prefix], self.first
-        if self.first > known:
-            prefix = layers_of(model.read(ids[known:self.first], model.new_cache(prefix)))
-        prefix = prefix or model.empty()
         chain = len(ids) - 1 - self.first  # slots: the prompt from `first` on, its last token the root of the tree
         self.tokens = torch.tensor([*ids[self.first:-1], *self.tree.tokens])
         self.at = torch.cat([torch.arange(self.first, len(ids) - 1), self.tree.depths + len(ids) - 1])
@@ -68,24 +65,34 @@ class Packed:
         self.visible[:chain, :chain] = torch.ones(chain, chain, dtype=torch.bool).tril()
         self.visible[chain:, :chain] = True
         self.visible[chain:, chain:] = self.tree.visible
-        self.values: dict[tuple[str, int], torch.Tensor] = {}
-        self.states: list[torch.Tensor] = [torch.empty(0)] * model.n_layers
-        kept = torch.tensor(self.positions, dtype=torch.long, device=model.device) - self.first
+        # The prompt and its first continuation are one sequence and need no mask; the other branches are packed behind them.
+        line = chain + next((node for node, parent in enumerate(self.tree.parents) if parent != node - 1), len(self.tree))
+        cache, values, states = model.new_cache(prefix), defaultdict(list), [[] for _ in range(model.n_layers)]
+        wanted = [(site, layer) for site in dict.fromkeys(["resid_pre", *sites]) for layer in range(model.n_layers)]
 
-        def keep(key):
+        def keep(key, kept, slots):
             def read(tensor):
                 if key[0] == "resid_pre":
-                    self.states[key[1]] = tensor[0].clone()
+                    states[key[1]].append(tensor[0, slots].clone())
                 if key[0] in sites:
-                    self.values[key] = tensor[0, kept].clone()
+                    values[key].append(tensor[0, kept].clone())
             return read
 
-        wanted = dict.fromkeys(["resid_pre", *sites])
-        with model.taps({(site, layer): keep((site, layer)) for site in wanted for layer in range(model.n_layers)}):
-            hidden, new = self._forward(prefix, torch.arange(len(self.tokens)), torch.ones(len(self.tokens), self.first, dtype=torch.bool), self.visible)
-        self.layers = [(torch.cat([k, nk[:, :, :chain]], 2), torch.cat([v, nv[:, :, :chain]], 2)) for (k, v), (nk, nv) in zip(prefix, new)]
-        self.final = hidden[0]
-        self.base = read_asked(model, hidden[:, chain:], self.tree)[0]
+        kept = torch.tensor(self.positions, dtype=torch.long, device=model.device) - known
+        with model.taps({key: keep(key, kept, slice(self.first - known, None)) for key in wanted}):
+            sequence = torch.tensor([[*ids[known:self.first], *self.tokens[:line]]], device=model.device)
+            hidden = [model.inner(input_ids=sequence, past_key_values=cache, use_cache=True).last_hidden_state[0, self.first - known:]]
+        layers = layers_of(cache)
+        if line < len(self.tokens):
+            index = torch.arange(line, len(self.tokens))
+            behind = torch.cat([torch.ones(len(index), self.first, dtype=torch.bool), self.visible[line:, :line]], 1)
+            with model.taps({key: keep(key, slice(0), slice(None)) for key in wanted}):
+                hidden.append(self._forward(layers, index, behind, self.visible[line:, line:])[0][0])
+        self.values = {key: torch.cat(parts) for key, parts in values.items()}
+        self.states = [torch.cat(parts) for parts in states]
+        self.final = torch.cat(hidden)
+        self.layers = [(k[:, :, :len(ids) - 1], v[:, :, :len(ids) - 1]) for k, v in layers]
+        self.base = read_asked(model, self.final[None, chain:], self.tree)[0]
 
     def _forward(self, prefix, index, behind, within, rows=1):
         device = self.model.device

@@ -64,7 +64,7 @@ def test_an_episodes_prompts_are_read_in_one_pass_and_the_result_says_so(model, 
 
 
 def test_a_trajectory_reads_each_token_once(llama, prompts):
-    rows, _ = [], llama.support
+    rows, _ = [], (llama.support, llama.widths)
     handle = llama.inner.get_input_embeddings().register_forward_pre_hook(lambda module, args: rows.append(args[0].shape))
     capture(llama, [p for p in prompts if p.decision.episode == prompts[0].decision.episode])
     handle.remove()
