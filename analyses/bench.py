@@ -31,7 +31,7 @@ from interp.logistic import standardised
 from interp.prompts import Prompt
 from interp.solver import fit_logistic
 from interp.sweeps import Cell, Packed
-from interp.tables import write_table
+from interp.tables import read_table, write_table
 from interp.tasks import Decision
 
 COLUMNS = ("work", "tool", "tokens", "seconds", "ratio", "plain_forwards", "max_difference", "sampled", "peak_mb")
@@ -56,7 +56,7 @@ class Config:
     repeats: int = 3
     """Timed runs of which the median is taken, as far as the budget goes."""
     works: tuple[str, ...] = ()
-    """Works to run; all when empty."""
+    """Works to run, the rows of others staying as they are in the table; all when empty."""
     tools: tuple[str, ...] = ()
     """Tools to run, beside `plain` and `interp`; all that are installed when empty."""
     grid_tokens: int = 256
@@ -299,27 +299,33 @@ def _tokenizer():
 
 
 def run(config: Config) -> pd.DataFrame:
-    """Measure everything and write the table."""
+    """Measure everything, or the works that are asked for, and write the table."""
     started = time.time()
     torch.set_num_threads(config.threads)
+    kept, measured = pd.DataFrame(columns=COLUMNS), {}
+    if config.works and (config.out / "bench.csv").exists():
+        kept, provenance = read_table(config.out, "bench")
+        kept, measured = kept[~kept.work.isin(config.works)], {w: t for w, t in provenance["measured"].items() if w not in config.works}
     rows = memory(config, min(1024, max(config.lengths))) if MEMORY in (config.works or [MEMORY]) else []
     every = works(config, config.shape.build(config.seed), _tokenizer())
     for work in tqdm(every, desc="bench", unit="work", total=2 * len(config.lengths) + 5):
         if work.name in (config.works or [work.name]):
             rows += measure(work, config)
-            _write(config, rows, started)
-    frame = _write(config, rows, started)
+            _write(config, rows, started, kept, measured)
+    frame = _write(config, rows, started, kept, measured)
     print(frame.to_string(index=False))
     return frame
 
 
-def _write(config: Config, rows: list[dict], started: float) -> pd.DataFrame:
-    """The table of what has been measured so far."""
+def _write(config: Config, rows: list[dict], started: float, kept: pd.DataFrame, measured: dict[str, str]) -> pd.DataFrame:
+    """The table of what has been measured so far, beside what is kept of an earlier one; all tools of a work are of one run."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
+    measured = {**measured, **dict.fromkeys(frame.work, time.strftime("%Y-%m-%d %H:%M:%S %Z"))}
+    frame = pd.concat([part for part in (kept, frame) if len(part)]) if len(kept) or len(frame) else frame
     known = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     write_table(config.out, "bench", frame, dict(
         analysis="bench", config=json.loads(json.dumps(dataclasses.asdict(config), default=str)), seconds=round(time.time() - started, 1),
         command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seed=config.seed,
-        machine=f"{platform.machine()}, {os.cpu_count()} cores", threads=config.threads, dtype="float32",
+        measured=measured, machine=f"{platform.machine()}, {os.cpu_count()} cores", threads=config.threads, dtype="float32",
         versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if v in known}}))
     return frame

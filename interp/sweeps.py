@@ -80,7 +80,7 @@ class Packed:
 
         kept = torch.tensor(self.positions, dtype=torch.long, device=model.device) - known
         with model.taps({key: keep(key, kept, slice(self.first - known, None)) for key in wanted}):
-            sequence = torch.tensor([[*ids[known:self.first], *self.tokens[:line]]], device=model.device)
+            sequence = torch.tensor([[*ids[known:self.first], *self.tokens[:line].tolist()]], device=model.device)
             hidden = [model.inner(input_ids=sequence, past_key_values=cache, use_cache=True).last_hidden_state[0, self.first - known:]]
         layers = layers_of(cache)
         if line < len(self.tokens):

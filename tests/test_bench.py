@@ -74,3 +74,14 @@ def test_the_readmes_generated_parts_are_those_of_the_committed_tables():
     assert readme.filled(text) == text
     with pytest.raises(ValueError, match="no place for 'bench'"):
         readme.filled(text.replace("<!-- bench -->", ""))
+
+
+def test_works_measured_again_leave_the_others_as_they_were(tmp_path):
+    config = dict(out=tmp_path, lengths=(12,), captured=2, threads=1, shape=SHAPE, budget=0.01, repeats=1, tools=("plain, cached prefix",))
+    bench.run(bench.Config(**config, works=("layer sweep", "boundary capture")))
+    first, made = read_table(tmp_path, "bench")
+    bench.run(bench.Config(**config, works=("boundary capture",)))
+    again, provenance = read_table(tmp_path, "bench")
+    rows = [t[t.work == "layer sweep"].reset_index(drop=True) for t in (first, again)]
+    assert rows[0].equals(rows[1]) and sorted(again.work) == sorted(first.work)
+    assert provenance["measured"].keys() == made["measured"].keys() and provenance["measured"]["layer sweep"] == made["measured"]["layer sweep"]
