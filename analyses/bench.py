@@ -320,7 +320,7 @@ def run(config: Config) -> pd.DataFrame:
 def _write(config: Config, rows: list[dict], started: float, kept: pd.DataFrame, measured: dict[str, str]) -> pd.DataFrame:
     """The table of what has been measured so far, beside what is kept of an earlier one; all tools of a work are of one run."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    measured = {**measured, **dict.fromkeys(frame.work, time.strftime("%Y-%m-%d %H:%M:%S %Z"))}
+    measured.update(dict.fromkeys(set(frame.work) - measured.keys(), time.strftime("%Y-%m-%d %H:%M:%S %Z")))
     frame = pd.concat([part for part in (kept, frame) if len(part)]) if len(kept) or len(frame) else frame
     known = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     write_table(config.out, "bench", frame, dict(
