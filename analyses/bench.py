@@ -302,26 +302,31 @@ def run(config: Config) -> pd.DataFrame:
     """Measure everything, or the works that are asked for, and write the table."""
     started = time.time()
     torch.set_num_threads(config.threads)
-    kept, measured = pd.DataFrame(columns=COLUMNS), {}
+    rows, measured = [], {}
     if config.works and (config.out / "bench.csv").exists():
-        kept, provenance = read_table(config.out, "bench")
-        kept, measured = kept[~kept.work.isin(config.works)], {w: t for w, t in provenance["measured"].items() if w not in config.works}
-    rows = memory(config, min(1024, max(config.lengths))) if MEMORY in (config.works or [MEMORY]) else []
+        table, provenance = read_table(config.out, "bench")
+        rows = table[~table.work.isin(config.works)].to_dict("records")
+        measured = {work: when for work, when in provenance["measured"].items() if work not in config.works}
+
+    def add(work: str, more: list[dict]) -> None:
+        rows.extend(more)
+        measured[work] = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        _write(config, rows, started, measured)
+
+    if MEMORY in (config.works or [MEMORY]):
+        add(MEMORY, memory(config, min(1024, max(config.lengths))))
     every = works(config, config.shape.build(config.seed), _tokenizer())
     for work in tqdm(every, desc="bench", unit="work", total=2 * len(config.lengths) + 5):
         if work.name in (config.works or [work.name]):
-            rows += measure(work, config)
-            _write(config, rows, started, kept, measured)
-    frame = _write(config, rows, started, kept, measured)
+            add(work.name, measure(work, config))
+    frame = _write(config, rows, started, measured)
     print(frame.to_string(index=False))
     return frame
 
 
-def _write(config: Config, rows: list[dict], started: float, kept: pd.DataFrame, measured: dict[str, str]) -> pd.DataFrame:
-    """The table of what has been measured so far, beside what is kept of an earlier one; all tools of a work are of one run."""
+def _write(config: Config, rows: list[dict], started: float, measured: dict[str, str]) -> pd.DataFrame:
+    """The table of what has been measured so far; all tools of a work are of one run, which `measured` dates."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    measured.update(dict.fromkeys(set(frame.work) - measured.keys(), time.strftime("%Y-%m-%d %H:%M:%S %Z")))
-    frame = pd.concat([part for part in (kept, frame) if len(part)]) if len(kept) or len(frame) else frame
     known = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     write_table(config.out, "bench", frame, dict(
         analysis="bench", config=json.loads(json.dumps(dataclasses.asdict(config), default=str)), seconds=round(time.time() - started, 1),
