@@ -71,12 +71,12 @@ class PromptFormat:
     Raises ValueError where the template has no boundary that can be found, or loses a message.
     """
 
-    def __init__(self, tokenizer, style: str | Style = "tags"):
+    def __init__(self, tokenizer, style: str | Style = "tags", system: str = ""):
         if isinstance(style, str) and style not in STYLES:
             raise ValueError(f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own.")
         if not tokenizer.chat_template:
             raise ValueError("This tokenizer has no chat template, so its prompts have no boundary: set tokenizer.chat_template.")
-        self.tokenizer, self.style = tokenizer, STYLES[style] if isinstance(style, str) else style
+        self.tokenizer, self.style, self.system = tokenizer, STYLES[style] if isinstance(style, str) else style, system
         probe = [dict(role="user", content="a")]
         without, with_turn = (self._render(probe, add) for add in (False, True))
         if not (with_turn.startswith(without) and len(with_turn) > len(without)):
@@ -120,7 +120,8 @@ class PromptFormat:
         return f"{thought}{s.open_action}{turn['action']}{s.close_action}"
 
     def _turns(self, messages: Sequence[dict]) -> list[dict]:
-        return [dict(role="assistant" if m["role"] == "agent" else m["role"], content=self.content(m)) for m in messages]
+        system = [dict(role="system", content=self.system)] if self.system and messages[0]["role"] != "system" else []
+        return system + [dict(role="assistant" if m["role"] == "agent" else m["role"], content=self.content(m)) for m in messages]
 
     def _place(self, turns: Sequence[dict], generation: bool, name: str) -> tuple[str, list[tuple[int, int]]]:
         """The rendered text, and from where to where each turn's content stands in it.

@@ -60,12 +60,44 @@ class Recipe:
     """Share of the base mixture replayed during the chain-of-thought training."""
     checkpoints: tuple[int, ...] = (0, 25, 60, 150, 350, 800, 1400, 2000)
     """Steps of the chain-of-thought training that are kept."""
+    accumulate: int = 1
+    """Batches summed for one optimiser step."""
     seed: int = 0
     """Seed of initialisation, order and mixture."""
 
     def __post_init__(self):
         if not 0 <= self.replay < 1:
             raise ValueError(f"replay is the base mixture's share of the training sequences: at least 0 and below 1, not {self.replay}.")
+
+
+@dataclass
+class Tuning:
+    """Everything that decides a low-rank fine-tuning of a pretrained model (LoRA, Hu et al. 2021); saved with it."""
+
+    rank: int = 8
+    """Rank of the update of every linear map of the blocks; its scale is twice the rank over the rank."""
+    context: int = 2048
+    """Longest sequence in tokens; longer episodes are left out."""
+    steps: int = 180
+    """Optimiser steps."""
+    batch_tokens: int = 2048
+    """Tokens in a batch, padding included."""
+    accumulate: int = 1
+    """Batches summed for one optimiser step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    checkpoints: tuple[int, ...] = (4, 12, 30, 75, 180)
+    """Steps that are kept; the untouched model is checkpoint 0."""
+    seed: int = 0
+    """Seed of initialisation and order."""
+
+
+def adapted(model, tuning: Tuning):
+    """The model with trainable low-rank updates of its blocks' linear maps, its own weights frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(tuning.seed)
+    return get_peft_model(model, LoraConfig(r=tuning.rank, lora_alpha=2 * tuning.rank, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
 def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
@@ -106,7 +138,7 @@ def base_mixture(fmt: PromptFormat, episodes: Sequence[Episode], seed: int) -> l
     return found
 
 
-def batches(sequences: Sequence[tuple[list[int], list[bool]]], recipe: Recipe, steps: int, seed: int) -> list[list[int]]:
+def batches(sequences: Sequence[tuple[list[int], list[bool]]], recipe: Recipe | Tuning, steps: int, seed: int) -> list[list[int]]:
     """`steps` batches of sequence indices, each within the token budget, of about equal lengths, in a seeded order."""
     rng = np.random.default_rng(seed)
     lengths = np.array([len(ids) for ids, _ in sequences])
@@ -144,7 +176,8 @@ class _Batches(torch.utils.data.Dataset):
             row = torch.tensor(row)
             ids[i, :len(row)] = row
             labels[i, :len(row)] = torch.where(torch.tensor(agent), row, -100)
-        return dict(input_ids=ids, labels=labels)
+        read = (labels[:, 1:] != -100).any(0).nonzero()[:, 0]  # logits only where some row's next token is supervised
+        return dict(input_ids=ids, labels=labels, shift_labels=labels[:, read + 1], logits_to_keep=read)
 
 
 class _SaveAt(TrainerCallback):
@@ -156,18 +189,20 @@ class _SaveAt(TrainerCallback):
         return control
 
 
-def train(model, tokenizer, sequences, recipe: Recipe, folder: str | Path, *, steps: int, lr: float, keep: Sequence[int],
+def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Path, *, steps: int, lr: float, keep: Sequence[int],
           seed: int, provenance: dict | None = None, device: str = "auto") -> Path:
     """Train on planned batches with loss on the marked tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last."""
     folder = Path(folder)
-    plan = batches(sequences, recipe, steps, seed)
+    plan = batches(sequences, recipe, steps * recipe.accumulate, seed)
     done = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     done = [p for p in done if (p / "trainer_state.json").exists()]
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=1, learning_rate=lr, weight_decay=0.05,
-        lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), adam_beta2=0.98, max_grad_norm=1.0, logging_steps=25,
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=1,
+        gradient_accumulation_steps=recipe.accumulate, learning_rate=lr, weight_decay=0.05,
+        lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), adam_beta2=0.98, max_grad_norm=1.0, logging_steps=max(1, min(25, steps // 40)),
         save_strategy="no", report_to=[], seed=seed, data_seed=seed, use_cpu=device == "cpu", dataloader_pin_memory=False,
-        disable_tqdm=False, train_sampling_strategy="sequential")
+        disable_tqdm=False, train_sampling_strategy="sequential",
+        remove_unused_columns=False)  # else the labels of the kept logits would be dropped
     trainer = Trainer(model=model, args=arguments, train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
                       data_collator=lambda rows: rows[0], processing_class=tokenizer, callbacks=[_SaveAt(keep)])
     trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
