@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import Study
-from interp.conflicts import own_trace_ids
 from interp.decoding import choose
 from interp.stats import cluster_bootstrap, headroom_gap, kappa, mcnemar
 
@@ -50,7 +49,7 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     for prompt, words in zip(prompts, cot):
         candidates = prompt.decision.admissible
         row = dict(episode=prompt.decision.episode, choice_cot_sum=False, choice_cot_mean=False)
-        own = own_trace_ids(prompt, words)
+        own = prompt.format.lead_ids(words.ids)
         readings = dict(prompt=None) if own is None else dict(prompt=None, cot=own)  # a trace that never closed can be followed by no action
         for mode, found in zip(readings, choose(model, prompt, candidates, list(readings.values()))):
             for kind, index in zip(("sum", "mean"), found.argmax(0).tolist()):

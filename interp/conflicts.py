@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.decoding import Said, closing, said
+from interp.decoding import Said, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
 
@@ -53,13 +53,6 @@ def strip_action(trace: str, action: str) -> str:
     return trace if len(kept) == len(sentences) else " ".join(kept)
 
 
-def own_trace_ids(prompt: Prompt, decoded: Said) -> list[int] | None:
-    """The ids of the trace exactly as it was decoded, without its tags; None where no closing tag was generated."""
-    stop = prompt.format.encode(prompt.format.style.close_think)
-    ids = list(decoded.ids)
-    return next((ids[:i] for i in range(len(ids)) if ids[i:i + len(stop)] == stop), None)
-
-
 def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: np.random.Generator) -> int | None:
     """Another episode's decision whose own action could be taken here too, but is not the one taken here."""
     here = prompts[index].decision
@@ -69,29 +62,29 @@ def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: n
 
 
 def _trace(arm: str, index: int, prompts, decoded, rng) -> tuple[list[int], str | None, bool] | None:
-    """Ids of the trace that an arm puts in, the action it argues for, and whether it leaked it.
+    """What an arm puts behind the prompt up to the opened action, the action it argues for, and whether it leaked it.
 
     None where there is none: no donor, or one whose trace says nothing but its action.
     """
     fmt, own = prompts[index].format, decoded[index]
     if arm == "self_splice":
-        return own_trace_ids(prompts[index], own), own.action, False
+        return [*fmt.opening("cot"), *fmt.lead_ids(own.ids)], own.action, False
     if arm == "truncated":
         sentences = re.split(r"(?<=[.!?])\s+", own.trace)
-        return fmt.encode(" ".join(sentences[:max(1, len(sentences) // 2)])), None, False
+        return fmt.with_trace(" ".join(sentences[:max(1, len(sentences) // 2)])), None, False
     if arm == "shuffled_words":
-        return fmt.encode(" ".join(rng.permutation(own.trace.split()))), None, False
+        return fmt.with_trace(" ".join(rng.permutation(own.trace.split()))), None, False
     if arm == "filler":
-        length = len(own_trace_ids(prompts[index], own))
-        return (fmt.encode(FILLER) * length)[:length], None, False
+        length = len(fmt.encode(own.trace))
+        return fmt.with_trace((fmt.encode(FILLER) * length)[:length]), None, False
     if arm == "empty":
-        return [], None, False
+        return fmt.with_trace(""), None, False
     other = donor(index, prompts, decoded, rng)
     if other is None:
         return None
     argued = decoded[other].action
     bare = strip_action(decoded[other].trace, argued)
-    return (fmt.encode(bare), argued, bare != decoded[other].trace) if bare else None
+    return (fmt.with_trace(bare), argued, bare != decoded[other].trace) if bare else None
 
 
 def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Sequence[str] = ARMS, *,
@@ -106,13 +99,13 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise ValueError(f"There is no arm {unknown[0]!r}: the arms are {', '.join(ARMS)}.")
-    usable = [i for i, s in enumerate(decoded) if s.action is not None and s.trace and own_trace_ids(prompts[i], s)]
+    usable = [i for i, s in enumerate(decoded) if s.action is not None and s.trace and prompts[i].format.lead_ids(s.ids)]
     traces, variants = {}, {}
     for arm in arms:
         rng = np.random.default_rng(seed)
         traces[arm] = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, rng)) is not None}
-        variants[arm] = [prompts[i].format.with_trace(traces[arm][i][0]) if i in traces[arm] else None for i in range(len(prompts))]
-    out = continue_each(model, [p.ids for p in prompts], variants, closing(prompts[0].format), max_new_tokens, progress=progress)
+        variants[arm] = [traces[arm][i][0] if i in traces[arm] else None for i in range(len(prompts))]
+    out = continue_each(model, [p.ids for p in prompts], variants, prompts[0].format.ended("prompt"), max_new_tokens, progress=progress)
     found = {}
     for arm in arms:
         index = list(traces[arm])

@@ -41,7 +41,7 @@ def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, par
     fmt = prompts[0].format
     variants = {mode: [fmt.opening(mode)] * len(prompts) for mode in modes}
     limits = {mode: max_new_tokens or LIMITS[mode] for mode in modes}
-    out = continue_each(model, [p.ids for p in prompts], variants, closing(fmt), limits, progress=progress,
+    out = continue_each(model, [p.ids for p in prompts], variants, {m: fmt.ended(m) for m in modes}, limits, progress=progress,
                         memory=memory, names=[p.decision.episode for p in prompts])
     return {mode: [said(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
 
@@ -50,40 +50,31 @@ def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Call
            max_new_tokens: int | None = None, progress: bool = False, memory: Memory | None = None) -> list[Said]:
     """Decode greedily in one mode; `parser` turns the text between the action tags into an action, or None.
 
-    `max_new_tokens` is `LIMITS[mode]` unless given. Raises ValueError for an empty list of prompts, or a closing action
-    tag that is not one token.
+    `max_new_tokens` is `LIMITS[mode]` unless given. Raises ValueError for an empty list of prompts.
     """
     return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress, memory=memory)[mode]
 
 
 def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str) -> Said:
     """Parse what was generated after a mode's opening."""
-    trace, action = fmt.parse(fmt.tokenizer.decode(list(ids), skip_special_tokens=False), mode)
+    trace, action = fmt.parse(fmt.text(ids), mode)
     return Said(tuple(ids), trace, parser(action) if action else None)
 
 
-def closing(fmt) -> int:
-    """The closing action tag, which must be one token to end a decoding."""
-    ids = fmt.encode(fmt.style.close_action)
-    if len(ids) != 1:
-        raise ValueError(f"The closing tag {fmt.style.close_action!r} is {len(ids)} tokens, but decoding stops at one: add it as a token.")
-    return ids[0]
-
-
-def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int] | None] = (None,)) -> torch.Tensor:
+def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[str | Sequence[int] | None] = (None,)) -> torch.Tensor:
     """Forced choice at one decision: log-probability of every candidate action [trace, candidate, (summed, per token)], in nats.
 
-    For a trace of None the action tag stands right at the boundary; for another (ids as decoded) behind that trace. The
-    closing tag counts, so that a candidate is not preferred for being another's beginning. The prompt is read once.
+    For a trace of None the action tag stands right at the boundary; for a text behind that trace; for ids, behind those as
+    they were decoded up to the opened action (`PromptFormat.lead_ids`). The closing tag counts, so that a candidate is not preferred for being another's beginning. The prompt is read once.
     Raises ValueError where there are no candidates.
     """
     if not candidates:
         raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
     fmt, found = prompt.format, []
     cache = model.read(prompt.ids)
-    actions = [[*fmt.encode(c), closing(fmt)] for c in candidates]
+    actions = [fmt.action_ids(c) for c in candidates]
     for trace in traces:
-        lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace)
+        lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace) if isinstance(trace, str) else [*fmt.opening("cot"), *trace]
         found.append(score(model, model.read(lead[:-1], model.new_cache(layers_of(cache))), [[lead[-1], *a] for a in actions], [len(a) for a in actions]))
     lengths = torch.tensor([len(a) for a in actions])
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])

@@ -7,7 +7,7 @@ values are kept, and every variant (a mode's opening, a spliced trace) goes on f
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from tqdm import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+#: whether the ids generated so far are at their end
+Stop = Callable[[Sequence[int]], bool]
 #: name -> ids read so far, and for each layer their keys and values [head, token, width]
 Memory = dict[Hashable, tuple[tuple[int, ...], list]]
 
@@ -93,7 +95,7 @@ class _Rows:
         self.cache.layers = [_Room(layer.keys[alive], layer.values[alive], room) for layer in self.cache.layers]
 
 
-def _greedy(model, layers, seen, suffixes, stop: int, max_new_tokens: int) -> list[Continuation]:
+def _greedy(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int) -> list[Continuation]:
     """Continue one variant of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot] count."""
     ids, valid = padded(suffixes, model.device)
     rows = _Rows(model, layers, seen, seen.sum(1), ids.shape[1] + max_new_tokens)
@@ -107,12 +109,15 @@ def _greedy(model, layers, seen, suffixes, stop: int, max_new_tokens: int) -> li
     logp = (logp / (lengths - 1).clamp(min=1)).tolist()
     token = model.logits(hidden[torch.arange(len(ids)), lengths - 1]).argmax(-1)
     out: list[list[int]] = [[] for _ in suffixes]
+    over: set[int] = set()
     owner = list(range(len(suffixes)))  # row of the running batch -> continuation
     for left in range(max_new_tokens, 0, -1):
         for i, t in zip(owner, token.tolist()):
-            if not out[i] or out[i][-1] != stop:
+            if i not in over:
                 out[i].append(t)
-        alive = [r for r, i in enumerate(owner) if out[i][-1] != stop]
+                if stop(out[i]):
+                    over.add(i)
+        alive = [r for r, i in enumerate(owner) if i not in over]
         if not alive or left == 1:
             break
         if len(alive) <= len(owner) // 2:
@@ -158,7 +163,7 @@ def _read_on(model, rows, names, memory: Memory) -> tuple[list, torch.Tensor]:
     return layers, batch.seen
 
 
-def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: int, max_new_tokens: int) -> Continuation:
+def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: Stop, max_new_tokens: int) -> Continuation:
     """One continuation by itself, without padding or a mask of one's own, for models that take neither exactly."""
     cache, ids = model.read(prompt), torch.tensor([list(suffix)], device=model.device)
     hidden = model.inner(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0]
@@ -166,16 +171,16 @@ def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: int, max_n
     out: list[int] = []
     while True:
         out.append(int(model.logits(hidden[-1]).argmax()))
-        if out[-1] == stop or len(out) == max_new_tokens:
+        if stop(out) or len(out) == max_new_tokens:
             return Continuation(tuple(out), logp)
         hidden = model.inner(input_ids=torch.tensor([[out[-1]]], device=model.device), past_key_values=cache, use_cache=True).last_hidden_state[0]
 
 
 @torch.inference_mode()
-def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str, Sequence[Sequence[int] | None]], stop: int,
+def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str, Sequence[Sequence[int] | None]], stop: Stop | Mapping[str, Stop],
                   max_new_tokens: int | Mapping[str, int], batch_tokens: int = 24576, progress: bool = False,
                   memory: Memory | None = None, names: Sequence[Hashable] = ()) -> dict[str, list]:
-    """Continue every prompt in every variant, greedily, until `stop` (kept) or `max_new_tokens`.
+    """Continue every prompt in every variant, greedily, until `stop(ids generated so far)` or `max_new_tokens`.
 
     variants: name -> one suffix of ids for each prompt (None: not this one), read behind the prompt before generating.
     memory, names: keys and values kept from earlier calls under each prompt's name, brought up to date in place; a prompt
@@ -185,6 +190,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
         raise ValueError("Every suffix needs at least one token to generate from.")
     limits = {name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants}
+    stops = {name: stop if callable(stop) else stop[name] for name in variants}
     found: dict[str, list] = {name: [None] * len(prompts) for name in variants}
     groups = length_batches([len(p) for p in prompts], batch_tokens)
     for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
@@ -193,7 +199,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
         if model.support.trajectory != "fast":
             for name, suffixes in variants.items():
                 for i in group:
-                    found[name][i] = suffixes[i] and _plain(model, prompts[i], suffixes[i], stop, limits[name])
+                    found[name][i] = suffixes[i] and _plain(model, prompts[i], suffixes[i], stops[name], limits[name])
             continue
         rows = [prompts[i] for i in group]
         kept, seen = _read(model, rows) if memory is None else _read_on(model, rows, [names[i] for i in group], memory)
@@ -202,7 +208,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
             if not some:
                 continue
             layers = [(k[some], v[some]) for k, v in kept] if len(some) < len(group) else kept
-            out = _greedy(model, layers, seen[some], [suffixes[group[r]] for r in some], stop, limits[name])
+            out = _greedy(model, layers, seen[some], [suffixes[group[r]] for r in some], stops[name], limits[name])
             for r, continuation in zip(some, out):
                 found[name][group[r]] = continuation
     return found

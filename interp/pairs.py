@@ -84,11 +84,11 @@ def mismatch(clean: Prompt, corrupt: Prompt) -> str:
     fmt, a, b = clean.format, clean.decision, corrupt.decision
     if clean.spans != corrupt.spans:
         return f"The prompts of {a.id} and its twin differ in length or spans ({len(clean.ids)} and {len(corrupt.ids)} tokens)."
-    if len(fmt.encode(a.trace)) != len(fmt.encode(b.trace)):
+    if len(fmt.with_trace(a.trace)) != len(fmt.with_trace(b.trace)):
         return f"The traces of {a.id} and its twin differ in length, so their keys and values cannot be swapped."
     if a.reference == b.reference:
         return f"The actions of {a.id} and its twin are the same ({a.reference!r}), so there is no difference to explain."
-    if len(fmt.encode(a.reference)) != len(fmt.encode(b.reference)):
+    if len(fmt.action_ids(a.reference)) != len(fmt.action_ids(b.reference)):
         return f"The actions of {a.id} and its twin, {a.reference!r} and {b.reference!r}, differ in length."
     return ""
 

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from interp.decoding import closing
 from interp.hooks import every_layer
 from interp.models import layers_of
 from interp.pairs import check_pairs
@@ -51,7 +50,7 @@ def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[
 
     What both actions begin with is equally likely in both, so their difference starts where they part.
     """
-    actions = [[*p.format.encode(p.decision.reference), closing(p.format)] for p in (clean, corrupt)]
+    actions = [p.format.action_ids(p.decision.reference) for p in (clean, corrupt)]
     shared = next(i for i, (a, b) in enumerate(zip(*actions)) if a != b)
     return [[*lead, *a] for a in actions], [len(a) - shared for a in actions]
 

@@ -12,31 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
+from interp.styles import STYLES, Style
 from interp.tasks import Decision, Episode
 
 SPANS = ("template", "task", "history", "observation", "boundary", "cot", "action_tag", "action")
 Mode = Literal["prompt", "cot", "empty_think"]
 MODES: tuple[Mode, ...] = ("prompt", "cot", "empty_think")
-
-
-@dataclass(frozen=True)
-class Style:
-    """The tags around a trace and an action, declared once."""
-
-    open_think: str
-    close_think: str
-    open_action: str
-    close_action: str
-
-
-STYLES = {"tags": Style("<think>", "</think>", "<action>", "</action>")}
+#: Llama 3's templates write today's date into every prompt unless they are told one.
+OPTIONS = {"date_string": "26 Jul 2024"}
+_MARK = re.compile("\ue000([ct])(\\d+)\ue001")
 
 
 @dataclass(frozen=True)
@@ -68,81 +60,173 @@ class Prompt:
 class PromptFormat:
     """How messages become ids: the tokenizer's own chat template, and the tags of a style.
 
-    Raises ValueError where the template has no boundary that can be found, or loses a message.
+    style: a name in `STYLES`, or a Style of one's own. system: put before messages that bring no system message of their own.
+    tools: function signatures that the template is given. options: the template's own variables (a date is fixed, since
+    prompts must not change from one day to the next). Raises ValueError where the template has no boundary that can be found,
+    or drops the system message.
     """
 
-    def __init__(self, tokenizer, style: str | Style = "tags", system: str = ""):
+    def __init__(self, tokenizer, style: str | Style = "tags", system: str = "", tools: Sequence[dict] = (), options: Mapping | None = None):
         if isinstance(style, str) and style not in STYLES:
             raise ValueError(f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own.")
         if not tokenizer.chat_template:
             raise ValueError("This tokenizer has no chat template, so its prompts have no boundary: set tokenizer.chat_template.")
         self.tokenizer, self.style, self.system = tokenizer, STYLES[style] if isinstance(style, str) else style, system
+        self.tools, self.options = list(tools) or None, {**OPTIONS, **(options or {})}
+        self._anchored = str(tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]).startswith("▁")
+        self._seams: dict[str, bool] = {}
+        self._pieces: dict[int, str] = {}
         probe = [dict(role="user", content="a")]
-        without, with_turn = (self._render(probe, add) for add in (False, True))
+        without, with_turn = (self._render(probe, add, "a lone user message") for add in (False, True))
         if not (with_turn.startswith(without) and len(with_turn) > len(without)):
             raise ValueError("This chat template has no findable boundary: rendered with add_generation_prompt it should be the "
                              f"text without it plus the opening of the agent's turn, but it gave {with_turn!r} after {without!r}.")
+        if system:
+            self._place([dict(role="system", content=system), *probe], True, "the system prompt")
 
     @cached_property
     def hash(self) -> str:
-        """Content hash of template, style and vocabulary."""
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return hashlib.sha256(json.dumps([self.tokenizer.chat_template, str(self.style), vocabulary]).encode()).hexdigest()[:16]
+        """Content hash of template, style, system prompt, tools, options and vocabulary."""
+        parts = [self.tokenizer.chat_template, str(self.style), self.system, self.tools, self.options, sorted(self.tokenizer.get_vocab().items())]
+        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
-    def _render(self, turns: Sequence[dict], generation: bool) -> str:
-        return self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generation)
+    def _render(self, turns: Sequence[dict], generation: bool, name: str) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generation, tools=self.tools, **self.options)
+        except Exception as error:  # jinja raises its own kinds, and templates raise through it
+            roles = ", ".join(t["role"] for t in turns[:4])
+            raise ValueError(f"The chat template refuses {name} ({error}); its first roles are {roles}. A template that knows no system "
+                             "message needs that text at the start of the first user message.") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that follows a tag."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        if not text:
+            return []
+        if self._anchored:  # such tokenizers put a space before the first word of a text: let there be something before it
+            before, both = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("\n", "\n" + text))
+            if both[:len(before)] == before:
+                return both[len(before):]
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens and spaces as they are."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def ends(self) -> dict[int, str]:
+        """Tokens that end the agent's turn, and their texts: the tokenizer's end of sequence, and what the template writes."""
+        marked = self._render([dict(role="user", content="a"), dict(role="assistant", content="\ue000")], False, "a conversation")
+        tail = self.tokenizer(marked.partition("\ue000")[2], add_special_tokens=False)["input_ids"][:1]
+        special = {self.tokenizer.eos_token_id, *(i for i in tail if i in self.tokenizer.added_tokens_decoder)} - {None}
+        return {i: self.text([i]) for i in [*tail, *special] if i in special}
 
     def opening(self, mode: Mode) -> list[int]:
         """Ids appended to a prompt so that the model acts at once (`prompt`), reasons first (`cot`), or acts after an
         empty trace (`empty_think`: the control for the tag's format)."""
-        s = self.style
-        tags = {"cot": [s.open_think], "prompt": [s.open_action], "empty_think": [s.open_think, s.close_think, s.open_action]}
-        if mode not in tags:
+        if mode not in MODES:
             raise ValueError(f"There is no decoding mode {mode!r}: the modes are {', '.join(MODES)}.")
-        return [i for tag in tags[mode] for i in self.encode(tag)]
+        s = self.style
+        return self.with_trace("") if mode == "empty_think" else self.encode(s.open_think if mode == "cot" else s.open_action)
 
     def with_trace(self, trace: str | Sequence[int]) -> list[int]:
-        """Ids that put a trace (text, or ids as decoded) and the opened action tag behind a prompt."""
-        middle = self.encode(trace) if isinstance(trace, str) else list(trace)
+        """Ids that put a trace (text, or ids) and the opened action tag behind a prompt."""
         s = self.style
-        return [*self.encode(s.open_think), *middle, *self.encode(s.close_think), *self.encode(s.open_action)]
+        if isinstance(trace, str):
+            return self.encode(f"{s.open_think}{s.space if trace else ''}{trace}{s.close_think}{s.open_action}")
+        return [*self.encode(s.open_think), *trace, *self.encode(s.close_think + s.open_action)]
 
-    def content(self, turn: dict) -> str:
-        """Text of one turn; an agent's turn carries its trace (unless None) and its action in their tags."""
-        if turn["role"] != "agent":
-            return turn["content"]
+    def action_ids(self, action: str) -> list[int]:
+        """Ids of an action behind its opened tag, with what closes it.
+
+        Warns, once for each format, where the tag would merge with the action if both were read as one text.
+        """
         s = self.style
-        thought = "" if turn["trace"] is None else f"{s.open_think}{turn['trace']}{s.close_think}"
-        return f"{thought}{s.open_action}{turn['action']}{s.close_action}"
+        ids = self.encode(s.space + action + s.close_action)
+        if "action" not in self._seams:
+            joint = self.encode(s.open_action + s.space + action + s.close_action)
+            self._seams["action"] = joint == [*self.encode(s.open_action), *ids]
+            if not self._seams["action"]:
+                warnings.warn(f"In this vocabulary {s.open_action!r} merges with the action behind it ({action!r}): a prefilled tag is tokenised "
+                              "otherwise than a written one. A style with its tags on lines of their own (`llama3`) keeps them apart.", stacklevel=2)
+        return ids if s.close_action else [*ids, *list(self.ends)[:1]]
 
-    def _turns(self, messages: Sequence[dict]) -> list[dict]:
-        system = [dict(role="system", content=self.system)] if self.system and messages[0]["role"] != "system" else []
-        return system + [dict(role="assistant" if m["role"] == "agent" else m["role"], content=self.content(m)) for m in messages]
+    def ended(self, mode: Mode) -> Callable[[Sequence[int]], bool]:
+        """Whether what was generated behind a mode's opening has closed its action, or its turn."""
+        closing = self.style.close_action.strip()
+        tail = len(self.encode(self.style.close_action)) + 2
 
-    def _place(self, turns: Sequence[dict], generation: bool, name: str) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text, and from where to where each turn's content stands in it.
+        def check(ids: Sequence[int]) -> bool:
+            last = ids[-1]
+            if last in self.ends:
+                return True
+            if last not in self._pieces:
+                self._pieces[last] = self.text([last])
+            if (closing or "\n")[-1] not in self._pieces[last]:
+                return False
+            if closing:
+                return closing in self.text(ids[-tail:])
+            return self.parse(self.text(ids), mode)[1] is not None
+
+        return check
+
+    def parse(self, text: str, mode: Mode) -> tuple[str | None, str | None]:
+        """Split what was generated after a mode's opening into (trace, action); None for a part that is not closed."""
+        over = min((at for end in self.ends.values() if end != self.style.close_action and (at := text.find(end)) >= 0), default=None)
+        return self.style.parse(text[:over], mode == "cot", over is not None)
+
+    def lead_ids(self, ids: Sequence[int]) -> list[int] | None:
+        """Of ids generated in mode `cot`, those up to the opened action tag, exactly; None where none was opened."""
+        found = self.style.lead(self.text(ids))
+        if found is None:
+            return None
+        n = next(n for n in range(1, len(ids) + 1) if len(self.text(ids[:n])) >= found.end())
+        while n < len(ids) and not self.text(ids[:n]).endswith(self.style.open_action) and not self.text([ids[n]]).strip():
+            n += 1
+        return list(ids[:n])
+
+    def content(self, turn: Mapping) -> str:
+        """Text of one turn; an agent's turn is written in the style's tags unless it brings its text itself."""
+        return turn["content"] if "content" in turn else self.style.turn(turn.get("trace"), turn["action"])
+
+    def _turns(self, messages: Sequence[Mapping]) -> list[dict]:
+        found = [dict(role="system", content=self.system)] if self.system and messages[0]["role"] != "system" else []
+        for m in messages:
+            own = {k: v for k, v in m.items() if k not in ("trace", "action")} if m["role"] != "agent" else dict(role="assistant")
+            thought = dict(reasoning_content=m["trace"]) if self.style.native and m.get("trace") is not None else {}
+            found.append({**own, "content": self.content(m), **thought})
+        return found
+
+    def _place(self, turns: Sequence[dict], generation: bool, name: str) -> tuple[str, list[tuple[int, int, int]]]:
+        """The rendered text, and (turn, from, to) of each content and each kept trace in it.
 
         The template's own text is found by rendering marks in place of the contents, never by searching for a content.
         """
-        text = self._render(turns, generation)
-        marks = [f"\ue000{i}\ue001" for i in range(len(turns))]
-        frame, cursor, places = self._render([{**t, "content": m} for t, m in zip(turns, marks)], generation), 0, []
-        for number, (turn, mark) in enumerate(zip(turns, marks)):
-            before, found, frame = frame.partition(mark)
+        text = self._render(turns, generation, name)
+        marked = [{**t, **{k: f"\ue000{k[0].replace('r', 't')}{i}\ue001" for k in ("content", "reasoning_content") if k in t}} for i, t in enumerate(turns)]
+        frame, cursor, behind, places, seen = self._render(marked, generation, name), 0, 0, [], []
+        for mark in _MARK.finditer(frame):
+            number, kind = int(mark.group(2)), mark.group(1)
+            before, given = frame[behind:mark.start()], turns[number]["content" if kind == "c" else "reasoning_content"]
             start = cursor + len(before)
-            content = turn["content"] if text.startswith(turn["content"], start) else turn["content"].strip()
-            if not found or text[cursor:start] != before or not text.startswith(content, start):
-                raise ValueError(f"The chat template changes message {number} of {name}: its text {turn['content'][:60]!r} is not in "
-                                 "the rendered prompt as it was given, so spans cannot be placed.")
-            cursor = start + len(content)
-            places.append((start, cursor))
-        if text[cursor:] != frame:
+            kept = next((c for c in (given, given.strip(), given.strip("\n"), given.lstrip("\n")) if text.startswith(c, start)), None)
+            if kept is None or text[cursor:start] != before:
+                raise ValueError(self._changed(turns, number, name))
+            cursor, behind = start + len(kept), mark.end()
+            places.append((number, start, cursor))
+            seen += [number] * (kind == "c")
+        if seen != list(range(len(turns))):
+            raise ValueError(self._changed(turns, next(i for i, n in enumerate([*seen, -1]) if n != i), name))
+        if text[cursor:] != frame[behind:]:
             raise ValueError(f"The chat template changes message {len(turns) - 1} of {name}: what follows it depends on its text.")
         return text, places
+
+    @staticmethod
+    def _changed(turns, number: int, name: str) -> str:
+        if turns[number]["role"] == "system":
+            return (f"The chat template drops or changes the system message of {name}: put its text at the start of the first user "
+                    "message, or use a template that keeps it.")
+        return (f"The chat template changes message {number} of {name}: its text {turns[number]['content'][:60]!r} is not in "
+                "the rendered prompt as it was given, so spans cannot be placed.")
 
     def prompt(self, decision: Decision) -> Prompt:
         """Render one decision up to its boundary.
@@ -151,11 +235,18 @@ class PromptFormat:
         """
         turns = self._turns(decision.messages)
         text, places = self._place(turns, True, f"decision {decision.id}")
+        opened = re.search(rf"{re.escape(self.style.open_think.strip())}\s*$", text)  # a template that begins the trace itself
+        if opened and opened.start() >= places[-1][2]:
+            text = text[:opened.start()]
         spans = np.full(len(text), "template", dtype="<U11")
+        last_agent = max((i for i, t in enumerate(turns) if t["role"] == "assistant"), default=-1)
         task_found = not decision.task
-        for number, (turn, (start, end)) in enumerate(zip(turns, places)):
-            spans[start:end] = "observation" if number == len(turns) - 1 else "history"
-            at = text.find(decision.task, start, end) if not task_found and turn["role"] == "user" else -1
+        for number, start, end in places:
+            role = turns[number]["role"]
+            if role == "system":
+                continue
+            spans[start:end] = "observation" if number > last_agent else "history"
+            at = text.find(decision.task, start, end) if not task_found and role == "user" else -1
             if at >= 0:
                 spans[at:at + len(decision.task)], task_found = "task", True
         if not task_found:
@@ -165,26 +256,23 @@ class PromptFormat:
         names[-1] = "boundary"
         return Prompt(tuple(encoded["input_ids"]), tuple(names), decision, self)
 
+    def example(self, decision: Decision) -> tuple[list[int], list[bool]]:
+        """One decision as a training sequence, ids and which of them the agent writes now: its trace and its reference action."""
+        prompt, said = self.prompt(decision), [*self.with_trace(decision.trace), *self.action_ids(decision.reference)]
+        return [*prompt.ids, *said], [False] * len(prompt.ids) + [True] * len(said)
+
     def sequence(self, episode: Episode, traces=True) -> tuple[list[int], list[bool]]:
-        """A whole episode as one training sequence: ids, and which of them the agent wrote (tags included)."""
+        """A whole episode as one training sequence: ids, and which of them the agent wrote (tags included).
+
+        Raises ValueError for a style whose template strips earlier traces: no one sequence holds them all (see `example`).
+        """
+        if self.style.native:
+            raise ValueError("This style's template strips the traces of earlier turns, so an episode is no single sequence: "
+                             "train on `PromptFormat.example` of each of its decisions.")
         turns = self._turns(episode.messages(traces=traces))
         text, places = self._place(turns, False, f"episode {episode.id}")
         agent = np.zeros(len(text), dtype=bool)
-        for turn, (start, end) in zip(turns, places):
-            agent[start:end] = turn["role"] == "assistant"
+        for number, start, end in places:
+            agent[start:end] = turns[number]["role"] == "assistant"
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return encoded["input_ids"], [bool(agent[end - 1]) for _, end in encoded["offset_mapping"]]
-
-    def parse(self, text: str, mode: Mode) -> tuple[str | None, str | None]:
-        """Split what was generated after a mode's opening into (trace, action); None for a part that is not closed."""
-        s, trace = self.style, None
-        if mode == "cot":
-            trace, closed, text = text.partition(s.close_think)
-            if not closed:
-                return None, None
-            match = re.match(rf"\s*{re.escape(s.open_action)}", text)
-            if not match:
-                return trace.strip(), None
-            text = text[match.end():]
-        action, closed, _ = text.partition(s.close_action)
-        return trace and trace.strip(), (action.strip() or None) if closed else None

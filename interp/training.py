@@ -22,7 +22,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from interp.prompts import STYLES, PromptFormat
+from interp.prompts import PromptFormat
+from interp.styles import STYLES
 from interp.tables import write_json
 from interp.tasks import Episode
 
@@ -102,7 +103,8 @@ def adapted(model, tuning: Tuning):
 
 def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     """Fit a byte-level BPE tokenizer with the tags of the `tags` style as single tokens."""
-    tags = [*asdict(STYLES["tags"]).values(), "<|user|>", "<|agent|>", "<|end|>", "<|bos|>", "<|pad|>"]
+    style = STYLES["tags"]
+    tags = [style.open_think, style.close_think, style.open_action, style.close_action, "<|user|>", "<|agent|>", "<|end|>", "<|bos|>", "<|pad|>"]
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.conflicts import ARMS, Outcome, conflict, donor, own_trace_ids, strip_action
+from interp.conflicts import ARMS, Outcome, conflict, donor, strip_action
 from interp.decoding import Said, decode, said
 
 
@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_outcome(trained, trained_prompts, spoken, 
 def test_the_traces_log_probability_is_the_plain_one(trained, trained_prompts, spoken, outcomes):
     fmt, found = trained_prompts[0].format, outcomes["self_splice"]
     for i, logp in list(zip(found.index, found.logp))[:4]:
-        body = fmt.with_trace(own_trace_ids(trained_prompts[i], spoken[i]))[1:]
+        body = fmt.lead_ids(spoken[i].ids)
         ids = torch.tensor([[*trained_prompts[i].ids, *fmt.opening("cot"), *body]])
         with torch.inference_mode():
             plain = trained.hf(ids).logits[0].log_softmax(-1)

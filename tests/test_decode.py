@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from interp.alfworld.commands import parse, target, verb
-from interp.decoding import choose, closing, decode, decode_modes, said
+from interp.decoding import choose, decode, decode_modes, said
 from interp.generation import continue_each
 from interp.models import HookedModel
-from interp.prompts import MODES, PromptFormat, Style
+from interp.prompts import MODES
 from tests.conftest import tiny_hf
 
 
@@ -21,14 +21,14 @@ def test_batched_decoding_equals_one_by_one(trained, trained_prompts, mode):
 
 def slow_greedy(model, row, stop, n):
     found = []
-    while len(found) < n and (not found or found[-1] != stop):
+    while len(found) < n and not (found and stop(found)):
         with torch.inference_mode():
             found.append(int(model.hf(torch.tensor([[*row, *found]])).logits[0, -1].argmax()))
     return tuple(found)
 
 
 def test_every_continuation_equals_a_plain_argmax_loop_and_its_suffix_the_plain_log_probability(model, fmt, prompts):
-    rows, stop = [p.ids for p in prompts[:6]], closing(fmt)
+    rows, stop = [p.ids for p in prompts[:6]], fmt.ended("prompt")
     variants = dict(cot=[fmt.opening("cot")] * 6, ragged=[fmt.with_trace("I look." * i) if i % 3 else None for i in range(6)])
     for budget in (10_000, 120):
         found = continue_each(model, rows, variants, stop, dict(cot=9, ragged=4), batch_tokens=budget)
@@ -46,15 +46,15 @@ def test_every_continuation_equals_a_plain_argmax_loop_and_its_suffix_the_plain_
 def test_rows_that_end_early_do_not_disturb_the_others(model, fmt, prompts):
     """Any token may be the one that stops: rows then leave the batch at different times."""
     rows = [[*p.ids, *fmt.opening("cot")] for p in prompts[:9]]
-    free = [slow_greedy(model, r, -1, 12) for r in rows]
+    free = [slow_greedy(model, r, lambda ids: False, 12) for r in rows]
     stop = max({t for f in free for t in f}, key=lambda t: (sum(t in f for f in free) % 9, len({f.index(t) for f in free if t in f})))
-    found = continue_each(model, [r[:-1] for r in rows], dict(a=[r[-1:] for r in rows]), stop, 12)["a"]
+    found = continue_each(model, [r[:-1] for r in rows], dict(a=[r[-1:] for r in rows]), lambda ids: ids[-1] == stop, 12)["a"]
     cut = [f[:f.index(stop) + 1] if stop in f else f for f in free]
     assert [c.ids for c in found] == cut and (len(set(map(len, cut))) > 1 or len(set(free)) == 1)
 
 
 def test_decoding_stops_at_the_closing_tag_and_nowhere_else(trained, trained_prompts):
-    stop = closing(trained_prompts[0].format)
+    stop = trained_prompts[0].format.encode("</action>")[0]
     for words in decode(trained, trained_prompts[:14]):
         assert words.ids.count(stop) <= 1 and (stop not in words.ids or words.ids[-1] == stop)
         assert (words.action is not None) == (stop in words.ids)
@@ -90,8 +90,6 @@ def test_wrong_requests_are_refused(llama, prompts, tokenizer):
     short = HookedModel(tiny_hf("Llama", tokenizer, max_position_embeddings=128), tokenizer)
     with pytest.raises(ValueError, match="reads at most 128"):
         decode(short, prompts[:2])
-    with pytest.raises(ValueError, match="tokens, but decoding stops at one"):
-        closing(PromptFormat(tokenizer, Style("<think>", "</think>", "<do it>", "</do it>")))
 
 
 @torch.inference_mode()
@@ -103,11 +101,11 @@ def plain_logp(model, ids, n):
 @pytest.mark.parametrize("with_trace", [False, True])
 def test_a_choice_is_the_plain_log_probability_of_each_candidate(model, fmt, prompts, with_trace):
     for prompt in prompts[:3]:
-        trace = fmt.encode("Hands empty. Next I check drawer 2.") if with_trace else None
+        trace = "Hands empty. Next I check drawer 2." if with_trace else None
         lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace)
         found, = choose(model, prompt, prompt.decision.admissible, [trace])
         for row, candidate in zip(found, prompt.decision.admissible):
-            action = [*fmt.encode(candidate), closing(fmt)]
+            action = fmt.action_ids(candidate)
             plain = plain_logp(model, [*prompt.ids, *lead, *action], len(action))
             assert row.tolist() == pytest.approx([plain, plain / len(action)], abs=1e-4)
 
@@ -138,7 +136,7 @@ def test_an_episode_read_on_from_memory_continues_as_one_read_afresh(model, fmt,
     """Prompts of an episode extend one another; a prompt that does not is read from where it differs."""
     games = [e.decisions() for e in episodes["test_in_domain"][:4]]
     games[3] = games[3][:1] + episodes["test_in_domain"][5].decisions()[1:]  # another text under the same name
-    memory, stop = {}, closing(fmt)
+    memory, stop = {}, fmt.ended("cot")
     for step in range(4):
         rows = [fmt.prompt(g[step]).ids for g in games]
         suffixes = {"cot": [fmt.opening("cot")] * 4}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from interp.decoding import closing
 from interp.mediation import ARMS, EFFECTS, TRACES, packed_arms, plain_arms, prompt_reliance
 from interp.pairs import make_pairs
 from tests.test_patching import difference, sides
@@ -37,7 +36,7 @@ def held(model, pair, prompt, trace):
     own = dict(zip(("clean", "corrupt"), pair))
     for side in pair:
         ids = {(n, m): [*own[n].ids, *fmt.with_trace(own[m].decision.trace)] for n, m in ((prompt, prompt), (behind, text))}
-        end = [*fmt.encode(side.decision.reference), closing(fmt)]
+        end = fmt.action_ids(side.decision.reference)
         first, cut = len(ids[prompt, prompt]) - 1, pair[0].boundary + 1
         with torch.inference_mode():
             caches = {n: model.hf(torch.tensor([i[:first]]), past_key_values=model.new_cache(), use_cache=True).past_key_values for n, i in ids.items()}

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp import patching, sweeps
-from interp.decoding import closing
 from interp.pairs import make_pairs, mismatch, swap, swapped
 from interp.hooks import SITES
 from interp.patching import patch, patch_modes
@@ -90,7 +89,7 @@ def difference(model, pair, name, mode, edits=lambda: {}):
     fmt, found = prompt.format, []
     tail = fmt.opening("prompt") if mode == "prompt" else fmt.with_trace(prompt.decision.trace)
     for side in pair:
-        end = [*fmt.encode(side.decision.reference), closing(fmt)]
+        end = fmt.action_ids(side.decision.reference)
         ids = [*prompt.ids, *tail, *end]
         logp = run(model, ids, edits())
         found.append(sum(float(logp[t - 1, ids[t]]) for t in range(len(ids) - len(end), len(ids))))
@@ -142,7 +141,7 @@ def test_the_packed_sweep_equals_one_forward_for_each_cell(model, pairs, mode):
 def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places):
     """Every site, head and position with its own value: the very numbers of the unpatched run."""
     prompt, size = prompts[3], len(prompts[3].ids)
-    tails = [[*fmt.opening("prompt"), *fmt.encode(a), closing(fmt)] for a in ("go to desk 1", "go to drawer 11")]
+    tails = [[*fmt.opening("prompt"), *fmt.action_ids(a)] for a in ("go to desk 1", "go to drawer 11")]
     positions = dict(all=[(i,) for i in range(0, size, 7)], some=[(3, 8, size - 1)]).get(places, [(size - 1,)])
     flat = sorted({p for place in positions for p in place})
     names = [s for s in SITES if s in model.places]
@@ -176,7 +175,7 @@ def boundary_pair(pairs, model):
 
 def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20):
     """Log-probabilities of every cell by the packed sweep and by its slow twin."""
-    tails = [[*fmt.opening("prompt"), *fmt.encode(a), closing(fmt)] for a in ("go to desk 1", "go to drawer 11", "take mug 1 from desk 1")]
+    tails = [[*fmt.opening("prompt"), *fmt.action_ids(a)] for a in ("go to desk 1", "go to drawer 11", "take mug 1 from desk 1")]
     arguments = prompt.ids, tails, [2, 3, 6], names, sorted({p for place in positions for p in place})
     fast, slow = Packed(model, *arguments, budget=budget), Plain(model, *arguments)
     values = {key: value.flip(-1) for key, value in Plain(model, donor.ids, *arguments[1:]).values.items()}

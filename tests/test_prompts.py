@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.prompts import MODES, SPANS, STYLES, PromptFormat, Style
+from interp.prompts import MODES, SPANS, PromptFormat
+from interp.styles import STYLES, Style
 from interp.tasks import load_corpus, load_episodes, sample_decisions, save_episodes
 from interp.training import CHAT_TEMPLATE
 

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from analyses import series
 from interp import training
-from interp.prompts import STYLES, PromptFormat
+from interp.prompts import PromptFormat
+from interp.styles import STYLES
 from interp.tasks import save_episodes
 from interp.training import Recipe, _Batches, base_mixture, batches, build_model, fit_tokenizer, train
 from tests.conftest import TINY
