@@ -13,6 +13,7 @@ from itertools import takewhile
 CHAINS = (("behaviour", "probes"), ("online", "patching", "reliance", "conflict"))
 ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
+         "smollm2": "fine-tune a real pretrained chat model on ALFWorld episodes, or prepare the shipped adapters",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
          "readme": "write the README's generated parts from the committed tables",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}
@@ -72,6 +73,9 @@ def _all(rest: list[str]) -> int:
     if importlib.util.find_spec("alfworld") is None and "online" not in left_out:
         print("online: left out, ALFWorld's engine is not installed (make figures without ENGINE=0 installs it)")
         left_out.add("online")
+    if not study.playable and "online" not in left_out:
+        print("online: left out, the decisions are not ALFWorld's and no other environment can be played")
+        left_out.add("online")
     jobs = 1 if study.on_gpu else min(len(CHAINS), os.cpu_count() or 1)
     chains = [[name for name in chain if name not in left_out] for chain in (CHAINS if jobs > 1 else [ANALYSES])]
     threads = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() // jobs))}
@@ -108,6 +112,9 @@ def main() -> int:
     except (ValueError, OSError, KeyError, NotImplementedError, ImportError) as error:
         if os.environ.get("INTERP_DEBUG"):
             raise
+        if getattr(error, "left_out", False):
+            print(f"left out: {error}", file=sys.stderr)
+            return 0
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -44,10 +44,11 @@ def measure(said: dict, reference: list[str], groups: list[str], seed: int) -> l
 def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     """Which candidate each reading prefers: summed and per-token log-probability, at the boundary and behind the own trace."""
     model = study.model(step)
-    prompts, cot = study.prompts(split)[:n], study.decoded(step, split, "cot")[:n]
     rows = []
-    for prompt, words in zip(prompts, cot):
+    for prompt, words in list(zip(study.prompts(split), study.decoded(step, split, "cot")))[:n]:
         candidates = prompt.decision.admissible
+        if not candidates:
+            continue
         row = dict(episode=prompt.decision.episode, choice_cot_sum=False, choice_cot_mean=False)
         own = prompt.format.lead_ids(words.ids)
         readings = dict(prompt=None) if own is None else dict(prompt=None, cot=own)  # a trace that never closed can be followed by no action
@@ -67,7 +68,7 @@ def run(config: Config) -> None:
         said = {mode: config.decoded(step, split, mode) for mode in ("prompt", "cot", "empty_think")}
         found = measure(said, [d.reference for d in decisions], [d.episode for d in decisions], config.seed)
         choices = config.stage(f"choices/{step}-{split}", dict(config.inputs(step, split), n=n), lambda: forced(config, step, split, n))
-        for metric in ("choice_prompt_sum", "choice_prompt_mean", "choice_cot_sum", "choice_cot_mean"):
+        for metric in ("choice_prompt_sum", "choice_prompt_mean", "choice_cot_sum", "choice_cot_mean") if choices else ():
             values = np.array([r[metric] for r in choices], dtype=bool)
             found.append(dict(metric=metric, **cluster_bootstrap(values, [r["episode"] for r in choices], seed=config.seed).row()))
         rows += [dict(step=step, split=split, **row) for row in found]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import Study
-from interp.alfworld.commands import parse
 from interp.conflicts import ARMS, conflict
 from interp.stats import cluster_bootstrap
 
@@ -31,7 +30,7 @@ def run(config: Config) -> None:
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
         def compute():
-            outcomes = conflict(config.model(step), prompts, own, config.arms, parser=parse, seed=config.seed)
+            outcomes = conflict(config.model(step), prompts, own, config.arms, parser=config.parse, seed=config.seed)
             return {arm: dict(index=o.index.tolist(), keep=o.keep.tolist(), follow=o.follow.tolist(), unparsed=o.unparsed.tolist(),
                               other=(~(o.keep | o.follow | o.unparsed)).tolist(), leak_rate=o.leaked.tolist(), logp_trace=o.logp.tolist())
                     for arm, o in outcomes.items()}

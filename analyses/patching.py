@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.study import Study
+from analyses.study import NotApplicable, Study
 from interp.pairs import make_pairs
 from interp.patching import patch_modes
 from interp.stats import cluster_bootstrap
@@ -28,11 +28,13 @@ class Config(Study):
 def run(config: Config) -> None:
     """Sweep, then average over pairs with intervals that resample episodes."""
     started, rows, paths = time.time(), [], set()
-    split = config.splits[0]
+    split = config.parts[0]
     step = config.steps[0]
     config.model(step)
     decisions = [d for e in config.episodes[split] for d in e.decisions()]
     clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 30, 60), config.seed)
+    if not clean:
+        raise NotApplicable(f"No decision has a counterfactual twin ({dict(dropped)}), so there is nothing to patch.")
     for step, _ in config.cells("patching", [split]):
         inputs = dict(config.inputs(step), pairs=config.digest([*clean, *corrupt]), sites=config.sites, modes=config.modes)
 

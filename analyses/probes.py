@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from analyses.study import Study
-from interp.alfworld.commands import target, verb
+from interp.actions import target, verb
 from interp.probes import probe
 from interp.store import stored_capture
 
@@ -46,20 +46,20 @@ def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarr
 def run(config: Config) -> None:
     """Capture, probe and tabulate; a checkpoint's label is one resumable stage."""
     started, rows, dropped, skipped = time.time(), [], {}, {}
-    prompts = {s: config.prompts(s) for s in config.splits}
-    texts = {s: [p.format.tokenizer.decode(p.ids) for p in prompts[s]] for s in config.splits}
-    for step, _ in config.cells("probes", config.splits[:1]):
-        acts = {s: boundary_layers(config, step, s) for s in config.splits}
+    prompts = {s: config.prompts(s) for s in config.parts}
+    texts = {s: [p.format.tokenizer.decode(p.ids) for p in prompts[s]] for s in config.parts}
+    for step, _ in config.cells("probes", config.parts[:1]):
+        acts = {s: boundary_layers(config, step, s) for s in config.parts}
         for label in config.labels:
             sets = {}
-            for split in config.splits:
+            for split in config.parts:
                 kept, names = labelled(config, step, split, label)
                 dropped[f"{step} {split} {label}"] = len(prompts[split]) - len(kept)
                 decisions = [prompts[split][i].decision for i in kept]
                 sets[split] = (acts[split][kept], names, [d.episode for d in decisions], [texts[split][i] for i in kept], [d.previous for d in decisions])
-            first, second = sets[config.splits[0]], sets[config.splits[1]] if len(config.splits) > 1 else None
-            inputs = dict(config.inputs(step, config.splits[0]), label=label, folds=config.folds, draws=config.draws,
-                          test=config.inputs(step, config.splits[1]) if second else None)
+            first, second = sets[config.parts[0]], sets[config.parts[1]] if len(config.parts) > 1 else None
+            inputs = dict(config.inputs(step, config.parts[0]), label=label, folds=config.folds, draws=config.draws,
+                          test=config.inputs(step, config.parts[1]) if second else None)
 
             def compute():
                 try:

@@ -1,4 +1,4 @@
-"""Play and record the corpus of episodes: the same file from the same seed."""
+"""Play and record a corpus of episodes: the same file from the same seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from interp.alfworld.record import Sizes, record
+from interp.alfworld.record import Sizes, plan, plan_official, record
 from interp.tasks import CORPUS, save_episodes
 
 
@@ -19,6 +19,8 @@ class Config:
     """File to write."""
     sizes: Sizes = field(default_factory=Sizes)
     """Games for each split."""
+    official: int = 0
+    """Instead, the expert's episodes of this many of ALFWorld's own train games, and of all of valid_seen, from $ALFWORLD_DATA."""
     seed: int = 0
     """Seed of scenes, placements, noise and phrasings."""
     workers: int = 2
@@ -27,6 +29,9 @@ class Config:
 
 def run(config: Config) -> None:
     """Play, then write the whole file at once."""
-    episodes, report = record(config.sizes, config.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
+    if config.official and config.out == CORPUS:
+        raise ValueError("Give --out: the shipped corpus holds generated games, and ALFWorld's own are not shipped.")
+    jobs = plan_official(config.official, config.seed) if config.official else plan(config.sizes, config.seed)
+    episodes, report = record(jobs, config.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
     path = save_episodes(config.out, episodes)
     print(f"{path}: {report['episodes']} episodes of {report['games']} games; dropped {report['dropped'] or 'none'}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.study import Study
+from analyses.study import NotApplicable, Study
 from interp.mediation import EFFECTS, prompt_reliance
 from interp.pairs import make_pairs
 from interp.stats import cluster_bootstrap
@@ -26,10 +26,12 @@ def run(config: Config) -> None:
     started, rows, unpaired, paths = time.time(), [], {}, set()
     config.model(config.steps[0])
     pairs = {}
-    for split in config.splits:
+    for split in config.parts:
         decisions = [d for e in config.episodes[split] for d in e.decisions()]
         *pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 40, 150), config.seed)
         unpaired[split] = dict(dropped)
+    if not all(clean for clean, _ in pairs.values()):
+        raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to swap.")
     for step, split in config.cells("reliance"):
         inputs = dict(config.inputs(step), pairs=[config.digest(side) for side in pairs[split]])
 

@@ -18,13 +18,20 @@ import pandas as pd
 from tqdm import tqdm
 
 import interp
-from interp.alfworld.commands import parse
+from interp import actions
+from interp.alfworld import commands
 from interp.decoding import Said, decode_modes
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.prompts import MODES, Mode, Prompt, PromptFormat
 from interp.series import SERIES, CheckpointSeries
 from interp.tables import write_json, write_table
 from interp.tasks import CORPUS, SPLITS, load_corpus, sample_decisions
+
+class NotApplicable(ValueError):
+    """An analysis that these decisions do not allow; the others go on."""
+
+    left_out = True
+
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
 
@@ -39,16 +46,24 @@ class Study:
     """Folder of checkpoint-N folders; the shipped series by default."""
     corpus: Path = CORPUS
     """Recorded episodes, .jsonl or .jsonl.xz; the shipped ones by default."""
-    style: str = "tags"
-    """Prompt style (see interp.prompts.STYLES)."""
+    base: Path | None = None
+    """Folder of the model that the series' adapters belong to (none: where their configuration says)."""
+    style: str = ""
+    """Prompt style (see interp.styles.STYLES); the one that the series says it was trained in, else `tags`."""
+    system: str = ""
+    """System prompt of decisions that bring none; the one that the series says it was trained with, else none."""
+    tools: Path | None = None
+    """JSON file with the list of function signatures that the chat template is given."""
+    actions: Literal["auto", "alfworld", "any"] = "auto"
+    """Which texts are actions: ALFWorld's commands, or any text or JSON object (auto: by the recorded ones)."""
     size: Literal["quick", "full"] = "quick"
     """Sets every number below that is not given."""
     checkpoints: tuple[int, ...] = ()
     """Checkpoints to study; all when empty."""
-    splits: tuple[Literal["in_domain", "out_of_domain"], ...] = ("in_domain", "out_of_domain")
-    """Which test decisions: seen task types in unseen scenes, or task types never trained on."""
+    splits: tuple[Literal["in_domain", "out_of_domain"], ...] = ()
+    """Which test decisions: seen task types in unseen scenes, or task types never trained on (all that the corpus holds)."""
     decisions: int = 0
-    """Decisions in each split (0: 160 quick, 400 full)."""
+    """Decisions in each split (0: 160 quick, 400 full, or all where there are fewer)."""
     seed: int = 0
     """Seed of every draw: decisions, pairs, donors, resamples, folds."""
     device: str = "auto"
@@ -67,7 +82,7 @@ class Study:
 
     @cached_property
     def checkpoint_series(self) -> CheckpointSeries:
-        return CheckpointSeries.discover(self.series)
+        return CheckpointSeries.discover(self.series, **(dict(base=self.base) if self.base else {}))
 
     @cached_property
     def steps(self) -> list[int]:
@@ -88,20 +103,36 @@ class Study:
 
     @cached_property
     def format(self) -> PromptFormat:
-        return PromptFormat(self._model.tokenizer, self.style)
+        made = next((json.loads(file.read_text()) for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
+                     and (file := path / "training.json").exists()), {})  # what the trainer wrote beside the weights
+        tools = json.loads(Path(self.tools).read_text()) if self.tools else ()
+        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), tools)
+
+    @cached_property
+    def parse(self) -> Callable[[str], str | None]:
+        """The parser of actions."""
+        known = all(commands.parse(d.reference) for group in self.episodes.values() for e in group for d in e.decisions()[:1])
+        return commands.parse if self.actions == "alfworld" or self.actions == "auto" and known else actions.parse
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The splits that are studied."""
+        return tuple(self.episodes)
 
     @cached_property
     def episodes(self) -> dict[str, list]:
         corpus = load_corpus(self.corpus)
-        missing = [SPLITS[s] for s in self.splits if SPLITS[s] not in corpus]
+        wanted = self.splits or [s for s in SPLITS if SPLITS[s] in corpus] or list(SPLITS)
+        missing = [SPLITS[s] for s in wanted if SPLITS[s] not in corpus]
         if missing:
             raise ValueError(f"{self.corpus} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}.")
-        return {s: corpus[SPLITS[s]] for s in self.splits}
+        return {s: corpus[SPLITS[s]] for s in wanted}
 
     @cached_property
     def _prompts(self) -> dict[str, list[Prompt]]:
-        n = self.number(self.decisions, 160, 400)
-        return {s: [self.format.prompt(d) for d in sample_decisions(self.episodes[s], n, self.seed)] for s in self.splits}
+        held = {s: sum(len(e.decisions()) for e in group) for s, group in self.episodes.items()}
+        sizes = {s: self.decisions or min(n, self.number(0, 160, 400)) for s, n in held.items()}
+        return {s: [self.format.prompt(d) for d in sample_decisions(self.episodes[s], sizes[s], self.seed)] for s in self.parts}
 
     def prompts(self, split: str) -> list[Prompt]:
         return self._prompts[split]
@@ -112,7 +143,7 @@ class Study:
         found = dict(version=interp.__version__, weights=self.checkpoint_series.weights_hash(step), seed=self.seed,
                      device=device.type, dtype=str(pick_dtype(self.dtype, device)))
         if split:
-            found["decisions"] = self.digest(self.prompts(split))
+            found |= dict(decisions=self.digest(self.prompts(split)), parser=self.parse.__module__)
         return found
 
     @staticmethod
@@ -138,7 +169,7 @@ class Study:
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
         def compute():
-            found = decode_modes(self.model(step), self.prompts(split), MODES, parser=parse)
+            found = decode_modes(self.model(step), self.prompts(split), MODES, parser=self.parse)
             return {m: [dataclasses.asdict(s) for s in said] for m, said in found.items()}
 
         rows = self.stage(f"decoded/{step}-{split}", self.inputs(step, split), compute)[mode]
@@ -154,7 +185,7 @@ class Study:
 
     def cells(self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()) -> Iterable[tuple[int, str]]:
         """(checkpoint, split) in order, behind a progress bar."""
-        every = [(step, split) for step in (steps or self.steps) for split in (splits or self.splits)]
+        every = [(step, split) for step in (steps or self.steps) for split in (splits or self.parts)]
         return tqdm(every, desc=name)
 
     def write(self, name: str, rows: list[dict], started: float, **extra) -> Path:
@@ -176,6 +207,11 @@ class All(Study):
 
     skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict"], ...] = ()
     """Analyses to leave out."""
+
+    @property
+    def playable(self) -> bool:
+        """Whether the decisions are ALFWorld's, whose games can be played."""
+        return self.parse is commands.parse
 
     @property
     def on_gpu(self) -> bool:

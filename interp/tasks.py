@@ -1,7 +1,7 @@
 """Episodes and decisions: what an agent saw, said and did, and what it had to decide next.
 
-A decision is one step of one episode at which the agent must act. Any environment that can write its episodes in this
-form can be studied; the shipped corpus was recorded in ALFWorld's engine.
+A decision is one step of one episode at which the agent must act. Any environment can be studied whose episodes or
+decisions are written in this form; the shipped corpus was recorded in ALFWorld's engine.
 
 >>> corpus = load_corpus()
 >>> decisions = [d for e in corpus["test_in_domain"] for d in e.decisions()]
@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from interp.actions import canonical
 
 CORPUS = Path(__file__).parent / "data" / "alfworld.jsonl.xz"
 SPLITS = {"in_domain": "test_in_domain", "out_of_domain": "test_out_of_domain"}
@@ -36,8 +38,9 @@ class Step:
 class Decision:
     """One step of one episode at which the agent must act.
 
-    `messages` are alternating user turns (`content`) and agent turns (`trace`, None where there was none, and `action`),
-    ending with a user turn; `reference` is the expert's action, `trace` the expert's, `task` a substring of a user turn.
+    `messages` are user, tool and system turns (`content`) and agent turns (`trace`, None where there was none, and `action`; or
+    their whole text as `content`), ending with a user or tool turn; `reference` is the expert's action, `trace` the expert's,
+    `task` a substring of a user turn.
     """
 
     messages: tuple[dict, ...]
@@ -57,7 +60,12 @@ class Decision:
     @property
     def previous(self) -> str:
         """The action before this one ("" at the first step)."""
-        return self.messages[-2]["action"] if len(self.messages) > 1 else ""
+        last = next((m for m in reversed(self.messages) if m["role"] == "agent"), {})
+        return last.get("action") or last.get("content", "")
+
+    def decisions(self) -> list["Decision"]:
+        """This decision alone, as an episode gives its own."""
+        return [self]
 
 
 @dataclass(frozen=True)
@@ -99,10 +107,29 @@ def save_episodes(path: str | Path, episodes: Iterable[Episode]) -> Path:
     return Path(path)
 
 
-def load_episodes(path: str | Path) -> list[Episode]:
-    """Read episodes from `.jsonl` or `.jsonl.xz`.
+def _decision(row: dict, number: int) -> Decision:
+    """A decision as a user writes it; what is left out gets the value that says the least."""
+    unknown = sorted(row.keys() - Decision.__dataclass_fields__.keys())
+    if unknown or "reference" not in row:
+        raise ValueError(f"{unknown[0]!r} is no field of a decision" if unknown else "a decision needs its 'reference' action")
+    messages = []
+    for m in row["messages"]:
+        m = {**m, "role": "agent" if m.get("role") == "assistant" else m.get("role")}
+        if m["role"] not in ("system", "user", "tool", "agent") or not isinstance(m.get("content", m.get("action")), str):
+            raise ValueError(f"a message has a role (system, user, tool, agent or assistant) and text, but one is {str(m)[:80]}")
+        messages.append(m)
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise ValueError("the messages of a decision end with the user or tool turn that the agent answers")
+    default = dict(episode=f"line {number}", step=sum(m["role"] == "agent" for m in messages), task="", task_type="", split="in_domain", trace="")
+    found = {**default, **row, "messages": tuple(messages), "reference": canonical(row["reference"]),
+             "admissible": tuple(canonical(a) for a in row.get("admissible", ()))}
+    return Decision(**{**found, "split": SPLITS.get(found["split"], found["split"])})
 
-    Raises FileNotFoundError, or ValueError naming the line that is not an episode.
+
+def load_episodes(path: str | Path) -> list[Episode | Decision]:
+    """Read episodes (rows with `steps`) and decisions (rows with `messages`) from `.jsonl` or `.jsonl.xz`.
+
+    Raises FileNotFoundError, or ValueError naming the line that is neither.
     """
     path = Path(path)
     if not path.is_file():
@@ -112,34 +139,41 @@ def load_episodes(path: str | Path) -> list[Episode]:
         try:
             for number, line in enumerate(stream, 1):
                 row = json.loads(line)
+                if "messages" in row:
+                    found.append(_decision(row, number))
+                    continue
                 row["steps"] = tuple(Step(**{**s, "admissible": tuple(s["admissible"])}) for s in row["steps"])
                 found.append(Episode(**row))
         except (lzma.LZMAError, EOFError) as error:
             raise ValueError(f"{path} is damaged ({error}): record it again with `python -m analyses record`.") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}, is not an episode: {error}.") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}, is neither an episode nor a decision: {error}.") from error
     return found
 
 
-def load_corpus(path: str | Path = CORPUS) -> dict[str, list[Episode]]:
-    """Read a corpus and group its episodes by split."""
-    groups: dict[str, list[Episode]] = {}
+def load_corpus(path: str | Path = CORPUS) -> dict[str, list[Episode | Decision]]:
+    """Read a corpus and group its episodes, or decisions, by split."""
+    groups: dict[str, list[Episode | Decision]] = {}
     for episode in load_episodes(path):
         groups.setdefault(episode.split, []).append(episode)
     return groups
 
 
-def sample_decisions(episodes: Sequence[Episode], n: int, seed: int = 0) -> list[Decision]:
+def sample_decisions(episodes: Sequence[Episode | Decision], n: int, seed: int = 0) -> list[Decision]:
     """Draw about equally many steps from each episode until `n` decisions are found, in episode order.
 
     Raises ValueError when there are fewer than `n`.
     """
     rng = np.random.default_rng(seed)
-    pools = [[int(i) for i in rng.permutation(len(e.steps))] for e in episodes]
+    groups: dict[str, list[Decision]] = {}
+    for episode in episodes:
+        for decision in episode.decisions():
+            groups.setdefault(decision.episode, []).append(decision)
+    found = list(groups.values())
+    pools = [[int(i) for i in rng.permutation(len(group))] for group in found]
     if sum(map(len, pools)) < n:
-        raise ValueError(f"{n} decisions were asked for, but {len(episodes)} episodes hold only {sum(map(len, pools))}.")
+        raise ValueError(f"{n} decisions were asked for, but {len(found)} episodes hold only {sum(map(len, pools))}.")
     chosen: list[tuple[int, int]] = []
     while len(chosen) < n:
         chosen += [(i, pools[i].pop()) for i in rng.permutation(len(pools)) if pools[i]]
-    cache: dict[int, list[Decision]] = {}
-    return [cache.setdefault(i, episodes[i].decisions())[s] for i, s in sorted(chosen[:n])]
+    return [found[i][s] for i, s in sorted(chosen[:n])]

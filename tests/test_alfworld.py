@@ -136,7 +136,7 @@ def test_games_depend_on_the_seed_alone():
 
 def test_the_same_seed_gives_the_same_episodes_with_any_number_of_workers():
     sizes = Sizes(base=0, base_out_of_domain=1, train=9, test=0)  # more jobs than one worker takes at once
-    (one, report), (two, _) = record(sizes, seed=2, workers=1), record(sizes, seed=2, workers=2)
+    (one, report), (two, _) = record(plan(sizes, 2), seed=2, workers=1), record(plan(sizes, 2), seed=2, workers=2)
     assert one == two and report["games"] == 10 and len(one) >= 9
     assert all(e.won == (e.kind == "expert") for e in one) and {e.task_type for e in one if e.kind == "expert"} <= set(IN_DOMAIN)
 
@@ -153,7 +153,7 @@ def test_aimless_wins_and_lost_expert_games_are_dropped_and_counted(monkeypatch)
         def map(self, function, jobs, chunksize): return [[*episodes, empty]]
 
     monkeypatch.setattr(recording, "ProcessPoolExecutor", Here)
-    kept, report = record(Sizes(0, 0, 0, 0))
+    kept, report = record(plan(Sizes(0, 0, 0, 0), 0))
     assert [(e.kind, e.won) for e in kept] == [("expert", True), ("aimless", False), ("noisy", False), ("noisy", True)]
     assert report["dropped"] == {"base": 3}
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from interp.alfworld.commands import parse, target, verb
+from interp.actions import target, verb
+from interp.alfworld.commands import parse
 from interp.decoding import choose, decode, decode_modes, said
 from interp.generation import continue_each
 from interp.models import HookedModel

@@ -1,4 +1,4 @@
-"""The command language of ALFWorld's text engine, and the classes that probes predict."""
+"""The command language of ALFWorld's text engine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,3 @@ def parse(text: str) -> str | None:
     text = " ".join(text.split())
     return text if _COMMAND.fullmatch(text) else None
 
-
-def verb(command: str) -> str:
-    """What is done: `verb("take mug 1 from shelf 2") == "take"`."""
-    return command.split()[0]
-
-
-def target(command: str) -> str:
-    """The class of what it is done to: `target("go to shelf 2") == "shelf"`; the verb itself where there is nothing."""
-    match = re.search(r"([a-z]+) \d+", command)
-    return match.group(1) if match else command

@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from interp.alfworld import expert, traces
 from interp.alfworld.engine import Household
-from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TEST_SCENES, TRAIN_SCENES, Game, games
+from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TEST_SCENES, TRAIN_SCENES, Game, games, official_games
 from interp.tasks import Episode, Step
 
 STEP_LIMIT = 50  # ALFWorld's own
@@ -76,12 +76,19 @@ def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
             + take("test_out_of_domain", OUT_OF_DOMAIN, TEST_SCENES, sizes.test, ("expert",), True))
 
 
-def record(sizes: Sizes = Sizes(), seed: int = 0, workers: int = 2, progress=lambda jobs, total: jobs) -> tuple[list[Episode], dict]:
-    """Play the whole plan; returns the episodes kept and what was dropped.
+def plan_official(train: int, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
+    """ALFWorld's own games from $ALFWORLD_DATA: `train` of its train games in domain, and all of valid_seen, split by task type."""
+    pool = [g for g in official_games("train") if g.task_type in IN_DOMAIN]
+    random.Random(seed).shuffle(pool)
+    test = [replace(g, split="test_in_domain" if g.task_type in IN_DOMAIN else "test_out_of_domain") for g in official_games("valid_seen")]
+    return [(g, ("expert",), True) for g in test] + [(g, ("expert",), False) for g in pool[:train]]
+
+
+def record(jobs: list, seed: int = 0, workers: int = 2, progress=lambda jobs, total: jobs) -> tuple[list[Episode], dict]:
+    """Play a plan; returns the episodes kept and what was dropped.
 
     Dropped and counted: an expert's episode that was not won, and an aimless one that happened to reach its goal.
     """
-    jobs = plan(sizes, seed)
     kept, dropped = [], {}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for found in progress(pool.map(_episodes, jobs, chunksize=8), len(jobs)):

