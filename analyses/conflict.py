@@ -30,12 +30,12 @@ def run(config: Config) -> None:
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
         def compute():
-            outcomes = conflict(config.model(step), prompts, own, config.arms, parser=config.parse, seed=config.seed)
+            outcomes = conflict(config.model(step), prompts, own, config.arms, parser=config.parse, seed=config.seed, max_new_tokens=config.action_tokens)
             return {arm: dict(index=o.index.tolist(), keep=o.keep.tolist(), follow=o.follow.tolist(), unparsed=o.unparsed.tolist(),
                               other=(~(o.keep | o.follow | o.unparsed)).tolist(), leak_rate=o.leaked.tolist(), logp_trace=o.logp.tolist())
                     for arm, o in outcomes.items()}
 
-        found = config.stage(f"conflict/{step}-{split}", dict(config.inputs(step, split), arms=config.arms, n=n), compute)
+        found = config.stage(f"conflict/{step}-{split}", dict(config.inputs(step, split), arms=config.arms, n=n, limits=config.limits), compute)
         for arm in config.arms:
             columns = dict(found[arm])
             groups = [prompts[i].decision.episode for i in columns.pop("index")]

@@ -49,10 +49,10 @@ def run(config: Config) -> None:
         for step, split in config.cells("online", steps=chosen):
             n = count if split == "in_domain" else (count + 1) // 2
             for mode in ("prompt", "cot"):
-                inputs = dict(config.inputs(step), format=config.format.hash, mode=mode, n=n, limit=config.step_limit, official=config.official)
+                inputs = dict(config.inputs(step), format=config.format.hash, mode=mode, n=n, limit=config.step_limit, tokens=config.limits[mode], official=config.official)
                 results = config.stage(f"online/{step}-{split}-{mode}", inputs, lambda: [asdict(r) for r in play(
                     config.model(step), config.format, pick(split, n, config.seed, config.official), mode, pool,
-                    step_limit=config.step_limit, progress=True)])
+                    step_limit=config.step_limit, max_new_tokens=config.limits, progress=True)])
                 names = [r["game"] for r in results]
                 for metric, values in dict(success=[r["won"] for r in results], steps=[r["steps"] for r in results],
                                            unparsed=[r["unparsed"] for r in results]).items():

@@ -66,6 +66,12 @@ class Study:
     """Decisions in each split (0: 160 quick, 400 full, or all where there are fewer)."""
     seed: int = 0
     """Seed of every draw: decisions, pairs, donors, resamples, folds."""
+    trace_tokens: int = 96
+    """Tokens that a trace and its action may take before a decoding is given up."""
+    action_tokens: int = 24
+    """Tokens that an action may take where no trace is written before it."""
+    generator: Literal["hf", "vllm"] = "hf"
+    """What decodes: the hooked Hugging Face model, or vLLM on a GPU machine that has it (full weights only)."""
     device: str = "auto"
     """auto, cpu or cuda."""
     dtype: str = "auto"
@@ -113,6 +119,11 @@ class Study:
         """The parser of actions."""
         known = all(commands.parse(d.reference) for group in self.episodes.values() for e in group for d in e.decisions()[:1])
         return commands.parse if self.actions == "alfworld" or self.actions == "auto" and known else actions.parse
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Tokens that a decoding may take, for each mode."""
+        return {mode: self.trace_tokens if mode == "cot" else self.action_tokens for mode in MODES}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -169,10 +180,17 @@ class Study:
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
         def compute():
-            found = decode_modes(self.model(step), self.prompts(split), MODES, parser=self.parse)
+            given = dict(parser=self.parse, max_new_tokens=self.limits)
+            if self.generator == "vllm":
+                from interp.vllm import Engine
+
+                with Engine(self.checkpoint_series.path(step)) as engine:
+                    found = decode_modes(self.model(step), self.prompts(split), MODES, engine=engine, **given)
+            else:
+                found = decode_modes(self.model(step), self.prompts(split), MODES, **given)
             return {m: [dataclasses.asdict(s) for s in said] for m, said in found.items()}
 
-        rows = self.stage(f"decoded/{step}-{split}", self.inputs(step, split), compute)[mode]
+        rows = self.stage(f"decoded/{step}-{split}", dict(self.inputs(step, split), limits=self.limits, generator=self.generator), compute)[mode]
         return [Said(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
 
     def _seconds_reused(self) -> dict[str, float]:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,26 +31,31 @@ LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
 
 def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, parser: Callable[[str], str | None] = str,
-                 max_new_tokens: int | None = None, progress: bool = False, memory: Memory | None = None) -> dict[str, list[Said]]:
+                 max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None, engine=None) -> dict[str, list[Said]]:
     """Decode greedily in several modes, each prompt read once; as `decode`, for each mode.
 
-    memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one.
+    memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one. engine: an
+    `interp.vllm.Engine` over the same checkpoint, which generates instead.
     """
     if not prompts:
         raise ValueError("There is nothing to decode: the list of prompts is empty.")
     fmt = prompts[0].format
-    variants = {mode: [fmt.opening(mode)] * len(prompts) for mode in modes}
-    limits = {mode: max_new_tokens or LIMITS[mode] for mode in modes}
+    openings = {mode: fmt.opening(mode) for mode in modes}
+    limits = {mode: max_new_tokens[mode] if isinstance(max_new_tokens, Mapping) else max_new_tokens or LIMITS[mode] for mode in modes}
+    if engine is not None:
+        found = engine.continue_each([p.ids for p in prompts], openings, limits, fmt.style.close_action.strip(), list(fmt.ends))
+        return {mode: [said(fmt, ids, mode, parser) for ids in found[mode]] for mode in modes}
+    variants = {mode: [ids] * len(prompts) for mode, ids in openings.items()}
     out = continue_each(model, [p.ids for p in prompts], variants, {m: fmt.ended(m) for m in modes}, limits, progress=progress,
                         memory=memory, names=[p.decision.episode for p in prompts])
     return {mode: [said(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
 
 
 def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Callable[[str], str | None] = str,
-           max_new_tokens: int | None = None, progress: bool = False, memory: Memory | None = None) -> list[Said]:
+           max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None) -> list[Said]:
     """Decode greedily in one mode; `parser` turns the text between the action tags into an action, or None.
 
-    `max_new_tokens` is `LIMITS[mode]` unless given. Raises ValueError for an empty list of prompts.
+    `max_new_tokens` (one number, or one for each mode) is `LIMITS[mode]` unless given. Raises ValueError for an empty list of prompts.
     """
     return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress, memory=memory)[mode]
 

@@ -116,7 +116,7 @@ def engines(workers: int = 2) -> Iterator[Engines]:
 
 
 def play(model, fmt: PromptFormat, games: Sequence[Game], mode: Mode, pool: Engines, *, step_limit: int = 50,
-         side_by_side: int = 32, progress: bool = False) -> list[Result]:
+         side_by_side: int = 32, max_new_tokens=None, progress: bool = False) -> list[Result]:
     """Play every game once in one mode, `side_by_side` at a time; a game that ends gives its place to the next.
 
     A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions stay in
@@ -139,7 +139,7 @@ def play(model, fmt: PromptFormat, games: Sequence[Game], mode: Mode, pool: Engi
             player.view = view
             player.messages.append(dict(role="user", content=view.text))
         slots = sorted(running)
-        said = decode(model, [fmt.prompt(running[s][1].decision()) for s in slots], mode, parser=parse, memory=memory)
+        said = decode(model, [fmt.prompt(running[s][1].decision()) for s in slots], mode, parser=parse, memory=memory, max_new_tokens=max_new_tokens)
         moves = {}
         for slot, words in zip(slots, said):
             number, player = running[slot]
