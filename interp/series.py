@@ -8,184 +8,305 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import mmap
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
+from interp import checks, weights
 from interp.models import HookedModel, pick_device, pick_dtype
+from interp.weights import Checkpoint
+from interp.weights import hash_files as _hash_files  # noqa: F401 (the trainers' scripts take it from here)
 
 SERIES = Path(__file__).parent / "data" / "series"
 _READER, _HASHER = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+_NAMED = re.compile(r"(?:checkpoint|global_step)[-_](\d+)")
+Source = Path | tuple[str, str]
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint folder's safetensors, or a sentence."""
-    index = path / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        if not (path / name).exists():
-            pickled = list(path.glob("pytorch_model*.bin"))
-            hint = " Only a pickle is there, which is never read: save it as safetensors." if pickled else ""
-            raise FileNotFoundError(f"{path} has no {name}.{hint}")
-        try:
-            tensors.update(load_file(path / name))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"The weights {path / name} cannot be read ({error}): the file is truncated or damaged, "
-                             "copy or train it again.") from error
-    return tensors
+def _number(path: Path) -> int | None:
+    """The step at the end of a checkpoint's name, verl's inner folders and a GGUF's quantisation left out."""
+    name = re.sub(r"[-_.](?:I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.I) if path.suffix == ".gguf" else path.name
+    for nested in filter(None, weights.NESTED):
+        if path.as_posix().endswith(f"/{nested}"):
+            name = path.parents[nested.count("/")].name
+            break
+    found = re.search(r"(\d+)$", name)
+    return int(found[1]) if found else None
 
 
-def _renamed(path: Path, model: HookedModel) -> dict[str, torch.Tensor]:
-    """Weights under the module's own names, where the files keep an older release's (empty where transformers finds gaps too)."""
-    hf, report = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype, output_loading_info=True)
-    return {} if report["missing_keys"] or report["mismatched_keys"] else hf.state_dict()
-
-
-def _hash_files(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else nullcontext(b"") as data:
-            digest.update(data)
-    return digest.hexdigest()[:16]
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is no JSON ({error}).") from error
-
-
-def _architecture(path: Path) -> dict:
-    """What of a checkpoint's configuration decides the computation."""
-    volatile = ("dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "name_or_path")
-    return {k: v for k, v in _json(path / "config.json").items() if k not in volatile}
-
-
-def _template(path: Path) -> str | None:
-    """A checkpoint's chat template, from its own file or the tokenizer's configuration."""
-    if (path / "chat_template.jinja").exists():
-        return (path / "chat_template.jinja").read_text()
-    return _json(path / "tokenizer_config.json").get("chat_template") if (path / "tokenizer_config.json").exists() else None
+def _by_step(pairs: Iterable[tuple[int, Source]]) -> dict[int, Source]:
+    """step -> source; raises ValueError where two have one step."""
+    found: dict[int, Source] = {}
+    for step, source in pairs:
+        if step in found:
+            raise ValueError(f"{found[step]} and {source} are both checkpoint {step}: a series has one checkpoint of each step.")
+        found[step] = source
+    return found
 
 
 class CheckpointSeries:
-    """Ordered checkpoints of one training run: one architecture, one tokenizer."""
+    """Ordered checkpoints of one training run: one architecture, one tokenizer, one chat template.
 
-    def __init__(self, sources: Mapping[int, Path | tuple[str, str]]):
+    sources: step -> folder, GGUF file, or (hub repository, revision). base: the base of adapters that do not say theirs.
+    trust_remote_code: whether Python code that a checkpoint brings along may run.
+    """
+
+    def __init__(self, sources: Mapping[int, Source], base: str | Path | None = None, trust_remote_code: bool = False):
         if not sources:
             raise ValueError("A checkpoint series needs at least one checkpoint.")
         self.sources = dict(sorted(sources.items()))
+        self.base, self.trust_remote_code = base, trust_remote_code
         self._ahead: dict[int, Future] = {}
         self._hashes: dict[tuple, str] = {}
 
     @classmethod
-    def discover(cls, folder: str | Path = SERIES) -> "CheckpointSeries":
-        """All `checkpoint-N` folders below `folder`.
+    def discover(cls, folder: str | Path = SERIES, base: str | Path | None = None, trust_remote_code: bool = False) -> CheckpointSeries:
+        """What a trainer wrote below `folder`: `checkpoint-N` folders, verl's `global_step_N`, or `*.gguf` files.
 
-        Raises FileNotFoundError where there is none, ValueError where their tokenizers or shapes differ.
+        Each holds safetensors, whole or sharded, or an adapter (merged into its base as it is loaded: `base`, or what
+        adapter_config.json names), or one GGUF file. Of adapters alone without a checkpoint-0 the first one's base becomes
+        checkpoint 0, the untouched model. A folder that is itself a model is a series of one, of the step in its name or 0.
+
+        Raises FileNotFoundError where there is no checkpoint, and what `check` raises.
         """
         folder = Path(folder)
-        found = {int(m.group(1)): p for p in folder.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))}
+        if folder.is_file():
+            return cls.from_paths([folder], base=base, trust_remote_code=trust_remote_code)
+        found = [(int(m[1]), p) for p in sorted(folder.glob("*")) if p.is_dir() and (m := _NAMED.fullmatch(p.name))]
+        if not found and any((folder / n / name).exists() for n in weights.NESTED for name in ("config.json", "adapter_config.json")):
+            named = _NAMED.fullmatch(folder.resolve().name)
+            return cls.from_paths([folder], [int(named[1]) if named else 0], base, trust_remote_code)
+        if not found and (files := sorted(folder.glob("*.gguf"))):
+            return cls.from_paths(files, base=base, trust_remote_code=trust_remote_code)
         if not found:
             raise FileNotFoundError(f"No checkpoint-N folders in {folder}: give the folder that the trainer wrote, "
                                     "or train a series with `make series`.")
-        series = cls(found)
+        series = cls(_by_step(found), base, trust_remote_code)
+        held = {step: series.checkpoint(step) for step in series.steps}
+        series.sources = {step: c.path for step, c in held.items()}
+        if 0 not in held and all(c.kind == "adapter" for c in held.values()):
+            series.sources = {0: held[series.steps[0]].base.path, **series.sources}
         series.check()
         return series
 
     @classmethod
-    def from_hub(cls, repository: str, revisions: Sequence[str]) -> "CheckpointSeries":
-        """Revisions of one hub repository, keyed by the number in their name (needs the network when loaded)."""
-        steps = [re.search(r"\d+", r) for r in revisions]
-        return cls({int(m.group()) if m else i: (repository, r) for i, (m, r) in enumerate(zip(steps, revisions))})
+    def from_paths(cls, paths: Sequence[str | Path], steps: Sequence[int] | None = None, base: str | Path | None = None,
+                   trust_remote_code: bool = False) -> CheckpointSeries:
+        """The checkpoints at these paths, folders or GGUF files.
+
+        steps: theirs, in the same order; else the numbers that their names end in, else, where one has none, their positions.
+        Raises ValueError where two have one step, and what `check` raises.
+        """
+        paths = [Path(p) for p in paths]
+        numbers = [_number(p) for p in paths] if steps is None else list(steps)
+        if len(numbers) != len(paths):
+            raise ValueError(f"There are {len(paths)} paths, but {len(numbers)} steps: give one step for each path.")
+        if None in numbers or (steps is None and len(paths) == 1 and not _NAMED.search(paths[0].name)):
+            numbers = list(range(len(paths)))
+        series = cls(_by_step(zip(numbers, paths)), base, trust_remote_code)
+        series.sources = {step: series.checkpoint(step).path for step in series.steps}
+        series.check()
+        return series
+
+    @classmethod
+    def from_hub(cls, repository: str, revisions: Sequence[str], base: str | Path | None = None,
+                 trust_remote_code: bool = False) -> CheckpointSeries:
+        """Revisions of one hub repository, keyed by the number in their name (from the cache, or fetched when they are loaded)."""
+        numbers = [re.search(r"\d+", r) for r in revisions]
+        return cls(_by_step((int(m[0]) if m else i, (repository, r)) for i, (m, r) in enumerate(zip(numbers, revisions))), base, trust_remote_code)
 
     @property
     def steps(self) -> list[int]:
         return list(self.sources)
 
-    def path(self, step: int) -> Path | tuple[str, str]:
+    def path(self, step: int) -> Source:
         """Where a checkpoint is; raises KeyError naming those there are."""
         if step not in self.sources:
             raise KeyError(f"There is no checkpoint {step} in this series: it has {', '.join(map(str, self.steps))}.")
         return self.sources[step]
 
-    def check(self) -> None:
-        """Raise ValueError where a checkpoint's tokenizer or architecture differs from the first one's."""
-        first = self.path(self.steps[0])
+    def checkpoint(self, step: int) -> Checkpoint:
+        """What is on disk of a checkpoint now (a hub checkpoint is fetched); raises what `interp.weights.find` raises."""
+        path = self.path(step)
+        return weights.find(weights.fetch(*path, code=self.trust_remote_code) if isinstance(path, tuple) else path, self.base)
+
+    def kind(self, step: int) -> str:
+        """How a checkpoint is kept: full, sharded, adapter, gguf, or hub."""
+        return "hub" if isinstance(self.path(step), tuple) else self.checkpoint(step).kind
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What of a series bears on its numbers, in sentences: merged adapters, dequantised weights, several dtypes."""
+        found, dtypes = [], {}
+        for step in [s for s in self.steps if not isinstance(self.path(s), tuple)]:
+            checkpoint = self.checkpoint(step)
+            kept = weights.stored(weights.headers(checkpoint))
+            if checkpoint.kind == "gguf":
+                found.append(f"Checkpoint {step} is dequantised from {kept} ({checkpoint.path.name}).")
+            elif checkpoint.kind == "adapter":
+                found.append(f"Checkpoint {step} is an adapter merged into {checkpoint.base.path}.")
+            else:
+                dtypes.setdefault(kept, []).append(step)
+        if len(dtypes) > 1:
+            found.append("The checkpoints are kept in several dtypes: " + "; ".join(f"{k} ({', '.join(map(str, v))})" for k, v in dtypes.items()) + ".")
+        return found
+
+    def table(self) -> pd.DataFrame:
+        """One row for each checkpoint: step, kind, dtype as kept, parameters of the model, bytes of its weight files, path."""
+        rows = []
         for step in self.steps:
-            path = self.path(step)
-            for name in ("config.json", "tokenizer.json"):
-                if not (path / name).exists():
-                    raise FileNotFoundError(f"{path} has no {name}, so it is not a complete Hugging Face checkpoint.")
-            if _hash_files([path / "tokenizer.json"]) != _hash_files([first / "tokenizer.json"]):
-                raise ValueError(f"The tokenizer of {path} is not the one of {first}: a series has one tokenizer.")
-            if _template(path) != _template(first):
-                raise ValueError(f"The chat template of {path} is not the one of {first}: their prompts would differ.")
-            own, other = _architecture(path), _architecture(first)
-            differ = [k for k in sorted({*own, *other}) if own.get(k) != other.get(k)]
-            if differ:
-                raise ValueError(f"The architecture of {path} is not the one of {first}: {differ[0]} is {own.get(differ[0])!r}, "
-                                 f"not {other.get(differ[0])!r}.")
+            path, row = self.path(step), dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None)
+            if not isinstance(path, tuple):
+                checkpoint = self.checkpoint(step)
+                row |= dict(dtype=weights.stored(weights.headers(checkpoint)), parameters=self._blueprint.num_parameters(),
+                            bytes=sum(f.stat().st_size for f in checkpoint.files if f.suffix != ".json"))
+            rows.append(row | dict(path="@".join(path) if isinstance(path, tuple) else str(path)))
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def _blueprint(self):
+        """The first checkpoint's model on the meta device."""
+        return checks.blueprint(checks.configuration(self.checkpoint(self.steps[0]), self.trust_remote_code), self.trust_remote_code)
+
+    @cached_property
+    def template(self) -> str | None:
+        """The series' one chat template: that of the first checkpoint that has one."""
+        return next((t for step in self.steps if (t := checks.template(self.checkpoint(step))[0])), None)
+
+    def check(self) -> None:
+        """Read the checkpoints' small files and headers before anything is loaded.
+
+        Raises ValueError or FileNotFoundError, naming the file, where one's tokenizer or architecture differs from the first
+        one's, or tensors are missing, cut off, quantised, or not of the model's shapes; warns where chat templates or dtypes differ.
+        """
+        first = self.checkpoint(self.steps[0])
+        wanted = checks.configuration(first, self.trust_remote_code)
+        for step in self.steps:
+            checkpoint = self.checkpoint(step)
+            config = checks.configuration(checkpoint, self.trust_remote_code)
+            checks.tokenizer_home(checkpoint)
+            checks.check_tokenizer(checkpoint, first)
+            checks.check_architecture(checkpoint, config, first, wanted)
+        entries = len(checks.load_tokenizer(first, self.trust_remote_code))
+        if entries > wanted.vocab_size:
+            raise ValueError(f"The tokenizer of {first.path} has {entries} entries, but the model embeds only {wanted.vocab_size}: "
+                             "they do not belong together.")
+        for step in self.steps:
+            checkpoint = self.checkpoint(step)
+            checks.check_weights(checkpoint, weights.headers(checkpoint), self._blueprint, self.trust_remote_code)
+            own, file = checks.template(checkpoint)
+            if own and own != self.template:
+                warnings.warn(f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
+                              f"{checks.template_difference(own, self.template)}.", stacklevel=3)
+        for note in self.notes:
+            if "several dtypes" in note:
+                warnings.warn(note, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:
-        """Content hash of a checkpoint's weight files (a hub checkpoint's repository and revision)."""
+        """Content hash of a checkpoint's weight files, an adapter's with its base's (a hub checkpoint's repository and revision)."""
         path = self.path(step)
-        if isinstance(path, tuple):
-            return "@".join(path)
-        files = sorted(path.glob("*.safetensors"))
+        return "@".join(path) if isinstance(path, tuple) else self._hash(self.checkpoint(step))
+
+    def _hash(self, checkpoint: Checkpoint) -> str:
+        if checkpoint.base:
+            both = self._hash_files(checkpoint.files), self._hash(checkpoint.base)
+            return hashlib.sha256("+".join(both).encode()).hexdigest()[:16]
+        return self._hash_files(checkpoint.files)
+
+    def _hash_files(self, files: Sequence[Path]) -> str:
         key = tuple((f, s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()])  # a file is hashed once for as long as it stays
         if key not in self._hashes:
-            self._hashes[key] = _hash_files(files)
+            self._hashes[key] = weights.hash_files(files)
         return self._hashes[key]
 
-    def load(self, step: int, device: str = "auto", dtype: str = "auto") -> HookedModel:
+    def load(self, step: int, device: str = "auto", dtype: str = "auto", device_map: str | dict | None = None) -> HookedModel:
         """Load one checkpoint.
 
-        Raises KeyError for a step that is not there, ValueError or FileNotFoundError for weights that cannot be read.
+        device_map: "auto" lays a model that is larger than one GPU over all of them (accelerate's device map); `device` is then
+        not read. Raises KeyError for a step that is not there, ValueError or FileNotFoundError for weights that cannot be read or
+        that free memory does not hold.
         """
-        path, where = self.path(step), pick_device(device)
+        self.path(step)
+        where = pick_device(device)
         kind = pick_dtype(dtype, where)
-        if isinstance(path, tuple):
-            tokenizer = AutoTokenizer.from_pretrained(path[0], revision=path[1])
-            hf = AutoModelForCausalLM.from_pretrained(path[0], revision=path[1], dtype=kind)
+        checkpoint, code = self.checkpoint(step), self.trust_remote_code
+        config = checks.configuration(checkpoint, code)
+        tokenizer = checks.load_tokenizer(checkpoint, code)
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only "
+                             f"{config.vocab_size}: they do not belong together.")
+        if self.template and not isinstance(self.path(step), tuple):
+            tokenizer.chat_template = self.template
+        if device_map is None:
+            count, copied = self._blueprint.num_parameters(), checkpoint.kind in ("adapter", "gguf")
+            checks.check_memory(checkpoint.path, count, where, kind, copies=2 if copied and where.type == "cpu" else 1)
+            if copied and where.type != "cpu":
+                checks.check_memory(checkpoint.path, count, torch.device("cpu"), kind)
+            with no_init_weights():  # every parameter is read from the files
+                hf = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=code)
+            hf.tie_weights()
+            hf = hf.to(where)
         else:
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(path)
-            except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-                raise ValueError(f"The tokenizer of {path} cannot be read ({error}): tokenizer.json is damaged, copy it again.") from error
-            hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=kind)
-            hf.config.name_or_path = str(path)
-            if len(tokenizer) > hf.config.vocab_size:
-                raise ValueError(f"The tokenizer of {path} has {len(tokenizer)} entries, but the model embeds only "
-                                 f"{hf.config.vocab_size}: they do not belong together.")
-        model = HookedModel(hf.to(where), tokenizer)
-        if isinstance(path, tuple):
-            model.step, model.weights_hash = step, self.weights_hash(step)
-        else:
-            self.swap(model, step)
-        return model
+            hf = weights.pretrained(checkpoint.base or checkpoint, kind, code, device_map=device_map)[0]
+            if outside := [n for n, p in hf.named_parameters() if p.is_meta]:
+                raise ValueError(f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU or the disk, "
+                                 "where its weights cannot be swapped. Take a narrower dtype, or more GPUs.")
+        hf.config.name_or_path = str(checkpoint.home)
+        digest = self._put(hf, step)
+        return HookedModel(hf, tokenizer, step, digest)
 
-    def _read(self, step: int) -> tuple[dict[str, torch.Tensor], str, list[str]]:
-        """A checkpoint's tensors, its hash, and the names of those that are not finite."""
-        path = self.path(step)
-        if isinstance(path, tuple):
-            state = AutoModelForCausalLM.from_pretrained(path[0], revision=path[1]).state_dict()
-        else:
-            state = _tensors(path)
+    def _read(self, step: int) -> tuple[dict[str, torch.Tensor] | None, str]:
+        """A checkpoint's tensors (None where they are first computed, which the reader's thread must not do), and its hash."""
+        checkpoint = self.checkpoint(step)
+        if checkpoint.kind in ("adapter", "gguf"):
+            return None, self.weights_hash(step)
+        state = weights.tensors(checkpoint)
         digest = _HASHER.submit(self.weights_hash, step)  # hashing and checking read the same pages at the same time
-        bad = [n for n, t in state.items() if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all()]
-        return state, digest.result(), bad
+        self._check_finite(checkpoint, state)
+        return state, digest.result()
+
+    @staticmethod
+    def _check_finite(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+                raise ValueError(f"The weights of {checkpoint.path} hold values that are not finite, first in {name!r}.")
+
+    def _put(self, hf, step: int, ahead: int | None = None) -> str:
+        """Read a checkpoint into a module in place, once all of it is known to fit; returns its hash."""
+        self.path(step)
+        state, digest = self._ahead.pop(step).result() if step in self._ahead else self._read(step)
+        if ahead is not None and ahead not in self._ahead:
+            self._ahead = {ahead: _READER.submit(self._read, ahead)}
+        checkpoint, dtype = self.checkpoint(step), next(hf.parameters()).dtype
+        if state is None:
+            state = weights.dequantised(checkpoint, dtype) if checkpoint.kind == "gguf" else weights.merged(checkpoint, dtype, self.trust_remote_code)
+            self._check_finite(checkpoint, state)
+        own = hf.state_dict(keep_vars=True)
+        primary = {id(p): n for n, p in hf.named_parameters()}
+        if not set(primary.values()) <= state.keys():  # an older release's names, perhaps
+            renamed, report = weights.pretrained(checkpoint, dtype, self.trust_remote_code, ignore_mismatched_sizes=True)
+            if checks.complete(report, hf):
+                state = renamed.state_dict()
+        if found := checks.misfits({n: t.shape for n, t in state.items()}, hf):
+            raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(own)} tensors).")
+        for name, tensor in own.items():
+            tied = primary.get(id(tensor), name)
+            if tied != name and name in state and not torch.equal(state[name], state[tied]):
+                raise ValueError(f"The weights of {checkpoint.path} hold two different tensors {tied!r} and {name!r}, which its config.json ties: "
+                                 "set tie_word_embeddings to false there.")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if name in state:
+                    tensor.copy_(state[name])
+        return digest
 
     def swap(self, model: HookedModel, step: int, ahead: int | None = None) -> HookedModel:
         """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read.
@@ -193,22 +314,6 @@ class CheckpointSeries:
         ahead: the step wanted next, read in the background from now on. Raises ValueError or FileNotFoundError for weights
         that cannot be read, do not fit, or are not finite.
         """
-        path, own = self.path(step), dict(model.hf.named_parameters())
-        state, digest, bad = self._ahead.pop(step).result() if step in self._ahead else self._read(step)
-        if ahead is not None and ahead not in self._ahead:
-            self._ahead = {ahead: _READER.submit(self._read, ahead)}
-        if not isinstance(path, tuple) and not own.keys() <= state.keys() and (renamed := _renamed(path, model)):
-            state = renamed
-        wrong = [n for n, p in own.items() if n not in state or state[n].shape != p.shape]
-        unknown = [n for n in state if n not in own and n not in model.hf.state_dict()]
-        if wrong or unknown:
-            raise ValueError(f"The weights of {path} do not fit the model: {(wrong + unknown)[0]!r} is missing, extra or of "
-                             f"another shape ({len(wrong)} of {len(own)} parameters, {len(unknown)} extra).")
-        if bad:
-            raise ValueError(f"The weights of {path} hold values that are not finite, first in {bad[0]!r}.")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
-        model.step, model.weights_hash = step, digest
+        model.weights_hash, model.step = self._put(model.hf, step, ahead), step
         model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
         return model

@@ -210,8 +210,7 @@ def change_json(name, **new):
 
 
 UNFIT = {
-    "tokenizer": (lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text() + " "), "tokenizer"),
-    "template": (lambda f: (f / "chat_template.jinja").write_text("{{ 'another' }}"), "template"),
+    "tokenizer": (lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text().replace("drawer", "drewar")), "tokenizer"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     "damaged config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
