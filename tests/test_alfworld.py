@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ import pytest
 
 from interp.alfworld import record as recording
 from interp.alfworld.commands import parse
-from interp.alfworld.record import Sizes, _episodes, plan, record
+from interp.alfworld.record import Sizes, _episodes, plan, plan_official, record
 from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TASK_TYPES, TEST_SCENES, TRAIN_SCENES, Game, games, make_game, official_games
 from tests.conftest import handmade
 
@@ -191,3 +192,22 @@ def test_missing_official_games_are_said_in_a_sentence(tmp_path, monkeypatch):
     for root in (None, str(tmp_path)):
         with pytest.raises(FileNotFoundError, match="ALFWORLD_DATA"):
             official_games("valid_seen", root)
+
+
+def test_official_plans_split_valid_seen_by_task_type_and_train_in_domain_only(played, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    for number, (game, _) in enumerate(played):
+        official(tmp_path, game, f"game-{number}")
+    shutil.copytree(tmp_path / "json_2.1.1" / "valid_seen", tmp_path / "json_2.1.1" / "train")
+    jobs = plan_official(3, 0)
+    assert jobs == plan_official(3, 0) and len(jobs) == len(played) + 3
+    splits = {(g.split, g.task_type in IN_DOMAIN, keep) for g, kinds, keep in jobs}
+    assert splits == {("test_in_domain", True, True), ("test_out_of_domain", False, True), ("train", True, False)}
+
+
+@pytest.mark.skipif(not os.environ.get("ALFWORLD_DATA"), reason="ALFWORLD_DATA is not set: no official games on this machine")
+def test_the_expert_wins_alfworlds_own_games():
+    found = official_games("valid_seen")
+    assert len(found) >= 100 and {g.task_type for g in found} == set(TASK_TYPES)
+    chosen = random.Random(0).sample(found, 12)
+    assert sum(_episodes((game, ("expert",), True))[0].won for game in chosen) >= 11
