@@ -81,10 +81,11 @@ class CheckpointSeries:
         if folder.is_file():
             return cls.from_paths([folder], base=base, trust_remote_code=trust_remote_code)
         found = [(int(m[1]), p) for p in sorted(folder.glob("*")) if p.is_dir() and (m := _NAMED.fullmatch(p.name))]
-        if not found and any((folder / n / name).exists() for n in weights.NESTED for name in ("config.json", "adapter_config.json")):
+        files = sorted(folder.glob("*.gguf"))
+        if not found and len(files) < 2 and any((folder / n / name).exists() for n in weights.NESTED for name in ("config.json", "adapter_config.json")):
             named = _NAMED.fullmatch(folder.resolve().name)
             return cls.from_paths([folder], [int(named[1]) if named else 0], base, trust_remote_code)
-        if not found and (files := sorted(folder.glob("*.gguf"))):
+        if not found and files:
             return cls.from_paths(files, base=base, trust_remote_code=trust_remote_code)
         if not found:
             raise FileNotFoundError(f"No checkpoint-N folders in {folder}: give the folder that the trainer wrote, "

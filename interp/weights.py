@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 Header = dict[str, tuple[str, tuple[int, ...]]]
@@ -322,6 +322,8 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
     """transformers' own reading of a checkpoint that is no adapter (GGUF dequantised), and its report of names."""
     if checkpoint.kind == "gguf":
         options["gguf_file"] = checkpoint.path.name
+        if not checkpoint.embedded:
+            options["config"] = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)
     folder = checkpoint.path.parent if checkpoint.kind == "gguf" else checkpoint.path
     with _quiet():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True,
@@ -332,11 +334,14 @@ def dequantised(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.T
     """A GGUF file's weights as plain numbers, under transformers' names."""
     gguf_header(checkpoint.path)
     try:
-        hf, report = pretrained(checkpoint, dtype)
+        hf, report = pretrained(checkpoint, dtype, ignore_mismatched_sizes=True)
     except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"transformers cannot read {checkpoint.path} ({first_line(error)}).") from error
-    if report["missing_keys"]:
-        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {sorted(report['missing_keys'])[0]!r} is missing.")
+    found = [f"{n!r} is missing" for n in sorted(report["missing_keys"])]
+    found += [f"{n!r} is of shape {list(own)}, not {list(wanted)}" for n, own, wanted in sorted(report["mismatched_keys"])]
+    if found:
+        beside = " A config.json beside the file would be read instead of its metadata." * checkpoint.embedded
+        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(hf.state_dict())} tensors).{beside}")
     return hf.state_dict()
 
 
