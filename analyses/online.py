@@ -24,8 +24,6 @@ class Config(Study):
     """Checkpoints that play, evenly chosen with first and last (0: 4 quick, all full)."""
     step_limit: int = 30
     """Steps after which a game is lost."""
-    official: bool = False
-    """Play ALFWorld's own games from $ALFWORLD_DATA instead of generated ones."""
     workers: int = 2
     """Engine processes."""
 
@@ -58,4 +56,4 @@ def run(config: Config) -> None:
                                            unparsed=[r["unparsed"] for r in results]).items():
                     estimate = cluster_bootstrap(np.array(values), names, seed=config.seed)
                     rows.append(dict(step=step, split=split, mode=mode, metric=metric, **estimate.row()))
-    config.write("online", rows, started, games="official valid_seen" if config.official else "generated")
+    config.write("online_official" if config.official else "online", rows, started, games="ALFWorld's valid_seen" if config.official else "generated")

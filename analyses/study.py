@@ -43,7 +43,11 @@ class Study:
     run: Path = Path("runs/quick")
     """Folder for everything the run writes: tables, partial results, activations."""
     series: Path = SERIES
-    """Folder of checkpoint-N folders; the shipped series by default."""
+    """Folder that a trainer wrote (see the README's table); the shipped series by default. A hub repository with --revisions."""
+    revisions: tuple[str, ...] = ()
+    """Revisions of a hub repository, fetched with HF_HUB_OFFLINE=0."""
+    trust_remote_code: bool = False
+    """Let Python code run that a checkpoint brings along; read it first."""
     corpus: Path = CORPUS
     """Recorded episodes, .jsonl or .jsonl.xz; the shipped ones by default."""
     base: Path | None = None
@@ -66,6 +70,8 @@ class Study:
     """Decisions in each split (0: 160 quick, 400 full, or all where there are fewer)."""
     seed: int = 0
     """Seed of every draw: decisions, pairs, donors, resamples, folds."""
+    official: bool = False
+    """Play ALFWorld's own valid_seen games from $ALFWORLD_DATA instead of generated ones."""
     trace_tokens: int = 96
     """Tokens that a trace and its action may take before a decoding is given up."""
     action_tokens: int = 24
@@ -88,7 +94,9 @@ class Study:
 
     @cached_property
     def checkpoint_series(self) -> CheckpointSeries:
-        return CheckpointSeries.discover(self.series, **(dict(base=self.base) if self.base else {}))
+        if self.revisions:
+            return CheckpointSeries.from_hub(str(self.series), self.revisions, self.base, self.trust_remote_code)
+        return CheckpointSeries.discover(self.series, self.base, self.trust_remote_code)
 
     @cached_property
     def steps(self) -> list[int]:
@@ -213,7 +221,7 @@ class Study:
             analysis=name, config=json.loads(json.dumps(config, default=str)), seed=self.seed,
             command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             seconds=round(time.time() - started, 1), seconds_reused=self._seconds_reused(), device=str(self._model.device), dtype=str(self._model.dtype),
-            weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps}, format=self.format.hash,
+            weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps}, series_notes=self.checkpoint_series.notes, format=self.format.hash,
             corpus=hashlib.sha256(Path(self.corpus).read_bytes()).hexdigest()[:16],
             versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}}, **extra)
         return write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)

@@ -70,7 +70,12 @@ def revision(frame: pd.DataFrame) -> str:
     return _paragraph(lead + " Each whisker belongs to the part whose upper edge it stands on.", lines)
 
 
-def online(frame: pd.DataFrame) -> str:
+def online_official(frame: pd.DataFrame) -> str:
+    """As `online`, in ALFWorld's own games."""
+    return online(frame, "Success in ALFWorld's own games (valid_seen), both modes on the same games.")
+
+
+def online(frame: pd.DataFrame, lead: str = "Success in the environment, both modes on the same games.") -> str:
     """Success per mode at the first and last checkpoint, per split, and how many games an unparsed action ended."""
     words = {"cot": "success with CoT", "prompt": "with the prompt action alone"}
     lines = []
@@ -84,7 +89,7 @@ def online(frame: pd.DataFrame) -> str:
         parts = [f"{_estimate(end)} ({STYLE[end['mode']][0]})" for end in many]
         ended = f" Games ended by an unparsed action at step {int(many[0]['step'])}: {_join(parts)}." if many else ""
         lines.append(f"{name}: {_join(changes)}.{ended} {_size(success, 'games')}")
-    return _paragraph("Success in the environment, both modes on the same games.", lines)
+    return _paragraph(lead, lines)
 
 
 def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> str:

@@ -125,7 +125,7 @@ def conflict_table() -> pd.DataFrame:
 
 
 TABLES = {
-    "behaviour": behaviour_table, "online": online_table, "probes": probes_table,
+    "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
     "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table,
 }  # fmt: skip
 

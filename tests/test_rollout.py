@@ -22,7 +22,7 @@ class Expert:
     def __init__(self, played, silent=()):
         self.games, self.silent, self.widths = {g.id: g for g in played}, silent, []
 
-    def __call__(self, model, prompts, mode, *, parser, memory):
+    def __call__(self, model, prompts, mode, *, parser, memory, max_new_tokens):
         self.widths.append(len(prompts))
         return [self.say(p.decision, memory) for p in prompts]
 
