@@ -1,4 +1,8 @@
-"""What must hold of a checkpoint before it is loaded, told from its small files and headers: configuration, tokenizer, names and shapes, memory."""
+"""What must hold of a checkpoint before it is loaded, told from its small files and headers.
+
+>>> config = configuration(checkpoint)
+>>> check_weights(checkpoint, headers(checkpoint), blueprint(config))      # names, shapes, dtypes
+"""
 
 from __future__ import annotations
 
@@ -44,8 +48,8 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         raise ValueError(f"{file} has a quantization_config ({method}): quantised weights are not read. Save the model dequantised "
                          "(model.dequantize(), then save_pretrained), or give the weights that it was quantised from.")
     if raw.get("is_encoder_decoder"):
-        raise NotImplementedError(f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder reads the "
-                                  "prompt, so there is no boundary in the decoder.")
+        raise NotImplementedError(f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder "
+                                  "reads the prompt, so there is no boundary in the decoder.")
     try:
         config = AutoConfig.from_pretrained(checkpoint.home, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # strict configurations raise their own kinds
@@ -94,9 +98,10 @@ def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
     """A checkpoint's tokenizer; raises ValueError, naming the file, where it is damaged."""
     folder, source = tokenizer_home(checkpoint), checkpoint.base or checkpoint
-    gguf = dict(gguf_file=source.path.name) if folder is None else {}
+    options = dict(gguf_file=source.path.name) if folder is None else {}
     try:
-        return AutoTokenizer.from_pretrained(folder or source.path.parent, trust_remote_code=trust_remote_code, local_files_only=True, **gguf)
+        return AutoTokenizer.from_pretrained(folder or source.path.parent, trust_remote_code=trust_remote_code, local_files_only=True,
+                                             **options)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         named = tokenizer_files(folder)[0] if folder else source.path
         raise ValueError(f"The tokenizer {named} cannot be read ({first_line(error)}): {named.name} is damaged, copy it again.") from error
@@ -162,7 +167,8 @@ def blueprint(config, trust_remote_code: bool = False):
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"No model can be built from the configuration of {config.name_or_path or config.model_type} ({first_line(error)}).") from error
+        raise ValueError(f"No model can be built from the configuration of {config.name_or_path or config.model_type} "
+                         f"({first_line(error)}).") from error
 
 
 def ignored(hf, name: str) -> bool:
@@ -192,8 +198,8 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
     shapes = {name: shape for name, (_, shape) in entries.items()}
     whole = {n: tuple(t.shape) for n, t in hf.state_dict().items()}
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and (n in whole or checkpoint.kind == "adapter")]:
-        raise ValueError(f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no floating "
-                         "point. Save the model dequantised, or give the weights that it was quantised from.")
+        raise ValueError(f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
+                         "floating point. Save the model dequantised, or give the weights that it was quantised from.")
     if checkpoint.kind == "adapter":
         if found := adapter_misfits(entries, whole):
             raise ValueError(f"The adapter {checkpoint.files[1]} does not fit its base {checkpoint.base.path}: {found[0]}. "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -103,6 +104,8 @@ class HookedModel:
         if len(lists) != 1:
             raise NotImplementedError(f"{self.architecture} is not supported: it has no one list of {depth} blocks.")
         self.blocks = lists[0]
+        if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:  # accelerate's hooks: what comes out is where the ids were
+            add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
         self.window = getattr(config, "sliding_window", None)
         self.layer_types = list(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"] * depth)
         strange = [t for t in self.layer_types if t not in ("full_attention", "sliding_attention")]
@@ -264,10 +267,12 @@ class HookedModel:
     def logits(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
         """Unembed final hidden states [..., d_model], in float32; `tokens`: that part of the vocabulary only."""
         head = self.hf.get_output_embeddings()
+        hidden = hidden.to(head.weight.device)  # another GPU's, where a device map laid it there
         if tokens == slice(None) or type(head) is not torch.nn.Linear:
             found = head(hidden).float()[..., tokens]
         else:
             found = torch.nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float()
+        found = found.to(self.device)
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return (found / cap).tanh() * cap if cap else found
 

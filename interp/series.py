@@ -82,7 +82,8 @@ class CheckpointSeries:
             return cls.from_paths([folder], base=base, trust_remote_code=trust_remote_code)
         found = [(int(m[1]), p) for p in sorted(folder.glob("*")) if p.is_dir() and (m := _NAMED.fullmatch(p.name))]
         files = sorted(folder.glob("*.gguf"))
-        if not found and len(files) < 2 and any((folder / n / name).exists() for n in weights.NESTED for name in ("config.json", "adapter_config.json")):
+        model = any((folder / n / name).exists() for n in weights.NESTED for name in ("config.json", "adapter_config.json"))
+        if not found and model and len(files) < 2:
             named = _NAMED.fullmatch(folder.resolve().name)
             return cls.from_paths([folder], [int(named[1]) if named else 0], base, trust_remote_code)
         if not found and files:
@@ -121,8 +122,8 @@ class CheckpointSeries:
     def from_hub(cls, repository: str, revisions: Sequence[str], base: str | Path | None = None,
                  trust_remote_code: bool = False) -> CheckpointSeries:
         """Revisions of one hub repository, keyed by the number in their name (from the cache, or fetched when they are loaded)."""
-        numbers = [re.search(r"\d+", r) for r in revisions]
-        return cls(_by_step((int(m[0]) if m else i, (repository, r)) for i, (m, r) in enumerate(zip(numbers, revisions))), base, trust_remote_code)
+        numbers = [int(m[0]) if (m := re.search(r"\d+", r)) else i for i, r in enumerate(revisions)]
+        return cls(_by_step((n, (repository, r)) for n, r in zip(numbers, revisions)), base, trust_remote_code)
 
     @property
     def steps(self) -> list[int]:
@@ -157,7 +158,8 @@ class CheckpointSeries:
             else:
                 dtypes.setdefault(kept, []).append(step)
         if len(dtypes) > 1:
-            found.append("The checkpoints are kept in several dtypes: " + "; ".join(f"{k} ({', '.join(map(str, v))})" for k, v in dtypes.items()) + ".")
+            kept = "; ".join(f"{k} ({', '.join(map(str, v))})" for k, v in dtypes.items())
+            found.append(f"The checkpoints are kept in several dtypes: {kept}.")
         return found
 
     def table(self) -> pd.DataFrame:
@@ -258,8 +260,8 @@ class CheckpointSeries:
         else:
             hf = weights.pretrained(checkpoint.base or checkpoint, kind, code, device_map=device_map)[0]
             if outside := [n for n, p in hf.named_parameters() if p.is_meta]:
-                raise ValueError(f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU or the disk, "
-                                 "where its weights cannot be swapped. Take a narrower dtype, or more GPUs.")
+                raise ValueError(f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU "
+                                 "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs.")
         hf.config.name_or_path = str(checkpoint.home)
         digest = self._put(hf, step)
         return HookedModel(hf, tokenizer, step, digest)
@@ -288,7 +290,8 @@ class CheckpointSeries:
             self._ahead = {ahead: _READER.submit(self._read, ahead)}
         checkpoint, dtype = self.checkpoint(step), next(hf.parameters()).dtype
         if state is None:
-            state = weights.dequantised(checkpoint, dtype) if checkpoint.kind == "gguf" else weights.merged(checkpoint, dtype, self.trust_remote_code)
+            state = (weights.dequantised(checkpoint, dtype) if checkpoint.kind == "gguf"
+                     else weights.merged(checkpoint, dtype, self.trust_remote_code))
             self._check_finite(checkpoint, state)
         own = hf.state_dict(keep_vars=True)
         primary = {id(p): n for n, p in hf.named_parameters()}
@@ -301,8 +304,8 @@ class CheckpointSeries:
         for name, tensor in own.items():
             tied = primary.get(id(tensor), name)
             if tied != name and name in state and not torch.equal(state[name], state[tied]):
-                raise ValueError(f"The weights of {checkpoint.path} hold two different tensors {tied!r} and {name!r}, which its config.json ties: "
-                                 "set tie_word_embeddings to false there.")
+                raise ValueError(f"The weights of {checkpoint.path} hold two different tensors {tied!r} and {name!r}, which its "
+                                 "config.json ties: set tie_word_embeddings to false there.")
         with torch.no_grad():
             for name, tensor in own.items():
                 if name in state:

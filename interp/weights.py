@@ -16,7 +16,7 @@ import struct
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -86,12 +86,13 @@ def _convert(path: Path) -> str:
     shards = [p for p in pickles + sorted(path.parent.glob("*.pt")) if re.match(r"model_world_size_\d+_rank_\d+\.pt", p.name)]
     if shards:
         local = shards[0].parent
+        folders = f"--local_dir {shlex.quote(str(local))} --target_dir {shlex.quote(str(local / 'huggingface'))}"
         return (" Only the shards of a distributed run are there, pickles which are never read: merge them with "
-                f"`python -m verl.model_merger merge --backend fsdp --local_dir {shlex.quote(str(local))} --target_dir {shlex.quote(str(local / 'huggingface'))}`.")
+                f"`python -m verl.model_merger merge --backend fsdp {folders}`.")
     if found := sorted(path.glob("pytorch_model_fsdp_*")):
         command = f"accelerate merge-weights {shlex.quote(str(found[0]))} {shlex.quote(str(path))}"
     elif (path / "zero_to_fp32.py").exists():
-        command = f"python {shlex.quote(str(path / 'zero_to_fp32.py'))} {shlex.quote(str(path))} {shlex.quote(str(path))} --safe_serialization"
+        command = " ".join(["python", *(shlex.quote(str(p)) for p in (path / "zero_to_fp32.py", path, path)), "--safe_serialization"])
     elif any(p.name.startswith("pytorch_model") for p in pickles):
         command = python(MODEL_CODE, path)
     elif pickles:
@@ -111,21 +112,22 @@ def _index(path: Path) -> dict[str, str]:
 
 
 def _base(path: Path, base: str | Path | None) -> Checkpoint:
-    """An adapter's base: as given, or as its adapter_config.json names it (a folder, or a hub name that is in the cache or may be fetched)."""
+    """An adapter's base: as given, or as its adapter_config.json names it, a folder or a hub name (in the cache, or fetched)."""
     config = read_json(path / "adapter_config.json")
     name = str(base or config.get("base_model_name_or_path") or "")
     if not name:
         raise ValueError(f"{path / 'adapter_config.json'} names no base_model_name_or_path: give the base with base=.")
     for place in (Path(name), path / name, path.parent / name):
         if place.exists():
-            return find(place)
+            return find(place.resolve() if ".." in place.parts else place)
     try:
         if base or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            raise FileNotFoundError("no folder of this name")
-        return find(fetch(name, config.get("revision")))
-    except OSError as error:
-        raise FileNotFoundError(f"The base {name!r} of the adapter {path} was found neither from the working folder nor from the adapter's nor in the "
-                                f"hub's cache ({first_line(error)}): give its folder with base=.") from error
+            raise FileNotFoundError
+        place = fetch(name, config.get("revision"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"The base {name!r} of the adapter {path} was found neither from the working folder nor from the adapter's "
+                                "nor in the hub's cache: give its folder with base=.") from error
+    return find(place)
 
 
 def fetch(repository: str, revision: str | None = None, code: bool = False) -> Path:
@@ -161,7 +163,7 @@ def find(path: str | Path, base: str | Path | None = None) -> Checkpoint:
         if index.exists():
             names = sorted(set(_index(index).values()))
             if missing := [n for n in names if not (folder / n).exists()]:
-                raise FileNotFoundError(f"{folder} has no {missing[0]}, a shard that {index.name} names: copy it as well.{_convert(folder)}")
+                raise FileNotFoundError(f"{folder} has no {missing[0]}, a shard that {index.name} names: copy it as well.")
             return Checkpoint(folder, "sharded", tuple(folder / n for n in names))
         if (folder / "adapter_model.safetensors").exists() and not adapter.exists():
             raise FileNotFoundError(f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are unknown.")
@@ -171,7 +173,8 @@ def find(path: str | Path, base: str | Path | None = None) -> Checkpoint:
                 raise FileNotFoundError(f"{folder} has no adapter_model.safetensors.{_convert(folder)}")
             return Checkpoint(folder, "adapter", (adapter, folder / "adapter_model.safetensors"), _base(folder, base))
         if len(quantised) > 1:
-            raise ValueError(f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is one, so give the files' paths.")
+            raise ValueError(f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is one, "
+                             "so give the files' paths.")
         if quantised:
             return find(quantised[0])
     raise FileNotFoundError(f"{path} has no model.safetensors.{_convert(path)}")
@@ -180,6 +183,16 @@ def find(path: str | Path, base: str | Path | None = None) -> Checkpoint:
 def first_line(error: Exception) -> str:
     """An error's first line without its full stop, at most 200 characters of it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+@contextmanager
+def _mapped(path: Path):
+    with open(path, "rb") as stream:
+        if not path.stat().st_size:
+            yield b""
+        else:
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                yield data
 
 
 def _damaged(path: Path, why: object) -> ValueError:
@@ -209,7 +222,7 @@ def gguf_header(path: Path) -> tuple[dict, Header]:
     """Metadata (of an array: its content hash) and tensors of a GGUF file; raises ValueError where the file is shorter than they say."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else nullcontext(b"") as data:
+    with _mapped(path) as data:
         at = 0
 
         def take(kind: str):
@@ -287,7 +300,7 @@ def hash_files(paths: Sequence[Path]) -> str:
     """Content hash of files, in their order."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else nullcontext(b"") as data:
+        with _mapped(path) as data:
             digest.update(data)
     return digest.hexdigest()[:16]
 
@@ -326,8 +339,8 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
             options["config"] = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)
     folder = checkpoint.path.parent if checkpoint.kind == "gguf" else checkpoint.path
     with _quiet():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True,
-                                                    trust_remote_code=trust_remote_code, **options)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
+                                                    local_files_only=True, trust_remote_code=trust_remote_code, **options)
 
 
 def dequantised(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -341,7 +354,8 @@ def dequantised(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.T
     found += [f"{n!r} is of shape {list(own)}, not {list(wanted)}" for n, own, wanted in sorted(report["mismatched_keys"])]
     if found:
         beside = " A config.json beside the file would be read instead of its metadata." * checkpoint.embedded
-        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(hf.state_dict())} tensors).{beside}")
+        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} "
+                         f"({len(found)} of {len(hf.state_dict())} tensors).{beside}")
     return hf.state_dict()
 
 
@@ -363,9 +377,9 @@ def merged(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
                 raise ValueError(f"{odd[0]!r} is {'missing' if odd[0] in wanted else 'no part of it'}")
             return adapted.merge_and_unload(safe_merge=True).state_dict()
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = next((s for line in str(error).splitlines() if "size mismatch" in line for s in [line.strip()]), first_line(error))
-        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} ({reason}): it is damaged, or was trained "
-                         "on another base.") from error
+        reason = next((line.strip(" \t.") for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
+        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} ({reason}): it is damaged, "
+                         "or was trained on another base.") from error
 
 
 def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list[str]:

@@ -55,3 +55,21 @@ def test_mediation_agrees(both, sides):
     mine, theirs = (prompt_reliance(model, *sides, minimum=-1e9) for model in both)
     for effect in EFFECTS:
         np.testing.assert_allclose(getattr(theirs, effect), getattr(mine, effect), atol=2e-2)
+
+
+def test_a_device_map_gives_the_same_numbers(series, both, trained_prompts):
+    """Over every GPU that there is: with two, the layers lie on both."""
+    last = series.steps[-1]
+    mapped = series.load(last, "cuda", "float32", device_map="auto" if torch.cuda.device_count() == 1 else "balanced")
+    assert len({p.device for p in mapped.hf.parameters()}) == torch.cuda.device_count()
+    series.swap(mapped, series.steps[0])
+    series.swap(mapped, last)
+    mine, theirs = (capture(model, trained_prompts, ("resid_post",)) for model in (both[1], mapped))
+    torch.testing.assert_close(theirs.values.cpu(), mine.values.cpu(), rtol=1e-3, atol=1e-3)
+    assert [s.ids for s in decode(mapped, trained_prompts[:4], "prompt")] == [s.ids for s in decode(both[1], trained_prompts[:4], "prompt")]
+
+
+def test_a_model_larger_than_the_gpu_is_refused_before_it_is_loaded(series, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 80 * 2**30))
+    with pytest.raises(ValueError, match="needs .* GiB of memory in bfloat16, but cuda has 0.00 GiB free"):
+        series.load(0, "cuda")
