@@ -246,10 +246,13 @@ class CheckpointSeries:
         if len(tokenizer) > config.vocab_size:
             raise ValueError(f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only "
                              f"{config.vocab_size}: they do not belong together.")
-        if self.template and not isinstance(self.path(step), tuple):
+        hub = isinstance(self.path(step), tuple)  # another revision is not fetched for this one's sake
+        if not hub and self.template:
             tokenizer.chat_template = self.template
+        blueprint = checks.blueprint(config, code) if hub else self._blueprint
+        checks.check_weights(checkpoint, weights.headers(checkpoint), blueprint, code)
         if device_map is None:
-            count, copied = self._blueprint.num_parameters(), checkpoint.kind in ("adapter", "gguf")
+            count, copied = blueprint.num_parameters(), checkpoint.kind in ("adapter", "gguf")
             checks.check_memory(checkpoint.path, count, where, kind, copies=2 if copied and where.type == "cpu" else 1)
             if copied and where.type != "cpu":
                 checks.check_memory(checkpoint.path, count, torch.device("cpu"), kind)

@@ -136,7 +136,7 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
 
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", *(["*.py"] if code else [])]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*", "original/*"]))
     except Exception as error:  # the client raises its own, and its transport's, many kinds
         raise FileNotFoundError(f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be fetched "
                                 f"({first_line(error)}).") from error
