@@ -253,7 +253,9 @@ class All(Study):
         found = []
         for field in dataclasses.fields(Study):
             value = getattr(self, field.name)
-            if value != field.default:
+            if value is True:
+                found.append(f"--{field.name}")
+            elif value != field.default:
                 found += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
         return found
 
