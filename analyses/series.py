@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from interp.series import _hash_files
 from interp.prompts import PromptFormat
 from interp.tables import write_json
 from interp.tasks import CORPUS, Episode, load_corpus
 from interp.training import Recipe, base_mixture, build_model, fit_tokenizer, train
+from interp.weights import hash_files
 
 
 @dataclass
@@ -64,7 +64,7 @@ def run(config: Config) -> None:
     tokenizer = fit_tokenizer(texts(corpus), recipe.vocabulary)
     fmt = PromptFormat(tokenizer)
     mixture = base_mixture(fmt, [*corpus["base"], *corpus["base_aimless"]], recipe.seed)
-    provenance = dict(corpus=_hash_files([Path(config.corpus)]), base_episodes=len(mixture), train_episodes=len(corpus["train"]))
+    provenance = dict(corpus=hash_files([Path(config.corpus)]), base_episodes=len(mixture), train_episodes=len(corpus["train"]))
     base = config.work / "base" / f"checkpoint-{recipe.base_steps}"
     if not (base / "training.json").exists():
         train(build_model(recipe, tokenizer), tokenizer, mixture, recipe, config.work / "base", steps=recipe.base_steps,

@@ -22,10 +22,11 @@ from tqdm import tqdm
 from interp.alfworld.record import Sizes, plan, plan_official
 from interp.decoding import LIMITS, decode_modes
 from interp.prompts import PromptFormat
-from interp.series import CheckpointSeries, _hash_files
+from interp.series import CheckpointSeries
 from interp.tables import write_json
 from interp.tasks import load_corpus, sample_decisions, save_episodes
 from interp.training import Tuning, adapted, train
+from interp.weights import hash_files
 
 SHIPPED = Path(__file__).parents[1] / "interp" / "data" / "smollm2"
 SYSTEM = ("You act in a household by text commands. First think inside <think></think>, then give one command inside "
@@ -138,7 +139,7 @@ def run(config: Config) -> None:
         tokenizer = AutoTokenizer.from_pretrained(base)
         fmt = PromptFormat(tokenizer, "tags", SYSTEM)
         sequences = [fmt.sequence(e) for e in load_corpus(corpus)["train"]]
-        provenance = dict(corpus=_hash_files([corpus]), episodes=corpus.stem, train_episodes=len(sequences), style="tags", system=SYSTEM,
+        provenance = dict(corpus=hash_files([corpus]), episodes=corpus.stem, train_episodes=len(sequences), style="tags", system=SYSTEM,
                           base="SmolLM2-135M-Instruct (Q4_1, dequantised)")
         trained = config.work / "trained"
         train(adapted(AutoModelForCausalLM.from_pretrained(base), tuning), tokenizer, sequences, tuning, trained, steps=tuning.steps,

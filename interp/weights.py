@@ -134,9 +134,9 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
     """The local folder of a hub repository's safetensors, configuration and tokenizer (`code`: its Python files too)."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", *(["*.py"] if code else [])]
+    wanted, twice = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", *(["*.py"] if code else [])], ["consolidated*", "original/*"]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*", "original/*"]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=twice))
     except Exception as error:  # the client raises its own, and its transport's, many kinds
         raise FileNotFoundError(f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be fetched "
                                 f"({first_line(error)}).") from error

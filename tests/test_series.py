@@ -439,7 +439,7 @@ def test_hub_revisions_are_folders_of_the_cache(copied, monkeypatch):
     series = CheckpointSeries.from_hub("someone/model", ["checkpoint-0", "checkpoint-110"])
     assert series.steps == [0, 110] and not asked and series.kind(0) == "hub" and list(series.table().kind) == ["hub", "hub"]
     model = series.load(0, "cpu", "float32")
-    assert model.weights_hash == "someone/model@checkpoint-0" and {revision for _, revision, _ in asked} == {"checkpoint-0"}
+    assert model.weights_hash == "someone/model@checkpoint-0" and {r for _, r, _ in asked} == {"checkpoint-0"}
     assert torch.equal(logits(series.swap(model, 110).hf), logits(direct(copied / "checkpoint-110")))
     assert ("someone/model", "checkpoint-110", False) in asked
 
