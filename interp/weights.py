@@ -134,7 +134,8 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
     """The local folder of a hub repository's safetensors, configuration and tokenizer (`code`: its Python files too)."""
     from huggingface_hub import snapshot_download
 
-    wanted, twice = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", *(["*.py"] if code else [])], ["consolidated*", "original/*"]
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", *(["*.py"] if code else [])]
+    twice = ["consolidated*", "original/*"]
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=twice))
     except Exception as error:  # the client raises its own, and its transport's, many kinds

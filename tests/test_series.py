@@ -381,7 +381,8 @@ def test_accelerates_hooks_change_no_measurement(tokenizer, prompts):
     mapped = HookedModel(hf, tokenizer)
     assert mapped.support == plain.support and hasattr(mapped.inner, "_hf_hook")
     for model in (plain, mapped):
-        model.found = capture(model, prompts[:6], ("resid_post", "z")).values, model.hf(IDS).logits, choose(model, prompts[0], ("go", "take it"))
+        acts = capture(model, prompts[:6], ("resid_post", "z")).values
+        model.found = acts, model.hf(IDS).logits, choose(model, prompts[0], ("go", "take it"))
     assert all(map(torch.equal, plain.found, mapped.found))
 
 
