@@ -78,6 +78,7 @@ class PromptFormat:
         self._pieces: dict[int, str] = {}
         probe = [dict(role="user", content="a")]
         without, with_turn = (self._render(probe, add, "a lone user message") for add in (False, True))
+        without = without.removesuffix(tokenizer.eos_token or "")  # Phi's templates end a conversation that goes no further with it
         if not (with_turn.startswith(without) and len(with_turn) > len(without)):
             raise ValueError("This chat template has no findable boundary: rendered with add_generation_prompt it should be the "
                              f"text without it plus the opening of the agent's turn, but it gave {with_turn!r} after {without!r}.")

@@ -23,7 +23,6 @@ from transformers.initialization import no_init_weights
 from interp import checks, weights
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.weights import Checkpoint
-from interp.weights import hash_files as _hash_files  # noqa: F401 (the trainers' scripts take it from here)
 
 SERIES = Path(__file__).parent / "data" / "series"
 _READER, _HASHER = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
