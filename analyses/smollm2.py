@@ -41,7 +41,7 @@ class Config:
     work: Path = Path("runs/smollm2")
     """Folder of the downloaded package, the base model, the episodes and the series."""
     games: int = 1100
-    """Train games to record."""
+    """Train games to record for `--retrain`."""
     retrain: bool = False
     """Train the adapters instead of taking the shipped ones; training resumes from its last checkpoint."""
     tuning: Tuning = field(default_factory=Tuning)
@@ -83,26 +83,28 @@ def base_model(work: Path) -> Path:
 def episodes(config: Config) -> Path:
     """The recorded episodes: of ALFWorld's own games where $ALFWORLD_DATA holds them, else of generated ones."""
     official = bool(os.environ.get("ALFWORLD_DATA"))
-    path = config.work / f"episodes-{'official' if official else 'generated'}.jsonl.xz"
+    games = config.games if config.retrain else 0
+    path = config.work / f"episodes-{'official' if official else 'generated'}{'-train' if games else ''}.jsonl.xz"
     if not path.exists():
         from interp.alfworld.record import record
 
-        jobs = plan_official(config.games, config.tuning.seed) if official else plan(Sizes(0, 0, config.games, 100), config.tuning.seed)
+        jobs = plan_official(games, config.tuning.seed) if official else plan(Sizes(0, 0, games, 100), config.tuning.seed)
         found, report = record(jobs, config.tuning.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
         save_episodes(path, found)
         print(f"{path}: {report['episodes']} episodes; dropped {report['dropped'] or 'none'}")
     return path
 
 
-def export(source: Path, out: Path, base: str) -> None:
-    """Copy an adapter for shipping: half precision, its configuration, what made it; its base named by the folder it is put in."""
+def export(source: Path, out: Path, base: str, before: int = 0) -> None:
+    """Copy an adapter for shipping: half precision, its configuration, what made it (`before`: steps of the training it continues)."""
     out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in load_file(source / "adapter_model.safetensors").items()}, out / "adapter_model.safetensors",
               metadata={"format": "pt"})
     (out / "adapter_model.safetensors").chmod(0o644)
     settings = json.loads((source / "adapter_config.json").read_text())
     write_json(out / "adapter_config.json", settings | dict(base_model_name_or_path=base))
-    shutil.copy(source / "training.json", out / "training.json")
+    made = json.loads((source / "training.json").read_text())
+    write_json(out / "training.json", made | dict(step=made["step"] + before, loss={str(int(s) + before): v for s, v in made["loss"].items()}))
 
 
 def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
@@ -129,23 +131,35 @@ def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
                 same_text=same / (2 * plain), step=model.step, threads=torch.get_num_threads())
 
 
+def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
+    """Train the adapters and put them into `series`; an interrupted training goes on from its last checkpoint."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tuning, tokenizer = config.tuning, AutoTokenizer.from_pretrained(base)
+    fmt = PromptFormat(tokenizer, "tags", SYSTEM)
+    sequences = [fmt.sequence(e) for e in load_corpus(corpus)["train"]]
+    provenance = dict(corpus=hash_files([corpus]), episodes=corpus.name, train_episodes=len(sequences), style="tags", system=SYSTEM,
+                      base="SmolLM2-135M-Instruct (Q4_1, dequantised)")
+    options = dict(lr=tuning.lr, device=config.device)
+    first, second = config.work / "trained", config.work / "trained-again"
+    train(adapted(AutoModelForCausalLM.from_pretrained(base), tuning), tokenizer, sequences, tuning, first, steps=tuning.steps,
+          keep=tuning.checkpoints, seed=tuning.seed, provenance=provenance, **options)
+    for step in tuning.checkpoints:
+        export(first / f"checkpoint-{step}", series / f"checkpoint-{step}", "../../base")
+    if tuning.again:
+        last = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), first / f"checkpoint-{tuning.steps}", is_trainable=True)
+        provenance |= dict(continues=f"checkpoint-{tuning.steps}, with a learning rate that rises and falls again")
+        train(last, tokenizer, sequences, tuning, second, steps=tuning.again, keep=(tuning.again,), seed=tuning.seed + 1, provenance=provenance, **options)
+        export(second / f"checkpoint-{tuning.again}", series / f"checkpoint-{tuning.steps + tuning.again}", "../../base", tuning.steps)
+
+
 def run(config: Config) -> None:
     """Prepare base, episodes and series; each part is skipped where it is finished."""
     base, corpus = base_model(config.work), episodes(config)
     tuning, series = config.tuning, config.work / "series"
     if config.retrain:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        fmt = PromptFormat(tokenizer, "tags", SYSTEM)
-        sequences = [fmt.sequence(e) for e in load_corpus(corpus)["train"]]
-        provenance = dict(corpus=hash_files([corpus]), episodes=corpus.stem, train_episodes=len(sequences), style="tags", system=SYSTEM,
-                          base="SmolLM2-135M-Instruct (Q4_1, dequantised)")
-        trained = config.work / "trained"
-        train(adapted(AutoModelForCausalLM.from_pretrained(base), tuning), tokenizer, sequences, tuning, trained, steps=tuning.steps,
-              lr=tuning.lr, keep=tuning.checkpoints, seed=tuning.seed, provenance=provenance, device=config.device)
-        for step in tuning.checkpoints:
-            export(trained / f"checkpoint-{step}", series / f"checkpoint-{step}", "../../base")
+        retrain(config, base, corpus, series)
     else:
         shutil.copytree(SHIPPED, series, dirs_exist_ok=True)
     if config.time:

@@ -44,7 +44,7 @@ def test_an_architecture_with_a_mask_of_its_own_takes_the_plain_loop_and_is_righ
     slow = torch.tensor([plain([*prompt, *tail], n) for tail, n in zip(tails, scored)])
     torch.testing.assert_close(score(model, model.read(prompt), tails, scored), slow, rtol=0, atol=1e-4)
     torch.testing.assert_close(Plain(model, prompt, tails, scored).base, slow, rtol=0, atol=1e-4)
-    continued = continue_each(model, [prompt, prompt[:4]], dict(a=[[4, 8], None]), 96, 5)["a"]
+    continued = continue_each(model, [prompt, prompt[:4]], dict(a=[[4, 8], None]), lambda ids: ids[-1] == 96, 5)["a"]
     ids = [*prompt, 4, 8]
     for token in continued[0].ids:
         assert token == model.hf(torch.tensor([ids])).logits[0, -1].argmax()

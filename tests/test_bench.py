@@ -7,7 +7,7 @@ from analyses import bench, readme, rivals
 from interp.tables import read_table
 from tests.conftest import tiny_hf
 
-SHAPE = bench.Shape(hidden=32, layers=3, heads=4, kv_heads=2, feed_forward=64, vocabulary=520)
+SHAPE = bench.Shape(hidden=32, layers=3, heads=4, kv_heads=2, feed_forward=64, vocabulary=1024)
 TOOLS = (*rivals.TOOLS[1:], bench.Interp)
 
 

@@ -1,7 +1,7 @@
 """Training: batches, what is supervised, what is left out, and resuming after a kill."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +14,8 @@ from transformers import AutoTokenizer
 from analyses import series
 from interp import training
 from interp.prompts import PromptFormat
-from interp.styles import STYLES
 from interp.tasks import save_episodes
-from interp.training import Recipe, _Batches, base_mixture, batches, build_model, fit_tokenizer, train
+from interp.training import Recipe, Tuning, _Batches, base_mixture, batches, build_model, fit_tokenizer, train
 from tests.conftest import TINY
 
 
@@ -77,7 +76,7 @@ def test_padding_does_not_change_the_loss(fmt, episodes, tokenizer):
 
 def test_the_tokenizer_keeps_tags_whole_and_loses_nothing(episodes):
     tokenizer = fit_tokenizer(["go to drawer 1"], 300)
-    for tag in (*asdict(STYLES["tags"]).values(), "<|user|>", "<|agent|>", "<|end|>"):
+    for tag in ("<think>", "</think>", "<action>", "</action>", "<|user|>", "<|agent|>", "<|end|>"):
         assert len(tokenizer(tag, add_special_tokens=False)["input_ids"]) == 1
     text = "Ünïcode, <tags>, drawer 11 \n and ☃."
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
@@ -169,3 +168,36 @@ def test_the_shipped_checkpoints_are_complete_and_say_what_made_them(series_fold
 def test_a_replayed_share_that_cannot_be_is_refused(share):
     with pytest.raises(ValueError, match="at least 0 and below 1"):
         Recipe(replay=share)
+
+
+def test_adapters_are_trained_in_two_rises_and_shipped_as_a_series_over_the_untouched_model(tokenizer, corpus_file, tmp_path):
+    from analyses import smollm2
+    from interp.series import CheckpointSeries
+    from tests.conftest import tiny_hf
+
+    untouched = tiny_hf("Llama", tokenizer)
+    untouched.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    tuning = Tuning(rank=2, context=1024, steps=4, batch_tokens=1024, lr=1e-2, checkpoints=(2, 4), again=3)
+    config = smollm2.Config(work=tmp_path, tuning=tuning, device="cpu")
+    smollm2.retrain(config, tmp_path / "base", corpus_file, tmp_path / "series")
+    series = CheckpointSeries.discover(tmp_path / "series")
+    assert series.steps == [0, 2, 4, 7] and [series.kind(s) for s in series.steps] == ["full", "adapter", "adapter", "adapter"]
+    made = json.loads((tmp_path / "series" / "checkpoint-7" / "training.json").read_text())
+    assert made["step"] == 7 and made["system"] == smollm2.SYSTEM and set(made["loss"]) == {"5", "6", "7"}
+    assert made["loss"]["7"] < json.loads((tmp_path / "series" / "checkpoint-2" / "training.json").read_text())["loss"]["1"]
+    model = series.load(0, "cpu", "float32")
+    assert all(torch.equal(p, untouched.state_dict()[n]) for n, p in model.hf.named_parameters())
+    before = model.hf.model.embed_tokens.weight.clone()
+    series.swap(model, 7)
+    assert torch.equal(model.hf.model.embed_tokens.weight, before) and not torch.equal(
+        model.hf.model.layers[0].self_attn.q_proj.weight, untouched.model.layers[0].self_attn.q_proj.weight)
+
+
+def test_logits_are_read_only_where_some_row_is_supervised(tokenizer):
+    rows = [([5, 6, 7, 8], [False, False, True, True]), ([9, 10, 11], [False, True, False])]
+    batch = _Batches(rows, [[0, 1]], tokenizer.pad_token_id)[0]
+    assert batch["logits_to_keep"].tolist() == [0, 1, 2] and batch["shift_labels"].tolist() == [[-100, 7, 8], [10, -100, -100]]
+    model = build_model(TINY, tokenizer)
+    part = model(input_ids=batch["input_ids"], labels=batch["labels"], shift_labels=batch["shift_labels"], logits_to_keep=batch["logits_to_keep"]).loss
+    assert torch.allclose(part, model(input_ids=batch["input_ids"], labels=batch["labels"]).loss)
