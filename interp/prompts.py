@@ -78,10 +78,11 @@ class PromptFormat:
         self._pieces: dict[int, str] = {}
         probe = [dict(role="user", content="a")]
         without, with_turn = (self._render(probe, add, "a lone user message") for add in (False, True))
-        without = without.removesuffix(tokenizer.eos_token or "")  # Phi's templates end a conversation that goes no further with it
-        if not (with_turn.startswith(without) and len(with_turn) > len(without)):
+        ended, without = without, without.removesuffix(tokenizer.eos_token or "")  # Phi's templates end a finished conversation with it
+        if with_turn == ended or not (with_turn.startswith(without) and len(with_turn) > len(without)):
             raise ValueError("This chat template has no findable boundary: rendered with add_generation_prompt it should be the "
                              f"text without it plus the opening of the agent's turn, but it gave {with_turn!r} after {without!r}.")
+        self._header = re.sub(rf"{re.escape(self.style.open_think.strip())}\s*$", "", with_turn[len(without):])
         if system:
             self._place([dict(role="system", content=system), *probe], True, "the system prompt")
 
@@ -99,12 +100,12 @@ class PromptFormat:
             raise ValueError(f"The chat template refuses {name} ({error}); its first roles are {roles}. A template that knows no system "
                              "message needs that text at the start of the first user message.") from error
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text that follows a tag."""
+    def encode(self, text: str, behind: str = "\n") -> list[int]:
+        """Ids of a text that follows a tag, or what else it is `behind`."""
         if not text:
             return []
-        if self._anchored:  # such tokenizers put a space before the first word of a text: let there be something before it
-            before, both = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("\n", "\n" + text))
+        if self._anchored:  # such tokenizers put a space before the first word of a text, or behind each special token
+            before, both = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (behind, behind + text))
             if both[:len(before)] == before:
                 return both[len(before):]
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -127,14 +128,14 @@ class PromptFormat:
         if mode not in MODES:
             raise ValueError(f"There is no decoding mode {mode!r}: the modes are {', '.join(MODES)}.")
         s = self.style
-        return self.with_trace("") if mode == "empty_think" else self.encode(s.open_think if mode == "cot" else s.open_action)
+        return self.with_trace("") if mode == "empty_think" else self.encode(s.open_think if mode == "cot" else s.open_action, self._header)
 
     def with_trace(self, trace: str | Sequence[int]) -> list[int]:
         """Ids that put a trace (text, or ids) and the opened action tag behind a prompt."""
         s = self.style
         if isinstance(trace, str):
-            return self.encode(f"{s.open_think}{s.space if trace else ''}{trace}{s.close_think}{s.open_action}")
-        return [*self.encode(s.open_think), *trace, *self.encode(s.close_think + s.open_action)]
+            return self.encode(f"{s.open_think}{s.space if trace else ''}{trace}{s.close_think}{s.open_action}", self._header)
+        return [*self.encode(s.open_think, self._header), *trace, *self.encode(s.close_think + s.open_action)]
 
     def action_ids(self, action: str) -> list[int]:
         """Ids of an action behind its opened tag, with what closes it.
@@ -176,11 +177,17 @@ class PromptFormat:
         return self.style.parse(text[:over], mode == "cot", over is not None)
 
     def lead_ids(self, ids: Sequence[int]) -> list[int] | None:
-        """Of ids generated in mode `cot`, those up to the opened action tag, exactly; None where none was opened."""
-        found = self.style.lead(self.text(ids))
+        """Of ids generated in mode `cot`, those up to the opened action tag, exactly; None where none was opened.
+
+        A token that holds the tag's end and the action's beginning is cut there, its tag tokenised as a prefilled one is.
+        """
+        text = self.text(ids)
+        found = self.style.lead(text)
         if found is None:
             return None
         n = next(n for n in range(1, len(ids) + 1) if len(self.text(ids[:n])) >= found.end())
+        if text[found.end():len(self.text(ids[:n]))].strip():
+            return [*ids[:n - 1], *self.encode(text[len(self.text(ids[:n - 1])):found.end()])]
         while n < len(ids) and not self.text(ids[:n]).endswith(self.style.open_action) and not self.text([ids[n]]).strip():
             n += 1
         return list(ids[:n])
@@ -193,7 +200,7 @@ class PromptFormat:
         found = [dict(role="system", content=self.system)] if self.system and messages[0]["role"] != "system" else []
         for m in messages:
             own = {k: v for k, v in m.items() if k not in ("trace", "action")} if m["role"] != "agent" else dict(role="assistant")
-            thought = dict(reasoning_content=m["trace"]) if self.style.native and m.get("trace") is not None else {}
+            thought = dict(reasoning_content=m["trace"]) if self.style.native and m.get("trace") else {}
             found.append({**own, "content": self.content(m), **thought})
         return found
 
@@ -205,11 +212,14 @@ class PromptFormat:
         text = self._render(turns, generation, name)
         marked = [{**t, **{k: f"\ue000{k[0].replace('r', 't')}{i}\ue001" for k in ("content", "reasoning_content") if k in t}} for i, t in enumerate(turns)]
         frame, cursor, behind, places, seen = self._render(marked, generation, name), 0, 0, [], []
-        for mark in _MARK.finditer(frame):
+        marks = list(_MARK.finditer(frame))
+        for mark, following in zip(marks, [*marks[1:], None]):
             number, kind = int(mark.group(2)), mark.group(1)
             before, given = frame[behind:mark.start()], turns[number]["content" if kind == "c" else "reasoning_content"]
             start = cursor + len(before)
-            kept = next((c for c in (given, given.strip(), given.strip("\n"), given.lstrip("\n")) if text.startswith(c, start)), None)
+            fits = [c for c in (given, given.strip(), given.strip("\n"), given.lstrip("\n")) if text.startswith(c, start)]
+            after = frame[mark.end():following and following.start()]
+            kept = next((c for c in fits if text.startswith(after, start + len(c))), fits[0] if fits else None)
             if kept is None or text[cursor:start] != before:
                 raise ValueError(self._changed(turns, number, name))
             cursor, behind = start + len(kept), mark.end()
