@@ -142,16 +142,20 @@ def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
     provenance = dict(corpus=hash_files([corpus]), episodes=corpus.name, train_episodes=len(sequences), style="tags", system=SYSTEM,
                       base="SmolLM2-135M-Instruct (Q4_1, dequantised)")
     options = dict(lr=tuning.lr, device=config.device)
-    first, second = config.work / "trained", config.work / "trained-again"
-    train(adapted(AutoModelForCausalLM.from_pretrained(base), tuning), tokenizer, sequences, tuning, first, steps=tuning.steps,
+    folder, done = config.work / "trained", tuning.steps
+    train(adapted(AutoModelForCausalLM.from_pretrained(base), tuning), tokenizer, sequences, tuning, folder, steps=done,
           keep=tuning.checkpoints, seed=tuning.seed, provenance=provenance, **options)
     for step in tuning.checkpoints:
-        export(first / f"checkpoint-{step}", series / f"checkpoint-{step}", "../../base")
-    if tuning.again:
-        last = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), first / f"checkpoint-{tuning.steps}", is_trainable=True)
-        provenance |= dict(continues=f"checkpoint-{tuning.steps}, with a learning rate that rises and falls again")
-        train(last, tokenizer, sequences, tuning, second, steps=tuning.again, keep=(tuning.again,), seed=tuning.seed + 1, provenance=provenance, **options)
-        export(second / f"checkpoint-{tuning.again}", series / f"checkpoint-{tuning.steps + tuning.again}", "../../base", tuning.steps)
+        export(folder / f"checkpoint-{step}", series / f"checkpoint-{step}", "../../base")
+    last = folder / f"checkpoint-{done}"
+    for rise, steps in enumerate(tuning.again, start=1):
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), last, is_trainable=True)
+        folder = config.work / f"trained-{rise}"
+        train(model, tokenizer, sequences, tuning, folder, steps=steps, keep=(steps,), seed=tuning.seed + rise, **options,
+              provenance=provenance | dict(continues=f"checkpoint-{done}, with a learning rate that rises and falls again"))
+        last = folder / f"checkpoint-{steps}"
+        export(last, series / f"checkpoint-{done + steps}", "../../base", done)
+        done += steps
 
 
 def run(config: Config) -> None:

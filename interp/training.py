@@ -89,8 +89,8 @@ class Tuning:
     """Peak learning rate."""
     checkpoints: tuple[int, ...] = (4, 12, 30, 75, 180)
     """Steps that are kept; the untouched model is checkpoint 0."""
-    again: int = 160
-    """Steps of a second rise and fall of the learning rate, whose end is kept too (0: none)."""
+    again: tuple[int, ...] = (160, 320)
+    """Further steps, each lot with a learning rate that rises and falls again; the last of each lot is a checkpoint."""
     seed: int = 0
     """Seed of initialisation and order."""
 

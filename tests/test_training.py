@@ -170,7 +170,7 @@ def test_a_replayed_share_that_cannot_be_is_refused(share):
         Recipe(replay=share)
 
 
-def test_adapters_are_trained_in_two_rises_and_shipped_as_a_series_over_the_untouched_model(tokenizer, corpus_file, tmp_path):
+def test_adapters_are_trained_in_three_rises_and_shipped_as_a_series_over_the_untouched_model(tokenizer, corpus_file, tmp_path):
     from analyses import smollm2
     from interp.series import CheckpointSeries
     from tests.conftest import tiny_hf
@@ -178,11 +178,12 @@ def test_adapters_are_trained_in_two_rises_and_shipped_as_a_series_over_the_unto
     untouched = tiny_hf("Llama", tokenizer)
     untouched.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    tuning = Tuning(rank=2, context=1024, steps=4, batch_tokens=1024, lr=1e-2, checkpoints=(2, 4), again=3)
+    tuning = Tuning(rank=2, context=1024, steps=4, batch_tokens=1024, lr=1e-2, checkpoints=(2, 4), again=(3, 2))
     config = smollm2.Config(work=tmp_path, tuning=tuning, device="cpu")
     smollm2.retrain(config, tmp_path / "base", corpus_file, tmp_path / "series")
     series = CheckpointSeries.discover(tmp_path / "series")
-    assert series.steps == [0, 2, 4, 7] and [series.kind(s) for s in series.steps] == ["full", "adapter", "adapter", "adapter"]
+    assert series.steps == [0, 2, 4, 7, 9] and [series.kind(s) for s in series.steps] == ["full", *["adapter"] * 4]
+    assert json.loads((tmp_path / "series" / "checkpoint-9" / "training.json").read_text())["continues"].startswith("checkpoint-7,")
     made = json.loads((tmp_path / "series" / "checkpoint-7" / "training.json").read_text())
     assert made["step"] == 7 and made["system"] == smollm2.SYSTEM and set(made["loss"]) == {"5", "6", "7"}
     assert made["loss"]["7"] < json.loads((tmp_path / "series" / "checkpoint-2" / "training.json").read_text())["loss"]["1"]
