@@ -14,7 +14,7 @@ from interp.prompts import PromptFormat
 from interp.tables import write_json
 from interp.tasks import CORPUS, Episode, load_corpus
 from interp.training import Recipe, base_mixture, build_model, fit_tokenizer, train
-from interp.weights import hash_files
+from interp.headers import hash_files
 
 
 @dataclass

@@ -26,7 +26,7 @@ from interp.series import CheckpointSeries
 from interp.tables import write_json
 from interp.tasks import load_corpus, sample_decisions, save_episodes
 from interp.training import Tuning, adapted, train
-from interp.weights import hash_files
+from interp.headers import hash_files
 
 SHIPPED = Path(__file__).parents[1] / "interp" / "data" / "smollm2"
 SYSTEM = ("You act in a household by text commands. First think inside <think></think>, then give one command inside "

@@ -27,13 +27,13 @@ from interp.series import SERIES, CheckpointSeries
 from interp.tables import write_json, write_table
 from interp.tasks import CORPUS, SPLITS, load_corpus, sample_decisions
 
+VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
+
+
 class NotApplicable(ValueError):
     """An analysis that these decisions do not allow; the others go on."""
 
     left_out = True
-
-
-VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
 
 
 @dataclass

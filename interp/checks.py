@@ -19,7 +19,9 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from interp.weights import Checkpoint, Header, adapter_misfits, first_line, gguf_header, hash_files, pretrained, read_json, tokenizer_files
+from interp.checkpoints import Checkpoint, first_line, read_json, tokenizer_files
+from interp.headers import Header, gguf_header, hash_files
+from interp.weights import adapter_misfits, pretrained
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 #: What a configuration says that does not decide the computation.

@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from interp.hooks import every_layer
-from interp.models import layers_of
 from interp.pairs import check_pairs
 from interp.prompts import SPANS, Prompt
 from interp.sweeps import Cell, Packed, Plain

@@ -20,9 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from interp import checks, weights
+from interp import checkpoints, checks, weights
+from interp.checkpoints import Checkpoint
+from interp.headers import hash_files, headers, stored
 from interp.models import HookedModel, pick_device, pick_dtype
-from interp.weights import Checkpoint
 
 SERIES = Path(__file__).parent / "data" / "series"
 _READER, _HASHER = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -33,7 +34,7 @@ Source = Path | tuple[str, str]
 def _number(path: Path) -> int | None:
     """The step at the end of a checkpoint's name, verl's inner folders and a GGUF's quantisation left out."""
     name = re.sub(r"[-_.](?:I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.I) if path.suffix == ".gguf" else path.name
-    for nested in filter(None, weights.NESTED):
+    for nested in filter(None, checkpoints.NESTED):
         if path.as_posix().endswith(f"/{nested}"):
             name = path.parents[nested.count("/")].name
             break
@@ -81,7 +82,7 @@ class CheckpointSeries:
             return cls.from_paths([folder], base=base, trust_remote_code=trust_remote_code)
         found = [(int(m[1]), p) for p in sorted(folder.glob("*")) if p.is_dir() and (m := _NAMED.fullmatch(p.name))]
         files = sorted(folder.glob("*.gguf"))
-        model = any((folder / n / name).exists() for n in weights.NESTED for name in ("config.json", "adapter_config.json"))
+        model = any((folder / n / name).exists() for n in checkpoints.NESTED for name in ("config.json", "adapter_config.json"))
         if not found and model and len(files) < 2:
             named = _NAMED.fullmatch(folder.resolve().name)
             return cls.from_paths([folder], [int(named[1]) if named else 0], base, trust_remote_code)
@@ -135,9 +136,9 @@ class CheckpointSeries:
         return self.sources[step]
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """What is on disk of a checkpoint now (a hub checkpoint is fetched); raises what `interp.weights.find` raises."""
+        """What is on disk of a checkpoint now (a hub checkpoint is fetched); raises what `interp.checkpoints.find` raises."""
         path = self.path(step)
-        return weights.find(weights.fetch(*path, code=self.trust_remote_code) if isinstance(path, tuple) else path, self.base)
+        return checkpoints.find(checkpoints.fetch(*path, code=self.trust_remote_code) if isinstance(path, tuple) else path, self.base)
 
     def kind(self, step: int) -> str:
         """How a checkpoint is kept: full, sharded, adapter, gguf, or hub."""
@@ -149,7 +150,7 @@ class CheckpointSeries:
         found, dtypes = [], {}
         for step in [s for s in self.steps if not isinstance(self.path(s), tuple)]:
             checkpoint = self.checkpoint(step)
-            kept = weights.stored(weights.headers(checkpoint))
+            kept = stored(headers(checkpoint))
             if checkpoint.kind == "gguf":
                 found.append(f"Checkpoint {step} is dequantised from {kept} ({checkpoint.path.name}).")
             elif checkpoint.kind == "adapter":
@@ -168,7 +169,7 @@ class CheckpointSeries:
             path, row = self.path(step), dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None)
             if not isinstance(path, tuple):
                 checkpoint = self.checkpoint(step)
-                row |= dict(dtype=weights.stored(weights.headers(checkpoint)), parameters=self._blueprint.num_parameters(),
+                row |= dict(dtype=stored(headers(checkpoint)), parameters=self._blueprint.num_parameters(),
                             bytes=sum(f.stat().st_size for f in checkpoint.files if f.suffix != ".json"))
             rows.append(row | dict(path="@".join(path) if isinstance(path, tuple) else str(path)))
         return pd.DataFrame(rows)
@@ -203,7 +204,7 @@ class CheckpointSeries:
                              "they do not belong together.")
         for step in self.steps:
             checkpoint = self.checkpoint(step)
-            checks.check_weights(checkpoint, weights.headers(checkpoint), self._blueprint, self.trust_remote_code)
+            checks.check_weights(checkpoint, headers(checkpoint), self._blueprint, self.trust_remote_code)
             own, file = checks.template(checkpoint)
             if own and own != self.template:
                 warnings.warn(f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
@@ -226,7 +227,7 @@ class CheckpointSeries:
     def _hash_files(self, files: Sequence[Path]) -> str:
         key = tuple((f, s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()])  # a file is hashed once for as long as it stays
         if key not in self._hashes:
-            self._hashes[key] = weights.hash_files(files)
+            self._hashes[key] = hash_files(files)
         return self._hashes[key]
 
     def load(self, step: int, device: str = "auto", dtype: str = "auto", device_map: str | dict | None = None) -> HookedModel:
@@ -249,7 +250,7 @@ class CheckpointSeries:
         if not hub and self.template:
             tokenizer.chat_template = self.template
         blueprint = checks.blueprint(config, code) if hub else self._blueprint
-        checks.check_weights(checkpoint, weights.headers(checkpoint), blueprint, code)
+        checks.check_weights(checkpoint, headers(checkpoint), blueprint, code)
         if device_map is None:
             count, copied = blueprint.num_parameters(), checkpoint.kind in ("adapter", "gguf")
             checks.check_memory(checkpoint.path, count, where, kind, copies=2 if copied and where.type == "cpu" else 1)
