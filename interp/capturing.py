@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from interp.generation import length_batches, padded
+from interp.generation import padded
 from interp.hooks import every_layer, only
 from interp.packing import ancestors, merge
 from interp.prompts import Prompt
@@ -42,6 +42,17 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.values)
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of about equal lengths, each at most `batch_tokens` with its padding (longest first)."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= batch_tokens:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
 
 
 def _plan(prompts: Sequence[Prompt], trees: bool, batch_tokens: int) -> tuple[list[list[int]], list[list[int]]]:

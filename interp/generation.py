@@ -1,8 +1,8 @@
 """Greedy continuations of many prompts, each prompt read once for all the ways in which it is continued.
 
-Prompts of about equal length are read together, padded on the right, where the causal mask alone is exact; their keys and
-values are kept, and every variant (a mode's opening, a spliced trace) goes on from them. The plain twin is Hugging Face's
-`generate`, prompt by prompt (tested).
+What several prompts begin with (the system prompt of all, the history of one episode's) is read once: they are a tree, read
+behind their common beginning in packs. Their keys and values are kept, and every variant (a mode's opening, a spliced
+trace) goes on from them, many prompts in one batch. The plain twin is Hugging Face's `generate`, prompt by prompt (tested).
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from tqdm import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from interp.models import layers_of
+from interp.packing import ancestors, merge
+
+#: tokens of prompts that are read in one pass
+PACK = 2048
 #: whether the ids generated so far are at their end
 Stop = Callable[[Sequence[int]], bool]
 #: name -> ids read so far, and for each layer their keys and values [head, token, width]
@@ -27,17 +32,6 @@ class Continuation:
 
     ids: tuple[int, ...]
     logp: float
-
-
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of about equal lengths, each at most `batch_tokens` with its padding (longest first)."""
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= batch_tokens:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    return found
 
 
 def padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,12 +122,57 @@ def _greedy(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int) -> l
     return [Continuation(tuple(o), p) for o, p in zip(out, logp)]
 
 
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens that two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def tree_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of at most `batch_tokens` with padding, rows that begin alike next to each other."""
+    found: list[list[int]] = []
+    longest = 0
+    for i in sorted(range(len(rows)), key=lambda i: tuple(rows[i])):
+        longest = max(longest, len(rows[i]))
+        if not found or longest * (len(found[-1]) + 1) > batch_tokens:
+            found.append([])
+            longest = len(rows[i])
+        found[-1].append(i)
+    return found
+
+
+def _packs(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows in the order of their ids, in packs of at most `PACK` tokens where each beginning counts once."""
+    found, size, last = [], PACK, ()
+    for i in sorted(range(len(rows)), key=lambda i: tuple(rows[i])):
+        size += len(rows[i]) - _shared(last, rows[i])
+        if size > PACK:
+            found.append([])
+            size = len(rows[i])
+        found[-1].append(i)
+        last = rows[i]
+    return found
+
+
 def _read(model, rows) -> tuple[list, torch.Tensor]:
-    """Keys and values of each layer for a batch of prompts, and which of their slots count."""
-    ids, seen = padded(rows, model.device)
-    cache = model.new_cache()
-    model.inner(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers], seen
+    """Keys and values of each layer for a batch of prompts, and which of their slots count; each beginning is read once."""
+    first, last = min(rows, key=tuple), max(rows, key=tuple)
+    start = min(_shared(first, last), len(first) - 1)
+    prefix = layers_of(model.read(first[:start])) or model.empty()
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    layers = [tuple(t.new_zeros(len(rows), t.shape[1], max(map(len, rows)), t.shape[3]) for t in layer) for layer in prefix]
+    for layer, known in zip(layers, prefix):
+        for whole, part in zip(layer, known):
+            whole[:, :, :start] = part
+    for pack in _packs([row[start:] for row in rows]):
+        tokens, parents, nodes = merge([rows[i][start:] for i in pack])
+        seen = ancestors(parents)
+        visible = torch.cat([torch.ones(len(tokens), start, dtype=torch.bool), seen], 1)
+        _, new = model.packed(prefix, *(t.to(model.device) for t in (torch.tensor(tokens), seen.sum(1) - 1 + start, visible, torch.arange(start))))
+        for i, path in zip(pack, nodes):
+            for layer, parts in zip(layers, new):
+                for whole, part in zip(layer, parts):
+                    whole[i, :, start:len(rows[i])] = part[0][:, path]
+    return layers, torch.arange(int(lengths.max()), device=model.device) < lengths[:, None]
 
 
 def _read_on(model, rows, names, memory: Memory) -> tuple[list, torch.Tensor]:
@@ -141,8 +180,7 @@ def _read_on(model, rows, names, memory: Memory) -> tuple[list, torch.Tensor]:
     shared = []
     for row, name in zip(rows, names):
         old = memory[name][0] if name in memory else ()
-        same = next((i for i, (a, b) in enumerate(zip(old, row)) if a != b), min(len(old), len(row)))
-        shared.append(min(same, len(row) - 1))
+        shared.append(min(_shared(old, row), len(row) - 1))
     if not any(shared):
         layers, seen = _read(model, rows)
         for r, (row, name) in enumerate(zip(rows, names)):
@@ -192,10 +230,10 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     limits = {name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants}
     stops = {name: stop if callable(stop) else stop[name] for name in variants}
     found: dict[str, list] = {name: [None] * len(prompts) for name in variants}
-    groups = length_batches([len(p) for p in prompts], batch_tokens)
+    groups = tree_batches(prompts, batch_tokens)
     for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
         longest = max((len(variants[n][i]) + limits[n] for n in variants for i in group if variants[n][i] is not None), default=0)
-        model.check_length(len(prompts[group[0]]) + longest)
+        model.check_length(max(len(prompts[i]) for i in group) + longest)
         if model.support.trajectory != "fast":
             for name, suffixes in variants.items():
                 for i in group:

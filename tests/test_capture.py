@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp import models
-from interp.capturing import capture
-from interp.generation import length_batches
+from interp.capturing import capture, length_batches
 from interp.models import HookedModel, Support
 from interp.packing import grow, plain_score, score
 from tests.conftest import ARCHITECTURES, tiny_hf

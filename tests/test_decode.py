@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from interp import generation
 from interp.actions import target, verb
 from interp.alfworld.commands import parse
 from interp.decoding import choose, decode, decode_modes, said
-from interp.generation import continue_each
+from interp.generation import _read, continue_each, tree_batches
 from interp.models import HookedModel
 from interp.prompts import MODES
 from tests.conftest import tiny_hf
@@ -131,6 +132,36 @@ def test_only_the_engines_commands_parse(text, wanted):
 def test_verbs_and_targets_are_the_classes_probes_predict():
     assert [(verb(c), target(c)) for c in ("take mug 1 from shelf 2", "go to shelf 2", "inventory")] == [
         ("take", "mug"), ("go", "shelf"), ("inventory", "inventory")]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pack", [64, 300, 2048])
+def test_each_beginning_is_read_once_and_its_keys_and_values_are_those_of_a_plain_pass(model, prompts, monkeypatch, pack):
+    monkeypatch.setattr(generation, "PACK", pack)
+    rows = [list(p.ids) for p in prompts[:7]]
+    rows += [rows[0], rows[1][:-5], rows[2][:40] + rows[3][40:], rows[4] + [7, 8]]  # twice, a part, a branch, and one that goes on
+    read, packed = [], HookedModel.packed
+    monkeypatch.setattr(HookedModel, "packed", lambda self, prefix, ids, *a, **k: read.append(len(ids)) or packed(self, prefix, ids, *a, **k))
+    layers, seen = _read(model, rows)
+    assert seen.sum(1).tolist() == [len(row) for row in rows] and all(s[:len(r)].all() for s, r in zip(seen, rows))
+    for i, row in enumerate(rows):
+        for (keys, values), layer in zip(layers, model.read(row).layers):
+            torch.testing.assert_close(keys[i, :, :len(row)], layer.keys[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(values[i, :, :len(row)], layer.values[0], rtol=1e-3, atol=1e-4)
+    beginnings = {tuple(row[:n]) for row in rows for n in range(1, len(row) + 1)}
+    common = sum(all(row[:n] == rows[0][:n] for row in rows) for n in range(1, min(map(len, rows)) + 1))
+    if pack == 2048:
+        assert sum(read) == len(beginnings) - common < sum(map(len, rows)) / 2
+    assert all(n <= max(pack, max(map(len, rows))) for n in read)
+
+
+@pytest.mark.parametrize("budget", [1, 400, 10_000])
+def test_batches_hold_every_prompt_once_and_keep_an_episodes_together(prompts, budget):
+    rows = [p.ids for p in prompts]
+    groups = tree_batches(rows, budget)
+    assert sorted(i for g in groups for i in g) == list(range(len(rows)))
+    assert all(len(g) == 1 or max(len(rows[i]) for i in g) * len(g) <= budget for g in groups)
+    assert [tuple(rows[i]) for g in groups for i in g] == sorted(map(tuple, rows))
 
 
 def test_an_episode_read_on_from_memory_continues_as_one_read_afresh(model, fmt, episodes):
