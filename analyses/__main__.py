@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
-from itertools import takewhile
 
 #: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
-CHAINS = (("behaviour", "probes"), ("online", "patching", "reliance", "conflict"))
+CHAINS = (("behaviour", "probes", "conflict"), ("online", "patching", "reliance"))
 ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
          "smollm2": "fine-tune a real pretrained chat model on ALFWorld episodes, or prepare the shipped adapters",
@@ -79,9 +79,9 @@ def _all(rest: list[str]) -> int:
     jobs = 1 if study.on_gpu else min(len(CHAINS), os.cpu_count() or 1)
     chains = [[name for name in chain if name not in left_out] for chain in (CHAINS if jobs > 1 else [ANALYSES])]
     threads = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() // jobs))}
-    running = [subprocess.Popen([sys.executable, "-c", "import sys; from analyses.__main__ import chain; sys.exit(chain(sys.argv[1:]))", *names,
-                                 *study.arguments()], env={**os.environ, **threads, "TQDM_POSITION": str(position)})
-               for position, names in enumerate(chains) if names]
+    commands = [json.dumps([[name, *study.arguments(_module(name).Config)] for name in names]) for names in chains if names]
+    running = [subprocess.Popen([sys.executable, "-c", "import sys; from analyses.__main__ import chain; sys.exit(chain(sys.argv[1]))", command],
+                                env={**os.environ, **threads, "TQDM_POSITION": str(position)}) for position, command in enumerate(commands)]
     try:
         statuses = [process.wait() for process in running]
     except KeyboardInterrupt:
@@ -92,11 +92,10 @@ def _all(rest: list[str]) -> int:
     return _module("figures").main(["--tables", str(study.run / "tables"), "--out", str(study.run)])
 
 
-def chain(argv: list[str]) -> int:
-    """Run analyses one after the other: their names, then the options that all share."""
-    names = list(takewhile(ANALYSES.__contains__, argv))  # a folder may bear an analysis' name
-    for name in names:
-        sys.argv[1:] = [name, *argv[len(names):]]  # what the table's provenance says it was made by
+def chain(commands: str) -> int:
+    """Run command lines, a JSON list of lists of words, one after the other until one fails."""
+    for command in json.loads(commands):
+        sys.argv[1:] = command  # what the table's provenance says it was made by
         if status := main():
             return status
     return 0

@@ -233,6 +233,16 @@ class All(Study):
 
     skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict"], ...] = ()
     """Analyses to leave out."""
+    choices: int = 0
+    """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""
+    pairs: int = 0
+    """Counterfactual pairs, for patching and for prompt reliance."""
+    conflicts: int = 0
+    """Decisions whose traces are replaced."""
+    games: int = 0
+    """Games played in domain."""
+    online_checkpoints: int = 0
+    """Checkpoints that play."""
 
     @property
     def playable(self) -> bool:
@@ -248,15 +258,14 @@ class All(Study):
         """Raise the sentence of a wrong series, checkpoint or device once, before anything starts."""
         self.steps, self.episodes, pick_dtype(self.dtype, pick_device(self.device))
 
-    def arguments(self) -> list[str]:
-        """The shared options as they are written on a command line."""
-        found = []
-        for field in dataclasses.fields(Study):
+    def arguments(self, analysis: type[Study]) -> list[str]:
+        """The given options that an analysis knows, as they are written on its command line."""
+        found, known = [], {field.name for field in dataclasses.fields(analysis)}
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is True:
-                found.append(f"--{field.name}")
-            elif value != field.default:
-                found += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
+            if field.name not in known or value == field.default:
+                continue
+            found += [f"--{field.name}"] if value is True else [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
         return found
 
 
