@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
 from interp.checkpoints import Checkpoint, first_line
@@ -47,7 +47,7 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
     if checkpoint.kind == "gguf":
         options["gguf_file"] = checkpoint.path.name
         if not checkpoint.embedded:
-            options["config"] = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)
+            options.setdefault("config", AutoConfig.from_pretrained(checkpoint.home, local_files_only=True))
     folder = checkpoint.path.parent if checkpoint.kind == "gguf" else checkpoint.path
     with _quiet():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
@@ -56,9 +56,11 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
 
 def dequantised(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A GGUF file's weights as plain numbers, under transformers' names."""
-    gguf_header(checkpoint.path)
+    options, kind = dict(ignore_mismatched_sizes=True), gguf_header(checkpoint.path)[0].get("general.architecture")
+    if kind == "llama" and not checkpoint.embedded and (config := AutoConfig.from_pretrained(checkpoint.home)).model_type == "mistral":
+        options["config"] = LlamaConfig(**config.to_dict() | dict(model_type="llama"))  # so llama.cpp keeps Mistral's weights
     try:
-        hf, report = pretrained(checkpoint, dtype, ignore_mismatched_sizes=True)
+        hf, report = pretrained(checkpoint, dtype, **options)
     except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"transformers cannot read {checkpoint.path} ({first_line(error)}).") from error
     found = [f"{n!r} is missing" for n in sorted(report["missing_keys"])]

@@ -322,6 +322,12 @@ def test_redraw_gives_the_same_files(drawn, tmp_path):
     assert before == {path.name: path.read_bytes() for path in one.iterdir()}
 
 
+def test_an_optional_figure_is_not_missed(no_browser, tmp_path):
+    paths = figures.draw(write_tables(tmp_path / "tables", "reliance"), tmp_path / "figures")
+    page = paths[-1].read_text()
+    assert "Not drawn" in page and "ALFWorld's own games" not in page and "online_official" not in page
+
+
 def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
     tables = write_tables(tmp_path / "tables")
     paths = figures.draw(tables, tmp_path / "figures")

@@ -15,7 +15,7 @@ from accelerate import dispatch_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from interp import checkpoints, checks
 from interp.capturing import capture
@@ -189,7 +189,7 @@ def permuted(tensor, heads):
 
 def write_gguf(hf, path, kind=gguf.GGMLQuantizationType.F32):
     """A GGUF file of a tiny model, as llama.cpp's converter writes it, without a tokenizer."""
-    config, name = hf.config, hf.config.model_type
+    config, name = hf.config, dict(mistral="llama", gpt_neox="gptneox").get(hf.config.model_type, hf.config.model_type)
     heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
     writer = gguf.GGUFWriter(path, name)
     writer.add_context_length(config.max_position_embeddings)
@@ -200,6 +200,9 @@ def write_gguf(hf, path, kind=gguf.GGMLQuantizationType.F32):
     writer.add_vocab_size(config.vocab_size)
     if name == "gpt2":
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    elif name == "gptneox":
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        writer.add_parallel_residual(config.use_parallel_residual)
     else:
         writer.add_head_count_kv(groups)
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -229,7 +232,7 @@ def write_gguf(hf, path, kind=gguf.GGMLQuantizationType.F32):
     writer.close()
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "Gemma2"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "Gemma2", "Mistral"])
 def test_gguf_files_are_dequantised_as_transformers_does_it(tokenizer, tmp_path, name):
     quantised = gguf.GGMLQuantizationType.Q8_0
     extra = {"Gemma2": dict(query_pre_attn_scalar=8, tie_word_embeddings=True), "Qwen3": dict(head_dim=128)}.get(name, {})
@@ -240,9 +243,9 @@ def test_gguf_files_are_dequantised_as_transformers_does_it(tokenizer, tmp_path,
     for (step, hf), kind in zip(models.items(), (gguf.GGMLQuantizationType.F32, quantised)):
         write_gguf(hf, tmp_path / f"tiny-{step:03d}.{kind.name}.gguf", kind)
     options = {}
-    if name == "GPT2":  # of whose metadata transformers takes neither the vocabulary's size nor the MLP's
+    if name in ("GPT2", "Mistral"):  # GPT-2's metadata lack sizes; Mistral's files call it a Llama, and lack its window
         models[3].config.save_pretrained(tmp_path)
-        options["config"] = models[3].config
+        options["config"] = models[3].config if name == "GPT2" else LlamaConfig(**models[3].config.to_dict() | dict(model_type="llama"))
     series = CheckpointSeries.discover(tmp_path)
     assert series.steps == [3, 12] and list(series.table().dtype) == ["F32", "Q8_0"]
     assert series.notes[1] == "Checkpoint 12 is dequantised from Q8_0 (tiny-012.Q8_0.gguf)."
@@ -252,9 +255,16 @@ def test_gguf_files_are_dequantised_as_transformers_does_it(tokenizer, tmp_path,
         wanted = direct(tmp_path, gguf_file=series.path(step).name, **options)
         assert torch.equal(logits(model.hf), logits(wanted))
         assert model.weights_hash == hash_files([series.path(step)])
-    if name in ("Llama", "Qwen3", "GPT2"):
+    if name in ("Llama", "Qwen3", "GPT2", "Mistral"):
         torch.testing.assert_close(logits(model.hf), logits(models[3]), rtol=1e-3, atol=1e-3)
     assert next(iter(model.tokenizer("go to drawer 1").input_ids)) == next(iter(tokenizer("go to drawer 1").input_ids))
+
+
+def test_a_gguf_that_transformers_cannot_read_is_refused_by_its_architecture(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    write_gguf(tiny_hf("GPTNeoX", tokenizer), tmp_path / "neox-3.gguf")
+    with pytest.raises(ValueError, match="neox-3.gguf.*gptneox"):
+        CheckpointSeries.discover(tmp_path).load(3, "cpu", "float32")
 
 
 def test_a_checkpoints_folder_may_hold_one_gguf(tokenizer, tmp_path):
