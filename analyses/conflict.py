@@ -14,7 +14,7 @@ from interp.stats import cluster_bootstrap
 
 @dataclass
 class Config(Study):
-    """Six arms at every checkpoint, on the first decisions of each split."""
+    """Seven arms at every checkpoint, on the first decisions of each split."""
 
     conflicts: int = 0
     """Decisions of each split (0: 80 quick, 200 full)."""
@@ -30,7 +30,8 @@ def run(config: Config) -> None:
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
         def compute():
-            outcomes = conflict(config.model(step), prompts, own, config.arms, parser=config.parse, seed=config.seed, max_new_tokens=config.action_tokens)
+            outcomes = conflict(config.model(step), prompts, own, config.arms, parser=config.parse, seed=config.seed,
+                                max_new_tokens=config.action_tokens, trace_tokens=config.trace_tokens)
             return {arm: dict(index=o.index.tolist(), keep=o.keep.tolist(), follow=o.follow.tolist(), unparsed=o.unparsed.tolist(),
                               other=(~(o.keep | o.follow | o.unparsed)).tolist(), leak_rate=o.leaked.tolist(), logp_trace=o.logp.tolist())
                     for arm, o in outcomes.items()}

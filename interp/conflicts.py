@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.decoding import Said, said
+from interp.decoding import LIMITS, Said, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
 
-ARMS = ("self_splice", "truncated", "other_state", "shuffled_words", "filler", "empty")
+ARMS = ("self_splice", "truncated", "other_state", "resampled", "shuffled_words", "filler", "empty")
 FILLER = "."
+#: Traces drawn at each decision, at temperature 1, in search of one that leads to another action.
+SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,19 @@ def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: n
     return int(rng.choice(options)) if options else None
 
 
-def _trace(arm: str, index: int, prompts, decoded, rng) -> tuple[list[int], str | None, bool] | None:
+def resample(model, prompts: Sequence[Prompt], parser: Callable[[str], str | None] = str, samples: int = SAMPLES, seed: int = 0,
+             max_new_tokens: int = LIMITS["cot"], progress: bool = False) -> list[list[Said]]:
+    """`samples` decodings of each prompt drawn at temperature 1, each prompt read once."""
+    fmt = prompts[0].format
+    out = continue_each(model, [p.ids for p in prompts], {str(k): [fmt.opening("cot")] * len(prompts) for k in range(samples)}, fmt.ended("cot"),
+                        max_new_tokens, progress=progress, temperature=1.0, seed=seed)
+    return [[said(fmt, found[i].ids, "cot", parser) for found in out.values()] for i in range(len(prompts))]
+
+
+def _trace(arm: str, index: int, prompts, decoded, drawn, rng) -> tuple[list[int], str | None, bool] | None:
     """What an arm puts behind the prompt up to the opened action, the action it argues for, and whether it leaked it.
 
-    None where there is none: no donor, or one whose trace says nothing but its action.
+    None where there is none: no donor, none among the drawn that leads elsewhere, or one whose trace says nothing but its action.
     """
     fmt, own = prompts[index].format, decoded[index]
     if arm == "self_splice":
@@ -79,20 +90,25 @@ def _trace(arm: str, index: int, prompts, decoded, rng) -> tuple[list[int], str 
         return fmt.with_trace((fmt.encode(FILLER) * length)[:length]), None, False
     if arm == "empty":
         return fmt.with_trace(""), None, False
-    other = donor(index, prompts, decoded, rng)
+    if arm == "resampled":
+        other = next((s for s in drawn[index] if s.action is not None and s.trace and s.action != own.action), None)
+    else:
+        place = donor(index, prompts, decoded, rng)
+        other = None if place is None else decoded[place]
     if other is None:
         return None
-    argued = decoded[other].action
-    bare = strip_action(decoded[other].trace, argued)
-    return (fmt.with_trace(bare), argued, bare != decoded[other].trace) if bare else None
+    bare = strip_action(other.trace, other.action)
+    return (fmt.with_trace(bare), other.action, bare != other.trace) if bare else None
 
 
 def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Sequence[str] = ARMS, *,
-             parser: Callable[[str], str | None] = str, seed: int = 0, max_new_tokens: int = 24, progress: bool = False) -> dict[str, Outcome]:
+             parser: Callable[[str], str | None] = str, seed: int = 0, max_new_tokens: int = 24, trace_tokens: int = LIMITS["cot"],
+             progress: bool = False) -> dict[str, Outcome]:
     """Put the arms' traces behind the prompts and decode the action: one Outcome for each arm.
 
     Arms: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
-    trace), `other_state` (another episode's trace, its action stripped), `shuffled_words`, `filler` (full stops, equal
+    trace), `other_state` (another episode's trace, its action stripped), `resampled` (a trace that the model itself drew here at
+    temperature 1 on the way to another action, one of `SAMPLES` of at most `trace_tokens`, its action stripped), `shuffled_words`, `filler` (full stops, equal
     length), `empty`. Decisions whose own decoding did not parse, or that find no donor with words beside its action, are left out; an arm without any
     has empty arrays. Raises ValueError for an arm that is not known.
     """
@@ -100,10 +116,12 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
     if unknown:
         raise ValueError(f"There is no arm {unknown[0]!r}: the arms are {', '.join(ARMS)}.")
     usable = [i for i, s in enumerate(decoded) if s.action is not None and s.trace and prompts[i].format.lead_ids(s.ids)]
-    traces, variants = {}, {}
+    traces, variants, drawn = {}, {}, {}
+    if "resampled" in arms and usable:
+        drawn = dict(zip(usable, resample(model, [prompts[i] for i in usable], parser, SAMPLES, seed, trace_tokens, progress)))
     for arm in arms:
         rng = np.random.default_rng(seed)
-        traces[arm] = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, rng)) is not None}
+        traces[arm] = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, drawn, rng)) is not None}
         variants[arm] = [traces[arm][i][0] if i in traces[arm] else None for i in range(len(prompts))]
     out = continue_each(model, [p.ids for p in prompts], variants, prompts[0].format.ended("prompt"), max_new_tokens, progress=progress)
     found = {}

@@ -1,4 +1,4 @@
-"""What the model does at a decision: free greedy decoding in three modes, and forced choice among candidates.
+"""What the model does at a decision: free decoding in three modes, and forced choice among candidates.
 
 >>> said = decode(model, prompts, mode="cot")
 >>> said[0].trace, said[0].action
@@ -19,7 +19,7 @@ from interp.prompts import Mode, Prompt
 
 @dataclass(frozen=True)
 class Said:
-    """One greedy decoding: generated `ids`, `trace` (None without one), and `action` (None where it did not parse)."""
+    """One decoding: generated `ids`, `trace` (None without one), and `action` (None where it did not parse)."""
 
     ids: tuple[int, ...]
     trace: str | None
@@ -31,8 +31,9 @@ LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
 
 def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, parser: Callable[[str], str | None] = str,
-                 max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None, engine=None) -> dict[str, list[Said]]:
-    """Decode greedily in several modes, each prompt read once; as `decode`, for each mode.
+                 max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None, engine=None,
+                 temperature: float = 0.0, seed: int = 0) -> dict[str, list[Said]]:
+    """Decode in several modes, each prompt read once; as `decode`, for each mode.
 
     memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one. engine: an
     `interp.vllm.Engine` over the same checkpoint, which generates instead.
@@ -43,21 +44,26 @@ def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, par
     openings = {mode: fmt.opening(mode) for mode in modes}
     limits = {mode: max_new_tokens[mode] if isinstance(max_new_tokens, Mapping) else max_new_tokens or LIMITS[mode] for mode in modes}
     if engine is not None:
+        if temperature:
+            raise ValueError("The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it.")
         found = engine.continue_each([p.ids for p in prompts], openings, limits, fmt.style.close_action.strip(), list(fmt.ends))
         return {mode: [said(fmt, ids, mode, parser) for ids in found[mode]] for mode in modes}
     variants = {mode: [ids] * len(prompts) for mode, ids in openings.items()}
     out = continue_each(model, [p.ids for p in prompts], variants, {m: fmt.ended(m) for m in modes}, limits, progress=progress,
-                        memory=memory, names=[p.decision.episode for p in prompts])
+                        memory=memory, names=[p.decision.episode for p in prompts], temperature=temperature, seed=seed)
     return {mode: [said(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
 
 
 def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Callable[[str], str | None] = str,
-           max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None) -> list[Said]:
-    """Decode greedily in one mode; `parser` turns the text between the action tags into an action, or None.
+           max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None,
+           temperature: float = 0.0, seed: int = 0) -> list[Said]:
+    """Decode in one mode, greedily unless a `temperature` is given; `parser` turns the text between the action tags into an action, or None.
 
-    `max_new_tokens` (one number, or one for each mode) is `LIMITS[mode]` unless given. Raises ValueError for an empty list of prompts.
+    `max_new_tokens` (one number, or one for each mode) is `LIMITS[mode]` unless given; `seed`: of what is drawn. Raises
+    ValueError for an empty list of prompts, or a temperature below 0.
     """
-    return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress, memory=memory)[mode]
+    return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress, memory=memory,
+                        temperature=temperature, seed=seed)[mode]
 
 
 def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str) -> Said:

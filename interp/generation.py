@@ -1,4 +1,4 @@
-"""Greedy continuations of many prompts, each prompt read once for all the ways in which it is continued.
+"""Continuations of many prompts, greedy or sampled, each prompt read once for all the ways in which it is continued.
 
 What several prompts begin with (the system prompt of all, the history of one episode's) is read once: they are a tree, read
 behind their common beginning in packs. Their keys and values are kept, and every variant (a mode's opening, a spliced
@@ -22,13 +22,15 @@ from interp.packing import ancestors, merge
 PACK = 2048
 #: whether the ids generated so far are at their end
 Stop = Callable[[Sequence[int]], bool]
+#: logits [row, vocabulary] -> token of each row
+Pick = Callable[[torch.Tensor], torch.Tensor]
 #: name -> ids read so far, and for each layer their keys and values [head, token, width]
 Memory = dict[Hashable, tuple[tuple[int, ...], list]]
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Greedily generated `ids`, and the log-probability per token, in nats, of the given suffix after its first token."""
+    """Generated `ids`, and the log-probability per token, in nats, of the given suffix after its first token."""
 
     ids: tuple[int, ...]
     logp: float
@@ -89,7 +91,17 @@ class _Rows:
         self.cache.layers = [_Room(layer.keys[alive], layer.values[alive], room) for layer in self.cache.layers]
 
 
-def _greedy(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int) -> list[Continuation]:
+def _picker(temperature: float, seed: int, device) -> Pick:
+    """The likeliest token at temperature 0, else one drawn from the tempered distribution, the same ones for the same seed."""
+    if temperature < 0:
+        raise ValueError(f"A temperature is 0 (greedy) or above, not {temperature}.")
+    if temperature == 0:
+        return lambda logits: logits.argmax(-1)
+    generator = torch.Generator(device).manual_seed(seed)
+    return lambda logits: torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[..., 0]
+
+
+def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pick: Pick) -> list[Continuation]:
     """Continue one variant of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot] count."""
     ids, valid = padded(suffixes, model.device)
     rows = _Rows(model, layers, seen, seen.sum(1), ids.shape[1] + max_new_tokens)
@@ -101,7 +113,7 @@ def _greedy(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int) -> l
         picked = model.logits(hidden[scored[:, 0], scored[:, 1]]).log_softmax(-1).gather(1, ids[scored[:, 0], scored[:, 1] + 1][:, None])[:, 0]
         logp.index_add_(0, scored[:, 0], picked)
     logp = (logp / (lengths - 1).clamp(min=1)).tolist()
-    token = model.logits(hidden[torch.arange(len(ids)), lengths - 1]).argmax(-1)
+    token = pick(model.logits(hidden[torch.arange(len(ids)), lengths - 1]))
     out: list[list[int]] = [[] for _ in suffixes]
     over: set[int] = set()
     owner = list(range(len(suffixes)))  # row of the running batch -> continuation
@@ -118,7 +130,7 @@ def _greedy(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int) -> l
             rows.keep(torch.tensor(alive, device=model.device), left)
             token, owner = token[alive], [owner[r] for r in alive]
         hidden = rows.forward(token[:, None], torch.ones(len(owner), 1, dtype=torch.bool, device=model.device))
-        token = model.logits(hidden[:, 0]).argmax(-1)
+        token = pick(model.logits(hidden[:, 0]))
     return [Continuation(tuple(o), p) for o, p in zip(out, logp)]
 
 
@@ -201,14 +213,14 @@ def _read_on(model, rows, names, memory: Memory) -> tuple[list, torch.Tensor]:
     return layers, batch.seen
 
 
-def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: Stop, max_new_tokens: int) -> Continuation:
+def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: Stop, max_new_tokens: int, pick: Pick) -> Continuation:
     """One continuation by itself, without padding or a mask of one's own, for models that take neither exactly."""
     cache, ids = model.read(prompt), torch.tensor([list(suffix)], device=model.device)
     hidden = model.inner(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0]
     logp = model.logits(hidden[:-1]).log_softmax(-1).gather(1, ids[0, 1:, None]).sum().item() / max(1, len(suffix) - 1)
     out: list[int] = []
     while True:
-        out.append(int(model.logits(hidden[-1]).argmax()))
+        out.append(int(pick(model.logits(hidden[-1:]))))
         if stop(out) or len(out) == max_new_tokens:
             return Continuation(tuple(out), logp)
         hidden = model.inner(input_ids=torch.tensor([[out[-1]]], device=model.device), past_key_values=cache, use_cache=True).last_hidden_state[0]
@@ -217,12 +229,13 @@ def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: Stop, max_
 @torch.inference_mode()
 def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str, Sequence[Sequence[int] | None]], stop: Stop | Mapping[str, Stop],
                   max_new_tokens: int | Mapping[str, int], batch_tokens: int = 24576, progress: bool = False,
-                  memory: Memory | None = None, names: Sequence[Hashable] = ()) -> dict[str, list]:
-    """Continue every prompt in every variant, greedily, until `stop(ids generated so far)` or `max_new_tokens`.
+                  memory: Memory | None = None, names: Sequence[Hashable] = (), temperature: float = 0.0, seed: int = 0) -> dict[str, list]:
+    """Continue every prompt in every variant until `stop(ids generated so far)` or `max_new_tokens`.
 
     variants: name -> one suffix of ids for each prompt (None: not this one), read behind the prompt before generating.
     memory, names: keys and values kept from earlier calls under each prompt's name, brought up to date in place; a prompt
-    that extends the one kept (checked on ids) is read only from where it differs.
+    that extends the one kept (checked on ids) is read only from where it differs. temperature: 0 is greedy; above, tokens are
+    drawn, and `seed` and the same prompts give the same ones.
     Returns name -> one Continuation (or None) for each prompt. Raises ValueError for an empty suffix or a context too long.
     """
     if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
@@ -230,6 +243,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     limits = {name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants}
     stops = {name: stop if callable(stop) else stop[name] for name in variants}
     found: dict[str, list] = {name: [None] * len(prompts) for name in variants}
+    pick = _picker(temperature, seed, model.device)
     groups = tree_batches(prompts, batch_tokens)
     for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
         longest = max((len(variants[n][i]) + limits[n] for n in variants for i in group if variants[n][i] is not None), default=0)
@@ -237,7 +251,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
         if model.support.trajectory != "fast":
             for name, suffixes in variants.items():
                 for i in group:
-                    found[name][i] = suffixes[i] and _plain(model, prompts[i], suffixes[i], stops[name], limits[name])
+                    found[name][i] = suffixes[i] and _plain(model, prompts[i], suffixes[i], stops[name], limits[name], pick)
             continue
         rows = [prompts[i] for i in group]
         kept, seen = _read(model, rows) if memory is None else _read_on(model, rows, [names[i] for i in group], memory)
@@ -246,7 +260,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
             if not some:
                 continue
             layers = [(k[some], v[some]) for k, v in kept] if len(some) < len(group) else kept
-            out = _greedy(model, layers, seen[some], [suffixes[group[r]] for r in some], stops[name], limits[name])
+            out = _continue(model, layers, seen[some], [suffixes[group[r]] for r in some], stops[name], limits[name], pick)
             for r, continuation in zip(some, out):
                 found[name][group[r]] = continuation
     return found

@@ -60,6 +60,7 @@ ARMS = {
     "self_splice": "self-splice",
     "truncated": "truncated",
     "other_state": "other state",
+    "resampled": "resampled",
     "shuffled_words": "shuffled words",
     "filler": "filler",
     "empty": "empty",

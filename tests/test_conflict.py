@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.conflicts import ARMS, Outcome, conflict, donor, strip_action
+from interp.conflicts import ARMS, Outcome, conflict, donor, resample, strip_action
 from interp.decoding import Said, decode, said
 
 
@@ -40,7 +40,7 @@ def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_pro
         assert arm == "self_splice" or not (found.keep & found.follow).any()
         assert not (found.unparsed & (found.keep | found.follow)).any()
         assert (found.logp <= 0).all() and np.isfinite(found.logp).all()
-        argued = {"self_splice": found.own, "other_state": [a for a in found.argued if a]}.get(arm, [None] * n)
+        argued = {"self_splice": found.own, **{a: [a for a in found.argued if a] for a in ("other_state", "resampled")}}.get(arm, [None] * n)
         assert found.argued == argued
     # the own trace is the likeliest
     own = outcomes["self_splice"]
@@ -50,7 +50,7 @@ def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_pro
 
 
 def test_the_same_seed_gives_the_same_outcome(trained, trained_prompts, spoken, outcomes):
-    for arm in ("other_state", "shuffled_words"):
+    for arm in ("other_state", "resampled", "shuffled_words"):
         again = conflict(trained, trained_prompts, spoken, [arm], seed=1)[arm]
         assert (again.action, again.argued) == (outcomes[arm].action, outcomes[arm].argued)
         np.testing.assert_allclose(again.logp, outcomes[arm].logp, rtol=1e-4)
@@ -80,6 +80,19 @@ def test_donors_are_of_another_episode_admissible_and_argue_for_another_action(t
                 assert spoken[other].action in prompt.decision.admissible and spoken[other].action != spoken[i].action
                 assert spoken[other].trace
     assert found > 50
+
+
+def test_a_resampled_trace_is_the_models_own_and_leads_elsewhere(trained, trained_prompts, spoken, outcomes):
+    """What is put in was drawn here, behind this very prompt, on the way to the action that it argues for."""
+    found = outcomes["resampled"]
+    drawn = resample(trained, [trained_prompts[i] for i in outcomes["self_splice"].index], seed=1)
+    where = {int(i): k for k, i in enumerate(outcomes["self_splice"].index)}
+    assert len(found.index) > 5
+    for i, argued in zip(found.index, found.argued):
+        assert argued != spoken[i].action and argued in [s.action for s in drawn[where[i]]]
+    without = [i for i in where if i not in found.index]
+    for i in without:
+        assert all(s.action in (None, spoken[i].action) or not strip_action(s.trace or "", s.action) for s in drawn[where[i]])
 
 
 def test_a_decision_without_admissible_commands_finds_no_donor(trained_prompts, spoken):

@@ -55,6 +55,27 @@ def test_rows_that_end_early_do_not_disturb_the_others(model, fmt, prompts):
     assert [c.ids for c in found] == cut and (len(set(map(len, cut))) > 1 or len(set(free)) == 1)
 
 
+@torch.inference_mode()
+def test_tokens_are_drawn_from_the_models_own_distribution(llama, prompts):
+    """Four thousand draws of one token against its plain probabilities, at two temperatures."""
+    row, n = prompts[0].ids, 4000
+    logits = llama.hf(torch.tensor([row])).logits[0, -1]
+    for temperature in (1.0, 0.5):
+        out = continue_each(llama, [row[:-1]], {str(k): [row[-1:]] for k in range(n)}, lambda ids: True, 1, temperature=temperature, seed=3)
+        drawn = torch.tensor([found[0].ids[0] for found in out.values()]).bincount(minlength=len(logits)) / n
+        wanted = (logits / temperature).softmax(-1)
+        assert (drawn - wanted).abs().max() < 5 * (wanted * (1 - wanted) / n).sqrt().max()
+
+
+def test_what_is_drawn_follows_the_seed_and_is_greedy_when_cold(trained, trained_prompts):
+    prompts = trained_prompts[:8]
+    draws = {seed: decode(trained, prompts, temperature=1.0, seed=seed) for seed in (0, 1)}
+    assert draws[0] == decode(trained, prompts, temperature=1.0, seed=0) != draws[1]
+    assert decode(trained, prompts, temperature=1e-4) == decode(trained, prompts)
+    with pytest.raises(ValueError, match="0 .greedy. or above"):
+        decode(trained, prompts, temperature=-1)
+
+
 def test_decoding_stops_at_the_closing_tag_and_nowhere_else(trained, trained_prompts):
     stop = trained_prompts[0].format.encode("</action>")[0]
     for words in decode(trained, trained_prompts[:14]):
