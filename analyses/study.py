@@ -231,14 +231,14 @@ class Study:
 class All(Study):
     """Every analysis, then the figures."""
 
-    skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict"], ...] = ()
+    skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict", "early"], ...] = ()
     """Analyses to leave out."""
     choices: int = 0
     """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""
     pairs: int = 0
     """Counterfactual pairs, for patching and for prompt reliance."""
     conflicts: int = 0
-    """Decisions whose traces are replaced."""
+    """Decisions whose traces are replaced, or cut."""
     games: int = 0
     """Games played in domain."""
     online_checkpoints: int = 0

@@ -186,6 +186,18 @@ def conflict(frame: pd.DataFrame) -> str:
     return _paragraph(lead, lines)
 
 
+def early(frame: pd.DataFrame) -> str:
+    """Area over the curve and the rate of the same action without the trace, at the first and last checkpoint, per split."""
+    lead = (
+        "Early answering: the action after parts of the agent's own trace against the action after all of it; area over the "
+        "curve (top; 0: the trace is not needed, 1: all of it is) and rate of the same action (bottom)."
+    )
+    words = {"area_action": "area for the action", "area_distribution": "for the distribution over admissible actions"}
+    words |= {"same_0": "same action without the trace", "same_50": "after half of it"}
+    lines = [f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}. {_size(rows)}" for name, rows in _by_split(frame)]
+    return _paragraph(lead, lines)
+
+
 def _by_split(frame):
     return [(SPLITS[split], pick(frame, split=split)) for split in splits_of(frame)]
 

@@ -297,3 +297,19 @@ def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     )
     fig.update_layout(legend=dict(y=1 + 30 / height))
     return fig
+
+
+def early(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """Area over the early-answering curve over checkpoints, above the rate of the same action after parts of the trace.
+
+    Args:
+        frame: table `early` (step, split, metric, value, low, high, n, n_groups).
+        provenance: kept in the figure's `layout.meta`.
+    """
+    fig = panels(frame, "early", {"area over the curve": 200, "same action as in the end": 210}, provenance)
+    areas, same = ["area_action", "area_distribution"], ["same_0", "same_25", "same_50", "same_75"]
+    draw_metrics(fig, frame, areas, row=1, thin=("area_distribution",))
+    draw_metrics(fig, frame, same, row=2, thin=("same_25", "same_75"))
+    fit_values(fig, frame, areas, row=1, at_least=(0.0, 0.5))
+    fit_values(fig, frame, same, row=2, at_least=(0.0, 1.0))
+    return fig

@@ -124,9 +124,14 @@ def conflict_table() -> pd.DataFrame:
     return pd.concat([frame, logp], ignore_index=True)
 
 
+def early_table() -> pd.DataFrame:
+    flat = {"area_action": 0.55, "area_distribution": 0.48, "same_0": 0.2, "same_25": 0.3, "same_50": 0.45, "same_75": 0.7}
+    return _table(dict(step=STEPS, split=SPLITS, metric=list(flat)), lambda row, progress: flat[row["metric"]] + 0.1 * progress, 0.05)
+
+
 TABLES = {
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
-    "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table,
+    "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
 }  # fmt: skip
 
 
@@ -343,7 +348,7 @@ def test_missing_tables_are_said(no_browser, tmp_path):
     tables = write_tables(tmp_path / "tables", "reliance")
     figures.draw(tables, tmp_path / "figures")
     page = (tmp_path / "figures" / "index.html").read_text()
-    assert page.count("Not drawn. No table") == 7 and "Prompt reliance" in page
+    assert page.count("Not drawn. No table") == 8 and "Prompt reliance" in page
     figures.draw(tables, tmp_path / "figures")
     assert page == (tmp_path / "figures" / "index.html").read_text()
     with pytest.raises(FileNotFoundError, match="No table to draw"):

@@ -1,0 +1,52 @@
+"""Early answering: how much of its own trace an action needs, and the area over that curve (METHODS 5)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyses.study import NotApplicable, Study
+from interp.early import early_answers
+from interp.stats import cluster_bootstrap
+
+SHARES = (0.0, 0.25, 0.5, 0.75)
+
+
+@dataclass
+class Config(Study):
+    """The own trace cut after some of its sentences, at every checkpoint."""
+
+    conflicts: int = 0
+    """Decisions of each split (0: 40 quick, 200 full)."""
+    points: int = 6
+    """Most parts at which a trace is cut, the empty and the whole one included."""
+
+
+def run(config: Config) -> None:
+    """Cut, decode, choose and tabulate; one checkpoint and split is one resumable stage."""
+    started, rows, skipped = time.time(), [], {}
+    n = config.number(config.conflicts, 40, 200)
+    for step, split in config.cells("early"):
+        prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
+
+        def compute():
+            found = early_answers(config.model(step), prompts, own, parser=config.parse, points=config.points, max_new_tokens=config.action_tokens)
+            area = np.where(np.isnan(found.area("distribution")), None, found.area("distribution"))
+            return dict(index=found.index.tolist(), area_action=found.area().tolist(), area_distribution=area.tolist(), same=found.curve(SHARES).tolist())
+
+        found = config.stage(f"early/{step}-{split}", dict(config.inputs(step, split), n=n, points=config.points, limits=config.limits), compute)
+        if not found["index"]:
+            skipped[f"{step} {split}"] = "no decision of this checkpoint has a trace and an action"
+            continue
+        columns = dict(area_action=found["area_action"], area_distribution=found["area_distribution"])
+        columns |= {f"same_{share * 100:.0f}": [bool(s[k]) for s in found["same"]] for k, share in enumerate(SHARES)}
+        for metric, values in columns.items():
+            kept = [(v, prompts[i].decision.episode) for v, i in zip(values, found["index"]) if v is not None]
+            if kept:
+                estimate = cluster_bootstrap(np.array([v for v, _ in kept]), [e for _, e in kept], seed=config.seed)
+                rows.append(dict(step=step, split=split, metric=metric, **estimate.row()))
+    if not rows:
+        raise NotApplicable(f"No trace could be cut: {next(iter(skipped.values()))}.")
+    config.write("early", rows, started, skipped=skipped)
