@@ -42,7 +42,7 @@ def lda(train, code, held_out, n_classes: int, width: int) -> Float[np.ndarray, 
     Sources: Fisher 1936; Ledoit & Wolf 2004.
     """
     probability, present = np.zeros((len(held_out), n_classes)), np.unique(code)
-    if len(present) == 1 or train.shape[1] == 0:
+    if len(present) in (1, len(code)) or train.shape[1] == 0:  # no spread within a class, or nothing to read: by frequency
         probability[:, present] = np.bincount(code)[present] / len(code)
         return probability
     model = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Shrunk(width)).fit(train, code)
