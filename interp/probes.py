@@ -101,7 +101,8 @@ def probe(
     labels: the action (class) of each decision. groups: its episode, never split between training and held-out decisions.
     prompts: prompt texts, for the controls `tfidf` (words and word pairs) and `prompt_length` (log of characters).
     previous: label of the action before (any string at the first step), for the control `previous_action`.
-    test: (acts, labels, groups, prompts, previous, types, random_acts; the last may be left off) of an out-of-domain set, scored by readers fitted on all of the first set.
+    test: (acts, labels, groups, prompts, previous, types, random_acts; the last ones may be left off) of an out-of-domain set,
+        scored by readers fitted on all of the first set.
     folds: outer folds. C: inverse penalties to choose from (`tfidf` has its own, TEXT_C). draws: bootstrap resamples.
     layers: indices into the layer axis to probe; by default all. device: where the fits run, in double precision.
     metrics: of accuracy, log_loss (nats, probabilities floored at `logistic.FLOOR`), macro_f1 and auroc (see `interp.scores`).

@@ -115,21 +115,10 @@ def score_rows(
         # The first draw is the data themselves.
         weights = np.vstack([np.ones(n), bootstrap_weights(episodes, draws, seed)]) if resampled else None
         for metric in metrics:
-            sign = PER_DECISION.get(metric, 1)
-
-            def measured(reading):
-                code = reading.code[here]
-                repeats = [
-                    scored(each[here], code)[metric] if metric in PER_DECISION else RESAMPLED[metric](each[here], code, weights, fold[here])
-                    for each in reading.repeats
-                ]
-                return np.mean(repeats, axis=0)
-
-            def whole(column):
-                return column.mean() if metric in PER_DECISION else column[0]
-
-            column = {key: measured(reading) for key, reading in read.items()}
-            best = max(controls, key=lambda control: sign * whole(column[control, NESTED]))
+            sign, mean = PER_DECISION.get(metric, 1), metric in PER_DECISION
+            column = {key: _column(metric, reading, here, weights, fold[here]) for key, reading in read.items()}
+            whole = {control: column[control, NESTED].mean() if mean else column[control, NESTED][0] for control in controls}
+            best = max(controls, key={control: sign * each for control, each in whole.items()}.get)
             best_control[name, metric] = best
             probes = {key[1]: each for key, each in column.items() if key[0] == "probe"}
             more = {("gain", layer): sign * (each - column[best, NESTED]) for layer, each in probes.items()}
@@ -137,13 +126,18 @@ def score_rows(
                 more |= {("selectivity", layer): each - column["control_task", layer] for layer, each in probes.items()
                          if ("control_task", layer) in column}
             layers = [layer for layer in probes if layer != NESTED]
-            if metric in PER_DECISION and n_groups > 1:
+            if mean and n_groups > 1:
                 p = max_statistic(np.stack([more["gain", layer] for layer in layers], axis=1), episodes, seed=seed)
                 corrected += [{"split": name, "metric": metric, "layer": layer, "p": float(each)} for layer, each in zip(layers, p, strict=True)]
             for (reader, layer), each in (column | more).items():
-                if metric in PER_DECISION:
-                    estimate = cluster_bootstrap(each, episodes, draws=draws, seed=seed)
-                else:
-                    estimate = percentile(each[0], each[1:], n, n_groups)
+                estimate = cluster_bootstrap(each, episodes, draws=draws, seed=seed) if mean else percentile(each[0], each[1:], n, n_groups)
                 rows.append({"layer": layer, "split": name, "reader": reader, "metric": metric, **estimate.row()})
     return rows, best_control, corrected
+
+
+def _column(metric, reading, here, weights, fold) -> np.ndarray:
+    """A reading's score of each decision, or for scores that are no means over decisions of each draw; mean over its repeats."""
+    code = reading.code[here]
+    if metric in PER_DECISION:
+        return np.mean([scored(each[here], code)[metric] for each in reading.repeats], axis=0)
+    return np.mean([RESAMPLED[metric](each[here], code, weights, fold) for each in reading.repeats], axis=0)
