@@ -14,12 +14,15 @@ from interp.readers import PLAIN
 
 
 def coverage(
-    datasets: int = 1000, decisions: int = 120, per_episode: int = 4, classes: int = 3, layers: int = 2, width: int = 8, draws: int = 1000, seed: int = 0
+    datasets: int = 1000, decisions: int = 120, per_episode: int = 4, classes: int = 3, layers: int = 2, width: int = 8,
+    draws: int = 1000, seed: int = 0,
 ) -> pd.DataFrame:
     """Share of data sets whose 95 % interval covers chance, by reader and metric, at the nested choice of layer.
 
     Labels are drawn evenly and apart from the activations, so that chance is 1 / classes in accuracy, 0.5 in AUROC and 0 in
-    selectivity for every reader. Reader `layer_p` is a false alarm rate instead: the share with some corrected p-value below .05.
+    selectivity for every reader but `majority`: with even classes, a training fold's majority runs against the held-out one, its
+    accuracy is below chance, and gains over it alone lie above 0. Reader `layer_p` is the rate at which that raises an alarm: the
+    share of data sets with some corrected p-value below .05.
 
     datasets: drawn one by one from `seed` on. decisions, per_episode, classes, layers, width: of each. draws: bootstrap resamples.
     Returns reader, metric, share, n (data sets).

@@ -65,7 +65,7 @@ def mdl(
     blocks before, its C chosen by grouped folds of them, and mixed with the uniform code by UNIFORM.
 
     acts: activations of one layer. labels: the class of each decision, all classes known to both sides. groups: its episode; episodes are
-    sent in a random order and blocks end between two of them. shares: where blocks end, rising to 1. C: inverse penalties.
+    sent in a random order, and a block ends with the episode that reaches its share. shares: where blocks end, rising to 1. C: inverse penalties.
     draws: bootstrap resamples. device: where the fits run. seed: of the order, the folds and the resamples.
     Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, shares that do not
     rise to 1, and a first block of fewer than two episodes. Source: Voita & Titov 2020 (arXiv 2003.12298), online code.
@@ -84,9 +84,9 @@ def mdl(
     group, names = integer_codes(data["groups"].tolist())
     place = np.random.default_rng(seed).permutation(len(names))[group]  # the episode's place in the order of sending
     sent = np.cumsum(np.bincount(place))
-    ends = np.unique([np.abs(sent - share * len(code)).argmin() for share in shares])  # the last episode of each block
+    ends = np.unique(np.searchsorted(sent, np.array(shares) * len(code) - 1e-9))  # the last episode of each block
     if ends[0] < 1:
-        raise ValueError(f"The first block, {shares[0]:g} of {len(names)} episodes, has fewer than two: give larger shares or more episodes.")
+        raise ValueError(f"The first block, {shares[0]:g} of {len(names)} episodes, holds only one, but C needs two: give larger shares.")
     block = np.searchsorted(ends, place)
     jobs = [(np.flatnonzero(block < each), np.flatnonzero(block == each)) for each in range(1, len(ends))]
     k = len(classes)
