@@ -116,7 +116,8 @@ def probe(
     `control_task`, the probe fitted to a random label for each prompt type (same class shares, same procedure), and `selectivity`,
     the probe's accuracy minus that reader's on its own labels; `gain`, the probe minus the best control that reads no activation.
     That control is the best one on the very decisions scored, which favours the control: the gain is conservative, and below 0 on
-    pure noise, save where even classes and no control but `majority` put that control below chance. A gain in log_loss is control minus probe, so that positive is better in every metric.
+    pure noise, save where even classes and no control but `majority` put that control below chance. A gain in log_loss is control minus probe, so that
+    positive is better in every metric.
     Intervals resample episodes, paired for gains, and hold the fitted readers fixed.
 
     Labels absent from a training set count as errors, and `unseen` says how many there were.
