@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ class Config(Study):
     """Outer folds, grouped by episode."""
     draws: int = 1000
     """Bootstrap resamples."""
+    metrics: tuple[Literal["accuracy", "log_loss", "macro_f1", "auroc"], ...] = ("accuracy", "log_loss")
+    """Scores of every reader."""
+    readers: tuple[Literal["logistic", "lda", "mean_difference"], ...] = ("logistic",)
+    """What reads each layer: always the logistic probe, and perhaps others."""
+    control_task: bool = False
+    """Also fit a random label for each task type and previous action, and report selectivity."""
 
 
 def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
@@ -56,15 +63,20 @@ def run(config: Config) -> None:
                 kept, names = labelled(config, step, split, label)
                 dropped[f"{step} {split} {label}"] = len(prompts[split]) - len(kept)
                 decisions = [prompts[split][i].decision for i in kept]
-                sets[split] = (acts[split][kept], names, [d.episode for d in decisions], [texts[split][i] for i in kept], [d.previous for d in decisions])
+                sets[split] = (acts[split][kept], names, [d.episode for d in decisions], [texts[split][i] for i in kept],
+                               [d.previous for d in decisions],
+                               [f"{d.task_type} {d.previous}" for d in decisions] if config.control_task else None)
             first, second = sets[config.parts[0]], sets[config.parts[1]] if len(config.parts) > 1 else None
             inputs = dict(config.inputs(step, config.parts[0]), label=label, folds=config.folds, draws=config.draws,
                           test=config.inputs(step, config.parts[1]) if second else None)
+            options = dict(metrics=config.metrics, readers=config.readers)
+            if (config.metrics, config.readers, config.control_task) != (Config.metrics, Config.readers, Config.control_task):
+                inputs |= options | dict(control_task=config.control_task)  # what was computed without them stays valid
 
             def compute():
                 try:
-                    found = probe(first[0], first[1], first[2], prompts=first[3], previous=first[4], test=second, folds=config.folds,
-                                  seed=config.seed, draws=config.draws)
+                    found = probe(first[0], first[1], first[2], prompts=first[3], previous=first[4], types=first[5], test=second,
+                                  folds=config.folds, seed=config.seed, draws=config.draws, **options)
                 except ValueError as problem:  # too few decisions or one class: said in the provenance, the others go on
                     return dict(rows=[], skipped=str(problem))
                 return dict(rows=found.table().assign(step=step, label=label).replace({np.nan: None}).to_dict("records"), skipped="")

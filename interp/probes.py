@@ -6,7 +6,8 @@
 >>> table = result.table()
 >>> table[(table.reader == "gain") & (table.layer == NESTED)]     # the headline: probe minus the best control without activations
 
-Not supported: difference of means, LDA, control tasks, MDL, transfer between checkpoints, acts of more than one site.
+Elsewhere: codelengths in `interp.mdl`, transfer between checkpoints in `interp.transfer`, one action against another in `pairwise`.
+Not supported: acts of more than one site, nonlinear readers, probes of every token (only one position a decision).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
-from interp.logistic import Fitter, grouped_splits, scored, standardised, tfidf
-from interp.stats import cluster_bootstrap, integer_codes
+from interp.logistic import Fitter, grouped_splits, standardised, tfidf
+from interp.probe_inputs import check_folds, checked_set, joined_sets
+from interp.readers import PLAIN, choose_layer, control_labels, nested_plain
+from interp.scores import METRICS, NESTED, PER_DECISION, Reading, score_rows
+from interp.stats import integer_codes
 
-#: The `layer` of the nested choice and of every reader that has no layer of its own.
-NESTED = -1
 #: Readers of no activation: the gain is over the best of them.
 CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
 SPLITS = ("in_domain", "out_of_domain")
@@ -46,9 +48,11 @@ class ProbeResult:
     predicted: dict[tuple[str, int], np.ndarray]
     """(reader, layer) to the held-out label predicted for each decision."""
     chosen: tuple[dict, ...]
-    """fold (-1 out of domain), reader, layer, C. Reader `nested` holds the layer chosen in each fold."""
+    """fold (-1 out of domain), reader, layer, C. Reader `nested` holds the layer chosen in each fold (`nested_lda` and so on likewise)."""
     best_control: dict[tuple[str, str], str]
     """(split, metric) to the control that the gain is over."""
+    layer_p: tuple[dict, ...]
+    """split, metric, layer, p: that the gain at the layer is no larger than 0, corrected over layers (`stats.max_statistic`)."""
     unseen: dict[str, int]
     """Split to the number of decisions whose label was not in their training set; all count as errors."""
     n_unconverged: int
@@ -65,7 +69,7 @@ class ProbeResult:
         """Everything but the scores and the predictions, ready for JSON."""
         same = {name: getattr(self, name) for name in ("seed", "folds", "draws", "unseen", "n_unconverged")}
         best = {f"{split} {metric}": control for (split, metric), control in self.best_control.items()}
-        lists = {"classes": list(self.classes), "layers": list(self.layers), "chosen": list(self.chosen)}
+        lists = {"classes": list(self.classes), "layers": list(self.layers), "chosen": list(self.chosen), "layer_p": list(self.layer_p)}
         return {**same, **lists, "n_classes": len(self.classes), "best_control": best}
 
 
@@ -83,6 +87,10 @@ def probe(
     draws: int = 1000,
     layers: Sequence[int] | None = None,
     device: str = "cpu",
+    metrics: Sequence[str] = tuple(PER_DECISION),
+    readers: Sequence[str] = ("logistic",),
+    types: Sequence[str] | None = None,
+    random_acts: Float[np.ndarray, "decision layer d_random"] | None = None,
 ) -> ProbeResult:
     """Read `labels` off `acts` by multinomial logistic regression at each layer, with controls on the same grouped folds.
 
@@ -93,42 +101,48 @@ def probe(
     labels: the action (class) of each decision. groups: its episode, never split between training and held-out decisions.
     prompts: prompt texts, for the controls `tfidf` (words and word pairs) and `prompt_length` (log of characters).
     previous: label of the action before (any string at the first step), for the control `previous_action`.
-    test: (acts, labels, groups, prompts, previous) of an out-of-domain set, scored by readers fitted on all of the first set.
+    test: (acts, labels, groups, prompts, previous, types, random_acts; the last ones may be left off) of an out-of-domain set,
+        scored by readers fitted on all of the first set.
     folds: outer folds. C: inverse penalties to choose from (`tfidf` has its own, TEXT_C). draws: bootstrap resamples.
     layers: indices into the layer axis to probe; by default all. device: where the fits run, in double precision.
+    metrics: of accuracy, log_loss (nats, probabilities floored at `logistic.FLOOR`), macro_f1 and auroc (see `interp.scores`).
+    readers: "logistic", and perhaps "lda" and "mean_difference" (see `interp.readers`), which have no C, at the same layers.
+    types: prompt type of each decision (its task and previous action, say), for the reader `control_task`.
+    random_acts: the same decisions and layers read off a randomly initialised model, for the reader `random_model`.
 
     Readers: `probe` at each layer; `embedding` (the probe at layer 0); `majority`, `previous_action`, `tfidf`, `prompt_length`;
     `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions (mean of SHUFFLES
-    permutations); `gain`, the probe minus the best control that reads no activation. That control is the best one on the very
-    decisions scored, which favours the control: the gain is conservative, and below 0 on pure noise. Metrics: accuracy, and
-    log_loss in nats with probabilities floored at `logistic.FLOOR`; a gain in log_loss is control minus probe, so that
-    positive is better in both.
+    permutations); `lda`, `mean_difference` and `random_model` (the probe on random_acts) at each layer and the nested one;
+    `control_task`, the probe fitted to a random label for each prompt type (same class shares, same procedure), and `selectivity`,
+    the probe's accuracy minus that reader's on its own labels; `gain`, the probe minus the best control that reads no activation.
+    That control is the best one on the very decisions scored, which favours the control: the gain is conservative, and below 0 on
+    pure noise, save where even classes and no control but `majority` put that control below chance. A gain in log_loss is control minus probe, so that
+    positive is better in every metric.
     Intervals resample episodes, paired for gains, and hold the fitted readers fixed.
 
     Labels absent from a training set count as errors, and `unseen` says how many there were.
-    Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, too few episodes, and
-    episodes in both sets. Sources: Alain & Bengio 2016 (linear probes), Hewitt & Liang 2019 (a probe is read against controls).
+    Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, too few episodes, episodes
+    in both sets, unknown metrics and readers, and prompt types too few for a control task.
+    Sources: Alain & Bengio 2016 (linear probes), Hewitt & Liang 2019 (a probe is read against controls and a control task).
     """
-    data = [_checked("the first set", acts, labels, groups, prompts, previous)]
+    data = [checked_set("the first set", acts, labels, groups, prompts, previous, types, random_acts)]
     if test is not None:
-        data.append(_checked("the test set", *test))
-        _check_pair(*data)
-    n = len(data[0]["labels"])
-    joined = dict(data[0])
-    if test is not None:
-        joined = {name: None if joined[name] is None else np.concatenate([each[name] for each in data]) for name in joined}
+        data.append(checked_set("the test set", *test))
+    n, joined = len(data[0]["labels"]), joined_sets(data)
     acts, grid = joined["acts"], tuple(sorted(float(c) for c in C))
     layers = tuple(range(acts.shape[1])) if layers is None else tuple(int(layer) for layer in layers)
     if not layers or not set(layers) <= set(range(acts.shape[1])):
         raise ValueError(f"layers must be some of 0 to {acts.shape[1] - 1}, which acts has, not {layers}.")
     if not grid or grid[0] <= 0:
         raise ValueError(f"C must hold positive inverse penalties, not {grid}.")
+    if not metrics or not set(metrics) <= set(METRICS):
+        raise ValueError(f"metrics must be some of {', '.join(METRICS)}, not {tuple(metrics)}.")
+    if "logistic" not in readers or not set(readers) <= {"logistic", *PLAIN}:
+        raise ValueError(f"readers must be 'logistic' and any of {', '.join(PLAIN)}, not {tuple(readers)}.")
     classes, group = np.unique(joined["labels"][:n]), integer_codes(joined["groups"].tolist())[0]
     if len(classes) < 2:
         raise ValueError(f"The labels of the first set hold only {classes.tolist()}: a probe needs at least two classes.")
-    n_groups = len(set(group[:n].tolist()))
-    if folds < 2 or n_groups < max(folds, 4):
-        raise ValueError(f"{n_groups} episodes do not allow {folds} folds: need folds >= 2 and at least max(folds, 4) episodes.")
+    check_folds(len(set(group[:n].tolist())), folds)
 
     index = {label: i for i, label in enumerate(classes)}
     code = np.array([index.get(label, -1) for label in joined["labels"]])
@@ -140,7 +154,18 @@ def probe(
         jobs.append((np.arange(n), np.arange(n, len(code))))
     with threadpool_limits(1, "blas"):  # the matrices to rotate are small: threads only wait for each other
         fitter = Fitter(code, group, len(classes), jobs, seed, device)
-        probability, shuffled = _read_layers(fitter, acts, layers, grid)
+        features = [standardised(acts[:, layer]) for layer in layers]
+        probability, shuffled = _read_layers(fitter, features, layers, grid)
+        for name in (name for name in PLAIN if name in readers):
+            _keep(probability, fitter, name, layers, nested_plain(fitter, features, PLAIN[name], acts.shape[2]))
+        if random_acts is not None:
+            cells = [("random_model", layer, standardised(joined["random_acts"][:, layer])) for layer in layers]
+            _keep(probability, fitter, "random_model", layers, fitter.nested(cells, grid))
+        task = None
+        if types is not None:
+            task = Fitter(control_labels(joined["types"].tolist(), code[:n], seed), group, len(classes), jobs, seed, device)
+            found = task.nested([("control_task", *each) for each in zip(layers, features, strict=True)], grid)
+            _keep(probability, task, "control_task", layers, found)
         probability["majority", NESTED] = fitter.count(np.zeros(len(code), dtype=int))
         if previous is not None:
             probability["previous_action", NESTED] = fitter.count(integer_codes(joined["previous"].tolist())[0])
@@ -150,10 +175,11 @@ def probe(
                 [(probability[name, NESTED], _)] = fitter.nested([(name, NESTED, features)], its_grid)
 
     split = np.array(SPLITS)[(np.arange(len(code)) >= n).astype(int)]
-    scores = {key: scored(each, code) for key, each in probability.items()}
-    repeats = [scored(each, code) for each in shuffled]
-    scores["shuffled", NESTED] = {metric: np.mean([each[metric] for each in repeats], axis=0) for metric in repeats[0]}
-    rows, best_control = _rows(scores, split, group, draws, seed)
+    read = {key: Reading([each], task.code if key[0] == "control_task" else code) for key, each in probability.items()}
+    read["shuffled", NESTED] = Reading(shuffled, code)
+    controls = [name for name in CONTROLS if (name, NESTED) in read]
+    rows, best_control, layer_p = score_rows(read, split, group, fold, controls, metrics, draws, seed)
+    chosen = fitter.chosen + (task.chosen if task else [])
     unseen = dict.fromkeys(split.tolist(), 0)
     for train, held_out in jobs:
         unseen[str(split[held_out[0]])] += int((~np.isin(code[held_out], code[train])).sum())
@@ -164,95 +190,41 @@ def probe(
         split=split,
         fold=fold,
         predicted={key: classes[each.argmax(axis=1)] for key, each in probability.items()},
-        chosen=tuple({**row, "fold": row["fold"] if row["fold"] < folds else -1} for row in fitter.chosen),
+        chosen=tuple({**row, "fold": row["fold"] if row["fold"] < folds else -1} for row in chosen),
         best_control=best_control,
+        layer_p=tuple(layer_p),
         unseen=unseen,
-        n_unconverged=fitter.n_unconverged,
+        n_unconverged=fitter.n_unconverged + (task.n_unconverged if task else 0),
         seed=seed,
         folds=folds,
         draws=draws,
     )
 
 
-def _read_layers(fitter: Fitter, acts, layers, grid):
+def _keep(probability, fitter, name, layers, found) -> list[int]:
+    """File what a reader found at each layer and at the nested choice; returns the place of the chosen layer in each job."""
+    probability |= {(name, layer): each for layer, (each, _) in zip(layers, found, strict=True)}
+    probability[name, NESTED], best = choose_layer(fitter, name, layers, found)
+    return best
+
+
+def _read_layers(fitter: Fitter, features, layers, grid):
     """Probabilities [decision, class] of the probe at each layer and at the nested choice, and of each shuffle."""
-    features = [standardised(acts[:, layer]) for layer in layers]
-    found = fitter.nested([("probe", *each) for each in zip(layers, features, strict=True)], grid)
-    probability = {("probe", layer): each for layer, (each, _) in zip(layers, found, strict=True)}
-    picked = {(row["fold"], row["layer"]): row["C"] for row in fitter.chosen}
-    nested, best = np.zeros((len(acts), fitter.n_classes)), []
-    for job, (_, held_out) in enumerate(fitter.jobs):
-        best.append(max(range(len(layers)), key=lambda i: found[i][1][job]))
-        layer = layers[best[job]]
-        fitter.chosen.append({"fold": job, "reader": "nested", "layer": layer, "C": picked[job, layer]})
-        nested[held_out] = probability["probe", layer][held_out]
+    probability = {}
+    best = _keep(probability, fitter, "probe", layers, fitter.nested([("probe", *each) for each in zip(layers, features, strict=True)], grid))
+    picked = {row["fold"]: row["C"] for row in fitter.chosen if row["reader"] == "nested"}
 
     def permuted():
         rng = np.random.default_rng(fitter.seed)
         for job, (train, held_out) in enumerate(fitter.jobs):
             ends = features[best[job]](train, held_out)
             for _ in range(SHUFFLES):
-                yield ends, rng.permutation(fitter.code[train]), (picked[job, layers[best[job]]],)
+                yield ends, rng.permutation(fitter.code[train]), (picked[job],)
 
-    shuffled, repeats = np.zeros((SHUFFLES, *nested.shape)), fitter.fit(permuted())
+    shuffled, repeats = np.zeros((SHUFFLES, len(fitter.code), fitter.n_classes)), fitter.fit(permuted())
     for _, held_out in fitter.jobs:
         for repeat in shuffled:
             repeat[held_out] = next(repeats)[0]
-    probability["probe", NESTED] = nested
     if 0 in layers:
         probability["embedding", 0] = probability["probe", 0]
     return probability, shuffled
-
-
-def _rows(scores, split, group, draws, seed) -> tuple[list[dict], dict[tuple[str, str], str]]:
-    """Table rows of every reader and of each probe's gain over the best control, and which control that was."""
-    rows, best_control = [], {}
-    controls = [name for name in CONTROLS if (name, NESTED) in scores]
-    for name in dict.fromkeys(split.tolist()):
-        here = split == name
-        for metric, sign in (("accuracy", 1), ("log_loss", -1)):
-            column = {key: score[metric][here] for key, score in scores.items()}
-            best = max(controls, key=lambda control: sign * column[control, NESTED].mean())
-            best_control[name, metric] = best
-            gains = {("gain", key[1]): sign * (each - column[best, NESTED]) for key, each in column.items() if key[0] == "probe"}
-            for (reader, layer), each in (column | gains).items():
-                estimate = cluster_bootstrap(each, group[here], draws=draws, seed=seed)
-                rows.append({"layer": layer, "split": name, "reader": reader, "metric": metric, **estimate.row()})
-    return rows, best_control
-
-
-def _checked(name, acts, labels, groups, prompts=None, previous=None) -> dict[str, np.ndarray | None]:
-    """One set as arrays over the same decisions. Raises ValueError with the set, the argument and the decision at fault."""
-    values = np.asarray(acts.values if hasattr(acts, "values") and not callable(acts.values) else acts)
-    if values.ndim == 4:
-        if values.shape[1] != 1:
-            raise ValueError(f"acts of {name} hold {values.shape[1]} sites: a probe reads one, so select it first.")
-        values = values[:, 0]
-    if values.ndim != 3 or len(values) == 0:
-        raise ValueError(f"acts of {name} must be [decision, layer, d_model] with decisions, not of shape {values.shape}.")
-    given = {"labels": labels, "groups": groups, "prompts": prompts, "previous": previous}
-    columns = {argument: None if column is None else list(column) for argument, column in given.items()}
-    for argument, column in columns.items():
-        if column is not None and len(column) != len(values):
-            raise ValueError(f"acts of {name} have {len(values)} decisions but {argument} has {len(column)}: give one for each.")
-        wrong = [i for i, value in enumerate(column or []) if argument in ("labels", "prompts") and not isinstance(value, str)]
-        if wrong:
-            first = f"decision {wrong[0]} has {column[wrong[0]]!r}"
-            raise ValueError(f"{argument} of {name} must be strings; {first} ({len(wrong)} such).")
-    bad = np.argwhere(~np.isfinite(values).all(axis=2))
-    if len(bad):
-        raise ValueError(f"acts of {name} are not finite at decision {bad[0][0]}, layer {bad[0][1]} ({len(bad)} such places).")
-    # The extra None keeps numpy from turning groups that are tuples into a second axis.
-    arrays = {key: None if column is None else np.array([*column, None], dtype=object)[:-1] for key, column in columns.items()}
-    return {"acts": values.astype(float), **arrays}
-
-
-def _check_pair(first: dict, second: dict) -> None:
-    if first["acts"].shape[1:] != second["acts"].shape[1:]:
-        raise ValueError(f"The sets differ in [layer, d_model]: {first['acts'].shape[1:]} and {second['acts'].shape[1:]}.")
-    for argument in ("prompts", "previous"):
-        if (first[argument] is None) != (second[argument] is None):
-            raise ValueError(f"{argument} is given for one set only: give it for both or for neither.")
-    shared = set(first["groups"].tolist()) & set(second["groups"].tolist())
-    if shared:
-        raise ValueError(f"{len(shared)} episodes (one is {min(shared, key=str)!r}) are in both sets: share none.")

@@ -7,7 +7,18 @@ from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from interp.stats import Estimate, cluster_bootstrap, headroom_gap, holm, kappa, mcnemar, wilson
+from interp.stats import (
+    Estimate,
+    bootstrap_weights,
+    cluster_bootstrap,
+    headroom_gap,
+    holm,
+    kappa,
+    max_statistic,
+    mcnemar,
+    percentile,
+    wilson,
+)
 
 
 def ratio(mean):
@@ -33,6 +44,18 @@ def test_bootstrap_equals_slow_twin():
     np.testing.assert_allclose([fast.low, fast.high], np.quantile(slow, [0.025, 0.975]), rtol=1e-10)
     assert fast.value == pytest.approx(ratio(columns.mean(axis=0)))
     assert (fast.n, fast.n_groups) == (len(columns), n_groups)
+
+
+def test_weights_are_the_resamples_of_the_bootstrap():
+    columns, groups = clustered(np.random.default_rng(7))
+    weights = bootstrap_weights(groups, draws=300, seed=5)
+    assert weights.shape == (300, len(groups)) and (weights[:, groups == 3] == weights[:, [np.flatnonzero(groups == 3)[0]]]).all()
+    means = weights @ columns / weights.sum(axis=1, keepdims=True)
+    by_weights = percentile(ratio(columns.mean(axis=0)), ratio(means), len(groups), 30)
+    for ours, theirs in zip(by_weights.row().values(), cluster_bootstrap(columns, groups, ratio, 300, 5).row().values(), strict=True):
+        assert ours == pytest.approx(theirs)
+    with pytest.raises(ValueError, match="at least one decision and one draw"):
+        bootstrap_weights([], 10)
 
 
 def test_bootstrap_without_clusters_agrees_with_scipy():
@@ -169,6 +192,50 @@ def test_holm_by_hand():
     assert len(holm([])) == 0
     with pytest.raises(ValueError, match="p-values"):
         holm([0.1, np.nan])
+
+
+def test_one_layer_is_scipys_sign_flip_test():
+    rng = np.random.default_rng(8)
+    groups = np.arange(60) // 3
+    gains = 0.5 * rng.normal(size=20)[groups] + rng.normal(0.25, 1, 60)
+    sums = np.bincount(groups, weights=gains)
+    for alternative in ("greater", "two-sided"):
+        theirs = scipy.stats.permutation_test(
+            (sums,), np.sum, permutation_type="samples", n_resamples=20000, alternative=alternative, rng=0)
+        assert max_statistic(gains[:, None], groups, 20000, alternative=alternative)[0] == pytest.approx(theirs.pvalue, abs=0.01)
+
+
+def test_correction_over_layers_holds_its_level_and_beats_holm_on_layers_alike():
+    rng, groups, wrong, narrower = np.random.default_rng(9), np.arange(90) // 3, 0, []
+    for seed in range(200):
+        shared = rng.normal(size=30)[groups][:, None] + rng.normal(size=(90, 1))
+        gains = shared + 0.3 * rng.normal(size=(90, 12))
+        p = max_statistic(gains, groups, 400, seed)
+        wrong += p.min() <= 0.05
+        one_by_one = [max_statistic(layer[:, None], groups, 400, seed)[0] for layer in gains.T] if seed < 10 else []
+        if one_by_one:
+            assert (p >= np.array(one_by_one) - 1e-12).all()
+            narrower.append(p.min() <= holm(one_by_one).min() + 1e-12)
+    assert wrong / 200 <= 0.09 and np.mean(narrower) >= 0.9
+    gains[:, 4] += 1.5
+    found = max_statistic(gains, groups, 400)
+    assert found[4] <= 0.01 and found.argmin() == 4
+    assert (max_statistic(np.zeros((6, 2)), range(6), 50) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("gains", "groups", "options", "sentence"),
+    [
+        (np.zeros(4), range(4), {}, r"\[decision, layer\]"),
+        (np.full((4, 2), np.nan), range(4), {}, "must be finite"),
+        (np.zeros((4, 2)), range(3), {}, "4 decisions but groups names 3"),
+        (np.zeros((4, 2)), [0] * 4, {}, "of one episode"),
+        (np.zeros((4, 2)), range(4), {"alternative": "less"}, "'greater' or 'two-sided'"),
+    ],
+)
+def test_a_correction_over_nothing_is_refused(gains, groups, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        max_statistic(gains, groups, **options)
 
 
 def test_estimate_row_is_the_five_columns():
