@@ -23,6 +23,7 @@ FIGURES = (
     ("patching", "Where the prompt acts: activation patching", "patching", plots.patching, captions.patching),
     ("reliance", "Prompt reliance", "reliance", plots.reliance, captions.reliance),
     ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
+    ("shares", "What the action attends to and depends on", "shares", plots.shares, captions.shares),
 )
 
 

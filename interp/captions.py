@@ -10,7 +10,7 @@ import html
 
 import pandas as pd
 
-from interp.style import ARMS, CONTROLS, LABELS, SPLITS, STYLE, pick, splits_of, with_mode
+from interp.style import ARMS, CONTROLS, LABELS, SHARES, SPANS, SPLITS, STYLE, VERSIONS, pick, splits_of, with_mode
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
 _ACCURACIES = {
@@ -183,6 +183,27 @@ def conflict(frame: pd.DataFrame) -> str:
     if len(leak):
         worst = leak.loc[leak["value"].idxmax()]
         lines.append(f"Highest leak rate of action mentions: {_estimate(worst)} ({ARMS[worst['arm']]}).")
+    return _paragraph(lead, lines)
+
+
+def shares(frame: pd.DataFrame, version: str = "sink_free") -> str:
+    """Ratio of share to token share of the CoT and of the prompt's spans at the first and last checkpoint, per split and definition."""
+    lead = (
+        "What the action's tokens attend to and depend on behind the agent's own trace: a span's share over its share of the "
+        f"tokens, {VERSIONS[version]}, means over layers (1 = as a uniform reader)."
+    )
+    lines = []
+    for name, rows in _by_split(pick(frame, version=version)):
+        for definition, word in SHARES.items():
+            of = pick(rows, definition=definition)
+            ratios = pick(of, metric="ratio").assign(metric=lambda table: table["span"])
+            changes = [_change(ratios, span, SPANS[span]) for span in ("task", "history", "observation", "cot")]
+            if any(changes):
+                shared = pick(of, span="cot").dropna(subset="value")
+                parts = [_last(shared, metric) for metric in ("share", "token_share")]
+                cot = "" if any(part is None for part in parts) else (
+                    f" At step {int(parts[0]['step'])} the CoT has {_estimate(parts[0])} of the total and {parts[1]['value']:.2f} of the tokens.")
+                lines.append(f"{name}, {word}: {_join(changes)}.{cot} {_size(ratios)}")
     return _paragraph(lead, lines)
 
 
