@@ -56,7 +56,8 @@ def run(config: Config) -> None:
                     continue
                 for metric, function in READINGS.items():
                     estimate = cluster_bootstrap(columns, groups[known], function, seed=config.seed)
-                    rows.append(dict(step=step, split=split, span=span, definition=definition, version=version, metric=metric, **estimate.row()))
+                    rows.append(dict(step=step, split=split, span=span, definition=definition, version=version, metric=metric,
+                                     **estimate.row()))
     if not rows:
         raise ValueError(f"No share could be computed: {next(iter(skipped.values()))}.")
     config.write("shares", rows, started, skipped=skipped)

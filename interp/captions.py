@@ -201,8 +201,10 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> str:
             if any(changes):
                 shared = pick(of, span="cot").dropna(subset="value")
                 parts = [_last(shared, metric) for metric in ("share", "token_share")]
-                cot = "" if any(part is None for part in parts) else (
-                    f" At step {int(parts[0]['step'])} the CoT has {_estimate(parts[0])} of the total and {parts[1]['value']:.2f} of the tokens.")
+                cot = ""
+                if not any(part is None for part in parts):
+                    of_tokens = f"{_estimate(parts[0])} of the total and {parts[1]['value']:.2f} of the tokens"
+                    cot = f" At step {int(parts[0]['step'])} the CoT has {of_tokens}."
                 lines.append(f"{name}, {word}: {_join(changes)}.{cot} {_size(ratios)}")
     return _paragraph(lead, lines)
 

@@ -190,7 +190,7 @@ def patterns(hf, blocks, keep: Callable[[int, torch.Tensor], None]):
         hf.set_attn_implementation("eager")
         yield
         if seen != list(range(len(blocks))):
-            raise RuntimeError(f"Every layer should have attended once, in order, but those that did are {seen}: run one forward pass inside `patterns`.")
+            raise RuntimeError(f"The layers that attended are {seen}, not each once, in order: run one forward pass inside `patterns`.")
     finally:
         for handle in handles:
             handle.remove()

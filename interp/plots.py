@@ -344,7 +344,8 @@ def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "
             )  # fmt: skip
         fig.update_yaxes(title=f"{SHARES[definition].replace(', ', ',<br>')}", row=row, col=1)
     margin = 0.05 * np.log10(top / bottom)
-    fig.update_yaxes(type="log", range=[np.log10(bottom) - margin, np.log10(top) + margin], dtick=1, tickformat=".4~g")
+    ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 3)]
+    fig.update_yaxes(type="log", range=[np.log10(bottom) - margin, np.log10(top) + margin], tickvals=ticks, tickformat=".4~g")
     fig.add_hline(y=1, row="all", col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
     fig.add_annotation(
         text=f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", xref="paper", yref="paper", x=0.5, y=0,

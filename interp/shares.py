@@ -75,11 +75,11 @@ def sequence(prompt: Prompt, trace: str | Sequence[int] | None, action: str) -> 
     """
     fmt, tag = prompt.format, prompt.format.style.open_action.strip()
     if not action:
-        raise ValueError(f"Decision {prompt.decision.id} has no action, so nothing reads its spans: give it a reference action, or leave it out.")
+        raise ValueError(f"Decision {prompt.decision.id} has no action, so nothing reads its spans: give it one, or leave it out.")
     tail = fmt.opening("prompt") if trace is None else fmt.with_trace(trace) if isinstance(trace, str) else [*fmt.opening("cot"), *trace]
     if not fmt.text(tail).rstrip().endswith(tag):
-        raise ValueError(f"The trace of decision {prompt.decision.id} does not end with {tag!r}: give a text, or the ids up to the opened action "
-                         "(PromptFormat.lead_ids).")
+        raise ValueError(f"The trace of decision {prompt.decision.id} does not end with {tag!r}: give a text, or the ids up to the opened "
+                         "action (PromptFormat.lead_ids).")
     opened = next(n for n in range(1, len(tail) + 1) if tag in fmt.text(tail[-n:]))
     said = fmt.action_ids(action)
     spans = [*prompt.spans, *["cot"] * (len(tail) - opened), *["action_tag"] * opened, *["action"] * len(said)]
@@ -159,7 +159,7 @@ def token_mass(model, ids: Sequence[int], n: int) -> tuple[np.ndarray, np.ndarra
     eager, patterns_of = _patterns(model, layers, ids, n + 1)
     off = (eager[:-1] - hidden).abs().max().item() / hidden.abs().max().item()
     if not off < (1e-3 if model.dtype == torch.float32 else 0.1):
-        raise NotImplementedError(f"{model.architecture} is not supported: attending eagerly it computes something else than it does as loaded "
+        raise NotImplementedError(f"{model.architecture} is not supported: attending eagerly it computes something else than as loaded "
                                   f"(final states are off by {off:.2g} of their largest), so the patterns would not be its own.")
     attention, value = [], []
     for alpha, gradient in zip(patterns_of, values):
