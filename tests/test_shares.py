@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from interp.architectures import tiny
 from interp.models import HookedModel
 from interp.prompts import SPANS
 from interp.shares import DEFINITIONS, METRICS, VERSIONS, by_span, sequence, shares, token_mass
@@ -248,13 +249,10 @@ def test_a_model_that_attends_otherwise_when_eager_is_refused_by_name(tokenizer,
 
 
 def test_patterns_that_do_not_sum_to_one_or_are_not_given_are_refused_by_name(tokenizer, few, monkeypatch):
+    sinks = HookedModel(tiny("gpt_oss", num_local_experts=4, num_experts_per_tok=2, sliding_window=8), None)
+    with pytest.raises(NotImplementedError, match="GptOssForCausalLM attends to more than its tokens"):
+        token_mass(sinks, list(range(3, 33)), 4)
     model = HookedModel(tiny_hf("Llama", tokenizer), tokenizer)
-    attend = torch.nn.functional.softmax
-    model.support
-    with monkeypatch.context() as patched:
-        patched.setattr("transformers.models.llama.modeling_llama.nn.functional.softmax", lambda x, **k: 0.9 * attend(x, **k))
-        with pytest.raises(NotImplementedError, match="LlamaForCausalLM attends to more than its tokens"):
-            shares(model, few[:1])
     monkeypatch.setattr(model.hf, "set_attn_implementation", lambda name: None)
     with pytest.raises(NotImplementedError, match="LlamaForCausalLM gives no attention pattern at layer 0"):
         shares(model, few[:1])
