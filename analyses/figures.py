@@ -24,6 +24,7 @@ FIGURES = (
     ("reliance", "Prompt reliance", "reliance", plots.reliance, captions.reliance),
     ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
     ("early", "Early answering", "early", plots.early, captions.early),
+    ("shares", "What the action attends to and depends on", "shares", plots.shares, captions.shares),
 )
 
 

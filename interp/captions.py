@@ -10,7 +10,7 @@ import html
 
 import pandas as pd
 
-from interp.style import ARMS, CONTROLS, LABELS, SPLITS, STYLE, pick, splits_of, with_mode
+from interp.style import ARMS, CONTROLS, LABELS, SHARES, SPANS, SPLITS, STYLE, VERSIONS, pick, splits_of, with_mode
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
 _ACCURACIES = {
@@ -195,6 +195,29 @@ def early(frame: pd.DataFrame) -> str:
     words = {"area_action": "area for the action", "area_distribution": "for the distribution over admissible actions"}
     words |= {"same_0": "same action without the trace", "same_50": "after half of it"}
     lines = [f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}. {_size(rows)}" for name, rows in _by_split(frame)]
+    return _paragraph(lead, lines)
+
+
+def shares(frame: pd.DataFrame, version: str = "sink_free") -> str:
+    """Ratio of share to token share of the CoT and of the prompt's spans at the first and last checkpoint, per split and definition."""
+    lead = (
+        "What the action's tokens attend to and depend on behind the agent's own trace: a span's share over its share of the "
+        f"tokens, {VERSIONS[version]}, means over layers (1 = as a uniform reader)."
+    )
+    lines = []
+    for name, rows in _by_split(pick(frame, version=version)):
+        for definition, word in SHARES.items():
+            of = pick(rows, definition=definition)
+            ratios = pick(of, metric="ratio").assign(metric=lambda table: table["span"])
+            changes = [_change(ratios, span, SPANS[span]) for span in ("task", "history", "observation", "cot")]
+            if any(changes):
+                shared = pick(of, span="cot").dropna(subset="value")
+                parts = [_last(shared, metric) for metric in ("share", "token_share")]
+                cot = ""
+                if not any(part is None for part in parts):
+                    of_tokens = f"{_estimate(parts[0])} of the total and {parts[1]['value']:.2f} of the tokens"
+                    cot = f" At step {int(parts[0]['step'])} the CoT has {of_tokens}."
+                lines.append(f"{name}, {word}: {_join(changes)}.{cot} {_size(ratios)}")
     return _paragraph(lead, lines)
 
 

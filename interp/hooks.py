@@ -162,6 +162,42 @@ def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
 
 
 @contextmanager
+def patterns(hf, blocks, keep: Callable[[int, torch.Tensor], None]):
+    """Attend eagerly, and hand each layer's attention pattern [batch, head, query, key] to `keep`; for one forward pass.
+
+    The model attends again as it did before when the pass is over, or has failed. Raises NotImplementedError, naming the
+    architecture, where a block has no one attention module or gives no pattern whose rows sum to 1.
+    """
+    name, before, seen, handles = type(hf).__name__, hf.config._attn_implementation, [], []
+
+    def leaving(layer):
+        def hook(module, args, output):
+            pattern = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+            if pattern is None:
+                raise NotImplementedError(f"{name} gives no attention pattern at layer {layer}, even where it is asked to attend eagerly.")
+            if (pattern.float().sum(-1) - 1).abs().max() > (1e-3 if pattern.dtype == torch.float32 else 0.05):
+                raise NotImplementedError(f"{name} attends to more than its tokens: rows of the pattern at layer {layer} do not sum to 1.")
+            seen.append(layer)
+            keep(layer, pattern)
+        return hook
+
+    try:
+        for layer, block in enumerate(blocks):
+            found = [path for path in _ATTENTION if _has(block, path)]
+            if len(found) != 1:
+                raise NotImplementedError(f"{name} has no one attention module at layer {layer} (tried {', '.join(_ATTENTION)}).")
+            handles.append(block.get_submodule(found[0]).register_forward_hook(leaving(layer)))
+        hf.set_attn_implementation("eager")
+        yield
+        if seen != list(range(len(blocks))):
+            raise RuntimeError(f"The layers that attended are {seen}, not each once, in order: run one forward pass inside `patterns`.")
+    finally:
+        for handle in handles:
+            handle.remove()
+        hf.set_attn_implementation(before)
+
+
+@contextmanager
 def only(blocks, first: int, last: int):
     """Pass over the blocks below `first` and above `last`: they give back what they are given."""
     skipped = [block for layer, block in enumerate(blocks) if not first <= layer <= last]

@@ -26,12 +26,15 @@ from interp.style import (
     INTERVAL,
     LABELS,
     SEQUENTIAL,
+    SHARES,
     SKY,
+    SPANS,
     SPLITS,
     STEP_TITLE,
     STYLE,
     TOP,
     VERMILION,
+    VERSIONS,
     cell_numbers,
     draw_line,
     draw_metrics,
@@ -312,4 +315,56 @@ def early(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     draw_metrics(fig, frame, same, row=2, thin=("same_25", "same_75"))
     fit_values(fig, frame, areas, row=1, at_least=(0.0, 0.5))
     fit_values(fig, frame, same, row=2, at_least=(0.0, 1.0))
+    return fig
+
+
+def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "sink_free") -> go.Figure:
+    """Share over token share of every span at the first and last checkpoint, a row per definition (log scale, 1 = uniform).
+
+    Args:
+        frame: table `shares` (step, split, span, definition, version, metric, value, low, high, n, n_groups).
+        provenance: kept in the figure's `layout.meta`.
+        version: `all` positions, or `sink_free`: without the first one.
+    """
+    chosen = need(frame, "shares", version=version, metric="ratio")
+    chosen = chosen[chosen["value"] > 0]
+    definitions = [name for name in SHARES if (chosen["definition"] == name).any()]
+    spans = [name for name in SPANS if (chosen["span"] == name).any()]
+    splits, steps = splits_of(chosen), steps_of(chosen)
+    gap, height = 24, 190 * len(definitions) + 24 * (len(definitions) - 1)
+    fig = make_subplots(
+        rows=len(definitions), cols=len(splits), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03,
+        vertical_spacing=gap / height, column_titles=[SPLITS[split] for split in splits],
+    )  # fmt: skip
+    fig.update_layout(template="interp", height=height + TOP + BOTTOM + 44, meta=meta("shares", provenance))
+    fig.update_layout(margin=dict(b=BOTTOM + 44), legend=dict(y=1 + 28 / height))
+    ends = list(dict.fromkeys([steps[0], steps[-1]]))
+    drawn = chosen[chosen["step"].isin(ends)]
+    lowest = drawn.loc[drawn["low"] > 0, "low"].min()
+    bottom, top = np.nanmin([drawn["value"].min(), lowest, 0.8]), np.nanmax([drawn["value"].max(), drawn["high"].max(), 1.25])
+    for row, definition in enumerate(definitions, start=1):
+        for col, split in enumerate(splits, start=1):
+            for step, colour, symbol in zip(ends, ("#08306B",) if len(ends) == 1 else (SKY, "#08306B"), ("circle", "square")):
+                rows = pick(drawn, split=split, definition=definition, step=step).set_index("span")
+                rows = rows.reindex([span for span in spans if span in rows.index]).reset_index()
+                rows["low"] = rows["low"].clip(lower=bottom)  # 0 has no place on a log axis
+                shift = 0.0 if len(ends) == 1 else 0.13 if step == ends[-1] else -0.13
+                fig.add_scatter(
+                    x=[spans.index(span) + shift for span in rows["span"]], y=rows["value"], mode="markers", name=f"step {step}",
+                    legendgroup=str(step), showlegend=row == col == 1, marker=dict(symbol=symbol, size=8, color=colour),
+                    error_y=whisker(rows, colour), customdata=point_numbers(rows), hovertemplate=HOVER, row=row, col=col,
+                )  # fmt: skip
+            fig.update_xaxes(
+                tickmode="array", tickvals=list(range(len(spans))), ticktext=[SPANS[span] for span in spans], tickangle=-40,
+                range=[-0.5, len(spans) - 0.5], row=row, col=col,
+            )  # fmt: skip
+        fig.update_yaxes(title=f"{SHARES[definition].replace(', ', ',<br>')}", row=row, col=1)
+    margin = 0.05 * np.log10(top / bottom)
+    ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 3)]
+    fig.update_yaxes(type="log", range=[np.log10(bottom) - margin, np.log10(top) + margin], tickvals=ticks, tickformat=".4~g")
+    fig.add_hline(y=1, row="all", col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
+    fig.add_annotation(
+        text=f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", xref="paper", yref="paper", x=0.5, y=0,
+        yshift=-74, yanchor="top", showarrow=False,
+    )  # fmt: skip
     return fig

@@ -71,6 +71,19 @@ ARMS = {
     "filler": "filler",
     "empty": "empty",
 }
+#: Spans in reading order, and definitions of a share: their names in figures.
+SPANS = {
+    "template": "template",
+    "task": "task",
+    "history": "history",
+    "observation": "observation",
+    "boundary": "boundary",
+    "cot": "CoT",
+    "action_tag": "action tag",
+    "action": "action",
+}
+SHARES = {"attention": "attention", "gradient_value": "gradient, value path", "gradient_resid": "gradient, residual"}
+VERSIONS = {"all": "all positions", "sink_free": "first position left out"}
 CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length", "embedding", "shuffled")
 LABELS = {
     "eventual_verb": "eventual action's verb",

@@ -129,9 +129,28 @@ def early_table() -> pd.DataFrame:
     return _table(dict(step=STEPS, split=SPLITS, metric=list(flat)), lambda row, progress: flat[row["metric"]] + 0.1 * progress, 0.05)
 
 
+def shares_table() -> pd.DataFrame:
+    """Shares and token shares of every span; `history` has no tokens at the first checkpoint."""
+    tokens = {"template": 0.1, "task": 0.05, "history": 0.4, "observation": 0.2, "boundary": 0.02, "cot": 0.15, "action_tag": 0.03, "action": 0.05}
+    columns = dict(step=STEPS, split=SPLITS, span=list(tokens), definition=("attention", "gradient_value", "gradient_resid"), version=("all", "sink_free"))
+    read = {"token_share": 0.0, "share": 1.0, "ratio": 0.0}
+
+    def value(row, progress):
+        ratio = (3 if row["span"] == "cot" else 0.5) ** progress * (2 if row["version"] == "all" and row["span"] == "template" else 1)
+        return ratio if row["metric"] == "ratio" else tokens[row["span"]] * ratio ** read[row["metric"]]
+
+    parts = [_table(columns | dict(metric=(m,)), value, 0.2 if m == "ratio" else 0.01, top=None if m == "ratio" else 1.0) for m in read]
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[(frame["span"] != "history") | (frame["step"] > 0)]
+
+
 TABLES = {
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
     "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
+
+
+    "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table,
+    "shares": shares_table,
 }  # fmt: skip
 
 
@@ -282,6 +301,34 @@ def test_log_probability_of_the_other_trace_is_in_the_caption():
     assert "log-probability" not in captions.conflict(frame[frame["metric"] != "logp_trace"])
 
 
+def test_shares_stand_on_a_log_axis_about_one():
+    frame = shares_table()
+    frame.loc[frame["span"] == "boundary", ["value", "low"]] = 0.0
+    figure = plots.shares(frame)
+    assert all(axis.type == "log" for axis in figure.select_yaxes())
+    assert {trace.name for trace in figure.data} == {"step 0", "step 800"} and len(figure.data) == 2 * 3 * 2
+    assert {shape.y0 for shape in figure.layout.shapes} == {1} and len(figure.layout.shapes) == 6
+    labels = figure.layout.xaxis.ticktext
+    assert "CoT" in labels and "boundary" not in labels
+    for trace in figure.data:
+        low = trace.y - trace.error_y.arrayminus
+        assert (trace.y > 0).all() and (low > 0).all()
+    one = plots.shares(frame[frame["step"] == 800])
+    assert len(one.data) == 6 and all(float(x).is_integer() for x in one.data[0].x)
+    with pytest.raises(ValueError, match="no rows with version = all"):
+        plots.shares(frame[frame["version"] != "all"], version="all")
+
+
+def test_shares_of_the_trace_are_in_the_caption():
+    frame = shares_table()
+    where = dict(split="in_domain", span="cot", definition="gradient_value", version="sink_free")
+    ends = [_said(frame, step=step, metric="ratio", **where) for step in (0, 800)]
+    text = captions.shares(frame)
+    assert f"CoT {ends[0]} at step 0 to {ends[1]} at step 800" in text
+    share = _said(frame, step=800, metric="share", **where)
+    assert f"At step 800 the CoT has {share} of the total and 0.1" in text and "first position left out" in text
+
+
 def test_toolbar_has_room_above_the_interactive_figure(tmp_path):
     figure = plots.probes(probes_table())
     before = figure.layout.height
@@ -348,7 +395,7 @@ def test_missing_tables_are_said(no_browser, tmp_path):
     tables = write_tables(tmp_path / "tables", "reliance")
     figures.draw(tables, tmp_path / "figures")
     page = (tmp_path / "figures" / "index.html").read_text()
-    assert page.count("Not drawn. No table") == 8 and "Prompt reliance" in page
+    assert page.count("Not drawn. No table") == 9 and "Prompt reliance" in page
     figures.draw(tables, tmp_path / "figures")
     assert page == (tmp_path / "figures" / "index.html").read_text()
     with pytest.raises(FileNotFoundError, match="No table to draw"):
