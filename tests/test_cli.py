@@ -20,7 +20,7 @@ from analyses.study import Study
 from interp import tables
 from interp.tasks import load_episodes, save_episodes
 
-SIZES = dict(behaviour=("--choices", "4"), probes=("--folds", "2", "--draws", "50"), patching=("--pairs", "12"), reliance=("--pairs", "12"),
+SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), patching=("--pairs", "12"), reliance=("--pairs", "12"),
              conflict=("--conflicts", "6"), early=("--conflicts", "6"), shares=("--decisions_read", "6"))
 ROOT = Path(cli.__file__).parents[1]
 
@@ -118,7 +118,7 @@ def test_a_process_killed_and_started_again_gives_the_same_bytes(options, refere
     killed.kill()
     killed.communicate()
     stopped = start(*arguments, seed="2")
-    wait_for(stopped, tmp_path, 3)
+    wait_for(stopped, tmp_path, 2)
     stopped.send_signal(signal.SIGINT)
     _, errors = stopped.communicate()
     assert killed.returncode == -signal.SIGKILL and stopped.returncode == 130 and "Traceback" not in errors
