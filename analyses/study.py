@@ -231,7 +231,7 @@ class Study:
 class All(Study):
     """Every analysis, then the figures."""
 
-    skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict"], ...] = ()
+    skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict", "steering"], ...] = ()
     """Analyses to leave out."""
     choices: int = 0
     """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""
@@ -239,6 +239,8 @@ class All(Study):
     """Counterfactual pairs, for patching and for prompt reliance."""
     conflicts: int = 0
     """Decisions whose traces are replaced."""
+    steered: int = 0
+    """Decisions that are steered."""
     games: int = 0
     """Games played in domain."""
     online_checkpoints: int = 0
