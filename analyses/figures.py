@@ -23,6 +23,7 @@ FIGURES = (
     ("patching", "Where the prompt acts: activation patching", "patching", plots.patching, captions.patching),
     ("reliance", "Prompt reliance", "reliance", plots.reliance, captions.reliance),
     ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
+    ("steering", "Steering along the probe's direction", "steering", plots.steering, captions.steering),
 )
 
 

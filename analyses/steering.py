@@ -13,7 +13,7 @@ from analyses.study import NotApplicable, Study
 from interp.actions import target
 from interp.directions import RANDOM, orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
 from interp.stats import cluster_bootstrap
-from interp.steering import METRICS, POSITIONS, steer
+from interp.steering import METRICS, POSITIONS, Position, steer
 
 
 @dataclass
@@ -22,9 +22,9 @@ class Config(Study):
 
     steered: int = 0
     """Decisions to steer, in-domain (0: 24 quick, 80 full; at most half of them, the others give the direction)."""
-    alphas: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0)
+    alphas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
     """Strengths, in units of the residual's mean norm at the boundary."""
-    positions: tuple[str, ...] = POSITIONS
+    positions: tuple[Position, ...] = POSITIONS
     """Which tokens are steered."""
     layer: int = -1
     """Block whose output is steered (-1: the middle one)."""
@@ -47,13 +47,14 @@ def directions(config: Config, step: int, split: str, n: int, layer: int) -> tup
     said = config.decoded(step, split, "cot")
     first, second = (Counter(said[i].action for i, label in rows if label == c).most_common(1)[0][0] for c in (a, b))
     w = probe_direction(acts, names, a, b)
-    return a, b, dict(probe=w, orthogonal=orthogonal_directions(w, RANDOM, config.seed), shuffled=shuffled_direction(acts, names, a, b, seed=config.seed),
+    return a, b, dict(probe=w, orthogonal=orthogonal_directions(w, RANDOM, config.seed),
+                      shuffled=shuffled_direction(acts, names, a, b, seed=config.seed),
                       unembedding=unembedding_direction(model, parting_token(config.format, first, second)))
 
 
 def run(config: Config) -> None:
-    """Steer, then count; one checkpoint is one resumable stage."""
-    started, rows, skipped, classes = time.time(), [], {}, {}
+    """Steer, then count; one position at one checkpoint is one resumable stage."""
+    started, rows, skipped, made = time.time(), [], {}, {}
     split = config.parts[0]
     prompts = config.prompts(split)
     n = min(config.number(config.steered, 24, 80), len(prompts) // 2)
@@ -61,36 +62,35 @@ def run(config: Config) -> None:
         raise NotApplicable("There is one decision only, which cannot both give a direction and be steered.")
     groups = np.array([p.decision.episode for p in prompts[:n]])
     steps = config.steps if config.size == "full" else sorted({config.steps[0], config.steps[-1]})
-    for step, _ in config.cells("steering", [split], steps):
+    for step, position in config.cells("steering", config.positions, steps):
         model = config.model(step)
         layer = (model.n_layers - 1) // 2 if config.layer < 0 else config.layer
-        inputs = dict(config.inputs(step, split), n=n, alphas=config.alphas, positions=config.positions, layer=layer, limits=config.limits)
+        inputs = dict(config.inputs(step, split), n=n, alphas=config.alphas, position=position, layer=layer, limits=config.limits)
 
         def compute():
             try:
                 a, b, given = directions(config, step, split, n, layer)
             except ValueError as problem:  # nothing parsed, or always the same: said in the provenance, the others go on
                 return dict(skipped=str(problem))
-            found = {position: steer(model, prompts[:n], given, layer, target=a, position=position, alphas=config.alphas, classify=target, parser=config.parse,
-                                     unsteered=config.decoded(step, split, "cot")[:n], max_new_tokens=config.limits["cot"])
-                     for position in config.positions}
-            columns = {p: [dict(direction=c.kind, alpha=c.alpha, **{m: [x.tolist() for x in each.column(c.kind, c.alpha, m)] for m in METRICS})
-                           for c in each.cells] for p, each in found.items()}
-            return dict(skipped="", target=a, source=b, norm=next(iter(found.values())).norm, columns=columns,
-                        resample={p: float(each.resample.mean()) for p, each in found.items()}, path={p: each.path for p, each in found.items()})
+            found = steer(model, prompts[:n], given, layer, target=a, position=position, alphas=config.alphas, classify=target, parser=config.parse,
+                          unsteered=config.decoded(step, split, "cot")[:n], max_new_tokens=config.limits["cot"])
+            columns = [dict(direction=c.kind, alpha=c.alpha, **{m: [x.tolist() for x in found.column(c.kind, c.alpha, m)] for m in METRICS})
+                       for c in found.cells]
+            return dict(skipped="", columns=columns,
+                        made=dict(target=a, source=b, norm=found.norm, resample=float(found.resample.mean()), path=found.path))
 
-        found = config.stage(f"steering/{step}", inputs, compute)
+        found = config.stage(f"steering/{step}-{position}", inputs, compute)
         if found["skipped"]:
             skipped[str(step)] = found["skipped"]
             continue
-        classes[str(step)] = {k: v for k, v in found.items() if k not in ("columns", "skipped")}
-        for position, cells in found["columns"].items():
-            for cell in cells:
-                for metric in METRICS:
-                    values, decision = cell[metric]
-                    estimate = (cluster_bootstrap(np.array(values), groups[decision], seed=config.seed).row() if values
-                                else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
-                    rows.append(dict(step=step, split=split, position=position, direction=cell["direction"], alpha=cell["alpha"], metric=metric, **estimate))
+        made[f"{step} {position}"] = found["made"]
+        for cell in found["columns"]:
+            for metric in METRICS:
+                values, decision = cell[metric]
+                estimate = (cluster_bootstrap(np.array(values), groups[decision], seed=config.seed).row() if values
+                            else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
+                place = dict(step=step, split=split, position=position, direction=cell["direction"], alpha=cell["alpha"], metric=metric)
+                rows.append(place | estimate)
     if not rows:
         raise NotApplicable(f"No checkpoint has a direction to steer along: {next(iter(skipped.values()))}")
-    config.write("steering", rows, started, layer=layer, checkpoints=classes, skipped=skipped)
+    config.write("steering", rows, started, layer=layer, made=made, skipped=skipped)

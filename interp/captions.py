@@ -10,7 +10,7 @@ import html
 
 import pandas as pd
 
-from interp.style import ARMS, CONTROLS, LABELS, SPLITS, STYLE, pick, splits_of, with_mode
+from interp.style import ALONG, ARMS, CONTROLS, LABELS, SPLITS, STEERED, STYLE, pick, splits_of, with_mode
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
 _ACCURACIES = {
@@ -184,6 +184,31 @@ def conflict(frame: pd.DataFrame) -> str:
         worst = leak.loc[leak["value"].idxmax()]
         lines.append(f"Highest leak rate of action mentions: {_estimate(worst)} ({ARMS[worst['arm']]}).")
     return _paragraph(lead, lines)
+
+
+def steering(frame: pd.DataFrame) -> str:
+    """Flips to the target per direction at the largest alpha, per position, at the first and last checkpoint; parse rates."""
+    lead = (
+        "A direction added to the residual stream while the action is decoded: share of decisions whose action changes (flips), and changes to the "
+        "class that the direction points to. Flips are less the alpha 0 resample rate; orthogonal: mean of the random directions."
+    )
+    alpha = frame["alpha"].max()
+    top, lines = pick(frame, alpha=alpha), []
+    for position in (name for name in STEERED if (frame["position"] == name).any()):
+        kinds = []
+        for kind in ALONG:
+            of = pick(top, position=position, direction=kind)
+            changes = [_change(of, metric, word) for metric, word in {"to_target": "to target", "flip": "flips"}.items()]
+            kinds += [f"{STYLE[f'along_{kind}'][0]} {_join(changes)}"] if any(changes) else []
+        lines.append(f"{STEERED[position][0].upper()}{STEERED[position][1:]}, alpha {alpha:g}: {'; '.join(kinds)}.")
+    parsed = pick(frame, metric="parse", direction="probe").dropna(subset="value")
+    if len(parsed):
+        worst = parsed.loc[parsed["value"].idxmin()]
+        lines.append(
+            f"Lowest parse rate along the probe's direction: {_estimate(worst)} ({STEERED[worst['position']]}, alpha {worst['alpha']:g}, "
+            f"step {int(worst['step'])})."
+        )
+    return _paragraph(lead, [*lines, _size(pick(frame, metric="flip", direction="probe"))])
 
 
 def _by_split(frame):

@@ -52,8 +52,8 @@ def probe_direction(acts: Float[np.ndarray, "decision d_model"], labels: Sequenc
     return unit((weights[0][0, :, 0] - weights[0][0, :, 1]) / scale, f"{a!r} and {b!r} have the same activations")
 
 
-def shuffled_direction(acts: Float[np.ndarray, "decision d_model"], labels: Sequence[str], a: str, b: str, method: Literal["mean", "logistic"] = "mean",
-                       seed: int = 0) -> Float[np.ndarray, "d_model"]:
+def shuffled_direction(acts: Float[np.ndarray, "decision d_model"], labels: Sequence[str], a: str, b: str,
+                       method: Literal["mean", "logistic"] = "mean", seed: int = 0) -> Float[np.ndarray, "d_model"]:
     """As `probe_direction`, with the labels of the decisions of a and b permuted among them."""
     labels = np.array(labels)
     of_both = np.flatnonzero((labels == a) | (labels == b))

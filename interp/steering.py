@@ -2,14 +2,14 @@
 
 >>> w = probe_direction(acts, labels, "shelf", "drawer")
 >>> found = steer(model, prompts, {"probe": w, "orthogonal": orthogonal_directions(w)}, layer=1, position="cot", target="shelf")
->>> values, decision = found.column("probe", 4.0, "flip")            # for cluster_bootstrap, by the decisions' episodes
+>>> values, decision = found.column("probe", 2.0, "flip")            # for cluster_bootstrap, by the decisions' episodes
 
 Not supported: sampling (decoding is greedy), several layers or several directions at once, the mode `empty_think`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,6 +127,18 @@ def _opening(prompt: Prompt, mode: str, position: str) -> tuple[list[int], list[
     return [prompt.ids[-1], *opening], [_hit(position, "boundary"), *[_hit(position, "action" if mode == "prompt" else "cot")] * len(opening)]
 
 
+def _chunks(lengths: Sequence[int], cells: int, batch_tokens: int) -> Iterator[list[tuple[int, int]]]:
+    """(cell, row) in batches of at most `batch_tokens` with padding; a row's cells stand together, so that little is padding."""
+    chunk: list[tuple[int, int]] = []
+    for row in sorted(range(len(lengths)), key=lambda r: lengths[r]):
+        for cell in range(cells):
+            if chunk and lengths[row] * (len(chunk) + 1) > batch_tokens:
+                yield chunk
+                chunk = []
+            chunk.append((cell, row))
+    yield chunk
+
+
 def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress) -> list[list[tuple[int, ...]]]:
     """Generated ids [cell][decision]; what lies before the first steered token is read once for all cells."""
     fmt = prompts[0].format
@@ -143,18 +155,15 @@ def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, b
             prefix, read, steered, told = (*prefix, *read, *ids[:at]), [ids[at]], [True], ids[:at + 1]
         for each, value in zip((prefixes, suffixes, flags, begun, which), (prefix, read, steered, told, i)):
             each.append(value)
-    groups = tree_batches(prefixes, batch_tokens)
-    for group in tqdm(groups, desc="steer", leave=False, disable=not progress):
-        longest = max(len(prefixes[r]) for r in group) + max(len(suffixes[r]) for r in group) + limit
-        model.check_length(longest)
+    for group in tqdm(tree_batches(prefixes, batch_tokens), desc="steer", leave=False, disable=not progress):
+        model.check_length(max(len(prefixes[r]) + len(suffixes[r]) for r in group) + limit)
         layers, seen = _read(model, [prefixes[r] for r in group])
-        pairs = [(cell, r) for cell in range(len(vectors)) for r in range(len(group))]
-        size = max(1, batch_tokens // longest)
-        for start in range(0, len(pairs), size):
-            cells, rows = (list(x) for x in zip(*pairs[start:start + size]))
+        for chunk in _chunks([len(prefixes[r]) + limit for r in group], len(vectors), batch_tokens):
+            cells, rows = (list(x) for x in zip(*chunk))
             own = [group[r] for r in rows]
+            width = max(len(prefixes[r]) for r in own)
             edits = _Edits(layer, position, tag, vectors[cells], [flags[r] for r in own], [mode == "prompt" or bool(begun[r]) for r in own])
-            out = _greedy(model, [(k[rows], v[rows]) for k, v in layers], seen[rows], [suffixes[r] for r in own], stop,
+            out = _greedy(model, [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], [suffixes[r] for r in own], stop,
                           limit - min(len(begun[r]) for r in own), begun=[begun[r] for r in own], edits=edits)
             for cell, r, continuation in zip(cells, own, out):
                 found[cell][which[r]] = continuation.ids[:limit]
@@ -189,7 +198,7 @@ def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[st
         raise ValueError(f"Steering decodes in mode cot or prompt, not {mode!r}.")
     if position == "cot" and mode == "prompt":
         raise ValueError("In mode prompt no trace is written, so there is none to steer during: use mode cot, or another position.")
-    if not isinstance(layer, (int, np.integer)) or not 0 <= layer < model.n_layers:
+    if layer not in range(model.n_layers):
         raise ValueError(f"The layer must be one of 0 to {model.n_layers - 1}, not {layer}.")
     if not len(alphas) or not np.isfinite(alphas).all():
         raise ValueError(f"The alphas must be some finite numbers, not {list(alphas)}.")
@@ -206,7 +215,7 @@ def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[st
 
 @torch.inference_mode()
 def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.ndarray, "direction d_model"]], layer: int, *, target: str,
-          position: Position = "boundary", alphas: Sequence[float] = (0.0, 2.0, 4.0, 8.0), mode: Literal["cot", "prompt"] = "cot",
+          position: Position = "boundary", alphas: Sequence[float] = (0.0, 0.5, 1.0, 2.0), mode: Literal["cot", "prompt"] = "cot",
           classify: Callable[[str], str] = actions.target, parser: Callable[[str], str | None] = str, unsteered: Sequence[Said] | None = None,
           max_new_tokens: int | None = None, batch_tokens: int = 24576, progress: bool = False) -> Steering:
     """Add alpha * norm * direction to `resid_post` of one layer while decoding greedily: every direction at every alpha.
@@ -219,9 +228,7 @@ def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.nd
     Flips are counted against the unsteered action. Raises ValueError for no prompts, an unknown position, mode or layer,
     position `cot` in mode `prompt`, alphas that are not finite, and directions that are zero or of another width.
     """
-    units = _check(model, prompts, directions, layer, position, mode, alphas)
-    limit = max_new_tokens or LIMITS[mode]
-    fmt = prompts[0].format
+    units, limit = _check(model, prompts, directions, layer, position, mode, alphas), max_new_tokens or LIMITS[mode]
     norm = float(capture(model, prompts, ["resid_post"], layers=[layer]).values[:, 0, 0].norm(dim=-1).mean())
     unsteered = decode(model, prompts, mode, parser=parser, max_new_tokens=limit, progress=progress) if unsteered is None else list(unsteered)
     if len(unsteered) != len(prompts):
@@ -230,12 +237,11 @@ def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.nd
     cells = [(kind, i, alpha) for kind, rows in units.items() for alpha in dict.fromkeys(alphas) if alpha for i in range(len(rows))]
     vectors = np.stack([np.zeros(model.d_model), *(alpha * norm * units[kind][i] for kind, i, alpha in cells)])
     vectors = torch.tensor(vectors, dtype=model.dtype, device=model.device)
-    fast = model.support.trajectory == "fast"
-    if fast:
+    if fast := model.support.trajectory == "fast":
         out = _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress)
     else:
         out = [[_plain(model, p, vector, layer, position, mode, limit) for p in prompts] for vector in vectors]
-    did = [[said(fmt, ids, mode, parser).action for ids in each] for each in out]
+    did = [[said(prompts[0].format, ids, mode, parser).action for ids in each] for each in out]
     before, of = [s.action for s in unsteered], dict(zip(cells, did[1:]))
     rows = [(kind, alpha, [of.get((kind, i, alpha), did[0]) for i in range(len(units[kind]))]) for kind in units for alpha in dict.fromkeys(alphas)]
     return Steering(position, mode, int(layer), norm, target, "batched" if fast else f"plain loop: {model.support.reason}", before,
