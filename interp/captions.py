@@ -187,20 +187,20 @@ def conflict(frame: pd.DataFrame) -> str:
 
 
 def steering(frame: pd.DataFrame) -> str:
-    """Flips to the target per direction at the largest alpha, per position, at the first and last checkpoint; parse rates."""
+    """Flips along the probe's direction at the largest alpha, per position, at the first and last checkpoint; baselines at the last; parse rates."""
     lead = (
         "A direction added to the residual stream while the action is decoded: share of decisions whose action changes (flips), and changes to the "
-        "class that the direction points to. Flips are less the alpha 0 resample rate; orthogonal: mean of the random directions."
+        "class that the direction points to. Flips are less the alpha 0 resample rate; orthogonal: mean of the random directions; baselines at the last step."
     )
     alpha = frame["alpha"].max()
     top, lines = pick(frame, alpha=alpha), []
     for position in (name for name in STEERED if (frame["position"] == name).any()):
-        kinds = []
-        for kind in ALONG:
-            of = pick(top, position=position, direction=kind)
-            changes = [_change(of, metric, word) for metric, word in {"to_target": "to target", "flip": "flips"}.items()]
-            kinds += [f"{STYLE[f'along_{kind}'][0]} {_join(changes)}"] if any(changes) else []
-        lines.append(f"{STEERED[position][0].upper()}{STEERED[position][1:]}, alpha {alpha:g}: {'; '.join(kinds)}.")
+        along = pick(top, position=position, direction="probe")
+        kinds = [_join([_change(along, metric, word) for metric, word in {"to_target": "probe's direction to target", "flip": "flips"}.items()])]
+        for kind in ALONG[1:]:
+            end = _last(pick(top, position=position, direction=kind), "to_target")
+            kinds += [f"{STYLE[f'along_{kind}'][0]} to target {_estimate(end)}"] if end is not None else []
+        lines.append(f"{STEERED[position][0].upper()}{STEERED[position][1:]}, alpha {alpha:g}: {_join(kinds, '; ')}.")
     parsed = pick(frame, metric="parse", direction="probe").dropna(subset="value")
     if len(parsed):
         worst = parsed.loc[parsed["value"].idxmin()]
