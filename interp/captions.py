@@ -190,7 +190,8 @@ def steering(frame: pd.DataFrame) -> str:
     """Flips along the probe's direction at the largest alpha, per position, at the first and last checkpoint; baselines at the last; parse rates."""
     lead = (
         "A direction added to the residual stream while the action is decoded: share of decisions whose action changes (flips), and changes to the "
-        "class that the direction points to. Flips are less the alpha 0 resample rate; orthogonal: mean of the random directions; baselines at the last step."
+        "class that the direction points to. Flips are less the alpha 0 resample rate; orthogonal: mean of the random "
+        "directions; baselines at the last step."
     )
     alpha = frame["alpha"].max()
     top, lines = pick(frame, alpha=alpha), []
