@@ -22,7 +22,7 @@ class Config(Study):
 
     steered: int = 0
     """Decisions to steer, in-domain (0: 24 quick, 80 full; at most half of them, the others give the direction)."""
-    alphas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
     """Strengths, in units of the residual's mean norm at the boundary."""
     positions: tuple[Position, ...] = POSITIONS
     """Which tokens are steered."""

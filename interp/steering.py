@@ -2,7 +2,7 @@
 
 >>> w = probe_direction(acts, labels, "shelf", "drawer")
 >>> found = steer(model, prompts, {"probe": w, "orthogonal": orthogonal_directions(w)}, layer=1, position="cot", target="shelf")
->>> values, decision = found.column("probe", 2.0, "flip")            # for cluster_bootstrap, by the decisions' episodes
+>>> values, decision = found.column("probe", 0.5, "flip")            # for cluster_bootstrap, by the decisions' episodes
 
 Not supported: sampling (decoding is greedy), several layers or several directions at once, the mode `empty_think`.
 """
@@ -215,7 +215,7 @@ def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[st
 
 @torch.inference_mode()
 def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.ndarray, "direction d_model"]], layer: int, *, target: str,
-          position: Position = "boundary", alphas: Sequence[float] = (0.0, 0.5, 1.0, 2.0), mode: Literal["cot", "prompt"] = "cot",
+          position: Position = "boundary", alphas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), mode: Literal["cot", "prompt"] = "cot",
           classify: Callable[[str], str] = actions.target, parser: Callable[[str], str | None] = str, unsteered: Sequence[Said] | None = None,
           max_new_tokens: int | None = None, batch_tokens: int = 24576, progress: bool = False) -> Steering:
     """Add alpha * norm * direction to `resid_post` of one layer while decoding greedily: every direction at every alpha.
