@@ -25,11 +25,12 @@ FIGURES = (
     ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
     ("early", "Early answering", "early", plots.early, captions.early),
     ("shares", "What the action attends to and depends on", "shares", plots.shares, captions.shares),
+    ("steering", "Steering along the probe's direction", "steering", plots.steering, captions.steering),
 )
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
-OPTIONAL = ("online_official",)
+OPTIONAL = ("online_official", "steering")
 
 
 def draw(tables: Path, out: Path) -> list[Path]:

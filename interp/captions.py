@@ -10,7 +10,7 @@ import html
 
 import pandas as pd
 
-from interp.style import ARMS, CONTROLS, LABELS, SHARES, SPANS, SPLITS, STYLE, VERSIONS, pick, splits_of, with_mode
+from interp.style import ALONG, ARMS, CONTROLS, LABELS, SHARES, SPANS, SPLITS, STEERED, STYLE, VERSIONS, pick, splits_of, with_mode
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
 _ACCURACIES = {
@@ -219,6 +219,32 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> str:
                     cot = f" At step {int(parts[0]['step'])} the CoT has {of_tokens}."
                 lines.append(f"{name}, {word}: {_join(changes)}.{cot} {_size(ratios)}")
     return _paragraph(lead, lines)
+
+
+def steering(frame: pd.DataFrame) -> str:
+    """Flips along the probe's direction at the largest alpha, per position, at the first and last checkpoint; baselines at the last; parse rates."""
+    lead = (
+        "A direction added to the residual stream while the action is decoded: share of decisions whose action changes (flips), and changes to the "
+        "class that the direction points to. Flips are less the alpha 0 resample rate; orthogonal: mean of the random "
+        "directions; baselines at the last step."
+    )
+    alpha = frame["alpha"].max()
+    top, lines = pick(frame, alpha=alpha), []
+    for position in (name for name in STEERED if (frame["position"] == name).any()):
+        along = pick(top, position=position, direction="probe")
+        kinds = [_join([_change(along, metric, word) for metric, word in {"to_target": "probe's direction to target", "flip": "flips"}.items()])]
+        for kind in ALONG[1:]:
+            end = _last(pick(top, position=position, direction=kind), "to_target")
+            kinds += [f"{STYLE[f'along_{kind}'][0]} to target {_estimate(end)}"] if end is not None else []
+        lines.append(f"{STEERED[position][0].upper()}{STEERED[position][1:]}, alpha {alpha:g}: {_join(kinds, '; ')}.")
+    parsed = pick(frame, metric="parse", direction="probe").dropna(subset="value")
+    if len(parsed):
+        worst = parsed.loc[parsed["value"].idxmin()]
+        lines.append(
+            f"Lowest parse rate along the probe's direction: {_estimate(worst)} ({STEERED[worst['position']]}, alpha {worst['alpha']:g}, "
+            f"step {int(worst['step'])})."
+        )
+    return _paragraph(lead, [*lines, _size(pick(frame, metric="flip", direction="probe"))])
 
 
 def _by_split(frame):

@@ -8,6 +8,7 @@ trace) goes on from them, many prompts in one batch. The plain twin is Hugging F
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -101,11 +102,19 @@ def _picker(temperature: float, seed: int, device) -> Pick:
     return lambda logits: torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[..., 0]
 
 
-def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pick: Pick) -> list[Continuation]:
-    """Continue one variant of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot] count."""
+def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pick: Pick, *, begun: Sequence[Sequence[int]] = (),
+              edits: Callable | None = None) -> list[Continuation]:
+    """Continue one variant of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot] count.
+
+    begun: ids generated earlier, with which each row's ids begin. edits: from (continuation of each row, ids of each
+    continuation, whether the suffixes are being read) to what is tapped in that pass.
+    """
     ids, valid = padded(suffixes, model.device)
     rows = _Rows(model, layers, seen, seen.sum(1), ids.shape[1] + max_new_tokens)
-    hidden = rows.forward(ids, valid)
+    out: list[list[int]] = [list(b) for b in begun] or [[] for _ in suffixes]
+    owner = list(range(len(suffixes)))  # row of the running batch -> continuation
+    with model.taps(edits(owner, out, True)) if edits else nullcontext():
+        hidden = rows.forward(ids, valid)
     lengths = valid.sum(1)
     scored = valid[:, 1:].nonzero()
     logp = torch.zeros(len(ids), device=model.device)
@@ -114,9 +123,7 @@ def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pi
         logp.index_add_(0, scored[:, 0], picked)
     logp = (logp / (lengths - 1).clamp(min=1)).tolist()
     token = pick(model.logits(hidden[torch.arange(len(ids)), lengths - 1]))
-    out: list[list[int]] = [[] for _ in suffixes]
     over: set[int] = set()
-    owner = list(range(len(suffixes)))  # row of the running batch -> continuation
     for left in range(max_new_tokens, 0, -1):
         for i, t in zip(owner, token.tolist()):
             if i not in over:
@@ -129,7 +136,8 @@ def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pi
         if len(alive) <= len(owner) // 2:
             rows.keep(torch.tensor(alive, device=model.device), left)
             token, owner = token[alive], [owner[r] for r in alive]
-        hidden = rows.forward(token[:, None], torch.ones(len(owner), 1, dtype=torch.bool, device=model.device))
+        with model.taps(edits(owner, out, False)) if edits else nullcontext():
+            hidden = rows.forward(token[:, None], torch.ones(len(owner), 1, dtype=torch.bool, device=model.device))
         token = pick(model.logits(hidden[:, 0]))
     return [Continuation(tuple(o), p) for o, p in zip(out, logp)]
 

@@ -57,6 +57,10 @@ STYLE = {
     "follow": ("follow (inserted trace's action)", VERMILION, "solid", "circle"),
     "other": ("other action", GREY, "dash", "diamond"),
     "unparsed": ("unparsed", PALE, "dot", "x"),
+    "along_probe": ("probe's direction", BLUE, "solid", "circle"),
+    "along_orthogonal": ("orthogonal, random", GREY, "dash", "line-ew"),
+    "along_unembedding": ("unembedding row", GREEN, "solid", "diamond"),
+    "along_shuffled": ("shuffled labels", BLACK, "dot", "x"),
 }
 for _mode in ("cot", "prompt", "empty_think"):
     STYLE[_mode] = STYLE[f"parse_{_mode}"] = STYLE[f"acc_{_mode}"]
@@ -91,6 +95,8 @@ LABELS = {
     "reference_verb": "reference action's verb",
     "reference_target": "reference action's target",
 }
+STEERED = {"boundary": "boundary only", "cot": "during the CoT", "action": "at the action", "everywhere": "everywhere"}
+ALONG = ("probe", "orthogonal", "unembedding", "shuffled")
 STEP_TITLE = "training step (0 = base model)"
 WIDTH = 960  # px; on a 7-inch text width this scales 15 px type to 8 pt
 LEFT, RIGHT, TOP, BOTTOM = 78, 16, 74, 62  # px

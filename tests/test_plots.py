@@ -144,13 +144,23 @@ def shares_table() -> pd.DataFrame:
     return frame[(frame["span"] != "history") | (frame["step"] > 0)]
 
 
+def steering_table() -> pd.DataFrame:
+    slopes = {"probe": 0.07, "orthogonal": 0.02, "unembedding": 0.05, "shuffled": 0.025}
+    reach = {"boundary": 0.2, "cot": 0.8, "action": 0.6, "everywhere": 1.0}
+
+    def value(row, progress):
+        flips = slopes[row["direction"]] * reach[row["position"]] * row["alpha"] * (1 - 0.5 * progress)
+        return {"flip": flips, "flip_parsed": 0.9 * flips, "to_target": 0.5 * flips, "parse": 1 - 0.2 * flips}[row["metric"]]
+
+    columns = dict(step=STEPS, split=("in_domain",), position=list(reach), direction=list(slopes), alpha=(0.0, 2.0, 4.0, 8.0))
+    return _table(columns | dict(metric=("flip", "flip_parsed", "to_target", "parse")), value, 0.04)
+
+
 TABLES = {
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
     "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
-
-
-    "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table,
     "shares": shares_table,
+    "steering": steering_table,
 }  # fmt: skip
 
 
@@ -329,6 +339,20 @@ def test_shares_of_the_trace_are_in_the_caption():
     assert f"At step 800 the CoT has {share} of the total and 0.1" in text and "first position left out" in text
 
 
+def test_steering_is_drawn_at_the_first_and_last_checkpoint_and_told_at_the_largest_alpha():
+    frame = steering_table()
+    drawn = plots.steering(frame)
+    assert drawn == plots.steering(frame[frame["step"].isin([0, 800])])
+    assert sum(t.name == "probe's direction" for t in drawn.data) == 2 * 2 * 4
+    ends = [_said(frame, step=step, position="cot", direction="probe", alpha=8.0, metric="to_target") for step in (0, 800)]
+    text = captions.steering(frame)
+    assert f"During the CoT, alpha 8: probe's direction to target {ends[0]} at step 0 to {ends[1]} at step 800, flips " in text
+    lowest = frame.query("direction == 'probe' and metric == 'parse'")
+    assert f"Lowest parse rate along the probe's direction: {lowest['value'].min():.2f} [" in text
+    with pytest.raises(ValueError, match="Figure steering"):
+        plots.steering(frame[frame["metric"] == "parse"])
+
+
 def test_toolbar_has_room_above_the_interactive_figure(tmp_path):
     figure = plots.probes(probes_table())
     before = figure.layout.height
@@ -396,9 +420,9 @@ def test_missing_tables_are_said(no_browser, tmp_path):
     figures.draw(tables, tmp_path / "figures")
     page = (tmp_path / "figures" / "index.html").read_text()
     assert page.count("Not drawn. No table") == 9 and "Prompt reliance" in page
-    figures.draw(tables, tmp_path / "figures")
-    assert page == (tmp_path / "figures" / "index.html").read_text()
-    with pytest.raises(FileNotFoundError, match="No table to draw"):
+
+
+    assert page.count("Not drawn. No table") == 8 and "Prompt reliance" in page
         figures.draw(tmp_path / "empty", tmp_path / "figures")
 
 

@@ -1,0 +1,96 @@
+"""Steering along the probe's direction, against random, unembedding and shuffled ones (METHODS 7)."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyses.probes import boundary_layers, labelled
+from analyses.study import NotApplicable, Study
+from interp.actions import target
+from interp.directions import RANDOM, orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
+from interp.stats import cluster_bootstrap
+from interp.steering import METRICS, POSITIONS, Position, steer
+
+
+@dataclass
+class Config(Study):
+    """The two most common targets of a checkpoint's own actions: the second's decisions are pushed towards the first's."""
+
+    steered: int = 0
+    """Decisions to steer, in-domain (0: 24 quick, 80 full; at most half of them, the others give the direction)."""
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    """Strengths, in units of the residual's mean norm at the boundary."""
+    positions: tuple[Position, ...] = POSITIONS
+    """Which tokens are steered."""
+    layer: int = -1
+    """Block whose output is steered (-1: the middle one)."""
+
+
+def directions(config: Config, step: int, split: str, n: int, layer: int) -> tuple[str, str, dict[str, np.ndarray]]:
+    """The two classes, and the directions from the second to the first, of the decisions whose episodes are not steered.
+
+    Raises ValueError where those decisions are not of two classes.
+    """
+    prompts, model = config.prompts(split), config.model(step)
+    episodes = {p.decision.episode for p in prompts[:n]}
+    kept, labels = labelled(config, step, split, "eventual_target")
+    rows = [(i, label) for i, label in zip(kept, labels) if prompts[i].decision.episode not in episodes]
+    common = Counter(label for _, label in rows).most_common(2)
+    if len(common) < 2:
+        raise ValueError(f"The {len(rows)} decisions with an action whose episodes are not steered have not two targets to tell apart.")
+    (a, _), (b, _) = common
+    acts, names = boundary_layers(config, step, split)[[i for i, _ in rows], layer + 1], [label for _, label in rows]
+    said = config.decoded(step, split, "cot")
+    first, second = (Counter(said[i].action for i, label in rows if label == c).most_common(1)[0][0] for c in (a, b))
+    w = probe_direction(acts, names, a, b)
+    return a, b, dict(probe=w, orthogonal=orthogonal_directions(w, RANDOM, config.seed),
+                      shuffled=shuffled_direction(acts, names, a, b, seed=config.seed),
+                      unembedding=unembedding_direction(model, parting_token(config.format, first, second)))
+
+
+def run(config: Config) -> None:
+    """Steer, then count; one position at one checkpoint is one resumable stage."""
+    started, rows, skipped, made = time.time(), [], {}, {}
+    split = config.parts[0]
+    prompts = config.prompts(split)
+    n = min(config.number(config.steered, 24, 80), len(prompts) // 2)
+    if not n:
+        raise NotApplicable("There is one decision only, which cannot both give a direction and be steered.")
+    groups = np.array([p.decision.episode for p in prompts[:n]])
+    steps = config.steps if config.size == "full" else sorted({config.steps[0], config.steps[-1]})
+    for step, position in config.cells("steering", config.positions, steps):
+        model = config.model(step)
+        layer = (model.n_layers - 1) // 2 if config.layer < 0 else config.layer
+        inputs = dict(config.inputs(step, split), n=n, alphas=config.alphas, position=position, layer=layer, limits=config.limits)
+
+        def compute():
+            try:
+                a, b, given = directions(config, step, split, n, layer)
+            except ValueError as problem:  # nothing parsed, or always the same: said in the provenance, the others go on
+                return dict(skipped=str(problem))
+            found = steer(model, prompts[:n], given, layer, target=a, position=position, alphas=config.alphas, classify=target, parser=config.parse,
+                          unsteered=config.decoded(step, split, "cot")[:n], max_new_tokens=config.limits["cot"])
+            columns = [dict(direction=c.kind, alpha=c.alpha, **{m: [x.tolist() for x in found.column(c.kind, c.alpha, m)] for m in METRICS})
+                       for c in found.cells]
+            return dict(skipped="", columns=columns,
+                        made=dict(target=a, source=b, norm=found.norm, resample=float(found.resample.mean()), path=found.path))
+
+        found = config.stage(f"steering/{step}-{position}", inputs, compute)
+        if found["skipped"]:
+            skipped[str(step)] = found["skipped"]
+            continue
+        made[f"{step} {position}"] = found["made"]
+        for cell in found["columns"]:
+            for metric in METRICS:
+                values, decision = cell[metric]
+                estimate = (cluster_bootstrap(np.array(values), groups[decision], seed=config.seed).row() if values
+                            else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
+                place = dict(step=step, split=split, position=position, direction=cell["direction"], alpha=cell["alpha"], metric=metric)
+                rows.append(place | estimate)
+    if not rows:
+        raise NotApplicable(f"No checkpoint has a direction to steer along: {next(iter(skipped.values()))}")
+    config.write("steering", rows, started, layer=layer, made=made, skipped=skipped)
