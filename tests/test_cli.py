@@ -46,7 +46,8 @@ def main(*arguments):
 
 def start(*arguments, seed="0"):
     return subprocess.Popen([sys.executable, "-m", "analyses", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PYTHONHASHSEED=seed))
+                            stderr=subprocess.PIPE, env=dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PYTHONHASHSEED=seed),
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background job would ignore it
 
 
 def contents(run):
