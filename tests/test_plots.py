@@ -402,6 +402,8 @@ def test_an_optional_figure_is_not_missed(no_browser, tmp_path):
     paths = figures.draw(write_tables(tmp_path / "tables", "reliance"), tmp_path / "figures")
     page = paths[-1].read_text()
     assert "Not drawn" in page and "ALFWorld's own games" not in page and "online_official" not in page
+    page = figures.draw(write_tables(tmp_path / "official", "online_official"), tmp_path / "played")[-1].read_text()
+    assert "ALFWorld's own games" in page and "Success in the environment" not in page
 
 
 def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
