@@ -17,7 +17,7 @@ class Config(Study):
     """Seven arms at every checkpoint, on the first decisions of each split."""
 
     conflicts: int = 0
-    """Decisions of each split (0: 80 quick, 200 full)."""
+    """Decisions of each split (0: 40 quick, 200 full)."""
     arms: tuple[str, ...] = ARMS
     """Which traces are put in."""
 
@@ -25,7 +25,7 @@ class Config(Study):
 def run(config: Config) -> None:
     """Splice, decode and tabulate; one checkpoint and split is one resumable stage."""
     started, rows, skipped = time.time(), [], {}
-    n = config.number(config.conflicts, 80, 200)
+    n = config.number(config.conflicts, 40, 200)
     for step, split in config.cells("conflict"):
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
