@@ -216,15 +216,19 @@ class Study:
 
     def write(self, name: str, rows: list[dict], started: float, **extra) -> Path:
         """Write an analysis' table with everything that made it."""
-        config = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         provenance = dict(
-            analysis=name, config=json.loads(json.dumps(config, default=str)), seed=self.seed,
-            command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            seconds=round(time.time() - started, 1), seconds_reused=self._seconds_reused(), device=str(self._model.device), dtype=str(self._model.dtype),
+            made_by(name, self, started), seed=self.seed, seconds_reused=self._seconds_reused(), device=str(self._model.device), dtype=str(self._model.dtype),
             weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps}, series_notes=self.checkpoint_series.notes, format=self.format.hash,
-            corpus=hashlib.sha256(Path(self.corpus).read_bytes()).hexdigest()[:16],
-            versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}}, **extra)
+            corpus=hashlib.sha256(Path(self.corpus).read_bytes()).hexdigest()[:16], **extra)
         return write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
+
+
+def made_by(name: str, config, started: float) -> dict:
+    """What every table's provenance says: the analysis, its configuration (a dataclass), the command, when, how long, and of which versions."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return dict(analysis=name, config=json.loads(json.dumps(fields, default=str)), command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]),
+                written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1),
+                versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}})
 
 
 @dataclass

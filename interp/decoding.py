@@ -66,6 +66,20 @@ def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Call
                         temperature=temperature, seed=seed)[mode]
 
 
+def draw(model, prompts: Sequence[Prompt], *, parser: Callable[[str], str | None] = str, seed: int = 0, temperature: float = 1.0,
+         max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False) -> list[Said]:
+    """As `decode` in mode `cot` with each trace drawn at `temperature`, and its action the likeliest one behind it.
+
+    For agents whose likeliest trace is no sample of what they do. Where a trace opens no action, what was drawn is returned.
+    """
+    fmt = prompts[0].format if prompts else None
+    drawn = decode(model, prompts, "cot", parser=parser, max_new_tokens=max_new_tokens, progress=progress, temperature=temperature, seed=seed)
+    leads = [fmt.lead_ids(s.ids) for s in drawn]
+    limit = max_new_tokens["prompt"] if isinstance(max_new_tokens, Mapping) else LIMITS["prompt"]
+    out = continue_each(model, [p.ids for p in prompts], {"cot": [lead and fmt.tail(lead) for lead in leads]}, fmt.ended("prompt"), limit, progress=progress)
+    return [said(fmt, [*lead, *c.ids], "cot", parser) if lead else s for s, lead, c in zip(drawn, leads, out["cot"])]
+
+
 def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str) -> Said:
     """Parse what was generated after a mode's opening."""
     trace, action = fmt.parse(fmt.text(ids), mode)
@@ -85,7 +99,7 @@ def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[st
     cache = model.read(prompt.ids)
     actions = [fmt.action_ids(c) for c in candidates]
     for trace in traces:
-        lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace) if isinstance(trace, str) else [*fmt.opening("cot"), *trace]
+        lead = fmt.tail(trace)
         found.append(score(model, model.read(lead[:-1], model.new_cache(layers_of(cache))), [[lead[-1], *a] for a in actions], [len(a) for a in actions]))
     lengths = torch.tensor([len(a) for a in actions])
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
