@@ -48,11 +48,21 @@ class Outcome:
         return np.array([a is None for a in self.action], dtype=bool)
 
 
+def sentences(trace: str) -> list[str]:
+    """The sentences of a trace."""
+    return re.split(r"(?<=[.!?])\s+", trace)
+
+
+def complete(prompts: Sequence[Prompt], decoded: Sequence[Said]) -> list[int]:
+    """The decisions whose decoding in mode `cot` has a trace, an opened action tag and an action."""
+    return [i for i, s in enumerate(decoded) if s.action is not None and s.trace and prompts[i].format.lead_ids(s.ids)]
+
+
 def strip_action(trace: str, action: str) -> str:
     """The trace without the sentences that name the action word for word (unchanged where none does)."""
-    sentences = re.split(r"(?<=[.!?])\s+", trace)
-    kept = [s for s in sentences if not re.search(rf"\b{re.escape(action)}\b", s, re.IGNORECASE)]
-    return trace if len(kept) == len(sentences) else " ".join(kept)
+    whole = sentences(trace)
+    kept = [s for s in whole if not re.search(rf"\b{re.escape(action)}\b", s, re.IGNORECASE)]
+    return trace if len(kept) == len(whole) else " ".join(kept)
 
 
 def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: np.random.Generator) -> int | None:
@@ -79,10 +89,10 @@ def _trace(arm: str, index: int, prompts, decoded, drawn, rng) -> tuple[list[int
     """
     fmt, own = prompts[index].format, decoded[index]
     if arm == "self_splice":
-        return [*fmt.opening("cot"), *fmt.lead_ids(own.ids)], own.action, False
+        return fmt.tail(fmt.lead_ids(own.ids)), own.action, False
     if arm == "truncated":
-        sentences = re.split(r"(?<=[.!?])\s+", own.trace)
-        return fmt.with_trace(" ".join(sentences[:max(1, len(sentences) // 2)])), None, False
+        whole = sentences(own.trace)
+        return fmt.with_trace(" ".join(whole[:max(1, len(whole) // 2)])), None, False
     if arm == "shuffled_words":
         return fmt.with_trace(" ".join(rng.permutation(own.trace.split()))), None, False
     if arm == "filler":
@@ -115,7 +125,7 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise ValueError(f"There is no arm {unknown[0]!r}: the arms are {', '.join(ARMS)}.")
-    usable = [i for i, s in enumerate(decoded) if s.action is not None and s.trace and prompts[i].format.lead_ids(s.ids)]
+    usable = complete(prompts, decoded)
     traces, variants, drawn = {}, {}, {}
     if "resampled" in arms and usable:
         drawn = dict(zip(usable, resample(model, [prompts[i] for i in usable], parser, SAMPLES, seed, trace_tokens, progress)))

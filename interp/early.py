@@ -5,12 +5,12 @@ Lanham et al. 2023 (2307.13702), on the action itself and on the distribution ov
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from interp.conflicts import complete, sentences
 from interp.decoding import Said, choose, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
@@ -53,26 +53,25 @@ def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, 
     """
     if points < 2:
         raise ValueError(f"A curve needs the empty and the whole trace, so at least 2 points, not {points}.")
-    index = [i for i, s in enumerate(decoded) if s.action is not None and s.trace and prompts[i].format.lead_ids(s.ids)]
-    cuts, leads = {}, {}
+    index = complete(prompts, decoded)
+    cuts, traces = {}, {}
     for i in index:
-        fmt, sentences = prompts[i].format, re.split(r"(?<=[.!?])\s+", decoded[i].trace)
-        kept = np.unique(np.linspace(0, len(sentences), min(points, len(sentences) + 1)).round().astype(int))
-        cuts[i] = kept / len(sentences)
-        whole = [*fmt.opening("cot"), *fmt.lead_ids(decoded[i].ids)]  # as it was decoded, to the id
-        leads[i] = [*(fmt.with_trace(" ".join(sentences[:k])) for k in kept[:-1]), whole]
+        parts = sentences(decoded[i].trace)
+        kept = np.unique(np.linspace(0, len(parts), min(points, len(parts) + 1)).round().astype(int))
+        cuts[i] = kept / len(parts)
+        traces[i] = [*(" ".join(parts[:k]) for k in kept[:-1]), prompts[i].format.lead_ids(decoded[i].ids)]  # the whole one to the id
     if not index:
         return EarlyAnswers(np.array([], dtype=int), [], [], [])
-    variants = {str(p): [leads[i][p] if i in leads and p < len(leads[i]) else None for i in range(len(prompts))] for p in range(points)}
+    variants = {str(p): [prompts[i].format.tail(traces[i][p]) if i in traces and p < len(traces[i]) else None for i in range(len(prompts))]
+                for p in range(points)}
     out = continue_each(model, [p.ids for p in prompts], variants, prompts[0].format.ended("prompt"), max_new_tokens, progress=progress)
     same, distance = [], []
     for i in index:
-        words = [said(prompts[i].format, out[str(p)][i].ids, "prompt", parser) for p in range(len(leads[i]))]
+        words = [said(prompts[i].format, out[str(p)][i].ids, "prompt", parser) for p in range(len(traces[i]))]
         same.append(np.array([w.action == decoded[i].action for w in words]))
         candidates = prompts[i].decision.admissible
         if candidates:
-            opening = len(prompts[i].format.opening("cot"))
-            logp = choose(model, prompts[i], candidates, [lead[opening:] for lead in leads[i]])[..., 0].double()
+            logp = choose(model, prompts[i], candidates, traces[i])[..., 0].double()
             likely = logp.softmax(-1).numpy()
             distance.append(abs(likely - likely[-1]).sum(-1) / 2)
         else:

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interp.models import layers_of
-from interp.packing import ancestors, merge
+from interp.packing import ancestors, merge, shared
 
 #: tokens of prompts that are read in one pass
 PACK = 2048
@@ -142,11 +142,6 @@ def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pi
     return [Continuation(tuple(o), p) for o, p in zip(out, logp)]
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens that two sequences begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
 def tree_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
     """Indices in batches of at most `batch_tokens` with padding, rows that begin alike next to each other."""
     found: list[list[int]] = []
@@ -164,7 +159,7 @@ def _packs(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Rows in the order of their ids, in packs of at most `PACK` tokens where each beginning counts once."""
     found, size, last = [], PACK, ()
     for i in sorted(range(len(rows)), key=lambda i: tuple(rows[i])):
-        size += len(rows[i]) - _shared(last, rows[i])
+        size += len(rows[i]) - shared(last, rows[i])
         if size > PACK:
             found.append([])
             size = len(rows[i])
@@ -176,7 +171,7 @@ def _packs(rows: Sequence[Sequence[int]]) -> list[list[int]]:
 def _read(model, rows) -> tuple[list, torch.Tensor]:
     """Keys and values of each layer for a batch of prompts, and which of their slots count; each beginning is read once."""
     first, last = min(rows, key=tuple), max(rows, key=tuple)
-    start = min(_shared(first, last), len(first) - 1)
+    start = min(shared(first, last), len(first) - 1)
     prefix = layers_of(model.read(first[:start])) or model.empty()
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     layers = [tuple(t.new_zeros(len(rows), t.shape[1], max(map(len, rows)), t.shape[3]) for t in layer) for layer in prefix]
@@ -197,26 +192,26 @@ def _read(model, rows) -> tuple[list, torch.Tensor]:
 
 def _read_on(model, rows, names, memory: Memory) -> tuple[list, torch.Tensor]:
     """As `_read`, but of each row only what follows its longest common prefix with what `memory` holds under its name."""
-    shared = []
+    known = []
     for row, name in zip(rows, names):
         old = memory[name][0] if name in memory else ()
-        shared.append(min(_shared(old, row), len(row) - 1))
-    if not any(shared):
+        known.append(min(shared(old, row), len(row) - 1))
+    if not any(known):
         layers, seen = _read(model, rows)
         for r, (row, name) in enumerate(zip(rows, names)):
             memory[name] = (tuple(row), [(k[r, :, :len(row)], v[r, :, :len(row)]) for k, v in layers])
         return layers, seen
-    width, example = max(shared), next(memory[n][1] for n, s in zip(names, shared) if s)
+    width, example = max(known), next(memory[n][1] for n, s in zip(names, known) if s)
     old = [tuple(t.new_zeros(len(rows), t.shape[0], width, t.shape[2]) for t in pair) for pair in example]
-    for r, (name, n) in enumerate(zip(names, shared)):
+    for r, (name, n) in enumerate(zip(names, known)):
         for layer, pair in enumerate(memory[name][1] if n else ()):
             for whole, part in zip(old[layer], pair):
                 whole[r, :, :n] = part[:, :n]
-    position = torch.tensor(shared, device=model.device)
-    batch = _Rows(model, old, torch.arange(width, device=model.device) < position[:, None], position, max(len(r) - n for r, n in zip(rows, shared)))
-    batch.forward(*padded([row[n:] for row, n in zip(rows, shared)], model.device))
+    position = torch.tensor(known, device=model.device)
+    batch = _Rows(model, old, torch.arange(width, device=model.device) < position[:, None], position, max(len(r) - n for r, n in zip(rows, known)))
+    batch.forward(*padded([row[n:] for row, n in zip(rows, known)], model.device))
     layers = [(layer.keys, layer.values) for layer in batch.cache.layers]
-    for r, (row, name, n) in enumerate(zip(rows, names, shared)):
+    for r, (row, name, n) in enumerate(zip(rows, names, known)):
         memory[name] = (tuple(row), [tuple(torch.cat([t[r, :, :n], t[r, :, width:width + len(row) - n]], 1) for t in pair) for pair in layers])
     return layers, batch.seen
 

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from interp.models import layers_of
-from interp.packing import grow, plain_score, read_asked
+from interp.packing import grow, plain_score, read_asked, shared
 from interp.pairs import check_pairs
 from interp.patching import continuations
 from interp.prompts import Prompt
@@ -68,9 +68,9 @@ def packed_arms(model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequ
     """
     tree, n, t = grow(actions, scored), len(prompts["clean"]), len(traces["clean"])
     model.check_length(n + t + max(map(len, actions)))
-    shared = next((i for i, (a, b) in enumerate(zip(prompts["clean"], prompts["corrupt"])) if a != b), n - 1)  # read once
-    start = layers_of(model.read(prompts["clean"][:shared]))
-    runs = [layers_of(model.read(ids[shared:], model.new_cache(start))) for ids in prompts.values()]
+    once = min(shared(prompts["clean"], prompts["corrupt"]), n - 1)
+    start = layers_of(model.read(prompts["clean"][:once]))
+    runs = [layers_of(model.read(ids[once:], model.new_cache(start))) for ids in prompts.values()]
     prefix = [tuple(torch.cat(both, 2) for both in zip(*layer)) for layer in zip(*runs)]
     span = {run: slice(i * n, (i + 1) * n) for i, run in enumerate(prompts)}
     size = len(TRACES) * t + len(ARMS) * len(tree)

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from interp.hooks import every_layer
+from interp.packing import shared
 from interp.pairs import check_pairs
 from interp.prompts import SPANS, Prompt
 from interp.sweeps import Cell, Packed, Plain
@@ -52,10 +53,6 @@ def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[
     actions = [p.format.action_ids(p.decision.reference) for p in (clean, corrupt)]
     shared = next(i for i, (a, b) in enumerate(zip(*actions)) if a != b)
     return [[*lead, *a] for a in actions], [len(a) - shared for a in actions]
-
-
-def _tail(prompt: Prompt, mode: str) -> list[int]:
-    return prompt.format.opening("prompt") if mode == "prompt" else prompt.format.with_trace(prompt.decision.trace)
 
 
 def _places(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
@@ -97,11 +94,10 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
         prompts = dict(zip(("clean", "corrupt"), pair))
         places = _places(pair[0], at)
         flat = sorted({p for place in places for p in place})
-        shared = next((i for i, (a, b) in enumerate(zip(*(p.ids for p in pair))) if a != b), len(pair[0].ids))
-        start = min([shared, *flat])
+        start = min([shared(*(p.ids for p in pair)), *flat])
         prefix, runs = [], {}
         for run, prompt in prompts.items():
-            found = [continuations(*pair, _tail(prompt, mode)) for mode in modes]
+            found = [continuations(*pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace)) for mode in modes]
             tails, scored = [t for both, _ in found for t in both], [n for _, counts in found for n in counts]
             runs[run] = kind(model, prompt.ids, tails, scored, names, flat, prefix, int(budget * 2**20))
             prefix = [(k[:, :, :start], v[:, :, :start]) for k, v in runs[run].layers]  # the other run begins alike

@@ -137,6 +137,15 @@ class PromptFormat:
             return self.encode(f"{s.open_think}{s.space if trace else ''}{trace}{s.close_think}{s.open_action}", self._header)
         return [*self.encode(s.open_think, self._header), *trace, *self.encode(s.close_think + s.open_action)]
 
+    def tail(self, trace: str | Sequence[int] | None) -> list[int]:
+        """Ids from the boundary to the opened action tag.
+
+        trace: a text; ids as they were decoded up to the opened action (`lead_ids`); or None for the tag right at the boundary.
+        """
+        if trace is None:
+            return self.opening("prompt")
+        return self.with_trace(trace) if isinstance(trace, str) else [*self.opening("cot"), *trace]
+
     def action_ids(self, action: str) -> list[int]:
         """Ids of an action behind its opened tag, with what closes it.
 

@@ -69,14 +69,13 @@ class Shares:
 def sequence(prompt: Prompt, trace: str | Sequence[int] | None, action: str) -> tuple[list[int], np.ndarray]:
     """Ids of a prompt with a trace and an action behind it, and the span of each token.
 
-    trace: a text, ids as they were decoded up to the opened action (`PromptFormat.lead_ids`), or None for the action tag right
-    at the boundary. The span `cot` holds the trace's tags too, `action` what closes it.
+    trace: as in `PromptFormat.tail`. The span `cot` holds the trace's tags too, `action` what closes it.
     Raises ValueError for no action, or a trace whose ids do not end with the opened action tag.
     """
     fmt, tag = prompt.format, prompt.format.style.open_action.strip()
     if not action:
         raise ValueError(f"Decision {prompt.decision.id} has no action, so nothing reads its spans: give it one, or leave it out.")
-    tail = fmt.opening("prompt") if trace is None else fmt.with_trace(trace) if isinstance(trace, str) else [*fmt.opening("cot"), *trace]
+    tail = fmt.tail(trace)
     if not fmt.text(tail).rstrip().endswith(tag):
         raise ValueError(f"The trace of decision {prompt.decision.id} does not end with {tag!r}: give a text, or the ids up to the opened "
                          "action (PromptFormat.lead_ids).")

@@ -57,7 +57,7 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
 def dequantised(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A GGUF file's weights as plain numbers, under transformers' names."""
     options, kind = dict(ignore_mismatched_sizes=True), gguf_header(checkpoint.path)[0].get("general.architecture")
-    if kind == "llama" and not checkpoint.embedded and (config := AutoConfig.from_pretrained(checkpoint.home)).model_type == "mistral":
+    if kind == "llama" and not checkpoint.embedded and (config := AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)).model_type == "mistral":
         options["config"] = LlamaConfig(**config.to_dict() | dict(model_type="llama"))  # so llama.cpp keeps Mistral's weights
     try:
         hf, report = pretrained(checkpoint, dtype, **options)
