@@ -264,6 +264,12 @@ class HookedModel:
             return Support("fast", "plain loop", "plain loop", "plain loop", "packed tokens do not come out as in a plain pass")
         return Support("fast", "fast", "fast", "fast")
 
+    @property
+    def tiling(self) -> tuple[int, int]:
+        """Hidden states and entries of the vocabulary to unembed at once (the whole vocabulary where the head is no plain matrix)."""
+        head = self.hf.get_output_embeddings()
+        return (ROWS, TILE) if type(head) is torch.nn.Linear else (max(1, ROWS * TILE // head.weight.shape[0]), head.weight.shape[0])
+
     def logits(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
         """Unembed final hidden states [..., d_model], in float32; `tokens`: that part of the vocabulary only."""
         head = self.hf.get_output_embeddings()
@@ -281,9 +287,7 @@ class HookedModel:
 
         The vocabulary is unembedded in tiles, so that no row of it is ever held in full.
         """
-        head = self.hf.get_output_embeddings()
-        width = head.weight.shape[0]
-        step, tile = (ROWS, TILE) if type(head) is torch.nn.Linear else (max(1, ROWS * TILE // width), width)
+        (step, tile), width = self.tiling, self.hf.get_output_embeddings().weight.shape[0]
         picked, norm = torch.empty(len(row), device=hidden.device), []
         for part in range(0, len(hidden), step):
             mine = (row >= part) & (row < part + step)

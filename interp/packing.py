@@ -97,6 +97,22 @@ def read_asked(model, hidden: torch.Tensor, tree: Tree) -> torch.Tensor:
     return torch.zeros(len(hidden), tree.width, device=hidden.device).index_add_(1, owner, logp.view(len(hidden), -1)).cpu()
 
 
+def divergence(model, hidden: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """KL(base || next-token distribution) behind final hidden states [copy, node, d_model], [copy, node] in nats, on the CPU.
+
+    base: log-probabilities [node, token]. The copies' vocabulary is unembedded in tiles, as in `HookedModel.log_probability`.
+    """
+    (rows, tile), found = model.tiling, []
+    for part in hidden.split(max(1, rows // len(base))):
+        cross, norm = 0.0, []
+        for start in range(0, base.shape[1], tile):
+            logits, logp = model.logits(part, slice(start, start + tile)), base[:, start:start + tile]
+            cross = cross + (logp.exp() * (logp - logits)).sum(-1)
+            norm.append(logits.logsumexp(-1))
+        found.append(cross + torch.stack(norm).logsumexp(0))
+    return torch.cat(found).cpu()
+
+
 def read_last(model, hidden: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
     """Summed log-probability of the last `n` of `ids` [token], in nats, from their final hidden states [token, d_model]."""
     first = len(ids) - n

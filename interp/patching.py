@@ -1,4 +1,8 @@
-"""Activation patching, exact: at the prompt boundary, at a span, or on the full layer x position grid.
+"""Activation patching, exact: at the prompt boundary, at a span, at the whole prompt, or on the full layer x position grid.
+
+>>> sweep = patch(model, clean, corrupt, at="history", metrics=("difference", "kl"))
+>>> sweep.denoise.shape, sweep.of("kl").denoise.shape          # [pair, site, layer] each
+>>> sanity(model, clean, corrupt)                              # Sanity(self_patch=4e-06, everything=2e-06)
 
 A whole sweep costs about as much as reading the two prompts (see `interp.sweeps`). Practice: Heimersheim & Nanda 2024
 (2404.15255), Zhang & Nanda 2023 (2309.16042).
@@ -6,20 +10,25 @@ A whole sweep costs about as much as reading the two prompts (see `interp.sweeps
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from interp.hooks import every_layer
-from interp.packing import shared
 from interp.pairs import check_pairs
 from interp.prompts import SPANS, Prompt
 from interp.sweeps import Cell, Packed, Plain
 
 BUDGET = 256  # MiB
+#: What an effect can be measured on; see `Sweep`.
+METRICS = ("difference", "logit_diff", "logp", "kl")
+#: The first three as sums over continuations, in the order in which `_asked` lists them.
+_SIGNS = {"difference": (1, -1), "logit_diff": (1, -1), "logp": (1,)}
+_OTHER = {"clean": "corrupt", "corrupt": "clean"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,15 @@ class Sweep:
     `denoise` and `noise` are Float[ndarray, "pair site layer"], with a last axis `position` for `at="all"` (NaN beyond a
     prompt's end); `clean` and `corrupt` [pair] are the unpatched differences log p(clean action) - log p(corrupt action),
     in nats, over the whole action. `z` has one site for each head, `z.0`, `z.1`, ... `path` is `packed`, or `plain loop`
-    with the reason.
+    with the reason. `effects` holds the same for each further metric that was asked for (`of`):
+
+    - `logit_diff`: the difference of the two actions' first differing tokens alone, for screening.
+    - `logp`: log p(clean action) alone, of all its tokens, in place of the difference, which moves too when the other action falls.
+    - `kl`: KL(patched run as it was || patched) of the next token where the actions part, divided by KL(that run || the run the
+      activations come from): 0 = nothing moved, 1 = moved as far as the other run is away, be it in another direction. There
+      `corrupt` is KL(corrupt || clean), which denoise is divided by, and `clean` KL(clean || corrupt), by which noise is.
+
+    A pair is dropped from a metric where what it is divided by (for `kl`, either) is below the minimum.
     """
 
     sites: tuple[str, ...]
@@ -38,11 +55,18 @@ class Sweep:
     denoise: np.ndarray
     noise: np.ndarray
     path: str = "packed"
+    effects: Mapping[str, Sweep] = field(default_factory=dict)
 
     @property
     def dropped(self) -> int:
         """Pairs whose clean and corrupt runs differ too little to divide by, or that lack the span."""
         return int(np.isnan(self.denoise.reshape(len(self.denoise), -1)).all(1).sum())
+
+    def of(self, metric: str) -> Sweep:
+        """The sweep on one metric; raises ValueError for one that was not asked for."""
+        if metric != "difference" and metric not in self.effects:
+            raise ValueError(f"This sweep holds no metric {metric!r}: ask `patch` for it (metrics={METRICS}).")
+        return self if metric == "difference" else self.effects[metric]
 
 
 def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[list[list[int]], list[int]]:
@@ -55,11 +79,39 @@ def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[
     return [[*lead, *a] for a in actions], [len(a) - shared for a in actions]
 
 
+def _tail(prompt: Prompt, mode: str) -> list[int]:
+    return prompt.format.opening("prompt") if mode == "prompt" else prompt.format.with_trace(prompt.decision.trace)
+
+
+def _asked(pair: tuple[Prompt, Prompt], lead: Sequence[int], metrics: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+    """The continuations that the metrics read, and how many tokens of each: beginnings of one another, so they cost no pass."""
+    whole, counts = continuations(*pair, lead)
+    tails, scored = list(whole), list(counts)
+    if "logit_diff" in metrics:
+        tails, scored = [*tails, *(t[:len(t) - n + 1] for t, n in zip(whole, counts))], [*scored, 1, 1]
+    if "logp" in metrics:
+        tails, scored = [*tails, whole[0]], [*scored, len(whole[0]) - len(lead)]
+    return tails, scored
+
+
+def _values(scores: torch.Tensor, metrics: Sequence[str], modes: int) -> np.ndarray:
+    """Scores [..., column] as values [metric, ..., mode], in the order of METRICS."""
+    scores, start, found = scores.double().numpy(), 0, []
+    linear = [m for m in _SIGNS if m in metrics]
+    width = sum(len(_SIGNS[m]) for m in linear)
+    by_mode = scores[..., :modes * width].reshape(*scores.shape[:-1], modes, width)
+    for metric in linear:
+        signs = _SIGNS[metric]
+        found.append(by_mode[..., start:start + len(signs)] @ np.array(signs))
+        start += len(signs)
+    return np.stack([*found, scores[..., modes * width:]] if "kl" in metrics else found)
+
+
 def _places(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
     """The positions of each cell: one at a time for `all`, else together (none where the prompt lacks the span)."""
     if at == "all":
         return [(i,) for i in range(len(prompt.ids))]
-    found = tuple(int(i) for i in prompt.positions(at))
+    found = tuple(range(len(prompt.ids))) if at == "prompt" else tuple(int(i) for i in prompt.positions(at))
     return [found] if found else []
 
 
@@ -73,64 +125,122 @@ def _cells(model, names, values, positions) -> list[Cell]:
             for name, columns in parts for layer in range(model.n_layers) for place in positions]
 
 
-def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",), at: str = "boundary",
-                modes: Sequence[Literal["prompt", "cot"]] = ("prompt", "cot"), minimum: float = 1.0, budget: float = BUDGET,
-                progress: bool = False) -> dict[str, Sweep]:
-    """As `patch`, reading each action in several modes, each prompt read once for all of them."""
+def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",),
+                at: Sequence[str] = ("boundary",), modes: Sequence[Literal["prompt", "cot"]] = ("prompt", "cot"),
+                minimum: float = 1.0, budget: float = BUDGET, progress: bool = False,
+                metrics: Sequence[str] = ("difference",)) -> dict[tuple[str, str], Sweep]:
+    """As `patch`, at several places and reading the action in several modes, each prompt read once for all: (at, mode) -> Sweep."""
     check_pairs(clean, corrupt)
-    if at != "all" and at not in SPANS:
-        raise ValueError(f"Patching is done at 'boundary', at another span ({', '.join(SPANS[:4])}), or at 'all' positions, not at {at!r}.")
+    for place in at:
+        if place not in ("all", "prompt", *SPANS[:5]):
+            raise ValueError(f"Patching is done at 'boundary', at another span ({', '.join(SPANS[:4])}), at the whole 'prompt', or at "
+                             f"'all' positions one by one, not at {place!r}.")
     wrong = [mode for mode in modes if mode not in ("prompt", "cot")]
     if wrong or not modes:
         raise ValueError(f"The action is read in mode 'prompt' or 'cot', not in mode {wrong[0] if wrong else modes!r}.")
+    wrong = [metric for metric in metrics if metric not in METRICS]
+    if wrong:
+        raise ValueError(f"There is no metric {wrong[0]!r}: the metrics are {', '.join(METRICS)}.")
+    metrics = [m for m in METRICS if m == "difference" or m in metrics]
     names = every_layer(sites)
     labels = [label for name in names for label in ([f"z.{h}" for h in range(model.n_heads)] if name == "z" else [name])]
     kind = Packed if model.support.patch == "fast" else Plain
-    width = max(len(p.ids) for p in clean) if at == "all" else 1
-    shape = (len(modes), len(clean), len(labels), model.n_layers, width)
-    base = {run: np.empty(shape[:2]) for run in ("clean", "corrupt")}
-    patched = {run: np.full(shape, np.nan) for run in ("clean", "corrupt")}
+    longest = max(len(p.ids) for p in clean)
+    base = np.empty((2, len(metrics), len(modes), len(clean)))  # of the clean runs, and of the corrupt ones
+    patched = {a: np.full((*base.shape, len(labels), model.n_layers, longest if a == "all" else 1), np.nan) for a in at}
     for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="patch", leave=False, disable=not progress)):
-        prompts = dict(zip(("clean", "corrupt"), pair))
-        places = _places(pair[0], at)
-        flat = sorted({p for place in places for p in place})
-        start = min([shared(*(p.ids for p in pair)), *flat])
+        shared = next((i for i, (a, b) in enumerate(zip(*(p.ids for p in pair))) if a != b), len(pair[0].ids))
+        places = {a: _places(pair[0], a) for a in at}
+        # Up to the first token that differs both runs are the same, so there is nothing to replace there.
+        changed = {a: [tuple(p for p in place if p >= shared) for place in found] for a, found in places.items()}
+        flat = sorted({p for found in changed.values() for place in found for p in place})
+        start = min([shared, *flat])
         prefix, runs = [], {}
-        for run, prompt in prompts.items():
-            found = [continuations(*pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace)) for mode in modes]
-            tails, scored = [t for both, _ in found for t in both], [n for _, counts in found for n in counts]
-            runs[run] = kind(model, prompt.ids, tails, scored, names, flat, prefix, int(budget * 2**20))
+        for run, prompt in zip(_OTHER, pair):
+            asked = [_asked(pair, _tail(prompt, mode), metrics) for mode in modes]
+            tails, scored = [t for both, _ in asked for t in both], [n for _, counts in asked for n in counts]
+            compared = [m * len(tails) // len(modes) for m in range(len(modes))] if "kl" in metrics else []
+            runs[run] = kind(model, prompt.ids, tails, scored, names, flat, prefix, int(budget * 2**20), compared)
             prefix = [(k[:, :, :start], v[:, :, :start]) for k, v in runs[run].layers]  # the other run begins alike
-            base[run][:, index] = runs[run].base.double().view(-1, 2).numpy() @ [1, -1]
-        for run, donor in (("clean", "corrupt"), ("corrupt", "clean")):
-            if places:
-                logp = runs[run].patched(_cells(model, names, runs[donor].values, places), progress and at == "all")
-                difference = logp.double().view(len(labels), model.n_layers, len(places), len(modes), 2).numpy() @ [1, -1]
-                patched[run][:, index, ..., :len(places)] = np.moveaxis(difference, -1, 0)
+        for r, (run, donor) in enumerate(_OTHER.items()):
+            apart = (runs[run].heads.exp() * (runs[run].heads - runs[donor].heads)).sum(-1).cpu() if "kl" in metrics else torch.empty(0)
+            base[r, ..., index] = _values(torch.cat([runs[run].base, apart]), metrics, len(modes))
+        if not any((_gap(metric, *base[:, i, :, index]) >= minimum).any() for i, metric in enumerate(metrics)):
+            continue  # dropped anyway
+        for r, (run, donor) in enumerate(_OTHER.items()):
+            still = _values(torch.cat([runs[run].base, torch.zeros(len(compared))]), metrics, len(modes))
+            for a in at:
+                patched[a][r, :, :, index, ..., :len(places[a])] = still[..., None, None, None]
+                live = [i for i, place in enumerate(changed[a]) if place]
+                if live:
+                    cells = _cells(model, names, runs[donor].values, [changed[a][i] for i in live])
+                    found = _values(runs[run].patched(cells, progress and a == "all"), metrics, len(modes))
+                    patched[a][r, :, :, index][..., live] = np.moveaxis(found, -1, 1).reshape(*base.shape[1:3], len(labels), model.n_layers, len(live))
     path = "packed" if kind is Packed else f"plain loop: {model.support.reason}"
-    return {mode: _effects(labels, *(d[m] for d in (base["clean"], base["corrupt"], patched["clean"], patched["corrupt"])), minimum, at, path)
-            for m, mode in enumerate(modes)}
+    found = {}
+    for a in at:
+        for m, mode in enumerate(modes):
+            kept = slice(None) if a == "all" else 0
+            by_metric = {metric: _effects(metric, labels, *base[:, i, m], *patched[a][:, i, m][..., kept], minimum, path) for i, metric in enumerate(metrics)}
+            found[a, mode] = replace(by_metric.pop("difference"), effects=by_metric)
+    return found
 
 
-def _effects(labels, clean, corrupt, noised, denoised, minimum, at, path) -> Sweep:
-    gap = np.where(clean - corrupt >= minimum, clean - corrupt, np.nan)[:, None, None, None]
-    denoise, noise = (denoised - corrupt[:, None, None, None]) / gap, (clean[:, None, None, None] - noised) / gap
-    if at != "all":
-        denoise, noise = denoise[..., 0], noise[..., 0]
+def _gap(metric: str, clean: np.ndarray, corrupt: np.ndarray) -> np.ndarray:
+    """What a metric's effects are divided by (the smaller of two for `kl`)."""
+    return np.minimum(clean, corrupt) if metric == "kl" else clean - corrupt
+
+
+def _effects(metric: str, labels, clean, corrupt, noised, denoised, minimum, path) -> Sweep:
+    gap = _gap(metric, clean, corrupt)
+    moved = (denoised.T, noised.T) if metric == "kl" else (denoised.T - corrupt, clean - noised.T)
+    over = (corrupt, clean) if metric == "kl" else (gap, gap)
+    denoise, noise = ((m / np.where(gap >= minimum, o, np.nan)).T for m, o in zip(moved, over))
     return Sweep(tuple(labels), clean, corrupt, denoise, noise, path)
 
 
 def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",), at: str = "boundary",
-          mode: Literal["prompt", "cot"] = "prompt", minimum: float = 1.0, budget: float = BUDGET, progress: bool = False) -> Sweep:
+          mode: Literal["prompt", "cot"] = "prompt", minimum: float = 1.0, budget: float = BUDGET, progress: bool = False,
+          metrics: Sequence[str] = ("difference",)) -> Sweep:
     """Patch each site of each layer in both directions, and read off the action.
 
-    clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`); their decisions' reference actions are compared.
-    sites: any of `interp.hooks.SITES`; `z` is patched head by head. at: `boundary`; another span, all of whose positions are
-    replaced together; or `all`, every position by itself. The action is read right behind the boundary (`prompt`), or
-    behind the reference trace of the patched run (`cot`).
+    clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own); their decisions' reference actions are
+    compared. sites: any of `interp.hooks.SITES`; `z` is patched head by head. at: `boundary`; another span, or the whole
+    `prompt`, all of whose positions are replaced together; or `all`, every position by itself. The action is read right
+    behind the boundary (`prompt`), or behind the reference trace of the patched run (`cot`).
     denoise = (LD_patched - LD_corrupt) / (LD_clean - LD_corrupt), noise = (LD_clean - LD_patched) / (same); pairs whose
-    denominator is below `minimum` nats are NaN. budget: MiB that one packed pass may take (on a GPU that runs out all the
-    same, passes are halved). Raises ValueError for lists that are not pairs, or another position, and NotImplementedError
-    for a site that the model does not have.
+    denominator is below `minimum` nats are NaN. budget: MiB that one packed pass may take (on a GPU that runs out all the same,
+    passes are halved). metrics: further ones of METRICS, from the same passes (see `Sweep`). Raises ValueError for lists that are
+    not pairs, another position or metric, and NotImplementedError for a site that the model does not have.
     """
-    return patch_modes(model, clean, corrupt, sites, at, [mode], minimum, budget, progress)[mode]
+    return patch_modes(model, clean, corrupt, sites, [at], [mode], minimum, budget, progress, metrics)[at, mode]
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """What must come out: `self_patch` is the largest change, in nats, where a run is patched with itself (0); `everything` the largest
+    |effect - 1| where all of a prompt is replaced at resid_pre of layer 0, the action read right behind it (0; NaN without a pair kept)."""
+
+    self_patch: float
+    everything: float
+
+
+def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], minimum: float = 1.0, budget: float = BUDGET) -> Sanity:
+    """Patch each run of each pair with itself, at every layer, and with everything of the other run, at the whole prompt.
+
+    clean, corrupt, minimum, budget: as in `patch`. Nothing is left out for being equal in both runs. Raises ValueError for lists
+    that are not pairs.
+    """
+    check_pairs(clean, corrupt)
+    kind, moved, off = Packed if model.support.patch == "fast" else Plain, 0.0, []
+    for pair in zip(clean, corrupt):
+        every = tuple(range(len(pair[0].ids)))
+        runs = [kind(model, p.ids, *continuations(*pair, _tail(p, "prompt")), ["resid_pre"], every, budget=int(budget * 2**20)) for p in pair]
+        difference = [float(run.base.double() @ torch.tensor([1.0, -1.0]).double()) for run in runs]
+        for run, donor, aim in zip(runs, runs[::-1], difference[::-1]):
+            own = run.patched(_cells(model, ["resid_pre"], run.values, [every]))
+            moved = max(moved, (own - run.base).abs().max().item())
+            if difference[0] - difference[1] >= minimum:
+                whole = run.patched(_cells(model, ["resid_pre"], donor.values, [every])[:1])[0].double()
+                off.append(abs(float(whole[0] - whole[1]) - aim) / (difference[0] - difference[1]))
+    return Sanity(moved, max(off, default=float("nan")))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from interp import hooks
 from interp.models import Layers, layers_of
-from interp.packing import Tree, grow, read_asked, read_last
+from interp.packing import Tree, divergence, grow, read_asked, read_last
 
 #: Most packed tokens in a pass on a CPU and on a GPU: more would only look at each other's masked keys.
 PASS = (512, 4096)
@@ -45,12 +45,13 @@ class Packed:
 
     ids: the prompt; `continuations` follow it, the last `scored[i]` tokens of each scored; sites: read at `positions` of every
     layer into `values[site, layer]` [position, width]; prefix: keys and values of the prompt's first tokens, if known.
-    budget: bytes that one pass may take, beside the model and the unpatched run.
+    budget: bytes that one pass may take, beside the model and the unpatched run. compared: continuations where the whole next-token
+    distribution before the first scored token is kept, in `heads` (log-probabilities [compared, token]), and compared in `patched`.
     """
 
     @torch.inference_mode()
     def __init__(self, model, ids: Sequence[int], continuations, scored, sites=(), positions: Sequence[int] = (),
-                 prefix: Layers = (), budget: int = 256 * 2**20):
+                 prefix: Layers = (), budget: int = 256 * 2**20, compared: Sequence[int] = ()):
         self.model, self.budget, self.positions = model, budget, list(positions)
         self.tree: Tree = grow([[ids[-1], *c] for c in continuations], scored)
         model.check_length(len(ids) + max(map(len, continuations)))
@@ -93,6 +94,8 @@ class Packed:
         self.final = torch.cat(hidden)
         self.layers = [(k[:, :, :len(ids) - 1], v[:, :, :len(ids) - 1]) for k, v in layers]
         self.base = read_asked(model, self.final[None, chain:], self.tree)[0]
+        self.compared = [next(node for owner, node, _ in self.tree.asked if owner == number) for number in compared]
+        self.heads = model.logits(self.final[chain:][self.compared]).log_softmax(-1) if self.compared else None
 
     def _forward(self, prefix, index, behind, within, rows=1):
         device = self.model.device
@@ -110,8 +113,11 @@ class Packed:
         return max(1, min(int(fits), PASS[self.model.device.type == "cuda"]))
 
     def patched(self, cells: Sequence[Cell], progress: bool = False) -> torch.Tensor:
-        """Log-probabilities of every continuation with each cell's activation replaced, [cell, continuation] in nats."""
-        found, slots = torch.empty(len(cells), self.tree.width), self._slots()
+        """Log-probabilities of every continuation with each cell's activation replaced, [cell, continuation] in nats.
+
+        Behind them, for each of `compared`, KL(unpatched || patched) of the next token.
+        """
+        found, slots = torch.empty(len(cells), self.tree.width + len(self.compared)), self._slots()
         order = sorted(range(len(cells)), key=lambda i: (cells[i].layer, min(cells[i].positions)))  # the longest of a layer first
         lengths = [len(self.tokens) - min(cells[i].positions) + self.first for i in order]
         start = 0
@@ -147,7 +153,7 @@ class Packed:
             with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
                 hidden, _ = self._forward(self.layers, index, torch.ones(len(index), offset + self.first, dtype=torch.bool),
                                           self.visible[offset:, offset:], len(cells))
-        return read_asked(self.model, hidden[:, -len(self.tree):], self.tree)
+        return self._read(hidden[:, -len(self.tree):])
 
     @torch.inference_mode()
     def _chunk(self, cells: Sequence[Cell]) -> torch.Tensor:
@@ -176,7 +182,11 @@ class Packed:
         hidden = self.final[index.to(device)]  # what no block had to touch is as in the unpatched run
         hidden[order.to(device)] = packed[0]
         nodes = lengths.cumsum(0)[:, None] + torch.arange(-len(self.tree), 0)
-        return read_asked(self.model, hidden[nodes.to(device)], self.tree)
+        return self._read(hidden[nodes.to(device)])
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        found = read_asked(self.model, hidden, self.tree)
+        return torch.cat([found, divergence(self.model, hidden[:, self.compared], self.heads)], 1) if self.compared else found
 
 
 def _replace(parts):
@@ -191,8 +201,8 @@ def _replace(parts):
 class Plain:
     """The slow twin of `Packed`: one forward pass over prompt and continuation for each cell and continuation."""
 
-    def __init__(self, model, ids, continuations, scored, sites=(), positions=(), prefix=(), budget=0):
-        self.model, self.ids, self.continuations, self.scored = model, list(ids), continuations, scored
+    def __init__(self, model, ids, continuations, scored, sites=(), positions=(), prefix=(), budget=0, compared=()):
+        self.model, self.ids, self.continuations, self.scored, self.compared = model, list(ids), continuations, scored, list(compared)
         self.values = {}
 
         def keep(key):
@@ -200,19 +210,25 @@ class Plain:
 
         with torch.inference_mode(), model.taps({(s, layer): keep((s, layer)) for s in sites for layer in range(model.n_layers)}):
             model.inner(input_ids=torch.tensor([self.ids], device=model.device), use_cache=False)
-        self.base, self.layers = self._score({}), []
+        self.base, self.heads = self._score({})
+        self.layers: Layers = []
 
     @torch.inference_mode()
-    def _score(self, edits) -> torch.Tensor:
-        found = torch.empty(len(self.continuations))
+    def _score(self, edits) -> tuple[torch.Tensor, torch.Tensor | None]:
+        found, heads = torch.empty(len(self.continuations)), {}
         for number, (tail, n) in enumerate(zip(self.continuations, self.scored)):
             ids = torch.tensor([[*self.ids, *tail]], device=self.model.device)
             with self.model.taps(edits):
                 hidden = self.model.inner(input_ids=ids, use_cache=False).last_hidden_state[0]
             found[number] = read_last(self.model, hidden, ids[0], n)
-        return found
+            if number in self.compared:
+                heads[number] = self.model.logits(hidden[len(hidden) - n - 1]).log_softmax(-1)
+        return found, torch.stack([heads[number] for number in self.compared]) if heads else None
 
     def patched(self, cells: Sequence[Cell], progress: bool = False) -> torch.Tensor:
         """As `Packed.patched`."""
-        return torch.stack([self._score({(cell.site, cell.layer): _replace([(0, list(cell.positions), cell.columns, cell.values)])})
-                            for cell in tqdm(cells, desc="cells", leave=False, disable=not progress)])
+        found = []
+        for cell in tqdm(cells, desc="cells", leave=False, disable=not progress):
+            logp, heads = self._score({(cell.site, cell.layer): _replace([(0, list(cell.positions), cell.columns, cell.values)])})
+            found.append(torch.cat([logp, (self.heads.exp() * (self.heads - heads)).sum(-1).cpu()]) if self.compared else logp)
+        return torch.stack(found)

@@ -232,7 +232,7 @@ def test_a_model_that_cannot_be_packed_takes_the_plain_loop_and_says_so(tokenize
 
 def test_both_modes_from_one_reading_are_the_modes_by_themselves(model, pairs):
     found = patch_modes(model, *sides(pairs[:3]), ("resid_pre",), minimum=1e-3)
-    for mode, sweep in found.items():
+    for (_, mode), sweep in found.items():
         alone = patch(model, *sides(pairs[:3]), ("resid_pre",), mode=mode, minimum=1e-3)
         np.testing.assert_allclose(sweep.clean, alone.clean, atol=1e-4)
         np.testing.assert_allclose(sweep.denoise, alone.denoise, atol=0.05)
