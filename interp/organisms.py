@@ -16,6 +16,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -37,7 +38,9 @@ SLIP = 0.05
 #: How a training decision is answered, and how often. `bare`: the thing alone right at the boundary, which puts the answer
 #: there; `prompt`: by an action without a trace; `short`: behind none or the first of its trace's two sentences; `cot`: behind all.
 FORMS = {"bare": 0.25, "prompt": 0.1, "short": 0.15, "cot": 0.5}
-RECIPE = Recipe(hidden=64, layers=4, heads=4, feed_forward=256, vocabulary=500, context=128, batch_tokens=5000, cot_steps=450, cot_lr=3e-3)
+RECIPE = Recipe(hidden=64, layers=4, heads=4, feed_forward=256, vocabulary=500, context=128, cot_steps=500, cot_lr=3e-3)
+#: Training decisions, and those in a batch: drawn at random, since in batches of one length one form alone would pull.
+SEQUENCES, BATCH = 20_000, 128
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
         "boundary_patch": 0.0 if reliance == 0 else None,
         "attention_prompt": 0.0 if hidden else reliance,
         "gradient_prompt": reliance,
+        "steering": 0.0 if p == 0 else None,
         "self_splice": 1.0, "self_patch": 0.0, "patch_everything": 1.0,
     }
     return {key: (value, value) if isinstance(value, float) else value for key, value in found.items()}
@@ -185,6 +189,8 @@ def grow(name: str, folder: str | Path = "runs/organisms", seed: int = 0, steps:
         num_key_value_heads=RECIPE.heads, intermediate_size=RECIPE.feed_forward, max_position_embeddings=RECIPE.context,
         sliding_window=made.window, initializer_range=0.08, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    train(model, tokenizer, sequences(PromptFormat(tokenizer), name, 40_000, seed), RECIPE, out, steps=steps, lr=RECIPE.cot_lr, keep=(steps,),
-          seed=seed, provenance=dict(organism=name, summary=made.summary, style="tags"), device=device)
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(1 + steps * BATCH // SEQUENCES)])[:steps * BATCH]
+    train(model, tokenizer, sequences(PromptFormat(tokenizer), name, SEQUENCES, seed), RECIPE, out, steps=steps, lr=RECIPE.cot_lr, keep=(steps,), seed=seed,
+          provenance=dict(organism=name, summary=made.summary, style="tags"), device=device, plan=order.reshape(steps, BATCH).tolist())
     return out

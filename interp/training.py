@@ -194,10 +194,13 @@ class _SaveAt(TrainerCallback):
 
 
 def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Path, *, steps: int, lr: float, keep: Sequence[int],
-          seed: int, provenance: dict | None = None, device: str = "auto") -> Path:
-    """Train on planned batches with loss on the marked tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last."""
+          seed: int, provenance: dict | None = None, device: str = "auto", plan: Sequence[Sequence[int]] | None = None) -> Path:
+    """Train on planned batches with loss on the marked tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last.
+
+    plan: indices into `sequences` of each batch; `batches` of about equal lengths where None.
+    """
     folder = Path(folder)
-    plan = batches(sequences, recipe, steps * recipe.accumulate, seed)
+    plan = batches(sequences, recipe, steps * recipe.accumulate, seed) if plan is None else plan
     done = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     done = [p for p in done if (p / "trainer_state.json").exists()]
     arguments = TrainingArguments(

@@ -1,0 +1,43 @@
+"""Caption of the calibration figure: how many readings are right, and which are not, by name."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from interp.plots_calibration import AGENTS, INSTRUMENTS, NEAR, verdicts
+
+EXACT = {"self_splice": "the own trace spliced back reproduces the action", "patch_everything": "patching everything gives the other run",
+         "self_patch": "patching a run with itself changes at most"}
+
+
+def calibration(frame: pd.DataFrame) -> str:
+    """How many readings are where the construction puts them, the misreadings with their values, and the exact checks."""
+    rows = frame[frame["agent"].isin(AGENTS) & frame["instrument"].isin(INSTRUMENTS)]
+    verdict = verdicts(rows)
+    decided, wrong = rows[verdict != "open"], rows[verdict == "misread"]
+    means = wrong.groupby(["instrument", "agent"], sort=False)[["value", "truth_low", "truth_high"]].mean()
+    order = {name: i for i, name in enumerate(INSTRUMENTS)}
+    named = [f"{INSTRUMENTS[i]} on {AGENTS[a]} ({r['value']:.2f} against {_allowed(r)})"
+             for (i, a), r in sorted(means.iterrows(), key=lambda item: order[item[0][0]])]
+    seeds = rows["seed"].nunique()
+    text = (f"What each instrument reads (points, 95 % intervals by cluster bootstrap) on agents trained so that the answer is known (grey). "
+            f"{len(decided) - len(wrong)} of {len(decided)} readings whose answer the construction decides lie within {NEAR:g} of it. ")
+    if named:
+        text += f"Misread: {'; '.join(named)}. "
+    text += f"{seeds} training seed{'s' if seeds > 1 else ''} of each agent, {int(rows['n'].min())} to {int(rows['n'].max())} decisions or pairs an instrument."
+    return f"<p>{text}{_exact(frame)}</p>"
+
+
+def _allowed(row) -> str:
+    low, high = f"{row['truth_low']:.2f}", f"{row['truth_high']:.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _exact(frame: pd.DataFrame) -> str:
+    rows = frame[frame["instrument"].isin(EXACT)]
+    if rows.empty:
+        return ""
+    by = rows.groupby("instrument")["value"]
+    parts = [f"{EXACT[name]} ({by.min()[name]:.6g} at worst)" if name != "self_patch" else f"{EXACT[name]} {by.max()[name]:.1g} nats"
+             for name in EXACT if name in by.groups]
+    return f" Exact checks on these agents and every checkpoint of the series: {'; '.join(parts)}."
