@@ -4,6 +4,7 @@
 # make redraw    every committed figure again from its stored table
 # make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and the README
 # make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
+# make calibration   three seeds of the agents whose answer is known, read by every instrument, into figures/
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
 # ENGINE=0 leaves out ALFWorld's engine (and its C++ compiler): everything on recorded decisions still runs.
@@ -17,7 +18,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)
 
-.PHONY: figures paper test bench redraw smollm2 series record compiler clean
+.PHONY: figures paper test bench redraw calibration smollm2 series record compiler clean
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses all --size quick --run runs/quick
@@ -47,6 +48,11 @@ smollm2: $(STAMP)
 	$(BIN)/python -m analyses smollm2
 	$(BIN)/python -m analyses all --series runs/smollm2/series --corpus "$$(ls -t runs/smollm2/episodes-*.jsonl.xz | grep -v train | head -1)" --run runs/smollm2/study $(if $(ALFWORLD_DATA),--official) $(SMOLLM2)
 	@echo "Open runs/smollm2/study/index.html"
+
+calibration: $(STAMP)
+	$(BIN)/python -m analyses calibration --seeds 0 1 2
+	cp runs/calibration/tables/calibration.* figures/tables/
+	$(BIN)/python -m analyses figures --tables figures/tables --out figures
 
 series: $(STAMP)
 	$(BIN)/python -m analyses series

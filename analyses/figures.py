@@ -9,11 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from interp import captions, plots, report
+from interp import captions, captions_calibration, plots, plots_calibration, report
 from interp.tables import read_table
 
 #: Figures in reading order: name, heading, table, plot, caption.
 FIGURES = (
+    ("calibration", "Can the instruments be trusted? Readings of agents whose answer is known", "calibration", plots_calibration.calibration,
+     captions_calibration.calibration),
     ("behaviour", "Accuracy with and without the trace", "behaviour", plots.behaviour, captions.behaviour),
     ("parse", "Do both modes produce an action at all?", "behaviour", plots.parse, captions.parse),
     ("revision", "What the trace changes", "behaviour", plots.revision, captions.revision),
@@ -30,7 +32,7 @@ FIGURES = (
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
-OPTIONAL = ("online_official", "early", "shares", "steering")
+OPTIONAL = ("calibration", "online_official", "early", "shares", "steering")
 
 
 def draw(tables: Path, out: Path) -> list[Path]:

@@ -170,15 +170,16 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
     return found
 
 
-def grow(name: str, folder: str | Path = "runs/organisms", seed: int = 0, steps: int = RECIPE.cot_steps, device: str = "auto") -> Path:
+def grow(name: str, folder: str | Path = "runs/organisms", seed: int = 0, steps: int = RECIPE.cot_steps, device: str = "auto",
+         shipped: bool = True) -> Path:
     """Train an organism below `folder`, from its seed, and return its folder, a series of one checkpoint.
 
-    The shipped one is returned for seed 0 and the recipe's steps, and one that is there already is kept.
+    For seed 0 and the recipe's steps that is the `shipped` one, unless it is not wanted; one that is there already is kept.
     Raises ValueError for an organism that is not known.
     """
-    made, shipped, out = organism(name), SHIPPED / name, Path(folder) / f"{name}-{seed}"
-    if seed == 0 and steps == RECIPE.cot_steps and shipped.exists():
-        return shipped
+    made, out = organism(name), Path(folder) / f"{name}-{seed}"
+    if shipped and seed == 0 and steps == RECIPE.cot_steps and (SHIPPED / name).exists():
+        return SHIPPED / name
     if (out / f"checkpoint-{steps}" / "training.json").exists():
         return out
     words = [w for key in ORGANISMS for d in decisions(key, 100, 0, "train") for w in (d.messages[0]["content"], d.trace, d.reference)]

@@ -1,0 +1,29 @@
+"""Grow the calibration's agents from their recipes and export them as they are shipped (half precision, no optimiser states)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from analyses.series import export
+from interp.organisms import ORGANISMS, RECIPE, SHIPPED, grow
+
+
+@dataclass
+class Config:
+    """The defaults grow the shipped ones again."""
+
+    work: Path = Path("runs/organisms")
+    """Folder of the trainer's own checkpoints; what is there is kept."""
+    out: Path = SHIPPED
+    """Folder of the finished agents."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def run(config: Config) -> None:
+    """Grow and export each organism of seed 0."""
+    for name in ORGANISMS:
+        folder = grow(name, config.work, device=config.device, shipped=False)
+        export(folder / f"checkpoint-{RECIPE.cot_steps}", config.out / name / f"checkpoint-{RECIPE.cot_steps}")
+    print(f"{config.out}: {', '.join(ORGANISMS)}")
