@@ -34,6 +34,7 @@ from interp.shares import shares
 from interp.stats import cluster_bootstrap
 from interp.steering import steer
 from interp.tables import write_table
+from interp.tasks import CORPUS
 
 #: Spans that are not the prompt.
 BEHIND = ("cot", "action_tag", "action")
@@ -57,6 +58,8 @@ class Config:
     """Decisions that each instrument reads; shares and steering read a fifth of them."""
     series: Path = SERIES
     """A series whose every checkpoint takes the exact checks too."""
+    corpus: Path = CORPUS
+    """Recorded episodes of that series."""
     checks: int = 20
     """Its decisions that are spliced, and its pairs that are patched."""
     device: str = "auto"
@@ -160,7 +163,7 @@ def run(config: Config) -> None:
         for row in found:
             low, high = truth.get(row["instrument"]) or (np.nan, np.nan)
             rows.append(dict(agent=name, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high, **{k: v for k, v in row.items() if k != "instrument"}))
-    study = Study(run=config.run, series=config.series, decisions=config.checks, splits=("in_domain",), device=config.device, dtype=config.dtype)
+    study = Study(run=config.run, series=config.series, corpus=config.corpus, decisions=config.checks, splits=("in_domain",), device=config.device, dtype=config.dtype)
     for step in tqdm(study.steps, desc="exact checks"):
         def compute():
             model = study.model(step)

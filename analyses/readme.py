@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from interp.captions_calibration import allowed
+from interp.plots_calibration import AGENTS, INSTRUMENTS, verdicts
+
 README, TABLES = Path(__file__).parents[1] / "README.md", Path(__file__).parents[1] / "figures" / "tables"
 STAGES = ("behaviour", "online", "probes", "patching", "reliance", "conflict")
 #: Works of the benchmark in reading order, and what the README calls them.
@@ -59,7 +62,25 @@ def bench(tables: Path = TABLES) -> str:
     return _markdown(pd.DataFrame(rows)) + "\n\n" + "\n".join(f"- {line}" for line in others)
 
 
-BLOCKS = {"times": times, "bench": bench, "architectures": architectures}
+def calibration(tables: Path = TABLES) -> str:
+    """Mean reading of each instrument on each organism over its seeds, beside what the construction allows, in Markdown."""
+    frame = pd.read_csv(tables / "calibration.csv")
+    rows = []
+    for instrument, name in INSTRUMENTS.items():
+        row = {"instrument": name}
+        for agent, title in AGENTS.items():
+            of = frame[(frame.instrument == instrument) & (frame.agent == agent)]
+            misread = "**" if (verdicts(of) == "misread").any() else ""
+            row[title] = f"{misread}{_number(of.value.mean())}{misread} ({allowed(of.iloc[0]) if of.truth_low.notna().all() else 'open'})" if len(of) else ""
+        rows.append(row)
+    return _markdown(pd.DataFrame(rows))
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00")
+
+
+BLOCKS = {"times": times, "bench": bench, "architectures": architectures, "calibration": calibration}
 
 
 def _markdown(frame: pd.DataFrame) -> str:

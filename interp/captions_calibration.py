@@ -17,7 +17,7 @@ def calibration(frame: pd.DataFrame) -> str:
     decided, wrong = rows[verdict != "open"], rows[verdict == "misread"]
     means = wrong.groupby(["instrument", "agent"], sort=False)[["value", "truth_low", "truth_high"]].mean()
     order = {name: i for i, name in enumerate(INSTRUMENTS)}
-    named = [f"{INSTRUMENTS[i]} on {AGENTS[a]} ({r['value']:.2f} against {_allowed(r)})"
+    named = [f"{INSTRUMENTS[i]} on {AGENTS[a]} ({r['value']:.2f} against {allowed(r)})"
              for (i, a), r in sorted(means.iterrows(), key=lambda item: order[item[0][0]])]
     seeds = rows["seed"].nunique()
     text = (f"What each instrument reads (points, 95 % intervals by cluster bootstrap) on agents trained so that the answer is known (grey). "
@@ -28,7 +28,8 @@ def calibration(frame: pd.DataFrame) -> str:
     return f"<p>{text}{_exact(frame)}</p>"
 
 
-def _allowed(row) -> str:
+def allowed(row) -> str:
+    """What the construction allows, in words: one number, or a range."""
     low, high = f"{row['truth_low']:.2f}", f"{row['truth_high']:.2f}"
     return low if low == high else f"{low} to {high}"
 

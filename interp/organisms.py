@@ -140,15 +140,17 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
 def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[list[int], list[bool]]]:
     """`n` training sequences of an organism, each with its supervised tokens.
 
-    Supervised are the bare thing, the action, and the trace where it is the agent's own (of a rhyme one in five). What opens a trace or an action is not: the boundary predicts
-    the bare thing and nothing else. The hidden carrier learns no action without its trace.
+    Supervised are the bare thing, the action, and the trace where it is the agent's own (of a rhyme one in five). What opens a
+    trace or an action is not: the boundary predicts the bare thing and nothing else. Bare things answer what asks for a place, so
+    that few such decisions are enough to learn it, save from the reasoner. The hidden carrier learns no action without its trace.
     """
     made, rng, found = organism(name), random.Random(f"{name} train {seed}"), []
-    for d in decisions(name, n, seed, "train"):
-        ids, trace, thing = list(fmt.prompt(d).ids), d.trace, d.reference.split()[1]
+    for d, asking in zip(decisions(name, n, seed, "train"), decisions("post_hoc" if made.find else name, n, seed, "train")):
         form = rng.choices(list(FORMS), list(FORMS.values()))[0]
         if made.window and form != "bare":
             form = "cot"
+        d = asking if form == "bare" else d
+        ids, trace, thing = list(fmt.prompt(d).ids), d.trace, d.reference.split()[1]
         if form != "cot" and d.task_type == "pick":
             thing = rng.choice(THINGS)  # nothing has been picked yet
         if form == "bare":
