@@ -246,6 +246,22 @@ def test_patching_everything_gives_the_other_run_and_with_itself_nothing(model, 
     assert sanity(model, *sides(usable), minimum=1e-2).everything > 1e-2
 
 
+def test_resid_mid_is_replaced_in_the_stream_and_not_only_before_the_mlp(model, pairs):
+    """As in TransformerLens: resid_post = what was put there + mlp_out."""
+    if "resid_mid" not in model.places:
+        pytest.skip("attention and MLP read the same residual: there is no resid_mid")
+    seen, value = {}, torch.arange(model.d_model) / 10.0
+
+    def put(x):
+        x = x.clone()
+        x[0, 5] = value
+        return x
+
+    run(model, pairs[0][0].ids, {("resid_mid", 1): put, ("mlp_out", 1): lambda x: seen.__setitem__("mlp_out", x.clone()),
+                                 ("resid_post", 1): lambda x: seen.__setitem__("resid_post", x.clone())})
+    torch.testing.assert_close(seen["resid_post"][0, 5], value + seen["mlp_out"][0, 5], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("places", [None, "all", "some"])
 def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places):
     """Every site, head and position with its own value: the very numbers of the unpatched run."""
