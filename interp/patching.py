@@ -115,9 +115,9 @@ def places_of(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
     return [found] if found else []
 
 
-def _cells(model, names, values, positions) -> list[Cell]:
-    """A cell for each site (each head of `z`), layer and place, in that order."""
-    where = {p: i for i, p in enumerate(sorted({p for place in positions for p in place}))}
+def _cells(model, names, values, positions, held: Sequence[int] = ()) -> list[Cell]:
+    """A cell for each site (each head of `z`), layer and place, in that order; `values` are of the positions `held` (those of all cells)."""
+    where = {p: i for i, p in enumerate(held or sorted({p for place in positions for p in place}))}
     width = values["z", 0].shape[-1] // model.n_heads if "z" in names else 0
     heads = [slice(h * width, (h + 1) * width) for h in range(model.n_heads)]
     parts = [(name, columns) for name in names for columns in (heads if name == "z" else [slice(None)])]
@@ -173,7 +173,7 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
                 patched[a][r, :, :, index, ..., :len(places[a])] = still[..., None, None, None]
                 live = [i for i, place in enumerate(changed[a]) if place]
                 if live:
-                    cells = _cells(model, names, runs[donor].values, [changed[a][i] for i in live])
+                    cells = _cells(model, names, runs[donor].values, [changed[a][i] for i in live], flat)
                     found = _values(runs[run].patched(cells, progress and a == "all"), metrics, len(modes))
                     patched[a][r, :, :, index][..., live] = np.moveaxis(found, -1, 1).reshape(*base.shape[1:3], len(labels), model.n_layers, len(live))
     path = "packed" if kind is Packed else f"plain loop: {model.support.reason}"

@@ -242,7 +242,7 @@ def test_patching_everything_gives_the_other_run_and_with_itself_nothing(model, 
     sweep = patch(model, *sides(usable), at="prompt", minimum=1e-2)
     np.testing.assert_allclose([sweep.denoise[:, 0, 0], sweep.noise[:, 0, 0]], 1, atol=1e-3)
     cells = patching._cells  # a position that is forgotten is found
-    monkeypatch.setattr(patching, "_cells", lambda model, names, values, places: cells(model, names, values, [p[:-1] for p in places]))
+    monkeypatch.setattr(patching, "_cells", lambda model, names, values, places: cells(model, names, values, [p[:-1] for p in places], places[0]))
     assert sanity(model, *sides(usable), minimum=1e-2).everything > 1e-2
 
 
@@ -362,6 +362,16 @@ def test_both_modes_from_one_reading_are_the_modes_by_themselves(model, pairs):
         alone = patch(model, *sides(pairs[:3]), ("resid_pre",), mode=mode, minimum=1e-3)
         np.testing.assert_allclose(sweep.clean, alone.clean, atol=1e-4)
         np.testing.assert_allclose(sweep.denoise, alone.denoise, atol=0.05)
+
+
+def test_several_places_from_one_reading_are_the_places_by_themselves(llama, pairs):
+    places = ["boundary", "observation", "task", "prompt"]
+    found = patch_modes(llama, *sides(pairs[:3]), ("resid_pre", "z"), places, ["prompt"], minimum=1e-2)
+    assert not found["prompt", "prompt"].dropped == 3
+    for at in places:
+        alone = patch(llama, *sides(pairs[:3]), ("resid_pre", "z"), at=at, minimum=1e-2)
+        np.testing.assert_allclose(found[at, "prompt"].denoise, alone.denoise, atol=1e-2)
+        np.testing.assert_allclose(found[at, "prompt"].noise, alone.noise, atol=1e-2)
 
 
 def test_the_grid_has_the_boundary_as_its_last_column_and_ends_where_a_prompt_ends(llama, pairs):
