@@ -73,6 +73,25 @@ def test_a_twin_is_the_decision_with_two_names_exchanged(pairs):
         assert swapped(corrupt.decision, a, b) == clean.decision
 
 
+@given(number=st.integers(0, 10**6))
+def test_exchanging_two_names_in_a_decision_is_its_own_inverse_token_for_token(fmt, episodes, number):
+    decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
+    decision = decisions[number % len(decisions)]
+    names = [("drawer 1", "drawer 2"), ("shelf 1", "shelf 2"), ("mug", "apple"), ("pen", "book"), ("drawer 1", "drawer 11")][number % 5]
+    twin = swapped(decision, *names)
+    assert swapped(twin, *names) == decision
+    a, b = fmt.prompt(decision), fmt.prompt(twin)
+    if a.spans == b.spans:  # a token of one is a token of the other, and the same one everywhere but in the names
+        back = fmt.prompt(swapped(b.decision, *names))
+        assert back.ids == a.ids and back.spans == a.spans
+
+
+def test_every_decision_is_paired_or_counted(fmt, episodes):
+    decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
+    clean, _, dropped = make_pairs(fmt, decisions, len(decisions), seed=1)
+    assert len(clean) + sum(dropped.values()) == len(decisions) and set(dropped) <= {"no name to swap that changes the action", "no swap of equal token length"}
+
+
 def test_pairs_are_drawn_by_seed(fmt, episodes):
     decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
     ids = [[p.decision.id for p in make_pairs(fmt, decisions, 5, seed)[0]] for seed in (1, 1, 2)]
