@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from interp import captions, captions_calibration, plots, plots_calibration, report
+from interp import captions, captions_calibration, captions_patching, plots, plots_calibration, plots_patching, report
 from interp.tables import read_table
 
 #: Figures in reading order: name, heading, table, plot, caption.
@@ -22,7 +22,9 @@ FIGURES = (
     ("online", "Success in the environment", "online", plots.online, captions.online),
     ("online_official", "Success in ALFWorld's own games", "online_official", plots.online, captions.online_official),
     ("probes", "What the prompt boundary already predicts", "probes", plots.probes, captions.probes),
-    ("patching", "Where the prompt acts: activation patching", "patching", plots.patching, captions.patching),
+    ("patching", "Where the prompt acts: activation patching", "patching", plots_patching.patching, captions_patching.patching),
+    ("patching_spans", "Which part of the prompt acts, and at which layer", "patching", plots_patching.spans, captions_patching.spans),
+    ("patching_screen", "Attribution patching against true patching", "patching", plots_patching.screen, captions_patching.screen),
     ("reliance", "Prompt reliance", "reliance", plots.reliance, captions.reliance),
     ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
     ("early", "Early answering", "early", plots.early, captions.early),
@@ -32,7 +34,7 @@ FIGURES = (
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
-OPTIONAL = ("calibration", "online_official", "early", "shares", "steering")
+OPTIONAL = ("calibration", "online_official", "early", "shares", "steering", "patching_spans", "patching_screen")
 
 
 def draw(tables: Path, out: Path) -> list[Path]:
@@ -59,10 +61,13 @@ def draw(tables: Path, out: Path) -> list[Path]:
             continue
         try:
             frame, provenance = read_table(tables, table)
+            frame.attrs = provenance
             figures[name] = plot(frame, provenance)
             entries.append(report.Entry(name, title, table, caption(frame), True, provenance))
         except (FileNotFoundError, ValueError) as problem:
             figures.pop(name, None)
+            if name in OPTIONAL and name != table:
+                continue  # the table was made without what this figure of several shows
             entries.append(report.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
     written = report.save_html(figures, out)
     static = report.save_static(figures, out)

@@ -10,7 +10,7 @@ import html
 
 import pandas as pd
 
-from interp.style import ALONG, ARMS, CONTROLS, LABELS, SHARES, SPANS, SPLITS, STEERED, STYLE, VERSIONS, pick, splits_of, with_mode
+from interp.style import ALONG, ARMS, CONTROLS, LABELS, SHARES, SPANS, SPLITS, STEERED, STYLE, VERSIONS, pick, splits_of
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
 _ACCURACIES = {
@@ -115,31 +115,6 @@ def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in
             "without correction over layers."
         )
     return _paragraph(lead, [" ".join(text) + " " + _size(rows)])
-
-
-def patching(frame: pd.DataFrame, site: str = "resid_pre") -> str:
-    """Layer with the largest effect at the first and last checkpoint, per direction, and the pairs dropped."""
-    at_site = pick(with_mode(frame), site=site).dropna(subset="value")
-    rows, behind = pick(at_site, mode="prompt"), pick(at_site, mode="cot")
-    lead = f"Effect of patching {site} (0 = nothing changes, 1 = the other run's action in full)."
-    lines = []
-    for direction, of in rows.groupby("direction", sort=True):
-        parts = []
-        for step in sorted({of["step"].min(), of["step"].max()}):
-            at = pick(of, step=step)
-            top = at.loc[at["value"].idxmax()]
-            parts.append(f"{_estimate(top)} at layer {int(top['layer'])}, step {int(step)}")
-        lines.append(f"Largest {direction} effect: {_join(parts, ' and ')}. {_size(of, 'pairs')}")
-    if len(behind):
-        last = pick(behind, step=behind["step"].max())
-        tops = [last.loc[index] for index in last.groupby("direction", sort=True)["value"].idxmax()]
-        parts = [f"{top['direction']} {_estimate(top)} at layer {int(top['layer'])}" for top in tops]
-        lines.append(f"Action read behind the trace, largest effect at step {int(tops[0]['step'])}: {_join(parts)}.")
-    if "n_dropped" in rows and len(rows):
-        low, high = int(rows["n_dropped"].min()), int(rows["n_dropped"].max())
-        count = f"{low}" if low == high else f"{low} to {high}"
-        lines.append(f"Pairs dropped for a small denominator: {count} per checkpoint.")
-    return _paragraph(lead, lines)
 
 
 def reliance(frame: pd.DataFrame) -> str:

@@ -120,13 +120,23 @@ def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
     For exactly one forward pass: raises RuntimeError naming the site when a tap did not fire, or fired twice, and
     NotImplementedError for a site that this model does not have.
     """
-    fired, handles = dict.fromkeys(edits, 0), []
+    fired, handles, moved = dict.fromkeys(edits, 0), [], {}
 
     def apply(key, tensor):
         fired[key] += 1
         if fired[key] > 1:
             raise RuntimeError(f"The tap at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside `taps`.")
-        return edits[key](tensor)
+        new = edits[key](tensor)
+        if key[0] == "resid_mid" and new is not None:
+            moved[key[1]] = new - tensor
+        return new
+
+    def follow(layer):
+        """The tap before the MLP is off the stream: what an edit of resid_mid adds goes round the MLP too."""
+        def hook(module, args, output):
+            if layer in moved:
+                return (output[0] + moved[layer], *output[1:]) if isinstance(output, tuple) else output + moved[layer]
+        return hook
 
     def entering(key):
         def hook(module, args, kwargs):
@@ -152,6 +162,8 @@ def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
             module = blocks[layer].get_submodule(path)
             handles.append(module.register_forward_pre_hook(entering((site, layer)), with_kwargs=True) if side == "in"
                            else module.register_forward_hook(leaving((site, layer))))
+        for layer in (layer for site, layer in edits if site == "resid_mid"):  # behind the taps of mlp_out itself
+            handles.append(blocks[layer].get_submodule(places["mlp_out"][0]).register_forward_hook(follow(layer)))
         yield
         silent = [key for key, count in fired.items() if count != 1]
         if silent:

@@ -79,7 +79,7 @@ def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[
     return [[*lead, *a] for a in actions], [len(a) - shared for a in actions]
 
 
-def _tail(prompt: Prompt, mode: str) -> list[int]:
+def tail_of(prompt: Prompt, mode: str) -> list[int]:
     return prompt.format.opening("prompt") if mode == "prompt" else prompt.format.with_trace(prompt.decision.trace)
 
 
@@ -107,7 +107,7 @@ def _values(scores: torch.Tensor, metrics: Sequence[str], modes: int) -> np.ndar
     return np.stack([*found, scores[..., modes * width:]] if "kl" in metrics else found)
 
 
-def _places(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
+def places_of(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
     """The positions of each cell: one at a time for `all`, else together (none where the prompt lacks the span)."""
     if at == "all":
         return [(i,) for i in range(len(prompt.ids))]
@@ -115,9 +115,9 @@ def _places(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
     return [found] if found else []
 
 
-def _cells(model, names, values, positions) -> list[Cell]:
-    """A cell for each site (each head of `z`), layer and place, in that order."""
-    where = {p: i for i, p in enumerate(sorted({p for place in positions for p in place}))}
+def _cells(model, names, values, positions, held: Sequence[int] = ()) -> list[Cell]:
+    """A cell for each site (each head of `z`), layer and place, in that order; `values` are of the positions `held` (those of all cells)."""
+    where = {p: i for i, p in enumerate(held or sorted({p for place in positions for p in place}))}
     width = values["z", 0].shape[-1] // model.n_heads if "z" in names else 0
     heads = [slice(h * width, (h + 1) * width) for h in range(model.n_heads)]
     parts = [(name, columns) for name in names for columns in (heads if name == "z" else [slice(None)])]
@@ -150,14 +150,14 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
     patched = {a: np.full((*base.shape, len(labels), model.n_layers, longest if a == "all" else 1), np.nan) for a in at}
     for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="patch", leave=False, disable=not progress)):
         shared = next((i for i, (a, b) in enumerate(zip(*(p.ids for p in pair))) if a != b), len(pair[0].ids))
-        places = {a: _places(pair[0], a) for a in at}
+        places = {a: places_of(pair[0], a) for a in at}
         # Up to the first token that differs both runs are the same, so there is nothing to replace there.
         changed = {a: [tuple(p for p in place if p >= shared) for place in found] for a, found in places.items()}
         flat = sorted({p for found in changed.values() for place in found for p in place})
         start = min([shared, *flat])
         prefix, runs = [], {}
         for run, prompt in zip(_OTHER, pair):
-            asked = [_asked(pair, _tail(prompt, mode), metrics) for mode in modes]
+            asked = [_asked(pair, tail_of(prompt, mode), metrics) for mode in modes]
             tails, scored = [t for both, _ in asked for t in both], [n for _, counts in asked for n in counts]
             compared = [m * len(tails) // len(modes) for m in range(len(modes))] if "kl" in metrics else []
             runs[run] = kind(model, prompt.ids, tails, scored, names, flat, prefix, int(budget * 2**20), compared)
@@ -173,7 +173,7 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
                 patched[a][r, :, :, index, ..., :len(places[a])] = still[..., None, None, None]
                 live = [i for i, place in enumerate(changed[a]) if place]
                 if live:
-                    cells = _cells(model, names, runs[donor].values, [changed[a][i] for i in live])
+                    cells = _cells(model, names, runs[donor].values, [changed[a][i] for i in live], flat)
                     found = _values(runs[run].patched(cells, progress and a == "all"), metrics, len(modes))
                     patched[a][r, :, :, index][..., live] = np.moveaxis(found, -1, 1).reshape(*base.shape[1:3], len(labels), model.n_layers, len(live))
     path = "packed" if kind is Packed else f"plain loop: {model.support.reason}"
@@ -181,7 +181,7 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
     for a in at:
         for m, mode in enumerate(modes):
             kept = slice(None) if a == "all" else 0
-            by_metric = {metric: _effects(metric, labels, *base[:, i, m], *patched[a][:, i, m][..., kept], minimum, path) for i, metric in enumerate(metrics)}
+            by_metric = {metric: effects(metric, labels, *base[:, i, m], *patched[a][:, i, m][..., kept], minimum, path) for i, metric in enumerate(metrics)}
             found[a, mode] = replace(by_metric.pop("difference"), effects=by_metric)
     return found
 
@@ -191,7 +191,7 @@ def _gap(metric: str, clean: np.ndarray, corrupt: np.ndarray) -> np.ndarray:
     return np.minimum(clean, corrupt) if metric == "kl" else clean - corrupt
 
 
-def _effects(metric: str, labels, clean, corrupt, noised, denoised, minimum, path) -> Sweep:
+def effects(metric: str, labels, clean, corrupt, noised, denoised, minimum, path) -> Sweep:
     gap = _gap(metric, clean, corrupt)
     moved = (denoised.T, noised.T) if metric == "kl" else (denoised.T - corrupt, clean - noised.T)
     over = (corrupt, clean) if metric == "kl" else (gap, gap)
@@ -235,7 +235,7 @@ def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], minimum: f
     kind, moved, off = Packed if model.support.patch == "fast" else Plain, 0.0, []
     for pair in zip(clean, corrupt):
         every = tuple(range(len(pair[0].ids)))
-        runs = [kind(model, p.ids, *continuations(*pair, _tail(p, "prompt")), ["resid_pre"], every, budget=int(budget * 2**20)) for p in pair]
+        runs = [kind(model, p.ids, *continuations(*pair, tail_of(p, "prompt")), ["resid_pre"], every, budget=int(budget * 2**20)) for p in pair]
         difference = [float(run.base.double() @ torch.tensor([1.0, -1.0]).double()) for run in runs]
         for run, donor, aim in zip(runs, runs[::-1], difference[::-1]):
             own = run.patched(_cells(model, ["resid_pre"], run.values, [every]))

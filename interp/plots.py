@@ -19,14 +19,11 @@ from interp.style import (
     BOTTOM,
     CELL,
     CONTROLS,
-    DIRECTIONS,
     DIVERGING,
-    GREEN,
     GREY,
     HOVER,
     INTERVAL,
     LABELS,
-    SEQUENTIAL,
     SHARES,
     SKY,
     SPANS,
@@ -52,7 +49,6 @@ from interp.style import (
     step_axis,
     steps_of,
     whisker,
-    with_mode,
     zero_line,
 )  # fmt: skip
 from interp.tables import ESTIMATE_COLUMNS
@@ -184,62 +180,6 @@ def probes(
     layer_axis(fig, layers, "layer (0 = embedding output)", row=1, col=1)
     fig.update_yaxes(title=f"accuracy ({LABELS.get(label, label)})", rangemode="tozero", row=1, col=2)
     fig.update_layout(legend=dict(y=1 + 8 / height, entrywidth=150))
-    return fig
-
-
-def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resid_pre") -> go.Figure:
-    """Patching effect by layer and checkpoint for both directions, above its layer profile at three checkpoints.
-
-    Args:
-        frame: table `patching` (step, mode, layer, site, direction, value, low, high, n, n_groups, n_dropped); of the
-            modes, `prompt` is drawn.
-        provenance: kept in the figure's `layout.meta`.
-        site: activation that was patched.
-    """
-    frame = need(with_mode(frame), "patching", site=site, mode="prompt")
-    steps, layers = steps_of(frame), sorted(frame["layer"].unique())
-    directions = [name for name in ("denoise", "noise") if (frame["direction"] == name).any()]
-    heights = [max(200, min(420, 21 * len(layers))), 210]
-    total = sum(heights) + 96
-    fig = make_subplots(
-        rows=2, cols=len(directions), row_heights=heights, vertical_spacing=96 / total, horizontal_spacing=0.05,
-        shared_yaxes=True, column_titles=[DIRECTIONS[name] for name in directions],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=total + 44 + BOTTOM, meta=meta("patching", provenance))
-    fig.update_layout(margin=dict(t=44, r=100))
-    low, high = min(0.0, frame["value"].min()), max(1.0, frame["value"].max())
-    shown = sorted({0, len(steps) // 2, len(steps) - 1})
-    for col, direction in enumerate(directions, start=1):
-        rows = pick(frame, direction=direction)
-        grid = {name: rows.pivot(index="layer", columns="step", values=name) for name in ESTIMATE_COLUMNS}
-        grid = {name: table.reindex(index=layers, columns=steps) for name, table in grid.items()}
-        readable = len(layers) <= 20 and len(steps) <= 9
-        fig.add_heatmap(
-            z=grid["value"].to_numpy(), x=list(range(len(steps))), y=list(range(len(layers))), name=direction,
-            coloraxis="coloraxis", customdata=cell_numbers(grid), hovertemplate=CELL, xgap=1, ygap=1,
-            texttemplate="%{z:.2f}" if readable else None, textfont_size=13, row=1, col=col,
-        )  # fmt: skip
-        for index, colour, dash in zip(shown, (SKY, GREEN, "#08306B")[-len(shown) :], ("dot", "dash", "solid")):
-            at = rows[rows["step"] == steps[index]].sort_values("layer")
-            x = [layers.index(layer) for layer in at["layer"]]
-            look = (f"step {steps[index]}", colour, dash, ("circle", "square", "diamond")[index % 3])
-            draw_trace(fig, at, x, look, row=2, col=col, legend="legend", show=col == 1)
-        step_axis(fig, steps, row=1, col=col)
-        layer_axis(fig, layers, None, row=2, col=col, axis="x")
-        fig.update_xaxes(title="layer", row=2, col=col)
-    layer_axis(fig, layers, "layer", row=1, col=1)
-    layer_axis(fig, layers, None, row=1, col=2)
-    zero_line(fig, row=2)
-    fit_values(fig, frame.assign(metric="effect"), ["effect"], row=2, at_least=(0.0, 1.0))
-    fig.update_yaxes(title="patching effect", row=2, col=1)
-    fig.update_layout(
-        coloraxis=dict(
-            cmin=low, cmax=high, colorscale=SEQUENTIAL,
-            colorbar=dict(title=dict(text="effect (0 = none, 1 = full)", side="right", font_size=14), x=1.015,
-                          thickness=13, len=heights[0] / total, y=1, yanchor="top", outlinewidth=0, tickfont_size=13),
-        ),
-        legend=dict(y=(heights[1] + 2) / total, x=0),
-    )  # fmt: skip
     return fig
 
 

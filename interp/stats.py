@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats import contingency_tables, multitest, proportion
 
@@ -184,6 +185,42 @@ def kappa(
     return estimate if k == 1 else replace(estimate, value=float(cohen_kappa_score(a_code, b_code)))
 
 
+def correlation(
+    x: Float[np.ndarray, "decision cell"],
+    y: Float[np.ndarray, "decision cell"],
+    groups: Sequence[Hashable],
+    kind: Literal["pearson", "spearman"] = "pearson",
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate the correlation of two quantities over all cells of all decisions, with an interval that resamples whole clusters.
+
+    x, y: a row of cells for each decision (pair); cells where either is not finite are left out. groups, draws, seed, level: as in
+    `cluster_bootstrap`. kind: `spearman` ranks anew in each resample. The value is NaN where there are fewer than three cells, or all
+    of one side are equal. `n` counts the decisions that have cells. Raises ValueError for shapes that differ and another kind.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if x.shape != y.shape or x.ndim != 2 or len(groups) != len(x):
+        raise ValueError(f"x and y must be [decision, cell] of one shape, with a group for each decision, not {x.shape}, {y.shape} and {len(groups)} groups.")
+    if kind not in ("pearson", "spearman"):
+        raise ValueError(f"There is no correlation {kind!r}: give pearson or spearman.")
+    known = np.isfinite(x) & np.isfinite(y)
+    rows = np.flatnonzero(known.any(axis=1))
+    n_groups, of = len({groups[i] for i in rows}), np.nonzero(known[rows])[0]
+    a, b = x[known], y[known]
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return Estimate(np.nan, np.nan, np.nan, len(rows), n_groups)
+    value = (pearsonr if kind == "pearson" else spearmanr)(a, b).statistic
+    weights = bootstrap_weights([groups[i] for i in rows], draws, seed)[:, of]
+    sides = [side - side.mean() if kind == "pearson" else _weighted_ranks(side, weights) for side in (a, b)]
+    total = weights.sum(axis=1, keepdims=True)
+    a, b = (side - (weights * side).sum(axis=1, keepdims=True) / total for side in sides)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = (weights * a * b).sum(axis=1) / np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
+    return percentile(float(value), values, len(rows), n_groups, level)
+
+
 def mcnemar(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> float:
     """Exact two-sided p-value that two readings of the same decisions are right equally often.
 
@@ -256,6 +293,14 @@ def max_statistic(
         found, null = np.abs(found), np.abs(null)
     reached = null.max(axis=1)[:, None] >= found - 1e-12  # equal sums added in another order count as equal
     return (1 + reached.sum(axis=0)) / (1 + permutations)
+
+
+def _weighted_ranks(values: Float[np.ndarray, "cell"], weights: Int[np.ndarray, "draw cell"]) -> Float[np.ndarray, "draw cell"]:
+    """Mean rank of each cell's value in samples that hold it `weights` times."""
+    _, code = np.unique(values, return_inverse=True)
+    held = np.zeros((len(weights), code.max() + 1))
+    np.add.at(held.T, code, weights.T)
+    return (held.cumsum(axis=1) - (held - 1) / 2)[:, code]
 
 
 def _cluster_weights(n_groups: int, draws: int, seed: int) -> Int[np.ndarray, "draw cluster"]:

@@ -160,9 +160,9 @@ def need(frame: pd.DataFrame, figure: str, **where) -> pd.DataFrame:
     return rows
 
 
-def with_mode(frame: pd.DataFrame) -> pd.DataFrame:
-    """Table with the column `mode` (prompt, cot: where the action is read); one without it is all prompt."""
-    return frame if "mode" in frame else frame.assign(mode="prompt")
+def with_places(frame: pd.DataFrame) -> pd.DataFrame:
+    """Table `patching` with the columns `mode`, `at` and `metric`: one without them is of the prompt mode, the boundary, the difference."""
+    return frame.assign(**{name: value for name, value in dict(mode="prompt", at="boundary", metric="difference").items() if name not in frame})
 
 
 def meta(name: str, provenance: dict | None) -> dict:

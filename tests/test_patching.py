@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp import patching, sweeps
+from interp import models, patching, sweeps
 from interp.pairs import make_pairs, mismatch, swap, swapped
 from interp.hooks import SITES
-from interp.patching import patch, patch_modes
+from interp.packing import divergence
+from interp.patching import METRICS, patch, patch_modes, sanity
 from interp.models import HookedModel, Support
 from interp.sweeps import Packed, Plain
 from tests.conftest import tiny_hf
@@ -72,6 +73,25 @@ def test_a_twin_is_the_decision_with_two_names_exchanged(pairs):
         assert swapped(corrupt.decision, a, b) == clean.decision
 
 
+@given(number=st.integers(0, 10**6))
+def test_exchanging_two_names_in_a_decision_is_its_own_inverse_token_for_token(fmt, episodes, number):
+    decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
+    decision = decisions[number % len(decisions)]
+    names = [("drawer 1", "drawer 2"), ("shelf 1", "shelf 2"), ("mug", "apple"), ("pen", "book"), ("drawer 1", "drawer 11")][number % 5]
+    twin = swapped(decision, *names)
+    assert swapped(twin, *names) == decision
+    a, b = fmt.prompt(decision), fmt.prompt(twin)
+    if a.spans == b.spans:  # a token of one is a token of the other, and the same one everywhere but in the names
+        back = fmt.prompt(swapped(b.decision, *names))
+        assert back.ids == a.ids and back.spans == a.spans
+
+
+def test_every_decision_is_paired_or_counted(fmt, episodes):
+    decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
+    clean, _, dropped = make_pairs(fmt, decisions, len(decisions), seed=1)
+    assert len(clean) + sum(dropped.values()) == len(decisions) and set(dropped) <= {"no name to swap that changes the action", "no swap of equal token length"}
+
+
 def test_pairs_are_drawn_by_seed(fmt, episodes):
     decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
     ids = [[p.decision.id for p in make_pairs(fmt, decisions, 5, seed)[0]] for seed in (1, 1, 2)]
@@ -102,9 +122,9 @@ def read(model, ids, site, layer, at):
     return seen[0]
 
 
-def twin(model, pair, site, layer, mode):
-    """(clean, corrupt, denoise, noise) by one forward pass for each number."""
-    at = pair[0].boundary
+def twin(model, pair, site, layer, mode, at=None):
+    """(clean, corrupt, denoise, noise) by one forward pass for each number, at the boundary or the positions given."""
+    at = pair[0].boundary if at is None else at
     value = {n: read(model, p.ids, site, layer, at) for n, p in zip(("clean", "corrupt"), pair)}
 
     def put(donor):
@@ -137,6 +157,130 @@ def test_the_packed_sweep_equals_one_forward_for_each_cell(model, pairs, mode):
                 assert fast == pytest.approx(slow, abs=1e-4 * scale)
 
 
+@pytest.mark.parametrize("at", ["task", "history", "observation", "prompt"])
+def test_a_span_and_the_whole_prompt_equal_one_forward_for_each_cell(llama, pairs, at):
+    """Every position is replaced in the twin; the sweep leaves out those where both runs are still the same."""
+    pair = next(p for p in pairs if len(p[0].positions("history")))
+    places = list(range(len(pair[0].ids))) if at == "prompt" else pair[0].positions(at).tolist()
+    sweep = patch(llama, *sides([pair]), ("resid_pre", "mlp_out"), at=at, minimum=-1e9)
+    for s, site in enumerate(sweep.sites):
+        for layer in range(3):
+            slow = twin(llama, pair, site, layer, "prompt", places)
+            assert (sweep.denoise[0, s, layer], sweep.noise[0, s, layer]) == pytest.approx(slow[2:], abs=1e-4 / abs(slow[0] - slow[1]) + 1e-4)
+
+
+@pytest.mark.parametrize("at", ["boundary", "observation", "prompt", "all"])
+def test_every_metric_equals_its_slow_twin(model, pairs, monkeypatch, at):
+    """All in nats: an effect times what it was divided by."""
+    pair = far_apart([min(pairs, key=lambda p: len(p[0].ids))], model, from_=12)
+    modes = ["prompt"] if at == "all" else ["prompt", "cot"]
+    arguments = dict(at=[at], modes=modes, metrics=METRICS, minimum=-1e9)
+    fast = patch_modes(model, *sides([pair]), **arguments)
+    monkeypatch.setattr(model, "support", Support("fast", "plain loop", "plain loop", "plain loop", "a made-up reason"))
+    slow = patch_modes(model, *sides([pair]), **arguments)
+    assert set(fast) == set(slow) == {(at, mode) for mode in modes}
+    for key in fast:
+        for metric in METRICS:
+            a, b = fast[key].of(metric), slow[key].of(metric)
+            for side in ("clean", "corrupt"):
+                np.testing.assert_allclose(getattr(a, side), getattr(b, side), rtol=0, atol=1e-4, err_msg=metric)
+            for direction, over in (("denoise", "corrupt"), ("noise", "clean")):
+                nats = [getattr(x, direction)[0] * (getattr(x, over)[0] if metric == "kl" else x.clean[0] - x.corrupt[0]) for x in (a, b)]
+                np.testing.assert_allclose(*nats, rtol=0, atol=2e-4, err_msg=metric)
+                assert at in ("boundary", "all") or np.nanmax(np.abs(nats[1])) > 1e-3
+
+
+def test_metrics_are_what_they_are_called(llama, pairs):
+    """Each by its definition, from whole rows of log-probabilities, for one cell."""
+    pair, layer, logp, ends = pairs[1], 1, {}, [p.format.action_ids(p.decision.reference) for p in pairs[1]]
+    same = next(i for i, (a, b) in enumerate(zip(*ends)) if a != b)
+    values = [read(llama, p.ids, "resid_pre", layer, p.boundary) for p in pair]
+
+    def put(value):
+        def edit(x):
+            x = x.clone()
+            x[0, pair[0].boundary] = value
+            return x
+        return {("resid_pre", layer): edit}
+
+    for name, prompt, edits in (("clean", pair[0], {}), ("corrupt", pair[1], {}), ("noised", pair[0], put(values[1])), ("denoised", pair[1], put(values[0]))):
+        start = len(prompt.ids) + len(prompt.format.opening("prompt")) - 1
+        logp[name] = [run(llama, [*prompt.ids, *prompt.format.opening("prompt"), *end], edits)[start:start + len(end)] for end in ends]
+    whole = {name: [float(rows.gather(1, torch.tensor(end)[:, None]).sum()) for rows, end in zip(both, ends)] for name, both in logp.items()}
+    first = {name: both[0][same] for name, both in logp.items()}
+    by_hand = dict(difference={n: a - b for n, (a, b) in whole.items()}, logp={n: a for n, (a, _) in whole.items()},
+                   logit_diff={n: float(row[ends[0][same]] - row[ends[1][same]]) for n, row in first.items()})
+    sweep = patch(llama, *sides([pair]), minimum=-1e9, metrics=METRICS)
+    for metric, value in by_hand.items():
+        gap, found = value["clean"] - value["corrupt"], sweep.of(metric)
+        want = value["clean"], value["corrupt"], (value["denoised"] - value["corrupt"]) / gap, (value["clean"] - value["noised"]) / gap
+        assert (found.clean[0], found.corrupt[0], found.denoise[0, 0, layer], found.noise[0, 0, layer]) == pytest.approx(want, abs=1e-4 + 1e-4 / abs(gap))
+
+    def kl(a, b):
+        return float((first[a].exp() * (first[a] - first[b])).sum())
+
+    found, want = sweep.of("kl"), (kl("clean", "corrupt"), kl("corrupt", "clean"))
+    assert (found.clean[0], found.corrupt[0]) == pytest.approx(want, abs=1e-4)
+    assert found.denoise[0, 0, layer] == pytest.approx(kl("corrupt", "denoised") / want[1], abs=1e-3)
+    assert found.noise[0, 0, layer] == pytest.approx(kl("clean", "noised") / want[0], abs=1e-3)
+
+
+def test_more_metrics_leave_the_default_as_it_is(llama, pairs):
+    alone, more = patch(llama, *sides(pairs[:3]), minimum=1e-3), patch(llama, *sides(pairs[:3]), minimum=1e-3, metrics=["kl", "logp"])
+    np.testing.assert_allclose(more.denoise, alone.denoise, atol=1e-5)
+    assert not alone.effects and set(more.effects) == {"kl", "logp"} and more.of("difference") is more
+    with pytest.raises(ValueError, match="no metric 'logit_diff'"):
+        more.of("logit_diff")
+    with pytest.raises(ValueError, match="no metric 'accuracy'"):
+        patch(llama, *sides(pairs[:1]), metrics=["accuracy"])
+
+
+def test_a_metric_drops_the_pairs_that_it_cannot_divide(llama, pairs):
+    sweep = patch(llama, *sides(pairs[:8]), minimum=-1e9, metrics=METRICS)
+    limit = float(np.median(np.minimum(sweep.of("kl").clean, sweep.of("kl").corrupt)))
+    kl = patch(llama, *sides(pairs[:8]), minimum=limit, metrics=METRICS).of("kl")
+    assert kl.dropped == 4 and (np.isnan(kl.denoise) == np.isnan(kl.noise)).all()
+
+
+@pytest.mark.parametrize("tile", [64, 100, 4096])
+def test_kl_by_tiles_is_kl_by_whole_rows(model, monkeypatch, tile):
+    monkeypatch.setattr(models, "TILE", tile)
+    monkeypatch.setattr(models, "ROWS", 4)
+    with torch.inference_mode():
+        base, hidden = torch.randn(2, model.d_model), torch.randn(5, 2, model.d_model)
+        p, q = (model.logits(h).log_softmax(-1) for h in (base, hidden))
+        torch.testing.assert_close(divergence(model, hidden, p), (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(divergence(model, base[None], p), torch.zeros(1, 2), rtol=0, atol=1e-5)
+
+
+def test_patching_everything_gives_the_other_run_and_with_itself_nothing(model, pairs, monkeypatch):
+    usable = [far_apart([p], model, from_=12) for p in pairs[:2]]
+    found = sanity(model, *sides(usable), minimum=1e-2)
+    assert found.self_patch < 1e-4 and found.everything < 1e-3
+    assert np.isnan(sanity(model, *sides(usable), minimum=1e9).everything)
+    sweep = patch(model, *sides(usable), at="prompt", minimum=1e-2)
+    np.testing.assert_allclose([sweep.denoise[:, 0, 0], sweep.noise[:, 0, 0]], 1, atol=1e-3)
+    cells = patching._cells  # a position that is forgotten is found
+    monkeypatch.setattr(patching, "_cells", lambda model, names, values, places: cells(model, names, values, [p[:-1] for p in places], places[0]))
+    assert sanity(model, *sides(usable), minimum=1e-2).everything > 1e-2
+
+
+def test_resid_mid_is_replaced_in_the_stream_and_not_only_before_the_mlp(model, pairs):
+    """As in TransformerLens: resid_post = what was put there + mlp_out."""
+    if "resid_mid" not in model.places:
+        pytest.skip("attention and MLP read the same residual: there is no resid_mid")
+    seen, value = {}, torch.arange(model.d_model) / 10.0
+
+    def put(x):
+        x = x.clone()
+        x[0, 5] = value
+        return x
+
+    run(model, pairs[0][0].ids, {("resid_mid", 1): put, ("mlp_out", 1): lambda x: seen.__setitem__("mlp_out", x.clone()),
+                                 ("resid_post", 1): lambda x: seen.__setitem__("resid_post", x.clone())})
+    torch.testing.assert_close(seen["resid_post"][0, 5], value + seen["mlp_out"][0, 5], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("places", [None, "all", "some"])
 def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places):
     """Every site, head and position with its own value: the very numbers of the unpatched run."""
@@ -158,14 +302,15 @@ def test_a_pair_of_equal_runs_has_no_difference_to_divide_by(model, pairs):
     assert sweep.dropped == 1 and sweep.clean == pytest.approx(sweep.corrupt, abs=1e-5)
 
 
-def boundary_pair(pairs, model):
-    """Prompts that differ at the boundary token alone, actions ordered so that the gap is positive."""
+def far_apart(pairs, model, from_=-1):
+    """A pair whose prompts differ in every token from one on (the boundary alone, by default), actions ordered so that the gap is positive."""
     clean, other = pairs[0]
     actions = clean.decision.reference, other.decision.reference
 
     def made(first, second):
+        changed = [33 + (7 * i) % 300 for i in range(len(clean.ids[from_:]))]
         return (replace(clean, decision=replace(clean.decision, reference=first)),
-                replace(clean, ids=(*clean.ids[:-1], 33), decision=replace(clean.decision, reference=second)))
+                replace(clean, ids=(*clean.ids[:from_], *changed), decision=replace(clean.decision, reference=second)))
 
     found = made(*actions)
     if difference(model, found, "clean", "prompt") < difference(model, found, "corrupt", "prompt"):
@@ -238,6 +383,16 @@ def test_both_modes_from_one_reading_are_the_modes_by_themselves(model, pairs):
         np.testing.assert_allclose(sweep.denoise, alone.denoise, atol=0.05)
 
 
+def test_several_places_from_one_reading_are_the_places_by_themselves(llama, pairs):
+    places = ["boundary", "observation", "task", "prompt"]
+    found = patch_modes(llama, *sides(pairs[:3]), ("resid_pre", "z"), places, ["prompt"], minimum=1e-2)
+    assert not found["prompt", "prompt"].dropped == 3
+    for at in places:
+        alone = patch(llama, *sides(pairs[:3]), ("resid_pre", "z"), at=at, minimum=1e-2)
+        np.testing.assert_allclose(found[at, "prompt"].denoise, alone.denoise, atol=1e-2)
+        np.testing.assert_allclose(found[at, "prompt"].noise, alone.noise, atol=1e-2)
+
+
 def test_the_grid_has_the_boundary_as_its_last_column_and_ends_where_a_prompt_ends(llama, pairs):
     usable = [p for p in sorted(pairs, key=lambda p: len(p[0].ids)) if not patch(llama, *sides([p]), minimum=1e-3).dropped]
     chosen = [usable[0], usable[-1]]
@@ -254,7 +409,7 @@ def test_the_grid_has_the_boundary_as_its_last_column_and_ends_where_a_prompt_en
 
 @pytest.mark.parametrize("mode", ["prompt", "cot"])
 def test_patching_everything_that_differs_gives_the_other_run(model, pairs, mode):
-    sweep = patch(model, *sides([boundary_pair(pairs, model)]), ("resid_pre", "resid_post"), mode=mode, minimum=-1e9)
+    sweep = patch(model, *sides([far_apart(pairs, model)]), ("resid_pre", "resid_post"), mode=mode, minimum=-1e9)
     rounding = max(1e-4, 1e-5 / abs(sweep.clean[0] - sweep.corrupt[0]))
     assert rounding < 0.1
     assert [sweep.denoise[0, 0, 0], sweep.noise[0, 0, 0]] == pytest.approx([1, 1], abs=rounding)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from analyses import figures
-from interp import captions, plots, report
+from interp import captions, captions_patching, plots, plots_patching, report
 from interp.tables import write_table
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,17 @@ def patching_table(layers: int = 12) -> pd.DataFrame:
 
     columns = dict(step=STEPS, mode=("prompt", "cot"), layer=range(layers), site=("resid_pre",))
     columns |= dict(direction=("denoise", "noise"))
-    return _table(columns, value, 0.06, floor=-0.1, top=1.2).assign(n_dropped=9)
+    edge = _table(columns, value, 0.06, floor=-0.1, top=1.2).assign(at="boundary")
+    edge = pd.concat([edge.assign(metric="difference"), edge.assign(metric="kl")])
+    columns |= dict(at=("task", "history", "observation", "prompt"), metric=("difference", "attribution", "kl"))
+    spans = _table(columns, lambda row, progress: value(row, progress) * dict(task=0.1, history=0.6, observation=0.4, prompt=1.0)[row["at"]], 0.06, floor=-0.1, top=1.2)
+    columns |= dict(layer=(-1,), at=("spans",), metric=("attribution_pearson", "attribution_spearman"))
+    return pd.concat([edge, spans, _table(columns, lambda row, progress: 0.7, 0.1)], ignore_index=True).assign(n_dropped=9)
+
+
+def old_patching_table() -> pd.DataFrame:
+    """As committed before the spans were patched."""
+    return patching_table().query("at == 'boundary'").drop(columns=["at", "metric"])
 
 
 def reliance_table() -> pd.DataFrame:
@@ -205,8 +215,8 @@ def test_intervals_drawn_and_axes_titled(figure):
     _, _, table, plot, _ = figure
     drawn = plot(TABLES[table](), PROVENANCE)
     lines = {t.name for t in drawn.data if t.type in ("scatter", "bar") and t.showlegend and t.name}
-    lines -= {"gain's interval covers 0"}
-    assert len(lines) >= 1
+    lines -= {"gain's interval covers 0", "interval covers 0"}
+    assert lines or any(t.type == "heatmap" for t in drawn.data)
     for name in lines:
         assert _has_interval(drawn, name), f"no interval for {name}"
     titles = [axis.title.text for axis in [*drawn.select_xaxes(), *drawn.select_yaxes()] if axis.title.text]
@@ -289,18 +299,54 @@ def test_unparsed_games_are_in_the_caption_where_they_are_many():
 
 
 def test_patching_draws_the_prompt_mode_and_says_the_other():
-    frame = patching_table()
+    frame = old_patching_table()
     prompt = frame.query("mode == 'prompt'")
-    assert plots.patching(frame) == plots.patching(prompt.drop(columns="mode"))
+    assert plots_patching.patching(frame) == plots_patching.patching(prompt.drop(columns="mode"))
     top = frame.query("mode == 'cot' and step == 800 and direction == 'denoise'")
     top = top.loc[top["value"].idxmax()]
     said = f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}] at layer {top['layer']}"
-    text = captions.patching(frame)
+    text = captions_patching.patching(frame)
     assert f"Action read behind the trace, largest effect at step 800: denoise {said}, noise " in text
-    alone = captions.patching(prompt.drop(columns="mode"))
+    alone = captions_patching.patching(prompt.drop(columns="mode"))
     assert "behind the trace" not in alone and set(alone.split("<br>")) < set(text.split("<br>"))
     with pytest.raises(ValueError, match="no rows with site = resid_pre, mode = prompt"):
-        plots.patching(frame.query("mode == 'cot'"))
+        plots_patching.patching(frame.query("mode == 'cot'"))
+
+
+def test_patching_draws_the_boundary_and_the_difference_of_a_table_that_holds_more():
+    assert plots_patching.patching(patching_table()) == plots_patching.patching(old_patching_table())
+    assert captions_patching.patching(patching_table()) == captions_patching.patching(old_patching_table())
+
+
+def test_spans_are_drawn_at_the_ends_with_unsure_cells_marked():
+    frame = patching_table()
+    drawn = plots_patching.spans(frame)
+    assert sum(t.type == "heatmap" for t in drawn.data) == 4 and list(drawn.layout.yaxis.ticktext) == ["whole prompt", "boundary", "observation", "history", "task"]
+    shown = frame.query("mode == 'prompt' and metric == 'difference' and step in (0, 800)")
+    marked = sum(len(t.x) for t in drawn.data if t.name == "interval covers 0")
+    assert marked == ((shown["low"] <= 0) & (shown["high"] >= 0)).sum() > 0
+    top = frame.query("mode == 'prompt' and metric == 'difference' and step == 800 and direction == 'noise' and at == 'history'")
+    top = top.loc[top["value"].idxmax()]
+    frame.attrs = dict(not_paired={"no swap of equal token length": 3})
+    text = captions_patching.spans(frame)
+    assert f"history {top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}] (layer {top['layer']})" in text and "boundary 9" in text
+    assert "Decisions without a pair: 3 (no swap of equal token length)." in text and "KL" in text
+    with pytest.raises(ValueError, match="patching_spans: the table has no rows with at = prompt"):
+        plots_patching.spans(old_patching_table())
+
+
+def test_the_screen_is_drawn_against_the_same_pairs_and_says_its_correlations():
+    frame = patching_table()
+    frame.loc[(frame["at"] == "task") & (frame["metric"] == "attribution"), "n"] = 7  # other pairs than those patched
+    assert {t.name for t in plots_patching.screen(frame).data} == {"history", "observation", "whole prompt"}
+    said = _said(frame, step=800, mode="cot", direction="noise", metric="attribution_spearman")
+    assert f"Spearman {said}" in captions_patching.screen(frame)
+
+
+def test_a_figure_of_a_table_from_before_is_left_out(no_browser, tmp_path):
+    tables = write_table(tmp_path / "tables", "patching", old_patching_table(), PROVENANCE | dict(not_paired={"why": 2})).parent
+    page = figures.draw(tables, tmp_path / "figures")[-1].read_text()
+    assert "Where the prompt acts" in page and "Which part of the prompt" not in page and "2 (why)" in page
 
 
 def test_log_probability_of_the_other_trace_is_in_the_caption():

@@ -11,6 +11,7 @@ from interp.stats import (
     Estimate,
     bootstrap_weights,
     cluster_bootstrap,
+    correlation,
     headroom_gap,
     holm,
     kappa,
@@ -240,3 +241,31 @@ def test_a_correction_over_nothing_is_refused(gains, groups, options, sentence):
 
 def test_estimate_row_is_the_five_columns():
     assert list(Estimate(1.0, 0.0, 2.0, 5, 3).row()) == ["value", "low", "high", "n", "n_groups"]
+
+
+@pytest.mark.parametrize("kind", ["pearson", "spearman"])
+def test_correlation_is_scipys_in_the_sample_and_in_every_resample(kind):
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(8), [1, 2, 3, 1, 2, 1, 2, 2])
+    x = np.round(rng.normal(size=(14, 5)), 1)  # with ties
+    y = x + rng.normal(size=x.shape)
+    x[3], y[5, 2] = np.nan, np.nan
+    function = dict(pearson=scipy.stats.pearsonr, spearman=scipy.stats.spearmanr)[kind]
+    found, known = correlation(x, y, groups, kind, draws=60, seed=3), np.isfinite(x) & np.isfinite(y)
+    rows = np.flatnonzero(known.any(1))
+    assert (found.value, found.n, found.n_groups) == (pytest.approx(function(x[known], y[known]).statistic), 13, 8)
+    values = []
+    for weights in bootstrap_weights(groups[rows], 60, 3):
+        drawn = np.repeat(rows, weights)
+        values.append(function(x[drawn][known[drawn]], y[drawn][known[drawn]]).statistic)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+
+
+def test_correlation_without_spread_or_of_wrong_shapes():
+    nothing = correlation(np.full((4, 3), np.nan), np.ones((4, 3)), range(4))
+    assert np.isnan(nothing.value) and nothing.n == 0
+    assert np.isnan(correlation(np.ones((4, 3)), np.random.default_rng(0).normal(size=(4, 3)), range(4)).value)
+    with pytest.raises(ValueError, match="one shape"):
+        correlation(np.ones((4, 3)), np.ones((4, 2)), range(4))
+    with pytest.raises(ValueError, match="no correlation 'kendall'"):
+        correlation(np.ones((4, 3)), np.ones((4, 3)), range(4), "kendall")

@@ -1,0 +1,99 @@
+"""Attribution patching: what patching each site, layer and position would do, to first order, from one pass and one pass back.
+
+The effect of replacing an activation is estimated as its gradient times what it would change by, for all cells at once. It is
+only as good as its correlation with true patching, so use it to choose where to patch, and report `stats.correlation` beside it.
+
+>>> screen = attribute(model, clean, corrupt)                  # a Sweep, as from patch(..., at="all")
+>>> at_span(screen, clean, "history").denoise                  # [pair, site, layer]: the sum over the span's positions
+
+Nanda 2023 (Attribution patching), Syed et al. 2023 (2310.10348).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from interp.hooks import every_layer
+from interp.models import layers_of
+from interp.pairs import check_pairs
+from interp.patching import Sweep, continuations, effects, places_of, tail_of
+from interp.prompts import Prompt
+
+
+def gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: Sequence[str]):
+    """A pass over a prompt and the actions behind it, and one back for each pair of actions.
+
+    actions: for each reading, the two continuations of the prompt and how many of their tokens are scored. Returns the differences of
+    the two log-probabilities [reading], in nats, the activations at each site and layer, [token, width] in that order, and for each
+    reading the gradients of its difference with respect to them.
+    """
+    cache, seen = model.new_cache(), {}
+
+    def keep(key):
+        def tap(tensor):
+            seen[key] = tensor.detach().requires_grad_() if key == ("resid_pre", 0) else tensor  # the graph starts there
+            return seen[key] if key == ("resid_pre", 0) else None
+        return tap
+
+    keys = [(site, layer) for site in sites for layer in range(model.n_layers)]
+    with torch.inference_mode(False), torch.enable_grad():
+        with model.taps({key: keep(key) for key in dict.fromkeys([("resid_pre", 0), *keys])}):
+            last = model.inner(input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]
+        prompt, differences = layers_of(cache), []
+        for both, scored in actions:
+            logp = []
+            for continuation, n in zip(both, scored):
+                behind = torch.tensor([list(continuation)], device=model.device)
+                hidden = model.inner(input_ids=behind, past_key_values=model.new_cache(prompt), use_cache=True).last_hidden_state[0]
+                hidden = torch.cat([last, hidden[:-1]])[-n:]
+                logp.append(model.logits(hidden).log_softmax(-1).gather(1, behind[0, -n:, None]).sum())
+            differences.append(logp[0] - logp[1])
+        found = [torch.autograd.grad(d, [seen[key] for key in keys], retain_graph=d is not differences[-1], materialize_grads=True) for d in differences]
+    return ([d.item() for d in differences], [seen[key].detach()[0].float() for key in keys], [[g[0].float() for g in of] for of in found])
+
+
+def attribute_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",),
+                    modes: Sequence[Literal["prompt", "cot"]] = ("prompt", "cot"), minimum: float = 1.0, progress: bool = False) -> dict[str, Sweep]:
+    """As `attribute`, reading each action in several modes, each prompt read once for all of them."""
+    check_pairs(clean, corrupt)
+    names = every_layer(sites)
+    heads = {name: model.n_heads if name == "z" else 1 for name in names}
+    labels = [f"z.{h}" if name == "z" else name for name in names for h in range(heads[name])]
+    base = np.empty((2, len(modes), len(clean)))
+    moved = np.full((2, len(modes), len(clean), len(labels), model.n_layers, max(len(p.ids) for p in clean)), np.nan)
+    for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="attribute", leave=False, disable=not progress)):
+        runs = [gradients(model, p.ids, [continuations(*pair, tail_of(p, mode)) for mode in modes], names) for p in pair]
+        for r, (own, other) in enumerate((runs, runs[::-1])):
+            base[r, :, index] = own[0]
+            for m, gradient in enumerate(own[2]):
+                change = [(g * (b - a)) for g, a, b in zip(gradient, own[1], other[1])]  # [token, width] of each site and layer
+                by_site = [torch.stack(change[i * model.n_layers:(i + 1) * model.n_layers]).unflatten(-1, (heads[name], -1)).sum(-1).permute(2, 0, 1)
+                           for i, name in enumerate(names)]
+                moved[r, m, index, ..., :len(pair[0].ids)] = torch.cat(by_site).cpu().numpy()
+    return {mode: effects("difference", labels, *base[:, m], *(moved[:, m] + base[:, m, :, None, None, None]), minimum, "first order")
+            for m, mode in enumerate(modes)}
+
+
+def attribute(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",),
+              mode: Literal["prompt", "cot"] = "prompt", minimum: float = 1.0, progress: bool = False) -> Sweep:
+    """Estimate what `patch(..., at="all")` gives, on the summed difference: gradient x (donor's activation - own), over the same denominator.
+
+    Arguments, axes and what is dropped as in `interp.patch`; `path` says `first order`. Estimates at a set of positions add up
+    (`at_span`). Raises ValueError for lists that are not pairs, and NotImplementedError for a site that the model does not have.
+    """
+    return attribute_modes(model, clean, corrupt, sites, [mode], minimum, progress)[mode]
+
+
+def at_span(screen: Sweep, clean: Sequence[Prompt], at: str) -> Sweep:
+    """The estimates of `patch(..., at=at)`: those of the positions added up (NaN where a prompt lacks the span)."""
+    def total(values):
+        found = [[values[i][..., list(place)].sum(-1) for place in places_of(p, at)] for i, p in enumerate(clean)]
+        return np.stack([of[0] if of else np.full(values.shape[1:3], np.nan) for of in found])
+
+    return replace(screen, denoise=total(screen.denoise), noise=total(screen.noise))
