@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from interp import captions, plots, report
+from interp import captions, captions_traces, plots, plots_traces, report
 from interp.tables import read_table
 
 #: Figures in reading order: name, heading, table, plot, caption.
@@ -22,15 +22,19 @@ FIGURES = (
     ("probes", "What the prompt boundary already predicts", "probes", plots.probes, captions.probes),
     ("patching", "Where the prompt acts: activation patching", "patching", plots.patching, captions.patching),
     ("reliance", "Prompt reliance", "reliance", plots.reliance, captions.reliance),
-    ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
-    ("early", "Early answering", "early", plots.early, captions.early),
-    ("shares", "What the action attends to and depends on", "shares", plots.shares, captions.shares),
-    ("steering", "Steering along the probe's direction", "steering", plots.steering, captions.steering),
+    ("conflict", "Conflicting traces", "conflict", plots_traces.conflict, captions_traces.conflict),
+    ("conflict_shift", "How far another trace moves the action", "conflict", plots_traces.conflict_shift, captions_traces.conflict_shift),
+    ("removal", "A trace removed against a wrong one", "conflict", plots_traces.removal, captions_traces.removal),
+    ("early", "Early answering", "early", plots_traces.early, captions_traces.early),
+    ("shares", "What the action attends to and depends on", "shares", plots_traces.shares, captions_traces.shares),
+    ("steering", "Steering along the probe's direction", "steering", plots_traces.steering, captions_traces.steering),
 )
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
 OPTIONAL = ("online_official", "early", "shares", "steering")
+#: Of rows that a table written earlier may lack, and not missed there.
+ADDED = ("conflict_shift", "removal")
 
 
 def draw(tables: Path, out: Path) -> list[Path]:
@@ -61,6 +65,8 @@ def draw(tables: Path, out: Path) -> list[Path]:
             entries.append(report.Entry(name, title, table, caption(frame), True, provenance))
         except (FileNotFoundError, ValueError) as problem:
             figures.pop(name, None)
+            if name in ADDED:
+                continue
             entries.append(report.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
     written = report.save_html(figures, out)
     static = report.save_static(figures, out)

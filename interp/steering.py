@@ -22,7 +22,7 @@ from interp import actions
 from interp.capturing import capture
 from interp.decoding import LIMITS, Said, decode, said
 from interp.directions import unit
-from interp.generation import _continue, _picker, _read, tree_batches
+from interp.generation import _continue, _picker, _read, _Rows, padded, tree_batches
 from interp.prompts import Prompt
 
 Position = Literal["boundary", "cot", "action", "everywhere"]
@@ -139,32 +139,72 @@ def _chunks(lengths: Sequence[int], cells: int, batch_tokens: int) -> Iterator[l
     yield chunk
 
 
+def _agreed(model, layers, seen, suffixes, drafts, taps) -> list[int]:
+    """How many tokens of each row's draft, read behind its suffix in one steered pass, are the ones that the steered model picks itself."""
+    ids, valid = padded([[*suffix, *draft[:-1]] for suffix, draft in zip(suffixes, drafts)], model.device)
+    with model.taps(taps):
+        hidden = _Rows(model, layers, seen, seen.sum(1), ids.shape[1]).forward(ids, valid)
+    found = []
+    for row, suffix, draft in zip(hidden, suffixes, drafts):
+        picked = model.logits(row[len(suffix) - 1:len(suffix) - 1 + len(draft)]).argmax(-1).tolist()
+        found.append(next((n for n, (x, y) in enumerate(zip(picked, draft)) if x != y), len(draft)))
+    return found
+
+
 def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress) -> list[list[tuple[int, ...]]]:
-    """Generated ids [cell][decision]; what lies before the first steered token is read once for all cells."""
+    """Generated ids [cell][decision]; what lies before the first steered token is read once for all cells.
+
+    The unsteered text is a draft: one steered pass over all of it says how far the steered text is the same, and only from there
+    on is it generated token by token. Most cells change nothing, so most are read in that one pass.
+    """
     fmt = prompts[0].format
     tag, stop = _Tag(fmt), fmt.ended(mode)
     found = [[s.ids for s in unsteered] for _ in vectors]
-    prefixes, suffixes, flags, begun, which = [], [], [], [], []
+    prefixes, suffixes, flags, begun, drafts, hits, which = [], [], [], [], [], [], []
     for i, prompt in enumerate(prompts):
         read, steered = _opening(prompt, mode, position)
-        prefix, told = prompt.ids[:-1], ()
+        ids, prefix, told = unsteered[i].ids[:limit], prompt.ids[:-1], ()
+        at = tag.place(ids) if mode == "cot" else -1
         if position == "action" and mode == "cot":  # up to the tag nothing is steered, so the trace is the unsteered one
-            ids = unsteered[i].ids
-            if (at := tag.place(ids)) is None:
+            if at is None:
                 continue
             prefix, read, steered, told = (*prefix, *read, *ids[:at]), [ids[at]], [True], ids[:at + 1]
-        for each, value in zip((prefixes, suffixes, flags, begun, which), (prefix, read, steered, told, i)):
+        ended = next((n for n in range(len(told) + 1, len(ids) + 1) if stop(ids[:n])), len(ids))
+        draft = ids[len(told):ended]
+        hit = [_hit(position, "action" if at is not None and n >= at else "cot") for n in range(len(told), ended)]
+        for each, value in zip((prefixes, suffixes, flags, begun, drafts, hits, which), (prefix, read, steered, told, draft, hit, i)):
             each.append(value)
     for group in tqdm(tree_batches(prefixes, batch_tokens), desc="steer", leave=False, disable=not progress):
         model.check_length(max(len(prefixes[r]) + len(suffixes[r]) for r in group) + limit)
         layers, seen = _read(model, [prefixes[r] for r in group])
+
+        def batch(cells, rows):
+            width = max(len(prefixes[group[r]]) for r in rows)
+            return [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], vectors[cells]
+
+        left = []  # (cell, row, tokens of the draft that the steered model agrees with)
         for chunk in _chunks([len(prefixes[r]) + limit for r in group], len(vectors), batch_tokens):
             cells, rows = (list(x) for x in zip(*chunk))
             own = [group[r] for r in rows]
-            width = max(len(prefixes[r]) for r in own)
-            edits = _Edits(layer, position, tag, vectors[cells], [flags[r] for r in own], [mode == "prompt" or bool(begun[r]) for r in own])
-            out = _continue(model, [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], [suffixes[r] for r in own], stop,
-                            limit - min(len(begun[r]) for r in own), _picker(0, 0, model.device), begun=[begun[r] for r in own], edits=edits)
+            kept, counted, pushed = batch(cells, rows)
+            edits = _Edits(layer, position, tag, pushed, [[*flags[r], *hits[r][:-1]] for r in own], [])
+            same = _agreed(model, kept, counted, [suffixes[r] for r in own], [drafts[r] for r in own], edits(range(len(own)), [], True))
+            for cell, row, r, n in zip(cells, rows, own, same):
+                ids = (*begun[r], *drafts[r][:n])
+                if n == len(drafts[r]) and (len(ids) == limit or ids and stop(ids)):
+                    found[cell][which[r]] = ids
+                else:
+                    left.append((cell, row, n))
+        left.sort(key=lambda each: each[2])  # those that part early generate longest
+        for start in range(0, len(left), size := max(1, batch_tokens // max([len(prefixes[r]) + limit for r in group]))):
+            cells, rows, agreed = (list(x) for x in zip(*left[start:start + size]))
+            own = [group[r] for r in rows]
+            kept, counted, pushed = batch(cells, rows)
+            told = [(*begun[r], *drafts[r][:n]) for r, n in zip(own, agreed)]
+            acting = [mode == "prompt" or tag.place(ids) is not None for ids in told]
+            edits = _Edits(layer, position, tag, pushed, [[*flags[r], *hits[r][:n]] for r, n in zip(own, agreed)], acting)
+            out = _continue(model, kept, counted, [[*suffixes[r], *drafts[r][:n]] for r, n in zip(own, agreed)], stop,
+                            limit - min(map(len, told)), _picker(0, 0, model.device), begun=told, edits=edits)
             for cell, r, continuation in zip(cells, own, out):
                 found[cell][which[r]] = continuation.ids[:limit]
     return found

@@ -268,3 +268,19 @@ def test_no_hook_is_left_even_after_an_error(tokenizer, prompts, monkeypatch, su
     with pytest.raises(RuntimeError, match="out of memory"):
         steer(model, prompts[:2], {"random": drawn(model)}, 1, unsteered=unsteered, **given)
     assert not hooks_of(model)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_what_is_generated_does_not_hang_on_the_draft(trained, trained_prompts, generated, position):
+    """The unsteered text only saves steps: of another decision, cut short or run on past its end, the steered text is the same."""
+    some, given = trained_prompts[1:40:8], dict(layer=1, target="drawer", position=position, alphas=(0.0, 0.7), parser=parse)
+    right = decode(trained, some, "cot", parser=parse)
+    steer(trained, some, {"random": drawn(trained)}, unsteered=right, **given)
+    expected = list(generated)
+    assert len(set(expected)) > len(some)
+    other = [replace(s, ids=o.ids) for s, o in zip(right, [*right[1:], right[0]])]
+    for drafts in ([other] if position != "action" else []) + [[replace(s, ids=(*s.ids, 5, 6)) for s in right],
+                                                              [replace(s, ids=s.ids[:-2]) for s in right]]:
+        generated.clear()
+        steer(trained, some, {"random": drawn(trained)}, unsteered=drafts, **given)
+        assert generated == expected
