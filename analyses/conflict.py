@@ -77,8 +77,10 @@ def run(config: Config) -> None:
         found = config.stage(f"conflict/{step}-{split}", inputs, compute)
 
         def add(arm: str, metric: str, index: list[int], values: list) -> None:
-            estimate = cluster_bootstrap(np.array(values), [prompts[i].decision.episode for i in index], seed=config.seed)
-            rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate.row()))
+            estimate = cluster_bootstrap(np.array(values), [prompts[i].decision.episode for i in index], seed=config.seed).row()
+            if metric.startswith("flip_difference") and len(set(values)) == 1:  # nothing to resample, which is no certainty
+                estimate |= dict(low=np.nan, high=np.nan)
+            rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate))
 
         for arm in dict.fromkeys(("self_splice", *config.arms)):
             metrics = found["arms"][arm]

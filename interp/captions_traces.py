@@ -43,8 +43,9 @@ def conflict_shift(frame: pd.DataFrame) -> str:
     """Distance that each arm moves the distribution at the last checkpoint, masses before and after another state's trace, follow by its likelihood."""
     lead = (
         "The distribution over the admissible actions (forced choice) behind an inserted trace against the one behind the own trace: total variation "
-        "distance (top); mass on the own action and on the one that another state's trace argues for, before and after it (middle); following that "
-        "trace where it is the likelier half of such traces to this checkpoint and where it is the less likely half (bottom)."
+        "distance where the trace is another's, and where the own one is changed (top two); mass on the own action and on the one that another state's "
+        "trace argues for, before it (behind the own trace) and after; following that trace where log p(trace | prompt) per token is at or above the "
+        "checkpoint's median, and below it (bottom)."
     )
     masses = {"mass_own": "own action", "mass_argued": "argued one"}
     halves = {"follow_likely": "follow it in the likelier half", "follow_unlikely": "in the other half"}
@@ -74,11 +75,12 @@ def removal(frame: pd.DataFrame) -> str:
     lines = []
     for name, rows in _by_split(frame):
         for arm in ("filler", "empty"):
-            for suffix, among in (("", "all"), ("_parsed", "both parsed")):
-                of = pick(rows, arm=arm)
-                told = _join([_change(of, metric + suffix, word) for metric, word in words.items()])
-                size = _size(of[of["metric"].isin([metric + suffix for metric in words])])
-                lines += [f"{name}, {ARMS[arm]}, {among}: {told}. {size}"] if told else []
+            of = pick(rows, arm=arm)
+            parsed = of[of["metric"].isin([f"{metric}_parsed" for metric in words])]
+            told = _join([f"{word} {_estimate(end)}" for metric, word in words.items() if (end := _last(of, metric)) is not None])
+            both = _join([_change(of, f"{metric}_parsed", word) for metric, word in words.items()])
+            lines += [f"{name}, {ARMS[arm]}, step {int(of['step'].max())}: {told}."] if told else []
+            lines += [f"{name}, {ARMS[arm]}, both parsed: {both}. {_size(parsed)}"] if both else []
     return _paragraph(lead, lines)
 
 
@@ -94,7 +96,7 @@ def early(frame: pd.DataFrame) -> str:
     lines = []
     for name, rows in _by_split(frame):
         read, chosen = (rows[(rows["metric"] == "area_distribution") == which] for which in (False, True))
-        few = f" (the distribution's: {int(chosen['n'].max())} decisions at most)" if len(chosen) and chosen["n"].max() < read["n"].max() else ""
+        few = f" Of these, distribution: at most {int(chosen['n'].max())}." if len(chosen) and chosen["n"].max() < read["n"].max() else ""
         lines.append(f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}. {_size(read)}{few}")
     return _paragraph(lead, lines)
 

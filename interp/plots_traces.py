@@ -56,14 +56,14 @@ LOOKS = {
     "arm_shuffled_words": ("shuffled words", PURPLE, "dot", "x"),
     "arm_filler": ("filler", GREY, "dash", "triangle-down"),
     "arm_empty": ("empty", BLUE, "solid", "square"),
-    "mass_own_before": ("own action behind the own trace", SKY, "dot", "diamond"),
-    "mass_own": ("own action behind the other", BLUE, "solid", "square"),
-    "mass_argued_before": ("argued action behind the own trace", ORANGE, "dot", "triangle-up"),
-    "mass_argued": ("argued action behind the other", VERMILION, "solid", "circle"),
+    "mass_own_before": ("own action, before", SKY, "dot", "diamond"),
+    "mass_own": ("own action, after", BLUE, "solid", "square"),
+    "mass_argued_before": ("argued action, before", ORANGE, "dot", "triangle-up"),
+    "mass_argued": ("argued action, after", VERMILION, "solid", "circle"),
     "follow_likely": ("likelier half of the other traces", VERMILION, "solid", "circle"),
     "follow_unlikely": ("less likely half", ORANGE, "dash", "triangle-up"),
 }
-#: Arms in which another trace argues for another action: drawn thick.
+#: Arms in which another trace argues for another action; in the others the own one is cut, shuffled or taken away.
 REPLACED = ("other_state", "resampled")
 
 
@@ -107,19 +107,19 @@ def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
 
 
 def conflict_shift(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and who follows a likely one.
+    """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and how often it is followed where it is likely.
 
     Args:
         frame: table `conflict`, with the metrics of the distribution over admissible actions (`shift`, `mass_...`).
         provenance: kept in the figure's `layout.meta`.
     """
     need(frame, "conflict_shift", metric="shift")
-    rows = {"total variation distance": 210, "probability, other state": 190, "follow, other state": 170}
+    rows = {"distance,<br>another trace": 150, "distance,<br>own trace changed": 190, "probability,<br>other state": 170, "follow,<br>other state": 150}
     fig, steps = panels(frame, "conflict_shift", rows, provenance), steps_of(frame)
     masses = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued")
-    lines = [(1, pick(frame, metric="shift", arm=arm), f"arm_{arm}", arm not in REPLACED) for arm in list(ARMS)[1:]]
-    lines += [(2, pick(frame, arm="other_state", metric=metric), metric, metric.endswith("before")) for metric in masses]
-    lines += [(3, pick(frame, arm="other_state", metric=metric), metric, False) for metric in ("follow_likely", "follow_unlikely")]
+    lines = [(1 if arm in REPLACED else 2, pick(frame, metric="shift", arm=arm), f"arm_{arm}", False) for arm in list(ARMS)[1:]]
+    lines += [(3, pick(frame, arm="other_state", metric=metric), metric, metric.endswith("before")) for metric in masses]
+    lines += [(4, pick(frame, arm="other_state", metric=metric), metric, False) for metric in ("follow_likely", "follow_unlikely")]
     _draw_lines(fig, lines, splits_of(frame), steps)
     fig.update_yaxes(range=[-0.04, 1.05])
     return fig
@@ -128,12 +128,14 @@ def conflict_shift(frame: pd.DataFrame, provenance: dict | None = None) -> go.Fi
 def removal(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """Flips of the action without its trace against flips under another state's, on the same decisions, and their difference.
 
+    Where both must parse, the line of the other state's trace is that of the decisions that parse behind the filler.
+
     Args:
         frame: table `conflict`, with the metrics `flip_removed`, `flip_substituted` and `flip_difference`, also `_parsed`.
         provenance: kept in the figure's `layout.meta`.
     """
     need(frame, "removal", metric="flip_removed")
-    rows = {"flips, all": 180, "flips, both parsed": 180, "wrong less removed,<br>both parsed": 170}
+    rows = {"flips": 180, "flips,<br>both parsed": 180, "wrong − removed,<br>both parsed": 170}
     fig, steps = panels(frame, "removal", rows, provenance), steps_of(frame)
     arms = [arm for arm in ("filler", "empty") if len(pick(frame, metric="flip_removed", arm=arm))]
     lines = []

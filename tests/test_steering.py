@@ -277,7 +277,7 @@ def test_what_is_generated_does_not_hang_on_the_draft(trained, trained_prompts, 
     right = decode(trained, some, "cot", parser=parse)
     steer(trained, some, {"random": drawn(trained)}, unsteered=right, **given)
     expected = list(generated)
-    assert len(set(expected)) > len(some)
+    assert position == "boundary" or len(set(expected)) > len(some)  # there nothing changes in this model
     other = [replace(s, ids=o.ids) for s, o in zip(right, [*right[1:], right[0]])]
     for drafts in ([other] if position != "action" else []) + [[replace(s, ids=(*s.ids, 5, 6)) for s in right],
                                                               [replace(s, ids=s.ids[:-2]) for s in right]]:
