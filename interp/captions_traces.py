@@ -125,20 +125,24 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> str:
 
 
 def steering(frame: pd.DataFrame) -> str:
-    """Flips along the probe's direction at the largest alpha, per position, at the first and last checkpoint; baselines at the last; parse rates."""
+    """Flips along the probe's direction per position, at the first and last checkpoint, where most decisions parse; baselines at the last; parse rates."""
     lead = (
-        "A direction added to the residual stream while the action is decoded: share of decisions whose action changes (flips), and changes to the "
-        "class that the direction points to. Flips are less the alpha 0 resample rate; orthogonal: mean of the random "
-        "directions; baselines at the last step."
+        "A direction added to the residual stream while the action is decoded: share of decisions whose action changes (flips; an action that does not "
+        "parse is one), of those that parse, changes to the class that the direction points to, and parse rate. Flips are less the alpha 0 resample "
+        "rate; orthogonal: mean of the random directions. Below, at each position's largest alpha at which the probe's direction leaves at least half "
+        "of the last checkpoint's decisions parsing, baselines at the last step."
     )
-    alpha = frame["alpha"].max()
-    top, lines = pick(frame, alpha=alpha), []
+    lines, words = [], {"to_target": "probe's direction to target", "flip": "flips", "flip_parsed": "of parsed"}
     for position in (name for name in STEERED if (frame["position"] == name).any()):
-        along = pick(top, position=position, direction="probe")
-        kinds = [_join([_change(along, metric, word) for metric, word in {"to_target": "probe's direction to target", "flip": "flips"}.items()])]
+        here = pick(frame, position=position)
+        parse = pick(here, step=here["step"].max(), direction="probe", metric="parse")
+        alpha = max(parse.loc[parse["value"] >= 0.5, "alpha"], default=parse["alpha"].min())
+        at = pick(here, alpha=alpha)
+        kinds = [_join([_change(pick(at, direction="probe"), metric, word) for metric, word in words.items()])]
         for kind in ALONG[1:]:
-            end = _last(pick(top, position=position, direction=kind), "to_target")
-            kinds += [f"{STYLE[f'along_{kind}'][0]} to target {_estimate(end)}"] if end is not None else []
+            told = [f"{word} {_estimate(end)}" for metric, word in {"to_target": "to target", "flip_parsed": "flips of parsed"}.items()
+                    if (end := _last(pick(at, direction=kind), metric)) is not None]
+            kinds += [f"{STYLE[f'along_{kind}'][0]} {_join(told)}"] if told else []
         lines.append(f"{STEERED[position][0].upper()}{STEERED[position][1:]}, alpha {alpha:g}: {_join(kinds, '; ')}.")
     parsed = pick(frame, metric="parse", direction="probe").dropna(subset="value")
     if len(parsed):

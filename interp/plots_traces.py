@@ -230,36 +230,38 @@ def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "
 
 
 def steering(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Flips, and flips to the target class, against alpha for each kind of direction, a panel per position, at the first and last checkpoint.
+    """Flips, flips of parsed decisions, flips to the target class and parse rate against alpha at the last checkpoint, a panel per position.
 
     Args:
         frame: table `steering` (step, split, position, direction, alpha, metric, value, low, high, n, n_groups); in-domain.
         provenance: kept in the figure's `layout.meta`.
     """
     frame = need(frame, "steering", split="in_domain")
-    positions = [name for name in STEERED if (frame["position"] == name).any()]
-    words = {"flip": "flips", "to_target": "flips to target"}
-    rows = [(step, metric) for step in sorted({steps_of(frame)[0], steps_of(frame)[-1]}) for metric in words]
+    step = steps_of(frame)[-1]
+    frame = pick(frame, step=step)
+    words = {"flip": "flips", "flip_parsed": "flips,<br>of parsed", "to_target": "flips<br>to target", "parse": "parse rate"}
     for metric in words:
         need(frame, "steering", metric=metric)
-    height = 150 * len(rows) + 20 * (len(rows) - 1)
+    positions = [name for name in STEERED if (frame["position"] == name).any()]
+    height = 150 * len(words) + 20 * (len(words) - 1)
     fig = make_subplots(
-        rows=len(rows), cols=len(positions), shared_xaxes=True, shared_yaxes="all", horizontal_spacing=0.014,
+        rows=len(words), cols=len(positions), shared_xaxes=True, shared_yaxes="all", horizontal_spacing=0.014,
         vertical_spacing=20 / height, column_titles=[STEERED[name] for name in positions],
     )  # fmt: skip
     fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta("steering", provenance))
     alphas = sorted(frame["alpha"].unique())
-    for row, (step, metric) in enumerate(rows, start=1):
+    for row, (metric, word) in enumerate(words.items(), start=1):
         for col, position in enumerate(positions, start=1):
             for kind in ALONG:
-                of = pick(frame, step=step, position=position, direction=kind, metric=metric).sort_values("alpha")
+                of = pick(frame, position=position, direction=kind, metric=metric).sort_values("alpha")
                 look = STYLE[f"along_{kind}"]
                 draw_trace(fig, of, list(of["alpha"]), look, row, col, "legend", row == col == 1, thin=kind != "probe")
-        fig.update_yaxes(title=f"{words[metric]},<br>training step {step}", row=row, col=1)
+        fig.update_yaxes(title=word, row=row, col=1)
     fig.update_xaxes(tickmode="array", tickvals=alphas, ticktext=[f"{alpha:g}" for alpha in alphas])
-    fit_values(fig, frame[frame["step"].isin([step for step, _ in rows])], list(words), row=None)
+    fit_values(fig, frame, list(words), row=None)
     fig.add_annotation(
-        text="alpha (in norms of the residual)", xref="paper", yref="paper", x=0.5, y=0, yshift=-30, yanchor="top", showarrow=False
-    )
+        text=f"alpha (in norms of the residual), training step {step}", xref="paper", yref="paper", x=0.5, y=0, yshift=-30, yanchor="top",
+        showarrow=False,
+    )  # fmt: skip
     fig.update_layout(legend=dict(y=1 + 30 / height))
     return fig

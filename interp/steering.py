@@ -22,7 +22,7 @@ from interp import actions
 from interp.capturing import capture
 from interp.decoding import LIMITS, Said, decode, said
 from interp.directions import unit
-from interp.generation import _continue, _picker, _read, _Rows, padded, tree_batches
+from interp.generation import _continue, _picker, _read, tree_batches
 from interp.prompts import Prompt
 
 Position = Literal["boundary", "cot", "action", "everywhere"]
@@ -35,7 +35,8 @@ class Steered:
     """One kind of direction at one alpha, each array [direction, decision].
 
     `action`: what was done (None: unparsed); `flip`: it is not the unsteered action; `parsed`: it is an action; `judged`:
-    the unsteered text is one as well; `to_target`: a flip into the target class, from another one.
+    the unsteered text is one as well; `to_target`: a flip into the target class, from another one. Of a kind of which each decision
+    is steered along m directions only, row k holds direction (m * i + k) mod their number at decision i.
     """
 
     kind: str
@@ -139,72 +140,32 @@ def _chunks(lengths: Sequence[int], cells: int, batch_tokens: int) -> Iterator[l
     yield chunk
 
 
-def _agreed(model, layers, seen, suffixes, drafts, taps) -> list[int]:
-    """How many tokens of each row's draft, read behind its suffix in one steered pass, are the ones that the steered model picks itself."""
-    ids, valid = padded([[*suffix, *draft[:-1]] for suffix, draft in zip(suffixes, drafts)], model.device)
-    with model.taps(taps):
-        hidden = _Rows(model, layers, seen, seen.sum(1), ids.shape[1]).forward(ids, valid)
-    found = []
-    for row, suffix, draft in zip(hidden, suffixes, drafts):
-        picked = model.logits(row[len(suffix) - 1:len(suffix) - 1 + len(draft)]).argmax(-1).tolist()
-        found.append(next((n for n, (x, y) in enumerate(zip(picked, draft)) if x != y), len(draft)))
-    return found
-
-
 def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress) -> list[list[tuple[int, ...]]]:
-    """Generated ids [cell][decision]; what lies before the first steered token is read once for all cells.
-
-    The unsteered text is a draft: one steered pass over all of it says how far the steered text is the same, and only from there
-    on is it generated token by token. Most cells change nothing, so most are read in that one pass.
-    """
+    """Generated ids [cell][decision] for vectors [cell, decision, d_model]; what lies before the first steered token is read once for all cells."""
     fmt = prompts[0].format
     tag, stop = _Tag(fmt), fmt.ended(mode)
     found = [[s.ids for s in unsteered] for _ in vectors]
-    prefixes, suffixes, flags, begun, drafts, hits, which = [], [], [], [], [], [], []
+    prefixes, suffixes, flags, begun, which = [], [], [], [], []
     for i, prompt in enumerate(prompts):
         read, steered = _opening(prompt, mode, position)
-        ids, prefix, told = unsteered[i].ids[:limit], prompt.ids[:-1], ()
-        at = tag.place(ids) if mode == "cot" else -1
+        prefix, told = prompt.ids[:-1], ()
         if position == "action" and mode == "cot":  # up to the tag nothing is steered, so the trace is the unsteered one
-            if at is None:
+            ids = unsteered[i].ids
+            if (at := tag.place(ids)) is None:
                 continue
             prefix, read, steered, told = (*prefix, *read, *ids[:at]), [ids[at]], [True], ids[:at + 1]
-        ended = next((n for n in range(len(told) + 1, len(ids) + 1) if stop(ids[:n])), len(ids))
-        draft = ids[len(told):ended]
-        hit = [_hit(position, "action" if at is not None and n >= at else "cot") for n in range(len(told), ended)]
-        for each, value in zip((prefixes, suffixes, flags, begun, drafts, hits, which), (prefix, read, steered, told, draft, hit, i)):
+        for each, value in zip((prefixes, suffixes, flags, begun, which), (prefix, read, steered, told, i)):
             each.append(value)
     for group in tqdm(tree_batches(prefixes, batch_tokens), desc="steer", leave=False, disable=not progress):
         model.check_length(max(len(prefixes[r]) + len(suffixes[r]) for r in group) + limit)
         layers, seen = _read(model, [prefixes[r] for r in group])
-
-        def batch(cells, rows):
-            width = max(len(prefixes[group[r]]) for r in rows)
-            return [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], vectors[cells]
-
-        left = []  # (cell, row, tokens of the draft that the steered model agrees with)
         for chunk in _chunks([len(prefixes[r]) + limit for r in group], len(vectors), batch_tokens):
             cells, rows = (list(x) for x in zip(*chunk))
             own = [group[r] for r in rows]
-            kept, counted, pushed = batch(cells, rows)
-            edits = _Edits(layer, position, tag, pushed, [[*flags[r], *hits[r][:-1]] for r in own], [])
-            same = _agreed(model, kept, counted, [suffixes[r] for r in own], [drafts[r] for r in own], edits(range(len(own)), [], True))
-            for cell, row, r, n in zip(cells, rows, own, same):
-                ids = (*begun[r], *drafts[r][:n])
-                if n == len(drafts[r]) and (len(ids) == limit or ids and stop(ids)):
-                    found[cell][which[r]] = ids
-                else:
-                    left.append((cell, row, n))
-        left.sort(key=lambda each: each[2])  # those that part early generate longest
-        for start in range(0, len(left), size := max(1, batch_tokens // max([len(prefixes[r]) + limit for r in group]))):
-            cells, rows, agreed = (list(x) for x in zip(*left[start:start + size]))
-            own = [group[r] for r in rows]
-            kept, counted, pushed = batch(cells, rows)
-            told = [(*begun[r], *drafts[r][:n]) for r, n in zip(own, agreed)]
-            acting = [mode == "prompt" or tag.place(ids) is not None for ids in told]
-            edits = _Edits(layer, position, tag, pushed, [[*flags[r], *hits[r][:n]] for r, n in zip(own, agreed)], acting)
-            out = _continue(model, kept, counted, [[*suffixes[r], *drafts[r][:n]] for r, n in zip(own, agreed)], stop,
-                            limit - min(map(len, told)), _picker(0, 0, model.device), begun=told, edits=edits)
+            width = max(len(prefixes[r]) for r in own)
+            edits = _Edits(layer, position, tag, vectors[cells, [which[r] for r in own]], [flags[r] for r in own], [mode == "prompt" or bool(begun[r]) for r in own])
+            out = _continue(model, [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], [suffixes[r] for r in own], stop,
+                            limit - min(len(begun[r]) for r in own), _picker(0, 0, model.device), begun=[begun[r] for r in own], edits=edits)
             for cell, r, continuation in zip(cells, own, out):
                 found[cell][which[r]] = continuation.ids[:limit]
     return found
@@ -228,7 +189,7 @@ def _plain(model, prompt: Prompt, vector, layer, position, mode, limit) -> tuple
     return tuple(out)
 
 
-def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[str, np.ndarray]:
+def _check(model, prompts, directions, layer, position, mode, alphas, per_decision) -> dict[str, np.ndarray]:
     """The directions as unit rows [direction, d_model], or a ValueError."""
     if not prompts:
         raise ValueError("There is nothing to steer: the list of prompts is empty.")
@@ -242,6 +203,8 @@ def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[st
         raise ValueError(f"The layer must be one of 0 to {model.n_layers - 1}, not {layer}.")
     if not len(alphas) or not np.isfinite(alphas).all():
         raise ValueError(f"The alphas must be some finite numbers, not {list(alphas)}.")
+    if per_decision is not None and per_decision < 1:
+        raise ValueError(f"Each decision is steered along at least one direction of a kind, not {per_decision}.")
     if not directions:
         raise ValueError("No direction is given: name at least one kind.")
     found = {}
@@ -257,33 +220,38 @@ def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[st
 def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.ndarray, "direction d_model"]], layer: int, *, target: str,
           position: Position = "boundary", alphas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), mode: Literal["cot", "prompt"] = "cot",
           classify: Callable[[str], str] = actions.target, parser: Callable[[str], str | None] = str, unsteered: Sequence[Said] | None = None,
-          max_new_tokens: int | None = None, batch_tokens: int = 24576, progress: bool = False) -> Steering:
+          per_decision: int | None = None, max_new_tokens: int | None = None, batch_tokens: int = 24576, progress: bool = False) -> Steering:
     """Add alpha * norm * direction to `resid_post` of one layer while decoding greedily: every direction at every alpha.
 
     directions: kind -> one vector or several, of any length (they are made unit vectors). alphas: in units of the mean norm
     of that residual at these prompts' boundary. target: the class, by `classify`, that the directions point to.
     position: `boundary`, the last prompt token; `cot`, from there until the action tag is open (the trace's tags among it);
     `action`, from the token that completes that tag on; `everywhere`, all of these. unsteered: what `decode` gave in this
-    mode with the same parser and limit, where it is known already. max_new_tokens: `LIMITS[mode]` where None.
+    mode with the same parser and limit, where it is known already. per_decision: of a kind of more directions than this, each
+    decision is steered along that many, the next decision along the next ones, so that all of them count alike for less work (None:
+    every direction at every decision). max_new_tokens: `LIMITS[mode]` where None.
     Flips are counted against the unsteered action. Raises ValueError for no prompts, an unknown position, mode or layer,
     position `cot` in mode `prompt`, alphas that are not finite, and directions that are zero or of another width.
     """
-    units, limit = _check(model, prompts, directions, layer, position, mode, alphas), max_new_tokens or LIMITS[mode]
+    units, limit = _check(model, prompts, directions, layer, position, mode, alphas, per_decision), max_new_tokens or LIMITS[mode]
     norm = float(capture(model, prompts, ["resid_post"], layers=[layer]).values[:, 0, 0].norm(dim=-1).mean())
     unsteered = decode(model, prompts, mode, parser=parser, max_new_tokens=limit, progress=progress) if unsteered is None else list(unsteered)
     if len(unsteered) != len(prompts):
         raise ValueError(f"There are {len(prompts)} prompts but {len(unsteered)} unsteered decodings: give one for each.")
+    along = {kind: min(len(rows), per_decision or len(rows)) for kind, rows in units.items()}
     # alpha 0 is the same run for every direction
-    cells = [(kind, i, alpha) for kind, rows in units.items() for alpha in dict.fromkeys(alphas) if alpha for i in range(len(rows))]
-    vectors = np.stack([np.zeros(model.d_model), *(alpha * norm * units[kind][i] for kind, i, alpha in cells)])
+    cells = [(kind, k, alpha) for kind, m in along.items() for alpha in dict.fromkeys(alphas) if alpha for k in range(m)]
+    vectors = np.zeros((1 + len(cells), len(prompts), model.d_model))
+    for cell, (kind, k, alpha) in enumerate(cells, start=1):
+        vectors[cell] = alpha * norm * units[kind][(along[kind] * np.arange(len(prompts)) + k) % len(units[kind])]
     vectors = torch.tensor(vectors, dtype=model.dtype, device=model.device)
     if fast := model.support.trajectory == "fast":
         out = _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress)
     else:
-        out = [[_plain(model, p, vector, layer, position, mode, limit) for p in prompts] for vector in vectors]
+        out = [[_plain(model, p, vector, layer, position, mode, limit) for p, vector in zip(prompts, each)] for each in vectors]
     did = [[said(prompts[0].format, ids, mode, parser).action for ids in each] for each in out]
     before, of = [s.action for s in unsteered], dict(zip(cells, did[1:]))
-    rows = [(kind, alpha, [of.get((kind, i, alpha), did[0]) for i in range(len(units[kind]))]) for kind in units for alpha in dict.fromkeys(alphas)]
+    rows = [(kind, alpha, [of.get((kind, k, alpha), did[0]) for k in range(m)]) for kind, m in along.items() for alpha in dict.fromkeys(alphas)]
     return Steering(position, mode, int(layer), norm, target, "batched" if fast else f"plain loop: {model.support.reason}", before,
                     np.array([a != b for a, b in zip(did[0], before)]),
                     tuple(_counted(kind, float(alpha), action, before, classify, target) for kind, alpha, action in rows))

@@ -383,16 +383,18 @@ def test_shares_of_the_trace_are_in_the_caption():
     assert f"At step 800 the CoT has {share} of the total and 0.1" in text and "first position left out" in text
 
 
-def test_steering_is_drawn_at_the_first_and_last_checkpoint_and_told_at_the_largest_alpha():
+def test_steering_is_drawn_at_the_last_checkpoint_and_told_at_the_largest_alpha_that_parses():
     frame = steering_table()
     drawn = plots_traces.steering(frame)
-    assert drawn == plots_traces.steering(frame[frame["step"].isin([0, 800])])
-    assert sum(t.name == "probe's direction" for t in drawn.data) == 2 * 2 * 4
+    assert drawn == plots_traces.steering(frame[frame["step"] == 800])
+    assert sum(t.name == "probe's direction" for t in drawn.data) == 4 * 4
     ends = [_said(frame, step=step, position="cot", direction="probe", alpha=8.0, metric="to_target") for step in (0, 800)]
     text = captions_traces.steering(frame)
     assert f"During the CoT, alpha 8: probe's direction to target {ends[0]} at step 0 to {ends[1]} at step 800, flips " in text
     lowest = frame.query("direction == 'probe' and metric == 'parse'")
     assert f"Lowest parse rate along the probe's direction: {lowest['value'].min():.2f} [" in text
+    broken = (frame["metric"] == "parse") & (frame["alpha"] == 8) & (frame["position"] == "cot") & (frame["step"] == 800)
+    assert "During the CoT, alpha 4: " in captions_traces.steering(frame.assign(value=frame["value"].mask(broken, 0.4)))
     with pytest.raises(ValueError, match="Figure steering"):
         plots_traces.steering(frame[frame["metric"] == "parse"])
 
