@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from analyses.study import Study
-from interp.conflicts import ARMS, conflict
+from interp.conflicts import ARMS, Outcome, Shift, conflict, contrast, likelier, shifts
 from interp.stats import cluster_bootstrap
+
+#: Arms without a trace, held against the one with another state's trace.
+REMOVED, SUBSTITUTED = ("empty", "filler"), "other_state"
 
 
 @dataclass
@@ -18,34 +22,80 @@ class Config(Study):
 
     conflicts: int = 0
     """Decisions of each split (0: 40 quick, 200 full)."""
+    choices: int = 0
+    """Of these, decisions whose distribution over the admissible actions is read (0: a quarter)."""
     arms: tuple[str, ...] = ARMS
-    """Which traces are put in."""
+    """Which traces are put in (`self_splice` always is)."""
+
+
+def columns(found: Outcome) -> dict[str, list]:
+    """One arm's metrics that have a number for each of its decisions."""
+    read = dict(keep=found.keep, follow=found.follow, unparsed=found.unparsed, other=~(found.keep | found.follow | found.unparsed),
+                leak_rate=found.leaked, logp_trace=found.logp)
+    if found.arm != "self_splice":
+        read |= dict(logp_own=found.logp_own, logp_gap=found.logp - found.logp_own)
+    return {metric: values.tolist() for metric, values in read.items()}
+
+
+def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple[str, str, list[int], list]]:
+    """(arm, metric, decisions, values) of what only some of an arm's decisions have."""
+    rows = []
+    for arm, shift in moved.items():
+        read = dict(mass_own=shift.own)
+        if arm != "self_splice":
+            read |= dict(shift=shift.distance, mass_own_before=shift.own_before, mass_argued=shift.argued, mass_argued_before=shift.argued_before)
+        rows += [(arm, metric, shift.index[known], values[known]) for metric, values in read.items() for known in [~np.isnan(values)]]
+    other = outcomes.get(SUBSTITUTED)
+    if other is not None and len(other.index):
+        likely = likelier(other.logp)
+        rows += [(other.arm, f"follow_{name}", other.index[half], other.follow[half]) for name, half in (("likely", likely), ("unlikely", ~likely))]
+        for arm in (a for a in REMOVED if a in outcomes):
+            pair = contrast(outcomes[arm], other)
+            for suffix, among in (("", np.ones_like(pair.parsed)), ("_parsed", pair.parsed)):
+                a, b = pair.removed[among], pair.substituted[among]
+                read = {"flip_removed": a, "flip_substituted": b, "flip_difference": b.astype(float) - a}
+                rows += [(arm, metric + suffix, pair.index[among], values) for metric, values in read.items()]
+    return [(arm, metric, index.tolist(), values.tolist()) for arm, metric, index, values in rows if len(index)]
 
 
 def run(config: Config) -> None:
     """Splice, decode and tabulate; one checkpoint and split is one resumable stage."""
-    started, rows, skipped = time.time(), [], {}
+    started, rows, skipped, failed = time.time(), [], {}, {}
     n = config.number(config.conflicts, 40, 200)
+    choices = config.choices or -(-n // 4)
     for step, split in config.cells("conflict"):
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
         def compute():
-            outcomes = conflict(config.model(step), prompts, own, config.arms, parser=config.parse, seed=config.seed,
+            model = config.model(step)
+            outcomes = conflict(model, prompts, own, config.arms, parser=config.parse, seed=config.seed,
                                 max_new_tokens=config.action_tokens, trace_tokens=config.trace_tokens)
-            return {arm: dict(index=o.index.tolist(), keep=o.keep.tolist(), follow=o.follow.tolist(), unparsed=o.unparsed.tolist(),
-                              other=(~(o.keep | o.follow | o.unparsed)).tolist(), leak_rate=o.leaked.tolist(), logp_trace=o.logp.tolist())
-                    for arm, o in outcomes.items()}
+            return dict(arms={arm: dict(index=found.index.tolist(), **columns(found)) for arm, found in outcomes.items()},
+                        subsets=subsets(outcomes, shifts(model, prompts, outcomes, choices)))
 
-        found = config.stage(f"conflict/{step}-{split}", dict(config.inputs(step, split), arms=config.arms, n=n, limits=config.limits), compute)
-        for arm in config.arms:
-            columns = dict(found[arm])
-            groups = [prompts[i].decision.episode for i in columns.pop("index")]
-            if not groups:
+        inputs = dict(config.inputs(step, split), arms=config.arms, n=n, choices=choices, limits=config.limits)
+        found = config.stage(f"conflict/{step}-{split}", inputs, compute)
+
+        def add(arm: str, metric: str, index: list[int], values: list) -> None:
+            estimate = cluster_bootstrap(np.array(values), [prompts[i].decision.episode for i in index], seed=config.seed).row()
+            if metric.startswith("flip_difference") and len(set(values)) == 1:  # nothing to resample, which is no certainty
+                estimate |= dict(low=np.nan, high=np.nan)
+            rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate))
+
+        for arm in dict.fromkeys(("self_splice", *config.arms)):
+            metrics = found["arms"][arm]
+            index = metrics.pop("index")
+            if not index:
                 skipped[f"{step} {split} {arm}"] = "no decision of this checkpoint parsed, or none found a donor"
-                continue
-            for metric, values in columns.items():
-                estimate = cluster_bootstrap(np.array(values), groups, seed=config.seed)
-                rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate.row()))
+            for metric, values in metrics.items() if index else ():
+                add(arm, metric, index, values)
+            if arm == "self_splice" and not all(metrics["keep"]):
+                failed[f"{step} {split}"] = [prompts[i].decision.id for i, kept in zip(index, metrics["keep"]) if not kept]
+        for row in found["subsets"]:
+            add(*row)
     if not rows:
         raise ValueError(f"No arm could be run: {next(iter(skipped.values()))}")
-    config.write("conflict", rows, started, skipped=skipped)
+    if failed:  # rounding can do this in half precision; anywhere else the splice is not what was decoded
+        print(f"conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at {sum(map(len, failed.values()))} decisions of "
+              f"{', '.join(failed)}: do not trust this table (see self_splice_failed in its provenance)", file=sys.stderr)
+    config.write("conflict", rows, started, skipped=skipped, self_splice="FAILED" if failed else "passed on every decision", self_splice_failed=failed)

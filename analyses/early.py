@@ -22,25 +22,32 @@ class Config(Study):
     """Decisions of each split (0: 40 quick, 200 full)."""
     points: int = 6
     """Most parts at which a trace is cut, the empty and the whole one included."""
+    choices: int = 0
+    """Decisions whose distribution over the admissible actions is read (0: a quarter of them)."""
 
 
 def run(config: Config) -> None:
     """Cut, decode, choose and tabulate; one checkpoint and split is one resumable stage."""
     started, rows, skipped = time.time(), [], {}
     n = config.number(config.conflicts, 40, 200)
+    choices = config.choices or -(-n // 4)
     for step, split in config.cells("early"):
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
         def compute():
-            found = early_answers(config.model(step), prompts, own, parser=config.parse, points=config.points, max_new_tokens=config.action_tokens)
+            found = early_answers(config.model(step), prompts, own, parser=config.parse, points=config.points, choices=choices,
+                                  max_new_tokens=config.action_tokens)
             area = np.where(np.isnan(found.area("distribution")), None, found.area("distribution"))
-            return dict(index=found.index.tolist(), area_action=found.area().tolist(), area_distribution=area.tolist(), same=found.curve(SHARES).tolist())
+            return dict(index=found.index.tolist(), area_action=found.area().tolist(), area_distribution=area.tolist(),
+                        area_filler=found.area("filler").tolist(), same=found.curve(SHARES).tolist())
 
-        found = config.stage(f"early/{step}-{split}", dict(config.inputs(step, split), n=n, points=config.points, limits=config.limits), compute)
+        inputs = dict(config.inputs(step, split), n=n, points=config.points, choices=choices, limits=config.limits)
+        found = config.stage(f"early/{step}-{split}", inputs, compute)
         if not found["index"]:
             skipped[f"{step} {split}"] = "no decision of this checkpoint has a trace and an action"
             continue
-        columns = dict(area_action=found["area_action"], area_distribution=found["area_distribution"])
+        columns = {metric: found[metric] for metric in ("area_action", "area_distribution", "area_filler")}
+        columns["area_difference"] = [a - b for a, b in zip(found["area_filler"], found["area_action"])]
         columns |= {f"same_{share * 100:.0f}": [bool(s[k]) for s in found["same"]] for k, share in enumerate(SHARES)}
         for metric, values in columns.items():
             kept = [(v, prompts[i].decision.episode) for v, i in zip(values, found["index"]) if v is not None]

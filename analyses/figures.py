@@ -9,7 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from interp import captions, captions_calibration, captions_patching, plots, plots_calibration, plots_patching, report
+from interp import (
+    captions, captions_calibration, captions_patching, captions_traces, plots, plots_calibration, plots_patching, plots_traces, report,
+)  # fmt: skip
 from interp.tables import read_table
 
 #: Figures in reading order: name, heading, table, plot, caption.
@@ -26,15 +28,19 @@ FIGURES = (
     ("patching_spans", "Which part of the prompt acts, and at which layer", "patching", plots_patching.spans, captions_patching.spans),
     ("patching_screen", "Attribution patching against true patching", "patching", plots_patching.screen, captions_patching.screen),
     ("reliance", "Prompt reliance", "reliance", plots.reliance, captions.reliance),
-    ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
-    ("early", "Early answering", "early", plots.early, captions.early),
-    ("shares", "What the action attends to and depends on", "shares", plots.shares, captions.shares),
-    ("steering", "Steering along the probe's direction", "steering", plots.steering, captions.steering),
+    ("conflict", "Conflicting traces", "conflict", plots_traces.conflict, captions_traces.conflict),
+    ("conflict_shift", "How far another trace moves the action", "conflict", plots_traces.conflict_shift, captions_traces.conflict_shift),
+    ("removal", "A trace removed against a wrong one", "conflict", plots_traces.removal, captions_traces.removal),
+    ("early", "Early answering", "early", plots_traces.early, captions_traces.early),
+    ("shares", "What the action attends to and depends on", "shares", plots_traces.shares, captions_traces.shares),
+    ("steering", "Steering along the probe's direction", "steering", plots_traces.steering, captions_traces.steering),
 )
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
-OPTIONAL = ("calibration", "online_official", "early", "shares", "steering", "patching_spans", "patching_screen")
+OPTIONAL = (
+    "calibration", "online_official", "early", "shares", "steering", "patching_spans", "patching_screen", "conflict_shift", "removal",
+)  # fmt: skip
 
 
 def draw(tables: Path, out: Path) -> list[Path]:
@@ -66,8 +72,7 @@ def draw(tables: Path, out: Path) -> list[Path]:
             entries.append(report.Entry(name, title, table, caption(frame), True, provenance))
         except (FileNotFoundError, ValueError) as problem:
             figures.pop(name, None)
-            if name in OPTIONAL and name != table:
-                continue  # the table was made without what this figure of several shows
+OPTIONAL = ()
             entries.append(report.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
     written = report.save_html(figures, out)
     static = report.save_static(figures, out)

@@ -24,6 +24,8 @@ class Config(Study):
     """Decisions to steer, in-domain (0: 24 quick, 80 full; at most half of them, the others give the direction)."""
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
     """Strengths, in units of the residual's mean norm at the boundary."""
+    per_decision: int = 5
+    """Of the random directions, how many each decision is steered along; the next decision takes the next ones (0: all)."""
     positions: tuple[Position, ...] = POSITIONS
     """Which tokens are steered."""
     layer: int = -1
@@ -65,7 +67,8 @@ def run(config: Config) -> None:
     for step, position in config.cells("steering", config.positions, steps):
         model = config.model(step)
         layer = (model.n_layers - 1) // 2 if config.layer < 0 else config.layer
-        inputs = dict(config.inputs(step, split), n=n, alphas=config.alphas, position=position, layer=layer, limits=config.limits)
+        inputs = dict(config.inputs(step, split), n=n, alphas=config.alphas, position=position, layer=layer, limits=config.limits,
+                      per_decision=config.per_decision)
 
         def compute():
             try:
@@ -73,7 +76,7 @@ def run(config: Config) -> None:
             except ValueError as problem:  # nothing parsed, or always the same: said in the provenance, the others go on
                 return dict(skipped=str(problem))
             found = steer(model, prompts[:n], given, layer, target=a, position=position, alphas=config.alphas, classify=target, parser=config.parse,
-                          unsteered=config.decoded(step, split, "cot")[:n], max_new_tokens=config.limits["cot"])
+                          per_decision=config.per_decision or None, unsteered=config.decoded(step, split, "cot")[:n], max_new_tokens=config.limits["cot"])
             columns = [dict(direction=c.kind, alpha=c.alpha, **{m: [x.tolist() for x in found.column(c.kind, c.alpha, m)] for m in METRICS})
                        for c in found.cells]
             return dict(skipped="", columns=columns,
@@ -93,4 +96,4 @@ def run(config: Config) -> None:
                 rows.append(place | estimate)
     if not rows:
         raise NotApplicable(f"No checkpoint has a direction to steer along: {next(iter(skipped.values()))}")
-    config.write("steering", rows, started, layer=layer, made=made, skipped=skipped)
+    config.write("steering", rows, started, layer=layer, directions=RANDOM, per_decision=config.per_decision or RANDOM, made=made, skipped=skipped)

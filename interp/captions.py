@@ -10,7 +10,7 @@ import html
 
 import pandas as pd
 
-from interp.style import ALONG, ARMS, CONTROLS, LABELS, SHARES, SPANS, SPLITS, STEERED, STYLE, VERSIONS, pick, splits_of
+from interp.style import CONTROLS, LABELS, SPLITS, STYLE, pick, splits_of
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
 _ACCURACIES = {
@@ -132,94 +132,6 @@ def reliance(frame: pd.DataFrame) -> str:
         for name, rows in _by_split(frame)
     ]
     return _paragraph(lead, lines)
-
-
-def conflict(frame: pd.DataFrame) -> str:
-    """Keep and follow per arm at the last checkpoint, per split, and whether self-splice reproduces every action."""
-    lead = "The agent's own prompt with an inserted trace: keep, follow and other action per arm."
-    lines = []
-    for name, rows in _by_split(frame):
-        arms = []
-        for arm in ARMS:
-            of = pick(rows, arm=arm)
-            ends = {metric: _last(of, metric) for metric in ("keep", "follow")}
-            words = [f"{metric} {_estimate(row)}" for metric, row in ends.items() if row is not None]
-            if words:
-                arms.append(f"{ARMS[arm]} {_join(words)}")
-        lines.append(f"{name}, step {int(rows['step'].max())}: {'; '.join(arms)}. {_size(rows)}")
-        alien = _change(pick(rows, arm="other_state"), "logp_trace", "log-probability of the other state's trace")
-        lines += [f"{name}: {alien}, in nats per token."] if alien else []
-    splice = pick(frame, arm="self_splice", metric="keep")["value"]
-    if len(splice):
-        failed = f"failed: keep falls to {splice.min():.3f}"
-        verdict = "passed: keep = 1 at every checkpoint" if (splice == 1).all() else failed
-        lines.append(f"Self-splice check {verdict}.")
-    leak = pick(frame, metric="leak_rate").dropna(subset="value")
-    if len(leak):
-        worst = leak.loc[leak["value"].idxmax()]
-        lines.append(f"Highest leak rate of action mentions: {_estimate(worst)} ({ARMS[worst['arm']]}).")
-    return _paragraph(lead, lines)
-
-
-def early(frame: pd.DataFrame) -> str:
-    """Area over the curve and the rate of the same action without the trace, at the first and last checkpoint, per split."""
-    lead = (
-        "Early answering: the action after parts of the agent's own trace against the action after all of it; area over the "
-        "curve (top; 0: the trace is not needed, 1: all of it is) and rate of the same action (bottom)."
-    )
-    words = {"area_action": "area for the action", "area_distribution": "for the distribution over admissible actions"}
-    words |= {"same_0": "same action without the trace", "same_50": "after half of it"}
-    lines = [f"{name}: {_join([_change(rows, metric, word) for metric, word in words.items()])}. {_size(rows)}" for name, rows in _by_split(frame)]
-    return _paragraph(lead, lines)
-
-
-def shares(frame: pd.DataFrame, version: str = "sink_free") -> str:
-    """Ratio of share to token share of the CoT and of the prompt's spans at the first and last checkpoint, per split and definition."""
-    lead = (
-        "What the action's tokens attend to and depend on behind the agent's own trace: a span's share over its share of the "
-        f"tokens, {VERSIONS[version]}, means over layers (1 = as a uniform reader)."
-    )
-    lines = []
-    for name, rows in _by_split(pick(frame, version=version)):
-        for definition, word in SHARES.items():
-            of = pick(rows, definition=definition)
-            ratios = pick(of, metric="ratio").assign(metric=lambda table: table["span"])
-            changes = [_change(ratios, span, SPANS[span]) for span in ("task", "history", "observation", "cot")]
-            if any(changes):
-                shared = pick(of, span="cot").dropna(subset="value")
-                parts = [_last(shared, metric) for metric in ("share", "token_share")]
-                cot = ""
-                if not any(part is None for part in parts):
-                    of_tokens = f"{_estimate(parts[0])} of the total and {parts[1]['value']:.2f} of the tokens"
-                    cot = f" At step {int(parts[0]['step'])} the CoT has {of_tokens}."
-                lines.append(f"{name}, {word}: {_join(changes)}.{cot} {_size(ratios)}")
-    return _paragraph(lead, lines)
-
-
-def steering(frame: pd.DataFrame) -> str:
-    """Flips along the probe's direction at the largest alpha, per position, at the first and last checkpoint; baselines at the last; parse rates."""
-    lead = (
-        "A direction added to the residual stream while the action is decoded: share of decisions whose action changes (flips), and changes to the "
-        "class that the direction points to. Flips are less the alpha 0 resample rate; orthogonal: mean of the random "
-        "directions; baselines at the last step."
-    )
-    alpha = frame["alpha"].max()
-    top, lines = pick(frame, alpha=alpha), []
-    for position in (name for name in STEERED if (frame["position"] == name).any()):
-        along = pick(top, position=position, direction="probe")
-        kinds = [_join([_change(along, metric, word) for metric, word in {"to_target": "probe's direction to target", "flip": "flips"}.items()])]
-        for kind in ALONG[1:]:
-            end = _last(pick(top, position=position, direction=kind), "to_target")
-            kinds += [f"{STYLE[f'along_{kind}'][0]} to target {_estimate(end)}"] if end is not None else []
-        lines.append(f"{STEERED[position][0].upper()}{STEERED[position][1:]}, alpha {alpha:g}: {_join(kinds, '; ')}.")
-    parsed = pick(frame, metric="parse", direction="probe").dropna(subset="value")
-    if len(parsed):
-        worst = parsed.loc[parsed["value"].idxmin()]
-        lines.append(
-            f"Lowest parse rate along the probe's direction: {_estimate(worst)} ({STEERED[worst['position']]}, alpha {worst['alpha']:g}, "
-            f"step {int(worst['step'])})."
-        )
-    return _paragraph(lead, [*lines, _size(pick(frame, metric="flip", direction="probe"))])
 
 
 def _by_split(frame):

@@ -1,14 +1,21 @@
-"""Conflicting traces: the model's own prompt with a trace that is not the one it wrote, and what it then does."""
+"""Conflicting traces: the model's own prompt with a trace that is not the one it wrote, and what it then does.
+
+>>> found = conflict(model, prompts, decode(model, prompts, "cot"))
+>>> found["other_state"].follow.mean(), found["self_splice"].keep.all()       # the second must be True: the own trace spliced back
+>>> shifts(model, prompts, found, most=20)["other_state"].distance            # the same on the distribution over admissible actions
+>>> contrast(found["empty"], found["other_state"]).removed                    # flips without a trace, and under a wrong one
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from interp.decoding import LIMITS, Said, said
+from interp.decoding import LIMITS, Said, preferences, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
 
@@ -24,7 +31,8 @@ class Outcome:
 
     `action`: what was done (None: unparsed); `own`: the prompt's own CoT action; `argued`: the action the trace argues
     for (None where it argues for none); `leaked`: the trace named that action word for word before it was stripped;
-    `logp`: log p(trace and its closing tags | prompt) per token, in nats (an alien trace ignored may be competence).
+    `logp`: log p(trace and its closing tags | prompt) per token, in nats (an alien trace ignored may be competence), and
+    `logp_own`, the own trace's at the same decisions; `leads`: what was put behind the prompt, ids up to the opened action tag.
     """
 
     arm: str
@@ -34,6 +42,8 @@ class Outcome:
     argued: list[str | None]
     leaked: np.ndarray
     logp: np.ndarray
+    logp_own: np.ndarray
+    leads: list[list[int]]
 
     @property
     def keep(self) -> np.ndarray:
@@ -46,6 +56,36 @@ class Outcome:
     @property
     def unparsed(self) -> np.ndarray:
         return np.array([a is None for a in self.action], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far one arm's trace moves the distribution over the admissible actions from where the own trace has it, each array [decision].
+
+    `index` into the prompts; `distance`: total variation, 0 to 1; `own` and `argued`: probability of the own action and of the
+    argued one behind the arm's trace, `own_before` and `argued_before` behind the own trace (NaN where the action is not
+    admissible, or where the trace argues for none).
+    """
+
+    index: Int[np.ndarray, "decision"]
+    distance: Float[np.ndarray, "decision"]
+    own: Float[np.ndarray, "decision"]
+    own_before: Float[np.ndarray, "decision"]
+    argued: Float[np.ndarray, "decision"]
+    argued_before: Float[np.ndarray, "decision"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Flips of the own action where its trace was removed and where it was replaced, at the decisions that both arms have, each [decision].
+
+    An action that did not parse is a flip; `parsed`: both arms' actions did.
+    """
+
+    index: Int[np.ndarray, "decision"]
+    removed: Bool[np.ndarray, "decision"]
+    substituted: Bool[np.ndarray, "decision"]
+    parsed: Bool[np.ndarray, "decision"]
 
 
 def sentences(trace: str) -> list[str]:
@@ -82,6 +122,12 @@ def resample(model, prompts: Sequence[Prompt], parser: Callable[[str], str | Non
     return [[said(fmt, found[i].ids, "cot", parser) for found in out.values()] for i in range(len(prompts))]
 
 
+def filler(fmt, trace: str) -> list[int]:
+    """Full stops of as many tokens as a trace has, between the trace's tags, up to the opened action tag."""
+    length = len(fmt.encode(trace))
+    return fmt.with_trace((fmt.encode(FILLER) * length)[:length])
+
+
 def _trace(arm: str, index: int, prompts, decoded, drawn, rng) -> tuple[list[int], str | None, bool] | None:
     """What an arm puts behind the prompt up to the opened action, the action it argues for, and whether it leaked it.
 
@@ -96,8 +142,7 @@ def _trace(arm: str, index: int, prompts, decoded, drawn, rng) -> tuple[list[int
     if arm == "shuffled_words":
         return fmt.with_trace(" ".join(rng.permutation(own.trace.split()))), None, False
     if arm == "filler":
-        length = len(fmt.encode(own.trace))
-        return fmt.with_trace((fmt.encode(FILLER) * length)[:length]), None, False
+        return filler(fmt, own.trace), None, False
     if arm == "empty":
         return fmt.with_trace(""), None, False
     if arm == "resampled":
@@ -119,12 +164,13 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
     Arms: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
     trace), `other_state` (another episode's trace, its action stripped), `resampled` (a trace that the model itself drew here at
     temperature 1 on the way to another action, one of `SAMPLES` of at most `trace_tokens`, its action stripped), `shuffled_words`, `filler` (full stops, equal
-    length), `empty`. Decisions whose own decoding did not parse, or that find no donor with words beside its action, are left out; an arm without any
-    has empty arrays. Raises ValueError for an arm that is not known.
+    length), `empty`. `self_splice` is always among them. Decisions whose own decoding did not parse, or that find no donor with
+    words beside its action, are left out; an arm without any has empty arrays. Raises ValueError for an arm that is not known.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise ValueError(f"There is no arm {unknown[0]!r}: the arms are {', '.join(ARMS)}.")
+    arms = tuple(dict.fromkeys(("self_splice", *arms)))
     usable = complete(prompts, decoded)
     traces, variants, drawn = {}, {}, {}
     if "resampled" in arms and usable:
@@ -140,5 +186,40 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
         words = [said(prompts[i].format, out[arm][i].ids, "prompt", parser) for i in index]
         found[arm] = Outcome(arm, np.array(index, dtype=int), [w.action for w in words], [decoded[i].action for i in index],
                              [traces[arm][i][1] for i in index], np.array([traces[arm][i][2] for i in index], dtype=bool),
-                             np.array([out[arm][i].logp for i in index]))
+                             np.array([out[arm][i].logp for i in index]), np.array([out["self_splice"][i].logp for i in index]),
+                             [traces[arm][i][0] for i in index])
     return found
+
+
+def shifts(model, prompts: Sequence[Prompt], outcomes: Mapping[str, Outcome], most: int | None = None) -> dict[str, Shift]:
+    """Read the distribution over the admissible actions behind every arm's trace, at the first `most` decisions that list some.
+
+    outcomes: what `conflict` gave for these prompts. Each prompt is read once; a long list of admissible actions costs most.
+    """
+    own = outcomes["self_splice"]
+    place = {arm: {int(i): k for k, i in enumerate(found.index)} for arm, found in outcomes.items()}
+    rows: dict[str, list] = {arm: [] for arm in outcomes}
+    for i in [int(i) for i in own.index if prompts[i].decision.admissible][:most]:
+        here, where = [arm for arm in outcomes if i in place[arm]], {a: k for k, a in enumerate(prompts[i].decision.admissible)}
+        likely = preferences(model, prompts[i], [outcomes[arm].leads[place[arm][i]] for arm in here])
+        before = likely[here.index("self_splice")]
+        for arm, after in zip(here, likely):
+            at = [where.get(side[place[arm][i]]) for side in (outcomes[arm].own, outcomes[arm].argued)]
+            masses = [np.nan if k is None else p[k] for k in at for p in (after, before)]
+            rows[arm].append((i, abs(after - before).sum() / 2, *masses))
+    columns = {arm: np.array(found, dtype=float).reshape(-1, 6).T for arm, found in rows.items()}
+    return {arm: Shift(index.astype(int), *rest) for arm, (index, *rest) in columns.items()}
+
+
+def contrast(removed: Outcome, substituted: Outcome) -> Contrast:
+    """Hold flips without a trace (`empty`, `filler`) against flips under another one (`other_state`), on the same decisions.
+
+    Source: arXiv 2603.01437, which reports 2-14 % for removal and 52-78 % for a wrong trace.
+    """
+    index, a, b = np.intersect1d(removed.index, substituted.index, return_indices=True)
+    return Contrast(index, ~removed.keep[a], ~substituted.keep[b], ~(removed.unparsed[a] | substituted.unparsed[b]))
+
+
+def likelier(logp: Float[np.ndarray, "decision"]) -> Bool[np.ndarray, "decision"]:
+    """Which traces are the likelier half, by log p(trace | prompt) per token: at the median or above."""
+    return logp >= np.median(logp)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from interp.generation import Memory, continue_each
 from interp.models import layers_of
@@ -103,3 +105,12 @@ def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[st
         found.append(score(model, model.read(lead[:-1], model.new_cache(layers_of(cache))), [[lead[-1], *a] for a in actions], [len(a) for a in actions]))
     lengths = torch.tensor([len(a) for a in actions])
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
+
+
+def preferences(model, prompt: Prompt, traces: Sequence[Sequence[int]]) -> Float[np.ndarray, "trace admissible"]:
+    """The distribution over a decision's admissible actions behind each trace: its forced choice by summed log-probability, normalised.
+
+    traces: ids from the boundary up to the opened action tag, a mode's opening with them. Raises ValueError where none is admissible.
+    """
+    opening = len(prompt.format.opening("cot"))
+    return choose(model, prompt, prompt.decision.admissible, [ids[opening:] for ids in traces])[..., 0].double().softmax(-1).numpy()

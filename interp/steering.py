@@ -35,7 +35,8 @@ class Steered:
     """One kind of direction at one alpha, each array [direction, decision].
 
     `action`: what was done (None: unparsed); `flip`: it is not the unsteered action; `parsed`: it is an action; `judged`:
-    the unsteered text is one as well; `to_target`: a flip into the target class, from another one.
+    the unsteered text is one as well; `to_target`: a flip into the target class, from another one. Of a kind of which each decision
+    is steered along m directions only, row k holds direction (m * i + k) mod their number at decision i.
     """
 
     kind: str
@@ -140,7 +141,7 @@ def _chunks(lengths: Sequence[int], cells: int, batch_tokens: int) -> Iterator[l
 
 
 def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress) -> list[list[tuple[int, ...]]]:
-    """Generated ids [cell][decision]; what lies before the first steered token is read once for all cells."""
+    """Generated ids [cell][decision] for vectors [cell, decision, d_model]; what lies before the first steered token is read once for all cells."""
     fmt = prompts[0].format
     tag, stop = _Tag(fmt), fmt.ended(mode)
     found = [[s.ids for s in unsteered] for _ in vectors]
@@ -162,7 +163,7 @@ def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, b
             cells, rows = (list(x) for x in zip(*chunk))
             own = [group[r] for r in rows]
             width = max(len(prefixes[r]) for r in own)
-            edits = _Edits(layer, position, tag, vectors[cells], [flags[r] for r in own], [mode == "prompt" or bool(begun[r]) for r in own])
+            edits = _Edits(layer, position, tag, vectors[cells, [which[r] for r in own]], [flags[r] for r in own], [mode == "prompt" or bool(begun[r]) for r in own])
             out = _continue(model, [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], [suffixes[r] for r in own], stop,
                             limit - min(len(begun[r]) for r in own), _picker(0, 0, model.device), begun=[begun[r] for r in own], edits=edits)
             for cell, r, continuation in zip(cells, own, out):
@@ -188,7 +189,7 @@ def _plain(model, prompt: Prompt, vector, layer, position, mode, limit) -> tuple
     return tuple(out)
 
 
-def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[str, np.ndarray]:
+def _check(model, prompts, directions, layer, position, mode, alphas, per_decision) -> dict[str, np.ndarray]:
     """The directions as unit rows [direction, d_model], or a ValueError."""
     if not prompts:
         raise ValueError("There is nothing to steer: the list of prompts is empty.")
@@ -202,6 +203,8 @@ def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[st
         raise ValueError(f"The layer must be one of 0 to {model.n_layers - 1}, not {layer}.")
     if not len(alphas) or not np.isfinite(alphas).all():
         raise ValueError(f"The alphas must be some finite numbers, not {list(alphas)}.")
+    if per_decision is not None and per_decision < 1:
+        raise ValueError(f"Each decision is steered along at least one direction of a kind, not {per_decision}.")
     if not directions:
         raise ValueError("No direction is given: name at least one kind.")
     found = {}
@@ -217,33 +220,38 @@ def _check(model, prompts, directions, layer, position, mode, alphas) -> dict[st
 def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.ndarray, "direction d_model"]], layer: int, *, target: str,
           position: Position = "boundary", alphas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), mode: Literal["cot", "prompt"] = "cot",
           classify: Callable[[str], str] = actions.target, parser: Callable[[str], str | None] = str, unsteered: Sequence[Said] | None = None,
-          max_new_tokens: int | None = None, batch_tokens: int = 24576, progress: bool = False) -> Steering:
+          per_decision: int | None = None, max_new_tokens: int | None = None, batch_tokens: int = 24576, progress: bool = False) -> Steering:
     """Add alpha * norm * direction to `resid_post` of one layer while decoding greedily: every direction at every alpha.
 
     directions: kind -> one vector or several, of any length (they are made unit vectors). alphas: in units of the mean norm
     of that residual at these prompts' boundary. target: the class, by `classify`, that the directions point to.
     position: `boundary`, the last prompt token; `cot`, from there until the action tag is open (the trace's tags among it);
     `action`, from the token that completes that tag on; `everywhere`, all of these. unsteered: what `decode` gave in this
-    mode with the same parser and limit, where it is known already. max_new_tokens: `LIMITS[mode]` where None.
+    mode with the same parser and limit, where it is known already. per_decision: of a kind of more directions than this, each
+    decision is steered along that many, the next decision along the next ones, so that all of them count alike for less work (None:
+    every direction at every decision). max_new_tokens: `LIMITS[mode]` where None.
     Flips are counted against the unsteered action. Raises ValueError for no prompts, an unknown position, mode or layer,
     position `cot` in mode `prompt`, alphas that are not finite, and directions that are zero or of another width.
     """
-    units, limit = _check(model, prompts, directions, layer, position, mode, alphas), max_new_tokens or LIMITS[mode]
+    units, limit = _check(model, prompts, directions, layer, position, mode, alphas, per_decision), max_new_tokens or LIMITS[mode]
     norm = float(capture(model, prompts, ["resid_post"], layers=[layer]).values[:, 0, 0].norm(dim=-1).mean())
     unsteered = decode(model, prompts, mode, parser=parser, max_new_tokens=limit, progress=progress) if unsteered is None else list(unsteered)
     if len(unsteered) != len(prompts):
         raise ValueError(f"There are {len(prompts)} prompts but {len(unsteered)} unsteered decodings: give one for each.")
+    along = {kind: min(len(rows), per_decision or len(rows)) for kind, rows in units.items()}
     # alpha 0 is the same run for every direction
-    cells = [(kind, i, alpha) for kind, rows in units.items() for alpha in dict.fromkeys(alphas) if alpha for i in range(len(rows))]
-    vectors = np.stack([np.zeros(model.d_model), *(alpha * norm * units[kind][i] for kind, i, alpha in cells)])
+    cells = [(kind, k, alpha) for kind, m in along.items() for alpha in dict.fromkeys(alphas) if alpha for k in range(m)]
+    vectors = np.zeros((1 + len(cells), len(prompts), model.d_model))
+    for cell, (kind, k, alpha) in enumerate(cells, start=1):
+        vectors[cell] = alpha * norm * units[kind][(along[kind] * np.arange(len(prompts)) + k) % len(units[kind])]
     vectors = torch.tensor(vectors, dtype=model.dtype, device=model.device)
     if fast := model.support.trajectory == "fast":
         out = _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress)
     else:
-        out = [[_plain(model, p, vector, layer, position, mode, limit) for p in prompts] for vector in vectors]
+        out = [[_plain(model, p, vector, layer, position, mode, limit) for p, vector in zip(prompts, each)] for each in vectors]
     did = [[said(prompts[0].format, ids, mode, parser).action for ids in each] for each in out]
     before, of = [s.action for s in unsteered], dict(zip(cells, did[1:]))
-    rows = [(kind, alpha, [of.get((kind, i, alpha), did[0]) for i in range(len(units[kind]))]) for kind in units for alpha in dict.fromkeys(alphas)]
+    rows = [(kind, alpha, [of.get((kind, k, alpha), did[0]) for k in range(m)]) for kind, m in along.items() for alpha in dict.fromkeys(alphas)]
     return Steering(position, mode, int(layer), norm, target, "batched" if fast else f"plain loop: {model.support.reason}", before,
                     np.array([a != b for a, b in zip(did[0], before)]),
                     tuple(_counted(kind, float(alpha), action, before, classify, target) for kind, alpha, action in rows))

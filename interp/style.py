@@ -48,6 +48,7 @@ STYLE = {
     "total": ("total", BLACK, "solid", "diamond"),
     "interaction": ("interaction", GREY, "dot", "x"),
     "area_action": ("area over the curve, action", VERMILION, "solid", "circle"),
+    "area_filler": ("the same behind full stops of equal length", GREY, "dot", "x"),
     "area_distribution": ("area over the curve, distribution over admissible actions", ORANGE, "dash", "triangle-up"),
     "same_0": ("same action without the trace", BLUE, "solid", "square"),
     "same_25": ("after a quarter", SKY, "dash", "diamond"),
@@ -210,9 +211,10 @@ def panels(frame: pd.DataFrame, name: str, rows: dict[str, int], provenance: dic
         fig.update_yaxes(title=title, row=row, col=1)
         for col in range(1, len(splits) + 1):
             step_axis(fig, steps, row, col, title=row == len(rows))
-    if len(rows) > 1:
-        fig.update_layout(legend2=dict(y=(list(rows.values())[1] + 6) / height, x=0, orientation="h", font_size=14))
-        fig.update_layout(legend2_yanchor="bottom")
+    heights = list(rows.values())
+    for i in range(1, len(heights)):  # each row has its legend above it
+        top = sum(heights[i:]) + gap * (len(heights) - 1 - i)
+        fig.update_layout({f"legend{i + 1}": dict(y=(top + 6) / height, x=0, orientation="h", font_size=14, yanchor="bottom")})
     return fig
 
 
@@ -224,7 +226,7 @@ def draw_metrics(fig, frame, metrics, row, thin=(), steps=None, legend=True):
     for col, split in enumerate(splits_of(frame), start=1):
         for order, metric in enumerate(metrics):
             rows = pick(frame, split=split, metric=metric)
-            legend_name = "legend" if row == 1 else "legend2"
+            legend_name = "legend" if row == 1 else f"legend{row}"
             # Whiskers of a single checkpoint stand side by side.
             shift = 0.08 * (order - (len(metrics) - 1) / 2) if len(steps) == 1 else 0.0
             draw_line(fig, rows, steps, metric, row, col, metric in thin, legend and col == 1, legend_name, shift)

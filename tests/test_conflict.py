@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.conflicts import ARMS, Outcome, conflict, donor, resample, strip_action
-from interp.decoding import Said, decode, said
+from interp.conflicts import ARMS, Outcome, conflict, contrast, donor, likelier, resample, shifts, strip_action
+from interp.decoding import Said, choose, decode, said
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,8 @@ def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_pro
     # the own trace is the likeliest
     own = outcomes["self_splice"]
     likely = dict(zip(own.index, own.logp))
+    for found in outcomes.values():  # its own at the same decisions stands beside every arm's
+        assert found.logp_own.tolist() == [likely[i] for i in found.index] and len(found.leads) == len(found.index)
     for arm in ("shuffled_words", "filler"):
         assert own.logp.mean() > outcomes[arm].logp.mean() and set(outcomes[arm].index) == set(likely)
 
@@ -179,7 +181,8 @@ def test_stripping_sees_an_action_that_begins_a_sentence():
 
 
 def test_readings_of_an_outcome():
-    found = Outcome("other_state", np.arange(4), ["a", "b", None, "c"], ["a", "a", "a", "a"], ["b", "b", None, "b"], np.zeros(4, bool), np.zeros(4))
+    found = Outcome("other_state", np.arange(4), ["a", "b", None, "c"], ["a", "a", "a", "a"], ["b", "b", None, "b"], np.zeros(4, bool), np.zeros(4),
+                    np.zeros(4), [[]] * 4)
     assert found.keep.tolist() == [True, False, False, False] and found.follow.tolist() == [False, True, False, False]
     assert found.unparsed.tolist() == [False, False, True, False]
 
@@ -188,3 +191,50 @@ def test_a_donor_trace_that_says_nothing_but_its_action_is_no_argument(trained, 
     bare = [replace(s, trace=f"So {s.action}.") if s.action else s for s in spoken]
     found = conflict(trained, trained_prompts, bare, ["other_state"], seed=1)["other_state"]
     assert len(found.index) == 0
+
+
+@pytest.fixture(scope="module")
+def moved(trained, trained_prompts, outcomes):
+    return shifts(trained, trained_prompts, outcomes, most=6)
+
+
+def test_a_shift_is_the_distance_from_the_distribution_behind_the_own_trace(moved, outcomes, trained, trained_prompts):
+    """The slow twin: each trace by itself, whose closed tags and ids `choose` reads one at a time."""
+    own = moved["self_splice"]
+    assert own.index.tolist() == outcomes["self_splice"].index[:6].tolist() and (own.distance == 0).all()
+    for column in (own.argued, own.own_before):
+        np.testing.assert_array_equal(column, own.own)
+    moves = 0
+    for arm, found in moved.items():
+        assert set(found.index) == set(outcomes[arm].index) & set(own.index) and (found.distance >= 0).all() and (found.distance <= 1).all()
+        for k, i in enumerate(found.index):
+            fmt, candidates, row = trained_prompts[i].format, trained_prompts[i].decision.admissible, outcomes[arm].index.tolist().index(i)
+            whole = [outcomes[a].leads[outcomes[a].index.tolist().index(i)] for a in ("self_splice", arm)]
+            before, after = (choose(trained, trained_prompts[i], candidates, [ids[len(fmt.opening("cot")):]])[0, :, 0].softmax(-1) for ids in whole)
+            assert found.distance[k] == pytest.approx(float((after - before).abs().sum() / 2), abs=1e-5)
+            for action, now, then in ((outcomes[arm].own[row], found.own[k], found.own_before[k]), (outcomes[arm].argued[row], found.argued[k], found.argued_before[k])):
+                if action in candidates:
+                    assert (now, then) == pytest.approx((float(after[candidates.index(action)]), float(before[candidates.index(action)])), abs=1e-5)
+                else:
+                    assert np.isnan([now, then]).all()
+            moves += found.distance[k] > 0.01
+    assert moves > 5 and np.isnan(moved["empty"].argued).all() and np.isfinite(moved["other_state"].argued).all()
+
+
+def test_decisions_that_list_no_actions_have_no_distribution(trained, trained_prompts, spoken):
+    alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts[:3]]
+    found = shifts(trained, alone, conflict(trained, alone, spoken[:3], ["empty"]))
+    assert all(len(s.index) == len(s.distance) == len(s.own) == 0 for s in found.values())
+
+
+def outcome(arm, index, action):
+    n = len(index)
+    return Outcome(arm, np.array(index), action, ["a"] * n, [None] * n, np.zeros(n, bool), np.zeros(n), np.zeros(n), [[]] * n)
+
+
+def test_removal_and_substitution_are_counted_on_the_decisions_that_both_have():
+    found = contrast(outcome("empty", [0, 2, 3, 7], ["a", None, "b", "a"]), outcome("other_state", [7, 3, 1, 2], ["b", None, "b", "a"]))
+    assert found.index.tolist() == [2, 3, 7]
+    assert found.removed.tolist() == [True, True, False] and found.substituted.tolist() == [False, True, True]
+    assert found.parsed.tolist() == [False, False, True]
+    assert likelier(np.array([-3.0, -1.0, -2.0])).tolist() == [False, True, True]

@@ -21,7 +21,8 @@ def found(trained, trained_prompts, spoken):
 
 def test_the_whole_trace_gives_the_own_action_and_distribution(found, spoken):
     assert found.index.tolist() == [i for i, s in enumerate(spoken) if s.action is not None and s.trace] and len(found.index) > 10
-    for share, same, distance in zip(found.share, found.same, found.distance):
+    for share, same, distance, filler in zip(found.share, found.same, found.distance, found.filler):
+        assert filler[0] == same[0] and len(filler) == len(same)  # no full stops are no trace
         assert share[0] == 0 and share[-1] == 1 and (np.diff(share) > 0).all() and len(share) == len(same) == len(distance) <= 6
         assert same[-1] and distance[-1] == 0 and (distance >= 0).all() and (distance <= 1).all()
 
@@ -43,13 +44,32 @@ def test_each_part_is_decoded_as_that_trace_by_itself(found, trained, trained_pr
             assert distance == pytest.approx(abs(p - q).sum() / 2, abs=1e-4)
 
 
+def test_filler_is_as_long_as_the_part_it_stands_for(trained, trained_prompts, spoken, monkeypatch):
+    from interp import early as module
+
+    given, real = [], module.continue_each
+    monkeypatch.setattr(module, "continue_each", lambda model, rows, variants, *a, **k: given.append(variants) or real(model, rows, variants, *a, **k))
+    found = early_answers(trained, trained_prompts[:24], spoken, choices=2)
+    fmt, read = trained_prompts[0].format, 0
+    for k, i in enumerate(found.index):
+        for p, share in enumerate(found.share[k]):
+            part, dots = (given[0][f"{kind}{p}"][i] for kind in ("trace", "filler"))
+            if share < 1:
+                assert len(part) == len(dots) and set(fmt.text(dots).removeprefix("<think>").removesuffix("</think><action>")) <= {"."}
+                read += len(dots) > 8
+    assert read > 5
+    assert [len(d) > 0 for d in found.distance] == [k < 2 for k in range(len(found.index))]  # distributions of the first two only
+
+
 def test_areas_and_curves_are_those_of_the_steps():
     flat = np.array([0, 0.25, 0.5, 0.75, 1])
     one = EarlyAnswers(np.arange(3), [flat, flat, np.array([0, 1.0])], [np.array([1, 1, 1, 1, 1]) > 0, np.array([0, 0, 0, 0, 1]) > 0, np.array([0, 1]) > 0],
-                       [np.zeros(5), np.array([1, 1, 0.5, 0, 0]), np.array([])])
+                       [np.zeros(5), np.array([1, 1, 0.5, 0, 0]), np.array([])],
+                       [np.zeros(5) > 0, np.array([0, 0, 0, 1, 1]) > 0, np.array([1, 1]) > 0])
     np.testing.assert_allclose(one.area(), [0, 0.875, 0.5])
     np.testing.assert_allclose(one.area("distribution"), [0, 0.5, np.nan])
     np.testing.assert_array_equal(one.curve([0, 0.6, 1]), [[1, 1, 1], [0, 0, 1], [0, 0, 1]])
+    np.testing.assert_allclose(one.area("filler"), [1, 0.625, 0])
     with pytest.raises(ValueError, match="not of 'text'"):
         one.area("text")
 

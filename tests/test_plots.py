@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from analyses import figures
-from interp import captions, captions_patching, plots, plots_patching, report
+from interp import captions, captions_patching, captions_traces, plots, plots_patching, plots_traces, report
 from interp.tables import write_table
 
 ROOT = Path(__file__).parents[1]
@@ -131,11 +131,18 @@ def conflict_table() -> pd.DataFrame:
     frame.loc[exact, ["value", "low", "high"]] = 1.0
     columns = dict(step=STEPS, split=SPLITS, arm=list(keep), metric=("logp_trace",))
     logp = _table(columns, lambda row, progress: -3.0 + progress, 0.1, floor=None, top=None)
-    return pd.concat([frame, logp], ignore_index=True)
+    shifts = _table(dict(step=STEPS, split=SPLITS, arm=list(keep)[1:], metric=("shift", "mass_own", "mass_own_before", "mass_argued",
+                                                                             "mass_argued_before")), lambda row, progress: 0.6 - 0.2 * progress, 0.05)
+    halves = _table(dict(step=STEPS, split=SPLITS, arm=("other_state",), metric=("follow_likely", "follow_unlikely")), lambda *_: 0.7, 0.1)
+    rates = {"flip_removed": 0.3, "flip_substituted": 0.8, "flip_difference": 0.5}
+    flips = _table(dict(step=STEPS, split=SPLITS, arm=("filler", "empty"), metric=[m + s for m in rates for s in ("", "_parsed")]),
+                   lambda row, progress: rates[row["metric"].removesuffix("_parsed")] - 0.1 * progress, 0.05)
+    few = pd.concat([shifts, halves, flips]).assign(n=31, n_groups=12)
+    return pd.concat([frame, logp, few], ignore_index=True)
 
 
 def early_table() -> pd.DataFrame:
-    flat = {"area_action": 0.55, "area_distribution": 0.48, "same_0": 0.2, "same_25": 0.3, "same_50": 0.45, "same_75": 0.7}
+    flat = {"area_action": 0.55, "area_filler": 0.7, "area_distribution": 0.48, "same_0": 0.2, "same_25": 0.3, "same_50": 0.45, "same_75": 0.7}
     return _table(dict(step=STEPS, split=SPLITS, metric=list(flat)), lambda row, progress: flat[row["metric"]] + 0.1 * progress, 0.05)
 
 
@@ -264,8 +271,45 @@ def test_failed_self_splice_check_is_said():
     frame = conflict_table()
     where = (frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100)
     frame.loc[where, "value"] = 0.97
-    assert any("CHECK FAILED" in note.text for note in plots.conflict(frame).layout.annotations)
-    assert not any("CHECK FAILED" in note.text for note in plots.conflict(conflict_table()).layout.annotations)
+    assert any("CHECK FAILED" in note.text for note in plots_traces.conflict(frame).layout.annotations)
+    assert not any("CHECK FAILED" in note.text for note in plots_traces.conflict(conflict_table()).layout.annotations)
+
+
+def test_a_failed_self_splice_is_loud_in_the_caption():
+    frame = conflict_table()
+    assert "Self-splice check passed" in captions_traces.conflict(frame)
+    frame.loc[(frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100), "value"] = 0.97
+    assert "SELF-SPLICE CHECK FAILED: keep falls to 0.970" in captions_traces.conflict(frame)
+
+
+def test_a_table_of_before_the_distributions_is_drawn_without_them(no_browser, tmp_path):
+    frame = conflict_table()
+    old = frame[frame["metric"].isin(("keep", "follow", "other", "unparsed", "leak_rate", "logp_trace"))]
+    write_table(tmp_path / "tables", "conflict", old, PROVENANCE)
+    page = figures.draw(tmp_path / "tables", tmp_path / "figures")[-1].read_text()
+    assert "Conflicting traces" in page and "removed against" not in page and "How far another" not in page
+    assert (tmp_path / "figures" / "conflict.html").exists()
+    assert plots_traces.conflict(frame) == plots_traces.conflict(old)
+
+
+def test_removal_stands_beside_substitution_on_the_same_decisions():
+    frame = conflict_table()
+    drawn, text = plots_traces.removal(frame), captions_traces.removal(frame)
+    assert {trace.name for trace in drawn.data if trace.showlegend} == {"other state's trace", "filler", "empty"}
+    ends = [_said(frame, step=800, split="in_domain", arm="filler", metric=f"flip_{m}_parsed") for m in ("removed", "substituted", "difference")]
+    for end in ends:
+        assert f"{end} at step 800" in text
+    assert "In-domain, filler, both parsed: removed" in text and "n = 31 decisions in 12 episodes" in text
+
+
+def test_each_arms_shift_and_the_likelier_half_are_told():
+    frame = conflict_table()
+    drawn, text = plots_traces.conflict_shift(frame), captions_traces.conflict_shift(frame)
+    assert {t.name for t in drawn.data if t.showlegend and t.legend == "legend"} == {"truncated", "other state's trace", "shuffled words", "filler", "empty"}
+    assert f"filler {_said(frame, step=800, split='in_domain', arm='filler', metric='shift')}" in text
+    assert f"likelier half {_said(frame, step=0, split='in_domain', arm='other_state', metric='follow_likely')} at step 0" in text
+    tops = [drawn.layout[name].y for name in ("legend", "legend2", "legend3")]
+    assert tops == sorted(tops, reverse=True)
 
 
 def _said(frame: pd.DataFrame, **where) -> str:
@@ -352,15 +396,15 @@ def test_a_figure_of_a_table_from_before_is_left_out(no_browser, tmp_path):
 def test_log_probability_of_the_other_trace_is_in_the_caption():
     frame = conflict_table()
     ends = [_said(frame, step=step, split="in_domain", arm="other_state", metric="logp_trace") for step in (0, 800)]
-    text = captions.conflict(frame)
+    text = captions_traces.conflict(frame)
     assert f"other state's trace {ends[0]} at step 0 to {ends[1]} at step 800, in nats per token." in text
-    assert "log-probability" not in captions.conflict(frame[frame["metric"] != "logp_trace"])
+    assert "log-probability" not in captions_traces.conflict(frame[frame["metric"] != "logp_trace"])
 
 
 def test_shares_stand_on_a_log_axis_about_one():
     frame = shares_table()
     frame.loc[frame["span"] == "boundary", ["value", "low"]] = 0.0
-    figure = plots.shares(frame)
+    figure = plots_traces.shares(frame)
     assert all(axis.type == "log" for axis in figure.select_yaxes())
     assert {trace.name for trace in figure.data} == {"step 0", "step 800"} and len(figure.data) == 2 * 3 * 2
     assert {shape.y0 for shape in figure.layout.shapes} == {1} and len(figure.layout.shapes) == 6
@@ -369,34 +413,36 @@ def test_shares_stand_on_a_log_axis_about_one():
     for trace in figure.data:
         low = trace.y - trace.error_y.arrayminus
         assert (trace.y > 0).all() and (low > 0).all()
-    one = plots.shares(frame[frame["step"] == 800])
+    one = plots_traces.shares(frame[frame["step"] == 800])
     assert len(one.data) == 6 and all(float(x).is_integer() for x in one.data[0].x)
     with pytest.raises(ValueError, match="no rows with version = all"):
-        plots.shares(frame[frame["version"] != "all"], version="all")
+        plots_traces.shares(frame[frame["version"] != "all"], version="all")
 
 
 def test_shares_of_the_trace_are_in_the_caption():
     frame = shares_table()
     where = dict(split="in_domain", span="cot", definition="gradient_value", version="sink_free")
     ends = [_said(frame, step=step, metric="ratio", **where) for step in (0, 800)]
-    text = captions.shares(frame)
+    text = captions_traces.shares(frame)
     assert f"CoT {ends[0]} at step 0 to {ends[1]} at step 800" in text
     share = _said(frame, step=800, metric="share", **where)
     assert f"At step 800 the CoT has {share} of the total and 0.1" in text and "first position left out" in text
 
 
-def test_steering_is_drawn_at_the_first_and_last_checkpoint_and_told_at_the_largest_alpha():
+def test_steering_is_drawn_at_the_last_checkpoint_and_told_at_the_largest_alpha_that_parses():
     frame = steering_table()
-    drawn = plots.steering(frame)
-    assert drawn == plots.steering(frame[frame["step"].isin([0, 800])])
-    assert sum(t.name == "probe's direction" for t in drawn.data) == 2 * 2 * 4
+    drawn = plots_traces.steering(frame)
+    assert drawn == plots_traces.steering(frame[frame["step"] == 800])
+    assert sum(t.name == "probe's direction" for t in drawn.data) == 4 * 4
     ends = [_said(frame, step=step, position="cot", direction="probe", alpha=8.0, metric="to_target") for step in (0, 800)]
-    text = captions.steering(frame)
+    text = captions_traces.steering(frame)
     assert f"During the CoT, alpha 8: probe's direction to target {ends[0]} at step 0 to {ends[1]} at step 800, flips " in text
     lowest = frame.query("direction == 'probe' and metric == 'parse'")
     assert f"Lowest parse rate along the probe's direction: {lowest['value'].min():.2f} [" in text
+    broken = (frame["metric"] == "parse") & (frame["alpha"] == 8) & (frame["position"] == "cot") & (frame["step"] == 800)
+    assert "During the CoT, alpha 4: " in captions_traces.steering(frame.assign(value=frame["value"].mask(broken, 0.4)))
     with pytest.raises(ValueError, match="Figure steering"):
-        plots.steering(frame[frame["metric"] == "parse"])
+        plots_traces.steering(frame[frame["metric"] == "parse"])
 
 
 def test_toolbar_has_room_above_the_interactive_figure(tmp_path):

@@ -232,6 +232,7 @@ BAD = {
     "not finite": (dict(directions={"probe": np.full(32, np.nan)}), "must be finite"),
     "width": (dict(directions={"probe": np.ones(31)}), r"'probe' are of shape \(31,\).*32 numbers"),
     "no prompts": (dict(prompts=[]), "list of prompts is empty"),
+    "none per decision": (dict(per_decision=0), "at least one direction of a kind, not 0"),
     "decodings": (dict(unsteered=[]), "2 prompts but 0 unsteered"),
     "too long": (dict(max_new_tokens=2000), "reads at most 1024"),
 }
@@ -268,3 +269,18 @@ def test_no_hook_is_left_even_after_an_error(tokenizer, prompts, monkeypatch, su
     with pytest.raises(RuntimeError, match="out of memory"):
         steer(model, prompts[:2], {"random": drawn(model)}, 1, unsteered=unsteered, **given)
     assert not hooks_of(model)
+
+
+def test_each_decision_takes_its_share_of_many_directions(trained, trained_prompts):
+    """Row k of decision i is direction (2 i + k) mod 6, as if each had been asked for by itself; a kind of one is read everywhere."""
+    some, six = trained_prompts[1:40:6], drawn(trained, 6)
+    given = dict(layer=1, target="drawer", position="everywhere", alphas=(0.0, 0.7), parser=parse)
+    whole = steer(trained, some, {"random": six}, **given)
+    few = steer(trained, some, {"random": six, "one": six[3]}, per_decision=2, **given)
+    all_of, action = texts(whole)["random", 0.7], texts(few)["random", 0.7]
+    assert action == [[all_of[(2 * i + k) % 6][i] for i in range(len(some))] for k in range(2)] and len({a for row in all_of for a in row}) > 2
+    assert texts(few)["one", 0.7] == [all_of[3]] and [len(c.action) for c in few.cells] == [2, 2, 1, 1]
+    assert few.column("random", 0.7, "flip")[1].tolist() == [*range(len(some))] * 2
+    slow = [[steering._plain(trained, p, torch.tensor(0.7 * few.norm * v / np.linalg.norm(v), dtype=torch.float32), 1, "everywhere", "cot", 96)
+             for p, v in zip(some, six[(2 * np.arange(len(some)) + k) % 6])] for k in range(2)]
+    assert action == [[said(p.format, ids, "cot", parse).action for p, ids in zip(some, row)] for row in slow]
