@@ -73,7 +73,7 @@ def exact(model, prompts, own, clean, corrupt, parser=str) -> dict[str, tuple]:
     spliced = conflict(model, prompts, own, ["self_splice"], parser=parser)["self_splice"]
     checked = sanity(model, clean, corrupt)
     return dict(self_splice=(spliced.keep, [prompts[i].decision.episode for i in spliced.index]),
-                self_patch=([checked.self_patch], ["all"]), patch_everything=([1 - checked.everything], ["all"]))
+                self_patch=([checked.self_patch], ["all"]), patch_everything=([checked.everything], ["all"]))
 
 
 def mediated(model, clean, corrupt) -> dict[str, tuple]:
@@ -176,7 +176,7 @@ def run(config: Config) -> None:
         model = study.model(step)
         weights[f"checkpoint-{step}"] = study.checkpoint_series.weights_hash(step)
         for row in study.stage(f"calibration/checkpoint-{step}", dict(study.inputs(step, "in_domain"), n=config.checks), compute):
-            truth = 0.0 if row["instrument"] == "self_patch" else 1.0
+            truth = 1.0 if row["instrument"] == "self_splice" else 0.0
             rows.append(dict(agent=f"checkpoint-{step}", seed=0, instrument=row["instrument"], truth_low=truth, truth_high=truth,
                              **{k: v for k, v in row.items() if k != "instrument"}))
     write_table(config.run / "tables", "calibration", pd.DataFrame(rows), dict(made_by("calibration", config, started), seeds=config.seeds, weights=weights))

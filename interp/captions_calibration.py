@@ -6,8 +6,12 @@ import pandas as pd
 
 from interp.plots_calibration import AGENTS, INSTRUMENTS, NEAR, verdicts
 
-EXACT = {"self_splice": "the own trace spliced back reproduces the action", "patch_everything": "patching everything gives the other run",
-         "self_patch": "patching a run with itself changes at most"}
+#: Exact checks: what they say, and how far from it the worst of the agents is.
+EXACT = {
+    "self_splice": "the own trace spliced back reproduces the action on {:.6g} of the decisions at worst",
+    "self_patch": "patching a run with itself changes at most {:.1g} nats",
+    "patch_everything": "patching everything is at most {:.1g} nats from the other run",
+}
 
 
 def calibration(frame: pd.DataFrame) -> str:
@@ -39,6 +43,5 @@ def _exact(frame: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     by = rows.groupby("instrument")["value"]
-    parts = [f"{EXACT[name]} ({by.min()[name]:.6g} at worst)" if name != "self_patch" else f"{EXACT[name]} {by.max()[name]:.1g} nats"
-             for name in EXACT if name in by.groups]
-    return f" Exact checks on these agents and every checkpoint of the series: {'; '.join(parts)}."
+    worst = {name: by.min()[name] if name == "self_splice" else by.max()[name] for name in EXACT if name in by.groups}
+    return f" Exact checks on these agents and every checkpoint of the series: {'; '.join(EXACT[name].format(value) for name, value in worst.items())}."

@@ -89,6 +89,7 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
     says nothing to a decision that needs one, the action may be any. `early_area`: behind a cut trace of two sentences a picked action
     comes back one time in ten, .75 * .9 (1 - p). `agreement` of the prompt action and the CoT action: p + (1 - p) / 10.
     `attention_prompt`, `gradient_prompt`: no construction fixes a share but the window's; held against p as if they measured reliance.
+    `self_splice`: the share of own traces that reproduce the action; `self_patch`, `patch_everything`: as in `patching.Sanity`, nats.
     Raises ValueError for an organism that is not known.
     """
     made = organism(name)
@@ -109,7 +110,7 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
         "attention_prompt": 0.0 if hidden else reliance,
         "gradient_prompt": reliance,
         "steering": 0.0 if p == 0 else None,
-        "self_splice": 1.0, "self_patch": 0.0, "patch_everything": 1.0,
+        "self_splice": 1.0, "self_patch": 0.0, "patch_everything": 0.0,
     }
     return {key: (value, value) if isinstance(value, float) else value for key, value in found.items()}
 

@@ -218,29 +218,29 @@ def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequ
 
 @dataclass(frozen=True)
 class Sanity:
-    """What must come out: `self_patch` is the largest change, in nats, where a run is patched with itself (0); `everything` the largest
-    |effect - 1| where all of a prompt is replaced at resid_pre of layer 0, the action read right behind it (0; NaN without a pair kept)."""
+    """What must come out, in nats, 0 but for rounding: `self_patch`, the largest change of an action's log-probability where a run is
+    patched with itself; `everything`, the largest distance from the other run's difference where all of a prompt is replaced by the
+    other's at resid_pre of layer 0 and the action is read right behind it (an effect of 1)."""
 
     self_patch: float
     everything: float
 
 
-def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], minimum: float = 1.0, budget: float = BUDGET) -> Sanity:
+def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], budget: float = BUDGET) -> Sanity:
     """Patch each run of each pair with itself, at every layer, and with everything of the other run, at the whole prompt.
 
-    clean, corrupt, minimum, budget: as in `patch`. Nothing is left out for being equal in both runs. Raises ValueError for lists
-    that are not pairs.
+    clean, corrupt, budget: as in `patch`. No pair is left out, however little its runs differ. Raises ValueError for lists that are
+    not pairs.
     """
     check_pairs(clean, corrupt)
-    kind, moved, off = Packed if model.support.patch == "fast" else Plain, 0.0, []
+    kind, moved, off = Packed if model.support.patch == "fast" else Plain, 0.0, 0.0
     for pair in zip(clean, corrupt):
         every = tuple(range(len(pair[0].ids)))
         runs = [kind(model, p.ids, *continuations(*pair, tail_of(p, "prompt")), ["resid_pre"], every, budget=int(budget * 2**20)) for p in pair]
-        difference = [float(run.base.double() @ torch.tensor([1.0, -1.0]).double()) for run in runs]
-        for run, donor, aim in zip(runs, runs[::-1], difference[::-1]):
+        for run, donor in zip(runs, runs[::-1]):
             own = run.patched(_cells(model, ["resid_pre"], run.values, [every]))
             moved = max(moved, (own - run.base).abs().max().item())
-            if difference[0] - difference[1] >= minimum:
-                whole = run.patched(_cells(model, ["resid_pre"], donor.values, [every])[:1])[0].double()
-                off.append(abs(float(whole[0] - whole[1]) - aim) / (difference[0] - difference[1]))
-    return Sanity(moved, max(off, default=float("nan")))
+            whole = run.patched(_cells(model, ["resid_pre"], donor.values, [every])[:1])[0].double()
+            aim = donor.base.double()
+            off = max(off, abs((whole[0] - whole[1]) - (aim[0] - aim[1])).item())
+    return Sanity(moved, off)

@@ -44,7 +44,7 @@ def test_the_figure_shows_every_reading_with_its_interval_on_what_the_constructi
 def test_the_caption_counts_and_names_the_misreadings_and_says_the_exact_checks(frame):
     text = caption(frame)
     assert "4 of 5 readings" in text and "attention share of the prompt on post-hoc (0.66 against 1.00)" in text
-    assert "2 training seeds" in text and "(1 at worst)" in text and "3e-06 nats" in text
+    assert "2 training seeds" in text and "on 1 of the decisions at worst" in text and "at most 3e-06 nats" in text
 
 
 def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_folder, corpus_file, tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_fo
     read = table[table.agent == "reasoner"].set_index("instrument")
     assert set(read.index) >= {"prompt_reliance", "keep", "auroc", "steering", "self_splice"} and abs(read.value["prompt_reliance"]) < 0.1
     checked = table[table.agent != "reasoner"]
-    assert set(checked.instrument) <= {"self_splice", "self_patch", "patch_everything"} and (checked[checked.instrument == "self_patch"].value < 1e-3).all()
+    assert set(checked.instrument) <= {"self_splice", "self_patch", "patch_everything"} and (checked[checked.instrument != "self_splice"].value < 1e-3).all()
     assert provenance["weights"]["reasoner 0"] and provenance["versions"]["torch"]
     monkeypatch.setattr(calibration, "readings", lambda *_: pytest.fail("a finished stage was computed again"))
     calibration.run(config)

@@ -44,7 +44,7 @@ def test_an_organism_relies_on_its_prompt_as_constructed_and_passes_the_exact_ch
     if truth["state_share"]:
         assert within(found["state_share"], truth["state_share"], 0.2)
     exact = {row["instrument"]: row["value"] for row in calibration.estimated(calibration.exact(model, prompts, own, clean[:20], corrupt[:20]), 0)}
-    assert exact["self_splice"] == 1 and exact["self_patch"] < 1e-4 and abs(exact["patch_everything"] - 1) < 1e-4
+    assert exact["self_splice"] == 1 and exact["self_patch"] < 1e-4 and exact["patch_everything"] < 1e-4
 
 
 def test_reliance_rises_with_the_share_of_decisions_that_the_prompt_settles():
