@@ -20,7 +20,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
-from interp.logistic import Fitter, grouped_splits, standardised, tfidf
+from interp.logistic import TEXT_C, Fitter, grouped_splits, standardised, tfidf
 from interp.probe_inputs import check_folds, checked_set, joined_sets
 from interp.readers import PLAIN, choose_layer, control_labels, nested_plain
 from interp.scores import METRICS, NESTED, PER_DECISION, Reading, score_rows
@@ -29,8 +29,6 @@ from interp.stats import integer_codes
 #: Readers of no activation: the gain is over the best of them.
 CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
 SPLITS = ("in_domain", "out_of_domain")
-#: Rows of TF-IDF have unit norm, standardised activations a norm of sqrt(d_model): equal room to fit needs a larger C.
-TEXT_C = (1.0, 10.0, 100.0)
 SHUFFLES = 3
 
 
