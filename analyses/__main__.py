@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 #: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
-CHAINS = (("behaviour", "probes", "conflict"), ("online", "patching", "reliance", "early", "shares"))
+CHAINS = (("behaviour", "probes", "transfer", "mdl", "conflict"), ("online", "patching", "reliance", "early", "shares"))
 ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
          "smollm2": "fine-tune a real pretrained chat model on ALFWorld episodes, or prepare the shipped adapters",

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from interp import captions, plots, report
+from interp import captions, captions_probes, plots, plots_probes, report
 from interp.tables import read_table
 
 #: Figures in reading order: name, heading, table, plot, caption.
@@ -19,7 +19,9 @@ FIGURES = (
     ("revision", "What the trace changes", "behaviour", plots.revision, captions.revision),
     ("online", "Success in the environment", "online", plots.online, captions.online),
     ("online_official", "Success in ALFWorld's own games", "online_official", plots.online, captions.online_official),
-    ("probes", "What the prompt boundary already predicts", "probes", plots.probes, captions.probes),
+    ("probes", "What the prompt boundary already predicts", "probes", plots_probes.probes, captions_probes.probes),
+    ("transfer", "Do probes carry over between checkpoints?", "transfer", plots_probes.transfer, captions_probes.transfer),
+    ("mdl", "Bits to send the action", "mdl", plots_probes.mdl, captions_probes.mdl),
     ("patching", "Where the prompt acts: activation patching", "patching", plots.patching, captions.patching),
     ("reliance", "Prompt reliance", "reliance", plots.reliance, captions.reliance),
     ("conflict", "Conflicting traces", "conflict", plots.conflict, captions.conflict),
@@ -30,7 +32,7 @@ FIGURES = (
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
-OPTIONAL = ("online_official", "early", "shares", "steering")
+OPTIONAL = ("online_official", "transfer", "mdl", "early", "shares", "steering")
 
 
 def draw(tables: Path, out: Path) -> list[Path]:

@@ -231,7 +231,7 @@ class Study:
 class All(Study):
     """Every analysis, then the figures."""
 
-    skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict", "early", "shares"], ...] = ()
+    skip: tuple[Literal["behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares"], ...] = ()
     """Analyses to leave out."""
     choices: int = 0
     """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""

@@ -40,6 +40,8 @@ STYLE = {
     "prompt_length": ("prompt length", PURPLE, "dot", "triangle-up"),
     "embedding": ("embedding layer", SKY, "solid", "triangle-down"),
     "shuffled": ("shuffled labels", BLACK, "dot", "x"),
+    "random_model": ("random model", GREEN, "dash", "triangle-up"),
+    "control_task": ("control task", ORANGE, "dot", "diamond"),
     "prompt_reliance": ("prompt reliance = direct / (direct + via-CoT)", BLUE, "solid", "square"),
     "direct": ("direct (prompt)", BLUE, "solid", "square"),
     "via_cot": ("via CoT", VERMILION, "solid", "circle"),
@@ -88,7 +90,9 @@ SPANS = {
 }
 SHARES = {"attention": "attention", "gradient_value": "gradient, value path", "gradient_resid": "gradient, residual"}
 VERSIONS = {"all": "all positions", "sink_free": "first position left out"}
-CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length", "embedding", "shuffled")
+#: Controls that read no activation, of which the best is what a gain is over, and those that do.
+CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
+ACTIVATION_CONTROLS = ("embedding", "random_model", "control_task", "shuffled")
 LABELS = {
     "eventual_verb": "eventual action's verb",
     "eventual_target": "eventual action's target",
