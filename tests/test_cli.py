@@ -76,7 +76,9 @@ def test_every_analysis_writes_its_table_and_what_made_it(reference, series):
     assert set(contents(reference)) == {f"{n}.csv" for n in SIZES}
     for name in SIZES:
         frame, provenance = tables.read_table(reference / "tables", name)
-        assert len(frame) and set(tables.ESTIMATE_COLUMNS) <= set(frame.columns) and set(frame.step) == {0, 110} or name in ("conflict", "early", "shares", "steering")
+        assert len(frame) and set(tables.ESTIMATE_COLUMNS) <= set(frame.columns) and set(frame.get("step", frame.get("test_step"))) == {0, 110} or name in ("conflict", "early", "shares", "steering")
+        if name == "probes":
+            assert {"random_model", "control_task", "selectivity", "lda", "mean_difference", "gain", "gain_p"} <= set(frame.reader)
         assert provenance["analysis"] == name and provenance["device"] == "cpu" and provenance["dtype"] == "torch.float32"
         assert provenance["weights"] == {str(s): series.weights_hash(s) for s in (0, 110)}
         assert {"seed", "config", "command", "format", "corpus", "versions"} <= set(provenance)
