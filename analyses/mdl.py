@@ -9,7 +9,7 @@ import numpy as np
 
 from analyses.probes import boundary_layers, labelled, texts
 from analyses.study import NotApplicable, Study
-from interp.mdl import mdl
+from interp.mdl import SHARES, mdl
 from interp.stats import cluster_bootstrap
 
 
@@ -19,6 +19,8 @@ class Config(Study):
 
     labels: tuple[str, ...] = ("eventual_target",)
     """Which action and class of it, as in `probes`."""
+    shares: tuple[float, ...] = SHARES
+    """Where blocks end, as shares of the decisions; each is sent with probes of those before."""
     draws: int = 1000
     """Bootstrap resamples."""
 
@@ -35,12 +37,12 @@ def run(config: Config) -> None:
             def compute():
                 try:
                     found = mdl(boundary_layers(config, step, split)[kept], names, groups, prompts=[words[split][i] for i in kept],
-                                seed=config.seed, draws=config.draws)
+                                shares=config.shares, seed=config.seed, draws=config.draws)
                 except ValueError as problem:  # too few decisions or one class
                     return dict(bits={}, skipped=str(problem))
                 return dict(bits={reader: each.tolist() for reader, each in found.of_decision.items()}, n_classes=found.n_classes, skipped="")
 
-            found = config.stage(f"mdl/{step}-{split}-{label}", dict(config.inputs(step, split), label=label, names=names), compute)
+            found = config.stage(f"mdl/{step}-{split}-{label}", dict(config.inputs(step, split), label=label, names=names, shares=config.shares), compute)
             if found["skipped"]:
                 skipped[f"{step} {split} {label}"] = found["skipped"]
                 continue

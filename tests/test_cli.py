@@ -20,7 +20,8 @@ from analyses.study import Study
 from interp import tables
 from interp.tasks import load_episodes, save_episodes
 
-SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), transfer=("--folds", "2", "--draws", "50"), mdl=("--draws", "50"),
+SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), transfer=("--folds", "2", "--draws", "50", "--labels", "reference_target"),
+             mdl=("--draws", "50", "--labels", "reference_target", "--shares", "0.3", "0.6", "1"),
              patching=("--pairs", "12"), reliance=("--pairs", "12"), conflict=("--conflicts", "6"), early=("--conflicts", "6"), shares=("--decisions_read", "6"),
              steering=("--steered", "6", "--alphas", "0", "4"))
 ROOT = Path(cli.__file__).parents[1]
