@@ -67,8 +67,9 @@ def mdl(
     The first block is sent with the uniform code. Later ones are sent with a multinomial logistic probe, standardised on the
     blocks before, its C and its layer chosen by grouped folds of them, and mixed with the uniform code by UNIFORM.
 
-    acts: activations of one layer, or of the layers to choose from. prompts: texts, for a code by their TF-IDF. labels: the class of each decision, all classes known to both sides. groups: its episode; episodes are
-    sent in a random order, and a block ends with the episode that reaches its share. shares: where blocks end, rising to 1. C: inverse penalties.
+    acts: activations of one layer, or of the layers to choose from. prompts: texts, for a code by their TF-IDF. labels: the class of
+    each decision, all classes known to both sides. groups: its episode; episodes are sent in a random order, and a block ends with the
+    episode that reaches its share. shares: where blocks end, rising to 1. C: inverse penalties.
     draws: bootstrap resamples. device: where the fits run. seed: of the order, the folds and the resamples.
     Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, shares that do not
     rise to 1, and a first block of fewer than two episodes. Source: Voita & Titov 2020 (arXiv 2003.12298), online code.

@@ -59,7 +59,8 @@ def percentile(value: float, values: Float[np.ndarray, "draw"], n: int, n_groups
     """Estimate with the expanded percentile interval of the `values` that it takes in resamples.
 
     Resamples of G clusters spread less than samples do, by sqrt((G - 1) / G), and their spread is itself uncertain. So the quantiles
-    are those at which a normal has its sqrt(G / (G - 1)) t quantile of G - 1 degrees of freedom: 2.5 % become 2.0 at 30 clusters and 0.9 at 10.
+    are those at which a normal has its sqrt(G / (G - 1)) t quantile of G - 1 degrees of freedom: 2.5 % become
+    1.9 at 30 clusters and 0.9 at 10.
 
     n, n_groups: decisions and clusters. level: coverage. widen: factor on the interval for dependence that clusters do not hold
     (`cross_fitted`). Values that are not finite are left out; where they are more than 1 - level of all, the value is not finite or
