@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from interp.captions import _by_split, _change, _estimate, _join, _last, _paragraph, _size
-from interp.style import CONTROLS, LABELS, SPLITS, STYLE, pick
+from interp.style import CONTROLS, LABELS, SPLITS, STYLE, label_of, pick
 
 
 def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> str:
@@ -53,8 +53,9 @@ def _pairs(frame) -> list[str]:
     return [f"Which of two admissible verbs is taken, step {int(rows['step'].max())}: {_join(said, '; ')}."] if said else []
 
 
-def transfer(frame: pd.DataFrame, label: str = "eventual_target") -> str:
+def transfer(frame: pd.DataFrame, label: str | None = None) -> str:
     """Accuracy of the own, the first and the last checkpoint's probe at both ends, and the largest drop, per split."""
+    label = label or label_of(frame)
     frame = pick(frame, label=label)
     first, last = frame["train_step"].min(), frame["train_step"].max()
     lead = (
@@ -79,8 +80,9 @@ def transfer(frame: pd.DataFrame, label: str = "eventual_target") -> str:
     return _paragraph(lead, lines)
 
 
-def mdl(frame: pd.DataFrame, label: str = "eventual_target") -> str:
+def mdl(frame: pd.DataFrame, label: str | None = None) -> str:
     """Codelengths and compression at the first and last checkpoint, and what the probe saves over the best code without activations."""
+    label = label or label_of(frame)
     frame = pick(frame, label=label)
     lead = (
         f"Online codelength of the {LABELS.get(label, label)} (Voita & Titov 2020): bits for each decision (top) and compression against the uniform "

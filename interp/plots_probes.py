@@ -29,6 +29,7 @@ from interp.style import (
     draw_metrics,
     draw_trace,
     fit_values,
+    label_of,
     layer_axis,
     meta,
     need,
@@ -92,14 +93,15 @@ def probes(
     return fig
 
 
-def transfer(frame: pd.DataFrame, provenance: dict | None = None, label: str = "eventual_target") -> go.Figure:
+def transfer(frame: pd.DataFrame, provenance: dict | None = None, label: str | None = None) -> go.Figure:
     """Accuracy of each checkpoint's probe at each checkpoint, its drop against the own probe, and the own, first and last probe over steps.
 
     Args:
         frame: table `transfer` (train_step, test_step, split, label, layer, reader, metric, value, low, high, n, n_groups).
         provenance: kept in the figure's `layout.meta`.
-        label: what the probes predict, one of `LABELS`.
+        label: what the probes predict, one of `LABELS`; by default as `style.label_of` says.
     """
+    label = label or label_of(frame)
     frame = need(frame, "transfer", label=label, metric="accuracy")
     probe, drop = (need(frame, "transfer", reader=reader) for reader in ("probe", "drop"))
     splits, steps = splits_of(frame), sorted(frame["train_step"].unique())
@@ -142,14 +144,15 @@ def transfer(frame: pd.DataFrame, provenance: dict | None = None, label: str = "
     return fig
 
 
-def mdl(frame: pd.DataFrame, provenance: dict | None = None, label: str = "eventual_target") -> go.Figure:
+def mdl(frame: pd.DataFrame, provenance: dict | None = None, label: str | None = None) -> go.Figure:
     """Bits for each decision with the activations, the text and class frequencies over checkpoints, above the compression.
 
     Args:
         frame: table `mdl` (step, split, label, reader, metric, value, low, high, n, n_groups).
         provenance: kept in the figure's `layout.meta`.
-        label: what is sent, one of `LABELS`.
+        label: what is sent, one of `LABELS`; by default as `style.label_of` says.
     """
+    label = label or label_of(frame)
     frame = need(frame, "mdl", label=label)
     readers = ["probe", "tfidf", "majority"]
     fig = panels(frame, "mdl", {"bits per decision": 210, "compression": 170}, provenance)

@@ -148,6 +148,11 @@ def splits_of(frame: pd.DataFrame) -> list[str]:
     return [split for split in SPLITS if (frame["split"] == split).any()]
 
 
+def label_of(frame: pd.DataFrame) -> str:
+    """The label that a figure shows unless told: the eventual action's target where the table has it, else its first."""
+    return "eventual_target" if (frame["label"] == "eventual_target").any() else frame["label"].iloc[0]
+
+
 def pick(frame: pd.DataFrame, **where) -> pd.DataFrame:
     """Rows whose columns equal the values given."""
     for column, value in where.items():
