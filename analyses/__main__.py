@@ -10,13 +10,14 @@ import subprocess
 import sys
 
 #: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
-CHAINS = (("behaviour", "probes", "conflict"), ("online", "patching", "reliance", "early", "shares"))
+CHAINS = (("behaviour", "probes", "transfer", "mdl", "conflict"), ("online", "patching", "reliance", "early", "shares"))
 ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
          "smollm2": "fine-tune a real pretrained chat model on ALFWorld episodes, or prepare the shipped adapters",
          "steering": "add directions to the residual stream and watch the action (METHODS 7); takes long, so `all` leaves it out",
          "calibration": "what each instrument reads on agents whose answer is known",
          "organisms": "grow those agents from their recipes, as they are shipped",
+         "coverage": "how often the probes' intervals cover chance on data without signal: a simulation, no model",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
          "readme": "write the README's generated parts from the committed tables",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}

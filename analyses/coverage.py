@@ -1,49 +1,135 @@
-"""How often the probes' intervals cover chance where labels have nothing to do with activations: a simulation, no model.
-
-`python -m analyses.coverage` draws 1,000 data sets; the tests draw 40.
-"""
+"""How often intervals cover what they should where labels have nothing to do with activations: a simulation, no model (METHODS 3)."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import scipy.stats
 import tyro
+from tqdm import tqdm
 
+import interp
 from interp.probes import NESTED, probe
 from interp.readers import PLAIN
+from interp.stats import cluster_bootstrap, wilson
+from interp.tables import write_table
+
+COLUMNS = ["what", "reader", "layer", "metric", "value", "low", "high", "n", "n_groups", "bias", "sd_ratio"]
+#: Readers of activations, and the two kinds of gain: over the majority class alone, and over every control.
+READERS = ("probe", "random_model", "selectivity", "majority", *PLAIN)
+WORDS = ("pan", "cup", "sink", "desk", "shelf")
 
 
-def coverage(
-    datasets: int = 1000, decisions: int = 120, per_episode: int = 4, classes: int = 3, layers: int = 2, width: int = 8,
-    draws: int = 1000, seed: int = 0,
-) -> pd.DataFrame:
-    """Share of data sets whose 95 % interval covers chance, by reader and metric, at the nested choice of layer.
+@dataclass
+class Config:
+    """Data sets without signal, and how large they are."""
 
-    Labels are drawn evenly and apart from the activations, so that chance is 1 / classes in accuracy, 0.5 in AUROC and 0 in
-    selectivity for every reader but `majority`: with even classes, a training fold's majority runs against the held-out one, its
-    accuracy is below chance, and gains over it alone lie above 0. Reader `layer_p` is the rate at which that raises an alarm: the
-    share of data sets with some corrected p-value below .05.
+    run: Path = Path("figures")
+    """Folder whose `tables` the table goes to."""
+    datasets: int = 1000
+    """Data sets of each kind."""
+    decisions: int = 120
+    """Decisions of a data set."""
+    per_episode: int = 4
+    """Decisions of an episode."""
+    classes: int = 3
+    """Classes, drawn evenly."""
+    layers: int = 2
+    """Layers of activations."""
+    width: int = 8
+    """Features of a layer."""
+    draws: int = 1000
+    """Bootstrap resamples."""
+    clusters: tuple[int, ...] = (10, 30, 100)
+    """Clusters of the plain means."""
+    seed: int = 0
+    """Seed of everything drawn."""
 
-    datasets: drawn one by one from `seed` on. decisions, per_episode, classes, layers, width: of each. draws: bootstrap resamples.
-    Returns reader, metric, share, n (data sets).
+
+def run(config: Config) -> None:
+    """Simulate and write the table `coverage`."""
+    started = time.time()
+    frame = coverage(config)
+    command = " ".join(["python -m analyses", *map(str, sys.argv[1:])])
+    provenance = dict(analysis="coverage", config=asdict(config) | dict(run=str(config.run)), seed=config.seed, command=command,
+                      written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1), device="cpu",
+                      versions=dict(interp=interp.__version__, **{v: importlib.metadata.version(v) for v in ("numpy", "scipy", "scikit-learn", "torch")}))
+    write_table(config.run / "tables", "coverage", frame, provenance)
+    print(frame.to_string(index=False))
+
+
+def coverage(config: Config) -> pd.DataFrame:
+    """Shares of data sets, each with its Wilson interval: of 95 % intervals that cover chance, and of false alarms.
+
+    Labels are drawn evenly and apart from activations, texts and previous actions, so that chance is 1 / classes in accuracy, 0.5 in
+    AUROC and 0 in selectivity. Column `what`:
+    `reader`, intervals that cover chance, at the nested choice and at a layer named beforehand; `majority`, which counts the decisions that it is scored
+    on, is above 1 / classes; `false_gain`, gains whose interval lies above 0, over the majority class alone (`over_majority`) and over every
+    control (`over_all`); `layer_p`, data sets in which some layer's corrected p-value is below .05; `mean`, intervals of the plain mean of
+    clustered 0/1 data (4 in a cluster, correlation .3) that cover its rate; reader names clusters and rate.
+
+    Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and sd_ratio: the SD of the estimates over
+    data sets, over the mean SD that the intervals stand for.
     """
-    hits: dict[tuple[str, str], list[bool]] = {}
-    for dataset in range(datasets):
-        rng = np.random.default_rng([seed, dataset])
-        labels = [f"class {i}" for i in rng.integers(classes, size=decisions)]
-        types = [f"type {i}" for i in rng.integers(decisions // 5, size=decisions)]
-        acts, other = rng.normal(size=(2, decisions, layers, width))
-        found = probe(acts, labels, np.arange(decisions) // per_episode, seed=dataset, draws=draws, types=types, random_acts=other,
-                      metrics=("accuracy", "auroc"), readers=("logistic", *PLAIN))
-        chance = {"accuracy": 1 / classes, "auroc": 0.5}
-        for row in found.rows:
-            if row["layer"] == NESTED and row["reader"] in ("probe", "random_model", "majority", "selectivity", *PLAIN):
-                at = 0.0 if row["reader"] == "selectivity" else chance[row["metric"]]
-                hits.setdefault((row["reader"], row["metric"]), []).append(row["low"] <= at <= row["high"])
-        alarm = min(row["p"] for row in found.layer_p if row["metric"] == "accuracy") < 0.05
-        hits.setdefault(("layer_p", "accuracy"), []).append(alarm)
-    return pd.DataFrame([{"reader": key[0], "metric": key[1], "share": np.mean(each), "n": len(each)} for key, each in hits.items()])
+    found: dict[tuple, list[tuple]] = {}
+    for dataset in tqdm(range(config.datasets), desc="coverage"):
+        for key, each in _one(config, dataset):
+            found.setdefault(key, []).append(each)
+    n_groups = -(-config.decisions // config.per_episode)
+    rows = [_row(key, each, n_groups) for key, each in found.items()]
+    for clusters in config.clusters:
+        for rate in (0.1, 0.5, 0.9):
+            each = [("cover", rate, _mean(config, clusters, rate, dataset)) for dataset in range(config.datasets)]
+            rows.append(_row(("mean", f"{clusters} clusters, rate {rate:g}", NESTED, "mean"), each, clusters))
+    return pd.DataFrame(rows)[COLUMNS]
+
+
+def _one(config: Config, dataset: int):
+    """(what, reader, layer, metric) and (test, chance, row) of one data set's intervals."""
+    rng = np.random.default_rng([config.seed, dataset])
+    n = config.decisions
+    labels = [f"class {i}" for i in rng.integers(config.classes, size=n)]
+    types = [f"type {i}" for i in rng.integers(n // 5, size=n)]
+    acts, other = rng.normal(size=(2, n, config.layers, config.width))
+    prompts, previous = [" ".join(words) for words in rng.choice(WORDS, (n, 12))], [f"before {i}" for i in rng.integers(4, size=n)]
+    groups, options = np.arange(n) // config.per_episode, dict(seed=dataset, draws=config.draws)
+    plain = probe(acts, labels, groups, types=types, random_acts=other, metrics=("accuracy", "auroc"), readers=("logistic", *PLAIN), **options)
+    chance = {"accuracy": 1 / config.classes, "auroc": 0.5}
+    for row in plain.rows:
+        place = row["reader"], row["layer"], row["metric"]
+        if row["reader"] in READERS and row["layer"] in (NESTED, 0) and place[::2] != ("majority", "auroc"):
+            yield ("reader", *place), ("cover", 0.0 if row["reader"] == "selectivity" else chance[row["metric"]], row)
+    controlled = probe(acts, labels, groups, prompts=prompts, previous=previous, metrics=("accuracy",), layers=[0], **options)
+    for name, result in (("over_majority", plain), ("over_all", controlled)):
+        for row in result.rows:
+            if row["reader"] == "gain" and row["layer"] in (NESTED, 0) and row["metric"] == "accuracy":
+                yield ("false_gain", name, row["layer"], "accuracy"), ("above", 0.0, row)
+        alarm = min(row["p"] for row in result.layer_p if row["metric"] == "accuracy")
+        yield ("layer_p", name, NESTED, "accuracy"), ("alarm", 0.05, dict(value=alarm, low=np.nan, high=np.nan))
+
+
+def _mean(config: Config, clusters: int, rate: float, dataset: int) -> dict:
+    rng = np.random.default_rng([config.seed, clusters, round(100 * rate), dataset])
+    of_cluster = rng.beta(rate * 7 / 3, (1 - rate) * 7 / 3, clusters)  # 0/1 data of one cluster correlate by 1 / (1 + 7 / 3)
+    right = rng.random((clusters, 4)) < of_cluster[:, None]
+    return cluster_bootstrap(right.ravel(), np.repeat(np.arange(clusters), 4), draws=config.draws, seed=dataset).row()
+
+
+def _row(key: tuple, each: list[tuple], n_groups: int) -> dict:
+    test, chance, rows = each[0][0], each[0][1], pd.DataFrame([row for *_, row in each])
+    hit = {"cover": (rows.low <= chance) & (chance <= rows.high), "above": rows.low > chance, "alarm": rows.value < chance}[test]
+    low, high = wilson(int(hit.sum()), len(hit))
+    spread = ((rows.high - rows.low) / 2 / scipy.stats.t.isf(0.025, n_groups - 1)).mean()
+    known = test != "alarm" and len(rows) > 1 and spread > 0
+    return dict(zip(("what", "reader", "layer", "metric"), key, strict=True), value=hit.mean(), low=low, high=high, n=len(hit), n_groups=len(hit),
+                bias=rows.value.mean() - chance if known else np.nan, sd_ratio=rows.value.std() / spread if known else np.nan)
 
 
 if __name__ == "__main__":
-    print(tyro.cli(coverage).to_string(index=False))
+    run(tyro.cli(Config))

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from interp import (
-    captions, captions_calibration, captions_patching, captions_traces, plots, plots_calibration, plots_patching, plots_traces, report,
+    captions, captions_calibration, captions_patching, captions_probes, captions_traces, plots,
+    plots_calibration, plots_patching, plots_probes, plots_traces, report,
 )  # fmt: skip
 from interp.tables import read_table
 
@@ -23,7 +24,9 @@ FIGURES = (
     ("revision", "What the trace changes", "behaviour", plots.revision, captions.revision),
     ("online", "Success in the environment", "online", plots.online, captions.online),
     ("online_official", "Success in ALFWorld's own games", "online_official", plots.online, captions.online_official),
-    ("probes", "What the prompt boundary already predicts", "probes", plots.probes, captions.probes),
+    ("probes", "What the prompt boundary already predicts", "probes", plots_probes.probes, captions_probes.probes),
+    ("transfer", "Do probes carry over between checkpoints?", "transfer", plots_probes.transfer, captions_probes.transfer),
+    ("mdl", "Bits to send the action", "mdl", plots_probes.mdl, captions_probes.mdl),
     ("patching", "Where the prompt acts: activation patching", "patching", plots_patching.patching, captions_patching.patching),
     ("patching_spans", "Which part of the prompt acts, and at which layer", "patching", plots_patching.spans, captions_patching.spans),
     ("patching_screen", "Attribution patching against true patching", "patching", plots_patching.screen, captions_patching.screen),
@@ -39,7 +42,8 @@ FIGURES = (
 
 #: Drawn where it was asked for, and not missed elsewhere.
 OPTIONAL = (
-    "calibration", "online_official", "early", "shares", "steering", "patching_spans", "patching_screen", "conflict_shift", "removal",
+    "calibration", "online_official", "transfer", "mdl", "patching_spans", "patching_screen", "conflict_shift", "removal", "early", "shares",
+    "steering",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Linear probes of the eventual action at the prompt boundary, every layer and checkpoint (METHODS 3)."""
+"""Linear probes of the eventual action at the prompt boundary, every layer and checkpoint, with their controls (METHODS 3)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 
 from analyses.study import Study
 from interp.actions import target, verb
+from interp.models import random_twin
+from interp.pairwise import pairwise
 from interp.probes import probe
 from interp.store import stored_capture
+
+ORDER = ["step", "layer", "label", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
+#: What a checkpoint with all controls is read with beside the probe and its text controls.
+ALL = dict(metrics=("accuracy", "log_loss", "macro_f1", "auroc"), readers=("logistic", "lda", "mean_difference"))
 
 
 @dataclass
@@ -25,18 +32,25 @@ class Config(Study):
     """Outer folds, grouped by episode."""
     draws: int = 1000
     """Bootstrap resamples."""
-    metrics: tuple[Literal["accuracy", "log_loss", "macro_f1", "auroc"], ...] = ("accuracy", "log_loss")
-    """Scores of every reader."""
-    readers: tuple[Literal["logistic", "lda", "mean_difference"], ...] = ("logistic",)
-    """What reads each layer: always the logistic probe, and perhaps others."""
-    control_task: bool = False
-    """Also fit a random label for each task type and previous action, and report selectivity."""
+    controls: Literal["auto", "all", "ends", "few"] = "auto"
+    """Checkpoints that also get the randomly initialised model, the control task with selectivity, LDA, mean difference, macro-F1 and
+    AUROC: all, the first and the last (`ends`), or none (auto: all full, ends quick)."""
+    pairs: int = -1
+    """Most common pairs of verbs to tell apart among decisions at which both are admissible, with all controls (-1: 0 quick, 4 full)."""
 
 
 def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
     """Boundary activations [decision, layer, d_model]: the embedding output, then after each block; stored and reused."""
-    acts = stored_capture(config.run / "activations" / f"checkpoint-{step}" / split, config.model(step), config.prompts(split))
-    pre, post = acts.values.unbind(1)
+    return _layers(config, config.model(step), f"checkpoint-{step}", split)
+
+
+def random_layers(config: Study, split: str) -> np.ndarray:
+    """The same of a model of the series' architecture with random weights, drawn with the study's seed."""
+    return _layers(config, random_twin(config.model(config.steps[0]), config.seed), "random", split)
+
+
+def _layers(config: Study, model, name: str, split: str) -> np.ndarray:
+    pre, post = stored_capture(config.run / "activations" / name / split, model, config.prompts(split)).values.unbind(1)
     return torch.cat([pre[:, :1], post], 1).numpy()
 
 
@@ -50,43 +64,83 @@ def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarr
     return kept, [name(actions[i]) for i in kept]
 
 
+def texts(config: Study, split: str) -> list[str]:
+    """The prompts of a split as text."""
+    return [p.format.tokenizer.decode(p.ids) for p in config.prompts(split)]
+
+
 def run(config: Config) -> None:
     """Capture, probe and tabulate; a checkpoint's label is one resumable stage."""
     started, rows, dropped, skipped = time.time(), [], {}, {}
-    prompts = {s: config.prompts(s) for s in config.parts}
-    texts = {s: [p.format.tokenizer.decode(p.ids) for p in prompts[s]] for s in config.parts}
+    prompts, words = ({s: of(config, s) for s in config.parts} for of in (lambda c, s: c.prompts(s), texts))
+    which = config.controls if config.controls != "auto" else "all" if config.size == "full" else "ends"
+    controlled = {"all": config.steps, "ends": [config.steps[0], config.steps[-1]], "few": []}[which]
+    n_pairs = config.pairs if config.pairs >= 0 else config.number(0, 0, 4)
+    drawn = {s: random_layers(config, s) for s in config.parts} if controlled else {}
     for step, _ in config.cells("probes", config.parts[:1]):
-        acts = {s: boundary_layers(config, step, s) for s in config.parts}
+        acts, more = {s: boundary_layers(config, step, s) for s in config.parts}, step in controlled
+        sets: dict[str, dict[str, tuple]] = {}
         for label in config.labels:
-            sets = {}
             for split in config.parts:
                 kept, names = labelled(config, step, split, label)
                 dropped[f"{step} {split} {label}"] = len(prompts[split]) - len(kept)
                 decisions = [prompts[split][i].decision for i in kept]
-                sets[split] = (acts[split][kept], names, [d.episode for d in decisions], [texts[split][i] for i in kept],
-                               [d.previous for d in decisions],
-                               [f"{d.task_type} {d.previous}" for d in decisions] if config.control_task else None)
-            first, second = sets[config.parts[0]], sets[config.parts[1]] if len(config.parts) > 1 else None
-            inputs = dict(config.inputs(step, config.parts[0]), label=label, folds=config.folds, draws=config.draws,
-                          test=config.inputs(step, config.parts[1]) if second else None)
-            options = dict(metrics=config.metrics, readers=config.readers)
-            if (config.metrics, config.readers, config.control_task) != (Config.metrics, Config.readers, Config.control_task):
-                inputs |= options | dict(control_task=config.control_task)  # what was computed without them stays valid
+                types = [f"{d.task_type} {d.previous}" for d in decisions] if more else None
+                sets.setdefault(label, {})[split] = (
+                    acts[split][kept], names, [d.episode for d in decisions], [words[split][i] for i in kept], [d.previous for d in decisions],
+                    types, drawn[split][kept] if more else None)
+
+        def stage(name, found, **inputs):
+            given = dict(config.inputs(step, config.parts[0]), folds=config.folds, draws=config.draws, all_controls=more, intervals="expanded", **inputs)
 
             def compute():
                 try:
-                    found = probe(first[0], first[1], first[2], prompts=first[3], previous=first[4], types=first[5], test=second,
-                                  folds=config.folds, seed=config.seed, draws=config.draws, **options)
+                    return dict(rows=found(), skipped="")
                 except ValueError as problem:  # too few decisions or one class: said in the provenance, the others go on
                     return dict(rows=[], skipped=str(problem))
-                return dict(rows=found.table().assign(step=step, label=label).replace({np.nan: None}).to_dict("records"), skipped="")
 
-            found = config.stage(f"probes/{step}-{label}", inputs, compute)
-            rows += found["rows"]
-            if found["skipped"]:
-                skipped[f"{step} {label}"] = found["skipped"]
-    order = ["step", "layer", "label", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
+            value = config.stage(f"probes/{step}-{name}", given, compute)
+            rows.extend(value["rows"])
+            if value["skipped"]:
+                skipped[f"{step} {name}"] = value["skipped"]
+
+        options = dict(folds=config.folds, seed=config.seed, draws=config.draws, **(ALL if more else {}))
+        for label, of in sets.items():
+            first, *second = (of[s] for s in config.parts)
+
+            def found(first=first, second=second, label=label):
+                acts, names, groups, text, previous, types, random_acts = first
+                result = probe(acts, names, groups, prompts=text, previous=previous, types=types, random_acts=random_acts,
+                               test=second[0] if second else None, **options)
+                return table(result, step, label)
+
+            stage(label, found, label=label, test=config.inputs(step, config.parts[1]) if second else None)
+        if n_pairs:
+            stage("pairwise", lambda: _pairs(config, step, acts[config.parts[0]], words[config.parts[0]], n_pairs, options), pairs=n_pairs)
     if not rows:
         raise ValueError(f"No probe could be fitted: {next(iter(skipped.values()))}")
-    config.write("probes", [{k: r[k] for k in order} for r in rows], started, without_action={k: v for k, v in dropped.items() if v},
-                 skipped=skipped)
+    config.write("probes", [{k: r[k] for k in ORDER} for r in rows], started, without_action={k: v for k, v in dropped.items() if v},
+                 skipped=skipped, all_controls=list(controlled))
+
+
+def table(result, step: int, label: str) -> list[dict]:
+    """Rows of a probe, and of reader `gain_p` the p-value of each layer's gain, corrected over layers."""
+    frame = result.table()
+    size = frame.set_index("split")[["n", "n_groups"]].groupby(level=0).first()
+    p = [dict(layer=row["layer"], split=row["split"], reader="gain_p", metric=row["metric"], value=row["p"], low=None, high=None,
+              **size.loc[row["split"]].astype(int).to_dict()) for row in result.layer_p]
+    return pd.concat([frame, pd.DataFrame(p)]).assign(step=step, label=label).astype(object).replace({np.nan: None}).to_dict("records")
+
+
+def _pairs(config: Config, step: int, acts: np.ndarray, words: list[str], n_pairs: int, options: dict) -> list[dict]:
+    """Rows of the most common pairs of verbs, of decisions at which both are admissible; the label names the pair."""
+    split = config.parts[0]
+    kept, names = labelled(config, step, split, "eventual_verb")
+    decisions = [config.prompts(split)[i].decision for i in kept]
+    rejected = [sorted({verb(action) for action in d.admissible} - {name}) for d, name in zip(decisions, names)]
+    given = dict(prompts=[words[i] for i in kept], previous=[d.previous for d in decisions])
+    groups = [d.episode for d in decisions]
+    rows = []
+    for pair, result in pairwise(acts[kept], names, rejected, groups, most=n_pairs, **given, **options).items():
+        rows += table(result, step, f"pairwise {' / '.join(pair)}")
+    return rows

@@ -235,7 +235,7 @@ def made_by(name: str, config, started: float) -> dict:
 class All(Study):
     """Every analysis, then the figures."""
 
-    skip: tuple[Literal["behaviour", "online", "probes", "patching", "reliance", "conflict", "early", "shares"], ...] = ()
+    skip: tuple[Literal["behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares"], ...] = ()
     """Analyses to leave out."""
     choices: int = 0
     """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""

@@ -10,7 +10,7 @@ import html
 
 import pandas as pd
 
-from interp.style import CONTROLS, LABELS, SPLITS, STYLE, pick, splits_of
+from interp.style import SPLITS, STYLE, pick, splits_of
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
 _ACCURACIES = {
@@ -92,29 +92,6 @@ def online(frame: pd.DataFrame, lead: str = "Success in the environment, both mo
     return _paragraph(lead, lines)
 
 
-def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> str:
-    """Nested probe's accuracy, best control and gain at the first and last checkpoint; the best cell of the map."""
-    rows = pick(frame, label=label, split=split, metric="accuracy")
-    lead = f"Linear probe at the prompt boundary for the {LABELS.get(label, label)}, {SPLITS[split].lower()}."
-    nested = pick(rows, layer=-1).assign(metric=lambda table: table["reader"])
-    words = {"probe": "Accuracy of the probe with nested layer choice", "gain": "gain over the best control"}
-    text = [_join([_change(nested, reader, word) for reader, word in words.items()]) + "."]
-    at_end = pick(rows, step=rows["step"].max())
-    controls = at_end[at_end["reader"].isin(CONTROLS)].sort_values("layer").drop_duplicates("reader")
-    if len(controls):
-        best = controls.loc[controls["value"].idxmax()]
-        name = STYLE[best["reader"]][0]
-        text.append(f"Best control at step {int(best['step'])}: {name}, {_estimate(best)}.")
-    cells = rows[(rows["reader"] == "gain") & (rows["layer"] >= 0)].dropna(subset="value")
-    if len(cells):
-        top = cells.loc[cells["value"].idxmax()]
-        clear = int((cells["low"] > 0).sum())
-        text.append(
-            f"Largest gain on the map: {_estimate(top, signed=True)} at layer {int(top['layer'])}, step "
-            f"{int(top['step'])}, picked as the maximum; {clear} of {len(cells)} cells have an interval above 0, "
-            "without correction over layers."
-        )
-    return _paragraph(lead, [" ".join(text) + " " + _size(rows)])
 
 
 def reliance(frame: pd.DataFrame) -> str:

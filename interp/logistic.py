@@ -23,6 +23,8 @@ INNER_FOLDS = 3
 INNER_TOLERANCE = 1e-3
 #: Probabilities are floored here, so a label never seen in training costs 6.9 nats, not infinity.
 FLOOR = 1e-3
+#: Rows of TF-IDF have unit norm, standardised activations a norm of sqrt(d_model): equal room to fit needs a larger C.
+TEXT_C = (1.0, 10.0, 100.0)
 #: Bytes that one batch of fits may take: on a CPU what its cache holds, on a GPU enough to keep it busy.
 BUDGET = {"cpu": 32 * 2**20, "cuda": 2**30}
 

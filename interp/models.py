@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -309,3 +311,18 @@ class HookedModel:
         twin = copy.deepcopy(self.hf, shared)  # the bridge rebuilds modules in place; parameters stay shared
         return TransformerBridge.boot_transformers(self.hf.config.name_or_path or "local", hf_model=twin,
                                                    tokenizer=self.tokenizer, dtype=self.dtype, device=self.device)
+
+
+def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
+    """A model of the same configuration and tokenizer with weights as its architecture draws them before training.
+
+    seed: of the draw, which is made on the CPU in float32 and then moved, so that every device gets the same weights; torch's own
+    generator is left as it was. `weights_hash` names configuration and seed.
+    """
+    config = copy.deepcopy(model.hf.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = type(model.hf)(config).to(device=model.device, dtype=model.dtype)
+    settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}  # less where it was read from
+    drawn = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return HookedModel(hf, model.tokenizer, weights_hash=f"random-{seed}-{drawn}")

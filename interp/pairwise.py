@@ -26,6 +26,7 @@ def pairwise(
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     episodes: int = 10,
+    most: int | None = None,
     prompts: Sequence[str] | None = None,
     previous: Sequence[str] | None = None,
     types: Sequence[str] | None = None,
@@ -38,7 +39,8 @@ def pairwise(
 
     acts: as in `probe`. chosen: the action of each decision, or its class. rejected: the admissible actions not taken (or a
     single one) at each decision, named in the same way; one that equals the chosen action is passed over. groups: the episode.
-    pairs: pairs of actions; by default all in which each action is taken in at least `episodes` episodes, the most common first.
+    pairs: pairs of actions; by default all in which each action is taken in at least `episodes` episodes, the most common first;
+    `most`: at most so many of them.
     prompts, previous, types, random_acts and options: of `probe`, for each decision.
     Returns for each pair, its actions in alphabetical order, what `probe` returns; its `n` counts the pair's decisions.
     Raises ValueError for lengths that differ, no such pair, a named pair that never splits a decision, and what `probe` raises.
@@ -63,7 +65,7 @@ def pairwise(
         if missing:
             raise ValueError(f"{missing[0]} are never both admissible where one of the two is taken ({len(missing)} such pairs).")
     found = {}
-    for pair in named:
+    for pair in named[:most]:
         at = np.array(rows[pair])
         own = {name: None if data[name] is None else data[name][at] for name in data}
         for_pair = {name: own[name] for name in ("prompts", "previous", "types", "random_acts")}

@@ -11,35 +11,22 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from interp.style import (
-    BOTTOM,
-    CELL,
-    CONTROLS,
-    DIVERGING,
     HOVER,
     INTERVAL,
-    LABELS,
     STYLE,
-    TOP,
-    cell_numbers,
-    draw_line,
     draw_metrics,
     fit_values,
-    layer_axis,
-    meta,
     need,
     panels,
     pick,
     point_numbers,
     splits_of,
-    step_axis,
     steps_of,
     whisker,
     zero_line,
 )  # fmt: skip
-from interp.tables import ESTIMATE_COLUMNS
 
 
 def behaviour(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
@@ -124,50 +111,6 @@ def online(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     return fig
 
 
-def probes(
-    frame: pd.DataFrame, provenance: dict | None = None, label: str = "eventual_target", split: str = "in_domain"
-) -> go.Figure:
-    """Probe's gain over the best control by layer and checkpoint, beside the nested probe's accuracy and its controls.
-
-    Args:
-        frame: table `probes` (step, layer, label, split, reader, metric, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-        label: what the probe predicts, one of `LABELS`.
-        split: test split, `in_domain` or `out_of_domain`.
-    """
-    chosen = need(frame, "probes", label=label, split=split, metric="accuracy")
-    gain = need(chosen[chosen["layer"] >= 0], "probes", reader="gain")
-    steps, height = steps_of(chosen), 340
-    fig = make_subplots(rows=1, cols=2, column_widths=[0.4, 0.6], horizontal_spacing=0.19)
-    fig.update_layout(template="interp", height=TOP + height + BOTTOM, meta=meta("probes", provenance))
-    layers = sorted(gain["layer"].unique())
-    grid = {name: gain.pivot(index="layer", columns="step", values=name) for name in ESTIMATE_COLUMNS}
-    grid = {name: table.reindex(columns=steps) for name, table in grid.items()}
-    limit = max(0.01, float(np.nanmax(np.abs(grid["value"].to_numpy()))))
-    fig.add_heatmap(
-        z=grid["value"].to_numpy(), x=list(range(len(steps))), y=list(range(len(layers))),
-        customdata=cell_numbers(grid), hovertemplate=CELL, zmin=-limit, zmax=limit, colorscale=DIVERGING,
-        xgap=1, ygap=1, name="gain",
-        colorbar=dict(title=dict(text="gain in accuracy over best control", side="right", font_size=14), x=0.335,
-                      thickness=13, outlinewidth=0, tickfont_size=13, tickformat="+.2f"),
-        row=1, col=1,
-    )  # fmt: skip
-    unsure = np.argwhere(((grid["low"] <= 0) & (grid["high"] >= 0)).to_numpy())
-    fig.add_scatter(
-        x=unsure[:, 1], y=unsure[:, 0], mode="markers", marker=dict(size=5, color="#333333"), hoverinfo="skip",
-        name="gain's interval covers 0", showlegend=True, row=1, col=1,
-    )  # fmt: skip
-    for reader in ("probe", *CONTROLS):
-        rows = pick(chosen, reader=reader)
-        # A control that reads no layer may be filed under any: the nested row first, else the first one.
-        rows = rows.sort_values("layer").drop_duplicates("step") if len(rows) else rows
-        draw_line(fig, rows, steps, reader, row=1, col=2, thin=reader != "probe")
-    step_axis(fig, steps, row=1, col=1, room=7)
-    step_axis(fig, steps, row=1, col=2)
-    fig.update_xaxes(title="training step", row=1, col=1)
-    layer_axis(fig, layers, "layer (0 = embedding output)", row=1, col=1)
-    fig.update_yaxes(title=f"accuracy ({LABELS.get(label, label)})", rangemode="tozero", row=1, col=2)
-    fig.update_layout(legend=dict(y=1 + 8 / height, entrywidth=150))
     return fig
 
 

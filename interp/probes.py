@@ -20,7 +20,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
-from interp.logistic import Fitter, grouped_splits, standardised, tfidf
+from interp.logistic import TEXT_C, Fitter, grouped_splits, standardised, tfidf
 from interp.probe_inputs import check_folds, checked_set, joined_sets
 from interp.readers import PLAIN, choose_layer, control_labels, nested_plain
 from interp.scores import METRICS, NESTED, PER_DECISION, Reading, score_rows
@@ -29,8 +29,6 @@ from interp.stats import integer_codes
 #: Readers of no activation: the gain is over the best of them.
 CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
 SPLITS = ("in_domain", "out_of_domain")
-#: Rows of TF-IDF have unit norm, standardised activations a norm of sqrt(d_model): equal room to fit needs a larger C.
-TEXT_C = (1.0, 10.0, 100.0)
 SHUFFLES = 3
 
 
@@ -110,15 +108,16 @@ def probe(
     types: prompt type of each decision (its task and previous action, say), for the reader `control_task`.
     random_acts: the same decisions and layers read off a randomly initialised model, for the reader `random_model`.
 
-    Readers: `probe` at each layer; `embedding` (the probe at layer 0); `majority`, `previous_action`, `tfidf`, `prompt_length`;
+    Readers: `probe` at each layer; `embedding` (the probe at layer 0); `majority` (class frequencies of the whole first set, the
+    decisions scored included), `previous_action`, `tfidf`, `prompt_length`;
     `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions (mean of SHUFFLES
     permutations); `lda`, `mean_difference` and `random_model` (the probe on random_acts) at each layer and the nested one;
     `control_task`, the probe fitted to a random label for each prompt type (same class shares, same procedure), and `selectivity`,
     the probe's accuracy minus that reader's on its own labels; `gain`, the probe minus the best control that reads no activation.
     That control is the best one on the very decisions scored, which favours the control: the gain is conservative, and below 0 on
-    pure noise, save where even classes and no control but `majority` put that control below chance. A gain in log_loss is control minus probe, so that
-    positive is better in every metric.
-    Intervals resample episodes, paired for gains, and hold the fitted readers fixed.
+    pure noise. A gain in log_loss is control minus probe, so that positive is better in every metric.
+    Intervals resample episodes, paired for gains, and hold the fitted readers fixed; those of held-out folds are widened for the
+    training folds that their readers share (`stats.cross_fitted`), as are the p-values over layers.
 
     Labels absent from a training set count as errors, and `unseen` says how many there were.
     Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, too few episodes, episodes
@@ -166,7 +165,9 @@ def probe(
             task = Fitter(control_labels(joined["types"].tolist(), code[:n], seed), group, len(classes), jobs, seed, device)
             found = task.nested([("control_task", *each) for each in zip(layers, features, strict=True)], grid)
             _keep(probability, task, "control_task", layers, found)
-        probability["majority", NESTED] = fitter.count(np.zeros(len(code), dtype=int))
+        # Frequencies of all of the first set: a fold's training rows have too few of what the fold has many of, so that their most
+        # common class is right on less than its share, and a gain over it lies above 0 on noise.
+        probability["majority", NESTED] = np.tile(np.bincount(code[:n], minlength=len(classes)) / n, (len(code), 1))
         if previous is not None:
             probability["previous_action", NESTED] = fitter.count(integer_codes(joined["previous"].tolist())[0])
         if prompts is not None:

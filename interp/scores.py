@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from interp.logistic import scored
-from interp.stats import bootstrap_weights, cluster_bootstrap, integer_codes, max_statistic, percentile
+from interp.stats import bootstrap_weights, cluster_bootstrap, cross_fitted, integer_codes, max_statistic, percentile
 
 #: The `layer` of the nested choice and of every reader that has no layer of its own.
 NESTED = -1
@@ -101,7 +101,8 @@ def score_rows(
 ) -> tuple[list[dict], dict[tuple[str, str], str], list[dict]]:
     """Table rows of every reader, of each probe's gain over the best control and of its selectivity.
 
-    read: (reader, layer) to what it said; a score is the mean over its repeats. split, group, fold: of each decision.
+    read: (reader, layer) to what it said; a score is the mean over its repeats. split, group, fold: of each decision; intervals of
+    a split in several folds are widened for the readers that they share (`stats.cross_fitted`).
     controls: readers at NESTED of which the best is what `gain` is over. metrics: some of METRICS.
     Returns the rows; (split, metric) to the best control; and split, metric, layer and the p-value over layers
     (`stats.max_statistic`) of gains in scores that are means over decisions.
@@ -111,6 +112,7 @@ def score_rows(
         here = split == name
         episodes = group[here]
         n, n_groups = len(episodes), len(integer_codes(episodes.tolist())[1])
+        widen = cross_fitted(len(set(fold[here].tolist())))  # 1 for a set of its own, which no reader was fitted on
         resampled = set(metrics) & set(RESAMPLED)
         # The first draw is the data themselves.
         weights = np.vstack([np.ones(n), bootstrap_weights(episodes, draws, seed)]) if resampled else None
@@ -127,10 +129,15 @@ def score_rows(
                          if ("control_task", layer) in column}
             layers = [layer for layer in probes if layer != NESTED]
             if mean and n_groups > 1:
-                p = max_statistic(np.stack([more["gain", layer] for layer in layers], axis=1), episodes, seed=seed)
+                p = max_statistic(np.stack([more["gain", layer] for layer in layers], axis=1), episodes, seed=seed, widen=widen)
                 corrected += [{"split": name, "metric": metric, "layer": layer, "p": float(each)} for layer, each in zip(layers, p, strict=True)]
             for (reader, layer), each in (column | more).items():
-                estimate = cluster_bootstrap(each, episodes, draws=draws, seed=seed) if mean else percentile(each[0], each[1:], n, n_groups)
+                if mean:
+                    if metric == "accuracy" and (reader, layer) in read and len(read[reader, layer].repeats) == 1:
+                        each = each.astype(bool)  # a rate of exactly 0 or 1 is no certainty (`cluster_bootstrap`)
+                    estimate = cluster_bootstrap(each, episodes, draws=draws, seed=seed, widen=widen)
+                else:
+                    estimate = percentile(each[0], each[1:], n, n_groups, widen=widen)
                 rows.append({"layer": layer, "split": name, "reader": reader, "metric": metric, **estimate.row()})
     return rows, best_control, corrected
 

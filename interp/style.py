@@ -40,6 +40,8 @@ STYLE = {
     "prompt_length": ("prompt length", PURPLE, "dot", "triangle-up"),
     "embedding": ("embedding layer", SKY, "solid", "triangle-down"),
     "shuffled": ("shuffled labels", BLACK, "dot", "x"),
+    "random_model": ("random model", GREEN, "dash", "triangle-up"),
+    "control_task": ("control task", ORANGE, "dot", "diamond"),
     "prompt_reliance": ("prompt reliance = direct / (direct + via-CoT)", BLUE, "solid", "square"),
     "direct": ("direct (prompt)", BLUE, "solid", "square"),
     "via_cot": ("via CoT", VERMILION, "solid", "circle"),
@@ -89,7 +91,9 @@ SPANS = {
 }
 SHARES = {"attention": "attention", "gradient_value": "gradient, value path", "gradient_resid": "gradient, residual"}
 VERSIONS = {"all": "all positions", "sink_free": "first position left out"}
-CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length", "embedding", "shuffled")
+#: Controls that read no activation, of which the best is what a gain is over, and those that do.
+CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
+ACTIVATION_CONTROLS = ("embedding", "random_model", "control_task", "shuffled")
 LABELS = {
     "eventual_verb": "eventual action's verb",
     "eventual_target": "eventual action's target",
@@ -143,6 +147,11 @@ def steps_of(frame: pd.DataFrame) -> list[int]:
 def splits_of(frame: pd.DataFrame) -> list[str]:
     """Splits that a table has, in-domain first."""
     return [split for split in SPLITS if (frame["split"] == split).any()]
+
+
+def label_of(frame: pd.DataFrame) -> str:
+    """The label that a figure shows unless told: the eventual action's target where the table has it, else its first."""
+    return "eventual_target" if (frame["label"] == "eventual_target").any() else frame["label"].iloc[0]
 
 
 def pick(frame: pd.DataFrame, **where) -> pd.DataFrame:

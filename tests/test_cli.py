@@ -20,8 +20,9 @@ from analyses.study import Study
 from interp import tables
 from interp.tasks import load_episodes, save_episodes
 
-SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), patching=("--pairs", "12"), reliance=("--pairs", "12"),
-             conflict=("--conflicts", "6"), early=("--conflicts", "6"), shares=("--decisions_read", "6"),
+SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), transfer=("--folds", "2", "--draws", "50", "--labels", "reference_target"),
+             mdl=("--draws", "50", "--labels", "reference_target", "--shares", "0.3", "0.6", "1"),
+             patching=("--pairs", "12"), reliance=("--pairs", "12"), conflict=("--conflicts", "6"), early=("--conflicts", "6"), shares=("--decisions_read", "6"),
              steering=("--steered", "6", "--alphas", "0", "4"))
 ROOT = Path(cli.__file__).parents[1]
 
@@ -76,7 +77,9 @@ def test_every_analysis_writes_its_table_and_what_made_it(reference, series):
     assert set(contents(reference)) == {f"{n}.csv" for n in SIZES}
     for name in SIZES:
         frame, provenance = tables.read_table(reference / "tables", name)
-        assert len(frame) and set(tables.ESTIMATE_COLUMNS) <= set(frame.columns) and set(frame.step) == {0, 110} or name in ("conflict", "early", "shares", "steering")
+        assert len(frame) and set(tables.ESTIMATE_COLUMNS) <= set(frame.columns) and set(frame.get("step", frame.get("test_step"))) == {0, 110} or name in ("conflict", "early", "shares", "steering")
+        if name == "probes":
+            assert {"random_model", "control_task", "selectivity", "lda", "mean_difference", "gain", "gain_p"} <= set(frame.reader)
         assert provenance["analysis"] == name and provenance["device"] == "cpu" and provenance["dtype"] == "torch.float32"
         assert provenance["weights"] == {str(s): series.weights_hash(s) for s in (0, 110)}
         assert {"seed", "config", "command", "format", "corpus", "versions"} <= set(provenance)

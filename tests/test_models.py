@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from interp.capturing import capture
 from interp.hooks import SITES, parse_site
-from interp.models import HookedModel, pick_device, pick_dtype
+from interp.models import HookedModel, pick_device, pick_dtype, random_twin
 from interp.series import CheckpointSeries
 from tests.conftest import tiny_hf
 
@@ -262,3 +263,14 @@ def test_devices_and_dtypes_are_picked_or_refused(series, monkeypatch):
         pick_dtype("int3", torch.device("cpu"))
     with pytest.raises(ValueError, match="gpu"):
         pick_device("gpu")
+
+
+def test_a_random_twin_is_the_architecture_without_the_training(trained, trained_prompts):
+    before = torch.random.get_rng_state()
+    twin, again, other = (random_twin(trained, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    shapes, mine = ({name: p.shape for name, p in m.hf.named_parameters()} for m in (trained, twin))
+    assert shapes == mine and type(twin.hf) is type(trained.hf) and twin.tokenizer is trained.tokenizer
+    assert twin.weights_hash == again.weights_hash != other.weights_hash and twin.weights_hash != trained.weights_hash
+    read = [capture(m, trained_prompts[:3], sites=["resid_post"], at="boundary").values for m in (twin, again, other, trained)]
+    assert torch.equal(read[0], read[1]) and not any(torch.allclose(read[0], each, atol=0.01) for each in read[2:])

@@ -1,5 +1,7 @@
 """Agents whose answer is known: their construction, and that the shipped ones behave as constructed and are read that way."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -14,18 +16,25 @@ from interp.series import CheckpointSeries
 from interp.stats import cluster_bootstrap
 
 N = 200
-_loaded = {}
 
 
+@functools.cache
 def agent(name):
-    """Model, format, prompts and own decodings of a shipped organism, each read once."""
-    if name not in _loaded:
-        series = CheckpointSeries.discover(grow(name))
-        model = series.load(series.steps[-1], "cpu", "float32")
-        fmt = PromptFormat(model.tokenizer)
-        prompts = [fmt.prompt(d) for d in decisions(name, N, 3)]
-        _loaded[name] = model, fmt, prompts, draw(model, prompts, seed=3)
-    return _loaded[name]
+    """Model, format, prompts and own decodings of a shipped organism."""
+    series = CheckpointSeries.discover(grow(name))
+    model = series.load(series.steps[-1], "cpu", "float32")
+    fmt = PromptFormat(model.tokenizer)
+    prompts = [fmt.prompt(d) for d in decisions(name, N, 3)]
+    return model, fmt, prompts, draw(model, prompts, seed=3)
+
+
+@functools.cache
+def mediated(name):
+    """Instrument -> reading through counterfactual pairs of an organism."""
+    model, fmt, prompts, _ = agent(name)
+    clean, corrupt, dropped = make_pairs(fmt, [p.decision for p in prompts], N)
+    assert len(clean) > 0.6 * N, dropped
+    return {row["instrument"]: row["value"] for row in calibration.estimated(calibration.mediated(model, clean, corrupt), 0)}
 
 
 def within(value, truth, room):
@@ -35,24 +44,18 @@ def within(value, truth, room):
 @pytest.mark.parametrize("name", ORGANISMS)
 def test_an_organism_relies_on_its_prompt_as_constructed_and_passes_the_exact_checks(name):
     model, fmt, prompts, own = agent(name)
-    clean, corrupt, dropped = make_pairs(fmt, [p.decision for p in prompts], N)
-    assert len(clean) > 0.6 * N, dropped
-    found = {row["instrument"]: row["value"] for row in calibration.estimated(calibration.mediated(model, clean, corrupt), 0)}
-    truth = expected(name)
+    found, truth = mediated(name), expected(name)
     assert within(found["prompt_reliance"], truth["prompt_reliance"], 0.1)
     assert within(found["prompt_patch"], truth["prompt_patch"], 0.1)
     if truth["state_share"]:
         assert within(found["state_share"], truth["state_share"], 0.2)
-    exact = {row["instrument"]: row["value"] for row in calibration.estimated(calibration.exact(model, prompts, own, clean[:20], corrupt[:20]), 0)}
+    clean, corrupt, _ = make_pairs(fmt, [p.decision for p in prompts], 20)
+    exact = {row["instrument"]: row["value"] for row in calibration.estimated(calibration.exact(model, prompts, own, clean, corrupt), 0)}
     assert exact["self_splice"] == 1 and exact["self_patch"] < 1e-4 and exact["patch_everything"] < 1e-4
 
 
 def test_reliance_rises_with_the_share_of_decisions_that_the_prompt_settles():
-    read = []
-    for name in ("reasoner", "mixture_25", "mixture_50", "mixture_75", "post_hoc"):
-        model, fmt, prompts, _ = agent(name)
-        clean, corrupt, _ = make_pairs(fmt, [p.decision for p in prompts], N)
-        read.append(calibration.estimated(calibration.mediated(model, clean, corrupt), 0)[0]["value"])
+    read = [mediated(name)["prompt_reliance"] for name in ("reasoner", "mixture_25", "mixture_50", "mixture_75", "post_hoc")]
     assert read == sorted(read) and read[0] <= 0.1 and read[-1] >= 0.9
 
 

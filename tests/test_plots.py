@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 
 from analyses import figures
-from interp import captions, captions_patching, captions_traces, plots, plots_patching, plots_traces, report
+from interp import (
+    captions, captions_patching, captions_probes, captions_traces, plots, plots_patching, plots_probes, plots_traces, report,
+)
 from interp.tables import write_table
 
 ROOT = Path(__file__).parents[1]
@@ -173,7 +175,28 @@ def steering_table() -> pd.DataFrame:
     return _table(columns | dict(metric=("flip", "flip_parsed", "to_target", "parse")), value, 0.04)
 
 
+def transfer_table() -> pd.DataFrame:
+    def value(row, progress):
+        apart = abs(STEPS.index(row["step"]) - STEPS.index(row["test_step"])) / len(STEPS)
+        return {"probe": 0.6 - 0.5 * apart, "majority": 0.2, "drop": 0.3 * apart}[row["reader"]]
+
+    columns = dict(step=STEPS, test_step=STEPS, split=SPLITS, label=("eventual_target",), layer=(-1,), reader=("probe", "majority", "drop"))
+    return _table(columns | dict(metric=("accuracy",)), value, 0.06, floor=-1).rename(columns=dict(step="train_step"))
+
+
+def mdl_table() -> pd.DataFrame:
+    ends = {"probe": (3.2, 2.4), "tfidf": (3.0, 2.8), "majority": (3.4, 3.3), "gain": (-0.2, 0.4)}
+
+    def value(row, progress):
+        bits = ends[row["reader"]][0] + progress * (ends[row["reader"]][1] - ends[row["reader"]][0])
+        return bits if row["metric"] == "bits" else 4.1 / bits
+
+    frame = _table(dict(step=STEPS, split=SPLITS, label=("eventual_target",), reader=tuple(ends), metric=("bits", "compression")), value, 0.2, -1, None)
+    return frame[(frame["reader"] != "gain") | (frame["metric"] == "bits")]
+
+
 TABLES = {
+    "transfer": transfer_table, "mdl": mdl_table,
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
     "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
     "shares": shares_table,
@@ -225,7 +248,7 @@ def test_intervals_drawn_and_axes_titled(figure):
     _, _, table, plot, _ = figure
     drawn = plot(TABLES[table](), PROVENANCE)
     lines = {t.name for t in drawn.data if t.type in ("scatter", "bar") and t.showlegend and t.name}
-    lines -= {"gain's interval covers 0", "interval covers 0"}
+    lines = {name for name in lines if not name.endswith("interval covers 0")}
     assert lines or any(t.type == "heatmap" for t in drawn.data)
     for name in lines:
         assert _has_interval(drawn, name), f"no interval for {name}"
@@ -270,8 +293,37 @@ def test_unknown_interval_leaves_the_line():
 def test_gain_cells_whose_interval_covers_zero_are_marked():
     frame = probes_table()
     chosen = frame.query("label == 'eventual_target' and split == 'in_domain' and reader == 'gain' and layer >= 0")
-    dots = next(trace for trace in plots.probes(frame).data if trace.name == "gain's interval covers 0")
+    dots = next(trace for trace in plots_probes.probes(frame).data if trace.name == "gain's interval covers 0")
     assert len(dots.x) == ((chosen["low"] <= 0) & (chosen["high"] >= 0)).sum() > 0
+
+
+def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
+    frame = probes_table()
+    lines = lambda table: {t.name for t in plots_probes.probes(table).data if t.type == "scatter" and t.showlegend}  # noqa: E731
+    assert "random model" not in lines(frame) and "randomly initialised" not in captions_probes.probes(frame)
+    more = [frame[frame["reader"] == "probe"].assign(reader=reader, value=value, low=value - 0.1, high=value + 0.1)
+            for reader, value in (("random_model", 0.25), ("control_task", 0.35), ("selectivity", 0.15))]
+    more[0] = more[0][more[0]["step"].isin([STEPS[0], STEPS[-1]])]
+    p = frame[(frame["reader"] == "gain") & (frame["layer"] >= 0)].assign(reader="gain_p", value=0.03, low=np.nan, high=np.nan)
+    pair = frame[(frame["label"] == "eventual_verb") & (frame["layer"] == -1)].assign(label="pairwise go / take")
+    frame = pd.concat([frame, *more, p, pair], ignore_index=True)
+    assert {"random model", "control task"} <= lines(frame)
+    ends = next(t for t in plots_probes.probes(frame).data if t.name == "random model")
+    assert np.isfinite(ends.y).tolist() == [True, False, False, False, False, True]  # no line across checkpoints that were not read
+    text = captions_probes.probes(frame)
+    assert "of the randomly initialised model 0.25 [0.15, 0.35], control task (a random label for each prompt type) 0.35 [" in text
+    assert "selectivity 0.15 [0.05, 0.25]" in text and "smallest p corrected over layers, one checkpoint at a time: 0.03" in text
+    assert "Which of two admissible verbs is taken, step 800: go / take " in text
+
+
+def test_cells_that_lose_nothing_for_sure_are_marked_but_not_the_diagonal():
+    frame = transfer_table()
+    dots = [t for t in plots_probes.transfer(frame).data if t.name == "drop's interval covers 0"]
+    drops = frame[(frame["reader"] == "drop") & (frame["train_step"] != frame["test_step"])]
+    assert sum(len(t.x) for t in dots) == ((drops["low"] <= 0) & (drops["high"] >= 0)).sum() > 0
+    clear = (drops[drops["split"] == "in_domain"]["low"] > 0).sum()
+    assert f"{clear} of 30 pairs of checkpoints drop by an interval above 0" in captions_probes.transfer(frame)
+    assert "saved over the shorter of these two" in captions_probes.mdl(mdl_table())
 
 
 def test_failed_self_splice_check_is_said():
@@ -453,7 +505,7 @@ def test_steering_is_drawn_at_the_last_checkpoint_and_told_at_the_largest_alpha_
 
 
 def test_toolbar_has_room_above_the_interactive_figure(tmp_path):
-    figure = plots.probes(probes_table())
+    figure = plots_probes.probes(probes_table())
     before = figure.layout.height
     report.save_html({"probes": figure}, tmp_path)
     page = (tmp_path / "probes.html").read_text()

@@ -12,6 +12,7 @@ from interp.stats import (
     bootstrap_weights,
     cluster_bootstrap,
     correlation,
+    cross_fitted,
     headroom_gap,
     holm,
     kappa,
@@ -24,6 +25,12 @@ from interp.stats import (
 
 def ratio(mean):
     return mean[..., 1] / mean[..., 0]
+
+
+def tails(n_groups, widen=1.0):
+    """Shares of resamples below and above an interval: a normal at sqrt(G / (G - 1)) times the t quantile."""
+    share = scipy.stats.norm.cdf(-widen * (n_groups / (n_groups - 1)) ** 0.5 * scipy.stats.t.ppf(0.975, n_groups - 1))
+    return [share, 1 - share]
 
 
 def clustered(rng, n_groups=30):
@@ -42,7 +49,7 @@ def test_bootstrap_equals_slow_twin():
     for episodes in drawn:
         rows = np.concatenate([columns[groups == episode] for episode in episodes])
         slow.append(ratio(rows.mean(axis=0)))
-    np.testing.assert_allclose([fast.low, fast.high], np.quantile(slow, [0.025, 0.975]), rtol=1e-10)
+    np.testing.assert_allclose([fast.low, fast.high], np.quantile(slow, tails(n_groups)), rtol=1e-10)
     assert fast.value == pytest.approx(ratio(columns.mean(axis=0)))
     assert (fast.n, fast.n_groups) == (len(columns), n_groups)
 
@@ -62,7 +69,8 @@ def test_weights_are_the_resamples_of_the_bootstrap():
 def test_bootstrap_without_clusters_agrees_with_scipy():
     x = np.random.default_rng(1).exponential(size=80)
     ours = cluster_bootstrap(x, np.arange(80), draws=20000, seed=0)
-    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=20000, method="percentile", rng=0).confidence_interval
+    level = np.subtract(*tails(80)[::-1])
+    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=20000, method="percentile", rng=0, confidence_level=level).confidence_interval
     np.testing.assert_allclose([ours.low, ours.high], [theirs.low, theirs.high], atol=0.01)
 
 
@@ -77,6 +85,29 @@ def test_interval_covers_clustered_means_where_the_unclustered_one_does_not():
         hits += [by_episode.low <= 0 <= by_episode.high, by_decision.low <= 0 <= by_decision.high]
     assert 0.90 <= hits[0] / 300 <= 0.98
     assert hits[1] / 300 < 0.75
+
+
+@pytest.mark.parametrize(("clusters", "rate"), [(10, 0.5), (30, 0.5), (30, 0.1)])
+def test_interval_covers_rates_at_few_clusters(clusters, rate):
+    rng, hits = np.random.default_rng(clusters), 0
+    for repeat in range(600):
+        of_cluster = rng.beta(rate * 7 / 3, (1 - rate) * 7 / 3, clusters)
+        right = rng.random((clusters, 4)) < of_cluster[:, None]
+        found = cluster_bootstrap(right.ravel(), np.repeat(np.arange(clusters), 4), draws=1000, seed=repeat)
+        hits += found.low <= rate <= found.high
+    assert 0.92 <= hits / 600 <= 0.98  # 95 % within three standard errors
+
+
+def test_intervals_of_cross_fitted_scores_are_wider_and_stay_in_range():
+    assert cross_fitted(1) == 1 and cross_fitted(5) == pytest.approx(1.8**0.5)
+    x, groups = np.random.default_rng(0).random(400) < 0.9, np.arange(400) // 4
+    plain, wide = (cluster_bootstrap(x, groups, draws=20000, widen=widen) for widen in (1.0, cross_fitted(5)))
+    assert (wide.high - wide.low) / (plain.high - plain.low) == pytest.approx(cross_fitted(5), abs=0.06)
+    assert wide.high <= 1 and wide.value == plain.value
+    certain = cluster_bootstrap(np.full(60, True), np.arange(60) % 30, widen=cross_fitted(5))
+    assert certain.low < cluster_bootstrap(np.full(60, True), np.arange(60) % 30).low and certain.high == 1
+    gains = x[:, None] - 0.85
+    assert max_statistic(gains, groups, 400, widen=2.0)[0] > max_statistic(gains, groups, 400)[0]
 
 
 def test_paired_difference_is_narrower_than_its_parts():
@@ -159,7 +190,7 @@ def test_kappa_agrees_with_scikit_learn_in_value_and_in_every_resample():
     assert estimate.value == pytest.approx(cohen_kappa_score(a, b))
     drawn = np.random.default_rng(1).integers(40, size=(200, 40))
     rows = [np.concatenate([np.flatnonzero(groups == g) for g in episodes]) for episodes in drawn]
-    slow = np.quantile([cohen_kappa_score(a[r], b[r]) for r in rows], [0.025, 0.975])
+    slow = np.quantile([cohen_kappa_score(a[r], b[r]) for r in rows], tails(40))
     np.testing.assert_allclose([estimate.low, estimate.high], slow, rtol=1e-9)
     assert kappa(a, a).value == 1
     assert np.isnan(kappa(["x"] * 3, ["x"] * 3).value)

@@ -34,7 +34,7 @@ def test_codelength_is_a_plain_loop_of_scikit_learn():
         bits -= np.log2((1 - UNIFORM) * found[np.arange(len(rows)), code[rows]] + UNIFORM / 3).sum()
         known += block["n"]
     assert known == 96 and len(result.blocks) == len(SHARES) and [block["n_known"] for block in result.blocks[1:]] == [8, 12, 24, 48]
-    assert result.bits == pytest.approx(bits, rel=2e-3) == pytest.approx(result.of_decision.sum(), rel=2e-3)
+    assert result.bits == pytest.approx(bits, rel=2e-3) == pytest.approx(result.of_decision["probe"].sum(), rel=2e-3)
     assert sum(block["bits"] for block in result.blocks) == pytest.approx(result.bits)
     assert result.blocks[0]["bits"] == pytest.approx(result.blocks[0]["n"] * np.log2(3)) and result.blocks[0]["C"] is None
     assert result.uniform_bits == pytest.approx(96 * np.log2(3))
@@ -47,7 +47,7 @@ def test_informative_layers_compress_and_noise_does_not():
     signal, noise = mdl(acts[:, 2], labels, groups), mdl(acts[:, 1], labels, groups)
     assert signal.compression.low > 1.5 and signal.gain.low > 0.3
     assert noise.compression.value < 1.05 and noise.gain.low < 0
-    assert mdl(acts[:, 2], labels, groups).of_decision.tolist() == signal.of_decision.tolist()
+    assert mdl(acts[:, 2], labels, groups).of_decision["probe"].tolist() == signal.of_decision["probe"].tolist()
     assert mdl(acts[:, 2], labels, groups, seed=1).bits != signal.bits
     one_class_first = [label if i >= 24 else "act 0" for i, label in enumerate(labels)]
     assert np.isfinite(mdl(acts[:, 2], one_class_first, groups).bits)
@@ -57,7 +57,7 @@ def test_informative_layers_compress_and_noise_does_not():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"acts": np.zeros((32, 2, 5))}, r"must be \[decision, d_model\]"),
+        ({"acts": np.zeros((32, 2, 5, 1))}, r"must be \[decision, d_model\]"),
         ({"acts": np.full((32, 5), np.nan)}, "not finite at decision 0"),
         ({"labels": ["same"] * 32}, "at least two classes"),
         ({"labels": ["a", "b"]}, "32 decisions but labels has 2"),
@@ -91,7 +91,7 @@ def test_probes_transfer_where_the_code_is_shared(checkpoints):
     assert (np.diag(matrix) > 0.85).all() and min(matrix[0, 1], matrix[1, 0]) > 0.85
     assert matrix[:2, 2].max() < 0.75 and matrix[2, :2].max() < 0.75
     assert result.matrix("drop", "low")[0, 2] > 0.1 and (np.diag(result.matrix("drop")) == 0).all()
-    assert list(result.table().columns) == ["train_step", "test_step", "layer", "reader", "metric", "value", "low", "high", "n", "n_groups"]
+    assert list(result.table().columns) == ["train_step", "test_step", "split", "layer", "reader", "metric", "value", "low", "high", "n", "n_groups"]
     assert len(result.table()) == 27 and result.n_unconverged == 0 and len(result.chosen) == 15
     assert (result.table().low <= result.table().value).all() and (result.table().value <= result.table().high).all()
 
@@ -107,6 +107,38 @@ def test_the_diagonal_is_the_probe_and_the_rest_a_plain_loop(checkpoints):
         model = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(scaler.transform(acts[500][train, 2]), names[train])
         hits += (model.predict(scaler.transform(acts[900][held_out, 2])) == names[held_out]).tolist()
     assert result.matrix()[1, 2] == pytest.approx(np.mean(hits), abs=0.02)
+
+
+def test_out_of_domain_decisions_are_read_by_probes_of_all_of_the_first_set(checkpoints):
+    acts, labels, groups = checkpoints
+    other, names, episodes, *_ = planted(seed=7, n_groups=10)
+    test = ({step: other for step in acts}, dict.fromkeys(acts, ["never seen", *names[1:]]), episodes)
+    result = transfer(acts, labels, groups, layer=2, test=test, draws=50)
+    assert result.table()[lambda t: t.split == "in_domain"].reset_index(drop=True).equals(transfer(acts, labels, groups, layer=2, draws=50).table())
+    for step in (0, 900):
+        alone = probe(acts[step], labels[step], groups, layers=[2], test=(other, ["never seen", *names[1:]], episodes), draws=50)
+        at = result.steps.index(step)
+        assert result.matrix(split="out_of_domain")[at, at] == value(alone, "probe", 2, split="out_of_domain").value
+    assert result.matrix(split="out_of_domain", column="n_groups").tolist() == [[10] * 3] * 3
+    assert {row["fold"] for row in result.chosen} == {-1, *range(5)}
+    with pytest.raises(ValueError, match="1 episodes .* are in both sets"):
+        transfer(acts, labels, groups, layer=2, test=(*test[:2], [groups[0]] * 40))
+
+
+def test_the_layer_is_chosen_where_the_probe_is_trained(checkpoints):
+    acts, labels, groups = checkpoints
+    moved = {0: acts[0], 900: acts[0][:, [2, 0, 1, 3]]}  # the layer with the label is another one at the last step
+    result = transfer(moved, {step: labels[0] for step in moved}, groups, draws=20)
+    assert {(row["train_step"], row["layer"]) for row in result.chosen} == {(0, 2), (900, 0)} and result.layer == NESTED
+    assert np.diag(result.matrix()).min() > 0.85 and result.matrix()[[0, 1], [1, 0]].max() < 0.6
+    assert mdl(moved[900], labels[0], groups).blocks[-1]["layer"] == 0
+
+
+def test_a_code_by_the_text_stands_beside():
+    acts, labels, groups, *_ = planted()
+    result = mdl(acts[:, 1], labels, groups, prompts=[f"please {label}" for label in labels])
+    assert result.of_decision["tfidf"].sum() < 0.8 * result.bits
+    assert result.of_decision["majority"].sum() == pytest.approx(result.majority_bits)
 
 
 def test_decisions_without_a_label_at_a_step_are_left_out_there(checkpoints):

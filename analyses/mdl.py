@@ -1,0 +1,60 @@
+"""Bits that it takes to send the action to someone who has the boundary's activations, or the text, or neither (METHODS 3)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyses.probes import boundary_layers, labelled, texts
+from analyses.study import NotApplicable, Study
+from interp.mdl import SHARES, mdl
+from interp.stats import cluster_bootstrap
+
+
+@dataclass
+class Config(Study):
+    """Online codes; the layer is chosen inside the decisions already sent."""
+
+    labels: tuple[str, ...] = ("eventual_target",)
+    """Which action and class of it, as in `probes`."""
+    shares: tuple[float, ...] = SHARES
+    """Where blocks end, as shares of the decisions; each is sent with probes of those before."""
+    draws: int = 1000
+    """Bootstrap resamples."""
+
+
+def run(config: Config) -> None:
+    """Code and tabulate; a checkpoint, split and label is one resumable stage."""
+    started, rows, skipped = time.time(), [], {}
+    words = {split: texts(config, split) for split in config.parts}
+    for step, split in config.cells("mdl"):
+        for label in config.labels:
+            kept, names = labelled(config, step, split, label)
+            groups = [config.prompts(split)[i].decision.episode for i in kept]
+
+            def compute():
+                try:
+                    found = mdl(boundary_layers(config, step, split)[kept], names, groups, prompts=[words[split][i] for i in kept],
+                                shares=config.shares, seed=config.seed, draws=config.draws)
+                except ValueError as problem:  # too few decisions or one class
+                    return dict(bits={}, skipped=str(problem))
+                return dict(bits={reader: each.tolist() for reader, each in found.of_decision.items()}, n_classes=found.n_classes, skipped="")
+
+            found = config.stage(f"mdl/{step}-{split}-{label}", dict(config.inputs(step, split), label=label, names=names, shares=config.shares), compute)
+            if found["skipped"]:
+                skipped[f"{step} {split} {label}"] = found["skipped"]
+                continue
+            bits, uniform = {reader: np.array(each) for reader, each in found["bits"].items()}, np.log2(found["n_classes"])
+            place = dict(step=step, split=split, label=label)
+            given = dict(groups=groups, draws=config.draws, seed=config.seed)
+            for reader, each in bits.items():
+                rows.append(dict(place, reader=reader, metric="bits", **cluster_bootstrap(each, **given).row()))
+                ratio = cluster_bootstrap(each, function=lambda mean: uniform / mean[..., 0], **given)
+                rows.append(dict(place, reader=reader, metric="compression", **ratio.row()))
+            best = min((reader for reader in bits if reader != "probe"), key=lambda reader: bits[reader].sum())
+            rows.append(dict(place, reader="gain", metric="bits", **cluster_bootstrap(bits[best] - bits["probe"], **given).row()))
+    if not rows:
+        raise NotApplicable(f"Nothing could be coded: {next(iter(skipped.values()))}")
+    config.write("mdl", rows, started, skipped=skipped)
