@@ -20,7 +20,7 @@ class Config(Study):
 
     conflicts: int = 0
     """Decisions of each split (0: 40 quick, 200 full)."""
-    points: int = 6
+    points: int = 5
     """Most parts at which a trace is cut, the empty and the whole one included."""
     choices: int = 0
     """Decisions whose distribution over the admissible actions is read (0: a quarter of them)."""

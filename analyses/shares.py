@@ -21,13 +21,13 @@ class Config(Study):
     """Every checkpoint's own traces and actions, on the first decisions of each split, averaged over layers."""
 
     decisions_read: int = 0
-    """Decisions of each split (0: 40 quick, 100 full)."""
+    """Decisions of each split (0: 24 quick, 100 full)."""
 
 
 def run(config: Config) -> None:
     """Read and tabulate; one checkpoint and split is one resumable stage."""
     started, rows, skipped = time.time(), [], {}
-    n = config.number(config.decisions_read, 40, 100)
+    n = config.number(config.decisions_read, 24, 100)
     for step, split in config.cells("shares"):
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
         inputs = dict(config.inputs(step, split), n=n, limits=config.limits, generator=config.generator)

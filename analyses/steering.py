@@ -21,7 +21,7 @@ class Config(Study):
     """The two most common targets of a checkpoint's own actions: the second's decisions are pushed towards the first's."""
 
     steered: int = 0
-    """Decisions to steer, in-domain (0: 24 quick, 80 full; at most half of them, the others give the direction)."""
+    """Decisions to steer, in-domain (0: 24 quick, 60 full; at most half of them, the others give the direction)."""
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
     """Strengths, in units of the residual's mean norm at the boundary."""
     per_decision: int = 5
@@ -59,7 +59,7 @@ def run(config: Config) -> None:
     started, rows, skipped, made = time.time(), [], {}, {}
     split = config.parts[0]
     prompts = config.prompts(split)
-    n = min(config.number(config.steered, 24, 80), len(prompts) // 2)
+    n = min(config.number(config.steered, 24, 60), len(prompts) // 2)
     if not n:
         raise NotApplicable("There is one decision only, which cannot both give a direction and be steered.")
     groups = np.array([p.decision.episode for p in prompts[:n]])

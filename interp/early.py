@@ -49,7 +49,7 @@ class EarlyAnswers:
         return np.array([s[where] for s, where in zip(self.same, last)], dtype=bool).reshape(len(self.same), len(shares))
 
 
-def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, parser: Callable[[str], str | None] = str, points: int = 6,
+def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, parser: Callable[[str], str | None] = str, points: int = 5,
                   choices: int | None = None, max_new_tokens: int = 24, progress: bool = False) -> EarlyAnswers:
     """Cut each decision's own trace after some of its sentences, and decode the action; the same behind as many full stops.
 
@@ -67,7 +67,7 @@ def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, 
         kept = np.unique(np.linspace(0, len(parts), min(points, len(parts) + 1)).round().astype(int))
         cuts[i] = kept / len(parts)
         leads[i] = [fmt.tail(trace) for trace in (*(" ".join(parts[:k]) for k in kept[:-1]), fmt.lead_ids(decoded[i].ids))]  # the whole one to the id
-        dots[i] = [filler(fmt, " ".join(parts[:k])) for k in kept]
+        dots[i] = [filler(fmt, " ".join(parts[:k])) for k in kept[1:]]  # none for no sentence: that is the empty trace
     if not index:
         return EarlyAnswers(np.array([], dtype=int), [], [], [], [])
     variants = {f"{kind}{p}": [of[i][p] if i in of and p < len(of[i]) else None for i in range(len(prompts))]
@@ -75,9 +75,10 @@ def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, 
     out = continue_each(model, [p.ids for p in prompts], variants, prompts[0].format.ended("prompt"), max_new_tokens, progress=progress)
     same, distance, filled = [], [], []
     for k, i in enumerate(index):
-        for kind, found in (("trace", same), ("filler", filled)):
-            words = [said(prompts[i].format, out[f"{kind}{p}"][i].ids, "prompt", parser) for p in range(len(leads[i]))]
-            found.append(np.array([w.action == decoded[i].action for w in words]))
+        kept, dotted = ([said(prompts[i].format, out[f"{kind}{p}"][i].ids, "prompt", parser).action == decoded[i].action for p in range(len(of[i]))]
+                        for kind, of in (("trace", leads), ("filler", dots)))
+        same.append(np.array(kept))
+        filled.append(np.array([kept[0], *dotted]))
         if prompts[i].decision.admissible and (choices is None or k < choices):
             likely = preferences(model, prompts[i], leads[i])
             distance.append(abs(likely - likely[-1]).sum(-1) / 2)

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from analyses import __main__ as cli
-from analyses import patching, reliance
+from analyses import conflict, patching, reliance
 from analyses.study import Study
 from interp import tables
 from interp.tasks import load_episodes, save_episodes
@@ -263,3 +263,18 @@ def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, tmp
     wrong = start("all", *options(tmp_path, checkpoints=("7",)))
     _, errors = wrong.communicate()
     assert wrong.returncode == 1 and errors.startswith("error: There is no checkpoint 7") and errors.count("\n") == 1
+
+
+def test_an_own_trace_that_does_not_come_back_is_said_loudly(options, tmp_path, capsys, monkeypatch):
+    real = conflict.conflict
+
+    def broken(*given, **options):
+        found = real(*given, **options)
+        own = found["self_splice"]
+        return found | dict(self_splice=replace(own, action=["look", *own.action[1:]]))
+
+    monkeypatch.setattr(conflict, "conflict", broken)
+    assert main("conflict", *options(tmp_path, checkpoints=("110",)), "--conflicts", "4", "--arms", "empty") == 0
+    _, provenance = tables.read_table(tmp_path / "tables", "conflict")
+    assert "SELF-SPLICE FAILED" in capsys.readouterr().err and provenance["self_splice"] == "FAILED"
+    assert [len(ids) for ids in provenance["self_splice_failed"].values()] == [1, 1]

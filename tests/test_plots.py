@@ -364,10 +364,12 @@ def test_removal_stands_beside_substitution_on_the_same_decisions():
 def test_each_arms_shift_and_the_likelier_half_are_told():
     frame = conflict_table()
     drawn, text = plots_traces.conflict_shift(frame), captions_traces.conflict_shift(frame)
-    assert {t.name for t in drawn.data if t.showlegend and t.legend == "legend"} == {"truncated", "other state's trace", "shuffled words", "filler", "empty"}
+    told = {place: {t.name for t in drawn.data if t.showlegend and t.legend == place} for place in ("legend", "legend2", "legend4")}
+    assert told["legend"] == {"other state's trace"} and told["legend2"] == {"truncated", "shuffled words", "filler", "empty"}
+    assert told["legend4"] == {"likelier half of the other traces", "less likely half"}
     assert f"filler {_said(frame, step=800, split='in_domain', arm='filler', metric='shift')}" in text
     assert f"likelier half {_said(frame, step=0, split='in_domain', arm='other_state', metric='follow_likely')} at step 0" in text
-    tops = [drawn.layout[name].y for name in ("legend", "legend2", "legend3")]
+    tops = [drawn.layout[name].y for name in ("legend", "legend2", "legend3", "legend4")]
     assert tops == sorted(tops, reverse=True)
 
 
