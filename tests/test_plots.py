@@ -565,7 +565,7 @@ def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
     captured = capfd.readouterr()
     assert len(captured.out.splitlines()) == 1 and "apt-get install chromium" in captured.out
     assert captured.err == ""
-    pages = {f"{figure[0]}.html" for figure in figures.FIGURES}
+    pages = {f"{figure[0]}.html" for figure in OVER_STEPS}
     assert {path.name for path in paths} == {"plotly.min.js", "index.html"} | pages
     assert '<iframe src="behaviour.html"' in (tmp_path / "figures" / "index.html").read_text()
 
