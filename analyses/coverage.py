@@ -69,9 +69,8 @@ def coverage(config: Config) -> pd.DataFrame:
 
     Labels are drawn evenly and apart from activations, texts and previous actions, so that chance is 1 / classes in accuracy, 0.5 in
     AUROC and 0 in selectivity. Column `what`:
-    `reader`, intervals that cover chance, at the nested choice and at a layer named beforehand; `majority`, which counts the decisions that it is scored
-    on, is above 1 / classes; `false_gain`, gains whose interval lies above 0, over the majority class alone (`over_majority`) and over every
-    control (`over_all`); `layer_p`, data sets in which some layer's corrected p-value is below .05; `mean`, intervals of the plain mean of
+    `reader`, intervals that cover chance, at the nested choice and at a layer named beforehand; `false_gain`, gains whose interval lies
+    above 0, over the majority class alone (`over_majority`) and over the best of every control (`over_all`); `layer_p`, data sets in which some layer's corrected p-value is below .05; `mean`, intervals of the plain mean of
     clustered 0/1 data (4 in a cluster, correlation .3) that cover its rate; reader names clusters and rate.
 
     Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and sd_ratio: the SD of the estimates over

@@ -107,15 +107,23 @@ class Fitter:
             for fit, score in self.inner[job]:
                 yield features(train[fit], train[score]), self.code[train[fit]], grid
 
-    def count(self, given: Int[np.ndarray, "decision"]) -> Float[np.ndarray, "decision class"]:
-        """P(label | given) by counting in the training rows; the label's overall frequency counts as one more decision."""
-        probability = np.zeros((len(self.code), self.n_classes))
-        for train, held_out in self.jobs:
-            counts = np.zeros((given.max() + 1, self.n_classes))
-            np.add.at(counts, (given[train], self.code[train]), 1)
-            counts += counts.sum(axis=0) / len(train)
-            probability[held_out] = (counts / counts.sum(axis=1, keepdims=True))[given[held_out]]
-        return probability
+    def count(self, given: Int[np.ndarray, "decision"]) -> tuple[Float[np.ndarray, "decision class"], list[tuple[float, float]]]:
+        """P(label | given) by counting in the training rows, the label's overall frequency as one more decision; results as of `nested`."""
+        probability, keys = np.zeros((len(self.code), self.n_classes)), []
+        for (train, held_out), inner in zip(self.jobs, self.inner, strict=True):
+            said = np.zeros((len(train), self.n_classes))
+            for fit, score in inner:
+                said[score] = self._counted(given, train[fit], train[score])
+            results = scored(said, self.code[train])
+            keys.append((results["accuracy"].mean(), -results["log_loss"].mean()))
+            probability[held_out] = self._counted(given, train, held_out)
+        return probability, keys
+
+    def _counted(self, given, train, held_out):
+        counts = np.zeros((given.max() + 1, self.n_classes))
+        np.add.at(counts, (given[train], self.code[train]), 1)
+        counts += counts.sum(axis=0) / len(train)
+        return (counts / counts.sum(axis=1, keepdims=True))[given[held_out]]
 
 
 def scored(probability: Float[np.ndarray, "decision class"], code: Int[np.ndarray, "decision"]) -> dict[str, np.ndarray]:

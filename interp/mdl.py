@@ -99,7 +99,7 @@ def mdl(
         fitter = Fitter(code, group, k, jobs, seed, device)
         cells = [("probe", layer, standardised(data["acts"][:, i])) for i, layer in enumerate(layers)]
         probe, _ = choose_layer(fitter, "probe", layers, fitter.nested(cells, sorted(float(c) for c in C)))
-        probability = {"probe": probe, "majority": fitter.count(np.zeros(len(code), dtype=int))}
+        probability = {"probe": probe, "majority": fitter.count(np.zeros(len(code), dtype=int))[0]}
         if prompts is not None:
             [(probability["tfidf"], _)] = fitter.nested([("tfidf", NESTED, tfidf(data["prompts"].tolist()))], TEXT_C)
     for each in probability.values():

@@ -26,8 +26,6 @@ from interp.readers import PLAIN, choose_layer, control_labels, nested_plain
 from interp.scores import METRICS, NESTED, PER_DECISION, Reading, score_rows
 from interp.stats import integer_codes
 
-#: Readers of no activation: the gain is over the best of them.
-CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
 SPLITS = ("in_domain", "out_of_domain")
 SHUFFLES = 3
 
@@ -47,8 +45,8 @@ class ProbeResult:
     """(reader, layer) to the held-out label predicted for each decision."""
     chosen: tuple[dict, ...]
     """fold (-1 out of domain), reader, layer, C. Reader `nested` holds the layer chosen in each fold (`nested_lda` and so on likewise)."""
-    best_control: dict[tuple[str, str], str]
-    """(split, metric) to the control that the gain is over."""
+    best_control: tuple[str, ...]
+    """The control that the gain is over in each fold, then out of domain, where there is a test set."""
     layer_p: tuple[dict, ...]
     """split, metric, layer, p: that the gain at the layer is no larger than 0, corrected over layers (`stats.max_statistic`)."""
     unseen: dict[str, int]
@@ -66,9 +64,8 @@ class ProbeResult:
     def diagnostics(self) -> dict:
         """Everything but the scores and the predictions, ready for JSON."""
         same = {name: getattr(self, name) for name in ("seed", "folds", "draws", "unseen", "n_unconverged")}
-        best = {f"{split} {metric}": control for (split, metric), control in self.best_control.items()}
         lists = {"classes": list(self.classes), "layers": list(self.layers), "chosen": list(self.chosen), "layer_p": list(self.layer_p)}
-        return {**same, **lists, "n_classes": len(self.classes), "best_control": best}
+        return {**same, **lists, "n_classes": len(self.classes), "best_control": list(self.best_control)}
 
 
 def probe(
@@ -108,14 +105,13 @@ def probe(
     types: prompt type of each decision (its task and previous action, say), for the reader `control_task`.
     random_acts: the same decisions and layers read off a randomly initialised model, for the reader `random_model`.
 
-    Readers: `probe` at each layer; `embedding` (the probe at layer 0); `majority` (class frequencies of the whole first set, the
-    decisions scored included), `previous_action`, `tfidf`, `prompt_length`;
+    Readers: `probe` at each layer; `embedding` (the probe at layer 0); `majority`, `previous_action`, `tfidf`, `prompt_length`;
     `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions (mean of SHUFFLES
     permutations); `lda`, `mean_difference` and `random_model` (the probe on random_acts) at each layer and the nested one;
     `control_task`, the probe fitted to a random label for each prompt type (same class shares, same procedure), and `selectivity`,
-    the probe's accuracy minus that reader's on its own labels; `gain`, the probe minus the best control that reads no activation.
-    That control is the best one on the very decisions scored, which favours the control: the gain is conservative, and below 0 on
-    pure noise. A gain in log_loss is control minus probe, so that positive is better in every metric.
+    the probe's accuracy minus that reader's on its own labels; `best_control`, of those that read no activation the one with the best
+    accuracy, then log-loss, in grouped folds inside the training set, as C and layer are chosen, so that the choice favours neither
+    side; `gain`, the probe minus that one. A gain in log_loss is control minus probe, so that positive is better in every metric.
     Intervals resample episodes, paired for gains, and hold the fitted readers fixed; those of held-out folds are widened for the
     training folds that their readers share (`stats.cross_fitted`), as are the p-values over layers.
 
@@ -165,21 +161,20 @@ def probe(
             task = Fitter(control_labels(joined["types"].tolist(), code[:n], seed), group, len(classes), jobs, seed, device)
             found = task.nested([("control_task", *each) for each in zip(layers, features, strict=True)], grid)
             _keep(probability, task, "control_task", layers, found)
-        # Frequencies of all of the first set: a fold's training rows have too few of what the fold has many of, so that their most
-        # common class is right on less than its share, and a gain over it lies above 0 on noise.
-        probability["majority", NESTED] = np.tile(np.bincount(code[:n], minlength=len(classes)) / n, (len(code), 1))
+        controls = {"majority": fitter.count(np.zeros(len(code), dtype=int))}
         if previous is not None:
-            probability["previous_action", NESTED] = fitter.count(integer_codes(joined["previous"].tolist())[0])
+            controls["previous_action"] = fitter.count(integer_codes(joined["previous"].tolist())[0])
         if prompts is not None:
             length = np.log1p([[len(text)] for text in joined["prompts"]])
-            for name, features, its_grid in (("tfidf", tfidf(joined["prompts"]), TEXT_C), ("prompt_length", standardised(length), grid)):
-                [(probability[name, NESTED], _)] = fitter.nested([(name, NESTED, features)], its_grid)
+            for name, read_off, its_grid in (("tfidf", tfidf(joined["prompts"]), TEXT_C), ("prompt_length", standardised(length), grid)):
+                [controls[name]] = fitter.nested([(name, NESTED, read_off)], its_grid)
+        probability |= {(name, NESTED): each for name, (each, _) in controls.items()}
+        probability["best_control", NESTED], best_control = _best_control(controls, jobs)
 
     split = np.array(SPLITS)[(np.arange(len(code)) >= n).astype(int)]
     read = {key: Reading([each], task.code if key[0] == "control_task" else code) for key, each in probability.items()}
     read["shuffled", NESTED] = Reading(shuffled, code)
-    controls = [name for name in CONTROLS if (name, NESTED) in read]
-    rows, best_control, layer_p = score_rows(read, split, group, fold, controls, metrics, draws, seed)
+    rows, layer_p = score_rows(read, split, group, fold, metrics, draws, seed)
     chosen = fitter.chosen + (task.chosen if task else [])
     unseen = dict.fromkeys(split.tolist(), 0)
     for train, held_out in jobs:
@@ -192,7 +187,7 @@ def probe(
         fold=fold,
         predicted={key: classes[each.argmax(axis=1)] for key, each in probability.items()},
         chosen=tuple({**row, "fold": row["fold"] if row["fold"] < folds else -1} for row in chosen),
-        best_control=best_control,
+        best_control=tuple(best_control),
         layer_p=tuple(layer_p),
         unseen=unseen,
         n_unconverged=fitter.n_unconverged + (task.n_unconverged if task else 0),
@@ -200,6 +195,15 @@ def probe(
         folds=folds,
         draws=draws,
     )
+
+
+def _best_control(controls: dict[str, tuple], jobs: Sequence[tuple]) -> tuple[np.ndarray, list[str]]:
+    """Probabilities of the control that is best inside each job's training rows, and its name in each."""
+    whole, names = np.zeros_like(next(iter(controls.values()))[0]), []
+    for job, (_, held_out) in enumerate(jobs):
+        names.append(max(controls, key=lambda name: controls[name][1][job]))
+        whole[held_out] = controls[names[-1]][0][held_out]
+    return whole, names
 
 
 def _keep(probability, fitter, name, layers, found) -> list[int]:

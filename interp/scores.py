@@ -94,20 +94,19 @@ def score_rows(
     split: np.ndarray,
     group: Int[np.ndarray, "decision"],
     fold: Int[np.ndarray, "decision"],
-    controls: Sequence[str],
     metrics: Sequence[str] = METRICS,
     draws: int = 1000,
     seed: int = 0,
-) -> tuple[list[dict], dict[tuple[str, str], str], list[dict]]:
-    """Table rows of every reader, of each probe's gain over the best control and of its selectivity.
+) -> tuple[list[dict], list[dict]]:
+    """Table rows of every reader, of each probe's gain over `best_control` and of its selectivity.
 
     read: (reader, layer) to what it said; a score is the mean over its repeats. split, group, fold: of each decision; intervals of
     a split in several folds are widened for the readers that they share (`stats.cross_fitted`).
-    controls: readers at NESTED of which the best is what `gain` is over. metrics: some of METRICS.
-    Returns the rows; (split, metric) to the best control; and split, metric, layer and the p-value over layers
-    (`stats.max_statistic`) of gains in scores that are means over decisions.
+    metrics: some of METRICS.
+    Returns the rows; and split, metric, layer and the p-value over layers (`stats.max_statistic`) of gains in scores that are means
+    over decisions.
     """
-    rows, best_control, corrected = [], {}, []
+    rows, corrected = [], []
     for name in dict.fromkeys(split.tolist()):
         here = split == name
         episodes = group[here]
@@ -119,11 +118,8 @@ def score_rows(
         for metric in metrics:
             sign, mean = PER_DECISION.get(metric, 1), metric in PER_DECISION
             column = {key: _column(metric, reading, here, weights, fold[here]) for key, reading in read.items()}
-            whole = {control: column[control, NESTED].mean() if mean else column[control, NESTED][0] for control in controls}
-            best = max(controls, key={control: sign * each for control, each in whole.items()}.get)
-            best_control[name, metric] = best
             probes = {key[1]: each for key, each in column.items() if key[0] == "probe"}
-            more = {("gain", layer): sign * (each - column[best, NESTED]) for layer, each in probes.items()}
+            more = {("gain", layer): sign * (each - column["best_control", NESTED]) for layer, each in probes.items()}
             if metric == "accuracy":
                 more |= {("selectivity", layer): each - column["control_task", layer] for layer, each in probes.items()
                          if ("control_task", layer) in column}
@@ -139,7 +135,7 @@ def score_rows(
                 else:
                     estimate = percentile(each[0], each[1:], n, n_groups, widen=widen)
                 rows.append({"layer": layer, "split": name, "reader": reader, "metric": metric, **estimate.row()})
-    return rows, best_control, corrected
+    return rows, corrected
 
 
 def _column(metric, reading, here, weights, fold) -> np.ndarray:

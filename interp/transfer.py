@@ -122,7 +122,7 @@ def transfer(
                 raise ValueError(f"The training rows of step {step} hold fewer than two classes or episodes with a label in some fold.")
             fitter = Fitter(flat, of_row, len(classes), jobs, seed, device)
             found = fitter.nested([("probe", i, each) for i, each in zip(layers, features, strict=True)], grid)
-            read = {"probe": choose_layer(fitter, "probe", layers, found)[0], "majority": fitter.count(np.zeros(len(flat), dtype=int))}
+            read = {"probe": choose_layer(fitter, "probe", layers, found)[0], "majority": fitter.count(np.zeros(len(flat), dtype=int))[0]}
             right |= {(reader, s): scored(each, flat)["accuracy"] for reader, each in read.items()}
             picked = [row for row in fitter.chosen if row["reader"] == "nested"]
             chosen += [{"train_step": step, "fold": row["fold"] if row["fold"] < folds else -1, "layer": row["layer"], "C": row["C"]} for row in picked]

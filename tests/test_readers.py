@@ -133,8 +133,7 @@ def test_selectivity_is_accuracy_minus_the_control_tasks(whole):
 def test_gains_are_paired_in_every_metric_and_corrected_over_layers(whole):
     result = whole[0]
     for metric in ("auroc", "macro_f1"):
-        best = result.best_control["in_domain", metric]
-        difference = value(result, "probe", 2, metric).value - value(result, best, metric=metric).value
+        difference = value(result, "probe", 2, metric).value - value(result, "best_control", metric=metric).value
         gain = value(result, "gain", 2, metric)
         assert gain.value == pytest.approx(difference) and 0 < gain.low <= gain.value <= gain.high
     p = {row["layer"]: row["p"] for row in result.layer_p if row["split"] == "in_domain" and row["metric"] == "accuracy"}
@@ -162,12 +161,12 @@ def test_intervals_on_labels_that_nothing_predicts_cover_chance(tmp_path):
     run(Config(run=tmp_path, datasets=24, decisions=80, draws=300, clusters=(10,)))
     table, made = read_table(tmp_path / "tables", "coverage")
     assert (table.n == 24).all() and made["config"]["decisions"] == 80
-    read = table[(table.what == "reader") & (table.reader != "majority")]
-    assert set(read.reader) == {"probe", "lda", "mean_difference", "random_model", "selectivity"} and set(read.layer) == {NESTED, 0}
+    read = table[table.what == "reader"]
+    assert set(read.reader) == {"probe", "lda", "mean_difference", "random_model", "selectivity", "majority"} and set(read.layer) == {NESTED, 0}
     assert read.value.mean() >= 0.92 and read.value.min() >= 0.83  # intervals not widened for shared training folds cover .87
     assert 0.75 < read.sd_ratio.mean() < 1.15 and read.bias.abs().max() < 0.05
     false = table[table.what == "false_gain"]
-    assert set(false.reader) == {"over_majority", "over_all"} and false.value.max() <= 0.1 and false.bias.max() < 0
+    assert set(false.reader) == {"over_majority", "over_all"} and false.value.max() <= 0.15 and false.bias.abs().max() < 0.05
     assert table[table.what == "layer_p"].value.max() <= 0.15 and len(table[table.what == "mean"]) == 3
 
 
