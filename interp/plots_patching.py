@@ -144,7 +144,8 @@ def spans(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resi
             )  # fmt: skip
             layer_axis(fig, layers, "layer" if row == len(directions) else None, row=row, col=col, axis="x")
             fig.update_xaxes(range=[-0.5, len(layers) - 0.5], showgrid=False, row=row, col=col)
-            fig.update_yaxes(tickvals=list(range(len(places))), ticktext=[PLACES[p][0] for p in places], showgrid=False, row=row, col=col)
+            fig.update_yaxes(tickvals=list(range(len(places))), ticktext=[PLACES[p][0] for p in places], showgrid=False,
+                             range=[-0.5, len(places) - 0.5], row=row, col=col)
         fig.update_yaxes(title=direction, row=row, col=1)
     fig.update_layout(
         coloraxis=dict(
@@ -197,9 +198,9 @@ def screen(frame: pd.DataFrame, provenance: dict | None = None, site: str = "res
         fig.update_yaxes(title=f"{direction},<br>estimated effect", row=row, col=1)
     sides = {}
     for axis, end in (("x", "_x"), ("y", "")):
-        low, high = drawn[f"value{end}"].min(), drawn[f"value{end}"].max()
-        margin = 0.12 * max(high - low, 0.1)
-        sides[axis] = [min(0.0, low) - margin, max(1.0 if axis == "x" else 0.0, high) + margin]
+        low, high = drawn[[f"value{end}", f"low{end}"]].min().min(), drawn[[f"value{end}", f"high{end}"]].max().max()
+        margin = 0.05 * max(high - low, 0.1)
+        sides[axis] = [min(0.0, low) - margin, max(1.0, high) + margin]
     ends = [max(sides["x"][0], sides["y"][0]), min(sides["x"][1], sides["y"][1])]
     for row in range(1, len(directions) + 1):
         for col in range(1, len(steps) + 1):
