@@ -170,6 +170,8 @@ def screen(frame: pd.DataFrame, provenance: dict | None = None, site: str = "res
     estimated, true = (need(frame, "patching_screen", metric=metric) for metric in ("attribution", "difference"))
     keys = ["step", "layer", "direction", "at", "n", "n_groups"]
     both = true.merge(estimated[[*keys, "value", "low", "high"]], on=keys, suffixes=("_x", "")).dropna(subset=["value", "value_x"])
+    if both.empty:
+        raise ValueError("Figure patching_screen: no pair is kept, so there are no effects to compare.")
     steps, directions = _ends(both), [name for name in DIRECTIONS if (both["direction"] == name).any()]
     height = 250 * len(directions) + 24 * (len(directions) - 1)
     fig = make_subplots(
