@@ -144,7 +144,8 @@ def spans(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resi
             )  # fmt: skip
             layer_axis(fig, layers, "layer" if row == len(directions) else None, row=row, col=col, axis="x")
             fig.update_xaxes(range=[-0.5, len(layers) - 0.5], showgrid=False, row=row, col=col)
-            fig.update_yaxes(tickvals=list(range(len(places))), ticktext=[PLACES[p][0] for p in places], showgrid=False, row=row, col=col)
+            fig.update_yaxes(tickvals=list(range(len(places))), ticktext=[PLACES[p][0] for p in places], showgrid=False,
+                             range=[-0.5, len(places) - 0.5], row=row, col=col)
         fig.update_yaxes(title=direction, row=row, col=1)
     fig.update_layout(
         coloraxis=dict(
@@ -169,6 +170,8 @@ def screen(frame: pd.DataFrame, provenance: dict | None = None, site: str = "res
     estimated, true = (need(frame, "patching_screen", metric=metric) for metric in ("attribution", "difference"))
     keys = ["step", "layer", "direction", "at", "n", "n_groups"]
     both = true.merge(estimated[[*keys, "value", "low", "high"]], on=keys, suffixes=("_x", "")).dropna(subset=["value", "value_x"])
+    if both.empty:
+        raise ValueError("Figure patching_screen: no pair is kept, so there are no effects to compare.")
     steps, directions = _ends(both), [name for name in DIRECTIONS if (both["direction"] == name).any()]
     height = 250 * len(directions) + 24 * (len(directions) - 1)
     fig = make_subplots(
@@ -197,9 +200,9 @@ def screen(frame: pd.DataFrame, provenance: dict | None = None, site: str = "res
         fig.update_yaxes(title=f"{direction},<br>estimated effect", row=row, col=1)
     sides = {}
     for axis, end in (("x", "_x"), ("y", "")):
-        low, high = drawn[f"value{end}"].min(), drawn[f"value{end}"].max()
-        margin = 0.12 * max(high - low, 0.1)
-        sides[axis] = [min(0.0, low) - margin, max(1.0 if axis == "x" else 0.0, high) + margin]
+        low, high = drawn[[f"value{end}", f"low{end}"]].min().min(), drawn[[f"value{end}", f"high{end}"]].max().max()
+        margin = 0.05 * max(high - low, 0.1)
+        sides[axis] = [min(0.0, low) - margin, max(1.0, high) + margin]
     ends = [max(sides["x"][0], sides["y"][0]), min(sides["x"][1], sides["y"][1])]
     for row in range(1, len(directions) + 1):
         for col in range(1, len(steps) + 1):

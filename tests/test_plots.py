@@ -103,7 +103,7 @@ def patching_table(layers: int = 12) -> pd.DataFrame:
 
 def old_patching_table() -> pd.DataFrame:
     """As committed before the spans were patched."""
-    return patching_table().query("at == 'boundary'").drop(columns=["at", "metric"])
+    return patching_table().query("at == 'boundary' and metric == 'difference'").drop(columns=["at", "metric"])
 
 
 def reliance_table() -> pd.DataFrame:
@@ -436,6 +436,8 @@ def test_spans_are_drawn_at_the_ends_with_unsure_cells_marked():
     text = captions_patching.spans(frame)
     assert f"history {top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}] (layer {top['layer']})" in text and "boundary 9" in text
     assert "Decisions without a pair: 3 (no swap of equal token length)." in text and "KL" in text
+    with pytest.raises(ValueError, match="patching_screen: no pair is kept"):
+        plots_patching.screen(frame.assign(value=np.nan, low=np.nan, high=np.nan))
     with pytest.raises(ValueError, match="patching_spans: the table has no rows with at = prompt"):
         plots_patching.spans(old_patching_table())
 
