@@ -22,7 +22,7 @@ from tqdm import tqdm
 from interp.hooks import every_layer
 from interp.models import layers_of
 from interp.pairs import check_pairs
-from interp.patching import Sweep, continuations, effects, places_of, tail_of
+from interp.patching import Sweep, continuations, effects, places_of
 from interp.prompts import Prompt
 
 
@@ -68,7 +68,7 @@ def attribute_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], s
     base = np.empty((2, len(modes), len(clean)))
     moved = np.full((2, len(modes), len(clean), len(labels), model.n_layers, max(len(p.ids) for p in clean)), np.nan)
     for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="attribute", leave=False, disable=not progress)):
-        runs = [gradients(model, p.ids, [continuations(*pair, tail_of(p, mode)) for mode in modes], names) for p in pair]
+        runs = [gradients(model, p.ids, [continuations(*pair, p.format.tail(None if mode == "prompt" else p.decision.trace)) for mode in modes], names) for p in pair]
         for r, (own, other) in enumerate((runs, runs[::-1])):
             base[r, :, index] = own[0]
             for m, gradient in enumerate(own[2]):

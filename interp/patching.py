@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from interp.hooks import every_layer
+from interp.packing import shared
 from interp.pairs import check_pairs
 from interp.prompts import SPANS, Prompt
 from interp.sweeps import Cell, Packed, Plain
@@ -75,12 +76,8 @@ def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[
     What both actions begin with is equally likely in both, so their difference starts where they part.
     """
     actions = [p.format.action_ids(p.decision.reference) for p in (clean, corrupt)]
-    shared = next(i for i, (a, b) in enumerate(zip(*actions)) if a != b)
-    return [[*lead, *a] for a in actions], [len(a) - shared for a in actions]
-
-
-def tail_of(prompt: Prompt, mode: str) -> list[int]:
-    return prompt.format.opening("prompt") if mode == "prompt" else prompt.format.with_trace(prompt.decision.trace)
+    alike = shared(*actions)
+    return [[*lead, *a] for a in actions], [len(a) - alike for a in actions]
 
 
 def _asked(pair: tuple[Prompt, Prompt], lead: Sequence[int], metrics: Sequence[str]) -> tuple[list[list[int]], list[int]]:
@@ -149,15 +146,15 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
     base = np.empty((2, len(metrics), len(modes), len(clean)))  # of the clean runs, and of the corrupt ones
     patched = {a: np.full((*base.shape, len(labels), model.n_layers, longest if a == "all" else 1), np.nan) for a in at}
     for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="patch", leave=False, disable=not progress)):
-        shared = next((i for i, (a, b) in enumerate(zip(*(p.ids for p in pair))) if a != b), len(pair[0].ids))
+        alike = shared(*(p.ids for p in pair))
         places = {a: places_of(pair[0], a) for a in at}
         # Up to the first token that differs both runs are the same, so there is nothing to replace there.
-        changed = {a: [tuple(p for p in place if p >= shared) for place in found] for a, found in places.items()}
+        changed = {a: [tuple(p for p in place if p >= alike) for place in found] for a, found in places.items()}
         flat = sorted({p for found in changed.values() for place in found for p in place})
-        start = min([shared, *flat])
+        start = min([alike, *flat])
         prefix, runs = [], {}
         for run, prompt in zip(_OTHER, pair):
-            asked = [_asked(pair, tail_of(prompt, mode), metrics) for mode in modes]
+            asked = [_asked(pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace), metrics) for mode in modes]
             tails, scored = [t for both, _ in asked for t in both], [n for _, counts in asked for n in counts]
             compared = [m * len(tails) // len(modes) for m in range(len(modes))] if "kl" in metrics else []
             runs[run] = kind(model, prompt.ids, tails, scored, names, flat, prefix, int(budget * 2**20), compared)
@@ -236,7 +233,7 @@ def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], budget: fl
     kind, moved, off = Packed if model.support.patch == "fast" else Plain, 0.0, 0.0
     for pair in zip(clean, corrupt):
         every = tuple(range(len(pair[0].ids)))
-        runs = [kind(model, p.ids, *continuations(*pair, tail_of(p, "prompt")), ["resid_pre"], every, budget=int(budget * 2**20)) for p in pair]
+        runs = [kind(model, p.ids, *continuations(*pair, p.format.tail(None)), ["resid_pre"], every, budget=int(budget * 2**20)) for p in pair]
         for run, donor in zip(runs, runs[::-1]):
             own = run.patched(_cells(model, ["resid_pre"], run.values, [every]))
             moved = max(moved, (own - run.base).abs().max().item())
