@@ -6,7 +6,7 @@ import torch
 
 from interp.attribution import at_span, attribute, attribute_modes
 from interp.pairs import make_pairs
-from interp.patching import continuations, patch, tail_of
+from interp.patching import continuations, patch
 from interp.sweeps import Cell, Plain
 
 
@@ -24,7 +24,7 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
     gap, size, step = screen.clean[0] - screen.corrupt[0], len(clean[0].ids), 0.03
     assert screen.path == "first order" and screen.sites == (*[s for s in sites if s != "z"], *[f"z.{h}" for h in range(4)])
     positions = [size - 1, size - 3, size // 2]
-    runs = [Plain(model, p.ids, *continuations(clean[0], corrupt[0], tail_of(p, mode)), sites, range(size)) for p in (clean[0], corrupt[0])]
+    runs = [Plain(model, p.ids, *continuations(clean[0], corrupt[0], p.format.tail(None if mode == "prompt" else p.decision.trace)), sites, range(size)) for p in (clean[0], corrupt[0])]
     for run, donor, found in ((*runs, -screen.noise), (*runs[::-1], screen.denoise)):
         for s, label in enumerate(screen.sites):
             site, width = label.split(".")[0], 8
