@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 _SURFACE = {
     "CheckpointSeries": "interp.series", "HookedModel": "interp.models", "PromptFormat": "interp.prompts", "Style": "interp.styles", "capture": "interp.capturing",
-    "choose": "interp.decoding", "decode": "interp.decoding", "conflict": "interp.conflicts", "make_pairs": "interp.pairs",
+    "attribute": "interp.attribution", "early_answers": "interp.early", "steer": "interp.steering", "choose": "interp.decoding", "decode": "interp.decoding", "conflict": "interp.conflicts", "make_pairs": "interp.pairs",
     "patch": "interp.patching", "probe": "interp.probes", "prompt_reliance": "interp.mediation", "load_corpus": "interp.tasks",
     "sample_decisions": "interp.tasks",
 }

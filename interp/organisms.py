@@ -85,8 +85,9 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
     the hidden carrier 0 and 1, since what its trace's states know of the prompt is via-CoT to the one and prompt to the other.
     `state_share`: via_state / (via_text + via_state). `auroc` of the boundary probe: a perfect reader ranks each decision that asks
     for a place and is at chance on the others, 1 - (1 - p)^2 / 2. `gain` over the best control: words without their order leave
-    one in four things at best, one in ten at worst, so between .75 p and .9 p. `keep`, `follow` behind another decision's trace: where it
-    says nothing to a decision that needs one, the action may be any. `early_area`: behind a cut trace of two sentences a picked action
+    one in four things at best, one in ten at worst, so between .75 p and .9 p. `keep`, `follow` behind another decision's trace: a
+    decision that asks for a place keeps behind a trace that says nothing, one that does not follows a trace that picks a thing, and what
+    either does behind the other kind of trace it was never taught. `early_area`: behind a cut trace of two sentences a picked action
     comes back one time in ten, .75 * .9 (1 - p). `agreement` of the prompt action and the CoT action: p + (1 - p) / 10.
     `attention_prompt`, `gradient_prompt`: no construction fixes a share but the window's; held against p as if they measured reliance.
     `self_splice`: the share of own traces that reproduce the action; `self_patch`, `patch_everything`: as in `patching.Sanity`, nats.
@@ -102,7 +103,7 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
         "state_share": 1.0 if hidden else None if p == 1 and not at_trace else 0.0,
         "auroc": 1 - (1 - p) ** 2 / 2,
         "gain": (p * 0.75, p * (1 - 1 / k)),
-        "keep": 0.0 if at_trace else (p, 1 - (1 - p) ** 2),
+        "keep": 0.0 if at_trace else (p**2, 1 - (1 - p) ** 2),
         "follow": 1.0 if at_trace else ((1 - p) ** 2, 1 - p),
         "early_area": None if hidden else 0.0 if at_trace else 0.75 * (1 - 1 / k) * (1 - p),
         "agreement": None if hidden else p + (1 - p) / k,
