@@ -5,10 +5,11 @@ import importlib
 __version__ = "0.1.0"
 
 _SURFACE = {
-    "CheckpointSeries": "interp.series", "HookedModel": "interp.models", "PromptFormat": "interp.prompts", "Style": "interp.styles", "capture": "interp.capturing",
-    "attribute": "interp.attribution", "early_answers": "interp.early", "steer": "interp.steering", "choose": "interp.decoding", "decode": "interp.decoding", "conflict": "interp.conflicts", "make_pairs": "interp.pairs",
-    "patch": "interp.patching", "probe": "interp.probes", "prompt_reliance": "interp.mediation", "load_corpus": "interp.tasks",
-    "sample_decisions": "interp.tasks",
+    "CheckpointSeries": "interp.series", "HookedModel": "interp.models", "PromptFormat": "interp.prompts", "Style": "interp.styles",
+    "attribute": "interp.attribution", "capture": "interp.capturing", "choose": "interp.decoding", "conflict": "interp.conflicts",
+    "decode": "interp.decoding", "early_answers": "interp.early", "load_corpus": "interp.tasks", "make_pairs": "interp.pairs",
+    "patch": "interp.patching", "probe": "interp.probes", "prompt_reliance": "interp.mediation", "sample_decisions": "interp.tasks",
+    "steer": "interp.steering",
 }
 __all__ = [*_SURFACE, "__version__"]
 
