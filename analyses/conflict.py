@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.study import Study
+from analyses.study import NotApplicable, Study
 from interp.conflicts import ARMS, conflict
 from interp.stats import cluster_bootstrap
 
@@ -47,5 +47,5 @@ def run(config: Config) -> None:
                 estimate = cluster_bootstrap(np.array(values), groups, seed=config.seed)
                 rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate.row()))
     if not rows:
-        raise ValueError(f"No arm could be run: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No arm could be run: {next(iter(skipped.values()))}")
     config.write("conflict", rows, started, skipped=skipped)

@@ -56,4 +56,4 @@ def run(config: Config) -> None:
                                     else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
                         rows.append(dict(step=step, mode=mode, layer=layer, site=site, direction=direction, **estimate,
                                          n_dropped=int((~kept).sum())))
-    config.write("patching", rows, started, pairs=len(clean), not_paired=dict(dropped), path=sorted(paths))
+    config.write("patching", rows, started, [*clean, *corrupt], pairs=len(clean), not_paired=dict(dropped), path=sorted(paths))

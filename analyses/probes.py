@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from analyses.study import Study
-from interp.actions import target, verb
+from analyses.study import NotApplicable, Study
 from interp.probes import probe
 from interp.store import stored_capture
 
@@ -42,8 +41,10 @@ def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
 
 def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarray, list[str]]:
     """Indices of the decisions that have a label, and the labels."""
-    which, part = label.split("_")
-    name = {"verb": verb, "target": target}[part]
+    which, _, part = label.partition("_")
+    name = config.env.classes.get(part)
+    if name is None:
+        raise ValueError(f"The environment {config.env.name!r} names no class {part!r} of an action: it has {', '.join(config.env.classes)}.")
     prompts = config.prompts(split)
     actions = ([s.action for s in config.decoded(step, split, "cot")] if which == "eventual" else [p.decision.reference for p in prompts])
     kept = np.array([i for i, a in enumerate(actions) if a is not None], dtype=int)
@@ -87,6 +88,6 @@ def run(config: Config) -> None:
                 skipped[f"{step} {label}"] = found["skipped"]
     order = ["step", "layer", "label", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
     if not rows:
-        raise ValueError(f"No probe could be fitted: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No probe could be fitted: {next(iter(skipped.values()))}")
     config.write("probes", [{k: r[k] for k in order} for r in rows], started, without_action={k: v for k, v in dropped.items() if v},
                  skipped=skipped)
