@@ -88,12 +88,8 @@ class Study:
     """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
 
     def __post_init__(self):
-        if isinstance(self.decisions, Path):  # `--decisions my.jsonl`
-            if self.corpus != CORPUS:
-                raise ValueError(f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions takes a number beside --corpus.")
+        if isinstance(self.decisions, Path) and self.corpus == CORPUS:  # `--decisions my.jsonl`
             self.corpus, self.decisions = self.decisions, 0
-        if self.decisions < 0:
-            raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
 
     def number(self, given: int, quick: int, full: int) -> int:
         """A size that was given, or the one of the study's size."""
@@ -172,6 +168,10 @@ class Study:
 
     @cached_property
     def episodes(self) -> dict[str, list]:
+        if isinstance(self.decisions, Path):
+            raise ValueError(f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions takes a number beside --corpus.")
+        if self.decisions < 0:
+            raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
         named = self._named or ANY
         corpus = named.recorded(self._file)
         wanted = self.splits or [s for s in named.splits if named.splits[s] in corpus] or list(named.splits)

@@ -144,14 +144,15 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
 
 def checked(given: Iterable[Episode | Decision], source: str, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
     """Episodes or decisions that a program made, held to what a file of them is held to; `source` names it in a sentence."""
-    def row(item):
+    def row(item, place):
         if not isinstance(item, (Episode, Decision)):
-            raise ValueError(f"{source}: there is a {type(item).__name__}, and should be an interp.tasks.Decision or Episode.")
+            raise ValueError(f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.Decision or Episode.")
         return asdict(item) if isinstance(item, Episode) else dict(vars(item))
 
-    found = _read(((f"{source}, number {i}", row(item)) for i, item in enumerate(given, 1)), splits)
+    places = ((f"{source}, number {i}", item) for i, item in enumerate(given, 1))
+    found = _read(((place, row(item, place)) for place, item in places), splits)
     if not found:
-        raise ValueError(f"{source} holds no episodes and no decisions.")
+        raise ValueError(f"{source}: there are no episodes and no decisions.")
     return found
 
 
