@@ -184,3 +184,16 @@ def test_what_does_no_harm_is_read(tmp_path, data):
 def test_steps_may_be_missing_and_messages_need_not_extend_one_another(tmp_path):
     short = [dict(role="user", content="Your task is to: open the door. Earlier turns are left out.")]
     assert [d.step for d in load_episodes(put(tmp_path / "d.jsonl", [row(0), row(3), row(7, messages=short)]))] == [0, 3, 7]
+
+
+def test_one_decision_is_measured_and_what_needs_more_is_left_out_in_a_sentence(series, tmp_path, capsys):
+    options = ("--run", tmp_path / "run", "--series", series, "--corpus", put(tmp_path / "one.jsonl", [row(0)]), "--device", "cpu", "--trace_tokens", "20")
+    assert main("behaviour", *options) == 0
+    assert (tmp_path / "run" / "tables" / "behaviour.csv").exists()
+    for name, words in dict(probes="No probe could be fitted", patching="No decision has a counterfactual twin", reliance="no decision with a counterfactual twin",
+                            conflict="No arm could be run", early="No trace could be cut", shares="No share could be computed",
+                            steering="There is one decision only", online="The environment 'any' has no games that can be played").items():
+        capsys.readouterr()
+        assert main(name, *options) == 0
+        assert re.search(f"(?m)^left out: .*{words}", capsys.readouterr().err.replace("\r", "\n")), name
+        assert not (tmp_path / "run" / "tables" / f"{name}.csv").exists()
