@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -74,11 +73,8 @@ def _all(rest: list[str]) -> int:
     study = tyro.cli(All, args=rest, prog="python -m analyses all")
     study.check()
     left_out = set(study.skip)
-    if importlib.util.find_spec("alfworld") is None and "online" not in left_out:
-        print("online: left out, ALFWorld's engine is not installed (make figures without ENGINE=0 installs it)")
-        left_out.add("online")
-    if not study.playable and "online" not in left_out:
-        print("online: left out, the decisions are not ALFWorld's and no other environment can be played")
+    if (reason := study.env.unplayable()) and "online" not in left_out:
+        print(f"online: left out, {reason}")
         left_out.add("online")
     jobs = 1 if study.on_gpu else min(len(CHAINS), os.cpu_count() or 1)
     chains = [[name for name in chain if name not in left_out] for chain in (CHAINS if jobs > 1 else [ANALYSES])]

@@ -154,7 +154,8 @@ def run(config: Config) -> None:
     """Grow, read and tabulate; one organism of one seed, and one checkpoint of the series, is one resumable stage."""
     started, rows, weights = time.time(), [], {}
     for name, seed in tqdm([(o, s) for s in config.seeds for o in config.organisms], desc="calibration"):
-        study = Study(run=config.run, series=grow(name, config.run / "organisms", seed, device=config.device), device=config.device, dtype=config.dtype)
+        study = Study(run=config.run, series=grow(name, config.run / "organisms", seed, device=config.device), device=config.device, dtype=config.dtype,
+                      trace_tokens=32)  # more than their traces take, and their context is short
         [step] = study.steps
         weights[f"{name} {seed}"] = study.checkpoint_series.weights_hash(step)
         found = study.stage(f"calibration/{name}-{seed}", dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=ALPHA),

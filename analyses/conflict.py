@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.study import Study
+from analyses.study import NotApplicable, Study
 from interp.conflicts import ARMS, Outcome, Shift, conflict, contrast, likelier, shifts
 from interp.stats import cluster_bootstrap
 
@@ -94,7 +94,7 @@ def run(config: Config) -> None:
         for row in found["subsets"]:
             add(*row)
     if not rows:
-        raise ValueError(f"No arm could be run: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No arm could be run: {next(iter(skipped.values()))}")
     if failed:  # rounding can do this in half precision; anywhere else the splice is not what was decoded
         print(f"conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at {sum(map(len, failed.values()))} decisions of "
               f"{', '.join(failed)}: do not trust this table (see self_splice_failed in its provenance)", file=sys.stderr)

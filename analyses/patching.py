@@ -103,7 +103,7 @@ def run(config: Config) -> None:
                     rows.append(dict(step=step, mode=mode, layer=-1, site=site, direction=direction, at="spans", metric=f"attribution_{kind}", **estimate.row(),
                                      n_dropped=few - estimate.n))
     lacking = {at: sum(not len(p.positions(at)) for p in clean[:few]) for at in config.spans if at != "prompt"}
-    config.write("patching", rows, started, pairs=len(clean), not_paired=dict(dropped), path=sorted(paths), small_denominator=small,
+    config.write("patching", rows, started, [*clean, *corrupt], pairs=len(clean), not_paired=dict(dropped), path=sorted(paths), small_denominator=small,
                  span_pairs=few, lacking_span=lacking, minimum=1.0)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.study import Study
-from interp.actions import target, verb
+from analyses.study import NotApplicable, Study
+from interp.actions import verb
 from interp.models import random_twin
 from interp.pairwise import pairwise
 from interp.probes import probe
@@ -56,8 +56,10 @@ def _layers(config: Study, model, name: str, split: str) -> np.ndarray:
 
 def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarray, list[str]]:
     """Indices of the decisions that have a label, and the labels."""
-    which, part = label.split("_")
-    name = {"verb": verb, "target": target}[part]
+    which, _, part = label.partition("_")
+    name = config.env.classes.get(part)
+    if name is None:
+        raise ValueError(f"The environment {config.env.name!r} names no class {part!r} of an action: it has {', '.join(config.env.classes)}.")
     prompts = config.prompts(split)
     actions = ([s.action for s in config.decoded(step, split, "cot")] if which == "eventual" else [p.decision.reference for p in prompts])
     kept = np.array([i for i, a in enumerate(actions) if a is not None], dtype=int)
@@ -118,7 +120,7 @@ def run(config: Config) -> None:
         if n_pairs:
             stage("pairwise", lambda: _pairs(config, step, acts[config.parts[0]], words[config.parts[0]], n_pairs, options), pairs=n_pairs)
     if not rows:
-        raise ValueError(f"No probe could be fitted: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No probe could be fitted: {next(iter(skipped.values()))}")
     config.write("probes", [{k: r[k] for k in ORDER} for r in rows], started, without_action={k: v for k, v in dropped.items() if v},
                  skipped=skipped, all_controls=list(controlled))
 

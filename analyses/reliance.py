@@ -49,4 +49,4 @@ def run(config: Config) -> None:
             estimate = (cluster_bootstrap(effects, groups, function, seed=config.seed).row() if len(effects)
                         else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
             rows.append(dict(step=step, split=split, metric=metric, **estimate, n_dropped=len(pairs[split][0]) - len(effects)))
-    config.write("reliance", rows, started, not_paired=unpaired, path=sorted(paths))
+    config.write("reliance", rows, started, [p for both in pairs.values() for side in both for p in side], not_paired=unpaired, path=sorted(paths))

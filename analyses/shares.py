@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.study import Study
+from analyses.study import NotApplicable, Study
 from interp.prompts import SPANS
 from interp.shares import DEFINITIONS, METRICS, VERSIONS, shares
 from interp.stats import cluster_bootstrap
@@ -59,5 +59,5 @@ def run(config: Config) -> None:
                     rows.append(dict(step=step, split=split, span=span, definition=definition, version=version, metric=metric,
                                      **estimate.row()))
     if not rows:
-        raise ValueError(f"No share could be computed: {next(iter(skipped.values()))}.")
+        raise NotApplicable(f"No share could be computed: {next(iter(skipped.values()))}.")
     config.write("shares", rows, started, skipped=skipped)

@@ -10,7 +10,6 @@ import numpy as np
 
 from analyses.probes import boundary_layers, labelled
 from analyses.study import NotApplicable, Study
-from interp.actions import target
 from interp.directions import RANDOM, orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
 from interp.stats import cluster_bootstrap
 from interp.steering import METRICS, POSITIONS, Position, steer
@@ -75,7 +74,7 @@ def run(config: Config) -> None:
                 a, b, given = directions(config, step, split, n, layer)
             except ValueError as problem:  # nothing parsed, or always the same: said in the provenance, the others go on
                 return dict(skipped=str(problem))
-            found = steer(model, prompts[:n], given, layer, target=a, position=position, alphas=config.alphas, classify=target, parser=config.parse,
+            found = steer(model, prompts[:n], given, layer, target=a, position=position, alphas=config.alphas, classify=config.env.classes["target"], parser=config.parse,
                           per_decision=config.per_decision or None, unsteered=config.decoded(step, split, "cot")[:n], max_new_tokens=config.limits["cot"])
             columns = [dict(direction=c.kind, alpha=c.alpha, **{m: [x.tolist() for x in found.column(c.kind, c.alpha, m)] for m in METRICS})
                        for c in found.cells]

@@ -12,20 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
+import tyro
 from tqdm import tqdm
 
 import interp
-from interp import actions
-from interp.alfworld import commands
 from interp.decoding import Said, decode_modes
+from interp.environments import ANY, Environment, find
 from interp.models import HookedModel, pick_device, pick_dtype
-from interp.prompts import MODES, Mode, Prompt, PromptFormat
+from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.series import SERIES, CheckpointSeries
 from interp.tables import write_json, write_table
-from interp.tasks import CORPUS, SPLITS, load_corpus, sample_decisions
+from interp.tasks import CORPUS, sample_decisions
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
 
@@ -49,7 +49,7 @@ class Study:
     trust_remote_code: bool = False
     """Let Python code run that a checkpoint brings along; read it first."""
     corpus: Path = CORPUS
-    """Recorded episodes, .jsonl or .jsonl.xz; the shipped ones by default."""
+    """Recorded episodes or decisions, .jsonl or .jsonl.xz; by default the environment's, which are the shipped ones."""
     base: Path | None = None
     """Folder of the model that the series' adapters belong to (none: where their configuration says)."""
     style: str = ""
@@ -58,16 +58,17 @@ class Study:
     """System prompt of decisions that bring none; the one that the series says it was trained with, else none."""
     tools: Path | None = None
     """JSON file with the list of function signatures that the chat template is given."""
-    actions: Literal["auto", "alfworld", "any"] = "auto"
-    """Which texts are actions: ALFWorld's commands, or any text or JSON object (auto: by the recorded ones)."""
+    environment: Annotated[str, tyro.conf.arg(aliases=["--actions"])] = "auto"
+    """What is acted in: alfworld, any (recorded decisions, where any text or JSON object is an action), or one of your own as MODULE:NAME, whose
+    code is run (auto: alfworld where the recorded actions are its commands, else any)."""
     size: Literal["quick", "full"] = "quick"
     """Sets every number below that is not given."""
     checkpoints: tuple[int, ...] = ()
     """Checkpoints to study; all when empty."""
     splits: tuple[Literal["in_domain", "out_of_domain"], ...] = ()
     """Which test decisions: seen task types in unseen scenes, or task types never trained on (all that the corpus holds)."""
-    decisions: int = 0
-    """Decisions in each split (0: 160 quick, 400 full, or all where there are fewer)."""
+    decisions: int | Path = 0
+    """How many decisions in each split (0: 160 quick, 400 full, or all where there are fewer); or a file of them, as --corpus."""
     seed: int = 0
     """Seed of every draw: decisions, pairs, donors, resamples, folds."""
     official: bool = False
@@ -76,12 +77,19 @@ class Study:
     """Tokens that a trace and its action may take before a decoding is given up."""
     action_tokens: int = 24
     """Tokens that an action may take where no trace is written before it."""
+    truncate: Truncate = "none"
+    """What is done with a prompt that leaves no room for a trace and an action in the model's context: refused (none), or its oldest turns
+    behind the task left out, which the table's provenance counts."""
     generator: Literal["hf", "vllm"] = "hf"
     """What decodes: the hooked Hugging Face model, or vLLM on a GPU machine that has it (full weights only)."""
     device: str = "auto"
     """auto, cpu or cuda."""
     dtype: str = "auto"
     """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
+
+    def __post_init__(self):
+        if isinstance(self.decisions, Path) and self.corpus == CORPUS:  # `--decisions my.jsonl`
+            self.corpus, self.decisions = self.decisions, 0
 
     def number(self, given: int, quick: int, full: int) -> int:
         """A size that was given, or the one of the study's size."""
@@ -120,13 +128,33 @@ class Study:
         made = next((json.loads(file.read_text()) for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
                      and (file := path / "training.json").exists()), {})  # what the trainer wrote beside the weights
         tools = json.loads(Path(self.tools).read_text()) if self.tools else ()
-        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), tools)
+        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), tools,
+                            context=self._model.context, room=self.trace_tokens + self.action_tokens, truncate=self.truncate)
 
     @cached_property
+    def _named(self) -> Environment | None:
+        """The environment that was asked for by name."""
+        return None if self.environment == "auto" else find(self.environment)
+
+    @property
+    def _file(self) -> Path | None:
+        """The file of the decisions; None where the environment that was named makes them."""
+        given = self._named.decisions if self._named and self.corpus == CORPUS else None
+        return Path(self.corpus) if given is None else given if isinstance(given, Path) else None
+
+    @cached_property
+    def env(self) -> Environment:
+        """The environment: the one that was named, or the one whose actions are recorded."""
+        if self._named:
+            return self._named
+        household = find("alfworld")
+        known = all(household.parse(d.reference) for group in self.episodes.values() for e in group for d in e.decisions()[:1])
+        return household if known else ANY
+
+    @property
     def parse(self) -> Callable[[str], str | None]:
         """The parser of actions."""
-        known = all(commands.parse(d.reference) for group in self.episodes.values() for e in group for d in e.decisions()[:1])
-        return commands.parse if self.actions == "alfworld" or self.actions == "auto" and known else actions.parse
+        return self.env.parse
 
     @property
     def limits(self) -> dict[str, int]:
@@ -140,12 +168,17 @@ class Study:
 
     @cached_property
     def episodes(self) -> dict[str, list]:
-        corpus = load_corpus(self.corpus)
-        wanted = self.splits or [s for s in SPLITS if SPLITS[s] in corpus] or list(SPLITS)
-        missing = [SPLITS[s] for s in wanted if SPLITS[s] not in corpus]
+        if isinstance(self.decisions, Path):
+            raise ValueError(f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions takes a number beside --corpus.")
+        if self.decisions < 0:
+            raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
+        named = self._named or ANY
+        corpus = named.recorded(self._file)
+        wanted = self.splits or [s for s in named.splits if named.splits[s] in corpus] or list(named.splits)
+        missing = [named.splits.get(s, s) for s in wanted if named.splits.get(s) not in corpus]
         if missing:
-            raise ValueError(f"{self.corpus} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}.")
-        return {s: corpus[SPLITS[s]] for s in wanted}
+            raise ValueError(f"{self._file or f'The environment {named.name!r}'} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}.")
+        return {s: corpus[named.splits[s]] for s in wanted}
 
     @cached_property
     def _prompts(self) -> dict[str, list[Prompt]]:
@@ -162,7 +195,7 @@ class Study:
         found = dict(version=interp.__version__, weights=self.checkpoint_series.weights_hash(step), seed=self.seed,
                      device=device.type, dtype=str(pick_dtype(self.dtype, device)))
         if split:
-            found |= dict(decisions=self.digest(self.prompts(split)), parser=self.parse.__module__)
+            found |= dict(decisions=self.digest(self.prompts(split)), parser=f"{self.parse.__module__} {self.env.source}".rstrip())
         return found
 
     @staticmethod
@@ -214,12 +247,16 @@ class Study:
         every = [(step, split) for step in (steps or self.steps) for split in (splits or self.parts)]
         return tqdm(every, desc=name)
 
-    def write(self, name: str, rows: list[dict], started: float, **extra) -> Path:
-        """Write an analysis' table with everything that made it."""
+    def write(self, name: str, rows: list[dict], started: float, prompts: Sequence[Prompt] | None = None, **extra) -> Path:
+        """Write an analysis' table with everything that made it; `prompts`: those it read, where they are not the study's."""
         provenance = dict(
             made_by(name, self, started), seed=self.seed, seconds_reused=self._seconds_reused(), device=str(self._model.device), dtype=str(self._model.dtype),
             weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps}, series_notes=self.checkpoint_series.notes, format=self.format.hash,
-            corpus=hashlib.sha256(Path(self.corpus).read_bytes()).hexdigest()[:16], **extra)
+            corpus=hashlib.sha256(self._file.read_bytes() if self._file else repr(self.episodes).encode()).hexdigest()[:16],
+            environment=dict(name=self.env.name, source=self.env.source), **extra)
+        if self.truncate != "none" and "truncation" not in extra:
+            read = [p for s in self.parts for p in self.prompts(s)] if prompts is None else prompts
+            provenance["truncation"] = dict(policy=self.truncate, decisions=len(read), truncated=sum(p.dropped > 0 for p in read))
         return write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
 
 
@@ -249,11 +286,6 @@ class All(Study):
     """Games played in domain."""
     online_checkpoints: int = 0
     """Checkpoints that play."""
-
-    @property
-    def playable(self) -> bool:
-        """Whether the decisions are ALFWorld's, whose games can be played."""
-        return self.parse is commands.parse
 
     @property
     def on_gpu(self) -> bool:

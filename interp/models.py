@@ -174,11 +174,15 @@ class HookedModel:
         """Tap sites for one forward pass (see `interp.hooks.taps`)."""
         return hooks.taps(self.blocks, self.places, edits)
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most (None: its configuration names no limit)."""
+        return getattr(self.hf.config, "max_position_embeddings", None) or None
+
     def check_length(self, tokens: int) -> None:
         """Raise ValueError where a sequence is longer than the model's context."""
-        limit = getattr(self.hf.config, "max_position_embeddings", None)
-        if limit and tokens > limit:
-            raise ValueError(f"A sequence has {tokens} tokens, but this model reads at most {limit}.")
+        if self.context and tokens > self.context:
+            raise ValueError(f"A sequence has {tokens} tokens, but this model reads at most {self.context}.")
 
     def new_cache(self, layers: Layers = ()) -> DynamicCache:
         """A cache that keeps every key (a config-aware one drops those outside a sliding window), and starts from `layers`."""

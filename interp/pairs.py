@@ -63,13 +63,13 @@ def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: i
         if len(clean) == n:
             break
         decision = decisions[index]
-        options = _partners(decision, objects)
+        options = _partners(fmt.fit(decision), objects)  # a name in a turn that is left out changes nothing
         if not options:
             dropped["no name to swap that changes the action"] += 1
             continue
         prompt = fmt.prompt(decision)
         for choice in rng.permutation(len(options)):
-            twin = fmt.prompt(swapped(decision, *options[choice]))
+            twin = fmt.prompt(swapped(prompt.decision, *options[choice]))
             if not mismatch(prompt, twin):
                 clean.append(prompt)
                 corrupt.append(twin)

@@ -14,9 +14,10 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from interp.tasks import Decision, Episode
 SPANS = ("template", "task", "history", "observation", "boundary", "cot", "action_tag", "action")
 Mode = Literal["prompt", "cot", "empty_think"]
 MODES: tuple[Mode, ...] = ("prompt", "cot", "empty_think")
+Truncate = Literal["none", "oldest_turns"]
 #: Llama 3's templates write today's date into every prompt unless they are told one.
 OPTIONS = {"date_string": "26 Jul 2024"}
 _MARK = re.compile("\ue000([ct])(\\d+)\ue001")
@@ -33,12 +35,16 @@ _MARK = re.compile("\ue000([ct])(\\d+)\ue001")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One decision as the model reads it: `ids` [token], one span name for each, and the boundary's index."""
+    """One decision as the model reads it: `ids` [token], one span name for each, and the boundary's index.
+
+    `decision` holds the messages that are in it; `dropped` of the agent's turns, with their answers, were left out.
+    """
 
     ids: tuple[int, ...]
     spans: tuple[str, ...]
     decision: Decision
     format: "PromptFormat"
+    dropped: int = 0
 
     @property
     def boundary(self) -> int:
@@ -62,17 +68,22 @@ class PromptFormat:
 
     style: a name in `STYLES`, or a Style of one's own. system: put before messages that bring no system message of their own.
     tools: function signatures that the template is given. options: the template's own variables (a date is fixed, since
-    prompts must not change from one day to the next). Raises ValueError where the template has no boundary that can be found,
-    or drops the system message.
+    prompts must not change from one day to the next). context: tokens that the model reads at most (None: lengths are not
+    looked at). room: tokens that a trace, and an action behind it, may take. truncate: what is done with a longer prompt, `none` (refused)
+    or `oldest_turns` (see `fit`). Raises ValueError where the template has no boundary that can be found, or drops the system message.
     """
 
-    def __init__(self, tokenizer, style: str | Style = "tags", system: str = "", tools: Sequence[dict] = (), options: Mapping | None = None):
+    def __init__(self, tokenizer, style: str | Style = "tags", system: str = "", tools: Sequence[dict] = (), options: Mapping | None = None,
+                 context: int | None = None, room: int = 0, truncate: Truncate = "none"):
+        if truncate not in get_args(Truncate):
+            raise ValueError(f"There is no policy {truncate!r} for long prompts: there are {', '.join(get_args(Truncate))}.")
         if isinstance(style, str) and style not in STYLES:
             raise ValueError(f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own.")
         if not tokenizer.chat_template:
             raise ValueError("This tokenizer has no chat template, so its prompts have no boundary: set tokenizer.chat_template.")
         self.tokenizer, self.style, self.system = tokenizer, STYLES[style] if isinstance(style, str) else style, system
         self.tools, self.options = list(tools) or None, {**OPTIONS, **(options or {})}
+        self.context, self.room, self.truncate = context, room, truncate
         self._anchored = str(tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]).startswith("▁")
         self._seams: dict[str, bool] = {}
         self._pieces: dict[int, str] = {}
@@ -90,6 +101,7 @@ class PromptFormat:
     def hash(self) -> str:
         """Content hash of template, style, system prompt, tools, options and vocabulary."""
         parts = [self.tokenizer.chat_template, str(self.style), self.system, self.tools, self.options, sorted(self.tokenizer.get_vocab().items())]
+        parts += [] if self.truncate == "none" else [self.truncate, self.context, self.room]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
     def _render(self, turns: Sequence[dict], generation: bool, name: str) -> str:
@@ -249,10 +261,44 @@ class PromptFormat:
                 "the rendered prompt as it was given, so spans cannot be placed.")
 
     def prompt(self, decision: Decision) -> Prompt:
-        """Render one decision up to its boundary.
+        """Render one decision up to its boundary, without the turns that `fit` leaves out.
 
-        Raises ValueError where the template drops a message, or the task is not in the messages.
+        Raises ValueError where the template drops a message, the task is not in the messages, or too little of the context is left.
         """
+        fitted = self.fit(decision)
+        prompt = self._prompt(fitted)
+        if self.context and (space := self._space(decision)) < len(prompt.ids):
+            behind = "" if self.truncate == "none" else " even without its history"
+            raise ValueError(f"The prompt of decision {decision.id} has {len(prompt.ids)} tokens{behind}, and {self.context - space} more are kept free for a trace "
+                             f"and its action, but this model reads at most {self.context}: leave out turns with --truncate oldest_turns, or "
+                             "the decision, or lower --trace_tokens.")
+        return replace(prompt, dropped=sum(m["role"] == "agent" for m in decision.messages) - sum(m["role"] == "agent" for m in fitted.messages))
+
+    def _space(self, decision: Decision) -> int:
+        """Tokens that the prompt may take, so that a decoded and the recorded trace, and the longest action, fit behind it."""
+        s, longest = self.style, max((decision.reference, *decision.admissible), key=len)
+        action = len(self.encode(s.space + longest + s.close_action)) + 1
+        return self.context - max(len(self.with_trace("")) + self.room, len(self.with_trace(decision.trace))) - action
+
+    def fit(self, decision: Decision) -> Decision:
+        """The decision without the oldest of its turns, as many as its prompt is too long for the context (itself where it fits).
+
+        Policy `oldest_turns`: what comes up to the task, or to the first user message where no task is given, stays, and so do the
+        last of the agent's turns and what answers it. Between them the agent's oldest turns go, each with its answers.
+        """
+        if self.truncate == "none" or not self.context:
+            return decision
+        messages = decision.messages
+        head = next((i for i, m in enumerate(messages) if m["role"] == "user" and decision.task in m["content"]), 0)
+        turns = [i for i, m in enumerate(messages) if m["role"] == "agent" and i > head]
+        if not turns:
+            return decision
+        kept = [replace(decision, messages=(*messages[:turns[0]], *messages[start:])) for start in turns]
+        space = self._space(decision)
+        first = bisect_left(range(len(kept)), -space, key=lambda k: -len(self._prompt(kept[k]).ids))
+        return decision if first == 0 else kept[min(first, len(kept) - 1)]
+
+    def _prompt(self, decision: Decision) -> Prompt:
         turns = self._turns(decision.messages)
         text, places = self._place(turns, True, f"decision {decision.id}")
         opened = re.search(rf"{re.escape(self.style.open_think.strip())}\s*$", text)  # a template that begins the trace itself

@@ -1,7 +1,7 @@
 """Episodes and decisions: what an agent saw, said and did, and what it had to decide next.
 
 A decision is one step of one episode at which the agent must act. Any environment can be studied whose episodes or
-decisions are written in this form; the shipped corpus was recorded in ALFWorld's engine.
+decisions are written in this form (`interp.rows` says what is refused); the shipped corpus was recorded in ALFWorld's engine.
 
 >>> corpus = load_corpus()
 >>> decisions = [d for e in corpus["test_in_domain"] for d in e.decisions()]
@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from interp.actions import canonical
+from interp.rows import decision_row, episode_row, lines
 
 CORPUS = Path(__file__).parent / "data" / "alfworld.jsonl.xz"
+#: What a study calls a split -> what recorded episodes call it; those of TRAINING are never studied.
 SPLITS = {"in_domain": "test_in_domain", "out_of_domain": "test_out_of_domain"}
+TRAINING = ("base", "base_aimless", "train")
 
 
 @dataclass(frozen=True)
@@ -107,56 +109,81 @@ def save_episodes(path: str | Path, episodes: Iterable[Episode]) -> Path:
     return Path(path)
 
 
-def _decision(row: dict, number: int) -> Decision:
-    """A decision as a user writes it; what is left out gets the value that says the least."""
-    unknown = sorted(row.keys() - Decision.__dataclass_fields__.keys())
-    if unknown or "reference" not in row:
-        raise ValueError(f"{unknown[0]!r} is no field of a decision" if unknown else "a decision needs its 'reference' action")
-    messages = []
-    for m in row["messages"]:
-        m = {**m, "role": "agent" if m.get("role") == "assistant" else m.get("role")}
-        if m["role"] not in ("system", "user", "tool", "agent") or not isinstance(m.get("content", m.get("action")), str):
-            raise ValueError(f"a message has a role (system, user, tool, agent or assistant) and text, but one is {str(m)[:80]}")
-        messages.append(m)
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
-        raise ValueError("the messages of a decision end with the user or tool turn that the agent answers")
-    default = dict(episode=f"line {number}", step=sum(m["role"] == "agent" for m in messages), task="", task_type="", split="in_domain", trace="")
-    found = {**default, **row, "messages": tuple(messages), "reference": canonical(row["reference"]),
-             "admissible": tuple(canonical(a) for a in row.get("admissible", ()))}
-    return Decision(**{**found, "split": SPLITS.get(found["split"], found["split"])})
+def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> list[Episode | Decision]:
+    """Episodes and decisions from (place, row), checked against one another."""
+    known = {*TRAINING, *splits, *splits.values()}
+    found: list[Episode | Decision] = []
+    seen: dict[str, tuple[str, int | None, str]] = {}  # episode -> where it was last met, its step (None: a whole episode), its split
+    for place, row in rows:
+        try:
+            if "messages" in row:
+                item = Decision(**decision_row(row, place.rsplit(", ")[-1]))
+                name, step = item.episode, item.step
+            else:
+                row = episode_row(row)
+                item = Episode(**{**row, "steps": tuple(Step(**s) for s in row["steps"])})
+                name, step = item.id, None
+            if item.split not in known:
+                raise ValueError(f"there is no split {item.split!r}: there are {', '.join(sorted(known))}")
+            item = replace(item, split=splits.get(item.split, item.split))
+            if name in seen:
+                where, last, split = seen[name]
+                if last is None or step is None:
+                    raise ValueError(f"the episode {name!r} is there already ({where}): each is given once, whole or as its decisions")
+                if split != item.split:
+                    raise ValueError(f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in {where}, and belongs to one")
+                if step <= last:
+                    what = "is there already" if step == last else f"comes behind step {last}"
+                    raise ValueError(f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come once, in rising order")
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}.") from None
+        seen[name] = (place.rsplit(", ")[-1], step, item.split)
+        found.append(item)
+    return found
 
 
-def load_episodes(path: str | Path) -> list[Episode | Decision]:
-    """Read episodes (rows with `steps`) and decisions (rows with `messages`) from `.jsonl` or `.jsonl.xz`.
+def checked(given: Iterable[Episode | Decision], source: str, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
+    """Episodes or decisions that a program made, held to what a file of them is held to; `source` names it in a sentence."""
+    def row(item, place):
+        if not isinstance(item, (Episode, Decision)):
+            raise ValueError(f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.Decision or Episode.")
+        return asdict(item) if isinstance(item, Episode) else dict(vars(item))
 
-    Raises FileNotFoundError, or ValueError naming the line that is neither.
+    places = ((f"{source}, number {i}", item) for i, item in enumerate(given, 1))
+    found = _read(((place, row(item, place)) for place, item in places), splits)
+    if not found:
+        raise ValueError(f"{source}: there are no episodes and no decisions.")
+    return found
+
+
+def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
+    """Read episodes (rows with `steps`) and decisions (rows with `messages`) from `.jsonl` or `.jsonl.xz`, in UTF-8.
+
+    splits: what a study calls a split -> what the file calls it; either name is read. Raises FileNotFoundError, or ValueError
+    naming the line that is neither, or that does not fit those before it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a .jsonl or .jsonl.xz file of episodes or decisions.")
     if not path.is_file():
-        raise FileNotFoundError(f"No episodes at {path}: record them with `python -m analyses record`.")
-    with (lzma.open(path, "rt") if path.suffix == ".xz" else open(path)) as stream:
-        found, number = [], 1
-        try:
-            for number, line in enumerate(stream, 1):
-                row = json.loads(line)
-                if "messages" in row:
-                    found.append(_decision(row, number))
-                    continue
-                row["steps"] = tuple(Step(**{**s, "admissible": tuple(s["admissible"])}) for s in row["steps"])
-                found.append(Episode(**row))
-        except (lzma.LZMAError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}): record it again with `python -m analyses record`.") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}, is neither an episode nor a decision: {error}.") from error
+        raise FileNotFoundError(f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses record`.")
+    found = _read(lines(path), splits)
+    if not found:
+        raise ValueError(f"{path} holds no episodes and no decisions: it is empty.")
     return found
+
+
+def by_split(found: Iterable[Episode | Decision]) -> dict[str, list[Episode | Decision]]:
+    """Episodes, or decisions, grouped by split."""
+    groups: dict[str, list[Episode | Decision]] = {}
+    for episode in found:
+        groups.setdefault(episode.split, []).append(episode)
+    return groups
 
 
 def load_corpus(path: str | Path = CORPUS) -> dict[str, list[Episode | Decision]]:
     """Read a corpus and group its episodes, or decisions, by split."""
-    groups: dict[str, list[Episode | Decision]] = {}
-    for episode in load_episodes(path):
-        groups.setdefault(episode.split, []).append(episode)
-    return groups
+    return by_split(load_episodes(path))
 
 
 def sample_decisions(episodes: Sequence[Episode | Decision], n: int, seed: int = 0) -> list[Decision]:

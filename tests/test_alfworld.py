@@ -33,7 +33,9 @@ def played(engine):
 def house_of(game):
     from interp.alfworld.engine import Household
 
-    return Household(game)
+    house = Household()
+    house.reset(game)
+    return house
 
 
 STOCK = """
@@ -108,7 +110,7 @@ def test_a_reset_game_plays_the_same_again_and_nonsense_changes_nothing(played):
     game, episode = played[0]
     house = house_of(game)
     for _ in range(2):
-        view = house.reset()
+        view = house.reset(game)
         assert view.text == episode.start and not view.won
         for step in episode.steps:
             nothing = house.step("sing a song")
@@ -182,7 +184,7 @@ def test_official_games_are_read_without_their_grammar_or_domain(played, tmp_pat
     again = found[1]
     assert (again.problem, again.params, again.scene, again.task_type) == (game.problem, game.params, game.scene, game.task_type)
     house = house_of(again)
-    assert house.reset().text.split("Your task")[0] == episode.start.split("Your task")[0]
+    assert house.reset(again).text.split("Your task")[0] == episode.start.split("Your task")[0]
     assert [house.step(s.action).won for s in episode.steps][-1]
     house.close()
 

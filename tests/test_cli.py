@@ -230,7 +230,7 @@ def test_a_stages_key_holds_everything_that_its_result_depends_on(series_folder,
         return json.dumps(study.inputs(110, split), sort_keys=True)
 
     silent = save_episodes(tmp_path / "silent.jsonl", [])  # the same prompts, other candidates and traces to be judged
-    episodes = [replace(e, steps=(*e.steps[:-1], replace(e.steps[-1], admissible=("look",), trace="Hm."))) for e in load_episodes(corpus_file)]
+    episodes = [replace(e, steps=(*e.steps[:-1], replace(e.steps[-1], admissible=(e.steps[-1].reference,), trace="Hm."))) for e in load_episodes(corpus_file)]
     silent = save_episodes(tmp_path / "other.jsonl.xz", episodes)
     shutil.copy(copied / "checkpoint-20" / "model.safetensors", copied / "checkpoint-110" / "model.safetensors")
     keys = [key(), key(seed=1), key(series=copied), key(split="out_of_domain"), key(dtype="bfloat16"), key(corpus=silent)]

@@ -40,17 +40,17 @@ def test_turns_in_the_words_of_a_chat_interface_are_read(tmp_path):
     (dict(messages=[dict(role="user", content="a"), dict(role="agent", action="b")]), "end with the user or tool turn"),
     (dict(messages=[dict(role="robot", content="a")]), "a message has a role"),
     (dict(messages=[dict(role="user")]), "a message has a role"),
-    (dict(messages=["hello"]), "neither an episode nor a decision"),
-    (dict(messages="hello"), "neither an episode nor a decision"),
+    (dict(messages=["hello"]), "message 0 is a JSON object"),
+    (dict(messages="hello"), "'messages' is a list"),
     (dict(refrence="open"), "'refrence' is no field of a decision"),
 ])
 def test_a_row_that_is_no_decision_is_named_by_its_line(tmp_path, bad, words):
-    with pytest.raises(ValueError, match=f"line 2, .*{words}"):
+    with pytest.raises(ValueError, match=f"line 2: .*{words}"):
         load_episodes(written(tmp_path / "d.jsonl", [row(), row(**bad)]))
 
 
 def test_a_decision_without_a_reference_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="line 1, .*needs its 'reference'"):
+    with pytest.raises(ValueError, match="line 1: .*needs its 'reference'"):
         load_episodes(written(tmp_path / "d.jsonl", [dict(messages=row()["messages"])]))
 
 

@@ -1,12 +1,17 @@
 """Games played side by side: the engine's workers, the order of results, and what ends a game."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from interp.alfworld import expert, rollout
+from interp import rollout
+from interp.alfworld import expert
+from interp.alfworld.engine import Household
+from interp.alfworld.environment import ALFWORLD
 from interp.alfworld.scenes import TASK_TYPES, TRAIN_SCENES, games
 from interp.decoding import Said
+from interp.engines import engines
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -40,8 +45,8 @@ class Expert:
 def play(fmt, played, monkeypatch, width, silent=(), **more):
     agent = Expert(played, silent)
     monkeypatch.setattr(rollout, "decode", agent)
-    with rollout.engines(1) as pool:
-        found = rollout.play(None, fmt, played, "cot", pool, side_by_side=width, **more)
+    with engines(Household, 1) as pool:
+        found = rollout.play(None, fmt, replace(ALFWORLD, side_by_side=width), played, "cot", pool, **more)
         workers = pool._processes
     assert not any(w.is_alive() for w in workers)
     return found, agent
@@ -61,5 +66,5 @@ def test_a_game_ends_at_the_limit_or_at_an_action_that_does_not_parse(fmt, three
 
 
 def test_what_a_worker_raises_reaches_the_caller(three):
-    with rollout.engines(1) as pool, pytest.raises(KeyError):
-        pool.send({0: "look"})
+    with engines(Household, 1) as pool, pytest.raises(KeyError):
+        pool.send({0: ("step", "look")})

@@ -15,3 +15,7 @@ def parse(text: str) -> str | None:
     text = " ".join(text.split())
     return text if _COMMAND.fullmatch(text) else None
 
+
+def task_of(text: str) -> str:
+    """The task's words in the first text of a game."""
+    return text[text.index("Your task is to:"):]

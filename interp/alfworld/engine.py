@@ -11,24 +11,15 @@ import copy
 import functools
 import random
 import sys
-from dataclasses import dataclass
 
 from interp.alfworld.scenes import Game
+from interp.environments import View
 
 MISSING = ("The ALFWorld engine is not installed; recorded decisions work without it. To play games: "
            "`pip install 'interp-agents[alfworld]'` (needs a C++ compiler and cmake: `apt-get install g++ cmake make`).")
 
 
 _IDLE: list = []  # engine libraries that no game uses
-
-
-@dataclass(frozen=True)
-class View:
-    """What the agent sees after a step: the text, the admissible commands, and whether the game is won."""
-
-    text: str
-    admissible: tuple[str, ...]
-    won: bool
 
 
 def _clone(symbol, grammar):
@@ -94,17 +85,27 @@ def _engine():
 
 
 class Household:
-    """A game being played: `reset()` and `step(command)` return what the agent sees.
+    """A game being played: `reset(game)` and `step(command)` return what the agent sees.
 
-    >>> house = Household(game)
-    >>> view = house.reset()
+    >>> house = Household()
+    >>> view = house.reset(game)
     >>> view = house.step(view.admissible[0])
     """
 
-    def __init__(self, game: Game):
+    game: Game | None = None
+
+    def reset(self, game: Game) -> View:
+        """The game from its start; it is loaded where another was played before."""
+        if game is not self.game:
+            self._load(game)
+        return self._view(self._env.reset())
+
+    def _load(self, game: Game) -> None:
         from alfworld.agents.utils.misc import add_task_to_grammar
 
         new, rules, templates = _engine()
+        if self.game is not None:
+            self.close()
         state = random.getstate()  # the task's wording is drawn from the global generator
         random.seed(game.id)
         text = add_task_to_grammar(templates, dict(task_type=game.task_type, pddl_params=game.params))
@@ -113,12 +114,10 @@ class Household:
         self._env = new()
         self._env.load(dict(pddl_domain=rules, grammar=text, pddl_problem=game.problem))
 
-    def reset(self) -> View:
-        return self._view(self._env.reset())
-
     def close(self) -> None:
         """Give back the engine's library, whose state is one game's; the next game takes it up."""
         _IDLE.append(self._env.unwrapped.downward_lib)
+        self.game = None
 
     def step(self, command: str) -> View:
         """Play one command; one that is not admissible changes nothing and says so."""
@@ -128,4 +127,4 @@ class Household:
     def _view(state) -> View:
         text = " ".join(state.feedback.replace("-= Welcome to TextWorld, ALFRED! =-", "").split())
         commands = tuple(" ".join(c.split()) for c in state.admissible_commands)
-        return View(text, commands, bool(state["won"]))
+        return View(text, commands, bool(state["won"]), float(bool(state["won"])))

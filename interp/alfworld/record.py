@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from interp.alfworld import expert, traces
+from interp.alfworld.commands import task_of
 from interp.alfworld.engine import Household
 from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TEST_SCENES, TRAIN_SCENES, Game, games, official_games
 from interp.tasks import Episode, Step
@@ -27,14 +28,14 @@ class Sizes:
     test: int = 200
 
 
-def play(house: Household, which: str, seed: str) -> Episode:
+def play(house: Household, game: Game, which: str, seed: str) -> Episode:
     """Play one episode: `expert`, `noisy` (a third of the actions drawn at random) or `aimless` (all of them).
 
     A wrong action is chosen before the trace is written, so the trace argues for the action that follows it.
     """
-    game, rng = house.game, random.Random(seed)
-    view = house.reset()
-    start, belief, steps = view.text, expert.Belief.start(house.game, view.text), []
+    rng = random.Random(seed)
+    view = house.reset(game)
+    start, belief, steps = view.text, expert.Belief.start(game, view.text), []
     limit = rng.randint(8, 20) if which == "aimless" else STEP_LIMIT
     while not view.won and len(steps) < limit:
         wanted = expert.act(belief, view.admissible)
@@ -48,15 +49,14 @@ def play(house: Household, which: str, seed: str) -> Episode:
         steps.append(Step(trace, command, after.text, wanted, view.admissible))
         belief.update(command, after.text)
         view = after
-    task = start[start.index("Your task is to:"):]
-    return Episode(f"{game.id}/{which}{seed.rsplit('/', 1)[-1]}", game.split, game.task_type, game.scene, task, start,
+    return Episode(f"{game.id}/{which}{seed.rsplit('/', 1)[-1]}", game.split, game.task_type, game.scene, task_of(start), start,
                    tuple(steps), view.won, which)
 
 
 def _episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
     game, kinds, keep_admissible = job
-    house = Household(game)
-    found = [play(house, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
+    house = Household()
+    found = [play(house, game, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
     house.close()
     if not keep_admissible:
         found = [Episode(**{**e.__dict__, "steps": tuple(Step(s.trace, s.action, s.observation, s.reference) for s in e.steps)})

@@ -48,6 +48,9 @@ class Game:
     scene: int
     problem: str
 
+    def __str__(self) -> str:
+        return self.id
+
 
 @functools.cache
 def _tables():

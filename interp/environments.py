@@ -1,0 +1,127 @@
+"""A task of one's own: recorded decisions, how its actions are read and named, and perhaps a game that can be played.
+
+ALFWorld is one instance; another is an object in a module of one's own, named on the command line (`--environment my_task:TASK`):
+
+>>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: [f"{split}-{seed}-{i}" for i in range(n)])
+>>> find("my_task:TASK").parse("open the red door")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from interp import actions
+from interp.tasks import SPLITS, Decision, Episode, by_split, checked, load_episodes
+
+
+@dataclass(frozen=True)
+class View:
+    """What the agent sees: the text, the admissible actions (if they are listed), whether the game is over, and its score, 0 to 1 (a success)."""
+
+    text: str
+    admissible: tuple[str, ...] = ()
+    done: bool = False
+    score: float = 0.0
+
+    @property
+    def won(self) -> bool:
+        return self.done and self.score >= 1
+
+
+class Live(Protocol):
+    """A game being played. One object plays many games, one after the other; it lives in a worker process of its own."""
+
+    def reset(self, game) -> View:
+        """Start a game and return what the agent sees first; the same game starts the same way each time."""
+
+    def step(self, action: str) -> View:
+        """Play one action; one that makes no sense is answered by a text, never by an exception."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a study needs to know of a task; only a name is needed where the decisions come from a file and any text is an action.
+
+    decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None where there is none;
+    it gives a recorded action back as it is. classes: the classes of actions that probes predict, each a function of an action.
+    splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words that are the
+    task ("": not told apart). live: makes a `Live` game (a class, since worker processes import it). games: the first n games
+    of a study's split, by seed; a game is anything that can be pickled, and `str` names it. official: as `games`, the
+    benchmark's own where they are fetched apart. graded: scores between 0 and 1 mean something. side_by_side: most games
+    open at once. needs: (module, how it is installed) that playing needs. source: content hash of one's own module.
+    """
+
+    name: str
+    decisions: Path | Callable[[], Iterable[Episode | Decision]] | None = None
+    parse: Callable[[str], str | None] = actions.parse
+    classes: Mapping[str, Callable[[str], str]] = field(default_factory=lambda: dict(verb=actions.verb, target=actions.target))
+    splits: Mapping[str, str] = field(default_factory=lambda: dict(SPLITS))
+    task: Callable[[str], str] = lambda text: ""
+    live: Callable[[], Live] | None = None
+    games: Callable[[str, int, int], Sequence] | None = None
+    official: Callable[[str, int, int], Sequence] | None = None
+    graded: bool = False
+    side_by_side: int = 32
+    needs: tuple[str, str] | None = None
+    source: str = ""
+
+    def __post_init__(self):
+        if unknown := [s for s in self.splits if s not in SPLITS]:
+            raise ValueError(f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are {' and '.join(SPLITS)}.")
+
+    def unplayable(self) -> str:
+        """Why its games cannot be played here, as a sentence's end ("" where they can)."""
+        if self.live is None or self.games is None:
+            return f"the environment {self.name!r} has no games that can be played"
+        if self.needs and importlib.util.find_spec(self.needs[0]) is None:
+            return f"{self.needs[0]} is not installed ({self.needs[1]})"
+        return ""
+
+    def recorded(self, path: Path | None = None) -> dict[str, list[Episode | Decision]]:
+        """Its decisions, or those of a file, by split.
+
+        Raises ValueError where there are none, one is at fault, or the parser reads a recorded action as another.
+        """
+        given = path or self.decisions
+        if given is None:
+            raise ValueError(f"The environment {self.name!r} brings no recorded decisions: give a file of them with --corpus.")
+        found = load_episodes(given, self.splits) if isinstance(given, Path) else checked(given(), f"{self.name}'s decisions", self.splits)
+        for item in found:
+            for said in (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]:
+                if (read := self.parse(said)) != said:
+                    raise ValueError(f"The parser of the environment {self.name!r} reads the recorded action {said!r} of {item.id} as {read!r}: "
+                                     "a recorded action must come back as it is.")
+        return by_split(found)
+
+
+#: Decisions of any kind from a file, where any text is an action.
+ANY = Environment("any")
+#: name -> where it is; imported when it is asked for.
+KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environment:ALFWORLD"}
+
+
+def find(name: str) -> Environment:
+    """An environment by its name in KNOWN, or one's own as MODULE:NAME; importing that module runs its code, because it was named.
+
+    Raises ValueError for a name that is neither, and ImportError for a module that is not there.
+    """
+    module, colon, what = KNOWN.get(name, name).partition(":")
+    if not colon or not what:
+        raise ValueError(f"There is no environment {name!r}: there are {', '.join(KNOWN)}, or one of your own as MODULE:NAME.")
+    try:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:  # something that the module needs
+            raise
+        raise ImportError(f"The environment {name!r} cannot be imported ({error}): run where {module.split('.')[0]}.py is, or put its folder on PYTHONPATH.") from error
+    found = getattr(imported, what, None)
+    if not isinstance(found, Environment):
+        raise ValueError(f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "
+                         "and should be an interp.environments.Environment.")
+    return found if name in KNOWN else replace(found, source=hashlib.sha256(Path(imported.__file__).read_bytes()).hexdigest()[:16])
