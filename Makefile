@@ -4,7 +4,7 @@
 # make redraw    every committed figure again from its stored table
 # make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and the README
 # make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
-# make calibration   three seeds of the agents whose answer is known, read by every instrument, into figures/
+# make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
 # ENGINE=0 leaves out ALFWorld's engine (and its C++ compiler): everything on recorded decisions still runs.
@@ -50,7 +50,7 @@ smollm2: $(STAMP)
 	@echo "Open runs/smollm2/study/index.html"
 
 calibration: $(STAMP)
-	$(BIN)/python -m analyses calibration --seeds 0 1 2
+	$(BIN)/python -m analyses calibration --seeds 0 1
 	cp runs/calibration/tables/calibration.* figures/tables/
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
 

@@ -24,7 +24,7 @@ from interp.decoding import decode, draw
 from interp.directions import orthogonal_directions, probe_direction
 from interp.early import early_answers
 from interp.mediation import EFFECTS, prompt_reliance
-from interp.organisms import ORGANISMS, decisions, expected, grow
+from interp.organisms import ORGANISMS, competence, decisions, expected, grow
 from interp.pairs import make_pairs
 from interp.patching import patch, sanity
 from interp.probes import NESTED, probe
@@ -150,6 +150,13 @@ def readings(model, fmt, name: str, n: int, seed: int) -> list[dict]:
     return [*estimated(found, seed), *read_off(model, prompts, own, seed)]
 
 
+def competent(model, fmt, name: str, n: int, seed: int) -> list[dict]:
+    """The share of decisions that an organism answers as constructed: where it is low, nothing it reads is a calibration."""
+    asked = decisions(name, n, seed)
+    said = draw(model, [fmt.prompt(d) for d in asked], seed=seed)
+    return estimated(dict(competence=(np.array(competence(asked, said)), [d.episode for d in asked])), seed)
+
+
 def run(config: Config) -> None:
     """Grow, read and tabulate; one organism of one seed, and one checkpoint of the series, is one resumable stage."""
     started, rows, weights = time.time(), [], {}
@@ -158,11 +165,12 @@ def run(config: Config) -> None:
                       trace_tokens=32)  # more than their traces take, and their context is short
         [step] = study.steps
         weights[f"{name} {seed}"] = study.checkpoint_series.weights_hash(step)
-        found = study.stage(f"calibration/{name}-{seed}", dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=ALPHA),
-                            lambda: readings(study.model(step), study.format, name, config.decisions, seed))
+        inputs, model = dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=ALPHA), study.model(step)
+        found = study.stage(f"calibration/{name}-{seed}-competence", inputs, lambda: competent(model, study.format, name, config.decisions, seed))
+        found += study.stage(f"calibration/{name}-{seed}", inputs, lambda: readings(model, study.format, name, config.decisions, seed))
         truth = expected(name)
         for row in found:
-            low, high = truth.get(row["instrument"]) or (np.nan, np.nan)
+            low, high = (1.0, 1.0) if row["instrument"] == "competence" else truth[row["instrument"]] or (np.nan, np.nan)
             rows.append(dict(agent=name, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high, **{k: v for k, v in row.items() if k != "instrument"}))
     study = Study(run=config.run, series=config.series, corpus=config.corpus, decisions=config.checks, splits=("in_domain",), device=config.device, dtype=config.dtype)
     for step in tqdm(study.steps, desc="exact checks"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from interp.plots_calibration import AGENTS, INSTRUMENTS, NEAR, verdicts
+from interp.plots_calibration import AGENTS, INSTRUMENTS, NEAR, grown, verdicts
 
 #: Exact checks: what they say, and how far from it the worst of the agents is.
 EXACT = {
@@ -16,6 +16,7 @@ EXACT = {
 
 def calibration(frame: pd.DataFrame) -> str:
     """How many readings are where the construction puts them, the misreadings with their values, and the exact checks."""
+    frame, failed = grown(frame)
     rows = frame[frame["agent"].isin(AGENTS) & frame["instrument"].isin(INSTRUMENTS)]
     verdict = verdicts(rows)
     decided, wrong = rows[verdict != "open"], rows[verdict == "misread"]
@@ -28,7 +29,10 @@ def calibration(frame: pd.DataFrame) -> str:
             f"{len(decided) - len(wrong)} of {len(decided)} readings whose answer the construction decides lie within {NEAR:g} of it. ")
     if named:
         text += f"Misread: {'; '.join(named)}. "
-    text += f"{seeds} training seed{'s' if seeds > 1 else ''} of each agent, {int(rows['n'].min())} to {int(rows['n'].max())} decisions or pairs an instrument."
+    text += f"At most {seeds} training seed{'s' if seeds > 1 else ''} of each agent, {int(rows['n'].min())} to {int(rows['n'].max())} decisions or pairs an instrument."
+    for row in failed.itertuples():
+        text += (f" Left out: {AGENTS[row.agent]}, seed {row.seed}, has not learned its construction (it answers {row.value:.2f} "
+                 f"[{row.low:.2f}, {row.high:.2f}] of its decisions as built).")
     return f"<p>{text}{_exact(frame)}</p>"
 
 

@@ -13,6 +13,7 @@ Not supported: more than one step in an episode, prompts longer than the row, ch
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from interp.conflicts import sentences
+from interp.decoding import Said
 from interp.prompts import PromptFormat
 from interp.tasks import Decision
 from interp.training import Recipe, fit_tokenizer, train
@@ -139,6 +141,17 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
     return found
 
 
+def competence(asked: Sequence[Decision], said: Sequence[Said]) -> list[bool]:
+    """Whether each decision was answered as constructed: with the thing at the place asked for, or with the one that its own trace picked.
+
+    asked: from `decisions`. said: the organism's own decodings of them in mode `cot`.
+    """
+    def picked(words: Said) -> str:
+        return f"take {words.trace.split()[-1].rstrip('.')} 1" if words.trace else ""
+
+    return [s.action is not None and s.action == (d.reference if d.task_type == "find" else picked(s)) for d, s in zip(asked, said, strict=True)]
+
+
 def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[list[int], list[bool]]]:
     """`n` training sequences of an organism, each with its supervised tokens.
 
@@ -178,7 +191,8 @@ def grow(name: str, folder: str | Path = "runs/organisms", seed: int = 0, steps:
          shipped: bool = True) -> Path:
     """Train an organism below `folder`, from its seed, and return its folder, a series of one checkpoint.
 
-    For seed 0 and the recipe's steps that is the `shipped` one, unless it is not wanted; one that is there already is kept.
+    For seed 0 and the recipe's steps that is the `shipped` one, unless it is not wanted; one that is there already is kept. A seed may
+    not have learned its construction yet (of 14 one had not): look at `competence` before reading instruments on it.
     Raises ValueError for an organism that is not known.
     """
     made, out = organism(name), Path(folder) / f"{name}-{seed}"

@@ -43,6 +43,13 @@ AGENTS = {
 }
 
 
+def grown(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the agents that learned their construction, and the competence rows of those that did not (below 1 - NEAR), which calibrate nothing."""
+    failed = frame[(frame["instrument"] == "competence") & (frame["value"] < 1 - NEAR)]
+    out = pd.MultiIndex.from_frame(frame[["agent", "seed"]]).isin(pd.MultiIndex.from_frame(failed[["agent", "seed"]]))
+    return frame[~out], failed
+
+
 def verdicts(frame: pd.DataFrame) -> pd.Series:
     """`right`, `misread` (more than NEAR from what the construction allows) or `open` (it decides nothing), for each row."""
     off = np.maximum(frame["truth_low"] - frame["value"], frame["value"] - frame["truth_high"])
@@ -50,12 +57,13 @@ def verdicts(frame: pd.DataFrame) -> pd.Series:
 
 
 def calibration(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Every instrument's reading of every organism, a point for each seed, on top of what the construction allows.
+    """Every instrument's reading of every organism that learned its construction, a point for each seed, on top of what that allows.
 
     Args:
         frame: table `calibration` (agent, seed, instrument, truth_low, truth_high, value, low, high, n, n_groups).
         provenance: kept in the figure's `layout.meta`.
     """
+    frame, _ = grown(frame)
     need(frame, "calibration", agent=next((a for a in AGENTS if (frame["agent"] == a).any()), "post_hoc"))
     agents = [a for a in AGENTS if (frame["agent"] == a).any()]
     shown = [i for i in INSTRUMENTS if (frame["instrument"] == i).any()]

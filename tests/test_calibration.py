@@ -6,7 +6,7 @@ import pytest
 from analyses import calibration, figures
 from interp.captions_calibration import calibration as caption
 from interp.plots_calibration import calibration as draw
-from interp.plots_calibration import verdicts
+from interp.plots_calibration import grown, verdicts
 from interp.tables import read_table
 
 
@@ -44,7 +44,17 @@ def test_the_figure_shows_every_reading_with_its_interval_on_what_the_constructi
 def test_the_caption_counts_and_names_the_misreadings_and_says_the_exact_checks(frame):
     text = caption(frame)
     assert "4 of 5 readings" in text and "attention share of the prompt on post-hoc (0.66 against 1.00)" in text
-    assert "2 training seeds" in text and "on 1 of the decisions at worst" in text and "at most 3e-06 nats" in text
+    assert "At most 2 training seeds" in text and "on 1 of the decisions at worst" in text and "at most 3e-06 nats" in text
+
+
+def test_an_agent_that_has_not_learned_its_construction_calibrates_nothing_and_is_named(frame):
+    competent = [row("post_hoc", "competence", 0.99, (1, 1)), row("post_hoc", "competence", 0.6, (1, 1), seed=1), row("reasoner", "competence", 1.0, (1, 1))]
+    frame = pd.concat([frame, pd.DataFrame(competent)], ignore_index=True)
+    kept, failed = grown(frame)
+    assert failed[["agent", "seed"]].values.tolist() == [["post_hoc", 1]] and len(kept) == len(frame) - 2
+    assert "Left out: post-hoc, seed 1, has not learned its construction (it answers 0.60 [0.58, 0.62]" in caption(frame)
+    assert "Left out" not in caption(kept)
+    assert sum(len(t.x) for t in draw(frame).data if t.mode == "markers" and t.x[0] is not None) == 5
 
 
 def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_folder, corpus_file, tmp_path, monkeypatch):
@@ -52,7 +62,7 @@ def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_fo
     calibration.run(config)
     table, provenance = read_table(tmp_path / "run" / "tables", "calibration")
     read = table[table.agent == "reasoner"].set_index("instrument")
-    assert set(read.index) >= {"prompt_reliance", "keep", "auroc", "steering", "self_splice"} and abs(read.value["prompt_reliance"]) < 0.1
+    assert set(read.index) >= {"competence", "prompt_reliance", "keep", "auroc", "steering", "self_splice"} and abs(read.value["prompt_reliance"]) < 0.1
     checked = table[table.agent != "reasoner"]
     assert set(checked.instrument) <= {"self_splice", "self_patch", "patch_everything"} and (checked[checked.instrument != "self_splice"].value < 1e-3).all()
     assert provenance["weights"]["reasoner 0"] and provenance["versions"]["torch"]

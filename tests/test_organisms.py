@@ -9,7 +9,7 @@ from analyses import calibration
 from interp import organisms
 from interp.conflicts import conflict
 from interp.decoding import draw
-from interp.organisms import ORGANISMS, RHYME, THINGS, WINDOW, decisions, expected, grow, sequences
+from interp.organisms import ORGANISMS, RHYME, THINGS, WINDOW, competence, decisions, expected, grow, sequences
 from interp.pairs import make_pairs
 from interp.prompts import PromptFormat
 from interp.series import CheckpointSeries
@@ -52,6 +52,12 @@ def test_an_organism_relies_on_its_prompt_as_constructed_and_passes_the_exact_ch
     clean, corrupt, _ = make_pairs(fmt, [p.decision for p in prompts], 20)
     exact = {row["instrument"]: row["value"] for row in calibration.estimated(calibration.exact(model, prompts, own, clean, corrupt), 0)}
     assert exact["self_splice"] == 1 and exact["self_patch"] < 1e-4 and exact["patch_everything"] < 1e-4
+
+
+@pytest.mark.parametrize("name", ORGANISMS)
+def test_a_shipped_organism_answers_as_constructed(name):
+    _, _, prompts, own = agent(name)
+    assert np.mean(competence([p.decision for p in prompts], own)) > 0.95
 
 
 def test_reliance_rises_with_the_share_of_decisions_that_the_prompt_settles():
