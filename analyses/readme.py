@@ -12,7 +12,7 @@ from interp.captions_calibration import allowed
 from interp.plots_calibration import AGENTS, INSTRUMENTS, grown, verdicts
 
 README, TABLES = Path(__file__).parents[1] / "README.md", Path(__file__).parents[1] / "figures" / "tables"
-STAGES = ("behaviour", "online", "probes", "patching", "reliance", "conflict")
+STAGES = ("behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares", "steering")
 #: Works of the benchmark in reading order, and what the README calls them.
 WORKS = {
     "layer sweep": "layer sweep of `resid_pre` at the boundary", "layer x position grid": "full layer x position grid",

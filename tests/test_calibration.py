@@ -54,7 +54,7 @@ def test_an_agent_that_has_not_learned_its_construction_calibrates_nothing_and_i
     assert failed[["agent", "seed"]].values.tolist() == [["post_hoc", 1]] and len(kept) == len(frame) - 2
     assert "Left out: post-hoc, seed 1, has not learned its construction (it answers 0.60 [0.58, 0.62]" in caption(frame)
     assert "Left out" not in caption(kept)
-    assert sum(len(t.x) for t in draw(frame).data if t.mode == "markers" and t.x[0] is not None) == 5
+    assert sum(len(t.x) for t in draw(frame).data if t.mode == "markers" and len(t.x) and t.x[0] is not None) == 5
 
 
 def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_folder, corpus_file, tmp_path, monkeypatch):
