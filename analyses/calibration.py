@@ -159,7 +159,7 @@ def competent(model, fmt, name: str, n: int, seed: int) -> list[dict]:
 
 def run(config: Config) -> None:
     """Grow, read and tabulate; one organism of one seed, and one checkpoint of the series, is one resumable stage."""
-    started, rows, weights = time.time(), [], {}
+    started, rows, weights, reused = time.time(), [], {}, 0.0
     for name, seed in tqdm([(o, s) for s in config.seeds for o in config.organisms], desc="calibration"):
         study = Study(run=config.run, series=grow(name, config.run / "organisms", seed, device=config.device), device=config.device, dtype=config.dtype,
                       trace_tokens=32)  # more than their traces take, and their context is short
@@ -168,7 +168,7 @@ def run(config: Config) -> None:
         inputs, model = dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=ALPHA), study.model(step)
         found = study.stage(f"calibration/{name}-{seed}-competence", inputs, lambda: competent(model, study.format, name, config.decisions, seed))
         found += study.stage(f"calibration/{name}-{seed}", inputs, lambda: readings(model, study.format, name, config.decisions, seed))
-        truth = expected(name)
+        truth, reused = expected(name), reused + sum(study._reused.values())
         for row in found:
             low, high = (1.0, 1.0) if row["instrument"] == "competence" else truth[row["instrument"]] or (np.nan, np.nan)
             rows.append(dict(agent=name, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high, **{k: v for k, v in row.items() if k != "instrument"}))
@@ -188,4 +188,4 @@ def run(config: Config) -> None:
             truth = 1.0 if row["instrument"] == "self_splice" else 0.0
             rows.append(dict(agent=f"checkpoint-{step}", seed=0, instrument=row["instrument"], truth_low=truth, truth_high=truth,
                              **{k: v for k, v in row.items() if k != "instrument"}))
-    write_table(config.run / "tables", "calibration", pd.DataFrame(rows), dict(made_by("calibration", config, started), seeds=config.seeds, weights=weights))
+    write_table(config.run / "tables", "calibration", pd.DataFrame(rows), dict(made_by("calibration", config, started), seeds=config.seeds, weights=weights, seconds_reused=dict(calibration=round(reused, 1))))

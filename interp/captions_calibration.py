@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from interp.captions import _paragraph
 from interp.plots_calibration import AGENTS, INSTRUMENTS, NEAR, grown, verdicts
 
 #: Exact checks: what they say, and how far from it the worst of the agents is.
@@ -24,16 +25,14 @@ def calibration(frame: pd.DataFrame) -> str:
     order = {name: i for i, name in enumerate(INSTRUMENTS)}
     named = [f"{INSTRUMENTS[i]} on {AGENTS[a]} ({r['value']:.2f} against {allowed(r)})"
              for (i, a), r in sorted(means.iterrows(), key=lambda item: order[item[0][0]])]
+    lead = "What each instrument reads (points) on agents trained so that the answer is known (grey)."
+    text = f"{len(decided) - len(wrong)} of {len(decided)} readings whose answer the construction decides lie within {NEAR:g} of it."
     seeds = rows["seed"].nunique()
-    text = (f"What each instrument reads (points, 95 % intervals by cluster bootstrap) on agents trained so that the answer is known (grey). "
-            f"{len(decided) - len(wrong)} of {len(decided)} readings whose answer the construction decides lie within {NEAR:g} of it. ")
-    if named:
-        text += f"Misread: {'; '.join(named)}. "
-    text += f"At most {seeds} training seed{'s' if seeds > 1 else ''} of each agent, {int(rows['n'].min())} to {int(rows['n'].max())} decisions or pairs an instrument."
-    for row in failed.itertuples():
-        text += (f" Left out: {AGENTS[row.agent]}, seed {row.seed}, has not learned its construction (it answers {row.value:.2f} "
-                 f"[{row.low:.2f}, {row.high:.2f}] of its decisions as built).")
-    return f"<p>{text}{_exact(frame)}</p>"
+    size = f"At most {seeds} training seed{'s' if seeds > 1 else ''} of each agent, {int(rows['n'].min())} to {int(rows['n'].max())} decisions or pairs an instrument."
+    lines = [text, f"Misread: {'; '.join(named)}." if named else "", size]
+    lines += [f"Left out: {AGENTS[row.agent]}, seed {row.seed}, has not learned its construction (it answers {row.value:.2f} "
+              f"[{row.low:.2f}, {row.high:.2f}] of its decisions as built)." for row in failed.itertuples()]
+    return _paragraph(lead, [*filter(None, lines), *_exact(frame)])
 
 
 def allowed(row) -> str:
@@ -42,10 +41,10 @@ def allowed(row) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _exact(frame: pd.DataFrame) -> str:
+def _exact(frame: pd.DataFrame) -> list[str]:
     rows = frame[frame["instrument"].isin(EXACT)]
     if rows.empty:
-        return ""
+        return []
     by = rows.groupby("instrument")["value"]
     worst = {name: by.min()[name] if name == "self_splice" else by.max()[name] for name in EXACT if name in by.groups}
-    return f" Exact checks on these agents and every checkpoint of the series: {'; '.join(EXACT[name].format(value) for name, value in worst.items())}."
+    return [f"Exact checks on these agents and every checkpoint of the series: {'; '.join(EXACT[name].format(value) for name, value in worst.items())}."]
