@@ -262,7 +262,8 @@ class Study:
 
 def made_by(name: str, config, started: float) -> dict:
     """What every table's provenance says: the analysis, its configuration (a dataclass), the command, when, how long, and of which versions."""
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    root, fields = Path(__file__).parents[1], {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    fields = {k: v.relative_to(root) if isinstance(v, Path) and v.is_relative_to(root) else v for k, v in fields.items()}  # what ships, wherever it lies
     return dict(analysis=name, config=json.loads(json.dumps(fields, default=str)), command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]),
                 written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1),
                 versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}})

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from analyses import calibration, figures
+from analyses.study import made_by
 from interp.captions_calibration import calibration as caption
 from interp.plots_calibration import calibration as draw
 from interp.plots_calibration import grown, verdicts
@@ -69,3 +70,8 @@ def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_fo
     monkeypatch.setattr(calibration, "readings", lambda *_: pytest.fail("a finished stage was computed again"))
     calibration.run(config)
     assert any(p.name == "calibration.html" for p in figures.draw(tmp_path / "run" / "tables", tmp_path / "run"))
+
+
+def test_provenance_names_what_ships_from_the_repositorys_root_and_other_files_as_given(tmp_path):
+    made = made_by("calibration", calibration.Config(run=tmp_path), 0.0)
+    assert made["config"]["corpus"] == "interp/data/alfworld.jsonl.xz" and made["config"]["run"] == str(tmp_path)
