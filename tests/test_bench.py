@@ -55,7 +55,7 @@ def test_the_cached_loop_refuses_prompts_that_do_not_extend_one_another(tokenize
 
 def test_the_table_has_its_columns_and_says_what_was_sampled(tmp_path):
     config = bench.Config(out=tmp_path, lengths=(16,), grid_tokens=6, captured=3, episode=(8, 20, 3), action=3, threads=1, shape=SHAPE,
-                          budget=0.02, repeats=2, tools=("plain, cached prefix",),
+                          budget=1e-3, repeats=2, tools=("plain, cached prefix",),
                           works=("layer sweep", "boundary capture", "layer x position grid", "episode", "swap a checkpoint"))
     bench.run(config)
     table, provenance = read_table(tmp_path, "bench")
