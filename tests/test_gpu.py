@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from interp.attribution import attribute
 from interp.capturing import capture
 from interp.decoding import choose, decode
 from interp.mediation import EFFECTS, prompt_reliance
 from interp.pairs import make_pairs
-from interp.patching import patch
+from interp.patching import METRICS, patch, sanity
 from interp.prompts import PromptFormat
 
 pytestmark = pytest.mark.gpu
@@ -49,6 +50,15 @@ def test_sweeps_agree(both, sides, at):
     mine, theirs = (patch(model, *sides, ("resid_pre", "attn_out", "z"), at=at, minimum=1e-3) for model in both)
     np.testing.assert_allclose(theirs.clean, mine.clean, atol=1e-2)
     np.testing.assert_allclose(theirs.denoise, mine.denoise, atol=0.1)
+
+
+def test_every_metric_and_the_screen_agree(both, sides):
+    mine, theirs = (patch(model, *sides, at="prompt", metrics=METRICS, minimum=1e-3) for model in both)
+    for metric in METRICS:
+        np.testing.assert_allclose(theirs.of(metric).denoise, mine.of(metric).denoise, atol=0.1)
+    mine, theirs = (attribute(model, *sides, minimum=1e-3) for model in both)
+    np.testing.assert_allclose(theirs.denoise, mine.denoise, atol=0.1)
+    assert sanity(both[1], *sides).everything < 1e-2
 
 
 def test_mediation_agrees(both, sides):
