@@ -95,9 +95,8 @@ def read_off(model, prompts, own, seed: int) -> list[dict]:
     acts = capture(model, prompts, ["resid_pre", "resid_post"]).values
     acts = torch.cat([acts[:, 0, :1], acts[:, 1]], 1).numpy()
     kept = [i for i, s in enumerate(own) if s.action]
-    texts = [p.format.text(p.ids) for p in prompts]
-    found = probe(acts[kept], [target(own[i].action) for i in kept], [prompts[i].decision.episode for i in kept], prompts=[texts[i] for i in kept],
-                  metrics=("accuracy", "auroc"), seed=seed)
+    texts, episodes = [prompts[i].format.text(prompts[i].ids) for i in kept], [prompts[i].decision.episode for i in kept]
+    found = probe(acts[kept], [target(own[i].action) for i in kept], episodes, prompts=texts, metrics=("accuracy", "auroc"), seed=seed)
     named = {"auroc": ("probe", "auroc"), "gain": ("gain", "accuracy")}
     rows = {(r["reader"], r["metric"]): r for r in found.rows if r["layer"] == NESTED}
     return [dict(instrument=name, **{k: rows[key][k] for k in ("value", "low", "high", "n", "n_groups")}) for name, key in named.items()]
@@ -136,7 +135,8 @@ def steered(model, prompts, own, seed: int) -> dict[str, tuple]:
 
 def estimated(found: dict[str, tuple], seed: int) -> list[dict]:
     """A row for each instrument's (values, episodes) or (columns, episodes, function of their means)."""
-    return [dict(instrument=name, **cluster_bootstrap(np.asarray(given[0]), *given[1:], seed=seed).row()) for name, given in found.items() if len(given[0])]
+    known = {name: given for name, given in found.items() if len(given[0])}
+    return [dict(instrument=name, **cluster_bootstrap(np.asarray(values), *rest, seed=seed).row()) for name, (values, *rest) in known.items()]
 
 
 def readings(model, fmt, name: str, n: int, seed: int) -> list[dict]:
@@ -160,32 +160,36 @@ def competent(model, fmt, name: str, n: int, seed: int) -> list[dict]:
 def run(config: Config) -> None:
     """Grow, read and tabulate; one organism of one seed, and one checkpoint of the series, is one resumable stage."""
     started, rows, weights, reused = time.time(), [], {}, 0.0
-    for name, seed in tqdm([(o, s) for s in config.seeds for o in config.organisms], desc="calibration"):
-        study = Study(run=config.run, series=grow(name, config.run / "organisms", seed, device=config.device), device=config.device, dtype=config.dtype,
-                      trace_tokens=32)  # more than their traces take, and their context is short
-        [step] = study.steps
-        weights[f"{name} {seed}"] = study.checkpoint_series.weights_hash(step)
-        inputs, model = dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=ALPHA), study.model(step)
-        found = study.stage(f"calibration/{name}-{seed}-competence", inputs, lambda: competent(model, study.format, name, config.decisions, seed))
-        found += study.stage(f"calibration/{name}-{seed}", inputs, lambda: readings(model, study.format, name, config.decisions, seed))
-        truth, reused = expected(name), reused + sum(study._reused.values())
+    where = dict(run=config.run, device=config.device, dtype=config.dtype)
+
+    def add(agent: str, seed: int, found: list[dict], truth: dict) -> None:
         for row in found:
-            low, high = (1.0, 1.0) if row["instrument"] == "competence" else truth[row["instrument"]] or (np.nan, np.nan)
-            rows.append(dict(agent=name, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high, **{k: v for k, v in row.items() if k != "instrument"}))
-    study = Study(run=config.run, series=config.series, corpus=config.corpus, decisions=config.checks, splits=("in_domain",), device=config.device, dtype=config.dtype)
+            low, high = truth[row["instrument"]] or (np.nan, np.nan)
+            rows.append(dict(agent=agent, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high) | row)
+
+    for name, seed in tqdm([(o, s) for s in config.seeds for o in config.organisms], desc="calibration"):
+        folder = grow(name, config.run / "organisms", seed, device=config.device)
+        study = Study(series=folder, trace_tokens=32, **where)  # more than their traces take, and their context is short
+        [step] = study.steps
+        inputs, model = dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=ALPHA), study.model(step)
+        given, stage = (model, study.format, name, config.decisions, seed), f"calibration/{name}-{seed}"
+        found = study.stage(f"{stage}-competence", inputs, lambda: competent(*given)) + study.stage(stage, inputs, lambda: readings(*given))
+        add(name, seed, found, expected(name) | dict(competence=(1.0, 1.0)))
+        weights[f"{name} {seed}"] = study.checkpoint_series.weights_hash(step)
+        reused += sum(study._reused.values())
+    study = Study(series=config.series, corpus=config.corpus, decisions=config.checks, splits=("in_domain",), **where)
     for step in tqdm(study.steps, desc="exact checks"):
+        model = study.model(step)
+
         def compute():
-            model = study.model(step)
             decided = [d for e in study.episodes["in_domain"] for d in e.decisions()]
             clean, corrupt, _ = make_pairs(study.format, decided, config.checks)
             prompts = study.prompts("in_domain")
             own = decode(model, prompts, "cot", parser=study.parse)
             return estimated(exact(model, prompts, own, clean, corrupt, study.parse), 0)
 
-        model = study.model(step)
+        found = study.stage(f"calibration/checkpoint-{step}", dict(study.inputs(step, "in_domain"), n=config.checks), compute)
+        add(f"checkpoint-{step}", 0, found, expected("reasoner"))  # the exact checks have one answer on every agent
         weights[f"checkpoint-{step}"] = study.checkpoint_series.weights_hash(step)
-        for row in study.stage(f"calibration/checkpoint-{step}", dict(study.inputs(step, "in_domain"), n=config.checks), compute):
-            truth = 1.0 if row["instrument"] == "self_splice" else 0.0
-            rows.append(dict(agent=f"checkpoint-{step}", seed=0, instrument=row["instrument"], truth_low=truth, truth_high=truth,
-                             **{k: v for k, v in row.items() if k != "instrument"}))
-    write_table(config.run / "tables", "calibration", pd.DataFrame(rows), dict(made_by("calibration", config, started), seeds=config.seeds, weights=weights, seconds_reused=dict(calibration=round(reused, 1))))
+    made = dict(made_by("calibration", config, started), seeds=config.seeds, weights=weights, seconds_reused=dict(calibration=round(reused, 1)))
+    write_table(config.run / "tables", "calibration", pd.DataFrame(rows), made)

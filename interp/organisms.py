@@ -136,8 +136,9 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
         task = f"take the {PLACES[place]}" if find else "take anything"
         second = {"mood": _mood(rng), "thing": f"It has to be the {thing}."}.get(made.trace, "") if find else f"I pick the {thing}."
         trace = RHYME if made.trace == "rhyme" else f"{_mood(rng)} {second}"
-        found.append(Decision((dict(role="user", content=f"You see {', '.join(f'a {t}' for t in row)}. Your task is to: {task}."),), f"take {thing} 1",
-                              tuple(f"take {t} 1" for t in THINGS), f"{split}-{seed}-{number}", 0, task, "find" if find else "pick", split, trace))
+        said = f"You see {', '.join(f'a {t}' for t in row)}. Your task is to: {task}."
+        found.append(Decision((dict(role="user", content=said),), f"take {thing} 1", tuple(f"take {t} 1" for t in THINGS),
+                              f"{split}-{seed}-{number}", 0, task, "find" if find else "pick", split, trace))
     return found
 
 
@@ -149,7 +150,8 @@ def competence(asked: Sequence[Decision], said: Sequence[Said]) -> list[bool]:
     def picked(words: Said) -> str:
         return f"take {words.trace.split()[-1].rstrip('.')} 1" if words.trace else ""
 
-    return [s.action is not None and s.action == (d.reference if d.task_type == "find" else picked(s)) for d, s in zip(asked, said, strict=True)]
+    right = [d.reference if d.task_type == "find" else picked(s) for d, s in zip(asked, said, strict=True)]
+    return [s.action is not None and s.action == action for s, action in zip(said, right)]
 
 
 def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[list[int], list[bool]]]:
@@ -210,6 +212,7 @@ def grow(name: str, folder: str | Path = "runs/organisms", seed: int = 0, steps:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(1 + steps * BATCH // SEQUENCES)])[:steps * BATCH]
-    train(model, tokenizer, sequences(PromptFormat(tokenizer), name, SEQUENCES, seed), RECIPE, out, steps=steps, lr=RECIPE.cot_lr, keep=(steps,), seed=seed,
+    examples = sequences(PromptFormat(tokenizer), name, SEQUENCES, seed)
+    train(model, tokenizer, examples, RECIPE, out, steps=steps, lr=RECIPE.cot_lr, keep=(steps,), seed=seed,
           provenance=dict(organism=name, summary=made.summary, style="tags"), device=device, plan=order.reshape(steps, BATCH).tolist())
     return out
