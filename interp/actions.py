@@ -43,7 +43,8 @@ def verb(action: str) -> str:
 
 
 def target(action: str) -> str:
-    """The class of what it is done to: `target("go to shelf 2") == "shelf"`; the first argument of a tool call, or of the first of several; else all of the action."""
+    """The class of what it is done to: `target("go to shelf 2") == "shelf"`; the first argument of a tool call (of several: of the first);
+    else all of the action."""
     calls = _calls(action)
     if calls:
         arguments = calls[0].get("arguments") or calls[0].get("parameters") or {}

@@ -15,8 +15,10 @@ from interp.bfcl_calls import NotCalls, bind, parse, read, written
 from interp.decoding import Said
 from interp.engines import engines
 from interp.prompts import PromptFormat
+from tests.test_templates import text_of, tokenizer_of
 
-FUNCTIONS = [{"name": "sort", "parameters": {"type": "dict", "properties": {"file_name": {"type": "string"}, "by": {"type": "array"}}, "required": ["file_name"]}},
+FUNCTIONS = [{"name": "sort", "parameters": {"type": "dict", "properties": {"file_name": {"type": "string"}, "by": {"type": "array"}},
+                                             "required": ["file_name"]}},
              {"name": "disk.usage", "parameters": {"type": "dict", "properties": {}, "required": []}}]
 
 
@@ -45,7 +47,8 @@ def scoring(bfcl):
     ("sort(file_name='a')", [{"name": "sort", "arguments": {"file_name": "a"}}]),
     ("[sort('a', by=[-1, 2.5, (True, None)]), disk.usage()]",
      [{"name": "sort", "arguments": {"by": [-1, 2.5, [True, None]]}, "positional": ["a"]}, {"name": "disk.usage", "arguments": {}}]),
-    ('{"name": "sort", "parameters": {"file_name": "é", "by": [{"x": null}]}}', [{"name": "sort", "arguments": {"file_name": "é", "by": [{"x": None}]}}]),
+    ('{"name": "sort", "parameters": {"file_name": "é", "by": [{"x": null}]}}',
+     [{"name": "sort", "arguments": {"file_name": "é", "by": [{"x": None}]}}]),
     (' [{"name": "disk.usage"}] ', [{"name": "disk.usage", "arguments": {}}]),
     ("sort(file_name='sort(é)\\n')", [{"name": "sort", "arguments": {"file_name": "sort(é)\n"}}]),
 ])
@@ -56,7 +59,8 @@ def test_calls_are_read_as_data_from_json_or_python(text, calls):
 
 def test_positional_arguments_get_their_documented_names():
     assert bind(read("sort('a', [1])"), FUNCTIONS) == [("sort", {"file_name": "a", "by": [1]})]
-    for text, why in (("sort('a', file_name='b')", "given twice"), ("sort('a', [], 3)", "2 arguments, not 3"), ("sort(x=1)", "no argument 'x'"), ("ls()", "no function 'ls'")):
+    for text, why in (("sort('a', file_name='b')", "given twice"), ("sort('a', [], 3)", "2 arguments, not 3"),
+                      ("sort(x=1)", "no argument 'x'"), ("ls()", "no function 'ls'")):
         with pytest.raises(NotCalls, match=why):
             bind(read(text), FUNCTIONS)
 
@@ -137,8 +141,8 @@ def forbidden():
     seen, on = [], [True]
 
     def hook(event, args):
-        if on and (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+") or event in ("os.system", "subprocess.Popen", "os.exec", "os.fork", "os.posix_spawn",
-                                                                                                        "os.remove", "os.mkdir", "socket.connect")):
+        written = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+        if on and (written or event in ("os.system", "subprocess.Popen", "os.exec", "os.fork", "os.posix_spawn", "os.remove", "os.mkdir", "socket.connect")):
             seen.append((event, args))
 
     sys.addaudithook(hook)
@@ -176,8 +180,8 @@ def test_a_hostile_answer_is_wrong_at_once_and_does_nothing(scoring, bfcl, forbi
     assert time.perf_counter() - started < 1 and view.role == "tool" and "error" in json.loads(view.text) and not game.called and not forbidden
 
 
-@pytest.mark.parametrize("calls", ["power(base=9, exponent=387420489)", "logarithm(value=2.0, base=10.0, precision=1000000000)", "square_root(number=2, precision=100000000)",
-                                   "round_number(number=5, decimal_places=-1000000000)"])
+@pytest.mark.parametrize("calls", ["power(base=9, exponent=387420489)", "logarithm(value=2.0, base=10.0, precision=1000000000)",
+                                   "square_root(number=2, precision=100000000)", "round_number(number=5, decimal_places=-1000000000)"])
 def test_what_would_compute_for_hours_is_not_computed(scoring, bfcl, calls):
     entry = next(e for e in bfcl.entries("multi_turn_base").values() if "MathAPI" in e.setup["involved_classes"])
     started = time.perf_counter()
@@ -233,7 +237,8 @@ def test_the_ground_truth_of_every_question_passes_and_other_answers_do_not(scor
         if not category.endswith("irrelevance"):
             for e in list(found.values())[:40]:
                 (name, arguments), *rest = bfcl.gold(e)
-                for changed in ([("no_" + name, arguments), *rest], [(name, {**arguments, "unheard_of": 1}), *rest], [(name, arguments), *rest, (name, arguments)]):
+                once = (name, arguments)
+                for changed in ([("no_" + name, arguments), *rest], [(name, {**arguments, "unheard_of": 1}), *rest], [once, *rest, once]):
                     assert not scoring.score_single(e, bfcl.action(changed)).valid
     relevant = next(iter(bfcl.entries("live_relevance").values()))
     assert scoring.score_single(relevant, json.dumps({"name": relevant.functions[0]["name"]})).valid and not scoring.score_single(relevant, "[]").valid
@@ -275,8 +280,11 @@ def test_decisions_are_split_without_leaks(bfcl, recorded):
     assert {g.rsplit("_", 1)[1] for g in games} <= numbers["test_out_of_domain"]
 
 
-@pytest.mark.parametrize("style", ["tags", "qwen3_tools"])
-def test_decisions_render_in_both_styles_with_their_functions(bfcl, recorded, tokenizer, style):
+@pytest.mark.parametrize("style, template", [("tags", ""), ("qwen3_tools", ""), ("qwen3_tools", "qwen3.jinja"), ("tags", "qwen2_5.jinja")])
+def test_decisions_render_in_both_styles_with_their_functions(bfcl, recorded, tokenizer, style, template):
+    if template:
+        pytest.importorskip("trl", reason="trl, which ships the chat templates, is not installed")
+        tokenizer = tokenizer_of("qwen", text_of(template))
     fmt = PromptFormat(tokenizer, style=style)
     seen = {}
     for d in recorded["test_in_domain"]:
@@ -285,7 +293,7 @@ def test_decisions_render_in_both_styles_with_their_functions(bfcl, recorded, to
     for d in seen.values():
         prompt = fmt.prompt(d)
         text = fmt.text(prompt.ids)
-        assert '"parameters"' in text and d.task.strip() in text and prompt.spans[prompt.boundary] == "boundary"
+        assert '"parameters"' in text and d.task.strip() in text and d.messages[-1]["content"].strip() in text and prompt.spans[prompt.boundary] == "boundary"
         said = fmt.style.turn(None, d.reference)
         assert fmt.style.parse(said.removeprefix(fmt.style.open_action), False)[1] == d.reference
 
