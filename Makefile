@@ -7,6 +7,7 @@
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
+# Tests also install the function-calling leaderboard, without its 150 dependencies, of which one is needed; where that fails its tests skip.
 # ENGINE=0 leaves out ALFWorld's engine (and its C++ compiler): everything on recorded decisions still runs.
 
 PYTHON ?= python3
@@ -32,6 +33,7 @@ paper: $(STAMP)
 	@echo "Open figures/index.html"
 
 test: $(STAMP)
+	-$(BIN)/pip install --quiet --disable-pip-version-check --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)

@@ -22,12 +22,17 @@ from interp.tasks import SPLITS, Decision, Episode, by_split, checked, load_epis
 
 @dataclass(frozen=True)
 class View:
-    """What the agent sees: the text, the admissible actions (if they are listed), whether the game is over, and its score, 0 to 1 (a success)."""
+    """What the agent sees: the text, the admissible actions (if they are listed), whether the game is over, and its score, 0 to 1 (a success).
+
+    role: who says the text, `user` or `tool`. system: of a game's first view, a system message before the text.
+    """
 
     text: str
     admissible: tuple[str, ...] = ()
     done: bool = False
     score: float = 0.0
+    role: str = "user"
+    system: str = ""
 
     @property
     def won(self) -> bool:
@@ -103,7 +108,7 @@ class Environment:
 #: Decisions of any kind from a file, where any text is an action.
 ANY = Environment("any")
 #: name -> where it is; imported when it is asked for.
-KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environment:ALFWORLD"}
+KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environment:ALFWORLD", "bfcl": "interp.bfcl:BFCL"}
 
 
 def find(name: str) -> Environment:

@@ -40,7 +40,9 @@ class _Player:
 
     def see(self, view: View) -> None:
         self.view = view
-        self.messages.append(dict(role="user", content=view.text))
+        if view.system and not self.messages:
+            self.messages.append(dict(role="system", content=view.system))
+        self.messages.append(dict(role=view.role, content=view.text))
 
     def decision(self) -> Decision:
         return Decision(tuple(self.messages), "", self.view.admissible, self.name, self.steps, self.task, "", "")

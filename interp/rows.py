@@ -84,7 +84,7 @@ def _no_number(name: str):
 
 def _text(value: object, name: str) -> None:
     """Raise ValueError where text holds what no prompt should: control characters, or half of a surrogate pair."""
-    if isinstance(value, dict):  # a tool call
+    if isinstance(value, (dict, list)):  # tool calls
         value = json.dumps(value, ensure_ascii=False)
     if found := _CONTROL.search(value):
         raise ValueError(f"{name} holds the control character U+{ord(found.group()):04X} at character {found.start() + 1}: take it out")
@@ -114,8 +114,8 @@ def _shown(value: object) -> str:
 
 def _action(value: object, name: str) -> str:
     """An action in its one form."""
-    if not isinstance(value, (str, dict)):
-        raise ValueError(f"{name} is text or a JSON object, not {_shown(value)}")
+    if not isinstance(value, (str, dict)) and not (isinstance(value, list) and all(isinstance(call, dict) for call in value)):
+        raise ValueError(f"{name} is text or a JSON object, or a list of objects, not {_shown(value)}")
     _text(value, name)
     if not canonical(value):
         raise ValueError(f"{name} is blank")

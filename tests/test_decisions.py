@@ -59,6 +59,10 @@ def test_actions_have_one_form_and_classes():
     assert canonical('{"arguments": {"y": 1, "x": "a"}, "name": "put"}') == canonical({"name": "put", "arguments": {"x": "a", "y": 1}})
     call = canonical({"name": "put", "arguments": {"x": "a", "y": 1}})
     assert (verb(call), target(call)) == ("put", "a") and (verb("take mug 1"), target("take mug 1")) == ("take", "mug")
+    several = canonical([{"arguments": {"y": 1, "x": "a"}, "name": "put"}, {"name": "look"}])
+    assert several == '[{"name": "put", "arguments": {"x": "a", "y": 1}}, {"name": "look"}]' == canonical(several) and (verb(several), target(several)) == ("put", "a")
+    assert canonical([{"name": "look"}]) == canonical('[{"name": "look"}]') == '{"name": "look"}' and canonical([]) == "[]" == parse(" [ ] ")
+    assert verb("[]") == target("[]") == "none" and (verb("[look] around"), target("[go to shelf 2]")) == ("[look]", "shelf")
     assert canonical("[1, 2]") == "[1, 2]" and target("open door") == "open door" and canonical("3") == "3"
 
 
