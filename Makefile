@@ -33,7 +33,7 @@ paper: $(STAMP)
 	@echo "Open figures/index.html"
 
 test: $(STAMP)
-	-$(BIN)/pip install --quiet --disable-pip-version-check --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0
+	-$(BIN)/pip install --quiet --disable-pip-version-check --timeout 20 --retries 2 --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
