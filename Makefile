@@ -27,6 +27,7 @@ figures: $(STAMP)
 
 paper: $(STAMP)
 	$(BIN)/python -m analyses all --size full --run runs/full
+	$(BIN)/python -m analyses steering --size full --run runs/full
 	mkdir -p figures/tables && cp runs/full/tables/*.csv runs/full/tables/*.json figures/tables/
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
 	$(BIN)/python -m analyses readme
