@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import scipy.stats
 import tyro
 from tqdm import tqdm
 
-import interp
+from analyses.study import made_by
 from interp.probes import NESTED, probe
 from interp.readers import PLAIN
 from interp.stats import cluster_bootstrap, wilson
@@ -56,11 +54,7 @@ def run(config: Config) -> None:
     """Simulate and write the table `coverage`."""
     started = time.time()
     frame = coverage(config)
-    command = " ".join(["python -m analyses", *map(str, sys.argv[1:])])
-    provenance = dict(analysis="coverage", config=asdict(config) | dict(run=str(config.run)), seed=config.seed, command=command,
-                      written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1), device="cpu",
-                      versions=dict(interp=interp.__version__, **{v: importlib.metadata.version(v) for v in ("numpy", "scipy", "scikit-learn", "torch")}))
-    write_table(config.run / "tables", "coverage", frame, provenance)
+    write_table(config.run / "tables", "coverage", frame, dict(made_by("coverage", config, started), seed=config.seed, device="cpu"))
     print(frame.to_string(index=False))
 
 

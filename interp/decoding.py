@@ -95,13 +95,16 @@ def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[st
     they were decoded up to the opened action (`PromptFormat.lead_ids`). The closing tag counts, so that a candidate is not preferred for being another's beginning. The prompt is read once.
     Raises ValueError where there are no candidates.
     """
+    return _choose(model, prompt, candidates, [prompt.format.tail(trace) for trace in traces])
+
+
+def _choose(model, prompt: Prompt, candidates: Sequence[str], leads: Sequence[Sequence[int]]) -> torch.Tensor:
+    """As `choose`, behind ids from the boundary up to the opened action tag."""
     if not candidates:
         raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
-    fmt, found = prompt.format, []
-    cache = model.read(prompt.ids)
-    actions = [fmt.action_ids(c) for c in candidates]
-    for trace in traces:
-        lead = fmt.tail(trace)
+    found, cache = [], model.read(prompt.ids)
+    actions = [prompt.format.action_ids(c) for c in candidates]
+    for lead in leads:
         found.append(score(model, model.read(lead[:-1], model.new_cache(layers_of(cache))), [[lead[-1], *a] for a in actions], [len(a) for a in actions]))
     lengths = torch.tensor([len(a) for a in actions])
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
@@ -112,5 +115,4 @@ def preferences(model, prompt: Prompt, traces: Sequence[Sequence[int]]) -> Float
 
     traces: ids from the boundary up to the opened action tag, a mode's opening with them. Raises ValueError where none is admissible.
     """
-    opening = len(prompt.format.opening("cot"))
-    return choose(model, prompt, prompt.decision.admissible, [ids[opening:] for ids in traces])[..., 0].double().softmax(-1).numpy()
+    return _choose(model, prompt, prompt.decision.admissible, traces)[..., 0].double().softmax(-1).numpy()

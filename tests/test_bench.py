@@ -84,6 +84,6 @@ def test_works_measured_again_leave_the_others_as_they_were(tmp_path):
     bench.run(bench.Config(**config, works=("boundary capture",)))
     again, provenance = read_table(tmp_path, "bench")
     rows = [t[t.work == "layer sweep"].reset_index(drop=True) for t in (first, again)]
-    pd.testing.assert_frame_equal(*rows, check_dtype=False)  # a column without any value is read as numbers
+    pd.testing.assert_frame_equal(*rows, check_exact=True, check_dtype=False)  # a column without any value is read as numbers
     assert sorted(again.work) == sorted(first.work)
     assert provenance["measured"].keys() == made["measured"].keys() and provenance["measured"]["layer sweep"] == made["measured"]["layer sweep"]
