@@ -59,7 +59,8 @@ class Environment:
     task ("": not told apart). live: makes a `Live` game (a class, since worker processes import it). games: the first n games
     of a study's split, by seed; a game is anything that can be pickled, and `str` names it. official: as `games`, the
     benchmark's own where they are fetched apart. graded: scores between 0 and 1 mean something. side_by_side: most games
-    open at once. needs: (module, how it is installed) that playing needs. source: content hash of one's own module.
+    open at once. needs: (module, how it is installed) that playing needs, or a function that says what it lacks ("": nothing).
+    source: content hash of one's own module.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Environment:
     official: Callable[[str, int, int], Sequence] | None = None
     graded: bool = False
     side_by_side: int = 32
-    needs: tuple[str, str] | None = None
+    needs: tuple[str, str] | Callable[[], str] | None = None
     source: str = ""
 
     def __post_init__(self):
@@ -84,6 +85,8 @@ class Environment:
         """Why its games cannot be played here, as a sentence's end ("" where they can)."""
         if self.live is None or self.games is None:
             return f"the environment {self.name!r} has no games that can be played"
+        if callable(self.needs):
+            return self.needs()
         if self.needs and importlib.util.find_spec(self.needs[0]) is None:
             return f"{self.needs[0]} is not installed ({self.needs[1]})"
         return ""
