@@ -16,6 +16,7 @@ OTHER = {"record": "play the corpus of episodes in the engine", "series": "train
          "steering": "add directions to the residual stream and watch the action (METHODS 7); takes long, so `all` leaves it out",
          "calibration": "what each instrument reads on agents whose answer is known",
          "organisms": "grow those agents from their recipes, as they are shipped",
+         "environments": "put studies of several environments side by side, with the splits of each",
          "coverage": "how often the probes' intervals cover chance on data without signal: a simulation, no model",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
          "readme": "write the README's generated parts from the committed tables",

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from interp import (
-    captions, captions_calibration, captions_patching, captions_probes, captions_traces, plots,
-    plots_calibration, plots_patching, plots_probes, plots_traces, report,
+    captions, captions_calibration, captions_environments, captions_patching, captions_probes, captions_traces, plots,
+    plots_calibration, plots_environments, plots_patching, plots_probes, plots_traces, report,
 )  # fmt: skip
 from interp.tables import read_table
 
@@ -37,13 +37,17 @@ FIGURES = (
     ("early", "Early answering", "early", plots_traces.early, captions_traces.early),
     ("shares", "What the action attends to and depends on", "shares", plots_traces.shares, captions_traces.shares),
     ("steering", "Steering along the probe's direction", "steering", plots_traces.steering, captions_traces.steering),
+    ("splits", "What is in domain, and what is out of it", "splits", plots_environments.splits, captions_environments.splits),
+    ("environments_in_domain", "Several environments, in-domain", "environments", plots_environments.environments, captions_environments.environments),
+    ("environments_out_of_domain", "Several environments, out-of-domain", "environments", plots_environments.out_of_domain,
+     captions_environments.out_of_domain),
 )
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
 OPTIONAL = (
     "calibration", "online_official", "transfer", "mdl", "patching_spans", "patching_screen", "conflict_shift", "removal", "early", "shares",
-    "steering",
+    "steering", "splits", "environments_in_domain", "environments_out_of_domain",
 )  # fmt: skip
 
 
@@ -65,9 +69,10 @@ def draw(tables: Path, out: Path) -> list[Path]:
     if not any((tables / f"{name}.csv").exists() for name in names):
         raise FileNotFoundError(f"No table to draw in {tables}: expected {', '.join(f'{name}.csv' for name in names)}.")
     figures, entries = {}, []
+    study = any((tables / f"{table}.csv").exists() for name, _, table, *_ in FIGURES if name not in OPTIONAL)  # else nothing of a study is missed
     for name, title, table, plot, caption in FIGURES:
         instead = name == "online" and (tables / "online_official.csv").exists()  # ALFWorld's own games were played
-        if (name in OPTIONAL or instead) and not (tables / f"{table}.csv").exists():
+        if (name in OPTIONAL or instead or not study) and not (tables / f"{table}.csv").exists():
             continue
         try:
             frame, provenance = read_table(tables, table)

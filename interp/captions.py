@@ -92,8 +92,6 @@ def online(frame: pd.DataFrame, lead: str = "Success in the environment, both mo
     return _paragraph(lead, lines)
 
 
-
-
 def reliance(frame: pd.DataFrame) -> str:
     """Prompt reliance and its parts at the first and last checkpoint, per split."""
     lead = (

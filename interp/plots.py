@@ -111,9 +111,6 @@ def online(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     return fig
 
 
-    return fig
-
-
 def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """Prompt reliance over checkpoints, above the direct, via-CoT (by text, by state), total and interaction effects it is made of.
 

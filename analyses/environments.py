@@ -1,0 +1,109 @@
+"""The same measurements in several environments, side by side, and the splits that each is studied on: tables, figures and a page.
+
+    python -m analyses environments --runs runs/scienceworld runs/twc
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analyses import figures
+from analyses.study import made_by
+from interp.environments import find
+from interp.plots_environments import ENVIRONMENTS
+from interp.style import label_of, pick
+from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
+
+FIGURES = Path(__file__).parents[1] / "figures"
+#: Of each environment: what its series was trained on, and what its decisions of each split are.
+SPLITS: Mapping[str, Mapping[str, str]] = {
+    "alfworld": dict(
+        trained="four task types, 100 floor plans",
+        in_domain="the same four task types in 20 unseen floor plans",
+        out_of_domain="Cool & Place and Pick Two, which no training episode solves, in unseen floor plans"),
+    "scienceworld": dict(
+        trained="train variations of every task type but the last of each topic",
+        in_domain="development variations of the same task types",
+        out_of_domain="the last task type of each topic (without 3-4; what takes more than 60 steps, as all of 9-3, is not recorded)"),
+    "twc": dict(
+        trained="games of the train fold",
+        in_domain="other games of the train fold, with the same objects",
+        out_of_domain="games of the dev and test folds, whose objects no training game holds"),
+    "bfcl_single": dict(
+        trained="nothing of it: SmolLM2's series learned household commands",
+        in_domain="tested questions of the curated categories, by our own split",
+        out_of_domain="tested questions that users asked (`live_*`)"),
+}
+
+
+@dataclass
+class Config:
+    """Studies to put side by side, each made by `python -m analyses all --environment NAME`."""
+
+    runs: tuple[Path, ...] = ()
+    """Folders of new studies; the tables that are compared are copied from them (what was copied before stays)."""
+    out: Path = FIGURES / "environments"
+    """Folder of the copies, the merged tables and the figures."""
+    alfworld: Path = FIGURES / "tables"
+    """Tables of the shipped series' study."""
+
+
+def headline(tables: Path) -> pd.DataFrame:
+    """The rows that are compared, of the tables that a study has (step, split, metric, and the estimate)."""
+    def rows(name: str) -> pd.DataFrame:
+        return read_table(tables, name)[0] if (tables / f"{name}.csv").exists() else pd.DataFrame()
+
+    found = []
+    if len(table := rows("behaviour")):
+        found.append(table[table["metric"].isin(["acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt"])])
+    if len(table := rows("online")):
+        found.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
+    if len(table := rows("reliance")):
+        found.append(pick(table, metric="prompt_reliance"))
+    if len(table := rows("conflict")):
+        found.append(pick(table, arm="other_state")[lambda t: t["metric"].isin(["keep", "follow"])])
+    if len(table := rows("probes")):
+        found.append(pick(table, label=label_of(table), layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain"))
+    return pd.concat(found)[["step", "split", "metric", *ESTIMATE_COLUMNS]]
+
+
+def splits(name: str, tables: Path) -> list[dict]:
+    """What an environment's splits hold, how many episodes and decisions of them are recorded, and how many were studied."""
+    environment, studied = find(name), pick(read_table(tables, "behaviour")[0], metric="acc_cot")
+    recorded = environment.recorded()
+    rows = []
+    for split, theirs in environment.splits.items():
+        decisions = [d for e in recorded.get(theirs, ()) for d in e.decisions()]
+        rows.append(dict(environment=ENVIRONMENTS[name], trained_on=SPLITS[name]["trained"], split=split.replace("_", " "), holds=SPLITS[name][split],
+                         task_types=len({d.task_type for d in decisions}), episodes=len({d.episode for d in decisions}), decisions=len(decisions),
+                         studied=int(pick(studied, split=split)["n"].max()) if (studied["split"] == split).any() else 0))
+    return rows
+
+
+def run(config: Config) -> None:
+    """Copy, merge, tabulate and draw."""
+    started = time.time()
+    for folder in config.runs:
+        made = json.loads((Path(folder) / "tables" / "behaviour.json").read_text())
+        name = made["environment"]["name"]
+        if name not in SPLITS:
+            raise ValueError(f"{folder} is a study of the environment {name!r}: side by side stand {', '.join(SPLITS)}.")
+        for path in sorted((Path(folder) / "tables").iterdir()):
+            (config.out / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, config.out / name / path.name)
+    where = {name: config.alfworld if name == "alfworld" else config.out / name for name in SPLITS}
+    where = {name: tables for name, tables in where.items() if (tables / "behaviour.csv").exists()}
+    merged = pd.concat([headline(tables).assign(environment=name) for name, tables in where.items()])
+    sources = {name: json.loads((tables / "behaviour.json").read_text()) for name, tables in where.items()}
+    made = made_by("environments", config, started) | dict(studies={
+        name: {key: of.get(key) for key in ("command", "written", "seconds", "weights")} for name, of in sources.items()})
+    write_table(config.out / "tables", "environments", merged[["environment", "step", "split", "metric", *ESTIMATE_COLUMNS]], made)
+    write_table(config.out / "tables", "splits", pd.DataFrame([row for name, tables in where.items() for row in splits(name, tables)]), made)
+    figures.main(["--tables", str(config.out / "tables"), "--out", str(config.out)])
