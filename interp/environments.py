@@ -111,7 +111,8 @@ class Environment:
 #: Decisions of any kind from a file, where any text is an action.
 ANY = Environment("any")
 #: name -> where it is; imported when it is asked for.
-KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environment:ALFWORLD", "bfcl": "interp.bfcl:BFCL"}
+KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environment:ALFWORLD", "bfcl": "interp.bfcl:BFCL",
+         "twc": "interp.textworldexpress:TWC", "cookingworld": "interp.textworldexpress:COOKINGWORLD"}
 
 
 def find(name: str) -> Environment:
