@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
-from interp.alfworld.record import Sizes, plan, plan_official, record
-from interp.tasks import CORPUS, save_episodes
+from interp.environments import find
+from interp.recording import Sizes, record
+from interp.tasks import save_episodes
+
+#: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and `episodes(job)`.
+RECORDERS = {"alfworld": "interp.alfworld.record", "twc": "interp.twc_record", "scienceworld": "interp.scienceworld_record"}
 
 
 @dataclass
 class Config:
     """The defaults regenerate the shipped corpus."""
 
-    out: Path = CORPUS
-    """File to write."""
+    environment: Literal["alfworld", "twc", "cookingworld", "scienceworld"] = "alfworld"
+    """Whose games are played."""
+    out: Path | None = None
+    """File to write (none: the environment's shipped corpus)."""
     sizes: Sizes = field(default_factory=Sizes)
     """Games for each split."""
     official: int = 0
@@ -29,9 +37,15 @@ class Config:
 
 def run(config: Config) -> None:
     """Play, then write the whole file at once."""
-    if config.official and config.out == CORPUS:
+    environment = find(config.environment)
+    if reason := environment.unplayable():
+        raise ValueError(f"Nothing can be recorded: {reason}.")
+    if config.official and config.environment != "alfworld":
+        raise ValueError(f"The environment {config.environment!r} has no official games: leave out --official.")
+    if config.official and config.out is None:
         raise ValueError("Give --out: the shipped corpus holds generated games, and ALFWorld's own are not shipped.")
-    jobs = plan_official(config.official, config.seed) if config.official else plan(config.sizes, config.seed)
-    episodes, report = record(jobs, config.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
-    path = save_episodes(config.out, episodes)
+    recorder = importlib.import_module(RECORDERS[config.environment])
+    jobs = recorder.plan_official(config.official, config.seed) if config.official else recorder.plan(config.sizes.filled(recorder.SIZES), config.seed)
+    episodes, report = record(jobs, recorder.episodes, config.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
+    path = save_episodes(config.out or environment.decisions, episodes)
     print(f"{path}: {report['episodes']} episodes of {report['games']} games; dropped {report['dropped'] or 'none'}")

@@ -37,7 +37,7 @@ def texts(corpus: dict[str, list[Episode]]) -> list[str]:
     """What the tokenizer is fitted on: the base mixture's texts, never a test one."""
     found = []
     for split in ("base", "base_aimless"):
-        for episode in corpus[split]:
+        for episode in corpus.get(split, ()):
             found += [t["content"] if t["role"] == "user" else f"{t['trace']} {t['action']}" for t in episode.messages()]
     return found
 
@@ -58,12 +58,12 @@ def export(source: Path, out: Path) -> None:
 def run(config: Config) -> None:
     """Fit, pretrain, fine-tune and export; each part is skipped where it is finished."""
     recipe, corpus = config.recipe, load_corpus(config.corpus)
-    missing = [split for split in ("base", "base_aimless", "train") if split not in corpus]
+    missing = [split for split in ("base", "train") if split not in corpus]
     if missing:
         raise ValueError(f"{config.corpus} has no episodes of the split {missing[0]!r} to train on: it has {', '.join(sorted(corpus))}.")
     tokenizer = fit_tokenizer(texts(corpus), recipe.vocabulary)
     fmt = PromptFormat(tokenizer)
-    mixture = base_mixture(fmt, [*corpus["base"], *corpus["base_aimless"]], recipe.seed)
+    mixture = base_mixture(fmt, [*corpus["base"], *corpus.get("base_aimless", ())], recipe.seed)
     provenance = dict(corpus=hash_files([Path(config.corpus)]), base_episodes=len(mixture), train_episodes=len(corpus["train"]))
     base = config.work / "base" / f"checkpoint-{recipe.base_steps}"
     if not (base / "training.json").exists():

@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from interp.alfworld.record import Sizes, plan, plan_official
+from interp.alfworld import record as household
 from interp.decoding import LIMITS, decode_modes
 from interp.prompts import PromptFormat
 from interp.series import CheckpointSeries
+from interp.recording import Sizes, record
 from interp.tables import write_json
 from interp.tasks import load_corpus, sample_decisions, save_episodes
 from interp.training import Tuning, adapted, train
@@ -86,10 +87,8 @@ def episodes(config: Config) -> Path:
     games = config.games if config.retrain else 0
     path = config.work / f"episodes-{'official' if official else 'generated'}{'-train' if games else ''}.jsonl.xz"
     if not path.exists():
-        from interp.alfworld.record import record
-
-        jobs = plan_official(games, config.tuning.seed) if official else plan(Sizes(0, 0, games, 100), config.tuning.seed)
-        found, report = record(jobs, config.tuning.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
+        jobs = household.plan_official(games, config.tuning.seed) if official else household.plan(Sizes(0, 0, games, 100), config.tuning.seed)
+        found, report = record(jobs, household.episodes, config.tuning.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
         save_episodes(path, found)
         print(f"{path}: {report['episodes']} episodes; dropped {report['dropped'] or 'none'}")
     return path

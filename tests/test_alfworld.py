@@ -11,10 +11,11 @@ from itertools import islice
 
 import pytest
 
-from interp.alfworld import record as recording
+from interp import recording
 from interp.alfworld.commands import parse
-from interp.alfworld.record import Sizes, _episodes, plan, plan_official, record
+from interp.alfworld.record import episodes, plan, plan_official
 from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TASK_TYPES, TEST_SCENES, TRAIN_SCENES, Game, games, make_game, official_games
+from interp.recording import Sizes, record
 from tests.conftest import handmade
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -26,7 +27,7 @@ def played(engine):
     found = []
     for task_type in TASK_TYPES:
         for game in islice(games("test", (task_type,), TEST_SCENES, 5), 2):
-            found.append((game, _episodes((game, ("expert",), True))[0]))
+            found.append((game, episodes((game, ("expert",), True))[0]))
     return found
 
 
@@ -98,11 +99,11 @@ def test_the_task_is_part_of_the_first_message(played):
 
 def test_noisy_and_aimless_episodes_record_what_the_expert_wanted(played):
     game = next(g for g, e in played if 4 <= len(e.steps) <= 15)
-    *noisy, aimless = _episodes((game, ("noisy",) * 4 + ("aimless",), True))
+    *noisy, aimless = episodes((game, ("noisy",) * 4 + ("aimless",), True))
     wrong = [sum(s.action != s.reference for s in e.steps) for e in (*noisy, aimless)]
     assert any(wrong[:-1]) and all(n < len(e.steps) for n, e in zip(wrong, noisy)) and wrong[-1] == len(aimless.steps)
     assert all(s.action in s.admissible for e in (*noisy, aimless) for s in e.steps)
-    bare = _episodes((game, ("noisy",), False))[0]
+    bare = episodes((game, ("noisy",), False))[0]
     assert bare.steps == tuple(replace(s, admissible=()) for s in noisy[0].steps)
 
 
@@ -139,24 +140,24 @@ def test_games_depend_on_the_seed_alone():
 
 def test_the_same_seed_gives_the_same_episodes_with_any_number_of_workers():
     sizes = Sizes(base=0, base_out_of_domain=1, train=9, test=0)  # more jobs than one worker takes at once
-    (one, report), (two, _) = record(plan(sizes, 2), seed=2, workers=1), record(plan(sizes, 2), seed=2, workers=2)
+    (one, report), (two, _) = record(plan(sizes, 2), episodes, 2, workers=1), record(plan(sizes, 2), episodes, 2, workers=2)
     assert one == two and report["games"] == 10 and len(one) >= 9
     assert all(e.won == (e.kind == "expert") for e in one) and {e.task_type for e in one if e.kind == "expert"} <= set(IN_DOMAIN)
 
 
 def test_aimless_wins_and_lost_expert_games_are_dropped_and_counted(monkeypatch):
-    episodes = [replace(handmade(i, "base"), kind=kind, won=won) for i, (kind, won) in enumerate(
+    played = [replace(handmade(i, "base"), kind=kind, won=won) for i, (kind, won) in enumerate(
         [("expert", True), ("expert", False), ("aimless", True), ("aimless", False), ("noisy", False), ("noisy", True)])]
-    empty = replace(episodes[4], steps=())
+    empty = replace(played[4], steps=())
 
     class Here:
         def __init__(self, *args, **kwargs): pass
         def __enter__(self): return self
         def __exit__(self, *args): pass
-        def map(self, function, jobs, chunksize): return [[*episodes, empty]]
+        def map(self, function, jobs, chunksize): return [[*played, empty]]
 
     monkeypatch.setattr(recording, "ProcessPoolExecutor", Here)
-    kept, report = record(plan(Sizes(0, 0, 0, 0), 0))
+    kept, report = record(plan(Sizes(0, 0, 0, 0), 0), episodes)
     assert [(e.kind, e.won) for e in kept] == [("expert", True), ("aimless", False), ("noisy", False), ("noisy", True)]
     assert report["dropped"] == {"base": 3}
 
@@ -212,4 +213,4 @@ def test_the_expert_wins_alfworlds_own_games():
     found = official_games("valid_seen")
     assert len(found) >= 100 and {g.task_type for g in found} == set(TASK_TYPES)
     chosen = random.Random(0).sample(found, 12)
-    assert sum(_episodes((game, ("expert",), True))[0].won for game in chosen) >= 11
+    assert sum(episodes((game, ("expert",), True))[0].won for game in chosen) >= 11

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from interp.alfworld import expert, traces
 from interp.alfworld.commands import task_of
 from interp.alfworld.engine import Household
 from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TEST_SCENES, TRAIN_SCENES, Game, games, official_games
+from interp.recording import Sizes, bare
 from interp.tasks import Episode, Step
 
 STEP_LIMIT = 50  # ALFWorld's own
 NOISE = 1 / 3  # of the actions in a noisy expert episode
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Games for each split of the corpus."""
-
-    base: int = 600
-    base_out_of_domain: int = 80
-    train: int = 2400
-    test: int = 200
+#: Games that the shipped corpus was played from.
+SIZES = Sizes(base=600, base_out_of_domain=80, train=2400, test=200)
 
 
 def play(house: Household, game: Game, which: str, seed: str) -> Episode:
@@ -53,15 +44,13 @@ def play(house: Household, game: Game, which: str, seed: str) -> Episode:
                    tuple(steps), view.won, which)
 
 
-def _episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
+def episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
+    """A job's episodes: its game, played in each of its ways, with its admissible commands or without."""
     game, kinds, keep_admissible = job
     house = Household()
     found = [play(house, game, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
     house.close()
-    if not keep_admissible:
-        found = [Episode(**{**e.__dict__, "steps": tuple(Step(s.trace, s.action, s.observation, s.reference) for s in e.steps)})
-                 for e in found]
-    return found
+    return found if keep_admissible else [bare(e) for e in found]
 
 
 def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
@@ -82,20 +71,3 @@ def plan_official(train: int, seed: int) -> list[tuple[Game, tuple[str, ...], bo
     random.Random(seed).shuffle(pool)
     test = [replace(g, split="test_in_domain" if g.task_type in IN_DOMAIN else "test_out_of_domain") for g in official_games("valid_seen")]
     return [(g, ("expert",), True) for g in test] + [(g, ("expert",), False) for g in pool[:train]]
-
-
-def record(jobs: list, seed: int = 0, workers: int = 2, progress=lambda jobs, total: jobs) -> tuple[list[Episode], dict]:
-    """Play a plan; returns the episodes kept and what was dropped.
-
-    Dropped and counted: an expert's episode that was not won, and an aimless one that happened to reach its goal.
-    """
-    kept, dropped = [], {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for found in progress(pool.map(_episodes, jobs, chunksize=8), len(jobs)):
-            for episode in found:
-                bad = not episode.won if episode.kind == "expert" else episode.won if episode.kind == "aimless" else not episode.steps
-                if bad:
-                    dropped[episode.split] = dropped.get(episode.split, 0) + 1
-                else:
-                    kept.append(episode)
-    return kept, dict(seed=seed, games=len(jobs), episodes=len(kept), dropped=dropped)
