@@ -16,7 +16,7 @@ from interp.styles import STYLES, Style
 from interp.supervision import ACTION, COT, TAG, Supervision, lot, supervised, written
 from interp.tasks import Decision, Episode, Step
 from tests.conftest import handmade
-from tests.test_formats import ROWS, made
+from tests.test_formats import ROWS, made, tokenizer_of
 
 SHARES = (0.1, 0.3, 0.5, 0.7)
 ARMS = [Supervision(), *(Supervision(action_mask=k) for k in SHARES), *(Supervision(random_mask=k) for k in SHARES),
@@ -95,6 +95,12 @@ def test_every_arm_in_every_style_on_the_small_tokenizer(tokenizer, style):
     check(PromptFormat(tokenizer, style), [handmade(i, "train") for i in range(5)])
 
 
+def test_every_arm_where_the_template_strips_the_beginning_of_a_turn():
+    fmt = PromptFormat(tokenizer_of("llama", "llama3"), Style("\n\n<think>\n", "\n</think>\n", "<action>\n", "\n</action>\n"))
+    assert "\n\n<think>" not in fmt.rendered(handmade(0, "train"))[0].replace("<|end_header_id|>\n\n<think>", "")
+    check(fmt, [handmade(i, "train") for i in range(3)])
+
+
 def test_every_style_is_checked():
     assert {r["style"] for r in ROWS} == set(STYLES)
 
@@ -110,10 +116,8 @@ def test_the_tokens_of_one_turn_are_what_they_should_be_by_eye(fmt):
     assert fmt.text([i for i, k in zip(ids, supervised(fmt, [episode], Supervision(action_mask=1))[0][0][1]) if k]) == "<think>I look.</think><action></action>"
 
 
-def test_a_token_that_closes_an_action_and_holds_its_end_is_the_actions(tokenizer):
+def test_a_token_that_closes_an_action_and_holds_its_end_is_the_actions():
     """Braces merge with the line break of the closing tag in many vocabularies; the action's last characters must not stay supervised."""
-    from tests.test_formats import tokenizer_of
-
     fmt = PromptFormat(tokenizer_of("llama", "llama3"), "llama3")
     call = '{"name": "go", "arguments": {}}'
     decision = Decision((dict(role="user", content="Go."),), call, (), "e", 0, "", "", "train", "I go.")
