@@ -11,7 +11,7 @@ share their data's order; so games and seeds are crossed, and an interval must h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,17 @@ def outcomes(frame: pd.DataFrame) -> Outcomes:
     seeds = tuple(sorted(int(s) for s in seeds))
     values = means.reindex(pd.MultiIndex.from_product([arms, seeds])).to_numpy().reshape(len(arms), len(seeds), -1)
     return Outcomes(arms, seeds, tuple(map(str, means.columns)), values, sizes.iloc[0].to_numpy(dtype=float))
+
+
+def ratio(numerator: Outcomes, denominator: Outcomes) -> Outcomes:
+    """Outcomes whose means over games are the ratios of the two's means, to first order in each game: what `contrast` needs of a ratio.
+
+    Both of the same arms, seeds and games. Source: the delta method (influence values; Efron & Tibshirani 1993).
+    """
+    above, below = ((o.values @ o.n / o.n.sum())[..., None] for o in (numerator, denominator))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = above / below + (numerator.values - above / below * denominator.values) / below
+    return replace(numerator, values=values)
 
 
 #: What a difference in success must reach to matter.
