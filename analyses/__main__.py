@@ -18,6 +18,7 @@ OTHER = {"record": "play the corpus of episodes in the engine", "series": "train
          "organisms": "grow those agents from their recipes, as they are shipped",
          "environments": "put studies of several environments side by side, with the splits of each",
          "coverage": "how often the probes' intervals cover chance on data without signal: a simulation, no model",
+         "pace": "time training against a bare PyTorch loop on the same batches",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
          "readme": "write the README's generated parts from the committed tables",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}

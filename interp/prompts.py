@@ -93,7 +93,7 @@ class PromptFormat:
         if with_turn == ended or not (with_turn.startswith(without) and len(with_turn) > len(without)):
             raise ValueError("This chat template has no findable boundary: rendered with add_generation_prompt it should be the "
                              f"text without it plus the opening of the agent's turn, but it gave {with_turn!r} after {without!r}.")
-        self._header = re.sub(rf"{re.escape(self.style.open_think.strip())}\s*$", "", with_turn[len(without):])
+        self.header = re.sub(rf"{re.escape(self.style.open_think.strip())}\s*$", "", with_turn[len(without):])
         if system:
             self._place([dict(role="system", content=system), *probe], True, "the system prompt")
 
@@ -114,13 +114,20 @@ class PromptFormat:
 
     def encode(self, text: str, behind: str = "\n") -> list[int]:
         """Ids of a text that follows a tag, or what else it is `behind`."""
+        return self.encoded(text, behind)[0]
+
+    def encoded(self, text: str, behind: str = "\n") -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids as `encode` gives them, and from where to where in the text each token stands."""
         if not text:
-            return []
+            return [], []
         if self._anchored:  # such tokenizers put a space before the first word of a text, or behind each special token
-            before, both = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (behind, behind + text))
-            if both[:len(before)] == before:
-                return both[len(before):]
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            before = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
+            both = self.tokenizer(behind + text, add_special_tokens=False, return_offsets_mapping=True)
+            if both["input_ids"][:len(before)] == before:
+                cut = len(behind)
+                return both["input_ids"][len(before):], [(max(0, a - cut), max(0, b - cut)) for a, b in both["offset_mapping"][len(before):]]
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return found["input_ids"], found["offset_mapping"]
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens and spaces as they are."""
@@ -140,14 +147,14 @@ class PromptFormat:
         if mode not in MODES:
             raise ValueError(f"There is no decoding mode {mode!r}: the modes are {', '.join(MODES)}.")
         s = self.style
-        return self.with_trace("") if mode == "empty_think" else self.encode(s.open_think if mode == "cot" else s.open_action, self._header)
+        return self.with_trace("") if mode == "empty_think" else self.encode(s.open_think if mode == "cot" else s.open_action, self.header)
 
     def with_trace(self, trace: str | Sequence[int]) -> list[int]:
         """Ids that put a trace (text, or ids) and the opened action tag behind a prompt."""
         s = self.style
         if isinstance(trace, str):
-            return self.encode(f"{s.open_think}{s.space if trace else ''}{trace}{s.close_think}{s.open_action}", self._header)
-        return [*self.encode(s.open_think, self._header), *trace, *self.encode(s.close_think + s.open_action)]
+            return self.encode(s.lead_text(trace), self.header)
+        return [*self.encode(s.open_think, self.header), *trace, *self.encode(s.close_think + s.open_action)]
 
     def tail(self, trace: str | Sequence[int] | None) -> list[int]:
         """Ids from the boundary to the opened action tag.
@@ -332,13 +339,18 @@ class PromptFormat:
 
         Raises ValueError for a style whose template strips earlier traces: no one sequence holds them all (see `example`).
         """
+        text, turns = self.rendered(episode, traces)
+        agent = np.zeros(len(text), dtype=bool)
+        for start, end in turns:
+            agent[start:end] = True
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], [bool(agent[end - 1]) for _, end in encoded["offset_mapping"]]
+
+    def rendered(self, episode: Episode, traces=True) -> tuple[str, list[tuple[int, int]]]:
+        """The text of an episode's sequence, and from where to where in it each of the agent's turns stands; raises as `sequence` does."""
         if self.style.native:
             raise ValueError("This style's template strips the traces of earlier turns, so an episode is no single sequence: "
                              "train on `PromptFormat.example` of each of its decisions.")
         turns = self._turns(episode.messages(traces=traces))
         text, places = self._place(turns, False, f"episode {episode.id}")
-        agent = np.zeros(len(text), dtype=bool)
-        for number, start, end in places:
-            agent[start:end] = turns[number]["role"] == "assistant"
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return encoded["input_ids"], [bool(agent[end - 1]) for _, end in encoded["offset_mapping"]]
+        return text, [(start, end) for number, start, end in places if turns[number]["role"] == "assistant"]

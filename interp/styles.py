@@ -35,6 +35,10 @@ class Style:
         thought = "" if trace is None or self.native else f"{self.open_think}{self.space}{trace}{self.close_think}"
         return f"{thought}{self.open_action}{self.space}{action}{self.close_action}"
 
+    def lead_text(self, trace: str) -> str:
+        """What is written behind a prompt up to the opened action."""
+        return f"{self.open_think}{self.space if trace else ''}{trace}{self.close_think}{self.open_action}"
+
     @cached_property
     def _lead(self) -> re.Pattern:
         """The end of a trace and the opening of an action (white space between them is free)."""

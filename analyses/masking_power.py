@@ -1,0 +1,126 @@
+"""What the masking study's intervals find: planted effects, and planted nulls, in simulated outcomes of crossed seeds and games; no model.
+
+A game is won with a probability whose log-odds are the sum of the game's own (SD `game_sd`), what a seed's order of the data does to
+all arms (`order_sd`), what each training is worth by itself (`training_sd`), what an arm does to a game (`arm_sd`), and the arm's
+effect, which grows up to k = 0.3 and stays. Worlds: `null`, no arm does anything; `action`, the action mask helps; `any_mask`, the
+random mask helps as much. An effect is given as the difference in success that it makes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import expit
+from tqdm import tqdm
+
+from analyses.study import made_by
+from interp.arms import SMALLEST, crossed, slope_weights
+from interp.stats import wilson
+from interp.tables import write_table
+
+#: Arms of the study: their shares k; the last is the random mask.
+SHARES = {"action_mask_0": 0.0, "action_mask_0.1": 0.1, "action_mask_0.3": 0.3, "action_mask_0.5": 0.5, "action_mask_0.7": 0.7}
+ARMS = (*SHARES, "random_mask_0.3")
+BEST = 0.3
+WORLDS = ("null", "action", "any_mask")
+
+
+@dataclass
+class Config:
+    """Studies that are simulated, and how large they are."""
+
+    run: Path = Path("figures")
+    """Folder whose `tables` the table goes to."""
+    studies: int = 1000
+    """Simulated studies of each kind."""
+    seeds: tuple[int, ...] = (3, 5)
+    """Trainings of an arm."""
+    games: tuple[int, ...] = (60, 100)
+    """Games of a split."""
+    effects: tuple[float, ...] = (0.1, 0.2)
+    """Differences in success that are planted."""
+    training_sd: tuple[float, ...] = (0.1, 0.3)
+    """SD between trainings of an arm, in log-odds: 0.1 is .02 in success, 0.3 is .05."""
+    rate: float = 0.3
+    """Success without a mask."""
+    game_sd: float = 1.5
+    """SD between games, in log-odds."""
+    arm_sd: float = 0.5
+    """SD of what an arm does to a game beside its effect, in log-odds."""
+    order_sd: float = 0.2
+    """SD of what a seed does to all arms, in log-odds."""
+    draws: int = 1000
+    """Bootstrap resamples."""
+    seed: int = 0
+    """Seed of everything drawn."""
+
+
+def log_odds(rate: float, sd: float) -> float:
+    """The mean log-odds whose games, normal with this SD, are won at `rate`."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    return brentq(lambda m: expit(m + sd * nodes) @ weights / weights.sum() - rate, -20, 20)
+
+
+def outcomes(config: Config, world: str, effect: float, seeds: int, games: int, training_sd: float) -> np.ndarray:
+    """Wins, 0 or 1, [study, arm, seed, game]; for equal sizes all worlds are drawn from the same numbers."""
+    rng = np.random.default_rng([config.seed, seeds, games, round(1000 * training_sd)])
+    sd = np.sqrt(config.game_sd**2 + config.arm_sd**2 + config.order_sd**2 + training_sd**2)
+    planted = log_odds(config.rate + effect, sd) - log_odds(config.rate, sd)
+    helped = [(min(SHARES[arm] / BEST, 1) if arm in SHARES else world == "any_mask") * (world != "null") for arm in ARMS]
+    n = config.studies, len(ARMS), seeds, games
+    parts = ((config.game_sd, (n[0], 1, 1, games)), (config.order_sd, (n[0], 1, seeds, 1)), (training_sd, (*n[:3], 1)), (config.arm_sd, (*n[:2], 1, games)))
+    odds = log_odds(config.rate, sd) + planted * np.array(helped).reshape(1, -1, 1, 1)
+    for scale, shape in parts:
+        odds = odds + rng.normal(0, scale, shape)
+    return (rng.random(n) < expit(odds)).astype(float)
+
+
+def intervals(values: np.ndarray, weights: dict[str, float], config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of each study's interval of a contrast of its arms, in lots that fit a small memory."""
+    summed = np.tensordot(values, [weights.get(arm, 0.0) for arm in ARMS], (1, 0))
+    ends = [crossed(summed[i:i + 20], config.draws, config.seed) for i in range(0, len(summed), 20)]
+    return tuple(np.concatenate(side) for side in zip(*ends))
+
+
+def power(config: Config) -> pd.DataFrame:
+    """Shares of studies, each with its Wilson interval.
+
+    Column `what`: `above` and `below`, the interval of a contrast lies above, or below, 0; `covers`, it holds the true value;
+    `supported` and `refuted`, what `interp.arms.verdict` says. Column `contrast`: `difference` of k = 0.3 and k = 0, `control` of
+    k = 0.3 and the random mask, `slope` in k, `games_only`: the difference by a bootstrap over games of the means over seeds, as if other seeds gave the same.
+    """
+    rows, (zero, best) = [], ("action_mask_0", "action_mask_0.3")
+    contrasts = dict(difference={best: 1, zero: -1}, control={best: 1, ARMS[-1]: -1}, slope=slope_weights(SHARES))
+    kinds = [(w, e, s, g, t) for w in WORLDS for e in (config.effects if w != "null" else (0.0,)) for s in config.seeds for g in config.games
+             for t in config.training_sd]
+    for world, effect, seeds, games, training_sd in tqdm(kinds, desc="power"):
+        values = outcomes(config, world, effect, seeds, games, training_sd)
+        truth = dict(difference=effect, control=effect * (world == "action"), games_only=effect)
+        found = {name: intervals(values, weights, config) for name, weights in contrasts.items()}
+        found["games_only"] = intervals(values.mean(axis=2, keepdims=True), contrasts["difference"], config)
+        said = {}
+        for name, (low, high) in found.items():
+            said |= {(name, "above"): low > 0, (name, "below"): high < 0}
+            if name in truth:
+                said[name, "covers"] = (low <= truth[name]) & (truth[name] <= high)
+        (low, high), (over, under) = found["difference"], found["control"]
+        supported = (low > 0) & (over > 0)
+        said |= {("verdict", "supported"): supported, ("verdict", "refuted"): ~supported & ((high < SMALLEST) | (under < SMALLEST))}
+        width = {name: float((high - low).mean() / 2) for name, (low, high) in found.items()}
+        for (name, what), hit in said.items():
+            low, high = wilson(int(hit.sum()), len(hit))
+            rows.append(dict(world=world, effect=effect, seeds=seeds, games=games, training_sd=training_sd, contrast=name, what=what, value=hit.mean(),
+                             low=low, high=high, n=len(hit), n_groups=len(hit), half_width=width.get(name, np.nan)))
+    return pd.DataFrame(rows)
+
+
+def run(config: Config) -> None:
+    """Simulate and write the table `masking_power`."""
+    started, frame = time.time(), power(config)
+    write_table(config.run / "tables", "masking_power", frame, dict(made_by("masking_power", config, started), seed=config.seed, device="cpu"))
+    print(frame.pivot_table(index=["world", "effect", "seeds", "games", "training_sd"], columns=["contrast", "what"], values="value").round(3).to_string())
