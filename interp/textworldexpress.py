@@ -42,7 +42,7 @@ USES = {"train": range(0, 5), "test": range(5, 7), "online": range(7, 8)}
 _NAME = r"[\w'-]+(?: [\w'-]+)*"
 _ACTION = re.compile(
     rf"look around|inventory|move (?:north|east|south|west)|(?:open|close) door to (?:north|east|south|west)|put {_NAME} in {_NAME}|cook {_NAME} in {_NAME}"
-    rf"|(?:open|close|take|examine|read|eat|drink|chop|slice|dice|prepare) {_NAME}")
+    rf"|(?:open|close|take|examine|read|eat|drink|chop|slice|dice|prepare) (?!door to){_NAME}")
 #: What tells things of one class apart.
 _QUALITIES = frozenset("clean dirty wet rotten raw fried roasted grilled chopped sliced diced white gray black blue brown striped plaid checkered "
                        "red yellow green orange teal maroon azure purple magenta".split())
