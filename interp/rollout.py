@@ -28,7 +28,7 @@ class Result:
 
 
 @dataclass
-class _Player:
+class Player:
     """One running game, and the conversation so far."""
 
     name: str
@@ -61,7 +61,7 @@ def play(model, fmt: PromptFormat, environment: Environment, games: Sequence, mo
     if len({str(game) for game in games}) < len(games):
         raise ValueError(f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: `str` of a game must tell it apart.")
     waiting = list(enumerate(games))[::-1]
-    running: dict[int, tuple[int, _Player]] = {}
+    running: dict[int, tuple[int, Player]] = {}
     results: dict[int, Result] = {}
     memory: Memory = {}
     bar = tqdm(total=len(games), desc=f"play ({mode})", leave=False, disable=not progress)
@@ -79,7 +79,7 @@ def play(model, fmt: PromptFormat, environment: Environment, games: Sequence, mo
                 starting[slot] = waiting.pop()
         for slot, view in (pool.send({s: ("reset", game) for s, (_, game) in starting.items()}) if starting else {}).items():
             number, game = starting[slot]
-            running[slot] = (number, _Player(str(game), view, environment.task(view.text)))
+            running[slot] = (number, Player(str(game), view, environment.task(view.text)))
             running[slot][1].see(view)
         slots = sorted(running)
         prompts = [fmt.prompt(running[s][1].decision()) for s in slots]

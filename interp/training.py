@@ -184,7 +184,7 @@ class _Batches(torch.utils.data.Dataset):
         return dict(input_ids=ids, labels=labels, shift_labels=labels[:, read + 1], logits_to_keep=read)
 
 
-class _SaveAt(TrainerCallback):
+class SaveAt(TrainerCallback):
     def __init__(self, steps):
         self.steps = set(steps)
 
@@ -211,7 +211,7 @@ def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Pa
         disable_tqdm=False, train_sampling_strategy="sequential",
         remove_unused_columns=False)  # else the labels of the kept logits would be dropped
     trainer = Trainer(model=model, args=arguments, train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
-                      data_collator=lambda rows: rows[0], processing_class=tokenizer, callbacks=[_SaveAt(keep)])
+                      data_collator=lambda rows: rows[0], processing_class=tokenizer, callbacks=[SaveAt(keep)])
     trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
     loss = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
     too_long = sum(len(ids) > recipe.context for ids, _ in sequences)
