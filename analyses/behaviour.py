@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from analyses.study import Study
 from interp.decoding import choose
 from interp.stats import cluster_bootstrap, headroom_gap, kappa, mcnemar
+from interp.tasks import Decision
 
 
 @dataclass
@@ -20,24 +22,25 @@ class Config(Study):
     """Decisions of each split read by forced choice too (0: 40 quick, 100 full)."""
 
 
-def measure(said: dict, reference: list[str], groups: list[str], seed: int) -> list[dict]:
-    """Rows of metrics from both modes' decodings of the same decisions (an action that did not parse is wrong)."""
+def measure(said: dict, decisions: list[Decision], right: Callable[[Decision, str], bool], seed: int) -> list[dict]:
+    """Rows of metrics from both modes' decodings of the same decisions; `right` judges actions, and one that did not parse is wrong."""
+    groups = [d.episode for d in decisions]
     action = {mode: np.array([s.action or "" for s in words]) for mode, words in said.items()}
-    right = {mode: a == np.array(reference) for mode, a in action.items()}
+    right = {mode: np.array([a != "" and right(d, a) for d, a in zip(decisions, of.tolist())]) for mode, of in action.items()}
     revised = action["cot"] != action["prompt"]
     columns = {f"acc_{m}": r for m, r in right.items()}
     columns |= {f"parse_{m}": a != "" for m, a in action.items()}
     columns["gap"] = right["cot"].astype(float) - right["prompt"]
     columns["agreement"] = ~revised
     columns["revision"] = revised
-    columns["revision_helpful"] = revised & right["cot"]
-    columns["revision_harmful"] = revised & right["prompt"]
-    columns["revision_neutral"] = revised & ~right["cot"] & ~right["prompt"]
+    columns["revision_helpful"] = revised & right["cot"] & ~right["prompt"]
+    columns["revision_harmful"] = revised & right["prompt"] & ~right["cot"]
+    columns["revision_neutral"] = revised & (right["cot"] == right["prompt"])
     rows = [dict(metric=name, **cluster_bootstrap(c, groups, seed=seed).row()) for name, c in columns.items()]
     rows.append(dict(metric="headroom_gap", **headroom_gap(right["prompt"].astype(float), right["cot"].astype(float), groups, seed=seed).row()))
     rows.append(dict(metric="kappa", **kappa(action["prompt"], action["cot"], groups, seed=seed).row()))
     p = mcnemar(right["prompt"], right["cot"])
-    rows.append(dict(metric="mcnemar_p", value=p, low=np.nan, high=np.nan, n=len(reference), n_groups=len(set(groups))))
+    rows.append(dict(metric="mcnemar_p", value=p, low=np.nan, high=np.nan, n=len(decisions), n_groups=len(set(groups))))
     return rows
 
 
@@ -45,8 +48,7 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     """Which candidate each reading prefers: summed and per-token log-probability, at the boundary and behind the own trace."""
     model = study.model(step)
     rows = []
-    for prompt, words in list(zip(study.prompts(split), study.decoded(step, split, "cot")))[:n]:
-        candidates = prompt.decision.admissible
+    for prompt, words, candidates in list(zip(study.prompts(split), study.decoded(step, split, "cot"), study.candidates(step, split)))[:n]:
         if not candidates:
             continue
         row = dict(episode=prompt.decision.episode, choice_cot_sum=False, choice_cot_mean=False)
@@ -54,7 +56,7 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
         readings = dict(prompt=None) if own is None else dict(prompt=None, cot=own)  # a trace that never closed can be followed by no action
         for mode, found in zip(readings, choose(model, prompt, candidates, list(readings.values()))):
             for kind, index in zip(("sum", "mean"), found.argmax(0).tolist()):
-                row[f"choice_{mode}_{kind}"] = candidates[index] == prompt.decision.reference
+                row[f"choice_{mode}_{kind}"] = study.env.right(prompt.decision, candidates[index])
         rows.append(row)
     return rows
 
@@ -66,10 +68,11 @@ def run(config: Config) -> None:
     for step, split in config.cells("behaviour"):
         decisions = [p.decision for p in config.prompts(split)]
         said = {mode: config.decoded(step, split, mode) for mode in ("prompt", "cot", "empty_think")}
-        found = measure(said, [d.reference for d in decisions], [d.episode for d in decisions], config.seed)
-        choices = config.stage(f"choices/{step}-{split}", dict(config.inputs(step, split), n=n), lambda: forced(config, step, split, n))
+        found = measure(said, decisions, config.env.right, config.seed)
+        inputs = dict(config.inputs(step, split), n=n, limits=config.limits, judge=config.env.judge, listed=config.env.listed)
+        choices = config.stage(f"choices/{step}-{split}", inputs, lambda: forced(config, step, split, n))
         for metric in ("choice_prompt_sum", "choice_prompt_mean", "choice_cot_sum", "choice_cot_mean") if choices else ():
             values = np.array([r[metric] for r in choices], dtype=bool)
             found.append(dict(metric=metric, **cluster_bootstrap(values, [r["episode"] for r in choices], seed=config.seed).row()))
         rows += [dict(step=step, split=split, **row) for row in found]
-    config.write("behaviour", rows, started)
+    config.write("behaviour", rows, started, judge=config.env.judge)

@@ -183,7 +183,7 @@ def run(config: Config) -> None:
 
         def compute():
             decided = [d for e in study.episodes["in_domain"] for d in e.decisions()]
-            clean, corrupt, _ = make_pairs(study.format, decided, config.checks)
+            clean, corrupt, _ = make_pairs(study.format, decided, config.checks, partners=study.env.partners)
             prompts = study.prompts("in_domain")
             own = decode(model, prompts, "cot", parser=study.parse)
             return estimated(exact(model, prompts, own, clean, corrupt, study.parse), 0)

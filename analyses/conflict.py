@@ -68,12 +68,13 @@ def run(config: Config) -> None:
 
         def compute():
             model = config.model(step)
-            outcomes = conflict(model, prompts, own, config.arms, parser=config.parse, seed=config.seed,
+            outcomes = conflict(model, prompts, own, config.arms, parser=config.parse, listed=config.env.listed, seed=config.seed,
                                 max_new_tokens=config.action_tokens, trace_tokens=config.trace_tokens)
-            return dict(arms={arm: dict(index=found.index.tolist(), **columns(found)) for arm, found in outcomes.items()},
-                        subsets=subsets(outcomes, shifts(model, prompts, outcomes, choices)))
+            argued = {i: [action for o in outcomes.values() for k, action in zip(o.index, o.argued) if k == i] for i in range(len(prompts))}
+            moved = shifts(model, prompts, outcomes, choices, config.candidates(step, split, argued)[:n])
+            return dict(arms={arm: dict(index=found.index.tolist(), **columns(found)) for arm, found in outcomes.items()}, subsets=subsets(outcomes, moved))
 
-        inputs = dict(config.inputs(step, split), arms=config.arms, n=n, choices=choices, limits=config.limits)
+        inputs = dict(config.inputs(step, split), arms=config.arms, n=n, choices=choices, limits=config.limits, listed=config.env.listed)
         found = config.stage(f"conflict/{step}-{split}", inputs, compute)
 
         def add(arm: str, metric: str, index: list[int], values: list) -> None:

@@ -36,12 +36,12 @@ def run(config: Config) -> None:
 
         def compute():
             found = early_answers(config.model(step), prompts, own, parser=config.parse, points=config.points, choices=choices,
-                                  max_new_tokens=config.action_tokens)
+                                  candidates=config.candidates(step, split)[:n], max_new_tokens=config.action_tokens)
             area = np.where(np.isnan(found.area("distribution")), None, found.area("distribution"))
             return dict(index=found.index.tolist(), area_action=found.area().tolist(), area_distribution=area.tolist(),
                         area_filler=found.area("filler").tolist(), same=found.curve(SHARES).tolist())
 
-        inputs = dict(config.inputs(step, split), n=n, points=config.points, choices=choices, limits=config.limits)
+        inputs = dict(config.inputs(step, split), n=n, points=config.points, choices=choices, limits=config.limits, listed=config.env.listed)
         found = config.stage(f"early/{step}-{split}", inputs, compute)
         if not found["index"]:
             skipped[f"{step} {split}"] = "no decision of this checkpoint has a trace and an action"

@@ -55,7 +55,7 @@ def run(config: Config) -> None:
     step = config.steps[0]
     config.model(step)
     decisions = [d for e in config.episodes[split] for d in e.decisions()]
-    clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 30, 60), config.seed)
+    clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 30, 60), config.seed, config.env.partners)
     if not clean:
         raise NotApplicable(f"No decision has a counterfactual twin ({dict(dropped)}), so there is nothing to patch.")
     few = min(len(clean), config.number(config.span_pairs, 12, len(clean)))

@@ -28,7 +28,7 @@ def run(config: Config) -> None:
     pairs = {}
     for split in config.parts:
         decisions = [d for e in config.episodes[split] for d in e.decisions()]
-        *pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 40, 150), config.seed)
+        *pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 40, 150), config.seed, config.env.partners)
         unpaired[split] = dict(dropped)
     if not all(clean for clean, _ in pairs.values()):
         raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to swap.")

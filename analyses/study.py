@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -233,6 +233,13 @@ class Study:
 
         rows = self.stage(f"decoded/{step}-{split}", dict(self.inputs(step, split), limits=self.limits, generator=self.generator), compute)[mode]
         return [Said(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
+
+    def candidates(self, step: int, split: str, argued: Mapping[int, Sequence[str | None]] = {}) -> list[tuple[str, ...]]:
+        """What a forced choice at each decision of a split is among; where not all actions are listed, with what this checkpoint said
+        and, of a decision by its index, what traces argue for."""
+        said = zip(*(self.decoded(step, split, mode) for mode in ("prompt", "cot")))
+        return [self.env.candidates(p.decision, *(s.action for s in both), *argued.get(i, ()))
+                for i, (p, both) in enumerate(zip(self.prompts(split), said))]
 
     def _seconds_reused(self) -> dict[str, float]:
         """Kind of stage -> the seconds that computing those taken from disk took, when they were computed."""

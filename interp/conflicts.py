@@ -60,11 +60,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far one arm's trace moves the distribution over the admissible actions from where the own trace has it, each array [decision].
+    """How far one arm's trace moves the distribution over the candidate actions from where the own trace has it, each array [decision].
 
     `index` into the prompts; `distance`: total variation, 0 to 1; `own` and `argued`: probability of the own action and of the
-    argued one behind the arm's trace, `own_before` and `argued_before` behind the own trace (NaN where the action is not
-    admissible, or where the trace argues for none).
+    argued one behind the arm's trace, `own_before` and `argued_before` behind the own trace (NaN where the action is no
+    candidate, or where the trace argues for none).
     """
 
     index: Int[np.ndarray, "decision"]
@@ -105,10 +105,13 @@ def strip_action(trace: str, action: str) -> str:
     return trace if len(kept) == len(whole) else " ".join(kept)
 
 
-def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: np.random.Generator) -> int | None:
-    """Another episode's decision whose own action could be taken here too, but is not the one taken here."""
+def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: np.random.Generator, listed: bool = True) -> int | None:
+    """Another episode's decision whose own action could be taken here too, but is not the one taken here.
+
+    listed: what could be taken here is what the decision lists; else any action that parsed.
+    """
     here = prompts[index].decision
-    options = [i for i, (p, s) in enumerate(zip(prompts, decoded)) if s.action in here.admissible
+    options = [i for i, (p, s) in enumerate(zip(prompts, decoded)) if (s.action in here.admissible if listed else s.action is not None)
                and s.action != decoded[index].action and s.trace and p.decision.episode != here.episode]
     return int(rng.choice(options)) if options else None
 
@@ -128,7 +131,7 @@ def filler(fmt, trace: str) -> list[int]:
     return fmt.with_trace((fmt.encode(FILLER) * length)[:length])
 
 
-def _trace(arm: str, index: int, prompts, decoded, drawn, rng) -> tuple[list[int], str | None, bool] | None:
+def _trace(arm: str, index: int, prompts, decoded, drawn, rng, listed) -> tuple[list[int], str | None, bool] | None:
     """What an arm puts behind the prompt up to the opened action, the action it argues for, and whether it leaked it.
 
     None where there is none: no donor, none among the drawn that leads elsewhere, or one whose trace says nothing but its action.
@@ -148,7 +151,7 @@ def _trace(arm: str, index: int, prompts, decoded, drawn, rng) -> tuple[list[int
     if arm == "resampled":
         other = next((s for s in drawn[index] if s.action is not None and s.trace and s.action != own.action), None)
     else:
-        place = donor(index, prompts, decoded, rng)
+        place = donor(index, prompts, decoded, rng, listed)
         other = None if place is None else decoded[place]
     if other is None:
         return None
@@ -157,15 +160,16 @@ def _trace(arm: str, index: int, prompts, decoded, drawn, rng) -> tuple[list[int
 
 
 def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Sequence[str] = ARMS, *,
-             parser: Callable[[str], str | None] = str, seed: int = 0, max_new_tokens: int = 24, trace_tokens: int = LIMITS["cot"],
-             progress: bool = False) -> dict[str, Outcome]:
+             parser: Callable[[str], str | None] = str, listed: bool = True, seed: int = 0, max_new_tokens: int = 24,
+             trace_tokens: int = LIMITS["cot"], progress: bool = False) -> dict[str, Outcome]:
     """Put the arms' traces behind the prompts and decode the action: one Outcome for each arm.
 
     Arms: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
     trace), `other_state` (another episode's trace, its action stripped), `resampled` (a trace that the model itself drew here at
     temperature 1 on the way to another action, one of `SAMPLES` of at most `trace_tokens`, its action stripped), `shuffled_words`, `filler` (full stops, equal
     length), `empty`. `self_splice` is always among them. Decisions whose own decoding did not parse, or that find no donor with
-    words beside its action, are left out; an arm without any has empty arrays. Raises ValueError for an arm that is not known.
+    words beside its action, are left out; an arm without any has empty arrays. listed: as in `donor`.
+    Raises ValueError for an arm that is not known.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
@@ -177,7 +181,7 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
         drawn = dict(zip(usable, resample(model, [prompts[i] for i in usable], parser, SAMPLES, seed, trace_tokens, progress)))
     for arm in arms:
         rng = np.random.default_rng(seed)
-        traces[arm] = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, drawn, rng)) is not None}
+        traces[arm] = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, drawn, rng, listed)) is not None}
         variants[arm] = [traces[arm][i][0] if i in traces[arm] else None for i in range(len(prompts))]
     out = continue_each(model, [p.ids for p in prompts], variants, prompts[0].format.ended("prompt"), max_new_tokens, progress=progress)
     found = {}
@@ -191,17 +195,20 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
     return found
 
 
-def shifts(model, prompts: Sequence[Prompt], outcomes: Mapping[str, Outcome], most: int | None = None) -> dict[str, Shift]:
-    """Read the distribution over the admissible actions behind every arm's trace, at the first `most` decisions that list some.
+def shifts(model, prompts: Sequence[Prompt], outcomes: Mapping[str, Outcome], most: int | None = None,
+           candidates: Sequence[Sequence[str]] | None = None) -> dict[str, Shift]:
+    """Read the distribution over the candidate actions behind every arm's trace, at the first `most` decisions that have some.
 
-    outcomes: what `conflict` gave for these prompts. Each prompt is read once; a long list of admissible actions costs most.
+    outcomes: what `conflict` gave for these prompts. candidates: for each prompt; the admissible actions where None. Each prompt is
+    read once; a long list of candidates costs most.
     """
     own = outcomes["self_splice"]
+    candidates = [p.decision.admissible for p in prompts] if candidates is None else candidates
     place = {arm: {int(i): k for k, i in enumerate(found.index)} for arm, found in outcomes.items()}
     rows: dict[str, list] = {arm: [] for arm in outcomes}
-    for i in [int(i) for i in own.index if prompts[i].decision.admissible][:most]:
-        here, where = [arm for arm in outcomes if i in place[arm]], {a: k for k, a in enumerate(prompts[i].decision.admissible)}
-        likely = preferences(model, prompts[i], [outcomes[arm].leads[place[arm][i]] for arm in here])
+    for i in [int(i) for i in own.index if candidates[i]][:most]:
+        here, where = [arm for arm in outcomes if i in place[arm]], {a: k for k, a in enumerate(candidates[i])}
+        likely = preferences(model, prompts[i], candidates[i], [outcomes[arm].leads[place[arm][i]] for arm in here])
         before = likely[here.index("self_splice")]
         for arm, after in zip(here, likely):
             at = [where.get(side[place[arm][i]]) for side in (outcomes[arm].own, outcomes[arm].argued)]

@@ -110,9 +110,9 @@ def _choose(model, prompt: Prompt, candidates: Sequence[str], leads: Sequence[Se
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
 
 
-def preferences(model, prompt: Prompt, traces: Sequence[Sequence[int]]) -> Float[np.ndarray, "trace admissible"]:
-    """The distribution over a decision's admissible actions behind each trace: its forced choice by summed log-probability, normalised.
+def preferences(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]) -> Float[np.ndarray, "trace candidate"]:
+    """The distribution over candidate actions behind each trace: the forced choice by summed log-probability, normalised.
 
-    traces: ids from the boundary up to the opened action tag, a mode's opening with them. Raises ValueError where none is admissible.
+    traces: ids from the boundary up to the opened action tag, a mode's opening with them. Raises ValueError where there are no candidates.
     """
-    return _choose(model, prompt, prompt.decision.admissible, traces)[..., 0].double().softmax(-1).numpy()
+    return _choose(model, prompt, candidates, traces)[..., 0].double().softmax(-1).numpy()

@@ -50,17 +50,20 @@ class EarlyAnswers:
 
 
 def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, parser: Callable[[str], str | None] = str, points: int = 5,
-                  choices: int | None = None, max_new_tokens: int = 24, progress: bool = False) -> EarlyAnswers:
+                  choices: int | None = None, candidates: Sequence[Sequence[str]] | None = None, max_new_tokens: int = 24,
+                  progress: bool = False) -> EarlyAnswers:
     """Cut each decision's own trace after some of its sentences, and decode the action; the same behind as many full stops.
 
     decoded: the model's own decoding of each prompt in mode `cot`; those without a trace or an action are left out. points:
     most parts at which a trace is cut, the empty and the whole one included, evenly spaced over its sentences. choices: decisions
-    whose distribution is read as well, the first ones (all where None).
+    whose distribution is read as well, the first ones (all where None). candidates: for each prompt, the actions that it is a
+    distribution over; the admissible ones where None.
     Raises ValueError for fewer than two points.
     """
     if points < 2:
         raise ValueError(f"A curve needs the empty and the whole trace, so at least 2 points, not {points}.")
     index = complete(prompts, decoded)
+    candidates = [p.decision.admissible for p in prompts] if candidates is None else candidates
     cuts, leads, dots = {}, {}, {}
     for i in index:
         fmt, parts = prompts[i].format, sentences(decoded[i].trace)
@@ -79,8 +82,8 @@ def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, 
                         for kind, of in (("trace", leads), ("filler", dots)))
         same.append(np.array(kept))
         filled.append(np.array([kept[0], *dotted]))
-        if prompts[i].decision.admissible and (choices is None or k < choices):
-            likely = preferences(model, prompts[i], leads[i])
+        if candidates[i] and (choices is None or k < choices):
+            likely = preferences(model, prompts[i], candidates[i], leads[i])
             distance.append(abs(likely - likely[-1]).sum(-1) / 2)
         else:
             distance.append(np.array([]))

@@ -49,12 +49,26 @@ class Live(Protocol):
         """Play one action; one that makes no sense is answered by a text, never by an exception."""
 
 
+def as_recorded(decision: Decision, action: str) -> bool:
+    """Whether an action is the recorded one."""
+    return action == decision.reference
+
+
+def no_partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+    """No names whose exchange would change the action: nothing is paired."""
+    return []
+
+
 @dataclass(frozen=True)
 class Environment:
     """What a study needs to know of a task; only a name is needed where the decisions come from a file and any text is an action.
 
     decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None where there is none;
     it gives a recorded action back as it is. classes: the classes of actions that probes predict, each a function of an action.
+    right: whether an action is right at a recorded decision; the recorded one alone where nothing is given. listed: a decision's
+    `admissible` are all the actions there are; where they are a sample of them, or none, candidates are also what was recorded and
+    said (see `candidates`), and a conflicting trace may argue for any action. partners: of a decision, among all those that are
+    paired, the pairs of names whose exchange changes the action, for counterfactual pairs; nothing is paired where none are given.
     splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words that are the
     task ("": not told apart). live: makes a `Live` game (a class, since worker processes import it). games: the first n games
     of a study's split, by seed; a game is anything that can be pickled, and `str` names it. official: as `games`, the
@@ -67,6 +81,9 @@ class Environment:
     decisions: Path | Callable[[], Iterable[Episode | Decision]] | None = None
     parse: Callable[[str], str | None] = actions.parse
     classes: Mapping[str, Callable[[str], str]] = field(default_factory=lambda: dict(verb=actions.verb, target=actions.target))
+    right: Callable[[Decision, str], bool] = as_recorded
+    listed: bool = True
+    partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = no_partners
     splits: Mapping[str, str] = field(default_factory=lambda: dict(SPLITS))
     task: Callable[[str], str] = lambda text: ""
     live: Callable[[], Live] | None = None
@@ -80,6 +97,19 @@ class Environment:
     def __post_init__(self):
         if unknown := [s for s in self.splits if s not in SPLITS]:
             raise ValueError(f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are {' and '.join(SPLITS)}.")
+
+    @property
+    def judge(self) -> str:
+        """What says whether an action is right, by its name in Python."""
+        return f"{self.right.__module__}.{self.right.__qualname__}"
+
+    def candidates(self, decision: Decision, *said: str | None) -> tuple[str, ...]:
+        """What a forced choice at a decision is among: the listed actions; where they are a sample, the recorded one, those of the
+        sample, and what was `said` (None: nothing), each once and in this order, and () where that is one alone."""
+        if self.listed:
+            return decision.admissible
+        found = tuple(dict.fromkeys(a for a in (decision.reference, *decision.admissible, *said) if a is not None))
+        return found if len(found) > 1 else ()
 
     def unplayable(self) -> str:
         """Why its games cannot be played here, as a sentence's end ("" where they can)."""

@@ -1,18 +1,19 @@
 """Counterfactual pairs: a decision and its twin with two names swapped everywhere, token for token of equal length.
 
-A receptacle is swapped with another of its class ("drawer 3" with "drawer 5"), an object's class with another object's
-("apple" with "mug"); the expert's rule is the same for both names, so the twin's right action is the swapped one.
+Which names can be exchanged is the environment's to say (`partners`): the expert's rule must be the same for both, so that the
+twin's right action is the swapped one.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from interp.alfworld.commands import partners as household
 from interp.prompts import Prompt, PromptFormat
 from interp.tasks import Decision
 
@@ -33,29 +34,13 @@ def swapped(decision: Decision, a: str, b: str) -> Decision:
                    trace=swap(decision.trace, a, b))
 
 
-def _partners(decision: Decision, objects: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of names whose exchange changes the action."""
-    text = " ".join(m["content"] for m in decision.messages if m["role"] == "user")
-    action = decision.reference
-    if action.startswith(("go to ", "open ")):
-        name = action.removeprefix("go to ").removeprefix("open ")
-        others = set(re.findall(rf"\b{re.escape(name.rsplit(' ', 1)[0])} \d+\b", text)) - {name}
-        if action.startswith("go to "):
-            return [(name, other) for other in sorted(others)]
-        return []  # the opened receptacle is the one just reached: its number is copied, not decided
-    if action.startswith("take "):
-        name = action.split()[1]
-        return [(name, other) for other in objects if other != name and re.search(rf"\b{other}\b", text)]
-    return []
-
-
-def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: int = 0) -> tuple[list[Prompt], list[Prompt], Counter]:
+def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: int = 0,
+               partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = household) -> tuple[list[Prompt], list[Prompt], Counter]:
     """Up to `n` clean and corrupt prompts, at most one pair for each decision, and a count of what was dropped and why.
 
-    Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
+    partners: of a decision among all those given, the pairs of names whose exchange changes the action; ALFWorld's by default. Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
     """
     rng = np.random.default_rng(seed)
-    objects = sorted({m for d in decisions for m in re.findall(r"\btake (\w+) \d+", " ".join(d.admissible))})
     clean: list[Prompt] = []
     corrupt: list[Prompt] = []
     dropped: Counter = Counter()
@@ -63,7 +48,7 @@ def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: i
         if len(clean) == n:
             break
         decision = decisions[index]
-        options = _partners(fmt.fit(decision), objects)  # a name in a turn that is left out changes nothing
+        options = partners(fmt.fit(decision), decisions)  # a name in a turn that is left out changes nothing
         if not options:
             dropped["no name to swap that changes the action"] += 1
             continue

@@ -100,6 +100,7 @@ def test_a_resampled_trace_is_the_models_own_and_leads_elsewhere(trained, traine
 def test_a_decision_without_admissible_commands_finds_no_donor(trained_prompts, spoken):
     alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts]
     assert donor(0, alone, spoken, np.random.default_rng(0)) is None
+    assert donor(0, alone, spoken, np.random.default_rng(0), listed=False) is not None
     single = [p for p in trained_prompts if p.decision.episode == trained_prompts[0].decision.episode]
     assert donor(0, single, spoken[:len(single)], np.random.default_rng(0)) is None
 
@@ -219,6 +220,24 @@ def test_a_shift_is_the_distance_from_the_distribution_behind_the_own_trace(move
                     assert np.isnan([now, then]).all()
             moves += found.distance[k] > 0.01
     assert moves > 5 and np.isnan(moved["empty"].argued).all() and np.isfinite(moved["other_state"].argued).all()
+
+
+def test_any_action_that_parsed_may_be_argued_for_where_a_decision_lists_a_sample(trained_prompts, spoken):
+    alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts]
+    for i, prompt in enumerate(alone):
+        other = donor(i, alone, spoken, np.random.default_rng(i), listed=False)
+        assert spoken[other].action not in (None, spoken[i].action) and alone[other].decision.episode != prompt.decision.episode
+
+
+def test_candidates_that_are_given_are_what_a_distribution_is_over(trained, trained_prompts, spoken):
+    few, outcomes = trained_prompts[:3], conflict(trained, trained_prompts[:3], spoken[:3], ["empty"])
+    own = shifts(trained, few, outcomes)
+    given = [p.decision.admissible for p in few]
+    alone = [replace(p, decision=replace(p.decision, admissible=())) for p in few]
+    same = shifts(trained, alone, outcomes, candidates=given)
+    np.testing.assert_array_equal(same["empty"].distance, own["empty"].distance)
+    halved = shifts(trained, alone, outcomes, candidates=[(), *(g[:2] for g in given[1:])])
+    assert 0 not in halved["empty"].index and len(halved["empty"].index) == len(own["empty"].index) - (0 in own["empty"].index)
 
 
 def test_decisions_that_list_no_actions_have_no_distribution(trained, trained_prompts, spoken):

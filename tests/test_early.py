@@ -81,5 +81,7 @@ def test_decisions_without_a_trace_an_action_or_candidates(trained, trained_prom
     alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts[:3]]
     some = early_answers(trained, alone, spoken[:3])
     assert np.isnan(some.area("distribution")).all() and np.isfinite(some.area()).all()
+    given = early_answers(trained, alone, spoken[:3], candidates=[p.decision.admissible for p in trained_prompts[:3]])
+    np.testing.assert_array_equal(given.area("distribution"), early_answers(trained, trained_prompts[:3], spoken[:3]).area("distribution"))
     with pytest.raises(ValueError, match="at least 2 points"):
         early_answers(trained, trained_prompts[:2], spoken[:2], points=1)

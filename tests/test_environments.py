@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 
 from analyses import __main__ as cli
+from analyses.behaviour import measure
 from analyses.study import All, Study
 from interp import tables
 from interp.alfworld.commands import parse
+from interp.decoding import Said
 from interp.environments import ANY, Environment, find
+from interp.pairs import make_pairs
 from interp.tasks import CORPUS, Decision
 from tests.test_bad_decisions import GOOD, main, put, text
 
@@ -140,3 +143,96 @@ def test_decisions_is_a_number_or_a_file(tmp_path, capsys, series_folder):
                          (("--decisions", "1e3"), "No episodes at 1e3: give a .jsonl")):
         assert main("behaviour", *run, *given) == 1
         assert re.search(words, capsys.readouterr().err)
+
+
+#: The README's hall, judged by the verb alone, with a sample of its actions, and with doors that can be exchanged (or not).
+OTHERWISE = """
+from dataclasses import replace
+from my_task import TASK, recorded
+
+def same_verb(decision, action):
+    return action.split()[0] == decision.reference.split()[0]
+
+def doors(decision, decisions):
+    own = decision.reference.split()[-2]
+    return [(own, other) for other in ("red", "blue", "green", "black", "white") if other != own and other in decision.messages[0]["content"]]
+
+def sampled():
+    return [replace(d, admissible=d.admissible[-1:] if d.step else ()) for d in recorded()]
+
+VERB = replace(TASK, right=same_verb)
+SAMPLE = replace(TASK, decisions=sampled, listed=False)
+BARE = replace(TASK, decisions=lambda: [replace(d, admissible=()) for d in recorded()])
+DOORS = replace(TASK, partners=doors)
+"""
+
+
+def test_what_is_right_is_the_environments_to_say(own, series_folder, tmp_path, monkeypatch):
+    module(tmp_path, monkeypatch, "otherwise", OTHERWISE)
+    found = {}
+    for name in ("my_task:TASK", "otherwise:VERB"):
+        run = tmp_path / name.replace(":", "-")
+        common = ("--series", series_folder, "--device", "cpu", "--checkpoints", "110", "--decisions", "20", "--choices", "20", "--run", run)
+        assert main("behaviour", "--environment", name, *common) == 0
+        frame, provenance = tables.read_table(run / "tables", "behaviour")
+        found[provenance["judge"]] = frame.groupby("metric").value.mean()
+    exact, verb = found["interp.environments.as_recorded"], found["otherwise.same_verb"]
+    assert verb.acc_cot > exact.acc_cot and verb.choice_prompt_sum > exact.choice_prompt_sum
+    assert verb.parse_cot == exact.parse_cot and verb.revision == exact.revision
+
+
+def test_revisions_between_two_right_actions_are_neutral_and_what_did_not_parse_is_never_judged():
+    decisions = [Decision(({"role": "user", "content": "Go."},), "go a", (), f"e{i}", 0, "", "", "in_domain") for i in range(6)]
+    judged = []
+    said = dict(prompt=["go a", "go a", "no", "no", None, "go a"], cot=["go b", "no", "go a", "never", "go b", None])
+    rows = measure({m: [Said((), None, a) for a in actions] for m, actions in said.items()}, decisions,
+                   lambda d, a: judged.append(a) or a.startswith("go"), seed=0)
+    value = {r["metric"]: round(r["value"] * 6) for r in rows if r["metric"].startswith(("acc", "revision"))}
+    assert value == dict(acc_prompt=3, acc_cot=3, revision=6, revision_helpful=2, revision_harmful=2, revision_neutral=2)
+    assert len(judged) == 10 and all(type(a) is str and a for a in judged)
+
+
+def test_where_a_sample_is_listed_candidates_are_also_what_was_recorded_and_said():
+    decision = Decision(({"role": "user", "content": "Go."},), "open", ("look", "open", "wait"), "e", 0, "", "", "in_domain")
+    whole, part = Environment("whole"), Environment("part", listed=False)
+    assert whole.candidates(decision, "sing", None) == ("look", "open", "wait")
+    assert part.candidates(decision, "sing", None, "look", "sing") == ("open", "look", "wait", "sing")
+    none = Decision(decision.messages, "open", (), "e", 0, "", "", "in_domain")
+    assert whole.candidates(none, "sing") == () == part.candidates(none, "open", None) and part.candidates(none, "sing") == ("open", "sing")
+
+
+def test_a_sample_is_chosen_from_and_its_conflicts_argue_for_any_action(own, series_folder, tmp_path, monkeypatch):
+    module(tmp_path, monkeypatch, "otherwise", OTHERWISE)
+    found = {}
+    for name in ("SAMPLE", "BARE"):
+        common = ("--environment", f"otherwise:{name}", "--series", series_folder, "--device", "cpu", "--checkpoints", "110", "--decisions", "12",
+                  "--run", tmp_path / name, "--splits", "in_domain")
+        for analysis in (("behaviour", "--choices", "12"), ("conflict", "--conflicts", "12", "--choices", "12"), ("early", "--conflicts", "12", "--choices", "12")):
+            assert main(*analysis, *common) == 0
+        found[name] = {n: tables.read_table(tmp_path / name / "tables", n)[0].set_index("metric") for n in ("behaviour", "conflict", "early")}
+    sample, bare = found["SAMPLE"], found["BARE"]
+    assert "choice_prompt_sum" in sample["behaviour"].index and "choice_prompt_sum" not in bare["behaviour"].index
+    assert "area_distribution" in sample["early"].index and "area_distribution" not in bare["early"].index
+    assert set(sample["conflict"].query("metric == 'shift'").arm) >= {"other_state", "empty"} and "shift" not in bare["conflict"].index
+    assert "other_state" in set(sample["conflict"].arm) and "other_state" not in set(bare["conflict"].arm)
+    argued = sample["conflict"].query("arm == 'other_state'").loc["mass_argued"]
+    assert argued.n == sample["conflict"].query("arm == 'other_state'").loc["follow"].n > 2  # every argued action is a candidate
+
+
+def test_names_are_exchanged_as_the_environment_says(own, fmt, series_folder, tmp_path, monkeypatch, capsys):
+    module(tmp_path, monkeypatch, "otherwise", OTHERWISE)
+    env = find("otherwise:DOORS")
+    decisions = env.recorded()["test_in_domain"]
+    clean, corrupt, _ = make_pairs(fmt, decisions, 8, partners=env.partners)
+    assert len(clean) > 2 and all(c.decision.reference.split()[:-2] == t.decision.reference.split()[:-2] for c, t in zip(clean, corrupt))
+    assert all(c.decision.reference != t.decision.reference for c, t in zip(clean, corrupt))
+    seen = []
+    make_pairs(fmt, decisions[:3], 3, partners=lambda decision, among: seen.append(len(among)) or [])
+    assert seen == [3, 3, 3]
+    common = ("--series", series_folder, "--device", "cpu", "--checkpoints", "110", "--decisions", "8", "--pairs", "3")
+    for analysis in ("patching", "reliance"):
+        assert main(analysis, "--environment", "otherwise:DOORS", "--run", tmp_path / "doors", *common) == 0
+        assert (tmp_path / "doors" / "tables" / f"{analysis}.csv").exists()
+        capsys.readouterr()
+        assert main(analysis, "--environment", "my_task:TASK", "--run", tmp_path / "hall", *common) == 0
+        assert "left out: " in (error := capsys.readouterr().err) and "a counterfactual twin" in error and "no name to swap" in error

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from interp.tasks import Decision
 
 _THING = r"[a-z]+ \d+"
 _COMMAND = re.compile(
@@ -19,3 +23,23 @@ def parse(text: str) -> str | None:
 def task_of(text: str) -> str:
     """The task's words in the first text of a game."""
     return text[text.index("Your task is to:"):]
+
+
+def partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+    """Pairs of names whose exchange changes the action: a receptacle to go to with another of its class ("drawer 3" with "drawer 5"),
+    an object to take with another object ("apple" with "mug") that can be taken at any of `decisions`."""
+    text = " ".join(m["content"] for m in decision.messages if m["role"] == "user")
+    action = decision.reference
+    if action.startswith("go to "):  # not one that is opened: it was just reached, so its number is copied, not decided
+        name = action.removeprefix("go to ")
+        others = set(re.findall(rf"\b{re.escape(name.rsplit(' ', 1)[0])} \d+\b", text)) - {name}
+        return [(name, other) for other in sorted(others)]
+    if action.startswith("take "):
+        name = action.split()[1]
+        return [(name, other) for other in _objects(tuple(d.admissible for d in decisions)) if other != name and re.search(rf"\b{other}\b", text)]
+    return []
+
+
+@lru_cache(maxsize=4)
+def _objects(listed: tuple[tuple[str, ...], ...]) -> list[str]:
+    return sorted({m for commands in listed for m in re.findall(r"\btake (\w+) \d+", " ".join(commands))})

@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from interp.alfworld.commands import parse, task_of
+from interp.alfworld.commands import parse, partners, task_of
 from interp.alfworld.engine import Household
 from interp.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TEST_SCENES, Game, games, official_games
 from interp.environments import Environment
@@ -29,5 +29,5 @@ def official(split: str, n: int, seed: int) -> list[Game]:
     return [found[i] for i in order[:n]]
 
 
-ALFWORLD = Environment("alfworld", decisions=CORPUS, parse=parse, task=task_of, live=Household, games=generated, official=official,
+ALFWORLD = Environment("alfworld", decisions=CORPUS, parse=parse, partners=partners, task=task_of, live=Household, games=generated, official=official,
                        needs=("alfworld", "make figures without ENGINE=0 installs it"))
