@@ -38,7 +38,8 @@ def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: i
                partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = household) -> tuple[list[Prompt], list[Prompt], Counter]:
     """Up to `n` clean and corrupt prompts, at most one pair for each decision, and a count of what was dropped and why.
 
-    partners: of a decision among all those given, the pairs of names whose exchange changes the action; ALFWorld's by default. Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
+    partners: of a decision among all those given, the pairs of names whose exchange changes the action; ALFWorld's by default.
+    Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
     """
     rng = np.random.default_rng(seed)
     clean: list[Prompt] = []

@@ -202,5 +202,5 @@ def games(split: str, n: int, seed: int) -> list[Game]:
 
 
 SCIENCEWORLD = Environment(
-    "scienceworld", decisions=CORPUS, parse=parse, classes=dict(verb=verb, target=target), task=task_of, live=Laboratory, games=games,
-    graded=True, side_by_side=4, needs=lambda: java.missing("scienceworld", INSTALL))
+    "scienceworld", decisions=CORPUS, parse=parse, classes=dict(verb=verb, target=target), listed=False, partners=partners, task=task_of, live=Laboratory,
+    games=games, graded=True, side_by_side=4, needs=lambda: java.missing("scienceworld", INSTALL))

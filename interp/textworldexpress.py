@@ -18,7 +18,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from interp.environments import Environment, View
 from interp.java import Engine, missing
+from interp.tasks import Decision
 
 INSTALL = "pip install 'interp-agents[textworldexpress]'"
 #: A game's name -> the engine's game and its parameters. (Four things to put away are too many for the rooms of some games.)
@@ -158,6 +159,14 @@ def verb(action: str) -> str:
     return action.partition(" ")[0]
 
 
+def partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+    """Pairs of names whose exchange changes the action: a thing to take with another that could be taken here and was never put away."""
+    what, _, thing = decision.reference.partition(" ")
+    put = {m["action"].removeprefix("put ").partition(" in ")[0] for m in decision.messages if m["role"] == "agent" and m["action"].startswith("put ")}
+    loose = [a.removeprefix("take ") for a in decision.admissible if a.startswith("take ")]
+    return [(thing, other) for other in loose if what == "take" and other != thing and not {thing, other} & put]
+
+
 def task_of(text: str) -> str:
     """The task's words, the last paragraph of a game's first text."""
     return text.rpartition("\n\n")[2]
@@ -180,7 +189,7 @@ def _cookingworld(split: str, n: int, seed: int) -> list[Game]:
 
 
 TWC_CORPUS = Path(__file__).parent / "data" / "twc.jsonl.xz"
-TWC = Environment("twc", decisions=TWC_CORPUS, parse=parse, classes=dict(verb=verb, target=target), task=task_of, live=Live, games=_twc,
-                  graded=True, needs=_lacking)
-COOKINGWORLD = Environment("cookingworld", parse=parse, classes=dict(verb=verb, target=target), task=task_of, live=Live, games=_cookingworld,
+TWC = Environment("twc", decisions=TWC_CORPUS, parse=parse, classes=dict(verb=verb, target=target), partners=partners, task=task_of, live=Live,
+                  games=_twc, graded=True, needs=_lacking)
+COOKINGWORLD = Environment("cookingworld", parse=parse, classes=dict(verb=verb, target=target), partners=partners, task=task_of, live=Live, games=_cookingworld,
                            graded=True, needs=_lacking)
