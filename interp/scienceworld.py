@@ -51,7 +51,7 @@ _ALONE = {"look around", "inventory", "task", "wait1", "wait"}
 _ROOM = re.compile(r"(?:room|location) is called the (.*?)\.")
 _DOOR = re.compile(r"door to the (.*?) \(that is (open|closed)\)")
 #: Things that come in several kinds told apart by a word before them.
-_KIND = re.compile(r"\b[a-z]+ (box|light bulb|wire|paint|egg|seed|block|inclined plane)\b")
+_KIND = re.compile(r"\b(?!(?:a|an|the|of|in|on|to|into|and|with|light) )[a-z]+ (box|light bulb|wire|paint|egg|seed)\b")
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class Laboratory:
         return View(f"{_flat(self._game.getTaskDescription())} {self.look()}")
 
     def step(self, action: str) -> View:
-        """Play one action; what makes no sense is answered so by the simulator."""
-        said = _flat(self._game.step(action.encode("utf-8", "replace").decode()))
-        return View(said or "Nothing happens.", done=bool(self._game.getCompleted()), score=self.score())
+        """Play one action; what makes no sense is answered so by the simulator.
 
-    def score(self) -> float:
-        """Share of the task that is done, 0 to 1; 0 of a game that a wrong action has lost."""
-        return max(0.0, round(float(self._game.getScore()), 4))
+        The score is the share of the task that is done. A wrong focus loses the game: its score falls below 0, and counts as 0.
+        """
+        said = _flat(self._game.step(action.encode("utf-8", "replace").decode()))
+        score = round(float(self._game.getScore()), 4)
+        return View(said or "Nothing happens.", done=bool(self._game.getCompleted()) or score < 0, score=max(0.0, score))
 
     def look(self) -> str:
         """What `look around` would show, without a step."""

@@ -72,8 +72,8 @@ def test_the_recorded_experts_have_won_and_have_candidates(recorded):
     assert all(e.won for e in experts)
     decisions = [d for e in experts if e.split.startswith("test") for d in e.decisions()]
     assert all(d.reference in d.admissible and len(d.admissible) <= 16 and len(set(d.admissible)) == len(d.admissible) for d in decisions)
-    mine = [sum(verb(c) == verb(d.reference) for c in d.admissible) > 1 for d in decisions if verb(d.reference) not in ("look around", "wait", "wait1", "answer")]
-    assert sum(mine) > 0.9 * len(mine), "most decisions have distractors with the reference's verb"
+    mine = [sum(verb(c) == verb(d.reference) for c in d.admissible) for d in decisions if verb(d.reference) in ("move", "focus on", "pick up", "connect", "pour", "use")]
+    assert len(mine) > 800 and sum(n > 4 for n in mine) > 0.95 * len(mine), "what is done to one of many things has distractors with its verb"
     assert all(parse(c) == c for d in decisions for c in d.admissible)
 
 
@@ -94,10 +94,10 @@ def test_pairs_exchange_rooms_and_kinds(recorded, fmt):
 
 @needs_java
 def test_its_solutions_score_100_through_our_interface(lab):
-    rng = random.Random(0)
-    asked = [Game(t, rng.choice(_folds()[t][fold])) for t in IN_DOMAIN + OUT_OF_DOMAIN if t not in ("5-2", "9-3", "2-3", "3-4", "5-1") for fold in FOLDS]
-    asked = rng.sample(asked, 40) + [Game(t, v) for t in ("4-1", "4-2", "7-1", "7-2", "4-3", "4-4") for v in range(40, 50)]
-    assert len(asked) == 100
+    short = ("1-4", "2-1", "3-1", "3-2", "6-1", "6-2", "6-3", "8-1", "8-2")  # the others take longer; they were tried as well
+    asked = [Game(t, random.Random(t + fold).choice(_folds()[t][fold])) for t in short for fold in FOLDS[:2]]
+    asked += [Game(t, v) for t in ("4-1", "4-2", "4-3", "4-4", "7-1", "7-2", "7-3") for v in range(40, 52)][:100 - len(asked)]
+    assert len(asked) == 100 == len(set(asked))
     won = []
     for game in asked:
         gold = lab.gold(game)
@@ -139,8 +139,8 @@ def test_nonsense_is_answered(lab):
 
 @needs_java
 def test_a_wrong_focus_loses_the_game_with_a_score_of_zero(lab):
-    lab.reset(Game("7-1", 2))
-    view = lab.step("focus on thermometer")
+    lab.reset(Game("4-1", 2))
+    view = lab.step("focus on chair")
     assert view.done and view.score == 0 and not view.won
 
 

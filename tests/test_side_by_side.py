@@ -48,21 +48,21 @@ def test_studies_are_merged_without_a_change_of_their_numbers(study, tmp_path, h
 
 def test_a_study_that_is_added_keeps_the_ones_before(study, tmp_path, html_only):
     side.run(side.Config(runs=(study("twc"),), out=tmp_path / "out"))
-    side.run(side.Config(runs=(study("scienceworld"),), out=tmp_path / "out"))
-    assert set(read_table(tmp_path / "out" / "tables", "environments")[0].environment) == {"alfworld", "scienceworld", "twc"}
+    side.run(side.Config(out=tmp_path / "out"))
+    assert set(read_table(tmp_path / "out" / "tables", "environments")[0].environment) == {"alfworld", "twc"}
 
 
 def test_the_splits_are_counted_from_what_is_recorded(study, tmp_path, html_only):
-    side.run(side.Config(runs=(study("scienceworld"),), out=tmp_path / "out"))
+    side.run(side.Config(runs=(study("twc"),), out=tmp_path / "out"))
     splits = read_table(tmp_path / "out" / "tables", "splits")[0].set_index(["environment", "split"])
     found = splits.loc["ALFWorld", "in domain"]
     assert found.task_types == 4 and found.episodes == 200 and found.studied == 400 and found.decisions > 1000
     assert splits.loc[("ALFWorld", "out of domain")].task_types == 2 and (splits.studied == 400).all() and splits.holds.str.len().gt(10).all()
-    assert set(splits.index.get_level_values(0)) == {ENVIRONMENTS["alfworld"], ENVIRONMENTS["scienceworld"]}
+    assert set(splits.index.get_level_values(0)) == {ENVIRONMENTS["alfworld"], ENVIRONMENTS["twc"]}
 
 
 def test_the_page_shows_the_table_and_both_splits_and_misses_nothing(study, tmp_path, html_only):
-    side.run(side.Config(runs=(study("twc"), study("scienceworld", ("behaviour",))), out=tmp_path / "out"))
+    side.run(side.Config(runs=(study("twc", ("behaviour",)),), out=tmp_path / "out"))
     page = (tmp_path / "out" / "index.html").read_text()
     assert [name in page for name in ("splits-figure", "environments_in_domain-figure", "environments_out_of_domain-figure")] == [True] * 3
     assert "Not drawn" not in page and "TextWorld Commonsense: CoT action" in page
