@@ -8,6 +8,7 @@
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
 # Tests also install the function-calling leaderboard, without its 150 dependencies, of which one is needed; where that fails its tests skip.
+# Where Java is on PATH, the two Java environments (ScienceWorld, TextWorldExpress) are installed as well; elsewhere their tests skip.
 # ENGINE=0 leaves out ALFWorld's engine (and its C++ compiler): everything on recorded decisions still runs.
 
 PYTHON ?= python3
@@ -15,9 +16,10 @@ VENV ?= .venv
 ENGINE ?= 1
 BIN = $(VENV)/bin
 SMOLLM2 = --checkpoints 0 4 12 75 180 660 --decisions 60 --choices 16 --pairs 12 --conflicts 12 --games 20 --online_checkpoints 4 --skip early shares
-EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)
+JAVA := $(shell command -v java >/dev/null && echo -java)
+EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(comma)scienceworld$(comma)textworldexpress)
 comma = ,
-STAMP = $(VENV)/.installed-$(ENGINE)
+STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
 .PHONY: figures paper test bench redraw calibration smollm2 series record compiler clean
 

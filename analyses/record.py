@@ -14,7 +14,8 @@ from interp.recording import Sizes, record
 from interp.tasks import save_episodes
 
 #: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and `episodes(job)`.
-RECORDERS = {"alfworld": "interp.alfworld.record", "twc": "interp.twc_record", "scienceworld": "interp.scienceworld_record"}
+RECORDERS = {"alfworld": "interp.alfworld.record", "twc": "interp.twc_record", "cookingworld": "interp.cookingworld_record",
+             "scienceworld": "interp.scienceworld_record"}
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Config:
     environment: Literal["alfworld", "twc", "cookingworld", "scienceworld"] = "alfworld"
     """Whose games are played."""
     out: Path | None = None
-    """File to write (none: the environment's shipped corpus)."""
+    """File to write (none: the environment's shipped corpus; CookingWorld has none)."""
     sizes: Sizes = field(default_factory=Sizes)
     """Games for each split."""
     official: int = 0
@@ -44,6 +45,8 @@ def run(config: Config) -> None:
         raise ValueError(f"The environment {config.environment!r} has no official games: leave out --official.")
     if config.official and config.out is None:
         raise ValueError("Give --out: the shipped corpus holds generated games, and ALFWorld's own are not shipped.")
+    if config.out is None and not isinstance(environment.decisions, Path):
+        raise ValueError(f"Give --out: the environment {config.environment!r} has no shipped corpus; study what is recorded with --corpus.")
     recorder = importlib.import_module(RECORDERS[config.environment])
     jobs = recorder.plan_official(config.official, config.seed) if config.official else recorder.plan(config.sizes.filled(recorder.SIZES), config.seed)
     episodes, report = record(jobs, recorder.episodes, config.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))

@@ -2,7 +2,7 @@
 
 In TWC things lie about in two rooms, and each has a usual place that common sense knows. The games of its `dev` and `test` folds are
 about things that no game of its `train` fold names: they are out of domain. CookingWorld's folds share their ingredients, so there
-the larger games (more rooms, longer recipes) are out of domain: a shift of size, not of words.
+recipes of four ingredients are out of domain, and of two in domain: a shift of length, not of words.
 
 >>> live = Live()
 >>> view = live.reset(Game("twc", "train", 7))
@@ -29,15 +29,17 @@ from interp.java import Engine, missing
 from interp.tasks import Decision
 
 INSTALL = "pip install 'interp-agents[textworldexpress]'"
-#: A game's name -> the engine's game and its parameters. (Four things to put away are too many for the rooms of some games.)
+#: A game's name -> the engine's game and its parameters. (Four things to put away are too many for some of TWC's rooms; in more rooms
+#: than three the solutions of CookingWorld walk to and fro.)
 GAMES = {"twc": ("twc", "numLocations=2,numItemsToPutAway=3,includeDoors=0,limitInventorySize=0"),
          "cookingworld": ("cookingworld", "numLocations=3,numIngredients=2,numDistractorItems=2,includeDoors=0,limitInventorySize=0"),
-         "cookingworld-large": ("cookingworld", "numLocations=6,numIngredients=4,numDistractorItems=4,includeDoors=0,limitInventorySize=0")}
-#: (environment, a study's split) -> the games it is made of: (name, fold, seeds), drawn from alike.
+         "cookingworld-long": ("cookingworld", "numLocations=3,numIngredients=4,numDistractorItems=2,includeDoors=0,limitInventorySize=0")}
+#: (environment, a study's split) -> the games it is made of: (name, fold, seeds), drawn from alike. The package's own lists hold the
+#: first thousand seeds of each fold; a game depends on its fold and seed alone, so there are more.
 SPLITS = {("twc", "in_domain"): [("twc", "train", range(0, 10_000))],
           ("twc", "out_of_domain"): [("twc", "dev", range(10_000, 20_000)), ("twc", "test", range(20_000, 30_000))],
           ("cookingworld", "in_domain"): [("cookingworld", "train", range(0, 10_000))],
-          ("cookingworld", "out_of_domain"): [("cookingworld-large", "train", range(0, 10_000))]}
+          ("cookingworld", "out_of_domain"): [("cookingworld-long", "train", range(0, 10_000))]}
 #: What a game is used for -> its shares of all games, in eighths by a hash of what its solution does.
 USES = {"train": range(0, 5), "test": range(5, 7), "online": range(7, 8)}
 _NAME = r"[\w'-]+(?: [\w'-]+)*"
@@ -103,14 +105,14 @@ class Live:
         return self.view
 
     def gold(self, game: Game) -> list[str]:
-        """The engine's own solution of a game, without the actions that are not possible or come behind its end.
+        """The engine's own solution of a game, without needless looks and the actions that are not possible or come behind its end.
 
         It ends with the game played so far. Raises ValueError for a solution that does not win.
         """
         self._start(game, path=True)
         found = []
         for action in self._interface.getGoldActionSequence():
-            if action in self.view.admissible and not self.view.done:
+            if action in self.view.admissible and action != "look around" and not self.view.done:
                 found.append(action)
                 self.step(action)
         if not self.view.won:
@@ -188,8 +190,13 @@ def _cookingworld(split: str, n: int, seed: int) -> list[Game]:
     return _online("cookingworld", split, n, seed)
 
 
+def _unrecorded():
+    raise ValueError("CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment cookingworld --out FILE`, "
+                     "and give them with --corpus FILE.")
+
+
 TWC_CORPUS = Path(__file__).parent / "data" / "twc.jsonl.xz"
 TWC = Environment("twc", decisions=TWC_CORPUS, parse=parse, classes=dict(verb=verb, target=target), partners=partners, task=task_of, live=Live,
                   games=_twc, graded=True, needs=_lacking)
-COOKINGWORLD = Environment("cookingworld", parse=parse, classes=dict(verb=verb, target=target), partners=partners, task=task_of, live=Live, games=_cookingworld,
-                           graded=True, needs=_lacking)
+COOKINGWORLD = Environment("cookingworld", decisions=_unrecorded, parse=parse, classes=dict(verb=verb, target=target), partners=partners,
+                           task=task_of, live=Live, games=_cookingworld, graded=True, needs=_lacking)

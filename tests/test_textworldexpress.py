@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from analyses import series as training
-from interp import tables
+from interp import cookingworld_record, tables
 from interp.environments import find
 from interp.java import missing
 from interp.recording import Sizes, record
@@ -46,7 +46,7 @@ def drawn(*kinds):
 
 @pytest.mark.parametrize("chosen", [
     drawn((40, "twc", "train", range(10_000)), (30, "twc", "dev", range(10_000, 20_000)), (30, "twc", "test", range(20_000, 30_000))),
-    drawn((60, "cookingworld", "train", range(10_000)), (40, "cookingworld-large", "train", range(10_000)))], ids=["twc", "cookingworld"])
+    drawn((60, "cookingworld", "train", range(10_000)), (40, "cookingworld-long", "train", range(10_000)))], ids=["twc", "cookingworld"])
 def test_the_engines_solutions_win_100_of_100_games(live, chosen):
     won = 0
     for game in chosen:
@@ -182,7 +182,7 @@ def test_hostile_actions_change_nothing_and_get_the_engines_own_answer(live, nam
 
 
 def test_games_that_do_not_exist_are_refused_in_a_sentence(live):
-    with pytest.raises(ValueError, match="There is no game 'chess': there are twc, cookingworld, cookingworld-large."):
+    with pytest.raises(ValueError, match="There is no game 'chess': there are twc, cookingworld, cookingworld-long."):
         live.reset(Game("chess", "train", 1))
     with pytest.raises(ValueError, match="out-of-domain things are in no training text"):
         plan(replace(SIZES, base_out_of_domain=3), 0)
@@ -204,6 +204,26 @@ def test_several_games_in_one_java_process_are_played_as_if_alone(live):
     assert together == alone
 
 
+def test_cookingworld_is_recorded_for_tests_alone_and_says_how(engine, tmp_path, capsys):
+    file = tmp_path / "cooking.jsonl.xz"
+    assert main("record", "--environment", "cookingworld", "--sizes.test", "3", "--workers", "1", "--out", file) == 0
+    groups = find("cookingworld").recorded(file)
+    assert {s: len(g) for s, g in groups.items()} == dict(test_in_domain=3, test_out_of_domain=3)
+    asked = {s: {sum(step.action.startswith("take ") for step in e.steps) for e in g} for s, g in groups.items()}  # the cookbook, the knife, the ingredients
+    assert max(asked["test_in_domain"]) <= 4 < min(asked["test_out_of_domain"])
+    steps = [s for group in groups.values() for e in group for s in e.steps]
+    assert all(e.won for group in groups.values() for e in group) and all(s.action in s.admissible and s.trace for s in steps)
+    assert not any("next room" in s.trace for s in steps) and sum(s.action in s.trace for s in steps) < len(steps) / 2
+    capsys.readouterr()
+    for arguments, words in ((("record", "--environment", "cookingworld"), "Give --out: the environment 'cookingworld' has no shipped corpus"),
+                             (("record", "--environment", "cookingworld", "--out", file, "--sizes.train", "1"), "for tests alone"),
+                             (("record", "--environment", "twc", "--official", "1"), "has no official games"),
+                             (("behaviour", "--environment", "cookingworld", "--run", tmp_path), "analyses record --environment cookingworld --out FILE")):
+        assert main(*arguments) == 1
+        assert words in capsys.readouterr().err
+    assert cookingworld_record.plan(Sizes(0, 0, 0, 0), 0) == []
+
+
 @pytest.mark.parametrize("action, what, klass", [
     ("take dirty green T-shirt", "take", "T-shirt"), ("put TV remote control in TV stand", "put", "TV remote control"), ("open clothes drier", "open", "clothes drier"),
     ("move north", "move", "north"), ("look around", "look", "look around"), ("inventory", "inventory", "inventory"), ("open door to east", "open", "door"),
@@ -218,14 +238,14 @@ def test_what_is_no_action_does_not_parse(text):
 
 
 def test_a_series_is_trained_on_the_corpus_and_studied_and_played(engine, corpus, tmp_path):
-    few = save_episodes(tmp_path / "few.jsonl.xz", [e for split in corpus for e in corpus[split][:20]])
+    few = save_episodes(tmp_path / "few.jsonl.xz", [e for split in corpus for e in corpus[split][:10]])
     assert "base_aimless" not in corpus
-    recipe = replace(TINY, vocabulary=600, context=2048, base_steps=6, cot_steps=6, checkpoints=(0, 6))
+    recipe = replace(TINY, vocabulary=600, context=2048, base_steps=2, cot_steps=2, checkpoints=(0, 2))
     training.run(training.Config(work=tmp_path / "work", out=tmp_path / "series", corpus=few, recipe=recipe, device="cpu"))
     common = ("--environment", "twc", "--series", tmp_path / "series", "--device", "cpu", "--run", tmp_path / "run")
     assert main("behaviour", *common, "--decisions", "8", "--choices", "4") == 0
     frame, provenance = tables.read_table(tmp_path / "run" / "tables", "behaviour")
     assert set(frame.split) == {"in_domain", "out_of_domain"} and provenance["environment"]["name"] == "twc"
-    assert main("online", *common, "--games", "4", "--step_limit", "3", "--workers", "1") == 0
+    assert main("online", *common, "--games", "2", "--step_limit", "3", "--workers", "1") == 0
     frame, provenance = tables.read_table(tmp_path / "run" / "tables", "online")
-    assert set(frame.metric) == {"success", "steps", "unparsed", "score"} and provenance["games"] == "twc" and set(frame.step) == {0, 6}
+    assert set(frame.metric) == {"success", "steps", "unparsed", "score"} and provenance["games"] == "twc" and set(frame.step) == {0, 2}
