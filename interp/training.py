@@ -7,7 +7,6 @@ weights of each saying what made it.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -236,7 +235,7 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
               seed: int, style: str = "", system: str = "", provenance: dict | None = None, device: str = "auto") -> Path:
     """Train one arm of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
 
-    start: the base's folder; a Recipe that keeps step 0 has it copied as `checkpoint-0`. items: what is trained on, as `supervised`
+    start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as `supervised`
     takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
     those that the base says it was trained with, else `tags` and none. A finished training is left as it is, an interrupted one goes
     on from its last checkpoint. Raises ValueError where the folder holds another training.
@@ -262,7 +261,10 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     train(adapted(model, recipe) if lora else model, tokenizer, sequences, recipe, folder, steps=steps, lr=lr, keep=keep, seed=seed,
           provenance=dict(made, masked=counts), device=device)
     if not lora and 0 in recipe.checkpoints:
-        shutil.copytree(start, folder / "checkpoint-0", dirs_exist_ok=True)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)  # as the others are kept
+        for part in (model, tokenizer):
+            part.save_pretrained(folder / "checkpoint-0")
+        write_json(folder / "checkpoint-0" / "training.json", dict(told, step=0, base=made["base"]))
     for name in STATES:
         for path in folder.glob(f"checkpoint-*/{name}"):
             path.unlink()
