@@ -35,7 +35,9 @@ from tqdm import tqdm
 
 from analyses.study import Study, made_by
 from interp.arms import Outcomes, contrast, outcomes, slope_weights, verdict
+from interp.engines import engines
 from interp.headers import hash_files
+from interp.rollout import play
 from interp.series import SERIES, CheckpointSeries
 from interp.stats import Estimate
 from interp.supervision import Supervision
@@ -159,18 +161,19 @@ def play_games(config: Config, study: Study, step: int, split: str) -> list[dict
         return []
     if reason := study.env.unplayable():
         raise ValueError(f"No games can be played: {reason}. Leave out --games.")
-    from interp.engines import engines
-    from interp.rollout import play
-
+    pick = study.env.official if study.official else study.env.games
+    if pick is None:
+        raise ValueError(f"The environment {study.env.name!r} has no official games: leave out --official.")
     n, won = config.games if split == "in_domain" else (config.games + 1) // 2, {}
-    games = study.env.games(split, n, study.seed)
+    games = pick(split, n, study.seed)
     for mode in ("cot", "prompt"):
         def compute():
             with engines(study.env.live, config.workers) as pool:
                 found = play(study.model(step), study.format, study.env, games, mode, pool, step_limit=config.step_limit, max_new_tokens=study.limits)
             return [int(r.won) for r in found]
 
-        inputs = dict(study.inputs(step), format=study.format.hash, mode=mode, n=n, limit=config.step_limit, tokens=study.limits[mode], environment=study.env.source)
+        inputs = dict(study.inputs(step), format=study.format.hash, mode=mode, n=n, limit=config.step_limit, tokens=study.limits[mode], official=study.official,
+                      environment=study.env.source)
         won[mode] = study.stage(f"masking/{step}-{split}-{mode}", inputs, compute)
     return [dict(game=str(game), success_cot=a, success_prompt=b) for game, a, b in zip(games, won["cot"], won["prompt"], strict=True)]
 

@@ -238,7 +238,8 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as `supervised`
     takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
     those that the base says it was trained with, else `tags` and none. A finished training is left as it is, an interrupted one goes
-    on from its last checkpoint. Raises ValueError where the folder holds another training.
+    on from its last checkpoint. Raises ValueError where the folder holds another training, and for a random mask that lacks more than
+    one in a hundred of the tokens it should mask.
     """
     start, folder, recipe = Path(start), Path(folder), replace(recipe, seed=seed)
     lora, file = isinstance(recipe, Tuning), start / "training.json"
@@ -258,6 +259,9 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
         return folder
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     sequences, counts = supervised(fmt, items, supervision, seed)
+    if counts["short"] > 0.01 * (counts["unsupervised"] + counts["short"]):
+        raise ValueError(f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens unsupervised and not "
+                         f"{counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. Train on longer traces, or leave this arm out.")
     train(adapted(model, recipe) if lora else model, tokenizer, sequences, recipe, folder, steps=steps, lr=lr, keep=keep, seed=seed,
           provenance=dict(made, masked=counts), device=device)
     if not lora and 0 in recipe.checkpoints:

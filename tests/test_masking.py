@@ -20,6 +20,7 @@ from interp.tables import read_table
 from interp.training import Tuning, train, train_arm
 from tests.conftest import TINY
 from tests.test_cli import main
+from tests.test_environments import own  # noqa: F401
 
 RECIPE = replace(TINY, cot_steps=6, checkpoints=(0, 3, 6), batch_tokens=800)
 ARMS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")
@@ -148,12 +149,27 @@ def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsy
     assert main("masking", "--series", tmp_path, "--run", tmp_path / "run") == 1
 
 
+def test_arms_play_the_same_games_of_a_task_of_ones_own(study, own, tmp_path):
+    given = ("--series", study / "arms", "--run", tmp_path / "run", "--environment", "my_task:TASK", "--decisions", "4", "--trace_tokens", "24", "--device", "cpu")
+    assert main("masking", *given, "--games", "4", "--step_limit", "2", "--workers", "1", "--splits", "in_domain") == 0
+    played, _ = read_table(tmp_path / "run" / "tables", "masking_games")
+    assert len(played) == 5 * 4 and played.groupby("game").size().eq(5).all() and set(played.success_cot) <= {0, 1}
+    frame, made = read_table(tmp_path / "run" / "tables", "masking")
+    assert {"success_cot", "success_prompt", "acc_cot"} <= set(frame.metric) and made["verdict"].startswith("none: there is no difference")
+
+
 def test_a_corpus_without_training_episodes_is_refused(base, tmp_path, episodes):
     from interp.tasks import save_episodes
 
     path = save_episodes(tmp_path / "test_only.jsonl.xz", episodes["test_in_domain"])
     with pytest.raises(ValueError, match="no episodes of the split 'train'"):
         masking.train(config_of(base, path, tmp_path))
+
+
+def test_a_random_mask_that_cannot_mask_as_much_is_no_control(base, episodes, tmp_path):
+    bare = [replace(e, steps=tuple(replace(s, trace="") for s in e.steps)) for e in episodes["train"]]
+    with pytest.raises(ValueError, match="no control of action_mask_0.3 here: it would leave 0 tokens unsupervised and not"):
+        train_arm(base, bare, Supervision(random_mask=0.3), RECIPE, tmp_path, seed=0, device="cpu")
 
 
 def test_low_rank_arms_are_a_series_over_the_untouched_base(base, episodes, tmp_path):
