@@ -19,6 +19,8 @@ OTHER = {"record": "play the corpus of episodes in the engine", "series": "train
          "environments": "put studies of several environments side by side, with the splits of each",
          "coverage": "how often the probes' intervals cover chance on data without signal: a simulation, no model",
          "pace": "time training against a bare PyTorch loop on the same batches",
+         "masking": "train arms whose action tokens are partly unsupervised, or take one's own, and compare them over games and seeds (METHODS 8)",
+         "masking_power": "what those comparisons find of planted effects and planted nulls: a simulation, no model",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
          "readme": "write the README's generated parts from the committed tables",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}

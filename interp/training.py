@@ -6,14 +6,17 @@ weights of each saying what made it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -22,10 +25,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from interp.headers import hash_files
 from interp.prompts import PromptFormat
 from interp.styles import STYLES
+from interp.supervision import Supervision, supervised
 from interp.tables import write_json
-from interp.tasks import Episode
+from interp.tasks import Decision, Episode
 
 CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['role'] == 'assistant' else '<|user|>' }}"
                  "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|agent|>{% endif %}")
@@ -219,4 +224,52 @@ def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Pa
         step = int(path.name.split("-")[1])
         write_json(path / "training.json", dict(provenance or {}, recipe=asdict(recipe), step=step, sequences=len(sequences), left_out_too_long=too_long,
                                                 loss={s: v for s, v in loss.items() if s <= step}))
+    return folder
+
+
+#: What a finished training needs no more.
+STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervision: Supervision, recipe: Recipe | Tuning, folder: str | Path, *,
+              seed: int, style: str = "", system: str = "", provenance: dict | None = None, device: str = "auto") -> Path:
+    """Train one arm of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
+
+    start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as `supervised`
+    takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
+    those that the base says it was trained with, else `tags` and none. A finished training is left as it is, an interrupted one goes
+    on from its last checkpoint. Raises ValueError where the folder holds another training, and for a random mask that lacks more than
+    one in a hundred of the tokens it should mask.
+    """
+    start, folder, recipe = Path(start), Path(folder), replace(recipe, seed=seed)
+    lora, file = isinstance(recipe, Tuning), start / "training.json"
+    steps, lr = (recipe.steps, recipe.lr) if lora else (recipe.cot_steps, recipe.cot_lr)
+    keep = sorted({s for s in recipe.checkpoints if 0 < s < steps} | {steps})
+    told, tokenizer = json.loads(file.read_text()) if file.exists() else {}, AutoTokenizer.from_pretrained(start)
+    style, system = style or told.get("style", "tags"), system or told.get("system", "")
+    fmt = PromptFormat(tokenizer, style, system)
+    made = dict(provenance or {}, arm=supervision.name, supervision=asdict(supervision), mask_seed=seed, base=hash_files(sorted(start.glob("*.safetensors"))),
+                style=style, system=system, format=fmt.hash, items=len(items), recipe=asdict(recipe))
+    made = json.loads(json.dumps(made))
+    before = json.loads((folder / "arm.json").read_text()) if (folder / "arm.json").exists() else made
+    if other := [name for name in made if before.get(name) != made[name]]:
+        raise ValueError(f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: give another folder, or remove it.")
+    write_json(folder / "arm.json", made)
+    if all((folder / f"checkpoint-{step}" / "training.json").exists() for step in keep):
+        return folder
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    sequences, counts = supervised(fmt, items, supervision, seed)
+    if counts["short"] > 0.01 * (counts["unsupervised"] + counts["short"]):
+        raise ValueError(f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens unsupervised and not "
+                         f"{counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. Train on longer traces, or leave this arm out.")
+    train(adapted(model, recipe) if lora else model, tokenizer, sequences, recipe, folder, steps=steps, lr=lr, keep=keep, seed=seed,
+          provenance=dict(made, masked=counts), device=device)
+    if not lora and 0 in recipe.checkpoints:
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)  # as the others are kept
+        for part in (model, tokenizer):
+            part.save_pretrained(folder / "checkpoint-0")
+        write_json(folder / "checkpoint-0" / "training.json", dict(told, step=0, base=made["base"]))
+    for name in STATES:
+        for path in folder.glob(f"checkpoint-*/{name}"):
+            path.unlink()
     return folder
