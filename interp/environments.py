@@ -141,7 +141,8 @@ class Environment:
 #: Decisions of any kind from a file, where any text is an action.
 ANY = Environment("any")
 #: name -> where it is; imported when it is asked for.
-KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environment:ALFWORLD", "bfcl": "interp.bfcl:BFCL"}
+KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environment:ALFWORLD", "bfcl": "interp.bfcl:BFCL",
+         "bfcl_single": "interp.bfcl:BFCL_SINGLE"}
 
 
 def find(name: str) -> Environment:
