@@ -4,6 +4,9 @@ The package is a test set. A split of our own is declared here for training, by 
 all their functions stay on one side, and so do the four variants of a conversation. Long-context conversations are out of domain and
 never trained on. Numbers on this split are no leaderboard numbers.
 
+`bfcl_single` are the tested questions alone, with the curated ones in domain and the `live_*` ones, which users wrote, out of domain:
+a split for models that were trained on neither side of ours.
+
 >>> entry = entries("multi_turn_base")["multi_turn_base_0"]
 >>> [d.reference for d in walk(entry)]        # '{"name": "cd", "arguments": {"folder": "document"}}', ..., '[]' ends a turn
 """
@@ -15,7 +18,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +26,7 @@ import numpy as np
 
 from interp import actions
 from interp.bfcl_calls import NotCalls, bind, parse, read
-from interp.bfcl_scoring import INSTALL, STEPS, checked, copies, execute, score_multi
+from interp.bfcl_scoring import INSTALL, STEPS, checked, copies, execute, score_multi, score_single
 from interp.environments import Environment, View
 from interp.tasks import Decision
 
@@ -208,12 +211,30 @@ def walk(entry: Entry) -> Iterator[Decision]:
 
 
 def recorded() -> Iterator[Decision]:
-    """Every entry's decisions but those of `live_relevance`, which has no ground truth, and of entries without a split."""
+    """Every entry's decisions but those of entries without a split, and of `live_relevance`: any call is right there, and none is the
+    recorded one, which probes, pairs and forced choice need."""
     for category in SINGLE + MULTI:
         if category != "live_relevance":
             for entry in entries(category).values():
                 if entry.split:
                     yield from walk(entry)
+
+
+def questions() -> Iterator[Decision]:
+    """The tested questions; those that users wrote are out of domain, without the few that share words or functions with a curated one."""
+    tested = [e for category in SINGLE if category != "live_relevance" for e in entries(category).values() if e.split == "test_in_domain"]
+    curated = {_groups()[e.id] for e in tested if not e.category.startswith("live_")}
+    for entry in tested:
+        live = entry.category.startswith("live_")
+        if not live or _groups()[entry.id] not in curated:
+            yield from (replace(d, split="test_out_of_domain") if live else d for d in walk(entry))
+
+
+def right(decision: Decision, action: str) -> bool:
+    """Whether an action is right: by the package's own check of a question, and in a conversation where it is the ground truth's."""
+    if decision.task_type in MULTI:
+        return action == decision.reference
+    return score_single(entries(decision.task_type)[decision.episode], action).valid
 
 
 class Conversation:
@@ -265,5 +286,6 @@ def called(action: str) -> str:
     return "none" if action == "[]" else "call"
 
 
-BFCL = Environment("bfcl", decisions=recorded, parse=parse, classes=dict(verb=actions.verb, call=called), task=lambda text: text,
-                   live=Conversation, games=games, needs=("bfcl_eval", INSTALL))
+BFCL = Environment("bfcl", decisions=recorded, parse=parse, classes=dict(verb=actions.verb, call=called), right=right, listed=False,
+                   task=lambda text: text, live=Conversation, games=games, needs=("bfcl_eval", INSTALL))
+BFCL_SINGLE = Environment("bfcl_single", decisions=questions, parse=parse, classes=BFCL.classes, right=right, listed=False)

@@ -142,7 +142,8 @@ class Environment:
 ANY = Environment("any")
 #: name -> where it is; imported when it is asked for.
 KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environment:ALFWORLD", "bfcl": "interp.bfcl:BFCL",
-         "scienceworld": "interp.scienceworld:SCIENCEWORLD", "twc": "interp.textworldexpress:TWC", "cookingworld": "interp.textworldexpress:COOKINGWORLD"}
+         "bfcl_single": "interp.bfcl:BFCL_SINGLE", "scienceworld": "interp.scienceworld:SCIENCEWORLD", "twc": "interp.textworldexpress:TWC",
+         "cookingworld": "interp.textworldexpress:COOKINGWORLD"}
 
 
 def find(name: str) -> Environment:

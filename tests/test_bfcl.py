@@ -280,6 +280,45 @@ def test_decisions_are_split_without_leaks(bfcl, recorded):
     assert {g.rsplit("_", 1)[1] for g in games} <= numbers["test_out_of_domain"]
 
 
+def test_an_answer_that_is_not_the_recorded_one_can_be_right(scoring, bfcl, recorded):
+    """The checker judges questions; a step of a conversation is right where it is the ground truth's."""
+    judge, seen = bfcl.BFCL.right, {}
+    for d in recorded["test_in_domain"]:
+        seen.setdefault(d.task_type, []).append(d)
+    for category, decisions in seen.items():
+        assert all(judge(d, d.reference) for d in decisions[:30]) and not any(judge(d, '{"name": "no_such_function", "arguments": {}}') for d in decisions)
+        assert not any(judge(d, "[]") for d in decisions if d.reference != "[]")
+    other = 0
+    for d in seen["parallel"][:30]:  # in another order, and with another possible value
+        calls = json.loads(d.reference)
+        assert judge(d, json.dumps(calls[::-1])) and not judge(d, json.dumps(calls[:-1]))
+    for d in seen["simple_python"]:
+        answer, = bfcl.entries("simple_python")[d.episode].answers
+        (name, possible), = answer.items()
+        for argument, values in possible.items():
+            if len(values) > 1 and argument in json.loads(d.reference)["arguments"] and all(type(v) is str and v for v in values):
+                call = bfcl.action([(name, json.loads(d.reference)["arguments"] | {argument: values[1]})])
+                other += call != d.reference and judge(d, call)
+    assert other > 5
+    step = next(d for d in seen["multi_turn_base"] if d.reference != "[]")
+    call = json.loads(step.reference)
+    assert judge(step, step.reference) and not judge(step, bfcl.action([(call["name"], call["arguments"] | {"unheard_of": 1})]))
+    assert bfcl.BFCL.judge == "interp.bfcl.right" and not bfcl.BFCL.listed
+
+
+def test_the_questions_alone_are_tested_ones_with_those_of_users_out_of_domain(bfcl, recorded):
+    found = bfcl.BFCL_SINGLE.recorded()
+    assert set(found) == {"test_in_domain", "test_out_of_domain"} and environments.find("bfcl_single") is bfcl.BFCL_SINGLE
+    tested = {d.id: d for d in recorded["test_in_domain"] if d.task_type in bfcl.SINGLE}
+    for split, live in (("test_in_domain", False), ("test_out_of_domain", True)):
+        assert len(found[split]) > 400 and all(d.task_type.startswith("live_") is live and replace(d, split="test_in_domain") == tested[d.id] for d in found[split])
+        assert {bfcl.called(d.reference) for d in found[split]} == {"call", "none"}
+    assert "live_relevance" not in {d.task_type for g in found.values() for d in g}
+    curated, users = ({bfcl._groups()[d.episode] for d in found[split]} for split in ("test_in_domain", "test_out_of_domain"))
+    assert not curated & users and sum(map(len, found.values())) > len(tested) - 10
+    assert "no games" in bfcl.BFCL_SINGLE.unplayable()
+
+
 @pytest.mark.parametrize("style, template", [("tags", ""), ("qwen3_tools", ""), ("qwen3_tools", "qwen3.jinja"), ("tags", "qwen2_5.jinja")])
 def test_decisions_render_in_both_styles_with_their_functions(bfcl, recorded, tokenizer, style, template):
     if template:

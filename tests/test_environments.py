@@ -89,7 +89,7 @@ def test_recorded_decisions_of_any_kind_have_no_games(tmp_path):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("household", "There is no environment 'household': there are any, alfworld, bfcl, twc, cookingworld, or one of your own as MODULE:NAME"),
+    ("household", "There is no environment 'household': there are any, alfworld, bfcl, bfcl_single, scienceworld, twc, cookingworld, or one of your own as MODULE:NAME"),
     ("nowhere_at_all:TASK", "'nowhere_at_all:TASK' cannot be imported .*run where nowhere_at_all.py is"),
     ("broken:TASK", "'TASK' of the module broken is not there, and should be an interp.environments.Environment"),
     ("broken:OTHER", "'OTHER' of the module broken is a int"),
