@@ -14,6 +14,7 @@ ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
          "smollm2": "fine-tune a real pretrained chat model on ALFWorld episodes, or prepare the shipped adapters",
          "steering": "add directions to the residual stream and watch the action (METHODS 7); takes long, so `all` leaves it out",
+         "reinforce": "go on from a checkpoint by reinforcement learning in live games",
          "calibration": "what each instrument reads on agents whose answer is known",
          "organisms": "grow those agents from their recipes, as they are shipped",
          "environments": "put studies of several environments side by side, with the splits of each",

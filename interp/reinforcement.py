@@ -90,10 +90,14 @@ def trained(fmt: PromptFormat, ids: Sequence[int], masked: bool) -> list[int]:
 
 
 class Rollouts:
-    """TRL's `rollout_func`: plays the games that are asked for, in the environment's worker processes, with the trainer's current weights."""
+    """TRL's `rollout_func`: plays the games that are asked for, in the environment's worker processes, with the trainer's current weights.
 
-    def __init__(self, environment: Environment, games: Sequence, fmt: PromptFormat, recipe: Reinforcement, engines: Engines):
-        self.environment, self.fmt, self.recipe, self.engines = environment, fmt, recipe, engines
+    context: tokens that the model reads at most; a game that leaves no room for another turn ends with what it has earned.
+    """
+
+    def __init__(self, environment: Environment, games: Sequence, fmt: PromptFormat, recipe: Reinforcement, engines: Engines,
+                 context: int | None = None):
+        self.environment, self.fmt, self.recipe, self.engines, self.context = environment, fmt, recipe, engines, context
         self.games = {str(game): game for game in games}
         self._copy: HookedModel | None = None
 
@@ -130,12 +134,15 @@ class Rollouts:
         memory: dict = {}
         opening = fmt.opening("cot")
         for turn in range(recipe.step_limit):
-            slots = sorted(running)
-            prompts = {slot: fmt.prompt(running[slot].decision()) for slot in slots}
-            for slot in slots if turn else ():
+            prompts = {slot: fmt.prompt(running[slot].decision()) for slot in sorted(running)}
+            for slot in prompts if turn else ():
                 behind = answer(prompts[slot])
                 plays[slot].ids += behind
                 plays[slot].trained += [0] * len(behind)
+            slots = [s for s in prompts if not self.context or len(plays[s].prompt_ids) + len(plays[s].ids) + len(opening) + recipe.trace_tokens <= self.context]
+            running = {slot: running[slot] for slot in slots}
+            if not running:
+                break
             # What was sampled stays as it was sampled: its text need not be tokenised the same way.
             asked = [replace(prompts[slot], ids=(*plays[slot].prompt_ids, *plays[slot].ids)) for slot in slots]
             moves = {}
@@ -155,8 +162,6 @@ class Rollouts:
                 plays[slot].reward, plays[slot].won = view.score, view.won
                 if view.done:
                     running.pop(slot)
-            if not running:
-                break
         return plays
 
 
@@ -189,7 +194,7 @@ def reinforce(model, tokenizer, folder: str | Path, environment: Environment, re
         use_vllm=recipe.vllm, vllm_mode="colocate", seed=recipe.seed, data_seed=recipe.seed, use_cpu=device == "cpu", bf16=False,
         gradient_checkpointing=False, save_strategy="no", logging_steps=1, report_to=[], dataloader_pin_memory=False, disable_dropout=True)
     with closing(Engines(environment.live, workers)) as engines:
-        rollouts = Rollouts(environment, games, fmt, recipe, engines)
+        rollouts = Rollouts(environment, games, fmt, recipe, engines, model.config.max_position_embeddings)
         trainer = GRPOTrainer(model=model, reward_funcs=earned, args=arguments, train_dataset=Dataset.from_dict(dict(prompt=[str(g) for g in games])),
                               processing_class=copy.deepcopy(tokenizer), rollout_func=rollouts, callbacks=[SaveAt(recipe.checkpoints)])
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)

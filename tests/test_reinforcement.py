@@ -128,6 +128,14 @@ def test_an_unparsed_action_ends_the_game_with_the_penalty_and_a_long_game_with_
     assert first.reward == -0.25 and not first.won and second.reward == 0 and fmt.text(second.ids).count("Nothing happens") == 2
 
 
+def test_a_game_without_room_for_another_turn_ends_with_what_it_has(fmt, pool):
+    asked = names("in_domain", 1, 0)
+    [whole] = Rollouts(DOORS, asked, fmt, Reinforcement(step_limit=6), pool).play(asked, scripted(fmt, lambda prompt, turn: ("Look.", "look")))
+    context = len(whole.prompt_ids) + len(whole.ids) // 2 + Reinforcement().trace_tokens
+    [short] = Rollouts(DOORS, asked, fmt, Reinforcement(step_limit=6), pool, context).play(asked, scripted(fmt, lambda prompt, turn: ("Look.", "look")))
+    assert 0 < len(short.ids) < len(whole.ids) and short.ids == whole.ids[:len(short.ids)] and short.reward == 0 and len(short.prompt_ids) + len(short.ids) <= context
+
+
 def test_sampled_tokens_stay_as_they_were_sampled(fmt, pool):
     odd = [*fmt.encode("N"), *fmt.encode("o"), *fmt.encode("w"), *fmt.encode(f"{fmt.style.close_think}{fmt.style.open_action}look{fmt.style.close_action}")]
     seen = []
