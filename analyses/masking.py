@@ -29,7 +29,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -41,7 +40,7 @@ from interp.rollout import play
 from interp.series import SERIES, CheckpointSeries
 from interp.stats import Estimate
 from interp.supervision import Supervision
-from interp.tables import read_table, write_table
+from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
 from interp.training import Recipe, Tuning, train_arm
 
 ARMS = ("action_mask_0", "action_mask_0.1", "action_mask_0.3", "action_mask_0.5", "action_mask_0.7", "random_mask_0.3", "action_only")
@@ -52,7 +51,7 @@ PRIMARY = dict(metric="acc_cot", split="out_of_domain", arm="action_mask_0.3")
 
 @dataclass
 class Config(Study):
-    """The defaults train the small agent's arms from the shipped base, measure them and compare them; each part goes on from where it was."""
+    """The defaults train the small agent's arms from the shipped base, measure and compare them; each part goes on from where it was."""
 
     run: Path = Path("runs/masking")
     """Folder for everything the run writes; arms trained here are in its `arms`."""
@@ -92,7 +91,8 @@ class Config(Study):
     @property
     def jobs(self) -> list[tuple[str, int]]:
         """(arm, seed) that are trained, every arm's first seed before any second."""
-        return [(arm, s) for s in range(max(self.seeds, self.more_seeds)) for arm in self.arms if s < (self.more_seeds if arm in self.more else self.seeds)]
+        seeds = {arm: self.more_seeds if arm in self.more else self.seeds for arm in self.arms}
+        return [(arm, seed) for seed in range(max(seeds.values(), default=0)) for arm in self.arms if seed < seeds[arm]]
 
     @cached_property
     def start(self) -> Path:
@@ -109,12 +109,16 @@ def train(config: Config) -> None:
     made = dict(corpus=hash_files([config._file]) if config._file else named.name)
     for arm, seed in (bar := tqdm(config.jobs, desc="train")):
         bar.set_postfix_str(f"{arm}, seed {seed}")
-        train_arm(config.start, items, Supervision.named(arm), config.tuning if config.lora else config.recipe, config.folder / arm / f"seed-{seed}",
-                  seed=seed, style=config.style, system=config.system, provenance=made, device=config.device)
+        recipe = config.tuning if config.lora else config.recipe
+        train_arm(config.start, items, Supervision.named(arm), recipe, config.folder / arm / f"seed-{seed}", seed=seed, style=config.style,
+                  system=config.system, provenance=made, device=config.device)
 
 
 def trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
-    """(arm, seed, folder) of every training below a folder of arms; raises ValueError for a folder that names neither, and where there is none."""
+    """(arm, seed, folder) of every training below a folder of arms.
+
+    Raises FileNotFoundError where there is none, and ValueError for a folder whose name is no arm's or no seed's.
+    """
     found = sorted(folder.glob("*/seed-*/"))
     if not found:
         raise FileNotFoundError(f"There are no arms in {folder}: a training's checkpoints are in {folder}/ARM/seed-S/checkpoint-N.")
@@ -126,14 +130,15 @@ def trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
 
 
 def measure(config: Config) -> None:
-    """Decode every training's checkpoints in both modes, and play games, into a table of outcomes for each: a row for each decision, or game."""
+    """Decode every training's checkpoints in both modes, and play games, into two tables of outcomes: a row for each decision, or game."""
     decided, played, weights, started = [], [], {}, time.time()
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Study)} | dict(base=config.start if config.lora else config.base)
     studies = {(arm, seed): Study(**shared | dict(series=folder)) for arm, seed, folder in trainings(config.folder)}
     last = {key: study.steps[-1] for key, study in studies.items()}
     if not config.checkpoints and len(set(last.values())) > 1:
         (a, s), (b, t) = min(last, key=last.get), max(last, key=last.get)
-        raise ValueError(f"Arms are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed {t} at {last[b, t]}: name a step with --checkpoints.")
+        raise ValueError(f"Arms are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed {t} at {last[b, t]}: "
+                         "name a step with --checkpoints.")
     for arm, seed in tqdm(list(studies), desc="measure"):
         study = studies.pop((arm, seed))  # and its model with it
         for step in config.checkpoints or study.steps[-1:]:
@@ -169,18 +174,22 @@ def play_games(config: Config, study: Study, step: int, split: str) -> list[dict
     for mode in ("cot", "prompt"):
         def compute():
             with engines(study.env.live, config.workers) as pool:
-                found = play(study.model(step), study.format, study.env, games, mode, pool, step_limit=config.step_limit, max_new_tokens=study.limits)
+                found = play(study.model(step), study.format, study.env, games, mode, pool, step_limit=config.step_limit,
+                             max_new_tokens=study.limits)
             return [int(r.won) for r in found]
 
-        inputs = dict(study.inputs(step), format=study.format.hash, mode=mode, n=n, limit=config.step_limit, tokens=study.limits[mode], official=study.official,
-                      environment=study.env.source)
+        inputs = dict(study.inputs(step), format=study.format.hash, mode=mode, n=n, limit=config.step_limit, tokens=study.limits[mode],
+                      official=study.official, environment=study.env.source)
         won[mode] = study.stage(f"masking/{step}-{split}-{mode}", inputs, compute)
     return [dict(game=str(game), success_cot=a, success_prompt=b) for game, a, b in zip(games, won["cot"], won["prompt"], strict=True)]
 
 
 def contrasts(arms: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """(contrast, arm, weights) that these arms allow: each one's `level`, its `difference` to k = 0, a mask's `control` (it less the random mask
-    of its share), and the `slope` in k."""
+    """(contrast, arm, weights) that these arms allow.
+
+    They are each arm's `level`, its `difference` to k = 0, an action mask's `control` (it less the random mask of its share), and the
+    `slope` in k.
+    """
     known = {arm: Supervision.named(arm) for arm in arms}
     zero, dose = Supervision().name, {arm: s.action_mask for arm, s in known.items() if arm == f"action_mask_{s.action_mask:g}"}
     for arm, supervision in known.items():
@@ -212,8 +221,7 @@ def compared(found: Outcomes, seed: int) -> list[dict]:
     """Rows of every contrast of one metric; contrasts whose arms share no seed are left out."""
     rows = []
     for name, arm, weights in contrasts(found.arms):
-        seeds = set.intersection(*({s for s, row in zip(found.seeds, found.values[found.arms.index(a)]) if not np.isnan(row).any()} for a in weights))
-        if seeds:
+        if found.of(weights).shape[1]:
             estimate, n = contrast(found, weights, seed=seed)
             rows.append(dict(contrast=name, arm=arm, seeds=n, **estimate.row()))
     return rows
@@ -221,7 +229,7 @@ def compared(found: Outcomes, seed: int) -> list[dict]:
 
 def primary(rows: list[dict]) -> str:
     """The verdict on the claim, or why there is none."""
-    found = {r["contrast"]: Estimate(*(r[k] for k in ("value", "low", "high", "n", "n_groups"))) for r in rows if all(r[k] == v for k, v in PRIMARY.items())}
+    found = {r["contrast"]: Estimate(*(r[c] for c in ESTIMATE_COLUMNS)) for r in rows if all(r[k] == v for k, v in PRIMARY.items())}
     if missing := [c for c in ("difference", "control") if c not in found]:
         return f"none: there is no {missing[0]} of {PRIMARY['arm']} {PRIMARY['split'].replace('_', ' ')}"
     return verdict(found["difference"], found["control"])

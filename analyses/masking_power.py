@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def outcomes(config: Config, world: str, effect: float, seeds: int, games: int, 
     planted = log_odds(config.rate + effect, sd) - log_odds(config.rate, sd)
     helped = [(min(SHARES[arm] / BEST, 1) if arm in SHARES else world == "any_mask") * (world != "null") for arm in ARMS]
     n = config.studies, len(ARMS), seeds, games
-    parts = ((config.game_sd, (n[0], 1, 1, games)), (config.order_sd, (n[0], 1, seeds, 1)), (training_sd, (*n[:3], 1)), (config.arm_sd, (*n[:2], 1, games)))
+    parts = ((config.game_sd, (n[0], 1, 1, games)), (config.order_sd, (n[0], 1, seeds, 1)), (training_sd, (*n[:3], 1)),
+             (config.arm_sd, (*n[:2], 1, games)))
     odds = log_odds(config.rate, sd) + planted * np.array(helped).reshape(1, -1, 1, 1)
     for scale, shape in parts:
         odds = odds + rng.normal(0, scale, shape)
@@ -92,13 +94,13 @@ def power(config: Config) -> pd.DataFrame:
 
     Column `what`: `above` and `below`, the interval of a contrast lies above, or below, 0; `covers`, it holds the true value;
     `supported` and `refuted`, what `interp.arms.verdict` says. Column `contrast`: `difference` of k = 0.3 and k = 0, `control` of
-    k = 0.3 and the random mask, `slope` in k, `games_only`: the difference by a bootstrap over games of the means over seeds, as if other seeds gave the same.
+    k = 0.3 and the random mask, `slope` in k, `games_only`: the difference by a bootstrap over games alone, of the means over seeds.
+    Column `half_width`: half of an interval, on average.
     """
     rows, (zero, best) = [], ("action_mask_0", "action_mask_0.3")
     contrasts = dict(difference={best: 1, zero: -1}, control={best: 1, ARMS[-1]: -1}, slope=slope_weights(SHARES))
-    kinds = [(w, e, s, g, t) for w in WORLDS for e in (config.effects if w != "null" else (0.0,)) for s in config.seeds for g in config.games
-             for t in config.training_sd]
-    for world, effect, seeds, games, training_sd in tqdm(kinds, desc="power"):
+    planted = [("null", 0.0), *product(WORLDS[1:], config.effects)]
+    for (world, effect), seeds, games, training_sd in tqdm(list(product(planted, config.seeds, config.games, config.training_sd)), desc="power"):
         values = outcomes(config, world, effect, seeds, games, training_sd)
         truth = dict(difference=effect, control=effect * (world == "action"), games_only=effect)
         found = {name: intervals(values, weights, config) for name, weights in contrasts.items()}
@@ -114,13 +116,15 @@ def power(config: Config) -> pd.DataFrame:
         width = {name: float((high - low).mean() / 2) for name, (low, high) in found.items()}
         for (name, what), hit in said.items():
             low, high = wilson(int(hit.sum()), len(hit))
-            rows.append(dict(world=world, effect=effect, seeds=seeds, games=games, training_sd=training_sd, contrast=name, what=what, value=hit.mean(),
-                             low=low, high=high, n=len(hit), n_groups=len(hit), half_width=width.get(name, np.nan)))
+            rows.append(dict(world=world, effect=effect, seeds=seeds, games=games, training_sd=training_sd, contrast=name, what=what,
+                             half_width=width.get(name, np.nan), value=hit.mean(), low=low, high=high, n=len(hit), n_groups=len(hit)))
     return pd.DataFrame(rows)
 
 
 def run(config: Config) -> None:
     """Simulate and write the table `masking_power`."""
     started, frame = time.time(), power(config)
-    write_table(config.run / "tables", "masking_power", frame, dict(made_by("masking_power", config, started), seed=config.seed, device="cpu"))
-    print(frame.pivot_table(index=["world", "effect", "seeds", "games", "training_sd"], columns=["contrast", "what"], values="value").round(3).to_string())
+    made = dict(made_by("masking_power", config, started), seed=config.seed, device="cpu")
+    write_table(config.run / "tables", "masking_power", frame, made)
+    kinds = ["world", "effect", "seeds", "games", "training_sd"]
+    print(frame.pivot_table(index=kinds, columns=["contrast", "what"], values="value").round(3).to_string())

@@ -55,7 +55,8 @@ def bare(model, data: _Batches, steps: int, lr: float, device: str = "cpu") -> N
     """Train as `train` does, with nothing around it: no logs, no checkpoints, no resuming."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
-    optimiser = torch.optim.AdamW([dict(params=matrices, weight_decay=0.05), dict(params=others, weight_decay=0.0)], lr, (0.9, 0.98), fused=True)
+    groups = [dict(params=matrices, weight_decay=0.05), dict(params=others, weight_decay=0.0)]
+    optimiser = torch.optim.AdamW(groups, lr, (0.9, 0.98), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimiser, max(1, steps // 20), steps)
     model.to(device).train()
     for i in range(steps):
@@ -68,9 +69,10 @@ def bare(model, data: _Batches, steps: int, lr: float, device: str = "cpu") -> N
 
 
 def run(config: Config) -> pd.DataFrame:
-    """Time both in turns, in one process, and write the table `pace`; the trainer's time holds its start and the saving of its last checkpoint.
+    """Time both in turns, in one process, and write the table `pace`.
 
-    On the CPU these are seconds of computing, of all threads, which other work on the machine does not stretch.
+    The trainer's time holds its start and the saving of its last checkpoint. On the CPU these are seconds of computing, of all
+    threads, which other work on the machine does not stretch.
     """
     started, recipe, clock = time.time(), config.recipe, time.process_time if config.device == "cpu" else time.perf_counter
     torch.set_num_threads(config.threads)
@@ -85,7 +87,8 @@ def run(config: Config) -> pd.DataFrame:
         for _ in range(config.repeats):
             with tempfile.TemporaryDirectory() as folder:
                 model, begun = build_model(recipe, fmt.tokenizer), clock()
-                train(model, fmt.tokenizer, sequences, recipe, folder, steps=config.steps, lr=recipe.cot_lr, keep=(), seed=0, device=config.device, plan=plan)
+                train(model, fmt.tokenizer, sequences, recipe, folder, steps=config.steps, lr=recipe.cot_lr, keep=(), seed=0,
+                      device=config.device, plan=plan)
                 seconds["train"].append(clock() - begun)
             model, begun = build_model(recipe, fmt.tokenizer), clock()
             bare(model, data, config.steps, recipe.cot_lr, config.device)

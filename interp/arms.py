@@ -10,7 +10,7 @@ share their data's order; so games and seeds are crossed, and an interval must h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from interp.stats import Estimate, wilson
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One metric of every training in every game: `values` [arm, seed, game], NaN where an arm has no such seed; `n` [game] rows of each."""
+    """One metric of every training in every game: `values`, NaN where an arm has no such seed, and the rows that a game has, `n`."""
 
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -31,20 +31,29 @@ class Outcomes:
     values: Float[np.ndarray, "arm seed game"]
     n: Float[np.ndarray, "game"]
 
+    def of(self, arms: Iterable[str]) -> Float[np.ndarray, "arm seed game"]:
+        """The values of these arms, of the seeds that they all have; raises ValueError for an arm that is not there."""
+        arms = list(arms)
+        if missing := [arm for arm in arms if arm not in self.arms]:
+            raise ValueError(f"There are no outcomes of the arm {missing[0]!r}: there are {', '.join(self.arms)}.")
+        values = self.values[[self.arms.index(arm) for arm in arms]]
+        return values[:, ~np.isnan(values).any(axis=(0, 2))]
+
 
 def outcomes(frame: pd.DataFrame) -> Outcomes:
     """Outcomes from rows of arm, seed, game and value, one or several (decisions) for each game.
 
-    Raises ValueError where two trainings did not play the same games, or one has a game's rows more often, and for values that are not finite.
+    Raises ValueError where two trainings have not the same games, or not as many rows of one, and for values that are not finite.
     """
-    if frame.empty or not np.isfinite(frame["value"]).all():
-        raise ValueError(f"{len(frame)} outcomes, of which {int((~np.isfinite(frame['value'])).sum())} are no numbers: give rows of arm, seed, game and value.")
+    bad = int((~np.isfinite(frame["value"])).sum())
+    if frame.empty or bad:
+        raise ValueError(f"{len(frame)} outcomes, of which {bad} are no numbers: give rows of arm, seed, game and value.")
     table = frame.pivot_table(index=["arm", "seed"], columns="game", values="value", aggfunc=["mean", "size"], sort=True)
     means, sizes = table["mean"], table["size"]
     wrong = sizes.ne(sizes.iloc[0]).any(axis=1) | sizes.isna().any(axis=1)
     if wrong.any() or sizes.iloc[0].isna().any():
-        arm, seed = (sizes.index[wrong] if wrong.any() else sizes.index)[0]
-        raise ValueError(f"The arm {arm!r} of seed {seed} has other games, or another number of rows in one, than {sizes.index[0][0]!r} of seed {sizes.index[0][1]}: "
+        (arm, seed), (first, its) = (sizes.index[wrong] if wrong.any() else sizes.index)[0], sizes.index[0]
+        raise ValueError(f"The arm {arm!r} of seed {seed} has other games, or another number of rows in one, than {first!r} of seed {its}: "
                          "arms are compared on the same games.")
     arms, seeds = (tuple(means.index.get_level_values(level).unique()) for level in ("arm", "seed"))
     seeds = tuple(sorted(int(s) for s in seeds))
@@ -95,10 +104,7 @@ def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, s
     interval is Wilson's on the games, of the share itself, or of the share of games in which arms could differ.
     Raises ValueError for arms that are not there or share no seed.
     """
-    if missing := [arm for arm in weights if arm not in found.arms]:
-        raise ValueError(f"There are no outcomes of the arm {missing[0]!r}: there are {', '.join(found.arms)}.")
-    values = found.values[[found.arms.index(arm) for arm in weights]]
-    values = values[:, ~np.isnan(values).any(axis=(0, 2))]
+    values = found.of(weights)
     if not values.shape[1]:
         raise ValueError(f"The arms {', '.join(weights)} share no seed: arms are compared on the same seeds.")
     given = np.array(list(weights.values()))

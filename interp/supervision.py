@@ -65,12 +65,13 @@ class Supervision:
         except (TypeError, ValueError):
             found = None
         if found is None or found.name != name:
-            raise ValueError(f"There is no arm {name!r}: arms are action_mask_K and random_mask_K, K a share of the examples such as 0.3, action_only and cot_only.")
+            raise ValueError(f"There is no arm {name!r}: arms are action_mask_K and random_mask_K, K a share of the examples such as 0.3, "
+                             "action_only and cot_only.")
         return found
 
 
 class Written(NamedTuple):
-    """A training sequence: `ids` [token], what each token is (0: not the agent's, else TAG, COT or ACTION), and the example that it is of."""
+    """A training sequence [token]: ids, what each token is (0: not the agent's, else TAG, COT or ACTION), and of which example."""
 
     ids: list[int]
     parts: list[int]
@@ -122,7 +123,7 @@ def _answered(fmt: PromptFormat, decision: Decision) -> Written:
 
 
 def lot(example: str, seed: int) -> float:
-    """A number from 0 to 1 that an example draws; a share k of the examples are those below k, so the chosen of a k are among those of any larger one."""
+    """A number from 0 to 1 that an example draws; a share k chooses those below k, so what a k chooses any larger one chooses too."""
     return int(hashlib.sha256(f"{seed} {example}".encode()).hexdigest()[:13], 16) / 16**13
 
 

@@ -231,12 +231,12 @@ def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Pa
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
-def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervision: Supervision, recipe: Recipe | Tuning, folder: str | Path, *,
-              seed: int, style: str = "", system: str = "", provenance: dict | None = None, device: str = "auto") -> Path:
+def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervision: Supervision, recipe: Recipe | Tuning, folder: str | Path,
+              *, seed: int, style: str = "", system: str = "", provenance: dict | None = None, device: str = "auto") -> Path:
     """Train one arm of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
 
-    start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as `supervised`
-    takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
+    start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as
+    `supervised` takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
     those that the base says it was trained with, else `tags` and none. A finished training is left as it is, an interrupted one goes
     on from its last checkpoint. Raises ValueError where the folder holds another training, and for a random mask that lacks more than
     one in a hundred of the tokens it should mask.
@@ -248,20 +248,22 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     told, tokenizer = json.loads(file.read_text()) if file.exists() else {}, AutoTokenizer.from_pretrained(start)
     style, system = style or told.get("style", "tags"), system or told.get("system", "")
     fmt = PromptFormat(tokenizer, style, system)
-    made = dict(provenance or {}, arm=supervision.name, supervision=asdict(supervision), mask_seed=seed, base=hash_files(sorted(start.glob("*.safetensors"))),
-                style=style, system=system, format=fmt.hash, items=len(items), recipe=asdict(recipe))
+    made = dict(provenance or {}, arm=supervision.name, supervision=asdict(supervision), mask_seed=seed, style=style, system=system,
+                base=hash_files(sorted(start.glob("*.safetensors"))), format=fmt.hash, items=len(items), recipe=asdict(recipe))
     made = json.loads(json.dumps(made))
     before = json.loads((folder / "arm.json").read_text()) if (folder / "arm.json").exists() else made
     if other := [name for name in made if before.get(name) != made[name]]:
-        raise ValueError(f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: give another folder, or remove it.")
+        raise ValueError(f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: "
+                         "give another folder, or remove it.")
     write_json(folder / "arm.json", made)
     if all((folder / f"checkpoint-{step}" / "training.json").exists() for step in keep):
         return folder
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     sequences, counts = supervised(fmt, items, supervision, seed)
     if counts["short"] > 0.01 * (counts["unsupervised"] + counts["short"]):
-        raise ValueError(f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens unsupervised and not "
-                         f"{counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. Train on longer traces, or leave this arm out.")
+        raise ValueError(f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens "
+                         f"unsupervised and not {counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. "
+                         "Train on longer traces, or leave this arm out.")
     train(adapted(model, recipe) if lora else model, tokenizer, sequences, recipe, folder, steps=steps, lr=lr, keep=keep, seed=seed,
           provenance=dict(made, masked=counts), device=device)
     if not lora and 0 in recipe.checkpoints:

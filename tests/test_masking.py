@@ -1,6 +1,7 @@
 """The masking study end to end on tiny arms: trained, killed and resumed, measured, compared; and a researcher's own arms."""
 
 import json
+import re
 import shutil
 import warnings
 from dataclasses import replace
@@ -20,7 +21,7 @@ from interp.tables import read_table
 from interp.training import Tuning, train, train_arm
 from tests.conftest import TINY
 from tests.test_cli import main
-from tests.test_environments import own  # noqa: F401
+from tests.test_environments import README, module
 
 RECIPE = replace(TINY, cot_steps=6, checkpoints=(0, 3, 6), batch_tokens=800)
 ARMS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")
@@ -149,7 +150,9 @@ def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsy
     assert main("masking", "--series", tmp_path, "--run", tmp_path / "run") == 1
 
 
-def test_arms_play_the_same_games_of_a_task_of_ones_own(study, own, tmp_path):
+def test_arms_play_the_same_games_of_a_task_of_ones_own(study, tmp_path, monkeypatch):
+    code, = re.findall(r"<!-- own task -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    module(tmp_path, monkeypatch, "my_task", code)
     given = ("--series", study / "arms", "--run", tmp_path / "run", "--environment", "my_task:TASK", "--decisions", "4", "--trace_tokens", "24", "--device", "cpu")
     assert main("masking", *given, "--games", "4", "--step_limit", "2", "--workers", "1", "--splits", "in_domain") == 0
     played, _ = read_table(tmp_path / "run" / "tables", "masking_games")
