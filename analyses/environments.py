@@ -18,9 +18,11 @@ from analyses import figures
 from analyses.study import made_by
 from interp.environments import find
 from interp.plots_environments import ENVIRONMENTS
-from interp.style import label_of, pick
+from interp.style import pick
 from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
 
+#: What the probes' gain is about, where a study has it; else the eventual action's verb.
+LABEL = "eventual_target"
 FIGURES = Path(__file__).parents[1] / "figures"
 #: Of each environment: what its series was trained on, and what its decisions of each split are.
 SPLITS: Mapping[str, Mapping[str, str]] = {
@@ -70,7 +72,8 @@ def headline(tables: Path) -> pd.DataFrame:
     if len(table := rows("conflict")):
         found.append(pick(table, arm="other_state")[lambda t: t["metric"].isin(["keep", "follow"])])
     if len(table := rows("probes")):
-        found.append(pick(table, label=label_of(table), layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain"))
+        label = next((name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()), table["label"].iloc[0])
+        found.append(pick(table, label=label, layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain"))
     return pd.concat(found)[["step", "split", "metric", *ESTIMATE_COLUMNS]]
 
 
