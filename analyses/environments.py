@@ -21,7 +21,7 @@ from interp.plots_environments import ENVIRONMENTS
 from interp.style import pick
 from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
 
-#: What the probes' gain is about, where a study has it; else the eventual action's verb.
+#: What the probes' gain is about, where a study has it; else the eventual action's verb, or the study's first label.
 LABEL = "eventual_target"
 FIGURES = Path(__file__).parents[1] / "figures"
 #: Of each environment: what its series was trained on, and what its decisions of each split are.
@@ -33,7 +33,7 @@ SPLITS: Mapping[str, Mapping[str, str]] = {
     "scienceworld": dict(
         trained="train variations of every task type but the last of each topic",
         in_domain="development variations of the same task types",
-        out_of_domain="the last task type of each topic (without 3-4; what takes more than 60 steps, as all of 9-3, is not recorded)"),
+        out_of_domain="the last task type of each topic (without 3-4; solutions of more than 60 steps, so all of 5-2 and most of 9-3, are not recorded)"),
     "twc": dict(
         trained="games of the train fold",
         in_domain="other games of the train fold, with the same objects",

@@ -17,7 +17,7 @@ _WORDS = {"acc_cot": "CoT action", "acc_prompt": "prompt action", "success_cot":
 def environments(frame: pd.DataFrame, split: str = "in_domain") -> str:
     """What each environment reads at the first and last checkpoint, in one split."""
     lead = (f"The same measurements in several environments, {SPLITS[split].lower()}. The probe's gain is about the eventual action's target, "
-            "in BFCL about its function.")
+            "in BFCL about whether the recorded one calls a function.")
     lines = []
     for name, title in ENVIRONMENTS.items():
         rows = pick(frame, environment=name, split=split)
