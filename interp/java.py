@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import weakref
@@ -38,6 +39,7 @@ class Engine:
             raise ImportError(f"Its games cannot be played: {lacking}. Recorded decisions work without it.")
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
 
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what fails is raised; objects that outlive their Java are no failure
         folder = importlib.util.find_spec(package).submodule_search_locations[0]
         port, secret, self.process = launch_gateway(
             classpath=os.path.join(folder, jar), javaopts=list(OPTIONS), cwd=folder, die_on_exit=True, enable_auth=True,

@@ -2,7 +2,7 @@
 
 The last task type of each of its topics is out of domain; genetics, whose gold paths take ten seconds to make and 150 steps to
 play, is left out. The package draws from one stream of random numbers and numbers objects for the whole Java process: both start anew
-with each game here, and each game has a process of its own, so that the same actions meet the same observations (in `3-4`, they may not).
+with each game here, and each game has a process of its own, so that the same actions meet the same observations (in `3-4` they may not, and `3-3`'s solutions vary).
 
 >>> lab = Laboratory()
 >>> view = lab.reset(Game("4-1", 2))

