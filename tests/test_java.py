@@ -18,7 +18,8 @@ from interp.textworldexpress import INSTALL
 lacking = java.missing("textworld_express", INSTALL)
 playable = pytest.mark.skipif(bool(lacking), reason=lacking)
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores interrupts
 from interp.textworldexpress import Game, Live, _engine
 view = Live().reset(Game("twc", "train", 7))
 assert len(view.admissible) > 2

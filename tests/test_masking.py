@@ -96,14 +96,14 @@ def test_arms_of_one_seed_read_the_same_batches(base, episodes, tmp_path, monkey
 def test_a_study_killed_in_the_middle_of_a_training_goes_on_to_the_same_weights(study, base, corpus_file, tmp_path, monkeypatch):
     config = config_of(base, corpus_file, tmp_path)
 
-    class Killed(training._SaveAt):
+    class Killed(training.SaveAt):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 5 and "random" in args.output_dir:
                 raise KeyboardInterrupt
             return super().on_step_end(args, state, control, **kwargs)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "_SaveAt", Killed)
+        patched.setattr(training, "SaveAt", Killed)
         masking.run(config)
     finished = tmp_path / "arms" / "action_mask_0" / "seed-0" / "checkpoint-6" / "model.safetensors"
     when = finished.stat().st_mtime_ns

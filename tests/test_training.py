@@ -108,14 +108,14 @@ def test_training_killed_and_resumed_gives_the_uninterrupted_weights(tmp_path, t
     tiny_run(whole, tokenizer, fmt, episodes)
     assert sorted(p.name for p in whole.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6", "checkpoint-8"]
 
-    class Killed(training._SaveAt):
+    class Killed(training.SaveAt):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 5:
                 raise KeyboardInterrupt
             return super().on_step_end(args, state, control, **kwargs)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "_SaveAt", Killed)
+        patched.setattr(training, "SaveAt", Killed)
         tiny_run(cut, tokenizer, fmt, episodes)
     half = cut / "checkpoint-5"  # and a checkpoint that was being written when the process died
     half.mkdir()
