@@ -88,4 +88,4 @@ def splits(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     fig = go.Figure(go.Table(
         columnwidth=[1.3, 2.3, 1.0, 3.0, 0.7, 0.8, 0.9, 0.75], header=dict(values=list(shown.values()), align=align, fill_color="#EEEEEE", font_size=13),
         cells=dict(values=cells, align=align, fill_color="white", line_color="#CCCCCC", font_size=13, height=20)))
-    return fig.update_layout(template="interp", height=70 + 48 * len(frame), margin=dict(l=8, r=8, t=8, b=8), meta=meta("splits", provenance))
+    return fig.update_layout(template="interp", height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8), meta=meta("splits", provenance))
