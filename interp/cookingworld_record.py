@@ -6,16 +6,13 @@ import random
 import re
 from itertools import islice
 
+from interp.phrases import in_hand, spelled_out
 from interp.recording import Sizes
 from interp.tasks import Episode, Step
 from interp.textworldexpress import Game, Live, games, task_of
 
 SIZES = Sizes(base=0, base_out_of_domain=0, train=0, test=100)
-#: One trace in six ends with the action in so many words.
-SPELLED_OUT = 1 / 6
 _GOAL = ("Goal: cook by the recipe, then eat.", "I am to cook a meal and eat it.", "The task: a meal by the cookbook.")
-_HELD = ("I hold {held}.", "In hand: {held}.", "I carry {held}.")
-_EMPTY = ("Hands empty.", "I hold nothing.", "Nothing in hand.")
 _NEXT = {
     "take": ("The recipe asks for {x}.", "Here is {x}, which the meal needs.", "Among the ingredients: {x}."),
     "cookbook": ("The recipe is in the cookbook.", "First the cookbook.", "The cookbook knows what is needed."),
@@ -43,12 +40,10 @@ def play(live: Live, game: Game, split: str) -> Episode:
         thing, _, place = rest.partition(" in ")
         ahead = re.search(rf"(?i)to the {thing} you see (?:the |an? (?:open |closed )?)?([\w' -]+)", room)
         which = thing if verb == "take" and thing in _NEXT else verb
-        parts = [rng.choice(_GOAL), rng.choice(_HELD).format(held=", ".join(held)) if held else rng.choice(_EMPTY),
+        parts = [rng.choice(_GOAL), in_hand(", ".join(held), rng),
                  rng.choice(_NEXT[which]).format(x=thing, r=place, room=ahead[1] if ahead else "next room")]
-        if rng.random() < SPELLED_OUT:
-            parts.append(f"So {action}.")
         after = live.step(action)
-        steps.append(Step(" ".join(parts), action, after.text, action, view.admissible))
+        steps.append(Step(" ".join(parts + spelled_out(action, rng)), action, after.text, action, view.admissible))
         view, room = after, after.text if after.text.startswith("You are in") else room
         held += [thing] if verb == "take" else []
     return Episode(f"{split}/{game}", split, game.name, game.seed, task_of(start), start, tuple(steps), view.won)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from interp.phrases import spelled_out
 from interp.recording import Sizes
 from interp.scienceworld import IN_DOMAIN, OUT_OF_DOMAIN, Game, Laboratory, doors, draw, parse, room_of, target, task_of, verb
 from interp.tasks import Episode, Step
@@ -46,8 +47,6 @@ _REASON = {
     "wait": ("This takes time.", "Let it work a while.", "Nothing to do but wait."),
 }
 _OTHER = ("This may help.", "Try this.", "See what this does.")
-#: One trace in six ends with the action in so many words.
-SPELLED_OUT = 1 / 6
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,7 @@ def trace(row: tuple, subgoal: str, rng: random.Random) -> str:
     parts = [rng.choice(_SUBGOAL).format(subgoal[0].lower() + subgoal[1:])] if subgoal else []
     parts += [rng.choice(_PLACE).format(room)] if rng.random() < 0.5 else []
     parts.append(rng.choice(_REASON.get("wait" if what == "wait1" else what, _OTHER)).format(x=thing))
-    if rng.random() < SPELLED_OUT:
-        parts.append(f"So {action}.")
-    return " ".join(part[0].upper() + part[1:] for part in parts)
+    return " ".join(part[0].upper() + part[1:] for part in parts + spelled_out(action, rng))
 
 
 def candidates(lab: Laboratory, action: str, rng: random.Random) -> tuple[str, ...]:

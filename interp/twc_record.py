@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from interp.phrases import in_hand, spelled_out
 from interp.recording import Sizes, bare
 from interp.tasks import Episode, Step
 from interp.textworldexpress import Game, Live, games, task_of
@@ -16,11 +17,7 @@ from interp.textworldexpress import Game, Live, games, task_of
 SIZES = Sizes(base=400, base_out_of_domain=0, train=700, test=150)
 STEP_LIMIT = 40
 NOISE = 1 / 3  # of the actions in a noisy expert episode
-#: One trace in six ends with the action in so many words.
-SPELLED_OUT = 1 / 6
 _GOAL = ("Goal: put things where they belong.", "I am to put things where they belong.", "The task: put things where they belong.")
-_HELD = ("I hold {held}.", "In hand: {held}.", "I carry {held}.")
-_EMPTY = ("Hands empty.", "I hold nothing.", "Nothing in hand.")
 _NEXT = {
     "take": ("Out of place: the {x}, to go in the {r}.", "The place of the {x} is not here, but in the {r}.", "The usual place of the {x} is the {r}."),
     "put": ("Here is the {r}, the home of the {x}.", "I carry the {x}, for which the place is here, the {r}.", "The {r} is the place for the {x}."),
@@ -125,11 +122,8 @@ def _stray(belief: Belief, action: str) -> tuple[str, dict]:
 def write(belief: Belief, action: str, reason: tuple[str, dict], rng: random.Random) -> str:
     """One trace for an action: the goal, what is held, why this comes next, in a phrasing drawn from `rng`."""
     which, words = reason
-    parts = [rng.choice(_GOAL), rng.choice(_HELD).format(held=", ".join(belief.held)) if belief.held else rng.choice(_EMPTY),
-             rng.choice(_NEXT[which]).format(**words)]
-    if rng.random() < SPELLED_OUT:
-        parts.append(f"So {action}.")
-    return " ".join(parts)
+    parts = [rng.choice(_GOAL), in_hand(", ".join(belief.held), rng), rng.choice(_NEXT[which]).format(**words)]
+    return " ".join(parts + spelled_out(action, rng))
 
 
 def play(live: Live, game: Game, split: str, which: str, number: int, usual: dict[str, str]) -> Episode:

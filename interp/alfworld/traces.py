@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 
 from interp.alfworld.expert import Belief, kind
+from interp.phrases import in_hand, spelled_out
 
 _GOAL = ("Goal: {goal}.", "I am after {goal}.", "The task is {goal}.")
-_HELD = ("I hold {held}.", "In hand: {held}.", "I carry {held}.")
-_EMPTY = ("Hands empty.", "I hold nothing.", "Nothing in hand.")
 _RULED = ("No {name} in {out}.", "{out}: no {name}.", "Ruled out for {name}: {out}.")
 _NEXT = {
     "search": ("{r} is the next place to check.", "Next I check {r}.", "{r} comes next."),
@@ -25,8 +24,6 @@ _NEXT = {
     "use": ("Turn on {x} now.", "Now {x} gives light.", "{x} is here, switch it on."),
     "other": ("Try something else.", "Look around a little.", "See what this does."),
 }
-#: One trace in six ends with the action in so many words.
-SPELLED_OUT = 1 / 6
 
 
 def _goal_phrase(belief: Belief) -> str:
@@ -62,13 +59,11 @@ def write(belief: Belief, command: str, rng: random.Random) -> str:
     """One trace for the step that `command` takes from `belief`, in a phrasing drawn from `rng`."""
     goal = belief.goal
     parts = [rng.choice(_GOAL).format(goal=_goal_phrase(belief))]
-    parts.append(rng.choice(_HELD).format(held=belief.held) if belief.held else rng.choice(_EMPTY))
+    parts.append(in_hand(belief.held, rng))
     which, words = _next(belief, command)
     if which == "search" and belief.seen:
         name = goal.lamp if belief.held and goal.lamp else goal.target
         out = ", ".join(list(belief.seen)[-2:])
         parts.append(rng.choice(_RULED).format(name=name, out=out))
     parts.append(rng.choice(_NEXT[which]).format(**words))
-    if rng.random() < SPELLED_OUT:
-        parts.append(f"So {command}.")
-    return " ".join(parts)
+    return " ".join(parts + spelled_out(command, rng))
