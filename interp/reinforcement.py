@@ -22,8 +22,7 @@ from interp.models import HookedModel
 from interp.prompts import Prompt, PromptFormat
 from interp.rollout import Player
 from interp.supervision import lot
-from interp.tables import write_json
-from interp.training import SaveAt
+from interp.training import SaveAt, finish
 
 INSTALL = "pip install 'interp-agents[rl]'"
 
@@ -186,7 +185,6 @@ def reinforce(model, tokenizer, folder: str | Path, environment: Environment, re
         raise ValueError(f"There is nothing to learn from: {reason}.")
     folder, fmt = Path(folder), fmt or PromptFormat(tokenizer)
     games = environment.games("in_domain", recipe.games_held, recipe.seed + 1)
-    done = sorted((p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()), key=lambda p: int(p.name.split("-")[1]))
     arguments = GRPOConfig(
         output_dir=str(folder), max_steps=recipe.steps, per_device_train_batch_size=recipe.generations, gradient_accumulation_steps=recipe.games,
         num_generations=recipe.generations, learning_rate=recipe.lr, lr_scheduler_type="constant", beta=recipe.beta, temperature=recipe.temperature,
@@ -197,10 +195,5 @@ def reinforce(model, tokenizer, folder: str | Path, environment: Environment, re
         rollouts = Rollouts(environment, games, fmt, recipe, engines, model.config.max_position_embeddings)
         trainer = GRPOTrainer(model=model, reward_funcs=earned, args=arguments, train_dataset=Dataset.from_dict(dict(prompt=[str(g) for g in games])),
                               processing_class=copy.deepcopy(tokenizer), rollout_func=rollouts, callbacks=[SaveAt(recipe.checkpoints)])
-        trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
-    reward = {row["step"]: row["reward"] for row in trainer.state.log_history if "reward" in row}
-    for path in folder.glob("checkpoint-*"):
-        step = int(path.name.split("-")[1])
-        write_json(path / "training.json", dict(provenance or {}, recipe=asdict(recipe), environment=environment.name, step=step,
-                                                reward={s: v for s, v in reward.items() if s <= step}))
+        finish(trainer, folder, "reward", dict(provenance or {}, recipe=asdict(recipe), environment=environment.name))
     return folder

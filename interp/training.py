@@ -206,8 +206,6 @@ def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Pa
     """
     folder = Path(folder)
     plan = batches(sequences, recipe, steps * recipe.accumulate, seed) if plan is None else plan
-    done = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    done = [p for p in done if (p / "trainer_state.json").exists()]
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=1,
         gradient_accumulation_steps=recipe.accumulate, learning_rate=lr, weight_decay=0.05,
@@ -217,14 +215,22 @@ def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Pa
         remove_unused_columns=False)  # else the labels of the kept logits would be dropped
     trainer = Trainer(model=model, args=arguments, train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
                       data_collator=lambda rows: rows[0], processing_class=tokenizer, callbacks=[SaveAt(keep)])
-    trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
-    loss = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
-    too_long = sum(len(ids) > recipe.context for ids, _ in sequences)
+    finish(trainer, folder, "loss", dict(provenance or {}, recipe=asdict(recipe), sequences=len(sequences),
+                                         left_out_too_long=sum(len(ids) > recipe.context for ids, _ in sequences)))
+    return folder
+
+
+def finish(trainer: Trainer, folder: Path, curve: str, made: dict) -> None:
+    """Train from the last checkpoint in `folder` (from the start where there is none) to the end, then write into each what made it.
+
+    curve: the logged number, `loss` or `reward`, whose values up to a checkpoint's step stand beside `made` in its `training.json`.
+    """
+    numbered = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()}
+    trainer.train(resume_from_checkpoint=str(numbered[max(numbered)]) if numbered else None)
+    logged = {row["step"]: row[curve] for row in trainer.state.log_history if curve in row}
     for path in folder.glob("checkpoint-*"):
         step = int(path.name.split("-")[1])
-        write_json(path / "training.json", dict(provenance or {}, recipe=asdict(recipe), step=step, sequences=len(sequences), left_out_too_long=too_long,
-                                                loss={s: v for s, v in loss.items() if s <= step}))
-    return folder
+        write_json(path / "training.json", dict(made, step=step, **{curve: {s: v for s, v in logged.items() if s <= step}}))
 
 
 #: What a finished training needs no more.
