@@ -154,9 +154,9 @@ def measure(config: Config) -> None:
 
 
 def answers(study: Study, step: int, split: str) -> list[dict]:
-    """Whether each decision is answered as the expert does, and at all, with and without a trace."""
+    """Whether each decision is answered rightly (`Environment.right`), and at all, with and without a trace."""
     said = {mode: study.decoded(step, split, mode) for mode in ("cot", "prompt")}
-    return [dict(game=p.decision.episode, **{f"acc_{m}": int(said[m][i].action == p.decision.reference) for m in said},
+    return [dict(game=p.decision.episode, **{f"acc_{m}": int(bool(said[m][i].action) and study.env.right(p.decision, said[m][i].action)) for m in said},
                  **{f"parse_{m}": int(said[m][i].action is not None) for m in said}) for i, p in enumerate(study.prompts(split))]
 
 
@@ -166,11 +166,8 @@ def play_games(config: Config, study: Study, step: int, split: str) -> list[dict
         return []
     if reason := study.env.unplayable():
         raise ValueError(f"No games can be played: {reason}. Leave out --games.")
-    pick = study.env.official if study.official else study.env.games
-    if pick is None:
-        raise ValueError(f"The environment {study.env.name!r} has no official games: leave out --official.")
     n, won = config.games if split == "in_domain" else (config.games + 1) // 2, {}
-    games = pick(split, n, study.seed)
+    games = study.pick_games(split, n, study.seed)
     for mode in ("cot", "prompt"):
         def compute():
             with engines(study.env.live, config.workers) as pool:

@@ -32,10 +32,7 @@ def run(config: Config) -> None:
     started, rows, env, truncated, played = time.time(), [], config.env, 0, 0
     if reason := env.unplayable():
         raise NotApplicable(f"{reason[0].upper()}{reason[1:]}.")
-    pick = env.official if config.official else env.games
-    if pick is None:
-        raise ValueError(f"The environment {env.name!r} has no official games: leave out --official.")
-    count, players = config.number(config.games, 20, 60), config.number(config.online_checkpoints, 4, len(config.steps))
+    pick, count, players = config.pick_games, config.number(config.games, 20, 60), config.number(config.online_checkpoints, 4, len(config.steps))
     chosen = sorted({config.steps[round(i)] for i in np.linspace(0, len(config.steps) - 1, min(players, len(config.steps)))})
     own = dict(environment=env.source) if env.source else {}
     with engines(env.live, config.workers) as pool:

@@ -186,6 +186,14 @@ class Study:
         sizes = {s: self.decisions or min(n, self.number(0, 160, 400)) for s, n in held.items()}
         return {s: [self.format.prompt(d) for d in sample_decisions(self.episodes[s], sizes[s], self.seed)] for s in self.parts}
 
+    @property
+    def pick_games(self) -> Callable[[str, int, int], Sequence]:
+        """(split, n, seed) -> games to play, the benchmark's own where `official` is set; raises ValueError where it has none."""
+        pick = self.env.official if self.official else self.env.games
+        if pick is None:
+            raise ValueError(f"The environment {self.env.name!r} has no official games: leave out --official.")
+        return pick
+
     def prompts(self, split: str) -> list[Prompt]:
         return self._prompts[split]
 
