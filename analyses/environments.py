@@ -31,7 +31,7 @@ SPLITS: Mapping[str, Mapping[str, str]] = {
         in_domain="the same four task types in 20 unseen floor plans",
         out_of_domain="Cool & Place and Pick Two, which no training episode solves, in unseen floor plans"),
     "scienceworld": dict(
-        trained="train variations of every task type but the last of each topic",
+        trained="train variations of every task type but the last of each topic, in which the base saw aimless play",
         in_domain="development variations of the same task types",
         out_of_domain="the last task type of each topic (without 3-4; solutions of more than 60 steps, so all of 5-2 and most of 9-3, are not recorded)"),
     "twc": dict(

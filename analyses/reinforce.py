@@ -17,7 +17,7 @@ from interp.series import SERIES
 
 @dataclass
 class Config:
-    """The defaults take a few minutes a step on two CPU cores; on a GPU `--recipe.vllm` samples with vLLM."""
+    """The defaults take about 20 seconds a step on two CPU cores; on a GPU `--recipe.vllm` samples with vLLM."""
 
     start: Path = SERIES / "checkpoint-2000"
     """Checkpoint to go on from, its weights whole."""

@@ -1,6 +1,6 @@
 """Java games in a process of their own, which ends with this one however it ends.
 
->>> engine = Engine("scienceworld", "scienceworld.jar")
+>>> engine = Engine("scienceworld", "scienceworld.jar", "pip install scienceworld")
 >>> game = engine.jvm.scienceworld.runtime.pythonapi.PythonInterface()
 >>> engine.close()
 """
@@ -34,8 +34,8 @@ class Engine:
     Raises ImportError where the package or Java is missing.
     """
 
-    def __init__(self, package: str, jar: str, install: str = ""):
-        if lacking := missing(package, install or f"pip install {package}"):
+    def __init__(self, package: str, jar: str, install: str):
+        if lacking := missing(package, install):
             raise ImportError(f"Its games cannot be played: {lacking}. Recorded decisions work without it.")
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
 

@@ -74,7 +74,7 @@ def test_two_processes_play_at_once():
 
 @playable
 def test_a_closed_engine_is_gone_and_closing_again_does_nothing():
-    engine = java.Engine("textworld_express", "textworld-express.jar")
+    engine = java.Engine("textworld_express", "textworld-express.jar", INSTALL)
     process = psutil.Process(engine.process.pid)
     assert "twc" in list(engine.jvm.textworldexpress.runtime.PythonInterface().getGameNames())
     engine.close()
@@ -84,14 +84,14 @@ def test_a_closed_engine_is_gone_and_closing_again_does_nothing():
 
 def test_what_is_missing_is_a_sentence(monkeypatch):
     with pytest.raises(ImportError, match=r"cannot be played: no_such_package is not installed \(pip install no_such_package\)\. Recorded decisions work without it\."):
-        java.Engine("no_such_package", "x.jar")
+        java.Engine("no_such_package", "x.jar", "pip install no_such_package")
     monkeypatch.setattr(java, "importlib", type("Found", (), {"util": type("Util", (), {"find_spec": staticmethod(lambda name: object())})}))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert java.missing("textworld_express", INSTALL) == "Java is not installed, or not on PATH (Debian: apt-get install default-jre-headless)"
     for name in ("twc", "cookingworld"):
         assert find(name).unplayable().startswith("Java is not installed")
     with pytest.raises(ImportError, match="Java is not installed, or not on PATH"):
-        java.Engine("textworld_express", "textworld-express.jar")
+        java.Engine("textworld_express", "textworld-express.jar", INSTALL)
 
 
 @playable
