@@ -21,9 +21,8 @@ Contrasts beside these are described, not tested: intervals are not corrected fo
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,21 +31,16 @@ from typing import Literal
 import pandas as pd
 from tqdm import tqdm
 
+from analyses.masking_compare import compare, items, primary, selection
+from analyses.masking_measure import INSTRUMENTS, measure
 from analyses.study import Study, made_by
-from interp.arms import Outcomes, contrast, outcomes, slope_weights, verdict
-from interp.engines import engines
 from interp.headers import hash_files
-from interp.rollout import play
 from interp.series import SERIES, CheckpointSeries
-from interp.stats import Estimate
 from interp.supervision import Supervision
-from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
+from interp.tables import write_table
 from interp.training import Recipe, Tuning, train_arm
 
 ARMS = ("action_mask_0", "action_mask_0.1", "action_mask_0.3", "action_mask_0.5", "action_mask_0.7", "random_mask_0.3", "action_only")
-#: What an outcome is of; every other column of their table is a metric.
-KEYS = ("arm", "seed", "step", "split", "game")
-PRIMARY = dict(metric="acc_cot", split="out_of_domain", arm="action_mask_0.3")
 
 
 @dataclass
@@ -71,6 +65,17 @@ class Config(Study):
     """Train low-rank updates instead, as `tuning` says."""
     tuning: Tuning = field(default_factory=Tuning)
     """Low-rank fine-tuning of the base."""
+    part: tuple[int, int] = (0, 1)
+    """Which of how many parts of the trainings this process trains and measures (`--part 0 2` and `--part 1 2` at the same time on two
+    cores); the tables are written by a last run without it."""
+    instruments: tuple[Literal[tuple(INSTRUMENTS)], ...] = tuple(INSTRUMENTS)
+    """What reads every training's last checkpoint; prompt reliance reads every checkpoint that all trainings have."""
+    pairs: int = 40
+    """Counterfactual pairs of each split, for prompt reliance."""
+    patched: int = 20
+    """Of these, pairs that are patched."""
+    conflicts: int = 100
+    """Decisions of each split that another state's trace is put in at."""
     games: int = 0
     """In-domain games that each training plays (0: none); half as many out of domain."""
     step_limit: int = 30
@@ -94,6 +99,13 @@ class Config(Study):
         seeds = {arm: self.more_seeds if arm in self.more else self.seeds for arm in self.arms}
         return [(arm, seed) for seed in range(max(seeds.values(), default=0)) for arm in self.arms if seed < seeds[arm]]
 
+    def mine(self, every: Sequence) -> list:
+        """What is this process's part; raises ValueError for a part that is none."""
+        i, n = self.part
+        if not 0 <= i < n:
+            raise ValueError(f"--part is a number from 0 on and how many parts there are, such as 0 2 and 1 2, not {i} {n}.")
+        return list(every[i::n])
+
     @cached_property
     def start(self) -> Path:
         """The base checkpoint that arms are trained from."""
@@ -107,146 +119,27 @@ def train(config: Config) -> None:
     if not items:
         raise ValueError(f"{config._file or f'The environment {named.name!r}'} has no episodes of the split 'train' to train on.")
     made = dict(corpus=hash_files([config._file]) if config._file else named.name)
-    for arm, seed in (bar := tqdm(config.jobs, desc="train")):
+    for arm, seed in (bar := tqdm(config.mine(config.jobs), desc="train")):
         bar.set_postfix_str(f"{arm}, seed {seed}")
         recipe = config.tuning if config.lora else config.recipe
         train_arm(config.start, items, Supervision.named(arm), recipe, config.folder / arm / f"seed-{seed}", seed=seed, style=config.style,
                   system=config.system, provenance=made, device=config.device)
 
 
-def trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
-    """(arm, seed, folder) of every training below a folder of arms.
-
-    Raises FileNotFoundError where there is none, and ValueError for a folder whose name is no arm's or no seed's.
-    """
-    found = sorted(folder.glob("*/seed-*/"))
-    if not found:
-        raise FileNotFoundError(f"There are no arms in {folder}: a training's checkpoints are in {folder}/ARM/seed-S/checkpoint-N.")
-    for path in found:
-        number = path.name.removeprefix("seed-")
-        if not number.isdigit():
-            raise ValueError(f"{path} is no seed's folder: it is called seed-S, S a number.")
-        yield Supervision.named(path.parent.name).name, int(number), path
-
-
-def measure(config: Config) -> None:
-    """Decode every training's checkpoints in both modes, and play games, into two tables of outcomes: a row for each decision, or game."""
-    decided, played, weights, started = [], [], {}, time.time()
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Study)} | dict(base=config.start if config.lora else config.base)
-    studies = {(arm, seed): Study(**shared | dict(series=folder)) for arm, seed, folder in trainings(config.folder)}
-    last = {key: study.steps[-1] for key, study in studies.items()}
-    if not config.checkpoints and len(set(last.values())) > 1:
-        (a, s), (b, t) = min(last, key=last.get), max(last, key=last.get)
-        raise ValueError(f"Arms are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed {t} at {last[b, t]}: "
-                         "name a step with --checkpoints.")
-    for arm, seed in tqdm(list(studies), desc="measure"):
-        study = studies.pop((arm, seed))  # and its model with it
-        for step in config.checkpoints or study.steps[-1:]:
-            key = dict(arm=arm, seed=seed, step=step)
-            weights[f"{arm} {seed} {step}"] = study.checkpoint_series.weights_hash(step)
-            for split in study.parts:
-                decided += [dict(key, split=split, **row) for row in answers(study, step, split)]
-                played += [dict(key, split=split, **row) for row in play_games(config, study, step, split)]
-    made = dict(made_by("masking", config, started), seed=config.seed, weights=weights)
-    for name, rows in (("masking_decisions", decided), ("masking_games", played)):
-        if rows:
-            write_table(config.run / "tables", name, pd.DataFrame(rows), made)
-
-
-def answers(study: Study, step: int, split: str) -> list[dict]:
-    """Whether each decision is answered rightly (`Environment.right`), and at all, with and without a trace."""
-    said = {mode: study.decoded(step, split, mode) for mode in ("cot", "prompt")}
-    return [dict(game=p.decision.episode, **{f"acc_{m}": int(bool(said[m][i].action) and study.env.right(p.decision, said[m][i].action)) for m in said},
-                 **{f"parse_{m}": int(said[m][i].action is not None) for m in said}) for i, p in enumerate(study.prompts(split))]
-
-
-def play_games(config: Config, study: Study, step: int, split: str) -> list[dict]:
-    """Whether each game is won, with and without a trace; none where no games are asked for."""
-    if not config.games:
-        return []
-    if reason := study.env.unplayable():
-        raise ValueError(f"No games can be played: {reason}. Leave out --games.")
-    n, won = config.games if split == "in_domain" else (config.games + 1) // 2, {}
-    games = study.pick_games(split, n, study.seed)
-    for mode in ("cot", "prompt"):
-        def compute():
-            with engines(study.env.live, config.workers) as pool:
-                found = play(study.model(step), study.format, study.env, games, mode, pool, step_limit=config.step_limit,
-                             max_new_tokens=study.limits)
-            return [int(r.won) for r in found]
-
-        inputs = dict(study.inputs(step), format=study.format.hash, mode=mode, n=n, limit=config.step_limit, tokens=study.limits[mode],
-                      official=study.official, environment=study.env.source)
-        won[mode] = study.stage(f"masking/{step}-{split}-{mode}", inputs, compute)
-    return [dict(game=str(game), success_cot=a, success_prompt=b) for game, a, b in zip(games, won["cot"], won["prompt"], strict=True)]
-
-
-def contrasts(arms: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """(contrast, arm, weights) that these arms allow.
-
-    They are each arm's `level`, its `difference` to k = 0, an action mask's `control` (it less the random mask of its share), and the
-    `slope` in k.
-    """
-    known = {arm: Supervision.named(arm) for arm in arms}
-    zero, dose = Supervision().name, {arm: s.action_mask for arm, s in known.items() if arm == f"action_mask_{s.action_mask:g}"}
-    for arm, supervision in known.items():
-        yield "level", arm, {arm: 1}
-        if arm != zero and zero in known:
-            yield "difference", arm, {arm: 1, zero: -1}
-        if supervision.control_of in known:
-            yield "control", supervision.control_of, {supervision.control_of: 1, arm: -1}
-    if len(dose) > 1:
-        yield "slope", "", slope_weights(dose)
-
-
-def compare(frame: pd.DataFrame, seed: int = 0) -> list[dict]:
-    """Rows of every contrast of every metric, for each checkpoint and split, from a table of outcomes; the gap is made here.
-
-    frame: columns KEYS and metrics, a row for each training's decision or game. Raises what `interp.arms.outcomes` raises.
-    """
-    rows = []
-    if {"acc_cot", "acc_prompt"} <= set(frame.columns):
-        frame = frame.assign(gap=frame.acc_cot - frame.acc_prompt)
-    for metric in [c for c in frame.columns if c not in KEYS]:
-        for (step, split), group in frame.dropna(subset=[metric]).groupby(["step", "split"], sort=True):
-            found = outcomes(group.rename(columns={metric: "value"})[["arm", "seed", "game", "value"]])
-            rows += [dict(step=step, split=split, metric=metric) | row for row in compared(found, seed)]
-    return rows
-
-
-def compared(found: Outcomes, seed: int) -> list[dict]:
-    """Rows of every contrast of one metric; contrasts whose arms share no seed are left out."""
-    rows = []
-    for name, arm, weights in contrasts(found.arms):
-        if found.of(weights).shape[1]:
-            estimate, n = contrast(found, weights, seed=seed)
-            rows.append(dict(contrast=name, arm=arm, seeds=n, **estimate.row()))
-    return rows
-
-
-def primary(rows: list[dict]) -> str:
-    """The verdict on the claim, or why there is none."""
-    found = {r["contrast"]: Estimate(*(r[c] for c in ESTIMATE_COLUMNS)) for r in rows if all(r[k] == v for k, v in PRIMARY.items())}
-    if missing := [c for c in ("difference", "control") if c not in found]:
-        return f"none: there is no {missing[0]} of {PRIMARY['arm']} {PRIMARY['split'].replace('_', ' ')}"
-    return verdict(found["difference"], found["control"])
-
-
 def run(config: Config) -> None:
     """Train, measure and compare, as far as `stages` says."""
-    started, rows = time.time(), []
+    started = time.time()
     if "train" in config.stages and not config.own:
         train(config)
     if "measure" in config.stages:
         measure(config)
-    if "compare" in config.stages:
-        made = {}
-        for name in ("masking_decisions", "masking_games"):
-            if name == "masking_decisions" or (config.run / "tables" / f"{name}.csv").exists():
-                frame, made[name] = read_table(config.run / "tables", name)
-                rows += compare(frame, config.seed)
-        last = max(r["step"] for r in rows)
-        said = primary([r for r in rows if r["step"] == last])
-        write_table(config.run / "tables", "masking", pd.DataFrame(rows),
-                    dict(made_by("masking", config, started), seed=config.seed, verdict=said, weights=made["masking_decisions"]["weights"]))
-        print(f"{config.run / 'tables' / 'masking.csv'}: the claim is {said}")
+    if "compare" in config.stages and config.part[1] == 1:
+        frame, made = items(config.run / "tables")
+        rows = compare(frame, config.seed)
+        (chosen, why), said = selection(frame, config.seed), primary(rows)
+        provenance = dict(made_by("masking", config, started), seed=config.seed, verdict=said, selection=why,
+                          weights={key: value for of in made.values() for key, value in of["weights"].items()})
+        write_table(config.run / "tables", "masking", pd.DataFrame(rows), provenance)
+        if chosen:
+            write_table(config.run / "tables", "masking_selection", pd.DataFrame(chosen), provenance)
+        print(f"{config.run / 'tables' / 'masking.csv'}: the claim is {said}; {why}")

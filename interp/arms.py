@@ -6,6 +6,7 @@ share their data's order; so games and seeds are crossed, and an interval must h
 >>> y = outcomes(frame)                                        # y.values[arm, seed, game]
 >>> contrast(y, {"action_mask_0.3": 1, "action_mask_0": -1})    # the difference, paired over seeds and games
 >>> contrast(y, slope_weights({"action_mask_0": 0, "action_mask_0.3": 0.3, "action_mask_0.7": 0.7}))
+>>> paired(frame, ["action_mask_0", "action_mask_0.3"])         # of what not every training has a value for, as of a ratio
 """
 
 from __future__ import annotations
@@ -72,6 +73,35 @@ def ratio(numerator: Outcomes, denominator: Outcomes) -> Outcomes:
     return replace(numerator, values=values)
 
 
+class NothingShared(ValueError):
+    """Arms that have nothing in common to be compared on."""
+
+
+def paired(frame: pd.DataFrame, arms: Iterable[str]) -> Outcomes:
+    """Outcomes of some arms, of the seeds that they share, on the items that each of those trainings has a value for.
+
+    frame: rows of arm, seed, game, item, value and denominator, NaN where a training has none (an action that did not parse follows
+    no trace). Denominators that are not all 1 make it a `ratio` of means. Raises ValueError where trainings were not asked for
+    the same items, and NothingShared for arms that share no seed and where no item is left.
+    """
+    arms = list(arms)
+    rows = frame[frame["arm"].isin(arms)]
+    asked = rows.groupby(["arm", "seed"])["item"].agg(frozenset)
+    if other := [key for key in asked.index if asked[key] != asked.iloc[0]]:
+        (arm, seed), (first, its) = other[0], asked.index[0]
+        raise ValueError(f"The arm {arm!r} of seed {seed} was asked for other items than {first!r} of seed {its}: arms are compared on the same ones.")
+    rows = rows.dropna(subset=["value", "denominator"])
+    seeds = set.intersection(*(set(rows["seed"][rows["arm"] == arm]) for arm in arms))
+    if not seeds:
+        raise NothingShared(f"The arms {', '.join(arms)} share no seed: arms are compared on the same seeds.")
+    rows = rows[rows["seed"].isin(seeds)]
+    rows = rows[rows.groupby("item")["arm"].transform("size") == len(arms) * len(seeds)]
+    if rows.empty:
+        raise NothingShared(f"There is nothing that all trainings of {', '.join(arms)} have a value for.")
+    found = outcomes(rows)
+    return found if (rows["denominator"] == 1).all() else ratio(found, outcomes(rows.assign(value=rows["denominator"])))
+
+
 #: What a difference in success must reach to matter.
 SMALLEST = 0.05
 
@@ -96,11 +126,12 @@ def slope_weights(shares: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(shares, (k - k.mean()) / ((k - k.mean()) ** 2).sum()))
 
 
-def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[Estimate, int]:
+def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, seed: int = 0, level: float = 0.95,
+             widen: float = 1.0) -> tuple[Estimate, int]:
     """A weighted sum of arms' means, with its interval over games and seeds, and how many seeds it rests on.
 
-    Only seeds that all its arms have count, so that it is paired. draws, seed, level: as in `crossed`. `n` counts those seeds' games,
-    `n_groups` the games. Where all that is summed is 0 or 1 and never differs, there is nothing to resample, which is no certainty: the
+    Only seeds that all its arms have count, so that it is paired. draws, seed, level: as in `crossed`. widen: factor on the interval
+    (`interp.stats.cross_fitted`). `n` counts those seeds' games, `n_groups` the games. Where all that is summed is 0 or 1 and never differs, there is nothing to resample, which is no certainty: the
     interval is Wilson's on the games, of the share itself, or of the share of games in which arms could differ.
     Raises ValueError for arms that are not there or share no seed.
     """
@@ -111,7 +142,7 @@ def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, s
     summed, games = np.tensordot(given, values, 1), len(found.games)
     mean = float((summed.mean(axis=0) @ found.n) / found.n.sum())
     linear = mean + (summed - mean) * found.n / found.n.mean()  # games weigh as many as they have rows
-    low, high = crossed(linear[None], draws, seed, level)
+    low, high = (mean + widen * (end - mean) for end in crossed(linear[None], draws, seed, level))
     if np.isin(values, (0, 1)).all() and np.ptp(summed) == 0 and games > 1:
         bound = wilson(0, games, level)[1]
         if given.sum() == 0:
@@ -119,6 +150,29 @@ def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, s
         else:
             low, high = wilson(mean * games, games, level) if 0 <= mean <= 1 else (mean - bound, mean + bound)
     return Estimate(mean, float(np.ravel(low)[0]), float(np.ravel(high)[0]), values.shape[1] * games, games), values.shape[1]
+
+
+def select(frame: pd.DataFrame, shares: Mapping[str, float], seed: int = 0, level: float = 0.95) -> list[dict]:
+    """Choose a share k: rows of each arm's difference to k = 0, simultaneous intervals, and which one is `chosen`.
+
+    k = 0 unless another arm's interval lies above 0 (Bonferroni's, for the number of other arms); of those that do the smallest k from
+    which the best is not told apart. So a share is chosen on evidence alone, and where there is none, nothing is masked. The chosen arm's
+    difference is the greatest of several, hence too large on average: measure it again on other games.
+
+    frame: as in `paired`. shares: arm -> k, among them 0. seed, level: as in `crossed`. Raises ValueError where no arm has k = 0, or
+    none another one.
+    """
+    zero, others = next((arm for arm, k in shares.items() if k == 0), None), sorted((arm for arm, k in shares.items() if k), key=shares.get)
+    if zero is None or not others:
+        raise ValueError(f"A share is chosen among k = 0 and others, not among {', '.join(shares) or 'none'}.")
+    strict = 1 - (1 - level) / len(others)
+    found = {arm: contrast(paired(frame, (arm, zero)), {arm: 1, zero: -1}, seed=seed, level=strict) for arm in others}
+    better = [arm for arm in others if found[arm][0].low > 0]
+    best = max(better, key=lambda arm: found[arm][0].value, default=zero)
+    chosen = next((arm for arm in better if arm == best or contrast(paired(frame, (best, arm)), {best: 1, arm: -1}, seed=seed)[0].low <= 0), zero)
+    estimate, seeds = found[others[0]]
+    found = {zero: (replace(estimate, value=0.0, low=np.nan, high=np.nan), seeds)} | found
+    return [dict(arm=arm, share=shares[arm], seeds=n, chosen=arm == chosen, **estimate.row()) for arm, (estimate, n) in found.items()]
 
 
 def crossed(values: Float[np.ndarray, "*rest seed game"], draws: int = 2000, seed: int = 0,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses import masking_power
-from interp.arms import Outcomes, contrast, crossed, outcomes, ratio, slope_weights, verdict
+from interp.arms import NothingShared, Outcomes, contrast, crossed, outcomes, paired, ratio, select, slope_weights, verdict
 from interp.stats import Estimate, cluster_bootstrap, wilson
 
 RNG = np.random.default_rng(0)
@@ -162,3 +162,53 @@ def test_planted_effects_are_as_large_as_they_say():
     null, action = (masking_power.outcomes(config, world, 0.1, 3, 60, 0.1).mean((0, 2, 3)) for world in ("null", "action"))
     assert null == pytest.approx([0.3] * 6, abs=0.015)
     assert action[[0, 2, 3, 4, 5]] == pytest.approx([0.3, 0.4, 0.4, 0.4, 0.3], abs=0.015) and 0.31 < action[1] < 0.36
+
+
+def items_of(values, denominators=None):
+    """Rows of arm, seed, game, item, value and denominator from values [arm, seed, item], two items a game."""
+    return pd.DataFrame([dict(arm="ab"[a], seed=s, game=f"g{i // 2}", item=i, value=v, denominator=1.0 if denominators is None else denominators[a, s, i])
+                         for (a, s, i), v in np.ndenumerate(values)])
+
+
+def test_trainings_are_compared_on_what_all_have_a_value_for():
+    values = RNG.random((2, 3, 10))
+    frame = items_of(values)
+    whole = paired(frame, ["a", "b"])
+    assert contrast(whole, {"a": 1, "b": -1})[0].value == pytest.approx((values[0] - values[1]).mean()) and whole.n.sum() == 10
+    values[0, 1, [2, 3, 7]] = np.nan
+    kept = np.setdiff1d(np.arange(10), [2, 3, 7])
+    found = paired(items_of(values), ["a", "b"])
+    assert contrast(found, {"a": 1, "b": -1})[0].value == pytest.approx((values[0] - values[1])[:, kept].mean()) and found.n.sum() == 7
+    assert paired(items_of(values), ["b"]).n.sum() == 10
+    values[1, 2] = np.nan  # of which nothing is left: a seed that the arms do not share
+    assert paired(items_of(values), ["a", "b"]).values.shape[1] == 2
+    values[0, 0, :5], values[1, 0, 5:] = np.nan, np.nan
+    with pytest.raises(NothingShared, match="nothing that all trainings of a, b"):
+        paired(items_of(values), ["a", "b"])
+    with pytest.raises(NothingShared, match="share no seed"):
+        paired(frame[(frame.arm == "a") | (frame.seed > 5)].assign(seed=lambda f: f.seed), ["a", "b"])
+    with pytest.raises(ValueError, match="asked for other items"):
+        paired(frame.drop(index=3), ["a", "b"])
+
+
+def test_rows_with_denominators_are_ratios_of_means():
+    above, below = RNG.random((2, 3, 10)), 1 + RNG.random((2, 3, 10))
+    found, _ = contrast(paired(items_of(above, below), ["a", "b"]), {"a": 1, "b": -1})
+    assert found.value == pytest.approx(np.mean(above[0].mean(1) / below[0].mean(1) - above[1].mean(1) / below[1].mean(1)))
+
+
+def test_intervals_are_widened_about_their_mean():
+    found = outcomes(frame_of(RNG.random((3, 3, 12))))
+    plain, wide = (contrast(found, {"action_mask_0": 1}, widen=w)[0] for w in (1, 2))
+    assert wide.value == plain.value and (wide.low, wide.high) == pytest.approx((2 * plain.low - plain.value, 2 * plain.high - plain.value))
+
+
+def test_of_many_null_studies_few_choose_a_mask():
+    """Bonferroni's: at most one in twenty, but for simulation."""
+    chosen, rng = 0, np.random.default_rng(5)
+    for _ in range(200):
+        frame = pd.DataFrame([dict(arm=f"action_mask_{k}", seed=s, game=g, item=g, value=float(rng.random() < 0.5), denominator=1.0)
+                              for k in (0, 0.1, 0.3, 0.5) for s in range(3) for g in range(20)])
+        rows = select(frame, {f"action_mask_{k}": k for k in (0, 0.1, 0.3, 0.5)})
+        chosen += not next(r for r in rows if r["chosen"])["share"] == 0
+    assert chosen <= 16

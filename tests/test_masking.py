@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analyses import masking
+from analyses.masking_compare import ARM, METRIC, SPLIT, by_metric, compare, primary, selection
+from analyses.masking_measure import INSTRUMENTS, trainings
 from interp import training
 from interp.series import CheckpointSeries
 from interp.supervision import Supervision, supervised
@@ -54,9 +56,9 @@ def same(a, b):
 
 
 def test_every_arm_and_seed_has_a_series_of_its_own_that_says_what_made_it(study, base):
-    found = [(arm, seed) for arm, seed, _ in masking.trainings(study / "arms")]
+    found = [(arm, seed) for arm, seed, _ in trainings(study / "arms")]
     assert found == [("action_mask_0", 0), ("action_mask_0", 1), ("action_mask_0.3", 0), ("action_mask_0.3", 1), ("random_mask_0.3", 0)]
-    for arm, seed, folder in masking.trainings(study / "arms"):
+    for arm, seed, folder in trainings(study / "arms"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert CheckpointSeries.discover(folder).steps == [0, 3, 6]
@@ -109,7 +111,7 @@ def test_a_study_killed_in_the_middle_of_a_training_goes_on_to_the_same_weights(
     when = finished.stat().st_mtime_ns
     masking.train(config)
     assert finished.stat().st_mtime_ns == when
-    for arm, seed, folder in masking.trainings(study / "arms"):
+    for arm, seed, folder in trainings(study / "arms"):
         assert same(weights(folder / "checkpoint-6"), weights(tmp_path / "arms" / arm / f"seed-{seed}" / "checkpoint-6")), (arm, seed)
 
 
@@ -120,16 +122,47 @@ def test_a_folder_that_holds_another_training_is_refused(base, corpus_file, stud
 
 def test_outcomes_and_comparisons_are_in_their_tables(study):
     decided, made = read_table(study / "tables", "masking_decisions")
-    assert set(decided.split) == {"in_domain", "out_of_domain"} and len(decided) == 5 * 2 * 6 and set(decided.step) == {6} and len(made["weights"]) == 5
+    assert set(decided.split) == {"in_domain", "out_of_domain"} and len(decided) == 5 * 2 * 6 and set(decided.step) == {6} and len(made["weights"]) == 5 * 3  # reliance reads every checkpoint
     frame, made = read_table(study / "tables", "masking")
     row = frame[(frame.metric == "parse_cot") & (frame.split == "in_domain") & (frame.contrast == "difference") & (frame.arm == "action_mask_0.3")].iloc[0]
     mean = decided[decided.split == "in_domain"].groupby("arm").parse_cot.mean()
     assert row.value == pytest.approx(mean["action_mask_0.3"] - mean["action_mask_0"], abs=1e-6) and row.seeds == 2
-    assert set(frame.metric) == {"acc_cot", "acc_prompt", "parse_cot", "parse_prompt", "gap"} and set(frame.contrast) == {"level", "difference", "control", "slope"}
+    metrics = {"acc_cot", "acc_prompt", "parse_cot", "parse_prompt", "gap"}
+    assert metrics | {"prompt_reliance", "patch_prompt", "patch_boundary"} <= set(frame.metric)
+    assert set(frame.contrast) == {"training", "level", "difference", "control", "slope"}
     assert frame[frame.contrast == "control"].seeds.eq(1).all() and made["verdict"] in ("supported", "refuted", "open")
+    chosen, _ = read_table(study / "tables", "masking_selection")
+    assert chosen.chosen.sum() == 1 and chosen.share.tolist() == [0, 0.3] and made["selection"].startswith("k = ")
     before = (study / "tables" / "masking.csv").read_bytes()
     assert main("masking", "--run", study, "--stages", "compare") == 0  # from its tables alone
     assert (study / "tables" / "masking.csv").read_bytes() == before
+
+
+def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file, tmp_path):
+    """Of one training: the rows that arms are compared on, against the tables that its series gives by itself."""
+    folder, frame = study / "arms" / "action_mask_0" / "seed-0", read_table(study / "tables", "masking_instruments")[0]
+    rows = frame[(frame.arm == "action_mask_0") & (frame.seed == 0)]
+    assert set(frame.metric) == {"prompt_reliance", "patch_prompt", "patch_boundary"} | set(frame.metric) & {"follow", "keep", "probe_gain"}
+    given = ("--series", folder, "--corpus", corpus_file, "--decisions", "6", "--trace_tokens", "32", "--device", "cpu", "--run", tmp_path)
+    assert main("reliance", *given, "--pairs", "40") == 0
+    theirs, _ = read_table(tmp_path / "tables", "reliance")
+    for (step, split), of in rows[rows.metric == "prompt_reliance"].groupby(["step", "split"]):
+        row = theirs[(theirs.step == step) & (theirs.split == split) & (theirs.metric == "prompt_reliance")].iloc[0]
+        kept = of if not row.n_dropped else of.iloc[:0]
+        if len(kept):
+            assert kept.value.sum() / kept.denominator.sum() == pytest.approx(row.value, rel=1e-4) and len(kept) == row.n
+    assert set(rows[rows.metric == "prompt_reliance"].step) == {0, 3, 6} and set(rows[rows.metric == "patch_prompt"].step) == {6}
+
+
+def test_two_parts_do_what_one_process_does(study, base, corpus_file, tmp_path):
+    for i in range(2):
+        masking.run(config_of(base, corpus_file, tmp_path, part=(i, 2)))
+    assert not (tmp_path / "tables").exists() and len(list(trainings(tmp_path / "arms"))) == 5
+    masking.run(config_of(base, corpus_file, tmp_path))
+    for name in ("masking", "masking_decisions", "masking_instruments"):
+        assert (tmp_path / "tables" / f"{name}.csv").read_bytes() == (study / "tables" / f"{name}.csv").read_bytes()
+    with pytest.raises(ValueError, match="--part is a number"):
+        masking.run(config_of(base, corpus_file, tmp_path, part=(2, 2)))
 
 
 def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsys):
@@ -191,15 +224,15 @@ def outcomes_of(rng, effect, random_effect, n=150, seeds=5):
     for arm, shift in zip(ARMS, (0, effect, random_effect)):
         for seed in range(seeds):
             chance = np.clip(0.4 + shift + ease + rng.normal(0, 0.01), 0, 1)
-            rows += [dict(arm=arm, seed=seed, step=6, split="out_of_domain", game=f"g{g}", acc_cot=int(rng.random() < chance[g]), acc_prompt=int(rng.random() < 0.3))
-                     for g in range(n) for _ in range(2)]
-    return pd.DataFrame(rows)
+            rows += [dict(arm=arm, seed=seed, step=6, split="out_of_domain", game=f"g{g}", item=2 * g + i, acc_cot=int(rng.random() < chance[g]),
+                          acc_prompt=int(rng.random() < 0.3)) for g in range(n) for i in range(2)]
+    return by_metric(pd.DataFrame(rows))
 
 
 @pytest.mark.parametrize("effect, random_effect, said", [(0.2, 0.0, "supported"), (0.0, 0.0, "refuted"), (-0.2, 0.0, "refuted")])
 def test_the_verdict_on_planted_outcomes(effect, random_effect, said):
-    rows = masking.compare(outcomes_of(np.random.default_rng(1), effect, random_effect))
-    assert masking.primary(rows) == said
+    rows = compare(outcomes_of(np.random.default_rng(1), effect, random_effect))
+    assert primary(rows) == said
     gap, level = (next(r for r in rows if r["metric"] == "gap" and r["contrast"] == c and r["arm"] == "action_mask_0.3") for c in ("difference", "level"))
     assert gap["low"] < effect < gap["high"] and level["seeds"] == 5 and level["n_groups"] == 150
     slope = next(r for r in rows if r["metric"] == "acc_cot" and r["contrast"] == "slope")
@@ -207,16 +240,33 @@ def test_the_verdict_on_planted_outcomes(effect, random_effect, said):
 
 
 def test_where_any_mask_helps_the_claim_is_not_supported():
-    rows = masking.compare(outcomes_of(np.random.default_rng(1), 0.2, 0.2))
-    found = {r["contrast"]: r for r in rows if all(r[k] == v for k, v in masking.PRIMARY.items())}
-    assert found["difference"]["low"] > 0 and found["control"]["low"] < 0 < found["control"]["high"] and masking.primary(rows) != "supported"
+    rows = compare(outcomes_of(np.random.default_rng(1), 0.2, 0.2))
+    found = {r["contrast"]: r for r in rows if (r["metric"], r["split"], r["arm"]) == (METRIC, SPLIT, ARM)}
+    assert found["difference"]["low"] > 0 and found["control"]["low"] < 0 < found["control"]["high"] and primary(rows) != "supported"
 
 
 def test_without_the_control_there_is_no_verdict():
     frame = outcomes_of(np.random.default_rng(1), 0.2, 0.0, n=20)
-    assert masking.primary(masking.compare(frame[frame.arm != "random_mask_0.3"])) == "none: there is no control of action_mask_0.3 out of domain"
+    assert primary(compare(frame[frame.arm != "random_mask_0.3"])) == "none: there is no control of action_mask_0.3 out of domain"
 
 
 def test_masks_change_nothing_but_what_is_supervised(fmt, episodes):
     plain = [fmt.sequence(e) for e in episodes["train"]]
     assert supervised(fmt, episodes["train"])[0] == plain
+
+
+def planted(k_effects, n=150, seeds=4):
+    """Rows of arms whose action masks change the outcome by `k_effects` (share -> effect)."""
+    rng = np.random.default_rng(2)
+    ease = rng.normal(0, 0.1, n)
+    rows = [dict(arm=f"action_mask_{k:g}", seed=s, step=6, split="out_of_domain", game=f"g{g}", item=g, acc_cot=int(rng.random() < 0.4 + e + ease[g]))
+            for k, e in k_effects.items() for s in range(seeds) for g in range(n)]
+    return by_metric(pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize("effects, k", [({0: 0, 0.1: 0, 0.3: 0}, 0), ({0: 0, 0.1: 0, 0.3: 0.3}, 0.3), ({0: 0, 0.1: 0.3, 0.3: 0.3}, 0.1),
+                                        ({0: 0, 0.1: 0.2, 0.3: 0.5}, 0.3), ({0: 0, 0.3: -0.3}, 0)])
+def test_k_is_chosen_on_evidence_alone(effects, k):
+    rows, why = selection(planted(effects))
+    assert [r["share"] for r in rows if r["chosen"]] == [k] and why.startswith(f"k = {k:g} is chosen")
+    assert selection(planted({0.1: 0, 0.3: 0}))[1].startswith("no k is chosen")
