@@ -6,6 +6,7 @@
 # make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
 # make environments   train small series in TWC and ScienceWorld, study them and SmolLM2's on BFCL's questions, into figures/environments/
+# make masking   train the arms of the masking study (27 trainings of the small agent), measure and compare them, into figures/
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
 # Tests also install the function-calling leaderboard, without its 150 dependencies, of which one is needed; where that fails its tests skip.
@@ -20,6 +21,7 @@ SMOLLM2 = --checkpoints 0 4 12 75 180 660 --decisions 60 --choices 16 --pairs 12
 BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm2/base --run runs/bfcl --checkpoints 0 75 660 --action_tokens 136 --trace_tokens 176
 RECIPE_twc = --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
 RECIPE_scienceworld = --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
+MASKING = --recipe.cot_steps 600 --size full --games 12 --workers 1
 STUDY_twc = --games 40 --online_checkpoints 6
 STUDY_scienceworld = --decisions 120 --truncate oldest_turns --action_tokens 40 --trace_tokens 120 --games 20 --online_checkpoints 3
 JAVA := $(shell command -v java >/dev/null && echo -java)
@@ -27,7 +29,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(c
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test bench redraw calibration smollm2 environments series record compiler clean
+.PHONY: figures paper test bench redraw calibration smollm2 environments masking series record compiler clean
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses all --size quick --run runs/quick
@@ -72,6 +74,14 @@ environments: $(STAMP)
 	for each in "probes --labels reference_call reference_verb" "mdl --labels reference_call" "transfer --labels reference_call"; do \
 	  $(BIN)/python -m analyses $$each --decisions 60 $(BFCL) || exit 1; done
 	$(BIN)/python -m analyses environments --runs runs/twc/study runs/scienceworld/study runs/bfcl
+	$(BIN)/python -m analyses readme
+
+masking: $(STAMP)
+	export OMP_NUM_THREADS=1; $(BIN)/python -m analyses masking $(MASKING) --part 0 2 & other=$$!; \
+	$(BIN)/python -m analyses masking $(MASKING) --part 1 2; here=$$?; wait $$other && exit $$here
+	$(BIN)/python -m analyses masking $(MASKING)
+	cp runs/masking/tables/masking.* runs/masking/tables/masking_selection.* figures/tables/
+	$(BIN)/python -m analyses figures --tables figures/tables --out figures
 	$(BIN)/python -m analyses readme
 
 calibration: $(STAMP)
