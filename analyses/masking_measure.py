@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 #: What the boundary probe reads: the action that the training itself goes on to take.
 LABEL = "eventual_target"
 FOLDS = 5
-#: Differences in nats below which a patched pair is nothing to divide by. Means are divided here, not pairs, so almost none is left out.
-MINIMUM = 1e-6
+#: No pair is left out for the difference that it is divided by, be it small or of the wrong sign, since here means are divided.
+MINIMUM = -np.inf
 
 
 def trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
@@ -144,7 +144,7 @@ def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
         reason = reason or lacking
         if clean:
             def compute():
-                found = prompt_reliance(study.model(step), clean, corrupt, minimum=-np.inf)
+                found = prompt_reliance(study.model(step), clean, corrupt, minimum=MINIMUM)
                 return [found.direct.tolist(), found.via_cot.tolist()]
 
             inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)])
@@ -168,7 +168,7 @@ def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
                 return {name: [[float(v) if np.isfinite(v) else None for v in x] for x in (share * (s.clean - s.corrupt), s.clean - s.corrupt)]
                         for name, (s, share) in shares.items()}
 
-            inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)], minimum=MINIMUM)
+            inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)], minimum=str(MINIMUM))
             for name, (values, whole) in study.stage(f"masking/{step}-{split}-patching", inputs, compute).items():
                 rows += _rows(name, split, [p.decision.episode for p in clean], values, whole)
     return rows, reason
