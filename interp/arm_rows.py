@@ -17,10 +17,10 @@ from interp.style import BLACK, GREEN, GREY, ORANGE, SPLITS, need, pick, splits_
 
 #: Kind of arm: name in legends, colour, dash, marker, as in `interp.style.STYLE`; controls are hollow.
 LOOKS = {
-    "zero": ("all supervised (k = 0)", BLACK, "solid", "square"),
-    "action_mask": ("actions masked in a share k", GREEN, "solid", "circle"),
+    "zero": ("k = 0 (all supervised)", BLACK, "solid", "square"),
+    "action_mask": ("actions masked", GREEN, "solid", "circle"),
     "random_mask": ("random mask (control)", ORANGE, "dash", "circle-open"),
-    "only": ("one part supervised (control)", GREY, "dot", "diamond-open"),
+    "only": ("one part only (control)", GREY, "dot", "diamond-open"),
 }
 #: The side that the study's claim or mechanism predicts for the masked arm's difference: 1 more, -1 less.
 PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
@@ -107,7 +107,7 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
     columns = [(m, heading, s) for m, heading, both in _COLUMNS for s in (splits if both else splits[-1:]) if len(pick(frame, metric=m, split=s))]
     rows = [(a.title, "level", a.name) for a in arms_of(frame)]
     if arm:
-        rows += [(f"{arm.title} less k = 0", "difference", arm.name), (f"{arm.title} less random mask", "control", arm.name)]
+        rows += [(f"{arm.title} less k = 0", "difference", arm.name), (f"{arm.title} less random", "control", arm.name)]
     rows = [row for row in rows if len(pick(frame, contrast=row[1], arm=row[2]))]
     table = {("", "seeds"): [str(int(pick(frame, contrast=c, arm=a)["seeds"].max())) for _, c, a in rows]}
     for metric, heading, split in columns:
@@ -117,8 +117,8 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell(row: pd.Series | None, signed: bool = False) -> str:
-    """`.68 [.64, .72]`; a difference has its sign, and what was not measured is a dash."""
+    """`.68 [.64, .72]`; a difference's value has its sign, and what was not measured is a dash."""
     if row is None or pd.isna(row["value"]):
         return "–"
-    told = [re.sub(r"\b0\.", ".", f"{row[name]:{'+' if signed else ''}.2f}").replace("-", "−") for name in ("value", "low", "high")]
+    told = [re.sub(r"\b0\.", ".", f"{row[name]:{'+' if signed and name == 'value' else ''}.2f}").replace("-", "−") for name in ("value", "low", "high")]
     return f"{told[0]} [{told[1]}, {told[2]}]" if pd.notna(row["low"]) else told[0]

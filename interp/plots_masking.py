@@ -97,7 +97,7 @@ def dose(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
                         x=[arm.share + 0.012 * (order - 0.5) + 0.03 * random for arm in some], y=found["value"], mode="markers" if random else "lines+markers",
                         line=dict(color=colour, dash=dash, width=2.2), cliponaxis=False, error_y=whisker(found, colour),
                         marker=dict(symbol=f"{symbol}-open" if random else symbol, size=9, color=colour, line=dict(color=colour, width=1.8)),
-                        name=f"{name}, random mask (control)" if random else f"{name}, actions masked", legendgroup=f"{metric} {random}", showlegend=col == 1,
+                        name=f"{name}, random mask" if random else name, legendgroup=f"{metric} {random}", showlegend=col == 1,
                         customdata=_numbers(found, [arm.title for arm in some]), hovertemplate=_HOVER, row=1, col=col,
                     )  # fmt: skip
         fig.update_xaxes(title="k: share of examples whose action is unsupervised", tickvals=shares, ticktext=[number(k) for k in shares], row=1, col=col)
@@ -131,7 +131,7 @@ def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
             step_axis(fig, steps, row, col, title=False, room=3)
         fig.update_yaxes(title=f"prompt reliance,<br>{SPLITS[split].lower()}", row=row, col=1)
     fig.update_yaxes(range=[low - margin, high + margin])
-    return _under(fig, "training step (0 = base model, the same for all arms)", 40)
+    return _under(fig, "training step (0 = base model, the same for all arms)", 30)
 
 
 def mechanism(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
@@ -165,7 +165,7 @@ def mechanism(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
             )  # fmt: skip
         fig.update_xaxes(range=[-reach, reach], zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2, row=1, col=col)
     fig.update_yaxes(range=[len(shown) - 0.45, -0.55], tickvals=list(places.values()), ticktext=[MECHANISM[metric] for metric in shown], ticks="")
-    return _under(fig, "difference, all readings being shares (1 = everything)", 42)
+    return _under(fig, "difference, all readings being shares (1 = everything)", 30)
 
 
 def power(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
@@ -181,23 +181,22 @@ def power(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     effects = sorted(frame.loc[frame["world"] == "action", "effect"].unique(), reverse=True)
     dashes = dict(zip(effects, ("solid", "dash", "dot", "dashdot")))
     found = [(f"{name}, effect {number(effect)}", colour, dashes[effect], symbol, dict(world="action", effect=effect, contrast=contrast, what=what))
-             for contrast, what, name, colour, symbol in (("difference", "above", "k = .3 better than k = 0", GREEN, "circle"),
-                                                          ("verdict", "supported", "claim supported", BLACK, "square")) for effect in effects]
-    false = [("no effect: k = .3 above k = 0", GREEN, "solid", "circle", dict(world="null", contrast="difference", what="above")),
-             (f"any mask helps by {number(effects[0])}: k = .3 above random", ORANGE, "solid", "circle-open",
-              dict(world="any_mask", effect=effects[0], contrast="control", what="above")),
-             ("the same: claim supported", BLACK, "solid", "square", dict(world="any_mask", effect=effects[0], contrast="verdict", what="supported")),
-             ("no effect, intervals over games alone", GREY, "dot", "x", dict(world="null", contrast="games_only", what="above"))]
-    fig = _panels("masking_power", sizes, [("effects found", 210), ("false finds", 170)], provenance, gap=84, bottom=62,
-                  titles=[f"{games} games, seed SD {number(sd)}" for sd, games in sizes], top=96)
-    height = 210 + 170 + 84
-    fig.update_layout(legend=dict(y=1 + 28 / height), legend2=dict(y=(170 + 8) / height, x=0, orientation="h", font_size=14, yanchor="bottom"))
+             for contrast, what, name, colour, symbol in (("difference", "above", "k = .3 > k = 0", GREEN, "circle"),
+                                                          ("verdict", "supported", "supported", BLACK, "square")) for effect in effects]
+    false = [("null: k = .3 > k = 0", GREEN, "solid", "circle", dict(world="null", contrast="difference", what="above")),
+             ("any mask: k = .3 > random", ORANGE, "solid", "circle-open", dict(world="any_mask", effect=effects[0], contrast="control", what="above")),
+             ("any mask: supported", BLACK, "solid", "square", dict(world="any_mask", effect=effects[0], contrast="verdict", what="supported")),
+             ("null: over games alone", GREY, "dot", "x", dict(world="null", contrast="games_only", what="above"))]
+    fig = _panels("masking_power", sizes, [("power", 210), ("false positives", 170)], provenance, gap=46, bottom=62,
+                  titles=[f"{games} games, seed SD {number(sd)}" for sd, games in sizes])
+    height = 210 + 170 + 46
+    fig.update_layout(legend2=dict(y=(170 + 8) / height, x=0, orientation="h", font_size=14, yanchor="bottom"))
     for row, lines in enumerate((found, false), start=1):
         for order, (name, colour, dash, symbol, where) in enumerate(lines):
             for col, (sd, games) in enumerate(sizes, start=1):
                 rows = pick(frame, training_sd=sd, games=games, **where).sort_values("seeds")
                 fig.add_scatter(
-                    x=rows["seeds"] + 0.07 * (order - 1.5), y=rows["value"], mode="lines+markers", error_y=whisker(rows, colour), name=name, legendgroup=name,
+                    x=rows["seeds"] + 0.1 * (order - 1.5), y=rows["value"], mode="lines+markers", error_y=whisker(rows, colour), name=name, legendgroup=name,
                     legend="legend" if row == 1 else "legend2", showlegend=col == 1, line=dict(color=colour, dash=dash, width=2),
                     marker=dict(symbol=symbol, size=8, color=colour, line=dict(color=colour, width=1.5)),
                     customdata=rows[["seeds", *ESTIMATE_COLUMNS]].to_numpy(dtype=float), hovertemplate=_POWER_HOVER, row=row, col=col,
@@ -205,9 +204,9 @@ def power(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     seeds = sorted(frame["seeds"].unique())
     fig.update_xaxes(tickvals=seeds, range=[seeds[0] - 0.4, seeds[-1] + 0.4])
     fig.update_yaxes(range=[-0.03, 1.04], row=1)
-    fig.update_yaxes(rangemode="tozero", row=2)
+    fig.update_yaxes(range=[-0.006, 1.1 * max(t.y[i] + t.error_y.array[i] for t in fig.data if t.legend == "legend2" for i in range(len(t.y)))], row=2)
     fig.add_hline(y=0.025, row=2, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
-    return _under(fig, "seeds of each arm", 42)
+    return _under(fig, "seeds of each arm", 30)
 
 
 def selection(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
@@ -219,7 +218,7 @@ def selection(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """
     frame = need(frame, "masking_selection").sort_values("share")
     split, metric = frame[["split", "metric"]].iloc[0]
-    fig = _panels("masking_selection", [split], [(f"{STYLE[metric][0]} less that of k = 0", 230)], provenance, bottom=62)
+    fig = _panels("masking_selection", [split], [(f"{STYLE[metric][0]} right, less k = 0", 230)], provenance, bottom=62)
     for chosen, name, symbol in ((True, "chosen", "circle"), (False, "not chosen", "circle-open")):
         rows = pick(frame, chosen=chosen)
         fig.add_scatter(x=rows["share"], y=rows["value"], mode="markers", name=name, error_y=whisker(rows, GREEN),
@@ -241,10 +240,10 @@ def table(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     heads = ["arm", *("<br>".join(part for part in column if part) for column in shown.columns)]
     levels = ["#F3F3F3" if " less " in title else "white" for title in shown.index]
     fig = go.Figure(go.Table(
-        columnwidth=[1.55, 0.5, *[1.15] * (len(heads) - 2)], header=dict(values=heads, align=["left", "right", "center"], fill_color="#EEEEEE", font_size=12),
+        columnwidth=[1.4, 0.5, *[1.12] * (len(heads) - 2)], header=dict(values=heads, align=["left", "right", "center"], fill_color="#EEEEEE", font_size=12),
         cells=dict(values=[shown.index, *(shown[column] for column in shown)], align=["left", "right", "center"], fill_color=[levels],
                    line_color="#CCCCCC", font_size=12, height=24)))
-    return fig.update_layout(template="interp", height=64 + 24 * len(shown), margin=dict(l=8, r=8, t=8, b=8), meta=meta("masking_table", provenance))
+    return fig.update_layout(template="interp", height=72 + 24 * len(shown), margin=dict(l=8, r=8, t=8, b=8), meta=meta("masking_table", provenance))
 
 
 def _panels(name, columns, rows, provenance, gap=30, top=TOP, bottom=_BOTTOM, titles=None):
@@ -263,13 +262,10 @@ def _panels(name, columns, rows, provenance, gap=30, top=TOP, bottom=_BOTTOM, ti
 
 def _by_arm(fig, frame, arms: list[Arm], metric, contrast, row):
     """Draw one contrast of every arm into every split's panel of one row: its interval, each training as a dot, k = 0 as a line."""
-    places, seen = {arm.name: i for i, arm in enumerate(arms)}, set()
+    places, seen, drawn = {arm.name: i for i, arm in enumerate(arms)}, set(), []
     for col, split in enumerate(splits_of(frame), start=1):
         rows = at_last(frame, metric=metric, split=split, contrast=contrast)
         dots = at_last(frame, metric=metric, split=split, contrast="training") if contrast == "level" else rows[:0]
-        zero = one(rows, arm="action_mask_0")
-        if zero is not None:
-            fig.add_hline(y=zero["value"], row=row, col=col, line=dict(color=BLACK, width=1, dash="dot"), layer="below")
         if len(dots):
             order = dots.groupby("arm")["seed"].rank().to_numpy() - 1
             fig.add_scatter(
@@ -287,6 +283,12 @@ def _by_arm(fig, frame, arms: list[Arm], metric, contrast, row):
                     customdata=_numbers(found, [named(arm).title for arm in found["arm"]]), hovertemplate=_HOVER, row=row, col=col,
                 )  # fmt: skip
                 seen.add(kind)
+        if (zero := one(rows, arm="action_mask_0")) is not None:
+            fig.add_hline(y=zero["value"], row=row, col=col, line=dict(color=BLACK, width=1, dash="dot"), layer="between")
+        drawn += [*rows[["value", "low", "high"]].to_numpy().ravel(), *dots["value"]]
+    low, high = np.nanmin(drawn), np.nanmax(drawn)
+    margin = 0.06 * max(high - low, 0.02)
+    fig.update_yaxes(range=[low - margin, high + margin], row=row)
 
 
 def _arm_axis(fig, arms: list[Arm]):
@@ -295,12 +297,12 @@ def _arm_axis(fig, arms: list[Arm]):
     masks = sum(arm.kind in ("zero", "action_mask") for arm in arms)
     if masks < len(arms):
         fig.add_vrect(x0=masks - 0.5, x1=len(arms) - 0.4, fillcolor="#F1F1F1", line_width=0, layer="below", row="all", col="all")
-    return _under(fig, ARM_TITLE, 62)
+    return _under(fig, ARM_TITLE, 48)
 
 
 def _under(fig, title, below):
     """A title for all columns' axes, so many pixels below them."""
-    return fig.add_annotation(text=title, xref="paper", yref="paper", x=0.5, y=0, yanchor="top", yshift=20 - below, showarrow=False, font_size=15)
+    return fig.add_annotation(text=title, xref="paper", yref="paper", x=0.5, y=0, yanchor="top", yshift=-below, showarrow=False, font_size=15)
 
 
 def _numbers(rows: pd.DataFrame, titles) -> np.ndarray:
