@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.arm_rows import LOOKS, PREDICTED, Arm, arms_of, at_last, claimed, named, number, one, paper_table
-from interp.style import BLACK, GREEN, GREY, ORANGE, SPLITS, STYLE, TOP, draw_trace, meta, need, pick, splits_of, step_axis, steps_of, whisker, zero_line
+from interp.style import BLACK, GREEN, GREY, ORANGE, SPLITS, STEP_TITLE, STYLE, TOP, draw_trace, meta, need, pick, splits_of, step_axis, steps_of, whisker, zero_line
 from interp.tables import ESTIMATE_COLUMNS
 
 ARM_TITLE = "arm of training (k: share of examples whose action is unsupervised)"
@@ -131,7 +131,7 @@ def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
             step_axis(fig, steps, row, col, title=False, room=3)
         fig.update_yaxes(title=f"prompt reliance,<br>{SPLITS[split].lower()}", row=row, col=1)
     fig.update_yaxes(range=[low - margin, high + margin])
-    return _under(fig, "training step (0 = base model, the same for all arms)", 30)
+    return _under(fig, STEP_TITLE, 30)
 
 
 def mechanism(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
@@ -286,6 +286,7 @@ def _by_arm(fig, frame, arms: list[Arm], metric, contrast, row):
         if (zero := one(rows, arm="action_mask_0")) is not None:
             fig.add_hline(y=zero["value"], row=row, col=col, line=dict(color=BLACK, width=1, dash="dot"), layer="below")
         drawn += [*rows[["value", "low", "high"]].to_numpy().ravel(), *dots["value"]]
+    drawn += [0.0] * (contrast == "difference")
     low, high = np.nanmin(drawn), np.nanmax(drawn)
     margin = 0.06 * max(high - low, 0.02)
     fig.update_yaxes(range=[low - margin, high + margin], row=row)

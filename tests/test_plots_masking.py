@@ -123,6 +123,11 @@ def test_levels_stand_at_their_arm_with_their_trainings():
     assert kinds.index("line") > max(i for i, kind in enumerate(kinds) if kind == "rect")
 
 
+def test_differences_are_drawn_with_the_zero_they_are_to():
+    low, high = plots_masking.gap(masking_table(arms=("action_mask_0", "action_mask_0.7"))).layout.yaxis3.range
+    assert low < 0 < high
+
+
 def test_the_last_checkpoint_is_shown():
     frame = masking_table(metrics=("acc_cot", "acc_prompt", "gap"))
     early = frame.assign(step=60, value=0.111, low=0.1, high=0.12)
