@@ -11,7 +11,7 @@ from pathlib import Path
 
 from interp import (
     captions, captions_calibration, captions_environments, captions_masking, captions_patching, captions_probes, captions_traces, plots,
-    plots_calibration, plots_environments, plots_masking, plots_patching, plots_probes, plots_traces, report, tex,
+    plots_calibration, plots_environments, plots_masking, plots_masking_power, plots_patching, plots_probes, plots_traces, report, tex,
 )  # fmt: skip
 from interp.tables import read_table, write_text
 
@@ -48,7 +48,7 @@ FIGURES = (
     ("masking_gap", "The gap by arm", "masking", plots_masking.gap, captions_masking.gap),
     ("masking_reliance", "Prompt reliance by arm", "masking", plots_masking.reliance, captions_masking.reliance),
     ("masking_mechanism", "Where the gain landed", "masking", plots_masking.mechanism, captions_masking.mechanism),
-    ("masking_power", "Would the study find an effect?", "masking_power", plots_masking.power, captions_masking.power),
+    ("masking_power", "Would the study find an effect?", "masking_power", plots_masking_power.power, captions_masking.power),
 )
 #: Figures that are tables, and what writes them in LaTeX, as NAME.tex.
 LATEX = {"masking_table": tex.masking_table}
@@ -96,7 +96,9 @@ def draw(tables: Path, out: Path) -> list[Path]:
                 continue  # the table was made without what this figure of several shows
             entries.append(report.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
     written = report.save_html(figures, out)
-    written += [write_text(out / f"{name}.tex", LATEX[name](read_table(tables, table)[0])) for name, _, table, *_ in FIGURES if name in LATEX and name in figures]
+    for name, _, table, *_ in FIGURES:
+        if name in LATEX and name in figures:
+            written.append(write_text(out / f"{name}.tex", LATEX[name](read_table(tables, table)[0])))
     static = report.save_static(figures, out)
     return [*written, *static, report.save_index(entries, tables, out, static=bool(static))]
 

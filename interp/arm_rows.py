@@ -15,12 +15,13 @@ import pandas as pd
 
 from interp.style import BLACK, GREEN, GREY, ORANGE, SPLITS, need, pick, splits_of
 
-#: Kind of arm: name in legends, colour, dash, marker, as in `interp.style.STYLE`; controls are hollow.
+#: Kind of arm, and the contrast to a random mask: name in legends, colour, dash, marker, as in `interp.style.STYLE`; controls are hollow.
 LOOKS = {
-    "zero": ("k = 0 (all supervised)", BLACK, "solid", "square"),
+    "zero": ("k = 0", BLACK, "solid", "square"),
     "action_mask": ("actions masked", GREEN, "solid", "circle"),
-    "random_mask": ("random mask (control)", ORANGE, "dash", "circle-open"),
-    "only": ("one part only (control)", GREY, "dot", "diamond-open"),
+    "random_mask": ("random mask", ORANGE, "dash", "circle-open"),
+    "only": ("one part only", GREY, "dot", "diamond-open"),
+    "control": ("less the random mask of its share", ORANGE, "dash", "triangle-up-open"),
 }
 #: The side that the study's claim or mechanism predicts for the masked arm's difference: 1 more, -1 less.
 PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
@@ -75,8 +76,8 @@ def claimed(frame: pd.DataFrame) -> Arm | None:
     """The arm that is compared: k = .3; where a table has none, the smallest k that has its random control, else the smallest k."""
     arms = arms_of(frame)
     controlled = {arm.share for arm in arms if arm.kind == "random_mask"}
-    masks = sorted((arm for arm in arms if arm.kind == "action_mask"), key=lambda arm: (arm.share != 0.3, arm.share not in controlled, arm.share))
-    return masks[0] if masks else None
+    masks = [arm for arm in arms if arm.kind == "action_mask"]
+    return min(masks, key=lambda arm: (arm.share != 0.3, arm.share not in controlled, arm.share), default=None)
 
 
 def at_last(frame: pd.DataFrame, **where) -> pd.DataFrame:
@@ -92,8 +93,8 @@ def one(frame: pd.DataFrame, **where) -> pd.Series | None:
 
 
 #: Columns of the paper's table: metric, heading, and whether both splits are told; else the one that the claim is about.
-_COLUMNS = (("acc_cot", "CoT action", True), ("acc_prompt", "prompt action", True), ("gap", "gap", False), ("prompt_reliance", "prompt reliance", False),
-            ("follow", "follows trace", False))
+_COLUMNS = (("acc_cot", "CoT action", True), ("acc_prompt", "prompt action", True), ("gap", "gap", False),
+            ("prompt_reliance", "prompt reliance", False), ("follow", "follows trace", False))
 
 
 def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +105,8 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     need(frame[frame["metric"].isin([metric for metric, *_ in _COLUMNS])], "masking_table", contrast="level")
     splits, arm = splits_of(frame), claimed(frame)
-    columns = [(m, heading, s) for m, heading, both in _COLUMNS for s in (splits if both else splits[-1:]) if len(pick(frame, metric=m, split=s))]
+    columns = [(metric, heading, split) for metric, heading, both in _COLUMNS for split in (splits if both else splits[-1:])]
+    columns = [column for column in columns if len(pick(frame, metric=column[0], split=column[2]))]
     rows = [(a.title, "level", a.name) for a in arms_of(frame)]
     if arm:
         rows += [(f"{arm.title} less k = 0", "difference", arm.name), (f"{arm.title} less random", "control", arm.name)]
@@ -120,5 +122,6 @@ def cell(row: pd.Series | None, signed: bool = False) -> str:
     """`.68 [.64, .72]`; a difference's value has its sign, and what was not measured is a dash."""
     if row is None or pd.isna(row["value"]):
         return "–"
-    told = [re.sub(r"\b0\.", ".", f"{row[name]:{'+' if signed and name == 'value' else ''}.2f}").replace("-", "−") for name in ("value", "low", "high")]
+    told = [f"{row['value']:{'+' if signed else ''}.2f}", *(f"{row[end]:.2f}" for end in ("low", "high"))]
+    told = [re.sub(r"\b0\.", ".", text).replace("-", "−") for text in told]
     return f"{told[0]} [{told[1]}, {told[2]}]" if pd.notna(row["low"]) else told[0]

@@ -7,22 +7,29 @@ import html
 import pandas as pd
 
 from interp.arm_rows import PREDICTED, Arm, arms_of, at_last, claimed, named, number, one
+from interp.arms import SMALLEST
 from interp.captions import _estimate, _join
 from interp.plots_masking import MECHANISM
 from interp.style import SPLITS, pick, splits_of
 
 _SHARE = "share of examples whose action tokens are left unsupervised"
 _K = f"k is the {_SHARE}"
-_CONTROLS = ("a random mask leaves as many tokens of the trace unsupervised instead, in the same examples", "an arm with one part only supervises that part")
+_CONTROLS = ("a random mask leaves as many tokens of the trace unsupervised instead, in the same examples",
+             "an arm with one part only supervises that part")
 
 
 def success(frame: pd.DataFrame) -> str:
     """The verdict on the claim, and the primary outcome of every arm and its differences to k = 0."""
     arm = claimed(frame)
     kinds = {each.kind for each in arms_of(frame)}
-    lead = (f"Share of recorded decisions in which the CoT action agrees with the expert{', and of games won (bottom)' if _has(frame, 'success_cot') else ''}, "
-            f"by arm of training: {_join([_K, *(text for kind, text in zip(('random_mask', 'only'), _CONTROLS) if kind in kinds)], '; ')}. "
-            "Dots: single trainings; dotted line: k = 0.")
+    told = [text for kind, text in zip(("random_mask", "only"), _CONTROLS) if kind in kinds]
+    lead = ("Share of recorded decisions in which the CoT action agrees with the expert, by arm of training (top): "
+            f"{_join([_K, *told], '; ')}. ")
+    if _has(frame, "acc_cot", "difference"):
+        lead += ("Below, differences to k = 0 and to the random mask, paired over games and seeds; "
+                 f"dashed: {number(SMALLEST)}, the least that would matter. ")
+    lead += "Bottom: share of games won. " if _has(frame, "success_cot") else ""
+    lead += "Dots: single trainings; dotted line: k = 0; arrows: off the axis."
     lines = [_claim(frame)]
     for name, rows in _by_split(frame):
         for metric, word in (("acc_cot", "CoT action right"), ("success_cot", "games won with CoT")):
@@ -35,10 +42,11 @@ def dose(frame: pd.DataFrame) -> str:
     """Slopes of both modes' accuracy in k, and the share that was chosen."""
     lead = f"Accuracy of both modes against k, the {_SHARE}. Hollow: the random mask of an equal share, drawn beside its k."
     lines = []
+    words = (("acc_cot", "CoT action"), ("acc_prompt", "prompt action"))
     for name, rows in _by_split(frame):
-        told = [f"{word} {_found(one(rows, metric=metric, contrast='slope'))}" for metric, word in (("acc_cot", "CoT action"), ("acc_prompt", "prompt action"))
-                if one(rows, metric=metric, contrast="slope") is not None]
-        lines.append(f"{name}, slope per unit of k (from no action masked to all): {_join(told) or 'not to be told from these arms'}. {_size(rows, 'acc_cot')}")
+        found = [(word, one(rows, metric=metric, contrast="slope")) for metric, word in words]
+        told = _join([f"{word} {_found(row)}" for word, row in found if row is not None]) or "not to be told from these arms"
+        lines.append(f"{name}, slope per unit of k (from no action masked to all): {told}. {_size(rows, 'acc_cot')}")
     if frame.attrs.get("selection"):
         lines.append(f"On these games {frame.attrs['selection'].replace('acc_cot', 'CoT accuracy')}.")
     return _paragraph(lead, lines, frame)
@@ -46,7 +54,8 @@ def dose(frame: pd.DataFrame) -> str:
 
 def gap(frame: pd.DataFrame) -> str:
     """The gap of every arm, and its differences to k = 0."""
-    lead = f"The gap between CoT and prompt action, by arm (top), and each arm's difference to k = 0, paired over games and seeds (bottom); {_K}."
+    lead = ("The gap between CoT and prompt action, by arm (top), and its difference to k = 0 and to the random mask, paired over games "
+            f"and seeds (bottom); {_K}; arrows: off the axis.")
     arm, lines = claimed(frame), []
     for name, rows in _by_split(frame):
         slope = one(rows, metric="gap", contrast="slope")
@@ -57,8 +66,8 @@ def gap(frame: pd.DataFrame) -> str:
 
 def reliance(frame: pd.DataFrame) -> str:
     """Prompt reliance of every arm at the last checkpoint, from the base's, and its differences to k = 0."""
-    lead = (f"Prompt reliance over checkpoints, every arm beside k = 0 (black); {_K}. Bands: the interval of each arm by itself; the differences told here "
-            "are paired over games and seeds.")
+    lead = (f"Prompt reliance over checkpoints, every arm beside k = 0 (black); {_K}. Bands: the interval of each arm by itself; "
+            "the differences told here are paired over games and seeds.")
     arm, lines = claimed(frame), []
     for name, rows in _by_split(frame):
         rows = pick(rows, metric="prompt_reliance")
@@ -75,10 +84,10 @@ def reliance(frame: pd.DataFrame) -> str:
 def mechanism(frame: pd.DataFrame) -> str:
     """Which predicted readings moved as predicted, against k = 0 and against the random mask, and what else moved."""
     arm = claimed(frame)
-    lead = (f"Where a gain of {arm.title} landed: its differences to k = 0 and to its random mask in every reading, at the last checkpoint. "
-            "Shaded: the side predicted before the study. ")
-    lead += ("Were the gain moved past the prompt's own way to the action, the prompt action would be right less often, prompt reliance would fall, and "
-             "another state's trace would be followed more often; and more so than under the random mask.")
+    lead = (f"Where a gain of {arm.title} landed: its differences to k = 0 and to its random mask in every reading, last checkpoint. "
+            "Shaded: the side predicted before the study. Did action supervision teach a way from the prompt to the action past the trace, "
+            "then without it the prompt action would be right less often, prompt reliance would be less, and another state's trace would "
+            "be followed more often; and more so than under the random mask.")
     lines = []
     for name, rows in _by_split(frame):
         split, rows = rows["split"].iloc[0], pick(rows, arm=arm.name)
@@ -102,22 +111,28 @@ def power(frame: pd.DataFrame) -> str:
     """How often planted effects are found and nulls mistaken, as ranges over the sizes simulated."""
     frame = frame.assign(world=frame["world"].fillna("null"))
     studies, seeds = int(frame["n"].min()), sorted(frame["seeds"].unique())
-    lead = (f"What the analysis finds in simulated studies ({studies:,} of each kind). Top: shares in which the interval of k = .3 less k = 0 lies above 0, "
-            "and in which the claim is supported, for planted differences in success. Bottom: shares of wrong finds where nothing was planted (null) and "
-            "where the random mask helps as much (any mask); dotted line: 2.5 %, what an interval of 95 % allows on one side. "
+    lead = (f"What the analysis finds in simulated studies ({studies:,} of each kind). Top: shares in which the interval of k = .3 less "
+            "k = 0 lies above 0, and in which the claim is supported, for planted differences in success. Bottom: shares of wrong finds "
+            "where nothing was planted (null) and where the random mask helps as much (any mask); dotted line: 2.5 %, what an interval of "
+            "95 % allows on one side. "
             "Seed SD: between trainings of an arm, in log-odds.")
     lines = []
     for number_of in seeds:
         rows = pick(frame, seeds=number_of)
-        told = [f"an effect of {number(effect)} is found in {_range(pick(rows, world='action', effect=effect, contrast='difference', what='above'))} "
-                f"and supports the claim in {_range(pick(rows, world='action', effect=effect, contrast='verdict', what='supported'))}"
+
+        def share(**where):
+            return _range(pick(rows, **where))
+
+        null = dict(world="null", contrast="difference")
+        told = [f"an effect of {number(effect)} is found in {share(world='action', effect=effect, contrast='difference', what='above')} "
+                f"and supports the claim in {share(world='action', effect=effect, contrast='verdict', what='supported')}"
                 for effect in sorted(frame.loc[frame["world"] == "action", "effect"].unique())]
-        null = pick(rows, world="null", contrast="difference")
-        told.append(f"without one, k = .3 lies above k = 0 in {_range(pick(null, what='above'))} and below it in {_range(pick(null, what='below'))}")
-        told.append(f"where any mask helps the claim is supported in {_range(pick(rows, world='any_mask', contrast='verdict', what='supported'))}")
-        told.append(f"intervals over games alone would find the null above 0 in {_range(pick(rows, world='null', contrast='games_only', what='above'))}")
+        told += [f"without one, k = .3 lies above k = 0 in {share(**null, what='above')} and below it in {share(**null, what='below')}",
+                 f"where any mask helps the claim is supported in {share(world='any_mask', contrast='verdict', what='supported')}",
+                 f"intervals over games alone would find the null above 0 in {share(world='null', contrast='games_only', what='above')}"]
         lines.append(f"{number_of} seeds: {_join(told, '; ')}.")
-    return "<br>\n".join(html.escape(line, quote=False) for line in [lead, *lines, "Shares range over games and seed SDs. Whiskers: 95 % intervals (Wilson)."])
+    lines.append("Shares range over games and seed SDs. Whiskers: 95 % intervals (Wilson).")
+    return "<br>\n".join(html.escape(line, quote=False) for line in [lead, *lines])
 
 
 def selection(frame: pd.DataFrame) -> str:
@@ -125,19 +140,21 @@ def selection(frame: pd.DataFrame) -> str:
     row = frame[frame["chosen"].astype(bool)].iloc[0]
     others = frame[frame["share"] > 0].sort_values("share")
     told = _join([f"{named(r['arm']).title} {_estimate(r, signed=True)} ({int(r['seeds'])} seeds)" for _, r in others.iterrows()])
-    reason = "no share is better with an interval above 0" if row["share"] == 0 else "the smallest share above 0 from which the best is not told apart"
+    reason = "no share is better with an interval above 0"
+    if row["share"]:
+        reason = "the smallest of those better with an interval above 0 from which the best is not told apart"
     lines = [f"{SPLITS[row['split']]}: {told}. Chosen: k = {number(row['share'])}, {reason}. n = {int(others['n_groups'].iloc[0])} games.",
-             "Whiskers: 95 % intervals over games and seeds, simultaneous for all shares. The greatest of several differences is too large on average: "
-             "measure it again on other games."]
+             "Whiskers: 95 % intervals over games and seeds, simultaneous for all shares. The greatest of several differences is too large "
+             "on average: measure it again on other games."]
     lead = "Choosing k: each share's difference to k = 0 in how often the CoT action is right."
     return "<br>\n".join(html.escape(line, quote=False) for line in [lead, *lines])
 
 
 def table(frame: pd.DataFrame) -> str:
     """What the table's numbers are, and where its LaTeX is."""
-    splits = splits_of(frame)
-    lead = (f"Arms of training at the last checkpoint, and differences of {claimed(frame).title} in the last rows, paired over games and seeds. " if claimed(frame) else
-            "Arms of training at the last checkpoint. ") + f"Columns with one split are {SPLITS[splits[-1]].lower()}; follows trace: another state's."
+    arm, split = claimed(frame), SPLITS[splits_of(frame)[-1]].lower()
+    less = f", and differences of {arm.title} in the last rows, paired over games and seeds" if arm else ""
+    lead = f"Arms of training at the last checkpoint{less}. Gap, reliance and follows trace (another state's) are {split}."
     return _paragraph(lead, [], frame) + ' <a href="masking_table.tex">LaTeX</a> (booktabs).'
 
 
@@ -146,9 +163,14 @@ def _claim(frame) -> str:
     verdict = str(frame.attrs.get("verdict") or "none: its provenance has no verdict")
     if verdict.startswith("none"):
         return f"The claim that masking actions helps out of domain is not judged{verdict.removeprefix('none')}."
-    rests = [one(frame, metric="acc_cot", split="out_of_domain", arm="action_mask_0.3", contrast=contrast) for contrast in ("difference", "control")]
-    told = [f"less {of}: {_found(row)}, {int(row['seeds'])} seeds" for of, row in zip(("k = 0", "the random mask"), rests) if row is not None]
-    means = {"supported": "both lie above 0", "refuted": "not both lie above 0, and one lies wholly below .05, the least that would matter", "open": "neither do both lie above 0, nor does one lie wholly below .05"}
+    primary = dict(metric="acc_cot", split="out_of_domain", arm="action_mask_0.3")
+    rests = [one(frame, **primary, contrast=contrast) for contrast in ("difference", "control")]
+    pairs = zip(("k = 0", "the random mask"), rests)
+    told = [f"less {of}: {_found(row)}, {int(row['seeds'])} seeds" for of, row in pairs if row is not None]
+    below = [row is not None and row["high"] < SMALLEST for row in rests]
+    least = f"wholly below {number(SMALLEST)}, the least that would matter"
+    means = {"supported": "both lie above 0", "refuted": f"not both lie above 0, and {'both lie' if all(below) else 'one lies'} {least}",
+             "open": f"neither do both lie above 0, nor does one lie {least}"}
     return f"The claim that masking actions (k = .3) helps out of domain is {verdict}: {_join(told, '; ')}; {means.get(verdict, verdict)}."
 
 
@@ -188,7 +210,8 @@ def _moved(rows, metric, side) -> str:
     if zero is None:
         return told
     if zero > 0:
-        against = {None: "", 1: ", and more than the random mask", 0: ", but not told apart from the random mask", -1: ", but less than the random mask"}
+        against = {None: "", 1: ", and more than the random mask", 0: ", but not told apart from the random mask",
+                   -1: ", but less than the random mask"}
         return f"{told} (as predicted{against[control]})"
     return f"{told} ({'not shown to move' if zero == 0 else 'moved to the other side'})"
 
@@ -205,8 +228,8 @@ def _found(row) -> str:
     return _estimate(row, signed=True) + (" (covers 0)" if row["low"] <= 0 <= row["high"] else "")
 
 
-def _has(frame, metric) -> bool:
-    return bool(len(pick(frame, metric=metric, contrast="level")))
+def _has(frame, metric, contrast="level") -> bool:
+    return bool(len(pick(frame, metric=metric, contrast=contrast)))
 
 
 def _by_split(frame):
@@ -227,11 +250,13 @@ def _span(values) -> str:
 
 def _range(rows) -> str:
     """Shares of studies in %, lowest to highest."""
-    low, high = (f"{100 * value:.{0 if 0.095 <= value < 0.985 or value == 1 else 1}f}" for value in (rows["value"].min(), rows["value"].max()))
+    ends = rows["value"].min(), rows["value"].max()
+    low, high = (f"{100 * value:.{0 if 0.095 <= value < 0.985 or value == 1 else 1}f}" for value in ends)
     return f"{low} to {high} %" if low != high else f"{low} %"
 
 
 def _paragraph(lead, lines, frame) -> str:
     alone = (pick(frame, contrast="level")["seeds"] == 1).any()
-    last = "Intervals: 95 %, over games and seeds, not corrected for their number." + " Of one seed they are over games alone and say nothing of other seeds." * bool(alone)
-    return "<br>\n".join(html.escape(line, quote=False) for line in [lead, *lines, last])
+    last = ["Intervals: 95 %, over games and seeds, not corrected for their number."]
+    last += ["Of one seed they are over games alone and say nothing of other seeds."] * bool(alone)
+    return "<br>\n".join(html.escape(line, quote=False) for line in [lead, *lines, " ".join(last)])
