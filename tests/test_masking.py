@@ -180,6 +180,9 @@ def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsy
     shutil.rmtree(own / "action_mask_0" / "seed-1" / "checkpoint-6")
     assert main(*given) == 1 and "compared at one step, but action_mask_0 of seed 1 ends at 3 and" in capsys.readouterr().err
     assert main(*given, "--checkpoints", "3") == 0
+    for file in (own / "action_mask_0.3").glob("*/*/training.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | dict(system="Act.")))
+    assert main(*given, "--checkpoints", "3") == 1 and "action_mask_0.3 of seed 0 reads other prompts" in capsys.readouterr().err
     (own / "my_arm" / "seed-0").mkdir(parents=True)
     assert main(*given) == 1 and "no arm 'my_arm'" in capsys.readouterr().err
     assert main("masking", "--series", tmp_path, "--run", tmp_path / "run") == 1
