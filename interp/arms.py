@@ -145,7 +145,7 @@ def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, s
     low, high = (mean + widen * (end - mean) for end in crossed(linear[None], draws, seed, level))
     if np.isin(values, (0, 1)).all() and np.ptp(summed) == 0 and games > 1:
         bound = wilson(0, games, level)[1]
-        if given.sum() == 0:
+        if np.isclose(given.sum(), 0):
             low, high = -bound * np.abs(given).max(), bound * np.abs(given).max()
         else:
             low, high = wilson(mean * games, games, level) if 0 <= mean <= 1 else (mean - bound, mean + bound)

@@ -112,6 +112,8 @@ def test_what_never_differs_is_no_certainty():
     assert same.value == 0 and -same.low == same.high == pytest.approx(wilson(0, 30)[1])
     apart, _ = contrast(found, {"random_mask_0.3": 1, "action_mask_0": -1})
     assert apart.value == 1 and apart.low < 1
+    flat, _ = contrast(outcomes(frame_of(np.zeros((3, 3, 30)))), slope_weights({"action_mask_0": 0, "action_mask_0.3": 0.1, "random_mask_0.3": 0.7}))
+    assert flat.value == 0 and -flat.low == flat.high > 0
     one, _ = contrast(outcomes(frame_of(RNG.random((3, 3, 1)))), {"action_mask_0": 1})
     assert np.isnan(one.low) and np.isnan(one.high)
 
