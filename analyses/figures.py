@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from interp import (
-    captions, captions_calibration, captions_environments, captions_patching, captions_probes, captions_traces, plots,
-    plots_calibration, plots_environments, plots_patching, plots_probes, plots_traces, report,
+    captions, captions_calibration, captions_environments, captions_masking, captions_patching, captions_probes, captions_traces, plots,
+    plots_calibration, plots_environments, plots_masking, plots_patching, plots_probes, plots_traces, report, tex,
 )  # fmt: skip
-from interp.tables import read_table
+from interp.tables import read_table, write_text
 
 #: Figures in reading order: name, heading, table, plot, caption.
 FIGURES = (
@@ -41,18 +41,29 @@ FIGURES = (
     ("environments_in_domain", "Several environments, in-domain", "environments", plots_environments.environments, captions_environments.environments),
     ("environments_out_of_domain", "Several environments, out-of-domain", "environments", plots_environments.out_of_domain,
      captions_environments.out_of_domain),
+    ("masking_success", "Does leaving actions unsupervised help?", "masking", plots_masking.success, captions_masking.success),
+    ("masking_table", "The arms in numbers", "masking", plots_masking.table, captions_masking.table),
+    ("masking_dose", "More masking, more of what?", "masking", plots_masking.dose, captions_masking.dose),
+    ("masking_selection", "Which share to mask", "masking_selection", plots_masking.selection, captions_masking.selection),
+    ("masking_gap", "The gap by arm", "masking", plots_masking.gap, captions_masking.gap),
+    ("masking_reliance", "Prompt reliance by arm", "masking", plots_masking.reliance, captions_masking.reliance),
+    ("masking_mechanism", "Where the gain landed", "masking", plots_masking.mechanism, captions_masking.mechanism),
+    ("masking_power", "Would the study find an effect?", "masking_power", plots_masking.power, captions_masking.power),
 )
+#: Figures that are tables, and what writes them in LaTeX, as NAME.tex.
+LATEX = {"masking_table": tex.masking_table}
 
 
 #: Drawn where it was asked for, and not missed elsewhere.
 OPTIONAL = (
     "calibration", "online_official", "transfer", "mdl", "patching_spans", "patching_screen", "conflict_shift", "removal", "early", "shares",
     "steering", "splits", "environments_in_domain", "environments_out_of_domain",
+    "masking_success", "masking_table", "masking_dose", "masking_selection", "masking_gap", "masking_reliance", "masking_mechanism", "masking_power",
 )  # fmt: skip
 
 
 def draw(tables: Path, out: Path) -> list[Path]:
-    """Draw every figure whose table is in `tables` into `out`, as HTML, SVG and PDF, with `index.html`.
+    """Draw every figure whose table is in `tables` into `out`, as HTML, SVG and PDF, with `index.html`; tables of LATEX also as that.
 
     Args:
         tables: folder of `<name>.csv` and `<name>.json`.
@@ -85,6 +96,7 @@ def draw(tables: Path, out: Path) -> list[Path]:
                 continue  # the table was made without what this figure of several shows
             entries.append(report.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
     written = report.save_html(figures, out)
+    written += [write_text(out / f"{name}.tex", LATEX[name](read_table(tables, table)[0])) for name, _, table, *_ in FIGURES if name in LATEX and name in figures]
     static = report.save_static(figures, out)
     return [*written, *static, report.save_index(entries, tables, out, static=bool(static))]
 
