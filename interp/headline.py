@@ -50,4 +50,4 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if (table := tables.get("probes")) is not None and len(table):
         label = next((name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()), table["label"].iloc[0])
         found.append(pick(table, label=label, layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain"))
-    return pd.concat([of[_COLUMNS] for of in found if len(of)] or found)
+    return pd.concat([of[_COLUMNS] for of in found if len(of)] or found, ignore_index=True)

@@ -1,0 +1,195 @@
+"""What a report says of behaviour: where a gain lands, what the trace changes, which games are won, and other series beside.
+
+>>> headline, numbers = placed(study.tables["behaviour"], "in_domain")
+>>> headline
+'most of the gain lands in the trace'
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from interp.headline import READINGS, headline
+from interp.plots_environments import ENVIRONMENTS
+from interp.report_words import WHERE, Cells, Ends, Read, ends, escaped, listed, sentence, side, steps, told, trend
+from interp.style import SPLITS, pick, splits_of
+
+#: Share of decisions on which the prompt action must parse, for its accuracy to be a reading of what the prompt knows.
+READABLE = 0.5
+_SMOLLM2 = "SmolLM2, ALFWorld's own games"
+
+
+def placed(frame: pd.DataFrame, split: str) -> tuple[str, str]:
+    """Where the gain of a series lands, in words that intervals choose, and the numbers that say so; empty where the rows are missing.
+
+    Args:
+        frame: step, split, metric and the estimate: acc_cot, acc_prompt, gap and, where they are, parse_prompt.
+        split: one of SPLITS.
+    """
+    found = {metric: ends(pick(frame, split=split, metric=metric).dropna(subset="value")) for metric in ("acc_cot", "acc_prompt", "gap", "parse_prompt")}
+    cot, prompt, gap, parse = found.values()
+    if cot is None or prompt is None or gap is None:
+        return "", ""
+    said = "; ".join([trend("the CoT action's agreement with the expert", cot), trend("the prompt action's", prompt), trend("the gap between them", gap)])
+    return _place(cot, prompt, gap, parse), said
+
+
+def _place(cot: Ends, prompt: Ends, gap: Ends, parse: Ends | None) -> str:
+    if cot.moved == "single":
+        return ["with one checkpoint there is no gain to place, and no gap that is clear of 0", "with one checkpoint there is no gain to place; the trace helps",
+                "with one checkpoint there is no gain to place; the trace harms"][side(gap.last)]
+    if cot.moved != "up":
+        return {"down": "the agent gets worse with its trace", "level": "there is no clear gain to place"}.get(cot.moved, "without intervals no gain can be placed")
+    if parse is not None and parse.last["value"] < READABLE:
+        return f"the agent gains with its trace; without it its action parses on {told(parse.last)}, which is no reading of what the prompt knows"
+    if gap.moved == "up":
+        share = (prompt.last["value"] - prompt.first["value"]) / (cot.last["value"] - cot.first["value"])
+        return {"level": "the gain lands in the trace", "down": "the gain lands in the trace, and the action without it gets worse"}.get(
+            prompt.moved, "most of the gain lands in the trace" if share < 0.5 else "part of the gain lands in the trace, most of it shows without")
+    if prompt.moved == "up":
+        return "the gain lands in what the prompt alone predicts" if gap.moved == "down" else "the gain shows without the trace as well"
+    return "there is a gain, and where it lands is not told apart"
+
+
+def studied(study: Read) -> str:
+    """What the study is of: checkpoints, decisions and environment, from the table and its provenance."""
+    rows = study.rows("behaviour", metric="acc_cot")
+    if rows.empty:
+        return ""
+    made, count = study.made("behaviour"), rows["step"].nunique()
+    name = made.get("environment", {}).get("name", "") if isinstance(made.get("environment"), dict) else ""
+    of = f" in the environment {escaped(ENVIRONMENTS.get(name, name))}" if name else ""
+    sizes = listed(f"{int(part['n'].max())} decisions {WHERE[split]} (of {int(part['n_groups'].max())} episodes)" for split in splits_of(rows)
+                   for part in [pick(rows, split=split)])
+    return f"Studied here: {count} checkpoint{'s' if count > 1 else ''} of one training run {steps(rows)}, on {sizes}{of}."
+
+
+def gains(study: Read) -> list[str]:
+    """A sentence for each split, or one for both: where the gain lands, with numbers."""
+    found = {split: placed(study.tables["behaviour"], split) for split in study.splits("behaviour")}
+    found = {split: of for split, of in found.items() if of[0]}
+    if len({of[0] for of in found.values()}) == 1 and len(found) > 1:
+        numbers = " ".join(sentence(f"{WHERE[split]}, {of[1]}") for split, of in found.items())
+        return [f"<b>In-domain and out of domain {next(iter(found.values()))[0]}.</b> {numbers}"]
+    return [f"<b>{sentence(f'{WHERE[split]} {of[0]}')}</b> {sentence(of[1])}" for split, of in found.items()]
+
+
+def games(study: Read, table: str = "") -> str:
+    """Games won at the last checkpoint in both modes, and whether that is a gain with the trace."""
+    table, parts = table or study.games, []
+    for split in study.splits(table):
+        cot, prompt = (study.ends(table, split=split, mode=mode, metric="success") for mode in ("cot", "prompt"))
+        if cot is None:
+            continue
+        change = {"up": ", more than at the first checkpoint", "down": ", fewer than at the first checkpoint", "level": ", not clearly more than at the first checkpoint"}
+        without = f" and {told(prompt.last)} without" if prompt is not None else ""
+        parts.append(f"{WHERE[split]} it wins a share of {told(cot.last)} of {int(cot.last['n'])} games with its trace{without}{change.get(cot.moved, '')}")
+    return f"In whole games the last checkpoint that played does as follows: {'; '.join(parts)}." if parts else ""
+
+
+def better(study: Read) -> list[str]:
+    """Lead of the section on behaviour."""
+    rows = study.rows("behaviour")
+    if rows.empty:
+        return [text] if (text := games(study)) else []
+    said = [f"Numbers are of the first and last checkpoint {steps(rows)}. {' '.join(gains(study))}"]
+    parts = []
+    for split in study.splits("behaviour"):
+        found = {metric: study.ends("behaviour", split=split, metric=metric) for metric in ("revision", "revision_helpful", "revision_harmful")}
+        if None in found.values():
+            continue
+        changed, helpful, harmful = (of.last for of in found.values())
+        verdict = "it mends more than it spoils" if helpful["low"] > harmful["high"] else "it spoils more than it mends" if harmful["low"] > helpful["high"] else (
+            "what it mends and what it spoils are not told apart")
+        parts.append(f"{WHERE[split]} on {told(changed)} of the decisions, from wrong to right on {told(helpful)} and from right to wrong on {told(harmful)}: {verdict}")
+    said += [f"<b>What the trace changes.</b> At the last checkpoint the CoT action is another than the prompt action {'; '.join(parts)}."] if parts else []
+    said += [f"<b>Form.</b> {text}"] if (text := _form(study)) else []
+    if text := games(study):
+        said.append(f"<b>Games.</b> {text}")
+    if study.games == "online" and (text := games(study, "online_official")):
+        said.append(f"<b>ALFWorld's own games.</b> {text}")
+    return said
+
+
+def _form(study: Read) -> str:
+    """Whether each mode produces an action at all at its worst checkpoint."""
+    parts = []
+    for metric, name in (("parse_cot", "CoT action"), ("parse_prompt", "prompt action"), ("parse_empty_think", "action behind an empty trace")):
+        rows = study.rows("behaviour", metric=metric)
+        if len(rows):
+            worst = rows.loc[rows["value"].idxmin()]
+            low = worst["value"] < READABLE
+            parts.append(f"the {name} on {told(worst)} (step {int(worst['step'])}, {WHERE[worst['split']]}{', too rarely for its accuracy to say much' if low else ''})")
+    return f"How often there is an action to judge, at the checkpoint where it is rarest: {'; '.join(parts)}." if parts else ""
+
+
+def series(study: Read) -> dict[str, pd.DataFrame]:
+    """Series beside this one, by name: rows of step, split, metric and the estimate."""
+    found, own = {}, study.tables.get("environments")
+    if "smollm2" in study.beside:
+        found[_SMOLLM2] = headline(study.beside["smollm2"].tables)
+    elsewhere = own if own is not None else study.beside["environments"].tables.get("environments") if "environments" in study.beside else None
+    if elsewhere is not None:
+        mine = (study.made("behaviour").get("environment") or {}).get("name") if "behaviour" in study.tables else None
+        found |= {name: pick(elsewhere, environment=key) for key, name in ENVIRONMENTS.items() if key != mine and (elsewhere["environment"] == key).any()}
+    return found
+
+
+def elsewhere(study: Read) -> list:
+    """Lead of the section on other series: where the gain lands in each, a table of their readings, and links to their pages."""
+    found = series(study)
+    if not found:
+        return []
+    blocks: list = []
+    for split in SPLITS:
+        if by := _grouped(found, split):
+            blocks.append(f"<b>{sentence(WHERE[split])[:-1]}</b>: {by}.")
+    blocks.append(_side_by_side(found))
+    links = {"smollm2": "the study of SmolLM2 on ALFWorld's own games", "environments": "the environments side by side"}
+    if study.beside:
+        blocks.append(f"Whole pages: {listed(f'<a href={chr(34)}{of.link}{chr(34)}>{links[name]}</a>' for name, of in study.beside.items())}.")
+    return blocks
+
+
+def _grouped(found: dict[str, pd.DataFrame], split: str) -> str:
+    """Series by where their gain lands: `A and B: the gain lands in the trace; C: ..`."""
+    by: dict[str, list[str]] = {}
+    for name, rows in found.items():
+        if text := placed(rows, split)[0]:
+            by.setdefault(text, []).append(name)
+    return "; ".join(f"{listed(names)}: {text}" for text, names in by.items())
+
+
+def beside(study: Read) -> str:
+    """Sentence on the other series for the answer in short."""
+    by = _grouped(series(study), "in_domain")
+    return f"<b>Elsewhere.</b> In-domain, in {by}." if by else ""
+
+
+def summary(study: Read) -> Cells | None:
+    """The study's headline readings at both ends, a row for each reading and a column for each split."""
+    rows = headline(study.tables)
+    if rows.empty:
+        return None
+    splits, words = splits_of(rows), {"up": "rises", "down": "falls", "level": "no clear change", "single": "one checkpoint", "unknown": "no intervals"}
+    lines = []
+    for metric, name in READINGS.items():
+        found = [ends(pick(rows, metric=metric, split=split)) for split in splits]
+        if any(found):
+            lines.append([name, *(cell for of in found for cell in (["–"] * 3 if of is None else [told(of.first), told(of.last), words[of.moved]]))])
+    heads = ["reading", *(f"{SPLITS[split]}, {which}" for split in splits for which in ("first", "last", "change"))]
+    return Cells(f"The study's readings at the first and last checkpoint that each was taken at {steps(rows)}, with 95 % intervals.", heads, lines)
+
+
+def _side_by_side(found: dict[str, pd.DataFrame]) -> Cells:
+    """Other series' readings: both accuracies at both ends, the rest at the last checkpoint."""
+    last = [metric for metric in ("success_cot", "prompt_reliance", "follow", "probe_gain") if any((rows["metric"] == metric).any() for rows in found.values())]
+    lines = []
+    for name, rows in found.items():
+        for split in splits_of(rows):
+            of = {metric: ends(pick(rows, split=split, metric=metric).dropna(subset="value")) for metric in ("acc_cot", "acc_prompt", *last)}
+            change = ["–" if of[m] is None else f"{told(of[m].first)}<br>{told(of[m].last)}" for m in ("acc_cot", "acc_prompt")]
+            lines.append([name, WHERE[split], *change, *("–" if of[m] is None else told(of[m].last) for m in last)])
+    heads = ["series", "split", "CoT action, first and last", "prompt action, first and last", *(f"{READINGS[m]}, last" for m in last)]
+    return Cells("Other series: agreement with the expert at the first checkpoint (above) and the last (below), other readings at the last. Dash: not measured.",
+                 heads, lines)
