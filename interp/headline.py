@@ -20,7 +20,7 @@ READINGS = {
     "acc_prompt": "prompt action agrees with the expert",
     "gap": "gap between the two",
     "success_cot": "games won with the trace",
-    "success_prompt": "games won without it",
+    "success_prompt": "games won without the trace",
     "prompt_reliance": "prompt reliance",
     "follow": "another state's trace is followed",
     "keep": "own action kept against it",

@@ -11,12 +11,12 @@ import pandas as pd
 
 from interp.headline import READINGS, headline
 from interp.plots_environments import ENVIRONMENTS
-from interp.report_words import WHERE, Cells, Ends, Read, ends, escaped, listed, sentence, side, steps, told, trend
+from interp.report_words import WHERE, Cells, Ends, Read, ends, escaped, grouped, listed, sentence, side, steps, told, trend
 from interp.style import SPLITS, pick, splits_of
 
 #: Share of decisions on which the prompt action must parse, for its accuracy to be a reading of what the prompt knows.
 READABLE = 0.5
-_SMOLLM2 = "SmolLM2, ALFWorld's own games"
+_SMOLLM2 = "SmolLM2 on ALFWorld's own games"
 
 
 def placed(frame: pd.DataFrame, split: str) -> tuple[str, str]:
@@ -30,7 +30,8 @@ def placed(frame: pd.DataFrame, split: str) -> tuple[str, str]:
     cot, prompt, gap, parse = found.values()
     if cot is None or prompt is None or gap is None:
         return "", ""
-    said = "; ".join([trend("the CoT action's agreement with the expert", cot), trend("the prompt action's", prompt), trend("the gap between them", gap)])
+    said = "; ".join([trend("the CoT action's agreement with the expert", cot), trend("the prompt action's", prompt), trend("the gap between them", gap),
+                      *([trend("the share of decisions on which the prompt action parses", parse)] if _unread(parse) else [])])
     return _place(cot, prompt, gap, parse), said
 
 
@@ -40,8 +41,8 @@ def _place(cot: Ends, prompt: Ends, gap: Ends, parse: Ends | None) -> str:
                 "with one checkpoint there is no gain to place; the trace harms"][side(gap.last)]
     if cot.moved != "up":
         return {"down": "the agent gets worse with its trace", "level": "there is no clear gain to place"}.get(cot.moved, "without intervals no gain can be placed")
-    if parse is not None and parse.last["value"] < READABLE:
-        return f"the agent gains with its trace; without it its action parses on {told(parse.last)}, which is no reading of what the prompt knows"
+    if _unread(parse):
+        return "the agent gains with its trace; what the prompt alone predicts is not read, because without a trace fewer than half of its actions parse"
     if gap.moved == "up":
         share = (prompt.last["value"] - prompt.first["value"]) / (cot.last["value"] - cot.first["value"])
         return {"level": "the gain lands in the trace", "down": "the gain lands in the trace, and the action without it gets worse"}.get(
@@ -51,13 +52,17 @@ def _place(cot: Ends, prompt: Ends, gap: Ends, parse: Ends | None) -> str:
     return "there is a gain, and where it lands is not told apart"
 
 
+def _unread(parse: Ends | None) -> bool:
+    """Whether the prompt action parses too rarely at the last checkpoint for its accuracy to say what the prompt knows."""
+    return parse is not None and bool(parse.last["value"] < READABLE)
+
+
 def studied(study: Read) -> str:
     """What the study is of: checkpoints, decisions and environment, from the table and its provenance."""
     rows = study.rows("behaviour", metric="acc_cot")
     if rows.empty:
         return ""
-    made, count = study.made("behaviour"), rows["step"].nunique()
-    name = made.get("environment", {}).get("name", "") if isinstance(made.get("environment"), dict) else ""
+    name, count = (study.made("behaviour").get("environment") or {}).get("name", ""), rows["step"].nunique()
     of = f" in the environment {escaped(ENVIRONMENTS.get(name, name))}" if name else ""
     sizes = listed(f"{int(part['n'].max())} decisions {WHERE[split]} (of {int(part['n_groups'].max())} episodes)" for split in splits_of(rows)
                    for part in [pick(rows, split=split)])
@@ -70,8 +75,8 @@ def gains(study: Read) -> list[str]:
     found = {split: of for split, of in found.items() if of[0]}
     if len({of[0] for of in found.values()}) == 1 and len(found) > 1:
         numbers = " ".join(sentence(f"{WHERE[split]}, {of[1]}") for split, of in found.items())
-        return [f"<b>In-domain and out of domain {next(iter(found.values()))[0]}.</b> {numbers}"]
-    return [f"<b>{sentence(f'{WHERE[split]} {of[0]}')}</b> {sentence(of[1])}" for split, of in found.items()]
+        return [f"<b>{sentence(f'{listed(WHERE[split] for split in found)}: {next(iter(found.values()))[0]}')}</b> {numbers}"]
+    return [f"<b>{sentence(f'{WHERE[split]}: {of[0]}')}</b> {sentence(of[1])}" for split, of in found.items()]
 
 
 def games(study: Read, table: str = "") -> str:
@@ -81,10 +86,11 @@ def games(study: Read, table: str = "") -> str:
         cot, prompt = (study.ends(table, split=split, mode=mode, metric="success") for mode in ("cot", "prompt"))
         if cot is None:
             continue
-        change = {"up": ", more than at the first checkpoint", "down": ", fewer than at the first checkpoint", "level": ", not clearly more than at the first checkpoint"}
-        without = f" and {told(prompt.last)} without" if prompt is not None else ""
-        parts.append(f"{WHERE[split]} it wins a share of {told(cot.last)} of {int(cot.last['n'])} games with its trace{without}{change.get(cot.moved, '')}")
-    return f"In whole games the last checkpoint that played does as follows: {'; '.join(parts)}." if parts else ""
+        without = f" and {told(prompt.last)} without it" if prompt is not None else ""
+        change = {"up": f": with it, more than at the first ({told(cot.first)})", "down": f": with it, fewer than at the first ({told(cot.first)})",
+                  "level": f": with it, not clearly more or fewer than at the first ({told(cot.first)})"}.get(cot.moved, "")
+        parts.append(f"{WHERE[split]} {'it' if parts else 'the last checkpoint'} wins {told(cot.last)} of {int(cot.last['n'])} games with its trace{without}{change}")
+    return sentence("; ".join(parts))
 
 
 def better(study: Read) -> list[str]:
@@ -93,16 +99,15 @@ def better(study: Read) -> list[str]:
     if rows.empty:
         return [text] if (text := games(study)) else []
     said = [f"Numbers are of the first and last checkpoint {steps(rows)}. {' '.join(gains(study))}"]
-    parts = []
+    parts = {}
     for split in study.splits("behaviour"):
         found = {metric: study.ends("behaviour", split=split, metric=metric) for metric in ("revision", "revision_helpful", "revision_harmful")}
-        if None in found.values():
-            continue
-        changed, helpful, harmful = (of.last for of in found.values())
-        verdict = "it mends more than it spoils" if helpful["low"] > harmful["high"] else "it spoils more than it mends" if harmful["low"] > helpful["high"] else (
-            "what it mends and what it spoils are not told apart")
-        parts.append(f"{WHERE[split]} on {told(changed)} of the decisions, from wrong to right on {told(helpful)} and from right to wrong on {told(harmful)}: {verdict}")
-    said += [f"<b>What the trace changes.</b> At the last checkpoint the CoT action is another than the prompt action {'; '.join(parts)}."] if parts else []
+        if None not in found.values():
+            changed, helpful, harmful = (of.last for of in found.values())
+            verdict = "it mends more than it spoils" if helpful["low"] > harmful["high"] else "it spoils more than it mends" if harmful["low"] > helpful["high"] else (
+                "what it mends and what it spoils are not told apart")
+            parts[split] = verdict, f"the action changes on {told(changed)} of the decisions, from wrong to right on {told(helpful)}, from right to wrong on {told(harmful)}"
+    said += [f"<b>What the trace changes.</b> At the last checkpoint, the CoT action against the prompt action: {grouped(parts)}."] if parts else []
     said += [f"<b>Form.</b> {text}"] if (text := _form(study)) else []
     if text := games(study):
         said.append(f"<b>Games.</b> {text}")
@@ -140,10 +145,7 @@ def elsewhere(study: Read) -> list:
     found = series(study)
     if not found:
         return []
-    blocks: list = []
-    for split in SPLITS:
-        if by := _grouped(found, split):
-            blocks.append(f"<b>{sentence(WHERE[split])[:-1]}</b>: {by}.")
+    blocks: list = [f"<b>{sentence(WHERE[split])}</b> {sentence(by)}" for split in SPLITS if (by := _grouped(found, split))]
     blocks.append(_side_by_side(found))
     links = {"smollm2": "the study of SmolLM2 on ALFWorld's own games", "environments": "the environments side by side"}
     if study.beside:
@@ -152,18 +154,19 @@ def elsewhere(study: Read) -> list:
 
 
 def _grouped(found: dict[str, pd.DataFrame], split: str) -> str:
-    """Series by where their gain lands: `A and B: the gain lands in the trace; C: ..`."""
+    """Series by where their gain lands, with the gap at the end: `in A (gap 0.47 [..]) and B (..) the gain lands in the trace; in C ..`."""
     by: dict[str, list[str]] = {}
     for name, rows in found.items():
         if text := placed(rows, split)[0]:
-            by.setdefault(text, []).append(name)
-    return "; ".join(f"{listed(names)}: {text}" for text, names in by.items())
+            gap = ends(pick(rows, split=split, metric="gap").dropna(subset="value")).last
+            by.setdefault(text, []).append(f"{name} (gap {told(gap)})")
+    return "; ".join(f"in {listed(names)} {text}" for text, names in by.items())
 
 
 def beside(study: Read) -> str:
     """Sentence on the other series for the answer in short."""
     by = _grouped(series(study), "in_domain")
-    return f"<b>Elsewhere.</b> In-domain, in {by}." if by else ""
+    return f"<b>{'Side by side' if 'environments' in study.tables else 'Elsewhere'}.</b> In-domain, at the end, {by}." if by else ""
 
 
 def summary(study: Read) -> Cells | None:
@@ -191,5 +194,5 @@ def _side_by_side(found: dict[str, pd.DataFrame]) -> Cells:
             change = ["–" if of[m] is None else f"{told(of[m].first)}<br>{told(of[m].last)}" for m in ("acc_cot", "acc_prompt")]
             lines.append([name, WHERE[split], *change, *("–" if of[m] is None else told(of[m].last) for m in last)])
     heads = ["series", "split", "CoT action, first and last", "prompt action, first and last", *(f"{READINGS[m]}, last" for m in last)]
-    return Cells("Other series: agreement with the expert at the first checkpoint (above) and the last (below), other readings at the last. Dash: not measured.",
+    return Cells("Series side by side: agreement with the expert at the first checkpoint (above) and the last (below), other readings at the last. Dash: not measured.",
                  heads, lines)

@@ -10,7 +10,7 @@ from interp.captions_traces import widest
 from interp.plots_calibration import AGENTS, INSTRUMENTS, NEAR, grown, verdicts
 from interp.plots_masking import MECHANISM
 from interp.plots_patching import PLACES
-from interp.report_words import WHERE, Read, by_split, escaped, listed, sentence, side, steps, told
+from interp.report_words import WHERE, Read, by_split, escaped, grouped, listed, side, steps, told
 from interp.style import CONTROLS, LABELS, STYLE, label_of, pick, splits_of
 
 
@@ -29,7 +29,7 @@ def trusted(study: Read) -> list[str]:
             "because they are built that way: their action is settled by the prompt alone, or picked in the trace, or a known mixture of both, and every "
             f"instrument reads them. Of {right.sum() + wrong.sum()} readings that the construction decides, {right.sum()} lie within {NEAR:g} of it."]
     said += [f"<b>Right on every agent</b> where the construction decides: {listed(good)}."] if good else []
-    said += [f"<b>Not to be trusted as a measure of reliance</b>: {listed(bad)}. They describe the computation, and no conclusion here rests on them."] if bad else []
+    said += [f"<b>Wrong on some</b>: {listed(bad)}. Where these are shown below they describe, and are no measure."] if bad else []
     found = {i: rows[(rows["instrument"] == i) & (rows["agent"] == "post_hoc")]["value"].mean() for i in ("auroc", "boundary_patch", "steering")}
     if found["auroc"] > 0.9 and abs(found["boundary_patch"]) < NEAR:
         said.append(f"<b>Decodable is not used.</b> The agent whose prompt decides gives its action away at the boundary (AUROC {found['auroc']:.2f}), and patching "
@@ -53,8 +53,8 @@ def predicted(study: Read) -> list[str]:
     drops = study.rows("transfer", reader="drop")
     drops = drops[drops["train_step"] != drops["test_step"]] if len(drops) else drops
     if len(drops):
-        parts = [f"{WHERE[split]} {int((of['low'] > 0).sum())} of {len(of)}" for split in splits_of(drops) for of in [pick(drops, split=split)]]
-        said.append(f"<b>From one checkpoint to another.</b> A probe of one checkpoint loses accuracy at another one, by an interval above 0, in {'; '.join(parts)} pairs of checkpoints.")
+        parts = [f"{WHERE[split]} in {int((of['low'] > 0).sum())} of {len(of)} pairs of checkpoints" for split in splits_of(drops) for of in [pick(drops, split=split)]]
+        said.append(f"<b>From one checkpoint to another.</b> A probe of one checkpoint loses accuracy at another one, by an interval above 0, {listed(parts)}.")
     return said
 
 
@@ -88,12 +88,11 @@ def _bits(study: Read) -> str:
     if rows.empty:
         return ""
     rows = pick(rows, label=label_of(rows))
-    parts = []
+    words, parts = {1: "the activations save bits", -1: "the activations cost more bits than the shorter of the other two", 0: "the activations neither save nor cost bits for sure"}, {}
     for split in splits_of(rows):
         last = rows[(rows["split"] == split) & (rows["step"] == rows["step"].max())].iloc[0]
-        verdict = {1: "save", -1: "cost", 0: "neither save nor cost for sure"}[side(last)]
-        parts.append(f"{WHERE[split]} the activations {verdict} {told(last, signed=True)} bits a decision" if side(last) else f"{WHERE[split]} the activations {verdict} bits ({told(last, signed=True)} a decision)")
-    return f"<b>Codelength.</b> Sent with the boundary's activations in place of the prompt's words or class frequencies, at the last checkpoint, {'; '.join(parts)}."
+        parts[split] = words[side(last)], f"saved: {told(last, signed=True)} a decision"
+    return f"<b>Codelength.</b> The actions to come are sent with the boundary's activations, or with the prompt's words or class frequencies; at the last checkpoint {grouped(parts)}."
 
 
 def depends(study: Read) -> list[str]:
@@ -119,11 +118,10 @@ def _patching(study: Read) -> str:
             f"At the boundary alone the largest effect at any layer and checkpoint is {told(top)} of the difference between the two actions "
             f"(layer {int(top['layer'])}, step {int(top['step'])})."]
     rows = study.rows("patching", mode="prompt", metric="difference", direction="denoise")
-    for which, step in {"first": rows["step"].min(), "last": rows["step"].max()}.items() if len(rows) else ():
-        at = rows[(rows["step"] == step) & rows["at"].isin(("task", "history", "observation"))]
-        if len(at):
-            best = at.loc[at["value"].idxmax()]
-            said.append(f"Right behind the prompt, the span that gives most back at the {which} checkpoint is the {PLACES[best['at']][0]}: {told(best)} at layer {int(best['layer'])}.")
+    rows = rows[rows["at"].isin(("task", "history", "observation"))] if "at" in rows else rows[:0]
+    tops = [at.loc[at["value"].idxmax()] for step in sorted({rows["step"].min(), rows["step"].max()}) for at in [pick(rows, step=step)]] if len(rows) else []
+    parts = [f"the {PLACES[top['at']][0]} at step {int(top['step'])} ({told(top)}, layer {int(top['layer'])})" for top in tops]
+    said += [f"Of whole spans, read right behind the prompt, the one that gives most back is {listed(parts)}."] if parts else []
     return " ".join(said)
 
 
@@ -133,20 +131,23 @@ def _reliance(study: Read) -> str:
         return ""
     said = [f"<b>Prompt reliance</b> {steps(rows)}, the share of the prompt's effect that goes to the action directly and not through the trace:",
             by_split("prompt reliance", study, "reliance", metric="prompt_reliance")]
+    ways, parts = {-1: "more of it goes through the trace", 1: "more of it goes around the trace", 0: "neither way is the larger for sure"}, {}
     for split in study.splits("reliance"):
         last = {m: study.ends("reliance", metric=m, split=split) for m in ("prompt_reliance", "via_cot", "via_text", "via_state")}
-        if last["prompt_reliance"] is not None:
-            way = {-1: "more of it goes through the trace", 1: "more of it goes around the trace", 0: "neither way is the larger for sure"}[side(last["prompt_reliance"].last, 0.5)]
-            state = f": of {told(last['via_cot'].last)} nats that do, its text alone carries {told(last['via_text'].last)} and its hidden state alone {told(last['via_state'].last)}" if (
-                None not in last.values()) else ""
-            said.append(sentence(f"{WHERE[split]}, at the last checkpoint, {way}{state}"))
+        if None not in last.values():
+            through, text, state = (told(last[m].last) for m in ("via_cot", "via_text", "via_state"))
+            parts[split] = ways[side(last["prompt_reliance"].last, 0.5)], f"of {through} nats through it its text alone carries {text} and its hidden state alone {state}"
+    said += [f"At the last checkpoint {grouped(parts)}."] if parts else []
     return " ".join(said)
 
 
-def followed(study: Read, split: str) -> str:
-    """Whether the agent follows another state's trace at the last checkpoint, in words."""
-    of = study.ends("conflict", arm="other_state", metric="follow", split=split)
-    return "" if of is None else {1: "it follows such a trace more often than not", -1: "it follows such a trace less often than not", 0: "it follows such a trace about half the time"}[side(of.last, 0.5)]
+def followed(study: Read) -> str:
+    """Sentences on how often the agent follows another state's trace, over checkpoints and in words at the last."""
+    words = {1: "it follows such a trace more often than not", -1: "it does not follow such a trace more often than not", 0: "it follows such a trace about half of the time"}
+    found = {split: of.last for split in study.splits("conflict") if (of := study.ends("conflict", arm="other_state", metric="follow", split=split)) is not None}
+    said = by_split("the share of decisions on which it takes that trace's action", study, "conflict", arm="other_state", metric="follow")
+    in_words = {words[side(row, 0.5)] for row in found.values()}
+    return f"{said} At the last checkpoint {in_words.pop()}." if len(in_words) == 1 else said
 
 
 def _conflict(study: Read) -> str:
@@ -154,8 +155,7 @@ def _conflict(study: Read) -> str:
     if rows.empty:
         return ""
     said = [f"<b>Conflicting traces</b> {steps(rows)}: behind its own prompt the agent is given the trace of another state, which argues for another action.",
-            by_split("the share of decisions on which it takes that trace's action", study, "conflict", arm="other_state", metric="follow"),
-            by_split("the share on which it keeps its own", study, "conflict", arm="other_state", metric="keep")]
+            followed(study), by_split("the share on which it keeps its own", study, "conflict", arm="other_state", metric="keep")]
     splice = study.rows("conflict", arm="self_splice", metric="keep")["value"]
     if len(splice):
         said.append("Its own trace put back reproduces its action on every decision, as it must." if (splice == 1).all() else
@@ -164,15 +164,13 @@ def _conflict(study: Read) -> str:
 
 
 def _removal(study: Read) -> str:
-    rows, parts = study.rows("conflict", arm="filler"), []
-    for split in study.splits("conflict") if len(rows) else ():
+    words, parts = {1: "a wrong trace changes the action more often than none does", -1: "no trace changes the action more often than a wrong one does",
+                    0: "the two are not told apart"}, {}
+    for split in study.splits("conflict"):
         last = {m: study.ends("conflict", arm="filler", split=split, metric=f"flip_{m}_parsed") for m in ("removed", "substituted", "difference")}
         if None not in last.values():
-            verdict = {1: "a wrong trace changes the action more often than none does", -1: "no trace changes the action more often than a wrong one does",
-                       0: "the two are not told apart"}[side(last["difference"].last)]
-            parts.append(f"{WHERE[split]} full stops in place of the trace change the action on {told(last['removed'].last)} of the decisions, another state's trace on "
-                         f"{told(last['substituted'].last)}: {verdict}")
-    return f"<b>Removed or replaced.</b> At the last checkpoint, where both parse, {'; '.join(parts)}." if parts else ""
+            parts[split] = words[side(last["difference"].last)], f"{told(last['removed'].last)} of the decisions behind full stops, {told(last['substituted'].last)} behind another state's trace"
+    return f"<b>Removed or replaced.</b> The own trace is taken away (full stops of its length) or replaced by another state's; at the last checkpoint, where both actions parse, {grouped(parts)}." if parts else ""
 
 
 def _early(study: Read) -> str:
@@ -240,8 +238,8 @@ def masked(study: Read) -> list[str]:
     if len(power):
         said += [] if frame is not None else ["No trainings are compared here: there is no table of the study itself. What its analysis would find was simulated."]
         found, null = pick(power, what="above", contrast="difference"), power[power["world"].isna() | (power["world"] == "null")]
-        parts = [f"an effect of {number(effect)} in {_range(pick(found, world='action', effect=effect, seeds=seeds))} with {seeds} seeds"
-                 for effect in sorted(pick(found, world="action")["effect"].unique()) for seeds in sorted(found["seeds"].unique())]
+        parts = [f"an effect of {number(effect)} in " + listed(f"{_range(pick(found, world='action', effect=effect, seeds=seeds))} with {seeds} seeds" for seeds in sorted(found["seeds"].unique()))
+                 for effect in sorted(pick(found, world="action")["effect"].unique())]
         said.append(f"<b>What could be found.</b> In {int(power['n'].min()):,} simulated studies of each kind the analysis finds {'; '.join(parts)}; "
                     f"where there is none it finds one in {_range(pick(null, what='above', contrast='difference'))}.")
     return said

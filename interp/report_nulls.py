@@ -20,81 +20,82 @@ _BY_CHANCE = 0.025
 
 def nulls(study: Read) -> list:
     """The list, with what it is; empty where nothing was looked for in vain."""
-    found = [*_behaviour(study), *_probes(study), *_patching(study), *_traces(study), *_steering(study), *_masking(study), *_elsewhere(study)]
-    lead = ("What was looked for and not found. An interval that covers 0, or two that overlap, are no proof that there is nothing: they say how large an effect "
-            "could have been missed.")
-    return [lead, Items([f"<b>{what}</b>: {text}." for what, text in found])] if found else []
+    by: dict[str, list[str]] = {}
+    for of in (_behaviour, _probes, _patching, _traces, _steering, _masking, _elsewhere):
+        for what, split, text in of(study):
+            by.setdefault(what, []).append(f"{WHERE[split]}, {text}" if split else text)
+    lead = ("What was looked for and not found. An interval that covers 0 is no proof that there is nothing: it says how large an effect could have been missed.")
+    return [lead, Items([f"<b>{what}</b>: {'; '.join(texts)}." for what, texts in by.items()])] if by else []
 
 
-def _behaviour(study: Read) -> Iterator[tuple[str, str]]:
-    for split in study.splits("behaviour"):
-        for metric, what in (("acc_cot", "gain of the CoT action"), ("acc_prompt", "gain of the prompt action")):
+def _behaviour(study: Read) -> Iterator[tuple[str, str, str]]:
+    for metric, what in (("acc_cot", "CoT action"), ("acc_prompt", "prompt action")):
+        for split in study.splits("behaviour"):
             of = study.ends("behaviour", metric=metric, split=split)
             if of is not None and of.moved in ("level", "down"):
-                yield f"A {what}, {WHERE[split]}", f"{told(of.first)} at step {int(of.first['step'])}, {told(of.last)} at step {int(of.last['step'])}{', a fall' if of.moved == 'down' else ''}"
+                yield f"A gain of the {what}", split, f"{told(of.first)} at the first checkpoint, {told(of.last)} at the last{', a fall' if of.moved == 'down' else ''}"
     for table, of_whom in (("online", ""), ("online_official", " of ALFWorld's own")):
         for split in study.splits(table):
             rows = study.rows(table, metric="success", mode="cot", split=split)
             if len(rows) and (of := ends(rows)).moved in ("level", "down"):
                 won = "none won at any checkpoint" if (rows["value"] == 0).all() else f"a share of {told(of.first)} at the first checkpoint"
-                yield f"More games{of_whom} won with the trace, {WHERE[split]}", f"{won}, {told(of.last)} at the last, of {int(of.last['n'])} games"
+                yield f"More games{of_whom} won with the trace", split, f"{won}, {told(of.last)} at the last, of {int(of.last['n'])} games"
     for metric, what in (("parse_prompt", "prompt action"), ("parse_empty_think", "action behind an empty trace")):
         for split in study.splits("behaviour"):
             of = study.ends("behaviour", metric=metric, split=split)
             if of is not None and of.last["value"] < READABLE:
-                yield f"A reading of the {what}, {WHERE[split]}", f"it parses on {told(of.last)} of the decisions at the last checkpoint, so what it would choose is not known"
+                yield f"A reading of the {what}, which parses too rarely at the last checkpoint", split, f"on {told(of.last)} of the decisions"
 
 
-def _probes(study: Read) -> Iterator[tuple[str, str]]:
+def _probes(study: Read) -> Iterator[tuple[str, str, str]]:
     rows = study.rows("probes")
     for label in rows["label"].unique() if len(rows) else ():
+        name = f"choice between {label.removeprefix('pairwise ').replace(' / ', ' and ')}" if label.startswith("pairwise ") else LABELS.get(label, label)
         for split in study.splits("probes"):
             clear, cells = above(study, label=label, split=split)
             if cells and clear <= _BY_CHANCE * cells:
                 of = study.ends("probes", label=label, split=split, layer=-1, reader="gain", metric="accuracy")
-                last = f"; at the last checkpoint, the layer chosen inside the training folds, {told(of.last, signed=True)}" if of is not None else ""
-                yield (f"A linear probe that reads the {escaped(LABELS.get(label, label))} better than the prompt's words do, {WHERE[split]}",
-                       f"{clear or 'none'} of {cells} cells (layer, checkpoint) has a gain whose interval lies above 0{last}")
+                last = f", {told(of.last, signed=True)} at the last checkpoint" if of is not None else ""
+                yield f"A gain of the boundary probe over its controls, for the {escaped(name)}", split, f"an interval above 0 in {clear or 'none'} of {cells} cells of layer and checkpoint{last}"
     for split in study.splits("mdl"):
         gains = study.rows("mdl", metric="bits", reader="gain", split=split)
         if len(gains) and not (gains["low"] > 0).any():
-            of = ends(gains)
-            yield f"Bits saved by the activations, {WHERE[split]}", f"none for sure at any checkpoint, {told(of.last, signed=True)} a decision at the last"
+            yield "Bits saved by the activations", split, f"none for sure at any checkpoint, {told(ends(gains).last, signed=True)} a decision at the last"
 
 
-def _patching(study: Read) -> Iterator[tuple[str, str]]:
+def _patching(study: Read) -> Iterator[tuple[str, str, str]]:
     top = boundary(study)
     if top is not None and abs(top["value"]) < SMALL:
-        yield "An effect of the boundary token on the action", f"patching it gives back {told(top)} of the difference at most, at any layer, checkpoint and direction"
+        yield "An effect of the boundary token on the action", "", f"patching it gives back {told(top)} of the difference at most, at any layer, checkpoint and direction"
     for mode, what in (("prompt", "right behind the prompt"), ("cot", "behind the trace")):
         of = study.ends("patching", mode=mode, metric="attribution_pearson", direction="denoise")
         if of is not None and side(of.last) <= 0:
-            yield f"First-order attribution as a stand-in for patching, {what}", f"its correlation with true effects is {told(of.last)} at the last checkpoint"
+            yield f"First-order attribution as a stand-in for patching, {what}", "", f"its correlation with true effects is {told(of.last)} at the last checkpoint"
     for split in study.splits("reliance"):
         of = study.ends("reliance", metric="via_state", split=split)
         if of is not None and side(of.last) <= 0:
-            yield f"What the trace's hidden state carries beside its words, {WHERE[split]}", f"{told(of.last)} nats at the last checkpoint"
+            yield "What the trace's hidden state carries beside its words", split, f"{told(of.last)} nats at the last checkpoint"
 
 
-def _traces(study: Read) -> Iterator[tuple[str, str]]:
+def _traces(study: Read) -> Iterator[tuple[str, str, str]]:
     for definition, what in (("attention", "attention"), ("gradient_value", "gradient")):
         for split in study.splits("shares"):
             of = study.ends("shares", span="cot", version="sink_free", metric="ratio", definition=definition, split=split)
             if of is not None and of.moved == "level":
-                yield f"A change of the trace's share of the action's {what}, {WHERE[split]}", f"{told(of.first)} times its share of the tokens at the first checkpoint, {told(of.last)} at the last"
+                yield f"A change of the trace's share of the action's {what}", split, f"{told(of.first)} times its share of the tokens at the first checkpoint, {told(of.last)} at the last"
     for split in study.splits("conflict"):
         of = study.ends("conflict", arm="other_state", metric="keep", split=split)
         if of is not None and of.last["high"] < 0.5:
-            yield f"An agent that keeps to its prompt against another state's trace, {WHERE[split]}", f"it does on {told(of.last)} of the decisions at the last checkpoint"
+            yield "An agent that keeps to its prompt against another state's trace", split, f"it does on {told(of.last)} of the decisions at the last checkpoint"
 
 
-def _steering(study: Read) -> Iterator[tuple[str, str]]:
+def _steering(study: Read) -> Iterator[tuple[str, str, str]]:
     top = steered(study)
     if top is not None and top["value"] < SMALL:
-        yield "Steering at the boundary", f"no direction, strength or checkpoint changes more than {told(top)} of the actions"
+        yield "Steering at the boundary", "", f"no direction, strength or checkpoint changes more than {told(top)} of the actions"
 
 
-def _masking(study: Read) -> Iterator[tuple[str, str]]:
+def _masking(study: Read) -> Iterator[tuple[str, str, str]]:
     frame = study.tables.get("masking")
     arm = claimed(frame) if frame is not None else None
     if arm is None:
@@ -103,13 +104,13 @@ def _masking(study: Read) -> Iterator[tuple[str, str]]:
         for contrast, of in (("difference", "k = 0"), ("control", "masking as many other tokens")):
             row = one(frame, metric="acc_cot", split=split, arm=arm.name, contrast=contrast)
             if row is not None and side(row) <= 0:
-                yield f"A gain of masking actions ({arm.title}) over {of}, {WHERE[split]}", f"{told(row, signed=True)} in the CoT action's agreement with the expert"
+                yield f"A gain of masking actions ({arm.title}) over {of}", split, f"{told(row, signed=True)} in the CoT action's agreement with the expert"
         still = [f"{MECHANISM[metric]} {told(row, signed=True)}" for metric, (kind, row) in moves(frame, arm, split).items() if kind <= 0]
         if still:
-            yield f"The predicted move of {arm.title} against k = 0, {WHERE[split]}", listed(still)
+            yield f"What {arm.title} was predicted to move against k = 0", split, listed(still)
 
 
-def _elsewhere(study: Read) -> Iterator[tuple[str, str]]:
+def _elsewhere(study: Read) -> Iterator[tuple[str, str, str]]:
     for name, rows in series(study).items():
         if name not in ENVIRONMENTS.values():
             continue  # whose own page lists them
@@ -125,4 +126,4 @@ def _elsewhere(study: Read) -> Iterator[tuple[str, str]]:
             if parse is not None and parse.last["value"] < READABLE:
                 said.append(f"the CoT action parses on {told(parse.last)} of the decisions at the last checkpoint")
             if said:
-                yield f"{name}, {WHERE[split]}", "; ".join(said)
+                yield name, split, ", ".join(said)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from interp import report_behaviour, report_instruments
 from interp.captions_masking import _claim
-from interp.headline import headline
+from interp.headline import READINGS, headline
 from interp.report_nulls import nulls
-from interp.report_words import WHERE, Block, Items, Read, by_split, escaped, sentence, side, told, trend
+from interp.report_words import WHERE, Block, Items, Read, by_split, ends, escaped, grouped, side, told
+from interp.style import pick
 
 
 class Section(NamedTuple):
@@ -48,9 +49,8 @@ def answer(study: Read) -> list[Block]:
     items += [f"<b>Whole games.</b> {text}" for text in [report_behaviour.games(study)] if text]
     if text := by_split("prompt reliance, the share of the prompt's effect on the action that goes around the trace,", study, "reliance", metric="prompt_reliance"):
         items.append(f"<b>Two ways.</b> {text}")
-    parts = [f"{WHERE[split]} {trend('the share of decisions on which it takes the action of that trace', of)}, so that at the end {report_instruments.followed(study, split)}"
-             for split in study.splits("conflict") if (of := study.ends("conflict", arm="other_state", metric="follow", split=split)) is not None]
-    items += [f"<b>A trace from elsewhere.</b> {sentence('; '.join(parts))}"] if parts else []
+    if "conflict" in study.tables and (text := report_instruments.followed(study)):
+        items.append(f"<b>A trace from elsewhere.</b> The agent is given another state's trace behind its own prompt. {text}")
     items += [text for text in [_before(study)] if text]
     items += [f"<b>Masking action supervision.</b> {escaped(_claim(study.tables['masking']))}"] if "masking" in study.tables else []
     items += [text for text in [report_behaviour.beside(study)] if text]
@@ -61,16 +61,16 @@ def answer(study: Read) -> list[Block]:
 
 def _before(study: Read) -> str:
     """What the boundary says of the action to come, and whether that place is used."""
-    rows = headline(study.tables)
-    parts = []
+    rows, parts = headline(study.tables), {}
+    words = {1: "better than", -1: "worse than", 0: "no better or worse, for sure, than"}
     for split in study.splits("probes"):
-        gain = rows[(rows["metric"] == "probe_gain") & (rows["split"] == split)].sort_values("step")
-        if len(gain):
-            word = {1: "better than", -1: "worse than", 0: "no better or worse, for sure, than"}[side(gain.iloc[-1])]
-            parts.append(f"{WHERE[split]} a linear probe reads the action to come {word} the best guess made without activations ({told(gain.iloc[-1], signed=True)} in accuracy)")
+        gain = ends(pick(rows, metric="probe_gain", split=split))
+        if gain is not None:
+            parts[split] = f"a linear probe reads the action to come {words[side(gain.last)]} the best guess made without activations", f"{told(gain.last, signed=True)} in accuracy"
     top = report_instruments.boundary(study)
-    patched = f" Patching that place changes the action by {told(top)} of the difference at most." if top is not None else ""
-    return f"<b>Before the first word.</b> At the last checkpoint {'; '.join(parts)}.{patched}" if parts else patched.strip()
+    said = [f"At the last checkpoint {grouped(parts)}."] if parts else []
+    said += [f"Patching the place that it reads gives back at most {told(top)} of the difference between two actions."] if top is not None else []
+    return f"<b>Before the first word.</b> {' '.join(said)}" if said else ""
 
 
 #: Terms, and the table without which each is not needed; "" where it always is.
@@ -93,8 +93,8 @@ _TERMS = (
     ("Shares", "shares", "how much of the action's attention and gradient goes to the trace, over the trace's share of the tokens."),
     ("Steering", "steering", "the direction that the probe found is added to the states: does the action go where it points?"),
     ("Masking", "masking", "arms of training in which a share k of the examples has no loss on the action's tokens; beside them arms in which as many other tokens have none."),
-    ("Interval", "", "in brackets, 95 %, from resampling whole episodes (and, for arms of training, seeds). A reading is said to <i>rise</i> or <i>fall</i> where the intervals of the first "
-     "and the last checkpoint do not overlap, and not to change clearly where they do."),
+    ("Interval", "", "in brackets, 95 %, from resampling whole episodes (and, for arms of training, seeds). A reading is said to <i>rise</i> or <i>fall</i> where the interval of the "
+     "difference between the last checkpoint and the first excludes 0; it is put together from both intervals (Newcombe 1998), as if they were of different decisions, which is strict."),
 )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def measured(study: Read) -> list[Block]:
 
 def limits(study: Read) -> list[Block]:
     """What the study cannot say."""
-    items = ["The words <i>rises</i> and <i>falls</i> rest on intervals that do not overlap, which is strict; <i>does not clearly change</i> is no proof that nothing changed. Intervals are not "
+    items = ["<i>Does not clearly change</i> is no proof that nothing changed: the intervals say how much could have been missed. They are not "
              "corrected for the number of readings on this page, so of many nulls a few will look like effects."]
     made = study.made("behaviour")
     if made:
@@ -120,7 +120,8 @@ def limits(study: Read) -> list[Block]:
     rows = headline(study.tables)
     if len(rows):
         few = rows.loc[rows["n_groups"].idxmin()]
-        items.append(f"Some readings rest on few clusters, at least {int(few['n_groups'])} (episodes, games or pairs' episodes), and their intervals are wide.")
+        items.append(f"Some readings rest on few episodes or games: {READINGS.get(few['metric'], few['metric'])}, {WHERE[few['split']]}, on {int(few['n_groups'])}. Their intervals are wide, and what they "
+                     "miss can be large.")
     items += [text for table, text in _OF.items() if table in study.tables]
     return [Items(items)]
 
@@ -138,6 +139,7 @@ _OF = {
     "patching": "Patching and prompt reliance swap two names in a prompt, with traces and actions of the expert held fixed: they say how those names matter, not everything else in the prompt.",
     "conflict": "Conflicting traces show what a trace can do, not what the agent's own traces do.",
     "masking": "Of an arm with few seeds an interval over seeds is wide, and of one seed there is none: then the result is an illustration. Contrasts beside the claim's are described, not tested.",
+    "environments": "Each series is one training run, shorter and on fewer decisions than ALFWorld's. A series that learned nothing of an environment can only show a floor there.",
     "calibration": "The agents of the calibration take one step each in a tiny world, with short traces: an instrument that is right on them can still be wrong on a large model.",
 }
 

@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import html
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,12 +54,20 @@ class Ends(NamedTuple):
 
     @property
     def moved(self) -> str:
-        """`up` or `down` where the intervals of both ends do not overlap, `level` where they do, `single`, or `unknown` without intervals."""
+        """`up` or `down` where the interval of the difference excludes 0, `level` where it covers it, `single`, or `unknown` without intervals.
+
+        That interval is put together from both ends' (square and add), as if they were independent, which is strict for readings of the same
+        decisions. Source: Newcombe 1998, Zou & Donner 2008.
+        """
+        first, last = self.first[["value", "low", "high"]].astype(float), self.last[["value", "low", "high"]].astype(float)
         if self.first["step"] == self.last["step"]:
             return "single"
-        if self.first[["low", "high"]].isna().any() or self.last[["low", "high"]].isna().any():
+        if first.isna().any() or last.isna().any():
             return "unknown"
-        return "up" if self.last["low"] > self.first["high"] else "down" if self.last["high"] < self.first["low"] else "level"
+        change = last["value"] - first["value"]
+        if change > math.hypot(last["value"] - last["low"], first["high"] - first["value"]):
+            return "up"
+        return "down" if -change > math.hypot(last["high"] - last["value"], first["value"] - first["low"]) else "level"
 
 
 class Read(NamedTuple):
@@ -152,6 +161,17 @@ def by_split(subject: str, study: Read, table: str, **where) -> str:
         if said := trend("it" if parts else subject, study.ends(table, split=split, **where)):
             parts.append(f"{WHERE[split]} {said}")
     return sentence("; ".join(parts))
+
+
+def grouped(found: Mapping[str, tuple[str, str]]) -> str:
+    """Clause on every split, those of which the same is said together: `in-domain and out of domain it does (0.40 [..]; 0.50 [..])`.
+
+    found: split -> what is said, and its numbers.
+    """
+    by: dict[str, list[str]] = {}
+    for split, (words, _) in found.items():
+        by.setdefault(words, []).append(split)
+    return "; ".join(f"{listed(WHERE[split] for split in of)} {words} ({'; '.join(found[split][1] for split in of)})" for words, of in by.items())
 
 
 def steps(rows: pd.DataFrame) -> str:
