@@ -20,7 +20,7 @@ from interp.tables import read_table, write_text
 
 #: Figures in reading order: name, heading, table, plot, caption.
 FIGURES = (
-    ("calibration", "Can the instruments be trusted? Readings of agents whose answer is known", "calibration", plots_calibration.calibration,
+    ("calibration", "Readings of agents whose answer is known", "calibration", plots_calibration.calibration,
      captions_calibration.calibration),
     ("behaviour", "Accuracy with and without the trace", "behaviour", plots.behaviour, captions.behaviour),
     ("parse", "Do both modes produce an action at all?", "behaviour", plots.parse, captions.parse),

@@ -158,7 +158,8 @@ figcaption { line-height: 1.45; margin: .4em 0; color: #333; }
 .scroll { overflow-x: auto; margin: 1.4em 0; }
 table { border-collapse: collapse; font-size: .85em; line-height: 1.35; width: 100%; }
 caption { text-align: left; margin-bottom: .5em; }
-th, td { padding: .35em .7em .35em 0; text-align: left; vertical-align: top; font-weight: normal; border-bottom: 1px solid #ddd; }
+th, td { padding: .35em .8em .35em 0; text-align: left; vertical-align: top; font-weight: normal; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; }
 thead th { border-bottom: 1px solid #222; border-top: 1px solid #222; font-weight: bold; vertical-align: bottom; }
 @media (max-width: 700px) { nav ol { columns: 1; } }
 @media print {

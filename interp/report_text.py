@@ -48,7 +48,7 @@ def answer(study: Read) -> list[Block]:
     items = report_behaviour.gains(study) if "behaviour" in study.tables else []
     items += [f"<b>Whole games.</b> {text}" for text in [report_behaviour.games(study)] if text]
     if text := by_split("prompt reliance, the share of the prompt's effect on the action that goes around the trace,", study, "reliance", metric="prompt_reliance"):
-        items.append(f"<b>Two ways.</b> {text}")
+        items.append(f"<b>Around the trace or through it.</b> {text}")
     if "conflict" in study.tables and (text := report_instruments.followed(study)):
         items.append(f"<b>A trace from elsewhere.</b> The agent is given another state's trace behind its own prompt. {text}")
     items += [text for text in [_before(study)] if text]
