@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 #: What the boundary probe reads: the action that the training itself goes on to take.
 LABEL = "eventual_target"
 FOLDS = 5
-#: Differences in nats below which a patched pair is nothing to divide by. Means are divided here, not pairs, so almost none is left out.
-MINIMUM = 1e-6
+#: No pair is left out for the difference that it is divided by, be it small or of the wrong sign, since here means are divided.
+MINIMUM = -np.inf
 
 
 def trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
@@ -59,20 +59,23 @@ def measure(config: Config) -> None:
     """Decode every training's last checkpoint (or those named), play games and read the instruments, into three tables of rows for each item."""
     rows, weights, skipped, started = dict(decisions=[], games=[], instruments=[]), {}, {}, time.time()
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Study)} | dict(base=config.start if config.lora else config.base)
-    found = list(trainings(config.folder))
-    if config.part[1] > 1:
-        mine = config.mine(found if config.own else config.jobs)
-        found = [each for each in found if each in mine or each[:2] in mine]
-    studies = {(arm, seed): Study(**shared | dict(series=folder, checkpoints=())) for arm, seed, folder in found}
+    folders = {(arm, seed): folder for arm, seed, folder in trainings(config.folder)}
+    mine = set(config.mine(list(folders) if config.own else config.jobs)) if config.part[1] > 1 else set(folders)
+    studies = {key: Study(**shared | dict(series=folder, checkpoints=())) for key, folder in folders.items() if key in mine}
     last = {key: study.steps[-1] for key, study in studies.items()}
     if not config.checkpoints and len(set(last.values())) > 1:
         (a, s), (b, t) = min(last, key=last.get), max(last, key=last.get)
         raise ValueError(f"Arms are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed {t} at {last[b, t]}: "
                          "name a step with --checkpoints.")
+    read: dict[str, str] = {}  # what the first training read
     along = set.intersection(*(set(study.steps) for study in studies.values()))
     for arm, seed in tqdm(list(studies), desc="measure"):
         study = studies.pop((arm, seed))  # and its model with it
         chosen = config.checkpoints or study.steps[-1:]
+        for split in study.parts:
+            if read.setdefault(split, digest := study.digest(study.prompts(split))) != digest:
+                raise ValueError(f"{arm} of seed {seed} reads other prompts than the first training ({split}), so the two are not compared: give all "
+                                 "arms one tokenizer, style and system prompt.")
         for step in sorted({*chosen, *(along if "reliance" in config.instruments else ())}):
             key = dict(arm=arm, seed=seed, step=step)
             weights[f"{arm} {seed} {step}"] = study.checkpoint_series.weights_hash(step)
@@ -80,8 +83,8 @@ def measure(config: Config) -> None:
                 rows["decisions"] += [dict(key, split=split, **row) for row in answers(study, step, split)]
                 rows["games"] += [dict(key, split=split, **row) for row in games(config, study, step, split)]
             for name in [n for n in INSTRUMENTS if n in config.instruments and (step in chosen or n == "reliance")]:
-                found, reason = INSTRUMENTS[name](config, study, step)
-                rows["instruments"] += [dict(key, **row) for row in found]
+                read_off, reason = INSTRUMENTS[name](config, study, step)
+                rows["instruments"] += [dict(key, **row) for row in read_off]
                 skipped |= {f"{arm} {seed} {step} {name}": reason} if reason else {}
     if config.part[1] > 1:
         return  # the other parts are not known here
@@ -131,7 +134,6 @@ def _rows(metric: str, split: str, groups: Iterable[str], values: Iterable, deno
 def _paired(study: Study, split: str, n: int) -> tuple[list, list, str]:
     """Clean and corrupt prompts, or why there are none."""
     decisions = [d for e in study.episodes[split] for d in e.decisions()]
-    study.model(study.steps[0])  # its tokenizer makes the format
     clean, corrupt, dropped = make_pairs(study.format, decisions, n, study.seed, study.env.partners)
     return clean, corrupt, "" if clean else f"no decision {split.replace('_', '-')} has a counterfactual twin ({dict(dropped)})"
 
@@ -144,7 +146,7 @@ def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
         reason = reason or lacking
         if clean:
             def compute():
-                found = prompt_reliance(study.model(step), clean, corrupt, minimum=-np.inf)
+                found = prompt_reliance(study.model(step), clean, corrupt, minimum=MINIMUM)
                 return [found.direct.tolist(), found.via_cot.tolist()]
 
             inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)])
@@ -168,7 +170,7 @@ def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
                 return {name: [[float(v) if np.isfinite(v) else None for v in x] for x in (share * (s.clean - s.corrupt), s.clean - s.corrupt)]
                         for name, (s, share) in shares.items()}
 
-            inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)], minimum=MINIMUM)
+            inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)], minimum=str(MINIMUM))
             for name, (values, whole) in study.stage(f"masking/{step}-{split}-patching", inputs, compute).items():
                 rows += _rows(name, split, [p.decision.episode for p in clean], values, whole)
     return rows, reason

@@ -1,4 +1,4 @@
-"""The README's generated parts, from the committed tables: stage times, the benchmark, which architectures are exact, the splits."""
+"""The README's generated parts, from the committed tables: stage times, the benchmark, which architectures are exact, the splits, the arms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from interp.arm_rows import paper_table
 from interp.captions_calibration import allowed
 from interp.plots_calibration import AGENTS, INSTRUMENTS, grown, verdicts
 
@@ -83,11 +84,18 @@ def splits(tables: Path = TABLES.parent / "environments" / "tables") -> str:
     return _markdown(named.map(lambda v: f"{v:,}" if isinstance(v, int) else v))
 
 
+def masking(tables: Path = TABLES) -> str:
+    """What each arm of the masking study reads, in Markdown."""
+    table = paper_table(pd.read_csv(tables / "masking.csv").fillna({"arm": ""}))
+    table.columns = [", ".join(part for part in column if part) for column in table.columns]
+    return _markdown(table.rename_axis("arm").reset_index())
+
+
 def _number(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00")
 
 
-BLOCKS = {"times": times, "bench": bench, "architectures": architectures, "calibration": calibration, "splits": splits}
+BLOCKS = {"times": times, "bench": bench, "architectures": architectures, "calibration": calibration, "splits": splits, "masking": masking}
 
 
 def _markdown(frame: pd.DataFrame) -> str:

@@ -6,12 +6,13 @@ import html
 
 import pandas as pd
 
-from interp.arm_rows import LOOKS, PREDICTED, Arm, arms_of, at_last, claimed, named, number, one
+from interp.arm_rows import PREDICTED, Arm, arms_of, at_last, claimed, named, number, one
 from interp.captions import _estimate, _join
 from interp.plots_masking import MECHANISM
 from interp.style import SPLITS, pick, splits_of
 
-_K = "k is the share of examples whose action tokens are left unsupervised"
+_SHARE = "share of examples whose action tokens are left unsupervised"
+_K = f"k is the {_SHARE}"
 _CONTROLS = ("a random mask leaves as many tokens of the trace unsupervised instead, in the same examples", "an arm with one part only supervises that part")
 
 
@@ -26,46 +27,47 @@ def success(frame: pd.DataFrame) -> str:
     for name, rows in _by_split(frame):
         for metric, word in (("acc_cot", "CoT action right"), ("success_cot", "games won with CoT")):
             if _has(rows, metric):
-                lines.append(f"{name}, {word}: {_levels(rows, metric)}. {_against(rows, metric, arm)} {_size(rows, metric)}")
+                lines.append(f"{name}, {word}: {_levels(rows, metric, arm)}. {_against(rows, metric, arm)} {_size(rows, metric)}")
     return _paragraph(lead, lines, frame)
 
 
 def dose(frame: pd.DataFrame) -> str:
     """Slopes of both modes' accuracy in k, and the share that was chosen."""
-    lead = f"Accuracy of both modes against k: {_K}. Hollow: the random mask of an equal share, drawn beside its k."
+    lead = f"Accuracy of both modes against k, the {_SHARE}. Hollow: the random mask of an equal share, drawn beside its k."
     lines = []
     for name, rows in _by_split(frame):
         told = [f"{word} {_found(one(rows, metric=metric, contrast='slope'))}" for metric, word in (("acc_cot", "CoT action"), ("acc_prompt", "prompt action"))
                 if one(rows, metric=metric, contrast="slope") is not None]
         lines.append(f"{name}, slope per unit of k (from no action masked to all): {_join(told) or 'not to be told from these arms'}. {_size(rows, 'acc_cot')}")
     if frame.attrs.get("selection"):
-        lines.append(f"Chosen on these games: {frame.attrs['selection']}.")
+        lines.append(f"On these games {frame.attrs['selection'].replace('acc_cot', 'CoT accuracy')}.")
     return _paragraph(lead, lines, frame)
 
 
 def gap(frame: pd.DataFrame) -> str:
     """The gap of every arm, and its differences to k = 0."""
     lead = f"The gap between CoT and prompt action, by arm (top), and each arm's difference to k = 0, paired over games and seeds (bottom); {_K}."
-    lines = []
+    arm, lines = claimed(frame), []
     for name, rows in _by_split(frame):
         slope = one(rows, metric="gap", contrast="slope")
         told = f" Slope per unit of k: {_found(slope)}." if slope is not None else ""
-        lines.append(f"{name}: {_levels(rows, 'gap')}. {_against(rows, 'gap', claimed(frame))}{told} {_size(rows, 'gap')}")
+        lines.append(f"{name}: {_levels(rows, 'gap', arm)}. {_against(rows, 'gap', arm)}{told} {_size(rows, 'gap')}")
     return _paragraph(lead, lines, frame)
 
 
 def reliance(frame: pd.DataFrame) -> str:
     """Prompt reliance of every arm at the last checkpoint, from the base's, and its differences to k = 0."""
-    lead = f"Prompt reliance over checkpoints, every arm beside k = 0 (black); bands: each arm's own interval, which pairing narrows in the differences told here. {_K[0].upper()}{_K[1:]}."
-    lines = []
+    lead = (f"Prompt reliance over checkpoints, every arm beside k = 0 (black); {_K}. Bands: the interval of each arm by itself; the differences told here "
+            "are paired over games and seeds.")
+    arm, lines = claimed(frame), []
     for name, rows in _by_split(frame):
         rows = pick(rows, metric="prompt_reliance")
         if rows.empty:
             continue
         first, last = int(rows["step"].min()), int(rows["step"].max())
         base = one(rows[rows["step"] == first], contrast="level")
-        start = f"from {_estimate(base)} at step {first} " if first != last and base is not None else ""
-        lines.append(f"{name}, {start}to step {last}: {_levels(rows, 'prompt_reliance')}. {_against(rows, 'prompt_reliance', claimed(frame))} "
+        start = f"from {_estimate(base)} at step {first} " if first == 0 < last and base is not None else ""
+        lines.append(f"{name}, {start}to step {last}: {_levels(rows, 'prompt_reliance', arm)}. {_against(rows, 'prompt_reliance', arm)} "
                      f"{_size(rows, 'prompt_reliance')}")
     return _paragraph(lead, lines, frame)
 
@@ -80,9 +82,19 @@ def mechanism(frame: pd.DataFrame) -> str:
     lines = []
     for name, rows in _by_split(frame):
         split, rows = rows["split"].iloc[0], pick(rows, arm=arm.name)
-        told = [_moved(rows, metric, PREDICTED.get((metric, split))) for metric in MECHANISM]
-        size = _size(rows[rows["metric"].isin(MECHANISM)], None)
-        lines.append(f"{name}: {_join(told, '; ')}. {size}")
+        predicted = [metric for metric in MECHANISM if (metric, split) in PREDICTED]
+        told = [_moved(rows, metric, PREDICTED[metric, split]) for metric in predicted]
+        others = {metric: one(rows, metric=metric, contrast="difference") for metric in MECHANISM if metric not in predicted}
+        others = {metric: row for metric, row in others.items() if row is not None}
+        apart = [metric for metric, row in others.items() if row["low"] > 0 or row["high"] < 0]
+        same = [MECHANISM[metric] for metric in others if metric not in apart]
+        text = f"{name}, predicted: {_join(told, '; ') or 'nothing that was measured'}."
+        text += f" Moved beside these: {_join([_differences(rows, metric) for metric in apart], '; ')}." if apart else ""
+        text += f" Not told apart from k = 0: {_join(same)}." if same else ""
+        lines.append(f"{text} {_size(rows[rows['metric'].isin(MECHANISM)], None)}")
+    last = frame[(frame["arm"] == arm.name) & frame["contrast"].isin(["difference", "control"]) & frame["metric"].isin(MECHANISM)]
+    if (last[["low", "high"]].abs() > 1).any(axis=None):
+        lines.append("Intervals beyond 1 leave the axis; the table has their ends.")
     return _paragraph(lead, lines, frame)
 
 
@@ -124,7 +136,7 @@ def selection(frame: pd.DataFrame) -> str:
 def table(frame: pd.DataFrame) -> str:
     """What the table's numbers are, and where its LaTeX is."""
     splits = splits_of(frame)
-    lead = (f"Arms of training at the last checkpoint, and differences of {claimed(frame).title} in the last rows. " if claimed(frame) else
+    lead = (f"Arms of training at the last checkpoint, and differences of {claimed(frame).title} in the last rows, paired over games and seeds. " if claimed(frame) else
             "Arms of training at the last checkpoint. ") + f"Columns with one split are {SPLITS[splits[-1]].lower()}; follows trace: another state's."
     return _paragraph(lead, [], frame) + ' <a href="masking_table.tex">LaTeX</a> (booktabs).'
 
@@ -135,15 +147,16 @@ def _claim(frame) -> str:
     if verdict.startswith("none"):
         return f"The claim that masking actions helps out of domain is not judged{verdict.removeprefix('none')}."
     rests = [one(frame, metric="acc_cot", split="out_of_domain", arm="action_mask_0.3", contrast=contrast) for contrast in ("difference", "control")]
-    told = [f"less {of} {_found(row)}, {int(row['seeds'])} seeds" for of, row in zip(("k = 0", "the random mask"), rests) if row is not None]
-    means = {"supported": "both lie above 0", "refuted": "one lies below .05, an amount that would matter", "open": "they neither both lie above 0 nor does one lie below .05"}
+    told = [f"less {of}: {_found(row)}, {int(row['seeds'])} seeds" for of, row in zip(("k = 0", "the random mask"), rests) if row is not None]
+    means = {"supported": "both lie above 0", "refuted": "not both lie above 0, and one lies wholly below .05, the least that would matter", "open": "neither do both lie above 0, nor does one lie wholly below .05"}
     return f"The claim that masking actions (k = .3) helps out of domain is {verdict}: {_join(told, '; ')}; {means.get(verdict, verdict)}."
 
 
-def _levels(rows, metric) -> str:
-    """Every arm's level at the last checkpoint with its seeds."""
+def _levels(rows, metric, arm: Arm | None) -> str:
+    """Levels at the last checkpoint, of k = 0, the claimed arm and the controls; the table has them all."""
     found = at_last(rows, metric=metric, contrast="level").set_index("arm")
-    return _join([f"{arm.title} {_estimate(found.loc[arm.name])} ({_seeds(found.loc[arm.name])})" for arm in arms_of(rows) if arm.name in found.index])
+    shown = [each for each in arms_of(rows) if each.name in found.index and (each.kind != "action_mask" or each == arm)]
+    return _join([f"{each.title}: {_estimate(found.loc[each.name])}" for each in shown])
 
 
 def _against(rows, metric, arm: Arm | None) -> str:
@@ -151,38 +164,40 @@ def _against(rows, metric, arm: Arm | None) -> str:
     found = at_last(rows, metric=metric, contrast="difference").dropna(subset=["low", "high"])
     if found.empty:
         return "Nothing to compare with k = 0."
-    apart = found[(found["low"] > 0) | (found["high"] < 0)]
-    order = sorted(apart.iterrows(), key=lambda pair: (list(LOOKS).index(named(pair[1]["arm"]).kind), named(pair[1]["arm"]).share))
-    told = [f"{named(row['arm']).title} {_estimate(row, signed=True)}" for _, row in order]
+    apart = found[(found["low"] > 0) | (found["high"] < 0)].set_index("arm")
+    told = [f"{each.title}: {_estimate(apart.loc[each.name], signed=True)}" for each in arms_of(rows) if each.name in apart.index]
     text = f"Less k = 0, intervals that exclude 0: {_join(told)}" if told else f"No arm is told apart from k = 0 ({len(found)} compared)"
-    row = found[found["arm"] == arm.name].iloc[0] if arm and (found["arm"] == arm.name).any() else None
-    if row is not None and not (apart["arm"] == arm.name).any():
-        text += f"; {arm.title} {_found(row)}"
-    control = one(rows, metric=metric, contrast="control", arm=arm.name) if arm else None
-    return text + (f"; {arm.title} less its random mask {_found(control)}." if control is not None else ".")
+    mine = {contrast: one(rows, metric=metric, contrast=contrast, arm=arm.name) if arm else None for contrast in ("difference", "control")}
+    if mine["difference"] is not None and arm.name not in apart.index:
+        text += f"; {arm.title} less k = 0: {_found(mine['difference'])}"
+    return text + (f"; {arm.title} less its random mask: {_found(mine['control'])}." if mine["control"] is not None else ".")
+
+
+def _differences(rows, metric) -> str:
+    """One reading's differences: `gap +0.07 [..] to k = 0, +0.05 [..] to the random mask`; empty where there are none."""
+    found = [one(rows, metric=metric, contrast=contrast) for contrast in ("difference", "control")]
+    told = [f"{_estimate(row, signed=True)} to {of}" for of, row in zip(("k = 0", "the random mask"), found) if row is not None]
+    return f"{MECHANISM[metric]} {_join(told)}" if told else ""
 
 
 def _moved(rows, metric, side) -> str:
-    """One reading's differences, and where a side was predicted whether it moved there."""
-    found = [one(rows, metric=metric, contrast=contrast) for contrast in ("difference", "control")]
-    told = _join([f"{_estimate(row, signed=True)} to {of}" for of, row in zip(("k = 0", "the random mask"), found) if row is not None])
-    if not told:
+    """One reading's differences, and whether they lie on the side that was predicted."""
+    if not (told := _differences(rows, metric)):
         return ""
-    if side is None:
-        return f"{MECHANISM[metric]} {told}"
-    there = [None if row is None or pd.isna(row["low"]) else side * row["value"] > 0 and (row["low"] > 0 or row["high"] < 0) for row in found]
-    wrong = [row is not None and side * row["value"] < 0 and (row["low"] > 0 or row["high"] < 0) for row in found]
-    if wrong[0]:
-        said = "moved to the other side"
-    elif there == [True, True]:
-        said = "as predicted, and more than the random mask"
-    elif there[0] and there[1] is None:
-        said = "as predicted against k = 0; no random mask to compare"
-    elif there[0]:
-        said = "as predicted against k = 0, but not told apart from the random mask" if not wrong[1] else "as predicted against k = 0, but less than the random mask"
-    else:
-        said = "not shown to move" if there[0] is not None else "no interval against k = 0"
-    return f"{MECHANISM[metric]} {told} ({said})"
+    zero, control = (_side(one(rows, metric=metric, contrast=contrast), side) for contrast in ("difference", "control"))
+    if zero is None:
+        return told
+    if zero > 0:
+        against = {None: "", 1: ", and more than the random mask", 0: ", but not told apart from the random mask", -1: ", but less than the random mask"}
+        return f"{told} (as predicted{against[control]})"
+    return f"{told} ({'not shown to move' if zero == 0 else 'moved to the other side'})"
+
+
+def _side(row, side) -> int | None:
+    """1 where an interval lies on a side, -1 on the other, 0 where it covers 0, None where there is none."""
+    if row is None or pd.isna(row["low"]):
+        return None
+    return side * (int(row["low"] > 0) - int(row["high"] < 0))
 
 
 def _found(row) -> str:
@@ -199,20 +214,20 @@ def _by_split(frame):
     return [(SPLITS[split], pick(frame, split=split)) for split in splits_of(frame)]
 
 
-def _seeds(row) -> str:
-    return f"{int(row['seeds'])} seed{'' if row['seeds'] == 1 else 's'}"
-
-
 def _size(rows, metric) -> str:
-    """`n = 62 games`, as a range where metrics differ."""
-    rows = rows[rows["contrast"] != "training"]
-    games = (rows if metric is None else at_last(rows, metric=metric))["n_groups"]
-    return f"n = {int(games.min())} games." if games.min() == games.max() else f"n = {int(games.min())} to {int(games.max())} games."
+    """`n = 62 games, 3 to 5 seeds.`, of levels and differences."""
+    rows = rows[rows["contrast"].isin(["level", "difference", "control"])]
+    rows = rows if metric is None else at_last(rows, metric=metric)
+    return f"n = {_span(rows['n_groups'])} games, {_span(rows['seeds'])} seed{'' if rows['seeds'].max() == 1 else 's'}."
+
+
+def _span(values) -> str:
+    return f"{int(values.min())}" if values.min() == values.max() else f"{int(values.min())} to {int(values.max())}"
 
 
 def _range(rows) -> str:
     """Shares of studies in %, lowest to highest."""
-    low, high = (f"{100 * value:.0f}" if value >= 0.095 else f"{100 * value:.1f}" for value in (rows["value"].min(), rows["value"].max()))
+    low, high = (f"{100 * value:.{0 if 0.095 <= value < 0.985 or value == 1 else 1}f}" for value in (rows["value"].min(), rows["value"].max()))
     return f"{low} to {high} %" if low != high else f"{low} %"
 
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.arm_rows import LOOKS, PREDICTED, Arm, arms_of, at_last, claimed, named, number, one, paper_table
-from interp.style import BLACK, GREEN, GREY, ORANGE, SPLITS, STYLE, TOP, draw_trace, meta, need, pick, splits_of, step_axis, steps_of, whisker, zero_line
+from interp.style import BLACK, GREEN, GREY, ORANGE, SPLITS, STEP_TITLE, STYLE, TOP, draw_trace, meta, need, pick, splits_of, step_axis, steps_of, whisker, zero_line
 from interp.tables import ESTIMATE_COLUMNS
 
 ARM_TITLE = "arm of training (k: share of examples whose action is unsupervised)"
@@ -48,10 +48,10 @@ def success(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     need(frame, "masking_success", metric="acc_cot", contrast="level")
     rows = {"acc_cot": ("accuracy of CoT action", 230)} | ({"success_cot": ("share of games won", 170)} if (frame["metric"] == "success_cot").any() else {})
     arms = arms_of(frame)
-    fig = _panels("masking_success", splits_of(frame), list(rows.values()), provenance)
+    fig = _arm_axis(_panels("masking_success", splits_of(frame), list(rows.values()), provenance), arms)
     for row, metric in enumerate(rows, start=1):
         _by_arm(fig, frame, arms, metric, "level", row)
-    return _arm_axis(fig, arms)
+    return fig
 
 
 def gap(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
@@ -64,11 +64,11 @@ def gap(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     need(frame, "masking_gap", metric="gap", contrast="level")
     rows = [("gap (CoT − prompt)", 210)] + [("gap less that of k = 0", 170)] * bool(len(pick(frame, metric="gap", contrast="difference")))
     arms = arms_of(frame)
-    fig = _panels("masking_gap", splits_of(frame), rows, provenance)
+    fig = _arm_axis(_panels("masking_gap", splits_of(frame), rows, provenance), arms)
     for row, contrast in enumerate(("level", "difference")[:len(rows)], start=1):
         _by_arm(fig, frame, arms, "gap", contrast, row)
         zero_line(fig, row)
-    return _arm_axis(fig, arms)
+    return fig
 
 
 def dose(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
@@ -131,7 +131,7 @@ def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
             step_axis(fig, steps, row, col, title=False, room=3)
         fig.update_yaxes(title=f"prompt reliance,<br>{SPLITS[split].lower()}", row=row, col=1)
     fig.update_yaxes(range=[low - margin, high + margin])
-    return _under(fig, "training step (0 = base model, the same for all arms)", 30)
+    return _under(fig, STEP_TITLE, 30)
 
 
 def mechanism(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
@@ -159,9 +159,9 @@ def mechanism(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
         for order, (contrast, (name, colour, symbol)) in enumerate(looks.items()):
             found = pick(last, split=split, contrast=contrast)
             fig.add_scatter(
-                x=found["value"], y=found["metric"].map(places) + 0.28 * (order - 0.5), mode="markers", name=name, legendgroup=contrast,
+                x=found["value"], y=[places[metric] + 0.28 * (order - 0.5) for metric in found["metric"]], mode="markers", name=name, legendgroup=contrast,
                 showlegend=col == 1 and bool(len(pick(last, contrast=contrast))), marker=dict(symbol=symbol, size=9, color=colour, line=dict(color=colour, width=1.8)),
-                error_x=whisker(found, colour), customdata=_numbers(found, found["metric"].map(MECHANISM)), hovertemplate=_HOVER, row=1, col=col,
+                error_x=whisker(found, colour), customdata=_numbers(found, [MECHANISM[metric] for metric in found["metric"]]), hovertemplate=_HOVER, row=1, col=col,
             )  # fmt: skip
         fig.update_xaxes(range=[-reach, reach], zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2, row=1, col=col)
     fig.update_yaxes(range=[len(shown) - 0.45, -0.55], tickvals=list(places.values()), ticktext=[MECHANISM[metric] for metric in shown], ticks="")
@@ -284,19 +284,20 @@ def _by_arm(fig, frame, arms: list[Arm], metric, contrast, row):
                 )  # fmt: skip
                 seen.add(kind)
         if (zero := one(rows, arm="action_mask_0")) is not None:
-            fig.add_hline(y=zero["value"], row=row, col=col, line=dict(color=BLACK, width=1, dash="dot"), layer="between")
+            fig.add_hline(y=zero["value"], row=row, col=col, line=dict(color=BLACK, width=1, dash="dot"), layer="below")
         drawn += [*rows[["value", "low", "high"]].to_numpy().ravel(), *dots["value"]]
+    drawn += [0.0] * (contrast == "difference")
     low, high = np.nanmin(drawn), np.nanmax(drawn)
     margin = 0.06 * max(high - low, 0.02)
     fig.update_yaxes(range=[low - margin, high + margin], row=row)
 
 
 def _arm_axis(fig, arms: list[Arm]):
-    """Name the arms below the last row, and shade the controls."""
+    """Name the arms below the last row, and shade the controls: before anything is drawn, which then lies above."""
     fig.update_xaxes(range=[-0.6, len(arms) - 0.4], tickvals=list(range(len(arms))), ticktext=[arm.tick for arm in arms], tickangle=0, showgrid=False)
     masks = sum(arm.kind in ("zero", "action_mask") for arm in arms)
     if masks < len(arms):
-        fig.add_vrect(x0=masks - 0.5, x1=len(arms) - 0.4, fillcolor="#F1F1F1", line_width=0, layer="below", row="all", col="all")
+        fig.add_vrect(x0=masks - 0.5, x1=len(arms) - 0.4, fillcolor="#F1F1F1", line_width=0, layer="below", row="all", col="all", exclude_empty_subplots=False)
     return _under(fig, ARM_TITLE, 48)
 
 

@@ -151,6 +151,8 @@ def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file
         kept = of if not row.n_dropped else of.iloc[:0]
         if len(kept):
             assert kept.value.sum() / kept.denominator.sum() == pytest.approx(row.value, rel=1e-4) and len(kept) == row.n
+    paired = frame[frame.metric.isin(["prompt_reliance", "patch_prompt", "patch_boundary"])]
+    assert paired.value.notna().all() and (paired.denominator < 0).any()  # also pairs whose difference has the wrong sign
     assert set(rows[rows.metric == "prompt_reliance"].step) == {0, 3, 6} and set(rows[rows.metric == "patch_prompt"].step) == {6}
 
 
@@ -178,6 +180,9 @@ def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsy
     shutil.rmtree(own / "action_mask_0" / "seed-1" / "checkpoint-6")
     assert main(*given) == 1 and "compared at one step, but action_mask_0 of seed 1 ends at 3 and" in capsys.readouterr().err
     assert main(*given, "--checkpoints", "3") == 0
+    for file in (own / "action_mask_0.3").glob("*/*/training.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | dict(system="Act.")))
+    assert main(*given, "--checkpoints", "3") == 1 and "action_mask_0.3 of seed 0 reads other prompts" in capsys.readouterr().err
     (own / "my_arm" / "seed-0").mkdir(parents=True)
     assert main(*given) == 1 and "no arm 'my_arm'" in capsys.readouterr().err
     assert main("masking", "--series", tmp_path, "--run", tmp_path / "run") == 1
