@@ -11,11 +11,20 @@ import pandas as pd
 
 from interp.headline import READINGS, headline
 from interp.plots_environments import ENVIRONMENTS
-from interp.report_words import WHERE, Cells, Ends, Read, ends, escaped, grouped, listed, sentence, side, steps, told, trend
+from interp.report_words import WHERE, Cells, Ends, Read, ends, escaped, grouped, listed, paragraph, sentence, side, steps, told, trend
 from interp.style import SPLITS, pick, splits_of
 
 #: Share of decisions on which the prompt action must parse, for its accuracy to be a reading of what the prompt knows.
 READABLE = 0.5
+#: What says where a gain lands; and why there is none.
+_PLACING = ("acc_cot", "acc_prompt", "gap", "parse_prompt")
+_NO_GAIN = {"down": "the agent gets worse with its trace", "level": "there is no clear gain to place",
+            "unknown": "without intervals no gain can be placed"}
+_TRACE = {1: "the trace helps", -1: "the trace harms", 0: "the trace neither helps nor harms for sure"}
+#: How the games won with the trace changed since the first checkpoint, and words of a table.
+_WON = {"up": "more than at the first", "down": "fewer than at the first", "level": "not clearly more or fewer than at the first"}
+_CHANGE = {"up": "rises", "down": "falls", "level": "no clear change", "single": "one checkpoint", "unknown": "no intervals"}
+_PARSED = {"parse_cot": "CoT action", "parse_prompt": "prompt action", "parse_empty_think": "action behind an empty trace"}
 _SMOLLM2 = "SmolLM2 on ALFWorld's own games"
 
 
@@ -26,30 +35,30 @@ def placed(frame: pd.DataFrame, split: str) -> tuple[str, str]:
         frame: step, split, metric and the estimate: acc_cot, acc_prompt, gap and, where they are, parse_prompt.
         split: one of SPLITS.
     """
-    found = {metric: ends(pick(frame, split=split, metric=metric).dropna(subset="value")) for metric in ("acc_cot", "acc_prompt", "gap", "parse_prompt")}
-    cot, prompt, gap, parse = found.values()
+    cot, prompt, gap, parse = (ends(pick(frame, split=split, metric=metric).dropna(subset="value")) for metric in _PLACING)
     if cot is None or prompt is None or gap is None:
         return "", ""
-    said = "; ".join([trend("the CoT action's agreement with the expert", cot), trend("the prompt action's", prompt), trend("the gap between them", gap),
-                      *([trend("the share of decisions on which the prompt action parses", parse)] if _unread(parse) else [])])
-    return _place(cot, prompt, gap, parse), said
+    said = [trend("the CoT action's agreement with the expert", cot), trend("the prompt action's", prompt), trend("the gap between them", gap)]
+    said += [trend("the share of decisions on which the prompt action parses", parse)] if _unread(parse) else []
+    return _place(cot, prompt, gap, parse), "; ".join(said)
 
 
 def _place(cot: Ends, prompt: Ends, gap: Ends, parse: Ends | None) -> str:
     if cot.moved == "single":
-        return ["with one checkpoint there is no gain to place, and no gap that is clear of 0", "with one checkpoint there is no gain to place; the trace helps",
-                "with one checkpoint there is no gain to place; the trace harms"][side(gap.last)]
+        return f"with one checkpoint there is no gain to place; {_TRACE[side(gap.last)]}"
     if cot.moved != "up":
-        return {"down": "the agent gets worse with its trace", "level": "there is no clear gain to place"}.get(cot.moved, "without intervals no gain can be placed")
+        return _NO_GAIN[cot.moved]
     if _unread(parse):
-        return "the agent gains with its trace; what the prompt alone predicts is not read, because without a trace fewer than half of its actions parse"
-    if gap.moved == "up":
-        share = (prompt.last["value"] - prompt.first["value"]) / (cot.last["value"] - cot.first["value"])
-        return {"level": "the gain lands in the trace", "down": "the gain lands in the trace, and the action without it gets worse"}.get(
-            prompt.moved, "most of the gain lands in the trace" if share < 0.5 else "part of the gain lands in the trace, most of it shows without")
-    if prompt.moved == "up":
+        return ("the agent gains with its trace; what the prompt alone predicts is not read, because without a trace fewer than half of its "
+                "actions parse")
+    if gap.moved != "up" and prompt.moved != "up":
+        return "there is a gain, and where it lands is not told apart"
+    if gap.moved != "up":
         return "the gain lands in what the prompt alone predicts" if gap.moved == "down" else "the gain shows without the trace as well"
-    return "there is a gain, and where it lands is not told apart"
+    if prompt.moved != "up":
+        return "the gain lands in the trace" + (", and the action without it gets worse" if prompt.moved == "down" else "")
+    part = (prompt.last["value"] - prompt.first["value"]) / (cot.last["value"] - cot.first["value"])
+    return "most of the gain lands in the trace" if part < 0.5 else "part of the gain lands in the trace, most of it shows without"
 
 
 def _unread(parse: Ends | None) -> bool:
@@ -71,7 +80,7 @@ def studied(study: Read) -> str:
 
 def gains(study: Read) -> list[str]:
     """A sentence for each split, or one for both: where the gain lands, with numbers."""
-    found = {split: placed(study.tables["behaviour"], split) for split in study.splits("behaviour")}
+    found = {split: placed(study.rows("behaviour"), split) for split in study.splits("behaviour")}
     found = {split: of for split, of in found.items() if of[0]}
     if len({of[0] for of in found.values()}) == 1 and len(found) > 1:
         numbers = " ".join(sentence(f"{WHERE[split]}, {of[1]}") for split, of in found.items())
@@ -86,10 +95,9 @@ def games(study: Read, table: str = "") -> str:
         cot, prompt = (study.ends(table, split=split, mode=mode, metric="success") for mode in ("cot", "prompt"))
         if cot is None:
             continue
-        without = f" and {told(prompt.last)} without it" if prompt is not None else ""
-        change = {"up": f": with it, more than at the first ({told(cot.first)})", "down": f": with it, fewer than at the first ({told(cot.first)})",
-                  "level": f": with it, not clearly more or fewer than at the first ({told(cot.first)})"}.get(cot.moved, "")
-        parts.append(f"{WHERE[split]} {'it' if parts else 'the last checkpoint'} wins {told(cot.last)} of {int(cot.last['n'])} games with its trace{without}{change}")
+        text = f"{WHERE[split]} {'it' if parts else 'the last checkpoint'} wins {told(cot.last)} of {int(cot.last['n'])} games with its trace"
+        text += f" and {told(prompt.last)} without it" if prompt is not None else ""
+        parts.append(text + (f": with it, {_WON[cot.moved]} ({told(cot.first)})" if cot.moved in _WON else ""))
     return sentence("; ".join(parts))
 
 
@@ -98,15 +106,19 @@ def better(study: Read) -> list[str]:
     rows = study.rows("behaviour")
     if rows.empty:
         return [text] if (text := games(study)) else []
-    said = [f"Numbers are of the first and last checkpoint {steps(rows)}. {' '.join(gains(study))}"]
+    said = [paragraph(f"Numbers are of the first and last checkpoint {steps(rows)}.", *gains(study))]
     parts = {}
     for split in study.splits("behaviour"):
         found = {metric: study.ends("behaviour", split=split, metric=metric) for metric in ("revision", "revision_helpful", "revision_harmful")}
         if None not in found.values():
             changed, helpful, harmful = (of.last for of in found.values())
-            verdict = "it mends more than it spoils" if helpful["low"] > harmful["high"] else "it spoils more than it mends" if harmful["low"] > helpful["high"] else (
-                "what it mends and what it spoils are not told apart")
-            parts[split] = verdict, f"the action changes on {told(changed)} of the decisions, from wrong to right on {told(helpful)}, from right to wrong on {told(harmful)}"
+            verdict = "what it mends and what it spoils are not told apart"
+            if helpful["low"] > harmful["high"]:
+                verdict = "it mends more than it spoils"
+            elif harmful["low"] > helpful["high"]:
+                verdict = "it spoils more than it mends"
+            parts[split] = verdict, (f"the action changes on {told(changed)} of the decisions, from wrong to right on {told(helpful)}, from right to "
+                                     f"wrong on {told(harmful)}")
     said += [f"<b>What the trace changes.</b> At the last checkpoint, the CoT action against the prompt action: {grouped(parts)}."] if parts else []
     said += [f"<b>Form.</b> {text}"] if (text := _form(study)) else []
     if text := games(study):
@@ -119,24 +131,24 @@ def better(study: Read) -> list[str]:
 def _form(study: Read) -> str:
     """Whether each mode produces an action at all at its worst checkpoint."""
     parts = []
-    for metric, name in (("parse_cot", "CoT action"), ("parse_prompt", "prompt action"), ("parse_empty_think", "action behind an empty trace")):
+    for metric, name in _PARSED.items():
         rows = study.rows("behaviour", metric=metric)
         if len(rows):
             worst = rows.loc[rows["value"].idxmin()]
-            low = worst["value"] < READABLE
-            parts.append(f"the {name} on {told(worst)} (step {int(worst['step'])}, {WHERE[worst['split']]}{', too rarely for its accuracy to say much' if low else ''})")
+            rare = ", too rarely for its accuracy to say much" if worst["value"] < READABLE else ""
+            parts.append(f"the {name} on {told(worst)} (step {int(worst['step'])}, {WHERE[worst['split']]}{rare})")
     return f"How often there is an action to judge, at the checkpoint where it is rarest: {'; '.join(parts)}." if parts else ""
 
 
 def series(study: Read) -> dict[str, pd.DataFrame]:
     """Series beside this one, by name: rows of step, split, metric and the estimate."""
-    found, own = {}, study.tables.get("environments")
-    if "smollm2" in study.beside:
-        found[_SMOLLM2] = headline(study.beside["smollm2"].tables)
-    elsewhere = own if own is not None else study.beside["environments"].tables.get("environments") if "environments" in study.beside else None
-    if elsewhere is not None:
-        mine = (study.made("behaviour").get("environment") or {}).get("name") if "behaviour" in study.tables else None
-        found |= {name: pick(elsewhere, environment=key) for key, name in ENVIRONMENTS.items() if key != mine and (elsewhere["environment"] == key).any()}
+    found = {_SMOLLM2: headline(study.beside["smollm2"].tables)} if "smollm2" in study.beside else {}
+    merged = study.tables.get("environments")
+    if merged is None and "environments" in study.beside:
+        merged = study.beside["environments"].tables.get("environments")
+    if merged is not None:
+        mine = (study.made("behaviour").get("environment") or {}).get("name")
+        found |= {name: rows for key, name in ENVIRONMENTS.items() if key != mine and len(rows := pick(merged, environment=key))}
     return found
 
 
@@ -148,9 +160,8 @@ def elsewhere(study: Read) -> list:
     blocks: list = [f"<b>{sentence(WHERE[split])}</b> {sentence(by)}" for split in SPLITS if (by := _grouped(found, split))]
     blocks.append(_side_by_side(found))
     links = {"smollm2": "the study of SmolLM2 on ALFWorld's own games", "environments": "the environments side by side"}
-    if study.beside:
-        blocks.append(f"Whole pages: {listed(f'<a href={chr(34)}{of.link}{chr(34)}>{links[name]}</a>' for name, of in study.beside.items())}.")
-    return blocks
+    pages = [f'<a href="{of.link}">{links[name]}</a>' for name, of in study.beside.items()]
+    return blocks + ([f"Whole pages: {listed(pages)}."] if pages else [])
 
 
 def _grouped(found: dict[str, pd.DataFrame], split: str) -> str:
@@ -166,7 +177,7 @@ def _grouped(found: dict[str, pd.DataFrame], split: str) -> str:
 def beside(study: Read) -> str:
     """Sentence on the other series for the answer in short."""
     by = _grouped(series(study), "in_domain")
-    return f"<b>{'Side by side' if 'environments' in study.tables else 'Elsewhere'}.</b> In-domain, at the end, {by}." if by else ""
+    return f"In-domain, at the end, {by}." if by else ""
 
 
 def summary(study: Read) -> Cells | None:
@@ -174,25 +185,24 @@ def summary(study: Read) -> Cells | None:
     rows = headline(study.tables)
     if rows.empty:
         return None
-    splits, words = splits_of(rows), {"up": "rises", "down": "falls", "level": "no clear change", "single": "one checkpoint", "unknown": "no intervals"}
-    lines = []
+    splits, lines = splits_of(rows), []
     for metric, name in READINGS.items():
         found = [ends(pick(rows, metric=metric, split=split)) for split in splits]
         if any(found):
-            lines.append([name, *(cell for of in found for cell in (["–"] * 3 if of is None else [told(of.first), told(of.last), words[of.moved]]))])
+            lines.append([name, *(cell for of in found for cell in ([told(of.first), told(of.last), _CHANGE[of.moved]] if of else ["–"] * 3))])
     heads = ["reading", *(f"{SPLITS[split]}, {which}" for split in splits for which in ("first", "last", "change"))]
     return Cells(f"The study's readings at the first and last checkpoint that each was taken at {steps(rows)}, with 95 % intervals.", heads, lines)
 
 
 def _side_by_side(found: dict[str, pd.DataFrame]) -> Cells:
     """Other series' readings: both accuracies at both ends, the rest at the last checkpoint."""
-    last = [metric for metric in ("success_cot", "prompt_reliance", "follow", "probe_gain") if any((rows["metric"] == metric).any() for rows in found.values())]
-    lines = []
+    measured = {metric for rows in found.values() for metric in rows["metric"]}
+    last, lines = [metric for metric in ("success_cot", "prompt_reliance", "follow", "probe_gain") if metric in measured], []
     for name, rows in found.items():
         for split in splits_of(rows):
             of = {metric: ends(pick(rows, split=split, metric=metric).dropna(subset="value")) for metric in ("acc_cot", "acc_prompt", *last)}
-            change = ["–" if of[m] is None else f"{told(of[m].first)}<br>{told(of[m].last)}" for m in ("acc_cot", "acc_prompt")]
-            lines.append([name, WHERE[split], *change, *("–" if of[m] is None else told(of[m].last) for m in last)])
+            both = [f"{told(of[m].first)}<br>{told(of[m].last)}" if of[m] else "–" for m in ("acc_cot", "acc_prompt")]
+            lines.append([name, WHERE[split], *both, *(told(of[m].last) if of[m] else "–" for m in last)])
     heads = ["series", "split", "CoT action, first and last", "prompt action, first and last", *(f"{READINGS[m]}, last" for m in last)]
-    return Cells("Series side by side: agreement with the expert at the first checkpoint (above) and the last (below), other readings at the last. Dash: not measured.",
-                 heads, lines)
+    return Cells("Series side by side: agreement with the expert at the first checkpoint (above) and the last (below), other readings at the last. "
+                 "Dash: not measured.", heads, lines)

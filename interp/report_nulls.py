@@ -8,7 +8,8 @@ from interp.arm_rows import claimed, one
 from interp.plots_environments import ENVIRONMENTS
 from interp.plots_masking import MECHANISM
 from interp.report_behaviour import READABLE, series
-from interp.report_instruments import above, boundary, moves, steered
+from interp.report_instruments import above, boundary, steered
+from interp.report_masking import moves
 from interp.report_words import WHERE, Items, Read, ends, escaped, listed, side, told
 from interp.style import LABELS, pick, splits_of
 
@@ -24,7 +25,8 @@ def nulls(study: Read) -> list:
     for of in (_behaviour, _probes, _patching, _traces, _steering, _masking, _elsewhere):
         for what, split, text in of(study):
             by.setdefault(what, []).append(f"{WHERE[split]}, {text}" if split else text)
-    lead = ("What was looked for and not found. An interval that covers 0 is no proof that there is nothing: it says how large an effect could have been missed.")
+    lead = ("What was looked for and not found. An interval that covers 0 is no proof that there is nothing: it says how large an effect "
+            "could have been missed.")
     return [lead, Items([f"<b>{what}</b>: {'; '.join(texts)}." for what, texts in by.items()])] if by else []
 
 
@@ -33,7 +35,8 @@ def _behaviour(study: Read) -> Iterator[tuple[str, str, str]]:
         for split in study.splits("behaviour"):
             of = study.ends("behaviour", metric=metric, split=split)
             if of is not None and of.moved in ("level", "down"):
-                yield f"A gain of the {what}", split, f"{told(of.first)} at the first checkpoint, {told(of.last)} at the last{', a fall' if of.moved == 'down' else ''}"
+                fall = ", a fall" if of.moved == "down" else ""
+                yield f"A gain of the {what}", split, f"{told(of.first)} at the first checkpoint, {told(of.last)} at the last{fall}"
     for table, of_whom in (("online", ""), ("online_official", " of ALFWorld's own")):
         for split in study.splits(table):
             rows = study.rows(table, metric="success", mode="cot", split=split)
@@ -50,27 +53,32 @@ def _behaviour(study: Read) -> Iterator[tuple[str, str, str]]:
 def _probes(study: Read) -> Iterator[tuple[str, str, str]]:
     rows = study.rows("probes")
     for label in rows["label"].unique() if len(rows) else ():
-        name = f"choice between {label.removeprefix('pairwise ').replace(' / ', ' and ')}" if label.startswith("pairwise ") else LABELS.get(label, label)
+        pair = label.removeprefix("pairwise ").replace(" / ", " and ")
+        name = f"choice between {pair}" if label.startswith("pairwise ") else LABELS.get(label, label)
         for split in study.splits("probes"):
             clear, cells = above(study, label=label, split=split)
             if cells and clear <= _BY_CHANCE * cells:
                 of = study.ends("probes", label=label, split=split, layer=-1, reader="gain", metric="accuracy")
                 last = f", {told(of.last, signed=True)} at the last checkpoint" if of is not None else ""
-                yield f"A gain of the boundary probe over its controls, for the {escaped(name)}", split, f"an interval above 0 in {clear or 'none'} of {cells} cells of layer and checkpoint{last}"
+                yield (f"A gain of the boundary probe over its controls, for the {escaped(name)}", split,
+                       f"an interval above 0 in {clear or 'none'} of {cells} cells of layer and checkpoint{last}")
     for split in study.splits("mdl"):
         gains = study.rows("mdl", metric="bits", reader="gain", split=split)
         if len(gains) and not (gains["low"] > 0).any():
-            yield "Bits saved by the activations", split, f"none for sure at any checkpoint, {told(ends(gains).last, signed=True)} a decision at the last"
+            last = told(ends(gains).last, signed=True)
+            yield "Bits saved by the activations", split, f"none for sure at any checkpoint, {last} a decision at the last"
 
 
 def _patching(study: Read) -> Iterator[tuple[str, str, str]]:
     top = boundary(study)
     if top is not None and abs(top["value"]) < SMALL:
-        yield "An effect of the boundary token on the action", "", f"patching it gives back {told(top)} of the difference at most, at any layer, checkpoint and direction"
+        yield ("An effect of the boundary token on the action", "",
+               f"patching it gives back {told(top)} of the difference at most, at any layer, checkpoint and direction")
     for mode, what in (("prompt", "right behind the prompt"), ("cot", "behind the trace")):
         of = study.ends("patching", mode=mode, metric="attribution_pearson", direction="denoise")
         if of is not None and side(of.last) <= 0:
-            yield f"First-order attribution as a stand-in for patching, {what}", "", f"its correlation with true effects is {told(of.last)} at the last checkpoint"
+            yield (f"First-order attribution as a stand-in for patching, {what}", "",
+                   f"its correlation with true effects is {told(of.last)} at the last checkpoint")
     for split in study.splits("reliance"):
         of = study.ends("reliance", metric="via_state", split=split)
         if of is not None and side(of.last) <= 0:
@@ -82,11 +90,13 @@ def _traces(study: Read) -> Iterator[tuple[str, str, str]]:
         for split in study.splits("shares"):
             of = study.ends("shares", span="cot", version="sink_free", metric="ratio", definition=definition, split=split)
             if of is not None and of.moved == "level":
-                yield f"A change of the trace's share of the action's {what}", split, f"{told(of.first)} times its share of the tokens at the first checkpoint, {told(of.last)} at the last"
+                yield (f"A change of the trace's share of the action's {what}", split,
+                       f"{told(of.first)} times its share of the tokens at the first checkpoint, {told(of.last)} at the last")
     for split in study.splits("conflict"):
         of = study.ends("conflict", arm="other_state", metric="keep", split=split)
-        if of is not None and of.last["high"] < 0.5:
-            yield "An agent that keeps to its prompt against another state's trace", split, f"it does on {told(of.last)} of the decisions at the last checkpoint"
+        if of is not None and side(of.last, 0.5) < 0:
+            yield ("An agent that keeps to its prompt against another state's trace", split,
+                   f"it does on {told(of.last)} of the decisions at the last checkpoint")
 
 
 def _steering(study: Read) -> Iterator[tuple[str, str, str]]:
@@ -104,7 +114,8 @@ def _masking(study: Read) -> Iterator[tuple[str, str, str]]:
         for contrast, of in (("difference", "k = 0"), ("control", "masking as many other tokens")):
             row = one(frame, metric="acc_cot", split=split, arm=arm.name, contrast=contrast)
             if row is not None and side(row) <= 0:
-                yield f"A gain of masking actions ({arm.title}) over {of}", split, f"{told(row, signed=True)} in the CoT action's agreement with the expert"
+                yield (f"A gain of masking actions ({arm.title}) over {of}", split,
+                       f"{told(row, signed=True)} in the CoT action's agreement with the expert")
         still = [f"{MECHANISM[metric]} {told(row, signed=True)}" for metric, (kind, row) in moves(frame, arm, split).items() if kind <= 0]
         if still:
             yield f"What {arm.title} was predicted to move against k = 0", split, listed(still)

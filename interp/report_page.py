@@ -1,4 +1,4 @@
-"""The report: one page of sections, each with what the tables say in words before its figures; without scripts, and the same bytes from the same tables.
+"""The report: one page of sections, each with what the tables say in words before its figures, the same bytes from the same tables.
 
 >>> save_index(entries, read("figures/tables", "figures", names), "figures/tables", "figures", static=True)
 """
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
 
 def save_index(entries: list[Entry], study: Read, tables: str | Path, out: str | Path, static: bool) -> Path:
-    """Write `<out>/index.html`: the sections that have something to say, with their figures, numbered; each figure with caption, table and provenance.
+    """Write `<out>/index.html`: the sections that have something to say, with their figures, numbered, captioned, and linked to their tables.
 
     Args:
         entries: figures, drawn or not, each named by one of the SECTIONS.

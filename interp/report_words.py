@@ -190,6 +190,11 @@ def sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
 
 
+def paragraph(*parts: str) -> str:
+    """The parts that say something, one after the other."""
+    return " ".join(part for part in parts if part)
+
+
 def listed(words: Iterable[str]) -> str:
     """`a, b and c`."""
     words = [word for word in words if word]
