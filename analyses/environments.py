@@ -17,12 +17,13 @@ import pandas as pd
 from analyses import figures
 from analyses.study import made_by
 from interp.environments import find
+from interp.headline import headline
 from interp.plots_environments import ENVIRONMENTS
 from interp.style import pick
 from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
 
-#: What the probes' gain is about, where a study has it; else the eventual action's verb, or the study's first label.
-LABEL = "eventual_target"
+#: Tables that are compared.
+COMPARED = ("behaviour", "online", "reliance", "conflict", "probes")
 FIGURES = Path(__file__).parents[1] / "figures"
 #: Of each environment: what its series was trained on, and what its decisions of each split are.
 SPLITS: Mapping[str, Mapping[str, str]] = {
@@ -57,26 +58,6 @@ class Config:
     """Tables of the shipped series' study."""
 
 
-def headline(tables: Path) -> pd.DataFrame:
-    """The rows that are compared, of the tables that a study has (step, split, metric, and the estimate)."""
-    def rows(name: str) -> pd.DataFrame:
-        return read_table(tables, name)[0] if (tables / f"{name}.csv").exists() else pd.DataFrame()
-
-    found = []
-    if len(table := rows("behaviour")):
-        found.append(table[table["metric"].isin(["acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt"])])
-    if len(table := rows("online")):
-        found.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
-    if len(table := rows("reliance")):
-        found.append(pick(table, metric="prompt_reliance"))
-    if len(table := rows("conflict")):
-        found.append(pick(table, arm="other_state")[lambda t: t["metric"].isin(["keep", "follow"])])
-    if len(table := rows("probes")):
-        label = next((name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()), table["label"].iloc[0])
-        found.append(pick(table, label=label, layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain"))
-    return pd.concat(found)[["step", "split", "metric", *ESTIMATE_COLUMNS]]
-
-
 def splits(name: str, tables: Path) -> list[dict]:
     """What an environment's splits hold, how many episodes and decisions of them are recorded, and how many were studied."""
     environment, studied = find(name), pick(read_table(tables, "behaviour")[0], metric="acc_cot")
@@ -103,7 +84,8 @@ def run(config: Config) -> None:
             shutil.copy(path, config.out / name / path.name)
     where = {name: config.alfworld if name == "alfworld" else config.out / name for name in SPLITS}
     where = {name: tables for name, tables in where.items() if (tables / "behaviour.csv").exists()}
-    merged = pd.concat([headline(tables).assign(environment=name) for name, tables in where.items()])
+    read = {name: {path.stem: read_table(tables, path.stem)[0] for path in tables.glob("*.csv") if path.stem in COMPARED} for name, tables in where.items()}
+    merged = pd.concat([headline(tables).assign(environment=name) for name, tables in read.items()])
     sources = {name: json.loads((tables / "behaviour.json").read_text()) for name, tables in where.items()}
     made = made_by("environments", config, started) | dict(studies={
         name: {key: of.get(key) for key in ("command", "written", "seconds", "weights")} for name, of in sources.items()})

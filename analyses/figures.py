@@ -1,4 +1,4 @@
-"""Draw every figure whose table exists, and a page of them all; reads tables only, never activations.
+"""Draw every figure whose table exists, and the report around them; reads tables only, never activations.
 
     python -m analyses.figures --tables runs/quick/tables --out figures
 """
@@ -9,15 +9,18 @@ import argparse
 import sys
 from pathlib import Path
 
+import plotly.graph_objects as go
+
 from interp import (
     captions, captions_calibration, captions_environments, captions_masking, captions_patching, captions_probes, captions_traces, plots,
-    plots_calibration, plots_environments, plots_masking, plots_masking_power, plots_patching, plots_probes, plots_traces, report, tex,
+    plots_calibration, plots_environments, plots_masking, plots_masking_power, plots_patching, plots_probes, plots_traces, report, report_page, tex,
 )  # fmt: skip
+from interp.report_words import read
 from interp.tables import read_table, write_text
 
 #: Figures in reading order: name, heading, table, plot, caption.
 FIGURES = (
-    ("calibration", "Can the instruments be trusted? Readings of agents whose answer is known", "calibration", plots_calibration.calibration,
+    ("calibration", "Readings of agents whose answer is known", "calibration", plots_calibration.calibration,
      captions_calibration.calibration),
     ("behaviour", "Accuracy with and without the trace", "behaviour", plots.behaviour, captions.behaviour),
     ("parse", "Do both modes produce an action at all?", "behaviour", plots.parse, captions.parse),
@@ -89,18 +92,18 @@ def draw(tables: Path, out: Path) -> list[Path]:
             frame, provenance = read_table(tables, table)
             frame.attrs = provenance
             figures[name] = plot(frame, provenance)
-            entries.append(report.Entry(name, title, table, caption(frame), True, provenance))
+            entries.append(report_page.Entry(name, title, table, caption(frame), True, provenance, isinstance(figures[name].data[0], go.Table)))
         except (FileNotFoundError, ValueError) as problem:
             figures.pop(name, None)
             if name in OPTIONAL and name != table:
                 continue  # the table was made without what this figure of several shows
-            entries.append(report.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
+            entries.append(report_page.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
     written = report.save_html(figures, out)
     for name, _, table, *_ in FIGURES:
         if name in LATEX and name in figures:
             written.append(write_text(out / f"{name}.tex", LATEX[name](read_table(tables, table)[0])))
     static = report.save_static(figures, out)
-    return [*written, *static, report.save_index(entries, tables, out, static=bool(static))]
+    return [*written, *static, report_page.save_index(entries, read(tables, out, names), tables, out, static=bool(static))]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import html
+import math
 
 import pandas as pd
 
@@ -140,9 +141,11 @@ def _last(rows, metric):
 
 
 def _estimate(row, signed=False) -> str:
-    """Value with its interval: `0.42 [0.38, 0.46]`."""
-    form = "{:+.2f}" if signed else "{:.2f}"
-    value, low, high = (form.format(row[name]).replace("-", "−") for name in ("value", "low", "high"))
+    """Value with its interval: `0.42 [0.38, 0.46]`, with more digits where all of it would round to 0."""
+    known = [abs(row[name]) for name in ("value", "low", "high") if pd.notna(row[name])]
+    largest = max(known, default=0.0)
+    digits = 2 if largest >= 0.005 or largest == 0 else min(5, 1 - math.floor(math.log10(largest)))
+    value, low, high = (f"{row[name]:{'+' if signed else ''}z.{digits}f}".replace("-", "−") for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]" if pd.notna(row["low"]) and pd.notna(row["high"]) else f"{value} (no interval)"
 
 

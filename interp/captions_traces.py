@@ -135,8 +135,7 @@ def steering(frame: pd.DataFrame) -> str:
     lines, words = [], {"to_target": "probe's direction to target", "flip": "flips", "flip_parsed": "of parsed"}
     for position in (name for name in STEERED if (frame["position"] == name).any()):
         here = pick(frame, position=position)
-        parse = pick(here, step=here["step"].max(), direction="probe", metric="parse")
-        alpha = max(parse.loc[parse["value"] >= 0.5, "alpha"], default=parse["alpha"].min())
+        alpha = widest(here)
         at = pick(here, alpha=alpha)
         kinds = [_join([_change(pick(at, direction="probe"), metric, word) for metric, word in words.items()])]
         for kind in ALONG[1:]:
@@ -152,3 +151,9 @@ def steering(frame: pd.DataFrame) -> str:
             f"step {int(worst['step'])})."
         )
     return _paragraph(lead, [*lines, _size(pick(frame, metric="flip", direction="probe"))])
+
+
+def widest(frame: pd.DataFrame) -> float:
+    """The largest alpha at which the probe's direction leaves half of the last checkpoint's decisions parsing, of one position's rows; else the smallest."""
+    parse = pick(frame, step=frame["step"].max(), direction="probe", metric="parse")
+    return max(parse.loc[parse["value"] >= 0.5, "alpha"], default=parse["alpha"].min())
