@@ -28,6 +28,8 @@ _CHOICES = {
     "choice_cot_sum": "CoT action {} by sum",
     "choice_cot_mean": "{} per token",
 }
+#: Numbers that are 0 but for rounding.
+_NOTHING = 1e-9
 #: Share of games ended by an action that did not parse, above which the caption says so.
 _MANY_UNPARSED = 0.05
 
@@ -141,11 +143,14 @@ def _last(rows, metric):
 
 
 def _estimate(row, signed=False) -> str:
-    """Value with its interval: `0.42 [0.38, 0.46]`, with more digits where all of it would round to 0."""
-    known = [abs(row[name]) for name in ("value", "low", "high") if pd.notna(row[name])]
-    largest = max(known, default=0.0)
-    digits = 2 if largest >= 0.005 or largest == 0 else min(5, 1 - math.floor(math.log10(largest)))
-    value, low, high = (f"{row[name]:{'+' if signed else ''}z.{digits}f}".replace("-", "−") for name in ("value", "low", "high"))
+    """Value with its interval: `0.42 [0.38, 0.46]`; with more digits where all of it would round to 0, or an end of a difference would."""
+    numbers = [0.0 if abs(row[name]) < _NOTHING else row[name] for name in ("value", "low", "high")]
+    largest, digits = max((abs(number) for number in numbers if pd.notna(number)), default=0.0), 2
+    if 0 < largest < 0.005:
+        digits = min(5, 1 - math.floor(math.log10(largest)))
+    elif (signed or numbers[1] < 0) and any(0 < abs(end) < 0.005 for end in numbers[1:]):
+        digits = 3
+    value, low, high = (f"{number:{'+' if signed else 'z'}.{digits}f}".replace("-", "−") for number in numbers)
     return f"{value} [{low}, {high}]" if pd.notna(row["low"]) and pd.notna(row["high"]) else f"{value} (no interval)"
 
 

@@ -65,8 +65,8 @@ LIMITS = (
     "corrected for the number of readings on this page, so of many nulls a few will look like effects.",
 )
 LIMITS_OF_A_SERIES = (
-    "One training run is studied: the intervals are over episodes, and say nothing of other runs with another seed, other data or "
-    "another size of model.",
+    "But for arms of masking, one training run is studied: the intervals are over episodes, and say nothing of other runs with another "
+    "seed, other data or another size of model.",
     "Decisions are the expert's states. An action that differs from the expert's counts as wrong even where it would have worked; only "
     "whole games settle that.",
 )

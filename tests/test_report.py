@@ -81,10 +81,16 @@ def test_words_of_a_change():
     assert grouped({"in_domain": ("it does", "1"), "out_of_domain": ("it does not", "2")}) == "in-domain it does (1); out of domain it does not (2)"
 
 
-def test_a_number_keeps_digits_that_are_not_all_0():
-    row = dict(value=0.000209, low=-0.0000139, high=0.000531)
-    assert _estimate(row) == "0.00021 [−0.00001, 0.00053]"
-    assert _estimate(dict(value=-0.001, low=-0.2, high=0.1)) == "0.00 [−0.20, 0.10]" and _estimate(dict(value=0, low=0, high=0), signed=True) == "+0.00 [+0.00, +0.00]"
+def test_a_number_keeps_the_digits_that_say_something():
+    def said(value, low, high, signed=False):
+        return _estimate(dict(value=value, low=low, high=high), signed)
+
+    assert said(0.000209, -0.0000139, 0.000531) == "0.00021 [−0.00001, 0.00053]"
+    assert said(0.0105, -0.0018, 0.0235, True) == "+0.011 [−0.002, +0.024]", "it is seen to cover 0"
+    assert said(-0.02, -0.05, -0.0002, True) == "−0.020 [−0.050, −0.000]", "and not to"
+    assert said(0.02, 0.004, 0.05) == "0.02 [0.00, 0.05]" and said(-0.001, -0.2, 0.1) == "0.00 [−0.20, 0.10]"
+    assert said(-1e-19, -0.02, 0.03, True) == "+0.00 [−0.02, +0.03]" and said(0, 0, 0, True) == "+0.00 [+0.00, +0.00]"
+    assert said(0.2, np.nan, np.nan) == "0.20 (no interval)"
 
 
 def accuracies(cot: tuple, prompt: tuple, parse: float = 1.0, steps=(0, 800), half: float = 0.03) -> pd.DataFrame:
