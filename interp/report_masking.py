@@ -21,6 +21,8 @@ def masked(study: Read) -> list[str]:
             "<b>The claim.</b> Leaving the action's tokens unsupervised in a share k of the training examples is reported to help out of "
             "domain. What would support and what would refute it was written down before the study was run: k = .3 must be better than "
             f"k = 0, and better than masking as many other tokens. {verdict(study)}")
+        if frame["seeds"].max() == 1:
+            said.append("Each arm was trained once: the intervals here hold for other games, not for other trainings, so this is an illustration.")
         if (arm := claimed(frame)) is not None:
             said += [text for split in splits_of(frame) if (text := _mechanism(frame, arm, split))]
     for _, row in study.rows("masking_selection", chosen=True).iterrows():

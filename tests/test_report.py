@@ -218,6 +218,11 @@ def test_a_study_without_masking_trainings_says_so_only_beside_their_power():
     assert "No trainings" not in both and "where there is none it finds one in 1.1 to 2.5 %" in both
 
 
+def test_arms_that_were_trained_once_are_said_to_be_an_illustration():
+    assert "trained once" not in words(study(masking=masking_table()), "masking")
+    assert "trained once" in words(study(masking=masking_table().assign(seeds=1)), "masking")
+
+
 def test_a_self_splice_that_fails_is_said():
     frame = TABLES["conflict"]()
     assert "as it must" in words(study(conflict=frame), "depends")
