@@ -20,10 +20,15 @@ METRIC, SPLIT, ARM = "acc_cot", "out_of_domain", "action_mask_0.3"
 
 
 def items(tables: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
-    """Rows of KEYS, metric, value and denominator of all tables of items that are there, and those tables' provenances."""
+    """Rows of KEYS, metric, value and denominator of all tables of items that are there, and those tables' provenances.
+
+    Raises FileNotFoundError where the trainings have not been measured.
+    """
     found, made = [], {}
+    if not (tables / "masking_decisions.csv").exists():
+        raise FileNotFoundError(f"There is no masking_decisions.csv in {tables}, so nothing to compare: the stage `measure` writes it.")
     for name in ("masking_decisions", "masking_games", "masking_instruments"):
-        if name == "masking_decisions" or (tables / f"{name}.csv").exists():
+        if (tables / f"{name}.csv").exists():
             frame, made[name] = read_table(tables, name)
             found.append(frame if "metric" in frame else by_metric(frame))
     return pd.concat(found, ignore_index=True), made

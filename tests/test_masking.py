@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analyses import masking
 from analyses.masking_compare import ARM, METRIC, SPLIT, by_metric, compare, primary, selection
-from analyses.masking_measure import INSTRUMENTS, trainings
+from analyses.masking_measure import trainings
 from interp import training
 from interp.series import CheckpointSeries
 from interp.supervision import Supervision, supervised
@@ -154,6 +154,11 @@ def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file
     paired = frame[frame.metric.isin(["prompt_reliance", "patch_prompt", "patch_boundary"])]
     assert paired.value.notna().all() and (paired.denominator < 0).any()  # also pairs whose difference has the wrong sign
     assert set(rows[rows.metric == "prompt_reliance"].step) == {0, 3, 6} and set(rows[rows.metric == "patch_prompt"].step) == {6}
+
+
+def test_nothing_is_compared_before_it_is_measured(tmp_path, capsys):
+    assert main("masking", "--run", tmp_path, "--stages", "compare") == 1
+    assert "the stage `measure` writes it" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_two_parts_do_what_one_process_does(study, base, corpus_file, tmp_path):
