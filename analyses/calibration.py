@@ -182,8 +182,7 @@ def run(config: Config) -> None:
         model = study.model(step)
 
         def compute():
-            decided = [d for e in study.episodes["in_domain"] for d in e.decisions()]
-            clean, corrupt, _ = make_pairs(study.format, decided, config.checks, partners=study.env.partners)
+            clean, corrupt, _ = study.pairs_of("in_domain", config.checks)
             prompts = study.prompts("in_domain")
             own = decode(model, prompts, "cot", parser=study.parse)
             return estimated(exact(model, prompts, own, clean, corrupt, study.parse), 0)

@@ -23,7 +23,6 @@ from interp.capturing import capture
 from interp.conflicts import conflict
 from interp.engines import engines
 from interp.mediation import prompt_reliance
-from interp.pairs import make_pairs
 from interp.patching import patch_modes
 from interp.probes import NESTED, SPLITS, probe
 from interp.rollout import play
@@ -131,18 +130,17 @@ def _rows(metric: str, split: str, groups: Iterable[str], values: Iterable, deno
             for i, (g, v, d) in enumerate(zip(groups, values, denominators, strict=True))]
 
 
-def _paired(study: Study, split: str, n: int) -> tuple[list, list, str]:
-    """Clean and corrupt prompts, or why there are none."""
-    decisions = [d for e in study.episodes[split] for d in e.decisions()]
-    clean, corrupt, dropped = make_pairs(study.format, decisions, n, study.seed, study.env.partners)
-    return clean, corrupt, "" if clean else f"no decision {split.replace('_', '-')} has a counterfactual twin ({dict(dropped)})"
+def _paired(study: Study, n: int) -> Iterator[tuple[str, list, list, str]]:
+    """Of each split clean and corrupt prompts, or why there are none."""
+    for split in study.parts:
+        clean, corrupt, dropped = study.pairs_of(split, n)
+        yield split, clean, corrupt, "" if clean else f"no decision {split.replace('_', '-')} has a counterfactual twin ({dropped})"
 
 
 def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
     """Prompt reliance (METHODS 4): each pair's direct effect over the sum of direct and via-CoT; no pair is left out, however small its total."""
     rows, reason = [], ""
-    for split in study.parts:
-        clean, corrupt, lacking = _paired(study, split, config.pairs)
+    for split, clean, corrupt, lacking in _paired(study, config.pairs):
         reason = reason or lacking
         if clean:
             def compute():
@@ -159,8 +157,7 @@ def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
     """The share of the action's difference that patching gives back: `patch_prompt`, all of the prompt at its embeddings, read behind the
     trace; `patch_boundary`, the mean over layers at the boundary alone, read right behind it."""
     rows, reason = [], ""
-    for split in study.parts:
-        clean, corrupt, lacking = _paired(study, split, config.patched)
+    for split, clean, corrupt, lacking in _paired(study, config.patched):
         reason = reason or lacking
         if clean:
             def compute():

@@ -12,7 +12,6 @@ import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.attribution import at_span, attribute_modes
-from interp.pairs import make_pairs
 from interp.patching import METRICS, Sweep, patch_modes
 from interp.stats import cluster_bootstrap, correlation
 
@@ -52,12 +51,9 @@ def run(config: Config) -> None:
     """Sweep, then average over pairs with intervals that resample episodes."""
     started, rows, paths, small = time.time(), [], set(), {}
     split = config.parts[0]
-    step = config.steps[0]
-    config.model(step)
-    decisions = [d for e in config.episodes[split] for d in e.decisions()]
-    clean, corrupt, dropped = make_pairs(config.format, decisions, config.number(config.pairs, 30, 60), config.seed, config.env.partners)
+    clean, corrupt, dropped = config.pairs_of(split, config.number(config.pairs, 30, 60))
     if not clean:
-        raise NotApplicable(f"No decision has a counterfactual twin ({dict(dropped)}), so there is nothing to patch.")
+        raise NotApplicable(f"No decision has a counterfactual twin ({dropped}), so there is nothing to patch.")
     few = min(len(clean), config.number(config.span_pairs, 12, len(clean)))
     wanted = min(len(config.steps), config.number(config.span_checkpoints, 2, len(config.steps))) if config.spans else 0
     spanned = {config.steps[round(i)] for i in np.linspace(0, len(config.steps) - 1, wanted)}
@@ -103,7 +99,7 @@ def run(config: Config) -> None:
                     rows.append(dict(step=step, mode=mode, layer=-1, site=site, direction=direction, at="spans", metric=f"attribution_{kind}", **estimate.row(),
                                      n_dropped=few - estimate.n))
     lacking = {at: sum(not len(p.positions(at)) for p in clean[:few]) for at in config.spans if at != "prompt"}
-    config.write("patching", rows, started, [*clean, *corrupt], pairs=len(clean), not_paired=dict(dropped), path=sorted(paths), small_denominator=small,
+    config.write("patching", rows, started, [*clean, *corrupt], pairs=len(clean), not_paired=dropped, path=sorted(paths), small_denominator=small,
                  span_pairs=few, lacking_span=lacking, minimum=1.0)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.mediation import EFFECTS, prompt_reliance
-from interp.pairs import make_pairs
 from interp.stats import cluster_bootstrap
 
 
@@ -24,12 +23,9 @@ class Config(Study):
 def run(config: Config) -> None:
     """Mediate, then average over pairs with intervals that resample episodes."""
     started, rows, unpaired, paths = time.time(), [], {}, set()
-    config.model(config.steps[0])
     pairs = {}
     for split in config.parts:
-        decisions = [d for e in config.episodes[split] for d in e.decisions()]
-        *pairs[split], dropped = make_pairs(config.format, decisions, config.number(config.pairs, 40, 150), config.seed, config.env.partners)
-        unpaired[split] = dict(dropped)
+        *pairs[split], unpaired[split] = config.pairs_of(split, config.number(config.pairs, 40, 150))
     if not all(clean for clean, _ in pairs.values()):
         raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to swap.")
     for step, split in config.cells("reliance"):

@@ -22,6 +22,7 @@ import interp
 from interp.decoding import Said, decode_modes
 from interp.environments import ANY, Environment, find
 from interp.models import HookedModel, pick_device, pick_dtype
+from interp.pairs import make_pairs
 from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.series import SERIES, CheckpointSeries
 from interp.tables import write_json, write_table
@@ -196,6 +197,18 @@ class Study:
 
     def prompts(self, split: str) -> list[Prompt]:
         return self._prompts[split]
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[str, int], tuple[list[Prompt], list[Prompt], dict[str, int]]]:
+        return {}
+
+    def pairs_of(self, split: str, n: int) -> tuple[list[Prompt], list[Prompt], dict[str, int]]:
+        """Up to `n` counterfactual pairs of a split's recorded decisions, clean and corrupt, and how many were dropped and why; made once."""
+        if (split, n) not in self._pairs:
+            decisions = [d for e in self.episodes[split] for d in e.decisions()]
+            clean, corrupt, dropped = make_pairs(self.format, decisions, n, self.seed, self.env.partners)
+            self._pairs[split, n] = clean, corrupt, dict(dropped)
+        return self._pairs[split, n]
 
     def inputs(self, step: int, split: str | None = None) -> dict:
         """Content hashes of what a stage reads: weights, and the prompts of a split."""
