@@ -8,15 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from analyses.masking_measure import FOLDS
-from interp.arms import NothingShared, contrast, paired, select, slope_weights, verdict
+from interp.arms import CLAIM, NothingShared, contrast, paired, select, slope_weights, verdict
 from interp.stats import Estimate, cross_fitted
 from interp.supervision import Supervision
 from interp.tables import ESTIMATE_COLUMNS, read_table
 
 #: What a row of items is of; every other column of the tables of decisions and games is a metric.
 KEYS = ("arm", "seed", "step", "split", "game", "item")
-#: The outcome that the claim is about.
-METRIC, SPLIT, ARM = "acc_cot", "out_of_domain", "action_mask_0.3"
 
 
 def items(tables: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
@@ -88,26 +86,27 @@ def compare(frame: pd.DataFrame, seed: int = 0) -> list[dict]:
 
 def primary(rows: list[dict]) -> str:
     """The verdict on the claim at the last checkpoint, or why there is none."""
-    claimed = [r for r in rows if (r["metric"], r["split"], r["arm"]) == (METRIC, SPLIT, ARM)]
+    claimed = [r for r in rows if all(r[name] == value for name, value in CLAIM.items())]
     last = max((r["step"] for r in claimed), default=None)
     found = {r["contrast"]: Estimate(*(r[c] for c in ESTIMATE_COLUMNS)) for r in claimed if r["step"] == last}
     if missing := [c for c in ("difference", "control") if c not in found]:
-        return f"none: there is no {missing[0]} of {ARM} {SPLIT.replace('_', ' ')}"
+        return f"none: there is no {missing[0]} of {CLAIM['arm']} {CLAIM['split'].replace('_', ' ')}"
     return verdict(found["difference"], found["control"])
 
 
 def selection(frame: pd.DataFrame, seed: int = 0) -> tuple[list[dict], str]:
     """The share k to train with, and a sentence that says why: chosen at the last checkpoint, out of domain where there are such decisions."""
-    frame = frame[frame["metric"] == METRIC]
+    metric, split = CLAIM["metric"], CLAIM["split"]
+    frame = frame[frame["metric"] == metric]
     frame = frame[frame["step"] == frame["step"].max()]
-    split = SPLIT if (frame["split"] == SPLIT).any() else frame["split"].iloc[0]
+    split = split if (frame["split"] == split).any() else frame["split"].iloc[0]
     frame = frame[frame["split"] == split]
     dose = shares(tuple(frame["arm"].unique()))
     if 0 not in dose.values() or len(dose) < 2:
         return [], "no k is chosen: that needs action_mask_0 and another action mask"
-    rows = [dict(step=frame["step"].iloc[0], split=split, metric=METRIC) | row for row in select(frame, dose, seed)]
+    rows = [dict(step=frame["step"].iloc[0], split=split, metric=metric) | row for row in select(frame, dose, seed)]
     row = next(r for r in rows if r["chosen"])
     if row["share"] == 0:
-        return rows, f"k = 0 is chosen: no mask's {METRIC} {split.replace('_', ' ')} is better with an interval above 0"
-    return rows, (f"k = {row['share']:g} is chosen: its {METRIC} {split.replace('_', ' ')} is {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] better "
+        return rows, f"k = 0 is chosen: no mask's {metric} {split.replace('_', ' ')} is better with an interval above 0"
+    return rows, (f"k = {row['share']:g} is chosen: its {metric} {split.replace('_', ' ')} is {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] better "
                   "than that of k = 0, the smallest k from which the best is not told apart")

@@ -102,6 +102,8 @@ def paired(frame: pd.DataFrame, arms: Iterable[str]) -> Outcomes:
     return found if (rows["denominator"] == 1).all() else ratio(found, outcomes(rows.assign(value=rows["denominator"])))
 
 
+#: The outcome that the claim is about, and the arm that is to be better in it (`analyses.masking` has the predictions).
+CLAIM = dict(metric="acc_cot", split="out_of_domain", arm="action_mask_0.3")
 #: What a difference in success must reach to matter.
 SMALLEST = 0.05
 
@@ -131,8 +133,10 @@ def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, s
     """A weighted sum of arms' means, with its interval over games and seeds, and how many seeds it rests on.
 
     Only seeds that all its arms have count, so that it is paired. draws, seed, level: as in `crossed`. widen: factor on the interval
-    (`interp.stats.cross_fitted`). `n` counts those seeds' games, `n_groups` the games. Where all that is summed is 0 or 1 and never differs, there is nothing to resample, which is no certainty: the
-    interval is Wilson's on the games, of the share itself, or of the share of games in which arms could differ.
+    (`interp.stats.cross_fitted`). `n` counts those seeds' games, `n_groups` the games. The interval of
+    what lies between 0 and 1 in every game reaches no further than the weights let such means. Where all that is summed is 0 or 1 and never
+    differs, there is nothing to resample, which is no certainty: the interval is Wilson's on the games, of the share itself, or of the
+    share of games in which arms could differ.
     Raises ValueError for arms that are not there or share no seed.
     """
     values = found.of(weights)
@@ -143,6 +147,8 @@ def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, s
     mean = float((summed.mean(axis=0) @ found.n) / found.n.sum())
     linear = mean + (summed - mean) * found.n / found.n.mean()  # games weigh as many as they have rows
     low, high = (mean + widen * (end - mean) for end in crossed(linear[None], draws, seed, level))
+    if (values >= 0).all() and (values <= 1).all():
+        low, high = np.clip((low, high), given[given < 0].sum(), given[given > 0].sum())
     if np.isin(values, (0, 1)).all() and np.ptp(summed) == 0 and games > 1:
         bound = wilson(0, games, level)[1]
         if np.isclose(given.sum(), 0):

@@ -7,7 +7,7 @@ import html
 import pandas as pd
 
 from interp.arm_rows import PREDICTED, Arm, arms_of, at_last, claimed, named, number, one
-from interp.arms import SMALLEST
+from interp.arms import CLAIM, SMALLEST
 from interp.captions import _estimate, _join
 from interp.plots_masking import MECHANISM
 from interp.style import SPLITS, pick, splits_of
@@ -163,8 +163,7 @@ def _claim(frame) -> str:
     verdict = str(frame.attrs.get("verdict") or "none: its provenance has no verdict")
     if verdict.startswith("none"):
         return f"The claim that masking actions helps out of domain is not judged{verdict.removeprefix('none')}."
-    primary = dict(metric="acc_cot", split="out_of_domain", arm="action_mask_0.3")
-    rests = [one(frame, **primary, contrast=contrast) for contrast in ("difference", "control")]
+    rests = [one(frame, **CLAIM, contrast=contrast) for contrast in ("difference", "control")]
     pairs = zip(("k = 0", "the random mask"), rests)
     told = [f"less {of}: {_found(row)}, {int(row['seeds'])} seeds" for of, row in pairs if row is not None]
     below = [row is not None and row["high"] < SMALLEST for row in rests]

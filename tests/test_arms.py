@@ -118,6 +118,18 @@ def test_what_never_differs_is_no_certainty():
     assert np.isnan(one.low) and np.isnan(one.high)
 
 
+def test_the_interval_of_a_share_ends_at_none_and_all():
+    """Of a few games of one seed the bootstrap's stretched interval would go below 0, which no share does; a difference may."""
+    values = np.zeros((3, 1, 12))
+    values[0, 0, :2] = values[1, 0, 2:] = 1
+    found = outcomes(frame_of(values))
+    few, most = (contrast(found, {arm: 1})[0] for arm in found.arms[:2])
+    assert few.low == 0 < few.high < 1 and 0 < most.low < most.high == 1
+    difference = contrast(found, {found.arms[0]: 1, found.arms[1]: -1})[0]
+    assert -1 <= difference.low < difference.value < difference.high <= 1
+    assert contrast(replace(found, values=2 * found.values), {found.arms[0]: 1})[0].low < 0, "what is no share has no such ends"
+
+
 def test_a_slope_is_least_squares():
     shares = {"action_mask_0": 0, "action_mask_0.3": 0.3, "random_mask_0.3": 0.7}
     values = RNG.random((3, 4, 6))
