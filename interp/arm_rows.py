@@ -93,7 +93,7 @@ def one(frame: pd.DataFrame, **where) -> pd.Series | None:
 
 
 #: Columns of the paper's table: metric, heading, and whether both splits are told; else the one that the claim is about.
-_COLUMNS = (("acc_cot", "CoT action", True), ("acc_prompt", "prompt action", True), ("gap", "gap", False),
+PAPER = (("acc_cot", "CoT action", True), ("acc_prompt", "prompt action", True), ("gap", "gap", False),
             ("prompt_reliance", "prompt reliance", False), ("follow", "follows trace", False))
 
 
@@ -103,9 +103,9 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
     Index: the arm, or difference. Columns: (heading, split), the first of them the number of trainings. What was not measured is a dash.
     Raises ValueError where the table has levels of none of the metrics.
     """
-    need(frame[frame["metric"].isin([metric for metric, *_ in _COLUMNS])], "masking_table", contrast="level")
+    need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], "masking_table", contrast="level")
     splits, arm = splits_of(frame), claimed(frame)
-    columns = [(metric, heading, split) for metric, heading, both in _COLUMNS for split in (splits if both else splits[-1:])]
+    columns = [(metric, heading, split) for metric, heading, both in PAPER for split in (splits if both else splits[-1:])]
     columns = [column for column in columns if len(pick(frame, metric=column[0], split=column[2]))]
     rows = [(a.title, "level", a.name) for a in arms_of(frame)]
     if arm:

@@ -160,7 +160,7 @@ def elsewhere(study: Read) -> list:
     blocks: list = [f"<b>{sentence(WHERE[split])}</b> {sentence(by)}" for split in SPLITS if (by := _grouped(found, split))]
     blocks.append(_side_by_side(found))
     links = {"smollm2": "the study of SmolLM2 on ALFWorld's own games", "environments": "the environments side by side"}
-    pages = [f'<a href="{of.link}">{links[name]}</a>' for name, of in study.beside.items()]
+    pages = [f'<a href="{study.beside[name].link}">{title}</a>' for name, title in links.items() if name in study.beside]
     return blocks + ([f"Whole pages: {listed(pages)}."] if pages else [])
 
 

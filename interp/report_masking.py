@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
-from interp.arm_rows import PREDICTED, Arm, claimed, number, one
+from interp.arm_rows import PAPER, PREDICTED, Arm, claimed, number, one
 from interp.captions_masking import _claim, _range
 from interp.plots_masking import MECHANISM
-from interp.report_words import WHERE, Read, escaped, listed, side, told
+from interp.report_words import WHERE, Block, Cells, Read, escaped, listed, side, told
 from interp.style import pick, splits_of
 
+#: Arms of other trainings that may stand beside the study's, and what was trained.
+BESIDE = {"masking_smollm2": "Low-rank updates of SmolLM2-135M-Instruct", "reinforcement": "Reinforcement learning from two of these trainings"}
 _KINDS = {1: "moved as predicted", -1: "moved the other way", 0: "not shown to move"}
 
 
-def masked(study: Read) -> list[str]:
+def masked(study: Read) -> list[Block]:
     """Lead of the section."""
     frame, said = study.tables.get("masking"), []
     if frame is not None:
@@ -30,6 +32,7 @@ def masked(study: Read) -> list[str]:
             f"the smallest share from which the best is not told apart; its difference to k = 0 is {told(row, signed=True)}, corrected for the "
             "number of shares")
         said.append(f"<b>Choosing k.</b> On these decisions k = {number(row['share'])} is chosen: {why}.")
+    said += [table] if (table := _side_by_side(study)) else []
     power = study.rows("masking_power")
     if len(power):
         said += [] if frame is not None else [
@@ -72,6 +75,26 @@ def _mechanism(frame: pd.DataFrame, arm: Arm, split: str) -> str:
     games = one(frame, metric="success_cot", split=split, contrast="difference", arm=arm.name)
     text += f" Per unit of k the CoT action's agreement changes by {told(slope, signed=True)}." if slope is not None else ""
     return text + (f" Games won with the trace: {told(games, signed=True)} to k = 0." if games is not None else "")
+
+
+def _side_by_side(study: Read) -> Cells | None:
+    """The claimed arm's difference to k = 0 in this study and in those of other trainings beside it; None where there are none."""
+    other = {title: study.beside[name] for name, title in BESIDE.items() if name in study.beside}
+    found = {f'<a href="{of.link}">{title}</a>': of.tables["masking"] for title, of in other.items() if "masking" in of.tables}
+    here = {"this study": study.tables["masking"]} if "masking" in study.tables else {}
+    lines, metrics = [], [metric for metric, *_ in PAPER if any((frame["metric"] == metric).any() for frame in found.values())]
+    for title, frame in (here | found).items():
+        arm = claimed(frame)
+        for split in splits_of(frame) if arm is not None else ():
+            rows = [one(frame, metric=metric, split=split, arm=arm.name, contrast="difference") for metric in metrics]
+            seeds = {int(row["seeds"]) for row in rows if row is not None}
+            if seeds:
+                lines.append([title, arm.title, WHERE[split], str(max(seeds)), *("–" if row is None else told(row, signed=True) for row in rows)])
+    if not lines or lines[-1][0] in here:
+        return None
+    text = ("The arm of the claim less k = 0 at the last checkpoint, in other trainings as well, with 95 % intervals over games and seeds. Of one seed "
+            "they are over games alone and hold for no other training: an illustration. Dash: not measured.")
+    return Cells(text, ["trainings", "arm", "split", "seeds", *(MECHANISM[metric] for metric in metrics)], lines)
 
 
 def _power(rows: pd.DataFrame) -> str:

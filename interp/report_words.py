@@ -21,7 +21,7 @@ from interp.style import pick, splits_of
 from interp.tables import read_table
 
 #: Studies that may stand beside a study's folder, by the name of their own folder.
-BESIDE = ("smollm2", "environments")
+BESIDE = ("smollm2", "environments", "masking_smollm2", "reinforcement")
 #: Splits inside a sentence.
 WHERE = {"in_domain": "in-domain", "out_of_domain": "out of domain"}
 

@@ -12,7 +12,7 @@ import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from analyses import figures
-from interp import report_page
+from interp import report_masking, report_page
 from interp.captions import _estimate
 from interp.headline import headline
 from interp.report_behaviour import placed
@@ -139,7 +139,7 @@ def test_every_number_with_an_interval_is_a_tables():
     assert len(moved) > 100 and not set(moved) - estimates(other) and len(set(moved) - set(found)) > 0.8 * len(set(moved))
 
 
-@pytest.mark.parametrize("folder", ("", "smollm2", "environments"))
+@pytest.mark.parametrize("folder", ("", "smollm2", "environments", "reinforcement"))
 def test_every_number_of_the_committed_pages_is_a_stored_tables(folder):
     of = read(FIGURES / folder / "tables", FIGURES / folder, NAMES)
     found = NUMBER.findall(words(of))
@@ -221,6 +221,20 @@ def test_a_study_without_masking_trainings_says_so_only_beside_their_power():
 def test_arms_that_were_trained_once_are_said_to_be_an_illustration():
     assert "trained once" not in words(study(masking=masking_table()), "masking")
     assert "trained once" in words(study(masking=masking_table().assign(seeds=1)), "masking")
+
+
+def test_the_arms_of_other_trainings_stand_beside_with_their_page():
+    frame = masking_table()
+    other = Read(dict(masking=frame.assign(seeds=1)), {}, "../reinforcement/index.html")
+    of = study(masking=frame)._replace(beside=dict(reinforcement=other, smollm2=Read({}, {}, "")))
+    table = next(block for block in report_masking.masked(of) if isinstance(block, Cells))
+    assert [row[0] for row in table.rows] == ["this study"] * 2 + ['<a href="../reinforcement/index.html">Reinforcement learning from two of these trainings</a>'] * 2
+    rows = frame.query("metric == 'follow' and arm == 'action_mask_0.3' and contrast == 'difference' and split == 'out_of_domain'")
+    last = rows[rows["step"] == rows["step"].max()].iloc[0]
+    assert table.rows[3][1:4] == ["k = .3", "out of domain", "1"] and told(last, signed=True) == table.rows[3][table.heads.index("follows another state's trace")]
+    for lacking in ({}, dict(masking=frame[frame["arm"] == "action_mask_0"])):
+        blocks = report_masking.masked(of._replace(beside=dict(reinforcement=other._replace(tables=lacking))))
+        assert not any(isinstance(block, Cells) for block in blocks)
 
 
 def test_a_self_splice_that_fails_is_said():
