@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -241,19 +243,30 @@ def test_the_papers_table_is_the_tables():
     text = tex.masking_table(frame)
     assert text == tex.masking_table(frame)
     lines = text.splitlines()
-    body = [line for line in lines if line.endswith(r"\\")]
+    body = [line.removesuffix("[2pt]") for line in lines if line.endswith((r"\\", r"\\[2pt]"))]
     assert {len(line.replace(r"\multicolumn{2}", "&").split("&")) for line in body} == {9}  # every row fills every column
     assert [lines.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 2, 1]
     assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith("$k$ = .3 less $k$ = 0 & 3 & ")
+    assert len(body) == 2 + 2 * 9, "values and, below them, intervals"
     last = frame.query("metric == 'prompt_reliance' and split == 'out_of_domain' and step == 600")
     row = last.query("contrast == 'difference' and arm == 'action_mask_0.3'").iloc[0]
-    told = f"{row['value']:+.2f} [{row['low']:.2f}, {row['high']:.2f}]".replace("0.", ".").replace("-", "$-$")
-    assert told in body[-2] and text.isascii()
+    told = [f"{row['value']:+.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"]
+    value, interval = (text.replace("0.", ".").replace("-", "$-$") for text in told)
+    assert value in body[-4].split(" & ") and rf"{{\scriptsize {interval}}}" in body[-3].split(" & ") and text.isascii()
     assert arm_rows.cell(pd.Series(dict(value=10.0, low=-0.5, high=0.996))) == "10.00 [−.50, 1.00]" and arm_rows.cell(None) == "–"
     shown = plots_masking.table(frame).data[0]
     assert list(shown.cells["values"][0])[-1] == "k = .3 less random" and len(shown.cells["values"]) == 9
     without = tex.masking_table(masking_table(arms=("action_mask_0",), splits=("in_domain",), metrics=("acc_cot",)))
     assert without.count(r"\midrule") == 1 and "less" not in without
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex (Debian: texlive-latex-recommended)")
+def test_the_papers_table_fits_a_page_of_two_columns(tmp_path):
+    (tmp_path / "paper.tex").write_text("\\documentclass[twocolumn]{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+                                        f"{tex.masking_table(masking_table())}\n\\end{{document}}\n")
+    made = subprocess.run(["pdflatex", "-halt-on-error", "paper.tex"], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-2000:]
+    assert "Output written" in made.stdout and "Overfull" not in made.stdout
 
 
 def test_draw_writes_the_latex_the_same_twice(tmp_path, monkeypatch):
