@@ -215,7 +215,10 @@ def crossed(values: Float[np.ndarray, "*rest seed game"], draws: int = 2000, see
     by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
     by_game = rng.multinomial(games, np.full(games, 1 / games), size=draws) / games
     drawn = np.einsum("ds,...sg,dg->...d", by_seed, values - mean, by_game, optimize=["einsum_path", (0, 1), (0, 1)])
-    spread = drawn.std(axis=-1)
+    # The draws' spread, as it is on average: of few draws it is uncertain, and an interval that ends at 0 would end on either side of it.
+    rows, columns = rows - mean[..., 0], columns - mean[..., 0]
+    spread = np.sqrt(((values - mean) ** 2).sum(axis=(-2, -1)) / (seeds * games) ** 2 + (1 - 1 / seeds) * (columns ** 2).sum(axis=-1) / games ** 2
+                     + (1 - 1 / games) * (rows ** 2).sum(axis=-1) / seeds ** 2)
     stretch = np.divide(np.sqrt(variance), spread, out=np.zeros_like(spread), where=spread > 0)
     stretch *= scipy.stats.t.isf((1 - level) / 2, freedom) / scipy.stats.norm.isf((1 - level) / 2)
     ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=-1) * stretch

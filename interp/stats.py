@@ -260,7 +260,7 @@ def wilson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"A proportion needs 0 <= k <= n and n >= 1, not k = {k} and n = {n}.")
     low, high = proportion.proportion_confint(k, n, alpha=1 - level, method="wilson")
-    return float(low), float(high)
+    return (float(low) if k else 0.0), (float(high) if k < n else 1.0)  # which rounding would put beside its end
 
 
 def holm(p: Sequence[float]) -> Float[np.ndarray, "test"]:

@@ -55,6 +55,15 @@ def test_outcomes_of_other_games_are_refused():
             outcomes(wrong)
 
 
+def spread(values):
+    """The standard deviation of the mean of resampled rows and columns, from every pair of cells and the covariance of their weights."""
+    seeds, games = values.shape
+    deviation = values - values.mean()
+    by_seed, by_game = ((np.eye(n) / n - 1 / n ** 2) / n + 1 / n ** 2 for n in (seeds, games))  # expected products of two weights
+    return sum(by_seed[s, t] * by_game[g, h] * deviation[s, g] * deviation[t, h]
+               for s in range(seeds) for t in range(seeds) for g in range(games) for h in range(games)) ** 0.5
+
+
 def slow(values, draws, seed, level=0.95):
     """The interval by loops: each draw's mean of resampled rows and columns, and the analysis of variance written out."""
     seeds, games = values.shape
@@ -68,7 +77,7 @@ def slow(values, draws, seed, level=0.95):
     ss["rest"] /= max((seeds - 1) * (games - 1), 1)
     both = max(ss["game"], ss["seed"] + max(0, ss["game"] - ss["rest"])) if seeds > 1 else ss["game"]
     freedom = min((both / ss["seed"]) ** 2 * (seeds - 1), seeds * games - seeds) if seeds > 1 else games - 1
-    factor = np.sqrt(both / (seeds * games)) / drawn.std() * scipy.stats.t.isf((1 - level) / 2, freedom) / scipy.stats.norm.isf((1 - level) / 2)
+    factor = np.sqrt(both / (seeds * games)) / spread(values) * scipy.stats.t.isf((1 - level) / 2, freedom) / scipy.stats.norm.isf((1 - level) / 2)
     return tuple(values.mean() + factor * np.quantile(drawn, q) for q in ((1 - level) / 2, (1 + level) / 2))
 
 
@@ -78,6 +87,17 @@ def test_the_interval_is_the_slow_one(seeds, games):
     low, high = crossed(values, 300, seed=2)
     for i in range(4):
         assert (low[i], high[i]) == pytest.approx(slow(values[i], 300, 2))
+
+
+def test_one_game_of_many_tells_no_arms_apart():
+    """Whatever the draws: a difference in a single game is no evidence, and its interval covers 0."""
+    values = np.zeros((1, 100))
+    values[0, 7] = 1
+    for seed in range(20):
+        low, high = crossed(values, 2000, seed)
+        assert low < 0 < high
+    drawn = [np.mean(values[0, RNG.integers(0, 100, 100)]) for _ in range(20_000)]
+    assert np.std(drawn) == pytest.approx(spread(values), rel=0.03)
 
 
 def test_with_one_seed_it_is_the_bootstrap_over_games():

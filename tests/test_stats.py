@@ -212,6 +212,7 @@ def test_mcnemar_is_the_exact_binomial_test():
 
 def test_wilson_parity_and_refusals():
     assert wilson(3, 20) == pytest.approx(proportion_confint(3, 20, method="wilson"))
+    assert all(wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1 for n in range(1, 120)), "exactly, or a share of none would lie above 0"
     interval = scipy.stats.binomtest(3, 20).proportion_ci(method="wilson")
     assert wilson(3, 20) == pytest.approx((interval.low, interval.high))
     for k, n in ((0, 0), (3, 2), (-1, 2)):
