@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from interp.arm_rows import PAPER, PREDICTED, Arm, claimed, number, one
+from interp.arm_rows import PAPER, PREDICTED, Arm, at_last, claimed, named, number, one
 from interp.captions_masking import _claim, _range
 from interp.plots_masking import MECHANISM
+from interp.report_behaviour import READABLE
 from interp.report_words import WHERE, Block, Cells, Read, escaped, listed, side, told
 from interp.style import pick, splits_of
 
@@ -71,6 +72,11 @@ def _mechanism(frame: pd.DataFrame, arm: Arm, split: str) -> str:
         further = [f"{MECHANISM[m]} {told(row, signed=True)}" for m, row in controls.items() if side(row) * PREDICTED[m, split] > 0]
         parts.append(f"of what moved as predicted, moved further than by masking as many other tokens: {listed(further) or 'none'}")
     text = f"<b>Where it lands, {WHERE[split]}.</b> {arm.title} less k = 0, at the last checkpoint; {'; '.join(parts)}."
+    parse = at_last(frame, metric="parse_prompt", split=split, contrast="level").sort_values("value")
+    if len(parse) and parse["value"].iloc[0] < READABLE:
+        rarest = parse.iloc[0]
+        text += (f" Without a trace the action parses on {told(rarest)} of the decisions where it is rarest ({named(rarest['arm']).title}): too rarely "
+                 "for the prompt action's accuracy, or the gap, to say what the prompt alone predicts.")
     slope = one(frame, metric="acc_cot", split=split, contrast="slope")
     games = one(frame, metric="success_cot", split=split, contrast="difference", arm=arm.name)
     text += f" Per unit of k the CoT action's agreement changes by {told(slope, signed=True)}." if slope is not None else ""

@@ -139,7 +139,7 @@ def test_every_number_with_an_interval_is_a_tables():
     assert len(moved) > 100 and not set(moved) - estimates(other) and len(set(moved) - set(found)) > 0.8 * len(set(moved))
 
 
-@pytest.mark.parametrize("folder", ("", "smollm2", "environments", "reinforcement"))
+@pytest.mark.parametrize("folder", ("", "smollm2", "environments", "reinforcement", "masking_smollm2"))
 def test_every_number_of_the_committed_pages_is_a_stored_tables(folder):
     of = read(FIGURES / folder / "tables", FIGURES / folder, NAMES)
     found = NUMBER.findall(words(of))
@@ -221,6 +221,14 @@ def test_a_study_without_masking_trainings_says_so_only_beside_their_power():
 def test_arms_that_were_trained_once_are_said_to_be_an_illustration():
     assert "trained once" not in words(study(masking=masking_table()), "masking")
     assert "trained once" in words(study(masking=masking_table().assign(seeds=1)), "masking")
+
+
+def test_prompt_actions_that_hardly_parse_are_said_to_be_no_reading():
+    frame = masking_table()
+    rows = frame.query("metric == 'acc_prompt'").assign(metric="parse_prompt")
+    for value, said in ((0.9, False), (0.2, True)):
+        parsed = pd.concat([frame, rows.assign(value=value, low=value - 0.05, high=value + 0.05)])
+        assert ("too rarely for the prompt action's accuracy" in words(study(masking=parsed), "masking")) == said
 
 
 def test_the_arms_of_other_trainings_stand_beside_with_their_page():
