@@ -86,7 +86,7 @@ def compare(frame: pd.DataFrame, seed: int = 0) -> list[dict]:
 
 def primary(rows: list[dict]) -> str:
     """The verdict on the claim at the last checkpoint, or why there is none."""
-    claimed = [r for r in rows if all(r[name] == value for name, value in CLAIM.items())]
+    claimed = [r for r in rows if CLAIM.items() <= r.items()]
     last = max((r["step"] for r in claimed), default=None)
     found = {r["contrast"]: Estimate(*(r[c] for c in ESTIMATE_COLUMNS)) for r in claimed if r["step"] == last}
     if missing := [c for c in ("difference", "control") if c not in found]:
