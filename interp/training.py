@@ -244,10 +244,12 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as
     `supervised` takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
     those that the base says it was trained with, else `tags` and none. A finished training is left as it is, an interrupted one goes
-    on from its last checkpoint. Raises ValueError where the folder holds another training, and for a random mask that lacks more than
-    one in a hundred of the tokens it should mask.
+    on from its last checkpoint. Raises FileNotFoundError where there is no base, and ValueError where the folder holds another training,
+    and for a random mask that lacks more than one in a hundred of the tokens it should mask.
     """
     start, folder, recipe = Path(start), Path(folder), replace(recipe, seed=seed)
+    if not (start / "config.json").exists():
+        raise FileNotFoundError(f"There is no checkpoint at {start} to train from: give a folder with config.json and whole weights.")
     lora, file = isinstance(recipe, Tuning), start / "training.json"
     steps, lr = (recipe.steps, recipe.lr) if lora else (recipe.cot_steps, recipe.cot_lr)
     keep = sorted({s for s in recipe.checkpoints if 0 < s < steps} | {steps})

@@ -205,6 +205,13 @@ def test_arms_play_the_same_games_of_a_task_of_ones_own(study, tmp_path, monkeyp
     assert {"success_cot", "success_prompt", "acc_cot"} <= set(frame.metric) and made["verdict"].startswith("none: there is no difference")
 
 
+def test_a_base_that_is_not_there_is_refused_and_not_looked_for_on_a_hub(tmp_path):
+    for recipe in (RECIPE, Tuning(steps=2)):
+        with pytest.raises(FileNotFoundError, match="no checkpoint at .*nowhere to train from: give a folder"):
+            train_arm(tmp_path / "nowhere", [], Supervision(), recipe, tmp_path / "arm", seed=0)
+    assert not (tmp_path / "arm").exists()
+
+
 def test_a_corpus_without_training_episodes_is_refused(base, tmp_path, episodes):
     from interp.tasks import save_episodes
 
