@@ -49,6 +49,12 @@ $(BIN)/python -m analyses masking $(1) --part 1 2; here=$$?; wait $$other && exi
 $(BIN)/python -m analyses masking $(1)
 endef
 
+# The tables of arms that a run compared, and the page of their figures.
+define draw_arms
+mkdir -p $(2)/tables && cp $(1)/tables/masking.* $(1)/tables/masking_selection.* $(2)/tables/
+$(BIN)/python -m analyses figures --tables $(2)/tables --out $(2)
+endef
+
 figures: $(STAMP)
 	$(BIN)/python -m analyses all --size quick --run runs/quick
 	@echo "Open runs/quick/index.html"
@@ -96,23 +102,20 @@ environments: $(STAMP)
 
 masking: $(STAMP)
 	$(call study_arms,$(MASKING))
-	cp runs/masking/tables/masking.* runs/masking/tables/masking_selection.* figures/tables/
-	$(BIN)/python -m analyses figures --tables figures/tables --out figures
+	$(call draw_arms,runs/masking,figures)
 	$(BIN)/python -m analyses readme
 
 masking_smollm2: $(STAMP)
 	$(prepare_smollm2)
 	$(call study_arms,$(MASKING_smollm2))
-	mkdir -p figures/masking_smollm2/tables && cp runs/masking_smollm2/tables/masking.* runs/masking_smollm2/tables/masking_selection.* figures/masking_smollm2/tables/
-	$(BIN)/python -m analyses figures --tables figures/masking_smollm2/tables --out figures/masking_smollm2
+	$(call draw_arms,runs/masking_smollm2,figures/masking_smollm2)
 
 reinforcement: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),rl]"
 	for k in 0 0.3; do $(BIN)/python -m analyses reinforce --start runs/masking/arms/action_mask_$$k/seed-0/checkpoint-600 \
 	  --work runs/masking_rl/arms/action_mask_$$k/seed-0 --recipe.action_mask $$k $(REINFORCEMENT) || exit 1; done
 	$(BIN)/python -m analyses masking --series runs/masking_rl/arms --run runs/masking_rl --size full --games 12 --workers 1
-	mkdir -p figures/reinforcement/tables && cp runs/masking_rl/tables/masking.* runs/masking_rl/tables/masking_selection.* figures/reinforcement/tables/
-	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement
+	$(call draw_arms,runs/masking_rl,figures/reinforcement)
 
 calibration: $(STAMP)
 	$(BIN)/python -m analyses calibration --seeds 0 1
