@@ -142,6 +142,11 @@ def _last(rows, metric):
     return of.iloc[-1] if len(of) else None
 
 
+def side(row: pd.Series, of: float = 0.0) -> int:
+    """1 where the interval lies above `of`, -1 where it lies below, 0 where it covers it or is unknown."""
+    return int(row["low"] > of) - int(row["high"] < of)
+
+
 def _estimate(row, signed=False) -> str:
     """Value with its interval: `0.42 [0.38, 0.46]`; with more digits where all of it would round to 0, or an end of a difference would."""
     numbers = [0.0 if abs(row[name]) < _NOTHING else row[name] for name in ("value", "low", "high")]

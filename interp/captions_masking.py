@@ -8,7 +8,7 @@ import pandas as pd
 
 from interp.arm_rows import PREDICTED, Arm, arms_of, at_last, claimed, named, number, one
 from interp.arms import CLAIM, SMALLEST
-from interp.captions import _estimate, _join
+from interp.captions import _estimate, _join, side
 from interp.plots_masking import MECHANISM
 from interp.style import SPLITS, pick, splits_of
 
@@ -201,11 +201,12 @@ def _differences(rows, metric) -> str:
     return f"{MECHANISM[metric]} {_join(told)}" if told else ""
 
 
-def _moved(rows, metric, side) -> str:
+def _moved(rows, metric, predicted) -> str:
     """One reading's differences, and whether they lie on the side that was predicted."""
     if not (told := _differences(rows, metric)):
         return ""
-    zero, control = (_side(one(rows, metric=metric, contrast=contrast), side) for contrast in ("difference", "control"))
+    found = [one(rows, metric=metric, contrast=contrast) for contrast in ("difference", "control")]
+    zero, control = (None if row is None or pd.isna(row["low"]) else predicted * side(row) for row in found)
     if zero is None:
         return told
     if zero > 0:
@@ -213,13 +214,6 @@ def _moved(rows, metric, side) -> str:
                    -1: ", but less than the random mask"}
         return f"{told} (as predicted{against[control]})"
     return f"{told} ({'not shown to move' if zero == 0 else 'moved to the other side'})"
-
-
-def _side(row, side) -> int | None:
-    """1 where an interval lies on a side, -1 on the other, 0 where it covers 0, None where there is none."""
-    if row is None or pd.isna(row["low"]):
-        return None
-    return side * (int(row["low"] > 0) - int(row["high"] < 0))
 
 
 def _found(row) -> str:

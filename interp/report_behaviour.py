@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from interp.captions import side
 from interp.headline import READINGS, headline
 from interp.plots_environments import ENVIRONMENTS
-from interp.report_words import WHERE, Cells, Ends, Read, ends, escaped, grouped, listed, paragraph, sentence, side, steps, told, trend
+from interp.report_words import WHERE, Cells, Ends, Read, ends, escaped, grouped, listed, paragraph, sentence, steps, told, trend
 from interp.style import SPLITS, pick, splits_of
 
 #: Share of decisions on which the prompt action must parse, for its accuracy to be a reading of what the prompt knows.

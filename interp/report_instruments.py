@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from interp.captions import side
 from interp.captions_traces import widest
 from interp.plots_calibration import AGENTS, INSTRUMENTS, NEAR, grown, verdicts
 from interp.plots_patching import PLACES
-from interp.report_words import WHERE, Read, by_split, escaped, grouped, listed, paragraph, side, steps, told
+from interp.report_words import WHERE, Read, by_split, escaped, grouped, listed, paragraph, steps, told
 from interp.style import CONTROLS, LABELS, STYLE, label_of, pick, splits_of, with_places
 
 _CONTROLS = ("the commonest action", "the previous one", "the prompt's words", "its length")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from interp.arm_rows import PAPER, PREDICTED, Arm, at_last, claimed, named, number, one
+from interp.captions import side
 from interp.captions_masking import _claim, _range
 from interp.plots_masking import MECHANISM
 from interp.report_behaviour import READABLE
-from interp.report_words import WHERE, Block, Cells, Read, escaped, listed, side, told
+from interp.report_words import WHERE, Block, Cells, Read, escaped, listed, told
 from interp.style import pick, splits_of
 
 #: Arms of other trainings that may stand beside the study's, and what was trained.

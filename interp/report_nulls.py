@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from interp.arm_rows import claimed, one
+from interp.captions import side
 from interp.plots_environments import ENVIRONMENTS
 from interp.plots_masking import MECHANISM
 from interp.report_behaviour import READABLE, series
 from interp.report_instruments import above, boundary, steered
 from interp.report_masking import moves
-from interp.report_words import WHERE, Items, Read, ends, escaped, listed, side, told
+from interp.report_words import WHERE, Items, Read, ends, escaped, listed, told
 from interp.style import LABELS, pick, splits_of
 
 #: Effects of patching and shares of changed actions below which nothing is said to be moved.

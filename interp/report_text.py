@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from interp import report_behaviour, report_instruments, report_masking, report_prose
+from interp.captions import side
 from interp.headline import READINGS, headline
 from interp.report_nulls import nulls
-from interp.report_words import WHERE, Block, Items, Read, by_split, ends, grouped, paragraph, side, told
+from interp.report_words import WHERE, Block, Items, Read, by_split, ends, grouped, paragraph, told
 from interp.style import pick, splits_of
 
 

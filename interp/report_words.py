@@ -180,11 +180,6 @@ def steps(rows: pd.DataFrame) -> str:
     return f"(step {first})" if first == last else f"(steps {first} to {last})"
 
 
-def side(row: pd.Series, of: float = 0.0) -> int:
-    """1 where the interval lies above `of`, -1 where it lies below, 0 where it covers it or is unknown."""
-    return int(row["low"] > of) - int(row["high"] < of)
-
-
 def sentence(text: str) -> str:
     """The text with a capital and a full stop; nothing of nothing."""
     return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
