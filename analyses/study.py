@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,17 +16,21 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
+import torch
 import tyro
 from tqdm import tqdm
 
 import interp
+from analyses.provenance import first_use
 from interp.decoding import Said, decode_modes
 from interp.environments import ANY, Environment, find
+from interp.identity import hash_text
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.pairs import make_pairs
 from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.series import SERIES, CheckpointSeries
-from interp.tables import write_json, write_table
+from interp.records import read_record, write_record
+from interp.tables import inside, write_table
 from interp.tasks import CORPUS, sample_decisions
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
@@ -99,6 +104,10 @@ class Study:
     @cached_property
     def _reused(self) -> dict[str, float]:
         """Stages taken from disk, and the seconds that computing each took."""
+        return {}
+
+    @cached_property
+    def _identities(self) -> dict[int, dict[str, str]]:
         return {}
 
     @cached_property
@@ -211,13 +220,25 @@ class Study:
         return self._pairs[split, n]
 
     def inputs(self, step: int, split: str | None = None) -> dict:
-        """Content hashes of what a stage reads: weights, and the prompts of a split."""
+        """Content hashes of what a stage reads: the checkpoint, what the first one lends to all (its configuration, tokenizer
+        and template are those of the one module), and the prompts of a split."""
         device = pick_device(self.device)
-        found = dict(version=interp.__version__, weights=self.checkpoint_series.weights_hash(step), seed=self.seed,
+        first = {name: digest for name, digest in self.identity(self.steps[0]).items() if name != "weights"}
+        found = dict(version=interp.__version__, **self.identity(step), first=first, seed=self.seed,
                      device=device.type, dtype=str(pick_dtype(self.dtype, device)))
         if split:
             found |= dict(decisions=self.digest(self.prompts(split)), parser=f"{self.parse.__module__} {self.env.source}".rstrip())
         return found
+
+    def identity(self, step: int) -> dict[str, str]:
+        """Content hashes of all that a checkpoint is loaded from, the series' template among them; says once what of it changed
+        since this run's folder first read it."""
+        if step not in self._identities:
+            template = hash_text(self.checkpoint_series.template) if not self.revisions else ""
+            self._identities[step] = self.checkpoint_series.identity(step) | (dict(template=template) if template else {})
+            if changed := first_use(self.run, self.checkpoint_series, step, self._identities[step]):
+                print(changed, file=sys.stderr)
+        return self._identities[step]
 
     @staticmethod
     def digest(prompts: Sequence[Prompt]) -> str:
@@ -226,18 +247,22 @@ class Study:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def stage(self, name: str, inputs: dict, compute: Callable[[], object]):
-        """What `compute` returns (JSON), from disk when it was computed before from the same inputs."""
+        """What `compute` returns (JSON), from disk when it was computed before from the same inputs; a damaged file is named and
+        computed again. Raises ValueError for a name that leads out of the run's folder."""
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        path = self.run / "partial" / f"{name}-{key}.json"
-        known = path.exists()
-        if not known:
-            started = time.time()
-            value = compute()
-            write_json(path, dict(seconds=round(time.time() - started, 2), value=value))
-        found = json.loads(path.read_text())  # the same order and types whether it was there or not
-        if known:
-            self._reused[str(path)] = found["seconds"]
-        return found["value"]
+        path = inside(self.run / "partial", f"{name}-{key}.json")
+        if path.exists():
+            try:
+                stored = read_record(path)
+            except ValueError as damage:
+                print(f"{damage}: it is computed again.", file=sys.stderr)
+            else:
+                self._reused[str(path)] = stored["seconds"]
+                return stored["value"]
+        started = time.time()
+        value = compute()
+        write_record(path, dict(seconds=round(time.time() - started, 2), value=value))
+        return read_record(path)["value"]  # the same order and types whether it was there or not
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
@@ -279,7 +304,8 @@ class Study:
         """Write an analysis' table with everything that made it; `prompts`: those it read, where they are not the study's."""
         provenance = dict(
             made_by(name, self, started), seed=self.seed, seconds_reused=self._seconds_reused(), device=str(self._model.device), dtype=str(self._model.dtype),
-            weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps}, series_notes=self.checkpoint_series.notes, format=self.format.hash,
+            weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps},
+            identity={str(s): self.identity(s) for s in self.steps}, series_notes=self.checkpoint_series.notes, format=self.format.hash,
             corpus=hashlib.sha256(self._file.read_bytes() if self._file else repr(self.episodes).encode()).hexdigest()[:16],
             environment=dict(name=self.env.name, source=self.env.source), **extra)
         if self.truncate != "none" and "truncation" not in extra:
@@ -292,8 +318,8 @@ def made_by(name: str, config, started: float) -> dict:
     """What every table's provenance says: the analysis, its configuration (a dataclass), the command, when, how long, and of which versions."""
     root, fields = Path(__file__).parents[1], {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     fields = {k: v.relative_to(root) if isinstance(v, Path) and v.is_relative_to(root) else v for k, v in fields.items()}  # what ships, wherever it lies
-    return dict(analysis=name, config=json.loads(json.dumps(fields, default=str)), command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]),
-                written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1),
+    return dict(analysis=name, config=json.loads(json.dumps(fields, default=str)), command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
+                threads=torch.get_num_threads(), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1),
                 versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}})
 
 

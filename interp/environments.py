@@ -8,15 +8,18 @@ ALFWorld is one instance; another is an object in a module of one's own, named o
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from interp import actions
+from interp.headers import hash_files
 from interp.tasks import SPLITS, Decision, Episode, by_split, checked, load_episodes
 
 
@@ -74,7 +77,7 @@ class Environment:
     of a study's split, by seed; a game is anything that can be pickled, and `str` names it. official: as `games`, the
     benchmark's own where they are fetched apart. graded: scores between 0 and 1 mean something. side_by_side: most games
     open at once. needs: (module, how it is installed) that playing needs, or a function that says what it lacks ("": nothing).
-    source: content hash of one's own module.
+    source: content hash of one's own module and of what it imports from its own folder (see `own_files`).
     """
 
     name: str
@@ -164,4 +167,46 @@ def find(name: str) -> Environment:
     if not isinstance(found, Environment):
         raise ValueError(f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "
                          "and should be an interp.environments.Environment.")
-    return found if name in KNOWN else replace(found, source=hashlib.sha256(Path(imported.__file__).read_bytes()).hexdigest()[:16])
+    return found if name in KNOWN else replace(found, source=hash_files(own_files(module)))
+
+
+def own_files(module: str) -> list[Path]:
+    """The file of an imported module, and those in its own folder (or package) that it and they import by import statements, sorted.
+
+    Data that the code reads, and modules imported by a computed name, are not among them. Raises ValueError for a file
+    that is no Python.
+    """
+    top = module.partition(".")[0]
+    folder = Path(sys.modules[module].__file__).parents[module.count(".") + hasattr(sys.modules[module], "__path__")]
+    installed = folder in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")}
+    files: set[Path] = set()
+    names = [module]
+    while names:
+        name = names.pop()
+        if name.partition(".")[0] in ("interp", "analyses") or (installed and name.partition(".")[0] != top):
+            continue  # known by their version
+        place, packages = folder, name.split(".")
+        for depth, part in enumerate(packages, start=1):
+            place = place / part
+            for file in (place / "__init__.py", place.with_suffix(".py")):
+                if file.is_file() and file not in files:
+                    files.add(file)
+                    package = packages[:depth] if file.name == "__init__.py" else packages[:depth - 1]
+                    names += _imports(file, package)
+    return sorted(files)
+
+
+def _imports(file: Path, package: Sequence[str]) -> Iterator[str]:
+    """The modules that a file imports, by their whole names, and what it takes from them, which may be modules too."""
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{file} is no Python that can be read ({error}).") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = list(package[:len(package) - node.level + 1]) if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from ([base] if base else [])
+            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names if alias.name != "*")

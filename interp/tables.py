@@ -1,4 +1,4 @@
-"""Tables and their provenance: one CSV and one JSON of the same name, written together.
+"""Tables and their provenance: one CSV and one JSON of the same name, written together and checked when they are read.
 
 >>> write_table("runs/quick/tables", "behaviour", frame, {"seed": 0})
 >>> frame, provenance = read_table("runs/quick/tables", "behaviour")
@@ -6,51 +6,200 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
-from pathlib import Path
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 #: Columns every measurement table ends with: estimate, 95 % interval, decisions (or games, or pairs), clusters.
 ESTIMATE_COLUMNS = ("value", "low", "high", "n", "n_groups")
+#: Where a provenance keeps the number of rows and the hashes of its table and of itself.
+SEAL = "seal"
+#: Texts that a spreadsheet would run as a formula, and such texts once they are quoted; a number is none.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_QUOTED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """The path of a file of this name in `folder`, or below it; raises ValueError for a name that leads out of it."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
+        raise ValueError(f"{name!r} is no name of a file in {folder}: it may hold no '..', no leading '/' and no control characters.")
+    return Path(folder) / name
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` to write to; at the end it is synced and moved over `path`, so that a reader sees the old file or the new one.
+
+    Raises OSError, naming `path`, where it cannot be written; then the old file stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written ({error.strerror or error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` to `path` so that a reader sees the old file or the new one, never half of either."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} cannot be written: {text[error.start]!r} is no character of UTF-8.") from error
+    with written(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
 
 
 def write_json(path: str | Path, value) -> Path:
     """Write `value` as indented JSON with sorted keys, atomically."""
-    return write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    return write_text(path, _as_json(value))
 
 
 def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: dict) -> Path:
-    """Write `frame` to `<folder>/<name>.csv` and `provenance` to `<folder>/<name>.json`; returns the CSV's path.
+    """Write `frame` to `<folder>/<name>.csv` and `provenance`, sealed, to `<folder>/<name>.json`; returns the CSV's path.
 
-    Floats keep six significant digits, so that equal runs give equal bytes.
+    Floats keep six significant digits, so that equal runs give equal bytes. A cell that a spreadsheet would run as a
+    formula is written with a quote before it, which `read_table` takes off. Raises ValueError for a name that leads out
+    of the folder, and OSError, leaving the old table, where it cannot be written.
     """
-    folder = Path(folder)
-    write_json(folder / f"{name}.json", provenance)
-    return write_text(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+    table, made = inside(folder, f"{name}.csv"), inside(folder, f"{name}.json")
+    content = _quoted(frame).to_csv(index=False, float_format="%.6g").encode()
+    with written(made) as its_json, written(table) as its_csv:
+        its_csv.write_bytes(content)
+        its_json.write_text(_as_json(_sealed(provenance, content, len(frame))))
+    return table
 
 
-def read_table(folder: str | Path, name: str) -> tuple[pd.DataFrame, dict]:
-    """Read a table and its provenance.
+def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.DataFrame, dict]:
+    """Read a table and its provenance, and check that both are as they were written (a table of an older release is not checked).
 
-    Raises FileNotFoundError with the analysis to run when the table is not there.
+    Args:
+        folder: of the tables.
+        name: without suffix.
+        edited: read the table as it is now, since it was edited by intent; `seal_table` says so once and for all.
+
+    Raises:
+        FileNotFoundError: the table is not there, with the analysis to run, or has no provenance beside it.
+        ValueError: the table or its provenance is damaged, or was edited.
     """
-    folder = Path(folder)
-    path = folder / f"{name}.csv"
+    path = inside(folder, f"{name}.csv")
     if not path.exists():
         raise FileNotFoundError(f"No table {name}.csv in {folder}: run `python -m analyses {name}` first.")
-    return pd.read_csv(path), json.loads((folder / f"{name}.json").read_text())
+    content, provenance = path.read_bytes(), _read_provenance(path.with_suffix(".json"))
+    seal = provenance.pop(SEAL, None)
+    if seal is not None and not edited:
+        _check(path, content, provenance, seal)
+    try:
+        return _unquoted(pd.read_csv(io.BytesIO(content))), provenance
+    except ValueError as error:  # the parser's own errors, and bytes that are not UTF-8
+        raise ValueError(f"The table {path} is damaged, it is no CSV ({str(error).strip()}): {_remedy(path, provenance)}") from error
+
+
+def seal_table(folder: str | Path, name: str) -> Path:
+    """Have a table that was edited (or is of an older release) checked from now on as it is now; returns its provenance's path.
+
+    Where it was sealed before and is not what it was, its provenance says from now on when it was found edited. Raises
+    what `read_table` raises for a table that cannot be read.
+    """
+    path = inside(folder, f"{name}.csv")
+    frame, provenance = read_table(folder, name, edited=True)
+    content = path.read_bytes()
+    before = _read_provenance(path.with_suffix(".json")).get(SEAL)
+    if before is not None and before != _sealed(provenance, content, len(frame))[SEAL]:
+        provenance["edited"] = time.strftime("%Y-%m-%d")
+    return write_json(path.with_suffix(".json"), _sealed(provenance, content, len(frame)))
+
+
+def _as_json(value) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def _sealed(provenance: dict, content: bytes, rows: int) -> dict:
+    """A provenance with the number of rows and the hashes of its table and of itself."""
+    plain = json.loads(json.dumps(provenance))  # keys and lists as they will be read
+    own = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return plain | {SEAL: dict(rows=rows, table=hashlib.sha256(content).hexdigest(), provenance=own)}
+
+
+def _read_provenance(path: Path) -> dict:
+    if not path.exists():
+        raise FileNotFoundError(f"The table {path.stem}.csv in {path.parent} has no provenance {path.name} beside it: copy both, or make it again.")
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The provenance {path} is damaged, it is no JSON ({error}): make its table again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"The provenance {path} is damaged: it holds no JSON object. Make its table again.")
+    return found
+
+
+def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
+    """Raise ValueError where a table or its provenance is not what was sealed."""
+    rows = seal.get("rows") if isinstance(seal, dict) else None
+    own = _sealed(provenance, content, rows)[SEAL]
+    if own == seal:
+        return
+    if not isinstance(seal, dict) or seal.get("provenance") != own["provenance"]:
+        what = f"The provenance {path.with_suffix('.json')} is not as it was written"
+    else:
+        what = f"The table {path} is not as it was written ({_rows(content)} rows now, {rows} then)"
+    raise ValueError(f"{what}: its hash is another. If it was edited by intent, say so with `python -m analyses seal --tables "
+                     f"{path.parent} --names {path.stem}`; else it is damaged: {_remedy(path, provenance)}")
+
+
+def _remedy(path: Path, provenance: dict) -> str:
+    command = provenance.get("command")
+    return f"make it again with `{command if isinstance(command, str) and command else f'python -m analyses {path.stem}'}`."
+
+
+def _rows(content: bytes) -> str:
+    try:
+        return str(len(pd.read_csv(io.BytesIO(content))))
+    except ValueError:
+        return "no readable"
+
+
+def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Texts that a spreadsheet would run with a quote before them (one more where they have some)."""
+    return _changed(frame, lambda text: _FORMULA.match(text) and not _NUMBER.fullmatch(text), lambda text: f"'{text}")
+
+
+def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same texts without it."""
+    return _changed(frame, _QUOTED.match, lambda text: text[1:])
+
+
+def _changed(frame: pd.DataFrame, which: Callable, change: Callable[[str], str]) -> pd.DataFrame:
+    """Texts of which `which` is true changed; columns without one are left as they are, and so is how they are written."""
+    columns = {}
+    for name, cells in frame.select_dtypes(exclude=["number", "bool"]).items():
+        chosen = [isinstance(cell, str) and bool(which(cell)) for cell in cells]
+        if any(chosen):
+            columns[name] = [change(cell) if one else cell for cell, one in zip(cells, chosen)]
+    return frame.assign(**columns)

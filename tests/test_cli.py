@@ -94,7 +94,7 @@ def test_runs_stopped_in_the_middle_and_taken_up_again_give_the_same_bytes(optio
     """Every analysis is stopped after each second stage until it ends."""
     from analyses import study
 
-    real, stages, stops = study.write_json, [], 0
+    real, stages, stops = study.write_record, [], 0
 
     def stopping(path, value):
         real(path, value)
@@ -102,7 +102,7 @@ def test_runs_stopped_in_the_middle_and_taken_up_again_give_the_same_bytes(optio
         if len(stages) % 6 == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "write_json", stopping)
+    monkeypatch.setattr(study, "write_record", stopping)
     for name, sizes in SIZES.items():
         while status := main(name, *options(tmp_path), *sizes):
             assert status == 130 and not (tmp_path / "tables" / f"{name}.csv").exists()

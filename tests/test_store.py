@@ -9,6 +9,7 @@ import torch
 from interp import store
 from interp.capturing import capture
 from interp.models import HookedModel
+from interp.records import content_hash
 from interp.store import Store, stored_capture
 from tests.conftest import tiny_hf
 
@@ -104,7 +105,9 @@ def test_a_manifest_cannot_reach_outside_its_folder(llama, prompts, tmp_path):
     precious.write_text("keep me")
     stored_capture(tmp_path / "store", llama, prompts[:2])
     manifest = tmp_path / "store" / "manifest.jsonl"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | dict(file="../precious")) + "\n")
+    entry = json.loads(manifest.read_text()) | dict(file="../precious")
+    entry.pop("line")
+    manifest.write_text(json.dumps(entry | dict(line=content_hash(entry))) + "\n")
     with pytest.raises(ValueError, match="not in its folder"):
         stored_capture(tmp_path / "store", llama, prompts[:2])
     assert precious.read_text() == "keep me"
