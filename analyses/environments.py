@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -75,7 +74,7 @@ def run(config: Config) -> None:
     """Copy, merge, tabulate and draw."""
     started = time.time()
     for folder in config.runs:
-        made = json.loads((Path(folder) / "tables" / "behaviour.json").read_text())
+        _, made = read_table(Path(folder) / "tables", "behaviour")
         name = made["environment"]["name"]
         if name not in SPLITS:
             raise ValueError(f"{folder} is a study of the environment {name!r}: side by side stand {', '.join(SPLITS)}.")
@@ -86,7 +85,7 @@ def run(config: Config) -> None:
     where = {name: tables for name, tables in where.items() if (tables / "behaviour.csv").exists()}
     read = {name: {path.stem: read_table(tables, path.stem)[0] for path in tables.glob("*.csv") if path.stem in COMPARED} for name, tables in where.items()}
     merged = pd.concat([headline(tables).assign(environment=name) for name, tables in read.items()])
-    sources = {name: json.loads((tables / "behaviour.json").read_text()) for name, tables in where.items()}
+    sources = {name: read_table(tables, "behaviour")[1] for name, tables in where.items()}
     made = made_by("environments", config, started) | dict(studies={
         name: {key: of.get(key) for key in ("command", "written", "seconds", "weights")} for name, of in sources.items()})
     write_table(config.out / "tables", "environments", merged[["environment", "step", "split", "metric", *ESTIMATE_COLUMNS]], made)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from analyses.provenance import mixed
 from interp import (
     captions, captions_calibration, captions_environments, captions_masking, captions_patching, captions_probes, captions_traces, plots,
-    plots_calibration, plots_environments, plots_masking, plots_masking_power, plots_patching, plots_probes, plots_traces, report, report_page, tex,
+    plots_calibration, plots_environments, plots_masking, plots_masking_power, plots_patching, plots_probes, plots_traces, report, report_page, report_words, tex,
 )  # fmt: skip
 from interp.report_words import read
 from interp.tables import read_table, write_text
@@ -77,6 +78,7 @@ def draw(tables: Path, out: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: none of the tables is there.
+        ValueError: a table is damaged, or was edited; the page is drawn without it first.
     """
     tables, out = Path(tables), Path(out)
     names = sorted({figure[2] for figure in FIGURES})
@@ -90,20 +92,37 @@ def draw(tables: Path, out: Path) -> list[Path]:
             continue
         try:
             frame, provenance = read_table(tables, table)
-            frame.attrs = provenance
+        except (FileNotFoundError, ValueError) as problem:
+            entries.append(report_page.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
+            continue
+        frame.attrs = provenance
+        try:
             figures[name] = plot(frame, provenance)
             entries.append(report_page.Entry(name, title, table, caption(frame), True, provenance, isinstance(figures[name].data[0], go.Table)))
-        except (FileNotFoundError, ValueError) as problem:
+        except (ValueError, LookupError, TypeError, AttributeError) as problem:
             figures.pop(name, None)
-            if name in OPTIONAL and name != table:
+            if isinstance(problem, ValueError) and name in OPTIONAL and name != table:
                 continue  # the table was made without what this figure of several shows
-            entries.append(report_page.Entry(name, title, table, f"Not drawn. {problem}", False, {}))
+            entries.append(report_page.Entry(name, title, table, f"Not drawn. {_reason(table, problem)}", False, {}))
     written = report.save_html(figures, out)
     for name, _, table, *_ in FIGURES:
         if name in LATEX and name in figures:
             written.append(write_text(out / f"{name}.tex", LATEX[name](read_table(tables, table)[0])))
     static = report.save_static(figures, out)
-    return [*written, *static, report_page.save_index(entries, read(tables, out, names), tables, out, static=bool(static))]
+    made = read(tables, out, names)
+    notes = mixed({name: frame.attrs for name, frame in made.tables.items()})
+    for note in notes:
+        print(note, file=sys.stderr)
+    written = [*written, *static, report_page.save_index(entries, made, tables, out, bool(static), notes)]
+    if made.damaged:
+        raise ValueError(f"{written[-1]} was drawn without {len(made.damaged)} of its tables. {made.damaged[0]}")
+    return written
+
+
+def _reason(table: str, problem: Exception) -> str:
+    if isinstance(problem, ValueError):
+        return str(problem)
+    return f"The table {table}.csv holds something else than this figure shows ({report_words.unreadable(problem)})."
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 from interp.arm_rows import paper_table
 from interp.captions_calibration import allowed
 from interp.plots_calibration import AGENTS, INSTRUMENTS, grown, verdicts
+from interp.tables import read_table
 
 README, TABLES = Path(__file__).parents[1] / "README.md", Path(__file__).parents[1] / "figures" / "tables"
 STAGES = ("behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares", "steering")
@@ -25,7 +25,7 @@ def times(tables: Path = TABLES) -> str:
     """Time of each stage: what its table took, with the stages of its own that an interrupted run had left on disk."""
     seconds = {}
     for name in STAGES:
-        made = json.loads((tables / f"{name}.json").read_text())
+        _, made = read_table(tables, name)
         seconds[name] = made["seconds"] + sum(s for kind, s in made["seconds_reused"].items() if kind != "decoded" or name == "behaviour")
     return ", ".join(f"{name} {s / 60:.0f} min" if s >= 90 else f"{name} {s:.0f} s" for name, s in seconds.items()) + "."
 
@@ -39,7 +39,7 @@ def architectures() -> str:
 
 def bench(tables: Path = TABLES) -> str:
     """Ratios and greatest differences of the benchmark, in Markdown, then the works that no other tool does."""
-    frame = pd.read_csv(tables / "bench.csv")
+    frame = read_table(tables, "bench")[0]
     rivals = [tool for tool in dict.fromkeys(frame.tool[frame.work.isin(list(WORKS))]) if tool not in ("interp", "forward alone")]
     rows = []
     for work, name in WORKS.items():
@@ -65,7 +65,7 @@ def bench(tables: Path = TABLES) -> str:
 
 def calibration(tables: Path = TABLES) -> str:
     """Mean reading of each instrument on each organism over its seeds, beside what the construction allows, in Markdown."""
-    frame, _ = grown(pd.read_csv(tables / "calibration.csv"))
+    frame, _ = grown(read_table(tables, "calibration")[0])
     rows = []
     for instrument, name in INSTRUMENTS.items():
         row = {"instrument": name}
@@ -79,14 +79,14 @@ def calibration(tables: Path = TABLES) -> str:
 
 def splits(tables: Path = TABLES.parent / "environments" / "tables") -> str:
     """What each environment's splits hold, in Markdown."""
-    frame = pd.read_csv(tables / "splits.csv")
+    frame = read_table(tables, "splits")[0]
     named = frame.rename(columns=dict(trained_on="trained on", holds="its decisions", task_types="task types"))
     return _markdown(named.map(lambda v: f"{v:,}" if isinstance(v, int) else v))
 
 
 def masking(tables: Path = TABLES) -> str:
     """What each arm of the masking study reads, in Markdown."""
-    table = paper_table(pd.read_csv(tables / "masking.csv").fillna({"arm": ""}))
+    table = paper_table(read_table(tables, "masking")[0].fillna({"arm": ""}))
     table.columns = [", ".join(part for part in column if part) for column in table.columns]
     return _markdown(table.rename_axis("arm").reset_index())
 

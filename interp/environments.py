@@ -193,6 +193,8 @@ def own_files(module: str) -> list[Path]:
                     files.add(file)
                     package = packages[:depth] if file.name == "__init__.py" else packages[:depth - 1]
                     names += _imports(file, package)
+    if not files:
+        raise ValueError(f"The module {module} has no source file ({sys.modules[module].__file__}), so a change in it could not be told: give its .py.")
     return sorted(files)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.style import BOTTOM, STYLE, TOP, draw_trace, meta, need, pick, step_axis, steps_of
+from interp.style import BOTTOM, STYLE, TOP, draw_trace, meta, need, pick, plain, step_axis, steps_of
 
 #: Environments in reading order: their names in figures.
 ENVIRONMENTS = {"alfworld": "ALFWorld", "scienceworld": "ScienceWorld", "twc": "TextWorld Commonsense", "bfcl_single": "BFCL, single turn"}
@@ -83,7 +83,7 @@ def splits(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """
     shown = {"environment": "environment", "trained_on": "trained on", "split": "split", "holds": "its decisions", "task_types": "task types",
              "episodes": "episodes", "decisions": "decisions", "studied": "studied"}
-    cells = [frame[column].map(lambda v: f"{v:,}" if isinstance(v, int) else v) for column in shown]
+    cells = [frame[column].map(lambda v: f"{v:,}" if isinstance(v, int) else plain(v)) for column in shown]
     align = ["left"] * 4 + ["right"] * 4
     fig = go.Figure(go.Table(
         columnwidth=[1.3, 2.3, 1.0, 3.0, 0.7, 0.8, 0.9, 0.75], header=dict(values=list(shown.values()), align=align, fill_color="#EEEEEE", font_size=13),

@@ -35,6 +35,7 @@ from interp.style import (
     need,
     panels,
     pick,
+    plain,
     splits_of,
     step_axis,
     steps_of,
@@ -88,7 +89,7 @@ def probes(
     step_axis(fig, steps, row=1, col=1, room=7)
     fig.update_xaxes(title="training step", row=1, col=1)
     layer_axis(fig, layers, "layer (0 = embedding output)", row=1, col=1)
-    fig.update_yaxes(title=f"accuracy<br>({LABELS.get(label, label)})", rangemode="tozero", col=2)
+    fig.update_yaxes(title=f"accuracy<br>({plain(LABELS.get(label, label))})", rangemode="tozero", col=2)
     fig.update_layout(legend=dict(y=1 + 26 / height, entrywidth=150))
     return fig
 

@@ -47,7 +47,7 @@ def trusted(study: Read) -> list[str]:
             f"patching that very place gives {of['boundary_patch']:z.2f} of the difference back: its action is read from earlier tokens. A probe "
             "says what is there, a patch what is used.")
     if len(failed):
-        names = listed(f"{AGENTS[row.agent]}, seed {row.seed}" for row in failed.itertuples())
+        names = listed(f"{AGENTS[row.agent]}, seed {escaped(row.seed)}" for row in failed.itertuples())
         said.append(f"Left out, because training did not make them what they were built to be: {names}.")
     return said
 

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import html
-import os
 import re
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from interp.report_text import SECTIONS
-from interp.report_words import Block, Cells, Items, Read
+from interp.report_text import SECTIONS, Section
+from interp.report_words import Block, Cells, Items, Missing, Read, href, unreadable
 from interp.tables import write_text
 
 
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
     """Whether the figure is a table, and numbered among tables."""
 
 
-def save_index(entries: list[Entry], study: Read, tables: str | Path, out: str | Path, static: bool) -> Path:
+def save_index(entries: list[Entry], study: Read, tables: str | Path, out: str | Path, static: bool, notes: Sequence[str] = ()) -> Path:
     """Write `<out>/index.html`: the sections that have something to say, with their figures, numbered, captioned, and linked to their tables.
 
     Args:
@@ -45,14 +45,15 @@ def save_index(entries: list[Entry], study: Read, tables: str | Path, out: str |
         tables: folder of the tables, linked from the page by relative path.
         out: folder of the figures.
         static: whether this run's SVGs are in `out`; else the page frames the interactive figures.
+        notes: sentences above all sections, as plain text.
     """
     out, by_name = Path(out), {entry.name: entry for entry in entries}
-    link = Path(os.path.relpath(Path(tables).resolve(), out.resolve())).as_posix()
+    link = href(tables, out)
     numbers = dict(Figure=count(1), Table=count(1))
     contents, parts = [], []
     for section in SECTIONS:
         found = [by_name[name] for name in section.figures if name in by_name]
-        lead = section.lead(study)
+        lead = _lead(section, study)
         if not lead and not found:
             continue
         contents.append(f'<li><a href="#{section.name}">{section.title}</a></li>')
@@ -61,7 +62,7 @@ def save_index(entries: list[Entry], study: Read, tables: str | Path, out: str |
         parts += [_figure(entry, link, out, static, numbers["Table" if entry.tabular else "Figure"]) for entry in found]
         parts.append("</section>")
     nav = "\n".join(['<nav aria-label="Contents">', "<ol>", *contents, "</ol>", "</nav>"])
-    return write_text(out / "index.html", "\n".join([_HEAD, nav, *parts, "</body>", "</html>", ""]))
+    return write_text(out / "index.html", "\n".join([_HEAD, *(_missing(note) for note in notes), nav, *parts, "</body>", "</html>", ""]))
 
 
 def describe(provenance: dict) -> str:
@@ -82,8 +83,20 @@ def describe(provenance: dict) -> str:
     return " · ".join(items)
 
 
+def _lead(section: Section, study: Read) -> list[Block]:
+    """What a section says; where its tables hold other columns, names or kinds of values than it reads, that it says nothing."""
+    try:
+        return section.lead(study)
+    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        return [Missing(f"Nothing is said here: the tables hold something else than this section reads ({unreadable(problem)}).")]
+
+
+def _missing(text: str) -> str:
+    return f'<p class="missing">{html.escape(text)}</p>'
+
+
 def _block(block: Block, numbers) -> str:
-    """A paragraph, a list, or a numbered table."""
+    """A paragraph, a list, a numbered table, or why there is none."""
     if isinstance(block, Items):
         return "\n".join(["<ul>", *(f"<li>{item}</li>" for item in block.items), "</ul>"])
     if isinstance(block, Cells):
@@ -91,14 +104,14 @@ def _block(block: Block, numbers) -> str:
         rows = [f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in block.rows]
         caption = f"<caption><b>Table {next(numbers)}.</b> {block.caption}</caption>"
         return "\n".join(['<div class="scroll"><table>', caption, f"<thead><tr>{head}</tr></thead>", "<tbody>", *rows, "</tbody></table></div>"])
-    return f"<p>{block}</p>"
+    return _missing(block.text) if isinstance(block, Missing) else f"<p>{block}</p>"
 
 
 def _figure(entry: Entry, link: str, out: Path, static: bool, numbers) -> str:
     """A figure under its heading, with caption, links and provenance; or the sentence that says why there is none."""
     parts = [f'<figure id="{entry.name}-figure">\n<h3>{entry.title}</h3>']
     if not entry.drawn:
-        return "\n".join([*parts, f'<p class="missing">{html.escape(entry.caption)}</p>\n</figure>'])
+        return "\n".join([*parts, f"{_missing(entry.caption)}\n</figure>"])
     links = [f'<a href="{entry.name}.html">interactive</a>']
     if static:
         svg = (out / f"{entry.name}.svg").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -42,8 +43,15 @@ class Items(NamedTuple):
     """As HTML."""
 
 
+class Missing(NamedTuple):
+    """Why something is not in the report."""
+
+    text: str
+    """As plain text."""
+
+
 #: What a section is made of: paragraphs (HTML without their tags), lists and tables.
-Block = str | Items | Cells
+Block = str | Items | Cells | Missing
 
 
 class Ends(NamedTuple):
@@ -77,6 +85,8 @@ class Read(NamedTuple):
     beside: dict[str, Read]
     link: str
     """From the page that is written to the study's own page."""
+    damaged: tuple[str, ...] = ()
+    """Of each table that is there, or in a study beside it, and cannot be read, why, in a sentence."""
 
     def rows(self, table: str, **where) -> pd.DataFrame:
         """Rows of a table whose columns equal the values given and that have a value; empty where the table or a column is missing."""
@@ -114,19 +124,24 @@ def read(tables: str | Path, out: str | Path, names: Iterable[str]) -> Read:
     """
     tables, out, names = Path(tables), Path(out), list(names)
     beside = {name: _read(tables.parent / name / "tables", out, names) for name in BESIDE if (tables.parent / name / "tables").is_dir()}
-    return _read(tables, out, names)._replace(beside={name: study for name, study in beside.items() if study.tables})
+    study = _read(tables, out, names)
+    damaged = (*study.damaged, *(problem for other in beside.values() for problem in other.damaged))
+    return study._replace(beside={name: other for name, other in beside.items() if other.tables}, damaged=damaged)
 
 
 def _read(tables: Path, out: Path, names: list[str]) -> Read:
-    found = {}
+    found, damaged = {}, []
     for name in names:
         try:
             frame, made = read_table(tables, name)
-        except (FileNotFoundError, ValueError):  # what is missing or broken is said in its figure's place
+        except FileNotFoundError:  # said in its figure's place
+            continue
+        except ValueError as problem:
+            damaged.append(str(problem))
             continue
         frame.attrs = made
         found[name] = frame
-    return Read(found, {}, Path(os.path.relpath(tables.parent.resolve() / "index.html", out.resolve())).as_posix())
+    return Read(found, {}, href(tables.parent / "index.html", out), tuple(damaged))
 
 
 def ends(rows: pd.DataFrame) -> Ends | None:
@@ -194,6 +209,17 @@ def listed(words: Iterable[str]) -> str:
     """`a, b and c`."""
     words = [word for word in words if word]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def href(path: str | Path, out: str | Path) -> str:
+    """A relative link from a page in the folder `out`, quoted as a URL, so that no name of a folder ends its attribute."""
+    return quote(Path(os.path.relpath(Path(path).resolve(), Path(out).resolve())).as_posix())
+
+
+def unreadable(problem: Exception) -> str:
+    """An error over a table's content, in a few words."""
+    missing = isinstance(problem, KeyError) and problem.args
+    return f"there is no {problem.args[0]!r}" if missing else str(problem).splitlines()[0] if str(problem) else type(problem).__name__
 
 
 def escaped(text: object) -> str:

@@ -154,6 +154,11 @@ def label_of(frame: pd.DataFrame) -> str:
     return "eventual_target" if (frame["label"] == "eventual_target").any() else frame["label"].iloc[0]
 
 
+def plain(text):
+    """A table's text as a figure shows it: what looks like a tag in it is none (anything else as it is)."""
+    return text.replace("<", "&lt;") if isinstance(text, str) else text
+
+
 def pick(frame: pd.DataFrame, **where) -> pd.DataFrame:
     """Rows whose columns equal the values given."""
     for column, value in where.items():

@@ -9,7 +9,7 @@ import pytest
 from analyses import environments as side
 from analyses import figures
 from interp.plots_environments import ENVIRONMENTS
-from interp.tables import read_table
+from interp.tables import read_table, seal_table
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def study(tmp_path):
                 shutil.copy(side.FIGURES / "tables" / f"{table}.{suffix}", folder)
             made = json.loads((folder / f"{table}.json").read_text())
             (folder / f"{table}.json").write_text(json.dumps(made | dict(environment=dict(name=name, source=""))))
+            seal_table(folder, table)
         return folder.parent
 
     return make
