@@ -18,7 +18,7 @@ from interp.series import CheckpointSeries
 
 #: What a checkpoint's identity is made of, as its files are called.
 FILES = {"weights": "weights", "config": "config.json", "generation_config": "generation_config.json",
-         "tokenizer": "tokenizer (tokenizer.json or what lies beside it)", "template": "chat template",
+         "tokenizer": "tokenizer (tokenizer.json or what lies beside it)", "template": "chat template (chat_template.jinja, or in tokenizer_config.json)",
          "adapter_config": "adapter_config.json", "code": "Python files", "training": "training.json"}
 #: What tables of one study agree in, as it is called.
 ALIKE = {"seed": "the seed", "dtype": "the dtype", "device": "the device", "corpus": "the corpus", "format": "the prompts' format",

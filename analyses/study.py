@@ -124,6 +124,7 @@ class Study:
 
     @cached_property
     def _model(self) -> HookedModel:
+        self.identity(self.steps[0])  # what changed is said before anything fails for it
         return self.checkpoint_series.load(self.steps[0], self.device, self.dtype)
 
     def model(self, step: int) -> HookedModel:

@@ -168,8 +168,8 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     if not isinstance(seal, dict) or seal.get("provenance") != own["provenance"]:
         what = f"The provenance {path.with_suffix('.json')} is not as it was written"
     else:
-        what = f"The table {path} is not as it was written ({_rows(content)} rows now, {rows} then)"
-    raise ValueError(f"{what}: its hash is another. If it was edited by intent, say so with `python -m analyses seal --tables "
+        what = f"The table {path} is not the one that {path.stem}.json was written with ({_rows(content)} rows now, {rows} then)"
+    raise ValueError(f"{what}. If it was edited by intent, say so with `python -m analyses seal --tables "
                      f"{path.parent} --names {path.stem}`; else it is damaged: {_remedy(path, provenance)}")
 
 
