@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from interp import checkpoints, checks, weights
+from interp import checkpoints, checks, identity, weights
 from interp.checkpoints import Checkpoint
 from interp.headers import hash_files, headers, stored
 from interp.models import HookedModel, pick_device, pick_dtype
@@ -217,6 +217,13 @@ class CheckpointSeries:
         """Content hash of a checkpoint's weight files, an adapter's with its base's (a hub checkpoint's repository and revision)."""
         path = self.path(step)
         return "@".join(path) if isinstance(path, tuple) else self._hash(self.checkpoint(step))
+
+    def identity(self, step: int) -> dict[str, str]:
+        """Content hashes of all that decides a checkpoint's numbers: weights, config, generation_config, tokenizer, template,
+        adapter_config, code (`interp.identity`; empty for what is not there). Cheap: weights are hashed once for as long as they stay.
+        """
+        checkpoint = self.checkpoint(step)
+        return dict(weights=self.weights_hash(step)) | identity.identity(checkpoint, self.trust_remote_code)
 
     def _hash(self, checkpoint: Checkpoint) -> str:
         if checkpoint.base:

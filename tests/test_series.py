@@ -476,3 +476,35 @@ def test_the_command_that_converts_a_pickle_does(small, tmp_path, monkeypatch):
     assert torch.equal(logits(CheckpointSeries.from_paths([folder]).load(1, "cpu", "float32").hf), logits(direct(small)))
     found = load_file(adapter / "adapter_model.safetensors")
     assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+
+CHANGES = {"config": lambda f: edit(f / "config.json", rms_norm_eps=0.5), "generation_config": lambda f: edit(f / "generation_config.json", eos_token_id=[2, 7]),
+           "tokenizer": lambda f: edit(f / "tokenizer_config.json", eos_token="<other>"),
+           "template": lambda f: (f / "chat_template.jinja").write_text("another"),
+           "weights": lambda f: save_file({k: v + 1 for k, v in load_file(f / "model.safetensors").items()}, f / "model.safetensors", metadata={"format": "pt"})}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_a_checkpoints_identity_names_what_changed(copied, part):
+    folder = copied / "checkpoint-20"
+    if not (folder / "generation_config.json").exists():
+        (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+    series = CheckpointSeries.discover(copied)
+    before = series.identity(20)
+    assert before["adapter_config"] == before["code"] == "" and all(before[k] for k in CHANGES)
+    edit(folder / "config.json", transformers_version="4.0.0")
+    assert series.identity(20) == before == CheckpointSeries.discover(copied).identity(20)
+    CHANGES[part](folder)
+    after = series.identity(20)
+    assert [k for k in before if before[k] != after[k]] == [part]
+
+
+def test_an_adapters_identity_has_its_configuration_and_code_only_where_it_may_run(adapters):
+    series = CheckpointSeries.discover(adapters)
+    before = series.identity(5)
+    (adapters / "checkpoint-5" / "own.py").write_text("")
+    assert before["adapter_config"] and before == series.identity(5) and series.identity(0)["adapter_config"] == ""
+    assert CheckpointSeries.discover(adapters, trust_remote_code=True).identity(5)["code"]
+    edit(adapters / "checkpoint-5" / "adapter_config.json", lora_alpha=16)
+    assert series.identity(5)["adapter_config"] != before["adapter_config"]
