@@ -5,22 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-#: Where verl keeps Hugging Face files inside a step's folder.
-NESTED = ("", "actor/huggingface", "huggingface", "actor/lora_adapter", "lora_adapter")
-#: A trainer's own pickles, which hold no weights.
-STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args|trainer_state).*")
+from interp.conversions import conversion
+from interp.files import check_folder, check_regular, read_json
+
+#: Where verl and its like keep Hugging Face files inside a step's folder.
+NESTED = ("", "actor/huggingface", "huggingface", "policy/huggingface", "hf", "policy/hf", "hf_model", "actor/lora_adapter", "lora_adapter",
+          "policy/lora_adapter")
 #: What a tokenizer may be kept in; the first that is complete counts.
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
-MODEL_CODE = "import sys; from transformers import AutoModelForCausalLM as M; M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])"
-TENSORS_CODE = ("import sys, torch, safetensors.torch as s; t = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-                "s.save_file({k: v.contiguous() for k, v in t.items()}, sys.argv[2], metadata={'format': 'pt'})")
 
 
 @dataclass(frozen=True)
@@ -43,46 +41,9 @@ class Checkpoint:
         return self.kind == "gguf" and not (self.home / "config.json").exists()
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object, or a sentence that names the file."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is no JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object.")
-    return found
-
-
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a folder's tokenizer, none where it has none."""
     return next(([folder / n for n in names] for names in TOKENIZERS if all((folder / n).exists() for n in names)), [])
-
-
-def _convert(path: Path) -> str:
-    """What a folder without weights that are read has instead, and the command that converts it; empty where it has nothing."""
-    def python(code, *paths):
-        return f'python -c "{code}" ' + " ".join(shlex.quote(str(p)) for p in paths)
-
-    pickles = sorted(p for e in ("bin", "pt", "pth") for n in {path, path / "actor"} for p in n.glob(f"*.{e}") if not STATE.match(p.name))
-    shards = [p for p in pickles + sorted(path.parent.glob("*.pt")) if re.match(r"model_world_size_\d+_rank_\d+\.pt", p.name)]
-    if shards:
-        local = shards[0].parent
-        folders = f"--local_dir {shlex.quote(str(local))} --target_dir {shlex.quote(str(local / 'huggingface'))}"
-        return (" Only the shards of a distributed run are there, pickles which are never read: merge them with "
-                f"`python -m verl.model_merger merge --backend fsdp {folders}`.")
-    if found := sorted(path.glob("pytorch_model_fsdp_*")):
-        command = f"accelerate merge-weights {shlex.quote(str(found[0]))} {shlex.quote(str(path))}"
-    elif (path / "zero_to_fp32.py").exists():
-        command = " ".join(["python", *(shlex.quote(str(p)) for p in (path / "zero_to_fp32.py", path, path)), "--safe_serialization"])
-    elif any(p.name.startswith("pytorch_model") for p in pickles):
-        command = python(MODEL_CODE, path)
-    elif pickles:
-        name = "adapter_model" if pickles[0].name.startswith("adapter_model") else "model"
-        command = python(TENSORS_CODE, pickles[0], path / f"{name}.safetensors")
-    else:
-        return ""
-    return f" Only a pickle is there, which is never read: if you trust the file, convert it with `{command}`."
 
 
 def shard_index(path: Path) -> dict[str, str]:
@@ -93,15 +54,18 @@ def shard_index(path: Path) -> dict[str, str]:
     return found
 
 
-def _base(path: Path, base: str | Path | None) -> Checkpoint:
+def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint:
     """An adapter's base: as given, or as its adapter_config.json names it, a folder or a hub name (in the cache, or fetched)."""
     config = read_json(path / "adapter_config.json")
+    if base and not above and Path(base).exists() and Path(base).resolve() == path.resolve():
+        base = None  # the base that was given is this adapter itself, whose own base is the one that it names
     name = str(base or config.get("base_model_name_or_path") or "")
     if not name:
         raise ValueError(f"{path / 'adapter_config.json'} names no base_model_name_or_path: give the base with base=.")
+    above = [*above, path.resolve()]
     for place in (Path(name), path / name, path.parent / name):
         if place.exists():
-            return find(place.resolve() if ".." in place.parts else place)
+            return _below(place.resolve() if ".." in place.parts else place, above)
     try:
         if base or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise FileNotFoundError
@@ -109,7 +73,14 @@ def _base(path: Path, base: str | Path | None) -> Checkpoint:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The base {name!r} of the adapter {path} was found neither from the working folder nor from the adapter's "
                                 "nor in the hub's cache: give its folder with base=.") from error
-    return find(place)
+    return _below(place, above)
+
+
+def _below(place: Path, above: Sequence[Path]) -> Checkpoint:
+    """The base of an adapter, itself a model or another adapter; raises ValueError where adapters are each other's base."""
+    if place.resolve() in above:
+        raise ValueError(f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was trained from with base=.")
+    return find(place, above=above)
 
 
 def fetch(repository: str, revision: str | None = None, code: bool = False) -> Path:
@@ -125,11 +96,11 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
                                 f"({first_line(error)}).") from error
 
 
-def find(path: str | Path, base: str | Path | None = None) -> Checkpoint:
+def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path] = ()) -> Checkpoint:
     """What a checkpoint's folder (or GGUF file) holds; an adapter's base is `base`, or what its configuration names.
 
-    Raises FileNotFoundError where there are no weights that can be read (with the command that converts a pickle), ValueError
-    for a damaged index or configuration.
+    above: the adapters whose base is looked for. Raises FileNotFoundError where there are no weights that can be read (with the
+    command that converts what is there), ValueError for a damaged index or configuration, or weights and an adapter in one folder.
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".gguf":
@@ -137,30 +108,52 @@ def find(path: str | Path, base: str | Path | None = None) -> Checkpoint:
             raise ValueError(f"{path} is one part of a split GGUF, which is not read: join the parts with `gguf-split --merge`.")
         return Checkpoint(path, "gguf", (path,))
     if not path.is_dir():
+        check_regular(path)
         raise (NotADirectoryError(f"{path} is a file, and no checkpoint: give a folder with safetensors, or a .gguf file.") if path.exists()
                else FileNotFoundError(f"There is no checkpoint at {path}."))
     for folder in (path / nested for nested in NESTED):
-        index, adapter, quantised = folder / "model.safetensors.index.json", folder / "adapter_config.json", sorted(folder.glob("*.gguf"))
-        if (folder / "model.safetensors").exists():
-            return Checkpoint(folder, "full", (folder / "model.safetensors",))
-        if index.exists():
-            names = sorted(set(shard_index(index).values()))
-            if missing := [n for n in names if not (folder / n).exists()]:
-                raise FileNotFoundError(f"{folder} has no {missing[0]}, a shard that {index.name} names: copy it as well.")
-            return Checkpoint(folder, "sharded", tuple(folder / n for n in names))
-        if (folder / "adapter_model.safetensors").exists() and not adapter.exists():
-            raise FileNotFoundError(f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are unknown.")
-        if adapter.exists():
-            read_json(adapter)
-            if not (folder / "adapter_model.safetensors").exists():
-                raise FileNotFoundError(f"{folder} has no adapter_model.safetensors.{_convert(folder)}")
-            return Checkpoint(folder, "adapter", (adapter, folder / "adapter_model.safetensors"), _base(folder, base))
-        if len(quantised) > 1:
-            raise ValueError(f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is one, "
-                             "so give the files' paths.")
-        if quantised:
-            return find(quantised[0])
-    raise FileNotFoundError(f"{path} has no model.safetensors.{_convert(path)}")
+        if folder.is_dir() and (found := _find_in(folder, base, above)):
+            return found
+    raise FileNotFoundError(f"{path} has no model.safetensors.{conversion(path)}{_adapters_inside(path)}")
+
+
+def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint | None:
+    """The checkpoint in this very folder, None where it has none."""
+    check_folder(folder)
+    whole, index, adapter = (folder / n for n in ("model.safetensors", "model.safetensors.index.json", "adapter_config.json"))
+    low_rank, quantised = folder / "adapter_model.safetensors", sorted(folder.glob("*.gguf"))
+    full = next((p for p in (whole, index) if p.exists()), None)
+    if full and low_rank.exists():
+        raise ValueError(f"{folder} holds both {full.name} and {low_rank.name}, so that it is not known whether the adapter is merged: leave "
+                         "one of them there.")
+    if whole.exists() and index.exists():
+        stray = [n for n in sorted(set(shard_index(index).values())) if n != whole.name and (folder / n).exists()]
+        if stray:
+            raise ValueError(f"{folder} holds both {whole.name} and the shards of {index.name} ({stray[0]} and others): leave one of them there.")
+    if whole.exists():
+        return Checkpoint(folder, "full", (whole,))
+    if index.exists():
+        names = sorted(set(shard_index(index).values()))
+        if missing := [n for n in names if not (folder / n).exists()]:
+            raise FileNotFoundError(f"{folder} has no {missing[0]}, a shard that {index.name} names: copy it as well.")
+        return Checkpoint(folder, "sharded", tuple(folder / n for n in names))
+    if low_rank.exists() and not adapter.exists():
+        raise FileNotFoundError(f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are unknown.")
+    if adapter.exists():
+        read_json(adapter)
+        if not low_rank.exists():
+            raise FileNotFoundError(f"{folder} has no adapter_model.safetensors.{conversion(folder)}")
+        return Checkpoint(folder, "adapter", (adapter, low_rank), _base(folder, base, above))
+    if len(quantised) > 1:
+        raise ValueError(f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is one, "
+                         "so give the files' paths.")
+    return find(quantised[0]) if quantised else None
+
+
+def _adapters_inside(path: Path) -> str:
+    """Where peft kept adapters by name in folders of their own, in a sentence; empty where it did not."""
+    names = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
+    return f" It holds adapters in folders of their own: {', '.join(names)}. Give the paths of one adapter's folders (from_paths)." if names else ""
 
 
 def first_line(error: Exception) -> str:

@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,14 +18,24 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from interp.checkpoints import Checkpoint, first_line, read_json, tokenizer_files
+from interp import adapters
+from interp.architecture import differing
+from interp.checkpoints import Checkpoint, first_line, tokenizer_files
+from interp.files import read_json, read_text
 from interp.headers import Header, gguf_header, hash_files
-from interp.weights import adapter_misfits, pretrained
+from interp.names import own_names, wrapping
+from interp.quantised import check_quantised
+from interp.weights import adapter_misfits, complete, embedding_names, misfits, pretrained
 
 FLOATING = ("F64", "F32", "F16", "BF16")
-#: What a configuration says that does not decide the computation.
-VOLATILE = ("dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "name_or_path", "architectures", "auto_map",
-            "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+#: Attention implementations that come with torch or transformers; any other name would fetch and run a kernel.
+ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+#: Heads of a model that scores texts and has no words to say.
+SCORERS = re.compile(r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering|RewardModel|ValueModel|ForReward)$")
+#: Fields in which nearly all checkpoints differ from their base.
+UNSAID = ("dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "name_or_path", "architectures", "auto_map")
+#: The special tokens that templates and the end of decoding read.
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
@@ -45,10 +54,8 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         if not trust_remote_code and other.exists() and "auto_map" in read_json(other):
             raise ValueError(f"{other} has an auto_map: it asks to run Python code from its repository, which is not run unless "
                              "trust_remote_code=True is given, by someone who has read that code.")
-    if quantised := raw.get("quantization_config"):
-        method = quantised.get("quant_method", "a method it does not name") if isinstance(quantised, dict) else quantised
-        raise ValueError(f"{file} has a quantization_config ({method}): quantised weights are not read. Save the model dequantised "
-                         "(model.dequantize(), then save_pretrained), or give the weights that it was quantised from.")
+    _check_names(file, raw)
+    check_quantised(file, raw.get("quantization_config"))
     if raw.get("is_encoder_decoder"):
         raise NotImplementedError(f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder "
                                   "reads the prompt, so there is no boundary in the decoder.")
@@ -61,6 +68,29 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
     return config
 
 
+def quantisation(checkpoint: Checkpoint) -> object:
+    """The quantization_config of a checkpoint's own weights, None where they are plain numbers."""
+    file = checkpoint.home / "config.json"
+    return read_json(file).get("quantization_config") if file.exists() and checkpoint.base is None else None
+
+
+def _check_names(file: Path, raw: Mapping, within: str = "") -> None:
+    """Raise where a configuration names an attention implementation that is not read, or a model that only scores."""
+    for field in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        value = raw.get(field)
+        for name in value.values() if isinstance(value, Mapping) else [value]:
+            if name not in ATTENTION:
+                raise ValueError(f"{file} names the attention implementation {name!r} in {within}{field}, which is not read since it may fetch and "
+                                 f"run code: remove it, or take one of {', '.join(map(repr, ATTENTION[1:]))}.")
+    scorers = [n for n in raw.get("architectures") or [] if isinstance(n, str) and SCORERS.match(n)]
+    if scorers:
+        raise NotImplementedError(f"{file} describes {scorers[0]}, a model of values, rewards or classes and no language model: give the policy's "
+                                  "checkpoint.")
+    for key, inner in raw.items():
+        if isinstance(inner, Mapping) and key.endswith("_config") and key != "quantization_config":
+            _check_names(file, {**inner, "architectures": None}, f"{within}{key}.")
+
+
 @lru_cache(8)
 def _gguf_configuration(path: Path, changed: int):
     gguf_header(path)
@@ -70,37 +100,38 @@ def _gguf_configuration(path: Path, changed: int):
         raise ValueError(f"transformers {transformers.__version__} cannot read the GGUF {path} ({first_line(error)}).") from error
 
 
-def _same(a, b) -> bool:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return all(_same(a.get(k), b.get(k)) for k in {*a, *b})
-    number = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (a, b))
-    return math.isclose(a, b, rel_tol=1e-6) if number else a == b
+def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted) -> list[str]:
+    """The fields in which two checkpoints' configurations differ without another computation, in words.
 
-
-def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted) -> None:
-    """Raise ValueError, naming the field, where two checkpoints' configurations do not describe the same computation."""
-    own, other = config.to_dict(), wanted.to_dict()
-    both = ["model_type", *sorted((own.keys() & other.keys()) - {*VOLATILE, "model_type"})]
-    if differ := [k for k in both if not _same(own[k], other[k])]:
-        raise ValueError(f"The architecture of {checkpoint.path} is not the one of {first.path}: {differ[0]} is {own[differ[0]]!r}, "
-                         f"not {other[differ[0]]!r}.")
+    Raises ValueError, naming the field and both values, where they do not describe the same computation.
+    """
+    differ = differing(config.to_dict(), wanted.to_dict())
+    for field, own, other, inert in differ:
+        if not inert:
+            raise ValueError(f"The architecture of {checkpoint.path} is not the one of {first.path}: {field} is {own!r}, not {other!r}.")
+    return [f"{field} ({own!r}, not {other!r})" for field, own, other, _ in differ if field not in UNSAID]
 
 
 def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
     """The folder of a checkpoint's tokenizer (an adapter's base's where it has none of its own), None where a GGUF file brings it."""
-    for folder in dict.fromkeys([checkpoint.path if checkpoint.kind == "adapter" else checkpoint.home, checkpoint.home]):
+    adapted = [c.path for c in reversed(adapters.lineage(checkpoint)) if c.base]
+    for folder in (*adapted, checkpoint.home):
         if tokenizer_files(folder):
             return folder
-    source = checkpoint.base or checkpoint
-    if source.kind == "gguf":
+    if adapters.lineage(checkpoint)[0].kind == "gguf":
         return None
     raise FileNotFoundError(f"{checkpoint.path} has no tokenizer.json, so it is not a complete Hugging Face checkpoint.")
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
     """A checkpoint's tokenizer; raises ValueError, naming the file, where it is damaged."""
-    folder, source = tokenizer_home(checkpoint), checkpoint.base or checkpoint
+    folder, source = tokenizer_home(checkpoint), adapters.lineage(checkpoint)[0]
     options = dict(gguf_file=source.path.name) if folder is None else {}
+    if folder is not None:
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+            if (folder / name).exists():
+                read_json(folder / name)
+        template(checkpoint)
     try:
         return AutoTokenizer.from_pretrained(folder or source.path.parent, trust_remote_code=trust_remote_code, local_files_only=True,
                                              **options)
@@ -114,7 +145,7 @@ def tokenizer_id(checkpoint: Checkpoint) -> str:
     folder = tokenizer_home(checkpoint)
     if folder:
         return hash_files(tokenizer_files(folder))
-    metadata = gguf_header((checkpoint.base or checkpoint).path)[0]
+    metadata = gguf_header(adapters.lineage(checkpoint)[0].path)[0]
     return json.dumps({k: v for k, v in sorted(metadata.items()) if k.startswith("tokenizer.") and k != "tokenizer.chat_template"})
 
 
@@ -130,25 +161,48 @@ def _canonical(path: Path) -> str:
 
 
 def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> None:
-    """Raise ValueError where two checkpoints' tokenizers differ in more than how they are written down."""
+    """Raise ValueError where two checkpoints' tokenizers differ in more than how they are written down, and tokens that one adds."""
     if tokenizer_id(checkpoint) == tokenizer_id(first):
         return
     folders = [tokenizer_home(c) for c in (checkpoint, first)]
     if all(f and (f / "tokenizer.json").exists() for f in folders):
-        same = _canonical(folders[0] / "tokenizer.json") == _canonical(folders[1] / "tokenizer.json")
+        own, other = (json.loads(_canonical(f / "tokenizer.json")) for f in folders)
+        added = [{(t["content"], t["id"]): t for t in found.pop("added_tokens")} for found in (own, other)]
+        same = own == other and all(added[0][k] == added[1][k] for k in added[0].keys() & added[1].keys())
+        same = same and (added[0].keys() <= added[1].keys() or added[1].keys() <= added[0].keys())
     else:
-        same = load_tokenizer(checkpoint).get_vocab() == load_tokenizer(first).get_vocab()
+        own, other = (load_tokenizer(c).get_vocab() for c in (checkpoint, first))
+        same = own.items() <= other.items() or other.items() <= own.items()
     if not same:
         raise ValueError(f"The tokenizer of {checkpoint.path} is not the one of {first.path}: a series has one tokenizer.")
 
 
+def special_tokens(tokenizer) -> dict[str, object]:
+    """The special tokens of a tokenizer that change prompts or where decoding ends."""
+    return {name: getattr(tokenizer, name, None) for name in SPECIAL}
+
+
+def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
+    """A sentence where a tokenizer has a padding token alone that a model of `rows` embeddings does not embed, else empty.
+
+    Raises ValueError where it has others that are not embedded.
+    """
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if any(token != tokenizer.pad_token for _, token in beyond):
+        token = next(token for _, token in beyond if token != tokenizer.pad_token)
+        raise ValueError(f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only {rows}, and not {token!r}: "
+                         "they do not belong together, or the embeddings that were added were not saved (for an adapter, save_pretrained with "
+                         "save_embedding_layers=True).")
+    return f"The padding token {beyond[0][1]!r} of {checkpoint.path} is not embedded, and never read." if beyond else ""
+
+
 def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
     """A checkpoint's chat template and the file it is in: the tokenizer's own file, its configuration, or a GGUF file."""
-    folder, source = tokenizer_home(checkpoint), checkpoint.base or checkpoint
+    folder, source = tokenizer_home(checkpoint), adapters.lineage(checkpoint)[0]
     if folder is None:
         return gguf_header(source.path)[0].get("tokenizer.chat_template"), source.path
     if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(), folder / "chat_template.jinja"
+        return read_text(folder / "chat_template.jinja"), folder / "chat_template.jinja"
     file = folder / "tokenizer_config.json"
     found = read_json(file).get("chat_template") if file.exists() else None
     return found if isinstance(found, str) else None, file
@@ -173,47 +227,53 @@ def blueprint(config, trust_remote_code: bool = False):
                          f"({first_line(error)}).") from error
 
 
-def ignored(hf, name: str) -> bool:
-    """Whether transformers leaves a tensor of this name in a file aside: older releases kept tables there that are computed now."""
-    return any(re.search(p, name) for p in (r"rotary_emb\.inv_freq$", r"masked_bias$", *(hf._keys_to_ignore_on_load_unexpected or ())))
-
-
-def complete(report: Mapping, hf) -> bool:
-    """Whether transformers, which knows the names of older releases, found every tensor of a model and no other."""
-    return not report["missing_keys"] and not report["mismatched_keys"] and all(ignored(hf, n) for n in report["unexpected_keys"])
-
-
-def misfits(shapes: Mapping[str, Sequence[int]], hf) -> list[str]:
-    """What of named shapes does not fit a module, in words: parameters that are missing, of another shape, or more than it has."""
-    own = {n: tuple(p.shape) for n, p in hf.named_parameters()}
-    known = {n: tuple(t.shape) for n, t in hf.state_dict().items()}
-    missing = [f"{n!r} is missing" for n in own if n not in shapes]
-    other = [f"{n!r} is of shape {list(s)}, not {list(known[n])}" for n, s in shapes.items() if n in known and tuple(s) != known[n]]
-    extra = [f"{n!r} is extra" for n in shapes if n not in known and not ignored(hf, n)]
-    return missing + other + extra
+def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
+    """What a misfit is known to come from, in a sentence; empty for any other."""
+    if any(".lora_A." in n or ".base_layer." in n for n in entries):
+        return " They hold an adapter that is not merged: save it with merge_and_unload(), or the adapter alone with its save_pretrained."
+    if wrapper := wrapping(entries):
+        return f" Their names have {wrapper!r}, which a wrapper of the training run left there, and what remains is not this model."
+    head = next((n for n, m in hf.named_modules() if m is hf.get_output_embeddings()), None)
+    if found[0] == f"'{head}.weight' is missing" and len(found) == 1:
+        return " If the model unembeds with its embedding, set tie_word_embeddings to true in its config.json."
+    return ""
 
 
 def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code: bool = False) -> None:
     """Raise ValueError where the tensors that a checkpoint's headers list are not the ones of `hf` (a model on the meta device)."""
-    if checkpoint.kind == "gguf":
-        return  # its names are known when transformers dequantises it
-    shapes = {name: shape for name, (_, shape) in entries.items()}
+    if checkpoint.kind == "gguf" or (checkpoint.kind != "adapter" and getattr(hf.config, "quantization_config", None)):
+        return  # its names are known when transformers reads it
     whole = {n: tuple(t.shape) for n, t in hf.state_dict().items()}
-    if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and (n in whole or checkpoint.kind == "adapter")]:
+    if checkpoint.kind == "adapter":
+        _check_adapter(checkpoint, entries, hf, whole)
+        return
+    parameters = dict(hf.named_parameters())
+    names = own_names(entries, parameters.keys())
+    shapes = {names[name]: shape for name, (_, shape) in entries.items()}
+    if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and names[n] in whole]:
         raise ValueError(f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
                          "floating point. Save the model dequantised, or give the weights that it was quantised from.")
-    if checkpoint.kind == "adapter":
-        if found := adapter_misfits(entries, whole):
-            raise ValueError(f"The adapter {checkpoint.files[1]} does not fit its base {checkpoint.base.path}: {found[0]}. "
-                             "It was trained on another base.")
-        return
     found = misfits(shapes, hf)
-    if found and any(n not in shapes for n in dict(hf.named_parameters())):  # an older release's names, perhaps
+    if found and any(n not in shapes for n in parameters):  # an older release's names, perhaps
         report = pretrained(checkpoint, torch.float32, trust_remote_code, device_map={"": "meta"}, ignore_mismatched_sizes=True)[1]
         if complete(report, hf):
             return
     if found:
-        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(whole)} tensors).")
+        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(whole)} tensors)."
+                         f"{_hint(entries, found, hf)}")
+
+
+def _check_adapter(checkpoint: Checkpoint, entries: Header, hf, whole: dict[str, tuple[int, ...]]) -> None:
+    adapters.check(checkpoint, [*(n for n, _ in hf.named_modules()), *(n for n, _ in hf.named_parameters())])
+    if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and ".lora_" in n]:
+        raise ValueError(f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
+                         "floating point. Save the adapter in floating point.")
+    rows = adapters.vocabulary({n: shape for n, (_, shape) in entries.items()}, embedding_names(hf))
+    if rows is not None:
+        whole = whole | {n: (rows, *whole[n][1:]) for end in embedding_names(hf) for n in (f"{end}.weight", f"{end}.bias") if n in whole}
+    if found := adapter_misfits(entries, whole):
+        raise ValueError(f"The adapter {checkpoint.files[1]} does not fit its base {checkpoint.base.path}: {found[0]}. "
+                         "It was trained on another base.")
 
 
 def check_memory(path: object, parameters: int, device: torch.device, dtype: torch.dtype, copies: int = 1) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from interp import checks
-from interp.checkpoints import Checkpoint, read_json, tokenizer_files
+from interp.checkpoints import Checkpoint, tokenizer_files
+from interp.files import read_json
 from interp.headers import hash_files
 
 #: What of a configuration says only where it was read from, and by which release.
@@ -36,10 +37,9 @@ def identity(checkpoint: Checkpoint, trust_remote_code: bool = False) -> dict[st
     Names: config (as transformers reads it), generation_config, tokenizer (its files and special tokens), template (the
     checkpoint's own), adapter_config (of every adapter down to the base), code (Python files, where they may run).
     """
-    config = checks.configuration(checkpoint, trust_remote_code).to_dict()
-    found = dict(config=hash_json({k: v for k, v in config.items() if k not in ORIGIN}),
+    found = dict(config=hash_config(checks.configuration(checkpoint, trust_remote_code)),
                  generation_config=hash_json(_generation_config(checkpoint)),
-                 tokenizer=_tokenizer(checkpoint),
+                 tokenizer=tokenizer_hash(checkpoint),
                  template=hash_text(checks.template(checkpoint)[0]),
                  adapter_config=hash_json(_adapter_configs(checkpoint) or None))
     code = sorted({*checkpoint.home.glob("*.py"), *checkpoint.path.glob("*.py")}) if trust_remote_code else []
@@ -58,7 +58,13 @@ def _adapter_configs(checkpoint: Checkpoint) -> list[Mapping]:
     return [read_json(checkpoint.path / "adapter_config.json"), *_adapter_configs(checkpoint.base)]
 
 
-def _tokenizer(checkpoint: Checkpoint) -> str:
+def hash_config(config) -> str:
+    """Content hash of a configuration as transformers reads it, wherever it was read from."""
+    return hash_json({k: v for k, v in config.to_dict().items() if k not in ORIGIN})
+
+
+def tokenizer_hash(checkpoint: Checkpoint) -> str:
+    """Content hash of a checkpoint's tokenizer, its special and added tokens counted in."""
     folder: Path | None = checks.tokenizer_home(checkpoint)
     if folder is None:
         return hash_text(checks.tokenizer_id(checkpoint))

@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -20,36 +22,24 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from interp import checkpoints, checks, identity, weights
+from interp import adapters, checkpoints, checks, identity, notes, weights
 from interp.checkpoints import Checkpoint
+from interp.folders import by_step, checkpoints_below, contents, named_step, number, step_name
 from interp.headers import hash_files, headers, stored
 from interp.models import HookedModel, pick_device, pick_dtype
+from interp.quantised import adopt, method
 
 SERIES = Path(__file__).parent / "data" / "series"
-_READER, _HASHER = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-_NAMED = re.compile(r"(?:checkpoint|global_step)[-_](\d+)")
 Source = Path | tuple[str, str]
+_threads: dict[str, ThreadPoolExecutor] = {}
 
 
-def _number(path: Path) -> int | None:
-    """The step at the end of a checkpoint's name, verl's inner folders and a GGUF's quantisation left out."""
-    name = re.sub(r"[-_.](?:I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.I) if path.suffix == ".gguf" else path.name
-    for nested in filter(None, checkpoints.NESTED):
-        if path.as_posix().endswith(f"/{nested}"):
-            name = path.parents[nested.count("/")].name
-            break
-    found = re.search(r"(\d+)$", name)
-    return int(found[1]) if found else None
+def _thread(name: str) -> ThreadPoolExecutor:
+    """A thread of this process (`reader` or `hasher`); a forked child has none of its parent's."""
+    return _threads.setdefault(name, ThreadPoolExecutor(1, thread_name_prefix=name))
 
 
-def _by_step(pairs: Iterable[tuple[int, Source]]) -> dict[int, Source]:
-    """step -> source; raises ValueError where two have one step."""
-    found: dict[int, Source] = {}
-    for step, source in pairs:
-        if step in found:
-            raise ValueError(f"{found[step]} and {source} are both checkpoint {step}: a series has one checkpoint of each step.")
-        found[step] = source
-    return found
+os.register_at_fork(after_in_child=_threads.clear)
 
 
 class CheckpointSeries:
@@ -65,11 +55,13 @@ class CheckpointSeries:
         self.sources = dict(sorted(sources.items()))
         self.base, self.trust_remote_code = base, trust_remote_code
         self._ahead: dict[int, Future] = {}
+        self._process = os.getpid()
+        self._blueprints: dict[str, torch.nn.Module] = {}
         self._hashes: dict[tuple, str] = {}
 
     @classmethod
     def discover(cls, folder: str | Path = SERIES, base: str | Path | None = None, trust_remote_code: bool = False) -> CheckpointSeries:
-        """What a trainer wrote below `folder`: `checkpoint-N` folders, verl's `global_step_N`, or `*.gguf` files.
+        """What a trainer wrote below `folder`: `checkpoint-N` folders, or as other trainers name them (`interp.folders`), or `*.gguf` files.
 
         Each holds safetensors, whole or sharded, or an adapter (merged into its base as it is loaded: `base`, or what
         adapter_config.json names), or one GGUF file. Of adapters alone without a checkpoint-0 the first one's base becomes
@@ -80,18 +72,17 @@ class CheckpointSeries:
         folder = Path(folder)
         if folder.is_file():
             return cls.from_paths([folder], base=base, trust_remote_code=trust_remote_code)
-        found = [(int(m[1]), p) for p in sorted(folder.glob("*")) if p.is_dir() and (m := _NAMED.fullmatch(p.name))]
+        found = checkpoints_below(folder, base)
         files = sorted(folder.glob("*.gguf"))
         model = any((folder / n / name).exists() for n in checkpoints.NESTED for name in ("config.json", "adapter_config.json"))
         if not found and model and len(files) < 2:
-            named = _NAMED.fullmatch(folder.resolve().name)
-            return cls.from_paths([folder], [int(named[1]) if named else 0], base, trust_remote_code)
+            return cls.from_paths([folder], [named_step(folder.resolve().name) or 0], base, trust_remote_code)
         if not found and files:
             return cls.from_paths(files, base=base, trust_remote_code=trust_remote_code)
         if not found:
-            raise FileNotFoundError(f"No checkpoint-N folders in {folder}: give the folder that the trainer wrote, "
-                                    "or train a series with `make series`.")
-        series = cls(_by_step(found), base, trust_remote_code)
+            raise FileNotFoundError(f"No checkpoint-N folders in {folder}{contents(folder)}: give the folder that the trainer wrote, the "
+                                    "checkpoints' own paths (CheckpointSeries.from_paths), or train a series with `make series`.")
+        series = cls(by_step(found), base, trust_remote_code)
         held = {step: series.checkpoint(step) for step in series.steps}
         series.sources = {step: c.path for step, c in held.items()}
         if 0 not in held and all(c.kind == "adapter" for c in held.values()):
@@ -108,12 +99,12 @@ class CheckpointSeries:
         Raises ValueError where two have one step, and what `check` raises.
         """
         paths = [Path(p) for p in paths]
-        numbers = [_number(p) for p in paths] if steps is None else list(steps)
+        numbers = [number(p) for p in paths] if steps is None else list(steps)
         if len(numbers) != len(paths):
             raise ValueError(f"There are {len(paths)} paths, but {len(numbers)} steps: give one step for each path.")
-        if None in numbers or (steps is None and len(paths) == 1 and not _NAMED.search(paths[0].name)):
+        if None in numbers or (steps is None and len(paths) == 1 and named_step(step_name(paths[0])) is None):
             numbers = list(range(len(paths)))
-        series = cls(_by_step(zip(numbers, paths)), base, trust_remote_code)
+        series = cls(by_step(list(zip(numbers, paths))), base, trust_remote_code)
         series.sources = {step: series.checkpoint(step).path for step in series.steps}
         series.check()
         return series
@@ -123,7 +114,7 @@ class CheckpointSeries:
                  trust_remote_code: bool = False) -> CheckpointSeries:
         """Revisions of one hub repository, keyed by the number in their name (from the cache, or fetched when they are loaded)."""
         numbers = [int(m[0]) if (m := re.search(r"\d+", r)) else i for i, r in enumerate(revisions)]
-        return cls(_by_step((n, (repository, r)) for n, r in zip(numbers, revisions)), base, trust_remote_code)
+        return cls(by_step([(n, (repository, r)) for n, r in zip(numbers, revisions)]), base, trust_remote_code)
 
     @property
     def steps(self) -> list[int]:
@@ -146,21 +137,8 @@ class CheckpointSeries:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What of a series bears on its numbers, in sentences: merged adapters, dequantised weights, several dtypes."""
-        found, dtypes = [], {}
-        for step in [s for s in self.steps if not isinstance(self.path(s), tuple)]:
-            checkpoint = self.checkpoint(step)
-            kept = stored(headers(checkpoint))
-            if checkpoint.kind == "gguf":
-                found.append(f"Checkpoint {step} is dequantised from {kept} ({checkpoint.path.name}).")
-            elif checkpoint.kind == "adapter":
-                found.append(f"Checkpoint {step} is an adapter merged into {checkpoint.base.path}.")
-            else:
-                dtypes.setdefault(kept, []).append(step)
-        if len(dtypes) > 1:
-            kept = "; ".join(f"{k} ({', '.join(map(str, v))})" for k, v in dtypes.items())
-            found.append(f"The checkpoints are kept in several dtypes: {kept}.")
-        return found
+        """What of a series bears on its numbers, in sentences (`interp.notes`)."""
+        return notes.of_series(self)
 
     def table(self) -> pd.DataFrame:
         """One row for each checkpoint: step, kind, dtype as kept, parameters of the model, bytes of its weight files, path."""
@@ -169,26 +147,72 @@ class CheckpointSeries:
             path, row = self.path(step), dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None)
             if not isinstance(path, tuple):
                 checkpoint = self.checkpoint(step)
-                row |= dict(dtype=stored(headers(checkpoint)), parameters=self._blueprint.num_parameters(),
+                row |= dict(dtype=stored(headers(checkpoint)), parameters=self.blueprint(self.configuration(step)).num_parameters(),
                             bytes=sum(f.stat().st_size for f in checkpoint.files if f.suffix != ".json"))
             rows.append(row | dict(path="@".join(path) if isinstance(path, tuple) else str(path)))
         return pd.DataFrame(rows)
 
     @cached_property
+    def local(self) -> dict[int, Checkpoint]:
+        """step -> what is on disk, of the checkpoints that are (a hub's revisions are looked at as they are loaded)."""
+        return {step: self.checkpoint(step) for step in self.steps if not isinstance(self.path(step), tuple)}
+
+    def blueprint(self, config):
+        """The model of a configuration on the meta device, built once for each that differs."""
+        key = identity.hash_config(config)
+        if key not in self._blueprints:
+            self._blueprints[key] = checks.blueprint(config, self.trust_remote_code)
+        return self._blueprints[key]
+
+    @cached_property
     def _blueprint(self):
         """The first checkpoint's model on the meta device."""
-        return checks.blueprint(checks.configuration(self.checkpoint(self.steps[0]), self.trust_remote_code), self.trust_remote_code)
+        return self.blueprint(self.configuration(self.steps[0]))
+
+    def configuration(self, step: int):
+        """A checkpoint's configuration, an adapter's as it is after its merge (`interp.adapters.adjusted`)."""
+        checkpoint = self.checkpoint(step)
+        config = checks.configuration(checkpoint, self.trust_remote_code)
+        return config if checkpoint.base is None else adapters.adjusted(config, checkpoint, self.blueprint(config))
+
+    @cached_property
+    def _shared(self) -> dict[str, object]:
+        """What one module and one format of the whole series need: embeddings untied where any checkpoint's are, the shortest context."""
+        configs = [self.configuration(step) for step in self.local]
+        lengths = [n for c in configs if (n := getattr(c.get_text_config(), "max_position_embeddings", None))]
+        return dict(untied=not all(c.get_text_config().tie_word_embeddings for c in configs), context=min(lengths, default=None))
 
     @cached_property
     def template(self) -> str | None:
         """The series' one chat template: that of the first checkpoint that has one."""
         return next((t for step in self.steps if (t := checks.template(self.checkpoint(step))[0])), None)
 
+    @cached_property
+    def tokenizers(self) -> dict[int, object]:
+        """step -> the tokenizer beside it, of the checkpoints on disk whose tokenizer differs from all before."""
+        found, seen = {}, set()
+        for step, checkpoint in self.local.items():
+            key = identity.tokenizer_hash(checkpoint)
+            if key not in seen:
+                found[step] = checks.load_tokenizer(checkpoint, self.trust_remote_code)
+            seen.add(key)
+        return found
+
+    def tokenizer(self, step: int):
+        """The series' one tokenizer: the first checkpoint's, or the first that has all tokens which trainers added (a hub revision's own)."""
+        if step not in self.local:
+            return checks.load_tokenizer(self.checkpoint(step), self.trust_remote_code)
+        widest = max(map(len, self.tokenizers.values()))
+        found = copy.deepcopy(next(t for t in self.tokenizers.values() if len(t) == widest))
+        if self.template:
+            found.chat_template = self.template
+        return found
+
     def check(self) -> None:
         """Read the checkpoints' small files and headers before anything is loaded.
 
         Raises ValueError or FileNotFoundError, naming the file, where one's tokenizer or architecture differs from the first
-        one's, or tensors are missing, cut off, quantised, or not of the model's shapes; warns where chat templates or dtypes differ.
+        one's, or tensors are missing, cut off, or not of the model's shapes; warns where chat templates, special tokens or dtypes differ.
         """
         first = self.checkpoint(self.steps[0])
         wanted = checks.configuration(first, self.trust_remote_code)
@@ -198,20 +222,16 @@ class CheckpointSeries:
             checks.tokenizer_home(checkpoint)
             checks.check_tokenizer(checkpoint, first)
             checks.check_architecture(checkpoint, config, first, wanted)
-        entries = len(checks.load_tokenizer(first, self.trust_remote_code))
-        if entries > wanted.vocab_size:
-            raise ValueError(f"The tokenizer of {first.path} has {entries} entries, but the model embeds only {wanted.vocab_size}: "
-                             "they do not belong together.")
-        for step in self.steps:
-            checkpoint = self.checkpoint(step)
-            checks.check_weights(checkpoint, headers(checkpoint), self._blueprint, self.trust_remote_code)
+        for step, checkpoint in self.local.items():
+            base = self.blueprint(checks.configuration(checkpoint, self.trust_remote_code))
+            for part in adapters.lineage(checkpoint):
+                checks.check_weights(part, headers(part), base, self.trust_remote_code)
             own, file = checks.template(checkpoint)
             if own and own != self.template:
                 warnings.warn(f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
                               f"{checks.template_difference(own, self.template)}.", stacklevel=3)
-        for note in self.notes:
-            if "several dtypes" in note:
-                warnings.warn(note, stacklevel=3)
+        for sentence in [*notes.vocabulary(self), *notes.special_tokens(self), *(n for n in self.notes if "several dtypes" in n)]:
+            warnings.warn(sentence, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:
         """Content hash of a checkpoint's weight files, an adapter's with its base's (a hub checkpoint's repository and revision)."""
@@ -247,42 +267,55 @@ class CheckpointSeries:
         self.path(step)
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
-        checkpoint, code = self.checkpoint(step), self.trust_remote_code
-        config = checks.configuration(checkpoint, code)
-        tokenizer = checks.load_tokenizer(checkpoint, code)
-        if len(tokenizer) > config.vocab_size:
-            raise ValueError(f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only "
-                             f"{config.vocab_size}: they do not belong together.")
-        hub = isinstance(self.path(step), tuple)  # another revision is not fetched for this one's sake
-        if not hub and self.template:
-            tokenizer.chat_template = self.template
-        blueprint = checks.blueprint(config, code) if hub else self._blueprint
-        checks.check_weights(checkpoint, headers(checkpoint), blueprint, code)
-        if device_map is None:
-            count, copied = blueprint.num_parameters(), checkpoint.kind in ("adapter", "gguf")
-            checks.check_memory(checkpoint.path, count, where, kind, copies=2 if copied and where.type == "cpu" else 1)
-            if copied and where.type != "cpu":
-                checks.check_memory(checkpoint.path, count, torch.device("cpu"), kind)
-            with no_init_weights():  # every parameter is read from the files
-                hf = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=code)
-            hf.tie_weights()
-            hf = hf.to(where)
+        checkpoint, config, tokenizer = self.checkpoint(step), self.configuration(step), self.tokenizer(step)
+        if step not in self.local:  # another revision is not fetched for this one's sake
+            checks.check_vocabulary(checkpoint, tokenizer, config.get_text_config().vocab_size)
+            if checkpoint.base is None:
+                checks.check_weights(checkpoint, headers(checkpoint), self.blueprint(config), self.trust_remote_code)
+        elif self._shared["untied"]:
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+        if step in self.local and self._shared["context"]:
+            config.get_text_config().max_position_embeddings = self._shared["context"]
+        if device_map is None and not method(getattr(config, "quantization_config", None)):
+            hf = self._empty(checkpoint, config, where, kind)
+            hf.config.name_or_path = str(checkpoint.home)
+            digest = self._put(hf, step)
         else:
-            hf = weights.pretrained(checkpoint.base or checkpoint, kind, code, device_map=device_map)[0]
-            if outside := [n for n, p in hf.named_parameters() if p.is_meta]:
-                raise ValueError(f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU "
-                                 "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs.")
-        hf.config.name_or_path = str(checkpoint.home)
-        digest = self._put(hf, step)
+            hf, digest = self._placed(step, config, where, kind, device_map)
         return HookedModel(hf, tokenizer, step, digest)
+
+    def _empty(self, checkpoint: Checkpoint, config, where: torch.device, dtype: torch.dtype):
+        """A module on its device whose parameters are yet to be read from the files."""
+        count, copied = self.blueprint(config).num_parameters(), checkpoint.kind in ("adapter", "gguf")
+        checks.check_memory(checkpoint.path, count, where, dtype, copies=2 if copied and where.type == "cpu" else 1)
+        if copied and where.type != "cpu":
+            checks.check_memory(checkpoint.path, count, torch.device("cpu"), dtype)
+        with no_init_weights():
+            hf = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=self.trust_remote_code)
+        hf.tie_weights()
+        return hf.to(where)
+
+    def _placed(self, step: int, config, where: torch.device, dtype: torch.dtype, device_map: str | dict | None):
+        """A module as transformers places and quantises it, and the hash of its weights."""
+        checkpoint = self.checkpoint(step)
+        hf = weights.placed(checkpoint, config, dtype, self.trust_remote_code, device_map or {"": where})
+        hf.config.name_or_path = str(checkpoint.home)
+        if outside := [n for n, p in hf.named_parameters() if p.is_meta]:
+            raise ValueError(f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU "
+                             "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs.")
+        if method(getattr(config, "quantization_config", None)):
+            self._check_finite(checkpoint, dict(hf.named_parameters()))
+            return hf, self.weights_hash(step)
+        return hf, self._put(hf, step)
 
     def _read(self, step: int) -> tuple[dict[str, torch.Tensor] | None, str]:
         """A checkpoint's tensors (None where they are first computed, which the reader's thread must not do), and its hash."""
         checkpoint = self.checkpoint(step)
-        if checkpoint.kind in ("adapter", "gguf"):
+        if checkpoint.kind in ("adapter", "gguf") or method(checks.quantisation(checkpoint)):
             return None, self.weights_hash(step)
-        state = weights.tensors(checkpoint)
-        digest = _HASHER.submit(self.weights_hash, step)  # hashing and checking read the same pages at the same time
+        config = checks.configuration(checkpoint, self.trust_remote_code)
+        state = weights.tensors(checkpoint, dict(self.blueprint(config).named_parameters()).keys())
+        digest = _thread("hasher").submit(self.weights_hash, step)  # hashing and checking read the same pages at the same time
         self._check_finite(checkpoint, state)
         return state, digest.result()
 
@@ -295,31 +328,29 @@ class CheckpointSeries:
     def _put(self, hf, step: int, ahead: int | None = None) -> str:
         """Read a checkpoint into a module in place, once all of it is known to fit; returns its hash."""
         self.path(step)
+        if self._process != os.getpid():  # what a parent reads ahead never arrives in its forked child
+            self._process, self._ahead = os.getpid(), {}
         state, digest = self._ahead.pop(step).result() if step in self._ahead else self._read(step)
         if ahead is not None and ahead not in self._ahead:
-            self._ahead = {ahead: _READER.submit(self._read, ahead)}
-        checkpoint, dtype = self.checkpoint(step), next(hf.parameters()).dtype
+            self._ahead = {ahead: _thread("reader").submit(self._read, ahead)}
+        checkpoint, dtype, config = self.checkpoint(step), next(hf.parameters()).dtype, self.configuration(step)
+        if method(getattr(config, "quantization_config", None)):
+            other = weights.placed(checkpoint, config, dtype, self.trust_remote_code, {"": next(hf.parameters()).device})
+            self._check_finite(checkpoint, dict(other.named_parameters()))
+            adopt(hf, other)
+            return digest
         if state is None:
-            state = (weights.dequantised(checkpoint, dtype) if checkpoint.kind == "gguf"
-                     else weights.merged(checkpoint, dtype, self.trust_remote_code))
+            state = (weights.module(checkpoint, dtype).state_dict() if checkpoint.kind == "gguf"
+                     else adapters.merged(checkpoint, dtype, self.trust_remote_code))
             self._check_finite(checkpoint, state)
-        own = hf.state_dict(keep_vars=True)
-        primary = {id(p): n for n, p in hf.named_parameters()}
-        if not set(primary.values()) <= state.keys():  # an older release's names, perhaps
+        wanted = {n for n, _ in hf.named_parameters()}
+        if config.get_text_config().tie_word_embeddings:
+            wanted.discard(f"{weights.embedding_names(hf)[1]}.weight")
+        if not wanted <= state.keys():  # an older release's names, perhaps
             renamed, report = weights.pretrained(checkpoint, dtype, self.trust_remote_code, ignore_mismatched_sizes=True)
-            if checks.complete(report, hf):
+            if weights.complete(report, hf):
                 state = renamed.state_dict()
-        if found := checks.misfits({n: t.shape for n, t in state.items()}, hf):
-            raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(own)} tensors).")
-        for name, tensor in own.items():
-            tied = primary.get(id(tensor), name)
-            if tied != name and name in state and not torch.equal(state[name], state[tied]):
-                raise ValueError(f"The weights of {checkpoint.path} hold two different tensors {tied!r} and {name!r}, which its "
-                                 "config.json ties: set tie_word_embeddings to false there.")
-        with torch.no_grad():
-            for name, tensor in own.items():
-                if name in state:
-                    tensor.copy_(state[name])
+        weights.fill(hf, state, config, checkpoint.path)
         return digest
 
     def swap(self, model: HookedModel, step: int, ahead: int | None = None) -> HookedModel:

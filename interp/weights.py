@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping, Sequence, Set
 from contextlib import contextmanager
 
 import torch
@@ -13,23 +14,87 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
 from interp.checkpoints import Checkpoint, first_line
-from interp.headers import Header, damaged, gguf_header, header, headers
+from interp.headers import Header, damaged, gguf_header, headers
+from interp.names import VALUE_HEADS, own_names, unwrapped
 
 
-def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The tensors in a full or sharded checkpoint's files, under the files' names."""
-    headers(checkpoint)
+def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str, torch.Tensor]:
+    """The tensors in a full or sharded checkpoint's files, under the files' names, or under `wanted` ones where a wrapper's prefix is
+    all that stands between (`interp.names`)."""
+    names = own_names(headers(checkpoint), wanted)
     found: dict[str, torch.Tensor] = {}
     for file in checkpoint.files:
         try:
             found.update(load_file(file))
         except (SafetensorError, OSError) as error:
             raise damaged(file, error) from error
-    return found
+    return {names[name]: tensor for name, tensor in found.items()}
+
+
+def ignored(hf, name: str) -> bool:
+    """Whether a tensor of this name is left aside: transformers' tables of older releases, that are computed now, and heads of values."""
+    older = (r"rotary_emb\.inv_freq$", r"masked_bias$", *(hf._keys_to_ignore_on_load_unexpected or ()))
+    return any(re.search(p, name) for p in older) or bool(VALUE_HEADS.match(name))
+
+
+def complete(report: Mapping, hf) -> bool:
+    """Whether transformers, which knows the names of older releases, found every tensor of a model and no other."""
+    return not report["missing_keys"] and not report["mismatched_keys"] and all(ignored(hf, n) for n in report["unexpected_keys"])
+
+
+def misfits(shapes: Mapping[str, Sequence[int]], hf, rows: Mapping[str, int] = {}) -> list[str]:
+    """What of named shapes does not fit a module, in words: parameters that are missing, of another shape, or more than it has.
+
+    rows: of the embeddings that are to have another number of them, by name.
+    """
+    def shape(name, tensor):
+        return (rows[name], *tensor.shape[1:]) if name in rows else tuple(tensor.shape)
+
+    known = {n: shape(n, t) for n, t in hf.state_dict().items()}
+    missing = [f"{n!r} is missing" for n, _ in hf.named_parameters() if n not in shapes]
+    other = [f"{n!r} is of shape {list(s)}, not {list(known[n])}" for n, s in shapes.items() if n in known and tuple(s) != known[n]]
+    extra = [f"{n!r} is extra" for n in shapes if n not in known and not ignored(hf, n)]
+    return missing + other + extra
+
+
+def embedding_names(hf) -> list[str]:
+    """The names of the modules that embed and unembed."""
+    found = {id(module): name for name, module in hf.named_modules()}
+    return [found[id(end)] for end in (hf.get_input_embeddings(), hf.get_output_embeddings())]
+
+
+def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
+    """Copy a checkpoint's tensors into a module in place, once all of them are known to fit.
+
+    config: the checkpoint's own; its vocabulary becomes the module's, and what it ties is filled in at both ends. Raises ValueError,
+    naming `path` and the tensor.
+    """
+    text = config.get_text_config()
+    embed, unembed = (f"{name}.weight" for name in embedding_names(hf))
+    if text.tie_word_embeddings and embed in state:
+        state.setdefault(unembed, state[embed])
+    own, primary = hf.state_dict(keep_vars=True), {id(p): n for n, p in hf.named_parameters()}
+    rows = {n: text.vocab_size for n in (embed, unembed, unembed.replace(".weight", ".bias")) if n in own and len(own[n]) != text.vocab_size}
+    if found := misfits({n: t.shape for n, t in state.items()}, hf, rows):
+        raise ValueError(f"The weights of {path} do not fit the model: {found[0]} ({len(found)} of {len(own)} tensors).")
+    pairs = [(primary.get(id(tensor), name), name) for name, tensor in own.items()] + [(embed, unembed)] * text.tie_word_embeddings
+    for tied, name in pairs:
+        if tied != name and name in state and not torch.equal(state[name], state[tied]):
+            raise ValueError(f"The weights of {path} hold two different tensors {tied!r} and {name!r}, which its "
+                             "config.json ties: set tie_word_embeddings to false there.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in rows and len(tensor) != rows[name]:
+                tensor.data = tensor.data.new_empty((rows[name], *tensor.shape[1:]))
+            if name in state:
+                tensor.copy_(state[name])
+    if rows:
+        hf.get_input_embeddings().num_embeddings = hf.get_output_embeddings().out_features = text.vocab_size
+        hf.config.get_text_config().vocab_size = text.vocab_size
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """No progress bars of transformers, and no warnings of adapters about what is checked here."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -49,12 +114,53 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
         if not checkpoint.embedded:
             options.setdefault("config", AutoConfig.from_pretrained(checkpoint.home, local_files_only=True))
     folder = checkpoint.path.parent if checkpoint.kind == "gguf" else checkpoint.path
-    with _quiet():
+    with quiet():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
                                                     local_files_only=True, trust_remote_code=trust_remote_code, **options)
 
 
-def dequantised(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code: bool, device_map):
+    """A checkpoint (an adapter's base) as transformers lays it out on devices and quantises it.
+
+    Raises ValueError or ImportError, naming the folder, where transformers cannot read it.
+    """
+    base = checkpoint
+    while base.base is not None:
+        base = base.base
+    try:
+        hf, report = pretrained(base, dtype, trust_remote_code, device_map=device_map, config=config, ignore_mismatched_sizes=True)
+    except ImportError as error:
+        raise ImportError(f"{base.path} cannot be read ({first_line(error)}).") from error
+    except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"transformers cannot read {base.path} ({first_line(error)}).") from error
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and (odd := [n for n in sorted(report["missing_keys"]) if n in dict(hf.named_parameters())]):
+        raise ValueError(f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} tensors).")
+    return hf
+
+
+def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False):
+    """A checkpoint that is no adapter as transformers' module on the CPU, every parameter of it read from the files (quantised ones
+    dequantised); raises ValueError naming the first that is not."""
+    if checkpoint.kind == "gguf":
+        return _gguf_module(checkpoint, dtype)
+    hf, report = pretrained(checkpoint, dtype, trust_remote_code, ignore_mismatched_sizes=True)
+    if getattr(hf, "hf_quantizer", None) is not None:
+        return hf.dequantize().to(dtype)
+    if complete(report, hf):
+        return hf
+    parameters = dict(hf.named_parameters())
+    state = tensors(checkpoint, parameters.keys())
+    odd = [n for n, p in parameters.items() if n not in state or state[n].shape != p.shape]
+    odd += [n for n in state if n not in hf.state_dict() and not ignored(hf, n)]
+    if odd:
+        how = "is missing, extra, or of another shape"
+        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {odd[0]!r} {how} ({len(odd)} of {len(parameters)} tensors).")
+    hf.load_state_dict(state, strict=False)
+    return hf
+
+
+def _gguf_module(checkpoint: Checkpoint, dtype: torch.dtype):
     """A GGUF file's weights as plain numbers, under transformers' names."""
     options, kind = dict(ignore_mismatched_sizes=True), gguf_header(checkpoint.path)[0].get("general.architecture")
     if kind == "llama" and not checkpoint.embedded and (config := AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)).model_type == "mistral":
@@ -69,43 +175,20 @@ def dequantised(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.T
         beside = " A config.json beside the file would be read instead of its metadata." * checkpoint.embedded
         raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} "
                          f"({len(found)} of {len(hf.state_dict())} tensors).{beside}")
-    return hf.state_dict()
-
-
-def merged(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False) -> dict[str, torch.Tensor]:
-    """The weights of an adapter's base with the adapter merged into them by peft, in `dtype`.
-
-    Raises ValueError, naming the adapter's file, where it does not fit the base or is not finite.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    file = checkpoint.files[1]
-    names = set(header(file))
-    hf = pretrained(checkpoint.base, dtype, trust_remote_code)[0]
-    try:
-        with _quiet():
-            adapted = PeftModel.from_pretrained(hf, str(checkpoint.path), torch_device="cpu")
-            wanted, known = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)), set(adapted.state_dict())
-            if odd := sorted(wanted - names) or sorted(names - wanted - known):
-                raise ValueError(f"{odd[0]!r} is {'missing' if odd[0] in wanted else 'no part of it'}")
-            return adapted.merge_and_unload(safe_merge=True).state_dict()
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = next((line.strip(" \t.") for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
-        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} ({reason}): it is damaged, "
-                         "or was trained on another base.") from error
+    return hf
 
 
 def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """What of a low-rank adapter's header does not fit a base of these shapes, in words; nothing for what only peft can tell."""
     found = []
     for name, (_, shape) in entries.items():
-        plain = name.removeprefix("base_model.model.")
+        plain = unwrapped(name).removeprefix("base_model.model.").replace(".base_layer.", ".")
         part = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", plain)
         if part and part[1] + ".weight" in shapes:
             weight, outer = shapes[part[1] + ".weight"], shape[1] if part[2].endswith("A") else shape[0]
             if outer not in weight:
                 found.append(f"{name!r} is of shape {list(shape)}, the base's {part[1]}.weight of {list(weight)}")
-        elif part and not any(s.startswith(part[1] + ".") for s in shapes):
+        elif part and ".experts." not in part[1] and not any(s.startswith(part[1] + ".") for s in shapes):  # peft knows experts' older names
             found.append(f"{name!r} belongs to {part[1]}, which the base does not have")
         elif not part and plain in shapes and shapes[plain] != shape:
             found.append(f"{name!r} is of shape {list(shape)}, the base's of {list(shapes[plain])}")

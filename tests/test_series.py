@@ -22,7 +22,8 @@ from interp.capturing import capture
 from interp.decoding import choose
 from interp.headers import hash_files
 from interp.models import HookedModel
-from interp.series import CheckpointSeries, _number
+from interp.folders import number
+from interp.series import CheckpointSeries
 from tests.conftest import tiny_hf
 
 IDS = torch.arange(20, 45)[None]
@@ -296,9 +297,9 @@ NAMES = [("run/checkpoint-20", 20), ("global_step_7/actor/huggingface", 7), ("st
          ("m_step5.gguf", 5), ("SmolLM2-135M-Instruct.Q4_1.gguf", None), ("final", None)]
 
 
-@pytest.mark.parametrize("path, number", NAMES)
-def test_a_step_is_the_number_at_the_end_of_a_name(path, number):
-    assert _number(Path(path)) == number
+@pytest.mark.parametrize("path, step", NAMES)
+def test_a_step_is_the_number_at_the_end_of_a_name(path, step):
+    assert number(Path(path)) == step
 
 
 def test_paths_take_their_numbers_their_steps_or_their_positions(copied):

@@ -1,0 +1,55 @@
+"""Quantised weights: loaded as transformers loads them, where the package that they need is there.
+
+>>> check_quantised(Path("config.json"), {"quant_method": "gptq"})      # ImportError naming the package where it is not installed
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+#: method -> the packages it needs, by the names they are installed by; fp8 and mxfp4 come with transformers, the rest say theirs.
+PACKAGES = {"bitsandbytes": ("bitsandbytes",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",),
+            "compressed-tensors": ("compressed-tensors",), "fbgemm_fp8": ("fbgemm-gpu",), "torchao": ("torchao",),
+            "quanto": ("optimum-quanto",), "hqq": ("hqq",), "eetq": ("eetq",), "aqlm": ("aqlm",), "auto-round": ("auto-round",)}
+OTHERWISE = "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights that it was quantised from"
+
+
+def method(config: object) -> str:
+    """How a quantization_config says that weights are quantised, empty where they are not."""
+    if not config:
+        return ""
+    if not isinstance(config, Mapping):
+        return str(getattr(config, "quant_method", config)).rpartition(".")[2].lower()
+    bits = "bitsandbytes" if config.get("load_in_4bit") or config.get("load_in_8bit") else "a method that it does not name"
+    return str(config.get("quant_method") or bits)
+
+
+def check_quantised(file: Path, config: object) -> None:
+    """Raise ImportError naming the packages that reading quantised weights needs, ValueError for a method that transformers does not know."""
+    name = method(config)
+    if not name:
+        return
+    if name not in {*PACKAGES, *AUTO_QUANTIZER_MAPPING}:
+        raise ValueError(f"{file} has a quantization_config ({name}) that transformers does not read: "
+                         f"{OTHERWISE.removeprefix('or ')}.")
+    if missing := [p for p in PACKAGES.get(name, ()) if not _installed(p)]:
+        raise ImportError(f"{file} has a quantization_config ({name}), and reading it needs {' and '.join(missing)}: "
+                          f"`pip install {' '.join(missing)}`, {OTHERWISE}.")
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def adopt(hf, other) -> None:
+    """Put another quantised model's tensors into a module in place of its own (scales and packed numbers are no plain copies)."""
+    for own, new in zip(hf.modules(), other.modules(), strict=True):
+        own._parameters, own._buffers = new._parameters, new._buffers
