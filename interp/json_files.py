@@ -45,7 +45,7 @@ def decode_utf8(data: bytes, place: str) -> str:
     """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the line of the first byte that is none."""
     for mark, name in ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if data.startswith(mark):
-            raise ValueError(f"{place}: the text is {name}, and should be UTF-8 (`iconv -f {name} -t UTF-8`).")
+            raise ValueError(f"{place}: the file is {name}, and should be UTF-8 (`iconv -f {name} -t UTF-8`).")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -67,7 +67,8 @@ def parse_json(text: str) -> object:
     def number(literal: str) -> float:
         value = float(literal)
         if not math.isfinite(value):
-            unfit.append((value, f"is {literal}, which is no finite JSON number: leave the field out, or write null"))
+            reason = "is no JSON number" if literal.isalpha() or literal == "-Infinity" else "is larger than any number here"
+            unfit.append((value, f"is at fault, {literal[:40]} {reason}: leave the field out"))
         return value
 
     def once(pairs: list[tuple[str, object]]) -> dict:
