@@ -25,6 +25,7 @@ from analyses.provenance import first_use
 from interp.decoding import Said, decode_modes
 from interp.environments import ANY, Environment, find
 from interp.identity import hash_text
+from interp.json_files import read_tools, read_training
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.pairs import make_pairs
 from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
@@ -136,9 +137,9 @@ class Study:
 
     @cached_property
     def format(self) -> PromptFormat:
-        made = next((json.loads(file.read_text()) for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
+        made = next((read_training(file) for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
                      and (file := path / "training.json").exists()), {})  # what the trainer wrote beside the weights
-        tools = json.loads(Path(self.tools).read_text()) if self.tools else ()
+        tools = read_tools(self.tools) if self.tools else ()
         return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), tools,
                             context=self._model.context, room=self.trace_tokens + self.action_tokens, truncate=self.truncate)
 

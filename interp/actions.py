@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 
+from interp.json_files import parse_json
+
 
 def _calls(action: object) -> list[dict] | None:
     """The tool calls of an action, an object or a list of objects; None where it is text."""
     try:
-        found = json.loads(action) if isinstance(action, str) and action.lstrip()[:1] in ("{", "[") else action
-    except (ValueError, RecursionError):
+        found = parse_json(action) if isinstance(action, str) and action.lstrip()[:1] in ("{", "[") else action
+    except ValueError:
         return None
     found = [found] if isinstance(found, dict) else found
     return found if isinstance(found, list) and all(isinstance(call, dict) for call in found) else None
@@ -39,7 +41,7 @@ def verb(action: str) -> str:
     calls = _calls(action)
     if calls is None:
         return action.split()[0]
-    return calls[0].get("name", "call") if calls else "none"
+    return str(calls[0].get("name", "call")) if calls else "none"
 
 
 def target(action: str) -> str:

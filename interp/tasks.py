@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from interp.rows import decision_row, episode_row, lines
+from interp.json_lines import lines
+from interp.rows import decision_row, episode_row
 
 CORPUS = Path(__file__).parent / "data" / "alfworld.jsonl.xz"
 #: What a study calls a split -> what recorded episodes call it; those of TRAINING are never studied.
@@ -96,7 +97,8 @@ class Episode:
 
     def decisions(self) -> list[Decision]:
         """One decision for each step, on the states this episode visited."""
-        return [Decision(self.messages(i), s.reference, s.admissible, self.id, i, self.task, self.task_type, self.split, s.trace)
+        turns = self.messages()  # made once: thousands of steps share their earlier turns
+        return [Decision(turns[:2 * i + 1], s.reference, s.admissible, self.id, i, self.task, self.task_type, self.split, s.trace)
                 for i, s in enumerate(self.steps)]
 
 
@@ -133,7 +135,7 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
                 if split != item.split:
                     raise ValueError(f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in {where}, and belongs to one")
                 if step <= last:
-                    what = "is there already" if step == last else f"comes behind step {last}"
+                    what = "is there already" if step == last else f"comes after step {last}"
                     raise ValueError(f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come once, in rising order")
         except ValueError as error:
             raise ValueError(f"{place}: {error}.") from None
@@ -165,7 +167,7 @@ def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a .jsonl or .jsonl.xz file of episodes or decisions.")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses record`.")
     found = _read(lines(path), splits)
     if not found:

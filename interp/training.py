@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from interp.headers import hash_files
+from interp.json_files import read_training
 from interp.prompts import PromptFormat
 from interp.styles import STYLES
 from interp.supervision import Supervision, supervised
@@ -253,7 +254,7 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     lora, file = isinstance(recipe, Tuning), start / "training.json"
     steps, lr = (recipe.steps, recipe.lr) if lora else (recipe.cot_steps, recipe.cot_lr)
     keep = sorted({s for s in recipe.checkpoints if 0 < s < steps} | {steps})
-    told, tokenizer = json.loads(file.read_text()) if file.exists() else {}, AutoTokenizer.from_pretrained(start)
+    told, tokenizer = read_training(file) if file.exists() else {}, AutoTokenizer.from_pretrained(start)
     style, system = style or told.get("style", "tags"), system or told.get("system", "")
     fmt = PromptFormat(tokenizer, style, system)
     made = dict(provenance or {}, arm=supervision.name, supervision=asdict(supervision), mask_seed=seed, style=style, system=system,
