@@ -50,6 +50,12 @@ class MDLResult:
     seed: int
 
 
+def check_shares(shares: Sequence[float]) -> None:
+    """Raises ValueError for ends of blocks that do not rise from above 0 to 1."""
+    if not len(shares) or shares[-1] != 1 or min(np.diff([0.0, *shares])) <= 0:
+        raise ValueError(f"shares must rise from above 0 to 1, not be {tuple(shares)}.")
+
+
 def mdl(
     acts: Float[np.ndarray, "decision d_model"] | Float[np.ndarray, "decision layer d_model"],
     labels: Sequence[str],
@@ -82,8 +88,7 @@ def mdl(
     classes, code = np.unique(data["labels"], return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"The labels hold only {classes.tolist()}: a code needs at least two classes.")
-    if not len(shares) or shares[-1] != 1 or min(np.diff([0.0, *shares])) <= 0:
-        raise ValueError(f"shares must rise from above 0 to 1, not be {tuple(shares)}.")
+    check_shares(shares)
     if not len(C) or min(C) <= 0:
         raise ValueError(f"C must hold positive inverse penalties, not {tuple(C)}.")
     group, names = integer_codes(data["groups"].tolist())
