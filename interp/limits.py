@@ -43,7 +43,8 @@ class Known:
         try:
             self.read(value)
         except (ImportError, ValueError) as error:
-            raise type(error)(f"{flag}: {error}") from error
+            kind = ImportError if isinstance(error, ImportError) else ValueError
+            raise kind(f"{flag}: {error}") from error
 
 
 class Existing:

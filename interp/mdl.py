@@ -16,7 +16,7 @@ from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from interp.logistic import TEXT_C, Fitter, standardised, tfidf
-from interp.probe_inputs import checked_set
+from interp.probe_inputs import checked_set, numbers
 from interp.readers import choose_layer
 from interp.scores import NESTED
 from interp.stats import Estimate, cluster_bootstrap, integer_codes
@@ -80,7 +80,7 @@ def mdl(
     Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, shares that do not
     rise to 1, and a first block of fewer than two episodes. Source: Voita & Titov 2020 (arXiv 2003.12298), online code.
     """
-    values = np.asarray(acts)
+    values = numbers(acts)
     if values.ndim not in (2, 3):
         raise ValueError(f"acts must be [decision, d_model] or [decision, layer, d_model], not of shape {values.shape}.")
     layers = [NESTED] if values.ndim == 2 else list(range(values.shape[1]))
