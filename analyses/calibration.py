@@ -9,20 +9,21 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from analyses.study import Study, made_by
+from analyses.study import Device, Study, made_by
 from interp.actions import target
 from interp.capturing import capture
 from interp.conflicts import conflict
 from interp.decoding import decode, draw
 from interp.directions import orthogonal_directions, probe_direction
 from interp.early import early_answers
+from interp.limits import Count, Existing, Folder, Limits
 from interp.mediation import EFFECTS, prompt_reliance
 from interp.organisms import ORGANISMS, competence, decisions, expected, grow
 from interp.pairs import make_pairs
@@ -48,21 +49,21 @@ ALPHA = 1.0
 class Config:
     """The organisms, grown where they are not shipped, and a series for the exact checks."""
 
-    run: Path = Path("runs/calibration")
+    run: Annotated[Path, Folder()] = Path("runs/calibration")
     """Folder for everything the run writes: grown organisms, partial results, the table."""
     organisms: tuple[Literal[tuple(ORGANISMS)], ...] = tuple(ORGANISMS)
     """Which agents."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[int, ...], Limits(0, 10_000)] = (0,)
     """Seeds of their training; each but 0 is grown here, in about 2 minutes an organism."""
-    decisions: int = 300
+    decisions: Count = 300
     """Decisions that each instrument reads; shares and steering read a fifth of them."""
-    series: Path = SERIES
+    series: Annotated[Path, Existing()] = SERIES
     """A series whose every checkpoint takes the exact checks too."""
-    corpus: Path = CORPUS
+    corpus: Annotated[Path, Existing()] = CORPUS
     """Recorded episodes of that series."""
-    checks: int = 20
+    checks: Count = 20
     """Its decisions that are spliced, and its pairs that are patched."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda."""
     dtype: str = "auto"
     """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""

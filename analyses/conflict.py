@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.conflicts import ARMS, Outcome, Shift, conflict, contrast, likelier, shifts
+from interp.limits import Several
 from interp.stats import cluster_bootstrap
 
 #: Arms without a trace, held against the one with another state's trace.
@@ -24,7 +26,7 @@ class Config(Study):
     """Decisions of each split (0: 40 quick, 200 full)."""
     choices: int = 0
     """Of these, decisions whose distribution over the admissible actions is read (0: a quarter)."""
-    arms: tuple[str, ...] = ARMS
+    arms: Annotated[tuple[Literal[ARMS], ...], Several(none=True)] = ARMS
     """Which traces are put in (`self_splice` always is)."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from analyses.study import made_by
+from interp.limits import Count, Draws, Folder, Limits, Seed
 from interp.probes import NESTED, probe
 from interp.readers import PLAIN
 from interp.stats import cluster_bootstrap, wilson
@@ -28,25 +30,25 @@ WORDS = ("pan", "cup", "sink", "desk", "shelf")
 class Config:
     """Data sets without signal, and how large they are."""
 
-    run: Path = Path("figures")
+    run: Annotated[Path, Folder()] = Path("figures")
     """Folder whose `tables` the table goes to."""
-    datasets: int = 1000
+    datasets: Count = 1000
     """Data sets of each kind."""
-    decisions: int = 120
+    decisions: Annotated[int, Limits(20, 1_000_000)] = 120
     """Decisions of a data set."""
-    per_episode: int = 4
+    per_episode: Count = 4
     """Decisions of an episode."""
-    classes: int = 3
+    classes: Annotated[int, Limits(2, 1000)] = 3
     """Classes, drawn evenly."""
-    layers: int = 2
+    layers: Count = 2
     """Layers of activations."""
-    width: int = 8
+    width: Count = 8
     """Features of a layer."""
-    draws: int = 1000
+    draws: Draws = 1000
     """Bootstrap resamples."""
-    clusters: tuple[int, ...] = (10, 30, 100)
+    clusters: Annotated[tuple[int, ...], Limits(2, 100_000)] = (10, 30, 100)
     """Clusters of the plain means."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything drawn."""
 
 

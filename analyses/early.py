@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.early import early_answers
+from interp.limits import Limits
 from interp.stats import cluster_bootstrap
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -20,7 +22,7 @@ class Config(Study):
 
     conflicts: int = 0
     """Decisions of each split (0: 40 quick, 200 full)."""
-    points: int = 5
+    points: Annotated[int, Limits(2, 100)] = 5
     """Most parts at which a trace is cut, the empty and the whole one included."""
     choices: int = 0
     """Decisions whose distribution over the admissible actions is read (0: a quarter of them)."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from analyses import figures
 from analyses.study import made_by
 from interp.environments import find
 from interp.headline import headline
+from interp.limits import Existing, Folder
 from interp.plots_environments import ENVIRONMENTS
 from interp.style import pick
 from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
@@ -49,11 +51,11 @@ SPLITS: Mapping[str, Mapping[str, str]] = {
 class Config:
     """Studies to put side by side, each made by `python -m analyses all --environment NAME`."""
 
-    runs: tuple[Path, ...] = ()
+    runs: Annotated[tuple[Path, ...], Existing()] = ()
     """Folders of new studies; the tables that are compared are copied from them (what was copied before stays)."""
-    out: Path = FIGURES / "environments"
+    out: Annotated[Path, Folder()] = FIGURES / "environments"
     """Folder of the copies, the merged tables and the figures."""
-    alfworld: Path = FIGURES / "tables"
+    alfworld: Annotated[Path, Existing()] = FIGURES / "tables"
     """Tables of the shipped series' study."""
 
 

@@ -125,9 +125,16 @@ def _reason(table: str, problem: Exception) -> str:
     return f"The table {table}.csv holds something else than this figure shows ({report_words.unreadable(problem)})."
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises ValueError for a command line that it cannot read."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}: see {self.prog} --help.")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line: draw the figures and say where they are; 1 where there is nothing to draw."""
-    parser = argparse.ArgumentParser(prog="python -m analyses.figures", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m analyses.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables (CSV and JSON)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the figures and index.html to")
     arguments = parser.parse_args(argv)

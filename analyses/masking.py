@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 from tqdm import tqdm
@@ -34,7 +34,10 @@ from tqdm import tqdm
 from analyses.masking_compare import compare, items, primary, selection
 from analyses.masking_measure import INSTRUMENTS, measure
 from analyses.study import Study, made_by
+from interp import limits
 from interp.headers import hash_files
+from interp.limits import Count, Folder, Known, Limits, Several, StepLimit, Workers
+from interp.models import pick_device, pick_dtype
 from interp.series import SERIES, CheckpointSeries
 from interp.supervision import Supervision
 from interp.tables import write_table
@@ -47,17 +50,17 @@ ARMS = ("action_mask_0", "action_mask_0.1", "action_mask_0.3", "action_mask_0.5"
 class Config(Study):
     """The defaults train the small agent's arms from the shipped base, measure and compare them; each part goes on from where it was."""
 
-    run: Path = Path("runs/masking")
+    run: Annotated[Path, Folder()] = Path("runs/masking")
     """Folder for everything the run writes; arms trained here are in its `arms`."""
     stages: tuple[Literal["train", "measure", "compare"], ...] = ("train", "measure", "compare")
     """What is done. With arms of one's own (`--series`) nothing is trained."""
-    arms: tuple[str, ...] = ARMS
+    arms: Annotated[tuple[str, ...], Known(Supervision.named)] = ARMS
     """Arms that are trained."""
-    seeds: int = 3
+    seeds: Annotated[int, Limits(1, 1000)] = 3
     """Trainings of each arm."""
-    more: tuple[str, ...] = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")
+    more: Annotated[tuple[str, ...], Known(Supervision.named), Several(none=True)] = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")
     """Arms that the claim rests on."""
-    more_seeds: int = 5
+    more_seeds: Annotated[int, Limits(1, 1000)] = 5
     """Trainings of those."""
     recipe: Recipe = field(default_factory=Recipe)
     """Full fine-tuning of the base (`cot_steps`, `cot_lr` and batches; the base's own numbers are not read)."""
@@ -67,21 +70,33 @@ class Config(Study):
     """Low-rank fine-tuning of the base."""
     part: tuple[int, int] = (0, 1)
     """Which of how many parts of the trainings this process trains and measures (`--part 0 2` and `--part 1 2` at the same time on two
-    cores); the tables are written by a last run without it."""
-    instruments: tuple[Literal[tuple(INSTRUMENTS)], ...] = tuple(INSTRUMENTS)
+    machines with one folder); the tables are written by a last run without it."""
+    processes: Workers = 1
+    """Processes of this machine that train and measure side by side, a part each."""
+    instruments: Annotated[tuple[Literal[tuple(INSTRUMENTS)], ...], Several(none=True)] = tuple(INSTRUMENTS)
     """What reads every training's last checkpoint; prompt reliance reads every checkpoint that all trainings have."""
-    pairs: int = 40
+    pairs: Count = 40
     """Counterfactual pairs of each split, for prompt reliance."""
-    patched: int = 20
+    patched: Count = 20
     """Of these, pairs that are patched."""
-    conflicts: int = 100
+    conflicts: Count = 100
     """Decisions of each split that another state's trace is put in at."""
     games: int = 0
     """In-domain games that each training plays (0: none); half as many out of domain."""
-    step_limit: int = 30
+    step_limit: StepLimit = 30
     """Steps after which a game is lost."""
-    workers: int = 2
+    workers: Workers = 2
     """Processes that the games are played in."""
+
+    def check(self) -> None:
+        """Raise the sentence of what cannot be trained or measured: arms are no series, so only the fields are looked at."""
+        limits.check(self)
+        pick_dtype(self.dtype, pick_device(self.device))
+        self.mine(self.jobs)
+        if self.processes > 1 and self.part != (0, 1):
+            raise ValueError(f"--processes {self.processes} makes the parts itself: leave out --part.")
+        if self.base and not self.base.exists():
+            raise FileNotFoundError(f"--base: there is no folder {self.base}.")
 
     @property
     def own(self) -> bool:

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,9 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from analyses.study import made_by
+from interp import limits
 from interp.arms import SMALLEST, crossed, slope_weights
+from interp.limits import Count, Draws, Folder, Limits, Seed
 from interp.stats import wilson
 from interp.tables import write_table
 
@@ -35,30 +38,37 @@ WORLDS = ("null", "action", "any_mask")
 class Config:
     """Studies that are simulated, and how large they are."""
 
-    run: Path = Path("figures")
+    run: Annotated[Path, Folder()] = Path("figures")
     """Folder whose `tables` the table goes to."""
-    studies: int = 1000
+    studies: Count = 1000
     """Simulated studies of each kind."""
-    seeds: tuple[int, ...] = (3, 5)
+    seeds: Annotated[tuple[int, ...], Limits(1, 1000)] = (3, 5)
     """Trainings of an arm."""
-    games: tuple[int, ...] = (60, 100)
+    games: Annotated[tuple[int, ...], Limits(1, 100_000)] = (60, 100)
     """Games of a split."""
-    effects: tuple[float, ...] = (0.1, 0.2)
+    effects: Annotated[tuple[float, ...], Limits(-0.99, 0.99)] = (0.1, 0.2)
     """Differences in success that are planted."""
-    training_sd: tuple[float, ...] = (0.1, 0.3)
+    training_sd: Annotated[tuple[float, ...], Limits(0, 10)] = (0.1, 0.3)
     """SD between trainings of an arm, in log-odds: 0.1 is .02 in success, 0.3 is .05."""
-    rate: float = 0.3
+    rate: Annotated[float, Limits(0.01, 0.99)] = 0.3
     """Success without a mask."""
-    game_sd: float = 1.5
+    game_sd: Annotated[float, Limits(0, 10)] = 1.5
     """SD between games, in log-odds."""
-    arm_sd: float = 0.5
+    arm_sd: Annotated[float, Limits(0, 10)] = 0.5
     """SD of what an arm does to a game beside its effect, in log-odds."""
-    order_sd: float = 0.2
+    order_sd: Annotated[float, Limits(0, 10)] = 0.2
     """SD of what a seed does to all arms, in log-odds."""
-    draws: int = 1000
+    draws: Draws = 1000
     """Bootstrap resamples."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything drawn."""
+
+    def check(self) -> None:
+        """Raises ValueError for what `limits.check` refuses, and for an effect that leads to no rate."""
+        limits.check(self)
+        for effect in self.effects:
+            if not 0 < self.rate + effect < 1:
+                raise ValueError(f"--effects has {effect:g}, which at --rate {self.rate:g} leads to no rate between 0 and 1.")
 
 
 def log_odds(rate: float, sd: float) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from analyses.probes import boundary_layers, labelled, texts
+from analyses.probes import Labels, boundary_layers, check_labels, labelled, texts
 from analyses.study import NotApplicable, Study
-from interp.mdl import SHARES, mdl
+from interp.limits import Draws, Limits
+from interp.mdl import SHARES, check_shares, mdl
 from interp.stats import cluster_bootstrap
 
 
@@ -17,12 +19,18 @@ from interp.stats import cluster_bootstrap
 class Config(Study):
     """Online codes; the layer is chosen inside the decisions already sent."""
 
-    labels: tuple[str, ...] = ("eventual_target",)
+    labels: Labels = ("eventual_target",)
     """Which action and class of it, as in `probes`."""
-    shares: tuple[float, ...] = SHARES
+    shares: Annotated[tuple[float, ...], Limits(0, 1)] = SHARES
     """Where blocks end, as shares of the decisions; each is sent with probes of those before."""
-    draws: int = 1000
+    draws: Draws = 1000
     """Bootstrap resamples."""
+
+    def check(self) -> None:
+        """Raises as `Study.check` does, and for labels that name no class and shares that do not rise to 1."""
+        super().check()
+        check_labels(self)
+        check_shares(self.shares)
 
 
 def run(config: Config) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.engines import engines
+from interp.limits import StepLimit, Workers
 from interp.rollout import play
 from interp.stats import cluster_bootstrap
 
@@ -21,9 +22,9 @@ class Config(Study):
     """In-domain games (0: 20 quick, 60 full); half as many out of domain, where games are longer."""
     online_checkpoints: int = 0
     """Checkpoints that play, evenly chosen with first and last (0: 4 quick, all full)."""
-    step_limit: int = 30
+    step_limit: StepLimit = 30
     """Steps after which a game is lost."""
-    workers: int = 2
+    workers: Workers = 2
     """Processes that the games are played in."""
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from analyses.series import export
+from analyses.study import Device
+from interp.limits import Folder
 from interp.organisms import ORGANISMS, RECIPE, SHIPPED, grow
 
 
@@ -13,11 +16,11 @@ from interp.organisms import ORGANISMS, RECIPE, SHIPPED, grow
 class Config:
     """The defaults grow the shipped ones again."""
 
-    work: Path = Path("runs/organisms")
+    work: Annotated[Path, Folder()] = Path("runs/organisms")
     """Folder of the trainer's own checkpoints; what is there is kept."""
-    out: Path = SHIPPED
+    out: Annotated[Path, Folder()] = SHIPPED
     """Folder of the finished agents."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda."""
 
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 
-from analyses.study import made_by
+from analyses.study import Device, made_by
+from interp.limits import Count, Existing, Folder, Known, Limits
 from interp.prompts import PromptFormat
 from interp.series import SERIES, CheckpointSeries
 from interp.supervision import Supervision, supervised
@@ -31,23 +33,23 @@ ARMS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3", "action_only")
 class Config:
     """What is trained, and for how long; by default the shipped agent's shape on its corpus."""
 
-    out: Path = Path("figures/tables")
+    out: Annotated[Path, Folder()] = Path("figures/tables")
     """Folder of the table."""
-    arms: tuple[str, ...] = ARMS
+    arms: Annotated[tuple[str, ...], Known(Supervision.named)] = ARMS
     """Arms that are timed."""
-    corpus: Path = CORPUS
+    corpus: Annotated[Path, Existing()] = CORPUS
     """Recorded episodes."""
-    episodes: int = 400
+    episodes: Count = 400
     """How many of its training episodes."""
-    steps: int = 30
+    steps: Count = 30
     """Optimiser steps of a timed run."""
-    repeats: int = 3
+    repeats: Count = 3
     """Runs of either kind, in turns; the medians are compared."""
-    threads: int = 1
+    threads: Annotated[int, Limits(1, 1024)] = 1
     """CPU threads."""
     recipe: Recipe = field(default_factory=Recipe)
     """Sizes and batches."""
-    device: str = "cpu"
+    device: Device = "cpu"
     """cpu or cuda."""
 
 

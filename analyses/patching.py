@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.attribution import at_span, attribute_modes
+from interp.hooks import every_layer
+from interp.limits import Known, Several
 from interp.patching import METRICS, Sweep, patch_modes
 from interp.stats import cluster_bootstrap, correlation
 
 DIRECTIONS = ("denoise", "noise")
+SPANS = ("task", "history", "observation", "prompt")
+
+
+def site(name: str) -> None:
+    """Raise ValueError for a site that cannot be patched at every layer."""
+    every_layer([name])
 
 
 @dataclass
@@ -24,13 +33,13 @@ class Config(Study):
 
     pairs: int = 0
     """Pairs patched at the boundary (0: 30 quick, 60 full)."""
-    sites: tuple[str, ...] = ("resid_pre",)
+    sites: Annotated[tuple[str, ...], Known(site)] = ("resid_pre",)
     """Sites to patch."""
-    modes: tuple[str, ...] = ("prompt", "cot")
+    modes: tuple[Literal["prompt", "cot"], ...] = ("prompt", "cot")
     """Where the action is read: right behind the boundary, or behind the trace."""
-    metrics: tuple[str, ...] = METRICS
+    metrics: Annotated[tuple[Literal[METRICS], ...], Several(none=True)] = METRICS
     """What effects are measured on (see interp.patching.Sweep), beside the summed difference."""
-    spans: tuple[str, ...] = ("task", "history", "observation", "prompt")
+    spans: Annotated[tuple[Literal["template", *SPANS], ...], Several(none=True)] = SPANS
     """Where else all positions are patched together, each cell a pass over most of the prompt; the screen estimates the same."""
     span_pairs: int = 0
     """Pairs patched at the spans, the first of them all (0: 12 quick, all full)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import torch
 
 from analyses.study import NotApplicable, Study
 from interp.actions import verb
+from interp.limits import Draws, Folds, Known, Limits
 from interp.models import random_twin
 from interp.pairwise import pairwise
 from interp.probes import probe
@@ -22,21 +25,38 @@ ORDER = ["step", "layer", "label", "split", "reader", "metric", "value", "low", 
 ALL = dict(metrics=("accuracy", "log_loss", "macro_f1", "auroc"), readers=("logistic", "lda", "mean_difference"))
 
 
+def label_parts(label: str) -> tuple[str, str]:
+    """Whose action a label is of, and which class of it; raises ValueError for a label that is neither."""
+    whose, _, part = label.partition("_")
+    if whose not in ("eventual", "reference") or not re.fullmatch(r"[\w-]+", part):
+        raise ValueError(f"There is no label {label!a}: labels are eventual_CLASS, of the checkpoint's own action, and reference_CLASS, "
+                         "of the recorded one, such as eventual_target.")
+    return whose, part
+
+
+Labels = Annotated[tuple[str, ...], Known(label_parts)]
+
+
 @dataclass
 class Config(Study):
     """Decode the action before one reasoning token exists."""
 
-    labels: tuple[str, ...] = ("eventual_target", "eventual_verb", "reference_target")
+    labels: Labels = ("eventual_target", "eventual_verb", "reference_target")
     """Which action (eventual: the checkpoint's own CoT action; reference: the expert's) and which class of it."""
-    folds: int = 5
+    folds: Folds = 5
     """Outer folds, grouped by episode."""
-    draws: int = 1000
+    draws: Draws = 1000
     """Bootstrap resamples."""
     controls: Literal["auto", "all", "ends", "few"] = "auto"
     """Checkpoints that also get the randomly initialised model, the control task with selectivity, LDA, mean difference, macro-F1 and
     AUROC: all, the first and the last (`ends`), or none (auto: all full, ends quick)."""
-    pairs: int = -1
+    pairs: Annotated[int, Limits(-1, 1000)] = -1
     """Most common pairs of verbs to tell apart among decisions at which both are admissible, with all controls (-1: 0 quick, 4 full)."""
+
+    def check(self) -> None:
+        """Raises as `Study.check` does, and for labels that name no class."""
+        super().check()
+        check_labels(self)
 
 
 def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
@@ -54,14 +74,27 @@ def _layers(config: Study, model, name: str, split: str) -> np.ndarray:
     return torch.cat([pre[:, :1], post], 1).numpy()
 
 
+def check_labels(config: Study) -> None:
+    """Raises ValueError for the first of a configuration's labels that names no class, and where there is none."""
+    if not config.labels:
+        raise ValueError("--labels names no label: give one or more, such as eventual_target.")
+    for label in config.labels:
+        named_class(config, label)
+
+
+def named_class(config: Study, label: str) -> tuple[str, Callable[[str], str]]:
+    """Whose action a label is of, and what names its class; raises ValueError for a class that the environment does not have."""
+    whose, part = label_parts(label)
+    if part not in config.env.classes:
+        raise ValueError(f"The environment {config.env.name!r} names no class {part!r} of an action: it has {', '.join(config.env.classes)}.")
+    return whose, config.env.classes[part]
+
+
 def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarray, list[str]]:
     """Indices of the decisions that have a label, and the labels."""
-    which, _, part = label.partition("_")
-    name = config.env.classes.get(part)
-    if name is None:
-        raise ValueError(f"The environment {config.env.name!r} names no class {part!r} of an action: it has {', '.join(config.env.classes)}.")
+    whose, name = named_class(config, label)
     prompts = config.prompts(split)
-    actions = ([s.action for s in config.decoded(step, split, "cot")] if which == "eventual" else [p.decision.reference for p in prompts])
+    actions = ([s.action for s in config.decoded(step, split, "cot")] if whose == "eventual" else [p.decision.reference for p in prompts])
     kept = np.array([i for i, a in enumerate(actions) if a is not None], dtype=int)
     return kept, [name(actions[i]) for i in kept]
 

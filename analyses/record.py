@@ -10,6 +10,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from interp.environments import find
+from interp.limits import Seed, Workers
 from interp.recording import Sizes, record
 from interp.tasks import save_episodes
 
@@ -30,9 +31,9 @@ class Config:
     """Games for each split."""
     official: int = 0
     """Instead, the expert's episodes of this many of ALFWorld's own train games, and of all of valid_seen, from $ALFWORLD_DATA."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of scenes, placements, noise and phrasings."""
-    workers: int = 2
+    workers: Workers = 2
     """Engine processes; the file does not depend on how many."""
 
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from analyses.study import Device, EnvironmentName, StyleName
 from interp.environments import find
 from interp.headers import hash_files
+from interp.limits import Existing, Folder, Workers
 from interp.prompts import PromptFormat
 from interp.reinforcement import Reinforcement, reinforce
 from interp.series import SERIES
@@ -19,21 +22,21 @@ from interp.series import SERIES
 class Config:
     """The defaults take about 20 seconds a step on two CPU cores; on a GPU `--recipe.vllm` samples with vLLM."""
 
-    start: Path = SERIES / "checkpoint-2000"
+    start: Annotated[Path, Existing()] = SERIES / "checkpoint-2000"
     """Checkpoint to go on from, its weights whole."""
-    work: Path = Path("runs/rl")
+    work: Annotated[Path, Folder()] = Path("runs/rl")
     """Folder of the series; training resumes from its last checkpoint, and a copy of the start is checkpoint 0."""
-    environment: str = "alfworld"
+    environment: EnvironmentName = "alfworld"
     """Whose games are played: a name, or one of your own as MODULE:NAME, whose code is run."""
-    style: str = "tags"
+    style: StyleName = "tags"
     """Prompt style (see interp.styles.STYLES)."""
     system: str = ""
     """System prompt of games that bring none."""
     recipe: Reinforcement = field(default_factory=Reinforcement)
     """Steps, games, rewards, masks and seeds."""
-    workers: int = 2
+    workers: Workers = 2
     """Processes that the games are played in."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda."""
 
 

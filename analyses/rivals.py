@@ -21,6 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
+from interp.limits import Count
+
 #: Most tokens that one forward of a capture reads.
 BATCH_TOKENS = 4096
 Cell, Fit = tuple[int, int], tuple[int, int, float]
@@ -30,12 +32,12 @@ Cell, Fit = tuple[int, int], tuple[int, int, float]
 class Shape:
     """A Llama's shape; the defaults are SmolLM2-135M's."""
 
-    hidden: int = 576
-    layers: int = 30
-    heads: int = 9
-    kv_heads: int = 3
-    feed_forward: int = 1536
-    vocabulary: int = 49152
+    hidden: Count = 576
+    layers: Count = 30
+    heads: Count = 9
+    kv_heads: Count = 3
+    feed_forward: Count = 1536
+    vocabulary: Count = 49152
 
     def build(self, seed: int):
         """A Llama with random weights, wide enough that a patch moves log-probabilities by tenths of nats."""

@@ -6,10 +6,14 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from analyses.study import Device
+from interp import limits
+from interp.limits import Folder
 from interp.prompts import PromptFormat
 from interp.tables import write_json
 from interp.tasks import CORPUS, Episode, load_corpus
@@ -21,16 +25,24 @@ from interp.headers import hash_files
 class Config:
     """The defaults retrain the shipped series."""
 
-    work: Path = Path("runs/series")
+    work: Annotated[Path, Folder()] = Path("runs/series")
     """Folder of the trainer's own checkpoints; training resumes from them."""
-    out: Path = Path("runs/series/shipped")
+    out: Annotated[Path, Folder()] = Path("runs/series/shipped")
     """Folder of the finished series, in half precision and without optimiser states."""
     corpus: Path = CORPUS
     """Recorded episodes."""
     recipe: Recipe = field(default_factory=Recipe)
     """Sizes, steps and seeds."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda."""
+
+    def check(self) -> None:
+        """Raises ValueError for what `limits.check` refuses, and for checkpoints and heads that the recipe cannot have."""
+        limits.check(self)
+        if (last := max(self.recipe.checkpoints)) > self.recipe.cot_steps:
+            raise ValueError(f"--recipe.checkpoints has {last:,}, but the training takes {self.recipe.cot_steps:,} steps.")
+        if self.recipe.hidden % self.recipe.heads:
+            raise ValueError(f"--recipe.heads is {self.recipe.heads}, which does not divide --recipe.hidden {self.recipe.hidden}.")
 
 
 def texts(corpus: dict[str, list[Episode]]) -> list[str]:

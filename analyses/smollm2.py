@@ -13,6 +13,7 @@ import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from tqdm import tqdm
 
 from interp.alfworld import record as household
 from interp.decoding import LIMITS, decode_modes
+from analyses.study import Device
+from interp import limits
+from interp.limits import Count, Folder, Limits, Workers
 from interp.prompts import PromptFormat
 from interp.series import CheckpointSeries
 from interp.recording import Sizes, record
@@ -39,20 +43,26 @@ SYSTEM = ("You act in a household by text commands. First think inside <think></
 class Config:
     """The defaults prepare the study of the shipped adapters; `--retrain` trains them."""
 
-    work: Path = Path("runs/smollm2")
+    work: Annotated[Path, Folder()] = Path("runs/smollm2")
     """Folder of the downloaded package, the base model, the episodes and the series."""
-    games: int = 1100
+    games: Count = 1100
     """Train games to record for `--retrain`."""
     retrain: bool = False
     """Train the adapters instead of taking the shipped ones; training resumes from its last checkpoint."""
     tuning: Tuning = field(default_factory=Tuning)
     """Rank, steps, batches and seeds."""
-    time: int = 0
+    time: Annotated[int, Limits(0, 300)] = 0
     """Time decoding against plain `generate` on this many of 300 decisions (0: do not)."""
-    workers: int = 2
+    workers: Workers = 2
     """Engine processes."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda."""
+
+    def check(self) -> None:
+        """Raises ValueError for what `limits.check` refuses, and for checkpoints that the training does not reach."""
+        limits.check(self)
+        if (last := max(self.tuning.checkpoints)) > self.tuning.steps:
+            raise ValueError(f"--tuning.checkpoints has {last:,}, but the training takes {self.tuning.steps:,} steps.")
 
 
 def base_model(work: Path) -> Path:

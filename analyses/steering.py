@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from analyses.probes import boundary_layers, labelled
 from analyses.study import NotApplicable, Study
+from interp.checks import configuration
 from interp.directions import RANDOM, orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
+from interp.limits import Limits
 from interp.stats import cluster_bootstrap
 from interp.steering import METRICS, POSITIONS, Position, steer
 
@@ -21,14 +24,23 @@ class Config(Study):
 
     steered: int = 0
     """Decisions to steer, in-domain (0: 24 quick, 60 full; at most half of them, the others give the direction)."""
-    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    alphas: Annotated[tuple[float, ...], Limits(-1000, 1000)] = (0.0, 0.25, 0.5, 1.0)
     """Strengths, in units of the residual's mean norm at the boundary."""
-    per_decision: int = 5
+    per_decision: Annotated[int, Limits(0, RANDOM)] = 5
     """Of the random directions, how many each decision is steered along; the next decision takes the next ones (0: all)."""
     positions: tuple[Position, ...] = POSITIONS
     """Which tokens are steered."""
-    layer: int = -1
+    layer: Annotated[int, Limits(-1)] = -1
     """Block whose output is steered (-1: the middle one)."""
+
+    def check(self) -> None:
+        """Raises as `Study.check` does, and for a block that the model does not have."""
+        super().check()
+        if self.revisions:
+            return  # what is on a hub is read when it is fetched
+        read = configuration(self.checkpoint_series.checkpoint(self.steps[0]), self.trust_remote_code).get_text_config()
+        if self.layer >= read.num_hidden_layers:
+            raise ValueError(f"--layer is {self.layer}, but the model's blocks are 0 to {read.num_hidden_layers - 1}.")
 
 
 def directions(config: Config, step: int, split: str, n: int, layer: int) -> tuple[str, str, dict[str, np.ndarray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import shlex
 import sys
@@ -22,17 +23,21 @@ from tqdm import tqdm
 
 import interp
 from analyses.provenance import first_use
+from interp import limits
 from interp.decoding import Said, decode_modes
 from interp.environments import ANY, Environment, find
 from interp.identity import hash_text
 from interp.json_files import read_tools, read_training
+from interp.limits import Existing, Folder, Known, Seed, Tokens
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.pairs import make_pairs
 from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.series import SERIES, CheckpointSeries
 from interp.records import read_record, write_record
+from interp.styles import STYLES
 from interp.tables import inside, write_table
-from interp.tasks import CORPUS, sample_decisions
+from interp.tasks import CORPUS, Decision, sample_decisions
+from interp.vllm import MISSING
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
 
@@ -43,11 +48,29 @@ class NotApplicable(ValueError):
     left_out = True
 
 
+def style(name: str) -> None:
+    """Raise ValueError for a prompt style that is none ("": as the series says)."""
+    if name and name not in STYLES:
+        raise ValueError(f"There is no prompt style {name!r}: there are {', '.join(STYLES)}.")
+
+
+def environment(name: str) -> None:
+    """Raise the sentence of an environment that cannot be had ("auto": as the decisions say)."""
+    if name != "auto":
+        find(name)
+
+
+#: Fields of several configurations, with what they may be.
+Device = Annotated[str, Known(pick_device)]
+StyleName = Annotated[str, Known(style)]
+EnvironmentName = Annotated[str, Known(environment)]
+
+
 @dataclass
 class Study:
     """Where a study runs, on what, and how large it is."""
 
-    run: Path = Path("runs/quick")
+    run: Annotated[Path, Folder()] = Path("runs/quick")
     """Folder for everything the run writes: tables, partial results, activations."""
     series: Path = SERIES
     """Folder that a trainer wrote (see the README's table); the shipped series by default. A hub repository with --revisions."""
@@ -59,13 +82,13 @@ class Study:
     """Recorded episodes or decisions, .jsonl or .jsonl.xz; by default the environment's, which are the shipped ones."""
     base: Path | None = None
     """Folder of the model that the series' adapters belong to (none: where their configuration says)."""
-    style: str = ""
+    style: StyleName = ""
     """Prompt style (see interp.styles.STYLES); the one that the series says it was trained in, else `tags`."""
     system: str = ""
     """System prompt of decisions that bring none; the one that the series says it was trained with, else none."""
-    tools: Path | None = None
+    tools: Annotated[Path | None, Existing()] = None
     """JSON file with the list of function signatures that the chat template is given."""
-    environment: Annotated[str, tyro.conf.arg(aliases=["--actions"])] = "auto"
+    environment: Annotated[EnvironmentName, tyro.conf.arg(aliases=["--actions"])] = "auto"
     """What is acted in: alfworld, any (recorded decisions, where any text or JSON object is an action), or one of your own as MODULE:NAME, whose
     code is run (auto: alfworld where the recorded actions are its commands, else any)."""
     size: Literal["quick", "full"] = "quick"
@@ -76,20 +99,20 @@ class Study:
     """Which test decisions: seen task types in unseen scenes, or task types never trained on (all that the corpus holds)."""
     decisions: int | Path = 0
     """How many decisions in each split (0: 160 quick, 400 full, or all where there are fewer); or a file of them, as --corpus."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every draw: decisions, pairs, donors, resamples, folds."""
     official: bool = False
     """Play ALFWorld's own valid_seen games from $ALFWORLD_DATA instead of generated ones."""
-    trace_tokens: int = 96
+    trace_tokens: Tokens = 96
     """Tokens that a trace and its action may take before a decoding is given up."""
-    action_tokens: int = 24
+    action_tokens: Tokens = 24
     """Tokens that an action may take where no trace is written before it."""
     truncate: Truncate = "none"
     """What is done with a prompt that leaves no room for a trace and an action in the model's context: refused (none), or its oldest turns
     behind the task left out, which the table's provenance counts."""
     generator: Literal["hf", "vllm"] = "hf"
     """What decodes: the hooked Hugging Face model, or vLLM on a GPU machine that has it (full weights only)."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda."""
     dtype: str = "auto"
     """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
@@ -97,6 +120,21 @@ class Study:
     def __post_init__(self):
         if isinstance(self.decisions, Path) and self.corpus == CORPUS:  # `--decisions my.jsonl`
             self.corpus, self.decisions = self.decisions, 0
+
+    def check(self) -> None:
+        """Raise the sentence of what cannot be studied before a model is loaded: of each field, then of what they name."""
+        limits.check(self)
+        if self.base and not any((place / self.base).exists() for place in self._folders):
+            raise FileNotFoundError(f"--base: there is no folder {self.base}, seen from here or from the checkpoints.")
+        if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
+            raise ImportError(MISSING)
+        pick_dtype(self.dtype, pick_device(self.device))
+        for name in ("online_checkpoints", "span_checkpoints"):
+            if getattr(self, name, 0) > len(self.steps):
+                raise ValueError(f"--{name} is {getattr(self, name):,}, but {len(self.steps)} checkpoints are studied.")
+        self.steps, self._sampled
+        if self.official:
+            self.pick_games("in_domain", 1, self.seed)
 
     def number(self, given: int, quick: int, full: int) -> int:
         """A size that was given, or the one of the study's size."""
@@ -117,8 +155,15 @@ class Study:
             return CheckpointSeries.from_hub(str(self.series), self.revisions, self.base, self.trust_remote_code)
         return CheckpointSeries.discover(self.series, self.base, self.trust_remote_code)
 
+    @property
+    def _folders(self) -> list[Path]:
+        """Where a base is looked for: here, and from each checkpoint."""
+        paths = [path for path in self.checkpoint_series.sources.values() if isinstance(path, Path)]
+        return [Path(), *paths, *dict.fromkeys(path.parent for path in paths)]
+
     @cached_property
     def steps(self) -> list[int]:
+        limits.check(self)
         for step in self.checkpoints:
             self.checkpoint_series.path(step)  # names those there are where this one is not
         return list(self.checkpoints) or self.checkpoint_series.steps
@@ -193,10 +238,14 @@ class Study:
         return {s: corpus[named.splits[s]] for s in wanted}
 
     @cached_property
-    def _prompts(self) -> dict[str, list[Prompt]]:
+    def _sampled(self) -> dict[str, list[Decision]]:
         held = {s: sum(len(e.decisions()) for e in group) for s, group in self.episodes.items()}
         sizes = {s: self.decisions or min(n, self.number(0, 160, 400)) for s, n in held.items()}
-        return {s: [self.format.prompt(d) for d in sample_decisions(self.episodes[s], sizes[s], self.seed)] for s in self.parts}
+        return {s: sample_decisions(self.episodes[s], sizes[s], self.seed) for s in self.parts}
+
+    @cached_property
+    def _prompts(self) -> dict[str, list[Prompt]]:
+        return {s: [self.format.prompt(d) for d in decisions] for s, decisions in self._sampled.items()}
 
     @property
     def pick_games(self) -> Callable[[str, int, int], Sequence]:
@@ -348,10 +397,6 @@ class All(Study):
     def on_gpu(self) -> bool:
         """Whether the models run on a GPU, where one process at a time is best."""
         return pick_device(self.device).type == "cuda"
-
-    def check(self) -> None:
-        """Raise the sentence of a wrong series, checkpoint or device once, before anything starts."""
-        self.steps, self.episodes, pick_dtype(self.dtype, pick_device(self.device))
 
     def arguments(self, analysis: type[Study]) -> list[str]:
         """The given options that an analysis knows, as they are written on its command line."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.probes import boundary_layers, labelled
+from analyses.probes import Labels, boundary_layers, check_labels, labelled
 from analyses.study import NotApplicable, Study
+from interp.limits import Draws, Folds
 from interp.transfer import transfer
 
 ORDER = ["train_step", "test_step", "split", "label", "layer", "reader", "metric", "value", "low", "high", "n", "n_groups"]
@@ -18,12 +19,17 @@ ORDER = ["train_step", "test_step", "split", "label", "layer", "reader", "metric
 class Config(Study):
     """Does what a probe reads at one checkpoint stay where it is? Layer and C are chosen at the training step, without test labels."""
 
-    labels: tuple[str, ...] = ("eventual_target",)
+    labels: Labels = ("eventual_target",)
     """Which action and class of it, as in `probes`; each checkpoint is read for its own."""
-    folds: int = 5
+    folds: Folds = 5
     """Outer folds, grouped by episode."""
-    draws: int = 1000
+    draws: Draws = 1000
     """Bootstrap resamples."""
+
+    def check(self) -> None:
+        """Raises as `Study.check` does, and for labels that name no class."""
+        super().check()
+        check_labels(self)
 
 
 def run(config: Config) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from interp.probe_inputs import numbers
 from interp.solver import fit_logistic
 
 #: Random directions that the probe's is held against.
@@ -35,7 +36,7 @@ def probe_direction(acts: Float[np.ndarray, "decision d_model"], labels: Sequenc
     Raises ValueError for lengths that differ, another method, a class without decisions, and a zero direction.
     Source: Marks & Tegmark 2023 (difference of means).
     """
-    acts, labels = np.asarray(acts, dtype=float), np.asarray(labels)
+    acts, labels = numbers(acts), np.asarray(labels)
     if acts.ndim != 2 or len(acts) != len(labels):
         raise ValueError(f"acts must be [decision, d_model] with a label for each decision, not {acts.shape} with {len(labels)} labels.")
     if method not in ("mean", "logistic"):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from interp.environments import Live, View
+from interp.processes import end_with_parent, how_it_ended
 
 
-def _serve(pipe, live: Callable[[], Live]) -> None:
-    """A worker: plays the games it is sent until its pipe closes."""
+def _serve(pipe) -> None:
+    """A worker: is sent what makes a game, then plays what it is sent until its pipe closes, or its parent ends."""
+    end_with_parent()
     playing: dict[int, Live] = {}
     try:
+        live = _imported(pipe)
         while True:
             orders = pipe.recv()
             views = {}
@@ -24,37 +28,80 @@ def _serve(pipe, live: Callable[[], Live]) -> None:
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         pass
     except Exception as error:  # tell the parent why, rather than die silently
-        pipe.send(error)
+        pipe.send(_sendable(error))
+
+
+def _imported(pipe) -> Callable[[], Live]:
+    """What makes a game, as a worker is sent it."""
+    try:
+        return pipe.recv()
+    except (AttributeError, ImportError) as error:
+        raise ImportError(f"What makes the games cannot be imported in a worker process ({type(error).__name__}: {error}): "
+                          "it has to be a class or function of a module that Python finds.") from error
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its words where it cannot be sent."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class Engines:
-    """Workers; `send` gives each slot ("reset", game) or ("step", action), and returns what each slot sees."""
+    """Workers; `send` gives each slot ("reset", game) or ("step", action), and returns what each slot sees.
+
+    live: makes a game's object; it is pickled, so a class or function of a module. Raises ValueError for no workers.
+    """
 
     def __init__(self, live: Callable[[], Live], workers: int = 2):
+        if workers < 1:
+            raise ValueError(f"Games are played in 1 worker process or more, not {workers}.")
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, live), daemon=True)
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        try:
+            for worker in range(workers):
+                self._send(worker, live)
+        except BaseException:
+            self.close()
+            raise
 
     def send(self, orders: dict[int, tuple[str, object]]) -> dict[int, View]:
-        """Play one order for each slot; raises what a worker raised."""
+        """Play one order for each slot; raises what a worker raised, and ChildProcessError where a worker has ended."""
         shares = [{s: o for s, o in orders.items() if s % len(self._pipes) == w} for w in range(len(self._pipes))]
-        for pipe, share in zip(self._pipes, shares):
-            if share:
-                pipe.send(share)
+        asked = [worker for worker, share in enumerate(shares) if share]
+        for worker in asked:
+            self._send(worker, shares[worker])
         views: dict[int, View] = {}
-        for pipe, share in zip(self._pipes, shares):
-            if share:
-                answer = pipe.recv()
-                if isinstance(answer, Exception):
-                    raise answer
-                views.update(answer)
+        for worker in asked:
+            views.update(self._answer(worker))
         return views
+
+    def _send(self, worker: int, what) -> None:
+        try:
+            self._pipes[worker].send(what)
+        except ConnectionError:
+            self._answer(worker)  # which says why, where the worker did
+
+    def _answer(self, worker: int) -> dict[int, View]:
+        """What a worker sends; raises what it raised, and ChildProcessError where it has ended."""
+        try:
+            answer = self._pipes[worker].recv()
+        except (EOFError, ConnectionError) as error:
+            process = self._processes[worker]
+            process.join(timeout=5)
+            how = "closed its pipe" if process.exitcode is None else how_it_ended(process.exitcode)
+            raise ChildProcessError(f"Worker process {worker + 1} of {len(self._processes)}, which plays the games, {how}.") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def close(self) -> None:
         for pipe in self._pipes:
@@ -63,6 +110,7 @@ class Engines:
             process.join(timeout=5)
             if process.is_alive():
                 process.terminate()
+                process.join()
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def find(name: str) -> Environment:
     Raises ValueError for a name that is neither, and ImportError for a module that is not there.
     """
     module, colon, what = KNOWN.get(name, name).partition(":")
-    if not colon or not what:
+    if not colon or not what.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"There is no environment {name!r}: there are {', '.join(KNOWN)}, or one of your own as MODULE:NAME.")
     try:
         imported = importlib.import_module(module)
@@ -163,6 +163,8 @@ def find(name: str) -> Environment:
         if error.name != module.partition(".")[0]:  # something that the module needs
             raise
         raise ImportError(f"The environment {name!r} cannot be imported ({error}): run where {module.split('.')[0]}.py is, or put its folder on PYTHONPATH.") from error
+    except Exception as error:  # one's own code, which may raise anything
+        raise ImportError(f"The environment {name!r} cannot be imported: its module raised {type(error).__name__} ({error}).") from error
     found = getattr(imported, what, None)
     if not isinstance(found, Environment):
         raise ValueError(f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from interp.logistic import TEXT_C, Fitter, standardised, tfidf
-from interp.probe_inputs import checked_set
+from interp.probe_inputs import checked_set, numbers
 from interp.readers import choose_layer
 from interp.scores import NESTED
 from interp.stats import Estimate, cluster_bootstrap, integer_codes
@@ -50,6 +50,12 @@ class MDLResult:
     seed: int
 
 
+def check_shares(shares: Sequence[float]) -> None:
+    """Raises ValueError for ends of blocks that do not rise from above 0 to 1."""
+    if not len(shares) or shares[-1] != 1 or min(np.diff([0.0, *shares])) <= 0:
+        raise ValueError(f"shares must rise from above 0 to 1, not be {tuple(shares)}.")
+
+
 def mdl(
     acts: Float[np.ndarray, "decision d_model"] | Float[np.ndarray, "decision layer d_model"],
     labels: Sequence[str],
@@ -74,7 +80,7 @@ def mdl(
     Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, shares that do not
     rise to 1, and a first block of fewer than two episodes. Source: Voita & Titov 2020 (arXiv 2003.12298), online code.
     """
-    values = np.asarray(acts)
+    values = numbers(acts)
     if values.ndim not in (2, 3):
         raise ValueError(f"acts must be [decision, d_model] or [decision, layer, d_model], not of shape {values.shape}.")
     layers = [NESTED] if values.ndim == 2 else list(range(values.shape[1]))
@@ -82,8 +88,7 @@ def mdl(
     classes, code = np.unique(data["labels"], return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"The labels hold only {classes.tolist()}: a code needs at least two classes.")
-    if not len(shares) or shares[-1] != 1 or min(np.diff([0.0, *shares])) <= 0:
-        raise ValueError(f"shares must rise from above 0 to 1, not be {tuple(shares)}.")
+    check_shares(shares)
     if not len(C) or min(C) <= 0:
         raise ValueError(f"C must hold positive inverse penalties, not {tuple(C)}.")
     group, names = integer_codes(data["groups"].tolist())

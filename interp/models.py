@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,10 +34,12 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"Device {name!r} was asked for, but torch sees no GPU on this machine: use --device cpu.")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.")
+    device = torch.device(name)
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"Device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs, which are counted from 0.")
+    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

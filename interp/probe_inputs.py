@@ -10,8 +10,30 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from interp.stats import cluster_codes
+
 #: What a set holds for each decision, in the order in which a test set gives it.
 COLUMNS = ("labels", "groups", "prompts", "previous", "types", "random_acts")
+
+
+def numbers(acts, name: str = "acts") -> np.ndarray:
+    """An array in double precision of an array, a tensor of any dtype and device (quantised, or with a gradient), or a list of them.
+
+    Raises ValueError for what holds no real numbers.
+    """
+    try:
+        if isinstance(acts, list | tuple):
+            values = np.array([numbers(each, name) for each in acts])
+        elif hasattr(acts, "detach"):
+            dense = acts.detach().dequantize() if acts.is_quantized else acts.detach()
+            values = dense.cpu().numpy() if dense.is_complex() else dense.to("cpu").double().numpy()
+        else:
+            values = np.asarray(acts)
+        if values.dtype.kind not in "biufO":
+            raise TypeError(f"they are of dtype {values.dtype}")
+        return values.astype(float)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} are no array of real numbers: {error}") from error
 
 
 def layered(acts, argument: str = "acts", name: str = "the set") -> Float[np.ndarray, "decision layer d_model"]:
@@ -19,7 +41,7 @@ def layered(acts, argument: str = "acts", name: str = "the set") -> Float[np.nda
 
     Raises ValueError for several sites, another shape, no decisions, and values that are not finite.
     """
-    values = np.asarray(acts.values if hasattr(acts, "values") and not callable(acts.values) else acts)
+    values = numbers(acts.values if hasattr(acts, "values") and not callable(acts.values) else acts, f"{argument} of {name}")
     if values.ndim == 4:
         if values.shape[1] != 1:
             raise ValueError(f"{argument} of {name} hold {values.shape[1]} sites: a probe reads one, so select it first.")
@@ -29,7 +51,16 @@ def layered(acts, argument: str = "acts", name: str = "the set") -> Float[np.nda
     bad = np.argwhere(~np.isfinite(values).all(axis=2))
     if len(bad):
         raise ValueError(f"{argument} of {name} are not finite at decision {bad[0][0]}, layer {bad[0][1]} ({len(bad)} such places).")
-    return values.astype(float)
+    return values
+
+
+def checked_groups(groups: Sequence | None, name: str) -> list:
+    """The episode of each decision; raises ValueError where they are not given, and as `stats.cluster_codes` does."""
+    if groups is None:
+        raise ValueError(f"groups of {name} are missing: give the episode of each decision, since decisions of one episode are alike "
+                         "(range(len(acts)) where each is an episode of its own).")
+    codes, names = cluster_codes(groups)
+    return [names[code] for code in codes]
 
 
 def checked_set(name: str, acts, *columns: Sequence | None) -> dict[str, np.ndarray | None]:
@@ -49,6 +80,7 @@ def checked_set(name: str, acts, *columns: Sequence | None) -> dict[str, np.ndar
                 "read the same decisions and layers off the random model."
             )
     lists = {argument: None if column is None else list(column) for argument, column in given.items()}
+    lists["groups"] = checked_groups(given["groups"], name)
     for argument, column in lists.items():
         if column is not None and len(column) != len(values):
             raise ValueError(f"acts of {name} have {len(values)} decisions but {argument} has {len(column)}: give one for each.")
@@ -82,7 +114,9 @@ def joined_sets(sets: Sequence[dict[str, np.ndarray | None]]) -> dict[str, np.nd
     return {name: None if first[name] is None else np.concatenate([first[name], second[name]]) for name in first}
 
 
-def check_folds(n_groups: int, folds: int) -> None:
-    """Raises ValueError where the episodes do not allow the folds."""
+def check_folds(n_groups: int, folds: int, seed: int = 0) -> None:
+    """Raises ValueError where the episodes do not allow the folds, and for a seed below 0."""
+    if seed < 0:
+        raise ValueError(f"seed is a number from 0 on, not {seed}.")
     if folds < 2 or n_groups < max(folds, 4):
         raise ValueError(f"{n_groups} episodes do not allow {folds} folds: need folds >= 2 and at least max(folds, 4) episodes.")

@@ -71,7 +71,7 @@ class ProbeResult:
 def probe(
     acts: Float[np.ndarray, "decision layer d_model"],
     labels: Sequence[str],
-    groups: Sequence,
+    groups: Sequence | None = None,
     *,
     prompts: Sequence[str] | None = None,
     previous: Sequence[str] | None = None,
@@ -93,7 +93,8 @@ def probe(
     then lowest log-loss, then smallest C and lowest layer. Features are standardised on the training set.
 
     acts: activations, layer 0 the embedding output; or an object whose `.values` is [decision, site, layer, d_model], one site.
-    labels: the action (class) of each decision. groups: its episode, never split between training and held-out decisions.
+    labels: the action (class) of each decision. groups: its episode, never split between training and held-out decisions; there is
+        no default, since decisions taken for independent that are not make every interval too narrow.
     prompts: prompt texts, for the controls `tfidf` (words and word pairs) and `prompt_length` (log of characters).
     previous: label of the action before (any string at the first step), for the control `previous_action`.
     test: (acts, labels, groups, prompts, previous, types, random_acts; the last ones may be left off) of an out-of-domain set,
@@ -137,7 +138,7 @@ def probe(
     classes, group = np.unique(joined["labels"][:n]), integer_codes(joined["groups"].tolist())[0]
     if len(classes) < 2:
         raise ValueError(f"The labels of the first set hold only {classes.tolist()}: a probe needs at least two classes.")
-    check_folds(len(set(group[:n].tolist())), folds)
+    check_folds(len(set(group[:n].tolist())), folds, seed)
 
     index = {label: i for i, label in enumerate(classes)}
     code = np.array([index.get(label, -1) for label in joined["labels"]])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 
+from interp.processes import end_with_parent
 from interp.tasks import Episode
 
 
@@ -37,7 +38,7 @@ def record(jobs: Sequence, episodes: Callable[[object], list[Episode]], seed: in
     Dropped and counted: an expert's episode that was not won, an aimless one that happened to reach its goal, and one without steps.
     """
     kept, dropped = [], {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         for found in progress(pool.map(episodes, jobs, chunksize=8), len(jobs)):
             for episode in found:
                 bad = not episode.won if episode.kind == "expert" else episode.won if episode.kind == "aimless" else not episode.steps

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import scipy.stats
 from jaxtyping import Float, Int
 from scipy.stats import pearsonr, spearmanr
@@ -43,6 +44,22 @@ def integer_codes(values: Sequence[Hashable]) -> tuple[Int[np.ndarray, "row"], l
     return np.array(codes, dtype=int), list(seen)
 
 
+def cluster_codes(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, "decision"], list]:
+    """As `integer_codes` of the cluster of each decision; numbers of numpy and torch count as plain ones.
+
+    Raises ValueError for a decision without a cluster (None, NaN), and for clusters that cannot be told apart (not hashable).
+    """
+    plain = groups.tolist() if hasattr(groups, "tolist") else [each.item() if hasattr(each, "item") else each for each in groups]
+    try:
+        codes, names = integer_codes(plain)
+    except TypeError as error:
+        raise ValueError(f"groups must be names or numbers, one for each decision ({error}).") from error
+    for code, name in enumerate(names):
+        if pd.api.types.is_scalar(name) and pd.isna(name):
+            raise ValueError(f"Decision {int(np.argmax(codes == code))} has no group ({name}): name the episode of every decision.")
+    return codes, names
+
+
 def bootstrap_weights(groups: Sequence[Hashable], draws: int = 2000, seed: int = 0) -> Int[np.ndarray, "draw decision"]:
     """How often each decision is in each resample of whole clusters; those of `cluster_bootstrap` for equal `seed` and `groups`.
 
@@ -52,7 +69,7 @@ def bootstrap_weights(groups: Sequence[Hashable], draws: int = 2000, seed: int =
     """
     if len(groups) == 0 or draws < 1:
         raise ValueError(f"Resamples need at least one decision and one draw, not {len(groups)} and {draws}.")
-    code, names = integer_codes(groups)
+    code, names = cluster_codes(groups)
     return _cluster_weights(len(names), draws, seed)[:, code]
 
 
@@ -131,7 +148,7 @@ def cluster_bootstrap(
         def function(mean):
             return mean[..., 0]
 
-    code, names = integer_codes(groups)
+    code, names = cluster_codes(groups)
     n_groups = len(names)
     if n_groups > 1 and rate and columns.min() == columns.max() and columns[0, 0] in (0, 1):
         effective = max(n_groups / widen**2, 1)
@@ -300,7 +317,7 @@ def max_statistic(
         raise ValueError(f"gains has {len(gains)} decisions but groups names {len(groups)}: give one for each.")
     if alternative not in ("greater", "two-sided") or permutations < 1:
         raise ValueError(f"Need alternative 'greater' or 'two-sided' and permutations >= 1, not {alternative!r} and {permutations}.")
-    code, names = integer_codes(groups)
+    code, names = cluster_codes(groups)
     if len(names) < 2:
         raise ValueError("All decisions are of one episode: flipping its sign alone tests nothing, so give at least two.")
     sums = np.stack([np.bincount(code, weights=layer, minlength=len(names)) for layer in gains.T], axis=1)

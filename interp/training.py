@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from transformers import (
 
 from interp.headers import hash_files
 from interp.json_files import read_training
+from interp.limits import Count, Limits, Seed, Several
 from interp.prompts import PromptFormat
 from interp.styles import STYLES
 from interp.supervision import Supervision, supervised
@@ -41,35 +43,35 @@ CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['rol
 class Recipe:
     """Everything that decides a series; saved with it."""
 
-    hidden: int = 128
+    hidden: Count = 128
     """Width of the residual stream."""
-    layers: int = 4
+    layers: Count = 4
     """Number of blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads."""
-    feed_forward: int = 512
+    feed_forward: Count = 512
     """Width of the MLP."""
-    vocabulary: int = 1024
+    vocabulary: Count = 1024
     """Entries of the tokenizer fitted on the corpus."""
-    context: int = 3072
+    context: Count = 3072
     """Longest sequence in tokens; longer episodes are left out."""
-    base_steps: int = 2200
+    base_steps: Count = 2200
     """Optimiser steps of the base on the broad mixture."""
-    cot_steps: int = 2000
+    cot_steps: Count = 2000
     """Optimiser steps of the chain-of-thought training."""
-    batch_tokens: int = 4096
+    batch_tokens: Count = 4096
     """Tokens in a batch, padding included."""
-    base_lr: float = 3e-3
+    base_lr: Annotated[float, Limits(0, 10)] = 3e-3
     """Peak learning rate of the base."""
-    cot_lr: float = 1e-3
+    cot_lr: Annotated[float, Limits(0, 10)] = 1e-3
     """Peak learning rate of the chain-of-thought training."""
-    replay: float = 0.0
+    replay: Annotated[float, Limits(0, 1)] = 0.0
     """Share of the base mixture replayed during the chain-of-thought training."""
     checkpoints: tuple[int, ...] = (0, 25, 60, 150, 350, 800, 1400, 2000)
     """Steps of the chain-of-thought training that are kept."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches summed for one optimiser step."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation, order and mixture."""
 
     def __post_init__(self):
@@ -81,23 +83,23 @@ class Recipe:
 class Tuning:
     """Everything that decides a low-rank fine-tuning of a pretrained model (LoRA, Hu et al. 2021); saved with it."""
 
-    rank: int = 8
+    rank: Count = 8
     """Rank of the update of every linear map of the blocks; its scale is twice the rank over the rank."""
-    context: int = 2048
+    context: Count = 2048
     """Longest sequence in tokens; longer episodes are left out."""
-    steps: int = 180
+    steps: Count = 180
     """Optimiser steps."""
-    batch_tokens: int = 2048
+    batch_tokens: Count = 2048
     """Tokens in a batch, padding included."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches summed for one optimiser step."""
-    lr: float = 1e-3
+    lr: Annotated[float, Limits(0, 10)] = 1e-3
     """Peak learning rate."""
     checkpoints: tuple[int, ...] = (4, 12, 30, 75, 180)
     """Steps that are kept; the untouched model is checkpoint 0."""
-    again: tuple[int, ...] = (160, 320)
+    again: Annotated[tuple[int, ...], Several(twice=True, none=True)] = (160, 320)
     """Further steps, each lot with a learning rate that rises and falls again; the last of each lot is a checkpoint."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation and order."""
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from interp.logistic import Fitter, grouped_splits, scored, standardised
-from interp.probe_inputs import check_folds, layered
+from interp.probe_inputs import check_folds, checked_groups, layered
 from interp.readers import choose_layer
 from interp.scores import NESTED
 from interp.stats import cluster_bootstrap, cross_fitted, integer_codes
@@ -85,7 +85,7 @@ def transfer(
     sets = {"in_domain": _checked(steps, acts_by_step, labels_by_step, groups)}
     if test is not None:
         sets["out_of_domain"] = _checked(steps, *test)
-        if shared := set(groups) & set(test[2]):
+        if shared := set(sets["in_domain"][2]) & set(sets["out_of_domain"][2]):
             raise ValueError(f"{len(shared)} episodes (one is {min(shared, key=str)!r}) are in both sets: share none.")
     shape = sets["in_domain"][0][0].shape
     for acts, _, _ in sets.values():
@@ -97,7 +97,7 @@ def transfer(
         raise ValueError(f"C must hold positive inverse penalties, not {tuple(C)}.")
     layers, grid, n = range(shape[1]) if layer is None else [layer], sorted(float(c) for c in C), shape[0]
     group = integer_codes([name for _, _, names in sets.values() for name in names])[0]
-    check_folds(len(set(group[:n].tolist())), folds)
+    check_folds(len(set(group[:n].tolist())), folds, seed)
     classes = sorted({name for _, labels, _ in sets.values() for each in labels for name in each if name is not None})
     index = {name: i for i, name in enumerate(classes)} | {None: -1}
 
@@ -148,6 +148,7 @@ def _checked(steps: tuple, acts_by_step: Mapping, labels_by_step: Mapping, group
     """Activations and labels of each step, and the episodes, of one set."""
     if not steps or set(steps) != set(acts_by_step) or set(steps) != set(labels_by_step):
         raise ValueError(f"acts_by_step has steps {tuple(acts_by_step)} but labels_by_step has {tuple(labels_by_step)}: give both for the same steps.")
+    groups = checked_groups(groups, "the set")
     acts = [layered(acts_by_step[step], "acts", f"step {step}") for step in steps]
     labels = [list(labels_by_step[step]) for step in steps]
     for step, values, names in zip(steps, acts, labels, strict=True):
@@ -159,4 +160,4 @@ def _checked(steps: tuple, acts_by_step: Mapping, labels_by_step: Mapping, group
         wrong = [i for i, name in enumerate(names) if not (name is None or isinstance(name, str))]
         if wrong:
             raise ValueError(f"labels of step {step} must be strings or None; decision {wrong[0]} has {names[wrong[0]]!r}.")
-    return acts, labels, list(groups)
+    return acts, labels, groups

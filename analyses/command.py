@@ -1,0 +1,75 @@
+"""A command line read into a configuration, and the sentence of what went wrong: short, on one line, without control characters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+#: Most characters of an error that are shown, and how many of them are its end.
+MOST, END = 1000, 200
+
+
+def configured(kind: type, arguments: Sequence[str], name: str):
+    """A dataclass from its command line, `check`ed where it says how, else by `interp.limits`.
+
+    Raises ValueError for what cannot be parsed; `--help` is printed, and ends the program.
+    """
+    import tyro
+
+    from interp.limits import check
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.cli(kind, args=arguments, prog=f"python -m analyses {name}")
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ValueError(f"{unboxed(said.getvalue())} See `python -m analyses {name} --help`.") from end
+    getattr(config, "check", lambda: check(config))()
+    return config
+
+
+def unboxed(text: str) -> str:
+    """The first part of what tyro draws a box around, as one sentence."""
+    lines = []
+    for line in text.splitlines():
+        if line.startswith(("╭", "╰")):
+            continue
+        line = line.strip("│ ")
+        if line and not line.strip("─"):
+            break
+        lines.append(line)
+    return f"{' '.join(filter(None, lines)).rstrip('.')}."
+
+
+def sentence(text: str) -> str:
+    """A text on one line, cut where it is long, its control characters escaped."""
+    if len(text) > MOST:
+        text = f"{text[:MOST - END]} [... {len(text) - MOST:,} characters ...] {text[-END:]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
+
+def told(error: Exception, name: str) -> str:
+    """What is said of an error: its own sentence where it is one that a user can mend, else what failed, and where."""
+    if isinstance(error, (ValueError, OSError, NotImplementedError, ImportError)) and str(error).strip():
+        return sentence(str(error))
+    if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):  # not a bare key
+        return sentence(str(error.args[0]))
+    words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, MemoryError) or "OutOfMemory" in words or "can't allocate memory" in words:
+        return sentence(f"{name} ran out of memory; finished stages are kept ({words})")
+    return sentence(f"{name} failed, which is a defect of this program or of code of yours that it runs ({_place(error)}): {words}. "
+                    "INTERP_DEBUG=1 shows where.")
+
+
+def _place(error: Exception) -> str:
+    """Line and file of this program where an error arose, and of the code that it called there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename]
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (own[-1:] + frames[-1:])]
+    return ", in ".join(dict.fromkeys(places))

@@ -1,0 +1,109 @@
+"""Child processes that end with the process that started them, however that ends, and what is said of one that was ended.
+
+>>> statuses = side_by_side([["python", "one.py"], ["python", "two.py"]])     # the children call `end_with_parent` first
+>>> [how_it_ended(status) for status in statuses if status]
+['was ended by signal 9 (SIGKILL), as the system does where memory runs out']
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+#: Seconds that children have to end by themselves after an interrupt, and then after being asked to.
+PATIENCE = (1.0, 5.0)
+_PR_SET_PDEATHSIG = 1
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that asks this process to end; it ends as after an interrupt from the keyboard, with this exit status."""
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.status = 128 + number
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise `Stopped`, so that what is open is closed; where they are ignored (nohup) they stay so."""
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # once is enough: what ends must not be interrupted
+        raise Stopped(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, stop)
+
+
+def end_with_parent() -> None:
+    """Let this process, a child of `side_by_side` or a worker of `multiprocessing`, end when its parent has.
+
+    A child's standard input is a pipe from its parent, which closes however the parent ends; a worker has such a pipe already. A
+    thread waits for that. On Linux the kernel also kills a child at once, be Python busy or not.
+    """
+    worker = multiprocessing.parent_process()
+    if worker is not None:
+        _end_after(worker.join)
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_after(lambda: os.read(0, 1))
+
+
+def _end_after(wait: Callable[[], object]) -> None:
+    def watch():
+        wait()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def side_by_side(commands: Sequence[Sequence[str]], environment: Mapping[str, str] = {}) -> list[int]:
+    """Run commands at the same time; returns their exit statuses, minus the signal's number for one that a signal ended.
+
+    environment: variables beside this process's own; {number} in a value stands for the command's place. An interrupt of this
+    process, and `Stopped`, end all of them within seconds. Each should call `end_with_parent` before it does anything long.
+    """
+    running: list[subprocess.Popen] = []
+    try:
+        for number, command in enumerate(commands):
+            own = {name: value.format(number=number) for name, value in environment.items()}
+            running.append(subprocess.Popen(command, env={**os.environ, **own}, stdin=subprocess.PIPE))
+        return [process.wait() for process in running]
+    finally:
+        _end(running)
+
+
+def _end(running: Sequence[subprocess.Popen]) -> None:
+    """Wait for children that the terminal has interrupted as well; interrupt, then kill, those that go on."""
+    for act, seconds in zip((lambda process: process.send_signal(signal.SIGINT), subprocess.Popen.kill), PATIENCE, strict=True):
+        _wait(running, seconds)
+        for process in running:
+            act(process)  # does nothing to one that has ended
+    for process in running:
+        process.wait()
+        process.stdin.close()
+
+
+def _wait(running: Sequence[subprocess.Popen], seconds: float) -> None:
+    """Until all have ended, or this long for all of them together."""
+    started = time.monotonic()
+    for process in running:
+        try:
+            process.wait(max(0.0, started + seconds - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return
+
+
+def how_it_ended(status: int) -> str:
+    """What is said of a process with this exit status (minus a signal's number where one ended it)."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    reason = ", as the system does where memory runs out" if -status == signal.SIGKILL else ""
+    return f"was ended by signal {-status} ({signal.Signals(-status).name}){reason}"
