@@ -16,7 +16,7 @@ from jaxtyping import Float
 from interp.generation import Memory, continue_each
 from interp.models import layers_of
 from interp.packing import score
-from interp.prompts import Mode, Prompt
+from interp.prompts import Mode, Prompt, PromptFormat, same_format
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,17 @@ class Said:
 LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
 
+def stop_tokens(model) -> list[int]:
+    """Ids at which a model's own generation configuration ends a turn (none without one)."""
+    named = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
+    return [] if named is None else [int(i) for i in (named if isinstance(named, (list, tuple)) else [named])]
+
+
+def format_of(model, prompts: Sequence[Prompt]) -> PromptFormat:
+    """The one format of prompts, which ends a turn where the model's generation configuration does too; raises ValueError as `same_format`."""
+    return same_format(prompts).stopping_at(stop_tokens(model))
+
+
 def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, parser: Callable[[str], str | None] = str,
                  max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None, engine=None,
                  temperature: float = 0.0, seed: int = 0) -> dict[str, list[Said]]:
@@ -40,11 +51,12 @@ def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, par
     memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one. engine: an
     `interp.vllm.Engine` over the same checkpoint, which generates instead.
     """
-    if not prompts:
-        raise ValueError("There is nothing to decode: the list of prompts is empty.")
-    fmt = prompts[0].format
+    fmt = format_of(model, prompts)
     openings = {mode: fmt.opening(mode) for mode in modes}
-    limits = {mode: max_new_tokens[mode] if isinstance(max_new_tokens, Mapping) else max_new_tokens or LIMITS[mode] for mode in modes}
+    given = max_new_tokens if isinstance(max_new_tokens, Mapping) else dict.fromkeys(modes, max_new_tokens)
+    limits = {mode: LIMITS[mode] if given[mode] is None else given[mode] for mode in modes}
+    if any(limit < 1 for limit in limits.values()):
+        raise ValueError(f"A decoding takes at least one token: max_new_tokens is {max_new_tokens}.")
     if engine is not None:
         if temperature:
             raise ValueError("The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it.")
@@ -62,7 +74,7 @@ def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Call
     """Decode in one mode, greedily unless a `temperature` is given; `parser` turns the text between the action tags into an action, or None.
 
     `max_new_tokens` (one number, or one for each mode) is `LIMITS[mode]` unless given; `seed`: of what is drawn. Raises
-    ValueError for an empty list of prompts, or a temperature below 0.
+    ValueError for an empty list of prompts, prompts of several formats, fewer than one token, or a temperature below 0.
     """
     return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress, memory=memory,
                         temperature=temperature, seed=seed)[mode]
@@ -74,7 +86,7 @@ def draw(model, prompts: Sequence[Prompt], *, parser: Callable[[str], str | None
 
     For agents whose likeliest trace is no sample of what they do. Where a trace opens no action, what was drawn is returned.
     """
-    fmt = prompts[0].format if prompts else None
+    fmt = format_of(model, prompts)
     drawn = decode(model, prompts, "cot", parser=parser, max_new_tokens=max_new_tokens, progress=progress, temperature=temperature, seed=seed)
     leads = [fmt.lead_ids(s.ids) for s in drawn]
     limit = max_new_tokens["prompt"] if isinstance(max_new_tokens, Mapping) else LIMITS["prompt"]

@@ -83,19 +83,17 @@ def written(fmt: PromptFormat, item: Episode | Decision) -> Iterator[Written]:
 
     A token that holds any character of an action is the action's, and of the others one that holds any of a trace is the trace's.
     """
-    if isinstance(item, Decision) or fmt.style.native:
+    if isinstance(item, Decision) or not fmt.whole:
         yield from (_answered(fmt, decision) for decision in item.decisions())
         return
-    text, turns = fmt.rendered(item)
+    text, turns, encoded = fmt.rendered(item)
     parts, of = bytearray(len(text)), np.full(len(text), -1)
     for number, ((start, end), step) in enumerate(zip(turns, item.steps, strict=True)):
         turn = _turn(fmt, step.trace, step.action)
-        shift = fmt.style.turn(step.trace, step.action).index(text[start:end])  # templates may strip a turn's ends
+        shift = fmt.turn(step.trace, step.action).index(text[start:end])  # templates may strip a turn's ends
         parts[start:end], of[start:end] = turn[shift:shift + end - start], number
-    encoded = fmt.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"]
-    found = _parts(parts, offsets)
-    yield Written(encoded["input_ids"], found, [f"{item.id}#{of[end - 1]}" if part else "" for part, (_, end) in zip(found, offsets)])
+    found = _parts(parts, encoded.offsets)
+    yield Written(encoded.ids, found, [f"{item.id}#{of[end - 1]}" if part else "" for part, (_, end) in zip(found, encoded.offsets)])
 
 
 def _turn(fmt: PromptFormat, trace: str, action: str) -> bytes:
@@ -112,11 +110,11 @@ def _parts(characters: bytes, offsets: Sequence[tuple[int, int]]) -> list[int]:
 
 def _answered(fmt: PromptFormat, decision: Decision) -> Written:
     s, (ids, _) = fmt.style, fmt.example(decision)
-    opened, action = s.lead_text(decision.trace), f"{s.space}{decision.reference}{s.close_action}"
-    start = len(s.open_think + s.space * bool(decision.trace))
-    before = bytes([TAG] * start + [COT] * len(decision.trace) + [TAG] * (len(opened) - start - len(decision.trace)))
+    opened, start = fmt.trace_prefix(decision.trace)
+    rest = len(s.close_think + s.open_action)
+    before = bytes([TAG] * start + [COT] * len(decision.trace) + [TAG] * rest)
     behind = bytes([TAG] * len(s.space) + [ACTION] * len(decision.reference) + [TAG] * len(s.close_action))
-    found = [*_parts(before, fmt.encoded(opened, fmt.header)[1]), *_parts(behind, fmt.encoded(action)[1])]
+    found = [*_parts(before, opened.offsets), *_parts(behind, fmt.closed_action(decision.reference).offsets)]
     said = len(fmt.with_trace(decision.trace)) + len(fmt.action_ids(decision.reference))
     found += [TAG] * (said - len(found))  # the end of a turn, where it closes the action
     return Written(ids, [0] * (len(ids) - said) + found, [""] * (len(ids) - said) + [decision.id] * said)

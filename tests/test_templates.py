@@ -120,11 +120,9 @@ def test_a_tool_call_is_written_as_the_template_writes_it():
     assert fmt._render(turns, True, "") == fmt._render(official, True, "")
 
 
-@pytest.mark.parametrize("template, family, words", [
-    ("gemma.jinja", "gemma", "System role not supported.*first user message"), ("smolvlm.jinja", "chatml", "drops or changes the system message")])
-def test_a_template_that_takes_no_system_message_is_refused(template, family, words):
-    with pytest.raises(ValueError, match=words):
-        PromptFormat(tokenizer_of(family, text_of(template)), "llama3", system="Act.")
+def test_a_template_that_takes_no_system_message_is_refused():
+    with pytest.raises(ValueError, match="System role not supported.*first user message by --system_as user"):
+        PromptFormat(tokenizer_of("gemma", text_of("gemma.jinja")), "llama3", system="Act.")
 
 
 def test_a_style_that_the_template_strips_is_refused_by_the_message():
