@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from interp import hooks, inner
 from interp.checkpoints import first_line
-from interp.finite import check_trial
+from interp.finite import check_trial, not_finite
 from interp.sites import find_places
 from interp.unembedding import Unembedding
 
@@ -108,7 +108,7 @@ class HookedModel:
         config, depth = self.config, len(self.blocks)
         if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:  # accelerate's hooks: what comes out is where the ids were
             add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
-        self.window = getattr(config, "sliding_window", None)
+        self.window = inner.largest(config, "sliding_window")
         self.layer_types = list(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"] * depth)
         strange = [t for t in self.layer_types if t not in ("full_attention", "sliding_attention")]
         if strange:
@@ -133,10 +133,9 @@ class HookedModel:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
 
-    def check_finite(self) -> None:
-        """Raise ValueError, naming the checkpoint, the dtype and where they begin, for numbers that are not finite on a few tokens."""
-        name = self.hf.config.name_or_path or self.architecture
-        check_trial(self, name if self.step is None else f"{name} (checkpoint {self.step})")
+    def check_finite(self, name: object = None) -> None:
+        """Raise ValueError for numbers that are not finite on a few tokens: of which checkpoint, in which dtype, and where they begin."""
+        check_trial(self, name or self.hf.config.name_or_path or self.architecture)
 
     def check_ids(self, rows: Iterable[Sequence[int]]) -> None:
         """Raise ValueError for a token id that the model does not embed."""
@@ -176,7 +175,7 @@ class HookedModel:
     @property
     def n_heads(self) -> int:
         """Attention heads of a layer, the most that any layer has (`heads` has each layer's)."""
-        return max(self.heads, default=0) or self.config.num_attention_heads
+        return max(self.heads) or inner.largest(self.config, "num_attention_heads") or 1
 
     @property
     def vocabulary(self) -> int:
@@ -195,6 +194,10 @@ class HookedModel:
     def widths(self) -> dict[str, tuple[int | None, ...]]:
         """Numbers at each site of a token, in each layer (None where a layer does not have the site)."""
         return {site: tuple(place and place.width for place in row) for site, row in self.places.items()}
+
+    def width(self, site: str, layer: int) -> int:
+        """Numbers at a site of one layer; raises NotImplementedError where the layer does not have it."""
+        return hooks.place_of(self.places, site, layer).width
 
     def taps(self, edits: Mapping[tuple[str, int], hooks.Edit]):
         """Tap sites for one forward pass (see `interp.hooks.taps`)."""
@@ -223,6 +226,7 @@ class HookedModel:
         cache = self.new_cache() if cache is None else cache
         if len(ids):
             self.check_length(cache.get_seq_length() + len(ids))
+            self.check_ids([ids])
             cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
             last = cache.layers[-1]
             last.__class__ = _Last
@@ -304,7 +308,10 @@ class HookedModel:
 
     def logits(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
         """Unembed final hidden states [..., d_model], in float32; `tokens`: that part of the vocabulary only."""
-        return self._unembedding(hidden, tokens).to(self.device)
+        logits = self._unembedding(hidden, tokens).to(self.device)
+        if self.dtype == torch.float16 and not logits.isfinite().all():
+            raise ValueError(not_finite(f"The logits of {self.architecture}", self.dtype, "on these tokens"))
+        return logits
 
     def log_probability(self, hidden: torch.Tensor, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """log p(token[i]) after the final hidden state hidden[row[i]], [i] in nats; hidden: [row, d_model].
