@@ -243,6 +243,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     """
     if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
         raise ValueError("Every suffix needs at least one token to generate from.")
+    model.check_ids([*prompts, *(suffix for suffixes in variants.values() for suffix in suffixes if suffix is not None)])
     limits = {name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants}
     stops = {name: stop if callable(stop) else stop[name] for name in variants}
     found: dict[str, list] = {name: [None] * len(prompts) for name in variants}

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,11 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from interp import hooks
+from interp import hooks, inner
+from interp.checkpoints import first_line
+from interp.finite import check_trial, not_finite
+from interp.sites import find_places
+from interp.unembedding import Unembedding
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Hidden states and entries of the vocabulary that are unembedded at once.
@@ -99,19 +103,15 @@ class HookedModel:
     """
 
     def __init__(self, hf, tokenizer, step: int | None = None, weights_hash: str = ""):
+        hf = inner.unwrapped(hf)
+        inner.check_not_compiled(hf)
         self.hf, self.tokenizer, self.step, self.weights_hash = hf.eval().requires_grad_(False), tokenizer, step, weights_hash
-        self.architecture, config = type(hf).__name__, hf.config
-        if getattr(config, "is_encoder_decoder", False):
-            raise NotImplementedError(f"{self.architecture} is not supported: an encoder reads the prompt, so there is no boundary in the decoder.")
-        self.inner = hf.get_decoder() if hasattr(hf, "get_decoder") else hf.base_model
-        depth = config.num_hidden_layers
-        lists = [m for _, m in self.inner.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
-        if len(lists) != 1:
-            raise NotImplementedError(f"{self.architecture} is not supported: it has no one list of {depth} blocks.")
-        self.blocks = lists[0]
+        self.architecture, self.config = type(hf).__name__, inner.text_config(hf)
+        self.inner, self.blocks = inner.decoder(hf, self.config)
+        config, depth = self.config, len(self.blocks)
         if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:  # accelerate's hooks: what comes out is where the ids were
             add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
-        self.window = getattr(config, "sliding_window", None)
+        self.window = inner.largest(config, "sliding_window")
         self.layer_types = list(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"] * depth)
         strange = [t for t in self.layer_types if t not in ("full_attention", "sliding_attention")]
         if strange:
@@ -119,12 +119,41 @@ class HookedModel:
                                       "each token; only full and sliding attention do.")
         if "sliding_attention" in self.layer_types and not self.window:
             raise NotImplementedError(f"{self.architecture} is not supported: it has sliding layers, but its configuration names no sliding_window.")
+        self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
+        self._trial(self.check_finite)
         self._check_cache()
-        self.places = hooks.find_places(self.blocks, self._probe, self.architecture)
-        self._check_logits()
+        self.places, self.heads, self.outputs = self._trial(lambda: find_places(self.blocks, config, self._probe))
+
+    def _trial(self, run: Callable[[], object]):
+        """What a trial gives; what a model's own code raises in it becomes a sentence with the architecture."""
+        try:
+            return run()
+        except (NotImplementedError, ValueError) as error:
+            if type(error) is ValueError and "not finite" in str(error):
+                raise
+            raise NotImplementedError(f"{self.architecture} is not supported: {error}") from error
+        except Exception as error:  # anything that a model's own code may raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
+
+    def check_finite(self, name: object = None) -> None:
+        """Raise ValueError for numbers that are not finite on a few tokens: of which checkpoint, in which dtype, and where they begin."""
+        check_trial(self, name or self.hf.config.name_or_path or self.architecture)
+
+    def check_ids(self, rows: Iterable[Sequence[int]]) -> None:
+        """Raise ValueError for a token id that the model does not embed."""
+        entries = self.config.vocab_size
+        for row in rows:
+            if len(row) and not 0 <= min(row) <= max(row) < entries:
+                wrong = next(i for i in row if not 0 <= i < entries)
+                raise ValueError(f"Token id {wrong} is none of this model's, which are 0 to {entries - 1}: "
+                                 "the ids are another tokenizer's, or the embedding was not grown with the tokenizer.")
+
+    def _ids(self, tokens: int) -> torch.Tensor:
+        return torch.arange(tokens, device=self.device)[None] % self.config.vocab_size
 
     def _probe(self, tokens: int = 6, **kwargs):
-        ids = torch.arange(tokens, device=self.device)[None] % self.hf.config.vocab_size
+        ids = self._ids(tokens)
         with torch.inference_mode():
             return self.inner(input_ids=ids, **{"use_cache": False, **kwargs})
 
@@ -138,24 +167,23 @@ class HookedModel:
         if lengths != {6} or len(cache.layers) != len(self.blocks):
             raise NotImplementedError(f"{self.architecture} is not supported: its layers do not keep keys and values of every token.")
 
-    def _check_logits(self) -> None:
-        ids = torch.arange(6, device=self.device)[None] % self.hf.config.vocab_size
-        with torch.inference_mode():
-            whole, own = self.hf(input_ids=ids, use_cache=False).logits.float(), self.logits(self.inner(input_ids=ids, use_cache=False).last_hidden_state)
-        if not torch.allclose(whole, own, rtol=1e-2, atol=1e-3 * max(1.0, whole.abs().max().item())):
-            raise NotImplementedError(f"{self.architecture} is not supported: it does something to its logits beyond unembedding and soft-capping.")
-
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
 
     @property
     def d_model(self) -> int:
-        return self.hf.config.hidden_size
+        return self.config.hidden_size
 
     @property
     def n_heads(self) -> int:
-        return self.hf.config.num_attention_heads
+        """Attention heads of a layer, the most that any layer has (`heads` has each layer's)."""
+        return max(self.heads) or inner.largest(self.config, "num_attention_heads") or 1
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries that the model tells apart: tokens it embeds."""
+        return self.config.vocab_size
 
     @property
     def device(self) -> torch.device:
@@ -166,12 +194,13 @@ class HookedModel:
         return next(self.hf.parameters()).dtype
 
     @cached_property
-    def widths(self) -> dict[str, int]:
-        """Numbers at each site of a token."""
-        found: dict[str, int] = {}
-        with hooks.only(self.blocks, 0, 0), self.taps({(site, 0): lambda tensor, site=site: found.__setitem__(site, tensor.shape[-1]) for site in self.places}):
-            self._probe()
-        return found
+    def widths(self) -> dict[str, tuple[int | None, ...]]:
+        """Numbers at each site of a token, in each layer (None where a layer does not have the site)."""
+        return {site: tuple(place and place.width for place in row) for site, row in self.places.items()}
+
+    def width(self, site: str, layer: int) -> int:
+        """Numbers at a site of one layer; raises NotImplementedError where the layer does not have it."""
+        return hooks.place_of(self.places, site, layer).width
 
     def taps(self, edits: Mapping[tuple[str, int], hooks.Edit]):
         """Tap sites for one forward pass (see `interp.hooks.taps`)."""
@@ -180,7 +209,7 @@ class HookedModel:
     @property
     def context(self) -> int | None:
         """Tokens that the model reads at most (None: its configuration names no limit)."""
-        return getattr(self.hf.config, "max_position_embeddings", None) or None
+        return getattr(self.config, "max_position_embeddings", None) or None
 
     def check_length(self, tokens: int) -> None:
         """Raise ValueError where a sequence is longer than the model's context."""
@@ -200,6 +229,7 @@ class HookedModel:
         cache = self.new_cache() if cache is None else cache
         if len(ids):
             self.check_length(cache.get_seq_length() + len(ids))
+            self.check_ids([ids])
             cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
             last = cache.layers[-1]
             last.__class__ = _Last
@@ -249,7 +279,7 @@ class HookedModel:
     @torch.inference_mode()
     def support(self) -> Support:
         """Which path is exact here, tried on a few tokens: two packed branches, and both joining in mid-model, against plain passes."""
-        vocabulary = self.hf.config.vocab_size
+        vocabulary = self.config.vocab_size
         tokens = [(7 * i + 1) % vocabulary for i in range(10)]
         tails = torch.tensor([tokens[6:9], [(t + 3) % vocabulary for t in tokens[6:9]]], device=self.device)
         at = torch.arange(6, 9, device=self.device).repeat(2)
@@ -263,7 +293,7 @@ class HookedModel:
             with self.taps({("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone()) for i in range(self.n_layers)}):
                 packed = self.packed(*arguments)[0][0]
             counts = [0] * middle + [3] * (self.n_layers > 1) + [6] * (self.n_layers - middle - (self.n_layers > 1))
-            with hooks.joining(self.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6):  # one branch, then the other
+            with hooks.joining(self.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6, self.outputs):  # one branch, then the other
                 again = self.packed(*arguments)[0][0]
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             return Support("fast", "plain loop", "plain loop", "plain loop", f"it does not take a mask and positions of one's own ({error})")
@@ -276,27 +306,22 @@ class HookedModel:
     @property
     def tiling(self) -> tuple[int, int]:
         """Hidden states and entries of the vocabulary to unembed at once (the whole vocabulary where the head is no plain matrix)."""
-        head = self.hf.get_output_embeddings()
-        return (ROWS, TILE) if type(head) is torch.nn.Linear else (max(1, ROWS * TILE // head.weight.shape[0]), head.weight.shape[0])
+        width = self._unembedding.width
+        return (ROWS, TILE) if self._unembedding.plain else (max(1, ROWS * TILE // width), width)
 
     def logits(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
         """Unembed final hidden states [..., d_model], in float32; `tokens`: that part of the vocabulary only."""
-        head = self.hf.get_output_embeddings()
-        hidden = hidden.to(head.weight.device)  # another GPU's, where a device map laid it there
-        if tokens == slice(None) or type(head) is not torch.nn.Linear:
-            found = head(hidden).float()[..., tokens]
-        else:
-            found = torch.nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float()
-        found = found.to(self.device)
-        cap = getattr(self.hf.config, "final_logit_softcapping", None)
-        return (found / cap).tanh() * cap if cap else found
+        logits = self._unembedding(hidden, tokens).to(self.device)
+        if self.dtype == torch.float16 and not logits.isfinite().all():
+            raise ValueError(not_finite(f"The logits of {self.architecture}", self.dtype, "on these tokens"))
+        return logits
 
     def log_probability(self, hidden: torch.Tensor, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """log p(token[i]) after the final hidden state hidden[row[i]], [i] in nats; hidden: [row, d_model].
 
         The vocabulary is unembedded in tiles, so that no row of it is ever held in full.
         """
-        (step, tile), width = self.tiling, self.hf.get_output_embeddings().weight.shape[0]
+        (step, tile), width = self.tiling, self._unembedding.width
         picked, norm = torch.empty(len(row), device=hidden.device), []
         for part in range(0, len(hidden), step):
             mine = (row >= part) & (row < part + step)
@@ -314,6 +339,9 @@ class HookedModel:
         """TransformerLens's TransformerBridge over the very same parameters (built on first use, eager attention)."""
         from transformer_lens.model_bridge import TransformerBridge
 
+        if self.tokenizer is None:
+            raise ValueError("TransformerLens's bridge needs a tokenizer, and this model has none: give HookedModel(hf, tokenizer).")
+
         shared = {id(p): p for p in self.hf.parameters()}
         twin = copy.deepcopy(self.hf, shared)  # the bridge rebuilds modules in place; parameters stay shared
         return TransformerBridge.boot_transformers(self.hf.config.name_or_path or "local", hf_model=twin,
@@ -326,10 +354,11 @@ def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
     seed: of the draw, which is made on the CPU in float32 and then moved, so that every device gets the same weights; torch's own
     generator is left as it was. `weights_hash` names configuration and seed.
     """
-    config = copy.deepcopy(model.hf.config)
+    hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf  # an adapter draws nothing: it starts at 0
+    kind, config = type(hf), copy.deepcopy(hf.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = type(model.hf)(config).to(device=model.device, dtype=model.dtype)
+        hf = kind(config).to(device=model.device, dtype=model.dtype)
     settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}  # less where it was read from
     drawn = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return HookedModel(hf, model.tokenizer, weights_hash=f"random-{seed}-{drawn}")

@@ -127,6 +127,7 @@ def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence
     """
     tree, prefix = grow(continuations, scored), cache.get_seq_length()
     model.check_length(prefix + max(map(len, continuations)))
+    model.check_ids(continuations)
     if model.support.patch != "fast":
         return plain_score(model, cache, continuations, scored)
     layers = layers_of(cache) or model.empty()

@@ -117,6 +117,8 @@ class PromptFormat:
         if isinstance(style, str) and style not in STYLES:
             raise ValueError(f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own.")
         check_text(system, "The system prompt")
+        if tokenizer is None:
+            raise ValueError("There is no tokenizer, so no prompt can be made: give one (a model made without one has model.tokenizer None).")
         self.tokenizer, self.style, self.system = tokenizer, STYLES[style] if isinstance(style, str) else style, system
         self.context, self.room, self.truncate, self.stop_tokens = context, room, truncate, tuple(stop_tokens)
         self.history_traces, self.system_as, self.tool_as, self.markers = history_traces, system_as, tool_as, markers

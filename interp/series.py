@@ -24,8 +24,10 @@ from transformers.initialization import no_init_weights
 
 from interp import adapters, checkpoints, checks, identity, notes, weights
 from interp.checkpoints import Checkpoint
+from interp.finite import check_cast
 from interp.folders import by_step, checkpoints_below, contents, named_step, number, step_name
 from interp.headers import hash_files, headers, stored
+from interp.inner import auto_class
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.quantised import adopt, method
 
@@ -291,7 +293,7 @@ class CheckpointSeries:
         if copied and where.type != "cpu":
             checks.check_memory(checkpoint.path, count, torch.device("cpu"), dtype)
         with no_init_weights():
-            hf = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=self.trust_remote_code)
+            hf = (auto_class(config) or AutoModelForCausalLM).from_config(config, dtype=dtype, trust_remote_code=self.trust_remote_code)
         hf.tie_weights()
         return hf.to(where)
 
@@ -343,6 +345,7 @@ class CheckpointSeries:
             state = (weights.module(checkpoint, dtype).state_dict() if checkpoint.kind == "gguf"
                      else adapters.merged(checkpoint, dtype, self.trust_remote_code))
             self._check_finite(checkpoint, state)
+        check_cast(checkpoint.path, state, dtype)
         wanted = {n for n, _ in hf.named_parameters()}
         if config.get_text_config().tie_word_embeddings:
             wanted.discard(f"{weights.embedding_names(hf)[1]}.weight")
@@ -357,8 +360,10 @@ class CheckpointSeries:
         """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read.
 
         ahead: the step wanted next, read in the background from now on. Raises ValueError or FileNotFoundError for weights
-        that cannot be read, do not fit, or are not finite.
+        that cannot be read, do not fit, or are not finite, and for logits of a short trial that are not (the model has the
+        checkpoint's weights then).
         """
         model.weights_hash, model.step = self._put(model.hf, step, ahead), step
+        model.check_finite(self.path(step))
         model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
         return model
