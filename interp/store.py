@@ -101,14 +101,14 @@ class Store:
 
     def _enter(self, line: bytes) -> None:
         """Add a line to the manifest, synced, behind the last whole one: the rest of one that was cut short is taken off."""
-        with open(self.manifest, "ab+") as stream:
+        with open(self.manifest, "ab+", buffering=0) as stream:  # a buffer would be written once more as it is closed
             fcntl.flock(stream, fcntl.LOCK_EX)
             stream.seek(0)
             whole = stream.read().rfind(b"\n") + 1
             try:
                 stream.truncate(whole)
-                stream.write(line)
-                stream.flush()
+                while line:
+                    line = line[stream.write(line):]
                 os.fsync(stream.fileno())
             except OSError:
                 os.ftruncate(stream.fileno(), whole)

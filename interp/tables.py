@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -89,7 +90,10 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
     of the folder, and OSError, leaving the old table, where it cannot be written.
     """
     table, made = inside(folder, f"{name}.csv"), inside(folder, f"{name}.json")
-    content = _quoted(frame).to_csv(index=False, float_format="%.6g").encode()
+    texts = _quoted(frame)
+    split = any(isinstance(cell, str) and "\r" in cell for _, cells in _texts(texts) for cell in cells)
+    quoting = csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL  # the minimum does not hold a lone carriage return together
+    content = texts.to_csv(index=False, float_format="%.6g", quoting=quoting).encode()
     with written(made) as its_json, written(table) as its_csv:
         its_csv.write_bytes(content)
         its_json.write_text(_as_json(_sealed(provenance, content, len(frame))))
@@ -185,6 +189,11 @@ def _rows(content: bytes) -> str:
         return "no readable"
 
 
+def _texts(frame: pd.DataFrame) -> Iterable[tuple[str, pd.Series]]:
+    """Names and cells of the columns that may hold text."""
+    return frame.select_dtypes(exclude=["number", "bool"]).items()
+
+
 def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
     """Texts that a spreadsheet would run with a quote before them (one more where they have some)."""
     return _changed(frame, lambda text: _FORMULA.match(text) and not _NUMBER.fullmatch(text), lambda text: f"'{text}")
@@ -198,7 +207,7 @@ def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
 def _changed(frame: pd.DataFrame, which: Callable, change: Callable[[str], str]) -> pd.DataFrame:
     """Texts of which `which` is true changed; columns without one are left as they are, and so is how they are written."""
     columns = {}
-    for name, cells in frame.select_dtypes(exclude=["number", "bool"]).items():
+    for name, cells in _texts(frame):
         chosen = [isinstance(cell, str) and bool(which(cell)) for cell in cells]
         if any(chosen):
             columns[name] = [change(cell) if one else cell for cell, one in zip(cells, chosen)]
