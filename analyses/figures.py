@@ -99,7 +99,7 @@ def draw(tables: Path, out: Path) -> list[Path]:
         try:
             figures[name] = plot(frame, provenance)
             entries.append(report_page.Entry(name, title, table, caption(frame), True, provenance, isinstance(figures[name].data[0], go.Table)))
-        except (ValueError, LookupError, TypeError, AttributeError) as problem:
+        except report_words.UNREADABLE as problem:
             figures.pop(name, None)
             if isinstance(problem, ValueError) and name in OPTIONAL and name != table:
                 continue  # the table was made without what this figure of several shows
