@@ -126,15 +126,15 @@ def _reason(table: str, problem: Exception) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: draw the figures and say where they are; 1 where there is nothing to draw."""
+    """Command line: draw the figures and say where they are; 1 where there is nothing to draw, or a table is damaged."""
     parser = argparse.ArgumentParser(prog="python -m analyses.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables (CSV and JSON)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the figures and index.html to")
     arguments = parser.parse_args(argv)
     try:
         written = draw(arguments.tables, arguments.out)
-    except FileNotFoundError as problem:
-        print(problem, file=sys.stderr)
+    except (FileNotFoundError, ValueError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
         return 1
     print(f"{len(written)} files written, start at {written[-1]}")
     return 0
