@@ -99,7 +99,7 @@ def draw(tables: Path, out: Path) -> list[Path]:
         try:
             figures[name] = plot(frame, provenance)
             entries.append(report_page.Entry(name, title, table, caption(frame), True, provenance, isinstance(figures[name].data[0], go.Table)))
-        except (ValueError, LookupError, TypeError, AttributeError) as problem:
+        except report_words.UNREADABLE as problem:
             figures.pop(name, None)
             if isinstance(problem, ValueError) and name in OPTIONAL and name != table:
                 continue  # the table was made without what this figure of several shows
@@ -133,15 +133,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: draw the figures and say where they are; 1 where there is nothing to draw."""
+    """Command line: draw the figures and say where they are; 1 where there is nothing to draw, or a table is damaged."""
     parser = Parser(prog="python -m analyses.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables (CSV and JSON)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the figures and index.html to")
     arguments = parser.parse_args(argv)
     try:
         written = draw(arguments.tables, arguments.out)
-    except FileNotFoundError as problem:
-        print(problem, file=sys.stderr)
+    except (FileNotFoundError, ValueError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
         return 1
     print(f"{len(written)} files written, start at {written[-1]}")
     return 0

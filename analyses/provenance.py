@@ -69,5 +69,9 @@ def mixed(provenances: Mapping[str, Mapping]) -> list[str]:
         for step, parts in (made.get("identity") or {}).items():
             for part, digest in parts.items():
                 groups[f"the {FILES.get(part, part)} of checkpoint {step}"][str(digest)].append(table)
-    return [f"These tables are not of one study: {name} is " + "; ".join(f"{value or 'none'} in {listed(tables)}" for value, tables in by.items()) + "."
-            for name, by in groups.items() if len(by) > 1]
+    sentences = []
+    for name, by in groups.items():
+        if len(by) > 1:
+            values = listed(f"{value or 'none'} in {listed(tables)}" for value, tables in by.items())
+            sentences.append(f"These tables are not of one study: {name} is {values}.")
+    return sentences

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from interp.style import TOP
-from interp.tables import write_text
+from interp.tables import write_text, written
 
 
 def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
@@ -54,6 +53,7 @@ def save_static(
 
     Raises:
         RuntimeError: the browser was there and a figure could not be rendered.
+        OSError: the disk is full, say.
     """
     try:
         import kaleido
@@ -76,11 +76,12 @@ def save_static(
             print("No SVG or PDF written: no working Chromium or Chrome found (Debian: `apt-get install chromium`).")
             return []
         if errors:
-            raise RuntimeError(f"{len(errors)} of {len(jobs)} static figures could not be rendered: {errors[0]}")
+            kind = OSError if isinstance(errors[0], OSError) else RuntimeError  # a full disk is no fault of a figure
+            raise kind(f"{len(errors)} of {len(jobs)} static figures could not be rendered into {out}: {errors[0]}")
         for job in jobs:
             source = Path(job["path"])
-            source.write_bytes(_without_chance(source.read_bytes(), source.stem))
-            os.replace(source, out / source.name)
+            with written(out / source.name) as temporary:
+                temporary.write_bytes(_without_chance(source.read_bytes(), source.stem))
     return [out / Path(job["path"]).name for job in jobs]
 
 

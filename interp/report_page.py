@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from interp.report_text import SECTIONS, Section
-from interp.report_words import Block, Cells, Items, Missing, Read, href, unreadable
+from interp.report_words import UNREADABLE, Block, Cells, Items, Missing, Read, href, unreadable
 from interp.tables import write_text
 
 
@@ -87,7 +87,7 @@ def _lead(section: Section, study: Read) -> list[Block]:
     """What a section says; where its tables hold other columns, names or kinds of values than it reads, that it says nothing."""
     try:
         return section.lead(study)
-    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+    except UNREADABLE as problem:
         return [Missing(f"Nothing is said here: the tables hold something else than this section reads ({unreadable(problem)}).")]
 
 

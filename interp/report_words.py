@@ -216,6 +216,10 @@ def href(path: str | Path, out: str | Path) -> str:
     return quote(Path(os.path.relpath(Path(path).resolve(), Path(out).resolve())).as_posix())
 
 
+#: What comes of a table whose columns, names or kinds of values are others than are read.
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, NotImplementedError)
+
+
 def unreadable(problem: Exception) -> str:
     """An error over a table's content, in a few words."""
     missing = isinstance(problem, KeyError) and problem.args

@@ -101,14 +101,14 @@ class Store:
 
     def _enter(self, line: bytes) -> None:
         """Add a line to the manifest, synced, behind the last whole one: the rest of one that was cut short is taken off."""
-        with open(self.manifest, "ab+") as stream:
+        with open(self.manifest, "ab+", buffering=0) as stream:  # a buffer would be written once more as it is closed
             fcntl.flock(stream, fcntl.LOCK_EX)
             stream.seek(0)
             whole = stream.read().rfind(b"\n") + 1
             try:
                 stream.truncate(whole)
-                stream.write(line)
-                stream.flush()
+                while line:
+                    line = line[stream.write(line):]
                 os.fsync(stream.fileno())
             except OSError:
                 os.ftruncate(stream.fileno(), whole)
@@ -153,10 +153,14 @@ def stored_capture(folder: str | Path, model, prompts: Sequence[Prompt], sites: 
                    layers: Sequence[int] | None = None, progress: bool = False) -> Activations:
     """As `capture` at the boundary, through a `Store`: only decisions that no shard holds are read by the model.
 
-    A shard whose hash is not the manifest's is named, and its decisions alone are captured again.
+    A shard whose hash is not the manifest's is named, and its decisions alone are captured again. Raises ValueError for
+    an empty list, and for a model without a `weights_hash`.
     """
     if not prompts:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
+    if not model.weights_hash:
+        raise ValueError("The model has no weights_hash, so its activations could not be told from another's: load it with a CheckpointSeries, "
+                         "or give HookedModel a weights_hash of your own.")
     names = every_layer(sites)
     wanted = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     config = {name: value for name, value in model.hf.config.to_dict().items() if name not in ORIGIN}

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -89,10 +90,13 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
     of the folder, and OSError, leaving the old table, where it cannot be written.
     """
     table, made = inside(folder, f"{name}.csv"), inside(folder, f"{name}.json")
-    content = _quoted(frame).to_csv(index=False, float_format="%.6g").encode()
+    texts = _quoted(frame)
+    split = any(isinstance(cell, str) and "\r" in cell for _, cells in _texts(texts) for cell in cells)
+    quoting = csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL  # the minimum does not hold a lone carriage return together
+    content = texts.to_csv(index=False, float_format="%.6g", quoting=quoting).encode()
     with written(made) as its_json, written(table) as its_csv:
         its_csv.write_bytes(content)
-        its_json.write_text(_as_json(_sealed(provenance, content, len(frame))))
+        its_json.write_text(_as_json(_sealed(provenance, content, len(frame), _as_text(frame, content))))
     return table
 
 
@@ -116,7 +120,7 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
     if seal is not None and not edited:
         _check(path, content, provenance, seal)
     try:
-        return _unquoted(pd.read_csv(io.BytesIO(content))), provenance
+        return _unquoted(_parsed(content, seal)), provenance
     except ValueError as error:  # the parser's own errors, and bytes that are not UTF-8
         raise ValueError(f"The table {path} is damaged, it is no CSV ({str(error).strip()}): {_remedy(path, provenance)}") from error
 
@@ -131,20 +135,46 @@ def seal_table(folder: str | Path, name: str) -> Path:
     frame, provenance = read_table(folder, name, edited=True)
     content = path.read_bytes()
     before = _read_provenance(path.with_suffix(".json")).get(SEAL)
-    if before is not None and before != _sealed(provenance, content, len(frame))[SEAL]:
+    texts = _texts_of(before)
+    if before is not None and before != _sealed(provenance, content, len(frame), texts)[SEAL]:
         provenance["edited"] = time.strftime("%Y-%m-%d")
-    return write_json(path.with_suffix(".json"), _sealed(provenance, content, len(frame)))
+    return write_json(path.with_suffix(".json"), _sealed(provenance, content, len(frame), texts))
 
 
 def _as_json(value) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def _sealed(provenance: dict, content: bytes, rows: int) -> dict:
-    """A provenance with the number of rows and the hashes of its table and of itself."""
+def _sealed(provenance: dict, content: bytes, rows: int, texts: list[str]) -> dict:
+    """A provenance with the number of rows, the columns that are read as text, and the hashes of its table and of all this."""
     plain = json.loads(json.dumps(provenance))  # keys and lists as they will be read
-    own = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    return plain | {SEAL: dict(rows=rows, table=hashlib.sha256(content).hexdigest(), provenance=own)}
+    own = hashlib.sha256(json.dumps([plain, rows, texts], sort_keys=True).encode()).hexdigest()
+    return plain | {SEAL: dict(rows=rows, texts=texts, table=hashlib.sha256(content).hexdigest(), provenance=own)}
+
+
+def _texts_of(seal: object) -> list[str]:
+    texts = seal.get("texts") if isinstance(seal, dict) else None
+    return texts if isinstance(texts, list) and all(isinstance(name, str) for name in texts) else []
+
+
+def _as_text(frame: pd.DataFrame, content: bytes) -> list[str]:
+    """Columns of text that a CSV's parser would not tell apart as they were: `007` and `7`, or `NA` and nothing."""
+    parsed = pd.read_csv(io.BytesIO(content)) if len(frame.columns) else frame
+    names = []
+    for name, cells in _texts(frame):
+        values = {cell for cell in cells if not pd.isna(cell) and cell != ""}
+        if all(isinstance(value, str) for value in values) and len(values) > parsed[str(name)].nunique():
+            names.append(str(name))
+    return names
+
+
+def _parsed(content: bytes, seal: object) -> pd.DataFrame:
+    """A CSV's table; an empty cell is no value in any column."""
+    frame, texts = pd.read_csv(io.BytesIO(content)), _texts_of(seal)
+    if not texts:
+        return frame
+    plain = pd.read_csv(io.BytesIO(content), usecols=lambda name: name in texts, dtype=str, keep_default_na=False, na_values=[""])
+    return frame.assign(**plain)
 
 
 def _read_provenance(path: Path) -> dict:
@@ -162,7 +192,7 @@ def _read_provenance(path: Path) -> dict:
 def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     """Raise ValueError where a table or its provenance is not what was sealed."""
     rows = seal.get("rows") if isinstance(seal, dict) else None
-    own = _sealed(provenance, content, rows)[SEAL]
+    own = _sealed(provenance, content, rows, _texts_of(seal))[SEAL]
     if own == seal:
         return
     if not isinstance(seal, dict) or seal.get("provenance") != own["provenance"]:
@@ -185,6 +215,11 @@ def _rows(content: bytes) -> str:
         return "no readable"
 
 
+def _texts(frame: pd.DataFrame) -> Iterable[tuple[str, pd.Series]]:
+    """Names and cells of the columns that may hold text."""
+    return frame.select_dtypes(exclude=["number", "bool"]).items()
+
+
 def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
     """Texts that a spreadsheet would run with a quote before them (one more where they have some)."""
     return _changed(frame, lambda text: _FORMULA.match(text) and not _NUMBER.fullmatch(text), lambda text: f"'{text}")
@@ -198,7 +233,7 @@ def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
 def _changed(frame: pd.DataFrame, which: Callable, change: Callable[[str], str]) -> pd.DataFrame:
     """Texts of which `which` is true changed; columns without one are left as they are, and so is how they are written."""
     columns = {}
-    for name, cells in frame.select_dtypes(exclude=["number", "bool"]).items():
+    for name, cells in _texts(frame):
         chosen = [isinstance(cell, str) and bool(which(cell)) for cell in cells]
         if any(chosen):
             columns[name] = [change(cell) if one else cell for cell, one in zip(cells, chosen)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -340,3 +341,80 @@ def test_inline_drawings_leave_the_page_whole(tmp_path):
     (tmp_path / "one.svg").rename(tmp_path / "behaviour.svg")
     text = report_page.save_index([entry], study(behaviour=TABLES["behaviour"]()), tmp_path / "tables", tmp_path, True).read_text()
     assert not Page(text).open and '<svg width="10"' in text and 'viewBox="0 0 10 20"' in text and "&lt;&amp;&gt;" in text and "<?xml" not in text
+
+
+@pytest.fixture
+def page_only(monkeypatch):
+    """A draw writes its page alone."""
+    for name in ("save_html", "save_static"):
+        monkeypatch.setattr(figures.report, name, lambda *_: [])
+
+
+HOSTILE = 'a"><script>alert(1)<'
+
+
+def test_no_name_of_a_folder_enters_the_page_as_html(tmp_path, page_only):
+    tables = write_tables(tmp_path / HOSTILE / "tables", "reliance")
+    write_tables(tmp_path / HOSTILE / "smollm2" / "tables", "reliance")
+    page = figures.draw(tables, tmp_path / "out")[-1]
+    found = Page(page.read_text())
+    assert not found.open and "script" not in found.tags
+    linked = [target for target in found.targets if target.startswith("..")]
+    assert len(linked) > 1 and all((page.parent / unquote(target)).exists() for target in linked if not target.endswith("index.html"))
+    assert any(unquote(target).endswith(f"{HOSTILE}/smollm2/index.html") for target in linked)
+
+
+def test_no_text_of_a_table_or_its_provenance_enters_a_page_as_html(tmp_path, no_browser):
+    tags = "</script><script>alert(1)</script><a href='x'>y</a>"
+    tables = tmp_path / "tables"
+    for name in ("probes", "mdl"):
+        frame = TABLES[name]()
+        changed = frame.assign(label=tags) if "label" in frame else frame
+        write_table(tables, name, changed, dict(PROVENANCE, note=tags, environment=dict(name=tags)) | {tags: tags})
+    splits = dict(environment=tags, trained_on=tags, split=tags, holds=tags, task_types=tags, episodes=1, decisions=1, studied=1)
+    write_table(tables, "splits", pd.DataFrame([splits]), PROVENANCE)
+    for path in figures.draw(tables, tmp_path / "out"):
+        text = path.read_text() if path.suffix == ".html" else ""
+        assert tags not in text and "<script>alert" not in text and "\\u003ca href" not in re.sub(r'"meta":\{.*', "", text), path
+    assert "script" not in Page((tmp_path / "out" / "index.html").read_text()).tags
+
+
+def nothing_matches(frame):
+    return frame.assign(**{name: "nothing" for name in frame.select_dtypes(exclude=["number", "bool"])})
+
+
+ODD = {"names that match nothing": nothing_matches, "columns that are missing": lambda frame: frame[list(frame)[:2]],
+       "texts for numbers": lambda frame: frame.astype({name: object for name in frame}).assign(**{name: "x" for name in ("value", "low", "high") if name in frame}),
+       "no rows": lambda frame: frame[:0], "one metric unknown": lambda frame: frame.assign(metric="other") if "metric" in frame else frame}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_tables_of_something_else_are_said_and_end_nothing(tmp_path, page_only, odd):
+    for name, make in dict(reliance=TABLES["reliance"], conflict=TABLES["conflict"], masking=masking_table).items():
+        write_table(tmp_path / "tables", name, ODD[odd](make()), PROVENANCE)
+    page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
+    assert page.count('class="missing"') > 3 and "Not drawn." in page and not Page(page).open
+
+
+def test_a_damaged_table_is_named_and_the_others_are_drawn(tmp_path, page_only, capsys):
+    tables = write_tables(tmp_path / "tables", "reliance", "conflict")
+    write_table(tables, "masking", masking_table(), PROVENANCE)
+    for name in ("conflict", "masking"):
+        path = tables / f"{name}.csv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
+    with pytest.raises(ValueError, match="index.html was drawn without 2 of its tables. The table .*conflict.csv is not the one"):
+        figures.draw(tables, tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "reliance-figure" in page and "reliance.html" in page
+    for name in ("conflict", "removal", "masking_success", "masking_gap"):
+        figure = page[page.index(f'id="{name}-figure"'):]
+        assert "Not drawn. The table" in figure[:300]
+
+
+def test_tables_of_two_studies_are_said_to_be_so(tmp_path, page_only, capsys):
+    made = dict(PROVENANCE, corpus="c", weights={"0": "w"})
+    write_table(tmp_path / "tables", "early", TABLES["early"](), made | dict(seed=0))
+    write_table(tmp_path / "tables", "reliance", TABLES["reliance"](), made | dict(seed="<b>1"))
+    page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
+    said = "These tables are not of one study: the seed is 0 in early and <b>1 in reliance."
+    assert said in capsys.readouterr().err and said.replace("<b>", "&lt;b&gt;") in page[:page.index("<nav")]

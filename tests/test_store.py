@@ -96,6 +96,8 @@ def test_rows_of_other_weights_prompts_sites_or_layers_are_not_used(tokenizer, l
     assert torch.equal(stored_capture(tmp_path, llama, prompts[:4], layers=[1]).values[:, :, 0], first.values[:, :, 1])
     with pytest.raises(ValueError, match="empty"):
         stored_capture(tmp_path, llama, [])
+    with pytest.raises(ValueError, match="no weights_hash"):
+        stored_capture(tmp_path, HookedModel(other.hf, tokenizer), prompts[:4])
     with pytest.raises(KeyError, match="no activations of prompt"):
         Store(tmp_path, {"weights": "nobody's"}).read([prompts[0].hash])
 
