@@ -177,10 +177,12 @@ class CheckpointSeries:
 
     @cached_property
     def _shared(self) -> dict[str, object]:
-        """What one module and one format of the whole series need: embeddings untied where any checkpoint's are, the shortest context."""
+        """What one module and one format of the whole series need: embeddings untied where any checkpoint's are, the shortest context,
+        and the fewest rows of the vocabulary."""
         configs = [self.configuration(step) for step in self.local]
         lengths = [n for c in configs if (n := getattr(c.get_text_config(), "max_position_embeddings", None))]
-        return dict(untied=not all(c.get_text_config().tie_word_embeddings for c in configs), context=min(lengths, default=None))
+        return dict(untied=not all(c.get_text_config().tie_word_embeddings for c in configs), context=min(lengths, default=None),
+                    rows=min(c.get_text_config().vocab_size for c in configs))
 
     @cached_property
     def template(self) -> str | None:
@@ -282,6 +284,8 @@ class CheckpointSeries:
             digest = self._put(hf, step)
         else:
             hf, digest = self._placed(step, config, where, kind, device_map)
+        if step in self.local and len(tokenizer) > self._shared["rows"]:
+            weights.guard(hf, self.path(step).parent)
         return HookedModel(hf, tokenizer, step, digest)
 
     def _empty(self, checkpoint: Checkpoint, config, where: torch.device, dtype: torch.dtype):

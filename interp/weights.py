@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from interp.checkpoints import Checkpoint, first_line
 from interp.headers import Header, damaged, gguf_header, headers
-from interp.names import VALUE_HEADS, own_names, unwrapped
+from interp.names import VALUE_HEADS, in_base, own_names
 
 
 def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str, torch.Tensor]:
@@ -91,6 +91,18 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
     if rows:
         hf.get_input_embeddings().num_embeddings = hf.get_output_embeddings().out_features = text.vocab_size
         hf.config.get_text_config().vocab_size = text.vocab_size
+
+
+def guard(hf, path: object) -> None:
+    """Make a module refuse the tokens that its checkpoint does not embed, where a series' tokenizer has more than that."""
+    def check(module, inputs):
+        ids = inputs[0]
+        if (beyond := ids[ids >= module.weight.shape[0]]).numel():
+            raise ValueError(f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and {path} does not embed it: "
+                             "leave this checkpoint out, or the text that holds it.")
+
+    if not hasattr(hf, "_guard"):
+        hf._guard = hf.get_input_embeddings().register_forward_pre_hook(check)
 
 
 @contextmanager
@@ -182,7 +194,7 @@ def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list
     """What of a low-rank adapter's header does not fit a base of these shapes, in words; nothing for what only peft can tell."""
     found = []
     for name, (_, shape) in entries.items():
-        plain = unwrapped(name).removeprefix("base_model.model.").replace(".base_layer.", ".")
+        plain = in_base(name)
         part = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", plain)
         if part and part[1] + ".weight" in shapes:
             weight, outer = shapes[part[1] + ".weight"], shape[1] if part[2].endswith("A") else shape[0]
