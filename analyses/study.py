@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 import interp
+from interp.checkpoints import training_notes
 from interp.decoding import Said, decode_modes
 from interp.environments import ANY, Environment, find
 from interp.models import HookedModel, pick_device, pick_dtype
@@ -126,8 +127,8 @@ class Study:
 
     @cached_property
     def format(self) -> PromptFormat:
-        made = next((json.loads(file.read_text()) for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
-                     and (file := path / "training.json").exists()), {})  # what the trainer wrote beside the weights
+        made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
+                     and (notes := training_notes(path))), {})
         tools = json.loads(Path(self.tools).read_text()) if self.tools else ()
         return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), tools,
                             context=self._model.context, room=self.trace_tokens + self.action_tokens, truncate=self.truncate)

@@ -41,6 +41,17 @@ class Checkpoint:
         return self.kind == "gguf" and not (self.home / "config.json").exists()
 
 
+def training_notes(folder: Path) -> dict:
+    """What the trainer wrote beside a checkpoint's weights (training.json), empty where nothing; raises ValueError or OSError naming the
+    file where it is damaged, or its style or system prompt are no texts."""
+    file = folder / "training.json"
+    found = read_json(file) if file.exists() else {}
+    for key in ("style", "system"):
+        if not isinstance(found.get(key, ""), str):
+            raise ValueError(f"{file} is damaged: {key} is {found[key]!r}, which is no text. Copy it again, or give --{key}.")
+    return found
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a folder's tokenizer, none where it has none."""
     return next(([folder / n for n in names] for names in TOKENIZERS if all((folder / n).exists() for n in names)), [])

@@ -23,7 +23,7 @@ from interp.architecture import differing
 from interp.checkpoints import Checkpoint, first_line, tokenizer_files
 from interp.files import read_json, read_text
 from interp.headers import Header, gguf_header, hash_files
-from interp.names import own_names, wrapping
+from interp.names import VALUE_HEADS, own_names, wrapping
 from interp.quantised import check_quantised
 from interp.weights import adapter_misfits, complete, embedding_names, misfits, pretrained
 
@@ -233,7 +233,10 @@ def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
         return " They hold an adapter that is not merged: save it with merge_and_unload(), or the adapter alone with its save_pretrained."
     if wrapper := wrapping(entries):
         return f" Their names have {wrapper!r}, which a wrapper of the training run left there, and what remains is not this model."
-    head = next((n for n, m in hf.named_modules() if m is hf.get_output_embeddings()), None)
+    head = embedding_names(hf)[1]
+    scores = next((n for n in entries if VALUE_HEADS.match(n)), "")
+    if scores and found[0] == f"'{head}.weight' is missing":
+        return f" They hold {scores!r}, a head of values or classes: this is no language model, give the policy's checkpoint."
     if found[0] == f"'{head}.weight' is missing" and len(found) == 1:
         return " If the model unembeds with its embedding, set tie_word_embeddings to true in its config.json."
     return ""

@@ -323,10 +323,11 @@ def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
     seed: of the draw, which is made on the CPU in float32 and then moved, so that every device gets the same weights; torch's own
     generator is left as it was. `weights_hash` names configuration and seed.
     """
-    config = copy.deepcopy(model.hf.config)
+    plain = getattr(model.hf, "get_base_model", lambda: model.hf)()  # an adapter's base, where peft wrapped it
+    config = copy.deepcopy(plain.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = type(model.hf)(config).to(device=model.device, dtype=model.dtype)
+        hf = type(plain)(config).to(device=model.device, dtype=model.dtype)
     settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}  # less where it was read from
     drawn = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return HookedModel(hf, model.tokenizer, weights_hash=f"random-{seed}-{drawn}")

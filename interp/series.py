@@ -27,7 +27,7 @@ from interp.checkpoints import Checkpoint
 from interp.folders import by_step, checkpoints_below, contents, named_step, number, step_name
 from interp.headers import hash_files, headers, stored
 from interp.models import HookedModel, pick_device, pick_dtype
-from interp.quantised import adopt, method
+from interp.quantised import adopt, kept_quantised, method
 
 SERIES = Path(__file__).parent / "data" / "series"
 Source = Path | tuple[str, str]
@@ -338,6 +338,9 @@ class CheckpointSeries:
         if ahead is not None and ahead not in self._ahead:
             self._ahead = {ahead: _thread("reader").submit(self._read, ahead)}
         checkpoint, dtype, config = self.checkpoint(step), next(hf.parameters()).dtype, self.configuration(step)
+        if (own := kept_quantised(hf.config)) != (wanted := kept_quantised(config)):
+            raise ValueError(f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the module as "
+                             f"{own or 'plain numbers'}: load this checkpoint by itself, or give a series that is kept in one way.")
         if method(getattr(config, "quantization_config", None)):
             other = weights.placed(checkpoint, config, dtype, self.trust_remote_code, {"": next(hf.parameters()).device})
             self._check_finite(checkpoint, dict(other.named_parameters()))
