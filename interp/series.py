@@ -224,6 +224,7 @@ class CheckpointSeries:
             checks.tokenizer_home(checkpoint)
             checks.check_tokenizer(checkpoint, first)
             checks.check_architecture(checkpoint, config, first, wanted)
+        said = notes.vocabulary(self)
         for step, checkpoint in self.local.items():
             base = self.blueprint(checks.configuration(checkpoint, self.trust_remote_code))
             for part in adapters.lineage(checkpoint):
@@ -232,7 +233,7 @@ class CheckpointSeries:
             if own and own != self.template:
                 warnings.warn(f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
                               f"{checks.template_difference(own, self.template)}.", stacklevel=3)
-        for sentence in [*notes.vocabulary(self), *notes.special_tokens(self), *(n for n in self.notes if "several dtypes" in n)]:
+        for sentence in [*said, *notes.special_tokens(self), *(n for n in self.notes if "several dtypes" in n)]:
             warnings.warn(sentence, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:
