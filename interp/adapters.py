@@ -12,6 +12,7 @@ import copy
 import json
 import re
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,8 +41,8 @@ REFUSED = {"alora_invocation_tokens": "an activated LoRA (aLoRA) acts only after
 #: Ways to begin that change the base's weights as they cannot be repeated.
 UNREPEATABLE = ("corda", "lora_ga", "loftq")
 ELSEWHERE = "Where peft can merge it, merge it with merge_and_unload(), save model and tokenizer with save_pretrained, and give that folder"
-#: Seconds that matching one expression of a configuration against one module's name may take.
-MATCHING = 0.5
+#: Seconds that matching all expressions of a configuration against the names of a base's modules may take.
+MATCHING = 1.0
 PLAIN = re.compile(r"[\w.-]*")
 #: What is said where merging changes a number: relative to the largest logit, by dtype.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -88,31 +89,34 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
 
 
 def _resolved(file: Path, config: dict, modules: tuple[str, ...]) -> dict:
+    deadline = time.monotonic() + MATCHING
     for field, value in config.items():
         if field in ("target_modules", "exclude_modules", "feedforward_modules") and isinstance(value, str) and value != "all-linear":
-            config[field] = [m for m in modules if _matches(file, field, value, m)]
+            config[field] = [m for m in modules if _matches(file, field, value, m, deadline)]
             if field == "target_modules" and modules and not config[field]:
                 raise ValueError(f"{file} has an expression in {field} that matches no module of the base: {value!r}.")
         elif field.endswith("_pattern") and isinstance(value, dict):
-            config[field] = {name: number for key, number in value.items() for name in _names(file, field, key, modules)}
+            config[field] = {name: number for key, number in value.items() for name in _names(file, field, key, modules, deadline)}
         elif field in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "feedforward_modules", "target_parameters"):
-            words = [value] if isinstance(value, str) else value or []
+            words = [value] if not isinstance(value, (list, type(None))) else value or []
             odd = [w for w in words if not isinstance(w, str) or (w != "all-linear" and not PLAIN.fullmatch(w))]
             if odd:
                 raise ValueError(f"{file} has {odd[0]!r} in {field}, where only names of modules are read.")
     return config
 
 
-def _names(file: Path, field: str, key: str, modules: tuple[str, ...]) -> list[str]:
-    return [key] if PLAIN.fullmatch(key) else [re.escape(m) for m in modules if _matches(file, field, rf"(.*\.)?({key})", m)]
+def _names(file: Path, field: str, key: str, modules: tuple[str, ...], deadline: float) -> list[str]:
+    if PLAIN.fullmatch(key):
+        return [key]
+    return [re.escape(m) for m in modules if _matches(file, field, rf"(.*\.)?({key})", m, deadline)]
 
 
-def _matches(file: Path, field: str, pattern: str, name: str) -> bool:
+def _matches(file: Path, field: str, pattern: str, name: str, deadline: float) -> bool:
     try:
-        return bool(regex.fullmatch(pattern, name, timeout=MATCHING))
+        return bool(regex.fullmatch(pattern, name, timeout=max(1e-3, deadline - time.monotonic())))
     except TimeoutError as error:
-        raise ValueError(f"{file} has an expression in {field} that takes more than {MATCHING} s to match {name!r}: list the modules' "
-                         "names there instead.") from error
+        raise ValueError(f"{file} has an expression in {field} that takes more than {MATCHING} s to match the modules' names: list the names "
+                         "there instead.") from error
     except regex.error as error:
         raise ValueError(f"{file} has an expression in {field} that cannot be read ({error}).") from error
 

@@ -30,6 +30,8 @@ from interp.weights import adapter_misfits, complete, embedding_names, misfits, 
 FLOATING = ("F64", "F32", "F16", "BF16")
 #: Attention implementations that come with torch or transformers; any other name would fetch and run a kernel.
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+#: The most layers that are read: a module of more takes minutes to be built before its weights are looked at.
+LAYERS = 1_000
 #: Heads of a model that scores texts and has no words to say.
 SCORERS = re.compile(r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering|RewardModel|ValueModel|ForReward)$")
 #: Fields in which nearly all checkpoints differ from their base.
@@ -63,6 +65,9 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         config = AutoConfig.from_pretrained(checkpoint.home, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # strict configurations raise their own kinds
         raise ValueError(f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)}).") from error
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(layers, int) or not 0 < layers <= LAYERS:
+        raise ValueError(f"{file} is damaged: num_hidden_layers is {layers!r}, where 1 to {LAYERS:,} are read. Copy it again.")
     if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise NotImplementedError(f"{file} describes no causal language model: its model_type is {config.model_type!r}.")
     return config
