@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from analyses.study import Device
 from interp import limits
@@ -19,6 +19,7 @@ from interp.tables import write_json
 from interp.tasks import CORPUS, Episode, load_corpus
 from interp.training import Recipe, base_mixture, build_model, fit_tokenizer, train
 from interp.headers import hash_files
+from interp.weights import save
 
 
 @dataclass
@@ -57,8 +58,7 @@ def texts(corpus: dict[str, list[Episode]]) -> list[str]:
 def export(source: Path, out: Path) -> None:
     """Copy a checkpoint for shipping: half-precision weights, configuration, tokenizer, what made it."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.half() for k, v in load_file(source / "model.safetensors").items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    save({k: v.half() for k, v in load_file(source / "model.safetensors").items()}, out / "model.safetensors")
     (out / "model.safetensors").chmod(0o644)
     config = json.loads((source / "config.json").read_text())
     write_json(out / "config.json", config | dict(use_cache=True, dtype="float16"))  # the trainer turns the cache off

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from interp.alfworld import record as household
@@ -32,6 +32,7 @@ from interp.tables import write_json
 from interp.tasks import load_corpus, sample_decisions, save_episodes
 from interp.training import Tuning, adapted, train
 from interp.headers import hash_files
+from interp.weights import save
 
 SHIPPED = Path(__file__).parents[1] / "interp" / "data" / "smollm2"
 SYSTEM = ("You act in a household by text commands. First think inside <think></think>, then give one command inside "
@@ -107,8 +108,7 @@ def episodes(config: Config) -> Path:
 def export(source: Path, out: Path, base: str, before: int = 0) -> None:
     """Copy an adapter for shipping: half precision, its configuration, what made it (`before`: steps of the training it continues)."""
     out.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in load_file(source / "adapter_model.safetensors").items()}, out / "adapter_model.safetensors",
-              metadata={"format": "pt"})
+    save({k: v.half().contiguous() for k, v in load_file(source / "adapter_model.safetensors").items()}, out / "adapter_model.safetensors")
     (out / "adapter_model.safetensors").chmod(0o644)
     settings = json.loads((source / "adapter_config.json").read_text())
     write_json(out / "adapter_config.json", settings | dict(base_model_name_or_path=base))

@@ -24,10 +24,11 @@ from tqdm import tqdm
 import interp
 from analyses.provenance import first_use
 from interp import limits
+from interp.checkpoints import training_notes
 from interp.decoding import Said, decode_modes
 from interp.environments import ANY, Environment, find
 from interp.identity import hash_text
-from interp.json_files import read_tools, read_training
+from interp.json_files import read_tools
 from interp.limits import Existing, Folder, Known, Seed, Tokens
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.pairs import make_pairs
@@ -182,8 +183,8 @@ class Study:
 
     @cached_property
     def format(self) -> PromptFormat:
-        made = next((read_training(file) for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
-                     and (file := path / "training.json").exists()), {})  # what the trainer wrote beside the weights
+        made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
+                     and (notes := training_notes(path))), {})
         tools = read_tools(self.tools) if self.tools else ()
         return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), tools,
                             context=self._model.context, room=self.trace_tokens + self.action_tokens, truncate=self.truncate)

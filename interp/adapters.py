@@ -12,6 +12,7 @@ import copy
 import json
 import re
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from interp import weights
 from interp.checkpoints import Checkpoint, first_line
 from interp.files import read_json
 from interp.headers import Header, header
-from interp.names import unwrapped
+from interp.names import in_adapter, in_base
 
 #: Kinds whose merge by peft is exact (each is tried again as it is merged), and which open nothing but their own two files.
 MERGED = ("LORA", "ADALORA", "ADAMSS", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LN_TUNING",
@@ -39,9 +40,9 @@ REFUSED = {"alora_invocation_tokens": "an activated LoRA (aLoRA) acts only after
            "monteclora_config": "it draws its weights at random"}
 #: Ways to begin that change the base's weights as they cannot be repeated.
 UNREPEATABLE = ("corda", "lora_ga", "loftq")
-ELSEWHERE = "Merge it where it was trained (merge_and_unload(), then save_pretrained and the tokenizer's), and give that folder"
-#: Seconds that matching one expression of a configuration against one module's name may take.
-MATCHING = 0.5
+ELSEWHERE = "Where peft can merge it, merge it with merge_and_unload(), save model and tokenizer with save_pretrained, and give that folder"
+#: Seconds that matching all expressions of a configuration against the names of a base's modules may take.
+MATCHING = 1.0
 PLAIN = re.compile(r"[\w.-]*")
 #: What is said where merging changes a number: relative to the largest logit, by dtype.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -88,37 +89,41 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
 
 
 def _resolved(file: Path, config: dict, modules: tuple[str, ...]) -> dict:
+    deadline = time.monotonic() + MATCHING
     for field, value in config.items():
         if field in ("target_modules", "exclude_modules", "feedforward_modules") and isinstance(value, str) and value != "all-linear":
-            config[field] = [m for m in modules if _matches(file, field, value, m)] or ([] if field == "exclude_modules" else [value])
+            config[field] = [m for m in modules if _matches(file, field, value, m, deadline)]
+            if field == "target_modules" and modules and not config[field]:
+                raise ValueError(f"{file} has an expression in {field} that matches no module of the base: {value!r}.")
         elif field.endswith("_pattern") and isinstance(value, dict):
-            config[field] = {name: number for key, number in value.items() for name in _names(file, field, key, modules)}
+            config[field] = {name: number for key, number in value.items() for name in _names(file, field, key, modules, deadline)}
         elif field in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "feedforward_modules", "target_parameters"):
-            words = [value] if isinstance(value, str) else value or []
+            words = [value] if not isinstance(value, (list, type(None))) else value or []
             odd = [w for w in words if not isinstance(w, str) or (w != "all-linear" and not PLAIN.fullmatch(w))]
             if odd:
                 raise ValueError(f"{file} has {odd[0]!r} in {field}, where only names of modules are read.")
     return config
 
 
-def _names(file: Path, field: str, key: str, modules: tuple[str, ...]) -> list[str]:
-    return [key] if PLAIN.fullmatch(key) else [re.escape(m) for m in modules if _matches(file, field, rf"(.*\.)?({key})", m)]
+def _names(file: Path, field: str, key: str, modules: tuple[str, ...], deadline: float) -> list[str]:
+    if PLAIN.fullmatch(key):
+        return [key]
+    return [re.escape(m) for m in modules if _matches(file, field, rf"(.*\.)?({key})", m, deadline)]
 
 
-def _matches(file: Path, field: str, pattern: str, name: str) -> bool:
+def _matches(file: Path, field: str, pattern: str, name: str, deadline: float) -> bool:
     try:
-        return bool(regex.fullmatch(pattern, name, timeout=MATCHING))
+        return bool(regex.fullmatch(pattern, name, timeout=max(1e-3, deadline - time.monotonic())))
     except TimeoutError as error:
-        raise ValueError(f"{file} has an expression in {field} that takes more than {MATCHING} s to match {name!r}: list the modules' "
-                         "names there instead.") from error
+        raise ValueError(f"{file} has an expression in {field} that takes more than {MATCHING} s to match the modules' names: list the names "
+                         "there instead.") from error
     except regex.error as error:
         raise ValueError(f"{file} has an expression in {field} that cannot be read ({error}).") from error
 
 
 def touches(entries: Header, modules: Iterable[str]) -> bool:
     """Whether an adapter's tensors change one of these modules of its base."""
-    plain = [unwrapped(name).removeprefix("base_model.model.") for name in entries]
-    return any(p.startswith(f"{m}.") for p in plain for m in modules)
+    return any(in_base(name).startswith(f"{module}.") for name in entries for module in modules)
 
 
 def merged(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False) -> dict[str, torch.Tensor]:
@@ -141,7 +146,7 @@ def _merge(hf, checkpoint: Checkpoint):
     config = configuration(checkpoint, [n for named in (hf.named_modules(), hf.named_parameters()) for n, _ in named])
     try:
         with weights.quiet(), tempfile.TemporaryDirectory() as plain:
-            state = {unwrapped(name): tensor for name, tensor in load_file(file).items()}
+            state = {in_adapter(name): tensor for name, tensor in load_file(file).items()}
             _resize(hf, checkpoint, {n: tuple(t.shape) for n, t in state.items()})
             folder = _plain_folder(Path(plain), checkpoint, config, state)
             adapted = peft.PeftModel.from_pretrained(hf, str(folder), torch_device="cpu", config=peft.PeftConfig.from_peft_type(**config))
@@ -160,11 +165,11 @@ def _merge(hf, checkpoint: Checkpoint):
             whole = adapted.merge_and_unload(safe_merge=True)
             off = (_logits(whole, ids) - wanted).abs().max() / wanted.abs().max()
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} ({first_line(error)}). "
-                         f"{ELSEWHERE}, or leave this checkpoint out.") from error
+        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} ({first_line(error)}): "
+                         "leave this checkpoint out, or train one whose weights can be merged.") from error
     if not off <= TOLERANCE.get(hf.dtype, 0.1):
         raise ValueError(f"The adapter {file} does not compute the same merged into its base {checkpoint.base.path} as it does unmerged (logits "
-                         f"differ by {off:.1e} of the largest). {ELSEWHERE}, or leave this checkpoint out.")
+                         f"differ by {off:.1e} of the largest): load it in float32, or leave this checkpoint out.")
     return whole
 
 
@@ -180,7 +185,8 @@ def _plain_folder(folder: Path, checkpoint: Checkpoint, config: dict, state: dic
 def _check_names(adapted, names: set[str]) -> None:
     from peft import get_peft_model_state_dict
 
-    wanted, known = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)), set(adapted.state_dict())
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    known = {name.replace("modules_to_save.default.", "modules_to_save.") for name in adapted.state_dict()}
     if odd := sorted(wanted - names) or sorted(names - wanted - known):
         raise ValueError(f"{odd[0]!r} is {'missing' if odd[0] in wanted else 'no part of it'}")
 
@@ -208,7 +214,7 @@ def _resize(hf, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> N
     own = hf.get_input_embeddings().weight.shape[0]
     if rows is None or rows == own:
         return
-    kept = {unwrapped(n).removeprefix("base_model.model.").replace(".base_layer.", ".") for n in shapes}
+    kept = {in_base(name) for name in shapes}
     tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
     needed = [f"{name}.weight" for name in weights.embedding_names(hf)]
     if not any(n in kept for n in needed) or (not tied and not all(n in kept for n in needed)):
@@ -220,18 +226,25 @@ def _resize(hf, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> N
 def vocabulary(shapes: dict[str, tuple[int, ...]], ends: Iterable[str]) -> int | None:
     """Rows of the embeddings that an adapter was trained with, None where none of its tensors says so; ends: embeddings' names."""
     for name, shape in shapes.items():
-        plain = unwrapped(name).removeprefix("base_model.model.").replace(".base_layer.", ".")
-        if any(plain == f"{end}.weight" for end in ends):
+        if any(in_base(name) == f"{end}.weight" for end in ends):
             return shape[0]
     return None
 
 
 def untie(hf) -> None:
     """Give the output embedding a tensor of its own, so that one of the two can be changed alone."""
-    ends = [getattr(m, "get_base_layer", lambda m=m: m)() for m in (hf.get_input_embeddings(), hf.get_output_embeddings())]
+    ends = [_innermost(m) for m in (hf.get_input_embeddings(), hf.get_output_embeddings())]
     if ends[0].weight is ends[1].weight:
         ends[1].weight = torch.nn.Parameter(ends[0].weight.detach().clone(), requires_grad=False)
         hf.config.get_text_config().tie_word_embeddings = hf.config.tie_word_embeddings = False
+
+
+def _innermost(module: torch.nn.Module) -> torch.nn.Module:
+    """The base's own module inside what peft wrapped around it."""
+    for name in ("base_layer", "original_module", "token_adapter"):
+        if (inner := dict(module.named_children()).get(name)) is not None:
+            return _innermost(inner)
+    return module
 
 
 def _trial(hf, config: dict) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from interp.conversions import conversion
 from interp.files import check_folder, check_regular, read_json
+from interp.json_files import read_training
 
 #: Where verl and its like keep Hugging Face files inside a step's folder.
 NESTED = ("", "actor/huggingface", "huggingface", "policy/huggingface", "hf", "policy/hf", "hf_model", "actor/lora_adapter", "lora_adapter",
@@ -39,6 +40,12 @@ class Checkpoint:
     def embedded(self) -> bool:
         """Whether a GGUF file brings its own tokenizer and configuration, since none lies beside it."""
         return self.kind == "gguf" and not (self.home / "config.json").exists()
+
+
+def training_notes(folder: Path) -> dict:
+    """What the trainer wrote beside a checkpoint's weights (training.json), empty where nothing; raises what `read_training` raises."""
+    file = folder / "training.json"
+    return read_training(file) if file.exists() else {}
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

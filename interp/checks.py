@@ -24,13 +24,15 @@ from interp.checkpoints import Checkpoint, first_line, tokenizer_files
 from interp.files import read_json, read_text
 from interp.headers import Header, gguf_header, hash_files
 from interp.inner import auto_class
-from interp.names import own_names, wrapping
+from interp.names import VALUE_HEADS, own_names, wrapping
 from interp.quantised import check_quantised
 from interp.weights import adapter_misfits, complete, embedding_names, misfits, pretrained
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 #: Attention implementations that come with torch or transformers; any other name would fetch and run a kernel.
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+#: The most layers that are read: a module of more takes minutes to be built before its weights are looked at.
+LAYERS = 1_000
 #: Heads of a model that scores texts and has no words to say.
 SCORERS = re.compile(r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering|RewardModel|ValueModel|ForReward)$")
 #: Fields in which nearly all checkpoints differ from their base.
@@ -64,6 +66,9 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         config = AutoConfig.from_pretrained(checkpoint.home, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # strict configurations raise their own kinds
         raise ValueError(f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)}).") from error
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(layers, int) or not 0 < layers <= LAYERS:
+        raise ValueError(f"{file} is damaged: num_hidden_layers is {layers!r}, where 1 to {LAYERS:,} are read. Copy it again.")
     if not trust_remote_code and auto_class(config) is None:
         raise NotImplementedError(f"{file} describes no causal language model: its model_type is {config.model_type!r}.")
     return config
@@ -234,7 +239,10 @@ def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
         return " They hold an adapter that is not merged: save it with merge_and_unload(), or the adapter alone with its save_pretrained."
     if wrapper := wrapping(entries):
         return f" Their names have {wrapper!r}, which a wrapper of the training run left there, and what remains is not this model."
-    head = next((n for n, m in hf.named_modules() if m is hf.get_output_embeddings()), None)
+    head = embedding_names(hf)[1]
+    scores = next((n for n in entries if VALUE_HEADS.match(n)), "")
+    if scores and found[0] == f"'{head}.weight' is missing":
+        return f" They hold {scores!r}, a head of values or classes: this is no language model, give the policy's checkpoint."
     if found[0] == f"'{head}.weight' is missing" and len(found) == 1:
         return " If the model unembeds with its embedding, set tie_word_embeddings to true in its config.json."
     return ""

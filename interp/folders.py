@@ -29,7 +29,7 @@ def step_name(path: Path) -> str:
     """The part of a checkpoint's path that says its step: inner folders (verl's) and a GGUF's quantisation left out."""
     if path.suffix == ".gguf":
         return re.sub(r"[-_.](?:I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.I)
-    nested = next((n for n in NESTED if n and path.as_posix().endswith(f"/{n}")), None)
+    nested = max((n for n in NESTED if n and path.as_posix().endswith(f"/{n}")), key=len, default="")
     return path.parents[nested.count("/")].name if nested else path.name
 
 

@@ -24,6 +24,24 @@ def unwrapped(name: str) -> str:
     return name
 
 
+#: What peft puts between a module's name and its parameter's.
+INSIDE_PEFT = ("base_layer.", "token_adapter.", "original_module.", "modules_to_save.")
+
+
+def in_adapter(name: str) -> str:
+    """The name of an adapter's tensor as peft writes it, without what a training run's wrappers put into or before it."""
+    plain = unwrapped(name)
+    return plain[max(0, plain.find("base_model.model.")):]
+
+
+def in_base(name: str) -> str:
+    """The name of an adapter's tensor in its base, where it is a parameter of the base itself."""
+    plain = in_adapter(name).removeprefix("base_model.model.")
+    for part in INSIDE_PEFT:
+        plain = plain.replace(f".{part}", ".")
+    return plain
+
+
 def own_names(names: Iterable[str], wanted: Set[str]) -> dict[str, str]:
     """file name -> the model's name, where one prefix of all names stands in the way; else every name as it is.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from interp import adapters, checks
 from interp.headers import headers, stored
 from interp.names import VALUE_HEADS, own_names, wrapping
-from interp.quantised import method
+from interp.quantised import DEQUANTISED, method
 
 if TYPE_CHECKING:
     from interp.series import CheckpointSeries
@@ -59,7 +59,8 @@ def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[s
     first, found = series.local[next(iter(series.local))], []
     config = checks.configuration(checkpoint, series.trust_remote_code)
     if name := method(getattr(config, "quantization_config", None)):
-        how = "dequantised before the merge" if checkpoint.base else "loaded as transformers loads it"
+        plain = "dequantised before the merge" if checkpoint.base else "dequantised as it is loaded"
+        how = plain if checkpoint.base or name in DEQUANTISED else "loaded as transformers loads it"
         found.append(f"The weights of checkpoint {step} are quantised ({name}), {how}.")
     fields = checks.check_architecture(checkpoint, config, first, checks.configuration(first, series.trust_remote_code))
     if fields:

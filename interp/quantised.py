@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+from interp.checkpoints import first_line
 
 #: method -> the packages it needs, by the names they are installed by; fp8 and mxfp4 come with transformers, the rest say theirs.
 PACKAGES = {"bitsandbytes": ("bitsandbytes",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",),
             "compressed-tensors": ("compressed-tensors",), "fbgemm_fp8": ("fbgemm-gpu",), "torchao": ("torchao",),
             "quanto": ("optimum-quanto",), "hqq": ("hqq",), "eetq": ("eetq",), "aqlm": ("aqlm",), "auto-round": ("auto-round",)}
+#: Methods that are dequantised as they are loaded: their kernels would be fetched from a hub.
+DEQUANTISED = ("fp8", "mxfp4")
 OTHERWISE = "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights that it was quantised from"
 
 
@@ -23,7 +29,8 @@ def method(config: object) -> str:
     if not config:
         return ""
     if not isinstance(config, Mapping):
-        return str(getattr(config, "quant_method", config)).rpartition(".")[2].lower()
+        named = getattr(config, "quant_method", config)
+        return str(getattr(named, "value", named))
     bits = "bitsandbytes" if config.get("load_in_4bit") or config.get("load_in_8bit") else "a method that it does not name"
     return str(config.get("quant_method") or bits)
 
@@ -47,6 +54,32 @@ def _installed(package: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def kept_quantised(config) -> str:
+    """The method by which a model of this configuration computes with quantised weights, empty for plain numbers."""
+    name = method(getattr(config, "quantization_config", None))
+    return "" if name in DEQUANTISED else name
+
+
+def loading(config):
+    """A configuration by which transformers dequantises what it should not compute with."""
+    config = copy.deepcopy(config)
+    if method(getattr(config, "quantization_config", None)) in DEQUANTISED:
+        config.quantization_config = {**config.quantization_config, "dequantize": True}
+    return config
+
+
+def check_computes(hf, path: object) -> None:
+    """Raise ValueError where quantised weights do not compute, since they are not what their configuration says."""
+    ids = torch.arange(4, device=next(hf.parameters()).device)[None]
+    try:
+        with torch.inference_mode():
+            finite = hf(input_ids=ids, use_cache=False).logits.isfinite().all()
+    except (AssertionError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"The weights of {path} are not quantised as its config.json says ({first_line(error)}).") from error
+    if not finite:
+        raise ValueError(f"The quantised weights of {path} give numbers that are not finite.")
 
 
 def adopt(hf, other) -> None:

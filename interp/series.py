@@ -29,7 +29,7 @@ from interp.folders import by_step, checkpoints_below, contents, named_step, num
 from interp.headers import hash_files, headers, stored
 from interp.inner import auto_class
 from interp.models import HookedModel, pick_device, pick_dtype
-from interp.quantised import adopt, method
+from interp.quantised import adopt, kept_quantised, method
 
 SERIES = Path(__file__).parent / "data" / "series"
 Source = Path | tuple[str, str]
@@ -179,10 +179,12 @@ class CheckpointSeries:
 
     @cached_property
     def _shared(self) -> dict[str, object]:
-        """What one module and one format of the whole series need: embeddings untied where any checkpoint's are, the shortest context."""
+        """What one module and one format of the whole series need: embeddings untied where any checkpoint's are, the shortest context,
+        and the fewest rows of the vocabulary."""
         configs = [self.configuration(step) for step in self.local]
         lengths = [n for c in configs if (n := getattr(c.get_text_config(), "max_position_embeddings", None))]
-        return dict(untied=not all(c.get_text_config().tie_word_embeddings for c in configs), context=min(lengths, default=None))
+        return dict(untied=not all(c.get_text_config().tie_word_embeddings for c in configs), context=min(lengths, default=None),
+                    rows=min(c.get_text_config().vocab_size for c in configs))
 
     @cached_property
     def template(self) -> str | None:
@@ -224,6 +226,7 @@ class CheckpointSeries:
             checks.tokenizer_home(checkpoint)
             checks.check_tokenizer(checkpoint, first)
             checks.check_architecture(checkpoint, config, first, wanted)
+        said = notes.vocabulary(self)
         for step, checkpoint in self.local.items():
             base = self.blueprint(checks.configuration(checkpoint, self.trust_remote_code))
             for part in adapters.lineage(checkpoint):
@@ -232,7 +235,7 @@ class CheckpointSeries:
             if own and own != self.template:
                 warnings.warn(f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
                               f"{checks.template_difference(own, self.template)}.", stacklevel=3)
-        for sentence in [*notes.vocabulary(self), *notes.special_tokens(self), *(n for n in self.notes if "several dtypes" in n)]:
+        for sentence in [*said, *notes.special_tokens(self), *(n for n in self.notes if "several dtypes" in n)]:
             warnings.warn(sentence, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:
@@ -284,6 +287,8 @@ class CheckpointSeries:
             digest = self._put(hf, step)
         else:
             hf, digest = self._placed(step, config, where, kind, device_map)
+        if step in self.local and len(tokenizer) > self._shared["rows"]:
+            weights.guard(hf, self.path(step).parent)
         return HookedModel(hf, tokenizer, step, digest)
 
     def _empty(self, checkpoint: Checkpoint, config, where: torch.device, dtype: torch.dtype):
@@ -336,6 +341,9 @@ class CheckpointSeries:
         if ahead is not None and ahead not in self._ahead:
             self._ahead = {ahead: _thread("reader").submit(self._read, ahead)}
         checkpoint, dtype, config = self.checkpoint(step), next(hf.parameters()).dtype, self.configuration(step)
+        if (own := kept_quantised(hf.config)) != (wanted := kept_quantised(config)):
+            raise ValueError(f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the module as "
+                             f"{own or 'plain numbers'}: load this checkpoint by itself, or give a series that is kept in one way.")
         if method(getattr(config, "quantization_config", None)):
             other = weights.placed(checkpoint, config, dtype, self.trust_remote_code, {"": next(hf.parameters()).device})
             self._check_finite(checkpoint, dict(other.named_parameters()))

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -34,6 +35,7 @@ from interp.styles import STYLES
 from interp.supervision import Supervision, supervised
 from interp.tables import write_json
 from interp.tasks import Decision, Episode
+from interp.weights import unwritten
 
 CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['role'] == 'assistant' else '<|user|>' }}"
                  "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|agent|>{% endif %}")
@@ -229,7 +231,10 @@ def finish(trainer: Trainer, folder: Path, curve: str, made: dict) -> None:
     curve: the logged number, `loss` or `reward`, whose values up to a checkpoint's step stand beside `made` in its `training.json`.
     """
     numbered = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()}
-    trainer.train(resume_from_checkpoint=str(numbered[max(numbered)]) if numbered else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(numbered[max(numbered)]) if numbered else None)
+    except SafetensorError as error:  # what a full disk is to it
+        raise unwritten(folder, error) from error
     logged = {row["step"]: row[curve] for row in trainer.state.log_history if curve in row}
     for path in folder.glob("checkpoint-*"):
         step = int(path.name.split("-")[1])

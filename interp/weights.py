@@ -6,17 +6,19 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence, Set
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
 from interp.checkpoints import Checkpoint, first_line
 from interp.headers import Header, damaged, gguf_header, headers
 from interp.inner import auto_class
-from interp.names import VALUE_HEADS, own_names, unwrapped
+from interp.names import VALUE_HEADS, in_base, own_names
+from interp.quantised import check_computes, kept_quantised, loading, method
 
 
 def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str, torch.Tensor]:
@@ -94,6 +96,18 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
         hf.config.get_text_config().vocab_size = text.vocab_size
 
 
+def guard(hf, path: object) -> None:
+    """Make a module refuse the tokens that its checkpoint does not embed, where a series' tokenizer has more than that."""
+    def check(module, inputs):
+        ids = inputs[0]
+        if (beyond := ids[ids >= module.weight.shape[0]]).numel():
+            raise ValueError(f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and the checkpoint of {path} "
+                             "that is read does not embed it: leave this checkpoint out, or the text that holds the token.")
+
+    if not hasattr(hf, "_guard"):
+        hf._guard = hf.get_input_embeddings().register_forward_pre_hook(check)
+
+
 @contextmanager
 def quiet():
     """No progress bars of transformers, and no warnings of adapters about what is checked here."""
@@ -106,6 +120,20 @@ def quiet():
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file; raises OSError naming it, and leaves none behind, where they cannot be written (a full disk)."""
+    try:
+        save_file(dict(state), path, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        path.unlink(missing_ok=True)
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: Exception) -> OSError:
+    """What is raised where weights cannot be written."""
+    return OSError(f"{path} cannot be written ({first_line(error)}): make room on its disk, or name another folder.")
 
 
 def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False, **options):
@@ -131,14 +159,15 @@ def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code
     while base.base is not None:
         base = base.base
     try:
-        hf, report = pretrained(base, dtype, trust_remote_code, device_map=device_map, config=config, ignore_mismatched_sizes=True)
+        hf, report = pretrained(base, dtype, trust_remote_code, device_map=device_map, config=loading(config), ignore_mismatched_sizes=True)
     except ImportError as error:
         raise ImportError(f"{base.path} cannot be read ({first_line(error)}).") from error
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"transformers cannot read {base.path} ({first_line(error)}).") from error
-    quantised = getattr(config, "quantization_config", None)
-    if quantised and (odd := [n for n in sorted(report["missing_keys"]) if n in dict(hf.named_parameters())]):
-        raise ValueError(f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} tensors).")
+    if method(getattr(config, "quantization_config", None)):
+        if odd := [n for n in sorted(report["missing_keys"]) if n in dict(hf.named_parameters())]:
+            raise ValueError(f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} tensors).")
+        check_computes(hf, base.path)
     return hf
 
 
@@ -147,9 +176,11 @@ def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
     dequantised); raises ValueError naming the first that is not."""
     if checkpoint.kind == "gguf":
         return _gguf_module(checkpoint, dtype)
+    config = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=trust_remote_code)
+    if method(getattr(config, "quantization_config", None)):
+        hf = placed(checkpoint, config, dtype, trust_remote_code, {"": "cpu"})
+        return (hf.dequantize() if kept_quantised(config) else hf).to(dtype)
     hf, report = pretrained(checkpoint, dtype, trust_remote_code, ignore_mismatched_sizes=True)
-    if getattr(hf, "hf_quantizer", None) is not None:
-        return hf.dequantize().to(dtype)
     if complete(report, hf):
         return hf
     parameters = dict(hf.named_parameters())
@@ -185,7 +216,7 @@ def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list
     """What of a low-rank adapter's header does not fit a base of these shapes, in words; nothing for what only peft can tell."""
     found = []
     for name, (_, shape) in entries.items():
-        plain = unwrapped(name).removeprefix("base_model.model.").replace(".base_layer.", ".")
+        plain = in_base(name)
         part = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", plain)
         if part and part[1] + ".weight" in shapes:
             weight, outer = shapes[part[1] + ".weight"], shape[1] if part[2].endswith("A") else shape[0]

@@ -1,6 +1,7 @@
 """Bad series, weights and tokenizers: each is one sentence that names the file or the field, and leaves earlier results as they are."""
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -80,6 +81,13 @@ def renamed(old, new):
     def apply(folder):
         (folder / new).parent.mkdir(parents=True, exist_ok=True)
         (folder / old).rename(folder / new)
+    return apply
+
+
+def pipe(name):
+    def apply(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
     return apply
 
 
@@ -167,6 +175,31 @@ BAD = {
     "no config": ("full", gone("config.json"), "checkpoint-9 has no config.json"),
     "a damaged config": ("full", lambda f: cut(f / "config.json", 50), "checkpoint-9/config.json is damaged, it is no JSON"),
     "a config of no object": ("full", put("config.json", b"[1, 2]"), "checkpoint-9/config.json is damaged: it holds no JSON object"),
+    "a config nested too deeply": ("full", put("config.json", b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        "checkpoint-9/config.json is damaged, it is nested too deeply"),
+    "a config in Latin-1": ("full", put("config.json", b'{"model_type": "ll\xe9"}'), "checkpoint-9/config.json is damaged, it is no text in UTF-8"),
+    "a config of gigabytes": ("full", lambda f: os.truncate(f / "config.json", 2**31), "checkpoint-9/config.json has 2,147,483,648 bytes, but at"),
+    "a template in Latin-1": ("full", put("chat_template.jinja", b"\xe9{{ x }}"), "checkpoint-9/chat_template.jinja is damaged, it is no text"),
+    "special tokens of no object": ("full", put("special_tokens_map.json", b"[1]"), "checkpoint-9/special_tokens_map.json is damaged"),
+    "a pipe for weights": ("full", pipe("model.safetensors"), "checkpoint-9/model.safetensors is no regular file"),
+    "a pipe for a tokenizer": ("full", pipe("tokenizer.json"), "checkpoint-9/tokenizer.json is no regular file"),
+    "a folder for a config": ("full", both(gone("config.json"), lambda f: (f / "config.json").mkdir()), "checkpoint-9/config.json is no regular file"),
+    "a kernel from a hub": ("full", config(attn_implementation="someone/kernel"),
+        "checkpoint-9/config.json names the attention implementation 'someone/kernel' in attn_implementation.*remove it"),
+    "a model of rewards": ("full", config(architectures=["LlamaForSequenceClassification"]),
+        "checkpoint-9/config.json describes LlamaForSequenceClassification.*no language model"),
+    "a head of values alone": ("full", weights(lambda t: t.update({"score.weight": t.pop("lm_head.weight")})),
+        "'lm_head.weight' is missing.*They hold 'score.weight', a head of values or classes"),
+    "a prefix on some tensors": ("full", weights(lambda t: t.update({"module.x": t.pop("model.norm.weight")})),
+        "'model.norm.weight' is missing.*Their names have 'module.'"),
+    "an adapter saved unmerged": ("full", weights(lambda t: t.update({"model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 32)})),
+        "They hold an adapter that is not merged: save it with merge_and_unload"),
+    "training notes of no object": ("full", put("training.json", b"[1]"), "checkpoint-9/training.json is damaged: it holds no JSON object"),
+    "training notes of another kind": ("full", put("training.json", b'{"style": 3}'),
+        "checkpoint-9/training.json is damaged: style is 3, which is no text.*give --style"),
+    "training notes cut off": ("full", put("training.json", b'{"style": "ta'), "checkpoint-9/training.json is damaged, it is no JSON"),
+    "weights quantised by no known method": ("full", config(quantization_config=dict(quant_method="nonesuch")),
+        r"quantization_config \(nonesuch\) that transformers does not read: save the model dequantised"),
     "an unknown architecture": ("full", config(model_type="nonesuch"), "checkpoint-9/config.json describes no model that transformers"),
     "a config without a model_type": ("full", put("config.json", b"{}"), "checkpoint-9/config.json describes no model"),
     "another architecture": ("full", config(model_type="qwen3"), "architecture of .*checkpoint-9 .*: model_type is 'qwen3', not 'llama'"),
@@ -217,7 +250,7 @@ BAD = {
         "checkpoint-9/adapter_model.safetensors cannot be merged.*query"),
     "an adapter that is not finite": ("lora", adapter(value(float("nan"), A)), "checkpoint-9/adapter_model.safetensors cannot be merged"),
     "an adapter of an unknown kind": ("lora", config("adapter_config.json", peft_type="NONESUCH"),
-        "checkpoint-9/adapter_model.safetensors cannot be merged"),
+        "checkpoint-9 is an adapter of kind 'NONESUCH', which is not supported"),
     "a truncated adapter": ("lora", lambda f: cut(f / LORA), "checkpoint-9/adapter_model.safetensors cannot be read"),
     "no base": ("lora", config("adapter_config.json", base_model_name_or_path="nowhere/at-all"),
         "base 'nowhere/at-all' of the adapter .*checkpoint-9 was found neither"),
