@@ -28,6 +28,8 @@ class Said:
     action: str | None
 
 
+#: Tokens of candidates that are read at once: their mask has the square of it.
+PACK_TOKENS = 1024
 #: Tokens after which a decoding that has not closed its action is given up.
 LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
@@ -117,9 +119,22 @@ def _choose(model, prompt: Prompt, candidates: Sequence[str], leads: Sequence[Se
     found, cache = [], model.read(prompt.ids)
     actions = [prompt.format.action_ids(c) for c in candidates]
     for lead in leads:
-        found.append(score(model, model.read(lead[:-1], model.new_cache(layers_of(cache))), [[lead[-1], *a] for a in actions], [len(a) for a in actions]))
+        held = model.read(lead[:-1], model.new_cache(layers_of(cache)))
+        packs = [actions[part] for part in packs_of([1 + len(a) for a in actions])]
+        found.append(torch.cat([score(model, held, [[lead[-1], *a] for a in pack], [len(a) for a in pack]) for pack in packs]))
     lengths = torch.tensor([len(a) for a in actions])
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
+
+
+def packs_of(lengths: Sequence[int]) -> list[slice]:
+    """Slices of sequences that have at most PACK_TOKENS tokens together, or are one alone."""
+    starts, held = [0], 0
+    for number, length in enumerate(lengths):
+        if held and held + length > PACK_TOKENS:
+            starts.append(number)
+            held = 0
+        held += length
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)])]
 
 
 def preferences(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]) -> Float[np.ndarray, "trace candidate"]:

@@ -8,19 +8,18 @@ ALFWorld is one instance; another is an object in a module of one's own, named o
 
 from __future__ import annotations
 
-import ast
-import importlib
 import importlib.util
-import sys
-import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
+import numpy as np
+
 from interp import actions
-from interp.headers import hash_files
 from interp.tasks import SPLITS, Decision, Episode, by_split, checked, load_episodes
+from interp.user_code import guarded, hash_sources, import_named
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Environment:
     of a study's split, by seed; a game is anything that can be pickled, and `str` names it. official: as `games`, the
     benchmark's own where they are fetched apart. graded: scores between 0 and 1 mean something. side_by_side: most games
     open at once. needs: (module, how it is installed) that playing needs, or a function that says what it lacks ("": nothing).
-    source: content hash of one's own module and of what it imports from its own folder (see `own_files`).
+    source: content hash of one's own module, and of what it imports from its own folder.
     """
 
     name: str
@@ -132,13 +131,22 @@ class Environment:
         given = path or self.decisions
         if given is None:
             raise ValueError(f"The environment {self.name!r} brings no recorded decisions: give a file of them with --corpus.")
-        found = load_episodes(given, self.splits) if isinstance(given, Path) else checked(given(), f"{self.name}'s decisions", self.splits)
+        found = load_episodes(given, self.splits) if isinstance(given, Path) else checked(self._made(given), f"{self.name}'s decisions", self.splits)
         for item in found:
             for said in (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]:
                 if (read := self.parse(said)) != said:
                     raise ValueError(f"The parser of the environment {self.name!r} reads the recorded action {said!r} of {item.id} as {read!r}: "
                                      "a recorded action must come back as it is.")
         return by_split(found)
+
+
+    def _made(self, function: Callable[[], Iterable[Episode | Decision]]) -> list[Episode | Decision]:
+        try:
+            return list(function())
+        except OSError:  # names its file
+            raise
+        except Exception as error:
+            raise ValueError(f"The decisions of the environment {self.name!r} could not be made: {type(error).__name__}, {error}.") from error
 
 
 #: Decisions of any kind from a file, where any text is an action.
@@ -152,65 +160,23 @@ KNOWN = {"any": "interp.environments:ANY", "alfworld": "interp.alfworld.environm
 def find(name: str) -> Environment:
     """An environment by its name in KNOWN, or one's own as MODULE:NAME; importing that module runs its code, because it was named.
 
-    Raises ValueError for a name that is neither, and ImportError for a module that is not there.
+    Raises ValueError for a name that is neither, and ImportError for a module that is not there or cannot be imported.
     """
     module, colon, what = KNOWN.get(name, name).partition(":")
     if not colon or not what.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise ValueError(f"There is no environment {name!r}: there are {', '.join(KNOWN)}, or one of your own as MODULE:NAME.")
-    try:
-        imported = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:  # something that the module needs
-            raise
-        raise ImportError(f"The environment {name!r} cannot be imported ({error}): run where {module.split('.')[0]}.py is, or put its folder on PYTHONPATH.") from error
-    except Exception as error:  # one's own code, which may raise anything
-        raise ImportError(f"The environment {name!r} cannot be imported: its module raised {type(error).__name__} ({error}).") from error
+        example = f" ({Path(module).stem}:{what or 'TASK'}, run where that file is)" if module.endswith(".py") else ""
+        raise ValueError(f"There is no environment {name!r}: there are {', '.join(KNOWN)}, or one of your own as MODULE:NAME{example}.")
+    imported = import_named(name, module)
     found = getattr(imported, what, None)
     if not isinstance(found, Environment):
         raise ValueError(f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "
                          "and should be an interp.environments.Environment.")
-    return found if name in KNOWN else replace(found, source=hash_files(own_files(module)))
+    return found if name in KNOWN else _checked(found, name, imported)
 
 
-def own_files(module: str) -> list[Path]:
-    """The file of an imported module, and those in its own folder (or package) that it and they import by import statements, sorted.
-
-    Data that the code reads, and modules imported by a computed name, are not among them. Raises ValueError for a file
-    that is no Python.
-    """
-    top = module.partition(".")[0]
-    folder = Path(sys.modules[module].__file__).parents[module.count(".") + hasattr(sys.modules[module], "__path__")]
-    installed = folder in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")}
-    files: set[Path] = set()
-    names = [module]
-    while names:
-        name = names.pop()
-        if name.partition(".")[0] in ("interp", "analyses") or (installed and name.partition(".")[0] != top):
-            continue  # known by their version
-        place, packages = folder, name.split(".")
-        for depth, part in enumerate(packages, start=1):
-            place = place / part
-            for file in (place / "__init__.py", place.with_suffix(".py")):
-                if file.is_file() and file not in files:
-                    files.add(file)
-                    package = packages[:depth] if file.name == "__init__.py" else packages[:depth - 1]
-                    names += _imports(file, package)
-    if not files:
-        raise ValueError(f"The module {module} has no source file ({sys.modules[module].__file__}), so a change in it could not be told: give its .py.")
-    return sorted(files)
-
-
-def _imports(file: Path, package: Sequence[str]) -> Iterator[str]:
-    """The modules that a file imports, by their whole names, and what it takes from them, which may be modules too."""
-    try:
-        tree = ast.parse(file.read_bytes(), str(file))
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{file} is no Python that can be read ({error}).") from error
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = list(package[:len(package) - node.level + 1]) if node.level else []
-            base = ".".join([*above, *filter(None, [node.module])])
-            yield from ([base] if base else [])
-            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names if alias.name != "*")
+def _checked(found: Environment, name: str, module: ModuleType) -> Environment:
+    """One's own environment with the hash of its sources, its functions called so that a fault in them is a sentence."""
+    classes = {kind: guarded(name, f"class {kind!r}", function, (str,)) for kind, function in found.classes.items()}
+    return replace(found, source=hash_sources(module), classes=classes, parse=guarded(name, "parser", found.parse, (str, type(None))),
+                   right=guarded(name, "judge", found.right, (bool, np.bool_)), task=guarded(name, "task", found.task, (str,)),
+                   partners=guarded(name, "partners", found.partners, (list, tuple)))

@@ -42,6 +42,7 @@ def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: i
     Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
     """
     rng = np.random.default_rng(seed)
+    decisions = tuple(decisions)  # one object for all calls of `partners`, which may look things up in it once
     clean: list[Prompt] = []
     corrupt: list[Prompt] = []
     dropped: Counter = Counter()

@@ -101,7 +101,7 @@ def _message(m: object, number: int) -> dict:
     if m.get("role") not in ROLES:
         raise ValueError(f"a message has a role, one of {', '.join(ROLES)}, but message {number} has {_shown(m.get('role'))}")
     agent = m["role"] in ("agent", "assistant")
-    m = {name: value for name, value in m.items() if value is not None or name == "trace"}  # columns of a table that other messages fill
+    m = {name: value for name, value in m.items() if value is not None or agent and name == "trace"}  # null: a table's other column
     if agent and "action" in m:
         m = {**m, "action": m["action"] if isinstance(m["action"], str) else _action(m["action"], f"the action of message {number}")}
     if not isinstance(m.get("content", m.get("action") if agent else None), str):
@@ -132,7 +132,7 @@ def decision_row(row: Mapping, place: str) -> dict:
     default = dict(episode=place, step=sum(m["role"] == "agent" for m in messages), task="", task_type="", split="in_domain", trace="")
     found = {**default, **row, "messages": messages, "reference": _action(row["reference"], "the reference"),
              "admissible": _once(_action(a, f"admissible action {i}") for i, a in enumerate(_admissible(row)))}
-    if type(found["step"]) is not int or found["step"] < 0:
+    if type(found["step"]) is not int or not 0 <= found["step"] <= MAX_NUMBER:
         raise ValueError(f"'step' is a whole number from 0 on, not {_shown(found['step'])}")
     if found["task"] and not any(m["role"] == "user" and found["task"] in m["content"] for m in messages):
         raise ValueError(f"the task {found['task'][:60]!r} is in none of the user's messages, and should stand in one word for word")

@@ -58,7 +58,7 @@ def read_unpacked(path: Path) -> bytes | bytearray:
     limit = limit_bytes()
     size = check_regular(path).st_size
     if size > limit:
-        raise ValueError(f"{path} has {size / 2**20:,.0f} MiB, and may have {_too_large(limit)}")
+        raise ValueError(f"{path} has {size / 2**20:,.2f} MiB, and may have {_too_large(limit)}")
     packed = path.read_bytes()
     if not packed:
         return packed
@@ -71,7 +71,7 @@ def read_unpacked(path: Path) -> bytes | bytearray:
 
 
 def _too_large(limit: int) -> str:
-    return f"{limit // 2**20:,} MiB: give fewer decisions, or set {VARIABLE} to the MiB that it may have."
+    return f"{limit / 2**20:,.2f} MiB: give fewer decisions, or set {VARIABLE} to the MiB that it may have."
 
 
 def _check_format(path: Path, first: bytes) -> None:
@@ -98,6 +98,8 @@ def _unpack(path: Path, packed: bytes, limit: int) -> bytearray:
                 if len(unpacked) > limit:
                     raise ValueError(f"{path} unpacks to more than {_too_large(limit)}")
         except (lzma.LZMAError, EOFError) as error:
+            if "Memory" in str(error):
+                raise ValueError(f"{path} asks for more than {MEMORY // 2**20} MiB of memory to be unpacked: pack it again with `xz -9` or less.") from None
             line = unpacked.count(b"\n")
             raise ValueError(f"{path} is damaged after line {line}, in the part of the archive that begins at byte {start} ({str(error).rstrip('.')}): "
                              "copy it again, or record it again with `python -m analyses record`.") from error

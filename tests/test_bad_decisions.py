@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from analyses import __main__ as cli
-from interp import rows
+from interp import rows, unpacking
 from interp.tasks import load_episodes
 from tests.conftest import handmade, tiny_hf
 
@@ -90,7 +90,7 @@ BAD = {
     "a task that no message says": (second(task="fly away"), "line 2: the task 'fly away' is in none of the user's messages"),
     "an unknown split": (second(split="validation", episode="b"), "line 2: there is no split 'validation': there are base, .*in_domain"),
     "one decision twice": ([row(0), row(1), row(1)], r"line 3: step 1 of the episode 'game-7' is there already \(line 2\)"),
-    "steps out of order": ([row(1), row(0)], r"line 2: step 0 of the episode 'game-7' comes behind step 1 \(line 1\).*rising order"),
+    "steps out of order": ([row(1), row(0)], r"line 2: step 0 of the episode 'game-7' comes after step 1 \(line 1\).*rising order"),
     "an episode in two splits": ([row(0), row(1, split="out_of_domain")], "line 2: the episode 'game-7' is of the split 'test_out_of_domain' here"),
     "an episode and its decision": ([episode(), row(1, episode=episode()["id"])], r"line 2: the episode 'test_in_domain/0' is there already \(line 1\)"),
     "one episode twice": ([episode(), episode()], r"line 2: the episode 'test_in_domain/0' is there already \(line 1\)"),
@@ -117,9 +117,29 @@ BAD = {
     "UTF-16 without a mark": (GOOD.encode("utf-16-le"), "line 1: there are NUL bytes in it, as UTF-16 has them"),
     "NUL in a message": (second(**message(role="user", content="a\0b")), r"line 2: message 1's content holds the control character U\+0000 at character 2"),
     "a control character in a trace": (second(trace="a \x1b[1m"), r"line 2: 'trace' holds the control character U\+001B at character 3"),
-    "half of a pair": (second(**message(role="user", content="a\ud800")), r"line 2: message 1's content holds the control character U\+D800"),
-    "an endless line": (GOOD + json.dumps(row(2)) + " " * 5000, "line 3: the line is longer than 0 MiB"),
-    "no text at all": (b"\x89PNG\r\n\x1a\n\x00\x00", "line 1: byte 1 is 0x89, which is not UTF-8"),
+    "half of a pair": (second(**message(role="user", content="a\ud800")), r"line 2: 'messages\[1\].content' holds U\+D800, half of a surrogate pair"),
+    "an endless line": (GOOD + json.dumps(row(2)) + " " * 70000, r"line 3: the line has 0.07 MiB and may have 0.0625: .*\(INTERP_MAX_FILE_MB is 16 times"),
+    "a second object in a line": (GOOD.rstrip("\n") + GOOD, "line 2: a second JSON object begins at column"),
+    "a key twice": (GOOD.replace('"step": 1', '"step": 1, "step": 2'), "line 2: the JSON value has the key 'step' twice"),
+    "a message's key twice": (GOOD.replace('"role": "user"', '"role": "user", "role": "agent"'), r"line 1: 'messages\[0\]' has the key 'role' twice"),
+    "an overflow": (GOOD.replace('"step": 1', '"step": 1e999'), "line 2: 'step' is at fault, 1e999 is larger than any number here"),
+    "a number of 5,000 digits": (GOOD.replace('"step": 1', '"step": ' + "1" * 5000), "line 2: there is a whole number of more than 4,300 digits"),
+    "a number of 30 digits": (GOOD.replace('"step": 1', '"step": ' + "1" * 30), "line 2: 'step' is a whole number from 0 on"),
+    "a scene of 30 digits": ([episode(scene=10**30)], "line 1: 'scene' is a whole number up to"),
+    "a nest in a message": (GOOD.replace('"role": "user"', '"name": ' + "[" * 500 + "]" * 500 + ', "role": "user"'), "line 1: the JSON is nested too deeply"),
+    "half of a pair in what only the template reads": (GOOD.replace('"role": "user"', '"name": "\\udfff", "role": "user"'), r"line 1: 'messages\[0\].name' holds U\+DFFF"),
+    "too many actions": ([row(0, admissible=["open door", "look", "sing"])], "line 1: 'admissible' lists 3 actions, and may list 2: .*listed=False"),
+    "too many steps": ([row(), step(), episode(id="b", steps=episode()["steps"][:1] * 7)], "line 3: 'steps' holds 7, and may hold 6: .*rows of their own"),
+    "a blank reference of a step": ([row(), step(reference=" ", admissible=[])], "line 2: step 0: the reference is blank"),
+    "UTF-32": (GOOD.encode("utf-32"), "line 1: the file is UTF-32, and should be UTF-8"),
+    "CSV": ("messages,reference\nhello,open\n", "line 1: this looks like CSV"),
+    "YAML": ("- messages:\n  - role: user\n", "line 1: this is no JSON"),
+    "a web page": ("<!DOCTYPE html>\n<html></html>\n", "line 1: this is no JSON"),
+    "a pointer of Git LFS": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "line 1: this is no JSON"),
+    "a picture": (b"\x89PNG\r\n\x1a\n", "is a picture, and should be a .jsonl"),
+    "a pickle": (b"\x80\x04\x95\x05\x00", "is a pickle, and should be a .jsonl"),
+    "a database": (b"SQLite format 3\x00", "is an SQLite database"),
+    "no text at all": (b"\x89ABC\r\n\x1a\n\x00\x00", "line 1: byte 1 is 0x89, which is not UTF-8"),
 }
 
 
@@ -155,15 +175,17 @@ def put(path, content):
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_one_sentence_and_leaves_earlier_results(series, tmp_path, capsys, monkeypatch, name):
     content, words = BAD[name]
+    monkeypatch.setattr(rows, "MAX_ACTIONS", 2 if name == "too many actions" else 20)
+    monkeypatch.setattr(rows, "MAX_STEPS", 6)
     if name == "an endless line":
-        monkeypatch.setattr(rows, "MAX_LINE", 5000)
+        monkeypatch.setenv("INTERP_MAX_FILE_MB", "1")
     told(capsys, tmp_path, series, put(tmp_path / "decisions.jsonl", content), words)
 
 
 @pytest.mark.parametrize("name, data, words", [
-    ("cut.jsonl.xz", lzma.compress(GOOD.encode())[:-40], "is damaged behind line"),
-    ("flipped.jsonl.xz", bytes(b ^ (255 * (i == 40)) for i, b in enumerate(lzma.compress(GOOD.encode()))), "is damaged behind line 0"),
-    ("plain.jsonl.xz", GOOD.encode(), "is damaged behind line 0"),
+    ("cut.jsonl.xz", lzma.compress(GOOD.encode())[:-40], "is damaged after line"),
+    ("flipped.jsonl.xz", bytes(b ^ (255 * (i == 40)) for i, b in enumerate(lzma.compress(GOOD.encode()))), "is damaged after line 0, in the part of the archive that begins at byte 0"),
+    ("plain.jsonl.xz", GOOD.encode(), "is damaged after line 0, in the part of the archive that begins at byte 0"),
 ])
 def test_a_damaged_archive_is_one_sentence(series, tmp_path, capsys, name, data, words):
     told(capsys, tmp_path, series, put(tmp_path / name, data), words)

@@ -36,10 +36,23 @@ def partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[st
         return [(name, other) for other in sorted(others)]
     if action.startswith("take "):
         name = action.split()[1]
-        return [(name, other) for other in _objects(tuple(d.admissible for d in decisions)) if other != name and re.search(rf"\b{other}\b", text)]
+        return [(name, other) for other in _objects(_Same(decisions)) if other != name and re.search(rf"\b{other}\b", text)]
     return []
 
 
-@lru_cache(maxsize=4)
-def _objects(listed: tuple[tuple[str, ...], ...]) -> list[str]:
-    return sorted({m for commands in listed for m in re.findall(r"\btake (\w+) \d+", " ".join(commands))})
+class _Same:
+    """A tuple, equal to itself alone: looking its objects up takes no longer for a longer one."""
+
+    def __init__(self, decisions: Sequence[Decision]):
+        self.decisions = tuple(decisions)
+
+    def __hash__(self) -> int:
+        return id(self.decisions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.decisions is other.decisions
+
+
+@lru_cache(maxsize=1)  # it holds the tuple, so that its identity is given to no other
+def _objects(listed: _Same) -> list[str]:
+    return sorted({m for d in listed.decisions for m in re.findall(r"\btake (\w+) \d+", " ".join(d.admissible))})

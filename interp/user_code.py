@@ -1,0 +1,138 @@
+"""Code that a user brings: what its sources are, and calls of it whose faults are one sentence.
+
+>>> parse = guarded("my_task:TASK", "parser", task.parse, (str, type(None)))
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+#: Seconds that one call may take.
+SECONDS = 10.0
+#: Told apart by their version, not by their content.
+OURS = ("interp", "analyses")
+
+
+class _TooLong(BaseException):
+    """Not an Exception, so that `except Exception` in a user's code lets it pass."""
+
+
+@contextmanager
+def time_limit(seconds: float, sentence: str) -> Iterator[None]:
+    """Raise ValueError(sentence) where a block takes longer than `seconds`; without effect outside of a process' main thread."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_):
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _TooLong:
+        raise ValueError(sentence) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, before)
+
+
+def guarded(environment: str, what: str, function: Callable, returns: tuple[type, ...]) -> Callable:
+    """A user's function, whose exceptions, endless calls and results of another type are a ValueError that names it."""
+    @functools.wraps(function)
+    def call(*given):
+        of = f"The {what} of the environment {environment!r}"
+        on = f" on {str(given[0])[:80]!r}" if given else ""
+        try:
+            with time_limit(SECONDS, f"{of} takes longer than {SECONDS:g} seconds{on}."):
+                value = function(*given)
+        except ValueError as error:
+            raise error if str(error).startswith(of) else ValueError(f"{of} raises ValueError{on}: {_line(error)}.") from error
+        except Exception as error:
+            raise ValueError(f"{of} raises {type(error).__name__}{on}: {_line(error)}.") from error
+        if not isinstance(value, returns):
+            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in returns)
+            raise ValueError(f"{of} returns a {type(value).__name__}{on}, and should return {names}.")
+        return value
+
+    return call
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
+
+
+def import_named(name: str, module: str) -> ModuleType:
+    """Import a module that was named, which runs its code; `name` is what was written. Raises ImportError with what it raised."""
+    try:
+        with time_limit(12 * SECONDS, f"The module {module} of the environment {name!r} takes longer than {12 * SECONDS:g} seconds to import."):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise ImportError(f"The environment {name!r} cannot be imported ({error}): run where {module.split('.')[0]}.py is, or put its folder on "
+                              "PYTHONPATH.") from error
+        raise ImportError(f"The environment {name!r} needs the module {error.name!r}, which is not installed: its {module} imports it.") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and "to import" in str(error):
+            raise
+        raise ImportError(f"The environment {name!r} cannot be imported: its module {module} raises {type(error).__name__} ({_line(error)}).") from error
+
+
+def hash_sources(module: ModuleType) -> str:
+    """Content hash of a module and of what it imports, and they in turn, from the folder that it was found in.
+
+    Imports that are written as such are followed, in functions too; files that a module reads and modules that it finds by a
+    name made at run time are not.
+    """
+    sources = {name: path.read_bytes() for name, path in _sources(module).items()}
+    if len(sources) == 1:
+        return hashlib.sha256(*sources.values()).hexdigest()[:16]
+    parts = [f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in sorted(sources.items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _sources(module: ModuleType) -> dict[str, Path]:
+    """Module name -> file, of a module and of those of its folder that it imports."""
+    file, name = Path(module.__file__), module.__name__
+    root = file.parents[name.count(".") + (file.name == "__init__.py")]
+    installed = root.name in ("site-packages", "dist-packages")  # where its neighbours are everyone's
+    found, waiting = {name: file}, _imports(file, name)
+    while waiting:
+        parts = waiting.pop().split(".")
+        if parts[0] in OURS or installed and parts[0] != name.split(".")[0]:
+            continue
+        for n in range(1, len(parts) + 1):
+            part, at = ".".join(parts[:n]), root.joinpath(*parts[:n])
+            path = next((p for p in (at / "__init__.py", at.with_name(f"{at.name}.py")) if p.is_file()), None)
+            if path and part not in found:
+                found[part] = path
+                waiting += _imports(path, part)
+    return found
+
+
+def _imports(path: Path, name: str) -> list[str]:
+    """Names of modules, or of things in them, that a file imports."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # no Python source
+        return []
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[:len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*filter(None, above), *([node.module] if node.module else [])])
+            found += [base, *(f"{base}.{alias.name}" if base else alias.name for alias in node.names)]
+    return [imported for imported in found if imported]
