@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,11 @@ class Folder:
             place = place.parent
         if not place.is_dir():
             raise NotADirectoryError(f"{flag} {value}: {place} is a file, and should be a folder.")
-        if not os.access(place, os.W_OK):
-            raise PermissionError(f"{flag} {value}: nothing can be written in {place}.")
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise PermissionError(f"{flag} {value}: nothing can be written in {place} ({error.strerror}).") from error
 
 
 @dataclass(frozen=True)
