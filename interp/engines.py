@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from interp.environments import Live, View
 from interp.processes import end_with_parent, how_it_ended
 
+MAKES = "What makes the games cannot be {reason}: it has to be a class or function of a module that Python finds."
+
 
 def _serve(pipe) -> None:
     """A worker: is sent what makes a game, then plays what it is sent until its pipe closes, or its parent ends."""
@@ -36,8 +38,7 @@ def _imported(pipe) -> Callable[[], Live]:
     try:
         return pipe.recv()
     except (AttributeError, ImportError) as error:
-        raise ImportError(f"What makes the games cannot be imported in a worker process ({type(error).__name__}: {error}): "
-                          "it has to be a class or function of a module that Python finds.") from error
+        raise ImportError(MAKES.format(reason=f"imported in a worker process ({error})")) from error
 
 
 def _sendable(error: Exception) -> Exception:
@@ -69,6 +70,9 @@ class Engines:
         try:
             for worker in range(workers):
                 self._send(worker, live)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            self.close()
+            raise ValueError(MAKES.format(reason=f"sent to a worker process ({error})")) from error
         except BaseException:
             self.close()
             raise

@@ -1,22 +1,29 @@
 """Processes started by one end with it, however it ends; and one that was ended is said to have been."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
 
 from analyses import __main__ as cli
 from interp import processes
+from interp.engines import Engines, engines
 from interp.processes import how_it_ended, side_by_side
+from interp.recording import record
 
 ROOT = Path(processes.__file__).parents[1]
 PARENT = """
 import signal, sys
+from interp import processes
 from interp.processes import side_by_side, stop_on_signals
+processes.PATIENCE = 0.3, 0.5
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores interrupts
 stop_on_signals()
 try:
@@ -38,7 +45,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 from interp.processes import end_with_parent
 end_with_parent()
 os.write(1, b"%d\\n" % os.getpid())
-while True: pass
+while True: signal.pause()
 """
 LATE = """
 import os, time
@@ -124,3 +131,61 @@ def test_a_study_in_several_processes_takes_a_part_in_each(tmp_path, monkeypatch
     assert [part in ran[i] for i, part in enumerate(('"--part", "0", "2"', '"--part", "1", "2"'))] == [True, True] and ran[2] == (2, (0, 1))
     repeated = masking.Config(processes=1, part=(1, 2))
     assert cli.configured(masking.Config, ["--processes", "2", "--processes", "1", "--part", "1", "2"], "masking") == repeated
+
+
+class Unsendable(Exception):
+    def __init__(self, *words):
+        super().__init__("the game is over", threading.Lock())
+
+
+class Game:
+    """Does to its worker what it is told to."""
+
+    def reset(self, what):
+        os.kill(os.getpid(), signal.SIGKILL) if what == "killed" else os._exit(3) if what == "exit" else None
+        if what == "unsendable":
+            raise Unsendable
+        return what
+
+
+def test_a_worker_that_ends_while_it_plays_is_said_to_have():
+    for order, words in (("killed", r"was ended by signal 9 \(SIGKILL\), as the system does where memory runs out"), ("exit", "ended with exit status 3")):
+        with engines(Game, 2) as pool:
+            assert pool.send({0: ("reset", "a"), 1: ("reset", "b")}) == {0: "a", 1: "b"}
+            with pytest.raises(ChildProcessError, match=f"Worker process 2 of 2, which plays the games, {words}"):
+                pool.send({0: ("reset", "c"), 1: ("reset", order)})
+
+
+def test_a_worker_that_was_killed_between_two_games_is_said_to_have_been():
+    with engines(Game, 1) as pool:
+        pool.send({0: ("reset", "a")})
+        pool._processes[0].kill()
+        pool._processes[0].join()
+        with pytest.raises(ChildProcessError, match="Worker process 1 of 1, which plays the games, was ended by signal 9"):
+            pool.send({0: ("reset", "b")})
+
+
+def test_an_error_that_cannot_be_sent_comes_in_its_words():
+    with engines(Game, 1) as pool, pytest.raises(RuntimeError, match="Unsendable: .*the game is over"):
+        pool.send({0: ("reset", "unsendable")})
+
+
+def test_games_that_a_worker_cannot_make_are_refused(monkeypatch, tmp_path):
+    module = ModuleType("only_here")
+    module.Live = type("Live", (), {"__module__": "only_here"})
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with engines(module.Live, 1) as pool, pytest.raises(ImportError, match=r"cannot be imported in a worker process \(No module named 'only_here'\)"):
+        pool.send({0: ("reset", "a")})
+    with pytest.raises(ValueError, match="What makes the games cannot be sent to a worker process .*a class or function of a module"):
+        Engines(lambda: None, 1)
+    with pytest.raises(ValueError, match="1 worker process or more, not 0"):
+        Engines(Game, 0)
+
+
+def killed(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_recording_whose_worker_is_killed_is_a_sentence():
+    with pytest.raises(ChildProcessError, match="A worker process, which plays the games, was ended"):
+        record([1], killed, workers=1)
