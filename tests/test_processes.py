@@ -176,7 +176,7 @@ def test_games_that_a_worker_cannot_make_are_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "only_here", module)
     with engines(module.Live, 1) as pool, pytest.raises(ImportError, match=r"cannot be imported in a worker process \(No module named 'only_here'\)"):
         pool.send({0: ("reset", "a")})
-    with pytest.raises(ValueError, match="What makes the games cannot be sent to a worker process .*a class or function of a module"):
+    with pytest.raises(ValueError, match="What makes the games cannot be sent to a worker process .*class or function of a module"):
         Engines(lambda: None, 1)
     with pytest.raises(ValueError, match="1 worker process or more, not 0"):
         Engines(Game, 0)
