@@ -88,6 +88,10 @@ class Several:
 Seed = Annotated[int, Limits(0, 2**32 - 1)]
 #: How many of something that there has to be.
 Count = Annotated[int, Limits(1)]
+#: How many decisions, pairs or games are read (0: as many as the study's size says).
+Sample = Annotated[int, Limits(0, 100_000)]
+#: Steps of checkpoints.
+Steps = Annotated[tuple[int, ...], Limits(0, 10**9)]
 #: Tokens that a decoding may take.
 Tokens = Annotated[int, Limits(1, 100_000)]
 #: Bootstrap resamples.

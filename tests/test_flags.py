@@ -16,8 +16,8 @@ from interp.series import CheckpointSeries
 #: NAME and flags -> what the sentence says. FILE is a file, GONE is nothing, and `series=` and `corpus=` name a tiny series and its corpus.
 BAD = {
     # numbers out of their range
-    "behaviour --choices -1": "--choices is a number from 0 to 1,000,000, not -1",
-    "behaviour --choices 99999999999": "--choices is a number from 0 to 1,000,000, not 99,999,999,999",
+    "behaviour --choices -1": "--choices is a number from 0 to 100,000, not -1",
+    "behaviour --choices 99999999999": "--choices is a number from 0 to 100,000, not 99,999,999,999",
     "behaviour --decisions -5": "--decisions is a number from 0",
     "behaviour --seed -1": "--seed is a number from 0 to 4,294,967,295, not -1",
     "behaviour --seed 4294967296": "--seed is a number from 0 to",
@@ -29,7 +29,7 @@ BAD = {
     "early --points 1": "--points is a number from 2 to 100, not 1",
     "shares --decisions_read -1": "--decisions_read is a number from 0",
     "reliance --pairs -1": "--pairs is a number from 0",
-    "patching --pairs 10000000": "--pairs is a number from 0 to 1,000,000, not 10,000,000",
+    "patching --pairs 10000000": "--pairs is a number from 0 to 100,000, not 10,000,000",
     "patching --span_checkpoints 9": "--span_checkpoints is 9, but 3 checkpoints are studied",
     "probes --folds 0": "--folds is a number from 2 to 100, not 0",
     "probes --folds 1": "--folds is a number from 2",
@@ -51,7 +51,10 @@ BAD = {
     "all --choices -1": "--choices is a number from 0",
     "all --decisions_read -1": "--decisions_read is a number from 0",
     "all --online_checkpoints 1000": "--online_checkpoints is 1,000, but 3 checkpoints are studied",
-    "all --pairs 1000001": "--pairs is a number from 0",
+    "all --pairs 1000000": "--pairs is a number from 0 to 100,000, not 1,000,000",
+    "reliance --pairs 1000": r"--pairs is 1,000, but no split holds more than \\d+ decisions",
+    "conflict --conflicts 1000": "--conflicts is 1,000, but no split holds more",
+    "steering --steered 1000": "--steered is 1,000, but no split holds more",
     "calibration --decisions 0": "--decisions is a number from 1",
     "calibration --seeds -1": "--seeds is a number from 0",
     "coverage --classes 1": "--classes is a number from 2",
