@@ -72,8 +72,10 @@ def run(argv: list[str]) -> int:
     module = _module(name)
     config = configured(module.Config, rest, name)
     parts = getattr(config, "processes", 1)
-    if parts > 1 and (status := _side_by_side([[[name, *rest, "--processes", "1", "--part", str(i), str(parts)]] for i in range(parts)])):
-        return status
+    if parts > 1:
+        alone = [name, *rest, "--processes", "1", "--part"]
+        if status := _side_by_side([[[*alone, str(part), str(parts)]] for part in range(parts)]):
+            return status
     module.run(config)
     return 0
 
@@ -89,26 +91,30 @@ def _all(rest: list[str]) -> int:
         left_out.add("online")
     jobs = 1 if study.on_gpu else min(len(CHAINS), os.cpu_count() or 1)
     chains = [[name for name in chain if name not in left_out] for chain in (CHAINS if jobs > 1 else [ANALYSES])]
-    if status := _side_by_side([[[name, *study.arguments(_module(name).Config)] for name in names] for names in chains if names]):
+    commands = [[[name, *study.arguments(_module(name).Config)] for name in names] for names in chains if names]
+    if status := _side_by_side(commands):
         return status
     return _module("figures").main(["--tables", str(study.run / "tables"), "--out", str(study.run)])
 
 
 def _side_by_side(chains: Sequence[Sequence[Sequence[str]]]) -> int:
-    """Run chains of command lines at the same time, each in a process of its own that ends with this one; returns the exit status."""
+    """Run chains of command lines at the same time, each in a process that ends with this one; the exit status."""
     code = "import sys; from analyses.__main__ import chain; sys.exit(chain(sys.argv[1]))"
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, os.cpu_count() // len(chains)))) if len(chains) > 1 else None
-    environment = {"TQDM_POSITION": "{number}"} | ({"OMP_NUM_THREADS": threads} if threads else {})
+    environment = {"TQDM_POSITION": "{number}"}
+    if len(chains) > 1:
+        share = max(1, (os.cpu_count() or 1) // len(chains))
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(share))
     statuses = side_by_side([[sys.executable, "-c", code, json.dumps(commands)] for commands in chains], environment)
     for commands, status in zip(chains, statuses, strict=True):
         if status < 0:
-            print(f"error: the process of {', '.join(command[0] for command in commands)} {how_it_ended(status)}; finished stages are kept, "
-                  "and the same command goes on from them.", file=sys.stderr)
+            names = ", ".join(command[0] for command in commands)
+            print(f"error: the process of {names} {how_it_ended(status)}; finished stages are kept, and the same "
+                  "command goes on from them.", file=sys.stderr)
     return max((128 - status if status < 0 else status for status in statuses), default=0)
 
 
 def chain(commands: str) -> int:
-    """Run command lines, a JSON list of lists of words, one after the other until one fails; ends when the parent does."""
+    """Run command lines, a JSON list of lists of words, in order until one fails; ends when the parent does."""
     end_with_parent()
     for command in json.loads(commands):
         sys.argv[1:] = command  # what the table's provenance says it was made by

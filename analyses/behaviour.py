@@ -10,6 +10,7 @@ import numpy as np
 
 from analyses.study import Study
 from interp.decoding import choose
+from interp.limits import Sample
 from interp.stats import cluster_bootstrap, headroom_gap, kappa, mcnemar
 from interp.tasks import Decision
 
@@ -18,7 +19,7 @@ from interp.tasks import Decision
 class Config(Study):
     """Both modes at every checkpoint, on the expert's states."""
 
-    choices: int = 0
+    choices: Sample = 0
     """Decisions of each split read by forced choice too (0: 40 quick, 100 full)."""
 
 

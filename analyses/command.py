@@ -1,9 +1,10 @@
-"""A command line read into a configuration, and the sentence of what went wrong: short, on one line, without control characters."""
+"""A command line read into a configuration, and the sentence of what went wrong, a short line of plain text."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 #: Most characters of an error that are shown, and how many of them are its end.
 MOST, END = 1000, 200
+#: Errors with a sentence of their own.
+MENDABLE = (ValueError, OSError, NotImplementedError, ImportError)
 
 
 def configured(kind: type, arguments: Sequence[str], name: str):
@@ -55,21 +58,23 @@ def sentence(text: str) -> str:
 
 
 def told(error: Exception, name: str) -> str:
-    """What is said of an error: its own sentence where it is one that a user can mend, else what failed, and where."""
-    if isinstance(error, (ValueError, OSError, NotImplementedError, ImportError)) and str(error).strip():
+    """What is said of an error: its own sentence where a user can mend it, else what failed, and where."""
+    if isinstance(error, MENDABLE) and str(error).strip():
         return sentence(str(error))
     if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):  # not a bare key
         return sentence(str(error.args[0]))
     words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, MemoryError) or "OutOfMemory" in words or "can't allocate memory" in words:
         return sentence(f"{name} ran out of memory; finished stages are kept ({words})")
-    return sentence(f"{name} failed, which is a defect of this program or of code of yours that it runs ({_place(error)}): {words}. "
-                    "INTERP_DEBUG=1 shows where.")
+    whose = f"a defect of this program or of code of yours that it runs ({_place(error)})"
+    return sentence(f"{name} failed, which is {whose}: {words}. INTERP_DEBUG=1 shows where.")
 
 
 def _place(error: Exception) -> str:
     """Line and file of this program where an error arose, and of the code that it called there."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename]
+    installed = f"{os.sep}site-packages{os.sep}"
+    below = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT)]
+    own = [frame for frame in below if installed not in frame.filename]
     places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (own[-1:] + frames[-1:])]
     return ", in ".join(dict.fromkeys(places))

@@ -11,7 +11,7 @@ import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.conflicts import ARMS, Outcome, Shift, conflict, contrast, likelier, shifts
-from interp.limits import Several
+from interp.limits import Sample, Several
 from interp.stats import cluster_bootstrap
 
 #: Arms without a trace, held against the one with another state's trace.
@@ -22,9 +22,9 @@ REMOVED, SUBSTITUTED = ("empty", "filler"), "other_state"
 class Config(Study):
     """Seven arms at every checkpoint, on the first decisions of each split."""
 
-    conflicts: int = 0
+    conflicts: Sample = 0
     """Decisions of each split (0: 40 quick, 200 full)."""
-    choices: int = 0
+    choices: Sample = 0
     """Of these, decisions whose distribution over the admissible actions is read (0: a quarter)."""
     arms: Annotated[tuple[Literal[ARMS], ...], Several(none=True)] = ARMS
     """Which traces are put in (`self_splice` always is)."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.early import early_answers
-from interp.limits import Limits
+from interp.limits import Limits, Sample
 from interp.stats import cluster_bootstrap
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -20,11 +20,11 @@ SHARES = (0.0, 0.25, 0.5, 0.75)
 class Config(Study):
     """The own trace cut after some of its sentences, at every checkpoint."""
 
-    conflicts: int = 0
+    conflicts: Sample = 0
     """Decisions of each split (0: 40 quick, 200 full)."""
     points: Annotated[int, Limits(2, 100)] = 5
     """Most parts at which a trace is cut, the empty and the whole one included."""
-    choices: int = 0
+    choices: Sample = 0
     """Decisions whose distribution over the admissible actions is read (0: a quarter of them)."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.engines import engines
-from interp.limits import StepLimit, Workers
+from interp.limits import Sample, StepLimit, Workers
 from interp.rollout import play
 from interp.stats import cluster_bootstrap
 
@@ -18,9 +18,9 @@ from interp.stats import cluster_bootstrap
 class Config(Study):
     """Unseen games of the environment: in ALFWorld generated ones, or its own valid_seen where $ALFWORLD_DATA holds them and `official` is set."""
 
-    games: int = 0
+    games: Sample = 0
     """In-domain games (0: 20 quick, 60 full); half as many out of domain, where games are longer."""
-    online_checkpoints: int = 0
+    online_checkpoints: Sample = 0
     """Checkpoints that play, evenly chosen with first and last (0: 4 quick, all full)."""
     step_limit: StepLimit = 30
     """Steps after which a game is lost."""

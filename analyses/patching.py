@@ -14,7 +14,7 @@ import numpy as np
 from analyses.study import NotApplicable, Study
 from interp.attribution import at_span, attribute_modes
 from interp.hooks import every_layer
-from interp.limits import Known, Several
+from interp.limits import Known, Sample, Several
 from interp.patching import METRICS, Sweep, patch_modes
 from interp.stats import cluster_bootstrap, correlation
 
@@ -31,7 +31,7 @@ def site(name: str) -> None:
 class Config(Study):
     """Counterfactual pairs by symmetric renaming, the same pairs at every checkpoint."""
 
-    pairs: int = 0
+    pairs: Sample = 0
     """Pairs patched at the boundary (0: 30 quick, 60 full)."""
     sites: Annotated[tuple[str, ...], Known(site)] = ("resid_pre",)
     """Sites to patch."""
@@ -41,9 +41,9 @@ class Config(Study):
     """What effects are measured on (see interp.patching.Sweep), beside the summed difference."""
     spans: Annotated[tuple[Literal["template", *SPANS], ...], Several(none=True)] = SPANS
     """Where else all positions are patched together, each cell a pass over most of the prompt; the screen estimates the same."""
-    span_pairs: int = 0
+    span_pairs: Sample = 0
     """Pairs patched at the spans, the first of them all (0: 12 quick, all full)."""
-    span_checkpoints: int = 0
+    span_checkpoints: Sample = 0
     """Checkpoints patched at the spans, evenly chosen with first and last (0: 2 quick, all full)."""
 
 

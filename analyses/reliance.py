@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import NotApplicable, Study
+from interp.limits import Sample
 from interp.mediation import EFFECTS, prompt_reliance
 from interp.stats import cluster_bootstrap
 
@@ -16,7 +17,7 @@ from interp.stats import cluster_bootstrap
 class Config(Study):
     """Counterfactual pairs by symmetric renaming, with the expert's trace, the same pairs at every checkpoint."""
 
-    pairs: int = 0
+    pairs: Sample = 0
     """Pairs of each split (0: 40 quick, 150 full)."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import NotApplicable, Study
+from interp.limits import Sample
 from interp.prompts import SPANS
 from interp.shares import DEFINITIONS, METRICS, VERSIONS, shares
 from interp.stats import cluster_bootstrap
@@ -20,7 +21,7 @@ READINGS = dict(zip(METRICS, (lambda m: m[..., 0], lambda m: m[..., 1], lambda m
 class Config(Study):
     """Every checkpoint's own traces and actions, on the first decisions of each split, averaged over layers."""
 
-    decisions_read: int = 0
+    decisions_read: Sample = 0
     """Decisions of each split (0: 24 quick, 100 full)."""
 
 

@@ -13,7 +13,7 @@ from analyses.probes import boundary_layers, labelled
 from analyses.study import NotApplicable, Study
 from interp.checks import configuration
 from interp.directions import RANDOM, orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
-from interp.limits import Limits
+from interp.limits import Limits, Sample
 from interp.stats import cluster_bootstrap
 from interp.steering import METRICS, POSITIONS, Position, steer
 
@@ -22,7 +22,7 @@ from interp.steering import METRICS, POSITIONS, Position, steer
 class Config(Study):
     """The two most common targets of a checkpoint's own actions: the second's decisions are pushed towards the first's."""
 
-    steered: int = 0
+    steered: Sample = 0
     """Decisions to steer, in-domain (0: 24 quick, 60 full; at most half of them, the others give the direction)."""
     alphas: Annotated[tuple[float, ...], Limits(-1000, 1000)] = (0.0, 0.25, 0.5, 1.0)
     """Strengths, in units of the residual's mean norm at the boundary."""

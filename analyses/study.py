@@ -29,7 +29,7 @@ from interp.decoding import Said, decode_modes
 from interp.environments import ANY, Environment, find
 from interp.identity import hash_text
 from interp.json_files import read_tools
-from interp.limits import Existing, Folder, Known, Seed, Tokens
+from interp.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.pairs import make_pairs
 from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
@@ -94,7 +94,7 @@ class Study:
     code is run (auto: alfworld where the recorded actions are its commands, else any)."""
     size: Literal["quick", "full"] = "quick"
     """Sets every number below that is not given."""
-    checkpoints: tuple[int, ...] = ()
+    checkpoints: Steps = ()
     """Checkpoints to study; all when empty."""
     splits: tuple[Literal["in_domain", "out_of_domain"], ...] = ()
     """Which test decisions: seen task types in unseen scenes, or task types never trained on (all that the corpus holds)."""
@@ -134,6 +134,10 @@ class Study:
             if getattr(self, name, 0) > len(self.steps):
                 raise ValueError(f"--{name} is {getattr(self, name):,}, but {len(self.steps)} checkpoints are studied.")
         self.steps, self._sampled
+        held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
+        for name in ("choices", "conflicts", "decisions_read", "pairs", "steered"):
+            if getattr(self, name, 0) > held:
+                raise ValueError(f"--{name} is {getattr(self, name):,}, but no split holds more than {held:,} decisions.")
         if self.official:
             self.pick_games("in_domain", 1, self.seed)
 
@@ -381,17 +385,17 @@ class All(Study):
 
     skip: tuple[Literal["behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares"], ...] = ()
     """Analyses to leave out."""
-    choices: int = 0
+    choices: Sample = 0
     """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""
-    pairs: int = 0
+    pairs: Sample = 0
     """Counterfactual pairs, for patching and for prompt reliance."""
-    conflicts: int = 0
+    conflicts: Sample = 0
     """Decisions whose traces are replaced, or cut."""
-    decisions_read: int = 0
+    decisions_read: Sample = 0
     """Decisions whose attention and gradient shares are read."""
-    games: int = 0
+    games: Sample = 0
     """Games played in domain."""
-    online_checkpoints: int = 0
+    online_checkpoints: Sample = 0
     """Checkpoints that play."""
 
     @property

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from interp.environments import Live, View
 from interp.processes import end_with_parent, how_it_ended
 
+MAKES = "What makes the games cannot be {reason}: let it be a class or function of a module."
+
 
 def _serve(pipe) -> None:
-    """A worker: is sent what makes a game, then plays what it is sent until its pipe closes, or its parent ends."""
+    """A worker: is sent what makes a game, then plays until its pipe closes or its parent ends."""
     end_with_parent()
     playing: dict[int, Live] = {}
     try:
@@ -36,8 +38,7 @@ def _imported(pipe) -> Callable[[], Live]:
     try:
         return pipe.recv()
     except (AttributeError, ImportError) as error:
-        raise ImportError(f"What makes the games cannot be imported in a worker process ({type(error).__name__}: {error}): "
-                          "it has to be a class or function of a module that Python finds.") from error
+        raise ImportError(MAKES.format(reason=f"imported in a worker process ({error})")) from error
 
 
 def _sendable(error: Exception) -> Exception:
@@ -51,7 +52,8 @@ def _sendable(error: Exception) -> Exception:
 class Engines:
     """Workers; `send` gives each slot ("reset", game) or ("step", action), and returns what each slot sees.
 
-    live: makes a game's object; it is pickled, so a class or function of a module. Raises ValueError for no workers.
+    live: makes a game's object; it is pickled, so a class or function of a module. Raises ValueError where it
+    is not, and for no workers.
     """
 
     def __init__(self, live: Callable[[], Live], workers: int = 2):
@@ -69,13 +71,17 @@ class Engines:
         try:
             for worker in range(workers):
                 self._send(worker, live)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            self.close()
+            raise ValueError(MAKES.format(reason=f"sent to a worker process ({error})")) from error
         except BaseException:
             self.close()
             raise
 
     def send(self, orders: dict[int, tuple[str, object]]) -> dict[int, View]:
-        """Play one order for each slot; raises what a worker raised, and ChildProcessError where a worker has ended."""
-        shares = [{s: o for s, o in orders.items() if s % len(self._pipes) == w} for w in range(len(self._pipes))]
+        """Play one order for each slot; raises what a worker raised, and ChildProcessError for one that ended."""
+        workers = range(len(self._pipes))
+        shares = [{s: o for s, o in orders.items() if s % len(workers) == worker} for worker in workers]
         asked = [worker for worker, share in enumerate(shares) if share]
         for worker in asked:
             self._send(worker, shares[worker])
@@ -98,7 +104,8 @@ class Engines:
             process = self._processes[worker]
             process.join(timeout=5)
             how = "closed its pipe" if process.exitcode is None else how_it_ended(process.exitcode)
-            raise ChildProcessError(f"Worker process {worker + 1} of {len(self._processes)}, which plays the games, {how}.") from error
+            which = f"Worker process {worker + 1} of {len(self._processes)}, which plays the games,"
+            raise ChildProcessError(f"{which} {how}.") from error
         if isinstance(answer, Exception):
             raise answer
         return answer

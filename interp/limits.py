@@ -1,4 +1,4 @@
-"""What the fields of a configuration may be, and the sentence for one that is not, before anything is read or computed.
+"""What the fields of a configuration may be, and the sentence for one that is not, before anything is read.
 
 >>> @dataclass
 ... class Config:
@@ -6,15 +6,15 @@
 >>> check(Config(pairs=-1))
 ValueError: --pairs is a number from 1 to 10,000, not -1.
 
-A number without limits of its own may be 0 to a million. Of several values none may be given twice, and there has to be one where
-the default has some.
+A number without limits of its own may be 0 to a million. Of several values none may be given twice, and there
+has to be one where the default has some.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,9 @@ class Limits:
 
     def check(self, flag: str, value) -> None:
         if isinstance(value, int | float) and not self.low <= value <= self.high:  # which nan is not either
-            raise ValueError(f"{flag} is a number from {_number(self.low)} to {_number(self.high)}, not {_number(value)}.")
+            raise ValueError(
+                f"{flag} is a number from {_number(self.low)} to {_number(self.high)}, not {_number(value)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,17 @@ class Folder:
             place = place.parent
         if not place.is_dir():
             raise NotADirectoryError(f"{flag} {value}: {place} is a file, and should be a folder.")
-        if not os.access(place, os.W_OK):
-            raise PermissionError(f"{flag} {value}: nothing can be written in {place}.")
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            why = f"nothing can be written in {place} ({error.strerror})"
+            raise PermissionError(f"{flag} {value}: {why}.") from error
 
 
 @dataclass(frozen=True)
 class Several:
-    """Of a field of several values: whether one may be given twice, and whether there may be none where the default has some."""
+    """Of a field of several values: may one be given twice, may there be none where the default has some?"""
 
     twice: bool = False
     none: bool = False
@@ -82,6 +88,10 @@ class Several:
 Seed = Annotated[int, Limits(0, 2**32 - 1)]
 #: How many of something that there has to be.
 Count = Annotated[int, Limits(1)]
+#: How many decisions, pairs or games are read (0: as many as the study's size says).
+Sample = Annotated[int, Limits(0, 100_000)]
+#: Steps of checkpoints.
+Steps = Annotated[tuple[int, ...], Limits(0, 10**9)]
 #: Tokens that a decoding may take.
 Tokens = Annotated[int, Limits(1, 100_000)]
 #: Bootstrap resamples.
@@ -95,9 +105,10 @@ StepLimit = Annotated[int, Limits(1, 10_000)]
 
 
 def check(config, flag: str = "--") -> None:
-    """Raise the sentence of a configuration's first field that is not what its type and its limits say; fields of fields included.
+    """Raise the sentence of a configuration's first field that is not what its type and its limits say.
 
-    flag: what stands before a field's name on the command line.
+    Fields that are configurations themselves are checked as well. flag: what stands before a field's name on
+    the command line. Raises ValueError, OSError and ImportError.
     """
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
@@ -112,7 +123,8 @@ def _check(flag: str, hint, value, default) -> None:
     rules, choices = list(_metadata(hint)), list(_choices(hint))
     several = isinstance(value, tuple)
     if several and Ellipsis in _arguments(hint):
-        _check_several(flag, value, default, next((rule for rule in rules if isinstance(rule, Several)), Several()))
+        allowed = next((rule for rule in rules if isinstance(rule, Several)), Several())
+        _check_several(flag, value, default, allowed)
     limits = [rule for rule in rules if hasattr(rule, "check")]
     if not any(isinstance(rule, Limits) for rule in limits):
         limits.append(Limits())

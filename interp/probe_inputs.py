@@ -22,7 +22,7 @@ def numbers(acts, name: str = "acts") -> np.ndarray:
     Raises ValueError for what holds no real numbers.
     """
     try:
-        if isinstance(acts, list | tuple):
+        if isinstance(acts, list | tuple) and any(isinstance(each, list | tuple) or hasattr(each, "detach") for each in acts):
             values = np.array([numbers(each, name) for each in acts])
         elif hasattr(acts, "detach"):
             dense = acts.detach().dequantize() if acts.is_quantized else acts.detach()

@@ -1,6 +1,6 @@
-"""Child processes that end with the process that started them, however that ends, and what is said of one that was ended.
+"""Child processes that end with the one that started them, however that ends, and what is said of their end.
 
->>> statuses = side_by_side([["python", "one.py"], ["python", "two.py"]])     # the children call `end_with_parent` first
+>>> statuses = side_by_side([["python", "one.py"], ["python", "two.py"]])  # which call `end_with_parent` first
 >>> [how_it_ended(status) for status in statuses if status]
 ['was ended by signal 9 (SIGKILL), as the system does where memory runs out']
 """
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks this process to end; it ends as after an interrupt from the keyboard, with this exit status."""
+    """A signal asks this process to end, which it does as after an interrupt, with this exit `status`."""
 
     def __init__(self, number: int):
         super().__init__(f"signal {number}")
@@ -31,7 +31,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP raise `Stopped`, so that what is open is closed; where they are ignored (nohup) they stay so."""
+    """Let SIGTERM and SIGHUP raise `Stopped`, so that all is closed; ignored ones (nohup) stay so."""
     def stop(number, frame):
         signal.signal(number, signal.SIG_IGN)  # once is enough: what ends must not be interrupted
         raise Stopped(number)
@@ -44,8 +44,8 @@ def stop_on_signals() -> None:
 def end_with_parent() -> None:
     """Let this process, a child of `side_by_side` or a worker of `multiprocessing`, end when its parent has.
 
-    A child's standard input is a pipe from its parent, which closes however the parent ends; a worker has such a pipe already. A
-    thread waits for that. On Linux the kernel also kills a child at once, be Python busy or not.
+    A child's standard input is a pipe from its parent, which closes however the parent ends; a worker has such
+    a pipe already. A thread waits for that. On Linux the kernel also kills a child, be Python busy or not.
     """
     worker = multiprocessing.parent_process()
     if worker is not None:
@@ -65,10 +65,11 @@ def _end_after(wait: Callable[[], object]) -> None:
 
 
 def side_by_side(commands: Sequence[Sequence[str]], environment: Mapping[str, str] = {}) -> list[int]:
-    """Run commands at the same time; returns their exit statuses, minus the signal's number for one that a signal ended.
+    """Run commands at the same time; returns their statuses (minus a signal's number where one ended it).
 
-    environment: variables beside this process's own; {number} in a value stands for the command's place. An interrupt of this
-    process, and `Stopped`, end all of them within seconds. Each should call `end_with_parent` before it does anything long.
+    environment: variables beside this process's own; {number} in a value stands for the command's place.
+    An interrupt of this process, and `Stopped`, end all of them within seconds. Each should call
+    `end_with_parent` before it does anything long.
     """
     running: list[subprocess.Popen] = []
     try:
@@ -82,10 +83,10 @@ def side_by_side(commands: Sequence[Sequence[str]], environment: Mapping[str, st
 
 def _end(running: Sequence[subprocess.Popen]) -> None:
     """Wait for children that the terminal has interrupted as well; interrupt, then kill, those that go on."""
-    for act, seconds in zip((lambda process: process.send_signal(signal.SIGINT), subprocess.Popen.kill), PATIENCE, strict=True):
+    for number, seconds in zip((signal.SIGINT, signal.SIGKILL), PATIENCE, strict=True):
         _wait(running, seconds)
         for process in running:
-            act(process)  # does nothing to one that has ended
+            process.send_signal(number)  # does nothing to one that has ended
     for process in running:
         process.wait()
         process.stdin.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields, replace
 
 from interp.processes import end_with_parent
@@ -38,12 +39,16 @@ def record(jobs: Sequence, episodes: Callable[[object], list[Episode]], seed: in
     Dropped and counted: an expert's episode that was not won, an aimless one that happened to reach its goal, and one without steps.
     """
     kept, dropped = [], {}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
-        for found in progress(pool.map(episodes, jobs, chunksize=8), len(jobs)):
-            for episode in found:
-                bad = not episode.won if episode.kind == "expert" else episode.won if episode.kind == "aimless" else not episode.steps
-                if bad:
-                    dropped[episode.split] = dropped.get(episode.split, 0) + 1
-                else:
-                    kept.append(episode)
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
+            for found in progress(pool.map(episodes, jobs, chunksize=8), len(jobs)):
+                for episode in found:
+                    bad = not episode.won if episode.kind == "expert" else episode.won if episode.kind == "aimless" else not episode.steps
+                    if bad:
+                        dropped[episode.split] = dropped.get(episode.split, 0) + 1
+                    else:
+                        kept.append(episode)
+    except BrokenProcessPool as error:
+        raise ChildProcessError("A worker process, which plays the games, was ended, as the system does where memory runs out; "
+                                "nothing was recorded.") from error
     return kept, dict(seed=seed, games=len(jobs), episodes=len(kept), dropped=dropped)

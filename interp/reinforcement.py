@@ -19,7 +19,7 @@ from typing import Annotated
 from interp.decoding import Said, decode, said
 from interp.engines import Engines
 from interp.environments import Environment
-from interp.limits import Count, Limits, Seed, StepLimit, Tokens
+from interp.limits import Count, Limits, Seed, StepLimit, Steps, Tokens
 from interp.models import HookedModel
 from interp.prompts import Prompt, PromptFormat
 from interp.rollout import Player
@@ -53,7 +53,7 @@ class Reinforcement:
     """Learning rate."""
     beta: float = 0.0
     """Weight of the KL divergence from the start."""
-    checkpoints: tuple[int, ...] = (10, 30, 60)
+    checkpoints: Steps = (10, 30, 60)
     """Steps that are kept; the start is checkpoint 0."""
     games_held: Count = 400
     """Games that are drawn from."""

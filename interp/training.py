@@ -29,7 +29,7 @@ from transformers import (
 
 from interp.headers import hash_files
 from interp.json_files import read_training
-from interp.limits import Count, Limits, Seed, Several
+from interp.limits import Count, Limits, Seed, Several, Steps
 from interp.prompts import PromptFormat
 from interp.styles import STYLES
 from interp.supervision import Supervision, supervised
@@ -69,7 +69,7 @@ class Recipe:
     """Peak learning rate of the chain-of-thought training."""
     replay: Annotated[float, Limits(0, 1)] = 0.0
     """Share of the base mixture replayed during the chain-of-thought training."""
-    checkpoints: tuple[int, ...] = (0, 25, 60, 150, 350, 800, 1400, 2000)
+    checkpoints: Steps = (0, 25, 60, 150, 350, 800, 1400, 2000)
     """Steps of the chain-of-thought training that are kept."""
     accumulate: Count = 1
     """Batches summed for one optimiser step."""
@@ -97,7 +97,7 @@ class Tuning:
     """Batches summed for one optimiser step."""
     lr: Annotated[float, Limits(0, 10)] = 1e-3
     """Peak learning rate."""
-    checkpoints: tuple[int, ...] = (4, 12, 30, 75, 180)
+    checkpoints: Steps = (4, 12, 30, 75, 180)
     """Steps that are kept; the untouched model is checkpoint 0."""
     again: Annotated[tuple[int, ...], Several(twice=True, none=True)] = (160, 320)
     """Further steps, each lot with a learning rate that rises and falls again; the last of each lot is a checkpoint."""

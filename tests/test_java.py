@@ -37,10 +37,9 @@ def started(rest):
     return parent, psutil.Process(int(line))
 
 
-def ended(process, seconds=15):
-    """Whether a process ends in time; one that only waits to be reaped has ended."""
-    until = time.time() + seconds
-    while time.time() < until:
+def ended(process):
+    """Whether a process ends (within a minute, usually at once); one that only waits to be reaped has ended."""
+    for _ in range(1200):
         try:
             if process.status() == psutil.STATUS_ZOMBIE:
                 return True
@@ -58,7 +57,7 @@ def test_java_ends_with_its_parent(rest, sent, status):
     if sent:
         assert process.is_running() and process.status() != psutil.STATUS_ZOMBIE and "java" in process.name()
         parent.send_signal(sent)
-    assert parent.wait(30) == status
+    assert parent.wait(120) == status
     assert ended(process)
 
 
@@ -68,7 +67,7 @@ def test_two_processes_play_at_once():
     assert len({process.pid for _, process in both}) == 2 and all(process.is_running() for _, process in both)
     for parent, _ in both:
         parent.kill()
-        parent.wait(10)
+        parent.wait(120)
     assert all(ended(process) for _, process in both)
 
 
@@ -79,7 +78,7 @@ def test_a_closed_engine_is_gone_and_closing_again_does_nothing():
     assert "twc" in list(engine.jvm.textworldexpress.runtime.PythonInterface().getGameNames())
     engine.close()
     engine.close()
-    assert ended(process, 5)
+    assert ended(process)
 
 
 def test_what_is_missing_is_a_sentence(monkeypatch):

@@ -65,6 +65,12 @@ def test_a_game_ends_at_the_limit_or_at_an_action_that_does_not_parse(fmt, three
     assert [(r.won, r.steps, r.unparsed) for r in found] == [(False, 1, False), (False, 0, True), (False, 1, False)]
 
 
+def test_a_limit_that_no_game_can_be_played_in_is_refused(fmt, three):
+    for limit in (0, -1):
+        with pytest.raises(ValueError, match=f"after 1 step or more, not {limit}"):
+            rollout.play(None, fmt, ALFWORLD, three, "cot", None, step_limit=limit)
+
+
 def test_what_a_worker_raises_reaches_the_caller(three):
     with engines(Household, 1) as pool, pytest.raises(KeyError):
         pool.send({0: ("step", "look")})
