@@ -97,7 +97,9 @@ class Encoder:
         where: list[tuple[int, int]] = []
         parts = iter(sorted(data))
         part = next(parts, None)
-        for i, (start, end) in zip(read.ids, read.offsets):
+        controls = [n for n, i in enumerate(read.ids) if i in self._control[False] or i in self._control[True]]
+        for n in controls:
+            i, (start, end) = read.ids[n], read.offsets[n]
             while part and part.end <= start:
                 part = next(parts, None)
             if part is None:

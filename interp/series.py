@@ -184,6 +184,11 @@ class CheckpointSeries:
         """The series' one chat template: that of the first checkpoint that has one."""
         return next((t for step in self.steps if (t := checks.template(self.checkpoint(step))[0])), None)
 
+    @cached_property
+    def template_file(self) -> Path | None:
+        """The file that the series' chat template is in."""
+        return next((file for step in self.steps for text, file in [checks.template(self.checkpoint(step))] if text), None)
+
     def check(self) -> None:
         """Read the checkpoints' small files and headers before anything is loaded.
 
@@ -266,6 +271,8 @@ class CheckpointSeries:
                 raise ValueError(f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU "
                                  "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs.")
         hf.config.name_or_path = str(checkpoint.home)
+        if (stops := checks.stop_tokens(checkpoint)) is not None:
+            hf.generation_config.eos_token_id = stops
         digest = self._put(hf, step)
         return HookedModel(hf, tokenizer, step, digest)
 
