@@ -265,6 +265,10 @@ class PromptFormat:
 
         return check
 
+    def stops(self, mode: Mode) -> list[int]:
+        """Tokens that end what is generated in a mode wherever they stand."""
+        return [i for i, end in self.ends.items() if mode != "cot" or not self._inside(end)]
+
     def _inside(self, end: str) -> bool:
         """Whether the style has an agent write this end within its turn, before the action."""
         return end != "" and end in self.style.close_think + self.style.open_action
