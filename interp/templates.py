@@ -94,7 +94,7 @@ class ChatTemplate:
     def _takes_parts(self) -> bool:
         """Whether the template reads a content only as a list of typed parts, as those of models that see do."""
         plain = self._tried([dict(role="user", content=mark("c", 0))], False)
-        if mark("c", 0) in plain:
+        if not plain or mark("c", 0) in plain:
             return False
         self._parts = True
         return mark("c", 0) in self._tried([dict(role="user", content=mark("c", 0))], False)
