@@ -25,19 +25,20 @@ import interp
 from analyses.provenance import first_use
 from interp import limits
 from interp.checkpoints import training_notes
-from interp.decoding import Said, decode_modes
+from interp.decoding import Said, decode_modes, stop_tokens
 from interp.environments import ANY, Environment, find
 from interp.identity import hash_text
 from interp.json_files import read_tools
 from interp.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.pairs import make_pairs
-from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
+from interp.prompts import MODES, HistoryTraces, Markers, Mode, Prompt, PromptFormat, Truncate
 from interp.series import SERIES, CheckpointSeries
 from interp.records import read_record, write_record
 from interp.styles import STYLES
 from interp.tables import inside, write_table
 from interp.tasks import CORPUS, Decision, sample_decisions
+from interp.templates import read_variables
 from interp.vllm import MISSING
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
@@ -108,6 +109,17 @@ class Study:
     """Tokens that a trace and its action may take before a decoding is given up."""
     action_tokens: Tokens = 24
     """Tokens that an action may take where no trace is written before it."""
+    template: tuple[str, ...] = ()
+    """Variables of the chat template as NAME=VALUE, each value in JSON or else a text (enable_thinking=false reasoning_effort=low), and
+    today=DATE, the day that its clock shows."""
+    history_traces: HistoryTraces = "template"
+    """Traces of earlier turns: as the template has them, kept as they are where it would take them away, or dropped."""
+    system_as: Literal["system", "user"] = "system"
+    """user: a system message becomes the start of the first user message, for templates that know none."""
+    tool_as: Literal["tool", "user"] = "tool"
+    """user: tool messages become the user's, for templates that know none."""
+    markers: Markers = "text"
+    """How control tokens of the template are read where messages hold them: as text (warned of), or as the tokens."""
     truncate: Truncate = "none"
     """What is done with a prompt that leaves no room for a trace and an action in the model's context: refused (none), or its oldest turns
     behind the task left out, which the table's provenance counts."""
@@ -191,7 +203,10 @@ class Study:
                      and (notes := training_notes(path))), {})
         tools = read_tools(self.tools) if self.tools else ()
         return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), tools,
-                            context=self._model.context, room=self.trace_tokens + self.action_tokens, truncate=self.truncate)
+                            options=read_variables(self.template), context=self._model.context, room=self.trace_tokens + self.action_tokens,
+                            truncate=self.truncate, stop_tokens=stop_tokens(self._model), history_traces=self.history_traces,
+                            system_as=self.system_as, tool_as=self.tool_as, markers=self.markers,
+                            template_file=None if self.revisions else self.checkpoint_series.template_file)
 
     @cached_property
     def _named(self) -> Environment | None:

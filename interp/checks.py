@@ -214,6 +214,20 @@ def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
     return found if isinstance(found, str) else None, file
 
 
+def stop_tokens(checkpoint: Checkpoint) -> int | list[int] | None:
+    """What a checkpoint's generation_config.json, or its base's, ends a turn with; None where neither says."""
+    for folder in dict.fromkeys([checkpoint.path if checkpoint.kind == "adapter" else checkpoint.home, checkpoint.home]):
+        file = folder / "generation_config.json"
+        if not file.exists():
+            continue
+        named = read_json(file).get("eos_token_id")
+        each = named if isinstance(named, list) else [named]
+        if named is not None and not all(type(i) is int and i >= 0 for i in each):
+            raise ValueError(f"{file}: eos_token_id is a token id or a list of them, not {named!r}.")
+        return named
+    return None
+
+
 def template_difference(own: str, other: str) -> str:
     """Where two chat templates first differ: the line, and what either has there."""
     a, b = own.splitlines(), other.splitlines()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interp.decoding import LIMITS, Said, preferences, said
+from interp.decoding import LIMITS, Said, format_of, preferences, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
 
@@ -119,7 +119,7 @@ def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: n
 def resample(model, prompts: Sequence[Prompt], parser: Callable[[str], str | None] = str, samples: int = SAMPLES, seed: int = 0,
              max_new_tokens: int = LIMITS["cot"], progress: bool = False) -> list[list[Said]]:
     """`samples` decodings of each prompt drawn at temperature 1, each prompt read once."""
-    fmt = prompts[0].format
+    fmt = format_of(model, prompts)
     out = continue_each(model, [p.ids for p in prompts], {str(k): [fmt.opening("cot")] * len(prompts) for k in range(samples)}, fmt.ended("cot"),
                         max_new_tokens, progress=progress, temperature=1.0, seed=seed)
     return [[said(fmt, found[i].ids, "cot", parser) for found in out.values()] for i in range(len(prompts))]
@@ -183,11 +183,12 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
         rng = np.random.default_rng(seed)
         traces[arm] = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, drawn, rng, listed)) is not None}
         variants[arm] = [traces[arm][i][0] if i in traces[arm] else None for i in range(len(prompts))]
-    out = continue_each(model, [p.ids for p in prompts], variants, prompts[0].format.ended("prompt"), max_new_tokens, progress=progress)
+    fmt = format_of(model, prompts)
+    out = continue_each(model, [p.ids for p in prompts], variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
     found = {}
     for arm in arms:
         index = list(traces[arm])
-        words = [said(prompts[i].format, out[arm][i].ids, "prompt", parser) for i in index]
+        words = [said(fmt, out[arm][i].ids, "prompt", parser) for i in index]
         found[arm] = Outcome(arm, np.array(index, dtype=int), [w.action for w in words], [decoded[i].action for i in index],
                              [traces[arm][i][1] for i in index], np.array([traces[arm][i][2] for i in index], dtype=bool),
                              np.array([out[arm][i].logp for i in index]), np.array([out["self_splice"][i].logp for i in index]),

@@ -62,12 +62,18 @@ def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, par
     if engine is not None:
         if temperature:
             raise ValueError("The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it.")
-        found = engine.continue_each([p.ids for p in prompts], openings, limits, fmt.style.close_action.strip(), list(fmt.ends))
-        return {mode: [said(fmt, ids, mode, parser) for ids in found[mode]] for mode in modes}
+        ends = {mode: fmt.stops(mode) for mode in modes}
+        found = engine.continue_each([p.ids for p in prompts], openings, limits, fmt.style.close_action.strip(), ends)
+        return {mode: [said(fmt, _up_to_end(ids, fmt.ended(mode)), mode, parser) for ids in found[mode]] for mode in modes}
     variants = {mode: [ids] * len(prompts) for mode, ids in openings.items()}
     out = continue_each(model, [p.ids for p in prompts], variants, {m: fmt.ended(m) for m in modes}, limits, progress=progress,
                         memory=memory, names=[p.decision.episode for p in prompts], temperature=temperature, seed=seed)
     return {mode: [said(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
+
+
+def _up_to_end(ids: Sequence[int], ended: Callable[[Sequence[int]], bool]) -> Sequence[int]:
+    """Generated ids up to where a turn ended, which an engine that knows single tokens only may have gone past."""
+    return next((ids[:n] for n in range(1, len(ids)) if ended(ids[:n])), ids)
 
 
 def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Callable[[str], str | None] = str,

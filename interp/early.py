@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.conflicts import complete, filler, sentences
-from interp.decoding import Said, preferences, said
+from interp.decoding import Said, format_of, preferences, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
 
@@ -75,10 +75,11 @@ def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, 
         return EarlyAnswers(np.array([], dtype=int), [], [], [], [])
     variants = {f"{kind}{p}": [of[i][p] if i in of and p < len(of[i]) else None for i in range(len(prompts))]
                 for kind, of in (("trace", leads), ("filler", dots)) for p in range(points)}
-    out = continue_each(model, [p.ids for p in prompts], variants, prompts[0].format.ended("prompt"), max_new_tokens, progress=progress)
+    ending = format_of(model, prompts)
+    out = continue_each(model, [p.ids for p in prompts], variants, ending.ended("prompt"), max_new_tokens, progress=progress)
     same, distance, filled = [], [], []
     for k, i in enumerate(index):
-        kept, dotted = ([said(prompts[i].format, out[f"{kind}{p}"][i].ids, "prompt", parser).action == decoded[i].action for p in range(len(of[i]))]
+        kept, dotted = ([said(ending, out[f"{kind}{p}"][i].ids, "prompt", parser).action == decoded[i].action for p in range(len(of[i]))]
                         for kind, of in (("trace", leads), ("filler", dots)))
         same.append(np.array(kept))
         filled.append(np.array([kept[0], *dotted]))

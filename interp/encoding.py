@@ -97,7 +97,9 @@ class Encoder:
         where: list[tuple[int, int]] = []
         parts = iter(sorted(data))
         part = next(parts, None)
-        for i, (start, end) in zip(read.ids, read.offsets):
+        controls = [n for n, i in enumerate(read.ids) if i in self._control[False] or i in self._control[True]]
+        for n in controls:
+            i, (start, end) = read.ids[n], read.offsets[n]
             while part and part.end <= start:
                 part = next(parts, None)
             if part is None:
@@ -169,9 +171,8 @@ class Encoder:
         Raises ValueError for what is no id.
         """
         ids = list(ids)
-        odd = next((i for i in ids if not hasattr(i, "__index__") or not 0 <= i < 2**31), None)
-        if odd is not None:
-            raise ValueError(f"{odd!r} is no token id: ids are whole numbers from 0 to {self.size - 1} in this vocabulary.")
+        if odd := [i for i in ids if not hasattr(i, "__index__") or not 0 <= i < 2**31]:
+            raise ValueError(f"{odd[0]!r} is no token id: ids are whole numbers from 0 to {self.size - 1} in this vocabulary.")
         runs = groupby(ids, key=lambda i: i < self.size)
         return "".join(self._decoded(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
 

@@ -267,6 +267,10 @@ class PromptFormat:
 
         return check
 
+    def stops(self, mode: Mode) -> list[int]:
+        """Tokens that end what is generated in a mode wherever they stand."""
+        return [i for i, end in self.ends.items() if mode != "cot" or not self._inside(end)]
+
     def _inside(self, end: str) -> bool:
         """Whether the style has an agent write this end within its turn, before the action."""
         return end != "" and end in self.style.close_think + self.style.open_action
@@ -315,16 +319,12 @@ class PromptFormat:
         """Whether an episode is one sequence, in which each prompt begins what follows it."""
         return self.history_traces == "kept" or self.history_traces == "template" and not self.style.native
 
-    def _system_of(self, messages: Sequence[Mapping]) -> str:
-        return messages[0]["content"] if messages[0]["role"] == "system" else self.system
-
     def _roles(self, messages: Sequence[Mapping]) -> list[dict]:
         """Messages with the system's first, in roles that the template takes; the user's are joined where others became the user's."""
-        system = [dict(role="system", content=self._system_of(messages))] if self._system_of(messages) else []
-        rest = messages[1:] if messages[0]["role"] == "system" else messages
+        system = [dict(role="system", content=self.system)] if self.system and messages[0]["role"] != "system" else []
         roles = dict(system=self.system_as, tool=self.tool_as)
         found: list[dict] = []
-        for message in [*system, *rest]:
+        for message in [*system, *messages]:
             message = {**message, "role": roles.get(message["role"], message["role"])}
             if "user" in roles.values() and found and message["role"] == found[-1]["role"] == "user":
                 found[-1]["content"] += _BETWEEN + message["content"]
@@ -434,13 +434,14 @@ class PromptFormat:
     def _prompt(self, decision: Decision, turns: Sequence[dict], text: str, places: Sequence[Place]) -> Prompt:
         spans = np.full(len(text), SPANS.index("template"), dtype=np.uint8)
         last_agent = max((i for i, t in enumerate(turns) if t["role"] == "assistant"), default=-1)
-        system = self._system_of(decision.messages) if self.system_as == "user" else ""
+        first = decision.messages[0]
+        system = first["content"] if first["role"] == "system" else self.system
         task_found = not decision.task
         for number, start, end in places:
             role = turns[number]["role"]
             if role == "system":
                 continue
-            if system and number == 0:  # it stands at the start of the user's
+            if system and number == 0:  # given as the user's, it stands at the start of the first message
                 start += len(system + _BETWEEN)
             spans[start:end] = SPANS.index("observation" if number > last_agent else "history")
             at = text.find(decision.task, start, end) if not task_found and role == "user" else -1

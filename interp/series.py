@@ -212,6 +212,11 @@ class CheckpointSeries:
             found.chat_template = self.template
         return found
 
+    @cached_property
+    def template_file(self) -> Path | None:
+        """The file that the series' chat template is in."""
+        return next((file for step in self.steps for text, file in [checks.template(self.checkpoint(step))] if text), None)
+
     def check(self) -> None:
         """Read the checkpoints' small files and headers before anything is loaded.
 
@@ -287,6 +292,8 @@ class CheckpointSeries:
             digest = self._put(hf, step)
         else:
             hf, digest = self._placed(step, config, where, kind, device_map)
+        if (stops := checks.stop_tokens(checkpoint)) is not None:
+            hf.generation_config.eos_token_id = stops
         if step in self.local and len(tokenizer) > self._shared["rows"]:
             weights.guard(hf, self.path(step).parent)
         return HookedModel(hf, tokenizer, step, digest)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from interp import actions
 from interp.capturing import capture
-from interp.decoding import LIMITS, Said, decode, said
+from interp.decoding import LIMITS, Said, decode, format_of, said
 from interp.directions import unit
 from interp.generation import _continue, _picker, _read, tree_batches
 from interp.prompts import Prompt
@@ -142,7 +142,7 @@ def _chunks(lengths: Sequence[int], cells: int, batch_tokens: int) -> Iterator[l
 
 def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress) -> list[list[tuple[int, ...]]]:
     """Generated ids [cell][decision] for vectors [cell, decision, d_model]; what lies before the first steered token is read once for all cells."""
-    fmt = prompts[0].format
+    fmt = format_of(model, prompts)
     tag, stop = _Tag(fmt), fmt.ended(mode)
     found = [[s.ids for s in unsteered] for _ in vectors]
     prefixes, suffixes, flags, begun, which = [], [], [], [], []
@@ -173,7 +173,7 @@ def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, b
 
 def _plain(model, prompt: Prompt, vector, layer, position, mode, limit) -> tuple[int, ...]:
     """One decision at one vector, every token read anew for every one that is generated."""
-    fmt = prompt.format
+    fmt = format_of(model, [prompt])
     tag, stop, acting, out = _Tag(fmt), fmt.ended(mode), mode == "prompt", []
     read, steered = _opening(prompt, mode, position)
     head, steered = [*prompt.ids[:-1], *read], [*[False] * (len(prompt.ids) - 1), *steered]
@@ -249,7 +249,8 @@ def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.nd
         out = _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress)
     else:
         out = [[_plain(model, p, vector, layer, position, mode, limit) for p, vector in zip(prompts, each)] for each in vectors]
-    did = [[said(prompts[0].format, ids, mode, parser).action for ids in each] for each in out]
+    fmt = format_of(model, prompts)
+    did = [[said(fmt, ids, mode, parser).action for ids in each] for each in out]
     before, of = [s.action for s in unsteered], dict(zip(cells, did[1:]))
     rows = [(kind, alpha, [of.get((kind, k, alpha), did[0]) for k in range(m)]) for kind, m in along.items() for alpha in dict.fromkeys(alphas)]
     return Steering(position, mode, int(layer), norm, target, "batched" if fast else f"plain loop: {model.support.reason}", before,

@@ -19,8 +19,9 @@ from interp.styles import Style
 
 #: Llama 3's templates read their date under this name.
 DATED = "date_string"
-#: A tag at the end, and at the beginning, of what a template writes around a thought.
-_LAST, _FIRST = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\]|\S+)\s*$"), re.compile(r"^\s*(<[^<>\s]+>|\[[^\[\]\s]+\]|\S+)")
+#: A tag that templates write around a thought, or a word that stands for one.
+_TAG = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
+_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _ASKED = dict(role="user", content="a")
 
 
@@ -28,6 +29,26 @@ def first_line(error: Exception) -> str:
     """What an error says, in one line."""
     said = str(error).strip() or type(error).__name__
     return said.splitlines()[0][:300]
+
+
+def read_variables(pairs: Sequence[str]) -> dict:
+    """Template variables of NAME=VALUE, each value read as JSON, Python's True, False or None, or else as a text.
+
+    >>> read_variables(["enable_thinking=false", "reasoning_effort=low"])
+    {'enable_thinking': False, 'reasoning_effort': 'low'}
+    """
+    found = {}
+    for pair in pairs:
+        name, written, value = pair.partition("=")
+        if not (written and name.isidentifier()):
+            raise ValueError(f"--template takes NAME=VALUE, such as enable_thinking=false, not {pair!r}.")
+        if name in found:
+            raise ValueError(f"--template gives {name!r} twice.")
+        try:
+            found[name] = json.loads(_CONSTANTS.get(value, value))
+        except ValueError:
+            found[name] = value
+    return found
 
 
 class ChatTemplate:
@@ -73,7 +94,7 @@ class ChatTemplate:
     def _takes_parts(self) -> bool:
         """Whether the template reads a content only as a list of typed parts, as those of models that see do."""
         plain = self._tried([dict(role="user", content=mark("c", 0))], False)
-        if mark("c", 0) in plain:
+        if not plain or mark("c", 0) in plain:
             return False
         self._parts = True
         return mark("c", 0) in self._tried([dict(role="user", content=mark("c", 0))], False)
@@ -131,8 +152,10 @@ class ChatTemplate:
     @cached_property
     def thought(self) -> tuple[str, str]:
         """The template's own tags around a thought."""
-        opened, closed = _LAST.search(self._turn[0]), _FIRST.search(self._turn[1])
-        return (opened.group(1), closed.group(1)) if opened and closed else ("<think>", "</think>")
+        before, between = self._turn[0].rstrip(), self._turn[1].lstrip()
+        opened = re.search(rf"(?:{_TAG})$", before) or re.search(r"\S+$", before)
+        closed = re.match(rf"{_TAG}|\S+", between)
+        return (opened.group(), closed.group()) if opened and closed else ("<think>", "</think>")
 
     @cached_property
     def empty_thought(self) -> re.Pattern:

@@ -46,15 +46,15 @@ class Engine:
             torch.cuda.empty_cache()
 
     def continue_each(self, prompts: Sequence[Sequence[int]], openings: Mapping[str, Sequence[int]], limits: Mapping[str, int],
-                      closing: str, ends: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
+                      closing: str, ends: Mapping[str, Sequence[int]]) -> dict[str, list[tuple[int, ...]]]:
         """Continue every prompt behind every mode's opening, greedily: mode -> generated ids of each prompt.
 
-        closing: text that ends a decoding (kept; none where it is empty). ends: tokens that end it too.
+        closing: text that ends a decoding (kept; none where it is empty). ends: tokens that end it too, for each mode.
         """
         found = {}
         for mode, opening in openings.items():
             asked = self._vllm.SamplingParams(temperature=0.0, max_tokens=limits[mode], stop=[closing] if closing else None, include_stop_str_in_output=True,
-                                              stop_token_ids=list(ends), skip_special_tokens=False)
+                                              stop_token_ids=list(ends[mode]), ignore_eos=True, skip_special_tokens=False)
             out = self._llm.generate([dict(prompt_token_ids=[*p, *opening]) for p in prompts], asked)
             found[mode] = [tuple(o.outputs[0].token_ids) for o in out]
         return found
