@@ -6,6 +6,7 @@ import importlib
 import contextlib
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -38,8 +39,6 @@ def _module(name: str):
 
 def _listing() -> str:
     import ast
-    import pathlib
-
     lines = ["usage: python -m analyses NAME [options]      (python -m analyses NAME --help)", ""]
     for name in ANALYSES:
         source = pathlib.Path(__file__).with_name(f"{name}.py").read_text()
@@ -57,12 +56,16 @@ def run(argv: list[str]) -> int:
         return _module("figures").main(rest)
     if name not in (*ANALYSES, *OTHER):
         raise ValueError(f"There is no analysis {name!r}: there are {', '.join((*ANALYSES, *OTHER))}.")
-    if rest and name in ("architectures", "readme"):
-        raise ValueError(f"{name} takes no options, so not {rest[0]}.")
+    if name == "readme" and rest or name == "architectures" and (rest[1:] or rest and rest[0].startswith("-")):
+        takes = "takes no options" if name == "readme" else "takes the file to write its page to, or nothing"
+        raise ValueError(f"{name} {takes}, so not {rest[-1]}.")
     if name == "architectures":
-        from interp.architectures import table
+        from interp.architectures import document
 
-        print(table().to_string(index=False))
+        page = document()
+        if rest:
+            pathlib.Path(rest[0]).write_text(page)
+        print(page, end="")
         return 0
     if name == "readme":
         _module("readme").run()

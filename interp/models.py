@@ -121,7 +121,8 @@ class HookedModel:
             raise NotImplementedError(f"{self.architecture} is not supported: it has sliding layers, but its configuration names no sliding_window.")
         self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
         self._trial(self.check_finite)
-        self._check_cache()
+        self._trial(self._check_causal)
+        self._trial(self._check_cache)
         self.places, self.heads, self.outputs = self._trial(lambda: find_places(self.blocks, config, self._probe))
 
     def _trial(self, run: Callable[[], object]):
@@ -129,12 +130,20 @@ class HookedModel:
         try:
             return run()
         except (NotImplementedError, ValueError) as error:
-            if type(error) is ValueError and "not finite" in str(error):
+            if "not finite" in str(error) or str(error).startswith(self.architecture):
                 raise
             raise NotImplementedError(f"{self.architecture} is not supported: {error}") from error
         except Exception as error:  # anything that a model's own code may raise
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
+
+    def _check_causal(self) -> None:
+        ids = self._ids(8)
+        with torch.inference_mode():
+            whole, alone = (self.inner(input_ids=part, use_cache=False).last_hidden_state[0, :4].float() for part in (ids, ids[:, :4]))
+        off = (whole - alone).abs().amax(-1) / whole.abs().amax(-1)
+        if not off.median() < (1e-4 if self.dtype == torch.float32 else 0.1):
+            raise NotImplementedError("a token's states depend on the tokens after it, so it is no causal language model")
 
     def check_finite(self, name: object = None) -> None:
         """Raise ValueError for numbers that are not finite on a few tokens: of which checkpoint, in which dtype, and where they begin."""
