@@ -39,6 +39,7 @@ def _module(name: str):
 
 def _listing() -> str:
     import ast
+
     lines = ["usage: python -m analyses NAME [options]      (python -m analyses NAME --help)", ""]
     for name in ANALYSES:
         source = pathlib.Path(__file__).with_name(f"{name}.py").read_text()
