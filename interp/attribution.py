@@ -24,6 +24,7 @@ from interp.models import layers_of
 from interp.pairs import check_pairs
 from interp.patching import Sweep, continuations, effects, places_of
 from interp.prompts import Prompt
+from interp.turns import measured
 
 
 def gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: Sequence[str]):
@@ -58,6 +59,7 @@ def gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: Sequen
     return ([d.item() for d in differences], [seen[key].detach()[0].float() for key in keys], [[g[0].float() for g in of] for of in found])
 
 
+@measured
 def attribute_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",),
                     modes: Sequence[Literal["prompt", "cot"]] = ("prompt", "cot"), minimum: float = 1.0, progress: bool = False) -> dict[str, Sweep]:
     """As `attribute`, reading each action in several modes, each prompt read once for all of them."""

@@ -321,6 +321,7 @@ class CheckpointSeries:
         ahead: the step wanted next, read in the background from now on. Raises ValueError or FileNotFoundError for weights
         that cannot be read, do not fit, or are not finite.
         """
-        model.weights_hash, model.step = self._put(model.hf, step, ahead), step
-        model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
+        with model.turns.swapping():
+            model.weights_hash, model.step = self._put(model.hf, step, ahead), step
+            model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
         return model
