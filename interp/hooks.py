@@ -2,31 +2,50 @@
 
 Site names and their meaning are TransformerLens's: `resid_pre`, `resid_mid`, `resid_post` (residual stream before a
 block, between attention and MLP, after the block), `attn_out`, `mlp_out` (what each adds), `z` (heads' outputs before
-the output projection, heads concatenated). Where a site is in a model is not looked up by the model's name: candidates
-are tried on a few tokens, and only those for which the sums come out are used (`find_places`).
+the output projection, heads concatenated). Where each is in a model is found by trial (`interp.sites`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 _ALIASES = {"attn.hook_z": "z"}
-_ATTENTION, _MLP = ("self_attn", "attn", "attention"), ("mlp", "feed_forward")
-_PROJECTION = ("o_proj", "c_proj", "dense", "out_proj")
-#: site -> submodules of a block to try, and whether the site enters or leaves them
-_CANDIDATES = {
-    "attn_out": (("post_attention_layernorm", *_ATTENTION), "out"),
-    "mlp_out": (("post_feedforward_layernorm", *_MLP), "out"),
-    "resid_mid": (("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", *_MLP), "in"),
-    "z": (tuple(f"{a}.{p}" for a in _ATTENTION for p in _PROJECTION), "in"),
-}
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 Edit = Callable[[torch.Tensor], "torch.Tensor | None"]
-Places = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site of one block is, and how many numbers it has.
+
+    `in`: what enters a submodule. `out`: the sum of `scales` times what the submodules give, in the order in which they run.
+    `mid`: the block's input and that sum.
+    """
+
+    paths: tuple[str, ...]
+    side: Literal["in", "out", "mid"]
+    width: int
+    scales: tuple[float, ...] = (1.0,)
+
+
+#: site -> its place in each layer, None where a layer does not have it
+Places = Mapping[str, Sequence[Place | None]]
+#: why a layer may lack a site
+_LACKS = {
+    "resid_pre": "no one [batch, token, width] residual stream passes through that layer's block",
+    "resid_post": "no one [batch, token, width] residual stream passes through that layer's block",
+    "resid_mid": "its attention and MLP read the same residual stream, so nothing lies between",
+    "attn_out": "what that block adds to the residual stream before its MLP is no fixed multiple of what its submodules give",
+    "mlp_out": "what that block adds to the residual stream after its attention is no fixed multiple of what its submodules give",
+    "z": "that layer has no output projection of attention heads",
+}
 
 
 def parse_site(name: str) -> tuple[str, int | None]:
@@ -56,61 +75,70 @@ def every_layer(names) -> list[str]:
     return found
 
 
-def _same_numbers(total: torch.Tensor, *parts: torch.Tensor) -> bool:
-    """Is `total` the sum of `parts`, added in one order or the other, bit for bit (but for one number in a hundred)?
-
-    A block adds in its own dtype, so the right parts give its very bits; a tolerance would let a small wrong part pass.
-    """
-    sums = (sum(parts[1:], parts[0]), sum(parts[-2::-1], parts[-1]))
-    return any(s.shape == total.shape and (s == total).float().mean().item() > 0.99 for s in sums)
-
-
-def find_places(blocks, run: Callable[[], object], architecture: str) -> dict[str, tuple[str, str]]:
-    """Where each site is: (submodule of a block, whether the site enters or leaves it), proven on one small forward pass.
-
-    The proof, in every block: resid_mid = resid_pre + attn_out and resid_post = resid_mid + mlp_out; `z` is what the
-    attention's output projection reads. A model whose attention and MLP read the same residual has no resid_mid.
-    run: runs the model on a few tokens. Raises NotImplementedError, naming the architecture, where no candidates add up.
-    """
-    options = {site: [(name, side) for name in names if _has(blocks[0], name)] for site, (names, side) in _CANDIDATES.items()}
-    edges = {"resid_pre": ("", "in"), "resid_post": ("", "out")}
-    every = {f"{site}:{name}": (name, side) for site, found in options.items() for name, side in found} | edges
-    seen: list[dict[str, torch.Tensor]] = [{} for _ in blocks]
-
-    def keep(key, layer):
-        return lambda tensor: seen[layer].__setitem__(key, tensor.detach().clone())
-
-    try:
-        with taps(blocks, every, {(key, layer): keep(key, layer) for key in every for layer in range(len(blocks))}):
-            run()
-    except (RuntimeError, AttributeError, KeyError, TypeError) as error:
-        raise NotImplementedError(f"{architecture} is not supported: its blocks cannot be read one after the other ({error}).") from error
-
-    def adds(total, *parts):
-        return all(_same_numbers(s[total], *(s[p] for p in parts)) for s in seen)
-
-    def projects(path):
-        whole = f"attn_out:{path.split('.')[0]}"
-        with torch.no_grad():
-            return all(torch.allclose(s[whole], block.get_submodule(path)(s[f"z:{path}"]), rtol=1e-2) for s, block in zip(seen, blocks))
-
-    for attention, mlp in ((a, m) for a in options["attn_out"] for m in options["mlp_out"]):
-        out, more = f"attn_out:{attention[0]}", f"mlp_out:{mlp[0]}"
-        if not adds("resid_post", "resid_pre", out, more):
-            continue
-        found = edges | {"attn_out": attention, "mlp_out": mlp}
-        found |= {"resid_mid": mid for mid in options["resid_mid"] if adds(f"resid_mid:{mid[0]}", "resid_pre", out)}
-        return found | {"z": z for z in options["z"] if projects(z[0])}
-    raise NotImplementedError(f"{architecture} is not supported: what its attention and MLP add to the residual stream could not be found "
-                              f"(tried {', '.join(sorted(n for names, _ in _CANDIDATES.values() for n in names if _has(blocks[0], n)))}).")
-
-
 def _has(block, path: str) -> bool:
     try:
         block.get_submodule(path)
     except AttributeError:
         return False
     return True
+
+
+def _entering(change: Edit):
+    """A hook on what enters a module, its first tensor: `change` of it replaces it."""
+    def hook(module, args, kwargs):
+        name = None if args else next(k for k, v in kwargs.items() if isinstance(v, torch.Tensor))
+        new = change(args[0] if args else kwargs[name])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
+    return hook
+
+
+def _leaving(change: Edit):
+    """A hook on what a module gives, a tensor or a tuple that starts with it: `change` of it replaces it."""
+    def hook(module, args, output):
+        new = change(output[0] if isinstance(output, tuple) else output)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+    return hook
+
+
+def _register(block, place: Place, edit: Edit) -> list:
+    """The hooks of one site of a block; an edit of a sum is made by what the last of its terms gives."""
+    *earlier, last = [block.get_submodule(path) for path in place.paths]
+    if place.side == "in":
+        return [last.register_forward_pre_hook(_entering(edit), with_kwargs=True)]
+    if place.paths == ("",):
+        return [last.register_forward_hook(_leaving(edit))]
+    terms, shape, scale = [], [], place.scales[-1]
+
+    def enter(tensor):
+        shape[:] = tensor.shape
+        terms[:] = [tensor] if place.side == "mid" else []
+
+    def shaped(tensor):  # some blocks hand on rows without their batch
+        return tensor if list(tensor.shape) == shape else tensor.reshape(shape)
+
+    def term(scale):
+        return lambda tensor: terms.append(shaped(tensor) if scale == 1 else shaped(tensor) * scale)
+
+    def end(tensor):
+        rest = sum(terms[1:], terms[0]) if terms else None
+        term(scale)(tensor)
+        whole = terms[-1] if rest is None else rest + terms[-1]
+        new = edit(whole)
+        if new is not None:
+            changed = new / scale if rest is None else shaped(tensor) + (new - whole) / scale
+        elif whole is not tensor and torch.is_grad_enabled():  # what was read must lie on the way to what follows
+            changed = (whole if rest is None else whole - rest) / scale
+        else:
+            return None
+        return changed.reshape(tensor.shape)
+
+    return [block.register_forward_pre_hook(_entering(enter), with_kwargs=True),
+            *(module.register_forward_hook(_leaving(term(s))) for module, s in zip(earlier, place.scales)),
+            last.register_forward_hook(_leaving(end))]
 
 
 @contextmanager
@@ -120,50 +148,23 @@ def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
     For exactly one forward pass: raises RuntimeError naming the site when a tap did not fire, or fired twice, and
     NotImplementedError for a site that this model does not have.
     """
-    fired, handles, moved = dict.fromkeys(edits, 0), [], {}
+    fired, handles = dict.fromkeys(edits, 0), []
 
-    def apply(key, tensor):
-        fired[key] += 1
-        if fired[key] > 1:
-            raise RuntimeError(f"The tap at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside `taps`.")
-        new = edits[key](tensor)
-        if key[0] == "resid_mid" and new is not None:
-            moved[key[1]] = new - tensor
-        return new
-
-    def follow(layer):
-        """The tap before the MLP is off the stream: what an edit of resid_mid adds goes round the MLP too."""
-        def hook(module, args, output):
-            if layer in moved:
-                return (output[0] + moved[layer], *output[1:]) if isinstance(output, tuple) else output + moved[layer]
-        return hook
-
-    def entering(key):
-        def hook(module, args, kwargs):
-            if args:
-                new = apply(key, args[0])
-                return None if new is None else ((new, *args[1:]), kwargs)
-            new = apply(key, kwargs["hidden_states"])
-            return None if new is None else (args, {**kwargs, "hidden_states": new})
-        return hook
-
-    def leaving(key):
-        def hook(module, args, output):  # a tensor, or a tuple that starts with it
-            first = output[0] if isinstance(output, tuple) else output
-            new = apply(key, first)
-            return None if new is None else ((new, *output[1:]) if isinstance(output, tuple) else new)
-        return hook
+    def counted(key):
+        def edit(tensor):
+            fired[key] += 1
+            if fired[key] > 1:
+                raise RuntimeError(f"The tap at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside `taps`.")
+            return edits[key](tensor)
+        return edit
 
     try:
-        for site, layer in edits:
-            if site not in places:
-                raise NotImplementedError(f"This model has no {site}: its attention and MLP read the same residual stream, so nothing lies between.")
-            path, side = places[site]
-            module = blocks[layer].get_submodule(path)
-            handles.append(module.register_forward_pre_hook(entering((site, layer)), with_kwargs=True) if side == "in"
-                           else module.register_forward_hook(leaving((site, layer))))
-        for layer in (layer for site, layer in edits if site == "resid_mid"):  # behind the taps of mlp_out itself
-            handles.append(blocks[layer].get_submodule(places["mlp_out"][0]).register_forward_hook(follow(layer)))
+        # resid_mid hangs on the same submodule as attn_out, whose edit it must see.
+        for site, layer in sorted(edits, key=lambda key: key[0] == "resid_mid"):
+            place = places[site][layer] if site in places else None
+            if place is None:
+                raise NotImplementedError(f"This model has no {site} at layer {layer}: {_LACKS[site]}.")
+            handles += _register(blocks[layer], place, counted((site, layer)))
         yield
         silent = [key for key, count in fired.items() if count != 1]
         if silent:
@@ -210,27 +211,30 @@ def patterns(hf, blocks, keep: Callable[[int, torch.Tensor], None]):
 
 
 @contextmanager
-def only(blocks, first: int, last: int):
-    """Pass over the blocks below `first` and above `last`: they give back what they are given."""
+def only(blocks, first: int, last: int, outputs: int = 0):
+    """Pass over the blocks below `first` and above `last`: they give back what they are given.
+
+    outputs: of how many things the tuple is that a block of this model gives (0: a tensor).
+    """
+    def same(*args, **kwargs):
+        hidden = next(v for v in [*args, *kwargs.values()] if isinstance(v, torch.Tensor))
+        return (hidden, *[None] * (outputs - 1)) if outputs else hidden
+
     skipped = [block for layer, block in enumerate(blocks) if not first <= layer <= last]
     try:
         for block in skipped:
-            block.forward = _same
+            block.forward = same
         yield
     finally:
         for block in skipped:
             del block.forward
 
 
-def _same(hidden_states, *args, **kwargs):
-    return hidden_states
-
-
 @contextmanager
-def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slots: int):
+def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slots: int, outputs: int = 0):
     """Run block l on the first counts[l] of the packed `slots` only; those that join at l start from `enter(l, from, to)`.
 
-    counts never falls and ends at `slots`; blocks whose count is 0 are passed over. enter gives [to - from, d_model], the same for every row.
+    counts never falls and ends at `slots`; blocks whose count is 0 are passed over. enter gives [to - from, d_model], the same for every row. outputs: as in `only`.
     """
     first = next(layer for layer, count in enumerate(counts) if count)
 
@@ -260,7 +264,7 @@ def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slot
     try:
         for layer in range(first, len(blocks)):
             hook(layer)
-        with only(blocks, first, len(blocks) - 1):
+        with only(blocks, first, len(blocks) - 1, outputs):
             yield
     finally:
         for handle in module_hooks:

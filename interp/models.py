@@ -10,7 +10,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -18,15 +18,17 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from interp import hooks
-from interp.support import CHEAP, Crossing, Support, cross, named_lengths, steps
+from interp import hooks, inner
+from interp.checkpoints import first_line
+from interp.finite import check_trial
+from interp.sites import find_places
+from interp.support import BASE, Crossing, Support, cross, forget_lengths, judge, named_lengths, steps, why_keyless
 from interp.turns import Turns
+from interp.unembedding import Unembedding
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Hidden states and entries of the vocabulary that are unembedded at once.
 ROWS, TILE = 512, 4096
-#: Tokens before the first trial's branches.
-BASE = 6
 #: keys and values of each layer, [row, head, token, width]
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -89,28 +91,54 @@ class HookedModel:
     """
 
     def __init__(self, hf, tokenizer, step: int | None = None, weights_hash: str = ""):
+        hf = inner.unwrapped(hf)
+        inner.check_not_compiled(hf)
         self.hf, self.tokenizer, self.step, self.weights_hash = hf.eval().requires_grad_(False), tokenizer, step, weights_hash
-        self.architecture, config = type(hf).__name__, hf.config
+        self.architecture, self.config = type(hf).__name__, inner.text_config(hf)
+        self.inner, self.blocks = inner.decoder(hf, self.config)
+        config, depth = self.config, len(self.blocks)
         self.turns, self.wide, self._crossings, self._steps = Turns(), False, {}, {}
-        if getattr(config, "is_encoder_decoder", False):
-            raise NotImplementedError(f"{self.architecture} is not supported: an encoder reads the prompt, so there is no boundary in the decoder.")
-        self.inner = hf.get_decoder() if hasattr(hf, "get_decoder") else hf.base_model
-        depth = config.num_hidden_layers
-        lists = [m for _, m in self.inner.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
-        if len(lists) != 1:
-            raise NotImplementedError(f"{self.architecture} is not supported: it has no one list of {depth} blocks.")
-        self.blocks = lists[0]
         if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:  # accelerate's hooks: what comes out is where the ids were
             add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
         self.window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
         self.layer_types = list(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"] * depth)
-        self._start_frequencies_anew()
-        self.keyless = self._why_keyless()
-        self.places = hooks.find_places(self.blocks, self._probe, self.architecture)
-        self._check_logits()
+        forget_lengths(self.inner)
+        self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
+        self._trial(self.check_finite)
+        self.keyless = why_keyless(self)
+        self.places, self.heads, self.outputs = self._trial(lambda: find_places(self.blocks, config, self._probe))
+
+    def _trial(self, run: Callable[[], object]):
+        """What a trial gives; what a model's own code raises in it becomes a sentence with the architecture."""
+        try:
+            return run()
+        except (NotImplementedError, ValueError) as error:
+            if type(error) is ValueError and "not finite" in str(error):
+                raise
+            raise NotImplementedError(f"{self.architecture} is not supported: {error}") from error
+        except Exception as error:  # anything that a model's own code may raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
+
+    def check_finite(self) -> None:
+        """Raise ValueError, naming the checkpoint, the dtype and where they begin, for numbers that are not finite on a few tokens."""
+        name = self.hf.config.name_or_path or self.architecture
+        check_trial(self, name if self.step is None else f"{name} (checkpoint {self.step})")
+
+    def check_ids(self, rows: Iterable[Sequence[int]]) -> None:
+        """Raise ValueError for a token id that the model does not embed."""
+        entries = self.config.vocab_size
+        for row in rows:
+            if len(row) and not 0 <= min(row) <= max(row) < entries:
+                wrong = next(i for i in row if not 0 <= i < entries)
+                raise ValueError(f"Token id {wrong} is none of this model's, which are 0 to {entries - 1}: "
+                                 "the ids are another tokenizer's, or the embedding was not grown with the tokenizer.")
+
+    def _ids(self, tokens: int) -> torch.Tensor:
+        return torch.arange(tokens, device=self.device)[None] % self.config.vocab_size
 
     def _probe(self, tokens: int = 6, **kwargs):
-        ids = torch.arange(tokens, device=self.device)[None] % self.hf.config.vocab_size
+        ids = self._ids(tokens)
         with torch.inference_mode():
             return self.inner(input_ids=ids, **{**self.uncached, **kwargs})
 
@@ -129,52 +157,23 @@ class HookedModel:
         """Final hidden states [row, token, d_model] of whole sequences [row, token], in a plain pass."""
         return self.inner(input_ids=ids, **self.uncached).last_hidden_state
 
-    def _start_frequencies_anew(self) -> None:
-        """Dynamic rotary frequencies remember the longest sequence seen, so that a pass depends on those before it: forget it before each."""
-        def anew(module, *args):
-            for name in [n for n in vars(module) if n.endswith("max_seq_len_cached")]:
-                setattr(module, name, module.original_max_seq_len)
-            for name, start in [(n, t) for n, t in module.named_buffers() if n.endswith("original_inv_freq")]:
-                setattr(module, name.replace("original_inv_freq", "inv_freq"), start.clone())
-
-        for module in self.inner.modules():
-            if hasattr(module, "max_seq_len_cached") and "dynamic" in str(getattr(module, "rope_type", "")):
-                module.register_forward_pre_hook(anew)
-
-    def _why_keyless(self) -> str:
-        """Why the model keeps no ordinary keys and values, which could be cut, swapped and shared (empty where it does)."""
-        strange = [t for t in self.layer_types if t not in ("full_attention", "sliding_attention", "chunked_attention")]
-        if strange:
-            return f"it has layers of {strange[0]!r}, which do not keep keys and values of each token"
-        if {"sliding_attention", "chunked_attention"} & set(self.layer_types) and not self.window:
-            return "it has sliding layers, but its configuration names no sliding_window"
-        cache = self.new_cache()
-        try:
-            self._probe(past_key_values=cache, use_cache=True)
-            lengths = {layer.keys.shape[2] for layer in cache.layers if layer.keys is not None}
-        except Exception as error:  # whatever a model makes of a cache that is not its own
-            return f"it does not fill an ordinary cache ({type(error).__name__}: {error})"
-        whole = lengths == {6} and len(cache.layers) == len(self.blocks)
-        return "" if whole else "its layers do not keep keys and values of every token"
-
-    def _check_logits(self) -> None:
-        ids = torch.arange(6, device=self.device)[None] % self.hf.config.vocab_size
-        with torch.inference_mode():
-            whole, own = self.hf(input_ids=ids, use_cache=False).logits.float(), self.logits(self.inner(input_ids=ids, use_cache=False).last_hidden_state)
-        if not torch.allclose(whole, own, rtol=1e-2, atol=1e-3 * max(1.0, whole.abs().max().item())):
-            raise NotImplementedError(f"{self.architecture} is not supported: it does something to its logits beyond unembedding and soft-capping.")
-
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
 
     @property
     def d_model(self) -> int:
-        return self.hf.config.hidden_size
+        return self.config.hidden_size
 
     @property
     def n_heads(self) -> int:
-        return self.hf.config.num_attention_heads
+        """Attention heads of a layer, the most that any layer has (`heads` has each layer's)."""
+        return max(self.heads, default=0) or self.config.num_attention_heads
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries that the model tells apart: tokens it embeds."""
+        return self.config.vocab_size
 
     @property
     def device(self) -> torch.device:
@@ -185,12 +184,9 @@ class HookedModel:
         return next(self.hf.parameters()).dtype
 
     @cached_property
-    def widths(self) -> dict[str, int]:
-        """Numbers at each site of a token."""
-        found: dict[str, int] = {}
-        with hooks.only(self.blocks, 0, 0), self.taps({(site, 0): lambda tensor, site=site: found.__setitem__(site, tensor.shape[-1]) for site in self.places}):
-            self._probe()
-        return found
+    def widths(self) -> dict[str, tuple[int | None, ...]]:
+        """Numbers at each site of a token, in each layer (None where a layer does not have the site)."""
+        return {site: tuple(place and place.width for place in row) for site, row in self.places.items()}
 
     def taps(self, edits: Mapping[tuple[str, int], hooks.Edit]):
         """Tap sites for one forward pass (see `interp.hooks.taps`); other threads wait for its end."""
@@ -199,7 +195,7 @@ class HookedModel:
     @property
     def context(self) -> int | None:
         """Tokens that the model reads at most (None: its configuration names no limit)."""
-        most, rope = (getattr(self.hf.config, name, None) for name in ("max_position_embeddings", "rope_parameters"))
+        most, rope = (getattr(self.config, name, None) for name in ("max_position_embeddings", "rope_parameters"))
         grows = most and isinstance(rope, dict) and rope.get("rope_type") == "dynamic"
         return int(most * rope.get("factor", 1)) if grows else most or None
 
@@ -281,7 +277,8 @@ class HookedModel:
         self._probe(1, past_key_values=cache, use_cache=True)
         return [(layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers]
 
-    def _crossing(self, start: int) -> Crossing:
+    def crossing(self, start: int) -> Crossing:
+        """What is exact for sequences that go from `start` tokens to three more; each is tried once."""
         if start not in self._crossings:
             with self.turns.trying():
                 self._crossings[start] = cross(self, start)
@@ -289,7 +286,7 @@ class HookedModel:
 
     def _crossed(self, tokens: int) -> list[Crossing]:
         """What came out across each named length below `tokens`; each is tried once, when a sequence is first that long."""
-        return [self._crossing(max(BASE, length - 1)) for length in self.lengths if length < tokens]
+        return [self.crossing(max(BASE, length - 1)) for length in self.lengths if length < tokens]
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -319,51 +316,30 @@ class HookedModel:
             return f"plain loop: {self.support.reason}"
         if not self.rereads(tokens):
             return ""
-        wrong = next(n for n in self.lengths if n < tokens and not self._crossing(max(BASE, n - 1)).packed)
+        wrong = next(n for n in self.lengths if n < tokens and not self.crossing(max(BASE, n - 1)).packed)
         return f"plain loop: beyond {wrong} tokens, which its configuration names, a sequence is read whole"
 
     @cached_property
     def support(self) -> Support:
         """Which path is exact here, tried on a few tokens: two packed branches, and both joining in mid-model, against plain passes."""
-        found = self._crossing(BASE)
-        if not found.causal:
-            raise NotImplementedError(f"{self.architecture} is not supported: a token's states change with the tokens behind it.")
-        if self.keyless:
-            return Support("fast", "plain loop", "plain loop", "refused", self.keyless)
-        if not found.packed:
-            reason = f"it does not take a mask and positions of one's own ({found.error})" if found.error else "packed tokens do not come out as in a plain pass"
-            return Support("fast", "plain loop", "plain loop", "plain loop" if found.continued else "refused", reason)
-        cost = 8 * sum(p.numel() for p in self.hf.parameters())
-        most = min(CHEAP["cuda" if self.device.type == "cuda" else "cpu"] / cost, self.context or float("inf"))
-        tried = tuple(n for n in self.lengths if n < most)
-        wrong = [n for n in tried if not self._crossing(max(BASE, n - 1)).packed]
-        reason = f"sequences of more than {wrong[0]} tokens, which its configuration names, are read whole" if wrong else ""
-        return Support("fast", "fast", "fast", "fast", reason, tried)
+        return judge(self)
 
     @property
     def tiling(self) -> tuple[int, int]:
         """Hidden states and entries of the vocabulary to unembed at once (the whole vocabulary where the head is no plain matrix)."""
-        head = self.hf.get_output_embeddings()
-        return (ROWS, TILE) if type(head) is torch.nn.Linear else (max(1, ROWS * TILE // head.weight.shape[0]), head.weight.shape[0])
+        width = self._unembedding.width
+        return (ROWS, TILE) if self._unembedding.plain else (max(1, ROWS * TILE // width), width)
 
     def logits(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
         """Unembed final hidden states [..., d_model], in float32; `tokens`: that part of the vocabulary only."""
-        head = self.hf.get_output_embeddings()
-        hidden = hidden.to(head.weight.device)  # another GPU's, where a device map laid it there
-        if tokens == slice(None) or type(head) is not torch.nn.Linear:
-            found = head(hidden).float()[..., tokens]
-        else:
-            found = torch.nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float()
-        found = found.to(self.device)
-        cap = getattr(self.hf.config, "final_logit_softcapping", None)
-        return (found / cap).tanh() * cap if cap else found
+        return self._unembedding(hidden, tokens).to(self.device)
 
     def log_probability(self, hidden: torch.Tensor, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """log p(token[i]) after the final hidden state hidden[row[i]], [i] in nats; hidden: [row, d_model].
 
         The vocabulary is unembedded in tiles, so that no row of it is ever held in full.
         """
-        (step, tile), width = self.tiling, self.hf.get_output_embeddings().weight.shape[0]
+        (step, tile), width = self.tiling, self._unembedding.width
         picked, norm = torch.empty(len(row), device=hidden.device), []
         for part in range(0, len(hidden), step):
             mine = (row >= part) & (row < part + step)
@@ -381,6 +357,9 @@ class HookedModel:
         """TransformerLens's TransformerBridge over the very same parameters (built on first use, eager attention)."""
         from transformer_lens.model_bridge import TransformerBridge
 
+        if self.tokenizer is None:
+            raise ValueError("TransformerLens's bridge needs a tokenizer, and this model has none: give HookedModel(hf, tokenizer).")
+
         shared = {id(p): p for p in self.hf.parameters()}
         twin = copy.deepcopy(self.hf, shared)  # the bridge rebuilds modules in place; parameters stay shared
         return TransformerBridge.boot_transformers(self.hf.config.name_or_path or "local", hf_model=twin,
@@ -393,10 +372,11 @@ def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
     seed: of the draw, which is made on the CPU in float32 and then moved, so that every device gets the same weights; torch's own
     generator is left as it was. `weights_hash` names configuration and seed.
     """
-    config = copy.deepcopy(model.hf.config)
+    hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf  # an adapter draws nothing: it starts at 0
+    kind, config = type(hf), copy.deepcopy(hf.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = type(model.hf)(config).to(device=model.device, dtype=model.dtype)
+        hf = kind(config).to(device=model.device, dtype=model.dtype)
     settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}  # less where it was read from
     drawn = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return HookedModel(hf, model.tokenizer, weights_hash=f"random-{seed}-{drawn}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from interp import hooks
+from interp.checkpoints import first_line
 from interp.whole import Growing
 
 #: Names of a configuration that may be lengths in tokens, and those of them that are none.
@@ -23,6 +24,8 @@ _NONE = re.compile(r"^num_|^n_|feed_forward|theta|head|_dim$|_id$|expert|group_t
 CHEAP = {"cpu": 3e9, "cuda": 3e11}
 #: How far a path may be from a plain pass, in plain passes' own rounding error: two orders for its other order of summation.
 TIMES = 100
+#: Tokens before the first trial's branches.
+BASE = 6
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -72,6 +75,37 @@ def named_lengths(config) -> list[int]:
     return sorted(found)
 
 
+def forget_lengths(module: torch.nn.Module) -> None:
+    """Let no pass depend on the one before: dynamic rotary frequencies remember the longest sequence that they have seen."""
+    def forget(rotary, *args):
+        for name in [n for n in vars(rotary) if n.endswith("max_seq_len_cached")]:
+            setattr(rotary, name, rotary.original_max_seq_len)
+        for name, start in list(rotary.named_buffers()):
+            if name.endswith("original_inv_freq"):
+                setattr(rotary, name.replace("original_inv_freq", "inv_freq"), start.clone())
+
+    for rotary in module.modules():
+        if hasattr(rotary, "max_seq_len_cached") and "dynamic" in str(getattr(rotary, "rope_type", "")):
+            rotary.register_forward_pre_hook(forget)
+
+
+def why_keyless(model) -> str:
+    """Why a model keeps no ordinary keys and values, which can be cut, swapped and shared (empty where it does)."""
+    strange = [t for t in model.layer_types if t not in ("full_attention", "sliding_attention", "chunked_attention")]
+    if strange:
+        return f"it has layers of {strange[0]!r}, which do not keep keys and values of each token"
+    if {"sliding_attention", "chunked_attention"} & set(model.layer_types) and not model.window:
+        return "it has sliding layers, but its configuration names no sliding_window"
+    cache = model.new_cache()
+    try:
+        model._probe(past_key_values=cache, use_cache=True)
+        lengths = {layer.keys.shape[2] for layer in cache.layers if layer.keys is not None}
+    except Exception as error:  # whatever a model makes of a cache that is not its own
+        return f"it does not fill an ordinary cache ({type(error).__name__}: {first_line(error)})"
+    every = lengths == {6} and len(cache.layers) == model.n_layers
+    return "" if every else "its layers do not keep keys and values of every token"
+
+
 @contextmanager
 def in_float32(model) -> Iterator[None]:
     """Run a model of a narrow dtype in float32 on the weights that it has, one block of which is widened at a time."""
@@ -107,7 +141,7 @@ def in_float32(model) -> Iterator[None]:
 
 
 def _tokens(model, n: int) -> list[int]:
-    return [(31 * i * i + 7 * i + 1) % model.hf.config.vocab_size for i in range(n)]
+    return [(31 * i * i + 7 * i + 1) % model.config.vocab_size for i in range(n)]
 
 
 def _apart(found: torch.Tensor, plain: torch.Tensor) -> float:
@@ -133,7 +167,7 @@ def cross(model, start: int) -> Crossing:
 @torch.inference_mode()
 def _cross(model, start: int, times: float) -> Crossing:
     tokens = _tokens(model, start + 3)
-    tails = [tokens[start:], [(t + 3) % model.hf.config.vocab_size for t in tokens[start:]]]
+    tails = [tokens[start:], [(t + 3) % model.config.vocab_size for t in tokens[start:]]]
     rows = torch.tensor([[*tokens[:start], *tail] for tail in tails], device=model.device)
     plain = torch.cat([model.whole(row[None]) for row in rows])
     if not plain.isfinite().all():
@@ -170,8 +204,30 @@ def _packed(model, cache, start: int, tails: list[list[int]]) -> Iterator[torch.
     with model.taps({("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone()) for i in range(model.n_layers)}):
         yield model.packed(*arguments)[0][0].view(2, 3, -1)
     counts = [0] * middle + [3] * (model.n_layers > 1) + [6] * (model.n_layers - middle - (model.n_layers > 1))
-    with hooks.joining(model.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6):  # one branch, then the other
+    with hooks.joining(model.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6, model.outputs):  # one branch, then the other
         yield model.packed(*arguments)[0][0].view(2, 3, -1)
+
+
+def judge(model) -> Support:
+    """Which path is exact: tried on a few tokens, and across the lengths that the configuration names where that is cheap.
+
+    Raises NotImplementedError, naming the architecture, for one that looks ahead.
+    """
+    found = model.crossing(BASE)
+    if not found.causal:
+        raise NotImplementedError(f"{model.architecture} is not supported: a token's states change with the tokens that follow it.")
+    if model.keyless:
+        return Support("fast", "plain loop", "plain loop", "refused", model.keyless)
+    if not found.packed:
+        reason = (f"it does not take a mask and positions of one's own ({found.error})" if found.error
+                  else "packed tokens do not come out as in a plain pass")
+        return Support("fast", "plain loop", "plain loop", "plain loop" if found.continued else "refused", reason)
+    cost = 8 * sum(p.numel() for p in model.hf.parameters())
+    most = min(CHEAP["cuda" if model.device.type == "cuda" else "cpu"] / cost, model.context or float("inf"))
+    tried = tuple(n for n in model.lengths if n < most)
+    wrong = [n for n in tried if not model.crossing(max(BASE, n - 1)).packed]
+    reason = f"sequences of more than {wrong[0]} tokens, which its configuration names, are read whole" if wrong else ""
+    return Support("fast", "fast", "fast", "fast", reason, tried)
 
 
 @torch.inference_mode()

@@ -1,0 +1,68 @@
+"""The language model inside what transformers loads: a causal model's decoder, or the one nested in a multimodal wrapper."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+#: What transformers calls a list of blocks, where a decoder has several lists of one length.
+_LISTS = ("layers", "h", "blocks", "block", "layer")
+
+
+def unwrapped(hf):
+    """The module itself, where `torch.compile` or a trainer's parallel wrapper stands around it."""
+    while True:
+        if hasattr(hf, "_orig_mod"):
+            hf = hf._orig_mod
+        elif isinstance(hf, (DataParallel, DistributedDataParallel)):
+            hf = hf.module
+        else:
+            return hf
+
+
+def check_not_compiled(hf) -> None:
+    """Raise ValueError where a part of a model is compiled, whose submodules no hook would see."""
+    compiled = (n for n, m in hf.named_modules() if hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None))
+    if (name := next(compiled, None)) is not None:
+        raise ValueError(f"{name or type(hf).__name__} is compiled by torch.compile, and hooks do not see into compiled code: "
+                         "wrap the model before it is compiled, or torch.compile(hf) as a whole, which is undone here.")
+
+
+def text_config(hf):
+    """The configuration of the language model: the wrapper's text section, or all of it.
+
+    Raises NotImplementedError where a model reads its prompt with an encoder, or has no layers of text.
+    """
+    name = type(hf).__name__
+    config = getattr(hf, "config", None)
+    if config is None:
+        raise NotImplementedError(f"{name} is not supported: it is no model of transformers, it has no configuration.")
+    try:
+        config = config.get_text_config()
+    except ValueError as error:
+        raise NotImplementedError(f"{name} is not supported: its configuration names several language models ({error}).") from error
+    if getattr(hf.config, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False):
+        raise NotImplementedError(f"{name} is not supported: an encoder reads the prompt, so there is no boundary in the decoder.")
+    if not getattr(config, "num_hidden_layers", None):
+        raise NotImplementedError(f"{name} is not supported: its configuration names no num_hidden_layers.")
+    return config
+
+
+def decoder(hf, config):
+    """The module that turns token ids into final hidden states, and its list of blocks.
+
+    Raises NotImplementedError, naming the architecture, where no module has one list of `num_hidden_layers` blocks.
+    """
+    def blocks_of(module) -> torch.nn.ModuleList | None:
+        lists = {n: m for n, m in module.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == config.num_hidden_layers}
+        if len(lists) > 1:
+            lists = {n: m for n, m in lists.items() if n in _LISTS}
+        return next(iter(lists.values())) if len(lists) == 1 else None
+
+    named = [hf.get_decoder()] if hasattr(hf, "get_decoder") else []
+    nested = [m for m in hf.modules() if getattr(m, "config", None) is config]
+    for module in [*named, getattr(hf, "base_model", hf), *nested]:
+        blocks = blocks_of(module) if isinstance(module, torch.nn.Module) else None
+        if blocks is not None:
+            return module, blocks
+    raise NotImplementedError(f"{type(hf).__name__} is not supported: it has no one list of {config.num_hidden_layers} blocks.")
