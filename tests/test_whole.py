@@ -1,0 +1,146 @@
+"""Models and lengths for which nothing may be shared or gone on with: every measurement against whole plain passes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from interp.architectures import tiny
+from interp.capturing import capture
+from interp.decoding import choose
+from interp.generation import continue_each
+from interp.mediation import prompt_reliance
+from interp.models import HookedModel
+from interp.packing import score
+from interp.pairs import make_pairs
+from interp.patching import patch, sanity
+from interp.steering import steer
+from tests.test_patching import difference, sides, twin
+
+#: Where the rules of the families below change, in tokens: there are prompts on both sides of it.
+SWITCH = 150
+LONG = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[2.0, 4.0, 8.0, 16.0],
+            original_max_position_embeddings=SWITCH)
+#: model type -> what its tiny configuration needs, and its path for prompts beyond SWITCH: packed, read whole, or by plain passes alone.
+FAMILIES = {
+    "llama": ({}, "packed"),
+    "phi3": (dict(num_hidden_layers=3, max_position_embeddings=1024, rope_parameters=LONG, original_max_position_embeddings=SWITCH), "whole"),
+    "dynamic": (dict(max_position_embeddings=SWITCH, rope_parameters=dict(rope_type="dynamic", rope_theta=1e4, factor=4.0)), "whole"),
+    "ministral3": (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=SWITCH,
+                                             llama_4_scaling_beta=0.5)), "packed"),
+    "llama4_text": (dict(attention_chunk_size=SWITCH, floor_scale=16, attn_scale=0.5, num_local_experts=2, intermediate_size_mlp=64,
+                         num_hidden_layers=4), "packed"),
+    "gpt_neo": (dict(attention_types=[[["global", "local"], 1]], window_size=SWITCH), "whole"),
+    "qwen3_next": (dict(num_hidden_layers=4, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+                        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16), "plain"),
+    "mamba": ({}, "plain"),
+    "jamba": (dict(num_hidden_layers=4, attn_layer_offset=1, attn_layer_period=2, mamba_d_state=8, mamba_dt_rank=4, num_experts=2, use_mamba_kernels=False), "plain"),
+    "falcon_h1": (dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=16), "plain"),
+    "lfm2": (dict(num_hidden_layers=4, full_attn_idxs=[1, 3]), "plain"),
+}
+
+
+def made(name, tokenizer, **extra):
+    own, _ = FAMILIES[name]
+    hf = tiny("llama" if name == "dynamic" else name, vocab_size=len(tokenizer), **{"max_position_embeddings": 1024, **own, **extra})
+    return HookedModel(hf, tokenizer)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def named(request, tokenizer):
+    return request.param, made(request.param, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def some(prompts):
+    """Prompts on both sides of SWITCH, of one episode and of others."""
+    lengths = [len(p.ids) for p in prompts]
+    found = [p for p in prompts if p.decision.episode == prompts[0].decision.episode] + [prompts[int(np.argmin(lengths))], prompts[int(np.argmax(lengths))]]
+    assert min(len(p.ids) for p in found) < SWITCH - 40 < SWITCH < max(len(p.ids) for p in found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pairs(fmt, episodes):
+    """One pair on each side."""
+    decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
+    every = sorted(zip(*make_pairs(fmt, decisions, 30, seed=2)[:2]), key=lambda p: len(p[0].ids))
+    return [every[0], every[-1]]
+
+
+@torch.inference_mode()
+def logp(model, ids):
+    return model.hf(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
+
+
+@torch.inference_mode()
+def test_boundaries_are_those_of_a_pass_over_each_prompt_alone(named, some):
+    _, model = named
+    acts = capture(model, some, ["resid_pre"])
+    for i, prompt in enumerate(some):
+        hidden = model.hf(torch.tensor([prompt.ids]), output_hidden_states=True, use_cache=False).hidden_states
+        for layer in range(model.n_layers):
+            torch.testing.assert_close(acts.values[i, 0, layer], hidden[layer][0, -1], rtol=1e-3, atol=1e-3)
+
+
+def test_decoding_is_the_argmax_of_whole_passes(named, fmt, some):
+    _, model = named
+    suffixes = dict(a=[fmt.opening("cot")] * len(some), b=[None, *[fmt.with_trace("I look.")] * (len(some) - 1)])
+    found = continue_each(model, [p.ids for p in some], suffixes, lambda ids: False, 3)
+    for name, rows in suffixes.items():
+        for prompt, suffix, continuation in zip(some, rows, found[name]):
+            if suffix is None:
+                assert continuation is None
+                continue
+            ids = [*prompt.ids, *suffix]
+            before = logp(model, ids)
+            plain = [float(before[t - 1, ids[t]]) for t in range(len(prompt.ids) + 1, len(ids))]
+            assert continuation.logp == pytest.approx(np.mean(plain) if plain else 0, abs=1e-3)
+            for token in continuation.ids:
+                last = logp(model, ids)[-1]
+                assert last.max() - last[token] < 1e-3
+                ids.append(token)
+
+
+def test_a_forced_choice_is_that_of_whole_passes(named, fmt, some):
+    _, model = named
+    for prompt in (min(some, key=lambda p: len(p.ids)), max(some, key=lambda p: len(p.ids))):
+        names, traces = ["go to desk 1", "go to drawer 11"], [None, "Hands empty."]
+        found = choose(model, prompt, names, traces)[..., 0]
+        for row, trace in zip(found, traces):
+            ends = [fmt.action_ids(name) for name in names]
+            ids = [[*prompt.ids, *fmt.tail(trace), *end] for end in ends]
+            plain = [sum(float(logp(model, whole)[t - 1, whole[t]]) for t in range(len(whole) - len(end), len(whole))) for whole, end in zip(ids, ends)]
+            assert row.tolist() == pytest.approx(plain, abs=1e-3)
+    cache = model.read(prompt.ids)
+    again = score(model, cache, [[*fmt.tail(None), *end] for end in ends], [len(end) for end in ends])
+    torch.testing.assert_close(again, found[0], rtol=0, atol=1e-3)
+
+
+def test_patching_at_the_boundary_is_that_of_whole_passes_and_says_its_path(named, pairs):
+    name, model = named
+    for pair in pairs:
+        sweep = patch(model, *sides([pair]), minimum=-1e9)
+        gap = abs(sweep.clean[0] - sweep.corrupt[0])
+        for layer in (0, model.n_layers - 1):
+            slow = twin(model, pair, "resid_pre", layer, "prompt")
+            fast = (sweep.clean[0], sweep.corrupt[0], sweep.denoise[0, 0, layer], sweep.noise[0, 0, layer])
+            assert fast == pytest.approx(slow, abs=2e-3 * max(1, 1 / gap))
+    way, long = FAMILIES[name][1], len(pair[0].ids) > SWITCH
+    assert long and {"packed": sweep.path == "packed", "plain": sweep.path == f"plain loop: {model.support.reason}",
+                     "whole": f"beyond {SWITCH} tokens" in sweep.path}[way]
+    assert patch(model, *sides(pairs[:1]), minimum=-1e9).path.startswith("plain" if way == "plain" else "packed")
+    checked = sanity(model, *sides(pairs))
+    assert checked.self_patch < 1e-3 and checked.everything < 1e-3
+
+
+def test_prompt_reliance_is_exact_or_refused_by_name(named, pairs):
+    name, model = named
+    if FAMILIES[name][1] == "plain":
+        with pytest.raises(NotImplementedError, match=f"{model.architecture} is not supported for prompt reliance: it has"):
+            prompt_reliance(model, *sides(pairs))
+        return
+    found = prompt_reliance(model, *sides(pairs), minimum=-1e9)
+    slow = [difference(model, p, "clean", "cot") - difference(model, p, "corrupt", "cot") for p in pairs]
+    np.testing.assert_allclose(found.total, slow, atol=2e-3)
