@@ -22,7 +22,7 @@ from tqdm import tqdm
 from interp.hooks import every_layer
 from interp.models import layers_of
 from interp.pairs import check_pairs
-from interp.patching import Sweep, continuations, effects, places_of
+from interp.patching import Sweep, columns_of, continuations, effects, places_of, rows_of
 from interp.prompts import Prompt
 from interp.turns import measured
 
@@ -65,8 +65,9 @@ def attribute_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], s
     """As `attribute`, reading each action in several modes, each prompt read once for all of them."""
     check_pairs(clean, corrupt)
     names = every_layer(sites)
-    heads = {name: model.n_heads if name == "z" else 1 for name in names}
-    labels = [f"z.{h}" if name == "z" else name for name in names for h in range(heads[name])]
+    labels = rows_of(model, names)
+    parts = [(number, names.index(row.partition(".")[0]), layer, columns) for number, row in enumerate(labels)
+             for layer in range(model.n_layers) if (columns := columns_of(model, row, layer)) is not None]
     base = np.empty((2, len(modes), len(clean)))
     moved = np.full((2, len(modes), len(clean), len(labels), model.n_layers, max(len(p.ids) for p in clean)), np.nan)
     for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="attribute", leave=False, disable=not progress)):
@@ -75,9 +76,8 @@ def attribute_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], s
             base[r, :, index] = own[0]
             for m, gradient in enumerate(own[2]):
                 change = [(g * (b - a)) for g, a, b in zip(gradient, own[1], other[1])]  # [token, width] of each site and layer
-                by_site = [torch.stack(change[i * model.n_layers:(i + 1) * model.n_layers]).unflatten(-1, (heads[name], -1)).sum(-1).permute(2, 0, 1)
-                           for i, name in enumerate(names)]
-                moved[r, m, index, ..., :len(pair[0].ids)] = torch.cat(by_site).cpu().numpy()
+                for row, site, layer, columns in parts:
+                    moved[r, m, index, row, layer, :len(pair[0].ids)] = change[site * model.n_layers + layer][:, columns].sum(-1).cpu().numpy()
     return {mode: effects("difference", labels, *base[:, m], *(moved[:, m] + base[:, m, :, None, None, None]), minimum, "first order")
             for m, mode in enumerate(modes)}
 

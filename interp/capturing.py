@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from interp.finite import not_finite
 from interp.hooks import every_layer, only
 from interp.packing import ancestors, merge
 from interp.prompts import Prompt
@@ -59,12 +60,29 @@ def _plan(model, prompts: Sequence[Prompt], batch_tokens: int) -> tuple[list[lis
             else:
                 chains.append([index])
         ends = [prompts[chain[-1]].ids for chain in chains]
-        trees = model.support.trajectory == "fast" and not model.rereads(max(map(len, ends)))
+        trees = model.support.trajectory == "fast" and model.packs(max(map(len, ends)))
         if trees and len(chains) > 1 and len(merge(ends)[0]) <= min(WORTH * sum(map(len, ends)), batch_tokens):
             packed.append(members)
         else:
             rows += chains
     return rows, packed
+
+
+def common_width(model, sites: Sequence[str], layers: Sequence[int]) -> int:
+    """The one width of some sites in some layers.
+
+    Raises ValueError where they differ, NotImplementedError for a site that a layer does not have.
+    """
+    widths = {site: [model.width(site, layer) for layer in layers] for site in sites}
+    for site, found in widths.items():
+        if len(set(found)) > 1:
+            by_width = {w: [layer for layer, own in zip(layers, found) if own == w] for w in dict.fromkeys(found)}
+            listed = ", ".join(f"{w} in layers {', '.join(map(str, where))}" for w, where in by_width.items())
+            raise ValueError(f"{site} differs in width between layers ({listed}): capture the layers of each width by themselves (layers=).")
+    if len({found[0] for found in widths.values()}) > 1:
+        listed = ", ".join(f"{site} {found[0]}" for site, found in widths.items())
+        raise ValueError(f"The sites differ in width ({listed}): capture each width by itself.")
+    return widths[sites[0]][0]
 
 
 @measured
@@ -75,7 +93,7 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
 
     layers: every layer where None. trajectory: read an episode's prompts together where their ids allow it; the result is
     the same, and says which path each decision took. batch_tokens: most tokens in one pass, padding included.
-    Raises ValueError for an empty list, another position, a layer that is not there, or sites of different widths.
+    Raises ValueError for an empty list, another position, a layer that is not there, or sites or layers of different widths.
     """
     if not prompts:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
@@ -84,11 +102,10 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
     names, wanted = every_layer(sites), tuple(range(model.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
     if not wanted or not set(wanted) <= set(range(model.n_layers)) or len(set(wanted)) < len(wanted):
         raise ValueError(f"layers must be different ones of 0 to {model.n_layers - 1}, not {list(wanted)}.")
-    widths = {name: model.widths[name] for name in names}
-    if len(set(widths.values())) > 1:
-        raise ValueError(f"The sites differ in width ({', '.join(f'{n} {w}' for n, w in widths.items())}): capture each width by itself.")
+    width = common_width(model, names, wanted)
+    model.check_ids(p.ids for p in prompts)
     # All there will be, before the first pass: what is kept between a pass's own tensors would scatter them over the memory.
-    values = torch.empty(len(prompts), len(names), len(wanted), widths[names[0]])
+    values = torch.empty(len(prompts), len(names), len(wanted), width)
     rows, trees = _plan(model, prompts, batch_tokens) if trajectory else ([[i] for i in range(len(prompts))], [])
     paths = ["plain"] * len(prompts)
 
@@ -101,7 +118,7 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
                 values[(decisions, *place)] = tensor[row, token].float().cpu()
             return tap
 
-        with only(model.blocks, 0, max(wanted)), model.taps({(name, layer): keep(s, i) for s, name in enumerate(names) for i, layer in enumerate(wanted)}):
+        with only(model.blocks, 0, max(wanted), model.outputs), model.taps({(name, layer): keep(s, i) for s, name in enumerate(names) for i, layer in enumerate(wanted)}):
             model.inner(**model.uncached, **inputs)
 
     lengths = [len(prompts[row[-1]].ids) for row in rows]
@@ -124,4 +141,8 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
         for r in batch:
             for i in rows[r] if len(rows[r]) > 1 else ():
                 paths[i] = "trajectory"
+    if not values.isfinite().all():
+        decision, site, layer = (int(i) for i in (~values.isfinite()).nonzero()[0][:3])
+        raise ValueError(not_finite(f"The activations of {model.architecture}", model.dtype,
+                                    f"first {names[site]} of layer {wanted[layer]} at prompt {decision}"))
     return Activations(values, tuple(names), wanted, tuple(p.hash for p in prompts), model.weights_hash, str(model.dtype), tuple(paths))

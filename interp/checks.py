@@ -17,10 +17,11 @@ import psutil
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from interp.checkpoints import Checkpoint, first_line, read_json, tokenizer_files
 from interp.headers import Header, gguf_header, hash_files
+from interp.inner import auto_class
 from interp.weights import adapter_misfits, pretrained
 
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -56,7 +57,7 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         config = AutoConfig.from_pretrained(checkpoint.home, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # strict configurations raise their own kinds
         raise ValueError(f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)}).") from error
-    if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if not trust_remote_code and auto_class(config) is None:
         raise NotImplementedError(f"{file} describes no causal language model: its model_type is {config.model_type!r}.")
     return config
 
@@ -167,7 +168,7 @@ def blueprint(config, trust_remote_code: bool = False):
     """The model of a configuration without any numbers, on the meta device."""
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return (auto_class(config) or AutoModelForCausalLM).from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"No model can be built from the configuration of {config.name_or_path or config.model_type} "
                          f"({first_line(error)}).") from error

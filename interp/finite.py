@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 #: Tokens of the short trial, from all over the vocabulary.
@@ -15,13 +17,24 @@ def _advice(dtype: torch.dtype) -> str:
     return "No other dtype of the same weights mends that: the checkpoint is damaged, or its training diverged."
 
 
+def not_finite(what: str, dtype: torch.dtype, where: str) -> str:
+    """The sentence for numbers that are not finite."""
+    return f"{what} are not finite in {str(dtype).removeprefix('torch.')}, {where}. {_advice(dtype)}"
+
+
+def check_cast(name: object, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Raise ValueError naming the first tensor that float16 does not hold, of those that a checkpoint keeps in a wider dtype."""
+    largest = torch.finfo(dtype).max
+    for weight, tensor in state.items() if dtype == torch.float16 else ():
+        if tensor.is_floating_point() and tensor.dtype != dtype and tensor.numel() and tensor.abs().max() > largest:
+            raise ValueError(not_finite(f"The weights of {name}", dtype, f"first {weight!r}, which holds {tensor.abs().max():.3g}"))
+
+
 def check_parameters(hf, name: str) -> None:
     """Raise ValueError naming the first weight that is not finite."""
     for weight, tensor in hf.named_parameters():
         if tensor.is_floating_point() and not tensor.is_meta and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            dtype = tensor.dtype
-            raise ValueError(f"The weights of {name} are not finite in {str(dtype).removeprefix('torch.')}, first in {weight!r}. "
-                             f"{_advice(dtype)}")
+            raise ValueError(not_finite(f"The weights of {name}", tensor.dtype, f"first in {weight!r}"))
 
 
 def check_trial(model, name: str) -> None:
@@ -48,6 +61,5 @@ def check_trial(model, name: str) -> None:
     finally:
         for handle in handles:
             handle.remove()
-    begin = f"they begin in what {first[0]!r} gives" if first and first[0] else "they begin in its logits"
-    raise ValueError(f"The numbers of {name} are not finite in {str(model.dtype).removeprefix('torch.')} on a trial of {tokens} tokens: "
-                     f"{begin}. {_advice(model.dtype)}")
+    begin = f"what {first[0]!r} gives" if first and first[0] else "its logits"
+    raise ValueError(not_finite(f"The numbers of {name}", model.dtype, f"on a trial of {tokens} tokens: they begin in {begin}"))

@@ -238,6 +238,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     """
     if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
         raise ValueError("Every suffix needs at least one token to generate from.")
+    model.check_ids([*prompts, *(suffix for suffixes in variants.values() for suffix in suffixes if suffix is not None)])
     limits = {name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants}
     if none := [n for n in limits.values() if n < 1]:
         raise ValueError(f"max_new_tokens is a number from 1 on, not {none[0]}.")
@@ -248,7 +249,7 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
                for name, suffixes in variants.items() for i, suffix in enumerate(suffixes) if suffix is not None}
     for tokens in set(longest.values()):
         model.check_length(tokens)
-    alone = {key for key, tokens in longest.items() if model.support.trajectory != "fast" or model.rereads(tokens)}
+    alone = {key for key, tokens in longest.items() if model.support.trajectory != "fast" or not model.packs(tokens)}
     for name, i in tqdm(sorted(alone), desc="decode", leave=False, disable=not progress or not alone):
         found[name][i] = _plain(model, prompts[i], variants[name][i], stops[name], limits[name], pick)
     batched = longest.keys() - alone

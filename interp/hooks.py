@@ -83,6 +83,14 @@ def _has(block, path: str) -> bool:
     return True
 
 
+def place_of(places: Places, site: str, layer: int) -> Place:
+    """A site's place in one layer; raises NotImplementedError, which says why, where the layer does not have it."""
+    place = places[site][layer] if site in places else None
+    if place is None:
+        raise NotImplementedError(f"This model has no {site} at layer {layer}: {_LACKS[site]}.")
+    return place
+
+
 def _entering(change: Edit):
     """A hook on what enters a module, its first tensor: `change` of it replaces it."""
     def hook(module, args, kwargs):
@@ -161,10 +169,7 @@ def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
     try:
         # resid_mid hangs on the same submodule as attn_out, whose edit it must see.
         for site, layer in sorted(edits, key=lambda key: key[0] == "resid_mid"):
-            place = places[site][layer] if site in places else None
-            if place is None:
-                raise NotImplementedError(f"This model has no {site} at layer {layer}: {_LACKS[site]}.")
-            handles += _register(blocks[layer], place, counted((site, layer)))
+            handles += _register(blocks[layer], place_of(places, site, layer), counted((site, layer)))
         yield
         silent = [key for key, count in fired.items() if count != 1]
         if silent:

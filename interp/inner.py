@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+)
 
 #: What transformers calls a list of blocks, where a decoder has several lists of one length.
 _LISTS = ("layers", "h", "blocks", "block", "layer")
+_AUTO = ((MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM), (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+         (MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM))
+
+
+def auto_class(config):
+    """transformers' class that builds a configuration's language model, its multimodal wrapper with it; None where there is none.
+
+    Where several do, the one that the configuration's `architectures` names.
+    """
+    several = [(mapping[type(config)], auto) for mapping, auto in _AUTO if type(config) in mapping]
+    named = [auto for kind, auto in several if getattr(kind, "__name__", "") in (config.architectures or ())]
+    return next(iter([*named, *(auto for _, auto in several)]), None)
 
 
 def unwrapped(hf):
@@ -66,3 +86,14 @@ def decoder(hf, config):
         if blocks is not None:
             return module, blocks
     raise NotImplementedError(f"{type(hf).__name__} is not supported: it has no one list of {config.num_hidden_layers} blocks.")
+
+
+def of_layer(config, layer: int):
+    """The configuration of one layer, where some of its numbers differ between layers."""
+    return config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
+
+
+def largest(config, name: str) -> int | None:
+    """A number of the configuration, the largest of any layer (None where there is none)."""
+    layers = range(config.num_hidden_layers if getattr(config, "is_heterogeneous", False) else 1)
+    return max((n for layer in layers if (n := getattr(of_layer(config, layer), name, None))), default=None)

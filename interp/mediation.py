@@ -149,7 +149,7 @@ def prompt_reliance(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], m
         actions, scored = continuations(*pair, tails["clean"][-1:])
         longest = len(prompts["clean"]) + len(tails["clean"]) - 1 + max(map(len, actions))
         model.check_length(longest)
-        arms = whole_arms if model.stands_alone(longest) else plain_arms if model.path(longest) else packed_arms
+        arms = packed_arms if not model.path(longest) else whole_arms if model.rereads(longest) else plain_arms
         paths.append(model.path(longest))
         logp = arms(model, prompts, {run: tail[:-1] for run, tail in tails.items()}, actions, scored)
         difference = (logp[:, 0] - logp[:, 1]).double().numpy()

@@ -20,9 +20,9 @@ from transformers.cache_utils import DynamicLayer
 
 from interp import hooks, inner
 from interp.checkpoints import first_line
-from interp.finite import check_trial
+from interp.finite import check_trial, not_finite
 from interp.sites import find_places
-from interp.support import BASE, Crossing, Support, cross, forget_lengths, judge, named_lengths, steps, why_keyless
+from interp.support import BASE, MOST, PACKED, Crossing, Support, cross, forget_lengths, judge, named_lengths, steps, why_keyless
 from interp.turns import Turns
 from interp.unembedding import Unembedding
 
@@ -100,7 +100,7 @@ class HookedModel:
         self.turns, self.wide, self._crossings, self._steps = Turns(), False, {}, {}
         if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:  # accelerate's hooks: what comes out is where the ids were
             add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
-        self.window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+        self.window = inner.largest(config, "sliding_window") or inner.largest(config, "attention_chunk_size")
         self.layer_types = list(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"] * depth)
         forget_lengths(self.inner)
         self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
@@ -120,10 +120,9 @@ class HookedModel:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
 
-    def check_finite(self) -> None:
-        """Raise ValueError, naming the checkpoint, the dtype and where they begin, for numbers that are not finite on a few tokens."""
-        name = self.hf.config.name_or_path or self.architecture
-        check_trial(self, name if self.step is None else f"{name} (checkpoint {self.step})")
+    def check_finite(self, name: object = None) -> None:
+        """Raise ValueError for numbers that are not finite on a few tokens: of which checkpoint, in which dtype, and where they begin."""
+        check_trial(self, name or self.hf.config.name_or_path or self.architecture)
 
     def check_ids(self, rows: Iterable[Sequence[int]]) -> None:
         """Raise ValueError for a token id that the model does not embed."""
@@ -168,7 +167,7 @@ class HookedModel:
     @property
     def n_heads(self) -> int:
         """Attention heads of a layer, the most that any layer has (`heads` has each layer's)."""
-        return max(self.heads, default=0) or self.config.num_attention_heads
+        return max(self.heads) or inner.largest(self.config, "num_attention_heads") or 1
 
     @property
     def vocabulary(self) -> int:
@@ -187,6 +186,10 @@ class HookedModel:
     def widths(self) -> dict[str, tuple[int | None, ...]]:
         """Numbers at each site of a token, in each layer (None where a layer does not have the site)."""
         return {site: tuple(place and place.width for place in row) for site, row in self.places.items()}
+
+    def width(self, site: str, layer: int) -> int:
+        """Numbers at a site of one layer; raises NotImplementedError where the layer does not have it."""
+        return hooks.place_of(self.places, site, layer).width
 
     def taps(self, edits: Mapping[tuple[str, int], hooks.Edit]):
         """Tap sites for one forward pass (see `interp.hooks.taps`); other threads wait for its end."""
@@ -225,6 +228,7 @@ class HookedModel:
         cache = self.new_cache() if cache is None else cache
         if len(ids):
             self.check_length(len(cache.ids) + len(ids))
+            self.check_ids([ids])
             cache.ids += list(ids)
         if len(ids) and not self.keyless:
             cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
@@ -279,28 +283,35 @@ class HookedModel:
 
     def crossing(self, start: int) -> Crossing:
         """What is exact for sequences that go from `start` tokens to three more; each is tried once."""
+        start = max(BASE, start)
         if start not in self._crossings:
             with self.turns.trying():
                 self._crossings[start] = cross(self, start)
         return self._crossings[start]
 
-    def _crossed(self, tokens: int) -> list[Crossing]:
-        """What came out across each named length below `tokens`; each is tried once, when a sequence is first that long."""
-        return [self.crossing(max(BASE, length - 1)) for length in self.lengths if length < tokens]
-
     @cached_property
     def lengths(self) -> list[int]:
         """Lengths in tokens that the configuration names, at which a rule may change."""
-        return named_lengths(self.inner.config)
+        return [n for n in named_lengths(self.config) if n < (self.context or n + 1)]
 
     def stands_alone(self, tokens: int) -> bool:
         """Whether the states in a sequence of so many tokens are not those of its beginning: it is read whole, without padding."""
-        return not all(c.causal for c in self._crossed(tokens))
+        return not all(self.crossing(n - 1).causal for n in self.lengths if n < tokens)
 
     def rereads(self, tokens: int) -> bool:
-        """Whether a sequence of so many tokens cannot be gone on with from shared keys and values, and is read whole each time."""
-        packed = self.support.patch == "fast"
-        return bool(self.keyless) or not all(c.packed if packed else c.continued for c in self._crossed(tokens))
+        """Whether a sequence of so many tokens cannot be gone on with from what was kept of its beginning, and is read whole each time."""
+        return bool(self.keyless) or not all(self.crossing(n - 1).continued for n in (BASE, *self.lengths) if n < tokens)
+
+    def packs(self, tokens: int) -> bool:
+        """Whether sequences of at most so many tokens may lie side by side, or padded, behind shared keys and values."""
+        return self.support.patch == "fast" and self._wrong_length(tokens) is None
+
+    def _wrong_length(self, tokens: int) -> int | None:
+        """The named length around which packs of sequences of at most so many tokens are not exact; they are longer than those."""
+        for n in self.lengths:
+            if n < MOST * tokens + PACKED and not self.crossing(n - 4).packed or n < tokens and not self.crossing(n - 1).packed:
+                return n
+        return None
 
     def anew(self, known: int, tokens: int) -> bool:
         """Whether a sequence by itself must be read again to have `tokens` in place of `known`."""
@@ -311,13 +322,13 @@ class HookedModel:
         return not all(self._steps[start] for start in starts)
 
     def path(self, tokens: int) -> str:
-        """Why the longest of some sequences, of so many tokens, is not packed (empty where it is)."""
+        """Why sequences, the longest of so many tokens, are not packed (empty where they are)."""
         if self.support.patch != "fast":
             return f"plain loop: {self.support.reason}"
-        if not self.rereads(tokens):
+        wrong = self._wrong_length(tokens)
+        if wrong is None:
             return ""
-        wrong = next(n for n in self.lengths if n < tokens and not self.crossing(max(BASE, n - 1)).packed)
-        return f"plain loop: beyond {wrong} tokens, which its configuration names, a sequence is read whole"
+        return f"plain loop: beyond {wrong} tokens, which its configuration names, packed tokens do not come out as in a plain pass"
 
     @cached_property
     def support(self) -> Support:
@@ -332,7 +343,10 @@ class HookedModel:
 
     def logits(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
         """Unembed final hidden states [..., d_model], in float32; `tokens`: that part of the vocabulary only."""
-        return self._unembedding(hidden, tokens).to(self.device)
+        logits = self._unembedding(hidden, tokens).to(self.device)
+        if self.dtype == torch.float16 and not logits.isfinite().all():
+            raise ValueError(not_finite(f"The logits of {self.architecture}", self.dtype, "on these tokens"))
+        return logits
 
     def log_probability(self, hidden: torch.Tensor, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """log p(token[i]) after the final hidden state hidden[row[i]], [i] in nats; hidden: [row, d_model].

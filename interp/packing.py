@@ -132,9 +132,10 @@ def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence
     tree, prefix = grow(continuations, scored), len(cache.ids)
     longest = prefix + max(map(len, continuations))
     model.check_length(longest)
+    model.check_ids(continuations)
     if model.rereads(longest):
         return score_whole(model, cache.ids, continuations, scored)
-    if model.support.patch != "fast":
+    if not model.packs(longest):
         return plain_score(model, cache, continuations, scored)
     layers = layers_of(cache) or model.empty()
     at, behind = tree.depths + prefix, torch.ones(len(tree), prefix, dtype=torch.bool)

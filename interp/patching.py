@@ -10,6 +10,7 @@ A whole sweep costs about as much as reading the two prompts (see `interp.sweeps
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -39,7 +40,7 @@ class Sweep:
 
     `denoise` and `noise` are Float[ndarray, "pair site layer"], with a last axis `position` for `at="all"` (NaN beyond a
     prompt's end); `clean` and `corrupt` [pair] are the unpatched differences log p(clean action) - log p(corrupt action),
-    in nats, over the whole action. `z` has one site for each head, `z.0`, `z.1`, ... `path` is `packed`, or `plain loop`
+    in nats, over the whole action. `z` has one site for each head, `z.0`, `z.1`, ... (NaN in a layer of fewer heads). `path` is `packed`, or `plain loop`
     with the reason. `effects` holds the same for each further metric that was asked for (`of`):
 
     - `logit_diff`: the difference of the two actions' first differing tokens alone, for screening.
@@ -113,14 +114,33 @@ def places_of(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
     return [found] if found else []
 
 
+def rows_of(model, sites: Sequence[str]) -> list[str]:
+    """The rows of a sweep: each site, and of `z` each head (`z.0`, ...), as many as any layer has."""
+    return [row for site in sites for row in ([f"z.{h}" for h in range(model.n_heads)] if site == "z" else [site])]
+
+
+def columns_of(model, row: str, layer: int) -> slice | None:
+    """The part of its site that a row of a sweep is in one layer: a head's, by that layer's own width; None where it has fewer heads."""
+    site, _, head = row.partition(".")
+    if not head:
+        return slice(None)
+    width, heads = model.width(site, layer), model.heads[layer]
+    size = width // heads
+    return slice(int(head) * size, (int(head) + 1) * size) if int(head) < heads else None
+
+
 def _cells(model, names, values, positions, held: Sequence[int] = ()) -> list[Cell]:
-    """A cell for each site (each head of `z`), layer and place, in that order; `values` are of the positions `held` (those of all cells)."""
+    """A cell for each row of the sweep, layer that has it and place, in that order.
+
+    values: of the positions `held` (those of all cells where not given).
+    """
     where = {p: i for i, p in enumerate(held or sorted({p for place in positions for p in place}))}
-    width = values["z", 0].shape[-1] // model.n_heads if "z" in names else 0
-    heads = [slice(h * width, (h + 1) * width) for h in range(model.n_heads)]
-    parts = [(name, columns) for name in names for columns in (heads if name == "z" else [slice(None)])]
-    return [Cell(name, layer, place, values[name, layer][..., [where[p] for p in place], :][..., columns], columns)
-            for name, columns in parts for layer in range(model.n_layers) for place in positions]
+    cells = []
+    for row, layer in itertools.product(rows_of(model, names), range(model.n_layers)):
+        site, columns = row.partition(".")[0], columns_of(model, row, layer)
+        if columns is not None:
+            cells += [Cell(site, layer, place, values[site, layer][..., [where[p] for p in place], :][..., columns], columns) for place in positions]
+    return cells
 
 
 @measured
@@ -142,7 +162,8 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
         raise ValueError(f"There is no metric {wrong[0]!r}: the metrics are {', '.join(METRICS)}.")
     metrics = [m for m in METRICS if m == "difference" or m in metrics]
     names = every_layer(sites)
-    labels = [label for name in names for label in ([f"z.{h}" for h in range(model.n_heads)] if name == "z" else [name])]
+    labels = rows_of(model, names)
+    there = np.array([[columns_of(model, row, layer) is not None for layer in range(model.n_layers)] for row in labels])
     longest = max(len(p.ids) for p in clean)
     kind, path = _kind(model, clean, corrupt, modes)
     base = np.empty((2, len(metrics), len(modes), len(clean)))  # of the clean runs, and of the corrupt ones
@@ -174,7 +195,9 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
                 if live:
                     cells = _cells(model, names, runs[donor].values, [changed[a][i] for i in live], flat)
                     found = _values(runs[run].patched(cells, progress and a == "all"), metrics, len(modes))
-                    patched[a][r, :, :, index][..., live] = np.moveaxis(found, -1, 1).reshape(*base.shape[1:3], len(labels), model.n_layers, len(live))
+                    grid = np.full((*base.shape[1:3], *there.shape, len(live)), np.nan)
+                    grid[:, :, there] = np.moveaxis(found, -1, 1).reshape(*base.shape[1:3], -1, len(live))
+                    patched[a][r, :, :, index][..., live] = grid
     found = {}
     for a in at:
         for m, mode in enumerate(modes):

@@ -79,6 +79,8 @@ class PromptFormat:
             raise ValueError(f"There is no policy {truncate!r} for long prompts: there are {', '.join(get_args(Truncate))}.")
         if isinstance(style, str) and style not in STYLES:
             raise ValueError(f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own.")
+        if tokenizer is None:
+            raise ValueError("There is no tokenizer, so no prompt can be made: give one (a model made without one has model.tokenizer None).")
         if not tokenizer.chat_template:
             raise ValueError("This tokenizer has no chat template, so its prompts have no boundary: set tokenizer.chat_template.")
         self.tokenizer, self.style, self.system = tokenizer, STYLES[style] if isinstance(style, str) else style, system

@@ -22,7 +22,9 @@ from transformers.initialization import no_init_weights
 
 from interp import checkpoints, checks, weights
 from interp.checkpoints import Checkpoint
+from interp.finite import check_cast
 from interp.headers import hash_files, headers, stored
+from interp.inner import auto_class
 from interp.models import HookedModel, pick_device, pick_dtype
 
 SERIES = Path(__file__).parent / "data" / "series"
@@ -199,8 +201,8 @@ class CheckpointSeries:
             checks.check_tokenizer(checkpoint, first)
             checks.check_architecture(checkpoint, config, first, wanted)
         entries = len(checks.load_tokenizer(first, self.trust_remote_code))
-        if entries > wanted.vocab_size:
-            raise ValueError(f"The tokenizer of {first.path} has {entries} entries, but the model embeds only {wanted.vocab_size}: "
+        if entries > wanted.get_text_config().vocab_size:
+            raise ValueError(f"The tokenizer of {first.path} has {entries} entries, but the model embeds only {wanted.get_text_config().vocab_size}: "
                              "they do not belong together.")
         for step in self.steps:
             checkpoint = self.checkpoint(step)
@@ -243,9 +245,9 @@ class CheckpointSeries:
         checkpoint, code = self.checkpoint(step), self.trust_remote_code
         config = checks.configuration(checkpoint, code)
         tokenizer = checks.load_tokenizer(checkpoint, code)
-        if len(tokenizer) > config.vocab_size:
+        if len(tokenizer) > config.get_text_config().vocab_size:
             raise ValueError(f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only "
-                             f"{config.vocab_size}: they do not belong together.")
+                             f"{config.get_text_config().vocab_size}: they do not belong together.")
         hub = isinstance(self.path(step), tuple)  # another revision is not fetched for this one's sake
         if not hub and self.template:
             tokenizer.chat_template = self.template
@@ -257,7 +259,7 @@ class CheckpointSeries:
             if copied and where.type != "cpu":
                 checks.check_memory(checkpoint.path, count, torch.device("cpu"), kind)
             with no_init_weights():  # every parameter is read from the files
-                hf = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=code)
+                hf = (auto_class(config) or AutoModelForCausalLM).from_config(config, dtype=kind, trust_remote_code=code)
             hf.tie_weights()
             hf = hf.to(where)
         else:
@@ -296,6 +298,7 @@ class CheckpointSeries:
             state = (weights.dequantised(checkpoint, dtype) if checkpoint.kind == "gguf"
                      else weights.merged(checkpoint, dtype, self.trust_remote_code))
             self._check_finite(checkpoint, state)
+        check_cast(checkpoint.path, state, dtype)
         own = hf.state_dict(keep_vars=True)
         primary = {id(p): n for n, p in hf.named_parameters()}
         if not set(primary.values()) <= state.keys():  # an older release's names, perhaps
@@ -319,9 +322,11 @@ class CheckpointSeries:
         """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read.
 
         ahead: the step wanted next, read in the background from now on. Raises ValueError or FileNotFoundError for weights
-        that cannot be read, do not fit, or are not finite.
+        that cannot be read, do not fit, or are not finite, and for logits of a short trial that are not (the model has the
+        checkpoint's weights then).
         """
         with model.turns.swapping():
             model.weights_hash, model.step = self._put(model.hf, step, ahead), step
+            model.check_finite(self.path(step))
             model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
         return model

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from interp.hooks import Place, Places
+from interp.inner import of_layer
 
 #: Names of submodules that mix tokens, and of those among them that attend by heads.
 _MIXER = re.compile(r"attn|attention|mixer|mamba|conv|temporal|recurrent|delta|ssm", re.I)
@@ -288,8 +289,8 @@ def find_places(blocks, config, run: Callable[[], object]) -> tuple[Places, tupl
         trials = _record(blocks, run)
         proven: list[_Block | None] = []
         kinds: dict[tuple, _Block] = {}
-        for block, trial in zip(blocks, trials):
-            proven.append(_one(block, config, trial, kinds))
+        for layer, (block, trial) in enumerate(zip(blocks, trials)):
+            proven.append(_one(block, of_layer(config, layer), trial, kinds))
     places = _places(trials, proven)
     heads = tuple(b.z[1] if b and b.z else 0 for b in proven)
     return places, heads, next((t.outputs for t in trials if t.post is not None), 0)

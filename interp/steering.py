@@ -251,7 +251,7 @@ def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.nd
         vectors[cell] = alpha * norm * units[kind][(along[kind] * np.arange(len(prompts)) + k) % len(units[kind])]
     vectors = torch.tensor(vectors, dtype=model.dtype, device=model.device)
     longest = max(len(p.ids) + len(p.format.opening(mode)) for p in prompts) + limit
-    fast = model.support.trajectory == "fast" and not model.rereads(longest)
+    fast = model.support.trajectory == "fast" and model.packs(longest)
     if fast:
         out = _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress)
     else:

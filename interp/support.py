@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,8 @@ CHEAP = {"cpu": 3e9, "cuda": 3e11}
 TIMES = 100
 #: Tokens before the first trial's branches.
 BASE = 6
+#: A pack holds so many times the tokens of its longest sequence, and so many more, at most.
+MOST, PACKED = 3, 4096
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -140,6 +142,23 @@ def in_float32(model) -> Iterator[None]:
         yield
 
 
+def _kept(model) -> list[int]:
+    """The layers in which lengths are tried: the first two of each type, and the last, which ends a reading."""
+    types = model.layer_types
+    return sorted({model.n_layers - 1, *(i for i, kind in enumerate(types) if types[:i].count(kind) < 2)})
+
+
+@contextmanager
+def _skipping(model, kept: list[int]) -> Iterator[None]:
+    """Pass over the blocks that are not kept."""
+    with ExitStack() as stack:
+        first = 0
+        for layer in [*kept, model.n_layers]:
+            stack.enter_context(hooks.only(list(model.blocks)[first:layer], 1, 0, model.outputs))  # none of them
+            first = layer + 1
+        yield
+
+
 def _tokens(model, n: int) -> list[int]:
     return [(31 * i * i + 7 * i + 1) % model.config.vocab_size for i in range(n)]
 
@@ -153,19 +172,21 @@ def cross(model, start: int) -> Crossing:
     """Try sequences of `start` tokens and three more, two ways of ending, by each path against plain passes.
 
     In float32, whatever the dtype: an error of logic is then far above the rounding, which is measured, too, on two plain
-    passes of the same rows in another shape.
+    passes of the same rows in another shape. Long sequences go through some blocks of each kind alone: the rules are the same.
     """
-    if model.dtype in _NARROW:
+    nothing = [] if model.keyless else model.empty()
+    with _skipping(model, _kept(model)) if start > BASE else nullcontext():
+        if model.dtype not in _NARROW:
+            return _cross(model, start, TIMES, nothing)
         try:
             with in_float32(model):
-                return _cross(model, start, TIMES)
+                return _cross(model, start, TIMES, nothing)
         except (RuntimeError, TypeError, ValueError):  # weights that cannot be widened: quantised ones
-            return _cross(model, start, 4)  # beside an error of that dtype a hundredfold one would hide anything
-    return _cross(model, start, TIMES)
+            return _cross(model, start, 4, nothing)  # beside an error of that dtype a hundredfold one would hide anything
 
 
 @torch.inference_mode()
-def _cross(model, start: int, times: float) -> Crossing:
+def _cross(model, start: int, times: float, nothing: list) -> Crossing:
     tokens = _tokens(model, start + 3)
     tails = [tokens[start:], [(t + 3) % model.config.vocab_size for t in tokens[start:]]]
     rows = torch.tensor([[*tokens[:start], *tail] for tail in tails], device=model.device)
@@ -183,6 +204,8 @@ def _cross(model, start: int, times: float) -> Crossing:
         return Crossing(causal, False, False)
     try:
         cache = model.read(tokens[:start])
+        layers = [(layer.keys, layer.values) if layer.keys is not None else none for layer, none in zip(cache.layers, nothing)]
+        cache = model.new_cache(layers, cache.ids)
         ends = [model.inner(input_ids=row[None, start:], past_key_values=model.fork(cache), use_cache=True).last_hidden_state for row in rows]
         continued = same(torch.cat(ends), plain[:, start:])
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
@@ -201,6 +224,9 @@ def _packed(model, cache, start: int, tails: list[list[int]]) -> Iterator[torch.
     entering, middle = {}, (model.n_layers - 1) // 2
     branches = torch.tensor(tails, device=model.device).flatten()
     arguments = [(layer.keys, layer.values) for layer in cache.layers], branches, at, visible, torch.arange(start, device=model.device)
+    if start > BASE:
+        yield model.packed(*arguments)[0][0].view(2, 3, -1)
+        return
     with model.taps({("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone()) for i in range(model.n_layers)}):
         yield model.packed(*arguments)[0][0].view(2, 3, -1)
     counts = [0] * middle + [3] * (model.n_layers > 1) + [6] * (model.n_layers - middle - (model.n_layers > 1))
@@ -222,10 +248,14 @@ def judge(model) -> Support:
         reason = (f"it does not take a mask and positions of one's own ({found.error})" if found.error
                   else "packed tokens do not come out as in a plain pass")
         return Support("fast", "plain loop", "plain loop", "plain loop" if found.continued else "refused", reason)
-    cost = 8 * sum(p.numel() for p in model.hf.parameters())
-    most = min(CHEAP["cuda" if model.device.type == "cuda" else "cpu"] / cost, model.context or float("inf"))
+    cost = 16 * sum(p.numel() for p in model.hf.parameters()) * len(_kept(model)) / model.n_layers
+    most = CHEAP["cuda" if model.device.type == "cuda" else "cpu"] / cost
     tried = tuple(n for n in model.lengths if n < most)
-    wrong = [n for n in tried if not model.crossing(max(BASE, n - 1)).packed]
+    by_place = [n for n in tried if not model.crossing(n - 4).packed]
+    if by_place:
+        return Support("fast", "plain loop", "plain loop", "plain loop", "packed tokens do not come out as in a plain pass where a pack "
+                       f"goes beyond {by_place[0]} tokens, which its configuration names", tried)
+    wrong = [n for n in tried if not model.crossing(n - 1).packed]
     reason = f"sequences of more than {wrong[0]} tokens, which its configuration names, are read whole" if wrong else ""
     return Support("fast", "fast", "fast", "fast", reason, tried)
 

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from interp import hooks
+from interp.inner import largest
 from interp.models import Layers, layers_of
 from interp.packing import Tree, divergence, grow, read_asked, read_last
 
@@ -55,6 +56,7 @@ class Packed:
         self.model, self.budget, self.positions = model, budget, list(positions)
         self.tree: Tree = grow([[ids[-1], *c] for c in continuations], scored)
         model.check_length(len(ids) + max(map(len, continuations)))
+        model.check_ids([ids, *continuations])
         self.first = min(positions, default=len(ids) - 1)
         known = prefix[0][0].shape[2] if prefix else 0
         if known > self.first:
@@ -105,8 +107,8 @@ class Packed:
 
     def _slots(self) -> int:
         """How many packed tokens a pass may have: what a block makes of each and their masks fit the budget."""
-        config, item = self.model.hf.config, self.model.dtype.itemsize
-        inner = getattr(config, "intermediate_size", None) or 4 * self.model.d_model
+        config, item = self.model.config, self.model.dtype.itemsize
+        inner = largest(config, "intermediate_size") or 4 * self.model.d_model
         keys = 2 + item * (1 + 2 * self.model.n_heads * (config._attn_implementation == "eager"))  # bytes for each slot and key
         linear = item * (4 * inner + 12 * self.model.d_model) + keys * (len(self.tokens) + self.first)
         fits = ((linear**2 + 4 * keys * self.budget) ** 0.5 - linear) / (2 * keys)
@@ -149,7 +151,7 @@ class Packed:
         for row, cell in enumerate(cells):
             edits[cell.site, layer].append((row, torch.tensor(cell.positions, device=self.model.device) - self.first - offset, cell.columns, cell.values))
         counts = [0] * layer + [len(index)] * (self.model.n_layers - layer)
-        with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][offset + a:offset + b], len(index)):
+        with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][offset + a:offset + b], len(index), self.model.outputs):
             with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
                 hidden, _ = self._forward(self.layers, index, torch.ones(len(index), offset + self.first, dtype=torch.bool),
                                           self.visible[offset:, offset:], len(cells))
@@ -176,7 +178,7 @@ class Packed:
             slots = place[torch.tensor(cell.positions) - self.first - offset + start].to(device)
             edits[cell.site, cell.layer].append((0, slots, cell.columns, cell.values))
         base = index[order].to(device)
-        with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][base[a:b]], len(order)):
+        with hooks.joining(self.model.blocks, counts, lambda layer, a, b: self.states[layer][base[a:b]], len(order), self.model.outputs):
             with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
                 packed, _ = self._forward(self.layers, index[order], behind, within)
         hidden = self.final[index.to(device)]  # what no block had to touch is as in the unpatched run
@@ -212,6 +214,7 @@ class Plain:
     def __init__(self, model, ids, continuations, scored, sites=(), positions=(), prefix=(), budget=0, compared=()):
         self.model, self.ids, self.continuations, self.scored, self.compared = model, list(ids), continuations, scored, list(compared)
         self.values = {}
+        model.check_ids([self.ids, *continuations])
 
         def keep(key):
             return lambda tensor: self.values.__setitem__(key, tensor[0, list(positions)].clone())

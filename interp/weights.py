@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from interp.checkpoints import Checkpoint, first_line
 from interp.headers import Header, damaged, gguf_header, header, headers
+from interp.inner import auto_class
 
 
 def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -50,8 +51,10 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
             options.setdefault("config", AutoConfig.from_pretrained(checkpoint.home, local_files_only=True))
     folder = checkpoint.path.parent if checkpoint.kind == "gguf" else checkpoint.path
     with _quiet():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                                                    local_files_only=True, trust_remote_code=trust_remote_code, **options)
+        own = dict(trust_remote_code=trust_remote_code, local_files_only=True)
+        kind = None if checkpoint.kind == "gguf" else auto_class(AutoConfig.from_pretrained(folder, **own))
+        return (kind or AutoModelForCausalLM).from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
+                                                              **own, **options)
 
 
 def dequantised(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:

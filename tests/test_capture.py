@@ -73,7 +73,7 @@ def test_a_trajectory_reads_each_token_once(llama, prompts):
 
 def test_no_layer_above_the_last_one_asked_for_is_computed(model, prompts):
     whole, ran = capture(model, prompts[:3]), []
-    handles = [block.get_submodule(model.places["mlp_out"][0]).register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(model.blocks)]
+    handles = [block.get_submodule(model.places["mlp_out"][i].paths[0]).register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(model.blocks)]
     part = capture(model, prompts[:3], layers=[1, 0])
     [h.remove() for h in handles]
     assert set(ran) == {0, 1} and part.layers == (1, 0)

@@ -22,7 +22,8 @@ from tests.test_patching import difference, sides, twin
 SWITCH = 150
 LONG = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[2.0, 4.0, 8.0, 16.0],
             original_max_position_embeddings=SWITCH)
-#: model type -> what its tiny configuration needs, and its path for prompts beyond SWITCH: packed, read whole, or by plain passes alone.
+#: model type -> what its tiny configuration needs, and how it is read: packed; packed up to SWITCH and whole beyond; never
+#: packed, since it counts places in memory; or by plain passes alone, since it keeps a state in place of keys and values.
 FAMILIES = {
     "llama": ({}, "packed"),
     "phi3": (dict(num_hidden_layers=3, max_position_embeddings=1024, rope_parameters=LONG, original_max_position_embeddings=SWITCH), "whole"),
@@ -30,8 +31,8 @@ FAMILIES = {
     "ministral3": (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=SWITCH,
                                              llama_4_scaling_beta=0.5)), "packed"),
     "llama4_text": (dict(attention_chunk_size=SWITCH, floor_scale=16, attn_scale=0.5, num_local_experts=2, intermediate_size_mlp=64,
-                         num_hidden_layers=4), "packed"),
-    "gpt_neo": (dict(attention_types=[[["global", "local"], 1]], window_size=SWITCH), "whole"),
+                         num_hidden_layers=4), "unpacked"),
+    "gpt_neo": (dict(attention_types=[[["global", "local"], 1]], window_size=SWITCH), "unpacked"),
     "qwen3_next": (dict(num_hidden_layers=4, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
                         num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16), "plain"),
     "mamba": ({}, "plain"),
@@ -128,9 +129,9 @@ def test_patching_at_the_boundary_is_that_of_whole_passes_and_says_its_path(name
             fast = (sweep.clean[0], sweep.corrupt[0], sweep.denoise[0, 0, layer], sweep.noise[0, 0, layer])
             assert fast == pytest.approx(slow, abs=2e-3 * max(1, 1 / gap))
     way, long = FAMILIES[name][1], len(pair[0].ids) > SWITCH
-    assert long and {"packed": sweep.path == "packed", "plain": sweep.path == f"plain loop: {model.support.reason}",
-                     "whole": f"beyond {SWITCH} tokens" in sweep.path}[way]
-    assert patch(model, *sides(pairs[:1]), minimum=-1e9).path.startswith("plain" if way == "plain" else "packed")
+    wanted = {"packed": "packed", "whole": f"plain loop: beyond {SWITCH} tokens"}.get(way, f"plain loop: {model.support.reason}")
+    assert long and sweep.path.startswith(wanted) and way != "unpacked" or "packed tokens do not come out" in sweep.path
+    assert patch(model, *sides(pairs[:1]), minimum=-1e9).path.startswith("packed" if way in ("packed", "whole") else "plain loop")
     checked = sanity(model, *sides(pairs))
     assert checked.self_patch < 1e-3 and checked.everything < 1e-3
 
