@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from interp.architectures import FAMILIES as ARCHITECTURES
 from interp.architectures import tiny
 from interp.capturing import capture
 from interp.decoding import choose
@@ -13,13 +14,13 @@ from interp.generation import continue_each
 from interp.mediation import prompt_reliance
 from interp.models import HookedModel
 from interp.packing import score
-from interp.pairs import make_pairs
 from interp.patching import patch, sanity
 from interp.steering import steer
-from tests.test_patching import difference, sides, twin
+from interp.support import named_lengths
+from tests.test_patching import difference, far_apart, sides, twin
 
 #: Where the rules of the families below change, in tokens: there are prompts on both sides of it.
-SWITCH = 150
+SWITCH = 80
 LONG = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[2.0, 4.0, 8.0, 16.0],
             original_max_position_embeddings=SWITCH)
 #: model type -> what its tiny configuration needs, and how it is read: packed; packed up to SWITCH and whole beyond; never
@@ -55,19 +56,18 @@ def named(request, tokenizer):
 
 @pytest.fixture(scope="module")
 def some(prompts):
-    """Prompts on both sides of SWITCH, of one episode and of others."""
-    lengths = [len(p.ids) for p in prompts]
-    found = [p for p in prompts if p.decision.episode == prompts[0].decision.episode] + [prompts[int(np.argmin(lengths))], prompts[int(np.argmax(lengths))]]
-    assert min(len(p.ids) for p in found) < SWITCH - 40 < SWITCH < max(len(p.ids) for p in found)
+    """Prompts on both sides of SWITCH: two of one episode, two of another."""
+    found = [*prompts[:2], *prompts[4:6]]
+    assert sorted(len(p.ids) > SWITCH for p in found) == [False, False, True, True] and min(len(p.ids) for p in found) < SWITCH - 20
     return found
 
 
 @pytest.fixture(scope="module")
-def pairs(fmt, episodes):
-    """One pair on each side."""
-    decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
-    every = sorted(zip(*make_pairs(fmt, decisions, 30, seed=2)[:2]), key=lambda p: len(p[0].ids))
-    return [every[0], every[-1]]
+def pairs(prompts, llama):
+    """One pair on each side, the last tokens of which differ."""
+    actions = [p.decision.reference for p in prompts[:2]]
+    others = [a[:-1] + "12"[a.endswith("1")] for a in actions]
+    return [far_apart([(p, replace(p, decision=replace(p.decision, reference=other)))], llama, from_=-12) for p, other in zip(prompts, others)]
 
 
 @torch.inference_mode()
@@ -80,9 +80,12 @@ def test_boundaries_are_those_of_a_pass_over_each_prompt_alone(named, some):
     _, model = named
     acts = capture(model, some, ["resid_pre"])
     for i, prompt in enumerate(some):
-        hidden = model.hf(torch.tensor([prompt.ids]), output_hidden_states=True, use_cache=False).hidden_states
-        for layer in range(model.n_layers):
-            torch.testing.assert_close(acts.values[i, 0, layer], hidden[layer][0, -1], rtol=1e-3, atol=1e-3)
+        entering = []
+        handles = [block.register_forward_pre_hook(lambda module, args, kwargs: entering.append((*args, *kwargs.values())[0][0, -1]), with_kwargs=True)
+                   for block in model.blocks]
+        model.hf(torch.tensor([prompt.ids]), use_cache=False)
+        [handle.remove() for handle in handles]
+        torch.testing.assert_close(acts.values[i, 0], torch.stack(entering), rtol=1e-3, atol=1e-3)
 
 
 def test_decoding_is_the_argmax_of_whole_passes(named, fmt, some):
@@ -121,18 +124,18 @@ def test_a_forced_choice_is_that_of_whole_passes(named, fmt, some):
 
 def test_patching_at_the_boundary_is_that_of_whole_passes_and_says_its_path(named, pairs):
     name, model = named
-    for pair in pairs:
+    way = FAMILIES[name][1]
+    for pair in pairs[way == "plain":]:
         sweep = patch(model, *sides([pair]), minimum=-1e9)
         gap = abs(sweep.clean[0] - sweep.corrupt[0])
-        for layer in (0, model.n_layers - 1):
+        for layer in (1, model.n_layers - 1):
             slow = twin(model, pair, "resid_pre", layer, "prompt")
             fast = (sweep.clean[0], sweep.corrupt[0], sweep.denoise[0, 0, layer], sweep.noise[0, 0, layer])
             assert fast == pytest.approx(slow, abs=2e-3 * max(1, 1 / gap))
-    way, long = FAMILIES[name][1], len(pair[0].ids) > SWITCH
     wanted = {"packed": "packed", "whole": f"plain loop: beyond {SWITCH} tokens"}.get(way, f"plain loop: {model.support.reason}")
-    assert long and sweep.path.startswith(wanted) and way != "unpacked" or "packed tokens do not come out" in sweep.path
-    assert patch(model, *sides(pairs[:1]), minimum=-1e9).path.startswith("packed" if way in ("packed", "whole") else "plain loop")
-    checked = sanity(model, *sides(pairs))
+    assert len(pair[0].ids) > SWITCH and sweep.path.startswith(wanted)
+    assert way != "unpacked" or "packed tokens do not come out" in sweep.path
+    checked = sanity(model, *sides(pairs[:1]))
     assert checked.self_patch < 1e-3 and checked.everything < 1e-3
 
 
@@ -145,3 +148,48 @@ def test_prompt_reliance_is_exact_or_refused_by_name(named, pairs):
     found = prompt_reliance(model, *sides(pairs), minimum=-1e9)
     slow = [difference(model, p, "clean", "cot") - difference(model, p, "corrupt", "cot") for p in pairs]
     np.testing.assert_allclose(found.total, slow, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["phi3", "lfm2"])
+def test_steering_past_the_switch_is_exact_at_alpha_zero_and_does_something(tokenizer, some, name):
+    model = made(name, tokenizer)
+    vector = np.random.default_rng(0).standard_normal((1, model.d_model))
+    found = steer(model, some[:2], {"random": vector}, 1, target="x", position="everywhere", alphas=(0.0, 9.0), max_new_tokens=2)
+    assert found.path.startswith("plain loop") and not found.resample.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name, path", [("llama", "fast"), ("qwen3", "fast"), ("gemma2", "fast"), ("gemma3_text", "fast"), ("phi3", "fast"),
+                                        ("gpt_neo", "plain loop"), ("bloom", "plain loop"), ("llama4_text", "plain loop")])
+def test_the_path_is_the_same_in_every_dtype(name, path, dtype):
+    """A path is right or wrong by what it computes: in a narrow dtype a wrong one is off by little more than its rounding."""
+    extra = FAMILIES.get(name, ({},))[0] if name in ("phi3", "llama4_text") else ARCHITECTURES.get(name, {})
+    hf = tiny(name, **extra).to(dtype)
+    before = [p.clone() for p in hf.parameters()]
+    model = HookedModel(hf, None)
+    assert model.support.patch == model.support.trajectory == path and not model.wide
+    assert model.stands_alone(SWITCH + 1) == (name == "phi3")
+    assert all(a.dtype == dtype and torch.equal(a, b) for a, b in zip(hf.parameters(), before))  # as they were
+
+
+def test_a_pass_does_not_depend_on_those_before_it(tokenizer):
+    """Dynamic rotary frequencies stay those of the longest sequence seen, unless they are set back."""
+    model = made("dynamic", tokenizer)
+    ids = list(range(20, 20 + SWITCH + 10))
+    first = logp(model, ids)
+    logp(model, ids * 2)
+    assert torch.equal(logp(model, ids), first) and model.context == 4 * SWITCH
+
+
+def test_the_lengths_of_a_configuration_are_found_by_their_names():
+    assert named_lengths(tiny("phi3", **FAMILIES["phi3"][0]).config) == [SWITCH, 1024]
+    assert SWITCH in named_lengths(tiny("gpt_neo", **FAMILIES["gpt_neo"][0]).config)
+    assert {16, SWITCH} <= set(named_lengths(tiny("llama4_text", **FAMILIES["llama4_text"][0]).config))
+
+
+def test_a_model_that_looks_ahead_is_refused_by_name():
+    hf = tiny("llama")
+    for layer in hf.model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(NotImplementedError, match="LlamaForCausalLM is not supported: a token's states change with the tokens that follow it"):
+        HookedModel(hf, None).support
