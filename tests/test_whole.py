@@ -8,13 +8,14 @@ import torch
 
 from interp.architectures import FAMILIES as ARCHITECTURES
 from interp.architectures import tiny
+from interp.attribution import attribute, gradients, whole_gradients
 from interp.capturing import capture
 from interp.decoding import choose
 from interp.generation import continue_each
 from interp.mediation import prompt_reliance
 from interp.models import HookedModel
 from interp.packing import score
-from interp.patching import patch, sanity
+from interp.patching import continuations, patch, sanity
 from interp.steering import steer
 from interp.support import named_lengths
 from tests.test_patching import difference, far_apart, sides, twin
@@ -193,3 +194,20 @@ def test_a_model_that_looks_ahead_is_refused_by_name():
         layer.self_attn.is_causal = False
     with pytest.raises(NotImplementedError, match="LlamaForCausalLM is not supported: a token's states change with the tokens that follow it"):
         HookedModel(hf, None).support
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2", "mamba", "phi3"])
+def test_first_order_estimates_from_whole_passes_are_those_from_one_reading(tokenizer, pairs, name):
+    """Of a model that can be read on, by both; of the others, against what patching does where it is close to linear."""
+    model = made(name, tokenizer)
+    if name == "llama":
+        actions = [continuations(*pairs[0], [5, 6])]
+        ways = [read(model, pairs[0][0].ids, actions, ["resid_pre", "mlp_out"]) for read in (gradients, whole_gradients)]
+        assert ways[0][0] == pytest.approx(ways[1][0], abs=1e-4)
+        for k in range(4):
+            one, two = (sum(of[k] for _, of in terms[0]) for _, terms in ways)
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+        return
+    screen = attribute(model, *sides(pairs[1:]), minimum=-1e9)
+    last = attribute(model, *sides(pairs[1:]), ["resid_post"], minimum=-1e9).denoise[0, 0, -1]  # read by nothing but the boundary's own token
+    assert np.isfinite(screen.denoise).all() and np.abs(last[:len(pairs[1][0].ids) - 1]).max() < 1e-4 < np.abs(screen.denoise).max()
