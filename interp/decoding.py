@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 
 from interp.generation import Memory, continue_each
-from interp.models import layers_of
-from interp.packing import score
+from interp.packing import score, score_whole
 from interp.prompts import Mode, Prompt, PromptFormat, same_format
+from interp.turns import measured
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def format_of(model, prompts: Sequence[Prompt]) -> PromptFormat:
     return same_format(prompts).stopping_at(stop_tokens(model))
 
 
+@measured
 def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, parser: Callable[[str], str | None] = str,
                  max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None, engine=None,
                  temperature: float = 0.0, seed: int = 0) -> dict[str, list[Said]]:
@@ -88,6 +89,7 @@ def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Call
                         temperature=temperature, seed=seed)[mode]
 
 
+@measured
 def draw(model, prompts: Sequence[Prompt], *, parser: Callable[[str], str | None] = str, seed: int = 0, temperature: float = 1.0,
          max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False) -> list[Said]:
     """As `decode` in mode `cot` with each trace drawn at `temperature`, and its action the likeliest one behind it.
@@ -108,6 +110,7 @@ def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None
     return Said(tuple(ids), trace, parser(action) if action else None)
 
 
+@measured
 def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[str | Sequence[int] | None] = (None,)) -> torch.Tensor:
     """Forced choice at one decision: log-probability of every candidate action [trace, candidate, (summed, per token)], in nats.
 
@@ -122,13 +125,20 @@ def _choose(model, prompt: Prompt, candidates: Sequence[str], leads: Sequence[Se
     """As `choose`, behind ids from the boundary up to the opened action tag."""
     if not candidates:
         raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
-    found, cache = [], model.read(prompt.ids)
+    found, cache = [], None
     actions = [prompt.format.action_ids(c) for c in candidates]
+    scored = [len(a) for a in actions]
     for lead in leads:
-        held = model.read(lead[:-1], model.new_cache(layers_of(cache)))
-        packs = [actions[part] for part in packs_of([1 + len(a) for a in actions])]
+        longest = len(prompt.ids) + len(lead) + max(scored)
+        model.check_length(longest)
+        if model.rereads(longest):
+            found.append(score_whole(model, [*prompt.ids, *lead], actions, scored))
+            continue
+        cache = model.read(prompt.ids) if cache is None else cache
+        held = model.read(lead[:-1], model.fork(cache))
+        packs = [actions[part] for part in packs_of([1 + n for n in scored])]
         found.append(torch.cat([score(model, held, [[lead[-1], *a] for a in pack], [len(a) for a in pack]) for pack in packs]))
-    lengths = torch.tensor([len(a) for a in actions])
+    lengths = torch.tensor(scored)
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
 
 
@@ -143,6 +153,7 @@ def packs_of(lengths: Sequence[int]) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)])]
 
 
+@measured
 def preferences(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]) -> Float[np.ndarray, "trace candidate"]:
     """The distribution over candidate actions behind each trace: the forced choice by summed log-probability, normalised.
 
