@@ -22,7 +22,7 @@ import tyro
 from tqdm import tqdm
 
 import interp
-from analyses.provenance import first_use
+from analyses import first_use
 from interp import limits
 from interp.checkpoints import training_notes
 from interp.decoding import Said, decode_modes, stop_tokens
@@ -33,8 +33,8 @@ from interp.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.pairs import make_pairs
 from interp.prompts import MODES, HistoryTraces, Markers, Mode, Prompt, PromptFormat, Truncate
-from interp.series import SERIES, CheckpointSeries
 from interp.records import read_record, write_record
+from interp.series import SERIES, CheckpointSeries
 from interp.styles import STYLES
 from interp.tables import inside, write_table
 from interp.tasks import CORPUS, Decision, sample_decisions
@@ -307,7 +307,7 @@ class Study:
         if step not in self._identities:
             template = hash_text(self.checkpoint_series.template) if not self.revisions else ""
             self._identities[step] = self.checkpoint_series.identity(step) | (dict(template=template) if template else {})
-            if changed := first_use(self.run, self.checkpoint_series, step, self._identities[step]):
+            if changed := first_use.changed(self.run, step, self.checkpoint_series.path(step), self._identities[step]):
                 print(changed, file=sys.stderr)
         return self._identities[step]
 
@@ -333,6 +333,8 @@ class Study:
         started = time.time()
         value = compute()
         write_record(path, dict(seconds=round(time.time() - started, 2), value=value))
+        for step, identity in self._identities.items():
+            first_use.keep(self.run, step, self.checkpoint_series.path(step), identity)
         return read_record(path)["value"]  # the same order and types whether it was there or not
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:

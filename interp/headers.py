@@ -48,7 +48,7 @@ def header(path: Path) -> Header:
         entries.pop("__metadata__", None)
         end = 8 + length + max((e["data_offsets"][1] for e in entries.values()), default=0)
         found = {name: (e["dtype"], tuple(e["shape"])) for name, e in entries.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, first_line(error) if size else "it is empty") from error
     if end != size:
         raise damaged(path, f"its header describes {end:,} bytes, it has {size:,}")

@@ -157,9 +157,13 @@ def _texts_of(seal: object) -> list[str]:
     return texts if isinstance(texts, list) and all(isinstance(name, str) for name in texts) else []
 
 
+def _csv(content: bytes, **options) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(content), skip_blank_lines=False, **options)  # a lone blank cell is a row too
+
+
 def _as_text(frame: pd.DataFrame, content: bytes) -> list[str]:
     """Columns of text that a CSV's parser would not tell apart as they were: `007` and `7`, or `NA` and nothing."""
-    parsed = pd.read_csv(io.BytesIO(content)) if len(frame.columns) else frame
+    parsed = _csv(content) if len(frame.columns) else frame
     names = []
     for name, cells in _texts(frame):
         values = {cell for cell in cells if not pd.isna(cell) and cell != ""}
@@ -170,10 +174,10 @@ def _as_text(frame: pd.DataFrame, content: bytes) -> list[str]:
 
 def _parsed(content: bytes, seal: object) -> pd.DataFrame:
     """A CSV's table; an empty cell is no value in any column."""
-    frame, texts = pd.read_csv(io.BytesIO(content)), _texts_of(seal)
+    frame, texts = _csv(content), _texts_of(seal)
     if not texts:
         return frame
-    plain = pd.read_csv(io.BytesIO(content), usecols=lambda name: name in texts, dtype=str, keep_default_na=False, na_values=[""])
+    plain = _csv(content, usecols=lambda name: name in texts, dtype=str, keep_default_na=False, na_values=[""])
     return frame.assign(**plain)
 
 
@@ -210,7 +214,7 @@ def _remedy(path: Path, provenance: dict) -> str:
 
 def _rows(content: bytes) -> str:
     try:
-        return str(len(pd.read_csv(io.BytesIO(content))))
+        return str(len(_csv(content)))
     except ValueError:
         return "no readable"
 

@@ -56,7 +56,9 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_file_is_another_key_and_named(one, corpus_file, tmp_path, capsys, name):
     def key():
-        return Study(run=tmp_path / "run", series=one, corpus=corpus_file, device="cpu").inputs(110)
+        study = Study(run=tmp_path / "run", series=one, corpus=corpus_file, device="cpu")
+        study.stage("any", study.inputs(110), lambda: 1)
+        return study.inputs(110)
 
     change, named = CHANGES[name]
     before = key()
@@ -69,7 +71,9 @@ def test_a_changed_file_is_another_key_and_named(one, corpus_file, tmp_path, cap
 
 def test_how_a_configuration_is_written_down_is_no_change(one, corpus_file, tmp_path, capsys):
     def key():
-        return Study(run=tmp_path / "run", series=one, corpus=corpus_file, device="cpu").inputs(110)
+        study = Study(run=tmp_path / "run", series=one, corpus=corpus_file, device="cpu")
+        study.stage("any", study.inputs(110), lambda: 1)
+        return study.inputs(110)
 
     before, path = key(), one / "checkpoint-110" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
@@ -80,7 +84,9 @@ def test_the_template_of_another_checkpoint_serves_and_counts(series_folder, cor
     series = shutil.copytree(series_folder, tmp_path / "series")
 
     def key():
-        return Study(run=tmp_path / "run", series=series, corpus=corpus_file, device="cpu", checkpoints=(110,)).inputs(110)
+        study = Study(run=tmp_path / "run", series=series, corpus=corpus_file, device="cpu", checkpoints=(110,))
+        study.stage("any", study.inputs(110), lambda: 1)
+        return study.inputs(110)
 
     before, path = key(), series / "checkpoint-0" / "chat_template.jinja"
     path.write_text(path.read_text() + "{# again #}")

@@ -112,14 +112,14 @@ def checkpoint(folder):
 
     def read():
         study = Study(run=folder / "run", series=folder / "series", device="cpu", decisions=2)
-        study.identity(study.steps[0])
+        study.stage("any", study.inputs(study.steps[0]), lambda: 1)
         model = study.model(study.steps[0])
         ids = [study.format.prompt(decision).ids for decision in decisions]
         logits = [model.hf(torch.tensor([row])).logits.double().sum().item() for row in ids]
         return ids, logits, [model.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
 
     read()
-    files = sorted(path for path in (folder / "series").rglob("*") if path.is_file())
+    files = sorted(path for path in (folder / "series").rglob("*") if path.is_file()) + sorted((folder / "run").rglob("first_use/*.json"))
     return read, files, (str(folder / "series"),)
 
 

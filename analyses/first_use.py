@@ -1,0 +1,59 @@
+"""What a run's folder remembers of a checkpoint: content hashes of all that it was loaded from when its first result was kept."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import transformers
+
+from analyses.provenance import FILES
+from interp.headers import hash_files
+from interp.identity import hash_text
+from interp.records import read_record, write_record
+from interp.report_words import listed
+from interp.series import Source
+
+
+def keep(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> None:
+    """Keep a checkpoint's hashes in a run's folder, where it has none of it yet."""
+    path = _path(run, step, source)
+    if not path.exists():
+        write_record(path, dict(checkpoint=_name(source), date=time.strftime("%Y-%m-%d"), transformers=transformers.__version__,
+                                identity=_with_training(source, identity)))
+
+
+def changed(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> str:
+    """What of a checkpoint changed since the run's folder keeps its hashes, in a sentence; nothing where nothing did."""
+    path, now = _path(run, step, source), _with_training(source, identity)
+    if not path.exists():
+        return ""
+    try:
+        then = read_record(path)
+    except ValueError as damage:
+        print(f"{damage}: what {_name(source)} holds is noted anew.", file=sys.stderr)
+        path.unlink()
+        return ""
+    differ = [FILES.get(part, part) for part in now if then["identity"].get(part, now[part]) != now[part]]
+    if not differ:
+        return ""
+    release = f" (with transformers {then['transformers']}; now {transformers.__version__})"
+    release = release if then["transformers"] != transformers.__version__ else ""
+    return (f"The checkpoint {_name(source)} is not what it was when {run} first read it on {then['date']}{release}: its {listed(differ)} "
+            f"changed. What is computed from now on is of the new files, and tables in {run / 'tables'} that are not made again are of the old ones.")
+
+
+def _name(source: Source) -> str:
+    return str(source.resolve()) if isinstance(source, Path) else "@".join(source)
+
+
+def _path(run: Path, step: int, source: Source) -> Path:
+    return run / "partial" / "first_use" / f"{step}-{hash_text(_name(source))}.json"
+
+
+def _with_training(source: Source, identity: Mapping[str, str]) -> dict[str, str]:
+    """The hashes, with that of what the trainer wrote of style and system prompt."""
+    file = source / "training.json" if isinstance(source, Path) else None
+    return dict(identity, training=hash_files([file]) if file and file.exists() else "")
