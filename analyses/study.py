@@ -314,7 +314,7 @@ class Study:
     @staticmethod
     def digest(prompts: Sequence[Prompt]) -> str:
         """Content hash of prompts and of what their decisions are judged by."""
-        parts = [[p.hash, p.decision.id, p.decision.reference, p.decision.admissible, p.decision.trace] for p in prompts]
+        parts = [[p.hash, p.format.hash, p.decision.id, p.decision.reference, p.decision.admissible, p.decision.trace] for p in prompts]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def stage(self, name: str, inputs: dict, compute: Callable[[], object]):

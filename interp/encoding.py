@@ -20,7 +20,10 @@ _SPACES = re.compile(r"\s*")
 
 
 class Data(NamedTuple):
-    """Part of a text, from `start` to `end`, that the data brought. `own`: the agent's or the system's, who may write the style's tags."""
+    """Part of a text, from `start` to `end`, that the data brought.
+
+    `own`: the agent's or the system's, who may write the style's tags.
+    """
 
     start: int
     end: int
@@ -40,15 +43,15 @@ def check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds half of a surrogate pair ({text[error.start]!r}, character {error.start}), which is no text: "
-                         "write the whole character.") from None
+        raise ValueError(f"{name} holds half of a surrogate pair ({text[error.start]!r}, character {error.start}), "
+                         "which is no text: write the whole character.") from None
 
 
 class Encoder:
     """A tokenizer, fast or in Python, as it reads the parts of a prompt.
 
-    tags: a style's texts; template: the source of the chat template. Tokens that either holds, and all special ones, are control
-    tokens: in text that the data brought they are read as the text they are.
+    tags: a style's texts; template: the source of the chat template. Tokens that either holds, and all special
+    ones, are control tokens: in text that the data brought they are read as the text they are.
     """
 
     def __init__(self, tokenizer, tags: Sequence[str] = (), template: str = ""):
@@ -56,11 +59,14 @@ class Encoder:
         self.size = max([len(tokenizer), *(i + 1 for i in tokenizer.added_tokens_decoder)])
         first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
         self._anchored = str(first).startswith("▁")
-        self._added = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if not str(t).strip("▁ ").isalnum() and str(t).strip("▁ \n\t")}
-        special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | set(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder
+        marks = {i: str(t) for i, t in added.items() if str(t).strip("▁ \n\t")}  # no mere white space
+        self._added = {i: t for i, t in marks.items() if not t.strip("▁ ").isalnum()}
+        special = {i for i, t in added.items() if t.special} | set(tokenizer.all_special_ids)
         tagged = {i for i, t in self._added.items() if any(t in tag for tag in tags)}
         written = {i for i, t in self._added.items() if t in template}
-        self._control = {False: (special | tagged | written) & self._added.keys(), True: (special - tagged) & self._added.keys()}
+        everywhere, for_own = special | tagged | written, special - tagged
+        self._control = {False: everywhere & self._added.keys(), True: for_own & self._added.keys()}
 
     @cached_property
     def longest(self) -> int:
@@ -70,8 +76,8 @@ class Encoder:
     def encode(self, text: str, after: str = "\n", data: Sequence[Data] = ()) -> Encoded:
         """Ids of a text that follows another one, `after`.
 
-        data: parts of it whose control tokens are read as text. Raises ValueError where the tokenizer cannot do that, or where
-        it is one in Python whose tokens do not add up to the text.
+        data: parts of it whose control tokens are read as text. Raises ValueError where the tokenizer cannot do
+        that, or where it is one in Python whose tokens do not add up to the text.
         """
         if not text:
             return Encoded([], [])
@@ -81,7 +87,8 @@ class Encoder:
             return whole
         pieces, cursor, before = [], 0, after
         for start, end in marked:
-            pieces += [(cursor, self._following(text[cursor:start], before)), (start, self._as_text(text[start:end]))]
+            pieces.append((cursor, self._following(text[cursor:start], before)))
+            pieces.append((start, self._as_text(text[start:end])))
             cursor, before = end, "\n"
         pieces.append((cursor, self._following(text[cursor:], before)))
         ids = [i for _, piece in pieces for i in piece.ids]
@@ -97,7 +104,8 @@ class Encoder:
         where: list[tuple[int, int]] = []
         parts = iter(sorted(data))
         part = next(parts, None)
-        controls = [n for n, i in enumerate(read.ids) if i in self._control[False] or i in self._control[True]]
+        control = self._control[False] | self._control[True]
+        controls = [n for n, i in enumerate(read.ids) if i in control]
         for n in controls:
             i, (start, end) = read.ids[n], read.offsets[n]
             while part and part.end <= start:
@@ -116,7 +124,7 @@ class Encoder:
     def _following(self, text: str, after: str) -> Encoded:
         if not text:
             return Encoded([], [])
-        if self._anchored and after:  # such tokenizers put a space before the first word of a text, or after each special token
+        if self._anchored and after:  # a space would come before the first word of a text, or after a special token
             before, both = self._tokens(after), self._tokens(after + text)
             if both.ids[:len(before.ids)] == before.ids:
                 cut, n = len(after), len(before.ids)
@@ -143,7 +151,8 @@ class Encoder:
     @cached_property
     def _bare(self) -> Tokenizer:
         whole = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        return Tokenizer.from_str(json.dumps({**whole, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}))
+        unset = dict.fromkeys(("post_processor", "truncation", "padding"))
+        return Tokenizer.from_str(json.dumps({**whole, "added_tokens": [], **unset}))
 
     def _located(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Where each token stands, found by decoding; tokens that share a character stand where it does."""
@@ -160,19 +169,19 @@ class Encoder:
             offsets += [(cursor, start + len(piece))] * (n - first)
             cursor, first = start + len(piece), n
         if first < len(ids) or text[cursor:].strip():
-            raise ValueError(f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where its tokens stand, and "
-                             f"they do not add up to the text: after character {cursor} it reads {text[cursor:cursor + 20]!r} otherwise. "
-                             "Give the model's fast tokenizer (a tokenizer.json).")
+            raise ValueError(f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where its "
+                             f"tokens stand, and they do not add up to the text: after character {cursor} it reads "
+                             f"{text[cursor:cursor + 20]!r} otherwise. Give the model's fast tokenizer (a tokenizer.json).")
         return offsets
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens and spaces as they are; an id that a model has beyond the vocabulary is U+FFFD.
+        """Text of ids, special tokens and spaces as they are; an id beyond the vocabulary is U+FFFD.
 
         Raises ValueError for what is no id.
         """
         ids = list(ids)
         if odd := [i for i in ids if not hasattr(i, "__index__") or not 0 <= i < 2**31]:
-            raise ValueError(f"{odd[0]!r} is no token id: ids are whole numbers from 0 to {self.size - 1} in this vocabulary.")
+            raise ValueError(f"{odd[0]!r} is no token id: ids are whole numbers, from 0 to {self.size - 1} here.")
         runs = groupby(ids, key=lambda i: i < self.size)
         return "".join(self._decoded(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
 

@@ -36,6 +36,10 @@ Truncate = Literal["none", "oldest_turns"]
 HistoryTraces = Literal["template", "kept", "dropped"]
 #: How a template's control tokens are read where data hold them: as text, or as the tokens.
 Markers = Literal["text", "tokens"]
+#: Characters of a text that are read where no context says how many tokens there may be.
+UNBOUNDED = 4_000_000
+#: Characters for each token of the context beyond which a text's tokens are counted on its beginning.
+_CHARACTERS = 16
 #: What stands between messages that are given as one.
 _BETWEEN = "\n\n"
 
@@ -354,6 +358,9 @@ class PromptFormat:
 
     def _tokens(self, turns: Sequence[dict], text: str, places: Sequence[Place], name: str) -> Encoded:
         """Tokens of a rendered text, with control tokens in the data read as text."""
+        if self.context is None and len(text) > UNBOUNDED:
+            raise ValueError(f"The text of {name} has {len(text):,} characters, and without the model's context at most {UNBOUNDED:,} are read: "
+                             "give context=, the tokens that the model reads at most.")
         if self.markers == "tokens":
             return self.encoder.encode(text, "")
         data = [Data(start, end, turns[turn]["role"] in ("assistant", "system")) for turn, start, end in places]
@@ -374,8 +381,8 @@ class PromptFormat:
         """
         fitted = self.fit(decision)
         rendered = self._rendered(fitted)
-        if self.context and self._hopeless(rendered[1]):
-            raise self._too_long(decision, f"more than {self._at_least(rendered[1])}")
+        if self.context and (least := self._at_least(rendered[1])) > self.context:
+            raise self._too_long(decision, f"more than {least}")
         prompt = self._prompt(fitted, *rendered)
         if self.context and self._space(decision) < len(prompt.ids):
             raise self._too_long(decision, str(len(prompt.ids)))
@@ -388,12 +395,11 @@ class PromptFormat:
                           "the decision, or lower --trace_tokens.")
 
     def _at_least(self, text: str) -> int:
-        """Tokens that a text has at least."""
-        return len(text) // self.encoder.longest
-
-    def _hopeless(self, text: str) -> bool:
-        """Whether a text is too long for the context whatever its tokens are, so that they need not be counted."""
-        return self._at_least(text) > self.context
+        """Tokens that a text has at least; those of a very long one are counted on its beginning only."""
+        least, beginning = len(text) // self.encoder.longest, text[:_CHARACTERS * self.context]
+        if len(beginning) < len(text):
+            least = max(least, int(0.9 * len(self.encoder.encode(beginning, "").ids)))  # the cut may have made some more
+        return least
 
     def _space(self, decision: Decision) -> int:
         """Tokens that the prompt may take, so that a decoded and the recorded trace, and the longest action, fit behind it."""
@@ -422,7 +428,8 @@ class PromptFormat:
     def _length(self, decision: Decision) -> int:
         """Tokens of a decision's prompt, at least where they are far too many."""
         rendered = self._rendered(decision)
-        return self._at_least(rendered[1]) if self._hopeless(rendered[1]) else len(self._prompt(decision, *rendered).ids)
+        least = self._at_least(rendered[1])
+        return least if least > self.context else len(self._prompt(decision, *rendered).ids)
 
     def _rendered(self, decision: Decision) -> tuple[list[dict], str, list[Place]]:
         """Turns of a decision, their text up to its boundary, and the places of their contents."""

@@ -78,7 +78,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self):
         self._render = threading.local()
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=self._written)
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols],
+                         finalize=self._written)
         self.filters = {name: self._limited(name, filter) for name, filter in self.filters.items()}
         self.filters |= dict(tojson=_tojson, watched=self._watched, bounded=self._bounded, random=_chance)
         self.globals |= dict(raise_exception=_raise, lipsum=_chance, strftime_now=clock(TODAY))
@@ -178,10 +179,12 @@ class Template:
 
     def __init__(self, source: str):
         self._environment = _Environment()
-        self.variables = find_undeclared_variables(self._environment.parse(source)) - self._environment.globals.keys()
+        read = find_undeclared_variables(self._environment.parse(source))
+        self.variables = read - self._environment.globals.keys()
         self._template = self._environment.from_string(source)
 
-    def render(self, turns: Sequence[Mapping], generation: bool, tools: Sequence[Mapping] | None, variables: Mapping) -> str:
+    def render(self, turns: Sequence[Mapping], generation: bool, tools: Sequence[Mapping] | None,
+               variables: Mapping) -> str:
         """The text of a conversation; raises jinja's errors, and TooMuch past `LONGEST` characters or `SECONDS`."""
         pieces, length = [], 0
         with self._environment.limited():

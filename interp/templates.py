@@ -22,6 +22,8 @@ DATED = "date_string"
 #: A tag that templates write around a thought, or a word that stands for one.
 _TAG = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
 _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
+#: What every rendering gives.
+_RENDERED = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
 _ASKED = dict(role="user", content="a")
 
 
@@ -54,18 +56,20 @@ def read_variables(pairs: Sequence[str]) -> dict:
 class ChatTemplate:
     """A tokenizer's chat template with its variables, read for one style.
 
-    options: the template's own variables, and `today`, the date that its clock shows. file: where the template is from, for
-    sentences. Raises ValueError where there is no template, it cannot be compiled, it reads no variable of a given name, or the
-    agent's turn has no opening that can be found.
+    options: the template's own variables, and `today`, the date that its clock shows. file: where the template is
+    from, for sentences. Raises ValueError where there is no template, it cannot be compiled, it reads no variable of
+    a given name, or the agent's turn has no opening that can be found.
     """
 
-    def __init__(self, tokenizer, style: Style, tools: Sequence[dict] = (), options: Mapping | None = None, file: object = None):
+    def __init__(self, tokenizer, style: Style, tools: Sequence[dict] = (), options: Mapping | None = None,
+                 file: object = None):
         self.tokenizer, self.style, self.tools = tokenizer, style, list(tools) or None
         self.called = f"The chat template {file}" if file else "The chat template"
         if not tokenizer.chat_template:
-            raise ValueError("This tokenizer has no chat template, so its prompts have no boundary: set tokenizer.chat_template, or put the "
-                             "trainer's template into the checkpoint's folder as chat_template.jinja.")
-        self.source = tokenizer.get_chat_template(tools=self.tools)  # a tokenizer may have one for tools beside its own
+            raise ValueError("This tokenizer has no chat template, so its prompts have no boundary: set "
+                             "tokenizer.chat_template, or put the trainer's template into the checkpoint's folder as "
+                             "chat_template.jinja.")
+        self.source = tokenizer.get_chat_template(tools=self.tools)  # there may be one for tools beside its own
         try:
             self._template = compiled(self.source)
         except TemplateSyntaxError as error:
@@ -78,7 +82,7 @@ class ChatTemplate:
         self.opening, self.gap = self._opening()
 
     def _variables(self, given: dict) -> tuple[dict, str]:
-        known = self._template.variables - {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
+        known = self._template.variables - _RENDERED
         if unknown := [name for name in given if name not in {*known, "today"}]:
             names = ", ".join(sorted({*known - self.tokenizer.special_tokens_map.keys(), "today"}))
             raise ValueError(f"{self.called} reads no variable {unknown[0]!r}: there are {names}.")
@@ -109,10 +113,14 @@ class ChatTemplate:
             return self._template.render(turns, generation, self.tools, self._given)
         except Exception as error:  # jinja raises its own kinds, and templates raise through it
             roles = [turn["role"] for turn in turns]
-            advice = ("; a template that knows no system message is given its text at the start of the first user message by --system_as user"
-                      if roles[0] == "system" else "")
-            advice += "; one that knows no tool turns is given them as the user's by --tool_as user" if "tool" in roles else ""
-            raise ValueError(f"{self.called} refuses {name} ({first_line(error)}); its first roles are {', '.join(roles[:4])}{advice}.") from error
+            advice = ""
+            if roles[0] == "system":
+                advice += ("; a template that knows no system message is given its text at the start of the first user "
+                           "message by --system_as user")
+            if "tool" in roles:
+                advice += "; one that knows no tool turns is given them as the user's by --tool_as user"
+            raise ValueError(f"{self.called} refuses {name} ({first_line(error)}); its first roles are "
+                             f"{', '.join(roles[:4])}{advice}.") from error
 
     def _tried(self, turns: Sequence[Mapping], generation: bool) -> str:
         """As `render`, or nothing where the template refuses."""
@@ -122,18 +130,20 @@ class ChatTemplate:
             return ""
 
     def _opening(self) -> tuple[str, str]:
-        """What opens the agent's turn, up to any thought; and the white space that the template writes between it and what the agent says."""
+        """What opens the agent's turn, up to any thought; and the white space between it and what the agent says."""
         without, opened = (self.render([_ASKED], generation, "a lone user message") for generation in (False, True))
-        ended, without = without, without.removesuffix(self.tokenizer.eos_token or "")  # Phi's templates end a finished conversation with it
+        ended = without
+        without = without.removesuffix(self.tokenizer.eos_token or "")  # Phi's end a finished conversation with it
         said = self._tried([_ASKED, dict(role="assistant", content=mark("c", 1))], False).partition(mark("c", 1))
         if opened == ended and said[1] and said[0].startswith(ended) and not said[0][len(ended):].strip():
             asked = self._tried([dict(role="user", content=mark("c", 0))], False).partition(mark("c", 0))[2]
-            if asked.strip():  # the user's turn ends with the opening of the agent's, as Mistral's does with [/INST]
+            if asked.strip():  # the user's turn ends with the opening of the agent's, as Mistral's with [/INST]
                 return asked, said[0][len(ended):]
         if opened == ended or not (opened.startswith(without) and len(opened) > len(without)):
-            raise ValueError(f"{self.called} has no findable boundary: rendered with add_generation_prompt it should be the text without it plus the "
-                             f"opening of the agent's turn, but it gave {opened[-200:]!r} after {without[-200:]!r}. Let it write that opening at its "
-                             "end: {% if add_generation_prompt %}{{ OPENING }}{% endif %}.")
+            raise ValueError(f"{self.called} has no findable boundary: rendered with add_generation_prompt it should be the "
+                             f"text without it plus the opening of the agent's turn, but it gave {opened[-200:]!r} after "
+                             f"{without[-200:]!r}. Let it write that opening at its end: "
+                             "{% if add_generation_prompt %}{{ OPENING }}{% endif %}.")
         opening = self.before_thought(opened[len(without):])
         start = without + opening
         between = said[0][len(start):] if said[1] and said[0].startswith(start) else ""
@@ -143,7 +153,7 @@ class ChatTemplate:
 
     @cached_property
     def _turn(self) -> tuple[str, str, str]:
-        """What the template writes before a trace, between it and what the agent does, and after that; empty where it keeps no trace."""
+        """What the template writes before a trace, between it and the action, and after that; empty without a trace."""
         turn = dict(role="assistant", content=mark("c", 1), reasoning_content=mark("t", 1))
         before, kept, rest = self._tried([_ASKED, turn], False).partition(mark("t", 1))
         between, acted, after = rest.partition(mark("c", 1))
@@ -170,7 +180,7 @@ class ChatTemplate:
         return re.compile(rf"(?:{self.empty_thought.pattern[:-1]}{action})$")
 
     def before_thought(self, opening: str) -> str:
-        """The opening of a turn without the thought that it begins itself, or the empty one of a style's own tags that it holds.
+        """The opening of a turn without the thought that it begins itself, or the empty one in the style's own tags.
 
         An empty thought in other tags than the style's is the template's fixed text and stays.
         """
@@ -196,9 +206,10 @@ class ChatTemplate:
 
     @cached_property
     def ends(self) -> list[int]:
-        """Added tokens that the template writes right after what an agent said, at the end of a conversation and within it."""
+        """Added tokens that the template writes right after what an agent said, at the end and within."""
         said = [_ASKED, dict(role="assistant", content=mark("c", 1))]
-        frames = self._tried(said, False), self._tried([*said, dict(role="user", content=mark("c", 2))], True).partition(mark("c", 2))[0]
+        within = self._tried([*said, dict(role="user", content=mark("c", 2))], True).partition(mark("c", 2))[0]
+        frames = self._tried(said, False), within
         found = []
         for frame in frames:
             tail = frame.partition(mark("c", 1))[2].lstrip()

@@ -116,7 +116,9 @@ def test_a_message_far_too_long_is_refused_before_its_tokens_are_counted(monkeyp
     monkeypatch.setattr(Encoder, "encode", lambda self, text, *rest: counted.append(len(text)) or encode(self, text, *rest))
     with pytest.raises(ValueError, match="decision game#0 has more than [0-9]+ tokens.*at most 100"):
         fmt.prompt(long)
-    assert max(counted) < 1000
+    assert max(counted) <= 1600
+    with pytest.raises(ValueError, match="game#0 has 4,0[0-9,]+ characters, .* at most 4,000,000 are read: give context="):
+        PromptFormat(fmt.tokenizer).prompt(replace(long, messages=(dict(role="user", content=long.messages[0]["content"] * 10 + " a" * 2),)))
 
 
 def test_what_a_marker_hides_is_found_and_a_tokenizer_that_cannot_read_text_is_refused():

@@ -291,3 +291,10 @@ def test_an_end_that_stands_only_between_turns_ends_a_turn_too():
     fmt = PromptFormat(tokenizer_of(between + "{% if add_generation_prompt %}<|end|><|agent|>{% endif %}"), "react")
     assert list(fmt.ends.values()) == ["<|end|>", "</s>"]
     assert re.fullmatch("open door", said(fmt, fmt.encode(" open door<|end|> more"), "prompt").action)
+
+
+def test_stages_tell_styles_apart_whose_prompts_have_the_same_ids():
+    from analyses.study import Study
+
+    prompts = [PromptFormat(tokenizer_of(PLAIN), style).prompt(decision(0)) for style in ("tags", "llama3")]
+    assert prompts[0].hash == prompts[1].hash and Study.digest(prompts[:1]) != Study.digest(prompts[1:])
