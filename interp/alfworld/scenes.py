@@ -195,7 +195,8 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
             scene = int(re.search(r"\d+", str(trial["scene"]["floor_plan"])).group())
             problem = data["pddl_problem"]
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: {error}): run alfworld-download again.") from error
+            raise ValueError(f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: {error}): "
+                             "run alfworld-download again.") from error
         name = f"{split}/{path.parent.parent.name}/{path.parent.name}"
         found.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, problem))
     if not found:
