@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from interp.json_files import decode_utf8, parse_json
-from interp.unpacking import VARIABLE, limit_bytes, read_unpacked
+from interp.unpacking import VARIABLE, command_of, limit_bytes, read_unpacked
 
 #: A line may have one in LINES of the bytes that a file may have: 16 MiB, some millions of tokens.
 LINES = 16
 _INK = re.compile(rb"\S")
 _ARRAY = ("python -c \"import sys, json; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding='utf-8'))]\" "
-          "{path} > decisions.jsonl")
+          "{path} > {out}")
 
 
 def lines(path: Path) -> Iterator[tuple[str, dict]]:
@@ -53,7 +52,7 @@ def _parsed(line: bytes, path: Path, place: str) -> dict:
         raise ValueError(f"{place}: {error}.") from None
     if isinstance(row, list):
         raise ValueError(f"{place}: there is a JSON list, and each line should be one JSON object, an episode or a "
-                         f"decision: `{_ARRAY.format(path=shlex.quote(str(path)))}` writes one a line.")
+                         f"decision: `{command_of(_ARRAY, path)}` writes one a line.")
     if not isinstance(row, dict):
         raise ValueError(f"{place}: there is {json.dumps(row)[:60]}, and each line should be one JSON object, "
                          "an episode or a decision.")
@@ -64,7 +63,7 @@ def _no_json(text: str, error: json.JSONDecodeError, path: Path) -> str:
     """What a line that is no JSON may be."""
     if text.strip() in ("[", "[{"):
         return ("a JSON value is spread over several lines, and each line should hold one whole decision: "
-                f"`{_ARRAY.format(path=shlex.quote(str(path)))}` writes one a line")
+                f"`{command_of(_ARRAY, path)}` writes one a line")
     if text.strip() == "{":
         return "a JSON value is spread over several lines, and each line should hold one whole decision"
     if error.msg == "Extra data" and text[error.pos] == "{":

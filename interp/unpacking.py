@@ -22,16 +22,16 @@ MEMORY = 2**28
 MAGIC = b"\xfd7zXZ\x00"
 _CHUNK = 2**14
 _PANDAS = ("python -c \"import sys, pandas; pandas.{reader}(sys.argv[1])"
-           ".to_json('decisions.jsonl', orient='records', lines=True)\" {path}")
+           ".to_json(sys.argv[2], orient='records', lines=True)\" {path} {out}")
 _DATASETS = ("python -c \"import sys, datasets; datasets.Dataset.from_file(sys.argv[1])"
-             ".to_json('decisions.jsonl')\" {path}")
+             ".to_json(sys.argv[2])\" {path} {out}")
 #: (first bytes, name, command that makes a file that is read) of formats that decisions are also kept in.
 FORMATS = (
-    (b"\x1f\x8b", "gzip", "gzip -dc < {path} > decisions.jsonl"),
-    (b"BZh", "bzip2", "bzip2 -dc < {path} > decisions.jsonl"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc < {path} > decisions.jsonl"),
-    (b"\x5d\x00\x00", "lzma", "xz --format=lzma -dc < {path} > decisions.jsonl"),
-    (b"PK\x03\x04", "zip", "unzip -p {path} > decisions.jsonl"),
+    (b"\x1f\x8b", "gzip", "gzip -dc < {path} > {out}"),
+    (b"BZh", "bzip2", "bzip2 -dc < {path} > {out}"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc < {path} > {out}"),
+    (b"\x5d\x00\x00", "lzma", "xz --format=lzma -dc < {path} > {out}"),
+    (b"PK\x03\x04", "zip", "unzip -p {path} > {out}"),
     (b"PAR1", "parquet", _PANDAS.replace("{reader}", "read_parquet")),
     (b"ARROW1", "arrow", _PANDAS.replace("{reader}", "read_feather")),
     (b"\xff\xff\xff\xff", "arrow", _DATASETS),
@@ -74,6 +74,11 @@ def read_unpacked(path: Path) -> bytes | bytearray:
     return _unpack(path, packed, limit)
 
 
+def command_of(template: str, path: Path) -> str:
+    """A command that reads a file and writes another, whose name is longer than the file's own stem: never over it."""
+    return template.format(path=shlex.quote(str(path)), out=shlex.quote(f"{path.name.split('.')[0]}-lines.jsonl"))
+
+
 def _too_large(limit: int) -> str:
     return f"{limit / 2**20:,.2f} MiB: give fewer decisions, or set {VARIABLE} to the MiB that it may have."
 
@@ -81,8 +86,7 @@ def _too_large(limit: int) -> str:
 def _check_format(path: Path, first: bytes) -> None:
     for magic, name, command in FORMATS:
         if first.startswith(magic):
-            command = command.format(path=shlex.quote(str(path)))
-            raise ValueError(f"{path} is {name}, and should be .jsonl or .jsonl.xz: `{command}` makes one.")
+            raise ValueError(f"{path} is {name}, and should be .jsonl or .jsonl.xz: `{command_of(command, path)}` makes one.")
     for magic, name in OTHERS:
         if first.startswith(magic):
             raise ValueError(f"{path} is {name}, and should be a .jsonl or .jsonl.xz file of decisions.")
@@ -108,7 +112,8 @@ def _unpack(path: Path, packed: bytes, limit: int) -> bytearray:
                                  "pack it again with `xz -9` or less.") from None
             line = unpacked.count(b"\n")
             raise ValueError(f"{path} is damaged after line {line}, in the part of the archive that begins at byte "
-                             f"{start} ({str(error).rstrip('.')}): copy it again, or record it again with `python -m analyses record`.") from error
+                             f"{start} ({str(error).rstrip('.')}): copy it again, or record it again with "
+                             "`python -m analyses record`.") from error
         position -= len(decoder.unused_data)
         while packed.startswith(b"\0\0\0\0", position):
             position += 4
