@@ -19,7 +19,7 @@ import numpy as np
 
 from interp import actions
 from interp.tasks import SPLITS, Decision, Episode, by_split, checked, load_episodes
-from interp.user_code import guarded, hash_sources, import_named
+from interp.user_code import guarded, hash_sources, import_named, one_line
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,10 @@ class Environment:
         given = path or self.decisions
         if given is None:
             raise ValueError(f"The environment {self.name!r} brings no recorded decisions: give a file of them with --corpus.")
-        found = load_episodes(given, self.splits) if isinstance(given, Path) else checked(self._made(given), f"{self.name}'s decisions", self.splits)
+        if isinstance(given, Path):
+            found = load_episodes(given, self.splits)
+        else:
+            found = checked(self._made(given), f"{self.name}'s decisions", self.splits)
         for item in found:
             for said in (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]:
                 if (read := self.parse(said)) != said:
@@ -146,7 +149,8 @@ class Environment:
         except OSError:  # names its file
             raise
         except Exception as error:
-            raise ValueError(f"The decisions of the environment {self.name!r} could not be made: {type(error).__name__}, {error}.") from error
+            raise ValueError(f"The decisions of the environment {self.name!r} could not be made: "
+                             f"{type(error).__name__}, {one_line(error)}.") from error
 
 
 #: Decisions of any kind from a file, where any text is an action.
@@ -165,7 +169,8 @@ def find(name: str) -> Environment:
     module, colon, what = KNOWN.get(name, name).partition(":")
     if not colon or not what.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         example = f" ({Path(module).stem}:{what or 'TASK'}, run where that file is)" if module.endswith(".py") else ""
-        raise ValueError(f"There is no environment {name!r}: there are {', '.join(KNOWN)}, or one of your own as MODULE:NAME{example}.")
+        raise ValueError(f"There is no environment {name!r}: there are {', '.join(KNOWN)}, "
+                         f"or one of your own as MODULE:NAME{example}.")
     imported = import_named(name, module)
     found = getattr(imported, what, None)
     if not isinstance(found, Environment):
@@ -175,8 +180,10 @@ def find(name: str) -> Environment:
 
 
 def _checked(found: Environment, name: str, module: ModuleType) -> Environment:
-    """One's own environment with the hash of its sources, its functions called so that a fault in them is a sentence."""
-    classes = {kind: guarded(name, f"class {kind!r}", function, (str,)) for kind, function in found.classes.items()}
-    return replace(found, source=hash_sources(module), classes=classes, parse=guarded(name, "parser", found.parse, (str, type(None))),
-                   right=guarded(name, "judge", found.right, (bool, np.bool_)), task=guarded(name, "task", found.task, (str,)),
+    """One's own environment with the hash of its sources; a fault in one of its functions is a sentence."""
+    return replace(found, source=hash_sources(module),
+                   classes={kind: guarded(name, f"class {kind!r}", call, (str,)) for kind, call in found.classes.items()},
+                   parse=guarded(name, "parser", found.parse, (str, type(None))),
+                   right=guarded(name, "judge", found.right, (bool, np.bool_)),
+                   task=guarded(name, "task", found.task, (str,)),
                    partners=guarded(name, "partners", found.partners, (list, tuple)))

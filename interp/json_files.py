@@ -1,7 +1,7 @@
 """JSON files that a user brings, read strictly: each fault is a ValueError that names file, line and field.
 
-UTF-8 (a byte order mark does no harm), each key once, every number finite, nested at most MAX_DEPTH deep, and no larger than
-is stated. Pipes, devices and other kinds of file are told apart before they are opened.
+UTF-8 (a byte order mark does no harm), each key once, every number finite, nested at most MAX_DEPTH deep,
+and no larger than is stated. Pipes, devices and other kinds of file are told apart before they are opened.
 
 >>> made = read_json("checkpoint-100/training.json")
 >>> tools = read_json("tools.json", list, "the list of function signatures")
@@ -23,12 +23,17 @@ MAX_DEPTH = 100
 #: Bytes of one JSON file, unless its reader says otherwise.
 MAX_JSON = 16 * 2**20
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"))
+_KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+          (stat.S_ISSOCK, "a socket"))
+_MARKS = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 _WORDS = {dict: "one JSON object", list: "a JSON list", str: "text", bool: "true or false", type(None): "null"}
 
 
 def check_regular(path: Path) -> os.stat_result:
-    """The status of a file; raises FileNotFoundError, or ValueError for a folder, a pipe or a device, which are not opened."""
+    """The status of a file, which is not opened.
+
+    Raises FileNotFoundError, or ValueError for a folder, a pipe or a device.
+    """
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -42,8 +47,8 @@ def check_regular(path: Path) -> os.stat_result:
 
 
 def decode_utf8(data: bytes, place: str) -> str:
-    """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the line of the first byte that is none."""
-    for mark, name in ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
+    """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the place of a byte that is none."""
+    for mark, name in _MARKS:
         if data.startswith(mark):
             raise ValueError(f"{place}: the file is {name}, and should be UTF-8 (`iconv -f {name} -t UTF-8`).")
     try:
@@ -53,21 +58,24 @@ def decode_utf8(data: bytes, place: str) -> str:
         line = data.count(b"\n", 0, at) + 1
         column = at - data.rfind(b"\n", 0, at)
         where = f"byte {column}" if line == 1 else f"byte {column} of line {line}"
-        raise ValueError(f"{place}: {where} is 0x{data[at]:02x}, which is not UTF-8: save the whole file as UTF-8.") from None
+        raise ValueError(f"{place}: {where} is 0x{data[at]:02x}, which is not UTF-8: "
+                         "save the whole file as UTF-8.") from None
 
 
 def parse_json(text: str) -> object:
     """The value of a JSON text.
 
-    Raises json.JSONDecodeError where the text is no JSON, and ValueError, with the field, where a key is there twice, a number is
-    not finite, a text holds half of a surrogate pair, or the value is nested more than MAX_DEPTH deep.
+    Raises json.JSONDecodeError where the text is no JSON, and ValueError, with the field, where a key is there
+    twice, a number is not finite, a text holds half of a surrogate pair, or the value is nested more than
+    MAX_DEPTH deep.
     """
     unfit: list[tuple[object, str]] = []
 
     def number(literal: str) -> float:
         value = float(literal)
         if not math.isfinite(value):
-            reason = "is no JSON number" if literal.isalpha() or literal == "-Infinity" else "is larger than any number here"
+            is_word = literal.lstrip("-").isalpha()  # NaN and Infinity
+            reason = "is no JSON number" if is_word else "is larger than any number here"
             unfit.append((value, f"is at fault, {literal[:40]} {reason}: leave the field out"))
         return value
 
@@ -104,8 +112,9 @@ def _too_deep() -> str:
 def _nested_too_deep(value: object) -> bool:
     layer = [value]
     for _ in range(MAX_DEPTH):
-        parents = (parent.values() if isinstance(parent, dict) else parent for parent in layer if isinstance(parent, (dict, list)))
-        layer = [child for children in parents for child in children if isinstance(child, (dict, list))]
+        containers = (value for value in layer if isinstance(value, (dict, list)))
+        children = (value.values() if isinstance(value, dict) else value for value in containers)
+        layer = [child for group in children for child in group if isinstance(child, (dict, list))]
     return bool(layer)
 
 
@@ -142,15 +151,15 @@ def _check_surrogates(value: object) -> None:
         for text in (child if isinstance(child, dict) else [child]):
             found = _SURROGATE.search(text) if isinstance(text, str) else None
             if found:
-                raise ValueError(f"{_name(path).encode('ascii', 'backslashreplace').decode()} holds U+{ord(found.group()):04X}, "
-                                 "half of a surrogate pair: take it out")
+                name = _name(path).encode("ascii", "backslashreplace").decode()
+                raise ValueError(f"{name} holds U+{ord(found.group()):04X}, half of a surrogate pair: take it out")
 
 
 def read_json(path: str | Path, kind: type | tuple[type, ...] = dict, what: str = "", limit: int = MAX_JSON):
     """The value of a JSON file.
 
-    kind: what it should be, a type or several. what: the same in words, for the sentence. limit: bytes that it may have.
-    Raises FileNotFoundError, or ValueError with file, line and field.
+    kind: what it should be, a type or several. what: the same in words, for the sentence. limit: bytes that it
+    may have. Raises FileNotFoundError, or ValueError with file, line and field.
     """
     path = Path(path)
     size = check_regular(path).st_size
@@ -162,7 +171,8 @@ def read_json(path: str | Path, kind: type | tuple[type, ...] = dict, what: str 
     try:
         value = parse_json(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: this is no JSON ({error.msg}).") from None
+        place = f"{path}, line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{place}: this is no JSON ({error.msg}).") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from None
     if not isinstance(value, kind):
@@ -178,11 +188,12 @@ def _shown(value: object) -> str:
 
 
 def read_training(path: str | Path) -> dict:
-    """What a trainer wrote beside weights, `training.json`; its `style` and `system`, where they are there, are text."""
+    """What a trainer wrote beside weights, `training.json`; a `style` and a `system` in it are text."""
     made = read_json(path, dict)
     for field in ("style", "system"):
         if not isinstance(made.get(field, ""), str):
-            raise ValueError(f"{path}: {field!r} is text, not {_shown(made[field])}: write it as text, or leave it out.")
+            raise ValueError(f"{path}: {field!r} is text, not {_shown(made[field])}: "
+                             "write it as text, or leave it out.")
     return made
 
 

@@ -1,4 +1,4 @@
-"""Lines of a file of decisions: one JSON object a line, and each fault told in a sentence that names its line.
+"""Lines of a file of decisions: one JSON object a line, and each fault a sentence that names its line.
 
 >>> for place, row in lines(Path("decisions.jsonl")):
 ...     print(place, sorted(row))
@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from interp.json_files import decode_utf8, parse_json
-from interp.unpacking import VARIABLE, limit_bytes, read_unpacked
+from interp.unpacking import VARIABLE, command_of, limit_bytes, read_unpacked
 
 #: A line may have one in LINES of the bytes that a file may have: 16 MiB, some millions of tokens.
 LINES = 16
 _INK = re.compile(rb"\S")
-_ARRAY = "python -c \"import sys, json; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding='utf-8'))]\" {path} > decisions.jsonl"
+_ARRAY = ("python -c \"import sys, json; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding='utf-8'))]\" "
+          "{path} > {out}")
 
 
 def lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """The place ("FILE, line N") and the JSON object of each line of a `.jsonl` or `.jsonl.xz` file; blank lines are passed over.
+    """The place ("FILE, line N") and the JSON object of each line of a `.jsonl` or `.jsonl.xz` file, but blank ones.
 
-    Raises FileNotFoundError, or ValueError for a file or a line that is not UTF-8, cut, too long, or no JSON object.
+    Raises FileNotFoundError, or ValueError for a file or a line that is not UTF-8, cut, too long, or no object.
     """
     data, longest = read_unpacked(path), limit_bytes() // LINES
     number, start = 1, 0
@@ -34,8 +34,8 @@ def lines(path: Path) -> Iterator[tuple[str, dict]]:
         end = data.find(b"\n", start) + 1 or len(data)
         place = f"{path}, line {number}"
         if end - start > longest:
-            raise ValueError(f"{place}: the line has {(end - start) / 2**20:,.2f} MiB and may have {longest / 2**20:g}: it should hold one decision or "
-                             f"one episode ({VARIABLE} is {LINES} times the MiB of a line).")
+            raise ValueError(f"{place}: the line has {(end - start) / 2**20:,.2f} MiB and may have {longest / 2**20:g}: "
+                             f"it should hold one decision or one episode ({VARIABLE} is {LINES} times the MiB of a line).")
         yield place, _parsed(bytes(data[start:end]), path, place)
         number, start = number + 1, end
 
@@ -51,10 +51,11 @@ def _parsed(line: bytes, path: Path, place: str) -> dict:
     except ValueError as error:
         raise ValueError(f"{place}: {error}.") from None
     if isinstance(row, list):
-        raise ValueError(f"{place}: there is a JSON list, and each line should be one JSON object, an episode or a decision: "
-                         f"`{_ARRAY.format(path=shlex.quote(str(path)))}` writes one a line.")
+        raise ValueError(f"{place}: there is a JSON list, and each line should be one JSON object, an episode or a "
+                         f"decision: `{command_of(_ARRAY, path)}` writes one a line.")
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: there is {json.dumps(row)[:60]}, and each line should be one JSON object, an episode or a decision.")
+        raise ValueError(f"{place}: there is {json.dumps(row)[:60]}, and each line should be one JSON object, "
+                         "an episode or a decision.")
     return row
 
 
@@ -62,13 +63,13 @@ def _no_json(text: str, error: json.JSONDecodeError, path: Path) -> str:
     """What a line that is no JSON may be."""
     if text.strip() in ("[", "[{"):
         return ("a JSON value is spread over several lines, and each line should hold one whole decision: "
-                f"`{_ARRAY.format(path=shlex.quote(str(path)))}` writes one a line")
+                f"`{command_of(_ARRAY, path)}` writes one a line")
     if text.strip() == "{":
         return "a JSON value is spread over several lines, and each line should hold one whole decision"
     if error.msg == "Extra data" and text[error.pos] == "{":
         return f"a second JSON object begins at column {error.colno}, and each should have a line of its own"
     if text.lstrip()[0] not in "{[" and "," in text and not text.endswith(("}\n", "}")):
-        return "this looks like CSV, and each line should be one JSON object with 'messages' (a list) and a 'reference'"
+        return "this looks like CSV, and each line should be a JSON object with 'messages' (a list) and a 'reference'"
     if not text.endswith("\n") and not text.rstrip().endswith(("}", "]")):
         return f"the last line is cut off in the middle ({error}): copy the file again, or delete the line"
     return f"this is no JSON ({error})"

@@ -101,7 +101,8 @@ def _message(m: object, number: int) -> dict:
     if m.get("role") not in ROLES:
         raise ValueError(f"a message has a role, one of {', '.join(ROLES)}, but message {number} has {_shown(m.get('role'))}")
     agent = m["role"] in ("agent", "assistant")
-    m = {name: value for name, value in m.items() if value is not None or agent and name == "trace"}  # null: a table's other column
+    # tables write null into the columns that only other messages fill
+    m = {name: value for name, value in m.items() if value is not None or agent and name == "trace"}
     if agent and "action" in m:
         m = {**m, "action": m["action"] if isinstance(m["action"], str) else _action(m["action"], f"the action of message {number}")}
     if not isinstance(m.get("content", m.get("action") if agent else None), str):
@@ -149,7 +150,8 @@ def episode_row(row: Mapping) -> dict:
     if not isinstance(row["steps"], (list, tuple)) or not all(isinstance(s, dict) for s in row["steps"]):
         raise ValueError(f"'steps' is a list of JSON objects, not {_shown(row['steps'])}")
     if len(row["steps"]) > MAX_STEPS:
-        raise ValueError(f"'steps' holds {len(row['steps']):,}, and may hold {MAX_STEPS:,}: write the decisions that are studied as rows of their own")
+        raise ValueError(f"'steps' holds {len(row['steps']):,}, and may hold {MAX_STEPS:,}: "
+                         "write the decisions that are studied as rows of their own")
     if row["task"] not in row["start"]:
         raise ValueError(f"the task {row['task'][:60]!r} is not in the episode's start, and should stand there word for word")
     steps = []

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from interp.headers import hash_files
-from interp.json_files import read_training
+from interp.json_files import read_json, read_training
 from interp.limits import Count, Limits, Seed, Several, Steps
 from interp.prompts import PromptFormat
 from interp.styles import STYLES
@@ -267,7 +267,7 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     made = dict(provenance or {}, arm=supervision.name, supervision=asdict(supervision), mask_seed=seed, style=style, system=system,
                 base=hash_files(sorted(start.glob("*.safetensors"))), format=fmt.hash, items=len(items), recipe=asdict(recipe))
     made = json.loads(json.dumps(made))
-    before = json.loads((folder / "arm.json").read_text()) if (folder / "arm.json").exists() else made
+    before = read_json(folder / "arm.json") if (folder / "arm.json").exists() else made
     if other := [name for name in made if before.get(name) != made[name]]:
         raise ValueError(f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: "
                          "give another folder, or remove it.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.util
+import importlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ class _TooLong(BaseException):
 
 @contextmanager
 def time_limit(seconds: float, sentence: str) -> Iterator[None]:
-    """Raise ValueError(sentence) where a block takes longer than `seconds`; without effect outside of a process' main thread."""
+    """Raise ValueError(sentence) where a block takes longer than `seconds`; no limit outside of the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -48,18 +48,16 @@ def time_limit(seconds: float, sentence: str) -> Iterator[None]:
 
 
 def guarded(environment: str, what: str, function: Callable, returns: tuple[type, ...]) -> Callable:
-    """A user's function, whose exceptions, endless calls and results of another type are a ValueError that names it."""
+    """A user's function; its exceptions, endless calls and results of another type are a ValueError that names it."""
     @functools.wraps(function)
     def call(*given):
         of = f"The {what} of the environment {environment!r}"
         on = f" on {str(given[0])[:80]!r}" if given else ""
-        try:
-            with time_limit(SECONDS, f"{of} takes longer than {SECONDS:g} seconds{on}."):
+        with time_limit(SECONDS, f"{of} takes longer than {SECONDS:g} seconds{on}."):
+            try:
                 value = function(*given)
-        except ValueError as error:
-            raise error if str(error).startswith(of) else ValueError(f"{of} raises ValueError{on}: {_line(error)}.") from error
-        except Exception as error:
-            raise ValueError(f"{of} raises {type(error).__name__}{on}: {_line(error)}.") from error
+            except Exception as error:
+                raise ValueError(f"{of} raises {type(error).__name__}{on}: {one_line(error)}.") from error
         if not isinstance(value, returns):
             names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in returns)
             raise ValueError(f"{of} returns a {type(value).__name__}{on}, and should return {names}.")
@@ -68,31 +66,37 @@ def guarded(environment: str, what: str, function: Callable, returns: tuple[type
     return call
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line and not at length."""
     return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def import_named(name: str, module: str) -> ModuleType:
-    """Import a module that was named, which runs its code; `name` is what was written. Raises ImportError with what it raised."""
-    try:
-        with time_limit(12 * SECONDS, f"The module {module} of the environment {name!r} takes longer than {12 * SECONDS:g} seconds to import."):
+    """Import a module that was named, which runs its code.
+
+    name: what was written. Raises ImportError with what the module raised, and ValueError where it takes too long.
+    """
+    seconds = 12 * SECONDS
+    too_long = f"The module {module} of the environment {name!r} takes longer than {seconds:g} seconds to import."
+    with time_limit(seconds, too_long):
+        try:
             return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-            raise ImportError(f"The environment {name!r} cannot be imported ({error}): run where {module.split('.')[0]}.py is, or put its folder on "
-                              "PYTHONPATH.") from error
-        raise ImportError(f"The environment {name!r} needs the module {error.name!r}, which is not installed: its {module} imports it.") from error
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ValueError) and "to import" in str(error):
-            raise
-        raise ImportError(f"The environment {name!r} cannot be imported: its module {module} raises {type(error).__name__} ({_line(error)}).") from error
+        except ModuleNotFoundError as error:
+            if error.name and f"{module}.".startswith(f"{error.name}."):
+                raise ImportError(f"The environment {name!r} cannot be imported ({error}): run where "
+                                  f"{module.split('.')[0]}.py is, or put its folder on PYTHONPATH.") from error
+            raise ImportError(f"The environment {name!r} needs the module {error.name!r}, which is not installed: "
+                              f"its {module} imports it.") from error
+        except (Exception, SystemExit) as error:
+            raise ImportError(f"The environment {name!r} cannot be imported: its module {module} raises "
+                              f"{type(error).__name__} ({one_line(error)}).") from error
 
 
 def hash_sources(module: ModuleType) -> str:
     """Content hash of a module and of what it imports, and they in turn, from the folder that it was found in.
 
-    Imports that are written as such are followed, in functions too; files that a module reads and modules that it finds by a
-    name made at run time are not.
+    Imports that are written as such are followed, in functions too; files that a module reads and modules that it
+    finds by a name made at run time are not.
     """
     sources = {name: path.read_bytes() for name, path in _sources(module).items()}
     if len(sources) == 1:
@@ -112,7 +116,8 @@ def _sources(module: ModuleType) -> dict[str, Path]:
         if parts[0] in OURS or installed and parts[0] != name.split(".")[0]:
             continue
         for n in range(1, len(parts) + 1):
-            part, at = ".".join(parts[:n]), root.joinpath(*parts[:n])
+            part = ".".join(parts[:n])
+            at = root.joinpath(*parts[:n])
             path = next((p for p in (at / "__init__.py", at.with_name(f"{at.name}.py")) if p.is_file()), None)
             if path and part not in found:
                 found[part] = path
@@ -132,7 +137,8 @@ def _imports(path: Path, name: str) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[:len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*filter(None, above), *([node.module] if node.module else [])])
-            found += [base, *(f"{base}.{alias.name}" if base else alias.name for alias in node.names)]
+            inner = package.split(".")
+            above = inner[:len(inner) - node.level + 1] if node.level else []
+            base = [*above, node.module] if node.module else above
+            found += [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
     return [imported for imported in found if imported]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interp.alfworld.scenes import official_games
 from interp.json_files import MAX_DEPTH, parse_json, read_json, read_tools, read_training
 
 GOOD = '{"style": "tags", "system": "Act.", "loss": [1.5, 2e3, -0.0], "n": 3}'
@@ -93,6 +94,20 @@ def test_a_large_file_is_refused_by_its_number(tmp_path):
     path.write_text("[" + "0," * 2**20 + "0]")
     with pytest.raises(ValueError, match="large.json has 2 MiB, and may have 1 MiB"):
         read_json(path, list, limit=2**20)
+
+
+@pytest.mark.parametrize("game, trial, words", [
+    ("{", "{}", "game.tw-pddl, line 1, column 2: this is no JSON"), ("{}", "[]", "traj_data.json holds a JSON list"),
+    ("{}", "{}", "no official game .KeyError: 'task_type'"),
+    ("{}", '{"task_type": "pick_and_place_simple", "pddl_params": 3}', "no official game .TypeError"),
+])
+def test_a_damaged_official_game_is_named(tmp_path, game, trial, words):
+    folder = tmp_path / "json_2.1.1" / "valid_seen" / "pick" / "trial_1"
+    folder.mkdir(parents=True)
+    (folder / "game.tw-pddl").write_text(game)
+    (folder / "traj_data.json").write_text(trial)
+    with pytest.raises(ValueError, match=words):
+        official_games("valid_seen", str(tmp_path))
 
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -6,9 +6,11 @@ import json
 import lzma
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -113,7 +115,13 @@ def made(folder, sentence):
     if "not found" in ran.stderr:
         pytest.skip(ran.stderr)
     assert ran.returncode == 0, ran.stderr
-    assert load_episodes(folder / "decisions.jsonl") == load_episodes(put(folder / "good.jsonl", GOOD))
+    assert load_episodes(folder / "it's mine-lines.jsonl") == load_episodes(put(folder / "good.jsonl", GOOD))
+
+
+@pytest.mark.parametrize("name", ["decisions.jsonl", "decisions-lines.jsonl", "a.b.jsonl", ".jsonl", "lines"])
+def test_a_command_never_writes_over_the_file_that_it_reads(name):
+    *_, path, arrow, out = shlex.split(unpacking.command_of("gzip -dc < {path} > {out}", Path(name)))
+    assert (path, arrow) == (name, ">") and out != name
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):

@@ -16,6 +16,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from interp.json_files import read_json
+
 TASK_TYPES = (
     "pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
     "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place",
@@ -186,13 +188,17 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
     folder = Path(root or ".") / "json_2.1.1" / split
     found = []
     for path in sorted(folder.glob("*/*/game.tw-pddl")) if root else ():
-        data = json.loads(path.read_text())
-        trial = json.loads((path.parent / "traj_data.json").read_text())
-        if not data.get("solvable", True) or trial["task_type"] not in TASK_TYPES or trial["pddl_params"]["object_sliced"]:
-            continue
-        scene = int(re.search(r"\d+", str(trial["scene"]["floor_plan"])).group())
+        data, trial = read_json(path), read_json(path.parent / "traj_data.json")
+        try:
+            if not data.get("solvable", True) or trial["task_type"] not in TASK_TYPES or trial["pddl_params"]["object_sliced"]:
+                continue
+            scene = int(re.search(r"\d+", str(trial["scene"]["floor_plan"])).group())
+            problem = data["pddl_problem"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: {error}): "
+                             "run alfworld-download again.") from error
         name = f"{split}/{path.parent.parent.name}/{path.parent.name}"
-        found.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, data["pddl_problem"]))
+        found.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, problem))
     if not found:
         raise FileNotFoundError(f"No official games in {folder}: set ALFWORLD_DATA to the folder that alfworld-download wrote.")
     return found
