@@ -69,8 +69,8 @@ class Config(Study):
     tuning: Tuning = field(default_factory=Tuning)
     """Low-rank fine-tuning of the base."""
     part: tuple[int, int] = (0, 1)
-    """Which of how many parts of the trainings this process trains and measures (`--part 0 2` and `--part 1 2` at the same time on two
-    machines with one folder); the tables are written by a last run without it."""
+    """Which of how many parts of the trainings this process trains and measures (`--part 0 2` and `--part 1 2` at the same time); the
+    tables are written by a last run without it."""
     processes: Workers = 1
     """Processes of this machine that train and measure side by side, a part each."""
     instruments: Annotated[tuple[Literal[tuple(INSTRUMENTS)], ...], Several(none=True)] = tuple(INSTRUMENTS)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 #: Seconds that children have to end by themselves after an interrupt, and then after being asked to.
-PATIENCE = (1.0, 5.0)
+PATIENCE = (1.0, 3.0)
 _PR_SET_PDEATHSIG = 1
 
 

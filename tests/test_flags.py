@@ -52,7 +52,7 @@ BAD = {
     "all --decisions_read -1": "--decisions_read is a number from 0",
     "all --online_checkpoints 1000": "--online_checkpoints is 1,000, but 3 checkpoints are studied",
     "all --pairs 1000000": "--pairs is a number from 0 to 100,000, not 1,000,000",
-    "reliance --pairs 1000": r"--pairs is 1,000, but no split holds more than \\d+ decisions",
+    "reliance --pairs 1000": r"--pairs is 1,000, but no split holds more than \d+ decisions",
     "conflict --conflicts 1000": "--conflicts is 1,000, but no split holds more",
     "steering --steered 1000": "--steered is 1,000, but no split holds more",
     "calibration --decisions 0": "--decisions is a number from 1",
