@@ -1,8 +1,10 @@
-"""Adapters: which kinds are read, and how they are merged into their base, exactly as the unmerged model computes.
+"""Adapters: which kinds are read, and how they are merged into their base, exactly as the unmerged model
+computes.
 
->>> state = merged(find("runs/lora/checkpoint-100"), torch.float32)      # name -> tensor, of a chain of adapters all of them in order
+>>> state = merged(find("runs/lora/checkpoint-100"), torch.float32)      # name -> tensor
 
-Everything that peft reads by name from a configuration is looked at first: a kind that opens files, builds code, or matches
+Everything that peft reads by name from a configuration is looked at first: a kind that opens files, builds
+code, or matches
 expressions without a limit is refused or resolved here.
 """
 
@@ -27,20 +29,31 @@ from interp.files import read_json
 from interp.headers import Header, header
 from interp.names import in_adapter, in_base
 
-#: Kinds whose merge by peft is exact (each is tried again as it is merged), and which open nothing but their own two files.
-MERGED = ("LORA", "ADALORA", "ADAMSS", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LN_TUNING",
-          "LOHA", "LOKR", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA",
-          "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT")
+#: Kinds whose merge by peft is exact (each is tried again as it is merged), and which open nothing but their
+#: own two files.
+MERGED = ("LORA", "ADALORA", "ADAMSS", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA",
+          "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA",
+          "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT")
 #: Kinds that leave the weights alone, and put learned vectors before or beside each prompt's tokens.
-PROMPTED = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT")
+PROMPTED = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+            "ADAPTION_PROMPT")
 #: Options of a low-rank adapter that are refused where they are set, and why.
-REFUSED = {"alora_invocation_tokens": "an activated LoRA (aLoRA) acts only after its invocation tokens, so that no one merged model is equal to it",
-           "layer_replication": "it repeats layers of its base", "megatron_config": "it is one of Megatron's parallel layers",
-           "arrow_config": "it routes between several adapters", "use_bdlora": "its blocks belong to a sharded model",
+REFUSED = {"alora_invocation_tokens": "an activated LoRA (aLoRA) acts only after its invocation tokens, so "
+                                      "that no one merged model is equal to it",
+           "layer_replication": "it repeats layers of its base", "megatron_config": "it is one of "
+                                                                                    "Megatron's parallel "
+                                                                                    "layers",
+           "arrow_config": "it routes between several adapters", "use_bdlora": "its blocks belong to a "
+                                                                               "sharded model",
            "monteclora_config": "it draws its weights at random"}
 #: Ways to begin that change the base's weights as they cannot be repeated.
 UNREPEATABLE = ("corda", "lora_ga", "loftq")
-ELSEWHERE = "Where peft can merge it, merge it with merge_and_unload(), save model and tokenizer with save_pretrained, and give that folder"
+ELSEWHERE = ("Where peft can merge it, merge it with merge_and_unload(), save model and tokenizer with "
+             "save_pretrained, "
+             "and give that folder")
+#: Fields that name modules of the base, and those of them in which one text is an expression.
+NAMING = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "layers_pattern", "target_parameters")
+EXPRESSIONS = NAMING[:3]
 #: Seconds that matching all expressions of a configuration against the names of a base's modules may take.
 MATCHING = 1.0
 PLAIN = re.compile(r"[\w.-]*")
@@ -49,7 +62,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 
 
 def check(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> None:
-    """Raise NotImplementedError or ValueError, naming file and field, for an adapter of a kind that is not read.
+    """Raise NotImplementedError or ValueError, naming file and field, for an adapter of a kind that is not
+    read.
 
     modules: names in its base, which expressions of the configuration are matched against.
     """
@@ -70,36 +84,46 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
     raw = read_json(file)
     kind = raw.get("peft_type")
     if kind in PROMPTED:
-        raise NotImplementedError(f"{checkpoint.path} is an adapter of kind {kind}, which adds no weights to merge and is not supported: it puts "
-                                  "learned vectors before each prompt, which are no text. Give a checkpoint with weights, or a LoRA.")
+        raise NotImplementedError(f"{checkpoint.path} is an adapter of kind {kind}, which adds no weights "
+                                  "to merge and is not supported: it puts "
+                                  "learned vectors before each prompt, which are no text. Give a checkpoint "
+                                  "with weights, or a LoRA.")
     if kind not in MERGED:
-        raise NotImplementedError(f"{checkpoint.path} is an adapter of kind {kind!r}, which is not supported. {ELSEWHERE}.")
+        raise NotImplementedError(f"{checkpoint.path} is an adapter of kind {kind!r}, which is not "
+                                  f"supported. {ELSEWHERE}.")
     if found := next((k for k in REFUSED if raw.get(k)), None):
-        raise NotImplementedError(f"{file} sets {found}, which is not supported: {REFUSED[found]}. Give a checkpoint whose weights are merged, "
+        raise NotImplementedError(f"{file} sets {found}, which is not supported: {REFUSED[found]}. Give a "
+                                  "checkpoint whose weights are merged, "
                                   "or an adapter without it.")
     start = str(raw.get("init_lora_weights", ""))
     if start in UNREPEATABLE or start.startswith("pissa_niter"):
-        raise NotImplementedError(f"{file} says init_lora_weights {start!r}, which changed the base in a way that cannot be repeated. Save it with "
-                                  f"path_initial_model_for_weight_conversion, or merge it where it was trained.")
+        raise NotImplementedError(f"{file} says init_lora_weights {start!r}, which changed the base in a "
+                                  "way that cannot be repeated. Save it with "
+                                  "path_initial_model_for_weight_conversion, or merge it where it was "
+                                  f"trained.")
     known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
     if unknown := sorted(k for k, v in raw.items() if k not in known and v):
-        raise ValueError(f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not know: update peft, or merge the adapter "
+        raise ValueError(f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not "
+                         "know: update peft, or merge the adapter "
                          "where it was trained.")
-    return _resolved(file, {k: v for k, v in raw.items() if k in known and k not in ("auto_mapping", "peft_version")}, tuple(modules))
+    kept = {k: v for k, v in raw.items() if k in known and k not in ("auto_mapping", "peft_version")}
+    return _resolved(file, kept, tuple(modules))
 
 
 def _resolved(file: Path, config: dict, modules: tuple[str, ...]) -> dict:
     deadline = time.monotonic() + MATCHING
     for field, value in config.items():
-        if field in ("target_modules", "exclude_modules", "feedforward_modules") and isinstance(value, str) and value != "all-linear":
+        if field in EXPRESSIONS and isinstance(value, str) and value != "all-linear":
             config[field] = [m for m in modules if _matches(file, field, value, m, deadline)]
             if field == "target_modules" and modules and not config[field]:
-                raise ValueError(f"{file} has an expression in {field} that matches no module of the base: {value!r}.")
+                raise ValueError(f"{file} has an expression in {field} that matches no module of the base: "
+                                 f"{value!r}.")
         elif field.endswith("_pattern") and isinstance(value, dict):
-            config[field] = {name: number for key, number in value.items() for name in _names(file, field, key, modules, deadline)}
-        elif field in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "feedforward_modules", "target_parameters"):
+            config[field] = {name: number for key, number in value.items()
+                             for name in _names(file, field, key, modules, deadline)}
+        elif field in NAMING:
             words = [value] if not isinstance(value, (list, type(None))) else value or []
-            odd = [w for w in words if not isinstance(w, str) or (w != "all-linear" and not PLAIN.fullmatch(w))]
+            odd = [w for w in words if not isinstance(w, str) or not PLAIN.fullmatch(w)]
             if odd:
                 raise ValueError(f"{file} has {odd[0]!r} in {field}, where only names of modules are read.")
     return config
@@ -115,7 +139,8 @@ def _matches(file: Path, field: str, pattern: str, name: str, deadline: float) -
     try:
         return bool(regex.fullmatch(pattern, name, timeout=max(1e-3, deadline - time.monotonic())))
     except TimeoutError as error:
-        raise ValueError(f"{file} has an expression in {field} that takes more than {MATCHING} s to match the modules' names: list the names "
+        raise ValueError(f"{file} has an expression in {field} that takes more than {MATCHING} s to match "
+                         "the modules' names: list the names "
                          "there instead.") from error
     except regex.error as error:
         raise ValueError(f"{file} has an expression in {field} that cannot be read ({error}).") from error
@@ -126,10 +151,13 @@ def touches(entries: Header, modules: Iterable[str]) -> bool:
     return any(in_base(name).startswith(f"{module}.") for name in entries for module in modules)
 
 
-def merged(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False) -> dict[str, torch.Tensor]:
-    """The weights of an adapter's base with the adapter merged into them by peft, in `dtype`; a chain of adapters one after another.
+def merged(checkpoint: Checkpoint, dtype: torch.dtype,
+           trust_remote_code: bool = False) -> dict[str, torch.Tensor]:
+    """The weights of an adapter's base with the adapter merged into them by peft, in `dtype`; a chain of
+    adapters one after another.
 
-    Raises ValueError, naming the adapter's file, where it does not fit the base, is not finite, or does not come out of the
+    Raises ValueError, naming the adapter's file, where it does not fit the base, is not finite, or does not
+    come out of the
     merge as it computes unmerged.
     """
     base, *adapters = lineage(checkpoint)
@@ -143,17 +171,20 @@ def _merge(hf, checkpoint: Checkpoint):
     import peft
 
     file = checkpoint.files[1]
-    config = configuration(checkpoint, [n for named in (hf.named_modules(), hf.named_parameters()) for n, _ in named])
+    config = configuration(checkpoint, [name for name, _ in (*hf.named_modules(), *hf.named_parameters())])
     try:
         with weights.quiet(), tempfile.TemporaryDirectory() as plain:
             state = {in_adapter(name): tensor for name, tensor in load_file(file).items()}
             _resize(hf, checkpoint, {n: tuple(t.shape) for n, t in state.items()})
             folder = _plain_folder(Path(plain), checkpoint, config, state)
-            adapted = peft.PeftModel.from_pretrained(hf, str(folder), torch_device="cpu", config=peft.PeftConfig.from_peft_type(**config))
+            settings = peft.PeftConfig.from_peft_type(**config)
+            adapted = peft.PeftModel.from_pretrained(hf, str(folder), torch_device="cpu", config=settings)
             _check_names(adapted, set(state))
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
-        reason = next((line.strip(" \t.") for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
-        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} ({reason}): it is damaged, "
+        sizes = [line.strip(" \t.") for line in str(error).splitlines() if "size mismatch" in line]
+        reason = sizes[0] if sizes else first_line(error)
+        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
+                         f"({reason}): it is damaged, "
                          "or was trained on another base.") from error
     ids = _trial(hf, config)
     try:
@@ -165,11 +196,14 @@ def _merge(hf, checkpoint: Checkpoint):
             whole = adapted.merge_and_unload(safe_merge=True)
             off = (_logits(whole, ids) - wanted).abs().max() / wanted.abs().max()
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} ({first_line(error)}): "
+        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
+                         f"({first_line(error)}): "
                          "leave this checkpoint out, or train one whose weights can be merged.") from error
     if not off <= TOLERANCE.get(hf.dtype, 0.1):
-        raise ValueError(f"The adapter {file} does not compute the same merged into its base {checkpoint.base.path} as it does unmerged (logits "
-                         f"differ by {off:.1e} of the largest): load it in float32, or leave this checkpoint out.")
+        raise ValueError(f"The adapter {file} does not compute the same merged into its base "
+                         f"{checkpoint.base.path} as it does unmerged (logits "
+                         f"differ by {off:.1e} of the largest): load it in float32, or leave this "
+                         "checkpoint out.")
     return whole
 
 
@@ -192,7 +226,8 @@ def _check_names(adapted, names: set[str]) -> None:
 
 
 def adjusted(config, checkpoint: Checkpoint, hf):
-    """A base's configuration as it is after an adapter's merge: its vocabulary, and untied where one end of the embeddings changes.
+    """A base's configuration as it is after an adapter's merge: its vocabulary, and untied where one end of
+    the embeddings changes.
 
     hf: the base on the meta device.
     """
@@ -209,7 +244,8 @@ def adjusted(config, checkpoint: Checkpoint, hf):
 
 
 def _resize(hf, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Give a base the vocabulary that its adapter was trained with, whose embeddings lie beside the adapter."""
+    """Give a base the vocabulary that its adapter was trained with, whose embeddings lie beside the
+    adapter."""
     rows = vocabulary(shapes, weights.embedding_names(hf))
     own = hf.get_input_embeddings().weight.shape[0]
     if rows is None or rows == own:
@@ -218,13 +254,16 @@ def _resize(hf, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> N
     tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
     needed = [f"{name}.weight" for name in weights.embedding_names(hf)]
     if not any(n in kept for n in needed) or (not tied and not all(n in kept for n in needed)):
-        raise ValueError(f"it was trained with {rows} rows of the vocabulary, its base has {own}, and the adapter does not hold the embeddings "
-                         f"{' and '.join(n for n in needed if n not in kept)}: save it with save_embedding_layers=True")
+        raise ValueError(f"it was trained with {rows} rows of the vocabulary, its base has {own}, and the "
+                         "adapter does not hold the embeddings "
+                         f"{' and '.join(n for n in needed if n not in kept)}: save it with "
+                         "save_embedding_layers=True")
     hf.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def vocabulary(shapes: dict[str, tuple[int, ...]], ends: Iterable[str]) -> int | None:
-    """Rows of the embeddings that an adapter was trained with, None where none of its tensors says so; ends: embeddings' names."""
+    """Rows of the embeddings that an adapter was trained with, None where none of its tensors says so; ends:
+    embeddings' names."""
     for name, shape in shapes.items():
         if any(in_base(name) == f"{end}.weight" for end in ends):
             return shape[0]
@@ -248,7 +287,8 @@ def _innermost(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _trial(hf, config: dict) -> torch.Tensor:
-    """Tokens that a merge is tried on: some of all the vocabulary, its last ones, and those that were trained."""
+    """Tokens that a merge is tried on: some of all the vocabulary, its last ones, and those that were
+    trained."""
     rows = hf.get_input_embeddings().weight.shape[0]
     trained = config.get("trainable_token_indices") or config.get("token_indices") or []
     trained = [i for group in trained.values() for i in group] if isinstance(trained, dict) else trained

@@ -10,20 +10,30 @@ import math
 import re
 from collections.abc import Mapping
 
-#: Where a configuration comes from, what a tokenizer or a loss takes from it, and how weights were drawn or kept.
+#: Where a configuration comes from, what a tokenizer or a loss takes from it, and how weights were drawn or
+#: kept.
 INERT = frozenset("""
-    dtype torch_dtype transformers_version use_cache _name_or_path name_or_path architectures auto_map model_name
-    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id forced_bos_token_id
+    dtype torch_dtype transformers_version use_cache _name_or_path name_or_path architectures auto_map
+    model_name
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
+    decoder_start_token_id forced_bos_token_id
     forced_eos_token_id tokenizer_class prefix
-    output_router_logits output_hidden_states output_attentions return_dict return_dict_in_generate output_scores
-    router_aux_loss_coef router_z_loss_coef aux_loss_alpha aux_loss_coef seq_aux z_loss_coefficient load_balance_coeff
+    output_router_logits output_hidden_states output_attentions return_dict return_dict_in_generate
+    output_scores
+    router_aux_loss_coef router_z_loss_coef aux_loss_alpha aux_loss_coef seq_aux z_loss_coefficient
+    load_balance_coeff
     initializer_range initializer_factor init_std initializer_cutoff_factor embedding_initializer_range
-    problem_type id2label label2id num_labels finetuning_task task_specific_params summary_type summary_use_proj summary_activation
+    problem_type id2label label2id num_labels finetuning_task task_specific_params summary_type
+    summary_use_proj summary_activation
     summary_proj_to_labels summary_first_dropout
-    gradient_checkpointing use_reentrant use_gradient_checkpointing unsloth_version unsloth_fixed use_liger_kernel use_bfloat16
-    attn_implementation _attn_implementation experts_implementation chunk_size_feed_forward pretraining_tp _commit_hash
-    do_sample temperature top_k top_p typical_p num_beams max_length min_length max_new_tokens repetition_penalty length_penalty
-    no_repeat_ngram_size early_stopping diversity_penalty num_beam_groups num_return_sequences bad_words_ids suppress_tokens
+    gradient_checkpointing use_reentrant use_gradient_checkpointing unsloth_version unsloth_fixed
+    use_liger_kernel use_bfloat16
+    attn_implementation _attn_implementation experts_implementation chunk_size_feed_forward pretraining_tp
+    _commit_hash
+    do_sample temperature top_k top_p typical_p num_beams max_length min_length max_new_tokens
+    repetition_penalty length_penalty
+    no_repeat_ngram_size early_stopping diversity_penalty num_beam_groups num_return_sequences bad_words_ids
+    suppress_tokens
     begin_suppress_tokens encoder_no_repeat_ngram_size exponential_decay_length_penalty remove_invalid_values
 """.split())
 #: What may differ between the checkpoints of a series, and is looked at where weights are read.
@@ -45,19 +55,24 @@ def same(a, b) -> bool:
 
 
 def rotary(config: Mapping) -> bool:
-    """Whether a configuration's positions are rotary, of a kind whose table does not depend on the longest sequence."""
+    """Whether a configuration's positions are rotary, of a kind whose table does not depend on the longest
+    sequence."""
     ropes = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kinds = [ropes] if "rope_type" in ropes or "rope_theta" in ropes else list(ropes.values()) if isinstance(ropes, Mapping) else []
+    if not isinstance(ropes, Mapping):
+        return False
+    kinds = [ropes] if "rope_type" in ropes or "rope_theta" in ropes else list(ropes.values())
     return bool(kinds) and all(isinstance(k, Mapping) and k.get("rope_type", "default") in LENGTHLESS for k in kinds)
 
 
 def inert(field: str, config: Mapping) -> bool:
-    """Whether another value of this field changes no forward pass of an evaluated model of this configuration."""
+    """Whether another value of this field changes no forward pass of an evaluated model of this
+    configuration."""
     return field in INERT or bool(DROPOUT.fullmatch(field)) or (field in LENGTHS and rotary(config))
 
 
 def differing(own: Mapping, other: Mapping, within: str = "") -> list[tuple[str, object, object, bool]]:
-    """(field, own value, other value, whether it is inert) of all fields that both have with different values, nested ones too."""
+    """(field, own value, other value, whether it is inert) of all fields that both have with different
+    values, nested ones too."""
     found = []
     for key in ["model_type", *sorted((own.keys() & other.keys()) - {"model_type"})]:
         a, b = own.get(key), other.get(key)

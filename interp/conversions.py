@@ -1,6 +1,7 @@
-"""Weights in formats that are never opened (pickles, shards of distributed runs): the command that makes safetensors of them.
+"""Weights in formats that are never opened (pickles, shards of distributed runs): the command that makes
+safetensors of them.
 
->>> conversion(Path("run/global_step_50"))     # " Only the shards of verl's Megatron backend are there ...: merge them with `python -m ...`"
+>>> conversion(Path("run/global_step_50"))     # " Only the shards of a distributed run ... `python -m ...`."
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from pathlib import Path
 
 #: A trainer's own pickles, which hold no weights.
 STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args|trainer_state|extra_state|optim_).*")
-MODEL_CODE = "import sys; from transformers import AutoModelForCausalLM as M; M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])"
-TENSORS_CODE = ("import sys, torch, safetensors.torch as s; t = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-                "s.save_file({k: v.contiguous() for k, v in t.items()}, sys.argv[2], metadata={'format': 'pt'})")
+MODEL_CODE = ("import sys; from transformers import AutoModelForCausalLM as M; "
+              "M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])")
+TENSORS_CODE = ("import sys, torch, safetensors.torch as s; t = torch.load(sys.argv[1], map_location='cpu', "
+                "weights_only=True); "
+                "s.save_file({k: v.contiguous() for k, v in t.items()}, sys.argv[2], metadata={'format': "
+                "'pt'})")
 BRIDGE_CODE = ("import sys; from megatron.bridge import AutoBridge as B; "
                "B.from_hf_pretrained(sys.argv[1]).export_ckpt(sys.argv[2], sys.argv[3])")
 NEMO_CODE = ("import sys; from pathlib import Path as P; from nemo.collections import llm; "
@@ -33,20 +37,21 @@ def _python(code: str, *paths: object) -> str:
 
 
 def conversion(path: Path) -> str:
-    """What a checkpoint's folder without weights that are read has instead, and the command that converts it; empty where nothing."""
+    """What a checkpoint's folder without weights that are read has instead, and the command that converts it;
+    empty where nothing."""
     return next(filter(None, (find(path) for find in (_verl, _megatron, _deepspeed, _distributed, _pickles))), "")
 
 
 def _verl(path: Path) -> str:
-    actor = next((p for p in (path / "actor", path, path.parent) if (p / "dist_ckpt").is_dir() or any(p.glob("model_world_size_*_rank_*.pt"))),
-                 None)
+    places = path / "actor", path, path.parent
+    actor = next((p for p in places if (p / "dist_ckpt").is_dir() or any(p.glob("model_world_size_*_rank_*.pt"))), None)
     if actor is None:
         return ""
     backend = "megatron" if (actor / "dist_ckpt").is_dir() else "fsdp"
     config = actor / "huggingface" / "config.json"
     tied = ["--tie-word-embedding"] if backend == "megatron" and config.is_file() and _ties(config) else []
-    merge = _command("python", "-m", "verl.model_merger", "merge", "--backend", backend, *tied, "--local_dir", actor, "--target_dir",
-                     actor / "huggingface")
+    merge = _command("python", "-m", "verl.model_merger", "merge", "--backend", backend, *tied,
+                     "--local_dir", actor, "--target_dir", actor / "huggingface")
     return SHARDS.format(f"a distributed run (verl, {backend})", "merge them with", merge)
 
 
@@ -61,10 +66,11 @@ def _megatron(path: Path) -> str:
     nemo = next((p for p in (path, path / "context") if (p / "model.yaml").exists() or (p / "io.json").exists()), None)
     if nemo is not None or any(path.glob("*.nemo")):
         return SHARDS.format("a NeMo run", "export them with", _python(NEMO_CODE, path, f"{path}-hf"))
-    model_parallel = any(path.glob("mp_rank_*/model_optim_rng.pt"))
-    if model_parallel or (any(path.glob("*.distcp")) and (path / "common.pt").exists()) or (path / "run_config.yaml").exists():
+    older = any(path.glob("mp_rank_*/model_optim_rng.pt"))
+    if older or (any(path.glob("*.distcp")) and (path / "common.pt").exists()) or (path / "run_config.yaml").exists():
         command = _python(BRIDGE_CODE, "BASE", path, f"{path}-hf")
-        return SHARDS.format("a Megatron run", "export them (BASE: the model it was trained from, as Hugging Face files) with", command)
+        return SHARDS.format("a Megatron run", "export them (BASE: the model it was trained from, as "
+                                               "Hugging Face files) with", command)
     return ""
 
 
@@ -89,14 +95,16 @@ def _distributed(path: Path) -> str:
                            f"--dcp-ckpt-path={path / 'policy' / 'weights'}", f"--hf-ckpt-path={path}_hf")
         return SHARDS.format("a NeMo-RL run", "export them with", command)
     if shards := sorted({p.parent for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}*.distcp")}):
-        command = _command("python", "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", shards[0], path / "model.pt")
+        module = "torch.distributed.checkpoint.format_utils"
+        command = _command("python", "-m", module, "dcp_to_torch", shards[0], path / "model.pt")
         return SHARDS.format("a distributed run (torch.distributed.checkpoint)",
                              "join them, and follow what is then said of model.pt, with", command)
     return ""
 
 
 def _pickles(path: Path) -> str:
-    pickles = sorted(p for e in ("bin", "pt", "pth") for n in {path, path / "actor"} for p in n.glob(f"*.{e}") if not STATE.match(p.name))
+    files = [p for folder in (path, path / "actor") for ending in ("bin", "pt", "pth") for p in folder.glob(f"*.{ending}")]
+    pickles = sorted(p for p in files if not STATE.match(p.name))
     if not pickles:
         return ""
     if any(p.name.startswith("pytorch_model") for p in pickles):

@@ -1,4 +1,5 @@
-"""The small files beside weights, read within limits: each failure is a sentence that names the file and the remedy.
+"""The small files beside weights, read within limits: each failure is a sentence that names the file and the
+remedy.
 
 >>> read_json(Path("runs/lora/checkpoint-100/adapter_config.json"))["r"]
 """
@@ -18,16 +19,20 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 
 
 def check_regular(path: Path, limit: int | None = None) -> None:
-    """Raise OSError where something that is no regular file (a folder, a pipe, a device) has a file's name, or it exceeds `limit` bytes."""
+    """Raise OSError where something that is no regular file (a folder, a pipe, a device) has a file's name,
+    or it exceeds `limit` bytes."""
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file (a folder, a pipe or a device): put the file itself there, or remove it.")
+        raise OSError(f"{path} is no regular file (a folder, a pipe or a device): put the file itself "
+                      "there, or remove it.")
     if limit is not None and path.exists() and path.stat().st_size > limit:
-        raise OSError(f"{path} has {path.stat().st_size:,} bytes, but at most {limit:,} are read of such a file: it is not what its "
+        raise OSError(f"{path} has {path.stat().st_size:,} bytes, but at most {limit:,} are read of such a "
+                      "file: it is not what its "
                       "name says, copy it again.")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise OSError where a file that a reading of the folder may open is no regular file, or larger than any of its kind."""
+    """Raise OSError where a file that a reading of the folder may open is no regular file, or larger than any
+    of its kind."""
     for path in sorted(folder.iterdir()):
         if path.suffix in OPENED:
             weights = path.suffix in (".safetensors", ".gguf")
@@ -41,11 +46,13 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged, it is no text in UTF-8 ({error}): copy it again, or save it as UTF-8.") from error
+        raise ValueError(f"{path} is damaged, it is no text in UTF-8 ({error}): copy it again, or save it "
+                         f"as UTF-8.") from error
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object; raises ValueError or OSError, naming the file, where it is none, or nested too deeply to be read."""
+    """A JSON object; raises ValueError or OSError, naming the file, where it is none, or nested too deeply to
+    be read."""
     text = read_text(path)
     try:
         found = json.loads(text)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from interp.checkpoints import NESTED, find
 
-#: checkpoint-N (transformers, TRL, LLaMA-Factory), global_step_N (verl), global_stepN_hf (OpenRLHF), step_N, epoch_N (torchtune,
+#: checkpoint-N (transformers, TRL, LLaMA-Factory), global_step_N (verl), global_stepN_hf (OpenRLHF), step_N,
+#: epoch_N (torchtune,
 #: accelerate), iter_000N (Megatron), step=N (NeMo), each with what exporters append.
-NAMED = re.compile(r"(?:.*[-_.=])?(?P<unit>checkpoint|ckpt|global[-_]?step|step|epoch|iter|iteration)[-_=]?(?P<number>\d+)"
-                   r"(?:[-_.](?:hf|huggingface|merged|merged_hf|hf_merged|full|model|last|safetensors|lora|adapter))*", re.I)
+NAMED = re.compile(r"(?:.*[-_.=])?(?P<unit>checkpoint|ckpt|global[-_]?step|step|epoch|iter|iteration)[-_=]?"
+                   r"(?P<number>\d+)"
+                   r"(?:[-_.](?:hf|huggingface|merged|full|model|last|safetensors|lora|adapter))*", re.I)
 EPOCHS = "epoch"
 
 
@@ -26,7 +28,8 @@ def named_step(name: str) -> int | None:
 
 
 def step_name(path: Path) -> str:
-    """The part of a checkpoint's path that says its step: inner folders (verl's) and a GGUF's quantisation left out."""
+    """The part of a checkpoint's path that says its step: inner folders (verl's) and a GGUF's quantisation
+    left out."""
     if path.suffix == ".gguf":
         return re.sub(r"[-_.](?:I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.I)
     nested = max((n for n in NESTED if n and path.as_posix().endswith(f"/{n}")), key=len, default="")
@@ -34,21 +37,25 @@ def step_name(path: Path) -> str:
 
 
 def number(path: Path) -> int | None:
-    """The step that a checkpoint's path says, as a trainer writes it or else at the end of its name; None where it says none."""
+    """The step that a checkpoint's path says, as a trainer writes it or else at the end of its name; None
+    where it says none."""
     name = step_name(path)
     named, found = named_step(name), re.search(r"(\d+)$", name)
     return named if named is not None else int(found[1]) if found else None
 
 
 def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tuple[int, Path]]:
-    """The checkpoints' folders in a run's folder with their steps; of several of one step the one that can be read, where one can.
+    """The checkpoints' folders in a run's folder with their steps; of several of one step the one that can be
+    read, where one can.
 
     Raises ValueError where some are named by epochs and others by steps, or several of one step can be read.
     """
-    named = [(step, p) for p in sorted(folder.glob("*")) if p.is_dir() and (step := named_step(p.name)) is not None]
+    folders = [p for p in sorted(folder.glob("*")) if p.is_dir()]
+    named = [(step, p) for p in folders if (step := named_step(p.name)) is not None]
     units = {NAMED.fullmatch(p.name)["unit"].lower() == EPOCHS: p.name for _, p in named}
     if len(units) > 1:
-        raise ValueError(f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be put in one order: give the paths of "
+        raise ValueError(f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be "
+                         "put in one order: give the paths of "
                          "one kind with their steps (CheckpointSeries.from_paths).")
     groups: dict[int, list[Path]] = {}
     for step, path in named:
@@ -77,7 +84,8 @@ def by_step(pairs: Sequence[tuple[int, object]]) -> Mapping[int, object]:
     found: dict[int, object] = {}
     for step, source in pairs:
         if step in found:
-            raise ValueError(f"{found[step]} and {source} are both checkpoint {step}: a series has one checkpoint of each step. Give the paths of "
+            raise ValueError(f"{found[step]} and {source} are both checkpoint {step}: a series has one "
+                             "checkpoint of each step. Give the paths of "
                              "those that you want (CheckpointSeries.from_paths).")
         found[step] = source
     return found

@@ -32,10 +32,13 @@ def hash_text(text: str | None) -> str:
 
 
 def identity(checkpoint: Checkpoint, trust_remote_code: bool = False) -> dict[str, str]:
-    """Content hashes of what lies beside a checkpoint's weights, as it is loaded; empty for what is not there.
+    """Content hashes of what lies beside a checkpoint's weights, as it is loaded; empty for what is not
+    there.
 
-    Names: config (as transformers reads it), generation_config, tokenizer (its files and special tokens), template (the
-    checkpoint's own), adapter_config (of every adapter down to the base), code (Python files, where they may run).
+    Names: config (as transformers reads it), generation_config, tokenizer (its files and special tokens),
+    template (the
+    checkpoint's own), adapter_config (of every adapter down to the base), code (Python files, where they may
+    run).
     """
     found = dict(config=hash_config(checks.configuration(checkpoint, trust_remote_code)),
                  generation_config=hash_json(_generation_config(checkpoint)),

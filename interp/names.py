@@ -29,7 +29,8 @@ INSIDE_PEFT = ("base_layer.", "token_adapter.", "original_module.", "modules_to_
 
 
 def in_adapter(name: str) -> str:
-    """The name of an adapter's tensor as peft writes it, without what a training run's wrappers put into or before it."""
+    """The name of an adapter's tensor as peft writes it, without what a training run's wrappers put into or
+    before it."""
     plain = unwrapped(name)
     return plain[max(0, plain.find("base_model.model.")):]
 
@@ -43,7 +44,8 @@ def in_base(name: str) -> str:
 
 
 def own_names(names: Iterable[str], wanted: Set[str]) -> dict[str, str]:
-    """file name -> the model's name, where one prefix of all names stands in the way; else every name as it is.
+    """file name -> the model's name, where one prefix of all names stands in the way; else every name as it
+    is.
 
     wanted: names that must be among what is left. Tensors of a value head keep their names.
     """

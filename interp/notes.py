@@ -1,4 +1,5 @@
-"""What of a series bears on its numbers, in sentences: how weights are kept and read, and in what the checkpoints differ.
+"""What of a series bears on its numbers, in sentences: how weights are kept and read, and in what the
+checkpoints differ.
 
 >>> of_series(CheckpointSeries.discover("runs/lora"))
 ['Checkpoint 100 is an adapter merged into base.']
@@ -48,10 +49,12 @@ def _of_names(series: CheckpointSeries, step: int, entries) -> list[str]:
     names = own_names(entries, parameters.keys())
     if any(name != own for name, own in names.items()):
         prefix = wrapping(entries) or next(iter(names)).removesuffix(next(iter(names.values())))
-        found.append(f"The tensors of checkpoint {step} are named with {prefix!r}, which a wrapper of the training run left there and which "
+        found.append(f"The tensors of checkpoint {step} are named with {prefix!r}, which a wrapper of the "
+                     "training run left there and which "
                      "is taken off.")
     if heads := [n for n, own in names.items() if own not in parameters and VALUE_HEADS.match(own)]:
-        found.append(f"{heads[0]!r} of checkpoint {step} is a head of values, which the language model does not use.")
+        found.append(f"{heads[0]!r} of checkpoint {step} is a head of values, which the language model does "
+                     f"not use.")
     return found
 
 
@@ -62,28 +65,34 @@ def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[s
         plain = "dequantised before the merge" if checkpoint.base else "dequantised as it is loaded"
         how = plain if checkpoint.base or name in DEQUANTISED else "loaded as transformers loads it"
         found.append(f"The weights of checkpoint {step} are quantised ({name}), {how}.")
-    fields = checks.check_architecture(checkpoint, config, first, checks.configuration(first, series.trust_remote_code))
+    wanted = checks.configuration(first, series.trust_remote_code)
+    fields = checks.check_architecture(checkpoint, config, first, wanted)
     if fields:
-        found.append(f"The configuration of checkpoint {step} differs from the first one's in what changes no forward pass: {', '.join(fields)}.")
+        found.append(f"The configuration of checkpoint {step} differs from the first one's in what changes "
+                     f"no forward pass: {', '.join(fields)}.")
     return found
 
 
 def vocabulary(series: CheckpointSeries) -> list[str]:
-    """A sentence for each vocabulary that is larger than its model's embeddings by a padding token, or grows in the series.
+    """A sentence for each vocabulary that is larger than its model's embeddings by a padding token, or grows
+    in the series.
 
     Raises ValueError where a tokenizer has other tokens that its model does not embed.
     """
     rows = {step: series.configuration(step).get_text_config().vocab_size for step in series.local}
-    found = [checks.check_vocabulary(series.local[step], tokenizer, rows[step]) for step, tokenizer in series.tokenizers.items()]
+    found = [checks.check_vocabulary(series.local[step], tokenizer, rows[step])
+             for step, tokenizer in series.tokenizers.items()]
     if len(set(rows.values())) > 1:
         sizes = ", ".join(f"{step}: {n}" for step, n in rows.items())
-        found.append(f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with all tokens is used, and a checkpoint that "
+        found.append(f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with "
+                     "all tokens is used, and a checkpoint that "
                      "does not embed a token of a prompt refuses that prompt.")
     return [sentence for sentence in found if sentence]
 
 
 def special_tokens(series: CheckpointSeries) -> list[str]:
-    """A sentence for each tokenizer whose special tokens are not the series' ones, which are used for all of its checkpoints."""
+    """A sentence for each tokenizer whose special tokens are not the series' ones, which are used for all of
+    its checkpoints."""
     found = []
     if series.tokenizers:
         used = checks.special_tokens(series.tokenizer(next(iter(series.tokenizers))))
@@ -91,6 +100,7 @@ def special_tokens(series: CheckpointSeries) -> list[str]:
             own = checks.special_tokens(tokenizer)
             differ = ", ".join(f"{name} is {own[name]!r}, not {used[name]!r}" for name in own if own[name] != used[name])
             if differ:
-                found.append(f"The special tokens of {checks.tokenizer_home(series.local[step])} are not the ones of the series, which are used for "
+                found.append(f"The special tokens of {checks.tokenizer_home(series.local[step])} are not "
+                             "the ones of the series, which are used for "
                              f"all of its checkpoints: {differ}.")
     return found

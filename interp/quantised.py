@@ -1,6 +1,6 @@
 """Quantised weights: loaded as transformers loads them, where the package that they need is there.
 
->>> check_quantised(Path("config.json"), {"quant_method": "gptq"})      # ImportError naming the package where it is not installed
+>>> check_quantised(Path("config.json"), {"quant_method": "gptq"})    # ImportError names the package
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from interp.checkpoints import first_line
 
-#: method -> the packages it needs, by the names they are installed by; fp8 and mxfp4 come with transformers, the rest say theirs.
+#: method -> the packages it needs, by the names they are installed by; fp8 and mxfp4 come with transformers,
+#: the rest say theirs.
 PACKAGES = {"bitsandbytes": ("bitsandbytes",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",),
             "compressed-tensors": ("compressed-tensors",), "fbgemm_fp8": ("fbgemm-gpu",), "torchao": ("torchao",),
             "quanto": ("optimum-quanto",), "hqq": ("hqq",), "eetq": ("eetq",), "aqlm": ("aqlm",), "auto-round": ("auto-round",)}
 #: Methods that are dequantised as they are loaded: their kernels would be fetched from a hub.
 DEQUANTISED = ("fp8", "mxfp4")
-OTHERWISE = "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights that it was quantised from"
+OTHERWISE = ("or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights "
+             "that it was "
+             "quantised from")
 
 
 def method(config: object) -> str:
@@ -36,7 +39,8 @@ def method(config: object) -> str:
 
 
 def check_quantised(file: Path, config: object) -> None:
-    """Raise ImportError naming the packages that reading quantised weights needs, ValueError for a method that transformers does not know."""
+    """Raise ImportError naming the packages that reading quantised weights needs, ValueError for a method
+    that transformers does not know."""
     name = method(config)
     if not name:
         return
@@ -44,7 +48,8 @@ def check_quantised(file: Path, config: object) -> None:
         raise ValueError(f"{file} has a quantization_config ({name}) that transformers does not read: "
                          f"{OTHERWISE.removeprefix('or ')}.")
     if missing := [p for p in PACKAGES.get(name, ()) if not _installed(p)]:
-        raise ImportError(f"{file} has a quantization_config ({name}), and reading it needs {' and '.join(missing)}: "
+        raise ImportError(f"{file} has a quantization_config ({name}), and reading it needs "
+                          f"{' and '.join(missing)}: "
                           f"`pip install {' '.join(missing)}`, {OTHERWISE}.")
 
 
@@ -57,7 +62,8 @@ def _installed(package: str) -> bool:
 
 
 def kept_quantised(config) -> str:
-    """The method by which a model of this configuration computes with quantised weights, empty for plain numbers."""
+    """The method by which a model of this configuration computes with quantised weights, empty for plain
+    numbers."""
     name = method(getattr(config, "quantization_config", None))
     return "" if name in DEQUANTISED else name
 
@@ -71,18 +77,21 @@ def loading(config):
 
 
 def check_computes(hf, path: object) -> None:
-    """Raise ValueError where quantised weights do not compute, since they are not what their configuration says."""
+    """Raise ValueError where quantised weights do not compute, since they are not what their configuration
+    says."""
     ids = torch.arange(4, device=next(hf.parameters()).device)[None]
     try:
         with torch.inference_mode():
             finite = hf(input_ids=ids, use_cache=False).logits.isfinite().all()
     except (AssertionError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"The weights of {path} are not quantised as its config.json says ({first_line(error)}).") from error
+        raise ValueError(f"The weights of {path} are not quantised as its config.json says "
+                         f"({first_line(error)}).") from error
     if not finite:
         raise ValueError(f"The quantised weights of {path} give numbers that are not finite.")
 
 
 def adopt(hf, other) -> None:
-    """Put another quantised model's tensors into a module in place of its own (scales and packed numbers are no plain copies)."""
+    """Put another quantised model's tensors into a module in place of its own (scales and packed numbers are
+    no plain copies)."""
     for own, new in zip(hf.modules(), other.modules(), strict=True):
         own._parameters, own._buffers = new._parameters, new._buffers

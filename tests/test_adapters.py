@@ -46,15 +46,16 @@ def train(base, out, config, rows=0, seed=1):
     return adapted
 
 
-def check_exact(run, base, trained, ids=IDS):
-    """Loaded, swapped out and swapped in again: the trained model's logits, and the base's."""
+def check_exact(run, base, trained, ids=IDS, again=False):
+    """Loaded, swapped out, and (`again`) swapped in again: the trained model's logits, and the base's."""
     series = CheckpointSeries.discover(run)
     model, plain = series.load(5, "cpu", "float32"), logits(direct(base))
     with torch.inference_mode():
         wanted = trained.eval()(ids).logits
         torch.testing.assert_close(model.hf(ids).logits, wanted, rtol=1e-4, atol=1e-4)
         assert torch.equal(logits(series.swap(model, 0).hf), plain)
-        torch.testing.assert_close(series.swap(model, 5).hf(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+        if again:
+            torch.testing.assert_close(series.swap(model, 5).hf(ids).logits, wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(logits(trained)[..., :20], plain[..., :20])
     return series
 
@@ -97,7 +98,7 @@ EXACT = {
 def test_an_adapter_computes_merged_as_it_does_unmerged(bases, tmp_path, how):
     name, config = EXACT[how]
     trained = train(bases[name], tmp_path / "checkpoint-5", copy.deepcopy(config))
-    check_exact(tmp_path, bases[name], trained)
+    check_exact(tmp_path, bases[name], trained, again="head of tied" in how)
 
 
 GROWN = {"saved by itself": ("plain", {}), "saved by itself, tied": ("tied", {}),
@@ -121,7 +122,7 @@ def test_tokens_that_a_trainer_added_come_with_the_adapter(bases, tokenizer, tmp
     trained = train(bases[name], tmp_path / "checkpoint-5", lora("q_proj", **options), rows)
     larger(tokenizer).save_pretrained(tmp_path / "checkpoint-5")
     with pytest.warns(UserWarning, match=f"vocabulary grows in the series .*0: {rows - 2}, 5: {rows}"):
-        series = check_exact(tmp_path, bases[name], trained, torch.tensor([[20, rows - 1, 30, rows - 2, 21]]))
+        series = check_exact(tmp_path, bases[name], trained, torch.tensor([[20, rows - 1, 30, rows - 2, 21]]), again=True)
     model = series.load(0, "cpu", "float32")
     assert len(model.tokenizer) == rows and model.hf.config.vocab_size == rows - 2
     with pytest.raises(ValueError, match=f"Token {rows - 1} of the series' tokenizer was added by the trainer"):
@@ -185,8 +186,8 @@ REFUSED = {
     "a start from data": (lora("q_proj"), dict(init_lora_weights="corda", corda_config=dict(cache_file="/etc/passwd")), "init_lora_weights 'corda'"),
     "megatron": (lora("q_proj"), dict(megatron_config={"a": 1}, megatron_core="os"), "sets megatron_config"),
     "a field of later releases": (lora("q_proj"), dict(brand_new=3), "the field 'brand_new', which peft .* does not know"),
-    "a slow expression": (lora("q_proj"), dict(target_modules=SLOW), r"expression in target_modules that takes more than 1.0 s"),
-    "a slow rank": (lora("q_proj"), dict(rank_pattern={SLOW: 3}), r"expression in rank_pattern that takes more than 1.0 s"),
+    "a slow expression": (lora("q_proj"), dict(target_modules=SLOW), r"expression in target_modules that takes more than 0.1 s"),
+    "a slow rank": (lora("q_proj"), dict(rank_pattern={SLOW: 3}), r"expression in rank_pattern that takes more than 0.1 s"),
     "a broken expression": (lora("q_proj"), dict(target_modules="(("), "expression in target_modules that cannot be read"),
     "an expression of nothing": (lora("q_proj"), dict(target_modules="nothing.*"), "target_modules that matches no module"),
     "an expression in a list": (lora("q_proj"), dict(modules_to_save=[SLOW]), "in modules_to_save, where only names of modules are read"),
@@ -195,7 +196,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_an_adapter_that_is_not_read_is_refused_by_name(bases, tmp_path, why):
+def test_an_adapter_that_is_not_read_is_refused_by_name(bases, tmp_path, monkeypatch, why):
+    monkeypatch.setattr(adapters, "MATCHING", 0.1)
     config, changes, words = REFUSED[why]
     train(bases["plain"], tmp_path / "checkpoint-5", copy.deepcopy(config))
     edit(tmp_path / "checkpoint-5" / "adapter_config.json", **changes)
