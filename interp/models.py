@@ -179,7 +179,9 @@ class HookedModel:
 
     @property
     def d_model(self) -> int:
-        return self.config.hidden_size
+        """Numbers of a token's residual stream (of all its copies, where a model keeps several)."""
+        stream = self.places.get("resid_pre", (None,))[0]
+        return stream.width if stream else self.config.hidden_size
 
     @property
     def n_heads(self) -> int:
