@@ -104,12 +104,13 @@ def _entering(change: Edit):
 
 
 def _leaving(change: Edit):
-    """A hook on what a module gives, a tensor or a tuple that starts with it: `change` of it replaces it."""
+    """A hook on what a module gives, a tensor or a tuple or list that starts with it: `change` of it replaces it."""
     def hook(module, args, output):
-        new = change(output[0] if isinstance(output, tuple) else output)
+        several = isinstance(output, (tuple, list))
+        new = change(output[0] if several else output)
         if new is None:
             return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        return type(output)((new, *output[1:])) if several else new
     return hook
 
 

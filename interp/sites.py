@@ -60,11 +60,11 @@ def _watch(block, trial: _Trial) -> list:
 
     def leaving(name):
         def hook(module, args, output):
-            tensor = output[0] if isinstance(output, tuple) and output else output
+            tensor = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(tensor, torch.Tensor):
                 return
             if not name:
-                trial.post, trial.outputs = tensor.clone(), len(output) if isinstance(output, tuple) else 0
+                trial.post, trial.outputs = tensor.clone(), len(output) if isinstance(output, (tuple, list)) else 0
             else:
                 trial.gives[name] = tensor.clone()
                 trial.times[name] = trial.times.get(name, 0) + 1
@@ -230,7 +230,8 @@ def _projection(block, config, trial: _Trial, attention: Parts) -> tuple[str, in
     for name in reversed(list(trial.gives)):
         parent, _, _ = name.rpartition(".")
         module = block.get_submodule(name)
-        if not _ATTENTION.search(parent) or "linear" in parent or any(module.children()) or trial.times[name] != 1:
+        kind = parent + type(block.get_submodule(parent)).__name__
+        if not parent or not _ATTENTION.search(kind) or "linear" in parent or any(module.children()) or trial.times[name] != 1:
             continue
         if name not in trial.inputs or getattr(getattr(module, "weight", None), "ndim", 0) < 2:
             continue
