@@ -323,7 +323,7 @@ class HookedModel:
 
     def path(self, tokens: int) -> str:
         """Why sequences, the longest of so many tokens, are not packed (empty where they are)."""
-        if self.support.patch != "fast":
+        if {self.support.trajectory, self.support.patch} != {"fast"}:
             return f"plain loop: {self.support.reason}"
         wrong = self._wrong_length(tokens)
         if wrong is None:
