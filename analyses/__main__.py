@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -33,7 +34,6 @@ def _module(name: str):
 
 def _listing() -> str:
     import ast
-    import pathlib
 
     lines = ["usage: python -m analyses NAME [options]      (python -m analyses NAME --help)", ""]
     for name in ANALYSES:
@@ -53,9 +53,12 @@ def run(argv: list[str]) -> int:
     if name not in (*ANALYSES, *OTHER):
         raise ValueError(f"There is no analysis {name!r}: there are {', '.join((*ANALYSES, *OTHER))}.")
     if name == "architectures":
-        from interp.architectures import table
+        from interp.architectures import document
 
-        print(table().to_string(index=False))
+        page = document()
+        if rest:
+            pathlib.Path(rest[0]).write_text(page)
+        print(page, end="")
         return 0
     if name == "readme":
         _module("readme").run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import (
@@ -73,18 +75,23 @@ def decoder(hf, config):
 
     Raises NotImplementedError, naming the architecture, where no module has one list of `num_hidden_layers` blocks.
     """
-    def blocks_of(module) -> torch.nn.ModuleList | None:
-        lists = {n: m for n, m in module.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == config.num_hidden_layers}
+    def blocks_of(lists: dict[str, torch.nn.Module]) -> torch.nn.ModuleList | None:
+        lists = {n: m for n, m in lists.items() if isinstance(m, torch.nn.ModuleList) and len(m) == config.num_hidden_layers}
         if len(lists) > 1:
             lists = {n: m for n, m in lists.items() if n in _LISTS}
         return next(iter(lists.values())) if len(lists) == 1 else None
 
     named = [hf.get_decoder()] if hasattr(hf, "get_decoder") else []
     nested = [m for m in hf.modules() if getattr(m, "config", None) is config]
-    for module in [*named, getattr(hf, "base_model", hf), *nested]:
-        blocks = blocks_of(module) if isinstance(module, torch.nn.Module) else None
-        if blocks is not None:
+    readers = [m for m in [*named, getattr(hf, "base_model", hf), *nested]
+               if isinstance(m, torch.nn.Module) and "input_ids" in inspect.signature(type(m).forward).parameters]
+    for module in readers:
+        if (blocks := blocks_of(dict(module.named_children()))) is not None:
             return module, blocks
+    for module in readers[:1]:  # a decoder whose blocks are one level down
+        for child in module.children():
+            if (blocks := blocks_of(dict(child.named_children()))) is not None:
+                return module, blocks
     raise NotImplementedError(f"{type(hf).__name__} is not supported: it has no one list of {config.num_hidden_layers} blocks.")
 
 

@@ -105,6 +105,7 @@ class HookedModel:
         forget_lengths(self.inner)
         self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
         self._trial(self.check_finite)
+        self._trial(self._check_causal)
         self.keyless = why_keyless(self)
         self.places, self.heads, self.outputs = self._trial(lambda: find_places(self.blocks, config, self._probe))
 
@@ -113,12 +114,20 @@ class HookedModel:
         try:
             return run()
         except (NotImplementedError, ValueError) as error:
-            if type(error) is ValueError and "not finite" in str(error):
+            if "not finite" in str(error) or str(error).startswith(self.architecture):
                 raise
             raise NotImplementedError(f"{self.architecture} is not supported: {error}") from error
         except Exception as error:  # anything that a model's own code may raise
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
+
+    def _check_causal(self) -> None:
+        ids = self._ids(8)
+        with torch.inference_mode():
+            whole, alone = (self.whole(part)[0, :4].float() for part in (ids, ids[:, :4]))
+        off = (whole - alone).abs().amax(-1) / whole.abs().amax(-1)
+        if not off.median() < (1e-4 if self.dtype == torch.float32 else 0.1):
+            raise NotImplementedError("a token's states depend on the tokens after it, so it is no causal language model")
 
     def check_finite(self, name: object = None) -> None:
         """Raise ValueError for numbers that are not finite on a few tokens: of which checkpoint, in which dtype, and where they begin."""
@@ -162,7 +171,9 @@ class HookedModel:
 
     @property
     def d_model(self) -> int:
-        return self.config.hidden_size
+        """Numbers of a token's residual stream (of all its copies, where a model keeps several)."""
+        stream = self.places.get("resid_pre", (None,))[0]
+        return stream.width if stream else self.config.hidden_size
 
     @property
     def n_heads(self) -> int:

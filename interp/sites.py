@@ -317,9 +317,11 @@ def _places(trials: Sequence[_Trial], proven: Sequence[_Block | None]) -> Places
     rows: dict[str, list[Place | None]] = {}
     for layer, (trial, block) in enumerate(zip(trials, proven)):
         here: dict[str, Place] = {}
-        if trial.pre is not None and trial.post is not None and trial.pre.ndim == 3:
-            width = trial.pre.shape[-1]
-            here |= {"resid_pre": Place(("",), "in", width), "resid_post": Place(("",), "out", trial.post.shape[-1])}
+        if trial.pre is not None and trial.post is not None and trial.pre.shape == trial.post.shape and trial.pre.ndim in (3, 4):
+            # Of one row: [1, token, width], [1, token, copy, width] or [copy, 1, token, width].
+            copies = None if trial.pre.ndim == 3 else 2 if trial.pre.shape[0] == 1 else 0
+            width = trial.pre.shape[-1] * (1 if copies is None else trial.pre.shape[copies])
+            here |= {site: Place(("",), side, width, copies=copies) for site, side in (("resid_pre", "in"), ("resid_post", "out"))}
             for site, parts in (("attn_out", block.attention), ("mlp_out", block.mlp)) if block else ():
                 if parts:
                     paths, scales = zip(*parts)

@@ -51,7 +51,8 @@ class Unembedding:
 
     def _simple(self, whole: torch.Tensor, hidden: torch.Tensor) -> bool:
         """Whether the head, a constant and the configuration's soft cap give the model's logits; sets the constant."""
-        if self.head is None or getattr(getattr(self.head, "weight", None), "shape", [0])[0] != self.width:
+        shape = tuple(getattr(getattr(self.head, "weight", None), "shape", ()))
+        if shape != (self.width, hidden.shape[-1]):
             return False
         with torch.inference_mode():
             bare, kept = self.head(hidden.to(self.head.weight.device)).float().to(whole.device), self.cap

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp import models
+from interp.architectures import tiny
 from interp.capturing import capture
 from interp.models import HookedModel, Support
 from interp.packing import grow, plain_score, score
@@ -203,3 +204,24 @@ def test_a_token_scored_without_one_before_it_is_refused(llama):
 def test_sites_that_would_leave_a_hole_are_refused(llama, prompts, sites, why):
     with pytest.raises(ValueError, match=why):
         capture(llama, prompts[:2], sites)
+
+
+def test_widths_that_differ_between_layers_are_refused_together_and_read_by_themselves(prompts):
+    model = HookedModel(tiny("gemma4_text", vocab_size=520, max_position_embeddings=1024), None)
+    assert model.widths["z"] == (32, 64, 32, 64) and model.heads == (4, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"z differs in width between layers \(32 in layers 0, 2, 64 in layers 1, 3\)"):
+        capture(model, prompts[:2], ["z"])
+    wide = capture(model, prompts[:2], ["z"], layers=[1, 3]).values
+    seen = {}
+    with torch.inference_mode(), model.taps({("z", 3): lambda x: seen.update(x=x[0, -1].clone())}):
+        model.hf(torch.tensor([prompts[0].ids]), use_cache=False)
+    torch.testing.assert_close(wide[0, 0, 1], seen["x"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gptj", "codegen", "gpt_neo"])
+def test_models_whose_blocks_give_tuples_are_read_below_the_top(name, prompts):
+    model = HookedModel(tiny(name, vocab_size=520, max_position_embeddings=1024), None)
+    whole = capture(model, prompts[:3]).values
+    assert model.outputs > 0 and whole.shape == (3, 1, 4, 32)
+    for layer in range(4):
+        torch.testing.assert_close(capture(model, prompts[:3], layers=[layer]).values[:, :, 0], whole[:, :, layer])

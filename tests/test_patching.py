@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp import models, patching, sweeps
+from interp.architectures import tiny
+from interp.attribution import attribute
 from interp.pairs import make_pairs, mismatch, swap, swapped
 from interp.hooks import SITES
 from interp.packing import divergence
-from interp.patching import METRICS, patch, patch_modes, sanity
+from interp.patching import METRICS, continuations, patch, patch_modes, sanity
 from interp.models import HookedModel, Support
-from interp.sweeps import Packed, Plain
+from interp.sweeps import Cell, Packed, Plain
 from tests.conftest import tiny_hf
 
 WORDS = st.sampled_from(["drawer 1", "drawer 11", "drawer 2", "drawer 12", "mug", "mugs", "apple", "pineapple", "go to", ",", ".", "\n", "1"])
@@ -432,3 +434,22 @@ def test_small_denominators_are_dropped_and_counted_and_wrong_use_is_refused(lla
         patch(llama, *one, ["nope"])
     with pytest.raises(ValueError, match="mode"):
         patch(llama, *one, mode="empty_think")
+
+
+def test_heads_are_cut_by_each_layer_s_own_width(fmt, pairs):
+    """Full layers whose heads are twice as wide: each head by one forward pass of its own, and estimates of the same heads."""
+    model = HookedModel(tiny("gemma4_text", vocab_size=520, max_position_embeddings=1024), None)
+    clean, corrupt = pairs[0]
+    sweep = patch(model, [clean], [corrupt], sites=["z"], minimum=-1e9)
+    screen = attribute(model, [clean], [corrupt], sites=["z"], minimum=-1e9)
+    assert sweep.sites == screen.sites == ("z.0", "z.1", "z.2", "z.3") and np.isfinite(screen.denoise).all()
+    tails, scored = continuations(clean, corrupt, fmt.tail(None))
+    for layer in (0, 1, 2):
+        width = model.blocks[layer].self_attn.o_proj.in_features // 4
+        runs = {run: Plain(model, p.ids, tails, scored, ["z"], [len(p.ids) - 1]) for run, p in (("clean", clean), ("corrupt", corrupt))}
+        for head in range(4):
+            columns = slice(head * width, (head + 1) * width)
+            cell = Cell("z", layer, (len(clean.ids) - 1,), runs["clean"].values["z", layer][:, columns], columns)
+            logp = runs["corrupt"].patched([cell])[0]
+            effect = (logp[0] - logp[1] - sweep.corrupt[0]) / (sweep.clean[0] - sweep.corrupt[0])
+            assert sweep.denoise[0, head, layer] == pytest.approx(effect.item(), abs=1e-3)
