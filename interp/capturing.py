@@ -16,10 +16,11 @@ import torch
 from tqdm import tqdm
 
 from interp.finite import not_finite
-from interp.generation import padded
 from interp.hooks import every_layer, only
 from interp.packing import ancestors, merge
 from interp.prompts import Prompt
+from interp.turns import measured
+from interp.whole import batches, padded
 
 #: A tree of prompts is read in one packed pass where it has at most this share of the tokens that its prompts have.
 WORTH = 0.7
@@ -45,18 +46,7 @@ class Activations:
         return len(self.values)
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of about equal lengths, each at most `batch_tokens` with its padding (longest first)."""
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= batch_tokens:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    return found
-
-
-def _plan(prompts: Sequence[Prompt], trees: bool, batch_tokens: int) -> tuple[list[list[int]], list[list[int]]]:
+def _plan(model, prompts: Sequence[Prompt], batch_tokens: int) -> tuple[list[list[int]], list[list[int]]]:
     """Decisions that share a row (each a prefix of the row's last), and decisions that share a packed tree."""
     episodes, rows, packed = defaultdict(list), [], []
     for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids)):
@@ -65,11 +55,12 @@ def _plan(prompts: Sequence[Prompt], trees: bool, batch_tokens: int) -> tuple[li
         chains: list[list[int]] = []
         for index in members:
             home = next((c for c in chains if prompts[index].ids[:len(prompts[c[-1]].ids)] == prompts[c[-1]].ids), None)
-            if home:
+            if home and not model.stands_alone(len(prompts[index].ids)):
                 home.append(index)
             else:
                 chains.append([index])
         ends = [prompts[chain[-1]].ids for chain in chains]
+        trees = model.support.trajectory == "fast" and model.packs(max(map(len, ends)))
         if trees and len(chains) > 1 and len(merge(ends)[0]) <= min(WORTH * sum(map(len, ends)), batch_tokens):
             packed.append(members)
         else:
@@ -94,6 +85,7 @@ def common_width(model, sites: Sequence[str], layers: Sequence[int]) -> int:
     return widths[sites[0]][0]
 
 
+@measured
 @torch.inference_mode()
 def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_post",), at: str = "boundary", *, layers: Sequence[int] | None = None,
             trajectory: bool = True, batch_tokens: int = 8192, progress: bool = False) -> Activations:
@@ -114,7 +106,7 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
     model.check_ids(p.ids for p in prompts)
     # All there will be, before the first pass: what is kept between a pass's own tensors would scatter them over the memory.
     values = torch.empty(len(prompts), len(names), len(wanted), width)
-    rows, trees = _plan(prompts, model.support.trajectory == "fast", batch_tokens) if trajectory else ([[i] for i in range(len(prompts))], [])
+    rows, trees = _plan(model, prompts, batch_tokens) if trajectory else ([[i] for i in range(len(prompts))], [])
     paths = ["plain"] * len(prompts)
 
     def read(decisions, row, token, **inputs):
@@ -127,10 +119,9 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
             return tap
 
         with only(model.blocks, 0, max(wanted), model.outputs), model.taps({(name, layer): keep(s, i) for s, name in enumerate(names) for i, layer in enumerate(wanted)}):
-            model.inner(use_cache=False, **inputs)
+            model.inner(**model.uncached, **inputs)
 
     lengths = [len(prompts[row[-1]].ids) for row in rows]
-    batches = length_batches(lengths, batch_tokens)
     for members in tqdm(trees, desc="capture", leave=False, disable=not progress):
         tokens, parents, nodes = merge([prompts[i].ids for i in members])
         seen = ancestors(parents).to(model.device)
@@ -140,8 +131,9 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
              position_ids=depth, attention_mask=model.mask(seen[None], depth, depth))
         for i in members:
             paths[i] = "shared prefix"
-    for batch in tqdm(batches, desc="capture", leave=False, disable=not progress):
-        model.check_length(lengths[batch[0]])
+    for length in lengths:
+        model.check_length(length)
+    for batch in tqdm(batches(model, lengths, batch_tokens), desc="capture", leave=False, disable=not progress):
         # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
         ids, _ = padded([prompts[rows[r][-1]].ids for r in batch], model.device)
         members = [(number, i) for number, r in enumerate(batch) for i in rows[r]]

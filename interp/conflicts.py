@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from interp.decoding import LIMITS, Said, preferences, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
+from interp.turns import measured
 
 ARMS = ("self_splice", "truncated", "other_state", "resampled", "shuffled_words", "filler", "empty")
 FILLER = "."
@@ -116,6 +117,7 @@ def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: n
     return int(rng.choice(options)) if options else None
 
 
+@measured
 def resample(model, prompts: Sequence[Prompt], parser: Callable[[str], str | None] = str, samples: int = SAMPLES, seed: int = 0,
              max_new_tokens: int = LIMITS["cot"], progress: bool = False) -> list[list[Said]]:
     """`samples` decodings of each prompt drawn at temperature 1, each prompt read once."""
@@ -159,6 +161,7 @@ def _trace(arm: str, index: int, prompts, decoded, drawn, rng, listed) -> tuple[
     return (fmt.with_trace(bare), other.action, bare != other.trace) if bare else None
 
 
+@measured
 def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Sequence[str] = ARMS, *,
              parser: Callable[[str], str | None] = str, listed: bool = True, seed: int = 0, max_new_tokens: int = 24,
              trace_tokens: int = LIMITS["cot"], progress: bool = False) -> dict[str, Outcome]:
@@ -195,6 +198,7 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
     return found
 
 
+@measured
 def shifts(model, prompts: Sequence[Prompt], outcomes: Mapping[str, Outcome], most: int | None = None,
            candidates: Sequence[Sequence[str]] | None = None) -> dict[str, Shift]:
     """Read the distribution over the candidate actions behind every arm's trace, at the first `most` decisions that have some.

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 
 from interp.generation import Memory, continue_each
-from interp.models import layers_of
-from interp.packing import score
+from interp.packing import score, score_whole
 from interp.prompts import Mode, Prompt
+from interp.turns import measured
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Said:
 LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
 
+@measured
 def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, parser: Callable[[str], str | None] = str,
                  max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None, engine=None,
                  temperature: float = 0.0, seed: int = 0) -> dict[str, list[Said]]:
@@ -44,7 +45,10 @@ def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, par
         raise ValueError("There is nothing to decode: the list of prompts is empty.")
     fmt = prompts[0].format
     openings = {mode: fmt.opening(mode) for mode in modes}
-    limits = {mode: max_new_tokens[mode] if isinstance(max_new_tokens, Mapping) else max_new_tokens or LIMITS[mode] for mode in modes}
+    limits = {mode: max_new_tokens[mode] if isinstance(max_new_tokens, Mapping) else LIMITS[mode] if max_new_tokens is None else max_new_tokens
+              for mode in modes}
+    if none := [n for n in limits.values() if n < 1]:
+        raise ValueError(f"max_new_tokens is a number from 1 on, not {none[0]}.")
     if engine is not None:
         if temperature:
             raise ValueError("The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it.")
@@ -62,12 +66,13 @@ def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Call
     """Decode in one mode, greedily unless a `temperature` is given; `parser` turns the text between the action tags into an action, or None.
 
     `max_new_tokens` (one number, or one for each mode) is `LIMITS[mode]` unless given; `seed`: of what is drawn. Raises
-    ValueError for an empty list of prompts, or a temperature below 0.
+    ValueError for an empty list of prompts, no token to generate, or a temperature below 0.
     """
     return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress, memory=memory,
                         temperature=temperature, seed=seed)[mode]
 
 
+@measured
 def draw(model, prompts: Sequence[Prompt], *, parser: Callable[[str], str | None] = str, seed: int = 0, temperature: float = 1.0,
          max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False) -> list[Said]:
     """As `decode` in mode `cot` with each trace drawn at `temperature`, and its action the likeliest one behind it.
@@ -88,6 +93,7 @@ def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None
     return Said(tuple(ids), trace, parser(action) if action else None)
 
 
+@measured
 def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[str | Sequence[int] | None] = (None,)) -> torch.Tensor:
     """Forced choice at one decision: log-probability of every candidate action [trace, candidate, (summed, per token)], in nats.
 
@@ -102,14 +108,22 @@ def _choose(model, prompt: Prompt, candidates: Sequence[str], leads: Sequence[Se
     """As `choose`, behind ids from the boundary up to the opened action tag."""
     if not candidates:
         raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
-    found, cache = [], model.read(prompt.ids)
+    found, cache = [], None
     actions = [prompt.format.action_ids(c) for c in candidates]
+    scored = [len(a) for a in actions]
     for lead in leads:
-        found.append(score(model, model.read(lead[:-1], model.new_cache(layers_of(cache))), [[lead[-1], *a] for a in actions], [len(a) for a in actions]))
-    lengths = torch.tensor([len(a) for a in actions])
+        longest = len(prompt.ids) + len(lead) + max(scored)
+        model.check_length(longest)
+        if model.rereads(longest):
+            found.append(score_whole(model, [*prompt.ids, *lead], actions, scored))
+            continue
+        cache = model.read(prompt.ids) if cache is None else cache
+        found.append(score(model, model.read(lead[:-1], model.fork(cache)), [[lead[-1], *a] for a in actions], scored))
+    lengths = torch.tensor(scored)
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
 
 
+@measured
 def preferences(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]) -> Float[np.ndarray, "trace candidate"]:
     """The distribution over candidate actions behind each trace: the forced choice by summed log-probability, normalised.
 

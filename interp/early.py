@@ -18,6 +18,7 @@ from interp.conflicts import complete, filler, sentences
 from interp.decoding import Said, preferences, said
 from interp.generation import continue_each
 from interp.prompts import Prompt
+from interp.turns import measured
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class EarlyAnswers:
         return np.array([s[where] for s, where in zip(self.same, last)], dtype=bool).reshape(len(self.same), len(shares))
 
 
+@measured
 def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, parser: Callable[[str], str | None] = str, points: int = 5,
                   choices: int | None = None, candidates: Sequence[Sequence[str]] | None = None, max_new_tokens: int = 24,
                   progress: bool = False) -> EarlyAnswers:

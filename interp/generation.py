@@ -18,6 +18,8 @@ from transformers.cache_utils import DynamicLayer
 
 from interp.models import layers_of
 from interp.packing import ancestors, merge, shared
+from interp.turns import measured
+from interp.whole import Growing, padded
 
 #: tokens of prompts that are read in one pass
 PACK = 2048
@@ -35,15 +37,6 @@ class Continuation:
 
     ids: tuple[int, ...]
     logp: float
-
-
-def padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and validity [row, token] of ragged rows, padded with token 0 on the right."""
-    width = max(map(len, rows))
-    ids, valid = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, :len(row)], valid[i, :len(row)] = torch.tensor(row), True
-    return ids.to(device), valid.to(device)
 
 
 class _Room(DynamicLayer):
@@ -217,18 +210,19 @@ def _read_on(model, rows, names, memory: Memory) -> tuple[list, torch.Tensor]:
 
 
 def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: Stop, max_new_tokens: int, pick: Pick) -> Continuation:
-    """One continuation by itself, without padding or a mask of one's own, for models that take neither exactly."""
-    cache, ids = model.read(prompt), torch.tensor([list(suffix)], device=model.device)
-    hidden = model.inner(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0]
-    logp = model.logits(hidden[:-1]).log_softmax(-1).gather(1, ids[0, 1:, None]).sum().item() / max(1, len(suffix) - 1)
+    """One continuation by itself, without padding, a mask of one's own or another's keys and values."""
+    sequence, suffix_ids = Growing(model), torch.tensor(list(suffix), device=model.device)
+    hidden = sequence.add([*prompt, *suffix])[len(prompt):]
+    logp = model.logits(hidden[:-1]).log_softmax(-1).gather(1, suffix_ids[1:, None]).sum().item() / max(1, len(suffix) - 1)
     out: list[int] = []
     while True:
         out.append(int(pick(model.logits(hidden[-1:]))))
         if stop(out) or len(out) == max_new_tokens:
             return Continuation(tuple(out), logp)
-        hidden = model.inner(input_ids=torch.tensor([[out[-1]]], device=model.device), past_key_values=cache, use_cache=True).last_hidden_state[0]
+        hidden = sequence.add(out[-1:])
 
 
+@measured
 @torch.inference_mode()
 def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str, Sequence[Sequence[int] | None]], stop: Stop | Mapping[str, Stop],
                   max_new_tokens: int | Mapping[str, int], batch_tokens: int = 24576, progress: bool = False,
@@ -239,28 +233,33 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     memory, names: keys and values kept from earlier calls under each prompt's name, brought up to date in place; a prompt
     that extends the one kept (checked on ids) is read only from where it differs. temperature: 0 is greedy; above, tokens are
     drawn, and `seed` and the same prompts give the same ones.
-    Returns name -> one Continuation (or None) for each prompt. Raises ValueError for an empty suffix or a context too long.
+    Returns name -> one Continuation (or None) for each prompt. Raises ValueError for an empty suffix, no token to generate, or a
+    context too long.
     """
     if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
         raise ValueError("Every suffix needs at least one token to generate from.")
     model.check_ids([*prompts, *(suffix for suffixes in variants.values() for suffix in suffixes if suffix is not None)])
     limits = {name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants}
+    if none := [n for n in limits.values() if n < 1]:
+        raise ValueError(f"max_new_tokens is a number from 1 on, not {none[0]}.")
     stops = {name: stop if callable(stop) else stop[name] for name in variants}
     found: dict[str, list] = {name: [None] * len(prompts) for name in variants}
     pick = _picker(temperature, seed, model.device)
-    groups = tree_batches(prompts, batch_tokens)
+    longest = {(name, i): len(prompts[i]) + len(suffix) + limits[name]
+               for name, suffixes in variants.items() for i, suffix in enumerate(suffixes) if suffix is not None}
+    for tokens in set(longest.values()):
+        model.check_length(tokens)
+    alone = {key for key, tokens in longest.items() if model.support.trajectory != "fast" or not model.packs(tokens)}
+    for name, i in tqdm(sorted(alone), desc="decode", leave=False, disable=not progress or not alone):
+        found[name][i] = _plain(model, prompts[i], variants[name][i], stops[name], limits[name], pick)
+    batched = longest.keys() - alone
+    together = sorted({i for _, i in batched})
+    groups = [[together[k] for k in group] for group in tree_batches([prompts[i] for i in together], batch_tokens)]
     for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
-        longest = max((len(variants[n][i]) + limits[n] for n in variants for i in group if variants[n][i] is not None), default=0)
-        model.check_length(max(len(prompts[i]) for i in group) + longest)
-        if model.support.trajectory != "fast":
-            for name, suffixes in variants.items():
-                for i in group:
-                    found[name][i] = suffixes[i] and _plain(model, prompts[i], suffixes[i], stops[name], limits[name], pick)
-            continue
         rows = [prompts[i] for i in group]
         kept, seen = _read(model, rows) if memory is None else _read_on(model, rows, [names[i] for i in group], memory)
         for name, suffixes in variants.items():
-            some = [r for r, i in enumerate(group) if suffixes[i] is not None]
+            some = [r for r, i in enumerate(group) if (name, i) in batched]
             if not some:
                 continue
             layers = [(k[some], v[some]) for k, v in kept] if len(some) < len(group) else kept

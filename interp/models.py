@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -22,6 +22,8 @@ from interp import hooks, inner
 from interp.checkpoints import first_line
 from interp.finite import check_trial, not_finite
 from interp.sites import find_places
+from interp.support import BASE, MOST, PACKED, Crossing, Support, cross, forget_lengths, judge, named_lengths, steps, why_keyless
+from interp.turns import Turns
 from interp.unembedding import Unembedding
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,17 +84,6 @@ class _Last(DynamicLayer):
         raise _Enough
 
 
-@dataclass(frozen=True)
-class Support:
-    """Which path serves a model: `fast` (packed) or `plain loop` (one forward pass for each cell), and why."""
-
-    capture: str
-    trajectory: str
-    patch: str
-    mediation: str
-    reason: str = ""
-
-
 class HookedModel:
     """A Hugging Face causal LM whose sites can be tapped; `bridge` is TransformerLens's view of the same weights.
 
@@ -106,20 +97,16 @@ class HookedModel:
         self.architecture, self.config = type(hf).__name__, inner.text_config(hf)
         self.inner, self.blocks = inner.decoder(hf, self.config)
         config, depth = self.config, len(self.blocks)
+        self.turns, self.wide, self._crossings, self._steps = Turns(), False, {}, {}
         if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:  # accelerate's hooks: what comes out is where the ids were
             add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
-        self.window = inner.largest(config, "sliding_window")
+        self.window = inner.largest(config, "sliding_window") or inner.largest(config, "attention_chunk_size")
         self.layer_types = list(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"] * depth)
-        strange = [t for t in self.layer_types if t not in ("full_attention", "sliding_attention")]
-        if strange:
-            raise NotImplementedError(f"{self.architecture} is not supported: it has layers of {strange[0]!r}, which keep no keys and values of "
-                                      "each token; only full and sliding attention do.")
-        if "sliding_attention" in self.layer_types and not self.window:
-            raise NotImplementedError(f"{self.architecture} is not supported: it has sliding layers, but its configuration names no sliding_window.")
+        forget_lengths(self.inner)
         self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
         self._trial(self.check_finite)
         self._trial(self._check_causal)
-        self._trial(self._check_cache)
+        self.keyless = why_keyless(self)
         self.places, self.heads, self.outputs = self._trial(lambda: find_places(self.blocks, config, self._probe))
 
     def _trial(self, run: Callable[[], object]):
@@ -137,7 +124,7 @@ class HookedModel:
     def _check_causal(self) -> None:
         ids = self._ids(8)
         with torch.inference_mode():
-            whole, alone = (self.inner(input_ids=part, use_cache=False).last_hidden_state[0, :4].float() for part in (ids, ids[:, :4]))
+            whole, alone = (self.whole(part)[0, :4].float() for part in (ids, ids[:, :4]))
         off = (whole - alone).abs().amax(-1) / whole.abs().amax(-1)
         if not off.median() < (1e-4 if self.dtype == torch.float32 else 0.1):
             raise NotImplementedError("a token's states depend on the tokens after it, so it is no causal language model")
@@ -161,17 +148,22 @@ class HookedModel:
     def _probe(self, tokens: int = 6, **kwargs):
         ids = self._ids(tokens)
         with torch.inference_mode():
-            return self.inner(input_ids=ids, **{"use_cache": False, **kwargs})
+            return self.inner(input_ids=ids, **{**self.uncached, **kwargs})
 
-    def _check_cache(self) -> None:
-        cache = self.new_cache()
-        try:
-            self._probe(past_key_values=cache, use_cache=True)
-            lengths = {layer.keys.shape[2] for layer in cache.layers if layer.keys is not None}
-        except (TypeError, AttributeError, ValueError, IndexError) as error:
-            raise NotImplementedError(f"{self.architecture} is not supported: it does not fill an ordinary cache ({error}).") from error
-        if lengths != {6} or len(cache.layers) != len(self.blocks):
-            raise NotImplementedError(f"{self.architecture} is not supported: its layers do not keep keys and values of every token.")
+    @cached_property
+    def cached(self) -> dict[str, bool]:
+        """What asks for a cache, where the model knows one."""
+        taken = inspect.signature(self.inner.forward).parameters
+        return {"use_cache": True} if "use_cache" in taken or any(p.kind == p.VAR_KEYWORD for p in taken.values()) else {}
+
+    @property
+    def uncached(self) -> dict[str, bool]:
+        """What asks for no cache."""
+        return dict.fromkeys(self.cached, False)
+
+    def whole(self, ids: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [row, token, d_model] of whole sequences [row, token], in a plain pass."""
+        return self.inner(input_ids=ids, **self.uncached).last_hidden_state
 
     @property
     def n_layers(self) -> int:
@@ -211,33 +203,45 @@ class HookedModel:
         return hooks.place_of(self.places, site, layer).width
 
     def taps(self, edits: Mapping[tuple[str, int], hooks.Edit]):
-        """Tap sites for one forward pass (see `interp.hooks.taps`)."""
-        return hooks.taps(self.blocks, self.places, edits)
+        """Tap sites for one forward pass (see `interp.hooks.taps`); other threads wait for its end."""
+        return self.turns.tapping(hooks.taps(self.blocks, self.places, edits))
 
     @property
     def context(self) -> int | None:
         """Tokens that the model reads at most (None: its configuration names no limit)."""
-        return getattr(self.config, "max_position_embeddings", None) or None
+        most, rope = (getattr(self.config, name, None) for name in ("max_position_embeddings", "rope_parameters"))
+        grows = most and isinstance(rope, dict) and rope.get("rope_type") == "dynamic"
+        return int(most * rope.get("factor", 1)) if grows else most or None
 
     def check_length(self, tokens: int) -> None:
         """Raise ValueError where a sequence is longer than the model's context."""
         if self.context and tokens > self.context:
             raise ValueError(f"A sequence has {tokens} tokens, but this model reads at most {self.context}.")
 
-    def new_cache(self, layers: Layers = ()) -> DynamicCache:
-        """A cache that keeps every key (a config-aware one drops those outside a sliding window), and starts from `layers`."""
+    def new_cache(self, layers: Layers = (), ids: Sequence[int] = ()) -> DynamicCache:
+        """A cache that keeps every key (a config-aware one drops those outside a sliding window), and starts from `layers`, those of `ids`."""
         cache = DynamicCache()
         for index, layer in enumerate(layers):
             cache.update(*layer, index)
+        cache.ids = list(ids)
         return cache
+
+    def fork(self, cache: DynamicCache) -> DynamicCache:
+        """A cache that starts from what another holds, which is left as it is."""
+        return self.new_cache(layers_of(cache), cache.ids)
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int], cache: DynamicCache | None = None) -> DynamicCache:
-        """Keys and values of one sequence, or of what follows `cache` (extended in place); the pass ends as soon as they are there."""
+        """Keys and values of one sequence, or of what follows `cache` (extended in place); the pass ends as soon as they are there.
+
+        Of a model without ordinary ones, the cache holds the `ids` alone, to be read again.
+        """
         cache = self.new_cache() if cache is None else cache
         if len(ids):
-            self.check_length(cache.get_seq_length() + len(ids))
+            self.check_length(len(cache.ids) + len(ids))
             self.check_ids([ids])
+            cache.ids += list(ids)
+        if len(ids) and not self.keyless:
             cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
             last = cache.layers[-1]
             last.__class__ = _Last
@@ -255,13 +259,18 @@ class HookedModel:
         visible: Bool[Tensor, "row token key"]. A sliding layer further sees only keys less than a window away. Additive,
         since a boolean mask is silently wrong under eager attention.
         """
-        def additive(seen):
-            return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None]
+        dtype = torch.float32 if self.wide else self.dtype
 
-        kinds = set(self.layer_types)
-        near = visible & (at[..., :, None] - keys_at[..., None, :] < self.window) if "sliding_attention" in kinds else visible
-        masks = {"full_attention": additive(visible) if "full_attention" in kinds else None, "sliding_attention": additive(near) if near is not visible else None}
-        return masks if len(kinds) > 1 else masks[kinds.pop()]
+        def additive(kind):
+            seen = visible
+            if kind == "sliding_attention":
+                seen = visible & (at[..., :, None] - keys_at[..., None, :] < self.window)
+            if kind == "chunked_attention":
+                seen = visible & (at[..., :, None] // self.window == keys_at[..., None, :] // self.window)
+            return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+        masks = {kind: additive(kind) for kind in dict.fromkeys(self.layer_types)}
+        return masks if len(masks) > 1 else masks[self.layer_types[0]]
 
     def packed(self, prefix: Layers, ids: torch.Tensor, at: torch.Tensor, visible: torch.Tensor, keys_at: torch.Tensor,
                rows: int = 1) -> tuple[torch.Tensor, Layers]:
@@ -283,33 +292,59 @@ class HookedModel:
         self._probe(1, past_key_values=cache, use_cache=True)
         return [(layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers]
 
+    def crossing(self, start: int) -> Crossing:
+        """What is exact for sequences that go from `start` tokens to three more; each is tried once."""
+        start = max(BASE, start)
+        if start not in self._crossings:
+            with self.turns.trying():
+                self._crossings[start] = cross(self, start)
+        return self._crossings[start]
+
     @cached_property
-    @torch.inference_mode()
+    def lengths(self) -> list[int]:
+        """Lengths in tokens that the configuration names, at which a rule may change."""
+        return [n for n in named_lengths(self.config) if n < (self.context or n + 1)]
+
+    def stands_alone(self, tokens: int) -> bool:
+        """Whether the states in a sequence of so many tokens are not those of its beginning: it is read whole, without padding."""
+        return not all(self.crossing(n - 1).causal for n in self.lengths if n < tokens)
+
+    def rereads(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens cannot be gone on with from what was kept of its beginning, and is read whole each time."""
+        return bool(self.keyless) or not all(self.crossing(n - 1).continued for n in (BASE, *self.lengths) if n < tokens)
+
+    def packs(self, tokens: int) -> bool:
+        """Whether sequences of at most so many tokens may lie side by side, or padded, behind shared keys and values."""
+        return self.support.patch == "fast" and self._wrong_length(tokens) is None
+
+    def _wrong_length(self, tokens: int) -> int | None:
+        """The named length around which packs of sequences of at most so many tokens are not exact; they are longer than those."""
+        for n in self.lengths:
+            if n < MOST * tokens + PACKED and not self.crossing(n - 4).packed or n < tokens and not self.crossing(n - 1).packed:
+                return n
+        return None
+
+    def anew(self, known: int, tokens: int) -> bool:
+        """Whether a sequence by itself must be read again to have `tokens` in place of `known`."""
+        starts = {BASE, *(max(BASE, n - 1 if known <= n else n + 1) for n in self.lengths if n < tokens)}
+        for start in starts - self._steps.keys():
+            with self.turns.trying():
+                self._steps[start] = steps(self, start)
+        return not all(self._steps[start] for start in starts)
+
+    def path(self, tokens: int) -> str:
+        """Why sequences, the longest of so many tokens, are not packed (empty where they are)."""
+        if {self.support.trajectory, self.support.patch} != {"fast"}:
+            return f"plain loop: {self.support.reason}"
+        wrong = self._wrong_length(tokens)
+        if wrong is None:
+            return ""
+        return f"plain loop: beyond {wrong} tokens, which its configuration names, packed tokens do not come out as in a plain pass"
+
+    @cached_property
     def support(self) -> Support:
         """Which path is exact here, tried on a few tokens: two packed branches, and both joining in mid-model, against plain passes."""
-        vocabulary = self.config.vocab_size
-        tokens = [(7 * i + 1) % vocabulary for i in range(10)]
-        tails = torch.tensor([tokens[6:9], [(t + 3) % vocabulary for t in tokens[6:9]]], device=self.device)
-        at = torch.arange(6, 9, device=self.device).repeat(2)
-        seen = torch.block_diag(*[torch.ones(3, 3).tril()] * 2).bool()
-        visible = torch.cat([torch.ones(6, 6, dtype=torch.bool), seen], 1).to(self.device)
-        entering, middle = {}, (self.n_layers - 1) // 2
-        arguments = layers_of(self.read(tokens[:6])), tails.flatten(), at, visible, torch.arange(6, device=self.device)
-        plain = torch.cat([self.inner(input_ids=torch.tensor([[*tokens[:6], *tail]], device=self.device), use_cache=False).last_hidden_state[0, 6:]
-                           for tail in tails.tolist()])
-        try:
-            with self.taps({("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone()) for i in range(self.n_layers)}):
-                packed = self.packed(*arguments)[0][0]
-            counts = [0] * middle + [3] * (self.n_layers > 1) + [6] * (self.n_layers - middle - (self.n_layers > 1))
-            with hooks.joining(self.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6, self.outputs):  # one branch, then the other
-                again = self.packed(*arguments)[0][0]
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            return Support("fast", "plain loop", "plain loop", "plain loop", f"it does not take a mask and positions of one's own ({error})")
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
-        off = max((found - plain).abs().max().item() for found in (packed, again)) / plain.abs().max().item()
-        if not off < tolerance:
-            return Support("fast", "plain loop", "plain loop", "plain loop", "packed tokens do not come out as in a plain pass")
-        return Support("fast", "fast", "fast", "fast")
+        return judge(self)
 
     @property
     def tiling(self) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 
 from interp.models import layers_of
+from interp.turns import measured
+from interp.whole import batches, padded
 
 
 @dataclass(frozen=True)
@@ -119,16 +121,21 @@ def read_last(model, hidden: torch.Tensor, ids: torch.Tensor, n: int) -> torch.T
     return model.logits(hidden[first - 1:-1]).log_softmax(-1).gather(1, ids[first:, None]).sum().cpu()
 
 
+@measured
 @torch.inference_mode()
 def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> torch.Tensor:
-    """Log-probability of the last `scored[i]` tokens of each continuation of what `cache` holds, [continuation] in nats.
+    """Log-probability of the last `scored[i]` tokens of each continuation of what `cache` (of `model.read`) holds, [continuation] in nats.
 
-    The cache is left as it was. A model that packing is not exact for reads each continuation by itself.
+    The cache is left as it was. A model that packing is not exact for reads each continuation by itself, from its beginning where
+    what is kept cannot be gone on with.
     """
-    tree, prefix = grow(continuations, scored), cache.get_seq_length()
-    model.check_length(prefix + max(map(len, continuations)))
+    tree, prefix = grow(continuations, scored), len(cache.ids)
+    longest = prefix + max(map(len, continuations))
+    model.check_length(longest)
     model.check_ids(continuations)
-    if model.support.patch != "fast":
+    if model.rereads(longest):
+        return score_whole(model, cache.ids, continuations, scored)
+    if not model.packs(longest):
         return plain_score(model, cache, continuations, scored)
     layers = layers_of(cache) or model.empty()
     at, behind = tree.depths + prefix, torch.ones(len(tree), prefix, dtype=torch.bool)
@@ -143,6 +150,21 @@ def plain_score(model, cache, continuations: Sequence[Sequence[int]], scored: Se
     found = torch.zeros(len(continuations))
     for number, (tail, n) in enumerate(zip(continuations, scored)):
         ids = torch.tensor([list(tail)], device=model.device)
-        hidden = model.inner(input_ids=ids, past_key_values=model.new_cache(layers_of(cache)), use_cache=True).last_hidden_state[0]
+        hidden = model.inner(input_ids=ids, past_key_values=model.fork(cache), use_cache=True).last_hidden_state[0]
         found[number] = read_last(model, hidden, ids[0], n)
+    return found
+
+
+@torch.inference_mode()
+def score_whole(model, before: Sequence[int], continuations: Sequence[Sequence[int]], scored: Sequence[int],
+                batch_tokens: int = 8192) -> torch.Tensor:
+    """As `score`, of what follows the ids `before`: each continuation is read from the very beginning."""
+    rows = [[*before, *c] for c in continuations]
+    found = torch.zeros(len(rows))
+    for batch in batches(model, list(map(len, rows)), batch_tokens):
+        ids, _ = padded([rows[i] for i in batch], model.device)
+        hidden = model.whole(ids)
+        for r, i in enumerate(batch):
+            length = len(rows[i])
+            found[i] = read_last(model, hidden[r, :length], ids[r, :length], scored[i])
     return found

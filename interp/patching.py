@@ -24,6 +24,7 @@ from interp.packing import shared
 from interp.pairs import check_pairs
 from interp.prompts import SPANS, Prompt
 from interp.sweeps import Cell, Packed, Plain
+from interp.turns import measured
 
 BUDGET = 256  # MiB
 #: What an effect can be measured on; see `Sweep`.
@@ -138,10 +139,11 @@ def _cells(model, names, values, positions, held: Sequence[int] = ()) -> list[Ce
     for row, layer in itertools.product(rows_of(model, names), range(model.n_layers)):
         site, columns = row.partition(".")[0], columns_of(model, row, layer)
         if columns is not None:
-            cells += [Cell(site, layer, place, values[site, layer][[where[p] for p in place]][:, columns], columns) for place in positions]
+            cells += [Cell(site, layer, place, values[site, layer][..., [where[p] for p in place], :][..., columns], columns) for place in positions]
     return cells
 
 
+@measured
 def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",),
                 at: Sequence[str] = ("boundary",), modes: Sequence[Literal["prompt", "cot"]] = ("prompt", "cot"),
                 minimum: float = 1.0, budget: float = BUDGET, progress: bool = False,
@@ -162,8 +164,8 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
     names = every_layer(sites)
     labels = rows_of(model, names)
     there = np.array([[columns_of(model, row, layer) is not None for layer in range(model.n_layers)] for row in labels])
-    kind = Packed if model.support.patch == "fast" else Plain
     longest = max(len(p.ids) for p in clean)
+    kind, path = _kind(model, clean, corrupt, modes)
     base = np.empty((2, len(metrics), len(modes), len(clean)))  # of the clean runs, and of the corrupt ones
     patched = {a: np.full((*base.shape, len(labels), model.n_layers, longest if a == "all" else 1), np.nan) for a in at}
     for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="patch", leave=False, disable=not progress)):
@@ -196,7 +198,6 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
                     grid = np.full((*base.shape[1:3], *there.shape, len(live)), np.nan)
                     grid[:, :, there] = np.moveaxis(found, -1, 1).reshape(*base.shape[1:3], -1, len(live))
                     patched[a][r, :, :, index][..., live] = grid
-    path = "packed" if kind is Packed else f"plain loop: {model.support.reason}"
     found = {}
     for a in at:
         for m, mode in enumerate(modes):
@@ -204,6 +205,19 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
             by_metric = {metric: effects(metric, labels, *base[:, i, m], *patched[a][:, i, m][..., kept], minimum, path) for i, metric in enumerate(metrics)}
             found[a, mode] = replace(by_metric.pop("difference"), effects=by_metric)
     return found
+
+
+def _kind(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], modes: Sequence[str]) -> tuple[type, str]:
+    """How pairs are swept, and its name: packed where that is exact for the longest of their sequences."""
+    longest = 0
+    for pair in zip(clean, corrupt):
+        for prompt in pair:
+            for mode in modes:
+                tails, _ = continuations(*pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace))
+                longest = max(longest, len(prompt.ids) + max(map(len, tails)))
+    model.check_length(longest)
+    path = model.path(longest)
+    return (Plain, path) if path else (Packed, "packed")
 
 
 def _gap(metric: str, clean: np.ndarray, corrupt: np.ndarray) -> np.ndarray:
@@ -246,6 +260,7 @@ class Sanity:
     everything: float
 
 
+@measured
 def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], budget: float = BUDGET) -> Sanity:
     """Patch each run of each pair with itself, at every layer, and with everything of the other run, at the whole prompt.
 
@@ -253,7 +268,7 @@ def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], budget: fl
     not pairs.
     """
     check_pairs(clean, corrupt)
-    kind, moved, off = Packed if model.support.patch == "fast" else Plain, 0.0, 0.0
+    kind, moved, off = _kind(model, clean, corrupt, ["prompt"])[0], 0.0, 0.0
     for pair in zip(clean, corrupt):
         every = tuple(range(len(pair[0].ids)))
         runs = [kind(model, p.ids, *continuations(*pair, p.format.tail(None)), ["resid_pre"], every, budget=int(budget * 2**20)) for p in pair]

@@ -325,7 +325,8 @@ class CheckpointSeries:
         that cannot be read, do not fit, or are not finite, and for logits of a short trial that are not (the model has the
         checkpoint's weights then).
         """
-        model.weights_hash, model.step = self._put(model.hf, step, ahead), step
-        model.check_finite(self.path(step))
-        model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
+        with model.turns.swapping():
+            model.weights_hash, model.step = self._put(model.hf, step, ahead), step
+            model.check_finite(self.path(step))
+            model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
         return model

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from interp.hooks import patterns
 from interp.models import layers_of
 from interp.prompts import SPANS, Prompt
+from interp.turns import measured
 
 DEFINITIONS = ("attention", "gradient_value", "gradient_resid")
 #: Over all tokens, or with the first position left out and the rest renormalised.
@@ -131,15 +132,18 @@ def _patterns(model, layers, ids: Sequence[int], rows: int) -> tuple[torch.Tenso
 
 def _seen(model, tokens: int, rows: range) -> Bool[np.ndarray, "layer row token"]:
     """Which tokens each position can see."""
-    behind = np.array(rows)[:, None] - np.arange(tokens)
-    return np.stack([(behind >= 0) & (behind < (model.window if kind == "sliding_attention" else tokens)) for kind in model.layer_types])
+    at, keys_at = np.array(rows)[:, None], np.arange(tokens)
+    causal = keys_at <= at
+    near = {"sliding_attention": lambda: at - keys_at < model.window, "chunked_attention": lambda: at // model.window == keys_at // model.window}
+    return np.stack([causal & near[kind]() if kind in near else causal for kind in model.layer_types])
 
 
 def _reach(model, tokens: int, first: int, last: int) -> Bool[np.ndarray, "layer token"]:
     """From where in the residual stream before each layer the final states at `first` to `last` can be reached."""
     found = np.zeros((model.n_layers, tokens), dtype=bool)
     for layer in reversed(range(model.n_layers)):
-        first = max(0, first - model.window + 1) if model.layer_types[layer] == "sliding_attention" else 0
+        kind = model.layer_types[layer]
+        first = max(0, first - model.window + 1) if kind == "sliding_attention" else first // model.window * model.window if kind == "chunked_attention" else 0
         found[layer, first:last + 1] = True
     return found
 
@@ -179,6 +183,7 @@ def by_span(mass: Float[np.ndarray, "definition layer token"], spans: np.ndarray
         return np.stack([mass[..., first:] @ member[first:] / mass[..., first:].sum(-1, keepdims=True) for first in range(len(VERSIONS))], 1)
 
 
+@measured
 def shares(model, prompts: Sequence[Prompt], traces: Sequence[str | Sequence[int] | None] | None = None, actions: Sequence[str] | None = None,
            progress: bool = False) -> Shares:
     """Attention and gradient shares of every span, at each decision, behind its trace and for its action.
@@ -198,6 +203,10 @@ def shares(model, prompts: Sequence[Prompt], traces: Sequence[str | Sequence[int
     if model.support.mediation != "fast":
         raise NotImplementedError(f"{model.architecture} is not supported for shares: {model.support.reason}.")
     sequences = [sequence(*given) for given in zip(prompts, traces, actions)]
+    longest = max(len(ids) for ids, _ in sequences)
+    model.check_length(longest)
+    if path := model.path(longest):
+        raise NotImplementedError(f"{model.architecture} is not supported for shares: {path.removeprefix('plain loop: ')}.")
     found = []
     for ids, spans in tqdm(sequences, desc="shares", leave=False, disable=not progress):
         found.append([by_span(mass, spans) for mass in token_mass(model, ids, int((spans == "action").sum()))])

@@ -24,6 +24,7 @@ from interp.decoding import LIMITS, Said, decode, said
 from interp.directions import unit
 from interp.generation import _continue, _picker, _read, tree_batches
 from interp.prompts import Prompt
+from interp.turns import measured
 
 Position = Literal["boundary", "cot", "action", "everywhere"]
 POSITIONS: tuple[Position, ...] = ("boundary", "cot", "action", "everywhere")
@@ -184,7 +185,7 @@ def _plain(model, prompt: Prompt, vector, layer, position, mode, limit) -> tuple
             steered.append(_hit(position, "action" if acting else "cot"))
         where = torch.tensor(steered, device=model.device)[:, None]
         with model.taps({("resid_post", layer): lambda tensor: tensor + (where * vector).to(tensor.device)}):
-            hidden = model.inner(input_ids=torch.tensor([[*head, *out]], device=model.device), use_cache=False).last_hidden_state
+            hidden = model.whole(torch.tensor([[*head, *out]], device=model.device))
         out.append(int(model.logits(hidden[0, -1]).argmax()))
     return tuple(out)
 
@@ -216,6 +217,7 @@ def _check(model, prompts, directions, layer, position, mode, alphas, per_decisi
     return found
 
 
+@measured
 @torch.inference_mode()
 def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.ndarray, "direction d_model"]], layer: int, *, target: str,
           position: Position = "boundary", alphas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), mode: Literal["cot", "prompt"] = "cot",
@@ -233,7 +235,10 @@ def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.nd
     Flips are counted against the unsteered action. Raises ValueError for no prompts, an unknown position, mode or layer,
     position `cot` in mode `prompt`, alphas that are not finite, and directions that are zero or of another width.
     """
-    units, limit = _check(model, prompts, directions, layer, position, mode, alphas, per_decision), max_new_tokens or LIMITS[mode]
+    units = _check(model, prompts, directions, layer, position, mode, alphas, per_decision)
+    limit = LIMITS[mode] if max_new_tokens is None else max_new_tokens
+    if limit < 1:
+        raise ValueError(f"max_new_tokens is a number from 1 on, not {limit}.")
     norm = float(capture(model, prompts, ["resid_post"], layers=[layer]).values[:, 0, 0].norm(dim=-1).mean())
     unsteered = decode(model, prompts, mode, parser=parser, max_new_tokens=limit, progress=progress) if unsteered is None else list(unsteered)
     if len(unsteered) != len(prompts):
@@ -245,14 +250,16 @@ def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.nd
     for cell, (kind, k, alpha) in enumerate(cells, start=1):
         vectors[cell] = alpha * norm * units[kind][(along[kind] * np.arange(len(prompts)) + k) % len(units[kind])]
     vectors = torch.tensor(vectors, dtype=model.dtype, device=model.device)
-    if fast := model.support.trajectory == "fast":
+    longest = max(len(p.ids) + len(p.format.opening(mode)) for p in prompts) + limit
+    fast = model.support.trajectory == "fast" and model.packs(longest)
+    if fast:
         out = _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress)
     else:
         out = [[_plain(model, p, vector, layer, position, mode, limit) for p, vector in zip(prompts, each)] for each in vectors]
     did = [[said(prompts[0].format, ids, mode, parser).action for ids in each] for each in out]
     before, of = [s.action for s in unsteered], dict(zip(cells, did[1:]))
     rows = [(kind, alpha, [of.get((kind, k, alpha), did[0]) for k in range(m)]) for kind, m in along.items() for alpha in dict.fromkeys(alphas)]
-    return Steering(position, mode, int(layer), norm, target, "batched" if fast else f"plain loop: {model.support.reason}", before,
+    return Steering(position, mode, int(layer), norm, target, "batched" if fast else model.path(longest), before,
                     np.array([a != b for a, b in zip(did[0], before)]),
                     tuple(_counted(kind, float(alpha), action, before, classify, target) for kind, alpha, action in rows))
 

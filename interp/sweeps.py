@@ -31,7 +31,7 @@ LONG = 64
 class Cell:
     """One intervention: the activation at a site of a layer replaced at `positions` by `values` [position, width].
 
-    `columns` is the part of the site's width that is replaced (one head's, for `z`).
+    `values` are [continuation, position, width] where they depend on what follows the prompt (`Plain` alone). `columns` is the part of the site's width that is replaced (one head's, for `z`).
     """
 
     site: str
@@ -200,6 +200,14 @@ def _replace(parts):
     return edit
 
 
+def _edits(cell: Cell | None, continuation: int) -> dict:
+    """The one tap of a cell in the pass over a continuation, whose own values it takes where there are some for each."""
+    if cell is None:
+        return {}
+    values = cell.values[continuation] if cell.values.ndim == 3 else cell.values
+    return {(cell.site, cell.layer): _replace([(0, list(cell.positions), cell.columns, values)])}
+
+
 class Plain:
     """The slow twin of `Packed`: one forward pass over prompt and continuation for each cell and continuation."""
 
@@ -212,17 +220,32 @@ class Plain:
             return lambda tensor: self.values.__setitem__(key, tensor[0, list(positions)].clone())
 
         with torch.inference_mode(), model.taps({(s, layer): keep((s, layer)) for s in sites for layer in range(model.n_layers)}):
-            model.inner(input_ids=torch.tensor([self.ids], device=model.device), use_cache=False)
-        self.base, self.heads = self._score({})
+            model.whole(torch.tensor([self.ids], device=model.device))
+        if sites and model.stands_alone(len(self.ids) + max(map(len, continuations))):
+            self.values = self._values(sites, list(positions))
+        self.base, self.heads = self._score()
         self.layers: Layers = []
 
     @torch.inference_mode()
-    def _score(self, edits) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _values(self, sites, positions) -> dict[tuple[str, int], torch.Tensor]:
+        """The activations [continuation, position, width] in a pass over each whole sequence, where a token's depend on its length."""
+        found = defaultdict(list)
+
+        def keep(key):
+            return lambda tensor: found[key].append(tensor[0, positions].clone())
+
+        for tail in self.continuations:
+            with self.model.taps({(s, layer): keep((s, layer)) for s in sites for layer in range(self.model.n_layers)}):
+                self.model.whole(torch.tensor([[*self.ids, *tail]], device=self.model.device))
+        return {key: torch.stack(parts) for key, parts in found.items()}
+
+    @torch.inference_mode()
+    def _score(self, cell: Cell | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         found, heads = torch.empty(len(self.continuations)), {}
         for number, (tail, n) in enumerate(zip(self.continuations, self.scored)):
             ids = torch.tensor([[*self.ids, *tail]], device=self.model.device)
-            with self.model.taps(edits):
-                hidden = self.model.inner(input_ids=ids, use_cache=False).last_hidden_state[0]
+            with self.model.taps(_edits(cell, number)):
+                hidden = self.model.whole(ids)[0]
             found[number] = read_last(self.model, hidden, ids[0], n)
             if number in self.compared:
                 heads[number] = self.model.logits(hidden[len(hidden) - n - 1]).log_softmax(-1)
@@ -232,6 +255,6 @@ class Plain:
         """As `Packed.patched`."""
         found = []
         for cell in tqdm(cells, desc="cells", leave=False, disable=not progress):
-            logp, heads = self._score({(cell.site, cell.layer): _replace([(0, list(cell.positions), cell.columns, cell.values)])})
+            logp, heads = self._score(cell)
             found.append(torch.cat([logp, (self.heads.exp() * (self.heads - heads)).sum(-1).cpu()]) if self.compared else logp)
         return torch.stack(found)

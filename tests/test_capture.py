@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from interp import models
 from interp.architectures import tiny
-from interp.capturing import capture, length_batches
+from interp.capturing import capture
 from interp.models import HookedModel, Support
 from interp.packing import grow, plain_score, score
+from interp.whole import length_batches
 from tests.conftest import ARCHITECTURES, tiny_hf
 
 WIDE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")

@@ -1,0 +1,71 @@
+"""Whose turn it is with a model: one thread measures it or swaps its weights at a time, and nobody in the midst of a pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import wraps
+
+
+class Turns:
+    """The lock of one model: other threads wait, and what would reach into one's own measurement is refused."""
+
+    def __init__(self):
+        self._lock = threading.RLock()
+        self._measuring, self._tapped = 0, 0
+
+    def __deepcopy__(self, memo) -> Turns:
+        return Turns()
+
+    def __reduce__(self):
+        return Turns, ()
+
+    @contextmanager
+    def trying(self):
+        """Hold the lock for passes that are no measurement."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def tapping(self, taps):
+        """Hold the lock while a pass is tapped."""
+        with self._lock:
+            self._tapped += 1
+            try:
+                with taps:
+                    yield
+            finally:
+                self._tapped -= 1
+
+    @contextmanager
+    def measuring(self, model, name: str):
+        """One measurement, which may call others; raises ValueError inside a tapped pass, and for a model in training mode."""
+        with self._lock:
+            if self._tapped:
+                raise ValueError(f"{name} was called while a pass of the same model is tapped: call it when that pass is over.")
+            if (training := [key for key, module in model.hf.named_modules() if module.training]):
+                raise ValueError(f"The model is in training mode ({training[0] or model.architecture}), where dropout and "
+                                 f"checkpointing change what it computes: call model.hf.eval() before {name}.")
+            self._measuring += 1
+            try:
+                yield
+            finally:
+                self._measuring -= 1
+
+    @contextmanager
+    def swapping(self):
+        """The weights are changed; raises ValueError in the midst of a measurement or a tapped pass."""
+        with self._lock:
+            if self._measuring or self._tapped:
+                raise ValueError("The weights were to be swapped in the midst of a measurement of the same model: swap them when it is over.")
+            yield
+
+
+def measured(function: Callable) -> Callable:
+    """A public measurement, whose first argument is the model: it has its turn with it."""
+    @wraps(function)
+    def alone(model, *args, **kwargs):
+        with model.turns.measuring(model, function.__name__):
+            return function(model, *args, **kwargs)
+    return alone
