@@ -26,13 +26,14 @@ class Place:
     """Where a site of one block is, and how many numbers it has.
 
     `in`: what enters a submodule. `out`: the sum of `scales` times what the submodules give, in the order in which they run.
-    `mid`: the block's input and that sum.
+    `mid`: the block's input and that sum. copies: the axis of a stream that is kept in several copies, which stand side by side.
     """
 
     paths: tuple[str, ...]
     side: Literal["in", "out", "mid"]
     width: int
     scales: tuple[float, ...] = (1.0,)
+    copies: int | None = None
 
 
 #: site -> its place in each layer, None where a layer does not have it
@@ -103,18 +104,33 @@ def _entering(change: Edit):
 
 
 def _leaving(change: Edit):
-    """A hook on what a module gives, a tensor or a tuple that starts with it: `change` of it replaces it."""
+    """A hook on what a module gives, a tensor or a tuple or list that starts with it: `change` of it replaces it."""
     def hook(module, args, output):
-        new = change(output[0] if isinstance(output, tuple) else output)
+        several = isinstance(output, (tuple, list))
+        new = change(output[0] if several else output)
         if new is None:
             return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        return type(output)((new, *output[1:])) if several else new
     return hook
+
+
+def _side_by_side(edit: Edit, axis: int) -> Edit:
+    """An edit of a stream's copies as one activation [batch, token, copies * width]."""
+    def changed(tensor):
+        moved = tensor.movedim(axis, 2)
+        flat = moved.flatten(2)
+        new = edit(flat)
+        if new is None and torch.is_grad_enabled():
+            new = flat  # what was read must lie on the way to what follows
+        return None if new is None else new.unflatten(2, moved.shape[2:]).movedim(2, axis)
+    return changed
 
 
 def _register(block, place: Place, edit: Edit) -> list:
     """The hooks of one site of a block; an edit of a sum is made by what the last of its terms gives."""
     *earlier, last = [block.get_submodule(path) for path in place.paths]
+    if place.copies is not None:
+        edit = _side_by_side(edit, place.copies)
     if place.side == "in":
         return [last.register_forward_pre_hook(_entering(edit), with_kwargs=True)]
     if place.paths == ("",):

@@ -127,7 +127,7 @@ class HookedModel:
     def _check_causal(self) -> None:
         ids = self._ids(8)
         with torch.inference_mode():
-            whole, alone = (self.inner(input_ids=part, use_cache=False).last_hidden_state[0, :4].float() for part in (ids, ids[:, :4]))
+            whole, alone = (self.whole(part)[0, :4].float() for part in (ids, ids[:, :4]))
         off = (whole - alone).abs().amax(-1) / whole.abs().amax(-1)
         if not off.median() < (1e-4 if self.dtype == torch.float32 else 0.1):
             raise NotImplementedError("a token's states depend on the tokens after it, so it is no causal language model")
@@ -174,7 +174,9 @@ class HookedModel:
 
     @property
     def d_model(self) -> int:
-        return self.config.hidden_size
+        """Numbers of a token's residual stream (of all its copies, where a model keeps several)."""
+        stream = self.places.get("resid_pre", (None,))[0]
+        return stream.width if stream else self.config.hidden_size
 
     @property
     def n_heads(self) -> int:
@@ -335,7 +337,7 @@ class HookedModel:
 
     def path(self, tokens: int) -> str:
         """Why sequences, the longest of so many tokens, are not packed (empty where they are)."""
-        if self.support.patch != "fast":
+        if {self.support.trajectory, self.support.patch} != {"fast"}:
             return f"plain loop: {self.support.reason}"
         wrong = self._wrong_length(tokens)
         if wrong is None:

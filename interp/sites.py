@@ -60,11 +60,11 @@ def _watch(block, trial: _Trial) -> list:
 
     def leaving(name):
         def hook(module, args, output):
-            tensor = output[0] if isinstance(output, tuple) and output else output
+            tensor = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(tensor, torch.Tensor):
                 return
             if not name:
-                trial.post, trial.outputs = tensor.clone(), len(output) if isinstance(output, tuple) else 0
+                trial.post, trial.outputs = tensor.clone(), len(output) if isinstance(output, (tuple, list)) else 0
             else:
                 trial.gives[name] = tensor.clone()
                 trial.times[name] = trial.times.get(name, 0) + 1
@@ -230,7 +230,8 @@ def _projection(block, config, trial: _Trial, attention: Parts) -> tuple[str, in
     for name in reversed(list(trial.gives)):
         parent, _, _ = name.rpartition(".")
         module = block.get_submodule(name)
-        if not _ATTENTION.search(parent) or "linear" in parent or any(module.children()) or trial.times[name] != 1:
+        kind = parent + type(block.get_submodule(parent)).__name__
+        if not parent or not _ATTENTION.search(kind) or "linear" in parent or any(module.children()) or trial.times[name] != 1:
             continue
         if name not in trial.inputs or getattr(getattr(module, "weight", None), "ndim", 0) < 2:
             continue
@@ -317,9 +318,11 @@ def _places(trials: Sequence[_Trial], proven: Sequence[_Block | None]) -> Places
     rows: dict[str, list[Place | None]] = {}
     for layer, (trial, block) in enumerate(zip(trials, proven)):
         here: dict[str, Place] = {}
-        if trial.pre is not None and trial.post is not None and trial.pre.ndim == 3:
-            width = trial.pre.shape[-1]
-            here |= {"resid_pre": Place(("",), "in", width), "resid_post": Place(("",), "out", trial.post.shape[-1])}
+        if trial.pre is not None and trial.post is not None and trial.pre.shape == trial.post.shape and trial.pre.ndim in (3, 4):
+            # Of one row: [1, token, width], [1, token, copy, width] or [copy, 1, token, width].
+            copies = None if trial.pre.ndim == 3 else 2 if trial.pre.shape[0] == 1 else 0
+            width = trial.pre.shape[-1] * (1 if copies is None else trial.pre.shape[copies])
+            here |= {site: Place(("",), side, width, copies=copies) for site, side in (("resid_pre", "in"), ("resid_post", "out"))}
             for site, parts in (("attn_out", block.attention), ("mlp_out", block.mlp)) if block else ():
                 if parts:
                     paths, scales = zip(*parts)

@@ -241,7 +241,8 @@ def judge(model) -> Support:
     """
     found = model.crossing(BASE)
     if not found.causal:
-        raise NotImplementedError(f"{model.architecture} is not supported: a token's states change with the tokens that follow it.")
+        raise NotImplementedError(f"{model.architecture} is not supported: a token's states depend on the tokens after it, so it is no "
+                                  "causal language model.")
     if model.keyless:
         return Support("fast", "plain loop", "plain loop", "refused", model.keyless)
     if not found.packed:

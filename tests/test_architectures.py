@@ -39,6 +39,12 @@ def test_every_family_is_fast_plain_or_refused_with_a_reason(found):
     assert (found.loc["bart", list(COLUMNS)] == "refused").all() and "encoder" in found.reason["bart"]
 
 
+@pytest.mark.parametrize("family", ["mamba", "qwen3_next"])
+def test_a_model_that_keeps_a_state_is_read_by_plain_passes_and_has_no_keys_to_swap(found, family):
+    assert found.loc[family, list(COLUMNS)].tolist() == ["fast", "plain loop", "plain loop", "refused"]
+    assert "'linear_attention', which do not keep keys and values of each token" in found.reason[family]
+
+
 def test_the_page_lists_every_family_of_transformers_and_is_what_comes_out(found):
     page = listed()
     assert sorted(page) == families()

@@ -151,3 +151,19 @@ def test_layers_of_unlike_parts_are_each_found_by_themselves(tokenizer):
     found = find_places(other.model.decoder.layers, hf.config, lambda: other(IDS, use_cache=False))[0]
     assert found["mlp_out"][1] is None and found["mlp_out"][2].paths == ("fc2",)
     assert all(found["resid_post"])
+
+
+@torch.inference_mode()
+def test_a_stream_of_several_copies_is_read_and_replaced_side_by_side():
+    model = HookedModel(tiny("gemma3n_text"), None)
+    assert model.d_model == 4 * 32 and model.widths["resid_post"] == (128,) * 4 and "attn_out" not in model.places
+    kept = []
+    handle = model.blocks[2].register_forward_pre_hook(lambda module, args: kept.append(args[0].clone()))
+    seen = read(model, ["resid_pre"])["resid_pre", 2]
+    handle.remove()
+    assert torch.equal(seen[0, 5], kept[0][:, 0, 5].flatten())
+    plain = model.hf(IDS, use_cache=False).logits
+    with model.taps({("resid_pre", 2): torch.clone}):
+        torch.testing.assert_close(model.hf(IDS, use_cache=False).logits, plain)
+    with model.taps({("resid_pre", 2): torch.zeros_like}):
+        assert not torch.allclose(model.hf(IDS, use_cache=False).logits, plain)

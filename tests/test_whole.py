@@ -192,7 +192,7 @@ def test_a_model_that_looks_ahead_is_refused_by_name():
     hf = tiny("llama")
     for layer in hf.model.layers:
         layer.self_attn.is_causal = False
-    with pytest.raises(NotImplementedError, match="LlamaForCausalLM is not supported: a token's states change with the tokens that follow it"):
+    with pytest.raises(NotImplementedError, match="LlamaForCausalLM is not supported: a token's states depend on the tokens after it"):
         HookedModel(hf, None).support
 
 
