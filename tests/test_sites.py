@@ -79,7 +79,7 @@ def test_gradients_reach_a_site_that_is_a_sum(family):
     """Finite differences along a random direction: what is read at a site lies on the way to the action."""
     sites = [s for s in family.places if s != "resid_pre"]
     with torch.inference_mode(False):
-        base, _, (found,) = gradients(family, IDS[0].tolist(), [([[4, 8], [5, 9]], [2, 2])], sites)
+        _, (((_, found),),) = gradients(family, IDS[0].tolist(), [([[4, 8], [5, 9]], [2, 2])], sites)
     keys = [(s, layer) for s in sites for layer in range(family.n_layers)]
     for key in [(s, 1) for s in sites]:
         along = torch.randn(found[keys.index(key)].shape[1], generator=torch.Generator().manual_seed(1))
