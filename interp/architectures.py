@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from interp.checkpoints import first_line
 from interp.hooks import SITES
 from interp.inner import auto_class
 from interp.models import HookedModel
@@ -41,8 +42,16 @@ OWN: dict[str, dict] = {
     "granite": dict(logits_scaling=8.0, residual_multiplier=0.22), "granitemoe": dict(logits_scaling=8.0, residual_multiplier=0.22),
     "gemma4_text": _GEMMA4, "gemma4_unified_text": _GEMMA4, "llama4_text": dict(intermediate_size_mlp=64),
     "gemma3n_text": dict(_GEMMA4, hidden_size_per_layer_input=4, laurel_rank=8, activation_sparsity_pattern=[0.0] * 4),
-    "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2), "mamba2": dict(head_dim=16), "zaya": dict(num_experts_per_tok=1),
+    "lfm2": dict(layer_types=["conv", "full_attention"] * 2), "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2), "mamba2": dict(head_dim=16), "zaya": dict(num_experts_per_tok=1),
     "xmod": dict(default_language="en_XX"), "longcat_flash": dict(head_dim=4, num_layers=2),
+    "zamba": dict(layers_block_type=["mamba", "hybrid"] * 2, attention_head_dim=16, num_key_value_heads=4, use_mamba_kernels=False),
+    "zamba2": dict(layers_block_type=["mamba", "hybrid"] * 2, num_key_value_heads=4, mamba_ngroups=1),
+    "qwen4_exp_text": dict(indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=4),
+    "cohere_compass_text": dict(rope_parameters={"full_attention": dict(rope_type="default", rope_theta=1e4)}),
+    "reformer": dict(axial_pos_embds=False, is_decoder=True), "xlnet": dict(d_head=8),
+    "dbrx": dict(d_model=32, attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.0), ffn_config=dict(hidden_size=32, ffn_hidden_size=64)),
+    "dots3_note_vision_encoder": dict(mlp_layer_types=["dense"], adapter_in_dim=32, adapter_out_dim=32),
+    "dots3_note_audio_encoder": dict(adapter_input_size=32, adapter_out_dim=32),
 }
 COLUMNS = ("capture", "trajectory", "patch", "mediation")
 
@@ -56,12 +65,13 @@ def _sized(config, layers: int = 4) -> dict:
         except Exception:  # not there, or different in every layer
             continue
         fixed = getattr(type(config), name, None)
-        if isinstance(given, (int, type(None))) and not isinstance(given, bool) and not (isinstance(fixed, property) and fixed.fset is None):
+        if isinstance(given, (int, type(None))) and not isinstance(given, bool) and given != -1 and not (isinstance(fixed, property) and fixed.fset is None):
             own[name] = value
     if getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
         own["is_decoder"] = True  # of an encoder's family, the causal variant
-    if "qk_rope_head_dim" in own:
+    if "qk_rope_head_dim" in own:  # latent attention: every head has its own keys
         own.pop("head_dim", None)
+        own |= {"num_key_value_heads": SIZES["num_attention_heads"]} if "num_key_value_heads" in own else {}
     if "num_hidden_layers" in own:
         own["num_hidden_layers"] = layers
     for section in [name for name in getattr(type(config), "sub_configs", None) or () if name not in ("attn_config", "ffn_config")]:
@@ -99,7 +109,8 @@ def _row(model_type: str) -> dict:
             return whole("refused", "an encoder reads the prompt, so there is no boundary in the decoder")
         hf = tiny(model_type)
     except Exception as error:  # each family's own
-        return whole("not built", f"no tiny model of it can be built here ({type(error).__name__})")
+        error = error.__cause__ or error
+        return whole("not built", f"no tiny model of it can be built here ({type(error).__name__}: {first_line(error)})")
     name = type(hf).__name__
     try:
         model = HookedModel(hf, None)

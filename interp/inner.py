@@ -73,10 +73,13 @@ def text_config(hf):
 def decoder(hf, config):
     """The module that turns token ids into final hidden states, and its list of blocks.
 
-    Raises NotImplementedError, naming the architecture, where no module has one list of `num_hidden_layers` blocks.
+    Raises NotImplementedError, naming the architecture, where no module has one list of `num_hidden_layers` blocks (or of
+    `num_layers`, where a block holds several attentions, which the former counts).
     """
+    counts = {config.num_hidden_layers, getattr(config, "num_layers", None)}
+
     def blocks_of(lists: dict[str, torch.nn.Module]) -> torch.nn.ModuleList | None:
-        lists = {n: m for n, m in lists.items() if isinstance(m, torch.nn.ModuleList) and len(m) == config.num_hidden_layers}
+        lists = {n: m for n, m in lists.items() if isinstance(m, torch.nn.ModuleList) and len(m) in counts}
         if len(lists) > 1:
             lists = {n: m for n, m in lists.items() if n in _LISTS}
         return next(iter(lists.values())) if len(lists) == 1 else None

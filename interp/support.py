@@ -95,7 +95,7 @@ def why_keyless(model) -> str:
     """Why a model keeps no ordinary keys and values, which can be cut, swapped and shared (empty where it does)."""
     strange = [t for t in model.layer_types if t not in ("full_attention", "sliding_attention", "chunked_attention")]
     if strange:
-        return f"it has layers of {strange[0]!r}, which do not keep keys and values of each token"
+        return f"it has layers of {strange[0]!r}, whose cache is not keys and values of each token alone"
     if {"sliding_attention", "chunked_attention"} & set(model.layer_types) and not model.window:
         return "it has sliding layers, but its configuration names no sliding_window"
     cache = model.new_cache()
@@ -104,8 +104,9 @@ def why_keyless(model) -> str:
         lengths = {layer.keys.shape[2] for layer in cache.layers if layer.keys is not None}
     except Exception as error:  # whatever a model makes of a cache that is not its own
         return f"it does not fill an ordinary cache ({type(error).__name__}: {first_line(error)})"
-    every = lengths == {6} and len(cache.layers) == model.n_layers
-    return "" if every else "its layers do not keep keys and values of every token"
+    if len(cache.layers) != model.n_layers:
+        return f"its {model.n_layers} blocks keep keys and values of {len(cache.layers)} layers, not each block its own"
+    return "" if lengths == {6} else "its layers do not keep keys and values of every token"
 
 
 @contextmanager
@@ -235,14 +236,8 @@ def _packed(model, cache, start: int, tails: list[list[int]]) -> Iterator[torch.
 
 
 def judge(model) -> Support:
-    """Which path is exact: tried on a few tokens, and across the lengths that the configuration names where that is cheap.
-
-    Raises NotImplementedError, naming the architecture, for one that looks ahead.
-    """
+    """Which path is exact: tried on a few tokens, and across the lengths that the configuration names where that is cheap."""
     found = model.crossing(BASE)
-    if not found.causal:
-        raise NotImplementedError(f"{model.architecture} is not supported: a token's states depend on the tokens after it, so it is no "
-                                  "causal language model.")
     if model.keyless:
         return Support("fast", "plain loop", "plain loop", "refused", model.keyless)
     if not found.packed:
