@@ -44,6 +44,8 @@ OWN: dict[str, dict] = {
     "gemma3n_text": dict(_GEMMA4, hidden_size_per_layer_input=4, laurel_rank=8, activation_sparsity_pattern=[0.0] * 4),
     "lfm2": dict(layer_types=["conv", "full_attention"] * 2), "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2), "mamba2": dict(head_dim=16), "zaya": dict(num_experts_per_tok=1),
     "xmod": dict(default_language="en_XX"), "longcat_flash": dict(head_dim=4, num_layers=2),
+    "bamba": dict(attn_layer_indices=[1, 3]), "jamba": dict(attn_layer_offset=1, attn_layer_period=2, use_mamba_kernels=False),
+    "granitemoehybrid": dict(logits_scaling=8.0, residual_multiplier=0.22, layer_types=["mamba", "attention"] * 2),
     "zamba": dict(layers_block_type=["mamba", "hybrid"] * 2, attention_head_dim=16, num_key_value_heads=4, use_mamba_kernels=False),
     "zamba2": dict(layers_block_type=["mamba", "hybrid"] * 2, num_key_value_heads=4, mamba_ngroups=1),
     "qwen4_exp_text": dict(indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=4),
@@ -74,6 +76,10 @@ def _sized(config, layers: int = 4) -> dict:
         own |= {"num_key_value_heads": SIZES["num_attention_heads"]} if "num_key_value_heads" in own else {}
     if "num_hidden_layers" in own:
         own["num_hidden_layers"] = layers
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    named = getattr(type(config), (getattr(config, "attribute_map", None) or {}).get("layer_types", "layer_types"), None)
+    if len(kinds) > 1 and not isinstance(named, property):  # every kind of layer that the family has
+        own["layer_types"] = (kinds * layers)[:layers]
     for section in [name for name in getattr(type(config), "sub_configs", None) or () if name not in ("attn_config", "ffn_config")]:
         part = getattr(config, section, None)
         if part is not None:

@@ -62,6 +62,8 @@ class Growing:
             self.stepped, new = True, list(ids)
         else:
             self.cache, new = {}, self.ids
-        output = self.model.inner(input_ids=torch.tensor([new], device=self.model.device), **self.cache, **self.model.cached)
+        goes_on = not self.anew(len(self.ids), len(self.ids) + 1)  # some models of states alone fail where they are to keep them
+        asked = self.model.cached if goes_on else self.model.uncached
+        output = self.model.inner(input_ids=torch.tensor([new], device=self.model.device), **self.cache, **asked)
         self.cache = {name: output[name] for name in _CACHES if name in output and output[name] is not None}
         return output.last_hidden_state[0, -len(ids):]
