@@ -26,7 +26,7 @@ from interp.headers import Header, gguf_header, hash_files
 from interp.inner import auto_class
 from interp.names import VALUE_HEADS, own_names, wrapping
 from interp.quantised import check_quantised
-from interp.weights import adapter_misfits, complete, embedding_names, misfits, pretrained
+from interp.weights import adapter_misfits, complete, embedding_names, misfits, pretrained, read_configuration
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 #: Attention implementations that come with torch or transformers; any other name would fetch and run a kernel.
@@ -63,7 +63,7 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         raise NotImplementedError(f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder "
                                   "reads the prompt, so there is no boundary in the decoder.")
     try:
-        config = AutoConfig.from_pretrained(checkpoint.home, trust_remote_code=trust_remote_code, local_files_only=True)
+        config = read_configuration(checkpoint.home, trust_remote_code)
     except Exception as error:  # strict configurations raise their own kinds
         raise ValueError(f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)}).") from error
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
