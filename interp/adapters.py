@@ -220,7 +220,7 @@ def _check_names(adapted, names: set[str]) -> None:
     from peft import get_peft_model_state_dict
 
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    known = {name.replace("modules_to_save.default.", "modules_to_save.") for name in adapted.state_dict()}
+    known = {re.sub(r"\.default(?=\.|$)", "", name) for name in adapted.state_dict()}
     if odd := sorted(wanted - names) or sorted(names - wanted - known):
         raise ValueError(f"{odd[0]!r} is {'missing' if odd[0] in wanted else 'no part of it'}")
 

@@ -40,18 +40,38 @@ INERT = frozenset("""
 OF_WEIGHTS = ("tie_word_embeddings", "vocab_size", "quantization_config")
 #: What training alone drops.
 DROPOUT = re.compile(r".*(dropout|_pdrop|layerdrop)(_prob|_rate|_p)?$")
+#: Noise of routers that these models add in training alone (others in evaluation too).
+NOISE = {"router_jitter_noise": ("mixtral", "minimax", "minimax_m2"), "moe_jitter_eps": ("dbrx",)}
+#: What `layer_types` is made from, and what only its layers with a window read.
+OF_LAYER_TYPES = ("max_window_layers", "sliding_window_pattern", "_sliding_window_pattern")
+OF_WINDOWS = ("sliding_window", "use_sliding_window")
 #: The most tokens: inert where positions are rotary and their table does not depend on it.
 LENGTHS = ("max_position_embeddings", "max_sequence_length", "seq_length", "model_max_length")
 #: Kinds of rotary positions that read no length from there.
 LENGTHLESS = ("default", "linear", "llama3", "proportional")
+#: What a kind of rotary positions takes where its configuration does not say it.
+ROPE_DEFAULTS = {"yarn": dict(beta_fast=32, beta_slow=1, truncate=True)}
 
 
 def same(a, b) -> bool:
     """Whether two values of a configuration are the same number, text or mapping of them."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
+        a, b = _rope(a), _rope(b)
         return all(same(a.get(k), b.get(k)) for k in {*a, *b})
+    if isinstance(a, str) and isinstance(b, str):
+        return a == b or {a, b} == {"silu", "swish"}
     number = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (a, b))
     return math.isclose(a, b, rel_tol=1e-6) if number else a == b
+
+
+def _rope(value: Mapping) -> Mapping:
+    """Parameters of rotary positions as the newest release writes them, with what they take where nothing is said;
+    any other mapping as it is."""
+    if not {"rope_type", "rope_theta"} & value.keys():
+        return value
+    kind = value.get("rope_type", value.get("type", "default"))
+    said = {key: number for key, number in value.items() if key != "type" and number is not None}
+    return {**ROPE_DEFAULTS.get(kind, {}), **said, "rope_type": kind}
 
 
 def rotary(config: Mapping) -> bool:
@@ -61,13 +81,23 @@ def rotary(config: Mapping) -> bool:
     if not isinstance(ropes, Mapping):
         return False
     kinds = [ropes] if "rope_type" in ropes or "rope_theta" in ropes else list(ropes.values())
-    return bool(kinds) and all(isinstance(k, Mapping) and k.get("rope_type", "default") in LENGTHLESS for k in kinds)
+    return bool(kinds) and all(isinstance(k, Mapping) and _lengthless(k) for k in kinds)
+
+
+def _lengthless(rope: Mapping) -> bool:
+    kind = rope.get("rope_type", "default")
+    return kind in LENGTHLESS or (kind == "yarn" and bool(rope.get("factor") and rope.get("original_max_position_embeddings")))
 
 
 def inert(field: str, config: Mapping) -> bool:
     """Whether another value of this field changes no forward pass of an evaluated model of this
     configuration."""
-    return field in INERT or bool(DROPOUT.fullmatch(field)) or (field in LENGTHS and rotary(config))
+    if field in INERT or DROPOUT.fullmatch(field):
+        return True
+    types = config.get("layer_types")
+    if field in OF_LAYER_TYPES or field in OF_WINDOWS:
+        return bool(types) and (field in OF_LAYER_TYPES or set(types) == {"full_attention"})
+    return config.get("model_type") in NOISE.get(field, ()) or (field in LENGTHS and rotary(config))
 
 
 def differing(own: Mapping, other: Mapping, within: str = "") -> list[tuple[str, object, object, bool]]:

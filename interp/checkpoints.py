@@ -18,6 +18,7 @@ from interp.json_files import read_training
 #: Where verl and its like keep Hugging Face files inside a step's folder.
 NESTED = ("", "actor/huggingface", "huggingface", "policy/huggingface", "hf", "policy/hf", "hf_model", "actor/lora_adapter", "lora_adapter",
           "policy/lora_adapter")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 #: What a tokenizer may be kept in; the first that is complete counts.
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
 
@@ -62,32 +63,55 @@ def shard_index(path: Path) -> dict[str, str]:
 
 
 def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint:
-    """An adapter's base: as given, or as its adapter_config.json names it, a folder or a hub name (in the cache, or fetched)."""
+    """An adapter's base: as given, or as its adapter_config.json names it, a folder or a hub name (in the cache, or fetched).
+
+    Where what it names is another adapter, the base that is given belongs to the lowest of them, unless it is an adapter itself.
+    """
     config = read_json(path / "adapter_config.json")
-    if base and not above and Path(base).exists() and Path(base).resolve() == path.resolve():
+    if base and Path(base).exists() and Path(base).resolve() == path.resolve():
         base = None  # the base that was given is this adapter itself, whose own base is the one that it names
-    name = str(base or config.get("base_model_name_or_path") or "")
-    if not name:
+    named, above = str(config.get("base_model_name_or_path") or ""), [*above, path.resolve()]
+    if not base and not named:
         raise ValueError(f"{path / 'adapter_config.json'} names no base_model_name_or_path: give the base with base=.")
-    above = [*above, path.resolve()]
-    for place in (Path(name), path / name, path.parent / name):
-        if place.exists():
-            return _below(place.resolve() if ".." in place.parts else place, above)
+    below = _place(path, named) or (_cached_adapter(named, config.get("revision")) if base else None)
+    given = _place(path, str(base)) if base else None
+    if below is not None and (not base or (_adapts(below) and (given is None or not _adapts(given)))):
+        return _below(below, above, base)
+    if given is not None:
+        return _below(given, above)
     try:
-        if base or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        if base or not HUB_NAME.fullmatch(named):
             raise FileNotFoundError
-        place = fetch(name, config.get("revision"))
+        place = fetch(named, config.get("revision"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"The base {name!r} of the adapter {path} was found neither from the working folder nor from the adapter's "
-                                "nor in the hub's cache: give its folder with base=.") from error
+        raise FileNotFoundError(f"The base {str(base or named)!r} of the adapter {path} was found neither from the working folder nor from the "
+                                "adapter's nor in the hub's cache: give its folder with base=.") from error
     return _below(place, above)
 
 
-def _below(place: Path, above: Sequence[Path]) -> Checkpoint:
+def _place(path: Path, name: str) -> Path | None:
+    """Where a base of this name is, seen from the working folder or from the adapter's; None where it is not there."""
+    found = next((place for place in (Path(name), path / name, path.parent / name) if name and place.exists()), None)
+    return found.resolve() if found is not None and ".." in found.parts else found
+
+
+def _cached_adapter(name: str, revision: str | None) -> Path | None:
+    """The folder of an adapter of this name in the hub's cache; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "adapter_config.json", revision=revision) if HUB_NAME.fullmatch(name) else None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _adapts(path: Path) -> bool:
+    return any((path / nested / "adapter_config.json").exists() for nested in NESTED)
+
+
+def _below(place: Path, above: Sequence[Path], base: str | Path | None = None) -> Checkpoint:
     """The base of an adapter, itself a model or another adapter; raises ValueError where adapters are each other's base."""
     if place.resolve() in above:
         raise ValueError(f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was trained from with base=.")
-    return find(place, above=above)
+    return find(place, base, above)
 
 
 def fetch(repository: str, revision: str | None = None, code: bool = False) -> Path:

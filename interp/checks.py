@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import psutil
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from interp import adapters
 from interp.architecture import differing
@@ -26,7 +27,7 @@ from interp.headers import Header, gguf_header, hash_files
 from interp.inner import auto_class
 from interp.names import VALUE_HEADS, own_names, wrapping
 from interp.quantised import check_quantised
-from interp.weights import adapter_misfits, complete, embedding_names, misfits, pretrained
+from interp.weights import adapter_misfits, complete, embedding_names, misfits, pretrained, read_configuration
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 #: Attention implementations that come with torch or transformers; any other name would fetch and run a kernel.
@@ -37,6 +38,8 @@ LAYERS = 1_000
 SCORERS = re.compile(r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering|RewardModel|ValueModel|ForReward)$")
 #: Fields in which nearly all checkpoints differ from their base.
 UNSAID = ("dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "name_or_path", "architectures", "auto_map")
+#: A text in which tokenizers differ that split words, digits, spaces or letters with accents in other ways.
+SPLIT_TRIAL = "You're in the hall,  it's 12:45.\n\n\tGo to door 123 \u00e9t\u00e9 \u4f60\u597d \U0001f600 (x_y) don't  "
 #: The special tokens that templates and the end of decoding read.
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -63,7 +66,7 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         raise NotImplementedError(f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder "
                                   "reads the prompt, so there is no boundary in the decoder.")
     try:
-        config = AutoConfig.from_pretrained(checkpoint.home, trust_remote_code=trust_remote_code, local_files_only=True)
+        config = read_configuration(checkpoint.home, trust_remote_code)
     except Exception as error:  # strict configurations raise their own kinds
         raise ValueError(f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)}).") from error
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
@@ -139,11 +142,24 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
                 read_json(folder / name)
         template(checkpoint)
     try:
-        return AutoTokenizer.from_pretrained(folder or source.path.parent, trust_remote_code=trust_remote_code, local_files_only=True,
-                                             **options)
+        found = AutoTokenizer.from_pretrained(folder or source.path.parent, trust_remote_code=trust_remote_code, local_files_only=True,
+                                              **options)
+        if folder and found.is_fast and not trust_remote_code and _splits_otherwise(found, folder / "tokenizer.json"):
+            warnings.warn(f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' {type(found).__name__}, which its "
+                          "model_type stands for, would split text otherwise.", stacklevel=2)
+            found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return found
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         named = tokenizer_files(folder)[0] if folder else source.path
         raise ValueError(f"The tokenizer {named} cannot be read ({first_line(error)}): {named.name} is damaged, copy it again.") from error
+
+
+def _splits_otherwise(tokenizer, file: Path) -> bool:
+    """Whether a tokenizer gives other ids than its tokenizer.json by itself (some classes of transformers build their own parts)."""
+    if not file.exists():
+        return False
+    own = Tokenizer.from_file(str(file))
+    return tokenizer(SPLIT_TRIAL, add_special_tokens=False)["input_ids"] != own.encode(SPLIT_TRIAL, add_special_tokens=False).ids
 
 
 def tokenizer_id(checkpoint: Checkpoint) -> str:
@@ -166,21 +182,25 @@ def _canonical(path: Path) -> str:
     return tokenizer.to_str()
 
 
-def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> None:
-    """Raise ValueError where two checkpoints' tokenizers differ in more than how they are written down, and tokens that one adds."""
+def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> bool:
+    """Whether a checkpoint's tokenizer has tokens that another's lacks.
+
+    Raises ValueError where the two differ in more than how they are written down, and tokens that one of them adds.
+    """
     if tokenizer_id(checkpoint) == tokenizer_id(first):
-        return
+        return False
     folders = [tokenizer_home(c) for c in (checkpoint, first)]
     if all(f and (f / "tokenizer.json").exists() for f in folders):
         own, other = (json.loads(_canonical(f / "tokenizer.json")) for f in folders)
         added = [{(t["content"], t["id"]): t for t in found.pop("added_tokens")} for found in (own, other)]
         same = own == other and all(added[0][k] == added[1][k] for k in added[0].keys() & added[1].keys())
-        same = same and (added[0].keys() <= added[1].keys() or added[1].keys() <= added[0].keys())
+        own, other = (found.keys() for found in added)
     else:
-        own, other = (load_tokenizer(c).get_vocab() for c in (checkpoint, first))
-        same = own.items() <= other.items() or other.items() <= own.items()
-    if not same:
+        own, other = (load_tokenizer(c).get_vocab().items() for c in (checkpoint, first))
+        same = True
+    if not same or not (own <= other or other <= own):
         raise ValueError(f"The tokenizer of {checkpoint.path} is not the one of {first.path}: a series has one tokenizer.")
+    return not own <= other
 
 
 def special_tokens(tokenizer) -> dict[str, object]:

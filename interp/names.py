@@ -14,7 +14,7 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 #: What data parallelism, peft, TRL and others put before every name.
 PREFIXES = ("module.", "base_model.model.", "pretrained_model.", "_forward_module.", "policy.", "actor.", "model.")
 #: Heads of values, rewards and classes, which a language model does not use.
-VALUE_HEADS = re.compile(r"(v_head|value_head|score|summary|classifier|reward_head|q_head)\.")
+VALUE_HEADS = re.compile(r"(v_head|value_head|critic_head|score|summary|classifier|reward_head|q_head)\.")
 
 
 def unwrapped(name: str) -> str:
@@ -52,10 +52,10 @@ def own_names(names: Iterable[str], wanted: Set[str]) -> dict[str, str]:
     names = list(names)
     plain = {name: unwrapped(name) for name in names}
     while not wanted <= set(plain.values()):
-        body = [p for p in plain.values() if not VALUE_HEADS.match(p)]
-        prefix = next((p for p in PREFIXES if body and all(n.startswith(p) for n in body)), None)
-        if prefix is None:
+        outer = {p.partition(".")[0] for p in plain.values() if not VALUE_HEADS.match(p)}
+        if len(outer) != 1 or not all("." in p for p in plain.values()):
             return {name: name for name in names}
+        prefix = f"{outer.pop()}."
         plain = {name: p.removeprefix(prefix) for name, p in plain.items()}
     return plain if len(set(plain.values())) == len(plain) else {name: name for name in names}
 

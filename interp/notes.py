@@ -82,11 +82,15 @@ def vocabulary(series: CheckpointSeries) -> list[str]:
     rows = {step: series.configuration(step).get_text_config().vocab_size for step in series.local}
     found = [checks.check_vocabulary(series.local[step], tokenizer, rows[step])
              for step, tokenizer in series.tokenizers.items()]
-    if len(set(rows.values())) > 1:
-        sizes = ", ".join(f"{step}: {n}" for step, n in rows.items())
+    sizes = ", ".join(f"{step}: {n}" for step, n in rows.items())
+    tokens = max(map(len, series.tokenizers.values()), default=0)
+    if len(set(rows.values())) > 1 and tokens > min(rows.values()):
         found.append(f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with "
                      "all tokens is used, and a checkpoint that "
                      "does not embed a token of a prompt refuses that prompt.")
+    elif len(set(rows.values())) > 1:
+        found.append(f"The embeddings have different numbers of rows (checkpoint {sizes}), each of them all "
+                     f"{tokens} tokens of the tokenizer.")
     return [sentence for sentence in found if sentence]
 
 

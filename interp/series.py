@@ -223,13 +223,13 @@ class CheckpointSeries:
         Raises ValueError or FileNotFoundError, naming the file, where one's tokenizer or architecture differs from the first
         one's, or tensors are missing, cut off, or not of the model's shapes; warns where chat templates, special tokens or dtypes differ.
         """
-        first = self.checkpoint(self.steps[0])
+        first = widest = self.checkpoint(self.steps[0])
         wanted = checks.configuration(first, self.trust_remote_code)
         for step in self.steps:
             checkpoint = self.checkpoint(step)
             config = checks.configuration(checkpoint, self.trust_remote_code)
             checks.tokenizer_home(checkpoint)
-            checks.check_tokenizer(checkpoint, first)
+            widest = checkpoint if checks.check_tokenizer(checkpoint, widest) else widest
             checks.check_architecture(checkpoint, config, first, wanted)
         said = notes.vocabulary(self)
         for step, checkpoint in self.local.items():

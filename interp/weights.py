@@ -12,13 +12,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
-from transformers.utils import logging
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, logging
 
 from interp.checkpoints import Checkpoint, first_line
 from interp.headers import Header, damaged, gguf_header, headers
 from interp.inner import auto_class
 from interp.names import VALUE_HEADS, in_base, own_names
 from interp.quantised import check_computes, kept_quantised, loading, method
+
+#: Attention that a package computes: whether it is there.
+FLASH = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
 
 
 def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str, torch.Tensor]:
@@ -136,6 +139,14 @@ def unwritten(path: Path, error: Exception) -> OSError:
     return OSError(f"{path} cannot be written ({first_line(error)}): make room on its disk, or name another folder.")
 
 
+def read_configuration(folder: Path, trust_remote_code: bool = False):
+    """A folder's configuration as transformers reads it; attention that needs a package which is not there becomes torch's own."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    if not FLASH.get(config._attn_implementation, lambda: True)():
+        config._attn_implementation = None
+    return config
+
+
 def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False, **options):
     """transformers' own reading of a checkpoint that is no adapter (GGUF dequantised), and its report of names."""
     if checkpoint.kind == "gguf":
@@ -144,8 +155,10 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
             options.setdefault("config", AutoConfig.from_pretrained(checkpoint.home, local_files_only=True))
     folder = checkpoint.path.parent if checkpoint.kind == "gguf" else checkpoint.path
     with quiet():
-        own = dict(trust_remote_code=trust_remote_code, local_files_only=True)
-        kind = None if checkpoint.kind == "gguf" else auto_class(AutoConfig.from_pretrained(folder, **own))
+        own, kind = dict(trust_remote_code=trust_remote_code, local_files_only=True), None
+        if checkpoint.kind != "gguf":
+            config = options.setdefault("config", read_configuration(folder, trust_remote_code))
+            kind = auto_class(config)
         return (kind or AutoModelForCausalLM).from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
                                                               **own, **options)
 
@@ -176,7 +189,7 @@ def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
     dequantised); raises ValueError naming the first that is not."""
     if checkpoint.kind == "gguf":
         return _gguf_module(checkpoint, dtype)
-    config = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=trust_remote_code)
+    config = read_configuration(checkpoint.home, trust_remote_code)
     if method(getattr(config, "quantization_config", None)):
         hf = placed(checkpoint, config, dtype, trust_remote_code, {"": "cpu"})
         return (hf.dequantize() if kept_quantised(config) else hf).to(dtype)

@@ -105,7 +105,8 @@ GROWN = {"saved by itself": ("plain", {}), "saved by itself, tied": ("tied", {})
          "saved modules": ("plain", dict(modules_to_save=["embed_tokens", "lm_head"])),
          "saved modules, tied": ("tied", dict(modules_to_save=["embed_tokens", "lm_head"])),
          "adapted embeddings": ("plain", dict(target_modules=["q_proj", "embed_tokens", "lm_head"])),
-         "trained tokens": ("plain", dict(trainable_token_indices=[-1, -2]))}
+         "trained tokens": ("plain", dict(trainable_token_indices=[-1, -2])),
+         "trained tokens, tied": ("tied", dict(trainable_token_indices=[-1, -2]))}
 
 
 def larger(tokenizer, **tokens):
@@ -162,6 +163,21 @@ def test_a_chain_of_adapters_is_merged_in_order(bases, tmp_path, given):
     edit(below / "adapter_config.json", base_model_name_or_path=str(folder))
     with pytest.raises(ValueError, match="is, by way of its base, its own base"):
         CheckpointSeries.discover(folder.parent, base=below if given else None)
+
+
+@pytest.mark.parametrize("given, how", [("moved", "named"), ("moved", "given"), ("there", "named")])
+def test_a_base_that_is_given_belongs_to_the_lowest_adapter_of_a_chain(bases, tmp_path, given, how):
+    below, folder = tmp_path / "sft", tmp_path / "run" / "checkpoint-5"
+    train(bases["plain"], below, lora("q_proj")).merge_and_unload().save_pretrained(tmp_path / "merged")
+    last = logits(train(tmp_path / "merged", folder, lora("v_proj"), seed=2))
+    edit(folder / "adapter_config.json", base_model_name_or_path="../../sft")
+    if given == "moved":
+        edit(below / "adapter_config.json", base_model_name_or_path="somewhere/else")
+        with pytest.raises(FileNotFoundError, match="base 'somewhere/else' of the adapter .*sft was found neither .*give its folder with base="):
+            CheckpointSeries.discover(folder.parent, base=below if how == "given" else None)
+    series = CheckpointSeries.discover(folder.parent, base=bases["plain"])  # the advice
+    torch.testing.assert_close(logits(series.load(5, "cpu", "float32").hf), last, rtol=1e-4, atol=1e-4)
+    assert "after the adapter" in " ".join(series.notes)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])

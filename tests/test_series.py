@@ -372,6 +372,32 @@ def test_the_longest_sequence_decides_where_positions_depend_on_it(kind):
     assert differing(dict(model_type="gpt2", n_positions=8), dict(model_type="gpt2", n_positions=9))[0][3] is False
 
 
+YARN = dict(rope_type="yarn", factor=4.0, rope_theta=1e4, original_max_position_embeddings=128)
+TYPES = dict(model_type="qwen3", layer_types=["full_attention"] * 2, sliding_window=None)
+ALIKE = [(dict(rope_parameters=dict(type="linear", factor=2.0, rope_theta=1e4)), dict(rope_parameters=dict(rope_type="linear", factor=2, rope_theta=10000))),
+         (dict(rope_parameters=YARN), dict(rope_parameters=YARN | dict(beta_fast=32, beta_slow=1.0, attention_factor=None))),
+         (dict(rope_parameters=YARN, max_position_embeddings=512), dict(rope_parameters=YARN, max_position_embeddings=1024)),
+         (dict(hidden_act="silu"), dict(hidden_act="swish")), (TYPES | dict(max_window_layers=28), TYPES | dict(max_window_layers=36)),
+         (TYPES, TYPES | dict(sliding_window=4096)),
+         (dict(model_type="mixtral", router_jitter_noise=0.0), dict(model_type="mixtral", router_jitter_noise=0.1))]
+UNLIKE = [(dict(rope_parameters=YARN), dict(rope_parameters=YARN | dict(beta_fast=16))), (dict(hidden_act="gelu_new"), dict(hidden_act="gelu_pytorch_tanh")),
+          (dict(rope_parameters=YARN), dict(rope_parameters=YARN | dict(mscale=1.0))),
+          (dict(model_type="phimoe", router_jitter_noise=0.0), dict(model_type="phimoe", router_jitter_noise=0.1)),
+          (dict(model_type="mistral", sliding_window=None), dict(model_type="mistral", sliding_window=4096)),
+          ({**TYPES, "layer_types": ["full_attention", "sliding_attention"]}, {**TYPES, "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8})]
+
+
+@pytest.mark.parametrize("own, other", [*ALIKE, *UNLIKE])
+def test_one_computation_is_told_however_it_is_written(own, other):
+    assert all(inert for *_, inert in differing(own, other)) == ((own, other) in ALIKE)
+
+
+def test_attention_of_a_package_that_is_not_there_is_torchs_own(copied):
+    edit(copied / "checkpoint-20" / "config.json", attn_implementation="flash_attention_2")
+    model = CheckpointSeries.discover(copied).load(20, "cpu", "float32")
+    assert model.hf.config._attn_implementation in ("sdpa", "flash_attention_2")
+
+
 def test_differing_templates_are_said_and_the_first_one_is_used(copied):
     changed = copied / "checkpoint-110" / "chat_template.jinja"
     own = changed.read_text()
