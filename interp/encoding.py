@@ -61,6 +61,7 @@ class Encoder:
         self._anchored = str(first).startswith("▁")
         added = tokenizer.added_tokens_decoder
         marks = {i: str(t) for i, t in added.items() if str(t).strip("▁ \n\t")}  # no mere white space
+        self._wide = {i: t for i, t in marks.items() if added[i].lstrip or added[i].rstrip or not tokenizer.is_fast}
         self._added = {i: t for i, t in marks.items() if not t.strip("▁ ").isalnum()}
         special = {i for i, t in added.items() if t.special} | set(tokenizer.all_special_ids)
         tagged = {i for i, t in self._added.items() if any(t in tag for tag in tags)}
@@ -99,6 +100,12 @@ class Encoder:
             raise ValueError(f"this tokenizer reads {markers[0]!r} as a token of its own even where it is text")
         return read
 
+    def check_held(self, text: str, name: str) -> None:
+        """Raise ValueError, naming the text, where it holds a control token that is none of the style's tags."""
+        if markers := self.encode(text, data=[Data(0, len(text), True)]).markers:
+            raise ValueError(f"{name} holds {markers[0]!r}, which is a control token in this vocabulary and would be read "
+                             "as one: write it another way, or, where it is meant as the token, give --markers tokens.")
+
     def _markers(self, read: Encoded, data: Sequence[Data]) -> list[tuple[int, int]]:
         """Where control tokens stand in data, those next to one another together."""
         where: list[tuple[int, int]] = []
@@ -112,10 +119,10 @@ class Encoder:
                 part = next(parts, None)
             if part is None:
                 break
-            if i not in self._control[part.own] or start < part.start:
+            if i not in self._control[part.own] or end <= part.start:
                 continue
-            end = min(end, part.end)
-            if where and where[-1][1] == start:
+            start, end = max(start, part.start), min(end, part.end)  # what is around the data may make it a marker
+            if where and where[-1][1] == start > part.start:
                 where[-1] = (where[-1][0], end)
             else:
                 where.append((start, end))
@@ -134,9 +141,15 @@ class Encoder:
     def _tokens(self, text: str) -> Encoded:
         if self.tokenizer.is_fast:
             read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            return Encoded(read["input_ids"], read["offset_mapping"])
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Encoded(ids, self._located(text, ids))
+            ids, offsets = read["input_ids"], read["offset_mapping"]
+        else:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            offsets = self._located(text, ids)
+        for n, i in enumerate(ids if self._wide else ()):
+            if i in self._wide:  # it stands where its text does, not where the white space does that it takes away
+                at = text.find(self._wide[i], *offsets[n])
+                offsets[n] = offsets[n] if at < 0 else (at, at + len(self._wide[i]))
+        return Encoded(ids, offsets)
 
     def _as_text(self, text: str) -> Encoded:
         """Ids of a text as if no token had been added to the vocabulary."""

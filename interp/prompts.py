@@ -130,6 +130,8 @@ class PromptFormat:
         self.tools, self.options = self.chat.tools, self.chat.options
         s = self.style
         self.encoder = Encoder(tokenizer, (s.open_think, s.close_think, s.open_action, s.close_action), self.chat.source)
+        if self.tools and self.markers == "text":
+            self.encoder.check_held(json.dumps(self.tools, ensure_ascii=False), "A tool's text")
         self._warned: set[str] = set()
         self._pieces: dict[int, str] = {}
         self.header = self.chat.opening
@@ -259,7 +261,7 @@ class PromptFormat:
 
         def check(ids: Sequence[int]) -> bool:
             last = ids[-1]
-            if last in self.ends:
+            if last in self.ends and not self._closes(self.ends[last]):
                 return not self._inside(self.ends[last]) or self._passed(self.text(ids), mode) >= 0
             if last not in self._pieces:
                 self._pieces[last] = self.text([last])
@@ -273,11 +275,16 @@ class PromptFormat:
 
     def stops(self, mode: Mode) -> list[int]:
         """Tokens that end what is generated in a mode wherever they stand."""
-        return [i for i, end in self.ends.items() if mode != "cot" or not self._inside(end)]
+        return [i for i, end in self.ends.items() if not self._closes(end) and (mode != "cot" or not self._inside(end))]
 
     def _inside(self, end: str) -> bool:
         """Whether the style has an agent write this end within its turn, before the action."""
         return end != "" and end in self.style.close_think + self.style.open_action
+
+    def _closes(self, end: str) -> bool:
+        """Whether an end is but the beginning or the middle of what closes an action."""
+        closing = self.style.close_action.rstrip()
+        return end != "" and end in closing and not closing.endswith(end)
 
     def parse(self, text: str, mode: Mode) -> tuple[str | None, str | None]:
         """Split what was generated after a mode's opening into (trace, action); None for a part that is not closed."""
@@ -285,7 +292,7 @@ class PromptFormat:
         over = []
         for end in self.ends.values():
             inside = self._inside(end)
-            if not end or end == self.style.close_action or inside and passed < 0:
+            if not end or end in self.style.close_action or inside and passed < 0:
                 continue
             over.append(text.find(end, passed if inside else 0))
         first = min((at for at in over if at >= 0), default=None)

@@ -149,7 +149,14 @@ class ChatTemplate:
         between = said[0][len(start):] if said[1] and said[0].startswith(start) else ""
         gap = between[:len(between) - len(between.lstrip())]
         rest = re.sub(self.empty_thought, "", between).strip()
-        return opening, "" if rest else gap
+        return opening, between if rest and self._fixed(rest) else "" if rest else gap
+
+    def _fixed(self, rest: str) -> bool:
+        """Whether what a template writes before a turn's content is neither part of a thought nor the style's own text."""
+        style, tag = self.style, re.search(_TAG, rest)
+        thoughts = self.thought[1], style.close_think.strip()
+        return not any(closed and closed in rest for closed in thoughts) and not (
+            tag and tag.group() in style.open_think + style.open_action)
 
     @cached_property
     def _turn(self) -> tuple[str, str, str]:

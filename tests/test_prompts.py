@@ -197,7 +197,7 @@ def damaged(path, group, how):
 @pytest.mark.parametrize("how", ["cut", "flipped", "nothing", "noise", "not json", "no steps", "a list", "unknown field"])
 def test_a_damaged_corpus_is_named_with_its_line(episodes, tmp_path, how):
     path = damaged(tmp_path / "corpus.jsonl.xz", episodes["train"][:3], how)
-    with pytest.raises(ValueError, match="is damaged|line 2: (this is n|a JSON value is spread|there is a JSON list|.colour. is no field)") as caught:
+    with pytest.raises(ValueError, match="is damaged|holds no episodes|line 2: (this is n|a JSON value is spread|there is a JSON list|.colour. is no field)") as caught:
         load_episodes(path)
     assert path.name in str(caught.value)
 

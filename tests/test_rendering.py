@@ -259,6 +259,17 @@ def test_channels_are_the_templates_own_in_the_history_and_opened_once():
 
 
 @needs_trl
+@pytest.mark.parametrize("name, written", [("gptoss", "<|channel|>final<|message|>"), ("muse_glimmer", " to=user<|message|>")])
+def test_what_a_template_writes_before_each_content_is_written_before_what_is_decoded(name, written):
+    fmt = PromptFormat(tokenizer_of(text_of(name)), "tags", history_traces="kept")
+    assert fmt.chat.gap == written and fmt.text(fmt.opening("prompt")) == written + "<action>"
+    ids, _ = fmt.sequence(episode())
+    for d in episode().decisions():
+        joined = [*fmt.prompt(d).ids, *fmt.with_trace(d.trace), *fmt.action_ids(d.reference)]
+        assert ids[:len(joined)] == joined
+
+
+@needs_trl
 def test_messages_in_roles_that_a_template_does_not_know_become_the_users():
     tokenizer = tokenizer_of(text_of("gemma"))
     told = decision(1)
