@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 from analyses import __main__ as cli
-from analyses import conflict, patching, reliance
+from analyses import conflict, patching
 from analyses.study import Study
-from interp import tables
+from interp import mediation, tables
 from interp.tasks import load_episodes, save_episodes
 
 SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), transfer=("--folds", "2", "--draws", "50", "--labels", "reference_target"),
@@ -59,7 +59,7 @@ def contents(run):
 def every_pair_counts():
     """So small a model moves by less than a nat: its pairs are kept here, or the tables would hold nothing."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(reliance, "prompt_reliance", partial(reliance.prompt_reliance, minimum=-1e9))
+        patched.setattr(mediation, "prompt_reliance", partial(mediation.prompt_reliance, minimum=-1e9))
         patched.setattr(patching, "patch_modes", partial(patching.patch_modes, minimum=1e-4))
         yield
 
