@@ -7,11 +7,12 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 
 from analyses.command import configured, told
-from interp.processes import end_with_parent, how_it_ended, side_by_side, stop_on_signals
+from interp.processes import end_with_parent, how_it_ended, leave, side_by_side, stop_on_signals
 
 #: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
 CHAINS = (("behaviour", "probes", "transfer", "mdl", "conflict"), ("online", "patching", "reliance", "early", "shares"))
@@ -103,7 +104,7 @@ def _all(rest: list[str]) -> int:
 
 def _side_by_side(chains: Sequence[Sequence[Sequence[str]]]) -> int:
     """Run chains of command lines at the same time, each in a process that ends with this one; the exit status."""
-    code = "import sys; from analyses.__main__ import chain; sys.exit(chain(sys.argv[1]))"
+    code = "import sys; from analyses.__main__ import chain, leave; leave(chain(sys.argv[1]))"
     environment = {"TQDM_POSITION": "{number}"}
     if len(chains) > 1:
         share = max(1, (os.cpu_count() or 1) // len(chains))
@@ -138,6 +139,8 @@ def main() -> int:
         with contextlib.suppress(OSError):  # a terminal that was closed
             print("\nstopped; finished stages are kept, and the same command goes on from them", file=sys.stderr)
         return getattr(stop, "status", 130)
+    except BrokenPipeError:  # what reads the output has ended, as `head` does
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if os.environ.get("INTERP_DEBUG"):
             raise
@@ -148,4 +151,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     stop_on_signals()
-    sys.exit(main())
+    leave(main())

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import Study
-from interp.decoding import choose
 from interp.limits import Sample
 from interp.stats import cluster_bootstrap, headroom_gap, kappa, mcnemar
 from interp.tasks import Decision
@@ -47,6 +46,8 @@ def measure(said: dict, decisions: list[Decision], right: Callable[[Decision, st
 
 def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     """Which candidate each reading prefers: summed and per-token log-probability, at the boundary and behind the own trace."""
+    from interp.decoding import choose
+
     model = study.model(step)
     rows = []
     for prompt, words, candidates in list(zip(study.prompts(split), study.decoded(step, split, "cot"), study.candidates(step, split)))[:n]:

@@ -9,7 +9,6 @@ from typing import Annotated
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.early import early_answers
 from interp.limits import Limits, Sample
 from interp.stats import cluster_bootstrap
 
@@ -30,6 +29,8 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Cut, decode, choose and tabulate; one checkpoint and split is one resumable stage."""
+    from interp.early import early_answers
+
     started, rows, skipped = time.time(), [], {}
     n = config.number(config.conflicts, 40, 200)
     choices = config.choices or -(-n // 4)

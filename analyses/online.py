@@ -10,7 +10,6 @@ import numpy as np
 from analyses.study import NotApplicable, Study
 from interp.engines import engines
 from interp.limits import Sample, StepLimit, Workers
-from interp.rollout import play
 from interp.stats import cluster_bootstrap
 
 
@@ -30,6 +29,8 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Play, batched over games; a checkpoint's games are one resumable stage for each mode."""
+    from interp.rollout import play
+
     started, rows, env, truncated, played = time.time(), [], config.env, 0, 0
     if reason := env.unplayable():
         raise NotApplicable(f"{reason[0].upper()}{reason[1:]}.")

@@ -9,7 +9,6 @@ import numpy as np
 
 from analyses.study import NotApplicable, Study
 from interp.limits import Sample
-from interp.mediation import EFFECTS, prompt_reliance
 from interp.stats import cluster_bootstrap
 
 
@@ -23,6 +22,8 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Mediate, then average over pairs with intervals that resample episodes."""
+    from interp.mediation import EFFECTS, prompt_reliance
+
     started, rows, unpaired, paths = time.time(), [], {}, set()
     pairs = {}
     for split in config.parts:

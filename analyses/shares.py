@@ -10,11 +10,10 @@ import numpy as np
 from analyses.study import NotApplicable, Study
 from interp.limits import Sample
 from interp.prompts import SPANS
-from interp.shares import DEFINITIONS, METRICS, VERSIONS, shares
 from interp.stats import cluster_bootstrap
 
 #: From means of a span's share and token share; the ratio is one of means, since a decision may lack the span.
-READINGS = dict(zip(METRICS, (lambda m: m[..., 0], lambda m: m[..., 1], lambda m: m[..., 0] / m[..., 1])))
+READINGS = (lambda m: m[..., 0], lambda m: m[..., 1], lambda m: m[..., 0] / m[..., 1])
 
 
 @dataclass
@@ -27,6 +26,8 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Read and tabulate; one checkpoint and split is one resumable stage."""
+    from interp.shares import DEFINITIONS, METRICS, VERSIONS, shares
+
     started, rows, skipped = time.time(), [], {}
     n = config.number(config.decisions_read, 24, 100)
     for step, split in config.cells("shares"):
@@ -55,7 +56,7 @@ def run(config: Config) -> None:
                 columns = both[d, v, known, s]
                 if not columns[:, 1].any():
                     continue
-                for metric, function in READINGS.items():
+                for metric, function in zip(METRICS, READINGS):
                     estimate = cluster_bootstrap(columns, groups[known], function, seed=config.seed)
                     rows.append(dict(step=step, split=split, span=span, definition=definition, version=version, metric=metric,
                                      **estimate.row()))

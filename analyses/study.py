@@ -14,32 +14,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pandas as pd
-import torch
 import tyro
 from tqdm import tqdm
 
 import interp
-from analyses import first_use
 from interp import limits
-from interp.checkpoints import training_notes
-from interp.decoding import Said, decode_modes, stop_tokens
+from interp.checkpoints import SERIES, training_notes
 from interp.environments import ANY, Environment, find
-from interp.identity import hash_text
 from interp.json_files import read_tools
 from interp.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
-from interp.models import HookedModel, pick_device, pick_dtype
 from interp.pairs import make_pairs
 from interp.prompts import MODES, HistoryTraces, Markers, Mode, Prompt, PromptFormat, Truncate
 from interp.records import read_record, write_record
-from interp.series import SERIES, CheckpointSeries
 from interp.styles import STYLES
 from interp.tables import inside, write_table
 from interp.tasks import CORPUS, Decision, sample_decisions
 from interp.templates import read_variables
 from interp.vllm import MISSING
+
+if TYPE_CHECKING:  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
+    from interp.decoding import Said
+    from interp.models import HookedModel
+    from interp.series import CheckpointSeries
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
 
@@ -62,8 +61,16 @@ def environment(name: str) -> None:
         find(name)
 
 
+def device(name: str) -> None:
+    """Raise ValueError for a device that this machine does not have."""
+    if name not in ("auto", "cpu"):
+        from interp.models import pick_device
+
+        pick_device(name)
+
+
 #: Fields of several configurations, with what they may be.
-Device = Annotated[str, Known(pick_device)]
+Device = Annotated[str, Known(device)]
 StyleName = Annotated[str, Known(style)]
 EnvironmentName = Annotated[str, Known(environment)]
 
@@ -127,7 +134,7 @@ class Study:
     """What decodes: the hooked Hugging Face model, or vLLM on a GPU machine that has it (full weights only)."""
     device: Device = "auto"
     """auto, cpu or cuda."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
 
     def __post_init__(self):
@@ -141,15 +148,14 @@ class Study:
             raise FileNotFoundError(f"--base: there is no folder {self.base}, seen from here or from the checkpoints.")
         if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
             raise ImportError(MISSING)
-        pick_dtype(self.dtype, pick_device(self.device))
-        for name in ("online_checkpoints", "span_checkpoints"):
-            if getattr(self, name, 0) > len(self.steps):
-                raise ValueError(f"--{name} is {getattr(self, name):,}, but {len(self.steps)} checkpoints are studied.")
-        self.steps, self._sampled
+        self._sampled
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
         for name in ("choices", "conflicts", "decisions_read", "pairs", "steered"):
             if getattr(self, name, 0) > held:
                 raise ValueError(f"--{name} is {getattr(self, name):,}, but no split holds more than {held:,} decisions.")
+        for name in ("online_checkpoints", "span_checkpoints"):
+            if getattr(self, name, 0) > len(self.steps):
+                raise ValueError(f"--{name} is {getattr(self, name):,}, but {len(self.steps)} checkpoints are studied.")
         if self.official:
             self.pick_games("in_domain", 1, self.seed)
 
@@ -168,6 +174,8 @@ class Study:
 
     @cached_property
     def checkpoint_series(self) -> CheckpointSeries:
+        from interp.series import CheckpointSeries
+
         if self.revisions:
             return CheckpointSeries.from_hub(str(self.series), self.revisions, self.base, self.trust_remote_code)
         return CheckpointSeries.discover(self.series, self.base, self.trust_remote_code)
@@ -199,6 +207,8 @@ class Study:
 
     @cached_property
     def format(self) -> PromptFormat:
+        from interp.decoding import stop_tokens
+
         made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
                      and (notes := training_notes(path))), {})
         tools = read_tools(self.tools) if self.tools else ()
@@ -293,6 +303,8 @@ class Study:
     def inputs(self, step: int, split: str | None = None) -> dict:
         """Content hashes of what a stage reads: the checkpoint, what the first one lends to all (its configuration, tokenizer
         and template are those of the one module), and the prompts of a split."""
+        from interp.models import pick_device, pick_dtype
+
         device = pick_device(self.device)
         first = {name: digest for name, digest in self.identity(self.steps[0]).items() if name != "weights"}
         found = dict(version=interp.__version__, **self.identity(step), first=first, seed=self.seed,
@@ -304,6 +316,9 @@ class Study:
     def identity(self, step: int) -> dict[str, str]:
         """Content hashes of all that a checkpoint is loaded from, the series' template among them; says once what of it changed
         since this run's folder first read it."""
+        from analyses import first_use
+        from interp.identity import hash_text
+
         if step not in self._identities:
             template = hash_text(self.checkpoint_series.template) if not self.revisions else ""
             self._identities[step] = self.checkpoint_series.identity(step) | (dict(template=template) if template else {})
@@ -330,6 +345,8 @@ class Study:
             else:
                 self._reused[str(path)] = stored["seconds"]
                 return stored["value"]
+        from analyses import first_use
+
         started = time.time()
         value = compute()
         write_record(path, dict(seconds=round(time.time() - started, 2), value=value))
@@ -339,6 +356,8 @@ class Study:
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
+        from interp.decoding import Said, decode_modes
+
         def compute():
             given = dict(parser=self.parse, max_new_tokens=self.limits)
             if self.generator == "vllm":
@@ -389,6 +408,8 @@ class Study:
 
 def made_by(name: str, config, started: float) -> dict:
     """What every table's provenance says: the analysis, its configuration (a dataclass), the command, when, how long, and of which versions."""
+    import torch
+
     root, fields = Path(__file__).parents[1], {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     fields = {k: v.relative_to(root) if isinstance(v, Path) and v.is_relative_to(root) else v for k, v in fields.items()}  # what ships, wherever it lies
     return dict(analysis=name, config=json.loads(json.dumps(fields, default=str)), command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
@@ -418,6 +439,8 @@ class All(Study):
     @property
     def on_gpu(self) -> bool:
         """Whether the models run on a GPU, where one process at a time is best."""
+        from interp.models import pick_device
+
         return pick_device(self.device).type == "cuda"
 
     def arguments(self, analysis: type[Study]) -> list[str]:

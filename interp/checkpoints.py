@@ -15,6 +15,8 @@ from interp.conversions import conversion
 from interp.files import check_folder, check_regular, read_json
 from interp.json_files import read_training
 
+#: The series that is shipped.
+SERIES = Path(__file__).parent / "data" / "series"
 #: Where verl and its like keep Hugging Face files inside a step's folder.
 NESTED = ("", "actor/huggingface", "huggingface", "policy/huggingface", "hf", "policy/hf", "hf_model", "actor/lora_adapter", "lora_adapter",
           "policy/lora_adapter")

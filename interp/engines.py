@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from interp.environments import Live, View
 from interp.processes import end_with_parent, how_it_ended
 
+#: Seconds that all workers together have to end the step that they play.
+PATIENCE = 3.0
 MAKES = "What makes the games cannot be {reason}: let it be a class or function of a module."
 
 
@@ -113,11 +116,12 @@ class Engines:
     def close(self) -> None:
         for pipe in self._pipes:
             pipe.close()
+        until = time.monotonic() + PATIENCE
         for process in self._processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-                process.join()
+            process.join(timeout=max(0.0, until - time.monotonic()))
+        for process in self._processes:
+            process.kill()  # does nothing to one that has ended
+            process.join()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -18,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from interp import actions
+from interp.rows import MAX_ROWS
 from interp.tasks import SPLITS, Decision, Episode, by_split, checked, load_episodes
 from interp.user_code import guarded, hash_sources, import_named, one_line
 
@@ -142,15 +144,17 @@ class Environment:
                                      "a recorded action must come back as it is.")
         return by_split(found)
 
-
     def _made(self, function: Callable[[], Iterable[Episode | Decision]]) -> list[Episode | Decision]:
         try:
-            return list(function())
+            made = list(islice(function(), MAX_ROWS + 1))
         except OSError:  # names its file
             raise
         except Exception as error:
             raise ValueError(f"The decisions of the environment {self.name!r} could not be made: "
                              f"{type(error).__name__}, {one_line(error)}.") from error
+        if len(made) > MAX_ROWS:
+            raise ValueError(f"The environment {self.name!r} makes more than {MAX_ROWS:,} decisions or episodes, and may make {MAX_ROWS:,}.")
+        return made
 
 
 #: Decisions of any kind from a file, where any text is an action.

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from interp.json_files import decode_utf8, parse_json
+from interp.rows import MAX_ROWS
 from interp.unpacking import VARIABLE, command_of, limit_bytes, read_unpacked
 
 #: A line may have one in LINES of the bytes that a file may have: 16 MiB, some millions of tokens.
 LINES = 16
 _INK = re.compile(rb"\S")
+_ROW = re.compile(rb"\S[^\n]*")
 _ARRAY = ("python -c \"import sys, json; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding='utf-8'))]\" "
           "{path} > {out}")
 
@@ -24,9 +27,13 @@ _ARRAY = ("python -c \"import sys, json; [print(json.dumps(row)) for row in json
 def lines(path: Path) -> Iterator[tuple[str, dict]]:
     """The place ("FILE, line N") and the JSON object of each line of a `.jsonl` or `.jsonl.xz` file, but blank ones.
 
-    Raises FileNotFoundError, or ValueError for a file or a line that is not UTF-8, cut, too long, or no object.
+    Raises FileNotFoundError, or ValueError for a file or a line that is not UTF-8, cut, too long, or no object,
+    and for more than MAX_ROWS of them.
     """
     data, longest = read_unpacked(path), limit_bytes() // LINES
+    if any(islice(_ROW.finditer(data), MAX_ROWS, None)):
+        raise ValueError(f"{path} has more than {MAX_ROWS:,} lines, and may have {MAX_ROWS:,}: write those that are studied "
+                         "to a file of their own.")
     number, start = 1, 0
     while ink := _INK.search(data, start):  # past blank lines, of which there may be millions
         number += data.count(b"\n", start, ink.start())

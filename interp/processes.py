@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 #: Seconds that children have to end by themselves after an interrupt, and then after being asked to.
 PATIENCE = (1.0, 3.0)
@@ -39,6 +41,17 @@ def stop_on_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, stop)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with an exit status; one that a signal has stopped without Python's own clean-up, which takes seconds
+    where torch is imported and waits for threads that still read or hash weights."""
+    if status <= 128:
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
+            stream.flush()
+    os._exit(status)
 
 
 def end_with_parent() -> None:

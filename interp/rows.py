@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from interp.actions import canonical
 
 ROLES = ("system", "user", "tool", "agent", "assistant")
+#: Rows of one file; a study reads some hundreds of them.
+MAX_ROWS = 100_000
 #: Admissible actions at one step, each of which a forced choice reads.
 MAX_ACTIONS = 100_000
 #: Steps of one episode: each is a decision with all the turns before it.

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from interp import adapters, checkpoints, checks, identity, notes, weights
-from interp.checkpoints import Checkpoint
+from interp.checkpoints import SERIES, Checkpoint
 from interp.finite import check_cast
 from interp.folders import by_step, checkpoints_below, contents, named_step, number, step_name
 from interp.headers import hash_files, headers, stored
@@ -31,7 +31,6 @@ from interp.inner import auto_class
 from interp.models import HookedModel, pick_device, pick_dtype
 from interp.quantised import adopt, kept_quantised, method
 
-SERIES = Path(__file__).parent / "data" / "series"
 Source = Path | tuple[str, str]
 _threads: dict[str, ThreadPoolExecutor] = {}
 

@@ -13,8 +13,6 @@ import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 MISSING = ("vLLM is not installed: `pip install 'interp-agents[vllm]'` on a machine with a GPU, or decode with the default "
            "generator, which needs neither.")
 
@@ -42,6 +40,8 @@ class Engine:
     def __exit__(self, *_) -> None:
         self._llm = None
         gc.collect()
+        import torch
+
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

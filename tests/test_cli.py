@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 from analyses import __main__ as cli
-from analyses import conflict, patching, reliance
+from analyses import conflict, patching
 from analyses.study import Study
-from interp import tables
+from interp import mediation, tables
 from interp.tasks import load_episodes, save_episodes
 
 SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), transfer=("--folds", "2", "--draws", "50", "--labels", "reference_target"),
@@ -59,7 +59,7 @@ def contents(run):
 def every_pair_counts():
     """So small a model moves by less than a nat: its pairs are kept here, or the tables would hold nothing."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(reliance, "prompt_reliance", partial(reliance.prompt_reliance, minimum=-1e9))
+        patched.setattr(mediation, "prompt_reliance", partial(mediation.prompt_reliance, minimum=-1e9))
         patched.setattr(patching, "patch_modes", partial(patching.patch_modes, minimum=1e-4))
         yield
 
@@ -198,7 +198,7 @@ MISTAKES = {
         s / "checkpoint-20")][0], checkpoints=["110"]), (), "tokenizer"),
     "no series": (lambda s, c, t: dict(series=t), (), "No checkpoint-N folders"),
     "no corpus": (lambda s, c, t: dict(corpus=t / "none.jsonl.xz"), (), "No episodes at"),
-    "empty corpus": (lambda s, c, t: dict(corpus=empty(t / "empty.jsonl.xz")), (), "empty.jsonl.xz is damaged"),
+    "empty corpus": (lambda s, c, t: dict(corpus=empty(t / "empty.jsonl.xz")), (), "empty.jsonl.xz holds no episodes"),
     "corpus of no lines": (lambda s, c, t: dict(corpus=no_lines(t / "bare.jsonl")), (), "bare.jsonl holds no episodes"),
     "cut corpus": (lambda s, c, t: dict(corpus=cut(t / "cut.jsonl.xz", c)), (), "cut.jsonl.xz is damaged"),
     "noise corpus": (lambda s, c, t: dict(corpus=noise(t / "noise.jsonl")), (), "noise.jsonl"),

@@ -1,7 +1,9 @@
 """Flags that make no sense: one sentence that names the flag, at once, before a model is loaded; and any other error is one sentence as well."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -11,7 +13,7 @@ from analyses import behaviour, command
 from analyses.study import Study
 from interp import limits
 from interp.limits import Limits, Several
-from interp.series import CheckpointSeries
+from interp.series import SERIES, CheckpointSeries
 
 #: NAME and flags -> what the sentence says. FILE is a file, GONE is nothing, and `series=` and `corpus=` name a tiny series and its corpus.
 BAD = {
@@ -46,7 +48,7 @@ BAD = {
     "online --workers 1000": "--workers is a number from 1 to 64",
     "online --online_checkpoints 1000": "--online_checkpoints is 1,000, but 3 checkpoints are studied",
     "steering --alphas inf": "--alphas is a number from -1,000 to 1,000, not inf",
-    "steering --layer 99": "--layer is 99, but the model's blocks are 0 to 2",
+    "steering --layer 99": "--layer is 99, but the model's blocks are 0 to 3",
     "steering --per_decision 21": "--per_decision is a number from 0 to 20",
     "all --choices -1": "--choices is a number from 0",
     "all --decisions_read -1": "--decisions_read is a number from 0",
@@ -97,20 +99,20 @@ BAD = {
     "behaviour --device mps": "--device: There is no device 'mps': use auto, cpu, cuda or cuda:N",
     "behaviour --device xla": "--device: There is no device 'xla'",
     "behaviour --device cpu:x": "--device: There is no device 'cpu:x'",
-    "behaviour --dtype float8": "There is no dtype 'float8'",
+    "behaviour --dtype float8": "invalid choice 'float8' for argument '--dtype'",
     "behaviour --style xml": "--style: There is no prompt style 'xml': there are tags",
     "behaviour --environment ..:x": "--environment: There is no environment '..:x'",
     "behaviour --environment nowhere": "--environment: There is no environment 'nowhere'",
     "behaviour --environment nowhere:x": "--environment: The environment 'nowhere:x' cannot be imported",
     "behaviour --environment sys:path": "--environment: 'path' of the module sys is a list",
-    "behaviour --environment broken_world:X": "its module raised ZeroDivisionError",
+    "behaviour --environment broken_world:X": "its module broken_world raises ZeroDivisionError",
     "behaviour --generator vllm": "vLLM is not installed",
     "behaviour --official --environment any": "has no official games",
     "behaviour --system \udcff": r"--system holds a character that is no text \('\\udcff'\)",
     "behaviour --checkpoints 7": "There is no checkpoint 7 in this series: it has 0, 20, 110",
     "behaviour --decisions 9999": "9999 decisions were asked for, but",
     "nope": "There is no analysis 'nope'",
-    "architectures --nope": "architectures takes no options, so not --nope",
+    "architectures --nope": "architectures takes the file to write its page to, or nothing, so not --nope",
     # files and folders
     "behaviour --base GONE": "--base: there is no folder .*gone",
     "masking --base GONE": "--base: there is no folder .*gone",
@@ -143,6 +145,15 @@ def main(monkeypatch, *arguments):
     return cli.main()
 
 
+@pytest.fixture(scope="module")
+def series_folder(tmp_path_factory):
+    """A series of three checkpoints, none of which is loaded here: the shipped ones under other numbers."""
+    folder = tmp_path_factory.mktemp("series")
+    for own, shipped in ((0, 0), (20, 150), (110, 2000)):
+        (folder / f"checkpoint-{own}").symlink_to(SERIES / f"checkpoint-{shipped}")
+    return folder
+
+
 @pytest.fixture
 def unloaded(monkeypatch):
     monkeypatch.setattr(CheckpointSeries, "load", lambda *a, **o: pytest.fail("a model was loaded"))
@@ -163,6 +174,24 @@ def test_a_bad_flag_is_one_sentence_before_a_model_is_loaded(line, series_folder
     assert said[:-1].isprintable() and not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=BAD[line]):
         raise ValueError(said)
+
+
+#: Refused before torch is imported, which takes most of a refusal's seconds and memory.
+LIGHT = ("behaviour --choices -1", "probes --labels eventuel_target", "online --workers 0", "reliance --pairs x",
+         "early --points 1", "shares --decisions_read -1", "transfer --folds 0", "all --run /dev/null", "behaviour --corpus /dev/zero",
+         "behaviour --dtype int4", "all --tools gone.json")
+
+
+def test_torch_is_not_imported_for_a_bad_flag():
+    code = """
+import sys
+from analyses import __main__ as cli
+for line in sys.argv[1:]:
+    sys.argv[1:] = line.split()
+    print(line, cli.main(), 'torch' in sys.modules, 'transformers' in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *LIGHT], cwd=Path(cli.__file__).parents[1], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{line} 1 False False" for line in LIGHT], done.stderr
 
 
 def test_there_are_at_least_sixty_kinds():

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp import unpacking
+from interp import json_lines, unpacking
 from interp.tasks import Episode, Step, load_episodes, save_episodes
 from tests.test_bad_decisions import GOOD, put, row, text
 
@@ -177,3 +177,13 @@ def test_a_changed_byte_or_a_cut_is_a_sentence_or_without_effect(tmp_path_factor
             assert str(path) in str(error) and "\n" not in str(error)
         else:
             assert found == episodes or not packed  # a changed letter of a plain text cannot be known
+
+
+def test_a_file_may_hold_as_many_rows_as_is_stated(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "MAX_ROWS", 3)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n \n{}\n\n  {}\r\n{}\n\n")
+    assert [place.rsplit(" ")[-1] for place, _ in json_lines.lines(path)] == ["3", "5", "6"]
+    path.write_bytes(path.read_bytes() + b"{}")
+    with pytest.raises(ValueError, match=r"rows.jsonl has more than 3 lines, and may have 3: write those that are studied to a file of their own"):
+        next(json_lines.lines(path))
