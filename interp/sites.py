@@ -99,9 +99,12 @@ def _widened(value):
     return value
 
 
-def _in_float32(block, trial: _Trial) -> _Trial:
-    """The same pass of a float32 copy of the block, whose sums come out to more bits."""
+def _in_float32(block, trial: _Trial, drawn: bool = False) -> _Trial:
+    """The same pass of a float32 copy of the block, whose sums come out to more bits; `drawn`: of weights drawn at random."""
     twin, found = copy.deepcopy(block).float(), _Trial()
+    generator = torch.Generator(trial.pre.device).manual_seed(0)
+    for parameter in twin.parameters() if drawn else ():
+        parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2, generator=generator)
     args, kwargs = trial.call
     tensor = first_tensor([*args, *kwargs.values()])
     args = [_widened(trial.pre if a is tensor else a) for a in args]
@@ -149,6 +152,8 @@ def _of_stream(trial: _Trial, tensors: dict[str, torch.Tensor]) -> dict[str, tor
 def _fits(trial: _Trial, total: torch.Tensor, candidates: dict[str, torch.Tensor]) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
     """The smallest subsets of the candidates whose multiples may add up to `total` - the block's input, and those multiples."""
     change = total - trial.pre
+    if not change.any():
+        return []
     names = [n for n, t in candidates.items() if t.abs().max() > 0 and not any(torch.equal(t, whole) for whole in (trial.pre, total))]
     rounding = 16 * torch.finfo(total.dtype).eps * (trial.pre.double().norm() / change.double().norm().clamp(min=1e-300)).item()
     columns = torch.stack([candidates[n].double().flatten() for n in names] + [change.double().flatten()], 1)
@@ -305,9 +310,10 @@ def _one(block, config, trial: _Trial, kinds: dict[tuple, _Block]) -> _Block | N
     known = kinds.get((kind, shapes))
     if known and _holds(trial, known):
         return known
-    if trial.pre.dtype not in (torch.float32, torch.float64):
+    unchanged = torch.equal(trial.pre, trial.post)  # such a block shows nothing of what it adds: its code does on other weights
+    if unchanged or trial.pre.dtype not in (torch.float32, torch.float64):
         try:
-            trial = _in_float32(block, trial)
+            trial = _in_float32(block, trial, drawn=unchanged)
         except Exception:  # a block that cannot be copied or widened is judged by its own bits
             pass
     kinds[kind, shapes] = found = _prove(block, config, trial)
