@@ -147,7 +147,7 @@ def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path]
     for folder in (path / nested for nested in NESTED):
         if folder.is_dir() and (found := _find_in(folder, base, above)):
             return found
-    raise FileNotFoundError(f"{path} has no model.safetensors.{conversion(path)}{_adapters_inside(path)}")
+    raise FileNotFoundError(f"{path} has no model.safetensors.{conversion(path) or _inside(path)}")
 
 
 def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint | None:
@@ -170,6 +170,8 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
         if missing := [n for n in names if not (folder / n).exists()]:
             raise FileNotFoundError(f"{folder} has no {missing[0]}, a shard that {index.name} names: copy it as well.")
         return Checkpoint(folder, "sharded", tuple(folder / n for n in names))
+    if shards := sorted(folder.glob("model-*-of-*.safetensors")):
+        raise FileNotFoundError(f"{folder} has no {index.name}, which says what is in {shards[0].name} and its like: copy it as well.")
     if low_rank.exists() and not adapter.exists():
         raise FileNotFoundError(f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are unknown.")
     if adapter.exists():
@@ -183,10 +185,17 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
     return find(quantised[0]) if quantised else None
 
 
-def _adapters_inside(path: Path) -> str:
-    """Where peft kept adapters by name in folders of their own, in a sentence; empty where it did not."""
+def _inside(path: Path) -> str:
+    """Where models or adapters lie in folders of their own, in a sentence; else what the folder holds."""
     names = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
-    return f" It holds adapters in folders of their own: {', '.join(names)}. Give the paths of one adapter's folders (from_paths)." if names else ""
+    if names:
+        return f" It holds adapters in folders of their own: {', '.join(names)}. Give the paths of one adapter's folders (from_paths)."
+    models = sorted(str(p.parent) for depth in ("*", "*/*") for p in path.glob(f"{depth}/config.json"))
+    if models:
+        return f" It holds a model in a folder of its own: give the path {models[0]}."
+    small = (".json", ".jinja", ".txt")
+    held = [p.name for p in sorted(path.iterdir(), key=lambda p: (p.suffix in small, p.name))]
+    return f" It holds {', '.join(held[:5])}{' and others' if len(held) > 5 else ''}." if held else " It is empty."
 
 
 def first_line(error: Exception) -> str:

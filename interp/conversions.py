@@ -15,10 +15,11 @@ from pathlib import Path
 STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args|trainer_state|extra_state|optim_).*")
 MODEL_CODE = ("import sys; from transformers import AutoModelForCausalLM as M; "
               "M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])")
-TENSORS_CODE = ("import sys, torch, safetensors.torch as s; t = torch.load(sys.argv[1], map_location='cpu', "
-                "weights_only=True); "
-                "s.save_file({k: v.contiguous() for k, v in t.items()}, sys.argv[2], metadata={'format': "
-                "'pt'})")
+TENSORS_CODE = ("import sys, torch, safetensors.torch as s; "
+                "found = [torch.load(f, map_location='cpu', weights_only=True) for f in sys.argv[1:-1]]; "
+                "found = [t.get('state_dict', t) for t in found]; "
+                "s.save_file({k: v.clone() for t in found for k, v in t.items()}, sys.argv[-1], "
+                "metadata={'format': 'pt'})")
 BRIDGE_CODE = ("import sys; from megatron.bridge import AutoBridge as B; "
                "B.from_hf_pretrained(sys.argv[1]).export_ckpt(sys.argv[2], sys.argv[3])")
 NEMO_CODE = ("import sys; from pathlib import Path as P; from nemo.collections import llm; "
@@ -78,6 +79,10 @@ def _deepspeed(path: Path) -> str:
     script = path / "zero_to_fp32.py"
     if script.exists():
         return PICKLE.format(_command("python", script, path, path, "--safe_serialization"))
+    if inner := sorted({p.parent for p in path.glob("global_step*/*_states.pt")}):
+        command = _command("python", "-m", "deepspeed.utils.zero_to_fp32", path, path, "--tag", inner[-1].name,
+                           "--safe_serialization")
+        return SHARDS.format("a DeepSpeed run", f"join them{BESIDE}, with", command)
     zero = any(path.glob("*zero_pp_rank_*_optim_states.pt")) or any(path.glob("mp_rank_*_model_states.pt"))
     if not zero:
         return ""
@@ -103,11 +108,25 @@ def _distributed(path: Path) -> str:
 
 
 def _pickles(path: Path) -> str:
-    files = [p for folder in (path, path / "actor") for ending in ("bin", "pt", "pth") for p in folder.glob(f"*.{ending}")]
-    pickles = sorted(p for p in files if not STATE.match(p.name))
+    endings = ("bin", "pt", "pth", "ckpt")
+    files = sorted(p for folder in (path, path / "actor") for ending in endings for p in folder.glob(f"*.{ending}"))
+    pickles = sorted((p for p in files if not STATE.match(p.name)), key=_preference)
     if not pickles:
         return ""
-    if any(p.name.startswith("pytorch_model") for p in pickles):
+    first = pickles[0]
+    if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin", first.name):
         return PICKLE.format(_python(MODEL_CODE, path))
-    name = "adapter_model" if pickles[0].name.startswith("adapter_model") else "model"
-    return PICKLE.format(_python(TENSORS_CODE, pickles[0], path / f"{name}.safetensors"))
+    name = "adapter_model" if first.name.startswith("adapter_model") else "model"
+    parts = [p for p in pickles if _numberless(p) == _numberless(first)]
+    return PICKLE.format(_python(TENSORS_CODE, *parts, path / f"{name}.safetensors"))
+
+
+def _preference(path: Path) -> int:
+    """Names by which transformers and peft find their files come first."""
+    known = ("pytorch_model", "adapter_model", "model", "")
+    return next(i for i, start in enumerate(known) if path.name.startswith(start))
+
+
+def _numberless(path: Path) -> str:
+    """A file's name without its numbers, which parts of one checkpoint have in common."""
+    return re.sub(r"\d+", "", path.name)

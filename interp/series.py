@@ -25,7 +25,7 @@ from transformers.initialization import no_init_weights
 from interp import adapters, checkpoints, checks, identity, notes, weights
 from interp.checkpoints import SERIES, Checkpoint
 from interp.finite import check_cast
-from interp.folders import by_step, checkpoints_below, contents, named_step, number, step_name
+from interp.folders import by_step, checkpoints_below, contents, further_down, is_model, left_out, named_step, number, step_name
 from interp.headers import hash_files, headers, stored
 from interp.inner import auto_class
 from interp.models import HookedModel, pick_device, pick_dtype
@@ -75,14 +75,17 @@ class CheckpointSeries:
             return cls.from_paths([folder], base=base, trust_remote_code=trust_remote_code)
         found = checkpoints_below(folder, base)
         files = sorted(folder.glob("*.gguf"))
-        model = any((folder / n / name).exists() for n in checkpoints.NESTED for name in ("config.json", "adapter_config.json"))
-        if not found and model and len(files) < 2:
+        if not found and is_model(folder) and len(files) < 2:
             return cls.from_paths([folder], [named_step(folder.resolve().name) or 0], base, trust_remote_code)
         if not found and files:
             return cls.from_paths(files, base=base, trust_remote_code=trust_remote_code)
         if not found:
-            raise FileNotFoundError(f"No checkpoint-N folders in {folder}{contents(folder)}: give the folder that the trainer wrote, the "
-                                    "checkpoints' own paths (CheckpointSeries.from_paths), or train a series with `make series`.")
+            remedy = further_down(folder) or ("give the folder that the trainer wrote, the checkpoints' own paths "
+                                              "(CheckpointSeries.from_paths), or train a series with `make series`")
+            raise FileNotFoundError(f"No checkpoint-N folders in {folder}{contents(folder)}: {remedy}.")
+        if others := left_out(folder, [p for _, p in found]):
+            warnings.warn(f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it checkpoint-N to have it read.",
+                          stacklevel=2)
         series = cls(by_step(found), base, trust_remote_code)
         held = {step: series.checkpoint(step) for step in series.steps}
         series.sources = {step: c.path for step, c in held.items()}
@@ -103,7 +106,8 @@ class CheckpointSeries:
         numbers = [number(p) for p in paths] if steps is None else list(steps)
         if len(numbers) != len(paths):
             raise ValueError(f"There are {len(paths)} paths, but {len(numbers)} steps: give one step for each path.")
-        if None in numbers or (steps is None and len(paths) == 1 and named_step(step_name(paths[0])) is None):
+        alone = step_name(paths[0]) if steps is None and len(paths) == 1 else ""
+        if None in numbers or (alone and named_step(alone) is None and not alone.isdecimal()):
             numbers = list(range(len(paths)))
         series = cls(by_step(list(zip(numbers, paths))), base, trust_remote_code)
         series.sources = {step: series.checkpoint(step).path for step in series.steps}

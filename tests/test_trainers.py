@@ -1,5 +1,6 @@
 """What other trainers leave: folders by their names, names by their prefixes, quantised weights, and what is not read with its command."""
 
+import copy
 import multiprocessing
 import shlex
 import shutil
@@ -30,7 +31,8 @@ def small(tokenizer, tmp_path_factory):
 
 
 FOLDERS = [("global_step100_hf", 100), ("global_step100", 100), ("step_100", 100), ("step=100", 100), ("epoch_1", 1), ("iter_0000100", 100),
-           ("checkpoint-100-merged", 100), ("checkpoint_100", 100), ("my-run-step-100-hf", 100), ("global_step_7/policy/hf", 7), ("step_3/hf_model", 3)]
+           ("checkpoint-100-merged", 100), ("checkpoint_100", 100), ("my-run-step-100-hf", 100), ("global_step_7/policy/hf", 7), ("step_3/hf_model", 3),
+           ("checkpoint-1e3", 1000), ("step_2k", 2000), ("checkpoint-10-merged-16bit", 10), ("step1000-tokens4B", 1000), ("100", 100)]
 
 
 @pytest.mark.parametrize("name, step", FOLDERS)
@@ -62,6 +64,65 @@ def test_a_folder_without_checkpoints_is_told_by_what_it_holds(tmp_path):
         CheckpointSeries.discover(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["v0-20250901-101010/checkpoint-10", "output/run/checkpoint-10", "snapshots/0123abc", "checkpoint-final"])
+def test_checkpoints_further_down_are_named_and_read_when_given(small, tmp_path, name):
+    shutil.copytree(small, tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint-N folders in .*: checkpoints lie further down: give \S+\.$") as caught:
+        CheckpointSeries.discover(tmp_path)
+    advised = str(caught.value).split()[-1].removesuffix(".")  # the advice
+    assert CheckpointSeries.discover(advised).steps == [10 if name.endswith("checkpoint-10") else 0]
+
+
+def test_checkpoints_without_a_step_are_said_and_links_are_followed(small, tmp_path):
+    for name in ("checkpoint-10", "checkpoint-final"):
+        shutil.copytree(small, tmp_path / name)
+    for name in ("tmp-checkpoint-20", "wandb-latest"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "latest").symlink_to(tmp_path / "checkpoint-10")
+    with pytest.warns(UserWarning, match="^checkpoint-final in .* says no step and is left out: name it checkpoint-N"):
+        assert CheckpointSeries.discover(tmp_path).steps == [10]
+    (tmp_path / "checkpoint-final").rename(tmp_path / "checkpoint-30")  # the advice
+    assert CheckpointSeries.discover(tmp_path).steps == [10, 30]
+    (tmp_path / "checkpoint-40").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="checkpoint-40 is a link to .*nowhere, which is not there"):
+        CheckpointSeries.discover(tmp_path)
+
+
+@pytest.mark.parametrize("inner, words", [("merged", "It holds a model in a folder of its own: give the path .*checkpoint-5/merged"),
+                                          ("", "has no model.safetensors.index.json, which says what is in model-00001-of-00002.safetensors")])
+def test_what_lies_in_a_checkpoint_instead_is_named(small, tmp_path, inner, words):
+    folder = shutil.copytree(small, tmp_path / "checkpoint-5" / inner)
+    if not inner:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(FileNotFoundError, match=words):
+        CheckpointSeries.discover(tmp_path)
+    assert not inner or CheckpointSeries.from_paths([folder]).steps == [0]  # the advice
+
+
+@pytest.mark.parametrize("names", [["hf_model_0001_0.pt", "hf_model_0002_0.pt"], ["pytorch_model_fsdp.bin"], ["last.ckpt"]])
+def test_pickles_are_joined_by_the_command_that_is_named(small, tmp_path, names):
+    folder = shutil.copytree(small, tmp_path / "checkpoint-1")
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for i, name in enumerate(names):
+        part = {key: tensor for j, (key, tensor) in enumerate(state.items()) if j % len(names) == i}
+        torch.save(dict(state_dict=part) if name.endswith("ckpt") else part, folder / name)
+    torch.save({}, folder / "optimizer.pt")
+    with pytest.raises(FileNotFoundError, match="Only a pickle is there") as caught:
+        checkpoints.find(folder)
+    run_python(shlex.split(str(caught.value).split("`")[1]))
+    assert torch.equal(logits(CheckpointSeries.from_paths([folder]).load(1, "cpu", "float32").hf), logits(direct(small)))
+
+
+def run_python(command):
+    """Run `python -c ...` in this process."""
+    before, sys.argv = sys.argv, ["-c", *command[3:]]
+    try:
+        exec(command[2], {})
+    finally:
+        sys.argv = before
+
+
 CONVERTED = {
     ("actor/dist_ckpt/__0_0.distcp", "actor/huggingface/config.json"): r"`python -m verl.model_merger merge --backend megatron --local_dir \S+/actor --target",
     ("actor/model_world_size_8_rank_0.pt",): "`python -m verl.model_merger merge --backend fsdp --local_dir ",
@@ -71,6 +132,7 @@ CONVERTED = {
     ("context/model.yaml", "weights/__0_0.distcp"): "NeMo run .*export_ckpt",
     ("policy/weights/__0_0.distcp", "config.yaml"): "`uv run examples/converters/convert_dcp_to_hf.py --config=",
     (".metadata", "__0_0.distcp"): "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch ",
+    ("global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt", "latest"): r"`python -m deepspeed.utils.zero_to_fp32 \S+ \S+ --tag global_step5 --safe",
     ("pytorch_model_fsdp_0/__0_0.distcp",): r"`accelerate merge-weights \S+pytorch_model_fsdp_0 ",
 }
 
@@ -100,15 +162,13 @@ def test_shards_of_a_distributed_run_are_joined_by_the_commands_that_are_named(s
             for shard in folder.glob("*.distcp"):
                 shard.unlink()
         else:
-            sys.argv, before = ["-c", *command[3:]], sys.argv
-            exec(command[2], {})
-            sys.argv = before
+            run_python(command)
     assert torch.equal(logits(CheckpointSeries.from_paths([folder]).load(1, "cpu", "float32").hf), logits(direct(small)))
 
 
 WRAPPED = {"_orig_mod.": lambda n: "_orig_mod." + n, "module.": lambda n: "module." + n, "base_model.model.": lambda n: "base_model.model." + n,
            "_fsdp_wrapped_module.": lambda n: "_fsdp_wrapped_module." + n.replace("layers.0.", "layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
-           "pretrained_model.": lambda n: "pretrained_model." + n}
+           "pretrained_model.": lambda n: "pretrained_model." + n, "actor_module.": lambda n: "actor_module." + n}
 
 
 @pytest.mark.parametrize("prefix", WRAPPED)
@@ -160,6 +220,26 @@ def test_differing_special_tokens_are_said_and_the_first_ones_are_used(copied, t
     with pytest.warns(UserWarning, match=f"special tokens of .*checkpoint-110 are not the ones of the series.*{token} is '<.user.>', not "):
         series = CheckpointSeries.discover(copied)
     assert getattr(series.load(110, "cpu").tokenizer, token) == getattr(series.load(0, "cpu").tokenizer, token) != "<|user|>"
+
+
+def test_tokenizers_of_a_series_nest(tokenizer, small, tmp_path):
+    for step, token in enumerate(["", "<a>", "<b>"]):
+        other = copy.deepcopy(tokenizer)
+        other.add_special_tokens(dict(additional_special_tokens=[token] if token else []))
+        hf = direct(small)
+        hf.resize_token_embeddings(len(other), mean_resizing=False)
+        hf.save_pretrained(tmp_path / f"checkpoint-{step}")
+        other.save_pretrained(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(ValueError, match="tokenizer of .*checkpoint-2 is not the one of .*checkpoint-1"):
+        CheckpointSeries.discover(tmp_path)
+
+
+def test_a_tokenizer_json_is_read_as_it_is_whatever_class_its_model_type_stands_for(tokenizer, tmp_path):
+    tiny_hf("Qwen2", tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="read as its tokenizer.json describes it: transformers' Qwen2Tokenizer"):
+        own = CheckpointSeries.discover(tmp_path).load(0, "cpu", "float32").tokenizer
+    assert own("go to drawer 11")["input_ids"] == tokenizer("go to drawer 11")["input_ids"] and len(own) == len(tokenizer)
 
 
 def test_a_series_is_read_in_a_forked_child(small):
