@@ -332,10 +332,10 @@ def test_decisions_render_in_both_styles_with_their_functions(bfcl, recorded, to
         assert fmt.style.parse(said.removeprefix(fmt.style.open_action), False)[1] == d.reference
 
 
-def test_a_conversation_too_long_for_the_model_is_refused_with_its_count(recorded, tokenizer):
+def test_a_conversation_too_long_for_the_model_is_refused_by_its_length(recorded, tokenizer):
+    """One far too long is not tokenised to its end, so the sentence says what it has at least."""
     long = next(d for d in recorded["test_out_of_domain"])
-    n = len(PromptFormat(tokenizer).prompt(long).ids)
-    with pytest.raises(ValueError, match=f"{long.id} has {n} tokens, .* at most 2048"):
+    with pytest.raises(ValueError, match=f"{long.id} has more than 2[0-9]{{3}} tokens, .* at most 2048"):
         PromptFormat(tokenizer, context=2048).prompt(long)
 
 
