@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from interp.architectures import FAMILIES as ARCHITECTURES
 from interp.architectures import tiny
 from interp.attribution import attribute, gradients, whole_gradients
 from interp.capturing import capture
@@ -182,7 +181,7 @@ def test_steering_past_the_switch_is_exact_at_alpha_zero_and_does_something(toke
                                         ("gpt_neo", "plain loop"), ("bloom", "plain loop"), ("llama4_text", "plain loop")])
 def test_the_path_is_the_same_in_every_dtype(name, path, dtype):
     """A path is right or wrong by what it computes: in a narrow dtype a wrong one is off by little more than its rounding."""
-    extra = FAMILIES.get(name, ({},))[0] if name in ("phi3", "llama4_text") else ARCHITECTURES.get(name, {})
+    extra = FAMILIES.get(name, ({},))[0] if name in ("phi3", "llama4_text") else {}
     hf = tiny(name, **extra).to(dtype)
     before = [p.clone() for p in hf.parameters()]
     model = HookedModel(hf, None)
