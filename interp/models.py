@@ -24,7 +24,7 @@ from interp.checkpoints import first_line
 from interp.finite import check_trial, not_finite
 from interp.sites import find_places
 from interp.support import BASE, MOST, PACKED, Crossing, Support, cross, forget_lengths, judge, named_lengths, steps, why_keyless
-from interp.turns import Turns
+from interp.turns import turns_of
 from interp.unembedding import Unembedding
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -100,7 +100,7 @@ class HookedModel:
         self.architecture, self.config = type(hf).__name__, inner.text_config(hf)
         self.inner, self.blocks = inner.decoder(hf, self.config)
         config, depth = self.config, len(self.blocks)
-        self.turns, self.wide, self._crossings, self._steps = Turns(), False, {}, {}
+        self.turns, self.wide, self._crossings, self._steps = turns_of(hf), False, {}, {}
         if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:  # accelerate's hooks: what comes out is where the ids were
             add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
         self.window = inner.largest(config, "sliding_window") or inner.largest(config, "attention_chunk_size")

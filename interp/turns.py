@@ -6,13 +6,38 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import wraps
+from weakref import WeakKeyDictionary
+
+
+class _Lock:
+    """A lock that its thread may take again and any thread may give back, as one does that closes another's generator."""
+
+    def __init__(self):
+        self._changed, self._owner, self._held = threading.Condition(), None, 0
+
+    def __enter__(self):
+        own = threading.current_thread()
+        with self._changed:
+            while self._owner not in (None, own):
+                if not self._owner.is_alive():
+                    raise ValueError("A thread that is over left a pass of this model tapped: close the generator, or leave "
+                                     "the block, that taps it.")
+                self._changed.wait(1.0)
+            self._owner, self._held = own, self._held + 1
+
+    def __exit__(self, *error):
+        with self._changed:
+            self._held -= 1
+            if not self._held:
+                self._owner = None
+                self._changed.notify_all()
 
 
 class Turns:
     """The lock of one model: other threads wait, and what would reach into one's own measurement is refused."""
 
     def __init__(self):
-        self._lock = threading.RLock()
+        self._lock = _Lock()
         self._measuring, self._tapped = 0, 0
 
     def __deepcopy__(self, memo) -> Turns:
@@ -60,6 +85,14 @@ class Turns:
             if self._measuring or self._tapped:
                 raise ValueError("The weights were to be swapped in the midst of a measurement of the same model: swap them when it is over.")
             yield
+
+
+_TURNS: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def turns_of(hf) -> Turns:
+    """The lock of a transformers model, one for all that is wrapped around it."""
+    return _TURNS.setdefault(hf, Turns())
 
 
 def measured(function: Callable) -> Callable:

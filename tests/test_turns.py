@@ -11,6 +11,7 @@ from interp.conflicts import conflict
 from interp.decoding import choose, decode
 from interp.early import early_answers
 from interp.mediation import prompt_reliance
+from interp.models import HookedModel
 from interp.patching import patch
 from interp.shares import shares
 from interp.turns import Turns
@@ -67,6 +68,31 @@ def test_what_reaches_into_a_running_pass_is_refused(series, trained_prompts):
     with pytest.raises(ValueError, match="weights were to be swapped in the midst of a measurement"):
         run(lambda: series.swap(model, 20))
     assert model.step == 0 and len(capture(model, some)) == 1  # nothing is left of it
+
+
+def test_taps_that_another_thread_left_open_are_named_and_may_be_closed_by_any_thread(llama, prompts):
+    opened = []
+
+    def tapping():
+        with llama.taps({("resid_pre", 1): lambda tensor: None}):
+            llama.whole(torch.tensor([prompts[0].ids]))
+            yield
+
+    def opening():
+        opened.append(tapping())
+        next(opened[0])
+
+    thread = threading.Thread(target=opening)
+    thread.start()
+    thread.join()
+    with pytest.raises(ValueError, match="thread that is over left a pass of this model tapped: close the generator"):
+        capture(llama, prompts[:1])
+    opened[0].close()
+    assert len(capture(llama, prompts[:1])) == 1
+
+
+def test_two_wrappers_of_one_model_share_its_lock(llama):
+    assert HookedModel(llama.hf, llama.tokenizer).turns is llama.turns
 
 
 def pair(prompts):
