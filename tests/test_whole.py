@@ -200,7 +200,7 @@ def test_a_pass_does_not_depend_on_those_before_it(tokenizer):
 
 
 def test_the_lengths_of_a_configuration_are_found_by_their_names():
-    assert named_lengths(tiny("phi3", **FAMILIES["phi3"][0]).config) == [SWITCH, 1024]
+    assert named_lengths(tiny("phi3", **FAMILIES["phi3"][0]).config) == [8, SWITCH, 1024]  # its window, its switch, its context
     assert SWITCH in named_lengths(tiny("gpt_neo", **FAMILIES["gpt_neo"][0]).config)
     assert {16, SWITCH} <= set(named_lengths(tiny("llama4_text", **FAMILIES["llama4_text"][0]).config))
 
