@@ -21,7 +21,8 @@ from interp.models import HookedModel
 #: Families in the README, of every kind.
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen2", "olmo2", "phi3", "granite", "cohere2",
             "gpt_neo", "bloom", "mixtral", "mamba", "qwen3_next", "bart")
-#: The tiny sizes, for every model type that has a number of the name.
+#: The tiny sizes, for every model type that has a number of the name. Of few index heads, several tokens' scores are 0 alike, and
+#: which of them are attended to would be left to the order of a sort.
 SIZES = dict(vocab_size=97, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64,
              max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, sliding_window=8, window_size=8, attention_window_size=8,
              num_local_experts=4, num_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
@@ -31,7 +32,7 @@ SIZES = dict(vocab_size=97, hidden_size=32, num_hidden_layers=4, num_attention_h
              encoder_layers=1, encoder_ffn_dim=32, encoder_attention_heads=2,
              linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
              mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=4, mamba_expand=2,
-             index_n_heads=2, index_head_dim=8, index_topk=8, n_shared_experts=1,
+             index_n_heads=16, index_head_dim=8, index_topk=8, n_shared_experts=1,
              mamba_num_heads=4, mamba_head_dim=16, n_groups=1, ssm_state_size=8, state_size=8, num_heads=4, chunk_size=4)
 _VISION = dict(image_size=28, patch_size=14, depth=1, embed_dim=32, out_hidden_size=32)
 #: What a model type needs beside SIZES.
@@ -41,14 +42,14 @@ OWN: dict[str, dict] = {
     "gpt_neo": dict(attention_types=[[["global", "local"], 2]]), "codegen": dict(rotary_dim=4), "gptj": dict(rotary_dim=4),
     "granite": dict(logits_scaling=8.0, residual_multiplier=0.22), "granitemoe": dict(logits_scaling=8.0, residual_multiplier=0.22),
     "gemma4_text": _GEMMA4, "gemma4_unified_text": _GEMMA4, "llama4_text": dict(intermediate_size_mlp=64),
-    "gemma3n_text": dict(_GEMMA4, hidden_size_per_layer_input=4, laurel_rank=8, activation_sparsity_pattern=[0.0] * 4),
+    "gemma3n_text": dict(_GEMMA4, num_kv_shared_layers=2, hidden_size_per_layer_input=4, laurel_rank=8, activation_sparsity_pattern=[0.0] * 4),
     "lfm2": dict(layer_types=["conv", "full_attention"] * 2), "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2), "mamba2": dict(head_dim=16), "zaya": dict(num_experts_per_tok=1),
     "xmod": dict(default_language="en_XX"), "longcat_flash": dict(head_dim=4, num_layers=2),
     "bamba": dict(attn_layer_indices=[1, 3]), "jamba": dict(attn_layer_offset=1, attn_layer_period=2, use_mamba_kernels=False),
     "granitemoehybrid": dict(logits_scaling=8.0, residual_multiplier=0.22, layer_types=["mamba", "attention"] * 2),
     "zamba": dict(layers_block_type=["mamba", "hybrid"] * 2, attention_head_dim=16, num_key_value_heads=4, use_mamba_kernels=False),
     "zamba2": dict(layers_block_type=["mamba", "hybrid"] * 2, num_key_value_heads=4, mamba_ngroups=1),
-    "qwen4_exp_text": dict(indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=4),
+    "qwen4_exp_text": dict(indexer_n_heads=16, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=4),
     "cohere_compass_text": dict(rope_parameters={"full_attention": dict(rope_type="default", rope_theta=1e4)}),
     "reformer": dict(axial_pos_embds=False, is_decoder=True), "xlnet": dict(d_head=8),
     "dbrx": dict(d_model=32, attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.0), ffn_config=dict(hidden_size=32, ffn_hidden_size=64)),
