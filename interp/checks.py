@@ -26,7 +26,7 @@ from interp.files import read_json, read_text
 from interp.headers import Header, gguf_header, hash_files
 from interp.inner import auto_class
 from interp.names import VALUE_HEADS, own_names, wrapping
-from interp.quantised import check_quantised
+from interp.quantised import check_leftover, check_quantised
 from interp.weights import adapter_misfits, complete, embedding_names, misfits, pretrained, read_configuration
 
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -148,6 +148,8 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
             warnings.warn(f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' {type(found).__name__}, which its "
                           "model_type stands for, would split text otherwise.", stacklevel=2)
             found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if found.is_fast:
+            Tokenizer.from_str(found.backend_tokenizer.to_str())  # a damaged one may be read once, and not be copied
         return found
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         named = tokenizer_files(folder)[0] if folder else source.path
@@ -284,8 +286,12 @@ def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
 
 def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code: bool = False) -> None:
     """Raise ValueError where the tensors that a checkpoint's headers list are not the ones of `hf` (a model on the meta device)."""
-    if checkpoint.kind == "gguf" or (checkpoint.kind != "adapter" and getattr(hf.config, "quantization_config", None)):
+    if checkpoint.kind == "gguf":
         return  # its names are known when transformers reads it
+    if checkpoint.kind != "adapter" and getattr(hf.config, "quantization_config", None):
+        if {kind for kind, _ in entries.values()} <= {*FLOATING} and not misfits({n: s for n, (_, s) in entries.items()}, hf):
+            check_leftover(checkpoint.home / "config.json", hf.config.quantization_config)
+        return
     whole = {n: tuple(t.shape) for n, t in hf.state_dict().items()}
     if checkpoint.kind == "adapter":
         _check_adapter(checkpoint, entries, hf, whole)

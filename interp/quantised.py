@@ -22,6 +22,8 @@ PACKAGES = {"bitsandbytes": ("bitsandbytes",), "gptq": ("gptqmodel", "optimum"),
             "quanto": ("optimum-quanto",), "hqq": ("hqq",), "eetq": ("eetq",), "aqlm": ("aqlm",), "auto-round": ("auto-round",)}
 #: Methods that are dequantised as they are loaded: their kernels would be fetched from a hub.
 DEQUANTISED = ("fp8", "mxfp4")
+#: What every module has of its own: hooks, children, its state.
+OF_MODULES = frozenset(torch.nn.Module().__dict__)
 OTHERWISE = ("or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights "
              "that it was "
              "quantised from")
@@ -51,6 +53,15 @@ def check_quantised(file: Path, config: object) -> None:
         raise ImportError(f"{file} has a quantization_config ({name}), and reading it needs "
                           f"{' and '.join(missing)}: "
                           f"`pip install {' '.join(missing)}`, {OTHERWISE}.")
+
+
+def check_leftover(file: Path, config: object) -> None:
+    """Raise ValueError for a quantization_config beside weights that are plain numbers, of a method that does
+    not quantise such as it computes."""
+    kind = config.get("linear_class") if isinstance(config, Mapping) else getattr(config, "linear_class", "")
+    if kind != "autobitlinear":
+        raise ValueError(f"{file} has a quantization_config ({method(config)}), but the weights beside it are "
+                         "plain numbers: remove the field (a merge of an adapter may have left it there).")
 
 
 def _installed(package: str) -> bool:
@@ -92,6 +103,8 @@ def check_computes(hf, path: object) -> None:
 
 def adopt(hf, other) -> None:
     """Put another quantised model's tensors into a module in place of its own (scales and packed numbers are
-    no plain copies)."""
+    no plain copies, and a layer may keep what it made of them)."""
     for own, new in zip(hf.modules(), other.modules(), strict=True):
         own._parameters, own._buffers = new._parameters, new._buffers
+        if not new._modules:
+            own.__dict__.update({name: value for name, value in new.__dict__.items() if name not in OF_MODULES})

@@ -303,6 +303,35 @@ def test_quantised_weights_name_the_package_that_reads_them(small, tmp_path, mon
         CheckpointSeries.discover(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["bitnet", "fp8", "metal"])
+def test_a_quantization_that_is_left_over_is_told_before_anything_is_loaded(small, tmp_path, kind):
+    folder = shutil.copytree(small, tmp_path / "checkpoint-1")
+    edit(folder / "config.json", quantization_config=dict(quant_method=kind))
+    with pytest.raises(ValueError, match=rf"config.json has a quantization_config \({kind}\), but the weights beside it are plain numbers: remove"):
+        CheckpointSeries.discover(tmp_path)
+    edit(folder / "config.json", quantization_config=None)  # the advice
+    assert torch.equal(logits(CheckpointSeries.discover(tmp_path).load(1, "cpu", "float32").hf), logits(direct(small)))
+
+
+class Packed(torch.nn.Linear):
+    """A layer that computes with what it made of its weights, as kernels for packed numbers do."""
+
+    def __init__(self, seed):
+        torch.manual_seed(seed)
+        super().__init__(3, 3)
+        self.handle = self.weight.detach().clone()
+
+    def forward(self, x):
+        return x @ self.handle
+
+
+def test_what_a_quantised_layer_made_of_its_weights_is_adopted_and_hooks_stay():
+    own, other, seen = torch.nn.Sequential(Packed(1)), torch.nn.Sequential(Packed(2)), []
+    own[0].register_forward_hook(lambda *_: seen.append(1))
+    quantised.adopt(own, other)
+    assert torch.equal(own(torch.eye(3)), other(torch.eye(3))) and seen == [1]
+
+
 def test_a_full_disk_is_a_sentence_that_names_the_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
