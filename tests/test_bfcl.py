@@ -334,8 +334,7 @@ def test_decisions_render_in_both_styles_with_their_functions(bfcl, recorded, to
 
 def test_a_conversation_too_long_for_the_model_is_refused_with_its_count(recorded, tokenizer):
     long = next(d for d in recorded["test_out_of_domain"])
-    n = len(PromptFormat(tokenizer).prompt(long).ids)
-    with pytest.raises(ValueError, match=f"{long.id} has {n} tokens, .* at most 2048"):
+    with pytest.raises(ValueError, match=rf"{long.id} has more than [\d,]+ tokens, .* at most 2048"):
         PromptFormat(tokenizer, context=2048).prompt(long)
 
 
