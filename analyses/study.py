@@ -148,7 +148,7 @@ class Study:
             raise FileNotFoundError(f"--base: there is no folder {self.base}, seen from here or from the checkpoints.")
         if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
             raise ImportError(MISSING)
-        self._sampled
+        self._signatures, read_variables(self.template), self._sampled
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
         for name in ("choices", "conflicts", "decisions_read", "pairs", "steered"):
             if getattr(self, name, 0) > held:
@@ -211,12 +211,16 @@ class Study:
 
         made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
                      and (notes := training_notes(path))), {})
-        tools = read_tools(self.tools) if self.tools else ()
-        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), tools,
+        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), self._signatures,
                             options=read_variables(self.template), context=self._model.context, room=self.trace_tokens + self.action_tokens,
                             truncate=self.truncate, stop_tokens=stop_tokens(self._model), history_traces=self.history_traces,
                             system_as=self.system_as, tool_as=self.tool_as, markers=self.markers,
                             template_file=None if self.revisions else self.checkpoint_series.template_file)
+
+    @cached_property
+    def _signatures(self) -> Sequence[dict]:
+        """The function signatures that the chat template is given."""
+        return read_tools(self.tools) if self.tools else ()
 
     @cached_property
     def _named(self) -> Environment | None:

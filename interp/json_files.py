@@ -46,6 +46,14 @@ def check_regular(path: Path) -> os.stat_result:
     return status
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; raises OSError that names it where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:  # of a file in /proc, say, that is open but not readable
+        raise type(error)(f"{path} cannot be read ({error.strerror}).") from error
+
+
 def decode_utf8(data: bytes, place: str) -> str:
     """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the place of a byte that is none."""
     for mark, name in _MARKS:
@@ -165,7 +173,7 @@ def read_json(path: str | Path, kind: type | tuple[type, ...] = dict, what: str 
     size = check_regular(path).st_size
     if size > limit:
         raise ValueError(f"{path} has {size / 2**20:,.0f} MiB, and may have {limit / 2**20:,.0f} MiB.")
-    text = decode_utf8(path.read_bytes(), str(path))
+    text = decode_utf8(read_bytes(path), str(path))
     if not text.strip():
         raise ValueError(f"{path} is empty, and should hold {what or 'JSON'}.")
     try:

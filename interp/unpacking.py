@@ -10,7 +10,7 @@ import os
 import shlex
 from pathlib import Path
 
-from interp.json_files import check_regular
+from interp.json_files import check_regular, read_bytes
 
 #: Environment variable with the MiB that a file of decisions may unpack to.
 VARIABLE = "INTERP_MAX_FILE_MB"
@@ -63,7 +63,7 @@ def read_unpacked(path: Path) -> bytes | bytearray:
     size = check_regular(path).st_size
     if size > limit:
         raise ValueError(f"{path} has {size / 2**20:,.2f} MiB, and may have {_too_large(limit)}")
-    packed = path.read_bytes()
+    packed = read_bytes(path)
     if not packed:
         return packed
     _check_format(path, packed[:16])

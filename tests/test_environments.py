@@ -139,7 +139,7 @@ def test_decisions_is_a_number_or_a_file(tmp_path, capsys, series_folder):
     assert main("behaviour", *run, "--decisions", file) == 0
     assert pd.read_csv(tmp_path / "run" / "tables" / "behaviour.csv").n.max() == 2
     capsys.readouterr()
-    for given, words in ((("--decisions", file, "--corpus", file), "Both --decisions .* and --corpus .* name a file"), (("--decisions", "-3"), "from 1 on, or a file, not -3"),
+    for given, words in ((("--decisions", file, "--corpus", file), "Both --decisions .* and --corpus .* name a file"), (("--decisions", "-3"), "--decisions is a number from 0 to 1,000,000, not -3"),
                          (("--decisions", "1e3"), "No episodes at 1e3: give a .jsonl")):
         assert main("behaviour", *run, *given) == 1
         assert re.search(words, capsys.readouterr().err)

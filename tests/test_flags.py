@@ -116,6 +116,12 @@ BAD = {
     # files and folders
     "behaviour --base GONE": "--base: there is no folder .*gone",
     "masking --base GONE": "--base: there is no folder .*gone",
+    "behaviour --tools FILE": "file is empty, and should hold the list of function signatures",
+    "behaviour --tools /dev/zero": "/dev/zero is a device, and should be a file",
+    "behaviour --tools /": "/ is a folder, and should be a file",
+    "behaviour --template thinking": "--template takes NAME=VALUE, such as enable_thinking=false, not 'thinking'",
+    "behaviour --corpus /dev/zero": "/dev/zero is a device, and should be a file",
+    "behaviour --corpus /proc/self/mem": "/proc/self/mem cannot be read",
     "behaviour --tools GONE": "--tools: there is no file or folder .*gone",
     "behaviour --run FILE": "--run .*file: .*file is a file, and should be a folder",
     "behaviour --run FILE/below": "--run .*below: .*file is a file, and should be a folder",
