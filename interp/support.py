@@ -104,9 +104,9 @@ def why_keyless(model) -> str:
         lengths = {layer.keys.shape[2] for layer in cache.layers if layer.keys is not None}
     except Exception as error:  # whatever a model makes of a cache that is not its own
         return f"it does not fill an ordinary cache ({type(error).__name__}: {first_line(error)})"
-    if len(cache.layers) != model.n_layers:
+    if cache.layers and len(cache.layers) != model.n_layers:
         return f"its {model.n_layers} blocks keep keys and values of {len(cache.layers)} layers, not each block its own"
-    return "" if lengths == {6} else "its layers do not keep keys and values of every token"
+    return "" if cache.layers and lengths == {6} else "its layers do not keep keys and values of every token"
 
 
 @contextmanager

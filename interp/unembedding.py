@@ -55,7 +55,7 @@ class Unembedding:
         if shape != (self.width, hidden.shape[-1]):
             return False
         with torch.inference_mode():
-            bare, kept = self.head(hidden.to(self.head.weight.device)).float().to(whole.device), self.cap
+            bare, kept = self.head(self._for_head(hidden)).float().to(whole.device), self.cap
             target, linear = (whole, whole == whole) if not kept else ((whole / kept).atanh() * kept, whole.abs() < 0.9 * kept)
             fit = ((target * bare)[linear].sum() / (bare * bare)[linear].sum()).item() if bare[linear].any() else 1.0
             for scale in [1.0, *self._constants(fit)]:
@@ -70,6 +70,11 @@ class Unembedding:
         numbers = [v for v in self.hf.config.get_text_config().to_dict().values() if isinstance(v, (int, float)) and v]
         return sorted({c for v in numbers for c in (v, 1 / v) if abs(c / fit - 1) < 0.01}, key=lambda c: abs(c - fit)) if fit else []
 
+    def _for_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final states as the head takes them: on its device, and of its dtype where a model keeps its stream in float32."""
+        weight = self.head.weight
+        return hidden.to(weight) if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else hidden.to(weight.device)
+
     @property
     def plain(self) -> bool:
         return type(self.head) is torch.nn.Linear and not self.own
@@ -78,7 +83,7 @@ class Unembedding:
         """Logits [..., token of the vocabulary] in float32."""
         if self.own:
             return self._through(hidden)[..., tokens]
-        hidden = hidden.to(self.head.weight.device)  # another GPU's, where a device map laid it there
+        hidden = self._for_head(hidden)
         if tokens == slice(None) or not self.plain:
             logits = self.head(hidden).float()[..., tokens]
         else:

@@ -20,9 +20,9 @@ from interp.packing import score
 from interp.sweeps import Cell, Packed, Plain
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
-#: The whole walk takes minutes (INTERP_EVERY_ARCHITECTURE=1), so else: windows, latent attention and experts, a state beside
-#: attention, parallel blocks, multipliers, and the plain loop.
-SAMPLE = ("gemma3_text", "deepseek_v3", "qwen3_next", "cohere2", "granite", "bloom")
+#: The whole walk takes many minutes (INTERP_EVERY_ARCHITECTURE=1), so else: windows, latent attention and experts, a state
+#: beside attention, parallel blocks, multipliers, the plain loop, and a stream in float32 whatever the dtype.
+SAMPLE = ("gemma3_text", "deepseek_v3", "qwen3_next", "cohere2", "granite", "bloom", "mamba")
 WALKED = families() if os.environ.get("INTERP_EVERY_ARCHITECTURE") else SAMPLE
 #: Ways of going on, and how many of their last tokens are scored.
 TAILS, SCORED = [[4, 8, 15], [4, 16, 23, 42]], [2, 3]
@@ -228,6 +228,13 @@ def test_what_a_family_is_served_equals_plain_passes(family, dtype):
         if model.support.mediation != "refused":
             check_reliance(model, prompt, close)
     check_decoding(model, prompts, nats)
+
+
+@torch.inference_mode()
+def test_layers_of_states_alone_are_decoded_without_a_cache_that_they_cannot_fill():
+    """transformers asks the cache for its length, and one without an attention layer knows none."""
+    model = HookedModel(tiny("bamba", attn_layer_indices=[]), None)
+    check_decoding(model, [[(7 * i + 3) % 97 for i in range(n)] for n in (5, 21)], 1e-3)
 
 
 @torch.inference_mode()
