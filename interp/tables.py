@@ -134,6 +134,8 @@ def seal_table(folder: str | Path, name: str) -> Path:
     path = inside(folder, f"{name}.csv")
     frame, provenance = read_table(folder, name, edited=True)
     content = path.read_bytes()
+    if len(frame.columns) == 1 and (other := next((mark for mark in ";\t" if mark in str(frame.columns[0])), "")):
+        raise ValueError(f"The table {path} is separated by {other!r}: save it with commas, then seal it.")
     before = _read_provenance(path.with_suffix(".json")).get(SEAL)
     texts = _texts_of(before)
     if before is not None and before != _sealed(provenance, content, len(frame), texts)[SEAL]:
@@ -203,6 +205,11 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
         what = f"The provenance {path.with_suffix('.json')} is not as it was written"
     else:
         what = f"The table {path} is not the one that {path.stem}.json was written with ({_rows(content)} rows now, {rows} then)"
+    try:
+        _csv(content)
+    except ValueError as error:  # sealing it would be refused as well
+        raise ValueError(f"{what}, and cannot be read ({str(error).strip()}). If it was edited by intent, save it as CSV in UTF-8; "
+                         f"else it is damaged: {_remedy(path, provenance)}") from error
     raise ValueError(f"{what}. If it was edited by intent, say so with `python -m analyses seal --tables "
                      f"{path.parent} --names {path.stem}`; else it is damaged: {_remedy(path, provenance)}")
 

@@ -1,6 +1,7 @@
 """What a run folder holds, damaged at random: without effect on any number, or named and computed again or refused."""
 
 import csv
+import io
 import json
 import random
 import re
@@ -241,6 +242,41 @@ def test_a_table_that_was_cut_names_its_rows_and_one_that_was_edited_is_read_whe
     assert cli.run(["seal", "--tables", str(folder)]) == 0 and read_table(folder, "behaviour")[1] == made
     with pytest.raises(FileNotFoundError, match="no table to seal"):
         cli.run(["seal", "--tables", str(tmp_path)])
+
+
+def resaved(separator=",", encoding="utf-8", **options):
+    """A table as a spreadsheet saves it."""
+    def change(content: bytes) -> bytes:
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter=separator, **options).writerows(csv.reader(io.StringIO(content.decode())))
+        return text.getvalue().encode(encoding)
+
+    return change
+
+
+RESAVED = {"lines of Windows": resaved(), "all quoted": resaved(quoting=csv.QUOTE_ALL), "a mark of its order": resaved(encoding="utf-8-sig"),
+           "semicolons": resaved(";"), "UTF-16": resaved(encoding="utf-16"), "emptied": lambda content: b"",
+           "a line doubled": lambda content: content + content.splitlines(keepends=True)[-1],
+           "another table": lambda content: FRAME.assign(value=1.0).to_csv(index=False).encode()}
+
+
+@pytest.mark.parametrize("how", RESAVED)
+def test_a_table_that_a_spreadsheet_saved_is_refused_and_the_advice_works(tmp_path, how):
+    path = write_table(tmp_path, "behaviour", FRAME.assign(note=["a,b", "=x", "\u00e9", "go"]), MADE)
+    good = read_table(tmp_path, "behaviour")[0]
+    path.write_bytes(RESAVED[how](path.read_bytes()))
+    with pytest.raises(ValueError, match="is not the one that behaviour.json was written with") as caught:
+        read_table(tmp_path, "behaviour")
+    if how in ("UTF-16", "emptied"):
+        assert "analyses seal" not in str(caught.value) and "save it as CSV in UTF-8" in str(caught.value)
+        return
+    if how == "semicolons":
+        with pytest.raises(ValueError, match="behaviour.csv is separated by ';': save it with commas"):
+            seal_table(tmp_path, "behaviour")
+        path.write_bytes(resaved()(good.to_csv(index=False).encode()))  # the advice
+    seal_table(tmp_path, "behaviour")
+    frame, made = read_table(tmp_path, "behaviour")
+    assert made["edited"] and frame.equals(good) == (how not in ("a line doubled", "another table"))
 
 
 def test_a_table_of_an_older_release_is_read_and_sealed_without_being_called_edited(tmp_path):
