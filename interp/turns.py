@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import wraps
@@ -10,20 +11,34 @@ from weakref import WeakKeyDictionary
 
 
 class _Lock:
-    """A lock that its thread may take again and any thread may give back, as one does that closes another's generator."""
+    """A lock that its thread may take again and any thread may give back, as one does that closes another's generator.
+
+    Threads have it in the order in which they ask.
+    """
 
     def __init__(self):
-        self._changed, self._owner, self._held = threading.Condition(), None, 0
+        self._changed, self._owner, self._held, self._waiting = threading.Condition(), None, 0, deque()
 
     def __enter__(self):
         own = threading.current_thread()
         with self._changed:
-            while self._owner not in (None, own):
-                if not self._owner.is_alive():
+            if self._owner is not own:
+                self._wait()
+            self._owner = own
+            self._held += 1
+
+    def _wait(self) -> None:
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            while self._owner is not None or self._waiting[0] is not ticket:
+                if self._owner is not None and not self._owner.is_alive():
                     raise ValueError("A thread that is over left a pass of this model tapped: close the generator, or leave "
                                      "the block, that taps it.")
                 self._changed.wait(1.0)
-            self._owner, self._held = own, self._held + 1
+        finally:
+            self._waiting.remove(ticket)
+            self._changed.notify_all()
 
     def __exit__(self, *error):
         with self._changed:

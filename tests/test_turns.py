@@ -132,5 +132,5 @@ def test_a_copied_model_has_a_lock_of_its_own(llama):
 
 def test_no_token_to_generate_is_refused_and_not_taken_for_the_default(llama, prompts):
     for wrong in (0, -1):
-        with pytest.raises(ValueError, match=f"max_new_tokens is a number from 1 on, not {wrong}"):
+        with pytest.raises(ValueError, match=f"at least one token: max_new_tokens is {wrong}"):
             decode(llama, prompts[:1], max_new_tokens=wrong)
