@@ -44,8 +44,10 @@ def stop_on_signals() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process with an exit status; one that a signal has stopped without Python's own clean-up, which takes seconds
-    where torch is imported and waits for threads that still read or hash weights."""
+    """End this process with an exit status; one that a signal has stopped, without Python's own clean-up.
+
+    That takes seconds where torch is imported, and waits for threads that still read or hash weights.
+    """
     if status <= 128:
         sys.exit(status)
     for stream in (sys.stdout, sys.stderr):

@@ -92,10 +92,10 @@ def test_no_child_outlives_a_parent_that_alone_gets_a_signal(number):
     assert not left(below)
 
 
-def test_the_children_of_all_end_with_it(series_folder, corpus_file, tmp_path):
-    command = [sys.executable, "-m", "analyses", "all", "--series", series_folder, "--corpus", corpus_file, "--run", tmp_path, "--device", "cpu"]
-    parent = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while parent.poll() is None and not (below := psutil.Process(parent.pid).children(recursive=True)):
+def test_the_chains_of_all_end_with_it():
+    code = "from analyses.__main__ import _side_by_side; _side_by_side([[['coverage']], [['coverage']]])"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while parent.poll() is None and len(below := psutil.Process(parent.pid).children(recursive=True)) < 2:
         time.sleep(0.05)
     parent.kill()
     parent.wait()
@@ -110,10 +110,9 @@ def test_statuses_are_those_of_the_children_in_order():
     assert how_it_ended(-15) == "was ended by signal 15 (SIGTERM)" and how_it_ended(3) == "ended with exit status 3"
 
 
-def test_all_says_that_a_chain_was_killed_and_draws_no_figure(series_folder, corpus_file, tmp_path, monkeypatch, capsys):
+def test_all_says_that_a_chain_was_killed_and_draws_no_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "side_by_side", lambda commands, environment: [-9, *[0] * (len(commands) - 1)])
-    monkeypatch.setattr(sys, "argv", ["analyses", "all", "--series", str(series_folder), "--corpus", str(corpus_file), "--run", str(tmp_path),
-                                      "--device", "cpu", "--skip", "online"])
+    monkeypatch.setattr(sys, "argv", ["analyses", "all", "--run", str(tmp_path), "--device", "cpu", "--skip", "online"])
     assert cli.main() == 137 and not list(tmp_path.iterdir())
     words = capsys.readouterr().err
     assert words.startswith("error: the process of behaviour, probes") and words.count("\n") == 1
@@ -131,6 +130,22 @@ def test_a_study_in_several_processes_takes_a_part_in_each(tmp_path, monkeypatch
     assert [part in ran[i] for i, part in enumerate(('"--part", "0", "2"', '"--part", "1", "2"'))] == [True, True] and ran[2] == (2, (0, 1))
     repeated = masking.Config(processes=1, part=(1, 2))
     assert cli.configured(masking.Config, ["--processes", "2", "--processes", "1", "--part", "1", "2"], "masking") == repeated
+
+
+LEAVING = """
+import atexit, sys, threading, time
+from interp.processes import leave
+atexit.register(lambda: print("cleaned up"))
+threading.Thread(target=time.sleep, args=(0.1 if int(sys.argv[1]) < 128 else 600,)).start()  # what reads weights, say
+print("said")
+leave(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("status, said", [(0, "said\ncleaned up\n"), (1, "said\ncleaned up\n"), (130, "said\n"), (143, "said\n")])
+def test_what_a_signal_has_stopped_waits_for_no_thread(status, said):
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(status)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status and done.stdout == said
 
 
 class Unsendable(Exception):
