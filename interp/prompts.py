@@ -192,10 +192,7 @@ class PromptFormat:
     def ends(self) -> dict[int, str]:
         """Tokens that end the agent's turn, and their texts: what the template writes, the tokenizer's end of sequence, `stop_tokens`."""
         ids = [*self.chat.ends, *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]), *self.stop_tokens]
-        return {i: self._decoded(i) for i in ids}
-
-    def _decoded(self, token: int) -> str:
-        return self.text([token]) if token < self.encoder.size else ""
+        return {i: self.text([i]) if i < self.encoder.size else "" for i in ids}
 
     def _passed(self, text: str, mode: Mode) -> int:
         """From where in what was generated an end counts that a trace, too, is closed by; -1 where none does yet."""
