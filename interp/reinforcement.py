@@ -115,7 +115,9 @@ class Rollouts:
             found, _ = trainer._generate_single_turn([[*p.ids, *opening] for p in asked], None, {}, 1)
             return [said(self.fmt, ids, "cot", self.environment.parse) for ids in found]
         if self._copy is None:
-            self._copy = HookedModel(copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model)), self.fmt.tokenizer)
+            copied = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model))
+            vars(copied).pop("forward", None)  # the trainer's wrapper of it runs the trainer's own modules
+            self._copy = HookedModel(copied, self.fmt.tokenizer)
         if not memory:  # a new lot of games: the weights have moved
             self._copy.hf.load_state_dict(trainer.accelerator.unwrap_model(trainer.model).state_dict())
         return decode(self._copy, asked, "cot", parser=self.environment.parse, max_new_tokens=recipe.trace_tokens, memory=memory,

@@ -79,7 +79,7 @@ def _action(value: object, name: str) -> str:
 
 def _among(reference: str, admissible: Sequence[str]) -> None:
     if admissible and reference not in admissible:
-        raise ValueError(f"the reference {reference!r} is not among the {len(admissible)} admissible actions, of which the first is {admissible[0]!r}")
+        raise ValueError(f"the reference {reference[:80]!r} is not among the {len(admissible)} admissible actions, of which the first is {admissible[0][:80]!r}")
 
 
 def _admissible(row: Mapping) -> Sequence:

@@ -186,7 +186,7 @@ class CheckpointSeries:
         and the fewest rows of the vocabulary."""
         configs = [self.configuration(step) for step in self.local]
         lengths = [n for c in configs if (n := getattr(c.get_text_config(), "max_position_embeddings", None))]
-        return dict(untied=not all(c.get_text_config().tie_word_embeddings for c in configs), context=min(lengths, default=None),
+        return dict(untied=not all(map(weights.tied, configs)), context=min(lengths, default=None),
                     rows=min(c.get_text_config().vocab_size for c in configs))
 
     @cached_property
@@ -365,7 +365,7 @@ class CheckpointSeries:
             self._check_finite(checkpoint, state)
         check_cast(checkpoint.path, state, dtype)
         wanted = {n for n, _ in hf.named_parameters()}
-        if config.get_text_config().tie_word_embeddings:
+        if weights.tied(config):
             wanted.discard(f"{weights.embedding_names(hf)[1]}.weight")
         if not wanted <= state.keys():  # an older release's names, perhaps
             renamed, report = weights.pretrained(checkpoint, dtype, self.trust_remote_code, ignore_mismatched_sizes=True)

@@ -77,16 +77,16 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
     """
     text = config.get_text_config()
     embed, unembed = (f"{name}.weight" for name in embedding_names(hf))
-    if text.tie_word_embeddings and embed in state:
+    if tied(config) and embed in state:
         state.setdefault(unembed, state[embed])
     own, primary = hf.state_dict(keep_vars=True), {id(p): n for n, p in hf.named_parameters()}
     rows = {n: text.vocab_size for n in (embed, unembed, unembed.replace(".weight", ".bias")) if n in own and len(own[n]) != text.vocab_size}
     if found := misfits({n: t.shape for n, t in state.items()}, hf, rows):
         raise ValueError(f"The weights of {path} do not fit the model: {found[0]} ({len(found)} of {len(own)} tensors).")
-    pairs = [(primary.get(id(tensor), name), name) for name, tensor in own.items()] + [(embed, unembed)] * text.tie_word_embeddings
-    for tied, name in pairs:
-        if tied != name and name in state and not torch.equal(state[name], state[tied]):
-            raise ValueError(f"The weights of {path} hold two different tensors {tied!r} and {name!r}, which its "
+    pairs = [(primary.get(id(tensor), name), name) for name, tensor in own.items()] + [(embed, unembed)] * tied(config)
+    for first, name in pairs:
+        if first != name and name in state and not torch.equal(state[name], state[first]):
+            raise ValueError(f"The weights of {path} hold two different tensors {first!r} and {name!r}, which its "
                              "config.json ties: set tie_word_embeddings to false there.")
     with torch.no_grad():
         for name, tensor in own.items():
@@ -97,6 +97,11 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
     if rows:
         hf.get_input_embeddings().num_embeddings = hf.get_output_embeddings().out_features = text.vocab_size
         hf.config.get_text_config().vocab_size = text.vocab_size
+
+
+def tied(config) -> bool:
+    """Whether a model unembeds with its embedding; of a wrapper whose text section does not say, as the whole says."""
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)))
 
 
 def guard(hf, path: object) -> None:
