@@ -106,7 +106,7 @@ class Unembedding:
                 del self.inner.forward
             else:
                 self.inner.forward = before
-        return logits.reshape(*hidden.shape[:-1], -1)
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])  # of no state, too
 
 
 def _same(logits: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
