@@ -139,6 +139,15 @@ def llama(tokenizer):
 
 
 @pytest.fixture(scope="session")
+def small(tokenizer, tmp_path_factory):
+    """A Llama's folder, without a fault, for tests to copy."""
+    folder = tmp_path_factory.mktemp("small") / "base"
+    tiny_hf("Llama", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def series_folder(corpus_file, tmp_path_factory):
     """A series that `analyses series` trained in a few seconds, enough to close its tags."""
     from analyses import series

@@ -153,8 +153,7 @@ def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file
         if len(kept):
             assert kept.value.sum() / kept.denominator.sum() == pytest.approx(row.value, rel=1e-4) and len(kept) == row.n
     paired = frame[frame.metric.isin(["prompt_reliance", "patch_prompt", "patch_boundary"])]
-    assert (paired.value.isna() == paired.denominator.isna()).all()  # a pair without any difference has no share
-    assert paired.value.notna().mean() > 0.99 and (paired.denominator < 0).any()  # also pairs whose difference has the wrong sign
+    assert paired.value.notna().all() and (paired.denominator < 0).any()  # also pairs whose difference is 0 or has the wrong sign
     assert set(rows[rows.metric == "prompt_reliance"].step) == {0, 3, 6} and set(rows[rows.metric == "patch_prompt"].step) == {6}
 
 

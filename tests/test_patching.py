@@ -14,7 +14,7 @@ from interp.attribution import attribute
 from interp.pairs import make_pairs, mismatch, swap, swapped
 from interp.hooks import SITES
 from interp.packing import divergence
-from interp.patching import METRICS, continuations, patch, patch_modes, sanity
+from interp.patching import METRICS, continuations, effects, patch, patch_modes, sanity
 from interp.models import HookedModel, Support
 from interp.sweeps import Cell, Packed, Plain
 from tests.conftest import tiny_hf
@@ -434,6 +434,14 @@ def test_small_denominators_are_dropped_and_counted_and_wrong_use_is_refused(lla
         patch(llama, *one, ["nope"])
     with pytest.raises(ValueError, match="mode"):
         patch(llama, *one, mode="empty_think")
+
+
+def test_a_pair_without_any_difference_has_no_share_but_what_patching_moved():
+    clean, corrupt = np.array([0.5, 1.0, -1.0]), np.array([0.5, 0.0, 1.0])
+    denoised = np.array([0.75, 0.25, 0.5]).reshape(3, 1, 1)
+    sweep = effects("difference", ["resid_pre"], clean, corrupt, denoised, denoised, -np.inf, "packed")
+    np.testing.assert_array_equal(sweep.denoise[:, 0, 0], [np.nan, 0.25, 0.25])
+    np.testing.assert_array_equal(sweep.moved[:, 0, 0], [0.25, 0.25, -0.5])
 
 
 def test_heads_are_cut_by_each_layer_s_own_width(fmt, pairs):
