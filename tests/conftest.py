@@ -1,5 +1,6 @@
 """Small worlds for the tests: hand-made games, a tokenizer fitted on them, tiny random models and a tiny trained series."""
 
+import fcntl
 import importlib
 import os
 import random
@@ -33,7 +34,14 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
+#: Files that take a minute or more: begun first, or one process would be left with one of them at the end.
+LONG = ("test_masking", "test_scienceworld", "test_patching", "test_cli", "test_organisms", "test_attribution", "test_architectures",
+        "test_steering", "test_decisions", "test_processes", "test_report", "test_decode", "test_training", "test_reinforcement")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="torch sees no GPU on this machine"))
@@ -149,11 +157,16 @@ def small(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def series_folder(corpus_file, tmp_path_factory):
-    """A series that `analyses series` trained in a few seconds, enough to close its tags."""
+    """A series that `analyses series` trained in a few seconds, enough to close its tags: once for all processes of a test run."""
     from analyses import series
 
-    work = tmp_path_factory.mktemp("series")
-    series.run(series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu"))
+    own = tmp_path_factory.getbasetemp()
+    work = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trained_series"
+    with open(work.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not (work / "done").exists():
+            series.run(series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu"))
+            (work / "done").touch()
     return work / "out"
 
 
