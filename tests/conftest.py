@@ -6,7 +6,8 @@ import os
 import random
 import shutil
 
-for name, value in dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error").items():
+# One thread each, also of processes that tests start: a test run is two processes on two cores.
+for name, value in dict(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error").items():
     os.environ.setdefault(name, value)
 
 import pytest
@@ -190,6 +191,12 @@ def trained(series):
 def trained_prompts(trained, episodes):
     form = PromptFormat(trained.tokenizer)
     return [form.prompt(d) for e in episodes["test_in_domain"] for d in e.decisions()]
+
+
+@pytest.fixture
+def no_browser(monkeypatch, tmp_path):
+    """An environment in which no browser is found, so that a draw costs no rendering."""
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser-here"))
 
 
 @pytest.fixture(scope="session")
