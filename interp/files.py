@@ -21,7 +21,8 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 
 
 def check_size(path: Path, limit: int) -> None:
-    """Raise OSError where a file is missing or exceeds `limit` bytes, ValueError where it is no regular file."""
+    """Raise OSError where a file is missing or exceeds `limit` bytes, ValueError where it is no regular file.
+    """
     size = check_regular(path).st_size
     if size > limit:
         raise OSError(f"{path} has {size:,} bytes, but at most {limit:,} are read of such a file: it is not "

@@ -36,11 +36,12 @@ _OTHER = {"clean": "corrupt", "corrupt": "clean"}
 
 @dataclass(frozen=True)
 class Sweep:
-    """Normalised effects of a sweep, 0 = nothing, 1 = the whole difference, NaN where a pair was dropped or has no difference.
+    """Normalised effects of a sweep, 0 = nothing, 1 = the whole difference, NaN where a pair was dropped or has
+    no difference.
 
     `denoise` and `noise` are Float[ndarray, "pair site layer"], with a last axis `position` for `at="all"` (NaN beyond a
     prompt's end); `clean` and `corrupt` [pair] are the unpatched differences log p(clean action) - log p(corrupt action),
-    in nats, over the whole action. `moved` is the numerator of `denoise`, in nats, also where the denominator is 0.
+    in nats, over the whole action. `moved` is the numerator of `denoise`, in nats, even where the denominator is 0.
     `z` has one site for each head, `z.0`, `z.1`, ... (NaN in a layer of fewer heads). `path` is `packed`, or `plain loop`
     with the reason. `effects` holds the same for each further metric that was asked for (`of`):
 

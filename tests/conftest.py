@@ -7,7 +7,8 @@ import random
 import shutil
 
 # One thread each, also of processes that tests start: a test run is two processes on two cores.
-for name, value in dict(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error").items():
+for name, value in dict(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
+                        TRANSFORMERS_VERBOSITY="error").items():
     os.environ.setdefault(name, value)
 
 import pytest
@@ -36,8 +37,9 @@ def pytest_configure(config):
 
 
 #: Files that take a minute or more: begun first, or one process would be left with one of them at the end.
-LONG = ("test_masking", "test_scienceworld", "test_patching", "test_cli", "test_organisms", "test_attribution", "test_architectures",
-        "test_steering", "test_decisions", "test_processes", "test_report", "test_decode", "test_training", "test_reinforcement")
+LONG = ("test_masking", "test_scienceworld", "test_patching", "test_cli", "test_organisms", "test_attribution",
+        "test_architectures", "test_steering", "test_decisions", "test_processes", "test_report", "test_decode",
+        "test_training", "test_reinforcement")
 
 
 @pytest.hookimpl(trylast=True)
@@ -158,7 +160,10 @@ def small(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def series_folder(corpus_file, tmp_path_factory):
-    """A series that `analyses series` trained in a few seconds, enough to close its tags: once for all processes of a test run."""
+    """A series that `analyses series` trained in a few seconds, enough to close its tags.
+
+    Once for all processes of a test run.
+    """
     from analyses import series
 
     own = tmp_path_factory.getbasetemp()

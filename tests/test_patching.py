@@ -174,9 +174,10 @@ def test_a_span_and_the_whole_prompt_equal_one_forward_for_each_cell(llama, pair
 @pytest.mark.parametrize("at", ["boundary", "observation", "prompt", "all"])
 def test_every_metric_equals_its_slow_twin(model, pairs, monkeypatch, at):
     """All in nats: an effect times what it was divided by."""
-    differing = sweeps.LONG + 12 if at == "all" else 10**6  # one by one: cells on both sides of LONG, and beyond windows
     shortest = min(pairs, key=lambda p: len(p[0].ids))
-    pair = far_apart([shortest], model, from_=max(12, len(shortest[0].ids) - differing))
+    # One by one, the last tokens are enough: cells on both sides of LONG, and beyond every window.
+    start = len(shortest[0].ids) - sweeps.LONG - 12 if at == "all" else 12
+    pair = far_apart([shortest], model, from_=max(12, start))
     modes = ["prompt"] if at == "all" else ["prompt", "cot"]
     arguments = dict(at=[at], modes=modes, metrics=METRICS, minimum=-1e9)
     fast = patch_modes(model, *sides([pair]), **arguments)
@@ -328,7 +329,7 @@ def kept():
 
 
 def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20, kept=None):
-    """Log-probabilities of every cell by the packed sweep and by its slow twin, which is run once for each key of `kept`."""
+    """Log-probabilities of every cell by the packed sweep and by its slow twin, the latter kept in `kept`."""
     kept = {} if kept is None else kept
     key = type(model.hf).__name__, names, tuple(positions)
     tails = [[*fmt.opening("prompt"), *fmt.action_ids(a)] for a in ("go to desk 1", "go to drawer 11", "take mug 1 from desk 1")]
@@ -346,7 +347,8 @@ def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20, kept=N
 
 @pytest.mark.parametrize("budget, long", [(256 * 2**20, 64), (256 * 2**20, 10**6), (256 * 2**20, 0), (200_000, 64)])
 @pytest.mark.parametrize("names, places", [(("resid_pre", "attn_out", "mlp_out"), "grid"), (("z",), "boundary"), (("resid_post", "z"), "span")])
-def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(model, fmt, pairs, monkeypatch, kept, names, places, budget, long):
+def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(
+        model, fmt, pairs, monkeypatch, kept, names, places, budget, long):
     """Side by side in one row, as rows of a batch, and mixed, in large passes and small ones."""
     monkeypatch.setattr(sweeps, "LONG", long)
     prompt, donor = pairs[0]
