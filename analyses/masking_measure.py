@@ -163,9 +163,11 @@ def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
             def compute():
                 found = patch_modes(study.model(step), clean, corrupt, at=("boundary", "prompt"), minimum=MINIMUM)
                 whole, edge = found["prompt", "cot"], found["boundary", "prompt"]
-                shares = dict(patch_prompt=(whole, whole.denoise[:, 0, 0]), patch_boundary=(edge, edge.denoise[:, 0].mean(-1)))
-                return {name: [[float(v) if np.isfinite(v) else None for v in x] for x in (share * (s.clean - s.corrupt), s.clean - s.corrupt)]
-                        for name, (s, share) in shares.items()}
+                moved = dict(patch_prompt=(whole, whole.moved[:, 0, 0]),
+                             patch_boundary=(edge, edge.moved[:, 0].mean(-1)))
+                return {name: [[float(v) if np.isfinite(v) else None for v in values]
+                               for values in (part, sweep.clean - sweep.corrupt)]
+                        for name, (sweep, part) in moved.items()}
 
             inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)], minimum=str(MINIMUM))
             for name, (values, whole) in study.stage(f"masking/{step}-{split}-patching", inputs, compute).items():

@@ -127,4 +127,5 @@ def at_span(screen: Sweep, clean: Sequence[Prompt], at: str) -> Sweep:
         found = [[values[i][..., list(place)].sum(-1) for place in places_of(p, at)] for i, p in enumerate(clean)]
         return np.stack([of[0] if of else np.full(values.shape[1:3], np.nan) for of in found])
 
-    return replace(screen, denoise=total(screen.denoise), noise=total(screen.noise))
+    return replace(screen, denoise=total(screen.denoise), noise=total(screen.noise),
+                   moved=total(screen.moved))

@@ -58,7 +58,7 @@ def test_an_agent_that_has_not_learned_its_construction_calibrates_nothing_and_i
     assert sum(len(t.x) for t in draw(frame).data if t.mode == "markers" and len(t.x) and t.x[0] is not None) == 5
 
 
-def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_folder, corpus_file, tmp_path, monkeypatch):
+def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(no_browser, series_folder, corpus_file, tmp_path, monkeypatch):
     config = calibration.Config(run=tmp_path / "run", organisms=("reasoner",), decisions=40, series=series_folder, corpus=corpus_file, checks=4, device="cpu")
     calibration.run(config)
     table, provenance = read_table(tmp_path / "run" / "tables", "calibration")

@@ -255,7 +255,7 @@ def contents_of(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, tmp_path):
+def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_browser, tmp_path):
     skipped = [name for name in cli.ANALYSES if name not in ("conflict", "patching")]
     done = start("all", *options(tmp_path), "--skip", *skipped)
     _, errors = done.communicate()

@@ -21,15 +21,6 @@ from tests.conftest import tiny_hf
 from tests.test_series import add_adapter, direct, edit, logits
 
 
-@pytest.fixture(scope="module")
-def small(tokenizer, tmp_path_factory):
-    """A Llama without a fault."""
-    folder = tmp_path_factory.mktemp("small") / "base"
-    tiny_hf("Llama", tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 FOLDERS = [("global_step100_hf", 100), ("global_step100", 100), ("step_100", 100), ("step=100", 100), ("epoch_1", 1), ("iter_0000100", 100),
            ("checkpoint-100-merged", 100), ("checkpoint_100", 100), ("my-run-step-100-hf", 100), ("global_step_7/policy/hf", 7), ("step_3/hf_model", 3),
            ("checkpoint-1e3", 1000), ("step_2k", 2000), ("checkpoint-10-merged-16bit", 10), ("step1000-tokens4B", 1000), ("100", 100)]
