@@ -129,7 +129,7 @@ def tolerances(hf, wide, prompts):
 def served(family, dtype):
     """A family's tiny model, and the same weights in float32 (None for float32); None for what is refused by its name."""
     try:
-        hf = tiny(family).to(dtype)
+        hf = tiny(family, dtype=dtype)
     except Exception:
         assert listed()[family][1] in ("not built", "refused")
         return None
