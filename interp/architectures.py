@@ -91,7 +91,7 @@ def _sized(config, layers: int = 4) -> dict:
 
 
 def tiny(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float32, **extra):
-    """A tiny random model of a transformers model type, with weights large enough for its parts to matter, as loaded in `dtype`."""
+    """A tiny random model of a model type, as loaded in `dtype`, with weights large enough for its parts to matter."""
     config = AutoConfig.for_model(model_type, **(_sized(AutoConfig.for_model(model_type)) | OWN.get(model_type, {}) | extra))
     torch.manual_seed(seed)
     hf = auto_class(config).from_config(config, dtype=torch.float32)

@@ -34,7 +34,7 @@ def auto_class(config):
 
 
 def kept_wide(hf, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The weights, by name, that transformers keeps in float32 where it loads a model in a narrower dtype: routers, most often."""
+    """Name -> weight of those that transformers keeps in float32 where it loads a model in `dtype`: routers, mostly."""
     plan = hf._get_dtype_plan(dtype) if hasattr(hf, "_get_dtype_plan") else {}
     patterns = [pattern.replace("*", ".*") for pattern in plan]
     state = hf.state_dict(keep_vars=True)
@@ -42,7 +42,7 @@ def kept_wide(hf, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def empty(kind, config, dtype: torch.dtype, **options):
-    """A module of `kind` (a model's class, or one of transformers' auto classes) whose weights are in the dtypes of a loaded one.
+    """A module of `kind`, a model's class or an auto class, whose weights are in the dtypes of a loaded one.
 
     `hf.to(dtype)` is not that: it narrows what is kept in float32, and the frequencies of rotary embeddings.
     """

@@ -122,10 +122,13 @@ class HookedModel:
             raise NotImplementedError(f"{self.architecture} is not supported: {error}") from error
         except Exception as error:  # anything that a model's own code may raise
             reason = f"{type(error).__name__}: {first_line(error)}"
-            if narrow := [n for n, t in inner.kept_wide(self.hf, self.dtype).items() if t.dtype != torch.float32]:
-                raise ValueError(f"{self.architecture} fails on a few tokens ({reason}): transformers keeps {narrow[0]!r} "
-                                 f"in float32, and here it is {str(self.dtype).removeprefix('torch.')}. Load the model with "
-                                 "from_pretrained(..., dtype=...) in place of hf.to(...), which narrows every weight.") from error
+            kept = inner.kept_wide(self.hf, self.dtype)
+            if narrow := [name for name, tensor in kept.items() if tensor.dtype != torch.float32]:
+                dtype = str(self.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"{self.architecture} fails on a few tokens ({reason}): transformers keeps {narrow[0]!r} in float32, "
+                    f"and here it is {dtype}. Load the model with from_pretrained(..., dtype=...) in place of hf.to(...), "
+                    "which narrows every weight.") from error
             raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
 
     def _check_causal(self) -> None:

@@ -307,7 +307,8 @@ class CheckpointSeries:
         if copied and where.type != "cpu":
             checks.check_memory(checkpoint.path, count, torch.device("cpu"), dtype)
         with no_init_weights():
-            hf = inner.empty(inner.auto_class(config) or AutoModelForCausalLM, config, dtype, trust_remote_code=self.trust_remote_code)
+            kind = inner.auto_class(config) or AutoModelForCausalLM
+            hf = inner.empty(kind, config, dtype, trust_remote_code=self.trust_remote_code)
         hf.tie_weights()
         return hf.to(where)
 

@@ -154,7 +154,8 @@ def test_a_narrow_checkpoint_is_what_transformers_loads(family, tokenizer, tmp_p
         tokenizer.save_pretrained(tmp_path / f"checkpoint-{step}")
     series = CheckpointSeries.discover(tmp_path)
     wanted = type(hf).from_pretrained(tmp_path / "checkpoint-1", dtype=torch.bfloat16)
-    found = series.load(1, "cpu", "bfloat16"), series.swap(series.load(0, "cpu", "bfloat16"), 1), HookedModel(in_dtype(hf, torch.bfloat16), tokenizer)
+    swapped = series.swap(series.load(0, "cpu", "bfloat16"), 1)
+    found = series.load(1, "cpu", "bfloat16"), swapped, HookedModel(in_dtype(hf, torch.bfloat16), tokenizer)
     for model in found:
         names = dict([*model.hf.named_parameters(), *model.hf.named_buffers()])
         for name, tensor in [*wanted.named_parameters(), *wanted.named_buffers()]:
