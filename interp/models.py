@@ -122,6 +122,13 @@ class HookedModel:
             raise NotImplementedError(f"{self.architecture} is not supported: {error}") from error
         except Exception as error:  # anything that a model's own code may raise
             reason = f"{type(error).__name__}: {first_line(error)}"
+            kept = inner.kept_wide(self.hf, self.dtype)
+            if narrow := [name for name, tensor in kept.items() if tensor.dtype != torch.float32]:
+                dtype = str(self.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"{self.architecture} fails on a few tokens ({reason}): transformers keeps {narrow[0]!r} in float32, "
+                    f"and here it is {dtype}. Load the model with from_pretrained(..., dtype=...) in place of hf.to(...), "
+                    "which narrows every weight.") from error
             raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
 
     def _check_causal(self) -> None:
@@ -400,7 +407,7 @@ def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
     kind, config = type(hf), copy.deepcopy(hf.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = kind(config).to(device=model.device, dtype=model.dtype)
+        hf = inner.in_dtype(kind(config), model.dtype).to(model.device)
     settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}  # less where it was read from
     drawn = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return HookedModel(hf, model.tokenizer, weights_hash=f"random-{seed}-{drawn}")
