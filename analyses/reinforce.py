@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 from analyses.study import Device, EnvironmentName, StyleName
+from interp.checkpoints import SERIES
 from interp.environments import find
 from interp.headers import hash_files
 from interp.limits import Existing, Folder, Workers
 from interp.prompts import PromptFormat
-from interp.reinforcement import Reinforcement, reinforce
-from interp.series import SERIES
+from interp.recipes import Reinforcement
 
 
 @dataclass
@@ -44,6 +44,8 @@ def run(config: Config) -> None:
     """Train; what was trained stays."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from interp.reinforcement import reinforce
 
     if not (config.start / "config.json").exists():
         raise FileNotFoundError(f"There is no checkpoint at {config.start}: give a folder with config.json and whole weights.")

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import interp
 from interp import limits
 from interp.checkpoints import SERIES, training_notes
+from interp.choices import check_device
 from interp.environments import ANY, Environment, find
 from interp.json_files import read_tools
 from interp.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
@@ -63,6 +64,7 @@ def environment(name: str) -> None:
 
 def device(name: str) -> None:
     """Raise ValueError for a device that this machine does not have."""
+    check_device(name)
     if name not in ("auto", "cpu"):
         from interp.models import pick_device
 

@@ -14,53 +14,18 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 from interp.decoding import Said, decode, said
 from interp.engines import Engines
 from interp.environments import Environment
-from interp.limits import Count, Limits, Seed, StepLimit, Steps, Tokens
 from interp.models import HookedModel
 from interp.prompts import Prompt, PromptFormat
+from interp.recipes import Reinforcement
 from interp.rollout import Player
 from interp.supervision import lot
 from interp.training import SaveAt, finish
 
 INSTALL = "pip install 'interp-agents[rl]'"
-
-
-@dataclass
-class Reinforcement:
-    """Everything that decides a reinforcement learning; saved with it."""
-
-    steps: Count = 60
-    """Optimiser steps."""
-    games: Count = 4
-    """Different games in a step."""
-    generations: Annotated[int, Limits(2, 1000)] = 8
-    """Plays of each game, whose mean reward the advantage is over."""
-    step_limit: StepLimit = 20
-    """Steps after which a game is lost."""
-    trace_tokens: Tokens = 96
-    """Tokens that a trace and its action may take before a turn is given up."""
-    temperature: Annotated[float, Limits(0.001, 100)] = 1.0
-    """Of the sampled tokens."""
-    format_penalty: float = 0.1
-    """Taken from the reward of a game that an unparsed action ended."""
-    action_mask: Annotated[float, Limits(0, 1)] = 0.0
-    """Share of the steps whose action tokens are left out of the loss."""
-    lr: Annotated[float, Limits(0, 10)] = 1e-4
-    """Learning rate."""
-    beta: float = 0.0
-    """Weight of the KL divergence from the start."""
-    checkpoints: Steps = (10, 30, 60)
-    """Steps that are kept; the start is checkpoint 0."""
-    games_held: Count = 400
-    """Games that are drawn from."""
-    vllm: bool = False
-    """Sample with vLLM beside the trainer, on a GPU."""
-    seed: Seed = 0
-    """Seed of games, samples and masks."""
 
 
 @dataclass

@@ -185,7 +185,11 @@ def test_a_bad_flag_is_one_sentence_before_a_model_is_loaded(line, series_folder
 #: Refused before torch is imported, which takes most of a refusal's seconds and memory.
 LIGHT = ("behaviour --choices -1", "probes --labels eventuel_target", "online --workers 0", "reliance --pairs x",
          "early --points 1", "shares --decisions_read -1", "transfer --folds 0", "all --run /dev/null", "behaviour --corpus /dev/zero",
-         "behaviour --dtype int4", "all --tools gone.json")
+         "behaviour --dtype int4", "all --tools gone.json", "conflict --arms nope", "patching --sites resid_nope", "patching --metrics nope",
+         "mdl --shares x", "mdl --draws 0", "steering --positions nope", "steering --per_decision 21", "calibration --organisms nope",
+         "calibration --dtype int4", "coverage --classes 1", "masking --arms nope", "masking --instruments nope", "masking --base gone",
+         "masking --part 2 2", "masking_power --rate 2", "series --recipe.heads 3", "organisms --device mpx:", "smollm2 --time 301",
+         "pace --arms nope", "reinforce --recipe.generations 1", "record --workers -1", "environments --runs gone", "seal --tables")
 
 
 def test_torch_is_not_imported_for_a_bad_flag():
