@@ -320,8 +320,8 @@ class Study:
         return found
 
     def identity(self, step: int) -> dict[str, str]:
-        """Content hashes of all that a checkpoint is loaded from, the series' template among them; says once what of it changed
-        since this run's folder first read it."""
+        """Content hashes of all that a checkpoint is loaded from, the series' template among them; says what of it changed
+        since this run's folder kept a result of it."""
         from analyses import first_use
         from interp.identity import hash_text
 
@@ -351,14 +351,18 @@ class Study:
             else:
                 self._reused[str(path)] = stored["seconds"]
                 return stored["value"]
-        from analyses import first_use
-
         started = time.time()
         value = compute()
         write_record(path, dict(seconds=round(time.time() - started, 2), value=value))
+        self._keep_identities()
+        return read_record(path)["value"]  # the same order and types whether it was there or not
+
+    def _keep_identities(self) -> None:
+        """Keep what the checkpoints that were read are made of: what changed is said until a result of it is kept."""
+        from analyses import first_use
+
         for step, identity in self._identities.items():
             first_use.keep(self.run, step, self.checkpoint_series.path(step), identity)
-        return read_record(path)["value"]  # the same order and types whether it was there or not
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
@@ -409,7 +413,9 @@ class Study:
         if self.truncate != "none" and "truncation" not in extra:
             read = [p for s in self.parts for p in self.prompts(s)] if prompts is None else prompts
             provenance["truncation"] = dict(policy=self.truncate, decisions=len(read), truncated=sum(p.dropped > 0 for p in read))
-        return write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
+        path = write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
+        self._keep_identities()
+        return path
 
 
 def made_by(name: str, config, started: float) -> dict:

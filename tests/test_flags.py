@@ -123,6 +123,12 @@ BAD = {
     "behaviour --corpus /dev/zero": "/dev/zero is a device, and should be a file",
     "behaviour --corpus /proc/self/mem": "/proc/self/mem cannot be read",
     "behaviour --tools GONE": "--tools: there is no file or folder .*gone",
+    "behaviour --run NONE": "--run is empty: name a file or folder \\(the current folder is `.`\\)",
+    "behaviour --run=": "--run is empty",
+    "behaviour --corpus NONE --system NONE": "--corpus is empty",
+    "reinforce --work NONE": "--work is empty",
+    "environments --runs . NONE": "--runs is empty",
+    "figures --tables NONE --out x": "argument --tables: it is empty",
     "behaviour --run FILE": "--run .*file: .*file is a file, and should be a folder",
     "behaviour --run FILE/below": "--run .*below: .*file is a file, and should be a folder",
     "behaviour --run /proc/none": "--run /proc/none: nothing can be written in /proc",
@@ -172,6 +178,7 @@ def test_a_bad_flag_is_one_sentence_before_a_model_is_loaded(line, series_folder
     (tmp_path / "broken_world.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
     name, *flags = line.replace("FILE", str(tmp_path / "file")).replace("GONE", str(tmp_path / "gone")).split(" ")
+    flags = ["" if word == "NONE" else word for word in flags]
     own = [] if name in ALONE else ["--series", series_folder, "--corpus", corpus_file, "--run", tmp_path / "run"]
     assert main(monkeypatch, name, *own, *flags) == 1
     out, said = capsys.readouterr()
