@@ -140,7 +140,7 @@ def train(config: Config) -> None:
         bar.set_postfix_str(f"{arm}, seed {seed}")
         recipe = config.tuning if config.lora else config.recipe
         train_arm(config.start, items, Supervision.named(arm), recipe, config.folder / arm / f"seed-{seed}", seed=seed, style=config.style,
-                  system=config.system, provenance=made, device=config.device)
+                  system=config.system, options=config.format_options(), provenance=made, device=config.device)
 
 
 def run(config: Config) -> None:

@@ -21,19 +21,17 @@ import tyro
 from tqdm import tqdm
 
 import interp
+from analyses.prompting import Prompting
 from interp import limits
 from interp.checkpoints import SERIES, training_notes
 from interp.choices import check_device
 from interp.environments import ANY, Environment, find
-from interp.json_files import read_tools
-from interp.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
+from interp.limits import Folder, Known, Sample, Seed, Steps, Tokens
 from interp.pairs import make_pairs
-from interp.prompts import MODES, HistoryTraces, Markers, Mode, Prompt, PromptFormat, Truncate
+from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.records import read_record, write_record
-from interp.styles import STYLES
 from interp.tables import inside, write_table
 from interp.tasks import CORPUS, Decision, sample_decisions
-from interp.templates import read_variables
 from interp.vllm import MISSING
 
 if TYPE_CHECKING:  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
@@ -48,12 +46,6 @@ class NotApplicable(ValueError):
     """An analysis that these decisions do not allow; the others go on."""
 
     left_out = True
-
-
-def style(name: str) -> None:
-    """Raise ValueError for a prompt style that is none ("": as the series says)."""
-    if name and name not in STYLES:
-        raise ValueError(f"There is no prompt style {name!r}: there are {', '.join(STYLES)}.")
 
 
 def environment(name: str) -> None:
@@ -73,12 +65,11 @@ def device(name: str) -> None:
 
 #: Fields of several configurations, with what they may be.
 Device = Annotated[str, Known(device)]
-StyleName = Annotated[str, Known(style)]
 EnvironmentName = Annotated[str, Known(environment)]
 
 
 @dataclass
-class Study:
+class Study(Prompting):
     """Where a study runs, on what, and how large it is."""
 
     run: Annotated[Path, Folder()] = Path("runs/quick")
@@ -93,12 +84,6 @@ class Study:
     """Recorded episodes or decisions, .jsonl or .jsonl.xz; by default the environment's, which are the shipped ones."""
     base: Path | None = None
     """Folder of the model that the series' adapters belong to (none: where their configuration says)."""
-    style: StyleName = ""
-    """Prompt style (see interp.styles.STYLES); the one that the series says it was trained in, else `tags`."""
-    system: str = ""
-    """System prompt of decisions that bring none; the one that the series says it was trained with, else none."""
-    tools: Annotated[Path | None, Existing()] = None
-    """JSON file with the list of function signatures that the chat template is given."""
     environment: Annotated[EnvironmentName, tyro.conf.arg(aliases=["--actions"])] = "auto"
     """What is acted in: alfworld, any (recorded decisions, where any text or JSON object is an action), or one of your own as MODULE:NAME, whose
     code is run (auto: alfworld where the recorded actions are its commands, else any)."""
@@ -118,17 +103,6 @@ class Study:
     """Tokens that a trace and its action may take before a decoding is given up."""
     action_tokens: Tokens = 24
     """Tokens that an action may take where no trace is written before it."""
-    template: tuple[str, ...] = ()
-    """Variables of the chat template as NAME=VALUE, each value in JSON or else a text (enable_thinking=false reasoning_effort=low), and
-    today=DATE, the day that its clock shows."""
-    history_traces: HistoryTraces = "template"
-    """Traces of earlier turns: as the template has them, kept as they are where it would take them away, or dropped."""
-    system_as: Literal["system", "user"] = "system"
-    """user: a system message becomes the start of the first user message, for templates that know none."""
-    tool_as: Literal["tool", "user"] = "tool"
-    """user: tool messages become the user's, for templates that know none."""
-    markers: Markers = "text"
-    """How control tokens of the template are read where messages hold them: as text (warned of), or as the tokens."""
     truncate: Truncate = "none"
     """What is done with a prompt that leaves no room for a trace and an action in the model's context: refused (none), or its oldest turns
     behind the task left out, which the table's provenance counts."""
@@ -150,7 +124,7 @@ class Study:
             raise FileNotFoundError(f"--base: there is no folder {self.base}, seen from here or from the checkpoints.")
         if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
             raise ImportError(MISSING)
-        self._signatures, read_variables(self.template), self._sampled
+        self.format_options(), self._sampled
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
         for name in ("choices", "conflicts", "decisions_read", "pairs", "steered"):
             if getattr(self, name, 0) > held:
@@ -213,16 +187,10 @@ class Study:
 
         made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
                      and (notes := training_notes(path))), {})
-        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), self._signatures,
-                            options=read_variables(self.template), context=self._model.context, room=self.trace_tokens + self.action_tokens,
-                            truncate=self.truncate, stop_tokens=stop_tokens(self._model), history_traces=self.history_traces,
-                            system_as=self.system_as, tool_as=self.tool_as, markers=self.markers,
+        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""),
+                            **self.format_options(), context=self._model.context, room=self.trace_tokens + self.action_tokens,
+                            truncate=self.truncate, stop_tokens=stop_tokens(self._model),
                             template_file=None if self.revisions else self.checkpoint_series.template_file)
-
-    @cached_property
-    def _signatures(self) -> Sequence[dict]:
-        """The function signatures that the chat template is given."""
-        return read_tools(self.tools) if self.tools else ()
 
     @cached_property
     def _named(self) -> Environment | None:

@@ -7,7 +7,7 @@ weights of each saying what made it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -181,13 +181,14 @@ STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervision: Supervision, recipe: Recipe | Tuning, folder: str | Path,
-              *, seed: int, style: str = "", system: str = "", provenance: dict | None = None, device: str = "auto") -> Path:
+              *, seed: int, style: str = "", system: str = "", options: Mapping | None = None, provenance: dict | None = None,
+              device: str = "auto") -> Path:
     """Train one arm of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
 
     start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as
     `supervised` takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
-    those that the base says it was trained with, else `tags` and none. A finished training is left as it is, an interrupted one goes
-    on from its last checkpoint. Raises FileNotFoundError where there is no base, and ValueError where the folder holds another training,
+    those that the base says it was trained with, else `tags` and none. options: further arguments of `PromptFormat`. A finished
+    training is left as it is, an interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there is no base, and ValueError where the folder holds another training,
     and for a random mask that lacks more than one in a hundred of the tokens it should mask.
     """
     start, folder, recipe = Path(start), Path(folder), replace(recipe, seed=seed)
@@ -198,7 +199,7 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     keep = sorted({s for s in recipe.checkpoints if 0 < s < steps} | {steps})
     told, tokenizer = read_training(file) if file.exists() else {}, AutoTokenizer.from_pretrained(start)
     style, system = style or told.get("style", "tags"), system or told.get("system", "")
-    fmt = PromptFormat(tokenizer, style, system)
+    fmt = PromptFormat(tokenizer, style, system, **(options or {}))
     made = dict(provenance or {}, arm=supervision.name, supervision=asdict(supervision), mask_seed=seed, style=style, system=system,
                 base=hash_files(sorted(start.glob("*.safetensors"))), format=fmt.hash, items=len(items), recipe=asdict(recipe))
     made = json.loads(json.dumps(made))
