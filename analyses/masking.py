@@ -90,6 +90,7 @@ class Config(Study):
     def check(self) -> None:
         """Raise the sentence of what cannot be trained or measured: arms are no series, so only the fields are looked at."""
         limits.check(self)
+        self.format_options()
         self.mine(self.jobs)
         if self.processes > 1 and self.part != (0, 1):
             raise ValueError(f"--processes {self.processes} makes the parts itself: leave out --part.")

@@ -143,7 +143,8 @@ def reinforce(model, tokenizer, folder: str | Path, environment: Environment, re
     """Train on games of the environment's in-domain split; keeps `checkpoint-N` for the recipe's checkpoints, resumes from the last.
 
     model: a causal language model with all its weights trainable, at the supervised checkpoint that it goes on from. fmt: how prompts
-    are written (None: the style `tags`). Raises ImportError without TRL, and ValueError for an environment that cannot be played.
+    are written (None: the style `tags`). Raises ImportError without TRL, and ValueError for an environment that cannot be played and for a format whose games are no
+    one sequence.
     """
     try:
         from datasets import Dataset
@@ -153,6 +154,9 @@ def reinforce(model, tokenizer, folder: str | Path, environment: Environment, re
     if reason := environment.unplayable():
         raise ValueError(f"There is nothing to learn from: {reason}.")
     folder, fmt = Path(folder), fmt or PromptFormat(tokenizer)
+    if not fmt.whole:
+        raise ValueError("A game is trained on as one sequence, but this style's template does not keep the agent's turns in the history as "
+                         "they were written: keep them (--history_traces kept), or give another style.")
     games = environment.games("in_domain", recipe.games_held, recipe.seed + 1)
     arguments = GRPOConfig(
         output_dir=str(folder), max_steps=recipe.steps, per_device_train_batch_size=recipe.generations, gradient_accumulation_steps=recipe.games,
