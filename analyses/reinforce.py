@@ -66,4 +66,5 @@ def run(config: Config) -> None:
                 prompts=config.prompting_flags(), format=fmt.hash, stage="rl")
     folder = reinforce(model, tokenizer, config.work, find(config.environment), config.recipe, fmt=fmt, provenance=made, workers=config.workers,
                        device=config.device)
-    print(f"{folder}: study it with\n  python -m analyses all --environment {config.environment} --series {folder} --run {folder}-study {shlex.join(config.prompting_flags())}".rstrip())
+    flags = shlex.join(["--environment", config.environment, "--series", str(folder), "--run", f"{folder}-study", *config.prompting_flags()])
+    print(f"{folder}: study it with\n  python -m analyses all {flags}")

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
