@@ -14,9 +14,9 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from interp.checkpoints import first_line
-from interp.hooks import SITES
 from interp.inner import auto_class, in_dtype
 from interp.models import HookedModel
+from interp.site_names import SITES
 
 #: Families in the README, of every kind.
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen2", "olmo2", "phi3", "granite", "cohere2",

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.hooks import every_layer
 from interp.models import layers_of
 from interp.pairs import check_pairs
 from interp.patching import Sweep, columns_of, continuations, effects, places_of, rows_of
 from interp.prompts import Prompt
+from interp.site_names import every_layer
 from interp.turns import measured
 
 

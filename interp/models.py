@@ -10,7 +10,6 @@ import copy
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
@@ -21,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from interp import hooks, inner
 from interp.checkpoints import first_line
+from interp.choices import check_device
 from interp.finite import check_trial, not_finite
 from interp.sites import find_places
 from interp.support import BASE, MOST, PACKED, Crossing, Support, cross, forget_lengths, judge, named_lengths, steps, why_keyless
@@ -36,12 +36,11 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is the GPU where there is one; raises ValueError for a device this machine does not have."""
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"Device {name!r} was asked for, but torch sees no GPU on this machine: use --device cpu.")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.")
     device = torch.device(name)
     if device.index is not None and device.index >= torch.cuda.device_count():
         raise ValueError(f"Device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs, which are counted from 0.")

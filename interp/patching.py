@@ -13,22 +13,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.hooks import every_layer
+from interp.choices import Metric
 from interp.packing import shared
 from interp.pairs import check_pairs
 from interp.prompts import SPANS, Prompt
+from interp.site_names import every_layer
 from interp.sweeps import Cell, Packed, Plain
 from interp.turns import measured
 
 BUDGET = 256  # MiB
-#: What an effect can be measured on; see `Sweep`.
-METRICS = ("difference", "logit_diff", "logp", "kl")
+METRICS: tuple[Metric, ...] = get_args(Metric)
 #: The first three as sums over continuations, in the order in which `_asked` lists them.
 _SIGNS = {"difference": (1, -1), "logit_diff": (1, -1), "logp": (1,)}
 _OTHER = {"clean": "corrupt", "corrupt": "clean"}
@@ -242,7 +242,7 @@ def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequ
     """Patch each site of each layer in both directions, and read off the action.
 
     clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own); their decisions' reference actions are
-    compared. sites: any of `interp.hooks.SITES`; `z` is patched head by head. at: `boundary`; another span, or the whole
+    compared. sites: any of `interp.site_names.SITES`; `z` is patched head by head. at: `boundary`; another span, or the whole
     `prompt`, all of whose positions are replaced together; or `all`, every position by itself. The action is read right
     behind the boundary (`prompt`), or behind the reference trace of the patched run (`cot`).
     denoise = (LD_patched - LD_corrupt) / (LD_clean - LD_corrupt), noise = (LD_clean - LD_patched) / (same); pairs whose

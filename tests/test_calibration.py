@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from analyses import calibration, figures
+from analyses import calibration, calibration_readings, figures
 from analyses.study import made_by
 from interp.captions_calibration import calibration as caption
 from interp.plots_calibration import calibration as draw
@@ -67,7 +67,7 @@ def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(no_browse
     checked = table[table.agent != "reasoner"]
     assert set(checked.instrument) <= {"self_splice", "self_patch", "patch_everything"} and (checked[checked.instrument != "self_splice"].value < 1e-3).all()
     assert provenance["weights"]["reasoner 0"] and provenance["versions"]["torch"]
-    monkeypatch.setattr(calibration, "readings", lambda *_: pytest.fail("a finished stage was computed again"))
+    monkeypatch.setattr(calibration_readings, "readings", lambda *_: pytest.fail("a finished stage was computed again"))
     calibration.run(config)
     assert any(p.name == "calibration.html" for p in figures.draw(tmp_path / "run" / "tables", tmp_path / "run"))
 

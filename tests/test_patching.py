@@ -12,7 +12,7 @@ from interp import models, patching, sweeps
 from interp.architectures import tiny
 from interp.attribution import attribute
 from interp.pairs import make_pairs, mismatch, swap, swapped
-from interp.hooks import SITES
+from interp.site_names import SITES
 from interp.packing import divergence
 from interp.patching import METRICS, continuations, effects, patch, patch_modes, sanity
 from interp.models import HookedModel, Support
