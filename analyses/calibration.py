@@ -1,4 +1,4 @@
-"""What each instrument reads on agents whose answer is known (`interp.organisms`), and the exact checks on them and on a series.
+"""What each instrument reads on agents whose answer is known (`interp.training.organisms`), and the exact checks on them and on a series.
 
 A reading is held against what the agent's construction says it should be; where it differs, it stays in the table.
 """
@@ -17,25 +17,25 @@ import torch
 from tqdm import tqdm
 
 from analyses.study import Device, Study, made_by
-from interp.actions import target
-from interp.capturing import capture
-from interp.conflicts import conflict
-from interp.decoding import decode, draw
-from interp.directions import orthogonal_directions, probe_direction
-from interp.early import early_answers
-from interp.limits import Count, Existing, Folder, Limits
-from interp.mediation import EFFECTS, prompt_reliance
-from interp.organisms import ORGANISMS, competence, decisions, expected, grow
-from interp.pairs import make_pairs
-from interp.patching import patch, sanity
-from interp.probes import NESTED, probe
-from interp.prompts import SPANS
-from interp.series import SERIES
-from interp.shares import shares
-from interp.stats import cluster_bootstrap
-from interp.steering import steer
-from interp.tables import write_table
-from interp.tasks import CORPUS
+from interp.tasks.actions import target
+from interp.engine.capturing import capture
+from interp.measures.conflicts import conflict
+from interp.engine.decoding import decode, draw
+from interp.probing.directions import orthogonal_directions, probe_direction
+from interp.measures.early import early_answers
+from interp.system.limits import Count, Existing, Folder, Limits
+from interp.measures.reliance import EFFECTS, prompt_reliance
+from interp.training.organisms import ORGANISMS, competence, decisions, expected, grow
+from interp.measures.pairs import make_pairs
+from interp.measures.patching import patch, sanity
+from interp.probing.probes import NESTED, probe
+from interp.prompts.format import SPANS
+from interp.checkpoints.series import SERIES
+from interp.measures.shares import shares
+from interp.stats.intervals import cluster_bootstrap
+from interp.measures.steering import steer
+from interp.results.tables import write_table
+from interp.tasks.episodes import CORPUS
 
 #: Spans that are not the prompt.
 BEHIND = ("cot", "action_tag", "action")

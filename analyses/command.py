@@ -17,13 +17,13 @@ MENDABLE = (ValueError, OSError, NotImplementedError, ImportError)
 
 
 def configured(kind: type, arguments: Sequence[str], name: str):
-    """A dataclass from its command line, `check`ed where it says how, else by `interp.limits`.
+    """A dataclass from its command line, `check`ed where it says how, else by `interp.system.limits`.
 
     Raises ValueError for what cannot be parsed; `--help` is printed, and ends the program.
     """
     import tyro
 
-    from interp.limits import check
+    from interp.system.limits import check
 
     said = io.StringIO()
     try:

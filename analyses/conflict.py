@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.conflicts import ARMS, Outcome, Shift, conflict, contrast, likelier, shifts
-from interp.limits import Sample, Several
-from interp.stats import cluster_bootstrap
+from interp.measures.conflicts import ARMS, Outcome, Shift, conflict, contrast, likelier, shifts
+from interp.system.limits import Sample, Several
+from interp.stats.intervals import cluster_bootstrap
 
 #: Arms without a trace, held against the one with another state's trace.
 REMOVED, SUBSTITUTED = ("empty", "filler"), "other_state"

@@ -14,11 +14,11 @@ import tyro
 from tqdm import tqdm
 
 from analyses.study import made_by
-from interp.limits import Count, Draws, Folder, Limits, Seed
-from interp.probes import NESTED, probe
-from interp.readers import PLAIN
-from interp.stats import cluster_bootstrap, wilson
-from interp.tables import write_table
+from interp.system.limits import Count, Draws, Folder, Limits, Seed
+from interp.probing.probes import NESTED, probe
+from interp.probing.baselines import PLAIN
+from interp.stats.intervals import cluster_bootstrap, wilson
+from interp.results.tables import write_table
 
 COLUMNS = ["what", "reader", "layer", "metric", "value", "low", "high", "n", "n_groups", "bias", "sd_ratio"]
 #: Readers of activations, and the two kinds of gain: over the majority class alone, and over every control.

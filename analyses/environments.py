@@ -16,12 +16,12 @@ import pandas as pd
 
 from analyses import figures
 from analyses.study import made_by
-from interp.environments import find
-from interp.headline import headline
-from interp.limits import Existing, Folder
-from interp.plots_environments import ENVIRONMENTS
-from interp.style import pick
-from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
+from interp.environments.base import find
+from interp.results.headline import headline
+from interp.system.limits import Existing, Folder
+from interp.plots.environments import ENVIRONMENTS
+from interp.plots.theme import pick
+from interp.results.tables import ESTIMATE_COLUMNS, read_table, write_table
 
 #: Tables that are compared.
 COMPARED = ("behaviour", "online", "reliance", "conflict", "probes")

@@ -10,9 +10,9 @@ import numpy as np
 
 from analyses.probes import Labels, boundary_layers, check_labels, labelled, texts
 from analyses.study import NotApplicable, Study
-from interp.limits import Draws, Limits
-from interp.mdl import SHARES, check_shares, mdl
-from interp.stats import cluster_bootstrap
+from interp.system.limits import Draws, Limits
+from interp.probing.mdl import SHARES, check_shares, mdl
+from interp.stats.intervals import cluster_bootstrap
 
 
 @dataclass

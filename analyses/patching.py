@@ -1,6 +1,6 @@
 """Activation patching at the boundary, the spans and the whole prompt, every layer, both directions, four metrics (METHODS 4).
 
-Beside it the first-order estimates of the same effects, and how well they go with them (`interp.attribution`).
+Beside it the first-order estimates of the same effects, and how well they go with them (`interp.measures.attribution`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.attribution import at_span, attribute_modes
-from interp.hooks import every_layer
-from interp.limits import Known, Sample, Several
-from interp.patching import METRICS, Sweep, patch_modes
-from interp.stats import cluster_bootstrap, correlation
+from interp.measures.attribution import at_span, attribute_modes
+from interp.models.hooks import every_layer
+from interp.system.limits import Known, Sample, Several
+from interp.measures.patching import METRICS, Sweep, patch_modes
+from interp.stats.intervals import cluster_bootstrap, correlation
 
 DIRECTIONS = ("denoise", "noise")
 SPANS = ("task", "history", "observation", "prompt")
@@ -38,7 +38,7 @@ class Config(Study):
     modes: tuple[Literal["prompt", "cot"], ...] = ("prompt", "cot")
     """Where the action is read: right behind the boundary, or behind the trace."""
     metrics: Annotated[tuple[Literal[METRICS], ...], Several(none=True)] = METRICS
-    """What effects are measured on (see interp.patching.Sweep), beside the summed difference."""
+    """What effects are measured on (see interp.measures.patching.Sweep), beside the summed difference."""
     spans: Annotated[tuple[Literal["template", *SPANS], ...], Several(none=True)] = SPANS
     """Where else all positions are patched together, each cell a pass over most of the prompt; the screen estimates the same."""
     span_pairs: Sample = 0

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 from analyses.study import Device, EnvironmentName, StyleName
-from interp.environments import find
-from interp.headers import hash_files
-from interp.limits import Existing, Folder, Workers
-from interp.prompts import PromptFormat
-from interp.reinforcement import Reinforcement, reinforce
-from interp.series import SERIES
+from interp.environments.base import find
+from interp.checkpoints.headers import hash_files
+from interp.system.limits import Existing, Folder, Workers
+from interp.prompts.format import PromptFormat
+from interp.training.reinforcement import Reinforcement, reinforce
+from interp.checkpoints.series import SERIES
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Config:
     environment: EnvironmentName = "alfworld"
     """Whose games are played: a name, or one of your own as MODULE:NAME, whose code is run."""
     style: StyleName = "tags"
-    """Prompt style (see interp.styles.STYLES)."""
+    """Prompt style (see interp.prompts.styles.STYLES)."""
     system: str = ""
     """System prompt of games that bring none."""
     recipe: Reinforcement = field(default_factory=Reinforcement)

@@ -11,11 +11,11 @@ import numpy as np
 
 from analyses.probes import boundary_layers, labelled
 from analyses.study import NotApplicable, Study
-from interp.checks import configuration
-from interp.directions import RANDOM, orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
-from interp.limits import Limits, Sample
-from interp.stats import cluster_bootstrap
-from interp.steering import METRICS, POSITIONS, Position, steer
+from interp.checkpoints.checks import configuration
+from interp.probing.directions import RANDOM, orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
+from interp.system.limits import Limits, Sample
+from interp.stats.intervals import cluster_bootstrap
+from interp.measures.steering import METRICS, POSITIONS, Position, steer
 
 
 @dataclass

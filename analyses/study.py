@@ -21,24 +21,24 @@ import tyro
 from tqdm import tqdm
 
 import interp
-from interp import limits
-from interp.checkpoints import SERIES, training_notes
-from interp.environments import ANY, Environment, find
-from interp.json_files import read_tools
-from interp.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
-from interp.pairs import make_pairs
-from interp.prompts import MODES, HistoryTraces, Markers, Mode, Prompt, PromptFormat, Truncate
-from interp.records import read_record, write_record
-from interp.styles import STYLES
-from interp.tables import inside, write_table
-from interp.tasks import CORPUS, Decision, sample_decisions
-from interp.templates import read_variables
-from interp.vllm import MISSING
+from interp.system import limits
+from interp.checkpoints.contents import SERIES, training_notes
+from interp.environments.base import ANY, Environment, find
+from interp.system.json_files import read_tools
+from interp.system.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
+from interp.measures.pairs import make_pairs
+from interp.prompts.format import MODES, HistoryTraces, Markers, Mode, Prompt, PromptFormat, Truncate
+from interp.results.records import read_record, write_record
+from interp.prompts.styles import STYLES
+from interp.results.tables import inside, write_table
+from interp.tasks.episodes import CORPUS, Decision, sample_decisions
+from interp.prompts.templates import read_variables
+from interp.engine.vllm_backend import MISSING
 
 if TYPE_CHECKING:  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
-    from interp.decoding import Said
-    from interp.models import HookedModel
-    from interp.series import CheckpointSeries
+    from interp.engine.decoding import Said
+    from interp.models.hooked import HookedModel
+    from interp.checkpoints.series import CheckpointSeries
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
 
@@ -64,7 +64,7 @@ def environment(name: str) -> None:
 def device(name: str) -> None:
     """Raise ValueError for a device that this machine does not have."""
     if name not in ("auto", "cpu"):
-        from interp.models import pick_device
+        from interp.models.hooked import pick_device
 
         pick_device(name)
 
@@ -92,7 +92,7 @@ class Study:
     base: Path | None = None
     """Folder of the model that the series' adapters belong to (none: where their configuration says)."""
     style: StyleName = ""
-    """Prompt style (see interp.styles.STYLES); the one that the series says it was trained in, else `tags`."""
+    """Prompt style (see interp.prompts.styles.STYLES); the one that the series says it was trained in, else `tags`."""
     system: str = ""
     """System prompt of decisions that bring none; the one that the series says it was trained with, else none."""
     tools: Annotated[Path | None, Existing()] = None
@@ -174,7 +174,7 @@ class Study:
 
     @cached_property
     def checkpoint_series(self) -> CheckpointSeries:
-        from interp.series import CheckpointSeries
+        from interp.checkpoints.series import CheckpointSeries
 
         if self.revisions:
             return CheckpointSeries.from_hub(str(self.series), self.revisions, self.base, self.trust_remote_code)
@@ -207,7 +207,7 @@ class Study:
 
     @cached_property
     def format(self) -> PromptFormat:
-        from interp.decoding import stop_tokens
+        from interp.engine.decoding import stop_tokens
 
         made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
                      and (notes := training_notes(path))), {})
@@ -307,7 +307,7 @@ class Study:
     def inputs(self, step: int, split: str | None = None) -> dict:
         """Content hashes of what a stage reads: the checkpoint, what the first one lends to all (its configuration, tokenizer
         and template are those of the one module), and the prompts of a split."""
-        from interp.models import pick_device, pick_dtype
+        from interp.models.hooked import pick_device, pick_dtype
 
         device = pick_device(self.device)
         first = {name: digest for name, digest in self.identity(self.steps[0]).items() if name != "weights"}
@@ -321,7 +321,7 @@ class Study:
         """Content hashes of all that a checkpoint is loaded from, the series' template among them; says once what of it changed
         since this run's folder first read it."""
         from analyses import first_use
-        from interp.identity import hash_text
+        from interp.checkpoints.identity import hash_text
 
         if step not in self._identities:
             template = hash_text(self.checkpoint_series.template) if not self.revisions else ""
@@ -360,12 +360,12 @@ class Study:
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
-        from interp.decoding import Said, decode_modes
+        from interp.engine.decoding import Said, decode_modes
 
         def compute():
             given = dict(parser=self.parse, max_new_tokens=self.limits)
             if self.generator == "vllm":
-                from interp.vllm import Engine
+                from interp.engine.vllm_backend import Engine
 
                 with Engine(self.checkpoint_series.path(step)) as engine:
                     found = decode_modes(self.model(step), self.prompts(split), MODES, engine=engine, **given)
@@ -443,7 +443,7 @@ class All(Study):
     @property
     def on_gpu(self) -> bool:
         """Whether the models run on a GPU, where one process at a time is best."""
-        from interp.models import pick_device
+        from interp.models.hooked import pick_device
 
         return pick_device(self.device).type == "cuda"
 

@@ -13,11 +13,11 @@ import torch
 from hypothesis import settings
 from transformers import AutoModelForCausalLM
 
-from interp.models import HookedModel
-from interp.prompts import PromptFormat
-from interp.series import CheckpointSeries
-from interp.tasks import Episode, Step, save_episodes
-from interp.training import Recipe, fit_tokenizer
+from interp.models.hooked import HookedModel
+from interp.prompts.format import PromptFormat
+from interp.checkpoints.series import CheckpointSeries
+from interp.tasks.episodes import Episode, Step, save_episodes
+from interp.training.trainer import Recipe, fit_tokenizer
 
 torch.set_num_threads(1)
 settings.register_profile("quiet", deadline=None, max_examples=40, print_blob=True)
@@ -88,7 +88,7 @@ def corpus_file(episodes, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(episodes):
-    from analyses.series import texts
+    from analyses.shipped.series import texts
 
     return fit_tokenizer(texts(episodes), TINY.vocabulary)
 
@@ -141,7 +141,7 @@ def llama(tokenizer):
 @pytest.fixture(scope="session")
 def series_folder(corpus_file, tmp_path_factory):
     """A series that `analyses series` trained in a few seconds, enough to close its tags."""
-    from analyses import series
+    from analyses.shipped import series
 
     work = tmp_path_factory.mktemp("series")
     series.run(series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu"))
