@@ -24,10 +24,11 @@ from transformers import MistralConfig, MistralForCausalLM
 from interp.measures.conflicts import sentences
 from interp.engine.decoding import Said
 from interp.prompts.format import PromptFormat
+from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
 from interp.training.trainer import Recipe, fit_tokenizer, train
 
-SHIPPED = Path(__file__).parent / "data" / "organisms"
+SHIPPED = DATA / "organisms"
 THINGS = ("mug", "pen", "key", "egg", "cup", "fork", "book", "lamp", "coin", "shoe")
 PLACES = ("first", "second", "third", "fourth")
 MOODS = ("calm", "late", "warm", "quiet", "bright", "dusty", "cold", "tidy")

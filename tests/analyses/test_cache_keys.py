@@ -12,7 +12,7 @@ from analyses.study import Study
 from interp.engine import store
 from interp.environments.base import find
 from interp.engine.store import stored_capture
-from tests.test_damage import PROMPTS, Stub, stub_capture
+from tests.results.test_damage import PROMPTS, Stub, stub_capture
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from interp.training.supervision import Supervision, supervised
 from interp.results.tables import read_table
 from interp.training.trainer import Tuning, train, train_arm
 from tests.conftest import TINY
-from tests.test_cli import main
-from tests.test_environments import README, module
+from tests.analyses.test_cli import main
+from tests.environments.test_environments import README, module
 
 RECIPE = replace(TINY, cot_steps=6, checkpoints=(0, 3, 6), batch_tokens=800)
 ARMS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")

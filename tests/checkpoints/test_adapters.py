@@ -13,7 +13,7 @@ from interp.checkpoints import adapters
 from interp.models.hooked import HookedModel, random_twin
 from interp.checkpoints.series import CheckpointSeries
 from tests.conftest import tiny_hf
-from tests.test_series import IDS, direct, edit, logits
+from tests.checkpoints.test_series import IDS, direct, edit, logits
 
 SIZES = dict(num_hidden_layers=2)
 MOE = dict(moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1)

@@ -18,7 +18,7 @@ from analyses import __main__ as cli
 from interp.checkpoints import checks
 from interp.checkpoints.series import CheckpointSeries
 from tests.conftest import tiny_hf
-from tests.test_series import edit, write_gguf
+from tests.checkpoints.test_series import edit, write_gguf
 
 
 @pytest.fixture(scope="module")

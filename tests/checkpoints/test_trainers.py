@@ -18,7 +18,7 @@ from interp.checkpoints import contents as checkpoints, quantised, weights
 from interp.checkpoints.series import CheckpointSeries
 from interp.training.trainer import finish
 from tests.conftest import tiny_hf
-from tests.test_series import add_adapter, direct, edit, logits
+from tests.checkpoints.test_series import add_adapter, direct, edit, logits
 
 
 @pytest.fixture(scope="module")

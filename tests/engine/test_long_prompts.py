@@ -11,7 +11,7 @@ from interp.measures.pairs import make_pairs
 from interp.prompts.format import PromptFormat
 from interp.results.tables import read_table
 from tests.conftest import tiny_hf
-from tests.test_bad_decisions import main
+from tests.tasks.test_bad_decisions import main
 
 ROOM = 20
 

@@ -46,7 +46,7 @@ from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from alfworld.agents.utils.misc import add_task_to_grammar
 from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 from textworld.envs import PddlEnv
-from tests.test_alfworld import walk
+from tests.environments.test_alfworld import walk
 for game in json.load(sys.stdin):
     env = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
     random.seed(game["id"])

@@ -15,7 +15,7 @@ from interp.environments.bfcl.calls import NotCalls, bind, parse, read, written
 from interp.engine.decoding import Said
 from interp.rollouts.workers import engines
 from interp.prompts.format import PromptFormat
-from tests.test_templates import text_of, tokenizer_of
+from tests.prompts.test_templates import text_of, tokenizer_of
 
 FUNCTIONS = [{"name": "sort", "parameters": {"type": "dict", "properties": {"file_name": {"type": "string"}, "by": {"type": "array"}},
                                              "required": ["file_name"]}},

@@ -17,7 +17,7 @@ from interp.tasks.episodes import by_split, load_episodes, save_episodes
 from interp.environments.textworldexpress.environment import GAMES, INSTALL, SPLITS, TWC_CORPUS, Game, Live, games, gold, parse, target, verb
 from interp.environments.textworldexpress.twc import SIZES, Belief, act, episodes, homes, plan
 from tests.conftest import TINY
-from tests.test_bad_decisions import main
+from tests.tasks.test_bad_decisions import main
 
 TRAINED = ("base", "train")
 

@@ -8,7 +8,7 @@ import torch
 
 from interp.measures.reliance import ARMS, EFFECTS, TRACES, packed_arms, plain_arms, prompt_reliance
 from interp.measures.pairs import make_pairs
-from tests.test_patching import difference, sides
+from tests.measures.test_patching import difference, sides
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from interp.engine.packing import score
 from interp.measures.patching import continuations, patch, sanity
 from interp.measures.steering import steer
 from interp.models.support import named_lengths
-from tests.test_patching import difference, far_apart, read, sides
+from tests.measures.test_patching import difference, far_apart, read, sides
 
 #: Where the rules of the families below change, in tokens: there are prompts on both sides of it.
 SWITCH = 80

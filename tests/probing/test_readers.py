@@ -15,7 +15,7 @@ from interp.probing.baselines import control_labels, lda, mean_difference
 from interp.probing.metrics import METRICS, auroc, macro_f1
 from interp.stats.intervals import bootstrap_weights
 from interp.results.tables import read_table
-from tests.test_probes import changed, planted, value
+from tests.probing.test_probes import changed, planted, value
 
 
 def said(seed=0, n=90, classes=3):

@@ -12,7 +12,7 @@ from interp.probing.pairwise import pairwise
 from interp.probing.probes import NESTED, probe
 from interp.stats.intervals import integer_codes
 from interp.probing.transfer import transfer
-from tests.test_probes import planted, value
+from tests.probing.test_probes import planted, value
 
 
 def test_codelength_is_a_plain_loop_of_scikit_learn():

@@ -16,7 +16,7 @@ from interp.prompts.rendering import compiled
 from interp.prompts.styles import STYLES, Style
 from interp.tasks.episodes import Decision, Episode, Step
 from interp.prompts.templates import read_variables
-from tests.test_formats import pieces
+from tests.prompts.test_formats import pieces
 
 needs_trl = pytest.mark.skipif(util.find_spec("trl") is None, reason="trl, which ships the chat templates, is not installed")
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|agent|>", "<|sys|>", "<|end|>", "[INST]", "[/INST]", "<|start|>", "<|message|>", "<|channel|>",

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from interp.system import unpacking
 from interp.tasks import json_lines
 from interp.tasks.episodes import Episode, Step, load_episodes, save_episodes
-from tests.test_bad_decisions import GOOD, put, row, text
+from tests.tasks.test_bad_decisions import GOOD, put, row, text
 
 FIRST, SECOND = (lzma.compress((line + "\n").encode()) for line in GOOD.splitlines())
 

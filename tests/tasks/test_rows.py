@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from interp.environments.base import ANY
 from interp.tasks.episodes import Decision, Episode, Step, checked, load_episodes
-from tests.test_bad_decisions import episode, put, row
+from tests.tasks.test_bad_decisions import episode, put, row
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
                       | st.sampled_from(["", " ", "agent", "user", "a\0", "\ud800", "{", '{"name": 3}', "[" * 5000, '{"a": NaN}', "in_domain"]),

@@ -16,7 +16,7 @@ from interp.prompts.styles import STYLES, Style
 from interp.training.supervision import ACTION, COT, TAG, Supervision, lot, supervised, written
 from interp.tasks.episodes import Decision, Episode, Step
 from tests.conftest import handmade
-from tests.test_formats import ROWS, made, tokenizer_of
+from tests.prompts.test_formats import ROWS, made, tokenizer_of
 
 SHARES = (0.1, 0.3, 0.5, 0.7)
 ARMS = [Supervision(), *(Supervision(action_mask=k) for k in SHARES), *(Supervision(random_mask=k) for k in SHARES),
