@@ -34,8 +34,13 @@ OTHER = {"record": "play the corpus of episodes in the engine", "series": "train
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}
 
 
+#: Modules of analyses that are not called as the analysis is.
+PLACES = {"bench": "benchmarks.bench", "pace": "benchmarks.pace", "masking": "masking.run", "masking_power": "masking.power",
+          "organisms": "shipped.organisms", "record": "shipped.record", "series": "shipped.series", "smollm2": "shipped.smollm2"}
+
+
 def _module(name: str):
-    return importlib.import_module(f"analyses.{name}")
+    return importlib.import_module(f"analyses.{PLACES.get(name, name)}")
 
 
 def _listing() -> str:

@@ -10,7 +10,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from interp.system.paths import ROOT
+
 #: Most characters of an error that are shown, and how many of them are its end.
 MOST, END = 1000, 200
 #: Errors with a sentence of their own.

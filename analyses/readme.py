@@ -11,8 +11,9 @@ from interp.results.arm_rows import paper_table
 from interp.plots.captions_calibration import allowed
 from interp.plots.calibration import AGENTS, INSTRUMENTS, grown, verdicts
 from interp.results.tables import read_table
+from interp.system.paths import ROOT
 
-README, TABLES = Path(__file__).parents[1] / "README.md", Path(__file__).parents[1] / "figures" / "tables"
+README, TABLES = ROOT / "README.md", ROOT / "figures" / "tables"
 STAGES = ("behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares", "steering")
 #: Works of the benchmark in reading order, and what the README calls them.
 WORKS = {

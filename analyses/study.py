@@ -33,6 +33,7 @@ from interp.results.records import read_record, write_record
 from interp.results.tables import inside, write_table
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 from interp.engine.vllm_backend import MISSING
+from interp.system.paths import ROOT
 
 if TYPE_CHECKING:  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
     from interp.engine.decoding import Said
@@ -390,8 +391,8 @@ def made_by(name: str, config, started: float) -> dict:
     """What every table's provenance says: the analysis, its configuration (a dataclass), the command, when, how long, and of which versions."""
     import torch
 
-    root, fields = Path(__file__).parents[1], {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    fields = {k: v.relative_to(root) if isinstance(v, Path) and v.is_relative_to(root) else v for k, v in fields.items()}  # what ships, wherever it lies
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    fields = {k: v.relative_to(ROOT) if isinstance(v, Path) and v.is_relative_to(ROOT) else v for k, v in fields.items()}  # what ships, wherever it lies
     return dict(analysis=name, config=json.loads(json.dumps(fields, default=str)), command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
                 threads=torch.get_num_threads(), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1),
                 versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}})

@@ -28,8 +28,9 @@ from interp.training.recipes import Tuning
 from interp.environments.recording import Sizes, record
 from interp.results.tables import write_json
 from interp.tasks.episodes import load_corpus, sample_decisions, save_episodes
+from interp.system.paths import DATA
 
-SHIPPED = Path(__file__).parents[1] / "interp" / "data" / "smollm2"
+SHIPPED = DATA / "smollm2"
 SYSTEM = ("You act in a household by text commands. First think inside <think></think>, then give one command inside "
           "<action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, clean X with R, heat X with R, "
           "cool X with R, use X, look, inventory.")

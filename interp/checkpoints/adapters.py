@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from interp.checkpoints import weights
-from interp.checkpoints.contents import Checkpoint, first_line
+from interp.checkpoints.contents import Checkpoint
+from interp.system.sentences import first_line
 from interp.checkpoints.files import read_json
 from interp.checkpoints.headers import Header, header
 from interp.checkpoints.names import in_adapter, in_base

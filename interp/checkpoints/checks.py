@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from interp.checkpoints import adapters
 from interp.checkpoints.differences import differing
-from interp.checkpoints.contents import Checkpoint, first_line, tokenizer_files
+from interp.checkpoints.contents import Checkpoint, tokenizer_files
+from interp.system.sentences import first_line
 from interp.checkpoints.files import read_json, read_text
 from interp.checkpoints.headers import Header, gguf_header, hash_files
 from interp.models.inner import auto_class

@@ -14,9 +14,11 @@ from typing import Literal
 from interp.checkpoints.conversions import conversion
 from interp.checkpoints.files import check_folder, read_json
 from interp.system.json_files import check_regular, read_training
+from interp.system.paths import DATA
+from interp.system.sentences import first_line
 
 #: The series that is shipped.
-SERIES = Path(__file__).parent / "data" / "series"
+SERIES = DATA / "series"
 #: Where verl and its like keep Hugging Face files inside a step's folder.
 NESTED = ("", "actor/huggingface", "huggingface", "policy/huggingface", "hf", "policy/hf", "hf_model", "actor/lora_adapter", "lora_adapter",
           "policy/lora_adapter")
@@ -197,8 +199,3 @@ def _inside(path: Path) -> str:
     small = (".json", ".jinja", ".txt")
     held = [p.name for p in sorted(path.iterdir(), key=lambda p: (p.suffix in small, p.name))]
     return f" It holds {', '.join(held[:5])}{' and others' if len(held) > 5 else ''}." if held else " It is empty."
-
-
-def first_line(error: Exception) -> str:
-    """An error's first line without its full stop, at most 200 characters of it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

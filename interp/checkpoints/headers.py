@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from interp.checkpoints.contents import Checkpoint, first_line, shard_index
+from interp.checkpoints.contents import Checkpoint, shard_index
+from interp.system.sentences import first_line
 
 Header = dict[str, tuple[str, tuple[int, ...]]]
 #: GGUF's plain value types: struct formats by number (8 is a string, 9 an array).

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from interp.checkpoints.contents import first_line
+from interp.system.sentences import first_line
 
 #: method -> the packages it needs, by the names they are installed by; fp8 and mxfp4 come with transformers,
 #: the rest say theirs.

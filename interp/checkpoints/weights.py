@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, logging
 
-from interp.checkpoints.contents import Checkpoint, first_line
+from interp.checkpoints.contents import Checkpoint
+from interp.system.sentences import first_line
 from interp.checkpoints.headers import Header, damaged, gguf_header, headers
 from interp.models.inner import auto_class, kept_wide
 from interp.checkpoints.names import VALUE_HEADS, in_base, own_names

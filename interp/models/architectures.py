@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from interp.checkpoints.contents import first_line
+from interp.system.sentences import first_line
 from interp.models.inner import auto_class, in_dtype
 from interp.models.hooked import HookedModel
 from interp.models.site_names import SITES

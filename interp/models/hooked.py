@@ -19,8 +19,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interp.models import hooks, inner
-from interp.checkpoints.contents import first_line
 from interp.system.choices import check_device
+from interp.system.sentences import first_line
 from interp.models.finite import check_trial, not_finite
 from interp.models.sites import find_places
 from interp.models.support import BASE, MOST, PACKED, Crossing, Support, cross, forget_lengths, judge, named_lengths, steps, why_keyless

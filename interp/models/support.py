@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from interp.models import hooks
-from interp.checkpoints.contents import first_line
+from interp.system.sentences import first_line
 from interp.models.whole import Growing
 
 #: Names of a configuration that may be lengths in tokens, and those of them that are none.

@@ -12,7 +12,9 @@ from plotly.subplots import make_subplots
 
 from interp.results.arm_rows import LOOKS, Arm, at_last, cell, named, one
 from interp.stats.crossed import SMALLEST
-from interp.plots.theme import BLACK, SPLITS, TOP, meta, pick, splits_of, whisker
+from interp.plots.theme import TOP, meta, whisker
+from interp.results.names import BLACK, SPLITS
+from interp.results.queries import pick, splits_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
 K_TITLE = "k: share of examples whose action is unsupervised"

@@ -12,21 +12,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.theme import (
-    HOVER,
-    INTERVAL,
-    STYLE,
-    draw_metrics,
-    fit_values,
-    need,
-    panels,
-    pick,
-    point_numbers,
-    splits_of,
-    steps_of,
-    whisker,
-    zero_line,
-)  # fmt: skip
+from interp.plots.theme import HOVER, INTERVAL, draw_metrics, fit_values, panels, point_numbers, whisker, zero_line
+from interp.results.names import STYLE
+from interp.results.queries import need, pick, splits_of, steps_of
 
 
 def behaviour(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:

@@ -11,7 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import BLACK, BLUE, PALE, VERMILION, WIDTH, meta, need, pick
+from interp.plots.theme import WIDTH, meta
+from interp.results.names import BLACK, BLUE, PALE, VERMILION
+from interp.results.queries import need, pick
 from interp.results.tables import ESTIMATE_COLUMNS
 
 #: A reading counts as right within this distance of what the construction allows.

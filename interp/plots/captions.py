@@ -11,7 +11,8 @@ import math
 
 import pandas as pd
 
-from interp.plots.theme import SPLITS, STYLE, pick, splits_of
+from interp.results.names import SPLITS, STYLE
+from interp.results.queries import pick, splits_of
 
 _INTERVALS = "Bands and whiskers: 95 % intervals, cluster bootstrap."
 _ACCURACIES = {

@@ -8,7 +8,8 @@ import pandas as pd
 
 from interp.plots.captions import _change, _join, _paragraph, _size
 from interp.plots.environments import ENVIRONMENTS
-from interp.plots.theme import SPLITS, pick
+from interp.results.names import SPLITS
+from interp.results.queries import pick
 
 _WORDS = {"acc_cot": "CoT action", "acc_prompt": "prompt action", "success_cot": "games won with the trace", "success_prompt": "without it",
           "prompt_reliance": "prompt reliance", "follow": "follows another state's trace", "probe_gain": "probe's gain"}

@@ -10,7 +10,8 @@ from interp.results.arm_rows import PREDICTED, Arm, arms_of, at_last, claimed, n
 from interp.stats.crossed import CLAIM, SMALLEST
 from interp.plots.captions import _estimate, _join, side
 from interp.plots.masking import MECHANISM
-from interp.plots.theme import SPLITS, pick, splits_of
+from interp.results.names import SPLITS
+from interp.results.queries import pick, splits_of
 
 _SHARE = "share of examples whose action tokens are left unsupervised"
 _K = f"k is the {_SHARE}"

@@ -9,7 +9,8 @@ import pandas as pd
 
 from interp.plots.captions import _estimate, _join, _paragraph, _size
 from interp.plots.patching import PLACES
-from interp.plots.theme import DIRECTIONS, pick, with_places
+from interp.results.names import DIRECTIONS
+from interp.results.queries import pick, with_places
 
 _METRICS = {"logit_diff": "first differing tokens alone", "logp": "clean action alone", "kl": "KL"}
 

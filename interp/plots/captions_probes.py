@@ -9,7 +9,8 @@ from __future__ import annotations
 import pandas as pd
 
 from interp.plots.captions import _by_split, _change, _estimate, _join, _last, _paragraph, _size
-from interp.plots.theme import CONTROLS, LABELS, SPLITS, STYLE, label_of, pick
+from interp.results.names import CONTROLS, LABELS, SPLITS, STYLE
+from interp.results.queries import label_of, pick
 
 
 def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> str:

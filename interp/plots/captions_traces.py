@@ -9,7 +9,8 @@ from __future__ import annotations
 import pandas as pd
 
 from interp.plots.captions import _by_split, _change, _estimate, _join, _last, _paragraph, _size
-from interp.plots.theme import ALONG, ARMS, SHARES, SPANS, STEERED, STYLE, VERSIONS, pick
+from interp.results.names import ALONG, ARMS, SHARES, SPANS, STEERED, STYLE, VERSIONS
+from interp.results.queries import pick
 
 
 def conflict(frame: pd.DataFrame) -> str:

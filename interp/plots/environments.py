@@ -10,7 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import BOTTOM, STYLE, TOP, draw_trace, meta, need, pick, plain, step_axis, steps_of
+from interp.plots.theme import BOTTOM, TOP, draw_trace, meta, plain, step_axis
+from interp.results.names import STYLE
+from interp.results.queries import need, pick, steps_of
 
 #: Environments in reading order: their names in figures.
 ENVIRONMENTS = {"alfworld": "ALFWorld", "scienceworld": "ScienceWorld", "twc": "TextWorld Commonsense", "bfcl_single": "BFCL, single turn"}

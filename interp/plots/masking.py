@@ -16,9 +16,9 @@ from plotly.subplots import make_subplots
 from interp.plots.arm_panels import ARM_HOVER, K_TITLE, arm_axis, arm_numbers, draw_arms, grid, marker, under
 from interp.results.arm_rows import LOOKS, PREDICTED, arms_of, at_last, claimed, named, number, paper_table
 from interp.stats.crossed import SMALLEST
-from interp.plots.theme import (
-    BOTTOM, GREEN, ORANGE, SPLITS, STEP_TITLE, STYLE, TOP, draw_trace, meta, need, pick, splits_of, step_axis, steps_of, whisker, zero_line,
-)  # fmt: skip
+from interp.plots.theme import BOTTOM, STEP_TITLE, TOP, draw_trace, meta, step_axis, whisker, zero_line
+from interp.results.names import GREEN, ORANGE, SPLITS, STYLE
+from interp.results.queries import need, pick, splits_of, steps_of
 
 #: Metrics of the forest plot in reading order: their names in figures; every one is a share, so that differences share an axis.
 MECHANISM = {

@@ -12,7 +12,9 @@ import plotly.graph_objects as go
 
 from interp.plots.arm_panels import grid, marker, under
 from interp.results.arm_rows import number
-from interp.plots.theme import BLACK, BOTTOM, GREEN, GREY, ORANGE, need, pick, whisker
+from interp.plots.theme import BOTTOM, whisker
+from interp.results.names import BLACK, GREEN, GREY, ORANGE
+from interp.results.queries import need, pick
 from interp.results.tables import ESTIMATE_COLUMNS
 
 

@@ -11,34 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import (
-    BLACK,
-    BLUE,
-    BOTTOM,
-    CELL,
-    DIRECTIONS,
-    GREEN,
-    HOVER,
-    ORANGE,
-    PURPLE,
-    SEQUENTIAL,
-    SKY,
-    SPANS,
-    TOP,
-    cell_numbers,
-    draw_trace,
-    fit_values,
-    layer_axis,
-    meta,
-    need,
-    pick,
-    point_numbers,
-    step_axis,
-    steps_of,
-    whisker,
-    with_places,
-    zero_line,
-)  # fmt: skip
+from interp.plots.theme import BOTTOM, CELL, HOVER, SEQUENTIAL, TOP, cell_numbers, draw_trace, fit_values, layer_axis, meta, point_numbers, step_axis, whisker, zero_line
+from interp.results.names import BLACK, BLUE, DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPANS
+from interp.results.queries import need, pick, steps_of, with_places
 from interp.results.tables import ESTIMATE_COLUMNS
 
 #: Where all positions are patched together, in reading order: name, colour, marker.

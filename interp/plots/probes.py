@@ -11,35 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import (
-    ACTIVATION_CONTROLS,
-    BLUE,
-    BOTTOM,
-    CELL,
-    CONTROLS,
-    DIVERGING,
-    LABELS,
-    ORANGE,
-    SEQUENTIAL,
-    SKY,
-    SPLITS,
-    TOP,
-    cell_numbers,
-    draw_line,
-    draw_metrics,
-    draw_trace,
-    fit_values,
-    label_of,
-    layer_axis,
-    meta,
-    need,
-    panels,
-    pick,
-    plain,
-    splits_of,
-    step_axis,
-    steps_of,
-)  # fmt: skip
+from interp.plots.theme import BOTTOM, CELL, DIVERGING, SEQUENTIAL, TOP, cell_numbers, draw_line, draw_metrics, draw_trace, fit_values, layer_axis, meta, panels, plain, step_axis
+from interp.results.names import ACTIVATION_CONTROLS, BLUE, CONTROLS, LABELS, ORANGE, SKY, SPLITS
+from interp.results.queries import label_of, need, pick, splits_of, steps_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
 

@@ -1,4 +1,4 @@
-"""House style of the figures: names, colours, template, and the shared axes, bands, whiskers and row picking.
+"""House style of the figures: the template, and the shared axes, bands and whiskers.
 
 >>> figure = panels(frame, "behaviour", {"accuracy": 230}, provenance)
 >>> draw_metrics(figure, frame, ["acc_cot", "acc_prompt"], row=1)
@@ -15,93 +15,10 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.subplots import make_subplots
 
+from interp.results.names import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, SPLITS, STYLE, VERMILION
+from interp.results.queries import pick, splits_of, steps_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
-# Okabe and Ito's palette, which survives the common colour-vision deficiencies.
-BLACK, GREY, PALE = "#000000", "#7F7F7F", "#BBBBBB"
-BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
-
-#: Concept: name in legends, colour, dash, marker. One concept looks the same in every figure.
-STYLE = {
-    "acc_cot": ("CoT action", VERMILION, "solid", "circle"),
-    "acc_prompt": ("prompt action", BLUE, "solid", "square"),
-    "acc_empty_think": ("empty-think action", SKY, "dash", "diamond"),
-    "gap": ("gap (CoT − prompt)", PURPLE, "solid", "circle"),
-    "headroom_gap": ("headroom gap (gap / (1 − prompt))", BLACK, "dash", "square"),
-    "agreement": ("agreement of prompt and CoT action", BLACK, "solid", "circle"),
-    "kappa": ("Cohen's κ", PURPLE, "dash", "square"),
-    "revision_helpful": ("helpful (wrong to right)", GREEN, "solid", "circle"),
-    "revision_neutral": ("neutral", PALE, "solid", "diamond"),
-    "revision_harmful": ("harmful (right to wrong)", ORANGE, "solid", "square"),
-    "probe": ("probe (nested layer)", BLUE, "solid", "circle"),
-    "majority": ("majority class", GREY, "dash", "line-ew"),
-    "previous_action": ("previous action", ORANGE, "solid", "square"),
-    "tfidf": ("TF-IDF of prompt", GREEN, "solid", "diamond"),
-    "prompt_length": ("prompt length", PURPLE, "dot", "triangle-up"),
-    "embedding": ("embedding layer", SKY, "solid", "triangle-down"),
-    "shuffled": ("shuffled labels", BLACK, "dot", "x"),
-    "random_model": ("random model", GREEN, "dash", "triangle-up"),
-    "control_task": ("control task", ORANGE, "dot", "diamond"),
-    "prompt_reliance": ("prompt reliance = direct / (direct + via-CoT)", BLUE, "solid", "square"),
-    "direct": ("direct (prompt)", BLUE, "solid", "square"),
-    "via_cot": ("via CoT", VERMILION, "solid", "circle"),
-    "via_text": ("via CoT: its text", VERMILION, "dash", "triangle-up"),
-    "via_state": ("via CoT: its hidden state", ORANGE, "dot", "triangle-down"),
-    "total": ("total", BLACK, "solid", "diamond"),
-    "interaction": ("interaction", GREY, "dot", "x"),
-    "area_action": ("area over the curve, action", VERMILION, "solid", "circle"),
-    "area_filler": ("the same behind full stops of equal length", GREY, "dot", "x"),
-    "area_distribution": ("area over the curve, distribution over admissible actions", ORANGE, "dash", "triangle-up"),
-    "same_0": ("same action without the trace", BLUE, "solid", "square"),
-    "same_25": ("after a quarter", SKY, "dash", "diamond"),
-    "same_50": ("after half", GREEN, "dashdot", "triangle-up"),
-    "same_75": ("after three quarters", GREY, "dot", "x"),
-    "keep": ("keep (own CoT action)", BLUE, "solid", "square"),
-    "follow": ("follow (inserted trace's action)", VERMILION, "solid", "circle"),
-    "other": ("other action", GREY, "dash", "diamond"),
-    "unparsed": ("unparsed", PALE, "dot", "x"),
-    "along_probe": ("probe's direction", BLUE, "solid", "circle"),
-    "along_orthogonal": ("orthogonal, random", GREY, "dash", "line-ew"),
-    "along_unembedding": ("unembedding row", GREEN, "solid", "diamond"),
-    "along_shuffled": ("shuffled labels", BLACK, "dot", "x"),
-}
-for _mode in ("cot", "prompt", "empty_think"):
-    STYLE[_mode] = STYLE[f"parse_{_mode}"] = STYLE[f"acc_{_mode}"]
-
-SPLITS = {"in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
-ARMS = {
-    "self_splice": "self-splice",
-    "truncated": "truncated",
-    "other_state": "other state",
-    "resampled": "resampled",
-    "shuffled_words": "shuffled words",
-    "filler": "filler",
-    "empty": "empty",
-}
-#: Spans in reading order, and definitions of a share: their names in figures.
-SPANS = {
-    "template": "template",
-    "task": "task",
-    "history": "history",
-    "observation": "observation",
-    "boundary": "boundary",
-    "cot": "CoT",
-    "action_tag": "action tag",
-    "action": "action",
-}
-SHARES = {"attention": "attention", "gradient_value": "gradient, value path", "gradient_resid": "gradient, residual"}
-VERSIONS = {"all": "all positions", "sink_free": "first position left out"}
-#: Controls that read no activation, of which the best is what a gain is over, and those that do.
-CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
-ACTIVATION_CONTROLS = ("embedding", "random_model", "control_task", "shuffled")
-LABELS = {
-    "eventual_verb": "eventual action's verb",
-    "eventual_target": "eventual action's target",
-    "reference_verb": "reference action's verb",
-    "reference_target": "reference action's target",
-}
-STEERED = {"boundary": "boundary only", "cot": "during the CoT", "action": "at the action", "everywhere": "everywhere"}
-ALONG = ("probe", "orthogonal", "unembedding", "shuffled")
 STEP_TITLE = "training step (0 = base model)"
 WIDTH = 960  # px; on a 7-inch text width this scales 15 px type to 8 pt
 LEFT, RIGHT, TOP, BOTTOM = 78, 16, 74, 62  # px
@@ -136,48 +53,11 @@ HOVER = (
     "<br>n = %{customdata[4]} in %{customdata[5]} clusters"
 )
 CELL = "%{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>n = %{customdata[2]} in %{customdata[3]} clusters"
-DIRECTIONS = {"denoise": "Denoise (clean into corrupt)", "noise": "Noise (corrupt into clean)"}
-
-
-def steps_of(frame: pd.DataFrame) -> list[int]:
-    """Training steps of a table's checkpoints, in order."""
-    return sorted(int(step) for step in frame["step"].unique())
-
-
-def splits_of(frame: pd.DataFrame) -> list[str]:
-    """Splits that a table has, in-domain first."""
-    return [split for split in SPLITS if (frame["split"] == split).any()]
-
-
-def label_of(frame: pd.DataFrame) -> str:
-    """The label that a figure shows unless told: the eventual action's target where the table has it, else its first."""
-    return "eventual_target" if (frame["label"] == "eventual_target").any() else frame["label"].iloc[0]
 
 
 def plain(text):
     """A table's text as a figure shows it: what looks like a tag in it is none (anything else as it is)."""
     return text.replace("<", "&lt;") if isinstance(text, str) else text
-
-
-def pick(frame: pd.DataFrame, **where) -> pd.DataFrame:
-    """Rows whose columns equal the values given."""
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    return frame
-
-
-def need(frame: pd.DataFrame, figure: str, **where) -> pd.DataFrame:
-    """Rows whose columns equal the values given; ValueError where there is none."""
-    rows = pick(frame, **where)
-    if rows.empty:
-        wanted = ", ".join(f"{column} = {value}" for column, value in where.items())
-        raise ValueError(f"Figure {figure}: the table has no rows with {wanted}.")
-    return rows
-
-
-def with_places(frame: pd.DataFrame) -> pd.DataFrame:
-    """Table `patching` with the columns `mode`, `at` and `metric`: one without them is of the prompt mode, the boundary, the difference."""
-    return frame.assign(**{name: value for name, value in dict(mode="prompt", at="boundary", metric="difference").items() if name not in frame})
 
 
 def meta(name: str, provenance: dict | None) -> dict:

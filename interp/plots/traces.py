@@ -13,40 +13,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import (
-    ALONG,
-    ARMS,
-    BLUE,
-    BOTTOM,
-    GREY,
-    HOVER,
-    ORANGE,
-    PURPLE,
-    SHARES,
-    SKY,
-    SPANS,
-    SPLITS,
-    STEERED,
-    STEP_TITLE,
-    STYLE,
-    TOP,
-    VERMILION,
-    VERSIONS,
-    draw_line,
-    draw_metrics,
-    draw_trace,
-    fit_values,
-    meta,
-    need,
-    panels,
-    pick,
-    point_numbers,
-    splits_of,
-    step_axis,
-    steps_of,
-    whisker,
-    zero_line,
-)  # fmt: skip
+from interp.plots.theme import BOTTOM, HOVER, STEP_TITLE, TOP, draw_line, draw_metrics, draw_trace, fit_values, meta, panels, point_numbers, step_axis, whisker, zero_line
+from interp.results.names import ALONG, ARMS, BLUE, GREY, ORANGE, PURPLE, SHARES, SKY, SPANS, SPLITS, STEERED, STYLE, VERMILION, VERSIONS
+from interp.results.queries import need, pick, splits_of, steps_of
 
 #: As `interp.plots.theme.STYLE`, of what only the figures here have.
 LOOKS = {

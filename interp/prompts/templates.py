@@ -16,6 +16,7 @@ from jinja2 import TemplateSyntaxError
 from interp.prompts.placing import mark
 from interp.prompts.rendering import TODAY, clock, compiled
 from interp.prompts.styles import Style
+from interp.system.sentences import first_line
 
 #: Llama 3's templates read their date under this name.
 DATED = "date_string"
@@ -25,12 +26,6 @@ _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 #: What every rendering gives.
 _RENDERED = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
 _ASKED = dict(role="user", content="a")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    said = str(error).strip() or type(error).__name__
-    return said.splitlines()[0][:300]
 
 
 def read_variables(pairs: Sequence[str]) -> dict:

@@ -13,7 +13,8 @@ from interp.plots.captions import side
 from interp.results.headline import READINGS, headline
 from interp.plots.environments import ENVIRONMENTS
 from interp.report.words import WHERE, Cells, Ends, Read, ends, escaped, grouped, listed, paragraph, sentence, steps, told, trend
-from interp.plots.theme import SPLITS, pick, splits_of
+from interp.results.names import SPLITS
+from interp.results.queries import pick, splits_of
 
 #: Share of decisions on which the prompt action must parse, for its accuracy to be a reading of what the prompt knows.
 READABLE = 0.5

@@ -9,7 +9,8 @@ from interp.plots.captions_traces import widest
 from interp.plots.calibration import AGENTS, INSTRUMENTS, NEAR, grown, verdicts
 from interp.plots.patching import PLACES
 from interp.report.words import WHERE, Read, by_split, escaped, grouped, listed, paragraph, steps, told
-from interp.plots.theme import CONTROLS, LABELS, STYLE, label_of, pick, splits_of, with_places
+from interp.results.names import CONTROLS, LABELS, STYLE
+from interp.results.queries import label_of, pick, splits_of, with_places
 
 _CONTROLS = ("the commonest action", "the previous one", "the prompt's words", "its length")
 #: What an interval says: above, below, or across what it is compared with.

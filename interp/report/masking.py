@@ -10,7 +10,7 @@ from interp.plots.captions_masking import _claim, _range
 from interp.plots.masking import MECHANISM
 from interp.report.behaviour import READABLE
 from interp.report.words import WHERE, Block, Cells, Read, escaped, listed, told
-from interp.plots.theme import pick, splits_of
+from interp.results.queries import pick, splits_of
 
 #: Arms of other trainings that may stand beside the study's, and what was trained.
 BESIDE = {"masking_smollm2": "Low-rank updates of SmolLM2-135M-Instruct", "reinforcement": "Reinforcement learning from two of these trainings"}

@@ -12,7 +12,8 @@ from interp.report.behaviour import READABLE, series
 from interp.report.instruments import above, boundary, steered
 from interp.report.masking import moves
 from interp.report.words import WHERE, Items, Read, ends, escaped, listed, told
-from interp.plots.theme import LABELS, pick, splits_of
+from interp.results.names import LABELS
+from interp.results.queries import pick, splits_of
 
 #: Effects of patching and shares of changed actions below which nothing is said to be moved.
 SMALL = 0.05

@@ -14,7 +14,7 @@ from interp.plots.captions import side
 from interp.results.headline import READINGS, headline
 from interp.report.nulls import nulls
 from interp.report.words import WHERE, Block, Items, Read, by_split, ends, grouped, paragraph, told
-from interp.plots.theme import pick, splits_of
+from interp.results.queries import pick, splits_of
 
 
 class Section(NamedTuple):

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from interp.plots.captions import _estimate
-from interp.plots.theme import pick, splits_of
+from interp.results.queries import pick, splits_of
 from interp.results.tables import read_table
 
 #: Studies that may stand beside a study's folder, by the name of their own folder.

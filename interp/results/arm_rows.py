@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from interp.plots.theme import BLACK, GREEN, GREY, ORANGE, SPLITS, need, pick, splits_of
+from interp.results.names import BLACK, GREEN, GREY, ORANGE, SPLITS
+from interp.results.queries import need, pick, splits_of
 
 #: Kind of arm, and the contrast to a random mask: name in legends, colour, dash, marker, as in `interp.plots.theme.STYLE`; controls are hollow.
 LOOKS = {

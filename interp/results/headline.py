@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from interp.plots.theme import pick
+from interp.results.queries import pick
 from interp.results.tables import ESTIMATE_COLUMNS
 
 #: What the probe's gain is about, where a study has it; else the eventual action's verb, or the study's first label.

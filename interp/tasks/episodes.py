@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from interp.system.paths import DATA
 from interp.tasks.json_lines import lines
 from interp.tasks.rows import decision_row, episode_row
 
-CORPUS = Path(__file__).parent / "data" / "alfworld.jsonl.xz"
+CORPUS = DATA / "alfworld.jsonl.xz"
 #: What a study calls a split -> what recorded episodes call it; those of TRAINING are never studied.
 SPLITS = {"in_domain": "test_in_domain", "out_of_domain": "test_out_of_domain"}
 TRAINING = ("base", "base_aimless", "train")

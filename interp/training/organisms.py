@@ -22,12 +22,13 @@ import numpy as np
 
 from interp.prompts.format import PromptFormat
 from interp.training.recipes import Recipe
+from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
 
 if TYPE_CHECKING:  # torch, which takes seconds, is imported where an organism is grown: names are checked before
     from interp.engine.decoding import Said
 
-SHIPPED = Path(__file__).parent / "data" / "organisms"
+SHIPPED = DATA / "organisms"
 THINGS = ("mug", "pen", "key", "egg", "cup", "fork", "book", "lamp", "coin", "shoe")
 PLACES = ("first", "second", "third", "fourth")
 MOODS = ("calm", "late", "warm", "quiet", "bright", "dusty", "cold", "tidy")

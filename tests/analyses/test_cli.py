@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,13 +17,13 @@ from analyses import __main__ as cli
 from analyses.study import Study
 from interp.measures import conflicts, reliance as mediation, patching
 from interp.results import tables
+from interp.system.paths import ROOT
 from interp.tasks.episodes import load_episodes, save_episodes
 
 SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), transfer=("--folds", "2", "--draws", "50", "--labels", "reference_target"),
              mdl=("--draws", "50", "--labels", "reference_target", "--shares", "0.3", "0.6", "1"),
              patching=("--pairs", "12"), reliance=("--pairs", "12"), conflict=("--conflicts", "6"), early=("--conflicts", "6"), shares=("--decisions_read", "6"),
              steering=("--steered", "6", "--alphas", "0", "4"))
-ROOT = Path(cli.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

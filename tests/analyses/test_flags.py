@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -13,6 +12,7 @@ from analyses import behaviour, command
 from analyses.study import Study
 from interp.system import limits
 from interp.system.limits import Limits, Several
+from interp.system.paths import ROOT
 from interp.checkpoints.series import SERIES, CheckpointSeries
 
 #: NAME and flags -> what the sentence says. FILE is a file, GONE is nothing, and `series=` and `corpus=` name a tiny series and its corpus.
@@ -210,7 +210,7 @@ for line in sys.argv[1:]:
     sys.argv[1:] = line.split()
     print(line, cli.main(), 'torch' in sys.modules, 'transformers' in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code, *LIGHT], cwd=Path(cli.__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *LIGHT], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines() == [f"{line} 1 False False" for line in LIGHT], done.stderr
 
 

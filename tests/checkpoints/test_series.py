@@ -25,12 +25,13 @@ from interp.checkpoints.headers import hash_files
 from interp.models.hooked import HookedModel
 from interp.checkpoints.folders import number
 from interp.checkpoints.series import CheckpointSeries
+from interp.system.paths import ROOT
 from tests.conftest import tiny_hf
 
 IDS = torch.arange(20, 45)[None]
 FAMILIES = ("Qwen3", "Llama", "Mistral", "Gemma2", "GPT2", "GPTNeoX")
 STEPS = (5, 10)
-SMOLLM2 = Path(__file__).parents[1] / "runs" / "smollm2"
+SMOLLM2 = ROOT / "runs" / "smollm2"
 
 
 @torch.inference_mode()

@@ -310,7 +310,7 @@ def test_the_questions_alone_are_tested_ones_with_those_of_users_out_of_domain(b
         assert len(found[split]) > 400 and all(d.task_type.startswith("live_") is live and replace(d, split="test_in_domain") == tested[d.id] for d in found[split])
         assert {bfcl.called(d.reference) for d in found[split]} == {"call", "none"}
     assert "live_relevance" not in {d.task_type for g in found.values() for d in g}
-    curated, users = ({bfcl._groups()[d.episode] for d in found[split]} for split in ("test_in_domain", "test_out_of_domain"))
+    curated, users = ({bfcl.groups()[d.episode] for d in found[split]} for split in ("test_in_domain", "test_out_of_domain"))
     assert not curated & users and sum(map(len, found.values())) > len(tested) - 10
     assert "no games" in bfcl.BFCL_SINGLE.unplayable()
 
@@ -383,7 +383,7 @@ def test_a_worker_plays_a_conversation(bfcl):
 
 
 def test_without_the_package_a_sentence_says_how_it_is_installed(monkeypatch):
-    from interp.environments.bfcl import environment as module
+    from interp.environments.bfcl import entries as module
 
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     module._folder.cache_clear()

@@ -3,12 +3,10 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from analyses import __main__ as cli
 from analyses.behaviour import measure
 from analyses.study import All, Study
 from interp.results import tables
@@ -16,10 +14,11 @@ from interp.environments.alfworld.commands import parse
 from interp.engine.decoding import Said
 from interp.environments.base import ANY, Environment, find
 from interp.measures.pairs import make_pairs
+from interp.system.paths import ROOT
 from interp.tasks.episodes import CORPUS, Decision
 from tests.tasks.test_bad_decisions import GOOD, main, put, text
 
-README = Path(cli.__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 
 
 @pytest.fixture

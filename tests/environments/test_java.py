@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from interp.environments import java
 from interp.environments.base import find
 from interp.environments.textworldexpress.environment import INSTALL
+from interp.system.paths import ROOT
 
 lacking = java.missing("textworld_express", INSTALL)
 playable = pytest.mark.skipif(bool(lacking), reason=lacking)
@@ -31,7 +31,7 @@ print(_engine().process.pid, flush=True)
 def started(rest):
     """A Python process with a game in it, and its Java process."""
     parent = subprocess.Popen([sys.executable, "-c", SCRIPT.format(rest=rest)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              cwd=Path(java.__file__).parents[1])
+                              cwd=ROOT)
     line = parent.stdout.readline()
     assert line, parent.stderr.read()
     return parent, psutil.Process(int(line))
@@ -97,6 +97,6 @@ def test_what_is_missing_is_a_sentence(monkeypatch):
 def test_without_java_the_analyses_say_so_and_recorded_decisions_still_load(tmp_path):
     (tmp_path / "python").symlink_to(sys.executable)
     command = [sys.executable, "-m", "analyses", "record", "--environment", "twc", "--out", str(tmp_path / "x.jsonl.xz")]
-    found = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, PATH=str(tmp_path)), cwd=Path(java.__file__).parents[1])
+    found = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, PATH=str(tmp_path)), cwd=ROOT)
     assert found.returncode == 1 and found.stderr == ("error: Nothing can be recorded: Java is not installed, or not on PATH "
                                                       "(Debian: apt-get install default-jre-headless).\n")

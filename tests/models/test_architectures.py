@@ -4,7 +4,6 @@ import copy
 import os
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +18,9 @@ from interp.measures.reliance import ARMS, packed_arms, plain_arms, whole_arms
 from interp.models.hooked import HookedModel
 from interp.engine.packing import score
 from interp.engine.sweeps import Cell, Packed, Plain
+from interp.system.paths import ROOT
 
-PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+PAGE = ROOT / "docs" / "architectures.md"
 #: The whole walk takes many minutes (INTERP_EVERY_ARCHITECTURE=1), so else: windows, latent attention and experts, a state
 #: beside attention, parallel blocks, multipliers, the plain loop, and a stream in float32 whatever the dtype.
 SAMPLE = ("gemma3_text", "deepseek_v3", "qwen3_next", "cohere2", "granite", "bloom", "mamba")

@@ -14,8 +14,8 @@ import pytest
 from analyses import figures
 from interp.plots import captions, captions_patching, captions_probes, captions_traces, basic as plots, patching as plots_patching, probes as plots_probes, traces as plots_traces, export as report
 from interp.results.tables import write_table
+from interp.system.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 STEPS = (0, 50, 100, 200, 400, 800)
 SPLITS = ("in_domain", "out_of_domain")
 PROVENANCE = {"date": "2025-01-02", "command": "python -m analyses quick", "model_hash": "0123456789abcdef" * 4}

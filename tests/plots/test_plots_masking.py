@@ -16,8 +16,8 @@ from interp.results import arm_rows
 from interp.stats.crossed import SMALLEST
 from interp.training.supervision import Supervision
 from interp.results.tables import read_table, write_table
+from interp.system.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 ARMS = ("action_mask_0", "action_mask_0.1", "action_mask_0.3", "action_mask_0.5", "action_mask_0.7", "random_mask_0.3", "action_only")
 SPLITS = ("in_domain", "out_of_domain")
 STEPS = (0, 25, 60, 150, 350, 600)

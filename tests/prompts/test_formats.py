@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources, util
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -21,11 +20,12 @@ from transformers.utils import chat_template_utils
 from interp.engine.decoding import said
 from interp.prompts.format import MODES, PromptFormat
 from interp.prompts.styles import STYLES
+from interp.system.paths import ROOT
 from interp.tasks.episodes import Decision
 
 pytestmark = pytest.mark.skipif(util.find_spec("trl") is None, reason="trl, which ships the chat templates, is not installed")
-DATA = json.loads((Path(__file__).parent / "data" / "formats.json").read_text())
-SMOLLM2 = Path(__file__).parents[1] / "runs" / "smollm2" / "base"
+DATA = json.loads((ROOT / "tests" / "data" / "formats.json").read_text())
+SMOLLM2 = ROOT / "runs" / "smollm2" / "base"
 #: Llama 3's cut of a text before merging; Qwen's takes digits one by one.
 TIKTOKEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PIECES = r"▁?\p{L}+|▁?\p{N}|\n|▁?[^\p{L}\p{N}\n▁]+|▁+"

@@ -4,7 +4,6 @@ import hashlib
 import json
 import warnings
 from importlib import resources, util
-from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,10 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.engine.decoding import said
 from interp.prompts.format import MODES, PromptFormat
+from interp.system.paths import ROOT
 from interp.tasks.episodes import Decision
 
 pytestmark = pytest.mark.skipif(util.find_spec("trl") is None, reason="trl, which ships the chat templates, is not installed")
-ROWS = json.loads((Path(__file__).parent / "data" / "templates.json").read_text())
+ROWS = json.loads((ROOT / "tests" / "data" / "templates.json").read_text())
 #: How Llama 3, Qwen and others with tiktoken-like vocabularies cut a text before merging.
 TIKTOKEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 SPECIAL = {

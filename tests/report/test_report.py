@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -20,10 +19,11 @@ from interp.report.behaviour import placed
 from interp.report.sections import SECTIONS
 from interp.report.words import Cells, Ends, Items, Read, grouped, listed, read, told, trend
 from interp.results.tables import read_table, write_table
+from interp.system.paths import ROOT
 from tests.plots.test_plots import PROVENANCE, STEPS, TABLES, old_patching_table, write_tables
 from tests.plots.test_plots_masking import masking_table, selection_table
 
-FIGURES = Path(__file__).parents[1] / "figures"
+FIGURES = ROOT / "figures"
 NAMES = sorted({figure[2] for figure in figures.FIGURES})
 NUMBER = re.compile(r"[+−]?\d+\.\d+ \[[+−]?\d+\.\d+, [+−]?\d+\.\d+\]")
 MASKING = dict(masking=masking_table, masking_selection=selection_table)

@@ -11,7 +11,6 @@ import tempfile
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -27,9 +26,10 @@ from interp.engine import store
 from interp.engine.capturing import Activations
 from interp.engine.store import stored_capture
 from interp.results.tables import _sealed, inside, read_table, seal_table, write_table
+from interp.system.paths import ROOT
 from tests.conftest import handmade
 
-FIGURES = Path(__file__).parents[1] / "figures"
+FIGURES = ROOT / "figures"
 #: Errors that the command line prints as one sentence.
 REFUSALS = (ValueError, OSError, NotImplementedError, ImportError)
 FRAME = pd.DataFrame(dict(step=[0, 0, 20, 20], split=["in_domain", "out_of_domain"] * 2, metric="acc_cot", value=[0.25, 0.5, 0.625, 0.75],

@@ -6,19 +6,17 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
 
 from analyses import __main__ as cli
-from interp.system import processes
 from interp.rollouts.workers import Engines, engines
 from interp.system.processes import how_it_ended, side_by_side
+from interp.system.paths import ROOT
 from interp.environments.recording import record
 
-ROOT = Path(processes.__file__).parents[1]
 PARENT = """
 import signal, sys
 from interp.system import processes

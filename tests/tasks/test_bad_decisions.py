@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from analyses import __main__ as cli
-from interp.system import unpacking
 from interp.tasks import rows
 from interp.tasks.episodes import load_episodes
 from tests.conftest import handmade, tiny_hf

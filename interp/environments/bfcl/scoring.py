@@ -21,14 +21,11 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from interp.environments.bfcl.calls import NotCalls, bind, read, written
+from interp.environments.bfcl.entries import INSTALL, Entry
 
-if TYPE_CHECKING:
-    from interp.environments.bfcl.environment import Entry
-
-INSTALL = "pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0"
 #: Actions of one turn (the package stops at 20, but the longest turn of its ground truth has 34 calls), and copies of files in one
 #: rollout, each of which may double them.
 STEPS, COPIES = 40, 10

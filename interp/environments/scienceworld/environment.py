@@ -17,15 +17,15 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from interp.environments import java
 from interp.environments.base import Environment, View
+from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
 
-CORPUS = Path(__file__).parent / "data" / "scienceworld.jsonl.xz"
+CORPUS = DATA / "scienceworld.jsonl.xz"
 INSTALL = "pip install 'interp-agents[scienceworld]'"
 #: Its task types by their number, topic first.
 TASKS = {

@@ -22,10 +22,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from pathlib import Path
 
 from interp.environments.base import Environment, View
 from interp.environments.java import Engine, missing
+from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
 
 INSTALL = "pip install 'interp-agents[textworldexpress]'"
@@ -195,7 +195,7 @@ def _unrecorded():
                      "and give them with --corpus FILE.")
 
 
-TWC_CORPUS = Path(__file__).parent / "data" / "twc.jsonl.xz"
+TWC_CORPUS = DATA / "twc.jsonl.xz"
 TWC = Environment("twc", decisions=TWC_CORPUS, parse=parse, classes=dict(verb=verb, target=target), partners=partners, task=task_of, live=Live,
                   games=_twc, graded=True, needs=_lacking)
 COOKINGWORLD = Environment("cookingworld", decisions=_unrecorded, parse=parse, classes=dict(verb=verb, target=target), partners=partners,
