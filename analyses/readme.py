@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from analyses.registry import Instrument
 from interp.results.arm_rows import paper_table
 from interp.plots.captions_calibration import allowed
 from interp.plots.calibration import AGENTS, INSTRUMENTS, grown, verdicts
@@ -115,6 +117,14 @@ def filled(text: str, names=tuple(BLOCKS)) -> str:
     return text
 
 
-def run() -> None:
+@dataclass
+class Config:
+    """It takes no options."""
+
+
+def run(config: Config) -> None:
     """Write the README's generated parts."""
     README.write_text(filled(README.read_text()))
+
+
+INSTRUMENT = Instrument("readme", Config, run)
