@@ -8,15 +8,17 @@ A new instrument is that module, and a module of `interp.plots` with its figure.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import analyses
+
+_DECLARED = re.compile(r'^INSTRUMENT = Instrument\("(\w+)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -38,31 +40,28 @@ class Instrument:
         return (sys.modules[self.run.__module__].__doc__ or "").strip().splitlines()[0]
 
 
-def _instruments() -> Iterator[Instrument]:
-    """Those of every module that has one; modules without are not imported, for some of them need torch."""
+def _modules() -> dict[str, str]:
+    """Name of an instrument -> its module, told from the sources: some modules of this package need torch."""
+    found = {}
     for module in pkgutil.walk_packages(analyses.__path__, "analyses."):
         file = Path(module.module_finder.path) / f"{module.name.rpartition('.')[2]}.py"
-        if not module.ispkg and "\nINSTRUMENT = " in file.read_text():
-            yield importlib.import_module(module.name).INSTRUMENT
-
-
-def instruments() -> dict[str, Instrument]:
-    """Every instrument by name: those that `all` runs in its order, then the others by name."""
-    found = sorted(_instruments(), key=lambda each: (each.in_all is None, each.in_all or (), each.name))
-    return {each.name: each for each in found}
+        if not module.ispkg and (declared := _DECLARED.search(file.read_text())):
+            found[declared.group(1)] = module.name
+    return found
 
 
 def find(name: str) -> Instrument:
     """The instrument of a name; raises ValueError with the names that there are."""
-    with_its_name = f"analyses.{name}"
-    if name.isidentifier() and importlib.util.find_spec(with_its_name):  # no other module need be imported
-        found = getattr(importlib.import_module(with_its_name), "INSTRUMENT", None)
-        if found and found.name == name:
-            return found
-    known = instruments()
-    if name not in known:
-        raise ValueError(f"There is no analysis {name!r}: there are {', '.join(known)}.")
-    return known[name]
+    modules = _modules()
+    if name not in modules:
+        raise ValueError(f"There is no analysis {name!r}: there are {', '.join(instruments())}.")
+    return importlib.import_module(modules[name]).INSTRUMENT
+
+
+def instruments() -> dict[str, Instrument]:
+    """Every instrument by name: those that `all` runs in its order, then the others by name."""
+    found = sorted(map(find, _modules()), key=lambda each: (each.in_all is None, each.in_all or (), each.name))
+    return {each.name: each for each in found}
 
 
 def chains() -> list[list[str]]:

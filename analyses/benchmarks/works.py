@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 
 import interp
 from analyses.benchmarks.rivals import BATCH_TOKENS, TOOLS, Cached, Fit, Plain, installed, sklearn_sweep, twin
-from analyses.benchmarks.bench import MEMORY, Config, Shape
+from analyses.benchmarks.settings import MEMORY, Config, Shape
 from interp.probing.logistic import standardised
 from interp.prompts.format import Prompt
 from interp.probing.solver import fit_logistic
@@ -252,7 +252,7 @@ def peak(tool: str, tokens: int, number: int, shape: Shape) -> float:
 
 def memory(config: Config, tokens: int) -> list[dict]:
     """Peak memory of a boundary capture, each tool in a process of its own."""
-    code = ("import json, sys; from analyses.benchmarks.bench import Shape; from analyses.benchmarks.works import peak; "
+    code = ("import json, sys; from analyses.benchmarks.settings import Shape; from analyses.benchmarks.works import peak; "
             "print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Shape(**json.loads(sys.argv[4]))))")
     rows = []
     for tool in tqdm([FORWARD, *(t.name for t in kinds(config) if t is not Cached)], desc="memory"):

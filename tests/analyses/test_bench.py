@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from analyses import readme
-from analyses.benchmarks import bench, rivals, works
+from analyses.benchmarks import rivals, settings, works
 from interp.results.tables import read_table
 from tests.conftest import tiny_hf
 
-SHAPE = bench.Shape(hidden=32, layers=3, heads=4, kv_heads=2, feed_forward=64, vocabulary=1024)
+SHAPE = settings.Shape(hidden=32, layers=3, heads=4, kv_heads=2, feed_forward=64, vocabulary=1024)
 TOOLS = (*rivals.TOOLS[1:], works.Interp)
 
 
@@ -56,7 +56,7 @@ def test_the_cached_loop_refuses_prompts_that_do_not_extend_one_another(tokenize
 
 
 def test_the_table_has_its_columns_and_says_what_was_sampled(tmp_path):
-    config = bench.Config(out=tmp_path, lengths=(16,), grid_tokens=6, captured=3, episode=(8, 20, 3), action=3, threads=1, shape=SHAPE,
+    config = settings.Config(out=tmp_path, lengths=(16,), grid_tokens=6, captured=3, episode=(8, 20, 3), action=3, threads=1, shape=SHAPE,
                           budget=1e-3, repeats=2, tools=("plain, cached prefix",),
                           works=("layer sweep", "boundary capture", "layer x position grid", "episode", "swap a checkpoint"))
     works.run_works(config)
@@ -80,9 +80,9 @@ def test_the_readmes_generated_parts_are_those_of_the_committed_tables():
 
 def test_works_measured_again_leave_the_others_as_they_were(tmp_path):
     config = dict(out=tmp_path, lengths=(12,), captured=2, threads=1, shape=SHAPE, budget=0.01, repeats=1, tools=("plain, cached prefix",))
-    works.run_works(bench.Config(**config, works=("layer sweep", "boundary capture")))
+    works.run_works(settings.Config(**config, works=("layer sweep", "boundary capture")))
     first, made = read_table(tmp_path, "bench")
-    works.run_works(bench.Config(**config, works=("boundary capture",)))
+    works.run_works(settings.Config(**config, works=("boundary capture",)))
     again, provenance = read_table(tmp_path, "bench")
     rows = [t[t.work == "layer sweep"].reset_index(drop=True) for t in (first, again)]
     pd.testing.assert_frame_equal(*rows, check_exact=True, check_dtype=False)  # a column without any value is read as numbers
@@ -91,4 +91,4 @@ def test_works_measured_again_leave_the_others_as_they_were(tmp_path):
 
 
 def test_the_command_names_the_tools_that_there_are():
-    assert bench.TOOLS == tuple(tool.name for tool in rivals.TOOLS)
+    assert settings.TOOLS == tuple(tool.name for tool in rivals.TOOLS)
