@@ -34,6 +34,7 @@ from interp.results.tables import inside, write_table
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 from interp.engine.vllm_backend import MISSING
 from interp.system.paths import ROOT
+from interp.system.sources import source_hash
 
 if TYPE_CHECKING:  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
     from interp.engine.decoding import Said
@@ -282,7 +283,7 @@ class Study(Prompting):
 
         device = pick_device(self.device)
         first = {name: digest for name, digest in self.identity(self.steps[0]).items() if name != "weights"}
-        found = dict(version=interp.__version__, **self.identity(step), first=first, seed=self.seed,
+        found = dict(**self.identity(step), first=first, seed=self.seed,
                      device=device.type, dtype=str(pick_dtype(self.dtype, device)))
         if split:
             found |= dict(decisions=self.digest(self.prompts(split)), parser=f"{self.parse.__module__} {self.env.source}".rstrip())
@@ -308,9 +309,10 @@ class Study(Prompting):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def stage(self, name: str, inputs: dict, compute: Callable[[], object]):
-        """What `compute` returns (JSON), from disk when it was computed before from the same inputs; a damaged file is named and
-        computed again. Raises ValueError for a name that leads out of the run's folder."""
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        """What `compute` returns (JSON), from disk when the same code computed it before from the same inputs; a damaged file
+        is named and computed again. Raises ValueError for a name that leads out of the run's folder."""
+        made = dict(inputs, source=source_hash(compute.__module__))
+        key = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:16]
         path = inside(self.run / "partial", f"{name}-{key}.json")
         if path.exists():
             try:
