@@ -28,7 +28,8 @@ OTHER = {"record": "play the corpus of episodes in the engine", "series": "train
          "pace": "time training against a bare PyTorch loop on the same batches",
          "masking": "train arms whose action tokens are partly unsupervised, or take one's own, and compare them over games and seeds (METHODS 8)",
          "masking_power": "what those comparisons find of planted effects and planted nulls: a simulation, no model",
-         "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
+         "bench": "time the engine against other tools", "bench_gpu": "time it on a GPU, at the shapes of real models",
+         "architectures": "say which architectures are exact, and on which path",
          "readme": "write the README's generated parts from the committed tables",
          "seal": "say that tables were edited by hand, so that they are read as they are now",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}
