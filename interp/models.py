@@ -12,7 +12,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from contextlib import nullcontext
+from functools import cached_property, wraps
 
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
@@ -20,6 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interp import hooks, inner
+from interp.attention import without_cudnn
 from interp.checkpoints import first_line
 from interp.finite import check_trial, not_finite
 from interp.sites import find_places
@@ -87,12 +89,25 @@ class _Last(DynamicLayer):
         raise _Enough
 
 
+def passing(method: Callable) -> Callable:
+    """A method of a HookedModel that runs passes (see `HookedModel.attending`)."""
+    @wraps(method)
+    def inside(model, *args, **kwargs):
+        with model.attending():
+            return method(model, *args, **kwargs)
+    return inside
+
+
 class HookedModel:
     """A Hugging Face causal LM whose sites can be tapped; `bridge` is TransformerLens's view of the same weights.
 
     Raises NotImplementedError, naming the architecture and the property, where a measurement would not be exact.
     """
 
+    #: Whether its passes may use cuDNN's attention, which takes about 0.1 s for every new shape (see `interp.attention`).
+    cudnn_attention = False
+
+    @passing
     def __init__(self, hf, tokenizer, step: int | None = None, weights_hash: str = ""):
         hf = inner.unwrapped(hf)
         inner.check_not_compiled(hf)
@@ -112,6 +127,10 @@ class HookedModel:
         self.places, self.heads, self.outputs = self._trial(lambda: find_places(self.blocks, config, self._probe))
         self._trial(self._check_causal)
 
+    def attending(self):
+        """A context for passes of the toolkit's own: without cuDNN's attention, unless `cudnn_attention` is set."""
+        return nullcontext() if self.cudnn_attention else without_cudnn()
+
     def _trial(self, run: Callable[[], object]):
         """What a trial gives; what a model's own code raises in it becomes a sentence with the architecture."""
         try:
@@ -128,6 +147,7 @@ class HookedModel:
         if not self.crossing(BASE).causal:
             raise NotImplementedError("a token's states depend on the tokens after it, so it is no causal language model")
 
+    @passing
     def check_finite(self, name: object = None) -> None:
         """Raise ValueError for numbers that are not finite on a few tokens: of which checkpoint, in which dtype, and where they begin."""
         check_trial(self, name or self.hf.config.name_or_path or self.architecture)
@@ -160,6 +180,7 @@ class HookedModel:
         """What asks for no cache."""
         return dict.fromkeys(self.cached, False)
 
+    @passing
     def whole(self, ids: torch.Tensor) -> torch.Tensor:
         """Final hidden states [row, token, d_model] of whole sequences [row, token], in a plain pass."""
         return self.inner(input_ids=ids, **self.uncached).last_hidden_state
@@ -229,6 +250,7 @@ class HookedModel:
         """A cache that starts from what another holds, which is left as it is."""
         return self.new_cache(layers_of(cache), cache.ids)
 
+    @passing
     @torch.inference_mode()
     def read(self, ids: Sequence[int], cache: DynamicCache | None = None) -> DynamicCache:
         """Keys and values of one sequence, or of what follows `cache` (extended in place); the pass ends as soon as they are there.
@@ -271,6 +293,7 @@ class HookedModel:
         masks = {kind: additive(kind) for kind in dict.fromkeys(self.layer_types)}
         return masks if len(masks) > 1 else masks[self.layer_types[0]]
 
+    @passing
     def packed(self, prefix: Layers, ids: torch.Tensor, at: torch.Tensor, visible: torch.Tensor, keys_at: torch.Tensor,
                rows: int = 1) -> tuple[torch.Tensor, Layers]:
         """Final hidden states [row, slot, d_model] of packed tokens behind shared keys and values, and the slots' own.
@@ -285,6 +308,7 @@ class HookedModel:
                             use_cache=True).last_hidden_state
         return hidden, [layer.new for layer in cache.layers]
 
+    @passing
     def empty(self) -> Layers:
         """A prefix of no tokens."""
         cache = self.new_cache()
@@ -295,7 +319,7 @@ class HookedModel:
         """What is exact for sequences that go from `start` tokens to three more; each is tried once."""
         start = max(BASE, start)
         if start not in self._crossings:
-            with self.turns.trying():
+            with self.turns.trying(), self.attending():
                 self._crossings[start] = cross(self, start)
         return self._crossings[start]
 
@@ -327,7 +351,7 @@ class HookedModel:
         """Whether a sequence by itself must be read again to have `tokens` in place of `known`."""
         starts = {BASE, *(max(BASE, n - 1 if known <= n else n + 1) for n in self.lengths if n < tokens)}
         for start in starts - self._steps.keys():
-            with self.turns.trying():
+            with self.turns.trying(), self.attending():
                 self._steps[start] = steps(self, start)
         return not all(self._steps[start] for start in starts)
 
