@@ -19,13 +19,11 @@ from tqdm import tqdm
 from interp.devices import fetched, halved, pass_tokens, sent
 from interp.finite import not_finite
 from interp.hooks import every_layer, only
-from interp.packing import ancestors, merge
+from interp.packing import WORTH, ancestors, merge
 from interp.prompts import Prompt
 from interp.turns import measured
 from interp.whole import batches, padded
 
-#: A tree of prompts is read in one packed pass where it has at most this share of the tokens that its prompts have.
-WORTH = 0.7
 #: Most tokens of a tree, whose mask has the square of them, and of a pass on a CPU.
 TREE = 8192
 

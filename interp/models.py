@@ -263,16 +263,28 @@ class HookedModel:
             self.check_ids([ids])
             cache.ids += list(ids)
         if len(ids) and not self.keyless:
-            cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
-            last = cache.layers[-1]
-            last.__class__ = _Last
-            try:
-                self.inner(input_ids=torch.tensor([list(ids)], device=self.device), past_key_values=cache, use_cache=True)
-            except _Enough:
-                pass
-            finally:
-                last.__class__ = DynamicLayer
+            self._fill(cache, torch.tensor([list(ids)], device=self.device))
         return cache
+
+    @passing
+    @torch.inference_mode()
+    def read_rows(self, ids: torch.Tensor) -> Layers:
+        """Keys and values of sequences [row, token] that are padded on the right, in one plain pass without a mask of one's own."""
+        cache = self.new_cache()
+        self._fill(cache, ids)
+        return layers_of(cache)
+
+    def _fill(self, cache: DynamicCache, ids: torch.Tensor) -> None:
+        """Extend a cache by what follows it [row, token]; the pass ends as soon as the last layer's keys and values are there."""
+        cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
+        last = cache.layers[-1]
+        last.__class__ = _Last
+        try:
+            self.inner(input_ids=ids, past_key_values=cache, use_cache=True)
+        except _Enough:
+            pass
+        finally:
+            last.__class__ = DynamicLayer
 
     def mask(self, visible: torch.Tensor, at: torch.Tensor, keys_at: torch.Tensor):
         """The attention mask to pass, for tokens at positions `at` [row, token] that may see keys at `keys_at` [row, key].
@@ -388,14 +400,15 @@ class HookedModel:
         The vocabulary is unembedded in tiles, so that no row of it is ever held in full.
         """
         (step, tile), width = self.tiling, self._unembedding.width
-        picked, norm = torch.empty(len(row), device=hidden.device), []
+        picked, norm = torch.zeros(len(row), device=hidden.device), []
         for part in range(0, len(hidden), step):
             mine = (row >= part) & (row < part + step)
-            sums = []
+            own, sums = (row - part).clamp(0, min(step, len(hidden) - part) - 1), []
             for start in range(0, width, tile):
                 logits = self.logits(hidden[part:part + step], slice(start, start + tile))
                 here = mine & (token >= start) & (token < start + tile)
-                picked[here] = logits[row[here] - part, token[here] - start]
+                value = logits[own, (token - start).clamp(0, logits.shape[-1] - 1)]
+                picked = torch.where(here, value, picked)  # no list of places, for which the CPU would wait
                 sums.append(logits.logsumexp(-1))
             norm.append(torch.stack(sums).logsumexp(0))
         return picked - torch.cat(norm)[row]

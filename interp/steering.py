@@ -22,7 +22,7 @@ from interp import actions
 from interp.capturing import capture
 from interp.decoding import LIMITS, Said, decode, format_of, said
 from interp.directions import unit
-from interp.generation import _continue, _picker, _read, tree_batches
+from interp.generation import _continue, _read, greedy, tree_batches
 from interp.prompts import Prompt
 from interp.turns import measured
 
@@ -166,7 +166,7 @@ def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, b
             width = max(len(prefixes[r]) for r in own)
             edits = _Edits(layer, position, tag, vectors[cells, [which[r] for r in own]], [flags[r] for r in own], [mode == "prompt" or bool(begun[r]) for r in own])
             out = _continue(model, [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], [suffixes[r] for r in own], stop,
-                            limit - min(len(begun[r]) for r in own), _picker(0, 0, model.device), begun=[begun[r] for r in own], edits=edits)
+                            limit - min(len(begun[r]) for r in own), greedy, begun=[begun[r] for r in own], edits=edits)
             for cell, r, continuation in zip(cells, own, out):
                 found[cell][which[r]] = continuation.ids[:limit]
     return found

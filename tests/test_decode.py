@@ -1,5 +1,7 @@
 """Greedy decoding in batches, and forced choice among candidates."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from interp.generation import _read, continue_each, tree_batches
 from interp.models import HookedModel
 from interp.prompts import MODES
 from tests.conftest import tiny_hf
+from tests.counting import waits
 
 
 @pytest.mark.parametrize("mode", ["cot", "prompt", "empty_think"])
@@ -168,8 +171,9 @@ def test_verbs_and_targets_are_the_classes_probes_predict():
 
 @torch.inference_mode()
 @pytest.mark.parametrize("pack", [64, 300, 2048])
-def test_each_beginning_is_read_once_and_its_keys_and_values_are_those_of_a_plain_pass(model, prompts, monkeypatch, pack):
+def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those_of_a_plain_pass(model, prompts, monkeypatch, pack):
     monkeypatch.setattr(generation, "PACK", pack)
+    monkeypatch.setattr(generation, "WORTH", 10.0)  # whatever plain rows would cost
     rows = [list(p.ids) for p in prompts[:7]]
     rows += [rows[0], rows[1][:-5], rows[2][:40] + rows[3][40:], rows[4] + [7, 8]]  # twice, a part, a branch, and one that goes on
     read, packed = [], HookedModel.packed
@@ -185,6 +189,122 @@ def test_each_beginning_is_read_once_and_its_keys_and_values_are_those_of_a_plai
     if pack == 2048:
         assert sum(read) == len(beginnings) - common < sum(map(len, rows)) / 2
     assert all(n <= max(pack, max(map(len, rows))) for n in read)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("read", [60, 300, 8192])
+def test_prompts_that_extend_one_another_or_share_nothing_are_plain_rows_without_a_mask(model, prompts, monkeypatch, read):
+    """Of an episode's the longest alone is read, and no pass is given a mask."""
+    monkeypatch.setattr(generation, "READ", read)
+    games = [[list(p.ids) for p in prompts if p.decision.episode == name] for name in list(dict.fromkeys(p.decision.episode for p in prompts))[:3]]
+    rows = [row for k, game in enumerate(games) for row in [[30 + k, *ids] for ids in game]]  # they begin otherwise
+    tokens, masks = [], []
+
+    def entering(module, args, kwargs):
+        tokens.append(kwargs["input_ids"].shape)
+        masks.append(kwargs.get("attention_mask"))
+
+    handle = model.inner.register_forward_pre_hook(entering, with_kwargs=True)
+    layers, seen = _read(model, rows, room=3)
+    handle.remove()
+    assert masks == [None] * len(tokens) and sum(n for n, _ in tokens) == 3
+    assert len(tokens) == {60: 3, 8192: 1}.get(read, len(tokens)) and max(n for _, n in tokens) == max(map(len, rows))
+    assert seen.shape == (len(rows), max(map(len, rows))) and layers[0][0].shape[2] == seen.shape[1] + 3
+    for i in (0, 1, len(rows) - 1):
+        for (keys, values), layer in zip(layers, model.read(rows[i]).layers):
+            torch.testing.assert_close(keys[i, :, :len(rows[i])], layer.keys[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(values[i, :, :len(rows[i])], layer.values[0], rtol=1e-3, atol=1e-4)
+
+
+def continued(model, rows, variants, n=5, **options):
+    found = continue_each(model, rows, variants, lambda ids: False, n, **options)
+    return {name: [c and c.ids for c in each] for name, each in found.items()}
+
+
+def even_rows(fmt, n=6, length=40):
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(20, 300, (n, length), generator=generator).tolist()
+    return rows, {"a": [fmt.opening("prompt")] * n, "b": [fmt.opening("cot")] * n}
+
+
+def test_rows_of_one_length_need_no_mask_and_their_keys_are_not_repeated(llama, fmt, monkeypatch):
+    """Grouped heads share their keys and values in the attention itself."""
+    rows, variants = even_rows(fmt)
+    continued(llama, rows, variants)
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(query, key, value, attn_mask=None, **options):
+        seen.append((attn_mask is None or query.shape[2] > 1 and query.shape[2] < key.shape[2], key.shape[1]))
+        return attend(query, key, value, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(llama, "mask", lambda *a: pytest.fail("a mask was made"))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    steps = continued(llama, rows, {"a": [row[-1:] for row in variants["a"]]}, 6)
+    assert all(unmasked and heads == 2 for unmasked, heads in seen) and len(seen) == 3 * 7 - 1  # the prompts' last layer does not attend
+    monkeypatch.undo()
+    assert steps["a"] == [slow_greedy(llama, [*row, variants["a"][0][-1]], lambda ids: False, 6) for row in rows]
+
+
+def test_ragged_rows_have_one_mask_for_all_steps(llama, fmt, monkeypatch):
+    rows = [row[i:] for i, row in enumerate(even_rows(fmt)[0])]
+    made, mask = [], llama.mask
+    monkeypatch.setattr(llama, "mask", lambda *a: made.append(a[0].shape) or mask(*a))
+    opening = fmt.with_trace("")
+    found = continued(llama, rows, {"a": [opening] * 6}, 8)
+    assert made == [(6, len(opening), 40 + len(opening)), (6, 1, 40 + len(opening) + 8)]
+    assert found["a"] == [slow_greedy(llama, [*row, *opening], lambda ids: False, 8) for row in rows]
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_pass_begun_ahead_changes_nothing(model, fmt, prompts, monkeypatch, stopping):
+    """On a GPU the next pass is begun before its tokens are looked at: a row that has ended is computed once too often."""
+    rows = [p.ids for p in prompts[:9]]
+    free = continued(model, rows, {"a": [fmt.opening("cot")] * 9}, 12)["a"]
+    stop = max({t for f in free for t in f}, key=lambda t: len({f.index(t) for f in free if t in f}))
+    ends = (lambda ids: ids[-1] == stop) if stopping else lambda ids: False
+    found = {}
+    for ahead in (0, 1):
+        monkeypatch.setattr(generation, "_ahead", lambda model: ahead)
+        found[ahead] = continue_each(model, rows, {"a": [fmt.opening("cot")] * 9, "b": [[5]] * 9}, ends, 12)
+    assert found[0] == found[1]
+    assert not stopping or len({len(c.ids) for c in found[1]["a"]}) > 1 or len(set(free)) == 1
+
+
+def test_decoding_waits_for_nothing_but_one_row_of_tokens_a_step(llama, fmt, prompts):
+    rows = [p.ids for p in prompts[:6]]
+    variants = {"a": [fmt.opening("cot")] * 6, "b": [fmt.with_trace("I look.")] * 6}
+    continued(llama, rows, variants)
+    with waits() as counts:
+        continued(llama, rows, variants, 7)
+    by_method = Counter()
+    for (module, method), n in counts.items():
+        by_method[method] += n
+    assert by_method["tolist"] == 2 * (7 + 1)  # of each variant: a row of tokens a step, and log-probabilities once
+    assert by_method["item"] == by_method["nonzero"] == by_method["numpy"] == by_method["__int__"] == 0
+
+
+@pytest.mark.parametrize("fits", [1, 4])
+def test_a_batch_that_does_not_fit_is_halved(llama, fmt, prompts, monkeypatch, fits):
+    rows, variants = [p.ids for p in prompts[:9]], {"a": [fmt.opening("cot")] * 9}
+    whole, read = continued(llama, rows, variants), generation._read
+    sizes = []
+
+    def small(model, group, room=0):
+        if len(group) > fits:
+            raise torch.OutOfMemoryError("no room")
+        sizes.append(len(group))
+        return read(model, group, room)
+
+    monkeypatch.setattr(generation, "_read", small)
+    assert continued(llama, rows, variants) == whole
+    assert sum(sizes) == 9 and max(sizes) <= fits
+
+
+def test_what_is_drawn_does_not_depend_on_the_batches(llama, fmt, prompts):
+    """A GPU's batches are as large as its memory."""
+    rows, variants = [p.ids for p in prompts[:9]], {name: [fmt.opening("cot")] * 9 for name in "ab"}
+    draws = [continued(llama, rows, variants, temperature=1.0, seed=4, batch_tokens=budget) for budget in (1, 300, 100_000)]
+    assert draws[0] == draws[1] == draws[2] and draws[0]["a"] != draws[0]["b"]
 
 
 @pytest.mark.parametrize("budget", [1, 400, 10_000])
