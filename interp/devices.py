@@ -42,18 +42,18 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def pass_tokens(model, longest: int, on_cpu: int, kept: int = 0, most: int = MOST) -> int:
+def pass_tokens(model, longest: int, on_cpu: int) -> int:
     """Most tokens of one pass with padding: by what is free on a GPU, `on_cpu` on a CPU.
 
-    longest: tokens of the longest row. kept: bytes that are kept for each token, beside what a block makes of it. most: tokens on a GPU, however much is free.
+    longest: tokens of the longest row.
     """
     if model.device.type != "cuda":
         return on_cpu
     item, config = model.dtype.itemsize, model.config
     inner = largest(config, "intermediate_size") or 4 * model.d_model
     scores = model.n_heads * longest * (item + 4) if config._attn_implementation == "eager" else 0
-    each = item * (4 * inner + 12 * model.d_model) + scores + kept
-    return min(most, int(SHARE * free_bytes(model.device) / each))
+    each = item * (4 * inner + 12 * model.d_model) + scores
+    return min(MOST, int(SHARE * free_bytes(model.device) / each))
 
 
 def halved(batches: Sequence[list], run: Callable[[list], Result]) -> Iterator[Result]:

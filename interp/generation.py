@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from interp.devices import fetched, halved, pass_tokens, sent
+from interp.devices import SHARE, fetched, free_bytes, halved, pass_tokens, sent
 from interp.models import Layers, layers_of
 from interp.packing import WORTH, ancestors, merge, shared
 from interp.turns import measured
@@ -419,5 +419,6 @@ def _batch_tokens(model, longest: int, room: int) -> int:
     """Most tokens of prompts in a batch of which each row has room for so many more."""
     if model.device.type != "cuda":
         return BATCH
-    each = sum(t.shape[1] * t.shape[3] * t.element_size() for layer in model.empty() for t in layer)
-    return pass_tokens(model, longest, BATCH, kept=int(COPIES * each * (longest + room) / longest), most=KEPT)
+    kept = sum(t.shape[1] * t.shape[3] * t.element_size() for layer in model.empty() for t in layer)
+    each = COPIES * kept * (longest + room) / longest
+    return min(KEPT, int(SHARE * free_bytes(model.device) / each))

@@ -1,6 +1,8 @@
 """Greedy decoding in batches, and forced choice among candidates."""
 
+import copy
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from interp.alfworld.commands import parse
 from interp.decoding import choose, decode, decode_modes, said
 from interp.generation import _read, continue_each, tree_batches
 from interp.models import HookedModel
-from interp.prompts import MODES
+from interp.prompts import MODES, PromptFormat
 from tests.conftest import tiny_hf
 from tests.counting import waits
 
@@ -298,6 +300,33 @@ def test_a_batch_that_does_not_fit_is_halved(llama, fmt, prompts, monkeypatch, f
     monkeypatch.setattr(generation, "_read", small)
     assert continued(llama, rows, variants) == whole
     assert sum(sizes) == 9 and max(sizes) <= fits
+
+
+def test_a_gpus_batch_is_as_large_as_its_keys_and_values_fit(llama, monkeypatch):
+    """Of what is free, half, for a few copies of the prompts' and of what follows them."""
+    kept = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
+    monkeypatch.setattr(HookedModel, "device", torch.device("cuda"))
+    monkeypatch.setattr(HookedModel, "empty", lambda self: [(torch.zeros(1, 2, 0, 8),) * 2] * 3)
+    monkeypatch.setattr(generation, "free_bytes", lambda device: 1000 * 2 * 2.5 * kept * 1.5)
+    assert generation._batch_tokens(llama, 100, 50) == 1000
+    monkeypatch.setattr(generation, "free_bytes", lambda device: 10**15)
+    assert generation._batch_tokens(llama, 100, 50) == generation.KEPT
+
+
+def test_the_test_for_an_end_decodes_each_token_once_and_no_text(trained, trained_prompts, monkeypatch):
+    fmt = trained_prompts[0].format
+    fresh = [replace(p, format=copy.copy(fmt)) for p in trained_prompts[:8]]
+    fresh = [replace(p, format=fresh[0].format) for p in fresh]
+    fresh[0].format._pieces = {}
+    decoded, text = [], PromptFormat.text
+    monkeypatch.setattr(PromptFormat, "text", lambda self, ids: decoded.append(tuple(ids)) or text(self, ids))
+    out = decode(trained, fresh, "cot", max_new_tokens=40)
+    monkeypatch.undo()
+    singles = [ids for ids in decoded if len(ids) == 1]
+    longer = [ids for ids in decoded if len(ids) > 1]
+    closing = sum(">" in fmt.text([i]) for words in out for i in words.ids)
+    assert len(singles) <= len({i for words in out for i in words.ids}) + len(fmt.ends) + 1
+    assert len(longer) <= closing + 2 * len(out)  # where a tag may have been closed, and each whole text in the end
 
 
 def test_what_is_drawn_does_not_depend_on_the_batches(llama, fmt, prompts):
