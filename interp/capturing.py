@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from interp.devices import fetched, halved, pass_tokens, sent
 from interp.finite import not_finite
-from interp.hooks import every_layer, only
+from interp.hooks import only
 from interp.packing import WORTH, ancestors, merge
 from interp.prompts import Prompt
+from interp.site_names import every_layer
 from interp.turns import measured
 from interp.whole import batches, padded
 

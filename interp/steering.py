@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from interp import actions
 from interp.capturing import capture
+from interp.choices import Position
 from interp.decoding import LIMITS, Said, decode, format_of, said
 from interp.directions import unit
 from interp.generation import _continue, _read, greedy, tree_batches
 from interp.prompts import Prompt
 from interp.turns import measured
 
-Position = Literal["boundary", "cot", "action", "everywhere"]
-POSITIONS: tuple[Position, ...] = ("boundary", "cot", "action", "everywhere")
+POSITIONS: tuple[Position, ...] = get_args(Position)
 METRICS = ("flip", "flip_parsed", "to_target", "parse")
 
 

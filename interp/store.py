@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 import interp
 from interp.capturing import Activations, capture
 from interp.headers import hash_files
-from interp.hooks import every_layer
 from interp.identity import ORIGIN, hash_json
 from interp.prompts import Prompt
 from interp.records import content_hash
+from interp.site_names import every_layer
 from interp.tables import written
 
 SHARD = 128

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interp.capturing import capture
-from interp.hooks import SITES, parse_site
+from interp.site_names import SITES, parse_site
 from interp.models import HookedModel, pick_device, pick_dtype, random_twin
 from interp.series import CheckpointSeries
 from tests.conftest import tiny_hf

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from analyses import calibration
+from analyses import calibration_readings as calibration
 from interp import organisms
 from interp.conflicts import conflict
 from interp.decoding import draw

@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from interp.logistic import grouped_splits
-from interp.mdl import SHARES, UNIFORM, mdl
+from interp.choices import SHARES
+from interp.mdl import UNIFORM, mdl
 from interp.pairwise import pairwise
 from interp.probes import NESTED, probe
 from interp.stats import integer_codes
