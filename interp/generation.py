@@ -161,17 +161,18 @@ def _ahead(model) -> int:
     return int(model.device.type == "cuda")
 
 
-def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pick: Pick, *, begun: Sequence[Sequence[int]] = (),
-              edits: Callable | None = None) -> list[Continuation]:
-    """Continue one variant of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot] (on the CPU) count.
+def _continue(model, layers, seen, suffixes, stops: Sequence[Stop], limits: Sequence[int], pick: Pick, *,
+              begun: Sequence[Sequence[int]] = (), edits: Callable | None = None) -> list[Continuation]:
+    """Continue the rows of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot] (on the CPU) count.
 
-    begun: ids generated earlier, with which each row's ids begin. edits: from (continuation of each row, ids of each
+    stops, limits: of each row, the latter in tokens. begun: ids generated earlier, with which each row's ids begin. edits: from (continuation of each row, ids of each
     continuation, whether the suffixes are being read) to what is tapped in that pass.
     """
     lengths = list(map(len, suffixes))
     ids, _ = padded(suffixes, model.device)
-    rows = _Rows(model, layers, seen, lengths, max_new_tokens)
+    rows = _Rows(model, layers, seen, lengths, max(limits))
     out: list[list[int]] = [list(b) for b in begun] or [[] for _ in suffixes]
+    most = [len(o) + limit for o, limit in zip(out, limits)]
     owner = list(range(len(suffixes)))  # row of the running batch -> continuation
     over: set[int] = set()
     picked: deque = deque()  # what gives the tokens of passes that were not looked at yet, and the continuation of each
@@ -181,7 +182,7 @@ def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pi
         for i, t in zip(owner, tokens().tolist()):
             if i not in over:
                 out[i].append(t)
-                if stop(out[i]):
+                if stops[i](out[i]) or len(out[i]) == most[i]:
                     over.add(i)
 
     with model.taps(edits(owner, out, True)) if edits else nullcontext():
@@ -189,12 +190,12 @@ def _continue(model, layers, seen, suffixes, stop: Stop, max_new_tokens: int, pi
     logp = _suffix_logp(model, hidden, ids, lengths)
     last = sent(torch.tensor(lengths) - 1, model.device)
     token = pick(model.logits(hidden[torch.arange(len(lengths), device=model.device), last]), owner, 0)
-    for step in range(1, max_new_tokens + 1):
+    for step in range(1, max(limits) + 1):
         picked.append((owner, fetched(token)))
-        while len(picked) > (ahead if step < max_new_tokens else 0):
+        while len(picked) > (ahead if step < max(limits) else 0):
             look(*picked.popleft())
         alive = [r for r, i in enumerate(owner) if i not in over]
-        if not alive or step == max_new_tokens:
+        if not alive:
             break
         if len(alive) <= len(owner) // 2:
             kept = sent(torch.tensor(alive), model.device)
@@ -365,14 +366,14 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
         raise ValueError(f"max_new_tokens is a number from 1 on, not {none[0]}.")
     stops = {name: stop if callable(stop) else stop[name] for name in variants}
     found: dict[str, list] = {name: [None] * len(prompts) for name in variants}
-    picks = _picks(temperature, seed, {name: (len(suffixes), limits[name]) for name, suffixes in variants.items()})
+    uniform = _uniform(temperature, seed, len(prompts), limits)
     longest = {(name, i): len(prompts[i]) + len(suffix) + limits[name]
                for name, suffixes in variants.items() for i, suffix in enumerate(suffixes) if suffix is not None}
     for tokens in set(longest.values()):
         model.check_length(tokens)
     alone = {key for key, tokens in longest.items() if model.support.trajectory != "fast" or model.rereads(tokens) or not model.packs(tokens)}
     for name, i in tqdm(sorted(alone), desc="decode", leave=False, disable=not progress or not alone):
-        found[name][i] = _plain(model, prompts[i], variants[name][i], stops[name], limits[name], picks[name]([i]))
+        found[name][i] = _plain(model, prompts[i], variants[name][i], stops[name], limits[name], _picker(temperature, uniform[name][[i]]))
     batched = longest.keys() - alone
     together = sorted({i for _, i in batched})
     if not together:
@@ -384,14 +385,17 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     def run(group: list[int]) -> None:
         rows = [prompts[i] for i in group]
         kept, seen = _read(model, rows, room) if memory is None else _read_on(model, rows, [names[i] for i in group], memory, room)
-        for name, suffixes in variants.items():
-            some = [r for r, i in enumerate(group) if (name, i) in batched]
-            if not some:
-                continue
-            own = [group[r] for r in some]
-            layers = kept if len(some) == len(group) else [tuple(t[some] for t in layer) for layer in kept]
-            out = _continue(model, layers, seen[some], [suffixes[i] for i in own], stops[name], limits[name], picks[name](own))
-            for i, continuation in zip(own, out):
+        waiting = {name: [r for r, i in enumerate(group) if (name, i) in batched] for name in variants}
+        suffix_lengths = {name: {len(variants[name][group[r]]) for r in some} for name, some in waiting.items()}
+        slots = max(map(len, rows)) + room
+        for part in _side_by_side(waiting, suffix_lengths, batch_tokens // slots, len(set(map(len, rows))) == 1):
+            own = [(name, group[r]) for name, r in part]
+            some = [r for _, r in part]
+            layers = kept if some == list(range(len(group))) else _selected(kept, some)
+            pick = _picker(temperature, torch.stack([uniform[name][i] for name, i in own]))
+            out = _continue(model, layers, seen[some], [variants[name][i] for name, i in own], [stops[name] for name, _ in own],
+                            [limits[name] for name, _ in own], pick)
+            for (name, i), continuation in zip(own, out):
                 found[name][i] = continuation
 
     groups = [[together[k] for k in group] for group in tree_batches([prompts[i] for i in together], batch_tokens)]
@@ -400,19 +404,43 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     return found
 
 
-def _picks(temperature: float, seed: int, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Callable[[list[int]], Pick]]:
-    """For each variant, of so many continuations and tokens, what makes a `Pick` for some of its continuations."""
+def _side_by_side(waiting: Mapping[str, Sequence[int]], suffix_lengths: Mapping[str, set[int]], most: int,
+                  even: bool) -> list[list[tuple[str, int]]]:
+    """(variant, row) in parts that are continued together: several variants of a few rows take no more steps than one.
+
+    A part has at most so many rows, or is one variant. even: whether the rows are of one length; then only suffixes of
+    one length stand together, since they need no mask.
+    """
+    parts: list[list[tuple[str, int]]] = []
+    last: set[int] = set()
+    for name, some in waiting.items():
+        own = [(name, r) for r in some]
+        alike = not even or len(last | suffix_lengths[name]) == 1
+        if parts and alike and len(parts[-1]) + len(own) <= most:
+            parts[-1] += own
+        elif own:
+            parts.append(own)
+            last = suffix_lengths[name]
+    return parts
+
+
+def _selected(layers: Layers, rows: Sequence[int]) -> Layers:
+    """Copies of some rows' keys and values."""
+    where = sent(torch.tensor(rows), layers[0][0].device)
+    return [tuple(t[where.to(t.device)] for t in layer) for layer in layers]
+
+
+def _uniform(temperature: float, seed: int, prompts: int, limits: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """For each variant, numbers from 0 to 1 [prompt, token] to draw by, none where nothing is drawn."""
     if temperature < 0:
         raise ValueError(f"A temperature is 0 (greedy) or above, not {temperature}.")
     generator = torch.Generator().manual_seed(seed)
-
-    def picks(rows: int, tokens: int) -> Callable[[list[int]], Pick]:
-        if temperature == 0:
-            return lambda own: greedy
-        uniform = torch.rand(rows, tokens, generator=generator, dtype=torch.float64)
-        return lambda own: _picker(temperature, uniform[own])
-
-    return {name: picks(*size) for name, size in sizes.items()}
+    most = max(limits.values(), default=0) if temperature else 0
+    found = {}
+    for name, limit in limits.items():
+        numbers = torch.rand(prompts, limit if temperature else 0, generator=generator, dtype=torch.float64)
+        found[name] = torch.nn.functional.pad(numbers, (0, most - numbers.shape[1]))
+    return found
 
 
 def _batch_tokens(model, longest: int, room: int) -> int:

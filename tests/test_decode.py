@@ -277,12 +277,39 @@ def test_decoding_waits_for_nothing_but_one_row_of_tokens_a_step(llama, fmt, pro
     variants = {"a": [fmt.opening("cot")] * 6, "b": [fmt.with_trace("I look.")] * 6}
     continued(llama, rows, variants)
     with waits() as counts:
-        continued(llama, rows, variants, 7)
+        found = continued(llama, rows, variants, 7)
     by_method = Counter()
     for (module, method), n in counts.items():
         by_method[method] += n
-    assert by_method["tolist"] == 2 * (7 + 1)  # of each variant: a row of tokens a step, and log-probabilities once
+    assert by_method["tolist"] == 7 + 1  # a row of tokens a step for both variants, and log-probabilities once
     assert by_method["item"] == by_method["nonzero"] == by_method["numpy"] == by_method["__int__"] == 0
+    assert found == {name: continued(llama, rows, {name: variants[name]}, 7)[name] for name in variants}
+
+
+def test_variants_of_few_rows_are_continued_side_by_side():
+    """No part is larger than a batch, and rows of one length stay without a mask."""
+    waiting = {"a": [0, 1], "b": [0], "c": [], "d": [0, 1, 2]}
+    lengths = {"a": {1}, "b": {1}, "c": set(), "d": {2}}
+
+    def parts(most, even):
+        return [[f"{name}{row}" for name, row in part] for part in generation._side_by_side(waiting, lengths, most, even)]
+
+    assert parts(6, False) == [["a0", "a1", "b0", "d0", "d1", "d2"]]
+    assert parts(6, True) == [["a0", "a1", "b0"], ["d0", "d1", "d2"]]
+    assert parts(3, False) == [["a0", "a1", "b0"], ["d0", "d1", "d2"]]
+    assert parts(1, False) == [["a0", "a1"], ["b0"], ["d0", "d1", "d2"]]
+
+
+def test_each_variant_has_its_own_end_and_limit_beside_another(model, fmt, prompts):
+    rows, variants = [p.ids for p in prompts[:5]], {"a": [fmt.opening("cot")] * 5, "b": [fmt.with_trace("I look.")] * 5}
+    free = continue_each(model, rows, variants, lambda ids: False, dict(a=8, b=3))
+    assert {len(c.ids) for c in free["a"]} == {8} and {len(c.ids) for c in free["b"]} == {3}
+    end = free["a"][0].ids[4]
+    stops = {"a": lambda ids: ids[-1] == end, "b": lambda ids: False}
+    found = continue_each(model, rows, variants, stops, dict(a=8, b=3))
+    assert found["b"] == free["b"]
+    for whole, cut in zip(free["a"], found["a"]):
+        assert cut.ids == (whole.ids[:whole.ids.index(end) + 1] if end in whole.ids else whole.ids)
 
 
 @pytest.mark.parametrize("fits", [1, 4])
