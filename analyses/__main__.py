@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from analyses.command import configured, told
-from interp.processes import end_with_parent, how_it_ended, leave, side_by_side, stop_on_signals
+from interp.system.processes import end_with_parent, how_it_ended, leave, side_by_side, stop_on_signals
 
 #: `all` runs the chains side by side, each in its order: small models gain more from two processes than from two threads.
 CHAINS = (("behaviour", "probes", "transfer", "mdl", "conflict"), ("online", "patching", "reliance", "early", "shares"))
@@ -35,8 +35,13 @@ OTHER = {"record": "play the corpus of episodes in the engine", "series": "train
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}
 
 
+#: Modules of analyses that are not called as the analysis is.
+PLACES = {"bench": "benchmarks.bench", "bench_gpu": "benchmarks.bench_gpu", "pace": "benchmarks.pace", "masking": "masking.run", "masking_power": "masking.power",
+          "organisms": "shipped.organisms", "record": "shipped.record", "series": "shipped.series", "smollm2": "shipped.smollm2"}
+
+
 def _module(name: str):
-    return importlib.import_module(f"analyses.{name}")
+    return importlib.import_module(f"analyses.{PLACES.get(name, name)}")
 
 
 def _listing() -> str:
@@ -63,7 +68,7 @@ def run(argv: list[str]) -> int:
         takes = "takes no options" if name == "readme" else "takes the file to write its page to, or nothing"
         raise ValueError(f"{name} {takes}, so not {rest[-1]}.")
     if name == "architectures":
-        from interp.architectures import document
+        from interp.models.architectures import document
 
         page = document()
         if rest:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import Study
-from interp.limits import Sample
-from interp.stats import cluster_bootstrap, headroom_gap, kappa, mcnemar
-from interp.tasks import Decision
+from interp.system.limits import Sample
+from interp.stats.intervals import cluster_bootstrap, headroom_gap, kappa, mcnemar
+from interp.tasks.episodes import Decision
 
 
 @dataclass
@@ -46,7 +46,7 @@ def measure(said: dict, decisions: list[Decision], right: Callable[[Decision, st
 
 def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     """Which candidate each reading prefers: summed and per-token log-probability, at the boundary and behind the own trace."""
-    from interp.decoding import choose
+    from interp.engine.decoding import choose
 
     model = study.model(step)
     rows = []

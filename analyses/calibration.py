@@ -1,4 +1,4 @@
-"""What each instrument reads on agents whose answer is known (`interp.organisms`), and the exact checks on them and on a series.
+"""What each instrument reads on agents whose answer is known (`interp.training.organisms`), and the exact checks on them and on a series.
 
 A reading is held against what the agent's construction says it should be; where it differs, it stays in the table.
 """
@@ -15,11 +15,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from analyses.study import Device, Study, made_by
-from interp.checkpoints import SERIES
-from interp.limits import Count, Existing, Folder, Limits
-from interp.organisms import ORGANISMS, expected, grow
-from interp.tables import write_table
-from interp.tasks import CORPUS
+from interp.checkpoints.contents import SERIES
+from interp.system.limits import Count, Existing, Folder, Limits
+from interp.training.organisms import ORGANISMS, expected, grow
+from interp.results.tables import write_table
+from interp.tasks.episodes import CORPUS
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Config:
 def run(config: Config) -> None:
     """Grow, read and tabulate; one organism of one seed, and one checkpoint of the series, is one resumable stage."""
     from analyses import calibration_readings as read
-    from interp.decoding import decode
+    from interp.engine.decoding import decode
 
     started, rows, weights, reused = time.time(), [], {}, 0.0
     where = dict(run=config.run, device=config.device, dtype=config.dtype)

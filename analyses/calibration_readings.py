@@ -7,21 +7,21 @@ from collections import Counter
 import numpy as np
 import torch
 
-from interp.actions import target
-from interp.capturing import capture
-from interp.conflicts import conflict
-from interp.decoding import decode, draw
-from interp.directions import orthogonal_directions, probe_direction
-from interp.early import early_answers
-from interp.mediation import EFFECTS, prompt_reliance
-from interp.organisms import competence, decisions
-from interp.pairs import make_pairs
-from interp.patching import patch, sanity
-from interp.probes import NESTED, probe
-from interp.prompts import SPANS
-from interp.shares import shares
-from interp.stats import cluster_bootstrap
-from interp.steering import steer
+from interp.tasks.actions import target
+from interp.engine.capturing import capture
+from interp.measures.conflicts import conflict
+from interp.engine.decoding import decode, draw
+from interp.probing.directions import orthogonal_directions, probe_direction
+from interp.measures.early import early_answers
+from interp.measures.reliance import EFFECTS, prompt_reliance
+from interp.training.organisms import competence, decisions
+from interp.measures.pairs import make_pairs
+from interp.measures.patching import patch, sanity
+from interp.probing.probes import NESTED, probe
+from interp.prompts.format import SPANS
+from interp.measures.shares import shares
+from interp.stats.intervals import cluster_bootstrap
+from interp.measures.steering import steer
 
 #: Spans that are not the prompt.
 BEHIND = ("cot", "action_tag", "action")

@@ -10,7 +10,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from interp.system.paths import ROOT
+
 #: Most characters of an error that are shown, and how many of them are its end.
 MOST, END = 1000, 200
 #: Errors with a sentence of their own.
@@ -18,13 +19,13 @@ MENDABLE = (ValueError, OSError, NotImplementedError, ImportError)
 
 
 def configured(kind: type, arguments: Sequence[str], name: str):
-    """A dataclass from its command line, `check`ed where it says how, else by `interp.limits`.
+    """A dataclass from its command line, `check`ed where it says how, else by `interp.system.limits`.
 
     Raises ValueError for what cannot be parsed; `--help` is printed, and ends the program.
     """
     import tyro
 
-    from interp.limits import check
+    from interp.system.limits import check
 
     said = io.StringIO()
     try:

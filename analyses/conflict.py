@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.choices import Arm
-from interp.limits import Sample, Several
-from interp.stats import cluster_bootstrap
+from interp.system.choices import Arm
+from interp.system.limits import Sample, Several
+from interp.stats.intervals import cluster_bootstrap
 
 if TYPE_CHECKING:
-    from interp.conflicts import Outcome, Shift
+    from interp.measures.conflicts import Outcome, Shift
 
 #: Arms without a trace, held against the one with another state's trace.
 REMOVED, SUBSTITUTED = ("empty", "filler"), "other_state"
@@ -44,7 +44,7 @@ def columns(found: Outcome) -> dict[str, list]:
 
 def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple[str, str, list[int], list]]:
     """(arm, metric, decisions, values) of what only some of an arm's decisions have."""
-    from interp.conflicts import contrast, likelier
+    from interp.measures.conflicts import contrast, likelier
 
     rows = []
     for arm, shift in moved.items():
@@ -67,7 +67,7 @@ def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple
 
 def run(config: Config) -> None:
     """Splice, decode and tabulate; one checkpoint and split is one resumable stage."""
-    from interp.conflicts import conflict, shifts
+    from interp.measures.conflicts import conflict, shifts
 
     started, rows, skipped, failed = time.time(), [], {}, {}
     n = config.number(config.conflicts, 40, 200)

@@ -14,9 +14,9 @@ import tyro
 from tqdm import tqdm
 
 from analyses.study import made_by
-from interp.limits import Count, Draws, Folder, Limits, Seed
-from interp.stats import cluster_bootstrap, wilson
-from interp.tables import write_table
+from interp.system.limits import Count, Draws, Folder, Limits, Seed
+from interp.stats.intervals import cluster_bootstrap, wilson
+from interp.results.tables import write_table
 
 COLUMNS = ["what", "reader", "layer", "metric", "value", "low", "high", "n", "n_groups", "bias", "sd_ratio"]
 #: Readers whose intervals are counted, beside the plain ones.
@@ -70,7 +70,7 @@ def coverage(config: Config) -> pd.DataFrame:
     Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and sd_ratio: the SD of the estimates over
     data sets, over the mean SD that the intervals stand for.
     """
-    from interp.scores import NESTED
+    from interp.probing.metrics import NESTED
 
     found: dict[tuple, list[tuple]] = {}
     for dataset in tqdm(range(config.datasets), desc="coverage"):
@@ -87,8 +87,8 @@ def coverage(config: Config) -> pd.DataFrame:
 
 def _one(config: Config, dataset: int):
     """(what, reader, layer, metric) and (test, chance, row) of one data set's intervals."""
-    from interp.probes import NESTED, probe
-    from interp.readers import PLAIN
+    from interp.probing.probes import NESTED, probe
+    from interp.probing.baselines import PLAIN
 
     rng = np.random.default_rng([config.seed, dataset])
     n = config.decisions

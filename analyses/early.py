@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.limits import Limits, Sample
-from interp.stats import cluster_bootstrap
+from interp.system.limits import Limits, Sample
+from interp.stats.intervals import cluster_bootstrap
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 
@@ -29,7 +29,7 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Cut, decode, choose and tabulate; one checkpoint and split is one resumable stage."""
-    from interp.early import early_answers
+    from interp.measures.early import early_answers
 
     started, rows, skipped = time.time(), [], {}
     n = config.number(config.conflicts, 40, 200)

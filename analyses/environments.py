@@ -16,16 +16,17 @@ import pandas as pd
 
 from analyses import figures
 from analyses.study import made_by
-from interp.environments import find
-from interp.headline import headline
-from interp.limits import Existing, Folder
-from interp.plots_environments import ENVIRONMENTS
-from interp.style import pick
-from interp.tables import ESTIMATE_COLUMNS, read_table, write_table
+from interp.environments.base import find
+from interp.results.headline import headline
+from interp.system.limits import Existing, Folder
+from interp.plots.environments import ENVIRONMENTS
+from interp.results.queries import pick
+from interp.results.tables import ESTIMATE_COLUMNS, read_table, write_table
+from interp.system.paths import ROOT
 
 #: Tables that are compared.
 COMPARED = ("behaviour", "online", "reliance", "conflict", "probes")
-FIGURES = Path(__file__).parents[1] / "figures"
+FIGURES = ROOT / "figures"
 #: Of each environment: what its series was trained on, and what its decisions of each split are.
 SPLITS: Mapping[str, Mapping[str, str]] = {
     "alfworld": dict(

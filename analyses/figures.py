@@ -12,12 +12,10 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from analyses.provenance import mixed
-from interp import (
-    captions, captions_calibration, captions_environments, captions_masking, captions_patching, captions_probes, captions_traces, plots,
-    plots_calibration, plots_environments, plots_masking, plots_masking_power, plots_patching, plots_probes, plots_traces, report, report_page, report_words, tex,
-)  # fmt: skip
-from interp.report_words import read
-from interp.tables import read_table, write_text
+from interp.plots import captions, captions_calibration, captions_environments, captions_masking, captions_patching, captions_probes, captions_traces, basic as plots, calibration as plots_calibration, environments as plots_environments, masking as plots_masking, masking_power as plots_masking_power, patching as plots_patching, probes as plots_probes, traces as plots_traces, export as report, latex as tex
+from interp.report import page as report_page, words as report_words  # fmt: skip
+from interp.report.words import read
+from interp.results.tables import read_table, write_text
 
 #: Figures in reading order: name, heading, table, plot, caption.
 FIGURES = (

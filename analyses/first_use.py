@@ -10,11 +10,11 @@ from pathlib import Path
 import transformers
 
 from analyses.provenance import FILES
-from interp.headers import hash_files
-from interp.identity import hash_text
-from interp.records import read_record, write_record
-from interp.report_words import listed
-from interp.series import Source
+from interp.checkpoints.headers import hash_files
+from interp.checkpoints.identity import hash_text
+from interp.results.records import read_record, write_record
+from interp.report.words import listed
+from interp.checkpoints.series import Source
 
 
 def keep(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> None:

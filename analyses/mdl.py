@@ -10,9 +10,9 @@ import numpy as np
 
 from analyses.probes import Labels, boundary_layers, check_labels, labelled, texts
 from analyses.study import NotApplicable, Study
-from interp.choices import SHARES, check_shares
-from interp.limits import Draws, Limits
-from interp.stats import cluster_bootstrap
+from interp.system.choices import SHARES, check_shares
+from interp.system.limits import Draws, Limits
+from interp.stats.intervals import cluster_bootstrap
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Code and tabulate; a checkpoint, split and label is one resumable stage."""
-    from interp.mdl import mdl
+    from interp.probing.mdl import mdl
 
     started, rows, skipped = time.time(), [], {}
     words = {split: texts(config, split) for split in config.parts}

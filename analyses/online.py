@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.engines import engines
-from interp.limits import Sample, StepLimit, Workers
-from interp.stats import cluster_bootstrap
+from interp.rollouts.workers import engines
+from interp.system.limits import Sample, StepLimit, Workers
+from interp.stats.intervals import cluster_bootstrap
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Play, batched over games; a checkpoint's games are one resumable stage for each mode."""
-    from interp.rollout import play
+    from interp.rollouts.play import play
 
     started, rows, env, truncated, played = time.time(), [], config.env, 0, 0
     if reason := env.unplayable():

@@ -1,6 +1,6 @@
 """Activation patching at the boundary, the spans and the whole prompt, every layer, both directions, four metrics (METHODS 4).
 
-Beside it the first-order estimates of the same effects, and how well they go with them (`interp.attribution`).
+Beside it the first-order estimates of the same effects, and how well they go with them (`interp.measures.attribution`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.choices import Metric
-from interp.limits import Known, Sample, Several
-from interp.site_names import every_layer
-from interp.stats import cluster_bootstrap, correlation
+from interp.system.choices import Metric
+from interp.system.limits import Known, Sample, Several
+from interp.models.site_names import every_layer
+from interp.stats.intervals import cluster_bootstrap, correlation
 
 if TYPE_CHECKING:
-    from interp.patching import Sweep
+    from interp.measures.patching import Sweep
 
 DIRECTIONS = ("denoise", "noise")
 SPANS = ("task", "history", "observation", "prompt")
@@ -41,7 +41,7 @@ class Config(Study):
     modes: tuple[Literal["prompt", "cot"], ...] = ("prompt", "cot")
     """Where the action is read: right behind the boundary, or behind the trace."""
     metrics: Annotated[tuple[Metric, ...], Several(none=True)] = METRICS
-    """What effects are measured on (see interp.patching.Sweep), beside the summed difference."""
+    """What effects are measured on (see interp.measures.patching.Sweep), beside the summed difference."""
     spans: Annotated[tuple[Literal["template", *SPANS], ...], Several(none=True)] = SPANS
     """Where else all positions are patched together, each cell a pass over most of the prompt; the screen estimates the same."""
     span_pairs: Sample = 0
@@ -61,8 +61,8 @@ def _read(stored: dict) -> dict[str, np.ndarray]:
 
 def run(config: Config) -> None:
     """Sweep, then average over pairs with intervals that resample episodes."""
-    from interp.attribution import at_span, attribute_modes
-    from interp.patching import patch_modes
+    from interp.measures.attribution import at_span, attribute_modes
+    from interp.measures.patching import patch_modes
 
     started, rows, paths, small = time.time(), [], set(), {}
     split = config.parts[0]

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analyses.study import NotApplicable, Study
-from interp.actions import verb
-from interp.limits import Draws, Folds, Known, Limits
+from interp.tasks.actions import verb
+from interp.system.limits import Draws, Folds, Known, Limits
 
 ORDER = ["step", "layer", "label", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
 #: What a checkpoint with all controls is read with beside the probe and its text controls.
@@ -61,7 +61,7 @@ def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
 
 def random_layers(config: Study, split: str) -> np.ndarray:
     """The same of a model of the series' architecture with random weights, drawn with the study's seed."""
-    from interp.models import random_twin
+    from interp.models.hooked import random_twin
 
     return _layers(config, random_twin(config.model(config.steps[0]), config.seed), "random", split)
 
@@ -69,7 +69,7 @@ def random_layers(config: Study, split: str) -> np.ndarray:
 def _layers(config: Study, model, name: str, split: str) -> np.ndarray:
     import torch
 
-    from interp.store import stored_capture
+    from interp.engine.store import stored_capture
 
     pre, post = stored_capture(config.run / "activations" / name / split, model, config.prompts(split)).values.unbind(1)
     return torch.cat([pre[:, :1], post], 1).numpy()
@@ -107,7 +107,7 @@ def texts(config: Study, split: str) -> list[str]:
 
 def run(config: Config) -> None:
     """Capture, probe and tabulate; a checkpoint's label is one resumable stage."""
-    from interp.probes import probe
+    from interp.probing.probes import probe
 
     started, rows, dropped, skipped = time.time(), [], {}, {}
     prompts, words = ({s: of(config, s) for s in config.parts} for of in (lambda c, s: c.prompts(s), texts))
@@ -172,7 +172,7 @@ def table(result, step: int, label: str) -> list[dict]:
 
 def _pairs(config: Config, step: int, acts: np.ndarray, words: list[str], n_pairs: int, options: dict) -> list[dict]:
     """Rows of the most common pairs of verbs, of decisions at which both are admissible; the label names the pair."""
-    from interp.pairwise import pairwise
+    from interp.probing.pairwise import pairwise
 
     split = config.parts[0]
     kept, names = labelled(config, step, split, "eventual_verb")

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from interp.json_files import read_tools
-from interp.limits import Existing, Known
-from interp.prompts import HistoryTraces, Markers
-from interp.styles import STYLES
-from interp.templates import read_variables
+from interp.system.json_files import read_tools
+from interp.system.limits import Existing, Known
+from interp.prompts.format import HistoryTraces, Markers
+from interp.prompts.styles import STYLES
+from interp.prompts.templates import read_variables
 
 
 def style(name: str) -> None:
@@ -24,10 +24,10 @@ def style(name: str) -> None:
 
 @dataclass
 class Prompting:
-    """The options of `interp.prompts.PromptFormat` that a checkpoint does not bring along."""
+    """The options of `interp.prompts.format.PromptFormat` that a checkpoint does not bring along."""
 
     style: Annotated[str, Known(style)] = ""
-    """Prompt style (see interp.styles.STYLES); the one that the checkpoints say they were trained in, else `tags`."""
+    """Prompt style (see interp.prompts.styles.STYLES); the one that the checkpoints say they were trained in, else `tags`."""
     system: str = ""
     """System prompt of decisions that bring none; the one that the checkpoints say they were trained with, else none."""
     tools: Annotated[Path | None, Existing()] = None

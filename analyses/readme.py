@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from interp.arm_rows import paper_table
-from interp.captions_calibration import allowed
-from interp.plots_calibration import AGENTS, INSTRUMENTS, grown, verdicts
-from interp.tables import read_table
+from interp.results.arm_rows import paper_table
+from interp.plots.captions_calibration import allowed
+from interp.plots.calibration import AGENTS, INSTRUMENTS, grown, verdicts
+from interp.results.tables import read_table
+from interp.system.paths import ROOT
 
-README, TABLES = Path(__file__).parents[1] / "README.md", Path(__file__).parents[1] / "figures" / "tables"
+README, TABLES = ROOT / "README.md", ROOT / "figures" / "tables"
 STAGES = ("behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares", "steering")
 #: Works of the benchmark in reading order, and what the README calls them.
 WORKS = {
@@ -31,8 +32,8 @@ def times(tables: Path = TABLES) -> str:
 
 
 def architectures() -> str:
-    """The table of `interp.architectures`, in Markdown."""
-    from interp.architectures import table
+    """The table of `interp.models.architectures`, in Markdown."""
+    from interp.models.architectures import table
 
     return _markdown(table())
 

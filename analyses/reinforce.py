@@ -12,13 +12,13 @@ from typing import Annotated
 
 from analyses.prompting import Prompting
 from analyses.study import Device, EnvironmentName
-from interp import limits
-from interp.checkpoints import SERIES, training_notes
-from interp.environments import find
-from interp.headers import hash_files
-from interp.limits import Existing, Folder, Workers
-from interp.prompts import PromptFormat
-from interp.recipes import Reinforcement
+from interp.system import limits
+from interp.checkpoints.contents import SERIES, training_notes
+from interp.environments.base import find
+from interp.checkpoints.headers import hash_files
+from interp.system.limits import Existing, Folder, Workers
+from interp.prompts.format import PromptFormat
+from interp.training.recipes import Reinforcement
 
 
 @dataclass
@@ -49,7 +49,7 @@ def run(config: Config) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from interp.reinforcement import reinforce
+    from interp.training.reinforcement import reinforce
 
     if not (config.start / "config.json").exists():
         raise FileNotFoundError(f"There is no checkpoint at {config.start}: give a folder with config.json and whole weights.")

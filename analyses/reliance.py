@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.limits import Sample
-from interp.stats import cluster_bootstrap
+from interp.system.limits import Sample
+from interp.stats.intervals import cluster_bootstrap
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Mediate, then average over pairs with intervals that resample episodes."""
-    from interp.mediation import EFFECTS, prompt_reliance
+    from interp.measures.reliance import EFFECTS, prompt_reliance
 
     started, rows, unpaired, paths = time.time(), [], {}, set()
     pairs = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from interp.tables import seal_table
+from interp.results.tables import seal_table
 
 
 @dataclass

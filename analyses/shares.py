@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.limits import Sample
-from interp.prompts import SPANS
-from interp.stats import cluster_bootstrap
+from interp.system.limits import Sample
+from interp.prompts.format import SPANS
+from interp.stats.intervals import cluster_bootstrap
 
 #: From means of a span's share and token share; the ratio is one of means, since a decision may lack the span.
 READINGS = (lambda m: m[..., 0], lambda m: m[..., 1], lambda m: m[..., 0] / m[..., 1])
@@ -26,7 +26,7 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Read and tabulate; one checkpoint and split is one resumable stage."""
-    from interp.shares import DEFINITIONS, METRICS, VERSIONS, shares
+    from interp.measures.shares import DEFINITIONS, METRICS, VERSIONS, shares
 
     started, rows, skipped = time.time(), [], {}
     n = config.number(config.decisions_read, 24, 100)

@@ -11,9 +11,9 @@ import numpy as np
 
 from analyses.probes import boundary_layers, labelled
 from analyses.study import NotApplicable, Study
-from interp.choices import RANDOM, Position
-from interp.limits import Limits, Sample
-from interp.stats import cluster_bootstrap
+from interp.system.choices import RANDOM, Position
+from interp.system.limits import Limits, Sample
+from interp.stats.intervals import cluster_bootstrap
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Config(Study):
         super().check()
         if self.revisions:
             return  # what is on a hub is read when it is fetched
-        from interp.checks import configuration
+        from interp.checkpoints.checks import configuration
 
         read = configuration(self.checkpoint_series.checkpoint(self.steps[0]), self.trust_remote_code).get_text_config()
         if self.layer >= read.num_hidden_layers:
@@ -48,7 +48,7 @@ def directions(config: Config, step: int, split: str, n: int, layer: int) -> tup
 
     Raises ValueError where those decisions are not of two classes.
     """
-    from interp.directions import orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
+    from interp.probing.directions import orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
 
     prompts, model = config.prompts(split), config.model(step)
     episodes = {p.decision.episode for p in prompts[:n]}
@@ -69,7 +69,7 @@ def directions(config: Config, step: int, split: str, n: int, layer: int) -> tup
 
 def run(config: Config) -> None:
     """Steer, then count; one position at one checkpoint is one resumable stage."""
-    from interp.steering import METRICS, steer
+    from interp.measures.steering import METRICS, steer
 
     started, rows, skipped, made = time.time(), [], {}, {}
     split = config.parts[0]

@@ -22,22 +22,23 @@ from tqdm import tqdm
 
 import interp
 from analyses.prompting import Prompting
-from interp import limits
-from interp.checkpoints import SERIES, training_notes
-from interp.choices import check_device
-from interp.environments import ANY, Environment, find
-from interp.limits import Folder, Known, Sample, Seed, Steps, Tokens
-from interp.pairs import make_pairs
-from interp.prompts import MODES, Mode, Prompt, PromptFormat, Truncate
-from interp.records import read_record, write_record
-from interp.tables import inside, write_table
-from interp.tasks import CORPUS, Decision, sample_decisions
-from interp.vllm import MISSING
+from interp.system import limits
+from interp.checkpoints.contents import SERIES, training_notes
+from interp.system.choices import check_device
+from interp.environments.base import ANY, Environment, find
+from interp.system.limits import Folder, Known, Sample, Seed, Steps, Tokens
+from interp.measures.pairs import make_pairs
+from interp.prompts.format import MODES, Mode, Prompt, PromptFormat, Truncate
+from interp.results.records import read_record, write_record
+from interp.results.tables import inside, write_table
+from interp.tasks.episodes import CORPUS, Decision, sample_decisions
+from interp.engine.vllm_backend import MISSING
+from interp.system.paths import ROOT
 
 if TYPE_CHECKING:  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
-    from interp.decoding import Said
-    from interp.models import HookedModel
-    from interp.series import CheckpointSeries
+    from interp.engine.decoding import Said
+    from interp.models.hooked import HookedModel
+    from interp.checkpoints.series import CheckpointSeries
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
 
@@ -58,7 +59,7 @@ def device(name: str) -> None:
     """Raise ValueError for a device that this machine does not have."""
     check_device(name)
     if name not in ("auto", "cpu"):
-        from interp.models import pick_device
+        from interp.models.hooked import pick_device
 
         pick_device(name)
 
@@ -150,7 +151,7 @@ class Study(Prompting):
 
     @cached_property
     def checkpoint_series(self) -> CheckpointSeries:
-        from interp.series import CheckpointSeries
+        from interp.checkpoints.series import CheckpointSeries
 
         if self.revisions:
             return CheckpointSeries.from_hub(str(self.series), self.revisions, self.base, self.trust_remote_code)
@@ -183,7 +184,7 @@ class Study(Prompting):
 
     @cached_property
     def format(self) -> PromptFormat:
-        from interp.decoding import stop_tokens
+        from interp.engine.decoding import stop_tokens
 
         made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
                      and (notes := training_notes(path))), {})
@@ -277,7 +278,7 @@ class Study(Prompting):
     def inputs(self, step: int, split: str | None = None) -> dict:
         """Content hashes of what a stage reads: the checkpoint, what the first one lends to all (its configuration, tokenizer
         and template are those of the one module), and the prompts of a split."""
-        from interp.models import pick_device, pick_dtype
+        from interp.models.hooked import pick_device, pick_dtype
 
         device = pick_device(self.device)
         first = {name: digest for name, digest in self.identity(self.steps[0]).items() if name != "weights"}
@@ -291,7 +292,7 @@ class Study(Prompting):
         """Content hashes of all that a checkpoint is loaded from, the series' template among them; says what of it changed
         since this run's folder kept a result of it."""
         from analyses import first_use
-        from interp.identity import hash_text
+        from interp.checkpoints.identity import hash_text
 
         if step not in self._identities:
             template = hash_text(self.checkpoint_series.template) if not self.revisions else ""
@@ -334,12 +335,12 @@ class Study(Prompting):
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
-        from interp.decoding import Said, decode_modes
+        from interp.engine.decoding import Said, decode_modes
 
         def compute():
             given = dict(parser=self.parse, max_new_tokens=self.limits)
             if self.generator == "vllm":
-                from interp.vllm import Engine
+                from interp.engine.vllm_backend import Engine
 
                 with Engine(self.checkpoint_series.path(step)) as engine:
                     found = decode_modes(self.model(step), self.prompts(split), MODES, engine=engine, **given)
@@ -390,8 +391,8 @@ def made_by(name: str, config, started: float) -> dict:
     """What every table's provenance says: the analysis, its configuration (a dataclass), the command, when, how long, and of which versions."""
     import torch
 
-    root, fields = Path(__file__).parents[1], {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    fields = {k: v.relative_to(root) if isinstance(v, Path) and v.is_relative_to(root) else v for k, v in fields.items()}  # what ships, wherever it lies
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    fields = {k: v.relative_to(ROOT) if isinstance(v, Path) and v.is_relative_to(ROOT) else v for k, v in fields.items()}  # what ships, wherever it lies
     return dict(analysis=name, config=json.loads(json.dumps(fields, default=str)), command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
                 threads=torch.get_num_threads(), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1),
                 versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}})
@@ -419,7 +420,7 @@ class All(Study):
     @property
     def on_gpu(self) -> bool:
         """Whether the models run on a GPU, where one process at a time is best."""
-        from interp.models import pick_device
+        from interp.models.hooked import pick_device
 
         return pick_device(self.device).type == "cuda"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from analyses.probes import Labels, boundary_layers, check_labels, labelled
 from analyses.study import NotApplicable, Study
-from interp.limits import Draws, Folds
+from interp.system.limits import Draws, Folds
 
 ORDER = ["train_step", "test_step", "split", "label", "layer", "reader", "metric", "value", "low", "high", "n", "n_groups"]
 
@@ -33,7 +33,7 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Capture, transfer and tabulate; a label is one resumable stage."""
-    from interp.transfer import transfer
+    from interp.probing.transfer import transfer
 
     started, rows, skipped = time.time(), [], {}
     for label in config.labels:

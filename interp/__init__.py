@@ -5,11 +5,11 @@ import importlib
 __version__ = "0.1.0"
 
 _SURFACE = {
-    "CheckpointSeries": "interp.series", "HookedModel": "interp.models", "PromptFormat": "interp.prompts", "Style": "interp.styles",
-    "attribute": "interp.attribution", "capture": "interp.capturing", "choose": "interp.decoding", "conflict": "interp.conflicts",
-    "decode": "interp.decoding", "early_answers": "interp.early", "load_corpus": "interp.tasks", "make_pairs": "interp.pairs",
-    "patch": "interp.patching", "probe": "interp.probes", "prompt_reliance": "interp.mediation", "sample_decisions": "interp.tasks",
-    "steer": "interp.steering",
+    "CheckpointSeries": "interp.checkpoints.series", "HookedModel": "interp.models.hooked", "PromptFormat": "interp.prompts.format", "Style": "interp.prompts.styles",
+    "attribute": "interp.measures.attribution", "capture": "interp.engine.capturing", "choose": "interp.engine.decoding", "conflict": "interp.measures.conflicts",
+    "decode": "interp.engine.decoding", "early_answers": "interp.measures.early", "load_corpus": "interp.tasks.episodes", "make_pairs": "interp.measures.pairs",
+    "patch": "interp.measures.patching", "probe": "interp.probing.probes", "prompt_reliance": "interp.measures.reliance", "sample_decisions": "interp.tasks.episodes",
+    "steer": "interp.measures.steering",
 }
 __all__ = [*_SURFACE, "__version__"]
 

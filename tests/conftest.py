@@ -16,11 +16,11 @@ import torch
 from hypothesis import settings
 from transformers import AutoModelForCausalLM
 
-from interp.models import HookedModel
-from interp.prompts import PromptFormat
-from interp.series import CheckpointSeries
-from interp.tasks import Episode, Step, save_episodes
-from interp.training import Recipe, fit_tokenizer
+from interp.models.hooked import HookedModel
+from interp.prompts.format import PromptFormat
+from interp.checkpoints.series import CheckpointSeries
+from interp.tasks.episodes import Episode, Step, save_episodes
+from interp.training.trainer import Recipe, fit_tokenizer
 
 torch.set_num_threads(1)
 settings.register_profile("quiet", deadline=None, max_examples=40, print_blob=True)
@@ -99,7 +99,7 @@ def corpus_file(episodes, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(episodes):
-    from analyses.series import texts
+    from analyses.shipped.series import texts
 
     return fit_tokenizer(texts(episodes), TINY.vocabulary)
 
@@ -164,7 +164,7 @@ def series_folder(corpus_file, tmp_path_factory):
 
     Once for all processes of a test run.
     """
-    from analyses import series
+    from analyses.shipped import series
 
     own = tmp_path_factory.getbasetemp()
     work = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trained_series"

@@ -7,14 +7,14 @@ import interp
 
 
 def test_every_public_name_is_what_it_says_after_its_modules_are_imported():
-    import interp.capturing  # noqa: F401
-    import interp.conflicts  # noqa: F401
-    import interp.decoding  # noqa: F401
+    import interp.engine.capturing  # noqa: F401
+    import interp.measures.conflicts  # noqa: F401
+    import interp.engine.decoding  # noqa: F401
 
     for name in interp.__all__:
         assert name == "__version__" or callable(getattr(interp, name)), name
 
 
 def test_the_package_imports_without_torch():
-    code = "import sys, interp, interp.plots, analyses.figures; sys.exit('torch' in sys.modules)"
+    code = "import sys, interp, interp.plots.basic, analyses.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,112 @@
+"""Trainings of the masking study compared: contrasts of every metric over games and seeds, the verdict on the claim, and a choice of k."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from analyses.masking.measure import FOLDS
+from interp.stats.crossed import CLAIM, NothingShared, contrast, paired, select, slope_weights, verdict
+from interp.stats.intervals import Estimate, cross_fitted
+from interp.training.supervision import Supervision
+from interp.results.tables import ESTIMATE_COLUMNS, read_table
+
+#: What a row of items is of; every other column of the tables of decisions and games is a metric.
+KEYS = ("arm", "seed", "step", "split", "game", "item")
+
+
+def items(tables: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
+    """Rows of KEYS, metric, value and denominator of all tables of items that are there, and those tables' provenances.
+
+    Raises FileNotFoundError where the trainings have not been measured.
+    """
+    found, made = [], {}
+    if not (tables / "masking_decisions.csv").exists():
+        raise FileNotFoundError(f"There is no masking_decisions.csv in {tables}, so nothing to compare: the stage `measure` writes it.")
+    for name in ("masking_decisions", "masking_games", "masking_instruments"):
+        if (tables / f"{name}.csv").exists():
+            frame, made[name] = read_table(tables, name)
+            found.append(frame if "metric" in frame else by_metric(frame))
+    return pd.concat(found, ignore_index=True), made
+
+
+def by_metric(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each item and metric, of a table with a column for each metric; the gap is made here."""
+    if {"acc_cot", "acc_prompt"} <= set(frame.columns):
+        frame = frame.assign(gap=frame["acc_cot"] - frame["acc_prompt"])
+    return frame.melt(KEYS, var_name="metric").assign(denominator=1.0)
+
+
+def contrasts(arms: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """(contrast, arm, weights) that these arms allow.
+
+    They are each arm's `level`, its `difference` to k = 0, an action mask's `control` (it less the random mask of its share), and the
+    `slope` in k.
+    """
+    known = {arm: Supervision.named(arm) for arm in arms}
+    zero, dose = Supervision().name, shares(arms)
+    for arm, supervision in known.items():
+        yield "level", arm, {arm: 1}
+        if arm != zero and zero in known:
+            yield "difference", arm, {arm: 1, zero: -1}
+        if supervision.control_of in known:
+            yield "control", supervision.control_of, {supervision.control_of: 1, arm: -1}
+    if len(dose) > 1:
+        yield "slope", "", slope_weights(dose)
+
+
+def shares(arms: tuple[str, ...]) -> dict[str, float]:
+    """k of each of the arms that mask actions."""
+    return {arm: s.action_mask for arm in arms for s in [Supervision.named(arm)] if arm == f"action_mask_{s.action_mask:g}"}
+
+
+def compare(frame: pd.DataFrame, seed: int = 0) -> list[dict]:
+    """Rows of every contrast of every metric, for each checkpoint and split, and of each training by itself (`training`).
+
+    frame: rows of KEYS, metric, value and denominator. Contrasts whose arms share no seed, or no item that all have a value for, are
+    left out. Raises what `interp.stats.crossed.paired` raises.
+    """
+    rows = []
+    for (step, split, metric), group in frame.groupby(["step", "split", "metric"], sort=True):
+        key = dict(step=step, split=split, metric=metric)
+        widen = cross_fitted(FOLDS) if (metric, split) == ("probe_gain", "in_domain") else 1.0
+        for (arm, of), one in group.dropna(subset="value").groupby(["arm", "seed"]):
+            estimate, n = contrast(paired(one, [arm]), {arm: 1}, seed=seed, widen=widen)
+            rows.append(key | dict(contrast="training", arm=arm, seed=of, seeds=n, **estimate.row()))
+        for name, arm, weights in contrasts(tuple(group["arm"].unique())):
+            try:
+                estimate, n = contrast(paired(group, weights), weights, seed=seed, widen=widen)
+            except NothingShared:
+                continue
+            rows.append(key | dict(contrast=name, arm=arm, seed=-1, seeds=n, **estimate.row()))
+    return rows
+
+
+def primary(rows: list[dict]) -> str:
+    """The verdict on the claim at the last checkpoint, or why there is none."""
+    claimed = [r for r in rows if CLAIM.items() <= r.items()]
+    last = max((r["step"] for r in claimed), default=None)
+    found = {r["contrast"]: Estimate(*(r[c] for c in ESTIMATE_COLUMNS)) for r in claimed if r["step"] == last}
+    if missing := [c for c in ("difference", "control") if c not in found]:
+        return f"none: there is no {missing[0]} of {CLAIM['arm']} {CLAIM['split'].replace('_', ' ')}"
+    return verdict(found["difference"], found["control"])
+
+
+def selection(frame: pd.DataFrame, seed: int = 0) -> tuple[list[dict], str]:
+    """The share k to train with, and a sentence that says why: chosen at the last checkpoint, out of domain where there are such decisions."""
+    metric, split = CLAIM["metric"], CLAIM["split"]
+    frame = frame[frame["metric"] == metric]
+    frame = frame[frame["step"] == frame["step"].max()]
+    split = split if (frame["split"] == split).any() else frame["split"].iloc[0]
+    frame = frame[frame["split"] == split]
+    dose = shares(tuple(frame["arm"].unique()))
+    if 0 not in dose.values() or len(dose) < 2:
+        return [], "no k is chosen: that needs action_mask_0 and another action mask"
+    rows = [dict(step=frame["step"].iloc[0], split=split, metric=metric) | row for row in select(frame, dose, seed)]
+    row = next(r for r in rows if r["chosen"])
+    if row["share"] == 0:
+        return rows, f"k = 0 is chosen: no mask's {metric} {split.replace('_', ' ')} is better with an interval above 0"
+    return rows, (f"k = {row['share']:g} is chosen: its {metric} {split.replace('_', ' ')} is {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] better "
+                  "than that of k = 0, the smallest k from which the best is not told apart")

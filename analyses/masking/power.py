@@ -1,0 +1,140 @@
+"""What the masking study's intervals find: planted effects, and planted nulls, in simulated outcomes of crossed seeds and games; no model.
+
+A game is won with a probability whose log-odds are the sum of the game's own (SD `game_sd`), what a seed's order of the data does to
+all arms (`order_sd`), what each training is worth by itself (`training_sd`), what an arm does to a game (`arm_sd`), and the arm's
+effect, which grows up to k = 0.3 and stays. Worlds: `null`, no arm does anything; `action`, the action mask helps; `any_mask`, the
+random mask helps as much. An effect is given as the difference in success that it makes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import expit
+from tqdm import tqdm
+
+from analyses.study import made_by
+from interp.system import limits
+from interp.stats.crossed import SMALLEST, crossed, slope_weights
+from interp.system.limits import Count, Draws, Folder, Limits, Seed
+from interp.stats.intervals import wilson
+from interp.results.tables import write_table
+
+#: Arms of the study: their shares k; the last is the random mask.
+SHARES = {"action_mask_0": 0.0, "action_mask_0.1": 0.1, "action_mask_0.3": 0.3, "action_mask_0.5": 0.5, "action_mask_0.7": 0.7}
+ARMS = (*SHARES, "random_mask_0.3")
+BEST = 0.3
+WORLDS = ("null", "action", "any_mask")
+
+
+@dataclass
+class Config:
+    """Studies that are simulated, and how large they are."""
+
+    run: Annotated[Path, Folder()] = Path("figures")
+    """Folder whose `tables` the table goes to."""
+    studies: Count = 1000
+    """Simulated studies of each kind."""
+    seeds: Annotated[tuple[int, ...], Limits(1, 1000)] = (3, 5)
+    """Trainings of an arm."""
+    games: Annotated[tuple[int, ...], Limits(1, 100_000)] = (60, 100)
+    """Games of a split."""
+    effects: Annotated[tuple[float, ...], Limits(-0.99, 0.99)] = (0.1, 0.2)
+    """Differences in success that are planted."""
+    training_sd: Annotated[tuple[float, ...], Limits(0, 10)] = (0.1, 0.3)
+    """SD between trainings of an arm, in log-odds: 0.1 is .02 in success, 0.3 is .05."""
+    rate: Annotated[float, Limits(0.01, 0.99)] = 0.3
+    """Success without a mask."""
+    game_sd: Annotated[float, Limits(0, 10)] = 1.5
+    """SD between games, in log-odds."""
+    arm_sd: Annotated[float, Limits(0, 10)] = 0.5
+    """SD of what an arm does to a game beside its effect, in log-odds."""
+    order_sd: Annotated[float, Limits(0, 10)] = 0.2
+    """SD of what a seed does to all arms, in log-odds."""
+    draws: Draws = 1000
+    """Bootstrap resamples."""
+    seed: Seed = 0
+    """Seed of everything drawn."""
+
+    def check(self) -> None:
+        """Raises ValueError for what `limits.check` refuses, and for an effect that leads to no rate."""
+        limits.check(self)
+        for effect in self.effects:
+            if not 0 < self.rate + effect < 1:
+                raise ValueError(f"--effects has {effect:g}, which at --rate {self.rate:g} leads to no rate between 0 and 1.")
+
+
+def log_odds(rate: float, sd: float) -> float:
+    """The mean log-odds whose games, normal with this SD, are won at `rate`."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    return brentq(lambda m: expit(m + sd * nodes) @ weights / weights.sum() - rate, -20, 20)
+
+
+def outcomes(config: Config, world: str, effect: float, seeds: int, games: int, training_sd: float) -> np.ndarray:
+    """Wins, 0 or 1, [study, arm, seed, game]; for equal sizes all worlds are drawn from the same numbers."""
+    rng = np.random.default_rng([config.seed, seeds, games, round(1000 * training_sd)])
+    sd = np.sqrt(config.game_sd**2 + config.arm_sd**2 + config.order_sd**2 + training_sd**2)
+    planted = log_odds(config.rate + effect, sd) - log_odds(config.rate, sd)
+    helped = [(min(SHARES[arm] / BEST, 1) if arm in SHARES else world == "any_mask") * (world != "null") for arm in ARMS]
+    n = config.studies, len(ARMS), seeds, games
+    parts = ((config.game_sd, (n[0], 1, 1, games)), (config.order_sd, (n[0], 1, seeds, 1)), (training_sd, (*n[:3], 1)),
+             (config.arm_sd, (*n[:2], 1, games)))
+    odds = log_odds(config.rate, sd) + planted * np.array(helped).reshape(1, -1, 1, 1)
+    for scale, shape in parts:
+        odds = odds + rng.normal(0, scale, shape)
+    return (rng.random(n) < expit(odds)).astype(float)
+
+
+def intervals(values: np.ndarray, weights: dict[str, float], config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of each study's interval of a contrast of its arms, in lots that fit a small memory."""
+    summed = np.tensordot(values, [weights.get(arm, 0.0) for arm in ARMS], (1, 0))
+    ends = [crossed(summed[i:i + 20], config.draws, config.seed) for i in range(0, len(summed), 20)]
+    return tuple(np.concatenate(side) for side in zip(*ends))
+
+
+def power(config: Config) -> pd.DataFrame:
+    """Shares of studies, each with its Wilson interval.
+
+    Column `what`: `above` and `below`, the interval of a contrast lies above, or below, 0; `covers`, it holds the true value;
+    `supported` and `refuted`, what `interp.stats.crossed.verdict` says. Column `contrast`: `difference` of k = 0.3 and k = 0, `control` of
+    k = 0.3 and the random mask, `slope` in k, `games_only`: the difference by a bootstrap over games alone, of the means over seeds.
+    Column `half_width`: half of an interval, on average.
+    """
+    rows, (zero, best) = [], ("action_mask_0", "action_mask_0.3")
+    contrasts = dict(difference={best: 1, zero: -1}, control={best: 1, ARMS[-1]: -1}, slope=slope_weights(SHARES))
+    planted = [("null", 0.0), *product(WORLDS[1:], config.effects)]
+    for (world, effect), seeds, games, training_sd in tqdm(list(product(planted, config.seeds, config.games, config.training_sd)), desc="power"):
+        values = outcomes(config, world, effect, seeds, games, training_sd)
+        truth = dict(difference=effect, control=effect * (world == "action"), games_only=effect)
+        found = {name: intervals(values, weights, config) for name, weights in contrasts.items()}
+        found["games_only"] = intervals(values.mean(axis=2, keepdims=True), contrasts["difference"], config)
+        said = {}
+        for name, (low, high) in found.items():
+            said |= {(name, "above"): low > 0, (name, "below"): high < 0}
+            if name in truth:
+                said[name, "covers"] = (low <= truth[name]) & (truth[name] <= high)
+        (low, high), (over, under) = found["difference"], found["control"]
+        supported = (low > 0) & (over > 0)
+        said |= {("verdict", "supported"): supported, ("verdict", "refuted"): ~supported & ((high < SMALLEST) | (under < SMALLEST))}
+        width = {name: float((high - low).mean() / 2) for name, (low, high) in found.items()}
+        for (name, what), hit in said.items():
+            low, high = wilson(int(hit.sum()), len(hit))
+            rows.append(dict(world=world, effect=effect, seeds=seeds, games=games, training_sd=training_sd, contrast=name, what=what,
+                             half_width=width.get(name, np.nan), value=hit.mean(), low=low, high=high, n=len(hit), n_groups=len(hit)))
+    return pd.DataFrame(rows)
+
+
+def run(config: Config) -> None:
+    """Simulate and write the table `masking_power`."""
+    started, frame = time.time(), power(config)
+    made = dict(made_by("masking_power", config, started), seed=config.seed, device="cpu")
+    write_table(config.run / "tables", "masking_power", frame, made)
+    kinds = ["world", "effect", "seeds", "games", "training_sd"]
+    print(frame.pivot_table(index=kinds, columns=["contrast", "what"], values="value").round(3).to_string())

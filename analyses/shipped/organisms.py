@@ -1,0 +1,32 @@
+"""Grow the calibration's agents from their recipes and export them as they are shipped (half precision, no optimiser states)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from analyses.shipped.series import export
+from analyses.study import Device
+from interp.system.limits import Folder
+from interp.training.organisms import ORGANISMS, RECIPE, SHIPPED, grow
+
+
+@dataclass
+class Config:
+    """The defaults grow the shipped ones again."""
+
+    work: Annotated[Path, Folder()] = Path("runs/organisms")
+    """Folder of the trainer's own checkpoints; what is there is kept."""
+    out: Annotated[Path, Folder()] = SHIPPED
+    """Folder of the finished agents."""
+    device: Device = "auto"
+    """auto, cpu or cuda."""
+
+
+def run(config: Config) -> None:
+    """Grow and export each organism of seed 0."""
+    for name in ORGANISMS:
+        folder = grow(name, config.work, device=config.device, shipped=False)
+        export(folder / f"checkpoint-{RECIPE.cot_steps}", config.out / name / f"checkpoint-{RECIPE.cot_steps}")
+    print(f"{config.out}: {', '.join(ORGANISMS)}")

@@ -1,0 +1,119 @@
+"""Quantised weights: loaded as transformers loads them, where the package that they need is there.
+
+>>> check_quantised(Path("config.json"), {"quant_method": "gptq"})    # ImportError names the package
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+from interp.system.sentences import first_line
+
+#: method -> the packages it needs, by the names they are installed by; fp8 and mxfp4 come with transformers,
+#: the rest say theirs.
+PACKAGES = {"bitsandbytes": ("bitsandbytes",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",),
+            "compressed-tensors": ("compressed-tensors",), "fbgemm_fp8": ("fbgemm-gpu",), "torchao": ("torchao",),
+            "quanto": ("optimum-quanto",), "hqq": ("hqq",), "eetq": ("eetq",), "aqlm": ("aqlm",), "auto-round": ("auto-round",)}
+#: Methods that are dequantised as they are loaded: their kernels would be fetched from a hub.
+DEQUANTISED = ("fp8", "mxfp4")
+#: What every module has of its own: hooks, children, its state.
+OF_MODULES = frozenset(torch.nn.Module().__dict__)
+OTHERWISE = ("or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights "
+             "that it was "
+             "quantised from")
+
+
+def method(config: object) -> str:
+    """How a quantization_config says that weights are quantised, empty where they are not."""
+    if not config:
+        return ""
+    if not isinstance(config, Mapping):
+        named = getattr(config, "quant_method", config)
+        return str(getattr(named, "value", named))
+    bits = "bitsandbytes" if config.get("load_in_4bit") or config.get("load_in_8bit") else "a method that it does not name"
+    return str(config.get("quant_method") or bits)
+
+
+def batch_dependent(config: object) -> bool:
+    """Whether what is computed of a row depends on the rows beside it: in 8 bits, bitsandbytes keeps the features apart in
+    which any row has an outlier."""
+    given = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "quant_method") else {}
+    return method(config) == "bitsandbytes" and bool(given.get("load_in_8bit") or given.get("_load_in_8bit"))
+
+
+def check_quantised(file: Path, config: object) -> None:
+    """Raise ImportError naming the packages that reading quantised weights needs, ValueError for a method
+    that transformers does not know."""
+    name = method(config)
+    if not name:
+        return
+    if name not in {*PACKAGES, *AUTO_QUANTIZER_MAPPING}:
+        raise ValueError(f"{file} has a quantization_config ({name}) that transformers does not read: "
+                         f"{OTHERWISE.removeprefix('or ')}.")
+    if missing := [p for p in PACKAGES.get(name, ()) if not _installed(p)]:
+        raise ImportError(f"{file} has a quantization_config ({name}), and reading it needs "
+                          f"{' and '.join(missing)}: "
+                          f"`pip install {' '.join(missing)}`, {OTHERWISE}.")
+
+
+def check_leftover(file: Path, config: object) -> None:
+    """Raise ValueError for a quantization_config beside weights that are plain numbers, of a method that does
+    not quantise such as it computes."""
+    kind = config.get("linear_class") if isinstance(config, Mapping) else getattr(config, "linear_class", "")
+    if kind != "autobitlinear":
+        raise ValueError(f"{file} has a quantization_config ({method(config)}), but the weights beside it are "
+                         "plain numbers: remove the field (a merge of an adapter may have left it there).")
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def kept_quantised(config) -> str:
+    """The method by which a model of this configuration computes with quantised weights, empty for plain
+    numbers."""
+    name = method(getattr(config, "quantization_config", None))
+    return "" if name in DEQUANTISED else name
+
+
+def loading(config):
+    """A configuration by which transformers dequantises what it should not compute with."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it tells of a cast at every product
+    config = copy.deepcopy(config)
+    if method(getattr(config, "quantization_config", None)) in DEQUANTISED:
+        config.quantization_config = {**config.quantization_config, "dequantize": True}
+    return config
+
+
+def check_computes(hf, path: object) -> None:
+    """Raise ValueError where quantised weights do not compute, since they are not what their configuration
+    says."""
+    ids = torch.arange(4, device=next(hf.parameters()).device)[None]
+    try:
+        with torch.inference_mode():
+            finite = hf(input_ids=ids, use_cache=False).logits.isfinite().all()
+    except (AssertionError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"The weights of {path} are not quantised as its config.json says "
+                         f"({first_line(error)}).") from error
+    if not finite:
+        raise ValueError(f"The quantised weights of {path} give numbers that are not finite.")
+
+
+def adopt(hf, other) -> None:
+    """Put another quantised model's tensors into a module in place of its own (scales and packed numbers are
+    no plain copies, and a layer may keep what it made of them)."""
+    for own, new in zip(hf.modules(), other.modules(), strict=True):
+        own._parameters, own._buffers = new._parameters, new._buffers
+        if not new._modules:
+            own.__dict__.update({name: value for name, value in new.__dict__.items() if name not in OF_MODULES})

@@ -1,0 +1,1 @@
+"""Exact batched passes: packs, sweeps, decoding, captures and their store."""

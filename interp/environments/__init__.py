@@ -1,0 +1,1 @@
+"""Games that are played and recorded; each environment in a package of its own."""

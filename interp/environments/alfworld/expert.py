@@ -1,0 +1,167 @@
+"""An expert that knows only what the agent has seen: a belief state, and a policy read off it.
+
+The policy is reactive: it reads the belief, not its own plan, so it can take over after any detour.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from interp.environments.alfworld.scenes import OUT_OF_DOMAIN, TREATMENT, Game, _tables
+
+_VERBS = {"Cleanable": "clean", "Heatable": "heat", "Coolable": "cool"}
+
+
+def kind(name: str) -> str:
+    """Class of a named thing: `kind("sidetable 2") == "sidetable"`."""
+    return name.rsplit(" ", 1)[0]
+
+
+def listed(text: str) -> list[str]:
+    """The things named after "you see", in order."""
+    match = re.search(r"you see (.*?)\.(?:\s|$)", text, re.S)
+    if not match or match.group(1).strip() == "nothing":
+        return []
+    return [re.sub(r"^(?:and )?an? ", "", part.strip()) for part in match.group(1).split(",")]
+
+
+@dataclass
+class Goal:
+    """What the task asks for, in the words of the game's text."""
+
+    target: str
+    place: str = ""
+    lamp: str = ""
+    verb: str = ""
+    appliance: str = ""
+    count: int = 1
+
+    @classmethod
+    def of(cls, game: Game) -> "Goal":
+        ability, appliance = TREATMENT.get(game.task_type, ("", ""))
+        names = (game.params[k].lower() for k in ("object_target", "parent_target", "toggle_target"))
+        return cls(*names, _VERBS.get(ability, ""), appliance.lower(), 2 if game.task_type == OUT_OF_DOMAIN[1] else 1)
+
+
+@dataclass
+class Belief:
+    """What the agent can know: the receptacles, where it is, what it holds, what it saw where."""
+
+    goal: Goal
+    receptacles: list[str]
+    here: str = ""
+    held: str = ""
+    seen: dict[str, list[str]] = field(default_factory=dict)  # receptacle -> contents, once looked into
+    closed: set[str] = field(default_factory=set)
+    treated: set[str] = field(default_factory=set)
+    chosen: str = ""  # the receptacle of the goal's class that things go to
+
+    @classmethod
+    def start(cls, game: Game, text: str) -> "Belief":
+        return cls(Goal.of(game), listed(text))
+
+    def update(self, command: str, text: str) -> None:
+        """Take in what came back after a command; one that did nothing changes nothing."""
+        if text.startswith("Nothing happens"):
+            return
+        words = command.split()
+        if command.startswith("go to "):
+            self.here = command[6:]
+            self._look(text)
+        elif words[0] == "open":
+            self._look(text)
+        elif words[0] == "close":
+            self.closed.add(self.here)
+        elif words[0] == "take":
+            self.held = " ".join(words[1:3])
+            self.seen[self.here] = [x for x in self.seen.get(self.here, ()) if x != self.held]
+            if self.here == self.chosen and not self._done_at(self.here):
+                self.chosen = ""
+        elif words[0] == "move":
+            self.seen.setdefault(self.here, []).append(self.held)
+            if kind(self.here) == self.goal.place and kind(self.held) == self.goal.target:
+                self.chosen = self.chosen or self.here
+            self.held = ""
+        elif words[0] == self.goal.verb:
+            self.treated.add(" ".join(words[1:3]))
+        elif words[0] in ("clean", "heat", "cool"):
+            self.treated.discard(" ".join(words[1:3]) if words[0] != "clean" and self.goal.verb != "clean" else "")
+
+    def _look(self, text: str) -> None:
+        if text.rstrip(".").endswith("is closed"):
+            self.closed.add(self.here)
+        else:
+            self.closed.discard(self.here)
+            self.seen[self.here] = listed(text)
+
+    def _done_at(self, place: str) -> list[str]:
+        ready = self.treated if self.goal.verb else None
+        return [x for x in self.seen.get(place, ()) if kind(x) == self.goal.target and (ready is None or x in ready)]
+
+    def find(self, name: str, skip: str = "") -> tuple[str, str] | None:
+        """Where a thing of class `name` was last seen: (receptacle, thing)."""
+        for place in self.receptacles:
+            for thing in self.seen.get(place, ()):
+                if kind(thing) == name and place != skip:
+                    return place, thing
+        return None
+
+    def unexplored(self, name: str) -> list[str]:
+        """Receptacles not looked into yet: where such a thing can lie before where it cannot, surfaces before doors."""
+        fits, _, _, openable, _ = _tables()
+        likely = {r.lower() for r, things in fits.items() if name in {t.lower() for t in things}}
+        doors = {c.lower() for c in openable}
+        left = [r for r in self.receptacles if r not in self.seen]
+        return sorted(left, key=lambda r: (kind(r) not in likely, kind(r) in doors))
+
+
+def act(belief: Belief, admissible: tuple[str, ...]) -> str | None:
+    """The expert's next command, or None where everything has been searched in vain."""
+    goal = belief.goal
+    if belief.here in belief.closed and _wants_inside(belief):
+        return f"open {belief.here}"
+    if belief.held and kind(belief.held) != goal.target:
+        return _put_away(belief, admissible)
+    if belief.held:
+        if goal.verb and belief.held not in belief.treated:
+            at = next(r for r in belief.receptacles if kind(r) == goal.appliance)
+            return f"{goal.verb} {belief.held} with {at}" if belief.here == at else f"go to {at}"
+        if goal.lamp:
+            found = belief.find(goal.lamp)
+            if found is None:
+                return _explore(belief, goal.lamp)
+            return f"use {found[1]}" if belief.here == found[0] else f"go to {found[0]}"
+        place = belief.chosen or next(r for r in belief.receptacles if kind(r) == goal.place)
+        return f"move {belief.held} to {place}" if belief.here == place else f"go to {place}"
+    found = belief.find(goal.target, skip=belief.chosen)
+    if found is None:
+        return _explore(belief, goal.target)
+    return f"take {found[1]} from {found[0]}" if belief.here == found[0] else f"go to {found[0]}"
+
+
+def _wants_inside(belief: Belief) -> bool:
+    """A closed receptacle is opened to look into it, to take what is known to be in it, or to put something there."""
+    goal, here = belief.goal, belief.here
+    if here not in belief.seen:
+        return not (belief.held and kind(belief.held) == goal.target and (goal.verb and belief.held not in belief.treated
+                                                                          or not goal.lamp and kind(here) != goal.place))
+    if belief.held:
+        return kind(here) == goal.place and (not goal.verb or belief.held in belief.treated)
+    return any(kind(x) in (goal.target, goal.lamp) for x in belief.seen[here])
+
+
+def _explore(belief: Belief, name: str) -> str | None:
+    left = belief.unexplored(name)
+    return f"go to {left[0]}" if left else None
+
+
+def _put_away(belief: Belief, admissible: tuple[str, ...]) -> str:
+    """Put down something that is not wanted: here if it may lie here, else in the nearest place of the list that holds it."""
+    for command in admissible:
+        if command.startswith(f"move {belief.held} to"):
+            return command
+    fits = _tables()[0]
+    holds = {r.lower() for r, things in fits.items() if kind(belief.held) in {t.lower() for t in things}}
+    options = [r for r in belief.receptacles if kind(r) in holds and r != belief.here and r not in belief.closed]
+    return f"go to {(options or [r for r in belief.receptacles if r != belief.here])[0]}"

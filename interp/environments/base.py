@@ -1,0 +1,193 @@
+"""A task of one's own: recorded decisions, how its actions are read and named, and perhaps a game that can be played.
+
+ALFWorld is one instance; another is an object in a module of one's own, named on the command line (`--environment my_task:TASK`):
+
+>>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: [f"{split}-{seed}-{i}" for i in range(n)])
+>>> find("my_task:TASK").parse("open the red door")
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+
+from interp.tasks import actions
+from interp.tasks.rows import MAX_ROWS
+from interp.tasks.episodes import SPLITS, Decision, Episode, by_split, checked, load_episodes
+from interp.system.user_code import guarded, hash_sources, import_named, one_line
+
+
+@dataclass(frozen=True)
+class View:
+    """What the agent sees: the text, the admissible actions (if they are listed), whether the game is over, and its score, 0 to 1 (a success).
+
+    role: who says the text, `user` or `tool`. system: of a game's first view, a system message before the text.
+    """
+
+    text: str
+    admissible: tuple[str, ...] = ()
+    done: bool = False
+    score: float = 0.0
+    role: str = "user"
+    system: str = ""
+
+    @property
+    def won(self) -> bool:
+        return self.done and self.score >= 1
+
+
+class Live(Protocol):
+    """A game being played. One object plays many games, one after the other; it lives in a worker process of its own."""
+
+    def reset(self, game) -> View:
+        """Start a game and return what the agent sees first; the same game starts the same way each time."""
+
+    def step(self, action: str) -> View:
+        """Play one action; one that makes no sense is answered by a text, never by an exception."""
+
+
+def as_recorded(decision: Decision, action: str) -> bool:
+    """Whether an action is the recorded one."""
+    return action == decision.reference
+
+
+def no_partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+    """No names whose exchange would change the action: nothing is paired."""
+    return []
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a study needs to know of a task; only a name is needed where the decisions come from a file and any text is an action.
+
+    decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None where there is none;
+    it gives a recorded action back as it is. classes: the classes of actions that probes predict, each a function of an action.
+    right: whether an action is right at a recorded decision; the recorded one alone where nothing is given. listed: a decision's
+    `admissible` are all the actions there are; where they are a sample of them, or none, candidates are also what was recorded and
+    said (see `candidates`), and a conflicting trace may argue for any action. partners: of a decision, among all those that are
+    paired, the pairs of names whose exchange changes the action, for counterfactual pairs; nothing is paired where none are given.
+    splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words that are the
+    task ("": not told apart). live: makes a `Live` game (a class, since worker processes import it). games: the first n games
+    of a study's split, by seed; a game is anything that can be pickled, and `str` names it. official: as `games`, the
+    benchmark's own where they are fetched apart. graded: scores between 0 and 1 mean something. side_by_side: most games
+    open at once. needs: (module, how it is installed) that playing needs, or a function that says what it lacks ("": nothing).
+    source: content hash of one's own module, and of what it imports from its own folder.
+    """
+
+    name: str
+    decisions: Path | Callable[[], Iterable[Episode | Decision]] | None = None
+    parse: Callable[[str], str | None] = actions.parse
+    classes: Mapping[str, Callable[[str], str]] = field(default_factory=lambda: dict(verb=actions.verb, target=actions.target))
+    right: Callable[[Decision, str], bool] = as_recorded
+    listed: bool = True
+    partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = no_partners
+    splits: Mapping[str, str] = field(default_factory=lambda: dict(SPLITS))
+    task: Callable[[str], str] = lambda text: ""
+    live: Callable[[], Live] | None = None
+    games: Callable[[str, int, int], Sequence] | None = None
+    official: Callable[[str, int, int], Sequence] | None = None
+    graded: bool = False
+    side_by_side: int = 32
+    needs: tuple[str, str] | Callable[[], str] | None = None
+    source: str = ""
+
+    def __post_init__(self):
+        if unknown := [s for s in self.splits if s not in SPLITS]:
+            raise ValueError(f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are {' and '.join(SPLITS)}.")
+
+    @property
+    def judge(self) -> str:
+        """What says whether an action is right, by its name in Python."""
+        return f"{self.right.__module__}.{self.right.__qualname__}"
+
+    def candidates(self, decision: Decision, *said: str | None) -> tuple[str, ...]:
+        """What a forced choice at a decision is among: the listed actions; where they are a sample, the recorded one, those of the
+        sample, and what was `said` (None: nothing), each once and in this order, and () where that is one alone."""
+        if self.listed:
+            return decision.admissible
+        found = tuple(dict.fromkeys(a for a in (decision.reference, *decision.admissible, *said) if a is not None))
+        return found if len(found) > 1 else ()
+
+    def unplayable(self) -> str:
+        """Why its games cannot be played here, as a sentence's end ("" where they can)."""
+        if self.live is None or self.games is None:
+            return f"the environment {self.name!r} has no games that can be played"
+        if callable(self.needs):
+            return self.needs()
+        if self.needs and importlib.util.find_spec(self.needs[0]) is None:
+            return f"{self.needs[0]} is not installed ({self.needs[1]})"
+        return ""
+
+    def recorded(self, path: Path | None = None) -> dict[str, list[Episode | Decision]]:
+        """Its decisions, or those of a file, by split.
+
+        Raises ValueError where there are none, one is at fault, or the parser reads a recorded action as another.
+        """
+        given = path or self.decisions
+        if given is None:
+            raise ValueError(f"The environment {self.name!r} brings no recorded decisions: give a file of them with --corpus.")
+        if isinstance(given, Path):
+            found = load_episodes(given, self.splits)
+        else:
+            found = checked(self._made(given), f"{self.name}'s decisions", self.splits)
+        for item in found:
+            for said in (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]:
+                if (read := self.parse(said)) != said:
+                    raise ValueError(f"The parser of the environment {self.name!r} reads the recorded action {said!r} of {item.id} as {read!r}: "
+                                     "a recorded action must come back as it is.")
+        return by_split(found)
+
+    def _made(self, function: Callable[[], Iterable[Episode | Decision]]) -> list[Episode | Decision]:
+        try:
+            made = list(islice(function(), MAX_ROWS + 1))
+        except OSError:  # names its file
+            raise
+        except Exception as error:
+            raise ValueError(f"The decisions of the environment {self.name!r} could not be made: "
+                             f"{type(error).__name__}, {one_line(error)}.") from error
+        if len(made) > MAX_ROWS:
+            raise ValueError(f"The environment {self.name!r} makes more than {MAX_ROWS:,} decisions or episodes, and may make {MAX_ROWS:,}.")
+        return made
+
+
+#: Decisions of any kind from a file, where any text is an action.
+ANY = Environment("any")
+#: name -> where it is; imported when it is asked for.
+KNOWN = {"any": "interp.environments.base:ANY", "alfworld": "interp.environments.alfworld.environment:ALFWORLD", "bfcl": "interp.environments.bfcl.environment:BFCL",
+         "bfcl_single": "interp.environments.bfcl.environment:BFCL_SINGLE", "scienceworld": "interp.environments.scienceworld.environment:SCIENCEWORLD", "twc": "interp.environments.textworldexpress.environment:TWC",
+         "cookingworld": "interp.environments.textworldexpress.environment:COOKINGWORLD"}
+
+
+def find(name: str) -> Environment:
+    """An environment by its name in KNOWN, or one's own as MODULE:NAME; importing that module runs its code, because it was named.
+
+    Raises ValueError for a name that is neither, and ImportError for a module that is not there or cannot be imported.
+    """
+    module, colon, what = KNOWN.get(name, name).partition(":")
+    if not colon or not what.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        example = f" ({Path(module).stem}:{what or 'TASK'}, run where that file is)" if module.endswith(".py") else ""
+        raise ValueError(f"There is no environment {name!r}: there are {', '.join(KNOWN)}, "
+                         f"or one of your own as MODULE:NAME{example}.")
+    imported = import_named(name, module)
+    found = getattr(imported, what, None)
+    if not isinstance(found, Environment):
+        raise ValueError(f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "
+                         "and should be an interp.environments.base.Environment.")
+    return found if name in KNOWN else _checked(found, name, imported)
+
+
+def _checked(found: Environment, name: str, module: ModuleType) -> Environment:
+    """One's own environment with the hash of its sources; a fault in one of its functions is a sentence."""
+    return replace(found, source=hash_sources(module),
+                   classes={kind: guarded(name, f"class {kind!r}", call, (str,)) for kind, call in found.classes.items()},
+                   parse=guarded(name, "parser", found.parse, (str, type(None))),
+                   right=guarded(name, "judge", found.right, (bool, np.bool_)),
+                   task=guarded(name, "task", found.task, (str,)),
+                   partners=guarded(name, "partners", found.partners, (list, tuple)))

@@ -1,0 +1,1 @@
+"""Causal instruments: patching, attribution, prompt reliance, conflicting traces, early answering, shares, steering."""

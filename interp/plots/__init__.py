@@ -1,0 +1,1 @@
+"""Figures from tables beside their captions, and their export."""

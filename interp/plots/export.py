@@ -1,0 +1,112 @@
+"""Figures on disk: interactive HTML, and SVG and PDF from one browser.
+
+>>> save_html({"behaviour": figure}, "figures")
+>>> save_static({"behaviour": figure}, "figures")
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import plotly.graph_objects as go
+import plotly.offline
+
+from interp.plots.theme import TOP
+from interp.results.tables import write_text, written
+
+
+def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
+    """Write each figure as `<out>/<name>.html`, with plotly.js once beside them, so that the pages work offline.
+
+    Args:
+        figures: figure per name.
+        out: folder to write to.
+    """
+    out = Path(out)
+    script = plotly.offline.get_plotlyjs()
+    paths = [out / "plotly.min.js"]
+    if not paths[0].exists() or paths[0].read_text(encoding="utf-8") != script:
+        write_text(paths[0], script)
+    for name, figure in figures.items():
+        settings = {
+            "displaylogo": False,
+            "modeBarButtonsToRemove": ["sendChartToCloud"],  # results stay on the reader's machine
+            "toImageButtonOptions": {"format": "svg", "filename": name},
+        }
+        page = _below_toolbar(figure).to_html(include_plotlyjs="directory", div_id=name, config=settings)
+        page = page.replace("<head>", f"<head><title>{name}</title>", 1)
+        paths.append(write_text(out / f"{name}.html", page))
+    return paths
+
+
+def save_static(
+    figures: dict[str, go.Figure], out: str | Path, formats: tuple[str, ...] = ("svg", "pdf")
+) -> list[Path]:
+    """Write each figure as `<out>/<name>.<format>` with one browser for all; print a line and write none without one.
+
+    Args:
+        figures: figure per name.
+        out: folder to write to.
+        formats: any of svg, pdf, png.
+
+    Raises:
+        RuntimeError: the browser was there and a figure could not be rendered.
+        OSError: the disk is full, say.
+    """
+    try:
+        import kaleido
+        from choreographer.errors import BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError
+    except ImportError:
+        print("No SVG or PDF written: the package kaleido is missing; install it (`pip install kaleido`).")
+        return []
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    # Rendered beside the old files and moved over them, so that a reader never sees half a figure.
+    with tempfile.TemporaryDirectory(dir=out, prefix=".static-") as scratch:
+        jobs = [
+            {"fig": _numbered(figure, name), "path": str(Path(scratch) / f"{name}.{suffix}")}
+            for name, figure in figures.items()
+            for suffix in formats
+        ]
+        try:
+            errors = kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False})
+        except (BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError):
+            print("No SVG or PDF written: no working Chromium or Chrome found (Debian: `apt-get install chromium`).")
+            return []
+        if errors:
+            kind = OSError if isinstance(errors[0], OSError) else RuntimeError  # a full disk is no fault of a figure
+            raise kind(f"{len(errors)} of {len(jobs)} static figures could not be rendered into {out}: {errors[0]}")
+        for job in jobs:
+            source = Path(job["path"])
+            with written(out / source.name) as temporary:
+                temporary.write_bytes(_without_chance(source.read_bytes(), source.stem))
+    return [out / Path(job["path"]).name for job in jobs]
+
+
+def _below_toolbar(figure: go.Figure) -> go.Figure:
+    """Copy of a figure with room above its legends for the toolbar, which only the interactive page has."""
+    figure = go.Figure(figure)
+    top, height = figure.layout.margin.t, figure.layout.height
+    if height is not None:  # what is drawn keeps its size
+        figure.update_layout(height=height + _TOOLBAR)
+    return figure.update_layout(margin_t=(TOP if top is None else top) + _TOOLBAR)
+
+
+def _numbered(figure: go.Figure, name: str) -> go.Figure:
+    """Copy of a figure whose traces carry fixed ids in place of random ones."""
+    figure = go.Figure(figure)
+    for number, trace in enumerate(figure.data):
+        trace.uid = f"{name}-{number:03d}"
+    return figure
+
+
+def _without_chance(content: bytes, name: str) -> bytes:
+    """Replace the random part of an SVG's ids by the figure's name, and a PDF's dates by a fixed one."""
+    for unique in set(re.findall(rb'id="(?:top)?defs-(\w+)"', content)):
+        content = content.replace(unique, name.encode())
+    return re.sub(rb"/(Creation|Mod)Date \(D:\d{14}", rb"/\1Date (D:20000101000000", content)
+
+
+_TOOLBAR = 28  # px

@@ -1,0 +1,221 @@
+"""Figures of the masking study: arms of training side by side, and where what they gain or lose lands.
+
+>>> frame, provenance = read_table("figures/tables", "masking")
+>>> success(frame, provenance).show()
+
+Green is a mask of action tokens, orange and hollow the mask of as many other tokens, in every figure here (`interp.results.arm_rows.LOOKS`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from interp.plots.arm_panels import ARM_HOVER, K_TITLE, arm_axis, arm_numbers, draw_arms, grid, marker, under
+from interp.results.arm_rows import LOOKS, PREDICTED, arms_of, at_last, claimed, named, number, paper_table
+from interp.stats.crossed import SMALLEST
+from interp.plots.theme import BOTTOM, STEP_TITLE, TOP, draw_trace, meta, step_axis, whisker, zero_line
+from interp.results.names import GREEN, ORANGE, SPLITS, STYLE
+from interp.results.queries import need, pick, splits_of, steps_of
+
+#: Metrics of the forest plot in reading order: their names in figures; every one is a share, so that differences share an axis.
+MECHANISM = {
+    "acc_cot": "CoT action right",
+    "acc_prompt": "prompt action right",
+    "gap": "gap (CoT − prompt)",
+    "success_cot": "games won with CoT",
+    "success_prompt": "games won without",
+    "prompt_reliance": "prompt reliance",
+    "follow": "follows another state's trace",
+    "keep": "keeps its own action",
+    "patch_prompt": "patching the whole prompt",
+    "patch_boundary": "patching the boundary",
+    "probe_gain": "boundary probe's gain",
+    "parse_cot": "CoT action parses",
+    "parse_prompt": "prompt action parses",
+}
+
+
+def success(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """The primary outcome by arm, its differences to k = 0, and games won where they were played.
+
+    Each training is a dot; the dashed line is the least difference that matters (`interp.stats.crossed.SMALLEST`).
+
+    Args:
+        frame: table `masking` (step, split, metric, contrast, arm, seed, seeds, value, low, high, n, n_groups).
+        provenance: kept in the figure's `layout.meta`.
+    """
+    need(frame, "masking_success", metric="acc_cot", contrast="level")
+    arms, rows = arms_of(frame), [("acc_cot", "level", "accuracy of CoT action", 200)]
+    if len(pick(frame, metric="acc_cot", contrast="difference")):
+        rows.append(("acc_cot", "difference", "less that of k = 0", 170))
+    if len(pick(frame, metric="success_cot", contrast="level")):
+        rows.append(("success_cot", "level", "share of games won", 170))
+    fig = arm_axis(grid("masking_success", splits_of(frame), [row[2:] for row in rows], provenance), arms)
+    for row, (metric, contrast, *_) in enumerate(rows, start=1):
+        draw_arms(fig, frame, arms, metric, contrast, row)
+        if contrast == "difference":
+            zero_line(fig, row)
+            fig.add_hline(y=SMALLEST, row=row, col="all", line=dict(color="#888888", width=1, dash="dash"), layer="below")
+    return fig
+
+
+def gap(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """The gap between the modes by arm, above its differences to k = 0.
+
+    Args:
+        frame: table `masking`.
+        provenance: kept in the figure's `layout.meta`.
+    """
+    need(frame, "masking_gap", metric="gap", contrast="level")
+    rows = [("gap (CoT − prompt)", 210)] + [("gap less that of k = 0", 170)] * bool(len(pick(frame, metric="gap", contrast="difference")))
+    arms = arms_of(frame)
+    fig = arm_axis(grid("masking_gap", splits_of(frame), rows, provenance), arms)
+    for row, contrast in enumerate(("level", "difference")[:len(rows)], start=1):
+        draw_arms(fig, frame, arms, "gap", contrast, row)
+        zero_line(fig, row)
+    return fig
+
+
+def dose(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """Accuracy of both modes against the share k whose actions are masked; random masks are hollow, at their share.
+
+    Args:
+        frame: table `masking`.
+        provenance: kept in the figure's `layout.meta`.
+    """
+    metrics = [metric for metric in ("acc_cot", "acc_prompt") if len(pick(frame, metric=metric, contrast="level"))]
+    need(frame, "masking_dose", metric="acc_cot", contrast="level")
+    arms = [arm for arm in arms_of(frame) if arm.kind != "only"]
+    shares = sorted({arm.share for arm in arms if arm.kind != "random_mask"})
+    if len(shares) < 2:
+        raise ValueError("Figure masking_dose: a dose needs arms action_mask_K of at least two shares K.")
+    fig = grid("masking_dose", splits_of(frame), [("accuracy", 260)], provenance, bottom=BOTTOM)
+    for col, split in enumerate(splits_of(frame), start=1):
+        for order, metric in enumerate(metrics):
+            name, colour, dash, symbol = STYLE[metric]
+            rows = at_last(frame, metric=metric, split=split, contrast="level")
+            for random in (False, True):
+                some = [arm for arm in arms if (arm.kind == "random_mask") == random and (rows["arm"] == arm.name).any()]
+                found = rows.set_index("arm").loc[[arm.name for arm in some]].reset_index()
+                if some:
+                    fig.add_scatter(
+                        x=[arm.share + 0.012 * (order - 0.5) + 0.03 * random for arm in some], y=found["value"], cliponaxis=False,
+                        mode="markers" if random else "lines+markers", line=dict(color=colour, dash=dash, width=2.2),
+                        marker=marker(f"{symbol}-open" if random else symbol, colour, 9), error_y=whisker(found, colour),
+                        name=f"{name}, random mask" if random else name, legendgroup=f"{metric} {random}", showlegend=col == 1,
+                        customdata=arm_numbers(found, [arm.title for arm in some]), hovertemplate=ARM_HOVER, row=1, col=col,
+                    )  # fmt: skip
+        fig.update_xaxes(title=K_TITLE, tickvals=shares, ticktext=[number(k) for k in shares], row=1, col=col)
+    return fig
+
+
+def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """Prompt reliance over checkpoints, a column for each arm beside k = 0, which is drawn again in every panel.
+
+    Args:
+        frame: table `masking`.
+        provenance: kept in the figure's `layout.meta`.
+    """
+    frame = need(frame, "masking_reliance", metric="prompt_reliance", contrast="level")
+    steps, splits, arms = steps_of(frame), splits_of(frame), arms_of(frame)
+    zero = next((arm for arm in arms if arm.kind == "zero"), None)
+    others = [arm for arm in arms if arm != zero] or arms
+    height = 170 * len(splits) + 22 * (len(splits) - 1)
+    fig = make_subplots(rows=len(splits), cols=len(others), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.014,
+                        vertical_spacing=22 / height, column_titles=[arm.title for arm in others])
+    fig.update_layout(template="interp", height=height + TOP + BOTTOM, legend=dict(y=1 + 28 / height))
+    fig.update_layout(meta=meta("masking_reliance", provenance))
+    low, high = min(0.0, frame["low"].min(), frame["value"].min()), max(frame["high"].max(), frame["value"].max())
+    margin, seen = 0.05 * max(high - low, 0.02), set()
+    for row, split in enumerate(splits, start=1):
+        for col, arm in enumerate(others, start=1):
+            for order, each in enumerate([zero, arm] if zero and arm != zero else [arm]):
+                rows = pick(frame, split=split, arm=each.name).sort_values("step")
+                shift = 0.1 * (order - 0.5) if len(steps) == 1 else 0.0
+                x = [steps.index(step) + shift for step in rows["step"]]
+                draw_trace(fig, rows, x, LOOKS[each.kind], row, col, "legend", each.kind not in seen, thin=each == zero)
+                seen |= {each.kind} if len(rows) else set()
+            step_axis(fig, steps, row, col, title=False, room=3)
+        fig.update_yaxes(title=f"prompt reliance,<br>{SPLITS[split].lower()}", row=row, col=1)
+    fig.update_yaxes(range=[low - margin, high + margin])
+    return under(fig, STEP_TITLE, 30)
+
+
+def mechanism(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """Where a gain landed: the claimed arm's differences to k = 0 and to its random mask in every reading, a column for each split.
+
+    Args:
+        frame: table `masking`.
+        provenance: kept in the figure's `layout.meta`.
+    """
+    arm = claimed(frame)
+    rows = pick(frame, arm=arm.name if arm else "action_mask_0.3")
+    rows = need(rows[rows["contrast"].isin(["difference", "control"]) & rows["metric"].isin(MECHANISM)], "masking_mechanism")
+    shown, splits = [metric for metric in MECHANISM if (rows["metric"] == metric).any()], splits_of(rows)
+    places = {metric: i for i, metric in enumerate(shown)}
+    height = 32 * len(shown)
+    fig = grid("masking_mechanism", splits, [("", height)], provenance, bottom=BOTTOM).update_layout(margin_l=222)
+    last = pd.concat([at_last(rows, metric=metric) for metric in shown])
+    reach = min(1.0, max(0.05, float(np.nanmax(last[["value", "low", "high"]].abs()))) * 1.06)
+    looks = {"difference": (f"{arm.title} less k = 0", GREEN, "circle"),
+             "control": (f"{arm.title} less its random mask", ORANGE, "circle-open")}
+    for col, split in enumerate(splits, start=1):
+        sides = [(places[metric], PREDICTED[metric, split]) for metric in shown if (metric, split) in PREDICTED]
+        for number_of, (y, side) in enumerate(sides):
+            fig.add_shape(type="rect", x0=0, x1=side * reach, y0=y - 0.42, y1=y + 0.42, fillcolor="#E3F1EC", line_width=0, layer="below",
+                          name="side that was predicted", showlegend=col == 1 and number_of == 0, row=1, col=col)
+        for order, (contrast, (name, colour, symbol)) in enumerate(looks.items()):
+            found = pick(last, split=split, contrast=contrast)
+            fig.add_scatter(
+                x=found["value"], y=[places[metric] + 0.28 * (order - 0.5) for metric in found["metric"]], mode="markers", name=name,
+                legendgroup=contrast, showlegend=col == 1 and bool(len(pick(last, contrast=contrast))), marker=marker(symbol, colour, 9),
+                error_x=whisker(found, colour), customdata=arm_numbers(found, [MECHANISM[metric] for metric in found["metric"]]),
+                hovertemplate=ARM_HOVER, row=1, col=col,
+            )  # fmt: skip
+        fig.update_xaxes(range=[-reach, reach], zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2, row=1, col=col)
+    names = [MECHANISM[metric] for metric in shown]
+    fig.update_yaxes(range=[len(shown) - 0.45, -0.55], tickvals=list(places.values()), ticktext=names, ticks="")
+    return under(fig, "difference, all readings being shares (1 = everything)", 30)
+
+
+def selection(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """Each share's difference to k = 0 with simultaneous intervals, the chosen one filled.
+
+    Args:
+        frame: table `masking_selection` (step, split, metric, arm, share, value, low, high, n, n_groups, seeds, chosen).
+        provenance: kept in the figure's `layout.meta`.
+    """
+    frame = need(frame, "masking_selection").sort_values("share")
+    split, metric = frame[["split", "metric"]].iloc[0]
+    fig = grid("masking_selection", [split], [(f"{STYLE[metric][0]} right, less k = 0", 230)], provenance, bottom=BOTTOM)
+    for chosen, name, symbol in ((True, "chosen", "circle"), (False, "not chosen", "circle-open")):
+        rows = pick(frame, chosen=chosen)
+        fig.add_scatter(
+            x=rows["share"], y=rows["value"], mode="markers", name=name, error_y=whisker(rows, GREEN), marker=marker(symbol, GREEN, 11),
+            customdata=arm_numbers(rows, [named(arm).title for arm in rows["arm"]]), hovertemplate=ARM_HOVER, row=1, col=1,
+        )  # fmt: skip
+    zero_line(fig, row=1)
+    fig.update_xaxes(title=K_TITLE, tickvals=frame["share"], ticktext=frame["share"].map(number))
+    return fig
+
+
+def table(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """What each arm reads, and the claimed arm's differences, as `interp.plots.latex.masking_table` has it.
+
+    Args:
+        frame: table `masking`.
+        provenance: kept in the figure's `layout.meta`.
+    """
+    shown = paper_table(frame)
+    heads = ["arm", *("<br>".join(part for part in column if part) for column in shown.columns)]
+    fills = ["#F3F3F3" if " less " in title else "white" for title in shown.index]
+    look = dict(align=["left", "right", "center"], font_size=12)
+    fig = go.Figure(go.Table(
+        columnwidth=[1.4, 0.5, *[1.12] * (len(heads) - 2)], header=dict(values=heads, fill_color="#EEEEEE", **look),
+        cells=dict(values=[shown.index, *(shown[column] for column in shown)], fill_color=[fills], line_color="#CCCCCC", height=24) | look,
+    ))  # fmt: skip
+    fig.update_layout(template="interp", height=72 + 24 * len(shown), margin=dict(l=8, r=8, t=8, b=8))
+    return fig.update_layout(meta=meta("masking_table", provenance))

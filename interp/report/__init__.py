@@ -1,0 +1,1 @@
+"""The page of a run: its sections, and what each says of the tables."""

@@ -1,0 +1,1 @@
+"""Tables with their provenance, records with their hash, and what is read out of them; nothing here draws."""

@@ -1,0 +1,128 @@
+"""The masking study's table, read for figures, captions and LaTeX: its arms' names, order and looks, and the rows that matter.
+
+>>> frame, _ = read_table("figures/tables", "masking")
+>>> [arm.title for arm in arms_of(frame)]
+['k = 0', 'k = .1', 'k = .3', 'random mask of .3', 'action only']
+>>> at_last(frame, metric="acc_cot", contrast="difference", arm=claimed(frame).name)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import pandas as pd
+
+from interp.results.names import BLACK, GREEN, GREY, ORANGE, SPLITS
+from interp.results.queries import need, pick, splits_of
+
+#: Kind of arm, and the contrast to a random mask: name in legends, colour, dash, marker, as in `interp.plots.theme.STYLE`; controls are hollow.
+LOOKS = {
+    "zero": ("k = 0", BLACK, "solid", "square"),
+    "action_mask": ("actions masked", GREEN, "solid", "circle"),
+    "random_mask": ("random mask", ORANGE, "dash", "circle-open"),
+    "only": ("one part only", GREY, "dot", "diamond-open"),
+    "control": ("less the random mask of its share", ORANGE, "dash", "triangle-up-open"),
+}
+#: The side that the study's claim or mechanism predicts for the masked arm's difference: 1 more, -1 less.
+PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
+    (metric, split): side for split in SPLITS for metric, side in (("acc_prompt", -1), ("gap", 1), ("prompt_reliance", -1), ("follow", 1))}
+_ONLY = {"action": "action only", "cot": "CoT only"}
+
+
+class Arm(NamedTuple):
+    """An arm of training, by its name in tables (`interp.training.supervision.Supervision.name`)."""
+
+    name: str
+    kind: str
+    """One of LOOKS."""
+    share: float
+    """Share of the examples in which something is unsupervised."""
+
+    @property
+    def title(self) -> str:
+        """Its name in sentences and tables."""
+        if self.kind == "only":
+            return _ONLY[self.name.removesuffix("_only")]
+        return f"random mask of {number(self.share)}" if self.kind == "random_mask" else f"k = {number(self.share)}"
+
+    @property
+    def tick(self) -> str:
+        """Its name on an axis, on two lines where one is too long."""
+        return self.title.replace("mask of ", "").replace(" ", "<br>") if self.kind in ("only", "random_mask") else self.title
+
+
+def number(value: float) -> str:
+    """A share without its leading zero, as it is short: `.3`."""
+    return f"{value:g}".removeprefix("0") or "0"
+
+
+def named(name: str) -> Arm:
+    """The arm of a name; raises ValueError for one that is no arm's."""
+    kind, _, share = name.rpartition("_")
+    if share == "only" and kind in _ONLY:
+        return Arm(name, "only", 1.0)
+    if kind not in ("action_mask", "random_mask"):
+        raise ValueError(f"{name!r} is no arm of training: arms are action_mask_K, random_mask_K, action_only and cot_only.")
+    return Arm(name, kind if float(share) else "zero", float(share))
+
+
+def arms_of(frame: pd.DataFrame) -> list[Arm]:
+    """The arms that a table has levels of: shares of masked actions in order, then the controls."""
+    found = [named(name) for name in pick(frame, contrast="level")["arm"].unique()]
+    return sorted(found, key=lambda arm: (list(LOOKS).index(arm.kind), arm.share, arm.name))
+
+
+def claimed(frame: pd.DataFrame) -> Arm | None:
+    """The arm that is compared: k = .3; where a table has none, the smallest k that has its random control, else the smallest k."""
+    arms = arms_of(frame)
+    controlled = {arm.share for arm in arms if arm.kind == "random_mask"}
+    masks = [arm for arm in arms if arm.kind == "action_mask"]
+    return min(masks, key=lambda arm: (arm.share != 0.3, arm.share not in controlled, arm.share), default=None)
+
+
+def at_last(frame: pd.DataFrame, **where) -> pd.DataFrame:
+    """Rows whose columns equal the values given, of the last checkpoint that has any."""
+    rows = pick(frame, **where)
+    return rows[rows["step"] == rows["step"].max()]
+
+
+def one(frame: pd.DataFrame, **where) -> pd.Series | None:
+    """The row of the last checkpoint, or None."""
+    rows = at_last(frame, **where)
+    return rows.iloc[0] if len(rows) else None
+
+
+#: Columns of the paper's table: metric, heading, and whether both splits are told; else the one that the claim is about.
+PAPER = (("acc_cot", "CoT action", True), ("acc_prompt", "prompt action", True), ("gap", "gap", False),
+            ("prompt_reliance", "prompt reliance", False), ("follow", "follows trace", False))
+
+
+def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each arm reads at the last checkpoint, value and interval as text, and the claimed arm's differences in the last rows.
+
+    Index: the arm, or difference. Columns: (heading, split), the first of them the number of trainings. What was not measured is a dash.
+    Raises ValueError where the table has levels of none of the metrics.
+    """
+    need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], "masking_table", contrast="level")
+    splits, arm = splits_of(frame), claimed(frame)
+    columns = [(metric, heading, split) for metric, heading, both in PAPER for split in (splits if both else splits[-1:])]
+    columns = [column for column in columns if len(pick(frame, metric=column[0], split=column[2]))]
+    rows = [(a.title, "level", a.name) for a in arms_of(frame)]
+    if arm:
+        rows += [(f"{arm.title} less k = 0", "difference", arm.name), (f"{arm.title} less random", "control", arm.name)]
+    rows = [row for row in rows if len(pick(frame, contrast=row[1], arm=row[2]))]
+    table = {("", "seeds"): [str(int(pick(frame, contrast=c, arm=a)["seeds"].max())) for _, c, a in rows]}
+    for metric, heading, split in columns:
+        found = [one(frame, metric=metric, split=split, contrast=c, arm=a) for _, c, a in rows]
+        table[heading, SPLITS[split].lower()] = [cell(row, signed=c != "level") for row, (_, c, _) in zip(found, rows)]
+    return pd.DataFrame(table, index=[title for title, *_ in rows])
+
+
+def cell(row: pd.Series | None, signed: bool = False) -> str:
+    """`.68 [.64, .72]`; a difference's value has its sign, and what was not measured is a dash."""
+    if row is None or pd.isna(row["value"]):
+        return "–"
+    told = [f"{row['value']:{'+' if signed else ''}.2f}", *(f"{row[end]:.2f}" for end in ("low", "high"))]
+    told = [re.sub(r"\b0\.", ".", text).replace("-", "−") for text in told]
+    return f"{told[0]} [{told[1]}, {told[2]}]" if pd.notna(row["low"]) else told[0]

@@ -1,0 +1,53 @@
+"""The readings that a study is summed up by: of every table the rows that stand side by side with another study's.
+
+>>> headline(study.tables)      # step, split, metric, and the estimate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from interp.results.queries import pick
+from interp.results.tables import ESTIMATE_COLUMNS
+
+#: What the probe's gain is about, where a study has it; else the eventual action's verb, or the study's first label.
+LABEL = "eventual_target"
+#: Readings in reading order: their names in a report's tables.
+READINGS = {
+    "acc_cot": "CoT action agrees with the expert",
+    "acc_prompt": "prompt action agrees with the expert",
+    "gap": "gap between the two",
+    "success_cot": "games won with the trace",
+    "success_prompt": "games won without the trace",
+    "prompt_reliance": "prompt reliance",
+    "follow": "another state's trace is followed",
+    "keep": "own action kept against it",
+    "probe_gain": "boundary probe's gain over controls",
+}
+_COLUMNS = ["step", "split", "metric", *ESTIMATE_COLUMNS]
+
+
+def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The rows that sum up a study, of the tables that it has; those of ALFWorld's own games where no others were played.
+
+    Args:
+        tables: frame per name, as `interp.results.tables.read_table` reads them.
+
+    Returns:
+        Columns step, split, metric (READINGS, and both modes' parse rates) and the estimate.
+    """
+    found = [pd.DataFrame(columns=_COLUMNS)]
+    if (table := tables.get("behaviour")) is not None:
+        found.append(table[table["metric"].isin(["acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt"])])
+    if (table := tables.get("online", tables.get("online_official"))) is not None:
+        found.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
+    if (table := tables.get("reliance")) is not None:
+        found.append(pick(table, metric="prompt_reliance"))
+    if (table := tables.get("conflict")) is not None:
+        found.append(pick(table, arm="other_state")[lambda t: t["metric"].isin(["keep", "follow"])])
+    if (table := tables.get("probes")) is not None and len(table):
+        label = next((name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()), table["label"].iloc[0])
+        found.append(pick(table, label=label, layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain"))
+    return pd.concat([of[_COLUMNS] for of in found if len(of)] or found, ignore_index=True)

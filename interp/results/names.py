@@ -1,0 +1,88 @@
+"""Names, colours, dashes and markers: one concept looks the same in every figure, and is called the same in every text."""
+
+# Okabe and Ito's palette, which survives the common colour-vision deficiencies.
+BLACK, GREY, PALE = "#000000", "#7F7F7F", "#BBBBBB"
+BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+
+#: Concept: name in legends, colour, dash, marker. One concept looks the same in every figure.
+STYLE = {
+    "acc_cot": ("CoT action", VERMILION, "solid", "circle"),
+    "acc_prompt": ("prompt action", BLUE, "solid", "square"),
+    "acc_empty_think": ("empty-think action", SKY, "dash", "diamond"),
+    "gap": ("gap (CoT − prompt)", PURPLE, "solid", "circle"),
+    "headroom_gap": ("headroom gap (gap / (1 − prompt))", BLACK, "dash", "square"),
+    "agreement": ("agreement of prompt and CoT action", BLACK, "solid", "circle"),
+    "kappa": ("Cohen's κ", PURPLE, "dash", "square"),
+    "revision_helpful": ("helpful (wrong to right)", GREEN, "solid", "circle"),
+    "revision_neutral": ("neutral", PALE, "solid", "diamond"),
+    "revision_harmful": ("harmful (right to wrong)", ORANGE, "solid", "square"),
+    "probe": ("probe (nested layer)", BLUE, "solid", "circle"),
+    "majority": ("majority class", GREY, "dash", "line-ew"),
+    "previous_action": ("previous action", ORANGE, "solid", "square"),
+    "tfidf": ("TF-IDF of prompt", GREEN, "solid", "diamond"),
+    "prompt_length": ("prompt length", PURPLE, "dot", "triangle-up"),
+    "embedding": ("embedding layer", SKY, "solid", "triangle-down"),
+    "shuffled": ("shuffled labels", BLACK, "dot", "x"),
+    "random_model": ("random model", GREEN, "dash", "triangle-up"),
+    "control_task": ("control task", ORANGE, "dot", "diamond"),
+    "prompt_reliance": ("prompt reliance = direct / (direct + via-CoT)", BLUE, "solid", "square"),
+    "direct": ("direct (prompt)", BLUE, "solid", "square"),
+    "via_cot": ("via CoT", VERMILION, "solid", "circle"),
+    "via_text": ("via CoT: its text", VERMILION, "dash", "triangle-up"),
+    "via_state": ("via CoT: its hidden state", ORANGE, "dot", "triangle-down"),
+    "total": ("total", BLACK, "solid", "diamond"),
+    "interaction": ("interaction", GREY, "dot", "x"),
+    "area_action": ("area over the curve, action", VERMILION, "solid", "circle"),
+    "area_filler": ("the same behind full stops of equal length", GREY, "dot", "x"),
+    "area_distribution": ("area over the curve, distribution over admissible actions", ORANGE, "dash", "triangle-up"),
+    "same_0": ("same action without the trace", BLUE, "solid", "square"),
+    "same_25": ("after a quarter", SKY, "dash", "diamond"),
+    "same_50": ("after half", GREEN, "dashdot", "triangle-up"),
+    "same_75": ("after three quarters", GREY, "dot", "x"),
+    "keep": ("keep (own CoT action)", BLUE, "solid", "square"),
+    "follow": ("follow (inserted trace's action)", VERMILION, "solid", "circle"),
+    "other": ("other action", GREY, "dash", "diamond"),
+    "unparsed": ("unparsed", PALE, "dot", "x"),
+    "along_probe": ("probe's direction", BLUE, "solid", "circle"),
+    "along_orthogonal": ("orthogonal, random", GREY, "dash", "line-ew"),
+    "along_unembedding": ("unembedding row", GREEN, "solid", "diamond"),
+    "along_shuffled": ("shuffled labels", BLACK, "dot", "x"),
+}
+for _mode in ("cot", "prompt", "empty_think"):
+    STYLE[_mode] = STYLE[f"parse_{_mode}"] = STYLE[f"acc_{_mode}"]
+
+SPLITS = {"in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
+ARMS = {
+    "self_splice": "self-splice",
+    "truncated": "truncated",
+    "other_state": "other state",
+    "resampled": "resampled",
+    "shuffled_words": "shuffled words",
+    "filler": "filler",
+    "empty": "empty",
+}
+#: Spans in reading order, and definitions of a share: their names in figures.
+SPANS = {
+    "template": "template",
+    "task": "task",
+    "history": "history",
+    "observation": "observation",
+    "boundary": "boundary",
+    "cot": "CoT",
+    "action_tag": "action tag",
+    "action": "action",
+}
+SHARES = {"attention": "attention", "gradient_value": "gradient, value path", "gradient_resid": "gradient, residual"}
+VERSIONS = {"all": "all positions", "sink_free": "first position left out"}
+#: Controls that read no activation, of which the best is what a gain is over, and those that do.
+CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
+ACTIVATION_CONTROLS = ("embedding", "random_model", "control_task", "shuffled")
+LABELS = {
+    "eventual_verb": "eventual action's verb",
+    "eventual_target": "eventual action's target",
+    "reference_verb": "reference action's verb",
+    "reference_target": "reference action's target",
+}
+STEERED = {"boundary": "boundary only", "cot": "during the CoT", "action": "at the action", "everywhere": "everywhere"}
+ALONG = ("probe", "orthogonal", "unembedding", "shuffled")
+DIRECTIONS = {"denoise": "Denoise (clean into corrupt)", "noise": "Noise (corrupt into clean)"}

@@ -1,0 +1,43 @@
+"""Rows picked out of tables."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from interp.results.names import SPLITS
+
+
+def steps_of(frame: pd.DataFrame) -> list[int]:
+    """Training steps of a table's checkpoints, in order."""
+    return sorted(int(step) for step in frame["step"].unique())
+
+
+def splits_of(frame: pd.DataFrame) -> list[str]:
+    """Splits that a table has, in-domain first."""
+    return [split for split in SPLITS if (frame["split"] == split).any()]
+
+
+def label_of(frame: pd.DataFrame) -> str:
+    """The label that a figure shows unless told: the eventual action's target where the table has it, else its first."""
+    return "eventual_target" if (frame["label"] == "eventual_target").any() else frame["label"].iloc[0]
+
+
+def pick(frame: pd.DataFrame, **where) -> pd.DataFrame:
+    """Rows whose columns equal the values given."""
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def need(frame: pd.DataFrame, figure: str, **where) -> pd.DataFrame:
+    """Rows whose columns equal the values given; ValueError where there is none."""
+    rows = pick(frame, **where)
+    if rows.empty:
+        wanted = ", ".join(f"{column} = {value}" for column, value in where.items())
+        raise ValueError(f"Figure {figure}: the table has no rows with {wanted}.")
+    return rows
+
+
+def with_places(frame: pd.DataFrame) -> pd.DataFrame:
+    """Table `patching` with the columns `mode`, `at` and `metric`: one without them is of the prompt mode, the boundary, the difference."""
+    return frame.assign(**{name: value for name, value in dict(mode="prompt", at="boundary", metric="difference").items() if name not in frame})

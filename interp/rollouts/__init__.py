@@ -1,0 +1,1 @@
+"""Whole games: many side by side, decoding batched over them."""

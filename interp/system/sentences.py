@@ -1,0 +1,6 @@
+"""What is said of an error."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line without its full stop, at most 200 characters of it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

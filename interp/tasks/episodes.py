@@ -1,0 +1,209 @@
+"""Episodes and decisions: what an agent saw, said and did, and what it had to decide next.
+
+A decision is one step of one episode at which the agent must act. Any environment can be studied whose episodes or
+decisions are written in this form (`interp.tasks.rows` says what is refused); the shipped corpus was recorded in ALFWorld's engine.
+
+>>> corpus = load_corpus()
+>>> decisions = [d for e in corpus["test_in_domain"] for d in e.decisions()]
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from interp.system.paths import DATA
+from interp.tasks.json_lines import lines
+from interp.tasks.rows import decision_row, episode_row
+
+CORPUS = DATA / "alfworld.jsonl.xz"
+#: What a study calls a split -> what recorded episodes call it; those of TRAINING are never studied.
+SPLITS = {"in_domain": "test_in_domain", "out_of_domain": "test_out_of_domain"}
+TRAINING = ("base", "base_aimless", "train")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One move: the trace before it, the command, what came back; what was admissible and what the expert wanted."""
+
+    trace: str
+    action: str
+    observation: str
+    reference: str
+    admissible: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One step of one episode at which the agent must act.
+
+    `messages` are user, tool and system turns (`content`) and agent turns (`trace`, None where there was none, and `action`; or
+    their whole text as `content`), ending with a user or tool turn; `reference` is the expert's action, `trace` the expert's,
+    `task` a substring of a user turn.
+    """
+
+    messages: tuple[dict, ...]
+    reference: str
+    admissible: tuple[str, ...]
+    episode: str
+    step: int
+    task: str
+    task_type: str
+    split: str
+    trace: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.episode}#{self.step}"
+
+    @property
+    def previous(self) -> str:
+        """The action before this one ("" at the first step)."""
+        last = next((m for m in reversed(self.messages) if m["role"] == "agent"), {})
+        return last.get("action") or last.get("content", "")
+
+    def decisions(self) -> list["Decision"]:
+        """This decision alone, as an episode gives its own."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One game as it was played, start to end."""
+
+    id: str
+    split: str
+    task_type: str
+    scene: int
+    task: str
+    start: str
+    steps: tuple[Step, ...]
+    won: bool
+    kind: str = "expert"
+
+    def messages(self, upto: int | None = None, traces: bool | Sequence[bool] = True) -> tuple[dict, ...]:
+        """The turns before step `upto` (None: all turns), with or without the traces (one flag, or one for each step)."""
+        steps = self.steps if upto is None else self.steps[:upto]
+        keep = [traces] * len(steps) if isinstance(traces, bool) else traces
+        turns = [dict(role="user", content=self.start)]
+        for step, with_trace in zip(steps, keep):
+            turns.append(dict(role="agent", trace=step.trace if with_trace else None, action=step.action))
+            turns.append(dict(role="user", content=step.observation))
+        return tuple(turns)
+
+    def decisions(self) -> list[Decision]:
+        """One decision for each step, on the states this episode visited."""
+        turns = self.messages()  # made once: thousands of steps share their earlier turns
+        return [Decision(turns[:2 * i + 1], s.reference, s.admissible, self.id, i, self.task, self.task_type, self.split, s.trace)
+                for i, s in enumerate(self.steps)]
+
+
+def save_episodes(path: str | Path, episodes: Iterable[Episode]) -> Path:
+    """Write episodes as one JSON object a line, xz-compressed (equal episodes give equal bytes)."""
+    lines = (json.dumps(asdict(e), sort_keys=True, separators=(",", ":")) for e in episodes)
+    data = lzma.compress(("\n".join(lines) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(data)
+    return Path(path)
+
+
+def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> list[Episode | Decision]:
+    """Episodes and decisions from (place, row), checked against one another."""
+    known = {*TRAINING, *splits, *splits.values()}
+    found: list[Episode | Decision] = []
+    seen: dict[str, tuple[str, int | None, str]] = {}  # episode -> where it was last met, its step (None: a whole episode), its split
+    for place, row in rows:
+        try:
+            if "messages" in row:
+                item = Decision(**decision_row(row, place.rsplit(", ")[-1]))
+                name, step = item.episode, item.step
+            else:
+                row = episode_row(row)
+                item = Episode(**{**row, "steps": tuple(Step(**s) for s in row["steps"])})
+                name, step = item.id, None
+            if item.split not in known:
+                raise ValueError(f"there is no split {item.split!r}: there are {', '.join(sorted(known))}")
+            item = replace(item, split=splits.get(item.split, item.split))
+            if name in seen:
+                where, last, split = seen[name]
+                if last is None or step is None:
+                    raise ValueError(f"the episode {name!r} is there already ({where}): each is given once, whole or as its decisions")
+                if split != item.split:
+                    raise ValueError(f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in {where}, and belongs to one")
+                if step <= last:
+                    what = "is there already" if step == last else f"comes after step {last}"
+                    raise ValueError(f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come once, in rising order")
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}.") from None
+        seen[name] = (place.rsplit(", ")[-1], step, item.split)
+        found.append(item)
+    return found
+
+
+def checked(given: Iterable[Episode | Decision], source: str, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
+    """Episodes or decisions that a program made, held to what a file of them is held to; `source` names it in a sentence."""
+    def row(item, place):
+        if not isinstance(item, (Episode, Decision)):
+            raise ValueError(f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.episodes.Decision or Episode.")
+        return asdict(item) if isinstance(item, Episode) else dict(vars(item))
+
+    places = ((f"{source}, number {i}", item) for i, item in enumerate(given, 1))
+    found = _read(((place, row(item, place)) for place, item in places), splits)
+    if not found:
+        raise ValueError(f"{source}: there are no episodes and no decisions.")
+    return found
+
+
+def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
+    """Read episodes (rows with `steps`) and decisions (rows with `messages`) from `.jsonl` or `.jsonl.xz`, in UTF-8.
+
+    splits: what a study calls a split -> what the file calls it; either name is read. Raises FileNotFoundError, or ValueError
+    naming the line that is neither, or that does not fit those before it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a .jsonl or .jsonl.xz file of episodes or decisions.")
+    if not path.exists():
+        raise FileNotFoundError(f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses record`.")
+    found = _read(lines(path), splits)
+    if not found:
+        raise ValueError(f"{path} holds no episodes and no decisions: it is empty.")
+    return found
+
+
+def by_split(found: Iterable[Episode | Decision]) -> dict[str, list[Episode | Decision]]:
+    """Episodes, or decisions, grouped by split."""
+    groups: dict[str, list[Episode | Decision]] = {}
+    for episode in found:
+        groups.setdefault(episode.split, []).append(episode)
+    return groups
+
+
+def load_corpus(path: str | Path = CORPUS) -> dict[str, list[Episode | Decision]]:
+    """Read a corpus and group its episodes, or decisions, by split."""
+    return by_split(load_episodes(path))
+
+
+def sample_decisions(episodes: Sequence[Episode | Decision], n: int, seed: int = 0) -> list[Decision]:
+    """Draw about equally many steps from each episode until `n` decisions are found, in episode order.
+
+    Raises ValueError when there are fewer than `n`.
+    """
+    rng = np.random.default_rng(seed)
+    groups: dict[str, list[Decision]] = {}
+    for episode in episodes:
+        for decision in episode.decisions():
+            groups.setdefault(decision.episode, []).append(decision)
+    found = list(groups.values())
+    pools = [[int(i) for i in rng.permutation(len(group))] for group in found]
+    if sum(map(len, pools)) < n:
+        raise ValueError(f"{n} decisions were asked for, but {len(found)} episodes hold only {sum(map(len, pools))}.")
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < n:
+        chosen += [(i, pools[i].pop()) for i in rng.permutation(len(pools)) if pools[i]]
+    return [found[i][s] for i, s in sorted(chosen[:n])]

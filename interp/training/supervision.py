@@ -1,0 +1,161 @@
+"""Which tokens a training supervises: the arms of the masking study (METHODS 8), on any task, prompt format and kind of training.
+
+An example is one step of an episode, since each step ends in an action of its own: its trace and its action, each in its tags. The
+tags are supervised in every arm, so that every arm learns the format and when to act; arms differ in what stands inside them.
+
+>>> sequences, counts = supervised(fmt, episodes, Supervision(action_mask=0.3), seed=1)      # what `interp.training.trainer.train` takes
+>>> Supervision.named("random_mask_0.3").control_of
+'action_mask_0.3'
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from interp.prompts.format import PromptFormat
+from interp.tasks.episodes import Decision, Episode
+
+#: What a token of the agent's is; one that holds characters of several is of the last of them.
+TAG, COT, ACTION = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """An arm of training; the defaults supervise all that the agent writes, as `PromptFormat.sequence` does. One field at most is set."""
+
+    action_mask: float = 0.0
+    """Share of the examples, 0 to 1, whose action tokens are unsupervised (k)."""
+    random_mask: float = 0.0
+    """Share of the same examples in which as many tokens of the trace, drawn at random, are unsupervised instead."""
+    only: Literal["", "action", "cot"] = ""
+    """In every example the action alone, or the trace alone, is supervised."""
+
+    def __post_init__(self):
+        for name in ("action_mask", "random_mask"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of the examples, from 0 to 1, not {getattr(self, name)}.")
+        if self.only not in ("", "action", "cot"):
+            raise ValueError(f"only is 'action', 'cot' or '', not {self.only!r}.")
+        if given := [f"{k}={v}" for k, v in asdict(self).items() if v][1:]:
+            raise ValueError(f"One arm masks one thing: leave out {' and '.join(given)}.")
+
+    @property
+    def name(self) -> str:
+        """The arm's name and folder."""
+        if self.only:
+            return f"{self.only}_only"
+        return f"random_mask_{self.random_mask:g}" if self.random_mask else f"action_mask_{self.action_mask:g}"
+
+    @property
+    def control_of(self) -> str:
+        """The arm that a random mask is the control of ("" of another arm)."""
+        return f"action_mask_{self.random_mask:g}" if self.random_mask else ""
+
+    @classmethod
+    def named(cls, name: str) -> "Supervision":
+        """The arm of a name; raises ValueError for one that names none."""
+        kind, _, share = name.rpartition("_")
+        try:
+            found = cls(only=kind) if share == "only" else cls(**{kind: float(share)})
+        except (TypeError, ValueError):
+            found = None
+        if found is None or found.name != name:
+            raise ValueError(f"There is no arm {name!r}: arms are action_mask_K and random_mask_K, K a share of the examples such as 0.3, "
+                             "action_only and cot_only.")
+        return found
+
+
+class Written(NamedTuple):
+    """A training sequence [token]: ids, what each token is (0: not the agent's, else TAG, COT or ACTION), and of which example."""
+
+    ids: list[int]
+    parts: list[int]
+    examples: list[str]
+
+
+def written(fmt: PromptFormat, item: Episode | Decision) -> Iterator[Written]:
+    """An episode as its one sequence, or as one for each step where the template strips earlier traces; a decision as its own.
+
+    A token that holds any character of an action is the action's, and of the others one that holds any of a trace is the trace's.
+    """
+    if isinstance(item, Decision) or not fmt.whole:
+        yield from (_answered(fmt, decision) for decision in item.decisions())
+        return
+    text, turns, encoded = fmt.rendered(item)
+    parts, of = bytearray(len(text)), np.full(len(text), -1)
+    for number, ((start, end), step) in enumerate(zip(turns, item.steps, strict=True)):
+        turn = _turn(fmt, step.trace, step.action)
+        shift = fmt.turn(step.trace, step.action).index(text[start:end])  # templates may strip a turn's ends
+        parts[start:end], of[start:end] = turn[shift:shift + end - start], number
+    found = _parts(parts, encoded.offsets)
+    yield Written(encoded.ids, found, [f"{item.id}#{of[end - 1]}" if part else "" for part, (_, end) in zip(found, encoded.offsets)])
+
+
+def _turn(fmt: PromptFormat, trace: str, action: str) -> bytes:
+    """What each character of an agent's turn is."""
+    s = fmt.style
+    return bytes([TAG] * len(f"{s.open_think}{s.space}") + [COT] * len(trace) + [TAG] * len(f"{s.close_think}{s.open_action}{s.space}")
+                 + [ACTION] * len(action) + [TAG] * len(s.close_action))
+
+
+def _parts(characters: bytes, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """What each token is; one is the agent's where its last character is, as `PromptFormat.sequence` has it."""
+    return [max(characters[min(start, end - 1):end]) if characters[end - 1] else 0 for start, end in offsets]
+
+
+def _answered(fmt: PromptFormat, decision: Decision) -> Written:
+    s, (ids, _) = fmt.style, fmt.example(decision)
+    opened, start = fmt.trace_prefix(decision.trace)
+    rest = len(s.close_think + s.open_action)
+    before = bytes([TAG] * start + [COT] * len(decision.trace) + [TAG] * rest)
+    behind = bytes([TAG] * len(s.space) + [ACTION] * len(decision.reference) + [TAG] * len(s.close_action))
+    found = [*_parts(before, opened.offsets), *_parts(behind, fmt.closed_action(decision.reference).offsets)]
+    said = len(fmt.with_trace(decision.trace)) + len(fmt.action_ids(decision.reference))
+    found += [TAG] * (said - len(found))  # the end of a turn, where it closes the action
+    return Written(ids, [0] * (len(ids) - said) + found, [""] * (len(ids) - said) + [decision.id] * said)
+
+
+def lot(example: str, seed: int) -> float:
+    """A number from 0 to 1 that an example draws; a share k chooses those below k, so what a k chooses any larger one chooses too."""
+    return int(hashlib.sha256(f"{seed} {example}".encode()).hexdigest()[:13], 16) / 16**13
+
+
+def _random(example: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed} {example} random".encode()).digest()[:8], "big"))
+
+
+def supervised(fmt: PromptFormat, items: Sequence[Episode | Decision], supervision: Supervision = Supervision(),
+               seed: int = 0) -> tuple[list[tuple[list[int], list[bool]]], dict]:
+    """Training sequences, ids and which of them are supervised, and what was left unsupervised.
+
+    The same for an equal seed, whatever else is trained on; an action mask and its random control choose the same examples. Counts:
+    `examples`, `chosen`, `agent_tokens`, `action_tokens`, `unsupervised` tokens, and `short`, those that a random mask lacks
+    since a trace has fewer tokens than its action.
+    """
+    found, share = [], 1.0 if supervision.only else supervision.action_mask or supervision.random_mask
+    counts = dict(examples=0, chosen=0, agent_tokens=0, action_tokens=0, unsupervised=0, short=0)
+    for sequence in (s for item in items for s in written(fmt, item)):
+        parts, examples = np.array(sequence.parts), np.array(sequence.examples)
+        keep = parts > 0
+        for example in dict.fromkeys(e for e in sequence.examples if e):
+            cot, action = (np.flatnonzero((examples == example) & (parts == part)) for part in (COT, ACTION))
+            counts["examples"] += 1
+            counts["action_tokens"] += len(action)
+            if lot(example, seed) >= share:
+                continue
+            counts["chosen"] += 1
+            if supervision.random_mask:
+                left = _random(example, seed).permutation(cot)[:len(action)]
+                counts["short"] += len(action) - len(left)
+            else:
+                left = cot if supervision.only == "action" else action
+            keep[left] = False
+        counts["agent_tokens"] += int((parts > 0).sum())
+        counts["unsupervised"] += int(((parts > 0) & ~keep).sum())
+        found.append((sequence.ids, keep.tolist()))
+    return found, counts

@@ -1,0 +1,85 @@
+"""Every measurement on a GPU against the CPU's numbers (skipped where torch sees no GPU)."""
+
+import numpy as np
+import pytest
+import torch
+
+from interp.measures.attribution import attribute
+from interp.engine.capturing import capture
+from interp.engine.decoding import choose, decode
+from interp.measures.reliance import EFFECTS, prompt_reliance
+from interp.measures.pairs import make_pairs
+from interp.measures.patching import METRICS, patch, sanity
+from interp.prompts.format import PromptFormat
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def both(series):
+    return series.load(series.steps[-1], "cpu", "float32"), series.load(series.steps[-1], "cuda", "float32")
+
+
+@pytest.fixture(scope="module")
+def sides(both, episodes):
+    decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
+    return make_pairs(PromptFormat(both[0].tokenizer), decisions, 4, seed=2)[:2]
+
+
+def test_models_are_where_they_were_asked_to_be(series, both):
+    assert both[1].device.type == "cuda" and series.load(0).dtype == torch.bfloat16
+    assert both[0].support == both[1].support
+
+
+def test_captures_and_choices_agree(both, trained_prompts):
+    mine, theirs = (capture(model, trained_prompts, ("resid_post", "z")) for model in both)
+    torch.testing.assert_close(theirs.values, mine.values, rtol=1e-2, atol=1e-2)
+    assert mine.paths == theirs.paths
+    first = trained_prompts[0]
+    mine, theirs = (choose(model, first, first.decision.admissible) for model in both)
+    torch.testing.assert_close(theirs, mine, rtol=1e-2, atol=1e-2)
+
+
+def test_decodings_agree_almost_everywhere(both, trained_prompts):
+    mine, theirs = (decode(model, trained_prompts, "cot") for model in both)
+    assert np.mean([a.ids == b.ids for a, b in zip(mine, theirs)]) > 0.9
+
+
+@pytest.mark.parametrize("at", ["boundary", "task", "all"])
+def test_sweeps_agree(both, sides, at):
+    mine, theirs = (patch(model, *sides, ("resid_pre", "attn_out", "z"), at=at, minimum=1e-3) for model in both)
+    np.testing.assert_allclose(theirs.clean, mine.clean, atol=1e-2)
+    np.testing.assert_allclose(theirs.denoise, mine.denoise, atol=0.1)
+
+
+def test_every_metric_and_the_screen_agree(both, sides):
+    mine, theirs = (patch(model, *sides, at="prompt", metrics=METRICS, minimum=1e-3) for model in both)
+    for metric in METRICS:
+        np.testing.assert_allclose(theirs.of(metric).denoise, mine.of(metric).denoise, atol=0.1)
+    mine, theirs = (attribute(model, *sides, minimum=1e-3) for model in both)
+    np.testing.assert_allclose(theirs.denoise, mine.denoise, atol=0.1)
+    assert sanity(both[1], *sides).everything < 1e-2
+
+
+def test_mediation_agrees(both, sides):
+    mine, theirs = (prompt_reliance(model, *sides, minimum=-1e9) for model in both)
+    for effect in EFFECTS:
+        np.testing.assert_allclose(getattr(theirs, effect), getattr(mine, effect), atol=2e-2)
+
+
+def test_a_device_map_gives_the_same_numbers(series, both, trained_prompts):
+    """Over every GPU that there is: with two, the layers lie on both."""
+    last = series.steps[-1]
+    mapped = series.load(last, "cuda", "float32", device_map="auto" if torch.cuda.device_count() == 1 else "balanced")
+    assert len({p.device for p in mapped.hf.parameters()}) == torch.cuda.device_count()
+    series.swap(mapped, series.steps[0])
+    series.swap(mapped, last)
+    mine, theirs = (capture(model, trained_prompts, ("resid_post",)) for model in (both[1], mapped))
+    torch.testing.assert_close(theirs.values.cpu(), mine.values.cpu(), rtol=1e-3, atol=1e-3)
+    assert [s.ids for s in decode(mapped, trained_prompts[:4], "prompt")] == [s.ids for s in decode(both[1], trained_prompts[:4], "prompt")]
+
+
+def test_a_model_larger_than_the_gpu_is_refused_before_it_is_loaded(series, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 80 * 2**30))
+    with pytest.raises(ValueError, match="needs .* GiB of memory in bfloat16, but cuda has 0.00 GiB free"):
+        series.load(0, "cuda")

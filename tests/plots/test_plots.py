@@ -1,0 +1,584 @@
+"""Figures from synthetic tables: intervals drawn, axes titled, captions carry the numbers, redraws are the same."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses import figures
+from interp.plots import captions, captions_patching, captions_probes, captions_traces, basic as plots, patching as plots_patching, probes as plots_probes, traces as plots_traces, export as report
+from interp.results.tables import write_table
+from interp.system.paths import ROOT
+
+STEPS = (0, 50, 100, 200, 400, 800)
+SPLITS = ("in_domain", "out_of_domain")
+PROVENANCE = {"date": "2025-01-02", "command": "python -m analyses quick", "model_hash": "0123456789abcdef" * 4}
+
+
+def _table(columns: dict, value, spread=0.05, floor: float | None = 0.0, top: float | None = 1.0) -> pd.DataFrame:
+    """One row per combination of the columns' values; `value(row, progress)` is its estimate."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for combination in itertools.product(*columns.values()):
+        row = dict(zip(columns, combination))
+        estimate = value(row, STEPS.index(row["step"]) / (len(STEPS) - 1)) + 0.1 * spread * rng.standard_normal()
+        estimate = float(np.clip(estimate, floor, top))
+        low, high = np.clip([estimate - spread, estimate + spread], floor, top)
+        rows.append(row | dict(value=estimate, low=low, high=high, n=412, n_groups=57))
+    return pd.DataFrame(rows)
+
+
+def behaviour_table() -> pd.DataFrame:
+    ends = {
+        "acc_prompt": (0.22, 0.55), "acc_cot": (0.25, 0.68), "acc_empty_think": (0.20, 0.51), "gap": (0.03, 0.13),
+        "headroom_gap": (0.04, 0.29), "agreement": (0.48, 0.74), "kappa": (0.35, 0.65), "revision": (0.52, 0.26),
+        "revision_helpful": (0.12, 0.16), "revision_harmful": (0.10, 0.03), "revision_neutral": (0.30, 0.07),
+        "parse_prompt": (0.35, 0.98), "parse_cot": (0.80, 0.995), "parse_empty_think": (0.30, 0.97),
+        "mcnemar_p": (0.3, 0.001), "choice_prompt_sum": (0.3, 0.6), "choice_prompt_mean": (0.3, 0.58),
+        "choice_cot_sum": (0.35, 0.7), "choice_cot_mean": (0.33, 0.69),
+    }  # fmt: skip
+
+    def value(row, progress):
+        first, last = ends[row["metric"]]
+        lost = 0.08 if row["split"] == "out_of_domain" and row["metric"].startswith("acc") else 0.0
+        return first + (last - first) * progress - lost * progress
+
+    frame = _table(dict(step=STEPS, split=SPLITS, metric=list(ends)), value, 0.035)
+    frame.loc[frame["metric"].str.startswith("choice"), ["n", "n_groups"]] = 40, 12
+    return frame
+
+
+def online_table() -> pd.DataFrame:
+    def value(row, progress):
+        if row["metric"] == "steps":
+            return 48 - 20 * progress - 5 * (row["mode"] == "cot")
+        if row["metric"] == "unparsed":
+            return 0.3 - 0.1 * progress if row["mode"] == "prompt" else 0.3 * (1 - progress)
+        return 0.05 + 0.4 * progress + 0.15 * progress * (row["mode"] == "cot")
+
+    columns = dict(step=STEPS, split=SPLITS, mode=("prompt", "cot"))
+    shares = _table(columns | dict(metric=("success", "unparsed")), value, 0.02)
+    return pd.concat([shares, _table(columns | dict(metric=("steps",)), value, 2.0, top=None)], ignore_index=True)
+
+
+def probes_table(layers: int = 13) -> pd.DataFrame:
+    flat = {"majority": 0.18, "previous_action": 0.30, "tfidf": 0.41, "prompt_length": 0.21, "embedding": 0.36}
+    flat |= {"shuffled": 0.16}
+
+    def value(row, progress):
+        depth = (row["layer"] if row["layer"] >= 0 else layers * 0.7) / layers
+        gain = (0.05 + 0.25 * progress) * (2 * depth - depth**2) - 0.06
+        return flat.get(row["reader"], gain if row["reader"] == "gain" else 0.41 + gain)
+
+    columns = dict(step=STEPS, layer=range(-1, layers), label=("eventual_verb", "eventual_target"), split=SPLITS)
+    read = _table(columns | dict(reader=("probe", "gain"), metric=("accuracy",)), value, 0.04, floor=-1)
+    controls = _table(columns | dict(layer=(-1,), reader=list(flat), metric=("accuracy",)), value, 0.03)
+    return pd.concat([read, controls], ignore_index=True)
+
+
+def patching_table(layers: int = 12) -> pd.DataFrame:
+    def value(row, progress):
+        middle = layers * (0.65 - 0.25 * progress)
+        late = 1 / (1 + np.exp(-(row["layer"] - middle) / 1.2))
+        effect = late * (0.55 + 0.35 * progress) * (0.9 if row["direction"] == "noise" else 1.0)
+        return effect * (0.4 if row["mode"] == "cot" else 1.0)
+
+    columns = dict(step=STEPS, mode=("prompt", "cot"), layer=range(layers), site=("resid_pre",))
+    columns |= dict(direction=("denoise", "noise"))
+    edge = _table(columns, value, 0.06, floor=-0.1, top=1.2).assign(at="boundary")
+    edge = pd.concat([edge.assign(metric="difference"), edge.assign(metric="kl")])
+    columns |= dict(at=("task", "history", "observation", "prompt"), metric=("difference", "attribution", "kl"))
+    spans = _table(columns, lambda row, progress: value(row, progress) * dict(task=0.1, history=0.6, observation=0.4, prompt=1.0)[row["at"]], 0.06, floor=-0.1, top=1.2)
+    columns |= dict(layer=(-1,), at=("spans",), metric=("attribution_pearson", "attribution_spearman"))
+    return pd.concat([edge, spans, _table(columns, lambda row, progress: 0.7, 0.1)], ignore_index=True).assign(n_dropped=9)
+
+
+def old_patching_table() -> pd.DataFrame:
+    """As committed before the spans were patched."""
+    return patching_table().query("at == 'boundary' and metric == 'difference'").drop(columns=["at", "metric"])
+
+
+def reliance_table() -> pd.DataFrame:
+    ends = {"direct": (1.2, 3.4), "via_cot": (2.2, 2.0), "via_text": (1.9, 1.8), "via_state": (0.2, 0.1), "total": (3.1, 5.0), "interaction": (-0.3, -0.4)}
+
+    def value(row, progress):
+        first, last = ends.get(row["metric"], (0.35, 0.63))
+        return first + (last - first) * progress - 0.05 * (row["split"] == "out_of_domain")
+
+    share = _table(dict(step=STEPS, split=SPLITS, metric=("prompt_reliance",)), value, 0.06)
+    parts = _table(dict(step=STEPS, split=SPLITS, metric=list(ends)), value, 0.3, floor=None, top=None)
+    return pd.concat([share, parts], ignore_index=True)
+
+
+def conflict_table() -> pd.DataFrame:
+    keep = {"self_splice": 1.0, "truncated": 0.8, "other_state": 0.3, "shuffled_words": 0.55}
+    keep |= {"filler": 0.6, "empty": 0.5}
+
+    def value(row, progress):
+        kept = keep[row["arm"]] + (0.15 * progress if row["arm"] != "self_splice" else 0)
+        shares = {"keep": kept, "follow": (1 - kept) * 0.7, "other": (1 - kept) * 0.2, "unparsed": (1 - kept) * 0.1}
+        return shares.get(row["metric"], 0.04)
+
+    metrics = ("keep", "follow", "other", "unparsed", "leak_rate")
+    frame = _table(dict(step=STEPS, split=SPLITS, arm=list(keep), metric=metrics), value, 0.04)
+    exact = (frame["arm"] == "self_splice") & (frame["metric"] == "keep")
+    frame.loc[exact, ["value", "low", "high"]] = 1.0
+    columns = dict(step=STEPS, split=SPLITS, arm=list(keep), metric=("logp_trace",))
+    logp = _table(columns, lambda row, progress: -3.0 + progress, 0.1, floor=None, top=None)
+    shifts = _table(dict(step=STEPS, split=SPLITS, arm=list(keep)[1:], metric=("shift", "mass_own", "mass_own_before", "mass_argued",
+                                                                             "mass_argued_before")), lambda row, progress: 0.6 - 0.2 * progress, 0.05)
+    halves = _table(dict(step=STEPS, split=SPLITS, arm=("other_state",), metric=("follow_likely", "follow_unlikely")), lambda *_: 0.7, 0.1)
+    rates = {"flip_removed": 0.3, "flip_substituted": 0.8, "flip_difference": 0.5}
+    flips = _table(dict(step=STEPS, split=SPLITS, arm=("filler", "empty"), metric=[m + s for m in rates for s in ("", "_parsed")]),
+                   lambda row, progress: rates[row["metric"].removesuffix("_parsed")] - 0.1 * progress, 0.05)
+    few = pd.concat([shifts, halves, flips]).assign(n=31, n_groups=12)
+    return pd.concat([frame, logp, few], ignore_index=True)
+
+
+def early_table() -> pd.DataFrame:
+    flat = {"area_action": 0.55, "area_filler": 0.7, "area_distribution": 0.48, "same_0": 0.2, "same_25": 0.3, "same_50": 0.45, "same_75": 0.7}
+    return _table(dict(step=STEPS, split=SPLITS, metric=list(flat)), lambda row, progress: flat[row["metric"]] + 0.1 * progress, 0.05)
+
+
+def shares_table() -> pd.DataFrame:
+    """Shares and token shares of every span; `history` has no tokens at the first checkpoint."""
+    tokens = {"template": 0.1, "task": 0.05, "history": 0.4, "observation": 0.2, "boundary": 0.02, "cot": 0.15, "action_tag": 0.03, "action": 0.05}
+    columns = dict(step=STEPS, split=SPLITS, span=list(tokens), definition=("attention", "gradient_value", "gradient_resid"), version=("all", "sink_free"))
+    read = {"token_share": 0.0, "share": 1.0, "ratio": 0.0}
+
+    def value(row, progress):
+        ratio = (3 if row["span"] == "cot" else 0.5) ** progress * (2 if row["version"] == "all" and row["span"] == "template" else 1)
+        return ratio if row["metric"] == "ratio" else tokens[row["span"]] * ratio ** read[row["metric"]]
+
+    parts = [_table(columns | dict(metric=(m,)), value, 0.2 if m == "ratio" else 0.01, top=None if m == "ratio" else 1.0) for m in read]
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[(frame["span"] != "history") | (frame["step"] > 0)]
+
+
+def steering_table() -> pd.DataFrame:
+    slopes = {"probe": 0.07, "orthogonal": 0.02, "unembedding": 0.05, "shuffled": 0.025}
+    reach = {"boundary": 0.2, "cot": 0.8, "action": 0.6, "everywhere": 1.0}
+
+    def value(row, progress):
+        flips = slopes[row["direction"]] * reach[row["position"]] * row["alpha"] * (1 - 0.5 * progress)
+        return {"flip": flips, "flip_parsed": 0.9 * flips, "to_target": 0.5 * flips, "parse": 1 - 0.2 * flips}[row["metric"]]
+
+    columns = dict(step=STEPS, split=("in_domain",), position=list(reach), direction=list(slopes), alpha=(0.0, 2.0, 4.0, 8.0))
+    return _table(columns | dict(metric=("flip", "flip_parsed", "to_target", "parse")), value, 0.04)
+
+
+def transfer_table() -> pd.DataFrame:
+    def value(row, progress):
+        apart = abs(STEPS.index(row["step"]) - STEPS.index(row["test_step"])) / len(STEPS)
+        return {"probe": 0.6 - 0.5 * apart, "majority": 0.2, "drop": 0.3 * apart}[row["reader"]]
+
+    columns = dict(step=STEPS, test_step=STEPS, split=SPLITS, label=("eventual_target",), layer=(-1,), reader=("probe", "majority", "drop"))
+    return _table(columns | dict(metric=("accuracy",)), value, 0.06, floor=-1).rename(columns=dict(step="train_step"))
+
+
+def mdl_table() -> pd.DataFrame:
+    ends = {"probe": (3.2, 2.4), "tfidf": (3.0, 2.8), "majority": (3.4, 3.3), "gain": (-0.2, 0.4)}
+
+    def value(row, progress):
+        bits = ends[row["reader"]][0] + progress * (ends[row["reader"]][1] - ends[row["reader"]][0])
+        return bits if row["metric"] == "bits" else 4.1 / bits
+
+    frame = _table(dict(step=STEPS, split=SPLITS, label=("eventual_target",), reader=tuple(ends), metric=("bits", "compression")), value, 0.2, -1, None)
+    return frame[(frame["reader"] != "gain") | (frame["metric"] == "bits")]
+
+
+TABLES = {
+    "transfer": transfer_table, "mdl": mdl_table,
+    "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
+    "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
+    "shares": shares_table,
+    "steering": steering_table,
+}  # fmt: skip
+
+
+def write_tables(folder: Path, *names: str) -> Path:
+    for name in names or TABLES:
+        write_table(folder, name, TABLES[name](), PROVENANCE)
+    return folder
+
+
+DRAWN = ("behaviour", "parse", "revision", "reliance")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> tuple[Path, Path, str]:
+    """Two tables, the folder they were drawn into from a fresh process, and what that process printed."""
+    tables = write_tables(tmp_path_factory.mktemp("tables"), "behaviour", "reliance")
+    out = tables.parent / "figures"
+    code = (
+        "import sys; from analyses import figures; "
+        f"status = figures.main(['--tables', {str(tables)!r}, '--out', {str(out)!r}]); "
+        "print('torch' in sys.modules, status)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return tables, out, run.stdout
+
+
+def _has_interval(figure, name: str) -> bool:
+    for trace in figure.data:
+        if name in (trace.name or "") and (getattr(trace, "fill", None) == "toself" or trace.error_y.array is not None):
+            return True
+    return False
+
+
+OVER_STEPS = [figure for figure in figures.FIGURES if figure[2] in TABLES]  # the calibration's is tested by itself
+
+
+@pytest.mark.parametrize("figure", OVER_STEPS, ids=[figure[0] for figure in OVER_STEPS])
+def test_intervals_drawn_and_axes_titled(figure):
+    _, _, table, plot, _ = figure
+    drawn = plot(TABLES[table](), PROVENANCE)
+    lines = {t.name for t in drawn.data if t.type in ("scatter", "bar") and t.showlegend and t.name}
+    lines = {name for name in lines if not name.endswith("interval covers 0")}
+    assert lines or any(t.type == "heatmap" for t in drawn.data)
+    for name in lines:
+        assert _has_interval(drawn, name), f"no interval for {name}"
+    titles = [axis.title.text for axis in [*drawn.select_xaxes(), *drawn.select_yaxes()] if axis.title.text]
+    notes = [note.text for note in drawn.layout.annotations]
+    assert any("training step" in text for text in titles + notes)
+    assert any(axis.title.text for axis in drawn.select_yaxes())
+    assert drawn.layout.meta["provenance"] == PROVENANCE
+
+
+def test_every_figure_over_checkpoints_is_tested():
+    assert {figure[2] for figure in figures.FIGURES} - set(TABLES) == {
+        "calibration", "environments", "splits", "masking", "masking_selection", "masking_power"}  # those have tests of their own
+
+
+def test_step_zero_has_its_place():
+    axis = plots.behaviour(behaviour_table()).layout.xaxis
+    assert list(axis.ticktext) == [str(step) for step in STEPS]
+    assert list(axis.tickvals) == list(range(len(STEPS)))
+
+
+def test_single_checkpoint_gets_a_whisker():
+    base = behaviour_table().query("step == 0")
+    for trace in plots.behaviour(base).data:
+        assert trace.error_y.array is not None
+
+
+def test_band_breaks_where_the_interval_is_unknown():
+    frame = reliance_table()
+    frame.loc[frame["step"] == 50, ["low", "high"]] = np.nan
+    band, line = plots.reliance(frame).data[:2]
+    assert band.fill == "toself" and min(x for x in band.x if x is not None) == 2
+    assert np.isfinite(line.error_y.array).tolist() == [True] + [False] * 5
+
+
+def test_unknown_interval_leaves_the_line():
+    frame = reliance_table().assign(low=np.nan, high=np.nan)
+    figure = plots.reliance(frame)
+    assert not any(trace.fill == "toself" for trace in figure.data)
+    assert len(figure.data) == 14
+
+
+def test_gain_cells_whose_interval_covers_zero_are_marked():
+    frame = probes_table()
+    chosen = frame.query("label == 'eventual_target' and split == 'in_domain' and reader == 'gain' and layer >= 0")
+    dots = next(trace for trace in plots_probes.probes(frame).data if trace.name == "gain's interval covers 0")
+    assert len(dots.x) == ((chosen["low"] <= 0) & (chosen["high"] >= 0)).sum() > 0
+
+
+def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
+    frame = probes_table()
+    lines = lambda table: {t.name for t in plots_probes.probes(table).data if t.type == "scatter" and t.showlegend}  # noqa: E731
+    assert "random model" not in lines(frame) and "randomly initialised" not in captions_probes.probes(frame)
+    more = [frame[frame["reader"] == "probe"].assign(reader=reader, value=value, low=value - 0.1, high=value + 0.1)
+            for reader, value in (("random_model", 0.25), ("control_task", 0.35), ("selectivity", 0.15))]
+    more[0] = more[0][more[0]["step"].isin([STEPS[0], STEPS[-1]])]
+    p = frame[(frame["reader"] == "gain") & (frame["layer"] >= 0)].assign(reader="gain_p", value=0.03, low=np.nan, high=np.nan)
+    pair = frame[(frame["label"] == "eventual_verb") & (frame["layer"] == -1)].assign(label="pairwise go / take")
+    frame = pd.concat([frame, *more, p, pair], ignore_index=True)
+    assert {"random model", "control task"} <= lines(frame)
+    ends = next(t for t in plots_probes.probes(frame).data if t.name == "random model")
+    assert np.isfinite(ends.y).tolist() == [True, False, False, False, False, True]  # no line across checkpoints that were not read
+    text = captions_probes.probes(frame)
+    assert "of the randomly initialised model 0.25 [0.15, 0.35], control task (a random label for each prompt type) 0.35 [" in text
+    assert "selectivity 0.15 [0.05, 0.25]" in text and "smallest p corrected over layers, one checkpoint at a time: 0.03" in text
+    assert "Which of two admissible verbs is taken, step 800: go / take " in text
+
+
+def test_cells_that_lose_nothing_for_sure_are_marked_but_not_the_diagonal():
+    frame = transfer_table()
+    dots = [t for t in plots_probes.transfer(frame).data if t.name == "drop's interval covers 0"]
+    drops = frame[(frame["reader"] == "drop") & (frame["train_step"] != frame["test_step"])]
+    assert sum(len(t.x) for t in dots) == ((drops["low"] <= 0) & (drops["high"] >= 0)).sum() > 0
+    clear = (drops[drops["split"] == "in_domain"]["low"] > 0).sum()
+    assert f"{clear} of 30 pairs of checkpoints drop by an interval above 0" in captions_probes.transfer(frame)
+    assert "saved over the shorter of these two" in captions_probes.mdl(mdl_table())
+
+
+def test_failed_self_splice_check_is_said():
+    frame = conflict_table()
+    where = (frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100)
+    frame.loc[where, "value"] = 0.97
+    assert any("CHECK FAILED" in note.text for note in plots_traces.conflict(frame).layout.annotations)
+    assert not any("CHECK FAILED" in note.text for note in plots_traces.conflict(conflict_table()).layout.annotations)
+
+
+def test_a_failed_self_splice_is_loud_in_the_caption():
+    frame = conflict_table()
+    assert "Self-splice check passed" in captions_traces.conflict(frame)
+    frame.loc[(frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100), "value"] = 0.97
+    assert "SELF-SPLICE CHECK FAILED: keep falls to 0.970" in captions_traces.conflict(frame)
+
+
+def test_a_table_of_before_the_distributions_is_drawn_without_them(no_browser, tmp_path):
+    frame = conflict_table()
+    old = frame[frame["metric"].isin(("keep", "follow", "other", "unparsed", "leak_rate", "logp_trace"))]
+    write_table(tmp_path / "tables", "conflict", old, PROVENANCE)
+    page = figures.draw(tmp_path / "tables", tmp_path / "figures")[-1].read_text()
+    assert "Conflicting traces" in page and "removed against" not in page and "How far another" not in page
+    assert (tmp_path / "figures" / "conflict.html").exists()
+    assert plots_traces.conflict(frame) == plots_traces.conflict(old)
+
+
+def test_removal_stands_beside_substitution_on_the_same_decisions():
+    frame = conflict_table()
+    drawn, text = plots_traces.removal(frame), captions_traces.removal(frame)
+    assert {trace.name for trace in drawn.data if trace.showlegend} == {"other state's trace", "filler", "empty"}
+    ends = [_said(frame, step=800, split="in_domain", arm="filler", metric=f"flip_{m}_parsed") for m in ("removed", "substituted", "difference")]
+    for end in ends:
+        assert f"{end} at step 800" in text
+    assert "In-domain, filler, both parsed: removed" in text and "n = 31 decisions in 12 episodes" in text
+
+
+def test_each_arms_shift_and_the_likelier_half_are_told():
+    frame = conflict_table()
+    drawn, text = plots_traces.conflict_shift(frame), captions_traces.conflict_shift(frame)
+    told = {place: {t.name for t in drawn.data if t.showlegend and t.legend == place} for place in ("legend", "legend2", "legend4")}
+    assert told["legend"] == {"other state's trace"} and told["legend2"] == {"truncated", "shuffled words", "filler", "empty"}
+    assert told["legend4"] == {"likelier half of the other traces", "less likely half"}
+    assert f"filler {_said(frame, step=800, split='in_domain', arm='filler', metric='shift')}" in text
+    assert f"likelier half {_said(frame, step=0, split='in_domain', arm='other_state', metric='follow_likely')} at step 0" in text
+    tops = [drawn.layout[name].y for name in ("legend", "legend2", "legend3", "legend4")]
+    assert tops == sorted(tops, reverse=True)
+
+
+def _said(frame: pd.DataFrame, **where) -> str:
+    """Value and interval of the one row picked, as captions write them."""
+    rows = frame.query(" and ".join(f"{column} == {value!r}" for column, value in where.items()))
+    value, low, high = (f"{number:.2f}".replace("-", "−") for number in rows[["value", "low", "high"]].iloc[0])
+    assert len(rows) == 1
+    return f"{value} [{low}, {high}]"
+
+
+def test_forced_choice_is_in_the_caption_with_its_own_size():
+    frame = behaviour_table()
+    where = dict(step=800, split="in_domain")
+    last = {kind: _said(frame, metric=f"choice_{kind}", **where) for kind in ("prompt_sum", "cot_mean")}
+    text = captions.behaviour(frame)
+    assert f"Forced choice at step 800 (n = 40): prompt action {last['prompt_sum']} by sum" in text
+    assert f"{last['cot_mean']} per token." in text
+    for caption in (captions.behaviour, captions.parse, captions.revision):
+        assert "n = 412 decisions in 57 episodes" in caption(frame)
+    without = frame[~frame["metric"].str.startswith("choice")]
+    assert "Forced choice" not in captions.behaviour(without)
+
+
+def test_unparsed_games_are_in_the_caption_where_they_are_many():
+    frame = online_table()
+    text = captions.online(frame)
+    prompt = _said(frame, step=800, split="in_domain", mode="prompt", metric="unparsed")
+    assert f"Games ended by an unparsed action at step 800: {prompt} (prompt action)." in text
+    frame.loc[frame["metric"] == "unparsed", "value"] = 0.05
+    assert "unparsed" not in captions.online(frame)
+
+
+def test_patching_draws_the_prompt_mode_and_says_the_other():
+    frame = old_patching_table()
+    prompt = frame.query("mode == 'prompt'")
+    assert plots_patching.patching(frame) == plots_patching.patching(prompt.drop(columns="mode"))
+    top = frame.query("mode == 'cot' and step == 800 and direction == 'denoise'")
+    top = top.loc[top["value"].idxmax()]
+    said = f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}] at layer {top['layer']}"
+    text = captions_patching.patching(frame)
+    assert f"Action read behind the trace, largest effect at step 800: denoise {said}, noise " in text
+    alone = captions_patching.patching(prompt.drop(columns="mode"))
+    assert "behind the trace" not in alone and set(alone.split("<br>")) < set(text.split("<br>"))
+    with pytest.raises(ValueError, match="no rows with site = resid_pre, mode = prompt"):
+        plots_patching.patching(frame.query("mode == 'cot'"))
+
+
+def test_patching_draws_the_boundary_and_the_difference_of_a_table_that_holds_more():
+    assert plots_patching.patching(patching_table()) == plots_patching.patching(old_patching_table())
+    assert captions_patching.patching(patching_table()) == captions_patching.patching(old_patching_table())
+
+
+def test_spans_are_drawn_at_the_ends_with_unsure_cells_marked():
+    frame = patching_table()
+    drawn = plots_patching.spans(frame)
+    assert sum(t.type == "heatmap" for t in drawn.data) == 4 and list(drawn.layout.yaxis.ticktext) == ["whole prompt", "boundary", "observation", "history", "task"]
+    shown = frame.query("mode == 'prompt' and metric == 'difference' and step in (0, 800)")
+    marked = sum(len(t.x) for t in drawn.data if t.name == "interval covers 0")
+    assert marked == ((shown["low"] <= 0) & (shown["high"] >= 0)).sum() > 0
+    top = frame.query("mode == 'prompt' and metric == 'difference' and step == 800 and direction == 'noise' and at == 'history'")
+    top = top.loc[top["value"].idxmax()]
+    frame.attrs = dict(not_paired={"no swap of equal token length": 3})
+    text = captions_patching.spans(frame)
+    assert f"history {top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}] (layer {top['layer']})" in text and "boundary 9" in text
+    assert "Decisions without a pair: 3 (no swap of equal token length)." in text and "KL" in text
+    with pytest.raises(ValueError, match="patching_screen: no pair is kept"):
+        plots_patching.screen(frame.assign(value=np.nan, low=np.nan, high=np.nan))
+    with pytest.raises(ValueError, match="patching_spans: the table has no rows with at = prompt"):
+        plots_patching.spans(old_patching_table())
+
+
+def test_the_screen_is_drawn_against_the_same_pairs_and_says_its_correlations():
+    frame = patching_table()
+    frame.loc[(frame["at"] == "task") & (frame["metric"] == "attribution"), "n"] = 7  # other pairs than those patched
+    assert {t.name for t in plots_patching.screen(frame).data} == {"history", "observation", "whole prompt"}
+    said = _said(frame, step=800, mode="cot", direction="noise", metric="attribution_spearman")
+    assert f"Spearman {said}" in captions_patching.screen(frame)
+
+
+def test_a_figure_of_a_table_from_before_is_left_out(no_browser, tmp_path):
+    tables = write_table(tmp_path / "tables", "patching", old_patching_table(), PROVENANCE | dict(not_paired={"why": 2})).parent
+    page = figures.draw(tables, tmp_path / "figures")[-1].read_text()
+    assert "Where the prompt acts" in page and "Which part of the prompt" not in page and "2 (why)" in page
+
+
+def test_log_probability_of_the_other_trace_is_in_the_caption():
+    frame = conflict_table()
+    ends = [_said(frame, step=step, split="in_domain", arm="other_state", metric="logp_trace") for step in (0, 800)]
+    text = captions_traces.conflict(frame)
+    assert f"other state's trace {ends[0]} at step 0 to {ends[1]} at step 800, in nats per token." in text
+    assert "log-probability" not in captions_traces.conflict(frame[frame["metric"] != "logp_trace"])
+
+
+def test_shares_stand_on_a_log_axis_about_one():
+    frame = shares_table()
+    frame.loc[frame["span"] == "boundary", ["value", "low"]] = 0.0
+    figure = plots_traces.shares(frame)
+    assert all(axis.type == "log" for axis in figure.select_yaxes())
+    assert {trace.name for trace in figure.data} == {"step 0", "step 800"} and len(figure.data) == 2 * 3 * 2
+    assert {shape.y0 for shape in figure.layout.shapes} == {1} and len(figure.layout.shapes) == 6
+    labels = figure.layout.xaxis.ticktext
+    assert "CoT" in labels and "boundary" not in labels
+    for trace in figure.data:
+        low = trace.y - trace.error_y.arrayminus
+        assert (trace.y > 0).all() and (low > 0).all()
+    one = plots_traces.shares(frame[frame["step"] == 800])
+    assert len(one.data) == 6 and all(float(x).is_integer() for x in one.data[0].x)
+    with pytest.raises(ValueError, match="no rows with version = all"):
+        plots_traces.shares(frame[frame["version"] != "all"], version="all")
+
+
+def test_shares_of_the_trace_are_in_the_caption():
+    frame = shares_table()
+    where = dict(split="in_domain", span="cot", definition="gradient_value", version="sink_free")
+    ends = [_said(frame, step=step, metric="ratio", **where) for step in (0, 800)]
+    text = captions_traces.shares(frame)
+    assert f"CoT {ends[0]} at step 0 to {ends[1]} at step 800" in text
+    share = _said(frame, step=800, metric="share", **where)
+    assert f"At step 800 the CoT has {share} of the total and 0.1" in text and "first position left out" in text
+
+
+def test_steering_is_drawn_at_the_last_checkpoint_and_told_at_the_largest_alpha_that_parses():
+    frame = steering_table()
+    drawn = plots_traces.steering(frame)
+    assert drawn == plots_traces.steering(frame[frame["step"] == 800])
+    assert sum(t.name == "probe's direction" for t in drawn.data) == 4 * 4
+    ends = [_said(frame, step=step, position="cot", direction="probe", alpha=8.0, metric="to_target") for step in (0, 800)]
+    text = captions_traces.steering(frame)
+    assert f"During the CoT, alpha 8: probe's direction to target {ends[0]} at step 0 to {ends[1]} at step 800, flips " in text
+    lowest = frame.query("direction == 'probe' and metric == 'parse'")
+    assert f"Lowest parse rate along the probe's direction: {lowest['value'].min():.2f} [" in text
+    broken = (frame["metric"] == "parse") & (frame["alpha"] == 8) & (frame["position"] == "cot") & (frame["step"] == 800)
+    assert "During the CoT, alpha 4: " in captions_traces.steering(frame.assign(value=frame["value"].mask(broken, 0.4)))
+    with pytest.raises(ValueError, match="Figure steering"):
+        plots_traces.steering(frame[frame["metric"] == "parse"])
+
+
+def test_toolbar_has_room_above_the_interactive_figure(tmp_path):
+    figure = plots_probes.probes(probes_table())
+    before = figure.layout.height
+    report.save_html({"probes": figure}, tmp_path)
+    page = (tmp_path / "probes.html").read_text()
+    assert f'"height":{before + 28}' in page and '"margin":{"t":102}' in page and figure.layout.height == before
+
+
+def test_files_captions_and_no_torch(drawn):
+    tables, out, printed = drawn
+    assert printed.splitlines()[-1] == "False 0"
+    for name in DRAWN:
+        assert 'src="plotly.min.js"' in (out / f"{name}.html").read_text()
+    page = (out / "index.html").read_text()
+    frame = pd.read_csv(tables / "behaviour.csv").set_index(["step", "split", "metric"])
+    for split, metric in itertools.product(SPLITS, ("acc_cot", "acc_prompt", "gap")):
+        row = frame.loc[(800, split, metric)]
+        assert f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at step 800" in page
+    assert "n = 412 decisions in 57 episodes" in page
+    assert 'href="../tables0/reliance.csv"' in page and 'href="../tables0/reliance.json"' in page
+    assert "model_hash: 0123456789ab" in page and "0123456789abc" not in page
+
+
+def test_static_files_where_a_browser_is_found(drawn):
+    _, out, printed = drawn
+    if "No SVG or PDF written" in printed:
+        pytest.skip(printed.splitlines()[0])
+    page = (out / "index.html").read_text()
+    for name in DRAWN:
+        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        svg = (out / f"{name}.svg").read_text()
+        assert f'id="defs-{name}"' in svg and f'id="defs-{name}"' in page
+    assert not list(out.glob(".static-*"))
+
+
+def test_redraw_gives_the_same_files(drawn, tmp_path):
+    """Drawn again alone, in another process and browser: every byte of the figure the same, its table untouched."""
+    _, out, _ = drawn
+    one = write_tables(tmp_path / "tables", "reliance")
+    before = {path.name: path.read_bytes() for path in one.iterdir()}
+    for path in figures.draw(one, tmp_path / "figures")[:-1]:
+        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+    assert before == {path.name: path.read_bytes() for path in one.iterdir()}
+
+
+def test_an_optional_figure_is_not_missed(no_browser, tmp_path):
+    paths = figures.draw(write_tables(tmp_path / "tables", "reliance"), tmp_path / "figures")
+    page = paths[-1].read_text()
+    assert "Not drawn" in page and "ALFWorld's own games" not in page and "online_official" not in page
+    page = figures.draw(write_tables(tmp_path / "official", "online_official"), tmp_path / "played")[-1].read_text()
+    assert "ALFWorld's own games" in page and "Success in the environment" not in page
+
+
+def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
+    tables = write_tables(tmp_path / "tables")
+    paths = figures.draw(tables, tmp_path / "figures")
+    captured = capfd.readouterr()
+    assert len(captured.out.splitlines()) == 1 and "apt-get install chromium" in captured.out
+    assert captured.err == ""
+    pages = {f"{figure[0]}.html" for figure in OVER_STEPS}
+    assert {path.name for path in paths} == {"plotly.min.js", "index.html"} | pages
+    assert '<iframe src="behaviour.html"' in (tmp_path / "figures" / "index.html").read_text()
+
+
+def test_missing_tables_are_said(no_browser, tmp_path):
+    tables = write_tables(tmp_path / "tables", "reliance")
+    figures.draw(tables, tmp_path / "figures")
+    page = (tmp_path / "figures" / "index.html").read_text()
+    assert page.count("Not drawn. No table") == 7 and "Prompt reliance" in page
+    figures.draw(tables, tmp_path / "figures")
+    assert page == (tmp_path / "figures" / "index.html").read_text()
+    with pytest.raises(FileNotFoundError, match="No table to draw"):
+        figures.draw(tmp_path / "empty", tmp_path / "figures")
+
+
+def test_rows_that_are_missing_are_said(no_browser, tmp_path):
+    steps_only = online_table().query("metric == 'steps'")
+    tables = write_table(tmp_path / "tables", "online", steps_only, PROVENANCE).parent
+    figures.draw(tables, tmp_path / "figures")
+    page = (tmp_path / "figures" / "index.html").read_text()
+    assert "Not drawn. Figure online: the table has no rows with metric = success." in page

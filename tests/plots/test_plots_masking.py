@@ -1,0 +1,289 @@
+"""Figures, captions and the paper's table of the masking study, from synthetic tables."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses import figures
+from interp.plots import captions_masking, masking as plots_masking, masking_power as plots_masking_power, latex as tex
+from interp.results import arm_rows
+from interp.stats.crossed import SMALLEST
+from interp.training.supervision import Supervision
+from interp.results.tables import read_table, write_table
+from interp.system.paths import ROOT
+
+ARMS = ("action_mask_0", "action_mask_0.1", "action_mask_0.3", "action_mask_0.5", "action_mask_0.7", "random_mask_0.3", "action_only")
+SPLITS = ("in_domain", "out_of_domain")
+STEPS = (0, 25, 60, 150, 350, 600)
+PROVENANCE = {"verdict": "open", "selection": "k = 0 is chosen: no mask's acc_cot out of domain is better with an interval above 0",
+              "model_hash": "0123" * 16}
+#: Level of k = 0, what a share of 1 would add, and half an interval.
+METRICS = {
+    "acc_cot": (0.62, 0.05, 0.04), "acc_prompt": (0.5, -0.3, 0.05), "gap": (0.12, 0.35, 0.05), "parse_cot": (0.99, 0.0, 0.01),
+    "parse_prompt": (0.97, -0.1, 0.02), "success_cot": (0.22, 0.05, 0.08), "success_prompt": (0.15, -0.05, 0.07),
+    "prompt_reliance": (0.55, -0.35, 0.09), "follow": (0.6, 0.3, 0.08), "keep": (0.3, -0.2, 0.07),
+    "probe_gain": (0.12, -0.1, 0.08), "patch_prompt": (0.7, -0.2, 0.1), "patch_boundary": (0.3, -0.1, 0.06),
+}  # fmt: skip
+
+
+def masking_table(arms=ARMS, splits=SPLITS, metrics=tuple(METRICS)) -> pd.DataFrame:
+    """Table `masking` as the study writes it: every contrast that the arms allow, at the last step, reliance at all steps."""
+    rng, rows = np.random.default_rng(0), []
+    for metric in metrics:
+        base, slope, half = METRICS[metric]
+        for step in STEPS if metric == "prompt_reliance" else STEPS[-1:]:
+            for split in splits:
+                key = dict(step=step, split=split, metric=metric)
+
+                def row(contrast, arm, value, width, seed=-1, seeds=3):
+                    ends = dict(low=value - width, high=value + width)
+                    of = dict(contrast=contrast, arm=arm, seed=seed, seeds=seeds)
+                    rows.append(key | of | dict(value=value, **ends, n=62 * seeds, n_groups=62))
+
+                level = {}
+                for arm in arms:
+                    kind, _, share = arm.rpartition("_")
+                    effect = 0.3 * slope if share == "only" else slope * float(share) * (0.3 if kind == "random_mask" else 1)
+                    level[arm] = base * (0.9 if split == "out_of_domain" else 1) + effect * step / STEPS[-1]
+                    level[arm] += 0.01 * rng.standard_normal() * (step > 0)
+                    n = 5 if arm in ("action_mask_0", "action_mask_0.3", "random_mask_0.3") else 3
+                    for seed in range(n):
+                        row("training", arm, level[arm] + 0.3 * half * rng.standard_normal(), 0.8 * half, seed, 1)
+                    row("level", arm, level[arm], half, seeds=n)
+                for arm in arms:
+                    if arm != "action_mask_0" and "action_mask_0" in arms:
+                        row("difference", arm, level[arm] - level["action_mask_0"], 0.9 * half)
+                    if arm.startswith("random") and (masked := arm.replace("random", "action")) in arms:
+                        row("control", masked, level[masked] - level[arm], 0.9 * half)
+                if sum(arm.startswith("action_mask") for arm in arms) > 1:
+                    row("slope", "", slope, 2 * half)
+    return pd.DataFrame(rows)
+
+
+def selection_table() -> pd.DataFrame:
+    found = ((0.0, 0.0, np.nan), (0.1, 0.01, 0.05), (0.3, 0.06, 0.05), (0.5, 0.07, 0.06), (0.7, 0.02, 0.07))
+    of = dict(step=600, split="out_of_domain", metric="acc_cot", seeds=3, n=186, n_groups=62)
+    return pd.DataFrame([dict(of, arm=f"action_mask_{k:g}", share=k, value=v, low=v - w, high=v + w, chosen=k == 0.3) for k, v, w in found])
+
+
+def as_read(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """As a command reads it: through a CSV, in which the slope's empty arm and the world `null` become NaN."""
+    write_table(folder, "masking", frame, PROVENANCE)
+    read, read.attrs = read_table(folder, "masking")
+    return read
+
+
+FIGURES = {name: (plot, caption) for name, _, table, plot, caption in figures.FIGURES if table == "masking"}
+#: Tables as they may come: what is left of the study's where a user has less, and the figures that are then not drawn.
+LESS = {
+    "all": ({}, set()),
+    "one_split": (dict(splits=("in_domain",)), set()),
+    "no_instruments": (dict(metrics=("acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt")), {"masking_reliance"}),
+    "two_arms": (dict(arms=("action_mask_0", "action_mask_0.3")), set()),
+    "own_arms": (dict(arms=("action_mask_0", "action_mask_0.25", "random_mask_0.25", "action_mask_0.05", "cot_only")), set()),
+    "no_baseline": (dict(arms=("action_mask_0.3", "random_mask_0.3")), {"masking_dose"}),
+    "one_arm": (dict(arms=("action_mask_0",)), {"masking_dose", "masking_mechanism"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("less", LESS)
+def test_what_a_table_has_is_drawn_and_told(less, tmp_path):
+    having, lacking = LESS[less]
+    frame = as_read(masking_table(**having), tmp_path)
+    for name, (plot, caption) in FIGURES.items():
+        if name in lacking:
+            with pytest.raises(ValueError, match=f"Figure {name}"):
+                plot(frame, PROVENANCE)
+            continue
+        drawn, text = plot(frame, PROVENANCE), caption(frame)
+        assert drawn.layout.meta["figure"] == name and drawn.layout.meta["provenance"] == PROVENANCE
+        assert "nan" not in text.lower() and "  " not in text and ". ." not in text, text
+        if name != "masking_table":
+            titles = {axis.title.text for axis in [*drawn.select_xaxes(), *drawn.select_yaxes()]}
+            titles |= {note.text for note in drawn.layout.annotations}
+            assert any(word in str(titles) for word in ("share of examples", "training step", "shares"))
+            for trace in drawn.data:
+                if trace.showlegend and trace.type == "scatter" and trace.name != "one training":
+                    band = any(t.type == "scatter" and t.fill == "toself" and t.legendgroup == trace.legendgroup for t in drawn.data)
+                    assert band or trace.error_y.array is not None or trace.error_x.array is not None, trace.name
+
+
+def test_levels_stand_at_their_arm_with_their_trainings():
+    frame = masking_table()
+    drawn = plots_masking.success(frame)
+    masked = [t for t in drawn.data if t.name == "actions masked"][1]  # rows are drawn split by split
+    rows = frame.query("metric == 'acc_cot' and split == 'out_of_domain' and contrast == 'level'").set_index("arm")
+    assert list(masked.y) == [rows.loc[arm, "value"] for arm in ARMS[1:5]] and list(masked.x) == [1, 2, 3, 4]
+    np.testing.assert_allclose(masked.error_y.array, [rows.loc[arm, "high"] - rows.loc[arm, "value"] for arm in ARMS[1:5]])
+    dots = next(t for t in drawn.data if t.name == "one training")
+    ticks = ["k = 0", "k = .1", "k = .3", "k = .5", "k = .7", "random<br>.3", "action<br>only"]
+    assert len(dots.y) == 5 * 3 + 3 * 4 and list(drawn.layout.xaxis.ticktext) == ticks
+    (low, high), levels = drawn.layout.yaxis.range, frame.query("metric == 'acc_cot' and contrast == 'level'")
+    assert low < levels["low"].min() and high > levels["high"].max()
+    lines = [shape.y0 for shape in drawn.layout.shapes if shape.type == "line"]
+    assert rows.loc["action_mask_0", "value"] in lines and lines.count(SMALLEST) == 2 and len(lines) == 6
+    kinds = [shape.type for shape in drawn.layout.shapes]
+    assert kinds == ["rect"] * 6 + ["line"] * 6  # the controls' ground lies below the lines
+
+
+def test_differences_are_drawn_with_what_they_are_held_against():
+    frame = masking_table(arms=("action_mask_0", "action_mask_0.7", "random_mask_0.7"))
+    low, high = plots_masking.gap(frame).layout.yaxis3.range
+    assert low < 0 < high and plots_masking.success(frame).layout.yaxis3.range[1] > SMALLEST
+    control = [t for t in plots_masking.success(frame).data if t.legendgroup == "control"]
+    row = frame.query("metric == 'acc_cot' and split == 'in_domain' and contrast == 'control'").iloc[0]
+    assert len(control) == 2 and list(control[0].y) == [row["value"]] and control[0].customdata[0][0] == "k = .7 less random mask"
+
+
+def test_an_arm_far_off_leaves_the_axis_to_the_others_and_is_told():
+    frame = masking_table(metrics=("acc_cot",))
+    far = frame["arm"].eq("action_only") & frame["contrast"].isin(["level", "training"])
+    frame.loc[far, ["value", "low", "high"]] = 0.104, 0.05, 0.15
+    drawn, near = plots_masking.success(frame), frame[~far & (frame["contrast"] == "level")]
+    low, high = drawn.layout.yaxis.range
+    assert 0.15 < low < near["low"].min() and near["high"].max() < high < 0.8
+    told = [note for note in drawn.layout.annotations if note.text == "↓ .10"]
+    assert [note.x for note in told] == [6, 6] and [note.y for note in told] == [low, low]
+    assert not any("↓" in note.text for note in plots_masking.success(masking_table()).layout.annotations)
+
+
+def test_the_last_checkpoint_is_shown():
+    frame = masking_table(metrics=("acc_cot", "acc_prompt", "gap"))
+    early = frame.assign(step=60, value=0.111, low=0.1, high=0.12)
+    both = pd.concat([frame, early], ignore_index=True)
+    for name in ("masking_success", "masking_dose", "masking_gap", "masking_mechanism", "masking_table"):
+        plot, caption = FIGURES[name]
+        assert plot(both).to_json() == plot(frame).to_json() and caption(both) == caption(frame)
+
+
+@pytest.mark.parametrize("verdict, words", [
+    ("open", "is open: less k = 0: +0.02"), ("supported", "is supported: "), ("refuted", "is refuted: "),
+    ("none: there is no control of action_mask_0.3 out of domain", "is not judged: there is no control"),
+])  # fmt: skip
+def test_the_verdict_is_the_provenances(verdict, words):
+    frame = masking_table()
+    frame.attrs = dict(verdict=verdict)
+    text = captions_masking.success(frame)
+    assert words in text
+    row = frame.query("metric == 'acc_cot' and split == 'out_of_domain' and contrast == 'control'").iloc[0]
+    told = f"less the random mask: {row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "−")
+    assert (told in text) == (not verdict.startswith("none"))
+
+
+def test_nulls_are_said():
+    frame = masking_table()
+    key = dict(metric="acc_cot", contrast="difference", arm="action_mask_0.7", split="out_of_domain")
+    apart = (frame[list(key)] == pd.Series(key)).all(axis=1)
+    assert captions_masking.success(frame).count("No arm is told apart from k = 0 (6 compared)") == 4
+    frame.loc[apart, ["value", "low", "high"]] = -0.2, -0.3, -0.1
+    text = captions_masking.success(frame)
+    assert "Less k = 0, intervals that exclude 0: k = .7: −0.20 [−0.30, −0.10]; k = .3 less k = 0:" in text
+    assert text.count("No arm is told apart") == 3
+    single = frame.assign(seeds=1)
+    assert "Of one seed they are over games alone" in captions_masking.gap(single) and "over games alone" not in captions_masking.gap(frame)
+
+
+def test_predicted_sides_are_shaded_and_judged():
+    frame = masking_table()
+    sides = [shape for shape in plots_masking.mechanism(frame).layout.shapes if shape.type == "rect"]
+    order = [name for name in plots_masking.MECHANISM if (frame["metric"] == name).any()]
+    shaded = {axis: {order[round(s.y0 + 0.42)]: np.sign(s.x1) for s in sides if s.xref == axis} for axis in ("x", "x2")}
+    predicted = dict(acc_prompt=-1, gap=1, prompt_reliance=-1, follow=1)
+    assert shaded == {"x": predicted, "x2": dict(predicted, acc_cot=1)} and len(sides) == 9  # out of domain the claim as well
+    key = dict(metric="follow", split="in_domain", arm="action_mask_0.3")
+    ends = {1: (0.2, 0.1, 0.3), 0: (0.0, -0.1, 0.1), -1: (-0.2, -0.3, -0.1)}
+    said = {(1, 1): "(as predicted, and more than the random mask)", (1, 0): "(as predicted, but not told apart from the random mask)",
+            (1, -1): "(as predicted, but less than the random mask)", (0, 1): "(not shown to move)", (-1, 0): "(moved to the other side)"}
+    for (zero, control), words in said.items():
+        for contrast, side in (("difference", zero), ("control", control)):
+            rows = (frame[list(key)] == pd.Series(key)).all(axis=1) & (frame["contrast"] == contrast)
+            frame.loc[rows, ["value", "low", "high"]] = ends[side]
+        line = next(line for line in captions_masking.mechanism(frame).splitlines() if line.startswith("In-domain"))
+        follow = next(part for part in line.split(";") if "follows another" in part)
+        assert words in follow, (zero, control, follow)
+
+
+def test_random_masks_are_hollow_in_the_dose():
+    marks = {t.name: t for t in plots_masking.dose(masking_table()).data if t.showlegend}
+    random = marks["CoT action, random mask"]
+    assert len(marks["CoT action"].x) == 5 and len(random.x) == 1 and random.marker.symbol == "circle-open"
+    frame = masking_table()
+    frame.attrs = PROVENANCE
+    assert "prompt action −0.30 [−0.40, −0.20]" in captions_masking.dose(frame) and "not to be told" not in captions_masking.dose(frame)
+    assert "On these games k = 0 is chosen: no mask's CoT accuracy" in captions_masking.dose(frame)
+
+
+def test_selection_shows_the_chosen_share():
+    frame = selection_table()
+    chosen, others = plots_masking.selection(frame).data
+    assert list(chosen.x) == [0.3] and list(others.x) == [0.0, 0.1, 0.5, 0.7]
+    assert (chosen.marker.symbol, others.marker.symbol) == ("circle", "circle-open")
+    assert "Chosen: k = .3" in captions_masking.selection(frame) and "too large on average" in captions_masking.selection(frame)
+    assert "Chosen: k = 0, no share is better" in captions_masking.selection(frame.assign(chosen=frame["share"] == 0))
+
+
+def test_power_reads_the_null_back_from_its_csv():
+    frame = pd.read_csv(ROOT / "figures" / "tables" / "masking_power.csv")
+    drawn = plots_masking_power.power(frame)
+    null = [t for t in drawn.data if t.name == "null: k = .3 > k = 0"]
+    expected = frame[frame["world"].isna() & (frame["contrast"] == "difference") & (frame["what"] == "above")]
+    assert len(null) == 4 and sorted(v for t in null for v in t.y) == sorted(expected["value"])
+    assert all(len(t.y) == 2 and t.error_y.array is not None for t in drawn.data)
+    found = frame.query("world == 'action' and effect == 0.2 and seeds == 5 and contrast == 'difference' and what == 'above'")["value"]
+    assert f"an effect of .2 is found in {100 * found.min():.0f} to 100 %" in captions_masking.power(frame)
+
+
+def test_the_papers_table_is_the_tables():
+    frame = masking_table()
+    text = tex.masking_table(frame)
+    assert text == tex.masking_table(frame)
+    lines = text.splitlines()
+    body = [line.removesuffix("[2pt]") for line in lines if line.endswith((r"\\", r"\\[2pt]"))]
+    assert {len(line.replace(r"\multicolumn{2}", "&").split("&")) for line in body} == {9}  # every row fills every column
+    assert [lines.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 2, 1]
+    assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith("$k$ = .3 less $k$ = 0 & 3 & ")
+    assert len(body) == 2 + 2 * 9, "values and, below them, intervals"
+    last = frame.query("metric == 'prompt_reliance' and split == 'out_of_domain' and step == 600")
+    row = last.query("contrast == 'difference' and arm == 'action_mask_0.3'").iloc[0]
+    told = [f"{row['value']:+.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"]
+    value, interval = (text.replace("0.", ".").replace("-", "$-$") for text in told)
+    assert value in body[-4].split(" & ") and rf"{{\scriptsize {interval}}}" in body[-3].split(" & ") and text.isascii()
+    assert arm_rows.cell(pd.Series(dict(value=10.0, low=-0.5, high=0.996))) == "10.00 [−.50, 1.00]" and arm_rows.cell(None) == "–"
+    shown = plots_masking.table(frame).data[0]
+    assert list(shown.cells["values"][0])[-1] == "k = .3 less random" and len(shown.cells["values"]) == 9
+    without = tex.masking_table(masking_table(arms=("action_mask_0",), splits=("in_domain",), metrics=("acc_cot",)))
+    assert without.count(r"\midrule") == 1 and "less" not in without
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex (Debian: texlive-latex-recommended)")
+def test_the_papers_table_fits_a_page_of_two_columns(tmp_path):
+    (tmp_path / "paper.tex").write_text("\\documentclass[twocolumn]{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+                                        f"{tex.masking_table(masking_table())}\n\\end{{document}}\n")
+    made = subprocess.run(["pdflatex", "-halt-on-error", "paper.tex"], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-2000:]
+    assert "Output written" in made.stdout and "Overfull" not in made.stdout
+
+
+def test_draw_writes_the_latex_the_same_twice(no_browser, tmp_path):
+    tables = write_table(tmp_path / "tables", "masking", masking_table(), PROVENANCE).parent
+    write_table(tables, "masking_selection", selection_table(), PROVENANCE)
+    paths = figures.draw(tables, tmp_path / "figures")
+    first = {path.name: path.read_bytes() for path in paths}
+    assert {f"{name}.html" for name in FIGURES} | {"masking_selection.html", "masking_table.tex"} <= set(first)
+    assert "Not drawn" not in paths[-1].read_text() and 'href="masking_table.tex"' in paths[-1].read_text()
+    assert {path.name: path.read_bytes() for path in figures.draw(tables, tmp_path / "figures")} == first
+    other = write_table(tmp_path / "less", "masking_selection", selection_table(), PROVENANCE).parent
+    assert not [path for path in figures.draw(other, tmp_path / "none") if path.suffix == ".tex"]
+
+
+def test_a_name_that_is_no_arms_is_refused():
+    with pytest.raises(ValueError, match="'keep_mask_0.3' is no arm of training"):
+        arm_rows.named("keep_mask_0.3")
+    for name in (*ARMS, "cot_only", "random_mask_0.25", "action_mask_1"):
+        assert arm_rows.named(name).name == name == Supervision.named(name).name

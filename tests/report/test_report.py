@@ -1,0 +1,414 @@
+"""The report: numbers are the table's, words go where the numbers go, what is missing is left out, and the page is whole."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+from analyses import figures
+from interp.report import masking as report_masking, page as report_page
+from interp.plots.captions import _estimate
+from interp.results.headline import headline
+from interp.report.behaviour import placed
+from interp.report.sections import SECTIONS
+from interp.report.words import Cells, Ends, Items, Read, grouped, listed, read, told, trend
+from interp.results.tables import read_table, write_table
+from interp.system.paths import ROOT
+from tests.plots.test_plots import PROVENANCE, STEPS, TABLES, old_patching_table, write_tables
+from tests.plots.test_plots_masking import masking_table, selection_table
+
+FIGURES = ROOT / "figures"
+NAMES = sorted({figure[2] for figure in figures.FIGURES})
+NUMBER = re.compile(r"[+−]?\d+\.\d+ \[[+−]?\d+\.\d+, [+−]?\d+\.\d+\]")
+MASKING = dict(masking=masking_table, masking_selection=selection_table)
+
+
+def study(**tables: pd.DataFrame) -> Read:
+    """What a report reads of these tables, with nothing beside."""
+    for frame in tables.values():
+        frame.attrs = frame.attrs or dict(PROVENANCE)
+    return Read(tables, {}, "")
+
+
+def whole() -> Read:
+    return study(**{name: make() for name, make in (TABLES | MASKING).items()})
+
+
+def words(of: Read, name: str = "") -> str:
+    """The text of one section's lead, or of all."""
+    parts = []
+    for section in SECTIONS:
+        for block in section.lead(of) if name in ("", section.name) else ():
+            parts += block.items if isinstance(block, Items) else [cell for row in block.rows for cell in row] if isinstance(block, Cells) else [block]
+    return "\n".join(parts)
+
+
+def ends(first: tuple, last: tuple) -> Ends:
+    rows = pd.DataFrame([dict(step=step, value=v, low=low, high=high) for step, (v, low, high) in zip((0, 800), (first, last))])
+    return Ends(rows.iloc[0], rows.iloc[1])
+
+
+@pytest.mark.parametrize("first, last", [(3, 9), (10, 18), (10, 22), (18, 10), (25, 9), (0, 4), (0, 8), (40, 31), (20, 20)])
+def test_a_change_is_one_where_newcombes_interval_excludes_0(first, last):
+    """Against statsmodels' interval of the difference of two proportions, put together from the same Wilson intervals."""
+    n = 40
+    a, b = ((k / n, *proportion_confint(k, n, method="wilson")) for k in (first, last))
+    low, high = confint_proportions_2indep(last, n, first, n, method="newcomb", compare="diff")
+    assert ends(a, b).moved == ("up" if low > 0 else "down" if high < 0 else "level")
+
+
+def test_words_of_a_change():
+    low, high, none = (0.2, 0.15, 0.25), (0.6, 0.55, 0.65), (0.6, np.nan, np.nan)
+    assert trend("it", ends(low, high)) == "it rises from 0.20 [0.15, 0.25] to 0.60 [0.55, 0.65]"
+    assert trend("it", ends(high, low)) == "it falls from 0.60 [0.55, 0.65] to 0.20 [0.15, 0.25]"
+    assert trend("it", ends(low, low)) == "it does not clearly change (0.20 [0.15, 0.25], then 0.20 [0.15, 0.25])"
+    assert "without intervals to judge" in trend("it", ends(low, none))
+    one = ends(low, high).last
+    assert trend("it", Ends(one, one)) == "it is 0.60 [0.55, 0.65]" and trend("it", None) == ""
+    assert listed(["a", "", "b", "c"]) == "a, b and c"
+    assert grouped({"in_domain": ("it does", "1"), "out_of_domain": ("it does", "2")}) == "in-domain and out of domain it does (1; 2)"
+    assert grouped({"in_domain": ("it does", "1"), "out_of_domain": ("it does not", "2")}) == "in-domain it does (1); out of domain it does not (2)"
+
+
+def test_a_number_keeps_the_digits_that_say_something():
+    def said(value, low, high, signed=False):
+        return _estimate(dict(value=value, low=low, high=high), signed)
+
+    assert said(0.000209, -0.0000139, 0.000531) == "0.00021 [−0.00001, 0.00053]"
+    assert said(0.0105, -0.0018, 0.0235, True) == "+0.011 [−0.002, +0.024]", "it is seen to cover 0"
+    assert said(-0.02, -0.05, -0.0002, True) == "−0.020 [−0.050, −0.000]", "and not to"
+    assert said(0.02, 0.004, 0.05) == "0.02 [0.00, 0.05]" and said(-0.001, -0.2, 0.1) == "0.00 [−0.20, 0.10]"
+    assert said(-1e-19, -0.02, 0.03, True) == "+0.00 [−0.02, +0.03]" and said(0, 0, 0, True) == "+0.00 [+0.00, +0.00]"
+    assert said(0.2, np.nan, np.nan) == "0.20 (no interval)"
+
+
+def accuracies(cot: tuple, prompt: tuple, parse: float = 1.0, steps=(0, 800), half: float = 0.03) -> pd.DataFrame:
+    """Accuracies at two checkpoints, and their gap."""
+    rows = []
+    for i, step in enumerate(steps):
+        values = dict(acc_cot=cot[i], acc_prompt=prompt[i], gap=cot[i] - prompt[i], parse_prompt=parse)
+        rows += [dict(step=step, split="in_domain", metric=m, value=v, low=v - half, high=v + half, n=200, n_groups=50) for m, v in values.items()]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("frame, said", [
+    (accuracies((0.2, 0.8), (0.2, 0.21)), "the gain lands in the trace"),
+    (accuracies((0.2, 0.8), (0.2, 0.35)), "most of the gain lands in the trace"),
+    (accuracies((0.2, 0.8), (0.2, 0.65)), "part of the gain lands in the trace, most of it shows without"),
+    (accuracies((0.2, 0.8), (0.3, 0.1)), "the gain lands in the trace, and the action without it gets worse"),
+    (accuracies((0.2, 0.8), (0.1, 0.7)), "the gain shows without the trace as well"),
+    (accuracies((0.5, 0.8), (0.1, 0.7)), "the gain lands in what the prompt alone predicts"),
+    (accuracies((0.5, 0.51), (0.1, 0.7)), "there is no clear gain to place"),
+    (accuracies((0.5, 0.2), (0.1, 0.7)), "the agent gets worse with its trace"),
+    (accuracies((0.2, 0.8), (0.0, 0.0), parse=0.1), "what the prompt alone predicts is not read"),
+    (accuracies((0.2,), (0.1,), steps=(0,)), "with one checkpoint there is no gain to place; the trace helps"),
+    (accuracies((0.1,), (0.2,), steps=(0,)), "with one checkpoint there is no gain to place; the trace harms"),
+    (accuracies((0.2, 0.8), (0.2, 0.21), half=np.nan), "without intervals no gain can be placed"),
+])  # fmt: skip
+def test_where_a_gain_lands_is_read_off_the_intervals(frame, said):
+    where, numbers = placed(frame, "in_domain")
+    assert said in where and told(frame[frame["metric"] == "acc_cot"].iloc[-1]) in numbers
+    assert placed(frame, "out_of_domain") == ("", "")
+    assert said in words(study(behaviour=frame), "answer") and said in words(study(behaviour=frame), "better")
+
+
+def estimates(of: Read) -> set[str]:
+    """Every estimate of every table, as it would be written."""
+    tables = [*of.tables.values(), *(frame for other in of.beside.values() for frame in other.tables.values())]
+    rows = pd.concat([frame[["value", "low", "high"]] for frame in tables if "value" in frame]).dropna().drop_duplicates().to_dict("records")
+    return {_estimate(row, signed) for row in rows for signed in (False, True)}
+
+
+def test_every_number_with_an_interval_is_a_tables():
+    of = whole()
+    found = NUMBER.findall(words(of))
+    assert len(found) > 150 and not set(found) - estimates(of)
+    other = study(**{name: frame.assign(**{c: 0.9 * frame[c] for c in ("value", "low", "high")}) for name, frame in of.tables.items()})
+    moved = NUMBER.findall(words(other))
+    assert len(moved) > 100 and not set(moved) - estimates(other) and len(set(moved) - set(found)) > 0.8 * len(set(moved))
+
+
+@pytest.mark.parametrize("folder", ("", "smollm2", "environments", "reinforcement", "masking_smollm2"))
+def test_every_number_of_the_committed_pages_is_a_stored_tables(folder):
+    of = read(FIGURES / folder / "tables", FIGURES / folder, NAMES)
+    found = NUMBER.findall(words(of))
+    assert len(found) > 20 and not set(found) - estimates(of)
+
+
+def test_opposite_tables_give_opposite_words():
+    of = whole()
+    turned = study(**{name: (frame.assign(step=STEPS[-1] - frame["step"]) if "step" in frame and name not in MASKING else frame) for name, frame in of.tables.items()})
+    for name, subject in (("depends", "prompt reliance"), ("better", "the CoT action's agreement with the expert"), ("depends", "the share after half of it")):
+        assert f"n-domain {subject} rises" in words(of, name).replace(",", "") and f"n-domain {subject} falls" in words(turned, name).replace(",", "")
+    lower = of.tables["conflict"].copy()
+    lower.loc[lower["metric"] == "follow", ["value", "low", "high"]] = 0.1, 0.05, 0.15
+    higher = lower.assign(**{c: 1 - lower[o] for c, o in (("value", "value"), ("low", "high"), ("high", "low"))})
+    assert "it does not follow such a trace more often than not" in words(study(conflict=lower), "answer")
+    assert "it follows such a trace more often than not" in words(study(conflict=higher), "answer")
+    frame = of.tables["masking"]
+    assert "none" in (said := words(of, "masking")).split("moved the other way: ")[1][:4] and "prompt reliance −" in said
+    flipped = frame.assign(value=-frame["value"], low=-frame["high"], high=-frame["low"])
+    flipped.attrs = frame.attrs
+    assert "moved as predicted: none" in words(study(masking=flipped), "masking")
+
+
+def test_a_probe_that_gains_and_one_that_does_not():
+    frame = TABLES["probes"]()
+    gain, null = frame["reader"] == "gain", frame.copy()
+    null.loc[gain, ["value", "low", "high"]] = -0.05, -0.1, 0.0
+    frame.loc[gain, ["value", "low", "high"]] = 0.1, 0.05, 0.15
+    for of, said, listed_ in ((frame, "better than", False), (null, "no better or worse, for sure, than", True)):
+        assert f"reads the action to come {said} the best guess made without activations" in words(study(probes=of), "answer")
+        assert ("A gain of the boundary probe over its controls, for the eventual action's target" in words(study(probes=of), "nulls")) == listed_
+    assert "an interval above 0 in none of 78 cells of layer and checkpoint, −0.05 [−0.10, +0.00]" in words(study(probes=null), "nulls")
+
+
+def test_a_null_is_listed_only_where_it_is_one():
+    of = whole()
+    moved = of.tables["patching"].query("at == 'boundary' and metric == 'difference'")["value"].abs().max()
+    assert moved > 0.5 and "boundary token" not in words(of, "nulls")
+    still = of.tables["patching"].copy()
+    edge = (still["at"] == "boundary") & (still["metric"] == "difference")
+    still.loc[edge, ["value", "low", "high"]] = 0.0002, -0.0001, 0.0005
+    assert "patching it gives back 0.00020 [−0.00010, 0.00050] of the difference at most" in words(study(patching=still), "nulls")
+    steering = of.tables["steering"].copy()
+    assert "Steering at the boundary" not in words(study(steering=steering), "nulls")
+    steering.loc[(steering["position"] == "boundary") & (steering["metric"] == "flip"), ["value", "low", "high"]] = 0.03, 0.0, 0.08
+    assert "changes more than 0.03 [0.00, 0.08] of the actions" in words(study(steering=steering), "nulls")
+    games = of.tables["online"].copy()
+    assert "More games won" not in words(study(online=games), "nulls")
+    games.loc[games["metric"] == "success", ["value", "low", "high"]] = 0.0, 0.0, 0.06
+    assert "none won at any checkpoint, 0.00 [0.00, 0.06] at the last, of 412 games" in words(study(online=games), "nulls")
+
+
+def test_what_a_table_lacks_is_left_out():
+    """Each table alone, without each of its metrics, without a split, with one checkpoint: nothing fails, and no sentence has a hole."""
+    for name, make in (TABLES | MASKING).items():
+        frame = make()
+        lacking = [frame, frame[:0]]
+        lacking += [frame[frame["split"] == frame["split"].iloc[-1]]] if "split" in frame else []
+        lacking += [frame[frame["step"] == frame["step"].max()]] if "step" in frame else []
+        for column in ("metric", "reader", "arm", "at", "contrast", "position", "direction"):
+            lacking += [frame[frame[column] != value] for value in frame[column].unique()] if column in frame else []
+        lacking += [old_patching_table(), old_patching_table().drop(columns="mode")] if name == "patching" else []
+        for part in lacking:
+            part.attrs = frame.attrs
+            text = words(study(**{name: part}))
+            assert not re.search(r"\bnan\b|None|  |: ?\.|\( |; ?\.|, ?\.", text), (name, re.search(r".{30}(\bnan\b|None|  |: ?\.|\( |; ?\.|, ?\.).{10}", text))
+    for name in ("trusted", "better", "predicted", "depends", "masking", "elsewhere", "nulls"):
+        assert words(study(), name) == ""
+
+
+def test_a_study_without_masking_trainings_says_so_only_beside_their_power():
+    assert "masking" not in words(study(behaviour=TABLES["behaviour"]()), "masking")
+    power = read_table(FIGURES / "tables", "masking_power")[0]
+    assert "No trainings are compared here" in words(study(masking_power=power), "masking")
+    both = words(study(masking_power=power, masking=masking_table()), "masking")
+    assert "No trainings" not in both and "where there is none it finds one in 1.1 to 2.5 %" in both
+
+
+def test_arms_that_were_trained_once_are_said_to_be_an_illustration():
+    assert "trained once" not in words(study(masking=masking_table()), "masking")
+    assert "trained once" in words(study(masking=masking_table().assign(seeds=1)), "masking")
+
+
+def test_prompt_actions_that_hardly_parse_are_said_to_be_no_reading():
+    frame = masking_table()
+    rows = frame.query("metric == 'acc_prompt'").assign(metric="parse_prompt")
+    for value, said in ((0.9, False), (0.2, True)):
+        parsed = pd.concat([frame, rows.assign(value=value, low=value - 0.05, high=value + 0.05)])
+        assert ("too rarely for the prompt action's accuracy" in words(study(masking=parsed), "masking")) == said
+
+
+def test_the_arms_of_other_trainings_stand_beside_with_their_page():
+    frame = masking_table()
+    other = Read(dict(masking=frame.assign(seeds=1)), {}, "../reinforcement/index.html")
+    of = study(masking=frame)._replace(beside=dict(reinforcement=other, smollm2=Read({}, {}, "")))
+    table = next(block for block in report_masking.masked(of) if isinstance(block, Cells))
+    assert [row[0] for row in table.rows] == ["this study"] * 2 + ['<a href="../reinforcement/index.html">Reinforcement learning from two of these trainings</a>'] * 2
+    rows = frame.query("metric == 'follow' and arm == 'action_mask_0.3' and contrast == 'difference' and split == 'out_of_domain'")
+    last = rows[rows["step"] == rows["step"].max()].iloc[0]
+    assert table.rows[3][1:4] == ["k = .3", "out of domain", "1"] and told(last, signed=True) == table.rows[3][table.heads.index("follows another state's trace")]
+    for lacking in ({}, dict(masking=frame[frame["arm"] == "action_mask_0"])):
+        blocks = report_masking.masked(of._replace(beside=dict(reinforcement=other._replace(tables=lacking))))
+        assert not any(isinstance(block, Cells) for block in blocks)
+
+
+def test_a_self_splice_that_fails_is_said():
+    frame = TABLES["conflict"]()
+    assert "as it must" in words(study(conflict=frame), "depends")
+    frame.loc[(frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100), "value"] = 0.97
+    assert "CHECK FAILED" in words(study(conflict=frame), "depends")
+
+
+def test_what_provenance_says_is_escaped():
+    frame = TABLES["behaviour"]()
+    frame.attrs = dict(PROVENANCE, environment=dict(name="<script>alert(1)</script>"))
+    assert "<script" not in words(study(behaviour=frame)) and "&lt;script&gt;" in words(study(behaviour=frame), "answer")
+
+
+def test_studies_that_stand_beside_are_told_and_linked(tmp_path, no_browser):
+    tables = write_tables(tmp_path / "tables", "behaviour")
+    merged = pd.concat([headline({"behaviour": TABLES["behaviour"]()}).assign(environment=name) for name in ("alfworld", "twc")])
+    write_tables(tmp_path / "smollm2" / "tables", "behaviour", "reliance")
+    write_table(tmp_path / "environments" / "tables", "environments", merged, PROVENANCE)
+    page = figures.draw(tables, tmp_path / "out")[-1].read_text()
+    assert 'href="../smollm2/index.html"' in page and 'href="../environments/index.html"' in page
+    section = page[page.index('<section id="elsewhere"'):page.index('<section id="limits"')]
+    last = TABLES["reliance"]().query("step == 800 and split == 'in_domain' and metric == 'prompt_reliance'").iloc[0]
+    assert f"<td>{told(last)}</td>" in section and "TextWorld Commonsense" in section and "Table 2." in section
+    (tmp_path / "environments" / "tables" / "environments.json").unlink()
+    assert "TextWorld Commonsense" not in figures.draw(tables, tmp_path / "out")[-1].read_text(), "half a table is as none"
+
+
+def test_each_figure_has_one_section():
+    placed_ = [name for section in SECTIONS for name in section.figures]
+    assert sorted(placed_) == sorted(figure[0] for figure in figures.FIGURES) and len({section.name for section in SECTIONS}) == len(SECTIONS)
+
+
+class Page(HTMLParser):
+    """Tags that are open, ids, targets, and what is fetched."""
+
+    VOID = {"meta", "br", "link", "img", "hr"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.ids, self.targets, self.fetched, self.tags = [], [], [], [], set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for key, value in attributes:
+            self.ids += [value] if key == "id" else []
+            self.targets += [value] if key == "href" and tag == "a" else []
+            self.fetched += [value] if key == "src" or (key == "href" and tag != "a") else []
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another at {self.getpos()}"
+
+
+def test_the_page_is_whole(tmp_path):
+    of = whole()
+    entries = [report_page.Entry(name, title, table, "Said, with x < y.<br>".replace("<", "&lt;", 1), table in of.tables, dict(PROVENANCE, odd="<&>"),
+                                 name == "masking_table") for name, title, table, *_ in figures.FIGURES if name != "calibration"]
+    text = report_page.save_index(entries, of, tmp_path / "tables", tmp_path, static=False).read_text()
+    found = Page(text)
+    assert not found.open and "script" not in found.tags and len(found.ids) == len(set(found.ids))
+    within = [target[1:] for target in found.targets if target.startswith("#")]
+    assert within == [section.name for section in SECTIONS if section.name != "trusted"] and set(within) <= set(found.ids)
+    assert all(not target.startswith(("http", "//")) for target in found.targets + found.fetched)
+    drawn = sum(entry.drawn for entry in entries)
+    assert [int(n) for n in re.findall(r"<b>Figure (\d+)\.", text)] == list(range(1, drawn)) and text.count('class="missing"') == len(entries) - drawn
+    assert re.findall(r"<b>Table (\d+)\.", text) == ["1", "2"], "the summary, and the arms"
+    assert [text.index(f'id="{entry.name}-figure"') for entry in entries if entry.name[:7] == "masking"] == sorted(
+        text.index(f'id="{entry.name}-figure"') for entry in entries if entry.name[:7] == "masking")
+
+
+def test_a_second_draw_gives_the_same_page_and_leaves_the_tables(tmp_path, no_browser):
+    tables = write_tables(tmp_path / "tables", "behaviour", "reliance")
+    write_table(tables, "masking_selection", selection_table(), PROVENANCE)
+    before = {path.name: path.read_bytes() for path in tables.iterdir()}
+    page = figures.draw(tables, tmp_path / "out")[-1]
+    first = page.read_bytes()
+    assert figures.draw(tables, tmp_path / "out")[-1].read_bytes() == first
+    assert figures.draw(tables, tmp_path / "further" / "out")[-1].read_bytes() == first.replace(b"../tables", b"../../tables")
+    assert before == {path.name: path.read_bytes() for path in tables.iterdir()}
+
+
+def test_inline_drawings_leave_the_page_whole(tmp_path):
+    (tmp_path / "one.svg").write_text('<?xml version="1.0"?><svg width="10" height="20" xmlns="http://www.w3.org/2000/svg"><g id="defs-one"><path d="M0 0"/></g></svg>')
+    entry = report_page.Entry("behaviour", "One", "behaviour", "Said.", True, dict(PROVENANCE, odd="<&>"))
+    (tmp_path / "one.svg").rename(tmp_path / "behaviour.svg")
+    text = report_page.save_index([entry], study(behaviour=TABLES["behaviour"]()), tmp_path / "tables", tmp_path, True).read_text()
+    assert not Page(text).open and '<svg width="10"' in text and 'viewBox="0 0 10 20"' in text and "&lt;&amp;&gt;" in text and "<?xml" not in text
+
+
+@pytest.fixture
+def page_only(monkeypatch):
+    """A draw writes its page alone."""
+    for name in ("save_html", "save_static"):
+        monkeypatch.setattr(figures.report, name, lambda *_: [])
+
+
+HOSTILE = 'a"><script>alert(1)<'
+
+
+def test_no_name_of_a_folder_enters_the_page_as_html(tmp_path, page_only):
+    tables = write_tables(tmp_path / HOSTILE / "tables", "reliance")
+    write_tables(tmp_path / HOSTILE / "smollm2" / "tables", "reliance")
+    page = figures.draw(tables, tmp_path / "out")[-1]
+    found = Page(page.read_text())
+    assert not found.open and "script" not in found.tags
+    linked = [target for target in found.targets if target.startswith("..")]
+    assert len(linked) > 1 and all((page.parent / unquote(target)).exists() for target in linked if not target.endswith("index.html"))
+    assert any(unquote(target).endswith(f"{HOSTILE}/smollm2/index.html") for target in linked)
+
+
+def test_no_text_of_a_table_or_its_provenance_enters_a_page_as_html(tmp_path, no_browser):
+    tags = "</script><script>alert(1)</script><a href='x'>y</a>"
+    tables = tmp_path / "tables"
+    for name in ("probes", "mdl"):
+        frame = TABLES[name]()
+        changed = frame.assign(label=tags) if "label" in frame else frame
+        write_table(tables, name, changed, dict(PROVENANCE, note=tags, environment=dict(name=tags)) | {tags: tags})
+    splits = dict(environment=tags, trained_on=tags, split=tags, holds=tags, task_types=tags, episodes=1, decisions=1, studied=1)
+    write_table(tables, "splits", pd.DataFrame([splits]), PROVENANCE)
+    for path in figures.draw(tables, tmp_path / "out"):
+        text = path.read_text() if path.suffix == ".html" else ""
+        assert tags not in text and "<script>alert" not in text and "\\u003ca href" not in re.sub(r'"meta":\{.*', "", text), path
+    assert "script" not in Page((tmp_path / "out" / "index.html").read_text()).tags
+
+
+def nothing_matches(frame):
+    return frame.assign(**{name: "nothing" for name in frame.select_dtypes(exclude=["number", "bool"])})
+
+
+ODD = {"names that match nothing": nothing_matches, "columns that are missing": lambda frame: frame[list(frame)[:2]],
+       "texts for numbers": lambda frame: frame.astype({name: object for name in frame}).assign(**{name: "x" for name in ("value", "low", "high") if name in frame}),
+       "no rows": lambda frame: frame[:0], "one metric unknown": lambda frame: frame.assign(metric="other") if "metric" in frame else frame}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_tables_of_something_else_are_said_and_end_nothing(tmp_path, page_only, odd):
+    for name, make in dict(reliance=TABLES["reliance"], conflict=TABLES["conflict"], masking=masking_table).items():
+        write_table(tmp_path / "tables", name, ODD[odd](make()), PROVENANCE)
+    page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
+    assert page.count('class="missing"') > 3 and "Not drawn." in page and not Page(page).open
+
+
+def test_a_damaged_table_is_named_and_the_others_are_drawn(tmp_path, page_only, capsys):
+    tables = write_tables(tmp_path / "tables", "reliance", "conflict")
+    write_table(tables, "masking", masking_table(), PROVENANCE)
+    for name in ("conflict", "masking"):
+        path = tables / f"{name}.csv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
+    with pytest.raises(ValueError, match="index.html was drawn without 2 of its tables. The table .*conflict.csv is not the one"):
+        figures.draw(tables, tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "reliance-figure" in page and "reliance.html" in page
+    for name in ("conflict", "removal", "masking_success", "masking_gap"):
+        figure = page[page.index(f'id="{name}-figure"'):]
+        assert "Not drawn. The table" in figure[:300]
+
+
+def test_tables_of_two_studies_are_said_to_be_so(tmp_path, page_only, capsys):
+    made = dict(PROVENANCE, corpus="c", weights={"0": "w"})
+    write_table(tmp_path / "tables", "early", TABLES["early"](), made | dict(seed=0))
+    write_table(tmp_path / "tables", "reliance", TABLES["reliance"](), made | dict(seed="<b>1"))
+    page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
+    said = "These tables are not of one study: the seed is 0 in early and <b>1 in reliance."
+    assert said in capsys.readouterr().err and said.replace("<b>", "&lt;b&gt;") in page[:page.index("<nav")]
