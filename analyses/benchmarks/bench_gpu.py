@@ -1,7 +1,8 @@
-"""Time the engine on a GPU, at the shapes of real models with random weights, against plain forwards, hooks and `generate`.
+"""Time the engine on a GPU, at the shapes of real models with random weights, against plain forwards, hooks
+and `generate`.
 
-Each row is written as soon as it is measured. `seconds` is a call whose shapes have been seen before, `cold_seconds` the
-first one. Without a GPU `--models tiny` tries the works; its seconds say nothing.
+Each row is written as soon as it is measured. `seconds` is a call whose shapes have been seen before,
+`cold_seconds` the first one. Without a GPU `--models tiny` tries the works; its seconds say nothing.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ class Config:
 
 @dataclass
 class Baseline:
-    """Another way to do a work, or a part of it that is scaled up; `difference` compares its result with ours."""
+    """Another way to do a work, or a part of it that is scaled up; `difference` compares its result with
+    ours.
+    """
 
     name: str
     call: Callable[[], Any]
@@ -186,7 +189,9 @@ class Bench:
         return [[*opening, *action] for action in actions], len(opening) + apart
 
     def _difference(self, logits: torch.Tensor, ends: Sequence[Sequence[int]], start: int) -> float:
-        """log p(clean action) - log p(corrupt action), from logits [action, token, vocabulary] of the last tokens."""
+        """log p(clean action) - log p(corrupt action), from logits [action, token, vocabulary] of the last
+        tokens.
+        """
         n = len(ends[0]) - start
         scored = torch.tensor([end[start:] for end in ends], device=logits.device)
         logp = logits[:, -n - 1:-1].float().log_softmax(-1).gather(-1, scored[..., None])[..., 0].sum(1)
@@ -194,7 +199,9 @@ class Bench:
 
     @torch.inference_mode()
     def _plain_cells(self, clean: Prompt, corrupt: Prompt, layers: Sequence[int]) -> dict[int, float]:
-        """Denoised differences by a loop with hooks: clean's residual stream at the boundary, put into corrupt's run."""
+        """Denoised differences by a loop with hooks: clean's residual stream at the boundary, put into
+        corrupt's run.
+        """
         ends, start = self._ends(clean, corrupt)
         entering: list[torch.Tensor] = []
         blocks, at = self.bare.model.layers, clean.boundary

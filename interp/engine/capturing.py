@@ -89,7 +89,9 @@ def common_width(model, sites: Sequence[str], layers: Sequence[int]) -> int:
 
 
 def _read(model, wanted: Sequence[tuple[str, int]], width: int, row: Sequence[int], token: Sequence[int], **inputs) -> torch.Tensor:
-    """One pass: the wanted (site, layer) at each (row, token), [decision, wanted, width] in float32 on the model's device."""
+    """One pass: the wanted (site, layer) at each (row, token), [decision, wanted, width] in float32 on the
+    model's device.
+    """
     held = torch.empty(len(row), len(wanted), width, device=model.device)
     where = sent(torch.tensor([row, token]), model.device)
 
@@ -136,9 +138,10 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
     """Read sites at one position of each prompt, computing no logits and no layer above the last one asked for.
 
     layers: every layer where None. trajectory: read an episode's prompts together where their ids allow it; the result is
-    the same, and says which path each decision took. batch_tokens: most tokens in one pass, padding included (None: by the
-    GPU's free memory, 8,192 on a CPU; a pass that does not fit the GPU is halved).
-    Raises ValueError for an empty list, another position, a layer that is not there, or sites or layers of different widths.
+    the same, and says which path each decision took. batch_tokens: most tokens in one pass, padding included
+    (None: by the GPU's free memory, 8,192 on a CPU; a pass that does not fit the GPU is halved). Raises
+    ValueError for an empty list, another position, a layer that is not there, or sites or layers of different
+    widths.
     """
     if not prompts:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")

@@ -1,9 +1,10 @@
 """Continuations of many prompts, greedy or sampled, each prompt read once for all the ways in which it is continued.
 
-Prompts that share little are rows of a batch, read without a mask; of those that extend one another the longest alone is
-read. Where more of them is shared (the history of one episode), they are a tree, read behind their common beginning in
-packs. Their keys and values are kept, and every variant (a mode's opening, a spliced trace) goes on from them, many prompts
-in one batch. The plain twin is Hugging Face's `generate`, prompt by prompt (tested).
+Prompts that share little are rows of a batch, read without a mask; of those that extend one another the
+longest alone is read. Where more of them is shared (the history of one episode), they are a tree, read behind
+their common beginning in packs. Their keys and values are kept, and every variant (a mode's opening, a
+spliced trace) goes on from them, many prompts in one batch. The plain twin is Hugging Face's `generate`,
+prompt by prompt (tested).
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from interp.models.whole import Growing, length_batches, padded
 PACK = 2048
 #: on a CPU: tokens of plain rows that are read in one pass, and of prompts that are continued together
 READ, BATCH = 8192, 24576
-#: on a GPU: most tokens of prompts that are continued together, and copies of their keys and values that there may be
+#: on a GPU: most tokens of prompts that are continued together, and copies of their keys and values that
+#: there may be
 KEPT, COPIES = 2**18, 2.5
 #: whether the ids generated so far are at their end
 Stop = Callable[[Sequence[int]], bool]
-#: logits [row, vocabulary], the continuation that each row is of, how many tokens were picked before -> token of each row
+#: logits [row, vocabulary], the continuation that each row is of, how many tokens were picked before -> token
+#: of each row
 Pick = Callable[[torch.Tensor, Sequence[int], int], torch.Tensor]
 #: name -> ids read so far, and for each layer their keys and values [head, token, width]
 Memory = dict[Hashable, tuple[tuple[int, ...], list]]
@@ -70,17 +73,21 @@ class _Room(DynamicLayer):
 
 
 def _roomy(tensor: torch.Tensor, used: int, room: int) -> torch.Tensor:
-    """Keys or values [row, head, slot, width] with at least so many slots beyond the used ones; itself where it has them."""
+    """Keys or values [row, head, slot, width] with at least so many slots beyond the used ones; itself where
+    it has them.
+    """
     if tensor.shape[2] >= used + room:
         return tensor
     return torch.cat([tensor[:, :, :used], tensor.new_empty(*tensor.shape[:2], room, tensor.shape[3])], 2)
 
 
 class _Rows:
-    """The rows of a batch that are still generating: their cache, which of its keys count, and the position of each.
+    """The rows of a batch that are still generating: their cache, which of its keys count, and the position
+    of each.
 
-    layers: keys and values, of whose first slots those in `seen` Bool[Tensor, "row slot"] (on the CPU) count; slots beyond are
-    overwritten. lengths: tokens of each row that are read next, padded on the right; new: tokens that may follow them.
+    layers: keys and values, of whose first slots those in `seen` Bool[Tensor, "row slot"] (on the CPU) count;
+    slots beyond are overwritten. lengths: tokens of each row that are read next, padded on the right; new:
+    tokens that may follow them.
     """
 
     def __init__(self, model, layers: Layers, seen: torch.Tensor, lengths: Sequence[int], new: int):
@@ -89,7 +96,8 @@ class _Rows:
         counts = torch.cat([seen, read, torch.ones(len(seen), new, dtype=torch.bool)], 1)
         self.model, self.used = model, seen.shape[1]
         self.at = sent(counts.cumsum(1) - 1, model.device)
-        #: None where every slot counts: then no pass needs a mask of one's own, and none repeats keys for grouped heads
+        #: None where every slot counts: then no pass needs a mask of one's own, and none repeats keys for
+        #: grouped heads
         self.counts = None if counts.all() else sent(counts, model.device)
         self.step = None
         self.cache = DynamicCache()
@@ -130,9 +138,11 @@ def greedy(logits: torch.Tensor, rows: Sequence[int], step: int) -> torch.Tensor
 
 
 def _picker(temperature: float, uniform: torch.Tensor) -> Pick:
-    """The likeliest token at temperature 0, else one drawn from the tempered distribution by a number of its own.
+    """The likeliest token at temperature 0, else one drawn from the tempered distribution by a number of its
+    own.
 
-    uniform: numbers from 0 to 1 [continuation, token]; what is drawn does not depend on the batch that a row is in.
+    uniform: numbers from 0 to 1 [continuation, token]; what is drawn does not depend on the batch that a row
+    is in.
     """
     if temperature == 0:
         return greedy
@@ -157,16 +167,20 @@ def _suffix_logp(model, hidden: torch.Tensor, ids: torch.Tensor, lengths: Sequen
 
 
 def _ahead(model) -> int:
-    """How many passes are begun before the tokens of an earlier one are looked at: a GPU is not to wait for the CPU."""
+    """How many passes are begun before the tokens of an earlier one are looked at: a GPU is not to wait for
+    the CPU.
+    """
     return int(model.device.type == "cuda")
 
 
 def _continue(model, layers, seen, suffixes, stops: Sequence[Stop], limits: Sequence[int], pick: Pick, *,
               begun: Sequence[Sequence[int]] = (), edits: Callable | None = None) -> list[Continuation]:
-    """Continue the rows of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot] (on the CPU) count.
+    """Continue the rows of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot]
+    (on the CPU) count.
 
-    stops, limits: of each row, the latter in tokens. begun: ids generated earlier, with which each row's ids begin. edits: from (continuation of each row, ids of each
-    continuation, whether the suffixes are being read) to what is tapped in that pass.
+    stops, limits: of each row, the latter in tokens. begun: ids generated earlier, with which each row's ids
+    begin. edits: from (continuation of each row, ids of each continuation, whether the suffixes are being
+    read) to what is tapped in that pass.
     """
     lengths = list(map(len, suffixes))
     ids, _ = padded(suffixes, model.device)
@@ -234,7 +248,9 @@ def _packs(rows: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _trunks(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int], int]:
-    """Rows that begin no other, the one of them that each row begins or is, and the tokens of the tree of all."""
+    """Rows that begin no other, the one of them that each row begins or is, and the tokens of the tree of
+    all.
+    """
     order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
     home, nodes = [0] * len(rows), 0
     for i, after in zip(order[::-1], [None, *order[:0:-1]]):  # a row stands right before those that it begins
@@ -245,7 +261,8 @@ def _trunks(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int], int]:
 
 
 def _read(model, rows, room: int = 0) -> tuple[Layers, torch.Tensor]:
-    """Keys and values of each layer for a batch of prompts, with room beyond them, and which of their slots count (on the CPU).
+    """Keys and values of each layer for a batch of prompts, with room beyond them, and which of their slots
+    count (on the CPU).
 
     Each beginning is read once where that is less work than plain rows, which need no mask.
     """
@@ -282,7 +299,8 @@ def _read_plain(model, rows, trunks: Sequence[int], home: Sequence[int], slots: 
 
 
 def _read_tree(model, rows, slots: int) -> Layers:
-    """Keys and values of a tree of rows, each beginning read once, in packs behind what all have in common."""
+    """Keys and values of a tree of rows, each beginning read once, in packs behind what all have in common.
+    """
     first, last = min(rows, key=tuple), max(rows, key=tuple)
     start = min(shared(first, last), len(first) - 1)
     prefix = layers_of(model.read(first[:start])) or model.empty()
@@ -352,11 +370,10 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     variants: name -> one suffix of ids for each prompt (None: not this one), read behind the prompt before generating.
     memory, names: keys and values kept from earlier calls under each prompt's name, brought up to date in place; a prompt
     that extends the one kept (checked on ids) is read only from where it differs. temperature: 0 is greedy; above, tokens are
-    drawn, and `seed` and the same prompts give the same ones, whatever batches they are in. batch_tokens: most tokens of prompts
-    that are continued together, padding included (None: by the GPU's free memory, 24,576 on a CPU; a batch that does not fit the
-    GPU is halved).
-    Returns name -> one Continuation (or None) for each prompt. Raises ValueError for an empty suffix, no token to generate, or a
-    context too long.
+    drawn, and `seed` and the same prompts give the same ones, whatever batches they are in. batch_tokens:
+    most tokens of prompts that are continued together, padding included (None: by the GPU's free memory,
+    24,576 on a CPU; a batch that does not fit the GPU is halved). Returns name -> one Continuation (or None)
+    for each prompt. Raises ValueError for an empty suffix, no token to generate, or a context too long.
     """
     if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
         raise ValueError("Every suffix needs at least one token to generate from.")
@@ -406,10 +423,11 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
 
 def _side_by_side(waiting: Mapping[str, Sequence[int]], suffix_lengths: Mapping[str, set[int]], most: int,
                   even: bool) -> list[list[tuple[str, int]]]:
-    """(variant, row) in parts that are continued together: several variants of a few rows take no more steps than one.
+    """(variant, row) in parts that are continued together: several variants of a few rows take no more steps
+    than one.
 
-    A part has at most so many rows, or is one variant. even: whether the rows are of one length; then only suffixes of
-    one length stand together, since they need no mask.
+    A part has at most so many rows, or is one variant. even: whether the rows are of one length; then only
+    suffixes of one length stand together, since they need no mask.
     """
     parts: list[list[tuple[str, int]]] = []
     last: set[int] = set()

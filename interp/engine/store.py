@@ -1,7 +1,8 @@
 """Captured activations on disk: safetensors shards and an append-only manifest; nothing that is there is computed again.
 
 A shard holds up to 128 decisions; the manifest has one JSON line for each, with the file's hash, what it is of and its own
-hash, so that several processes may fill one folder and a killed one loses only the shard it was at. `stream_capture` holds one at a time.
+hash, so that several processes may fill one folder and a killed one loses only the shard it was at.
+`stream_capture` holds one at a time.
 """
 
 from __future__ import annotations
@@ -151,11 +152,12 @@ def _remote_code(hf) -> str:
 
 def stream_capture(folder: str | Path, model, prompts: Iterable[Prompt], sites: Sequence[str] = ("resid_pre", "resid_post"),
                    layers: Sequence[int] | None = None, progress: bool = False) -> tuple[Store, dict[str, str]]:
-    """Capture any number of prompts into a `Store`, a shard at a time, of which no more is held; returns it and each prompt's path.
+    """Capture any number of prompts into a `Store`, a shard at a time, of which no more is held; returns it
+    and each prompt's path.
 
-    prompts: may be a generator, too. Only those that no shard holds are read by the model; the store's `read` gives any of
-    them by their hashes. A shard whose hash is not the manifest's is named, and its decisions alone are captured again. Raises
-    ValueError for a model without a `weights_hash`.
+    prompts: may be a generator, too. Only those that no shard holds are read by the model; the store's `read`
+    gives any of them by their hashes. A shard whose hash is not the manifest's is named, and its decisions
+    alone are captured again. Raises ValueError for a model without a `weights_hash`.
     """
     if not model.weights_hash:
         raise ValueError("The model has no weights_hash, so its activations could not be told from another's: load it with a CheckpointSeries, "
@@ -189,7 +191,8 @@ def stream_capture(folder: str | Path, model, prompts: Iterable[Prompt], sites: 
 
 def stored_capture(folder: str | Path, model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pre", "resid_post"),
                    layers: Sequence[int] | None = None, progress: bool = False) -> Activations:
-    """As `capture` at the boundary, through a `Store` (see `stream_capture`): only decisions that no shard holds are read by the model.
+    """As `capture` at the boundary, through a `Store` (see `stream_capture`): only decisions that no shard
+    holds are read by the model.
 
     Raises ValueError for an empty list, and for a model without a `weights_hash`.
     """

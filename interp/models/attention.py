@@ -1,7 +1,9 @@
-"""Which attention kernels passes may use on a GPU: torch's own choice less cuDNN's, which plans every new shape anew.
+"""Which attention kernels passes may use on a GPU: torch's own choice less cuDNN's, which plans every new
+shape anew.
 
-A plan takes about 0.1 s, and packs and decoding meet a new shape at nearly every pass. torch keeps one switch for the
-whole process, so it is off while any thread is inside, and as it was before when the last one has left.
+A plan takes about 0.1 s, and packs and decoding meet a new shape at nearly every pass. torch keeps one switch
+for the whole process, so it is off while any thread is inside, and as it was before when the last one has
+left.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _before = True
 
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Attend without cuDNN: by flash attention, memory-efficient attention or plain products, as torch chooses."""
+    """Attend without cuDNN: by flash attention, memory-efficient attention or plain products, as torch
+    chooses.
+    """
     global _inside, _before
     with _lock:
         if not _inside:

@@ -9,7 +9,8 @@ import torch
 
 from interp.models.inner import largest
 
-#: Most tokens of a pass on a GPU, which fewer keep busy; and the part of its free memory that a pass may take.
+#: Most tokens of a pass on a GPU, which fewer keep busy; and the part of its free memory that a pass may
+#: take.
 MOST, SHARE = 65_536, 0.5
 Result = TypeVar("Result")
 
@@ -22,7 +23,9 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def fetched(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Begin to copy a tensor to the CPU; what is returned waits for the copy and gives it, and may be called later."""
+    """Begin to copy a tensor to the CPU; what is returned waits for the copy and gives it, and may be called
+    later.
+    """
     if tensor.device.type != "cuda":
         return tensor.cpu
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -57,7 +60,8 @@ def pass_tokens(model, longest: int, on_cpu: int) -> int:
 
 
 def halved(batches: Sequence[list], run: Callable[[list], Result]) -> Iterator[Result]:
-    """What `run` gives for each batch, in order; one that does not fit the GPU's memory is run as two halves."""
+    """What `run` gives for each batch, in order; one that does not fit the GPU's memory is run as two halves.
+    """
     waiting = list(batches)[::-1]
     while waiting:
         batch = waiting.pop()

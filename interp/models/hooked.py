@@ -103,7 +103,8 @@ class HookedModel:
     Raises NotImplementedError, naming the architecture and the property, where a measurement would not be exact.
     """
 
-    #: Whether its passes may use cuDNN's attention, which takes about 0.1 s for every new shape (see `interp.models.attention`).
+    #: Whether its passes may use cuDNN's attention, which takes about 0.1 s for every new shape (see
+    #: `interp.models.attention`).
     cudnn_attention = False
 
     @passing
@@ -127,7 +128,9 @@ class HookedModel:
         self._trial(self._check_causal)
 
     def attending(self):
-        """A context for passes of the toolkit's own: without cuDNN's attention, unless `cudnn_attention` is set."""
+        """A context for passes of the toolkit's own: without cuDNN's attention, unless `cudnn_attention` is
+        set.
+        """
         return nullcontext() if self.cudnn_attention else without_cudnn()
 
     def _trial(self, run: Callable[[], object]):
@@ -275,13 +278,17 @@ class HookedModel:
     @passing
     @torch.inference_mode()
     def read_rows(self, ids: torch.Tensor) -> Layers:
-        """Keys and values of sequences [row, token] that are padded on the right, in one plain pass without a mask of one's own."""
+        """Keys and values of sequences [row, token] that are padded on the right, in one plain pass without a
+        mask of one's own.
+        """
         cache = self.new_cache()
         self._fill(cache, ids)
         return layers_of(cache)
 
     def _fill(self, cache: DynamicCache, ids: torch.Tensor) -> None:
-        """Extend a cache by what follows it [row, token]; the pass ends as soon as the last layer's keys and values are there."""
+        """Extend a cache by what follows it [row, token]; the pass ends as soon as the last layer's keys and
+        values are there.
+        """
         cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
         last = cache.layers[-1]
         last.__class__ = _Last

@@ -75,7 +75,9 @@ def test_a_trajectory_reads_each_token_once(llama, prompts):
 
 
 def test_a_capture_copies_once_a_pass_and_waits_for_nothing_inside_it(llama, prompts, monkeypatch):
-    """A `.cpu()` in a hook would wait for the GPU at every layer; what a pass read is placed while the next one runs."""
+    """A `.cpu()` in a hook would wait for the GPU at every layer; what a pass read is placed while the next
+    one runs.
+    """
     order, read, fetched = [], capturing._read, capturing.fetched
     monkeypatch.setattr(capturing, "_read", lambda *a, **k: order.append("pass") or read(*a, **k))
 

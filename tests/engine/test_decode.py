@@ -259,7 +259,9 @@ def test_ragged_rows_have_one_mask_for_all_steps(llama, fmt, monkeypatch):
 
 @pytest.mark.parametrize("stopping", [False, True])
 def test_a_pass_begun_ahead_changes_nothing(model, fmt, prompts, monkeypatch, stopping):
-    """On a GPU the next pass is begun before its tokens are looked at: a row that has ended is computed once too often."""
+    """On a GPU the next pass is begun before its tokens are looked at: a row that has ended is computed once
+    too often.
+    """
     rows = [p.ids for p in prompts[:9]]
     free = continued(model, rows, {"a": [fmt.opening("cot")] * 9}, 12)["a"]
     stop = max({t for f in free for t in f}, key=lambda t: len({f.index(t) for f in free if t in f}))
