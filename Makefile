@@ -3,6 +3,7 @@
 # make test      environment, installation, and the tests
 # make redraw    every committed figure again from its stored table
 # make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and the README
+# make bench-gpu  the engine on a GPU at the shapes of Qwen3 0.6B and 8B, against generate, hooks and TransformerLens, into figures/tables/bench_gpu.csv
 # make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
 # make environments   train small series in TWC and ScienceWorld, study them and SmolLM2's on BFCL's questions, into figures/environments/
@@ -34,7 +35,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(c
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test bench redraw calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
+.PHONY: figures paper test bench bench-gpu redraw calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
 
 # SmolLM2's weights, its adapters and its recorded decisions, where they are not there yet.
 define prepare_smollm2
@@ -68,6 +69,9 @@ bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m analyses bench
 	$(BIN)/python -m analyses readme
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m analyses bench_gpu
 
 redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures

@@ -1,4 +1,4 @@
-"""Activations at the prompt boundary, sliced inside the hook before any copy.
+"""Activations at the prompt boundary, sliced inside the hook, kept on the device and copied once a pass.
 
 An episode's prompts extend one another, so one pass over the longest reads every step's boundary.
 
@@ -9,22 +9,24 @@ An episode's prompts extend one another, so one pass over the longest reads ever
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from tqdm import tqdm
 
+from interp.models.devices import fetched, halved, pass_tokens, sent
 from interp.models.finite import not_finite
 from interp.models.hooks import only
-from interp.engine.packing import ancestors, merge
+from interp.engine.packing import WORTH, ancestors, merge
 from interp.prompts.format import Prompt
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.models.whole import batches, padded
 
-#: A tree of prompts is read in one packed pass where it has at most this share of the tokens that its prompts have.
-WORTH = 0.7
+#: Most tokens of a tree, whose mask has the square of them, and of a pass on a CPU.
+TREE = 8192
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def _plan(model, prompts: Sequence[Prompt], batch_tokens: int) -> tuple[list[lis
                 chains.append([index])
         ends = [prompts[chain[-1]].ids for chain in chains]
         trees = model.support.trajectory == "fast" and model.packs(max(map(len, ends)))
-        if trees and len(chains) > 1 and len(merge(ends)[0]) <= min(WORTH * sum(map(len, ends)), batch_tokens):
+        if trees and len(chains) > 1 and len(merge(ends)[0]) <= min(WORTH * sum(map(len, ends)), batch_tokens, TREE):
             packed.append(members)
         else:
             rows += chains
@@ -86,64 +88,93 @@ def common_width(model, sites: Sequence[str], layers: Sequence[int]) -> int:
     return widths[sites[0]][0]
 
 
+def _read(model, wanted: Sequence[tuple[str, int]], width: int, row: Sequence[int], token: Sequence[int], **inputs) -> torch.Tensor:
+    """One pass: the wanted (site, layer) at each (row, token), [decision, wanted, width] in float32 on the
+    model's device.
+    """
+    held = torch.empty(len(row), len(wanted), width, device=model.device)
+    where = sent(torch.tensor([row, token]), model.device)
+
+    def keep(number):
+        def tap(tensor):
+            at = where.to(tensor.device)  # where layers lie on several
+            held[:, number] = tensor[at[0], at[1]]
+        return tap
+
+    edits = {key: keep(number) for number, key in enumerate(wanted)}
+    with only(model.blocks, 0, max(layer for _, layer in wanted), model.outputs), model.taps(edits):
+        model.inner(**model.uncached, **inputs)
+    return held
+
+
+def _passes(model, prompts: Sequence[Prompt], wanted: Sequence[tuple[str, int]], width: int, rows: list[list[int]], trees: list[list[int]],
+            batch_tokens: int, progress: bool) -> Iterator[tuple[list[int], Callable[[], torch.Tensor]]]:
+    """The decisions that each pass reads, and what gives their activations on the CPU."""
+    def tree(members):
+        tokens, parents, nodes = merge([prompts[i].ids for i in members])
+        seen = ancestors(parents).to(model.device)
+        depth = seen.sum(1)[None] - 1
+        held = _read(model, wanted, width, [0] * len(members), [path[-1] for path in nodes], input_ids=sent(torch.tensor([tokens]), model.device),
+                     position_ids=depth, attention_mask=model.mask(seen[None], depth, depth))
+        return members, fetched(held)
+
+    def batch(numbers):
+        # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
+        ids, _ = padded([prompts[rows[r][-1]].ids for r in numbers], model.device)
+        members = [(number, i) for number, r in enumerate(numbers) for i in rows[r]]
+        decisions = [i for _, i in members]
+        held = _read(model, wanted, width, [number for number, _ in members], [prompts[i].boundary for i in decisions], input_ids=ids)
+        return decisions, fetched(held)
+
+    together = batches(model, [len(prompts[row[-1]].ids) for row in rows], batch_tokens)
+    work = chain(halved(trees, tree), halved(together, batch))
+    yield from tqdm(work, desc="capture", total=len(trees) + len(together), leave=False, disable=not progress)
+
+
 @measured
 @torch.inference_mode()
 def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_post",), at: str = "boundary", *, layers: Sequence[int] | None = None,
-            trajectory: bool = True, batch_tokens: int = 8192, progress: bool = False) -> Activations:
+            trajectory: bool = True, batch_tokens: int | None = None, progress: bool = False) -> Activations:
     """Read sites at one position of each prompt, computing no logits and no layer above the last one asked for.
 
     layers: every layer where None. trajectory: read an episode's prompts together where their ids allow it; the result is
-    the same, and says which path each decision took. batch_tokens: most tokens in one pass, padding included.
-    Raises ValueError for an empty list, another position, a layer that is not there, or sites or layers of different widths.
+    the same, and says which path each decision took. batch_tokens: most tokens in one pass, padding included
+    (None: by the GPU's free memory, 8,192 on a CPU; a pass that does not fit the GPU is halved). Raises
+    ValueError for an empty list, another position, a layer that is not there, or sites or layers of different
+    widths.
     """
     if not prompts:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
     if at != "boundary":
         raise ValueError(f"Activations can be captured at the boundary, not at {at!r}.")
-    names, wanted = every_layer(sites), tuple(range(model.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
-    if not wanted or not set(wanted) <= set(range(model.n_layers)) or len(set(wanted)) < len(wanted):
-        raise ValueError(f"layers must be different ones of 0 to {model.n_layers - 1}, not {list(wanted)}.")
-    width = common_width(model, names, wanted)
+    names, depths = every_layer(sites), tuple(range(model.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
+    if not depths or not set(depths) <= set(range(model.n_layers)) or len(set(depths)) < len(depths):
+        raise ValueError(f"layers must be different ones of 0 to {model.n_layers - 1}, not {list(depths)}.")
+    width = common_width(model, names, depths)
     model.check_ids(p.ids for p in prompts)
+    longest = max(len(p.ids) for p in prompts)
+    model.check_length(longest)
+    batch_tokens = pass_tokens(model, longest, TREE) if batch_tokens is None else batch_tokens
     # All there will be, before the first pass: what is kept between a pass's own tensors would scatter them over the memory.
-    values = torch.empty(len(prompts), len(names), len(wanted), width)
+    values = torch.empty(len(prompts), len(names), len(depths), width)
     rows, trees = _plan(model, prompts, batch_tokens) if trajectory else ([[i] for i in range(len(prompts))], [])
-    paths = ["plain"] * len(prompts)
+    wanted = [(name, layer) for name in names for layer in depths]
 
-    def read(decisions, row, token, **inputs):
-        """One pass; decision i's boundary is at (row[i], token[i])."""
-        row, token = (torch.tensor(x, device=model.device) for x in (row, token))
+    def place(decisions: list[int], held: Callable[[], torch.Tensor]) -> None:
+        values[decisions] = held().view(-1, *values.shape[1:])
 
-        def keep(*place):
-            def tap(tensor):
-                values[(decisions, *place)] = tensor[row, token].float().cpu()
-            return tap
-
-        with only(model.blocks, 0, max(wanted), model.outputs), model.taps({(name, layer): keep(s, i) for s, name in enumerate(names) for i, layer in enumerate(wanted)}):
-            model.inner(**model.uncached, **inputs)
-
-    lengths = [len(prompts[row[-1]].ids) for row in rows]
-    for members in tqdm(trees, desc="capture", leave=False, disable=not progress):
-        tokens, parents, nodes = merge([prompts[i].ids for i in members])
-        seen = ancestors(parents).to(model.device)
-        depth = seen.sum(1)[None] - 1
-        model.check_length(max(len(prompts[i].ids) for i in members))
-        read(members, [0] * len(members), [path[-1] for path in nodes], input_ids=torch.tensor([tokens], device=model.device),
-             position_ids=depth, attention_mask=model.mask(seen[None], depth, depth))
-        for i in members:
-            paths[i] = "shared prefix"
-    for length in lengths:
-        model.check_length(length)
-    for batch in tqdm(batches(model, lengths, batch_tokens), desc="capture", leave=False, disable=not progress):
-        # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
-        ids, _ = padded([prompts[rows[r][-1]].ids for r in batch], model.device)
-        members = [(number, i) for number, r in enumerate(batch) for i in rows[r]]
-        read([i for _, i in members], [number for number, _ in members], [prompts[i].boundary for _, i in members], input_ids=ids)
-        for r in batch:
-            for i in rows[r] if len(rows[r]) > 1 else ():
-                paths[i] = "trajectory"
+    started = None
+    for read in _passes(model, prompts, wanted, width, rows, trees, batch_tokens, progress):
+        if started:
+            place(*started)  # what the pass before read, while the GPU is at this one
+        started = read
+    place(*started)
     if not values.isfinite().all():
         decision, site, layer = (int(i) for i in (~values.isfinite()).nonzero()[0][:3])
         raise ValueError(not_finite(f"The activations of {model.architecture}", model.dtype,
-                                    f"first {names[site]} of layer {wanted[layer]} at prompt {decision}"))
-    return Activations(values, tuple(names), wanted, tuple(p.hash for p in prompts), model.weights_hash, str(model.dtype), tuple(paths))
+                                    f"first {names[site]} of layer {depths[layer]} at prompt {decision}"))
+    paths = ["plain"] * len(prompts)
+    for way, groups in (("shared prefix", trees), ("trajectory", [row for row in rows if len(row) > 1])):
+        for i in chain.from_iterable(groups):
+            paths[i] = way
+    return Activations(values, tuple(names), depths, tuple(p.hash for p in prompts), model.weights_hash, str(model.dtype), tuple(paths))

@@ -18,6 +18,10 @@ from interp.models.turns import measured
 from interp.models.whole import batches, padded
 
 
+#: A tree is read in packs where it has at most this share of the tokens that its sequences have: those need no mask.
+WORTH = 0.7
+
+
 @dataclass(frozen=True)
 class Tree:
     """Continuations merged where they begin alike: a token and a parent (-1: none) for each node, parents first.

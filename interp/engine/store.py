@@ -2,6 +2,7 @@
 
 A shard holds up to 128 decisions; the manifest has one JSON line for each, with the file's hash, what it is of and its own
 hash, so that several processes may fill one folder and a killed one loses only the shard it was at.
+`stream_capture` holds one at a time.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-import interp
 from interp.engine.capturing import Activations, capture
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import ORIGIN, hash_json
 from interp.prompts.format import Prompt
 from interp.results.records import content_hash
+from interp.system.sources import source_hash
 from interp.models.site_names import every_layer
 from interp.results.tables import written
 
@@ -35,7 +36,7 @@ class Store:
     """The activations of one checkpoint, read the same way: rows of shards, found by their prompts' hashes.
 
     folder: shared by as many checkpoints, sites and processes as one likes; `of` says what this one's rows are of
-    (weights, configuration, sites, layers, dtype, code version), and rows of anything else are not seen.
+    (weights, configuration, sites, layers, dtype, source of the code), and rows of anything else are not seen.
     """
 
     def __init__(self, folder: str | Path, of: dict):
@@ -149,15 +150,15 @@ def _remote_code(hf) -> str:
     return hash_files(sorted(Path(sys.modules[module].__file__).parent.glob("*.py")))
 
 
-def stored_capture(folder: str | Path, model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pre", "resid_post"),
-                   layers: Sequence[int] | None = None, progress: bool = False) -> Activations:
-    """As `capture` at the boundary, through a `Store`: only decisions that no shard holds are read by the model.
+def stream_capture(folder: str | Path, model, prompts: Iterable[Prompt], sites: Sequence[str] = ("resid_pre", "resid_post"),
+                   layers: Sequence[int] | None = None, progress: bool = False) -> tuple[Store, dict[str, str]]:
+    """Capture any number of prompts into a `Store`, a shard at a time, of which no more is held; returns it
+    and each prompt's path.
 
-    A shard whose hash is not the manifest's is named, and its decisions alone are captured again. Raises ValueError for
-    an empty list, and for a model without a `weights_hash`.
+    prompts: may be a generator, too. Only those that no shard holds are read by the model; the store's `read`
+    gives any of them by their hashes. A shard whose hash is not the manifest's is named, and its decisions
+    alone are captured again. Raises ValueError for a model without a `weights_hash`.
     """
-    if not prompts:
-        raise ValueError("There is nothing to capture: the list of prompts is empty.")
     if not model.weights_hash:
         raise ValueError("The model has no weights_hash, so its activations could not be told from another's: load it with a CheckpointSeries, "
                          "or give HookedModel a weights_hash of your own.")
@@ -165,13 +166,39 @@ def stored_capture(folder: str | Path, model, prompts: Sequence[Prompt], sites: 
     wanted = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     config = {name: value for name, value in model.hf.config.to_dict().items() if name not in ORIGIN}
     store = Store(folder, dict(weights=model.weights_hash, config=hash_json(config), code=_remote_code(model.hf), sites=names, layers=list(wanted), dtype=str(model.dtype), at="boundary",
-                               version=interp.__version__))
-    known, paths = store.where(), dict.fromkeys((p.hash for p in prompts), "stored")
-    missing = list({p.hash: p for p in prompts if p.hash not in known}.values())
-    for start in range(0, len(missing), SHARD):
-        chunk = missing[start:start + SHARD]
+                               source=source_hash("interp.engine.capturing")))
+    known, paths = store.where(), {}
+    missing: dict[str, Prompt] = {}
+
+    def fill() -> None:
+        chunk = list(missing.values())
         acts = capture(model, chunk, names, layers=wanted, progress=progress)
         paths.update(zip(acts.prompts, acts.paths))
         store.append(acts.values, chunk)
-    return Activations(store.read([p.hash for p in prompts]), tuple(names), wanted, tuple(p.hash for p in prompts), model.weights_hash,
-                       str(model.dtype), tuple(paths[p.hash] for p in prompts))
+        missing.clear()
+
+    for prompt in prompts:
+        if prompt.hash in known:
+            paths[prompt.hash] = "stored"
+        elif prompt.hash not in paths:
+            missing[prompt.hash] = prompt
+        if len(missing) == SHARD:
+            fill()
+    if missing:
+        fill()
+    return store, paths
+
+
+def stored_capture(folder: str | Path, model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pre", "resid_post"),
+                   layers: Sequence[int] | None = None, progress: bool = False) -> Activations:
+    """As `capture` at the boundary, through a `Store` (see `stream_capture`): only decisions that no shard
+    holds are read by the model.
+
+    Raises ValueError for an empty list, and for a model without a `weights_hash`.
+    """
+    if not prompts:
+        raise ValueError("There is nothing to capture: the list of prompts is empty.")
+    store, paths = stream_capture(folder, model, prompts, sites, layers, progress)
+    hashes = [p.hash for p in prompts]
+    return Activations(store.read(hashes), tuple(store.of["sites"]), tuple(store.of["layers"]), tuple(hashes), model.weights_hash, str(model.dtype),
+                       tuple(paths[h] for h in hashes))

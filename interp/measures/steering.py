@@ -23,7 +23,7 @@ from interp.engine.capturing import capture
 from interp.system.choices import Position
 from interp.engine.decoding import LIMITS, Said, decode, format_of, said
 from interp.probing.directions import unit
-from interp.engine.generation import _continue, _picker, _read, tree_batches
+from interp.engine.generation import _continue, _read, greedy, tree_batches
 from interp.prompts.format import Prompt
 from interp.models.turns import measured
 
@@ -165,8 +165,8 @@ def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, b
             own = [group[r] for r in rows]
             width = max(len(prefixes[r]) for r in own)
             edits = _Edits(layer, position, tag, vectors[cells, [which[r] for r in own]], [flags[r] for r in own], [mode == "prompt" or bool(begun[r]) for r in own])
-            out = _continue(model, [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], [suffixes[r] for r in own], stop,
-                            limit - min(len(begun[r]) for r in own), _picker(0, 0, model.device), begun=[begun[r] for r in own], edits=edits)
+            out = _continue(model, [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], [suffixes[r] for r in own], [stop] * len(own),
+                            [limit - min(len(begun[r]) for r in own)] * len(own), greedy, begun=[begun[r] for r in own], edits=edits)
             for cell, r, continuation in zip(cells, own, out):
                 found[cell][which[r]] = continuation.ids[:limit]
     return found

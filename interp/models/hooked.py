@@ -11,7 +11,8 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from contextlib import nullcontext
+from functools import cached_property, wraps
 
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
@@ -19,6 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interp.models import hooks, inner
+from interp.models.attention import without_cudnn
 from interp.system.choices import check_device
 from interp.system.sentences import first_line
 from interp.models.finite import check_trial, not_finite
@@ -30,6 +32,8 @@ from interp.models.unembedding import Unembedding
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Hidden states and entries of the vocabulary that are unembedded at once.
 ROWS, TILE = 512, 4096
+#: Logits that are held at once on a GPU.
+ON_GPU = 2**26
 #: keys and values of each layer, [row, head, token, width]
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -86,12 +90,26 @@ class _Last(DynamicLayer):
         raise _Enough
 
 
+def passing(method: Callable) -> Callable:
+    """A method of a HookedModel that runs passes (see `HookedModel.attending`)."""
+    @wraps(method)
+    def inside(model, *args, **kwargs):
+        with model.attending():
+            return method(model, *args, **kwargs)
+    return inside
+
+
 class HookedModel:
     """A Hugging Face causal LM whose sites can be tapped; `bridge` is TransformerLens's view of the same weights.
 
     Raises NotImplementedError, naming the architecture and the property, where a measurement would not be exact.
     """
 
+    #: Whether its passes may use cuDNN's attention, which takes about 0.1 s for every new shape (see
+    #: `interp.models.attention`).
+    cudnn_attention = False
+
+    @passing
     def __init__(self, hf, tokenizer, step: int | None = None, weights_hash: str = ""):
         hf = inner.unwrapped(hf)
         inner.check_not_compiled(hf)
@@ -110,6 +128,12 @@ class HookedModel:
         self.keyless = why_keyless(self)
         self.places, self.heads, self.outputs = self._trial(lambda: find_places(self.blocks, config, self._probe))
         self._trial(self._check_causal)
+
+    def attending(self):
+        """A context for passes of the toolkit's own: without cuDNN's attention, unless `cudnn_attention` is
+        set.
+        """
+        return nullcontext() if self.cudnn_attention else without_cudnn()
 
     def _trial(self, run: Callable[[], object]):
         """What a trial gives; what a model's own code raises in it becomes a sentence with the architecture."""
@@ -134,6 +158,7 @@ class HookedModel:
         if not self.crossing(BASE).causal:
             raise NotImplementedError("a token's states depend on the tokens after it, so it is no causal language model")
 
+    @passing
     def check_finite(self, name: object = None) -> None:
         """Raise ValueError for numbers that are not finite on a few tokens: of which checkpoint, in which dtype, and where they begin."""
         check_trial(self, name or self.hf.config.name_or_path or self.architecture)
@@ -166,6 +191,7 @@ class HookedModel:
         """What asks for no cache."""
         return dict.fromkeys(self.cached, False)
 
+    @passing
     def whole(self, ids: torch.Tensor) -> torch.Tensor:
         """Final hidden states [row, token, d_model] of whole sequences [row, token], in a plain pass."""
         return self.inner(input_ids=ids, **self.uncached).last_hidden_state
@@ -235,6 +261,7 @@ class HookedModel:
         """A cache that starts from what another holds, which is left as it is."""
         return self.new_cache(layers_of(cache), cache.ids)
 
+    @passing
     @torch.inference_mode()
     def read(self, ids: Sequence[int], cache: DynamicCache | None = None) -> DynamicCache:
         """Keys and values of one sequence, or of what follows `cache` (extended in place); the pass ends as soon as they are there.
@@ -247,16 +274,32 @@ class HookedModel:
             self.check_ids([ids])
             cache.ids += list(ids)
         if len(ids) and not self.keyless:
-            cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
-            last = cache.layers[-1]
-            last.__class__ = _Last
-            try:
-                self.inner(input_ids=torch.tensor([list(ids)], device=self.device), past_key_values=cache, use_cache=True)
-            except _Enough:
-                pass
-            finally:
-                last.__class__ = DynamicLayer
+            self._fill(cache, torch.tensor([list(ids)], device=self.device))
         return cache
+
+    @passing
+    @torch.inference_mode()
+    def read_rows(self, ids: torch.Tensor) -> Layers:
+        """Keys and values of sequences [row, token] that are padded on the right, in one plain pass without a
+        mask of one's own.
+        """
+        cache = self.new_cache()
+        self._fill(cache, ids)
+        return layers_of(cache)
+
+    def _fill(self, cache: DynamicCache, ids: torch.Tensor) -> None:
+        """Extend a cache by what follows it [row, token]; the pass ends as soon as the last layer's keys and
+        values are there.
+        """
+        cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
+        last = cache.layers[-1]
+        last.__class__ = _Last
+        try:
+            self.inner(input_ids=ids, past_key_values=cache, use_cache=True)
+        except _Enough:
+            pass
+        finally:
+            last.__class__ = DynamicLayer
 
     def mask(self, visible: torch.Tensor, at: torch.Tensor, keys_at: torch.Tensor):
         """The attention mask to pass, for tokens at positions `at` [row, token] that may see keys at `keys_at` [row, key].
@@ -277,6 +320,7 @@ class HookedModel:
         masks = {kind: additive(kind) for kind in dict.fromkeys(self.layer_types)}
         return masks if len(masks) > 1 else masks[self.layer_types[0]]
 
+    @passing
     def packed(self, prefix: Layers, ids: torch.Tensor, at: torch.Tensor, visible: torch.Tensor, keys_at: torch.Tensor,
                rows: int = 1) -> tuple[torch.Tensor, Layers]:
         """Final hidden states [row, slot, d_model] of packed tokens behind shared keys and values, and the slots' own.
@@ -291,6 +335,7 @@ class HookedModel:
                             use_cache=True).last_hidden_state
         return hidden, [layer.new for layer in cache.layers]
 
+    @passing
     def empty(self) -> Layers:
         """A prefix of no tokens."""
         cache = self.new_cache()
@@ -301,7 +346,7 @@ class HookedModel:
         """What is exact for sequences that go from `start` tokens to three more; each is tried once."""
         start = max(BASE, start)
         if start not in self._crossings:
-            with self.turns.trying():
+            with self.turns.trying(), self.attending():
                 self._crossings[start] = cross(self, start)
         return self._crossings[start]
 
@@ -333,7 +378,7 @@ class HookedModel:
         """Whether a sequence by itself must be read again to have `tokens` in place of `known`."""
         starts = {BASE, *(max(BASE, n - 1 if known <= n else n + 1) for n in self.lengths if n < tokens)}
         for start in starts - self._steps.keys():
-            with self.turns.trying():
+            with self.turns.trying(), self.attending():
                 self._steps[start] = steps(self, start)
         return not all(self._steps[start] for start in starts)
 
@@ -353,8 +398,11 @@ class HookedModel:
 
     @property
     def tiling(self) -> tuple[int, int]:
-        """Hidden states and entries of the vocabulary to unembed at once (the whole vocabulary where the head is no plain matrix)."""
+        """Hidden states and entries of the vocabulary to unembed at once: the whole vocabulary on a GPU, and where the head is no
+        plain matrix."""
         width = self._unembedding.width
+        if self.device.type == "cuda":  # few launches count for more than what fits a cache
+            return max(1, ON_GPU // width), width
         return (ROWS, TILE) if self._unembedding.plain else (max(1, ROWS * TILE // width), width)
 
     def logits(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
@@ -370,14 +418,15 @@ class HookedModel:
         The vocabulary is unembedded in tiles, so that no row of it is ever held in full.
         """
         (step, tile), width = self.tiling, self._unembedding.width
-        picked, norm = torch.empty(len(row), device=hidden.device), []
+        picked, norm = torch.zeros(len(row), device=hidden.device), []
         for part in range(0, len(hidden), step):
             mine = (row >= part) & (row < part + step)
-            sums = []
+            own, sums = (row - part).clamp(0, min(step, len(hidden) - part) - 1), []
             for start in range(0, width, tile):
                 logits = self.logits(hidden[part:part + step], slice(start, start + tile))
                 here = mine & (token >= start) & (token < start + tile)
-                picked[here] = logits[row[here] - part, token[here] - start]
+                value = logits[own, (token - start).clamp(0, logits.shape[-1] - 1)]
+                picked = torch.where(here, value, picked)  # no list of places, for which the CPU would wait
                 sums.append(logits.logsumexp(-1))
             norm.append(torch.stack(sums).logsumexp(0))
         return picked - torch.cat(norm)[row]

@@ -89,7 +89,8 @@ class Turns:
                                  f"checkpointing change what it computes: call model.hf.eval() before {name}.")
             self._measuring += 1
             try:
-                yield
+                with model.attending():
+                    yield
             finally:
                 self._measuring -= 1
 

@@ -11,17 +11,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from interp.models.devices import sent
+
 #: Where a model's forward takes and gives its cache.
 _CACHES = ("past_key_values", "cache_params", "state")
 
 
-def padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and validity [row, token] of ragged rows, padded with token 0 on the right."""
     width = max(map(len, rows))
     ids, valid = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, :len(row)], valid[i, :len(row)] = torch.tensor(row), True
-    return ids.to(device), valid.to(device)
+    return sent(ids, device), sent(valid, device)
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -69,6 +69,8 @@ BAD = {
     "pace --threads 0": "--threads is a number from 1",
     "bench --budget 0": "--budget is a number from 0.001",
     "bench --shape.layers 0": "--shape.layers is a number from 1",
+    "bench_gpu --lengths 7": "--lengths is a number from 16",
+    "bench_gpu --device cpu": "There is no GPU to time",
     "series --recipe.base_steps 0": "--recipe.base_steps is a number from 1",
     "series --recipe.cot_lr -1": "--recipe.cot_lr is a number from 0 to 10",
     "series --recipe.cot_steps 100": "--recipe.checkpoints has 2,000, but the training takes 100 steps",
@@ -151,7 +153,7 @@ BAD = {
     "figures --nope": "the following arguments are required",
 }
 #: Analyses without a series.
-ALONE = ("coverage", "masking", "masking_power", "pace", "bench", "series", "smollm2", "record", "reinforce", "environments", "figures", "nope",
+ALONE = ("coverage", "masking", "masking_power", "pace", "bench", "bench_gpu", "series", "smollm2", "record", "reinforce", "environments", "figures", "nope",
          "architectures", "calibration")
 
 

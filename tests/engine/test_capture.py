@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interp.engine import capturing
 from interp.models import hooked as models
 from interp.models.architectures import tiny
 from interp.engine.capturing import capture
@@ -14,6 +15,7 @@ from interp.models.hooked import HookedModel, Support
 from interp.engine.packing import grow, plain_score, score
 from interp.models.whole import length_batches
 from tests.conftest import ARCHITECTURES, tiny_hf
+from tests.counting import waits
 
 WIDE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
@@ -70,6 +72,43 @@ def test_a_trajectory_reads_each_token_once(llama, prompts):
     capture(llama, [p for p in prompts if p.decision.episode == prompts[0].decision.episode])
     handle.remove()
     assert rows == [(1, max(len(p.ids) for p in prompts if p.decision.episode == prompts[0].decision.episode))]
+
+
+def test_a_capture_copies_once_a_pass_and_waits_for_nothing_inside_it(llama, prompts, monkeypatch):
+    """A `.cpu()` in a hook would wait for the GPU at every layer; what a pass read is placed while the next
+    one runs.
+    """
+    order, read, fetched = [], capturing._read, capturing.fetched
+    monkeypatch.setattr(capturing, "_read", lambda *a, **k: order.append("pass") or read(*a, **k))
+
+    def watched(tensor):
+        get = fetched(tensor)
+        return lambda: order.append("copy") or get()
+
+    monkeypatch.setattr(capturing, "fetched", watched)
+    changed = [rewritten(p) if p.decision.step % 2 else p for p in prompts]
+    capture(llama, changed, WIDE)  # what is tried once is tried
+    order.clear()
+    with waits() as counts:
+        capture(llama, changed, WIDE, batch_tokens=300)
+    passes = order.count("pass")
+    assert order == ["pass", *["pass", "copy"] * (passes - 1), "copy"] and passes > 4
+    assert set(counts) <= {("capturing", "__bool__")} and sum(counts.values()) <= 1  # whether all is finite, at the end
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_pass_that_does_not_fit_is_halved(llama, prompts, monkeypatch, rows):
+    whole, read = capture(llama, prompts), capturing._read
+
+    def small(*args, input_ids, **inputs):
+        if len(input_ids) > rows:
+            raise torch.OutOfMemoryError("no room")
+        return read(*args, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(capturing, "_read", small)
+    found = capture(llama, prompts)
+    torch.testing.assert_close(found.values, whole.values, rtol=1e-5, atol=1e-5)
+    assert found.paths == whole.paths
 
 
 def test_no_layer_above_the_last_one_asked_for_is_computed(model, prompts):

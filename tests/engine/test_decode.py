@@ -1,5 +1,9 @@
 """Greedy decoding in batches, and forced choice among candidates."""
 
+import copy
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,8 +13,9 @@ from interp.environments.alfworld.commands import parse
 from interp.engine.decoding import choose, decode, decode_modes, said
 from interp.engine.generation import _read, continue_each, tree_batches
 from interp.models.hooked import HookedModel
-from interp.prompts.format import MODES
+from interp.prompts.format import MODES, PromptFormat
 from tests.conftest import tiny_hf
+from tests.counting import waits
 
 
 @pytest.mark.parametrize("mode", ["cot", "prompt", "empty_think"])
@@ -168,8 +173,9 @@ def test_verbs_and_targets_are_the_classes_probes_predict():
 
 @torch.inference_mode()
 @pytest.mark.parametrize("pack", [64, 300, 2048])
-def test_each_beginning_is_read_once_and_its_keys_and_values_are_those_of_a_plain_pass(model, prompts, monkeypatch, pack):
+def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those_of_a_plain_pass(model, prompts, monkeypatch, pack):
     monkeypatch.setattr(generation, "PACK", pack)
+    monkeypatch.setattr(generation, "WORTH", 10.0)  # whatever plain rows would cost
     rows = [list(p.ids) for p in prompts[:7]]
     rows += [rows[0], rows[1][:-5], rows[2][:40] + rows[3][40:], rows[4] + [7, 8]]  # twice, a part, a branch, and one that goes on
     read, packed = [], HookedModel.packed
@@ -185,6 +191,178 @@ def test_each_beginning_is_read_once_and_its_keys_and_values_are_those_of_a_plai
     if pack == 2048:
         assert sum(read) == len(beginnings) - common < sum(map(len, rows)) / 2
     assert all(n <= max(pack, max(map(len, rows))) for n in read)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("read", [60, 300, 8192])
+def test_prompts_that_extend_one_another_or_share_nothing_are_plain_rows_without_a_mask(model, prompts, monkeypatch, read):
+    """Of an episode's the longest alone is read, and no pass is given a mask."""
+    monkeypatch.setattr(generation, "READ", read)
+    games = [[list(p.ids) for p in prompts if p.decision.episode == name] for name in list(dict.fromkeys(p.decision.episode for p in prompts))[:3]]
+    rows = [row for k, game in enumerate(games) for row in [[30 + k, *ids] for ids in game]]  # they begin otherwise
+    tokens, masks = [], []
+
+    def entering(module, args, kwargs):
+        tokens.append(kwargs["input_ids"].shape)
+        masks.append(kwargs.get("attention_mask"))
+
+    handle = model.inner.register_forward_pre_hook(entering, with_kwargs=True)
+    layers, seen = _read(model, rows, room=3)
+    handle.remove()
+    assert masks == [None] * len(tokens) and sum(n for n, _ in tokens) == 3
+    assert len(tokens) == {60: 3, 8192: 1}.get(read, len(tokens)) and max(n for _, n in tokens) == max(map(len, rows))
+    assert seen.shape == (len(rows), max(map(len, rows))) and layers[0][0].shape[2] == seen.shape[1] + 3
+    for i in (0, 1, len(rows) - 1):
+        for (keys, values), layer in zip(layers, model.read(rows[i]).layers):
+            torch.testing.assert_close(keys[i, :, :len(rows[i])], layer.keys[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(values[i, :, :len(rows[i])], layer.values[0], rtol=1e-3, atol=1e-4)
+
+
+def continued(model, rows, variants, n=5, **options):
+    found = continue_each(model, rows, variants, lambda ids: False, n, **options)
+    return {name: [c and c.ids for c in each] for name, each in found.items()}
+
+
+def even_rows(fmt, n=6, length=40):
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(20, 300, (n, length), generator=generator).tolist()
+    return rows, {"a": [fmt.opening("prompt")] * n, "b": [fmt.opening("cot")] * n}
+
+
+def test_rows_of_one_length_need_no_mask_and_their_keys_are_not_repeated(llama, fmt, monkeypatch):
+    """Grouped heads share their keys and values in the attention itself."""
+    rows, variants = even_rows(fmt)
+    continued(llama, rows, variants)
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(query, key, value, attn_mask=None, **options):
+        seen.append((attn_mask is None or query.shape[2] > 1 and query.shape[2] < key.shape[2], key.shape[1]))
+        return attend(query, key, value, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(llama, "mask", lambda *a: pytest.fail("a mask was made"))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    steps = continued(llama, rows, {"a": [row[-1:] for row in variants["a"]]}, 6)
+    assert all(unmasked and heads == 2 for unmasked, heads in seen) and len(seen) == 3 * 7 - 1  # the prompts' last layer does not attend
+    monkeypatch.undo()
+    assert steps["a"] == [slow_greedy(llama, [*row, variants["a"][0][-1]], lambda ids: False, 6) for row in rows]
+
+
+def test_ragged_rows_have_one_mask_for_all_steps(llama, fmt, monkeypatch):
+    rows = [row[i:] for i, row in enumerate(even_rows(fmt)[0])]
+    made, mask = [], llama.mask
+    monkeypatch.setattr(llama, "mask", lambda *a: made.append(a[0].shape) or mask(*a))
+    opening = fmt.with_trace("")
+    found = continued(llama, rows, {"a": [opening] * 6}, 8)
+    assert made == [(6, len(opening), 40 + len(opening)), (6, 1, 40 + len(opening) + 8)]
+    assert found["a"] == [slow_greedy(llama, [*row, *opening], lambda ids: False, 8) for row in rows]
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_pass_begun_ahead_changes_nothing(model, fmt, prompts, monkeypatch, stopping):
+    """On a GPU the next pass is begun before its tokens are looked at: a row that has ended is computed once
+    too often.
+    """
+    rows = [p.ids for p in prompts[:9]]
+    free = continued(model, rows, {"a": [fmt.opening("cot")] * 9}, 12)["a"]
+    stop = max({t for f in free for t in f}, key=lambda t: len({f.index(t) for f in free if t in f}))
+    ends = (lambda ids: ids[-1] == stop) if stopping else lambda ids: False
+    found = {}
+    for ahead in (0, 1):
+        monkeypatch.setattr(generation, "_ahead", lambda model: ahead)
+        found[ahead] = continue_each(model, rows, {"a": [fmt.opening("cot")] * 9, "b": [[5]] * 9}, ends, 12)
+    assert found[0] == found[1]
+    assert not stopping or len({len(c.ids) for c in found[1]["a"]}) > 1 or len(set(free)) == 1
+
+
+def test_decoding_waits_for_nothing_but_one_row_of_tokens_a_step(llama, fmt, prompts):
+    rows = [p.ids for p in prompts[:6]]
+    variants = {"a": [fmt.opening("cot")] * 6, "b": [fmt.with_trace("I look.")] * 6}
+    continued(llama, rows, variants)
+    with waits() as counts:
+        found = continued(llama, rows, variants, 7)
+    by_method = Counter()
+    for (module, method), n in counts.items():
+        by_method[method] += n
+    assert by_method["tolist"] == 7 + 1  # a row of tokens a step for both variants, and log-probabilities once
+    assert by_method["item"] == by_method["nonzero"] == by_method["numpy"] == by_method["__int__"] == 0
+    assert found == {name: continued(llama, rows, {name: variants[name]}, 7)[name] for name in variants}
+
+
+def test_variants_of_few_rows_are_continued_side_by_side():
+    """No part is larger than a batch, and rows of one length stay without a mask."""
+    waiting = {"a": [0, 1], "b": [0], "c": [], "d": [0, 1, 2]}
+    lengths = {"a": {1}, "b": {1}, "c": set(), "d": {2}}
+
+    def parts(most, even):
+        return [[f"{name}{row}" for name, row in part] for part in generation._side_by_side(waiting, lengths, most, even)]
+
+    assert parts(6, False) == [["a0", "a1", "b0", "d0", "d1", "d2"]]
+    assert parts(6, True) == [["a0", "a1", "b0"], ["d0", "d1", "d2"]]
+    assert parts(3, False) == [["a0", "a1", "b0"], ["d0", "d1", "d2"]]
+    assert parts(1, False) == [["a0", "a1"], ["b0"], ["d0", "d1", "d2"]]
+
+
+def test_each_variant_has_its_own_end_and_limit_beside_another(model, fmt, prompts):
+    rows, variants = [p.ids for p in prompts[:5]], {"a": [fmt.opening("cot")] * 5, "b": [fmt.with_trace("I look.")] * 5}
+    free = continue_each(model, rows, variants, lambda ids: False, dict(a=8, b=3))
+    assert {len(c.ids) for c in free["a"]} == {8} and {len(c.ids) for c in free["b"]} == {3}
+    end = free["a"][0].ids[4]
+    stops = {"a": lambda ids: ids[-1] == end, "b": lambda ids: False}
+    found = continue_each(model, rows, variants, stops, dict(a=8, b=3))
+    assert found["b"] == free["b"]
+    for whole, cut in zip(free["a"], found["a"]):
+        assert cut.ids == (whole.ids[:whole.ids.index(end) + 1] if end in whole.ids else whole.ids)
+
+
+@pytest.mark.parametrize("fits", [1, 4])
+def test_a_batch_that_does_not_fit_is_halved(llama, fmt, prompts, monkeypatch, fits):
+    rows, variants = [p.ids for p in prompts[:9]], {"a": [fmt.opening("cot")] * 9}
+    whole, read = continued(llama, rows, variants), generation._read
+    sizes = []
+
+    def small(model, group, room=0):
+        if len(group) > fits:
+            raise torch.OutOfMemoryError("no room")
+        sizes.append(len(group))
+        return read(model, group, room)
+
+    monkeypatch.setattr(generation, "_read", small)
+    assert continued(llama, rows, variants) == whole
+    assert sum(sizes) == 9 and max(sizes) <= fits
+
+
+def test_a_gpus_batch_is_as_large_as_its_keys_and_values_fit(llama, monkeypatch):
+    """Of what is free, half, for a few copies of the prompts' and of what follows them."""
+    kept = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
+    monkeypatch.setattr(HookedModel, "device", torch.device("cuda"))
+    monkeypatch.setattr(HookedModel, "empty", lambda self: [(torch.zeros(1, 2, 0, 8),) * 2] * 3)
+    monkeypatch.setattr(generation, "free_bytes", lambda device: 1000 * 2 * 2.5 * kept * 1.5)
+    assert generation._batch_tokens(llama, 100, 50) == 1000
+    monkeypatch.setattr(generation, "free_bytes", lambda device: 10**15)
+    assert generation._batch_tokens(llama, 100, 50) == generation.KEPT
+
+
+def test_the_test_for_an_end_decodes_each_token_once_and_no_text(trained, trained_prompts, monkeypatch):
+    fmt = trained_prompts[0].format
+    fresh = [replace(p, format=copy.copy(fmt)) for p in trained_prompts[:8]]
+    fresh = [replace(p, format=fresh[0].format) for p in fresh]
+    fresh[0].format._pieces = {}
+    decoded, text = [], PromptFormat.text
+    monkeypatch.setattr(PromptFormat, "text", lambda self, ids: decoded.append(tuple(ids)) or text(self, ids))
+    out = decode(trained, fresh, "cot", max_new_tokens=40)
+    monkeypatch.undo()
+    singles = [ids for ids in decoded if len(ids) == 1]
+    longer = [ids for ids in decoded if len(ids) > 1]
+    closing = sum(">" in fmt.text([i]) for words in out for i in words.ids)
+    assert len(singles) <= len({i for words in out for i in words.ids}) + len(fmt.ends) + 1
+    assert len(longer) <= closing + 2 * len(out)  # where a tag may have been closed, and each whole text in the end
+
+
+def test_what_is_drawn_does_not_depend_on_the_batches(llama, fmt, prompts):
+    """A GPU's batches are as large as its memory."""
+    rows, variants = [p.ids for p in prompts[:9]], {name: [fmt.opening("cot")] * 9 for name in "ab"}
+    draws = [continued(llama, rows, variants, temperature=1.0, seed=4, batch_tokens=budget) for budget in (1, 300, 100_000)]
+    assert draws[0] == draws[1] == draws[2] and draws[0]["a"] != draws[0]["b"]
 
 
 @pytest.mark.parametrize("budget", [1, 400, 10_000])

@@ -10,7 +10,7 @@ from interp.engine import store
 from interp.engine.capturing import capture
 from interp.models.hooked import HookedModel
 from interp.results.records import content_hash
-from interp.engine.store import Store, stored_capture
+from interp.engine.store import Store, stored_capture, stream_capture
 from tests.conftest import tiny_hf
 
 
@@ -85,6 +85,25 @@ def test_a_stopped_capture_goes_on_from_its_shards(llama, prompts, tmp_path, mon
         stream.write('{"key": "cut sho\n')
     stored_capture(tmp_path, llama, prompts)
     assert sum(calls) == len(prompts) + 10
+
+
+def test_any_number_of_prompts_is_streamed_without_being_held(llama, prompts, tmp_path, asked):
+    """Of a generator no more is taken than one shard before that is written."""
+    taken = []
+
+    def given():
+        for prompt in (*prompts, prompts[0]):
+            shards = len(list(tmp_path.glob("*.safetensors")))
+            assert len(taken) - 10 * shards <= 10
+            taken.append(prompt)
+            yield prompt
+
+    found, paths = stream_capture(tmp_path, llama, given())
+    assert sum(asked) == len(prompts) == len(paths) and max(asked) == 10
+    plain = capture(llama, prompts[3:5], ("resid_pre", "resid_post")).values
+    torch.testing.assert_close(found.read([p.hash for p in prompts[3:5]]), plain, rtol=1e-5, atol=1e-5)
+    again = stream_capture(tmp_path, llama, iter(prompts))[1]
+    assert set(again.values()) == {"stored"} and sum(asked) == len(prompts)
 
 
 def test_rows_of_other_weights_prompts_sites_or_layers_are_not_used(tokenizer, llama, prompts, tmp_path):

@@ -11,7 +11,7 @@ from interp.environments.scienceworld import record as record
 from interp.environments.base import find
 from interp.measures.pairs import make_pairs
 from interp.environments.scienceworld.environment import (
-    FOLDS, IN_DOMAIN, INSTALL, OUT_OF_DOMAIN, TASKS, Game, Laboratory, _folds, doors, draw, games, parse, partners, room_of, target, task_of, verb,
+    FOLDS, IN_DOMAIN, INSTALL, OUT_OF_DOMAIN, TASKS, Game, _folds, doors, draw, games, parse, partners, room_of, target, task_of, verb,
 )  # fmt: skip
 from interp.tasks.episodes import load_episodes
 

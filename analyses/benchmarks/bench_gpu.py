@@ -1,0 +1,21 @@
+"""Time the engine on a GPU, at the shapes of real models with random weights, against plain forwards, hooks
+and `generate`.
+
+Each row is written as soon as it is measured. `seconds` is a call whose shapes have been seen before,
+`cold_seconds` the first one. Without a GPU `--models tiny` tries the works; its seconds say nothing.
+"""
+
+from __future__ import annotations
+
+from analyses.benchmarks.gpu_settings import Config
+from analyses.registry import Instrument
+
+
+def run(config: Config) -> None:
+    """Time every work that is asked for, and write the table `bench_gpu` anew with each row."""
+    from analyses.benchmarks.gpu_works import run_works
+
+    run_works(config)
+
+
+INSTRUMENT = Instrument("bench_gpu", Config, run)

@@ -1,0 +1,63 @@
+"""What fits a GPU, tried on a machine without one."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from interp.models import devices
+from interp.models.devices import fetched, halved, pass_tokens, sent
+
+
+def test_what_does_not_fit_is_halved_in_order_and_one_alone_raises():
+    tried = []
+
+    def run(batch):
+        tried.append(batch)
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("too many")
+        return batch
+
+    assert list(halved([[1, 2, 3, 4, 5], [6]], run)) == [[1, 2], [3], [4, 5], [6]]
+    assert tried == [[1, 2, 3, 4, 5], [1, 2], [3, 4, 5], [3], [4, 5], [6]]
+
+    def never(batch):
+        raise torch.OutOfMemoryError("too many")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(halved([[1, 2]], never))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(ZeroDivisionError):
+        list(halved([[1, 2]], lambda batch: 1 / 0))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU with so many bytes free, as torch would say it."""
+    def with_free(free):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 100, 80 * 2**30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+        config = SimpleNamespace(intermediate_size=100, _attn_implementation="sdpa")
+        return SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config, d_model=10, n_heads=4)
+    return with_free
+
+
+def test_a_pass_has_as_many_tokens_as_half_the_free_memory_takes(gpu):
+    each = 2 * (4 * 100 + 12 * 10)
+    assert pass_tokens(gpu(1000 * each), 50, 8192) == 500
+    assert pass_tokens(gpu(10**15), 50, 8192) == devices.MOST
+    eager = gpu(1000 * each)
+    eager.config._attn_implementation = "eager"
+    assert pass_tokens(eager, 50, 8192) == int(500 * each / (each + 4 * 50 * 6))
+
+
+def test_a_pass_on_a_cpu_has_what_is_stated(llama):
+    assert pass_tokens(llama, 50, 8192) == 8192
+
+
+def test_on_a_cpu_tensors_are_where_they_were():
+    tensor = torch.arange(3)
+    assert sent(tensor, torch.device("cpu")) is tensor and fetched(tensor)() is tensor
