@@ -214,7 +214,7 @@ def test_an_environment_without_games_is_refused(start, tmp_path):
 def test_what_is_rewarded_becomes_more_likely(start, tmp_path):
     """Signs, masks and positions are right: of actions that win half of the time, those that win take over."""
     pytest.importorskip("trl")
-    recipe = Reinforcement(steps=30, games=2, generations=8, step_limit=1, trace_tokens=32, checkpoints=(30,), games_held=8, lr=1e-3)
+    recipe = Reinforcement(steps=48, games=2, generations=8, step_limit=1, trace_tokens=32, checkpoints=(48,), games_held=8, lr=1e-3)
     folder = reinforce(*start, tmp_path / "rl", PARITY, recipe, workers=1, device="cpu")
-    earned = list(json.loads((folder / "checkpoint-30" / "training.json").read_text())["reward"].values())
+    earned = list(json.loads((folder / "checkpoint-48" / "training.json").read_text())["reward"].values())
     assert sum(earned[-8:]) / 8 > sum(earned[:8]) / 8 + 0.2, earned
