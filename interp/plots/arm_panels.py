@@ -65,7 +65,7 @@ def draw_arms(fig, frame, arms: list[Arm], metric, contrast, row):
             )  # fmt: skip
         for kind, (name, colour, _, symbol) in LOOKS.items():
             found = pick(rows, kind=kind)
-            less = " less random mask" if kind == "control" else " less k = 0" if contrast == "difference" else ""
+            less = " − random mask" if kind == "control" else " − k = 0" if contrast == "difference" else ""
             if len(found):
                 fig.add_scatter(
                     x=found["place"], y=found["value"], mode="markers", name=name, legendgroup=kind, error_y=whisker(found, colour),

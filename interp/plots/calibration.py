@@ -11,7 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from interp.plots.caption import Caption
+from interp.plots.registry import figure
 from interp.plots.theme import WIDTH, meta
+from interp.results.estimates import estimate, span
 from interp.results.names import BLACK, BLUE, PALE, VERMILION
 from interp.results.queries import need, pick
 from interp.results.tables import ESTIMATE_COLUMNS
@@ -58,6 +61,44 @@ def verdicts(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(np.select([off.isna(), off > NEAR], ["open", "misread"], "right"), index=frame.index)
 
 
+#: Exact checks on these agents and every checkpoint of the series, and how the worst of them is written.
+EXACT = {
+    "self_splice": ("own trace spliced back: share of actions reproduced, at worst", "{:.6g}"),
+    "self_patch": ("a run patched with itself: largest change in nats", "{:.1g}"),
+    "patch_everything": ("everything patched: largest distance from the other run in nats", "{:.1g}"),
+}
+
+
+def allowed(row) -> str:
+    """What the construction allows, in words: one number, or a range."""
+    low, high = f"{row['truth_low']:.2f}", f"{row['truth_high']:.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _caption(frame: pd.DataFrame) -> Caption:
+    every, failed = grown(frame)
+    rows = every[every["agent"].isin(AGENTS) & every["instrument"].isin(INSTRUMENTS)]
+    verdict = verdicts(rows)
+    decided, wrong = rows[verdict != "open"], rows[verdict == "misread"]
+    means = wrong.groupby(["instrument", "agent"])[["value", "truth_low", "truth_high"]].mean()
+    table = [{"misread": f"{INSTRUMENTS[i]}, {AGENTS[a]}", "reading": f"{means.loc[(i, a), 'value']:.2f}", "allowed": allowed(means.loc[(i, a)])}
+             for i in INSTRUMENTS for a in AGENTS if (i, a) in means.index]  # fmt: skip
+    table += [{"misread": f"left out, has not learned its construction: {AGENTS[row['agent']]}, seed {row['seed']}",
+               "reading": estimate(row), "allowed": "1.00"} for _, row in failed.iterrows()]  # fmt: skip
+    for name, (words, digits) in EXACT.items():
+        values = pick(every, instrument=name)["value"]
+        if len(values):
+            worst = values.min() if name == "self_splice" else values.max()
+            table.append({"misread": f"exact check, {words}", "reading": digits.format(worst), "allowed": "1" if name == "self_splice" else "0"})
+    message = f"{len(decided) - len(wrong)} of {len(decided)} readings whose answer the construction decides lie within {NEAR:g} of it"
+    message += f"; {wrong['instrument'].nunique()} of {decided['instrument'].nunique()} instruments misread some agent." if len(wrong) else "."
+    message += f" Left out: {len(failed)} agent{'s' * (len(failed) > 1)} that did not learn the construction." if len(failed) else ""
+    drawn = "Points: what each instrument reads on each agent; grey: what its construction allows."
+    size = f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seed(s); 95 % intervals."
+    return Caption(message, drawn, size, pd.DataFrame(table).rename(columns={"misread": "misread on average, and checks"}))
+
+
+@figure("Readings of agents whose answer is known", table="calibration", section="trusted", caption=_caption)
 def calibration(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """Every instrument's reading of every organism that learned its construction, a point for each seed, on top of what that allows.
 

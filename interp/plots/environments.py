@@ -10,8 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from interp.plots.caption import VERBS, Caption, clause, row, size
+from interp.plots.registry import figure
 from interp.plots.theme import BOTTOM, TOP, draw_trace, meta, plain, step_axis
+from interp.results.estimates import ends
 from interp.results.names import STYLE
+from interp.results.headline import READINGS
 from interp.results.queries import need, pick, steps_of
 
 #: Environments in reading order: their names in figures.
@@ -28,6 +32,50 @@ _LOOKS = {**STYLE, "probe_gain": ("boundary probe, gain over best control", *STY
 _SHARES = ("accuracy", "success in games", "another state's trace")
 
 
+_SECTION = dict(section="elsewhere")
+
+
+def _splits_caption(frame: pd.DataFrame) -> Caption:
+    return Caption("", "What each series was trained on, and what its in-domain and out-of-domain decisions are. Episodes and decisions "
+                   "are those recorded; studied: decisions that every checkpoint acted on.")  # fmt: skip
+
+
+def _caption(frame: pd.DataFrame, split: str = "in_domain") -> Caption:
+    rows, verdicts = [], {}
+    for name, title in ENVIRONMENTS.items():
+        here = pick(frame, environment=name, split=split)
+        found = {metric: of for metric in READINGS if (of := ends(pick(here, metric=metric)))}
+        rows += [{"environment": title} | row(READINGS[metric], split, of) for metric, of in found.items()]
+        if "gap" in found:
+            verdicts[title] = f"{VERBS[found['gap'].moved]} in"
+    message = f"The gap between CoT and prompt action {clause(verdicts)}." if verdicts else ""
+    drawn = "The probe's gain is about the eventual action's target; in BFCL, whether the recorded action calls a function."
+    return Caption(message, drawn, size(pick(frame, split=split, metric="acc_cot")), pd.DataFrame(rows).drop(columns="split", errors="ignore"))
+
+
+def _caption_out_of_domain(frame: pd.DataFrame) -> Caption:
+    return _caption(frame, "out_of_domain")
+
+
+@figure("What is in domain, and what is out of it", table="splits", caption=_splits_caption, **_SECTION)
+def splits(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """What each environment's series was trained on and what its splits hold, as a table.
+
+    Args:
+        frame: table `splits` (environment, trained_on, split, holds, task_types, episodes, decisions, studied).
+        provenance: kept in the figure's `layout.meta`.
+    """
+    shown = {"environment": "environment", "trained_on": "trained on", "split": "split", "holds": "its decisions", "task_types": "task types",
+             "episodes": "episodes", "decisions": "decisions", "studied": "studied"}
+    cells = [frame[column].map(lambda v: f"{v:,}" if isinstance(v, int) else plain(v)) for column in shown]
+    align = ["left"] * 4 + ["right"] * 4
+    fig = go.Figure(go.Table(
+        columnwidth=[1.3, 2.3, 1.0, 3.0, 0.7, 0.8, 0.9, 0.75], header=dict(values=list(shown.values()), align=align, fill_color="#EEEEEE", font_size=13),
+        cells=dict(values=cells, align=align, fill_color="white", line_color="#CCCCCC", font_size=13, height=20)))
+    return fig.update_layout(template="interp", height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8), meta=meta("splits", provenance))
+
+
+@figure("Several environments, in-domain", name="environments_in_domain", table="environments", caption=_caption, **_SECTION)
 def environments(frame: pd.DataFrame, provenance: dict | None = None, split: str = "in_domain") -> go.Figure:
     """Accuracy, success, prompt reliance, conflicting traces and the probe's gain over checkpoints, a column for each environment.
 
@@ -71,23 +119,8 @@ def environments(frame: pd.DataFrame, provenance: dict | None = None, split: str
     return fig
 
 
+@figure("Several environments, out-of-domain", name="environments_out_of_domain", table="environments",
+        caption=_caption_out_of_domain, **_SECTION)  # fmt: skip
 def out_of_domain(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """`environments` of the out-of-domain split."""
     return environments(frame, provenance, "out_of_domain")
-
-
-def splits(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """What each environment's series was trained on and what its splits hold, as a table.
-
-    Args:
-        frame: table `splits` (environment, trained_on, split, holds, task_types, episodes, decisions, studied).
-        provenance: kept in the figure's `layout.meta`.
-    """
-    shown = {"environment": "environment", "trained_on": "trained on", "split": "split", "holds": "its decisions", "task_types": "task types",
-             "episodes": "episodes", "decisions": "decisions", "studied": "studied"}
-    cells = [frame[column].map(lambda v: f"{v:,}" if isinstance(v, int) else plain(v)) for column in shown]
-    align = ["left"] * 4 + ["right"] * 4
-    fig = go.Figure(go.Table(
-        columnwidth=[1.3, 2.3, 1.0, 3.0, 0.7, 0.8, 0.9, 0.75], header=dict(values=list(shown.values()), align=align, fill_color="#EEEEEE", font_size=13),
-        cells=dict(values=cells, align=align, fill_color="white", line_color="#CCCCCC", font_size=13, height=20)))
-    return fig.update_layout(template="interp", height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8), meta=meta("splits", provenance))

@@ -11,13 +11,49 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.arm_panels import grid, marker, under
-from interp.results.arm_rows import number
+from interp.plots.caption import Caption
+from interp.plots.registry import figure
 from interp.plots.theme import BOTTOM, whisker
+from interp.results.arm_rows import number
 from interp.results.names import BLACK, GREEN, GREY, ORANGE
 from interp.results.queries import need, pick
 from interp.results.tables import ESTIMATE_COLUMNS
+from interp.results.wording import listed
 
 
+def shares(rows: pd.DataFrame) -> str:
+    """Shares of studies in %, lowest to highest."""
+    low, high = (f"{100 * share:.{0 if 0.095 <= share < 0.985 or share == 1 else 1}f}" for share in (rows["value"].min(), rows["value"].max()))
+    return f"{low} to {high} %" if low != high else f"{low} %"
+
+
+def found_above(frame: pd.DataFrame) -> tuple[dict[float, pd.DataFrame], pd.DataFrame]:
+    """Shares of studies whose interval of k = .3 against k = 0 lies above 0, by planted effect; and where none was planted."""
+    above = frame.assign(world=frame["world"].fillna("null"))  # which is how the word is read from a CSV
+    above = pick(above, what="above", contrast="difference")
+    planted = pick(above, world="action")
+    return {effect: of for effect, of in planted.groupby("effect")}, pick(above, world="null")
+
+
+def _caption(frame: pd.DataFrame) -> Caption:
+    planted, null = found_above(frame)
+    told = listed(f"{number(effect)} in {shares(of)}" for effect, of in planted.items())
+    message = f"Simulated studies find an effect of {told}; without one, they find one in {shares(null)}."
+    drawn = "Top: planted differences found, claim supported. Bottom: false finds (dotted: 2.5 %). Seed SD: between trainings, log-odds."
+    size = f"n = {int(frame['n'].min()):,} studies of each kind; 95 % Wilson intervals."
+    rows = []
+    kinds = [("k = .3 > k = 0", dict(contrast="difference", what="above")), ("k = .3 < k = 0", dict(contrast="difference", what="below")),
+             ("claim supported", dict(contrast="verdict", what="supported")), ("over games alone", dict(contrast="games_only", what="above"))]  # fmt: skip
+    frame = frame.assign(world=frame["world"].fillna("null"))
+    for (world, effect), of in frame.groupby(["world", "effect"], sort=True):
+        for name, where in kinds:
+            by_seeds = {f"{seeds} seeds": shares(each) for seeds, each in pick(of, **where).groupby("seeds")}
+            if by_seeds:
+                rows.append({"planted": world.replace("_", " "), "effect": number(effect), "found": name} | by_seeds)
+    return Caption(message, drawn, size, pd.DataFrame(rows).fillna("–"))
+
+
+@figure("Would the study find an effect?", name="masking_power", table="masking_power", section="masking", caption=_caption)
 def power(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """Shares of simulated studies in which a planted effect is found, above those in which something is found that is not there.
 

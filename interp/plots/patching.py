@@ -1,4 +1,4 @@
-"""Figures of activation patching: the boundary, the spans, and the first-order screen beside what it screens for.
+"""Figures of causal effects of the prompt: patching, its first-order screen, and prompt reliance.
 
 >>> frame, provenance = read_table("runs/quick/tables", "patching")
 >>> spans(frame, provenance).show()
@@ -11,9 +11,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import BOTTOM, CELL, HOVER, SEQUENTIAL, TOP, cell_numbers, draw_trace, fit_values, layer_axis, meta, point_numbers, step_axis, whisker, zero_line
-from interp.results.names import BLACK, BLUE, DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPANS
-from interp.results.queries import need, pick, steps_of, with_places
+from interp.plots.caption import Caption, change, clause, count, last_side, numbers, size, value
+from interp.plots.registry import figure
+from interp.plots.theme import (
+    BOTTOM, CELL, HOVER, SEQUENTIAL, TOP, cell_numbers, draw_metrics, draw_trace, fit_values, layer_axis, meta, panels,
+    point_numbers, step_axis, whisker, zero_line,
+)  # fmt: skip
+from interp.results.estimates import ends, estimate, side, span
+from interp.results.names import BLACK, BLUE, DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPANS, STYLE
+from interp.results.queries import need, pick, splits_of, steps_of, with_places
 from interp.results.tables import ESTIMATE_COLUMNS
 
 #: Where all positions are patched together, in reading order: name, colour, marker.
@@ -26,6 +32,112 @@ PLACES = {
 }
 
 
+#: Which way the larger part of the prompt's effect goes, by the side of 1/2 on which prompt reliance lies.
+WAYS = {
+    1: "more of the effect goes around the trace", -1: "more of the effect goes through the trace",
+    0: "neither way is the larger for sure",
+}  # fmt: skip
+_MODES = {"prompt": "action read at the boundary", "cot": "action read after the trace"}
+_SECTION = dict(section="depends", table="patching")
+_SIZE = "Pairs without the span or with a small denominator are dropped."
+
+
+def boundary(frame: pd.DataFrame) -> pd.Series | None:
+    """The largest effect, up or down, of patching the boundary alone, over layers, checkpoints, modes and directions."""
+    rows = pick(with_places(frame), at="boundary", metric="difference").dropna(subset="value")
+    return rows.loc[rows["value"].abs().idxmax()] if len(rows) else None
+
+
+def best_spans(frame: pd.DataFrame) -> list[pd.Series]:
+    """At the first and last checkpoint, the part of the prompt and layer that give most back (read at the boundary)."""
+    rows = pick(with_places(frame), mode="prompt", metric="difference", direction="denoise").dropna(subset="value")
+    rows = rows[rows["at"].isin(("task", "history", "observation"))]
+    found = [pick(rows, step=step) for step in sorted({rows["step"].min(), rows["step"].max()}) if len(rows)]
+    return [of.loc[of["value"].idxmax()] for of in found]
+
+
+def _largest(rows: pd.DataFrame, keys: list[str], names: dict) -> pd.DataFrame:
+    """Table of the largest effect of each group at the first and last checkpoint."""
+    found = []
+    for key, of in rows.dropna(subset="value").groupby(keys, sort=False):
+        line = {"largest effect": ", ".join(names.get(part, part) for part in key)}
+        for word, step in (("first", of["step"].min()), ("last", of["step"].max())):
+            at = pick(of, step=step)
+            top = at.loc[at["value"].idxmax()]
+            line[f"{word} checkpoint"] = f"{value(top)} (layer {int(top['layer'])}, step {int(step)})"
+        found.append(line | {"pairs": span(at["n"])} | ({"dropped": span(of["n_dropped"])} if "n_dropped" in of else {}))
+    order = [name for name in names.values()]
+    return pd.DataFrame(sorted(found, key=lambda line: [order.index(word) for word in line["largest effect"].split(", ") if word in order]))
+
+
+def _with_unpaired(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with a row for every reason why decisions have no pair, which only the provenance says."""
+    rows = [{table.columns[0]: f"no pair: {why}", "pairs": str(n)} for why, n in sorted((frame.attrs.get("not_paired") or {}).items())]
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("–") if rows and len(table) else table
+
+
+def _at_site(frame, site):
+    return pick(with_places(frame), site=site)
+
+
+def _patching_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
+    rows = pick(_at_site(frame, site), at="boundary", metric="difference").dropna(subset="value")
+    top = boundary(rows)
+    message = ""
+    if top is not None:
+        message = f"Patching the boundary moves the action by at most {estimate(top)} of the difference (layer {int(top['layer'])}, step {int(top['step'])})."
+    drawn = f"Effect of patching {site} at the prompt's last token (0: none, 1: the other run's action), by layer and checkpoint."
+    table = _largest(rows, ["mode", "direction"], _MODES | {name: name for name in DIRECTIONS})
+    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
+
+
+def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
+    every = pick(_at_site(frame, site), mode="prompt")
+    rows = pick(every, metric="difference").dropna(subset="value")
+    rows = rows[rows["step"].isin(pick(rows, at="prompt")["step"])]
+    message = ""
+    if tops := best_spans(rows):
+        message = f"Of the prompt's parts, {PLACES[tops[-1]['at']][0]} gives most back at step {int(tops[-1]['step'])}: {estimate(tops[-1])} (layer {int(tops[-1]['layer'])})."
+    drawn = f"Effect of patching {site} at all positions of a span, read at the boundary."
+    table = _largest(rows, ["at", "direction"], {place: name for place, (name, *_) in PLACES.items()} | {name: name for name in DIRECTIONS})
+    for top in tops[-1:]:
+        cell = pick(every, step=top["step"], direction="denoise", at=top["at"], layer=top["layer"])
+        for metric, word in {"logit_diff": "first differing tokens", "logp": "clean action alone", "kl": "KL"}.items():
+            for _, other in pick(cell, metric=metric).dropna(subset="value").iterrows():
+                table.loc[len(table)] = {"largest effect": f"{word}, where most is given back", "last checkpoint": value(other), "pairs": count(other)}
+    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table.fillna("–"), frame))
+
+
+def _screen_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
+    rows = pick(_at_site(frame, site), layer=-1).dropna(subset="value").assign(split="")
+    words = {1: "yes", 0: "not told apart from 0", -1: "negatively"}
+    found = {name: ends(pick(rows, metric="attribution_pearson", mode=mode, direction="denoise")) for mode, name in _MODES.items()}
+    told = {f"({name})": words[side(of.last)] for name, of in found.items() if of}
+    message = f"First-order estimates correlate with true effects at the last checkpoint: {clause(told)}." if told else ""
+    drawn = f"Gradient × change of {site} against true patching, by span and layer; dotted: equal. r: over single pairs."
+    readings = {f"{kind.capitalize()}, {name}, {direction}": dict(metric=f"attribution_{kind}", mode=mode, direction=direction)
+                for mode, name in _MODES.items() for direction in DIRECTIONS for kind in ("pearson", "spearman")}  # fmt: skip
+    table = _over(rows, readings)
+    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
+
+
+def _over(rows: pd.DataFrame, readings: dict) -> pd.DataFrame:
+    """As `numbers`, of a table without splits."""
+    table = numbers(rows.assign(split="in_domain"), readings)
+    return table.drop(columns="split", errors="ignore").rename(columns={"n": "pairs"})
+
+
+def _reliance_caption(frame: pd.DataFrame) -> Caption:
+    message = change("Prompt reliance", frame, metric="prompt_reliance")
+    last = last_side(frame, WAYS, 0.5, metric="prompt_reliance")
+    message += f" At the last checkpoint {last}." if last else ""
+    drawn = "Top: the share of the effect that goes directly from prompt to action. Bottom: the effects it is made of, in nats."
+    parts = ("direct", "via_cot", "via_text", "via_state", "total", "interaction")
+    readings = {"prompt reliance": dict(metric="prompt_reliance")} | {f"{STYLE[part][0]}, nats": dict(metric=part) for part in parts}
+    return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame, readings))
+
+
+@figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True, **_SECTION)
 def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resid_pre") -> go.Figure:
     """Patching effect by layer and checkpoint for both directions, above its layer profile at three checkpoints.
 
@@ -82,6 +194,7 @@ def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "r
     return fig
 
 
+@figure("Which part of the prompt acts, and at which layer", name="patching_spans", caption=_spans_caption, **_SECTION)
 def spans(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resid_pre") -> go.Figure:
     """Patching effect by span and layer, a row per direction, at the first and last checkpoint; cells whose interval covers 0 are marked.
 
@@ -132,6 +245,7 @@ def spans(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resi
     return fig
 
 
+@figure("Attribution patching against true patching", name="patching_screen", caption=_screen_caption, **_SECTION)
 def screen(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resid_pre") -> go.Figure:
     """First-order estimate against true effect, a point per span and layer, a row per direction, at the first and last checkpoint.
 
@@ -186,6 +300,29 @@ def screen(frame: pd.DataFrame, provenance: dict | None = None, site: str = "res
     fig.update_xaxes(range=sides["x"])
     fig.update_yaxes(range=sides["y"])
     fig.update_xaxes(title="true patching effect", row=len(directions))
+    return fig
+
+
+@figure("Prompt reliance", table="reliance", section="depends", caption=_reliance_caption, expected=True)
+def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+    """Prompt reliance over checkpoints, above the direct, via-CoT (by text, by state), total and interaction effects it is made of.
+
+    Args:
+        frame: table `reliance` (step, split, metric, value, low, high, n, n_groups); effects in nats.
+        provenance: kept in the figure's `layout.meta`.
+    """
+    fig = panels(frame, "reliance", {"prompt reliance": 230, "effect on the action (nats)": 210}, provenance)
+    draw_metrics(fig, frame, ["prompt_reliance"], row=1)
+    parts = ["direct", "via_cot", "via_text", "via_state", "total", "interaction"]
+    draw_metrics(fig, frame, parts, row=2, thin=("via_text", "via_state"))
+    fit_values(fig, frame, ["prompt_reliance"], row=1, at_least=(0.0, 1.0))
+    fit_values(fig, frame, parts, row=2)
+    fig.add_hline(y=0.5, row=1, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
+    fig.add_annotation(
+        text="direct = via-CoT", x=1, xref="x domain", y=0.5, yref="y", xanchor="right", yanchor="top",
+        showarrow=False, font=dict(size=12, color="#666666"),
+    )  # fmt: skip
+    zero_line(fig, row=2)
     return fig
 
 

@@ -11,12 +11,114 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import BOTTOM, CELL, DIVERGING, SEQUENTIAL, TOP, cell_numbers, draw_line, draw_metrics, draw_trace, fit_values, layer_axis, meta, panels, plain, step_axis
-from interp.results.names import ACTIVATION_CONTROLS, BLUE, CONTROLS, LABELS, ORANGE, SKY, SPLITS
+from interp.plots.caption import Caption, clause, last_side, numbers, size, value
+from interp.plots.registry import figure
+from interp.plots.theme import (
+    BOTTOM, CELL, DIVERGING, SEQUENTIAL, TOP, cell_numbers, draw_line, draw_metrics, draw_trace, fit_values, layer_axis,
+    meta, panels, plain, step_axis,
+)  # fmt: skip
+from interp.results.names import ACTIVATION_CONTROLS, BLUE, CONTROLS, LABELS, ORANGE, SKY, SPLITS, STYLE
 from interp.results.queries import label_of, need, pick, splits_of, steps_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
 
+#: What the last gain's interval says of the probe against the best guess made without activations.
+GAINED = {1: "beats the best control", -1: "does worse than the best control", 0: "is not told apart from the best control"}
+#: What the interval of the bits saved says.
+BITS = {1: "the activations save bits", -1: "the activations cost bits", 0: "the activations neither save nor cost bits for sure"}
+_SECTION = dict(section="predicted")
+
+
+def cells_above(frame: pd.DataFrame, **where) -> tuple[int, int]:
+    """How many of the probes' cells (layer, checkpoint) have a gain whose interval lies above 0, and of how many."""
+    cells = pick(frame, reader="gain", metric="accuracy", **where).dropna(subset="value")
+    cells = cells[cells["layer"] >= 0]
+    return int((cells["low"] > 0).sum()), len(cells)
+
+
+def pairs_that_drop(frame: pd.DataFrame, split: str) -> tuple[int, int]:
+    """How many pairs of different checkpoints lose accuracy by an interval above 0, and of how many."""
+    drops = pick(frame, reader="drop", split=split).dropna(subset="value")
+    drops = drops[drops["train_step"] != drops["test_step"]]
+    return int((drops["low"] > 0).sum()), len(drops)
+
+
+def best_control(frame: pd.DataFrame) -> pd.Series | None:
+    """The control that reads no activation which is best at the last checkpoint of these rows."""
+    last = frame[(frame["step"] == frame["step"].max()) & frame["reader"].isin(CONTROLS)].sort_values("layer")
+    last = last.drop_duplicates("reader").dropna(subset="value")
+    return last.loc[last["value"].idxmax()] if len(last) else None
+
+
+def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> Caption:
+    rows = pick(frame, label=label, split=split, metric="accuracy")
+    clear, count = cells_above(frame, label=label, split=split)
+    told = last_side(rows, GAINED, reader="gain", layer=-1)
+    message = f"At the last checkpoint the boundary probe {told}. " if told else ""
+    message += f"Its gain's interval lies above 0 in {clear} of {count} cells (layer, checkpoint)."
+    drawn = f"Linear probe at the prompt's last token for the {LABELS.get(label, label)}: gain by layer; accuracy, nested layer."
+    readings = {"probe, nested layer": dict(reader="probe", layer=-1)}
+    readings |= {f"control: {STYLE[reader][0]}": dict(reader=reader, layer=-1) for reader in CONTROLS}
+    readings |= {STYLE[reader][0]: dict(reader=reader, layer=-1) for reader in ACTIVATION_CONTROLS}
+    readings |= {"selectivity": dict(reader="selectivity", layer=-1)}
+    gains = {"gain over the best control": dict(reader="gain", layer=-1)}
+    map_ = pick(rows, reader="gain")
+    map_ = map_[map_["layer"] >= 0].dropna(subset="value")
+    if len(map_):
+        top = map_.loc[map_["value"].idxmax()]
+        gains[f"largest gain of the map, layer {int(top['layer'])} at step {int(top['step'])}"] = dict(reader="gain", layer=top["layer"], step=top["step"])
+    parts = [numbers(_nested(rows), readings), numbers(rows, gains, signed=True)]
+    if len(p := pick(rows, reader="gain_p").dropna(subset="value")):
+        smallest = p.loc[p["value"].idxmin()]
+        parts.append(numbers(rows, {"smallest p, corrected over layers": dict(reader="gain_p", layer=smallest["layer"], step=smallest["step"])}))
+    pairs = frame[frame["label"].str.startswith("pairwise") & (frame["layer"] == -1) & (frame["metric"] == "accuracy")]
+    for name in sorted(pairs["label"].unique()):
+        of = {f"{name.removeprefix('pairwise ')}: {word}": dict(label=name, reader=word) for word in ("probe", "gain")}
+        parts.append(numbers(pairs, of))
+    return Caption(message, drawn, size(rows), pd.concat(parts, ignore_index=True))
+
+
+def _nested(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with controls, which read no layer and may be filed under any, filed under the nested choice."""
+    reads_none = rows["reader"].isin(CONTROLS)
+    controls = rows[reads_none].sort_values("layer").drop_duplicates(["step", "reader"])
+    return pd.concat([rows[~reads_none], controls.assign(layer=-1)])
+
+
+def _transfer_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
+    label = label or label_of(frame)
+    frame = pick(frame, label=label)
+    first, last = frame["train_step"].min(), frame["train_step"].max()
+    counts = {split: pairs_that_drop(frame, split) for split in splits_of(frame)}
+    told = clause({split: f"in {clear} of {count} pairs" for split, (clear, count) in counts.items()})
+    message = f"Read at another checkpoint, a probe loses accuracy (interval above 0) {told}."
+    drawn = "Accuracy; drop against the own probe, which includes changed actions; three probes. Layer and C: chosen in training."
+    rows = []
+    for split in splits_of(frame):
+        for train, test, name in ((first, last, "first probe at the last step"), (last, first, "last probe at the first step")):
+            cells = {}
+            for word, reader, at in (("accuracy", "probe", train), ("own probe there", "probe", test), ("drop", "drop", train)):
+                of = pick(frame, split=split, reader=reader, train_step=at, test_step=test)
+                cells[word] = value(of.iloc[0]) if len(of) else "–"
+            rows.append({"probe": f"{name} ({train}, {test})", "split": SPLITS[split].lower(), **cells})
+    return Caption(message, drawn, size(pick(frame, reader="probe")), pd.DataFrame(rows))
+
+
+def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
+    label = label or label_of(frame)
+    frame = pick(frame, label=label)
+    told = last_side(frame, BITS, metric="bits", reader="gain")
+    message = f"At the last checkpoint {told}, against the shorter of both other codes." if told else ""
+    drawn = f"Online codelength of the {LABELS.get(label, label)}: bits for each decision (top), compression against the uniform code (bottom)."
+    codes = {"probe": "the activations", "tfidf": "the prompt's text", "majority": "class frequencies"}
+    bits = {f"bits with {name}": dict(metric="bits", reader=reader) for reader, name in codes.items()}
+    bits |= {f"compression with {name}": dict(metric="compression", reader=reader) for reader, name in codes.items()}
+    saved = numbers(frame, {"bits saved by the activations": dict(metric="bits", reader="gain")}, signed=True)
+    table = pd.concat([saved, numbers(frame, bits)], ignore_index=True)
+    return Caption(message, drawn, size(pick(frame, metric="bits", reader="probe")), table)
+
+
+@figure("What the prompt boundary already predicts", table="probes", caption=_probes_caption, expected=True, **_SECTION)
 def probes(
     frame: pd.DataFrame, provenance: dict | None = None, label: str = "eventual_target", split: str = "in_domain"
 ) -> go.Figure:
@@ -68,6 +170,7 @@ def probes(
     return fig
 
 
+@figure("Do probes carry over between checkpoints?", table="transfer", caption=_transfer_caption, **_SECTION)
 def transfer(frame: pd.DataFrame, provenance: dict | None = None, label: str | None = None) -> go.Figure:
     """Accuracy of each checkpoint's probe at each checkpoint, its drop against the own probe, and the own, first and last probe over steps.
 
@@ -119,6 +222,7 @@ def transfer(frame: pd.DataFrame, provenance: dict | None = None, label: str | N
     return fig
 
 
+@figure("Bits to send the action", table="mdl", caption=_mdl_caption, **_SECTION)
 def mdl(frame: pd.DataFrame, provenance: dict | None = None, label: str | None = None) -> go.Figure:
     """Bits for each decision with the activations, the text and class frequencies over checkpoints, above the compression.
 

@@ -3,7 +3,7 @@
 >>> frame, provenance = read_table("runs/quick/tables", "conflict")
 >>> removal(frame, provenance).show()
 
-Blue is the prompt's side, vermilion the trace's side, as in `interp.plots.basic`.
+Blue is the prompt's side, vermilion the trace's side, as in `interp.plots.behaviour`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import BOTTOM, HOVER, STEP_TITLE, TOP, draw_line, draw_metrics, draw_trace, fit_values, meta, panels, point_numbers, step_axis, whisker, zero_line
-from interp.results.names import ALONG, ARMS, BLUE, GREY, ORANGE, PURPLE, SHARES, SKY, SPANS, SPLITS, STEERED, STYLE, VERMILION, VERSIONS
+from interp.plots.caption import Caption, change, clause, last_side, numbers, size
+from interp.plots.registry import figure
+from interp.plots.theme import (
+    BOTTOM, HOVER, STEP_TITLE, TOP, draw_line, draw_metrics, draw_trace, fit_values, meta, panels, point_numbers, step_axis,
+    whisker, zero_line,
+)  # fmt: skip
+from interp.results.estimates import ends, estimate
+from interp.results.names import (
+    ALONG, ARMS, BLUE, GREY, ORANGE, PURPLE, SHARES, SKY, SPANS, SPLITS, STEERED, STYLE, VERMILION, VERSIONS,
+)  # fmt: skip
 from interp.results.queries import need, pick, splits_of, steps_of
+from interp.results.wording import sentence
 
 #: As `interp.plots.theme.STYLE`, of what only the figures here have.
 LOOKS = {
@@ -36,6 +45,131 @@ LOOKS = {
 REPLACED = ("other_state", "resampled")
 
 
+#: What the last intervals say of another state's trace (against half of the decisions), and of a removed against a wrong one.
+FOLLOWED = {
+    1: "the agent follows another state's trace more often than not", -1: "the agent does not follow another state's trace more often than not",
+    0: "the agent follows another state's trace about half of the time",
+}  # fmt: skip
+REMOVED = {
+    1: "a wrong trace changes the action more often than none does", -1: "no trace changes the action more often than a wrong one does",
+    0: "no trace and a wrong one are not told apart",
+}  # fmt: skip
+#: What random directions at the same strength change, against the probe's.
+STEERS = {1: "changes more actions than", -1: "changes fewer actions than", 0: "is not told apart from"}
+_SECTION = dict(section="depends")
+
+
+def splice_fails(frame: pd.DataFrame) -> float | None:
+    """The lowest share of actions that the own trace, put back, reproduces where it is not 1; else None."""
+    kept = pick(frame, arm="self_splice", metric="keep")["value"]
+    return float(kept.min()) if len(kept) and not (kept == 1).all() else None
+
+
+def _conflict_caption(frame: pd.DataFrame) -> Caption:
+    told = last_side(frame, FOLLOWED, 0.5, arm="other_state", metric="follow")
+    message = sentence(f"at the last checkpoint {told}") if told else ""
+    if (worst := splice_fails(frame)) is not None:
+        message = f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f} where it must be 1, so no trace here is to be trusted."
+    elif len(pick(frame, arm="self_splice", metric="keep")):
+        message += " The self-splice check passed."
+    drawn = "The agent's own prompt with an inserted trace: keep, follow and other action, a column for each trace."
+    readings = {f"{ARMS[arm]}: {metric}": dict(arm=arm, metric=metric) for arm in ARMS for metric in ("keep", "follow")}
+    logp = {"logp_trace": "log-probability of the other state's trace", "logp_own": "of the own trace there"}
+    readings |= {f"{name}, nats per token": dict(arm="other_state", metric=metric) for metric, name in logp.items()}
+    readings |= {f"{ARMS[arm]}: mentions the action (leak)": dict(arm=arm, metric="leak_rate") for arm in ARMS}
+    return Caption(message, drawn, size(frame[frame["metric"].isin(["keep", "follow"])]), numbers(frame, readings))
+
+
+def _shift_caption(frame: pd.DataFrame) -> Caption:
+    tops = {}
+    for split in splits_of(frame):
+        last = [(arm, of.last) for arm in ARMS if (of := ends(pick(frame, metric="shift", arm=arm, split=split)))]
+        if last:
+            arm, top = max(last, key=lambda each: each[1]["value"])
+            tops[split] = f"{ARMS[arm]} ({estimate(top)})"
+    message = f"The last action's distribution moves most after: {clause(tops)}." if tops else ""
+    drawn = "Total variation distance after an inserted trace; probability of own and argued action; follow by that trace's likelihood."
+    readings = {f"distance: {ARMS[arm]}": dict(metric="shift", arm=arm) for arm in ARMS}
+    other = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued", "follow_likely", "follow_unlikely")
+    readings |= {("follow: " if metric.startswith("follow") else "probability: ") + LOOKS[metric][0]: dict(arm="other_state", metric=metric)
+                 for metric in other}  # fmt: skip
+    return Caption(message, drawn, size(pick(frame, metric="shift")), numbers(frame, readings))
+
+
+def _removal_caption(frame: pd.DataFrame) -> Caption:
+    told = last_side(frame, REMOVED, arm="filler", metric="flip_difference_parsed")
+    message = sentence(f"at the last checkpoint {told}") if told else ""
+    drawn = "Flips after removal (empty, full stops) or replacement; top: unparsed ones count. In arXiv 2603.01437: 2–14 %, 52–78 %."
+    words = {"flip_removed": "removed", "flip_substituted": "wrong trace", "flip_difference": "wrong − removed"}
+    readings = {f"{ARMS[arm]}: {word}{parsed}": dict(arm=arm, metric=metric + suffix) for arm in ("filler", "empty")
+                for suffix, parsed in (("_parsed", ", both parsed"), ("", "")) for metric, word in words.items()}  # fmt: skip
+    return Caption(message, drawn, size(frame[frame["metric"].str.endswith("_parsed")]), numbers(frame, readings))
+
+
+def _early_caption(frame: pd.DataFrame) -> Caption:
+    message = [change("The same action without the trace", frame, metric="same_0"), change("The area", frame, metric="area_action")]
+    drawn = "Action after parts of the own trace against all of it; area over the curve (0: no trace needed, 1: all)."
+    metrics = ("area_action", "area_filler", "area_distribution", "same_0", "same_25", "same_50", "same_75")
+    readings = {STYLE[metric][0]: dict(metric=metric) for metric in metrics}
+    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="area_action")), numbers(frame, readings))
+
+
+def _shares_caption(frame: pd.DataFrame, version: str = "sink_free") -> Caption:
+    frame = pick(frame, version=version)
+    message = [change(f"The trace's {name} ratio", frame, span="cot", metric="ratio", definition=definition)
+               for definition, name in (("attention", "attention"), ("gradient_value", "gradient"))]  # fmt: skip
+    drawn = f"A span's share of what the action attends to and depends on, over its token share, {VERSIONS[version]}. Descriptive."
+    readings = {f"{name}: {SPANS[span]}": dict(definition=definition, metric="ratio", span=span)
+                for definition, name in SHARES.items() for span in ("task", "history", "observation", "cot")}  # fmt: skip
+    cot = {"share": "CoT, share of the total", "token_share": "CoT, share of the tokens"}
+    readings |= {f"{name}: {word}": dict(definition=definition, metric=metric, span="cot")
+                 for definition, name in SHARES.items() for metric, word in cot.items()}  # fmt: skip
+    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="ratio")), numbers(frame, readings))
+
+
+def widest(frame: pd.DataFrame) -> float:
+    """The largest alpha at which the probe's direction leaves half of the last checkpoint's decisions parsing, of one position's rows; else the smallest."""
+    parse = pick(frame, step=frame["step"].max(), direction="probe", metric="parse")
+    return max(parse.loc[parse["value"] >= 0.5, "alpha"], default=parse["alpha"].min())
+
+
+def steered(frame: pd.DataFrame) -> pd.Series | None:
+    """The largest share of actions that steering at the boundary changes, over directions, strengths and checkpoints."""
+    rows = pick(frame, position="boundary", metric="flip").dropna(subset="value")
+    return rows.loc[rows["value"].idxmax()] if len(rows) else None
+
+
+def against_random(frame: pd.DataFrame) -> tuple[int, pd.Series, pd.Series] | None:
+    """1 where the probe's direction changes more actions during the trace than random ones, -1 fewer, 0 not told apart; and both.
+
+    At the last checkpoint and the largest strength that leaves half of its decisions parsing.
+    """
+    rows = pick(frame, position="cot", step=frame["step"].max(), metric="flip")
+    at = pick(rows, alpha=widest(pick(frame, position="cot"))).dropna(subset="value")
+    probe, random = pick(at, direction="probe"), pick(at, direction="orthogonal")
+    if probe.empty or random.empty:
+        return None
+    probe, random = probe.iloc[0], random.iloc[0]
+    return int(probe["low"] > random["high"]) - int(probe["high"] < random["low"]), probe, random
+
+
+def _steering_caption(frame: pd.DataFrame) -> Caption:
+    message, readings = [], {}
+    if (top := steered(frame)) is not None:
+        message.append(f"At the boundary at most {estimate(top)} of actions change.")
+    if found := against_random(frame):
+        message.append(f"During the trace the probe's direction {STEERS[found[0]]} random directions (last checkpoint).")
+    for position in (name for name in STEERED if (frame["position"] == name).any()):
+        alpha = widest(pick(frame, position=position))
+        kinds = {"to_target": "to target", "flip": "flips", "flip_parsed": "flips of parsed", "parse": "parse rate"}
+        readings |= {f"{STEERED[position]}, alpha {alpha:g}, {STYLE[f'along_{kind}'][0]}: {word}":
+                     dict(position=position, alpha=alpha, direction=kind, metric=metric)
+                     for kind in ALONG for metric, word in kinds.items() if kind == "probe" or metric in ("to_target", "flip_parsed")}  # fmt: skip
+    drawn = "A direction is added while the action is decoded. Flips include unparsed actions, minus the resample rate at alpha 0."
+    return Caption(" ".join(message), drawn, size(pick(frame, metric="flip", direction="probe")), numbers(frame, readings))
+
+
+@figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
 def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """What the agent does with an inserted trace: keep, follow, other and unparsed over checkpoints, a panel per arm.
 
@@ -75,6 +209,7 @@ def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     return fig
 
 
+@figure("How far another trace moves the action", table="conflict", caption=_shift_caption, **_SECTION)
 def conflict_shift(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and how often it is followed where it is likely.
 
@@ -94,6 +229,7 @@ def conflict_shift(frame: pd.DataFrame, provenance: dict | None = None) -> go.Fi
     return fig
 
 
+@figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption, **_SECTION)
 def removal(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """Flips of the action without its trace against flips under another state's, on the same decisions, and their difference.
 
@@ -130,6 +266,7 @@ def _draw_lines(fig, lines, splits, steps, shared=False):
             told |= {(legend, look)} if len(of) else set()
 
 
+@figure("Early answering", table="early", caption=_early_caption, **_SECTION)
 def early(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """Area over the early-answering curve over checkpoints, above the rate of the same action after parts of the trace.
 
@@ -146,6 +283,7 @@ def early(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     return fig
 
 
+@figure("What the action attends to and depends on", table="shares", caption=_shares_caption, **_SECTION)
 def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "sink_free") -> go.Figure:
     """Share over token share of every span at the first and last checkpoint, a row per definition (log scale, 1 = uniform).
 
@@ -198,6 +336,7 @@ def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "
     return fig
 
 
+@figure("Steering along the probe's direction", table="steering", caption=_steering_caption, **_SECTION)
 def steering(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     """Flips, flips of parsed decisions, flips to the target class and parse rate against alpha at the last checkpoint, a panel per position.
 
