@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from interp.plots.caption import Caption, change, clause, last_side, numbers, row, size, value
 from interp.plots.registry import figure
 from interp.plots.theme import HOVER, INTERVAL, draw_metrics, fit_values, panels, point_numbers, whisker, zero_line
-from interp.results.estimates import Ends, ends
+from interp.results.estimates import Ends, ends, span
 from interp.results.names import STYLE
 from interp.results.queries import need, pick, splits_of, steps_of
 from interp.results.wording import listed, sentence
@@ -107,7 +107,8 @@ def _online_caption(frame: pd.DataFrame) -> Caption:
     readings = {f"{word}, {STYLE[mode][0]}": dict(metric=metric, mode=mode)
                 for metric, word in words.items() for mode in ("cot", "prompt")}  # fmt: skip
     drawn = "Both modes on the same games."
-    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="success"), "games"), numbers(frame, readings))
+    size = f"n = {span(pick(frame, metric='success')['n'])} games; 95 % cluster-bootstrap intervals."
+    return Caption(" ".join(filter(None, message)), drawn, size, numbers(frame, readings))
 
 
 @figure("Accuracy with and without the trace", table="behaviour", caption=_behaviour_caption, **_SECTION)

@@ -128,7 +128,7 @@ def _size(frame: pd.DataFrame, metric: str = "") -> str:
 
 
 def _success_caption(frame: pd.DataFrame) -> Caption:
-    drawn = f"CoT accuracy by condition, its differences (dashed: {number(SMALLEST)}, the least that matters), games won."
+    drawn = f"CoT accuracy, its differences (dashed: {number(SMALLEST)}, the least that matters), games won."
     table = _numbers(frame, [metric for metric in ("acc_cot", "success_cot") if len(pick(frame, metric=metric))])
     return Caption(claim(frame), drawn, _size(frame, "acc_cot"), table)
 

@@ -110,10 +110,10 @@ def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
 
 def _screen_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
     rows = pick(_at_site(frame, site), layer=-1).dropna(subset="value").assign(split="")
-    words = {1: "yes", 0: "not told apart from 0", -1: "negatively"}
+    words = {1: "a positive correlation", 0: "no clear correlation", -1: "a negative correlation"}
     found = {name: ends(pick(rows, metric="attribution_pearson", mode=mode, direction="denoise")) for mode, name in _MODES.items()}
     told = {f"({name})": words[side(of.last)] for name, of in found.items() if of}
-    message = f"First-order estimates correlate with true effects at the last checkpoint: {clause(told)}." if told else ""
+    message = f"First-order estimates against true effects, last checkpoint: {clause(told)}." if told else ""
     drawn = f"Gradient × change of {site} against true patching, by span and layer; dotted: equal. r: over single pairs."
     readings = {f"{kind.capitalize()}, {name}, {direction}": dict(metric=f"attribution_{kind}", mode=mode, direction=direction)
                 for mode, name in _MODES.items() for direction in DIRECTIONS for kind in ("pearson", "spearman")}  # fmt: skip

@@ -56,7 +56,7 @@ def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: 
     told = last_side(rows, GAINED, reader="gain", layer=-1)
     message = f"At the last checkpoint the boundary probe {told}. " if told else ""
     message += f"Its gain's interval lies above 0 in {clear} of {count} cells (layer, checkpoint)."
-    drawn = f"Linear probe at the prompt's last token for the {LABELS.get(label, label)}: gain by layer; accuracy, nested layer."
+    drawn = f"Linear probe at the last prompt token for the {LABELS.get(label, label)}: gain by layer; nested accuracy."
     readings = {"probe, nested layer": dict(reader="probe", layer=-1)}
     readings |= {f"control: {STYLE[reader][0]}": dict(reader=reader, layer=-1) for reader in CONTROLS}
     readings |= {STYLE[reader][0]: dict(reader=reader, layer=-1) for reader in ACTIVATION_CONTROLS}
