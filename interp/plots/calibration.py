@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from interp.plots.caption import Caption
 from interp.plots.registry import figure
-from interp.plots.theme import WIDTH, meta
+from interp.plots.theme import WIDTH, under
 from interp.results.estimates import estimate, span
 from interp.results.names import BLACK, BLUE, PALE, VERMILION
 from interp.results.queries import need, pick
@@ -99,15 +99,10 @@ def _caption(frame: pd.DataFrame) -> Caption:
 
 
 @figure("Readings of agents whose answer is known", table="calibration", section="trusted", caption=_caption)
-def calibration(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Every instrument's reading of every organism that learned its construction, a point for each seed, on top of what that allows.
-
-    Args:
-        frame: table `calibration` (agent, seed, instrument, truth_low, truth_high, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-    """
+def calibration(frame: pd.DataFrame) -> go.Figure:
+    """Every instrument's reading of every organism that learned its construction, a point for each seed, on top of what that allows."""
     frame, _ = grown(frame)
-    need(frame, "calibration", agent=next((a for a in AGENTS if (frame["agent"] == a).any()), "post_hoc"))
+    need(frame, agent=next((a for a in AGENTS if (frame["agent"] == a).any()), "post_hoc"))
     agents = [a for a in AGENTS if (frame["agent"] == a).any()]
     shown = [i for i in INSTRUMENTS if (frame["instrument"] == i).any()]
     row_height, top, bottom = 34, 96, 62
@@ -138,10 +133,9 @@ def calibration(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figur
         fig.update_xaxes(range=[-0.12, 1.12], tickvals=[0, 0.5, 1], ticktext=["0", ".5", "1"], row=1, col=col)
     fig.update_yaxes(range=[len(shown) - 0.4, -0.6], tickvals=list(range(len(shown))), ticktext=[INSTRUMENTS[i] for i in shown], showgrid=True)
     fig.update_yaxes(ticks="", row=1)
-    fig.update_layout(template="interp", width=WIDTH, height=row_height * len(shown) + top + bottom, margin=dict(l=252, t=top, b=bottom),
-                      legend=dict(y=1 + 34 / (row_height * len(shown)), x=-0.34), meta=meta("calibration", provenance))  # fmt: skip
-    fig.add_annotation(text="reading", xref="paper", yref="paper", x=0.5, y=0, yshift=-44, showarrow=False, font_size=15)
-    return fig
+    fig.update_layout(width=WIDTH, height=row_height * len(shown) + top + bottom, margin=dict(l=252, t=top, b=bottom),
+                      legend=dict(y=1 + 34 / (row_height * len(shown)), x=-0.34))  # fmt: skip
+    return under(fig, "reading", 44)
 
 
 _HOVER = (

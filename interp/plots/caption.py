@@ -1,6 +1,6 @@
 """A figure's caption: what was found, what is drawn, and the numbers for the small table below it.
 
->>> caption = Caption("The gap rises in-domain.", "Bands: ...", "n = 400 decisions.", numbers(frame, {"gap": dict(metric="gap")}))
+>>> caption = Caption("The gap rises in-domain.", "Bands: ...", "n = 400 decisions.", numbers(pick(frame, metric="gap")))
 >>> caption.text
 'The gap rises in-domain. Bands: ... n = 400 decisions.'
 
@@ -9,13 +9,16 @@ Captions are plain text of at most 60 words; the page escapes them. Their verbs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from interp.results.estimates import Ends, ends, estimate, side, span
+from interp.results.estimates import ends, estimate, side, span
+from interp.results.headline import READINGS
+from interp.results.names import ARMS, LABELS, SHARES, SPANS, STEERED, STYLE
 from interp.results.queries import pick, splits_of
+from interp.results.tables import ESTIMATE_COLUMNS
 from interp.results.wording import WHERE, listed
 
 #: What `Ends.moved` says of a reading.
@@ -23,6 +26,16 @@ VERBS = {
     "up": "rises", "down": "falls", "level": "shows no clear change", "unknown": "has no intervals to judge a change by",
     "single": "has one checkpoint",
 }  # fmt: skip
+
+
+#: Names of the values of a table's columns.
+NAMES = {
+    "metric": READINGS | {name: look[0] for name, look in STYLE.items()}, "reader": {name: look[0] for name, look in STYLE.items()},
+    "mode": {"cot": "CoT", "prompt": "prompt"}, "arm": ARMS, "span": SPANS, "definition": SHARES, "position": STEERED, "label": LABELS, "split": WHERE,
+    "at": SPANS, "direction": {name.removeprefix("along_"): look[0] for name, look in STYLE.items() if name.startswith("along_")},
+}  # fmt: skip
+#: Columns that count what an estimate is of.
+_COUNTS = ("seeds", "n_dropped")
 
 
 @dataclass(frozen=True)
@@ -59,35 +72,55 @@ def change(subject: str, frame: pd.DataFrame, **where) -> str:
     return f"{subject} {clause(verdicts)}." if verdicts else ""
 
 
+def only(frame: pd.DataFrame, **values) -> pd.DataFrame:
+    """Rows whose columns have one of the values given."""
+    for column, allowed in values.items():
+        frame = frame[frame[column].isin(list(allowed))]
+    return frame
+
+
 def last_side(frame: pd.DataFrame, words: Mapping[int, str], of: float = 0.0, **where) -> str:
     """What the last checkpoint's interval says in each split: one of `words`, for above, across (0) and below `of`."""
     found = {split: ends(pick(frame, split=split, **where)) for split in splits_of(frame)}
     return clause({split: words[side(each.last, of)] for split, each in found.items() if each})
 
 
-def numbers(frame: pd.DataFrame, readings: Mapping[str, Mapping], signed: bool = False) -> pd.DataFrame:
-    """Table of readings at their first and last checkpoint, a row for each reading and split.
+def numbers(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFrame:
+    """Table of readings at their first and last checkpoint, a row for each combination of the columns in which they differ.
 
     Args:
-        frame: a table over checkpoints.
-        readings: name -> the columns' values that pick it; what has no rows is left out.
-        signed: write pluses, too.
+        rows: of a table; without `step`, or with `step` among several layers, use `listing`.
+        names: column -> what its values are called, where `NAMES` does not have it.
     """
-    rows = []
-    for name, where in readings.items():
-        for split in splits_of(frame):
-            if of := ends(pick(frame, split=split, **where)):
-                rows.append(row(name, split, of, signed))
-    return pd.DataFrame(rows)
+    keys, lines = _keys(rows.drop(columns="step")), []
+    for key, of in rows.groupby(keys, sort=False, dropna=False) if keys else [((), rows)]:
+        if found := ends(of):
+            cells = [f"{value(each)} (step {int(each['step'])})" for each in found]
+            over = {"first checkpoint": "–" if found.moved == "single" else cells[0], "last checkpoint": cells[1]}
+            lines.append(_named(dict(zip(keys, key)), names) | over | _counts(found.last))
+    return pd.DataFrame(lines)
 
 
-def row(name: str, split: str, of: Ends, signed: bool = False) -> dict[str, str]:
-    """One row of the table of numbers."""
-    first, last = (f"{value(each, signed)} (step {int(each['step'])})" for each in of)
-    if of.moved == "single":
-        first = "–"
-    found = {"reading": name, "split": WHERE.get(split, split), "first checkpoint": first, "last checkpoint": last}
-    return found | {"n": count(of.last), "clusters": count(of.last, "n_groups")}
+def listing(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFrame:
+    """Table of single rows, with the columns in which they differ; arguments as `numbers`."""
+    keys = _keys(rows)
+    return pd.DataFrame([_named(row[keys].to_dict(), names) | {"value": value(row)} | _counts(row) for _, row in rows.iterrows()])
+
+
+def _keys(rows: pd.DataFrame) -> list[str]:
+    """Columns that tell rows apart, the split last."""
+    keys = [name for name in rows if name not in (*ESTIMATE_COLUMNS, *_COUNTS) and rows[name].nunique(dropna=False) > 1]
+    return sorted(keys, key=lambda name: name == "split")
+
+
+def _named(key: Mapping, names: Mapping[str, Callable]) -> dict[str, str]:
+    """A row's key with the names of its values."""
+    return {column.replace("_", " "): names[column](each) if column in names else NAMES.get(column, {}).get(each, str(each).replace("_", " "))
+            for column, each in key.items()}  # fmt: skip
+
+
+def _counts(row: pd.Series) -> dict[str, str]:
+    return {"clusters" if name == "n_groups" else name: count(row, name) for name in ("n", "n_groups", *_COUNTS) if name in row}
 
 
 def value(of: Mapping, signed: bool = False) -> str:

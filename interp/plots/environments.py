@@ -10,12 +10,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.caption import VERBS, Caption, clause, row, size
+from interp.plots.caption import VERBS, Caption, clause, numbers, size
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, TOP, draw_trace, meta, plain, step_axis
+from interp.plots.theme import BOTTOM, TOP, draw_trace, plain, step_axis
 from interp.results.estimates import ends
 from interp.results.names import STYLE
-from interp.results.headline import READINGS
 from interp.results.queries import need, pick, steps_of
 
 #: Environments in reading order: their names in figures.
@@ -41,16 +40,13 @@ def _splits_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _caption(frame: pd.DataFrame, split: str = "in_domain") -> Caption:
-    rows, verdicts = [], {}
+    rows, verdicts = pick(frame, split=split), {}
     for name, title in ENVIRONMENTS.items():
-        here = pick(frame, environment=name, split=split)
-        found = {metric: of for metric in READINGS if (of := ends(pick(here, metric=metric)))}
-        rows += [{"environment": title} | row(READINGS[metric], split, of) for metric, of in found.items()]
-        if "gap" in found:
-            verdicts[title] = f"{VERBS[found['gap'].moved]} in"
+        if gap := ends(pick(rows, environment=name, metric="gap")):
+            verdicts[title] = f"{VERBS[gap.moved]} in"
     message = f"The gap between CoT and prompt action {clause(verdicts)}." if verdicts else ""
     drawn = "The probe's gain is about the eventual action's target; in BFCL, whether the recorded action calls a function."
-    return Caption(message, drawn, size(pick(frame, split=split, metric="acc_cot")), pd.DataFrame(rows).drop(columns="split", errors="ignore"))
+    return Caption(message, drawn, size(pick(rows, metric="acc_cot")), numbers(rows, {"environment": ENVIRONMENTS.get}))
 
 
 def _caption_out_of_domain(frame: pd.DataFrame) -> Caption:
@@ -58,13 +54,8 @@ def _caption_out_of_domain(frame: pd.DataFrame) -> Caption:
 
 
 @figure("What is in domain, and what is out of it", table="splits", caption=_splits_caption, **_SECTION)
-def splits(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """What each environment's series was trained on and what its splits hold, as a table.
-
-    Args:
-        frame: table `splits` (environment, trained_on, split, holds, task_types, episodes, decisions, studied).
-        provenance: kept in the figure's `layout.meta`.
-    """
+def splits(frame: pd.DataFrame) -> go.Figure:
+    """What each environment's series was trained on and what its splits hold, as a table."""
     shown = {"environment": "environment", "trained_on": "trained on", "split": "split", "holds": "its decisions", "task_types": "task types",
              "episodes": "episodes", "decisions": "decisions", "studied": "studied"}
     cells = [frame[column].map(lambda v: f"{v:,}" if isinstance(v, int) else plain(v)) for column in shown]
@@ -72,27 +63,20 @@ def splits(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     fig = go.Figure(go.Table(
         columnwidth=[1.3, 2.3, 1.0, 3.0, 0.7, 0.8, 0.9, 0.75], header=dict(values=list(shown.values()), align=align, fill_color="#EEEEEE", font_size=13),
         cells=dict(values=cells, align=align, fill_color="white", line_color="#CCCCCC", font_size=13, height=20)))
-    return fig.update_layout(template="interp", height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8), meta=meta("splits", provenance))
+    return fig.update_layout(height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8))
 
 
 @figure("Several environments, in-domain", name="environments_in_domain", table="environments", caption=_caption, **_SECTION)
-def environments(frame: pd.DataFrame, provenance: dict | None = None, split: str = "in_domain") -> go.Figure:
-    """Accuracy, success, prompt reliance, conflicting traces and the probe's gain over checkpoints, a column for each environment.
-
-    Args:
-        frame: table `environments` (environment, step, split, metric, value, low, high, n, n_groups); what an environment does not
-            allow is not in it, and its panel is empty.
-        provenance: kept in the figure's `layout.meta`.
-        split: one of `SPLITS`.
-    """
-    chosen = need(frame, f"environments_{split}", split=split)
+def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
+    """Accuracy, success, prompt reliance, conflicting traces and the probe's gain over checkpoints, a column for each environment."""
+    chosen = need(frame, split=split)
     names = [name for name in ENVIRONMENTS if (chosen["environment"] == name).any()]
     rows = {title: metrics for title, metrics in ROWS.items() if chosen["metric"].isin(metrics).any()}
     each, gap = 120, 36  # px
     height = len(rows) * each + (len(rows) - 1) * gap
     fig = make_subplots(rows=len(rows), cols=len(names), shared_yaxes=True, vertical_spacing=gap / height if len(rows) > 1 else 0,
                         horizontal_spacing=0.02, column_titles=[ENVIRONMENTS[name] for name in names])
-    fig.update_layout(template="interp", height=TOP + height + BOTTOM, meta=meta(f"environments_{split}", provenance))
+    fig.update_layout(height=TOP + height + BOTTOM)
     fig.update_annotations(font_size=15)
     for row, (title, metrics) in enumerate(rows.items(), start=1):
         legend = "legend" if row == 1 else f"legend{row}"
@@ -121,6 +105,6 @@ def environments(frame: pd.DataFrame, provenance: dict | None = None, split: str
 
 @figure("Several environments, out-of-domain", name="environments_out_of_domain", table="environments",
         caption=_caption_out_of_domain, **_SECTION)  # fmt: skip
-def out_of_domain(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+def out_of_domain(frame: pd.DataFrame) -> go.Figure:
     """`environments` of the out-of-domain split."""
-    return environments(frame, provenance, "out_of_domain")
+    return environments(frame, split="out_of_domain")

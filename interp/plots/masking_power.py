@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.arm_panels import grid, marker, under
+from interp.plots.arm_panels import grid, marker
 from interp.plots.caption import Caption
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, whisker
+from interp.plots.theme import BOTTOM, under, whisker
 from interp.results.arm_rows import number
 from interp.results.names import BLACK, GREEN, GREY, ORANGE
 from interp.results.queries import need, pick
@@ -54,15 +54,10 @@ def _caption(frame: pd.DataFrame) -> Caption:
 
 
 @figure("Would the study find an effect?", name="masking_power", table="masking_power", section="masking", caption=_caption)
-def power(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Shares of simulated studies in which a planted effect is found, above those in which something is found that is not there.
-
-    Args:
-        frame: table `masking_power` (world, effect, seeds, games, training_sd, contrast, what, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-    """
+def power(frame: pd.DataFrame) -> go.Figure:
+    """Shares of simulated studies in which a planted effect is found, above those in which something is found that is not there."""
     frame = frame.assign(world=frame["world"].fillna("null"))  # which is how the word is read from a CSV
-    need(frame, "masking_power", world="action", contrast="difference", what="above")
+    need(frame, world="action", contrast="difference", what="above")
     sizes = sorted(set(zip(frame["training_sd"], frame["games"])))
     effects = sorted(frame.loc[frame["world"] == "action", "effect"].unique(), reverse=True)
     dashes = dict(zip(effects, ("solid", "dash", "dot", "dashdot")))
@@ -75,7 +70,7 @@ def power(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
              ("any mask: k = .3 > random", ORANGE, "solid", "circle-open", dict(any_mask, contrast="control", what="above")),
              ("any mask: supported", BLACK, "solid", "square", dict(any_mask, contrast="verdict", what="supported")),
              ("null: over games alone", GREY, "dot", "x", dict(world="null", contrast="games_only", what="above"))]
-    fig = grid("masking_power", sizes, [("power", 210), ("false positives", 170)], provenance, gap=46, bottom=BOTTOM,
+    fig = grid(sizes, [("power", 210), ("false positives", 170)], gap=46, bottom=BOTTOM,
                titles=[f"{games} games, seed SD {number(sd)}" for sd, games in sizes])
     height = 210 + 170 + 46
     fig.update_layout(legend2=dict(y=(170 + 8) / height, x=0, orientation="h", font_size=14, yanchor="bottom"))

@@ -1,7 +1,8 @@
 """Every figure, registered where it is drawn: its title, the table it draws, its section of the page, and its caption.
 
 >>> @figure("Prompt reliance", table="reliance", section="depends", caption=reliance_caption)
-... def reliance(frame, provenance=None): ...
+... def reliance(frame): ...
+>>> reliance(frame, provenance)  # which is kept in the figure's `layout.meta`
 
 `figures()` has them in reading order: module by module of this package, in each as they stand there, then those of others.
 """
@@ -12,6 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -45,12 +47,24 @@ _FIGURES: dict[str, Figure] = {}
 
 def figure(title: str, *, table: str, section: str, caption: Callable[[pd.DataFrame], Caption], name: str = "",
            expected: bool = False, instead: str = "", latex: Callable[[pd.DataFrame], str] | None = None) -> Callable:  # fmt: skip
-    """Register the function that follows as a figure (arguments as in `Figure`); its name is the function's unless given."""
+    """Register the function that follows, which draws the table, as a figure; its name is the function's unless given.
+
+    Arguments as in `Figure`. The function also takes the table's provenance, and a ValueError of it names the figure.
+    """
 
     def register(draw: Callable) -> Callable:
         key = name or draw.__name__
-        _FIGURES[key] = Figure(key, title, table, section, draw, caption, expected, instead, latex)
-        return draw
+
+        @wraps(draw)
+        def drawn(frame: pd.DataFrame, provenance: dict | None = None, **options) -> go.Figure:
+            try:
+                figure = draw(frame, **options)
+            except ValueError as problem:
+                raise ValueError(f"Figure {key}: {problem}") from problem
+            return figure.update_layout(template="interp", meta={"figure": key, "provenance": provenance or {}})
+
+        _FIGURES[key] = Figure(key, title, table, section, drawn, caption, expected, instead, latex)
+        return drawn
 
     return register
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from interp.plots.caption import Caption, change, clause, last_side, numbers, size
+from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size
 from interp.plots.registry import figure
 from interp.plots.theme import (
-    BOTTOM, HOVER, STEP_TITLE, TOP, draw_line, draw_metrics, draw_trace, fit_values, meta, panels, point_numbers, step_axis,
-    whisker, zero_line,
+    BOTTOM, HOVER, STEP_TITLE, draw_line, draw_metrics, draw_trace, facets, fit_values, panels, point_numbers,
+    step_axis, under, whisker, zero_line,
 )  # fmt: skip
 from interp.results.estimates import ends, estimate
 from interp.results.names import (
@@ -73,11 +72,9 @@ def _conflict_caption(frame: pd.DataFrame) -> Caption:
     elif len(pick(frame, arm="self_splice", metric="keep")):
         message += " The self-splice check passed."
     drawn = "The agent's own prompt with an inserted trace: keep, follow and other action, a column for each trace."
-    readings = {f"{ARMS[arm]}: {metric}": dict(arm=arm, metric=metric) for arm in ARMS for metric in ("keep", "follow")}
-    logp = {"logp_trace": "log-probability of the other state's trace", "logp_own": "of the own trace there"}
-    readings |= {f"{name}, nats per token": dict(arm="other_state", metric=metric) for metric, name in logp.items()}
-    readings |= {f"{ARMS[arm]}: mentions the action (leak)": dict(arm=arm, metric="leak_rate") for arm in ARMS}
-    return Caption(message, drawn, size(frame[frame["metric"].isin(["keep", "follow"])]), numbers(frame, readings))
+    shown = only(frame, metric=("keep", "follow", "logp_trace", "logp_own", "leak_rate"))
+    table = numbers(shown).rename(columns={"arm": "inserted trace"})
+    return Caption(message, drawn, size(only(frame, metric=("keep", "follow"))), table)
 
 
 def _shift_caption(frame: pd.DataFrame) -> Caption:
@@ -89,29 +86,24 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
             tops[split] = f"{ARMS[arm]} ({estimate(top)})"
     message = f"The last action's distribution moves most after: {clause(tops)}." if tops else ""
     drawn = "Total variation distance after an inserted trace; probability of own and argued action; follow by that trace's likelihood."
-    readings = {f"distance: {ARMS[arm]}": dict(metric="shift", arm=arm) for arm in ARMS}
-    other = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued", "follow_likely", "follow_unlikely")
-    readings |= {("follow: " if metric.startswith("follow") else "probability: ") + LOOKS[metric][0]: dict(arm="other_state", metric=metric)
-                 for metric in other}  # fmt: skip
-    return Caption(message, drawn, size(pick(frame, metric="shift")), numbers(frame, readings))
+    moved = pick(frame, arm="other_state")
+    moved = only(moved, metric=("mass_own_before", "mass_own", "mass_argued_before", "mass_argued", "follow_likely", "follow_unlikely"))
+    shown = pd.concat([pick(frame, metric="shift"), moved])
+    return Caption(message, drawn, size(pick(frame, metric="shift")), numbers(shown))
 
 
 def _removal_caption(frame: pd.DataFrame) -> Caption:
     told = last_side(frame, REMOVED, arm="filler", metric="flip_difference_parsed")
     message = sentence(f"at the last checkpoint {told}") if told else ""
     drawn = "Flips after removal (empty, full stops) or replacement; top: unparsed ones count. In arXiv 2603.01437: 2–14 %, 52–78 %."
-    words = {"flip_removed": "removed", "flip_substituted": "wrong trace", "flip_difference": "wrong − removed"}
-    readings = {f"{ARMS[arm]}: {word}{parsed}": dict(arm=arm, metric=metric + suffix) for arm in ("filler", "empty")
-                for suffix, parsed in (("_parsed", ", both parsed"), ("", "")) for metric, word in words.items()}  # fmt: skip
-    return Caption(message, drawn, size(frame[frame["metric"].str.endswith("_parsed")]), numbers(frame, readings))
+    shown = frame[frame["metric"].str.startswith("flip_")]
+    return Caption(message, drawn, size(frame[frame["metric"].str.endswith("_parsed")]), numbers(shown))
 
 
 def _early_caption(frame: pd.DataFrame) -> Caption:
     message = [change("The same action without the trace", frame, metric="same_0"), change("The area", frame, metric="area_action")]
     drawn = "Action after parts of the own trace against all of it; area over the curve (0: no trace needed, 1: all)."
-    metrics = ("area_action", "area_filler", "area_distribution", "same_0", "same_25", "same_50", "same_75")
-    readings = {STYLE[metric][0]: dict(metric=metric) for metric in metrics}
-    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="area_action")), numbers(frame, readings))
+    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="area_action")), numbers(frame))
 
 
 def _shares_caption(frame: pd.DataFrame, version: str = "sink_free") -> Caption:
@@ -119,12 +111,9 @@ def _shares_caption(frame: pd.DataFrame, version: str = "sink_free") -> Caption:
     message = [change(f"The trace's {name} ratio", frame, span="cot", metric="ratio", definition=definition)
                for definition, name in (("attention", "attention"), ("gradient_value", "gradient"))]  # fmt: skip
     drawn = f"A span's share of what the action attends to and depends on, over its token share, {VERSIONS[version]}. Descriptive."
-    readings = {f"{name}: {SPANS[span]}": dict(definition=definition, metric="ratio", span=span)
-                for definition, name in SHARES.items() for span in ("task", "history", "observation", "cot")}  # fmt: skip
-    cot = {"share": "CoT, share of the total", "token_share": "CoT, share of the tokens"}
-    readings |= {f"{name}: {word}": dict(definition=definition, metric=metric, span="cot")
-                 for definition, name in SHARES.items() for metric, word in cot.items()}  # fmt: skip
-    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="ratio")), numbers(frame, readings))
+    ratios = only(frame, metric=("ratio",), span=("task", "history", "observation", "cot"))
+    shown = pd.concat([ratios, only(frame, metric=("share", "token_share"), span=("cot",))])
+    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="ratio")), numbers(shown))
 
 
 def widest(frame: pd.DataFrame) -> float:
@@ -154,37 +143,23 @@ def against_random(frame: pd.DataFrame) -> tuple[int, pd.Series, pd.Series] | No
 
 
 def _steering_caption(frame: pd.DataFrame) -> Caption:
-    message, readings = [], {}
+    message = []
     if (top := steered(frame)) is not None:
         message.append(f"At the boundary at most {estimate(top)} of actions change.")
     if found := against_random(frame):
         message.append(f"During the trace the probe's direction {STEERS[found[0]]} random directions (last checkpoint).")
-    for position in (name for name in STEERED if (frame["position"] == name).any()):
-        alpha = widest(pick(frame, position=position))
-        kinds = {"to_target": "to target", "flip": "flips", "flip_parsed": "flips of parsed", "parse": "parse rate"}
-        readings |= {f"{STEERED[position]}, alpha {alpha:g}, {STYLE[f'along_{kind}'][0]}: {word}":
-                     dict(position=position, alpha=alpha, direction=kind, metric=metric)
-                     for kind in ALONG for metric, word in kinds.items() if kind == "probe" or metric in ("to_target", "flip_parsed")}  # fmt: skip
+    positions = [name for name in STEERED if (frame["position"] == name).any()]
+    shown = pd.concat([pick(here, alpha=widest(here)) for here in (pick(frame, position=name) for name in positions)])
     drawn = "A direction is added while the action is decoded. Flips include unparsed actions, minus the resample rate at alpha 0."
-    return Caption(" ".join(message), drawn, size(pick(frame, metric="flip", direction="probe")), numbers(frame, readings))
+    return Caption(" ".join(message), drawn, size(pick(frame, metric="flip", direction="probe")), numbers(shown))
 
 
 @figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
-def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """What the agent does with an inserted trace: keep, follow, other and unparsed over checkpoints, a panel per arm.
-
-    Args:
-        frame: table `conflict` (step, split, arm, metric, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-    """
+def conflict(frame: pd.DataFrame) -> go.Figure:
+    """What the agent does with an inserted trace: keep, follow, other and unparsed over checkpoints, a panel per arm."""
     arms = [arm for arm in ARMS if (frame["arm"] == arm).any()]
     splits, steps = splits_of(frame), steps_of(frame)
-    height = 170 * len(splits) + 22 * (len(splits) - 1)
-    fig = make_subplots(
-        rows=len(splits), cols=len(arms), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.014,
-        vertical_spacing=22 / height, column_titles=[ARMS[arm] for arm in arms],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta("conflict", provenance))
+    fig = facets(len(splits), 170, 22, [ARMS[arm] for arm in arms], spacing=0.014)
     for row, split in enumerate(splits, start=1):
         for col, arm in enumerate(arms, start=1):
             rows = pick(frame, split=split, arm=arm)
@@ -202,24 +177,15 @@ def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
                 font=dict(size=13, color=GREY if good else VERMILION),
             )  # fmt: skip
     fig.update_yaxes(range=[-0.05, 1.07])
-    fig.add_annotation(
-        text=STEP_TITLE, xref="paper", yref="paper", x=0.5, y=0, yshift=-30, yanchor="top", showarrow=False
-    )
-    fig.update_layout(legend=dict(y=1 + 30 / height))
-    return fig
+    return under(fig, STEP_TITLE)
 
 
 @figure("How far another trace moves the action", table="conflict", caption=_shift_caption, **_SECTION)
-def conflict_shift(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and how often it is followed where it is likely.
-
-    Args:
-        frame: table `conflict`, with the metrics of the distribution over admissible actions (`shift`, `mass_...`).
-        provenance: kept in the figure's `layout.meta`.
-    """
-    need(frame, "conflict_shift", metric="shift")
+def conflict_shift(frame: pd.DataFrame) -> go.Figure:
+    """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and how often it is followed where it is likely."""
+    need(frame, metric="shift")
     rows = {"distance,<br>another trace": 150, "distance,<br>own trace changed": 190, "probability,<br>other state": 170, "follow,<br>other state": 150}
-    fig, steps = panels(frame, "conflict_shift", rows, provenance), steps_of(frame)
+    fig, steps = panels(frame, rows), steps_of(frame)
     masses = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued")
     lines = [(1 if arm in REPLACED else 2, pick(frame, metric="shift", arm=arm), f"arm_{arm}", False) for arm in list(ARMS)[1:]]
     lines += [(3, pick(frame, arm="other_state", metric=metric), metric, metric.endswith("before")) for metric in masses]
@@ -230,18 +196,13 @@ def conflict_shift(frame: pd.DataFrame, provenance: dict | None = None) -> go.Fi
 
 
 @figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption, **_SECTION)
-def removal(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+def removal(frame: pd.DataFrame) -> go.Figure:
     """Flips of the action without its trace against flips under another state's, on the same decisions, and their difference.
 
-    Where both must parse, the line of the other state's trace is that of the decisions that parse behind the filler.
-
-    Args:
-        frame: table `conflict`, with the metrics `flip_removed`, `flip_substituted` and `flip_difference`, also `_parsed`.
-        provenance: kept in the figure's `layout.meta`.
-    """
-    need(frame, "removal", metric="flip_removed")
+    Where both must parse, the line of the other state's trace is that of the decisions that parse behind the filler."""
+    need(frame, metric="flip_removed")
     rows = {"flips": 180, "flips,<br>both parsed": 180, "wrong − removed,<br>both parsed": 170}
-    fig, steps = panels(frame, "removal", rows, provenance), steps_of(frame)
+    fig, steps = panels(frame, rows), steps_of(frame)
     arms = [arm for arm in ("filler", "empty") if len(pick(frame, metric="flip_removed", arm=arm))]
     lines = []
     for row, suffix in ((1, ""), (2, "_parsed")):
@@ -267,14 +228,9 @@ def _draw_lines(fig, lines, splits, steps, shared=False):
 
 
 @figure("Early answering", table="early", caption=_early_caption, **_SECTION)
-def early(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Area over the early-answering curve over checkpoints, above the rate of the same action after parts of the trace.
-
-    Args:
-        frame: table `early` (step, split, metric, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-    """
-    fig = panels(frame, "early", {"area over the curve": 200, "same action as in the end": 210}, provenance)
+def early(frame: pd.DataFrame) -> go.Figure:
+    """Area over the early-answering curve over checkpoints, above the rate of the same action after parts of the trace."""
+    fig = panels(frame, {"area over the curve": 200, "same action as in the end": 210})
     areas, same = ["area_action", "area_filler", "area_distribution"], ["same_0", "same_25", "same_50", "same_75"]
     draw_metrics(fig, frame, areas, row=1, thin=("area_distribution", "area_filler"))
     draw_metrics(fig, frame, same, row=2, thin=("same_25", "same_75"))
@@ -284,26 +240,14 @@ def early(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
 
 
 @figure("What the action attends to and depends on", table="shares", caption=_shares_caption, **_SECTION)
-def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "sink_free") -> go.Figure:
-    """Share over token share of every span at the first and last checkpoint, a row per definition (log scale, 1 = uniform).
-
-    Args:
-        frame: table `shares` (step, split, span, definition, version, metric, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-        version: `all` positions, or `sink_free`: without the first one.
-    """
-    chosen = need(frame, "shares", version=version, metric="ratio")
+def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
+    """Share over token share of every span at the first and last checkpoint, a row per definition (log scale, 1 = uniform)."""
+    chosen = need(frame, version=version, metric="ratio")
     chosen = chosen[chosen["value"] > 0]
     definitions = [name for name in SHARES if (chosen["definition"] == name).any()]
     spans = [name for name in SPANS if (chosen["span"] == name).any()]
     splits, steps = splits_of(chosen), steps_of(chosen)
-    gap, height = 24, 190 * len(definitions) + 24 * (len(definitions) - 1)
-    fig = make_subplots(
-        rows=len(definitions), cols=len(splits), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03,
-        vertical_spacing=gap / height, column_titles=[SPLITS[split] for split in splits],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM + 44, meta=meta("shares", provenance))
-    fig.update_layout(margin=dict(b=BOTTOM + 44), legend=dict(y=1 + 28 / height))
+    fig = facets(len(definitions), 190, 24, [SPLITS[split] for split in splits], below=BOTTOM + 44)
     ends = list(dict.fromkeys([steps[0], steps[-1]]))
     drawn = chosen[chosen["step"].isin(ends)]
     lowest = drawn.loc[drawn["low"] > 0, "low"].min()
@@ -329,34 +273,20 @@ def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "
     ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 3)]
     fig.update_yaxes(type="log", range=[np.log10(bottom) - margin, np.log10(top) + margin], tickvals=ticks, tickformat=".4~g")
     fig.add_hline(y=1, row="all", col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
-    fig.add_annotation(
-        text=f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", xref="paper", yref="paper", x=0.5, y=0,
-        yshift=-74, yanchor="top", showarrow=False,
-    )  # fmt: skip
-    return fig
+    return under(fig, f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", 74)
 
 
 @figure("Steering along the probe's direction", table="steering", caption=_steering_caption, **_SECTION)
-def steering(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Flips, flips of parsed decisions, flips to the target class and parse rate against alpha at the last checkpoint, a panel per position.
-
-    Args:
-        frame: table `steering` (step, split, position, direction, alpha, metric, value, low, high, n, n_groups); in-domain.
-        provenance: kept in the figure's `layout.meta`.
-    """
-    frame = need(frame, "steering", split="in_domain")
+def steering(frame: pd.DataFrame) -> go.Figure:
+    """Flips, flips of parsed decisions, flips to the target class and parse rate against alpha at the last checkpoint, a panel per position."""
+    frame = need(frame, split="in_domain")
     step = steps_of(frame)[-1]
     frame = pick(frame, step=step)
     words = {"flip": "flips", "flip_parsed": "flips,<br>of parsed", "to_target": "flips<br>to target", "parse": "parse rate"}
     for metric in words:
-        need(frame, "steering", metric=metric)
+        need(frame, metric=metric)
     positions = [name for name in STEERED if (frame["position"] == name).any()]
-    height = 150 * len(words) + 20 * (len(words) - 1)
-    fig = make_subplots(
-        rows=len(words), cols=len(positions), shared_xaxes=True, shared_yaxes="all", horizontal_spacing=0.014,
-        vertical_spacing=20 / height, column_titles=[STEERED[name] for name in positions],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta("steering", provenance))
+    fig = facets(len(words), 150, 20, [STEERED[name] for name in positions], spacing=0.014)
     alphas = sorted(frame["alpha"].unique())
     for row, (metric, word) in enumerate(words.items(), start=1):
         for col, position in enumerate(positions, start=1):
@@ -367,9 +297,4 @@ def steering(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
         fig.update_yaxes(title=word, row=row, col=1)
     fig.update_xaxes(tickmode="array", tickvals=alphas, ticktext=[f"{alpha:g}" for alpha in alphas])
     fit_values(fig, frame, list(words), row=None)
-    fig.add_annotation(
-        text=f"alpha (in norms of the residual), training step {step}", xref="paper", yref="paper", x=0.5, y=0, yshift=-30, yanchor="top",
-        showarrow=False,
-    )  # fmt: skip
-    fig.update_layout(legend=dict(y=1 + 30 / height))
-    return fig
+    return under(fig, f"alpha (in norms of the residual), training step {step}")

@@ -1,4 +1,4 @@
-"""What a report reads of behaviour: where a gain lands, what the trace changes, which games are won, and other series beside.
+"""What a report reads of behaviour: where a gain lands, which games are won, and other series beside.
 
 >>> placed(study.tables["behaviour"], "in_domain").code
 'mostly_trace'
@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from interp.plots.behaviour import READABLE, revised
+from interp.plots.behaviour import READABLE
 from interp.plots.environments import ENVIRONMENTS
 from interp.report.study import Change, Read, Table, Verdict, together
 from interp.results.estimates import Ends, ends, estimate, side
 from interp.results.headline import READINGS, headline
-from interp.results.names import SPLITS, STYLE
+from interp.results.names import SPLITS
 from interp.results.queries import pick, splits_of
 from interp.results.wording import WHERE
 
@@ -52,18 +52,6 @@ class Studied:
     steps: str
     sizes: list[tuple[int, str, int]]
     """Decisions, split, episodes."""
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """What the section on behaviour says."""
-
-    steps: str
-    gains: list[Verdict]
-    revised: list[Verdict]
-    parsed: list[dict]
-    games: list[Games]
-    official: list[Games]
 
 
 def placed(frame: pd.DataFrame, split: str) -> Placed | None:
@@ -124,32 +112,6 @@ def games(study: Read, table: str = "") -> list[Games]:
     sizes = {WHERE[split]: study.ends(table, split=split, mode="cot", metric="success") for split in study.splits(table)}
     return [Games(cot.where, int(sizes[cot.where].last["n"]), cot, prompt.get(cot.where, ""))
             for cot in study.changes(table, mode="cot", metric="success")]  # fmt: skip
-
-
-def better(study: Read) -> Behaviour | None:
-    """The section on behaviour; None where neither its table nor games are there."""
-    rows = study.rows("behaviour")
-    official = games(study, "online_official") if study.games == "online" else []
-    if rows.empty and not games(study):
-        return None
-    found = {split: revised(rows, split) for split in study.splits("behaviour")}
-    changed = {split: study.ends("behaviour", split=split, metric="revision") for split in found}
-    revisions = {split: (of[0], dict(changed=estimate(changed[split].last), helpful=estimate(of[1].last), harmful=estimate(of[2].last)))
-                 for split, of in found.items() if of and changed[split]}  # fmt: skip
-    steps = study.steps("behaviour") if len(rows) else study.steps(study.games)
-    return Behaviour(steps, gains(study), together(revisions), _parsed(study), games(study), official)
-
-
-def _parsed(study: Read) -> list[dict]:
-    """Of each mode the checkpoint at which its action parses most rarely."""
-    parts = []
-    for metric in ("parse_cot", "parse_prompt", "parse_empty_think"):
-        rows = study.rows("behaviour", metric=metric)
-        if len(rows):
-            worst = rows.loc[rows["value"].idxmin()]
-            parts.append(dict(name=STYLE[metric][0], rate=estimate(worst), step=int(worst["step"]), where=WHERE[worst["split"]],
-                              rare=bool(worst["value"] < READABLE)))  # fmt: skip
-    return parts
 
 
 def series(study: Read) -> dict[str, pd.DataFrame]:

@@ -12,11 +12,10 @@ from interp.plots.patching import boundary
 from interp.plots.probes import cells_above
 from interp.plots.traces import steered
 from interp.report.behaviour import series
-from interp.report.instruments import probed_labels
 from interp.report.study import Read
 from interp.results.arm_rows import claimed, one
 from interp.results.estimates import ends, estimate, side
-from interp.results.names import STYLE
+from interp.results.names import LABELS, STYLE
 from interp.results.queries import pick, splits_of
 from interp.results.wording import WHERE, listed
 
@@ -68,7 +67,8 @@ def _behaviour(study: Read) -> Iterator[Null]:
 
 def _probes(study: Read) -> Iterator[Null]:
     rows = study.rows("probes")
-    for label, name in probed_labels(rows).items():
+    for label in rows["label"].unique() if len(rows) else ():
+        name = LABELS.get(label, label.replace("pairwise ", "choice between ").replace(" / ", " and "))
         for split in study.splits("probes"):
             clear, cells = cells_above(rows, label=label, split=split)
             if cells and clear <= _BY_CHANCE * cells:

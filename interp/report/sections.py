@@ -107,14 +107,18 @@ def limits(study: Read) -> Limits:
     )  # fmt: skip
 
 
+def _captions(study: Read) -> None:
+    """Nothing: what the section says stands below its figures."""
+
+
 SECTIONS = (
     Section("question", "The question", lambda study: True),
     Section("answer", "The answer in short", answer),
     Section("measured", "How it is measured", lambda study: study),
     Section("trusted", "Can the instruments be trusted?", instruments.trusted),
-    Section("better", "Does the agent get better, and where?", behaviour.better),
-    Section("predicted", "Is the action in the prompt already?", instruments.predicted),
-    Section("depends", "What does the action depend on?", instruments.depends),
+    Section("better", "Does the agent get better, and where?", _captions),
+    Section("predicted", "Is the action in the prompt already?", _captions),
+    Section("depends", "What does the action depend on?", _captions),
     Section("masking", "Does masking action supervision move the gain?", masking.masked),
     Section("elsewhere", "Does it hold elsewhere?", elsewhere),
     Section("nulls", "Nulls", nulls.nulls),

@@ -104,7 +104,7 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
     Index: the arm, or difference. Columns: (heading, split), the first of them the number of trainings. What was not measured is a dash.
     Raises ValueError where the table has levels of none of the metrics.
     """
-    need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], "masking_table", contrast="level")
+    need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], contrast="level")
     splits, arm = splits_of(frame), claimed(frame)
     columns = [(metric, heading, split) for metric, heading, both in PAPER for split in (splits if both else splits[-1:])]
     columns = [column for column in columns if len(pick(frame, metric=column[0], split=column[2]))]
