@@ -1,4 +1,4 @@
-"""Panels that have arms of training side by side: their axis, levels and differences, and what a point tells.
+"""Panels that have training conditions side by side: their axis, levels and differences, and what a point tells.
 
 >>> fig = arm_axis(grid(["in_domain"], [("gap", 200)]), arms_of(frame))
 >>> draw_arms(fig, frame, arms_of(frame), "gap", "level", row=1)
@@ -18,7 +18,7 @@ from interp.results.queries import pick, splits_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
 K_TITLE = "k: share of examples whose action is unsupervised"
-ARM_TITLE = f"arm of training ({K_TITLE})"
+ARM_TITLE = f"training condition ({K_TITLE})"
 _BOTTOM = 84  # px: two lines of labels, and a title
 #: What a point tells, of `arm_numbers`.
 ARM_HOVER = (

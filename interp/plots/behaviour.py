@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.caption import Caption, change, clause, last_side, listing, numbers, only, size
+from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size, value
 from interp.plots.registry import figure
 from interp.plots.theme import HOVER, INTERVAL, draw_metrics, fit_values, panels, point_numbers, whisker, zero_line
 from interp.results.estimates import Ends, ends, span
@@ -58,7 +58,7 @@ def _parse_caption(frame: pd.DataFrame) -> Caption:
         message = f"Fewer than half of the decisions parse at the last checkpoint, so accuracy says little: {clause(kinds)}."
     drawn = "Share of decisions whose decoded text parses to an action, by mode."
     lowest = rows.loc[rows.groupby(["metric", "split"], sort=False)["value"].idxmin()] if len(rows) else rows
-    table = pd.concat([numbers(rows), listing(lowest).rename(columns={"value": "lowest"})[["lowest", "step"]]], axis=1)
+    table = numbers(rows).assign(lowest=[f"{value(row)} (step {int(row['step'])})" for _, row in lowest.iterrows()])
     return Caption(message, drawn, size(_decoded(frame)), table)
 
 
@@ -144,8 +144,8 @@ def revision(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("Success in the environment", table="online", caption=_online_caption, instead="online_official", **_SECTION)
 @figure("Success in ALFWorld's own games", name="online_official", table="online_official", section="better", caption=_online_caption)
+@figure("Success in the environment", name="online", table="online", caption=_online_caption, instead="online_official", **_SECTION)
 def online(frame: pd.DataFrame) -> go.Figure:
     """Success in the environment per mode over checkpoints, above the steps per episode where the table has them."""
     rows = {"success rate": 230} | ({"steps per episode": 150} if (frame["metric"] == "steps").any() else {})

@@ -120,7 +120,8 @@ def _named(key: Mapping, names: Mapping[str, Callable]) -> dict[str, str]:
 
 
 def _counts(row: pd.Series) -> dict[str, str]:
-    return {"clusters" if name == "n_groups" else name: count(row, name) for name in ("n", "n_groups", *_COUNTS) if name in row}
+    heads = {"n": "n", "n_groups": "clusters", "seeds": "seeds", "n_dropped": "dropped"}
+    return {head: count(row, name) for name, head in heads.items() if name in row}
 
 
 def value(of: Mapping, signed: bool = False) -> str:

@@ -20,7 +20,7 @@ def masking_table(frame: pd.DataFrame) -> str:
     frame: table `masking`. Raises what `interp.results.arm_rows.paper_table` raises.
     """
     table = paper_table(frame).rename(columns={"in-domain": "in", "out-of-domain": "out"}, level=1)
-    caption = (r"Arms of training at the last checkpoint: $k$ is the share of examples whose action tokens are unsupervised. "
+    caption = (r"Training conditions at the last checkpoint: $k$ is the share of examples whose action tokens are unsupervised. "
                r"In, out: on decisions in and out of domain. Brackets: 95\,\% intervals over games and seeds, not corrected for their number.")
     levels = sum(" − " not in title for title in table.index)
     parts = table.map(lambda cell: cell.partition(" ["))

@@ -198,7 +198,7 @@ def success(frame: pd.DataFrame) -> go.Figure:
 def table(frame: pd.DataFrame) -> go.Figure:
     """What each arm reads, and the claimed arm's differences, as `interp.plots.latex.masking_table` has it."""
     shown = paper_table(frame)
-    heads = ["arm", *("<br>".join(part for part in column if part) for column in shown.columns)]
+    heads = ["condition", *("<br>".join(part for part in column if part) for column in shown.columns)]
     fills = ["#F3F3F3" if " − " in title else "white" for title in shown.index]
     look = dict(align=["left", "right", "center"], font_size=12)
     fig = go.Figure(go.Table(

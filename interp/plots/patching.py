@@ -56,9 +56,9 @@ def best_spans(frame: pd.DataFrame) -> list[pd.Series]:
 
 
 def _largest(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Table of the largest effect of each group at the first and last checkpoint."""
+    """The largest effect of each group at the first and last checkpoint."""
     rows = only(rows, step=(rows["step"].min(), rows["step"].max())).dropna(subset="value")
-    return listing(rows.loc[rows.groupby([*keys, "step"], sort=False)["value"].idxmax()], _NAMES)
+    return rows.loc[rows.groupby([*keys, "step"], sort=False)["value"].idxmax()]
 
 
 def _with_unpaired(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def _patching_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
     if top is not None:
         message = f"Patching the boundary moves the action by at most {estimate(top)} of the difference (layer {int(top['layer'])}, step {int(top['step'])})."
     drawn = f"Effect of patching {site} at the prompt's last token (0: none, 1: the other run's action), by layer and checkpoint."
-    table = _largest(rows, ["mode", "direction"])
+    table = listing(_largest(rows, ["mode", "direction"]), _NAMES)
     return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
 
 
@@ -90,11 +90,11 @@ def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
     if tops := best_spans(rows):
         message = f"Of the prompt's parts, {PLACES[tops[-1]['at']][0]} gives most back at step {int(tops[-1]['step'])}: {estimate(tops[-1])} (layer {int(tops[-1]['layer'])})."
     drawn = f"Effect of patching {site} at all positions of a span, read at the boundary."
-    parts = [_largest(rows, ["at", "direction"])]
+    shown = [_largest(rows, ["at", "direction"])]
     for top in tops[-1:]:  # the other metrics of that cell
         cell = pick(every, step=top["step"], direction="denoise", at=top["at"], layer=top["layer"]).dropna(subset="value")
-        parts.append(listing(only(cell, metric=("logit_diff", "logp", "kl")), _NAMES))
-    table = pd.concat(parts, ignore_index=True).fillna("–")
+        shown.append(only(cell, metric=("logit_diff", "logp", "kl")))
+    table = listing(pd.concat(shown), _NAMES)
     return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
 
 

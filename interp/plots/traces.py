@@ -149,9 +149,13 @@ def _steering_caption(frame: pd.DataFrame) -> Caption:
     if found := against_random(frame):
         message.append(f"During the trace the probe's direction {STEERS[found[0]]} random directions (last checkpoint).")
     positions = [name for name in STEERED if (frame["position"] == name).any()]
-    shown = pd.concat([pick(here, alpha=widest(here)) for here in (pick(frame, position=name) for name in positions)])
+    shown = []
+    for name in positions:
+        here = pick(frame, position=name)
+        alpha = widest(here)
+        shown.append(pick(here, alpha=alpha).assign(position=f"{STEERED[name]}, alpha {alpha:g}").drop(columns="alpha"))
     drawn = "A direction is added while the action is decoded. Flips include unparsed actions, minus the resample rate at alpha 0."
-    return Caption(" ".join(message), drawn, size(pick(frame, metric="flip", direction="probe")), numbers(shown))
+    return Caption(" ".join(message), drawn, size(pick(frame, metric="flip", direction="probe")), numbers(pd.concat(shown)))
 
 
 @figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
