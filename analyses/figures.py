@@ -1,6 +1,6 @@
 """Draw every figure whose table exists, and the report around them; reads tables only, never activations.
 
-    python -m analyses.figures --tables runs/quick/tables --out figures
+python -m analyses.figures --tables runs/quick/tables --out figures
 """
 
 from __future__ import annotations
@@ -40,10 +40,14 @@ def draw(tables: Path, out: Path) -> list[Path]:
     if not there:
         names = ", ".join(f"{name}.csv" for name in sorted({figure.table for figure in every}))
         raise FileNotFoundError(f"No table to draw in {tables}: expected {names}.")
-    study = any(figure.expected for figure in every if figure.table in there)  # else nothing of a study is missed
+    study = any(
+        figure.expected for figure in every if figure.table in there
+    )  # else nothing of a study is missed
     drawn, entries, written = {}, [], []
     for figure in every:
-        missed = study and figure.expected and not (figure.instead and (tables / f"{figure.instead}.csv").exists())
+        missed = (
+            study and figure.expected and not (figure.instead and (tables / f"{figure.instead}.csv").exists())
+        )
         if figure.table not in there and not missed:
             continue
         entry, plot, latex = _entry(figure, tables)
@@ -60,7 +64,9 @@ def draw(tables: Path, out: Path) -> list[Path]:
         print(note, file=sys.stderr)
     written = [*written, *static, page.save_index(entries, made, tables, out, bool(static), notes)]
     if made.damaged:
-        raise ValueError(f"{written[-1]} was drawn without {len(made.damaged)} of its tables. {made.damaged[0]}")
+        raise ValueError(
+            f"{written[-1]} was drawn without {len(made.damaged)} of its tables. {made.damaged[0]}"
+        )
     return written
 
 
@@ -83,7 +89,11 @@ def _entry(figure: Figure, tables: Path) -> tuple[page.Entry | None, go.Figure |
             reason = f"The table {figure.table}.csv holds something else than this figure shows ({unreadable(problem)})."
         return replace(entry, problem=reason), None, ""
     tabular = isinstance(plot.data[0], go.Table)
-    return replace(entry, provenance=provenance, caption=caption, tabular=tabular, latex=bool(latex)), plot, latex
+    return (
+        replace(entry, provenance=provenance, caption=caption, tabular=tabular, latex=bool(latex)),
+        plot,
+        latex,
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,7 +107,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: draw the figures and say where they are; 1 where there is nothing to draw, or a table is damaged."""
     parser = Parser(prog="python -m analyses.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables (CSV and JSON)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the figures and index.html to")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write the figures and index.html to"
+    )
     arguments = parser.parse_args(argv)
     try:
         written = draw(arguments.tables, arguments.out)

@@ -23,17 +23,30 @@ from interp.results.wording import WHERE, listed
 
 #: What `Ends.moved` says of a reading.
 VERBS = {
-    "up": "rises", "down": "falls", "level": "shows no clear change", "unknown": "has no intervals to judge a change by",
+    "up": "rises",
+    "down": "falls",
+    "level": "shows no clear change",
+    "unknown": "has no intervals to judge a change by",
     "single": "has one checkpoint",
-}  # fmt: skip
+}
 
 
 #: Names of the values of a table's columns.
 NAMES = {
-    "metric": READINGS | {name: look[0] for name, look in STYLE.items()}, "reader": {name: look[0] for name, look in STYLE.items()},
-    "mode": {"cot": "CoT", "prompt": "prompt"}, "arm": ARMS, "span": SPANS, "definition": SHARES, "position": STEERED, "label": LABELS, "split": WHERE,
-    "at": SPANS, "direction": {name.removeprefix("along_"): look[0] for name, look in STYLE.items() if name.startswith("along_")},
-}  # fmt: skip
+    "metric": READINGS | {name: look[0] for name, look in STYLE.items()},
+    "reader": {name: look[0] for name, look in STYLE.items()},
+    "mode": {"cot": "CoT", "prompt": "prompt"},
+    "arm": ARMS,
+    "span": SPANS,
+    "definition": SHARES,
+    "position": STEERED,
+    "label": LABELS,
+    "split": WHERE,
+    "at": SPANS,
+    "direction": {
+        name.removeprefix("along_"): look[0] for name, look in STYLE.items() if name.startswith("along_")
+    },
+}
 #: Columns that count what an estimate is of.
 _COUNTS = ("seeds", "n_dropped")
 
@@ -96,7 +109,10 @@ def numbers(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFr
     for key, of in rows.groupby(keys, sort=False, dropna=False) if keys else [((), rows)]:
         if found := ends(of):
             cells = [f"{value(each)} (step {int(each['step'])})" for each in found]
-            over = {"first checkpoint": "–" if found.moved == "single" else cells[0], "last checkpoint": cells[1]}
+            over = {
+                "first checkpoint": "–" if found.moved == "single" else cells[0],
+                "last checkpoint": cells[1],
+            }
             lines.append(_named(dict(zip(keys, key)), names) | over | _counts(found.last))
     return pd.DataFrame(lines)
 
@@ -104,19 +120,32 @@ def numbers(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFr
 def listing(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFrame:
     """Table of single rows, with the columns in which they differ; arguments as `numbers`."""
     keys = _keys(rows)
-    return pd.DataFrame([_named(row[keys].to_dict(), names) | {"value": value(row)} | _counts(row) for _, row in rows.iterrows()])
+    return pd.DataFrame(
+        [
+            _named(row[keys].to_dict(), names) | {"value": value(row)} | _counts(row)
+            for _, row in rows.iterrows()
+        ]
+    )
 
 
 def _keys(rows: pd.DataFrame) -> list[str]:
     """Columns that tell rows apart, the split last."""
-    keys = [name for name in rows if name not in (*ESTIMATE_COLUMNS, *_COUNTS) and rows[name].nunique(dropna=False) > 1]
+    keys = [
+        name
+        for name in rows
+        if name not in (*ESTIMATE_COLUMNS, *_COUNTS) and rows[name].nunique(dropna=False) > 1
+    ]
     return sorted(keys, key=lambda name: name == "split")
 
 
 def _named(key: Mapping, names: Mapping[str, Callable]) -> dict[str, str]:
     """A row's key with the names of its values."""
-    return {column.replace("_", " "): names[column](each) if column in names else NAMES.get(column, {}).get(each, str(each).replace("_", " "))
-            for column, each in key.items()}  # fmt: skip
+    return {
+        column.replace("_", " "): names[column](each)
+        if column in names
+        else NAMES.get(column, {}).get(each, str(each).replace("_", " "))
+        for column, each in key.items()
+    }
 
 
 def _counts(row: pd.Series) -> dict[str, str]:

@@ -68,7 +68,12 @@ def save_static(
     """
     try:
         import kaleido
-        from choreographer.errors import BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError
+        from choreographer.errors import (
+            BrowserClosedError,
+            BrowserDepsError,
+            BrowserFailedError,
+            ChromeNotFoundError,
+        )
     except ImportError:
         print("No SVG or PDF written: the package kaleido is missing; install it (`pip install kaleido`).")
         return []
@@ -84,11 +89,17 @@ def save_static(
         try:
             errors = kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False})
         except (BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError):
-            print("No SVG or PDF written: no working Chromium or Chrome found (Debian: `apt-get install chromium`).")
+            print(
+                "No SVG or PDF written: no working Chromium or Chrome found (Debian: `apt-get install chromium`)."
+            )
             return []
         if errors:
-            kind = OSError if isinstance(errors[0], OSError) else RuntimeError  # a full disk is no fault of a figure
-            raise kind(f"{len(errors)} of {len(jobs)} static figures could not be rendered into {out}: {errors[0]}")
+            kind = (
+                OSError if isinstance(errors[0], OSError) else RuntimeError
+            )  # a full disk is no fault of a figure
+            raise kind(
+                f"{len(errors)} of {len(jobs)} static figures could not be rendered into {out}: {errors[0]}"
+            )
         for job in jobs:
             source = Path(job["path"])
             with written(out / source.name) as temporary:

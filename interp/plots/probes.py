@@ -14,18 +14,43 @@ from plotly.subplots import make_subplots
 from interp.plots.caption import Caption, clause, last_side, listing, numbers, only, size, value
 from interp.plots.registry import figure
 from interp.plots.theme import (
-    BOTTOM, DIVERGING, SEQUENTIAL, TOP, draw_heatmap, draw_line, draw_metrics, draw_trace, fit_values,
-    layer_axis, panels, plain, step_axis, uncertain,
-)  # fmt: skip
+    BOTTOM,
+    DIVERGING,
+    SEQUENTIAL,
+    TOP,
+    draw_heatmap,
+    draw_line,
+    draw_metrics,
+    draw_trace,
+    fit_values,
+    layer_axis,
+    panels,
+    plain,
+    step_axis,
+    uncertain,
+)
 from interp.results.names import ACTIVATION_CONTROLS, BLUE, CONTROLS, LABELS, ORANGE, SKY, SPLITS
 from interp.results.queries import label_of, need, pick, splits_of, steps_of
 
 
 #: What the last gain's interval says of the probe against the best guess made without activations.
-GAINED = {1: "beats the best control", -1: "does worse than the best control", 0: "is not told apart from the best control"}
+GAINED = {
+    1: "beats the best control",
+    -1: "does worse than the best control",
+    0: "is not told apart from the best control",
+}
 #: What the interval of the bits saved says.
-BITS = {1: "the activations save bits", -1: "the activations cost bits", 0: "the activations neither save nor cost bits for sure"}
-_CODES = {"probe": "activations", "tfidf": "prompt's text", "majority": "class frequencies", "gain": "saved by the activations"}
+BITS = {
+    1: "the activations save bits",
+    -1: "the activations cost bits",
+    0: "the activations neither save nor cost bits for sure",
+}
+_CODES = {
+    "probe": "activations",
+    "tfidf": "prompt's text",
+    "majority": "class frequencies",
+    "gain": "saved by the activations",
+}
 _SECTION = dict(section="predicted")
 
 
@@ -56,11 +81,18 @@ def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: 
     told = last_side(rows, GAINED, reader="gain", layer=-1)
     message = f"At the last checkpoint the boundary probe {told}. " if told else ""
     message += f"Its gain's interval lies above 0 in {clear} of {count} cells (layer, checkpoint)."
-    drawn = f"Linear probe at the boundary for the {LABELS.get(label, label)}: gain by layer; nested accuracy."
-    pairs = frame[frame["label"].str.startswith("pairwise") & (frame["layer"] == -1) & (frame["metric"] == "accuracy")]
+    drawn = (
+        f"Linear probe at the boundary for the {LABELS.get(label, label)}: gain by layer; nested accuracy."
+    )
+    pairs = frame[
+        frame["label"].str.startswith("pairwise") & (frame["layer"] == -1) & (frame["metric"] == "accuracy")
+    ]
     shown = [_nested(rows)[lambda table: table["layer"] == -1], only(pairs, reader=("probe", "gain"))]
     cells = rows[rows["layer"] >= 0].dropna(subset="value")
-    for reader, best in (("gain", "idxmax"), ("gain_p", "idxmin")):  # the map's largest gain, and its smallest corrected p
+    for reader, best in (
+        ("gain", "idxmax"),
+        ("gain_p", "idxmin"),
+    ):  # the map's largest gain, and its smallest corrected p
         if len(of := pick(cells, reader=reader)):
             shown.append(of.loc[[getattr(of["value"], best)()]])
     return Caption(message, drawn, size(rows), numbers(pd.concat(shown, ignore_index=True)))
@@ -91,41 +123,99 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     told = last_side(frame, BITS, metric="bits", reader="gain")
     message = f"At the last checkpoint {told}, against the shorter of both other codes." if told else ""
     drawn = f"Online codelength of the {LABELS.get(label, label)}: bits for each decision (top), compression against the uniform code (bottom)."
-    return Caption(message, drawn, size(pick(frame, metric="bits", reader="probe")), numbers(frame, {"reader": _CODES.get}))
+    return Caption(
+        message,
+        drawn,
+        size(pick(frame, metric="bits", reader="probe")),
+        numbers(frame, {"reader": _CODES.get}),
+    )
 
 
-@figure("What the prompt boundary already predicts", table="probes", caption=_probes_caption, expected=True, **_SECTION)
-def probes(
-    frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain"
-) -> go.Figure:
+@figure(
+    "What the prompt boundary already predicts",
+    table="probes",
+    caption=_probes_caption,
+    expected=True,
+    **_SECTION,
+)
+def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> go.Figure:
     """Probe's gain over the best control by layer and checkpoint, beside the nested probe's accuracy and its controls."""
     chosen = need(frame, label=label, split=split, metric="accuracy")
     gain = need(chosen[chosen["layer"] >= 0], reader="gain")
     steps, height = steps_of(chosen), 480
     fig = make_subplots(
-        rows=2, cols=2, column_widths=[0.4, 0.6], horizontal_spacing=0.19, vertical_spacing=0.11, shared_xaxes=True,
+        rows=2,
+        cols=2,
+        column_widths=[0.4, 0.6],
+        horizontal_spacing=0.19,
+        vertical_spacing=0.11,
+        shared_xaxes=True,
         specs=[[dict(rowspan=2), {}], [None, {}]],
-    )  # fmt: skip
+    )
     fig.update_layout(height=TOP + height + BOTTOM)
     layers = sorted(gain["layer"].unique())
     limit = max(0.01, float(gain["value"].abs().max()))
     grid = draw_heatmap(
-        fig, gain, "layer", "step", (layers, steps), 1, 1, zmin=-limit, zmax=limit, colorscale=DIVERGING, name="gain",
-        colorbar=dict(title=dict(text="gain in accuracy over best control", side="right", font_size=14), x=0.335,
-                      thickness=13, outlinewidth=0, tickfont_size=13, tickformat="+.2f"),
-    )  # fmt: skip
+        fig,
+        gain,
+        "layer",
+        "step",
+        (layers, steps),
+        1,
+        1,
+        zmin=-limit,
+        zmax=limit,
+        colorscale=DIVERGING,
+        name="gain",
+        colorbar=dict(
+            title=dict(text="gain in accuracy over best control", side="right", font_size=14),
+            x=0.335,
+            thickness=13,
+            outlinewidth=0,
+            tickfont_size=13,
+            tickformat="+.2f",
+        ),
+    )
     _mark(fig, uncertain(grid), "gain's interval covers 0", 1, 1)
     for row, readers in enumerate((("probe", *CONTROLS), ("probe", *ACTIVATION_CONTROLS)), start=1):
         for reader in readers:
             rows = pick(chosen, reader=reader)
             # A control that reads no layer may be filed under any: the nested row first, else the first one.
             # Checkpoints without it break the line.
-            rows = rows.sort_values("layer").drop_duplicates("step").set_index("step").reindex(steps).reset_index() if len(rows) else rows
-            draw_line(fig, rows, steps, reader, row=row, col=2, thin=reader != "probe", show=row == 1 or reader != "probe")
+            rows = (
+                rows.sort_values("layer")
+                .drop_duplicates("step")
+                .set_index("step")
+                .reindex(steps)
+                .reset_index()
+                if len(rows)
+                else rows
+            )
+            draw_line(
+                fig,
+                rows,
+                steps,
+                reader,
+                row=row,
+                col=2,
+                thin=reader != "probe",
+                show=row == 1 or reader != "probe",
+            )
         step_axis(fig, steps, row=row, col=2, title=row == 2)
         text = ("against what reads no activation", "against controls of the activations")[row - 1]
-        fig.add_annotation(text=text, x=0, xref="x domain", y=1, yref="y domain", yanchor="bottom", xanchor="left", showarrow=False, row=row, col=2,
-                           font=dict(size=13, color="#666666"))  # fmt: skip
+        fig.add_annotation(
+            text=text,
+            x=0,
+            xref="x domain",
+            y=1,
+            yref="y domain",
+            yanchor="bottom",
+            xanchor="left",
+            showarrow=False,
+            row=row,
+            col=2,
+            font=dict(size=13, color="#666666"),
+        )
     step_axis(fig, steps, row=1, col=1, room=7)
     fig.update_xaxes(title="training step", row=1, col=1)
     layer_axis(fig, layers, "layer (0 = embedding output)", row=1, col=1)
@@ -143,31 +233,80 @@ def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     splits, steps = splits_of(frame), sorted(frame["train_step"].unique())
     height = 250 * len(splits) + 46 * (len(splits) - 1)
     titles = ("accuracy", "drop against the own probe", "three probes")
-    fig = make_subplots(rows=len(splits), cols=3, horizontal_spacing=0.085, vertical_spacing=46 / height, column_titles=titles)
+    fig = make_subplots(
+        rows=len(splits), cols=3, horizontal_spacing=0.085, vertical_spacing=46 / height, column_titles=titles
+    )
     fig.update_layout(height=height + TOP + BOTTOM + 70, margin=dict(b=BOTTOM + 70, l=88))
     limit = max(0.01, float(drop["value"].abs().max()))
-    bar = dict(orientation="h", thickness=11, len=0.27, outlinewidth=0, tickfont_size=12, y=-74 / height, yanchor="top")
+    bar = dict(
+        orientation="h",
+        thickness=11,
+        len=0.27,
+        outlinewidth=0,
+        tickfont_size=12,
+        y=-74 / height,
+        yanchor="top",
+    )
     fig.update_layout(
-        coloraxis=dict(colorscale=SEQUENTIAL, cmin=0, cmax=float(probe["value"].max()), colorbar=dict(bar, x=0.135, nticks=5)),
-        coloraxis2=dict(colorscale=[[1 - at, colour] for at, colour in DIVERGING[::-1]], cmin=-limit, cmax=limit,
-                        colorbar=dict(bar, x=0.5, nticks=5, tickformat="+.2f")),
-    )  # fmt: skip
-    lines = {"own probe": (BLUE, "solid", "circle"), f"step {steps[0]}'s probe": (SKY, "dash", "square"), f"step {steps[-1]}'s probe": (ORANGE, "dash", "diamond")}
+        coloraxis=dict(
+            colorscale=SEQUENTIAL,
+            cmin=0,
+            cmax=float(probe["value"].max()),
+            colorbar=dict(bar, x=0.135, nticks=5),
+        ),
+        coloraxis2=dict(
+            colorscale=[[1 - at, colour] for at, colour in DIVERGING[::-1]],
+            cmin=-limit,
+            cmax=limit,
+            colorbar=dict(bar, x=0.5, nticks=5, tickformat="+.2f"),
+        ),
+    )
+    lines = {
+        "own probe": (BLUE, "solid", "circle"),
+        f"step {steps[0]}'s probe": (SKY, "dash", "square"),
+        f"step {steps[-1]}'s probe": (ORANGE, "dash", "diamond"),
+    }
     for row, split in enumerate(splits, start=1):
         for col, of in enumerate((probe, drop), start=1):
             rows = pick(of, split=split)
-            grid = draw_heatmap(fig, rows, "train_step", "test_step", (steps, steps), row, col, name=("accuracy", "drop")[col - 1],
-                                coloraxis=("coloraxis", "coloraxis2")[col - 1])  # fmt: skip
+            grid = draw_heatmap(
+                fig,
+                rows,
+                "train_step",
+                "test_step",
+                (steps, steps),
+                row,
+                col,
+                name=("accuracy", "drop")[col - 1],
+                coloraxis=("coloraxis", "coloraxis2")[col - 1],
+            )
             step_axis(fig, steps, row=row, col=col, title=False, room=5)
-            shown = list(fig.get_subplot(row, col).xaxis.tickvals), list(fig.get_subplot(row, col).xaxis.ticktext)
-            fig.update_yaxes(tickmode="array", tickvals=shown[0], ticktext=shown[1], showgrid=False, row=row, col=col)
+            shown = (
+                list(fig.get_subplot(row, col).xaxis.tickvals),
+                list(fig.get_subplot(row, col).xaxis.ticktext),
+            )
+            fig.update_yaxes(
+                tickmode="array", tickvals=shown[0], ticktext=shown[1], showgrid=False, row=row, col=col
+            )
         unsure = uncertain(grid)
         _mark(fig, unsure[unsure[:, 0] != unsure[:, 1]], "drop's interval covers 0", row, 2, show=row == 1)
         at = pick(probe, split=split).assign(step=lambda table: table["test_step"])
         own = at[at["train_step"] == at["test_step"]]
-        for (name, look), rows in zip(lines.items(), (own, pick(at, train_step=steps[0]), pick(at, train_step=steps[-1])), strict=True):
+        for (name, look), rows in zip(
+            lines.items(), (own, pick(at, train_step=steps[0]), pick(at, train_step=steps[-1])), strict=True
+        ):
             rows = rows.sort_values("step")
-            draw_trace(fig, rows, [steps.index(step) for step in rows["step"]], (name, *look), row, 3, "legend", row == 1, thin=name != "own probe")
+            draw_trace(
+                fig,
+                rows,
+                [steps.index(step) for step in rows["step"]],
+                (name, *look),
+                row,
+                3,
+                "legend",
+                row == 1,
+                thin=name != "own probe",
+            )
         step_axis(fig, steps, row=row, col=3, title=False, room=5)
         fig.update_yaxes(title=f"{SPLITS[split]}:<br>probe of training step", row=row, col=1)
         fig.update_yaxes(rangemode="tozero", row=row, col=3)
@@ -193,6 +332,14 @@ def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
 def _mark(fig, at: np.ndarray, name: str, row: int, col: int, show: bool = True):
     """Dots on the cells at (row, column)."""
     fig.add_scatter(
-        x=at[:, 1], y=at[:, 0], mode="markers", marker=dict(size=5, color="#333333"), hoverinfo="skip", name=name, legendgroup=name,
-        showlegend=show, row=row, col=col,
-    )  # fmt: skip
+        x=at[:, 1],
+        y=at[:, 0],
+        mode="markers",
+        marker=dict(size=5, color="#333333"),
+        hoverinfo="skip",
+        name=name,
+        legendgroup=name,
+        showlegend=show,
+        row=row,
+        col=col,
+    )

@@ -45,8 +45,17 @@ class Figure:
 _FIGURES: dict[str, Figure] = {}
 
 
-def figure(title: str, *, table: str, section: str, caption: Callable[[pd.DataFrame], Caption], name: str = "",
-           expected: bool = False, instead: str = "", latex: Callable[[pd.DataFrame], str] | None = None) -> Callable:  # fmt: skip
+def figure(
+    title: str,
+    *,
+    table: str,
+    section: str,
+    caption: Callable[[pd.DataFrame], Caption],
+    name: str = "",
+    expected: bool = False,
+    instead: str = "",
+    latex: Callable[[pd.DataFrame], str] | None = None,
+) -> Callable:
     """Register the function that follows, which draws the table, as a figure; its name is the function's unless given.
 
     Arguments as in `Figure`. The function also takes the table's provenance, and a ValueError of it names the figure.
@@ -61,7 +70,9 @@ def figure(title: str, *, table: str, section: str, caption: Callable[[pd.DataFr
                 figure = draw(frame, **options)
             except ValueError as problem:
                 raise ValueError(f"Figure {key}: {problem}") from problem
-            return figure.update_layout(template="interp", meta={"figure": key, "provenance": provenance or {}})
+            return figure.update_layout(
+                template="interp", meta={"figure": key, "provenance": provenance or {}}
+            )
 
         _FIGURES[key] = Figure(key, title, table, section, drawn, caption, expected, instead, latex)
         return drawn
@@ -74,5 +85,8 @@ def figures() -> tuple[Figure, ...]:
     package = importlib.import_module("interp.plots")
     for module in pkgutil.iter_modules(package.__path__, "interp.plots."):
         importlib.import_module(module.name)
-    own = sorted((each for each in _FIGURES.values() if each.draw.__module__.startswith("interp.plots.")), key=lambda each: each.draw.__module__)
+    own = sorted(
+        (each for each in _FIGURES.values() if each.draw.__module__.startswith("interp.plots.")),
+        key=lambda each: each.draw.__module__,
+    )
     return (*own, *(each for each in _FIGURES.values() if each not in own))

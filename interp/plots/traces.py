@@ -15,13 +15,38 @@ import plotly.graph_objects as go
 from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size
 from interp.plots.registry import figure
 from interp.plots.theme import (
-    BOTTOM, HOVER, STEP_TITLE, draw_line, draw_metrics, draw_trace, facets, fit_values, panels, point_numbers,
-    step_axis, under, whisker, zero_line,
-)  # fmt: skip
+    BOTTOM,
+    HOVER,
+    STEP_TITLE,
+    draw_line,
+    draw_metrics,
+    draw_trace,
+    facets,
+    fit_values,
+    panels,
+    point_numbers,
+    step_axis,
+    under,
+    whisker,
+    zero_line,
+)
 from interp.results.estimates import ends, estimate
 from interp.results.names import (
-    ALONG, ARMS, BLUE, GREY, ORANGE, PURPLE, SHARES, SKY, SPANS, SPLITS, STEERED, STYLE, VERMILION, VERSIONS,
-)  # fmt: skip
+    ALONG,
+    ARMS,
+    BLUE,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SHARES,
+    SKY,
+    SPANS,
+    SPLITS,
+    STEERED,
+    STYLE,
+    VERMILION,
+    VERSIONS,
+)
 from interp.results.queries import need, pick, splits_of, steps_of
 from interp.results.wording import sentence
 
@@ -46,13 +71,15 @@ REPLACED = ("other_state", "resampled")
 
 #: What the last intervals say of another state's trace (against half of the decisions), and of a removed against a wrong one.
 FOLLOWED = {
-    1: "the agent follows another state's trace more often than not", -1: "the agent does not follow another state's trace more often than not",
+    1: "the agent follows another state's trace more often than not",
+    -1: "the agent does not follow another state's trace more often than not",
     0: "the agent follows another state's trace about half of the time",
-}  # fmt: skip
+}
 REMOVED = {
-    1: "a wrong trace changes the action more often than none does", -1: "no trace changes the action more often than a wrong one does",
+    1: "a wrong trace changes the action more often than none does",
+    -1: "no trace changes the action more often than a wrong one does",
     0: "no trace and a wrong one are not told apart",
-}  # fmt: skip
+}
 #: What random directions at the same strength change, against the probe's.
 STEERS = {1: "changes more actions than", -1: "changes fewer actions than", 0: "is not told apart from"}
 _SECTION = dict(section="depends")
@@ -80,14 +107,26 @@ def _conflict_caption(frame: pd.DataFrame) -> Caption:
 def _shift_caption(frame: pd.DataFrame) -> Caption:
     tops = {}
     for split in splits_of(frame):
-        last = [(arm, of.last) for arm in ARMS if (of := ends(pick(frame, metric="shift", arm=arm, split=split)))]
+        last = [
+            (arm, of.last) for arm in ARMS if (of := ends(pick(frame, metric="shift", arm=arm, split=split)))
+        ]
         if last:
             arm, top = max(last, key=lambda each: each[1]["value"])
             tops[split] = f"{ARMS[arm]} ({estimate(top)})"
     message = f"The last action's distribution moves most after: {clause(tops)}." if tops else ""
     drawn = "Total variation distance after an inserted trace; probability of own and argued action; follow by that trace's likelihood."
     moved = pick(frame, arm="other_state")
-    moved = only(moved, metric=("mass_own_before", "mass_own", "mass_argued_before", "mass_argued", "follow_likely", "follow_unlikely"))
+    moved = only(
+        moved,
+        metric=(
+            "mass_own_before",
+            "mass_own",
+            "mass_argued_before",
+            "mass_argued",
+            "follow_likely",
+            "follow_unlikely",
+        ),
+    )
     shown = pd.concat([pick(frame, metric="shift"), moved])
     return Caption(message, drawn, size(pick(frame, metric="shift")), numbers(shown))
 
@@ -101,15 +140,22 @@ def _removal_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _early_caption(frame: pd.DataFrame) -> Caption:
-    message = [change("The same action without the trace", frame, metric="same_0"), change("The area", frame, metric="area_action")]
+    message = [
+        change("The same action without the trace", frame, metric="same_0"),
+        change("The area", frame, metric="area_action"),
+    ]
     drawn = "Action after parts of the own trace against all of it; area over the curve (0: no trace needed, 1: all)."
-    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="area_action")), numbers(frame))
+    return Caption(
+        " ".join(filter(None, message)), drawn, size(pick(frame, metric="area_action")), numbers(frame)
+    )
 
 
 def _shares_caption(frame: pd.DataFrame, version: str = "sink_free") -> Caption:
     frame = pick(frame, version=version)
-    message = [change(f"The trace's {name} ratio", frame, span="cot", metric="ratio", definition=definition)
-               for definition, name in (("attention", "attention"), ("gradient_value", "gradient"))]  # fmt: skip
+    message = [
+        change(f"The trace's {name} ratio", frame, span="cot", metric="ratio", definition=definition)
+        for definition, name in (("attention", "attention"), ("gradient_value", "gradient"))
+    ]
     drawn = f"A span's share of what the action attends to and depends on, over its token share, {VERSIONS[version]}. Descriptive."
     ratios = only(frame, metric=("ratio",), span=("task", "history", "observation", "cot"))
     shown = pd.concat([ratios, only(frame, metric=("share", "token_share"), span=("cot",))])
@@ -147,15 +193,24 @@ def _steering_caption(frame: pd.DataFrame) -> Caption:
     if (top := steered(frame)) is not None:
         message.append(f"At the boundary at most {estimate(top)} of actions change.")
     if found := against_random(frame):
-        message.append(f"During the trace the probe's direction {STEERS[found[0]]} random directions (last checkpoint).")
+        message.append(
+            f"During the trace the probe's direction {STEERS[found[0]]} random directions (last checkpoint)."
+        )
     positions = [name for name in STEERED if (frame["position"] == name).any()]
     shown = []
     for name in positions:
         here = pick(frame, position=name)
         alpha = widest(here)
-        shown.append(pick(here, alpha=alpha).assign(position=f"{STEERED[name]}, alpha {alpha:g}").drop(columns="alpha"))
+        shown.append(
+            pick(here, alpha=alpha).assign(position=f"{STEERED[name]}, alpha {alpha:g}").drop(columns="alpha")
+        )
     drawn = "A direction is added while the action is decoded. Flips include unparsed actions, minus the resample rate at alpha 0."
-    return Caption(" ".join(message), drawn, size(pick(frame, metric="flip", direction="probe")), numbers(pd.concat(shown)))
+    return Caption(
+        " ".join(message),
+        drawn,
+        size(pick(frame, metric="flip", direction="probe")),
+        numbers(pd.concat(shown)),
+    )
 
 
 @figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
@@ -169,17 +224,28 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
             rows = pick(frame, split=split, arm=arm)
             for metric in ("keep", "follow", "other", "unparsed"):
                 thin = metric in ("other", "unparsed")
-                draw_line(fig, pick(rows, metric=metric), steps, metric, row, col, thin=thin, show=row == col == 1)
+                draw_line(
+                    fig, pick(rows, metric=metric), steps, metric, row, col, thin=thin, show=row == col == 1
+                )
             step_axis(fig, steps, row=row, col=col, room=3, title=False)
         fig.update_yaxes(title=f"rate, {SPLITS[split].lower()}", row=row, col=1)
         kept = pick(frame, split=split, arm="self_splice", metric="keep")["value"]
         if len(kept):
             good = bool((kept == 1).all())
-            text = "check passed:<br>keep = 1 exactly" if good else f"CHECK FAILED:<br>keep falls to {kept.min():.3f}"
+            text = (
+                "check passed:<br>keep = 1 exactly"
+                if good
+                else f"CHECK FAILED:<br>keep falls to {kept.min():.3f}"
+            )
             fig.add_annotation(
-                text=text, x=(len(steps) - 1) / 2, y=0.5, showarrow=False, row=row, col=arms.index("self_splice") + 1,
+                text=text,
+                x=(len(steps) - 1) / 2,
+                y=0.5,
+                showarrow=False,
+                row=row,
+                col=arms.index("self_splice") + 1,
                 font=dict(size=13, color=GREY if good else VERMILION),
-            )  # fmt: skip
+            )
     fig.update_yaxes(range=[-0.05, 1.07])
     return under(fig, STEP_TITLE)
 
@@ -188,12 +254,26 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
 def conflict_shift(frame: pd.DataFrame) -> go.Figure:
     """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and how often it is followed where it is likely."""
     need(frame, metric="shift")
-    rows = {"distance,<br>another trace": 150, "distance,<br>own trace changed": 190, "probability,<br>other state": 170, "follow,<br>other state": 150}
+    rows = {
+        "distance,<br>another trace": 150,
+        "distance,<br>own trace changed": 190,
+        "probability,<br>other state": 170,
+        "follow,<br>other state": 150,
+    }
     fig, steps = panels(frame, rows), steps_of(frame)
     masses = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued")
-    lines = [(1 if arm in REPLACED else 2, pick(frame, metric="shift", arm=arm), f"arm_{arm}", False) for arm in list(ARMS)[1:]]
-    lines += [(3, pick(frame, arm="other_state", metric=metric), metric, metric.endswith("before")) for metric in masses]
-    lines += [(4, pick(frame, arm="other_state", metric=metric), metric, False) for metric in ("follow_likely", "follow_unlikely")]
+    lines = [
+        (1 if arm in REPLACED else 2, pick(frame, metric="shift", arm=arm), f"arm_{arm}", False)
+        for arm in list(ARMS)[1:]
+    ]
+    lines += [
+        (3, pick(frame, arm="other_state", metric=metric), metric, metric.endswith("before"))
+        for metric in masses
+    ]
+    lines += [
+        (4, pick(frame, arm="other_state", metric=metric), metric, False)
+        for metric in ("follow_likely", "follow_unlikely")
+    ]
     _draw_lines(fig, lines, splits_of(frame), steps)
     fig.update_yaxes(range=[-0.04, 1.05])
     return fig
@@ -210,8 +290,12 @@ def removal(frame: pd.DataFrame) -> go.Figure:
     arms = [arm for arm in ("filler", "empty") if len(pick(frame, metric="flip_removed", arm=arm))]
     lines = []
     for row, suffix in ((1, ""), (2, "_parsed")):
-        lines.append((row, pick(frame, metric=f"flip_substituted{suffix}", arm=arms[0]), "arm_other_state", False))
-        lines += [(row, pick(frame, metric=f"flip_removed{suffix}", arm=arm), f"arm_{arm}", False) for arm in arms]
+        lines.append(
+            (row, pick(frame, metric=f"flip_substituted{suffix}", arm=arms[0]), "arm_other_state", False)
+        )
+        lines += [
+            (row, pick(frame, metric=f"flip_removed{suffix}", arm=arm), f"arm_{arm}", False) for arm in arms
+        ]
     lines += [(3, pick(frame, metric="flip_difference_parsed", arm=arm), f"arm_{arm}", False) for arm in arms]
     _draw_lines(fig, lines, splits_of(frame), steps, shared=True)
     fig.update_yaxes(range=[-0.04, 1.05])
@@ -227,7 +311,17 @@ def _draw_lines(fig, lines, splits, steps, shared=False):
         legend = "legend" if shared or row == 1 else f"legend{row}"
         for col, split in enumerate(splits, start=1):
             of = pick(rows, split=split).sort_values("step")
-            draw_trace(fig, of, [steps.index(step) for step in of["step"]], LOOKS[look], row, col, legend, (legend, look) not in told, thin)
+            draw_trace(
+                fig,
+                of,
+                [steps.index(step) for step in of["step"]],
+                LOOKS[look],
+                row,
+                col,
+                legend,
+                (legend, look) not in told,
+                thin,
+            )
             told |= {(legend, look)} if len(of) else set()
 
 
@@ -235,7 +329,10 @@ def _draw_lines(fig, lines, splits, steps, shared=False):
 def early(frame: pd.DataFrame) -> go.Figure:
     """Area over the early-answering curve over checkpoints, above the rate of the same action after parts of the trace."""
     fig = panels(frame, {"area over the curve": 200, "same action as in the end": 210})
-    areas, same = ["area_action", "area_filler", "area_distribution"], ["same_0", "same_25", "same_50", "same_75"]
+    areas, same = (
+        ["area_action", "area_filler", "area_distribution"],
+        ["same_0", "same_25", "same_50", "same_75"],
+    )
     draw_metrics(fig, frame, areas, row=1, thin=("area_distribution", "area_filler"))
     draw_metrics(fig, frame, same, row=2, thin=("same_25", "same_75"))
     fit_values(fig, frame, areas, row=1, at_least=(0.0, 0.5))
@@ -255,27 +352,51 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     ends = list(dict.fromkeys([steps[0], steps[-1]]))
     drawn = chosen[chosen["step"].isin(ends)]
     lowest = drawn.loc[drawn["low"] > 0, "low"].min()
-    bottom, top = np.nanmin([drawn["value"].min(), lowest, 0.8]), np.nanmax([drawn["value"].max(), drawn["high"].max(), 1.25])
+    bottom, top = (
+        np.nanmin([drawn["value"].min(), lowest, 0.8]),
+        np.nanmax([drawn["value"].max(), drawn["high"].max(), 1.25]),
+    )
     for row, definition in enumerate(definitions, start=1):
         for col, split in enumerate(splits, start=1):
-            for step, colour, symbol in zip(ends, ("#08306B",) if len(ends) == 1 else (SKY, "#08306B"), ("circle", "square")):
+            for step, colour, symbol in zip(
+                ends, ("#08306B",) if len(ends) == 1 else (SKY, "#08306B"), ("circle", "square")
+            ):
                 rows = pick(drawn, split=split, definition=definition, step=step).set_index("span")
                 rows = rows.reindex([span for span in spans if span in rows.index]).reset_index()
                 rows["low"] = rows["low"].clip(lower=bottom)  # 0 has no place on a log axis
                 shift = 0.0 if len(ends) == 1 else 0.13 if step == ends[-1] else -0.13
                 fig.add_scatter(
-                    x=[spans.index(span) + shift for span in rows["span"]], y=rows["value"], mode="markers", name=f"step {step}",
-                    legendgroup=str(step), showlegend=row == col == 1, marker=dict(symbol=symbol, size=8, color=colour),
-                    error_y=whisker(rows, colour), customdata=point_numbers(rows), hovertemplate=HOVER, row=row, col=col,
-                )  # fmt: skip
+                    x=[spans.index(span) + shift for span in rows["span"]],
+                    y=rows["value"],
+                    mode="markers",
+                    name=f"step {step}",
+                    legendgroup=str(step),
+                    showlegend=row == col == 1,
+                    marker=dict(symbol=symbol, size=8, color=colour),
+                    error_y=whisker(rows, colour),
+                    customdata=point_numbers(rows),
+                    hovertemplate=HOVER,
+                    row=row,
+                    col=col,
+                )
             fig.update_xaxes(
-                tickmode="array", tickvals=list(range(len(spans))), ticktext=[SPANS[span] for span in spans], tickangle=-40,
-                range=[-0.5, len(spans) - 0.5], row=row, col=col,
-            )  # fmt: skip
+                tickmode="array",
+                tickvals=list(range(len(spans))),
+                ticktext=[SPANS[span] for span in spans],
+                tickangle=-40,
+                range=[-0.5, len(spans) - 0.5],
+                row=row,
+                col=col,
+            )
         fig.update_yaxes(title=f"{SHARES[definition].replace(', ', ',<br>')}", row=row, col=1)
     margin = 0.05 * np.log10(top / bottom)
     ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 3)]
-    fig.update_yaxes(type="log", range=[np.log10(bottom) - margin, np.log10(top) + margin], tickvals=ticks, tickformat=".4~g")
+    fig.update_yaxes(
+        type="log",
+        range=[np.log10(bottom) - margin, np.log10(top) + margin],
+        tickvals=ticks,
+        tickformat=".4~g",
+    )
     fig.add_hline(y=1, row="all", col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
     return under(fig, f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", 74)
 
@@ -286,7 +407,12 @@ def steering(frame: pd.DataFrame) -> go.Figure:
     frame = need(frame, split="in_domain")
     step = steps_of(frame)[-1]
     frame = pick(frame, step=step)
-    words = {"flip": "flips", "flip_parsed": "flips,<br>of parsed", "to_target": "flips<br>to target", "parse": "parse rate"}
+    words = {
+        "flip": "flips",
+        "flip_parsed": "flips,<br>of parsed",
+        "to_target": "flips<br>to target",
+        "parse": "parse rate",
+    }
     for metric in words:
         need(frame, metric=metric)
     positions = [name for name in STEERED if (frame["position"] == name).any()]
@@ -297,7 +423,17 @@ def steering(frame: pd.DataFrame) -> go.Figure:
             for kind in ALONG:
                 of = pick(frame, position=position, direction=kind, metric=metric).sort_values("alpha")
                 look = STYLE[f"along_{kind}"]
-                draw_trace(fig, of, list(of["alpha"]), look, row, col, "legend", row == col == 1, thin=kind != "probe")
+                draw_trace(
+                    fig,
+                    of,
+                    list(of["alpha"]),
+                    look,
+                    row,
+                    col,
+                    "legend",
+                    row == col == 1,
+                    thin=kind != "probe",
+                )
         fig.update_yaxes(title=word, row=row, col=1)
     fig.update_xaxes(tickmode="array", tickvals=alphas, ticktext=[f"{alpha:g}" for alpha in alphas])
     fit_values(fig, frame, list(words), row=None)

@@ -22,7 +22,13 @@ from interp.results.wording import WHERE
 
 SMOLLM2 = "SmolLM2 on ALFWorld's own games"
 _PLACING = ("acc_cot", "acc_prompt", "gap", "parse_prompt")
-_MOVED = {"up": "rises", "down": "falls", "level": "no clear change", "single": "one checkpoint", "unknown": "no intervals"}
+_MOVED = {
+    "up": "rises",
+    "down": "falls",
+    "level": "no clear change",
+    "single": "one checkpoint",
+    "unknown": "no intervals",
+}
 
 
 class Placed(NamedTuple):
@@ -67,7 +73,10 @@ def placed(frame: pd.DataFrame, split: str) -> Placed | None:
         return None
     unread = parse is not None and bool(parse.last["value"] < READABLE)
     shown = found if unread else {metric: of for metric, of in found.items() if metric != "parse_prompt"}
-    changes = {metric: Change(WHERE[split], estimate(of.first), estimate(of.last), of.moved) for metric, of in shown.items()}
+    changes = {
+        metric: Change(WHERE[split], estimate(of.first), estimate(of.last), of.moved)
+        for metric, of in shown.items()
+    }
     return Placed(_place(cot, prompt, gap, unread), changes)
 
 
@@ -95,7 +104,9 @@ def studied(study: Read) -> Studied | None:
         return None
     name = (study.made("behaviour").get("environment") or {}).get("name", "")
     parts = {split: pick(rows, split=split) for split in splits_of(rows)}
-    sizes = [(int(part["n"].max()), WHERE[split], int(part["n_groups"].max())) for split, part in parts.items()]
+    sizes = [
+        (int(part["n"].max()), WHERE[split], int(part["n_groups"].max())) for split, part in parts.items()
+    ]
     return Studied(ENVIRONMENTS.get(name, name), rows["step"].nunique(), study.steps("behaviour"), sizes)
 
 
@@ -109,9 +120,14 @@ def games(study: Read, table: str = "") -> list[Games]:
     """Games won at the last checkpoint in both modes, and whether that is a gain with the trace."""
     table = table or study.games
     prompt = {change.where: change.last for change in study.changes(table, mode="prompt", metric="success")}
-    sizes = {WHERE[split]: study.ends(table, split=split, mode="cot", metric="success") for split in study.splits(table)}
-    return [Games(cot.where, int(sizes[cot.where].last["n"]), cot, prompt.get(cot.where, ""))
-            for cot in study.changes(table, mode="cot", metric="success")]  # fmt: skip
+    sizes = {
+        WHERE[split]: study.ends(table, split=split, mode="cot", metric="success")
+        for split in study.splits(table)
+    }
+    return [
+        Games(cot.where, int(sizes[cot.where].last["n"]), cot, prompt.get(cot.where, ""))
+        for cot in study.changes(table, mode="cot", metric="success")
+    ]
 
 
 def series(study: Read) -> dict[str, pd.DataFrame]:
@@ -122,7 +138,11 @@ def series(study: Read) -> dict[str, pd.DataFrame]:
         merged = study.beside["environments"].tables.get("environments")
     if merged is not None:
         mine = (study.made("behaviour").get("environment") or {}).get("name")
-        found |= {name: rows for key, name in ENVIRONMENTS.items() if key != mine and len(rows := pick(merged, environment=key))}
+        found |= {
+            name: rows
+            for key, name in ENVIRONMENTS.items()
+            if key != mine and len(rows := pick(merged, environment=key))
+        }
     return found
 
 
@@ -142,8 +162,22 @@ def summary(study: Read) -> Table | None:
     for metric, name in READINGS.items():
         found = [ends(pick(rows, metric=metric, split=split)) for split in splits]
         if any(found):
-            lines.append([name, *(cell for of in found for cell in ([estimate(of.first), estimate(of.last), _MOVED[of.moved]] if of else ["–"] * 3))])
-    heads = ["reading", *(f"{SPLITS[split]}, {which}" for split in splits for which in ("first", "last", "change"))]
+            lines.append(
+                [
+                    name,
+                    *(
+                        cell
+                        for of in found
+                        for cell in (
+                            [estimate(of.first), estimate(of.last), _MOVED[of.moved]] if of else ["–"] * 3
+                        )
+                    ),
+                ]
+            )
+    heads = [
+        "reading",
+        *(f"{SPLITS[split]}, {which}" for split in splits for which in ("first", "last", "change")),
+    ]
     return Table(heads, lines) if lines else None
 
 
@@ -151,11 +185,30 @@ def side_by_side(study: Read) -> Table | None:
     """Other series' readings: both accuracies at both ends, the rest at the last checkpoint."""
     found = series(study)
     measured = {metric for rows in found.values() for metric in rows["metric"]}
-    last, lines = [metric for metric in ("success_cot", "prompt_reliance", "follow", "probe_gain") if metric in measured], []
+    last, lines = (
+        [
+            metric
+            for metric in ("success_cot", "prompt_reliance", "follow", "probe_gain")
+            if metric in measured
+        ],
+        [],
+    )
     for name, rows in found.items():
         for split in splits_of(rows):
-            of = {metric: ends(pick(rows, split=split, metric=metric)) for metric in ("acc_cot", "acc_prompt", *last)}
-            both = [f"{estimate(of[m].first)}, then {estimate(of[m].last)}" if of[m] else "–" for m in ("acc_cot", "acc_prompt")]
+            of = {
+                metric: ends(pick(rows, split=split, metric=metric))
+                for metric in ("acc_cot", "acc_prompt", *last)
+            }
+            both = [
+                f"{estimate(of[m].first)}, then {estimate(of[m].last)}" if of[m] else "–"
+                for m in ("acc_cot", "acc_prompt")
+            ]
             lines.append([name, WHERE[split], *both, *(estimate(of[m].last) if of[m] else "–" for m in last)])
-    heads = ["series", "split", "CoT action, first and last", "prompt action, first and last", *(f"{READINGS[m]}, last" for m in last)]
+    heads = [
+        "series",
+        "split",
+        "CoT action, first and last",
+        "prompt action, first and last",
+        *(f"{READINGS[m]}, last" for m in last),
+    ]
     return Table(heads, lines) if lines else None

@@ -38,14 +38,28 @@ def trusted(study: Read) -> Trusted | None:
     rows, failed = grown(study.tables["calibration"])
     rows = rows[rows["agent"].isin(AGENTS) & rows["instrument"].isin(INSTRUMENTS)]
     verdict = verdicts(rows)
-    right, wrong = (rows[verdict == kind].groupby("instrument").size().to_dict() for kind in ("right", "misread"))
+    right, wrong = (
+        rows[verdict == kind].groupby("instrument").size().to_dict() for kind in ("right", "misread")
+    )
     good = [name for key, name in INSTRUMENTS.items() if key in right and key not in wrong]
-    bad = [(name, wrong[key], wrong[key] + right.get(key, 0)) for key, name in INSTRUMENTS.items() if key in wrong]
+    bad = [
+        (name, wrong[key], wrong[key] + right.get(key, 0))
+        for key, name in INSTRUMENTS.items()
+        if key in wrong
+    ]
     of = pick(rows, agent="post_hoc").groupby("instrument")["value"].mean()
     decodable = of.get("auroc", 0) > 0.9 and abs(of.get("boundary_patch", 1)) < NEAR
     left = [(AGENTS[row.agent], str(row.seed)) for row in failed.itertuples()]
     right, wrong = sum(right.values()), sum(wrong.values())
-    return Trusted(right, right + wrong, NEAR, good, bad, (of["auroc"], of["boundary_patch"]) if decodable else None, left)
+    return Trusted(
+        right,
+        right + wrong,
+        NEAR,
+        good,
+        bad,
+        (of["auroc"], of["boundary_patch"]) if decodable else None,
+        left,
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,11 @@ class Followed:
 
 def followed(study: Read) -> Followed:
     """How often the agent follows another state's trace."""
-    last = [of.last for split in study.splits("conflict") if (of := study.ends("conflict", split=split, **_AGAINST_OTHER))]
+    last = [
+        of.last
+        for split in study.splits("conflict")
+        if (of := study.ends("conflict", split=split, **_AGAINST_OTHER))
+    ]
     sides = {side(row, 0.5) for row in last}
     return Followed(study.changes("conflict", **_AGAINST_OTHER), sides.pop() if len(sides) == 1 else None)
 
@@ -76,6 +94,8 @@ def before(study: Read) -> Before | None:
     """The probe's gain at the last checkpoint, of the headline's label, and the largest effect of patching the boundary."""
     rows = pick(headline(study.tables), metric="probe_gain")
     last = {split: ends(pick(rows, split=split)).last for split in splits_of(rows)}
-    gain = together({split: (side(row), dict(gain=estimate(row, signed=True))) for split, row in last.items()})
+    gain = together(
+        {split: (side(row), dict(gain=estimate(row, signed=True))) for split, row in last.items()}
+    )
     top = boundary(study.rows("patching"))
     return Before(gain, "" if top is None else estimate(top)) if gain or top is not None else None

@@ -16,7 +16,10 @@ from interp.results.wording import WHERE
 from interp.stats.crossed import SMALLEST
 
 #: Conditions of other trainings that may stand beside the study's, and what was trained.
-BESIDE = {"masking_smollm2": "Low-rank updates of SmolLM2-135M-Instruct", "reinforcement": "Reinforcement learning from two of these trainings"}
+BESIDE = {
+    "masking_smollm2": "Low-rank updates of SmolLM2-135M-Instruct",
+    "reinforcement": "Reinforcement learning from two of these trainings",
+}
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,22 @@ def claim(study: Read) -> Claim | None:
     rows = claim_rows(frame)
     rests = [(name, estimate(row, signed=True), int(row["seeds"])) for name, row in rows.items()]
     below = sum(row["high"] < SMALLEST for row in rows.values())
-    return Claim(verdict.removeprefix("none: "), not verdict.startswith("none"), rests, below, number(SMALLEST))
+    return Claim(
+        verdict.removeprefix("none: "), not verdict.startswith("none"), rests, below, number(SMALLEST)
+    )
 
 
 def masked(study: Read) -> Masked | None:
     """The section; None where there is nothing of a masking study, here or beside."""
     frame = study.tables.get("masking")
     once = frame is not None and bool(frame["seeds"].max() == 1)
-    found = Masked(claim(study), once, _rarest(frame) if frame is not None else [], _side_by_side(study), study.any("masking_power"))
+    found = Masked(
+        claim(study),
+        once,
+        _rarest(frame) if frame is not None else [],
+        _side_by_side(study),
+        study.any("masking_power"),
+    )
     return found if found.claim or found.table or found.power else None
 
 
@@ -81,14 +92,32 @@ def _side_by_side(study: Read) -> Table | None:
     other = {title: study.beside[name] for name, title in BESIDE.items() if name in study.beside}
     found = {title: of.tables["masking"] for title, of in other.items() if "masking" in of.tables}
     here = {"this study": study.tables["masking"]} if "masking" in study.tables else {}
-    lines, metrics = [], [metric for metric, *_ in PAPER if any((frame["metric"] == metric).any() for frame in found.values())]
+    lines, metrics = (
+        [],
+        [
+            metric
+            for metric, *_ in PAPER
+            if any((frame["metric"] == metric).any() for frame in found.values())
+        ],
+    )
     for title, frame in (here | found).items():
         arm = claimed(frame)
         for split in splits_of(frame) if arm is not None else ():
-            rows = [one(frame, metric=metric, split=split, arm=arm.name, contrast="difference") for metric in metrics]
+            rows = [
+                one(frame, metric=metric, split=split, arm=arm.name, contrast="difference")
+                for metric in metrics
+            ]
             seeds = {int(row["seeds"]) for row in rows if row is not None}
             if seeds:
-                lines.append([title, arm.title, WHERE[split], str(max(seeds)), *("–" if row is None else estimate(row, signed=True) for row in rows)])
+                lines.append(
+                    [
+                        title,
+                        arm.title,
+                        WHERE[split],
+                        str(max(seeds)),
+                        *("–" if row is None else estimate(row, signed=True) for row in rows),
+                    ]
+                )
     if not lines or lines[-1][0] in here:
         return None
     heads = ["trainings", "condition", "split", "seeds", *(MECHANISM[metric] for metric in metrics)]

@@ -72,8 +72,12 @@ def _probes(study: Read) -> Iterator[Null]:
         for split in study.splits("probes"):
             clear, cells = cells_above(rows, label=label, split=split)
             if cells and clear <= _BY_CHANCE * cells:
-                of = study.ends("probes", label=label, split=split, layer=-1, reader="gain", metric="accuracy")
-                yield Null("probe", name, WHERE[split], (clear, cells, estimate(of.last, signed=True) if of else ""))
+                of = study.ends(
+                    "probes", label=label, split=split, layer=-1, reader="gain", metric="accuracy"
+                )
+                yield Null(
+                    "probe", name, WHERE[split], (clear, cells, estimate(of.last, signed=True) if of else "")
+                )
     for split in study.splits("mdl"):
         gains = study.rows("mdl", metric="bits", reader="gain", split=split)
         if len(gains) and not (gains["low"] > 0).any():
@@ -99,7 +103,9 @@ def _causes(study: Read) -> Iterator[Null]:
 
 def _traces(study: Read) -> Iterator[Null]:
     for definition, what in (("attention", "attention"), ("gradient_value", "gradient")):
-        for change in study.changes("shares", span="cot", version="sink_free", metric="ratio", definition=definition):
+        for change in study.changes(
+            "shares", span="cot", version="sink_free", metric="ratio", definition=definition
+        ):
             if change.moved == "level":
                 yield Null("share", what, change.where, (change.first, change.last))
     for split in study.splits("conflict"):
@@ -118,7 +124,11 @@ def _masking(study: Read) -> Iterator[Null]:
             row = one(frame, metric="acc_cot", split=split, arm=arm.name, contrast=contrast)
             if row is not None and side(row) <= 0:
                 yield Null("masking", f"({arm.title}) over {of}", WHERE[split], (estimate(row, signed=True),))
-        still = [f"{MECHANISM[metric]} {estimate(row, signed=True)}" for metric, (kind, row) in moves(frame, arm, split).items() if kind <= 0]
+        still = [
+            f"{MECHANISM[metric]} {estimate(row, signed=True)}"
+            for metric, (kind, row) in moves(frame, arm, split).items()
+            if kind <= 0
+        ]
         if still:
             yield Null("still", arm.title, WHERE[split], (listed(still),))
 
@@ -128,7 +138,10 @@ def _elsewhere(study: Read) -> Iterator[Null]:
         if name not in ENVIRONMENTS.values():
             continue  # whose own page lists them
         for split in splits_of(rows):
-            won, gain, parse = (ends(pick(rows, split=split, metric=metric)) for metric in ("success_cot", "probe_gain", "parse_cot"))
+            won, gain, parse = (
+                ends(pick(rows, split=split, metric=metric))
+                for metric in ("success_cot", "probe_gain", "parse_cot")
+            )
             never = won is not None and (pick(rows, split=split, metric="success_cot")["value"] == 0).all()
             lost = (estimate(won.last), int(won.last["n"])) if never else None
             no_gain = estimate(gain.last, signed=True) if gain is not None and side(gain.last) <= 0 else ""

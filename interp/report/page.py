@@ -48,7 +48,14 @@ class Entry:
     """Whether `<name>.tex` is beside it."""
 
 
-def save_index(entries: Sequence[Entry], study: Read, tables: str | Path, out: str | Path, static: bool, notes: Sequence[str] = ()) -> Path:
+def save_index(
+    entries: Sequence[Entry],
+    study: Read,
+    tables: str | Path,
+    out: str | Path,
+    static: bool,
+    notes: Sequence[str] = (),
+) -> Path:
     """Write `<out>/index.html`: the sections that have something to say, with their figures, numbered, captioned, and linked to their tables.
 
     Args:
@@ -62,14 +69,28 @@ def save_index(entries: Sequence[Entry], study: Read, tables: str | Path, out: s
     out = Path(out)
     environment = _environment()
     known = {section.name for section in SECTIONS}
-    others = [Section(name, name.capitalize(), lambda study: None) for name in dict.fromkeys(entry.section for entry in entries) if name not in known]
+    others = [
+        Section(name, name.capitalize(), lambda study: None)
+        for name in dict.fromkeys(entry.section for entry in entries)
+        if name not in known
+    ]
     parts = []
     for section in (*SECTIONS[:-2], *others, *SECTIONS[-2:]):
         lead = said(section, study, environment)
         mine = [entry for entry in entries if entry.section == section.name]
-        figures = [environment.get_template("figure.html").render(_shown(entry, out, static), link=href(tables, out)) for entry in mine]
+        figures = [
+            environment.get_template("figure.html").render(_shown(entry, out, static), link=href(tables, out))
+            for entry in mine
+        ]
         if lead or figures:
-            parts.append(dict(name=section.name, title=section.title, lead=lead, figures=[Markup(figure) for figure in figures]))
+            parts.append(
+                dict(
+                    name=section.name,
+                    title=section.title,
+                    lead=lead,
+                    figures=[Markup(figure) for figure in figures],
+                )
+            )
     page = environment.get_template("page.html").render(sections=parts, notes=notes)
     return write_text(out / "index.html", page)
 
@@ -79,7 +100,11 @@ def said(section: Section, study: Read, environment: Environment | None = None) 
     environment = environment or _environment()
     try:
         data = section.data(study)
-        return Markup(environment.get_template(f"{section.name}.html").render(d=data, study=study)) if data else Markup("")
+        return (
+            Markup(environment.get_template(f"{section.name}.html").render(d=data, study=study))
+            if data
+            else Markup("")
+        )
     except UNREADABLE as problem:
         return Markup(environment.get_template("unread.html").render(problem=unreadable(problem)))
 
@@ -104,7 +129,13 @@ def describe(provenance: dict) -> str:
 
 def _environment() -> Environment:
     """The templates, which count figures and tables from 1 and escape what they are filled with."""
-    environment = Environment(loader=PackageLoader("interp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("interp.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     counters = dict(Figure=count(1), Table=count(1))
     environment.globals["next_number"] = lambda kind: next(counters[kind])
     environment.filters |= {"listed": listed, "cap": lambda text: text[:1].upper() + text[1:]}
@@ -113,9 +144,15 @@ def _environment() -> Environment:
 
 def _shown(entry: Entry, out: Path, static: bool) -> dict:
     """What the template of a figure is filled with."""
-    svg = Markup(_scalable((out / f"{entry.name}.svg").read_text(encoding="utf-8"))) if static and entry.caption else ""
+    svg = (
+        Markup(_scalable((out / f"{entry.name}.svg").read_text(encoding="utf-8")))
+        if static and entry.caption
+        else ""
+    )
     numbers = entry.caption.numbers if entry.caption else None
-    return dict(entry=entry, svg=svg, static=static, made=describe(entry.provenance), few=_FEW_ROWS, numbers=numbers)
+    return dict(
+        entry=entry, svg=svg, static=static, made=describe(entry.provenance), few=_FEW_ROWS, numbers=numbers
+    )
 
 
 def _short(value) -> str:

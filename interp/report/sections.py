@@ -78,10 +78,16 @@ def answer(study: Read) -> Answer:
     """The findings with their numbers, and a table of the headline readings."""
     studied = behaviour.studied(study)
     return Answer(
-        Behaviour(studied, behaviour.gains(study)) if studied else None, behaviour.games(study),
-        study.changes("reliance", metric="prompt_reliance"), instruments.followed(study), instruments.before(study), masking.claim(study),
-        behaviour.beside(study, "in_domain"), "environments" in study.tables, behaviour.summary(study),
-    )  # fmt: skip
+        Behaviour(studied, behaviour.gains(study)) if studied else None,
+        behaviour.games(study),
+        study.changes("reliance", metric="prompt_reliance"),
+        instruments.followed(study),
+        instruments.before(study),
+        masking.claim(study),
+        behaviour.beside(study, "in_domain"),
+        "environments" in study.tables,
+        behaviour.summary(study),
+    )
 
 
 def elsewhere(study: Read) -> Elsewhere | None:
@@ -101,10 +107,13 @@ def limits(study: Read) -> Limits:
     rows = rows[rows["metric"].isin(READINGS)]
     few = rows.loc[rows["n_groups"].idxmin()] if len(rows) else None
     return Limits(
-        frozenset(study.tables), str(config.get("series", "")), bool(made),
-        (made.get("environment") or {}).get("name") == "alfworld" and not config.get("official"), None if limit is None else int(limit),
+        frozenset(study.tables),
+        str(config.get("series", "")),
+        bool(made),
+        (made.get("environment") or {}).get("name") == "alfworld" and not config.get("official"),
+        None if limit is None else int(limit),
         None if few is None else (READINGS[few["metric"]], WHERE[few["split"]], int(few["n_groups"])),
-    )  # fmt: skip
+    )
 
 
 def _captions(study: Read) -> None:

@@ -84,7 +84,11 @@ class Read(NamedTuple):
     def changes(self, table: str, **where) -> list[Change]:
         """The rows picked at both ends, in every split that has some."""
         found = {split: self.ends(table, split=split, **where) for split in self.splits(table)}
-        return [Change(WHERE[split], estimate(of.first), estimate(of.last), of.moved) for split, of in found.items() if of]
+        return [
+            Change(WHERE[split], estimate(of.first), estimate(of.last), of.moved)
+            for split, of in found.items()
+            if of
+        ]
 
     def splits(self, table: str) -> list[str]:
         """Splits that a table has, in-domain first."""
@@ -104,7 +108,9 @@ class Read(NamedTuple):
     @property
     def games(self) -> str:
         """The table of whole games: of ALFWorld's own where no others were played."""
-        return "online" if "online" in self.tables or "online_official" not in self.tables else "online_official"
+        return (
+            "online" if "online" in self.tables or "online_official" not in self.tables else "online_official"
+        )
 
 
 def together(found: Mapping[str, tuple[str | int, dict[str, str]]]) -> list[Verdict]:
@@ -112,7 +118,10 @@ def together(found: Mapping[str, tuple[str | int, dict[str, str]]]) -> list[Verd
     by: dict[str | int, list[str]] = {}
     for split, (code, _) in found.items():
         by.setdefault(code, []).append(split)
-    return [Verdict(listed(WHERE[split] for split in of), code, [found[split][1] for split in of]) for code, of in by.items()]
+    return [
+        Verdict(listed(WHERE[split] for split in of), code, [found[split][1] for split in of])
+        for code, of in by.items()
+    ]
 
 
 def read(tables: str | Path, out: str | Path, names: Iterable[str]) -> Read:
@@ -128,7 +137,9 @@ def read(tables: str | Path, out: str | Path, names: Iterable[str]) -> Read:
     beside = {name: _read(folder, out, names) for name, folder in folders.items() if folder.is_dir()}
     study = _read(tables, out, names)
     damaged = (*study.damaged, *(problem for other in beside.values() for problem in other.damaged))
-    return study._replace(beside={name: other for name, other in beside.items() if other.tables}, damaged=damaged)
+    return study._replace(
+        beside={name: other for name, other in beside.items() if other.tables}, damaged=damaged
+    )
 
 
 def _read(tables: Path, out: Path, names: list[str]) -> Read:
@@ -154,4 +165,10 @@ def href(path: str | Path, out: str | Path) -> str:
 def unreadable(problem: Exception) -> str:
     """An error over a table's content, in a few words."""
     missing = isinstance(problem, KeyError) and problem.args
-    return f"there is no {problem.args[0]!r}" if missing else str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    return (
+        f"there is no {problem.args[0]!r}"
+        if missing
+        else str(problem).splitlines()[0]
+        if str(problem)
+        else type(problem).__name__
+    )

@@ -30,8 +30,14 @@ def estimate(row: Mapping, signed: bool = False) -> str:
         digits = min(5, 1 - math.floor(math.log10(largest)))
     elif (signed or numbers[1] < 0) and any(0 < abs(end) < 0.005 for end in numbers[1:]):
         digits = 3
-    value, low, high = (f"{number:{'+' if signed else 'z'}.{digits}f}".replace("-", "−") for number in numbers)
-    return f"{value} [{low}, {high}]" if pd.notna(row["low"]) and pd.notna(row["high"]) else f"{value} (no interval)"
+    value, low, high = (
+        f"{number:{'+' if signed else 'z'}.{digits}f}".replace("-", "−") for number in numbers
+    )
+    return (
+        f"{value} [{low}, {high}]"
+        if pd.notna(row["low"]) and pd.notna(row["high"])
+        else f"{value} (no interval)"
+    )
 
 
 def side(row: Mapping, of: float = 0.0) -> int:
@@ -68,7 +74,11 @@ class Ends(NamedTuple):
         change = last["value"] - first["value"]
         if change > math.hypot(last["value"] - last["low"], first["high"] - first["value"]):
             return "up"
-        return "down" if -change > math.hypot(last["high"] - last["value"], first["value"] - first["low"]) else "level"
+        return (
+            "down"
+            if -change > math.hypot(last["high"] - last["value"], first["value"] - first["low"])
+            else "level"
+        )
 
 
 def ends(rows: pd.DataFrame) -> Ends | None:
