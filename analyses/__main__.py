@@ -25,10 +25,6 @@ def run(argv: list[str]) -> int:
         print(_listing())
         return 0
     name, rest = argv[0], argv[1:]
-    if name == "figures":
-        from analyses import figures
-
-        return figures.main(rest)
     instrument = find(name)
     config = configured(instrument.config, rest, name)
     parts = getattr(config, "processes", 1)

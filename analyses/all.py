@@ -65,7 +65,8 @@ def run(config: Config) -> int:
     commands = [[[name, *config.arguments(find(name).config)] for name in part] for part in parts if part]
     if status := run_chains(commands):
         return status
-    return figures.main(["--tables", str(config.run / "tables"), "--out", str(config.run)])
+    figures.run(figures.Config(config.run / "tables", config.run))
+    return 0
 
 
 INSTRUMENT = Instrument("all", Config, run)

@@ -94,7 +94,7 @@ def run(config: Config) -> None:
         name: {key: of.get(key) for key in ("command", "written", "seconds", "weights")} for name, of in sources.items()})
     write_table(config.out / "tables", "environments", merged[["environment", "step", "split", "metric", *ESTIMATE_COLUMNS]], made)
     write_table(config.out / "tables", "splits", pd.DataFrame([row for name, tables in where.items() for row in splits(name, tables)]), made)
-    figures.main(["--tables", str(config.out / "tables"), "--out", str(config.out)])
+    figures.run(figures.Config(config.out / "tables", config.out))
 
 
 INSTRUMENT = Instrument("environments", Config, run)

@@ -1,6 +1,6 @@
-"""Panels that have arms of training side by side: their axis, levels and differences, and what a point tells.
+"""Panels that have training conditions side by side: their axis, levels and differences, and what a point tells.
 
->>> fig = arm_axis(grid("masking_gap", ["in_domain"], [("gap", 200)], provenance), arms_of(frame))
+>>> fig = arm_axis(grid(["in_domain"], [("gap", 200)]), arms_of(frame))
 >>> draw_arms(fig, frame, arms_of(frame), "gap", "level", row=1)
 """
 
@@ -12,13 +12,13 @@ from plotly.subplots import make_subplots
 
 from interp.results.arm_rows import LOOKS, Arm, at_last, cell, named, one
 from interp.stats.crossed import SMALLEST
-from interp.plots.theme import TOP, meta, whisker
+from interp.plots.theme import TOP, under, whisker
 from interp.results.names import BLACK, SPLITS
 from interp.results.queries import pick, splits_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
 K_TITLE = "k: share of examples whose action is unsupervised"
-ARM_TITLE = f"arm of training ({K_TITLE})"
+ARM_TITLE = f"training condition ({K_TITLE})"
 _BOTTOM = 84  # px: two lines of labels, and a title
 #: What a point tells, of `arm_numbers`.
 ARM_HOVER = (
@@ -27,16 +27,23 @@ ARM_HOVER = (
 )
 
 
-def grid(name, columns, rows, provenance, gap=30, bottom=_BOTTOM, titles=None):
+def grid(columns, rows, gap=30, bottom=_BOTTOM, titles=None):
     """Empty figure with a column for each split and a row for each (axis title, height in px)."""
     if not columns:
-        raise ValueError(f"Figure {name}: the table has no rows with split in {list(SPLITS)}.")
+        raise ValueError(f"the table has no rows with split in {list(SPLITS)}.")
     heights = [height for _, height in rows]
     total = sum(heights) + gap * (len(rows) - 1)
-    fig = make_subplots(rows=len(rows), cols=len(columns), shared_xaxes=True, shared_yaxes=True, row_heights=heights,
-                        horizontal_spacing=0.03, vertical_spacing=gap / total, column_titles=titles or [SPLITS[split] for split in columns])
-    fig.update_layout(template="interp", height=total + TOP + bottom, margin_b=bottom, legend=dict(y=1 + 28 / total))
-    fig.update_layout(meta=meta(name, provenance))
+    fig = make_subplots(
+        rows=len(rows),
+        cols=len(columns),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        row_heights=heights,
+        horizontal_spacing=0.03,
+        vertical_spacing=gap / total,
+        column_titles=titles or [SPLITS[split] for split in columns],
+    )
+    fig.update_layout(height=total + TOP + bottom, margin_b=bottom, legend=dict(y=1 + 28 / total))
     for row, (title, _) in enumerate(rows, start=1):
         fig.update_yaxes(title=title, row=row, col=1)
     return fig
@@ -50,31 +57,59 @@ def draw_arms(fig, frame, arms: list[Arm], metric, contrast, row):
     places, drawn = {arm.name: i for i, arm in enumerate(arms)}, []
     for col, split in enumerate(splits_of(frame), start=1):
         rows = at_last(frame, metric=metric, split=split, contrast=contrast)
-        rows = rows.assign(kind=[named(arm).kind for arm in rows["arm"]], place=rows["arm"].map(places).astype(float))
+        rows = rows.assign(
+            kind=[named(arm).kind for arm in rows["arm"]], place=rows["arm"].map(places).astype(float)
+        )
         if contrast == "difference":
             control = at_last(frame, metric=metric, split=split, contrast="control")
-            rows = pd.concat([rows, control.assign(kind="control", place=control["arm"].map(places).astype(float) + 0.22)])
-        dots = at_last(frame, metric=metric, split=split, contrast="training") if contrast == "level" else rows[:0]
+            rows = pd.concat(
+                [rows, control.assign(kind="control", place=control["arm"].map(places).astype(float) + 0.22)]
+            )
+        dots = (
+            at_last(frame, metric=metric, split=split, contrast="training")
+            if contrast == "level"
+            else rows[:0]
+        )
         if len(dots):
             order = dots.groupby("arm")["seed"].rank() - 1
             fig.add_scatter(
-                x=dots["arm"].map(places) + 0.2 + 0.06 * order, y=dots["value"], mode="markers", hovertemplate=ARM_HOVER, row=row, col=col,
-                marker=dict(size=5, color="#555555", opacity=0.75), name="one training", legendgroup="training", showlegend=row == col == 1,
-                customdata=arm_numbers(dots, [f"{named(arm).title}, seed {seed}" for arm, seed in zip(dots["arm"], dots["seed"])]),
+                x=dots["arm"].map(places) + 0.2 + 0.06 * order,
+                y=dots["value"],
+                mode="markers",
+                hovertemplate=ARM_HOVER,
+                row=row,
+                col=col,
+                marker=dict(size=5, color="#555555", opacity=0.75),
+                name="one training",
+                legendgroup="training",
+                showlegend=row == col == 1,
+                customdata=arm_numbers(
+                    dots, [f"{named(arm).title}, seed {seed}" for arm, seed in zip(dots["arm"], dots["seed"])]
+                ),
                 legendrank=2000,
-            )  # fmt: skip
+            )
         for kind, (name, colour, _, symbol) in LOOKS.items():
             found = pick(rows, kind=kind)
-            less = " less random mask" if kind == "control" else " less k = 0" if contrast == "difference" else ""
+            less = " − random mask" if kind == "control" else " − k = 0" if contrast == "difference" else ""
             if len(found):
                 fig.add_scatter(
-                    x=found["place"], y=found["value"], mode="markers", name=name, legendgroup=kind, error_y=whisker(found, colour),
-                    marker=marker(symbol, colour, 10), showlegend=not any(trace.legendgroup == kind for trace in fig.data),
+                    x=found["place"],
+                    y=found["value"],
+                    mode="markers",
+                    name=name,
+                    legendgroup=kind,
+                    error_y=whisker(found, colour),
+                    marker=marker(symbol, colour, 10),
+                    showlegend=not any(trace.legendgroup == kind for trace in fig.data),
                     hovertemplate=ARM_HOVER,
-                    customdata=arm_numbers(found, [named(arm).title + less for arm in found["arm"]]), row=row, col=col,
-                )  # fmt: skip
+                    customdata=arm_numbers(found, [named(arm).title + less for arm in found["arm"]]),
+                    row=row,
+                    col=col,
+                )
         if (zero := one(rows, arm="action_mask_0")) is not None:
-            fig.add_hline(y=zero["value"], row=row, col=col, line=dict(color=BLACK, width=1, dash="dot"), layer="below")
+            fig.add_hline(
+                y=zero["value"], row=row, col=col, line=dict(color=BLACK, width=1, dash="dot"), layer="below"
+            )
         drawn.append((rows, dots))
     lines = [0.0, *[SMALLEST] * (metric == "acc_cot")] if contrast == "difference" else []
     _fit(fig, drawn, lines, row)
@@ -84,8 +119,11 @@ def _fit(fig, drawn, lines, row):
     """Fit one row's axis to its masks, and to arms of one part only where they are not far; those off the axis are told at its edge."""
     rows = pd.concat([rows for rows, _ in drawn])
     dots = pd.concat([dots for _, dots in drawn])
-    near = [*rows.loc[rows["kind"] != "only", ["value", "low", "high"]].to_numpy().ravel(), *lines,
-            *dots.loc[[named(arm).kind != "only" for arm in dots["arm"]], "value"]]
+    near = [
+        *rows.loc[rows["kind"] != "only", ["value", "low", "high"]].to_numpy().ravel(),
+        *lines,
+        *dots.loc[[named(arm).kind != "only" for arm in dots["arm"]], "value"],
+    ]
     far = [*rows[["value", "low", "high"]].to_numpy().ravel(), *dots["value"], *near]
     if np.isnan(near).all() or np.nanmax(far) - np.nanmin(far) < 2 * (np.nanmax(near) - np.nanmin(near)):
         near = far
@@ -97,8 +135,16 @@ def _fit(fig, drawn, lines, row):
         for _, arm in of[(of["value"] < low) | (of["value"] > high)].iterrows():
             below = arm["value"] < low
             text = f"{'↓' if below else '↑'} {cell(arm).split(' ')[0]}"
-            fig.add_annotation(x=arm["place"], y=low if below else high, yanchor="bottom" if below else "top", text=text, showarrow=False,
-                               font=dict(size=13, color=LOOKS[arm["kind"]][1]), row=row, col=col)
+            fig.add_annotation(
+                x=arm["place"],
+                y=low if below else high,
+                yanchor="bottom" if below else "top",
+                text=text,
+                showarrow=False,
+                font=dict(size=13, color=LOOKS[arm["kind"]][1]),
+                row=row,
+                col=col,
+            )
 
 
 def arm_axis(fig, arms: list[Arm]):
@@ -107,14 +153,15 @@ def arm_axis(fig, arms: list[Arm]):
     fig.update_xaxes(range=[-0.6, len(arms) - 0.4], showgrid=False, **ticks)
     masks = sum(arm.kind in ("zero", "action_mask") for arm in arms)
     if masks < len(arms):
-        fig.add_vrect(x0=masks - 0.5, x1=len(arms) - 0.4, fillcolor="#F1F1F1", line_width=0, layer="below", exclude_empty_subplots=False)
+        fig.add_vrect(
+            x0=masks - 0.5,
+            x1=len(arms) - 0.4,
+            fillcolor="#F1F1F1",
+            line_width=0,
+            layer="below",
+            exclude_empty_subplots=False,
+        )
     return under(fig, ARM_TITLE, 48)
-
-
-def under(fig, title, below):
-    """A title for all columns' axes, so many pixels below them."""
-    place = dict(xref="paper", yref="paper", x=0.5, y=0, yanchor="top", yshift=-below)
-    return fig.add_annotation(text=title, showarrow=False, font_size=15, **place)
 
 
 def marker(symbol, colour, size):
@@ -124,4 +171,6 @@ def marker(symbol, colour, size):
 
 def arm_numbers(rows: pd.DataFrame, titles) -> np.ndarray:
     """What a point tells on hover, in the order of `ARM_HOVER`."""
-    return np.column_stack([np.array(list(titles), dtype=object), rows[[*ESTIMATE_COLUMNS, "seeds"]].to_numpy(dtype=object)])
+    return np.column_stack(
+        [np.array(list(titles), dtype=object), rows[[*ESTIMATE_COLUMNS, "seeds"]].to_numpy(dtype=object)]
+    )

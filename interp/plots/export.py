@@ -16,29 +16,40 @@ import plotly.offline
 from interp.plots.theme import TOP
 from interp.results.tables import write_text, written
 
+SCRIPT = "plotly.min.js"
+
 
 def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
-    """Write each figure as `<out>/<name>.html`, with plotly.js once beside them, so that the pages work offline.
+    """Write each figure as `<out>/<name>.html`, with plotly.js once beside them or in the folder above, so that the pages work offline.
 
     Args:
         figures: figure per name.
         out: folder to write to.
     """
     out = Path(out)
-    script = plotly.offline.get_plotlyjs()
-    paths = [out / "plotly.min.js"]
-    if not paths[0].exists() or paths[0].read_text(encoding="utf-8") != script:
-        write_text(paths[0], script)
+    paths, script = [], _script(out)
+    if script == SCRIPT:
+        text = plotly.offline.get_plotlyjs()
+        paths.append(out / SCRIPT)
+        if not paths[0].exists() or paths[0].read_text(encoding="utf-8") != text:
+            write_text(paths[0], text)
     for name, figure in figures.items():
         settings = {
             "displaylogo": False,
             "modeBarButtonsToRemove": ["sendChartToCloud"],  # results stay on the reader's machine
             "toImageButtonOptions": {"format": "svg", "filename": name},
         }
-        page = _below_toolbar(figure).to_html(include_plotlyjs="directory", div_id=name, config=settings)
+        page = _below_toolbar(figure).to_html(include_plotlyjs=script, div_id=name, config=settings)
         page = page.replace("<head>", f"<head><title>{name}</title>", 1)
         paths.append(write_text(out / f"{name}.html", page))
     return paths
+
+
+def _script(out: Path) -> str:
+    """Where the pages of a folder find plotly.js: in the folder above where that holds the one of this release, else beside them."""
+    above = out.resolve().parent / SCRIPT
+    size = len(plotly.offline.get_plotlyjs().encode())
+    return f"../{SCRIPT}" if above.exists() and above.stat().st_size == size else SCRIPT
 
 
 def save_static(
@@ -57,7 +68,12 @@ def save_static(
     """
     try:
         import kaleido
-        from choreographer.errors import BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError
+        from choreographer.errors import (
+            BrowserClosedError,
+            BrowserDepsError,
+            BrowserFailedError,
+            ChromeNotFoundError,
+        )
     except ImportError:
         print("No SVG or PDF written: the package kaleido is missing; install it (`pip install kaleido`).")
         return []
@@ -73,11 +89,17 @@ def save_static(
         try:
             errors = kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False})
         except (BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError):
-            print("No SVG or PDF written: no working Chromium or Chrome found (Debian: `apt-get install chromium`).")
+            print(
+                "No SVG or PDF written: no working Chromium or Chrome found (Debian: `apt-get install chromium`)."
+            )
             return []
         if errors:
-            kind = OSError if isinstance(errors[0], OSError) else RuntimeError  # a full disk is no fault of a figure
-            raise kind(f"{len(errors)} of {len(jobs)} static figures could not be rendered into {out}: {errors[0]}")
+            kind = (
+                OSError if isinstance(errors[0], OSError) else RuntimeError
+            )  # a full disk is no fault of a figure
+            raise kind(
+                f"{len(errors)} of {len(jobs)} static figures could not be rendered into {out}: {errors[0]}"
+            )
         for job in jobs:
             source = Path(job["path"])
             with written(out / source.name) as temporary:

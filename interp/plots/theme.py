@@ -1,6 +1,6 @@
 """House style of the figures: the template, and the shared axes, bands and whiskers.
 
->>> figure = panels(frame, "behaviour", {"accuracy": 230}, provenance)
+>>> figure = panels(frame, {"accuracy": 230})
 >>> draw_metrics(figure, frame, ["acc_cot", "acc_prompt"], row=1)
 
 One concept has one name, colour, dash and marker in every figure. A band or a whisker is always the table's 95 %
@@ -27,10 +27,20 @@ SEQUENTIAL = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
 INTERVAL = "95 % interval"
 
 _AXIS = dict(
-    showgrid=True, gridcolor="#E4E4E4", gridwidth=0.8, zeroline=False, showline=True, linecolor="#444444",
-    linewidth=1, ticks="outside", ticklen=4, tickcolor="#444444", tickfont_size=14, title_font_size=15,
+    showgrid=True,
+    gridcolor="#E4E4E4",
+    gridwidth=0.8,
+    zeroline=False,
+    showline=True,
+    linecolor="#444444",
+    linewidth=1,
+    ticks="outside",
+    ticklen=4,
+    tickcolor="#444444",
+    tickfont_size=14,
+    title_font_size=15,
     title_standoff=8,
-)  # fmt: skip
+)
 plotly.io.templates["interp"] = go.layout.Template(
     layout=dict(
         font=dict(family="Arial, Helvetica, Liberation Sans, sans-serif", size=15, color="#222222"),
@@ -41,7 +51,9 @@ plotly.io.templates["interp"] = go.layout.Template(
         margin=dict(l=LEFT, r=RIGHT, t=TOP, b=BOTTOM),
         xaxis=_AXIS,
         yaxis=_AXIS,
-        legend=dict(orientation="h", x=0, xanchor="left", yanchor="bottom", font_size=14, bgcolor="rgba(0,0,0,0)"),
+        legend=dict(
+            orientation="h", x=0, xanchor="left", yanchor="bottom", font_size=14, bgcolor="rgba(0,0,0,0)"
+        ),
         bargap=0.45,
         hovermode="closest",
     )
@@ -60,27 +72,21 @@ def plain(text):
     return text.replace("<", "&lt;") if isinstance(text, str) else text
 
 
-def meta(name: str, provenance: dict | None) -> dict:
-    """What a figure keeps in its `layout.meta`."""
-    return {"figure": name, "provenance": provenance or {}}
-
-
 def point_numbers(rows: pd.DataFrame) -> np.ndarray:
     """What a point tells on hover, in the order of `HOVER`."""
     return rows[["step", *ESTIMATE_COLUMNS]].to_numpy(dtype=float)
 
 
-def cell_numbers(grid: dict[str, pd.DataFrame]) -> np.ndarray:
-    """What a heatmap's cell tells on hover, in the order of `CELL`; `grid` holds one pivoted table per number."""
-    return np.stack([grid[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS[1:]], axis=-1)
-
-
 def whisker(rows: pd.DataFrame, colour: str) -> dict:
     """Error bars from each row's value to its interval's ends."""
     return dict(
-        type="data", array=rows["high"] - rows["value"], arrayminus=rows["value"] - rows["low"], color=colour,
-        thickness=1.3, width=3,
-    )  # fmt: skip
+        type="data",
+        array=rows["high"] - rows["value"],
+        arrayminus=rows["value"] - rows["low"],
+        color=colour,
+        thickness=1.3,
+        width=3,
+    )
 
 
 def _faint(colour: str, alpha: float) -> str:
@@ -88,18 +94,24 @@ def _faint(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def panels(frame: pd.DataFrame, name: str, rows: dict[str, int], provenance: dict | None) -> go.Figure:
+def panels(frame: pd.DataFrame, rows: dict[str, int]) -> go.Figure:
     """Empty figure with one column per split and one row per (axis title: height in px) of `rows`."""
     splits, steps = splits_of(frame), steps_of(frame)
     if not splits:
-        raise ValueError(f"Figure {name}: the table has no rows with split in {list(SPLITS)}.")
+        raise ValueError(f"the table has no rows with split in {list(SPLITS)}.")
     gap = 46  # px between rows: room for the lower row's legend
     height = sum(rows.values()) + gap * (len(rows) - 1)
     fig = make_subplots(
-        rows=len(rows), cols=len(splits), shared_xaxes=True, shared_yaxes=True, row_heights=list(rows.values()),
-        vertical_spacing=gap / height, horizontal_spacing=0.03, column_titles=[SPLITS[split] for split in splits],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta(name, provenance))
+        rows=len(rows),
+        cols=len(splits),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        row_heights=list(rows.values()),
+        vertical_spacing=gap / height,
+        horizontal_spacing=0.03,
+        column_titles=[SPLITS[split] for split in splits],
+    )
+    fig.update_layout(height=height + TOP + BOTTOM)
     fig.update_layout(legend=dict(y=1 + 28 / height))
     for row, title in enumerate(rows, start=1):
         fig.update_yaxes(title=title, row=row, col=1)
@@ -108,14 +120,70 @@ def panels(frame: pd.DataFrame, name: str, rows: dict[str, int], provenance: dic
     heights = list(rows.values())
     for i in range(1, len(heights)):  # each row has its legend above it
         top = sum(heights[i:]) + gap * (len(heights) - 1 - i)
-        fig.update_layout({f"legend{i + 1}": dict(y=(top + 6) / height, x=0, orientation="h", font_size=14, yanchor="bottom")})
+        fig.update_layout(
+            {
+                f"legend{i + 1}": dict(
+                    y=(top + 6) / height, x=0, orientation="h", font_size=14, yanchor="bottom"
+                )
+            }
+        )
     return fig
+
+
+def facets(
+    rows: int, each: int, gap: int, columns: list[str], below: int = BOTTOM, spacing: float = 0.03
+) -> go.Figure:
+    """Empty figure of `rows` rows of panels, `each` px high and `gap` px apart, under column titles; `below` px under them."""
+    height = each * rows + gap * (rows - 1)
+    fig = make_subplots(
+        rows=rows,
+        cols=len(columns),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=spacing,
+        vertical_spacing=gap / height,
+        column_titles=columns,
+    )
+    return fig.update_layout(height=height + TOP + below, margin_b=below, legend_y=1 + 28 / height)
+
+
+def under(fig: go.Figure, title: str, below: int = 30) -> go.Figure:
+    """A title for all columns' axes, so many pixels below them."""
+    place = dict(xref="paper", yref="paper", x=0.5, y=0, yanchor="top", yshift=-below)
+    return fig.add_annotation(text=title, showarrow=False, font_size=15, **place)
+
+
+def draw_heatmap(
+    fig, rows: pd.DataFrame, index: str, columns: str, order: tuple[list, list], row: int, col: int, **look
+) -> dict:
+    """Draw the rows' values by two columns, in this order of each; returns the grid of each number of the estimate."""
+    grid = {name: rows.pivot(index=index, columns=columns, values=name) for name in ESTIMATE_COLUMNS}
+    grid = {name: table.reindex(index=order[0], columns=order[1]) for name, table in grid.items()}
+    hover = np.stack([grid[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS[1:]], axis=-1)
+    fig.add_heatmap(
+        z=grid["value"].to_numpy(),
+        x=list(range(len(order[1]))),
+        y=list(range(len(order[0]))),
+        customdata=hover,
+        hovertemplate=CELL,
+        xgap=1,
+        ygap=1,
+        row=row,
+        col=col,
+        **look,
+    )
+    return grid
+
+
+def uncertain(grid: dict) -> np.ndarray:
+    """(row, column) of the cells of `draw_heatmap` whose interval covers 0."""
+    return np.argwhere(((grid["low"] <= 0) & (grid["high"] >= 0)).to_numpy())
 
 
 def draw_metrics(fig, frame, metrics, row, thin=(), steps=None, legend=True):
     """Draw one line with its interval per metric into every split's panel of one row."""
     if not frame["metric"].isin(metrics).any():
-        raise ValueError(f"Figure {fig.layout.meta['figure']}: the table has no rows with metric in {list(metrics)}.")
+        raise ValueError(f"the table has no rows with metric in {list(metrics)}.")
     steps = steps or steps_of(frame)
     for col, split in enumerate(splits_of(frame), start=1):
         for order, metric in enumerate(metrics):
@@ -123,7 +191,9 @@ def draw_metrics(fig, frame, metrics, row, thin=(), steps=None, legend=True):
             legend_name = "legend" if row == 1 else f"legend{row}"
             # Whiskers of a single checkpoint stand side by side.
             shift = 0.08 * (order - (len(metrics) - 1) / 2) if len(steps) == 1 else 0.0
-            draw_line(fig, rows, steps, metric, row, col, metric in thin, legend and col == 1, legend_name, shift)
+            draw_line(
+                fig, rows, steps, metric, row, col, metric in thin, legend and col == 1, legend_name, shift
+            )
 
 
 def draw_line(fig, rows, steps, concept, row, col, thin=False, show=True, legend="legend", shift=0.0):
@@ -148,36 +218,61 @@ def draw_trace(fig, rows, x, look, row, col, legend, show, thin=False):
         band_y += [*high[run], *low[run[::-1]], None]
     if band_x:
         fig.add_scatter(
-            x=band_x, y=band_y, mode="lines", line_width=0, fill="toself",
-            fillcolor=_faint(colour, 0.10 if thin else 0.17), hoverinfo="skip", showlegend=False,
-            name=f"{name}, {INTERVAL}", **place,
-        )  # fmt: skip
+            x=band_x,
+            y=band_y,
+            mode="lines",
+            line_width=0,
+            fill="toself",
+            fillcolor=_faint(colour, 0.10 if thin else 0.17),
+            hoverinfo="skip",
+            showlegend=False,
+            name=f"{name}, {INTERVAL}",
+            **place,
+        )
     alone = [run[0] for run in runs if len(run) == 1]
     lone = rows.iloc[alone].reindex(rows.index) if alone else rows
     fig.add_scatter(
-        x=x, y=rows["value"], mode="lines+markers", name=name, showlegend=show, cliponaxis=False,
+        x=x,
+        y=rows["value"],
+        mode="lines+markers",
+        name=name,
+        showlegend=show,
+        cliponaxis=False,
         line=dict(color=colour, dash=dash, width=1.5 if thin else 2.6),
         marker=dict(symbol=symbol, size=6 if thin else 8, color=colour, line=dict(color=colour, width=1)),
         error_y=whisker(lone, colour) if alone else None,
-        customdata=point_numbers(rows), hovertemplate=HOVER, **place,
-    )  # fmt: skip
+        customdata=point_numbers(rows),
+        hovertemplate=HOVER,
+        **place,
+    )
 
 
 def step_axis(fig, steps, row, col, title=True, room=9):
     """Evenly spaced checkpoints, labelled with their training step; at most `room` labels, first and last kept."""
     count = min(room, len(steps))
     shown = sorted({round(i * (len(steps) - 1) / max(1, count - 1)) for i in range(count)})
-    text = [f"{steps[i] // 1000}k" if steps[i] >= 10_000 and steps[i] % 1000 == 0 else str(steps[i]) for i in shown]
+    text = [
+        f"{steps[i] // 1000}k" if steps[i] >= 10_000 and steps[i] % 1000 == 0 else str(steps[i])
+        for i in shown
+    ]
     fig.update_xaxes(
-        tickmode="array", tickvals=shown, ticktext=text, range=[-0.4, len(steps) - 0.6], tickangle=0,
-        title=STEP_TITLE if title else None, row=row, col=col,
-    )  # fmt: skip
+        tickmode="array",
+        tickvals=shown,
+        ticktext=text,
+        range=[-0.4, len(steps) - 0.6],
+        tickangle=0,
+        title=STEP_TITLE if title else None,
+        row=row,
+        col=col,
+    )
 
 
 def layer_axis(fig, layers, title, row, col, axis="y"):
     """Layers in order, labelled at most every so often that the labels keep apart."""
     shown = list(range(0, len(layers), 1 + len(layers) // 16))
-    settings = dict(tickmode="array", tickvals=shown, ticktext=[str(int(layers[i])) for i in shown], title=title)
+    settings = dict(
+        tickmode="array", tickvals=shown, ticktext=[str(int(layers[i])) for i in shown], title=title
+    )
     if axis == "x":
         fig.update_xaxes(range=[-0.4, len(layers) - 0.6], **settings, row=row, col=col)
     else:

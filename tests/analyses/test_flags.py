@@ -133,7 +133,7 @@ BAD = {
     "behaviour --corpus NONE --system NONE": "--corpus is empty",
     "reinforce --work NONE": "--work is empty",
     "environments --runs . NONE": "--runs is empty",
-    "figures --tables NONE --out x": "argument --tables: it is empty",
+    "figures --tables NONE --out x": "--tables is empty",
     "behaviour --run FILE": "--run .*file: .*file is a file, and should be a folder",
     "behaviour --run FILE/below": "--run .*below: .*file is a file, and should be a folder",
     "behaviour --run /proc/none": "--run /proc/none: nothing can be written in /proc",
@@ -142,15 +142,15 @@ BAD = {
     "behaviour --decisions GONE": "name a file: --decisions takes a number beside --corpus",
     "reinforce --start GONE": "--start: there is no file or folder .*gone",
     "environments --runs GONE": "--runs: there is no file or folder .*gone",
-    "figures --tables GONE": "the following arguments are required: --out",
+    "figures --tables GONE": "Missing from python -m analyses figures: --out PATH",
     # what cannot be parsed
     "behaviour --choices many": "Error parsing --choices: invalid literal for int.*See `python -m analyses behaviour --help`",
     "behaviour --choices": "--choices",
     "behaviour --nope 1": "Unrecognized options: --nope, 1",
     "behaviour extra": "Unrecognized options: extra",
     "behaviour --size huge": "invalid choice 'huge' for argument '--size'",
-    "all --skip nothing": "invalid choice 'nothing' for argument '--skip'",
-    "figures --nope": "the following arguments are required",
+    "all --skip nothing": "'nothing' is no part of `all`, which runs behaviour",
+    "figures --nope": "--nope",
 }
 #: Analyses without a series.
 ALONE = ("coverage", "masking", "masking_power", "pace", "bench", "bench_gpu", "series", "smollm2", "record", "reinforce", "environments", "figures", "nope",
