@@ -23,7 +23,9 @@ from interp.system.limits import Folder
 
 
 def draw(tables: Path, out: Path) -> list[Path]:
-    """Draw every registered figure whose table is in `tables` into `out`, as HTML, SVG, PDF (tables also LaTeX), with `index.html`.
+    """Draw every registered figure whose table is in `tables` into `out`, and the page `index.html`.
+
+    Figures are written as HTML, SVG and PDF; tables also as LaTeX.
 
     Args:
         tables: folder of `<name>.csv` and `<name>.json`.
@@ -73,7 +75,7 @@ def draw(tables: Path, out: Path) -> list[Path]:
 
 
 def _entry(figure: Figure, tables: Path) -> tuple[page.Entry | None, go.Figure | None, str]:
-    """A figure's place on the page, the figure, and its LaTeX; no place where its table was made without what it shows."""
+    """A figure's place on the page, the figure, and its LaTeX; nothing where its table lacks it."""
     entry = page.Entry(figure.name, figure.title, figure.table, figure.section, {})
     try:
         frame, provenance = read_table(tables, figure.table)
@@ -88,7 +90,10 @@ def _entry(figure: Figure, tables: Path) -> tuple[page.Entry | None, go.Figure |
             return None, None, ""
         reason = str(problem)
         if not isinstance(problem, ValueError):
-            reason = f"The table {figure.table}.csv holds something else than this figure shows ({unreadable(problem)})."
+            reason = (
+                f"The table {figure.table}.csv holds something else than this figure shows "
+                f"({unreadable(problem)})."
+            )
         return replace(entry, problem=reason), None, ""
     tabular = isinstance(plot.data[0], go.Table)
     return (

@@ -1,4 +1,4 @@
-"""Panels that have training conditions side by side: their axis, levels and differences, and what a point tells.
+"""Panels of training conditions side by side: their axis, levels and differences, and hover texts.
 
 >>> fig = arm_axis(grid(["in_domain"], [("gap", 200)]), arms_of(frame))
 >>> draw_arms(fig, frame, arms_of(frame), "gap", "level", row=1)
@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from plotly.subplots import make_subplots
 
-from interp.results.arm_rows import LOOKS, Arm, at_last, cell, named, one
-from interp.stats.crossed import SMALLEST
 from interp.plots.theme import TOP, under, whisker
+from interp.results.arm_rows import LOOKS, Arm, at_last, cell, named, one
 from interp.results.names import BLACK, SPLITS
 from interp.results.queries import pick, splits_of
 from interp.results.tables import ESTIMATE_COLUMNS
+from interp.stats.crossed import SMALLEST
 
 K_TITLE = "k: share of examples whose action is unsupervised"
 ARM_TITLE = f"training condition ({K_TITLE})"
@@ -50,9 +50,12 @@ def grid(columns, rows, gap=30, bottom=_BOTTOM, titles=None):
 
 
 def draw_arms(fig, frame, arms: list[Arm], metric, contrast, row):
-    """Draw one contrast of every arm into every split's panel of one row: its interval, each training as a dot, k = 0 as a line.
+    """Draw one contrast of every condition into every split's panel of one row.
 
-    Differences to k = 0 have those to the random mask beside them. The axis fits the masks; an arm of one part only may lie off it.
+    Intervals have whiskers, each training is a dot, k = 0 a line.
+
+    Differences to k = 0 have those to the random mask beside them. The axis fits the masks; a
+    condition of one part only may lie off it.
     """
     places, drawn = {arm.name: i for i, arm in enumerate(arms)}, []
     for col, split in enumerate(splits_of(frame), start=1):
@@ -71,23 +74,7 @@ def draw_arms(fig, frame, arms: list[Arm], metric, contrast, row):
             else rows[:0]
         )
         if len(dots):
-            order = dots.groupby("arm")["seed"].rank() - 1
-            fig.add_scatter(
-                x=dots["arm"].map(places) + 0.2 + 0.06 * order,
-                y=dots["value"],
-                mode="markers",
-                hovertemplate=ARM_HOVER,
-                row=row,
-                col=col,
-                marker=dict(size=5, color="#555555", opacity=0.75),
-                name="one training",
-                legendgroup="training",
-                showlegend=row == col == 1,
-                customdata=arm_numbers(
-                    dots, [f"{named(arm).title}, seed {seed}" for arm, seed in zip(dots["arm"], dots["seed"])]
-                ),
-                legendrank=2000,
-            )
+            _draw_trainings(fig, dots, places, row, col)
         for kind, (name, colour, _, symbol) in LOOKS.items():
             found = pick(rows, kind=kind)
             less = " − random mask" if kind == "control" else " − k = 0" if contrast == "difference" else ""
@@ -115,8 +102,27 @@ def draw_arms(fig, frame, arms: list[Arm], metric, contrast, row):
     _fit(fig, drawn, lines, row)
 
 
+def _draw_trainings(fig, dots: pd.DataFrame, places: dict, row: int, col: int):
+    """Draw single trainings as dots beside their condition."""
+    titles = [f"{named(arm).title}, seed {seed}" for arm, seed in zip(dots["arm"], dots["seed"], strict=True)]
+    fig.add_scatter(
+        x=dots["arm"].map(places) + 0.2 + 0.06 * (dots.groupby("arm")["seed"].rank() - 1),
+        y=dots["value"],
+        mode="markers",
+        hovertemplate=ARM_HOVER,
+        row=row,
+        col=col,
+        marker=dict(size=5, color="#555555", opacity=0.75),
+        name="one training",
+        legendgroup="training",
+        showlegend=row == col == 1,
+        customdata=arm_numbers(dots, titles),
+        legendrank=2000,
+    )
+
+
 def _fit(fig, drawn, lines, row):
-    """Fit one row's axis to its masks, and to arms of one part only where they are not far; those off the axis are told at its edge."""
+    """Fit one row's axis to its masks; conditions of one part that lie far off are told at its edge."""
     rows = pd.concat([rows for rows, _ in drawn])
     dots = pd.concat([dots for _, dots in drawn])
     near = [
@@ -148,7 +154,7 @@ def _fit(fig, drawn, lines, row):
 
 
 def arm_axis(fig, arms: list[Arm]):
-    """Name the arms below the last row, and shade the controls: before anything is drawn, which then lies above."""
+    """Name the conditions below the last row and shade the controls; call it before anything is drawn."""
     ticks = dict(tickvals=list(range(len(arms))), ticktext=[arm.tick for arm in arms], tickangle=0)
     fig.update_xaxes(range=[-0.6, len(arms) - 0.4], showgrid=False, **ticks)
     masks = sum(arm.kind in ("zero", "action_mask") for arm in arms)

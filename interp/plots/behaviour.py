@@ -70,7 +70,10 @@ def _parse_caption(frame: pd.DataFrame) -> Caption:
     }
     message = "At the last checkpoint every mode's action parses on at least half of the decisions."
     if kinds:
-        message = f"Fewer than half of the decisions parse at the last checkpoint, so accuracy says little: {clause(kinds)}."
+        message = (
+            "Fewer than half of the decisions parse at the last checkpoint, so accuracy says "
+            f"little: {clause(kinds)}."
+        )
     drawn = "Share of decisions whose decoded text parses to an action, by mode."
     lowest = rows.loc[rows.groupby(["metric", "split"], sort=False)["value"].idxmin()] if len(rows) else rows
     table = numbers(rows).assign(
@@ -80,7 +83,7 @@ def _parse_caption(frame: pd.DataFrame) -> Caption:
 
 
 def revised(frame: pd.DataFrame, split: str) -> tuple[int, Ends, Ends] | None:
-    """1 where helpful revisions are more than harmful ones at the last checkpoint, -1 fewer, 0 not told apart; and both."""
+    """1 where the last helpful revisions outnumber harmful ones, -1 fewer, 0 neither; and both."""
     helpful, harmful = (
         ends(pick(frame, split=split, metric=f"revision_{kind}")) for kind in ("helpful", "harmful")
     )
@@ -94,7 +97,8 @@ def _revision_caption(frame: pd.DataFrame) -> Caption:
     found = {split: of for split in splits_of(frame) if (of := revised(frame, split))}
     message = sentence(clause({split: REVISED[of[0]] for split, of in found.items()}))
     drawn = (
-        "Top: how often the trace changes the action, by effect; a whisker belongs to the part whose upper edge it "
+        "Top: how often the trace changes the action, by effect; "
+        "a whisker belongs to the part whose upper edge it "
         "stands on. Bottom: agreement of both modes."
     )
     shown = only(
@@ -111,7 +115,7 @@ def _online_caption(frame: pd.DataFrame) -> Caption:
     many = unparsed[(unparsed["step"] == unparsed["step"].max()) & (unparsed["value"] > _MANY_UNPARSED)]
     if len(many):
         message.append(
-            f"At the last checkpoint up to {100 * many['value'].max():.0f} % of games end by an unparsed action."
+            f"Up to {100 * many['value'].max():.0f} % of the last games end by an unparsed action."
         )
     drawn = "Both modes on the same games."
     size = f"n = {span(pick(frame, metric='success')['n'])} games; 95 % cluster-bootstrap intervals."
@@ -120,7 +124,7 @@ def _online_caption(frame: pd.DataFrame) -> Caption:
 
 @figure("Accuracy with and without the trace", table="behaviour", caption=_behaviour_caption, **_SECTION)
 def behaviour(frame: pd.DataFrame) -> go.Figure:
-    """Accuracy of the prompt, CoT and empty-think actions over checkpoints, above the gap and the headroom gap."""
+    """Accuracy of the prompt, CoT and empty-think actions over checkpoints, above the gaps."""
     accuracy = ["acc_cot", "acc_prompt", "acc_empty_think"]
     fig = panels(frame, {"accuracy": 230, "gap": 190})
     draw_metrics(fig, frame, accuracy, row=1, thin=("acc_empty_think",))
@@ -144,14 +148,13 @@ def parse(frame: pd.DataFrame) -> go.Figure:
 
 @figure("What the trace changes", table="behaviour", caption=_revision_caption, **_SECTION)
 def revision(frame: pd.DataFrame) -> go.Figure:
-    """Revision rate stacked by its effect over checkpoints, above agreement and Cohen's kappa of the two modes."""
+    """Revision rate by its effect over checkpoints, above agreement and Cohen's kappa of both modes."""
     fig = panels(frame, {"revision rate": 230, "agreement": 170})
     steps, tops = steps_of(frame), []
     for col, split in enumerate(splits_of(frame), start=1):
         base = np.zeros(len(steps))
-        for part, offset in zip(
-            ("revision_helpful", "revision_harmful", "revision_neutral"), (-0.16, 0.0, 0.16)
-        ):
+        parts = {"revision_helpful": -0.16, "revision_harmful": 0.0, "revision_neutral": 0.16}
+        for part, offset in parts.items():
             rows = pick(frame, split=split, metric=part).set_index("step").reindex(steps)
             name, colour, _, _ = STYLE[part]
             look = dict(name=name, legendgroup=part, marker_color=colour)
@@ -199,7 +202,7 @@ def revision(frame: pd.DataFrame) -> go.Figure:
     **_SECTION,
 )
 def online(frame: pd.DataFrame) -> go.Figure:
-    """Success in the environment per mode over checkpoints, above the steps per episode where the table has them."""
+    """Success in the environment per mode over checkpoints, above the steps per episode."""
     rows = {"success rate": 230} | ({"steps per episode": 150} if (frame["metric"] == "steps").any() else {})
     fig = panels(frame, rows)
     for row, metric in enumerate(("success", "steps")[: len(rows)], start=1):

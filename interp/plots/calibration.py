@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from interp.plots.caption import Caption
 from interp.plots.registry import figure
-from interp.plots.theme import WIDTH, under
+from interp.plots.theme import WIDTH, under, whisker
 from interp.results.estimates import estimate, span
 from interp.results.names import BLACK, BLUE, PALE, VERMILION
 from interp.results.queries import need, pick
@@ -49,7 +49,7 @@ AGENTS = {
 
 
 def grown(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the agents that learned their construction, and the competence rows of those that did not (below 1 - NEAR), which calibrate nothing."""
+    """Rows of the agents that learned their construction, and competence rows of those that did not."""
     failed = frame[(frame["instrument"] == "competence") & (frame["value"] < 1 - NEAR)]
     out = pd.MultiIndex.from_frame(frame[["agent", "seed"]]).isin(
         pd.MultiIndex.from_frame(failed[["agent", "seed"]])
@@ -58,7 +58,7 @@ def grown(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def verdicts(frame: pd.DataFrame) -> pd.Series:
-    """`right`, `misread` (more than NEAR from what the construction allows) or `open` (it decides nothing), for each row."""
+    """`right`, `misread` (more than NEAR from what is allowed) or `open` (nothing is decided) by row."""
     off = np.maximum(frame["truth_low"] - frame["value"], frame["value"] - frame["truth_high"])
     return pd.Series(np.select([off.isna(), off > NEAR], ["open", "misread"], "right"), index=frame.index)
 
@@ -95,7 +95,7 @@ def _caption(frame: pd.DataFrame) -> Caption:
     ]
     table += [
         {
-            "misread": f"left out, has not learned its construction: {AGENTS[row['agent']]}, seed {row['seed']}",
+            "misread": f"left out, did not learn to be: {AGENTS[row['agent']]}, seed {row['seed']}",
             "reading": estimate(row),
             "allowed": "1.00",
         }
@@ -112,9 +112,12 @@ def _caption(frame: pd.DataFrame) -> Caption:
                     "allowed": "1" if name == "self_splice" else "0",
                 }
             )
-    message = f"{len(decided) - len(wrong)} of {len(decided)} readings whose answer the construction decides lie within {NEAR:g} of it"
+    message = (
+        f"{len(decided) - len(wrong)} of {len(decided)} readings whose answer the construction "
+        f"decides lie within {NEAR:g} of it"
+    )
     message += (
-        f"; {wrong['instrument'].nunique()} of {decided['instrument'].nunique()} instruments misread some agent."
+        f"; {wrong['instrument'].nunique()} of {decided['instrument'].nunique()} instruments misread some."
         if len(wrong)
         else "."
     )
@@ -124,7 +127,10 @@ def _caption(frame: pd.DataFrame) -> Caption:
         else ""
     )
     drawn = "Points: what each instrument reads on each agent; grey: what its construction allows."
-    size = f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seed(s); 95 % intervals."
+    size = (
+        f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seed(s); 95 "
+        "% intervals."
+    )
     return Caption(
         message,
         drawn,
@@ -135,7 +141,7 @@ def _caption(frame: pd.DataFrame) -> Caption:
 
 @figure("Readings of agents whose answer is known", table="calibration", section="trusted", caption=_caption)
 def calibration(frame: pd.DataFrame) -> go.Figure:
-    """Every instrument's reading of every organism that learned its construction, a point for each seed, on top of what that allows."""
+    """Every instrument's reading of every organism that learned its construction, on what that allows."""
     frame, _ = grown(frame)
     need(frame, agent=next((a for a in AGENTS if (frame["agent"] == a).any()), "post_hoc"))
     agents = [a for a in AGENTS if (frame["agent"] == a).any()]
@@ -148,11 +154,6 @@ def calibration(frame: pd.DataFrame) -> go.Figure:
         horizontal_spacing=0.012,
         column_titles=[AGENTS[a] for a in agents],
     )
-    looks = {
-        "right": (f"within {NEAR:g} of it", BLUE, "circle"),
-        "misread": ("further from it", VERMILION, "diamond"),
-        "open": ("nothing decided", BLACK, "circle-open"),
-    }
     frame = frame.assign(
         verdict=verdicts(frame), place=frame["instrument"].map({name: i for i, name in enumerate(shown)})
     )
@@ -160,58 +161,8 @@ def calibration(frame: pd.DataFrame) -> go.Figure:
     frame["place"] += 0.34 * (frame["seed"].map(seeds.index) - (len(seeds) - 1) / 2) / max(1, len(seeds) - 1)
     for col, agent in enumerate(agents, 1):
         rows = pick(frame, agent=agent).dropna(subset="place")
-        known = rows[rows["seed"] == rows["seed"].min()].dropna(subset="truth_low")
-        middle = known["instrument"].map(shown.index)
-        ends = np.stack(
-            [known["truth_low"] - 0.02, known["truth_high"] + 0.02, np.full(len(known), np.nan)], 1
-        )
-        fig.add_scatter(
-            x=ends.ravel(),
-            y=np.repeat(middle, 3),
-            mode="lines",
-            line=dict(color=PALE, width=17),
-            opacity=0.75,
-            hoverinfo="skip",
-            name="what the construction allows",
-            showlegend=col == 1,
-            legendgroup="truth",
-            row=1,
-            col=col,
-        )
-        for verdict, (name, colour, symbol) in looks.items():
-            some = rows[rows["verdict"] == verdict]
-            fig.add_scatter(
-                x=some["value"],
-                y=some["place"],
-                mode="markers",
-                name=f"reading, {name}",
-                legendgroup=verdict,
-                showlegend=False,
-                marker=dict(symbol=symbol, size=8, color=colour, line=dict(color=colour, width=1.3)),
-                error_x=dict(
-                    type="data",
-                    array=some["high"] - some["value"],
-                    arrayminus=some["value"] - some["low"],
-                    color=colour,
-                    thickness=1.3,
-                    width=3,
-                ),
-                customdata=some[["seed", *ESTIMATE_COLUMNS]].to_numpy(dtype=float),
-                hovertemplate=_HOVER,
-                row=1,
-                col=col,
-            )
-            if col == 1:  # an entry of its own, since a verdict may be missing from this agent
-                fig.add_scatter(
-                    x=[None],
-                    y=[None],
-                    mode="markers",
-                    marker=dict(symbol=symbol, size=8, color=colour),
-                    name=f"reading, {name}",
-                    legendgroup=verdict,
-                    row=1,
-                    col=1,
-                )
+        _draw_truth(fig, rows, shown, col)
+        _draw_readings(fig, rows, col)
         fig.update_xaxes(range=[-0.12, 1.12], tickvals=[0, 0.5, 1], ticktext=["0", ".5", "1"], row=1, col=col)
     fig.update_yaxes(
         range=[len(shown) - 0.4, -0.6],
@@ -229,6 +180,50 @@ def calibration(frame: pd.DataFrame) -> go.Figure:
     return under(fig, "reading", 34)
 
 
+def _draw_truth(fig, rows: pd.DataFrame, shown: list[str], col: int):
+    """Draw what the construction of one agent allows."""
+    known = rows[rows["seed"] == rows["seed"].min()].dropna(subset="truth_low")
+    ends = np.stack([known["truth_low"] - 0.02, known["truth_high"] + 0.02, np.full(len(known), np.nan)], 1)
+    fig.add_scatter(
+        x=ends.ravel(),
+        y=np.repeat(known["instrument"].map(shown.index), 3),
+        mode="lines",
+        line=dict(color=PALE, width=17),
+        opacity=0.75,
+        hoverinfo="skip",
+        name="what the construction allows",
+        showlegend=col == 1,
+        legendgroup="truth",
+        row=1,
+        col=col,
+    )
+
+
+def _draw_readings(fig, rows: pd.DataFrame, col: int):
+    """Draw one agent's readings by verdict."""
+    for verdict, (name, colour, symbol) in _LOOKS.items():
+        some = rows[rows["verdict"] == verdict]
+        entry = dict(mode="markers", name=f"reading, {name}", legendgroup=verdict, row=1, col=col)
+        marker = dict(symbol=symbol, size=8, color=colour)
+        fig.add_scatter(
+            x=some["value"],
+            y=some["place"],
+            showlegend=False,
+            marker=marker | dict(line=dict(color=colour, width=1.3)),
+            error_x=whisker(some, colour),
+            customdata=some[["seed", *ESTIMATE_COLUMNS]].to_numpy(dtype=float),
+            hovertemplate=_HOVER,
+            **entry,
+        )
+        if col == 1:  # an entry of its own, since a verdict may be missing from this agent
+            fig.add_scatter(x=[None], y=[None], marker=marker, **entry)
+
+
+_LOOKS = {
+    "right": (f"within {NEAR:g} of it", BLUE, "circle"),
+    "misread": ("further from it", VERMILION, "diamond"),
+    "open": ("nothing decided", BLACK, "circle-open"),
+}
 _HOVER = (
     "seed %{customdata[0]}<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]"
     "<br>n = %{customdata[4]} in %{customdata[5]} clusters"

@@ -1,6 +1,6 @@
 """A figure's caption: what was found, what is drawn, and the numbers for the small table below it.
 
->>> caption = Caption("The gap rises in-domain.", "Bands: ...", "n = 400 decisions.", numbers(pick(frame, metric="gap")))
+>>> caption = Caption("The gap rises in-domain.", "Bands: ...", "n = 400 decisions.", numbers(frame))
 >>> caption.text
 'The gap rises in-domain. Bands: ... n = 400 decisions.'
 
@@ -71,7 +71,7 @@ class Caption:
 
 
 def clause(verdicts: Mapping[str, str]) -> str:
-    """What is said of each split (or series), equal ones together: `rises in-domain and falls out-of-domain`."""
+    """What is said of each split or series, equal ones together: `rises in-domain and out-of-domain`."""
     by: dict[str, list[str]] = {}
     for where, verdict in verdicts.items():
         by.setdefault(verdict, []).append(WHERE.get(where, where))
@@ -79,7 +79,7 @@ def clause(verdicts: Mapping[str, str]) -> str:
 
 
 def change(subject: str, frame: pd.DataFrame, **where) -> str:
-    """Sentence on how a reading changes from the first to the last checkpoint in each split; empty where it has no rows."""
+    """Sentence on how a reading changes from the first to the last checkpoint, by split."""
     found = {split: ends(pick(frame, split=split, **where)) for split in splits_of(frame)}
     verdicts = {split: VERBS[of.moved] for split, of in found.items() if of}
     return f"{subject} {clause(verdicts)}." if verdicts else ""
@@ -93,13 +93,13 @@ def only(frame: pd.DataFrame, **values) -> pd.DataFrame:
 
 
 def last_side(frame: pd.DataFrame, words: Mapping[int, str], of: float = 0.0, **where) -> str:
-    """What the last checkpoint's interval says in each split: one of `words`, for above, across (0) and below `of`."""
+    """What the last interval says in each split: one of `words`, for above, across (0) and below `of`."""
     found = {split: ends(pick(frame, split=split, **where)) for split in splits_of(frame)}
     return clause({split: words[side(each.last, of)] for split, each in found.items() if each})
 
 
 def numbers(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFrame:
-    """Table of readings at their first and last checkpoint, a row for each combination of the columns in which they differ.
+    """Table of readings at their first and last checkpoint, a row for each combination of other columns.
 
     Args:
         rows: of a table; without `step`, or with `step` among several layers, use `listing`.
@@ -113,7 +113,7 @@ def numbers(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFr
                 "first checkpoint": "–" if found.moved == "single" else cells[0],
                 "last checkpoint": cells[1],
             }
-            lines.append(_named(dict(zip(keys, key)), names) | over | _counts(found.last))
+            lines.append(_named(dict(zip(keys, key, strict=True)), names) | over | _counts(found.last))
     return pd.DataFrame(lines)
 
 
@@ -165,4 +165,7 @@ def count(of: Mapping, column: str = "n") -> str:
 
 def size(rows: pd.DataFrame, unit: str = "decisions", clusters: str = "episodes") -> str:
     """`n = 400 decisions in 60 episodes; 95 % cluster-bootstrap intervals.`"""
-    return f"n = {span(rows['n'])} {unit} in {span(rows['n_groups'])} {clusters}; 95 % cluster-bootstrap intervals."
+    return (
+        f"n = {span(rows['n'])} {unit} in {span(rows['n_groups'])} {clusters}; 95 % "
+        "cluster-bootstrap intervals."
+    )

@@ -46,7 +46,8 @@ _SECTION = dict(section="elsewhere")
 def _splits_caption(frame: pd.DataFrame) -> Caption:
     return Caption(
         "",
-        "What each series was trained on, and what its in-domain and out-of-domain decisions are. Episodes and decisions "
+        "What each series was trained on, and what its in-domain and out-of-domain decisions are. "
+        "Episodes and decisions "
         "are those recorded; studied: decisions that every checkpoint acted on.",
     )
 
@@ -57,7 +58,10 @@ def _caption(frame: pd.DataFrame, split: str = "in_domain") -> Caption:
         if gap := ends(pick(rows, environment=name, metric="gap")):
             verdicts[title] = f"{VERBS[gap.moved]} in"
     message = f"The gap between CoT and prompt action {clause(verdicts)}." if verdicts else ""
-    drawn = "The probe's gain is about the eventual action's target; in BFCL, whether the recorded action calls a function."
+    drawn = (
+        "The probe's gain is about the eventual action's target; in BFCL, whether the recorded "
+        "action calls a function."
+    )
     return Caption(
         message, drawn, size(pick(rows, metric="acc_cot")), numbers(rows, {"environment": ENVIRONMENTS.get})
     )
@@ -102,7 +106,7 @@ def splits(frame: pd.DataFrame) -> go.Figure:
     **_SECTION,
 )
 def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
-    """Accuracy, success, prompt reliance, conflicting traces and the probe's gain over checkpoints, a column for each environment."""
+    """The headline readings over checkpoints, a row for each and a column for each environment."""
     chosen = need(frame, split=split)
     names = [name for name in ENVIRONMENTS if (chosen["environment"] == name).any()]
     rows = {title: metrics for title, metrics in ROWS.items() if chosen["metric"].isin(metrics).any()}
@@ -121,31 +125,15 @@ def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
     for row, (title, metrics) in enumerate(rows.items(), start=1):
         legend = "legend" if row == 1 else f"legend{row}"
         top = 1 - (row - 1) * (each + gap) / height
-        fig.update_layout(
-            {
-                legend: dict(
-                    y=top + (26 if row == 1 else 3) / height,
-                    x=0,
-                    orientation="h",
-                    font_size=13,
-                    yanchor="bottom",
-                    bgcolor="rgba(0,0,0,0)",
-                )
-            }
-        )
+        look = dict(x=0, orientation="h", font_size=13, yanchor="bottom", bgcolor="rgba(0,0,0,0)")
+        fig.update_layout({legend: look | dict(y=top + (26 if row == 1 else 3) / height)})
         fig.update_yaxes(title=title, title_font_size=13, row=row, col=1)
         measured = chosen[chosen["metric"].isin(metrics)]
-        low, high = (
-            (0.0, 1.0)
-            if title in _SHARES
-            else (min(0.0, measured["low"].min()), max(0.0, measured["high"].max()))
-        )
-        fig.update_yaxes(
-            range=[low - 0.05 * (high - low), high + 0.05 * (high - low)],
-            zeroline=True,
-            zerolinecolor="#555555",
-            row=row,
-        )
+        low, high = min(0.0, measured["low"].min()), max(0.0, measured["high"].max())
+        if title in _SHARES:
+            low, high = 0.0, 1.0
+        margin = 0.05 * (high - low)
+        fig.update_yaxes(range=[low - margin, high + margin], zeroline=True, zerolinecolor="#555555", row=row)
         shown: set[str] = set()
         for col, name in enumerate(names, start=1):
             here = pick(chosen, environment=name)
@@ -156,25 +144,12 @@ def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
                 draw_trace(fig, of, x, _LOOKS[concept], row, col, legend, metric not in shown)
                 shown |= {metric} if len(of) else set()
             if not here["metric"].isin(metrics).any():
-                fig.add_scatter(
-                    x=[(len(steps) - 1) / 2],
-                    y=[(low + high) / 2],
-                    mode="text",
-                    text=["not measured"],
-                    textfont=dict(size=13, color="#777777"),
-                    showlegend=False,
-                    hoverinfo="skip",
-                    row=row,
-                    col=col,
-                )
+                text = dict(mode="text", text=["not measured"], textfont=dict(size=13, color="#777777"))
+                at = dict(x=[(len(steps) - 1) / 2], y=[(low + high) / 2], row=row, col=col)
+                fig.add_scatter(showlegend=False, hoverinfo="skip", **text, **at)
             step_axis(fig, steps, row, col, title=False, room=3)
-            fig.update_xaxes(
-                showticklabels=row == len(rows),
-                title="training step" if row == len(rows) else None,
-                title_font_size=13,
-                row=row,
-                col=col,
-            )
+            below = dict(showticklabels=row == len(rows), title="training step" if row == len(rows) else None)
+            fig.update_xaxes(title_font_size=13, row=row, col=col, **below)
     return fig
 
 

@@ -20,7 +20,7 @@ SCRIPT = "plotly.min.js"
 
 
 def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
-    """Write each figure as `<out>/<name>.html`, with plotly.js once beside them or in the folder above, so that the pages work offline.
+    """Write each figure as `<out>/<name>.html`, with plotly.js once beside them or in the folder above.
 
     Args:
         figures: figure per name.
@@ -46,7 +46,7 @@ def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
 
 
 def _script(out: Path) -> str:
-    """Where the pages of a folder find plotly.js: in the folder above where that holds the one of this release, else beside them."""
+    """Where a folder's pages find plotly.js: the folder above where that has this release's, else beside."""
     above = out.resolve().parent / SCRIPT
     size = len(plotly.offline.get_plotlyjs().encode())
     return f"../{SCRIPT}" if above.exists() and above.stat().st_size == size else SCRIPT
@@ -55,7 +55,7 @@ def _script(out: Path) -> str:
 def save_static(
     figures: dict[str, go.Figure], out: str | Path, formats: tuple[str, ...] = ("svg", "pdf")
 ) -> list[Path]:
-    """Write each figure as `<out>/<name>.<format>` with one browser for all; print a line and write none without one.
+    """Write each figure as `<out>/<name>.<format>` with one browser for all; none, and a line, without one.
 
     Args:
         figures: figure per name.
@@ -90,7 +90,8 @@ def save_static(
             errors = kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False})
         except (BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError):
             print(
-                "No SVG or PDF written: no working Chromium or Chrome found (Debian: `apt-get install chromium`)."
+                "No SVG or PDF written: no working Chromium or Chrome found "
+                "(Debian: `apt-get install chromium`)."
             )
             return []
         if errors:

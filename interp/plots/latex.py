@@ -13,7 +13,7 @@ from interp.results.arm_rows import paper_table
 
 
 def masking_table(frame: pd.DataFrame) -> str:
-    r"""The masking study's arms and the claimed arm's differences, as a float over two columns; its preamble needs `\usepackage{booktabs}`.
+    r"""The masking study's conditions and differences as a float over two columns; needs `booktabs`.
 
     An arm's values have their intervals in the line below, so that seven readings fit a page of two columns.
 
@@ -21,8 +21,10 @@ def masking_table(frame: pd.DataFrame) -> str:
     """
     table = paper_table(frame).rename(columns={"in-domain": "in", "out-of-domain": "out"}, level=1)
     caption = (
-        r"Training conditions at the last checkpoint: $k$ is the share of examples whose action tokens are unsupervised. "
-        r"In, out: on decisions in and out of domain. Brackets: 95\,\% intervals over games and seeds, not corrected for their number."
+        r"Training conditions at the last checkpoint: $k$ is the share of examples "
+        r"whose action tokens are unsupervised. "
+        r"In, out: on decisions in and out of domain. "
+        r"Brackets: 95\,\% intervals over games and seeds, not corrected for their number."
     )
     levels = sum(" − " not in title for title in table.index)
     parts = table.map(lambda cell: cell.partition(" ["))

@@ -3,7 +3,8 @@
 >>> frame, provenance = read_table("figures/tables", "masking")
 >>> success(frame, provenance).show()
 
-Green is a mask of action tokens, orange and hollow the mask of as many other tokens, in every figure here (`interp.results.arm_rows.LOOKS`).
+Green is a mask of action tokens, orange and hollow the mask of as many other tokens, in every
+figure here (`interp.results.arm_rows.LOOKS`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from interp.results.queries import need, pick, splits_of, steps_of
 from interp.results.wording import WHERE, listed, sentence
 from interp.stats.crossed import CLAIM, SMALLEST
 
-#: Metrics of the forest plot in reading order: their names in figures; every one is a share, so that differences share an axis.
+#: Metrics of the forest plot in reading order: their names in figures; every one is a share.
 MECHANISM = {
     "acc_cot": "CoT action right",
     "acc_prompt": "prompt action right",
@@ -66,7 +67,10 @@ def claim(frame: pd.DataFrame) -> str:
             f"The claim that masking actions helps out of domain is not judged{verdict.removeprefix('none')}."
         )
     rests = listed(f"{estimate(row, signed=True)} to {of}" for of, row in claim_rows(frame).items())
-    return f"The claim that masking actions (k = .3) helps out of domain is {verdict}{f': {rests}' if rests else ''}."
+    return (
+        "The claim that masking actions (k = .3) helps out of domain is "
+        f"{verdict}{f': {rests}' if rests else ''}."
+    )
 
 
 def claim_rows(frame: pd.DataFrame) -> dict[str, pd.Series]:
@@ -79,7 +83,7 @@ def claim_rows(frame: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def moves(frame: pd.DataFrame, arm: Arm, split: str) -> dict[str, tuple[int, pd.Series]]:
-    """The readings that are predicted to move with a condition: 1 where its difference to k = 0 did, -1 where the other way, else 0; and its row."""
+    """By reading 1 where the difference to k = 0 moved as predicted, -1 the other way, else 0; its row."""
     found = {}
     for metric in MECHANISM:
         row = one(frame, metric=metric, split=split, arm=arm.name, contrast="difference")
@@ -89,7 +93,7 @@ def moves(frame: pd.DataFrame, arm: Arm, split: str) -> dict[str, tuple[int, pd.
 
 
 def moved_further(frame: pd.DataFrame, arm: Arm, split: str) -> dict[str, int | None]:
-    """Of what moved as predicted: 1 where the condition lies further than its random mask, -1 less far, 0 not told apart, None unmeasured."""
+    """Of what moved as predicted: 1 beyond the random mask, -1 short of it, 0 neither, or None."""
     further = {}
     for metric, (moved, _) in moves(frame, arm, split).items():
         if moved == 1:
@@ -117,7 +121,7 @@ def _told_apart(frame: pd.DataFrame, metric: str) -> dict[str, str]:
 
 
 def _numbers(frame: pd.DataFrame, *metrics: str, contrasts: tuple = CONTRASTS, **where) -> pd.DataFrame:
-    """Levels, differences and slopes of these readings, at the last checkpoint (and the first that was read)."""
+    """Levels, differences and slopes of these readings at the first and last checkpoint read."""
     rows = only(pick(frame, **where), metric=metrics, contrast=contrasts).drop(columns="seed")
     condition = {arm.name: arm.title for arm in arms_of(frame)}
     return numbers(rows, {"arm": lambda arm: condition.get(arm, "–"), "metric": MECHANISM.get}).rename(
@@ -148,7 +152,10 @@ def _dose_caption(frame: pd.DataFrame) -> Caption:
         }
         verdicts = {split: words[side(row)] for split, row in slopes.items() if row is not None}
         told += [sentence(f"{name} {clause(verdicts)}")] if verdicts else []
-    drawn = "Accuracy of both modes against k, the share of examples whose action is unsupervised. Hollow: random masks."
+    drawn = (
+        "Accuracy of both modes against k, the share of examples whose action is unsupervised. "
+        "Hollow: random masks."
+    )
     return Caption(
         " ".join(told),
         drawn,
@@ -213,8 +220,14 @@ def _selection_caption(frame: pd.DataFrame) -> Caption:
         else "no share is clearly better"
     )
     others = frame[frame["share"] > 0].sort_values("share")
-    drawn = "Each share's difference in CoT accuracy to k = 0; the greatest is too large on average, so measure it again."
-    size = f"n = {span(others['n_groups'])} games; 95 % intervals over games and seeds, simultaneous for all shares."
+    drawn = (
+        "Each share's difference in CoT accuracy to k = 0; the greatest is too large on average, "
+        "so measure it again."
+    )
+    size = (
+        f"n = {span(others['n_groups'])} games; 95 % intervals over games and seeds, simultaneous "
+        "for all shares."
+    )
     table = listing(others.drop(columns=["arm", "chosen"]), {"share": number})
     return Caption(
         f"k = {number(chosen['share'])} is chosen {WHERE[chosen['split']]}: {reason}.", drawn, size, table
@@ -237,7 +250,8 @@ def _table_caption(frame: pd.DataFrame) -> Caption:
 def success(frame: pd.DataFrame) -> go.Figure:
     """The primary outcome by arm, its differences to k = 0, and games won where they were played.
 
-    Each training is a dot; the dashed line is the least difference that matters (`interp.stats.crossed.SMALLEST`)."""
+    Each training is a dot; the dashed line is the least difference that matters.
+    """
     need(frame, metric="acc_cot", contrast="level")
     arms, rows = arms_of(frame), [("acc_cot", "level", "accuracy of CoT action", 200)]
     if len(pick(frame, metric="acc_cot", contrast="difference")):
@@ -267,7 +281,7 @@ def success(frame: pd.DataFrame) -> go.Figure:
     **_SECTION,
 )
 def table(frame: pd.DataFrame) -> go.Figure:
-    """What each arm reads, and the claimed arm's differences, as `interp.plots.latex.masking_table` has it."""
+    """What each condition reads, and the claimed one's differences, as in `interp.plots.latex`."""
     shown = paper_table(frame)
     heads = ["condition", *("<br>".join(part for part in column if part) for column in shown.columns)]
     fills = ["#F3F3F3" if " − " in title else "white" for title in shown.index]
@@ -290,7 +304,7 @@ def table(frame: pd.DataFrame) -> go.Figure:
 
 @figure("More masking, more of what?", name="masking_dose", caption=_dose_caption, **_SECTION)
 def dose(frame: pd.DataFrame) -> go.Figure:
-    """Accuracy of both modes against the share k whose actions are masked; random masks are hollow, at their share."""
+    """Accuracy of both modes against the share k whose actions are masked; random masks are hollow."""
     metrics = [
         metric for metric in ("acc_cot", "acc_prompt") if len(pick(frame, metric=metric, contrast="level"))
     ]
@@ -380,7 +394,7 @@ def gap(frame: pd.DataFrame) -> go.Figure:
 
 @figure("Prompt reliance by condition", name="masking_reliance", caption=_reliance_caption, **_SECTION)
 def reliance(frame: pd.DataFrame) -> go.Figure:
-    """Prompt reliance over checkpoints, a column for each arm beside k = 0, which is drawn again in every panel."""
+    """Prompt reliance over checkpoints, a column for each condition beside k = 0."""
     frame = need(frame, metric="prompt_reliance", contrast="level")
     steps, splits, arms = steps_of(frame), splits_of(frame), arms_of(frame)
     zero = next((arm for arm in arms if arm.kind == "zero"), None)
@@ -417,7 +431,7 @@ def reliance(frame: pd.DataFrame) -> go.Figure:
 
 @figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption, **_SECTION)
 def mechanism(frame: pd.DataFrame) -> go.Figure:
-    """Where a gain landed: the claimed arm's differences to k = 0 and to its random mask in every reading, a column for each split."""
+    """Where a gain landed: the claimed condition's differences in every reading, a column for each split."""
     arm = claimed(frame)
     rows = pick(frame, arm=arm.name if arm else "action_mask_0.3")
     rows = need(rows[rows["contrast"].isin(["difference", "control"]) & rows["metric"].isin(MECHANISM)])
@@ -435,11 +449,11 @@ def mechanism(frame: pd.DataFrame) -> go.Figure:
         sides = [
             (places[metric], PREDICTED[metric, split]) for metric in shown if (metric, split) in PREDICTED
         ]
-        for number_of, (y, side) in enumerate(sides):
+        for number_of, (y, sign) in enumerate(sides):
             fig.add_shape(
                 type="rect",
                 x0=0,
-                x1=side * reach,
+                x1=sign * reach,
                 y0=y - 0.42,
                 y1=y + 0.42,
                 fillcolor="#E3F1EC",

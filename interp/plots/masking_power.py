@@ -1,4 +1,4 @@
-"""The figure of what the masking study's analysis finds in simulated studies: planted effects, and effects that are not there.
+"""The figure of the masking study's power: simulated effects that are found, and false finds.
 
 >>> frame, provenance = read_table("figures/tables", "masking_power")
 >>> power(frame, provenance).show()
@@ -31,7 +31,7 @@ def shares(rows: pd.DataFrame) -> str:
 
 
 def found_above(frame: pd.DataFrame) -> tuple[dict[float, pd.DataFrame], pd.DataFrame]:
-    """Shares of studies whose interval of k = .3 against k = 0 lies above 0, by planted effect; and where none was planted."""
+    """Studies whose interval of k = .3 - k = 0 lies above 0: by planted effect, and where there is none."""
     above = frame.assign(world=frame["world"].fillna("null"))  # which is how the word is read from a CSV
     above = pick(above, what="above", contrast="difference")
     planted = pick(above, world="action")
@@ -42,7 +42,10 @@ def _caption(frame: pd.DataFrame) -> Caption:
     planted, null = found_above(frame)
     told = listed(f"{number(effect)} in {shares(of)}" for effect, of in planted.items())
     message = f"Simulated studies find an effect of {told}; without one, they find one in {shares(null)}."
-    drawn = "Top: planted differences found, claim supported. Bottom: false finds (dotted: 2.5 %). Seed SD: between trainings, log-odds."
+    drawn = (
+        "Top: planted differences found, claim supported. Bottom: false finds (dotted: 2.5 %). "
+        "Seed SD: between trainings, log-odds."
+    )
     size = f"n = {int(frame['n'].min()):,} studies of each kind; 95 % Wilson intervals."
     rows = []
     kinds = [
@@ -70,52 +73,11 @@ def _caption(frame: pd.DataFrame) -> Caption:
     caption=_caption,
 )
 def power(frame: pd.DataFrame) -> go.Figure:
-    """Shares of simulated studies in which a planted effect is found, above those in which something is found that is not there."""
+    """Shares of simulated studies in which a planted effect is found, above false finds."""
     frame = frame.assign(world=frame["world"].fillna("null"))  # which is how the word is read from a CSV
     need(frame, world="action", contrast="difference", what="above")
-    sizes = sorted(set(zip(frame["training_sd"], frame["games"])))
+    sizes = sorted(set(zip(frame["training_sd"], frame["games"], strict=True)))
     effects = sorted(frame.loc[frame["world"] == "action", "effect"].unique(), reverse=True)
-    dashes = dict(zip(effects, ("solid", "dash", "dot", "dashdot")))
-    kinds = (
-        ("difference", "above", "k = .3 > k = 0", GREEN, "circle"),
-        ("verdict", "supported", "supported", BLACK, "square"),
-    )
-    found = [
-        (
-            f"{name}, effect {number(effect)}",
-            colour,
-            dashes[effect],
-            symbol,
-            dict(world="action", effect=effect, contrast=contrast, what=what),
-        )
-        for contrast, what, name, colour, symbol in kinds
-        for effect in effects
-    ]
-    any_mask = dict(world="any_mask", effect=effects[0])
-    false = [
-        (
-            "null: k = .3 > k = 0",
-            GREEN,
-            "solid",
-            "circle",
-            dict(world="null", contrast="difference", what="above"),
-        ),
-        (
-            "any mask: k = .3 > random",
-            ORANGE,
-            "solid",
-            "circle-open",
-            dict(any_mask, contrast="control", what="above"),
-        ),
-        (
-            "any mask: supported",
-            BLACK,
-            "solid",
-            "square",
-            dict(any_mask, contrast="verdict", what="supported"),
-        ),
-        ("null: over games alone", GREY, "dot", "x", dict(world="null", contrast="games_only", what="above")),
-    ]
     fig = grid(
         sizes,
         [("power", 210), ("false positives", 170)],
@@ -127,7 +89,7 @@ def power(frame: pd.DataFrame) -> go.Figure:
     fig.update_layout(
         legend2=dict(y=(170 + 8) / height, x=0, orientation="h", font_size=14, yanchor="bottom")
     )
-    for row, lines in enumerate((found, false), start=1):
+    for row, lines in enumerate(_lines(effects), start=1):
         for order, (name, colour, dash, symbol, where) in enumerate(lines):
             for col, (sd, games) in enumerate(sizes, start=1):
                 rows = pick(frame, training_sd=sd, games=games, **where).sort_values("seeds")
@@ -157,7 +119,45 @@ def power(frame: pd.DataFrame) -> go.Figure:
     )
     fig.update_yaxes(range=[-0.05 * highest, 1.1 * highest], row=2)
     fig.add_hline(y=0.025, row=2, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
-    return under(fig, "seeds of each arm", 30)
+    return under(fig, "seeds of each condition", 30)
 
 
-_POWER_HOVER = "%{customdata[0]} seeds<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]<br>of %{customdata[4]} simulated studies"
+def _lines(effects: list[float]) -> tuple[list, list]:
+    """Lines of finds and of false finds: name, colour, dash, marker, and what picks them."""
+    dashes = dict(zip(effects, ("solid", "dash", "dot", "dashdot"), strict=False))
+    kinds = (
+        ("difference", "above", "k = .3 > k = 0", GREEN, "circle"),
+        ("verdict", "supported", "supported", BLACK, "square"),
+    )
+    found = []
+    for contrast, what, name, colour, symbol in kinds:
+        for effect in effects:
+            where = dict(world="action", effect=effect, contrast=contrast, what=what)
+            found.append((f"{name}, effect {number(effect)}", colour, dashes[effect], symbol, where))
+    any_mask = dict(world="any_mask", effect=effects[0])
+    above = dict(world="null", what="above")
+    false = [
+        ("null: k = .3 > k = 0", GREEN, "solid", "circle", dict(above, contrast="difference")),
+        (
+            "any mask: k = .3 > random",
+            ORANGE,
+            "solid",
+            "circle-open",
+            dict(any_mask, contrast="control", what="above"),
+        ),
+        (
+            "any mask: supported",
+            BLACK,
+            "solid",
+            "square",
+            dict(any_mask, contrast="verdict", what="supported"),
+        ),
+        ("null: over games alone", GREY, "dot", "x", dict(above, contrast="games_only")),
+    ]
+    return found, false
+
+
+_POWER_HOVER = (
+    "%{customdata[0]} seeds<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, "
+    "%{customdata[3]:.3f}]<br>of %{customdata[4]} simulated studies"
+)

@@ -6,20 +6,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.caption import Caption, change, clause, last_side, listing, numbers, only, size, value
+from interp.plots.caption import Caption, change, clause, last_side, listing, numbers, only, size
 from interp.plots.registry import figure
 from interp.plots.theme import (
     BOTTOM,
     HOVER,
-    SEQUENTIAL,
+    corner,
     draw_heatmap,
     draw_metrics,
     draw_trace,
+    effect_scale,
     facets,
     fit_values,
     layer_axis,
@@ -30,7 +30,7 @@ from interp.plots.theme import (
     whisker,
     zero_line,
 )
-from interp.results.estimates import ends, estimate, side, span
+from interp.results.estimates import ends, estimate, side
 from interp.results.names import BLACK, BLUE, DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPANS
 from interp.results.queries import need, pick, steps_of, with_places
 
@@ -56,13 +56,13 @@ _SECTION = dict(section="depends", table="patching")
 
 
 def boundary(frame: pd.DataFrame) -> pd.Series | None:
-    """The largest effect, up or down, of patching the boundary alone, over layers, checkpoints, modes and directions."""
+    """The largest effect, up or down, of patching the boundary alone."""
     rows = pick(with_places(frame), at="boundary", metric="difference").dropna(subset="value")
     return rows.loc[rows["value"].abs().idxmax()] if len(rows) else None
 
 
 def best_spans(frame: pd.DataFrame) -> list[pd.Series]:
-    """At the first and last checkpoint, the part of the prompt and layer that give most back (read at the boundary)."""
+    """The part of the prompt and layer that give most back, at the first and last checkpoint."""
     rows = pick(with_places(frame), mode="prompt", metric="difference", direction="denoise").dropna(
         subset="value"
     )
@@ -99,8 +99,14 @@ def _patching_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
     top = boundary(rows)
     message = ""
     if top is not None:
-        message = f"Patching the boundary moves the action by at most {estimate(top)} of the difference (layer {int(top['layer'])}, step {int(top['step'])})."
-    drawn = f"Effect of patching {site} at the prompt's last token (0: none, 1: the other run's action), by layer and checkpoint."
+        message = (
+            f"Patching the boundary moves the action by at most {estimate(top)} of the difference "
+            f"(layer {int(top['layer'])}, step {int(top['step'])})."
+        )
+    drawn = (
+        f"Effect of patching {site} at the prompt's last token (0: none, 1: the other run's "
+        "action), by layer and checkpoint."
+    )
     table = listing(_largest(rows, ["mode", "direction"]), _NAMES)
     return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
 
@@ -111,7 +117,10 @@ def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
     rows = rows[rows["step"].isin(pick(rows, at="prompt")["step"])]
     message = ""
     if tops := best_spans(rows):
-        message = f"Of the prompt's parts, {PLACES[tops[-1]['at']][0]} gives most back at step {int(tops[-1]['step'])}: {estimate(tops[-1])} (layer {int(tops[-1]['layer'])})."
+        message = (
+            f"Of the prompt's parts, {PLACES[tops[-1]['at']][0]} gives most back at step "
+            f"{int(tops[-1]['step'])}: {estimate(tops[-1])} (layer {int(tops[-1]['layer'])})."
+        )
     drawn = f"Effect of patching {site} at all positions of a span, read at the boundary."
     shown = [_largest(rows, ["at", "direction"])]
     for top in tops[-1:]:  # the other metrics of that cell
@@ -132,7 +141,10 @@ def _screen_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
     }
     told = {f"({name})": words[side(of.last)] for name, of in found.items() if of}
     message = f"First-order estimates against true effects, last checkpoint: {clause(told)}." if told else ""
-    drawn = f"Gradient × change of {site} against true patching, by span and layer; dotted: equal. r: over single pairs."
+    drawn = (
+        f"Gradient × change of {site} against true patching, by span and layer; dotted: equal. r: "
+        "over single pairs."
+    )
     table = numbers(rows.drop(columns="split"), _NAMES)
     return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
 
@@ -141,13 +153,16 @@ def _reliance_caption(frame: pd.DataFrame) -> Caption:
     message = change("Prompt reliance", frame, metric="prompt_reliance")
     last = last_side(frame, WAYS, 0.5, metric="prompt_reliance")
     message += f" At the last checkpoint {last}." if last else ""
-    drawn = "Top: the share of the effect that goes directly from prompt to action. Bottom: the effects it is made of, in nats."
+    drawn = (
+        "Top: the share of the effect that goes directly from prompt to action. Bottom: the "
+        "effects it is made of, in nats."
+    )
     return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame))
 
 
 @figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True, **_SECTION)
 def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
-    """Patching effect by layer and checkpoint for both directions, above its layer profile at three checkpoints."""
+    """Patching effect by layer and checkpoint in both directions, above its layer profile."""
     frame = need(with_places(frame), site=site, mode="prompt", at="boundary", metric="difference")
     steps, layers = steps_of(frame), sorted(frame["layer"].unique())
     directions = [name for name in ("denoise", "noise") if (frame["direction"] == name).any()]
@@ -163,27 +178,15 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
         column_titles=[DIRECTIONS[name] for name in directions],
     )
     fig.update_layout(height=total + 44 + BOTTOM, margin=dict(t=44, r=100))
-    low, high = min(0.0, frame["value"].min()), max(1.0, frame["value"].max())
     shown = sorted({0, len(steps) // 2, len(steps) - 1})
     for col, direction in enumerate(directions, start=1):
         rows = pick(frame, direction=direction)
         readable = len(layers) <= 20 and len(steps) <= 9
-        draw_heatmap(
-            fig,
-            rows,
-            "layer",
-            "step",
-            (layers, steps),
-            1,
-            col,
-            name=direction,
-            coloraxis="coloraxis",
-            texttemplate="%{z:.2f}" if readable else None,
-            textfont_size=13,
-        )
-        for index, colour, dash in zip(
-            shown, (SKY, GREEN, "#08306B")[-len(shown) :], ("dot", "dash", "solid")
-        ):
+        look = dict(name=direction, coloraxis="coloraxis", textfont_size=13)
+        look |= dict(texttemplate="%{z:.2f}" if readable else None)
+        draw_heatmap(fig, rows, "layer", "step", (layers, steps), 1, col, **look)
+        colours = (SKY, GREEN, "#08306B")[-len(shown) :]
+        for index, colour, dash in zip(shown, colours, ("dot", "dash", "solid"), strict=False):
             at = rows[rows["step"] == steps[index]].sort_values("layer")
             x = [layers.index(layer) for layer in at["layer"]]
             look = (f"step {steps[index]}", colour, dash, ("circle", "square", "diamond")[index % 3])
@@ -196,25 +199,8 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     zero_line(fig, row=2)
     fit_values(fig, frame.assign(metric="effect"), ["effect"], row=2, at_least=(0.0, 1.0))
     fig.update_yaxes(title="patching effect", row=2, col=1)
-    fig.update_layout(
-        coloraxis=dict(
-            cmin=low,
-            cmax=high,
-            colorscale=SEQUENTIAL,
-            colorbar=dict(
-                title=dict(text="effect (0 = none, 1 = full)", side="right", font_size=14),
-                x=1.015,
-                thickness=13,
-                len=heights[0] / total,
-                y=1,
-                yanchor="top",
-                outlinewidth=0,
-                tickfont_size=13,
-            ),
-        ),
-        legend=dict(y=(heights[1] + 2) / total, x=0),
-    )
-    return fig
+    effect_scale(fig, frame["value"], len=heights[0] / total, y=1, yanchor="top")
+    return fig.update_layout(legend=dict(y=(heights[1] + 2) / total, x=0))
 
 
 @figure(
@@ -224,7 +210,7 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     **_SECTION,
 )
 def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
-    """Patching effect by span and layer, a row per direction, at the first and last checkpoint; cells whose interval covers 0 are marked."""
+    """Patching effect by span and layer, a row for each direction, at the first and last checkpoint."""
     frame = need(with_places(frame), site=site, mode="prompt", metric="difference")
     frame = frame[frame["step"].isin(need(frame, at="prompt")["step"])]
     steps, layers, places = (
@@ -238,19 +224,9 @@ def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     for row, direction in enumerate(directions, start=1):
         for col, step in enumerate(steps, start=1):
             of = pick(frame, direction=direction, step=step)
-            grid = draw_heatmap(
-                fig,
-                of,
-                "at",
-                "layer",
-                (places, layers),
-                row,
-                col,
-                name=f"{direction}, step {step}",
-                coloraxis="coloraxis",
-                texttemplate="%{z:.2f}" if len(layers) <= 12 else None,
-                textfont_size=13,
-            )
+            look = dict(name=f"{direction}, step {step}", coloraxis="coloraxis", textfont_size=13)
+            look |= dict(texttemplate="%{z:.2f}" if len(layers) <= 12 else None)
+            grid = draw_heatmap(fig, of, "at", "layer", (places, layers), row, col, **look)
             unsure = uncertain(grid)
             fig.add_scatter(
                 x=unsure[:, 1] + 0.38,
@@ -275,20 +251,7 @@ def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
                 col=col,
             )
         fig.update_yaxes(title=direction, row=row, col=1)
-    fig.update_layout(
-        coloraxis=dict(
-            cmin=min(0.0, frame["value"].min()),
-            cmax=max(1.0, frame["value"].max()),
-            colorscale=SEQUENTIAL,
-            colorbar=dict(
-                title=dict(text="effect (0 = none, 1 = full)", side="right", font_size=14),
-                x=1.015,
-                thickness=13,
-                outlinewidth=0,
-                tickfont_size=13,
-            ),
-        ),
-    )
+    effect_scale(fig, frame["value"])
     return fig
 
 
@@ -296,7 +259,7 @@ def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     "Attribution patching against true patching", name="patching_screen", caption=_screen_caption, **_SECTION
 )
 def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
-    """First-order estimate against true effect, a point per span and layer, a row per direction, at the first and last checkpoint."""
+    """First-order estimate against true effect, a point for each span and layer, at both ends."""
     frame = pick(with_places(frame), site=site, mode="prompt")
     estimated, true = (need(frame, metric=metric) for metric in ("attribution", "difference"))
     keys = ["step", "layer", "direction", "at", "n", "n_groups"]
@@ -334,57 +297,36 @@ def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
                 )
                 named.add(name)
             found = pick(frame, metric="attribution_pearson", step=step, direction=direction)
-            said = (
-                f"r = {found['value'].iloc[0]:.2f} [{found['low'].iloc[0]:.2f}, {found['high'].iloc[0]:.2f}]".replace(
-                    "-", "−"
-                )
-                if len(found)
-                else ""
-            )
-            fig.add_annotation(
-                text=said,
-                x=0.02,
-                y=0.98,
-                xref="x domain",
-                yref="y domain",
-                xanchor="left",
-                yanchor="top",
-                showarrow=False,
-                row=row,
-                col=col,
-            )
+            said = f"r = {estimate(found.iloc[0])}" if len(found) else ""
+            corner(fig, said, row, col)
         fig.update_yaxes(title=f"{direction},<br>estimated effect", row=row, col=1)
+    return _parity(fig, drawn, len(directions), len(steps))
+
+
+def _parity(fig: go.Figure, drawn: pd.DataFrame, rows: int, columns: int) -> go.Figure:
+    """Axes that fit estimated and true effects, and the line on which they are equal."""
     sides = {}
     for axis, end in (("x", "_x"), ("y", "")):
-        low, high = (
-            drawn[[f"value{end}", f"low{end}"]].min().min(),
-            drawn[[f"value{end}", f"high{end}"]].max().max(),
-        )
+        low = drawn[[f"value{end}", f"low{end}"]].min().min()
+        high = drawn[[f"value{end}", f"high{end}"]].max().max()
         margin = 0.05 * max(high - low, 0.1)
         sides[axis] = [min(0.0, low) - margin, max(1.0, high) + margin]
     ends = [max(sides["x"][0], sides["y"][0]), min(sides["x"][1], sides["y"][1])]
-    for row in range(1, len(directions) + 1):
-        for col in range(1, len(steps) + 1):
-            fig.add_shape(
-                type="line",
-                x0=ends[0],
-                y0=ends[0],
-                x1=ends[1],
-                y1=ends[1],
-                line=dict(color="#888888", width=1, dash="dot"),
-                layer="below",
-                row=row,
-                col=col,
-            )
+    line = dict(
+        x0=ends[0], y0=ends[0], x1=ends[1], y1=ends[1], line=dict(color="#888888", width=1, dash="dot")
+    )
+    for row in range(1, rows + 1):
+        for col in range(1, columns + 1):
+            fig.add_shape(type="line", layer="below", row=row, col=col, **line)
     fig.update_xaxes(range=sides["x"])
     fig.update_yaxes(range=sides["y"])
-    fig.update_xaxes(title="true patching effect", row=len(directions))
+    fig.update_xaxes(title="true patching effect", row=rows)
     return fig
 
 
 @figure("Prompt reliance", table="reliance", section="depends", caption=_reliance_caption, expected=True)
 def reliance(frame: pd.DataFrame) -> go.Figure:
-    """Prompt reliance over checkpoints, above the direct, via-CoT (by text, by state), total and interaction effects it is made of."""
+    """Prompt reliance over checkpoints, above the effects that it is made of."""
     fig = panels(frame, {"prompt reliance": 230, "effect on the action (nats)": 210})
     draw_metrics(fig, frame, ["prompt_reliance"], row=1)
     parts = ["direct", "via_cot", "via_text", "via_state", "total", "interaction"]

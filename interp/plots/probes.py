@@ -11,13 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.caption import Caption, clause, last_side, listing, numbers, only, size, value
+from interp.plots.caption import Caption, clause, last_side, listing, numbers, only, size
 from interp.plots.registry import figure
 from interp.plots.theme import (
     BOTTOM,
     DIVERGING,
     SEQUENTIAL,
     TOP,
+    corner,
     draw_heatmap,
     draw_line,
     draw_metrics,
@@ -31,7 +32,6 @@ from interp.plots.theme import (
 )
 from interp.results.names import ACTIVATION_CONTROLS, BLUE, CONTROLS, LABELS, ORANGE, SKY, SPLITS
 from interp.results.queries import label_of, need, pick, splits_of, steps_of
-
 
 #: What the last gain's interval says of the probe against the best guess made without activations.
 GAINED = {
@@ -55,7 +55,7 @@ _SECTION = dict(section="predicted")
 
 
 def cells_above(frame: pd.DataFrame, **where) -> tuple[int, int]:
-    """How many of the probes' cells (layer, checkpoint) have a gain whose interval lies above 0, and of how many."""
+    """How many cells (layer, checkpoint) have a gain whose interval lies above 0, and of how many."""
     cells = pick(frame, reader="gain", metric="accuracy", **where).dropna(subset="value")
     cells = cells[cells["layer"] >= 0]
     return int((cells["low"] > 0).sum()), len(cells)
@@ -99,7 +99,7 @@ def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: 
 
 
 def _nested(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, with controls, which read no layer and may be filed under any, filed under the nested choice."""
+    """The rows, with the controls, which read no layer, filed under the nested choice."""
     reads_none = rows["reader"].isin(CONTROLS)
     controls = rows[reads_none].sort_values("layer").drop_duplicates(["step", "reader"])
     return pd.concat([rows[~reads_none], controls.assign(layer=-1)])
@@ -112,7 +112,10 @@ def _transfer_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     counts = {split: pairs_that_drop(frame, split) for split in splits_of(frame)}
     told = clause({split: f"in {clear} of {count} pairs" for split, (clear, count) in counts.items()})
     message = f"Read at another checkpoint, a probe loses accuracy (interval above 0) {told}."
-    drawn = "Accuracy; drop against the own probe, which includes changed actions; three probes. Layer and C: chosen in training."
+    drawn = (
+        "Accuracy; drop against the own probe, which includes changed actions; three probes. "
+        "Layer and C: chosen in training."
+    )
     ends_ = only(frame, train_step=(first, last), test_step=(first, last), reader=("probe", "drop"))
     return Caption(message, drawn, size(pick(frame, reader="probe")), listing(ends_))
 
@@ -122,7 +125,10 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     frame = pick(frame, label=label)
     told = last_side(frame, BITS, metric="bits", reader="gain")
     message = f"At the last checkpoint {told}, against the shorter of both other codes." if told else ""
-    drawn = f"Online codelength of the {LABELS.get(label, label)}: bits for each decision (top), compression against the uniform code (bottom)."
+    drawn = (
+        f"Online codelength of the {LABELS.get(label, label)}: bits for each decision (top), "
+        "compression against the uniform code (bottom)."
+    )
     return Caption(
         message,
         drawn,
@@ -139,7 +145,7 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     **_SECTION,
 )
 def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> go.Figure:
-    """Probe's gain over the best control by layer and checkpoint, beside the nested probe's accuracy and its controls."""
+    """Probe's gain over the best control by layer and checkpoint, beside accuracies."""
     chosen = need(frame, label=label, split=split, metric="accuracy")
     gain = need(chosen[chosen["layer"] >= 0], reader="gain")
     steps, height = steps_of(chosen), 480
@@ -155,67 +161,22 @@ def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in
     fig.update_layout(height=TOP + height + BOTTOM)
     layers = sorted(gain["layer"].unique())
     limit = max(0.01, float(gain["value"].abs().max()))
-    grid = draw_heatmap(
-        fig,
-        gain,
-        "layer",
-        "step",
-        (layers, steps),
-        1,
-        1,
-        zmin=-limit,
-        zmax=limit,
-        colorscale=DIVERGING,
-        name="gain",
-        colorbar=dict(
-            title=dict(text="gain in accuracy over best control", side="right", font_size=14),
-            x=0.335,
-            thickness=13,
-            outlinewidth=0,
-            tickfont_size=13,
-            tickformat="+.2f",
-        ),
-    )
+    title = dict(text="gain in accuracy over best control", side="right", font_size=14)
+    bar = dict(title=title, x=0.335, thickness=13, outlinewidth=0, tickfont_size=13, tickformat="+.2f")
+    look = dict(zmin=-limit, zmax=limit, colorscale=DIVERGING, name="gain", colorbar=bar)
+    grid = draw_heatmap(fig, gain, "layer", "step", (layers, steps), 1, 1, **look)
     _mark(fig, uncertain(grid), "gain's interval covers 0", 1, 1)
     for row, readers in enumerate((("probe", *CONTROLS), ("probe", *ACTIVATION_CONTROLS)), start=1):
         for reader in readers:
-            rows = pick(chosen, reader=reader)
             # A control that reads no layer may be filed under any: the nested row first, else the first one.
-            # Checkpoints without it break the line.
-            rows = (
-                rows.sort_values("layer")
-                .drop_duplicates("step")
-                .set_index("step")
-                .reindex(steps)
-                .reset_index()
-                if len(rows)
-                else rows
-            )
-            draw_line(
-                fig,
-                rows,
-                steps,
-                reader,
-                row=row,
-                col=2,
-                thin=reader != "probe",
-                show=row == 1 or reader != "probe",
-            )
+            rows = pick(chosen, reader=reader).sort_values("layer").drop_duplicates("step")
+            if len(rows):  # checkpoints without it break the line
+                rows = rows.set_index("step").reindex(steps).reset_index()
+            other = reader != "probe"
+            draw_line(fig, rows, steps, reader, row=row, col=2, thin=other, show=row == 1 or other)
         step_axis(fig, steps, row=row, col=2, title=row == 2)
         text = ("against what reads no activation", "against controls of the activations")[row - 1]
-        fig.add_annotation(
-            text=text,
-            x=0,
-            xref="x domain",
-            y=1,
-            yref="y domain",
-            yanchor="bottom",
-            xanchor="left",
-            showarrow=False,
-            row=row,
-            col=2,
-            font=dict(size=13, color="#666666"),
-        )
+        corner(fig, text, row, 2, above=True, font=dict(size=13, color="#666666"))
     step_axis(fig, steps, row=1, col=1, room=7)
     fig.update_xaxes(title="training step", row=1, col=1)
     layer_axis(fig, layers, "layer (0 = embedding output)", row=1, col=1)
@@ -226,7 +187,7 @@ def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in
 
 @figure("Do probes carry over between checkpoints?", table="transfer", caption=_transfer_caption, **_SECTION)
 def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
-    """Accuracy of each checkpoint's probe at each checkpoint, its drop against the own probe, and the own, first and last probe over steps."""
+    """Accuracy of each checkpoint's probe at each checkpoint, its drop, and three probes over steps."""
     label = label or label_of(frame)
     frame = need(frame, label=label, metric="accuracy")
     probe, drop = (need(frame, reader=reader) for reader in ("probe", "drop"))
@@ -238,75 +199,26 @@ def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     )
     fig.update_layout(height=height + TOP + BOTTOM + 70, margin=dict(b=BOTTOM + 70, l=88))
     limit = max(0.01, float(drop["value"].abs().max()))
-    bar = dict(
-        orientation="h",
-        thickness=11,
-        len=0.27,
-        outlinewidth=0,
-        tickfont_size=12,
-        y=-74 / height,
-        yanchor="top",
-    )
+    bar = dict(orientation="h", thickness=11, len=0.27, outlinewidth=0, tickfont_size=12, nticks=5)
+    bar |= dict(y=-74 / height, yanchor="top")
+    accuracies = dict(colorscale=SEQUENTIAL, cmin=0, cmax=float(probe["value"].max()))
+    drops = dict(colorscale=[[1 - at, colour] for at, colour in DIVERGING[::-1]], cmin=-limit, cmax=limit)
     fig.update_layout(
-        coloraxis=dict(
-            colorscale=SEQUENTIAL,
-            cmin=0,
-            cmax=float(probe["value"].max()),
-            colorbar=dict(bar, x=0.135, nticks=5),
-        ),
-        coloraxis2=dict(
-            colorscale=[[1 - at, colour] for at, colour in DIVERGING[::-1]],
-            cmin=-limit,
-            cmax=limit,
-            colorbar=dict(bar, x=0.5, nticks=5, tickformat="+.2f"),
-        ),
+        coloraxis=accuracies | dict(colorbar=dict(bar, x=0.135)),
+        coloraxis2=drops | dict(colorbar=dict(bar, x=0.5, tickformat="+.2f")),
     )
-    lines = {
-        "own probe": (BLUE, "solid", "circle"),
-        f"step {steps[0]}'s probe": (SKY, "dash", "square"),
-        f"step {steps[-1]}'s probe": (ORANGE, "dash", "diamond"),
-    }
     for row, split in enumerate(splits, start=1):
         for col, of in enumerate((probe, drop), start=1):
             rows = pick(of, split=split)
-            grid = draw_heatmap(
-                fig,
-                rows,
-                "train_step",
-                "test_step",
-                (steps, steps),
-                row,
-                col,
-                name=("accuracy", "drop")[col - 1],
-                coloraxis=("coloraxis", "coloraxis2")[col - 1],
-            )
+            look = dict(name=("accuracy", "drop")[col - 1], coloraxis=("coloraxis", "coloraxis2")[col - 1])
+            grid = draw_heatmap(fig, rows, "train_step", "test_step", (steps, steps), row, col, **look)
             step_axis(fig, steps, row=row, col=col, title=False, room=5)
-            shown = (
-                list(fig.get_subplot(row, col).xaxis.tickvals),
-                list(fig.get_subplot(row, col).xaxis.ticktext),
-            )
-            fig.update_yaxes(
-                tickmode="array", tickvals=shown[0], ticktext=shown[1], showgrid=False, row=row, col=col
-            )
+            axis = fig.get_subplot(row, col).xaxis
+            ticks = dict(tickmode="array", tickvals=list(axis.tickvals), ticktext=list(axis.ticktext))
+            fig.update_yaxes(showgrid=False, row=row, col=col, **ticks)
         unsure = uncertain(grid)
         _mark(fig, unsure[unsure[:, 0] != unsure[:, 1]], "drop's interval covers 0", row, 2, show=row == 1)
-        at = pick(probe, split=split).assign(step=lambda table: table["test_step"])
-        own = at[at["train_step"] == at["test_step"]]
-        for (name, look), rows in zip(
-            lines.items(), (own, pick(at, train_step=steps[0]), pick(at, train_step=steps[-1])), strict=True
-        ):
-            rows = rows.sort_values("step")
-            draw_trace(
-                fig,
-                rows,
-                [steps.index(step) for step in rows["step"]],
-                (name, *look),
-                row,
-                3,
-                "legend",
-                row == 1,
-                thin=name != "own probe",
-            )
+        _draw_probes(fig, pick(probe, split=split), steps, row)
         step_axis(fig, steps, row=row, col=3, title=False, room=5)
         fig.update_yaxes(title=f"{SPLITS[split]}:<br>probe of training step", row=row, col=1)
         fig.update_yaxes(rangemode="tozero", row=row, col=3)
@@ -315,9 +227,23 @@ def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     return fig
 
 
+def _draw_probes(fig, rows: pd.DataFrame, steps: list, row: int):
+    """Draw what the own, the first and the last checkpoint's probe read over steps."""
+    at = rows.assign(step=rows["test_step"]).sort_values("step")
+    own = at[at["train_step"] == at["test_step"]]
+    lines = (
+        (own, "own probe", BLUE, "solid", "circle"),
+        (pick(at, train_step=steps[0]), f"step {steps[0]}'s probe", SKY, "dash", "square"),
+        (pick(at, train_step=steps[-1]), f"step {steps[-1]}'s probe", ORANGE, "dash", "diamond"),
+    )
+    for read, *look in lines:
+        x = [steps.index(step) for step in read["step"]]
+        draw_trace(fig, read, x, look, row, 3, "legend", row == 1, thin=look[0] != "own probe")
+
+
 @figure("Bits to send the action", table="mdl", caption=_mdl_caption, **_SECTION)
 def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
-    """Bits for each decision with the activations, the text and class frequencies over checkpoints, above the compression."""
+    """Bits for each decision with the activations, the text and class frequencies, above the compression."""
     label = label or label_of(frame)
     frame = need(frame, label=label)
     readers = ["probe", "tfidf", "majority"]

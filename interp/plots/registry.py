@@ -1,10 +1,11 @@
-"""Every figure, registered where it is drawn: its title, the table it draws, its section of the page, and its caption.
+"""Every figure, registered where it is drawn: title, table, section of the page, and caption.
 
 >>> @figure("Prompt reliance", table="reliance", section="depends", caption=reliance_caption)
 ... def reliance(frame): ...
 >>> reliance(frame, provenance)  # which is kept in the figure's `layout.meta`
 
-`figures()` has them in reading order: module by module of this package, in each as they stand there, then those of others.
+`figures()` has them in reading order: module by module of this package, in each as they stand
+there, then those of others.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Figure:
     table: str
     """Name of the table that it draws."""
     section: str
-    """Name of the section of the page that it stands in; one that the page does not know becomes a section of its own."""
+    """Section of the page that it stands in; one that the page does not know becomes one of its own."""
     draw: Callable[[pd.DataFrame, dict | None], go.Figure]
     caption: Callable[[pd.DataFrame], Caption]
     expected: bool
@@ -56,9 +57,10 @@ def figure(
     instead: str = "",
     latex: Callable[[pd.DataFrame], str] | None = None,
 ) -> Callable:
-    """Register the function that follows, which draws the table, as a figure; its name is the function's unless given.
+    """Register the function that follows as a figure; its name is the function's unless given.
 
-    Arguments as in `Figure`. The function also takes the table's provenance, and a ValueError of it names the figure.
+    Arguments as in `Figure`. The function also takes the table's provenance, and its ValueErrors
+    name the figure.
     """
 
     def register(draw: Callable) -> Callable:

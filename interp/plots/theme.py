@@ -3,8 +3,9 @@
 >>> figure = panels(frame, {"accuracy": 230})
 >>> draw_metrics(figure, frame, ["acc_cot", "acc_prompt"], row=1)
 
-One concept has one name, colour, dash and marker in every figure. A band or a whisker is always the table's 95 %
-interval. Checkpoints stand evenly spaced in training order, so that step 0 (the base model) has a place.
+One concept has one name, colour, dash and marker in every figure. A band or a whisker is always the
+table's 95 % interval. Checkpoints stand evenly spaced in training order, so that step 0 (the base model)
+has a place.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ HOVER = (
     "step %{customdata[0]}<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]"
     "<br>n = %{customdata[4]} in %{customdata[5]} clusters"
 )
-CELL = "%{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>n = %{customdata[2]} in %{customdata[3]} clusters"
+CELL = (
+    "%{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>n = %{customdata[2]} in "
+    "%{customdata[3]} clusters"
+)
 
 
 def plain(text):
@@ -133,7 +137,7 @@ def panels(frame: pd.DataFrame, rows: dict[str, int]) -> go.Figure:
 def facets(
     rows: int, each: int, gap: int, columns: list[str], below: int = BOTTOM, spacing: float = 0.03
 ) -> go.Figure:
-    """Empty figure of `rows` rows of panels, `each` px high and `gap` px apart, under column titles; `below` px under them."""
+    """Empty figure of `rows` rows of panels, `each` px high and `gap` px apart, `below` px under them."""
     height = each * rows + gap * (rows - 1)
     fig = make_subplots(
         rows=rows,
@@ -156,7 +160,7 @@ def under(fig: go.Figure, title: str, below: int = 30) -> go.Figure:
 def draw_heatmap(
     fig, rows: pd.DataFrame, index: str, columns: str, order: tuple[list, list], row: int, col: int, **look
 ) -> dict:
-    """Draw the rows' values by two columns, in this order of each; returns the grid of each number of the estimate."""
+    """Draw the rows' values by two columns in this order; returns the grid of each number."""
     grid = {name: rows.pivot(index=index, columns=columns, values=name) for name in ESTIMATE_COLUMNS}
     grid = {name: table.reindex(index=order[0], columns=order[1]) for name, table in grid.items()}
     hover = np.stack([grid[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS[1:]], axis=-1)
@@ -173,6 +177,21 @@ def draw_heatmap(
         **look,
     )
     return grid
+
+
+def effect_scale(fig: go.Figure, values: pd.Series, **bar) -> None:
+    """The colours of heatmaps of patching effects, and their bar."""
+    title = dict(text="effect (0 = none, 1 = full)", side="right", font_size=14)
+    look = dict(title=title, x=1.015, thickness=13, outlinewidth=0, tickfont_size=13)
+    low, high = min(0.0, values.min()), max(1.0, values.max())
+    fig.update_layout(coloraxis=dict(cmin=low, cmax=high, colorscale=SEQUENTIAL, colorbar=look | bar))
+
+
+def corner(fig: go.Figure, text: str, row: int, col: int, above: bool = False, **look) -> None:
+    """Text in a panel's upper left corner, or above it."""
+    place = dict(x=0, y=1, yanchor="bottom") if above else dict(x=0.02, y=0.98, yanchor="top")
+    place |= dict(xref="x domain", yref="y domain", xanchor="left", row=row, col=col)
+    fig.add_annotation(text=text, showarrow=False, **place, **look)
 
 
 def uncertain(grid: dict) -> np.ndarray:
@@ -248,7 +267,7 @@ def draw_trace(fig, rows, x, look, row, col, legend, show, thin=False):
 
 
 def step_axis(fig, steps, row, col, title=True, room=9):
-    """Evenly spaced checkpoints, labelled with their training step; at most `room` labels, first and last kept."""
+    """Evenly spaced checkpoints with at most `room` labels, first and last kept."""
     count = min(room, len(steps))
     shown = sorted({round(i * (len(steps) - 1) / max(1, count - 1)) for i in range(count)})
     text = [

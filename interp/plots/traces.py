@@ -65,11 +65,11 @@ LOOKS = {
     "follow_likely": ("likelier half of the other traces", VERMILION, "solid", "circle"),
     "follow_unlikely": ("less likely half", ORANGE, "dash", "triangle-up"),
 }
-#: Arms in which another trace argues for another action; in the others the own one is cut, shuffled or taken away.
+#: Inserted traces that argue for another action; else the own one is cut, shuffled or taken away.
 REPLACED = ("other_state", "resampled")
 
 
-#: What the last intervals say of another state's trace (against half of the decisions), and of a removed against a wrong one.
+#: What the last intervals say of another state's trace, and of a removed against a wrong one.
 FOLLOWED = {
     1: "the agent follows another state's trace more often than not",
     -1: "the agent does not follow another state's trace more often than not",
@@ -95,10 +95,16 @@ def _conflict_caption(frame: pd.DataFrame) -> Caption:
     told = last_side(frame, FOLLOWED, 0.5, arm="other_state", metric="follow")
     message = sentence(f"at the last checkpoint {told}") if told else ""
     if (worst := splice_fails(frame)) is not None:
-        message = f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f} where it must be 1, so no trace here is to be trusted."
+        message = (
+            f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f} where it must be 1, so no trace "
+            "here is to be trusted."
+        )
     elif len(pick(frame, arm="self_splice", metric="keep")):
         message += " The self-splice check passed."
-    drawn = "The agent's own prompt with an inserted trace: keep, follow and other action, a column for each trace."
+    drawn = (
+        "The agent's own prompt with an inserted trace: keep, follow and other action, a column "
+        "for each trace."
+    )
     shown = only(frame, metric=("keep", "follow", "logp_trace", "logp_own", "leak_rate"))
     table = numbers(shown).rename(columns={"arm": "inserted trace"})
     return Caption(message, drawn, size(only(frame, metric=("keep", "follow"))), table)
@@ -114,7 +120,10 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
             arm, top = max(last, key=lambda each: each[1]["value"])
             tops[split] = f"{ARMS[arm]} ({estimate(top)})"
     message = f"The last action's distribution moves most after: {clause(tops)}." if tops else ""
-    drawn = "Total variation distance after an inserted trace; probability of own and argued action; follow by that trace's likelihood."
+    drawn = (
+        "Total variation distance after an inserted trace; probability of own and argued action; "
+        "follow by that trace's likelihood."
+    )
     moved = pick(frame, arm="other_state")
     moved = only(
         moved,
@@ -134,7 +143,10 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
 def _removal_caption(frame: pd.DataFrame) -> Caption:
     told = last_side(frame, REMOVED, arm="filler", metric="flip_difference_parsed")
     message = sentence(f"at the last checkpoint {told}") if told else ""
-    drawn = "Flips after removal (empty, full stops) or replacement; top: unparsed ones count. In arXiv 2603.01437: 2–14 %, 52–78 %."
+    drawn = (
+        "Flips after removal (empty, full stops) or replacement; top: unparsed ones count. In "
+        "arXiv 2603.01437: 2–14 %, 52–78 %."
+    )
     shown = frame[frame["metric"].str.startswith("flip_")]
     return Caption(message, drawn, size(frame[frame["metric"].str.endswith("_parsed")]), numbers(shown))
 
@@ -144,7 +156,10 @@ def _early_caption(frame: pd.DataFrame) -> Caption:
         change("The same action without the trace", frame, metric="same_0"),
         change("The area", frame, metric="area_action"),
     ]
-    drawn = "Action after parts of the own trace against all of it; area over the curve (0: no trace needed, 1: all)."
+    drawn = (
+        "Action after parts of the own trace against all of it; area over the curve (0: no trace "
+        "needed, 1: all)."
+    )
     return Caption(
         " ".join(filter(None, message)), drawn, size(pick(frame, metric="area_action")), numbers(frame)
     )
@@ -156,26 +171,29 @@ def _shares_caption(frame: pd.DataFrame, version: str = "sink_free") -> Caption:
         change(f"The trace's {name} ratio", frame, span="cot", metric="ratio", definition=definition)
         for definition, name in (("attention", "attention"), ("gradient_value", "gradient"))
     ]
-    drawn = f"A span's share of what the action attends to and depends on, over its token share, {VERSIONS[version]}. Descriptive."
+    drawn = (
+        "A span's share of what the action attends to and depends on, over its token share, "
+        f"{VERSIONS[version]}. Descriptive."
+    )
     ratios = only(frame, metric=("ratio",), span=("task", "history", "observation", "cot"))
     shown = pd.concat([ratios, only(frame, metric=("share", "token_share"), span=("cot",))])
     return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="ratio")), numbers(shown))
 
 
 def widest(frame: pd.DataFrame) -> float:
-    """The largest alpha at which the probe's direction leaves half of the last checkpoint's decisions parsing, of one position's rows; else the smallest."""
+    """The largest alpha at which half of one position's last decisions parse, else the smallest."""
     parse = pick(frame, step=frame["step"].max(), direction="probe", metric="parse")
     return max(parse.loc[parse["value"] >= 0.5, "alpha"], default=parse["alpha"].min())
 
 
 def steered(frame: pd.DataFrame) -> pd.Series | None:
-    """The largest share of actions that steering at the boundary changes, over directions, strengths and checkpoints."""
+    """The largest share of actions that steering at the boundary changes."""
     rows = pick(frame, position="boundary", metric="flip").dropna(subset="value")
     return rows.loc[rows["value"].idxmax()] if len(rows) else None
 
 
 def against_random(frame: pd.DataFrame) -> tuple[int, pd.Series, pd.Series] | None:
-    """1 where the probe's direction changes more actions during the trace than random ones, -1 fewer, 0 not told apart; and both.
+    """1 where the probe's direction changes more actions than random ones, -1 fewer, 0 neither; and both.
 
     At the last checkpoint and the largest strength that leaves half of its decisions parsing.
     """
@@ -204,7 +222,10 @@ def _steering_caption(frame: pd.DataFrame) -> Caption:
         shown.append(
             pick(here, alpha=alpha).assign(position=f"{STEERED[name]}, alpha {alpha:g}").drop(columns="alpha")
         )
-    drawn = "A direction is added while the action is decoded. Flips include unparsed actions, minus the resample rate at alpha 0."
+    drawn = (
+        "A direction is added while the action is decoded. Flips include unparsed actions, minus "
+        "the resample rate at alpha 0."
+    )
     return Caption(
         " ".join(message),
         drawn,
@@ -215,7 +236,7 @@ def _steering_caption(frame: pd.DataFrame) -> Caption:
 
 @figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
 def conflict(frame: pd.DataFrame) -> go.Figure:
-    """What the agent does with an inserted trace: keep, follow, other and unparsed over checkpoints, a panel per arm."""
+    """Keep, follow, other and unparsed over checkpoints, a column for each inserted trace."""
     arms = [arm for arm in ARMS if (frame["arm"] == arm).any()]
     splits, steps = splits_of(frame), steps_of(frame)
     fig = facets(len(splits), 170, 22, [ARMS[arm] for arm in arms], spacing=0.014)
@@ -252,7 +273,7 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
 
 @figure("How far another trace moves the action", table="conflict", caption=_shift_caption, **_SECTION)
 def conflict_shift(frame: pd.DataFrame) -> go.Figure:
-    """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and how often it is followed where it is likely."""
+    """How far inserted traces move the action's distribution, and what mass another state's moves."""
     need(frame, metric="shift")
     rows = {
         "distance,<br>another trace": 150,
@@ -281,9 +302,10 @@ def conflict_shift(frame: pd.DataFrame) -> go.Figure:
 
 @figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption, **_SECTION)
 def removal(frame: pd.DataFrame) -> go.Figure:
-    """Flips of the action without its trace against flips under another state's, on the same decisions, and their difference.
+    """Flips of the action without its trace and under another state's, and their difference.
 
-    Where both must parse, the line of the other state's trace is that of the decisions that parse behind the filler."""
+    Where both must parse, the other state's line is of the decisions that parse after the filler.
+    """
     need(frame, metric="flip_removed")
     rows = {"flips": 180, "flips,<br>both parsed": 180, "wrong − removed,<br>both parsed": 170}
     fig, steps = panels(frame, rows), steps_of(frame)
@@ -305,7 +327,7 @@ def removal(frame: pd.DataFrame) -> go.Figure:
 
 
 def _draw_lines(fig, lines, splits, steps, shared=False):
-    """Draw (row, rows of the table, look, thin) into every split's panels; a legend for each row, or one that all share."""
+    """Draw (row, rows of the table, look, thin) into every split's panels, with one legend or many."""
     told = set()
     for row, rows, look, thin in lines:
         legend = "legend" if shared or row == 1 else f"legend{row}"
@@ -327,7 +349,7 @@ def _draw_lines(fig, lines, splits, steps, shared=False):
 
 @figure("Early answering", table="early", caption=_early_caption, **_SECTION)
 def early(frame: pd.DataFrame) -> go.Figure:
-    """Area over the early-answering curve over checkpoints, above the rate of the same action after parts of the trace."""
+    """Area over the early-answering curve, above the rate of the same action after parts of the trace."""
     fig = panels(frame, {"area over the curve": 200, "same action as in the end": 210})
     areas, same = (
         ["area_action", "area_filler", "area_distribution"],
@@ -342,15 +364,15 @@ def early(frame: pd.DataFrame) -> go.Figure:
 
 @figure("What the action attends to and depends on", table="shares", caption=_shares_caption, **_SECTION)
 def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
-    """Share over token share of every span at the first and last checkpoint, a row per definition (log scale, 1 = uniform)."""
+    """Share over token share of every span at both shown_steps, a row for each definition (log scale)."""
     chosen = need(frame, version=version, metric="ratio")
     chosen = chosen[chosen["value"] > 0]
     definitions = [name for name in SHARES if (chosen["definition"] == name).any()]
     spans = [name for name in SPANS if (chosen["span"] == name).any()]
     splits, steps = splits_of(chosen), steps_of(chosen)
     fig = facets(len(definitions), 190, 24, [SPLITS[split] for split in splits], below=BOTTOM + 44)
-    ends = list(dict.fromkeys([steps[0], steps[-1]]))
-    drawn = chosen[chosen["step"].isin(ends)]
+    shown_steps = list(dict.fromkeys([steps[0], steps[-1]]))
+    drawn = chosen[chosen["step"].isin(shown_steps)]
     lowest = drawn.loc[drawn["low"] > 0, "low"].min()
     bottom, top = (
         np.nanmin([drawn["value"].min(), lowest, 0.8]),
@@ -358,13 +380,12 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     )
     for row, definition in enumerate(definitions, start=1):
         for col, split in enumerate(splits, start=1):
-            for step, colour, symbol in zip(
-                ends, ("#08306B",) if len(ends) == 1 else (SKY, "#08306B"), ("circle", "square")
-            ):
+            colours = ("#08306B",) if len(shown_steps) == 1 else (SKY, "#08306B")
+            for step, colour, symbol in zip(shown_steps, colours, ("circle", "square"), strict=False):
                 rows = pick(drawn, split=split, definition=definition, step=step).set_index("span")
                 rows = rows.reindex([span for span in spans if span in rows.index]).reset_index()
                 rows["low"] = rows["low"].clip(lower=bottom)  # 0 has no place on a log axis
-                shift = 0.0 if len(ends) == 1 else 0.13 if step == ends[-1] else -0.13
+                shift = 0.0 if len(shown_steps) == 1 else 0.13 if step == shown_steps[-1] else -0.13
                 fig.add_scatter(
                     x=[spans.index(span) + shift for span in rows["span"]],
                     y=rows["value"],
@@ -403,7 +424,7 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
 
 @figure("Steering along the probe's direction", table="steering", caption=_steering_caption, **_SECTION)
 def steering(frame: pd.DataFrame) -> go.Figure:
-    """Flips, flips of parsed decisions, flips to the target class and parse rate against alpha at the last checkpoint, a panel per position."""
+    """Flips, flips to the target and parse rate against alpha, a column for each position."""
     frame = need(frame, split="in_domain")
     step = steps_of(frame)[-1]
     frame = pick(frame, step=step)

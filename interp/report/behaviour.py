@@ -37,7 +37,7 @@ class Placed(NamedTuple):
     code: str
     """Which of the template's words are said."""
     changes: dict[str, Change]
-    """Of the CoT and prompt action's accuracy and the gap; with the prompt's parse rate where that is too low to read it."""
+    """Of both accuracies and the gap; with the prompt action's parse rate where that is too low."""
 
 
 class Games(NamedTuple):
@@ -64,7 +64,7 @@ def placed(frame: pd.DataFrame, split: str) -> Placed | None:
     """Where the gain of a series lands, by intervals; None where rows are missing.
 
     Args:
-        frame: step, split, metric and the estimate: acc_cot, acc_prompt, gap and, where they are, parse_prompt.
+        frame: step, split, metric and the estimate: acc_cot, acc_prompt, gap, perhaps parse_prompt.
         split: one of SPLITS.
     """
     found = {metric: ends(pick(frame, split=split, metric=metric)) for metric in _PLACING}

@@ -26,7 +26,7 @@ class Trusted:
     bad: list[tuple[str, int, int]]
     """Instruments wrong on some: name, readings wrong, and of how many."""
     decodable: tuple[float, float] | None
-    """AUROC at the boundary of the agent whose prompt decides and what patching there gives, where the one is high and the other near 0."""
+    """The prompt-driven agent's boundary AUROC and patching effect, if high and near 0."""
     left_out: list[tuple[str, str]]
     """Agents and seeds that did not learn their construction."""
 
@@ -64,7 +64,7 @@ def trusted(study: Read) -> Trusted | None:
 
 @dataclass(frozen=True)
 class Followed:
-    """How often another state's trace is followed: at both ends, and the side of a half on which the last interval lies, if it is one."""
+    """How often another state's trace is followed, and the side of a half on which the last intervals lie."""
 
     changes: list[Change]
     side: int | None
@@ -91,7 +91,7 @@ class Before:
 
 
 def before(study: Read) -> Before | None:
-    """The probe's gain at the last checkpoint, of the headline's label, and the largest effect of patching the boundary."""
+    """The probe's gain at the last checkpoint, and the largest effect of patching the boundary."""
     rows = pick(headline(study.tables), metric="probe_gain")
     last = {split: ends(pick(rows, split=split)).last for split in splits_of(rows)}
     gain = together(

@@ -43,7 +43,7 @@ class Masked:
     claim: Claim | None
     trained_once: bool
     rarest: list[tuple[str, str, str]]
-    """Condition whose prompt action parses most rarely, how often, and split, where that is too rare to read it."""
+    """Condition whose prompt action parses most rarely, how often, and split, where that is too rare."""
     table: Table | None
     power: bool
     """Whether its power was simulated."""
@@ -78,7 +78,7 @@ def masked(study: Read) -> Masked | None:
 
 
 def _rarest(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Of each split the condition whose prompt action parses most rarely, where its accuracy is no reading."""
+    """Of each split the condition whose prompt action parses most rarely, where it is no reading."""
     found = []
     for split in splits_of(frame):
         rows = at_last(frame, metric="parse_prompt", split=split, contrast="level").sort_values("value")
@@ -88,7 +88,7 @@ def _rarest(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def _side_by_side(study: Read) -> Table | None:
-    """The claimed condition's difference to k = 0 in this study and in those of other trainings beside it; None where there are none."""
+    """The claimed condition's difference to k = 0 here and in other trainings; None without others."""
     other = {title: study.beside[name] for name, title in BESIDE.items() if name in study.beside}
     found = {title: of.tables["masking"] for title, of in other.items() if "masking" in of.tables}
     here = {"this study": study.tables["masking"]} if "masking" in study.tables else {}

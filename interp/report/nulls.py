@@ -1,4 +1,4 @@
-"""What a report lists as looked for and not found: each with its number and interval, and only where the table says so."""
+"""What a report lists as looked for and not found, only where the table says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: one page of sections, each with what the tables say before its figures, the same bytes from the same tables.
+"""The report: one page of sections with their figures, the same bytes from the same tables.
 
 >>> save_index(entries, read("figures/tables", "figures", names), "figures/tables", "figures", static=True)
 
@@ -56,7 +56,7 @@ def save_index(
     static: bool,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Write `<out>/index.html`: the sections that have something to say, with their figures, numbered, captioned, and linked to their tables.
+    """Write `<out>/index.html`: sections with numbered, captioned figures, linked to their tables.
 
     Args:
         entries: figures, drawn or not, in reading order.
@@ -96,7 +96,7 @@ def save_index(
 
 
 def said(section: Section, study: Read, environment: Environment | None = None) -> Markup:
-    """What a section says, as HTML; where its tables hold something else than it reads, that it says nothing."""
+    """What a section says, as HTML; where its tables hold something else, that it says nothing."""
     environment = environment or _environment()
     try:
         data = section.data(study)

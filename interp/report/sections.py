@@ -1,4 +1,4 @@
-"""The report's sections: what each reads from the tables; what it says of that stands in `templates/<name>.html`.
+"""The report's sections: what each reads; the words are in `templates/<name>.html`.
 
 >>> for section in SECTIONS:
 ...     print(section.title, section.data(study))

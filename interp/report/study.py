@@ -57,7 +57,7 @@ class Table(NamedTuple):
 
 
 class Read(NamedTuple):
-    """The tables of a study by name, each with its provenance in `attrs`, and the studies that stand beside it."""
+    """The tables of a study, each with its provenance in `attrs`, and the studies beside it."""
 
     tables: dict[str, pd.DataFrame]
     beside: dict[str, Read]
@@ -71,7 +71,7 @@ class Read(NamedTuple):
         return any(table in self.tables for table in tables)
 
     def rows(self, table: str, **where) -> pd.DataFrame:
-        """Rows of a table whose columns equal the values given and that have a value; empty where the table or a column is missing."""
+        """Rows that equal the values given and have a value; none where the table or a column is missing."""
         frame = self.tables.get(table)
         if frame is None or any(column not in frame for column in where):
             return pd.DataFrame(columns=["step", "split", "metric", "value", "low", "high", "n", "n_groups"])
@@ -125,7 +125,7 @@ def together(found: Mapping[str, tuple[str | int, dict[str, str]]]) -> list[Verd
 
 
 def read(tables: str | Path, out: str | Path, names: Iterable[str]) -> Read:
-    """Read the tables of these names that are there and whole, and those of the studies that stand beside the folder `tables`.
+    """Read the tables of these names that are there and whole, and those of the studies beside.
 
     Args:
         tables: folder of `<name>.csv` and `<name>.json`.
@@ -158,7 +158,7 @@ def _read(tables: Path, out: Path, names: list[str]) -> Read:
 
 
 def href(path: str | Path, out: str | Path) -> str:
-    """A relative link from a page in the folder `out`, quoted as a URL, so that no name of a folder ends its attribute."""
+    """A relative link from a page in `out`, quoted as a URL, so that no folder's name ends its attribute."""
     return quote(Path(os.path.relpath(Path(path).resolve(), Path(out).resolve())).as_posix())
 
 

@@ -1,4 +1,4 @@
-"""Estimates with their intervals: how one is written, on which side of a value it lies, and how it changes over checkpoints.
+"""Estimates with intervals: how one is written, its side of a value, its change over checkpoints.
 
 >>> estimate(dict(value=0.42, low=0.38, high=0.46))
 '0.42 [0.38, 0.46]'
@@ -17,7 +17,7 @@ _NOTHING = 1e-9
 
 
 def estimate(row: Mapping, signed: bool = False) -> str:
-    """Value with its interval: two decimals, and more where all of it, or an end of a difference, would round to 0.
+    """Value with its interval, with two decimals, or more where an end would round to 0.
 
     Args:
         row: value, low and high (NaN where there is no interval).
@@ -61,10 +61,10 @@ class Ends(NamedTuple):
 
     @property
     def moved(self) -> str:
-        """`up` or `down` where the interval of the change excludes 0, `level` where it covers 0, `single`, or `unknown`.
+        """`up`, `down` or `level` by the interval of the change; `single` or `unknown` without one.
 
-        That interval is put together from both ends' (square and add), as if they were independent, which is strict
-        for readings of the same decisions; `unknown` where an end has none. Source: Newcombe 1998, Zou & Donner 2008.
+        That interval is put together from both ends' (square and add), as if they were independent,
+        which is strict for readings of the same decisions. Source: Newcombe 1998, Zou & Donner 2008.
         """
         first, last = (row[["value", "low", "high"]].astype(float) for row in self)
         if self.first["step"] == self.last["step"]:

@@ -5,10 +5,15 @@ import pytest
 
 from analyses import calibration, calibration_readings, figures
 from analyses.study import made_by
-from interp.plots.captions_calibration import calibration as caption
+from interp.plots import registry
 from interp.plots.calibration import calibration as draw
 from interp.plots.calibration import grown, verdicts
 from interp.results.tables import read_table
+
+
+def caption(frame):
+    figure = next(each for each in registry.figures() if each.name == "calibration")
+    return figure.caption(frame)
 
 
 def row(agent, instrument, value, truth=None, seed=0, low=None, high=None):
@@ -43,9 +48,12 @@ def test_the_figure_shows_every_reading_with_its_interval_on_what_the_constructi
 
 
 def test_the_caption_counts_and_names_the_misreadings_and_says_the_exact_checks(frame):
-    text = caption(frame)
-    assert "4 of 5 readings" in text and "attention share of the prompt on post-hoc (0.66 against 1.00)" in text
-    assert "At most 2 training seeds" in text and "on 1 of the decisions at worst" in text and "at most 3e-06 nats" in text
+    found = caption(frame)
+    assert "4 of 5 readings" in found.message and "2 training seed" in found.size
+    rows = found.numbers.set_index(found.numbers.columns[0])
+    assert rows.loc["attention share of the prompt, post-hoc"].tolist() == ["0.66", "1.00"]
+    exact = {name.split(",")[1].split(":")[0].strip(): cells["reading"] for name, cells in rows.iterrows() if name.startswith("exact")}
+    assert exact == {"own trace spliced back": "1", "a run patched with itself": "3e-06"}
 
 
 def test_an_agent_that_has_not_learned_its_construction_calibrates_nothing_and_is_named(frame):
@@ -53,8 +61,9 @@ def test_an_agent_that_has_not_learned_its_construction_calibrates_nothing_and_i
     frame = pd.concat([frame, pd.DataFrame(competent)], ignore_index=True)
     kept, failed = grown(frame)
     assert failed[["agent", "seed"]].values.tolist() == [["post_hoc", 1]] and len(kept) == len(frame) - 2
-    assert "Left out: post-hoc, seed 1, has not learned its construction (it answers 0.60 [0.58, 0.62]" in caption(frame)
-    assert "Left out" not in caption(kept)
+    assert "Left out: 1 agent " in caption(frame).message and "Left out" not in caption(kept).message
+    left = caption(frame).numbers.query("reading == '0.60 [0.58, 0.62]'").iloc[0, 0]
+    assert left.startswith("left out") and left.endswith("post-hoc, seed 1")
     assert sum(len(t.x) for t in draw(frame).data if t.mode == "markers" and len(t.x) and t.x[0] is not None) == 5
 
 
