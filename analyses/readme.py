@@ -1,19 +1,32 @@
-"""The README's generated parts, from the committed tables: stage times, the benchmark, which architectures are exact, the splits, the arms."""
+"""The generated parts of the README and of the documentation, from the committed tables.
+
+A page marks a part with `<!-- NAME -->` and `<!-- end NAME -->`. NAME is a table of BLOCKS, or a text of `analyses/pages/NAME.md`: a
+template of plain sentences whose numbers are looked up in the tables:
+
+    {{ row("behaviour", metric="acc_cot", split="in_domain", step="last") | percent }}
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+from functools import cache
 from pathlib import Path
 
+import jinja2
 import pandas as pd
 
 from interp.results.arm_rows import paper_table
 from interp.plots.captions_calibration import allowed
 from interp.plots.calibration import AGENTS, INSTRUMENTS, grown, verdicts
+from interp.results.queries import pick, with_places
 from interp.results.tables import read_table
 from interp.system.paths import ROOT
 
-README, TABLES = ROOT / "README.md", ROOT / "figures" / "tables"
+README, FIGURES = ROOT / "README.md", ROOT / "figures"
+TABLES = FIGURES / "tables"
+TEXTS = Path(__file__).parent / "pages"
 STAGES = ("behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares", "steering")
 #: Works of the benchmark in reading order, and what the README calls them.
 WORKS = {
@@ -96,7 +109,18 @@ def _number(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00")
 
 
-BLOCKS = {"times": times, "bench": bench, "architectures": architectures, "calibration": calibration, "splits": splits, "masking": masking}
+def commands() -> str:
+    """What the command line lists, as it prints it."""
+    from analyses.__main__ import run as command_line
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        command_line(["--help"])
+    return f"```text\n{printed.getvalue().rstrip()}\n```"
+
+
+BLOCKS = {"times": times, "bench": bench, "architectures": architectures, "calibration": calibration, "splits": splits,
+          "masking": masking, "commands": commands}
 
 
 def _markdown(frame: pd.DataFrame) -> str:
@@ -104,17 +128,105 @@ def _markdown(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def filled(text: str, names=tuple(BLOCKS)) -> str:
-    """The README with what stands between each pair of marks made anew; raises ValueError for a mark that is not there."""
-    for name in names:
+@cache
+def _table(name: str, study: str) -> pd.DataFrame:
+    frame = read_table(FIGURES / study / "tables", name)[0]
+    return with_places(frame) if name == "patching" else frame
+
+
+def rows(table: str, study: str = "", **where) -> pd.DataFrame:
+    """Rows of a committed table whose columns equal the values given.
+
+    Args:
+        table: name of the table.
+        study: folder below `figures/` that it lies in; the main study's by default.
+        where: value of each column; `step` may be "first" or "last", of the rows that the other columns leave.
+    """
+    frame, step = _table(table, study), where.pop("step", None)
+    frame = pick(frame, **where)
+    if step is None:
+        return frame
+    return frame[frame["step"] == {"first": frame["step"].min(), "last": frame["step"].max()}.get(step, step)]
+
+
+def row(table: str, study: str = "", **where) -> pd.Series:
+    """The one row of a committed table with these values; raises ValueError where there is none, or more than one."""
+    frame = rows(table, study, **where)
+    if len(frame) != 1:
+        wanted = ", ".join(f"{column} = {value}" for column, value in where.items())
+        raise ValueError(f"{len(frame)} rows of the table {study or 'figures'}/{table} have {wanted}, and a text needs one.")
+    return frame.iloc[0]
+
+
+def _signed(number: float, digits: int) -> str:
+    text = f"{number:+.{digits}f}"
+    return text.replace("-", "\u2212") if float(text) else text[1:]
+
+
+def _between(estimate: pd.Series, write) -> str:
+    return f"{write(estimate['value'])} [{write(estimate['low'])}, {write(estimate['high'])}]"
+
+
+def percent(estimate: pd.Series | float) -> str:
+    """`88 % [85, 92]`, or `88 %` of a bare number."""
+    if not isinstance(estimate, pd.Series):
+        return f"{100 * estimate:.0f} %"
+    return f"{100 * estimate['value']:.0f} % [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
+
+
+def points(estimate: pd.Series) -> str:
+    """A difference of two shares in percentage points: `+1.1 points [-0.2, 2.4]`."""
+    value, low, high = (_signed(100 * estimate[name], 1) for name in ("value", "low", "high"))
+    return f"{value} points [{low}, {high}]"
+
+
+def decimal(estimate: pd.Series | float) -> str:
+    """`0.10 [0.06, 0.13]`, or `0.10` of a bare number."""
+    return _between(estimate, _number) if isinstance(estimate, pd.Series) else _number(estimate)
+
+
+def thousandths(estimate: pd.Series) -> str:
+    """A small difference with three decimals and its sign."""
+    return _between(estimate, lambda number: _signed(number, 3))
+
+
+def nats(estimate: pd.Series) -> str:
+    """`26.8 nats`."""
+    return f"{estimate['value']:.1f} nats".replace("-0.0", "0.0")
+
+
+def text(name: str) -> str:
+    """A text of `analyses/pages` with its numbers filled in; raises where a number is not in the tables."""
+    made = jinja2.Environment(undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(TEXTS), trim_blocks=True, lstrip_blocks=True)
+    made.filters.update(percent=percent, points=points, decimal=decimal, thousandths=thousandths, nats=nats)
+    return made.get_template(f"{name}.md").render(row=row, rows=rows, table=lambda block: BLOCKS[block]())
+
+
+def pages() -> list[Path]:
+    """The README and every page of the documentation."""
+    return [README, *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled(page: str) -> str:
+    """A page with what stands between each pair of marks made anew.
+
+    Raises ValueError for a mark that is not closed, or that names neither a block nor a text.
+    """
+    for name in re.findall(r"<!-- end ([\w-]+) -->", page):
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"The README has no place for {name!r}: it needs the marks <!-- {name} --> and <!-- end {name} -->.")
-        block = BLOCKS[name]()
-        text = pattern.sub(lambda match: f"{match.group(1)}{block}\n{match.group(2)}", text)
-    return text
+        if not pattern.search(page):
+            raise ValueError(f"A page ends the part {name!r} with <!-- end {name} --> and does not begin it with <!-- {name} -->.")
+        if name not in BLOCKS and not (TEXTS / f"{name}.md").exists():
+            raise ValueError(f"A page has a part {name!r}, which is none of {', '.join(BLOCKS)} and no file {TEXTS.name}/{name}.md.")
+        made = BLOCKS[name]() if name in BLOCKS else text(name).strip()
+        page = pattern.sub(lambda match, made=made: f"{match.group(1)}{made}\n{match.group(2)}", page)
+    return page
 
 
 def run() -> None:
-    """Write the README's generated parts."""
-    README.write_text(filled(README.read_text()))
+    """Write the generated parts of every page."""
+    for page in pages():
+        before = page.read_text()
+        after = filled(before)
+        if after != before:
+            page.write_text(after)
