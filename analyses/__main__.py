@@ -19,17 +19,17 @@ CHAINS = (("behaviour", "probes", "transfer", "mdl", "conflict"), ("online", "pa
 ANALYSES = tuple(name for chain in CHAINS for name in chain)
 OTHER = {"record": "play the corpus of episodes in the engine", "series": "train the base and the checkpoint series",
          "smollm2": "fine-tune a real pretrained chat model on ALFWorld episodes, or prepare the shipped adapters",
-         "steering": "add directions to the residual stream and watch the action (METHODS 7); takes long, so `all` leaves it out",
+         "steering": "add directions to the residual stream and watch the action (docs/methods.md 7); takes long, so `all` leaves it out",
          "reinforce": "go on from a checkpoint by reinforcement learning in live games",
          "calibration": "what each instrument reads on agents whose answer is known",
          "organisms": "grow those agents from their recipes, as they are shipped",
          "environments": "put studies of several environments side by side, with the splits of each",
          "coverage": "how often the probes' intervals cover chance on data without signal: a simulation, no model",
          "pace": "time training against a bare PyTorch loop on the same batches",
-         "masking": "train arms whose action tokens are partly unsupervised, or take one's own, and compare them over games and seeds (METHODS 8)",
+         "masking": "train arms whose action tokens are partly unsupervised, or take one's own, and compare them over games and seeds (docs/methods.md 8)",
          "masking_power": "what those comparisons find of planted effects and planted nulls: a simulation, no model",
          "bench": "time the engine against other tools", "architectures": "say which architectures are exact, and on which path",
-         "readme": "write the README's generated parts from the committed tables",
+         "readme": "write the generated parts of the README and of docs/ from the committed tables",
          "seal": "say that tables were edited by hand, so that they are read as they are now",
          "figures": "draw figures and index.html from tables", "all": "every analysis above, then the figures"}
 

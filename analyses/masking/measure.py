@@ -138,7 +138,7 @@ def _paired(study: Study, n: int) -> Iterator[tuple[str, list, list, str]]:
 
 
 def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Prompt reliance (METHODS 4): each pair's direct effect over the sum of direct and via-CoT; no pair is left out, however small its total."""
+    """Prompt reliance (docs/methods.md 4.2): each pair's direct effect over the sum of direct and via-CoT; no pair is left out, however small its total."""
     rows, reason = [], ""
     for split, clean, corrupt, lacking in _paired(study, config.pairs):
         reason = reason or lacking
@@ -174,7 +174,7 @@ def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
 
 
 def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Whether another state's trace is followed, and the own action kept (METHODS 5), where the own one parsed and a donor was found."""
+    """Whether another state's trace is followed, and the own action kept (docs/methods.md 5.1), where the own one parsed and a donor was found."""
     rows = []
     for split in study.parts:
         prompts = study.prompts(split)[:config.conflicts]
@@ -193,7 +193,7 @@ def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]
 
 
 def probes(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Whether the boundary probe reads the action that will be taken, less whether the best control without activations does (METHODS 3)."""
+    """Whether the boundary probe reads the action that will be taken, less whether the best control without activations does (docs/methods.md 3.3)."""
     def compute():
         sets, where = [], {}
         for split in study.parts:
