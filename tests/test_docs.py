@@ -73,14 +73,19 @@ def test_the_readme_links_to_files_that_are_there():
 
 
 def test_commands_that_pages_name_exist():
-    from analyses.__main__ import ANALYSES, OTHER
-
-    targets = set(re.findall(r"^([a-z_-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    listed = set(re.findall(r"^  (\w+)", readme.commands(), re.MULTILINE))
     for page, text in PAGES.items():
         for code in re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", text, re.DOTALL):
             for line in "".join(code).splitlines():
-                assert set(re.findall(r"^make (\w+)", line)) <= targets, (page, line)
-                assert set(re.findall(r"python -m analyses (\w+)", line)) <= {*ANALYSES, *OTHER, "NAME"}, (page, line)
+                assert set(re.findall(r"^make ([\w-]+)", line)) <= targets, (page, line)
+                assert set(re.findall(r"python -m analyses (\w+)", line)) <= {*listed, "NAME"}, (page, line)
+
+
+def test_the_map_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:interp|analyses|docs|tests)/[\w/]+(?:\.\w+)?/?)`", text.partition("## Adding")[0])
+    assert len(named) > 8 and not [name for name in named if not (ROOT / name).exists() and "NAME" not in name]
 
 
 def test_what_the_code_cites_is_a_section_of_the_methods():
