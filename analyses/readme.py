@@ -60,8 +60,8 @@ def bench(tables: Path = TABLES) -> str:
         for tokens, group in frame[frame.work == work].groupby("tokens", sort=True):
             of = group.set_index("tool")
             times = {tool: f"{of.ratio[tool]:.{0 if of.ratio[tool] >= 10 else 1}f} x" if tool in of.index else "" for tool in rivals}
-            rows.append({"work": name, "tokens": int(tokens), **times, "ours": f"{of.seconds['interp']:.2g} s",
-                         "in plain forwards": f"{of.plain_forwards['interp']:.3g}", "largest difference": f"{of.max_difference['interp']:.0e}"})
+            rows.append({"work": name, "tokens": int(tokens), **times, "ours": f"{_short(of.seconds['interp'], 2)} s",
+                         "in plain forwards": _short(of.plain_forwards["interp"], 3), "largest difference": f"{of.max_difference['interp']:.0e}"})
     alone = frame.set_index(["work", "tool"])
     pair = alone.loc["three sites, both directions, one pair", "interp"]
     captured = frame[(frame.work == "boundary capture") & (frame.tool == "forward alone")]
@@ -75,6 +75,10 @@ def bench(tables: Path = TABLES) -> str:
         f"{1 / alone.ratio['swap a checkpoint', 'file mapped and summed']:.1f} x mapping the file and touching every number",
     ]
     return _markdown(pd.DataFrame(rows)) + "\n\n" + "\n".join(f"- {line}" for line in others)
+
+
+def _short(number: float, digits: int) -> str:
+    return f"{float(f'{number:.{digits}g}'):,g}"
 
 
 def calibration(tables: Path = TABLES) -> str:
@@ -110,13 +114,15 @@ def _number(value: float) -> str:
 
 
 def commands() -> str:
-    """What the command line lists, as it prints it."""
+    """What the command line lists, in Markdown, with what it cites of the methods as links."""
     from analyses.__main__ import run as command_line
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         command_line(["--help"])
-    return f"```text\n{printed.getvalue().rstrip()}\n```"
+    listed = re.findall(r"^  (\w+) +(.+)$", printed.getvalue(), re.MULTILINE)
+    cited = [(f"`{name}`", re.sub(r"docs/(methods)\.md ([\d.]*\d)", r"[\1 \2](\1.md#\2)", what)) for name, what in listed]
+    return _markdown(pd.DataFrame(cited, columns=["command", "what it does"]))
 
 
 BLOCKS = {"times": times, "bench": bench, "architectures": architectures, "calibration": calibration, "splits": splits,

@@ -74,7 +74,7 @@ def test_the_readme_links_to_files_that_are_there():
 
 def test_commands_that_pages_name_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    listed = set(re.findall(r"^  (\w+)", readme.commands(), re.MULTILINE))
+    listed = set(re.findall(r"^\| `(\w+)`", readme.commands(), re.MULTILINE))
     for page, text in PAGES.items():
         for code in re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", text, re.DOTALL):
             for line in "".join(code).splitlines():
