@@ -68,7 +68,7 @@ test: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "Open runs/docs/index.html"
+	@echo "Open runs/docs/index.html (its search needs a server: python -m http.server --directory runs/docs)"
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
