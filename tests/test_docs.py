@@ -1,10 +1,13 @@
-"""The README and the documentation: examples run, numbers are those of the tables, and what they name is there."""
+"""The README and the documentation: examples run, numbers are the tables', and what they name is there."""
 
 import re
 
+import pandas as pd
 import pytest
 
 from analyses import readme
+from analyses.pages import texts
+from analyses.pages.tables import TABLES, commands
 from interp.system.paths import ROOT
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in readme.pages()}
@@ -22,8 +25,8 @@ def test_the_examples_of_a_page_run_one_after_another(page, capsys):
 
 
 def test_every_example_is_marked_to_run():
-    unmarked = [(page, code) for page, text in PAGES.items() for marked, code in BLOCK.findall(text) if not marked]
-    assert not unmarked
+    for page, text in PAGES.items():
+        assert all(marked for marked, _ in BLOCK.findall(text)), page
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "<!-- end " in text])
@@ -33,34 +36,34 @@ def test_generated_parts_are_those_of_the_committed_tables(page):
 
 
 def test_every_generated_part_has_a_place():
-    parts = {*readme.BLOCKS, *(path.stem for path in readme.TEXTS.glob("*.md"))}
+    parts = {*TABLES, *(path.stem for path in texts.TEMPLATES.glob("*.md"))}
     assert parts == {name for text in PAGES.values() for name in re.findall(r"<!-- end ([\w-]+) -->", text)}
 
 
 def test_a_part_that_is_unknown_or_not_begun_is_refused():
     with pytest.raises(ValueError, match="has a part 'prices'"):
         readme.filled("<!-- prices -->\n<!-- end prices -->")
-    with pytest.raises(ValueError, match="does not begin it with <!-- times -->"):
+    with pytest.raises(ValueError, match="does not begin that part with <!-- times -->"):
         readme.filled("<!-- end times -->")
 
 
 def test_a_number_is_one_row_of_a_table():
     where = dict(metric="acc_cot", split="in_domain")
-    assert readme.row("behaviour", **where, step="last").step == readme.rows("behaviour").step.max()
-    assert readme.row("behaviour", **where, step="first").step == 0
-    with pytest.raises(ValueError, match="8 rows of the table figures/behaviour have metric = acc_cot, split = in_domain"):
-        readme.row("behaviour", **where)
+    assert texts.row("behaviour", **where, step="last").step == texts.rows("behaviour").step.max()
+    assert texts.row("behaviour", **where, step="first").step == 0
+    with pytest.raises(ValueError, match="8 rows of the table figures/behaviour have metric = acc_cot"):
+        texts.row("behaviour", **where)
 
 
 @pytest.mark.parametrize("write, estimate, text", [
-    (readme.percent, (0.8849, 0.846, 0.9151), "88 % [85, 92]"),
-    (readme.decimal, (-0.001, -0.02, 0.10), "0.00 [-0.02, 0.10]"),
-    (readme.points, (0.0105, -0.0019, 0.0237), "+1.1 points [\u22120.2, +2.4]"),
-    (readme.thousandths, (-0.0004, -0.0068, 0.0041), "0.000 [\u22120.007, +0.004]"),
-    (readme.nats, (-0.017, -0.03, -0.01), "0.0 nats"),
+    (texts.percent, (0.8849, 0.846, 0.9151), "88 % [85, 92]"),
+    (texts.decimal, (-0.001, -0.02, 0.10), "0.00 [-0.02, 0.10]"),
+    (texts.points, (0.0105, -0.0019, 0.0237), "+1.1 points [\u22120.2, +2.4]"),
+    (texts.thousandths, (-0.0004, -0.0068, 0.0041), "0.000 [\u22120.007, +0.004]"),
+    (texts.nats, (-0.017, -0.03, -0.01), "0.0 nats"),
 ])
 def test_estimates_are_written_with_their_interval(write, estimate, text):
-    assert write(readme.pd.Series(estimate, index=["value", "low", "high"])) == text
+    assert write(pd.Series(estimate, index=["value", "low", "high"])) == text
 
 
 def test_the_readme_is_short():
@@ -74,7 +77,7 @@ def test_the_readme_links_to_files_that_are_there():
 
 def test_commands_that_pages_name_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    listed = set(re.findall(r"^\| `(\w+)`", readme.commands(), re.MULTILINE))
+    listed = set(re.findall(r"^\| `(\w+)`", commands(), re.MULTILINE))
     for page, text in PAGES.items():
         for code in re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", text, re.DOTALL):
             for line in "".join(code).splitlines():
@@ -83,9 +86,10 @@ def test_commands_that_pages_name_exist():
 
 
 def test_the_map_names_files_that_are_there():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    named = re.findall(r"`((?:interp|analyses|docs|tests)/[\w/]+(?:\.\w+)?/?)`", text.partition("## Adding")[0])
-    assert len(named) > 8 and not [name for name in named if not (ROOT / name).exists() and "NAME" not in name]
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Adding")[0]
+    named = re.findall(r"`((?:interp|analyses|docs|tests)/[\w/]+(?:\.\w+)?/?)`", text)
+    missing = [name for name in named if not (ROOT / name).exists() and "NAME" not in name]
+    assert len(named) > 8 and not missing
 
 
 def test_what_the_code_cites_is_a_section_of_the_methods():
