@@ -63,7 +63,7 @@ paper: $(STAMP)
 
 test: $(STAMP)
 	-$(BIN)/pip install --quiet --disable-pip-version-check --timeout 20 --retries 2 --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),docs]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import traceback
@@ -34,8 +35,23 @@ def configured(kind: type, arguments: Sequence[str], name: str):
         if not end.code:
             raise
         raise ValueError(f"{unboxed(said.getvalue())} See `python -m analyses {name} --help`.") from end
+    _check_empty(config, arguments)
     getattr(config, "check", lambda: check(config))()
     return config
+
+
+def _check_empty(config, arguments: Sequence[str]) -> None:
+    """Raise ValueError for a file or folder that is given as an empty text, which would be read as the current folder."""
+    flag, empty = "", set()
+    for word in arguments:
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+        if word in ("", f"{flag}="):
+            empty.add(flag.removeprefix("--").replace("-", "_"))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in empty and Path() in (value if isinstance(value, tuple) else (value,)):
+            raise ValueError(f"--{field.name} is empty: name a file or folder (the current folder is `.`).")
 
 
 def unboxed(text: str) -> str:

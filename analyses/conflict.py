@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.measures.conflicts import ARMS, Outcome, Shift, conflict, contrast, likelier, shifts
+from interp.system.choices import Arm
 from interp.system.limits import Sample, Several
 from interp.stats.intervals import cluster_bootstrap
+
+if TYPE_CHECKING:
+    from interp.measures.conflicts import Outcome, Shift
 
 #: Arms without a trace, held against the one with another state's trace.
 REMOVED, SUBSTITUTED = ("empty", "filler"), "other_state"
@@ -26,7 +29,7 @@ class Config(Study):
     """Decisions of each split (0: 40 quick, 200 full)."""
     choices: Sample = 0
     """Of these, decisions whose distribution over the admissible actions is read (0: a quarter)."""
-    arms: Annotated[tuple[Literal[ARMS], ...], Several(none=True)] = ARMS
+    arms: Annotated[tuple[Arm, ...], Several(none=True)] = get_args(Arm)
     """Which traces are put in (`self_splice` always is)."""
 
 
@@ -41,6 +44,8 @@ def columns(found: Outcome) -> dict[str, list]:
 
 def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple[str, str, list[int], list]]:
     """(arm, metric, decisions, values) of what only some of an arm's decisions have."""
+    from interp.measures.conflicts import contrast, likelier
+
     rows = []
     for arm, shift in moved.items():
         read = dict(mass_own=shift.own)
@@ -62,6 +67,8 @@ def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple
 
 def run(config: Config) -> None:
     """Splice, decode and tabulate; one checkpoint and split is one resumable stage."""
+    from interp.measures.conflicts import conflict, shifts
+
     started, rows, skipped, failed = time.time(), [], {}, {}
     n = config.number(config.conflicts, 40, 200)
     choices = config.choices or -(-n // 4)

@@ -15,14 +15,12 @@ from tqdm import tqdm
 
 from analyses.study import made_by
 from interp.system.limits import Count, Draws, Folder, Limits, Seed
-from interp.probing.probes import NESTED, probe
-from interp.probing.baselines import PLAIN
 from interp.stats.intervals import cluster_bootstrap, wilson
 from interp.results.tables import write_table
 
 COLUMNS = ["what", "reader", "layer", "metric", "value", "low", "high", "n", "n_groups", "bias", "sd_ratio"]
-#: Readers of activations, and the two kinds of gain: over the majority class alone, and over every control.
-READERS = ("probe", "random_model", "selectivity", "majority", *PLAIN)
+#: Readers whose intervals are counted, beside the plain ones.
+READERS = ("probe", "random_model", "selectivity", "majority")
 WORDS = ("pan", "cup", "sink", "desk", "shelf")
 
 
@@ -72,6 +70,8 @@ def coverage(config: Config) -> pd.DataFrame:
     Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and sd_ratio: the SD of the estimates over
     data sets, over the mean SD that the intervals stand for.
     """
+    from interp.probing.metrics import NESTED
+
     found: dict[tuple, list[tuple]] = {}
     for dataset in tqdm(range(config.datasets), desc="coverage"):
         for key, each in _one(config, dataset):
@@ -87,6 +87,9 @@ def coverage(config: Config) -> pd.DataFrame:
 
 def _one(config: Config, dataset: int):
     """(what, reader, layer, metric) and (test, chance, row) of one data set's intervals."""
+    from interp.probing.probes import NESTED, probe
+    from interp.probing.baselines import PLAIN
+
     rng = np.random.default_rng([config.seed, dataset])
     n = config.decisions
     labels = [f"class {i}" for i in rng.integers(config.classes, size=n)]
@@ -98,7 +101,7 @@ def _one(config: Config, dataset: int):
     chance = {"accuracy": 1 / config.classes, "auroc": 0.5}
     for row in plain.rows:
         place = row["reader"], row["layer"], row["metric"]
-        if row["reader"] in READERS and row["layer"] in (NESTED, 0) and place[::2] != ("majority", "auroc"):
+        if row["reader"] in (*READERS, *PLAIN) and row["layer"] in (NESTED, 0) and place[::2] != ("majority", "auroc"):
             yield ("reader", *place), ("cover", 0.0 if row["reader"] == "selectivity" else chance[row["metric"]], row)
     controlled = probe(acts, labels, groups, prompts=prompts, previous=previous, metrics=("accuracy",), layers=[0], **options)
     for name, result in (("over_majority", plain), ("over_all", controlled)):

@@ -1,4 +1,4 @@
-"""What a run's folder remembers of a checkpoint: content hashes of all that it was loaded from when its first result was kept."""
+"""What a run's folder remembers of a checkpoint: content hashes of all that it was loaded from when a result of it was kept."""
 
 from __future__ import annotations
 
@@ -18,31 +18,36 @@ from interp.checkpoints.series import Source
 
 
 def keep(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> None:
-    """Keep a checkpoint's hashes in a run's folder, where it has none of it yet."""
-    path = _path(run, step, source)
-    if not path.exists():
+    """Keep a checkpoint's hashes in a run's folder, where it has none of it or others."""
+    path, now = _path(run, step, source), _with_training(source, identity)
+    if _kept(path).get("identity") != now:
         write_record(path, dict(checkpoint=_name(source), date=time.strftime("%Y-%m-%d"), transformers=transformers.__version__,
-                                identity=_with_training(source, identity)))
+                                identity=now))
 
 
 def changed(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> str:
     """What of a checkpoint changed since the run's folder keeps its hashes, in a sentence; nothing where nothing did."""
     path, now = _path(run, step, source), _with_training(source, identity)
-    if not path.exists():
-        return ""
-    try:
-        then = read_record(path)
-    except ValueError as damage:
-        print(f"{damage}: what {_name(source)} holds is noted anew.", file=sys.stderr)
-        path.unlink()
+    then = _kept(path)
+    if not then:
         return ""
     differ = [FILES.get(part, part) for part in now if then["identity"].get(part, now[part]) != now[part]]
     if not differ:
         return ""
     release = f" (with transformers {then['transformers']}; now {transformers.__version__})"
     release = release if then["transformers"] != transformers.__version__ else ""
-    return (f"The checkpoint {_name(source)} is not what it was when {run} first read it on {then['date']}{release}: its {listed(differ)} "
+    return (f"The checkpoint {_name(source)} is not what it was when {run} read it on {then['date']}{release}: its {listed(differ)} "
             f"changed. What is computed from now on is of the new files, and tables in {run / 'tables'} that are not made again are of the old ones.")
+
+
+def _kept(path: Path) -> dict:
+    """What is kept in a file; nothing where it is not there, or is damaged, which is said."""
+    try:
+        return read_record(path) if path.exists() else {}
+    except ValueError as damage:
+        print(f"{damage}: what the checkpoint holds is noted anew.", file=sys.stderr)
+        path.unlink()
+        return {}
 
 
 def _name(source: Source) -> str:

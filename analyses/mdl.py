@@ -10,8 +10,8 @@ import numpy as np
 
 from analyses.probes import Labels, boundary_layers, check_labels, labelled, texts
 from analyses.study import NotApplicable, Study
+from interp.system.choices import SHARES, check_shares
 from interp.system.limits import Draws, Limits
-from interp.probing.mdl import SHARES, check_shares, mdl
 from interp.stats.intervals import cluster_bootstrap
 
 
@@ -35,6 +35,8 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Code and tabulate; a checkpoint, split and label is one resumable stage."""
+    from interp.probing.mdl import mdl
+
     started, rows, skipped = time.time(), [], {}
     words = {split: texts(config, split) for split in config.parts}
     for step, split in config.cells("mdl"):

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 
 from analyses.study import NotApplicable, Study
-from interp.measures.attribution import at_span, attribute_modes
-from interp.models.hooks import every_layer
+from interp.system.choices import Metric
 from interp.system.limits import Known, Sample, Several
-from interp.measures.patching import METRICS, Sweep, patch_modes
+from interp.models.site_names import every_layer
 from interp.stats.intervals import cluster_bootstrap, correlation
+
+if TYPE_CHECKING:
+    from interp.measures.patching import Sweep
 
 DIRECTIONS = ("denoise", "noise")
 SPANS = ("task", "history", "observation", "prompt")
+METRICS = get_args(Metric)
 
 
 def site(name: str) -> None:
@@ -37,7 +40,7 @@ class Config(Study):
     """Sites to patch."""
     modes: tuple[Literal["prompt", "cot"], ...] = ("prompt", "cot")
     """Where the action is read: right behind the boundary, or behind the trace."""
-    metrics: Annotated[tuple[Literal[METRICS], ...], Several(none=True)] = METRICS
+    metrics: Annotated[tuple[Metric, ...], Several(none=True)] = METRICS
     """What effects are measured on (see interp.measures.patching.Sweep), beside the summed difference."""
     spans: Annotated[tuple[Literal["template", *SPANS], ...], Several(none=True)] = SPANS
     """Where else all positions are patched together, each cell a pass over most of the prompt; the screen estimates the same."""
@@ -58,6 +61,9 @@ def _read(stored: dict) -> dict[str, np.ndarray]:
 
 def run(config: Config) -> None:
     """Sweep, then average over pairs with intervals that resample episodes."""
+    from interp.measures.attribution import at_span, attribute_modes
+    from interp.measures.patching import patch_modes
+
     started, rows, paths, small = time.time(), [], set(), {}
     split = config.parts[0]
     clean, corrupt, dropped = config.pairs_of(split, config.number(config.pairs, 30, 60))

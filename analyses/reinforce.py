@@ -5,21 +5,24 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from analyses.study import Device, EnvironmentName, StyleName
+from analyses.prompting import Prompting
+from analyses.study import Device, EnvironmentName
+from interp.system import limits
+from interp.checkpoints.contents import SERIES, training_notes
 from interp.environments.base import find
 from interp.checkpoints.headers import hash_files
 from interp.system.limits import Existing, Folder, Workers
 from interp.prompts.format import PromptFormat
-from interp.training.reinforcement import Reinforcement, reinforce
-from interp.checkpoints.series import SERIES
+from interp.training.recipes import Reinforcement
 
 
 @dataclass
-class Config:
+class Config(Prompting):
     """The defaults take about 20 seconds a step on two CPU cores; on a GPU `--recipe.vllm` samples with vLLM."""
 
     start: Annotated[Path, Existing()] = SERIES / "checkpoint-2000"
@@ -28,10 +31,6 @@ class Config:
     """Folder of the series; training resumes from its last checkpoint, and a copy of the start is checkpoint 0."""
     environment: EnvironmentName = "alfworld"
     """Whose games are played: a name, or one of your own as MODULE:NAME, whose code is run."""
-    style: StyleName = "tags"
-    """Prompt style (see interp.prompts.styles.STYLES)."""
-    system: str = ""
-    """System prompt of games that bring none."""
     recipe: Reinforcement = field(default_factory=Reinforcement)
     """Steps, games, rewards, masks and seeds."""
     workers: Workers = 2
@@ -39,22 +38,33 @@ class Config:
     device: Device = "auto"
     """auto, cpu or cuda."""
 
+    def check(self) -> None:
+        """Raises as `limits.check` does, and for tools and template variables that cannot be read."""
+        limits.check(self)
+        self.format_options()
+
 
 def run(config: Config) -> None:
     """Train; what was trained stays."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from interp.training.reinforcement import reinforce
+
     if not (config.start / "config.json").exists():
         raise FileNotFoundError(f"There is no checkpoint at {config.start}: give a folder with config.json and whole weights.")
     tokenizer = AutoTokenizer.from_pretrained(config.start)
     model = AutoModelForCausalLM.from_pretrained(config.start, dtype=torch.float32)
-    fmt = PromptFormat(tokenizer, config.style, config.system)
+    told = training_notes(config.start)
+    style, system = config.style or told.get("style", "tags"), config.system or told.get("system", "")
+    fmt = PromptFormat(tokenizer, style, system, **config.format_options())
     begin = config.work / "checkpoint-0"
     if not begin.exists():
         model.save_pretrained(begin)
         tokenizer.save_pretrained(begin)
-    made = dict(start=str(config.start), start_weights=hash_files(sorted(config.start.glob("*.safetensors"))), style=config.style, system=config.system, stage="rl")
+    made = dict(start=str(config.start), start_weights=hash_files(sorted(config.start.glob("*.safetensors"))), style=style, system=system,
+                prompts=config.prompting_flags(), format=fmt.hash, stage="rl")
     folder = reinforce(model, tokenizer, config.work, find(config.environment), config.recipe, fmt=fmt, provenance=made, workers=config.workers,
                        device=config.device)
-    print(f"{folder}: study it with\n  python -m analyses all --environment {config.environment} --series {folder} --run {folder}-study")
+    flags = shlex.join(["--environment", config.environment, "--series", str(folder), "--run", f"{folder}-study", *config.prompting_flags()])
+    print(f"{folder}: study it with\n  python -m analyses all {flags}")

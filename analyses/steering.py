@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 import numpy as np
 
 from analyses.probes import boundary_layers, labelled
 from analyses.study import NotApplicable, Study
-from interp.checkpoints.checks import configuration
-from interp.probing.directions import RANDOM, orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
+from interp.system.choices import RANDOM, Position
 from interp.system.limits import Limits, Sample
 from interp.stats.intervals import cluster_bootstrap
-from interp.measures.steering import METRICS, POSITIONS, Position, steer
 
 
 @dataclass
@@ -28,7 +26,7 @@ class Config(Study):
     """Strengths, in units of the residual's mean norm at the boundary."""
     per_decision: Annotated[int, Limits(0, RANDOM)] = 5
     """Of the random directions, how many each decision is steered along; the next decision takes the next ones (0: all)."""
-    positions: tuple[Position, ...] = POSITIONS
+    positions: tuple[Position, ...] = get_args(Position)
     """Which tokens are steered."""
     layer: Annotated[int, Limits(-1)] = -1
     """Block whose output is steered (-1: the middle one)."""
@@ -38,6 +36,8 @@ class Config(Study):
         super().check()
         if self.revisions:
             return  # what is on a hub is read when it is fetched
+        from interp.checkpoints.checks import configuration
+
         read = configuration(self.checkpoint_series.checkpoint(self.steps[0]), self.trust_remote_code).get_text_config()
         if self.layer >= read.num_hidden_layers:
             raise ValueError(f"--layer is {self.layer}, but the model's blocks are 0 to {read.num_hidden_layers - 1}.")
@@ -48,6 +48,8 @@ def directions(config: Config, step: int, split: str, n: int, layer: int) -> tup
 
     Raises ValueError where those decisions are not of two classes.
     """
+    from interp.probing.directions import orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
+
     prompts, model = config.prompts(split), config.model(step)
     episodes = {p.decision.episode for p in prompts[:n]}
     kept, labels = labelled(config, step, split, "eventual_target")
@@ -67,6 +69,8 @@ def directions(config: Config, step: int, split: str, n: int, layer: int) -> tup
 
 def run(config: Config) -> None:
     """Steer, then count; one position at one checkpoint is one resumable stage."""
+    from interp.measures.steering import METRICS, steer
+
     started, rows, skipped, made = time.time(), [], {}, {}
     split = config.parts[0]
     prompts = config.prompts(split)

@@ -21,18 +21,17 @@ import tyro
 from tqdm import tqdm
 
 import interp
+from analyses.prompting import Prompting
 from interp.system import limits
 from interp.checkpoints.contents import SERIES, training_notes
+from interp.system.choices import check_device
 from interp.environments.base import ANY, Environment, find
-from interp.system.json_files import read_tools
-from interp.system.limits import Existing, Folder, Known, Sample, Seed, Steps, Tokens
+from interp.system.limits import Folder, Known, Sample, Seed, Steps, Tokens
 from interp.measures.pairs import make_pairs
-from interp.prompts.format import MODES, HistoryTraces, Markers, Mode, Prompt, PromptFormat, Truncate
+from interp.prompts.format import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.results.records import read_record, write_record
-from interp.prompts.styles import STYLES
 from interp.results.tables import inside, write_table
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
-from interp.prompts.templates import read_variables
 from interp.engine.vllm_backend import MISSING
 from interp.system.paths import ROOT
 
@@ -50,12 +49,6 @@ class NotApplicable(ValueError):
     left_out = True
 
 
-def style(name: str) -> None:
-    """Raise ValueError for a prompt style that is none ("": as the series says)."""
-    if name and name not in STYLES:
-        raise ValueError(f"There is no prompt style {name!r}: there are {', '.join(STYLES)}.")
-
-
 def environment(name: str) -> None:
     """Raise the sentence of an environment that cannot be had ("auto": as the decisions say)."""
     if name != "auto":
@@ -64,6 +57,7 @@ def environment(name: str) -> None:
 
 def device(name: str) -> None:
     """Raise ValueError for a device that this machine does not have."""
+    check_device(name)
     if name not in ("auto", "cpu"):
         from interp.models.hooked import pick_device
 
@@ -72,12 +66,11 @@ def device(name: str) -> None:
 
 #: Fields of several configurations, with what they may be.
 Device = Annotated[str, Known(device)]
-StyleName = Annotated[str, Known(style)]
 EnvironmentName = Annotated[str, Known(environment)]
 
 
 @dataclass
-class Study:
+class Study(Prompting):
     """Where a study runs, on what, and how large it is."""
 
     run: Annotated[Path, Folder()] = Path("runs/quick")
@@ -92,12 +85,6 @@ class Study:
     """Recorded episodes or decisions, .jsonl or .jsonl.xz; by default the environment's, which are the shipped ones."""
     base: Path | None = None
     """Folder of the model that the series' adapters belong to (none: where their configuration says)."""
-    style: StyleName = ""
-    """Prompt style (see interp.prompts.styles.STYLES); the one that the series says it was trained in, else `tags`."""
-    system: str = ""
-    """System prompt of decisions that bring none; the one that the series says it was trained with, else none."""
-    tools: Annotated[Path | None, Existing()] = None
-    """JSON file with the list of function signatures that the chat template is given."""
     environment: Annotated[EnvironmentName, tyro.conf.arg(aliases=["--actions"])] = "auto"
     """What is acted in: alfworld, any (recorded decisions, where any text or JSON object is an action), or one of your own as MODULE:NAME, whose
     code is run (auto: alfworld where the recorded actions are its commands, else any)."""
@@ -117,17 +104,6 @@ class Study:
     """Tokens that a trace and its action may take before a decoding is given up."""
     action_tokens: Tokens = 24
     """Tokens that an action may take where no trace is written before it."""
-    template: tuple[str, ...] = ()
-    """Variables of the chat template as NAME=VALUE, each value in JSON or else a text (enable_thinking=false reasoning_effort=low), and
-    today=DATE, the day that its clock shows."""
-    history_traces: HistoryTraces = "template"
-    """Traces of earlier turns: as the template has them, kept as they are where it would take them away, or dropped."""
-    system_as: Literal["system", "user"] = "system"
-    """user: a system message becomes the start of the first user message, for templates that know none."""
-    tool_as: Literal["tool", "user"] = "tool"
-    """user: tool messages become the user's, for templates that know none."""
-    markers: Markers = "text"
-    """How control tokens of the template are read where messages hold them: as text (warned of), or as the tokens."""
     truncate: Truncate = "none"
     """What is done with a prompt that leaves no room for a trace and an action in the model's context: refused (none), or its oldest turns
     behind the task left out, which the table's provenance counts."""
@@ -149,7 +125,7 @@ class Study:
             raise FileNotFoundError(f"--base: there is no folder {self.base}, seen from here or from the checkpoints.")
         if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
             raise ImportError(MISSING)
-        self._signatures, read_variables(self.template), self._sampled
+        self.format_options(), self._sampled
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
         for name in ("choices", "conflicts", "decisions_read", "pairs", "steered"):
             if getattr(self, name, 0) > held:
@@ -212,16 +188,10 @@ class Study:
 
         made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
                      and (notes := training_notes(path))), {})
-        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""), self._signatures,
-                            options=read_variables(self.template), context=self._model.context, room=self.trace_tokens + self.action_tokens,
-                            truncate=self.truncate, stop_tokens=stop_tokens(self._model), history_traces=self.history_traces,
-                            system_as=self.system_as, tool_as=self.tool_as, markers=self.markers,
+        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""),
+                            **self.format_options(), context=self._model.context, room=self.trace_tokens + self.action_tokens,
+                            truncate=self.truncate, stop_tokens=stop_tokens(self._model),
                             template_file=None if self.revisions else self.checkpoint_series.template_file)
-
-    @cached_property
-    def _signatures(self) -> Sequence[dict]:
-        """The function signatures that the chat template is given."""
-        return read_tools(self.tools) if self.tools else ()
 
     @cached_property
     def _named(self) -> Environment | None:
@@ -319,8 +289,8 @@ class Study:
         return found
 
     def identity(self, step: int) -> dict[str, str]:
-        """Content hashes of all that a checkpoint is loaded from, the series' template among them; says once what of it changed
-        since this run's folder first read it."""
+        """Content hashes of all that a checkpoint is loaded from, the series' template among them; says what of it changed
+        since this run's folder kept a result of it."""
         from analyses import first_use
         from interp.checkpoints.identity import hash_text
 
@@ -350,14 +320,18 @@ class Study:
             else:
                 self._reused[str(path)] = stored["seconds"]
                 return stored["value"]
-        from analyses import first_use
-
         started = time.time()
         value = compute()
         write_record(path, dict(seconds=round(time.time() - started, 2), value=value))
+        self._keep_identities()
+        return read_record(path)["value"]  # the same order and types whether it was there or not
+
+    def _keep_identities(self) -> None:
+        """Keep what the checkpoints that were read are made of: what changed is said until a result of it is kept."""
+        from analyses import first_use
+
         for step, identity in self._identities.items():
             first_use.keep(self.run, step, self.checkpoint_series.path(step), identity)
-        return read_record(path)["value"]  # the same order and types whether it was there or not
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
@@ -408,7 +382,9 @@ class Study:
         if self.truncate != "none" and "truncation" not in extra:
             read = [p for s in self.parts for p in self.prompts(s)] if prompts is None else prompts
             provenance["truncation"] = dict(policy=self.truncate, decisions=len(read), truncated=sum(p.dropped > 0 for p in read))
-        return write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
+        path = write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
+        self._keep_identities()
+        return path
 
 
 def made_by(name: str, config, started: float) -> dict:

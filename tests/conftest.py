@@ -1,11 +1,14 @@
 """Small worlds for the tests: hand-made games, a tokenizer fitted on them, tiny random models and a tiny trained series."""
 
+import fcntl
 import importlib
 import os
 import random
 import shutil
 
-for name, value in dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error").items():
+# One thread each, also of processes that tests start: a test run is two processes on two cores.
+for name, value in dict(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
+                        TRANSFORMERS_VERBOSITY="error").items():
     os.environ.setdefault(name, value)
 
 import pytest
@@ -33,7 +36,15 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
+#: Files that take a minute or more: begun first, or one process would be left with one of them at the end.
+LONG = ("test_masking", "test_scienceworld", "test_patching", "test_cli", "test_organisms", "test_attribution",
+        "test_architectures", "test_steering", "test_decisions", "test_processes", "test_report", "test_decode",
+        "test_training", "test_reinforcement")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="torch sees no GPU on this machine"))
@@ -139,12 +150,29 @@ def llama(tokenizer):
 
 
 @pytest.fixture(scope="session")
+def small(tokenizer, tmp_path_factory):
+    """A Llama's folder, without a fault, for tests to copy."""
+    folder = tmp_path_factory.mktemp("small") / "base"
+    tiny_hf("Llama", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def series_folder(corpus_file, tmp_path_factory):
-    """A series that `analyses series` trained in a few seconds, enough to close its tags."""
+    """A series that `analyses series` trained in a few seconds, enough to close its tags.
+
+    Once for all processes of a test run.
+    """
     from analyses.shipped import series
 
-    work = tmp_path_factory.mktemp("series")
-    series.run(series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu"))
+    own = tmp_path_factory.getbasetemp()
+    work = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trained_series"
+    with open(work.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not (work / "done").exists():
+            series.run(series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu"))
+            (work / "done").touch()
     return work / "out"
 
 
@@ -168,6 +196,12 @@ def trained(series):
 def trained_prompts(trained, episodes):
     form = PromptFormat(trained.tokenizer)
     return [form.prompt(d) for e in episodes["test_in_domain"] for d in e.decisions()]
+
+
+@pytest.fixture
+def no_browser(monkeypatch, tmp_path):
+    """An environment in which no browser is found, so that a draw costs no rendering."""
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser-here"))
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,23 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 
 from analyses.study import Device, made_by
+from interp.checkpoints.contents import SERIES
 from interp.system.limits import Count, Existing, Folder, Known, Limits
 from interp.prompts.format import PromptFormat
-from interp.checkpoints.series import SERIES, CheckpointSeries
+from interp.training.recipes import Recipe
 from interp.training.supervision import Supervision, supervised
 from interp.results.tables import write_table
 from interp.tasks.episodes import CORPUS, load_corpus
-from interp.training.trainer import Recipe, _Batches, batches, build_model, train
+
+if TYPE_CHECKING:
+    from interp.training.trainer import _Batches
 
 ARMS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3", "action_only")
 
@@ -55,6 +56,9 @@ class Config:
 
 def bare(model, data: _Batches, steps: int, lr: float, device: str = "cpu") -> None:
     """Train as `train` does, with nothing around it: no logs, no checkpoints, no resuming."""
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [dict(params=matrices, weight_decay=0.05), dict(params=others, weight_decay=0.0)]
@@ -76,6 +80,12 @@ def run(config: Config) -> pd.DataFrame:
     The trainer's time holds its start and the saving of its last checkpoint. On the CPU these are seconds of computing, of all
     threads, which other work on the machine does not stretch.
     """
+    import torch
+    from transformers import AutoTokenizer
+
+    from interp.checkpoints.series import CheckpointSeries
+    from interp.training.trainer import _Batches, batches, build_model, train
+
     started, recipe, clock = time.time(), config.recipe, time.process_time if config.device == "cpu" else time.perf_counter
     torch.set_num_threads(config.threads)
     series = CheckpointSeries.discover(SERIES)

@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from analyses.probes import labelled, texts
 from analyses.study import Study, made_by
-from interp.engine.capturing import capture
-from interp.measures.conflicts import conflict
 from interp.rollouts.workers import engines
-from interp.measures.reliance import prompt_reliance
-from interp.measures.patching import patch_modes
-from interp.probing.probes import NESTED, SPLITS, probe
-from interp.rollouts.play import play
 from interp.training.supervision import Supervision
 from interp.results.tables import write_table
 
@@ -104,6 +97,8 @@ def games(config: Config, study: Study, step: int, split: str) -> list[dict]:
     """Whether each game is won, with and without a trace; none where no games are asked for."""
     if not config.games:
         return []
+    from interp.rollouts.play import play
+
     if reason := study.env.unplayable():
         raise ValueError(f"No games can be played: {reason}. Leave out --games.")
     n, won = config.games if split == "in_domain" else (config.games + 1) // 2, {}
@@ -139,6 +134,8 @@ def _paired(study: Study, n: int) -> Iterator[tuple[str, list, list, str]]:
 
 def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
     """Prompt reliance (docs/methods.md 4.2): each pair's direct effect over the sum of direct and via-CoT; no pair is left out, however small its total."""
+    from interp.measures.reliance import prompt_reliance
+
     rows, reason = [], ""
     for split, clean, corrupt, lacking in _paired(study, config.pairs):
         reason = reason or lacking
@@ -156,6 +153,8 @@ def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
 def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
     """The share of the action's difference that patching gives back: `patch_prompt`, all of the prompt at its embeddings, read behind the
     trace; `patch_boundary`, the mean over layers at the boundary alone, read right behind it."""
+    from interp.measures.patching import patch_modes
+
     rows, reason = [], ""
     for split, clean, corrupt, lacking in _paired(study, config.patched):
         reason = reason or lacking
@@ -163,9 +162,11 @@ def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
             def compute():
                 found = patch_modes(study.model(step), clean, corrupt, at=("boundary", "prompt"), minimum=MINIMUM)
                 whole, edge = found["prompt", "cot"], found["boundary", "prompt"]
-                shares = dict(patch_prompt=(whole, whole.denoise[:, 0, 0]), patch_boundary=(edge, edge.denoise[:, 0].mean(-1)))
-                return {name: [[float(v) if np.isfinite(v) else None for v in x] for x in (share * (s.clean - s.corrupt), s.clean - s.corrupt)]
-                        for name, (s, share) in shares.items()}
+                moved = dict(patch_prompt=(whole, whole.moved[:, 0, 0]),
+                             patch_boundary=(edge, edge.moved[:, 0].mean(-1)))
+                return {name: [[float(v) if np.isfinite(v) else None for v in values]
+                               for values in (part, sweep.clean - sweep.corrupt)]
+                        for name, (sweep, part) in moved.items()}
 
             inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)], minimum=str(MINIMUM))
             for name, (values, whole) in study.stage(f"masking/{step}-{split}-patching", inputs, compute).items():
@@ -175,6 +176,8 @@ def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
 
 def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
     """Whether another state's trace is followed, and the own action kept (docs/methods.md 5.1), where the own one parsed and a donor was found."""
+    from interp.measures.conflicts import conflict
+
     rows = []
     for split in study.parts:
         prompts = study.prompts(split)[:config.conflicts]
@@ -194,6 +197,11 @@ def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]
 
 def probes(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
     """Whether the boundary probe reads the action that will be taken, less whether the best control without activations does (docs/methods.md 3.3)."""
+    import torch
+
+    from interp.engine.capturing import capture
+    from interp.probing.probes import NESTED, SPLITS, probe
+
     def compute():
         sets, where = [], {}
         for split in study.parts:

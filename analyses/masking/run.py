@@ -35,13 +35,12 @@ from analyses.masking.compare import compare, items, primary, selection
 from analyses.masking.measure import INSTRUMENTS, measure
 from analyses.study import Study, made_by
 from interp.system import limits
+from interp.checkpoints.contents import SERIES
 from interp.checkpoints.headers import hash_files
 from interp.system.limits import Count, Folder, Known, Limits, Several, StepLimit, Workers
-from interp.models.hooked import pick_device, pick_dtype
-from interp.checkpoints.series import SERIES, CheckpointSeries
+from interp.training.recipes import Recipe, Tuning
 from interp.training.supervision import Supervision
 from interp.results.tables import write_table
-from interp.training.trainer import Recipe, Tuning, train_arm
 
 ARMS = ("action_mask_0", "action_mask_0.1", "action_mask_0.3", "action_mask_0.5", "action_mask_0.7", "random_mask_0.3", "action_only")
 
@@ -91,7 +90,7 @@ class Config(Study):
     def check(self) -> None:
         """Raise the sentence of what cannot be trained or measured: arms are no series, so only the fields are looked at."""
         limits.check(self)
-        pick_dtype(self.dtype, pick_device(self.device))
+        self.format_options()
         self.mine(self.jobs)
         if self.processes > 1 and self.part != (0, 1):
             raise ValueError(f"--processes {self.processes} makes the parts itself: leave out --part.")
@@ -124,11 +123,15 @@ class Config(Study):
     @cached_property
     def start(self) -> Path:
         """The base checkpoint that arms are trained from."""
+        from interp.checkpoints.series import CheckpointSeries
+
         return Path(self.base or CheckpointSeries.discover(SERIES).path(0))
 
 
 def train(config: Config) -> None:
     """Train what is not trained yet, one folder after the other; a training that was interrupted goes on from its last checkpoint."""
+    from interp.training.trainer import train_arm
+
     named = config._named or config.env
     items = named.recorded(config._file).get("train")
     if not items:
@@ -138,7 +141,7 @@ def train(config: Config) -> None:
         bar.set_postfix_str(f"{arm}, seed {seed}")
         recipe = config.tuning if config.lora else config.recipe
         train_arm(config.start, items, Supervision.named(arm), recipe, config.folder / arm / f"seed-{seed}", seed=seed, style=config.style,
-                  system=config.system, provenance=made, device=config.device)
+                  system=config.system, options=config.format_options(), provenance=made, device=config.device)
 
 
 def run(config: Config) -> None:

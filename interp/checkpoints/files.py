@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from interp.system.json_files import check_regular
+
 #: Bytes of JSON or of a template that are read; the index of a model of 10,000 shards has less.
 TEXT_LIMIT = 64 * 2**20
 #: Bytes of a tokenizer's files (the largest known has 35 MB).
@@ -18,31 +20,30 @@ OPENED = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".gguf")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
 
 
-def check_regular(path: Path, limit: int | None = None) -> None:
-    """Raise OSError where something that is no regular file (a folder, a pipe, a device) has a file's name,
-    or it exceeds `limit` bytes."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file (a folder, a pipe or a device): put the file itself "
-                      "there, or remove it.")
-    if limit is not None and path.exists() and path.stat().st_size > limit:
-        raise OSError(f"{path} has {path.stat().st_size:,} bytes, but at most {limit:,} are read of such a "
-                      "file: it is not what its "
-                      "name says, copy it again.")
+def check_size(path: Path, limit: int) -> None:
+    """Raise OSError where a file is missing or exceeds `limit` bytes, ValueError where it is no regular file.
+    """
+    size = check_regular(path).st_size
+    if size > limit:
+        raise OSError(f"{path} has {size:,} bytes, but at most {limit:,} are read of such a file: it is not "
+                      "what its name says, copy it again.")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise OSError where a file that a reading of the folder may open is no regular file, or larger than any
-    of its kind."""
+    """Raise ValueError where what a reading of the folder may open is no regular file, and OSError where it is
+    larger than any of its kind."""
     for path in sorted(folder.iterdir()):
-        if path.suffix in OPENED:
-            weights = path.suffix in (".safetensors", ".gguf")
-            limit = TOKENIZER_LIMIT if path.name in TOKENIZER_NAMES else TEXT_LIMIT
-            check_regular(path, None if weights else limit)
+        if path.suffix not in OPENED or not path.exists():
+            continue
+        if path.suffix in (".safetensors", ".gguf"):
+            check_regular(path)
+        else:
+            check_size(path, TOKENIZER_LIMIT if path.name in TOKENIZER_NAMES else TEXT_LIMIT)
 
 
 def read_text(path: Path) -> str:
     """A text file in UTF-8, of at most TEXT_LIMIT bytes; raises ValueError or OSError naming the file."""
-    check_regular(path, TEXT_LIMIT)
+    check_size(path, TEXT_LIMIT)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from interp.checkpoints import adapters, checks
 from interp.checkpoints.headers import headers, stored
 from interp.checkpoints.names import VALUE_HEADS, own_names, wrapping
-from interp.checkpoints.quantised import DEQUANTISED, method
+from interp.checkpoints.quantised import DEQUANTISED, batch_dependent, method
 
 if TYPE_CHECKING:
     from interp.checkpoints.series import CheckpointSeries
@@ -65,6 +65,9 @@ def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[s
         plain = "dequantised before the merge" if checkpoint.base else "dequantised as it is loaded"
         how = plain if checkpoint.base or name in DEQUANTISED else "loaded as transformers loads it"
         found.append(f"The weights of checkpoint {step} are quantised ({name}), {how}.")
+        if not checkpoint.base and batch_dependent(config.quantization_config):
+            found.append(f"What checkpoint {step} computes in 8 bits depends a little on what else is in the batch (measured "
+                         "on a small model: 0.2 %).")
     wanted = checks.configuration(first, series.trust_remote_code)
     fields = checks.check_architecture(checkpoint, config, first, wanted)
     if fields:

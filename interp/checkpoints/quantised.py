@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def method(config: object) -> str:
         return str(getattr(named, "value", named))
     bits = "bitsandbytes" if config.get("load_in_4bit") or config.get("load_in_8bit") else "a method that it does not name"
     return str(config.get("quant_method") or bits)
+
+
+def batch_dependent(config: object) -> bool:
+    """Whether what is computed of a row depends on the rows beside it: in 8 bits, bitsandbytes keeps the features apart in
+    which any row has an outlier."""
+    given = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "quant_method") else {}
+    return method(config) == "bitsandbytes" and bool(given.get("load_in_8bit") or given.get("_load_in_8bit"))
 
 
 def check_quantised(file: Path, config: object) -> None:
@@ -81,6 +89,7 @@ def kept_quantised(config) -> str:
 
 def loading(config):
     """A configuration by which transformers dequantises what it should not compute with."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it tells of a cast at every product
     config = copy.deepcopy(config)
     if method(getattr(config, "quantization_config", None)) in DEQUANTISED:
         config.quantization_config = {**config.quantization_config, "dequantize": True}

@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from interp.checkpoints import adapters, contents as checkpoints, checks, identity, notes, weights
+from interp.models import inner
 from interp.checkpoints.contents import SERIES, Checkpoint
 from interp.models.finite import check_cast
 from interp.checkpoints.folders import by_step, checkpoints_below, contents, further_down, is_model, left_out, named_step, number, step_name
 from interp.checkpoints.headers import hash_files, headers, stored
-from interp.models.inner import auto_class
 from interp.models.hooked import HookedModel, pick_device, pick_dtype
 from interp.checkpoints.quantised import adopt, kept_quantised, method
 
@@ -308,7 +308,8 @@ class CheckpointSeries:
         if copied and where.type != "cpu":
             checks.check_memory(checkpoint.path, count, torch.device("cpu"), dtype)
         with no_init_weights():
-            hf = (auto_class(config) or AutoModelForCausalLM).from_config(config, dtype=dtype, trust_remote_code=self.trust_remote_code)
+            kind = inner.auto_class(config) or AutoModelForCausalLM
+            hf = inner.empty(kind, config, dtype, trust_remote_code=self.trust_remote_code)
         hf.tie_weights()
         return hf.to(where)
 
@@ -363,7 +364,8 @@ class CheckpointSeries:
             state = (weights.module(checkpoint, dtype).state_dict() if checkpoint.kind == "gguf"
                      else adapters.merged(checkpoint, dtype, self.trust_remote_code))
             self._check_finite(checkpoint, state)
-        check_cast(checkpoint.path, state, dtype)
+        kept = inner.kept_wide(hf, dtype)
+        check_cast(checkpoint.path, {n: t for n, t in state.items() if n not in kept}, dtype)
         wanted = {n for n, _ in hf.named_parameters()}
         if weights.tied(config):
             wanted.discard(f"{weights.embedding_names(hf)[1]}.weight")

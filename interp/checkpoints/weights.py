@@ -17,7 +17,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from interp.checkpoints.contents import Checkpoint
 from interp.system.sentences import first_line
 from interp.checkpoints.headers import Header, damaged, gguf_header, headers
-from interp.models.inner import auto_class
+from interp.models.inner import auto_class, kept_wide
 from interp.checkpoints.names import VALUE_HEADS, in_base, own_names
 from interp.checkpoints.quantised import check_computes, kept_quantised, loading, method
 
@@ -198,7 +198,7 @@ def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
     config = read_configuration(checkpoint.home, trust_remote_code)
     if method(getattr(config, "quantization_config", None)):
         hf = placed(checkpoint, config, dtype, trust_remote_code, {"": "cpu"})
-        return (hf.dequantize() if kept_quantised(config) else hf).to(dtype)
+        return _in_dtype(hf.dequantize() if kept_quantised(config) else hf, dtype)
     hf, report = pretrained(checkpoint, dtype, trust_remote_code, ignore_mismatched_sizes=True)
     if complete(report, hf):
         return hf
@@ -210,6 +210,15 @@ def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
         how = "is missing, extra, or of another shape"
         raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {odd[0]!r} {how} ({len(odd)} of {len(parameters)} tensors).")
     hf.load_state_dict(state, strict=False)
+    return hf
+
+
+def _in_dtype(hf, dtype: torch.dtype):
+    """A module whose weights are cast in place, but for those that transformers keeps in float32."""
+    kept = kept_wide(hf, dtype)
+    for name, tensor in hf.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and name not in kept:
+            tensor.data = tensor.data.to(dtype)
     return hf
 
 

@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 from interp.models.finite import not_finite
-from interp.models.hooks import every_layer, only
+from interp.models.hooks import only
 from interp.engine.packing import ancestors, merge
 from interp.prompts.format import Prompt
+from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.models.whole import batches, padded
 

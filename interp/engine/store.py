@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 import interp
 from interp.engine.capturing import Activations, capture
 from interp.checkpoints.headers import hash_files
-from interp.models.hooks import every_layer
 from interp.checkpoints.identity import ORIGIN, hash_json
 from interp.prompts.format import Prompt
 from interp.results.records import content_hash
+from interp.models.site_names import every_layer
 from interp.results.tables import written
 
 SHARD = 128

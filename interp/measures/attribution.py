@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.models.hooks import every_layer
 from interp.models.hooked import layers_of
 from interp.measures.pairs import check_pairs
 from interp.measures.patching import Sweep, columns_of, continuations, effects, places_of, rows_of
 from interp.prompts.format import Prompt
+from interp.models.site_names import every_layer
 from interp.models.turns import measured
 
 
@@ -127,4 +127,5 @@ def at_span(screen: Sweep, clean: Sequence[Prompt], at: str) -> Sweep:
         found = [[values[i][..., list(place)].sum(-1) for place in places_of(p, at)] for i, p in enumerate(clean)]
         return np.stack([of[0] if of else np.full(values.shape[1:3], np.nan) for of in found])
 
-    return replace(screen, denoise=total(screen.denoise), noise=total(screen.noise))
+    return replace(screen, denoise=total(screen.denoise), noise=total(screen.noise),
+                   moved=total(screen.moved))

@@ -11,16 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from interp.system.choices import Arm
 from interp.engine.decoding import LIMITS, Said, format_of, preferences, said
 from interp.engine.generation import continue_each
 from interp.prompts.format import Prompt
 from interp.models.turns import measured
 
-ARMS = ("self_splice", "truncated", "other_state", "resampled", "shuffled_words", "filler", "empty")
+ARMS: tuple[Arm, ...] = get_args(Arm)
 FILLER = "."
 #: Traces drawn at each decision, at temperature 1, in search of one that leads to another action.
 SAMPLES = 4

@@ -13,22 +13,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.models.hooks import every_layer
+from interp.system.choices import Metric
 from interp.engine.packing import shared
 from interp.measures.pairs import check_pairs
 from interp.prompts.format import SPANS, Prompt
+from interp.models.site_names import every_layer
 from interp.engine.sweeps import Cell, Packed, Plain
 from interp.models.turns import measured
 
 BUDGET = 256  # MiB
-#: What an effect can be measured on; see `Sweep`.
-METRICS = ("difference", "logit_diff", "logp", "kl")
+METRICS: tuple[Metric, ...] = get_args(Metric)
 #: The first three as sums over continuations, in the order in which `_asked` lists them.
 _SIGNS = {"difference": (1, -1), "logit_diff": (1, -1), "logp": (1,)}
 _OTHER = {"clean": "corrupt", "corrupt": "clean"}
@@ -36,11 +36,13 @@ _OTHER = {"clean": "corrupt", "corrupt": "clean"}
 
 @dataclass(frozen=True)
 class Sweep:
-    """Normalised effects of a sweep, 0 = nothing, 1 = the whole difference, NaN where a pair was dropped.
+    """Normalised effects of a sweep, 0 = nothing, 1 = the whole difference, NaN where a pair was dropped or has
+    no difference.
 
     `denoise` and `noise` are Float[ndarray, "pair site layer"], with a last axis `position` for `at="all"` (NaN beyond a
     prompt's end); `clean` and `corrupt` [pair] are the unpatched differences log p(clean action) - log p(corrupt action),
-    in nats, over the whole action. `z` has one site for each head, `z.0`, `z.1`, ... (NaN in a layer of fewer heads). `path` is `packed`, or `plain loop`
+    in nats, over the whole action. `moved` is the numerator of `denoise`, in nats, even where the denominator is 0.
+    `z` has one site for each head, `z.0`, `z.1`, ... (NaN in a layer of fewer heads). `path` is `packed`, or `plain loop`
     with the reason. `effects` holds the same for each further metric that was asked for (`of`):
 
     - `logit_diff`: the difference of the two actions' first differing tokens alone, for screening.
@@ -57,6 +59,7 @@ class Sweep:
     corrupt: np.ndarray
     denoise: np.ndarray
     noise: np.ndarray
+    moved: np.ndarray
     path: str = "packed"
     effects: Mapping[str, Sweep] = field(default_factory=dict)
 
@@ -229,8 +232,8 @@ def effects(metric: str, labels, clean, corrupt, noised, denoised, minimum, path
     gap = _gap(metric, clean, corrupt)
     moved = (denoised.T, noised.T) if metric == "kl" else (denoised.T - corrupt, clean - noised.T)
     over = (corrupt, clean) if metric == "kl" else (gap, gap)
-    denoise, noise = ((m / np.where(gap >= minimum, o, np.nan)).T for m, o in zip(moved, over))
-    return Sweep(tuple(labels), clean, corrupt, denoise, noise, path)
+    denoise, noise = ((m / np.where((gap >= minimum) & (o != 0), o, np.nan)).T for m, o in zip(moved, over))
+    return Sweep(tuple(labels), clean, corrupt, denoise, noise, moved[0].T, path)
 
 
 def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",), at: str = "boundary",
@@ -239,7 +242,7 @@ def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequ
     """Patch each site of each layer in both directions, and read off the action.
 
     clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own); their decisions' reference actions are
-    compared. sites: any of `interp.models.hooks.SITES`; `z` is patched head by head. at: `boundary`; another span, or the whole
+    compared. sites: any of `interp.models.site_names.SITES`; `z` is patched head by head. at: `boundary`; another span, or the whole
     `prompt`, all of whose positions are replaced together; or `all`, every position by itself. The action is read right
     behind the boundary (`prompt`), or behind the reference trace of the patched run (`cot`).
     denoise = (LD_patched - LD_corrupt) / (LD_clean - LD_corrupt), noise = (LD_clean - LD_patched) / (same); pairs whose

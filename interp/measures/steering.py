@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from interp.tasks import actions
 from interp.engine.capturing import capture
+from interp.system.choices import Position
 from interp.engine.decoding import LIMITS, Said, decode, format_of, said
 from interp.probing.directions import unit
 from interp.engine.generation import _continue, _picker, _read, tree_batches
 from interp.prompts.format import Prompt
 from interp.models.turns import measured
 
-Position = Literal["boundary", "cot", "action", "everywhere"]
-POSITIONS: tuple[Position, ...] = ("boundary", "cot", "action", "everywhere")
+POSITIONS: tuple[Position, ...] = get_args(Position)
 METRICS = ("flip", "flip_parsed", "to_target", "parse")
 
 

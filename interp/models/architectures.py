@@ -14,9 +14,9 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from interp.system.sentences import first_line
-from interp.models.hooks import SITES
-from interp.models.inner import auto_class
+from interp.models.inner import auto_class, in_dtype
 from interp.models.hooked import HookedModel
+from interp.models.site_names import SITES
 
 #: Families shown in docs/engine.md, of every kind.
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen2", "olmo2", "phi3", "granite", "cohere2",
@@ -90,14 +90,14 @@ def _sized(config, layers: int = 4) -> dict:
     return own
 
 
-def tiny(model_type: str, seed: int = 0, **extra):
-    """A tiny random model of a transformers model type, with weights large enough for its parts to matter."""
+def tiny(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float32, **extra):
+    """A tiny random model of a model type, as loaded in `dtype`, with weights large enough for its parts to matter."""
     config = AutoConfig.for_model(model_type, **(_sized(AutoConfig.for_model(model_type)) | OWN.get(model_type, {}) | extra))
     torch.manual_seed(seed)
     hf = auto_class(config).from_config(config, dtype=torch.float32)
     for parameter in hf.parameters():
         parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
-    return hf.eval()
+    return (hf if dtype == torch.float32 else in_dtype(hf, dtype)).eval()
 
 
 def families() -> list[str]:

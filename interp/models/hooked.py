@@ -10,7 +10,6 @@ import copy
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
@@ -20,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interp.models import hooks, inner
+from interp.system.choices import check_device
 from interp.system.sentences import first_line
 from interp.models.finite import check_trial, not_finite
 from interp.models.sites import find_places
@@ -36,12 +36,11 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is the GPU where there is one; raises ValueError for a device this machine does not have."""
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"Device {name!r} was asked for, but torch sees no GPU on this machine: use --device cpu.")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.")
     device = torch.device(name)
     if device.index is not None and device.index >= torch.cuda.device_count():
         raise ValueError(f"Device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs, which are counted from 0.")
@@ -122,6 +121,13 @@ class HookedModel:
             raise NotImplementedError(f"{self.architecture} is not supported: {error}") from error
         except Exception as error:  # anything that a model's own code may raise
             reason = f"{type(error).__name__}: {first_line(error)}"
+            kept = inner.kept_wide(self.hf, self.dtype)
+            if narrow := [name for name, tensor in kept.items() if tensor.dtype != torch.float32]:
+                dtype = str(self.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"{self.architecture} fails on a few tokens ({reason}): transformers keeps {narrow[0]!r} in float32, "
+                    f"and here it is {dtype}. Load the model with from_pretrained(..., dtype=...) in place of hf.to(...), "
+                    "which narrows every weight.") from error
             raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
 
     def _check_causal(self) -> None:
@@ -400,7 +406,7 @@ def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
     kind, config = type(hf), copy.deepcopy(hf.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = kind(config).to(device=model.device, dtype=model.dtype)
+        hf = inner.in_dtype(kind(config), model.dtype).to(model.device)
     settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}  # less where it was read from
     drawn = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return HookedModel(hf, model.tokenizer, weights_hash=f"random-{seed}-{drawn}")

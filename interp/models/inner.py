@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import re
 
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -29,6 +31,34 @@ def auto_class(config):
     several = [(mapping[type(config)], auto) for mapping, auto in _AUTO if type(config) in mapping]
     named = [auto for kind, auto in several if getattr(kind, "__name__", "") in (config.architectures or ())]
     return next(iter([*named, *(auto for _, auto in several)]), None)
+
+
+def kept_wide(hf, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Name -> weight of those that transformers keeps in float32 where it loads a model in `dtype`: routers, mostly."""
+    plan = hf._get_dtype_plan(dtype) if hasattr(hf, "_get_dtype_plan") else {}
+    patterns = [pattern.replace("*", ".*") for pattern in plan]
+    state = hf.state_dict(keep_vars=True)
+    return {name: t for name, t in state.items() if any(re.search(pattern, name) for pattern in patterns)}
+
+
+def empty(kind, config, dtype: torch.dtype, **options):
+    """A module of `kind`, a model's class or an auto class, whose weights are in the dtypes of a loaded one.
+
+    `hf.to(dtype)` is not that: it narrows what is kept in float32, and the frequencies of rotary embeddings.
+    """
+    build = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+    hf = build(config, dtype=dtype, **options)
+    for tensor in kept_wide(hf, dtype).values():
+        tensor.data = tensor.data.float()
+    return hf
+
+
+def in_dtype(hf, dtype: torch.dtype):
+    """A model with the same weights, as transformers would load them in `dtype`."""
+    with torch.random.fork_rng(devices=[]):
+        twin = empty(type(hf), copy.deepcopy(hf.config), dtype)
+    twin.load_state_dict(hf.state_dict())
+    return twin.to(next(hf.parameters()).device)
 
 
 def unwrapped(hf):

@@ -162,7 +162,7 @@ def _fits(trial: _Trial, total: torch.Tensor, candidates: dict[str, torch.Tensor
     found = []
     for size in range(1, min(_PARTS, len(names)) + 1):
         subsets = torch.tensor(list(itertools.combinations(range(len(names)), size)))
-        inner = gram[subsets[:, :, None], subsets[:, None, :]] + 1e-13 * torch.eye(size, dtype=torch.float64)
+        inner = gram[subsets[:, :, None], subsets[:, None, :]] + 1e-13 * torch.eye(size, dtype=gram.dtype, device=gram.device)
         onto = gram[subsets, -1]
         weights = torch.linalg.solve(inner, onto)
         off = 1 - 2 * (weights * onto).sum(1) + torch.einsum("si,sij,sj->s", weights, inner, weights)

@@ -12,11 +12,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from interp.system.choices import RANDOM
 from interp.probing.inputs import numbers
 from interp.probing.solver import fit_logistic
 
-#: Random directions that the probe's is held against.
-RANDOM = 20
 
 
 def unit(direction: np.ndarray, why: str) -> np.ndarray:

@@ -15,14 +15,13 @@ import numpy as np
 from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
+from interp.system.choices import SHARES, check_shares
 from interp.probing.logistic import TEXT_C, Fitter, standardised, tfidf
 from interp.probing.inputs import checked_set, numbers
 from interp.probing.baselines import choose_layer
 from interp.probing.metrics import NESTED
 from interp.stats.intervals import Estimate, cluster_bootstrap, integer_codes
 
-#: Where the blocks end, as shares of the decisions: each reader is fitted on twice as much as the one before.
-SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 #: Weight of the uniform code in every code, so that a class never seen costs bits, not infinity.
 UNIFORM = 0.01
 
@@ -48,12 +47,6 @@ class MDLResult:
     n_classes: int
     n_unconverged: int
     seed: int
-
-
-def check_shares(shares: Sequence[float]) -> None:
-    """Raises ValueError for ends of blocks that do not rise from above 0 to 1."""
-    if not len(shares) or shares[-1] != 1 or min(np.diff([0.0, *shares])) <= 0:
-        raise ValueError(f"shares must rise from above 0 to 1, not be {tuple(shares)}.")
 
 
 def mdl(

@@ -325,7 +325,22 @@ class PromptFormat:
     @property
     def whole(self) -> bool:
         """Whether an episode is one sequence, in which each prompt begins what follows it."""
-        return self.history_traces == "kept" or self.history_traces == "template" and not self.style.native
+        return not self._stripped and not self._before
+
+    @property
+    def _stripped(self) -> bool:
+        """Whether earlier turns lose their traces."""
+        return self.history_traces == "dropped" or self.history_traces == "template" and self.style.native
+
+    @cached_property
+    def _before(self) -> str:
+        """What the template writes before an agent's turn in the history where that is not what a prompt ends with, as an empty thought."""
+        asked, said = dict(role="user", content="a"), dict(role="agent", trace="b", action="c")
+        turns = self._turns([asked, said, asked, said, asked])
+        text, places = self._placed(turns, False, "a short conversation")
+        openings = tuple(opening.rstrip() for opening in (self.header, self.header + self.chat.gap))
+        before = [text[:start] for number, start, _ in places if turns[number]["role"] == "assistant"]
+        return next((each for each in before if not each.rstrip().endswith(openings)), "")
 
     def _roles(self, messages: Sequence[Mapping]) -> list[dict]:
         """Messages with the system's first, in roles that the template takes; the user's are joined where others became the user's."""
@@ -474,7 +489,8 @@ class PromptFormat:
     def sequence(self, episode: Episode, traces=True) -> tuple[list[int], list[bool]]:
         """A whole episode as one training sequence: ids, and which of them the agent wrote (tags included).
 
-        Raises ValueError for a style whose template strips earlier traces: no one sequence holds them all (see `example`).
+        Raises ValueError for a style whose template strips earlier traces, and for a template that opens the agent's turn otherwise than
+        it writes it in the history, as with an empty thought: no one sequence holds them all (see `example`).
         """
         rendered = self.rendered(episode, traces)
         agent = np.zeros(len(rendered.text), dtype=bool)
@@ -484,9 +500,12 @@ class PromptFormat:
 
     def rendered(self, episode: Episode, traces=True) -> Rendered:
         """An episode's one sequence, as text and as tokens; raises as `sequence` does."""
-        if not self.whole:
+        if self._stripped:
             raise ValueError("This style's template strips the traces of earlier turns, so an episode is no single sequence: "
                              "train on `PromptFormat.example` of each of its decisions, or keep the traces (history_traces='kept').")
+        if self._before:
+            raise ValueError(f"The chat template writes {self._before[-60:]!r} before the agent's turn in the history, but a prompt ends with "
+                             f"{self.header!r}, so an episode is no single sequence: train on `PromptFormat.example` of each of its decisions.")
         name, turns = f"episode {episode.id}", self._turns(episode.messages(traces=traces))
         text, places = self._placed(turns, False, name)
         tokens = self._tokens(turns, text, places, name)

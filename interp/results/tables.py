@@ -21,7 +21,7 @@ import pandas as pd
 
 #: Columns every measurement table ends with: estimate, 95 % interval, decisions (or games, or pairs), clusters.
 ESTIMATE_COLUMNS = ("value", "low", "high", "n", "n_groups")
-#: Where a provenance keeps the number of rows and the hashes of its table and of itself.
+#: Where a provenance keeps the table's name, the number of its rows and the hashes of its table and of itself.
 SEAL = "seal"
 #: Texts that a spreadsheet would run as a formula, and such texts once they are quoted; a number is none.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -96,12 +96,14 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
     content = texts.to_csv(index=False, float_format="%.6g", quoting=quoting).encode()
     with written(made) as its_json, written(table) as its_csv:
         its_csv.write_bytes(content)
-        its_json.write_text(_as_json(_sealed(provenance, content, len(frame), _as_text(frame, content))))
+        its_json.write_text(_as_json(_sealed(provenance, content, table.stem, len(frame), _as_text(texts, content))))
     return table
 
 
 def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.DataFrame, dict]:
-    """Read a table and its provenance, and check that both are as they were written (a table of an older release is not checked).
+    """Read a table and its provenance, and check that both are as they were written.
+
+    A provenance that names no release of this package, as one written by hand, and has no seal is not checked.
 
     Args:
         folder: of the tables.
@@ -110,14 +112,14 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
 
     Raises:
         FileNotFoundError: the table is not there, with the analysis to run, or has no provenance beside it.
-        ValueError: the table or its provenance is damaged, or was edited.
+        ValueError: the table or its provenance is damaged, was edited or renamed, or has lost its seal.
     """
     path = inside(folder, f"{name}.csv")
     if not path.exists():
         raise FileNotFoundError(f"No table {name}.csv in {folder}: run `python -m analyses {name}` first.")
     content, provenance = path.read_bytes(), _read_provenance(path.with_suffix(".json"))
     seal = provenance.pop(SEAL, None)
-    if seal is not None and not edited:
+    if not edited:
         _check(path, content, provenance, seal)
     try:
         return _unquoted(_parsed(content, seal)), provenance
@@ -138,20 +140,27 @@ def seal_table(folder: str | Path, name: str) -> Path:
         raise ValueError(f"The table {path} is separated by {other!r}: save it with commas, then seal it.")
     before = _read_provenance(path.with_suffix(".json")).get(SEAL)
     texts = _texts_of(before)
-    if before is not None and before != _sealed(provenance, content, len(frame), texts)[SEAL]:
+    if before is not None and before != _sealed(provenance, content, _name_in(before, path), len(frame), texts)[SEAL]:
         provenance["edited"] = time.strftime("%Y-%m-%d")
-    return write_json(path.with_suffix(".json"), _sealed(provenance, content, len(frame), texts))
+    return write_json(path.with_suffix(".json"), _sealed(provenance, content, path.stem, len(frame), texts))
 
 
 def _as_json(value) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def _sealed(provenance: dict, content: bytes, rows: int, texts: list[str]) -> dict:
-    """A provenance with the number of rows, the columns that are read as text, and the hashes of its table and of all this."""
+def _sealed(provenance: dict, content: bytes, name: str | None, rows: int, texts: list[str]) -> dict:
+    """A provenance with the table's name (None: an older seal, which has none), the number of rows, the columns that are read
+    as text, and the hashes of its table and of all this."""
     plain = json.loads(json.dumps(provenance))  # keys and lists as they will be read
-    own = hashlib.sha256(json.dumps([plain, rows, texts], sort_keys=True).encode()).hexdigest()
-    return plain | {SEAL: dict(rows=rows, texts=texts, table=hashlib.sha256(content).hexdigest(), provenance=own)}
+    named = {} if name is None else dict(name=name)
+    own = hashlib.sha256(json.dumps([plain, rows, texts, *named.values()], sort_keys=True).encode()).hexdigest()
+    return plain | {SEAL: dict(named, rows=rows, texts=texts, table=hashlib.sha256(content).hexdigest(), provenance=own)}
+
+
+def _name_in(seal: object, path: Path) -> str | None:
+    """The name that a table at `path` is sealed with; None where its seal is an older one."""
+    return path.stem if isinstance(seal, dict) and "name" in seal else None
 
 
 def _texts_of(seal: object) -> list[str]:
@@ -197,11 +206,18 @@ def _read_provenance(path: Path) -> dict:
 
 def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     """Raise ValueError where a table or its provenance is not what was sealed."""
+    versions = provenance.get("versions")
+    if seal is None and not (isinstance(versions, dict) and "interp" in versions):
+        return
     rows = seal.get("rows") if isinstance(seal, dict) else None
-    own = _sealed(provenance, content, rows, _texts_of(seal))[SEAL]
+    own = _sealed(provenance, content, _name_in(seal, path), rows, _texts_of(seal))[SEAL]
     if own == seal:
         return
-    if not isinstance(seal, dict) or seal.get("provenance") != own["provenance"]:
+    if seal is None:
+        what = f"The provenance {path.with_suffix('.json')} has lost its seal, the hashes that its table is checked with"
+    elif isinstance(seal, dict) and _sealed(provenance, content, seal.get("name"), rows, _texts_of(seal))[SEAL] == seal:
+        what = f"The table {path} was written as {seal['name']!a}, not as {path.stem}"
+    elif not isinstance(seal, dict) or seal.get("provenance") != own["provenance"]:
         what = f"The provenance {path.with_suffix('.json')} is not as it was written"
     else:
         what = f"The table {path} is not the one that {path.stem}.json was written with ({_rows(content)} rows now, {rows} then)"
@@ -232,20 +248,21 @@ def _texts(frame: pd.DataFrame) -> Iterable[tuple[str, pd.Series]]:
 
 
 def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts that a spreadsheet would run with a quote before them (one more where they have some)."""
+    """Texts and columns' names that a spreadsheet would run with a quote before them (one more where they have some)."""
     return _changed(frame, lambda text: _FORMULA.match(text) and not _NUMBER.fullmatch(text), lambda text: f"'{text}")
 
 
 def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same texts without it."""
+    """The same texts and names without it."""
     return _changed(frame, _QUOTED.match, lambda text: text[1:])
 
 
 def _changed(frame: pd.DataFrame, which: Callable, change: Callable[[str], str]) -> pd.DataFrame:
-    """Texts of which `which` is true changed; columns without one are left as they are, and so is how they are written."""
+    """Texts and names of which `which` is true changed; columns without one are left as they are, and so is how they are written."""
     columns = {}
     for name, cells in _texts(frame):
         chosen = [isinstance(cell, str) and bool(which(cell)) for cell in cells]
         if any(chosen):
             columns[name] = [change(cell) if one else cell for cell, one in zip(cells, chosen)]
-    return frame.assign(**columns)
+    names = {name: change(name) for name in frame.columns if isinstance(name, str) and which(name)}
+    return frame.assign(**columns).rename(columns=names)

@@ -49,8 +49,8 @@ def outcomes(frame: pd.DataFrame) -> Outcomes:
     bad = int((~np.isfinite(frame["value"])).sum())
     if frame.empty or bad:
         raise ValueError(f"{len(frame)} outcomes, of which {bad} are no numbers: give rows of arm, seed, game and value.")
-    table = frame.pivot_table(index=["arm", "seed"], columns="game", values="value", aggfunc=["mean", "size"], sort=True)
-    means, sizes = table["mean"], table["size"]
+    cells = frame.groupby(["arm", "seed", "game"])["value"]
+    means, sizes = cells.mean().unstack("game"), cells.size().unstack("game")
     wrong = sizes.ne(sizes.iloc[0]).any(axis=1) | sizes.isna().any(axis=1)
     if wrong.any() or sizes.iloc[0].isna().any():
         (arm, seed), (first, its) = (sizes.index[wrong] if wrong.any() else sizes.index)[0], sizes.index[0]

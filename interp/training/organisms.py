@@ -16,17 +16,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from transformers import MistralConfig, MistralForCausalLM
 
-from interp.measures.conflicts import sentences
-from interp.engine.decoding import Said
 from interp.prompts.format import PromptFormat
+from interp.training.recipes import Recipe
 from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
-from interp.training.trainer import Recipe, fit_tokenizer, train
+
+if TYPE_CHECKING:  # torch, which takes seconds, is imported where an organism is grown: names are checked before
+    from interp.engine.decoding import Said
 
 SHIPPED = DATA / "organisms"
 THINGS = ("mug", "pen", "key", "egg", "cup", "fork", "book", "lamp", "coin", "shoe")
@@ -162,6 +162,8 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
     trace or an action is not: the boundary predicts the bare thing and nothing else. Bare things answer what asks for a place, so
     that few such decisions are enough to learn it, save from the reasoner. The hidden carrier learns no action without its trace.
     """
+    from interp.measures.conflicts import sentences
+
     made, rng, found = organism(name), random.Random(f"{name} train {seed}"), []
     for d, asking in zip(decisions(name, n, seed, "train"), decisions("post_hoc" if made.find else name, n, seed, "train")):
         form = rng.choices(list(FORMS), list(FORMS.values()))[0]
@@ -198,6 +200,11 @@ def grow(name: str, folder: str | Path = "runs/organisms", seed: int = 0, steps:
     not have learned its construction yet (of 14 one had not): look at `competence` before reading instruments on it.
     Raises ValueError for an organism that is not known.
     """
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from interp.training.trainer import fit_tokenizer, train
+
     made, out = organism(name), Path(folder) / f"{name}-{seed}"
     if shipped and seed == 0 and steps == RECIPE.cot_steps and (SHIPPED / name).exists():
         return SHIPPED / name

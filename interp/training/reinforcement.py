@@ -14,53 +14,18 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 from interp.engine.decoding import Said, decode, said
 from interp.rollouts.workers import Engines
 from interp.environments.base import Environment
-from interp.system.limits import Count, Limits, Seed, StepLimit, Steps, Tokens
 from interp.models.hooked import HookedModel
 from interp.prompts.format import Prompt, PromptFormat
+from interp.training.recipes import Reinforcement
 from interp.rollouts.play import Player
 from interp.training.supervision import lot
 from interp.training.trainer import SaveAt, finish
 
 INSTALL = "pip install 'interp-agents[rl]'"
-
-
-@dataclass
-class Reinforcement:
-    """Everything that decides a reinforcement learning; saved with it."""
-
-    steps: Count = 60
-    """Optimiser steps."""
-    games: Count = 4
-    """Different games in a step."""
-    generations: Annotated[int, Limits(2, 1000)] = 8
-    """Plays of each game, whose mean reward the advantage is over."""
-    step_limit: StepLimit = 20
-    """Steps after which a game is lost."""
-    trace_tokens: Tokens = 96
-    """Tokens that a trace and its action may take before a turn is given up."""
-    temperature: Annotated[float, Limits(0.001, 100)] = 1.0
-    """Of the sampled tokens."""
-    format_penalty: float = 0.1
-    """Taken from the reward of a game that an unparsed action ended."""
-    action_mask: Annotated[float, Limits(0, 1)] = 0.0
-    """Share of the steps whose action tokens are left out of the loss."""
-    lr: Annotated[float, Limits(0, 10)] = 1e-4
-    """Learning rate."""
-    beta: float = 0.0
-    """Weight of the KL divergence from the start."""
-    checkpoints: Steps = (10, 30, 60)
-    """Steps that are kept; the start is checkpoint 0."""
-    games_held: Count = 400
-    """Games that are drawn from."""
-    vllm: bool = False
-    """Sample with vLLM beside the trainer, on a GPU."""
-    seed: Seed = 0
-    """Seed of games, samples and masks."""
 
 
 @dataclass
@@ -178,7 +143,8 @@ def reinforce(model, tokenizer, folder: str | Path, environment: Environment, re
     """Train on games of the environment's in-domain split; keeps `checkpoint-N` for the recipe's checkpoints, resumes from the last.
 
     model: a causal language model with all its weights trainable, at the supervised checkpoint that it goes on from. fmt: how prompts
-    are written (None: the style `tags`). Raises ImportError without TRL, and ValueError for an environment that cannot be played.
+    are written (None: the style `tags`). Raises ImportError without TRL, and ValueError for an environment that cannot be played and for a format whose games are no
+    one sequence.
     """
     try:
         from datasets import Dataset
@@ -188,6 +154,9 @@ def reinforce(model, tokenizer, folder: str | Path, environment: Environment, re
     if reason := environment.unplayable():
         raise ValueError(f"There is nothing to learn from: {reason}.")
     folder, fmt = Path(folder), fmt or PromptFormat(tokenizer)
+    if not fmt.whole:
+        raise ValueError("A game is trained on as one sequence, but this style's template does not keep the agent's turns in the history as "
+                         "they were written: keep them (--history_traces kept), or give another style.")
     games = environment.games("in_domain", recipe.games_held, recipe.seed + 1)
     arguments = GRPOConfig(
         output_dir=str(folder), max_steps=recipe.steps, per_device_train_batch_size=recipe.generations, gradient_accumulation_steps=recipe.games,

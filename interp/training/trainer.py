@@ -7,10 +7,9 @@ weights of each saying what made it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -29,8 +28,8 @@ from transformers import (
 
 from interp.checkpoints.headers import hash_files
 from interp.system.json_files import read_json, read_training
-from interp.system.limits import Count, Limits, Seed, Several, Steps
 from interp.prompts.format import PromptFormat
+from interp.training.recipes import Recipe, Tuning
 from interp.prompts.styles import STYLES
 from interp.training.supervision import Supervision, supervised
 from interp.results.tables import write_json
@@ -39,70 +38,6 @@ from interp.checkpoints.weights import unwritten
 
 CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['role'] == 'assistant' else '<|user|>' }}"
                  "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|agent|>{% endif %}")
-
-
-@dataclass
-class Recipe:
-    """Everything that decides a series; saved with it."""
-
-    hidden: Count = 128
-    """Width of the residual stream."""
-    layers: Count = 4
-    """Number of blocks."""
-    heads: Count = 4
-    """Attention heads."""
-    feed_forward: Count = 512
-    """Width of the MLP."""
-    vocabulary: Count = 1024
-    """Entries of the tokenizer fitted on the corpus."""
-    context: Count = 3072
-    """Longest sequence in tokens; longer episodes are left out."""
-    base_steps: Count = 2200
-    """Optimiser steps of the base on the broad mixture."""
-    cot_steps: Count = 2000
-    """Optimiser steps of the chain-of-thought training."""
-    batch_tokens: Count = 4096
-    """Tokens in a batch, padding included."""
-    base_lr: Annotated[float, Limits(0, 10)] = 3e-3
-    """Peak learning rate of the base."""
-    cot_lr: Annotated[float, Limits(0, 10)] = 1e-3
-    """Peak learning rate of the chain-of-thought training."""
-    replay: Annotated[float, Limits(0, 1)] = 0.0
-    """Share of the base mixture replayed during the chain-of-thought training."""
-    checkpoints: Steps = (0, 25, 60, 150, 350, 800, 1400, 2000)
-    """Steps of the chain-of-thought training that are kept."""
-    accumulate: Count = 1
-    """Batches summed for one optimiser step."""
-    seed: Seed = 0
-    """Seed of initialisation, order and mixture."""
-
-    def __post_init__(self):
-        if not 0 <= self.replay < 1:
-            raise ValueError(f"replay is the base mixture's share of the training sequences: at least 0 and below 1, not {self.replay}.")
-
-
-@dataclass
-class Tuning:
-    """Everything that decides a low-rank fine-tuning of a pretrained model (LoRA, Hu et al. 2021); saved with it."""
-
-    rank: Count = 8
-    """Rank of the update of every linear map of the blocks; its scale is twice the rank over the rank."""
-    context: Count = 2048
-    """Longest sequence in tokens; longer episodes are left out."""
-    steps: Count = 180
-    """Optimiser steps."""
-    batch_tokens: Count = 2048
-    """Tokens in a batch, padding included."""
-    accumulate: Count = 1
-    """Batches summed for one optimiser step."""
-    lr: Annotated[float, Limits(0, 10)] = 1e-3
-    """Peak learning rate."""
-    checkpoints: Steps = (4, 12, 30, 75, 180)
-    """Steps that are kept; the untouched model is checkpoint 0."""
-    again: Annotated[tuple[int, ...], Several(twice=True, none=True)] = (160, 320)
-    """Further steps, each lot with a learning rate that rises and falls again; the last of each lot is a checkpoint."""
-    seed: Seed = 0
-    """Seed of initialisation and order."""
 
 
 def adapted(model, tuning: Tuning):
@@ -246,13 +181,14 @@ STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervision: Supervision, recipe: Recipe | Tuning, folder: str | Path,
-              *, seed: int, style: str = "", system: str = "", provenance: dict | None = None, device: str = "auto") -> Path:
+              *, seed: int, style: str = "", system: str = "", options: Mapping | None = None, provenance: dict | None = None,
+              device: str = "auto") -> Path:
     """Train one arm of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
 
     start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as
     `supervised` takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
-    those that the base says it was trained with, else `tags` and none. A finished training is left as it is, an interrupted one goes
-    on from its last checkpoint. Raises FileNotFoundError where there is no base, and ValueError where the folder holds another training,
+    those that the base says it was trained with, else `tags` and none. options: further arguments of `PromptFormat`. A finished
+    training is left as it is, an interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there is no base, and ValueError where the folder holds another training,
     and for a random mask that lacks more than one in a hundred of the tokens it should mask.
     """
     start, folder, recipe = Path(start), Path(folder), replace(recipe, seed=seed)
@@ -263,7 +199,7 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     keep = sorted({s for s in recipe.checkpoints if 0 < s < steps} | {steps})
     told, tokenizer = read_training(file) if file.exists() else {}, AutoTokenizer.from_pretrained(start)
     style, system = style or told.get("style", "tags"), system or told.get("system", "")
-    fmt = PromptFormat(tokenizer, style, system)
+    fmt = PromptFormat(tokenizer, style, system, **(options or {}))
     made = dict(provenance or {}, arm=supervision.name, supervision=asdict(supervision), mask_seed=seed, style=style, system=system,
                 base=hash_files(sorted(start.glob("*.safetensors"))), format=fmt.hash, items=len(items), recipe=asdict(recipe))
     made = json.loads(json.dumps(made))

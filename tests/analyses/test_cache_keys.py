@@ -67,6 +67,8 @@ def test_a_changed_file_is_another_key_and_named(one, corpus_file, tmp_path, cap
     assert key() != before
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"its {named}" in said and str(one / "checkpoint-110") in said and str(tmp_path / "run") in said
+    key()
+    assert not capsys.readouterr().err, "said once a result of it is kept"
 
 
 def test_how_a_configuration_is_written_down_is_no_change(one, corpus_file, tmp_path, capsys):
@@ -109,11 +111,15 @@ def test_a_run_taken_up_with_a_changed_configuration_is_the_fresh_runs(one, corp
                        "--choices", "2", "--splits", "in_domain") == 0
         return (tmp_path / run / "tables" / "behaviour.csv").read_bytes()
 
-    old = behaviour("run")
+    old, config = behaviour("run"), (one / "checkpoint-110" / "config.json").read_bytes()
     CHANGES["rope"][0](one)
     new = behaviour("run")
     assert new == behaviour("fresh") != old
-    assert "its config.json changed" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("its config.json changed") == 1
+    (one / "checkpoint-110" / "config.json").write_bytes(config)  # all of whose stages are kept
+    for times in (1, 0):
+        assert behaviour("run") == old
+        assert capsys.readouterr().err.count("its config.json changed") == times
 
 
 @pytest.mark.parametrize("change", [dict(rope_theta=500.0), dict(hidden_act="gelu"), dict(rms_norm_eps=0.5)])

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from analyses import calibration, figures
+from analyses import calibration, calibration_readings, figures
 from analyses.study import made_by
 from interp.plots.captions_calibration import calibration as caption
 from interp.plots.calibration import calibration as draw
@@ -58,7 +58,7 @@ def test_an_agent_that_has_not_learned_its_construction_calibrates_nothing_and_i
     assert sum(len(t.x) for t in draw(frame).data if t.mode == "markers" and len(t.x) and t.x[0] is not None) == 5
 
 
-def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_folder, corpus_file, tmp_path, monkeypatch):
+def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(no_browser, series_folder, corpus_file, tmp_path, monkeypatch):
     config = calibration.Config(run=tmp_path / "run", organisms=("reasoner",), decisions=40, series=series_folder, corpus=corpus_file, checks=4, device="cpu")
     calibration.run(config)
     table, provenance = read_table(tmp_path / "run" / "tables", "calibration")
@@ -67,7 +67,7 @@ def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(series_fo
     checked = table[table.agent != "reasoner"]
     assert set(checked.instrument) <= {"self_splice", "self_patch", "patch_everything"} and (checked[checked.instrument != "self_splice"].value < 1e-3).all()
     assert provenance["weights"]["reasoner 0"] and provenance["versions"]["torch"]
-    monkeypatch.setattr(calibration, "readings", lambda *_: pytest.fail("a finished stage was computed again"))
+    monkeypatch.setattr(calibration_readings, "readings", lambda *_: pytest.fail("a finished stage was computed again"))
     calibration.run(config)
     assert any(p.name == "calibration.html" for p in figures.draw(tmp_path / "run" / "tables", tmp_path / "run"))
 

@@ -14,9 +14,8 @@ import pandas as pd
 import pytest
 
 from analyses import __main__ as cli
-from analyses import conflict, patching
 from analyses.study import Study
-from interp.measures import reliance as mediation
+from interp.measures import conflicts, reliance as mediation, patching
 from interp.results import tables
 from interp.system.paths import ROOT
 from interp.tasks.episodes import load_episodes, save_episodes
@@ -255,7 +254,7 @@ def contents_of(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, tmp_path):
+def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_browser, tmp_path):
     skipped = [name for name in cli.ANALYSES if name not in ("conflict", "patching")]
     done = start("all", *options(tmp_path), "--skip", *skipped)
     _, errors = done.communicate()
@@ -269,14 +268,14 @@ def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, tmp
 
 
 def test_an_own_trace_that_does_not_come_back_is_said_loudly(options, tmp_path, capsys, monkeypatch):
-    real = conflict.conflict
+    real = conflicts.conflict
 
     def broken(*given, **options):
         found = real(*given, **options)
         own = found["self_splice"]
         return found | dict(self_splice=replace(own, action=["look", *own.action[1:]]))
 
-    monkeypatch.setattr(conflict, "conflict", broken)
+    monkeypatch.setattr(conflicts, "conflict", broken)
     assert main("conflict", *options(tmp_path, checkpoints=("110",)), "--conflicts", "4", "--arms", "empty") == 0
     _, provenance = tables.read_table(tmp_path / "tables", "conflict")
     assert "SELF-SPLICE FAILED" in capsys.readouterr().err and provenance["self_splice"] == "FAILED"

@@ -120,9 +120,18 @@ BAD = {
     "behaviour --tools /dev/zero": "/dev/zero is a device, and should be a file",
     "behaviour --tools /": "/ is a folder, and should be a file",
     "behaviour --template thinking": "--template takes NAME=VALUE, such as enable_thinking=false, not 'thinking'",
+    "masking --template thinking": "--template takes NAME=VALUE",
+    "reinforce --template thinking": "--template takes NAME=VALUE",
+    "reinforce --tools FILE": "file is empty, and should hold the list of function signatures",
     "behaviour --corpus /dev/zero": "/dev/zero is a device, and should be a file",
     "behaviour --corpus /proc/self/mem": "/proc/self/mem cannot be read",
     "behaviour --tools GONE": "--tools: there is no file or folder .*gone",
+    "behaviour --run NONE": "--run is empty: name a file or folder \\(the current folder is `.`\\)",
+    "behaviour --run=": "--run is empty",
+    "behaviour --corpus NONE --system NONE": "--corpus is empty",
+    "reinforce --work NONE": "--work is empty",
+    "environments --runs . NONE": "--runs is empty",
+    "figures --tables NONE --out x": "argument --tables: it is empty",
     "behaviour --run FILE": "--run .*file: .*file is a file, and should be a folder",
     "behaviour --run FILE/below": "--run .*below: .*file is a file, and should be a folder",
     "behaviour --run /proc/none": "--run /proc/none: nothing can be written in /proc",
@@ -172,6 +181,7 @@ def test_a_bad_flag_is_one_sentence_before_a_model_is_loaded(line, series_folder
     (tmp_path / "broken_world.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
     name, *flags = line.replace("FILE", str(tmp_path / "file")).replace("GONE", str(tmp_path / "gone")).split(" ")
+    flags = ["" if word == "NONE" else word for word in flags]
     own = [] if name in ALONE else ["--series", series_folder, "--corpus", corpus_file, "--run", tmp_path / "run"]
     assert main(monkeypatch, name, *own, *flags) == 1
     out, said = capsys.readouterr()
@@ -185,7 +195,11 @@ def test_a_bad_flag_is_one_sentence_before_a_model_is_loaded(line, series_folder
 #: Refused before torch is imported, which takes most of a refusal's seconds and memory.
 LIGHT = ("behaviour --choices -1", "probes --labels eventuel_target", "online --workers 0", "reliance --pairs x",
          "early --points 1", "shares --decisions_read -1", "transfer --folds 0", "all --run /dev/null", "behaviour --corpus /dev/zero",
-         "behaviour --dtype int4", "all --tools gone.json")
+         "behaviour --dtype int4", "all --tools gone.json", "conflict --arms nope", "patching --sites resid_nope", "patching --metrics nope",
+         "mdl --shares x", "mdl --draws 0", "steering --positions nope", "steering --per_decision 21", "calibration --organisms nope",
+         "calibration --dtype int4", "coverage --classes 1", "masking --arms nope", "masking --instruments nope", "masking --base gone",
+         "masking --part 2 2", "masking_power --rate 2", "series --recipe.heads 3", "organisms --device mpx:", "smollm2 --time 301",
+         "pace --arms nope", "reinforce --recipe.generations 1", "record --workers -1", "environments --runs gone", "seal --tables")
 
 
 def test_torch_is_not_imported_for_a_bad_flag():

@@ -37,7 +37,7 @@ def base(series_folder):
 
 def config_of(base, corpus_file, run, **more):
     given = dict(base=base, corpus=corpus_file, run=run, arms=ARMS, seeds=1, more=("action_mask_0.3", "action_mask_0"), more_seeds=2, recipe=RECIPE,
-                 decisions=6, trace_tokens=32, device="cpu")
+                 decisions=6, trace_tokens=32, pairs=16, patched=6, device="cpu")
     return masking.Config(**given | more)
 
 
@@ -145,7 +145,7 @@ def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file
     rows = frame[(frame.arm == "action_mask_0") & (frame.seed == 0)]
     assert set(frame.metric) == {"prompt_reliance", "patch_prompt", "patch_boundary"} | set(frame.metric) & {"follow", "keep", "probe_gain"}
     given = ("--series", folder, "--corpus", corpus_file, "--decisions", "6", "--trace_tokens", "32", "--device", "cpu", "--run", tmp_path)
-    assert main("reliance", *given, "--pairs", "40") == 0
+    assert main("reliance", *given, "--pairs", "16") == 0
     theirs, _ = read_table(tmp_path / "tables", "reliance")
     for (step, split), of in rows[rows.metric == "prompt_reliance"].groupby(["step", "split"]):
         row = theirs[(theirs.step == step) & (theirs.split == split) & (theirs.metric == "prompt_reliance")].iloc[0]
@@ -153,8 +153,7 @@ def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file
         if len(kept):
             assert kept.value.sum() / kept.denominator.sum() == pytest.approx(row.value, rel=1e-4) and len(kept) == row.n
     paired = frame[frame.metric.isin(["prompt_reliance", "patch_prompt", "patch_boundary"])]
-    assert (paired.value.isna() == paired.denominator.isna()).all()  # a pair without any difference has no share
-    assert paired.value.notna().mean() > 0.99 and (paired.denominator < 0).any()  # also pairs whose difference has the wrong sign
+    assert paired.value.notna().all() and (paired.denominator < 0).any()  # also pairs whose difference is 0 or has the wrong sign
     assert set(rows[rows.metric == "prompt_reliance"].step) == {0, 3, 6} and set(rows[rows.metric == "patch_prompt"].step) == {6}
 
 
@@ -179,7 +178,8 @@ def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsy
     shutil.copytree(study / "arms", own)
     for file in own.glob("*/*/arm.json"):
         file.unlink()
-    given = ("masking", "--series", own, "--run", tmp_path / "run", "--corpus", corpus_file, "--decisions", "6", "--trace_tokens", "32", "--device", "cpu")
+    given = ("masking", "--series", own, "--run", tmp_path / "run", "--corpus", corpus_file, "--decisions", "6", "--trace_tokens", "32",
+             "--pairs", "16", "--patched", "6", "--device", "cpu")
     assert main(*given) == 0
     assert "the claim is" in capsys.readouterr().out
     theirs, ours = (read_table(run / "tables", "masking")[0] for run in (tmp_path / "run", study))
@@ -198,7 +198,8 @@ def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsy
 def test_arms_play_the_same_games_of_a_task_of_ones_own(study, tmp_path, monkeypatch):
     code, = re.findall(r"<!-- own task -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     module(tmp_path, monkeypatch, "my_task", code)
-    given = ("--series", study / "arms", "--run", tmp_path / "run", "--environment", "my_task:TASK", "--decisions", "4", "--trace_tokens", "24", "--device", "cpu")
+    given = ("--series", study / "arms", "--run", tmp_path / "run", "--environment", "my_task:TASK", "--decisions", "4", "--trace_tokens", "24",
+             "--pairs", "16", "--patched", "6", "--device", "cpu")
     assert main("masking", *given, "--games", "4", "--step_limit", "2", "--workers", "1", "--splits", "in_domain") == 0
     played, _ = read_table(tmp_path / "run" / "tables", "masking_games")
     assert len(played) == 5 * 4 and played.groupby("game").size().eq(5).all() and set(played.success_cot) <= {0, 1}

@@ -100,15 +100,6 @@ def test_every_step_and_every_swap_equals_the_model_loaded_directly(world, kind)
     assert len({series.weights_hash(s) for s in series.steps}) == len(series.steps)
 
 
-@pytest.fixture(scope="module")
-def small(tokenizer, tmp_path_factory):
-    """A Llama to adapt."""
-    folder = tmp_path_factory.mktemp("small") / "base"
-    tiny_hf("Llama", tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def adapters(small, tmp_path):
     """Two adapters over a base, in folders of one's own; their configuration names the base by its folder beside them."""

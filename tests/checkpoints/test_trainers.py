@@ -15,19 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from interp.checkpoints import contents as checkpoints, quantised, weights
+from interp.checkpoints.quantised import batch_dependent
 from interp.checkpoints.series import CheckpointSeries
 from interp.training.trainer import finish
 from tests.conftest import tiny_hf
 from tests.checkpoints.test_series import add_adapter, direct, edit, logits
-
-
-@pytest.fixture(scope="module")
-def small(tokenizer, tmp_path_factory):
-    """A Llama without a fault."""
-    folder = tmp_path_factory.mktemp("small") / "base"
-    tiny_hf("Llama", tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 FOLDERS = [("global_step100_hf", 100), ("global_step100", 100), ("step_100", 100), ("step=100", 100), ("epoch_1", 1), ("iter_0000100", 100),
@@ -291,6 +283,16 @@ def test_weights_in_fp8_are_dequantised_exactly_and_said(tokenizer, tmp_path):
     adapted = CheckpointSeries.discover(tmp_path / "lora")
     assert "dequantised before the merge" in " ".join(adapted.notes)
     assert torch.equal(adapted.load(5, "cpu", "float32").hf.model.layers[0].mlp.up_proj.weight, model.hf.model.layers[0].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize("given, depends", [(dict(load_in_8bit=True), True), (dict(load_in_4bit=True), False), (None, False),
+                                            (dict(quant_method="gptq", load_in_8bit=True), False)])
+def test_eight_bits_of_bitsandbytes_depend_on_the_batch(given, depends):
+    from transformers import BitsAndBytesConfig
+
+    assert batch_dependent(given) == depends
+    if given and "quant_method" not in given:
+        assert batch_dependent(BitsAndBytesConfig(**given)) == depends
 
 
 @pytest.mark.parametrize("kind, packages", [("gptq", "gptqmodel optimum"), ("awq", "gptqmodel"), ("bitsandbytes", "bitsandbytes"),

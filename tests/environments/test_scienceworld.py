@@ -26,8 +26,10 @@ def recorded():
 
 @pytest.fixture(scope="module")
 def lab():
-    lab = Laboratory()
+    """The one that recordings are played in, since a Java process is slow until it has played a while."""
+    lab = record._laboratory()
     yield lab
+    record._laboratory.cache_clear()
     lab.close()
 
 
@@ -124,7 +126,7 @@ def test_recorded_episodes_are_what_the_simulator_says(recorded, lab):
 
 
 @needs_java
-def test_playing_a_job_again_gives_the_recorded_episodes(recorded):
+def test_playing_a_job_again_gives_the_recorded_episodes(recorded, lab):
     """In another order and beside other games than in the recording; the simulator picks the wires of 3-3 differently."""
     jobs, known = record.plan(record.SIZES, 0), {e.id: e for e in recorded}
     by = {split: [j for j in jobs if j.split == split and j.game.task_type not in ("3-3", "5-1", "2-2", "2-3", "9-1", "9-2", "9-3")] for split in

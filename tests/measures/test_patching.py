@@ -14,9 +14,9 @@ from interp.models import hooked as models
 from interp.models.architectures import tiny
 from interp.measures.attribution import attribute
 from interp.measures.pairs import make_pairs, mismatch, swap, swapped
-from interp.models.hooks import SITES
+from interp.models.site_names import SITES
 from interp.engine.packing import divergence
-from interp.measures.patching import METRICS, continuations, patch, patch_modes, sanity
+from interp.measures.patching import METRICS, continuations, effects, patch, patch_modes, sanity
 from interp.models.hooked import HookedModel, Support
 from interp.engine.sweeps import Cell, Packed, Plain
 from tests.conftest import tiny_hf
@@ -176,7 +176,10 @@ def test_a_span_and_the_whole_prompt_equal_one_forward_for_each_cell(llama, pair
 @pytest.mark.parametrize("at", ["boundary", "observation", "prompt", "all"])
 def test_every_metric_equals_its_slow_twin(model, pairs, monkeypatch, at):
     """All in nats: an effect times what it was divided by."""
-    pair = far_apart([min(pairs, key=lambda p: len(p[0].ids))], model, from_=12)
+    shortest = min(pairs, key=lambda p: len(p[0].ids))
+    # One by one, the last tokens are enough: cells on both sides of LONG, and beyond every window.
+    start = len(shortest[0].ids) - sweeps.LONG - 12 if at == "all" else 12
+    pair = far_apart([shortest], model, from_=max(12, start))
     modes = ["prompt"] if at == "all" else ["prompt", "cot"]
     arguments = dict(at=[at], modes=modes, metrics=METRICS, minimum=-1e9)
     fast = patch_modes(model, *sides([pair]), **arguments)
@@ -321,28 +324,39 @@ def far_apart(pairs, model, from_=-1):
     return found
 
 
-def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20):
-    """Log-probabilities of every cell by the packed sweep and by its slow twin."""
+@pytest.fixture(scope="module")
+def kept():
+    """What the slow twin said, which hangs on no size of a packed pass."""
+    return {}
+
+
+def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20, kept=None):
+    """Log-probabilities of every cell by the packed sweep and by its slow twin, the latter kept in `kept`."""
+    kept = {} if kept is None else kept
+    key = type(model.hf).__name__, names, tuple(positions)
     tails = [[*fmt.opening("prompt"), *fmt.action_ids(a)] for a in ("go to desk 1", "go to drawer 11", "take mug 1 from desk 1")]
     arguments = prompt.ids, tails, [2, 3, 6], names, sorted({p for place in positions for p in place})
     fast, slow = Packed(model, *arguments, budget=budget), Plain(model, *arguments)
-    values = {key: value.flip(-1) for key, value in Plain(model, donor.ids, *arguments[1:]).values.items()}
-    for key, value in slow.values.items():
-        torch.testing.assert_close(fast.values[key], value, rtol=1e-4, atol=1e-4)
+    values = {at: value.flip(-1) for at, value in Plain(model, donor.ids, *arguments[1:]).values.items()}
+    for at, value in slow.values.items():
+        torch.testing.assert_close(fast.values[at], value, rtol=1e-4, atol=1e-4)
     cells = patching._cells(model, names, values, positions)
     torch.testing.assert_close(fast.base, slow.base, rtol=0, atol=1e-4)
-    return fast.patched(cells), slow.patched(cells), fast.base
+    if key not in kept:
+        kept[key] = slow.patched(cells)
+    return fast.patched(cells), kept[key], fast.base
 
 
 @pytest.mark.parametrize("budget, long", [(256 * 2**20, 64), (256 * 2**20, 10**6), (256 * 2**20, 0), (200_000, 64)])
 @pytest.mark.parametrize("names, places", [(("resid_pre", "attn_out", "mlp_out"), "grid"), (("z",), "boundary"), (("resid_post", "z"), "span")])
-def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(model, fmt, pairs, monkeypatch, names, places, budget, long):
+def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(
+        model, fmt, pairs, monkeypatch, kept, names, places, budget, long):
     """Side by side in one row, as rows of a batch, and mixed, in large passes and small ones."""
     monkeypatch.setattr(sweeps, "LONG", long)
     prompt, donor = pairs[0]
     size = len(prompt.ids)
     positions = dict(grid=[(i,) for i in range(2, size, 11)], boundary=[(size - 1,)], span=[tuple(prompt.positions("observation").tolist())])[places]
-    fast, slow, base = both(model, fmt, prompt, donor, names, positions, budget)
+    fast, slow, base = both(model, fmt, prompt, donor, names, positions, budget, kept)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
     assert (slow - base).abs().max() > 1e-3  # and the cells do something
 
@@ -436,6 +450,14 @@ def test_small_denominators_are_dropped_and_counted_and_wrong_use_is_refused(lla
         patch(llama, *one, ["nope"])
     with pytest.raises(ValueError, match="mode"):
         patch(llama, *one, mode="empty_think")
+
+
+def test_a_pair_without_any_difference_has_no_share_but_what_patching_moved():
+    clean, corrupt = np.array([0.5, 1.0, -1.0]), np.array([0.5, 0.0, 1.0])
+    denoised = np.array([0.75, 0.25, 0.5]).reshape(3, 1, 1)
+    sweep = effects("difference", ["resid_pre"], clean, corrupt, denoised, denoised, -np.inf, "packed")
+    np.testing.assert_array_equal(sweep.denoise[:, 0, 0], [np.nan, 0.25, 0.25])
+    np.testing.assert_array_equal(sweep.moved[:, 0, 0], [0.25, 0.25, -0.5])
 
 
 def test_heads_are_cut_by_each_layer_s_own_width(fmt, pairs):

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
-from interp.models.architectures import COLUMNS, FAMILIES, document, families, table, tiny
+from interp.models.architectures import COLUMNS, FAMILIES, SIZES, document, families, table, tiny
 from interp.engine.capturing import capture
 from interp.engine.generation import continue_each
 from interp.models.inner import decoder, text_config
@@ -23,12 +24,16 @@ PAGE = ROOT / "docs" / "architectures.md"
 #: The whole walk takes many minutes (INTERP_EVERY_ARCHITECTURE=1), so else: windows, latent attention and experts, a state
 #: beside attention, parallel blocks, multipliers, the plain loop, and a stream in float32 whatever the dtype.
 SAMPLE = ("gemma3_text", "deepseek_v3", "qwen3_next", "cohere2", "granite", "bloom", "mamba")
-WALKED = families() if os.environ.get("INTERP_EVERY_ARCHITECTURE") else SAMPLE
+EVERY = bool(os.environ.get("INTERP_EVERY_ARCHITECTURE"))
+WALKED = families() if EVERY else SAMPLE
 #: Ways of going on, and how many of their last tokens are scored.
 TAILS, SCORED = [[4, 8, 15], [4, 16, 23, 42]], [2, 3]
 #: How far one exact path may be from another, in what a plain pass is off by rounding: to either side, and not at its worst
 #: on the same tokens.
 TIMES = 4
+#: In a narrow dtype every expert is taken and every token attended to: of two that score nearly alike rounding takes either one,
+#: in any plain pass too, and what follows is then off by more than rounding. In float32 families choose as they do.
+ALL = dict(num_experts_per_tok=4, num_experts_per_token=4, moe_topk=4, moe_k=4, top_k=4, index_topk=128)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +65,11 @@ def test_a_model_that_keeps_a_state_is_read_by_plain_passes_and_has_no_keys_to_s
 
 def test_the_page_lists_every_family_of_transformers_and_is_what_comes_out(found):
     page = listed()
+    assert f"transformers {transformers.__version__}, as a tiny random model" in PAGE.read_text()
     assert sorted(page) == families()
     for family, row in found.iterrows():
         assert page[family] == [row.architecture, *(row[c] for c in COLUMNS), row.reason], family
-    if os.environ.get("INTERP_EVERY_ARCHITECTURE"):
+    if EVERY:
         assert PAGE.read_text() == document()
 
 
@@ -119,17 +125,20 @@ def tolerances(hf, wide, prompts):
     TIMES what the plain pass itself is off over these prompts: in bfloat16 from `wide`, the same weights in float32; in float32
     from itself over a batch of several rows, which are summed in another order.
     """
-    sequences = [[*prompt, *tail] for prompt in prompts for tail in TAILS]
+    sequences = [[*prompt, *between, *tail] for prompt in prompts for between in ([], [11, 12, 9]) for tail in TAILS]
     other, rows, least = (hf, 3, 1e-4) if wide is None else (wide, 1, 0)
     nats = max((plain(hf, ids) - plain(other, ids, rows)).abs().max().item() for ids in sequences)
     far = max(apart(entering(hf, ids), entering(other, ids, rows)) for ids in sequences)
     return max(least, TIMES * nats), max(least, TIMES * far)
 
 
-def served(family, dtype):
+def served(family, dtype, **extra):
     """A family's tiny model, and the same weights in float32 (None for float32); None for what is refused by its name."""
     try:
-        hf = tiny(family).to(dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, number in ALL.items() if dtype != torch.float32 else ():
+                patch.setitem(SIZES, name, number)
+            hf = tiny(family, dtype=dtype, **extra)
     except Exception:
         assert listed()[family][1] in ("not built", "refused")
         return None
@@ -204,20 +213,8 @@ def check_reliance(model, prompt, close):
         close(torch.stack(list(found.values())), plain_arms(model, prompts, traces, actions, SCORED))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", WALKED)
-@torch.inference_mode()
-def test_what_a_family_is_served_equals_plain_passes(family, dtype):
-    """Capture, forced choice, decoding, patching at the boundary and prompt reliance, against the model's own forward passes.
-
-    Prompts are shorter and longer than the windows, chunks and budgets of the tiny sizes, which are at most 8, and longer
-    than every other length below 100 that the configuration names.
-    """
-    found = served(family, dtype)
-    if found is None:
-        return
-    model, wide = found
-    lengths = {5, 21, max([n + 2 for n in model.lengths if n < 100] + [21])}
+def check_served(model, wide, lengths):
+    """Capture, forced choice, decoding, patching at the boundary and prompt reliance, against the model's own forward passes."""
     prompts = [[(7 * i + 3) % 97 for i in range(n)] for n in sorted(lengths)]
     nats, relative = tolerances(model.hf, wide, prompts)
     close = partial(torch.testing.assert_close, rtol=0, atol=nats * max(SCORED))
@@ -228,6 +225,61 @@ def test_what_a_family_is_served_equals_plain_passes(family, dtype):
         if model.support.mediation != "refused":
             check_reliance(model, prompt, close)
     check_decoding(model, prompts, nats)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", WALKED)
+@torch.inference_mode()
+def test_what_a_family_is_served_equals_plain_passes(family, dtype):
+    """Prompts shorter and longer than the windows, chunks and budgets of the tiny sizes, which are at most 8, and longer than
+    every other length below 100 that the configuration names.
+    """
+    found = served(family, dtype)
+    if found is None:
+        return
+    model, wide = found
+    check_served(model, wide, {5, 21, max([n + 2 for n in model.lengths if n < 100] + [21])})
+
+
+def rope(kind, **more):
+    return dict(rope_parameters=dict(rope_type=kind, rope_theta=1e4, **more))
+
+
+#: Where a rule changes, in tokens: rotary factors, windows, chunks, budgets, queries scaled by position.
+SWITCH = 32
+LONG = dict(original_max_position_embeddings=SWITCH)
+SWITCHED = {
+    "dynamic": ("llama", dict(max_position_embeddings=SWITCH, **rope("dynamic", factor=8.0))),
+    "yarn": ("llama", rope("yarn", factor=4.0, **LONG)),
+    "llama3": ("llama", rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, **LONG)),
+    "linear": ("llama", rope("linear", factor=4.0)),
+    "longrope": ("phi3", LONG | rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0, 4.0, 8.0, 16.0], **LONG)),
+    "yarn with a temperature": ("ministral3", rope("yarn", factor=4.0, llama_4_scaling_beta=0.5, **LONG)),
+    "chunks": ("llama4_text", dict(attention_chunk_size=SWITCH, floor_scale=16, attn_scale=0.5)),
+    "scaled queries": ("inkling2_text", dict(log_scaling_n_floor=SWITCH)),
+    "window by place": ("gpt_neo", dict(window_size=SWITCH)),
+    "window": ("gemma2", dict(sliding_window=SWITCH)),
+    "budget of keys": ("doge", dict(keep_window_size=SWITCH, sliding_window=None)),
+    "budget of blocks": ("minimax_m3_vl_text", dict(index_block_size=SWITCH // 4, index_topk_blocks=4, index_n_heads=2,
+                                                    layer_types=["full_attention", "minimax_m3_sparse"] * 2)),
+    "blocks of a state": ("minimax", dict(block_size=SWITCH)),
+    "chunks of a state": ("falcon_h1", dict(mamba_chunk_size=SWITCH)),
+    "convolution": ("lfm2", {}),
+    "delta rule": ("qwen3_next", {}),
+}
+SLOW = ("scaled queries", "budget of blocks")
+#: Most rules in float32, and one of each path in bfloat16; all of them with INTERP_EVERY_ARCHITECTURE=1.
+RULES = {torch.float32: [rule for rule in SWITCHED if EVERY or rule not in SLOW],
+         torch.bfloat16: list(SWITCHED) if EVERY else ["dynamic", "longrope", "yarn", "chunks", "convolution"]}
+
+
+@pytest.mark.parametrize("rule, dtype", [(rule, dtype) for dtype in RULES for rule in RULES[dtype]], ids=str)
+@torch.inference_mode()
+def test_what_is_served_around_a_length_at_which_a_rule_changes_equals_plain_passes(rule, dtype):
+    """Prompts one token below the length with what follows them, at it, one above it, and far above."""
+    family, extra = SWITCHED[rule]
+    model, wide = served(family, dtype, **extra)
+    check_served(model, wide, {SWITCH - 4, SWITCH, SWITCH + 1, 3 * SWITCH})
 
 
 @torch.inference_mode()

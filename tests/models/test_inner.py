@@ -1,5 +1,6 @@
 """Language models in wrappers, compiled or without a tokenizer; numbers that are not finite; ids that are no tokens."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoConfig
 import interp
 from interp.models.architectures import tiny
 from interp.engine.generation import continue_each
-from interp.models.inner import auto_class
+from interp.models.inner import auto_class, in_dtype
 from interp.models.hooked import HookedModel, random_twin
 from interp.engine.packing import score
 from interp.prompts.format import PromptFormat
@@ -140,6 +141,37 @@ def test_a_checkpoint_that_overflows_is_named_after_a_swap_and_at_a_load(tokeniz
         with pytest.raises(ValueError, match="checkpoint-9 are not finite in float16.*'model.norm'"):
             go()
     assert series.load(9, "cpu", "bfloat16").step == 9  # what is advised helps
+
+
+@pytest.mark.parametrize("family", ["inkling2_text", "deepseek_v3", "beam", "llama"])
+@torch.inference_mode()
+def test_a_narrow_checkpoint_is_what_transformers_loads(family, tokenizer, tmp_path):
+    """Some families keep routers and small convolutions in float32, and all of them the frequencies of rotary embeddings."""
+    hf = tiny(family, vocab_size=len(tokenizer), max_position_embeddings=1024)
+    for step in (0, 1):
+        hf.lm_head.weight.data[0] += step
+        hf.save_pretrained(tmp_path / f"checkpoint-{step}")
+        tokenizer.save_pretrained(tmp_path / f"checkpoint-{step}")
+    series = CheckpointSeries.discover(tmp_path)
+    wanted = type(hf).from_pretrained(tmp_path / "checkpoint-1", dtype=torch.bfloat16)
+    swapped = series.swap(series.load(0, "cpu", "bfloat16"), 1)
+    found = series.load(1, "cpu", "bfloat16"), swapped, HookedModel(in_dtype(hf, torch.bfloat16), tokenizer)
+    for model in found:
+        names = dict([*model.hf.named_parameters(), *model.hf.named_buffers()])
+        for name, tensor in [*wanted.named_parameters(), *wanted.named_buffers()]:
+            assert names[name].dtype == tensor.dtype and torch.equal(names[name], tensor), name
+        assert torch.equal(model.hf(IDS, use_cache=False).logits, wanted(IDS, use_cache=False).logits)
+    twin = random_twin(found[0])
+    assert {n: t.dtype for n, t in twin.hf.state_dict().items()} == {n: t.dtype for n, t in wanted.state_dict().items()}
+    assert all(torch.equal(t, dict(wanted.named_buffers())[n]) for n, t in twin.hf.named_buffers() if n.endswith("inv_freq"))
+
+
+def test_a_model_that_was_narrowed_altogether_is_refused_with_advice_that_helps(tmp_path):
+    hf = tiny("inkling2_text")
+    with pytest.raises(ValueError, match=r"Inkling2ForCausalLM fails.* keeps .* in float32.*Load the model with from_pretrained"):
+        HookedModel(copy.deepcopy(hf).bfloat16(), None)
+    hf.save_pretrained(tmp_path)
+    assert HookedModel(type(hf).from_pretrained(tmp_path, dtype=torch.bfloat16), None).support.capture == "fast"
 
 
 def test_an_overflow_on_real_tokens_alone_is_named(tokenizer, prompts):

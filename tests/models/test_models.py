@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interp.engine.capturing import capture
-from interp.models.hooks import SITES, parse_site
+from interp.models.site_names import SITES, parse_site
 from interp.models.hooked import HookedModel, pick_device, pick_dtype, random_twin
 from interp.checkpoints.series import CheckpointSeries
 from tests.conftest import tiny_hf

@@ -129,7 +129,7 @@ def test_a_small_wrong_part_is_refused_in_every_dtype_and_the_stream_still_serve
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["granite", "cohere", "bloom", "gemma4_text"])
 def test_narrow_dtypes_find_what_float32_finds(name, dtype):
-    wide, narrow = HookedModel(tiny(name), None), HookedModel(tiny(name).to(dtype), None)
+    wide, narrow = HookedModel(tiny(name), None), HookedModel(tiny(name, dtype=dtype), None)
     assert {s: [p and p.paths for p in row] for s, row in wide.places.items()} == {s: [p and p.paths for p in row] for s, row in narrow.places.items()}
     for ours, theirs in ((p, q) for s in wide.places for p, q in zip(wide.places[s], narrow.places[s]) if p):
         assert ours.scales == pytest.approx(theirs.scales, rel=2e-3)

@@ -182,7 +182,7 @@ def test_steering_past_the_switch_is_exact_at_alpha_zero_and_does_something(toke
 def test_the_path_is_the_same_in_every_dtype(name, path, dtype):
     """A path is right or wrong by what it computes: in a narrow dtype a wrong one is off by little more than its rounding."""
     extra = FAMILIES[name][0] if name in ("phi3", "llama4_text") else {}
-    hf = tiny(name, **extra).to(dtype)
+    hf = tiny(name, dtype=dtype, **extra)
     before = [p.clone() for p in hf.parameters()]
     model = HookedModel(hf, None)
     assert model.support.patch == model.support.trajectory == path and not model.wide

@@ -225,12 +225,6 @@ def drawn(tmp_path_factory) -> tuple[Path, Path, str]:
     return tables, out, run.stdout
 
 
-@pytest.fixture
-def no_browser(monkeypatch, tmp_path):
-    """An environment in which no browser is found, so that a redraw costs no rendering."""
-    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser-here"))
-
-
 def _has_interval(figure, name: str) -> bool:
     for trace in figure.data:
         if name in (trace.name or "") and (getattr(trace, "fill", None) == "toself" or trace.error_y.array is not None):

@@ -270,8 +270,7 @@ def test_the_papers_table_fits_a_page_of_two_columns(tmp_path):
     assert "Output written" in made.stdout and "Overfull" not in made.stdout
 
 
-def test_draw_writes_the_latex_the_same_twice(tmp_path, monkeypatch):
-    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser-here"))
+def test_draw_writes_the_latex_the_same_twice(no_browser, tmp_path):
     tables = write_table(tmp_path / "tables", "masking", masking_table(), PROVENANCE).parent
     write_table(tables, "masking_selection", selection_table(), PROVENANCE)
     paths = figures.draw(tables, tmp_path / "figures")

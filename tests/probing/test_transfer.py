@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from interp.probing.logistic import grouped_splits
-from interp.probing.mdl import SHARES, UNIFORM, mdl
+from interp.system.choices import SHARES
+from interp.probing.mdl import UNIFORM, mdl
 from interp.probing.pairwise import pairwise
 from interp.probing.probes import NESTED, probe
 from interp.stats.intervals import integer_codes

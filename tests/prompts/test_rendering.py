@@ -14,6 +14,7 @@ from interp.engine.decoding import said
 from interp.prompts.format import MODES, PromptFormat
 from interp.prompts.rendering import compiled
 from interp.prompts.styles import STYLES, Style
+from interp.training.supervision import Supervision, supervised
 from interp.tasks.episodes import Decision, Episode, Step
 from interp.prompts.templates import read_variables
 from tests.prompts.test_formats import pieces
@@ -240,6 +241,44 @@ def test_traces_that_the_template_takes_away_are_kept_where_that_is_asked_for(na
     if style == "tags" and name not in ("gptoss", "qwen3_5_think"):
         with pytest.raises(ValueError, match="changes message 1 .*--history_traces kept"):
             PromptFormat(tokenizer, own).prompt(decision())
+
+
+#: Templates that write an agent's turn in the history otherwise than they open it, each with a style.
+EMPTY = [("qwen3_5_nothink", "react"), ("qwen3_5_think_training", "react"), ("nemotron_3_nano", "react"), ("glm4moe", "react"),
+         ("qwen3_8", "tags"), ("qwen3_8", "llama3")]
+
+
+@needs_trl
+@pytest.mark.parametrize("name, style", EMPTY)
+def test_a_template_that_writes_an_empty_thought_into_the_history_makes_no_sequence(name, style):
+    fmt = PromptFormat(tokenizer_of(text_of(name)), style)
+    with pytest.raises(ValueError, match="before the agent's turn in the history, but a prompt ends with .*`PromptFormat.example` of each"):
+        fmt.sequence(episode())
+    assert not fmt.whole
+    sequences, counts = supervised(fmt, [episode()], Supervision(), seed=0)  # which takes the advice
+    assert counts["examples"] == len(sequences) == 3
+    for (ids, _), decision_ in zip(sequences, episode().decisions()):
+        assert ids == fmt.example(decision_)[0] and tuple(ids[:len(fmt.prompt(decision_).ids)]) == fmt.prompt(decision_).ids
+
+
+@needs_trl
+@pytest.mark.parametrize("style", ["react", "tags", "llama3", "qwen3"])
+@pytest.mark.parametrize("history", ["template", "kept"])
+def test_a_sequence_begins_with_each_of_its_prompts_under_every_template(history, style):
+    whole = 0
+    for file in sorted((resources.files("trl") / "chat_templates").iterdir(), key=lambda file: file.name):
+        if not file.name.endswith(".jinja"):
+            continue
+        try:
+            fmt = PromptFormat(tokenizer_of(file.read_text()), style, history_traces=history)
+            ids, _ = fmt.sequence(episode())
+        except ValueError:
+            continue
+        whole += 1
+        for prompt in map(fmt.prompt, episode().decisions()):
+            lead = [*prompt.ids, *fmt.with_trace(prompt.decision.trace)]
+            assert ids[:len(lead)] == lead, file.name
+    assert whole > 10 or (history, style) == ("template", "qwen3")
 
 
 @needs_trl

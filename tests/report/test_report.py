@@ -29,12 +29,6 @@ NUMBER = re.compile(r"[+−]?\d+\.\d+ \[[+−]?\d+\.\d+, [+−]?\d+\.\d+\]")
 MASKING = dict(masking=masking_table, masking_selection=selection_table)
 
 
-@pytest.fixture
-def no_browser(monkeypatch, tmp_path):
-    """An environment in which no browser is found, so that a draw costs no rendering."""
-    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser-here"))
-
-
 def study(**tables: pd.DataFrame) -> Read:
     """What a report reads of these tables, with nothing beside."""
     for frame in tables.values():

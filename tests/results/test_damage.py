@@ -25,7 +25,7 @@ from analyses.study import Study
 from interp.engine import store
 from interp.engine.capturing import Activations
 from interp.engine.store import stored_capture
-from interp.results.tables import inside, read_table, seal_table, write_table
+from interp.results.tables import _sealed, inside, read_table, seal_table, write_table
 from interp.system.paths import ROOT
 from tests.conftest import handmade
 
@@ -289,12 +289,58 @@ def test_a_table_of_an_older_release_is_read_and_sealed_without_being_called_edi
     assert read_table(tmp_path, "behaviour")[1] == MADE and json.loads((tmp_path / "behaviour.json").read_text())["seal"]["rows"] == 4
 
 
+def test_a_table_that_lost_its_seal_is_refused(tmp_path):
+    write_table(tmp_path, "behaviour", FRAME, MADE | dict(versions=dict(interp="0.1.0")))
+    made = json.loads((tmp_path / "behaviour.json").read_text())
+    for lost in ({}, dict(seam=made["seal"])):
+        kept = {key: value for key, value in made.items() if key != "seal"}
+        (tmp_path / "behaviour.json").write_text(json.dumps(kept | lost))
+        with pytest.raises(ValueError, match="behaviour.json has lost its seal.*analyses seal --tables .*make it again with"):
+            read_table(tmp_path, "behaviour")
+    seal_table(tmp_path, "behaviour")
+    assert read_table(tmp_path, "behaviour")[0].equals(FRAME)
+
+
+def test_a_table_renamed_together_with_its_provenance_is_refused(tmp_path):
+    write_table(tmp_path, "probes", FRAME, MADE)
+    made = json.loads((tmp_path / "probes.json").read_text())
+    (tmp_path / "probes.csv").rename(tmp_path / "transfer.csv")
+    unnamed = made | dict(seal={key: value for key, value in made["seal"].items() if key != "name"})
+    renamed = made | dict(seal=made["seal"] | dict(name="transfer"))
+    for provenance, words in ((made, "was written as 'probes', not as transfer"), (unnamed, "is not as it was written"),
+                              (renamed, "is not as it was written")):
+        (tmp_path / "transfer.json").write_text(json.dumps(provenance))
+        with pytest.raises(ValueError, match=f"{words}.*analyses seal"):
+            read_table(tmp_path, "transfer")
+    seal_table(tmp_path, "transfer")
+    assert read_table(tmp_path, "transfer")[1]["edited"]
+
+
+def test_the_seal_of_an_older_table_gets_its_name_without_a_word(tmp_path):
+    path = write_table(tmp_path, "behaviour", FRAME, MADE)
+    older = _sealed(MADE, path.read_bytes(), None, len(FRAME), [])
+    (tmp_path / "behaviour.json").write_text(json.dumps(older))
+    assert "name" not in older["seal"] and read_table(tmp_path, "behaviour")[1] == MADE
+    seal_table(tmp_path, "behaviour")
+    assert json.loads((tmp_path / "behaviour.json").read_text())["seal"]["name"] == "behaviour"
+    assert read_table(tmp_path, "behaviour")[1] == MADE
+
+
 def test_the_committed_tables_are_as_they_were_written():
     sealed = sorted(FIGURES.rglob("*.csv"))
     assert len(sealed) > 50
     for path in sealed:
-        assert "seal" in json.loads(path.with_suffix(".json").read_text()), path
+        assert json.loads(path.with_suffix(".json").read_text())["seal"]["name"] == path.stem, path
         read_table(path.parent, path.stem)
+
+
+@pytest.mark.parametrize("names", [["=1+1", "-x", "+y", "@z"], ["'=a", "=a"], ["-1", "plain"]], ids=ascii)
+def test_a_columns_name_is_no_formula_either_and_comes_back(tmp_path, names):
+    frame = pd.DataFrame({name: ["a", "007", "7"] for name in names})
+    path = write_table(tmp_path, "behaviour", frame, MADE)
+    header = next(csv.reader(io.StringIO(path.read_text())))
+    assert all(name == "-1" or name[0] not in "=+-@" for name in header)
+    assert read_table(tmp_path, "behaviour")[0].equals(frame)
 
 
 IDS = ["=HYPERLINK(\"http://x\")", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\tx", "\rx", "'=quoted", "''=twice", "'plain", "-0.5", "+3", "1e-3", "go to drawer 1", "a,b\nc"]

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from analyses import calibration
+from analyses import calibration_readings as calibration
 from interp.training import organisms
 from interp.measures.conflicts import conflict
 from interp.engine.decoding import draw

@@ -2,14 +2,21 @@
 
 import json
 import random
+import shlex
 
 import pytest
 import torch
 
+from analyses import reinforce as command
+from analyses.command import configured
+from analyses.study import Study
+from interp.training import reinforcement
 from interp.engine.decoding import Said
 from interp.rollouts.workers import engines
 from interp.environments.base import Environment, View
-from interp.training.reinforcement import Reinforcement, Rollouts, reinforce, trained
+from interp.prompts.format import PromptFormat
+from interp.training.reinforcement import Rollouts, reinforce, trained
+from interp.training.recipes import Reinforcement
 from interp.checkpoints.series import CheckpointSeries
 
 COLOURS = ("red", "blue", "green")
@@ -171,6 +178,31 @@ def test_a_run_moves_the_weights_writes_a_series_and_resumes(start, tmp_path):
     assert series.steps == [1, 2] and series.load(2, "cpu").tokenizer.chat_template == tokenizer.chat_template
     again = reinforce(model, tokenizer, tmp_path / "rl", PARITY, Reinforcement(**{**vars(recipe), "steps": 3, "checkpoints": (1, 2, 3)}), workers=1, device="cpu")
     assert CheckpointSeries.discover(again).steps == [1, 2, 3]
+
+
+def test_the_command_takes_every_option_of_a_template(series_folder, tmp_path, monkeypatch, capsys):
+    taken = []
+    monkeypatch.setattr(reinforcement, "reinforce", lambda *given, **options: taken.append(options) or tmp_path / "rl")
+    start = series_folder / "checkpoint-110"
+    flags = ["--system", "Act.", "--system_as", "user", "--tool_as", "user", "--markers", "tokens", "--history_traces", "kept",
+             "--template", "today=2024-05-01"]
+    config = configured(command.Config, ["--start", str(start), "--work", str(tmp_path / "rl"), *flags], "reinforce")
+    command.run(config)
+    fmt, made = taken[0]["fmt"], taken[0]["provenance"]
+    assert (fmt.system, fmt.system_as, fmt.tool_as, fmt.markers) == ("Act.", "user", "user", "tokens")
+    assert (fmt.history_traces, fmt.chat.today) == ("kept", "2024-05-01")
+    assert made["format"] == fmt.hash and made["system"] == "Act." and "--history_traces" in made["prompts"]
+    printed = shlex.split(capsys.readouterr().out.splitlines()[-1])[4:]
+    study = configured(Study, [word for word in printed if word not in ("--environment", "alfworld")], "all")  # the advice
+    assert study.format_options() == config.format_options() and study.system == "Act."
+
+
+def test_a_game_that_is_no_one_sequence_is_refused(start, tmp_path):
+    pytest.importorskip("trl")
+    fmt = PromptFormat(start[1], history_traces="dropped")
+    with pytest.raises(ValueError, match="A game is trained on as one sequence.*--history_traces kept"):
+        reinforce(*start, tmp_path, PARITY, Reinforcement(), fmt=fmt)
+    assert PromptFormat(start[1], history_traces="kept").whole
 
 
 def test_an_environment_without_games_is_refused(start, tmp_path):

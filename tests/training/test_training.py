@@ -137,9 +137,9 @@ def test_test_episodes_and_held_out_tasks_are_never_trained_on(corpus_file, epis
         model.save_pretrained(folder / f"checkpoint-{options['steps']}")
         return folder
 
-    monkeypatch.setattr(series, "train", record)
+    monkeypatch.setattr(training, "train", record)
     monkeypatch.setattr(series, "export", lambda *a: None)
-    monkeypatch.setattr(series, "fit_tokenizer", lambda texts, size: fitted.extend(texts) or fit_tokenizer(texts, size))
+    monkeypatch.setattr(training, "fit_tokenizer", lambda texts, size: fitted.extend(texts) or fit_tokenizer(texts, size))
     series.run(series.Config(work=tmp_path, out=tmp_path / "out", corpus=corpus_file, recipe=replace(TINY, hidden=16, layers=1), device="cpu"))
     starts = {split: {e.start for e in group} for split, group in episodes.items()}
     text = {stage: "\n".join(s) for stage, s in seen.items()} | {"tokenizer": "\n".join(fitted)}

@@ -1,0 +1,64 @@
+"""How prompts are written, as several analyses' command lines say it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from interp.system.json_files import read_tools
+from interp.system.limits import Existing, Known
+from interp.prompts.format import HistoryTraces, Markers
+from interp.prompts.styles import STYLES
+from interp.prompts.templates import read_variables
+
+
+def style(name: str) -> None:
+    """Raise ValueError for a prompt style that is none ("": as the checkpoint says)."""
+    if name and name not in STYLES:
+        raise ValueError(f"There is no prompt style {name!r}: there are {', '.join(STYLES)}.")
+
+
+@dataclass
+class Prompting:
+    """The options of `interp.prompts.format.PromptFormat` that a checkpoint does not bring along."""
+
+    style: Annotated[str, Known(style)] = ""
+    """Prompt style (see interp.prompts.styles.STYLES); the one that the checkpoints say they were trained in, else `tags`."""
+    system: str = ""
+    """System prompt of decisions that bring none; the one that the checkpoints say they were trained with, else none."""
+    tools: Annotated[Path | None, Existing()] = None
+    """JSON file with the list of function signatures that the chat template is given."""
+    template: tuple[str, ...] = ()
+    """Variables of the chat template as NAME=VALUE, each value in JSON or else a text (enable_thinking=false reasoning_effort=low), and
+    today=DATE, the day that its clock shows."""
+    history_traces: HistoryTraces = "template"
+    """Traces of earlier turns: as the template has them, kept as they are where it would take them away, or dropped."""
+    system_as: Literal["system", "user"] = "system"
+    """user: a system message becomes the start of the first user message, for templates that know none."""
+    tool_as: Literal["tool", "user"] = "tool"
+    """user: tool messages become the user's, for templates that know none."""
+    markers: Markers = "text"
+    """How control tokens of the template are read where messages hold them: as text (warned of), or as the tokens."""
+
+    @cached_property
+    def _signatures(self) -> Sequence[dict]:
+        """The function signatures that the chat template is given."""
+        return read_tools(self.tools) if self.tools else ()
+
+    def format_options(self) -> dict:
+        """What `PromptFormat` is given beside tokenizer, style and system prompt; raises ValueError for what cannot be read."""
+        return dict(tools=self._signatures, options=read_variables(self.template), history_traces=self.history_traces,
+                    system_as=self.system_as, tool_as=self.tool_as, markers=self.markers)
+
+    def prompting_flags(self) -> list[str]:
+        """The given ones of these options as they are written on a command line."""
+        flags = []
+        for field in dataclasses.fields(Prompting):
+            value = getattr(self, field.name)
+            if value != field.default:
+                flags += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
+        return flags
