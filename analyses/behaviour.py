@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analyses.registry import Instrument
 from analyses.study import Study
 from interp.system.limits import Sample
 from interp.stats.intervals import cluster_bootstrap, headroom_gap, kappa, mcnemar
@@ -78,3 +79,6 @@ def run(config: Config) -> None:
             found.append(dict(metric=metric, **cluster_bootstrap(values, [r["episode"] for r in choices], seed=config.seed).row()))
         rows += [dict(step=step, split=split, **row) for row in found]
     config.write("behaviour", rows, started, judge=config.env.judge)
+
+
+INSTRUMENT = Instrument("behaviour", Config, run, in_all=(0, 0))

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analyses.registry import Instrument
 from analyses.study import Device, Study, made_by
 from interp.checkpoints.contents import SERIES
 from interp.system.limits import Count, Existing, Folder, Limits
@@ -84,3 +85,6 @@ def run(config: Config) -> None:
         weights[f"checkpoint-{step}"] = study.checkpoint_series.weights_hash(step)
     made = dict(made_by("calibration", config, started), seeds=config.seeds, weights=weights, seconds_reused=dict(calibration=round(reused, 1)))
     write_table(config.run / "tables", "calibration", pd.DataFrame(rows), made)
+
+
+INSTRUMENT = Instrument("calibration", Config, run)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
 
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.choices import Arm
 from interp.system.limits import Sample, Several
@@ -109,3 +110,6 @@ def run(config: Config) -> None:
         print(f"conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at {sum(map(len, failed.values()))} decisions of "
               f"{', '.join(failed)}: do not trust this table (see self_splice_failed in its provenance)", file=sys.stderr)
     config.write("conflict", rows, started, skipped=skipped, self_splice="FAILED" if failed else "passed on every decision", self_splice_failed=failed)
+
+
+INSTRUMENT = Instrument("conflict", Config, run, in_all=(0, 4))

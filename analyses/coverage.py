@@ -10,9 +10,9 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import scipy.stats
-import tyro
 from tqdm import tqdm
 
+from analyses.registry import Instrument
 from analyses.study import made_by
 from interp.system.limits import Count, Draws, Folder, Limits, Seed
 from interp.stats.intervals import cluster_bootstrap, wilson
@@ -129,5 +129,4 @@ def _row(key: tuple, each: list[tuple], n_groups: int) -> dict:
                 bias=rows.value.mean() - chance if known else np.nan, sd_ratio=rows.value.std() / spread if known else np.nan)
 
 
-if __name__ == "__main__":
-    run(tyro.cli(Config))
+INSTRUMENT = Instrument("coverage", Config, run)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import numpy as np
 
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.limits import Limits, Sample
 from interp.stats.intervals import cluster_bootstrap
@@ -60,3 +61,6 @@ def run(config: Config) -> None:
     if not rows:
         raise NotApplicable(f"No trace could be cut: {next(iter(skipped.values()))}.")
     config.write("early", rows, started, skipped=skipped)
+
+
+INSTRUMENT = Instrument("early", Config, run, in_all=(1, 3))

@@ -15,6 +15,7 @@ from typing import Annotated
 import pandas as pd
 
 from analyses import figures
+from analyses.registry import Instrument
 from analyses.study import made_by
 from interp.environments.base import find
 from interp.results.headline import headline
@@ -94,3 +95,6 @@ def run(config: Config) -> None:
     write_table(config.out / "tables", "environments", merged[["environment", "step", "split", "metric", *ESTIMATE_COLUMNS]], made)
     write_table(config.out / "tables", "splits", pd.DataFrame([row for name, tables in where.items() for row in splits(name, tables)]), made)
     figures.main(["--tables", str(config.out / "tables"), "--out", str(config.out)])
+
+
+INSTRUMENT = Instrument("environments", Config, run)

@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from analyses.probes import Labels, boundary_layers, check_labels, labelled, texts
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.choices import SHARES, check_shares
 from interp.system.limits import Draws, Limits
@@ -68,3 +69,6 @@ def run(config: Config) -> None:
     if not rows:
         raise NotApplicable(f"Nothing could be coded: {next(iter(skipped.values()))}")
     config.write("mdl", rows, started, skipped=skipped)
+
+
+INSTRUMENT = Instrument("mdl", Config, run, in_all=(0, 3))

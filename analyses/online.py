@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.rollouts.workers import engines
 from interp.system.limits import Sample, StepLimit, Workers
@@ -56,3 +57,6 @@ def run(config: Config) -> None:
                     truncated, played = truncated + sum(r["truncated"] for r in results), played + sum(r["steps"] for r in results)
     about = {} if config.truncate == "none" else dict(truncation=dict(policy=config.truncate, decisions=played, truncated=truncated))
     config.write("online_official" if config.official else "online", rows, started, games="ALFWorld's valid_seen" if config.official else "generated" if env.name == "alfworld" else env.name, **about)
+
+
+INSTRUMENT = Instrument("online", Config, run, in_all=(1, 0))

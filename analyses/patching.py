@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.choices import Metric
 from interp.system.limits import Known, Sample, Several
@@ -122,3 +123,6 @@ def _mean(values: np.ndarray, groups: list[str], seed: int) -> dict:
     if not len(values):
         return dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0)
     return cluster_bootstrap(values, groups, seed=seed).row()
+
+
+INSTRUMENT = Instrument("patching", Config, run, in_all=(1, 1))

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.tasks.actions import verb
 from interp.system.limits import Draws, Folds, Known, Limits
@@ -184,3 +185,6 @@ def _pairs(config: Config, step: int, acts: np.ndarray, words: list[str], n_pair
     for pair, result in pairwise(acts[kept], names, rejected, groups, most=n_pairs, **given, **options).items():
         rows += table(result, step, f"pairwise {' / '.join(pair)}")
     return rows
+
+
+INSTRUMENT = Instrument("probes", Config, run, in_all=(0, 1))

@@ -7,10 +7,12 @@ text, `analyses/pages/templates/NAME.md`.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from analyses.pages.tables import TABLES
 from analyses.pages.texts import TEMPLATES, text
+from analyses.registry import Instrument
 from interp.system.paths import ROOT
 
 
@@ -43,7 +45,15 @@ def filled(page: str) -> str:
     return page
 
 
-def run() -> None:
+@dataclass
+class Config:
+    """It takes no options."""
+
+
+def run(config: Config) -> None:
     """Write the generated parts of every page."""
     for page in pages():
         page.write_text(filled(page.read_text()))
+
+
+INSTRUMENT = Instrument("readme", Config, run)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from analyses.prompting import Prompting
+from analyses.registry import Instrument
 from analyses.study import Device, EnvironmentName
 from interp.system import limits
 from interp.checkpoints.contents import SERIES, training_notes
@@ -68,3 +69,6 @@ def run(config: Config) -> None:
                        device=config.device)
     flags = shlex.join(["--environment", config.environment, "--series", str(folder), "--run", f"{folder}-study", *config.prompting_flags()])
     print(f"{folder}: study it with\n  python -m analyses all {flags}")
+
+
+INSTRUMENT = Instrument("reinforce", Config, run)

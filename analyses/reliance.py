@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.limits import Sample
 from interp.stats.intervals import cluster_bootstrap
@@ -48,3 +49,6 @@ def run(config: Config) -> None:
                         else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
             rows.append(dict(step=step, split=split, metric=metric, **estimate, n_dropped=len(pairs[split][0]) - len(effects)))
     config.write("reliance", rows, started, [p for both in pairs.values() for side in both for p in side], not_paired=unpaired, path=sorted(paths))
+
+
+INSTRUMENT = Instrument("reliance", Config, run, in_all=(1, 2))

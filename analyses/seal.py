@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from analyses.registry import Instrument
 from interp.results.tables import seal_table
 
 
@@ -28,3 +29,6 @@ def run(config: Config) -> None:
         raise FileNotFoundError(f"There is no table to seal in {config.tables}.")
     for name in names:
         print(f"{seal_table(config.tables, name)}: sealed")
+
+
+INSTRUMENT = Instrument("seal", Config, run)

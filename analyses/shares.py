@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.limits import Sample
 from interp.prompts.format import SPANS
@@ -63,3 +64,6 @@ def run(config: Config) -> None:
     if not rows:
         raise NotApplicable(f"No share could be computed: {next(iter(skipped.values()))}.")
     config.write("shares", rows, started, skipped=skipped)
+
+
+INSTRUMENT = Instrument("shares", Config, run, in_all=(1, 4))

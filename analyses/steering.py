@@ -10,6 +10,7 @@ from typing import Annotated, get_args
 import numpy as np
 
 from analyses.probes import boundary_layers, labelled
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.choices import RANDOM, Position
 from interp.system.limits import Limits, Sample
@@ -112,3 +113,6 @@ def run(config: Config) -> None:
     if not rows:
         raise NotApplicable(f"No checkpoint has a direction to steer along: {next(iter(skipped.values()))}")
     config.write("steering", rows, started, layer=layer, directions=RANDOM, per_decision=config.per_decision or RANDOM, made=made, skipped=skipped)
+
+
+INSTRUMENT = Instrument("steering", Config, run)

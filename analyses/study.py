@@ -26,7 +26,7 @@ from interp.system import limits
 from interp.checkpoints.contents import SERIES, training_notes
 from interp.system.choices import check_device
 from interp.environments.base import ANY, Environment, find
-from interp.system.limits import Folder, Known, Sample, Seed, Steps, Tokens
+from interp.system.limits import Folder, Known, Seed, Steps, Tokens
 from interp.measures.pairs import make_pairs
 from interp.prompts.format import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.results.records import read_record, write_record
@@ -34,6 +34,7 @@ from interp.results.tables import inside, write_table
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 from interp.engine.vllm_backend import MISSING
 from interp.system.paths import ROOT
+from interp.system.sources import source_hash
 
 if TYPE_CHECKING:  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
     from interp.engine.decoding import Said
@@ -282,7 +283,7 @@ class Study(Prompting):
 
         device = pick_device(self.device)
         first = {name: digest for name, digest in self.identity(self.steps[0]).items() if name != "weights"}
-        found = dict(version=interp.__version__, **self.identity(step), first=first, seed=self.seed,
+        found = dict(**self.identity(step), first=first, seed=self.seed,
                      device=device.type, dtype=str(pick_dtype(self.dtype, device)))
         if split:
             found |= dict(decisions=self.digest(self.prompts(split)), parser=f"{self.parse.__module__} {self.env.source}".rstrip())
@@ -308,9 +309,10 @@ class Study(Prompting):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def stage(self, name: str, inputs: dict, compute: Callable[[], object]):
-        """What `compute` returns (JSON), from disk when it was computed before from the same inputs; a damaged file is named and
-        computed again. Raises ValueError for a name that leads out of the run's folder."""
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        """What `compute` returns (JSON), from disk when the same code computed it before from the same inputs; a damaged file
+        is named and computed again. Raises ValueError for a name that leads out of the run's folder."""
+        made = dict(inputs, source=source_hash(compute.__module__))
+        key = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:16]
         path = inside(self.run / "partial", f"{name}-{key}.json")
         if path.exists():
             try:
@@ -397,42 +399,6 @@ def made_by(name: str, config, started: float) -> dict:
                 threads=torch.get_num_threads(), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1),
                 versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}})
 
-
-@dataclass
-class All(Study):
-    """Every analysis, then the figures."""
-
-    skip: tuple[Literal["behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early", "shares"], ...] = ()
-    """Analyses to leave out."""
-    choices: Sample = 0
-    """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""
-    pairs: Sample = 0
-    """Counterfactual pairs, for patching and for prompt reliance."""
-    conflicts: Sample = 0
-    """Decisions whose traces are replaced, or cut."""
-    decisions_read: Sample = 0
-    """Decisions whose attention and gradient shares are read."""
-    games: Sample = 0
-    """Games played in domain."""
-    online_checkpoints: Sample = 0
-    """Checkpoints that play."""
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the models run on a GPU, where one process at a time is best."""
-        from interp.models.hooked import pick_device
-
-        return pick_device(self.device).type == "cuda"
-
-    def arguments(self, analysis: type[Study]) -> list[str]:
-        """The given options that an analysis knows, as they are written on its command line."""
-        found, known = [], {field.name for field in dataclasses.fields(analysis)}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in known or value == field.default:
-                continue
-            found += [f"--{field.name}"] if value is True else [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
-        return found
 
 
 def _installed(name: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.probes import Labels, boundary_layers, check_labels, labelled
+from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.limits import Draws, Folds
 
@@ -72,3 +73,6 @@ def run(config: Config) -> None:
     if not rows:
         raise NotApplicable(f"No probe could be transferred: {next(iter(skipped.values()))}")
     config.write("transfer", [{k: r[k] for k in ORDER} for r in rows], started, skipped=skipped)
+
+
+INSTRUMENT = Instrument("transfer", Config, run, in_all=(0, 2))

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analyses.registry import Instrument
 from analyses.study import Device, made_by
 from interp.checkpoints.contents import SERIES
 from interp.system.limits import Count, Existing, Folder, Known, Limits
@@ -114,3 +115,6 @@ def run(config: Config) -> pd.DataFrame:
                                                 device=config.device, threads=config.threads, machine=platform.machine()))
     print(frame.to_string(index=False))
     return frame
+
+
+INSTRUMENT = Instrument("pace", Config, run)

@@ -13,43 +13,17 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+from transformers import DynamicCache
 
-from interp.system.limits import Count
 
 #: Most tokens that one forward of a capture reads.
 BATCH_TOKENS = 4096
 Cell, Fit = tuple[int, int], tuple[int, int, float]
-
-
-@dataclass
-class Shape:
-    """A Llama's shape; the defaults are SmolLM2-135M's."""
-
-    hidden: Count = 576
-    layers: Count = 30
-    heads: Count = 9
-    kv_heads: Count = 3
-    feed_forward: Count = 1536
-    vocabulary: Count = 49152
-
-    def build(self, seed: int):
-        """A Llama with random weights, wide enough that a patch moves log-probabilities by tenths of nats."""
-        config = LlamaConfig(hidden_size=self.hidden, num_hidden_layers=self.layers, num_attention_heads=self.heads,
-                             num_key_value_heads=self.kv_heads, intermediate_size=self.feed_forward, vocab_size=self.vocabulary,
-                             rope_theta=100_000.0, tie_word_embeddings=True, max_position_embeddings=8192)
-        hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval().requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in hf.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, self.hidden**-0.5, generator=generator)
-        return hf
 
 
 def installed(tool: type[Rival]) -> bool:

@@ -20,6 +20,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from tqdm import tqdm
 
+from analyses.registry import Instrument
 from analyses.study import made_by
 from interp.system import limits
 from interp.stats.crossed import SMALLEST, crossed, slope_weights
@@ -138,3 +139,6 @@ def run(config: Config) -> None:
     write_table(config.run / "tables", "masking_power", frame, made)
     kinds = ["world", "effect", "seeds", "games", "training_sd"]
     print(frame.pivot_table(index=kinds, columns=["contrast", "what"], values="value").round(3).to_string())
+
+
+INSTRUMENT = Instrument("masking_power", Config, run)

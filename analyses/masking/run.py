@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from analyses.masking.compare import compare, items, primary, selection
 from analyses.masking.measure import INSTRUMENTS, measure
+from analyses.registry import Instrument
 from analyses.study import Study, made_by
 from interp.system import limits
 from interp.checkpoints.contents import SERIES
@@ -161,3 +162,6 @@ def run(config: Config) -> None:
         if chosen:
             write_table(config.run / "tables", "masking_selection", pd.DataFrame(chosen), provenance)
         print(f"{config.run / 'tables' / 'masking.csv'}: the claim is {said}; {why}")
+
+
+INSTRUMENT = Instrument("masking", Config, run)

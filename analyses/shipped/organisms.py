@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from analyses.registry import Instrument
 from analyses.shipped.series import export
 from analyses.study import Device
 from interp.system.limits import Folder
@@ -30,3 +31,6 @@ def run(config: Config) -> None:
         folder = grow(name, config.work, device=config.device, shipped=False)
         export(folder / f"checkpoint-{RECIPE.cot_steps}", config.out / name / f"checkpoint-{RECIPE.cot_steps}")
     print(f"{config.out}: {', '.join(ORGANISMS)}")
+
+
+INSTRUMENT = Instrument("organisms", Config, run)

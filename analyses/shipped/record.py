@@ -9,6 +9,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from analyses.registry import Instrument
 from interp.environments.base import find
 from interp.system.limits import Seed, Workers
 from interp.environments.recording import Sizes, record
@@ -53,3 +54,6 @@ def run(config: Config) -> None:
     episodes, report = record(jobs, recorder.episodes, config.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
     path = save_episodes(config.out or environment.decisions, episodes)
     print(f"{path}: {report['episodes']} episodes of {report['games']} games; dropped {report['dropped'] or 'none'}")
+
+
+INSTRUMENT = Instrument("record", Config, run)

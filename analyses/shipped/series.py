@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
+from analyses.registry import Instrument
 from analyses.study import Device
 from interp.system import limits
 from interp.checkpoints.headers import hash_files
@@ -99,3 +100,6 @@ def run(config: Config) -> None:
     for step in recipe.checkpoints:
         export(base if step == 0 else cot / f"checkpoint-{step}", config.out / f"checkpoint-{step}")
     print(f"{config.out}: checkpoints {', '.join(map(str, recipe.checkpoints))}")
+
+
+INSTRUMENT = Instrument("series", Config, run)

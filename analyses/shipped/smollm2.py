@@ -18,6 +18,7 @@ from typing import Annotated
 import numpy as np
 from tqdm import tqdm
 
+from analyses.registry import Instrument
 from analyses.study import Device
 from interp.system import limits
 from interp.environments.alfworld import record as household
@@ -189,3 +190,6 @@ def run(config: Config) -> None:
         print(f"decoding 300 decisions in both modes: {found}")
     print(f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} --base {base} --corpus {corpus} "
           f"--run {config.work / 'study'}")
+
+
+INSTRUMENT = Instrument("smollm2", Config, run)

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from interp.system.sources import OURS, imports
+
 #: Seconds that one call may take.
 SECONDS = 10.0
-#: Told apart by their version, not by their content.
-OURS = ("interp", "analyses")
 
 
 class _TooLong(BaseException):
@@ -131,14 +131,4 @@ def _imports(path: Path, name: str) -> list[str]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # no Python source
         return []
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            inner = package.split(".")
-            above = inner[:len(inner) - node.level + 1] if node.level else []
-            base = [*above, node.module] if node.module else above
-            found += [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
-    return [imported for imported in found if imported]
+    return imports(tree, name, path.name == "__init__.py")

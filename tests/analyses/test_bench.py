@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses.benchmarks import bench, rivals
+from analyses.benchmarks import rivals, settings, works
 from interp.results.tables import read_table
 from tests.conftest import tiny_hf
 
-SHAPE = bench.Shape(hidden=32, layers=3, heads=4, kv_heads=2, feed_forward=64, vocabulary=1024)
-TOOLS = (*rivals.TOOLS[1:], bench.Interp)
+SHAPE = settings.Shape(hidden=32, layers=3, heads=4, kv_heads=2, feed_forward=64, vocabulary=1024)
+TOOLS = (*rivals.TOOLS[1:], works.Interp)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def both(request, tokenizer):
     if not rivals.installed(request.param):
         pytest.skip(f"{request.param.package} is not installed (pip install 'interp-agents[bench]')")
     hf = tiny_hf("Llama", tokenizer)
-    return rivals.Plain(hf, bench._tokenizer()), request.param(hf, bench._tokenizer())
+    return rivals.Plain(hf, works._tokenizer()), request.param(hf, works._tokenizer())
 
 
 @pytest.mark.parametrize("work", ["layer_sweep", "some_layers", "grid", "capture", "episode"])
@@ -55,12 +55,12 @@ def test_the_cached_loop_refuses_prompts_that_do_not_extend_one_another(tokenize
 
 
 def test_the_table_has_its_columns_and_says_what_was_sampled(tmp_path):
-    config = bench.Config(out=tmp_path, lengths=(16,), grid_tokens=6, captured=3, episode=(8, 20, 3), action=3, threads=1, shape=SHAPE,
+    config = settings.Config(out=tmp_path, lengths=(16,), grid_tokens=6, captured=3, episode=(8, 20, 3), action=3, threads=1, shape=SHAPE,
                           budget=1e-3, repeats=2, tools=("plain, cached prefix",),
                           works=("layer sweep", "boundary capture", "layer x position grid", "episode", "swap a checkpoint"))
-    bench.run(config)
+    works.run_works(config)
     table, provenance = read_table(tmp_path, "bench")
-    assert tuple(table.columns) == bench.COLUMNS and provenance["threads"] == 1
+    assert tuple(table.columns) == works.COLUMNS and provenance["threads"] == 1
     assert set(table.work) == set(config.works)
     assert {"plain", "interp", "plain, cached prefix"} <= set(table.tool)
     assert (table.seconds > 0).all() and not (table.max_difference > 1e-4).any()
@@ -71,11 +71,15 @@ def test_the_table_has_its_columns_and_says_what_was_sampled(tmp_path):
 
 def test_works_measured_again_leave_the_others_as_they_were(tmp_path):
     config = dict(out=tmp_path, lengths=(12,), captured=2, threads=1, shape=SHAPE, budget=0.01, repeats=1, tools=("plain, cached prefix",))
-    bench.run(bench.Config(**config, works=("layer sweep", "boundary capture")))
+    works.run_works(settings.Config(**config, works=("layer sweep", "boundary capture")))
     first, made = read_table(tmp_path, "bench")
-    bench.run(bench.Config(**config, works=("boundary capture",)))
+    works.run_works(settings.Config(**config, works=("boundary capture",)))
     again, provenance = read_table(tmp_path, "bench")
     rows = [t[t.work == "layer sweep"].reset_index(drop=True) for t in (first, again)]
     pd.testing.assert_frame_equal(*rows, check_exact=True, check_dtype=False)  # a column without any value is read as numbers
     assert sorted(again.work) == sorted(first.work)
     assert provenance["measured"].keys() == made["measured"].keys() and provenance["measured"]["layer sweep"] == made["measured"]["layer sweep"]
+
+
+def test_the_command_names_the_tools_that_there_are():
+    assert settings.TOOLS == tuple(tool.name for tool in rivals.TOOLS)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from analyses.behaviour import measure
-from analyses.study import All, Study
+from analyses import all as whole
+from analyses.study import Study
 from interp.results import tables
 from interp.environments.alfworld.commands import parse
 from interp.engine.decoding import Said
@@ -82,7 +83,7 @@ def test_the_shipped_study_is_alfworlds_and_its_stages_keep_their_keys(series_fo
 
 
 def test_recorded_decisions_of_any_kind_have_no_games(tmp_path):
-    study = All(decisions=put(tmp_path / "d.jsonl", GOOD))
+    study = whole.Config(decisions=put(tmp_path / "d.jsonl", GOOD))
     assert study.env is ANY and "no games" in study.env.unplayable()
     assert "not installed (pip)" in Environment("x", live=object, games=list, needs=("no_such_engine", "pip")).unplayable()
 
@@ -133,7 +134,7 @@ def test_decisions_is_a_number_or_a_file(tmp_path, capsys, series_folder):
     file = put(tmp_path / "d.jsonl", GOOD)
     assert Study(decisions=file).corpus == file and Study(decisions=file).decisions == 0
     assert Study(decisions=5, corpus=file).decisions == 5
-    assert All(decisions=file).arguments(Study) == ["--corpus", str(file)]
+    assert whole.Config(decisions=file).arguments(Study) == ["--corpus", str(file)]
     run = ("--run", tmp_path / "run", "--series", series_folder, "--device", "cpu", "--checkpoints", "110")
     assert main("behaviour", *run, "--decisions", file) == 0
     assert pd.read_csv(tmp_path / "run" / "tables" / "behaviour.csv").n.max() == 2

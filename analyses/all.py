@@ -1,0 +1,71 @@
+"""Every instrument in turn, two chains of them side by side, then the figures and their page."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+from analyses.chains import run_chains
+from analyses.registry import Instrument, chains, check_in_all, find
+from analyses.study import Study
+from interp.system.limits import Known, Sample
+
+
+@dataclass
+class Config(Study):
+    """Every analysis, then the figures."""
+
+    skip: Annotated[tuple[str, ...], Known(check_in_all)] = ()
+    """Analyses to leave out."""
+    choices: Sample = 0
+    """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""
+    pairs: Sample = 0
+    """Counterfactual pairs, for patching and for prompt reliance."""
+    conflicts: Sample = 0
+    """Decisions whose traces are replaced, or cut."""
+    decisions_read: Sample = 0
+    """Decisions whose attention and gradient shares are read."""
+    games: Sample = 0
+    """Games played in domain."""
+    online_checkpoints: Sample = 0
+    """Checkpoints that play."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the models run on a GPU, where one process at a time is best."""
+        from interp.models.hooked import pick_device
+
+        return pick_device(self.device).type == "cuda"
+
+    def arguments(self, analysis: type[Study]) -> list[str]:
+        """The given options that an analysis knows, as they are written on its command line."""
+        found, known = [], {field.name for field in dataclasses.fields(analysis)}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in known or value == field.default:
+                continue
+            words = [] if value is True else map(str, value if isinstance(value, tuple) else [value])
+            found += [f"--{field.name}", *words]
+        return found
+
+
+def run(config: Config) -> int:
+    """Run what is not left out, then draw; the exit status."""
+    from analyses import figures
+
+    left_out = set(config.skip)
+    if (reason := config.env.unplayable()) and "online" not in left_out:
+        print(f"online: left out, {reason}")
+        left_out.add("online")
+    parts = [[name for name in chain if name not in left_out] for chain in chains()]
+    if config.on_gpu or (os.cpu_count() or 1) == 1:
+        parts = [[name for part in parts for name in part]]
+    commands = [[[name, *config.arguments(find(name).config)] for name in part] for part in parts if part]
+    if status := run_chains(commands):
+        return status
+    return figures.main(["--tables", str(config.run / "tables"), "--out", str(config.run)])
+
+
+INSTRUMENT = Instrument("all", Config, run)

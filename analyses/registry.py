@@ -1,0 +1,80 @@
+"""Every command of `python -m analyses`: a module with an `INSTRUMENT` is one, wherever in this package it lies.
+
+>>> INSTRUMENT = Instrument("early", Config, run, in_all=(1, 3))      # the last line of analyses/early.py
+
+A new instrument is that module, and a module of `interp.plots` with its figure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import analyses
+
+_DECLARED = re.compile(r'^INSTRUMENT = Instrument\("(\w+)"', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """One command."""
+
+    name: str
+    """What it is called on the command line."""
+    config: type
+    """The dataclass that its options are read into."""
+    run: Callable[[Any], Any]
+    """Does it, given a `config`."""
+    in_all: tuple[int, int] | None = None
+    """Which of the chains of `all` it is part of, and its place there; None where `all` leaves it out."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of its module's docstring."""
+        return (sys.modules[self.run.__module__].__doc__ or "").strip().splitlines()[0]
+
+
+def _modules() -> dict[str, str]:
+    """Name of an instrument -> its module, told from the sources: some modules of this package need torch."""
+    found = {}
+    for module in pkgutil.walk_packages(analyses.__path__, "analyses."):
+        file = Path(module.module_finder.path) / f"{module.name.rpartition('.')[2]}.py"
+        if not module.ispkg and (declared := _DECLARED.search(file.read_text())):
+            found[declared.group(1)] = module.name
+    return found
+
+
+def find(name: str) -> Instrument:
+    """The instrument of a name; raises ValueError with the names that there are."""
+    modules = _modules()
+    if name not in modules:
+        raise ValueError(f"There is no analysis {name!r}: there are {', '.join(instruments())}.")
+    return importlib.import_module(modules[name]).INSTRUMENT
+
+
+def instruments() -> dict[str, Instrument]:
+    """Every instrument by name: those that `all` runs in its order, then the others by name."""
+    found = sorted(map(find, _modules()), key=lambda each: (each.in_all is None, each.in_all or (), each.name))
+    return {each.name: each for each in found}
+
+
+def chains() -> list[list[str]]:
+    """The names of what `all` runs: chains that may run side by side, each in its order."""
+    found: dict[int, list[str]] = {}
+    for name, each in instruments().items():
+        if each.in_all:
+            found.setdefault(each.in_all[0], []).append(name)
+    return list(found.values())
+
+
+def check_in_all(name: str) -> None:
+    """Raises ValueError for what is no part of `all`."""
+    known = [each for chain in chains() for each in chain]
+    if name not in known:
+        raise ValueError(f"{name!r} is no part of `all`, which runs {', '.join(known)}.")
