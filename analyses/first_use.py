@@ -13,7 +13,7 @@ from analyses.provenance import FILES
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import hash_text
 from interp.results.records import read_record, write_record
-from interp.report.words import listed
+from interp.results.wording import listed
 from interp.checkpoints.series import Source
 
 

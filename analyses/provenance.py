@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from interp.report.words import listed
+from interp.results.wording import listed
 
 #: What a checkpoint's identity is made of, as its files are called.
 FILES = {"weights": "weights", "config": "config.json", "generation_config": "generation_config.json",

@@ -16,5 +16,5 @@ def test_every_public_name_is_what_it_says_after_its_modules_are_imported():
 
 
 def test_the_package_imports_without_torch():
-    code = "import sys, interp, interp.plots.basic, analyses.figures; sys.exit('torch' in sys.modules)"
+    code = "import sys, interp, interp.plots.behaviour, analyses.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

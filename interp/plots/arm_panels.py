@@ -1,6 +1,6 @@
-"""Panels that have arms of training side by side: their axis, levels and differences, and what a point tells.
+"""Panels that have training conditions side by side: their axis, levels and differences, and what a point tells.
 
->>> fig = arm_axis(grid("masking_gap", ["in_domain"], [("gap", 200)], provenance), arms_of(frame))
+>>> fig = arm_axis(grid(["in_domain"], [("gap", 200)]), arms_of(frame))
 >>> draw_arms(fig, frame, arms_of(frame), "gap", "level", row=1)
 """
 
@@ -12,13 +12,13 @@ from plotly.subplots import make_subplots
 
 from interp.results.arm_rows import LOOKS, Arm, at_last, cell, named, one
 from interp.stats.crossed import SMALLEST
-from interp.plots.theme import TOP, meta, whisker
+from interp.plots.theme import TOP, under, whisker
 from interp.results.names import BLACK, SPLITS
 from interp.results.queries import pick, splits_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
 K_TITLE = "k: share of examples whose action is unsupervised"
-ARM_TITLE = f"arm of training ({K_TITLE})"
+ARM_TITLE = f"training condition ({K_TITLE})"
 _BOTTOM = 84  # px: two lines of labels, and a title
 #: What a point tells, of `arm_numbers`.
 ARM_HOVER = (
@@ -27,16 +27,15 @@ ARM_HOVER = (
 )
 
 
-def grid(name, columns, rows, provenance, gap=30, bottom=_BOTTOM, titles=None):
+def grid(columns, rows, gap=30, bottom=_BOTTOM, titles=None):
     """Empty figure with a column for each split and a row for each (axis title, height in px)."""
     if not columns:
-        raise ValueError(f"Figure {name}: the table has no rows with split in {list(SPLITS)}.")
+        raise ValueError(f"the table has no rows with split in {list(SPLITS)}.")
     heights = [height for _, height in rows]
     total = sum(heights) + gap * (len(rows) - 1)
     fig = make_subplots(rows=len(rows), cols=len(columns), shared_xaxes=True, shared_yaxes=True, row_heights=heights,
                         horizontal_spacing=0.03, vertical_spacing=gap / total, column_titles=titles or [SPLITS[split] for split in columns])
-    fig.update_layout(template="interp", height=total + TOP + bottom, margin_b=bottom, legend=dict(y=1 + 28 / total))
-    fig.update_layout(meta=meta(name, provenance))
+    fig.update_layout(height=total + TOP + bottom, margin_b=bottom, legend=dict(y=1 + 28 / total))
     for row, (title, _) in enumerate(rows, start=1):
         fig.update_yaxes(title=title, row=row, col=1)
     return fig
@@ -65,7 +64,7 @@ def draw_arms(fig, frame, arms: list[Arm], metric, contrast, row):
             )  # fmt: skip
         for kind, (name, colour, _, symbol) in LOOKS.items():
             found = pick(rows, kind=kind)
-            less = " less random mask" if kind == "control" else " less k = 0" if contrast == "difference" else ""
+            less = " − random mask" if kind == "control" else " − k = 0" if contrast == "difference" else ""
             if len(found):
                 fig.add_scatter(
                     x=found["place"], y=found["value"], mode="markers", name=name, legendgroup=kind, error_y=whisker(found, colour),
@@ -109,12 +108,6 @@ def arm_axis(fig, arms: list[Arm]):
     if masks < len(arms):
         fig.add_vrect(x0=masks - 0.5, x1=len(arms) - 0.4, fillcolor="#F1F1F1", line_width=0, layer="below", exclude_empty_subplots=False)
     return under(fig, ARM_TITLE, 48)
-
-
-def under(fig, title, below):
-    """A title for all columns' axes, so many pixels below them."""
-    place = dict(xref="paper", yref="paper", x=0.5, y=0, yanchor="top", yshift=-below)
-    return fig.add_annotation(text=title, showarrow=False, font_size=15, **place)
 
 
 def marker(symbol, colour, size):

@@ -11,7 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import WIDTH, meta
+from interp.plots.caption import Caption
+from interp.plots.registry import figure
+from interp.plots.theme import WIDTH, under
+from interp.results.estimates import estimate, span
 from interp.results.names import BLACK, BLUE, PALE, VERMILION
 from interp.results.queries import need, pick
 from interp.results.tables import ESTIMATE_COLUMNS
@@ -58,15 +61,48 @@ def verdicts(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(np.select([off.isna(), off > NEAR], ["open", "misread"], "right"), index=frame.index)
 
 
-def calibration(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Every instrument's reading of every organism that learned its construction, a point for each seed, on top of what that allows.
+#: Exact checks on these agents and every checkpoint of the series, and how the worst of them is written.
+EXACT = {
+    "self_splice": ("own trace spliced back: share of actions reproduced, at worst", "{:.6g}"),
+    "self_patch": ("a run patched with itself: largest change in nats", "{:.1g}"),
+    "patch_everything": ("everything patched: largest distance from the other run in nats", "{:.1g}"),
+}
 
-    Args:
-        frame: table `calibration` (agent, seed, instrument, truth_low, truth_high, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-    """
+
+def allowed(row) -> str:
+    """What the construction allows, in words: one number, or a range."""
+    low, high = f"{row['truth_low']:.2f}", f"{row['truth_high']:.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _caption(frame: pd.DataFrame) -> Caption:
+    every, failed = grown(frame)
+    rows = every[every["agent"].isin(AGENTS) & every["instrument"].isin(INSTRUMENTS)]
+    verdict = verdicts(rows)
+    decided, wrong = rows[verdict != "open"], rows[verdict == "misread"]
+    means = wrong.groupby(["instrument", "agent"])[["value", "truth_low", "truth_high"]].mean()
+    table = [{"misread": f"{INSTRUMENTS[i]}, {AGENTS[a]}", "reading": f"{means.loc[(i, a), 'value']:.2f}", "allowed": allowed(means.loc[(i, a)])}
+             for i in INSTRUMENTS for a in AGENTS if (i, a) in means.index]  # fmt: skip
+    table += [{"misread": f"left out, has not learned its construction: {AGENTS[row['agent']]}, seed {row['seed']}",
+               "reading": estimate(row), "allowed": "1.00"} for _, row in failed.iterrows()]  # fmt: skip
+    for name, (words, digits) in EXACT.items():
+        values = pick(every, instrument=name)["value"]
+        if len(values):
+            worst = values.min() if name == "self_splice" else values.max()
+            table.append({"misread": f"exact check, {words}", "reading": digits.format(worst), "allowed": "1" if name == "self_splice" else "0"})
+    message = f"{len(decided) - len(wrong)} of {len(decided)} readings whose answer the construction decides lie within {NEAR:g} of it"
+    message += f"; {wrong['instrument'].nunique()} of {decided['instrument'].nunique()} instruments misread some agent." if len(wrong) else "."
+    message += f" Left out: {len(failed)} agent{'s' * (len(failed) > 1)} that did not learn the construction." if len(failed) else ""
+    drawn = "Points: what each instrument reads on each agent; grey: what its construction allows."
+    size = f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seed(s); 95 % intervals."
+    return Caption(message, drawn, size, pd.DataFrame(table).rename(columns={"misread": "misread on average, and checks"}))
+
+
+@figure("Readings of agents whose answer is known", table="calibration", section="trusted", caption=_caption)
+def calibration(frame: pd.DataFrame) -> go.Figure:
+    """Every instrument's reading of every organism that learned its construction, a point for each seed, on top of what that allows."""
     frame, _ = grown(frame)
-    need(frame, "calibration", agent=next((a for a in AGENTS if (frame["agent"] == a).any()), "post_hoc"))
+    need(frame, agent=next((a for a in AGENTS if (frame["agent"] == a).any()), "post_hoc"))
     agents = [a for a in AGENTS if (frame["agent"] == a).any()]
     shown = [i for i in INSTRUMENTS if (frame["instrument"] == i).any()]
     row_height, top, bottom = 34, 96, 62
@@ -97,10 +133,9 @@ def calibration(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figur
         fig.update_xaxes(range=[-0.12, 1.12], tickvals=[0, 0.5, 1], ticktext=["0", ".5", "1"], row=1, col=col)
     fig.update_yaxes(range=[len(shown) - 0.4, -0.6], tickvals=list(range(len(shown))), ticktext=[INSTRUMENTS[i] for i in shown], showgrid=True)
     fig.update_yaxes(ticks="", row=1)
-    fig.update_layout(template="interp", width=WIDTH, height=row_height * len(shown) + top + bottom, margin=dict(l=252, t=top, b=bottom),
-                      legend=dict(y=1 + 34 / (row_height * len(shown)), x=-0.34), meta=meta("calibration", provenance))  # fmt: skip
-    fig.add_annotation(text="reading", xref="paper", yref="paper", x=0.5, y=0, yshift=-44, showarrow=False, font_size=15)
-    return fig
+    fig.update_layout(width=WIDTH, height=row_height * len(shown) + top + bottom, margin=dict(l=252, t=top, b=bottom),
+                      legend=dict(y=1 + 34 / (row_height * len(shown)), x=-0.34))  # fmt: skip
+    return under(fig, "reading", 44)
 
 
 _HOVER = (

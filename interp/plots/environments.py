@@ -10,7 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import BOTTOM, TOP, draw_trace, meta, plain, step_axis
+from interp.plots.caption import VERBS, Caption, clause, numbers, size
+from interp.plots.registry import figure
+from interp.plots.theme import BOTTOM, TOP, draw_trace, plain, step_axis
+from interp.results.estimates import ends
 from interp.results.names import STYLE
 from interp.results.queries import need, pick, steps_of
 
@@ -28,23 +31,52 @@ _LOOKS = {**STYLE, "probe_gain": ("boundary probe, gain over best control", *STY
 _SHARES = ("accuracy", "success in games", "another state's trace")
 
 
-def environments(frame: pd.DataFrame, provenance: dict | None = None, split: str = "in_domain") -> go.Figure:
-    """Accuracy, success, prompt reliance, conflicting traces and the probe's gain over checkpoints, a column for each environment.
+_SECTION = dict(section="elsewhere")
 
-    Args:
-        frame: table `environments` (environment, step, split, metric, value, low, high, n, n_groups); what an environment does not
-            allow is not in it, and its panel is empty.
-        provenance: kept in the figure's `layout.meta`.
-        split: one of `SPLITS`.
-    """
-    chosen = need(frame, f"environments_{split}", split=split)
+
+def _splits_caption(frame: pd.DataFrame) -> Caption:
+    return Caption("", "What each series was trained on, and what its in-domain and out-of-domain decisions are. Episodes and decisions "
+                   "are those recorded; studied: decisions that every checkpoint acted on.")  # fmt: skip
+
+
+def _caption(frame: pd.DataFrame, split: str = "in_domain") -> Caption:
+    rows, verdicts = pick(frame, split=split), {}
+    for name, title in ENVIRONMENTS.items():
+        if gap := ends(pick(rows, environment=name, metric="gap")):
+            verdicts[title] = f"{VERBS[gap.moved]} in"
+    message = f"The gap between CoT and prompt action {clause(verdicts)}." if verdicts else ""
+    drawn = "The probe's gain is about the eventual action's target; in BFCL, whether the recorded action calls a function."
+    return Caption(message, drawn, size(pick(rows, metric="acc_cot")), numbers(rows, {"environment": ENVIRONMENTS.get}))
+
+
+def _caption_out_of_domain(frame: pd.DataFrame) -> Caption:
+    return _caption(frame, "out_of_domain")
+
+
+@figure("What is in domain, and what is out of it", table="splits", caption=_splits_caption, **_SECTION)
+def splits(frame: pd.DataFrame) -> go.Figure:
+    """What each environment's series was trained on and what its splits hold, as a table."""
+    shown = {"environment": "environment", "trained_on": "trained on", "split": "split", "holds": "its decisions", "task_types": "task types",
+             "episodes": "episodes", "decisions": "decisions", "studied": "studied"}
+    cells = [frame[column].map(lambda v: f"{v:,}" if isinstance(v, int) else plain(v)) for column in shown]
+    align = ["left"] * 4 + ["right"] * 4
+    fig = go.Figure(go.Table(
+        columnwidth=[1.3, 2.3, 1.0, 3.0, 0.7, 0.8, 0.9, 0.75], header=dict(values=list(shown.values()), align=align, fill_color="#EEEEEE", font_size=13),
+        cells=dict(values=cells, align=align, fill_color="white", line_color="#CCCCCC", font_size=13, height=20)))
+    return fig.update_layout(height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8))
+
+
+@figure("Several environments, in-domain", name="environments_in_domain", table="environments", caption=_caption, **_SECTION)
+def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
+    """Accuracy, success, prompt reliance, conflicting traces and the probe's gain over checkpoints, a column for each environment."""
+    chosen = need(frame, split=split)
     names = [name for name in ENVIRONMENTS if (chosen["environment"] == name).any()]
     rows = {title: metrics for title, metrics in ROWS.items() if chosen["metric"].isin(metrics).any()}
     each, gap = 120, 36  # px
     height = len(rows) * each + (len(rows) - 1) * gap
     fig = make_subplots(rows=len(rows), cols=len(names), shared_yaxes=True, vertical_spacing=gap / height if len(rows) > 1 else 0,
                         horizontal_spacing=0.02, column_titles=[ENVIRONMENTS[name] for name in names])
-    fig.update_layout(template="interp", height=TOP + height + BOTTOM, meta=meta(f"environments_{split}", provenance))
+    fig.update_layout(height=TOP + height + BOTTOM)
     fig.update_annotations(font_size=15)
     for row, (title, metrics) in enumerate(rows.items(), start=1):
         legend = "legend" if row == 1 else f"legend{row}"
@@ -71,23 +103,8 @@ def environments(frame: pd.DataFrame, provenance: dict | None = None, split: str
     return fig
 
 
-def out_of_domain(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+@figure("Several environments, out-of-domain", name="environments_out_of_domain", table="environments",
+        caption=_caption_out_of_domain, **_SECTION)  # fmt: skip
+def out_of_domain(frame: pd.DataFrame) -> go.Figure:
     """`environments` of the out-of-domain split."""
-    return environments(frame, provenance, "out_of_domain")
-
-
-def splits(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """What each environment's series was trained on and what its splits hold, as a table.
-
-    Args:
-        frame: table `splits` (environment, trained_on, split, holds, task_types, episodes, decisions, studied).
-        provenance: kept in the figure's `layout.meta`.
-    """
-    shown = {"environment": "environment", "trained_on": "trained on", "split": "split", "holds": "its decisions", "task_types": "task types",
-             "episodes": "episodes", "decisions": "decisions", "studied": "studied"}
-    cells = [frame[column].map(lambda v: f"{v:,}" if isinstance(v, int) else plain(v)) for column in shown]
-    align = ["left"] * 4 + ["right"] * 4
-    fig = go.Figure(go.Table(
-        columnwidth=[1.3, 2.3, 1.0, 3.0, 0.7, 0.8, 0.9, 0.75], header=dict(values=list(shown.values()), align=align, fill_color="#EEEEEE", font_size=13),
-        cells=dict(values=cells, align=align, fill_color="white", line_color="#CCCCCC", font_size=13, height=20)))
-    return fig.update_layout(template="interp", height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8), meta=meta("splits", provenance))
+    return environments(frame, split="out_of_domain")

@@ -16,29 +16,40 @@ import plotly.offline
 from interp.plots.theme import TOP
 from interp.results.tables import write_text, written
 
+SCRIPT = "plotly.min.js"
+
 
 def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
-    """Write each figure as `<out>/<name>.html`, with plotly.js once beside them, so that the pages work offline.
+    """Write each figure as `<out>/<name>.html`, with plotly.js once beside them or in the folder above, so that the pages work offline.
 
     Args:
         figures: figure per name.
         out: folder to write to.
     """
     out = Path(out)
-    script = plotly.offline.get_plotlyjs()
-    paths = [out / "plotly.min.js"]
-    if not paths[0].exists() or paths[0].read_text(encoding="utf-8") != script:
-        write_text(paths[0], script)
+    paths, script = [], _script(out)
+    if script == SCRIPT:
+        text = plotly.offline.get_plotlyjs()
+        paths.append(out / SCRIPT)
+        if not paths[0].exists() or paths[0].read_text(encoding="utf-8") != text:
+            write_text(paths[0], text)
     for name, figure in figures.items():
         settings = {
             "displaylogo": False,
             "modeBarButtonsToRemove": ["sendChartToCloud"],  # results stay on the reader's machine
             "toImageButtonOptions": {"format": "svg", "filename": name},
         }
-        page = _below_toolbar(figure).to_html(include_plotlyjs="directory", div_id=name, config=settings)
+        page = _below_toolbar(figure).to_html(include_plotlyjs=script, div_id=name, config=settings)
         page = page.replace("<head>", f"<head><title>{name}</title>", 1)
         paths.append(write_text(out / f"{name}.html", page))
     return paths
+
+
+def _script(out: Path) -> str:
+    """Where the pages of a folder find plotly.js: in the folder above where that holds the one of this release, else beside them."""
+    above = out.resolve().parent / SCRIPT
+    size = len(plotly.offline.get_plotlyjs().encode())
+    return f"../{SCRIPT}" if above.exists() and above.stat().st_size == size else SCRIPT
 
 
 def save_static(

@@ -20,11 +20,11 @@ def masking_table(frame: pd.DataFrame) -> str:
     frame: table `masking`. Raises what `interp.results.arm_rows.paper_table` raises.
     """
     table = paper_table(frame).rename(columns={"in-domain": "in", "out-of-domain": "out"}, level=1)
-    caption = (r"Arms of training at the last checkpoint: $k$ is the share of examples whose action tokens are unsupervised. "
+    caption = (r"Training conditions at the last checkpoint: $k$ is the share of examples whose action tokens are unsupervised. "
                r"In, out: on decisions in and out of domain. Brackets: 95\,\% intervals over games and seeds, not corrected for their number.")
-    levels = sum(" less " not in title for title in table.index)
+    levels = sum(" − " not in title for title in table.index)
     parts = table.map(lambda cell: cell.partition(" ["))
-    values = parts.map(lambda cell: _math(cell[0])).rename(index=lambda title: title.replace("k = ", "$k$ = "))
+    values = parts.map(lambda cell: _math(cell[0])).rename(index=lambda title: _math(title.replace("k = ", "$k$ = ")))
     intervals = parts.map(lambda cell: rf"{{\scriptsize {_math(''.join(cell[1:]).strip())}}}" if cell[1] else "").rename(index=lambda _: "")
     lines = pd.concat([values, intervals]).iloc[[i for row in range(len(table)) for i in (row, row + len(table))]]
     text = lines.style.to_latex(

@@ -1,4 +1,4 @@
-"""Figures of the masking study: arms of training side by side, and where what they gain or lose lands.
+"""Figures of the masking study: training conditions side by side, and where what they gain or lose lands.
 
 >>> frame, provenance = read_table("figures/tables", "masking")
 >>> success(frame, provenance).show()
@@ -11,14 +11,18 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from interp.plots.arm_panels import ARM_HOVER, K_TITLE, arm_axis, arm_numbers, draw_arms, grid, marker, under
-from interp.results.arm_rows import LOOKS, PREDICTED, arms_of, at_last, claimed, named, number, paper_table
-from interp.stats.crossed import SMALLEST
-from interp.plots.theme import BOTTOM, STEP_TITLE, TOP, draw_trace, meta, step_axis, whisker, zero_line
+from interp.plots import latex
+from interp.plots.arm_panels import ARM_HOVER, K_TITLE, arm_axis, arm_numbers, draw_arms, grid, marker
+from interp.plots.caption import Caption, clause, listing, numbers, only
+from interp.plots.registry import figure
+from interp.plots.theme import BOTTOM, STEP_TITLE, draw_trace, facets, step_axis, under, whisker, zero_line
+from interp.results.arm_rows import LOOKS, PREDICTED, Arm, arms_of, at_last, claimed, named, number, one, paper_table
+from interp.results.estimates import estimate, side, span
 from interp.results.names import GREEN, ORANGE, SPLITS, STYLE
 from interp.results.queries import need, pick, splits_of, steps_of
+from interp.results.wording import WHERE, listed, sentence
+from interp.stats.crossed import CLAIM, SMALLEST
 
 #: Metrics of the forest plot in reading order: their names in figures; every one is a share, so that differences share an axis.
 MECHANISM = {
@@ -38,22 +42,149 @@ MECHANISM = {
 }
 
 
-def success(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+_SECTION = dict(section="masking", table="masking")
+#: Contrasts that are told: levels, differences to k = 0 and to the random mask, and slopes per unit of k.
+CONTRASTS = ("level", "difference", "control", "slope")
+
+
+def claim(frame: pd.DataFrame) -> str:
+    """Sentence on the verdict on the claim, which the provenance holds."""
+    verdict = str(frame.attrs.get("verdict") or "none: its provenance has no verdict")
+    if verdict.startswith("none"):
+        return f"The claim that masking actions helps out of domain is not judged{verdict.removeprefix('none')}."
+    rests = listed(f"{estimate(row, signed=True)} to {of}" for of, row in claim_rows(frame).items())
+    return f"The claim that masking actions (k = .3) helps out of domain is {verdict}{f': {rests}' if rests else ''}."
+
+
+def claim_rows(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """The two differences that the claim rests on, by what they are to: both must lie above 0."""
+    found = {name: one(frame, **CLAIM, contrast=contrast) for contrast, name in (("difference", "k = 0"), ("control", "the random mask"))}
+    return {name: row for name, row in found.items() if row is not None}
+
+
+def moves(frame: pd.DataFrame, arm: Arm, split: str) -> dict[str, tuple[int, pd.Series]]:
+    """The readings that are predicted to move with a condition: 1 where its difference to k = 0 did, -1 where the other way, else 0; and its row."""
+    found = {}
+    for metric in MECHANISM:
+        row = one(frame, metric=metric, split=split, arm=arm.name, contrast="difference")
+        if (metric, split) in PREDICTED and metric != "acc_cot" and row is not None:
+            found[metric] = (side(row) * PREDICTED[metric, split], row)
+    return found
+
+
+def moved_further(frame: pd.DataFrame, arm: Arm, split: str) -> dict[str, int | None]:
+    """Of what moved as predicted: 1 where the condition lies further than its random mask, -1 less far, 0 not told apart, None unmeasured."""
+    further = {}
+    for metric, (moved, _) in moves(frame, arm, split).items():
+        if moved == 1:
+            row = one(frame, metric=metric, split=split, arm=arm.name, contrast="control")
+            further[metric] = None if row is None else side(row) * PREDICTED[metric, split]
+    return further
+
+
+def _told_apart(frame: pd.DataFrame, metric: str) -> dict[str, str]:
+    """Of each split, the conditions whose difference to k = 0 excludes 0."""
+    told = {}
+    for split in splits_of(frame):
+        rows = at_last(frame, metric=metric, contrast="difference", split=split).dropna(subset=["low", "high"])
+        if len(rows):
+            apart = rows[(rows["low"] > 0) | (rows["high"] < 0)].set_index("arm")["value"]
+            names = [f"{arm.title} ({'higher' if apart[arm.name] > 0 else 'lower'})" for arm in arms_of(frame) if arm.name in apart.index]
+            told[split] = listed(names) or f"none of {len(rows)}"
+    return told
+
+
+def _numbers(frame: pd.DataFrame, *metrics: str, contrasts: tuple = CONTRASTS, **where) -> pd.DataFrame:
+    """Levels, differences and slopes of these readings, at the last checkpoint (and the first that was read)."""
+    rows = only(pick(frame, **where), metric=metrics, contrast=contrasts).drop(columns="seed")
+    condition = {arm.name: arm.title for arm in arms_of(frame)}
+    return numbers(rows, {"arm": lambda arm: condition.get(arm, "–"), "metric": MECHANISM.get}).rename(columns={"arm": "condition"})
+
+
+def _size(frame: pd.DataFrame, metric: str = "") -> str:
+    """Games and seeds, and what intervals of one seed do not say."""
+    rows = only(frame, contrast=CONTRASTS[:3])
+    rows = at_last(rows, metric=metric) if metric else rows
+    alone = (pick(frame, contrast="level")["seeds"] == 1).any()
+    over = "over games alone for one seed" if alone else "over games and seeds"
+    seeds = f"{span(rows['seeds'])} seed{'' if rows['seeds'].max() == 1 else 's'}"
+    return f"n = {span(rows['n_groups'])} games, {seeds}; 95 % intervals {over}, uncorrected."
+
+
+def _success_caption(frame: pd.DataFrame) -> Caption:
+    drawn = f"CoT accuracy, its differences (dashed: {number(SMALLEST)}, the least that matters), games won."
+    return Caption(claim(frame), drawn, _size(frame, "acc_cot"), _numbers(frame, "acc_cot", "success_cot"))
+
+
+def _dose_caption(frame: pd.DataFrame) -> Caption:
+    words, told = {1: "rises with k", -1: "falls with k", 0: "has no clear slope in k"}, []
+    for metric, name in (("acc_cot", "CoT accuracy"), ("acc_prompt", "prompt accuracy")):
+        slopes = {split: one(frame, metric=metric, contrast="slope", split=split) for split in splits_of(frame)}
+        verdicts = {split: words[side(row)] for split, row in slopes.items() if row is not None}
+        told += [sentence(f"{name} {clause(verdicts)}")] if verdicts else []
+    drawn = "Accuracy of both modes against k, the share of examples whose action is unsupervised. Hollow: random masks."
+    return Caption(" ".join(told), drawn, _size(frame, "acc_cot"), _numbers(frame, "acc_cot", "acc_prompt", contrasts=("level", "slope")))
+
+
+def _difference_caption(frame: pd.DataFrame, metric: str, name: str, drawn: str) -> Caption:
+    told = _told_apart(frame, metric)
+    message = f"{name} is told apart from k = 0 for: {clause(told)}." if told else "There is nothing to compare with k = 0."
+    if told and all(text.startswith("none") for text in told.values()):
+        message = f"No condition's {name[0].lower()}{name[1:]} is told apart from k = 0."
+    return Caption(message, drawn, _size(frame, metric), _numbers(frame, metric))
+
+
+def _gap_caption(frame: pd.DataFrame) -> Caption:
+    return _difference_caption(frame, "gap", "Gap", "CoT − prompt action by condition, and its paired differences.")
+
+
+def _reliance_caption(frame: pd.DataFrame) -> Caption:
+    drawn = "Every condition beside k = 0 (black) over checkpoints."
+    return _difference_caption(frame, "prompt_reliance", "Prompt reliance", drawn)
+
+
+def _mechanism_caption(frame: pd.DataFrame) -> Caption:
+    arm, told = claimed(frame), {}
+    for split in splits_of(frame):
+        found = moves(frame, arm, split)
+        right, wrong = (sum(moved == kind for moved, _ in found.values()) for kind in (1, -1))
+        further = sum(how == 1 for how in moved_further(frame, arm, split).values())
+        if found:
+            told[split] = f"{right} of {len(found)} readings" + (f" ({wrong} the other way)" if wrong else "")
+            told[split] += f" ({further} beyond the random mask)" if right else ""
+    message = f"{arm.title} − k = 0 as predicted: {clause(told)}." if told else f"{arm.title}: no predicted reading was measured."
+    drawn = "Differences in every reading. Shaded: predicted if action supervision teaches a way past the trace."
+    return Caption(message, drawn, _size(pick(frame, arm=arm.name)), _numbers(frame, *MECHANISM, contrasts=("difference", "control"), arm=arm.name))
+
+
+def _selection_caption(frame: pd.DataFrame) -> Caption:
+    chosen = frame[frame["chosen"].astype(bool)].iloc[0]
+    reason = "the smallest share better than 0 from which the best is not told apart" if chosen["share"] else "no share is clearly better"
+    others = frame[frame["share"] > 0].sort_values("share")
+    drawn = "Each share's difference in CoT accuracy to k = 0; the greatest is too large on average, so measure it again."
+    size = f"n = {span(others['n_groups'])} games; 95 % intervals over games and seeds, simultaneous for all shares."
+    table = listing(others.drop(columns=["arm", "chosen"]), {"share": number})
+    return Caption(f"k = {number(chosen['share'])} is chosen {WHERE[chosen['split']]}: {reason}.", drawn, size, table)
+
+
+def _table_caption(frame: pd.DataFrame) -> Caption:
+    arm, split = claimed(frame), WHERE[splits_of(frame)[-1]]
+    less = f"; last rows: paired differences of {arm.title}" if arm else ""
+    return Caption("", f"Training conditions at the last checkpoint{less}. Gap, reliance and followed traces are {split}.", _size(frame))
+
+
+@figure("Does leaving actions unsupervised help?", name="masking_success", caption=_success_caption, **_SECTION)
+def success(frame: pd.DataFrame) -> go.Figure:
     """The primary outcome by arm, its differences to k = 0, and games won where they were played.
 
-    Each training is a dot; the dashed line is the least difference that matters (`interp.stats.crossed.SMALLEST`).
-
-    Args:
-        frame: table `masking` (step, split, metric, contrast, arm, seed, seeds, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-    """
-    need(frame, "masking_success", metric="acc_cot", contrast="level")
+    Each training is a dot; the dashed line is the least difference that matters (`interp.stats.crossed.SMALLEST`)."""
+    need(frame, metric="acc_cot", contrast="level")
     arms, rows = arms_of(frame), [("acc_cot", "level", "accuracy of CoT action", 200)]
     if len(pick(frame, metric="acc_cot", contrast="difference")):
-        rows.append(("acc_cot", "difference", "less that of k = 0", 170))
+        rows.append(("acc_cot", "difference", "difference to k = 0", 170))
     if len(pick(frame, metric="success_cot", contrast="level")):
         rows.append(("success_cot", "level", "share of games won", 170))
-    fig = arm_axis(grid("masking_success", splits_of(frame), [row[2:] for row in rows], provenance), arms)
+    fig = arm_axis(grid(splits_of(frame), [row[2:] for row in rows]), arms)
     for row, (metric, contrast, *_) in enumerate(rows, start=1):
         draw_arms(fig, frame, arms, metric, contrast, row)
         if contrast == "difference":
@@ -62,37 +193,32 @@ def success(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     return fig
 
 
-def gap(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """The gap between the modes by arm, above its differences to k = 0.
 
-    Args:
-        frame: table `masking`.
-        provenance: kept in the figure's `layout.meta`.
-    """
-    need(frame, "masking_gap", metric="gap", contrast="level")
-    rows = [("gap (CoT − prompt)", 210)] + [("gap less that of k = 0", 170)] * bool(len(pick(frame, metric="gap", contrast="difference")))
-    arms = arms_of(frame)
-    fig = arm_axis(grid("masking_gap", splits_of(frame), rows, provenance), arms)
-    for row, contrast in enumerate(("level", "difference")[:len(rows)], start=1):
-        draw_arms(fig, frame, arms, "gap", contrast, row)
-        zero_line(fig, row)
-    return fig
+@figure("The conditions in numbers", name="masking_table", caption=_table_caption, latex=latex.masking_table, **_SECTION)
+def table(frame: pd.DataFrame) -> go.Figure:
+    """What each arm reads, and the claimed arm's differences, as `interp.plots.latex.masking_table` has it."""
+    shown = paper_table(frame)
+    heads = ["condition", *("<br>".join(part for part in column if part) for column in shown.columns)]
+    fills = ["#F3F3F3" if " − " in title else "white" for title in shown.index]
+    look = dict(align=["left", "right", "center"], font_size=12)
+    fig = go.Figure(go.Table(
+        columnwidth=[1.4, 0.5, *[1.12] * (len(heads) - 2)], header=dict(values=heads, fill_color="#EEEEEE", **look),
+        cells=dict(values=[shown.index, *(shown[column] for column in shown)], fill_color=[fills], line_color="#CCCCCC", height=24) | look,
+    ))  # fmt: skip
+    return fig.update_layout(height=72 + 24 * len(shown), margin=dict(l=8, r=8, t=8, b=8))
 
 
-def dose(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Accuracy of both modes against the share k whose actions are masked; random masks are hollow, at their share.
 
-    Args:
-        frame: table `masking`.
-        provenance: kept in the figure's `layout.meta`.
-    """
+@figure("More masking, more of what?", name="masking_dose", caption=_dose_caption, **_SECTION)
+def dose(frame: pd.DataFrame) -> go.Figure:
+    """Accuracy of both modes against the share k whose actions are masked; random masks are hollow, at their share."""
     metrics = [metric for metric in ("acc_cot", "acc_prompt") if len(pick(frame, metric=metric, contrast="level"))]
-    need(frame, "masking_dose", metric="acc_cot", contrast="level")
+    need(frame, metric="acc_cot", contrast="level")
     arms = [arm for arm in arms_of(frame) if arm.kind != "only"]
     shares = sorted({arm.share for arm in arms if arm.kind != "random_mask"})
     if len(shares) < 2:
-        raise ValueError("Figure masking_dose: a dose needs arms action_mask_K of at least two shares K.")
-    fig = grid("masking_dose", splits_of(frame), [("accuracy", 260)], provenance, bottom=BOTTOM)
+        raise ValueError("a dose needs arms action_mask_K of at least two shares K.")
+    fig = grid(splits_of(frame), [("accuracy", 260)], bottom=BOTTOM)
     for col, split in enumerate(splits_of(frame), start=1):
         for order, metric in enumerate(metrics):
             name, colour, dash, symbol = STYLE[metric]
@@ -112,22 +238,47 @@ def dose(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     return fig
 
 
-def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Prompt reliance over checkpoints, a column for each arm beside k = 0, which is drawn again in every panel.
 
-    Args:
-        frame: table `masking`.
-        provenance: kept in the figure's `layout.meta`.
-    """
-    frame = need(frame, "masking_reliance", metric="prompt_reliance", contrast="level")
+@figure("Which share to mask", name="masking_selection", table="masking_selection", section="masking", caption=_selection_caption)
+def selection(frame: pd.DataFrame) -> go.Figure:
+    """Each share's difference to k = 0 with simultaneous intervals, the chosen one filled."""
+    frame = need(frame).sort_values("share")
+    split, metric = frame[["split", "metric"]].iloc[0]
+    fig = grid([split], [(f"{STYLE[metric][0]} right, − k = 0", 230)], bottom=BOTTOM)
+    for chosen, name, symbol in ((True, "chosen", "circle"), (False, "not chosen", "circle-open")):
+        rows = pick(frame, chosen=chosen)
+        fig.add_scatter(
+            x=rows["share"], y=rows["value"], mode="markers", name=name, error_y=whisker(rows, GREEN), marker=marker(symbol, GREEN, 11),
+            customdata=arm_numbers(rows, [named(arm).title for arm in rows["arm"]]), hovertemplate=ARM_HOVER, row=1, col=1,
+        )  # fmt: skip
+    zero_line(fig, row=1)
+    fig.update_xaxes(title=K_TITLE, tickvals=frame["share"], ticktext=frame["share"].map(number))
+    return fig
+
+
+
+@figure("The gap by condition", name="masking_gap", caption=_gap_caption, **_SECTION)
+def gap(frame: pd.DataFrame) -> go.Figure:
+    """The gap between the modes by arm, above its differences to k = 0."""
+    need(frame, metric="gap", contrast="level")
+    rows = [("gap (CoT − prompt)", 210)] + [("gap − that of k = 0", 170)] * bool(len(pick(frame, metric="gap", contrast="difference")))
+    arms = arms_of(frame)
+    fig = arm_axis(grid(splits_of(frame), rows), arms)
+    for row, contrast in enumerate(("level", "difference")[:len(rows)], start=1):
+        draw_arms(fig, frame, arms, "gap", contrast, row)
+        zero_line(fig, row)
+    return fig
+
+
+
+@figure("Prompt reliance by condition", name="masking_reliance", caption=_reliance_caption, **_SECTION)
+def reliance(frame: pd.DataFrame) -> go.Figure:
+    """Prompt reliance over checkpoints, a column for each arm beside k = 0, which is drawn again in every panel."""
+    frame = need(frame, metric="prompt_reliance", contrast="level")
     steps, splits, arms = steps_of(frame), splits_of(frame), arms_of(frame)
     zero = next((arm for arm in arms if arm.kind == "zero"), None)
     others = [arm for arm in arms if arm != zero] or arms
-    height = 170 * len(splits) + 22 * (len(splits) - 1)
-    fig = make_subplots(rows=len(splits), cols=len(others), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.014,
-                        vertical_spacing=22 / height, column_titles=[arm.title for arm in others])
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, legend=dict(y=1 + 28 / height))
-    fig.update_layout(meta=meta("masking_reliance", provenance))
+    fig = facets(len(splits), 170, 22, [arm.title for arm in others], spacing=0.014)
     low, high = min(0.0, frame["low"].min(), frame["value"].min()), max(frame["high"].max(), frame["value"].max())
     margin, seen = 0.05 * max(high - low, 0.02), set()
     for row, split in enumerate(splits, start=1):
@@ -144,24 +295,21 @@ def reliance(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     return under(fig, STEP_TITLE, 30)
 
 
-def mechanism(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Where a gain landed: the claimed arm's differences to k = 0 and to its random mask in every reading, a column for each split.
 
-    Args:
-        frame: table `masking`.
-        provenance: kept in the figure's `layout.meta`.
-    """
+@figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption, **_SECTION)
+def mechanism(frame: pd.DataFrame) -> go.Figure:
+    """Where a gain landed: the claimed arm's differences to k = 0 and to its random mask in every reading, a column for each split."""
     arm = claimed(frame)
     rows = pick(frame, arm=arm.name if arm else "action_mask_0.3")
-    rows = need(rows[rows["contrast"].isin(["difference", "control"]) & rows["metric"].isin(MECHANISM)], "masking_mechanism")
+    rows = need(rows[rows["contrast"].isin(["difference", "control"]) & rows["metric"].isin(MECHANISM)])
     shown, splits = [metric for metric in MECHANISM if (rows["metric"] == metric).any()], splits_of(rows)
     places = {metric: i for i, metric in enumerate(shown)}
     height = 32 * len(shown)
-    fig = grid("masking_mechanism", splits, [("", height)], provenance, bottom=BOTTOM).update_layout(margin_l=222)
+    fig = grid(splits, [("", height)], bottom=BOTTOM).update_layout(margin_l=222)
     last = pd.concat([at_last(rows, metric=metric) for metric in shown])
     reach = min(1.0, max(0.05, float(np.nanmax(last[["value", "low", "high"]].abs()))) * 1.06)
-    looks = {"difference": (f"{arm.title} less k = 0", GREEN, "circle"),
-             "control": (f"{arm.title} less its random mask", ORANGE, "circle-open")}
+    looks = {"difference": (f"{arm.title} − k = 0", GREEN, "circle"),
+             "control": (f"{arm.title} − its random mask", ORANGE, "circle-open")}
     for col, split in enumerate(splits, start=1):
         sides = [(places[metric], PREDICTED[metric, split]) for metric in shown if (metric, split) in PREDICTED]
         for number_of, (y, side) in enumerate(sides):
@@ -179,43 +327,3 @@ def mechanism(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     names = [MECHANISM[metric] for metric in shown]
     fig.update_yaxes(range=[len(shown) - 0.45, -0.55], tickvals=list(places.values()), ticktext=names, ticks="")
     return under(fig, "difference, all readings being shares (1 = everything)", 30)
-
-
-def selection(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Each share's difference to k = 0 with simultaneous intervals, the chosen one filled.
-
-    Args:
-        frame: table `masking_selection` (step, split, metric, arm, share, value, low, high, n, n_groups, seeds, chosen).
-        provenance: kept in the figure's `layout.meta`.
-    """
-    frame = need(frame, "masking_selection").sort_values("share")
-    split, metric = frame[["split", "metric"]].iloc[0]
-    fig = grid("masking_selection", [split], [(f"{STYLE[metric][0]} right, less k = 0", 230)], provenance, bottom=BOTTOM)
-    for chosen, name, symbol in ((True, "chosen", "circle"), (False, "not chosen", "circle-open")):
-        rows = pick(frame, chosen=chosen)
-        fig.add_scatter(
-            x=rows["share"], y=rows["value"], mode="markers", name=name, error_y=whisker(rows, GREEN), marker=marker(symbol, GREEN, 11),
-            customdata=arm_numbers(rows, [named(arm).title for arm in rows["arm"]]), hovertemplate=ARM_HOVER, row=1, col=1,
-        )  # fmt: skip
-    zero_line(fig, row=1)
-    fig.update_xaxes(title=K_TITLE, tickvals=frame["share"], ticktext=frame["share"].map(number))
-    return fig
-
-
-def table(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """What each arm reads, and the claimed arm's differences, as `interp.plots.latex.masking_table` has it.
-
-    Args:
-        frame: table `masking`.
-        provenance: kept in the figure's `layout.meta`.
-    """
-    shown = paper_table(frame)
-    heads = ["arm", *("<br>".join(part for part in column if part) for column in shown.columns)]
-    fills = ["#F3F3F3" if " less " in title else "white" for title in shown.index]
-    look = dict(align=["left", "right", "center"], font_size=12)
-    fig = go.Figure(go.Table(
-        columnwidth=[1.4, 0.5, *[1.12] * (len(heads) - 2)], header=dict(values=heads, fill_color="#EEEEEE", **look),
-        cells=dict(values=[shown.index, *(shown[column] for column in shown)], fill_color=[fills], line_color="#CCCCCC", height=24) | look,
-    ))  # fmt: skip
-    fig.update_layout(template="interp", height=72 + 24 * len(shown), margin=dict(l=8, r=8, t=8, b=8))
-    return fig.update_layout(meta=meta("masking_table", provenance))

@@ -10,23 +10,54 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.arm_panels import grid, marker, under
+from interp.plots.arm_panels import grid, marker
+from interp.plots.caption import Caption
+from interp.plots.registry import figure
+from interp.plots.theme import BOTTOM, under, whisker
 from interp.results.arm_rows import number
-from interp.plots.theme import BOTTOM, whisker
 from interp.results.names import BLACK, GREEN, GREY, ORANGE
 from interp.results.queries import need, pick
 from interp.results.tables import ESTIMATE_COLUMNS
+from interp.results.wording import listed
 
 
-def power(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Shares of simulated studies in which a planted effect is found, above those in which something is found that is not there.
+def shares(rows: pd.DataFrame) -> str:
+    """Shares of studies in %, lowest to highest."""
+    low, high = (f"{100 * share:.{0 if 0.095 <= share < 0.985 or share == 1 else 1}f}" for share in (rows["value"].min(), rows["value"].max()))
+    return f"{low} to {high} %" if low != high else f"{low} %"
 
-    Args:
-        frame: table `masking_power` (world, effect, seeds, games, training_sd, contrast, what, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-    """
+
+def found_above(frame: pd.DataFrame) -> tuple[dict[float, pd.DataFrame], pd.DataFrame]:
+    """Shares of studies whose interval of k = .3 against k = 0 lies above 0, by planted effect; and where none was planted."""
+    above = frame.assign(world=frame["world"].fillna("null"))  # which is how the word is read from a CSV
+    above = pick(above, what="above", contrast="difference")
+    planted = pick(above, world="action")
+    return {effect: of for effect, of in planted.groupby("effect")}, pick(above, world="null")
+
+
+def _caption(frame: pd.DataFrame) -> Caption:
+    planted, null = found_above(frame)
+    told = listed(f"{number(effect)} in {shares(of)}" for effect, of in planted.items())
+    message = f"Simulated studies find an effect of {told}; without one, they find one in {shares(null)}."
+    drawn = "Top: planted differences found, claim supported. Bottom: false finds (dotted: 2.5 %). Seed SD: between trainings, log-odds."
+    size = f"n = {int(frame['n'].min()):,} studies of each kind; 95 % Wilson intervals."
+    rows = []
+    kinds = [("k = .3 > k = 0", dict(contrast="difference", what="above")), ("k = .3 < k = 0", dict(contrast="difference", what="below")),
+             ("claim supported", dict(contrast="verdict", what="supported")), ("over games alone", dict(contrast="games_only", what="above"))]  # fmt: skip
+    frame = frame.assign(world=frame["world"].fillna("null"))
+    for (world, effect), of in frame.groupby(["world", "effect"], sort=True):
+        for name, where in kinds:
+            by_seeds = {f"{seeds} seeds": shares(each) for seeds, each in pick(of, **where).groupby("seeds")}
+            if by_seeds:
+                rows.append({"planted": world.replace("_", " "), "effect": number(effect), "found": name} | by_seeds)
+    return Caption(message, drawn, size, pd.DataFrame(rows).fillna("–"))
+
+
+@figure("Would the study find an effect?", name="masking_power", table="masking_power", section="masking", caption=_caption)
+def power(frame: pd.DataFrame) -> go.Figure:
+    """Shares of simulated studies in which a planted effect is found, above those in which something is found that is not there."""
     frame = frame.assign(world=frame["world"].fillna("null"))  # which is how the word is read from a CSV
-    need(frame, "masking_power", world="action", contrast="difference", what="above")
+    need(frame, world="action", contrast="difference", what="above")
     sizes = sorted(set(zip(frame["training_sd"], frame["games"])))
     effects = sorted(frame.loc[frame["world"] == "action", "effect"].unique(), reverse=True)
     dashes = dict(zip(effects, ("solid", "dash", "dot", "dashdot")))
@@ -39,7 +70,7 @@ def power(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
              ("any mask: k = .3 > random", ORANGE, "solid", "circle-open", dict(any_mask, contrast="control", what="above")),
              ("any mask: supported", BLACK, "solid", "square", dict(any_mask, contrast="verdict", what="supported")),
              ("null: over games alone", GREY, "dot", "x", dict(world="null", contrast="games_only", what="above"))]
-    fig = grid("masking_power", sizes, [("power", 210), ("false positives", 170)], provenance, gap=46, bottom=BOTTOM,
+    fig = grid(sizes, [("power", 210), ("false positives", 170)], gap=46, bottom=BOTTOM,
                titles=[f"{games} games, seed SD {number(sd)}" for sd, games in sizes])
     height = 210 + 170 + 46
     fig.update_layout(legend2=dict(y=(170 + 8) / height, x=0, orientation="h", font_size=14, yanchor="bottom"))

@@ -1,4 +1,4 @@
-"""Figures of activation patching: the boundary, the spans, and the first-order screen beside what it screens for.
+"""Figures of causal effects of the prompt: patching, its first-order screen, and prompt reliance.
 
 >>> frame, provenance = read_table("runs/quick/tables", "patching")
 >>> spans(frame, provenance).show()
@@ -11,10 +11,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import BOTTOM, CELL, HOVER, SEQUENTIAL, TOP, cell_numbers, draw_trace, fit_values, layer_axis, meta, point_numbers, step_axis, whisker, zero_line
+from interp.plots.caption import Caption, change, clause, last_side, listing, numbers, only, size, value
+from interp.plots.registry import figure
+from interp.plots.theme import (
+    BOTTOM, HOVER, SEQUENTIAL, draw_heatmap, draw_metrics, draw_trace, facets, fit_values, layer_axis, panels,
+    point_numbers, step_axis, uncertain, whisker, zero_line,
+)  # fmt: skip
+from interp.results.estimates import ends, estimate, side, span
 from interp.results.names import BLACK, BLUE, DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPANS
 from interp.results.queries import need, pick, steps_of, with_places
-from interp.results.tables import ESTIMATE_COLUMNS
 
 #: Where all positions are patched together, in reading order: name, colour, marker.
 PLACES = {
@@ -26,16 +31,96 @@ PLACES = {
 }
 
 
-def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resid_pre") -> go.Figure:
-    """Patching effect by layer and checkpoint for both directions, above its layer profile at three checkpoints.
+#: Which way the larger part of the prompt's effect goes, by the side of 1/2 on which prompt reliance lies.
+WAYS = {
+    1: "more of the effect goes around the trace", -1: "more of the effect goes through the trace",
+    0: "neither way is the larger for sure",
+}  # fmt: skip
+_MODES = {"prompt": "action read at the boundary", "cot": "action read after the trace"}
+_NAMES = {"mode": _MODES.get, "direction": str, "at": lambda place: PLACES.get(place, (place,))[0]}
+_SECTION = dict(section="depends", table="patching")
 
-    Args:
-        frame: table `patching` (step, mode, layer, site, direction, value, low, high, n, n_groups, n_dropped); of the
-            modes, `prompt` is drawn, of places the boundary, of metrics the difference.
-        provenance: kept in the figure's `layout.meta`.
-        site: activation that was patched.
-    """
-    frame = need(with_places(frame), "patching", site=site, mode="prompt", at="boundary", metric="difference")
+
+def boundary(frame: pd.DataFrame) -> pd.Series | None:
+    """The largest effect, up or down, of patching the boundary alone, over layers, checkpoints, modes and directions."""
+    rows = pick(with_places(frame), at="boundary", metric="difference").dropna(subset="value")
+    return rows.loc[rows["value"].abs().idxmax()] if len(rows) else None
+
+
+def best_spans(frame: pd.DataFrame) -> list[pd.Series]:
+    """At the first and last checkpoint, the part of the prompt and layer that give most back (read at the boundary)."""
+    rows = pick(with_places(frame), mode="prompt", metric="difference", direction="denoise").dropna(subset="value")
+    rows = rows[rows["at"].isin(("task", "history", "observation"))]
+    found = [pick(rows, step=step) for step in sorted({rows["step"].min(), rows["step"].max()}) if len(rows)]
+    return [of.loc[of["value"].idxmax()] for of in found]
+
+
+def _largest(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The largest effect of each group at the first and last checkpoint."""
+    rows = only(rows, step=(rows["step"].min(), rows["step"].max())).dropna(subset="value")
+    return rows.loc[rows.groupby([*keys, "step"], sort=False)["value"].idxmax()]
+
+
+def _with_unpaired(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with a row for every reason why decisions have no pair, as the provenance says."""
+    rows = [{table.columns[0]: f"no pair: {why}", "n": str(n)} for why, n in sorted((frame.attrs.get("not_paired") or {}).items())]
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("–") if rows and len(table) else table
+
+
+def _at_site(frame, site):
+    return pick(with_places(frame), site=site)
+
+
+def _patching_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
+    rows = pick(_at_site(frame, site), at="boundary", metric="difference").dropna(subset="value")
+    top = boundary(rows)
+    message = ""
+    if top is not None:
+        message = f"Patching the boundary moves the action by at most {estimate(top)} of the difference (layer {int(top['layer'])}, step {int(top['step'])})."
+    drawn = f"Effect of patching {site} at the prompt's last token (0: none, 1: the other run's action), by layer and checkpoint."
+    table = listing(_largest(rows, ["mode", "direction"]), _NAMES)
+    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
+
+
+def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
+    every = pick(_at_site(frame, site), mode="prompt")
+    rows = pick(every, metric="difference").dropna(subset="value")
+    rows = rows[rows["step"].isin(pick(rows, at="prompt")["step"])]
+    message = ""
+    if tops := best_spans(rows):
+        message = f"Of the prompt's parts, {PLACES[tops[-1]['at']][0]} gives most back at step {int(tops[-1]['step'])}: {estimate(tops[-1])} (layer {int(tops[-1]['layer'])})."
+    drawn = f"Effect of patching {site} at all positions of a span, read at the boundary."
+    shown = [_largest(rows, ["at", "direction"])]
+    for top in tops[-1:]:  # the other metrics of that cell
+        cell = pick(every, step=top["step"], direction="denoise", at=top["at"], layer=top["layer"]).dropna(subset="value")
+        shown.append(only(cell, metric=("logit_diff", "logp", "kl")))
+    table = listing(pd.concat(shown), _NAMES)
+    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
+
+
+def _screen_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
+    rows = pick(_at_site(frame, site), layer=-1).dropna(subset="value").assign(split="")
+    words = {1: "a positive correlation", 0: "no clear correlation", -1: "a negative correlation"}
+    found = {name: ends(pick(rows, metric="attribution_pearson", mode=mode, direction="denoise")) for mode, name in _MODES.items()}
+    told = {f"({name})": words[side(of.last)] for name, of in found.items() if of}
+    message = f"First-order estimates against true effects, last checkpoint: {clause(told)}." if told else ""
+    drawn = f"Gradient × change of {site} against true patching, by span and layer; dotted: equal. r: over single pairs."
+    table = numbers(rows.drop(columns="split"), _NAMES)
+    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
+
+
+def _reliance_caption(frame: pd.DataFrame) -> Caption:
+    message = change("Prompt reliance", frame, metric="prompt_reliance")
+    last = last_side(frame, WAYS, 0.5, metric="prompt_reliance")
+    message += f" At the last checkpoint {last}." if last else ""
+    drawn = "Top: the share of the effect that goes directly from prompt to action. Bottom: the effects it is made of, in nats."
+    return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame))
+
+
+@figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True, **_SECTION)
+def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
+    """Patching effect by layer and checkpoint for both directions, above its layer profile at three checkpoints."""
+    frame = need(with_places(frame), site=site, mode="prompt", at="boundary", metric="difference")
     steps, layers = steps_of(frame), sorted(frame["layer"].unique())
     directions = [name for name in ("denoise", "noise") if (frame["direction"] == name).any()]
     heights = [max(200, min(420, 21 * len(layers))), 210]
@@ -44,20 +129,14 @@ def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "r
         rows=2, cols=len(directions), row_heights=heights, vertical_spacing=96 / total, horizontal_spacing=0.05,
         shared_yaxes=True, column_titles=[DIRECTIONS[name] for name in directions],
     )  # fmt: skip
-    fig.update_layout(template="interp", height=total + 44 + BOTTOM, meta=meta("patching", provenance))
-    fig.update_layout(margin=dict(t=44, r=100))
+    fig.update_layout(height=total + 44 + BOTTOM, margin=dict(t=44, r=100))
     low, high = min(0.0, frame["value"].min()), max(1.0, frame["value"].max())
     shown = sorted({0, len(steps) // 2, len(steps) - 1})
     for col, direction in enumerate(directions, start=1):
         rows = pick(frame, direction=direction)
-        grid = {name: rows.pivot(index="layer", columns="step", values=name) for name in ESTIMATE_COLUMNS}
-        grid = {name: table.reindex(index=layers, columns=steps) for name, table in grid.items()}
         readable = len(layers) <= 20 and len(steps) <= 9
-        fig.add_heatmap(
-            z=grid["value"].to_numpy(), x=list(range(len(steps))), y=list(range(len(layers))), name=direction,
-            coloraxis="coloraxis", customdata=cell_numbers(grid), hovertemplate=CELL, xgap=1, ygap=1,
-            texttemplate="%{z:.2f}" if readable else None, textfont_size=13, row=1, col=col,
-        )  # fmt: skip
+        draw_heatmap(fig, rows, "layer", "step", (layers, steps), 1, col, name=direction, coloraxis="coloraxis",
+                     texttemplate="%{z:.2f}" if readable else None, textfont_size=13)  # fmt: skip
         for index, colour, dash in zip(shown, (SKY, GREEN, "#08306B")[-len(shown) :], ("dot", "dash", "solid")):
             at = rows[rows["step"] == steps[index]].sort_values("layer")
             x = [layers.index(layer) for layer in at["layer"]]
@@ -82,37 +161,21 @@ def patching(frame: pd.DataFrame, provenance: dict | None = None, site: str = "r
     return fig
 
 
-def spans(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resid_pre") -> go.Figure:
-    """Patching effect by span and layer, a row per direction, at the first and last checkpoint; cells whose interval covers 0 are marked.
-
-    Args:
-        frame: table `patching` (step, mode, layer, site, direction, at, metric, value, low, high, n, n_groups); of the modes `prompt`
-            is drawn, of metrics the difference.
-        provenance: kept in the figure's `layout.meta`.
-        site: activation that was patched.
-    """
-    frame = need(with_places(frame), "patching_spans", site=site, mode="prompt", metric="difference")
-    frame = frame[frame["step"].isin(need(frame, "patching_spans", at="prompt")["step"])]
+@figure("Which part of the prompt acts, and at which layer", name="patching_spans", caption=_spans_caption, **_SECTION)
+def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
+    """Patching effect by span and layer, a row per direction, at the first and last checkpoint; cells whose interval covers 0 are marked."""
+    frame = need(with_places(frame), site=site, mode="prompt", metric="difference")
+    frame = frame[frame["step"].isin(need(frame, at="prompt")["step"])]
     steps, layers, places = _ends(frame), sorted(frame["layer"].unique()), [p for p in PLACES if (frame["at"] == p).any()][::-1]
     directions = [name for name in DIRECTIONS if (frame["direction"] == name).any()]
-    each, gap = 34 * len(places), 34
-    height = each * len(directions) + gap * (len(directions) - 1)
-    fig = make_subplots(
-        rows=len(directions), cols=len(steps), vertical_spacing=gap / height, horizontal_spacing=0.03, shared_xaxes=True, shared_yaxes=True,
-        column_titles=[f"training step {step}" for step in steps],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta("patching_spans", provenance))
-    fig.update_layout(margin=dict(l=112, r=100), legend=dict(y=1 + 26 / height))
+    fig = facets(len(directions), 34 * len(places), 34, [f"training step {step}" for step in steps])
+    fig.update_layout(margin=dict(l=112, r=100))
     for row, direction in enumerate(directions, start=1):
         for col, step in enumerate(steps, start=1):
             of = pick(frame, direction=direction, step=step)
-            grid = {name: of.pivot(index="at", columns="layer", values=name).reindex(index=places, columns=layers) for name in ESTIMATE_COLUMNS}
-            fig.add_heatmap(
-                z=grid["value"].to_numpy(), x=list(range(len(layers))), y=list(range(len(places))), name=f"{direction}, step {step}",
-                coloraxis="coloraxis", customdata=cell_numbers(grid), hovertemplate=CELL, xgap=1, ygap=1,
-                texttemplate="%{z:.2f}" if len(layers) <= 12 else None, textfont_size=13, row=row, col=col,
-            )  # fmt: skip
-            unsure = np.argwhere(((grid["low"] <= 0) & (grid["high"] >= 0)).to_numpy())
+            grid = draw_heatmap(fig, of, "at", "layer", (places, layers), row, col, name=f"{direction}, step {step}", coloraxis="coloraxis",
+                                texttemplate="%{z:.2f}" if len(layers) <= 12 else None, textfont_size=13)  # fmt: skip
+            unsure = uncertain(grid)
             fig.add_scatter(
                 x=unsure[:, 1] + 0.38, y=unsure[:, 0] + 0.28, mode="markers", marker=dict(size=6, color=ORANGE, line=dict(width=1, color="#333333")),
                 hoverinfo="skip", name="interval covers 0", legendgroup="unsure", showlegend=row == col == 1, row=row, col=col,
@@ -132,28 +195,17 @@ def spans(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resi
     return fig
 
 
-def screen(frame: pd.DataFrame, provenance: dict | None = None, site: str = "resid_pre") -> go.Figure:
-    """First-order estimate against true effect, a point per span and layer, a row per direction, at the first and last checkpoint.
-
-    Args:
-        frame: as for `spans`; its metrics `attribution` and `attribution_pearson` are drawn too. A place is drawn where both means are
-            over the same pairs.
-        provenance: kept in the figure's `layout.meta`.
-        site: activation that was patched.
-    """
+@figure("Attribution patching against true patching", name="patching_screen", caption=_screen_caption, **_SECTION)
+def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
+    """First-order estimate against true effect, a point per span and layer, a row per direction, at the first and last checkpoint."""
     frame = pick(with_places(frame), site=site, mode="prompt")
-    estimated, true = (need(frame, "patching_screen", metric=metric) for metric in ("attribution", "difference"))
+    estimated, true = (need(frame, metric=metric) for metric in ("attribution", "difference"))
     keys = ["step", "layer", "direction", "at", "n", "n_groups"]
     both = true.merge(estimated[[*keys, "value", "low", "high"]], on=keys, suffixes=("_x", "")).dropna(subset=["value", "value_x"])
     if both.empty:
-        raise ValueError("Figure patching_screen: no pair is kept, so there are no effects to compare.")
+        raise ValueError("no pair is kept, so there are no effects to compare.")
     steps, directions = _ends(both), [name for name in DIRECTIONS if (both["direction"] == name).any()]
-    height = 250 * len(directions) + 24 * (len(directions) - 1)
-    fig = make_subplots(
-        rows=len(directions), cols=len(steps), vertical_spacing=24 / height, horizontal_spacing=0.03, shared_xaxes=True, shared_yaxes=True,
-        column_titles=[f"training step {step}" for step in steps],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta("patching_screen", provenance), legend=dict(y=1 + 26 / height))
+    fig = facets(len(directions), 250, 24, [f"training step {step}" for step in steps])
     drawn = both[both["step"].isin(steps)]
     named = set()
     for row, direction in enumerate(directions, start=1):
@@ -186,6 +238,24 @@ def screen(frame: pd.DataFrame, provenance: dict | None = None, site: str = "res
     fig.update_xaxes(range=sides["x"])
     fig.update_yaxes(range=sides["y"])
     fig.update_xaxes(title="true patching effect", row=len(directions))
+    return fig
+
+
+@figure("Prompt reliance", table="reliance", section="depends", caption=_reliance_caption, expected=True)
+def reliance(frame: pd.DataFrame) -> go.Figure:
+    """Prompt reliance over checkpoints, above the direct, via-CoT (by text, by state), total and interaction effects it is made of."""
+    fig = panels(frame, {"prompt reliance": 230, "effect on the action (nats)": 210})
+    draw_metrics(fig, frame, ["prompt_reliance"], row=1)
+    parts = ["direct", "via_cot", "via_text", "via_state", "total", "interaction"]
+    draw_metrics(fig, frame, parts, row=2, thin=("via_text", "via_state"))
+    fit_values(fig, frame, ["prompt_reliance"], row=1, at_least=(0.0, 1.0))
+    fit_values(fig, frame, parts, row=2)
+    fig.add_hline(y=0.5, row=1, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
+    fig.add_annotation(
+        text="direct = via-CoT", x=1, xref="x domain", y=0.5, yref="y", xanchor="right", yanchor="top",
+        showarrow=False, font=dict(size=12, color="#666666"),
+    )  # fmt: skip
+    zero_line(fig, row=2)
     return fig
 
 

@@ -1,6 +1,6 @@
 """House style of the figures: the template, and the shared axes, bands and whiskers.
 
->>> figure = panels(frame, "behaviour", {"accuracy": 230}, provenance)
+>>> figure = panels(frame, {"accuracy": 230})
 >>> draw_metrics(figure, frame, ["acc_cot", "acc_prompt"], row=1)
 
 One concept has one name, colour, dash and marker in every figure. A band or a whisker is always the table's 95 %
@@ -60,19 +60,9 @@ def plain(text):
     return text.replace("<", "&lt;") if isinstance(text, str) else text
 
 
-def meta(name: str, provenance: dict | None) -> dict:
-    """What a figure keeps in its `layout.meta`."""
-    return {"figure": name, "provenance": provenance or {}}
-
-
 def point_numbers(rows: pd.DataFrame) -> np.ndarray:
     """What a point tells on hover, in the order of `HOVER`."""
     return rows[["step", *ESTIMATE_COLUMNS]].to_numpy(dtype=float)
-
-
-def cell_numbers(grid: dict[str, pd.DataFrame]) -> np.ndarray:
-    """What a heatmap's cell tells on hover, in the order of `CELL`; `grid` holds one pivoted table per number."""
-    return np.stack([grid[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS[1:]], axis=-1)
 
 
 def whisker(rows: pd.DataFrame, colour: str) -> dict:
@@ -88,18 +78,18 @@ def _faint(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def panels(frame: pd.DataFrame, name: str, rows: dict[str, int], provenance: dict | None) -> go.Figure:
+def panels(frame: pd.DataFrame, rows: dict[str, int]) -> go.Figure:
     """Empty figure with one column per split and one row per (axis title: height in px) of `rows`."""
     splits, steps = splits_of(frame), steps_of(frame)
     if not splits:
-        raise ValueError(f"Figure {name}: the table has no rows with split in {list(SPLITS)}.")
+        raise ValueError(f"the table has no rows with split in {list(SPLITS)}.")
     gap = 46  # px between rows: room for the lower row's legend
     height = sum(rows.values()) + gap * (len(rows) - 1)
     fig = make_subplots(
         rows=len(rows), cols=len(splits), shared_xaxes=True, shared_yaxes=True, row_heights=list(rows.values()),
         vertical_spacing=gap / height, horizontal_spacing=0.03, column_titles=[SPLITS[split] for split in splits],
     )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta(name, provenance))
+    fig.update_layout(height=height + TOP + BOTTOM)
     fig.update_layout(legend=dict(y=1 + 28 / height))
     for row, title in enumerate(rows, start=1):
         fig.update_yaxes(title=title, row=row, col=1)
@@ -112,10 +102,43 @@ def panels(frame: pd.DataFrame, name: str, rows: dict[str, int], provenance: dic
     return fig
 
 
+def facets(rows: int, each: int, gap: int, columns: list[str], below: int = BOTTOM, spacing: float = 0.03) -> go.Figure:
+    """Empty figure of `rows` rows of panels, `each` px high and `gap` px apart, under column titles; `below` px under them."""
+    height = each * rows + gap * (rows - 1)
+    fig = make_subplots(
+        rows=rows, cols=len(columns), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=spacing,
+        vertical_spacing=gap / height, column_titles=columns,
+    )  # fmt: skip
+    return fig.update_layout(height=height + TOP + below, margin_b=below, legend_y=1 + 28 / height)
+
+
+def under(fig: go.Figure, title: str, below: int = 30) -> go.Figure:
+    """A title for all columns' axes, so many pixels below them."""
+    place = dict(xref="paper", yref="paper", x=0.5, y=0, yanchor="top", yshift=-below)
+    return fig.add_annotation(text=title, showarrow=False, font_size=15, **place)
+
+
+def draw_heatmap(fig, rows: pd.DataFrame, index: str, columns: str, order: tuple[list, list], row: int, col: int, **look) -> dict:
+    """Draw the rows' values by two columns, in this order of each; returns the grid of each number of the estimate."""
+    grid = {name: rows.pivot(index=index, columns=columns, values=name) for name in ESTIMATE_COLUMNS}
+    grid = {name: table.reindex(index=order[0], columns=order[1]) for name, table in grid.items()}
+    hover = np.stack([grid[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS[1:]], axis=-1)
+    fig.add_heatmap(
+        z=grid["value"].to_numpy(), x=list(range(len(order[1]))), y=list(range(len(order[0]))), customdata=hover,
+        hovertemplate=CELL, xgap=1, ygap=1, row=row, col=col, **look,
+    )  # fmt: skip
+    return grid
+
+
+def uncertain(grid: dict) -> np.ndarray:
+    """(row, column) of the cells of `draw_heatmap` whose interval covers 0."""
+    return np.argwhere(((grid["low"] <= 0) & (grid["high"] >= 0)).to_numpy())
+
+
 def draw_metrics(fig, frame, metrics, row, thin=(), steps=None, legend=True):
     """Draw one line with its interval per metric into every split's panel of one row."""
     if not frame["metric"].isin(metrics).any():
-        raise ValueError(f"Figure {fig.layout.meta['figure']}: the table has no rows with metric in {list(metrics)}.")
+        raise ValueError(f"the table has no rows with metric in {list(metrics)}.")
     steps = steps or steps_of(frame)
     for col, split in enumerate(splits_of(frame), start=1):
         for order, metric in enumerate(metrics):

@@ -3,7 +3,7 @@
 >>> frame, provenance = read_table("runs/quick/tables", "conflict")
 >>> removal(frame, provenance).show()
 
-Blue is the prompt's side, vermilion the trace's side, as in `interp.plots.basic`.
+Blue is the prompt's side, vermilion the trace's side, as in `interp.plots.behaviour`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from interp.plots.theme import BOTTOM, HOVER, STEP_TITLE, TOP, draw_line, draw_metrics, draw_trace, fit_values, meta, panels, point_numbers, step_axis, whisker, zero_line
-from interp.results.names import ALONG, ARMS, BLUE, GREY, ORANGE, PURPLE, SHARES, SKY, SPANS, SPLITS, STEERED, STYLE, VERMILION, VERSIONS
+from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size
+from interp.plots.registry import figure
+from interp.plots.theme import (
+    BOTTOM, HOVER, STEP_TITLE, draw_line, draw_metrics, draw_trace, facets, fit_values, panels, point_numbers,
+    step_axis, under, whisker, zero_line,
+)  # fmt: skip
+from interp.results.estimates import ends, estimate
+from interp.results.names import (
+    ALONG, ARMS, BLUE, GREY, ORANGE, PURPLE, SHARES, SKY, SPANS, SPLITS, STEERED, STYLE, VERMILION, VERSIONS,
+)  # fmt: skip
 from interp.results.queries import need, pick, splits_of, steps_of
+from interp.results.wording import sentence
 
 #: As `interp.plots.theme.STYLE`, of what only the figures here have.
 LOOKS = {
@@ -36,21 +44,126 @@ LOOKS = {
 REPLACED = ("other_state", "resampled")
 
 
-def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """What the agent does with an inserted trace: keep, follow, other and unparsed over checkpoints, a panel per arm.
+#: What the last intervals say of another state's trace (against half of the decisions), and of a removed against a wrong one.
+FOLLOWED = {
+    1: "the agent follows another state's trace more often than not", -1: "the agent does not follow another state's trace more often than not",
+    0: "the agent follows another state's trace about half of the time",
+}  # fmt: skip
+REMOVED = {
+    1: "a wrong trace changes the action more often than none does", -1: "no trace changes the action more often than a wrong one does",
+    0: "no trace and a wrong one are not told apart",
+}  # fmt: skip
+#: What random directions at the same strength change, against the probe's.
+STEERS = {1: "changes more actions than", -1: "changes fewer actions than", 0: "is not told apart from"}
+_SECTION = dict(section="depends")
 
-    Args:
-        frame: table `conflict` (step, split, arm, metric, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
+
+def splice_fails(frame: pd.DataFrame) -> float | None:
+    """The lowest share of actions that the own trace, put back, reproduces where it is not 1; else None."""
+    kept = pick(frame, arm="self_splice", metric="keep")["value"]
+    return float(kept.min()) if len(kept) and not (kept == 1).all() else None
+
+
+def _conflict_caption(frame: pd.DataFrame) -> Caption:
+    told = last_side(frame, FOLLOWED, 0.5, arm="other_state", metric="follow")
+    message = sentence(f"at the last checkpoint {told}") if told else ""
+    if (worst := splice_fails(frame)) is not None:
+        message = f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f} where it must be 1, so no trace here is to be trusted."
+    elif len(pick(frame, arm="self_splice", metric="keep")):
+        message += " The self-splice check passed."
+    drawn = "The agent's own prompt with an inserted trace: keep, follow and other action, a column for each trace."
+    shown = only(frame, metric=("keep", "follow", "logp_trace", "logp_own", "leak_rate"))
+    table = numbers(shown).rename(columns={"arm": "inserted trace"})
+    return Caption(message, drawn, size(only(frame, metric=("keep", "follow"))), table)
+
+
+def _shift_caption(frame: pd.DataFrame) -> Caption:
+    tops = {}
+    for split in splits_of(frame):
+        last = [(arm, of.last) for arm in ARMS if (of := ends(pick(frame, metric="shift", arm=arm, split=split)))]
+        if last:
+            arm, top = max(last, key=lambda each: each[1]["value"])
+            tops[split] = f"{ARMS[arm]} ({estimate(top)})"
+    message = f"The last action's distribution moves most after: {clause(tops)}." if tops else ""
+    drawn = "Total variation distance after an inserted trace; probability of own and argued action; follow by that trace's likelihood."
+    moved = pick(frame, arm="other_state")
+    moved = only(moved, metric=("mass_own_before", "mass_own", "mass_argued_before", "mass_argued", "follow_likely", "follow_unlikely"))
+    shown = pd.concat([pick(frame, metric="shift"), moved])
+    return Caption(message, drawn, size(pick(frame, metric="shift")), numbers(shown))
+
+
+def _removal_caption(frame: pd.DataFrame) -> Caption:
+    told = last_side(frame, REMOVED, arm="filler", metric="flip_difference_parsed")
+    message = sentence(f"at the last checkpoint {told}") if told else ""
+    drawn = "Flips after removal (empty, full stops) or replacement; top: unparsed ones count. In arXiv 2603.01437: 2–14 %, 52–78 %."
+    shown = frame[frame["metric"].str.startswith("flip_")]
+    return Caption(message, drawn, size(frame[frame["metric"].str.endswith("_parsed")]), numbers(shown))
+
+
+def _early_caption(frame: pd.DataFrame) -> Caption:
+    message = [change("The same action without the trace", frame, metric="same_0"), change("The area", frame, metric="area_action")]
+    drawn = "Action after parts of the own trace against all of it; area over the curve (0: no trace needed, 1: all)."
+    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="area_action")), numbers(frame))
+
+
+def _shares_caption(frame: pd.DataFrame, version: str = "sink_free") -> Caption:
+    frame = pick(frame, version=version)
+    message = [change(f"The trace's {name} ratio", frame, span="cot", metric="ratio", definition=definition)
+               for definition, name in (("attention", "attention"), ("gradient_value", "gradient"))]  # fmt: skip
+    drawn = f"A span's share of what the action attends to and depends on, over its token share, {VERSIONS[version]}. Descriptive."
+    ratios = only(frame, metric=("ratio",), span=("task", "history", "observation", "cot"))
+    shown = pd.concat([ratios, only(frame, metric=("share", "token_share"), span=("cot",))])
+    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="ratio")), numbers(shown))
+
+
+def widest(frame: pd.DataFrame) -> float:
+    """The largest alpha at which the probe's direction leaves half of the last checkpoint's decisions parsing, of one position's rows; else the smallest."""
+    parse = pick(frame, step=frame["step"].max(), direction="probe", metric="parse")
+    return max(parse.loc[parse["value"] >= 0.5, "alpha"], default=parse["alpha"].min())
+
+
+def steered(frame: pd.DataFrame) -> pd.Series | None:
+    """The largest share of actions that steering at the boundary changes, over directions, strengths and checkpoints."""
+    rows = pick(frame, position="boundary", metric="flip").dropna(subset="value")
+    return rows.loc[rows["value"].idxmax()] if len(rows) else None
+
+
+def against_random(frame: pd.DataFrame) -> tuple[int, pd.Series, pd.Series] | None:
+    """1 where the probe's direction changes more actions during the trace than random ones, -1 fewer, 0 not told apart; and both.
+
+    At the last checkpoint and the largest strength that leaves half of its decisions parsing.
     """
+    rows = pick(frame, position="cot", step=frame["step"].max(), metric="flip")
+    at = pick(rows, alpha=widest(pick(frame, position="cot"))).dropna(subset="value")
+    probe, random = pick(at, direction="probe"), pick(at, direction="orthogonal")
+    if probe.empty or random.empty:
+        return None
+    probe, random = probe.iloc[0], random.iloc[0]
+    return int(probe["low"] > random["high"]) - int(probe["high"] < random["low"]), probe, random
+
+
+def _steering_caption(frame: pd.DataFrame) -> Caption:
+    message = []
+    if (top := steered(frame)) is not None:
+        message.append(f"At the boundary at most {estimate(top)} of actions change.")
+    if found := against_random(frame):
+        message.append(f"During the trace the probe's direction {STEERS[found[0]]} random directions (last checkpoint).")
+    positions = [name for name in STEERED if (frame["position"] == name).any()]
+    shown = []
+    for name in positions:
+        here = pick(frame, position=name)
+        alpha = widest(here)
+        shown.append(pick(here, alpha=alpha).assign(position=f"{STEERED[name]}, alpha {alpha:g}").drop(columns="alpha"))
+    drawn = "A direction is added while the action is decoded. Flips include unparsed actions, minus the resample rate at alpha 0."
+    return Caption(" ".join(message), drawn, size(pick(frame, metric="flip", direction="probe")), numbers(pd.concat(shown)))
+
+
+@figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
+def conflict(frame: pd.DataFrame) -> go.Figure:
+    """What the agent does with an inserted trace: keep, follow, other and unparsed over checkpoints, a panel per arm."""
     arms = [arm for arm in ARMS if (frame["arm"] == arm).any()]
     splits, steps = splits_of(frame), steps_of(frame)
-    height = 170 * len(splits) + 22 * (len(splits) - 1)
-    fig = make_subplots(
-        rows=len(splits), cols=len(arms), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.014,
-        vertical_spacing=22 / height, column_titles=[ARMS[arm] for arm in arms],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta("conflict", provenance))
+    fig = facets(len(splits), 170, 22, [ARMS[arm] for arm in arms], spacing=0.014)
     for row, split in enumerate(splits, start=1):
         for col, arm in enumerate(arms, start=1):
             rows = pick(frame, split=split, arm=arm)
@@ -68,23 +181,15 @@ def conflict(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
                 font=dict(size=13, color=GREY if good else VERMILION),
             )  # fmt: skip
     fig.update_yaxes(range=[-0.05, 1.07])
-    fig.add_annotation(
-        text=STEP_TITLE, xref="paper", yref="paper", x=0.5, y=0, yshift=-30, yanchor="top", showarrow=False
-    )
-    fig.update_layout(legend=dict(y=1 + 30 / height))
-    return fig
+    return under(fig, STEP_TITLE)
 
 
-def conflict_shift(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and how often it is followed where it is likely.
-
-    Args:
-        frame: table `conflict`, with the metrics of the distribution over admissible actions (`shift`, `mass_...`).
-        provenance: kept in the figure's `layout.meta`.
-    """
-    need(frame, "conflict_shift", metric="shift")
+@figure("How far another trace moves the action", table="conflict", caption=_shift_caption, **_SECTION)
+def conflict_shift(frame: pd.DataFrame) -> go.Figure:
+    """How far each arm's trace moves the action's distribution, what mass another state's trace moves, and how often it is followed where it is likely."""
+    need(frame, metric="shift")
     rows = {"distance,<br>another trace": 150, "distance,<br>own trace changed": 190, "probability,<br>other state": 170, "follow,<br>other state": 150}
-    fig, steps = panels(frame, "conflict_shift", rows, provenance), steps_of(frame)
+    fig, steps = panels(frame, rows), steps_of(frame)
     masses = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued")
     lines = [(1 if arm in REPLACED else 2, pick(frame, metric="shift", arm=arm), f"arm_{arm}", False) for arm in list(ARMS)[1:]]
     lines += [(3, pick(frame, arm="other_state", metric=metric), metric, metric.endswith("before")) for metric in masses]
@@ -94,18 +199,14 @@ def conflict_shift(frame: pd.DataFrame, provenance: dict | None = None) -> go.Fi
     return fig
 
 
-def removal(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
+@figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption, **_SECTION)
+def removal(frame: pd.DataFrame) -> go.Figure:
     """Flips of the action without its trace against flips under another state's, on the same decisions, and their difference.
 
-    Where both must parse, the line of the other state's trace is that of the decisions that parse behind the filler.
-
-    Args:
-        frame: table `conflict`, with the metrics `flip_removed`, `flip_substituted` and `flip_difference`, also `_parsed`.
-        provenance: kept in the figure's `layout.meta`.
-    """
-    need(frame, "removal", metric="flip_removed")
+    Where both must parse, the line of the other state's trace is that of the decisions that parse behind the filler."""
+    need(frame, metric="flip_removed")
     rows = {"flips": 180, "flips,<br>both parsed": 180, "wrong − removed,<br>both parsed": 170}
-    fig, steps = panels(frame, "removal", rows, provenance), steps_of(frame)
+    fig, steps = panels(frame, rows), steps_of(frame)
     arms = [arm for arm in ("filler", "empty") if len(pick(frame, metric="flip_removed", arm=arm))]
     lines = []
     for row, suffix in ((1, ""), (2, "_parsed")):
@@ -130,14 +231,10 @@ def _draw_lines(fig, lines, splits, steps, shared=False):
             told |= {(legend, look)} if len(of) else set()
 
 
-def early(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Area over the early-answering curve over checkpoints, above the rate of the same action after parts of the trace.
-
-    Args:
-        frame: table `early` (step, split, metric, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-    """
-    fig = panels(frame, "early", {"area over the curve": 200, "same action as in the end": 210}, provenance)
+@figure("Early answering", table="early", caption=_early_caption, **_SECTION)
+def early(frame: pd.DataFrame) -> go.Figure:
+    """Area over the early-answering curve over checkpoints, above the rate of the same action after parts of the trace."""
+    fig = panels(frame, {"area over the curve": 200, "same action as in the end": 210})
     areas, same = ["area_action", "area_filler", "area_distribution"], ["same_0", "same_25", "same_50", "same_75"]
     draw_metrics(fig, frame, areas, row=1, thin=("area_distribution", "area_filler"))
     draw_metrics(fig, frame, same, row=2, thin=("same_25", "same_75"))
@@ -146,26 +243,15 @@ def early(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
     return fig
 
 
-def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "sink_free") -> go.Figure:
-    """Share over token share of every span at the first and last checkpoint, a row per definition (log scale, 1 = uniform).
-
-    Args:
-        frame: table `shares` (step, split, span, definition, version, metric, value, low, high, n, n_groups).
-        provenance: kept in the figure's `layout.meta`.
-        version: `all` positions, or `sink_free`: without the first one.
-    """
-    chosen = need(frame, "shares", version=version, metric="ratio")
+@figure("What the action attends to and depends on", table="shares", caption=_shares_caption, **_SECTION)
+def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
+    """Share over token share of every span at the first and last checkpoint, a row per definition (log scale, 1 = uniform)."""
+    chosen = need(frame, version=version, metric="ratio")
     chosen = chosen[chosen["value"] > 0]
     definitions = [name for name in SHARES if (chosen["definition"] == name).any()]
     spans = [name for name in SPANS if (chosen["span"] == name).any()]
     splits, steps = splits_of(chosen), steps_of(chosen)
-    gap, height = 24, 190 * len(definitions) + 24 * (len(definitions) - 1)
-    fig = make_subplots(
-        rows=len(definitions), cols=len(splits), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03,
-        vertical_spacing=gap / height, column_titles=[SPLITS[split] for split in splits],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM + 44, meta=meta("shares", provenance))
-    fig.update_layout(margin=dict(b=BOTTOM + 44), legend=dict(y=1 + 28 / height))
+    fig = facets(len(definitions), 190, 24, [SPLITS[split] for split in splits], below=BOTTOM + 44)
     ends = list(dict.fromkeys([steps[0], steps[-1]]))
     drawn = chosen[chosen["step"].isin(ends)]
     lowest = drawn.loc[drawn["low"] > 0, "low"].min()
@@ -191,33 +277,20 @@ def shares(frame: pd.DataFrame, provenance: dict | None = None, version: str = "
     ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 3)]
     fig.update_yaxes(type="log", range=[np.log10(bottom) - margin, np.log10(top) + margin], tickvals=ticks, tickformat=".4~g")
     fig.add_hline(y=1, row="all", col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
-    fig.add_annotation(
-        text=f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", xref="paper", yref="paper", x=0.5, y=0,
-        yshift=-74, yanchor="top", showarrow=False,
-    )  # fmt: skip
-    return fig
+    return under(fig, f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", 74)
 
 
-def steering(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
-    """Flips, flips of parsed decisions, flips to the target class and parse rate against alpha at the last checkpoint, a panel per position.
-
-    Args:
-        frame: table `steering` (step, split, position, direction, alpha, metric, value, low, high, n, n_groups); in-domain.
-        provenance: kept in the figure's `layout.meta`.
-    """
-    frame = need(frame, "steering", split="in_domain")
+@figure("Steering along the probe's direction", table="steering", caption=_steering_caption, **_SECTION)
+def steering(frame: pd.DataFrame) -> go.Figure:
+    """Flips, flips of parsed decisions, flips to the target class and parse rate against alpha at the last checkpoint, a panel per position."""
+    frame = need(frame, split="in_domain")
     step = steps_of(frame)[-1]
     frame = pick(frame, step=step)
     words = {"flip": "flips", "flip_parsed": "flips,<br>of parsed", "to_target": "flips<br>to target", "parse": "parse rate"}
     for metric in words:
-        need(frame, "steering", metric=metric)
+        need(frame, metric=metric)
     positions = [name for name in STEERED if (frame["position"] == name).any()]
-    height = 150 * len(words) + 20 * (len(words) - 1)
-    fig = make_subplots(
-        rows=len(words), cols=len(positions), shared_xaxes=True, shared_yaxes="all", horizontal_spacing=0.014,
-        vertical_spacing=20 / height, column_titles=[STEERED[name] for name in positions],
-    )  # fmt: skip
-    fig.update_layout(template="interp", height=height + TOP + BOTTOM, meta=meta("steering", provenance))
+    fig = facets(len(words), 150, 20, [STEERED[name] for name in positions], spacing=0.014)
     alphas = sorted(frame["alpha"].unique())
     for row, (metric, word) in enumerate(words.items(), start=1):
         for col, position in enumerate(positions, start=1):
@@ -228,9 +301,4 @@ def steering(frame: pd.DataFrame, provenance: dict | None = None) -> go.Figure:
         fig.update_yaxes(title=word, row=row, col=1)
     fig.update_xaxes(tickmode="array", tickvals=alphas, ticktext=[f"{alpha:g}" for alpha in alphas])
     fit_values(fig, frame, list(words), row=None)
-    fig.add_annotation(
-        text=f"alpha (in norms of the residual), training step {step}", xref="paper", yref="paper", x=0.5, y=0, yshift=-30, yanchor="top",
-        showarrow=False,
-    )  # fmt: skip
-    fig.update_layout(legend=dict(y=1 + 30 / height))
-    return fig
+    return under(fig, f"alpha (in norms of the residual), training step {step}")

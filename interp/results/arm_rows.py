@@ -22,7 +22,7 @@ LOOKS = {
     "action_mask": ("actions masked", GREEN, "solid", "circle"),
     "random_mask": ("random mask", ORANGE, "dash", "circle-open"),
     "only": ("one part only", GREY, "dot", "diamond-open"),
-    "control": ("less the random mask of its share", ORANGE, "dash", "triangle-up-open"),
+    "control": ("difference to the random mask of its share", ORANGE, "dash", "triangle-up-open"),
 }
 #: The side that the study's claim or mechanism predicts for the masked arm's difference: 1 more, -1 less.
 PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
@@ -104,13 +104,13 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
     Index: the arm, or difference. Columns: (heading, split), the first of them the number of trainings. What was not measured is a dash.
     Raises ValueError where the table has levels of none of the metrics.
     """
-    need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], "masking_table", contrast="level")
+    need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], contrast="level")
     splits, arm = splits_of(frame), claimed(frame)
     columns = [(metric, heading, split) for metric, heading, both in PAPER for split in (splits if both else splits[-1:])]
     columns = [column for column in columns if len(pick(frame, metric=column[0], split=column[2]))]
     rows = [(a.title, "level", a.name) for a in arms_of(frame)]
     if arm:
-        rows += [(f"{arm.title} less k = 0", "difference", arm.name), (f"{arm.title} less random", "control", arm.name)]
+        rows += [(f"{arm.title} − k = 0", "difference", arm.name), (f"{arm.title} − random", "control", arm.name)]
     rows = [row for row in rows if len(pick(frame, contrast=row[1], arm=row[2]))]
     table = {("", "seeds"): [str(int(pick(frame, contrast=c, arm=a)["seeds"].max())) for _, c, a in rows]}
     for metric, heading, split in columns:

@@ -33,7 +33,7 @@ STYLE = {
     "total": ("total", BLACK, "solid", "diamond"),
     "interaction": ("interaction", GREY, "dot", "x"),
     "area_action": ("area over the curve, action", VERMILION, "solid", "circle"),
-    "area_filler": ("the same behind full stops of equal length", GREY, "dot", "x"),
+    "area_filler": ("the same after full stops of equal length", GREY, "dot", "x"),
     "area_distribution": ("area over the curve, distribution over admissible actions", ORANGE, "dash", "triangle-up"),
     "same_0": ("same action without the trace", BLUE, "solid", "square"),
     "same_25": ("after a quarter", SKY, "dash", "diamond"),

@@ -29,12 +29,12 @@ def pick(frame: pd.DataFrame, **where) -> pd.DataFrame:
     return frame
 
 
-def need(frame: pd.DataFrame, figure: str, **where) -> pd.DataFrame:
+def need(frame: pd.DataFrame, **where) -> pd.DataFrame:
     """Rows whose columns equal the values given; ValueError where there is none."""
     rows = pick(frame, **where)
     if rows.empty:
         wanted = ", ".join(f"{column} = {value}" for column, value in where.items())
-        raise ValueError(f"Figure {figure}: the table has no rows with {wanted}.")
+        raise ValueError(f"the table has no rows with {wanted}." if wanted else "the table has no such rows.")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Figures from synthetic tables: intervals drawn, axes titled, captions carry the numbers, redraws are the same."""
+"""Figures from synthetic tables: intervals drawn, axes titled, captions short with their numbers below, redraws the same."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import pandas as pd
 import pytest
 
 from analyses import figures
-from interp.plots import captions, captions_patching, captions_probes, captions_traces, basic as plots, patching as plots_patching, probes as plots_probes, traces as plots_traces, export as report
-from interp.results.tables import write_table
+from interp.plots import behaviour as plots
+from interp.plots import export as report
+from interp.plots import patching as plots_patching
+from interp.plots import probes as plots_probes
+from interp.plots import registry
+from interp.plots import traces as plots_traces
+from interp.plots.caption import Caption
+from interp.report.sections import SECTIONS
+from interp.results.tables import read_table, write_table
 from interp.system.paths import ROOT
 
 STEPS = (0, 50, 100, 200, 400, 800)
@@ -232,13 +239,26 @@ def _has_interval(figure, name: str) -> bool:
     return False
 
 
-OVER_STEPS = [figure for figure in figures.FIGURES if figure[2] in TABLES]  # the calibration's is tested by itself
+ALL = {figure.name: figure for figure in registry.figures()}
+OVER_STEPS = [figure for figure in ALL.values() if figure.table in TABLES]  # the calibration's is tested by itself
 
 
-@pytest.mark.parametrize("figure", OVER_STEPS, ids=[figure[0] for figure in OVER_STEPS])
+def caption(name: str, frame: pd.DataFrame) -> str:
+    return ALL[name].caption(frame).text
+
+
+def told(name: str, frame: pd.DataFrame, **where) -> dict:
+    """The one row of the numbers below a figure whose cells are these."""
+    rows = ALL[name].caption(frame).numbers
+    for column, value in where.items():
+        rows = rows[rows[column.replace("_", " ")] == value]
+    assert len(rows) == 1, (len(rows), where)
+    return rows.iloc[0].to_dict()
+
+
+@pytest.mark.parametrize("figure", OVER_STEPS, ids=[figure.name for figure in OVER_STEPS])
 def test_intervals_drawn_and_axes_titled(figure):
-    _, _, table, plot, _ = figure
-    drawn = plot(TABLES[table](), PROVENANCE)
+    drawn = figure.draw(TABLES[figure.table](), PROVENANCE)
     lines = {t.name for t in drawn.data if t.type in ("scatter", "bar") and t.showlegend and t.name}
     lines = {name for name in lines if not name.endswith("interval covers 0")}
     assert lines or any(t.type == "heatmap" for t in drawn.data)
@@ -252,8 +272,52 @@ def test_intervals_drawn_and_axes_titled(figure):
 
 
 def test_every_figure_over_checkpoints_is_tested():
-    assert {figure[2] for figure in figures.FIGURES} - set(TABLES) == {
+    assert {figure.table for figure in ALL.values()} - set(TABLES) == {
         "calibration", "environments", "splits", "masking", "masking_selection", "masking_power"}  # those have tests of their own
+
+
+def test_every_figure_has_a_section_and_stands_in_reading_order():
+    assert {figure.section for figure in ALL.values()} <= {section.name for section in SECTIONS}
+    for section, names in {"better": ["behaviour", "parse", "revision", "online", "online_official"], "depends": [
+        "patching", "patching_spans", "patching_screen", "reliance", "conflict", "conflict_shift", "removal", "early", "shares", "steering"]}.items():
+        assert [figure.name for figure in ALL.values() if figure.section == section] == names
+
+
+def test_a_new_figure_is_one_function_with_a_table_and_appears_on_the_page(monkeypatch, no_browser, tmp_path):
+    monkeypatch.setattr(registry, "_FIGURES", dict(registry._FIGURES))
+    found = lambda frame: Caption("<b>Found</b>.", "Drawn.", "n = 2.", frame)  # noqa: E731
+
+    @registry.figure("A <new> instrument", table="mine", section="new things", caption=found)
+    def mine(frame):
+        return plots.go.Figure().add_scatter(y=frame["value"])
+
+    frame = pd.DataFrame(dict(step=[0, 1], value=[0.5, 0.625]))
+    write_table(tmp_path / "tables", "mine", frame, PROVENANCE)
+    page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
+    assert (tmp_path / "out" / "mine.html").exists() and mine(frame, PROVENANCE).layout.meta["provenance"] == PROVENANCE
+    section = page[page.index('<section id="new things"'):page.index('<section id="limits"')]
+    assert "A &lt;new&gt; instrument" in section and "&lt;b&gt;Found&lt;/b&gt;." in section and "<td>0.625</td>" in section
+
+
+COMMITTED = ("", "smollm2", "environments", "masking_smollm2", "reinforcement")
+
+
+@pytest.mark.parametrize("folder", COMMITTED)
+def test_captions_of_committed_tables_have_at_most_60_words_and_state_a_finding(folder):
+    tables = ROOT / "figures" / folder / "tables"
+    for figure in ALL.values():
+        if not (tables / f"{figure.table}.csv").exists():
+            continue
+        frame, frame.attrs = read_table(tables, figure.table)
+        try:
+            figure.draw(frame)
+        except ValueError:  # made before this figure was
+            continue
+        found = figure.caption(frame)
+        assert len(found.text.split()) <= 60, (figure.name, len(found.text.split()), found.text)
+        assert "nan" not in found.text.split() and "  " not in found.text
+        assert found.message or figure.name in ("splits", "masking_table")
+        assert len(found.numbers) or figure.name in ("splits", "masking_table")
 
 
 def test_step_zero_has_its_place():
@@ -271,14 +335,14 @@ def test_single_checkpoint_gets_a_whisker():
 def test_band_breaks_where_the_interval_is_unknown():
     frame = reliance_table()
     frame.loc[frame["step"] == 50, ["low", "high"]] = np.nan
-    band, line = plots.reliance(frame).data[:2]
+    band, line = plots_patching.reliance(frame).data[:2]
     assert band.fill == "toself" and min(x for x in band.x if x is not None) == 2
     assert np.isfinite(line.error_y.array).tolist() == [True] + [False] * 5
 
 
 def test_unknown_interval_leaves_the_line():
     frame = reliance_table().assign(low=np.nan, high=np.nan)
-    figure = plots.reliance(frame)
+    figure = plots_patching.reliance(frame)
     assert not any(trace.fill == "toself" for trace in figure.data)
     assert len(figure.data) == 14
 
@@ -293,7 +357,7 @@ def test_gain_cells_whose_interval_covers_zero_are_marked():
 def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
     frame = probes_table()
     lines = lambda table: {t.name for t in plots_probes.probes(table).data if t.type == "scatter" and t.showlegend}  # noqa: E731
-    assert "random model" not in lines(frame) and "randomly initialised" not in captions_probes.probes(frame)
+    assert "random model" not in lines(frame)
     more = [frame[frame["reader"] == "probe"].assign(reader=reader, value=value, low=value - 0.1, high=value + 0.1)
             for reader, value in (("random_model", 0.25), ("control_task", 0.35), ("selectivity", 0.15))]
     more[0] = more[0][more[0]["step"].isin([STEPS[0], STEPS[-1]])]
@@ -303,10 +367,10 @@ def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
     assert {"random model", "control task"} <= lines(frame)
     ends = next(t for t in plots_probes.probes(frame).data if t.name == "random model")
     assert np.isfinite(ends.y).tolist() == [True, False, False, False, False, True]  # no line across checkpoints that were not read
-    text = captions_probes.probes(frame)
-    assert "of the randomly initialised model 0.25 [0.15, 0.35], control task (a random label for each prompt type) 0.35 [" in text
-    assert "selectivity 0.15 [0.05, 0.25]" in text and "smallest p corrected over layers, one checkpoint at a time: 0.03" in text
-    assert "Which of two admissible verbs is taken, step 800: go / take " in text
+    of = dict(split="in-domain", label="eventual action's target", layer="-1", first_checkpoint="0.25 [0.15, 0.35] (step 0)")
+    assert told("probes", frame, reader="random model", **of)["last checkpoint"] == "0.25 [0.15, 0.35] (step 800)"
+    rows = ALL["probes"].caption(frame).numbers
+    assert {"control task", "selectivity", "gain p"} <= set(rows["reader"]) and "pairwise go / take" in set(rows["label"])
 
 
 def test_cells_that_lose_nothing_for_sure_are_marked_but_not_the_diagonal():
@@ -315,8 +379,8 @@ def test_cells_that_lose_nothing_for_sure_are_marked_but_not_the_diagonal():
     drops = frame[(frame["reader"] == "drop") & (frame["train_step"] != frame["test_step"])]
     assert sum(len(t.x) for t in dots) == ((drops["low"] <= 0) & (drops["high"] >= 0)).sum() > 0
     clear = (drops[drops["split"] == "in_domain"]["low"] > 0).sum()
-    assert f"{clear} of 30 pairs of checkpoints drop by an interval above 0" in captions_probes.transfer(frame)
-    assert "saved over the shorter of these two" in captions_probes.mdl(mdl_table())
+    assert f"in {clear} of 30 pairs in-domain" in caption("transfer", frame)
+    assert told("mdl", mdl_table(), metric="bits", reader="saved by the activations", split="in-domain")["n"] == "412"
 
 
 def test_failed_self_splice_check_is_said():
@@ -329,9 +393,9 @@ def test_failed_self_splice_check_is_said():
 
 def test_a_failed_self_splice_is_loud_in_the_caption():
     frame = conflict_table()
-    assert "Self-splice check passed" in captions_traces.conflict(frame)
+    assert "self-splice check passed" in caption("conflict", frame)
     frame.loc[(frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100), "value"] = 0.97
-    assert "SELF-SPLICE CHECK FAILED: keep falls to 0.970" in captions_traces.conflict(frame)
+    assert "SELF-SPLICE CHECK FAILED: keep falls to 0.970" in caption("conflict", frame)
 
 
 def test_a_table_of_before_the_distributions_is_drawn_without_them(no_browser, tmp_path):
@@ -346,22 +410,24 @@ def test_a_table_of_before_the_distributions_is_drawn_without_them(no_browser, t
 
 def test_removal_stands_beside_substitution_on_the_same_decisions():
     frame = conflict_table()
-    drawn, text = plots_traces.removal(frame), captions_traces.removal(frame)
+    drawn = plots_traces.removal(frame)
     assert {trace.name for trace in drawn.data if trace.showlegend} == {"other state's trace", "filler", "empty"}
-    ends = [_said(frame, step=800, split="in_domain", arm="filler", metric=f"flip_{m}_parsed") for m in ("removed", "substituted", "difference")]
-    for end in ends:
-        assert f"{end} at step 800" in text
-    assert "In-domain, filler, both parsed: removed" in text and "n = 31 decisions in 12 episodes" in text
+    for name in ("removed", "substituted", "difference"):
+        end = _said(frame, step=800, split="in_domain", arm="filler", metric=f"flip_{name}_parsed")
+        row = told("removal", frame, arm="filler", metric=f"flip {name} parsed", split="in-domain")
+        assert row["last checkpoint"] == f"{end} (step 800)" and (row["n"], row["clusters"]) == ("31", "12")
+    assert "a wrong trace changes the action more often than none does in-domain and out-of-domain" in caption("removal", frame)
 
 
 def test_each_arms_shift_and_the_likelier_half_are_told():
     frame = conflict_table()
-    drawn, text = plots_traces.conflict_shift(frame), captions_traces.conflict_shift(frame)
-    told = {place: {t.name for t in drawn.data if t.showlegend and t.legend == place} for place in ("legend", "legend2", "legend4")}
-    assert told["legend"] == {"other state's trace"} and told["legend2"] == {"truncated", "shuffled words", "filler", "empty"}
-    assert told["legend4"] == {"likelier half of the other traces", "less likely half"}
-    assert f"filler {_said(frame, step=800, split='in_domain', arm='filler', metric='shift')}" in text
-    assert f"likelier half {_said(frame, step=0, split='in_domain', arm='other_state', metric='follow_likely')} at step 0" in text
+    drawn = plots_traces.conflict_shift(frame)
+    shown = {place: {t.name for t in drawn.data if t.showlegend and t.legend == place} for place in ("legend", "legend2", "legend4")}
+    assert shown["legend"] == {"other state's trace"} and shown["legend2"] == {"truncated", "shuffled words", "filler", "empty"}
+    assert shown["legend4"] == {"likelier half of the other traces", "less likely half"}
+    for arm, metric in (("filler", "shift"), ("other_state", "follow_likely")):
+        row = told("conflict_shift", frame, arm=arm.replace("_", " "), metric=metric.replace("_", " "), split="in-domain")
+        assert row["last checkpoint"] == f"{_said(frame, step=800, split='in_domain', arm=arm, metric=metric)} (step 800)"
     tops = [drawn.layout[name].y for name in ("legend", "legend2", "legend3", "legend4")]
     assert tops == sorted(tops, reverse=True)
 
@@ -374,26 +440,22 @@ def _said(frame: pd.DataFrame, **where) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def test_forced_choice_is_in_the_caption_with_its_own_size():
+def test_forced_choice_is_in_the_numbers_with_its_own_size():
     frame = behaviour_table()
-    where = dict(step=800, split="in_domain")
-    last = {kind: _said(frame, metric=f"choice_{kind}", **where) for kind in ("prompt_sum", "cot_mean")}
-    text = captions.behaviour(frame)
-    assert f"Forced choice at step 800 (n = 40): prompt action {last['prompt_sum']} by sum" in text
-    assert f"{last['cot_mean']} per token." in text
-    for caption in (captions.behaviour, captions.parse, captions.revision):
-        assert "n = 412 decisions in 57 episodes" in caption(frame)
-    without = frame[~frame["metric"].str.startswith("choice")]
-    assert "Forced choice" not in captions.behaviour(without)
+    for kind in ("prompt_sum", "cot_mean"):
+        row = told("behaviour", frame, metric=f"choice {kind.replace('_', ' ')}", split="in-domain")
+        assert row["last checkpoint"] == f"{_said(frame, metric=f'choice_{kind}', step=800, split='in_domain')} (step 800)"
+        assert (row["n"], row["clusters"]) == ("40", "12")
+    for name in ("behaviour", "parse", "revision"):
+        assert "n = 412 decisions in 57 episodes" in caption(name, frame)
 
 
 def test_unparsed_games_are_in_the_caption_where_they_are_many():
     frame = online_table()
-    text = captions.online(frame)
-    prompt = _said(frame, step=800, split="in_domain", mode="prompt", metric="unparsed")
-    assert f"Games ended by an unparsed action at step 800: {prompt} (prompt action)." in text
+    most = frame[(frame["metric"] == "unparsed") & (frame["step"] == 800)]["value"].max()
+    assert f"up to {100 * most:.0f} % of games end by an unparsed action" in caption("online", frame)
     frame.loc[frame["metric"] == "unparsed", "value"] = 0.05
-    assert "unparsed" not in captions.online(frame)
+    assert "unparsed" not in caption("online", frame)
 
 
 def test_patching_draws_the_prompt_mode_and_says_the_other():
@@ -402,18 +464,16 @@ def test_patching_draws_the_prompt_mode_and_says_the_other():
     assert plots_patching.patching(frame) == plots_patching.patching(prompt.drop(columns="mode"))
     top = frame.query("mode == 'cot' and step == 800 and direction == 'denoise'")
     top = top.loc[top["value"].idxmax()]
-    said = f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}] at layer {top['layer']}"
-    text = captions_patching.patching(frame)
-    assert f"Action read behind the trace, largest effect at step 800: denoise {said}, noise " in text
-    alone = captions_patching.patching(prompt.drop(columns="mode"))
-    assert "behind the trace" not in alone and set(alone.split("<br>")) < set(text.split("<br>"))
+    said = f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}]"
+    row = told("patching", frame, mode="action read after the trace", direction="denoise", step="800")
+    assert row["value"] == said and row["layer"] == str(top["layer"]) and row["dropped"] == "9"
     with pytest.raises(ValueError, match="no rows with site = resid_pre, mode = prompt"):
         plots_patching.patching(frame.query("mode == 'cot'"))
 
 
 def test_patching_draws_the_boundary_and_the_difference_of_a_table_that_holds_more():
     assert plots_patching.patching(patching_table()) == plots_patching.patching(old_patching_table())
-    assert captions_patching.patching(patching_table()) == captions_patching.patching(old_patching_table())
+    assert caption("patching", patching_table()) == caption("patching", old_patching_table())
 
 
 def test_spans_are_drawn_at_the_ends_with_unsure_cells_marked():
@@ -426,9 +486,10 @@ def test_spans_are_drawn_at_the_ends_with_unsure_cells_marked():
     top = frame.query("mode == 'prompt' and metric == 'difference' and step == 800 and direction == 'noise' and at == 'history'")
     top = top.loc[top["value"].idxmax()]
     frame.attrs = dict(not_paired={"no swap of equal token length": 3})
-    text = captions_patching.spans(frame)
-    assert f"history {top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}] (layer {top['layer']})" in text and "boundary 9" in text
-    assert "Decisions without a pair: 3 (no swap of equal token length)." in text and "KL" in text
+    row = told("patching_spans", frame, at="history", direction="noise", step="800", layer=str(top["layer"]))
+    assert row["value"] == f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}]" and row["dropped"] == "9"
+    cells = ALL["patching_spans"].caption(frame).numbers.to_numpy().ravel()
+    assert "no pair: no swap of equal token length" in cells and "kl" in cells
     with pytest.raises(ValueError, match="patching_screen: no pair is kept"):
         plots_patching.screen(frame.assign(value=np.nan, low=np.nan, high=np.nan))
     with pytest.raises(ValueError, match="patching_spans: the table has no rows with at = prompt"):
@@ -440,21 +501,21 @@ def test_the_screen_is_drawn_against_the_same_pairs_and_says_its_correlations():
     frame.loc[(frame["at"] == "task") & (frame["metric"] == "attribution"), "n"] = 7  # other pairs than those patched
     assert {t.name for t in plots_patching.screen(frame).data} == {"history", "observation", "whole prompt"}
     said = _said(frame, step=800, mode="cot", direction="noise", metric="attribution_spearman")
-    assert f"Spearman {said}" in captions_patching.screen(frame)
+    row = told("patching_screen", frame, mode="action read after the trace", direction="noise", metric="attribution spearman")
+    assert row["last checkpoint"] == f"{said} (step 800)"
 
 
 def test_a_figure_of_a_table_from_before_is_left_out(no_browser, tmp_path):
     tables = write_table(tmp_path / "tables", "patching", old_patching_table(), PROVENANCE | dict(not_paired={"why": 2})).parent
     page = figures.draw(tables, tmp_path / "figures")[-1].read_text()
-    assert "Where the prompt acts" in page and "Which part of the prompt" not in page and "2 (why)" in page
+    assert "Where the prompt acts" in page and "Which part of the prompt" not in page and "no pair: why" in page
 
 
-def test_log_probability_of_the_other_trace_is_in_the_caption():
+def test_log_probability_of_the_other_trace_is_in_the_numbers():
     frame = conflict_table()
-    ends = [_said(frame, step=step, split="in_domain", arm="other_state", metric="logp_trace") for step in (0, 800)]
-    text = captions_traces.conflict(frame)
-    assert f"other state's trace {ends[0]} at step 0 to {ends[1]} at step 800, in nats per token." in text
-    assert "log-probability" not in captions_traces.conflict(frame[frame["metric"] != "logp_trace"])
+    row = told("conflict", frame, **{"inserted trace": "other state", "metric": "logp trace", "split": "in-domain"})
+    for step, at in ((0, "first checkpoint"), (800, "last checkpoint")):
+        assert row[at] == f"{_said(frame, step=step, split='in_domain', arm='other_state', metric='logp_trace')} (step {step})"
 
 
 def test_shares_stand_on_a_log_axis_about_one():
@@ -475,14 +536,13 @@ def test_shares_stand_on_a_log_axis_about_one():
         plots_traces.shares(frame[frame["version"] != "all"], version="all")
 
 
-def test_shares_of_the_trace_are_in_the_caption():
+def test_shares_of_the_trace_are_in_the_numbers():
     frame = shares_table()
     where = dict(split="in_domain", span="cot", definition="gradient_value", version="sink_free")
-    ends = [_said(frame, step=step, metric="ratio", **where) for step in (0, 800)]
-    text = captions_traces.shares(frame)
-    assert f"CoT {ends[0]} at step 0 to {ends[1]} at step 800" in text
-    share = _said(frame, step=800, metric="share", **where)
-    assert f"At step 800 the CoT has {share} of the total and 0.1" in text and "first position left out" in text
+    for metric in ("ratio", "share"):
+        row = told("shares", frame, definition="gradient, value path", span="CoT", metric=metric, split="in-domain")
+        assert row["last checkpoint"] == f"{_said(frame, step=800, metric=metric, **where)} (step 800)"
+    assert "first position left out" in caption("shares", frame)
 
 
 def test_steering_is_drawn_at_the_last_checkpoint_and_told_at_the_largest_alpha_that_parses():
@@ -490,15 +550,22 @@ def test_steering_is_drawn_at_the_last_checkpoint_and_told_at_the_largest_alpha_
     drawn = plots_traces.steering(frame)
     assert drawn == plots_traces.steering(frame[frame["step"] == 800])
     assert sum(t.name == "probe's direction" for t in drawn.data) == 4 * 4
-    ends = [_said(frame, step=step, position="cot", direction="probe", alpha=8.0, metric="to_target") for step in (0, 800)]
-    text = captions_traces.steering(frame)
-    assert f"During the CoT, alpha 8: probe's direction to target {ends[0]} at step 0 to {ends[1]} at step 800, flips " in text
-    lowest = frame.query("direction == 'probe' and metric == 'parse'")
-    assert f"Lowest parse rate along the probe's direction: {lowest['value'].min():.2f} [" in text
+    where = dict(direction="probe's direction", metric="to target")
+    row = told("steering", frame, position="during the CoT, alpha 8", **where)
+    assert row["first checkpoint"] == f"{_said(frame, step=0, position='cot', direction='probe', alpha=8.0, metric='to_target')} (step 0)"
     broken = (frame["metric"] == "parse") & (frame["alpha"] == 8) & (frame["position"] == "cot") & (frame["step"] == 800)
-    assert "During the CoT, alpha 4: " in captions_traces.steering(frame.assign(value=frame["value"].mask(broken, 0.4)))
+    assert told("steering", frame.assign(value=frame["value"].mask(broken, 0.4)), position="during the CoT, alpha 4", **where)
     with pytest.raises(ValueError, match="Figure steering"):
         plots_traces.steering(frame[frame["metric"] == "parse"])
+
+
+def test_a_folder_below_one_that_holds_the_script_refers_to_it(tmp_path):
+    figure = plots.parse(behaviour_table())
+    report.save_html({"parse": figure}, tmp_path)
+    below = report.save_html({"parse": figure}, tmp_path / "other")
+    assert [path.name for path in below] == ["parse.html"] and 'src="../plotly.min.js"' in below[0].read_text()
+    (tmp_path / "plotly.min.js").write_text("of another release")
+    assert [path.name for path in report.save_html({"parse": figure}, tmp_path / "third")] == ["plotly.min.js", "parse.html"]
 
 
 def test_toolbar_has_room_above_the_interactive_figure(tmp_path):
@@ -518,7 +585,7 @@ def test_files_captions_and_no_torch(drawn):
     frame = pd.read_csv(tables / "behaviour.csv").set_index(["step", "split", "metric"])
     for split, metric in itertools.product(SPLITS, ("acc_cot", "acc_prompt", "gap")):
         row = frame.loc[(800, split, metric)]
-        assert f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at step 800" in page
+        assert f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] (step 800)".replace("-", "−") in page
     assert "n = 412 decisions in 57 episodes" in page
     assert 'href="../tables0/reliance.csv"' in page and 'href="../tables0/reliance.json"' in page
     assert "model_hash: 0123456789ab" in page and "0123456789abc" not in page
@@ -549,9 +616,9 @@ def test_redraw_gives_the_same_files(drawn, tmp_path):
 def test_an_optional_figure_is_not_missed(no_browser, tmp_path):
     paths = figures.draw(write_tables(tmp_path / "tables", "reliance"), tmp_path / "figures")
     page = paths[-1].read_text()
-    assert "Not drawn" in page and "ALFWorld's own games" not in page and "online_official" not in page
+    assert "Not drawn" in page and "own games" not in page and "online_official" not in page
     page = figures.draw(write_tables(tmp_path / "official", "online_official"), tmp_path / "played")[-1].read_text()
-    assert "ALFWorld's own games" in page and "Success in the environment" not in page
+    assert "Success in ALFWorld&#39;s own games" in page and "Success in the environment" not in page
 
 
 def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
@@ -560,7 +627,7 @@ def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
     captured = capfd.readouterr()
     assert len(captured.out.splitlines()) == 1 and "apt-get install chromium" in captured.out
     assert captured.err == ""
-    pages = {f"{figure[0]}.html" for figure in OVER_STEPS}
+    pages = {f"{figure.name}.html" for figure in OVER_STEPS}
     assert {path.name for path in paths} == {"plotly.min.js", "index.html"} | pages
     assert '<iframe src="behaviour.html"' in (tmp_path / "figures" / "index.html").read_text()
 

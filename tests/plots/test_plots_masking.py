@@ -11,7 +11,10 @@ import pandas as pd
 import pytest
 
 from analyses import figures
-from interp.plots import captions_masking, masking as plots_masking, masking_power as plots_masking_power, latex as tex
+from interp.plots import latex as tex
+from interp.plots import masking as plots_masking
+from interp.plots import masking_power as plots_masking_power
+from interp.plots import registry
 from interp.results import arm_rows
 from interp.stats.crossed import SMALLEST
 from interp.training.supervision import Supervision
@@ -79,7 +82,8 @@ def as_read(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return read
 
 
-FIGURES = {name: (plot, caption) for name, _, table, plot, caption in figures.FIGURES if table == "masking"}
+ALL = {figure.name: figure for figure in registry.figures()}
+FIGURES = {name: (figure.draw, figure.caption) for name, figure in ALL.items() if figure.table == "masking"}
 #: Tables as they may come: what is left of the study's where a user has less, and the figures that are then not drawn.
 LESS = {
     "all": ({}, set()),
@@ -101,7 +105,7 @@ def test_what_a_table_has_is_drawn_and_told(less, tmp_path):
             with pytest.raises(ValueError, match=f"Figure {name}"):
                 plot(frame, PROVENANCE)
             continue
-        drawn, text = plot(frame, PROVENANCE), caption(frame)
+        drawn, text = plot(frame, PROVENANCE), caption(frame).text
         assert drawn.layout.meta["figure"] == name and drawn.layout.meta["provenance"] == PROVENANCE
         assert "nan" not in text.lower() and "  " not in text and ". ." not in text, text
         if name != "masking_table":
@@ -138,7 +142,7 @@ def test_differences_are_drawn_with_what_they_are_held_against():
     assert low < 0 < high and plots_masking.success(frame).layout.yaxis3.range[1] > SMALLEST
     control = [t for t in plots_masking.success(frame).data if t.legendgroup == "control"]
     row = frame.query("metric == 'acc_cot' and split == 'in_domain' and contrast == 'control'").iloc[0]
-    assert len(control) == 2 and list(control[0].y) == [row["value"]] and control[0].customdata[0][0] == "k = .7 less random mask"
+    assert len(control) == 2 and list(control[0].y) == [row["value"]] and control[0].customdata[0][0] == "k = .7 − random mask"
 
 
 def test_an_arm_far_off_leaves_the_axis_to_the_others_and_is_told():
@@ -159,34 +163,37 @@ def test_the_last_checkpoint_is_shown():
     both = pd.concat([frame, early], ignore_index=True)
     for name in ("masking_success", "masking_dose", "masking_gap", "masking_mechanism", "masking_table"):
         plot, caption = FIGURES[name]
-        assert plot(both).to_json() == plot(frame).to_json() and caption(both) == caption(frame)
+        assert plot(both).to_json() == plot(frame).to_json() and caption(both).message == caption(frame).message
 
 
 @pytest.mark.parametrize("verdict, words", [
-    ("open", "is open: less k = 0: +0.02"), ("supported", "is supported: "), ("refuted", "is refuted: "),
+    ("open", "is open: +0.02"), ("supported", "is supported: "), ("refuted", "is refuted: "),
     ("none: there is no control of action_mask_0.3 out of domain", "is not judged: there is no control"),
 ])  # fmt: skip
 def test_the_verdict_is_the_provenances(verdict, words):
     frame = masking_table()
     frame.attrs = dict(verdict=verdict)
-    text = captions_masking.success(frame)
+    text = ALL["masking_success"].caption(frame).message
     assert words in text
     row = frame.query("metric == 'acc_cot' and split == 'out_of_domain' and contrast == 'control'").iloc[0]
-    told = f"less the random mask: {row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "−")
+    told = f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] to the random mask".replace("-", "−")
     assert (told in text) == (not verdict.startswith("none"))
 
 
 def test_nulls_are_said():
-    frame = masking_table()
-    key = dict(metric="acc_cot", contrast="difference", arm="action_mask_0.7", split="out_of_domain")
+    frame = masking_table(metrics=("acc_cot", "gap"))
+    wide = frame["contrast"].eq("difference")
+    frame.loc[wide, ["value", "low", "high"]] = 0.0, -0.1, 0.1
+    assert "No condition's gap is told apart from k = 0." in ALL["masking_gap"].caption(frame).message
+    key = dict(metric="gap", contrast="difference", arm="action_mask_0.7", split="out_of_domain")
     apart = (frame[list(key)] == pd.Series(key)).all(axis=1)
-    assert captions_masking.success(frame).count("No arm is told apart from k = 0 (6 compared)") == 4
     frame.loc[apart, ["value", "low", "high"]] = -0.2, -0.3, -0.1
-    text = captions_masking.success(frame)
-    assert "Less k = 0, intervals that exclude 0: k = .7: −0.20 [−0.30, −0.10]; k = .3 less k = 0:" in text
-    assert text.count("No arm is told apart") == 3
+    found = ALL["masking_gap"].caption(frame)
+    assert "told apart from k = 0 for: none of 6 in-domain and k = .7 (lower) out-of-domain" in found.message
+    rows = found.numbers
+    assert "−0.20 [−0.30, −0.10] (step 600)" in set(rows[(rows["condition"] == "k = .7") & (rows["split"] == "out-of-domain")]["last checkpoint"])
     single = frame.assign(seeds=1)
-    assert "Of one seed they are over games alone" in captions_masking.gap(single) and "over games alone" not in captions_masking.gap(frame)
+    assert "over games alone" in ALL["masking_gap"].caption(single).size and "over games alone" not in found.size
 
 
 def test_predicted_sides_are_shaded_and_judged():
@@ -198,15 +205,21 @@ def test_predicted_sides_are_shaded_and_judged():
     assert shaded == {"x": predicted, "x2": dict(predicted, acc_cot=1)} and len(sides) == 9  # out of domain the claim as well
     key = dict(metric="follow", split="in_domain", arm="action_mask_0.3")
     ends = {1: (0.2, 0.1, 0.3), 0: (0.0, -0.1, 0.1), -1: (-0.2, -0.3, -0.1)}
-    said = {(1, 1): "(as predicted, and more than the random mask)", (1, 0): "(as predicted, but not told apart from the random mask)",
-            (1, -1): "(as predicted, but less than the random mask)", (0, 1): "(not shown to move)", (-1, 0): "(moved to the other side)"}
-    for (zero, control), words in said.items():
+    for zero, control in ((1, 1), (1, 0), (1, -1), (0, 1), (-1, 0)):
         for contrast, side in (("difference", zero), ("control", control)):
             rows = (frame[list(key)] == pd.Series(key)).all(axis=1) & (frame["contrast"] == contrast)
             frame.loc[rows, ["value", "low", "high"]] = ends[side]
-        line = next(line for line in captions_masking.mechanism(frame).splitlines() if line.startswith("In-domain"))
-        follow = next(part for part in line.split(";") if "follows another" in part)
-        assert words in follow, (zero, control, follow)
+        arm = arm_rows.claimed(frame)
+        assert plots_masking.moves(frame, arm, "in_domain")["follow"][0] == zero
+        assert plots_masking.moved_further(frame, arm, "in_domain").get("follow", "none") == (control if zero == 1 else "none")
+
+
+def test_what_moved_as_predicted_is_counted():
+    frame = masking_table()
+    for contrast in ("difference", "control"):
+        frame.loc[frame["contrast"].eq(contrast), ["value", "low", "high"]] = -0.2, -0.3, -0.1
+    message = ALL["masking_mechanism"].caption(frame).message
+    assert "2 of 4 readings (2 the other way) (2 beyond the random mask) in-domain and out-of-domain" in message
 
 
 def test_random_masks_are_hollow_in_the_dose():
@@ -215,8 +228,9 @@ def test_random_masks_are_hollow_in_the_dose():
     assert len(marks["CoT action"].x) == 5 and len(random.x) == 1 and random.marker.symbol == "circle-open"
     frame = masking_table()
     frame.attrs = PROVENANCE
-    assert "prompt action −0.30 [−0.40, −0.20]" in captions_masking.dose(frame) and "not to be told" not in captions_masking.dose(frame)
-    assert "On these games k = 0 is chosen: no mask's CoT accuracy" in captions_masking.dose(frame)
+    found = ALL["masking_dose"].caption(frame)
+    assert "Prompt accuracy falls with k in-domain and out-of-domain." in found.message
+    assert "−0.30 [−0.40, −0.20] (step 600)" in set(found.numbers["last checkpoint"])
 
 
 def test_selection_shows_the_chosen_share():
@@ -224,8 +238,9 @@ def test_selection_shows_the_chosen_share():
     chosen, others = plots_masking.selection(frame).data
     assert list(chosen.x) == [0.3] and list(others.x) == [0.0, 0.1, 0.5, 0.7]
     assert (chosen.marker.symbol, others.marker.symbol) == ("circle", "circle-open")
-    assert "Chosen: k = .3" in captions_masking.selection(frame) and "too large on average" in captions_masking.selection(frame)
-    assert "Chosen: k = 0, no share is better" in captions_masking.selection(frame.assign(chosen=frame["share"] == 0))
+    text = ALL["masking_selection"].caption(frame).text
+    assert "k = .3 is chosen out-of-domain" in text and "too large on average" in text
+    assert "k = 0 is chosen out-of-domain: no share" in ALL["masking_selection"].caption(frame.assign(chosen=frame["share"] == 0)).text
 
 
 def test_power_reads_the_null_back_from_its_csv():
@@ -236,7 +251,9 @@ def test_power_reads_the_null_back_from_its_csv():
     assert len(null) == 4 and sorted(v for t in null for v in t.y) == sorted(expected["value"])
     assert all(len(t.y) == 2 and t.error_y.array is not None for t in drawn.data)
     found = frame.query("world == 'action' and effect == 0.2 and seeds == 5 and contrast == 'difference' and what == 'above'")["value"]
-    assert f"an effect of .2 is found in {100 * found.min():.0f} to 100 %" in captions_masking.power(frame)
+    rows = ALL["masking_power"].caption(frame).numbers
+    row = rows[(rows["planted"] == "action") & (rows["effect"] == ".2") & (rows["found"] == "k = .3 > k = 0")].iloc[0]
+    assert row["5 seeds"] == f"{100 * found.min():.0f} to 100 %"
 
 
 def test_the_papers_table_is_the_tables():
@@ -247,7 +264,7 @@ def test_the_papers_table_is_the_tables():
     body = [line.removesuffix("[2pt]") for line in lines if line.endswith((r"\\", r"\\[2pt]"))]
     assert {len(line.replace(r"\multicolumn{2}", "&").split("&")) for line in body} == {9}  # every row fills every column
     assert [lines.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 2, 1]
-    assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith("$k$ = .3 less $k$ = 0 & 3 & ")
+    assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith("$k$ = .3 $-$ $k$ = 0 & 3 & ")
     assert len(body) == 2 + 2 * 9, "values and, below them, intervals"
     last = frame.query("metric == 'prompt_reliance' and split == 'out_of_domain' and step == 600")
     row = last.query("contrast == 'difference' and arm == 'action_mask_0.3'").iloc[0]
@@ -256,9 +273,9 @@ def test_the_papers_table_is_the_tables():
     assert value in body[-4].split(" & ") and rf"{{\scriptsize {interval}}}" in body[-3].split(" & ") and text.isascii()
     assert arm_rows.cell(pd.Series(dict(value=10.0, low=-0.5, high=0.996))) == "10.00 [−.50, 1.00]" and arm_rows.cell(None) == "–"
     shown = plots_masking.table(frame).data[0]
-    assert list(shown.cells["values"][0])[-1] == "k = .3 less random" and len(shown.cells["values"]) == 9
+    assert list(shown.cells["values"][0])[-1] == "k = .3 − random" and len(shown.cells["values"]) == 9
     without = tex.masking_table(masking_table(arms=("action_mask_0",), splits=("in_domain",), metrics=("acc_cot",)))
-    assert without.count(r"\midrule") == 1 and "less" not in without
+    assert without.count(r"\midrule") == 1 and "$k$ = .3" not in without
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex (Debian: texlive-latex-recommended)")

@@ -1,0 +1,159 @@
+"""Figures of what the agent does with and without its trace: accuracy, form, revisions, games.
+
+>>> frame, provenance = read_table("runs/quick/tables", "behaviour")
+>>> behaviour(frame, provenance).show()
+
+Blue is the prompt's side, vermilion the trace's side, in every figure (see `interp.plots.theme`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size, value
+from interp.plots.registry import figure
+from interp.plots.theme import HOVER, INTERVAL, draw_metrics, fit_values, panels, point_numbers, whisker, zero_line
+from interp.results.estimates import Ends, ends, span
+from interp.results.names import STYLE
+from interp.results.queries import need, pick, splits_of, steps_of
+from interp.results.wording import listed, sentence
+
+#: Share of decisions on which an action must parse, for its accuracy to be a reading.
+READABLE = 0.5
+#: What the last revisions' intervals say of helpful against harmful ones.
+REVISED = {
+    1: "the trace corrects more actions than it spoils", -1: "the trace spoils more actions than it corrects",
+    0: "corrected and spoiled actions are not told apart",
+}  # fmt: skip
+_SECTION = dict(section="better", expected=True)
+_SHOWN = ("acc_cot", "acc_prompt", "acc_empty_think", "gap", "headroom_gap", "mcnemar_p")
+_PARSED = ("parse_cot", "parse_prompt", "parse_empty_think")
+#: Share of games ended by an action that did not parse, above which the caption says so.
+_MANY_UNPARSED = 0.05
+
+
+def _decoded(frame):
+    """Rows of what was decoded: forced choice reads fewer decisions."""
+    return frame[~frame["metric"].str.startswith("choice_")]
+
+
+def _behaviour_caption(frame: pd.DataFrame) -> Caption:
+    words = {1: "is above 0", -1: "is below 0", 0: "is not told apart from 0"}
+    last = last_side(frame, words, metric="gap")
+    message = [change("CoT accuracy", frame, metric="acc_cot"), change("Prompt accuracy", frame, metric="acc_prompt")]
+    message += [f"The last gap {last}."] if last else []
+    drawn = "Top: agreement with the reference action. Bottom: CoT − prompt, also over the headroom."
+    shown = frame[frame["metric"].isin(_SHOWN) | frame["metric"].str.startswith("choice_")]
+    return Caption(" ".join(filter(None, message)), drawn, size(_decoded(frame)), numbers(shown))
+
+
+def _parse_caption(frame: pd.DataFrame) -> Caption:
+    rows = only(frame, metric=_PARSED).dropna(subset="value")
+    last = rows[(rows["step"] == rows["step"].max()) & (rows["value"] < READABLE)]
+    kinds = {split: listed(STYLE[metric][0] for metric in of["metric"]) for split, of in last.groupby("split")}
+    message = "At the last checkpoint every mode's action parses on at least half of the decisions."
+    if kinds:
+        message = f"Fewer than half of the decisions parse at the last checkpoint, so accuracy says little: {clause(kinds)}."
+    drawn = "Share of decisions whose decoded text parses to an action, by mode."
+    lowest = rows.loc[rows.groupby(["metric", "split"], sort=False)["value"].idxmin()] if len(rows) else rows
+    table = numbers(rows).assign(lowest=[f"{value(row)} (step {int(row['step'])})" for _, row in lowest.iterrows()])
+    return Caption(message, drawn, size(_decoded(frame)), table)
+
+
+def revised(frame: pd.DataFrame, split: str) -> tuple[int, Ends, Ends] | None:
+    """1 where helpful revisions are more than harmful ones at the last checkpoint, -1 fewer, 0 not told apart; and both."""
+    helpful, harmful = (ends(pick(frame, split=split, metric=f"revision_{kind}")) for kind in ("helpful", "harmful"))
+    if helpful is None or harmful is None:
+        return None
+    sign = int(helpful.last["low"] > harmful.last["high"]) - int(harmful.last["low"] > helpful.last["high"])
+    return sign, helpful, harmful
+
+
+def _revision_caption(frame: pd.DataFrame) -> Caption:
+    found = {split: of for split in splits_of(frame) if (of := revised(frame, split))}
+    message = sentence(clause({split: REVISED[of[0]] for split, of in found.items()}))
+    drawn = ("Top: how often the trace changes the action, by effect; a whisker belongs to the part whose upper edge it "
+             "stands on. Bottom: agreement of both modes.")  # fmt: skip
+    shown = only(frame, metric=("revision", "revision_helpful", "revision_harmful", "revision_neutral", "agreement", "kappa"))
+    return Caption(message, drawn, size(_decoded(frame)), numbers(shown))
+
+
+def _online_caption(frame: pd.DataFrame) -> Caption:
+    message = [change("Success with the trace", frame, metric="success", mode="cot")]
+    message += [change("Without it, success", frame, metric="success", mode="prompt")]
+    unparsed = pick(frame, metric="unparsed")
+    many = unparsed[(unparsed["step"] == unparsed["step"].max()) & (unparsed["value"] > _MANY_UNPARSED)]
+    if len(many):
+        message.append(f"At the last checkpoint up to {100 * many['value'].max():.0f} % of games end by an unparsed action.")
+    drawn = "Both modes on the same games."
+    size = f"n = {span(pick(frame, metric='success')['n'])} games; 95 % cluster-bootstrap intervals."
+    return Caption(" ".join(filter(None, message)), drawn, size, numbers(frame))
+
+
+@figure("Accuracy with and without the trace", table="behaviour", caption=_behaviour_caption, **_SECTION)
+def behaviour(frame: pd.DataFrame) -> go.Figure:
+    """Accuracy of the prompt, CoT and empty-think actions over checkpoints, above the gap and the headroom gap."""
+    accuracy = ["acc_cot", "acc_prompt", "acc_empty_think"]
+    fig = panels(frame, {"accuracy": 230, "gap": 190})
+    draw_metrics(fig, frame, accuracy, row=1, thin=("acc_empty_think",))
+    draw_metrics(fig, frame, ["gap", "headroom_gap"], row=2)
+    fit_values(fig, frame, accuracy, row=1)
+    fit_values(fig, frame, ["gap", "headroom_gap"], row=2)
+    zero_line(fig, row=2)
+    return fig
+
+
+@figure("Do both modes produce an action at all?", table="behaviour", caption=_parse_caption, **_SECTION)
+def parse(frame: pd.DataFrame) -> go.Figure:
+    """Share of decisions whose decoded text parses to an action, per mode over checkpoints."""
+    fig = panels(frame, {"parse rate": 230})
+    draw_metrics(fig, frame, ["parse_cot", "parse_prompt", "parse_empty_think"], row=1, thin=("parse_empty_think",))
+    fig.update_yaxes(range=[-0.03, 1.04], row=1)
+    return fig
+
+
+@figure("What the trace changes", table="behaviour", caption=_revision_caption, **_SECTION)
+def revision(frame: pd.DataFrame) -> go.Figure:
+    """Revision rate stacked by its effect over checkpoints, above agreement and Cohen's kappa of the two modes."""
+    fig = panels(frame, {"revision rate": 230, "agreement": 170})
+    steps, tops = steps_of(frame), []
+    for col, split in enumerate(splits_of(frame), start=1):
+        base = np.zeros(len(steps))
+        for part, offset in zip(("revision_helpful", "revision_harmful", "revision_neutral"), (-0.16, 0.0, 0.16)):
+            rows = pick(frame, split=split, metric=part).set_index("step").reindex(steps)
+            name, colour, _, _ = STYLE[part]
+            look = dict(name=name, legendgroup=part, marker_color=colour)
+            place = dict(row=1, col=col)
+            hover = dict(customdata=point_numbers(rows.reset_index()), hovertemplate=HOVER)
+            heights = rows["value"].fillna(0)
+            fig.add_bar(x=list(range(len(steps))), y=heights, base=base, showlegend=col == 1, **look, **hover, **place)
+            base = base + heights.to_numpy()
+            tops.append(float((base + (rows["high"] - rows["value"]).fillna(0)).max()))
+            # Whiskers stand side by side on their part's upper edge: stacked ones would hide each other.
+            fig.add_scatter(
+                x=np.arange(len(steps)) + offset, y=base, mode="markers", marker=dict(size=1, color="#333333"),
+                error_y=whisker(rows, "#333333"), name=f"{name}, {INTERVAL}", legendgroup=part, showlegend=False,
+                hoverinfo="skip", **place,
+            )  # fmt: skip
+    fig.update_layout(barmode="overlay")
+    fig.update_yaxes(range=[0, 1.12 * max(tops + [0.05])], row=1)
+    draw_metrics(fig, frame, ["agreement", "kappa"], row=2)
+    fit_values(fig, frame, ["agreement", "kappa"], row=2)
+    return fig
+
+
+@figure("Success in ALFWorld's own games", name="online_official", table="online_official", section="better", caption=_online_caption)
+@figure("Success in the environment", name="online", table="online", caption=_online_caption, instead="online_official", **_SECTION)
+def online(frame: pd.DataFrame) -> go.Figure:
+    """Success in the environment per mode over checkpoints, above the steps per episode where the table has them."""
+    rows = {"success rate": 230} | ({"steps per episode": 150} if (frame["metric"] == "steps").any() else {})
+    fig = panels(frame, rows)
+    for row, metric in enumerate(("success", "steps")[: len(rows)], start=1):
+        measured = need(frame, metric=metric).assign(metric=lambda table: table["mode"])
+        draw_metrics(fig, measured, ["cot", "prompt"], row=row, steps=steps_of(frame), legend=row == 1)
+        if metric == "steps":
+            fit_values(fig, measured, ["cot", "prompt"], row=row)
+    fig.update_yaxes(range=[-0.03, 1.04], row=1)
+    return fig

@@ -1,0 +1,78 @@
+"""Every figure, registered where it is drawn: its title, the table it draws, its section of the page, and its caption.
+
+>>> @figure("Prompt reliance", table="reliance", section="depends", caption=reliance_caption)
+... def reliance(frame): ...
+>>> reliance(frame, provenance)  # which is kept in the figure's `layout.meta`
+
+`figures()` has them in reading order: module by module of this package, in each as they stand there, then those of others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp.plots.caption import Caption
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the page."""
+
+    name: str
+    """Name of its files, without suffix."""
+    title: str
+    table: str
+    """Name of the table that it draws."""
+    section: str
+    """Name of the section of the page that it stands in; one that the page does not know becomes a section of its own."""
+    draw: Callable[[pd.DataFrame, dict | None], go.Figure]
+    caption: Callable[[pd.DataFrame], Caption]
+    expected: bool
+    """Whether the page of a study says so where its table is missing."""
+    instead: str
+    """A table that is as good: where it is there, this figure's is not missed."""
+    latex: Callable[[pd.DataFrame], str] | None
+    """Writes the figure, which is a table, in LaTeX."""
+
+
+_FIGURES: dict[str, Figure] = {}
+
+
+def figure(title: str, *, table: str, section: str, caption: Callable[[pd.DataFrame], Caption], name: str = "",
+           expected: bool = False, instead: str = "", latex: Callable[[pd.DataFrame], str] | None = None) -> Callable:  # fmt: skip
+    """Register the function that follows, which draws the table, as a figure; its name is the function's unless given.
+
+    Arguments as in `Figure`. The function also takes the table's provenance, and a ValueError of it names the figure.
+    """
+
+    def register(draw: Callable) -> Callable:
+        key = name or draw.__name__
+
+        @wraps(draw)
+        def drawn(frame: pd.DataFrame, provenance: dict | None = None, **options) -> go.Figure:
+            try:
+                figure = draw(frame, **options)
+            except ValueError as problem:
+                raise ValueError(f"Figure {key}: {problem}") from problem
+            return figure.update_layout(template="interp", meta={"figure": key, "provenance": provenance or {}})
+
+        _FIGURES[key] = Figure(key, title, table, section, drawn, caption, expected, instead, latex)
+        return drawn
+
+    return register
+
+
+def figures() -> tuple[Figure, ...]:
+    """All figures, in reading order."""
+    package = importlib.import_module("interp.plots")
+    for module in pkgutil.iter_modules(package.__path__, "interp.plots."):
+        importlib.import_module(module.name)
+    own = sorted((each for each in _FIGURES.values() if each.draw.__module__.startswith("interp.plots.")), key=lambda each: each.draw.__module__)
+    return (*own, *(each for each in _FIGURES.values() if each not in own))
