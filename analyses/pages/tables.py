@@ -140,10 +140,10 @@ def splits() -> str:
 
 
 def masking() -> str:
-    """What each arm of the masking study reads."""
+    """What each training condition of the masking study reads."""
     table = paper_table(read_table(STUDY, "masking")[0].fillna({"arm": ""}))
     table.columns = [", ".join(part for part in column if part) for column in table.columns]
-    return markdown(table.rename_axis("arm").reset_index())
+    return markdown(table.rename_axis("condition").reset_index())
 
 
 def commands() -> str:
