@@ -1,8 +1,9 @@
 # make figures   environment, installation, and the study at its quick size into runs/quick
 # make paper     the study at its full size, into runs/full and the committed figures/
 # make test      environment, installation, and the tests
+# make docs      the documentation, into runs/docs
 # make redraw    every committed figure again from its stored table
-# make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and the README
+# make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and docs/engine.md
 # make bench-gpu  the engine on a GPU at the shapes of Qwen3 0.6B and 8B, against generate, hooks and TransformerLens, into figures/tables/bench_gpu.csv
 # make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
@@ -35,7 +36,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(c
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test bench bench-gpu redraw calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
+.PHONY: figures paper test docs bench bench-gpu redraw calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
 
 # SmolLM2's weights, its adapters and its recorded decisions, where they are not there yet.
 define prepare_smollm2
@@ -64,6 +65,11 @@ paper: $(STAMP)
 test: $(STAMP)
 	-$(BIN)/pip install --quiet --disable-pip-version-check --timeout 20 --retries 2 --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open runs/docs/index.html (its search needs a server: python -m http.server --directory runs/docs)"
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"

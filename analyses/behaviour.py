@@ -1,4 +1,4 @@
-"""Prompt action against CoT action on recorded states: accuracy, gap, agreement, revision, forced choice (METHODS 2)."""
+"""Prompt action against CoT action on recorded states: accuracy, gap, agreement, revision, forced choice (docs/methods.md 2)."""
 
 from __future__ import annotations
 

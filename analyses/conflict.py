@@ -1,4 +1,4 @@
-"""Conflicting traces: does the action keep to the prompt or follow the trace? (METHODS 5)"""
+"""Conflicting traces: does the action keep to the prompt or follow the trace? (docs/methods.md 5.1)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bits that it takes to send the action to someone who has the boundary's activations, or the text, or neither (METHODS 3)."""
+"""Bits that it takes to send the action to someone who has the boundary's activations, or the text, or neither (docs/methods.md 3.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole games in the environment, in both modes, the same games at every checkpoint (METHODS 2, online)."""
+"""Whole games in the environment, in both modes, the same games at every checkpoint (docs/methods.md 2.6)."""
 
 from __future__ import annotations
 

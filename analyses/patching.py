@@ -1,4 +1,4 @@
-"""Activation patching at the boundary, the spans and the whole prompt, every layer, both directions, four metrics (METHODS 4).
+"""Activation patching at the boundary, the spans and the whole prompt, every layer, both directions, four metrics (docs/methods.md 4.1).
 
 Beside it the first-order estimates of the same effects, and how well they go with them (`interp.measures.attribution`).
 """

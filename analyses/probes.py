@@ -1,4 +1,4 @@
-"""Linear probes of the eventual action at the prompt boundary, every layer and checkpoint, with their controls (METHODS 3)."""
+"""Linear probes of the eventual action at the prompt boundary, every layer and checkpoint, with their controls (docs/methods.md 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt reliance at every checkpoint: direct and via-CoT effects of the prompt on the action (METHODS 4, mediation)."""
+"""Prompt reliance at every checkpoint: direct and via-CoT effects of the prompt on the action (docs/methods.md 4.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention and gradient shares: what the action's tokens attend to and depend on, behind the agent's own trace (METHODS 6)."""
+"""Attention and gradient shares: what the action's tokens attend to and depend on, behind the agent's own trace (docs/methods.md 6)."""
 
 from __future__ import annotations
 

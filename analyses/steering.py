@@ -1,4 +1,4 @@
-"""Steering along the probe's direction, against random, unembedding and shuffled ones (METHODS 7)."""
+"""Steering along the probe's direction, against random, unembedding and shuffled ones (docs/methods.md 7)."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Study(Prompting):
     run: Annotated[Path, Folder()] = Path("runs/quick")
     """Folder for everything the run writes: tables, partial results, activations."""
     series: Path = SERIES
-    """Folder that a trainer wrote (see the README's table); the shipped series by default. A hub repository with --revisions."""
+    """Folder that a trainer wrote (docs/checkpoints.md lists what is read); the shipped series by default. A hub repository with --revisions."""
     revisions: tuple[str, ...] = ()
     """Revisions of a hub repository, fetched with HF_HUB_OFFLINE=0."""
     trust_remote_code: bool = False

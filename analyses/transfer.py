@@ -1,4 +1,4 @@
-"""Probes trained at one checkpoint and read at every other, in-domain and from in-domain to out-of-domain (METHODS 3)."""
+"""Probes trained at one checkpoint and read at every other, in-domain and from in-domain to out-of-domain (docs/methods.md 3.6)."""
 
 from __future__ import annotations
 

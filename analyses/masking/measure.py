@@ -133,7 +133,7 @@ def _paired(study: Study, n: int) -> Iterator[tuple[str, list, list, str]]:
 
 
 def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Prompt reliance (METHODS 4): each pair's direct effect over the sum of direct and via-CoT; no pair is left out, however small its total."""
+    """Prompt reliance (docs/methods.md 4.2): each pair's direct effect over the sum of direct and via-CoT; no pair is left out, however small its total."""
     from interp.measures.reliance import prompt_reliance
 
     rows, reason = [], ""
@@ -175,7 +175,7 @@ def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
 
 
 def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Whether another state's trace is followed, and the own action kept (METHODS 5), where the own one parsed and a donor was found."""
+    """Whether another state's trace is followed, and the own action kept (docs/methods.md 5.1), where the own one parsed and a donor was found."""
     from interp.measures.conflicts import conflict
 
     rows = []
@@ -196,7 +196,7 @@ def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]
 
 
 def probes(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Whether the boundary probe reads the action that will be taken, less whether the best control without activations does (METHODS 3)."""
+    """Whether the boundary probe reads the action that will be taken, less whether the best control without activations does (docs/methods.md 3.3)."""
     import torch
 
     from interp.engine.capturing import capture

@@ -1,4 +1,4 @@
-"""Does leaving action tokens unsupervised help, and where does the gain land? Arms of training, compared over games and seeds (METHODS 8).
+"""Does leaving action tokens unsupervised help, and where does the gain land? Arms of training, compared over games and seeds (docs/methods.md 8).
 
 Arms are folders `ARMS/<arm>/seed-<s>/checkpoint-N`, with names as in `interp.training.supervision`: trained here from a corpus and a base
 checkpoint, or one's own (`--series ARMS`). Every arm's training of one seed reads the same batches in the same order, and masks

@@ -18,7 +18,7 @@ from interp.models.inner import auto_class, in_dtype
 from interp.models.hooked import HookedModel
 from interp.models.site_names import SITES
 
-#: Families in the README, of every kind.
+#: Families shown in docs/engine.md, of every kind.
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen2", "olmo2", "phi3", "granite", "cohere2",
             "gpt_neo", "bloom", "mixtral", "mamba", "qwen3_next", "bart")
 #: The tiny sizes, for every model type that has a number of the name. Of few index heads, several tokens' scores are 0 alike, and

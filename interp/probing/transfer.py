@@ -79,7 +79,7 @@ def transfer(
     fitted readers fixed; those of held-out folds are widened (`stats.cross_fitted`).
     Raises ValueError for steps that differ, lengths or shapes that differ, activations that are not finite, labels that are neither
     strings nor None, a layer that is not there, episodes in both sets, fewer than two classes in a step's training rows, and too few episodes.
-    Source: METHODS 3; Merchant et al. 2020 (probes across fine-tuning).
+    Source: docs/methods.md 3.6; Merchant et al. 2020 (probes across fine-tuning).
     """
     steps = tuple(acts_by_step)
     sets = {"in_domain": _checked(steps, acts_by_step, labels_by_step, groups)}

@@ -1,4 +1,4 @@
-"""Which tokens a training supervises: the arms of the masking study (METHODS 8), on any task, prompt format and kind of training.
+"""Which tokens a training supervises: the arms of the masking study (docs/methods.md 8.1), on any task, prompt format and kind of training.
 
 An example is one step of an episode, since each step ends in an action of its own: its trace and its action, each in its tags. The
 tags are supervised in every arm, so that every arm learns the format and when to act; arms differ in what stands inside them.

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses import readme
 from analyses.benchmarks import rivals, settings, works
 from interp.results.tables import read_table
 from tests.conftest import tiny_hf
@@ -68,14 +67,6 @@ def test_the_table_has_its_columns_and_says_what_was_sampled(tmp_path):
     assert table.sampled.dropna().str.fullmatch(r"\d+ of \d+").all()
     sampled = table[(table.work == "layer x position grid") & (table.tool == "plain")]
     assert sampled.sampled.item().endswith("of 18")
-
-
-def test_the_readmes_generated_parts_are_those_of_the_committed_tables():
-    """A number in the README that its table no longer holds is stale: `python -m analyses readme` writes it anew."""
-    text = readme.README.read_text()
-    assert readme.filled(text) == text
-    with pytest.raises(ValueError, match="no place for 'bench'"):
-        readme.filled(text.replace("<!-- bench -->", ""))
 
 
 def test_works_measured_again_leave_the_others_as_they_were(tmp_path):

@@ -24,7 +24,7 @@ from interp.results.tables import read_table
 from interp.training.trainer import Tuning, train, train_arm
 from tests.conftest import TINY
 from tests.analyses.test_cli import main
-from tests.environments.test_environments import README, module
+from tests.environments.test_environments import PAGE, module
 
 RECIPE = replace(TINY, cot_steps=6, checkpoints=(0, 3, 6), batch_tokens=800)
 ARMS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")
@@ -196,7 +196,7 @@ def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsy
 
 
 def test_arms_play_the_same_games_of_a_task_of_ones_own(study, tmp_path, monkeypatch):
-    code, = re.findall(r"<!-- own task -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code, = re.findall(r"<!-- own task -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     module(tmp_path, monkeypatch, "my_task", code)
     given = ("--series", study / "arms", "--run", tmp_path / "run", "--environment", "my_task:TASK", "--decisions", "4", "--trace_tokens", "24",
              "--pairs", "16", "--patched", "6", "--device", "cpu")
