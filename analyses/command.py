@@ -56,15 +56,20 @@ def _check_empty(config, arguments: Sequence[str]) -> None:
 
 def unboxed(text: str) -> str:
     """The first part of what tyro draws a box around, as one sentence."""
-    lines = []
+    lines: list[str] = []
     for line in text.splitlines():
         if line.startswith(("╭", "╰")):
             continue
         line = line.strip("│ ")
+        if line and not line.strip("-"):  # a terminal without boxes: the title is above a rule, the text between two
+            if "-" in lines:
+                break
+            lines = ["-"]
+            continue
         if line and not line.strip("─"):
             break
         lines.append(line)
-    return f"{' '.join(filter(None, lines)).rstrip('.')}."
+    return f"{' '.join(line for line in lines if line not in ('', '-')).rstrip('.')}."
 
 
 def sentence(text: str) -> str:

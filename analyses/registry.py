@@ -45,7 +45,7 @@ def _modules() -> dict[str, str]:
     found = {}
     for module in pkgutil.walk_packages(analyses.__path__, "analyses."):
         file = Path(module.module_finder.path) / f"{module.name.rpartition('.')[2]}.py"
-        if not module.ispkg and (declared := _DECLARED.search(file.read_text())):
+        if not module.ispkg and (declared := _DECLARED.search(file.read_text(encoding="utf-8"))):
             found[declared.group(1)] = module.name
     return found
 

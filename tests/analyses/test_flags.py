@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import pytest
@@ -114,7 +114,7 @@ BAD = {
     "behaviour --checkpoints 7": "There is no checkpoint 7 in this series: it has 0, 20, 110",
     "behaviour --decisions 9999": "9999 decisions were asked for, but",
     "nope": "There is no analysis 'nope'",
-    "architectures --nope": "architectures takes the file to write its page to, or nothing, so not --nope",
+    "architectures --nope": "Unrecognized options: --nope",
     # files and folders
     "behaviour --base GONE": "--base: there is no folder .*gone",
     "masking --base GONE": "--base: there is no folder .*gone",
@@ -279,7 +279,7 @@ def test_every_error_is_one_line_that_says_whose_it_is(error, words, monkeypatch
         raise error
 
     monkeypatch.delenv("INTERP_DEBUG", raising=False)
-    monkeypatch.setattr(behaviour, "run", fail)
+    monkeypatch.setattr(behaviour, "INSTRUMENT", replace(behaviour.INSTRUMENT, run=fail))
     monkeypatch.setattr(cli, "configured", lambda *given: None)
     assert main(monkeypatch, "behaviour") == 1
     said = capsys.readouterr().err

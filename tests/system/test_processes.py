@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import ModuleType
 
 import psutil
 import pytest
 
 from analyses import __main__ as cli
+from analyses import chains
 from interp.rollouts.workers import Engines, engines
 from interp.system.processes import how_it_ended, side_by_side
 from interp.system.paths import ROOT
@@ -91,7 +93,7 @@ def test_no_child_outlives_a_parent_that_alone_gets_a_signal(number):
 
 
 def test_the_chains_of_all_end_with_it():
-    code = "from analyses.__main__ import _side_by_side; _side_by_side([[['coverage']], [['coverage']]])"
+    code = "from analyses.chains import run_chains; run_chains([[['coverage']], [['coverage']]])"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while parent.poll() is None and len(below := psutil.Process(parent.pid).children(recursive=True)) < 2:
         time.sleep(0.05)
@@ -109,7 +111,7 @@ def test_statuses_are_those_of_the_children_in_order():
 
 
 def test_all_says_that_a_chain_was_killed_and_draws_no_figure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "side_by_side", lambda commands, environment: [-9, *[0] * (len(commands) - 1)])
+    monkeypatch.setattr(chains, "side_by_side", lambda commands, environment: [-9, *[0] * (len(commands) - 1)])
     monkeypatch.setattr(sys, "argv", ["analyses", "all", "--run", str(tmp_path), "--device", "cpu", "--skip", "online"])
     assert cli.main() == 137 and not list(tmp_path.iterdir())
     words = capsys.readouterr().err
@@ -121,8 +123,8 @@ def test_a_study_in_several_processes_takes_a_part_in_each(tmp_path, monkeypatch
     from analyses.masking import run as masking
 
     ran = []
-    monkeypatch.setattr(cli, "side_by_side", lambda commands, environment: [ran.append(command[-1]) or 0 for command in commands])
-    monkeypatch.setattr(masking, "run", lambda config: ran.append((config.processes, config.part)))
+    monkeypatch.setattr(chains, "side_by_side", lambda commands, environment: [ran.append(command[-1]) or 0 for command in commands])
+    monkeypatch.setattr(masking, "INSTRUMENT", replace(masking.INSTRUMENT, run=lambda config: ran.append((config.processes, config.part))))
     monkeypatch.setattr(sys, "argv", ["analyses", "masking", "--processes", "2", "--run", str(tmp_path)])
     assert cli.main() == 0
     assert [part in ran[i] for i, part in enumerate(('"--part", "0", "2"', '"--part", "1", "2"'))] == [True, True] and ran[2] == (2, (0, 1))
