@@ -150,7 +150,7 @@ BAD = {
     "behaviour extra": "Unrecognized options: extra",
     "behaviour --size huge": "invalid choice 'huge' for argument '--size'",
     "all --skip nothing": "'nothing' is no part of `all`, which runs behaviour",
-    "figures --nope": "--nope",
+    "figures --nope": "Missing from python -m analyses figures: --tables PATH",
 }
 #: Analyses without a series.
 ALONE = ("coverage", "masking", "masking_power", "pace", "bench", "bench_gpu", "series", "smollm2", "record", "reinforce", "environments", "figures", "nope",
