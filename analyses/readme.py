@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from interp.results.arm_rows import paper_table
-from interp.plots.captions_calibration import allowed
-from interp.plots.calibration import AGENTS, INSTRUMENTS, grown, verdicts
+from interp.plots.calibration import AGENTS, INSTRUMENTS, allowed, grown, verdicts
 from interp.results.tables import read_table
 from interp.system.paths import ROOT
 

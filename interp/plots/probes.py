@@ -68,13 +68,6 @@ def pairs_that_drop(frame: pd.DataFrame, split: str) -> tuple[int, int]:
     return int((drops["low"] > 0).sum()), len(drops)
 
 
-def best_control(frame: pd.DataFrame) -> pd.Series | None:
-    """The control that reads no activation which is best at the last checkpoint of these rows."""
-    last = frame[(frame["step"] == frame["step"].max()) & frame["reader"].isin(CONTROLS)].sort_values("layer")
-    last = last.drop_duplicates("reader").dropna(subset="value")
-    return last.loc[last["value"].idxmax()] if len(last) else None
-
-
 def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> Caption:
     rows = pick(frame, label=label, split=split, metric="accuracy")
     clear, count = cells_above(frame, label=label, split=split)

@@ -31,7 +31,7 @@ def study(tmp_path):
 
 @pytest.fixture
 def html_only(monkeypatch):
-    monkeypatch.setattr(figures.report, "save_static", lambda *_, **__: [])
+    monkeypatch.setattr(figures.export, "save_static", lambda *_, **__: [])
 
 
 def test_studies_are_merged_without_a_change_of_their_numbers(study, tmp_path, html_only):
