@@ -108,12 +108,18 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}: see {self.prog} --help.")
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a folder (the current folder is `.`)")
+    return Path(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line: draw the figures, say where they are; 1 where none is drawn or a table is damaged."""
     parser = Parser(prog="python -m analyses.figures", description=__doc__.splitlines()[0])
-    parser.add_argument("--tables", type=Path, required=True, help="folder of the tables (CSV and JSON)")
+    parser.add_argument("--tables", type=_path, required=True, help="folder of the tables (CSV and JSON)")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write the figures and index.html to"
+        "--out", type=_path, required=True, help="folder to write the figures and index.html to"
     )
     arguments = parser.parse_args(argv)
     try:

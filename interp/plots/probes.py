@@ -220,7 +220,7 @@ def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     return fig
 
 
-def _draw_probes(fig, rows: pd.DataFrame, steps: list, row: int):
+def _draw_probes(fig: go.Figure, rows: pd.DataFrame, steps: list[int], row: int) -> None:
     """Draw what the own, the first and the last checkpoint's probe read over steps."""
     at = rows.assign(step=rows["test_step"]).sort_values("step")
     own = at[at["train_step"] == at["test_step"]]
@@ -248,7 +248,7 @@ def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     return fig
 
 
-def _mark(fig, at: np.ndarray, name: str, row: int, col: int, show: bool = True):
+def _mark(fig: go.Figure, at: np.ndarray, name: str, row: int, col: int, show: bool = True) -> None:
     """Dots on the cells at (row, column)."""
     fig.add_scatter(
         x=at[:, 1],

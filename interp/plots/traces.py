@@ -326,7 +326,13 @@ def removal(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-def _draw_lines(fig, lines, splits, steps, shared=False):
+def _draw_lines(
+    fig: go.Figure,
+    lines: list[tuple[int, pd.DataFrame, str, bool]],
+    splits: list[str],
+    steps: list[int],
+    shared: bool = False,
+) -> None:
     """Draw (row, rows of the table, look, thin) into every split's panels, with one legend or many."""
     told = set()
     for row, rows, look, thin in lines:
