@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.plots.theme import TOP, under, whisker
@@ -27,7 +30,13 @@ ARM_HOVER = (
 )
 
 
-def grid(columns, rows, gap=30, bottom=_BOTTOM, titles=None):
+def grid(
+    columns: Sequence,
+    rows: list[tuple[str, int]],
+    gap: int = 30,
+    bottom: int = _BOTTOM,
+    titles: list[str] | None = None,
+) -> go.Figure:
     """Empty figure with a column for each split and a row for each (axis title, height in px)."""
     if not columns:
         raise ValueError(f"the table has no rows with split in {list(SPLITS)}.")
@@ -49,7 +58,9 @@ def grid(columns, rows, gap=30, bottom=_BOTTOM, titles=None):
     return fig
 
 
-def draw_arms(fig, frame, arms: list[Arm], metric, contrast, row):
+def draw_arms(
+    fig: go.Figure, frame: pd.DataFrame, arms: list[Arm], metric: str, contrast: str, row: int
+) -> None:
     """Draw one contrast of every condition into every split's panel of one row.
 
     Intervals have whiskers, each training is a dot, k = 0 a line.
@@ -102,7 +113,7 @@ def draw_arms(fig, frame, arms: list[Arm], metric, contrast, row):
     _fit(fig, drawn, lines, row)
 
 
-def _draw_trainings(fig, dots: pd.DataFrame, places: dict, row: int, col: int):
+def _draw_trainings(fig: go.Figure, dots: pd.DataFrame, places: dict[str, int], row: int, col: int) -> None:
     """Draw single trainings as dots beside their condition."""
     titles = [f"{named(arm).title}, seed {seed}" for arm, seed in zip(dots["arm"], dots["seed"], strict=True)]
     fig.add_scatter(
@@ -121,7 +132,9 @@ def _draw_trainings(fig, dots: pd.DataFrame, places: dict, row: int, col: int):
     )
 
 
-def _fit(fig, drawn, lines, row):
+def _fit(
+    fig: go.Figure, drawn: list[tuple[pd.DataFrame, pd.DataFrame]], lines: list[float], row: int
+) -> None:
     """Fit one row's axis to its masks; conditions of one part that lie far off are told at its edge."""
     rows = pd.concat([rows for rows, _ in drawn])
     dots = pd.concat([dots for _, dots in drawn])
@@ -153,7 +166,7 @@ def _fit(fig, drawn, lines, row):
             )
 
 
-def arm_axis(fig, arms: list[Arm]):
+def arm_axis(fig: go.Figure, arms: list[Arm]) -> go.Figure:
     """Name the conditions below the last row and shade the controls; call it before anything is drawn."""
     ticks = dict(tickvals=list(range(len(arms))), ticktext=[arm.tick for arm in arms], tickangle=0)
     fig.update_xaxes(range=[-0.6, len(arms) - 0.4], showgrid=False, **ticks)
@@ -170,12 +183,12 @@ def arm_axis(fig, arms: list[Arm]):
     return under(fig, ARM_TITLE, 48)
 
 
-def marker(symbol, colour, size):
+def marker(symbol: str, colour: str, size: float) -> dict:
     """A marker whose hollow form has a line that can be seen."""
     return dict(symbol=symbol, size=size, color=colour, line=dict(color=colour, width=1.8))
 
 
-def arm_numbers(rows: pd.DataFrame, titles) -> np.ndarray:
+def arm_numbers(rows: pd.DataFrame, titles: Iterable[str]) -> np.ndarray:
     """What a point tells on hover, in the order of `ARM_HOVER`."""
     return np.column_stack(
         [np.array(list(titles), dtype=object), rows[[*ESTIMATE_COLUMNS, "seeds"]].to_numpy(dtype=object)]

@@ -44,7 +44,7 @@ _PARSED = ("parse_cot", "parse_prompt", "parse_empty_think")
 _MANY_UNPARSED = 0.05
 
 
-def _decoded(frame):
+def _decoded(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of what was decoded: forced choice reads fewer decisions."""
     return frame[~frame["metric"].str.startswith("choice_")]
 

@@ -71,7 +71,7 @@ EXACT = {
 }
 
 
-def allowed(row) -> str:
+def allowed(row: pd.Series) -> str:
     """What the construction allows, in words: one number, or a range."""
     low, high = f"{row['truth_low']:.2f}", f"{row['truth_high']:.2f}"
     return low if low == high else f"{low} to {high}"
@@ -180,7 +180,7 @@ def calibration(frame: pd.DataFrame) -> go.Figure:
     return under(fig, "reading", 34)
 
 
-def _draw_truth(fig, rows: pd.DataFrame, shown: list[str], col: int):
+def _draw_truth(fig: go.Figure, rows: pd.DataFrame, shown: list[str], col: int) -> None:
     """Draw what the construction of one agent allows."""
     known = rows[rows["seed"] == rows["seed"].min()].dropna(subset="truth_low")
     ends = np.stack([known["truth_low"] - 0.02, known["truth_high"] + 0.02, np.full(len(known), np.nan)], 1)
@@ -199,7 +199,7 @@ def _draw_truth(fig, rows: pd.DataFrame, shown: list[str], col: int):
     )
 
 
-def _draw_readings(fig, rows: pd.DataFrame, col: int):
+def _draw_readings(fig: go.Figure, rows: pd.DataFrame, col: int) -> None:
     """Draw one agent's readings by verdict."""
     for verdict, (name, colour, symbol) in _LOOKS.items():
         some = rows[rows["verdict"] == verdict]

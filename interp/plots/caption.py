@@ -164,7 +164,7 @@ def count(of: Mapping, column: str = "n") -> str:
 
 
 def size(rows: pd.DataFrame, unit: str = "decisions", clusters: str = "episodes") -> str:
-    """`n = 400 decisions in 60 episodes; 95 % cluster-bootstrap intervals.`"""
+    """How many decisions in how many episodes: `n = 400 decisions in 60 episodes; 95 % ... intervals.`."""
     return (
         f"n = {span(rows['n'])} {unit} in {span(rows['n_groups'])} {clusters}; 95 % "
         "cluster-bootstrap intervals."

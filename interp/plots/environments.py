@@ -149,7 +149,7 @@ def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
                 fig.add_scatter(showlegend=False, hoverinfo="skip", **text, **at)
             step_axis(fig, steps, row, col, title=False, room=3)
             below = dict(showticklabels=row == len(rows), title="training step" if row == len(rows) else None)
-            fig.update_xaxes(title_font_size=13, row=row, col=col, **below)
+            fig.update_xaxes(**below, title_font_size=13, row=row, col=col)
     return fig
 
 

@@ -90,7 +90,7 @@ def _with_unpaired(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _at_site(frame, site):
+def _at_site(frame: pd.DataFrame, site: str) -> pd.DataFrame:
     return pick(with_places(frame), site=site)
 
 

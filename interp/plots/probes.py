@@ -68,13 +68,6 @@ def pairs_that_drop(frame: pd.DataFrame, split: str) -> tuple[int, int]:
     return int((drops["low"] > 0).sum()), len(drops)
 
 
-def best_control(frame: pd.DataFrame) -> pd.Series | None:
-    """The control that reads no activation which is best at the last checkpoint of these rows."""
-    last = frame[(frame["step"] == frame["step"].max()) & frame["reader"].isin(CONTROLS)].sort_values("layer")
-    last = last.drop_duplicates("reader").dropna(subset="value")
-    return last.loc[last["value"].idxmax()] if len(last) else None
-
-
 def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> Caption:
     rows = pick(frame, label=label, split=split, metric="accuracy")
     clear, count = cells_above(frame, label=label, split=split)
@@ -227,7 +220,7 @@ def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     return fig
 
 
-def _draw_probes(fig, rows: pd.DataFrame, steps: list, row: int):
+def _draw_probes(fig: go.Figure, rows: pd.DataFrame, steps: list[int], row: int) -> None:
     """Draw what the own, the first and the last checkpoint's probe read over steps."""
     at = rows.assign(step=rows["test_step"]).sort_values("step")
     own = at[at["train_step"] == at["test_step"]]
@@ -255,7 +248,7 @@ def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     return fig
 
 
-def _mark(fig, at: np.ndarray, name: str, row: int, col: int, show: bool = True):
+def _mark(fig: go.Figure, at: np.ndarray, name: str, row: int, col: int, show: bool = True) -> None:
     """Dots on the cells at (row, column)."""
     fig.add_scatter(
         x=at[:, 1],

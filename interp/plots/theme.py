@@ -10,6 +10,8 @@ has a place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -71,7 +73,7 @@ CELL = (
 )
 
 
-def plain(text):
+def plain(text: object) -> object:
     """A table's text as a figure shows it: what looks like a tag in it is none (anything else as it is)."""
     return text.replace("<", "&lt;") if isinstance(text, str) else text
 
@@ -158,7 +160,14 @@ def under(fig: go.Figure, title: str, below: int = 30) -> go.Figure:
 
 
 def draw_heatmap(
-    fig, rows: pd.DataFrame, index: str, columns: str, order: tuple[list, list], row: int, col: int, **look
+    fig: go.Figure,
+    rows: pd.DataFrame,
+    index: str,
+    columns: str,
+    order: tuple[list, list],
+    row: int,
+    col: int,
+    **look,
 ) -> dict:
     """Draw the rows' values by two columns in this order; returns the grid of each number."""
     grid = {name: rows.pivot(index=index, columns=columns, values=name) for name in ESTIMATE_COLUMNS}
@@ -199,7 +208,15 @@ def uncertain(grid: dict) -> np.ndarray:
     return np.argwhere(((grid["low"] <= 0) & (grid["high"] >= 0)).to_numpy())
 
 
-def draw_metrics(fig, frame, metrics, row, thin=(), steps=None, legend=True):
+def draw_metrics(
+    fig: go.Figure,
+    frame: pd.DataFrame,
+    metrics: Sequence[str],
+    row: int,
+    thin: Sequence[str] = (),
+    steps: list[int] | None = None,
+    legend: bool = True,
+) -> None:
     """Draw one line with its interval per metric into every split's panel of one row."""
     if not frame["metric"].isin(metrics).any():
         raise ValueError(f"the table has no rows with metric in {list(metrics)}.")
@@ -215,14 +232,35 @@ def draw_metrics(fig, frame, metrics, row, thin=(), steps=None, legend=True):
             )
 
 
-def draw_line(fig, rows, steps, concept, row, col, thin=False, show=True, legend="legend", shift=0.0):
+def draw_line(
+    fig: go.Figure,
+    rows: pd.DataFrame,
+    steps: list[int],
+    concept: str,
+    row: int,
+    col: int,
+    thin: bool = False,
+    show: bool = True,
+    legend: str = "legend",
+    shift: float = 0.0,
+) -> None:
     """Draw one concept's line and interval over checkpoints."""
     rows = rows.sort_values("step")
     x = [steps.index(step) + shift for step in rows["step"]]
     draw_trace(fig, rows, x, STYLE[concept], row, col, legend, show, thin)
 
 
-def draw_trace(fig, rows, x, look, row, col, legend, show, thin=False):
+def draw_trace(
+    fig: go.Figure,
+    rows: pd.DataFrame,
+    x: list[float],
+    look: Sequence[str],
+    row: int,
+    col: int,
+    legend: str,
+    show: bool,
+    thin: bool = False,
+) -> None:
     """Draw a line over its interval: a band, or a whisker at a point whose neighbours have none."""
     if rows.empty:
         return
@@ -266,7 +304,9 @@ def draw_trace(fig, rows, x, look, row, col, legend, show, thin=False):
     )
 
 
-def step_axis(fig, steps, row, col, title=True, room=9):
+def step_axis(
+    fig: go.Figure, steps: list[int], row: int, col: int, title: bool = True, room: int = 9
+) -> None:
     """Evenly spaced checkpoints with at most `room` labels, first and last kept."""
     count = min(room, len(steps))
     shown = sorted({round(i * (len(steps) - 1) / max(1, count - 1)) for i in range(count)})
@@ -286,7 +326,9 @@ def step_axis(fig, steps, row, col, title=True, room=9):
     )
 
 
-def layer_axis(fig, layers, title, row, col, axis="y"):
+def layer_axis(
+    fig: go.Figure, layers: list[int], title: str | None, row: int, col: int, axis: str = "y"
+) -> None:
     """Layers in order, labelled at most every so often that the labels keep apart."""
     shown = list(range(0, len(layers), 1 + len(layers) // 16))
     settings = dict(
@@ -298,7 +340,13 @@ def layer_axis(fig, layers, title, row, col, axis="y"):
         fig.update_yaxes(showgrid=False, range=[-0.5, len(layers) - 0.5], **settings, row=row, col=col)
 
 
-def fit_values(fig, frame, metrics, row, at_least=(0.0, 0.0)):
+def fit_values(
+    fig: go.Figure,
+    frame: pd.DataFrame,
+    metrics: Sequence[str],
+    row: int | None,
+    at_least: tuple[float, float] = (0.0, 0.0),
+) -> None:
     """Range of one row's value axes: every value and interval drawn, and `at_least`, with a margin of 5 %."""
     drawn = frame.loc[frame["metric"].isin(metrics), ["value", "low", "high"]]
     low, high = np.nanmin([at_least[0], drawn.min().min()]), np.nanmax([at_least[1], drawn.max().max()])
@@ -306,6 +354,6 @@ def fit_values(fig, frame, metrics, row, at_least=(0.0, 0.0)):
     fig.update_yaxes(range=[low - margin, high + margin], row=row)
 
 
-def zero_line(fig, row):
+def zero_line(fig: go.Figure, row: int) -> None:
     """Draw the line at zero in one row."""
     fig.update_yaxes(zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2, row=row)

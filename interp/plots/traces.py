@@ -326,7 +326,13 @@ def removal(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-def _draw_lines(fig, lines, splits, steps, shared=False):
+def _draw_lines(
+    fig: go.Figure,
+    lines: list[tuple[int, pd.DataFrame, str, bool]],
+    splits: list[str],
+    steps: list[int],
+    shared: bool = False,
+) -> None:
     """Draw (row, rows of the table, look, thin) into every split's panels, with one legend or many."""
     told = set()
     for row, rows, look, thin in lines:
@@ -364,7 +370,7 @@ def early(frame: pd.DataFrame) -> go.Figure:
 
 @figure("What the action attends to and depends on", table="shares", caption=_shares_caption, **_SECTION)
 def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
-    """Share over token share of every span at both shown_steps, a row for each definition (log scale)."""
+    """Share over token share of every span at both ends, a row for each definition (log scale)."""
     chosen = need(frame, version=version, metric="ratio")
     chosen = chosen[chosen["value"] > 0]
     definitions = [name for name in SHARES if (chosen["definition"] == name).any()]

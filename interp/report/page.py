@@ -155,7 +155,7 @@ def _shown(entry: Entry, out: Path, static: bool) -> dict:
     )
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{8,}\b", r"\1", str(value))
     return text if len(text) <= 160 else text[:157] + "..."
 

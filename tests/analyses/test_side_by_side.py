@@ -31,7 +31,7 @@ def study(tmp_path):
 
 @pytest.fixture
 def html_only(monkeypatch):
-    monkeypatch.setattr(figures.report, "save_static", lambda *_, **__: [])
+    monkeypatch.setattr(figures.export, "save_static", lambda *_, **__: [])
 
 
 def test_studies_are_merged_without_a_change_of_their_numbers(study, tmp_path, html_only):
@@ -66,7 +66,7 @@ def test_the_page_shows_the_table_and_both_splits_and_misses_nothing(study, tmp_
     side.run(side.Config(runs=(study("twc", ("behaviour",)),), out=tmp_path / "out"))
     page = (tmp_path / "out" / "index.html").read_text()
     assert [name in page for name in ("splits-figure", "environments_in_domain-figure", "environments_out_of_domain-figure")] == [True] * 3
-    assert "Not drawn" not in page and "TextWorld Commonsense: CoT action" in page
+    assert "Not drawn" not in page and '<th scope="row">TextWorld Commonsense</th>' in page
     drawn = (tmp_path / "out" / "environments_in_domain.html").read_text()
     assert "not measured" in drawn, "what a study lacks is said in its panel"
 

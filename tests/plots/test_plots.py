@@ -453,7 +453,7 @@ def test_forced_choice_is_in_the_numbers_with_its_own_size():
 def test_unparsed_games_are_in_the_caption_where_they_are_many():
     frame = online_table()
     most = frame[(frame["metric"] == "unparsed") & (frame["step"] == 800)]["value"].max()
-    assert f"up to {100 * most:.0f} % of games end by an unparsed action" in caption("online", frame)
+    assert f"Up to {100 * most:.0f} % of the last games end by an unparsed action" in caption("online", frame)
     frame.loc[frame["metric"] == "unparsed", "value"] = 0.05
     assert "unparsed" not in caption("online", frame)
 
