@@ -55,7 +55,9 @@ def main() -> int:
         return run(sys.argv[1:])
     except KeyboardInterrupt as stop:
         with contextlib.suppress(OSError):  # a terminal that was closed
-            print("\nstopped; finished stages are kept, and the same command goes on from them", file=sys.stderr)
+            print(
+                "\nstopped; finished stages are kept, and the same command goes on from them", file=sys.stderr
+            )
         return getattr(stop, "status", 130)
     except BrokenPipeError:  # what reads the output has ended, as `head` does
         return 128 + signal.SIGPIPE
@@ -63,7 +65,9 @@ def main() -> int:
         if os.environ.get("INTERP_DEBUG"):
             raise
         left_out = getattr(error, "left_out", False)
-        print(f"{'left out' if left_out else 'error'}: {told(error, ' '.join(sys.argv[1:2]))}", file=sys.stderr)
+        print(
+            f"{'left out' if left_out else 'error'}: {told(error, ' '.join(sys.argv[1:2]))}", file=sys.stderr
+        )
         return 0 if left_out else 1
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from analyses.registry import Instrument
 from analyses.study import Study
-from interp.system.limits import Sample
 from interp.stats.intervals import cluster_bootstrap, headroom_gap, kappa, mcnemar
+from interp.system.limits import Sample
 from interp.tasks.episodes import Decision
 
 
@@ -23,11 +23,16 @@ class Config(Study):
     """Decisions of each split read by forced choice too (0: 40 quick, 100 full)."""
 
 
-def measure(said: dict, decisions: list[Decision], right: Callable[[Decision, str], bool], seed: int) -> list[dict]:
+def measure(
+    said: dict, decisions: list[Decision], right: Callable[[Decision, str], bool], seed: int
+) -> list[dict]:
     """Rows of metrics from both modes' decodings of the same decisions; `right` judges actions, and one that did not parse is wrong."""
     groups = [d.episode for d in decisions]
     action = {mode: np.array([s.action or "" for s in words]) for mode, words in said.items()}
-    right = {mode: np.array([a != "" and right(d, a) for d, a in zip(decisions, of.tolist())]) for mode, of in action.items()}
+    right = {
+        mode: np.array([a != "" and right(d, a) for d, a in zip(decisions, of.tolist())])
+        for mode, of in action.items()
+    }
     revised = action["cot"] != action["prompt"]
     columns = {f"acc_{m}": r for m, r in right.items()}
     columns |= {f"parse_{m}": a != "" for m, a in action.items()}
@@ -38,10 +43,21 @@ def measure(said: dict, decisions: list[Decision], right: Callable[[Decision, st
     columns["revision_harmful"] = revised & right["prompt"] & ~right["cot"]
     columns["revision_neutral"] = revised & (right["cot"] == right["prompt"])
     rows = [dict(metric=name, **cluster_bootstrap(c, groups, seed=seed).row()) for name, c in columns.items()]
-    rows.append(dict(metric="headroom_gap", **headroom_gap(right["prompt"].astype(float), right["cot"].astype(float), groups, seed=seed).row()))
+    rows.append(
+        dict(
+            metric="headroom_gap",
+            **headroom_gap(
+                right["prompt"].astype(float), right["cot"].astype(float), groups, seed=seed
+            ).row(),
+        )
+    )
     rows.append(dict(metric="kappa", **kappa(action["prompt"], action["cot"], groups, seed=seed).row()))
     p = mcnemar(right["prompt"], right["cot"])
-    rows.append(dict(metric="mcnemar_p", value=p, low=np.nan, high=np.nan, n=len(decisions), n_groups=len(set(groups))))
+    rows.append(
+        dict(
+            metric="mcnemar_p", value=p, low=np.nan, high=np.nan, n=len(decisions), n_groups=len(set(groups))
+        )
+    )
     return rows
 
 
@@ -51,12 +67,16 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
 
     model = study.model(step)
     rows = []
-    for prompt, words, candidates in list(zip(study.prompts(split), study.decoded(step, split, "cot"), study.candidates(step, split)))[:n]:
+    for prompt, words, candidates in list(
+        zip(study.prompts(split), study.decoded(step, split, "cot"), study.candidates(step, split))
+    )[:n]:
         if not candidates:
             continue
         row = dict(episode=prompt.decision.episode, choice_cot_sum=False, choice_cot_mean=False)
         own = prompt.format.lead_ids(words.ids)
-        readings = dict(prompt=None) if own is None else dict(prompt=None, cot=own)  # a trace that never closed can be followed by no action
+        readings = (
+            dict(prompt=None) if own is None else dict(prompt=None, cot=own)
+        )  # a trace that never closed can be followed by no action
         for mode, found in zip(readings, choose(model, prompt, candidates, list(readings.values()))):
             for kind, index in zip(("sum", "mean"), found.argmax(0).tolist()):
                 row[f"choice_{mode}_{kind}"] = study.env.right(prompt.decision, candidates[index])
@@ -72,11 +92,26 @@ def run(config: Config) -> None:
         decisions = [p.decision for p in config.prompts(split)]
         said = {mode: config.decoded(step, split, mode) for mode in ("prompt", "cot", "empty_think")}
         found = measure(said, decisions, config.env.right, config.seed)
-        inputs = dict(config.inputs(step, split), n=n, limits=config.limits, judge=config.env.judge, listed=config.env.listed)
+        inputs = dict(
+            config.inputs(step, split),
+            n=n,
+            limits=config.limits,
+            judge=config.env.judge,
+            listed=config.env.listed,
+        )
         choices = config.stage(f"choices/{step}-{split}", inputs, lambda: forced(config, step, split, n))
-        for metric in ("choice_prompt_sum", "choice_prompt_mean", "choice_cot_sum", "choice_cot_mean") if choices else ():
+        for metric in (
+            ("choice_prompt_sum", "choice_prompt_mean", "choice_cot_sum", "choice_cot_mean")
+            if choices
+            else ()
+        ):
             values = np.array([r[metric] for r in choices], dtype=bool)
-            found.append(dict(metric=metric, **cluster_bootstrap(values, [r["episode"] for r in choices], seed=config.seed).row()))
+            found.append(
+                dict(
+                    metric=metric,
+                    **cluster_bootstrap(values, [r["episode"] for r in choices], seed=config.seed).row(),
+                )
+            )
         rows += [dict(step=step, split=split, **row) for row in found]
     config.write("behaviour", rows, started, judge=config.env.judge)
 

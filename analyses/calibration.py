@@ -17,10 +17,10 @@ from tqdm import tqdm
 from analyses.registry import Instrument
 from analyses.study import Device, Study, made_by
 from interp.checkpoints.contents import SERIES
-from interp.system.limits import Count, Existing, Folder, Limits
-from interp.training.organisms import ORGANISMS, expected, grow
 from interp.results.tables import write_table
+from interp.system.limits import Count, Existing, Folder, Limits
 from interp.tasks.episodes import CORPUS
+from interp.training.organisms import ORGANISMS, expected, grow
 
 
 @dataclass
@@ -58,19 +58,31 @@ def run(config: Config) -> None:
     def add(agent: str, seed: int, found: list[dict], truth: dict) -> None:
         for row in found:
             low, high = truth[row["instrument"]] or (np.nan, np.nan)
-            rows.append(dict(agent=agent, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high) | row)
+            rows.append(
+                dict(agent=agent, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high)
+                | row
+            )
 
     for name, seed in tqdm([(o, s) for s in config.seeds for o in config.organisms], desc="calibration"):
         folder = grow(name, config.run / "organisms", seed, device=config.device)
-        study = Study(series=folder, trace_tokens=32, **where)  # more than their traces take, and their context is short
+        study = Study(
+            series=folder, trace_tokens=32, **where
+        )  # more than their traces take, and their context is short
         [step] = study.steps
-        inputs, model = dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=read.ALPHA), study.model(step)
+        inputs, model = (
+            dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=read.ALPHA),
+            study.model(step),
+        )
         given, stage = (model, study.format, name, config.decisions, seed), f"calibration/{name}-{seed}"
-        found = study.stage(f"{stage}-competence", inputs, lambda: read.competent(*given)) + study.stage(stage, inputs, lambda: read.readings(*given))
+        found = study.stage(f"{stage}-competence", inputs, lambda: read.competent(*given)) + study.stage(
+            stage, inputs, lambda: read.readings(*given)
+        )
         add(name, seed, found, expected(name) | dict(competence=(1.0, 1.0)))
         weights[f"{name} {seed}"] = study.checkpoint_series.weights_hash(step)
         reused += sum(study._reused.values())
-    study = Study(series=config.series, corpus=config.corpus, decisions=config.checks, splits=("in_domain",), **where)
+    study = Study(
+        series=config.series, corpus=config.corpus, decisions=config.checks, splits=("in_domain",), **where
+    )
     for step in tqdm(study.steps, desc="exact checks"):
         model = study.model(step)
 
@@ -80,10 +92,19 @@ def run(config: Config) -> None:
             own = decode(model, prompts, "cot", parser=study.parse)
             return read.estimated(read.exact(model, prompts, own, clean, corrupt, study.parse), 0)
 
-        found = study.stage(f"calibration/checkpoint-{step}", dict(study.inputs(step, "in_domain"), n=config.checks), compute)
-        add(f"checkpoint-{step}", 0, found, expected("reasoner"))  # the exact checks have one answer on every agent
+        found = study.stage(
+            f"calibration/checkpoint-{step}", dict(study.inputs(step, "in_domain"), n=config.checks), compute
+        )
+        add(
+            f"checkpoint-{step}", 0, found, expected("reasoner")
+        )  # the exact checks have one answer on every agent
         weights[f"checkpoint-{step}"] = study.checkpoint_series.weights_hash(step)
-    made = dict(made_by("calibration", config, started), seeds=config.seeds, weights=weights, seconds_reused=dict(calibration=round(reused, 1)))
+    made = dict(
+        made_by("calibration", config, started),
+        seeds=config.seeds,
+        weights=weights,
+        seconds_reused=dict(calibration=round(reused, 1)),
+    )
     write_table(config.run / "tables", "calibration", pd.DataFrame(rows), made)
 
 

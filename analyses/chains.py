@@ -18,10 +18,15 @@ def run_chains(chains: Sequence[Sequence[Sequence[str]]]) -> int:
     if len(chains) > 1:
         share = max(1, (os.cpu_count() or 1) // len(chains))
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(share))
-    statuses = side_by_side([[sys.executable, "-c", _CHILD, json.dumps(commands)] for commands in chains], environment)
+    statuses = side_by_side(
+        [[sys.executable, "-c", _CHILD, json.dumps(commands)] for commands in chains], environment
+    )
     for commands, status in zip(chains, statuses, strict=True):
         if status < 0:
             names = ", ".join(command[0] for command in commands)
-            print(f"error: the process of {names} {how_it_ended(status)}; finished stages are kept, and the same "
-                  "command goes on from them.", file=sys.stderr)
+            print(
+                f"error: the process of {names} {how_it_ended(status)}; finished stages are kept, and the same "
+                "command goes on from them.",
+                file=sys.stderr,
+            )
     return max((128 - status if status < 0 else status for status in statuses), default=0)

@@ -61,7 +61,9 @@ def unboxed(text: str) -> str:
         if line.startswith(("╭", "╰")):
             continue
         line = line.strip("│ ")
-        if line and not line.strip("-"):  # a terminal without boxes: the title is above a rule, the text between two
+        if line and not line.strip(
+            "-"
+        ):  # a terminal without boxes: the title is above a rule, the text between two
             if "-" in lines:
                 break
             lines = ["-"]
@@ -75,7 +77,7 @@ def unboxed(text: str) -> str:
 def sentence(text: str) -> str:
     """A text on one line, cut where it is long, its control characters escaped."""
     if len(text) > MOST:
-        text = f"{text[:MOST - END]} [... {len(text) - MOST:,} characters ...] {text[-END:]}"
+        text = f"{text[: MOST - END]} [... {len(text) - MOST:,} characters ...] {text[-END:]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 

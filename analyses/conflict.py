@@ -11,9 +11,9 @@ import numpy as np
 
 from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
+from interp.stats.intervals import cluster_bootstrap
 from interp.system.choices import Arm
 from interp.system.limits import Sample, Several
-from interp.stats.intervals import cluster_bootstrap
 
 if TYPE_CHECKING:
     from interp.measures.conflicts import Outcome, Shift
@@ -36,8 +36,14 @@ class Config(Study):
 
 def columns(found: Outcome) -> dict[str, list]:
     """One arm's metrics that have a number for each of its decisions."""
-    read = dict(keep=found.keep, follow=found.follow, unparsed=found.unparsed, other=~(found.keep | found.follow | found.unparsed),
-                leak_rate=found.leaked, logp_trace=found.logp)
+    read = dict(
+        keep=found.keep,
+        follow=found.follow,
+        unparsed=found.unparsed,
+        other=~(found.keep | found.follow | found.unparsed),
+        leak_rate=found.leaked,
+        logp_trace=found.logp,
+    )
     if found.arm != "self_splice":
         read |= dict(logp_own=found.logp_own, logp_gap=found.logp - found.logp_own)
     return {metric: values.tolist() for metric, values in read.items()}
@@ -51,19 +57,33 @@ def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple
     for arm, shift in moved.items():
         read = dict(mass_own=shift.own)
         if arm != "self_splice":
-            read |= dict(shift=shift.distance, mass_own_before=shift.own_before, mass_argued=shift.argued, mass_argued_before=shift.argued_before)
-        rows += [(arm, metric, shift.index[known], values[known]) for metric, values in read.items() for known in [~np.isnan(values)]]
+            read |= dict(
+                shift=shift.distance,
+                mass_own_before=shift.own_before,
+                mass_argued=shift.argued,
+                mass_argued_before=shift.argued_before,
+            )
+        rows += [
+            (arm, metric, shift.index[known], values[known])
+            for metric, values in read.items()
+            for known in [~np.isnan(values)]
+        ]
     other = outcomes.get(SUBSTITUTED)
     if other is not None and len(other.index):
         likely = likelier(other.logp)
-        rows += [(other.arm, f"follow_{name}", other.index[half], other.follow[half]) for name, half in (("likely", likely), ("unlikely", ~likely))]
+        rows += [
+            (other.arm, f"follow_{name}", other.index[half], other.follow[half])
+            for name, half in (("likely", likely), ("unlikely", ~likely))
+        ]
         for arm in (a for a in REMOVED if a in outcomes):
             pair = contrast(outcomes[arm], other)
             for suffix, among in (("", np.ones_like(pair.parsed)), ("_parsed", pair.parsed)):
                 a, b = pair.removed[among], pair.substituted[among]
                 read = {"flip_removed": a, "flip_substituted": b, "flip_difference": b.astype(float) - a}
                 rows += [(arm, metric + suffix, pair.index[among], values) for metric, values in read.items()]
-    return [(arm, metric, index.tolist(), values.tolist()) for arm, metric, index, values in rows if len(index)]
+    return [
+        (arm, metric, index.tolist(), values.tolist()) for arm, metric, index, values in rows if len(index)
+    ]
 
 
 def run(config: Config) -> None:
@@ -78,18 +98,46 @@ def run(config: Config) -> None:
 
         def compute():
             model = config.model(step)
-            outcomes = conflict(model, prompts, own, config.arms, parser=config.parse, listed=config.env.listed, seed=config.seed,
-                                max_new_tokens=config.action_tokens, trace_tokens=config.trace_tokens)
-            argued = {i: [action for o in outcomes.values() for k, action in zip(o.index, o.argued) if k == i] for i in range(len(prompts))}
+            outcomes = conflict(
+                model,
+                prompts,
+                own,
+                config.arms,
+                parser=config.parse,
+                listed=config.env.listed,
+                seed=config.seed,
+                max_new_tokens=config.action_tokens,
+                trace_tokens=config.trace_tokens,
+            )
+            argued = {
+                i: [action for o in outcomes.values() for k, action in zip(o.index, o.argued) if k == i]
+                for i in range(len(prompts))
+            }
             moved = shifts(model, prompts, outcomes, choices, config.candidates(step, split, argued)[:n])
-            return dict(arms={arm: dict(index=found.index.tolist(), **columns(found)) for arm, found in outcomes.items()}, subsets=subsets(outcomes, moved))
+            return dict(
+                arms={
+                    arm: dict(index=found.index.tolist(), **columns(found)) for arm, found in outcomes.items()
+                },
+                subsets=subsets(outcomes, moved),
+            )
 
-        inputs = dict(config.inputs(step, split), arms=config.arms, n=n, choices=choices, limits=config.limits, listed=config.env.listed)
+        inputs = dict(
+            config.inputs(step, split),
+            arms=config.arms,
+            n=n,
+            choices=choices,
+            limits=config.limits,
+            listed=config.env.listed,
+        )
         found = config.stage(f"conflict/{step}-{split}", inputs, compute)
 
         def add(arm: str, metric: str, index: list[int], values: list) -> None:
-            estimate = cluster_bootstrap(np.array(values), [prompts[i].decision.episode for i in index], seed=config.seed).row()
-            if metric.startswith("flip_difference") and len(set(values)) == 1:  # nothing to resample, which is no certainty
+            estimate = cluster_bootstrap(
+                np.array(values), [prompts[i].decision.episode for i in index], seed=config.seed
+            ).row()
+            if (
+                metric.startswith("flip_difference") and len(set(values)) == 1
+            ):  # nothing to resample, which is no certainty
                 estimate |= dict(low=np.nan, high=np.nan)
             rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate))
 
@@ -97,19 +145,33 @@ def run(config: Config) -> None:
             metrics = found["arms"][arm]
             index = metrics.pop("index")
             if not index:
-                skipped[f"{step} {split} {arm}"] = "no decision of this checkpoint parsed, or none found a donor"
+                skipped[f"{step} {split} {arm}"] = (
+                    "no decision of this checkpoint parsed, or none found a donor"
+                )
             for metric, values in metrics.items() if index else ():
                 add(arm, metric, index, values)
             if arm == "self_splice" and not all(metrics["keep"]):
-                failed[f"{step} {split}"] = [prompts[i].decision.id for i, kept in zip(index, metrics["keep"]) if not kept]
+                failed[f"{step} {split}"] = [
+                    prompts[i].decision.id for i, kept in zip(index, metrics["keep"]) if not kept
+                ]
         for row in found["subsets"]:
             add(*row)
     if not rows:
         raise NotApplicable(f"No arm could be run: {next(iter(skipped.values()))}")
     if failed:  # rounding can do this in half precision; anywhere else the splice is not what was decoded
-        print(f"conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at {sum(map(len, failed.values()))} decisions of "
-              f"{', '.join(failed)}: do not trust this table (see self_splice_failed in its provenance)", file=sys.stderr)
-    config.write("conflict", rows, started, skipped=skipped, self_splice="FAILED" if failed else "passed on every decision", self_splice_failed=failed)
+        print(
+            f"conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at {sum(map(len, failed.values()))} decisions of "
+            f"{', '.join(failed)}: do not trust this table (see self_splice_failed in its provenance)",
+            file=sys.stderr,
+        )
+    config.write(
+        "conflict",
+        rows,
+        started,
+        skipped=skipped,
+        self_splice="FAILED" if failed else "passed on every decision",
+        self_splice_failed=failed,
+    )
 
 
 INSTRUMENT = Instrument("conflict", Config, run, in_all=(0, 4))

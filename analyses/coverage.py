@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from analyses.registry import Instrument
 from analyses.study import made_by
-from interp.system.limits import Count, Draws, Folder, Limits, Seed
-from interp.stats.intervals import cluster_bootstrap, wilson
 from interp.results.tables import write_table
+from interp.stats.intervals import cluster_bootstrap, wilson
+from interp.system.limits import Count, Draws, Folder, Limits, Seed
 
 COLUMNS = ["what", "reader", "layer", "metric", "value", "low", "high", "n", "n_groups", "bias", "sd_ratio"]
 #: Readers whose intervals are counted, beside the plain ones.
@@ -54,7 +54,12 @@ def run(config: Config) -> None:
     """Simulate and write the table `coverage`."""
     started = time.time()
     frame = coverage(config)
-    write_table(config.run / "tables", "coverage", frame, dict(made_by("coverage", config, started), seed=config.seed, device="cpu"))
+    write_table(
+        config.run / "tables",
+        "coverage",
+        frame,
+        dict(made_by("coverage", config, started), seed=config.seed, device="cpu"),
+    )
     print(frame.to_string(index=False))
 
 
@@ -80,53 +85,95 @@ def coverage(config: Config) -> pd.DataFrame:
     rows = [_row(key, each, n_groups) for key, each in found.items()]
     for clusters in config.clusters:
         for rate in (0.1, 0.5, 0.9):
-            each = [("cover", rate, _mean(config, clusters, rate, dataset)) for dataset in range(config.datasets)]
+            each = [
+                ("cover", rate, _mean(config, clusters, rate, dataset)) for dataset in range(config.datasets)
+            ]
             rows.append(_row(("mean", f"{clusters} clusters, rate {rate:g}", NESTED, "mean"), each, clusters))
     return pd.DataFrame(rows)[COLUMNS]
 
 
 def _one(config: Config, dataset: int):
     """(what, reader, layer, metric) and (test, chance, row) of one data set's intervals."""
-    from interp.probing.probes import NESTED, probe
     from interp.probing.baselines import PLAIN
+    from interp.probing.probes import NESTED, probe
 
     rng = np.random.default_rng([config.seed, dataset])
     n = config.decisions
     labels = [f"class {i}" for i in rng.integers(config.classes, size=n)]
     types = [f"type {i}" for i in rng.integers(n // 5, size=n)]
     acts, other = rng.normal(size=(2, n, config.layers, config.width))
-    prompts, previous = [" ".join(words) for words in rng.choice(WORDS, (n, 12))], [f"before {i}" for i in rng.integers(4, size=n)]
+    prompts, previous = (
+        [" ".join(words) for words in rng.choice(WORDS, (n, 12))],
+        [f"before {i}" for i in rng.integers(4, size=n)],
+    )
     groups, options = np.arange(n) // config.per_episode, dict(seed=dataset, draws=config.draws)
-    plain = probe(acts, labels, groups, types=types, random_acts=other, metrics=("accuracy", "auroc"), readers=("logistic", *PLAIN), **options)
+    plain = probe(
+        acts,
+        labels,
+        groups,
+        types=types,
+        random_acts=other,
+        metrics=("accuracy", "auroc"),
+        readers=("logistic", *PLAIN),
+        **options,
+    )
     chance = {"accuracy": 1 / config.classes, "auroc": 0.5}
     for row in plain.rows:
         place = row["reader"], row["layer"], row["metric"]
-        if row["reader"] in (*READERS, *PLAIN) and row["layer"] in (NESTED, 0) and place[::2] != ("majority", "auroc"):
-            yield ("reader", *place), ("cover", 0.0 if row["reader"] == "selectivity" else chance[row["metric"]], row)
-    controlled = probe(acts, labels, groups, prompts=prompts, previous=previous, metrics=("accuracy",), layers=[0], **options)
+        if (
+            row["reader"] in (*READERS, *PLAIN)
+            and row["layer"] in (NESTED, 0)
+            and place[::2] != ("majority", "auroc")
+        ):
+            yield (
+                ("reader", *place),
+                ("cover", 0.0 if row["reader"] == "selectivity" else chance[row["metric"]], row),
+            )
+    controlled = probe(
+        acts, labels, groups, prompts=prompts, previous=previous, metrics=("accuracy",), layers=[0], **options
+    )
     for name, result in (("over_majority", plain), ("over_all", controlled)):
         for row in result.rows:
             if row["reader"] == "gain" and row["layer"] in (NESTED, 0) and row["metric"] == "accuracy":
                 yield ("false_gain", name, row["layer"], "accuracy"), ("above", 0.0, row)
         alarm = min(row["p"] for row in result.layer_p if row["metric"] == "accuracy")
-        yield ("layer_p", name, NESTED, "accuracy"), ("alarm", 0.05, dict(value=alarm, low=np.nan, high=np.nan))
+        yield (
+            ("layer_p", name, NESTED, "accuracy"),
+            ("alarm", 0.05, dict(value=alarm, low=np.nan, high=np.nan)),
+        )
 
 
 def _mean(config: Config, clusters: int, rate: float, dataset: int) -> dict:
     rng = np.random.default_rng([config.seed, clusters, round(100 * rate), dataset])
-    of_cluster = rng.beta(rate * 7 / 3, (1 - rate) * 7 / 3, clusters)  # 0/1 data of one cluster correlate by 1 / (1 + 7 / 3)
+    of_cluster = rng.beta(
+        rate * 7 / 3, (1 - rate) * 7 / 3, clusters
+    )  # 0/1 data of one cluster correlate by 1 / (1 + 7 / 3)
     right = rng.random((clusters, 4)) < of_cluster[:, None]
-    return cluster_bootstrap(right.ravel(), np.repeat(np.arange(clusters), 4), draws=config.draws, seed=dataset).row()
+    return cluster_bootstrap(
+        right.ravel(), np.repeat(np.arange(clusters), 4), draws=config.draws, seed=dataset
+    ).row()
 
 
 def _row(key: tuple, each: list[tuple], n_groups: int) -> dict:
     test, chance, rows = each[0][0], each[0][1], pd.DataFrame([row for *_, row in each])
-    hit = {"cover": (rows.low <= chance) & (chance <= rows.high), "above": rows.low > chance, "alarm": rows.value < chance}[test]
+    hit = {
+        "cover": (rows.low <= chance) & (chance <= rows.high),
+        "above": rows.low > chance,
+        "alarm": rows.value < chance,
+    }[test]
     low, high = wilson(int(hit.sum()), len(hit))
     spread = ((rows.high - rows.low) / 2 / scipy.stats.t.isf(0.025, n_groups - 1)).mean()
     known = test != "alarm" and len(rows) > 1 and spread > 0
-    return dict(zip(("what", "reader", "layer", "metric"), key, strict=True), value=hit.mean(), low=low, high=high, n=len(hit), n_groups=len(hit),
-                bias=rows.value.mean() - chance if known else np.nan, sd_ratio=rows.value.std() / spread if known else np.nan)
+    return dict(
+        zip(("what", "reader", "layer", "metric"), key, strict=True),
+        value=hit.mean(),
+        low=low,
+        high=high,
+        n=len(hit),
+        n_groups=len(hit),
+        bias=rows.value.mean() - chance if known else np.nan,
+        sd_ratio=rows.value.std() / spread if known else np.nan,
+    )
 
 
 INSTRUMENT = Instrument("coverage", Config, run)

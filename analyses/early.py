@@ -10,8 +10,8 @@ import numpy as np
 
 from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
-from interp.system.limits import Limits, Sample
 from interp.stats.intervals import cluster_bootstrap
+from interp.system.limits import Limits, Sample
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 
@@ -39,24 +39,48 @@ def run(config: Config) -> None:
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
         def compute():
-            found = early_answers(config.model(step), prompts, own, parser=config.parse, points=config.points, choices=choices,
-                                  candidates=config.candidates(step, split)[:n], max_new_tokens=config.action_tokens)
+            found = early_answers(
+                config.model(step),
+                prompts,
+                own,
+                parser=config.parse,
+                points=config.points,
+                choices=choices,
+                candidates=config.candidates(step, split)[:n],
+                max_new_tokens=config.action_tokens,
+            )
             area = np.where(np.isnan(found.area("distribution")), None, found.area("distribution"))
-            return dict(index=found.index.tolist(), area_action=found.area().tolist(), area_distribution=area.tolist(),
-                        area_filler=found.area("filler").tolist(), same=found.curve(SHARES).tolist())
+            return dict(
+                index=found.index.tolist(),
+                area_action=found.area().tolist(),
+                area_distribution=area.tolist(),
+                area_filler=found.area("filler").tolist(),
+                same=found.curve(SHARES).tolist(),
+            )
 
-        inputs = dict(config.inputs(step, split), n=n, points=config.points, choices=choices, limits=config.limits, listed=config.env.listed)
+        inputs = dict(
+            config.inputs(step, split),
+            n=n,
+            points=config.points,
+            choices=choices,
+            limits=config.limits,
+            listed=config.env.listed,
+        )
         found = config.stage(f"early/{step}-{split}", inputs, compute)
         if not found["index"]:
             skipped[f"{step} {split}"] = "no decision of this checkpoint has a trace and an action"
             continue
         columns = {metric: found[metric] for metric in ("area_action", "area_distribution", "area_filler")}
         columns["area_difference"] = [a - b for a, b in zip(found["area_filler"], found["area_action"])]
-        columns |= {f"same_{share * 100:.0f}": [bool(s[k]) for s in found["same"]] for k, share in enumerate(SHARES)}
+        columns |= {
+            f"same_{share * 100:.0f}": [bool(s[k]) for s in found["same"]] for k, share in enumerate(SHARES)
+        }
         for metric, values in columns.items():
             kept = [(v, prompts[i].decision.episode) for v, i in zip(values, found["index"]) if v is not None]
             if kept:
-                estimate = cluster_bootstrap(np.array([v for v, _ in kept]), [e for _, e in kept], seed=config.seed)
+                estimate = cluster_bootstrap(
+                    np.array([v for v, _ in kept]), [e for _, e in kept], seed=config.seed
+                )
                 rows.append(dict(step=step, split=split, metric=metric, **estimate.row()))
     if not rows:
         raise NotApplicable(f"No trace could be cut: {next(iter(skipped.values()))}.")

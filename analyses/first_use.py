@@ -12,17 +12,24 @@ import transformers
 from analyses.provenance import FILES
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import hash_text
+from interp.checkpoints.series import Source
 from interp.results.records import read_record, write_record
 from interp.results.wording import listed
-from interp.checkpoints.series import Source
 
 
 def keep(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> None:
     """Keep a checkpoint's hashes in a run's folder, where it has none of it or others."""
     path, now = _path(run, step, source), _with_training(source, identity)
     if _kept(path).get("identity") != now:
-        write_record(path, dict(checkpoint=_name(source), date=time.strftime("%Y-%m-%d"), transformers=transformers.__version__,
-                                identity=now))
+        write_record(
+            path,
+            dict(
+                checkpoint=_name(source),
+                date=time.strftime("%Y-%m-%d"),
+                transformers=transformers.__version__,
+                identity=now,
+            ),
+        )
 
 
 def changed(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> str:
@@ -36,8 +43,10 @@ def changed(run: Path, step: int, source: Source, identity: Mapping[str, str]) -
         return ""
     release = f" (with transformers {then['transformers']}; now {transformers.__version__})"
     release = release if then["transformers"] != transformers.__version__ else ""
-    return (f"The checkpoint {_name(source)} is not what it was when {run} read it on {then['date']}{release}: its {listed(differ)} "
-            f"changed. What is computed from now on is of the new files, and tables in {run / 'tables'} that are not made again are of the old ones.")
+    return (
+        f"The checkpoint {_name(source)} is not what it was when {run} read it on {then['date']}{release}: its {listed(differ)} "
+        f"changed. What is computed from now on is of the new files, and tables in {run / 'tables'} that are not made again are of the old ones."
+    )
 
 
 def _kept(path: Path) -> dict:

@@ -11,9 +11,9 @@ import numpy as np
 from analyses.probes import Labels, boundary_layers, check_labels, labelled, texts
 from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
+from interp.stats.intervals import cluster_bootstrap
 from interp.system.choices import SHARES, check_shares
 from interp.system.limits import Draws, Limits
-from interp.stats.intervals import cluster_bootstrap
 
 
 @dataclass
@@ -47,25 +47,54 @@ def run(config: Config) -> None:
 
             def compute():
                 try:
-                    found = mdl(boundary_layers(config, step, split)[kept], names, groups, prompts=[words[split][i] for i in kept],
-                                shares=config.shares, seed=config.seed, draws=config.draws)
+                    found = mdl(
+                        boundary_layers(config, step, split)[kept],
+                        names,
+                        groups,
+                        prompts=[words[split][i] for i in kept],
+                        shares=config.shares,
+                        seed=config.seed,
+                        draws=config.draws,
+                    )
                 except ValueError as problem:  # too few decisions or one class
                     return dict(bits={}, skipped=str(problem))
-                return dict(bits={reader: each.tolist() for reader, each in found.of_decision.items()}, n_classes=found.n_classes, skipped="")
+                return dict(
+                    bits={reader: each.tolist() for reader, each in found.of_decision.items()},
+                    n_classes=found.n_classes,
+                    skipped="",
+                )
 
-            found = config.stage(f"mdl/{step}-{split}-{label}", dict(config.inputs(step, split), label=label, names=names, shares=config.shares), compute)
+            found = config.stage(
+                f"mdl/{step}-{split}-{label}",
+                dict(config.inputs(step, split), label=label, names=names, shares=config.shares),
+                compute,
+            )
             if found["skipped"]:
                 skipped[f"{step} {split} {label}"] = found["skipped"]
                 continue
-            bits, uniform = {reader: np.array(each) for reader, each in found["bits"].items()}, np.log2(found["n_classes"])
+            bits, uniform = (
+                {reader: np.array(each) for reader, each in found["bits"].items()},
+                np.log2(found["n_classes"]),
+            )
             place = dict(step=step, split=split, label=label)
             given = dict(groups=groups, draws=config.draws, seed=config.seed)
             for reader, each in bits.items():
-                rows.append(dict(place, reader=reader, metric="bits", **cluster_bootstrap(each, **given).row()))
+                rows.append(
+                    dict(place, reader=reader, metric="bits", **cluster_bootstrap(each, **given).row())
+                )
                 ratio = cluster_bootstrap(each, function=lambda mean: uniform / mean[..., 0], **given)
                 rows.append(dict(place, reader=reader, metric="compression", **ratio.row()))
-            best = min((reader for reader in bits if reader != "probe"), key=lambda reader: bits[reader].sum())
-            rows.append(dict(place, reader="gain", metric="bits", **cluster_bootstrap(bits[best] - bits["probe"], **given).row()))
+            best = min(
+                (reader for reader in bits if reader != "probe"), key=lambda reader: bits[reader].sum()
+            )
+            rows.append(
+                dict(
+                    place,
+                    reader="gain",
+                    metric="bits",
+                    **cluster_bootstrap(bits[best] - bits["probe"], **given).row(),
+                )
+            )
     if not rows:
         raise NotApplicable(f"Nothing could be coded: {next(iter(skipped.values()))}")
     config.write("mdl", rows, started, skipped=skipped)

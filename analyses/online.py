@@ -10,8 +10,8 @@ import numpy as np
 from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.rollouts.workers import engines
-from interp.system.limits import Sample, StepLimit, Workers
 from interp.stats.intervals import cluster_bootstrap
+from interp.system.limits import Sample, StepLimit, Workers
 
 
 @dataclass
@@ -35,28 +35,82 @@ def run(config: Config) -> None:
     started, rows, env, truncated, played = time.time(), [], config.env, 0, 0
     if reason := env.unplayable():
         raise NotApplicable(f"{reason[0].upper()}{reason[1:]}.")
-    pick, count, players = config.pick_games, config.number(config.games, 20, 60), config.number(config.online_checkpoints, 4, len(config.steps))
-    chosen = sorted({config.steps[round(i)] for i in np.linspace(0, len(config.steps) - 1, min(players, len(config.steps)))})
+    pick, count, players = (
+        config.pick_games,
+        config.number(config.games, 20, 60),
+        config.number(config.online_checkpoints, 4, len(config.steps)),
+    )
+    chosen = sorted(
+        {
+            config.steps[round(i)]
+            for i in np.linspace(0, len(config.steps) - 1, min(players, len(config.steps)))
+        }
+    )
     own = dict(environment=env.source) if env.source else {}
     with engines(env.live, config.workers) as pool:
         for step, split in config.cells("online", steps=chosen):
             n = count if split == "in_domain" else (count + 1) // 2
             for mode in ("prompt", "cot"):
-                inputs = dict(config.inputs(step), format=config.format.hash, mode=mode, n=n, limit=config.step_limit, tokens=config.limits[mode], official=config.official, **own)
-                results = config.stage(f"online/{step}-{split}-{mode}", inputs, lambda: [asdict(r) for r in play(
-                    config.model(step), config.format, env, pick(split, n, config.seed), mode, pool,
-                    step_limit=config.step_limit, max_new_tokens=config.limits, progress=True)])
+                inputs = dict(
+                    config.inputs(step),
+                    format=config.format.hash,
+                    mode=mode,
+                    n=n,
+                    limit=config.step_limit,
+                    tokens=config.limits[mode],
+                    official=config.official,
+                    **own,
+                )
+                results = config.stage(
+                    f"online/{step}-{split}-{mode}",
+                    inputs,
+                    lambda: [
+                        asdict(r)
+                        for r in play(
+                            config.model(step),
+                            config.format,
+                            env,
+                            pick(split, n, config.seed),
+                            mode,
+                            pool,
+                            step_limit=config.step_limit,
+                            max_new_tokens=config.limits,
+                            progress=True,
+                        )
+                    ],
+                )
                 names = [r["game"] for r in results]
-                columns = dict(success=[r["won"] for r in results], steps=[r["steps"] for r in results], unparsed=[r["unparsed"] for r in results])
+                columns = dict(
+                    success=[r["won"] for r in results],
+                    steps=[r["steps"] for r in results],
+                    unparsed=[r["unparsed"] for r in results],
+                )
                 if env.graded:
                     columns["score"] = [r["score"] for r in results]
                 for metric, values in columns.items():
                     estimate = cluster_bootstrap(np.array(values), names, seed=config.seed)
                     rows.append(dict(step=step, split=split, mode=mode, metric=metric, **estimate.row()))
                 if config.truncate != "none":
-                    truncated, played = truncated + sum(r["truncated"] for r in results), played + sum(r["steps"] for r in results)
-    about = {} if config.truncate == "none" else dict(truncation=dict(policy=config.truncate, decisions=played, truncated=truncated))
-    config.write("online_official" if config.official else "online", rows, started, games="ALFWorld's valid_seen" if config.official else "generated" if env.name == "alfworld" else env.name, **about)
+                    truncated, played = (
+                        truncated + sum(r["truncated"] for r in results),
+                        played + sum(r["steps"] for r in results),
+                    )
+    about = (
+        {}
+        if config.truncate == "none"
+        else dict(truncation=dict(policy=config.truncate, decisions=played, truncated=truncated))
+    )
+    config.write(
+        "online_official" if config.official else "online",
+        rows,
+        started,
+        games="ALFWorld's valid_seen"
+        if config.official
+        else "generated"
+        if env.name == "alfworld"
+        else env.name,
+        **about,
+    )
 
 
 INSTRUMENT = Instrument("online", Config, run, in_all=(1, 0))

@@ -13,20 +13,24 @@ import pandas as pd
 
 from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
-from interp.tasks.actions import verb
 from interp.system.limits import Draws, Folds, Known, Limits
+from interp.tasks.actions import verb
 
 ORDER = ["step", "layer", "label", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
 #: What a checkpoint with all controls is read with beside the probe and its text controls.
-ALL = dict(metrics=("accuracy", "log_loss", "macro_f1", "auroc"), readers=("logistic", "lda", "mean_difference"))
+ALL = dict(
+    metrics=("accuracy", "log_loss", "macro_f1", "auroc"), readers=("logistic", "lda", "mean_difference")
+)
 
 
 def label_parts(label: str) -> tuple[str, str]:
     """Whose action a label is of, and which class of it; raises ValueError for a label that is neither."""
     whose, _, part = label.partition("_")
     if whose not in ("eventual", "reference") or not re.fullmatch(r"[\w-]+", part):
-        raise ValueError(f"There is no label {label!a}: labels are eventual_CLASS, of the checkpoint's own action, and reference_CLASS, "
-                         "of the recorded one, such as eventual_target.")
+        raise ValueError(
+            f"There is no label {label!a}: labels are eventual_CLASS, of the checkpoint's own action, and reference_CLASS, "
+            "of the recorded one, such as eventual_target."
+        )
     return whose, part
 
 
@@ -72,7 +76,9 @@ def _layers(config: Study, model, name: str, split: str) -> np.ndarray:
 
     from interp.engine.store import stored_capture
 
-    pre, post = stored_capture(config.run / "activations" / name / split, model, config.prompts(split)).values.unbind(1)
+    pre, post = stored_capture(
+        config.run / "activations" / name / split, model, config.prompts(split)
+    ).values.unbind(1)
     return torch.cat([pre[:, :1], post], 1).numpy()
 
 
@@ -88,7 +94,9 @@ def named_class(config: Study, label: str) -> tuple[str, Callable[[str], str]]:
     """Whose action a label is of, and what names its class; raises ValueError for a class that the environment does not have."""
     whose, part = label_parts(label)
     if part not in config.env.classes:
-        raise ValueError(f"The environment {config.env.name!r} names no class {part!r} of an action: it has {', '.join(config.env.classes)}.")
+        raise ValueError(
+            f"The environment {config.env.name!r} names no class {part!r} of an action: it has {', '.join(config.env.classes)}."
+        )
     return whose, config.env.classes[part]
 
 
@@ -96,7 +104,11 @@ def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarr
     """Indices of the decisions that have a label, and the labels."""
     whose, name = named_class(config, label)
     prompts = config.prompts(split)
-    actions = ([s.action for s in config.decoded(step, split, "cot")] if whose == "eventual" else [p.decision.reference for p in prompts])
+    actions = (
+        [s.action for s in config.decoded(step, split, "cot")]
+        if whose == "eventual"
+        else [p.decision.reference for p in prompts]
+    )
     kept = np.array([i for i, a in enumerate(actions) if a is not None], dtype=int)
     return kept, [name(actions[i]) for i in kept]
 
@@ -126,16 +138,31 @@ def run(config: Config) -> None:
                 decisions = [prompts[split][i].decision for i in kept]
                 types = [f"{d.task_type} {d.previous}" for d in decisions] if more else None
                 sets.setdefault(label, {})[split] = (
-                    acts[split][kept], names, [d.episode for d in decisions], [words[split][i] for i in kept], [d.previous for d in decisions],
-                    types, drawn[split][kept] if more else None)
+                    acts[split][kept],
+                    names,
+                    [d.episode for d in decisions],
+                    [words[split][i] for i in kept],
+                    [d.previous for d in decisions],
+                    types,
+                    drawn[split][kept] if more else None,
+                )
 
         def stage(name, found, **inputs):
-            given = dict(config.inputs(step, config.parts[0]), folds=config.folds, draws=config.draws, all_controls=more, intervals="expanded", **inputs)
+            given = dict(
+                config.inputs(step, config.parts[0]),
+                folds=config.folds,
+                draws=config.draws,
+                all_controls=more,
+                intervals="expanded",
+                **inputs,
+            )
 
             def compute():
                 try:
                     return dict(rows=found(), skipped="")
-                except ValueError as problem:  # too few decisions or one class: said in the provenance, the others go on
+                except (
+                    ValueError
+                ) as problem:  # too few decisions or one class: said in the provenance, the others go on
                     return dict(rows=[], skipped=str(problem))
 
             value = config.stage(f"probes/{step}-{name}", given, compute)
@@ -149,40 +176,82 @@ def run(config: Config) -> None:
 
             def found(first=first, second=second, label=label):
                 acts, names, groups, text, previous, types, random_acts = first
-                result = probe(acts, names, groups, prompts=text, previous=previous, types=types, random_acts=random_acts,
-                               test=second[0] if second else None, **options)
+                result = probe(
+                    acts,
+                    names,
+                    groups,
+                    prompts=text,
+                    previous=previous,
+                    types=types,
+                    random_acts=random_acts,
+                    test=second[0] if second else None,
+                    **options,
+                )
                 return table(result, step, label)
 
             stage(label, found, label=label, test=config.inputs(step, config.parts[1]) if second else None)
         if n_pairs:
-            stage("pairwise", lambda: _pairs(config, step, acts[config.parts[0]], words[config.parts[0]], n_pairs, options), pairs=n_pairs)
+            stage(
+                "pairwise",
+                lambda: _pairs(config, step, acts[config.parts[0]], words[config.parts[0]], n_pairs, options),
+                pairs=n_pairs,
+            )
     if not rows:
         raise NotApplicable(f"No probe could be fitted: {next(iter(skipped.values()))}")
-    config.write("probes", [{k: r[k] for k in ORDER} for r in rows], started, without_action={k: v for k, v in dropped.items() if v},
-                 skipped=skipped, all_controls=list(controlled))
+    config.write(
+        "probes",
+        [{k: r[k] for k in ORDER} for r in rows],
+        started,
+        without_action={k: v for k, v in dropped.items() if v},
+        skipped=skipped,
+        all_controls=list(controlled),
+    )
 
 
 def table(result, step: int, label: str) -> list[dict]:
     """Rows of a probe, and of reader `gain_p` the p-value of each layer's gain, corrected over layers."""
     frame = result.table()
     size = frame.set_index("split")[["n", "n_groups"]].groupby(level=0).first()
-    p = [dict(layer=row["layer"], split=row["split"], reader="gain_p", metric=row["metric"], value=row["p"], low=None, high=None,
-              **size.loc[row["split"]].astype(int).to_dict()) for row in result.layer_p]
-    return pd.concat([frame, pd.DataFrame(p)]).assign(step=step, label=label).astype(object).replace({np.nan: None}).to_dict("records")
+    p = [
+        dict(
+            layer=row["layer"],
+            split=row["split"],
+            reader="gain_p",
+            metric=row["metric"],
+            value=row["p"],
+            low=None,
+            high=None,
+            **size.loc[row["split"]].astype(int).to_dict(),
+        )
+        for row in result.layer_p
+    ]
+    return (
+        pd.concat([frame, pd.DataFrame(p)])
+        .assign(step=step, label=label)
+        .astype(object)
+        .replace({np.nan: None})
+        .to_dict("records")
+    )
 
 
-def _pairs(config: Config, step: int, acts: np.ndarray, words: list[str], n_pairs: int, options: dict) -> list[dict]:
+def _pairs(
+    config: Config, step: int, acts: np.ndarray, words: list[str], n_pairs: int, options: dict
+) -> list[dict]:
     """Rows of the most common pairs of verbs, of decisions at which both are admissible; the label names the pair."""
     from interp.probing.pairwise import pairwise
 
     split = config.parts[0]
     kept, names = labelled(config, step, split, "eventual_verb")
     decisions = [config.prompts(split)[i].decision for i in kept]
-    rejected = [sorted({verb(action) for action in d.admissible} - {name}) for d, name in zip(decisions, names)]
+    rejected = [
+        sorted({verb(action) for action in d.admissible} - {name}) for d, name in zip(decisions, names)
+    ]
     given = dict(prompts=[words[i] for i in kept], previous=[d.previous for d in decisions])
     groups = [d.episode for d in decisions]
     rows = []
-    for pair, result in pairwise(acts[kept], names, rejected, groups, most=n_pairs, **given, **options).items():
+    for pair, result in pairwise(
+        acts[kept], names, rejected, groups, most=n_pairs, **given, **options
+    ).items():
         rows += table(result, step, f"pairwise {' / '.join(pair)}")
     return rows
 

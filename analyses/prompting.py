@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from interp.system.json_files import read_tools
-from interp.system.limits import Existing, Known
 from interp.prompts.format import HistoryTraces, Markers
 from interp.prompts.styles import STYLES
 from interp.prompts.templates import read_variables
+from interp.system.json_files import read_tools
+from interp.system.limits import Existing, Known
 
 
 def style(name: str) -> None:
@@ -51,8 +51,14 @@ class Prompting:
 
     def format_options(self) -> dict:
         """What `PromptFormat` is given beside tokenizer, style and system prompt; raises ValueError for what cannot be read."""
-        return dict(tools=self._signatures, options=read_variables(self.template), history_traces=self.history_traces,
-                    system_as=self.system_as, tool_as=self.tool_as, markers=self.markers)
+        return dict(
+            tools=self._signatures,
+            options=read_variables(self.template),
+            history_traces=self.history_traces,
+            system_as=self.system_as,
+            tool_as=self.tool_as,
+            markers=self.markers,
+        )
 
     def prompting_flags(self) -> list[str]:
         """The given ones of these options as they are written on a command line."""

@@ -12,12 +12,25 @@ from collections.abc import Mapping
 from interp.results.wording import listed
 
 #: What a checkpoint's identity is made of, as its files are called.
-FILES = {"weights": "weights", "config": "config.json", "generation_config": "generation_config.json",
-         "tokenizer": "tokenizer (tokenizer.json or what lies beside it)", "template": "chat template (chat_template.jinja, or in tokenizer_config.json)",
-         "adapter_config": "adapter_config.json", "code": "Python files", "training": "training.json"}
+FILES = {
+    "weights": "weights",
+    "config": "config.json",
+    "generation_config": "generation_config.json",
+    "tokenizer": "tokenizer (tokenizer.json or what lies beside it)",
+    "template": "chat template (chat_template.jinja, or in tokenizer_config.json)",
+    "adapter_config": "adapter_config.json",
+    "code": "Python files",
+    "training": "training.json",
+}
 #: What tables of one study agree in, as it is called.
-ALIKE = {"seed": "the seed", "dtype": "the dtype", "device": "the device", "corpus": "the corpus", "format": "the prompts' format",
-         "steps": "the list of checkpoints"}
+ALIKE = {
+    "seed": "the seed",
+    "dtype": "the dtype",
+    "device": "the device",
+    "corpus": "the corpus",
+    "format": "the prompts' format",
+    "steps": "the list of checkpoints",
+}
 
 
 def mixed(provenances: Mapping[str, Mapping]) -> list[str]:
@@ -25,12 +38,18 @@ def mixed(provenances: Mapping[str, Mapping]) -> list[str]:
 
     Only tables of a study of one series are compared, and only what both of two say.
     """
-    studies = {table: made for table, made in provenances.items() if "corpus" in made and isinstance(made.get("weights"), Mapping)}
+    studies = {
+        table: made
+        for table, made in provenances.items()
+        if "corpus" in made and isinstance(made.get("weights"), Mapping)
+    }
     groups: dict[str, dict] = defaultdict(lambda: defaultdict(list))
     for table, made in sorted(studies.items()):
         for key, name in ALIKE.items():
             value = ", ".join(made["weights"]) if key == "steps" else made.get(key)
-            if value is not None and (key != "format" or "identity" in made):  # an older release hashed formats otherwise
+            if value is not None and (
+                key != "format" or "identity" in made
+            ):  # an older release hashed formats otherwise
                 groups[name][str(value)].append(table)
         for step, digest in made["weights"].items():
             groups[f"the weights of checkpoint {step}"][str(digest)].append(table)

@@ -60,7 +60,9 @@ def find(name: str) -> Instrument:
 
 def instruments() -> dict[str, Instrument]:
     """Every instrument by name: those that `all` runs in its order, then the others by name."""
-    found = sorted(map(find, _modules()), key=lambda each: (each.in_all is None, each.in_all or (), each.name))
+    found = sorted(
+        map(find, _modules()), key=lambda each: (each.in_all is None, each.in_all or (), each.name)
+    )
     return {each.name: each for each in found}
 
 

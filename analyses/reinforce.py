@@ -1,6 +1,6 @@
 """Go on from a supervised checkpoint by reinforcement learning (GRPO, with TRL) in a live environment: a series of the same shape.
 
-    python -m analyses reinforce --start interp/data/series/checkpoint-2000 --work runs/rl/mask-0.3 --recipe.action_mask 0.3
+python -m analyses reinforce --start interp/data/series/checkpoint-2000 --work runs/rl/mask-0.3 --recipe.action_mask 0.3
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Annotated
 from analyses.prompting import Prompting
 from analyses.registry import Instrument
 from analyses.study import Device, EnvironmentName
-from interp.system import limits
 from interp.checkpoints.contents import SERIES, training_notes
-from interp.environments.base import find
 from interp.checkpoints.headers import hash_files
-from interp.system.limits import Existing, Folder, Workers
+from interp.environments.base import find
 from interp.prompts.format import PromptFormat
+from interp.system import limits
+from interp.system.limits import Existing, Folder, Workers
 from interp.training.recipes import Reinforcement
 
 
@@ -53,7 +53,9 @@ def run(config: Config) -> None:
     from interp.training.reinforcement import reinforce
 
     if not (config.start / "config.json").exists():
-        raise FileNotFoundError(f"There is no checkpoint at {config.start}: give a folder with config.json and whole weights.")
+        raise FileNotFoundError(
+            f"There is no checkpoint at {config.start}: give a folder with config.json and whole weights."
+        )
     tokenizer = AutoTokenizer.from_pretrained(config.start)
     model = AutoModelForCausalLM.from_pretrained(config.start, dtype=torch.float32)
     told = training_notes(config.start)
@@ -63,11 +65,37 @@ def run(config: Config) -> None:
     if not begin.exists():
         model.save_pretrained(begin)
         tokenizer.save_pretrained(begin)
-    made = dict(start=str(config.start), start_weights=hash_files(sorted(config.start.glob("*.safetensors"))), style=style, system=system,
-                prompts=config.prompting_flags(), format=fmt.hash, stage="rl")
-    folder = reinforce(model, tokenizer, config.work, find(config.environment), config.recipe, fmt=fmt, provenance=made, workers=config.workers,
-                       device=config.device)
-    flags = shlex.join(["--environment", config.environment, "--series", str(folder), "--run", f"{folder}-study", *config.prompting_flags()])
+    made = dict(
+        start=str(config.start),
+        start_weights=hash_files(sorted(config.start.glob("*.safetensors"))),
+        style=style,
+        system=system,
+        prompts=config.prompting_flags(),
+        format=fmt.hash,
+        stage="rl",
+    )
+    folder = reinforce(
+        model,
+        tokenizer,
+        config.work,
+        find(config.environment),
+        config.recipe,
+        fmt=fmt,
+        provenance=made,
+        workers=config.workers,
+        device=config.device,
+    )
+    flags = shlex.join(
+        [
+            "--environment",
+            config.environment,
+            "--series",
+            str(folder),
+            "--run",
+            f"{folder}-study",
+            *config.prompting_flags(),
+        ]
+    )
     print(f"{folder}: study it with\n  python -m analyses all {flags}")
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
-from interp.system.limits import Sample
 from interp.stats.intervals import cluster_bootstrap
+from interp.system.limits import Sample
 
 
 @dataclass
@@ -30,25 +30,52 @@ def run(config: Config) -> None:
     for split in config.parts:
         *pairs[split], unpaired[split] = config.pairs_of(split, config.number(config.pairs, 40, 150))
     if not all(clean for clean, _ in pairs.values()):
-        raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to swap.")
+        raise NotApplicable(
+            f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to swap."
+        )
     for step, split in config.cells("reliance"):
         inputs = dict(config.inputs(step), pairs=[config.digest(side) for side in pairs[split]])
 
         def compute():
             found = prompt_reliance(config.model(step), *pairs[split])
-            return dict(effects=np.stack([getattr(found, name) for name in EFFECTS], 1).tolist(), kept=found.kept.tolist(), path=found.path)
+            return dict(
+                effects=np.stack([getattr(found, name) for name in EFFECTS], 1).tolist(),
+                kept=found.kept.tolist(),
+                path=found.path,
+            )
 
         found = config.stage(f"reliance/{step}-{split}", inputs, compute)
         effects = np.array(found["effects"]).reshape(-1, len(EFFECTS))
         paths.add(found["path"])
         groups = [pairs[split][0][i].decision.episode for i in found["kept"]]
         readings = {name: lambda m, i=i: m[..., i] for i, name in enumerate(EFFECTS)}
-        readings |= dict(interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1], prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]))
+        readings |= dict(
+            interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
+            prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]),
+        )
         for metric, function in readings.items():
-            estimate = (cluster_bootstrap(effects, groups, function, seed=config.seed).row() if len(effects)
-                        else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0))
-            rows.append(dict(step=step, split=split, metric=metric, **estimate, n_dropped=len(pairs[split][0]) - len(effects)))
-    config.write("reliance", rows, started, [p for both in pairs.values() for side in both for p in side], not_paired=unpaired, path=sorted(paths))
+            estimate = (
+                cluster_bootstrap(effects, groups, function, seed=config.seed).row()
+                if len(effects)
+                else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0)
+            )
+            rows.append(
+                dict(
+                    step=step,
+                    split=split,
+                    metric=metric,
+                    **estimate,
+                    n_dropped=len(pairs[split][0]) - len(effects),
+                )
+            )
+    config.write(
+        "reliance",
+        rows,
+        started,
+        [p for both in pairs.values() for side in both for p in side],
+        not_paired=unpaired,
+        path=sorted(paths),
+    )
 
 
 INSTRUMENT = Instrument("reliance", Config, run, in_all=(1, 2))

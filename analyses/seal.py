@@ -1,6 +1,6 @@
 """Have tables that were edited by hand read as they are now: their provenance gets the hash of what is there.
 
-    python -m analyses seal --tables runs/quick/tables --names behaviour
+python -m analyses seal --tables runs/quick/tables --names behaviour
 """
 
 from __future__ import annotations

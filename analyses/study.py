@@ -22,26 +22,38 @@ from tqdm import tqdm
 
 import interp
 from analyses.prompting import Prompting
-from interp.system import limits
 from interp.checkpoints.contents import SERIES, training_notes
-from interp.system.choices import check_device
+from interp.engine.vllm_backend import MISSING
 from interp.environments.base import ANY, Environment, find
-from interp.system.limits import Folder, Known, Seed, Steps, Tokens
 from interp.measures.pairs import make_pairs
 from interp.prompts.format import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.results.records import read_record, write_record
 from interp.results.tables import inside, write_table
-from interp.tasks.episodes import CORPUS, Decision, sample_decisions
-from interp.engine.vllm_backend import MISSING
+from interp.system import limits
+from interp.system.choices import check_device
+from interp.system.limits import Folder, Known, Seed, Steps, Tokens
 from interp.system.paths import ROOT
 from interp.system.sources import source_hash
+from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
-if TYPE_CHECKING:  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
+if (
+    TYPE_CHECKING
+):  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
+    from interp.checkpoints.series import CheckpointSeries
     from interp.engine.decoding import Said
     from interp.models.hooked import HookedModel
-    from interp.checkpoints.series import CheckpointSeries
 
-VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "statsmodels", "pandas", "alfworld", "textworld")
+VERSIONS = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "statsmodels",
+    "pandas",
+    "alfworld",
+    "textworld",
+)
 
 
 class NotApplicable(ValueError):
@@ -123,17 +135,23 @@ class Study(Prompting):
         """Raise the sentence of what cannot be studied before a model is loaded: of each field, then of what they name."""
         limits.check(self)
         if self.base and not any((place / self.base).exists() for place in self._folders):
-            raise FileNotFoundError(f"--base: there is no folder {self.base}, seen from here or from the checkpoints.")
+            raise FileNotFoundError(
+                f"--base: there is no folder {self.base}, seen from here or from the checkpoints."
+            )
         if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
             raise ImportError(MISSING)
         self.format_options(), self._sampled
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
         for name in ("choices", "conflicts", "decisions_read", "pairs", "steered"):
             if getattr(self, name, 0) > held:
-                raise ValueError(f"--{name} is {getattr(self, name):,}, but no split holds more than {held:,} decisions.")
+                raise ValueError(
+                    f"--{name} is {getattr(self, name):,}, but no split holds more than {held:,} decisions."
+                )
         for name in ("online_checkpoints", "span_checkpoints"):
             if getattr(self, name, 0) > len(self.steps):
-                raise ValueError(f"--{name} is {getattr(self, name):,}, but {len(self.steps)} checkpoints are studied.")
+                raise ValueError(
+                    f"--{name} is {getattr(self, name):,}, but {len(self.steps)} checkpoints are studied."
+                )
         if self.official:
             self.pick_games("in_domain", 1, self.seed)
 
@@ -155,7 +173,9 @@ class Study(Prompting):
         from interp.checkpoints.series import CheckpointSeries
 
         if self.revisions:
-            return CheckpointSeries.from_hub(str(self.series), self.revisions, self.base, self.trust_remote_code)
+            return CheckpointSeries.from_hub(
+                str(self.series), self.revisions, self.base, self.trust_remote_code
+            )
         return CheckpointSeries.discover(self.series, self.base, self.trust_remote_code)
 
     @property
@@ -187,12 +207,26 @@ class Study(Prompting):
     def format(self) -> PromptFormat:
         from interp.engine.decoding import stop_tokens
 
-        made = next((notes for step in reversed(self.steps) if isinstance(path := self.checkpoint_series.path(step), Path)
-                     and (notes := training_notes(path))), {})
-        return PromptFormat(self._model.tokenizer, self.style or made.get("style", "tags"), self.system or made.get("system", ""),
-                            **self.format_options(), context=self._model.context, room=self.trace_tokens + self.action_tokens,
-                            truncate=self.truncate, stop_tokens=stop_tokens(self._model),
-                            template_file=None if self.revisions else self.checkpoint_series.template_file)
+        made = next(
+            (
+                notes
+                for step in reversed(self.steps)
+                if isinstance(path := self.checkpoint_series.path(step), Path)
+                and (notes := training_notes(path))
+            ),
+            {},
+        )
+        return PromptFormat(
+            self._model.tokenizer,
+            self.style or made.get("style", "tags"),
+            self.system or made.get("system", ""),
+            **self.format_options(),
+            context=self._model.context,
+            room=self.trace_tokens + self.action_tokens,
+            truncate=self.truncate,
+            stop_tokens=stop_tokens(self._model),
+            template_file=None if self.revisions else self.checkpoint_series.template_file,
+        )
 
     @cached_property
     def _named(self) -> Environment | None:
@@ -211,7 +245,12 @@ class Study(Prompting):
         if self._named:
             return self._named
         household = find("alfworld")
-        known = all(household.parse(d.reference) for group in self.episodes.values() for e in group for d in e.decisions()[:1])
+        known = all(
+            household.parse(d.reference)
+            for group in self.episodes.values()
+            for e in group
+            for d in e.decisions()[:1]
+        )
         return household if known else ANY
 
     @property
@@ -232,7 +271,9 @@ class Study(Prompting):
     @cached_property
     def episodes(self) -> dict[str, list]:
         if isinstance(self.decisions, Path):
-            raise ValueError(f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions takes a number beside --corpus.")
+            raise ValueError(
+                f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions takes a number beside --corpus."
+            )
         if self.decisions < 0:
             raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
         named = self._named or ANY
@@ -240,7 +281,9 @@ class Study(Prompting):
         wanted = self.splits or [s for s in named.splits if named.splits[s] in corpus] or list(named.splits)
         missing = [named.splits.get(s, s) for s in wanted if named.splits.get(s) not in corpus]
         if missing:
-            raise ValueError(f"{self._file or f'The environment {named.name!r}'} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}.")
+            raise ValueError(
+                f"{self._file or f'The environment {named.name!r}'} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}."
+            )
         return {s: corpus[named.splits[s]] for s in wanted}
 
     @cached_property
@@ -258,7 +301,9 @@ class Study(Prompting):
         """(split, n, seed) -> games to play, the benchmark's own where `official` is set; raises ValueError where it has none."""
         pick = self.env.official if self.official else self.env.games
         if pick is None:
-            raise ValueError(f"The environment {self.env.name!r} has no official games: leave out --official.")
+            raise ValueError(
+                f"The environment {self.env.name!r} has no official games: leave out --official."
+            )
         return pick
 
     def prompts(self, split: str) -> list[Prompt]:
@@ -283,10 +328,18 @@ class Study(Prompting):
 
         device = pick_device(self.device)
         first = {name: digest for name, digest in self.identity(self.steps[0]).items() if name != "weights"}
-        found = dict(**self.identity(step), first=first, seed=self.seed,
-                     device=device.type, dtype=str(pick_dtype(self.dtype, device)))
+        found = dict(
+            **self.identity(step),
+            first=first,
+            seed=self.seed,
+            device=device.type,
+            dtype=str(pick_dtype(self.dtype, device)),
+        )
         if split:
-            found |= dict(decisions=self.digest(self.prompts(split)), parser=f"{self.parse.__module__} {self.env.source}".rstrip())
+            found |= dict(
+                decisions=self.digest(self.prompts(split)),
+                parser=f"{self.parse.__module__} {self.env.source}".rstrip(),
+            )
         return found
 
     def identity(self, step: int) -> dict[str, str]:
@@ -297,15 +350,29 @@ class Study(Prompting):
 
         if step not in self._identities:
             template = hash_text(self.checkpoint_series.template) if not self.revisions else ""
-            self._identities[step] = self.checkpoint_series.identity(step) | (dict(template=template) if template else {})
-            if changed := first_use.changed(self.run, step, self.checkpoint_series.path(step), self._identities[step]):
+            self._identities[step] = self.checkpoint_series.identity(step) | (
+                dict(template=template) if template else {}
+            )
+            if changed := first_use.changed(
+                self.run, step, self.checkpoint_series.path(step), self._identities[step]
+            ):
                 print(changed, file=sys.stderr)
         return self._identities[step]
 
     @staticmethod
     def digest(prompts: Sequence[Prompt]) -> str:
         """Content hash of prompts and of what their decisions are judged by."""
-        parts = [[p.hash, p.format.hash, p.decision.id, p.decision.reference, p.decision.admissible, p.decision.trace] for p in prompts]
+        parts = [
+            [
+                p.hash,
+                p.format.hash,
+                p.decision.id,
+                p.decision.reference,
+                p.decision.admissible,
+                p.decision.trace,
+            ]
+            for p in prompts
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def stage(self, name: str, inputs: dict, compute: Callable[[], object]):
@@ -350,15 +417,23 @@ class Study(Prompting):
                 found = decode_modes(self.model(step), self.prompts(split), MODES, **given)
             return {m: [dataclasses.asdict(s) for s in said] for m, said in found.items()}
 
-        rows = self.stage(f"decoded/{step}-{split}", dict(self.inputs(step, split), limits=self.limits, generator=self.generator), compute)[mode]
+        rows = self.stage(
+            f"decoded/{step}-{split}",
+            dict(self.inputs(step, split), limits=self.limits, generator=self.generator),
+            compute,
+        )[mode]
         return [Said(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
 
-    def candidates(self, step: int, split: str, argued: Mapping[int, Sequence[str | None]] = {}) -> list[tuple[str, ...]]:
+    def candidates(
+        self, step: int, split: str, argued: Mapping[int, Sequence[str | None]] = {}
+    ) -> list[tuple[str, ...]]:
         """What a forced choice at each decision of a split is among; where not all actions are listed, with what this checkpoint said
         and, of a decision by its index, what traces argue for."""
         said = zip(*(self.decoded(step, split, mode) for mode in ("prompt", "cot")))
-        return [self.env.candidates(p.decision, *(s.action for s in both), *argued.get(i, ()))
-                for i, (p, both) in enumerate(zip(self.prompts(split), said))]
+        return [
+            self.env.candidates(p.decision, *(s.action for s in both), *argued.get(i, ()))
+            for i, (p, both) in enumerate(zip(self.prompts(split), said))
+        ]
 
     def _seconds_reused(self) -> dict[str, float]:
         """Kind of stage -> the seconds that computing those taken from disk took, when they were computed."""
@@ -368,22 +443,38 @@ class Study(Prompting):
             found[kind] = round(found.get(kind, 0) + seconds, 1)
         return found
 
-    def cells(self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()) -> Iterable[tuple[int, str]]:
+    def cells(
+        self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()
+    ) -> Iterable[tuple[int, str]]:
         """(checkpoint, split) in order, behind a progress bar."""
         every = [(step, split) for step in (steps or self.steps) for split in (splits or self.parts)]
         return tqdm(every, desc=name)
 
-    def write(self, name: str, rows: list[dict], started: float, prompts: Sequence[Prompt] | None = None, **extra) -> Path:
+    def write(
+        self, name: str, rows: list[dict], started: float, prompts: Sequence[Prompt] | None = None, **extra
+    ) -> Path:
         """Write an analysis' table with everything that made it; `prompts`: those it read, where they are not the study's."""
         provenance = dict(
-            made_by(name, self, started), seed=self.seed, seconds_reused=self._seconds_reused(), device=str(self._model.device), dtype=str(self._model.dtype),
+            made_by(name, self, started),
+            seed=self.seed,
+            seconds_reused=self._seconds_reused(),
+            device=str(self._model.device),
+            dtype=str(self._model.dtype),
             weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps},
-            identity={str(s): self.identity(s) for s in self.steps}, series_notes=self.checkpoint_series.notes, format=self.format.hash,
-            corpus=hashlib.sha256(self._file.read_bytes() if self._file else repr(self.episodes).encode()).hexdigest()[:16],
-            environment=dict(name=self.env.name, source=self.env.source), **extra)
+            identity={str(s): self.identity(s) for s in self.steps},
+            series_notes=self.checkpoint_series.notes,
+            format=self.format.hash,
+            corpus=hashlib.sha256(
+                self._file.read_bytes() if self._file else repr(self.episodes).encode()
+            ).hexdigest()[:16],
+            environment=dict(name=self.env.name, source=self.env.source),
+            **extra,
+        )
         if self.truncate != "none" and "truncation" not in extra:
             read = [p for s in self.parts for p in self.prompts(s)] if prompts is None else prompts
-            provenance["truncation"] = dict(policy=self.truncate, decisions=len(read), truncated=sum(p.dropped > 0 for p in read))
+            provenance["truncation"] = dict(
+                policy=self.truncate, decisions=len(read), truncated=sum(p.dropped > 0 for p in read)
+            )
         path = write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
         self._keep_identities()
         return path
@@ -394,11 +485,22 @@ def made_by(name: str, config, started: float) -> dict:
     import torch
 
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    fields = {k: v.relative_to(ROOT) if isinstance(v, Path) and v.is_relative_to(ROOT) else v for k, v in fields.items()}  # what ships, wherever it lies
-    return dict(analysis=name, config=json.loads(json.dumps(fields, default=str)), command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
-                threads=torch.get_num_threads(), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seconds=round(time.time() - started, 1),
-                versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)}})
-
+    fields = {
+        k: v.relative_to(ROOT) if isinstance(v, Path) and v.is_relative_to(ROOT) else v
+        for k, v in fields.items()
+    }  # what ships, wherever it lies
+    return dict(
+        analysis=name,
+        config=json.loads(json.dumps(fields, default=str)),
+        command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
+        threads=torch.get_num_threads(),
+        written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        seconds=round(time.time() - started, 1),
+        versions={
+            "interp": interp.__version__,
+            **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)},
+        },
+    )
 
 
 def _installed(name: str) -> bool:

@@ -12,7 +12,20 @@ from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.system.limits import Draws, Folds
 
-ORDER = ["train_step", "test_step", "split", "label", "layer", "reader", "metric", "value", "low", "high", "n", "n_groups"]
+ORDER = [
+    "train_step",
+    "test_step",
+    "split",
+    "label",
+    "layer",
+    "reader",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "n_groups",
+]
 
 
 @dataclass
@@ -49,21 +62,44 @@ def run(config: Config) -> None:
             sets.append((labels, [p.decision.episode for p in config.prompts(split)]))
         # A checkpoint whose actions rarely parse has too few labels for every fold; it is said, and the others go on.
         labels, episodes = sets[0]
-        known = {step: len({e for e, name in zip(episodes, labels[step]) if name is not None}) for step in config.steps}
+        known = {
+            step: len({e for e, name in zip(episodes, labels[step]) if name is not None})
+            for step in config.steps
+        }
         steps = [step for step in config.steps if known[step] >= 4 * config.folds]
-        skipped |= {f"{step} {label}": f"{n} episodes have a label, {4 * config.folds} are needed" for step, n in known.items() if step not in steps}
+        skipped |= {
+            f"{step} {label}": f"{n} episodes have a label, {4 * config.folds} are needed"
+            for step, n in known.items()
+            if step not in steps
+        }
 
         def compute():
-            given = [({step: boundary_layers(config, step, split) for step in steps}, {step: of[step] for step in steps}, names)
-                     for split, (of, names) in zip(config.parts, sets)]
+            given = [
+                (
+                    {step: boundary_layers(config, step, split) for step in steps},
+                    {step: of[step] for step in steps},
+                    names,
+                )
+                for split, (of, names) in zip(config.parts, sets)
+            ]
             try:
-                found = transfer(*given[0], test=given[1] if len(given) > 1 else None, folds=config.folds, seed=config.seed, draws=config.draws)
+                found = transfer(
+                    *given[0],
+                    test=given[1] if len(given) > 1 else None,
+                    folds=config.folds,
+                    seed=config.seed,
+                    draws=config.draws,
+                )
             except ValueError as problem:  # too few decisions with an action at some step
                 return dict(rows=[], skipped=str(problem))
             return dict(rows=found.table().to_dict("records"), skipped="")
 
-        inputs = dict(steps=[[config.inputs(step, split) for step in steps] for split in config.parts], labels=[of for of, _ in sets],
-                      folds=config.folds, draws=config.draws)
+        inputs = dict(
+            steps=[[config.inputs(step, split) for step in steps] for split in config.parts],
+            labels=[of for of, _ in sets],
+            folds=config.folds,
+            draws=config.draws,
+        )
         if not steps:
             continue
         found = config.stage(f"transfer/{label}", inputs, compute)

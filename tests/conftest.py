@@ -7,8 +7,9 @@ import random
 import shutil
 
 # One thread each, also of processes that tests start: a test run is two processes on two cores.
-for name, value in dict(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
-                        TRANSFORMERS_VERBOSITY="error").items():
+for name, value in dict(
+    HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error"
+).items():
     os.environ.setdefault(name, value)
 
 import pytest
@@ -16,9 +17,9 @@ import torch
 from hypothesis import settings
 from transformers import AutoModelForCausalLM
 
+from interp.checkpoints.series import CheckpointSeries
 from interp.models.hooked import HookedModel
 from interp.prompts.format import PromptFormat
-from interp.checkpoints.series import CheckpointSeries
 from interp.tasks.episodes import Episode, Step, save_episodes
 from interp.training.trainer import Recipe, fit_tokenizer
 
@@ -28,8 +29,20 @@ settings.load_profile("quiet")
 
 PLACES = ("drawer 1", "drawer 2", "drawer 3", "drawer 11", "shelf 1", "shelf 2", "desk 1")
 THINGS = ("apple", "mug", "pen", "book")
-TINY = Recipe(hidden=32, layers=3, heads=4, feed_forward=64, vocabulary=520, context=1024, base_steps=40, cot_steps=110,
-              batch_tokens=1600, base_lr=1e-2, cot_lr=1e-2, checkpoints=(0, 20, 110))
+TINY = Recipe(
+    hidden=32,
+    layers=3,
+    heads=4,
+    feed_forward=64,
+    vocabulary=520,
+    context=1024,
+    base_steps=40,
+    cot_steps=110,
+    batch_tokens=1600,
+    base_lr=1e-2,
+    cot_lr=1e-2,
+    checkpoints=(0, 20, 110),
+)
 
 
 def pytest_configure(config):
@@ -37,9 +50,22 @@ def pytest_configure(config):
 
 
 #: Files that take a minute or more: begun first, or one process would be left with one of them at the end.
-LONG = ("test_masking", "test_scienceworld", "test_patching", "test_cli", "test_organisms", "test_attribution",
-        "test_architectures", "test_steering", "test_decisions", "test_processes", "test_report", "test_decode",
-        "test_training", "test_reinforcement")
+LONG = (
+    "test_masking",
+    "test_scienceworld",
+    "test_patching",
+    "test_cli",
+    "test_organisms",
+    "test_attribution",
+    "test_architectures",
+    "test_steering",
+    "test_decisions",
+    "test_processes",
+    "test_report",
+    "test_decode",
+    "test_training",
+    "test_reinforcement",
+)
 
 
 @pytest.hookimpl(trylast=True)
@@ -65,16 +91,32 @@ def handmade(number: int, split: str, task_type: str = "pick_and_place_simple") 
     steps, here, held = [], "", ""
 
     def step(thought, action, observation):
-        admissible = [f"go to {p}" for p in places if p != here] + [f"take {x} from {here}" for x in content.get(here, ())]
+        admissible = [f"go to {p}" for p in places if p != here] + [
+            f"take {x} from {here}" for x in content.get(here, ())
+        ]
         admissible += [f"move {held} to {here}"] if held and here else []
-        trace = f"Goal: {target} to {goal.split()[0]}. {f'I hold {held}' if held else 'Hands empty'}. {thought}"
-        steps.append(Step(trace + f" So {action}." * (rng.random() < 0.3), action, observation, action, tuple(admissible)))
+        trace = (
+            f"Goal: {target} to {goal.split()[0]}. {f'I hold {held}' if held else 'Hands empty'}. {thought}"
+        )
+        steps.append(
+            Step(
+                trace + f" So {action}." * (rng.random() < 0.3),
+                action,
+                observation,
+                action,
+                tuple(admissible),
+            )
+        )
 
-    for place in drawers[:drawers.index(where) + 1]:
+    for place in drawers[: drawers.index(where) + 1]:
         seen = ", ".join(f"a {x}" for x in content[place]) or "nothing"
         step(f"Next I check {place}.", f"go to {place}", f"You arrive at {place}. You see {seen}.")
         here = place
-    step(f"{target} 1 is here, pick it up.", f"take {target} 1 from {here}", f"You pick up the {target} 1 from the {here}.")
+    step(
+        f"{target} 1 is here, pick it up.",
+        f"take {target} 1 from {here}",
+        f"You pick up the {target} 1 from the {here}.",
+    )
     held = f"{target} 1"
     step(f"Now it has to reach {goal}.", f"go to {goal}", f"You arrive at {goal}. You see nothing.")
     here = goal
@@ -88,13 +130,26 @@ SPLITS = dict(base=24, base_aimless=4, train=32, test_in_domain=10, test_out_of_
 @pytest.fixture(scope="session")
 def episodes():
     """split -> hand-made episodes."""
-    return {s: [handmade(i, s, "pick_two_obj_and_place" if s.endswith(("out_of_domain", "aimless")) else "pick_and_place_simple")
-                for i in range(n)] for s, n in SPLITS.items()}
+    return {
+        s: [
+            handmade(
+                i,
+                s,
+                "pick_two_obj_and_place"
+                if s.endswith(("out_of_domain", "aimless"))
+                else "pick_and_place_simple",
+            )
+            for i in range(n)
+        ]
+        for s, n in SPLITS.items()
+    }
 
 
 @pytest.fixture(scope="session")
 def corpus_file(episodes, tmp_path_factory):
-    return save_episodes(tmp_path_factory.mktemp("corpus") / "tiny.jsonl.xz", [e for group in episodes.values() for e in group])
+    return save_episodes(
+        tmp_path_factory.mktemp("corpus") / "tiny.jsonl.xz", [e for group in episodes.values() for e in group]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -117,16 +172,53 @@ def prompts(fmt, episodes):
 
 def tiny_hf(architecture: str, tokenizer, attention: str | None = None, **extra):
     """A tiny random model, with weights large enough for its parts to matter."""
-    shape = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64,
-                 max_position_embeddings=1024, sliding_window=None)
-    own = {"Mistral": dict(sliding_window=40), "Gemma2": dict(sliding_window=40, query_pre_attn_scalar=8),
-           "Gemma3Text": dict(sliding_window=40, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
-           "GPTNeoX": dict(num_key_value_heads=None), "GPT2": dict(n_positions=1024, n_inner=64)}.get(architecture, {})
-    options = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                   pad_token_id=tokenizer.pad_token_id, **(shape | own)) | extra
+    shape = dict(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        max_position_embeddings=1024,
+        sliding_window=None,
+    )
+    own = {
+        "Mistral": dict(sliding_window=40),
+        "Gemma2": dict(sliding_window=40, query_pre_attn_scalar=8),
+        "Gemma3Text": dict(
+            sliding_window=40,
+            query_pre_attn_scalar=8,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        ),
+        "GPTNeoX": dict(num_key_value_heads=None),
+        "GPT2": dict(n_positions=1024, n_inner=64),
+    }.get(architecture, {})
+    options = (
+        dict(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **(shape | own),
+        )
+        | extra
+    )
     if architecture == "GPT2":
-        options = {k: v for k, v in options.items() if k not in ("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings", "sliding_window")}
-    config = getattr(importlib.import_module("transformers"), f"{architecture}Config")(**{k: v for k, v in options.items() if v is not None or k == "sliding_window"})
+        options = {
+            k: v
+            for k, v in options.items()
+            if k
+            not in (
+                "num_key_value_heads",
+                "head_dim",
+                "intermediate_size",
+                "max_position_embeddings",
+                "sliding_window",
+            )
+        }
+    config = getattr(importlib.import_module("transformers"), f"{architecture}Config")(
+        **{k: v for k, v in options.items() if v is not None or k == "sliding_window"}
+    )
     torch.manual_seed(5)
     hf = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     for parameter in hf.parameters():
@@ -171,7 +263,9 @@ def series_folder(corpus_file, tmp_path_factory):
     with open(work.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
         if not (work / "done").exists():
-            series.run(series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu"))
+            series.run(
+                series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu")
+            )
             (work / "done").touch()
     return work / "out"
 

@@ -29,6 +29,7 @@ def waits() -> Iterator[Counter]:
             if where.startswith(OURS):
                 counts[Path(where).stem, name] += 1
             return originals[name](tensor, *args, **kwargs)
+
         return method
 
     try:

@@ -55,13 +55,16 @@ def test_a_number_is_one_row_of_a_table():
         texts.row("behaviour", **where)
 
 
-@pytest.mark.parametrize("write, estimate, text", [
-    (texts.percent, (0.8849, 0.846, 0.9151), "88 % [85, 92]"),
-    (texts.decimal, (-0.001, -0.02, 0.10), "0.00 [-0.02, 0.10]"),
-    (texts.points, (0.0105, -0.0019, 0.0237), "+1.1 points [\u22120.2, +2.4]"),
-    (texts.thousandths, (-0.0004, -0.0068, 0.0041), "0.000 [\u22120.007, +0.004]"),
-    (texts.nats, (-0.017, -0.03, -0.01), "0.0 nats"),
-])
+@pytest.mark.parametrize(
+    "write, estimate, text",
+    [
+        (texts.percent, (0.8849, 0.846, 0.9151), "88 % [85, 92]"),
+        (texts.decimal, (-0.001, -0.02, 0.10), "0.00 [-0.02, 0.10]"),
+        (texts.points, (0.0105, -0.0019, 0.0237), "+1.1 points [\u22120.2, +2.4]"),
+        (texts.thousandths, (-0.0004, -0.0068, 0.0041), "0.000 [\u22120.007, +0.004]"),
+        (texts.nats, (-0.017, -0.03, -0.01), "0.0 nats"),
+    ],
+)
 def test_estimates_are_written_with_their_interval(write, estimate, text):
     assert write(pd.Series(estimate, index=["value", "low", "high"])) == text
 
@@ -97,8 +100,11 @@ def test_what_the_code_cites_is_a_section_of_the_methods():
     numbered = set(re.findall(r"^##+ ([\d.]+) ", PAGES["docs/methods.md"], re.MULTILINE))
     assert sections == numbered
     sources = [path for folder in ("interp", "analyses") for path in (ROOT / folder).rglob("*.py")]
-    cited = {(str(path.relative_to(ROOT)), number) for path in sources
-             for number in re.findall(r"docs/methods\.md ([\d.]*\d)", path.read_text())}
+    cited = {
+        (str(path.relative_to(ROOT)), number)
+        for path in sources
+        for number in re.findall(r"docs/methods\.md ([\d.]*\d)", path.read_text())
+    }
     assert len(cited) > 15 and not [place for place in cited if place[1] not in sections]
     assert not [path for path in sources if re.search(r"\bMETHODS\b", path.read_text())]
 

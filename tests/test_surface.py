@@ -3,13 +3,13 @@
 import subprocess
 import sys
 
-import interp
+import interp  # noqa: F401
 
 
 def test_every_public_name_is_what_it_says_after_its_modules_are_imported():
     import interp.engine.capturing  # noqa: F401
-    import interp.measures.conflicts  # noqa: F401
     import interp.engine.decoding  # noqa: F401
+    import interp.measures.conflicts  # noqa: F401
 
     for name in interp.__all__:
         assert name == "__version__" or callable(getattr(interp, name)), name

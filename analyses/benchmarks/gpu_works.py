@@ -23,12 +23,34 @@ from interp.prompts.format import Prompt, PromptFormat
 from interp.results.tables import write_table
 from interp.tasks.episodes import Decision
 
-COLUMNS = ("work", "model", "tokens", "seconds", "cold_seconds", "baseline", "baseline_seconds", "ratio", "difference",
-           "unit", "peak_gib", "device")
+COLUMNS = (
+    "work",
+    "model",
+    "tokens",
+    "seconds",
+    "cold_seconds",
+    "baseline",
+    "baseline_seconds",
+    "ratio",
+    "difference",
+    "unit",
+    "peak_gib",
+    "device",
+)
 SITES = ("resid_pre", "attn_out", "mlp_out")
 #: The longest prompts of each row, in tokens: longer ones of `--lengths` are left out.
-LONGEST = dict(sweep=10**6, sites=8192, reliance=8192, pairs=512, capture=2048, decode=2048, ragged=2048, episodes=2048,
-               choose=512, grid=128)
+LONGEST = dict(
+    sweep=10**6,
+    sites=8192,
+    reliance=8192,
+    pairs=512,
+    capture=2048,
+    decode=2048,
+    ragged=2048,
+    episodes=2048,
+    choose=512,
+    grid=128,
+)
 #: Tokens of one pass of a bare forward.
 TOGETHER = 32768
 
@@ -58,7 +80,9 @@ class Work:
 
 def build(shape: str, device: torch.device, dtype: torch.dtype, seed: int):
     """A Qwen3 with random weights made on the device, wide enough that a patch moves log-probabilities."""
-    config = Qwen3Config(**{**dict(vocab_size=151936, head_dim=128, max_position_embeddings=40960), **SHAPES[shape]})
+    config = Qwen3Config(
+        **{**dict(vocab_size=151936, head_dim=128, max_position_embeddings=40960), **SHAPES[shape]}
+    )
     with device:
         hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     generator = torch.Generator(device).manual_seed(seed)
@@ -97,7 +121,9 @@ class Bench:
     def prompt(self, ids: Sequence[int], number: int, episode: str = "", step: int = 0) -> Prompt:
         names = tuple(f"go to desk {i}" for i in range(1, 21))
         trace = "The desk is next, so I go there."
-        decision = Decision((), names[number % 2], names, episode or f"game-{number}", step, "", "", "bench", trace)
+        decision = Decision(
+            (), names[number % 2], names, episode or f"game-{number}", step, "", "", "bench", trace
+        )
         return Prompt(tuple(ids), (*["observation"] * (len(ids) - 1), "boundary"), decision, self.format)
 
     def prompts(self, n: int, tokens: int) -> list[Prompt]:
@@ -106,7 +132,7 @@ class Bench:
     def pair(self, tokens: int) -> tuple[Prompt, Prompt]:
         """Two prompts that begin alike, a fifth of them, with different actions."""
         ids = self.draw(tokens)
-        return self.prompt(ids, 0), self.prompt(ids[:tokens // 5] + self.draw(tokens - tokens // 5), 1)
+        return self.prompt(ids, 0), self.prompt(ids[: tokens // 5] + self.draw(tokens - tokens // 5), 1)
 
     def tensor(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         return torch.tensor([list(row) for row in rows], device=self.device)
@@ -116,12 +142,14 @@ class Bench:
         """Bare forwards without the language-model head, in batches, of rows of one length."""
         size = max(1, TOGETHER // len(rows[0]))
         for start in range(0, len(rows), size):
-            self.bare.model(self.tensor(rows[start:start + size]), use_cache=False)
+            self.bare.model(self.tensor(rows[start : start + size]), use_cache=False)
 
     def works(self) -> Iterator[Work]:
         """Every work at every length; its inputs are made when its turn comes."""
         for row in self.config.rows:
-            lengths = sorted({min(n, LONGEST[row]) for n in self.config.lengths if n <= LONGEST[row]} or {LONGEST[row]})
+            lengths = sorted(
+                {min(n, LONGEST[row]) for n in self.config.lengths if n <= LONGEST[row]} or {LONGEST[row]}
+            )
             for tokens in lengths:
                 yield getattr(self, f"work_{row}")(tokens)
 
@@ -140,7 +168,7 @@ class Bench:
         """
         n = len(ends[0]) - start
         scored = torch.tensor([end[start:] for end in ends], device=logits.device)
-        logp = logits[:, -n - 1:-1].float().log_softmax(-1).gather(-1, scored[..., None])[..., 0].sum(1)
+        logp = logits[:, -n - 1 : -1].float().log_softmax(-1).gather(-1, scored[..., None])[..., 0].sum(1)
         return float(logp[0] - logp[1])
 
     @torch.inference_mode()
@@ -151,12 +179,16 @@ class Bench:
         ends, start = self._ends(clean, corrupt)
         entering: list[torch.Tensor] = []
         blocks, at = self.bare.model.layers, clean.boundary
-        handles = [block.register_forward_pre_hook(lambda _, args: entering.append(args[0][:, at].clone())) for block in blocks]
+        handles = [
+            block.register_forward_pre_hook(lambda _, args: entering.append(args[0][:, at].clone()))
+            for block in blocks
+        ]
         self.bare.model(self.tensor([clean.ids]), use_cache=False)
         for handle in handles:
             handle.remove()
         found = {}
         for layer in layers:
+
             def edit(_, args):
                 hidden = args[0].clone()
                 hidden[:, at] = entering[layer]
@@ -177,12 +209,20 @@ class Bench:
         _, cache = self.bridge.run_with_cache(self.tensor([clean.ids]), names_filter=names, return_type=None)
         found = {}
         for layer, name in zip(layers, names):
+
             def edit(hidden, hook):
                 hidden[:, clean.boundary] = cache[hook.name][0, clean.boundary]
                 return hidden
 
             rows = [self.tensor([[*corrupt.ids, *end]]) for end in ends]
-            logits = torch.cat([self.bridge.run_with_hooks(r, fwd_hooks=[(name, edit)], use_cache=False, logits_to_keep=len(ends[0]) + 1) for r in rows])
+            logits = torch.cat(
+                [
+                    self.bridge.run_with_hooks(
+                        r, fwd_hooks=[(name, edit)], use_cache=False, logits_to_keep=len(ends[0]) + 1
+                    )
+                    for r in rows
+                ]
+            )
             found[layer] = self._difference(logits, ends, start)
         return found
 
@@ -193,12 +233,17 @@ class Bench:
 
         def off(sweep, cells) -> float:
             gap = sweep.clean[0] - sweep.corrupt[0]
-            return max(abs(sweep.denoise[0, 0, layer] * gap + sweep.corrupt[0] - value) for layer, value in cells.items())
+            return max(
+                abs(sweep.denoise[0, 0, layer] * gap + sweep.corrupt[0] - value)
+                for layer, value in cells.items()
+            )
 
         scale = 2 * depth * len(sites) / len(layers)
         loops = [Baseline("plain hooks", lambda: self._plain_cells(clean, corrupt, layers), scale, off)]
         if self.config.rivals and importlib.util.find_spec("transformer_lens"):
-            loops.append(Baseline("TransformerLens", lambda: self._lens_cells(clean, corrupt, layers), scale, off))
+            loops.append(
+                Baseline("TransformerLens", lambda: self._lens_cells(clean, corrupt, layers), scale, off)
+            )
         ours = lambda: interp.patch(self.model, [clean], [corrupt], sites, minimum=-1e9)
         return Work(name, tokens, ours, [Baseline("one forward", lambda: self.forward([clean.ids])), *loops])
 
@@ -213,15 +258,23 @@ class Bench:
         few = min(self.config.pairs, 4)
 
         def one_by_one() -> np.ndarray:
-            return np.concatenate([interp.patch(self.model, [a], [b], minimum=-1e9).clean for a, b in zip(clean[:few], corrupt)])
+            return np.concatenate(
+                [interp.patch(self.model, [a], [b], minimum=-1e9).clean for a, b in zip(clean[:few], corrupt)]
+            )
 
         def off(sweep, alone) -> float:
             return float(np.abs(sweep.clean[:few] - alone).max())
 
         both = [p.ids for p in (*clean, *corrupt)]
-        return Work(f"layer sweep of {len(clean)} pairs", tokens, lambda: interp.patch(self.model, clean, corrupt, minimum=-1e9),
-                    [Baseline("one pair at a time", one_by_one, len(clean) / few, off),
-                     Baseline("forwards of the prompts", lambda: self.forward(both))])
+        return Work(
+            f"layer sweep of {len(clean)} pairs",
+            tokens,
+            lambda: interp.patch(self.model, clean, corrupt, minimum=-1e9),
+            [
+                Baseline("one pair at a time", one_by_one, len(clean) / few, off),
+                Baseline("forwards of the prompts", lambda: self.forward(both)),
+            ],
+        )
 
     def work_grid(self, tokens: int) -> Work:
         clean, corrupt = self.pair(tokens)
@@ -230,7 +283,12 @@ class Bench:
         loops = [Baseline("plain hooks", lambda: self._plain_cells(clean, corrupt, layers), scale)]
         if self.config.rivals and importlib.util.find_spec("transformer_lens"):
             loops.append(Baseline("TransformerLens", lambda: self._lens_cells(clean, corrupt, layers), scale))
-        return Work("layer x position grid", tokens, lambda: interp.patch(self.model, [clean], [corrupt], at="all", minimum=-1e9), loops)
+        return Work(
+            "layer x position grid",
+            tokens,
+            lambda: interp.patch(self.model, [clean], [corrupt], at="all", minimum=-1e9),
+            loops,
+        )
 
     # keys and values, and activations
 
@@ -244,14 +302,27 @@ class Bench:
             """The total effect by four plain sequences."""
             found = []
             for prompt in (clean, corrupt):
-                rows = self.tensor([[*prompt.ids, *self.format.with_trace(prompt.decision.trace), *a] for a in actions])
+                rows = self.tensor(
+                    [[*prompt.ids, *self.format.with_trace(prompt.decision.trace), *a] for a in actions]
+                )
                 logits = self.bare(rows, use_cache=False, logits_to_keep=len(actions[0]) + 1).logits
                 found.append(self._difference(logits, actions, start))
             return found[0] - found[1]
 
-        return Work("prompt reliance of a pair", tokens, lambda: interp.prompt_reliance(self.model, [clean], [corrupt], minimum=-1e9),
-                    [Baseline("one forward", lambda: self.forward([clean.ids])),
-                     Baseline("four forwards: the total effect", totals, 1.0, lambda ours, total: abs(float(ours.total[0]) - total))])
+        return Work(
+            "prompt reliance of a pair",
+            tokens,
+            lambda: interp.prompt_reliance(self.model, [clean], [corrupt], minimum=-1e9),
+            [
+                Baseline("one forward", lambda: self.forward([clean.ids])),
+                Baseline(
+                    "four forwards: the total effect",
+                    totals,
+                    1.0,
+                    lambda ours, total: abs(float(ours.total[0]) - total),
+                ),
+            ],
+        )
 
     def work_capture(self, tokens: int) -> Work:
         prompts = self.prompts(self.config.captured, tokens)
@@ -264,9 +335,15 @@ class Bench:
         def off(acts, plain) -> float:
             return float((acts.values[0, 0, :-1] - plain).norm() / plain.norm())
 
-        return Work(f"boundary capture of {len(prompts)} prompts", tokens, lambda: interp.capture(self.model, prompts),
-                    [Baseline("bare forwards", lambda: self.forward([p.ids for p in prompts])),
-                     Baseline("output_hidden_states of one prompt", states, len(prompts), off, "relative")])
+        return Work(
+            f"boundary capture of {len(prompts)} prompts",
+            tokens,
+            lambda: interp.capture(self.model, prompts),
+            [
+                Baseline("bare forwards", lambda: self.forward([p.ids for p in prompts])),
+                Baseline("output_hidden_states of one prompt", states, len(prompts), off, "relative"),
+            ],
+        )
 
     # decoding
 
@@ -277,8 +354,14 @@ class Bench:
         ids = self.tensor([[*[0] * (width - len(row)), *row] for row in rows])
         mask = self.tensor([[*[0] * (width - len(row)), *[1] * len(row)] for row in rows])
         n = self.config.new_tokens
-        return self.hf.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=n, min_new_tokens=n,
-                                pad_token_id=0)[:, width:].cpu()
+        return self.hf.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=n,
+            min_new_tokens=n,
+            pad_token_id=0,
+        )[:, width:].cpu()
 
     def _work_decoding(self, name: str, tokens: int, prompts: Sequence[Prompt], modes: Sequence[str]) -> Work:
         from interp.engine.decoding import decode_modes
@@ -287,32 +370,60 @@ class Bench:
 
         def off(ours, plain) -> float:
             """Share of the rows whose first eight tokens differ."""
-            pairs = [(said.ids[:8], tuple(ids[:8].tolist())) for mode in modes for said, ids in zip(ours[mode], plain[mode])]
+            pairs = [
+                (said.ids[:8], tuple(ids[:8].tolist()))
+                for mode in modes
+                for said, ids in zip(ours[mode], plain[mode])
+            ]
             return float(np.mean([a != b for a, b in pairs]))
 
         def ours():
             return decode_modes(self.model, prompts, modes, max_new_tokens=self.config.new_tokens)
 
-        return Work(name, tokens, ours, [Baseline("generate, a batch for each mode", lambda: {m: self._generate(r) for m, r in rows.items()}, 1.0, off,
-                                                  "rows that differ")])
+        return Work(
+            name,
+            tokens,
+            ours,
+            [
+                Baseline(
+                    "generate, a batch for each mode",
+                    lambda: {m: self._generate(r) for m, r in rows.items()},
+                    1.0,
+                    off,
+                    "rows that differ",
+                )
+            ],
+        )
 
     def work_decode(self, tokens: int) -> Work:
         n = self.config.decoded
-        return self._work_decoding(f"decoding {n} x {self.config.new_tokens} tokens", tokens, self.prompts(n, tokens), ["prompt"])
+        return self._work_decoding(
+            f"decoding {n} x {self.config.new_tokens} tokens", tokens, self.prompts(n, tokens), ["prompt"]
+        )
 
     def work_ragged(self, tokens: int) -> Work:
         n = self.config.decoded
         lengths = self.random.integers(tokens // 2, tokens + 1, n)
         prompts = [self.prompt(self.draw(int(length)), i) for i, length in enumerate(lengths)]
-        return self._work_decoding(f"decoding {n} ragged x {self.config.new_tokens} tokens", tokens, prompts, ["prompt"])
+        return self._work_decoding(
+            f"decoding {n} ragged x {self.config.new_tokens} tokens", tokens, prompts, ["prompt"]
+        )
 
     def work_episodes(self, tokens: int) -> Work:
         """Four episodes, whose prompts extend one another, in both modes."""
         n, prompts = max(1, self.config.decoded // 4), []
         for number in range(4):
             ids = self.draw(tokens)
-            prompts += [self.prompt(ids[:round(length)], step, f"game-{number}", step) for step, length in enumerate(np.linspace(tokens // 2, tokens, n))]
-        return self._work_decoding(f"decoding episodes, 2 modes x {len(prompts)} x {self.config.new_tokens} tokens", tokens, prompts, ["prompt", "cot"])
+            prompts += [
+                self.prompt(ids[: round(length)], step, f"game-{number}", step)
+                for step, length in enumerate(np.linspace(tokens // 2, tokens, n))
+            ]
+        return self._work_decoding(
+            f"decoding episodes, 2 modes x {len(prompts)} x {self.config.new_tokens} tokens",
+            tokens,
+            prompts,
+            ["prompt", "cot"],
+        )
 
     def work_choose(self, tokens: int) -> Work:
         prompts = self.prompts(self.config.choices, tokens)
@@ -324,15 +435,31 @@ class Bench:
             """Summed log-probabilities of the first decision's candidates, in one padded batch."""
             head = [*prompts[0].ids, *self.format.tail(None)]
             rows = self.tensor([[*head, *action, *[0] * (width - len(action))] for action in actions])
-            logp = self.bare(rows, use_cache=False, logits_to_keep=width + 1).logits[:, :-1].float().log_softmax(-1)
+            logp = (
+                self.bare(rows, use_cache=False, logits_to_keep=width + 1)
+                .logits[:, :-1]
+                .float()
+                .log_softmax(-1)
+            )
             return torch.stack([row[range(len(a)), a].sum() for row, a in zip(logp, actions)]).cpu()
 
         def ours() -> list[torch.Tensor]:
             return [interp.choose(self.model, p, p.decision.admissible) for p in prompts]
 
-        return Work(f"forced choice of {len(prompts)} decisions x {len(actions)}", tokens, ours,
-                    [Baseline("forwards of the prompts", lambda: self.forward([p.ids for p in prompts])),
-                     Baseline("a batch of the candidates", first, len(prompts), lambda found, plain: float((found[0][0, :, 0] - plain).abs().max()))])
+        return Work(
+            f"forced choice of {len(prompts)} decisions x {len(actions)}",
+            tokens,
+            ours,
+            [
+                Baseline("forwards of the prompts", lambda: self.forward([p.ids for p in prompts])),
+                Baseline(
+                    "a batch of the candidates",
+                    first,
+                    len(prompts),
+                    lambda found, plain: float((found[0][0, :, 0] - plain).abs().max()),
+                ),
+            ],
+        )
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
@@ -364,14 +491,28 @@ def measure(work: Work, bench: Bench, name: str) -> Iterator[dict]:
         before = torch.cuda.memory_allocated()
     seconds, value = median(work.ours, config, device)
     peak = (torch.cuda.max_memory_allocated() - before) / 2**30 if device.type == "cuda" else float("nan")
-    row = dict(work=work.name, model=bench.shape, tokens=work.tokens, seconds=seconds, cold_seconds=cold, peak_gib=peak, device=name)
+    row = dict(
+        work=work.name,
+        model=bench.shape,
+        tokens=work.tokens,
+        seconds=seconds,
+        cold_seconds=cold,
+        peak_gib=peak,
+        device=name,
+    )
     for baseline in work.baselines:
         baseline.call()
         took, other = median(baseline.call, config, device)
         difference = baseline.difference(value, other) if baseline.difference else float("nan")
         took *= baseline.scale
-        yield dict(row, baseline=baseline.name, baseline_seconds=took, ratio=took / seconds, difference=difference,
-                   unit=baseline.unit if baseline.difference else "")
+        yield dict(
+            row,
+            baseline=baseline.name,
+            baseline_seconds=took,
+            ratio=took / seconds,
+            difference=difference,
+            unit=baseline.unit if baseline.difference else "",
+        )
 
 
 def run_works(config: Config) -> pd.DataFrame:
@@ -379,22 +520,40 @@ def run_works(config: Config) -> pd.DataFrame:
     started, rows = time.time(), []
     device = pick_device(config.device)
     if device.type == "cpu" and set(config.models) != {"tiny"}:
-        raise ValueError("There is no GPU to time: bench_gpu needs one, and tries its works on a CPU with --models tiny alone.")
+        raise ValueError(
+            "There is no GPU to time: bench_gpu needs one, and tries its works on a CPU with --models tiny alone."
+        )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     for shape in config.models:
         began = time.perf_counter()
         bench = Bench(config, shape)
-        interp.decode(bench.model, bench.prompts(1, 40), "prompt", max_new_tokens=2)  # the first use of a device is slow
+        interp.decode(
+            bench.model, bench.prompts(1, 40), "prompt", max_new_tokens=2
+        )  # the first use of a device is slow
         bench.forward([bench.draw(40)])
         print(f"{shape} made in {time.perf_counter() - began:.1f} s", flush=True)
         for work in bench.works():
             try:
                 for row in measure(work, bench, name):
                     rows.append(row)
-                    print("  ".join(f"{c}={row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS[:-1]), flush=True)
-                    write_table(config.out, "bench_gpu", pd.DataFrame(rows, columns=COLUMNS), made_by("bench_gpu", config, started) | dict(device=name))
+                    print(
+                        "  ".join(
+                            f"{c}={row[c]:.4g}" if isinstance(row[c], float) else str(row[c])
+                            for c in COLUMNS[:-1]
+                        ),
+                        flush=True,
+                    )
+                    write_table(
+                        config.out,
+                        "bench_gpu",
+                        pd.DataFrame(rows, columns=COLUMNS),
+                        made_by("bench_gpu", config, started) | dict(device=name),
+                    )
             except torch.OutOfMemoryError:
-                print(f"{work.name} of {work.tokens} tokens is left out: the GPU's memory does not suffice.", flush=True)
+                print(
+                    f"{work.name} of {work.tokens} tokens is left out: the GPU's memory does not suffice.",
+                    flush=True,
+                )
         del bench
         if device.type == "cuda":
             torch.cuda.empty_cache()

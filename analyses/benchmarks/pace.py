@@ -18,12 +18,12 @@ from tqdm import tqdm
 from analyses.registry import Instrument
 from analyses.study import Device, made_by
 from interp.checkpoints.contents import SERIES
-from interp.system.limits import Count, Existing, Folder, Known, Limits
 from interp.prompts.format import PromptFormat
+from interp.results.tables import write_table
+from interp.system.limits import Count, Existing, Folder, Known, Limits
+from interp.tasks.episodes import CORPUS, load_corpus
 from interp.training.recipes import Recipe
 from interp.training.supervision import Supervision, supervised
-from interp.results.tables import write_table
-from interp.tasks.episodes import CORPUS, load_corpus
 
 if TYPE_CHECKING:
     from interp.training.trainer import _Batches
@@ -87,11 +87,15 @@ def run(config: Config) -> pd.DataFrame:
     from interp.checkpoints.series import CheckpointSeries
     from interp.training.trainer import _Batches, batches, build_model, train
 
-    started, recipe, clock = time.time(), config.recipe, time.process_time if config.device == "cpu" else time.perf_counter
+    started, recipe, clock = (
+        time.time(),
+        config.recipe,
+        time.process_time if config.device == "cpu" else time.perf_counter,
+    )
     torch.set_num_threads(config.threads)
     series = CheckpointSeries.discover(SERIES)
     fmt = PromptFormat(AutoTokenizer.from_pretrained(series.path(series.steps[0])))
-    episodes, rows = load_corpus(config.corpus)["train"][:config.episodes], []
+    episodes, rows = load_corpus(config.corpus)["train"][: config.episodes], []
     for arm in tqdm(config.arms, desc="pace"):
         sequences, _ = supervised(fmt, episodes, Supervision.named(arm), recipe.seed)
         plan = batches(sequences, recipe, config.steps, recipe.seed)
@@ -100,19 +104,49 @@ def run(config: Config) -> pd.DataFrame:
         for _ in range(config.repeats):
             with tempfile.TemporaryDirectory() as folder:
                 model, begun = build_model(recipe, fmt.tokenizer), clock()
-                train(model, fmt.tokenizer, sequences, recipe, folder, steps=config.steps, lr=recipe.cot_lr, keep=(), seed=0,
-                      device=config.device, plan=plan)
+                train(
+                    model,
+                    fmt.tokenizer,
+                    sequences,
+                    recipe,
+                    folder,
+                    steps=config.steps,
+                    lr=recipe.cot_lr,
+                    keep=(),
+                    seed=0,
+                    device=config.device,
+                    plan=plan,
+                )
                 seconds["train"].append(clock() - begun)
             model, begun = build_model(recipe, fmt.tokenizer), clock()
             bare(model, data, config.steps, recipe.cot_lr, config.device)
             seconds["bare"].append(clock() - begun)
         median = {name: float(np.median(found)) for name, found in seconds.items()}
-        rows.append(dict(arm=arm, tokens=tokens, steps=config.steps, tokens_per_second=tokens / median["train"],
-                         bare_tokens_per_second=tokens / median["bare"], ratio=median["bare"] / median["train"],
-                         lowest=min(seconds["bare"]) / max(seconds["train"]), highest=max(seconds["bare"]) / min(seconds["train"])))
+        rows.append(
+            dict(
+                arm=arm,
+                tokens=tokens,
+                steps=config.steps,
+                tokens_per_second=tokens / median["train"],
+                bare_tokens_per_second=tokens / median["bare"],
+                ratio=median["bare"] / median["train"],
+                lowest=min(seconds["bare"]) / max(seconds["train"]),
+                highest=max(seconds["bare"]) / min(seconds["train"]),
+            )
+        )
     frame = pd.DataFrame(rows)
-    write_table(config.out, "pace", frame, dict(made_by("pace", config, started), recipe=json.loads(json.dumps(dataclasses.asdict(recipe))),
-                                                device=config.device, threads=config.threads, machine=platform.machine()))
+    write_table(
+        config.out,
+        "pace",
+        frame,
+        dict(
+            made_by("pace", config, started),
+            recipe=json.loads(json.dumps(dataclasses.asdict(recipe))),
+            device=config.device,
+            threads=config.threads,
+            machine=platform.machine(),
+        ),
+    )
     print(frame.to_string(index=False))
     return frame
 

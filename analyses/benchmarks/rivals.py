@@ -20,7 +20,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from transformers import DynamicCache
 
-
 #: Most tokens that one forward of a capture reads.
 BATCH_TOKENS = 4096
 Cell, Fit = tuple[int, int], tuple[int, int, float]
@@ -40,7 +39,7 @@ def batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Indices of prompts of one length that are read together."""
     for length in sorted({len(p) for p in prompts}):
         group, size = [i for i, p in enumerate(prompts) if len(p) == length], max(1, BATCH_TOKENS // length)
-        yield from (group[i:i + size] for i in range(0, len(group), size))
+        yield from (group[i : i + size] for i in range(0, len(group), size))
 
 
 def log_probability(logits: torch.Tensor, action: Sequence[int]) -> torch.Tensor:
@@ -62,18 +61,29 @@ class Rival:
         raise NotImplementedError
 
     @torch.inference_mode()
-    def grid(self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], cells: Sequence[Cell]) -> torch.Tensor:
+    def grid(
+        self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], cells: Sequence[Cell]
+    ) -> torch.Tensor:
         """Log-probability of `action` behind `ids` with resid_pre patched at each (layer, position).
 
         donor: values [layer, position, d_model]. Returns [cell].
         """
         sequence = torch.tensor([[*ids, *action]])
-        return torch.stack([log_probability(self.patched(sequence, cell, donor[cell], len(action) + 1), action) for cell in cells])
+        return torch.stack(
+            [
+                log_probability(self.patched(sequence, cell, donor[cell], len(action) + 1), action)
+                for cell in cells
+            ]
+        )
 
-    def layer_sweep(self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], layers: Sequence[int] = ()) -> torch.Tensor:
+    def layer_sweep(
+        self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], layers: Sequence[int] = ()
+    ) -> torch.Tensor:
         """The same at the last prompt token of each layer (of `layers`, where some are given); donor [layer, d_model] -> [layer]."""
         values = donor[:, None].expand(-1, len(ids), -1)
-        return self.grid(ids, values, action, [(layer, len(ids) - 1) for layer in layers or range(len(donor))])
+        return self.grid(
+            ids, values, action, [(layer, len(ids) - 1) for layer in layers or range(len(donor))]
+        )
 
     @torch.inference_mode()
     def capture(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -106,14 +116,18 @@ class Plain(Rival):
 
         handle = self.hf.model.layers[layer].register_forward_pre_hook(hook)
         try:
-            return self.hf(ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep).logits[0]
+            return self.hf(
+                ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep
+            ).logits[0]
         finally:
             handle.remove()
 
     def residuals(self, ids, cache=None):
         rows: list[torch.Tensor] = []
-        handles = [block.register_forward_hook(lambda module, args, output: rows.append(output[:, -1].clone()))
-                   for block in self.hf.model.layers]
+        handles = [
+            block.register_forward_hook(lambda module, args, output: rows.append(output[:, -1].clone()))
+            for block in self.hf.model.layers
+        ]
         try:
             self.forward(ids, cache)
         finally:
@@ -147,7 +161,9 @@ class Cached(Plain):
             part = DynamicCache()
             for index, kept in enumerate(cache.layers if position else ()):
                 part.update(kept.keys[:, :, :position], kept.values[:, :, :position], index)
-            logits = self.patched(sequence[:, position:], (layer, 0), donor[layer, position], len(action) + 1, part)
+            logits = self.patched(
+                sequence[:, position:], (layer, 0), donor[layer, position], len(action) + 1, part
+            )
             found.append(log_probability(logits, action))
         return torch.stack(found)
 
@@ -155,9 +171,9 @@ class Cached(Plain):
     def episode(self, prompts):
         cache, found, before = DynamicCache(), [], []
         for ids in prompts:
-            if list(ids[:len(before)]) != before or len(ids) == len(before):
+            if list(ids[: len(before)]) != before or len(ids) == len(before):
                 raise ValueError("The prompts of an episode must extend one another.")
-            found.append(self.residuals(torch.tensor([list(ids[len(before):])]), cache))
+            found.append(self.residuals(torch.tensor([list(ids[len(before) :])]), cache))
             before = list(ids)
         return torch.cat(found)
 
@@ -170,7 +186,9 @@ class TransformerLens(Rival):
     def __init__(self, hf, tokenizer):
         from transformer_lens.model_bridge import TransformerBridge
 
-        self.bridge = TransformerBridge.boot_transformers("local", hf_model=twin(hf), tokenizer=tokenizer, dtype=hf.dtype, device="cpu")
+        self.bridge = TransformerBridge.boot_transformers(
+            "local", hf_model=twin(hf), tokenizer=tokenizer, dtype=hf.dtype, device="cpu"
+        )
         self.sites = [f"blocks.{layer}.hook_resid_post" for layer in range(hf.config.num_hidden_layers)]
 
     def patched(self, ids, cell, value, keep):
@@ -186,7 +204,9 @@ class TransformerLens(Rival):
 
     def residuals(self, ids):
         few = dict(logits_to_keep=1) if self.scored_only else {}
-        _, cache = self.bridge.run_with_cache(ids, names_filter=self.sites, pos_slice=-1, return_type=None, **few)
+        _, cache = self.bridge.run_with_cache(
+            ids, names_filter=self.sites, pos_slice=-1, return_type=None, **few
+        )
         return torch.stack([cache[site][:, -1] for site in self.sites], 1)
 
 
@@ -229,34 +249,48 @@ class Pyvene(Rival):
         import pyvene
 
         def intervenable(module, layers, component, kind):
-            sites = [pyvene.RepresentationConfig(layer, component, intervention_type=kind) for layer in layers]
+            sites = [
+                pyvene.RepresentationConfig(layer, component, intervention_type=kind) for layer in layers
+            ]
             return pyvene.IntervenableModel(pyvene.IntervenableConfig(sites), model=module)
 
         module, layers = twin(hf), range(hf.config.num_hidden_layers)
-        self.layers = [intervenable(module, [layer], "block_input", pyvene.VanillaIntervention) for layer in layers]
+        self.layers = [
+            intervenable(module, [layer], "block_input", pyvene.VanillaIntervention) for layer in layers
+        ]
         self.reader = intervenable(module.model, layers, "block_output", pyvene.CollectIntervention)
 
     def patched(self, ids, cell, value, keep):
         layer, position = cell
         base = dict(input_ids=ids, logits_to_keep=keep)
-        _, output = self.layers[layer](base=base, unit_locations={"base": position}, source_representations=value[None, None],
-                                       use_cache=False)
+        _, output = self.layers[layer](
+            base=base,
+            unit_locations={"base": position},
+            source_representations=value[None, None],
+            use_cache=False,
+        )
         return output.logits[0]
 
     def residuals(self, ids):
-        (_, rows), _ = self.reader(base=dict(input_ids=ids), unit_locations={"base": ids.shape[1] - 1}, use_cache=False)
+        (_, rows), _ = self.reader(
+            base=dict(input_ids=ids), unit_locations={"base": ids.shape[1] - 1}, use_cache=False
+        )
         return torch.stack([row.reshape(len(ids), -1) for row in rows], 1)
 
 
 TOOLS: tuple[type[Rival], ...] = (Plain, Cached, TransformerLens, TransformerLensScored, NNsight, Pyvene)
 
 
-def sklearn_sweep(features: np.ndarray, label: np.ndarray, folds: Sequence, cells: Sequence[Fit]) -> torch.Tensor:
+def sklearn_sweep(
+    features: np.ndarray, label: np.ndarray, folds: Sequence, cells: Sequence[Fit]
+) -> torch.Tensor:
     """Held-out probabilities [cell, decision, class] for each (layer, fold, C); features [layer, decision, feature]."""
     found = []
     for layer, fold, c in cells:
         train, held_out = folds[fold]
         scale = StandardScaler().fit(features[layer][train])
-        model = LogisticRegression(C=c, max_iter=1000).fit(scale.transform(features[layer][train]), label[train])
+        model = LogisticRegression(C=c, max_iter=1000).fit(
+            scale.transform(features[layer][train]), label[train]
+        )
         found.append(torch.from_numpy(model.predict_proba(scale.transform(features[layer][held_out]))))
     return torch.stack(found)

@@ -9,10 +9,25 @@ from typing import Annotated, Literal
 from interp.system.limits import Count, Folder, Limits, Seed
 
 MEMORY = "memory of a boundary capture"
-WORKS = ("layer sweep", "boundary capture", "layer x position grid", "episode", "three sites, both directions, one pair", "probe sweep",
-         "swap a checkpoint", MEMORY)
+WORKS = (
+    "layer sweep",
+    "boundary capture",
+    "layer x position grid",
+    "episode",
+    "three sites, both directions, one pair",
+    "probe sweep",
+    "swap a checkpoint",
+    MEMORY,
+)
 #: Tools by name, the reference first; `analyses.benchmarks.rivals` has them.
-TOOLS = ("plain", "plain, cached prefix", "TransformerLens", "TransformerLens, logits_to_keep", "nnsight", "pyvene")
+TOOLS = (
+    "plain",
+    "plain, cached prefix",
+    "TransformerLens",
+    "TransformerLens, logits_to_keep",
+    "nnsight",
+    "pyvene",
+)
 
 
 @dataclass
@@ -31,10 +46,22 @@ class Shape:
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig
 
-        config = LlamaConfig(hidden_size=self.hidden, num_hidden_layers=self.layers, num_attention_heads=self.heads,
-                             num_key_value_heads=self.kv_heads, intermediate_size=self.feed_forward, vocab_size=self.vocabulary,
-                             rope_theta=100_000.0, tie_word_embeddings=True, max_position_embeddings=8192)
-        hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval().requires_grad_(False)
+        config = LlamaConfig(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            intermediate_size=self.feed_forward,
+            vocab_size=self.vocabulary,
+            rope_theta=100_000.0,
+            tie_word_embeddings=True,
+            max_position_embeddings=8192,
+        )
+        hf = (
+            AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+            .eval()
+            .requires_grad_(False)
+        )
         generator = torch.Generator().manual_seed(seed)
         for parameter in hf.parameters():
             if parameter.ndim == 2:

@@ -28,20 +28,38 @@ from transformers import AutoTokenizer
 import interp
 from analyses.benchmarks.rivals import BATCH_TOKENS, TOOLS, Cached, Fit, Plain, installed, sklearn_sweep, twin
 from analyses.benchmarks.settings import MEMORY, Config, Shape
-from interp.probing.logistic import standardised
-from interp.prompts.format import Prompt
-from interp.probing.solver import fit_logistic
 from interp.engine.sweeps import Cell, Packed
+from interp.probing.logistic import standardised
+from interp.probing.solver import fit_logistic
+from interp.prompts.format import Prompt
 from interp.results.tables import read_table, write_table
 from interp.tasks.episodes import Decision
 
-COLUMNS = ("work", "tool", "tokens", "seconds", "ratio", "plain_forwards", "max_difference", "sampled", "peak_mb")
-VERSIONS = ("torch", "transformers", "transformer-lens", "nnsight", "pyvene", "scikit-learn", "safetensors", "numpy")
+COLUMNS = (
+    "work",
+    "tool",
+    "tokens",
+    "seconds",
+    "ratio",
+    "plain_forwards",
+    "max_difference",
+    "sampled",
+    "peak_mb",
+)
+VERSIONS = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "nnsight",
+    "pyvene",
+    "scikit-learn",
+    "safetensors",
+    "numpy",
+)
 #: The bare forwards of the same batches, beside the captures.
 FORWARD = "forward alone"
 #: Decisions, classes, folds and inverse penalties of the probe sweep.
 PROBES = dict(rows=500, classes=8, folds=5, grid=(1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0))
-
 
 
 class Interp:
@@ -53,14 +71,29 @@ class Interp:
         self.model = interp.HookedModel(twin(hf), tokenizer)
 
     def layer_sweep(self, ids, donor, action, layers=()):
-        return self.grid(ids, donor[:, None].expand(-1, len(ids), -1), action, [(i, len(ids) - 1) for i in layers or range(len(donor))])
+        return self.grid(
+            ids,
+            donor[:, None].expand(-1, len(ids), -1),
+            action,
+            [(i, len(ids) - 1) for i in layers or range(len(donor))],
+        )
 
     def grid(self, ids, donor, action, cells):
-        run = Packed(self.model, ids, [action], [len(action)], positions=sorted({position for _, position in cells}))
-        return run.patched([Cell("resid_pre", layer, (position,), donor[layer, position][None], slice(None)) for layer, position in cells])[:, 0]
+        run = Packed(
+            self.model, ids, [action], [len(action)], positions=sorted({position for _, position in cells})
+        )
+        return run.patched(
+            [
+                Cell("resid_pre", layer, (position,), donor[layer, position][None], slice(None))
+                for layer, position in cells
+            ]
+        )[:, 0]
 
     def capture(self, prompts):
-        made = [Prompt(tuple(ids), ("template",) * len(ids), Decision((), "", (), "bench", i, "", "", ""), None) for i, ids in enumerate(prompts)]
+        made = [
+            Prompt(tuple(ids), ("template",) * len(ids), Decision((), "", (), "bench", i, "", "", ""), None)
+            for i, ids in enumerate(prompts)
+        ]
         return interp.capture(self.model, made, batch_tokens=BATCH_TOKENS).values[:, 0]
 
     def episode(self, prompts):
@@ -70,23 +103,39 @@ class Interp:
         """Both directions of one pair, every site and layer at the boundary, captures included: [direction, cell, action]."""
         cells = [(site, layer) for site in sites for layer in range(self.model.n_layers)]
         shared = next(i for i, (a, b) in enumerate(zip(clean, corrupt)) if a != b)
-        apart = next(i for i, (a, b) in enumerate(zip(*actions)) if a != b)  # what both begin with is as likely in both
+        apart = next(
+            i for i, (a, b) in enumerate(zip(*actions)) if a != b
+        )  # what both begin with is as likely in both
         runs, prefix = [], []
         for ids in (clean, corrupt):
-            runs.append(Packed(self.model, ids, actions, [len(a) - apart for a in actions], sites, [len(ids) - 1], prefix))
+            runs.append(
+                Packed(
+                    self.model, ids, actions, [len(a) - apart for a in actions], sites, [len(ids) - 1], prefix
+                )
+            )
             prefix = [(k[:, :, :shared], v[:, :, :shared]) for k, v in runs[0].layers]
-        return torch.stack([run.patched([Cell(*cell, (len(clean) - 1,), donor.values[cell], slice(None)) for cell in cells])
-                            for run, donor in (runs, runs[::-1])])
+        return torch.stack(
+            [
+                run.patched(
+                    [Cell(*cell, (len(clean) - 1,), donor.values[cell], slice(None)) for cell in cells]
+                )
+                for run, donor in (runs, runs[::-1])
+            ]
+        )
 
 
-def probe_sweep(features: np.ndarray, label: np.ndarray, folds: Sequence, cells: Sequence[Fit]) -> torch.Tensor:
+def probe_sweep(
+    features: np.ndarray, label: np.ndarray, folds: Sequence, cells: Sequence[Fit]
+) -> torch.Tensor:
     """What `sklearn_sweep` returns, by the batched solver: all folds and C of a layer at once."""
     grid, found = sorted({c for _, _, c in cells}), {}
     for layer in sorted({layer for layer, _, _ in cells}):
         ends = [standardised(features[layer])(*fold) for fold in folds]
-        weights, bias, _ = fit_logistic([train for train, _ in ends], [label[train] for train, _ in folds], grid)
+        weights, bias, _ = fit_logistic(
+            [train for train, _ in ends], [label[train] for train, _ in folds], grid
+        )
         for fold, (_, held_out) in enumerate(ends):
-            probability = softmax(held_out @ weights[fold, :, :held_out.shape[1]] + bias[fold], axis=2)
+            probability = softmax(held_out @ weights[fold, :, : held_out.shape[1]] + bias[fold], axis=2)
             found.update({(layer, fold, c): torch.from_numpy(p) for c, p in zip(grid, probability)})
     return torch.stack([found[cell] for cell in cells])
 
@@ -111,7 +160,10 @@ class Work:
 
 def kinds(config: Config) -> list[type]:
     """The tools of a run, the reference first and ours last."""
-    return [*(t for t in TOOLS if installed(t) and (not config.tools or t is Plain or t.name in config.tools)), Interp]
+    return [
+        *(t for t in TOOLS if installed(t) and (not config.tools or t is Plain or t.name in config.tools)),
+        Interp,
+    ]
 
 
 def works(config: Config, hf, tokenizer) -> Iterator[Work]:
@@ -132,42 +184,79 @@ def works(config: Config, hf, tokenizer) -> Iterator[Work]:
     def donor(n: int) -> torch.Tensor:
         """resid_pre of another prompt, [layer, position, d_model]."""
         with torch.inference_mode():
-            return torch.cat(plain.hf.model(torch.tensor([draw(n)]), output_hidden_states=True).hidden_states[:-1])
+            return torch.cat(
+                plain.hf.model(torch.tensor([draw(n)]), output_hidden_states=True).hidden_states[:-1]
+            )
 
     for n in config.lengths:
-        ids, action, values, order = draw(n), draw(config.action), donor(n)[:, -1], shuffled(list(range(n_layers)))
-        calls = {name: lambda k, t=t: t.layer_sweep(ids, values, action, order[:k]) for name, t in tools.items()}
+        ids, action, values, order = (
+            draw(n),
+            draw(config.action),
+            donor(n)[:, -1],
+            shuffled(list(range(n_layers))),
+        )
+        calls = {
+            name: lambda k, t=t: t.layer_sweep(ids, values, action, order[:k]) for name, t in tools.items()
+        }
         yield Work("layer sweep", n, n_layers, calls, forward(ids), (Interp.name, Cached.name))
     for n in config.lengths:
         prompts = [draw(n) for _ in range(config.captured)]
-        calls = {name: lambda k, t=t: t.capture(prompts[:k]) for name, t in tools.items() if name != Cached.name}
+        calls = {
+            name: lambda k, t=t: t.capture(prompts[:k]) for name, t in tools.items() if name != Cached.name
+        }
         calls[FORWARD] = lambda k: plain.forwards(prompts[:k])
         yield Work("boundary capture", n, len(prompts), calls, forward(prompts[0]))
     ids, action, values = draw(config.grid_tokens), draw(config.action), donor(config.grid_tokens)
     # Whole layers, in random pairs as far above the middle as below it: ours costs less the higher a layer is.
     low = shuffled(list(range((n_layers + 1) // 2)))
-    cells = [cell for i in low for cell in shuffled([(layer, position) for layer in {i, n_layers - 1 - i} for position in range(len(ids))])]
+    cells = [
+        cell
+        for i in low
+        for cell in shuffled(
+            [(layer, position) for layer in {i, n_layers - 1 - i} for position in range(len(ids))]
+        )
+    ]
     calls = {name: lambda k, t=t: t.grid(ids, values, action, cells[:k]) for name, t in tools.items()}
     yield Work("layer x position grid", len(ids), len(cells), calls, forward(ids), (), 2 * len(ids))
     first, last, number = config.episode
     ids = draw(last)
-    steps = [ids[:round(n)] for n in np.linspace(first, last, number)]
-    yield Work("episode", last, 1, {name: lambda k, t=t: t.episode(steps) for name, t in tools.items()}, forward(ids))
+    steps = [ids[: round(n)] for n in np.linspace(first, last, number)]
+    yield Work(
+        "episode", last, 1, {name: lambda k, t=t: t.episode(steps) for name, t in tools.items()}, forward(ids)
+    )
     n = 1024 if 1024 in config.lengths else max(config.lengths)
     # As in the recorded pairs, whose prompts share their first fifth, and whose actions their first half.
     clean, common = draw(n), draw(config.action // 2)
-    corrupt, actions = clean[:n // 5] + draw(n - n // 5), [common + draw(config.action - len(common)) for _ in range(2)]
-    yield Work("three sites, both directions, one pair", n, 1, {ours.name: lambda k: ours.pair(clean, corrupt, actions)}, forward(clean))
+    corrupt, actions = (
+        clean[: n // 5] + draw(n - n // 5),
+        [common + draw(config.action - len(common)) for _ in range(2)],
+    )
+    yield Work(
+        "three sites, both directions, one pair",
+        n,
+        1,
+        {ours.name: lambda k: ours.pair(clean, corrupt, actions)},
+        forward(clean),
+    )
 
     rng = np.random.default_rng(config.seed)
     label = rng.permutation(np.arange(PROBES["rows"]) % PROBES["classes"])
     centres = rng.normal(size=(PROBES["classes"], config.shape.hidden)) / 4
     features = rng.normal(size=(n_layers, PROBES["rows"], config.shape.hidden)) + centres[label]
     parts = np.array_split(rng.permutation(PROBES["rows"]), PROBES["folds"])
-    folds = [(np.concatenate(parts[:i] + parts[i + 1:]), part) for i, part in enumerate(parts)]
-    fits = shuffled([(layer, fold, c) for layer in range(n_layers) for fold in range(len(folds)) for c in PROBES["grid"]])
-    yield Work("probe sweep", 0, len(fits), {"scikit-learn": lambda k: sklearn_sweep(features, label, folds, fits[:k]),
-                                             ours.name: lambda k: probe_sweep(features, label, folds, fits[:k])})
+    folds = [(np.concatenate(parts[:i] + parts[i + 1 :]), part) for i, part in enumerate(parts)]
+    fits = shuffled(
+        [(layer, fold, c) for layer in range(n_layers) for fold in range(len(folds)) for c in PROBES["grid"]]
+    )
+    yield Work(
+        "probe sweep",
+        0,
+        len(fits),
+        {
+            "scikit-learn": lambda k: sklearn_sweep(features, label, folds, fits[:k]),
+            ours.name: lambda k: probe_sweep(features, label, folds, fits[:k]),
+        },
+    )
 
     with tempfile.TemporaryDirectory() as folder:
         for step in range(2):
@@ -183,13 +272,21 @@ def works(config: Config, hf, tokenizer) -> Iterator[Work]:
                 while view and (n := stream.readinto(view)):
                     view = view[n:]
 
-        yield Work("swap a checkpoint", 0, 1, {"file read into memory": read,
-                                               "file mapped and summed": lambda k: sum(t.sum() for t in load_file(file).values()) and None,
-                                               ours.name: lambda k: series.swap(ours.model, 1) and None})
+        yield Work(
+            "swap a checkpoint",
+            0,
+            1,
+            {
+                "file read into memory": read,
+                "file mapped and summed": lambda k: sum(t.sum() for t in load_file(file).values()) and None,
+                ours.name: lambda k: series.swap(ours.model, 1) and None,
+            },
+        )
 
 
 def measure(work: Work, config: Config) -> list[dict]:
     """Time every tool on a work, interleaved and repeated, after one untimed run of one part."""
+
     def timed(call, *args):
         started = time.perf_counter()
         value = call(*args)
@@ -197,7 +294,9 @@ def measure(work: Work, config: Config) -> list[dict]:
 
     plan, values, seconds, forwards = {}, {}, {}, []
     for tool, call in work.calls.items():
-        parts = work.units if tool in work.whole else min(work.units, work.least) if tool == Interp.name else 1
+        parts = (
+            work.units if tool in work.whole else min(work.units, work.least) if tool == Interp.name else 1
+        )
         try:
             took, value = timed(call, parts)
         except NotImplementedError as reason:
@@ -208,7 +307,9 @@ def measure(work: Work, config: Config) -> list[dict]:
         plan[tool], seconds[tool] = (more, min(config.repeats, int(config.budget / (once * more)))), []
         if not plan[tool][1]:  # so long that the first run has to do
             plan[tool], seconds[tool], values[tool] = (parts, 0), [took * work.units / parts], value
-    for turn in tqdm(range(max((repeats for _, repeats in plan.values()), default=0)), desc=work.name, leave=False):
+    for turn in tqdm(
+        range(max((repeats for _, repeats in plan.values()), default=0)), desc=work.name, leave=False
+    ):
         for tool, (parts, repeats) in plan.items():
             if turn < repeats:
                 took, values[tool] = timed(work.calls[tool], parts)
@@ -225,10 +326,18 @@ def measure(work: Work, config: Config) -> list[dict]:
             known = min(parts, plan[reference][0])
             same = slice(None) if known == work.units else slice(known)
             difference = float((values[tool][same] - values[reference][same]).abs().max())
-        rows.append(dict(work=work.name, tool=tool, tokens=work.tokens, seconds=median[tool],
-                         ratio=median[tool] / median.get(Interp.name, float("nan")),
-                         plain_forwards=median[tool] / float(np.median(forwards)) if forwards else float("nan"), max_difference=difference,
-                         sampled=f"{parts} of {work.units}" if parts < work.units else ""))
+        rows.append(
+            dict(
+                work=work.name,
+                tool=tool,
+                tokens=work.tokens,
+                seconds=median[tool],
+                ratio=median[tool] / median.get(Interp.name, float("nan")),
+                plain_forwards=median[tool] / float(np.median(forwards)) if forwards else float("nan"),
+                max_difference=difference,
+                sampled=f"{parts} of {work.units}" if parts < work.units else "",
+            )
+        )
     return rows
 
 
@@ -252,14 +361,23 @@ def peak(tool: str, tokens: int, number: int, shape: Shape) -> float:
 
 def memory(config: Config, tokens: int) -> list[dict]:
     """Peak memory of a boundary capture, each tool in a process of its own."""
-    code = ("import json, sys; from analyses.benchmarks.settings import Shape; from analyses.benchmarks.works import peak; "
-            "print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Shape(**json.loads(sys.argv[4]))))")
+    code = (
+        "import json, sys; from analyses.benchmarks.settings import Shape; from analyses.benchmarks.works import peak; "
+        "print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Shape(**json.loads(sys.argv[4]))))"
+    )
     rows = []
     for tool in tqdm([FORWARD, *(t.name for t in kinds(config) if t is not Cached)], desc="memory"):
         arguments = [tool, str(tokens), str(config.captured), json.dumps(dataclasses.asdict(config.shape))]
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True,
-                              env={**os.environ, "OMP_NUM_THREADS": str(config.threads)})
-        rows.append(dict(work=MEMORY, tool=tool, tokens=tokens, sampled="", peak_mb=float(done.stdout.split()[-1])))
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(config.threads)},
+        )
+        rows.append(
+            dict(work=MEMORY, tool=tool, tokens=tokens, sampled="", peak_mb=float(done.stdout.split()[-1]))
+        )
     return rows
 
 
@@ -298,9 +416,25 @@ def _write(config: Config, rows: list[dict], started: float, measured: dict[str,
     """The table of what has been measured so far; all tools of a work are of one run, which `measured` dates."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
     known = {d.metadata["Name"] for d in importlib.metadata.distributions()}
-    write_table(config.out, "bench", frame, dict(
-        analysis="bench", config=json.loads(json.dumps(dataclasses.asdict(config), default=str)), seconds=round(time.time() - started, 1),
-        command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]), written=time.strftime("%Y-%m-%d %H:%M:%S %Z"), seed=config.seed,
-        measured=measured, machine=f"{platform.machine()}, {os.cpu_count()} cores", threads=config.threads, dtype="float32",
-        versions={"interp": interp.__version__, **{v: importlib.metadata.version(v) for v in VERSIONS if v in known}}))
+    write_table(
+        config.out,
+        "bench",
+        frame,
+        dict(
+            analysis="bench",
+            config=json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+            seconds=round(time.time() - started, 1),
+            command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]),
+            written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            seed=config.seed,
+            measured=measured,
+            machine=f"{platform.machine()}, {os.cpu_count()} cores",
+            threads=config.threads,
+            dtype="float32",
+            versions={
+                "interp": interp.__version__,
+                **{v: importlib.metadata.version(v) for v in VERSIONS if v in known},
+            },
+        ),
+    )
     return frame

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from analyses.masking.measure import FOLDS
+from interp.results.tables import ESTIMATE_COLUMNS, read_table
 from interp.stats.crossed import CLAIM, NothingShared, contrast, paired, select, slope_weights, verdict
 from interp.stats.intervals import Estimate, cross_fitted
 from interp.training.supervision import Supervision
-from interp.results.tables import ESTIMATE_COLUMNS, read_table
 
 #: What a row of items is of; every other column of the tables of decisions and games is a metric.
 KEYS = ("arm", "seed", "step", "split", "game", "item")
@@ -24,7 +24,9 @@ def items(tables: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
     """
     found, made = [], {}
     if not (tables / "masking_decisions.csv").exists():
-        raise FileNotFoundError(f"There is no masking_decisions.csv in {tables}, so nothing to compare: the stage `measure` writes it.")
+        raise FileNotFoundError(
+            f"There is no masking_decisions.csv in {tables}, so nothing to compare: the stage `measure` writes it."
+        )
     for name in ("masking_decisions", "masking_games", "masking_instruments"):
         if (tables / f"{name}.csv").exists():
             frame, made[name] = read_table(tables, name)
@@ -59,7 +61,12 @@ def contrasts(arms: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, float
 
 def shares(arms: tuple[str, ...]) -> dict[str, float]:
     """k of each of the arms that mask actions."""
-    return {arm: s.action_mask for arm in arms for s in [Supervision.named(arm)] if arm == f"action_mask_{s.action_mask:g}"}
+    return {
+        arm: s.action_mask
+        for arm in arms
+        for s in [Supervision.named(arm)]
+        if arm == f"action_mask_{s.action_mask:g}"
+    }
 
 
 def compare(frame: pd.DataFrame, seed: int = 0) -> list[dict]:
@@ -104,9 +111,17 @@ def selection(frame: pd.DataFrame, seed: int = 0) -> tuple[list[dict], str]:
     dose = shares(tuple(frame["arm"].unique()))
     if 0 not in dose.values() or len(dose) < 2:
         return [], "no k is chosen: that needs action_mask_0 and another action mask"
-    rows = [dict(step=frame["step"].iloc[0], split=split, metric=metric) | row for row in select(frame, dose, seed)]
+    rows = [
+        dict(step=frame["step"].iloc[0], split=split, metric=metric) | row
+        for row in select(frame, dose, seed)
+    ]
     row = next(r for r in rows if r["chosen"])
     if row["share"] == 0:
-        return rows, f"k = 0 is chosen: no mask's {metric} {split.replace('_', ' ')} is better with an interval above 0"
-    return rows, (f"k = {row['share']:g} is chosen: its {metric} {split.replace('_', ' ')} is {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] better "
-                  "than that of k = 0, the smallest k from which the best is not told apart")
+        return (
+            rows,
+            f"k = 0 is chosen: no mask's {metric} {split.replace('_', ' ')} is better with an interval above 0",
+        )
+    return rows, (
+        f"k = {row['share']:g} is chosen: its {metric} {split.replace('_', ' ')} is {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] better "
+        "than that of k = 0, the smallest k from which the best is not told apart"
+    )

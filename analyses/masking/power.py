@@ -22,14 +22,20 @@ from tqdm import tqdm
 
 from analyses.registry import Instrument
 from analyses.study import made_by
-from interp.system import limits
-from interp.stats.crossed import SMALLEST, crossed, slope_weights
-from interp.system.limits import Count, Draws, Folder, Limits, Seed
-from interp.stats.intervals import wilson
 from interp.results.tables import write_table
+from interp.stats.crossed import SMALLEST, crossed, slope_weights
+from interp.stats.intervals import wilson
+from interp.system import limits
+from interp.system.limits import Count, Draws, Folder, Limits, Seed
 
 #: Arms of the study: their shares k; the last is the random mask.
-SHARES = {"action_mask_0": 0.0, "action_mask_0.1": 0.1, "action_mask_0.3": 0.3, "action_mask_0.5": 0.5, "action_mask_0.7": 0.7}
+SHARES = {
+    "action_mask_0": 0.0,
+    "action_mask_0.1": 0.1,
+    "action_mask_0.3": 0.3,
+    "action_mask_0.5": 0.5,
+    "action_mask_0.7": 0.7,
+}
 ARMS = (*SHARES, "random_mask_0.3")
 BEST = 0.3
 WORLDS = ("null", "action", "any_mask")
@@ -69,7 +75,9 @@ class Config:
         limits.check(self)
         for effect in self.effects:
             if not 0 < self.rate + effect < 1:
-                raise ValueError(f"--effects has {effect:g}, which at --rate {self.rate:g} leads to no rate between 0 and 1.")
+                raise ValueError(
+                    f"--effects has {effect:g}, which at --rate {self.rate:g} leads to no rate between 0 and 1."
+                )
 
 
 def log_odds(rate: float, sd: float) -> float:
@@ -78,15 +86,24 @@ def log_odds(rate: float, sd: float) -> float:
     return brentq(lambda m: expit(m + sd * nodes) @ weights / weights.sum() - rate, -20, 20)
 
 
-def outcomes(config: Config, world: str, effect: float, seeds: int, games: int, training_sd: float) -> np.ndarray:
+def outcomes(
+    config: Config, world: str, effect: float, seeds: int, games: int, training_sd: float
+) -> np.ndarray:
     """Wins, 0 or 1, [study, arm, seed, game]; for equal sizes all worlds are drawn from the same numbers."""
     rng = np.random.default_rng([config.seed, seeds, games, round(1000 * training_sd)])
     sd = np.sqrt(config.game_sd**2 + config.arm_sd**2 + config.order_sd**2 + training_sd**2)
     planted = log_odds(config.rate + effect, sd) - log_odds(config.rate, sd)
-    helped = [(min(SHARES[arm] / BEST, 1) if arm in SHARES else world == "any_mask") * (world != "null") for arm in ARMS]
+    helped = [
+        (min(SHARES[arm] / BEST, 1) if arm in SHARES else world == "any_mask") * (world != "null")
+        for arm in ARMS
+    ]
     n = config.studies, len(ARMS), seeds, games
-    parts = ((config.game_sd, (n[0], 1, 1, games)), (config.order_sd, (n[0], 1, seeds, 1)), (training_sd, (*n[:3], 1)),
-             (config.arm_sd, (*n[:2], 1, games)))
+    parts = (
+        (config.game_sd, (n[0], 1, 1, games)),
+        (config.order_sd, (n[0], 1, seeds, 1)),
+        (training_sd, (*n[:3], 1)),
+        (config.arm_sd, (*n[:2], 1, games)),
+    )
     odds = log_odds(config.rate, sd) + planted * np.array(helped).reshape(1, -1, 1, 1)
     for scale, shape in parts:
         odds = odds + rng.normal(0, scale, shape)
@@ -96,7 +113,7 @@ def outcomes(config: Config, world: str, effect: float, seeds: int, games: int, 
 def intervals(values: np.ndarray, weights: dict[str, float], config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Ends of each study's interval of a contrast of its arms, in lots that fit a small memory."""
     summed = np.tensordot(values, [weights.get(arm, 0.0) for arm in ARMS], (1, 0))
-    ends = [crossed(summed[i:i + 20], config.draws, config.seed) for i in range(0, len(summed), 20)]
+    ends = [crossed(summed[i : i + 20], config.draws, config.seed) for i in range(0, len(summed), 20)]
     return tuple(np.concatenate(side) for side in zip(*ends))
 
 
@@ -109,9 +126,13 @@ def power(config: Config) -> pd.DataFrame:
     Column `half_width`: half of an interval, on average.
     """
     rows, (zero, best) = [], ("action_mask_0", "action_mask_0.3")
-    contrasts = dict(difference={best: 1, zero: -1}, control={best: 1, ARMS[-1]: -1}, slope=slope_weights(SHARES))
+    contrasts = dict(
+        difference={best: 1, zero: -1}, control={best: 1, ARMS[-1]: -1}, slope=slope_weights(SHARES)
+    )
     planted = [("null", 0.0), *product(WORLDS[1:], config.effects)]
-    for (world, effect), seeds, games, training_sd in tqdm(list(product(planted, config.seeds, config.games, config.training_sd)), desc="power"):
+    for (world, effect), seeds, games, training_sd in tqdm(
+        list(product(planted, config.seeds, config.games, config.training_sd)), desc="power"
+    ):
         values = outcomes(config, world, effect, seeds, games, training_sd)
         truth = dict(difference=effect, control=effect * (world == "action"), games_only=effect)
         found = {name: intervals(values, weights, config) for name, weights in contrasts.items()}
@@ -123,12 +144,30 @@ def power(config: Config) -> pd.DataFrame:
                 said[name, "covers"] = (low <= truth[name]) & (truth[name] <= high)
         (low, high), (over, under) = found["difference"], found["control"]
         supported = (low > 0) & (over > 0)
-        said |= {("verdict", "supported"): supported, ("verdict", "refuted"): ~supported & ((high < SMALLEST) | (under < SMALLEST))}
+        said |= {
+            ("verdict", "supported"): supported,
+            ("verdict", "refuted"): ~supported & ((high < SMALLEST) | (under < SMALLEST)),
+        }
         width = {name: float((high - low).mean() / 2) for name, (low, high) in found.items()}
         for (name, what), hit in said.items():
             low, high = wilson(int(hit.sum()), len(hit))
-            rows.append(dict(world=world, effect=effect, seeds=seeds, games=games, training_sd=training_sd, contrast=name, what=what,
-                             half_width=width.get(name, np.nan), value=hit.mean(), low=low, high=high, n=len(hit), n_groups=len(hit)))
+            rows.append(
+                dict(
+                    world=world,
+                    effect=effect,
+                    seeds=seeds,
+                    games=games,
+                    training_sd=training_sd,
+                    contrast=name,
+                    what=what,
+                    half_width=width.get(name, np.nan),
+                    value=hit.mean(),
+                    low=low,
+                    high=high,
+                    n=len(hit),
+                    n_groups=len(hit),
+                )
+            )
     return pd.DataFrame(rows)
 
 

@@ -35,15 +35,23 @@ from analyses.masking.compare import compare, items, primary, selection
 from analyses.masking.measure import INSTRUMENTS, measure
 from analyses.registry import Instrument
 from analyses.study import Study, made_by
-from interp.system import limits
 from interp.checkpoints.contents import SERIES
 from interp.checkpoints.headers import hash_files
+from interp.results.tables import write_table
+from interp.system import limits
 from interp.system.limits import Count, Folder, Known, Limits, Several, StepLimit, Workers
 from interp.training.recipes import Recipe, Tuning
 from interp.training.supervision import Supervision
-from interp.results.tables import write_table
 
-ARMS = ("action_mask_0", "action_mask_0.1", "action_mask_0.3", "action_mask_0.5", "action_mask_0.7", "random_mask_0.3", "action_only")
+ARMS = (
+    "action_mask_0",
+    "action_mask_0.1",
+    "action_mask_0.3",
+    "action_mask_0.5",
+    "action_mask_0.7",
+    "random_mask_0.3",
+    "action_only",
+)
 
 
 @dataclass
@@ -58,7 +66,11 @@ class Config(Study):
     """Arms that are trained."""
     seeds: Annotated[int, Limits(1, 1000)] = 3
     """Trainings of each arm."""
-    more: Annotated[tuple[str, ...], Known(Supervision.named), Several(none=True)] = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")
+    more: Annotated[tuple[str, ...], Known(Supervision.named), Several(none=True)] = (
+        "action_mask_0",
+        "action_mask_0.3",
+        "random_mask_0.3",
+    )
     """Arms that the claim rests on."""
     more_seeds: Annotated[int, Limits(1, 1000)] = 5
     """Trainings of those."""
@@ -112,13 +124,20 @@ class Config(Study):
     def jobs(self) -> list[tuple[str, int]]:
         """(arm, seed) that are trained, every arm's first seed before any second."""
         seeds = {arm: self.more_seeds if arm in self.more else self.seeds for arm in self.arms}
-        return [(arm, seed) for seed in range(max(seeds.values(), default=0)) for arm in self.arms if seed < seeds[arm]]
+        return [
+            (arm, seed)
+            for seed in range(max(seeds.values(), default=0))
+            for arm in self.arms
+            if seed < seeds[arm]
+        ]
 
     def mine(self, every: Sequence) -> list:
         """What is this process's part; raises ValueError for a part that is none."""
         i, n = self.part
         if not 0 <= i < n:
-            raise ValueError(f"--part is a number from 0 on and how many parts there are, such as 0 2 and 1 2, not {i} {n}.")
+            raise ValueError(
+                f"--part is a number from 0 on and how many parts there are, such as 0 2 and 1 2, not {i} {n}."
+            )
         return list(every[i::n])
 
     @cached_property
@@ -136,13 +155,26 @@ def train(config: Config) -> None:
     named = config._named or config.env
     items = named.recorded(config._file).get("train")
     if not items:
-        raise ValueError(f"{config._file or f'The environment {named.name!r}'} has no episodes of the split 'train' to train on.")
+        raise ValueError(
+            f"{config._file or f'The environment {named.name!r}'} has no episodes of the split 'train' to train on."
+        )
     made = dict(corpus=hash_files([config._file]) if config._file else named.name)
     for arm, seed in (bar := tqdm(config.mine(config.jobs), desc="train")):
         bar.set_postfix_str(f"{arm}, seed {seed}")
         recipe = config.tuning if config.lora else config.recipe
-        train_arm(config.start, items, Supervision.named(arm), recipe, config.folder / arm / f"seed-{seed}", seed=seed, style=config.style,
-                  system=config.system, options=config.format_options(), provenance=made, device=config.device)
+        train_arm(
+            config.start,
+            items,
+            Supervision.named(arm),
+            recipe,
+            config.folder / arm / f"seed-{seed}",
+            seed=seed,
+            style=config.style,
+            system=config.system,
+            options=config.format_options(),
+            provenance=made,
+            device=config.device,
+        )
 
 
 def run(config: Config) -> None:
@@ -156,8 +188,13 @@ def run(config: Config) -> None:
         frame, made = items(config.run / "tables")
         rows = compare(frame, config.seed)
         (chosen, why), said = selection(frame, config.seed), primary(rows)
-        provenance = dict(made_by("masking", config, started), seed=config.seed, verdict=said, selection=why,
-                          weights={key: value for of in made.values() for key, value in of["weights"].items()})
+        provenance = dict(
+            made_by("masking", config, started),
+            seed=config.seed,
+            verdict=said,
+            selection=why,
+            weights={key: value for of in made.values() for key, value in of["weights"].items()},
+        )
         write_table(config.run / "tables", "masking", pd.DataFrame(rows), provenance)
         if chosen:
             write_table(config.run / "tables", "masking_selection", pd.DataFrame(chosen), provenance)

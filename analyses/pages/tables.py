@@ -19,8 +19,19 @@ from interp.system.paths import ROOT
 FIGURES = ROOT / "figures"
 STUDY = FIGURES / "tables"
 #: Stages of the full-size run, in the order in which they are listed.
-STAGES = ("behaviour", "online", "probes", "transfer", "mdl", "patching", "reliance", "conflict", "early",
-          "shares", "steering")
+STAGES = (
+    "behaviour",
+    "online",
+    "probes",
+    "transfer",
+    "mdl",
+    "patching",
+    "reliance",
+    "conflict",
+    "early",
+    "shares",
+    "steering",
+)
 #: Works of the benchmark in reading order, and what the documentation calls them.
 WORKS = {
     "layer sweep": "layer sweep of `resid_pre` at the boundary",
@@ -73,8 +84,12 @@ def _bench_row(work: str, tokens: int, tools: pd.DataFrame, rivals: list[str]) -
         ratios[tool] = "" if ratio is None else f"{ratio:.{0 if ratio >= 10 else 1}f} x"
     own = tools.loc["interp"]
     return {
-        "work": WORKS[work], "tokens": tokens, **ratios, "ours": f"{_short(own.seconds, 2)} s",
-        "in plain forwards": _short(own.plain_forwards, 3), "largest difference": f"{own.max_difference:.0e}",
+        "work": WORKS[work],
+        "tokens": tokens,
+        **ratios,
+        "ours": f"{_short(own.seconds, 2)} s",
+        "in plain forwards": _short(own.plain_forwards, 3),
+        "largest difference": f"{own.max_difference:.0e}",
     }
 
 

@@ -29,7 +29,9 @@ def run(config: Config) -> None:
     """Grow and export each organism of seed 0."""
     for name in ORGANISMS:
         folder = grow(name, config.work, device=config.device, shipped=False)
-        export(folder / f"checkpoint-{RECIPE.cot_steps}", config.out / name / f"checkpoint-{RECIPE.cot_steps}")
+        export(
+            folder / f"checkpoint-{RECIPE.cot_steps}", config.out / name / f"checkpoint-{RECIPE.cot_steps}"
+        )
     print(f"{config.out}: {', '.join(ORGANISMS)}")
 
 

@@ -11,13 +11,17 @@ from tqdm import tqdm
 
 from analyses.registry import Instrument
 from interp.environments.base import find
-from interp.system.limits import Seed, Workers
 from interp.environments.recording import Sizes, record
+from interp.system.limits import Seed, Workers
 from interp.tasks.episodes import save_episodes
 
 #: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and `episodes(job)`.
-RECORDERS = {"alfworld": "interp.environments.alfworld.record", "twc": "interp.environments.textworldexpress.twc", "cookingworld": "interp.environments.textworldexpress.cookingworld",
-             "scienceworld": "interp.environments.scienceworld.record"}
+RECORDERS = {
+    "alfworld": "interp.environments.alfworld.record",
+    "twc": "interp.environments.textworldexpress.twc",
+    "cookingworld": "interp.environments.textworldexpress.cookingworld",
+    "scienceworld": "interp.environments.scienceworld.record",
+}
 
 
 @dataclass
@@ -44,16 +48,34 @@ def run(config: Config) -> None:
     if reason := environment.unplayable():
         raise ValueError(f"Nothing can be recorded: {reason}.")
     if config.official and config.environment != "alfworld":
-        raise ValueError(f"The environment {config.environment!r} has no official games: leave out --official.")
+        raise ValueError(
+            f"The environment {config.environment!r} has no official games: leave out --official."
+        )
     if config.official and config.out is None:
-        raise ValueError("Give --out: the shipped corpus holds generated games, and ALFWorld's own are not shipped.")
+        raise ValueError(
+            "Give --out: the shipped corpus holds generated games, and ALFWorld's own are not shipped."
+        )
     if config.out is None and not isinstance(environment.decisions, Path):
-        raise ValueError(f"Give --out: the environment {config.environment!r} has no shipped corpus; study what is recorded with --corpus.")
+        raise ValueError(
+            f"Give --out: the environment {config.environment!r} has no shipped corpus; study what is recorded with --corpus."
+        )
     recorder = importlib.import_module(RECORDERS[config.environment])
-    jobs = recorder.plan_official(config.official, config.seed) if config.official else recorder.plan(config.sizes.filled(recorder.SIZES), config.seed)
-    episodes, report = record(jobs, recorder.episodes, config.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
+    jobs = (
+        recorder.plan_official(config.official, config.seed)
+        if config.official
+        else recorder.plan(config.sizes.filled(recorder.SIZES), config.seed)
+    )
+    episodes, report = record(
+        jobs,
+        recorder.episodes,
+        config.seed,
+        config.workers,
+        lambda jobs, n: tqdm(jobs, total=n, desc="games"),
+    )
     path = save_episodes(config.out or environment.decisions, episodes)
-    print(f"{path}: {report['episodes']} episodes of {report['games']} games; dropped {report['dropped'] or 'none'}")
+    print(
+        f"{path}: {report['episodes']} episodes of {report['games']} games; dropped {report['dropped'] or 'none'}"
+    )
 
 
 INSTRUMENT = Instrument("record", Config, run)

@@ -12,13 +12,13 @@ import numpy as np
 
 from analyses.registry import Instrument
 from analyses.study import Device
-from interp.system import limits
 from interp.checkpoints.headers import hash_files
-from interp.system.limits import Folder
 from interp.prompts.format import PromptFormat
-from interp.training.recipes import Recipe
 from interp.results.tables import write_json
+from interp.system import limits
+from interp.system.limits import Folder
 from interp.tasks.episodes import CORPUS, Episode, load_corpus
+from interp.training.recipes import Recipe
 
 
 @dataclass
@@ -40,9 +40,13 @@ class Config:
         """Raises ValueError for what `limits.check` refuses, and for checkpoints and heads that the recipe cannot have."""
         limits.check(self)
         if (last := max(self.recipe.checkpoints)) > self.recipe.cot_steps:
-            raise ValueError(f"--recipe.checkpoints has {last:,}, but the training takes {self.recipe.cot_steps:,} steps.")
+            raise ValueError(
+                f"--recipe.checkpoints has {last:,}, but the training takes {self.recipe.cot_steps:,} steps."
+            )
         if self.recipe.hidden % self.recipe.heads:
-            raise ValueError(f"--recipe.heads is {self.recipe.heads}, which does not divide --recipe.hidden {self.recipe.hidden}.")
+            raise ValueError(
+                f"--recipe.heads is {self.recipe.heads}, which does not divide --recipe.hidden {self.recipe.hidden}."
+            )
 
 
 def texts(corpus: dict[str, list[Episode]]) -> list[str]:
@@ -50,7 +54,10 @@ def texts(corpus: dict[str, list[Episode]]) -> list[str]:
     found = []
     for split in ("base", "base_aimless"):
         for episode in corpus.get(split, ()):
-            found += [t["content"] if t["role"] == "user" else f"{t['trace']} {t['action']}" for t in episode.messages()]
+            found += [
+                t["content"] if t["role"] == "user" else f"{t['trace']} {t['action']}"
+                for t in episode.messages()
+            ]
     return found
 
 
@@ -64,7 +71,9 @@ def export(source: Path, out: Path) -> None:
     save({k: v.half() for k, v in load_file(source / "model.safetensors").items()}, out / "model.safetensors")
     (out / "model.safetensors").chmod(0o644)
     config = json.loads((source / "config.json").read_text())
-    write_json(out / "config.json", config | dict(use_cache=True, dtype="float16"))  # the trainer turns the cache off
+    write_json(
+        out / "config.json", config | dict(use_cache=True, dtype="float16")
+    )  # the trainer turns the cache off
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "training.json"):
         if (source / name).exists():
             shutil.copy(source / name, out / name)
@@ -77,15 +86,32 @@ def run(config: Config) -> None:
     recipe, corpus = config.recipe, load_corpus(config.corpus)
     missing = [split for split in ("base", "train") if split not in corpus]
     if missing:
-        raise ValueError(f"{config.corpus} has no episodes of the split {missing[0]!r} to train on: it has {', '.join(sorted(corpus))}.")
+        raise ValueError(
+            f"{config.corpus} has no episodes of the split {missing[0]!r} to train on: it has {', '.join(sorted(corpus))}."
+        )
     tokenizer = fit_tokenizer(texts(corpus), recipe.vocabulary)
     fmt = PromptFormat(tokenizer)
     mixture = base_mixture(fmt, [*corpus["base"], *corpus.get("base_aimless", ())], recipe.seed)
-    provenance = dict(corpus=hash_files([Path(config.corpus)]), base_episodes=len(mixture), train_episodes=len(corpus["train"]))
+    provenance = dict(
+        corpus=hash_files([Path(config.corpus)]),
+        base_episodes=len(mixture),
+        train_episodes=len(corpus["train"]),
+    )
     base = config.work / "base" / f"checkpoint-{recipe.base_steps}"
     if not (base / "training.json").exists():
-        train(build_model(recipe, tokenizer), tokenizer, mixture, recipe, config.work / "base", steps=recipe.base_steps,
-              lr=recipe.base_lr, keep=range(0, recipe.base_steps, 400), seed=recipe.seed, provenance=dict(provenance, stage="base"), device=config.device)
+        train(
+            build_model(recipe, tokenizer),
+            tokenizer,
+            mixture,
+            recipe,
+            config.work / "base",
+            steps=recipe.base_steps,
+            lr=recipe.base_lr,
+            keep=range(0, recipe.base_steps, 400),
+            seed=recipe.seed,
+            provenance=dict(provenance, stage="base"),
+            device=config.device,
+        )
     sequences = [fmt.sequence(e) for e in corpus["train"]]
     rng = np.random.default_rng(recipe.seed)
     share = round(len(sequences) * recipe.replay / (1 - recipe.replay))
@@ -94,8 +120,19 @@ def run(config: Config) -> None:
     if not (cot / f"checkpoint-{recipe.cot_steps}" / "training.json").exists():
         from transformers import AutoModelForCausalLM
 
-        train(AutoModelForCausalLM.from_pretrained(base), tokenizer, sequences, recipe, cot, steps=recipe.cot_steps, lr=recipe.cot_lr,
-              keep=recipe.checkpoints, seed=recipe.seed + 1, provenance=dict(provenance, stage="cot", replayed=share), device=config.device)
+        train(
+            AutoModelForCausalLM.from_pretrained(base),
+            tokenizer,
+            sequences,
+            recipe,
+            cot,
+            steps=recipe.cot_steps,
+            lr=recipe.cot_lr,
+            keep=recipe.checkpoints,
+            seed=recipe.seed + 1,
+            provenance=dict(provenance, stage="cot", replayed=share),
+            device=config.device,
+        )
     write_json(cot / "series.json", dict(provenance, recipe=asdict(recipe), replayed=share))
     for step in recipe.checkpoints:
         export(base if step == 0 else cot / f"checkpoint-{step}", config.out / f"checkpoint-{step}")

@@ -20,21 +20,23 @@ from tqdm import tqdm
 
 from analyses.registry import Instrument
 from analyses.study import Device
-from interp.system import limits
-from interp.environments.alfworld import record as household
 from interp.checkpoints.headers import hash_files
-from interp.system.limits import Count, Folder, Limits, Workers
-from interp.prompts.format import PromptFormat
-from interp.training.recipes import Tuning
+from interp.environments.alfworld import record as household
 from interp.environments.recording import Sizes, record
+from interp.prompts.format import PromptFormat
 from interp.results.tables import write_json
-from interp.tasks.episodes import load_corpus, sample_decisions, save_episodes
+from interp.system import limits
+from interp.system.limits import Count, Folder, Limits, Workers
 from interp.system.paths import DATA
+from interp.tasks.episodes import load_corpus, sample_decisions, save_episodes
+from interp.training.recipes import Tuning
 
 SHIPPED = DATA / "smollm2"
-SYSTEM = ("You act in a household by text commands. First think inside <think></think>, then give one command inside "
-          "<action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, clean X with R, heat X with R, "
-          "cool X with R, use X, look, inventory.")
+SYSTEM = (
+    "You act in a household by text commands. First think inside <think></think>, then give one command inside "
+    "<action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, clean X with R, heat X with R, "
+    "cool X with R, use X, look, inventory."
+)
 
 
 @dataclass
@@ -60,7 +62,9 @@ class Config:
         """Raises ValueError for what `limits.check` refuses, and for checkpoints that the training does not reach."""
         limits.check(self)
         if (last := max(self.tuning.checkpoints)) > self.tuning.steps:
-            raise ValueError(f"--tuning.checkpoints has {last:,}, but the training takes {self.tuning.steps:,} steps.")
+            raise ValueError(
+                f"--tuning.checkpoints has {last:,}, but the training takes {self.tuning.steps:,} steps."
+            )
 
 
 def base_model(work: Path) -> Path:
@@ -82,11 +86,16 @@ def base_model(work: Path) -> Path:
     given = dict(pretrained_model_name_or_path=work / "package", gguf_file=Path(name).name)
     model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
     config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
-    plain = LlamaForCausalLM(LlamaConfig(**config))  # the loaded one still counts as quantised, and is not saved
+    plain = LlamaForCausalLM(
+        LlamaConfig(**config)
+    )  # the loaded one still counts as quantised, and is not saved
     plain.load_state_dict(model.state_dict())
     AutoTokenizer.from_pretrained(**given).save_pretrained(base)
     plain.save_pretrained(base)
-    write_json(base / "training.json", dict(style="tags", system=SYSTEM, source=f"{package.name}: {Path(name).name}, dequantised"))
+    write_json(
+        base / "training.json",
+        dict(style="tags", system=SYSTEM, source=f"{package.name}: {Path(name).name}, dequantised"),
+    )
     return base
 
 
@@ -94,10 +103,23 @@ def episodes(config: Config) -> Path:
     """The recorded episodes: of ALFWorld's own games where $ALFWORLD_DATA holds them, else of generated ones."""
     official = bool(os.environ.get("ALFWORLD_DATA"))
     games = config.games if config.retrain else 0
-    path = config.work / f"episodes-{'official' if official else 'generated'}{'-train' if games else ''}.jsonl.xz"
+    path = (
+        config.work
+        / f"episodes-{'official' if official else 'generated'}{'-train' if games else ''}.jsonl.xz"
+    )
     if not path.exists():
-        jobs = household.plan_official(games, config.tuning.seed) if official else household.plan(Sizes(0, 0, games, 100), config.tuning.seed)
-        found, report = record(jobs, household.episodes, config.tuning.seed, config.workers, lambda jobs, n: tqdm(jobs, total=n, desc="games"))
+        jobs = (
+            household.plan_official(games, config.tuning.seed)
+            if official
+            else household.plan(Sizes(0, 0, games, 100), config.tuning.seed)
+        )
+        found, report = record(
+            jobs,
+            household.episodes,
+            config.tuning.seed,
+            config.workers,
+            lambda jobs, n: tqdm(jobs, total=n, desc="games"),
+        )
         save_episodes(path, found)
         print(f"{path}: {report['episodes']} episodes; dropped {report['dropped'] or 'none'}")
     return path
@@ -110,12 +132,19 @@ def export(source: Path, out: Path, base: str, before: int = 0) -> None:
     from interp.checkpoints.weights import save
 
     out.mkdir(parents=True, exist_ok=True)
-    save({k: v.half().contiguous() for k, v in load_file(source / "adapter_model.safetensors").items()}, out / "adapter_model.safetensors")
+    save(
+        {k: v.half().contiguous() for k, v in load_file(source / "adapter_model.safetensors").items()},
+        out / "adapter_model.safetensors",
+    )
     (out / "adapter_model.safetensors").chmod(0o644)
     settings = json.loads((source / "adapter_config.json").read_text())
     write_json(out / "adapter_config.json", settings | dict(base_model_name_or_path=base))
     made = json.loads((source / "training.json").read_text())
-    write_json(out / "training.json", made | dict(step=made["step"] + before, loss={str(int(s) + before): v for s, v in made["loss"].items()}))
+    write_json(
+        out / "training.json",
+        made
+        | dict(step=made["step"] + before, loss={str(int(s) + before): v for s, v in made["loss"].items()}),
+    )
 
 
 def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
@@ -125,8 +154,8 @@ def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
     """
     import torch
 
-    from interp.engine.decoding import LIMITS, decode_modes
     from interp.checkpoints.series import CheckpointSeries
+    from interp.engine.decoding import LIMITS, decode_modes
 
     series = CheckpointSeries.discover(work / "series", base=base)
     model = series.load(series.steps[-1], dtype="float32")
@@ -139,12 +168,27 @@ def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
     for i in tqdm(chosen, desc="generate"):
         for mode, limit in (("prompt", LIMITS["prompt"]), ("cot", LIMITS["cot"])):
             ids = torch.tensor([[*prompts[i].ids, *fmt.opening(mode)]], device=model.device)
-            out = model.hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=limit, tokenizer=model.tokenizer,
-                                    stop_strings=[fmt.style.close_action], pad_token_id=model.tokenizer.eos_token_id)
-            same += tuple(out[0, ids.shape[1]:].tolist()) == ours[mode][i].ids
+            out = model.hf.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=limit,
+                tokenizer=model.tokenizer,
+                stop_strings=[fmt.style.close_action],
+                pad_token_id=model.tokenizer.eos_token_id,
+            )
+            same += tuple(out[0, ids.shape[1] :].tolist()) == ours[mode][i].ids
     slow = (time.time() - started) * 300 / plain
-    return dict(decisions=300, plain_on=plain, seconds=round(seconds, 1), plain_seconds=round(slow, 1), ratio=round(slow / seconds, 2),
-                same_text=same / (2 * plain), step=model.step, threads=torch.get_num_threads())
+    return dict(
+        decisions=300,
+        plain_on=plain,
+        seconds=round(seconds, 1),
+        plain_seconds=round(slow, 1),
+        ratio=round(slow / seconds, 2),
+        same_text=same / (2 * plain),
+        step=model.step,
+        threads=torch.get_num_threads(),
+    )
 
 
 def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
@@ -157,20 +201,47 @@ def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
     tuning, tokenizer = config.tuning, AutoTokenizer.from_pretrained(base)
     fmt = PromptFormat(tokenizer, "tags", SYSTEM)
     sequences = [fmt.sequence(e) for e in load_corpus(corpus)["train"]]
-    provenance = dict(corpus=hash_files([corpus]), episodes=corpus.name, train_episodes=len(sequences), style="tags", system=SYSTEM,
-                      base="SmolLM2-135M-Instruct (Q4_1, dequantised)")
+    provenance = dict(
+        corpus=hash_files([corpus]),
+        episodes=corpus.name,
+        train_episodes=len(sequences),
+        style="tags",
+        system=SYSTEM,
+        base="SmolLM2-135M-Instruct (Q4_1, dequantised)",
+    )
     options = dict(lr=tuning.lr, device=config.device)
     folder, done = config.work / "trained", tuning.steps
-    train(adapted(AutoModelForCausalLM.from_pretrained(base), tuning), tokenizer, sequences, tuning, folder, steps=done,
-          keep=tuning.checkpoints, seed=tuning.seed, provenance=provenance, **options)
+    train(
+        adapted(AutoModelForCausalLM.from_pretrained(base), tuning),
+        tokenizer,
+        sequences,
+        tuning,
+        folder,
+        steps=done,
+        keep=tuning.checkpoints,
+        seed=tuning.seed,
+        provenance=provenance,
+        **options,
+    )
     for step in tuning.checkpoints:
         export(folder / f"checkpoint-{step}", series / f"checkpoint-{step}", "../../base")
     last = folder / f"checkpoint-{done}"
     for rise, steps in enumerate(tuning.again, start=1):
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), last, is_trainable=True)
         folder = config.work / f"trained-{rise}"
-        train(model, tokenizer, sequences, tuning, folder, steps=steps, keep=(steps,), seed=tuning.seed + rise, **options,
-              provenance=provenance | dict(continues=f"checkpoint-{done}, with a learning rate that rises and falls again"))
+        train(
+            model,
+            tokenizer,
+            sequences,
+            tuning,
+            folder,
+            steps=steps,
+            keep=(steps,),
+            seed=tuning.seed + rise,
+            **options,
+            provenance=provenance
+            | dict(continues=f"checkpoint-{done}, with a learning rate that rises and falls again"),
+        )
         last = folder / f"checkpoint-{steps}"
         export(last, series / f"checkpoint-{done + steps}", "../../base", done)
         done += steps
@@ -188,8 +259,10 @@ def run(config: Config) -> None:
         found = timed(config.work, base, corpus, config.time, tuning.seed)
         write_json(config.work / "decoding.json", found)
         print(f"decoding 300 decisions in both modes: {found}")
-    print(f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} --base {base} --corpus {corpus} "
-          f"--run {config.work / 'study'}")
+    print(
+        f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} --base {base} --corpus {corpus} "
+        f"--run {config.work / 'study'}"
+    )
 
 
 INSTRUMENT = Instrument("smollm2", Config, run)

@@ -25,35 +25,83 @@ from safetensors.torch import load_file, save_file
 
 from interp.checkpoints import weights
 from interp.checkpoints.contents import Checkpoint
-from interp.system.sentences import first_line
 from interp.checkpoints.files import read_json
 from interp.checkpoints.headers import Header, header
 from interp.checkpoints.names import in_adapter, in_base
+from interp.system.sentences import first_line
 
 #: Kinds whose merge by peft is exact (each is tried again as it is merged), and which open nothing but their
 #: own two files.
-MERGED = ("LORA", "ADALORA", "ADAMSS", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA",
-          "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA",
-          "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT")
+MERGED = (
+    "LORA",
+    "ADALORA",
+    "ADAMSS",
+    "C3A",
+    "DEFT",
+    "DELORA",
+    "FOURIERFT",
+    "FROD",
+    "GLORA",
+    "GRALORA",
+    "HIRA",
+    "HRA",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "MISS",
+    "OFT",
+    "OSF",
+    "PEANUT",
+    "PSOFT",
+    "PVERA",
+    "RANDLORA",
+    "ROAD",
+    "SHIRA",
+    "SUPERTUNING",
+    "TINYLORA",
+    "TRAINABLE_TOKENS",
+    "UNILORA",
+    "VBLORA",
+    "VERA",
+    "WAVEFT",
+)
 #: Kinds that leave the weights alone, and put learned vectors before or beside each prompt's tokens.
-PROMPTED = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
-            "ADAPTION_PROMPT")
+PROMPTED = (
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "CPT",
+    "CARTRIDGE",
+    "ADAPTION_PROMPT",
+)
 #: Options of a low-rank adapter that are refused where they are set, and why.
-REFUSED = {"alora_invocation_tokens": "an activated LoRA (aLoRA) acts only after its invocation tokens, so "
-                                      "that no one merged model is equal to it",
-           "layer_replication": "it repeats layers of its base", "megatron_config": "it is one of "
-                                                                                    "Megatron's parallel "
-                                                                                    "layers",
-           "arrow_config": "it routes between several adapters", "use_bdlora": "its blocks belong to a "
-                                                                               "sharded model",
-           "monteclora_config": "it draws its weights at random"}
+REFUSED = {
+    "alora_invocation_tokens": "an activated LoRA (aLoRA) acts only after its invocation tokens, so "
+    "that no one merged model is equal to it",
+    "layer_replication": "it repeats layers of its base",
+    "megatron_config": "it is one of Megatron's parallel layers",
+    "arrow_config": "it routes between several adapters",
+    "use_bdlora": "its blocks belong to a sharded model",
+    "monteclora_config": "it draws its weights at random",
+}
 #: Ways to begin that change the base's weights as they cannot be repeated.
 UNREPEATABLE = ("corda", "lora_ga", "loftq")
-ELSEWHERE = ("Where peft can merge it, merge it with merge_and_unload(), save model and tokenizer with "
-             "save_pretrained, "
-             "and give that folder")
+ELSEWHERE = (
+    "Where peft can merge it, merge it with merge_and_unload(), save model and tokenizer with "
+    "save_pretrained, "
+    "and give that folder"
+)
 #: Fields that name modules of the base, and those of them in which one text is an expression.
-NAMING = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "layers_pattern", "target_parameters")
+NAMING = (
+    "target_modules",
+    "exclude_modules",
+    "feedforward_modules",
+    "modules_to_save",
+    "layers_pattern",
+    "target_parameters",
+)
 EXPRESSIONS = NAMING[:3]
 #: Seconds that matching all expressions of a configuration against the names of a base's modules may take.
 MATCHING = 1.0
@@ -85,28 +133,37 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
     raw = read_json(file)
     kind = raw.get("peft_type")
     if kind in PROMPTED:
-        raise NotImplementedError(f"{checkpoint.path} is an adapter of kind {kind}, which adds no weights "
-                                  "to merge and is not supported: it puts "
-                                  "learned vectors before each prompt, which are no text. Give a checkpoint "
-                                  "with weights, or a LoRA.")
+        raise NotImplementedError(
+            f"{checkpoint.path} is an adapter of kind {kind}, which adds no weights "
+            "to merge and is not supported: it puts "
+            "learned vectors before each prompt, which are no text. Give a checkpoint "
+            "with weights, or a LoRA."
+        )
     if kind not in MERGED:
-        raise NotImplementedError(f"{checkpoint.path} is an adapter of kind {kind!r}, which is not "
-                                  f"supported. {ELSEWHERE}.")
+        raise NotImplementedError(
+            f"{checkpoint.path} is an adapter of kind {kind!r}, which is not supported. {ELSEWHERE}."
+        )
     if found := next((k for k in REFUSED if raw.get(k)), None):
-        raise NotImplementedError(f"{file} sets {found}, which is not supported: {REFUSED[found]}. Give a "
-                                  "checkpoint whose weights are merged, "
-                                  "or an adapter without it.")
+        raise NotImplementedError(
+            f"{file} sets {found}, which is not supported: {REFUSED[found]}. Give a "
+            "checkpoint whose weights are merged, "
+            "or an adapter without it."
+        )
     start = str(raw.get("init_lora_weights", ""))
     if start in UNREPEATABLE or start.startswith("pissa_niter"):
-        raise NotImplementedError(f"{file} says init_lora_weights {start!r}, which changed the base in a "
-                                  "way that cannot be repeated. Save it with "
-                                  "path_initial_model_for_weight_conversion, or merge it where it was "
-                                  f"trained.")
+        raise NotImplementedError(
+            f"{file} says init_lora_weights {start!r}, which changed the base in a "
+            "way that cannot be repeated. Save it with "
+            "path_initial_model_for_weight_conversion, or merge it where it was "
+            f"trained."
+        )
     known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
     if unknown := sorted(k for k, v in raw.items() if k not in known and v):
-        raise ValueError(f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not "
-                         "know: update peft, or merge the adapter "
-                         "where it was trained.")
+        raise ValueError(
+            f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not "
+            "know: update peft, or merge the adapter "
+            "where it was trained."
+        )
     kept = {k: v for k, v in raw.items() if k in known and k not in ("auto_mapping", "peft_version")}
     return _resolved(file, kept, tuple(modules))
 
@@ -117,11 +174,15 @@ def _resolved(file: Path, config: dict, modules: tuple[str, ...]) -> dict:
         if field in EXPRESSIONS and isinstance(value, str) and value != "all-linear":
             config[field] = [m for m in modules if _matches(file, field, value, m, deadline)]
             if field == "target_modules" and modules and not config[field]:
-                raise ValueError(f"{file} has an expression in {field} that matches no module of the base: "
-                                 f"{value!r}.")
+                raise ValueError(
+                    f"{file} has an expression in {field} that matches no module of the base: {value!r}."
+                )
         elif field.endswith("_pattern") and isinstance(value, dict):
-            config[field] = {name: number for key, number in value.items()
-                             for name in _names(file, field, key, modules, deadline)}
+            config[field] = {
+                name: number
+                for key, number in value.items()
+                for name in _names(file, field, key, modules, deadline)
+            }
         elif field in NAMING:
             words = [value] if not isinstance(value, (list, type(None))) else value or []
             odd = [w for w in words if not isinstance(w, str) or not PLAIN.fullmatch(w)]
@@ -140,9 +201,11 @@ def _matches(file: Path, field: str, pattern: str, name: str, deadline: float) -
     try:
         return bool(regex.fullmatch(pattern, name, timeout=max(1e-3, deadline - time.monotonic())))
     except TimeoutError as error:
-        raise ValueError(f"{file} has an expression in {field} that takes more than {MATCHING} s to match "
-                         "the modules' names: list the names "
-                         "there instead.") from error
+        raise ValueError(
+            f"{file} has an expression in {field} that takes more than {MATCHING} s to match "
+            "the modules' names: list the names "
+            "there instead."
+        ) from error
     except regex.error as error:
         raise ValueError(f"{file} has an expression in {field} that cannot be read ({error}).") from error
 
@@ -152,8 +215,9 @@ def touches(entries: Header, modules: Iterable[str]) -> bool:
     return any(in_base(name).startswith(f"{module}.") for name in entries for module in modules)
 
 
-def merged(checkpoint: Checkpoint, dtype: torch.dtype,
-           trust_remote_code: bool = False) -> dict[str, torch.Tensor]:
+def merged(
+    checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False
+) -> dict[str, torch.Tensor]:
     """The weights of an adapter's base with the adapter merged into them by peft, in `dtype`; a chain of
     adapters one after another.
 
@@ -181,12 +245,22 @@ def _merge(hf, checkpoint: Checkpoint):
             settings = peft.PeftConfig.from_peft_type(**config)
             adapted = peft.PeftModel.from_pretrained(hf, str(folder), torch_device="cpu", config=settings)
             _check_names(adapted, set(state))
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        SafetensorError,
+    ) as error:
         sizes = [line.strip(" \t.") for line in str(error).splitlines() if "size mismatch" in line]
         reason = sizes[0] if sizes else first_line(error)
-        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
-                         f"({reason}): it is damaged, "
-                         "or was trained on another base.") from error
+        raise ValueError(
+            f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
+            f"({reason}): it is damaged, "
+            "or was trained on another base."
+        ) from error
     ids = _trial(hf, config)
     try:
         with weights.quiet():
@@ -197,14 +271,18 @@ def _merge(hf, checkpoint: Checkpoint):
             whole = adapted.merge_and_unload(safe_merge=True)
             off = (_logits(whole, ids) - wanted).abs().max() / wanted.abs().max()
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
-                         f"({first_line(error)}): "
-                         "leave this checkpoint out, or train one whose weights can be merged.") from error
+        raise ValueError(
+            f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
+            f"({first_line(error)}): "
+            "leave this checkpoint out, or train one whose weights can be merged."
+        ) from error
     if not off <= TOLERANCE.get(hf.dtype, 0.1):
-        raise ValueError(f"The adapter {file} does not compute the same merged into its base "
-                         f"{checkpoint.base.path} as it does unmerged (logits "
-                         f"differ by {off:.1e} of the largest): load it in float32, or leave this "
-                         "checkpoint out.")
+        raise ValueError(
+            f"The adapter {file} does not compute the same merged into its base "
+            f"{checkpoint.base.path} as it does unmerged (logits "
+            f"differ by {off:.1e} of the largest): load it in float32, or leave this "
+            "checkpoint out."
+        )
     return whole
 
 
@@ -255,10 +333,12 @@ def _resize(hf, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> N
     tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
     needed = [f"{name}.weight" for name in weights.embedding_names(hf)]
     if not any(n in kept for n in needed) or (not tied and not all(n in kept for n in needed)):
-        raise ValueError(f"it was trained with {rows} rows of the vocabulary, its base has {own}, and the "
-                         "adapter does not hold the embeddings "
-                         f"{' and '.join(n for n in needed if n not in kept)}: save it with "
-                         "save_embedding_layers=True")
+        raise ValueError(
+            f"it was trained with {rows} rows of the vocabulary, its base has {own}, and the "
+            "adapter does not hold the embeddings "
+            f"{' and '.join(n for n in needed if n not in kept)}: save it with "
+            "save_embedding_layers=True"
+        )
     hf.resize_token_embeddings(rows, mean_resizing=False)
 
 

@@ -20,15 +20,22 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from interp.checkpoints import adapters
-from interp.checkpoints.differences import differing
 from interp.checkpoints.contents import Checkpoint, tokenizer_files
-from interp.system.sentences import first_line
+from interp.checkpoints.differences import differing
 from interp.checkpoints.files import read_json, read_text
 from interp.checkpoints.headers import Header, gguf_header, hash_files
-from interp.models.inner import auto_class
 from interp.checkpoints.names import VALUE_HEADS, own_names, wrapping
 from interp.checkpoints.quantised import check_leftover, check_quantised
-from interp.checkpoints.weights import adapter_misfits, complete, embedding_names, misfits, pretrained, read_configuration
+from interp.checkpoints.weights import (
+    adapter_misfits,
+    complete,
+    embedding_names,
+    misfits,
+    pretrained,
+    read_configuration,
+)
+from interp.models.inner import auto_class
+from interp.system.sentences import first_line
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 #: Attention implementations that come with torch or transformers; any other name would fetch and run a kernel.
@@ -36,11 +43,24 @@ ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "f
 #: The most layers that are read: a module of more takes minutes to be built before its weights are looked at.
 LAYERS = 1_000
 #: Heads of a model that scores texts and has no words to say.
-SCORERS = re.compile(r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering|RewardModel|ValueModel|ForReward)$")
+SCORERS = re.compile(
+    r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering|RewardModel|ValueModel|ForReward)$"
+)
 #: Fields in which nearly all checkpoints differ from their base.
-UNSAID = ("dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "name_or_path", "architectures", "auto_map")
+UNSAID = (
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "auto_map",
+)
 #: A text in which tokenizers differ that split words, digits, spaces or letters with accents in other ways.
-SPLIT_TRIAL = "You're in the hall,  it's 12:45.\n\n\tGo to door 123 \u00e9t\u00e9 \u4f60\u597d \U0001f600 (x_y) don't  "
+SPLIT_TRIAL = (
+    "You're in the hall,  it's 12:45.\n\n\tGo to door 123 \u00e9t\u00e9 \u4f60\u597d \U0001f600 (x_y) don't  "
+)
 #: The special tokens that templates and the end of decoding read.
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -55,26 +75,38 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         return _gguf_configuration(checkpoint.path, checkpoint.path.stat().st_mtime_ns)
     file = checkpoint.home / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"{checkpoint.home} has no config.json, so it is not a complete Hugging Face checkpoint.")
+        raise FileNotFoundError(
+            f"{checkpoint.home} has no config.json, so it is not a complete Hugging Face checkpoint."
+        )
     raw = read_json(file)
     for other in (file, checkpoint.home / "tokenizer_config.json"):
         if not trust_remote_code and other.exists() and "auto_map" in read_json(other):
-            raise ValueError(f"{other} has an auto_map: it asks to run Python code from its repository, which is not run unless "
-                             "trust_remote_code=True is given, by someone who has read that code.")
+            raise ValueError(
+                f"{other} has an auto_map: it asks to run Python code from its repository, which is not run unless "
+                "trust_remote_code=True is given, by someone who has read that code."
+            )
     _check_names(file, raw)
     check_quantised(file, raw.get("quantization_config"))
     if raw.get("is_encoder_decoder"):
-        raise NotImplementedError(f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder "
-                                  "reads the prompt, so there is no boundary in the decoder.")
+        raise NotImplementedError(
+            f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder "
+            "reads the prompt, so there is no boundary in the decoder."
+        )
     try:
         config = read_configuration(checkpoint.home, trust_remote_code)
     except Exception as error:  # strict configurations raise their own kinds
-        raise ValueError(f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)}).") from error
+        raise ValueError(
+            f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)})."
+        ) from error
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(layers, int) or not 0 < layers <= LAYERS:
-        raise ValueError(f"{file} is damaged: num_hidden_layers is {layers!r}, where 1 to {LAYERS:,} are read. Copy it again.")
+        raise ValueError(
+            f"{file} is damaged: num_hidden_layers is {layers!r}, where 1 to {LAYERS:,} are read. Copy it again."
+        )
     if not trust_remote_code and auto_class(config) is None:
-        raise NotImplementedError(f"{file} describes no causal language model: its model_type is {config.model_type!r}.")
+        raise NotImplementedError(
+            f"{file} describes no causal language model: its model_type is {config.model_type!r}."
+        )
     return config
 
 
@@ -90,12 +122,16 @@ def _check_names(file: Path, raw: Mapping, within: str = "") -> None:
         value = raw.get(field)
         for name in value.values() if isinstance(value, Mapping) else [value]:
             if name not in ATTENTION:
-                raise ValueError(f"{file} names the attention implementation {name!r} in {within}{field}, which is not read since it may fetch and "
-                                 f"run code: remove it, or take one of {', '.join(map(repr, ATTENTION[1:]))}.")
+                raise ValueError(
+                    f"{file} names the attention implementation {name!r} in {within}{field}, which is not read since it may fetch and "
+                    f"run code: remove it, or take one of {', '.join(map(repr, ATTENTION[1:]))}."
+                )
     scorers = [n for n in raw.get("architectures") or [] if isinstance(n, str) and SCORERS.match(n)]
     if scorers:
-        raise NotImplementedError(f"{file} describes {scorers[0]}, a model of values, rewards or classes and no language model: give the policy's "
-                                  "checkpoint.")
+        raise NotImplementedError(
+            f"{file} describes {scorers[0]}, a model of values, rewards or classes and no language model: give the policy's "
+            "checkpoint."
+        )
     for key, inner in raw.items():
         if isinstance(inner, Mapping) and key.endswith("_config") and key != "quantization_config":
             _check_names(file, {**inner, "architectures": None}, f"{within}{key}.")
@@ -107,7 +143,9 @@ def _gguf_configuration(path: Path, changed: int):
     try:
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"transformers {transformers.__version__} cannot read the GGUF {path} ({first_line(error)}).") from error
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot read the GGUF {path} ({first_line(error)})."
+        ) from error
 
 
 def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted) -> list[str]:
@@ -118,7 +156,9 @@ def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted
     differ = differing(config.to_dict(), wanted.to_dict())
     for field, own, other, inert in differ:
         if not inert:
-            raise ValueError(f"The architecture of {checkpoint.path} is not the one of {first.path}: {field} is {own!r}, not {other!r}.")
+            raise ValueError(
+                f"The architecture of {checkpoint.path} is not the one of {first.path}: {field} is {own!r}, not {other!r}."
+            )
     return [f"{field} ({own!r}, not {other!r})" for field, own, other, _ in differ if field not in UNSAID]
 
 
@@ -130,7 +170,9 @@ def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
             return folder
     if adapters.lineage(checkpoint)[0].kind == "gguf":
         return None
-    raise FileNotFoundError(f"{checkpoint.path} has no tokenizer.json, so it is not a complete Hugging Face checkpoint.")
+    raise FileNotFoundError(
+        f"{checkpoint.path} has no tokenizer.json, so it is not a complete Hugging Face checkpoint."
+    )
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
@@ -143,18 +185,34 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
                 read_json(folder / name)
         template(checkpoint)
     try:
-        found = AutoTokenizer.from_pretrained(folder or source.path.parent, trust_remote_code=trust_remote_code, local_files_only=True,
-                                              **options)
-        if folder and found.is_fast and not trust_remote_code and _splits_otherwise(found, folder / "tokenizer.json"):
-            warnings.warn(f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' {type(found).__name__}, which its "
-                          "model_type stands for, would split text otherwise.", stacklevel=2)
+        found = AutoTokenizer.from_pretrained(
+            folder or source.path.parent,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+        if (
+            folder
+            and found.is_fast
+            and not trust_remote_code
+            and _splits_otherwise(found, folder / "tokenizer.json")
+        ):
+            warnings.warn(
+                f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' {type(found).__name__}, which its "
+                "model_type stands for, would split text otherwise.",
+                stacklevel=2,
+            )
             found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         if found.is_fast:
-            Tokenizer.from_str(found.backend_tokenizer.to_str())  # a damaged one may be read once, and not be copied
+            Tokenizer.from_str(
+                found.backend_tokenizer.to_str()
+            )  # a damaged one may be read once, and not be copied
         return found
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         named = tokenizer_files(folder)[0] if folder else source.path
-        raise ValueError(f"The tokenizer {named} cannot be read ({first_line(error)}): {named.name} is damaged, copy it again.") from error
+        raise ValueError(
+            f"The tokenizer {named} cannot be read ({first_line(error)}): {named.name} is damaged, copy it again."
+        ) from error
 
 
 def _splits_otherwise(tokenizer, file: Path) -> bool:
@@ -162,7 +220,10 @@ def _splits_otherwise(tokenizer, file: Path) -> bool:
     if not file.exists():
         return False
     own = Tokenizer.from_file(str(file))
-    return tokenizer(SPLIT_TRIAL, add_special_tokens=False)["input_ids"] != own.encode(SPLIT_TRIAL, add_special_tokens=False).ids
+    return (
+        tokenizer(SPLIT_TRIAL, add_special_tokens=False)["input_ids"]
+        != own.encode(SPLIT_TRIAL, add_special_tokens=False).ids
+    )
 
 
 def tokenizer_id(checkpoint: Checkpoint) -> str:
@@ -171,7 +232,13 @@ def tokenizer_id(checkpoint: Checkpoint) -> str:
     if folder:
         return hash_files(tokenizer_files(folder))
     metadata = gguf_header(adapters.lineage(checkpoint)[0].path)[0]
-    return json.dumps({k: v for k, v in sorted(metadata.items()) if k.startswith("tokenizer.") and k != "tokenizer.chat_template"})
+    return json.dumps(
+        {
+            k: v
+            for k, v in sorted(metadata.items())
+            if k.startswith("tokenizer.") and k != "tokenizer.chat_template"
+        }
+    )
 
 
 def _canonical(path: Path) -> str:
@@ -179,7 +246,9 @@ def _canonical(path: Path) -> str:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # bare Exception
-        raise ValueError(f"The tokenizer {path} cannot be read ({first_line(error)}): tokenizer.json is damaged, copy it again.") from error
+        raise ValueError(
+            f"The tokenizer {path} cannot be read ({first_line(error)}): tokenizer.json is damaged, copy it again."
+        ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer.to_str()
@@ -202,7 +271,9 @@ def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> bool:
         own, other = (load_tokenizer(c).get_vocab().items() for c in (checkpoint, first))
         same = True
     if not same or not (own <= other or other <= own):
-        raise ValueError(f"The tokenizer of {checkpoint.path} is not the one of {first.path}: a series has one tokenizer.")
+        raise ValueError(
+            f"The tokenizer of {checkpoint.path} is not the one of {first.path}: a series has one tokenizer."
+        )
     return not own <= other
 
 
@@ -219,10 +290,16 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
     if any(token != tokenizer.pad_token for _, token in beyond):
         token = next(token for _, token in beyond if token != tokenizer.pad_token)
-        raise ValueError(f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only {rows}, and not {token!r}: "
-                         "they do not belong together, or the embeddings that were added were not saved (for an adapter, save_pretrained with "
-                         "save_embedding_layers=True).")
-    return f"The padding token {beyond[0][1]!r} of {checkpoint.path} is not embedded, and never read." if beyond else ""
+        raise ValueError(
+            f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only {rows}, and not {token!r}: "
+            "they do not belong together, or the embeddings that were added were not saved (for an adapter, save_pretrained with "
+            "save_embedding_layers=True)."
+        )
+    return (
+        f"The padding token {beyond[0][1]!r} of {checkpoint.path} is not embedded, and never read."
+        if beyond
+        else ""
+    )
 
 
 def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
@@ -239,7 +316,9 @@ def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
 
 def stop_tokens(checkpoint: Checkpoint) -> int | list[int] | None:
     """What a checkpoint's generation_config.json, or its base's, ends a turn with; None where neither says."""
-    for folder in dict.fromkeys([checkpoint.path if checkpoint.kind == "adapter" else checkpoint.home, checkpoint.home]):
+    for folder in dict.fromkeys(
+        [checkpoint.path if checkpoint.kind == "adapter" else checkpoint.home, checkpoint.home]
+    ):
         file = folder / "generation_config.json"
         if not file.exists():
             continue
@@ -257,17 +336,21 @@ def template_difference(own: str, other: str) -> str:
     line = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     x, y = (side[line] if line < len(side) else "" for side in (a, b))
     at = max(0, next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), min(len(x), len(y))) - 20)
-    return f"line {line + 1} is {x[at:at + 60]!r}, not {y[at:at + 60]!r}"
+    return f"line {line + 1} is {x[at : at + 60]!r}, not {y[at : at + 60]!r}"
 
 
 def blueprint(config, trust_remote_code: bool = False):
     """The model of a configuration without any numbers, on the meta device."""
     try:
         with torch.device("meta"):
-            return (auto_class(config) or AutoModelForCausalLM).from_config(config, trust_remote_code=trust_remote_code)
+            return (auto_class(config) or AutoModelForCausalLM).from_config(
+                config, trust_remote_code=trust_remote_code
+            )
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"No model can be built from the configuration of {config.name_or_path or config.model_type} "
-                         f"({first_line(error)}).") from error
+        raise ValueError(
+            f"No model can be built from the configuration of {config.name_or_path or config.model_type} "
+            f"({first_line(error)})."
+        ) from error
 
 
 def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
@@ -281,7 +364,9 @@ def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
     if scores and found[0] == f"'{head}.weight' is missing":
         return f" They hold {scores!r}, a head of values or classes: this is no language model, give the policy's checkpoint."
     if found[0] == f"'{head}.weight' is missing" and len(found) == 1:
-        return " If the model unembeds with its embedding, set tie_word_embeddings to true in its config.json."
+        return (
+            " If the model unembeds with its embedding, set tie_word_embeddings to true in its config.json."
+        )
     return ""
 
 
@@ -290,7 +375,9 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
     if checkpoint.kind == "gguf":
         return  # its names are known when transformers reads it
     if checkpoint.kind != "adapter" and getattr(hf.config, "quantization_config", None):
-        if {kind for kind, _ in entries.values()} <= {*FLOATING} and not misfits({n: s for n, (_, s) in entries.items()}, hf):
+        if {kind for kind, _ in entries.values()} <= {*FLOATING} and not misfits(
+            {n: s for n, (_, s) in entries.items()}, hf
+        ):
             check_leftover(checkpoint.home / "config.json", hf.config.quantization_config)
         return
     whole = {n: tuple(t.shape) for n, t in hf.state_dict().items()}
@@ -301,32 +388,53 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
     names = own_names(entries, parameters.keys())
     shapes = {names[name]: shape for name, (_, shape) in entries.items()}
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and names[n] in whole]:
-        raise ValueError(f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
-                         "floating point. Save the model dequantised, or give the weights that it was quantised from.")
+        raise ValueError(
+            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
+            "floating point. Save the model dequantised, or give the weights that it was quantised from."
+        )
     found = misfits(shapes, hf)
     if found and any(n not in shapes for n in parameters):  # an older release's names, perhaps
-        report = pretrained(checkpoint, torch.float32, trust_remote_code, device_map={"": "meta"}, ignore_mismatched_sizes=True)[1]
+        report = pretrained(
+            checkpoint,
+            torch.float32,
+            trust_remote_code,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+        )[1]
         if complete(report, hf):
             return
     if found:
-        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(whole)} tensors)."
-                         f"{_hint(entries, found, hf)}")
+        raise ValueError(
+            f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(whole)} tensors)."
+            f"{_hint(entries, found, hf)}"
+        )
 
 
 def _check_adapter(checkpoint: Checkpoint, entries: Header, hf, whole: dict[str, tuple[int, ...]]) -> None:
     adapters.check(checkpoint, [*(n for n, _ in hf.named_modules()), *(n for n, _ in hf.named_parameters())])
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and ".lora_" in n]:
-        raise ValueError(f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
-                         "floating point. Save the adapter in floating point.")
+        raise ValueError(
+            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
+            "floating point. Save the adapter in floating point."
+        )
     rows = adapters.vocabulary({n: shape for n, (_, shape) in entries.items()}, embedding_names(hf))
     if rows is not None:
-        whole = whole | {n: (rows, *whole[n][1:]) for end in embedding_names(hf) for n in (f"{end}.weight", f"{end}.bias") if n in whole}
+        whole = whole | {
+            n: (rows, *whole[n][1:])
+            for end in embedding_names(hf)
+            for n in (f"{end}.weight", f"{end}.bias")
+            if n in whole
+        }
     if found := adapter_misfits(entries, whole):
-        raise ValueError(f"The adapter {checkpoint.files[1]} does not fit its base {checkpoint.base.path}: {found[0]}. "
-                         "It was trained on another base.")
+        raise ValueError(
+            f"The adapter {checkpoint.files[1]} does not fit its base {checkpoint.base.path}: {found[0]}. "
+            "It was trained on another base."
+        )
 
 
-def check_memory(path: object, parameters: int, device: torch.device, dtype: torch.dtype, copies: int = 1) -> None:
+def check_memory(
+    path: object, parameters: int, device: torch.device, dtype: torch.dtype, copies: int = 1
+) -> None:
     """Raise ValueError where a device's free memory does not hold `copies` of so many parameters."""
     if device.type == "meta":
         return
@@ -334,5 +442,7 @@ def check_memory(path: object, parameters: int, device: torch.device, dtype: tor
     needed = parameters * dtype.itemsize * copies
     if needed > free:
         twice = " (its copy while it is read counted in)" if copies > 1 else ""
-        raise ValueError(f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, but {device} has "
-                         f"{free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or device_map='auto' over several GPUs.")
+        raise ValueError(
+            f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, but {device} has "
+            f"{free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or device_map='auto' over several GPUs."
+        )

@@ -20,8 +20,18 @@ from interp.system.sentences import first_line
 #: The series that is shipped.
 SERIES = DATA / "series"
 #: Where verl and its like keep Hugging Face files inside a step's folder.
-NESTED = ("", "actor/huggingface", "huggingface", "policy/huggingface", "hf", "policy/hf", "hf_model", "actor/lora_adapter", "lora_adapter",
-          "policy/lora_adapter")
+NESTED = (
+    "",
+    "actor/huggingface",
+    "huggingface",
+    "policy/huggingface",
+    "hf",
+    "policy/hf",
+    "hf_model",
+    "actor/lora_adapter",
+    "lora_adapter",
+    "policy/lora_adapter",
+)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 #: What a tokenizer may be kept in; the first that is complete counts.
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
@@ -55,13 +65,19 @@ def training_notes(folder: Path) -> dict:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a folder's tokenizer, none where it has none."""
-    return next(([folder / n for n in names] for names in TOKENIZERS if all((folder / n).exists() for n in names)), [])
+    return next(
+        ([folder / n for n in names] for names in TOKENIZERS if all((folder / n).exists() for n in names)), []
+    )
 
 
 def shard_index(path: Path) -> dict[str, str]:
     """A shard index: tensor -> file."""
     found = read_json(path).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(n, str) and "/" not in n for n in found.values()):
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(n, str) and "/" not in n for n in found.values())
+    ):
         raise ValueError(f"{path} is damaged: it has no weight_map from tensors to the files of its folder.")
     return found
 
@@ -76,7 +92,9 @@ def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpo
         base = None  # the base that was given is this adapter itself, whose own base is the one that it names
     named, above = str(config.get("base_model_name_or_path") or ""), [*above, path.resolve()]
     if not base and not named:
-        raise ValueError(f"{path / 'adapter_config.json'} names no base_model_name_or_path: give the base with base=.")
+        raise ValueError(
+            f"{path / 'adapter_config.json'} names no base_model_name_or_path: give the base with base=."
+        )
     below = _place(path, named) or (_cached_adapter(named, config.get("revision")) if base else None)
     given = _place(path, str(base)) if base else None
     if below is not None and (not base or (_adapts(below) and (given is None or not _adapts(given)))):
@@ -88,14 +106,18 @@ def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpo
             raise FileNotFoundError
         place = fetch(named, config.get("revision"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"The base {str(base or named)!r} of the adapter {path} was found neither from the working folder nor from the "
-                                "adapter's nor in the hub's cache: give its folder with base=.") from error
+        raise FileNotFoundError(
+            f"The base {str(base or named)!r} of the adapter {path} was found neither from the working folder nor from the "
+            "adapter's nor in the hub's cache: give its folder with base=."
+        ) from error
     return _below(place, above)
 
 
 def _place(path: Path, name: str) -> Path | None:
     """Where a base of this name is, seen from the working folder or from the adapter's; None where it is not there."""
-    found = next((place for place in (Path(name), path / name, path.parent / name) if name and place.exists()), None)
+    found = next(
+        (place for place in (Path(name), path / name, path.parent / name) if name and place.exists()), None
+    )
     return found.resolve() if found is not None and ".." in found.parts else found
 
 
@@ -103,7 +125,11 @@ def _cached_adapter(name: str, revision: str | None) -> Path | None:
     """The folder of an adapter of this name in the hub's cache; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "adapter_config.json", revision=revision) if HUB_NAME.fullmatch(name) else None
+    found = (
+        try_to_load_from_cache(name, "adapter_config.json", revision=revision)
+        if HUB_NAME.fullmatch(name)
+        else None
+    )
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -114,7 +140,9 @@ def _adapts(path: Path) -> bool:
 def _below(place: Path, above: Sequence[Path], base: str | Path | None = None) -> Checkpoint:
     """The base of an adapter, itself a model or another adapter; raises ValueError where adapters are each other's base."""
     if place.resolve() in above:
-        raise ValueError(f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was trained from with base=.")
+        raise ValueError(
+            f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was trained from with base=."
+        )
     return find(place, base, above)
 
 
@@ -125,10 +153,14 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", *(["*.py"] if code else [])]
     twice = ["consolidated*", "original/*"]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=twice))
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=twice)
+        )
     except Exception as error:  # the client raises its own, and its transport's, many kinds
-        raise FileNotFoundError(f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be fetched "
-                                f"({first_line(error)}).") from error
+        raise FileNotFoundError(
+            f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be fetched "
+            f"({first_line(error)})."
+        ) from error
 
 
 def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path] = ()) -> Checkpoint:
@@ -140,13 +172,17 @@ def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path]
     path = Path(path)
     if path.is_file() and path.suffix == ".gguf":
         if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
-            raise ValueError(f"{path} is one part of a split GGUF, which is not read: join the parts with `gguf-split --merge`.")
+            raise ValueError(
+                f"{path} is one part of a split GGUF, which is not read: join the parts with `gguf-split --merge`."
+            )
         return Checkpoint(path, "gguf", (path,))
     if not path.is_dir():
         if not path.exists():
             raise FileNotFoundError(f"There is no checkpoint at {path}.")
         check_regular(path)
-        raise NotADirectoryError(f"{path} is a file, and no checkpoint: give a folder with safetensors, or a .gguf file.")
+        raise NotADirectoryError(
+            f"{path} is a file, and no checkpoint: give a folder with safetensors, or a .gguf file."
+        )
     for folder in (path / nested for nested in NESTED):
         if folder.is_dir() and (found := _find_in(folder, base, above)):
             return found
@@ -156,35 +192,51 @@ def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path]
 def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint | None:
     """The checkpoint in this very folder, None where it has none."""
     check_folder(folder)
-    whole, index, adapter = (folder / n for n in ("model.safetensors", "model.safetensors.index.json", "adapter_config.json"))
+    whole, index, adapter = (
+        folder / n for n in ("model.safetensors", "model.safetensors.index.json", "adapter_config.json")
+    )
     low_rank, quantised = folder / "adapter_model.safetensors", sorted(folder.glob("*.gguf"))
     full = next((p for p in (whole, index) if p.exists()), None)
     if full and low_rank.exists():
-        raise ValueError(f"{folder} holds both {full.name} and {low_rank.name}, so that it is not known whether the adapter is merged: leave "
-                         "one of them there.")
+        raise ValueError(
+            f"{folder} holds both {full.name} and {low_rank.name}, so that it is not known whether the adapter is merged: leave "
+            "one of them there."
+        )
     if whole.exists() and index.exists():
-        stray = [n for n in sorted(set(shard_index(index).values())) if n != whole.name and (folder / n).exists()]
+        stray = [
+            n for n in sorted(set(shard_index(index).values())) if n != whole.name and (folder / n).exists()
+        ]
         if stray:
-            raise ValueError(f"{folder} holds both {whole.name} and the shards of {index.name} ({stray[0]} and others): leave one of them there.")
+            raise ValueError(
+                f"{folder} holds both {whole.name} and the shards of {index.name} ({stray[0]} and others): leave one of them there."
+            )
     if whole.exists():
         return Checkpoint(folder, "full", (whole,))
     if index.exists():
         names = sorted(set(shard_index(index).values()))
         if missing := [n for n in names if not (folder / n).exists()]:
-            raise FileNotFoundError(f"{folder} has no {missing[0]}, a shard that {index.name} names: copy it as well.")
+            raise FileNotFoundError(
+                f"{folder} has no {missing[0]}, a shard that {index.name} names: copy it as well."
+            )
         return Checkpoint(folder, "sharded", tuple(folder / n for n in names))
     if shards := sorted(folder.glob("model-*-of-*.safetensors")):
-        raise FileNotFoundError(f"{folder} has no {index.name}, which says what is in {shards[0].name} and its like: copy it as well.")
+        raise FileNotFoundError(
+            f"{folder} has no {index.name}, which says what is in {shards[0].name} and its like: copy it as well."
+        )
     if low_rank.exists() and not adapter.exists():
-        raise FileNotFoundError(f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are unknown.")
+        raise FileNotFoundError(
+            f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are unknown."
+        )
     if adapter.exists():
         read_json(adapter)
         if not low_rank.exists():
             raise FileNotFoundError(f"{folder} has no adapter_model.safetensors.{conversion(folder)}")
         return Checkpoint(folder, "adapter", (adapter, low_rank), _base(folder, base, above))
     if len(quantised) > 1:
-        raise ValueError(f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is one, "
-                         "so give the files' paths.")
+        raise ValueError(
+            f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is one, "
+            "so give the files' paths."
+        )
     return find(quantised[0]) if quantised else None
 
 
@@ -198,4 +250,8 @@ def _inside(path: Path) -> str:
         return f" It holds a model in a folder of its own: give the path {models[0]}."
     small = (".json", ".jinja", ".txt")
     held = [p.name for p in sorted(path.iterdir(), key=lambda p: (p.suffix in small, p.name))]
-    return f" It holds {', '.join(held[:5])}{' and others' if len(held) > 5 else ''}." if held else " It is empty."
+    return (
+        f" It holds {', '.join(held[:5])}{' and others' if len(held) > 5 else ''}."
+        if held
+        else " It is empty."
+    )

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 #: Where a configuration comes from, what a tokenizer or a loss takes from it, and how weights were drawn or
 #: kept.
-INERT = frozenset("""
+INERT = frozenset(
+    """
     dtype torch_dtype transformers_version use_cache _name_or_path name_or_path architectures auto_map
     model_name
     bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
@@ -35,7 +36,8 @@ INERT = frozenset("""
     no_repeat_ngram_size early_stopping diversity_penalty num_beam_groups num_return_sequences bad_words_ids
     suppress_tokens
     begin_suppress_tokens encoder_no_repeat_ngram_size exponential_decay_length_penalty remove_invalid_values
-""".split())
+""".split()
+)
 #: What may differ between the checkpoints of a series, and is looked at where weights are read.
 OF_WEIGHTS = ("tie_word_embeddings", "vocab_size", "quantization_config")
 #: What training alone drops.
@@ -86,7 +88,9 @@ def rotary(config: Mapping) -> bool:
 
 def _lengthless(rope: Mapping) -> bool:
     kind = rope.get("rope_type", "default")
-    return kind in LENGTHLESS or (kind == "yarn" and bool(rope.get("factor") and rope.get("original_max_position_embeddings")))
+    return kind in LENGTHLESS or (
+        kind == "yarn" and bool(rope.get("factor") and rope.get("original_max_position_embeddings"))
+    )
 
 
 def inert(field: str, config: Mapping) -> bool:

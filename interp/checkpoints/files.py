@@ -21,12 +21,13 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 
 
 def check_size(path: Path, limit: int) -> None:
-    """Raise OSError where a file is missing or exceeds `limit` bytes, ValueError where it is no regular file.
-    """
+    """Raise OSError where a file is missing or exceeds `limit` bytes, ValueError where it is no regular file."""
     size = check_regular(path).st_size
     if size > limit:
-        raise OSError(f"{path} has {size:,} bytes, but at most {limit:,} are read of such a file: it is not "
-                      "what its name says, copy it again.")
+        raise OSError(
+            f"{path} has {size:,} bytes, but at most {limit:,} are read of such a file: it is not "
+            "what its name says, copy it again."
+        )
 
 
 def check_folder(folder: Path) -> None:
@@ -47,8 +48,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged, it is no text in UTF-8 ({error}): copy it again, or save it "
-                         f"as UTF-8.") from error
+        raise ValueError(
+            f"{path} is damaged, it is no text in UTF-8 ({error}): copy it again, or save it as UTF-8."
+        ) from error
 
 
 def read_json(path: Path) -> dict:

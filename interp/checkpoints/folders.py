@@ -14,12 +14,17 @@ from interp.checkpoints.contents import NESTED, find
 
 #: checkpoint-N (transformers, TRL, LLaMA-Factory), global_step_N (verl), global_stepN_hf (OpenRLHF), step_N,
 #: epoch_N (torchtune, accelerate), iter_000N (Megatron), step=N (NeMo), each with what exporters append.
-NAMED = re.compile(r"(?:.*[-_.=])?(?P<unit>checkpoint|ckpt|global[-_]?step|step|epoch|iter|iteration)[-_=]?"
-                   r"(?P<number>\d+(?:e\d+|k)?)"
-                   r"(?:[-_.](?:hf|huggingface|merged|full|model|last|safetensors|lora|adapter|bf16|fp16|fp32|16bit"
-                   r"|tokens\d+[bmt]))*", re.I)
+NAMED = re.compile(
+    r"(?:.*[-_.=])?(?P<unit>checkpoint|ckpt|global[-_]?step|step|epoch|iter|iteration)[-_=]?"
+    r"(?P<number>\d+(?:e\d+|k)?)"
+    r"(?:[-_.](?:hf|huggingface|merged|full|model|last|safetensors|lora|adapter|bf16|fp16|fp32|16bit"
+    r"|tokens\d+[bmt]))*",
+    re.I,
+)
 #: What a checkpoint without a number is called.
-UNNUMBERED = re.compile(r"(.*[-_.])?(checkpoint|ckpt|step|epoch|iter|final|best|last|latest)([-_.=].*)?", re.I)
+UNNUMBERED = re.compile(
+    r"(.*[-_.])?(checkpoint|ckpt|step|epoch|iter|final|best|last|latest)([-_.=].*)?", re.I
+)
 #: What a trainer has not finished writing.
 UNFINISHED = re.compile(r"(tmp|\.).*", re.I)
 EPOCHS = "epoch"
@@ -29,7 +34,11 @@ def named_step(name: str) -> int | None:
     """The step in a folder's name as a trainer writes it (`checkpoint-1e3` and `step_1k` are 1,000), None where
     it is no such name."""
     found = NAMED.fullmatch(name)
-    return int(float(found["number"].lower().replace("k", "e3"))) if found and not UNFINISHED.fullmatch(name) else None
+    return (
+        int(float(found["number"].lower().replace("k", "e3")))
+        if found and not UNFINISHED.fullmatch(name)
+        else None
+    )
 
 
 def step_name(path: Path) -> str:
@@ -56,18 +65,26 @@ def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tupl
     Raises ValueError where some are named by epochs and others by steps, or several of one step can be read.
     """
     entries = sorted(folder.glob("*"))
-    named = [(step, p) for p in entries if (step := named_step(p.name)) is not None and (p.is_dir() or p.is_symlink())]
+    named = [
+        (step, p)
+        for p in entries
+        if (step := named_step(p.name)) is not None and (p.is_dir() or p.is_symlink())
+    ]
     if gone := [p for _, p in named if not p.exists()]:
-        raise FileNotFoundError(f"{gone[0]} is a link to {gone[0].readlink()}, which is not there: put the "
-                                "checkpoint there, or remove the link.")
+        raise FileNotFoundError(
+            f"{gone[0]} is a link to {gone[0].readlink()}, which is not there: put the "
+            "checkpoint there, or remove the link."
+        )
     if not named:
         named = [(int(p.name), p) for p in entries if p.name.isdecimal() and is_model(p)]
         return list(by_step(named).items())
     units = {NAMED.fullmatch(p.name)["unit"].lower() == EPOCHS: p.name for _, p in named}
     if len(units) > 1:
-        raise ValueError(f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be "
-                         "put in one order: give the paths of "
-                         "one kind with their steps (CheckpointSeries.from_paths).")
+        raise ValueError(
+            f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be "
+            "put in one order: give the paths of "
+            "one kind with their steps (CheckpointSeries.from_paths)."
+        )
     groups: dict[int, list[Path]] = {}
     for step, path in named:
         groups.setdefault(step, []).append(path)
@@ -77,14 +94,22 @@ def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tupl
 def left_out(folder: Path, taken: Sequence[Path]) -> list[Path]:
     """Checkpoints in a run's folder whose names say no step (`checkpoint-final`), links to those taken aside."""
     known = {p.resolve() for p in taken}
-    return [p for p in sorted(folder.glob("*"))
-            if UNNUMBERED.fullmatch(p.name) and named_step(p.name) is None and not UNFINISHED.fullmatch(p.name)
-            and is_model(p) and p.resolve() not in known]
+    return [
+        p
+        for p in sorted(folder.glob("*"))
+        if UNNUMBERED.fullmatch(p.name)
+        and named_step(p.name) is None
+        and not UNFINISHED.fullmatch(p.name)
+        and is_model(p)
+        and p.resolve() not in known
+    ]
 
 
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a model or an adapter, by its configuration."""
-    return any((folder / n / name).is_file() for n in NESTED for name in ("config.json", "adapter_config.json"))
+    return any(
+        (folder / n / name).is_file() for n in NESTED for name in ("config.json", "adapter_config.json")
+    )
 
 
 def _readable(paths: Sequence[Path], base: str | Path | None) -> Sequence[Path]:
@@ -108,9 +133,11 @@ def by_step(pairs: Sequence[tuple[int, object]]) -> Mapping[int, object]:
     found: dict[int, object] = {}
     for step, source in pairs:
         if step in found:
-            raise ValueError(f"{found[step]} and {source} are both checkpoint {step}: a series has one "
-                             "checkpoint of each step. Give the paths of "
-                             "those that you want (CheckpointSeries.from_paths).")
+            raise ValueError(
+                f"{found[step]} and {source} are both checkpoint {step}: a series has one "
+                "checkpoint of each step. Give the paths of "
+                "those that you want (CheckpointSeries.from_paths)."
+            )
         found[step] = source
     return found
 

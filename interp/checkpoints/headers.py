@@ -34,7 +34,9 @@ def _mapped(path: Path):
 
 
 def damaged(path: Path, why: object) -> ValueError:
-    return ValueError(f"The weights {path} cannot be read ({why}): the file is truncated or damaged, copy or train it again.")
+    return ValueError(
+        f"The weights {path} cannot be read ({why}): the file is truncated or damaged, copy or train it again."
+    )
 
 
 def header(path: Path) -> Header:
@@ -74,7 +76,7 @@ def gguf_header(path: Path) -> tuple[dict, Header]:
             at += length
             if at > len(data):
                 raise ValueError("a text ends behind the file")
-            return bytes(data[at - length:at]).decode(errors="replace")
+            return bytes(data[at - length : at]).decode(errors="replace")
 
         def value(kind: int):
             nonlocal at
@@ -122,7 +124,9 @@ def headers(checkpoint: Checkpoint) -> Header:
         index = checkpoint.path / "model.safetensors.index.json"
         for name, shard in shard_index(index).items():
             if name not in found[checkpoint.path / shard]:
-                raise ValueError(f"{index} says that {name!r} is in {shard}, but it is not: the index is not the one of these shards.")
+                raise ValueError(
+                    f"{index} says that {name!r} is in {shard}, but it is not: the index is not the one of these shards."
+                )
     return {name: entry for entries in found.values() for name, entry in entries.items()}
 
 

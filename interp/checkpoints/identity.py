@@ -40,11 +40,13 @@ def identity(checkpoint: Checkpoint, trust_remote_code: bool = False) -> dict[st
     checkpoint's own), adapter_config (of every adapter down to the base), code (Python files, where they may
     run).
     """
-    found = dict(config=hash_config(checks.configuration(checkpoint, trust_remote_code)),
-                 generation_config=hash_json(_generation_config(checkpoint)),
-                 tokenizer=tokenizer_hash(checkpoint),
-                 template=hash_text(checks.template(checkpoint)[0]),
-                 adapter_config=hash_json(_adapter_configs(checkpoint) or None))
+    found = dict(
+        config=hash_config(checks.configuration(checkpoint, trust_remote_code)),
+        generation_config=hash_json(_generation_config(checkpoint)),
+        tokenizer=tokenizer_hash(checkpoint),
+        template=hash_text(checks.template(checkpoint)[0]),
+        adapter_config=hash_json(_adapter_configs(checkpoint) or None),
+    )
     code = sorted({*checkpoint.home.glob("*.py"), *checkpoint.path.glob("*.py")}) if trust_remote_code else []
     return found | dict(code=hash_files(code) if code else "")
 

@@ -12,7 +12,15 @@ from collections.abc import Iterable, Set
 #: What torch.compile, FSDP and activation checkpointing put into a name, wherever they wrapped a module.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 #: What data parallelism, peft, TRL and others put before every name.
-PREFIXES = ("module.", "base_model.model.", "pretrained_model.", "_forward_module.", "policy.", "actor.", "model.")
+PREFIXES = (
+    "module.",
+    "base_model.model.",
+    "pretrained_model.",
+    "_forward_module.",
+    "policy.",
+    "actor.",
+    "model.",
+)
 #: Heads of values, rewards and classes, which a language model does not use.
 VALUE_HEADS = re.compile(r"(v_head|value_head|critic_head|score|summary|classifier|reward_head|q_head)\.")
 
@@ -32,7 +40,7 @@ def in_adapter(name: str) -> str:
     """The name of an adapter's tensor as peft writes it, without what a training run's wrappers put into or
     before it."""
     plain = unwrapped(name)
-    return plain[max(0, plain.find("base_model.model.")):]
+    return plain[max(0, plain.find("base_model.model.")) :]
 
 
 def in_base(name: str) -> str:

@@ -49,12 +49,15 @@ def _of_names(series: CheckpointSeries, step: int, entries) -> list[str]:
     names = own_names(entries, parameters.keys())
     if any(name != own for name, own in names.items()):
         prefix = wrapping(entries) or next(iter(names)).removesuffix(next(iter(names.values())))
-        found.append(f"The tensors of checkpoint {step} are named with {prefix!r}, which a wrapper of the "
-                     "training run left there and which "
-                     "is taken off.")
+        found.append(
+            f"The tensors of checkpoint {step} are named with {prefix!r}, which a wrapper of the "
+            "training run left there and which "
+            "is taken off."
+        )
     if heads := [n for n, own in names.items() if own not in parameters and VALUE_HEADS.match(own)]:
-        found.append(f"{heads[0]!r} of checkpoint {step} is a head of values, which the language model does "
-                     f"not use.")
+        found.append(
+            f"{heads[0]!r} of checkpoint {step} is a head of values, which the language model does not use."
+        )
     return found
 
 
@@ -66,13 +69,17 @@ def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[s
         how = plain if checkpoint.base or name in DEQUANTISED else "loaded as transformers loads it"
         found.append(f"The weights of checkpoint {step} are quantised ({name}), {how}.")
         if not checkpoint.base and batch_dependent(config.quantization_config):
-            found.append(f"What checkpoint {step} computes in 8 bits depends a little on what else is in the batch (measured "
-                         "on a small model: 0.2 %).")
+            found.append(
+                f"What checkpoint {step} computes in 8 bits depends a little on what else is in the batch (measured "
+                "on a small model: 0.2 %)."
+            )
     wanted = checks.configuration(first, series.trust_remote_code)
     fields = checks.check_architecture(checkpoint, config, first, wanted)
     if fields:
-        found.append(f"The configuration of checkpoint {step} differs from the first one's in what changes "
-                     f"no forward pass: {', '.join(fields)}.")
+        found.append(
+            f"The configuration of checkpoint {step} differs from the first one's in what changes "
+            f"no forward pass: {', '.join(fields)}."
+        )
     return found
 
 
@@ -83,17 +90,23 @@ def vocabulary(series: CheckpointSeries) -> list[str]:
     Raises ValueError where a tokenizer has other tokens that its model does not embed.
     """
     rows = {step: series.configuration(step).get_text_config().vocab_size for step in series.local}
-    found = [checks.check_vocabulary(series.local[step], tokenizer, rows[step])
-             for step, tokenizer in series.tokenizers.items()]
+    found = [
+        checks.check_vocabulary(series.local[step], tokenizer, rows[step])
+        for step, tokenizer in series.tokenizers.items()
+    ]
     sizes = ", ".join(f"{step}: {n}" for step, n in rows.items())
     tokens = max(map(len, series.tokenizers.values()), default=0)
     if len(set(rows.values())) > 1 and tokens > min(rows.values()):
-        found.append(f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with "
-                     "all tokens is used, and a checkpoint that "
-                     "does not embed a token of a prompt refuses that prompt.")
+        found.append(
+            f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with "
+            "all tokens is used, and a checkpoint that "
+            "does not embed a token of a prompt refuses that prompt."
+        )
     elif len(set(rows.values())) > 1:
-        found.append(f"The embeddings have different numbers of rows (checkpoint {sizes}), each of them all "
-                     f"{tokens} tokens of the tokenizer.")
+        found.append(
+            f"The embeddings have different numbers of rows (checkpoint {sizes}), each of them all "
+            f"{tokens} tokens of the tokenizer."
+        )
     return [sentence for sentence in found if sentence]
 
 
@@ -105,9 +118,13 @@ def special_tokens(series: CheckpointSeries) -> list[str]:
         used = checks.special_tokens(series.tokenizer(next(iter(series.tokenizers))))
         for step, tokenizer in series.tokenizers.items():
             own = checks.special_tokens(tokenizer)
-            differ = ", ".join(f"{name} is {own[name]!r}, not {used[name]!r}" for name in own if own[name] != used[name])
+            differ = ", ".join(
+                f"{name} is {own[name]!r}, not {used[name]!r}" for name in own if own[name] != used[name]
+            )
             if differ:
-                found.append(f"The special tokens of {checks.tokenizer_home(series.local[step])} are not "
-                             "the ones of the series, which are used for "
-                             f"all of its checkpoints: {differ}.")
+                found.append(
+                    f"The special tokens of {checks.tokenizer_home(series.local[step])} are not "
+                    "the ones of the series, which are used for "
+                    f"all of its checkpoints: {differ}."
+                )
     return found

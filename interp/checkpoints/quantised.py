@@ -18,16 +18,28 @@ from interp.system.sentences import first_line
 
 #: method -> the packages it needs, by the names they are installed by; fp8 and mxfp4 come with transformers,
 #: the rest say theirs.
-PACKAGES = {"bitsandbytes": ("bitsandbytes",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",),
-            "compressed-tensors": ("compressed-tensors",), "fbgemm_fp8": ("fbgemm-gpu",), "torchao": ("torchao",),
-            "quanto": ("optimum-quanto",), "hqq": ("hqq",), "eetq": ("eetq",), "aqlm": ("aqlm",), "auto-round": ("auto-round",)}
+PACKAGES = {
+    "bitsandbytes": ("bitsandbytes",),
+    "gptq": ("gptqmodel", "optimum"),
+    "awq": ("gptqmodel",),
+    "compressed-tensors": ("compressed-tensors",),
+    "fbgemm_fp8": ("fbgemm-gpu",),
+    "torchao": ("torchao",),
+    "quanto": ("optimum-quanto",),
+    "hqq": ("hqq",),
+    "eetq": ("eetq",),
+    "aqlm": ("aqlm",),
+    "auto-round": ("auto-round",),
+}
 #: Methods that are dequantised as they are loaded: their kernels would be fetched from a hub.
 DEQUANTISED = ("fp8", "mxfp4")
 #: What every module has of its own: hooks, children, its state.
 OF_MODULES = frozenset(torch.nn.Module().__dict__)
-OTHERWISE = ("or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights "
-             "that it was "
-             "quantised from")
+OTHERWISE = (
+    "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights "
+    "that it was "
+    "quantised from"
+)
 
 
 def method(config: object) -> str:
@@ -37,7 +49,11 @@ def method(config: object) -> str:
     if not isinstance(config, Mapping):
         named = getattr(config, "quant_method", config)
         return str(getattr(named, "value", named))
-    bits = "bitsandbytes" if config.get("load_in_4bit") or config.get("load_in_8bit") else "a method that it does not name"
+    bits = (
+        "bitsandbytes"
+        if config.get("load_in_4bit") or config.get("load_in_8bit")
+        else "a method that it does not name"
+    )
     return str(config.get("quant_method") or bits)
 
 
@@ -55,12 +71,16 @@ def check_quantised(file: Path, config: object) -> None:
     if not name:
         return
     if name not in {*PACKAGES, *AUTO_QUANTIZER_MAPPING}:
-        raise ValueError(f"{file} has a quantization_config ({name}) that transformers does not read: "
-                         f"{OTHERWISE.removeprefix('or ')}.")
+        raise ValueError(
+            f"{file} has a quantization_config ({name}) that transformers does not read: "
+            f"{OTHERWISE.removeprefix('or ')}."
+        )
     if missing := [p for p in PACKAGES.get(name, ()) if not _installed(p)]:
-        raise ImportError(f"{file} has a quantization_config ({name}), and reading it needs "
-                          f"{' and '.join(missing)}: "
-                          f"`pip install {' '.join(missing)}`, {OTHERWISE}.")
+        raise ImportError(
+            f"{file} has a quantization_config ({name}), and reading it needs "
+            f"{' and '.join(missing)}: "
+            f"`pip install {' '.join(missing)}`, {OTHERWISE}."
+        )
 
 
 def check_leftover(file: Path, config: object) -> None:
@@ -68,8 +88,10 @@ def check_leftover(file: Path, config: object) -> None:
     not quantise such as it computes."""
     kind = config.get("linear_class") if isinstance(config, Mapping) else getattr(config, "linear_class", "")
     if kind != "autobitlinear":
-        raise ValueError(f"{file} has a quantization_config ({method(config)}), but the weights beside it are "
-                         "plain numbers: remove the field (a merge of an adapter may have left it there).")
+        raise ValueError(
+            f"{file} has a quantization_config ({method(config)}), but the weights beside it are "
+            "plain numbers: remove the field (a merge of an adapter may have left it there)."
+        )
 
 
 def _installed(package: str) -> bool:
@@ -89,7 +111,9 @@ def kept_quantised(config) -> str:
 
 def loading(config):
     """A configuration by which transformers dequantises what it should not compute with."""
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it tells of a cast at every product
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(
+        logging.ERROR
+    )  # it tells of a cast at every product
     config = copy.deepcopy(config)
     if method(getattr(config, "quantization_config", None)) in DEQUANTISED:
         config.quantization_config = {**config.quantization_config, "dequantize": True}
@@ -104,8 +128,9 @@ def check_computes(hf, path: object) -> None:
         with torch.inference_mode():
             finite = hf(input_ids=ids, use_cache=False).logits.isfinite().all()
     except (AssertionError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"The weights of {path} are not quantised as its config.json says "
-                         f"({first_line(error)}).") from error
+        raise ValueError(
+            f"The weights of {path} are not quantised as its config.json says ({first_line(error)})."
+        ) from error
     if not finite:
         raise ValueError(f"The quantised weights of {path} give numbers that are not finite.")
 
@@ -116,4 +141,6 @@ def adopt(hf, other) -> None:
     for own, new in zip(hf.modules(), other.modules(), strict=True):
         own._parameters, own._buffers = new._parameters, new._buffers
         if not new._modules:
-            own.__dict__.update({name: value for name, value in new.__dict__.items() if name not in OF_MODULES})
+            own.__dict__.update(
+                {name: value for name, value in new.__dict__.items() if name not in OF_MODULES}
+            )

@@ -22,14 +22,25 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from interp.checkpoints import adapters, contents as checkpoints, checks, identity, notes, weights
-from interp.models import inner
+from interp.checkpoints import adapters, checks, identity, notes, weights
+from interp.checkpoints import contents as checkpoints
 from interp.checkpoints.contents import SERIES, Checkpoint
-from interp.models.finite import check_cast
-from interp.checkpoints.folders import by_step, checkpoints_below, contents, further_down, is_model, left_out, named_step, number, step_name
+from interp.checkpoints.folders import (
+    by_step,
+    checkpoints_below,
+    contents,
+    further_down,
+    is_model,
+    left_out,
+    named_step,
+    number,
+    step_name,
+)
 from interp.checkpoints.headers import hash_files, headers, stored
-from interp.models.hooked import HookedModel, pick_device, pick_dtype
 from interp.checkpoints.quantised import adopt, kept_quantised, method
+from interp.models import inner
+from interp.models.finite import check_cast
+from interp.models.hooked import HookedModel, pick_device, pick_dtype
 
 Source = Path | tuple[str, str]
 _threads: dict[str, ThreadPoolExecutor] = {}
@@ -50,7 +61,9 @@ class CheckpointSeries:
     trust_remote_code: whether Python code that a checkpoint brings along may run.
     """
 
-    def __init__(self, sources: Mapping[int, Source], base: str | Path | None = None, trust_remote_code: bool = False):
+    def __init__(
+        self, sources: Mapping[int, Source], base: str | Path | None = None, trust_remote_code: bool = False
+    ):
         if not sources:
             raise ValueError("A checkpoint series needs at least one checkpoint.")
         self.sources = dict(sorted(sources.items()))
@@ -61,7 +74,9 @@ class CheckpointSeries:
         self._hashes: dict[tuple, str] = {}
 
     @classmethod
-    def discover(cls, folder: str | Path = SERIES, base: str | Path | None = None, trust_remote_code: bool = False) -> CheckpointSeries:
+    def discover(
+        cls, folder: str | Path = SERIES, base: str | Path | None = None, trust_remote_code: bool = False
+    ) -> CheckpointSeries:
         """What a trainer wrote below `folder`: `checkpoint-N` folders, or as other trainers name them (`interp.checkpoints.folders`), or `*.gguf` files.
 
         Each holds safetensors, whole or sharded, or an adapter (merged into its base as it is loaded: `base`, or what
@@ -80,12 +95,16 @@ class CheckpointSeries:
         if not found and files:
             return cls.from_paths(files, base=base, trust_remote_code=trust_remote_code)
         if not found:
-            remedy = further_down(folder) or ("give the folder that the trainer wrote, the checkpoints' own paths "
-                                              "(CheckpointSeries.from_paths), or train a series with `make series`")
+            remedy = further_down(folder) or (
+                "give the folder that the trainer wrote, the checkpoints' own paths "
+                "(CheckpointSeries.from_paths), or train a series with `make series`"
+            )
             raise FileNotFoundError(f"No checkpoint-N folders in {folder}{contents(folder)}: {remedy}.")
         if others := left_out(folder, [p for _, p in found]):
-            warnings.warn(f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it checkpoint-N to have it read.",
-                          stacklevel=2)
+            warnings.warn(
+                f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it checkpoint-N to have it read.",
+                stacklevel=2,
+            )
         series = cls(by_step(found), base, trust_remote_code)
         held = {step: series.checkpoint(step) for step in series.steps}
         series.sources = {step: c.path for step, c in held.items()}
@@ -95,8 +114,13 @@ class CheckpointSeries:
         return series
 
     @classmethod
-    def from_paths(cls, paths: Sequence[str | Path], steps: Sequence[int] | None = None, base: str | Path | None = None,
-                   trust_remote_code: bool = False) -> CheckpointSeries:
+    def from_paths(
+        cls,
+        paths: Sequence[str | Path],
+        steps: Sequence[int] | None = None,
+        base: str | Path | None = None,
+        trust_remote_code: bool = False,
+    ) -> CheckpointSeries:
         """The checkpoints at these paths, folders or GGUF files.
 
         steps: theirs, in the same order; else the numbers that their names end in, else, where one has none, their positions.
@@ -105,7 +129,9 @@ class CheckpointSeries:
         paths = [Path(p) for p in paths]
         numbers = [number(p) for p in paths] if steps is None else list(steps)
         if len(numbers) != len(paths):
-            raise ValueError(f"There are {len(paths)} paths, but {len(numbers)} steps: give one step for each path.")
+            raise ValueError(
+                f"There are {len(paths)} paths, but {len(numbers)} steps: give one step for each path."
+            )
         alone = step_name(paths[0]) if steps is None and len(paths) == 1 else ""
         if None in numbers or (alone and named_step(alone) is None and not alone.isdecimal()):
             numbers = list(range(len(paths)))
@@ -115,11 +141,18 @@ class CheckpointSeries:
         return series
 
     @classmethod
-    def from_hub(cls, repository: str, revisions: Sequence[str], base: str | Path | None = None,
-                 trust_remote_code: bool = False) -> CheckpointSeries:
+    def from_hub(
+        cls,
+        repository: str,
+        revisions: Sequence[str],
+        base: str | Path | None = None,
+        trust_remote_code: bool = False,
+    ) -> CheckpointSeries:
         """Revisions of one hub repository, keyed by the number in their name (from the cache, or fetched when they are loaded)."""
         numbers = [int(m[0]) if (m := re.search(r"\d+", r)) else i for i, r in enumerate(revisions)]
-        return cls(by_step([(n, (repository, r)) for n, r in zip(numbers, revisions)]), base, trust_remote_code)
+        return cls(
+            by_step([(n, (repository, r)) for n, r in zip(numbers, revisions)]), base, trust_remote_code
+        )
 
     @property
     def steps(self) -> list[int]:
@@ -128,13 +161,18 @@ class CheckpointSeries:
     def path(self, step: int) -> Source:
         """Where a checkpoint is; raises KeyError naming those there are."""
         if step not in self.sources:
-            raise KeyError(f"There is no checkpoint {step} in this series: it has {', '.join(map(str, self.steps))}.")
+            raise KeyError(
+                f"There is no checkpoint {step} in this series: it has {', '.join(map(str, self.steps))}."
+            )
         return self.sources[step]
 
     def checkpoint(self, step: int) -> Checkpoint:
         """What is on disk of a checkpoint now (a hub checkpoint is fetched); raises what `interp.checkpoints.contents.find` raises."""
         path = self.path(step)
-        return checkpoints.find(checkpoints.fetch(*path, code=self.trust_remote_code) if isinstance(path, tuple) else path, self.base)
+        return checkpoints.find(
+            checkpoints.fetch(*path, code=self.trust_remote_code) if isinstance(path, tuple) else path,
+            self.base,
+        )
 
     def kind(self, step: int) -> str:
         """How a checkpoint is kept: full, sharded, adapter, gguf, or hub."""
@@ -149,11 +187,17 @@ class CheckpointSeries:
         """One row for each checkpoint: step, kind, dtype as kept, parameters of the model, bytes of its weight files, path."""
         rows = []
         for step in self.steps:
-            path, row = self.path(step), dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None)
+            path, row = (
+                self.path(step),
+                dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None),
+            )
             if not isinstance(path, tuple):
                 checkpoint = self.checkpoint(step)
-                row |= dict(dtype=stored(headers(checkpoint)), parameters=self.blueprint(self.configuration(step)).num_parameters(),
-                            bytes=sum(f.stat().st_size for f in checkpoint.files if f.suffix != ".json"))
+                row |= dict(
+                    dtype=stored(headers(checkpoint)),
+                    parameters=self.blueprint(self.configuration(step)).num_parameters(),
+                    bytes=sum(f.stat().st_size for f in checkpoint.files if f.suffix != ".json"),
+                )
             rows.append(row | dict(path="@".join(path) if isinstance(path, tuple) else str(path)))
         return pd.DataFrame(rows)
 
@@ -178,7 +222,11 @@ class CheckpointSeries:
         """A checkpoint's configuration, an adapter's as it is after its merge (`interp.checkpoints.adapters.adjusted`)."""
         checkpoint = self.checkpoint(step)
         config = checks.configuration(checkpoint, self.trust_remote_code)
-        return config if checkpoint.base is None else adapters.adjusted(config, checkpoint, self.blueprint(config))
+        return (
+            config
+            if checkpoint.base is None
+            else adapters.adjusted(config, checkpoint, self.blueprint(config))
+        )
 
     @cached_property
     def _shared(self) -> dict[str, object]:
@@ -186,8 +234,11 @@ class CheckpointSeries:
         and the fewest rows of the vocabulary."""
         configs = [self.configuration(step) for step in self.local]
         lengths = [n for c in configs if (n := getattr(c.get_text_config(), "max_position_embeddings", None))]
-        return dict(untied=not all(map(weights.tied, configs)), context=min(lengths, default=None),
-                    rows=min(c.get_text_config().vocab_size for c in configs))
+        return dict(
+            untied=not all(map(weights.tied, configs)),
+            context=min(lengths, default=None),
+            rows=min(c.get_text_config().vocab_size for c in configs),
+        )
 
     @cached_property
     def template(self) -> str | None:
@@ -218,7 +269,10 @@ class CheckpointSeries:
     @cached_property
     def template_file(self) -> Path | None:
         """The file that the series' chat template is in."""
-        return next((file for step in self.steps for text, file in [checks.template(self.checkpoint(step))] if text), None)
+        return next(
+            (file for step in self.steps for text, file in [checks.template(self.checkpoint(step))] if text),
+            None,
+        )
 
     def check(self) -> None:
         """Read the checkpoints' small files and headers before anything is loaded.
@@ -241,9 +295,16 @@ class CheckpointSeries:
                 checks.check_weights(part, headers(part), base, self.trust_remote_code)
             own, file = checks.template(checkpoint)
             if own and own != self.template:
-                warnings.warn(f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
-                              f"{checks.template_difference(own, self.template)}.", stacklevel=3)
-        for sentence in [*said, *notes.special_tokens(self), *(n for n in self.notes if "several dtypes" in n)]:
+                warnings.warn(
+                    f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
+                    f"{checks.template_difference(own, self.template)}.",
+                    stacklevel=3,
+                )
+        for sentence in [
+            *said,
+            *notes.special_tokens(self),
+            *(n for n in self.notes if "several dtypes" in n),
+        ]:
             warnings.warn(sentence, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:
@@ -265,12 +326,16 @@ class CheckpointSeries:
         return self._hash_files(checkpoint.files)
 
     def _hash_files(self, files: Sequence[Path]) -> str:
-        key = tuple((f, s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()])  # a file is hashed once for as long as it stays
+        key = tuple(
+            (f, s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()]
+        )  # a file is hashed once for as long as it stays
         if key not in self._hashes:
             self._hashes[key] = hash_files(files)
         return self._hashes[key]
 
-    def load(self, step: int, device: str = "auto", dtype: str = "auto", device_map: str | dict | None = None) -> HookedModel:
+    def load(
+        self, step: int, device: str = "auto", dtype: str = "auto", device_map: str | dict | None = None
+    ) -> HookedModel:
         """Load one checkpoint.
 
         device_map: "auto" lays a model that is larger than one GPU over all of them (accelerate's device map); `device` is then
@@ -284,7 +349,9 @@ class CheckpointSeries:
         if step not in self.local:  # another revision is not fetched for this one's sake
             checks.check_vocabulary(checkpoint, tokenizer, config.get_text_config().vocab_size)
             if checkpoint.base is None:
-                checks.check_weights(checkpoint, headers(checkpoint), self.blueprint(config), self.trust_remote_code)
+                checks.check_weights(
+                    checkpoint, headers(checkpoint), self.blueprint(config), self.trust_remote_code
+                )
         elif self._shared["untied"]:
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         if step in self.local and self._shared["context"]:
@@ -304,7 +371,9 @@ class CheckpointSeries:
     def _empty(self, checkpoint: Checkpoint, config, where: torch.device, dtype: torch.dtype):
         """A module on its device whose parameters are yet to be read from the files."""
         count, copied = self.blueprint(config).num_parameters(), checkpoint.kind in ("adapter", "gguf")
-        checks.check_memory(checkpoint.path, count, where, dtype, copies=2 if copied and where.type == "cpu" else 1)
+        checks.check_memory(
+            checkpoint.path, count, where, dtype, copies=2 if copied and where.type == "cpu" else 1
+        )
         if copied and where.type != "cpu":
             checks.check_memory(checkpoint.path, count, torch.device("cpu"), dtype)
         with no_init_weights():
@@ -313,14 +382,18 @@ class CheckpointSeries:
         hf.tie_weights()
         return hf.to(where)
 
-    def _placed(self, step: int, config, where: torch.device, dtype: torch.dtype, device_map: str | dict | None):
+    def _placed(
+        self, step: int, config, where: torch.device, dtype: torch.dtype, device_map: str | dict | None
+    ):
         """A module as transformers places and quantises it, and the hash of its weights."""
         checkpoint = self.checkpoint(step)
         hf = weights.placed(checkpoint, config, dtype, self.trust_remote_code, device_map or {"": where})
         hf.config.name_or_path = str(checkpoint.home)
         if outside := [n for n, p in hf.named_parameters() if p.is_meta]:
-            raise ValueError(f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU "
-                             "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs.")
+            raise ValueError(
+                f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU "
+                "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs."
+            )
         if method(getattr(config, "quantization_config", None)):
             self._check_finite(checkpoint, dict(hf.named_parameters()))
             return hf, self.weights_hash(step)
@@ -333,7 +406,9 @@ class CheckpointSeries:
             return None, self.weights_hash(step)
         config = checks.configuration(checkpoint, self.trust_remote_code)
         state = weights.tensors(checkpoint, dict(self.blueprint(config).named_parameters()).keys())
-        digest = _thread("hasher").submit(self.weights_hash, step)  # hashing and checking read the same pages at the same time
+        digest = _thread("hasher").submit(
+            self.weights_hash, step
+        )  # hashing and checking read the same pages at the same time
         self._check_finite(checkpoint, state)
         return state, digest.result()
 
@@ -341,7 +416,9 @@ class CheckpointSeries:
     def _check_finite(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in state.items():
             if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-                raise ValueError(f"The weights of {checkpoint.path} hold values that are not finite, first in {name!r}.")
+                raise ValueError(
+                    f"The weights of {checkpoint.path} hold values that are not finite, first in {name!r}."
+                )
 
     def _put(self, hf, step: int, ahead: int | None = None) -> str:
         """Read a checkpoint into a module in place, once all of it is known to fit; returns its hash."""
@@ -351,18 +428,29 @@ class CheckpointSeries:
         state, digest = self._ahead.pop(step).result() if step in self._ahead else self._read(step)
         if ahead is not None and ahead not in self._ahead:
             self._ahead = {ahead: _thread("reader").submit(self._read, ahead)}
-        checkpoint, dtype, config = self.checkpoint(step), next(hf.parameters()).dtype, self.configuration(step)
+        checkpoint, dtype, config = (
+            self.checkpoint(step),
+            next(hf.parameters()).dtype,
+            self.configuration(step),
+        )
         if (own := kept_quantised(hf.config)) != (wanted := kept_quantised(config)):
-            raise ValueError(f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the module as "
-                             f"{own or 'plain numbers'}: load this checkpoint by itself, or give a series that is kept in one way.")
+            raise ValueError(
+                f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the module as "
+                f"{own or 'plain numbers'}: load this checkpoint by itself, or give a series that is kept in one way."
+            )
         if method(getattr(config, "quantization_config", None)):
-            other = weights.placed(checkpoint, config, dtype, self.trust_remote_code, {"": next(hf.parameters()).device})
+            other = weights.placed(
+                checkpoint, config, dtype, self.trust_remote_code, {"": next(hf.parameters()).device}
+            )
             self._check_finite(checkpoint, dict(other.named_parameters()))
             adopt(hf, other)
             return digest
         if state is None:
-            state = (weights.module(checkpoint, dtype).state_dict() if checkpoint.kind == "gguf"
-                     else adapters.merged(checkpoint, dtype, self.trust_remote_code))
+            state = (
+                weights.module(checkpoint, dtype).state_dict()
+                if checkpoint.kind == "gguf"
+                else adapters.merged(checkpoint, dtype, self.trust_remote_code)
+            )
             self._check_finite(checkpoint, state)
         kept = inner.kept_wide(hf, dtype)
         check_cast(checkpoint.path, {n: t for n, t in state.items() if n not in kept}, dtype)
@@ -370,7 +458,9 @@ class CheckpointSeries:
         if weights.tied(config):
             wanted.discard(f"{weights.embedding_names(hf)[1]}.weight")
         if not wanted <= state.keys():  # an older release's names, perhaps
-            renamed, report = weights.pretrained(checkpoint, dtype, self.trust_remote_code, ignore_mismatched_sizes=True)
+            renamed, report = weights.pretrained(
+                checkpoint, dtype, self.trust_remote_code, ignore_mismatched_sizes=True
+            )
             if weights.complete(report, hf):
                 state = renamed.state_dict()
         weights.fill(hf, state, config, checkpoint.path)
@@ -386,5 +476,7 @@ class CheckpointSeries:
         with model.turns.swapping():
             model.weights_hash, model.step = self._put(model.hf, step, ahead), step
             model.check_finite(self.path(step))
-            model.__dict__.pop("bridge", None)  # where TransformerLens copied parameters it would show the last checkpoint's
+            model.__dict__.pop(
+                "bridge", None
+            )  # where TransformerLens copied parameters it would show the last checkpoint's
         return model

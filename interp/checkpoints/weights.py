@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, logging
 
 from interp.checkpoints.contents import Checkpoint
-from interp.system.sentences import first_line
 from interp.checkpoints.headers import Header, damaged, gguf_header, headers
-from interp.models.inner import auto_class, kept_wide
 from interp.checkpoints.names import VALUE_HEADS, in_base, own_names
 from interp.checkpoints.quantised import check_computes, kept_quantised, loading, method
+from interp.models.inner import auto_class, kept_wide
+from interp.system.sentences import first_line
 
 #: Attention that a package computes: whether it is there.
 FLASH = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
@@ -46,7 +46,11 @@ def ignored(hf, name: str) -> bool:
 
 def complete(report: Mapping, hf) -> bool:
     """Whether transformers, which knows the names of older releases, found every tensor of a model and no other."""
-    return not report["missing_keys"] and not report["mismatched_keys"] and all(ignored(hf, n) for n in report["unexpected_keys"])
+    return (
+        not report["missing_keys"]
+        and not report["mismatched_keys"]
+        and all(ignored(hf, n) for n in report["unexpected_keys"])
+    )
 
 
 def misfits(shapes: Mapping[str, Sequence[int]], hf, rows: Mapping[str, int] = {}) -> list[str]:
@@ -54,12 +58,17 @@ def misfits(shapes: Mapping[str, Sequence[int]], hf, rows: Mapping[str, int] = {
 
     rows: of the embeddings that are to have another number of them, by name.
     """
+
     def shape(name, tensor):
         return (rows[name], *tensor.shape[1:]) if name in rows else tuple(tensor.shape)
 
     known = {n: shape(n, t) for n, t in hf.state_dict().items()}
     missing = [f"{n!r} is missing" for n, _ in hf.named_parameters() if n not in shapes]
-    other = [f"{n!r} is of shape {list(s)}, not {list(known[n])}" for n, s in shapes.items() if n in known and tuple(s) != known[n]]
+    other = [
+        f"{n!r} is of shape {list(s)}, not {list(known[n])}"
+        for n, s in shapes.items()
+        if n in known and tuple(s) != known[n]
+    ]
     extra = [f"{n!r} is extra" for n in shapes if n not in known and not ignored(hf, n)]
     return missing + other + extra
 
@@ -81,14 +90,24 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
     if tied(config) and embed in state:
         state.setdefault(unembed, state[embed])
     own, primary = hf.state_dict(keep_vars=True), {id(p): n for n, p in hf.named_parameters()}
-    rows = {n: text.vocab_size for n in (embed, unembed, unembed.replace(".weight", ".bias")) if n in own and len(own[n]) != text.vocab_size}
+    rows = {
+        n: text.vocab_size
+        for n in (embed, unembed, unembed.replace(".weight", ".bias"))
+        if n in own and len(own[n]) != text.vocab_size
+    }
     if found := misfits({n: t.shape for n, t in state.items()}, hf, rows):
-        raise ValueError(f"The weights of {path} do not fit the model: {found[0]} ({len(found)} of {len(own)} tensors).")
-    pairs = [(primary.get(id(tensor), name), name) for name, tensor in own.items()] + [(embed, unembed)] * tied(config)
+        raise ValueError(
+            f"The weights of {path} do not fit the model: {found[0]} ({len(found)} of {len(own)} tensors)."
+        )
+    pairs = [(primary.get(id(tensor), name), name) for name, tensor in own.items()] + [
+        (embed, unembed)
+    ] * tied(config)
     for first, name in pairs:
         if first != name and name in state and not torch.equal(state[name], state[first]):
-            raise ValueError(f"The weights of {path} hold two different tensors {first!r} and {name!r}, which its "
-                             "config.json ties: set tie_word_embeddings to false there.")
+            raise ValueError(
+                f"The weights of {path} hold two different tensors {first!r} and {name!r}, which its "
+                "config.json ties: set tie_word_embeddings to false there."
+            )
     with torch.no_grad():
         for name, tensor in own.items():
             if name in rows and len(tensor) != rows[name]:
@@ -102,16 +121,23 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
 
 def tied(config) -> bool:
     """Whether a model unembeds with its embedding; of a wrapper whose text section does not say, as the whole says."""
-    return bool(getattr(config.get_text_config(), "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)))
+    return bool(
+        getattr(
+            config.get_text_config(), "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)
+        )
+    )
 
 
 def guard(hf, path: object) -> None:
     """Make a module refuse the tokens that its checkpoint does not embed, where a series' tokenizer has more than that."""
+
     def check(module, inputs):
         ids = inputs[0]
         if (beyond := ids[ids >= module.weight.shape[0]]).numel():
-            raise ValueError(f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and the checkpoint of {path} "
-                             "that is read does not embed it: leave this checkpoint out, or the text that holds the token.")
+            raise ValueError(
+                f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and the checkpoint of {path} "
+                "that is read does not embed it: leave this checkpoint out, or the text that holds the token."
+            )
 
     if not hasattr(hf, "_guard"):
         hf._guard = hf.get_input_embeddings().register_forward_pre_hook(check)
@@ -142,7 +168,9 @@ def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
 def unwritten(path: Path, error: Exception) -> OSError:
     """What is raised where weights cannot be written."""
-    return OSError(f"{path} cannot be written ({first_line(error)}): make room on its disk, or name another folder.")
+    return OSError(
+        f"{path} cannot be written ({first_line(error)}): make room on its disk, or name another folder."
+    )
 
 
 def read_configuration(folder: Path, trust_remote_code: bool = False):
@@ -165,8 +193,9 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
         if checkpoint.kind != "gguf":
             config = options.setdefault("config", read_configuration(folder, trust_remote_code))
             kind = auto_class(config)
-        return (kind or AutoModelForCausalLM).from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                                                              **own, **options)
+        return (kind or AutoModelForCausalLM).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **own, **options
+        )
 
 
 def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code: bool, device_map):
@@ -178,14 +207,23 @@ def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code
     while base.base is not None:
         base = base.base
     try:
-        hf, report = pretrained(base, dtype, trust_remote_code, device_map=device_map, config=loading(config), ignore_mismatched_sizes=True)
+        hf, report = pretrained(
+            base,
+            dtype,
+            trust_remote_code,
+            device_map=device_map,
+            config=loading(config),
+            ignore_mismatched_sizes=True,
+        )
     except ImportError as error:
         raise ImportError(f"{base.path} cannot be read ({first_line(error)}).") from error
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"transformers cannot read {base.path} ({first_line(error)}).") from error
     if method(getattr(config, "quantization_config", None)):
         if odd := [n for n in sorted(report["missing_keys"]) if n in dict(hf.named_parameters())]:
-            raise ValueError(f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} tensors).")
+            raise ValueError(
+                f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} tensors)."
+            )
         check_computes(hf, base.path)
     return hf
 
@@ -208,7 +246,9 @@ def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
     odd += [n for n in state if n not in hf.state_dict() and not ignored(hf, n)]
     if odd:
         how = "is missing, extra, or of another shape"
-        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {odd[0]!r} {how} ({len(odd)} of {len(parameters)} tensors).")
+        raise ValueError(
+            f"The weights of {checkpoint.path} do not fit the model: {odd[0]!r} {how} ({len(odd)} of {len(parameters)} tensors)."
+        )
     hf.load_state_dict(state, strict=False)
     return hf
 
@@ -224,19 +264,34 @@ def _in_dtype(hf, dtype: torch.dtype):
 
 def _gguf_module(checkpoint: Checkpoint, dtype: torch.dtype):
     """A GGUF file's weights as plain numbers, under transformers' names."""
-    options, kind = dict(ignore_mismatched_sizes=True), gguf_header(checkpoint.path)[0].get("general.architecture")
-    if kind == "llama" and not checkpoint.embedded and (config := AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)).model_type == "mistral":
-        options["config"] = LlamaConfig(**config.to_dict() | dict(model_type="llama"))  # so llama.cpp keeps Mistral's weights
+    options, kind = (
+        dict(ignore_mismatched_sizes=True),
+        gguf_header(checkpoint.path)[0].get("general.architecture"),
+    )
+    if (
+        kind == "llama"
+        and not checkpoint.embedded
+        and (config := AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)).model_type
+        == "mistral"
+    ):
+        options["config"] = LlamaConfig(
+            **config.to_dict() | dict(model_type="llama")
+        )  # so llama.cpp keeps Mistral's weights
     try:
         hf, report = pretrained(checkpoint, dtype, **options)
     except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"transformers cannot read {checkpoint.path} ({first_line(error)}).") from error
     found = [f"{n!r} is missing" for n in sorted(report["missing_keys"])]
-    found += [f"{n!r} is of shape {list(own)}, not {list(wanted)}" for n, own, wanted in sorted(report["mismatched_keys"])]
+    found += [
+        f"{n!r} is of shape {list(own)}, not {list(wanted)}"
+        for n, own, wanted in sorted(report["mismatched_keys"])
+    ]
     if found:
         beside = " A config.json beside the file would be read instead of its metadata." * checkpoint.embedded
-        raise ValueError(f"The weights of {checkpoint.path} do not fit the model: {found[0]} "
-                         f"({len(found)} of {len(hf.state_dict())} tensors).{beside}")
+        raise ValueError(
+            f"The weights of {checkpoint.path} do not fit the model: {found[0]} "
+            f"({len(found)} of {len(hf.state_dict())} tensors).{beside}"
+        )
     return hf
 
 
@@ -249,8 +304,12 @@ def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list
         if part and part[1] + ".weight" in shapes:
             weight, outer = shapes[part[1] + ".weight"], shape[1] if part[2].endswith("A") else shape[0]
             if outer not in weight:
-                found.append(f"{name!r} is of shape {list(shape)}, the base's {part[1]}.weight of {list(weight)}")
-        elif part and ".experts." not in part[1] and not any(s.startswith(part[1] + ".") for s in shapes):  # peft knows experts' older names
+                found.append(
+                    f"{name!r} is of shape {list(shape)}, the base's {part[1]}.weight of {list(weight)}"
+                )
+        elif (
+            part and ".experts." not in part[1] and not any(s.startswith(part[1] + ".") for s in shapes)
+        ):  # peft knows experts' older names
             found.append(f"{name!r} belongs to {part[1]}, which the base does not have")
         elif not part and plain in shapes and shapes[plain] != shape:
             found.append(f"{name!r} is of shape {list(shape)}, the base's of {list(shapes[plain])}")

@@ -16,14 +16,14 @@ from itertools import chain
 import torch
 from tqdm import tqdm
 
+from interp.engine.packing import WORTH, ancestors, merge
 from interp.models.devices import fetched, halved, pass_tokens, sent
 from interp.models.finite import not_finite
 from interp.models.hooks import only
-from interp.engine.packing import WORTH, ancestors, merge
-from interp.prompts.format import Prompt
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.models.whole import batches, padded
+from interp.prompts.format import Prompt
 
 #: Most tokens of a tree, whose mask has the square of them, and of a pass on a CPU.
 TREE = 8192
@@ -57,14 +57,21 @@ def _plan(model, prompts: Sequence[Prompt], batch_tokens: int) -> tuple[list[lis
     for members in episodes.values():
         chains: list[list[int]] = []
         for index in members:
-            home = next((c for c in chains if prompts[index].ids[:len(prompts[c[-1]].ids)] == prompts[c[-1]].ids), None)
+            home = next(
+                (c for c in chains if prompts[index].ids[: len(prompts[c[-1]].ids)] == prompts[c[-1]].ids),
+                None,
+            )
             if home and not model.stands_alone(len(prompts[index].ids)):
                 home.append(index)
             else:
                 chains.append([index])
         ends = [prompts[chain[-1]].ids for chain in chains]
         trees = model.support.trajectory == "fast" and model.packs(max(map(len, ends)))
-        if trees and len(chains) > 1 and len(merge(ends)[0]) <= min(WORTH * sum(map(len, ends)), batch_tokens, TREE):
+        if (
+            trees
+            and len(chains) > 1
+            and len(merge(ends)[0]) <= min(WORTH * sum(map(len, ends)), batch_tokens, TREE)
+        ):
             packed.append(members)
         else:
             rows += chains
@@ -79,16 +86,22 @@ def common_width(model, sites: Sequence[str], layers: Sequence[int]) -> int:
     widths = {site: [model.width(site, layer) for layer in layers] for site in sites}
     for site, found in widths.items():
         if len(set(found)) > 1:
-            by_width = {w: [layer for layer, own in zip(layers, found) if own == w] for w in dict.fromkeys(found)}
+            by_width = {
+                w: [layer for layer, own in zip(layers, found) if own == w] for w in dict.fromkeys(found)
+            }
             listed = ", ".join(f"{w} in layers {', '.join(map(str, where))}" for w, where in by_width.items())
-            raise ValueError(f"{site} differs in width between layers ({listed}): capture the layers of each width by themselves (layers=).")
+            raise ValueError(
+                f"{site} differs in width between layers ({listed}): capture the layers of each width by themselves (layers=)."
+            )
     if len({found[0] for found in widths.values()}) > 1:
         listed = ", ".join(f"{site} {found[0]}" for site, found in widths.items())
         raise ValueError(f"The sites differ in width ({listed}): capture each width by itself.")
     return widths[sites[0]][0]
 
 
-def _read(model, wanted: Sequence[tuple[str, int]], width: int, row: Sequence[int], token: Sequence[int], **inputs) -> torch.Tensor:
+def _read(
+    model, wanted: Sequence[tuple[str, int]], width: int, row: Sequence[int], token: Sequence[int], **inputs
+) -> torch.Tensor:
     """One pass: the wanted (site, layer) at each (row, token), [decision, wanted, width] in float32 on the
     model's device.
     """
@@ -99,6 +112,7 @@ def _read(model, wanted: Sequence[tuple[str, int]], width: int, row: Sequence[in
         def tap(tensor):
             at = where.to(tensor.device)  # where layers lie on several
             held[:, number] = tensor[at[0], at[1]]
+
         return tap
 
     edits = {key: keep(number) for number, key in enumerate(wanted)}
@@ -107,15 +121,32 @@ def _read(model, wanted: Sequence[tuple[str, int]], width: int, row: Sequence[in
     return held
 
 
-def _passes(model, prompts: Sequence[Prompt], wanted: Sequence[tuple[str, int]], width: int, rows: list[list[int]], trees: list[list[int]],
-            batch_tokens: int, progress: bool) -> Iterator[tuple[list[int], Callable[[], torch.Tensor]]]:
+def _passes(
+    model,
+    prompts: Sequence[Prompt],
+    wanted: Sequence[tuple[str, int]],
+    width: int,
+    rows: list[list[int]],
+    trees: list[list[int]],
+    batch_tokens: int,
+    progress: bool,
+) -> Iterator[tuple[list[int], Callable[[], torch.Tensor]]]:
     """The decisions that each pass reads, and what gives their activations on the CPU."""
+
     def tree(members):
         tokens, parents, nodes = merge([prompts[i].ids for i in members])
         seen = ancestors(parents).to(model.device)
         depth = seen.sum(1)[None] - 1
-        held = _read(model, wanted, width, [0] * len(members), [path[-1] for path in nodes], input_ids=sent(torch.tensor([tokens]), model.device),
-                     position_ids=depth, attention_mask=model.mask(seen[None], depth, depth))
+        held = _read(
+            model,
+            wanted,
+            width,
+            [0] * len(members),
+            [path[-1] for path in nodes],
+            input_ids=sent(torch.tensor([tokens]), model.device),
+            position_ids=depth,
+            attention_mask=model.mask(seen[None], depth, depth),
+        )
         return members, fetched(held)
 
     def batch(numbers):
@@ -123,7 +154,14 @@ def _passes(model, prompts: Sequence[Prompt], wanted: Sequence[tuple[str, int]],
         ids, _ = padded([prompts[rows[r][-1]].ids for r in numbers], model.device)
         members = [(number, i) for number, r in enumerate(numbers) for i in rows[r]]
         decisions = [i for _, i in members]
-        held = _read(model, wanted, width, [number for number, _ in members], [prompts[i].boundary for i in decisions], input_ids=ids)
+        held = _read(
+            model,
+            wanted,
+            width,
+            [number for number, _ in members],
+            [prompts[i].boundary for i in decisions],
+            input_ids=ids,
+        )
         return decisions, fetched(held)
 
     together = batches(model, [len(prompts[row[-1]].ids) for row in rows], batch_tokens)
@@ -133,8 +171,17 @@ def _passes(model, prompts: Sequence[Prompt], wanted: Sequence[tuple[str, int]],
 
 @measured
 @torch.inference_mode()
-def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_post",), at: str = "boundary", *, layers: Sequence[int] | None = None,
-            trajectory: bool = True, batch_tokens: int | None = None, progress: bool = False) -> Activations:
+def capture(
+    model,
+    prompts: Sequence[Prompt],
+    sites: Sequence[str] = ("resid_post",),
+    at: str = "boundary",
+    *,
+    layers: Sequence[int] | None = None,
+    trajectory: bool = True,
+    batch_tokens: int | None = None,
+    progress: bool = False,
+) -> Activations:
     """Read sites at one position of each prompt, computing no logits and no layer above the last one asked for.
 
     layers: every layer where None. trajectory: read an episode's prompts together where their ids allow it; the result is
@@ -147,7 +194,10 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
     if at != "boundary":
         raise ValueError(f"Activations can be captured at the boundary, not at {at!r}.")
-    names, depths = every_layer(sites), tuple(range(model.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
+    names, depths = (
+        every_layer(sites),
+        tuple(range(model.n_layers)) if layers is None else tuple(int(layer) for layer in layers),
+    )
     if not depths or not set(depths) <= set(range(model.n_layers)) or len(set(depths)) < len(depths):
         raise ValueError(f"layers must be different ones of 0 to {model.n_layers - 1}, not {list(depths)}.")
     width = common_width(model, names, depths)
@@ -157,7 +207,9 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
     batch_tokens = pass_tokens(model, longest, TREE) if batch_tokens is None else batch_tokens
     # All there will be, before the first pass: what is kept between a pass's own tensors would scatter them over the memory.
     values = torch.empty(len(prompts), len(names), len(depths), width)
-    rows, trees = _plan(model, prompts, batch_tokens) if trajectory else ([[i] for i in range(len(prompts))], [])
+    rows, trees = (
+        _plan(model, prompts, batch_tokens) if trajectory else ([[i] for i in range(len(prompts))], [])
+    )
     wanted = [(name, layer) for name in names for layer in depths]
 
     def place(decisions: list[int], held: Callable[[], torch.Tensor]) -> None:
@@ -171,10 +223,23 @@ def capture(model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pos
     place(*started)
     if not values.isfinite().all():
         decision, site, layer = (int(i) for i in (~values.isfinite()).nonzero()[0][:3])
-        raise ValueError(not_finite(f"The activations of {model.architecture}", model.dtype,
-                                    f"first {names[site]} of layer {depths[layer]} at prompt {decision}"))
+        raise ValueError(
+            not_finite(
+                f"The activations of {model.architecture}",
+                model.dtype,
+                f"first {names[site]} of layer {depths[layer]} at prompt {decision}",
+            )
+        )
     paths = ["plain"] * len(prompts)
     for way, groups in (("shared prefix", trees), ("trajectory", [row for row in rows if len(row) > 1])):
         for i in chain.from_iterable(groups):
             paths[i] = way
-    return Activations(values, tuple(names), depths, tuple(p.hash for p in prompts), model.weights_hash, str(model.dtype), tuple(paths))
+    return Activations(
+        values,
+        tuple(names),
+        depths,
+        tuple(p.hash for p in prompts),
+        model.weights_hash,
+        str(model.dtype),
+        tuple(paths),
+    )

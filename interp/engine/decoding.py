@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from interp.engine.generation import Memory, continue_each
 from interp.engine.packing import score, score_whole
-from interp.prompts.format import Mode, Prompt, PromptFormat, same_format
 from interp.models.turns import measured
+from interp.prompts.format import Mode, Prompt, PromptFormat, same_format
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,19 @@ def format_of(model, prompts: Sequence[Prompt]) -> PromptFormat:
 
 
 @measured
-def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, parser: Callable[[str], str | None] = str,
-                 max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None, engine=None,
-                 temperature: float = 0.0, seed: int = 0) -> dict[str, list[Said]]:
+def decode_modes(
+    model,
+    prompts: Sequence[Prompt],
+    modes: Sequence[Mode],
+    *,
+    parser: Callable[[str], str | None] = str,
+    max_new_tokens: int | Mapping[str, int] | None = None,
+    progress: bool = False,
+    memory: Memory | None = None,
+    engine=None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> dict[str, list[Said]]:
     """Decode in several modes, each prompt read once; as `decode`, for each mode.
 
     memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one. engine: an
@@ -62,13 +72,30 @@ def decode_modes(model, prompts: Sequence[Prompt], modes: Sequence[Mode], *, par
         raise ValueError(f"A decoding takes at least one token: max_new_tokens is {max_new_tokens}.")
     if engine is not None:
         if temperature:
-            raise ValueError("The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it.")
+            raise ValueError(
+                "The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it."
+            )
         ends = {mode: fmt.stops(mode) for mode in modes}
-        found = engine.continue_each([p.ids for p in prompts], openings, limits, fmt.style.close_action.strip(), ends)
-        return {mode: [said(fmt, _up_to_end(ids, fmt.ended(mode)), mode, parser) for ids in found[mode]] for mode in modes}
+        found = engine.continue_each(
+            [p.ids for p in prompts], openings, limits, fmt.style.close_action.strip(), ends
+        )
+        return {
+            mode: [said(fmt, _up_to_end(ids, fmt.ended(mode)), mode, parser) for ids in found[mode]]
+            for mode in modes
+        }
     variants = {mode: [ids] * len(prompts) for mode, ids in openings.items()}
-    out = continue_each(model, [p.ids for p in prompts], variants, {m: fmt.ended(m) for m in modes}, limits, progress=progress,
-                        memory=memory, names=[p.decision.episode for p in prompts], temperature=temperature, seed=seed)
+    out = continue_each(
+        model,
+        [p.ids for p in prompts],
+        variants,
+        {m: fmt.ended(m) for m in modes},
+        limits,
+        progress=progress,
+        memory=memory,
+        names=[p.decision.episode for p in prompts],
+        temperature=temperature,
+        seed=seed,
+    )
     return {mode: [said(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
 
 
@@ -77,31 +104,76 @@ def _up_to_end(ids: Sequence[int], ended: Callable[[Sequence[int]], bool]) -> Se
     return next((ids[:n] for n in range(1, len(ids)) if ended(ids[:n])), ids)
 
 
-def decode(model, prompts: Sequence[Prompt], mode: Mode = "cot", *, parser: Callable[[str], str | None] = str,
-           max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False, memory: Memory | None = None,
-           temperature: float = 0.0, seed: int = 0) -> list[Said]:
+def decode(
+    model,
+    prompts: Sequence[Prompt],
+    mode: Mode = "cot",
+    *,
+    parser: Callable[[str], str | None] = str,
+    max_new_tokens: int | Mapping[str, int] | None = None,
+    progress: bool = False,
+    memory: Memory | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[Said]:
     """Decode in one mode, greedily unless a `temperature` is given; `parser` turns the text between the action tags into an action, or None.
 
     `max_new_tokens` (one number, or one for each mode) is `LIMITS[mode]` unless given; `seed`: of what is drawn. Raises
     ValueError for an empty list of prompts, prompts of several formats, fewer than one token, or a temperature below 0.
     """
-    return decode_modes(model, prompts, [mode], parser=parser, max_new_tokens=max_new_tokens, progress=progress, memory=memory,
-                        temperature=temperature, seed=seed)[mode]
+    return decode_modes(
+        model,
+        prompts,
+        [mode],
+        parser=parser,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+        memory=memory,
+        temperature=temperature,
+        seed=seed,
+    )[mode]
 
 
 @measured
-def draw(model, prompts: Sequence[Prompt], *, parser: Callable[[str], str | None] = str, seed: int = 0, temperature: float = 1.0,
-         max_new_tokens: int | Mapping[str, int] | None = None, progress: bool = False) -> list[Said]:
+def draw(
+    model,
+    prompts: Sequence[Prompt],
+    *,
+    parser: Callable[[str], str | None] = str,
+    seed: int = 0,
+    temperature: float = 1.0,
+    max_new_tokens: int | Mapping[str, int] | None = None,
+    progress: bool = False,
+) -> list[Said]:
     """As `decode` in mode `cot` with each trace drawn at `temperature`, and its action the likeliest one behind it.
 
     For agents whose likeliest trace is no sample of what they do. Where a trace opens no action, what was drawn is returned.
     """
     fmt = format_of(model, prompts)
-    drawn = decode(model, prompts, "cot", parser=parser, max_new_tokens=max_new_tokens, progress=progress, temperature=temperature, seed=seed)
+    drawn = decode(
+        model,
+        prompts,
+        "cot",
+        parser=parser,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+        temperature=temperature,
+        seed=seed,
+    )
     leads = [fmt.lead_ids(s.ids) for s in drawn]
     limit = max_new_tokens["prompt"] if isinstance(max_new_tokens, Mapping) else LIMITS["prompt"]
-    out = continue_each(model, [p.ids for p in prompts], {"cot": [lead and fmt.tail(lead) for lead in leads]}, fmt.ended("prompt"), limit, progress=progress)
-    return [said(fmt, [*lead, *c.ids], "cot", parser) if lead else s for s, lead, c in zip(drawn, leads, out["cot"])]
+    out = continue_each(
+        model,
+        [p.ids for p in prompts],
+        {"cot": [lead and fmt.tail(lead) for lead in leads]},
+        fmt.ended("prompt"),
+        limit,
+        progress=progress,
+    )
+    return [
+        said(fmt, [*lead, *c.ids], "cot", parser) if lead else s
+        for s, lead, c in zip(drawn, leads, out["cot"])
+    ]
 
 
 def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str) -> Said:
@@ -111,7 +183,9 @@ def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None
 
 
 @measured
-def choose(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[str | Sequence[int] | None] = (None,)) -> torch.Tensor:
+def choose(
+    model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[str | Sequence[int] | None] = (None,)
+) -> torch.Tensor:
     """Forced choice at one decision: log-probability of every candidate action [trace, candidate, (summed, per token)], in nats.
 
     For a trace of None the action tag stands right at the boundary; for a text behind that trace; for ids, behind those as
@@ -137,7 +211,11 @@ def _choose(model, prompt: Prompt, candidates: Sequence[str], leads: Sequence[Se
         cache = model.read(prompt.ids) if cache is None else cache
         held = model.read(lead[:-1], model.fork(cache))
         packs = [actions[part] for part in packs_of([1 + n for n in scored])]
-        found.append(torch.cat([score(model, held, [[lead[-1], *a] for a in pack], [len(a) for a in pack]) for pack in packs]))
+        found.append(
+            torch.cat(
+                [score(model, held, [[lead[-1], *a] for a in pack], [len(a) for a in pack]) for pack in packs]
+            )
+        )
     lengths = torch.tensor(scored)
     return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
 
@@ -154,7 +232,9 @@ def packs_of(lengths: Sequence[int]) -> list[slice]:
 
 
 @measured
-def preferences(model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]) -> Float[np.ndarray, "trace candidate"]:
+def preferences(
+    model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "trace candidate"]:
     """The distribution over candidate actions behind each trace: the forced choice by summed log-probability, normalised.
 
     traces: ids from the boundary up to the opened action tag, a mode's opening with them. Raises ValueError where there are no candidates.

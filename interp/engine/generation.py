@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from interp.engine.packing import WORTH, ancestors, merge, shared
 from interp.models.devices import SHARE, fetched, free_bytes, halved, pass_tokens, sent
 from interp.models.hooked import Layers, layers_of
-from interp.engine.packing import WORTH, ancestors, merge, shared
 from interp.models.turns import measured
 from interp.models.whole import Growing, length_batches, padded
 
@@ -61,7 +61,7 @@ class _Room(DynamicLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         end = self._used + key_states.shape[-2]
         for buffer, new in zip(self._buffers, (key_states, value_states)):
-            buffer[:, :, self._used:end] = new
+            buffer[:, :, self._used : end] = new
         self._used = end
         self.keys, self.values = (b[:, :, :end] for b in self._buffers)
         return self.keys, self.values
@@ -69,7 +69,7 @@ class _Room(DynamicLayer):
     def select(self, rows: torch.Tensor) -> None:
         """Go on with some of the rows."""
         self._buffers = tuple(b[rows.to(b.device)] for b in self._buffers)
-        self.keys, self.values = (b[:, :, :self._used] for b in self._buffers)
+        self.keys, self.values = (b[:, :, : self._used] for b in self._buffers)
 
 
 def _roomy(tensor: torch.Tensor, used: int, room: int) -> torch.Tensor:
@@ -101,23 +101,31 @@ class _Rows:
         self.counts = None if counts.all() else sent(counts, model.device)
         self.step = None
         self.cache = DynamicCache()
-        self.cache.layers = [_Room(*(_roomy(t, self.used, extra + new) for t in layer), self.used) for layer in layers]
+        self.cache.layers = [
+            _Room(*(_roomy(t, self.used, extra + new) for t in layer), self.used) for layer in layers
+        ]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Final hidden states [row, token, width] of new tokens; each sees the keys that count and the new ones up to itself."""
         start, end = self.used, self.used + ids.shape[1]
         at = self.at[:, start:end]
         mask = None if self.counts is None else self._mask(at, start, end)
-        hidden = self.model.inner(input_ids=ids, position_ids=at, attention_mask=mask, past_key_values=self.cache, use_cache=True).last_hidden_state
+        hidden = self.model.inner(
+            input_ids=ids, position_ids=at, attention_mask=mask, past_key_values=self.cache, use_cache=True
+        ).last_hidden_state
         self.used = end
         return hidden
 
     def _mask(self, at: torch.Tensor, start: int, end: int):
         if end - start > 1:
             visible = self.counts[:, None, :end].repeat(1, end - start, 1)
-            visible[:, :, start:] &= torch.ones(end - start, end - start, dtype=torch.bool, device=visible.device).tril()
+            visible[:, :, start:] &= torch.ones(
+                end - start, end - start, dtype=torch.bool, device=visible.device
+            ).tril()
             return self.model.mask(visible, at, self.at[:, :end])
-        if set(self.model.layer_types) == {"full_attention"}:  # one mask for all steps, of which each sees more
+        if set(self.model.layer_types) == {
+            "full_attention"
+        }:  # one mask for all steps, of which each sees more
             if self.step is None:
                 self.step = self.model.mask(self.counts[:, None], at, self.at)
             return self.step[..., :end]
@@ -155,9 +163,13 @@ def _picker(temperature: float, uniform: torch.Tensor) -> Pick:
     return draw
 
 
-def _suffix_logp(model, hidden: torch.Tensor, ids: torch.Tensor, lengths: Sequence[int]) -> Callable[[], torch.Tensor]:
+def _suffix_logp(
+    model, hidden: torch.Tensor, ids: torch.Tensor, lengths: Sequence[int]
+) -> Callable[[], torch.Tensor]:
     """What gives the mean log-probability of each row's suffix after its first token, in nats, on the CPU."""
-    scored = torch.tensor([(r, t) for r, n in enumerate(lengths) for t in range(1, n)], dtype=torch.long).view(-1, 2)
+    scored = torch.tensor(
+        [(r, t) for r, n in enumerate(lengths) for t in range(1, n)], dtype=torch.long
+    ).view(-1, 2)
     total = torch.zeros(len(lengths), device=model.device)
     if len(scored):
         row, slot = sent(scored.T.contiguous(), model.device)
@@ -173,8 +185,18 @@ def _ahead(model) -> int:
     return int(model.device.type == "cuda")
 
 
-def _continue(model, layers, seen, suffixes, stops: Sequence[Stop], limits: Sequence[int], pick: Pick, *,
-              begun: Sequence[Sequence[int]] = (), edits: Callable | None = None) -> list[Continuation]:
+def _continue(
+    model,
+    layers,
+    seen,
+    suffixes,
+    stops: Sequence[Stop],
+    limits: Sequence[int],
+    pick: Pick,
+    *,
+    begun: Sequence[Sequence[int]] = (),
+    edits: Callable | None = None,
+) -> list[Continuation]:
     """Continue the rows of one batch; `layers` are the prompts' keys and values, of which `seen` [row, slot]
     (on the CPU) count.
 
@@ -189,7 +211,9 @@ def _continue(model, layers, seen, suffixes, stops: Sequence[Stop], limits: Sequ
     most = [len(o) + limit for o, limit in zip(out, limits)]
     owner = list(range(len(suffixes)))  # row of the running batch -> continuation
     over: set[int] = set()
-    picked: deque = deque()  # what gives the tokens of passes that were not looked at yet, and the continuation of each
+    picked: deque = (
+        deque()
+    )  # what gives the tokens of passes that were not looked at yet, and the continuation of each
     ahead = 0 if edits else _ahead(model)  # an edit depends on the tokens before it
 
     def look(owner: Sequence[int], tokens: Callable[[], torch.Tensor]) -> None:
@@ -294,13 +318,12 @@ def _read_plain(model, rows, trunks: Sequence[int], home: Sequence[int], slots: 
         to, place = (sent(torch.tensor(x), model.device) for x in (mine, [source[home[i]] for i in mine]))
         for layer, parts in zip(layers, new):
             for whole, part in zip(layer, parts):
-                whole[to.to(part.device), :, :part.shape[2]] = part[place.to(part.device)]
+                whole[to.to(part.device), :, : part.shape[2]] = part[place.to(part.device)]
     return layers
 
 
 def _read_tree(model, rows, slots: int) -> Layers:
-    """Keys and values of a tree of rows, each beginning read once, in packs behind what all have in common.
-    """
+    """Keys and values of a tree of rows, each beginning read once, in packs behind what all have in common."""
     first, last = min(rows, key=tuple), max(rows, key=tuple)
     start = min(shared(first, last), len(first) - 1)
     prefix = layers_of(model.read(first[:start])) or model.empty()
@@ -312,12 +335,18 @@ def _read_tree(model, rows, slots: int) -> Layers:
         tokens, parents, nodes = merge([rows[i][start:] for i in pack])
         seen = ancestors(parents)
         visible = torch.cat([torch.ones(len(tokens), start, dtype=torch.bool), seen], 1)
-        _, new = model.packed(prefix, *(sent(t, model.device) for t in (torch.tensor(tokens), seen.sum(1) - 1 + start, visible, torch.arange(start))))
+        _, new = model.packed(
+            prefix,
+            *(
+                sent(t, model.device)
+                for t in (torch.tensor(tokens), seen.sum(1) - 1 + start, visible, torch.arange(start))
+            ),
+        )
         for i, path in zip(pack, nodes):
             where = sent(torch.tensor(path, dtype=torch.long), model.device)
             for layer, parts in zip(layers, new):
                 for whole, part in zip(layer, parts):
-                    whole[i, :, start:len(rows[i])] = part[0][:, where.to(part.device)]
+                    whole[i, :, start : len(rows[i])] = part[0][:, where.to(part.device)]
     return layers
 
 
@@ -330,7 +359,7 @@ def _read_on(model, rows, names, memory: Memory, room: int = 0) -> tuple[Layers,
     if not any(known):
         layers, seen = _read(model, rows, room)
         for r, (row, name) in enumerate(zip(rows, names)):
-            memory[name] = (tuple(row), [(k[r, :, :len(row)], v[r, :, :len(row)]) for k, v in layers])
+            memory[name] = (tuple(row), [(k[r, :, : len(row)], v[r, :, : len(row)]) for k, v in layers])
         return layers, seen
     width, example = max(known), next(memory[n][1] for n, s in zip(names, known) if s)
     new = [len(row) - n for row, n in zip(rows, known)]
@@ -343,15 +372,25 @@ def _read_on(model, rows, names, memory: Memory, room: int = 0) -> tuple[Layers,
     batch = _Rows(model, old, seen, new, 0)
     batch.forward(padded([row[n:] for row, n in zip(rows, known)], model.device)[0])
     for r, (row, name, n) in enumerate(zip(rows, names, known)):
-        memory[name] = (tuple(row), [tuple(torch.cat([t[r, :, :n], t[r, :, width:width + len(row) - n]], 1) for t in pair) for pair in old])
+        memory[name] = (
+            tuple(row),
+            [
+                tuple(torch.cat([t[r, :, :n], t[r, :, width : width + len(row) - n]], 1) for t in pair)
+                for pair in old
+            ],
+        )
     return old, torch.cat([seen, torch.arange(max(new)) < torch.tensor(new)[:, None]], 1)
 
 
-def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: Stop, max_new_tokens: int, pick: Pick) -> Continuation:
+def _plain(
+    model, prompt: Sequence[int], suffix: Sequence[int], stop: Stop, max_new_tokens: int, pick: Pick
+) -> Continuation:
     """One continuation by itself, without padding, a mask of one's own or another's keys and values."""
     sequence, suffix_ids = Growing(model), torch.tensor(list(suffix), device=model.device)
-    hidden = sequence.add([*prompt, *suffix])[len(prompt):]
-    logp = model.logits(hidden[:-1]).log_softmax(-1).gather(1, suffix_ids[1:, None]).sum().item() / max(1, len(suffix) - 1)
+    hidden = sequence.add([*prompt, *suffix])[len(prompt) :]
+    logp = model.logits(hidden[:-1]).log_softmax(-1).gather(1, suffix_ids[1:, None]).sum().item() / max(
+        1, len(suffix) - 1
+    )
     out: list[int] = []
     while True:
         out.append(int(pick(model.logits(hidden[-1:]), [0], len(out))))
@@ -362,9 +401,19 @@ def _plain(model, prompt: Sequence[int], suffix: Sequence[int], stop: Stop, max_
 
 @measured
 @torch.inference_mode()
-def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str, Sequence[Sequence[int] | None]], stop: Stop | Mapping[str, Stop],
-                  max_new_tokens: int | Mapping[str, int], batch_tokens: int | None = None, progress: bool = False,
-                  memory: Memory | None = None, names: Sequence[Hashable] = (), temperature: float = 0.0, seed: int = 0) -> dict[str, list]:
+def continue_each(
+    model,
+    prompts: Sequence[Sequence[int]],
+    variants: Mapping[str, Sequence[Sequence[int] | None]],
+    stop: Stop | Mapping[str, Stop],
+    max_new_tokens: int | Mapping[str, int],
+    batch_tokens: int | None = None,
+    progress: bool = False,
+    memory: Memory | None = None,
+    names: Sequence[Hashable] = (),
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> dict[str, list]:
     """Continue every prompt in every variant until `stop(ids generated so far)` or `max_new_tokens`.
 
     variants: name -> one suffix of ids for each prompt (None: not this one), read behind the prompt before generating.
@@ -377,20 +426,39 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
     """
     if any(suffix is not None and not len(suffix) for suffixes in variants.values() for suffix in suffixes):
         raise ValueError("Every suffix needs at least one token to generate from.")
-    model.check_ids([*prompts, *(suffix for suffixes in variants.values() for suffix in suffixes if suffix is not None)])
-    limits = {name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants}
+    model.check_ids(
+        [*prompts, *(suffix for suffixes in variants.values() for suffix in suffixes if suffix is not None)]
+    )
+    limits = {
+        name: max_new_tokens if isinstance(max_new_tokens, int) else max_new_tokens[name] for name in variants
+    }
     if none := [n for n in limits.values() if n < 1]:
         raise ValueError(f"max_new_tokens is a number from 1 on, not {none[0]}.")
     stops = {name: stop if callable(stop) else stop[name] for name in variants}
     found: dict[str, list] = {name: [None] * len(prompts) for name in variants}
     uniform = _uniform(temperature, seed, len(prompts), limits)
-    longest = {(name, i): len(prompts[i]) + len(suffix) + limits[name]
-               for name, suffixes in variants.items() for i, suffix in enumerate(suffixes) if suffix is not None}
+    longest = {
+        (name, i): len(prompts[i]) + len(suffix) + limits[name]
+        for name, suffixes in variants.items()
+        for i, suffix in enumerate(suffixes)
+        if suffix is not None
+    }
     for tokens in set(longest.values()):
         model.check_length(tokens)
-    alone = {key for key, tokens in longest.items() if model.support.trajectory != "fast" or model.rereads(tokens) or not model.packs(tokens)}
+    alone = {
+        key
+        for key, tokens in longest.items()
+        if model.support.trajectory != "fast" or model.rereads(tokens) or not model.packs(tokens)
+    }
     for name, i in tqdm(sorted(alone), desc="decode", leave=False, disable=not progress or not alone):
-        found[name][i] = _plain(model, prompts[i], variants[name][i], stops[name], limits[name], _picker(temperature, uniform[name][[i]]))
+        found[name][i] = _plain(
+            model,
+            prompts[i],
+            variants[name][i],
+            stops[name],
+            limits[name],
+            _picker(temperature, uniform[name][[i]]),
+        )
     batched = longest.keys() - alone
     together = sorted({i for _, i in batched})
     if not together:
@@ -401,28 +469,46 @@ def continue_each(model, prompts: Sequence[Sequence[int]], variants: Mapping[str
 
     def run(group: list[int]) -> None:
         rows = [prompts[i] for i in group]
-        kept, seen = _read(model, rows, room) if memory is None else _read_on(model, rows, [names[i] for i in group], memory, room)
+        kept, seen = (
+            _read(model, rows, room)
+            if memory is None
+            else _read_on(model, rows, [names[i] for i in group], memory, room)
+        )
         waiting = {name: [r for r, i in enumerate(group) if (name, i) in batched] for name in variants}
-        suffix_lengths = {name: {len(variants[name][group[r]]) for r in some} for name, some in waiting.items()}
+        suffix_lengths = {
+            name: {len(variants[name][group[r]]) for r in some} for name, some in waiting.items()
+        }
         slots = max(map(len, rows)) + room
-        for part in _side_by_side(waiting, suffix_lengths, batch_tokens // slots, len(set(map(len, rows))) == 1):
+        for part in _side_by_side(
+            waiting, suffix_lengths, batch_tokens // slots, len(set(map(len, rows))) == 1
+        ):
             own = [(name, group[r]) for name, r in part]
             some = [r for _, r in part]
             layers = kept if some == list(range(len(group))) else _selected(kept, some)
             pick = _picker(temperature, torch.stack([uniform[name][i] for name, i in own]))
-            out = _continue(model, layers, seen[some], [variants[name][i] for name, i in own], [stops[name] for name, _ in own],
-                            [limits[name] for name, _ in own], pick)
+            out = _continue(
+                model,
+                layers,
+                seen[some],
+                [variants[name][i] for name, i in own],
+                [stops[name] for name, _ in own],
+                [limits[name] for name, _ in own],
+                pick,
+            )
             for (name, i), continuation in zip(own, out):
                 found[name][i] = continuation
 
-    groups = [[together[k] for k in group] for group in tree_batches([prompts[i] for i in together], batch_tokens)]
+    groups = [
+        [together[k] for k in group] for group in tree_batches([prompts[i] for i in together], batch_tokens)
+    ]
     for _ in tqdm(halved(groups, run), desc="decode", total=len(groups), leave=False, disable=not progress):
         pass
     return found
 
 
-def _side_by_side(waiting: Mapping[str, Sequence[int]], suffix_lengths: Mapping[str, set[int]], most: int,
-                  even: bool) -> list[list[tuple[str, int]]]:
+def _side_by_side(
+    waiting: Mapping[str, Sequence[int]], suffix_lengths: Mapping[str, set[int]], most: int, even: bool
+) -> list[list[tuple[str, int]]]:
     """(variant, row) in parts that are continued together: several variants of a few rows take no more steps
     than one.
 
@@ -448,7 +534,9 @@ def _selected(layers: Layers, rows: Sequence[int]) -> Layers:
     return [tuple(t[where.to(t.device)] for t in layer) for layer in layers]
 
 
-def _uniform(temperature: float, seed: int, prompts: int, limits: Mapping[str, int]) -> dict[str, torch.Tensor]:
+def _uniform(
+    temperature: float, seed: int, prompts: int, limits: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
     """For each variant, numbers from 0 to 1 [prompt, token] to draw by, none where nothing is drawn."""
     if temperature < 0:
         raise ValueError(f"A temperature is 0 (greedy) or above, not {temperature}.")

@@ -17,7 +17,6 @@ from interp.models.hooked import layers_of
 from interp.models.turns import measured
 from interp.models.whole import batches, padded
 
-
 #: A tree is read in packs where it has at most this share of the tokens that its sequences have: those need no mask.
 WORTH = 0.7
 
@@ -69,10 +68,15 @@ def grow(continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> Tree:
     before it.
     """
     if any(n >= len(c) for c, n in zip(continuations, scored)):
-        raise ValueError("Every scored token needs one before it in its continuation: open each with the last unscored token.")
+        raise ValueError(
+            "Every scored token needs one before it in its continuation: open each with the last unscored token."
+        )
     tokens, parents, nodes = merge([c[:-1] for c in continuations])
-    asked = [(number, nodes[number][i - 1] if i else -1, int(tail[i]))
-             for number, (tail, n) in enumerate(zip(continuations, scored)) for i in range(len(tail) - n, len(tail))]
+    asked = [
+        (number, nodes[number][i - 1] if i else -1, int(tail[i]))
+        for number, (tail, n) in enumerate(zip(continuations, scored))
+        for i in range(len(tail) - n, len(tail))
+    ]
     return Tree(tokens, parents, asked, len(continuations))
 
 
@@ -99,8 +103,14 @@ def read_asked(model, hidden: torch.Tensor, tree: Tree) -> torch.Tensor:
     owner, node, token = (torch.tensor(column, device=hidden.device) for column in zip(*tree.asked))
     rows, place = node.unique(return_inverse=True)
     copies = torch.arange(len(hidden), device=hidden.device)[:, None]
-    logp = model.log_probability(hidden[:, rows].flatten(0, 1), (copies * len(rows) + place).flatten(), token.repeat(len(hidden)))
-    return torch.zeros(len(hidden), tree.width, device=hidden.device).index_add_(1, owner, logp.view(len(hidden), -1)).cpu()
+    logp = model.log_probability(
+        hidden[:, rows].flatten(0, 1), (copies * len(rows) + place).flatten(), token.repeat(len(hidden))
+    )
+    return (
+        torch.zeros(len(hidden), tree.width, device=hidden.device)
+        .index_add_(1, owner, logp.view(len(hidden), -1))
+        .cpu()
+    )
 
 
 def divergence(model, hidden: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
@@ -112,7 +122,7 @@ def divergence(model, hidden: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     for part in hidden.split(max(1, rows // len(base))):
         cross, norm = 0.0, []
         for start in range(0, base.shape[1], tile):
-            logits, logp = model.logits(part, slice(start, start + tile)), base[:, start:start + tile]
+            logits, logp = model.logits(part, slice(start, start + tile)), base[:, start : start + tile]
             cross = cross + (logp.exp() * (logp - logits)).sum(-1)
             norm.append(logits.logsumexp(-1))
         found.append(cross + torch.stack(norm).logsumexp(0))
@@ -122,7 +132,7 @@ def divergence(model, hidden: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 def read_last(model, hidden: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
     """Summed log-probability of the last `n` of `ids` [token], in nats, from their final hidden states [token, d_model]."""
     first = len(ids) - n
-    return model.logits(hidden[first - 1:-1]).log_softmax(-1).gather(1, ids[first:, None]).sum().cpu()
+    return model.logits(hidden[first - 1 : -1]).log_softmax(-1).gather(1, ids[first:, None]).sum().cpu()
 
 
 @measured
@@ -143,8 +153,18 @@ def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence
         return plain_score(model, cache, continuations, scored)
     layers = layers_of(cache) or model.empty()
     at, behind = tree.depths + prefix, torch.ones(len(tree), prefix, dtype=torch.bool)
-    hidden, _ = model.packed(layers, *(t.to(model.device) for t in (
-        torch.tensor(tree.tokens), at, torch.cat([behind, tree.visible], 1), torch.arange(prefix))))
+    hidden, _ = model.packed(
+        layers,
+        *(
+            t.to(model.device)
+            for t in (
+                torch.tensor(tree.tokens),
+                at,
+                torch.cat([behind, tree.visible], 1),
+                torch.arange(prefix),
+            )
+        ),
+    )
     return read_asked(model, hidden, tree)[0]
 
 
@@ -154,14 +174,21 @@ def plain_score(model, cache, continuations: Sequence[Sequence[int]], scored: Se
     found = torch.zeros(len(continuations))
     for number, (tail, n) in enumerate(zip(continuations, scored)):
         ids = torch.tensor([list(tail)], device=model.device)
-        hidden = model.inner(input_ids=ids, past_key_values=model.fork(cache), use_cache=True).last_hidden_state[0]
+        hidden = model.inner(
+            input_ids=ids, past_key_values=model.fork(cache), use_cache=True
+        ).last_hidden_state[0]
         found[number] = read_last(model, hidden, ids[0], n)
     return found
 
 
 @torch.inference_mode()
-def score_whole(model, before: Sequence[int], continuations: Sequence[Sequence[int]], scored: Sequence[int],
-                batch_tokens: int = 8192) -> torch.Tensor:
+def score_whole(
+    model,
+    before: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+    scored: Sequence[int],
+    batch_tokens: int = 8192,
+) -> torch.Tensor:
     """As `score`, of what follows the ids `before`: each continuation is read from the very beginning."""
     rows = [[*before, *c] for c in continuations]
     found = torch.zeros(len(rows))

@@ -20,14 +20,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from interp.engine.capturing import Activations, capture
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import ORIGIN, hash_json
+from interp.engine.capturing import Activations, capture
+from interp.models.site_names import every_layer
 from interp.prompts.format import Prompt
 from interp.results.records import content_hash
-from interp.system.sources import source_hash
-from interp.models.site_names import every_layer
 from interp.results.tables import written
+from interp.system.sources import source_hash
 
 SHARD = 128
 
@@ -55,7 +55,9 @@ class Store:
         found: dict[str, tuple[str, int]] = {}
         for entry in self._entries():
             if Path(entry["file"]).name != entry["file"]:
-                raise ValueError(f"{self.manifest} names the shard {entry['file']!r}, which is not in its folder: the manifest has been tampered with.")
+                raise ValueError(
+                    f"{self.manifest} names the shard {entry['file']!r}, which is not in its folder: the manifest has been tampered with."
+                )
             if entry["key"] == self.key and self._whole(entry["file"], entry["sha256"]):
                 found.update({prompt: (entry["file"], row) for row, prompt in enumerate(entry["prompts"])})
         return found
@@ -70,21 +72,29 @@ class Store:
                 yield entry
             elif entry is None and number not in self._named:
                 self._named.add(number)
-                print(f"Line {number} of {self.manifest} is damaged and left out; decisions that no other line names are captured again.")
+                print(
+                    f"Line {number} of {self.manifest} is damaged and left out; decisions that no other line names are captured again."
+                )
 
     def _whole(self, name: str, sha256: str) -> bool:
         if (name, sha256) not in self._sound:
             path = self.folder / name
             present = path.exists()
-            self._sound[name, sha256] = sound = present and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+            self._sound[name, sha256] = sound = (
+                present and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+            )
             if present and not sound:
-                print(f"The activation shard {path} is damaged (its hash is not the manifest's) and is captured again.")
+                print(
+                    f"The activation shard {path} is damaged (its hash is not the manifest's) and is captured again."
+                )
                 path.unlink(missing_ok=True)
         return self._sound[name, sha256]
 
     def append(self, values: torch.Tensor, prompts: Sequence[Prompt]) -> None:
         """Add a shard: written aside, moved into place, then entered in the manifest in one locked write."""
-        content = hashlib.sha256(values.numpy().tobytes() + json.dumps([p.hash for p in prompts]).encode()).hexdigest()[:16]
+        content = hashlib.sha256(
+            values.numpy().tobytes() + json.dumps([p.hash for p in prompts]).encode()
+        ).hexdigest()[:16]
         path = self.folder / f"{self.key}-{content}.safetensors"
         try:
             with written(path) as temporary:
@@ -92,8 +102,15 @@ class Store:
                 digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
         except SafetensorError as error:  # its own error for a full disk
             raise OSError(f"{path} cannot be written ({error}).") from error
-        entry = dict(self.of, key=self.key, file=path.name, sha256=digest, prompts=[p.hash for p in prompts],
-                     decisions=[p.decision.id for p in prompts], format=prompts[0].format.hash)
+        entry = dict(
+            self.of,
+            key=self.key,
+            file=path.name,
+            sha256=digest,
+            prompts=[p.hash for p in prompts],
+            decisions=[p.decision.id for p in prompts],
+            format=prompts[0].format.hash,
+        )
         try:
             self._enter(json.dumps(entry | dict(line=content_hash(entry)), sort_keys=True).encode() + b"\n")
         except OSError as error:
@@ -102,14 +119,16 @@ class Store:
 
     def _enter(self, line: bytes) -> None:
         """Add a line to the manifest, synced, behind the last whole one: the rest of one that was cut short is taken off."""
-        with open(self.manifest, "ab+", buffering=0) as stream:  # a buffer would be written once more as it is closed
+        with open(
+            self.manifest, "ab+", buffering=0
+        ) as stream:  # a buffer would be written once more as it is closed
             fcntl.flock(stream, fcntl.LOCK_EX)
             stream.seek(0)
             whole = stream.read().rfind(b"\n") + 1
             try:
                 stream.truncate(whole)
                 while line:
-                    line = line[stream.write(line):]
+                    line = line[stream.write(line) :]
                 os.fsync(stream.fileno())
             except OSError:
                 os.ftruncate(stream.fileno(), whole)
@@ -120,7 +139,9 @@ class Store:
         where, shards, rows = self.where(), defaultdict(list), {}
         for prompt in prompts:
             if prompt not in where:
-                raise KeyError(f"The store {self.folder} has no activations of prompt {prompt} with {self.of}.")
+                raise KeyError(
+                    f"The store {self.folder} has no activations of prompt {prompt} with {self.of}."
+                )
             shards[where[prompt][0]].append((where[prompt][1], prompt))
         for name, wanted in shards.items():
             with safe_open(self.folder / name, framework="pt") as file:
@@ -150,8 +171,14 @@ def _remote_code(hf) -> str:
     return hash_files(sorted(Path(sys.modules[module].__file__).parent.glob("*.py")))
 
 
-def stream_capture(folder: str | Path, model, prompts: Iterable[Prompt], sites: Sequence[str] = ("resid_pre", "resid_post"),
-                   layers: Sequence[int] | None = None, progress: bool = False) -> tuple[Store, dict[str, str]]:
+def stream_capture(
+    folder: str | Path,
+    model,
+    prompts: Iterable[Prompt],
+    sites: Sequence[str] = ("resid_pre", "resid_post"),
+    layers: Sequence[int] | None = None,
+    progress: bool = False,
+) -> tuple[Store, dict[str, str]]:
     """Capture any number of prompts into a `Store`, a shard at a time, of which no more is held; returns it
     and each prompt's path.
 
@@ -160,13 +187,26 @@ def stream_capture(folder: str | Path, model, prompts: Iterable[Prompt], sites: 
     alone are captured again. Raises ValueError for a model without a `weights_hash`.
     """
     if not model.weights_hash:
-        raise ValueError("The model has no weights_hash, so its activations could not be told from another's: load it with a CheckpointSeries, "
-                         "or give HookedModel a weights_hash of your own.")
+        raise ValueError(
+            "The model has no weights_hash, so its activations could not be told from another's: load it with a CheckpointSeries, "
+            "or give HookedModel a weights_hash of your own."
+        )
     names = every_layer(sites)
     wanted = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     config = {name: value for name, value in model.hf.config.to_dict().items() if name not in ORIGIN}
-    store = Store(folder, dict(weights=model.weights_hash, config=hash_json(config), code=_remote_code(model.hf), sites=names, layers=list(wanted), dtype=str(model.dtype), at="boundary",
-                               source=source_hash("interp.engine.capturing")))
+    store = Store(
+        folder,
+        dict(
+            weights=model.weights_hash,
+            config=hash_json(config),
+            code=_remote_code(model.hf),
+            sites=names,
+            layers=list(wanted),
+            dtype=str(model.dtype),
+            at="boundary",
+            source=source_hash("interp.engine.capturing"),
+        ),
+    )
     known, paths = store.where(), {}
     missing: dict[str, Prompt] = {}
 
@@ -189,8 +229,14 @@ def stream_capture(folder: str | Path, model, prompts: Iterable[Prompt], sites: 
     return store, paths
 
 
-def stored_capture(folder: str | Path, model, prompts: Sequence[Prompt], sites: Sequence[str] = ("resid_pre", "resid_post"),
-                   layers: Sequence[int] | None = None, progress: bool = False) -> Activations:
+def stored_capture(
+    folder: str | Path,
+    model,
+    prompts: Sequence[Prompt],
+    sites: Sequence[str] = ("resid_pre", "resid_post"),
+    layers: Sequence[int] | None = None,
+    progress: bool = False,
+) -> Activations:
     """As `capture` at the boundary, through a `Store` (see `stream_capture`): only decisions that no shard
     holds are read by the model.
 
@@ -200,5 +246,12 @@ def stored_capture(folder: str | Path, model, prompts: Sequence[Prompt], sites: 
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
     store, paths = stream_capture(folder, model, prompts, sites, layers, progress)
     hashes = [p.hash for p in prompts]
-    return Activations(store.read(hashes), tuple(store.of["sites"]), tuple(store.of["layers"]), tuple(hashes), model.weights_hash, str(model.dtype),
-                       tuple(paths[h] for h in hashes))
+    return Activations(
+        store.read(hashes),
+        tuple(store.of["sites"]),
+        tuple(store.of["layers"]),
+        tuple(hashes),
+        model.weights_hash,
+        str(model.dtype),
+        tuple(paths[h] for h in hashes),
+    )

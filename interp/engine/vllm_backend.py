@@ -13,8 +13,10 @@ import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-MISSING = ("vLLM is not installed: `pip install 'interp-agents[vllm]'` on a machine with a GPU, or decode with the default "
-           "generator, which needs neither.")
+MISSING = (
+    "vLLM is not installed: `pip install 'interp-agents[vllm]'` on a machine with a GPU, or decode with the default "
+    "generator, which needs neither."
+)
 
 
 class Engine:
@@ -25,14 +27,18 @@ class Engine:
 
     def __init__(self, path: str | Path, share: float = 0.45, dtype: str = "bfloat16", **options):
         if not isinstance(path, (str, Path)) or not list(Path(path).glob("model*.safetensors")):
-            raise ValueError(f"vLLM reads a folder of full weights, which {path} is not: merge an adapter into its base first, or decode "
-                             "with the default generator.")
+            raise ValueError(
+                f"vLLM reads a folder of full weights, which {path} is not: merge an adapter into its base first, or decode "
+                "with the default generator."
+            )
         try:
             import vllm
         except ImportError as error:
             raise ImportError(MISSING) from error
         self._vllm = vllm
-        self._llm = vllm.LLM(model=str(path), dtype=dtype, gpu_memory_utilization=share, enable_prefix_caching=True, **options)
+        self._llm = vllm.LLM(
+            model=str(path), dtype=dtype, gpu_memory_utilization=share, enable_prefix_caching=True, **options
+        )
 
     def __enter__(self) -> "Engine":
         return self
@@ -45,16 +51,29 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def continue_each(self, prompts: Sequence[Sequence[int]], openings: Mapping[str, Sequence[int]], limits: Mapping[str, int],
-                      closing: str, ends: Mapping[str, Sequence[int]]) -> dict[str, list[tuple[int, ...]]]:
+    def continue_each(
+        self,
+        prompts: Sequence[Sequence[int]],
+        openings: Mapping[str, Sequence[int]],
+        limits: Mapping[str, int],
+        closing: str,
+        ends: Mapping[str, Sequence[int]],
+    ) -> dict[str, list[tuple[int, ...]]]:
         """Continue every prompt behind every mode's opening, greedily: mode -> generated ids of each prompt.
 
         closing: text that ends a decoding (kept; none where it is empty). ends: tokens that end it too, for each mode.
         """
         found = {}
         for mode, opening in openings.items():
-            asked = self._vllm.SamplingParams(temperature=0.0, max_tokens=limits[mode], stop=[closing] if closing else None, include_stop_str_in_output=True,
-                                              stop_token_ids=list(ends[mode]), ignore_eos=True, skip_special_tokens=False)
+            asked = self._vllm.SamplingParams(
+                temperature=0.0,
+                max_tokens=limits[mode],
+                stop=[closing] if closing else None,
+                include_stop_str_in_output=True,
+                stop_token_ids=list(ends[mode]),
+                ignore_eos=True,
+                skip_special_tokens=False,
+            )
             out = self._llm.generate([dict(prompt_token_ids=[*p, *opening]) for p in prompts], asked)
             found[mode] = [tuple(o.outputs[0].token_ids) for o in out]
         return found

@@ -18,10 +18,10 @@ from typing import Protocol
 
 import numpy as np
 
-from interp.tasks import actions
-from interp.tasks.rows import MAX_ROWS
-from interp.tasks.episodes import SPLITS, Decision, Episode, by_split, checked, load_episodes
 from interp.system.user_code import guarded, hash_sources, import_named, one_line
+from interp.tasks import actions
+from interp.tasks.episodes import SPLITS, Decision, Episode, by_split, checked, load_episodes
+from interp.tasks.rows import MAX_ROWS
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class Environment:
     name: str
     decisions: Path | Callable[[], Iterable[Episode | Decision]] | None = None
     parse: Callable[[str], str | None] = actions.parse
-    classes: Mapping[str, Callable[[str], str]] = field(default_factory=lambda: dict(verb=actions.verb, target=actions.target))
+    classes: Mapping[str, Callable[[str], str]] = field(
+        default_factory=lambda: dict(verb=actions.verb, target=actions.target)
+    )
     right: Callable[[Decision, str], bool] = as_recorded
     listed: bool = True
     partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = no_partners
@@ -100,7 +102,9 @@ class Environment:
 
     def __post_init__(self):
         if unknown := [s for s in self.splits if s not in SPLITS]:
-            raise ValueError(f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are {' and '.join(SPLITS)}.")
+            raise ValueError(
+                f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are {' and '.join(SPLITS)}."
+            )
 
     @property
     def judge(self) -> str:
@@ -112,7 +116,9 @@ class Environment:
         sample, and what was `said` (None: nothing), each once and in this order, and () where that is one alone."""
         if self.listed:
             return decision.admissible
-        found = tuple(dict.fromkeys(a for a in (decision.reference, *decision.admissible, *said) if a is not None))
+        found = tuple(
+            dict.fromkeys(a for a in (decision.reference, *decision.admissible, *said) if a is not None)
+        )
         return found if len(found) > 1 else ()
 
     def unplayable(self) -> str:
@@ -132,16 +138,22 @@ class Environment:
         """
         given = path or self.decisions
         if given is None:
-            raise ValueError(f"The environment {self.name!r} brings no recorded decisions: give a file of them with --corpus.")
+            raise ValueError(
+                f"The environment {self.name!r} brings no recorded decisions: give a file of them with --corpus."
+            )
         if isinstance(given, Path):
             found = load_episodes(given, self.splits)
         else:
             found = checked(self._made(given), f"{self.name}'s decisions", self.splits)
         for item in found:
-            for said in (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]:
+            for said in (
+                (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]
+            ):
                 if (read := self.parse(said)) != said:
-                    raise ValueError(f"The parser of the environment {self.name!r} reads the recorded action {said!r} of {item.id} as {read!r}: "
-                                     "a recorded action must come back as it is.")
+                    raise ValueError(
+                        f"The parser of the environment {self.name!r} reads the recorded action {said!r} of {item.id} as {read!r}: "
+                        "a recorded action must come back as it is."
+                    )
         return by_split(found)
 
     def _made(self, function: Callable[[], Iterable[Episode | Decision]]) -> list[Episode | Decision]:
@@ -150,19 +162,29 @@ class Environment:
         except OSError:  # names its file
             raise
         except Exception as error:
-            raise ValueError(f"The decisions of the environment {self.name!r} could not be made: "
-                             f"{type(error).__name__}, {one_line(error)}.") from error
+            raise ValueError(
+                f"The decisions of the environment {self.name!r} could not be made: "
+                f"{type(error).__name__}, {one_line(error)}."
+            ) from error
         if len(made) > MAX_ROWS:
-            raise ValueError(f"The environment {self.name!r} makes more than {MAX_ROWS:,} decisions or episodes, and may make {MAX_ROWS:,}.")
+            raise ValueError(
+                f"The environment {self.name!r} makes more than {MAX_ROWS:,} decisions or episodes, and may make {MAX_ROWS:,}."
+            )
         return made
 
 
 #: Decisions of any kind from a file, where any text is an action.
 ANY = Environment("any")
 #: name -> where it is; imported when it is asked for.
-KNOWN = {"any": "interp.environments.base:ANY", "alfworld": "interp.environments.alfworld.environment:ALFWORLD", "bfcl": "interp.environments.bfcl.environment:BFCL",
-         "bfcl_single": "interp.environments.bfcl.environment:BFCL_SINGLE", "scienceworld": "interp.environments.scienceworld.environment:SCIENCEWORLD", "twc": "interp.environments.textworldexpress.environment:TWC",
-         "cookingworld": "interp.environments.textworldexpress.environment:COOKINGWORLD"}
+KNOWN = {
+    "any": "interp.environments.base:ANY",
+    "alfworld": "interp.environments.alfworld.environment:ALFWORLD",
+    "bfcl": "interp.environments.bfcl.environment:BFCL",
+    "bfcl_single": "interp.environments.bfcl.environment:BFCL_SINGLE",
+    "scienceworld": "interp.environments.scienceworld.environment:SCIENCEWORLD",
+    "twc": "interp.environments.textworldexpress.environment:TWC",
+    "cookingworld": "interp.environments.textworldexpress.environment:COOKINGWORLD",
+}
 
 
 def find(name: str) -> Environment:
@@ -172,22 +194,35 @@ def find(name: str) -> Environment:
     """
     module, colon, what = KNOWN.get(name, name).partition(":")
     if not colon or not what.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        example = f" ({Path(module).stem}:{what or 'TASK'}, run where that file is)" if module.endswith(".py") else ""
-        raise ValueError(f"There is no environment {name!r}: there are {', '.join(KNOWN)}, "
-                         f"or one of your own as MODULE:NAME{example}.")
+        example = (
+            f" ({Path(module).stem}:{what or 'TASK'}, run where that file is)"
+            if module.endswith(".py")
+            else ""
+        )
+        raise ValueError(
+            f"There is no environment {name!r}: there are {', '.join(KNOWN)}, "
+            f"or one of your own as MODULE:NAME{example}."
+        )
     imported = import_named(name, module)
     found = getattr(imported, what, None)
     if not isinstance(found, Environment):
-        raise ValueError(f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "
-                         "and should be an interp.environments.base.Environment.")
+        raise ValueError(
+            f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "
+            "and should be an interp.environments.base.Environment."
+        )
     return found if name in KNOWN else _checked(found, name, imported)
 
 
 def _checked(found: Environment, name: str, module: ModuleType) -> Environment:
     """One's own environment with the hash of its sources; a fault in one of its functions is a sentence."""
-    return replace(found, source=hash_sources(module),
-                   classes={kind: guarded(name, f"class {kind!r}", call, (str,)) for kind, call in found.classes.items()},
-                   parse=guarded(name, "parser", found.parse, (str, type(None))),
-                   right=guarded(name, "judge", found.right, (bool, np.bool_)),
-                   task=guarded(name, "task", found.task, (str,)),
-                   partners=guarded(name, "partners", found.partners, (list, tuple)))
+    return replace(
+        found,
+        source=hash_sources(module),
+        classes={
+            kind: guarded(name, f"class {kind!r}", call, (str,)) for kind, call in found.classes.items()
+        },
+        parse=guarded(name, "parser", found.parse, (str, type(None))),
+        right=guarded(name, "judge", found.right, (bool, np.bool_)),
+        task=guarded(name, "task", found.task, (str,)),
+        partners=guarded(name, "partners", found.partners, (list, tuple)),
+    )

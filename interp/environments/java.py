@@ -39,12 +39,22 @@ class Engine:
             raise ImportError(f"Its games cannot be played: {lacking}. Recorded decisions work without it.")
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
 
-        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what fails is raised; objects that outlive their Java are no failure
+        logging.getLogger("py4j").setLevel(
+            logging.CRITICAL
+        )  # what fails is raised; objects that outlive their Java are no failure
         folder = importlib.util.find_spec(package).submodule_search_locations[0]
         port, secret, self.process = launch_gateway(
-            classpath=os.path.join(folder, jar), javaopts=list(OPTIONS), cwd=folder, die_on_exit=True, enable_auth=True,
-            create_new_process_group=True, return_proc=True)
-        self._gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=secret), java_process=self.process)
+            classpath=os.path.join(folder, jar),
+            javaopts=list(OPTIONS),
+            cwd=folder,
+            die_on_exit=True,
+            enable_auth=True,
+            create_new_process_group=True,
+            return_proc=True,
+        )
+        self._gateway = JavaGateway(
+            gateway_parameters=GatewayParameters(port=port, auth_token=secret), java_process=self.process
+        )
         self.jvm = self._gateway.jvm
         self.close = weakref.finalize(self, _end, self._gateway, self.process)
 

@@ -23,7 +23,9 @@ class Sizes:
 
     def filled(self, default: Sizes) -> Sizes:
         """These sizes, and the default's where none is given."""
-        return replace(default, **{f.name: given for f in fields(self) if (given := getattr(self, f.name)) is not None})
+        return replace(
+            default, **{f.name: given for f in fields(self) if (given := getattr(self, f.name)) is not None}
+        )
 
 
 def bare(episode: Episode) -> Episode:
@@ -31,8 +33,13 @@ def bare(episode: Episode) -> Episode:
     return replace(episode, steps=tuple(replace(step, admissible=()) for step in episode.steps))
 
 
-def record(jobs: Sequence, episodes: Callable[[object], list[Episode]], seed: int = 0, workers: int = 2,
-           progress: Callable[[Iterable, int], Iterable] = lambda jobs, total: jobs) -> tuple[list[Episode], dict]:
+def record(
+    jobs: Sequence,
+    episodes: Callable[[object], list[Episode]],
+    seed: int = 0,
+    workers: int = 2,
+    progress: Callable[[Iterable, int], Iterable] = lambda jobs, total: jobs,
+) -> tuple[list[Episode], dict]:
     """Play a plan; returns the episodes kept and what was dropped.
 
     episodes: plays one job, in a process that imports it. progress: wraps the results as they come, given their number.
@@ -43,12 +50,20 @@ def record(jobs: Sequence, episodes: Callable[[object], list[Episode]], seed: in
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
             for found in progress(pool.map(episodes, jobs, chunksize=8), len(jobs)):
                 for episode in found:
-                    bad = not episode.won if episode.kind == "expert" else episode.won if episode.kind == "aimless" else not episode.steps
+                    bad = (
+                        not episode.won
+                        if episode.kind == "expert"
+                        else episode.won
+                        if episode.kind == "aimless"
+                        else not episode.steps
+                    )
                     if bad:
                         dropped[episode.split] = dropped.get(episode.split, 0) + 1
                     else:
                         kept.append(episode)
     except BrokenProcessPool as error:
-        raise ChildProcessError("A worker process, which plays the games, was ended, as the system does where memory runs out; "
-                                "nothing was recorded.") from error
+        raise ChildProcessError(
+            "A worker process, which plays the games, was ended, as the system does where memory runs out; "
+            "nothing was recorded."
+        ) from error
     return kept, dict(seed=seed, games=len(jobs), episodes=len(kept), dropped=dropped)

@@ -16,11 +16,11 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interp.system.choices import Arm
 from interp.engine.decoding import LIMITS, Said, format_of, preferences, said
 from interp.engine.generation import continue_each
-from interp.prompts.format import Prompt
 from interp.models.turns import measured
+from interp.prompts.format import Prompt
+from interp.system.choices import Arm
 
 ARMS: tuple[Arm, ...] = get_args(Arm)
 FILLER = "."
@@ -98,7 +98,11 @@ def sentences(trace: str) -> list[str]:
 
 def complete(prompts: Sequence[Prompt], decoded: Sequence[Said]) -> list[int]:
     """The decisions whose decoding in mode `cot` has a trace, an opened action tag and an action."""
-    return [i for i, s in enumerate(decoded) if s.action is not None and s.trace and prompts[i].format.lead_ids(s.ids)]
+    return [
+        i
+        for i, s in enumerate(decoded)
+        if s.action is not None and s.trace and prompts[i].format.lead_ids(s.ids)
+    ]
 
 
 def strip_action(trace: str, action: str) -> str:
@@ -108,24 +112,51 @@ def strip_action(trace: str, action: str) -> str:
     return trace if len(kept) == len(whole) else " ".join(kept)
 
 
-def donor(index: int, prompts: Sequence[Prompt], decoded: Sequence[Said], rng: np.random.Generator, listed: bool = True) -> int | None:
+def donor(
+    index: int,
+    prompts: Sequence[Prompt],
+    decoded: Sequence[Said],
+    rng: np.random.Generator,
+    listed: bool = True,
+) -> int | None:
     """Another episode's decision whose own action could be taken here too, but is not the one taken here.
 
     listed: what could be taken here is what the decision lists; else any action that parsed.
     """
     here = prompts[index].decision
-    options = [i for i, (p, s) in enumerate(zip(prompts, decoded)) if (s.action in here.admissible if listed else s.action is not None)
-               and s.action != decoded[index].action and s.trace and p.decision.episode != here.episode]
+    options = [
+        i
+        for i, (p, s) in enumerate(zip(prompts, decoded))
+        if (s.action in here.admissible if listed else s.action is not None)
+        and s.action != decoded[index].action
+        and s.trace
+        and p.decision.episode != here.episode
+    ]
     return int(rng.choice(options)) if options else None
 
 
 @measured
-def resample(model, prompts: Sequence[Prompt], parser: Callable[[str], str | None] = str, samples: int = SAMPLES, seed: int = 0,
-             max_new_tokens: int = LIMITS["cot"], progress: bool = False) -> list[list[Said]]:
+def resample(
+    model,
+    prompts: Sequence[Prompt],
+    parser: Callable[[str], str | None] = str,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    max_new_tokens: int = LIMITS["cot"],
+    progress: bool = False,
+) -> list[list[Said]]:
     """`samples` decodings of each prompt drawn at temperature 1, each prompt read once."""
     fmt = format_of(model, prompts)
-    out = continue_each(model, [p.ids for p in prompts], {str(k): [fmt.opening("cot")] * len(prompts) for k in range(samples)}, fmt.ended("cot"),
-                        max_new_tokens, progress=progress, temperature=1.0, seed=seed)
+    out = continue_each(
+        model,
+        [p.ids for p in prompts],
+        {str(k): [fmt.opening("cot")] * len(prompts) for k in range(samples)},
+        fmt.ended("cot"),
+        max_new_tokens,
+        progress=progress,
+        temperature=1.0,
+        seed=seed,
+    )
     return [[said(fmt, found[i].ids, "cot", parser) for found in out.values()] for i in range(len(prompts))]
 
 
@@ -135,7 +166,9 @@ def filler(fmt, trace: str) -> list[int]:
     return fmt.with_trace((fmt.encode(FILLER) * length)[:length])
 
 
-def _trace(arm: str, index: int, prompts, decoded, drawn, rng, listed) -> tuple[list[int], str | None, bool] | None:
+def _trace(
+    arm: str, index: int, prompts, decoded, drawn, rng, listed
+) -> tuple[list[int], str | None, bool] | None:
     """What an arm puts behind the prompt up to the opened action, the action it argues for, and whether it leaked it.
 
     None where there is none: no donor, none among the drawn that leads elsewhere, or one whose trace says nothing but its action.
@@ -145,7 +178,7 @@ def _trace(arm: str, index: int, prompts, decoded, drawn, rng, listed) -> tuple[
         return fmt.tail(fmt.lead_ids(own.ids)), own.action, False
     if arm == "truncated":
         whole = sentences(own.trace)
-        return fmt.with_trace(" ".join(whole[:max(1, len(whole) // 2)])), None, False
+        return fmt.with_trace(" ".join(whole[: max(1, len(whole) // 2)])), None, False
     if arm == "shuffled_words":
         return fmt.with_trace(" ".join(rng.permutation(own.trace.split()))), None, False
     if arm == "filler":
@@ -153,7 +186,9 @@ def _trace(arm: str, index: int, prompts, decoded, drawn, rng, listed) -> tuple[
     if arm == "empty":
         return fmt.with_trace(""), None, False
     if arm == "resampled":
-        other = next((s for s in drawn[index] if s.action is not None and s.trace and s.action != own.action), None)
+        other = next(
+            (s for s in drawn[index] if s.action is not None and s.trace and s.action != own.action), None
+        )
     else:
         place = donor(index, prompts, decoded, rng, listed)
         other = None if place is None else decoded[place]
@@ -164,9 +199,19 @@ def _trace(arm: str, index: int, prompts, decoded, drawn, rng, listed) -> tuple[
 
 
 @measured
-def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Sequence[str] = ARMS, *,
-             parser: Callable[[str], str | None] = str, listed: bool = True, seed: int = 0, max_new_tokens: int = 24,
-             trace_tokens: int = LIMITS["cot"], progress: bool = False) -> dict[str, Outcome]:
+def conflict(
+    model,
+    prompts: Sequence[Prompt],
+    decoded: Sequence[Said],
+    arms: Sequence[str] = ARMS,
+    *,
+    parser: Callable[[str], str | None] = str,
+    listed: bool = True,
+    seed: int = 0,
+    max_new_tokens: int = 24,
+    trace_tokens: int = LIMITS["cot"],
+    progress: bool = False,
+) -> dict[str, Outcome]:
     """Put the arms' traces behind the prompts and decode the action: one Outcome for each arm.
 
     Arms: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
@@ -183,27 +228,48 @@ def conflict(model, prompts: Sequence[Prompt], decoded: Sequence[Said], arms: Se
     usable = complete(prompts, decoded)
     traces, variants, drawn = {}, {}, {}
     if "resampled" in arms and usable:
-        drawn = dict(zip(usable, resample(model, [prompts[i] for i in usable], parser, SAMPLES, seed, trace_tokens, progress)))
+        drawn = dict(
+            zip(
+                usable,
+                resample(model, [prompts[i] for i in usable], parser, SAMPLES, seed, trace_tokens, progress),
+            )
+        )
     for arm in arms:
         rng = np.random.default_rng(seed)
-        traces[arm] = {i: t for i in usable if (t := _trace(arm, i, prompts, decoded, drawn, rng, listed)) is not None}
+        traces[arm] = {
+            i: t for i in usable if (t := _trace(arm, i, prompts, decoded, drawn, rng, listed)) is not None
+        }
         variants[arm] = [traces[arm][i][0] if i in traces[arm] else None for i in range(len(prompts))]
     fmt = format_of(model, prompts)
-    out = continue_each(model, [p.ids for p in prompts], variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
+    out = continue_each(
+        model, [p.ids for p in prompts], variants, fmt.ended("prompt"), max_new_tokens, progress=progress
+    )
     found = {}
     for arm in arms:
         index = list(traces[arm])
         words = [said(fmt, out[arm][i].ids, "prompt", parser) for i in index]
-        found[arm] = Outcome(arm, np.array(index, dtype=int), [w.action for w in words], [decoded[i].action for i in index],
-                             [traces[arm][i][1] for i in index], np.array([traces[arm][i][2] for i in index], dtype=bool),
-                             np.array([out[arm][i].logp for i in index]), np.array([out["self_splice"][i].logp for i in index]),
-                             [traces[arm][i][0] for i in index])
+        found[arm] = Outcome(
+            arm,
+            np.array(index, dtype=int),
+            [w.action for w in words],
+            [decoded[i].action for i in index],
+            [traces[arm][i][1] for i in index],
+            np.array([traces[arm][i][2] for i in index], dtype=bool),
+            np.array([out[arm][i].logp for i in index]),
+            np.array([out["self_splice"][i].logp for i in index]),
+            [traces[arm][i][0] for i in index],
+        )
     return found
 
 
 @measured
-def shifts(model, prompts: Sequence[Prompt], outcomes: Mapping[str, Outcome], most: int | None = None,
-           candidates: Sequence[Sequence[str]] | None = None) -> dict[str, Shift]:
+def shifts(
+    model,
+    prompts: Sequence[Prompt],
+    outcomes: Mapping[str, Outcome],
+    most: int | None = None,
+    candidates: Sequence[Sequence[str]] | None = None,
+) -> dict[str, Shift]:
     """Read the distribution over the candidate actions behind every arm's trace, at the first `most` decisions that have some.
 
     outcomes: what `conflict` gave for these prompts. candidates: for each prompt; the admissible actions where None. Each prompt is
@@ -214,8 +280,13 @@ def shifts(model, prompts: Sequence[Prompt], outcomes: Mapping[str, Outcome], mo
     place = {arm: {int(i): k for k, i in enumerate(found.index)} for arm, found in outcomes.items()}
     rows: dict[str, list] = {arm: [] for arm in outcomes}
     for i in [int(i) for i in own.index if candidates[i]][:most]:
-        here, where = [arm for arm in outcomes if i in place[arm]], {a: k for k, a in enumerate(candidates[i])}
-        likely = preferences(model, prompts[i], candidates[i], [outcomes[arm].leads[place[arm][i]] for arm in here])
+        here, where = (
+            [arm for arm in outcomes if i in place[arm]],
+            {a: k for k, a in enumerate(candidates[i])},
+        )
+        likely = preferences(
+            model, prompts[i], candidates[i], [outcomes[arm].leads[place[arm][i]] for arm in here]
+        )
         before = likely[here.index("self_splice")]
         for arm, after in zip(here, likely):
             at = [where.get(side[place[arm][i]]) for side in (outcomes[arm].own, outcomes[arm].argued)]
@@ -231,7 +302,9 @@ def contrast(removed: Outcome, substituted: Outcome) -> Contrast:
     Source: arXiv 2603.01437, which reports 2-14 % for removal and 52-78 % for a wrong trace.
     """
     index, a, b = np.intersect1d(removed.index, substituted.index, return_indices=True)
-    return Contrast(index, ~removed.keep[a], ~substituted.keep[b], ~(removed.unparsed[a] | substituted.unparsed[b]))
+    return Contrast(
+        index, ~removed.keep[a], ~substituted.keep[b], ~(removed.unparsed[a] | substituted.unparsed[b])
+    )
 
 
 def likelier(logp: Float[np.ndarray, "decision"]) -> Bool[np.ndarray, "decision"]:

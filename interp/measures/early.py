@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.measures.conflicts import complete, filler, sentences
 from interp.engine.decoding import Said, format_of, preferences, said
 from interp.engine.generation import continue_each
-from interp.prompts.format import Prompt
+from interp.measures.conflicts import complete, filler, sentences
 from interp.models.turns import measured
+from interp.prompts.format import Prompt
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,39 @@ class EarlyAnswers:
     def area(self, what: str = "action") -> np.ndarray:
         """Area over the curve of each decision, 0 (the trace is not needed) to 1: of the `action`, the `distribution`, or the action behind `filler`."""
         if what not in ("action", "distribution", "filler"):
-            raise ValueError(f"The area is that of the 'action', of the 'distribution' or of 'filler', not of {what!r}.")
-        height = self.distance if what == "distribution" else [~s for s in (self.same if what == "action" else self.filler)]
-        return np.array([np.trapezoid(h.astype(float), s) if len(h) else np.nan for h, s in zip(height, self.share)])
+            raise ValueError(
+                f"The area is that of the 'action', of the 'distribution' or of 'filler', not of {what!r}."
+            )
+        height = (
+            self.distance
+            if what == "distribution"
+            else [~s for s in (self.same if what == "action" else self.filler)]
+        )
+        return np.array(
+            [np.trapezoid(h.astype(float), s) if len(h) else np.nan for h, s in zip(height, self.share)]
+        )
 
     def curve(self, shares: Sequence[float]) -> np.ndarray:
         """`same` [decision, share] at given shares of the trace: after as many whole sentences as fit in."""
         last = [[np.flatnonzero(own <= share + 1e-9)[-1] for share in shares] for own in self.share]
-        return np.array([s[where] for s, where in zip(self.same, last)], dtype=bool).reshape(len(self.same), len(shares))
+        return np.array([s[where] for s, where in zip(self.same, last)], dtype=bool).reshape(
+            len(self.same), len(shares)
+        )
 
 
 @measured
-def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, parser: Callable[[str], str | None] = str, points: int = 5,
-                  choices: int | None = None, candidates: Sequence[Sequence[str]] | None = None, max_new_tokens: int = 24,
-                  progress: bool = False) -> EarlyAnswers:
+def early_answers(
+    model,
+    prompts: Sequence[Prompt],
+    decoded: Sequence[Said],
+    *,
+    parser: Callable[[str], str | None] = str,
+    points: int = 5,
+    choices: int | None = None,
+    candidates: Sequence[Sequence[str]] | None = None,
+    max_new_tokens: int = 24,
+    progress: bool = False,
+) -> EarlyAnswers:
     """Cut each decision's own trace after some of its sentences, and decode the action; the same behind as many full stops.
 
     decoded: the model's own decoding of each prompt in mode `cot`; those without a trace or an action are left out. points:
@@ -71,18 +90,33 @@ def early_answers(model, prompts: Sequence[Prompt], decoded: Sequence[Said], *, 
         fmt, parts = prompts[i].format, sentences(decoded[i].trace)
         kept = np.unique(np.linspace(0, len(parts), min(points, len(parts) + 1)).round().astype(int))
         cuts[i] = kept / len(parts)
-        leads[i] = [fmt.tail(trace) for trace in (*(" ".join(parts[:k]) for k in kept[:-1]), fmt.lead_ids(decoded[i].ids))]  # the whole one to the id
-        dots[i] = [filler(fmt, " ".join(parts[:k])) for k in kept[1:]]  # none for no sentence: that is the empty trace
+        leads[i] = [
+            fmt.tail(trace)
+            for trace in (*(" ".join(parts[:k]) for k in kept[:-1]), fmt.lead_ids(decoded[i].ids))
+        ]  # the whole one to the id
+        dots[i] = [
+            filler(fmt, " ".join(parts[:k])) for k in kept[1:]
+        ]  # none for no sentence: that is the empty trace
     if not index:
         return EarlyAnswers(np.array([], dtype=int), [], [], [], [])
-    variants = {f"{kind}{p}": [of[i][p] if i in of and p < len(of[i]) else None for i in range(len(prompts))]
-                for kind, of in (("trace", leads), ("filler", dots)) for p in range(points)}
+    variants = {
+        f"{kind}{p}": [of[i][p] if i in of and p < len(of[i]) else None for i in range(len(prompts))]
+        for kind, of in (("trace", leads), ("filler", dots))
+        for p in range(points)
+    }
     ending = format_of(model, prompts)
-    out = continue_each(model, [p.ids for p in prompts], variants, ending.ended("prompt"), max_new_tokens, progress=progress)
+    out = continue_each(
+        model, [p.ids for p in prompts], variants, ending.ended("prompt"), max_new_tokens, progress=progress
+    )
     same, distance, filled = [], [], []
     for k, i in enumerate(index):
-        kept, dotted = ([said(ending, out[f"{kind}{p}"][i].ids, "prompt", parser).action == decoded[i].action for p in range(len(of[i]))]
-                        for kind, of in (("trace", leads), ("filler", dots)))
+        kept, dotted = (
+            [
+                said(ending, out[f"{kind}{p}"][i].ids, "prompt", parser).action == decoded[i].action
+                for p in range(len(of[i]))
+            ]
+            for kind, of in (("trace", leads), ("filler", dots))
+        )
         same.append(np.array(kept))
         filled.append(np.array([kept[0], *dotted]))
         if candidates[i] and (choices is None or k < choices):

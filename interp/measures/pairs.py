@@ -26,23 +26,36 @@ def swap(text: str, a: str, b: str) -> str:
 
 def swapped(decision: Decision, a: str, b: str) -> Decision:
     """The twin of a decision with two names exchanged in everything it says."""
+
     def turn(message):
         return {k: swap(v, a, b) if isinstance(v, str) and k != "role" else v for k, v in message.items()}
 
-    return replace(decision, messages=tuple(turn(m) for m in decision.messages), reference=swap(decision.reference, a, b),
-                   admissible=tuple(swap(c, a, b) for c in decision.admissible), task=swap(decision.task, a, b),
-                   trace=swap(decision.trace, a, b))
+    return replace(
+        decision,
+        messages=tuple(turn(m) for m in decision.messages),
+        reference=swap(decision.reference, a, b),
+        admissible=tuple(swap(c, a, b) for c in decision.admissible),
+        task=swap(decision.task, a, b),
+        trace=swap(decision.trace, a, b),
+    )
 
 
-def make_pairs(fmt: PromptFormat, decisions: Sequence[Decision], n: int, seed: int = 0,
-               partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = household) -> tuple[list[Prompt], list[Prompt], Counter]:
+def make_pairs(
+    fmt: PromptFormat,
+    decisions: Sequence[Decision],
+    n: int,
+    seed: int = 0,
+    partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = household,
+) -> tuple[list[Prompt], list[Prompt], Counter]:
     """Up to `n` clean and corrupt prompts, at most one pair for each decision, and a count of what was dropped and why.
 
     partners: of a decision among all those given, the pairs of names whose exchange changes the action; ALFWorld's by default.
     Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
     """
     rng = np.random.default_rng(seed)
-    decisions = tuple(decisions)  # one object for all calls of `partners`, which may look things up in it once
+    decisions = tuple(
+        decisions
+    )  # one object for all calls of `partners`, which may look things up in it once
     clean: list[Prompt] = []
     corrupt: list[Prompt] = []
     dropped: Counter = Counter()
@@ -72,7 +85,9 @@ def mismatch(clean: Prompt, corrupt: Prompt) -> str:
     if clean.spans != corrupt.spans:
         return f"The prompts of {a.id} and its twin differ in length or spans ({len(clean.ids)} and {len(corrupt.ids)} tokens)."
     if len(fmt.with_trace(a.trace)) != len(fmt.with_trace(b.trace)):
-        return f"The traces of {a.id} and its twin differ in length, so their keys and values cannot be swapped."
+        return (
+            f"The traces of {a.id} and its twin differ in length, so their keys and values cannot be swapped."
+        )
     if a.reference == b.reference:
         return f"The actions of {a.id} and its twin are the same ({a.reference!r}), so there is no difference to explain."
     if len(fmt.action_ids(a.reference)) != len(fmt.action_ids(b.reference)):
@@ -83,7 +98,11 @@ def mismatch(clean: Prompt, corrupt: Prompt) -> str:
 def check_pairs(clean: Sequence[Prompt], corrupt: Sequence[Prompt]) -> None:
     """Raise ValueError where two lists of prompts are not pairs, token for token."""
     if not clean or len(clean) != len(corrupt):
-        raise ValueError(f"Pairs need as many clean as corrupt prompts, and at least one: there are {len(clean)} and {len(corrupt)}.")
+        raise ValueError(
+            f"Pairs need as many clean as corrupt prompts, and at least one: there are {len(clean)} and {len(corrupt)}."
+        )
     problems = [p for p in map(mismatch, clean, corrupt) if p]
     if problems:
-        raise ValueError(f"{len(problems)} of {len(clean)} pairs do not match. {problems[0]} Make pairs with `interp.make_pairs`.")
+        raise ValueError(
+            f"{len(problems)} of {len(clean)} pairs do not match. {problems[0]} Make pairs with `interp.make_pairs`."
+        )

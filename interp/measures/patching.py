@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.system.choices import Metric
 from interp.engine.packing import shared
-from interp.measures.pairs import check_pairs
-from interp.prompts.format import SPANS, Prompt
-from interp.models.site_names import every_layer
 from interp.engine.sweeps import Cell, Packed, Plain
+from interp.measures.pairs import check_pairs
+from interp.models.site_names import every_layer
 from interp.models.turns import measured
+from interp.prompts.format import SPANS, Prompt
+from interp.system.choices import Metric
 
 BUDGET = 256  # MiB
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -71,7 +71,9 @@ class Sweep:
     def of(self, metric: str) -> Sweep:
         """The sweep on one metric; raises ValueError for one that was not asked for."""
         if metric != "difference" and metric not in self.effects:
-            raise ValueError(f"This sweep holds no metric {metric!r}: ask `patch` for it (metrics={METRICS}).")
+            raise ValueError(
+                f"This sweep holds no metric {metric!r}: ask `patch` for it (metrics={METRICS})."
+            )
         return self if metric == "difference" else self.effects[metric]
 
 
@@ -85,12 +87,14 @@ def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[
     return [[*lead, *a] for a in actions], [len(a) - alike for a in actions]
 
 
-def _asked(pair: tuple[Prompt, Prompt], lead: Sequence[int], metrics: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+def _asked(
+    pair: tuple[Prompt, Prompt], lead: Sequence[int], metrics: Sequence[str]
+) -> tuple[list[list[int]], list[int]]:
     """The continuations that the metrics read, and how many tokens of each: beginnings of one another, so they cost no pass."""
     whole, counts = continuations(*pair, lead)
     tails, scored = list(whole), list(counts)
     if "logit_diff" in metrics:
-        tails, scored = [*tails, *(t[:len(t) - n + 1] for t, n in zip(whole, counts))], [*scored, 1, 1]
+        tails, scored = [*tails, *(t[: len(t) - n + 1] for t, n in zip(whole, counts))], [*scored, 1, 1]
     if "logp" in metrics:
         tails, scored = [*tails, whole[0]], [*scored, len(whole[0]) - len(lead)]
     return tails, scored
@@ -101,12 +105,12 @@ def _values(scores: torch.Tensor, metrics: Sequence[str], modes: int) -> np.ndar
     scores, start, found = scores.double().numpy(), 0, []
     linear = [m for m in _SIGNS if m in metrics]
     width = sum(len(_SIGNS[m]) for m in linear)
-    by_mode = scores[..., :modes * width].reshape(*scores.shape[:-1], modes, width)
+    by_mode = scores[..., : modes * width].reshape(*scores.shape[:-1], modes, width)
     for metric in linear:
         signs = _SIGNS[metric]
-        found.append(by_mode[..., start:start + len(signs)] @ np.array(signs))
+        found.append(by_mode[..., start : start + len(signs)] @ np.array(signs))
         start += len(signs)
-    return np.stack([*found, scores[..., modes * width:]] if "kl" in metrics else found)
+    return np.stack([*found, scores[..., modes * width :]] if "kl" in metrics else found)
 
 
 def places_of(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
@@ -119,7 +123,9 @@ def places_of(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
 
 def rows_of(model, sites: Sequence[str]) -> list[str]:
     """The rows of a sweep: each site, and of `z` each head (`z.0`, ...), as many as any layer has."""
-    return [row for site in sites for row in ([f"z.{h}" for h in range(model.n_heads)] if site == "z" else [site])]
+    return [
+        row for site in sites for row in ([f"z.{h}" for h in range(model.n_heads)] if site == "z" else [site])
+    ]
 
 
 def columns_of(model, row: str, layer: int) -> slice | None:
@@ -142,58 +148,101 @@ def _cells(model, names, values, positions, held: Sequence[int] = ()) -> list[Ce
     for row, layer in itertools.product(rows_of(model, names), range(model.n_layers)):
         site, columns = row.partition(".")[0], columns_of(model, row, layer)
         if columns is not None:
-            cells += [Cell(site, layer, place, values[site, layer][..., [where[p] for p in place], :][..., columns], columns) for place in positions]
+            cells += [
+                Cell(
+                    site,
+                    layer,
+                    place,
+                    values[site, layer][..., [where[p] for p in place], :][..., columns],
+                    columns,
+                )
+                for place in positions
+            ]
     return cells
 
 
 @measured
-def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",),
-                at: Sequence[str] = ("boundary",), modes: Sequence[Literal["prompt", "cot"]] = ("prompt", "cot"),
-                minimum: float = 1.0, budget: float = BUDGET, progress: bool = False,
-                metrics: Sequence[str] = ("difference",)) -> dict[tuple[str, str], Sweep]:
+def patch_modes(
+    model,
+    clean: Sequence[Prompt],
+    corrupt: Sequence[Prompt],
+    sites: Sequence[str] = ("resid_pre",),
+    at: Sequence[str] = ("boundary",),
+    modes: Sequence[Literal["prompt", "cot"]] = ("prompt", "cot"),
+    minimum: float = 1.0,
+    budget: float = BUDGET,
+    progress: bool = False,
+    metrics: Sequence[str] = ("difference",),
+) -> dict[tuple[str, str], Sweep]:
     """As `patch`, at several places and reading the action in several modes, each prompt read once for all: (at, mode) -> Sweep."""
     check_pairs(clean, corrupt)
     for place in at:
         if place not in ("all", "prompt", *SPANS[:5]):
-            raise ValueError(f"Patching is done at 'boundary', at another span ({', '.join(SPANS[:4])}), at the whole 'prompt', or at "
-                             f"'all' positions one by one, not at {place!r}.")
+            raise ValueError(
+                f"Patching is done at 'boundary', at another span ({', '.join(SPANS[:4])}), at the whole 'prompt', or at "
+                f"'all' positions one by one, not at {place!r}."
+            )
     wrong = [mode for mode in modes if mode not in ("prompt", "cot")]
     if wrong or not modes:
-        raise ValueError(f"The action is read in mode 'prompt' or 'cot', not in mode {wrong[0] if wrong else modes!r}.")
+        raise ValueError(
+            f"The action is read in mode 'prompt' or 'cot', not in mode {wrong[0] if wrong else modes!r}."
+        )
     wrong = [metric for metric in metrics if metric not in METRICS]
     if wrong:
         raise ValueError(f"There is no metric {wrong[0]!r}: the metrics are {', '.join(METRICS)}.")
     metrics = [m for m in METRICS if m == "difference" or m in metrics]
     names = every_layer(sites)
     labels = rows_of(model, names)
-    there = np.array([[columns_of(model, row, layer) is not None for layer in range(model.n_layers)] for row in labels])
+    there = np.array(
+        [[columns_of(model, row, layer) is not None for layer in range(model.n_layers)] for row in labels]
+    )
     longest = max(len(p.ids) for p in clean)
     kind, path = _kind(model, clean, corrupt, modes)
     base = np.empty((2, len(metrics), len(modes), len(clean)))  # of the clean runs, and of the corrupt ones
-    patched = {a: np.full((*base.shape, len(labels), model.n_layers, longest if a == "all" else 1), np.nan) for a in at}
-    for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="patch", leave=False, disable=not progress)):
+    patched = {
+        a: np.full((*base.shape, len(labels), model.n_layers, longest if a == "all" else 1), np.nan)
+        for a in at
+    }
+    for index, pair in enumerate(
+        tqdm(list(zip(clean, corrupt)), desc="patch", leave=False, disable=not progress)
+    ):
         alike = shared(*(p.ids for p in pair))
         places = {a: places_of(pair[0], a) for a in at}
         # Up to the first token that differs both runs are the same, so there is nothing to replace there.
-        changed = {a: [tuple(p for p in place if p >= alike) for place in found] for a, found in places.items()}
+        changed = {
+            a: [tuple(p for p in place if p >= alike) for place in found] for a, found in places.items()
+        }
         flat = sorted({p for found in changed.values() for place in found for p in place})
         start = min([alike, *flat])
         prefix, runs = [], {}
         for run, prompt in zip(_OTHER, pair):
-            asked = [_asked(pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace), metrics) for mode in modes]
+            asked = [
+                _asked(pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace), metrics)
+                for mode in modes
+            ]
             tails, scored = [t for both, _ in asked for t in both], [n for _, counts in asked for n in counts]
             compared = [m * len(tails) // len(modes) for m in range(len(modes))] if "kl" in metrics else []
-            runs[run] = kind(model, prompt.ids, tails, scored, names, flat, prefix, int(budget * 2**20), compared)
-            prefix = [(k[:, :, :start], v[:, :, :start]) for k, v in runs[run].layers]  # the other run begins alike
+            runs[run] = kind(
+                model, prompt.ids, tails, scored, names, flat, prefix, int(budget * 2**20), compared
+            )
+            prefix = [
+                (k[:, :, :start], v[:, :, :start]) for k, v in runs[run].layers
+            ]  # the other run begins alike
         for r, (run, donor) in enumerate(_OTHER.items()):
-            apart = (runs[run].heads.exp() * (runs[run].heads - runs[donor].heads)).sum(-1).cpu() if "kl" in metrics else torch.empty(0)
+            apart = (
+                (runs[run].heads.exp() * (runs[run].heads - runs[donor].heads)).sum(-1).cpu()
+                if "kl" in metrics
+                else torch.empty(0)
+            )
             base[r, ..., index] = _values(torch.cat([runs[run].base, apart]), metrics, len(modes))
-        if not any((_gap(metric, *base[:, i, :, index]) >= minimum).any() for i, metric in enumerate(metrics)):
+        if not any(
+            (_gap(metric, *base[:, i, :, index]) >= minimum).any() for i, metric in enumerate(metrics)
+        ):
             continue  # dropped anyway
         for r, (run, donor) in enumerate(_OTHER.items()):
             still = _values(torch.cat([runs[run].base, torch.zeros(len(compared))]), metrics, len(modes))
             for a in at:
-                patched[a][r, :, :, index, ..., :len(places[a])] = still[..., None, None, None]
+                patched[a][r, :, :, index, ..., : len(places[a])] = still[..., None, None, None]
                 live = [i for i, place in enumerate(changed[a]) if place]
                 if live:
                     cells = _cells(model, names, runs[donor].values, [changed[a][i] for i in live], flat)
@@ -205,18 +254,27 @@ def patch_modes(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites
     for a in at:
         for m, mode in enumerate(modes):
             kept = slice(None) if a == "all" else 0
-            by_metric = {metric: effects(metric, labels, *base[:, i, m], *patched[a][:, i, m][..., kept], minimum, path) for i, metric in enumerate(metrics)}
+            by_metric = {
+                metric: effects(
+                    metric, labels, *base[:, i, m], *patched[a][:, i, m][..., kept], minimum, path
+                )
+                for i, metric in enumerate(metrics)
+            }
             found[a, mode] = replace(by_metric.pop("difference"), effects=by_metric)
     return found
 
 
-def _kind(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], modes: Sequence[str]) -> tuple[type, str]:
+def _kind(
+    model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], modes: Sequence[str]
+) -> tuple[type, str]:
     """How pairs are swept, and its name: packed where that is exact for the longest of their sequences."""
     longest = 0
     for pair in zip(clean, corrupt):
         for prompt in pair:
             for mode in modes:
-                tails, _ = continuations(*pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace))
+                tails, _ = continuations(
+                    *pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace)
+                )
                 longest = max(longest, len(prompt.ids) + max(map(len, tails)))
     model.check_length(longest)
     path = model.path(longest)
@@ -236,9 +294,18 @@ def effects(metric: str, labels, clean, corrupt, noised, denoised, minimum, path
     return Sweep(tuple(labels), clean, corrupt, denoise, noise, moved[0].T, path)
 
 
-def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequence[str] = ("resid_pre",), at: str = "boundary",
-          mode: Literal["prompt", "cot"] = "prompt", minimum: float = 1.0, budget: float = BUDGET, progress: bool = False,
-          metrics: Sequence[str] = ("difference",)) -> Sweep:
+def patch(
+    model,
+    clean: Sequence[Prompt],
+    corrupt: Sequence[Prompt],
+    sites: Sequence[str] = ("resid_pre",),
+    at: str = "boundary",
+    mode: Literal["prompt", "cot"] = "prompt",
+    minimum: float = 1.0,
+    budget: float = BUDGET,
+    progress: bool = False,
+    metrics: Sequence[str] = ("difference",),
+) -> Sweep:
     """Patch each site of each layer in both directions, and read off the action.
 
     clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own); their decisions' reference actions are
@@ -250,7 +317,9 @@ def patch(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], sites: Sequ
     passes are halved). metrics: further ones of METRICS, from the same passes (see `Sweep`). Raises ValueError for lists that are
     not pairs, another position or metric, and NotImplementedError for a site that the model does not have.
     """
-    return patch_modes(model, clean, corrupt, sites, [at], [mode], minimum, budget, progress, metrics)[at, mode]
+    return patch_modes(model, clean, corrupt, sites, [at], [mode], minimum, budget, progress, metrics)[
+        at, mode
+    ]
 
 
 @dataclass(frozen=True)
@@ -274,7 +343,17 @@ def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], budget: fl
     kind, moved, off = _kind(model, clean, corrupt, ["prompt"])[0], 0.0, 0.0
     for pair in zip(clean, corrupt):
         every = tuple(range(len(pair[0].ids)))
-        runs = [kind(model, p.ids, *continuations(*pair, p.format.tail(None)), ["resid_pre"], every, budget=int(budget * 2**20)) for p in pair]
+        runs = [
+            kind(
+                model,
+                p.ids,
+                *continuations(*pair, p.format.tail(None)),
+                ["resid_pre"],
+                every,
+                budget=int(budget * 2**20),
+            )
+            for p in pair
+        ]
         for run, donor in zip(runs, runs[::-1]):
             own = run.patched(_cells(model, ["resid_pre"], run.values, [every]))
             moved = max(moved, (own - run.base).abs().max().item())

@@ -13,19 +13,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.models.hooked import layers_of
 from interp.engine.packing import grow, plain_score, read_asked, score_whole, shared
 from interp.measures.pairs import check_pairs
 from interp.measures.patching import continuations
-from interp.prompts.format import Prompt
+from interp.models.hooked import layers_of
 from interp.models.turns import measured
+from interp.prompts.format import Prompt
 
 #: How far a log-probability may be from a plain pass's, in its own size, for rounding alone.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 #: arm -> whose prompt the action sees, and the trace it sees: read behind whose prompt, and whose text
 ARMS = {
-    "unswapped": ("clean", ("clean", "clean")), "direct": ("corrupt", ("clean", "clean")), "via_cot": ("clean", ("corrupt", "corrupt")),
-    "total": ("corrupt", ("corrupt", "corrupt")), "via_text": ("clean", ("clean", "corrupt")), "via_state": ("clean", ("corrupt", "clean")),
+    "unswapped": ("clean", ("clean", "clean")),
+    "direct": ("corrupt", ("clean", "clean")),
+    "via_cot": ("clean", ("corrupt", "corrupt")),
+    "total": ("corrupt", ("corrupt", "corrupt")),
+    "via_text": ("clean", ("clean", "corrupt")),
+    "via_state": ("clean", ("corrupt", "clean")),
 }
 EFFECTS = tuple(ARMS)[1:]
 TRACES = tuple(dict.fromkeys(trace for _, trace in ARMS.values()))
@@ -64,7 +68,9 @@ class Reliance:
 
 
 @torch.inference_mode()
-def packed_arms(model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored) -> torch.Tensor:
+def packed_arms(
+    model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored
+) -> torch.Tensor:
     """Log-probabilities of the actions in each arm, [arm, action] in nats: every trace and action in one packed pass.
 
     prompts, traces: ids of `clean` and `corrupt`, of equal lengths; actions: continuations of the trace.
@@ -89,12 +95,17 @@ def packed_arms(model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequ
         within[slots, slots] = tree.visible
     ids = torch.tensor([i for _, text in TRACES for i in traces[text]] + tree.tokens * len(ARMS))
     at = torch.cat([torch.arange(n, n + t).repeat(len(TRACES)), (tree.depths + n + t).repeat(len(ARMS))])
-    hidden, _ = model.packed(prefix, *(x.to(model.device) for x in (ids, at, torch.cat([behind, within], 1), torch.arange(n).repeat(2))))
-    return read_asked(model, hidden[0, len(TRACES) * t:].view(len(ARMS), len(tree), -1), tree)
+    hidden, _ = model.packed(
+        prefix,
+        *(x.to(model.device) for x in (ids, at, torch.cat([behind, within], 1), torch.arange(n).repeat(2))),
+    )
+    return read_asked(model, hidden[0, len(TRACES) * t :].view(len(ARMS), len(tree), -1), tree)
 
 
 @torch.inference_mode()
-def plain_arms(model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored) -> torch.Tensor:
+def plain_arms(
+    model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored
+) -> torch.Tensor:
     """The slow twin of `packed_arms`: each trace read by itself, a cache spliced for each arm, each action read by itself."""
     return _spliced_arms(model, prompts, traces, [], actions, scored)
 
@@ -108,30 +119,42 @@ def _spliced_arms(model, prompts, traces, read_on: Sequence[int], actions, score
         runs[run, text] = [(keys[:, :, :end], values[:, :, :end]) for keys, values in layers]
     found = []
     for run, trace in ARMS.values():
-        layers = [tuple(torch.cat([own[:, :, :n], other[:, :, n:]], 2) for own, other in zip(*both)) for both in zip(runs[run, run], runs[trace])]
+        layers = [
+            tuple(torch.cat([own[:, :, :n], other[:, :, n:]], 2) for own, other in zip(*both))
+            for both in zip(runs[run, run], runs[trace])
+        ]
         found.append(plain_score(model, model.new_cache(layers), actions, scored))
     return torch.stack(found)
 
 
 @torch.inference_mode()
-def whole_arms(model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored) -> torch.Tensor:
+def whole_arms(
+    model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored
+) -> torch.Tensor:
     """As `plain_arms`, where keys and values depend on the length of the whole: those of passes that go on to the end of each action.
 
     Raises NotImplementedError where the arms without a splice are not those of plain passes all the same.
     """
-    found = torch.cat([_spliced_arms(model, prompts, traces, action, [action], [n]) for action, n in zip(actions, scored)], 1)
+    found = torch.cat(
+        [_spliced_arms(model, prompts, traces, action, [action], [n]) for action, n in zip(actions, scored)],
+        1,
+    )
     for arm in ("unswapped", "total"):
         run = ARMS[arm][0]
         plain = score_whole(model, [*prompts[run], *traces[run]], actions, scored)
         off = (found[list(ARMS).index(arm)] - plain).abs().max().item()
         if not off < ROUNDING[model.dtype] * max(1.0, plain.abs().max().item()):
-            raise NotImplementedError(f"{model.architecture} is not supported for prompt reliance with sequences of this length: without a swap its "
-                                      f"keys and values give a log-probability that is off by {off:.2g} nats from a plain pass.")
+            raise NotImplementedError(
+                f"{model.architecture} is not supported for prompt reliance with sequences of this length: without a swap its "
+                f"keys and values give a log-probability that is off by {off:.2g} nats from a plain pass."
+            )
     return found
 
 
 @measured
-def prompt_reliance(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], minimum: float = 1.0, progress: bool = False) -> Reliance:
+def prompt_reliance(
+    model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], minimum: float = 1.0, progress: bool = False
+) -> Reliance:
     """Direct, via-CoT and total effect of the counterfactual prompt on the action behind the trace.
 
     clean, corrupt: prompts in pairs, token for token, with the reference trace and action of each (`interp.make_pairs`).
@@ -139,22 +162,32 @@ def prompt_reliance(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], m
     """
     check_pairs(clean, corrupt)
     if model.support.mediation == "refused":
-        raise NotImplementedError(f"{model.architecture} is not supported for prompt reliance: {model.support.reason}, so none can be swapped.")
+        raise NotImplementedError(
+            f"{model.architecture} is not supported for prompt reliance: {model.support.reason}, so none can be swapped."
+        )
     paths = []
     effects = np.empty((len(clean), len(EFFECTS)))
-    for index, pair in enumerate(tqdm(list(zip(clean, corrupt)), desc="mediate", leave=False, disable=not progress)):
+    for index, pair in enumerate(
+        tqdm(list(zip(clean, corrupt)), desc="mediate", leave=False, disable=not progress)
+    ):
         prompts, tails = {}, {}
         for run, prompt in zip(("clean", "corrupt"), pair):
             prompts[run], tails[run] = prompt.ids, prompt.format.with_trace(prompt.decision.trace)
         actions, scored = continuations(*pair, tails["clean"][-1:])
         longest = len(prompts["clean"]) + len(tails["clean"]) - 1 + max(map(len, actions))
         model.check_length(longest)
-        arms = packed_arms if not model.path(longest) else whole_arms if model.rereads(longest) else plain_arms
+        arms = (
+            packed_arms if not model.path(longest) else whole_arms if model.rereads(longest) else plain_arms
+        )
         paths.append(model.path(longest))
         logp = arms(model, prompts, {run: tail[:-1] for run, tail in tails.items()}, actions, scored)
         difference = (logp[:, 0] - logp[:, 1]).double().numpy()
         effects[index] = difference[0] - difference[1:]
     named = dict(zip(EFFECTS, effects.T))
     kept = np.flatnonzero(named["total"] >= minimum)
-    return Reliance(**{name: values[kept] for name, values in named.items()}, kept=kept, dropped=len(clean) - len(kept),
-                    path=next(filter(None, paths), "packed"))
+    return Reliance(
+        **{name: values[kept] for name, values in named.items()},
+        kept=kept,
+        dropped=len(clean) - len(kept),
+        path=next(filter(None, paths), "packed"),
+    )

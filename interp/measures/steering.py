@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
-from interp.tasks import actions
 from interp.engine.capturing import capture
-from interp.system.choices import Position
 from interp.engine.decoding import LIMITS, Said, decode, format_of, said
-from interp.probing.directions import unit
 from interp.engine.generation import _continue, _read, greedy, tree_batches
-from interp.prompts.format import Prompt
 from interp.models.turns import measured
+from interp.probing.directions import unit
+from interp.prompts.format import Prompt
+from interp.system.choices import Position
+from interp.tasks import actions
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
 METRICS = ("flip", "flip_parsed", "to_target", "parse")
@@ -75,9 +75,16 @@ class Steering:
         """
         cell = next((c for c in self.cells if (c.kind, c.alpha) == (kind, alpha)), None)
         if cell is None or metric not in METRICS:
-            raise ValueError(f"There is no {metric!r} of {kind!r} at alpha {alpha}: the metrics are {', '.join(METRICS)}, the cells "
-                             f"{', '.join(f'{c.kind} {c.alpha:g}' for c in self.cells)}.")
-        values = {"flip": cell.flip, "flip_parsed": cell.flip, "to_target": cell.to_target, "parse": cell.parsed}[metric]
+            raise ValueError(
+                f"There is no {metric!r} of {kind!r} at alpha {alpha}: the metrics are {', '.join(METRICS)}, the cells "
+                f"{', '.join(f'{c.kind} {c.alpha:g}' for c in self.cells)}."
+            )
+        values = {
+            "flip": cell.flip,
+            "flip_parsed": cell.flip,
+            "to_target": cell.to_target,
+            "parse": cell.parsed,
+        }[metric]
         if metric.startswith("flip") and self.resample.any():
             values = values.astype(float) - self.resample
         row, decision = np.nonzero(cell.judged if metric == "flip_parsed" else np.ones_like(cell.judged))
@@ -102,14 +109,21 @@ class _Tag:
 
     def place(self, ids: Sequence[int]) -> int | None:
         """Index of the token that completed the tag; None where it was never opened."""
-        return next((i for i in range(len(ids)) if self.completed(ids[:i + 1])), None)
+        return next((i for i in range(len(ids)) if self.completed(ids[: i + 1])), None)
 
 
 class _Edits:
     """The taps of one batch: `vectors` [row, d_model] are added where a row's token lies in a steered phase."""
 
     def __init__(self, layer, position, tag, vectors, flags, acting):
-        self.layer, self.position, self.tag, self.vectors, self.flags, self.acting = layer, position, tag, vectors, flags, acting
+        self.layer, self.position, self.tag, self.vectors, self.flags, self.acting = (
+            layer,
+            position,
+            tag,
+            vectors,
+            flags,
+            acting,
+        )
 
     def __call__(self, owner, out, first):
         if first:
@@ -120,13 +134,20 @@ class _Edits:
                 self.acting[i] = self.acting[i] or self.tag.completed(out[i])
             where = [[_hit(self.position, "action" if self.acting[i] else "cot")] for i in owner]
         where, vectors = torch.tensor(where, device=self.vectors.device), self.vectors[owner]
-        return {("resid_post", self.layer): lambda tensor: tensor + (where[..., None] * vectors[:, None]).to(tensor.device)}
+        return {
+            ("resid_post", self.layer): lambda tensor: (
+                tensor + (where[..., None] * vectors[:, None]).to(tensor.device)
+            )
+        }
 
 
 def _opening(prompt: Prompt, mode: str, position: str) -> tuple[list[int], list[bool]]:
     """What is read from the boundary on before the first token is generated, and which of it is steered."""
     opening = prompt.format.opening(mode)
-    return [prompt.ids[-1], *opening], [_hit(position, "boundary"), *[_hit(position, "action" if mode == "prompt" else "cot")] * len(opening)]
+    return [prompt.ids[-1], *opening], [
+        _hit(position, "boundary"),
+        *[_hit(position, "action" if mode == "prompt" else "cot")] * len(opening),
+    ]
 
 
 def _chunks(lengths: Sequence[int], cells: int, batch_tokens: int) -> Iterator[list[tuple[int, int]]]:
@@ -141,7 +162,9 @@ def _chunks(lengths: Sequence[int], cells: int, batch_tokens: int) -> Iterator[l
     yield chunk
 
 
-def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress) -> list[list[tuple[int, ...]]]:
+def _batched(
+    model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress
+) -> list[list[tuple[int, ...]]]:
     """Generated ids [cell][decision] for vectors [cell, decision, d_model]; what lies before the first steered token is read once for all cells."""
     fmt = format_of(model, prompts)
     tag, stop = _Tag(fmt), fmt.ended(mode)
@@ -150,11 +173,13 @@ def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, b
     for i, prompt in enumerate(prompts):
         read, steered = _opening(prompt, mode, position)
         prefix, told = prompt.ids[:-1], ()
-        if position == "action" and mode == "cot":  # up to the tag nothing is steered, so the trace is the unsteered one
+        if (
+            position == "action" and mode == "cot"
+        ):  # up to the tag nothing is steered, so the trace is the unsteered one
             ids = unsteered[i].ids
             if (at := tag.place(ids)) is None:
                 continue
-            prefix, read, steered, told = (*prefix, *read, *ids[:at]), [ids[at]], [True], ids[:at + 1]
+            prefix, read, steered, told = (*prefix, *read, *ids[:at]), [ids[at]], [True], ids[: at + 1]
         for each, value in zip((prefixes, suffixes, flags, begun, which), (prefix, read, steered, told, i)):
             each.append(value)
     for group in tqdm(tree_batches(prefixes, batch_tokens), desc="steer", leave=False, disable=not progress):
@@ -164,9 +189,25 @@ def _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, b
             cells, rows = (list(x) for x in zip(*chunk))
             own = [group[r] for r in rows]
             width = max(len(prefixes[r]) for r in own)
-            edits = _Edits(layer, position, tag, vectors[cells, [which[r] for r in own]], [flags[r] for r in own], [mode == "prompt" or bool(begun[r]) for r in own])
-            out = _continue(model, [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers], seen[rows, :width], [suffixes[r] for r in own], [stop] * len(own),
-                            [limit - min(len(begun[r]) for r in own)] * len(own), greedy, begun=[begun[r] for r in own], edits=edits)
+            edits = _Edits(
+                layer,
+                position,
+                tag,
+                vectors[cells, [which[r] for r in own]],
+                [flags[r] for r in own],
+                [mode == "prompt" or bool(begun[r]) for r in own],
+            )
+            out = _continue(
+                model,
+                [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers],
+                seen[rows, :width],
+                [suffixes[r] for r in own],
+                [stop] * len(own),
+                [limit - min(len(begun[r]) for r in own)] * len(own),
+                greedy,
+                begun=[begun[r] for r in own],
+                edits=edits,
+            )
             for cell, r, continuation in zip(cells, own, out):
                 found[cell][which[r]] = continuation.ids[:limit]
     return found
@@ -195,34 +236,56 @@ def _check(model, prompts, directions, layer, position, mode, alphas, per_decisi
     if not prompts:
         raise ValueError("There is nothing to steer: the list of prompts is empty.")
     if position not in POSITIONS:
-        raise ValueError(f"There is no position {position!r} to steer at: the positions are {', '.join(POSITIONS)}.")
+        raise ValueError(
+            f"There is no position {position!r} to steer at: the positions are {', '.join(POSITIONS)}."
+        )
     if mode not in ("cot", "prompt"):
         raise ValueError(f"Steering decodes in mode cot or prompt, not {mode!r}.")
     if position == "cot" and mode == "prompt":
-        raise ValueError("In mode prompt no trace is written, so there is none to steer during: use mode cot, or another position.")
+        raise ValueError(
+            "In mode prompt no trace is written, so there is none to steer during: use mode cot, or another position."
+        )
     if layer not in range(model.n_layers):
         raise ValueError(f"The layer must be one of 0 to {model.n_layers - 1}, not {layer}.")
     if not len(alphas) or not np.isfinite(alphas).all():
         raise ValueError(f"The alphas must be some finite numbers, not {list(alphas)}.")
     if per_decision is not None and per_decision < 1:
-        raise ValueError(f"Each decision is steered along at least one direction of a kind, not {per_decision}.")
+        raise ValueError(
+            f"Each decision is steered along at least one direction of a kind, not {per_decision}."
+        )
     if not directions:
         raise ValueError("No direction is given: name at least one kind.")
     found = {}
     for kind, given in directions.items():
         rows = np.atleast_2d(np.asarray(given, dtype=float))
         if rows.ndim != 2 or not len(rows) or rows.shape[1] != model.d_model:
-            raise ValueError(f"The directions {kind!r} are of shape {np.shape(given)}, but this model's residual stream has {model.d_model} numbers.")
+            raise ValueError(
+                f"The directions {kind!r} are of shape {np.shape(given)}, but this model's residual stream has {model.d_model} numbers."
+            )
         found[kind] = unit(rows, f"one of {kind!r} is not")
     return found
 
 
 @measured
 @torch.inference_mode()
-def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.ndarray, "direction d_model"]], layer: int, *, target: str,
-          position: Position = "boundary", alphas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), mode: Literal["cot", "prompt"] = "cot",
-          classify: Callable[[str], str] = actions.target, parser: Callable[[str], str | None] = str, unsteered: Sequence[Said] | None = None,
-          per_decision: int | None = None, max_new_tokens: int | None = None, batch_tokens: int = 24576, progress: bool = False) -> Steering:
+def steer(
+    model,
+    prompts: Sequence[Prompt],
+    directions: Mapping[str, Float[np.ndarray, "direction d_model"]],
+    layer: int,
+    *,
+    target: str,
+    position: Position = "boundary",
+    alphas: Sequence[float] = (0.0, 0.25, 0.5, 1.0),
+    mode: Literal["cot", "prompt"] = "cot",
+    classify: Callable[[str], str] = actions.target,
+    parser: Callable[[str], str | None] = str,
+    unsteered: Sequence[Said] | None = None,
+    per_decision: int | None = None,
+    max_new_tokens: int | None = None,
+    batch_tokens: int = 24576,
+    progress: bool = False,
+) -> Steering:
     """Add alpha * norm * direction to `resid_post` of one layer while decoding greedily: every direction at every alpha.
 
     directions: kind -> one vector or several, of any length (they are made unit vectors). alphas: in units of the mean norm
@@ -240,29 +303,60 @@ def steer(model, prompts: Sequence[Prompt], directions: Mapping[str, Float[np.nd
     if limit < 1:
         raise ValueError(f"max_new_tokens is a number from 1 on, not {limit}.")
     norm = float(capture(model, prompts, ["resid_post"], layers=[layer]).values[:, 0, 0].norm(dim=-1).mean())
-    unsteered = decode(model, prompts, mode, parser=parser, max_new_tokens=limit, progress=progress) if unsteered is None else list(unsteered)
+    unsteered = (
+        decode(model, prompts, mode, parser=parser, max_new_tokens=limit, progress=progress)
+        if unsteered is None
+        else list(unsteered)
+    )
     if len(unsteered) != len(prompts):
-        raise ValueError(f"There are {len(prompts)} prompts but {len(unsteered)} unsteered decodings: give one for each.")
+        raise ValueError(
+            f"There are {len(prompts)} prompts but {len(unsteered)} unsteered decodings: give one for each."
+        )
     along = {kind: min(len(rows), per_decision or len(rows)) for kind, rows in units.items()}
     # alpha 0 is the same run for every direction
-    cells = [(kind, k, alpha) for kind, m in along.items() for alpha in dict.fromkeys(alphas) if alpha for k in range(m)]
+    cells = [
+        (kind, k, alpha)
+        for kind, m in along.items()
+        for alpha in dict.fromkeys(alphas)
+        if alpha
+        for k in range(m)
+    ]
     vectors = np.zeros((1 + len(cells), len(prompts), model.d_model))
     for cell, (kind, k, alpha) in enumerate(cells, start=1):
-        vectors[cell] = alpha * norm * units[kind][(along[kind] * np.arange(len(prompts)) + k) % len(units[kind])]
+        vectors[cell] = (
+            alpha * norm * units[kind][(along[kind] * np.arange(len(prompts)) + k) % len(units[kind])]
+        )
     vectors = torch.tensor(vectors, dtype=model.dtype, device=model.device)
     longest = max(len(p.ids) + len(p.format.opening(mode)) for p in prompts) + limit
     fast = model.support.trajectory == "fast" and model.packs(longest)
     if fast:
-        out = _batched(model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress)
+        out = _batched(
+            model, prompts, vectors, layer, position, mode, unsteered, limit, batch_tokens, progress
+        )
     else:
-        out = [[_plain(model, p, vector, layer, position, mode, limit) for p, vector in zip(prompts, each)] for each in vectors]
+        out = [
+            [_plain(model, p, vector, layer, position, mode, limit) for p, vector in zip(prompts, each)]
+            for each in vectors
+        ]
     fmt = format_of(model, prompts)
     did = [[said(fmt, ids, mode, parser).action for ids in each] for each in out]
     before, of = [s.action for s in unsteered], dict(zip(cells, did[1:]))
-    rows = [(kind, alpha, [of.get((kind, k, alpha), did[0]) for k in range(m)]) for kind, m in along.items() for alpha in dict.fromkeys(alphas)]
-    return Steering(position, mode, int(layer), norm, target, "batched" if fast else model.path(longest), before,
-                    np.array([a != b for a, b in zip(did[0], before)]),
-                    tuple(_counted(kind, float(alpha), action, before, classify, target) for kind, alpha, action in rows))
+    rows = [
+        (kind, alpha, [of.get((kind, k, alpha), did[0]) for k in range(m)])
+        for kind, m in along.items()
+        for alpha in dict.fromkeys(alphas)
+    ]
+    return Steering(
+        position,
+        mode,
+        int(layer),
+        norm,
+        target,
+        "batched" if fast else model.path(longest),
+        before,
+        np.array([a != b for a, b in zip(did[0], before)]),
+        tuple(_counted(kind, float(alpha), action, before, classify, target) for kind, alpha, action in rows),
+    )
 
 
 def _counted(kind, alpha, action, before, classify, target) -> Steered:
@@ -272,5 +366,12 @@ def _counted(kind, alpha, action, before, classify, target) -> Steered:
     def reached(a, b):
         return a is not None and classify(a) == target and (b is None or classify(b) != target)
 
-    return Steered(kind, alpha, action, per_decision(lambda a, b: a != b), per_decision(lambda a, b: a is not None),
-                   per_decision(lambda a, b: a is not None and b is not None), per_decision(reached))
+    return Steered(
+        kind,
+        alpha,
+        action,
+        per_decision(lambda a, b: a != b),
+        per_decision(lambda a, b: a is not None),
+        per_decision(lambda a, b: a is not None and b is not None),
+        per_decision(reached),
+    )

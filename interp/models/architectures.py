@@ -13,46 +13,155 @@ import transformers
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from interp.system.sentences import first_line
-from interp.models.inner import auto_class, in_dtype
 from interp.models.hooked import HookedModel
+from interp.models.inner import auto_class, in_dtype
 from interp.models.site_names import SITES
+from interp.system.sentences import first_line
 
 #: Families shown in docs/engine.md, of every kind.
-FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen2", "olmo2", "phi3", "granite", "cohere2",
-            "gpt_neo", "bloom", "mixtral", "mamba", "qwen3_next", "bart")
+FAMILIES = (
+    "llama",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "qwen2",
+    "olmo2",
+    "phi3",
+    "granite",
+    "cohere2",
+    "gpt_neo",
+    "bloom",
+    "mixtral",
+    "mamba",
+    "qwen3_next",
+    "bart",
+)
 #: The tiny sizes, for every model type that has a number of the name. Of few index heads, several tokens' scores are 0 alike, and
 #: which of them are attended to would be left to the order of a sort.
-SIZES = dict(vocab_size=97, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64,
-             max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, sliding_window=8, window_size=8, attention_window_size=8,
-             num_local_experts=4, num_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
-             shared_expert_intermediate_size=32, moe_num_experts=4, moe_k=2, top_k=2, expert_ffn_hidden_size=32,
-             q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, n_group=1, topk_group=1,
-             d_kv=8, d_ff=64, ffn_dim=64, decoder_layers=4, decoder_ffn_dim=64, decoder_attention_heads=4,
-             encoder_layers=1, encoder_ffn_dim=32, encoder_attention_heads=2,
-             linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
-             mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=4, mamba_expand=2,
-             index_n_heads=16, index_head_dim=8, index_topk=8, n_shared_experts=1,
-             mamba_num_heads=4, mamba_head_dim=16, n_groups=1, ssm_state_size=8, state_size=8, num_heads=4, chunk_size=4)
+SIZES = dict(
+    vocab_size=97,
+    hidden_size=32,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    intermediate_size=64,
+    max_position_embeddings=128,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    sliding_window=8,
+    window_size=8,
+    attention_window_size=8,
+    num_local_experts=4,
+    num_experts=4,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    shared_expert_intermediate_size=32,
+    moe_num_experts=4,
+    moe_k=2,
+    top_k=2,
+    expert_ffn_hidden_size=32,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_rope_head_dim=4,
+    qk_nope_head_dim=4,
+    v_head_dim=8,
+    n_group=1,
+    topk_group=1,
+    d_kv=8,
+    d_ff=64,
+    ffn_dim=64,
+    decoder_layers=4,
+    decoder_ffn_dim=64,
+    decoder_attention_heads=4,
+    encoder_layers=1,
+    encoder_ffn_dim=32,
+    encoder_attention_heads=2,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    mamba_n_heads=4,
+    mamba_d_head=16,
+    mamba_d_ssm=64,
+    mamba_n_groups=1,
+    mamba_d_state=8,
+    mamba_chunk_size=4,
+    mamba_expand=2,
+    index_n_heads=16,
+    index_head_dim=8,
+    index_topk=8,
+    n_shared_experts=1,
+    mamba_num_heads=4,
+    mamba_head_dim=16,
+    n_groups=1,
+    ssm_state_size=8,
+    state_size=8,
+    num_heads=4,
+    chunk_size=4,
+)
 _VISION = dict(image_size=28, patch_size=14, depth=1, embed_dim=32, out_hidden_size=32)
 #: What a model type needs beside SIZES.
-_GEMMA4 = dict(layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=0, head_dim=8, global_head_dim=16,
-               hidden_size_per_layer_input=0, vocab_size_per_layer_input=97)
+_GEMMA4 = dict(
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=0,
+    head_dim=8,
+    global_head_dim=16,
+    hidden_size_per_layer_input=0,
+    vocab_size_per_layer_input=97,
+)
 OWN: dict[str, dict] = {
-    "gpt_neo": dict(attention_types=[[["global", "local"], 2]]), "codegen": dict(rotary_dim=4), "gptj": dict(rotary_dim=4),
-    "granite": dict(logits_scaling=8.0, residual_multiplier=0.22), "granitemoe": dict(logits_scaling=8.0, residual_multiplier=0.22),
-    "gemma4_text": _GEMMA4, "gemma4_unified_text": _GEMMA4, "llama4_text": dict(intermediate_size_mlp=64),
-    "gemma3n_text": dict(_GEMMA4, num_kv_shared_layers=2, hidden_size_per_layer_input=4, laurel_rank=8, activation_sparsity_pattern=[0.0] * 4),
-    "lfm2": dict(layer_types=["conv", "full_attention"] * 2), "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2), "mamba2": dict(head_dim=16), "zaya": dict(num_experts_per_tok=1),
-    "xmod": dict(default_language="en_XX"), "longcat_flash": dict(head_dim=4, num_layers=2),
-    "bamba": dict(attn_layer_indices=[1, 3]), "jamba": dict(attn_layer_offset=1, attn_layer_period=2, use_mamba_kernels=False),
-    "granitemoehybrid": dict(logits_scaling=8.0, residual_multiplier=0.22, layer_types=["mamba", "attention"] * 2),
-    "zamba": dict(layers_block_type=["mamba", "hybrid"] * 2, attention_head_dim=16, num_key_value_heads=4, use_mamba_kernels=False),
+    "gpt_neo": dict(attention_types=[[["global", "local"], 2]]),
+    "codegen": dict(rotary_dim=4),
+    "gptj": dict(rotary_dim=4),
+    "granite": dict(logits_scaling=8.0, residual_multiplier=0.22),
+    "granitemoe": dict(logits_scaling=8.0, residual_multiplier=0.22),
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": _GEMMA4,
+    "llama4_text": dict(intermediate_size_mlp=64),
+    "gemma3n_text": dict(
+        _GEMMA4,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=4,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "lfm2": dict(layer_types=["conv", "full_attention"] * 2),
+    "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2),
+    "mamba2": dict(head_dim=16),
+    "zaya": dict(num_experts_per_tok=1),
+    "xmod": dict(default_language="en_XX"),
+    "longcat_flash": dict(head_dim=4, num_layers=2),
+    "bamba": dict(attn_layer_indices=[1, 3]),
+    "jamba": dict(attn_layer_offset=1, attn_layer_period=2, use_mamba_kernels=False),
+    "granitemoehybrid": dict(
+        logits_scaling=8.0, residual_multiplier=0.22, layer_types=["mamba", "attention"] * 2
+    ),
+    "zamba": dict(
+        layers_block_type=["mamba", "hybrid"] * 2,
+        attention_head_dim=16,
+        num_key_value_heads=4,
+        use_mamba_kernels=False,
+    ),
     "zamba2": dict(layers_block_type=["mamba", "hybrid"] * 2, num_key_value_heads=4, mamba_ngroups=1),
-    "qwen4_exp_text": dict(indexer_n_heads=16, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=4),
-    "cohere_compass_text": dict(rope_parameters={"full_attention": dict(rope_type="default", rope_theta=1e4)}),
-    "reformer": dict(axial_pos_embds=False, is_decoder=True), "xlnet": dict(d_head=8),
-    "dbrx": dict(d_model=32, attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.0), ffn_config=dict(hidden_size=32, ffn_hidden_size=64)),
+    "qwen4_exp_text": dict(
+        indexer_n_heads=16, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=4
+    ),
+    "cohere_compass_text": dict(
+        rope_parameters={"full_attention": dict(rope_type="default", rope_theta=1e4)}
+    ),
+    "reformer": dict(axial_pos_embds=False, is_decoder=True),
+    "xlnet": dict(d_head=8),
+    "dbrx": dict(
+        d_model=32,
+        attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.0),
+        ffn_config=dict(hidden_size=32, ffn_hidden_size=64),
+    ),
     "dots3_note_vision_encoder": dict(mlp_layer_types=["dense"], adapter_in_dim=32, adapter_out_dim=32),
     "dots3_note_audio_encoder": dict(adapter_input_size=32, adapter_out_dim=32),
 }
@@ -68,7 +177,12 @@ def _sized(config, layers: int = 4) -> dict:
         except Exception:  # not there, or different in every layer
             continue
         fixed = getattr(type(config), name, None)
-        if isinstance(given, (int, type(None))) and not isinstance(given, bool) and given != -1 and not (isinstance(fixed, property) and fixed.fset is None):
+        if (
+            isinstance(given, (int, type(None)))
+            and not isinstance(given, bool)
+            and given != -1
+            and not (isinstance(fixed, property) and fixed.fset is None)
+        ):
             own[name] = value
     if getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
         own["is_decoder"] = True  # of an encoder's family, the causal variant
@@ -78,21 +192,33 @@ def _sized(config, layers: int = 4) -> dict:
     if "num_hidden_layers" in own:
         own["num_hidden_layers"] = layers
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-    named = getattr(type(config), (getattr(config, "attribute_map", None) or {}).get("layer_types", "layer_types"), None)
+    named = getattr(
+        type(config), (getattr(config, "attribute_map", None) or {}).get("layer_types", "layer_types"), None
+    )
     if len(kinds) > 1 and not isinstance(named, property):  # every kind of layer that the family has
         own["layer_types"] = (kinds * layers)[:layers]
-    for section in [name for name in getattr(type(config), "sub_configs", None) or () if name not in ("attn_config", "ffn_config")]:
+    for section in [
+        name
+        for name in getattr(type(config), "sub_configs", None) or ()
+        if name not in ("attn_config", "ffn_config")
+    ]:
         part = getattr(config, section, None)
         if part is not None:
             text = section in ("text_config", "decoder")
-            own[section] = dict(model_type=part.model_type) | _sized(part, layers if text else 1) | OWN.get(part.model_type, {})
+            own[section] = (
+                dict(model_type=part.model_type)
+                | _sized(part, layers if text else 1)
+                | OWN.get(part.model_type, {})
+            )
             own[section] |= {} if text else {k: v for k, v in _VISION.items() if hasattr(part, k)}
     return own
 
 
 def tiny(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float32, **extra):
     """A tiny random model of a model type, as loaded in `dtype`, with weights large enough for its parts to matter."""
-    config = AutoConfig.for_model(model_type, **(_sized(AutoConfig.for_model(model_type)) | OWN.get(model_type, {}) | extra))
+    config = AutoConfig.for_model(
+        model_type, **(_sized(AutoConfig.for_model(model_type)) | OWN.get(model_type, {}) | extra)
+    )
     torch.manual_seed(seed)
     hf = auto_class(config).from_config(config, dtype=torch.float32)
     for parameter in hf.parameters():
@@ -109,7 +235,11 @@ def _row(model_type: str) -> dict:
     name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""))
 
     def whole(what: str, reason: str) -> dict:
-        return dict(family=model_type, architecture=name) | dict.fromkeys(COLUMNS, what) | dict(reason=" ".join(str(reason).split()))
+        return (
+            dict(family=model_type, architecture=name)
+            | dict.fromkeys(COLUMNS, what)
+            | dict(reason=" ".join(str(reason).split()))
+        )
 
     try:
         if AutoConfig.for_model(model_type).is_encoder_decoder:
@@ -117,7 +247,10 @@ def _row(model_type: str) -> dict:
         hf = tiny(model_type)
     except Exception as error:  # each family's own
         error = error.__cause__ or error
-        return whole("not built", f"no tiny model of it can be built here ({type(error).__name__}: {first_line(error)})")
+        return whole(
+            "not built",
+            f"no tiny model of it can be built here ({type(error).__name__}: {first_line(error)})",
+        )
     name = type(hf).__name__
     try:
         model = HookedModel(hf, None)
@@ -128,10 +261,19 @@ def _row(model_type: str) -> dict:
         return whole("refused", str(error))
     lacking = []
     for site in SITES:
-        layers = [layer for layer, width in enumerate(model.widths.get(site, [None] * model.n_layers)) if width is None]
+        layers = [
+            layer
+            for layer, width in enumerate(model.widths.get(site, [None] * model.n_layers))
+            if width is None
+        ]
         if layers:
-            lacking.append(f"no {site}" + (f" in layers {', '.join(map(str, layers))}" if len(layers) < model.n_layers else ""))
-    reason = "; ".join([*([support.reason] if support.reason else []), *([", ".join(lacking)] if lacking else [])])
+            lacking.append(
+                f"no {site}"
+                + (f" in layers {', '.join(map(str, layers))}" if len(layers) < model.n_layers else "")
+            )
+    reason = "; ".join(
+        [*([support.reason] if support.reason else []), *([", ".join(lacking)] if lacking else [])]
+    )
     return whole("", reason) | {column: getattr(support, column) for column in COLUMNS}
 
 
@@ -144,8 +286,22 @@ def document() -> str:
     """The table of every causal family, as the Markdown page docs/architectures.md."""
     rows = table(families())
     head = ["family", "architecture", *COLUMNS, "reason"]
-    lines = [f"# Architectures\n\nEvery causal family of transformers {transformers.__version__}, as a tiny random model of four layers, on "
-             "every path: `fast` (packed), `plain loop` (one pass for each cell), `refused`, and why, with the sites that could not be "
-             "proven. `not built`: no tiny model can be built here.\nWritten by `python -m analyses architectures docs/architectures.md`.\n",
-             f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(str(row[c]).replace('|', '/') for c in head)} |" for row in rows.to_dict("records"))]) + "\n"
+    lines = [
+        f"# Architectures\n\nEvery causal family of transformers {transformers.__version__}, as a tiny random model of four layers, on "
+        "every path: `fast` (packed), `plain loop` (one pass for each cell), `refused`, and why, with the sites that could not be "
+        "proven. `not built`: no tiny model can be built here.\nWritten by `python -m analyses architectures docs/architectures.md`.\n",
+        f"| {' | '.join(head)} |",
+        f"|{' --- |' * len(head)}",
+    ]
+    return (
+        "\n".join(
+            [
+                *lines,
+                *(
+                    f"| {' | '.join(str(row[c]).replace('|', '/') for c in head)} |"
+                    for row in rows.to_dict("records")
+                ),
+            ]
+        )
+        + "\n"
+    )

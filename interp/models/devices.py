@@ -42,7 +42,11 @@ def fetched(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 def free_bytes(device: torch.device) -> int:
     """Bytes of a GPU that are free, or that torch holds and does not use."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (
+        torch.cuda.mem_get_info(device)[0]
+        + torch.cuda.memory_reserved(device)
+        - torch.cuda.memory_allocated(device)
+    )
 
 
 def pass_tokens(model, longest: int, on_cpu: int) -> int:
@@ -60,8 +64,7 @@ def pass_tokens(model, longest: int, on_cpu: int) -> int:
 
 
 def halved(batches: Sequence[list], run: Callable[[list], Result]) -> Iterator[Result]:
-    """What `run` gives for each batch, in order; one that does not fit the GPU's memory is run as two halves.
-    """
+    """What `run` gives for each batch, in order; one that does not fit the GPU's memory is run as two halves."""
     waiting = list(batches)[::-1]
     while waiting:
         batch = waiting.pop()

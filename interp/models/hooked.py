@@ -21,13 +21,25 @@ from transformers.cache_utils import DynamicLayer
 
 from interp.models import hooks, inner
 from interp.models.attention import without_cudnn
-from interp.system.choices import check_device
-from interp.system.sentences import first_line
 from interp.models.finite import check_trial, not_finite
 from interp.models.sites import find_places
-from interp.models.support import BASE, MOST, PACKED, Crossing, Support, cross, forget_lengths, judge, named_lengths, steps, why_keyless
+from interp.models.support import (
+    BASE,
+    MOST,
+    PACKED,
+    Crossing,
+    Support,
+    cross,
+    forget_lengths,
+    judge,
+    named_lengths,
+    steps,
+    why_keyless,
+)
 from interp.models.turns import turns_of
 from interp.models.unembedding import Unembedding
+from interp.system.choices import check_device
+from interp.system.sentences import first_line
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Hidden states and entries of the vocabulary that are unembedded at once.
@@ -44,10 +56,14 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"Device {name!r} was asked for, but torch sees no GPU on this machine: use --device cpu.")
+        raise ValueError(
+            f"Device {name!r} was asked for, but torch sees no GPU on this machine: use --device cpu."
+        )
     device = torch.device(name)
     if device.index is not None and device.index >= torch.cuda.device_count():
-        raise ValueError(f"Device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs, which are counted from 0.")
+        raise ValueError(
+            f"Device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs, which are counted from 0."
+        )
     return device
 
 
@@ -92,10 +108,12 @@ class _Last(DynamicLayer):
 
 def passing(method: Callable) -> Callable:
     """A method of a HookedModel that runs passes (see `HookedModel.attending`)."""
+
     @wraps(method)
     def inside(model, *args, **kwargs):
         with model.attending():
             return method(model, *args, **kwargs)
+
     return inside
 
 
@@ -113,20 +131,32 @@ class HookedModel:
     def __init__(self, hf, tokenizer, step: int | None = None, weights_hash: str = ""):
         hf = inner.unwrapped(hf)
         inner.check_not_compiled(hf)
-        self.hf, self.tokenizer, self.step, self.weights_hash = hf.eval().requires_grad_(False), tokenizer, step, weights_hash
+        self.hf, self.tokenizer, self.step, self.weights_hash = (
+            hf.eval().requires_grad_(False),
+            tokenizer,
+            step,
+            weights_hash,
+        )
         self.architecture, self.config = type(hf).__name__, inner.text_config(hf)
         self.inner, self.blocks = inner.decoder(hf, self.config)
         config, depth = self.config, len(self.blocks)
         self.turns, self.wide, self._crossings, self._steps = turns_of(hf), False, {}, {}
-        if len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1:  # accelerate's hooks: what comes out is where the ids were
+        if (
+            len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1
+        ):  # accelerate's hooks: what comes out is where the ids were
             add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
         self.window = inner.largest(config, "sliding_window") or inner.largest(config, "attention_chunk_size")
-        self.layer_types = list(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"] * depth)
+        self.layer_types = list(
+            getattr(config, "layer_types", None)
+            or ["sliding_attention" if self.window else "full_attention"] * depth
+        )
         forget_lengths(self.inner)
         self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
         self._trial(self.check_finite)
         self.keyless = why_keyless(self)
-        self.places, self.heads, self.outputs = self._trial(lambda: find_places(self.blocks, config, self._probe))
+        self.places, self.heads, self.outputs = self._trial(
+            lambda: find_places(self.blocks, config, self._probe)
+        )
         self._trial(self._check_causal)
 
     def attending(self):
@@ -151,12 +181,17 @@ class HookedModel:
                 raise ValueError(
                     f"{self.architecture} fails on a few tokens ({reason}): transformers keeps {narrow[0]!r} in float32, "
                     f"and here it is {dtype}. Load the model with from_pretrained(..., dtype=...) in place of hf.to(...), "
-                    "which narrows every weight.") from error
-            raise NotImplementedError(f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason}).") from error
+                    "which narrows every weight."
+                ) from error
+            raise NotImplementedError(
+                f"{self.architecture} is not supported: a plain pass over a few tokens fails ({reason})."
+            ) from error
 
     def _check_causal(self) -> None:
         if not self.crossing(BASE).causal:
-            raise NotImplementedError("a token's states depend on the tokens after it, so it is no causal language model")
+            raise NotImplementedError(
+                "a token's states depend on the tokens after it, so it is no causal language model"
+            )
 
     @passing
     def check_finite(self, name: object = None) -> None:
@@ -169,8 +204,10 @@ class HookedModel:
         for row in rows:
             if len(row) and not 0 <= min(row) <= max(row) < entries:
                 wrong = next(i for i in row if not 0 <= i < entries)
-                raise ValueError(f"Token id {wrong} is none of this model's, which are 0 to {entries - 1}: "
-                                 "the ids are another tokenizer's, or the embedding was not grown with the tokenizer.")
+                raise ValueError(
+                    f"Token id {wrong} is none of this model's, which are 0 to {entries - 1}: "
+                    "the ids are another tokenizer's, or the embedding was not grown with the tokenizer."
+                )
 
     def _ids(self, tokens: int) -> torch.Tensor:
         return torch.arange(tokens, device=self.device)[None] % self.config.vocab_size
@@ -184,7 +221,11 @@ class HookedModel:
     def cached(self) -> dict[str, bool]:
         """What asks for a cache, where the model knows one."""
         taken = inspect.signature(self.inner.forward).parameters
-        return {"use_cache": True} if "use_cache" in taken or any(p.kind == p.VAR_KEYWORD for p in taken.values()) else {}
+        return (
+            {"use_cache": True}
+            if "use_cache" in taken or any(p.kind == p.VAR_KEYWORD for p in taken.values())
+            else {}
+        )
 
     @property
     def uncached(self) -> dict[str, bool]:
@@ -240,7 +281,9 @@ class HookedModel:
     @property
     def context(self) -> int | None:
         """Tokens that the model reads at most (None: its configuration names no limit)."""
-        most, rope = (getattr(self.config, name, None) for name in ("max_position_embeddings", "rope_parameters"))
+        most, rope = (
+            getattr(self.config, name, None) for name in ("max_position_embeddings", "rope_parameters")
+        )
         grows = most and isinstance(rope, dict) and rope.get("rope_type") == "dynamic"
         return int(most * rope.get("factor", 1)) if grows else most or None
 
@@ -315,14 +358,23 @@ class HookedModel:
                 seen = visible & (at[..., :, None] - keys_at[..., None, :] < self.window)
             if kind == "chunked_attention":
                 seen = visible & (at[..., :, None] // self.window == keys_at[..., None, :] // self.window)
-            return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+            return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+                ~seen, torch.finfo(dtype).min
+            )[:, None]
 
         masks = {kind: additive(kind) for kind in dict.fromkeys(self.layer_types)}
         return masks if len(masks) > 1 else masks[self.layer_types[0]]
 
     @passing
-    def packed(self, prefix: Layers, ids: torch.Tensor, at: torch.Tensor, visible: torch.Tensor, keys_at: torch.Tensor,
-               rows: int = 1) -> tuple[torch.Tensor, Layers]:
+    def packed(
+        self,
+        prefix: Layers,
+        ids: torch.Tensor,
+        at: torch.Tensor,
+        visible: torch.Tensor,
+        keys_at: torch.Tensor,
+        rows: int = 1,
+    ) -> tuple[torch.Tensor, Layers]:
         """Final hidden states [row, slot, d_model] of packed tokens behind shared keys and values, and the slots' own.
 
         ids, at: token and position of each slot; visible: Bool[Tensor, "slot key"] over the prefix's keys, then the
@@ -331,8 +383,13 @@ class HookedModel:
         cache = DynamicCache()
         cache.layers = [_Behind(*(t.expand(rows, -1, -1, -1) for t in layer)) for layer in prefix]
         mask = self.mask(visible[None], at[None], torch.cat([keys_at, at])[None])
-        hidden = self.inner(input_ids=ids.expand(rows, -1), position_ids=at.expand(rows, -1), attention_mask=mask, past_key_values=cache,
-                            use_cache=True).last_hidden_state
+        hidden = self.inner(
+            input_ids=ids.expand(rows, -1),
+            position_ids=at.expand(rows, -1),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
         return hidden, [layer.new for layer in cache.layers]
 
     @passing
@@ -361,7 +418,9 @@ class HookedModel:
 
     def rereads(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens cannot be gone on with from what was kept of its beginning, and is read whole each time."""
-        return bool(self.keyless) or not all(self.crossing(n - 1).continued for n in (BASE, *self.lengths) if n < tokens)
+        return bool(self.keyless) or not all(
+            self.crossing(n - 1).continued for n in (BASE, *self.lengths) if n < tokens
+        )
 
     def packs(self, tokens: int) -> bool:
         """Whether sequences of at most so many tokens may lie side by side, or padded, behind shared keys and values."""
@@ -370,7 +429,12 @@ class HookedModel:
     def _wrong_length(self, tokens: int) -> int | None:
         """The named length around which packs of sequences of at most so many tokens are not exact; they are longer than those."""
         for n in self.lengths:
-            if n < MOST * tokens + PACKED and not self.crossing(n - 4).packed or n < tokens and not self.crossing(n - 1).packed:
+            if (
+                n < MOST * tokens + PACKED
+                and not self.crossing(n - 4).packed
+                or n < tokens
+                and not self.crossing(n - 1).packed
+            ):
                 return n
         return None
 
@@ -423,7 +487,7 @@ class HookedModel:
             mine = (row >= part) & (row < part + step)
             own, sums = (row - part).clamp(0, min(step, len(hidden) - part) - 1), []
             for start in range(0, width, tile):
-                logits = self.logits(hidden[part:part + step], slice(start, start + tile))
+                logits = self.logits(hidden[part : part + step], slice(start, start + tile))
                 here = mine & (token >= start) & (token < start + tile)
                 value = logits[own, (token - start).clamp(0, logits.shape[-1] - 1)]
                 picked = torch.where(here, value, picked)  # no list of places, for which the CPU would wait
@@ -437,12 +501,19 @@ class HookedModel:
         from transformer_lens.model_bridge import TransformerBridge
 
         if self.tokenizer is None:
-            raise ValueError("TransformerLens's bridge needs a tokenizer, and this model has none: give HookedModel(hf, tokenizer).")
+            raise ValueError(
+                "TransformerLens's bridge needs a tokenizer, and this model has none: give HookedModel(hf, tokenizer)."
+            )
 
         shared = {id(p): p for p in self.hf.parameters()}
         twin = copy.deepcopy(self.hf, shared)  # the bridge rebuilds modules in place; parameters stay shared
-        return TransformerBridge.boot_transformers(self.hf.config.name_or_path or "local", hf_model=twin,
-                                                   tokenizer=self.tokenizer, dtype=self.dtype, device=self.device)
+        return TransformerBridge.boot_transformers(
+            self.hf.config.name_or_path or "local",
+            hf_model=twin,
+            tokenizer=self.tokenizer,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
 
 def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
@@ -451,11 +522,15 @@ def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
     seed: of the draw, which is made on the CPU in float32 and then moved, so that every device gets the same weights; torch's own
     generator is left as it was. `weights_hash` names configuration and seed.
     """
-    hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf  # an adapter draws nothing: it starts at 0
+    hf = (
+        model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf
+    )  # an adapter draws nothing: it starts at 0
     kind, config = type(hf), copy.deepcopy(hf.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hf = inner.in_dtype(kind(config), model.dtype).to(model.device)
-    settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}  # less where it was read from
+    settings = {
+        name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")
+    }  # less where it was read from
     drawn = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return HookedModel(hf, model.tokenizer, weights_hash=f"random-{seed}-{drawn}")

@@ -64,28 +64,33 @@ def place_of(places: Places, site: str, layer: int) -> Place:
 
 def _entering(change: Edit):
     """A hook on what enters a module, its first tensor: `change` of it replaces it."""
+
     def hook(module, args, kwargs):
         name = None if args else next(k for k, v in kwargs.items() if isinstance(v, torch.Tensor))
         new = change(args[0] if args else kwargs[name])
         if new is None:
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
+
     return hook
 
 
 def _leaving(change: Edit):
     """A hook on what a module gives, a tensor or a tuple or list that starts with it: `change` of it replaces it."""
+
     def hook(module, args, output):
         several = isinstance(output, (tuple, list))
         new = change(output[0] if several else output)
         if new is None:
             return None
         return type(output)((new, *output[1:])) if several else new
+
     return hook
 
 
 def _side_by_side(edit: Edit, axis: int) -> Edit:
     """An edit of a stream's copies as one activation [batch, token, copies * width]."""
+
     def changed(tensor):
         moved = tensor.movedim(axis, 2)
         flat = moved.flatten(2)
@@ -93,6 +98,7 @@ def _side_by_side(edit: Edit, axis: int) -> Edit:
         if new is None and torch.is_grad_enabled():
             new = flat  # what was read must lie on the way to what follows
         return None if new is None else new.unflatten(2, moved.shape[2:]).movedim(2, axis)
+
     return changed
 
 
@@ -124,15 +130,19 @@ def _register(block, place: Place, edit: Edit) -> list:
         new = edit(whole)
         if new is not None:
             changed = new / scale if rest is None else shaped(tensor) + (new - whole) / scale
-        elif whole is not tensor and torch.is_grad_enabled():  # what was read must lie on the way to what follows
+        elif (
+            whole is not tensor and torch.is_grad_enabled()
+        ):  # what was read must lie on the way to what follows
             changed = (whole if rest is None else whole - rest) / scale
         else:
             return None
         return changed.reshape(tensor.shape)
 
-    return [block.register_forward_pre_hook(_entering(enter), with_kwargs=True),
-            *(module.register_forward_hook(_leaving(term(s))) for module, s in zip(earlier, place.scales)),
-            last.register_forward_hook(_leaving(end))]
+    return [
+        block.register_forward_pre_hook(_entering(enter), with_kwargs=True),
+        *(module.register_forward_hook(_leaving(term(s))) for module, s in zip(earlier, place.scales)),
+        last.register_forward_hook(_leaving(end)),
+    ]
 
 
 @contextmanager
@@ -148,8 +158,11 @@ def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
         def edit(tensor):
             fired[key] += 1
             if fired[key] > 1:
-                raise RuntimeError(f"The tap at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside `taps`.")
+                raise RuntimeError(
+                    f"The tap at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside `taps`."
+                )
             return edits[key](tensor)
+
         return edit
 
     try:
@@ -178,23 +191,32 @@ def patterns(hf, blocks, keep: Callable[[int, torch.Tensor], None]):
         def hook(module, args, output):
             pattern = output[1] if isinstance(output, tuple) and len(output) > 1 else None
             if pattern is None:
-                raise NotImplementedError(f"{name} gives no attention pattern at layer {layer}, even where it is asked to attend eagerly.")
+                raise NotImplementedError(
+                    f"{name} gives no attention pattern at layer {layer}, even where it is asked to attend eagerly."
+                )
             if (pattern.float().sum(-1) - 1).abs().max() > (1e-3 if pattern.dtype == torch.float32 else 0.05):
-                raise NotImplementedError(f"{name} attends to more than its tokens: rows of the pattern at layer {layer} do not sum to 1.")
+                raise NotImplementedError(
+                    f"{name} attends to more than its tokens: rows of the pattern at layer {layer} do not sum to 1."
+                )
             seen.append(layer)
             keep(layer, pattern)
+
         return hook
 
     try:
         for layer, block in enumerate(blocks):
             found = [path for path in _ATTENTION if _has(block, path)]
             if len(found) != 1:
-                raise NotImplementedError(f"{name} has no one attention module at layer {layer} (tried {', '.join(_ATTENTION)}).")
+                raise NotImplementedError(
+                    f"{name} has no one attention module at layer {layer} (tried {', '.join(_ATTENTION)})."
+                )
             handles.append(block.get_submodule(found[0]).register_forward_hook(leaving(layer)))
         hf.set_attn_implementation("eager")
         yield
         if seen != list(range(len(blocks))):
-            raise RuntimeError(f"The layers that attended are {seen}, not each once, in order: run one forward pass inside `patterns`.")
+            raise RuntimeError(
+                f"The layers that attended are {seen}, not each once, in order: run one forward pass inside `patterns`."
+            )
     finally:
         for handle in handles:
             handle.remove()
@@ -207,6 +229,7 @@ def only(blocks, first: int, last: int, outputs: int = 0):
 
     outputs: of how many things the tuple is that a block of this model gives (0: a tensor).
     """
+
     def same(*args, **kwargs):
         hidden = next(v for v in [*args, *kwargs.values()] if isinstance(v, torch.Tensor))
         return (hidden, *[None] * (outputs - 1)) if outputs else hidden
@@ -235,8 +258,10 @@ def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slot
         if not isinstance(value, torch.Tensor) or n == slots:
             return value
         if value.ndim == 4 and value.shape[-2] == slots:  # a mask [1, 1, slot, prefix + slot]
-            return value[..., :n, :value.shape[-1] - slots + n]
-        axis = next((a for a in (1, 0) if value.ndim > a and value.shape[a] == slots), None)  # positions, rotations
+            return value[..., :n, : value.shape[-1] - slots + n]
+        axis = next(
+            (a for a in (1, 0) if value.ndim > a and value.shape[a] == slots), None
+        )  # positions, rotations
         return value if axis is None else value.narrow(axis, 0, n)
 
     def hook(layer):
@@ -248,7 +273,12 @@ def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slot
                 new = enter(layer, before, n).expand(len(hidden), -1, -1)
                 hidden = torch.cat([hidden[:, :before], new], 1) if before else new
             others = {k: narrowed(v, n) for k, v in kwargs.items() if k != "hidden_states"}
-            return ((hidden, *(narrowed(v, n) for v in rest)), others) if args else ((), {**others, "hidden_states": hidden})
+            return (
+                ((hidden, *(narrowed(v, n) for v in rest)), others)
+                if args
+                else ((), {**others, "hidden_states": hidden})
+            )
+
         return module_hooks.append(blocks[layer].register_forward_pre_hook(enlarge, with_kwargs=True))
 
     module_hooks: list = []

@@ -19,8 +19,11 @@ from transformers import (
 
 #: What transformers calls a list of blocks, where a decoder has several lists of one length.
 _LISTS = ("layers", "h", "blocks", "block", "layer")
-_AUTO = ((MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM), (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
-         (MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM))
+_AUTO = (
+    (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
+    (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+    (MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM),
+)
 
 
 def auto_class(config):
@@ -74,10 +77,14 @@ def unwrapped(hf):
 
 def check_not_compiled(hf) -> None:
     """Raise ValueError where a part of a model is compiled, whose submodules no hook would see."""
-    compiled = (n for n, m in hf.named_modules() if hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None))
+    compiled = (
+        n for n, m in hf.named_modules() if hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None)
+    )
     if (name := next(compiled, None)) is not None:
-        raise ValueError(f"{name or type(hf).__name__} is compiled by torch.compile, and hooks do not see into compiled code: "
-                         "wrap the model before it is compiled, or torch.compile(hf) as a whole, which is undone here.")
+        raise ValueError(
+            f"{name or type(hf).__name__} is compiled by torch.compile, and hooks do not see into compiled code: "
+            "wrap the model before it is compiled, or torch.compile(hf) as a whole, which is undone here."
+        )
 
 
 def text_config(hf):
@@ -88,13 +95,19 @@ def text_config(hf):
     name = type(hf).__name__
     config = getattr(hf, "config", None)
     if config is None:
-        raise NotImplementedError(f"{name} is not supported: it is no model of transformers, it has no configuration.")
+        raise NotImplementedError(
+            f"{name} is not supported: it is no model of transformers, it has no configuration."
+        )
     try:
         config = config.get_text_config()
     except ValueError as error:
-        raise NotImplementedError(f"{name} is not supported: its configuration names several language models ({error}).") from error
+        raise NotImplementedError(
+            f"{name} is not supported: its configuration names several language models ({error})."
+        ) from error
     if getattr(hf.config, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False):
-        raise NotImplementedError(f"{name} is not supported: an encoder reads the prompt, so there is no boundary in the decoder.")
+        raise NotImplementedError(
+            f"{name} is not supported: an encoder reads the prompt, so there is no boundary in the decoder."
+        )
     if not getattr(config, "num_hidden_layers", None):
         raise NotImplementedError(f"{name} is not supported: its configuration names no num_hidden_layers.")
     return config
@@ -116,8 +129,11 @@ def decoder(hf, config):
 
     named = [hf.get_decoder()] if hasattr(hf, "get_decoder") else []
     nested = [m for m in hf.modules() if getattr(m, "config", None) is config]
-    readers = [m for m in [*named, getattr(hf, "base_model", hf), *nested]
-               if isinstance(m, torch.nn.Module) and "input_ids" in inspect.signature(type(m).forward).parameters]
+    readers = [
+        m
+        for m in [*named, getattr(hf, "base_model", hf), *nested]
+        if isinstance(m, torch.nn.Module) and "input_ids" in inspect.signature(type(m).forward).parameters
+    ]
     for module in readers:
         if (blocks := blocks_of(dict(module.named_children()))) is not None:
             return module, blocks
@@ -125,7 +141,9 @@ def decoder(hf, config):
         for child in module.children():
             if (blocks := blocks_of(dict(child.named_children()))) is not None:
                 return module, blocks
-    raise NotImplementedError(f"{type(hf).__name__} is not supported: it has no one list of {config.num_hidden_layers} blocks.")
+    raise NotImplementedError(
+        f"{type(hf).__name__} is not supported: it has no one list of {config.num_hidden_layers} blocks."
+    )
 
 
 def of_layer(config, layer: int):

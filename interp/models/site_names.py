@@ -21,7 +21,9 @@ def parse_site(name: str) -> tuple[str, int | None]:
     site = match.group(2) if match else name
     site = _ALIASES.get(site, site)
     if site not in SITES:
-        raise ValueError(f"There is no site {name!r}: the sites are {', '.join(SITES)}, or blocks.<layer>.hook_<site>.")
+        raise ValueError(
+            f"There is no site {name!r}: the sites are {', '.join(SITES)}, or blocks.<layer>.hook_<site>."
+        )
     return site, int(match.group(1)) if match else None
 
 
@@ -30,10 +32,15 @@ def every_layer(names) -> list[str]:
     parsed = [parse_site(name) for name in names]
     named = [name for name, (_, layer) in zip(names, parsed) if layer is not None]
     if named:
-        raise ValueError(f"{named[0]!r} names one layer, but every layer is read: ask for the site alone and pick the layer from the result.")
+        raise ValueError(
+            f"{named[0]!r} names one layer, but every layer is read: ask for the site alone and pick the layer from the result."
+        )
     found = [site for site, _ in parsed]
     twice = [site for site in found if found.count(site) > 1]
     if twice or not found:
-        raise ValueError(f"Site {twice[0]!r} is asked for twice: name each site once." if twice else
-                         f"No site is asked for: name some of {', '.join(SITES)}.")
+        raise ValueError(
+            f"Site {twice[0]!r} is asked for twice: name each site once."
+            if twice
+            else f"No site is asked for: name some of {', '.join(SITES)}."
+        )
     return found

@@ -47,6 +47,7 @@ def first_tensor(values: Sequence) -> torch.Tensor | None:
 
 def _watch(block, trial: _Trial) -> list:
     """Hooks that record a block's pass into `trial`."""
+
     def entering(name):
         def hook(module, args, kwargs):
             tensor = first_tensor([*args, *kwargs.values()])
@@ -56,6 +57,7 @@ def _watch(block, trial: _Trial) -> list:
                 trial.call, trial.pre = (args, dict(kwargs)), tensor.clone()
             else:
                 trial.inputs[name] = tensor.clone()
+
         return hook
 
     def leaving(name):
@@ -64,10 +66,14 @@ def _watch(block, trial: _Trial) -> list:
             if not isinstance(tensor, torch.Tensor):
                 return
             if not name:
-                trial.post, trial.outputs = tensor.clone(), len(output) if isinstance(output, (tuple, list)) else 0
+                trial.post, trial.outputs = (
+                    tensor.clone(),
+                    len(output) if isinstance(output, (tuple, list)) else 0,
+                )
             else:
                 trial.gives[name] = tensor.clone()
                 trial.times[name] = trial.times.get(name, 0) + 1
+
         return hook
 
     handles = []
@@ -120,7 +126,10 @@ def _in_float32(block, trial: _Trial, drawn: bool = False) -> _Trial:
 
 def _bits_agree(total: torch.Tensor, terms: Sequence[torch.Tensor]) -> bool:
     """Is `total` the sum of the terms, added in some order in their own dtype, bit for bit (but for one number in a hundred)?"""
-    return any((sum(order[1:], order[0]) == total).float().mean().item() > 0.99 for order in itertools.permutations(terms))
+    return any(
+        (sum(order[1:], order[0]) == total).float().mean().item() > 0.99
+        for order in itertools.permutations(terms)
+    )
 
 
 def _adds_up(total: torch.Tensor, terms: Sequence[torch.Tensor]) -> bool:
@@ -144,40 +153,61 @@ def _of_stream(trial: _Trial, tensors: dict[str, torch.Tensor]) -> dict[str, tor
         if tensor.shape[-1:] != (width,) or tensor.numel() != trial.pre.numel() or trial.times.get(name) != 1:
             continue
         tensor = tensor.reshape(trial.pre.shape)
-        if tensor.dtype == trial.pre.dtype and not any(torch.equal(tensor, other) for other in found.values()):
+        if tensor.dtype == trial.pre.dtype and not any(
+            torch.equal(tensor, other) for other in found.values()
+        ):
             found[name] = tensor
     return {name: found[name] for name in tensors if name in found}
 
 
-def _fits(trial: _Trial, total: torch.Tensor, candidates: dict[str, torch.Tensor]) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+def _fits(
+    trial: _Trial, total: torch.Tensor, candidates: dict[str, torch.Tensor]
+) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
     """The smallest subsets of the candidates whose multiples may add up to `total` - the block's input, and those multiples."""
     change = total - trial.pre
     if not change.any():
         return []
-    names = [n for n, t in candidates.items() if t.abs().max() > 0 and not any(torch.equal(t, whole) for whole in (trial.pre, total))]
-    rounding = 16 * torch.finfo(total.dtype).eps * (trial.pre.double().norm() / change.double().norm().clamp(min=1e-300)).item()
+    names = [
+        n
+        for n, t in candidates.items()
+        if t.abs().max() > 0 and not any(torch.equal(t, whole) for whole in (trial.pre, total))
+    ]
+    rounding = (
+        16
+        * torch.finfo(total.dtype).eps
+        * (trial.pre.double().norm() / change.double().norm().clamp(min=1e-300)).item()
+    )
     columns = torch.stack([candidates[n].double().flatten() for n in names] + [change.double().flatten()], 1)
     scale = columns.norm(dim=0).clamp(min=1e-300)
     gram = (columns / scale).T @ (columns / scale)
     found = []
     for size in range(1, min(_PARTS, len(names)) + 1):
         subsets = torch.tensor(list(itertools.combinations(range(len(names)), size)))
-        inner = gram[subsets[:, :, None], subsets[:, None, :]] + 1e-13 * torch.eye(size, dtype=gram.dtype, device=gram.device)
+        inner = gram[subsets[:, :, None], subsets[:, None, :]] + 1e-13 * torch.eye(
+            size, dtype=gram.dtype, device=gram.device
+        )
         onto = gram[subsets, -1]
         weights = torch.linalg.solve(inner, onto)
         off = 1 - 2 * (weights * onto).sum(1) + torch.einsum("si,sij,sj->s", weights, inner, weights)
         for i in (off.abs() < max(1e-9, rounding**2)).nonzero()[:, 0].tolist():
             picked = subsets[i]
             exact = torch.linalg.lstsq(columns[:, picked], columns[:, -1]).solution
-            found.append((tuple(names[p] for p in picked), tuple(1.0 if abs(w - 1) < 1e-5 else w for w in exact.tolist())))
+            found.append(
+                (
+                    tuple(names[p] for p in picked),
+                    tuple(1.0 if abs(w - 1) < 1e-5 else w for w in exact.tolist()),
+                )
+            )
         if found:
             break
     return found
 
 
 def _terms(trial: _Trial, paths: Sequence[str], scales: Sequence[float]) -> list[torch.Tensor]:
-    return [trial.gives[p].reshape(trial.pre.shape) * s if s != 1 else trial.gives[p].reshape(trial.pre.shape)
-            for p, s in zip(paths, scales)]
+    return [
+        trial.gives[p].reshape(trial.pre.shape) * s if s != 1 else trial.gives[p].reshape(trial.pre.shape)
+        for p, s in zip(paths, scales)
+    ]
 
 
 Parts = tuple[tuple[str, float], ...]
@@ -193,8 +223,11 @@ def _parts(trial: _Trial) -> Parts | None:
 
 def _before_mid(trial: _Trial, parts: Parts) -> Parts | None:
     """Those of the parts that are in the stream when the next part reads it (None where all read the block's input)."""
-    inputs = [t.reshape(trial.pre.shape) for t in trial.inputs.values()
-              if t.numel() == trial.pre.numel() and t.dtype == trial.pre.dtype]
+    inputs = [
+        t.reshape(trial.pre.shape)
+        for t in trial.inputs.values()
+        if t.numel() == trial.pre.numel() and t.dtype == trial.pre.dtype
+    ]
     for size in range(1, len(parts)):
         for some in itertools.combinations(parts, size):
             terms = [trial.pre, *_terms(trial, *zip(*some))]
@@ -230,17 +263,27 @@ def _heads(module, config, width: int) -> int:
 
 def _projection(block, config, trial: _Trial, attention: Parts) -> tuple[str, int] | None:
     """The output projection of a block's attention, and how many heads it reads."""
-    ends = [trial.gives[p] for p, _ in attention] + [trial.inputs[p] for p, _ in attention if p in trial.inputs]
+    ends = [trial.gives[p] for p, _ in attention] + [
+        trial.inputs[p] for p, _ in attention if p in trial.inputs
+    ]
     ends += [t for n, t in trial.gives.items() if _ATTENTION.search(n) and "." not in n]
     for name in reversed(list(trial.gives)):
         parent, _, _ = name.rpartition(".")
         module = block.get_submodule(name)
         kind = parent + type(block.get_submodule(parent)).__name__
-        if not parent or not _ATTENTION.search(kind) or "linear" in parent or any(module.children()) or trial.times[name] != 1:
+        if (
+            not parent
+            or not _ATTENTION.search(kind)
+            or "linear" in parent
+            or any(module.children())
+            or trial.times[name] != 1
+        ):
             continue
         if name not in trial.inputs or getattr(getattr(module, "weight", None), "ndim", 0) < 2:
             continue
-        same = [e for e in ends if e.numel() == trial.gives[name].numel() and e.dtype == trial.gives[name].dtype]
+        same = [
+            e for e in ends if e.numel() == trial.gives[name].numel() and e.dtype == trial.gives[name].dtype
+        ]
         if not any(torch.equal(e.flatten(), trial.gives[name].flatten()) for e in same):
             continue
         heads = _heads(block.get_submodule(parent), config, trial.inputs[name].shape[-1])
@@ -310,7 +353,9 @@ def _one(block, config, trial: _Trial, kinds: dict[tuple, _Block]) -> _Block | N
     known = kinds.get((kind, shapes))
     if known and _holds(trial, known):
         return known
-    unchanged = torch.equal(trial.pre, trial.post)  # such a block shows nothing of what it adds: its code does on other weights
+    unchanged = torch.equal(
+        trial.pre, trial.post
+    )  # such a block shows nothing of what it adds: its code does on other weights
     if unchanged or trial.pre.dtype not in (torch.float32, torch.float64):
         try:
             trial = _in_float32(block, trial, drawn=unchanged)
@@ -324,11 +369,19 @@ def _places(trials: Sequence[_Trial], proven: Sequence[_Block | None]) -> Places
     rows: dict[str, list[Place | None]] = {}
     for layer, (trial, block) in enumerate(zip(trials, proven)):
         here: dict[str, Place] = {}
-        if trial.pre is not None and trial.post is not None and trial.pre.shape == trial.post.shape and trial.pre.ndim in (3, 4):
+        if (
+            trial.pre is not None
+            and trial.post is not None
+            and trial.pre.shape == trial.post.shape
+            and trial.pre.ndim in (3, 4)
+        ):
             # Of one row: [1, token, width], [1, token, copy, width] or [copy, 1, token, width].
             copies = None if trial.pre.ndim == 3 else 2 if trial.pre.shape[0] == 1 else 0
             width = trial.pre.shape[-1] * (1 if copies is None else trial.pre.shape[copies])
-            here |= {site: Place(("",), side, width, copies=copies) for site, side in (("resid_pre", "in"), ("resid_post", "out"))}
+            here |= {
+                site: Place(("",), side, width, copies=copies)
+                for site, side in (("resid_pre", "in"), ("resid_post", "out"))
+            }
             for site, parts in (("attn_out", block.attention), ("mlp_out", block.mlp)) if block else ():
                 if parts:
                     paths, scales = zip(*parts)

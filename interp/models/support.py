@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import torch
 
 from interp.models import hooks
-from interp.system.sentences import first_line
 from interp.models.whole import Growing
+from interp.system.sentences import first_line
 
 #: Names of a configuration that may be lengths in tokens, and those of them that are none.
-_LENGTH = re.compile(r"position|window|length|context|chunk|seq|scale|scaling|floor|top_?k|block|keep|stride|local|limit")
+_LENGTH = re.compile(
+    r"position|window|length|context|chunk|seq|scale|scaling|floor|top_?k|block|keep|stride|local|limit"
+)
 _NONE = re.compile(r"^num_|^n_|feed_forward|theta|head|_dim$|_id$|expert|group_topk|rank")
 #: Trials up to this many multiplications are made at once, those of longer sequences when one is first read.
 CHEAP = {"cpu": 3e9, "cuda": 3e11}
@@ -70,8 +72,14 @@ def named_lengths(config) -> list[int]:
                 walk(value)
             elif _LENGTH.search(str(name)) and not _NONE.search(str(name)):
                 every = value if isinstance(value, (list, tuple)) else [value]
-                found.update(int(v) for v in every if isinstance(v, (int, float)) and not isinstance(v, bool)
-                             and 2 <= v < 2**31 and v == int(v))
+                found.update(
+                    int(v)
+                    for v in every
+                    if isinstance(v, (int, float))
+                    and not isinstance(v, bool)
+                    and 2 <= v < 2**31
+                    and v == int(v)
+                )
 
     walk(config.to_dict())
     return sorted(found)
@@ -79,6 +87,7 @@ def named_lengths(config) -> list[int]:
 
 def forget_lengths(module: torch.nn.Module) -> None:
     """Let no pass depend on the one before: dynamic rotary frequencies remember the longest sequence that they have seen."""
+
     def forget(rotary, *args):
         for name in [n for n in vars(rotary) if n.endswith("max_seq_len_cached")]:
             setattr(rotary, name, rotary.original_max_seq_len)
@@ -93,7 +102,9 @@ def forget_lengths(module: torch.nn.Module) -> None:
 
 def why_keyless(model) -> str:
     """Why a model keeps no ordinary keys and values, which can be cut, swapped and shared (empty where it does)."""
-    strange = [t for t in model.layer_types if t not in ("full_attention", "sliding_attention", "chunked_attention")]
+    strange = [
+        t for t in model.layer_types if t not in ("full_attention", "sliding_attention", "chunked_attention")
+    ]
     if strange:
         return f"it has layers of {strange[0]!r}, whose cache is not keys and values of each token alone"
     if {"sliding_attention", "chunked_attention"} & set(model.layer_types) and not model.window:
@@ -155,7 +166,9 @@ def _skipping(model, kept: list[int]) -> Iterator[None]:
     with ExitStack() as stack:
         first = 0
         for layer in [*kept, model.n_layers]:
-            stack.enter_context(hooks.only(list(model.blocks)[first:layer], 1, 0, model.outputs))  # none of them
+            stack.enter_context(
+                hooks.only(list(model.blocks)[first:layer], 1, 0, model.outputs)
+            )  # none of them
             first = layer + 1
         yield
 
@@ -183,7 +196,9 @@ def cross(model, start: int) -> Crossing:
             with in_float32(model):
                 return _cross(model, start, TIMES, nothing)
         except (RuntimeError, TypeError, ValueError):  # weights that cannot be widened: quantised ones
-            return _cross(model, start, 4, nothing)  # beside an error of that dtype a hundredfold one would hide anything
+            return _cross(
+                model, start, 4, nothing
+            )  # beside an error of that dtype a hundredfold one would hide anything
 
 
 @torch.inference_mode()
@@ -193,26 +208,42 @@ def _cross(model, start: int, times: float, nothing: list) -> Crossing:
     rows = torch.tensor([[*tokens[:start], *tail] for tail in tails], device=model.device)
     plain = torch.cat([model.whole(row[None]) for row in rows])
     if not plain.isfinite().all():
-        raise ValueError(f"The numbers of {model.architecture} are not finite: its final hidden states of {start + 3} tokens in "
-                         f"{str(plain.dtype).removeprefix('torch.')} hold NaN or infinity.")
+        raise ValueError(
+            f"The numbers of {model.architecture} are not finite: its final hidden states of {start + 3} tokens in "
+            f"{str(plain.dtype).removeprefix('torch.')} hold NaN or infinity."
+        )
     rounding = max(_apart(model.whole(rows), plain), torch.finfo(plain.dtype).eps * model.n_layers**0.5)
 
     def same(found, wanted):
-        return found.shape == wanted.shape and _apart(found, wanted) < times * rounding  # not where numbers are not finite
+        return (
+            found.shape == wanted.shape and _apart(found, wanted) < times * rounding
+        )  # not where numbers are not finite
 
     causal = same(model.whole(rows[:1, :start]), plain[:1, :start])
     if model.keyless:
         return Crossing(causal, False, False)
     try:
         cache = model.read(tokens[:start])
-        layers = [(layer.keys, layer.values) if layer.keys is not None else none for layer, none in zip(cache.layers, nothing)]
+        layers = [
+            (layer.keys, layer.values) if layer.keys is not None else none
+            for layer, none in zip(cache.layers, nothing)
+        ]
         cache = model.new_cache(layers, cache.ids)
-        ends = [model.inner(input_ids=row[None, start:], past_key_values=model.fork(cache), use_cache=True).last_hidden_state for row in rows]
+        ends = [
+            model.inner(
+                input_ids=row[None, start:], past_key_values=model.fork(cache), use_cache=True
+            ).last_hidden_state
+            for row in rows
+        ]
         continued = same(torch.cat(ends), plain[:, start:])
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         return Crossing(causal, False, False, str(error))
     try:
-        return Crossing(causal, continued, all(same(found, plain[:, start:]) for found in _packed(model, cache, start, tails)))
+        return Crossing(
+            causal,
+            continued,
+            all(same(found, plain[:, start:]) for found in _packed(model, cache, start, tails)),
+        )
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         return Crossing(causal, continued, False, str(error))
 
@@ -224,14 +255,29 @@ def _packed(model, cache, start: int, tails: list[list[int]]) -> Iterator[torch.
     visible = torch.cat([torch.ones(6, start, dtype=torch.bool), seen], 1).to(model.device)
     entering, middle = {}, (model.n_layers - 1) // 2
     branches = torch.tensor(tails, device=model.device).flatten()
-    arguments = [(layer.keys, layer.values) for layer in cache.layers], branches, at, visible, torch.arange(start, device=model.device)
+    arguments = (
+        [(layer.keys, layer.values) for layer in cache.layers],
+        branches,
+        at,
+        visible,
+        torch.arange(start, device=model.device),
+    )
     if start > BASE:
         yield model.packed(*arguments)[0][0].view(2, 3, -1)
         return
-    with model.taps({("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone()) for i in range(model.n_layers)}):
+    with model.taps(
+        {
+            ("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone())
+            for i in range(model.n_layers)
+        }
+    ):
         yield model.packed(*arguments)[0][0].view(2, 3, -1)
-    counts = [0] * middle + [3] * (model.n_layers > 1) + [6] * (model.n_layers - middle - (model.n_layers > 1))
-    with hooks.joining(model.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6, model.outputs):  # one branch, then the other
+    counts = (
+        [0] * middle + [3] * (model.n_layers > 1) + [6] * (model.n_layers - middle - (model.n_layers > 1))
+    )
+    with hooks.joining(
+        model.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6, model.outputs
+    ):  # one branch, then the other
         yield model.packed(*arguments)[0][0].view(2, 3, -1)
 
 
@@ -241,29 +287,49 @@ def judge(model) -> Support:
     if model.keyless:
         return Support("fast", "plain loop", "plain loop", "refused", model.keyless)
     if not found.packed:
-        reason = (f"it does not take a mask and positions of one's own ({found.error})" if found.error
-                  else "packed tokens do not come out as in a plain pass")
-        return Support("fast", "plain loop", "plain loop", "plain loop" if found.continued else "refused", reason)
+        reason = (
+            f"it does not take a mask and positions of one's own ({found.error})"
+            if found.error
+            else "packed tokens do not come out as in a plain pass"
+        )
+        return Support(
+            "fast", "plain loop", "plain loop", "plain loop" if found.continued else "refused", reason
+        )
     cost = 16 * sum(p.numel() for p in model.hf.parameters()) * len(_kept(model)) / model.n_layers
     most = CHEAP["cuda" if model.device.type == "cuda" else "cpu"] / cost
     tried = tuple(n for n in model.lengths if n < most)
     by_place = [n for n in tried if not model.crossing(n - 4).packed]
     if by_place:
-        return Support("fast", "plain loop", "plain loop", "plain loop", "packed tokens do not come out as in a plain pass where a pack "
-                       f"goes beyond {by_place[0]} tokens, which its configuration names", tried)
+        return Support(
+            "fast",
+            "plain loop",
+            "plain loop",
+            "plain loop",
+            "packed tokens do not come out as in a plain pass where a pack "
+            f"goes beyond {by_place[0]} tokens, which its configuration names",
+            tried,
+        )
     wrong = [n for n in tried if not model.crossing(n - 1).packed]
-    reason = f"sequences of more than {wrong[0]} tokens, which its configuration names, are read whole" if wrong else ""
+    reason = (
+        f"sequences of more than {wrong[0]} tokens, which its configuration names, are read whole"
+        if wrong
+        else ""
+    )
     return Support("fast", "fast", "fast", "fast", reason, tried)
 
 
 @torch.inference_mode()
 def steps(model, start: int) -> bool:
     """Whether `start` tokens, read whole, are gone on from token by token in the model's own cache exactly."""
+
     def run():
         tokens = _tokens(model, start + 3)
         rows = torch.tensor([tokens], device=model.device)
         plain = model.whole(rows)
-        rounding = max(_apart(model.whole(rows.expand(2, -1)), plain.expand(2, -1, -1)), torch.finfo(plain.dtype).eps * model.n_layers**0.5)
+        rounding = max(
+            _apart(model.whole(rows.expand(2, -1)), plain.expand(2, -1, -1)),
+            torch.finfo(plain.dtype).eps * model.n_layers**0.5,
+        )
         growing = Growing(model, anew=lambda known, total: False)
         growing.add(tokens[:start])
         found = torch.cat([growing.add([token]) for token in tokens[start:]])

@@ -33,8 +33,10 @@ class _Lock:
         try:
             while self._owner is not None or self._waiting[0] is not ticket:
                 if self._owner is not None and not self._owner.is_alive():
-                    raise ValueError("A thread that is over left a pass of this model tapped: close the generator, or leave "
-                                     "the block, that taps it.")
+                    raise ValueError(
+                        "A thread that is over left a pass of this model tapped: close the generator, or leave "
+                        "the block, that taps it."
+                    )
                 self._changed.wait(1.0)
         finally:
             self._waiting.remove(ticket)
@@ -83,10 +85,14 @@ class Turns:
         """One measurement, which may call others; raises ValueError inside a tapped pass, and for a model in training mode."""
         with self._lock:
             if self._tapped:
-                raise ValueError(f"{name} was called while a pass of the same model is tapped: call it when that pass is over.")
-            if (training := [key for key, module in model.hf.named_modules() if module.training]):
-                raise ValueError(f"The model is in training mode ({training[0] or model.architecture}), where dropout and "
-                                 f"checkpointing change what it computes: call model.hf.eval() before {name}.")
+                raise ValueError(
+                    f"{name} was called while a pass of the same model is tapped: call it when that pass is over."
+                )
+            if training := [key for key, module in model.hf.named_modules() if module.training]:
+                raise ValueError(
+                    f"The model is in training mode ({training[0] or model.architecture}), where dropout and "
+                    f"checkpointing change what it computes: call model.hf.eval() before {name}."
+                )
             self._measuring += 1
             try:
                 with model.attending():
@@ -99,7 +105,9 @@ class Turns:
         """The weights are changed; raises ValueError in the midst of a measurement or a tapped pass."""
         with self._lock:
             if self._measuring or self._tapped:
-                raise ValueError("The weights were to be swapped in the midst of a measurement of the same model: swap them when it is over.")
+                raise ValueError(
+                    "The weights were to be swapped in the midst of a measurement of the same model: swap them when it is over."
+                )
             yield
 
 
@@ -113,8 +121,10 @@ def turns_of(hf) -> Turns:
 
 def measured(function: Callable) -> Callable:
     """A public measurement, whose first argument is the model: it has its turn with it."""
+
     @wraps(function)
     def alone(model, *args, **kwargs):
         with model.turns.measuring(model, function.__name__):
             return function(model, *args, **kwargs)
+
     return alone

@@ -19,7 +19,11 @@ class Unembedding:
     def __init__(self, hf, inner, ids: torch.Tensor):
         self.hf, self.inner = hf, inner
         self.head = hf.get_output_embeddings() if hasattr(hf, "get_output_embeddings") else None
-        self.cap, self.scale, self.own = getattr(hf.config.get_text_config(), "final_logit_softcapping", None), 1.0, False
+        self.cap, self.scale, self.own = (
+            getattr(hf.config.get_text_config(), "final_logit_softcapping", None),
+            1.0,
+            False,
+        )
         whole, hidden = self._pass(ids)
         self.width = whole.shape[-1]
         if not whole.isfinite().all():
@@ -39,14 +43,23 @@ class Unembedding:
         finally:
             handle.remove()
         if len(outputs) != 1 or not hasattr(outputs[0], "last_hidden_state"):
-            raise NotImplementedError("its decoder does not run once in a plain pass, from token ids to final hidden states")
+            raise NotImplementedError(
+                "its decoder does not run once in a plain pass, from token ids to final hidden states"
+            )
         self.output, hidden = type(outputs[0]), outputs[0].last_hidden_state
         if whole.shape[:-1] != hidden.shape[:-1] or hidden.shape[:2] != ids.shape:
-            raise NotImplementedError(f"it gives logits of shape {list(whole.shape)} for {ids.shape[1]} tokens, not one row for each")
+            raise NotImplementedError(
+                f"it gives logits of shape {list(whole.shape)} for {ids.shape[1]} tokens, not one row for each"
+            )
         alone = self.inner(input_ids=ids, use_cache=False).last_hidden_state
         off = (alone - hidden).abs().max().item()
-        if not off <= 64 * torch.finfo(hidden.dtype).eps * hidden.abs().max().item() and hidden.isfinite().all():
-            raise NotImplementedError("its language model gives other final states inside the whole than by itself")
+        if (
+            not off <= 64 * torch.finfo(hidden.dtype).eps * hidden.abs().max().item()
+            and hidden.isfinite().all()
+        ):
+            raise NotImplementedError(
+                "its language model gives other final states inside the whole than by itself"
+            )
         return whole.float(), hidden
 
     def _simple(self, whole: torch.Tensor, hidden: torch.Tensor) -> bool:
@@ -56,8 +69,16 @@ class Unembedding:
             return False
         with torch.inference_mode():
             bare, kept = self.head(self._for_head(hidden)).float().to(whole.device), self.cap
-            target, linear = (whole, whole == whole) if not kept else ((whole / kept).atanh() * kept, whole.abs() < 0.9 * kept)
-            fit = ((target * bare)[linear].sum() / (bare * bare)[linear].sum()).item() if bare[linear].any() else 1.0
+            target, linear = (
+                (whole, whole == whole)
+                if not kept
+                else ((whole / kept).atanh() * kept, whole.abs() < 0.9 * kept)
+            )
+            fit = (
+                ((target * bare)[linear].sum() / (bare * bare)[linear].sum()).item()
+                if bare[linear].any()
+                else 1.0
+            )
             for scale in [1.0, *self._constants(fit)]:
                 self.scale = scale
                 if _same(self(hidden), whole, self.head.weight.dtype):
@@ -67,13 +88,28 @@ class Unembedding:
 
     def _constants(self, fit: float) -> list[float]:
         """Numbers of the configuration, or one over them, that a fitted constant may be."""
-        numbers = [v for v in self.hf.config.get_text_config().to_dict().values() if isinstance(v, (int, float)) and v]
-        return sorted({c for v in numbers for c in (v, 1 / v) if abs(c / fit - 1) < 0.01}, key=lambda c: abs(c - fit)) if fit else []
+        numbers = [
+            v
+            for v in self.hf.config.get_text_config().to_dict().values()
+            if isinstance(v, (int, float)) and v
+        ]
+        return (
+            sorted(
+                {c for v in numbers for c in (v, 1 / v) if abs(c / fit - 1) < 0.01},
+                key=lambda c: abs(c - fit),
+            )
+            if fit
+            else []
+        )
 
     def _for_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final states as the head takes them: on its device, and of its dtype where a model keeps its stream in float32."""
         weight = self.head.weight
-        return hidden.to(weight) if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else hidden.to(weight.device)
+        return (
+            hidden.to(weight)
+            if weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+            else hidden.to(weight.device)
+        )
 
     @property
     def plain(self) -> bool:
@@ -112,5 +148,9 @@ class Unembedding:
 def _same(logits: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
     """Are they the same but for a handful of roundings in `dtype`, of each number and of the largest?"""
     unit = torch.finfo(dtype).eps / 2
-    bound = 8 * unit * whole.abs() + 4 * unit * whole.abs().amax(-1, keepdim=True) * (dtype != torch.float32) + 1e-6 * whole.abs().max()
+    bound = (
+        8 * unit * whole.abs()
+        + 4 * unit * whole.abs().amax(-1, keepdim=True) * (dtype != torch.float32)
+        + 1e-6 * whole.abs().max()
+    )
     return bool(((logits - whole).abs() <= bound).all())

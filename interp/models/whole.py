@@ -20,9 +20,12 @@ _CACHES = ("past_key_values", "cache_params", "state")
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and validity [row, token] of ragged rows, padded with token 0 on the right."""
     width = max(map(len, rows))
-    ids, valid = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
+    ids, valid = (
+        torch.zeros(len(rows), width, dtype=torch.long),
+        torch.zeros(len(rows), width, dtype=torch.bool),
+    )
     for i, row in enumerate(rows):
-        ids[i, :len(row)], valid[i, :len(row)] = torch.tensor(row), True
+        ids[i, : len(row)], valid[i, : len(row)] = torch.tensor(row), True
     return sent(ids, device), sent(valid, device)
 
 
@@ -42,7 +45,11 @@ def batches(model, lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
     kinds = defaultdict(list)
     for i, n in enumerate(lengths):
         kinds[n if model.stands_alone(n) else 0].append(i)
-    return [[members[i] for i in batch] for members in kinds.values() for batch in length_batches([lengths[i] for i in members], batch_tokens)]
+    return [
+        [members[i] for i in batch]
+        for members in kinds.values()
+        for batch in length_batches([lengths[i] for i in members], batch_tokens)
+    ]
 
 
 class Growing:
@@ -64,8 +71,12 @@ class Growing:
             self.stepped, new = True, list(ids)
         else:
             self.cache, new = {}, self.ids
-        goes_on = not self.anew(len(self.ids), len(self.ids) + 1)  # some models of states alone fail where they are to keep them
+        goes_on = not self.anew(
+            len(self.ids), len(self.ids) + 1
+        )  # some models of states alone fail where they are to keep them
         asked = self.model.cached if goes_on else self.model.uncached
-        output = self.model.inner(input_ids=torch.tensor([new], device=self.model.device), **self.cache, **asked)
+        output = self.model.inner(
+            input_ids=torch.tensor([new], device=self.model.device), **self.cache, **asked
+        )
         self.cache = {name: output[name] for name in _CACHES if name in output and output[name] is not None}
-        return output.last_hidden_state[0, -len(ids):]
+        return output.last_hidden_state[0, -len(ids) :]

@@ -42,7 +42,9 @@ def lda(train, code, held_out, n_classes: int, width: int) -> Float[np.ndarray, 
     Sources: Fisher 1936; Ledoit & Wolf 2004.
     """
     probability, present = np.zeros((len(held_out), n_classes)), np.unique(code)
-    if len(present) in (1, len(code)) or train.shape[1] == 0:  # no spread within a class, or nothing to read: by frequency
+    if (
+        len(present) in (1, len(code)) or train.shape[1] == 0
+    ):  # no spread within a class, or nothing to read: by frequency
         probability[:, present] = np.bincount(code)[present] / len(code)
         return probability
     model = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Shrunk(width)).fit(train, code)
@@ -60,7 +62,9 @@ def mean_difference(train, code, held_out, n_classes: int, width: int) -> Float[
     probability, present = np.zeros((len(held_out), n_classes)), np.unique(code)
     means = np.stack([train[code == label].mean(axis=0) for label in present])
     within = ((train - means[np.searchsorted(present, code)]) ** 2).sum(axis=1).mean()
-    squared = (means**2).sum(axis=1) - 2 * held_out @ means.T  # the row's own square is the same for all classes
+    squared = (means**2).sum(
+        axis=1
+    ) - 2 * held_out @ means.T  # the row's own square is the same for all classes
     probability[:, present] = softmax(-0.5 * squared / max(within, 1e-12), axis=1)
     return probability
 
@@ -69,7 +73,9 @@ def mean_difference(train, code, held_out, n_classes: int, width: int) -> Float[
 PLAIN = {"lda": lda, "mean_difference": mean_difference}
 
 
-def nested_plain(fitter: Fitter, features: Sequence[Callable], reader: Callable, width: int) -> list[tuple[np.ndarray, list]]:
+def nested_plain(
+    fitter: Fitter, features: Sequence[Callable], reader: Callable, width: int
+) -> list[tuple[np.ndarray, list]]:
     """Held-out probabilities [decision, class] of each layer and, per job, its inner (accuracy, minus log-loss), as `Fitter.nested`.
 
     features: for each layer, a function such as `logistic.standardised` returns. reader: one of PLAIN. width: d_model.
@@ -89,7 +95,9 @@ def nested_plain(fitter: Fitter, features: Sequence[Callable], reader: Callable,
     return found
 
 
-def choose_layer(fitter: Fitter, name: str, layers: Sequence[int], found: Sequence[tuple]) -> tuple[np.ndarray, list[int]]:
+def choose_layer(
+    fitter: Fitter, name: str, layers: Sequence[int], found: Sequence[tuple]
+) -> tuple[np.ndarray, list[int]]:
     """Probabilities of the layer with the best inner scores in each job, and its place in `layers`; kept in `fitter.chosen`.
 
     name: the `reader` of the rows of `chosen`. found: what `Fitter.nested` or `nested_plain` returned for the layers.
@@ -105,7 +113,9 @@ def choose_layer(fitter: Fitter, name: str, layers: Sequence[int], found: Sequen
     return nested, best
 
 
-def control_labels(types: Sequence[str], code: Int[np.ndarray, "decision"], seed: int) -> Int[np.ndarray, "decision"]:
+def control_labels(
+    types: Sequence[str], code: Int[np.ndarray, "decision"], seed: int
+) -> Int[np.ndarray, "decision"]:
     """A random label for each prompt type, with the class shares of `code` as far as whole types allow.
 
     The types are laid out in random order, each as long as it has decisions, beside the classes, each as long as it has; a type
@@ -120,5 +130,7 @@ def control_labels(types: Sequence[str], code: Int[np.ndarray, "decision"], seed
     label = np.searchsorted(share / share[-1], middle, side="right")
     drawn = label[number]
     if len(set(drawn[: len(code)].tolist())) < 2:
-        raise ValueError(f"{len(names)} prompt types are too few or too uneven for a control task: all would share one label.")
+        raise ValueError(
+            f"{len(names)} prompt types are too few or too uneven for a control task: all would share one label."
+        )
     return drawn

@@ -12,10 +12,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from interp.system.choices import RANDOM
 from interp.probing.inputs import numbers
 from interp.probing.solver import fit_logistic
-
+from interp.system.choices import RANDOM
 
 
 def unit(direction: np.ndarray, why: str) -> np.ndarray:
@@ -26,8 +25,14 @@ def unit(direction: np.ndarray, why: str) -> np.ndarray:
     return direction / norm
 
 
-def probe_direction(acts: Float[np.ndarray, "decision d_model"], labels: Sequence[str], a: str, b: str, method: Literal["mean", "logistic"] = "mean",
-                    C: float = 0.1) -> Float[np.ndarray, "d_model"]:
+def probe_direction(
+    acts: Float[np.ndarray, "decision d_model"],
+    labels: Sequence[str],
+    a: str,
+    b: str,
+    method: Literal["mean", "logistic"] = "mean",
+    C: float = 0.1,
+) -> Float[np.ndarray, "d_model"]:
     """Unit vector from class b to class a: the difference of their means, or the weights of a logistic regression.
 
     acts: the steered layer's residual stream at the boundary. labels: the class of each decision; only a's and b's are
@@ -37,23 +42,37 @@ def probe_direction(acts: Float[np.ndarray, "decision d_model"], labels: Sequenc
     """
     acts, labels = numbers(acts), np.asarray(labels)
     if acts.ndim != 2 or len(acts) != len(labels):
-        raise ValueError(f"acts must be [decision, d_model] with a label for each decision, not {acts.shape} with {len(labels)} labels.")
+        raise ValueError(
+            f"acts must be [decision, d_model] with a label for each decision, not {acts.shape} with {len(labels)} labels."
+        )
     if method not in ("mean", "logistic"):
         raise ValueError(f"There is no method {method!r} for a direction: use mean or logistic.")
     first, second = acts[labels == a], acts[labels == b]
     if a == b or not len(first) or not len(second):
-        raise ValueError(f"A direction needs decisions of two classes, but {len(first)} are of {a!r} and {len(second)} of {b!r}.")
+        raise ValueError(
+            f"A direction needs decisions of two classes, but {len(first)} are of {a!r} and {len(second)} of {b!r}."
+        )
     if method == "mean":
         return unit(first.mean(0) - second.mean(0), f"{a!r} and {b!r} have the same mean")
     rows = np.concatenate([first, second])
     scale = rows.std(0)
     scale = np.where(scale > 1e-9 * (1 + np.abs(rows.mean(0))), scale, np.inf)
-    weights, _, _ = fit_logistic([(rows - rows.mean(0)) / scale], [np.repeat([0, 1], [len(first), len(second)])], (C,))
-    return unit((weights[0][0, :, 0] - weights[0][0, :, 1]) / scale, f"{a!r} and {b!r} have the same activations")
+    weights, _, _ = fit_logistic(
+        [(rows - rows.mean(0)) / scale], [np.repeat([0, 1], [len(first), len(second)])], (C,)
+    )
+    return unit(
+        (weights[0][0, :, 0] - weights[0][0, :, 1]) / scale, f"{a!r} and {b!r} have the same activations"
+    )
 
 
-def shuffled_direction(acts: Float[np.ndarray, "decision d_model"], labels: Sequence[str], a: str, b: str,
-                       method: Literal["mean", "logistic"] = "mean", seed: int = 0) -> Float[np.ndarray, "d_model"]:
+def shuffled_direction(
+    acts: Float[np.ndarray, "decision d_model"],
+    labels: Sequence[str],
+    a: str,
+    b: str,
+    method: Literal["mean", "logistic"] = "mean",
+    seed: int = 0,
+) -> Float[np.ndarray, "d_model"]:
     """As `probe_direction`, with the labels of the decisions of a and b permuted among them."""
     labels = np.array(labels)
     of_both = np.flatnonzero((labels == a) | (labels == b))
@@ -61,11 +80,15 @@ def shuffled_direction(acts: Float[np.ndarray, "decision d_model"], labels: Sequ
     return probe_direction(acts, labels, a, b, method)
 
 
-def orthogonal_directions(direction: Float[np.ndarray, "d_model"], n: int = RANDOM, seed: int = 0) -> Float[np.ndarray, "n d_model"]:
+def orthogonal_directions(
+    direction: Float[np.ndarray, "d_model"], n: int = RANDOM, seed: int = 0
+) -> Float[np.ndarray, "n d_model"]:
     """Random unit vectors, each orthogonal to `direction`; raises ValueError for a zero direction or fewer than two dimensions."""
     w = unit(np.asarray(direction, dtype=float), "the one to be orthogonal to is not")
     if w.ndim != 1 or len(w) < 2:
-        raise ValueError(f"Orthogonal directions need one direction of at least two dimensions, not one of shape {w.shape}.")
+        raise ValueError(
+            f"Orthogonal directions need one direction of at least two dimensions, not one of shape {w.shape}."
+        )
     drawn = np.random.default_rng(seed).standard_normal((n, len(w)))
     drawn -= np.outer(drawn @ w, w)
     return unit(drawn - np.outer(drawn @ w, w), "a drawn one is not")
@@ -82,4 +105,7 @@ def parting_token(fmt, a: str, b: str) -> int:
 
 def unembedding_direction(model, token: int) -> Float[np.ndarray, "d_model"]:
     """The unembedding row of one token, as a unit vector."""
-    return unit(model.hf.get_output_embeddings().weight[token].double().cpu().numpy(), f"the unembedding row of token {token} is zero")
+    return unit(
+        model.hf.get_output_embeddings().weight[token].double().cpu().numpy(),
+        f"the unembedding row of token {token} is zero",
+    )

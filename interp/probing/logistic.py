@@ -29,7 +29,9 @@ TEXT_C = (1.0, 10.0, 100.0)
 BUDGET = {"cpu": 32 * 2**20, "cuda": 2**30}
 
 
-def grouped_splits(groups: Int[np.ndarray, "decision"], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def grouped_splits(
+    groups: Int[np.ndarray, "decision"], folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """(training rows, held-out rows) of each fold: every episode is held out once, whole.
 
     Raises ValueError for fewer episodes than folds.
@@ -41,11 +43,22 @@ class Fitter:
     """Fits on each job's training rows and predicts its held-out rows; knows labels and episodes, not what is read."""
 
     def __init__(self, code, group, n_classes, jobs, seed, device="cpu"):
-        self.code, self.group, self.n_classes, self.jobs, self.seed, self.device = code, group, n_classes, jobs, seed, device
+        self.code, self.group, self.n_classes, self.jobs, self.seed, self.device = (
+            code,
+            group,
+            n_classes,
+            jobs,
+            seed,
+            device,
+        )
         self.chosen, self.n_unconverged = [], 0
-        self.inner = [grouped_splits(group[train], min(INNER_FOLDS, len(set(group[train]))), seed) for train, _ in jobs]
+        self.inner = [
+            grouped_splits(group[train], min(INNER_FOLDS, len(set(group[train]))), seed) for train, _ in jobs
+        ]
 
-    def fit(self, problems: Iterable[tuple], tolerance=TOLERANCE) -> Iterator[Float[np.ndarray, "C decision class"]]:
+    def fit(
+        self, problems: Iterable[tuple], tolerance=TOLERANCE
+    ) -> Iterator[Float[np.ndarray, "C decision class"]]:
         """Class probabilities of the held-out rows of each problem, for each C, in order.
 
         problems: (features of training rows and of held-out rows, training codes, C), equally many C in all; drawn as room
@@ -64,7 +77,9 @@ class Fitter:
     def _solve(self, chunk, tolerance):
         ends, code, grids = zip(*chunk, strict=True)
         present, local = zip(*(np.unique(each, return_inverse=True) for each in code), strict=True)
-        weights, bias, unconverged = fit_logistic([train for train, _ in ends], local, grids, tolerance, self.device)
+        weights, bias, unconverged = fit_logistic(
+            [train for train, _ in ends], local, grids, tolerance, self.device
+        )
         self.n_unconverged += unconverged
         for (_, held_out), w, b, classes in zip(ends, weights, bias, present, strict=True):
             probability = np.zeros((len(w), len(held_out), self.n_classes))
@@ -72,7 +87,9 @@ class Fitter:
             probability[:, :, classes] = softmax(logit[:, :, : len(classes)], axis=2)
             yield probability
 
-    def nested(self, readers: Sequence[tuple], grid: Sequence[float]) -> list[tuple[np.ndarray, list[tuple[float, float]]]]:
+    def nested(
+        self, readers: Sequence[tuple], grid: Sequence[float]
+    ) -> list[tuple[np.ndarray, list[tuple[float, float]]]]:
         """Held-out probabilities [decision, class], and per job the inner (accuracy, minus log-loss) of the C it chose.
 
         readers: (name, layer, features), features a function such as `standardised` returns; all are fitted together.
@@ -107,7 +124,9 @@ class Fitter:
             for fit, score in self.inner[job]:
                 yield features(train[fit], train[score]), self.code[train[fit]], grid
 
-    def count(self, given: Int[np.ndarray, "decision"]) -> tuple[Float[np.ndarray, "decision class"], list[tuple[float, float]]]:
+    def count(
+        self, given: Int[np.ndarray, "decision"]
+    ) -> tuple[Float[np.ndarray, "decision class"], list[tuple[float, float]]]:
         """P(label | given) by counting in the training rows, the label's overall frequency as one more decision; results as of `nested`."""
         probability, keys = np.zeros((len(self.code), self.n_classes)), []
         for (train, held_out), inner in zip(self.jobs, self.inner, strict=True):
@@ -126,10 +145,15 @@ class Fitter:
         return (counts / counts.sum(axis=1, keepdims=True))[given[held_out]]
 
 
-def scored(probability: Float[np.ndarray, "decision class"], code: Int[np.ndarray, "decision"]) -> dict[str, np.ndarray]:
+def scored(
+    probability: Float[np.ndarray, "decision class"], code: Int[np.ndarray, "decision"]
+) -> dict[str, np.ndarray]:
     """Accuracy and log-loss of each decision; code -1 is a label that no reader can predict."""
     of_label = np.where(code >= 0, probability[np.arange(len(code)), code], 0.0)
-    return {"accuracy": (probability.argmax(axis=1) == code).astype(float), "log_loss": -np.log(np.maximum(of_label, FLOOR))}
+    return {
+        "accuracy": (probability.argmax(axis=1) == code).astype(float),
+        "log_loss": -np.log(np.maximum(of_label, FLOOR)),
+    }
 
 
 def standardised(values: Float[np.ndarray, "decision feature"]):
@@ -137,7 +161,9 @@ def standardised(values: Float[np.ndarray, "decision feature"]):
 
     def features(train, held_out):
         mean, scale = values[train].mean(axis=0), values[train].std(axis=0)
-        scale = np.where(scale > 1e-9 * (1 + np.abs(mean)), scale, np.inf)  # a constant feature says nothing: it becomes 0
+        scale = np.where(
+            scale > 1e-9 * (1 + np.abs(mean)), scale, np.inf
+        )  # a constant feature says nothing: it becomes 0
         return rotated((values[train] - mean) / scale, (values[held_out] - mean) / scale)
 
     return features

@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
-from interp.system.choices import SHARES, check_shares
-from interp.probing.logistic import TEXT_C, Fitter, standardised, tfidf
-from interp.probing.inputs import checked_set, numbers
 from interp.probing.baselines import choose_layer
+from interp.probing.inputs import checked_set, numbers
+from interp.probing.logistic import TEXT_C, Fitter, standardised, tfidf
 from interp.probing.metrics import NESTED
 from interp.stats.intervals import Estimate, cluster_bootstrap, integer_codes
+from interp.system.choices import SHARES, check_shares
 
 #: Weight of the uniform code in every code, so that a class never seen costs bits, not infinity.
 UNIFORM = 0.01
@@ -75,7 +75,9 @@ def mdl(
     """
     values = numbers(acts)
     if values.ndim not in (2, 3):
-        raise ValueError(f"acts must be [decision, d_model] or [decision, layer, d_model], not of shape {values.shape}.")
+        raise ValueError(
+            f"acts must be [decision, d_model] or [decision, layer, d_model], not of shape {values.shape}."
+        )
     layers = [NESTED] if values.ndim == 2 else list(range(values.shape[1]))
     data = checked_set("the set", values[:, None] if values.ndim == 2 else values, labels, groups, prompts)
     classes, code = np.unique(data["labels"], return_inverse=True)
@@ -85,11 +87,17 @@ def mdl(
     if not len(C) or min(C) <= 0:
         raise ValueError(f"C must hold positive inverse penalties, not {tuple(C)}.")
     group, names = integer_codes(data["groups"].tolist())
-    place = np.random.default_rng(seed).permutation(len(names))[group]  # the episode's place in the order of sending
+    place = np.random.default_rng(seed).permutation(len(names))[
+        group
+    ]  # the episode's place in the order of sending
     sent = np.cumsum(np.bincount(place))
-    ends = np.unique(np.searchsorted(sent, np.array(shares) * len(code) - 1e-9))  # the last episode of each block
+    ends = np.unique(
+        np.searchsorted(sent, np.array(shares) * len(code) - 1e-9)
+    )  # the last episode of each block
     if ends[0] < 1:
-        raise ValueError(f"The first block, {shares[0]:g} of {len(names)} episodes, holds only one, but C needs two: give larger shares.")
+        raise ValueError(
+            f"The first block, {shares[0]:g} of {len(names)} episodes, holds only one, but C needs two: give larger shares."
+        )
     block = np.searchsorted(ends, place)
     jobs = [(np.flatnonzero(block < each), np.flatnonzero(block == each)) for each in range(1, len(ends))]
     k = len(classes)
@@ -99,17 +107,24 @@ def mdl(
         probe, _ = choose_layer(fitter, "probe", layers, fitter.nested(cells, sorted(float(c) for c in C)))
         probability = {"probe": probe, "majority": fitter.count(np.zeros(len(code), dtype=int))[0]}
         if prompts is not None:
-            [(probability["tfidf"], _)] = fitter.nested([("tfidf", NESTED, tfidf(data["prompts"].tolist()))], TEXT_C)
+            [(probability["tfidf"], _)] = fitter.nested(
+                [("tfidf", NESTED, tfidf(data["prompts"].tolist()))], TEXT_C
+            )
     for each in probability.values():
         each[block == 0] = 1 / k
-    bits = {name: -np.log2((1 - UNIFORM) * each[np.arange(len(code)), code] + UNIFORM / k) for name, each in probability.items()}
+    bits = {
+        name: -np.log2((1 - UNIFORM) * each[np.arange(len(code)), code] + UNIFORM / k)
+        for name, each in probability.items()
+    }
     chosen = [{}, *(row for row in fitter.chosen if row["reader"] == "nested")]
     whole = {name: each.sum() for name, each in bits.items()}
     return MDLResult(
         bits=float(whole["probe"]),
         majority_bits=float(whole["majority"]),
         uniform_bits=float(len(code) * np.log2(k)),
-        compression=cluster_bootstrap(bits["probe"], group, lambda mean: np.log2(k) / mean[..., 0], draws, seed),
+        compression=cluster_bootstrap(
+            bits["probe"], group, lambda mean: np.log2(k) / mean[..., 0], draws, seed
+        ),
         gain=cluster_bootstrap(bits["majority"] - bits["probe"], group, None, draws, seed),
         of_decision=bits,
         blocks=tuple(

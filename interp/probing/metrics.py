@@ -14,7 +14,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from interp.probing.logistic import scored
-from interp.stats.intervals import bootstrap_weights, cluster_bootstrap, cross_fitted, integer_codes, max_statistic, percentile
+from interp.stats.intervals import (
+    bootstrap_weights,
+    cluster_bootstrap,
+    cross_fitted,
+    integer_codes,
+    max_statistic,
+    percentile,
+)
 
 #: The `layer` of the nested choice and of every reader that has no layer of its own.
 NESTED = -1
@@ -58,7 +65,9 @@ def auroc(
     NaN in draws in which no class has both kinds. Sources: Hanley & McNeil 1982; Forman & Scholz 2010 (folds apart).
     """
     of_decision = np.ascontiguousarray(weights.T, dtype=float)
-    folds = [np.arange(len(code))] if fold is None else [np.flatnonzero(fold == each) for each in np.unique(fold)]
+    folds = (
+        [np.arange(len(code))] if fold is None else [np.flatnonzero(fold == each) for each in np.unique(fold)]
+    )
     areas = []
     for label in np.unique(code[code >= 0]):
         area = pairs = np.zeros(len(weights))
@@ -111,30 +120,56 @@ def score_rows(
         here = split == name
         episodes = group[here]
         n, n_groups = len(episodes), len(integer_codes(episodes.tolist())[1])
-        widen = cross_fitted(len(set(fold[here].tolist())))  # 1 for a set of its own, which no reader was fitted on
+        widen = cross_fitted(
+            len(set(fold[here].tolist()))
+        )  # 1 for a set of its own, which no reader was fitted on
         resampled = set(metrics) & set(RESAMPLED)
         # The first draw is the data themselves.
         weights = np.vstack([np.ones(n), bootstrap_weights(episodes, draws, seed)]) if resampled else None
         for metric in metrics:
             sign, mean = PER_DECISION.get(metric, 1), metric in PER_DECISION
-            column = {key: _column(metric, reading, here, weights, fold[here]) for key, reading in read.items()}
+            column = {
+                key: _column(metric, reading, here, weights, fold[here]) for key, reading in read.items()
+            }
             probes = {key[1]: each for key, each in column.items() if key[0] == "probe"}
-            more = {("gain", layer): sign * (each - column["best_control", NESTED]) for layer, each in probes.items()}
+            more = {
+                ("gain", layer): sign * (each - column["best_control", NESTED])
+                for layer, each in probes.items()
+            }
             if metric == "accuracy":
-                more |= {("selectivity", layer): each - column["control_task", layer] for layer, each in probes.items()
-                         if ("control_task", layer) in column}
+                more |= {
+                    ("selectivity", layer): each - column["control_task", layer]
+                    for layer, each in probes.items()
+                    if ("control_task", layer) in column
+                }
             layers = [layer for layer in probes if layer != NESTED]
             if mean and n_groups > 1:
-                p = max_statistic(np.stack([more["gain", layer] for layer in layers], axis=1), episodes, seed=seed, widen=widen)
-                corrected += [{"split": name, "metric": metric, "layer": layer, "p": float(each)} for layer, each in zip(layers, p, strict=True)]
+                p = max_statistic(
+                    np.stack([more["gain", layer] for layer in layers], axis=1),
+                    episodes,
+                    seed=seed,
+                    widen=widen,
+                )
+                corrected += [
+                    {"split": name, "metric": metric, "layer": layer, "p": float(each)}
+                    for layer, each in zip(layers, p, strict=True)
+                ]
             for (reader, layer), each in (column | more).items():
                 if mean:
-                    if metric == "accuracy" and (reader, layer) in read and len(read[reader, layer].repeats) == 1:
-                        each = each.astype(bool)  # a rate of exactly 0 or 1 is no certainty (`cluster_bootstrap`)
+                    if (
+                        metric == "accuracy"
+                        and (reader, layer) in read
+                        and len(read[reader, layer].repeats) == 1
+                    ):
+                        each = each.astype(
+                            bool
+                        )  # a rate of exactly 0 or 1 is no certainty (`cluster_bootstrap`)
                     estimate = cluster_bootstrap(each, episodes, draws=draws, seed=seed, widen=widen)
                 else:
                     estimate = percentile(each[0], each[1:], n, n_groups, widen=widen)
-                rows.append({"layer": layer, "split": name, "reader": reader, "metric": metric, **estimate.row()})
+                rows.append(
+                    {"layer": layer, "split": name, "reader": reader, "metric": metric, **estimate.row()}
+                )
     return rows, corrected
 
 

@@ -47,23 +47,32 @@ def pairwise(
     """
     data = checked_set("the set", acts, chosen, groups, prompts, previous, types, random_acts)
     if len(rejected) != len(data["acts"]):
-        raise ValueError(f"acts have {len(data['acts'])} decisions but rejected has {len(rejected)}: give the actions not taken for each.")
+        raise ValueError(
+            f"acts have {len(data['acts'])} decisions but rejected has {len(rejected)}: give the actions not taken for each."
+        )
     rows: dict[tuple[str, str], list[int]] = {}
     for i, (action, others) in enumerate(zip(data["labels"].tolist(), rejected, strict=True)):
         for other in {others} if isinstance(others, str) else set(others):
             if other != action:
                 rows.setdefault(tuple(sorted((action, other))), []).append(i)
     if pairs is None:
-        counts = {pair: Counter(action for action, _ in {(data["labels"][i], data["groups"][i]) for i in at}) for pair, at in rows.items()}
+        counts = {
+            pair: Counter(action for action, _ in {(data["labels"][i], data["groups"][i]) for i in at})
+            for pair, at in rows.items()
+        }
         named = [pair for pair in rows if min(counts[pair][action] for action in pair) >= episodes]
         if not named:
-            raise ValueError(f"No two actions are each taken over the other in at least {episodes} episodes: lower episodes or join actions.")
+            raise ValueError(
+                f"No two actions are each taken over the other in at least {episodes} episodes: lower episodes or join actions."
+            )
         named.sort(key=lambda pair: (-len(rows[pair]), pair))
     else:
         named = [tuple(sorted(pair)) for pair in pairs]
         missing = [pair for pair in named if pair not in rows]
         if missing:
-            raise ValueError(f"{missing[0]} are never both admissible where one of the two is taken ({len(missing)} such pairs).")
+            raise ValueError(
+                f"{missing[0]} are never both admissible where one of the two is taken ({len(missing)} such pairs)."
+            )
     found = {}
     for pair in named[:most]:
         at = np.array(rows[pair])

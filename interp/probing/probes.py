@@ -20,9 +20,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
-from interp.probing.logistic import TEXT_C, Fitter, grouped_splits, standardised, tfidf
-from interp.probing.inputs import check_folds, checked_set, joined_sets
 from interp.probing.baselines import PLAIN, choose_layer, control_labels, nested_plain
+from interp.probing.inputs import check_folds, checked_set, joined_sets
+from interp.probing.logistic import TEXT_C, Fitter, grouped_splits, standardised, tfidf
 from interp.probing.metrics import METRICS, NESTED, PER_DECISION, Reading, score_rows
 from interp.stats.intervals import integer_codes
 
@@ -64,7 +64,12 @@ class ProbeResult:
     def diagnostics(self) -> dict:
         """Everything but the scores and the predictions, ready for JSON."""
         same = {name: getattr(self, name) for name in ("seed", "folds", "draws", "unseen", "n_unconverged")}
-        lists = {"classes": list(self.classes), "layers": list(self.layers), "chosen": list(self.chosen), "layer_p": list(self.layer_p)}
+        lists = {
+            "classes": list(self.classes),
+            "layers": list(self.layers),
+            "chosen": list(self.chosen),
+            "layer_p": list(self.layer_p),
+        }
         return {**same, **lists, "n_classes": len(self.classes), "best_control": list(self.best_control)}
 
 
@@ -137,7 +142,9 @@ def probe(
         raise ValueError(f"readers must be 'logistic' and any of {', '.join(PLAIN)}, not {tuple(readers)}.")
     classes, group = np.unique(joined["labels"][:n]), integer_codes(joined["groups"].tolist())[0]
     if len(classes) < 2:
-        raise ValueError(f"The labels of the first set hold only {classes.tolist()}: a probe needs at least two classes.")
+        raise ValueError(
+            f"The labels of the first set hold only {classes.tolist()}: a probe needs at least two classes."
+        )
     check_folds(len(set(group[:n].tolist())), folds, seed)
 
     index = {label: i for i, label in enumerate(classes)}
@@ -153,27 +160,46 @@ def probe(
         features = [standardised(acts[:, layer]) for layer in layers]
         probability, shuffled = _read_layers(fitter, features, layers, grid)
         for name in (name for name in PLAIN if name in readers):
-            _keep(probability, fitter, name, layers, nested_plain(fitter, features, PLAIN[name], acts.shape[2]))
+            _keep(
+                probability, fitter, name, layers, nested_plain(fitter, features, PLAIN[name], acts.shape[2])
+            )
         if random_acts is not None:
-            cells = [("random_model", layer, standardised(joined["random_acts"][:, layer])) for layer in layers]
+            cells = [
+                ("random_model", layer, standardised(joined["random_acts"][:, layer])) for layer in layers
+            ]
             _keep(probability, fitter, "random_model", layers, fitter.nested(cells, grid))
         task = None
         if types is not None:
-            task = Fitter(control_labels(joined["types"].tolist(), code[:n], seed), group, len(classes), jobs, seed, device)
-            found = task.nested([("control_task", *each) for each in zip(layers, features, strict=True)], grid)
+            task = Fitter(
+                control_labels(joined["types"].tolist(), code[:n], seed),
+                group,
+                len(classes),
+                jobs,
+                seed,
+                device,
+            )
+            found = task.nested(
+                [("control_task", *each) for each in zip(layers, features, strict=True)], grid
+            )
             _keep(probability, task, "control_task", layers, found)
         controls = {"majority": fitter.count(np.zeros(len(code), dtype=int))}
         if previous is not None:
             controls["previous_action"] = fitter.count(integer_codes(joined["previous"].tolist())[0])
         if prompts is not None:
             length = np.log1p([[len(text)] for text in joined["prompts"]])
-            for name, read_off, its_grid in (("tfidf", tfidf(joined["prompts"]), TEXT_C), ("prompt_length", standardised(length), grid)):
+            for name, read_off, its_grid in (
+                ("tfidf", tfidf(joined["prompts"]), TEXT_C),
+                ("prompt_length", standardised(length), grid),
+            ):
                 [controls[name]] = fitter.nested([(name, NESTED, read_off)], its_grid)
         probability |= {(name, NESTED): each for name, (each, _) in controls.items()}
         probability["best_control", NESTED], best_control = _best_control(controls, jobs)
 
     split = np.array(SPLITS)[(np.arange(len(code)) >= n).astype(int)]
-    read = {key: Reading([each], task.code if key[0] == "control_task" else code) for key, each in probability.items()}
+    read = {
+        key: Reading([each], task.code if key[0] == "control_task" else code)
+        for key, each in probability.items()
+    }
     read["shuffled", NESTED] = Reading(shuffled, code)
     rows, layer_p = score_rows(read, split, group, fold, metrics, draws, seed)
     chosen = fitter.chosen + (task.chosen if task else [])
@@ -217,7 +243,13 @@ def _keep(probability, fitter, name, layers, found) -> list[int]:
 def _read_layers(fitter: Fitter, features, layers, grid):
     """Probabilities [decision, class] of the probe at each layer and at the nested choice, and of each shuffle."""
     probability = {}
-    best = _keep(probability, fitter, "probe", layers, fitter.nested([("probe", *each) for each in zip(layers, features, strict=True)], grid))
+    best = _keep(
+        probability,
+        fitter,
+        "probe",
+        layers,
+        fitter.nested([("probe", *each) for each in zip(layers, features, strict=True)], grid),
+    )
     picked = {row["fold"]: row["C"] for row in fitter.chosen if row["reader"] == "nested"}
 
     def permuted():

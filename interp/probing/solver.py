@@ -41,8 +41,14 @@ def fit_logistic(
     Returns weights (0 beyond a problem's own features), bias (minus infinity for classes that the problem's rows lack) and the
     number of fits that did not reach the tolerance. Raises ValueError for lengths that differ, no rows, and C not above 0.
     """
-    if not len(features) or [len(x) for x in features] != [len(y) for y in code] or not all(len(y) for y in code):
-        raise ValueError("Every problem needs rows and a class for each: features and code must be of equal lengths above 0.")
+    if (
+        not len(features)
+        or [len(x) for x in features] != [len(y) for y in code]
+        or not all(len(y) for y in code)
+    ):
+        raise ValueError(
+            "Every problem needs rows and a class for each: features and code must be of equal lengths above 0."
+        )
     if not len(np.ravel(grid)) or np.min(grid) <= 0:
         raise ValueError(f"The grid must hold positive inverse penalties, not {grid}.")
     rows, widths = [len(y) for y in code], [x.shape[1] for x in features]
@@ -53,16 +59,22 @@ def fit_logistic(
     x, n = x.to(device), torch.tensor(rows, device=device, dtype=torch.float64)[:, None]
     label = pad_sequence([torch.from_numpy(np.asarray(y)) for y in code], batch_first=True).to(device)
     weight = (torch.arange(max(rows), device=device) < n) / n  # padded rows weigh nothing
-    share = torch.zeros(len(rows), int(label.max()) + 1, device=device, dtype=torch.float64).scatter_add_(1, label, weight)
+    share = torch.zeros(len(rows), int(label.max()) + 1, device=device, dtype=torch.float64).scatter_add_(
+        1, label, weight
+    )
     present = share > 0
     c = torch.as_tensor(np.array(grid, dtype=float), device=device).expand(len(rows), -1)
     penalty = (1 / (c * n))[:, :, None, None] * (torch.arange(x.shape[2], device=device) < x.shape[2] - 1)
     power = (x**2 * weight[:, :, None]).sum(1) / present.sum(1, keepdim=True)
     root = (power[:, None, None] + penalty).sqrt()
     v = torch.zeros(*c.shape, share.shape[1], x.shape[2], device=device, dtype=torch.float64)
-    v[..., -1] = torch.where(present, share.log(), 0)[:, None] * root[..., -1]  # from the frequencies of the classes
+    v[..., -1] = (
+        torch.where(present, share.log(), 0)[:, None] * root[..., -1]
+    )  # from the frequencies of the classes
     mask, bound = torch.where(present, 0.0, -torch.inf), root
-    problem = _Problem(x, label, weight, mask, root, penalty / root**2, torch.ones_like(root)).to(torch.float32)
+    problem = _Problem(x, label, weight, mask, root, penalty / root**2, torch.ones_like(root)).to(
+        torch.float32
+    )
     v, _ = _lbfgs(problem, v.float(), max(tolerance, ROUGH))
     w, floor = v / root, FLAT * power[:, None, None]
     root = (torch.maximum(problem.curvature(v), floor) + penalty).sqrt()
@@ -107,7 +119,9 @@ class _Problem:
     def __call__(self, v):
         """Loss [problem, C] and gradient at scaled weights `v` [problem, C, class, feature]."""
         x, label, weight, mask, root, shrink, _ = self.parts
-        logit = ((v / root).flatten(1, 2) @ x.transpose(1, 2)).unflatten(1, v.shape[1:3]) + mask[:, None, :, None]
+        logit = ((v / root).flatten(1, 2) @ x.transpose(1, 2)).unflatten(1, v.shape[1:3]) + mask[
+            :, None, :, None
+        ]
         logit -= logit.amax(2, keepdim=True)
         label = label[:, None, None].expand(-1, v.shape[1], -1, -1)
         of_label = logit.gather(2, label)
@@ -118,17 +132,27 @@ class _Problem:
         logit *= weight / total
         logit.scatter_add_(2, label, -weight)
         shrunk = shrink * v
-        return loss + 0.5 * (shrunk * v).sum((2, 3)), (logit.flatten(1, 2) @ x).unflatten(1, v.shape[1:3]).div_(root) + shrunk
+        return loss + 0.5 * (shrunk * v).sum((2, 3)), (logit.flatten(1, 2) @ x).unflatten(
+            1, v.shape[1:3]
+        ).div_(root) + shrunk
 
 
 def _lbfgs(problem, start, tolerance):
     """Minimise from `start`; every fit has a line search of its own, and leaves the batch when its gradient is small."""
     found, where, size, left = start.clone(), torch.arange(len(start), device=start.device), start.shape, 0
-    slots, slack = torch.arange(size[1], device=start.device).expand(size[:2]), 10 * torch.finfo(start.dtype).eps
+    slots, slack = (
+        torch.arange(size[1], device=start.device).expand(size[:2]),
+        10 * torch.finfo(start.dtype).eps,
+    )
     v, (value, gradient) = start, problem(start)
     if (gradient * problem.parts[-1]).abs().amax() <= tolerance:
         return start, 0
-    direction, length, gamma, slope = -gradient, torch.ones_like(value), torch.ones_like(value), -(gradient**2).sum((2, 3))
+    direction, length, gamma, slope = (
+        -gradient,
+        torch.ones_like(value),
+        torch.ones_like(value),
+        -(gradient**2).sum((2, 3)),
+    )
     pairs = v.new_zeros(*size[:2], 2 * HISTORY, size[2] * size[3])
     along = v.new_zeros(*size[:2], 2 * HISTORY, 1)
     inverse, inner, diagonal = (v.new_zeros(*size[:2], HISTORY, k) for k in (HISTORY, HISTORY, 1))
@@ -141,16 +165,48 @@ def _lbfgs(problem, start, tolerance):
                 break
             kept = (~done).any(1).nonzero()[:, 0]
             chosen = done[kept].to(torch.int8).argsort(dim=1, stable=True)[:, : int((~done).sum(1).max())]
-            state = (slots, v, value, gradient, direction, length, gamma, slope, pairs, along, inverse, inner, diagonal)
-            slots, v, value, gradient, direction, length, gamma, slope, pairs, along, inverse, inner, diagonal = (
-                each[kept[:, None], chosen] for each in state)
+            state = (
+                slots,
+                v,
+                value,
+                gradient,
+                direction,
+                length,
+                gamma,
+                slope,
+                pairs,
+                along,
+                inverse,
+                inner,
+                diagonal,
+            )
+            (
+                slots,
+                v,
+                value,
+                gradient,
+                direction,
+                length,
+                gamma,
+                slope,
+                pairs,
+                along,
+                inverse,
+                inner,
+                diagonal,
+            ) = (each[kept[:, None], chosen] for each in state)
             where, problem = where[kept], problem.keep(kept, chosen)
         step = length[:, :, None, None] * direction
         new_value, new_gradient = problem(v + step)
         good = new_value <= value + 1e-4 * length * slope + slack * (1 + value.abs())
-        step, change = (torch.where(good[:, :, None, None], each, 0) for each in (step, new_gradient - gradient))
+        step, change = (
+            torch.where(good[:, :, None, None], each, 0) for each in (step, new_gradient - gradient)
+        )
         at = iteration % HISTORY
-        along[:, :, at, 0], along[:, :, HISTORY + at, 0] = torch.where(good, length * slope, 0), (change * gradient).sum((2, 3))
+        along[:, :, at, 0], along[:, :, HISTORY + at, 0] = (
+            torch.where(good, length * slope, 0),
+            (change * gradient).sum((2, 3)),
+        )
         v, gradient, value = v + step, gradient + change, torch.where(good, new_value, value)
         length = torch.where(good, 1.0, 0.3 * length)
         # Compact L-BFGS (Byrd, Nocedal & Schnabel 1994) with the inverse of its triangle kept up; a pair of zeros changes nothing.

@@ -19,9 +19,9 @@ import pandas as pd
 from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
-from interp.probing.logistic import Fitter, grouped_splits, scored, standardised
-from interp.probing.inputs import check_folds, checked_groups, layered
 from interp.probing.baselines import choose_layer
+from interp.probing.inputs import check_folds, checked_groups, layered
+from interp.probing.logistic import Fitter, grouped_splits, scored, standardised
 from interp.probing.metrics import NESTED
 from interp.stats.intervals import cluster_bootstrap, cross_fitted, integer_codes
 
@@ -46,10 +46,16 @@ class TransferResult:
         """Tidy scores: train_step, test_step, split, layer, reader, metric, value, low, high, n, n_groups."""
         return pd.DataFrame(self.rows)
 
-    def matrix(self, reader: str = "probe", column: str = "value", split: str = "in_domain") -> Float[np.ndarray, "train_step test_step"]:
+    def matrix(
+        self, reader: str = "probe", column: str = "value", split: str = "in_domain"
+    ) -> Float[np.ndarray, "train_step test_step"]:
         """One column of a reader's rows, by training and test step in the order given."""
         rows = self.table().query("reader == @reader and split == @split")
-        return rows.pivot(index="train_step", columns="test_step", values=column).loc[list(self.steps), list(self.steps)].to_numpy()
+        return (
+            rows.pivot(index="train_step", columns="test_step", values=column)
+            .loc[list(self.steps), list(self.steps)]
+            .to_numpy()
+        )
 
 
 def transfer(
@@ -86,7 +92,9 @@ def transfer(
     if test is not None:
         sets["out_of_domain"] = _checked(steps, *test)
         if shared := set(sets["in_domain"][2]) & set(sets["out_of_domain"][2]):
-            raise ValueError(f"{len(shared)} episodes (one is {min(shared, key=str)!r}) are in both sets: share none.")
+            raise ValueError(
+                f"{len(shared)} episodes (one is {min(shared, key=str)!r}) are in both sets: share none."
+            )
     shape = sets["in_domain"][0][0].shape
     for acts, _, _ in sets.values():
         if acts[0].shape[1:] != shape[1:]:
@@ -98,7 +106,9 @@ def transfer(
     layers, grid, n = range(shape[1]) if layer is None else [layer], sorted(float(c) for c in C), shape[0]
     group = integer_codes([name for _, _, names in sets.values() for name in names])[0]
     check_folds(len(set(group[:n].tolist())), folds, seed)
-    classes = sorted({name for _, labels, _ in sets.values() for each in labels for name in each if name is not None})
+    classes = sorted(
+        {name for _, labels, _ in sets.values() for each in labels for name in each if name is not None}
+    )
     index = {name: i for i, name in enumerate(classes)} | {None: -1}
 
     # All steps' decisions lie behind each other, one set's behind the other's, so that a fit at one step predicts all of them at once.
@@ -107,7 +117,10 @@ def transfer(
     for name, (acts, _, _) in sets.items():
         place[name] = ends + np.arange(len(steps) * len(acts[0])).reshape(len(steps), -1)
         ends += place[name].size
-    features = [standardised(np.concatenate([each[:, i] for acts, _, _ in sets.values() for each in acts])) for i in layers]
+    features = [
+        standardised(np.concatenate([each[:, i] for acts, _, _ in sets.values() for each in acts]))
+        for i in layers
+    ]
     of_set = {name: group[:n] if name == "in_domain" else group[n:] for name in sets}
     of_row = np.concatenate([np.tile(of_set[name], len(steps)) for name in sets])
     splits = grouped_splits(group[:n], folds, seed)
@@ -118,14 +131,32 @@ def transfer(
             jobs = [(own[train], place["in_domain"][:, held_out].ravel()) for train, held_out in splits]
             jobs += [(own, place["out_of_domain"].ravel())] if test is not None else []
             jobs = [(train[flat[train] >= 0], held_out) for train, held_out in jobs]
-            if any(len(set(flat[train].tolist())) < 2 or len(set(of_row[train].tolist())) < 2 for train, _ in jobs):
-                raise ValueError(f"The training rows of step {step} hold fewer than two classes or episodes with a label in some fold.")
+            if any(
+                len(set(flat[train].tolist())) < 2 or len(set(of_row[train].tolist())) < 2
+                for train, _ in jobs
+            ):
+                raise ValueError(
+                    f"The training rows of step {step} hold fewer than two classes or episodes with a label in some fold."
+                )
             fitter = Fitter(flat, of_row, len(classes), jobs, seed, device)
-            found = fitter.nested([("probe", i, each) for i, each in zip(layers, features, strict=True)], grid)
-            read = {"probe": choose_layer(fitter, "probe", layers, found)[0], "majority": fitter.count(np.zeros(len(flat), dtype=int))[0]}
+            found = fitter.nested(
+                [("probe", i, each) for i, each in zip(layers, features, strict=True)], grid
+            )
+            read = {
+                "probe": choose_layer(fitter, "probe", layers, found)[0],
+                "majority": fitter.count(np.zeros(len(flat), dtype=int))[0],
+            }
             right |= {(reader, s): scored(each, flat)["accuracy"] for reader, each in read.items()}
             picked = [row for row in fitter.chosen if row["reader"] == "nested"]
-            chosen += [{"train_step": step, "fold": row["fold"] if row["fold"] < folds else -1, "layer": row["layer"], "C": row["C"]} for row in picked]
+            chosen += [
+                {
+                    "train_step": step,
+                    "fold": row["fold"] if row["fold"] < folds else -1,
+                    "layer": row["layer"],
+                    "C": row["C"],
+                }
+                for row in picked
+            ]
             unconverged += fitter.n_unconverged
     rows, kept = [], NESTED if layer is None else layer
     for split, at in place.items():
@@ -141,13 +172,19 @@ def transfer(
                 estimate = cluster_bootstrap(column, episodes, draws=draws, seed=seed, widen=widen)
                 row = {"train_step": train_step, "test_step": test_step, "split": split, "layer": kept}
                 rows.append(row | {"reader": reader, "metric": "accuracy"} | estimate.row())
-    return TransferResult(tuple(rows), steps, tuple(classes), kept, tuple(chosen), unconverged, seed, folds, draws)
+    return TransferResult(
+        tuple(rows), steps, tuple(classes), kept, tuple(chosen), unconverged, seed, folds, draws
+    )
 
 
-def _checked(steps: tuple, acts_by_step: Mapping, labels_by_step: Mapping, groups: Sequence) -> tuple[list[np.ndarray], list[list], list]:
+def _checked(
+    steps: tuple, acts_by_step: Mapping, labels_by_step: Mapping, groups: Sequence
+) -> tuple[list[np.ndarray], list[list], list]:
     """Activations and labels of each step, and the episodes, of one set."""
     if not steps or set(steps) != set(acts_by_step) or set(steps) != set(labels_by_step):
-        raise ValueError(f"acts_by_step has steps {tuple(acts_by_step)} but labels_by_step has {tuple(labels_by_step)}: give both for the same steps.")
+        raise ValueError(
+            f"acts_by_step has steps {tuple(acts_by_step)} but labels_by_step has {tuple(labels_by_step)}: give both for the same steps."
+        )
     groups = checked_groups(groups, "the set")
     acts = [layered(acts_by_step[step], "acts", f"step {step}") for step in steps]
     labels = [list(labels_by_step[step]) for step in steps]
@@ -159,5 +196,7 @@ def _checked(steps: tuple, acts_by_step: Mapping, labels_by_step: Mapping, group
             )
         wrong = [i for i, name in enumerate(names) if not (name is None or isinstance(name, str))]
         if wrong:
-            raise ValueError(f"labels of step {step} must be strings or None; decision {wrong[0]} has {names[wrong[0]]!r}.")
+            raise ValueError(
+                f"labels of step {step} must be strings or None; decision {wrong[0]} has {names[wrong[0]]!r}."
+            )
     return acts, labels, groups

@@ -43,8 +43,10 @@ def check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds half of a surrogate pair ({text[error.start]!r}, character {error.start}), "
-                         "which is no text: write the whole character.") from None
+        raise ValueError(
+            f"{name} holds half of a surrogate pair ({text[error.start]!r}, character {error.start}), "
+            "which is no text: write the whole character."
+        ) from None
 
 
 class Encoder:
@@ -61,7 +63,9 @@ class Encoder:
         self._anchored = str(first).startswith("▁")
         added = tokenizer.added_tokens_decoder
         marks = {i: str(t) for i, t in added.items() if str(t).strip("▁ \n\t")}  # no mere white space
-        self._wide = {i: t for i, t in marks.items() if added[i].lstrip or added[i].rstrip or not tokenizer.is_fast}
+        self._wide = {
+            i: t for i, t in marks.items() if added[i].lstrip or added[i].rstrip or not tokenizer.is_fast
+        }
         self._added = {i: t for i, t in marks.items() if not t.strip("▁ ").isalnum()}
         special = {i for i, t in added.items() if t.special} | set(tokenizer.all_special_ids)
         tagged = {i for i, t in self._added.items() if any(t in tag for tag in tags)}
@@ -97,14 +101,18 @@ class Encoder:
         markers = tuple(dict.fromkeys(text[start:end] for start, end in marked))
         read = Encoded(ids, offsets, markers)
         if self._markers(read, data):
-            raise ValueError(f"this tokenizer reads {markers[0]!r} as a token of its own even where it is text")
+            raise ValueError(
+                f"this tokenizer reads {markers[0]!r} as a token of its own even where it is text"
+            )
         return read
 
     def check_held(self, text: str, name: str) -> None:
         """Raise ValueError, naming the text, where it holds a control token that is none of the style's tags."""
         if markers := self.encode(text, data=[Data(0, len(text), True)]).markers:
-            raise ValueError(f"{name} holds {markers[0]!r}, which is a control token in this vocabulary and would be read "
-                             "as one: write it another way, or, where it is meant as the token, give --markers tokens.")
+            raise ValueError(
+                f"{name} holds {markers[0]!r}, which is a control token in this vocabulary and would be read "
+                "as one: write it another way, or, where it is meant as the token, give --markers tokens."
+            )
 
     def _markers(self, read: Encoded, data: Sequence[Data]) -> list[tuple[int, int]]:
         """Where control tokens stand in data, those next to one another together."""
@@ -121,7 +129,10 @@ class Encoder:
                 break
             if i not in self._control[part.own] or end <= part.start:
                 continue
-            start, end = max(start, part.start), min(end, part.end)  # what is around the data may make it a marker
+            start, end = (
+                max(start, part.start),
+                min(end, part.end),
+            )  # what is around the data may make it a marker
             if where and where[-1][1] == start > part.start:
                 where[-1] = (where[-1][0], end)
             else:
@@ -131,11 +142,15 @@ class Encoder:
     def _following(self, text: str, after: str) -> Encoded:
         if not text:
             return Encoded([], [])
-        if self._anchored and after:  # a space would come before the first word of a text, or after a special token
+        if (
+            self._anchored and after
+        ):  # a space would come before the first word of a text, or after a special token
             before, both = self._tokens(after), self._tokens(after + text)
-            if both.ids[:len(before.ids)] == before.ids:
+            if both.ids[: len(before.ids)] == before.ids:
                 cut, n = len(after), len(before.ids)
-                return Encoded(both.ids[n:], [(max(0, a - cut), max(0, b - cut)) for a, b in both.offsets[n:]])
+                return Encoded(
+                    both.ids[n:], [(max(0, a - cut), max(0, b - cut)) for a, b in both.offsets[n:]]
+                )
         return self._tokens(text)
 
     def _tokens(self, text: str) -> Encoded:
@@ -146,7 +161,9 @@ class Encoder:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             offsets = self._located(text, ids)
         for n, i in enumerate(ids if self._wide else ()):
-            if i in self._wide:  # it stands where its text does, not where the white space does that it takes away
+            if (
+                i in self._wide
+            ):  # it stands where its text does, not where the white space does that it takes away
                 at = text.find(self._wide[i], *offsets[n])
                 offsets[n] = offsets[n] if at < 0 else (at, at + len(self._wide[i]))
         return Encoded(ids, offsets)
@@ -156,7 +173,9 @@ class Encoder:
         if self.tokenizer.is_fast:
             read = self._bare.encode(f"\n{text}" if self._anchored else text, add_special_tokens=False)
             shift = int(self._anchored)
-            kept = [(i, (max(0, a - shift), b - shift)) for i, (a, b) in zip(read.ids, read.offsets) if b > shift]
+            kept = [
+                (i, (max(0, a - shift), b - shift)) for i, (a, b) in zip(read.ids, read.offsets) if b > shift
+            ]
             return Encoded([i for i, _ in kept], [offset for _, offset in kept])
         ids = self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text, split_special_tokens=True))
         return Encoded(ids, self._located(text, ids))
@@ -173,7 +192,9 @@ class Encoder:
         cursor, first = 0, 0
         for n in range(1, len(ids) + 1):
             piece = self._decoded(list(ids[first:n]))
-            skipped = _SPACES.match(text, cursor).end()  # added tokens may take the white space around them away
+            skipped = _SPACES.match(
+                text, cursor
+            ).end()  # added tokens may take the white space around them away
             start = next((at for at in (cursor, skipped) if piece and text.startswith(piece, at)), None)
             if start is None and n - first < _TOGETHER:
                 continue
@@ -182,9 +203,11 @@ class Encoder:
             offsets += [(cursor, start + len(piece))] * (n - first)
             cursor, first = start + len(piece), n
         if first < len(ids) or text[cursor:].strip():
-            raise ValueError(f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where its "
-                             f"tokens stand, and they do not add up to the text: after character {cursor} it reads "
-                             f"{text[cursor:cursor + 20]!r} otherwise. Give the model's fast tokenizer (a tokenizer.json).")
+            raise ValueError(
+                f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where its "
+                f"tokens stand, and they do not add up to the text: after character {cursor} it reads "
+                f"{text[cursor : cursor + 20]!r} otherwise. Give the model's fast tokenizer (a tokenizer.json)."
+            )
         return offsets
 
     def text(self, ids: Sequence[int]) -> str:
@@ -194,9 +217,13 @@ class Encoder:
         """
         ids = list(ids)
         if odd := [i for i in ids if not hasattr(i, "__index__") or not 0 <= i < 2**31]:
-            raise ValueError(f"{odd[0]!r} is no token id: ids are whole numbers, from 0 to {self.size - 1} here.")
+            raise ValueError(
+                f"{odd[0]!r} is no token id: ids are whole numbers, from 0 to {self.size - 1} here."
+            )
         runs = groupby(ids, key=lambda i: i < self.size)
-        return "".join(self._decoded(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
+        return "".join(
+            self._decoded(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs
+        )
 
     def _decoded(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

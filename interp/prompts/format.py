@@ -25,8 +25,8 @@ from interp.prompts.encoding import Data, Encoded, Encoder, check_text
 from interp.prompts.placing import Place, mark, place, put
 from interp.prompts.rendering import TODAY
 from interp.prompts.styles import STYLES, Style
-from interp.tasks.episodes import Decision, Episode
 from interp.prompts.templates import ChatTemplate
+from interp.tasks.episodes import Decision, Episode
 
 SPANS = ("template", "task", "history", "observation", "boundary", "cot", "action_tag", "action")
 Mode = Literal["prompt", "cot", "empty_think"]
@@ -89,8 +89,10 @@ def same_format(prompts: Sequence[Prompt]) -> "PromptFormat":
     first = prompts[0]
     for prompt in prompts:
         if prompt.format is not first.format and prompt.format.hash != first.format.hash:
-            raise ValueError(f"The prompts are of two formats, those of decisions {first.decision.id} and {prompt.decision.id} (another style, template, "
-                             "system prompt or tokenizer): give those of one format at a time.")
+            raise ValueError(
+                f"The prompts are of two formats, those of decisions {first.decision.id} and {prompt.decision.id} (another style, template, "
+                "system prompt or tokenizer): give those of one format at a time."
+            )
     return first.format
 
 
@@ -108,28 +110,59 @@ class PromptFormat:
     Raises ValueError where the template has no boundary that can be found, or drops the system message.
     """
 
-    def __init__(self, tokenizer, style: str | Style = "tags", system: str = "", tools: Sequence[dict] = (), options: Mapping | None = None,
-                 context: int | None = None, room: int = 0, truncate: Truncate = "none", *, stop_tokens: Sequence[int] = (),
-                 history_traces: HistoryTraces = "template", system_as: Literal["system", "user"] = "system",
-                 tool_as: Literal["tool", "user"] = "tool", markers: Markers = "text", template_file: object = None):
+    def __init__(
+        self,
+        tokenizer,
+        style: str | Style = "tags",
+        system: str = "",
+        tools: Sequence[dict] = (),
+        options: Mapping | None = None,
+        context: int | None = None,
+        room: int = 0,
+        truncate: Truncate = "none",
+        *,
+        stop_tokens: Sequence[int] = (),
+        history_traces: HistoryTraces = "template",
+        system_as: Literal["system", "user"] = "system",
+        tool_as: Literal["tool", "user"] = "tool",
+        markers: Markers = "text",
+        template_file: object = None,
+    ):
         if truncate not in get_args(Truncate):
-            raise ValueError(f"There is no policy {truncate!r} for long prompts: there are {', '.join(get_args(Truncate))}.")
+            raise ValueError(
+                f"There is no policy {truncate!r} for long prompts: there are {', '.join(get_args(Truncate))}."
+            )
         _check_choice("history_traces", history_traces, get_args(HistoryTraces))
         _check_choice("system_as", system_as, ("system", "user"))
         _check_choice("tool_as", tool_as, ("tool", "user"))
         _check_choice("markers", markers, get_args(Markers))
         if isinstance(style, str) and style not in STYLES:
-            raise ValueError(f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own.")
+            raise ValueError(
+                f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own."
+            )
         check_text(system, "The system prompt")
         if tokenizer is None:
-            raise ValueError("There is no tokenizer, so no prompt can be made: give one (a model made without one has model.tokenizer None).")
-        self.tokenizer, self.style, self.system = tokenizer, STYLES[style] if isinstance(style, str) else style, system
+            raise ValueError(
+                "There is no tokenizer, so no prompt can be made: give one (a model made without one has model.tokenizer None)."
+            )
+        self.tokenizer, self.style, self.system = (
+            tokenizer,
+            STYLES[style] if isinstance(style, str) else style,
+            system,
+        )
         self.context, self.room, self.truncate, self.stop_tokens = context, room, truncate, tuple(stop_tokens)
-        self.history_traces, self.system_as, self.tool_as, self.markers = history_traces, system_as, tool_as, markers
+        self.history_traces, self.system_as, self.tool_as, self.markers = (
+            history_traces,
+            system_as,
+            tool_as,
+            markers,
+        )
         self.chat = ChatTemplate(tokenizer, self.style, tools, options, template_file)
         self.tools, self.options = self.chat.tools, self.chat.options
         s = self.style
-        self.encoder = Encoder(tokenizer, (s.open_think, s.close_think, s.open_action, s.close_action), self.chat.source)
+        self.encoder = Encoder(
+            tokenizer, (s.open_think, s.close_think, s.open_action, s.close_action), self.chat.source
+        )
         if self.tools and self.markers == "text":
             self.encoder.check_held(json.dumps(self.tools, ensure_ascii=False), "A tool's text")
         self._warned: set[str] = set()
@@ -141,11 +174,27 @@ class PromptFormat:
     @cached_property
     def hash(self) -> str:
         """Content hash of template, style, system prompt, tools, options and vocabulary, and of what else was asked for."""
-        parts = [self.tokenizer.chat_template, str(self.style), self.system, self.tools, self.options, sorted(self.tokenizer.get_vocab().items())]
+        parts = [
+            self.tokenizer.chat_template,
+            str(self.style),
+            self.system,
+            self.tools,
+            self.options,
+            sorted(self.tokenizer.get_vocab().items()),
+        ]
         parts += [] if self.truncate == "none" else [self.truncate, self.context, self.room]
-        parts += [dict(today=self.chat.today)] if "strftime_now" in self.chat.source or self.chat.today != TODAY else []
-        asked = dict(history_traces=(self.history_traces, "template"), system_as=(self.system_as, "system"), tool_as=(self.tool_as, "tool"),
-                     markers=(self.markers, "text"), stop_tokens=(sorted({*self.stop_tokens} - {self.tokenizer.eos_token_id, *self.chat.ends}), []))
+        parts += (
+            [dict(today=self.chat.today)]
+            if "strftime_now" in self.chat.source or self.chat.today != TODAY
+            else []
+        )
+        asked = dict(
+            history_traces=(self.history_traces, "template"),
+            system_as=(self.system_as, "system"),
+            tool_as=(self.tool_as, "tool"),
+            markers=(self.markers, "text"),
+            stop_tokens=(sorted({*self.stop_tokens} - {self.tokenizer.eos_token_id, *self.chat.ends}), []),
+        )
         parts += [{name: value} for name, (value, default) in asked.items() if value != default]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
@@ -166,7 +215,9 @@ class PromptFormat:
         """Ids of a text that follows a tag, or what else it is `behind`."""
         return self.encoder.encode(text, behind).ids
 
-    def _written(self, before: str, said: str, rest: str, after: str = "\n", what: str = "An action") -> Encoded:
+    def _written(
+        self, before: str, said: str, rest: str, after: str = "\n", what: str = "An action"
+    ) -> Encoded:
         """Ids of what data had the agent say, between what the style writes."""
         data = [Data(len(before), len(before) + len(said))] if said and self.markers == "text" else []
         try:
@@ -174,8 +225,11 @@ class PromptFormat:
         except ValueError as error:
             raise ValueError(f"{what}, {said[:60]!r}, cannot be read: {error}.") from None
         if found.markers:
-            self._warn("said", f"{what} holds {found.markers[0]!r}, which is a control token in this vocabulary: it is read as text. Where it is meant "
-                               "as the token give --markers tokens.")
+            self._warn(
+                "said",
+                f"{what} holds {found.markers[0]!r}, which is a control token in this vocabulary: it is read as text. Where it is meant "
+                "as the token give --markers tokens.",
+            )
         return found
 
     def _warn(self, kind: str, sentence: str) -> None:
@@ -191,7 +245,11 @@ class PromptFormat:
     @cached_property
     def ends(self) -> dict[int, str]:
         """Tokens that end the agent's turn, and their texts: what the template writes, the tokenizer's end of sequence, `stop_tokens`."""
-        ids = [*self.chat.ends, *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]), *self.stop_tokens]
+        ids = [
+            *self.chat.ends,
+            *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]),
+            *self.stop_tokens,
+        ]
         return {i: self.text([i]) if i < self.encoder.size else "" for i in ids}
 
     def _passed(self, text: str, mode: Mode) -> int:
@@ -221,7 +279,9 @@ class PromptFormat:
         """What puts a trace and the opened action behind a prompt, and where in its text the trace begins."""
         s = self.style
         opened = f"{self.chat.gap}{s.open_think}{s.space if trace else ''}"
-        return self._written(opened, trace, s.close_think + s.open_action, self.header, "A trace"), len(opened)
+        return self._written(opened, trace, s.close_think + s.open_action, self.header, "A trace"), len(
+            opened
+        )
 
     def tail(self, trace: str | Sequence[int] | None) -> list[int]:
         """Ids from the boundary to the opened action tag.
@@ -242,8 +302,11 @@ class PromptFormat:
         if "seam" not in self._warned:
             joint = self.encode(s.open_action + s.space + action + s.close_action)
             if joint != [*self.encode(s.open_action), *ids]:
-                self._warn("seam", f"In this vocabulary {s.open_action!r} merges with the action behind it ({action!r}): a prefilled tag is tokenised "
-                                   "otherwise than a written one. A style with its tags on lines of their own (`llama3`) keeps them apart.")
+                self._warn(
+                    "seam",
+                    f"In this vocabulary {s.open_action!r} merges with the action behind it ({action!r}): a prefilled tag is tokenised "
+                    "otherwise than a written one. A style with its tags on lines of their own (`llama3`) keeps them apart.",
+                )
             self._warned.add("seam")
         return ids if s.close_action else [*ids, *list(self.ends)[:1]]
 
@@ -272,7 +335,11 @@ class PromptFormat:
 
     def stops(self, mode: Mode) -> list[int]:
         """Tokens that end what is generated in a mode wherever they stand."""
-        return [i for i, end in self.ends.items() if not self._closes(end) and (mode != "cot" or not self._inside(end))]
+        return [
+            i
+            for i, end in self.ends.items()
+            if not self._closes(end) and (mode != "cot" or not self._inside(end))
+        ]
 
     def _inside(self, end: str) -> bool:
         """Whether the style has an agent write this end within its turn, before the action."""
@@ -305,9 +372,13 @@ class PromptFormat:
         if found is None:
             return None
         n = next(n for n in range(1, len(ids) + 1) if len(self.text(ids[:n])) >= found.end())
-        if text[found.end():len(self.text(ids[:n]))].strip():
-            return [*ids[:n - 1], *self.encode(text[len(self.text(ids[:n - 1])):found.end()])]
-        while n < len(ids) and not self.text(ids[:n]).endswith(self.style.open_action) and not self.text([ids[n]]).strip():
+        if text[found.end() : len(self.text(ids[:n]))].strip():
+            return [*ids[: n - 1], *self.encode(text[len(self.text(ids[: n - 1])) : found.end()])]
+        while (
+            n < len(ids)
+            and not self.text(ids[:n]).endswith(self.style.open_action)
+            and not self.text([ids[n]]).strip()
+        ):
             n += 1
         return list(ids[:n])
 
@@ -344,7 +415,11 @@ class PromptFormat:
 
     def _roles(self, messages: Sequence[Mapping]) -> list[dict]:
         """Messages with the system's first, in roles that the template takes; the user's are joined where others became the user's."""
-        system = [dict(role="system", content=self.system)] if self.system and messages[0]["role"] != "system" else []
+        system = (
+            [dict(role="system", content=self.system)]
+            if self.system and messages[0]["role"] != "system"
+            else []
+        )
         roles = dict(system=self.system_as, tool=self.tool_as)
         found: list[dict] = []
         for message in [*system, *messages]:
@@ -358,9 +433,15 @@ class PromptFormat:
     def _turns(self, messages: Sequence[Mapping]) -> list[dict]:
         found = []
         for m in self._roles(messages):
-            own = {k: v for k, v in m.items() if k not in ("trace", "action")} if m["role"] != "agent" else dict(role="assistant")
+            own = (
+                {k: v for k, v in m.items() if k not in ("trace", "action")}
+                if m["role"] != "agent"
+                else dict(role="assistant")
+            )
             native = self.style.native and self.history_traces == "template" and m.get("trace")
-            found.append({**own, "content": self.content(m), **(dict(reasoning_content=m["trace"]) if native else {})})
+            found.append(
+                {**own, "content": self.content(m), **(dict(reasoning_content=m["trace"]) if native else {})}
+            )
         return found
 
     def _placed(self, turns: Sequence[dict], generation: bool, name: str) -> tuple[str, list[Place]]:
@@ -370,7 +451,11 @@ class PromptFormat:
         kept = {}
         if self.history_traces == "kept":
             opened = self.style.open_think.strip()
-            kept = {i: t["content"] for i, t in enumerate(turns) if t["role"] == "assistant" and opened in t["content"]}
+            kept = {
+                i: t["content"]
+                for i, t in enumerate(turns)
+                if t["role"] == "assistant" and opened in t["content"]
+            }
         shown = [{**t, "content": mark("k", i)} if i in kept else t for i, t in enumerate(turns)]
         text, places = place(self._render, shown, generation, name)
         return put(text, places, kept, self.chat.before_kept) if kept else (text, places)
@@ -378,19 +463,26 @@ class PromptFormat:
     def _tokens(self, turns: Sequence[dict], text: str, places: Sequence[Place], name: str) -> Encoded:
         """Tokens of a rendered text, with control tokens in the data read as text."""
         if self.context is None and len(text) > UNBOUNDED:
-            raise ValueError(f"The text of {name} has {len(text):,} characters, and without the model's context at most {UNBOUNDED:,} are read: "
-                             "give context=, the tokens that the model reads at most.")
+            raise ValueError(
+                f"The text of {name} has {len(text):,} characters, and without the model's context at most {UNBOUNDED:,} are read: "
+                "give context=, the tokens that the model reads at most."
+            )
         if self.markers == "tokens":
             return self.encoder.encode(text, "")
-        data = [Data(start, end, turns[turn]["role"] in ("assistant", "system")) for turn, start, end in places]
+        data = [
+            Data(start, end, turns[turn]["role"] in ("assistant", "system")) for turn, start, end in places
+        ]
         try:
             found = self.encoder.encode(text, "", data)
         except ValueError as error:
             raise ValueError(f"The text of {name} cannot be read: {error}.") from None
         if found.markers:
             turn = next(number for number, start, end in places if found.markers[0] in text[start:end])
-            self._warn("turns", f"Message {turn} of {name} holds {found.markers[0]!r}, which is a control token of this template: it is read as text "
-                                "there, and so are others in the data. Where they are meant as the tokens give --markers tokens.")
+            self._warn(
+                "turns",
+                f"Message {turn} of {name} holds {found.markers[0]!r}, which is a control token of this template: it is read as text "
+                "there, and so are others in the data. Where they are meant as the tokens give --markers tokens.",
+            )
         return found
 
     def prompt(self, decision: Decision) -> Prompt:
@@ -405,26 +497,38 @@ class PromptFormat:
         prompt = self._prompt(fitted, *rendered)
         if self.context and self._space(decision) < len(prompt.ids):
             raise self._too_long(decision, str(len(prompt.ids)))
-        return replace(prompt, dropped=sum(m["role"] == "agent" for m in decision.messages) - sum(m["role"] == "agent" for m in fitted.messages))
+        return replace(
+            prompt,
+            dropped=sum(m["role"] == "agent" for m in decision.messages)
+            - sum(m["role"] == "agent" for m in fitted.messages),
+        )
 
     def _too_long(self, decision: Decision, tokens: str) -> ValueError:
         behind = "" if self.truncate == "none" else " even without its history"
-        return ValueError(f"The prompt of decision {decision.id} has {tokens} tokens{behind}, and {self.context - self._space(decision)} more are kept free "
-                          f"for a trace and its action, but this model reads at most {self.context}: leave out turns with --truncate oldest_turns, or "
-                          "the decision, or lower --trace_tokens.")
+        return ValueError(
+            f"The prompt of decision {decision.id} has {tokens} tokens{behind}, and {self.context - self._space(decision)} more are kept free "
+            f"for a trace and its action, but this model reads at most {self.context}: leave out turns with --truncate oldest_turns, or "
+            "the decision, or lower --trace_tokens."
+        )
 
     def _at_least(self, text: str) -> int:
         """Tokens that a text has at least; those of a very long one are counted on its beginning only."""
-        least, beginning = len(text) // self.encoder.longest, text[:_CHARACTERS * self.context]
+        least, beginning = len(text) // self.encoder.longest, text[: _CHARACTERS * self.context]
         if len(beginning) < len(text):
-            least = max(least, int(0.9 * len(self.encoder.encode(beginning, "").ids)))  # the cut may have made some more
+            least = max(
+                least, int(0.9 * len(self.encoder.encode(beginning, "").ids))
+            )  # the cut may have made some more
         return least
 
     def _space(self, decision: Decision) -> int:
         """Tokens that the prompt may take, so that a decoded and the recorded trace, and the longest action, fit behind it."""
         s, longest = self.style, max((decision.reference, *decision.admissible), key=len)
         action = len(self.encode(s.space + longest + s.close_action)) + 1
-        return self.context - max(len(self.with_trace("")) + self.room, len(self.with_trace(decision.trace))) - action
+        return (
+            self.context
+            - max(len(self.with_trace("")) + self.room, len(self.with_trace(decision.trace)))
+            - action
+        )
 
     def fit(self, decision: Decision) -> Decision:
         """The decision without the oldest of its turns, as many as its prompt is too long for the context (itself where it fits).
@@ -435,11 +539,13 @@ class PromptFormat:
         if self.truncate == "none" or not self.context:
             return decision
         messages = decision.messages
-        head = next((i for i, m in enumerate(messages) if m["role"] == "user" and decision.task in m["content"]), 0)
+        head = next(
+            (i for i, m in enumerate(messages) if m["role"] == "user" and decision.task in m["content"]), 0
+        )
         turns = [i for i, m in enumerate(messages) if m["role"] == "agent" and i > head]
         if not turns:
             return decision
-        kept = [replace(decision, messages=(*messages[:turns[0]], *messages[start:])) for start in turns]
+        kept = [replace(decision, messages=(*messages[: turns[0]], *messages[start:])) for start in turns]
         space = self._space(decision)
         first = bisect_left(range(len(kept)), -space, key=lambda k: -self._length(kept[k]))
         return decision if first == 0 else kept[min(first, len(kept) - 1)]
@@ -457,7 +563,9 @@ class PromptFormat:
         end = places[-1].end
         return turns, text[:end] + self.chat.before_thought(text[end:]), places
 
-    def _prompt(self, decision: Decision, turns: Sequence[dict], text: str, places: Sequence[Place]) -> Prompt:
+    def _prompt(
+        self, decision: Decision, turns: Sequence[dict], text: str, places: Sequence[Place]
+    ) -> Prompt:
         spans = np.full(len(text), SPANS.index("template"), dtype=np.uint8)
         last_agent = max((i for i, t in enumerate(turns) if t["role"] == "assistant"), default=-1)
         first = decision.messages[0]
@@ -472,9 +580,11 @@ class PromptFormat:
             spans[start:end] = SPANS.index("observation" if number > last_agent else "history")
             at = text.find(decision.task, start, end) if not task_found and role == "user" else -1
             if at >= 0:
-                spans[at:at + len(decision.task)], task_found = SPANS.index("task"), True
+                spans[at : at + len(decision.task)], task_found = SPANS.index("task"), True
         if not task_found:
-            raise ValueError(f"The task of decision {decision.id}, {decision.task[:60]!r}, is in none of its messages.")
+            raise ValueError(
+                f"The task of decision {decision.id}, {decision.task[:60]!r}, is in none of its messages."
+            )
         tokens = self._tokens(turns, text, places, f"decision {decision.id}")
         last = np.array([end for _, end in tokens.offsets]) - 1
         names = [SPANS[i] for i in spans[np.maximum(last, 0)]]
@@ -483,7 +593,10 @@ class PromptFormat:
 
     def example(self, decision: Decision) -> tuple[list[int], list[bool]]:
         """One decision as a training sequence, ids and which of them the agent writes now: its trace and its reference action."""
-        prompt, said = self.prompt(decision), [*self.with_trace(decision.trace), *self.action_ids(decision.reference)]
+        prompt, said = (
+            self.prompt(decision),
+            [*self.with_trace(decision.trace), *self.action_ids(decision.reference)],
+        )
         return [*prompt.ids, *said], [False] * len(prompt.ids) + [True] * len(said)
 
     def sequence(self, episode: Episode, traces=True) -> tuple[list[int], list[bool]]:
@@ -501,15 +614,23 @@ class PromptFormat:
     def rendered(self, episode: Episode, traces=True) -> Rendered:
         """An episode's one sequence, as text and as tokens; raises as `sequence` does."""
         if self._stripped:
-            raise ValueError("This style's template strips the traces of earlier turns, so an episode is no single sequence: "
-                             "train on `PromptFormat.example` of each of its decisions, or keep the traces (history_traces='kept').")
+            raise ValueError(
+                "This style's template strips the traces of earlier turns, so an episode is no single sequence: "
+                "train on `PromptFormat.example` of each of its decisions, or keep the traces (history_traces='kept')."
+            )
         if self._before:
-            raise ValueError(f"The chat template writes {self._before[-60:]!r} before the agent's turn in the history, but a prompt ends with "
-                             f"{self.header!r}, so an episode is no single sequence: train on `PromptFormat.example` of each of its decisions.")
+            raise ValueError(
+                f"The chat template writes {self._before[-60:]!r} before the agent's turn in the history, but a prompt ends with "
+                f"{self.header!r}, so an episode is no single sequence: train on `PromptFormat.example` of each of its decisions."
+            )
         name, turns = f"episode {episode.id}", self._turns(episode.messages(traces=traces))
         text, places = self._placed(turns, False, name)
         tokens = self._tokens(turns, text, places, name)
-        return Rendered(text, [(start, end) for number, start, end in places if turns[number]["role"] == "assistant"], tokens)
+        return Rendered(
+            text,
+            [(start, end) for number, start, end in places if turns[number]["role"] == "assistant"],
+            tokens,
+        )
 
 
 def _check_choice(name: str, given: str, known: Sequence[str]) -> None:

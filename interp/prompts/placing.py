@@ -47,11 +47,13 @@ def place(render: Render, turns: Sequence[Mapping], generation: bool, name: str)
     marks = list(_MARK.finditer(frame))
     for found, following in zip(marks, [*marks[1:], None]):
         kind, number = found.group(1), int(found.group(2))
-        before, given = frame[passed:found.start()], turns[number][FIELDS[kind]]
+        before, given = frame[passed : found.start()], turns[number][FIELDS[kind]]
         start = cursor + len(before)
-        after = frame[found.end():following and following.start()]
+        after = frame[found.end() : following and following.start()]
         fits = [form for form in _forms(given) if text.startswith(form, start)]
-        kept = next((form for form in fits if text.startswith(after, start + len(form))), fits[0] if fits else None)
+        kept = next(
+            (form for form in fits if text.startswith(after, start + len(form))), fits[0] if fits else None
+        )
         if kept is None or text[cursor:start] != before:
             raise ValueError(_changed(turns, number, name))
         cursor, passed = start + len(kept), found.end()
@@ -60,8 +62,10 @@ def place(render: Render, turns: Sequence[Mapping], generation: bool, name: str)
     if seen != list(range(len(turns))):
         raise ValueError(_changed(turns, next(i for i, n in enumerate([*seen, -1]) if n != i), name))
     if text[cursor:] != frame[passed:]:
-        raise ValueError(f"The chat template changes message {len(turns) - 1} of {name}: what follows it depends on "
-                         "its text.")
+        raise ValueError(
+            f"The chat template changes message {len(turns) - 1} of {name}: what follows it depends on "
+            "its text."
+        )
     return text, places
 
 
@@ -77,17 +81,24 @@ def _forms(given: str) -> Iterator[str]:
 def _changed(turns: Sequence[Mapping], number: int, name: str) -> str:
     role = turns[number]["role"]
     if role == "system":
-        return (f"The chat template drops or changes the system message of {name}: give its text at the start of the "
-                "first user message (--system_as user), or use a template that keeps it.")
-    advice = {"assistant": " Where the template takes earlier traces away, give a style whose trace is the template's own "
-                           "(native), or keep the traces as they are (--history_traces kept).",
-              "tool": " Where the template knows no tool turns, give them as the user's (--tool_as user)."}.get(role, "")
-    return (f"The chat template changes message {number} of {name}: its text {turns[number]['content'][:60]!r} is "
-            f"not in the rendered prompt as it was given, so spans cannot be placed.{advice}")
+        return (
+            f"The chat template drops or changes the system message of {name}: give its text at the start of the "
+            "first user message (--system_as user), or use a template that keeps it."
+        )
+    advice = {
+        "assistant": " Where the template takes earlier traces away, give a style whose trace is the template's own "
+        "(native), or keep the traces as they are (--history_traces kept).",
+        "tool": " Where the template knows no tool turns, give them as the user's (--tool_as user).",
+    }.get(role, "")
+    return (
+        f"The chat template changes message {number} of {name}: its text {turns[number]['content'][:60]!r} is "
+        f"not in the rendered prompt as it was given, so spans cannot be placed.{advice}"
+    )
 
 
-def put(text: str, places: Sequence[Place], contents: Mapping[int, str],
-        unwanted: re.Pattern) -> tuple[str, list[Place]]:
+def put(
+    text: str, places: Sequence[Place], contents: Mapping[int, str], unwanted: re.Pattern
+) -> tuple[str, list[Place]]:
     """A text with other contents in the places of some turns, and without what `unwanted` matches right before them."""
     pieces, cursor, length, moved = [], 0, 0, []
     for turn, start, end in places:

@@ -41,7 +41,9 @@ def clock(today: str):
     try:
         day = datetime.fromisoformat(today)
     except (TypeError, ValueError):
-        raise ValueError(f"The day that templates are told is a date such as {TODAY}, not {today!r}.") from None
+        raise ValueError(
+            f"The day that templates are told is a date such as {TODAY}, not {today!r}."
+        ) from None
     return day.strftime
 
 
@@ -78,8 +80,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self):
         self._render = threading.local()
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols],
-                         finalize=self._written)
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+            finalize=self._written,
+        )
         self.filters = {name: self._limited(name, filter) for name, filter in self.filters.items()}
         self.filters |= dict(tojson=_tojson, watched=self._watched, bounded=self._bounded, random=_chance)
         self.globals |= dict(raise_exception=_raise, lipsum=_chance, strftime_now=clock(TODAY))
@@ -163,7 +169,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message):
@@ -171,7 +179,9 @@ def _raise(message):
 
 
 def _chance(*_, **__):
-    raise TemplateError("it draws something at random, and prompts must not change from one reading to the next")
+    raise TemplateError(
+        "it draws something at random, and prompts must not change from one reading to the next"
+    )
 
 
 class Template:
@@ -183,13 +193,19 @@ class Template:
         self.variables = read - self._environment.globals.keys()
         self._template = self._environment.from_string(source)
 
-    def render(self, turns: Sequence[Mapping], generation: bool, tools: Sequence[Mapping] | None,
-               variables: Mapping) -> str:
+    def render(
+        self, turns: Sequence[Mapping], generation: bool, tools: Sequence[Mapping] | None, variables: Mapping
+    ) -> str:
         """The text of a conversation; raises jinja's errors, and TooMuch past `LONGEST` characters or `SECONDS`."""
         pieces, length = [], 0
         with self._environment.limited():
-            written = self._template.generate(messages=[_message(t) for t in turns], tools=tools, documents=None,
-                                              add_generation_prompt=generation, **variables)
+            written = self._template.generate(
+                messages=[_message(t) for t in turns],
+                tools=tools,
+                documents=None,
+                add_generation_prompt=generation,
+                **variables,
+            )
             for piece in written:
                 self._environment.tick()
                 pieces.append(piece)

@@ -28,11 +28,15 @@ class Style:
 
     def __post_init__(self):
         if not self.open_think.strip() or not self.open_action.strip():
-            raise ValueError("A style needs a text that opens a trace and one that opens an action, and neither may be blank.")
+            raise ValueError(
+                "A style needs a text that opens a trace and one that opens an action, and neither may be blank."
+            )
 
     def turn(self, trace: str | None, action: str) -> str:
         """One agent's turn; without a trace it is the action in its tags."""
-        thought = "" if trace is None or self.native else f"{self.open_think}{self.space}{trace}{self.close_think}"
+        thought = (
+            "" if trace is None or self.native else f"{self.open_think}{self.space}{trace}{self.close_think}"
+        )
         return f"{thought}{self.open_action}{self.space}{action}{self.close_action}"
 
     def lead_text(self, trace: str) -> str:
@@ -42,7 +46,9 @@ class Style:
     @cached_property
     def _lead(self) -> re.Pattern:
         """The end of a trace and the opening of an action (white space between them is free)."""
-        return re.compile(rf"\s*{re.escape(self.close_think.strip())}\s*{re.escape(self.open_action.strip())}")
+        return re.compile(
+            rf"\s*{re.escape(self.close_think.strip())}\s*{re.escape(self.open_action.strip())}"
+        )
 
     def lead(self, text: str) -> re.Match | None:
         """Where the first trace of `text` ends and its action opens; None where it does not."""
@@ -59,8 +65,12 @@ class Style:
         if with_trace:
             found, closing = self.lead(text), self.close_think.strip()
             if found is None:
-                return (text.partition(closing)[0].strip(), None) if closing and closing in text else (None, None)
-            trace, text = text[:found.start()].strip(), text[found.end():]
+                return (
+                    (text.partition(closing)[0].strip(), None)
+                    if closing and closing in text
+                    else (None, None)
+                )
+            trace, text = text[: found.start()].strip(), text[found.end() :]
         closing = self.close_action.strip()
         action, closed, _ = text.partition(closing) if closing else text.lstrip().partition("\n")
         return trace, (action.strip() or None) if closed or ended and not closing else None

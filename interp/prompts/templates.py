@@ -56,15 +56,25 @@ class ChatTemplate:
     a given name, or the agent's turn has no opening that can be found.
     """
 
-    def __init__(self, tokenizer, style: Style, tools: Sequence[dict] = (), options: Mapping | None = None,
-                 file: object = None):
+    def __init__(
+        self,
+        tokenizer,
+        style: Style,
+        tools: Sequence[dict] = (),
+        options: Mapping | None = None,
+        file: object = None,
+    ):
         self.tokenizer, self.style, self.tools = tokenizer, style, list(tools) or None
         self.called = f"The chat template {file}" if file else "The chat template"
         if not tokenizer.chat_template:
-            raise ValueError("This tokenizer has no chat template, so its prompts have no boundary: set "
-                             "tokenizer.chat_template, or put the trainer's template into the checkpoint's folder as "
-                             "chat_template.jinja.")
-        self.source = tokenizer.get_chat_template(tools=self.tools)  # there may be one for tools beside its own
+            raise ValueError(
+                "This tokenizer has no chat template, so its prompts have no boundary: set "
+                "tokenizer.chat_template, or put the trainer's template into the checkpoint's folder as "
+                "chat_template.jinja."
+            )
+        self.source = tokenizer.get_chat_template(
+            tools=self.tools
+        )  # there may be one for tools beside its own
         try:
             self._template = compiled(self.source)
         except TemplateSyntaxError as error:
@@ -84,7 +94,9 @@ class ChatTemplate:
         try:
             given = json.loads(json.dumps(given))
         except TypeError as error:
-            raise ValueError(f"A template's variables are values that JSON knows ({error}): {', '.join(given)}.") from None
+            raise ValueError(
+                f"A template's variables are values that JSON knows ({error}): {', '.join(given)}."
+            ) from None
         today = given.get("today", TODAY)
         if "today" not in known:
             given.pop("today", None)
@@ -110,12 +122,16 @@ class ChatTemplate:
             roles = [turn["role"] for turn in turns]
             advice = ""
             if roles[0] == "system":
-                advice += ("; a template that knows no system message is given its text at the start of the first user "
-                           "message by --system_as user")
+                advice += (
+                    "; a template that knows no system message is given its text at the start of the first user "
+                    "message by --system_as user"
+                )
             if "tool" in roles:
                 advice += "; one that knows no tool turns is given them as the user's by --tool_as user"
-            raise ValueError(f"{self.called} refuses {name} ({first_line(error)}); its first roles are "
-                             f"{', '.join(roles[:4])}{advice}.") from error
+            raise ValueError(
+                f"{self.called} refuses {name} ({first_line(error)}); its first roles are "
+                f"{', '.join(roles[:4])}{advice}."
+            ) from error
 
     def _tried(self, turns: Sequence[Mapping], generation: bool) -> str:
         """As `render`, or nothing where the template refuses."""
@@ -126,23 +142,33 @@ class ChatTemplate:
 
     def _opening(self) -> tuple[str, str]:
         """What opens the agent's turn, up to any thought; and the white space between it and what the agent says."""
-        without, opened = (self.render([_ASKED], generation, "a lone user message") for generation in (False, True))
+        without, opened = (
+            self.render([_ASKED], generation, "a lone user message") for generation in (False, True)
+        )
         ended = without
-        without = without.removesuffix(self.tokenizer.eos_token or "")  # Phi's end a finished conversation with it
-        said = self._tried([_ASKED, dict(role="assistant", content=mark("c", 1))], False).partition(mark("c", 1))
-        if opened == ended and said[1] and said[0].startswith(ended) and not said[0][len(ended):].strip():
+        without = without.removesuffix(
+            self.tokenizer.eos_token or ""
+        )  # Phi's end a finished conversation with it
+        said = self._tried([_ASKED, dict(role="assistant", content=mark("c", 1))], False).partition(
+            mark("c", 1)
+        )
+        if opened == ended and said[1] and said[0].startswith(ended) and not said[0][len(ended) :].strip():
             asked = self._tried([dict(role="user", content=mark("c", 0))], False).partition(mark("c", 0))[2]
-            if asked.strip():  # the user's turn ends with the opening of the agent's, as Mistral's with [/INST]
-                return asked, said[0][len(ended):]
+            if (
+                asked.strip()
+            ):  # the user's turn ends with the opening of the agent's, as Mistral's with [/INST]
+                return asked, said[0][len(ended) :]
         if opened == ended or not (opened.startswith(without) and len(opened) > len(without)):
-            raise ValueError(f"{self.called} has no findable boundary: rendered with add_generation_prompt it should be the "
-                             f"text without it plus the opening of the agent's turn, but it gave {opened[-200:]!r} after "
-                             f"{without[-200:]!r}. Let it write that opening at its end: "
-                             "{% if add_generation_prompt %}{{ OPENING }}{% endif %}.")
-        opening = self.before_thought(opened[len(without):])
+            raise ValueError(
+                f"{self.called} has no findable boundary: rendered with add_generation_prompt it should be the "
+                f"text without it plus the opening of the agent's turn, but it gave {opened[-200:]!r} after "
+                f"{without[-200:]!r}. Let it write that opening at its end: "
+                "{% if add_generation_prompt %}{{ OPENING }}{% endif %}."
+            )
+        opening = self.before_thought(opened[len(without) :])
         start = without + opening
-        between = said[0][len(start):] if said[1] and said[0].startswith(start) else ""
-        gap = between[:len(between) - len(between.lstrip())]
+        between = said[0][len(start) :] if said[1] and said[0].startswith(start) else ""
+        gap = between[: len(between) - len(between.lstrip())]
         rest = re.sub(self.empty_thought, "", between).strip()
         return opening, between if rest and self._fixed(rest) else "" if rest else gap
 
@@ -151,7 +177,8 @@ class ChatTemplate:
         style, tag = self.style, re.search(_TAG, rest)
         thoughts = self.thought[1], style.close_think.strip()
         return not any(closed and closed in rest for closed in thoughts) and not (
-            tag and tag.group() in style.open_think + style.open_action)
+            tag and tag.group() in style.open_think + style.open_action
+        )
 
     @cached_property
     def _turn(self) -> tuple[str, str, str]:
@@ -187,13 +214,13 @@ class ChatTemplate:
         An empty thought in other tags than the style's is the template's fixed text and stays.
         """
         style = self.style
-        lead = style.open_think[:len(style.open_think) - len(style.open_think.lstrip())]
+        lead = style.open_think[: len(style.open_think) - len(style.open_think.lstrip())]
         opened, closed = re.escape(style.open_think.strip()), re.escape(style.close_think.strip())
         own = rf"(?:{re.escape(lead)})?{opened}\s*(?:{closed}\s*)?$"
         for pattern in (own, rf"{re.escape(self.thought[0])}\s*$"):
             found = re.search(pattern, opening)
-            if found and opening[:found.start()].strip():
-                return opening[:found.start()]
+            if found and opening[: found.start()].strip():
+                return opening[: found.start()]
         return opening
 
     @cached_property
@@ -204,13 +231,19 @@ class ChatTemplate:
     @cached_property
     def action_opening(self) -> str:
         """What opens an action right at the boundary: without the opening of the turn where the style's text repeats it."""
-        return self.style.open_action.removeprefix(self.opening) if self.writes_action else self.style.open_action
+        return (
+            self.style.open_action.removeprefix(self.opening)
+            if self.writes_action
+            else self.style.open_action
+        )
 
     @cached_property
     def ends(self) -> list[int]:
         """Added tokens that the template writes right after what an agent said, at the end and within."""
         said = [_ASKED, dict(role="assistant", content=mark("c", 1))]
-        within = self._tried([*said, dict(role="user", content=mark("c", 2))], True).partition(mark("c", 2))[0]
+        within = self._tried([*said, dict(role="user", content=mark("c", 2))], True).partition(mark("c", 2))[
+            0
+        ]
         frames = self._tried(said, False), within
         found = []
         for frame in frames:

@@ -26,7 +26,10 @@ LOOKS = {
 }
 #: The side that the study's claim or mechanism predicts for the masked arm's difference: 1 more, -1 less.
 PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
-    (metric, split): side for split in SPLITS for metric, side in (("acc_prompt", -1), ("gap", 1), ("prompt_reliance", -1), ("follow", 1))}
+    (metric, split): side
+    for split in SPLITS
+    for metric, side in (("acc_prompt", -1), ("gap", 1), ("prompt_reliance", -1), ("follow", 1))
+}
 _ONLY = {"action": "action only", "cot": "CoT only"}
 
 
@@ -44,12 +47,20 @@ class Arm(NamedTuple):
         """Its name in sentences and tables."""
         if self.kind == "only":
             return _ONLY[self.name.removesuffix("_only")]
-        return f"random mask of {number(self.share)}" if self.kind == "random_mask" else f"k = {number(self.share)}"
+        return (
+            f"random mask of {number(self.share)}"
+            if self.kind == "random_mask"
+            else f"k = {number(self.share)}"
+        )
 
     @property
     def tick(self) -> str:
         """Its name on an axis, on two lines where one is too long."""
-        return self.title.replace("mask of ", "").replace(" ", "<br>") if self.kind in ("only", "random_mask") else self.title
+        return (
+            self.title.replace("mask of ", "").replace(" ", "<br>")
+            if self.kind in ("only", "random_mask")
+            else self.title
+        )
 
 
 def number(value: float) -> str:
@@ -63,7 +74,9 @@ def named(name: str) -> Arm:
     if share == "only" and kind in _ONLY:
         return Arm(name, "only", 1.0)
     if kind not in ("action_mask", "random_mask"):
-        raise ValueError(f"{name!r} is no arm of training: arms are action_mask_K, random_mask_K, action_only and cot_only.")
+        raise ValueError(
+            f"{name!r} is no arm of training: arms are action_mask_K, random_mask_K, action_only and cot_only."
+        )
     return Arm(name, kind if float(share) else "zero", float(share))
 
 
@@ -78,7 +91,9 @@ def claimed(frame: pd.DataFrame) -> Arm | None:
     arms = arms_of(frame)
     controlled = {arm.share for arm in arms if arm.kind == "random_mask"}
     masks = [arm for arm in arms if arm.kind == "action_mask"]
-    return min(masks, key=lambda arm: (arm.share != 0.3, arm.share not in controlled, arm.share), default=None)
+    return min(
+        masks, key=lambda arm: (arm.share != 0.3, arm.share not in controlled, arm.share), default=None
+    )
 
 
 def at_last(frame: pd.DataFrame, **where) -> pd.DataFrame:
@@ -94,8 +109,13 @@ def one(frame: pd.DataFrame, **where) -> pd.Series | None:
 
 
 #: Columns of the paper's table: metric, heading, and whether both splits are told; else the one that the claim is about.
-PAPER = (("acc_cot", "CoT action", True), ("acc_prompt", "prompt action", True), ("gap", "gap", False),
-            ("prompt_reliance", "prompt reliance", False), ("follow", "follows trace", False))
+PAPER = (
+    ("acc_cot", "CoT action", True),
+    ("acc_prompt", "prompt action", True),
+    ("gap", "gap", False),
+    ("prompt_reliance", "prompt reliance", False),
+    ("follow", "follows trace", False),
+)
 
 
 def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -106,16 +126,25 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], contrast="level")
     splits, arm = splits_of(frame), claimed(frame)
-    columns = [(metric, heading, split) for metric, heading, both in PAPER for split in (splits if both else splits[-1:])]
+    columns = [
+        (metric, heading, split)
+        for metric, heading, both in PAPER
+        for split in (splits if both else splits[-1:])
+    ]
     columns = [column for column in columns if len(pick(frame, metric=column[0], split=column[2]))]
     rows = [(a.title, "level", a.name) for a in arms_of(frame)]
     if arm:
-        rows += [(f"{arm.title} − k = 0", "difference", arm.name), (f"{arm.title} − random", "control", arm.name)]
+        rows += [
+            (f"{arm.title} − k = 0", "difference", arm.name),
+            (f"{arm.title} − random", "control", arm.name),
+        ]
     rows = [row for row in rows if len(pick(frame, contrast=row[1], arm=row[2]))]
     table = {("", "seeds"): [str(int(pick(frame, contrast=c, arm=a)["seeds"].max())) for _, c, a in rows]}
     for metric, heading, split in columns:
         found = [one(frame, metric=metric, split=split, contrast=c, arm=a) for _, c, a in rows]
-        table[heading, SPLITS[split].lower()] = [cell(row, signed=c != "level") for row, (_, c, _) in zip(found, rows)]
+        table[heading, SPLITS[split].lower()] = [
+            cell(row, signed=c != "level") for row, (_, c, _) in zip(found, rows)
+        ]
     return pd.DataFrame(table, index=[title for title, *_ in rows])
 
 

@@ -40,7 +40,9 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     found = [pd.DataFrame(columns=_COLUMNS)]
     if (table := tables.get("behaviour")) is not None:
-        found.append(table[table["metric"].isin(["acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt"])])
+        found.append(
+            table[table["metric"].isin(["acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt"])]
+        )
     if (table := tables.get("online", tables.get("online_official"))) is not None:
         found.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
     if (table := tables.get("reliance")) is not None:
@@ -48,6 +50,11 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if (table := tables.get("conflict")) is not None:
         found.append(pick(table, arm="other_state")[lambda t: t["metric"].isin(["keep", "follow"])])
     if (table := tables.get("probes")) is not None and len(table):
-        label = next((name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()), table["label"].iloc[0])
-        found.append(pick(table, label=label, layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain"))
+        label = next(
+            (name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()),
+            table["label"].iloc[0],
+        )
+        found.append(
+            pick(table, label=label, layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain")
+        )
     return pd.concat([of[_COLUMNS] for of in found if len(of)] or found, ignore_index=True)

@@ -34,7 +34,12 @@ STYLE = {
     "interaction": ("interaction", GREY, "dot", "x"),
     "area_action": ("area over the curve, action", VERMILION, "solid", "circle"),
     "area_filler": ("the same after full stops of equal length", GREY, "dot", "x"),
-    "area_distribution": ("area over the curve, distribution over admissible actions", ORANGE, "dash", "triangle-up"),
+    "area_distribution": (
+        "area over the curve, distribution over admissible actions",
+        ORANGE,
+        "dash",
+        "triangle-up",
+    ),
     "same_0": ("same action without the trace", BLUE, "solid", "square"),
     "same_25": ("after a quarter", SKY, "dash", "diamond"),
     "same_50": ("after half", GREEN, "dashdot", "triangle-up"),
@@ -72,7 +77,11 @@ SPANS = {
     "action_tag": "action tag",
     "action": "action",
 }
-SHARES = {"attention": "attention", "gradient_value": "gradient, value path", "gradient_resid": "gradient, residual"}
+SHARES = {
+    "attention": "attention",
+    "gradient_value": "gradient, value path",
+    "gradient_resid": "gradient, residual",
+}
 VERSIONS = {"all": "all positions", "sink_free": "first position left out"}
 #: Controls that read no activation, of which the best is what a gain is over, and those that do.
 CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
@@ -83,6 +92,11 @@ LABELS = {
     "reference_verb": "reference action's verb",
     "reference_target": "reference action's target",
 }
-STEERED = {"boundary": "boundary only", "cot": "during the CoT", "action": "at the action", "everywhere": "everywhere"}
+STEERED = {
+    "boundary": "boundary only",
+    "cot": "during the CoT",
+    "action": "at the action",
+    "everywhere": "everywhere",
+}
 ALONG = ("probe", "orthogonal", "unembedding", "shuffled")
 DIRECTIONS = {"denoise": "Denoise (clean into corrupt)", "noise": "Noise (corrupt into clean)"}

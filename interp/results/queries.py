@@ -40,4 +40,10 @@ def need(frame: pd.DataFrame, **where) -> pd.DataFrame:
 
 def with_places(frame: pd.DataFrame) -> pd.DataFrame:
     """Table `patching` with the columns `mode`, `at` and `metric`: one without them is of the prompt mode, the boundary, the difference."""
-    return frame.assign(**{name: value for name, value in dict(mode="prompt", at="boundary", metric="difference").items() if name not in frame})
+    return frame.assign(
+        **{
+            name: value
+            for name, value in dict(mode="prompt", at="boundary", metric="difference").items()
+            if name not in frame
+        }
+    )

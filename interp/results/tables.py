@@ -33,7 +33,9 @@ def inside(folder: str | Path, name: str) -> Path:
     """The path of a file of this name in `folder`, or below it; raises ValueError for a name that leads out of it."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
-        raise ValueError(f"{name!r} is no name of a file in {folder}: it may hold no '..', no leading '/' and no control characters.")
+        raise ValueError(
+            f"{name!r} is no name of a file in {folder}: it may hold no '..', no leading '/' and no control characters."
+        )
     return Path(folder) / name
 
 
@@ -71,7 +73,9 @@ def write_text(path: str | Path, text: str) -> Path:
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{path} cannot be written: {text[error.start]!r} is no character of UTF-8.") from error
+        raise ValueError(
+            f"{path} cannot be written: {text[error.start]!r} is no character of UTF-8."
+        ) from error
     with written(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
@@ -92,11 +96,15 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
     table, made = inside(folder, f"{name}.csv"), inside(folder, f"{name}.json")
     texts = _quoted(frame)
     split = any(isinstance(cell, str) and "\r" in cell for _, cells in _texts(texts) for cell in cells)
-    quoting = csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL  # the minimum does not hold a lone carriage return together
+    quoting = (
+        csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL
+    )  # the minimum does not hold a lone carriage return together
     content = texts.to_csv(index=False, float_format="%.6g", quoting=quoting).encode()
     with written(made) as its_json, written(table) as its_csv:
         its_csv.write_bytes(content)
-        its_json.write_text(_as_json(_sealed(provenance, content, table.stem, len(frame), _as_text(texts, content))))
+        its_json.write_text(
+            _as_json(_sealed(provenance, content, table.stem, len(frame), _as_text(texts, content)))
+        )
     return table
 
 
@@ -124,7 +132,9 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
     try:
         return _unquoted(_parsed(content, seal)), provenance
     except ValueError as error:  # the parser's own errors, and bytes that are not UTF-8
-        raise ValueError(f"The table {path} is damaged, it is no CSV ({str(error).strip()}): {_remedy(path, provenance)}") from error
+        raise ValueError(
+            f"The table {path} is damaged, it is no CSV ({str(error).strip()}): {_remedy(path, provenance)}"
+        ) from error
 
 
 def seal_table(folder: str | Path, name: str) -> Path:
@@ -136,11 +146,16 @@ def seal_table(folder: str | Path, name: str) -> Path:
     path = inside(folder, f"{name}.csv")
     frame, provenance = read_table(folder, name, edited=True)
     content = path.read_bytes()
-    if len(frame.columns) == 1 and (other := next((mark for mark in ";\t" if mark in str(frame.columns[0])), "")):
+    if len(frame.columns) == 1 and (
+        other := next((mark for mark in ";\t" if mark in str(frame.columns[0])), "")
+    ):
         raise ValueError(f"The table {path} is separated by {other!r}: save it with commas, then seal it.")
     before = _read_provenance(path.with_suffix(".json")).get(SEAL)
     texts = _texts_of(before)
-    if before is not None and before != _sealed(provenance, content, _name_in(before, path), len(frame), texts)[SEAL]:
+    if (
+        before is not None
+        and before != _sealed(provenance, content, _name_in(before, path), len(frame), texts)[SEAL]
+    ):
         provenance["edited"] = time.strftime("%Y-%m-%d")
     return write_json(path.with_suffix(".json"), _sealed(provenance, content, path.stem, len(frame), texts))
 
@@ -154,8 +169,12 @@ def _sealed(provenance: dict, content: bytes, name: str | None, rows: int, texts
     as text, and the hashes of its table and of all this."""
     plain = json.loads(json.dumps(provenance))  # keys and lists as they will be read
     named = {} if name is None else dict(name=name)
-    own = hashlib.sha256(json.dumps([plain, rows, texts, *named.values()], sort_keys=True).encode()).hexdigest()
-    return plain | {SEAL: dict(named, rows=rows, texts=texts, table=hashlib.sha256(content).hexdigest(), provenance=own)}
+    own = hashlib.sha256(
+        json.dumps([plain, rows, texts, *named.values()], sort_keys=True).encode()
+    ).hexdigest()
+    return plain | {
+        SEAL: dict(named, rows=rows, texts=texts, table=hashlib.sha256(content).hexdigest(), provenance=own)
+    }
 
 
 def _name_in(seal: object, path: Path) -> str | None:
@@ -169,7 +188,9 @@ def _texts_of(seal: object) -> list[str]:
 
 
 def _csv(content: bytes, **options) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(content), skip_blank_lines=False, **options)  # a lone blank cell is a row too
+    return pd.read_csv(
+        io.BytesIO(content), skip_blank_lines=False, **options
+    )  # a lone blank cell is a row too
 
 
 def _as_text(frame: pd.DataFrame, content: bytes) -> list[str]:
@@ -188,17 +209,23 @@ def _parsed(content: bytes, seal: object) -> pd.DataFrame:
     frame, texts = _csv(content), _texts_of(seal)
     if not texts:
         return frame
-    plain = _csv(content, usecols=lambda name: name in texts, dtype=str, keep_default_na=False, na_values=[""])
+    plain = _csv(
+        content, usecols=lambda name: name in texts, dtype=str, keep_default_na=False, na_values=[""]
+    )
     return frame.assign(**plain)
 
 
 def _read_provenance(path: Path) -> dict:
     if not path.exists():
-        raise FileNotFoundError(f"The table {path.stem}.csv in {path.parent} has no provenance {path.name} beside it: copy both, or make it again.")
+        raise FileNotFoundError(
+            f"The table {path.stem}.csv in {path.parent} has no provenance {path.name} beside it: copy both, or make it again."
+        )
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"The provenance {path} is damaged, it is no JSON ({error}): make its table again.") from error
+        raise ValueError(
+            f"The provenance {path} is damaged, it is no JSON ({error}): make its table again."
+        ) from error
     if not isinstance(found, dict):
         raise ValueError(f"The provenance {path} is damaged: it holds no JSON object. Make its table again.")
     return found
@@ -215,7 +242,10 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
         return
     if seal is None:
         what = f"The provenance {path.with_suffix('.json')} has lost its seal, the hashes that its table is checked with"
-    elif isinstance(seal, dict) and _sealed(provenance, content, seal.get("name"), rows, _texts_of(seal))[SEAL] == seal:
+    elif (
+        isinstance(seal, dict)
+        and _sealed(provenance, content, seal.get("name"), rows, _texts_of(seal))[SEAL] == seal
+    ):
         what = f"The table {path} was written as {seal['name']!a}, not as {path.stem}"
     elif not isinstance(seal, dict) or seal.get("provenance") != own["provenance"]:
         what = f"The provenance {path.with_suffix('.json')} is not as it was written"
@@ -224,10 +254,14 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     try:
         _csv(content)
     except ValueError as error:  # sealing it would be refused as well
-        raise ValueError(f"{what}, and cannot be read ({str(error).strip()}). If it was edited by intent, save it as CSV in UTF-8; "
-                         f"else it is damaged: {_remedy(path, provenance)}") from error
-    raise ValueError(f"{what}. If it was edited by intent, say so with `python -m analyses seal --tables "
-                     f"{path.parent} --names {path.stem}`; else it is damaged: {_remedy(path, provenance)}")
+        raise ValueError(
+            f"{what}, and cannot be read ({str(error).strip()}). If it was edited by intent, save it as CSV in UTF-8; "
+            f"else it is damaged: {_remedy(path, provenance)}"
+        ) from error
+    raise ValueError(
+        f"{what}. If it was edited by intent, say so with `python -m analyses seal --tables "
+        f"{path.parent} --names {path.stem}`; else it is damaged: {_remedy(path, provenance)}"
+    )
 
 
 def _remedy(path: Path, provenance: dict) -> str:
@@ -249,7 +283,9 @@ def _texts(frame: pd.DataFrame) -> Iterable[tuple[str, pd.Series]]:
 
 def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
     """Texts and columns' names that a spreadsheet would run with a quote before them (one more where they have some)."""
-    return _changed(frame, lambda text: _FORMULA.match(text) and not _NUMBER.fullmatch(text), lambda text: f"'{text}")
+    return _changed(
+        frame, lambda text: _FORMULA.match(text) and not _NUMBER.fullmatch(text), lambda text: f"'{text}"
+    )
 
 
 def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:

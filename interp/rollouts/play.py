@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from interp.engine.decoding import decode
-from interp.rollouts.workers import Engines
-from interp.environments.base import Environment, View
 from interp.engine.generation import Memory
+from interp.environments.base import Environment, View
 from interp.prompts.format import Mode, PromptFormat
+from interp.rollouts.workers import Engines
 from interp.tasks.episodes import Decision
 
 
@@ -45,14 +45,28 @@ class Player:
         self.messages.append(dict(role=view.role, content=view.text))
 
     def decision(self) -> Decision:
-        return Decision(tuple(self.messages), "", self.view.admissible, self.name, self.steps, self.task, "", "")
+        return Decision(
+            tuple(self.messages), "", self.view.admissible, self.name, self.steps, self.task, "", ""
+        )
 
     def result(self, unparsed: bool = False) -> Result:
-        return Result(self.name, self.view.won and not unparsed, self.steps, unparsed, self.view.score, self.truncated)
+        return Result(
+            self.name, self.view.won and not unparsed, self.steps, unparsed, self.view.score, self.truncated
+        )
 
 
-def play(model, fmt: PromptFormat, environment: Environment, games: Sequence, mode: Mode, pool: Engines, *, step_limit: int = 50,
-         max_new_tokens=None, progress: bool = False) -> list[Result]:
+def play(
+    model,
+    fmt: PromptFormat,
+    environment: Environment,
+    games: Sequence,
+    mode: Mode,
+    pool: Engines,
+    *,
+    step_limit: int = 50,
+    max_new_tokens=None,
+    progress: bool = False,
+) -> list[Result]:
     """Play every game once in one mode, some side by side; a game that ends gives its place to the next.
 
     A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions stay in
@@ -61,7 +75,9 @@ def play(model, fmt: PromptFormat, environment: Environment, games: Sequence, mo
     if step_limit < 1:
         raise ValueError(f"A game is lost after 1 step or more, not {step_limit}.")
     if len({str(game) for game in games}) < len(games):
-        raise ValueError(f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: `str` of a game must tell it apart.")
+        raise ValueError(
+            f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: `str` of a game must tell it apart."
+        )
     waiting = list(enumerate(games))[::-1]
     running: dict[int, tuple[int, Player]] = {}
     results: dict[int, Result] = {}
@@ -79,7 +95,9 @@ def play(model, fmt: PromptFormat, environment: Environment, games: Sequence, mo
         for slot in range(environment.side_by_side):
             if slot not in running and waiting:
                 starting[slot] = waiting.pop()
-        for slot, view in (pool.send({s: ("reset", game) for s, (_, game) in starting.items()}) if starting else {}).items():
+        for slot, view in (
+            pool.send({s: ("reset", game) for s, (_, game) in starting.items()}) if starting else {}
+        ).items():
             number, game = starting[slot]
             running[slot] = (number, Player(str(game), view, environment.task(view.text)))
             running[slot][1].see(view)
@@ -87,14 +105,18 @@ def play(model, fmt: PromptFormat, environment: Environment, games: Sequence, mo
         prompts = [fmt.prompt(running[s][1].decision()) for s in slots]
         for slot, prompt in zip(slots, prompts):
             running[slot][1].truncated += prompt.dropped > 0
-        said = decode(model, prompts, mode, parser=environment.parse, memory=memory, max_new_tokens=max_new_tokens)
+        said = decode(
+            model, prompts, mode, parser=environment.parse, memory=memory, max_new_tokens=max_new_tokens
+        )
         moves = {}
         for slot, words in zip(slots, said):
             if words.action is None:
                 end(slot, unparsed=True)
             else:
                 moves[slot] = ("step", words.action)
-                running[slot][1].messages.append(dict(role="agent", trace=words.trace if mode == "cot" else None, action=words.action))
+                running[slot][1].messages.append(
+                    dict(role="agent", trace=words.trace if mode == "cot" else None, action=words.action)
+                )
         for slot, view in (pool.send(moves) if moves else {}).items():
             player = running[slot][1]
             player.see(view)

@@ -36,7 +36,9 @@ class Outcomes:
         """The values of these arms, of the seeds that they all have; raises ValueError for an arm that is not there."""
         arms = list(arms)
         if missing := [arm for arm in arms if arm not in self.arms]:
-            raise ValueError(f"There are no outcomes of the arm {missing[0]!r}: there are {', '.join(self.arms)}.")
+            raise ValueError(
+                f"There are no outcomes of the arm {missing[0]!r}: there are {', '.join(self.arms)}."
+            )
         values = self.values[[self.arms.index(arm) for arm in arms]]
         return values[:, ~np.isnan(values).any(axis=(0, 2))]
 
@@ -48,17 +50,23 @@ def outcomes(frame: pd.DataFrame) -> Outcomes:
     """
     bad = int((~np.isfinite(frame["value"])).sum())
     if frame.empty or bad:
-        raise ValueError(f"{len(frame)} outcomes, of which {bad} are no numbers: give rows of arm, seed, game and value.")
+        raise ValueError(
+            f"{len(frame)} outcomes, of which {bad} are no numbers: give rows of arm, seed, game and value."
+        )
     cells = frame.groupby(["arm", "seed", "game"])["value"]
     means, sizes = cells.mean().unstack("game"), cells.size().unstack("game")
     wrong = sizes.ne(sizes.iloc[0]).any(axis=1) | sizes.isna().any(axis=1)
     if wrong.any() or sizes.iloc[0].isna().any():
         (arm, seed), (first, its) = (sizes.index[wrong] if wrong.any() else sizes.index)[0], sizes.index[0]
-        raise ValueError(f"The arm {arm!r} of seed {seed} has other games, or another number of rows in one, than {first!r} of seed {its}: "
-                         "arms are compared on the same games.")
+        raise ValueError(
+            f"The arm {arm!r} of seed {seed} has other games, or another number of rows in one, than {first!r} of seed {its}: "
+            "arms are compared on the same games."
+        )
     arms, seeds = (tuple(means.index.get_level_values(level).unique()) for level in ("arm", "seed"))
     seeds = tuple(sorted(int(s) for s in seeds))
-    values = means.reindex(pd.MultiIndex.from_product([arms, seeds])).to_numpy().reshape(len(arms), len(seeds), -1)
+    values = (
+        means.reindex(pd.MultiIndex.from_product([arms, seeds])).to_numpy().reshape(len(arms), len(seeds), -1)
+    )
     return Outcomes(arms, seeds, tuple(map(str, means.columns)), values, sizes.iloc[0].to_numpy(dtype=float))
 
 
@@ -89,7 +97,9 @@ def paired(frame: pd.DataFrame, arms: Iterable[str]) -> Outcomes:
     asked = rows.groupby(["arm", "seed"])["item"].agg(frozenset)
     if other := [key for key in asked.index if asked[key] != asked.iloc[0]]:
         (arm, seed), (first, its) = other[0], asked.index[0]
-        raise ValueError(f"The arm {arm!r} of seed {seed} was asked for other items than {first!r} of seed {its}: arms are compared on the same ones.")
+        raise ValueError(
+            f"The arm {arm!r} of seed {seed} was asked for other items than {first!r} of seed {its}: arms are compared on the same ones."
+        )
     rows = rows.dropna(subset=["value", "denominator"])
     seeds = set.intersection(*(set(rows["seed"][rows["arm"] == arm]) for arm in arms))
     if not seeds:
@@ -99,7 +109,11 @@ def paired(frame: pd.DataFrame, arms: Iterable[str]) -> Outcomes:
     if rows.empty:
         raise NothingShared(f"There is nothing that all trainings of {', '.join(arms)} have a value for.")
     found = outcomes(rows)
-    return found if (rows["denominator"] == 1).all() else ratio(found, outcomes(rows.assign(value=rows["denominator"])))
+    return (
+        found
+        if (rows["denominator"] == 1).all()
+        else ratio(found, outcomes(rows.assign(value=rows["denominator"])))
+    )
 
 
 #: The outcome that the claim is about, and the arm that is to be better in it (`analyses.masking.run` has the predictions).
@@ -128,8 +142,14 @@ def slope_weights(shares: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(shares, (k - k.mean()) / ((k - k.mean()) ** 2).sum()))
 
 
-def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, seed: int = 0, level: float = 0.95,
-             widen: float = 1.0) -> tuple[Estimate, int]:
+def contrast(
+    found: Outcomes,
+    weights: Mapping[str, float],
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    widen: float = 1.0,
+) -> tuple[Estimate, int]:
     """A weighted sum of arms' means, with its interval over games and seeds, and how many seeds it rests on.
 
     Only seeds that all its arms have count, so that it is paired. draws, seed, level: as in `crossed`. widen: factor on the interval
@@ -155,10 +175,14 @@ def contrast(found: Outcomes, weights: Mapping[str, float], draws: int = 2000, s
             low, high = -bound * np.abs(given).max(), bound * np.abs(given).max()
         else:
             low, high = wilson(mean * games, games, level) if 0 <= mean <= 1 else (mean - bound, mean + bound)
-    return Estimate(mean, float(np.ravel(low)[0]), float(np.ravel(high)[0]), values.shape[1] * games, games), values.shape[1]
+    return Estimate(
+        mean, float(np.ravel(low)[0]), float(np.ravel(high)[0]), values.shape[1] * games, games
+    ), values.shape[1]
 
 
-def select(frame: pd.DataFrame, shares: Mapping[str, float], seed: int = 0, level: float = 0.95) -> list[dict]:
+def select(
+    frame: pd.DataFrame, shares: Mapping[str, float], seed: int = 0, level: float = 0.95
+) -> list[dict]:
     """Choose a share k: rows of each arm's difference to k = 0, simultaneous intervals, and which one is `chosen`.
 
     k = 0 unless another arm's interval lies above 0 (Bonferroni's, for the number of other arms); of those that do the smallest k from
@@ -168,21 +192,40 @@ def select(frame: pd.DataFrame, shares: Mapping[str, float], seed: int = 0, leve
     frame: as in `paired`. shares: arm -> k, among them 0. seed, level: as in `crossed`. Raises ValueError where no arm has k = 0, or
     none another one.
     """
-    zero, others = next((arm for arm, k in shares.items() if k == 0), None), sorted((arm for arm, k in shares.items() if k), key=shares.get)
+    zero, others = (
+        next((arm for arm, k in shares.items() if k == 0), None),
+        sorted((arm for arm, k in shares.items() if k), key=shares.get),
+    )
     if zero is None or not others:
-        raise ValueError(f"A share is chosen among k = 0 and others, not among {', '.join(shares) or 'none'}.")
+        raise ValueError(
+            f"A share is chosen among k = 0 and others, not among {', '.join(shares) or 'none'}."
+        )
     strict = 1 - (1 - level) / len(others)
-    found = {arm: contrast(paired(frame, (arm, zero)), {arm: 1, zero: -1}, seed=seed, level=strict) for arm in others}
+    found = {
+        arm: contrast(paired(frame, (arm, zero)), {arm: 1, zero: -1}, seed=seed, level=strict)
+        for arm in others
+    }
     better = [arm for arm in others if found[arm][0].low > 0]
     best = max(better, key=lambda arm: found[arm][0].value, default=zero)
-    chosen = next((arm for arm in better if arm == best or contrast(paired(frame, (best, arm)), {best: 1, arm: -1}, seed=seed)[0].low <= 0), zero)
+    chosen = next(
+        (
+            arm
+            for arm in better
+            if arm == best or contrast(paired(frame, (best, arm)), {best: 1, arm: -1}, seed=seed)[0].low <= 0
+        ),
+        zero,
+    )
     estimate, seeds = found[others[0]]
     found = {zero: (replace(estimate, value=0.0, low=np.nan, high=np.nan), seeds)} | found
-    return [dict(arm=arm, share=shares[arm], seeds=n, chosen=arm == chosen, **estimate.row()) for arm, (estimate, n) in found.items()]
+    return [
+        dict(arm=arm, share=shares[arm], seeds=n, chosen=arm == chosen, **estimate.row())
+        for arm, (estimate, n) in found.items()
+    ]
 
 
-def crossed(values: Float[np.ndarray, "*rest seed game"], draws: int = 2000, seed: int = 0,
-            level: float = 0.95) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
+def crossed(
+    values: Float[np.ndarray, "*rest seed game"], draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
     """Ends of the interval of the mean over crossed seeds and games: a bootstrap of both, widened to what few seeds are worth.
 
     In each draw seeds and games are resampled, each with replacement. Of three seeds that alone reaches no further than from the
@@ -205,7 +248,9 @@ def crossed(values: Float[np.ndarray, "*rest seed game"], draws: int = 2000, see
         variance, freedom = ms_game / games, np.full(rest, games - 1.0)
     else:
         ms_seed = games * rows.var(axis=-1, ddof=1)
-        ms_rest = ((values - rows[..., None] - columns[..., None, :] + mean) ** 2).sum(axis=(-2, -1)) / ((seeds - 1) * (games - 1))
+        ms_rest = ((values - rows[..., None] - columns[..., None, :] + mean) ** 2).sum(axis=(-2, -1)) / (
+            (seeds - 1) * (games - 1)
+        )
         both = np.maximum(ms_game, ms_seed + np.maximum(0, ms_game - ms_rest))
         variance = both / (seeds * games)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -214,11 +259,16 @@ def crossed(values: Float[np.ndarray, "*rest seed game"], draws: int = 2000, see
     rng = np.random.default_rng(seed)
     by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
     by_game = rng.multinomial(games, np.full(games, 1 / games), size=draws) / games
-    drawn = np.einsum("ds,...sg,dg->...d", by_seed, values - mean, by_game, optimize=["einsum_path", (0, 1), (0, 1)])
+    drawn = np.einsum(
+        "ds,...sg,dg->...d", by_seed, values - mean, by_game, optimize=["einsum_path", (0, 1), (0, 1)]
+    )
     # The draws' spread, as it is on average: of few draws it is uncertain, and an interval that ends at 0 would end on either side of it.
     rows, columns = rows - mean[..., 0], columns - mean[..., 0]
-    spread = np.sqrt(((values - mean) ** 2).sum(axis=(-2, -1)) / (seeds * games) ** 2 + (1 - 1 / seeds) * (columns ** 2).sum(axis=-1) / games ** 2
-                     + (1 - 1 / games) * (rows ** 2).sum(axis=-1) / seeds ** 2)
+    spread = np.sqrt(
+        ((values - mean) ** 2).sum(axis=(-2, -1)) / (seeds * games) ** 2
+        + (1 - 1 / seeds) * (columns**2).sum(axis=-1) / games**2
+        + (1 - 1 / games) * (rows**2).sum(axis=-1) / seeds**2
+    )
     stretch = np.divide(np.sqrt(variance), spread, out=np.zeros_like(spread), where=spread > 0)
     stretch *= scipy.stats.t.isf((1 - level) / 2, freedom) / scipy.stats.norm.isf((1 - level) / 2)
     ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=-1) * stretch

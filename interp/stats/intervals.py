@@ -49,18 +49,26 @@ def cluster_codes(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, "decision
 
     Raises ValueError for a decision without a cluster (None, NaN), and for clusters that cannot be told apart (not hashable).
     """
-    plain = groups.tolist() if hasattr(groups, "tolist") else [each.item() if hasattr(each, "item") else each for each in groups]
+    plain = (
+        groups.tolist()
+        if hasattr(groups, "tolist")
+        else [each.item() if hasattr(each, "item") else each for each in groups]
+    )
     try:
         codes, names = integer_codes(plain)
     except TypeError as error:
         raise ValueError(f"groups must be names or numbers, one for each decision ({error}).") from error
     for code, name in enumerate(names):
         if pd.api.types.is_scalar(name) and pd.isna(name):
-            raise ValueError(f"Decision {int(np.argmax(codes == code))} has no group ({name}): name the episode of every decision.")
+            raise ValueError(
+                f"Decision {int(np.argmax(codes == code))} has no group ({name}): name the episode of every decision."
+            )
     return codes, names
 
 
-def bootstrap_weights(groups: Sequence[Hashable], draws: int = 2000, seed: int = 0) -> Int[np.ndarray, "draw decision"]:
+def bootstrap_weights(
+    groups: Sequence[Hashable], draws: int = 2000, seed: int = 0
+) -> Int[np.ndarray, "draw decision"]:
     """How often each decision is in each resample of whole clusters; those of `cluster_bootstrap` for equal `seed` and `groups`.
 
     groups: the cluster (episode) of each decision. draws: number of resamples.
@@ -73,7 +81,14 @@ def bootstrap_weights(groups: Sequence[Hashable], draws: int = 2000, seed: int =
     return _cluster_weights(len(names), draws, seed)[:, code]
 
 
-def percentile(value: float, values: Float[np.ndarray, "draw"], n: int, n_groups: int, level: float = 0.95, widen: float = 1.0) -> Estimate:
+def percentile(
+    value: float,
+    values: Float[np.ndarray, "draw"],
+    n: int,
+    n_groups: int,
+    level: float = 0.95,
+    widen: float = 1.0,
+) -> Estimate:
     """Estimate with the expanded percentile interval of the `values` that it takes in resamples.
 
     Resamples of G clusters spread less than samples do, by sqrt((G - 1) / G), and their spread is itself uncertain. So the quantiles
@@ -87,7 +102,9 @@ def percentile(value: float, values: Float[np.ndarray, "draw"], n: int, n_groups
     finite = values[np.isfinite(values)]
     low = high = np.nan
     if n_groups > 1 and np.isfinite(value) and len(finite) >= level * len(values):
-        tail = scipy.stats.norm.sf(widen * np.sqrt(n_groups / (n_groups - 1)) * scipy.stats.t.isf((1 - level) / 2, n_groups - 1))
+        tail = scipy.stats.norm.sf(
+            widen * np.sqrt(n_groups / (n_groups - 1)) * scipy.stats.t.isf((1 - level) / 2, n_groups - 1)
+        )
         low, high = np.quantile(finite, [tail, 1 - tail])
     return Estimate(float(value), float(low), float(high), n, n_groups)
 
@@ -133,17 +150,23 @@ def cluster_bootstrap(
     if columns.ndim != 2:
         raise ValueError(f"columns must be [decision] or [decision, k], not of shape {columns.shape}.")
     if len(groups) != len(columns):
-        raise ValueError(f"columns has {len(columns)} decisions but groups names {len(groups)}: give one for each.")
+        raise ValueError(
+            f"columns has {len(columns)} decisions but groups names {len(groups)}: give one for each."
+        )
     if len(columns) == 0:
         raise ValueError("There are no decisions, hence no clusters to resample: give at least one row.")
     bad = np.flatnonzero(~np.isfinite(columns).all(axis=1))
     if len(bad):
-        raise ValueError(f"{len(bad)} of {len(columns)} rows are NaN or infinite (first: row {bad[0]}): drop and count them.")
+        raise ValueError(
+            f"{len(bad)} of {len(columns)} rows are NaN or infinite (first: row {bad[0]}): drop and count them."
+        )
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws must be at least 1 and level between 0 and 1, not {draws} and {level}.")
     if function is None:
         if columns.shape[1] != 1:
-            raise ValueError(f"{columns.shape[1]} columns need a function of their means; only a single column has a default.")
+            raise ValueError(
+                f"{columns.shape[1]} columns need a function of their means; only a single column has a default."
+            )
 
         def function(mean):
             return mean[..., 0]
@@ -157,16 +180,22 @@ def cluster_bootstrap(
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.asarray(function(columns.mean(axis=0)), dtype=float)
         if value.shape:
-            raise ValueError(f"function must map means [..., k] to values [...]; [k] became shape {value.shape}.")
+            raise ValueError(
+                f"function must map means [..., k] to values [...]; [k] became shape {value.shape}."
+            )
         value = float(value)
         if n_groups == 1:
             return Estimate(value, np.nan, np.nan, len(columns), 1)
-        sums = np.stack([np.bincount(code, weights=column, minlength=n_groups) for column in columns.T], axis=1)
+        sums = np.stack(
+            [np.bincount(code, weights=column, minlength=n_groups) for column in columns.T], axis=1
+        )
         counts = np.bincount(code, minlength=n_groups)
         weights = _cluster_weights(n_groups, draws, seed)
         values = np.asarray(function(weights @ sums / (weights @ counts)[:, None]), dtype=float)
     if values.shape != (draws,):
-        raise ValueError(f"function must map means [..., k] to values [...]; means [{draws}, k] became shape {values.shape}.")
+        raise ValueError(
+            f"function must map means [..., k] to values [...]; means [{draws}, k] became shape {values.shape}."
+        )
     return percentile(value, values, len(columns), n_groups, level, widen)
 
 
@@ -216,7 +245,9 @@ def kappa(
         chance = (mean[..., 1 : k + 1] * mean[..., k + 1 :]).sum(axis=-1)
         return np.where(chance < 1, (mean[..., 0] - chance) / (1 - chance), np.nan)
 
-    estimate = cluster_bootstrap(columns, np.arange(len(a)) if groups is None else groups, from_means, draws, seed, level)
+    estimate = cluster_bootstrap(
+        columns, np.arange(len(a)) if groups is None else groups, from_means, draws, seed, level
+    )
     return estimate if k == 1 else replace(estimate, value=float(cohen_kappa_score(a_code, b_code)))
 
 
@@ -237,7 +268,9 @@ def correlation(
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.shape != y.shape or x.ndim != 2 or len(groups) != len(x):
-        raise ValueError(f"x and y must be [decision, cell] of one shape, with a group for each decision, not {x.shape}, {y.shape} and {len(groups)} groups.")
+        raise ValueError(
+            f"x and y must be [decision, cell] of one shape, with a group for each decision, not {x.shape}, {y.shape} and {len(groups)} groups."
+        )
     if kind not in ("pearson", "spearman"):
         raise ValueError(f"There is no correlation {kind!r}: give pearson or spearman.")
     known = np.isfinite(x) & np.isfinite(y)
@@ -252,7 +285,9 @@ def correlation(
     total = weights.sum(axis=1, keepdims=True)
     a, b = (side - (weights * side).sum(axis=1, keepdims=True) / total for side in sides)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = (weights * a * b).sum(axis=1) / np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
+        values = (weights * a * b).sum(axis=1) / np.sqrt(
+            (weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1)
+        )
     return percentile(float(value), values, len(rows), n_groups, level)
 
 
@@ -277,7 +312,9 @@ def wilson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"A proportion needs 0 <= k <= n and n >= 1, not k = {k} and n = {n}.")
     low, high = proportion.proportion_confint(k, n, alpha=1 - level, method="wilson")
-    return (float(low) if k else 0.0), (float(high) if k < n else 1.0)  # which rounding would put beside its end
+    return (float(low) if k else 0.0), (
+        float(high) if k < n else 1.0
+    )  # which rounding would put beside its end
 
 
 def holm(p: Sequence[float]) -> Float[np.ndarray, "test"]:
@@ -312,14 +349,22 @@ def max_statistic(
     """
     gains = np.asarray(gains, dtype=float)
     if gains.ndim != 2 or not gains.size or not np.isfinite(gains).all():
-        raise ValueError(f"gains must be finite and [decision, layer], with some of both; they are of shape {gains.shape}.")
+        raise ValueError(
+            f"gains must be finite and [decision, layer], with some of both; they are of shape {gains.shape}."
+        )
     if len(groups) != len(gains):
-        raise ValueError(f"gains has {len(gains)} decisions but groups names {len(groups)}: give one for each.")
+        raise ValueError(
+            f"gains has {len(gains)} decisions but groups names {len(groups)}: give one for each."
+        )
     if alternative not in ("greater", "two-sided") or permutations < 1:
-        raise ValueError(f"Need alternative 'greater' or 'two-sided' and permutations >= 1, not {alternative!r} and {permutations}.")
+        raise ValueError(
+            f"Need alternative 'greater' or 'two-sided' and permutations >= 1, not {alternative!r} and {permutations}."
+        )
     code, names = cluster_codes(groups)
     if len(names) < 2:
-        raise ValueError("All decisions are of one episode: flipping its sign alone tests nothing, so give at least two.")
+        raise ValueError(
+            "All decisions are of one episode: flipping its sign alone tests nothing, so give at least two."
+        )
     sums = np.stack([np.bincount(code, weights=layer, minlength=len(names)) for layer in gains.T], axis=1)
     scale = np.sqrt((sums**2).sum(axis=0))
     sums = np.divide(sums, scale, out=np.zeros_like(sums), where=scale > 0)
@@ -331,7 +376,9 @@ def max_statistic(
     return (1 + reached.sum(axis=0)) / (1 + permutations)
 
 
-def _weighted_ranks(values: Float[np.ndarray, "cell"], weights: Int[np.ndarray, "draw cell"]) -> Float[np.ndarray, "draw cell"]:
+def _weighted_ranks(
+    values: Float[np.ndarray, "cell"], weights: Int[np.ndarray, "draw cell"]
+) -> Float[np.ndarray, "draw cell"]:
     """Mean rank of each cell's value in samples that hold it `weights` times."""
     _, code = np.unique(values, return_inverse=True)
     held = np.zeros((len(weights), code.max() + 1))
@@ -340,12 +387,17 @@ def _weighted_ranks(values: Float[np.ndarray, "cell"], weights: Int[np.ndarray, 
 
 
 def _cluster_weights(n_groups: int, draws: int, seed: int) -> Int[np.ndarray, "draw cluster"]:
-    drawn = np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups)) + n_groups * np.arange(draws)[:, None]
+    drawn = (
+        np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups))
+        + n_groups * np.arange(draws)[:, None]
+    )
     return np.bincount(drawn.ravel(), minlength=draws * n_groups).reshape(draws, n_groups)
 
 
 def _same_length(a, b) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"Both sides must be vectors over the same decisions, not of shapes {a.shape} and {b.shape}.")
+        raise ValueError(
+            f"Both sides must be vectors over the same decisions, not of shapes {a.shape} and {b.shape}."
+        )
     return a, b

@@ -23,10 +23,25 @@ MAX_DEPTH = 100
 #: Bytes of one JSON file, unless its reader says otherwise.
 MAX_JSON = 16 * 2**20
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
-          (stat.S_ISSOCK, "a socket"))
-_MARKS = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
-_WORDS = {dict: "one JSON object", list: "a JSON list", str: "text", bool: "true or false", type(None): "null"}
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_WORDS = {
+    dict: "one JSON object",
+    list: "a JSON list",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def check_regular(path: Path) -> os.stat_result:
@@ -58,7 +73,9 @@ def decode_utf8(data: bytes, place: str) -> str:
     """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the place of a byte that is none."""
     for mark, name in _MARKS:
         if data.startswith(mark):
-            raise ValueError(f"{place}: the file is {name}, and should be UTF-8 (`iconv -f {name} -t UTF-8`).")
+            raise ValueError(
+                f"{place}: the file is {name}, and should be UTF-8 (`iconv -f {name} -t UTF-8`)."
+            )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -66,8 +83,9 @@ def decode_utf8(data: bytes, place: str) -> str:
         line = data.count(b"\n", 0, at) + 1
         column = at - data.rfind(b"\n", 0, at)
         where = f"byte {column}" if line == 1 else f"byte {column} of line {line}"
-        raise ValueError(f"{place}: {where} is 0x{data[at]:02x}, which is not UTF-8: "
-                         "save the whole file as UTF-8.") from None
+        raise ValueError(
+            f"{place}: {where} is 0x{data[at]:02x}, which is not UTF-8: save the whole file as UTF-8."
+        ) from None
 
 
 def parse_json(text: str) -> object:
@@ -90,7 +108,7 @@ def parse_json(text: str) -> object:
     def once(pairs: list[tuple[str, object]]) -> dict:
         value = dict(pairs)
         if len(value) < len(pairs):
-            (twice, _), = Counter(key for key, _ in pairs).most_common(1)
+            ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
             unfit.append((value, f"has the key {twice[:60]!r} twice: keep one of them"))
         return value
 
@@ -156,11 +174,13 @@ def _name(path: list) -> str:
 
 def _check_surrogates(value: object) -> None:
     for path, child in _walk(value):
-        for text in (child if isinstance(child, dict) else [child]):
+        for text in child if isinstance(child, dict) else [child]:
             found = _SURROGATE.search(text) if isinstance(text, str) else None
             if found:
                 name = _name(path).encode("ascii", "backslashreplace").decode()
-                raise ValueError(f"{name} holds U+{ord(found.group()):04X}, half of a surrogate pair: take it out")
+                raise ValueError(
+                    f"{name} holds U+{ord(found.group()):04X}, half of a surrogate pair: take it out"
+                )
 
 
 def read_json(path: str | Path, kind: type | tuple[type, ...] = dict, what: str = "", limit: int = MAX_JSON):
@@ -200,8 +220,9 @@ def read_training(path: str | Path) -> dict:
     made = read_json(path, dict)
     for field in ("style", "system"):
         if not isinstance(made.get(field, ""), str):
-            raise ValueError(f"{path}: {field!r} is text, not {_shown(made[field])}: "
-                             "write it as text, or leave it out.")
+            raise ValueError(
+                f"{path}: {field!r} is text, not {_shown(made[field])}: write it as text, or leave it out."
+            )
     return made
 
 

@@ -34,6 +34,7 @@ class Stopped(KeyboardInterrupt):
 
 def stop_on_signals() -> None:
     """Let SIGTERM and SIGHUP raise `Stopped`, so that all is closed; ignored ones (nohup) stay so."""
+
     def stop(number, frame):
         signal.signal(number, signal.SIG_IGN)  # once is enough: what ends must not be interrupted
         raise Stopped(number)

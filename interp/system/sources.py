@@ -33,7 +33,9 @@ def source_hash(module: str) -> str:
         if path is not None and name not in found:
             found[name], imported = _read(path, name)
             waiting += imported
-    return hashlib.sha256("\n".join(f"{name} {code}" for name, code in sorted(found.items())).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        "\n".join(f"{name} {code}" for name, code in sorted(found.items())).encode()
+    ).hexdigest()[:16]
 
 
 @cache
@@ -55,7 +57,7 @@ def imports(tree: ast.Module, name: str, package: bool) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = inner[:len(inner) - node.level + 1] if node.level else []
+            above = inner[: len(inner) - node.level + 1] if node.level else []
             base = [*above, node.module] if node.module else above
             found += [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
     return [imported for imported in found if imported]
@@ -67,7 +69,9 @@ def _file(name: str) -> Path | None:
     at = ROOT.joinpath(*parts)
     if parts[0] not in OURS:
         return None
-    return next((path for path in (at / "__init__.py", at.with_name(f"{at.name}.py")) if path.is_file()), None)
+    return next(
+        (path for path in (at / "__init__.py", at.with_name(f"{at.name}.py")) if path.is_file()), None
+    )
 
 
 def _code(tree: ast.Module) -> str:
@@ -80,4 +84,8 @@ def _code(tree: ast.Module) -> str:
 
 
 def _text(line: ast.stmt) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+    return (
+        isinstance(line, ast.Expr)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )

@@ -21,10 +21,14 @@ RATIO = 1000
 MEMORY = 2**28
 MAGIC = b"\xfd7zXZ\x00"
 _CHUNK = 2**14
-_PANDAS = ("python -c \"import sys, pandas; pandas.{reader}(sys.argv[1])"
-           ".to_json(sys.argv[2], orient='records', lines=True)\" {path} {out}")
-_DATASETS = ("python -c \"import sys, datasets; datasets.Dataset.from_file(sys.argv[1])"
-             ".to_json(sys.argv[2])\" {path} {out}")
+_PANDAS = (
+    'python -c "import sys, pandas; pandas.{reader}(sys.argv[1])'
+    ".to_json(sys.argv[2], orient='records', lines=True)\" {path} {out}"
+)
+_DATASETS = (
+    'python -c "import sys, datasets; datasets.Dataset.from_file(sys.argv[1])'
+    '.to_json(sys.argv[2])" {path} {out}'
+)
 #: (first bytes, name, command that makes a file that is read) of formats that decisions are also kept in.
 FORMATS = (
     (b"\x1f\x8b", "gzip", "gzip -dc < {path} > {out}"),
@@ -38,9 +42,17 @@ FORMATS = (
 )
 #: (first bytes, name) of formats that are not.
 OTHERS = (
-    (b"7z\xbc\xaf", "a 7z archive"), (b"SQLite format 3", "an SQLite database"), (b"\x89HDF", "an HDF5 file"),
-    (b"\x89PNG", "a picture"), (b"%PDF", "a PDF"), (b"GGUF", "a GGUF model"), (b"\x7fELF", "a program"),
-    (b"\x80\x02", "a pickle"), (b"\x80\x03", "a pickle"), (b"\x80\x04", "a pickle"), (b"\x80\x05", "a pickle"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x89PNG", "a picture"),
+    (b"%PDF", "a PDF"),
+    (b"GGUF", "a GGUF model"),
+    (b"\x7fELF", "a program"),
+    (b"\x80\x02", "a pickle"),
+    (b"\x80\x03", "a pickle"),
+    (b"\x80\x04", "a pickle"),
+    (b"\x80\x05", "a pickle"),
 )
 
 
@@ -76,7 +88,9 @@ def read_unpacked(path: Path) -> bytes | bytearray:
 
 def command_of(template: str, path: Path) -> str:
     """A command that reads a file and writes another, whose name is longer than the file's own stem: never over it."""
-    return template.format(path=shlex.quote(str(path)), out=shlex.quote(f"{path.name.split('.')[0]}-lines.jsonl"))
+    return template.format(
+        path=shlex.quote(str(path)), out=shlex.quote(f"{path.name.split('.')[0]}-lines.jsonl")
+    )
 
 
 def _too_large(limit: int) -> str:
@@ -86,7 +100,9 @@ def _too_large(limit: int) -> str:
 def _check_format(path: Path, first: bytes) -> None:
     for magic, name, command in FORMATS:
         if first.startswith(magic):
-            raise ValueError(f"{path} is {name}, and should be .jsonl or .jsonl.xz: `{command_of(command, path)}` makes one.")
+            raise ValueError(
+                f"{path} is {name}, and should be .jsonl or .jsonl.xz: `{command_of(command, path)}` makes one."
+            )
     for magic, name in OTHERS:
         if first.startswith(magic):
             raise ValueError(f"{path} is {name}, and should be a .jsonl or .jsonl.xz file of decisions.")
@@ -99,7 +115,7 @@ def _unpack(path: Path, packed: bytes, limit: int) -> bytearray:
         decoder, start = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY), position
         try:
             while not decoder.eof:
-                piece = packed[position:position + _CHUNK] if decoder.needs_input else b""
+                piece = packed[position : position + _CHUNK] if decoder.needs_input else b""
                 if decoder.needs_input and not piece:
                     raise EOFError("it is cut off")
                 position += len(piece)
@@ -108,12 +124,16 @@ def _unpack(path: Path, packed: bytes, limit: int) -> bytearray:
                     raise ValueError(f"{path} unpacks to more than {_too_large(limit)}")
         except (lzma.LZMAError, EOFError) as error:
             if "Memory" in str(error):
-                raise ValueError(f"{path} asks for more than {MEMORY // 2**20} MiB of memory to be unpacked: "
-                                 "pack it again with `xz -9` or less.") from None
+                raise ValueError(
+                    f"{path} asks for more than {MEMORY // 2**20} MiB of memory to be unpacked: "
+                    "pack it again with `xz -9` or less."
+                ) from None
             line = unpacked.count(b"\n")
-            raise ValueError(f"{path} is damaged after line {line}, in the part of the archive that begins at byte "
-                             f"{start} ({str(error).rstrip('.')}): copy it again, or record it again with "
-                             "`python -m analyses record`.") from error
+            raise ValueError(
+                f"{path} is damaged after line {line}, in the part of the archive that begins at byte "
+                f"{start} ({str(error).rstrip('.')}): copy it again, or record it again with "
+                "`python -m analyses record`."
+            ) from error
         position -= len(decoder.unused_data)
         while packed.startswith(b"\0\0\0\0", position):
             position += 4

@@ -49,6 +49,7 @@ def time_limit(seconds: float, sentence: str) -> Iterator[None]:
 
 def guarded(environment: str, what: str, function: Callable, returns: tuple[type, ...]) -> Callable:
     """A user's function; its exceptions, endless calls and results of another type are a ValueError that names it."""
+
     @functools.wraps(function)
     def call(*given):
         of = f"The {what} of the environment {environment!r}"
@@ -77,19 +78,27 @@ def import_named(name: str, module: str) -> ModuleType:
     name: what was written. Raises ImportError with what the module raised, and ValueError where it takes too long.
     """
     seconds = 12 * SECONDS
-    too_long = f"The module {module} of the environment {name!r} takes longer than {seconds:g} seconds to import."
+    too_long = (
+        f"The module {module} of the environment {name!r} takes longer than {seconds:g} seconds to import."
+    )
     with time_limit(seconds, too_long):
         try:
             return importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name and f"{module}.".startswith(f"{error.name}."):
-                raise ImportError(f"The environment {name!r} cannot be imported ({error}): run where "
-                                  f"{module.split('.')[0]}.py is, or put its folder on PYTHONPATH.") from error
-            raise ImportError(f"The environment {name!r} needs the module {error.name!r}, which is not installed: "
-                              f"its {module} imports it.") from error
+                raise ImportError(
+                    f"The environment {name!r} cannot be imported ({error}): run where "
+                    f"{module.split('.')[0]}.py is, or put its folder on PYTHONPATH."
+                ) from error
+            raise ImportError(
+                f"The environment {name!r} needs the module {error.name!r}, which is not installed: "
+                f"its {module} imports it."
+            ) from error
         except (Exception, SystemExit) as error:
-            raise ImportError(f"The environment {name!r} cannot be imported: its module {module} raises "
-                              f"{type(error).__name__} ({one_line(error)}).") from error
+            raise ImportError(
+                f"The environment {name!r} cannot be imported: its module {module} raises "
+                f"{type(error).__name__} ({one_line(error)})."
+            ) from error
 
 
 def hash_sources(module: ModuleType) -> str:

@@ -15,7 +15,9 @@ from interp.system.json_files import parse_json
 def _calls(action: object) -> list[dict] | None:
     """The tool calls of an action, an object or a list of objects; None where it is text."""
     try:
-        found = parse_json(action) if isinstance(action, str) and action.lstrip()[:1] in ("{", "[") else action
+        found = (
+            parse_json(action) if isinstance(action, str) and action.lstrip()[:1] in ("{", "[") else action
+        )
     except ValueError:
         return None
     found = [found] if isinstance(found, dict) else found
@@ -27,7 +29,10 @@ def canonical(text: str | dict | list) -> str:
     calls = _calls(text)
     if calls is None:
         return " ".join(str(text).split())
-    ordered = [{k: call[k] for k in sorted(call, key=lambda k: (k != "name", k))} for call in json.loads(json.dumps(calls, sort_keys=True))]
+    ordered = [
+        {k: call[k] for k in sorted(call, key=lambda k: (k != "name", k))}
+        for call in json.loads(json.dumps(calls, sort_keys=True))
+    ]
     return json.dumps(ordered[0] if len(ordered) == 1 else ordered, ensure_ascii=False)
 
 
@@ -50,6 +55,10 @@ def target(action: str) -> str:
     calls = _calls(action)
     if calls:
         arguments = calls[0].get("arguments") or calls[0].get("parameters") or {}
-        return str(next(iter(arguments.values()), verb(action))) if isinstance(arguments, dict) else str(arguments)
+        return (
+            str(next(iter(arguments.values()), verb(action)))
+            if isinstance(arguments, dict)
+            else str(arguments)
+        )
     match = re.search(r"([a-z]+) \d+", action)
     return "none" if calls == [] else match.group(1) if match else action

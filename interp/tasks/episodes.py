@@ -99,8 +99,20 @@ class Episode:
     def decisions(self) -> list[Decision]:
         """One decision for each step, on the states this episode visited."""
         turns = self.messages()  # made once: thousands of steps share their earlier turns
-        return [Decision(turns[:2 * i + 1], s.reference, s.admissible, self.id, i, self.task, self.task_type, self.split, s.trace)
-                for i, s in enumerate(self.steps)]
+        return [
+            Decision(
+                turns[: 2 * i + 1],
+                s.reference,
+                s.admissible,
+                self.id,
+                i,
+                self.task,
+                self.task_type,
+                self.split,
+                s.trace,
+            )
+            for i, s in enumerate(self.steps)
+        ]
 
 
 def save_episodes(path: str | Path, episodes: Iterable[Episode]) -> Path:
@@ -116,7 +128,9 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
     """Episodes and decisions from (place, row), checked against one another."""
     known = {*TRAINING, *splits, *splits.values()}
     found: list[Episode | Decision] = []
-    seen: dict[str, tuple[str, int | None, str]] = {}  # episode -> where it was last met, its step (None: a whole episode), its split
+    seen: dict[
+        str, tuple[str, int | None, str]
+    ] = {}  # episode -> where it was last met, its step (None: a whole episode), its split
     for place, row in rows:
         try:
             if "messages" in row:
@@ -132,12 +146,18 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
             if name in seen:
                 where, last, split = seen[name]
                 if last is None or step is None:
-                    raise ValueError(f"the episode {name!r} is there already ({where}): each is given once, whole or as its decisions")
+                    raise ValueError(
+                        f"the episode {name!r} is there already ({where}): each is given once, whole or as its decisions"
+                    )
                 if split != item.split:
-                    raise ValueError(f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in {where}, and belongs to one")
+                    raise ValueError(
+                        f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in {where}, and belongs to one"
+                    )
                 if step <= last:
                     what = "is there already" if step == last else f"comes after step {last}"
-                    raise ValueError(f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come once, in rising order")
+                    raise ValueError(
+                        f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come once, in rising order"
+                    )
         except ValueError as error:
             raise ValueError(f"{place}: {error}.") from None
         seen[name] = (place.rsplit(", ")[-1], step, item.split)
@@ -145,11 +165,16 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
     return found
 
 
-def checked(given: Iterable[Episode | Decision], source: str, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
+def checked(
+    given: Iterable[Episode | Decision], source: str, splits: Mapping[str, str] = SPLITS
+) -> list[Episode | Decision]:
     """Episodes or decisions that a program made, held to what a file of them is held to; `source` names it in a sentence."""
+
     def row(item, place):
         if not isinstance(item, (Episode, Decision)):
-            raise ValueError(f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.episodes.Decision or Episode.")
+            raise ValueError(
+                f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.episodes.Decision or Episode."
+            )
         return asdict(item) if isinstance(item, Episode) else dict(vars(item))
 
     places = ((f"{source}, number {i}", item) for i, item in enumerate(given, 1))
@@ -169,7 +194,9 @@ def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a .jsonl or .jsonl.xz file of episodes or decisions.")
     if not path.exists():
-        raise FileNotFoundError(f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses record`.")
+        raise FileNotFoundError(
+            f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses record`."
+        )
     found = _read(lines(path), splits)
     if not found:
         raise ValueError(f"{path} holds no episodes and no decisions: it is empty.")
@@ -202,7 +229,9 @@ def sample_decisions(episodes: Sequence[Episode | Decision], n: int, seed: int =
     found = list(groups.values())
     pools = [[int(i) for i in rng.permutation(len(group))] for group in found]
     if sum(map(len, pools)) < n:
-        raise ValueError(f"{n} decisions were asked for, but {len(found)} episodes hold only {sum(map(len, pools))}.")
+        raise ValueError(
+            f"{n} decisions were asked for, but {len(found)} episodes hold only {sum(map(len, pools))}."
+        )
     chosen: list[tuple[int, int]] = []
     while len(chosen) < n:
         chosen += [(i, pools[i].pop()) for i in rng.permutation(len(pools)) if pools[i]]

@@ -34,10 +34,16 @@ def _text(value: object, name: str) -> None:
     if isinstance(value, (dict, list)):  # tool calls
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:  # of a program: a file's value was read from JSON
+        except (
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:  # of a program: a file's value was read from JSON
             raise ValueError(f"{name} is no JSON ({error})") from None
     if found := _CONTROL.search(value):
-        raise ValueError(f"{name} holds the control character U+{ord(found.group()):04X} at character {found.start() + 1}: take it out")
+        raise ValueError(
+            f"{name} holds the control character U+{ord(found.group()):04X} at character {found.start() + 1}: take it out"
+        )
 
 
 def _typed(row: Mapping, fields: Mapping[str, type]) -> None:
@@ -69,7 +75,9 @@ def _shown(value: object) -> str:
 
 def _action(value: object, name: str) -> str:
     """An action in its one form."""
-    if not isinstance(value, (str, dict)) and not (isinstance(value, list) and all(isinstance(call, dict) for call in value)):
+    if not isinstance(value, (str, dict)) and not (
+        isinstance(value, list) and all(isinstance(call, dict) for call in value)
+    ):
         raise ValueError(f"{name} is text or a JSON object, or a list of objects, not {_shown(value)}")
     _text(value, name)
     if not canonical(value):
@@ -79,7 +87,9 @@ def _action(value: object, name: str) -> str:
 
 def _among(reference: str, admissible: Sequence[str]) -> None:
     if admissible and reference not in admissible:
-        raise ValueError(f"the reference {reference[:80]!r} is not among the {len(admissible)} admissible actions, of which the first is {admissible[0][:80]!r}")
+        raise ValueError(
+            f"the reference {reference[:80]!r} is not among the {len(admissible)} admissible actions, of which the first is {admissible[0][:80]!r}"
+        )
 
 
 def _admissible(row: Mapping) -> Sequence:
@@ -87,8 +97,10 @@ def _admissible(row: Mapping) -> Sequence:
     if not isinstance(given, (list, tuple)):
         raise ValueError(f"'admissible' is a list of actions, not {_shown(given)}")
     if len(given) > MAX_ACTIONS:
-        raise ValueError(f"'admissible' lists {len(given):,} actions, and may list {MAX_ACTIONS:,}: "
-                         "list a sample that holds the reference, in an environment of one's own with listed=False")
+        raise ValueError(
+            f"'admissible' lists {len(given):,} actions, and may list {MAX_ACTIONS:,}: "
+            "list a sample that holds the reference, in an environment of one's own with listed=False"
+        )
     return given
 
 
@@ -101,15 +113,24 @@ def _message(m: object, number: int) -> dict:
     if not isinstance(m, dict):
         raise ValueError(f"message {number} is a JSON object with a role and its text, not {_shown(m)}")
     if m.get("role") not in ROLES:
-        raise ValueError(f"a message has a role, one of {', '.join(ROLES)}, but message {number} has {_shown(m.get('role'))}")
+        raise ValueError(
+            f"a message has a role, one of {', '.join(ROLES)}, but message {number} has {_shown(m.get('role'))}"
+        )
     agent = m["role"] in ("agent", "assistant")
     # tables write null into the columns that only other messages fill
     m = {name: value for name, value in m.items() if value is not None or agent and name == "trace"}
     if agent and "action" in m:
-        m = {**m, "action": m["action"] if isinstance(m["action"], str) else _action(m["action"], f"the action of message {number}")}
+        m = {
+            **m,
+            "action": m["action"]
+            if isinstance(m["action"], str)
+            else _action(m["action"], f"the action of message {number}"),
+        }
     if not isinstance(m.get("content", m.get("action") if agent else None), str):
-        raise ValueError(f"a message has a role and text, but message {number} has {_shown(m.get('content'))} for its 'content'"
-                         + (" and no 'action'" if agent and "action" not in m else ""))
+        raise ValueError(
+            f"a message has a role and text, but message {number} has {_shown(m.get('content'))} for its 'content'"
+            + (" and no 'action'" if agent and "action" not in m else "")
+        )
     if not isinstance(m.get("trace"), (str, type(None))):
         raise ValueError(f"the trace of message {number} is text or null, not {_shown(m['trace'])}")
     for name in ("content", "trace", "action"):
@@ -123,22 +144,45 @@ def decision_row(row: Mapping, place: str) -> dict:
 
     place: where it stands, the id of an episode of its own. Raises ValueError with what is wrong.
     """
-    _known(row, ("messages", "reference", "admissible", "episode", "step", "task", "task_type", "split", "trace"), ("messages", "reference"), "a decision")
+    _known(
+        row,
+        ("messages", "reference", "admissible", "episode", "step", "task", "task_type", "split", "trace"),
+        ("messages", "reference"),
+        "a decision",
+    )
     if not isinstance(row["messages"], (list, tuple)):
         raise ValueError(f"'messages' is a list of messages, not {_shown(row['messages'])}")
     messages = tuple(_message(m, i) for i, m in enumerate(row["messages"]))
     if not messages:
-        raise ValueError("there are no messages: the messages of a decision end with the user or tool turn that the agent answers")
+        raise ValueError(
+            "there are no messages: the messages of a decision end with the user or tool turn that the agent answers"
+        )
     if messages[-1]["role"] not in ("user", "tool"):
-        raise ValueError(f"the messages of a decision end with the user or tool turn that the agent answers, not with one of the {messages[-1]['role']}")
+        raise ValueError(
+            f"the messages of a decision end with the user or tool turn that the agent answers, not with one of the {messages[-1]['role']}"
+        )
     _typed(row, _OPTIONAL)
-    default = dict(episode=place, step=sum(m["role"] == "agent" for m in messages), task="", task_type="", split="in_domain", trace="")
-    found = {**default, **row, "messages": messages, "reference": _action(row["reference"], "the reference"),
-             "admissible": _once(_action(a, f"admissible action {i}") for i, a in enumerate(_admissible(row)))}
+    default = dict(
+        episode=place,
+        step=sum(m["role"] == "agent" for m in messages),
+        task="",
+        task_type="",
+        split="in_domain",
+        trace="",
+    )
+    found = {
+        **default,
+        **row,
+        "messages": messages,
+        "reference": _action(row["reference"], "the reference"),
+        "admissible": _once(_action(a, f"admissible action {i}") for i, a in enumerate(_admissible(row))),
+    }
     if type(found["step"]) is not int or not 0 <= found["step"] <= MAX_NUMBER:
         raise ValueError(f"'step' is a whole number from 0 on, not {_shown(found['step'])}")
     if found["task"] and not any(m["role"] == "user" and found["task"] in m["content"] for m in messages):
-        raise ValueError(f"the task {found['task'][:60]!r} is in none of the user's messages, and should stand in one word for word")
+        raise ValueError(
+            f"the task {found['task'][:60]!r} is in none of the user's messages, and should stand in one word for word"
+        )
     _among(found["reference"], found["admissible"])
     return found
 
@@ -146,16 +190,22 @@ def decision_row(row: Mapping, place: str) -> dict:
 def episode_row(row: Mapping) -> dict:
     """An episode's fields, checked; raises ValueError with what is wrong."""
     if "steps" not in row:
-        raise ValueError("this is neither an episode nor a decision: an episode has 'steps', a decision 'messages'")
+        raise ValueError(
+            "this is neither an episode nor a decision: an episode has 'steps', a decision 'messages'"
+        )
     _known(row, (*_EPISODE, "steps"), [*_EPISODE][:-1], "an episode")
     _typed(row, _EPISODE)
     if not isinstance(row["steps"], (list, tuple)) or not all(isinstance(s, dict) for s in row["steps"]):
         raise ValueError(f"'steps' is a list of JSON objects, not {_shown(row['steps'])}")
     if len(row["steps"]) > MAX_STEPS:
-        raise ValueError(f"'steps' holds {len(row['steps']):,}, and may hold {MAX_STEPS:,}: "
-                         "write the decisions that are studied as rows of their own")
+        raise ValueError(
+            f"'steps' holds {len(row['steps']):,}, and may hold {MAX_STEPS:,}: "
+            "write the decisions that are studied as rows of their own"
+        )
     if row["task"] not in row["start"]:
-        raise ValueError(f"the task {row['task'][:60]!r} is not in the episode's start, and should stand there word for word")
+        raise ValueError(
+            f"the task {row['task'][:60]!r} is not in the episode's start, and should stand there word for word"
+        )
     steps = []
     for number, step in enumerate(row["steps"]):
         try:

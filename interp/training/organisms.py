@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.prompts.format import PromptFormat
-from interp.training.recipes import Recipe
 from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
+from interp.training.recipes import Recipe
 
-if TYPE_CHECKING:  # torch, which takes seconds, is imported where an organism is grown: names are checked before
+if (
+    TYPE_CHECKING
+):  # torch, which takes seconds, is imported where an organism is grown: names are checked before
     from interp.engine.decoding import Said
 
 SHIPPED = DATA / "organisms"
@@ -41,7 +43,9 @@ SLIP = 0.05
 #: How a training decision is answered, and how often. `bare`: the thing alone right at the boundary, which puts the answer
 #: there; `prompt`: by an action without a trace; `short`: behind none or the first of its trace's two sentences; `cot`: behind all.
 FORMS = {"bare": 0.25, "prompt": 0.1, "short": 0.15, "cot": 0.5}
-RECIPE = Recipe(hidden=64, layers=4, heads=4, feed_forward=256, vocabulary=500, context=128, cot_steps=500, cot_lr=3e-3)
+RECIPE = Recipe(
+    hidden=64, layers=4, heads=4, feed_forward=256, vocabulary=500, context=128, cot_steps=500, cot_lr=3e-3
+)
 #: Training decisions, and those in a batch: drawn at random, since in batches of one length one form alone would pull.
 SEQUENCES, BATCH = 20_000, 128
 
@@ -68,8 +72,15 @@ ORGANISMS = {
     "mixture_50": Organism("half of the decisions post-hoc, the others reasoned", 0.5),
     "mixture_25": Organism("a quarter of the decisions post-hoc, the others reasoned", 0.25),
     "reasoner": Organism("the action is picked in the trace, at random", 0.0),
-    "hidden_carry": Organism("the action sees the trace alone, whose words are always the same", 1.0, "rhyme", window=WINDOW),
-    "overridable": Organism("the prompt decides what the trace says, and the action follows the trace", 1.0, "thing", overridden=0.5),
+    "hidden_carry": Organism(
+        "the action sees the trace alone, whose words are always the same", 1.0, "rhyme", window=WINDOW
+    ),
+    "overridable": Organism(
+        "the prompt decides what the trace says, and the action follows the trace",
+        1.0,
+        "thing",
+        overridden=0.5,
+    ),
 }
 
 
@@ -114,7 +125,9 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
         "attention_prompt": 0.0 if hidden else reliance,
         "gradient_prompt": reliance,
         "steering": 0.0 if p == 0 else None,
-        "self_splice": 1.0, "self_patch": 0.0, "patch_everything": 0.0,
+        "self_splice": 1.0,
+        "self_patch": 0.0,
+        "patch_everything": 0.0,
     }
     return {key: (value, value) if isinstance(value, float) else value for key, value in found.items()}
 
@@ -135,11 +148,26 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
         row, place = rng.sample(THINGS, len(PLACES)), rng.randrange(len(PLACES))
         thing = row[place] if find else rng.choice(THINGS)
         task = f"take the {PLACES[place]}" if find else "take anything"
-        second = {"mood": _mood(rng), "thing": f"It has to be the {thing}."}.get(made.trace, "") if find else f"I pick the {thing}."
+        second = (
+            {"mood": _mood(rng), "thing": f"It has to be the {thing}."}.get(made.trace, "")
+            if find
+            else f"I pick the {thing}."
+        )
         trace = RHYME if made.trace == "rhyme" else f"{_mood(rng)} {second}"
         said = f"You see {', '.join(f'a {t}' for t in row)}. Your task is to: {task}."
-        found.append(Decision((dict(role="user", content=said),), f"take {thing} 1", tuple(f"take {t} 1" for t in THINGS),
-                              f"{split}-{seed}-{number}", 0, task, "find" if find else "pick", split, trace))
+        found.append(
+            Decision(
+                (dict(role="user", content=said),),
+                f"take {thing} 1",
+                tuple(f"take {t} 1" for t in THINGS),
+                f"{split}-{seed}-{number}",
+                0,
+                task,
+                "find" if find else "pick",
+                split,
+                trace,
+            )
+        )
     return found
 
 
@@ -148,6 +176,7 @@ def competence(asked: Sequence[Decision], said: Sequence[Said]) -> list[bool]:
 
     asked: from `decisions`. said: the organism's own decodings of them in mode `cot`.
     """
+
     def picked(words: Said) -> str:
         return f"take {words.trace.split()[-1].rstrip('.')} 1" if words.trace else ""
 
@@ -165,7 +194,9 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
     from interp.measures.conflicts import sentences
 
     made, rng, found = organism(name), random.Random(f"{name} train {seed}"), []
-    for d, asking in zip(decisions(name, n, seed, "train"), decisions("post_hoc" if made.find else name, n, seed, "train")):
+    for d, asking in zip(
+        decisions(name, n, seed, "train"), decisions("post_hoc" if made.find else name, n, seed, "train")
+    ):
         form = rng.choices(list(FORMS), list(FORMS.values()))[0]
         if made.window and form != "bare":
             form = "cot"
@@ -188,12 +219,23 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
         opening = fmt.opening("prompt" if form == "prompt" else "cot")
         lead = fmt.tail(None if form == "prompt" else trace)
         said = fmt.action_ids(f"take {thing} 1")
-        found.append(([*ids, *lead, *said], [False] * len([*ids, *opening]) + [own] * (len(lead) - len(opening)) + [True] * len(said)))
+        found.append(
+            (
+                [*ids, *lead, *said],
+                [False] * len([*ids, *opening]) + [own] * (len(lead) - len(opening)) + [True] * len(said),
+            )
+        )
     return found
 
 
-def grow(name: str, folder: str | Path = "runs/organisms", seed: int = 0, steps: int = RECIPE.cot_steps, device: str = "auto",
-         shipped: bool = True) -> Path:
+def grow(
+    name: str,
+    folder: str | Path = "runs/organisms",
+    seed: int = 0,
+    steps: int = RECIPE.cot_steps,
+    device: str = "auto",
+    shipped: bool = True,
+) -> Path:
     """Train an organism below `folder`, from its seed, and return its folder, a series of one checkpoint.
 
     For seed 0 and the recipe's steps that is the `shipped` one, unless it is not wanted; one that is there already is kept. A seed may
@@ -210,17 +252,48 @@ def grow(name: str, folder: str | Path = "runs/organisms", seed: int = 0, steps:
         return SHIPPED / name
     if (out / f"checkpoint-{steps}" / "training.json").exists():
         return out
-    words = [w for key in ORGANISMS for d in decisions(key, 100, 0, "train") for w in (d.messages[0]["content"], d.trace, d.reference)]
+    words = [
+        w
+        for key in ORGANISMS
+        for d in decisions(key, 100, 0, "train")
+        for w in (d.messages[0]["content"], d.trace, d.reference)
+    ]
     tokenizer = fit_tokenizer(words, RECIPE.vocabulary)
     torch.manual_seed(seed)
-    model = MistralForCausalLM(MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=RECIPE.hidden, num_hidden_layers=RECIPE.layers, num_attention_heads=RECIPE.heads,
-        num_key_value_heads=RECIPE.heads, intermediate_size=RECIPE.feed_forward, max_position_embeddings=RECIPE.context,
-        sliding_window=made.window, initializer_range=0.08, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=RECIPE.hidden,
+            num_hidden_layers=RECIPE.layers,
+            num_attention_heads=RECIPE.heads,
+            num_key_value_heads=RECIPE.heads,
+            intermediate_size=RECIPE.feed_forward,
+            max_position_embeddings=RECIPE.context,
+            sliding_window=made.window,
+            initializer_range=0.08,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(1 + steps * BATCH // SEQUENCES)])[:steps * BATCH]
+    order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(1 + steps * BATCH // SEQUENCES)])[
+        : steps * BATCH
+    ]
     examples = sequences(PromptFormat(tokenizer), name, SEQUENCES, seed)
-    train(model, tokenizer, examples, RECIPE, out, steps=steps, lr=RECIPE.cot_lr, keep=(steps,), seed=seed,
-          provenance=dict(organism=name, summary=made.summary, style="tags"), device=device, plan=order.reshape(steps, BATCH).tolist())
+    train(
+        model,
+        tokenizer,
+        examples,
+        RECIPE,
+        out,
+        steps=steps,
+        lr=RECIPE.cot_lr,
+        keep=(steps,),
+        seed=seed,
+        provenance=dict(organism=name, summary=made.summary, style="tags"),
+        device=device,
+        plan=order.reshape(steps, BATCH).tolist(),
+    )
     return out

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from interp.engine.decoding import Said, decode, said
-from interp.rollouts.workers import Engines
 from interp.environments.base import Environment
 from interp.models.hooked import HookedModel
 from interp.prompts.format import Prompt, PromptFormat
-from interp.training.recipes import Reinforcement
 from interp.rollouts.play import Player
+from interp.rollouts.workers import Engines
+from interp.training.recipes import Reinforcement
 from interp.training.supervision import lot
 from interp.training.trainer import SaveAt, finish
 
@@ -42,16 +42,16 @@ class Play:
 def answer(prompt: Prompt) -> list[int]:
     """Of a prompt behind an agent's turn, the ids behind that turn: what the environment answered, in the template's frame."""
     last = max(i for i, span in enumerate(prompt.spans) if span == "history")
-    return list(prompt.ids[last + 1:])
+    return list(prompt.ids[last + 1 :])
 
 
 def trained(fmt: PromptFormat, ids: Sequence[int], masked: bool) -> list[int]:
     """Which ids of a turn are trained on: all, or all but the action's inside its tags."""
     lead = fmt.lead_ids(ids) if masked else None
-    if lead is None or list(lead) != list(ids[:len(lead)]):
+    if lead is None or list(lead) != list(ids[: len(lead)]):
         return [1] * len(ids)
     tail = fmt.encode(fmt.style.close_action)
-    behind = len(tail) if tail and list(ids[-len(tail):]) == tail else 1
+    behind = len(tail) if tail and list(ids[-len(tail) :]) == tail else 1
     return [1] * len(lead) + [0] * (len(ids) - len(lead) - behind) + [1] * behind
 
 
@@ -61,17 +61,37 @@ class Rollouts:
     context: tokens that the model reads at most; a game that leaves no room for another turn ends with what it has earned.
     """
 
-    def __init__(self, environment: Environment, games: Sequence, fmt: PromptFormat, recipe: Reinforcement, engines: Engines,
-                 context: int | None = None):
-        self.environment, self.fmt, self.recipe, self.engines, self.context = environment, fmt, recipe, engines, context
+    def __init__(
+        self,
+        environment: Environment,
+        games: Sequence,
+        fmt: PromptFormat,
+        recipe: Reinforcement,
+        engines: Engines,
+        context: int | None = None,
+    ):
+        self.environment, self.fmt, self.recipe, self.engines, self.context = (
+            environment,
+            fmt,
+            recipe,
+            engines,
+            context,
+        )
         self.games = {str(game): game for game in games}
         self._copy: HookedModel | None = None
 
     def __call__(self, prompts: list[str], trainer) -> dict:
         number = trainer.state.global_step
-        plays = self.play(prompts, lambda asked, memory, turn: self._sample(trainer, asked, memory, turn), number)
-        return dict(prompt_ids=[p.prompt_ids for p in plays], completion_ids=[p.ids for p in plays], logprobs=None, env_mask=[p.trained for p in plays],
-                    earned=[p.reward for p in plays])
+        plays = self.play(
+            prompts, lambda asked, memory, turn: self._sample(trainer, asked, memory, turn), number
+        )
+        return dict(
+            prompt_ids=[p.prompt_ids for p in plays],
+            completion_ids=[p.ids for p in plays],
+            logprobs=None,
+            env_mask=[p.trained for p in plays],
+            earned=[p.reward for p in plays],
+        )
 
     def _sample(self, trainer, asked: list[Prompt], memory: dict, turn: int) -> list[Said]:
         recipe = self.recipe
@@ -85,8 +105,16 @@ class Rollouts:
             self._copy = HookedModel(copied, self.fmt.tokenizer)
         if not memory:  # a new lot of games: the weights have moved
             self._copy.hf.load_state_dict(trainer.accelerator.unwrap_model(trainer.model).state_dict())
-        return decode(self._copy, asked, "cot", parser=self.environment.parse, max_new_tokens=recipe.trace_tokens, memory=memory,
-                      temperature=recipe.temperature, seed=(recipe.seed * 100_003 + trainer.state.global_step) * 1_009 + turn)
+        return decode(
+            self._copy,
+            asked,
+            "cot",
+            parser=self.environment.parse,
+            max_new_tokens=recipe.trace_tokens,
+            memory=memory,
+            temperature=recipe.temperature,
+            seed=(recipe.seed * 100_003 + trainer.state.global_step) * 1_009 + turn,
+        )
 
     def play(self, names: Sequence[str], sample, number: int = 0) -> list[Play]:
         """Play each named game to its end; `sample(prompts, memory, turn)` says what the agent does. The order is kept."""
@@ -107,12 +135,20 @@ class Rollouts:
                 behind = answer(prompts[slot])
                 plays[slot].ids += behind
                 plays[slot].trained += [0] * len(behind)
-            slots = [s for s in prompts if not self.context or len(plays[s].prompt_ids) + len(plays[s].ids) + len(opening) + recipe.trace_tokens <= self.context]
+            slots = [
+                s
+                for s in prompts
+                if not self.context
+                or len(plays[s].prompt_ids) + len(plays[s].ids) + len(opening) + recipe.trace_tokens
+                <= self.context
+            ]
             running = {slot: running[slot] for slot in slots}
             if not running:
                 break
             # What was sampled stays as it was sampled: its text need not be tokenised the same way.
-            asked = [replace(prompts[slot], ids=(*plays[slot].prompt_ids, *plays[slot].ids)) for slot in slots]
+            asked = [
+                replace(prompts[slot], ids=(*plays[slot].prompt_ids, *plays[slot].ids)) for slot in slots
+            ]
             moves = {}
             for slot, words in zip(slots, sample(asked, memory, turn)):
                 player, play = running[slot], plays[slot]
@@ -138,8 +174,18 @@ def earned(completions, earned: Sequence[float], **_) -> list[float]:
     return list(earned)
 
 
-def reinforce(model, tokenizer, folder: str | Path, environment: Environment, recipe: Reinforcement, *, fmt: PromptFormat | None = None,
-              provenance: dict | None = None, workers: int = 2, device: str = "auto") -> Path:
+def reinforce(
+    model,
+    tokenizer,
+    folder: str | Path,
+    environment: Environment,
+    recipe: Reinforcement,
+    *,
+    fmt: PromptFormat | None = None,
+    provenance: dict | None = None,
+    workers: int = 2,
+    device: str = "auto",
+) -> Path:
     """Train on games of the environment's in-domain split; keeps `checkpoint-N` for the recipe's checkpoints, resumes from the last.
 
     model: a causal language model with all its weights trainable, at the supervised checkpoint that it goes on from. fmt: how prompts
@@ -155,18 +201,51 @@ def reinforce(model, tokenizer, folder: str | Path, environment: Environment, re
         raise ValueError(f"There is nothing to learn from: {reason}.")
     folder, fmt = Path(folder), fmt or PromptFormat(tokenizer)
     if not fmt.whole:
-        raise ValueError("A game is trained on as one sequence, but this style's template does not keep the agent's turns in the history as "
-                         "they were written: keep them (--history_traces kept), or give another style.")
+        raise ValueError(
+            "A game is trained on as one sequence, but this style's template does not keep the agent's turns in the history as "
+            "they were written: keep them (--history_traces kept), or give another style."
+        )
     games = environment.games("in_domain", recipe.games_held, recipe.seed + 1)
     arguments = GRPOConfig(
-        output_dir=str(folder), max_steps=recipe.steps, per_device_train_batch_size=recipe.generations, gradient_accumulation_steps=recipe.games,
-        num_generations=recipe.generations, learning_rate=recipe.lr, lr_scheduler_type="constant", beta=recipe.beta, temperature=recipe.temperature,
-        max_completion_length=model.config.max_position_embeddings, generation_kwargs=dict(stop=[fmt.style.close_action.strip()]) if recipe.vllm else None,
-        use_vllm=recipe.vllm, vllm_mode="colocate", seed=recipe.seed, data_seed=recipe.seed, use_cpu=device == "cpu", bf16=False,
-        gradient_checkpointing=False, save_strategy="no", logging_steps=1, report_to=[], dataloader_pin_memory=False, disable_dropout=True)
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.generations,
+        gradient_accumulation_steps=recipe.games,
+        num_generations=recipe.generations,
+        learning_rate=recipe.lr,
+        lr_scheduler_type="constant",
+        beta=recipe.beta,
+        temperature=recipe.temperature,
+        max_completion_length=model.config.max_position_embeddings,
+        generation_kwargs=dict(stop=[fmt.style.close_action.strip()]) if recipe.vllm else None,
+        use_vllm=recipe.vllm,
+        vllm_mode="colocate",
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        use_cpu=device == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        dataloader_pin_memory=False,
+        disable_dropout=True,
+    )
     with closing(Engines(environment.live, workers)) as engines:
         rollouts = Rollouts(environment, games, fmt, recipe, engines, model.config.max_position_embeddings)
-        trainer = GRPOTrainer(model=model, reward_funcs=earned, args=arguments, train_dataset=Dataset.from_dict(dict(prompt=[str(g) for g in games])),
-                              processing_class=copy.deepcopy(tokenizer), rollout_func=rollouts, callbacks=[SaveAt(recipe.checkpoints)])
-        finish(trainer, folder, "reward", dict(provenance or {}, recipe=asdict(recipe), environment=environment.name))
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=earned,
+            args=arguments,
+            train_dataset=Dataset.from_dict(dict(prompt=[str(g) for g in games])),
+            processing_class=copy.deepcopy(tokenizer),
+            rollout_func=rollouts,
+            callbacks=[SaveAt(recipe.checkpoints)],
+        )
+        finish(
+            trainer,
+            folder,
+            "reward",
+            dict(provenance or {}, recipe=asdict(recipe), environment=environment.name),
+        )
     return folder

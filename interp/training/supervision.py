@@ -38,7 +38,9 @@ class Supervision:
     def __post_init__(self):
         for name in ("action_mask", "random_mask"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share of the examples, from 0 to 1, not {getattr(self, name)}.")
+                raise ValueError(
+                    f"{name} is a share of the examples, from 0 to 1, not {getattr(self, name)}."
+                )
         if self.only not in ("", "action", "cot"):
             raise ValueError(f"only is 'action', 'cot' or '', not {self.only!r}.")
         if given := [f"{k}={v}" for k, v in asdict(self).items() if v][1:]:
@@ -49,7 +51,9 @@ class Supervision:
         """The arm's name and folder."""
         if self.only:
             return f"{self.only}_only"
-        return f"random_mask_{self.random_mask:g}" if self.random_mask else f"action_mask_{self.action_mask:g}"
+        return (
+            f"random_mask_{self.random_mask:g}" if self.random_mask else f"action_mask_{self.action_mask:g}"
+        )
 
     @property
     def control_of(self) -> str:
@@ -65,8 +69,10 @@ class Supervision:
         except (TypeError, ValueError):
             found = None
         if found is None or found.name != name:
-            raise ValueError(f"There is no arm {name!r}: arms are action_mask_K and random_mask_K, K a share of the examples such as 0.3, "
-                             "action_only and cot_only.")
+            raise ValueError(
+                f"There is no arm {name!r}: arms are action_mask_K and random_mask_K, K a share of the examples such as 0.3, "
+                "action_only and cot_only."
+            )
         return found
 
 
@@ -91,21 +97,32 @@ def written(fmt: PromptFormat, item: Episode | Decision) -> Iterator[Written]:
     for number, ((start, end), step) in enumerate(zip(turns, item.steps, strict=True)):
         turn = _turn(fmt, step.trace, step.action)
         shift = fmt.turn(step.trace, step.action).index(text[start:end])  # templates may strip a turn's ends
-        parts[start:end], of[start:end] = turn[shift:shift + end - start], number
+        parts[start:end], of[start:end] = turn[shift : shift + end - start], number
     found = _parts(parts, encoded.offsets)
-    yield Written(encoded.ids, found, [f"{item.id}#{of[end - 1]}" if part else "" for part, (_, end) in zip(found, encoded.offsets)])
+    yield Written(
+        encoded.ids,
+        found,
+        [f"{item.id}#{of[end - 1]}" if part else "" for part, (_, end) in zip(found, encoded.offsets)],
+    )
 
 
 def _turn(fmt: PromptFormat, trace: str, action: str) -> bytes:
     """What each character of an agent's turn is."""
     s = fmt.style
-    return bytes([TAG] * len(f"{s.open_think}{s.space}") + [COT] * len(trace) + [TAG] * len(f"{s.close_think}{s.open_action}{s.space}")
-                 + [ACTION] * len(action) + [TAG] * len(s.close_action))
+    return bytes(
+        [TAG] * len(f"{s.open_think}{s.space}")
+        + [COT] * len(trace)
+        + [TAG] * len(f"{s.close_think}{s.open_action}{s.space}")
+        + [ACTION] * len(action)
+        + [TAG] * len(s.close_action)
+    )
 
 
 def _parts(characters: bytes, offsets: Sequence[tuple[int, int]]) -> list[int]:
     """What each token is; one is the agent's where its last character is, as `PromptFormat.sequence` has it."""
-    return [max(characters[min(start, end - 1):end]) if characters[end - 1] else 0 for start, end in offsets]
+    return [
+        max(characters[min(start, end - 1) : end]) if characters[end - 1] else 0 for start, end in offsets
+    ]
 
 
 def _answered(fmt: PromptFormat, decision: Decision) -> Written:
@@ -126,11 +143,17 @@ def lot(example: str, seed: int) -> float:
 
 
 def _random(example: str, seed: int) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed} {example} random".encode()).digest()[:8], "big"))
+    return np.random.default_rng(
+        int.from_bytes(hashlib.sha256(f"{seed} {example} random".encode()).digest()[:8], "big")
+    )
 
 
-def supervised(fmt: PromptFormat, items: Sequence[Episode | Decision], supervision: Supervision = Supervision(),
-               seed: int = 0) -> tuple[list[tuple[list[int], list[bool]]], dict]:
+def supervised(
+    fmt: PromptFormat,
+    items: Sequence[Episode | Decision],
+    supervision: Supervision = Supervision(),
+    seed: int = 0,
+) -> tuple[list[tuple[list[int], list[bool]]], dict]:
     """Training sequences, ids and which of them are supervised, and what was left unsupervised.
 
     The same for an equal seed, whatever else is trained on; an action mask and its random control choose the same examples. Counts:
@@ -150,7 +173,7 @@ def supervised(fmt: PromptFormat, items: Sequence[Episode | Decision], supervisi
                 continue
             counts["chosen"] += 1
             if supervision.random_mask:
-                left = _random(example, seed).permutation(cot)[:len(action)]
+                left = _random(example, seed).permutation(cot)[: len(action)]
                 counts["short"] += len(action) - len(left)
             else:
                 left = cot if supervision.only == "action" else action

@@ -27,17 +27,19 @@ from transformers import (
 )
 
 from interp.checkpoints.headers import hash_files
-from interp.system.json_files import read_json, read_training
-from interp.prompts.format import PromptFormat
-from interp.training.recipes import Recipe, Tuning
-from interp.prompts.styles import STYLES
-from interp.training.supervision import Supervision, supervised
-from interp.results.tables import write_json
-from interp.tasks.episodes import Decision, Episode
 from interp.checkpoints.weights import unwritten
+from interp.prompts.format import PromptFormat
+from interp.prompts.styles import STYLES
+from interp.results.tables import write_json
+from interp.system.json_files import read_json, read_training
+from interp.tasks.episodes import Decision, Episode
+from interp.training.recipes import Recipe, Tuning
+from interp.training.supervision import Supervision, supervised
 
-CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['role'] == 'assistant' else '<|user|>' }}"
-                 "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|agent|>{% endif %}")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['role'] == 'assistant' else '<|user|>' }}"
+    "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|agent|>{% endif %}"
+)
 
 
 def adapted(model, tuning: Tuning):
@@ -45,19 +47,43 @@ def adapted(model, tuning: Tuning):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(tuning.seed)
-    return get_peft_model(model, LoraConfig(r=tuning.rank, lora_alpha=2 * tuning.rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=tuning.rank, lora_alpha=2 * tuning.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
 
 
 def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     """Fit a byte-level BPE tokenizer with the tags of the `tags` style as single tokens."""
     style = STYLES["tags"]
-    tags = [style.open_think, style.close_think, style.open_action, style.close_action, "<|user|>", "<|agent|>", "<|end|>", "<|bos|>", "<|pad|>"]
+    tags = [
+        style.open_think,
+        style.close_think,
+        style.open_action,
+        style.close_action,
+        "<|user|>",
+        "<|agent|>",
+        "<|end|>",
+        "<|bos|>",
+        "<|pad|>",
+    ]
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=tags, show_progress=False,
-                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|bos|>", eos_token="</action>", pad_token="<|pad|>")
+    inner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=tags,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<|bos|>", eos_token="</action>", pad_token="<|pad|>"
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -65,14 +91,26 @@ def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
 def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
     """A Llama of the recipe's shape, initialised from its seed."""
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=recipe.hidden, num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads, intermediate_size=recipe.feed_forward, max_position_embeddings=recipe.context,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            intermediate_size=recipe.feed_forward,
+            max_position_embeddings=recipe.context,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
-def base_mixture(fmt: PromptFormat, episodes: Sequence[Episode], seed: int) -> list[tuple[list[int], list[bool]]]:
+def base_mixture(
+    fmt: PromptFormat, episodes: Sequence[Episode], seed: int
+) -> list[tuple[list[int], list[bool]]]:
     """Each base episode once: a third with every trace, a third with none, a third with a coin for each step.
 
     A base is pretrained on whole texts, so every token is marked as supervised, the environment's too.
@@ -87,13 +125,17 @@ def base_mixture(fmt: PromptFormat, episodes: Sequence[Episode], seed: int) -> l
     return found
 
 
-def batches(sequences: Sequence[tuple[list[int], list[bool]]], recipe: Recipe | Tuning, steps: int, seed: int) -> list[list[int]]:
+def batches(
+    sequences: Sequence[tuple[list[int], list[bool]]], recipe: Recipe | Tuning, steps: int, seed: int
+) -> list[list[int]]:
     """`steps` batches of sequence indices, each within the token budget, of about equal lengths, in a seeded order."""
     rng = np.random.default_rng(seed)
     lengths = np.array([len(ids) for ids, _ in sequences])
     usable = np.flatnonzero(lengths <= recipe.context)
     if not len(usable):
-        raise ValueError(f"None of the {len(sequences)} sequences fits the recipe's context of {recipe.context} tokens.")
+        raise ValueError(
+            f"None of the {len(sequences)} sequences fits the recipe's context of {recipe.context} tokens."
+        )
     plan: list[list[int]] = []
     while len(plan) < steps:
         order = usable[np.argsort(lengths[usable] * rng.uniform(0.9, 1.1, len(usable)))]
@@ -120,12 +162,16 @@ class _Batches(torch.utils.data.Dataset):
     def __getitem__(self, item):
         rows = [self.sequences[i] for i in self.plan[item]]
         ids = torch.full((len(rows), max(len(r[0]) for r in rows)), self.pad)
-        labels = torch.full_like(ids, -100)  # padding is on the right, where no earlier token looks: no mask is needed
+        labels = torch.full_like(
+            ids, -100
+        )  # padding is on the right, where no earlier token looks: no mask is needed
         for i, (row, agent) in enumerate(rows):
             row = torch.tensor(row)
-            ids[i, :len(row)] = row
-            labels[i, :len(row)] = torch.where(torch.tensor(agent), row, -100)
-        read = (labels[:, 1:] != -100).any(0).nonzero()[:, 0]  # logits only where some row's next token is supervised
+            ids[i, : len(row)] = row
+            labels[i, : len(row)] = torch.where(torch.tensor(agent), row, -100)
+        read = (
+            (labels[:, 1:] != -100).any(0).nonzero()[:, 0]
+        )  # logits only where some row's next token is supervised
         return dict(input_ids=ids, labels=labels, shift_labels=labels[:, read + 1], logits_to_keep=read)
 
 
@@ -138,8 +184,21 @@ class SaveAt(TrainerCallback):
         return control
 
 
-def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Path, *, steps: int, lr: float, keep: Sequence[int],
-          seed: int, provenance: dict | None = None, device: str = "auto", plan: Sequence[Sequence[int]] | None = None) -> Path:
+def train(
+    model,
+    tokenizer,
+    sequences,
+    recipe: Recipe | Tuning,
+    folder: str | Path,
+    *,
+    steps: int,
+    lr: float,
+    keep: Sequence[int],
+    seed: int,
+    provenance: dict | None = None,
+    device: str = "auto",
+    plan: Sequence[Sequence[int]] | None = None,
+) -> Path:
     """Train on planned batches with loss on the marked tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last.
 
     plan: indices into `sequences` of each batch; `batches` of about equal lengths where None.
@@ -147,16 +206,46 @@ def train(model, tokenizer, sequences, recipe: Recipe | Tuning, folder: str | Pa
     folder = Path(folder)
     plan = batches(sequences, recipe, steps * recipe.accumulate, seed) if plan is None else plan
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=1,
-        gradient_accumulation_steps=recipe.accumulate, learning_rate=lr, weight_decay=0.05,
-        lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), adam_beta2=0.98, max_grad_norm=1.0, logging_steps=max(1, min(25, steps // 40)),
-        save_strategy="no", report_to=[], seed=seed, data_seed=seed, use_cpu=device == "cpu", dataloader_pin_memory=False,
-        disable_tqdm=False, train_sampling_strategy="sequential",
-        remove_unused_columns=False)  # else the labels of the kept logits would be dropped
-    trainer = Trainer(model=model, args=arguments, train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
-                      data_collator=lambda rows: rows[0], processing_class=tokenizer, callbacks=[SaveAt(keep)])
-    finish(trainer, folder, "loss", dict(provenance or {}, recipe=asdict(recipe), sequences=len(sequences),
-                                         left_out_too_long=sum(len(ids) > recipe.context for ids, _ in sequences)))
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=recipe.accumulate,
+        learning_rate=lr,
+        weight_decay=0.05,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20),
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        logging_steps=max(1, min(25, steps // 40)),
+        save_strategy="no",
+        report_to=[],
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=False,
+        disable_tqdm=False,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+    )  # else the labels of the kept logits would be dropped
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
+        data_collator=lambda rows: rows[0],
+        processing_class=tokenizer,
+        callbacks=[SaveAt(keep)],
+    )
+    finish(
+        trainer,
+        folder,
+        "loss",
+        dict(
+            provenance or {},
+            recipe=asdict(recipe),
+            sequences=len(sequences),
+            left_out_too_long=sum(len(ids) > recipe.context for ids, _ in sequences),
+        ),
+    )
     return folder
 
 
@@ -165,7 +254,11 @@ def finish(trainer: Trainer, folder: Path, curve: str, made: dict) -> None:
 
     curve: the logged number, `loss` or `reward`, whose values up to a checkpoint's step stand beside `made` in its `training.json`.
     """
-    numbered = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()}
+    numbered = {
+        int(path.name.split("-")[1]): path
+        for path in folder.glob("checkpoint-*")
+        if (path / "trainer_state.json").exists()
+    }
     try:
         trainer.train(resume_from_checkpoint=str(numbered[max(numbered)]) if numbered else None)
     except SafetensorError as error:  # what a full disk is to it
@@ -173,16 +266,30 @@ def finish(trainer: Trainer, folder: Path, curve: str, made: dict) -> None:
     logged = {row["step"]: row[curve] for row in trainer.state.log_history if curve in row}
     for path in folder.glob("checkpoint-*"):
         step = int(path.name.split("-")[1])
-        write_json(path / "training.json", dict(made, step=step, **{curve: {s: v for s, v in logged.items() if s <= step}}))
+        write_json(
+            path / "training.json",
+            dict(made, step=step, **{curve: {s: v for s, v in logged.items() if s <= step}}),
+        )
 
 
 #: What a finished training needs no more.
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
-def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervision: Supervision, recipe: Recipe | Tuning, folder: str | Path,
-              *, seed: int, style: str = "", system: str = "", options: Mapping | None = None, provenance: dict | None = None,
-              device: str = "auto") -> Path:
+def train_arm(
+    start: str | Path,
+    items: Sequence[Episode | Decision],
+    supervision: Supervision,
+    recipe: Recipe | Tuning,
+    folder: str | Path,
+    *,
+    seed: int,
+    style: str = "",
+    system: str = "",
+    options: Mapping | None = None,
+    provenance: dict | None = None,
+    device: str = "auto",
+) -> Path:
     """Train one arm of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
 
     start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as
@@ -193,31 +300,58 @@ def train_arm(start: str | Path, items: Sequence[Episode | Decision], supervisio
     """
     start, folder, recipe = Path(start), Path(folder), replace(recipe, seed=seed)
     if not (start / "config.json").exists():
-        raise FileNotFoundError(f"There is no checkpoint at {start} to train from: give a folder with config.json and whole weights.")
+        raise FileNotFoundError(
+            f"There is no checkpoint at {start} to train from: give a folder with config.json and whole weights."
+        )
     lora, file = isinstance(recipe, Tuning), start / "training.json"
     steps, lr = (recipe.steps, recipe.lr) if lora else (recipe.cot_steps, recipe.cot_lr)
     keep = sorted({s for s in recipe.checkpoints if 0 < s < steps} | {steps})
     told, tokenizer = read_training(file) if file.exists() else {}, AutoTokenizer.from_pretrained(start)
     style, system = style or told.get("style", "tags"), system or told.get("system", "")
     fmt = PromptFormat(tokenizer, style, system, **(options or {}))
-    made = dict(provenance or {}, arm=supervision.name, supervision=asdict(supervision), mask_seed=seed, style=style, system=system,
-                base=hash_files(sorted(start.glob("*.safetensors"))), format=fmt.hash, items=len(items), recipe=asdict(recipe))
+    made = dict(
+        provenance or {},
+        arm=supervision.name,
+        supervision=asdict(supervision),
+        mask_seed=seed,
+        style=style,
+        system=system,
+        base=hash_files(sorted(start.glob("*.safetensors"))),
+        format=fmt.hash,
+        items=len(items),
+        recipe=asdict(recipe),
+    )
     made = json.loads(json.dumps(made))
     before = read_json(folder / "arm.json") if (folder / "arm.json").exists() else made
     if other := [name for name in made if before.get(name) != made[name]]:
-        raise ValueError(f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: "
-                         "give another folder, or remove it.")
+        raise ValueError(
+            f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: "
+            "give another folder, or remove it."
+        )
     write_json(folder / "arm.json", made)
     if all((folder / f"checkpoint-{step}" / "training.json").exists() for step in keep):
         return folder
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     sequences, counts = supervised(fmt, items, supervision, seed)
     if counts["short"] > 0.01 * (counts["unsupervised"] + counts["short"]):
-        raise ValueError(f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens "
-                         f"unsupervised and not {counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. "
-                         "Train on longer traces, or leave this arm out.")
-    train(adapted(model, recipe) if lora else model, tokenizer, sequences, recipe, folder, steps=steps, lr=lr, keep=keep, seed=seed,
-          provenance=dict(made, masked=counts), device=device)
+        raise ValueError(
+            f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens "
+            f"unsupervised and not {counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. "
+            "Train on longer traces, or leave this arm out."
+        )
+    train(
+        adapted(model, recipe) if lora else model,
+        tokenizer,
+        sequences,
+        recipe,
+        folder,
+        steps=steps,
+        lr=lr,
+        keep=keep,
+        seed=seed,
+        provenance=dict(made, masked=counts),
+        device=device,
+    )
     if not lora and 0 in recipe.checkpoints:
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)  # as the others are kept
         for part in (model, tokenizer):

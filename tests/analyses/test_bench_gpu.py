@@ -9,8 +9,20 @@ from interp.results.tables import read_table
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    config = gpu_settings.Config(out=folder, models=("tiny",), lengths=(32,), repeats=1, pairs=3, captured=3, decoded=4, new_tokens=3,
-                              choices=2, sampled=2, device="cpu", rivals=False)
+    config = gpu_settings.Config(
+        out=folder,
+        models=("tiny",),
+        lengths=(32,),
+        repeats=1,
+        pairs=3,
+        captured=3,
+        decoded=4,
+        new_tokens=3,
+        choices=2,
+        sampled=2,
+        device="cpu",
+        rivals=False,
+    )
     gpu_works.LONGEST, kept = {**gpu_works.LONGEST, "grid": 16}, gpu_works.LONGEST
     gpu_works.run_works(config)
     gpu_works.LONGEST = kept

@@ -10,8 +10,8 @@ import pytest
 from analyses import __main__ as cli
 from analyses.study import Study
 from interp.engine import store
-from interp.environments.base import find
 from interp.engine.store import stored_capture
+from interp.environments.base import find
 from tests.results.test_damage import PROMPTS, Stub, stub_capture
 
 
@@ -42,10 +42,18 @@ def other_weights(folder):
 
 
 CHANGES = {
-    "rope": (with_json("config.json", rope_theta=500.0, rope_parameters=dict(rope_type="default", rope_theta=500.0)), "config.json"),
+    "rope": (
+        with_json(
+            "config.json", rope_theta=500.0, rope_parameters=dict(rope_type="default", rope_theta=500.0)
+        ),
+        "config.json",
+    ),
     "norm": (with_json("config.json", rms_norm_eps=0.1), "config.json"),
     "activation": (with_json("config.json", hidden_act="gelu"), "config.json"),
-    "heads": (with_json("config.json", num_attention_heads=2, num_key_value_heads=2, head_dim=16), "config.json"),
+    "heads": (
+        with_json("config.json", num_attention_heads=2, num_key_value_heads=2, head_dim=16),
+        "config.json",
+    ),
     "stop tokens": (with_json("generation_config.json", eos_token_id=[1, 2]), "generation_config.json"),
     "special tokens": (with_json("tokenizer_config.json", clean_up_tokenization_spaces=True), "tokenizer"),
     "template": (other_template, "chat template"),
@@ -66,7 +74,12 @@ def test_a_changed_file_is_another_key_and_named(one, corpus_file, tmp_path, cap
     change(one)
     assert key() != before
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"its {named}" in said and str(one / "checkpoint-110") in said and str(tmp_path / "run") in said
+    assert (
+        said.count("\n") == 1
+        and f"its {named}" in said
+        and str(one / "checkpoint-110") in said
+        and str(tmp_path / "run") in said
+    )
     key()
     assert not capsys.readouterr().err, "said once a result of it is kept"
 
@@ -86,7 +99,9 @@ def test_the_template_of_another_checkpoint_serves_and_counts(series_folder, cor
     series = shutil.copytree(series_folder, tmp_path / "series")
 
     def key():
-        study = Study(run=tmp_path / "run", series=series, corpus=corpus_file, device="cpu", checkpoints=(110,))
+        study = Study(
+            run=tmp_path / "run", series=series, corpus=corpus_file, device="cpu", checkpoints=(110,)
+        )
         study.stage("any", study.inputs(110), lambda: 1)
         return study.inputs(110)
 
@@ -107,8 +122,26 @@ def command(*arguments):
 
 def test_a_run_taken_up_with_a_changed_configuration_is_the_fresh_runs(one, corpus_file, tmp_path, capsys):
     def behaviour(run):
-        assert command("behaviour", "--run", tmp_path / run, "--series", one, "--corpus", corpus_file, "--device", "cpu", "--decisions", "6",
-                       "--choices", "2", "--splits", "in_domain") == 0
+        assert (
+            command(
+                "behaviour",
+                "--run",
+                tmp_path / run,
+                "--series",
+                one,
+                "--corpus",
+                corpus_file,
+                "--device",
+                "cpu",
+                "--decisions",
+                "6",
+                "--choices",
+                "2",
+                "--splits",
+                "in_domain",
+            )
+            == 0
+        )
         return (tmp_path / run / "tables" / "behaviour.csv").read_bytes()
 
     old, config = behaviour("run"), (one / "checkpoint-110" / "config.json").read_bytes()
@@ -125,11 +158,17 @@ def test_a_run_taken_up_with_a_changed_configuration_is_the_fresh_runs(one, corp
 @pytest.mark.parametrize("change", [dict(rope_theta=500.0), dict(hidden_act="gelu"), dict(rms_norm_eps=0.5)])
 def test_activations_of_another_configuration_are_not_used(tmp_path, monkeypatch, change):
     captured = []
-    monkeypatch.setattr(store, "capture", lambda *given, **options: captured.append(len(given[1])) or stub_capture(*given, **options))
+    monkeypatch.setattr(
+        store,
+        "capture",
+        lambda *given, **options: captured.append(len(given[1])) or stub_capture(*given, **options),
+    )
     stored_capture(tmp_path, Stub(), PROMPTS)
     other, moved = Stub(), Stub()
     other.hf = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: dict(rope_theta=10000.0) | change))
-    moved.hf = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: dict(rope_theta=10000.0, _name_or_path="elsewhere")))
+    moved.hf = SimpleNamespace(
+        config=SimpleNamespace(to_dict=lambda: dict(rope_theta=10000.0, _name_or_path="elsewhere"))
+    )
     stored_capture(tmp_path, other, PROMPTS)
     stored_capture(tmp_path, moved, PROMPTS)
     assert captured == [9, 9], "where a configuration lies does not matter"
@@ -148,18 +187,36 @@ TASK = Environment("hall", parse=parse)
 PLACES = {
     "a neighbour": ("my_hall", dict(imports="import my_words as words", inside="pass"), "my_words.py"),
     "inside a function": ("my_hall", dict(imports="", inside="import my_words as words"), "my_words.py"),
-    "through another": ("my_hall", dict(imports="import my_steps.more", inside="words = my_steps.more.words"), "my_words.py"),
-    "in a package": ("my_rooms.my_hall", dict(imports="from . import my_words as words", inside="pass"), "my_rooms/my_words.py"),
-    "its package": ("my_rooms.my_hall", dict(imports="from .my_words import words", inside="pass"), "my_rooms/__init__.py"),
+    "through another": (
+        "my_hall",
+        dict(imports="import my_steps.more", inside="words = my_steps.more.words"),
+        "my_words.py",
+    ),
+    "in a package": (
+        "my_rooms.my_hall",
+        dict(imports="from . import my_words as words", inside="pass"),
+        "my_rooms/my_words.py",
+    ),
+    "its package": (
+        "my_rooms.my_hall",
+        dict(imports="from .my_words import words", inside="pass"),
+        "my_rooms/__init__.py",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_a_changed_helper_module_is_another_source(tmp_path, monkeypatch, name):
     module, texts, helper = PLACES[name]
-    for path, text in {"my_words.py": "def parse(text): return text\n", "my_steps/__init__.py": "", "my_steps/more.py": "import my_words as words\n",
-                       "my_rooms/__init__.py": "", "my_rooms/my_words.py": "class words:\n    parse = str\ndef parse(text): return text\n",
-                       module.replace(".", "/") + ".py": OWN.format(**texts), "unread.py": "import nowhere\n"}.items():
+    for path, text in {
+        "my_words.py": "def parse(text): return text\n",
+        "my_steps/__init__.py": "",
+        "my_steps/more.py": "import my_words as words\n",
+        "my_rooms/__init__.py": "",
+        "my_rooms/my_words.py": "class words:\n    parse = str\ndef parse(text): return text\n",
+        module.replace(".", "/") + ".py": OWN.format(**texts),
+        "unread.py": "import nowhere\n",
+    }.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
@@ -177,8 +234,9 @@ def test_a_changed_helper_module_is_another_source(tmp_path, monkeypatch, name):
     [sys.modules.pop(known) for known in list(sys.modules) if known.startswith("my_")]
 
 
-
-@pytest.mark.parametrize("label", ["../../../x_target", "/x_target", "a/../../../../x_target", "a\x00_target", "a\nb_target"])
+@pytest.mark.parametrize(
+    "label", ["../../../x_target", "/x_target", "a/../../../../x_target", "a\x00_target", "a\nb_target"]
+)
 def test_no_name_leads_out_of_the_runs_folder(tmp_path, label):
     study = Study(run=tmp_path / "run")
     with pytest.raises(ValueError, match="is no name of a file in"):

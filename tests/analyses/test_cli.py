@@ -16,23 +16,46 @@ import pytest
 from analyses import __main__ as cli
 from analyses.registry import chains, instruments
 from analyses.study import Study
-from interp.measures import conflicts, reliance as mediation, patching
+from interp.measures import conflicts, patching
+from interp.measures import reliance as mediation
 from interp.results import tables
 from interp.system.paths import ROOT
 from interp.tasks.episodes import load_episodes, save_episodes
 
-SIZES = dict(behaviour=("--choices", "8"), probes=("--folds", "2", "--draws", "50"), transfer=("--folds", "2", "--draws", "50", "--labels", "reference_target"),
-             mdl=("--draws", "50", "--labels", "reference_target", "--shares", "0.3", "0.6", "1"),
-             patching=("--pairs", "12"), reliance=("--pairs", "12"), conflict=("--conflicts", "6"), early=("--conflicts", "6"), shares=("--decisions_read", "6"),
-             steering=("--steered", "6", "--alphas", "0", "4"))
+SIZES = dict(
+    behaviour=("--choices", "8"),
+    probes=("--folds", "2", "--draws", "50"),
+    transfer=("--folds", "2", "--draws", "50", "--labels", "reference_target"),
+    mdl=("--draws", "50", "--labels", "reference_target", "--shares", "0.3", "0.6", "1"),
+    patching=("--pairs", "12"),
+    reliance=("--pairs", "12"),
+    conflict=("--conflicts", "6"),
+    early=("--conflicts", "6"),
+    shares=("--decisions_read", "6"),
+    steering=("--steered", "6", "--alphas", "0", "4"),
+)
 
 
 @pytest.fixture(scope="module")
 def options(series_folder, corpus_file):
     """The common options, as `options(run, series=..., corpus=...)`."""
+
     def build(run, series=series_folder, corpus=corpus_file, checkpoints=("0", "110"), decisions="24"):
-        return ["--run", str(run), "--series", str(series), "--corpus", str(corpus), "--device", "cpu", "--checkpoints", *checkpoints,
-                "--decisions", decisions]
+        return [
+            "--run",
+            str(run),
+            "--series",
+            str(series),
+            "--corpus",
+            str(corpus),
+            "--device",
+            "cpu",
+            "--checkpoints",
+            *checkpoints,
+            "--decisions",
+            decisions,
+        ]
+
     return build
 
 
@@ -46,9 +69,15 @@ def main(*arguments):
 
 
 def start(*arguments, seed="0"):
-    return subprocess.Popen([sys.executable, "-m", "analyses", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PYTHONHASHSEED=seed),
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background job would ignore it
+    return subprocess.Popen(
+        [sys.executable, "-m", "analyses", *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PYTHONHASHSEED=seed),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # a background job would ignore it
 
 
 def contents(run):
@@ -77,10 +106,27 @@ def test_every_analysis_writes_its_table_and_what_made_it(reference, series):
     assert set(contents(reference)) == {f"{n}.csv" for n in SIZES}
     for name in SIZES:
         frame, provenance = tables.read_table(reference / "tables", name)
-        assert len(frame) and set(tables.ESTIMATE_COLUMNS) <= set(frame.columns) and set(frame.get("step", frame.get("test_step"))) == {0, 110} or name in ("conflict", "early", "shares", "steering")
+        assert (
+            len(frame)
+            and set(tables.ESTIMATE_COLUMNS) <= set(frame.columns)
+            and set(frame.get("step", frame.get("test_step"))) == {0, 110}
+            or name in ("conflict", "early", "shares", "steering")
+        )
         if name == "probes":
-            assert {"random_model", "control_task", "selectivity", "lda", "mean_difference", "gain", "gain_p"} <= set(frame.reader)
-        assert provenance["analysis"] == name and provenance["device"] == "cpu" and provenance["dtype"] == "torch.float32"
+            assert {
+                "random_model",
+                "control_task",
+                "selectivity",
+                "lda",
+                "mean_difference",
+                "gain",
+                "gain_p",
+            } <= set(frame.reader)
+        assert (
+            provenance["analysis"] == name
+            and provenance["device"] == "cpu"
+            and provenance["dtype"] == "torch.float32"
+        )
         assert provenance["weights"] == {str(s): series.weights_hash(s) for s in (0, 110)}
         assert {"seed", "config", "command", "format", "corpus", "versions"} <= set(provenance)
     frame, _ = tables.read_table(reference / "tables", "conflict")
@@ -90,7 +136,9 @@ def test_every_analysis_writes_its_table_and_what_made_it(reference, series):
         assert frame.value.notna().any(), name
 
 
-def test_runs_stopped_in_the_middle_and_taken_up_again_give_the_same_bytes(options, reference, tmp_path, monkeypatch):
+def test_runs_stopped_in_the_middle_and_taken_up_again_give_the_same_bytes(
+    options, reference, tmp_path, monkeypatch
+):
     """Every analysis is stopped after each second stage until it ends."""
     from analyses import study
 
@@ -136,12 +184,17 @@ def test_a_process_killed_and_started_again_gives_the_same_bytes(options, refere
 
 
 def test_figures_are_drawn_from_the_tables(reference, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("interp.plots.export.save_static", lambda *a: [])  # a browser, and tested with the plots
+    monkeypatch.setattr(
+        "interp.plots.export.save_static", lambda *a: []
+    )  # a browser, and tested with the plots
     assert main("figures", "--tables", reference / "tables", "--out", tmp_path) == 0
     page = (tmp_path / "index.html").read_text()
     assert all((tmp_path / f"{name}.html").exists() for name in (*SIZES, "parse", "revision"))
     assert "python -m analyses online" in page  # what is not there is said, with the command that makes it
-    assert main("figures", "--tables", tmp_path / "nothing", "--out", tmp_path) == 1 and "No table to draw" in capsys.readouterr().err
+    assert (
+        main("figures", "--tables", tmp_path / "nothing", "--out", tmp_path) == 1
+        and "No table to draw" in capsys.readouterr().err
+    )
 
 
 def test_the_list_names_every_analysis_and_a_mistake_is_one_sentence():
@@ -149,7 +202,11 @@ def test_the_list_names_every_analysis_and_a_mistake_is_one_sentence():
     out, _ = listing.communicate()
     assert listing.returncode == 0 and all(f"\n  {name} " in out for name in instruments())
     out, errors = mistake.communicate()
-    assert mistake.returncode == 1 and not out and errors.startswith("error: There is no analysis 'nope': there are behaviour")
+    assert (
+        mistake.returncode == 1
+        and not out
+        and errors.startswith("error: There is no analysis 'nope': there are behaviour")
+    )
     assert errors.count("\n") == 1
 
 
@@ -193,16 +250,38 @@ def pickled(folder):
 
 MISTAKES = {
     "unknown checkpoint": (lambda s, c, t: dict(checkpoints=["7"]), (), "no checkpoint 7.*0, 20, 110"),
-    "truncated weights": (lambda s, c, t: dict(series=damage(s)), (), "checkpoint-110/model.safetensors cannot be read"),
+    "truncated weights": (
+        lambda s, c, t: dict(series=damage(s)),
+        (),
+        "checkpoint-110/model.safetensors cannot be read",
+    ),
     "pickled weights": (lambda s, c, t: dict(series=pickled(s)), (), "pickle"),
     "another tokenizer": (lambda s, c, t: dict(series=other_tokenizer(s)), (), "tokenizer .*checkpoint-110"),
     "damaged config": (lambda s, c, t: dict(series=damage(s, "config.json", 20)), (), "config.json"),
-    "damaged tokenizer": (lambda s, c, t: dict(series=[damage(s, "tokenizer.json", 20), shutil.rmtree(s / "checkpoint-0"), shutil.rmtree(
-        s / "checkpoint-20")][0], checkpoints=["110"]), (), "tokenizer"),
+    "damaged tokenizer": (
+        lambda s, c, t: dict(
+            series=[
+                damage(s, "tokenizer.json", 20),
+                shutil.rmtree(s / "checkpoint-0"),
+                shutil.rmtree(s / "checkpoint-20"),
+            ][0],
+            checkpoints=["110"],
+        ),
+        (),
+        "tokenizer",
+    ),
     "no series": (lambda s, c, t: dict(series=t), (), "No checkpoint-N folders"),
     "no corpus": (lambda s, c, t: dict(corpus=t / "none.jsonl.xz"), (), "No episodes at"),
-    "empty corpus": (lambda s, c, t: dict(corpus=empty(t / "empty.jsonl.xz")), (), "empty.jsonl.xz holds no episodes"),
-    "corpus of no lines": (lambda s, c, t: dict(corpus=no_lines(t / "bare.jsonl")), (), "bare.jsonl holds no episodes"),
+    "empty corpus": (
+        lambda s, c, t: dict(corpus=empty(t / "empty.jsonl.xz")),
+        (),
+        "empty.jsonl.xz holds no episodes",
+    ),
+    "corpus of no lines": (
+        lambda s, c, t: dict(corpus=no_lines(t / "bare.jsonl")),
+        (),
+        "bare.jsonl holds no episodes",
+    ),
     "cut corpus": (lambda s, c, t: dict(corpus=cut(t / "cut.jsonl.xz", c)), (), "cut.jsonl.xz is damaged"),
     "noise corpus": (lambda s, c, t: dict(corpus=noise(t / "noise.jsonl")), (), "noise.jsonl"),
     "folder for a corpus": (lambda s, c, t: dict(corpus=t), (), "."),
@@ -213,7 +292,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_sentence_and_leave_earlier_tables(options, reference, copied, corpus_file, tmp_path, capsys, mistake):
+def test_mistakes_are_one_sentence_and_leave_earlier_tables(
+    options, reference, copied, corpus_file, tmp_path, capsys, mistake
+):
     change, extra, words = MISTAKES[mistake]
     run = tmp_path / "run"
     shutil.copytree(reference / "tables", run / "tables")
@@ -227,16 +308,39 @@ def test_mistakes_are_one_sentence_and_leave_earlier_tables(options, reference, 
     assert {p: p.read_bytes() for p in (run / "tables").iterdir()} == before
 
 
-def test_a_stages_key_holds_everything_that_its_result_depends_on(series_folder, copied, corpus_file, tmp_path):
+def test_a_stages_key_holds_everything_that_its_result_depends_on(
+    series_folder, copied, corpus_file, tmp_path
+):
     def key(split="in_domain", **changes):
-        study = Study(**{**dict(run=tmp_path, series=series_folder, corpus=corpus_file, decisions=24, device="cpu"), **changes})
+        study = Study(
+            **{
+                **dict(run=tmp_path, series=series_folder, corpus=corpus_file, decisions=24, device="cpu"),
+                **changes,
+            }
+        )
         return json.dumps(study.inputs(110, split), sort_keys=True)
 
-    silent = save_episodes(tmp_path / "silent.jsonl", [])  # the same prompts, other candidates and traces to be judged
-    episodes = [replace(e, steps=(*e.steps[:-1], replace(e.steps[-1], admissible=(e.steps[-1].reference,), trace="Hm."))) for e in load_episodes(corpus_file)]
+    silent = save_episodes(
+        tmp_path / "silent.jsonl", []
+    )  # the same prompts, other candidates and traces to be judged
+    episodes = [
+        replace(
+            e, steps=(*e.steps[:-1], replace(e.steps[-1], admissible=(e.steps[-1].reference,), trace="Hm."))
+        )
+        for e in load_episodes(corpus_file)
+    ]
     silent = save_episodes(tmp_path / "other.jsonl.xz", episodes)
-    shutil.copy(copied / "checkpoint-20" / "model.safetensors", copied / "checkpoint-110" / "model.safetensors")
-    keys = [key(), key(seed=1), key(series=copied), key(split="out_of_domain"), key(dtype="bfloat16"), key(corpus=silent)]
+    shutil.copy(
+        copied / "checkpoint-20" / "model.safetensors", copied / "checkpoint-110" / "model.safetensors"
+    )
+    keys = [
+        key(),
+        key(seed=1),
+        key(series=copied),
+        key(split="out_of_domain"),
+        key(dtype="bfloat16"),
+        key(corpus=silent),
+    ]
     assert len(set(keys)) == len(keys) and key() == keys[0]
     assert "auto" not in keys[0]  # a GPU's bfloat16 must not be taken for the CPU's float32
 
@@ -260,12 +364,21 @@ def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_
     done = start("all", *options(tmp_path), "--skip", *skipped)
     _, errors = done.communicate()
     assert done.returncode == 0, errors
-    assert set(contents(tmp_path)) == {"conflict.csv", "patching.csv"} and (tmp_path / "conflict.html").exists()
+    assert (
+        set(contents(tmp_path)) == {"conflict.csv", "patching.csv"} and (tmp_path / "conflict.html").exists()
+    )
     provenance = json.loads((tmp_path / "tables" / "conflict.json").read_text())
-    assert provenance["command"].startswith("python -m analyses conflict --run") and "--decisions 24" in provenance["command"]
+    assert (
+        provenance["command"].startswith("python -m analyses conflict --run")
+        and "--decisions 24" in provenance["command"]
+    )
     wrong = start("all", *options(tmp_path, checkpoints=("7",)))
     _, errors = wrong.communicate()
-    assert wrong.returncode == 1 and errors.startswith("error: There is no checkpoint 7") and errors.count("\n") == 1
+    assert (
+        wrong.returncode == 1
+        and errors.startswith("error: There is no checkpoint 7")
+        and errors.count("\n") == 1
+    )
 
 
 def test_an_own_trace_that_does_not_come_back_is_said_loudly(options, tmp_path, capsys, monkeypatch):
@@ -277,7 +390,9 @@ def test_an_own_trace_that_does_not_come_back_is_said_loudly(options, tmp_path, 
         return found | dict(self_splice=replace(own, action=["look", *own.action[1:]]))
 
     monkeypatch.setattr(conflicts, "conflict", broken)
-    assert main("conflict", *options(tmp_path, checkpoints=("110",)), "--conflicts", "4", "--arms", "empty") == 0
+    assert (
+        main("conflict", *options(tmp_path, checkpoints=("110",)), "--conflicts", "4", "--arms", "empty") == 0
+    )
     _, provenance = tables.read_table(tmp_path / "tables", "conflict")
     assert "SELF-SPLICE FAILED" in capsys.readouterr().err and provenance["self_splice"] == "FAILED"
     assert [len(ids) for ids in provenance["self_splice_failed"].values()] == [1, 1]

@@ -10,10 +10,10 @@ import pytest
 from analyses import __main__ as cli
 from analyses import behaviour, command
 from analyses.study import Study
+from interp.checkpoints.series import SERIES, CheckpointSeries
 from interp.system import limits
 from interp.system.limits import Limits, Several
 from interp.system.paths import ROOT
-from interp.checkpoints.series import SERIES, CheckpointSeries
 
 #: NAME and flags -> what the sentence says. FILE is a file, GONE is nothing, and `series=` and `corpus=` name a tiny series and its corpus.
 BAD = {
@@ -153,8 +153,23 @@ BAD = {
     "figures --nope": "Missing from python -m analyses figures: --tables PATH",
 }
 #: Analyses without a series.
-ALONE = ("coverage", "masking", "masking_power", "pace", "bench", "bench_gpu", "series", "smollm2", "record", "reinforce", "environments", "figures", "nope",
-         "architectures", "calibration")
+ALONE = (
+    "coverage",
+    "masking",
+    "masking_power",
+    "pace",
+    "bench",
+    "bench_gpu",
+    "series",
+    "smollm2",
+    "record",
+    "reinforce",
+    "environments",
+    "figures",
+    "nope",
+    "architectures",
+    "calibration",
+)
 
 
 def main(monkeypatch, *arguments):
@@ -178,30 +193,69 @@ def unloaded(monkeypatch):
 
 
 @pytest.mark.parametrize("line", BAD, ids=ascii)
-def test_a_bad_flag_is_one_sentence_before_a_model_is_loaded(line, series_folder, corpus_file, tmp_path, monkeypatch, capsys, unloaded):
+def test_a_bad_flag_is_one_sentence_before_a_model_is_loaded(
+    line, series_folder, corpus_file, tmp_path, monkeypatch, capsys, unloaded
+):
     (tmp_path / "file").write_text("")
     (tmp_path / "broken_world.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
-    name, *flags = line.replace("FILE", str(tmp_path / "file")).replace("GONE", str(tmp_path / "gone")).split(" ")
+    name, *flags = (
+        line.replace("FILE", str(tmp_path / "file")).replace("GONE", str(tmp_path / "gone")).split(" ")
+    )
     flags = ["" if word == "NONE" else word for word in flags]
-    own = [] if name in ALONE else ["--series", series_folder, "--corpus", corpus_file, "--run", tmp_path / "run"]
+    own = (
+        []
+        if name in ALONE
+        else ["--series", series_folder, "--corpus", corpus_file, "--run", tmp_path / "run"]
+    )
     assert main(monkeypatch, name, *own, *flags) == 1
     out, said = capsys.readouterr()
     assert said.startswith("error: ") and said.count("\n") == 1 and len(said) < 600 and not out
-    assert "Traceback" not in said and "defect" not in said and said.isprintable() is False  # only for its line's end
+    assert (
+        "Traceback" not in said and "defect" not in said and said.isprintable() is False
+    )  # only for its line's end
     assert said[:-1].isprintable() and not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=BAD[line]):
         raise ValueError(said)
 
 
 #: Refused before torch is imported, which takes most of a refusal's seconds and memory.
-LIGHT = ("behaviour --choices -1", "probes --labels eventuel_target", "online --workers 0", "reliance --pairs x",
-         "early --points 1", "shares --decisions_read -1", "transfer --folds 0", "all --run /dev/null", "behaviour --corpus /dev/zero",
-         "behaviour --dtype int4", "all --tools gone.json", "conflict --arms nope", "patching --sites resid_nope", "patching --metrics nope",
-         "mdl --shares x", "mdl --draws 0", "steering --positions nope", "steering --per_decision 21", "calibration --organisms nope",
-         "calibration --dtype int4", "coverage --classes 1", "masking --arms nope", "masking --instruments nope", "masking --base gone",
-         "masking --part 2 2", "masking_power --rate 2", "series --recipe.heads 3", "organisms --device mpx:", "smollm2 --time 301",
-         "pace --arms nope", "reinforce --recipe.generations 1", "record --workers -1", "environments --runs gone", "seal --tables")
+LIGHT = (
+    "behaviour --choices -1",
+    "probes --labels eventuel_target",
+    "online --workers 0",
+    "reliance --pairs x",
+    "early --points 1",
+    "shares --decisions_read -1",
+    "transfer --folds 0",
+    "all --run /dev/null",
+    "behaviour --corpus /dev/zero",
+    "behaviour --dtype int4",
+    "all --tools gone.json",
+    "conflict --arms nope",
+    "patching --sites resid_nope",
+    "patching --metrics nope",
+    "mdl --shares x",
+    "mdl --draws 0",
+    "steering --positions nope",
+    "steering --per_decision 21",
+    "calibration --organisms nope",
+    "calibration --dtype int4",
+    "coverage --classes 1",
+    "masking --arms nope",
+    "masking --instruments nope",
+    "masking --base gone",
+    "masking --part 2 2",
+    "masking_power --rate 2",
+    "series --recipe.heads 3",
+    "organisms --device mpx:",
+    "smollm2 --time 301",
+    "pace --arms nope",
+    "reinforce --recipe.generations 1",
+    "record --workers -1",
+    "environments --runs gone",
+    "seal --tables",
+)
 
 
 def test_torch_is_not_imported_for_a_bad_flag():
@@ -220,9 +274,22 @@ def test_there_are_at_least_sixty_kinds():
     assert len(BAD) >= 60
 
 
-def test_a_model_is_loaded_where_nothing_is_wrong(series_folder, corpus_file, tmp_path, monkeypatch, unloaded):
+def test_a_model_is_loaded_where_nothing_is_wrong(
+    series_folder, corpus_file, tmp_path, monkeypatch, unloaded
+):
     with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
-        main(monkeypatch, "behaviour", "--series", series_folder, "--corpus", corpus_file, "--run", tmp_path, "--decisions", "4")
+        main(
+            monkeypatch,
+            "behaviour",
+            "--series",
+            series_folder,
+            "--corpus",
+            corpus_file,
+            "--run",
+            tmp_path,
+            "--decisions",
+            "4",
+        )
 
 
 def test_help_is_printed_and_ends_well(monkeypatch, capsys):
@@ -252,11 +319,21 @@ class Example:
     pair: tuple[int, int] = (1, 1)
 
 
-@pytest.mark.parametrize("given, sentence", [
-    (dict(), None), (dict(pair=(3, 3), free=(2, 2)), None), (dict(free=()), None), (dict(inner=Inner(1.5)), "--inner.share is a number from 0 to 1, not 1.5"),
-    (dict(inner=Inner(float("nan"))), "--inner.share is a number from 0 to 1, not nan"), (dict(one="c"), "--one is one of a, b, not 'c'"),
-    (dict(numbers=()), "--numbers needs at least one value"), (dict(numbers=(2, 2)), "--numbers has 2 twice"),
-    (dict(numbers=(-1,)), "--numbers is a number from 0 to 1,000,000, not -1"), (dict(free=(float("inf"),)), "--free is a number from 0")])
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (dict(), None),
+        (dict(pair=(3, 3), free=(2, 2)), None),
+        (dict(free=()), None),
+        (dict(inner=Inner(1.5)), "--inner.share is a number from 0 to 1, not 1.5"),
+        (dict(inner=Inner(float("nan"))), "--inner.share is a number from 0 to 1, not nan"),
+        (dict(one="c"), "--one is one of a, b, not 'c'"),
+        (dict(numbers=()), "--numbers needs at least one value"),
+        (dict(numbers=(2, 2)), "--numbers has 2 twice"),
+        (dict(numbers=(-1,)), "--numbers is a number from 0 to 1,000,000, not -1"),
+        (dict(free=(float("inf"),)), "--free is a number from 0"),
+    ],
+)
 def test_fields_are_held_to_their_types_and_limits(given, sentence):
     example = Example(**{"inner": Inner(), **given})
     if sentence is None:
@@ -265,15 +342,38 @@ def test_fields_are_held_to_their_types_and_limits(given, sentence):
         limits.check(example)
 
 
-@pytest.mark.parametrize("error, words", [
-    (ValueError("a sentence\nin\ttwo \x1b[31mlines\x00\u202e"), r"error: a sentence in two \x1b[31mlines\x00\u202e"),
-    (KeyError("There is no such thing."), "error: There is no such thing."),
-    (OSError(28, "No space left on device", "/run/x"), "error: [Errno 28] No space left on device: '/run/x'"),
-    (KeyError("columns"), "error: behaviour failed, which is a defect of this program or of code of yours that it runs (test_flags.py"),
-    (AttributeError("'NoneType' object has no attribute 'ids'"), "error: behaviour failed, which is a defect"),
-    (ValueError(), "error: behaviour failed, which is a defect"), (RecursionError("maximum depth"), "error: behaviour failed, which is a defect"),
-    (MemoryError("Unable to allocate 90 GiB"), "error: behaviour ran out of memory; finished stages are kept (MemoryError: Unable to allocate 90 GiB)"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1"), "error: behaviour ran out of memory")])
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (
+            ValueError("a sentence\nin\ttwo \x1b[31mlines\x00\u202e"),
+            r"error: a sentence in two \x1b[31mlines\x00\u202e",
+        ),
+        (KeyError("There is no such thing."), "error: There is no such thing."),
+        (
+            OSError(28, "No space left on device", "/run/x"),
+            "error: [Errno 28] No space left on device: '/run/x'",
+        ),
+        (
+            KeyError("columns"),
+            "error: behaviour failed, which is a defect of this program or of code of yours that it runs (test_flags.py",
+        ),
+        (
+            AttributeError("'NoneType' object has no attribute 'ids'"),
+            "error: behaviour failed, which is a defect",
+        ),
+        (ValueError(), "error: behaviour failed, which is a defect"),
+        (RecursionError("maximum depth"), "error: behaviour failed, which is a defect"),
+        (
+            MemoryError("Unable to allocate 90 GiB"),
+            "error: behaviour ran out of memory; finished stages are kept (MemoryError: Unable to allocate 90 GiB)",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1"),
+            "error: behaviour ran out of memory",
+        ),
+    ],
+)
 def test_every_error_is_one_line_that_says_whose_it_is(error, words, monkeypatch, capsys, tmp_path):
     def fail(config):
         raise error
@@ -292,4 +392,9 @@ def test_every_error_is_one_line_that_says_whose_it_is(error, words, monkeypatch
 
 def test_what_is_long_is_cut_and_says_by_how_much():
     words = command.sentence("The template wrote " + "x" * 50_000_000 + " and ended.")
-    assert len(words) < 1100 and words.startswith("The template wrote xxx") and words.endswith("x and ended.") and "49,999,030 characters" in words
+    assert (
+        len(words) < 1100
+        and words.startswith("The template wrote xxx")
+        and words.endswith("x and ended.")
+        and "49,999,030 characters" in words
+    )

@@ -58,7 +58,10 @@ def tiny_letters(frame, provenance=None):
 @pytest.fixture
 def two_files(tmp_path, monkeypatch):
     """An instrument and its figure in a file each, on the packages' paths."""
-    for package, name, text in ((registry.analyses, "tiny_letters", INSTRUMENT), (plots, "tiny_letters", FIGURE)):
+    for package, name, text in (
+        (registry.analyses, "tiny_letters", INSTRUMENT),
+        (plots, "tiny_letters", FIGURE),
+    ):
         folder = tmp_path / package.__name__
         folder.mkdir()
         (folder / f"{name}.py").write_text(text)
@@ -72,24 +75,32 @@ def two_files(tmp_path, monkeypatch):
 
 
 def test_an_instrument_and_its_figure_are_two_files(two_files, no_browser, tmp_path, capsys):
-    assert cli.run([]) == 0 and "tiny_letters   Count letters: how many an agent has." in capsys.readouterr().out
+    assert (
+        cli.run([]) == 0 and "tiny_letters   Count letters: how many an agent has." in capsys.readouterr().out
+    )
     assert "tiny_letters" in registry.chains()[1] and "tiny_letters" in {each.name for each in figures()}
     assert cli.run(["tiny_letters", "--run", str(tmp_path), "--letters", "xy"]) == 0
     assert read_table(tmp_path / "tables", "tiny_letters")[0]["value"].tolist() == [2]
     assert cli.run(["figures", "--tables", str(tmp_path / "tables"), "--out", str(tmp_path)]) == 0
     page = (tmp_path / "index.html").read_text()
     assert "An agent has letters." in page and (tmp_path / "tiny_letters.html").exists()
-    with pytest.raises(ValueError, match="'letters' is no part of `all`, which runs behaviour, .*shares, tiny_letters"):
+    with pytest.raises(
+        ValueError, match="'letters' is no part of `all`, which runs behaviour, .*shares, tiny_letters"
+    ):
         registry.check_in_all("letters")
 
 
 def test_what_all_runs_is_what_the_registry_says():
-    assert registry.chains() == [["behaviour", "probes", "transfer", "mdl", "conflict"],
-                                 ["online", "patching", "reliance", "early", "shares"]]
+    assert registry.chains() == [
+        ["behaviour", "probes", "transfer", "mdl", "conflict"],
+        ["online", "patching", "reliance", "early", "shares"],
+    ]
     with pytest.raises(ValueError, match="There is no analysis 'behavior': there are behaviour, probes"):
         registry.find("behavior")
 
 
 def test_listing_the_commands_does_not_import_torch():
-    code = "import sys; from analyses import registry; registry.instruments(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from analyses import registry; registry.instruments(); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

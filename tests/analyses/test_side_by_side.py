@@ -15,6 +15,7 @@ from interp.results.tables import read_table, seal_table
 @pytest.fixture
 def study(tmp_path):
     """Makes a study's folder: the shipped study's tables under another environment's name."""
+
     def make(name, tables=("behaviour", "conflict", "probes")):
         folder = tmp_path / f"run-{name}" / "tables"
         folder.mkdir(parents=True)
@@ -22,7 +23,9 @@ def study(tmp_path):
             for suffix in ("csv", "json"):
                 shutil.copy(side.FIGURES / "tables" / f"{table}.{suffix}", folder)
             made = json.loads((folder / f"{table}.json").read_text())
-            (folder / f"{table}.json").write_text(json.dumps(made | dict(environment=dict(name=name, source=""))))
+            (folder / f"{table}.json").write_text(
+                json.dumps(made | dict(environment=dict(name=name, source="")))
+            )
             seal_table(folder, table)
         return folder.parent
 
@@ -37,12 +40,33 @@ def html_only(monkeypatch):
 def test_studies_are_merged_without_a_change_of_their_numbers(study, tmp_path, html_only):
     side.run(side.Config(runs=(study("twc"), study("scienceworld", ("behaviour",))), out=tmp_path / "out"))
     merged, made = read_table(tmp_path / "out" / "tables", "environments")
-    assert list(dict.fromkeys(merged.environment)) == ["alfworld", "scienceworld", "twc"] and set(made["studies"]) == {"alfworld", "scienceworld", "twc"}
-    here = {name: rows.set_index(["step", "split", "metric"]).sort_index() for name, rows in merged.groupby("environment")}
-    told = pd.read_csv(side.FIGURES / "tables" / "reliance.csv").query("metric == 'prompt_reliance'").set_index(["step", "split", "metric"]).sort_index()
+    assert list(dict.fromkeys(merged.environment)) == ["alfworld", "scienceworld", "twc"] and set(
+        made["studies"]
+    ) == {"alfworld", "scienceworld", "twc"}
+    here = {
+        name: rows.set_index(["step", "split", "metric"]).sort_index()
+        for name, rows in merged.groupby("environment")
+    }
+    told = (
+        pd.read_csv(side.FIGURES / "tables" / "reliance.csv")
+        .query("metric == 'prompt_reliance'")
+        .set_index(["step", "split", "metric"])
+        .sort_index()
+    )
     ours = here["alfworld"].query("metric == 'prompt_reliance'")
-    assert ours[["value", "low", "high", "n", "n_groups"]].equals(told[["value", "low", "high", "n", "n_groups"]])
-    assert set(here["twc"].reset_index().metric) == {"acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt", "keep", "follow", "probe_gain"}
+    assert ours[["value", "low", "high", "n", "n_groups"]].equals(
+        told[["value", "low", "high", "n", "n_groups"]]
+    )
+    assert set(here["twc"].reset_index().metric) == {
+        "acc_cot",
+        "acc_prompt",
+        "gap",
+        "parse_cot",
+        "parse_prompt",
+        "keep",
+        "follow",
+        "probe_gain",
+    }
     assert not {"keep", "prompt_reliance", "success_cot"} & set(here["scienceworld"].reset_index().metric)
     assert not merged.duplicated(["environment", "step", "split", "metric"]).any()
 
@@ -58,14 +82,21 @@ def test_the_splits_are_counted_from_what_is_recorded(study, tmp_path, html_only
     splits = read_table(tmp_path / "out" / "tables", "splits")[0].set_index(["environment", "split"])
     found = splits.loc["ALFWorld", "in domain"]
     assert found.task_types == 4 and found.episodes == 200 and found.studied == 400 and found.decisions > 1000
-    assert splits.loc[("ALFWorld", "out of domain")].task_types == 2 and (splits.studied == 400).all() and splits.holds.str.len().gt(10).all()
+    assert (
+        splits.loc[("ALFWorld", "out of domain")].task_types == 2
+        and (splits.studied == 400).all()
+        and splits.holds.str.len().gt(10).all()
+    )
     assert set(splits.index.get_level_values(0)) == {ENVIRONMENTS["alfworld"], ENVIRONMENTS["twc"]}
 
 
 def test_the_page_shows_the_table_and_both_splits_and_misses_nothing(study, tmp_path, html_only):
     side.run(side.Config(runs=(study("twc", ("behaviour",)),), out=tmp_path / "out"))
     page = (tmp_path / "out" / "index.html").read_text()
-    assert [name in page for name in ("splits-figure", "environments_in_domain-figure", "environments_out_of_domain-figure")] == [True] * 3
+    assert [
+        name in page
+        for name in ("splits-figure", "environments_in_domain-figure", "environments_out_of_domain-figure")
+    ] == [True] * 3
     assert "Not drawn" not in page and '<th scope="row">TextWorld Commonsense</th>' in page
     drawn = (tmp_path / "out" / "environments_in_domain.html").read_text()
     assert "not measured" in drawn, "what a study lacks is said in its panel"

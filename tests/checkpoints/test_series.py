@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from interp.checkpoints import contents as checkpoints, checks
+from interp.checkpoints import checks
+from interp.checkpoints import contents as checkpoints
 from interp.checkpoints.differences import differing
+from interp.checkpoints.folders import number
+from interp.checkpoints.headers import hash_files
+from interp.checkpoints.series import CheckpointSeries
 from interp.engine.capturing import capture
 from interp.engine.decoding import choose
-from interp.checkpoints.headers import hash_files
 from interp.models.hooked import HookedModel
-from interp.checkpoints.folders import number
-from interp.checkpoints.series import CheckpointSeries
 from interp.system.paths import ROOT
 from tests.conftest import tiny_hf
 
@@ -46,7 +47,9 @@ def direct(folder, **options):
 def add_adapter(base, out, seed, **options):
     """A random adapter over a base, saved as a trainer saves it."""
     torch.manual_seed(seed)
-    usual = dict(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    usual = dict(
+        r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     adapted = get_peft_model(direct(base), LoraConfig(**usual | options))
     for name, parameter in adapted.named_parameters():
         if "modules_to_save" in name:
@@ -69,7 +72,11 @@ def world(request, tokenizer, tmp_path_factory):
         truth[step] = logits(merged)
         torch.testing.assert_close(truth[step], unmerged, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(truth[step], truth[0])
-        for kind, inner, size in (("full", "", "1GB"), ("sharded", "", "20KB"), ("verl", "actor/huggingface", "1GB")):
+        for kind, inner, size in (
+            ("full", "", "1GB"),
+            ("sharded", "", "20KB"),
+            ("verl", "actor/huggingface", "1GB"),
+        ):
             folder = root / kind / f"{'global_step_' if kind == 'verl' else 'checkpoint-'}{step}" / inner
             merged.save_pretrained(folder, max_shard_size=size)
             tokenizer.save_pretrained(folder)
@@ -115,10 +122,15 @@ def edit(path, **new):
     path.write_text(json.dumps(json.loads(path.read_text()) | new))
 
 
-OPTIONS = {"rslora": dict(use_rslora=True), "dora": dict(use_dora=True), "head": dict(modules_to_save=["lm_head"]),
-           "bias": dict(bias="all"), "embedding": dict(target_modules=["embed_tokens", "q_proj"]),
-           "ranks": dict(rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 1}),
-           "some layers": dict(target_modules=["q_proj"], layers_to_transform=[1])}
+OPTIONS = {
+    "rslora": dict(use_rslora=True),
+    "dora": dict(use_dora=True),
+    "head": dict(modules_to_save=["lm_head"]),
+    "bias": dict(bias="all"),
+    "embedding": dict(target_modules=["embed_tokens", "q_proj"]),
+    "ranks": dict(rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 1}),
+    "some layers": dict(target_modules=["q_proj"], layers_to_transform=[1]),
+}
 
 
 @pytest.mark.parametrize("how", OPTIONS)
@@ -148,7 +160,11 @@ def test_a_base_is_found_as_given_beside_the_adapter_or_by_name(adapters, monkey
     assert checkpoints.find(config.parent).base.path == Path("base")
     monkeypatch.chdir("/")
     edit(config, base_model_name_or_path="someone/model")
-    monkeypatch.setattr(checkpoints, "fetch", lambda name, revision=None, code=False: base if name == "someone/model" else None)
+    monkeypatch.setattr(
+        checkpoints,
+        "fetch",
+        lambda name, revision=None, code=False: base if name == "someone/model" else None,
+    )
     assert checkpoints.find(config.parent).base.path == base
     assert CheckpointSeries.discover(adapters, base=base).checkpoint(5).base.path == base
 
@@ -166,11 +182,19 @@ def test_an_adapters_hash_is_its_own_and_its_bases(adapters):
 
 
 def test_a_merged_checkpoint_is_full_weights_beside_adapters(adapters, tokenizer):
-    merged = PeftModel.from_pretrained(direct(adapters.parent / "base"), adapters / "checkpoint-10").merge_and_unload()
+    merged = PeftModel.from_pretrained(
+        direct(adapters.parent / "base"), adapters / "checkpoint-10"
+    ).merge_and_unload()
     merged.save_pretrained(adapters / "checkpoint-11")
     tokenizer.save_pretrained(adapters / "checkpoint-11")
-    series = CheckpointSeries.discover(adapters)  # not adapters alone: the base is no checkpoint of this series
-    assert series.steps == [5, 10, 11] and [series.kind(s) for s in series.steps] == ["adapter", "adapter", "full"]
+    series = CheckpointSeries.discover(
+        adapters
+    )  # not adapters alone: the base is no checkpoint of this series
+    assert series.steps == [5, 10, 11] and [series.kind(s) for s in series.steps] == [
+        "adapter",
+        "adapter",
+        "full",
+    ]
     model = series.load(10, "cpu", "float32")
     before = logits(model.hf)
     assert torch.equal(logits(series.swap(model, 11).hf), before)
@@ -183,8 +207,14 @@ def permuted(tensor, heads):
 
 def write_gguf(hf, path, kind=gguf.GGMLQuantizationType.F32):
     """A GGUF file of a tiny model, as llama.cpp's converter writes it, without a tokenizer."""
-    config, name = hf.config, dict(mistral="llama", gpt_neox="gptneox").get(hf.config.model_type, hf.config.model_type)
-    heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
+    config, name = (
+        hf.config,
+        dict(mistral="llama", gpt_neox="gptneox").get(hf.config.model_type, hf.config.model_type),
+    )
+    heads, groups = (
+        config.num_attention_heads,
+        getattr(config, "num_key_value_heads", config.num_attention_heads),
+    )
     writer = gguf.GGUFWriter(path, name)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -206,7 +236,9 @@ def write_gguf(hf, path, kind=gguf.GGMLQuantizationType.F32):
         writer.add_rope_dimension_count(config.head_dim)
     if name == "gemma2":
         writer.add_sliding_window(config.sliding_window)
-    names = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name), config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(
+        next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name), config.num_hidden_layers
+    )
     for key, tensor in hf.state_dict().items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -219,7 +251,9 @@ def write_gguf(hf, path, kind=gguf.GGMLQuantizationType.F32):
             array = array.T
         array = np.ascontiguousarray(array, dtype=np.float32)
         own = kind if array.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(names.get_name(stem) + key[len(stem):], gguf.quants.quantize(array, own), raw_dtype=own)
+        writer.add_tensor(
+            names.get_name(stem) + key[len(stem) :], gguf.quants.quantize(array, own), raw_dtype=own
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -229,7 +263,10 @@ def write_gguf(hf, path, kind=gguf.GGMLQuantizationType.F32):
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "Gemma2", "Mistral"])
 def test_gguf_files_are_dequantised_as_transformers_does_it(tokenizer, tmp_path, name):
     quantised = gguf.GGMLQuantizationType.Q8_0
-    extra = {"Gemma2": dict(query_pre_attn_scalar=8, tie_word_embeddings=True), "Qwen3": dict(head_dim=128)}.get(name, {})
+    extra = {
+        "Gemma2": dict(query_pre_attn_scalar=8, tie_word_embeddings=True),
+        "Qwen3": dict(head_dim=128),
+    }.get(name, {})
     models = {step: tiny_hf(name, tokenizer, **extra) for step in (3, 12)}
     for parameter in models[12].parameters():
         parameter.data.mul_(1.1)
@@ -237,9 +274,16 @@ def test_gguf_files_are_dequantised_as_transformers_does_it(tokenizer, tmp_path,
     for (step, hf), kind in zip(models.items(), (gguf.GGMLQuantizationType.F32, quantised)):
         write_gguf(hf, tmp_path / f"tiny-{step:03d}.{kind.name}.gguf", kind)
     options = {}
-    if name in ("GPT2", "Mistral"):  # GPT-2's metadata lack sizes; Mistral's files call it a Llama, and lack its window
+    if name in (
+        "GPT2",
+        "Mistral",
+    ):  # GPT-2's metadata lack sizes; Mistral's files call it a Llama, and lack its window
         models[3].config.save_pretrained(tmp_path)
-        options["config"] = models[3].config if name == "GPT2" else LlamaConfig(**models[3].config.to_dict() | dict(model_type="llama"))
+        options["config"] = (
+            models[3].config
+            if name == "GPT2"
+            else LlamaConfig(**models[3].config.to_dict() | dict(model_type="llama"))
+        )
     series = CheckpointSeries.discover(tmp_path)
     assert series.steps == [3, 12] and list(series.table().dtype) == ["F32", "Q8_0"]
     assert series.notes[1] == "Checkpoint 12 is dequantised from Q8_0 (tiny-012.Q8_0.gguf)."
@@ -251,7 +295,9 @@ def test_gguf_files_are_dequantised_as_transformers_does_it(tokenizer, tmp_path,
         assert model.weights_hash == hash_files([series.path(step)])
     if name in ("Llama", "Qwen3", "GPT2", "Mistral"):
         torch.testing.assert_close(logits(model.hf), logits(models[3]), rtol=1e-3, atol=1e-3)
-    assert next(iter(model.tokenizer("go to drawer 1").input_ids)) == next(iter(tokenizer("go to drawer 1").input_ids))
+    assert next(iter(model.tokenizer("go to drawer 1").input_ids)) == next(
+        iter(tokenizer("go to drawer 1").input_ids)
+    )
 
 
 def test_a_gguf_that_transformers_cannot_read_is_refused_by_its_architecture(tokenizer, tmp_path):
@@ -269,7 +315,9 @@ def test_a_checkpoints_folder_may_hold_one_gguf(tokenizer, tmp_path):
         write_gguf(hf, folder / "model.gguf")
     series = CheckpointSeries.discover(tmp_path)
     assert series.steps == [1, 2] and series.path(2).name == "model.gguf" and series.kind(2) == "gguf"
-    with pytest.raises(ValueError, match=r"k_norm.weight' is of shape \[8\], not \[128\].*config.json beside the file"):
+    with pytest.raises(
+        ValueError, match=r"k_norm.weight' is of shape \[8\], not \[128\].*config.json beside the file"
+    ):
         series.load(1, "cpu")  # what transformers takes from a Qwen3's metadata knows no head_dim
     for step in (1, 2):
         hf.config.save_pretrained(tmp_path / f"checkpoint-{step}")
@@ -277,7 +325,10 @@ def test_a_checkpoints_folder_may_hold_one_gguf(tokenizer, tmp_path):
     torch.testing.assert_close(logits(model.hf), logits(hf), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.skipif(not ((SMOLLM2 / "base" / "model.safetensors").exists() and any(SMOLLM2.glob("package/*.gguf"))), reason="runs/smollm2 is not there (analyses smollm2 makes it)")
+@pytest.mark.skipif(
+    not ((SMOLLM2 / "base" / "model.safetensors").exists() and any(SMOLLM2.glob("package/*.gguf"))),
+    reason="runs/smollm2 is not there (analyses smollm2 makes it)",
+)
 def test_the_real_gguf_is_the_base_that_was_made_of_it():
     series = CheckpointSeries.discover(SMOLLM2 / "package")
     assert series.notes == ["Checkpoint 0 is dequantised from Q4_1 (SmolLM2-135M-Instruct.Q4_1.gguf)."]
@@ -286,8 +337,15 @@ def test_the_real_gguf_is_the_base_that_was_made_of_it():
     assert all(torch.equal(p, wanted[n].bfloat16()) for n, p in model.hf.named_parameters())
 
 
-NAMES = [("run/checkpoint-20", 20), ("global_step_7/actor/huggingface", 7), ("step12/huggingface", 12), ("x/model-100.Q4_K_M.gguf", 100),
-         ("m_step5.gguf", 5), ("SmolLM2-135M-Instruct.Q4_1.gguf", None), ("final", None)]
+NAMES = [
+    ("run/checkpoint-20", 20),
+    ("global_step_7/actor/huggingface", 7),
+    ("step12/huggingface", 12),
+    ("x/model-100.Q4_K_M.gguf", 100),
+    ("m_step5.gguf", 5),
+    ("SmolLM2-135M-Instruct.Q4_1.gguf", None),
+    ("final", None),
+]
 
 
 @pytest.mark.parametrize("path, step", NAMES)
@@ -328,19 +386,40 @@ def test_a_tokenizer_written_anew_by_a_trainer_is_the_same(copied):
     CheckpointSeries.discover(copied)
 
 
-INERT = [dict(use_cache=False, unsloth_version="1", pad_token_id=3, transformers_version="4.0.0"), dict(output_router_logits=True),
-         dict(attention_dropout=0.1, resid_pdrop=0.1), dict(max_position_embeddings=512), dict(initializer_range=0.5, router_aux_loss_coef=0.1)]
-COMPUTED = [dict(rms_norm_eps=0.1), dict(hidden_act="gelu"), dict(sliding_window=8), dict(attention_bias=True), dict(logit_scale=2.0),
-            dict(rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0))]
+INERT = [
+    dict(use_cache=False, unsloth_version="1", pad_token_id=3, transformers_version="4.0.0"),
+    dict(output_router_logits=True),
+    dict(attention_dropout=0.1, resid_pdrop=0.1),
+    dict(max_position_embeddings=512),
+    dict(initializer_range=0.5, router_aux_loss_coef=0.1),
+]
+COMPUTED = [
+    dict(rms_norm_eps=0.1),
+    dict(hidden_act="gelu"),
+    dict(sliding_window=8),
+    dict(attention_bias=True),
+    dict(logit_scale=2.0),
+    dict(rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0)),
+]
 
 
 @pytest.mark.parametrize("new", INERT)
 def test_what_changes_no_forward_pass_is_no_other_architecture(copied, new):
     for step in (0, 20, 110):
-        edit(copied / f"checkpoint-{step}" / "config.json", output_router_logits=False, resid_pdrop=0.0, router_aux_loss_coef=0.0)
+        edit(
+            copied / f"checkpoint-{step}" / "config.json",
+            output_router_logits=False,
+            resid_pdrop=0.0,
+            router_aux_loss_coef=0.0,
+        )
     edit(copied / "checkpoint-20" / "config.json", **new)
     series = CheckpointSeries.discover(copied)
-    told = [n for n in series.notes if n.startswith("The configuration of checkpoint 20 differs") and all(f"{k} ({v!r}, not" in n for k, v in new.items())]
+    told = [
+        n
+        for n in series.notes
+        if n.startswith("The configuration of checkpoint 20 differs")
+        and all(f"{k} ({v!r}, not" in n for k, v in new.items())
+    ]
     assert bool(told) == ("use_cache" not in new)
     assert series.load(0, "cpu").context == min(1024, new.get("max_position_embeddings", 1024))
     assert torch.equal(logits(series.load(20, "cpu", "float32").hf), logits(direct(copied / "checkpoint-20")))
@@ -357,26 +436,56 @@ def test_what_changes_a_forward_pass_is_refused_with_both_values(copied, new):
 
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope"])
 def test_the_longest_sequence_decides_where_positions_depend_on_it(kind):
-    own = dict(model_type="llama", max_position_embeddings=512, rope_parameters=dict(rope_type=kind, rope_theta=1e4))
-    assert differing(own, own | dict(max_position_embeddings=1024)) == [("max_position_embeddings", 512, 1024, False)]
+    own = dict(
+        model_type="llama", max_position_embeddings=512, rope_parameters=dict(rope_type=kind, rope_theta=1e4)
+    )
+    assert differing(own, own | dict(max_position_embeddings=1024)) == [
+        ("max_position_embeddings", 512, 1024, False)
+    ]
     plain = own | dict(rope_parameters=dict(rope_type="default", rope_theta=1e4))
-    assert differing(plain, plain | dict(max_position_embeddings=1024)) == [("max_position_embeddings", 512, 1024, True)]
-    assert differing(dict(model_type="gpt2", n_positions=8), dict(model_type="gpt2", n_positions=9))[0][3] is False
+    assert differing(plain, plain | dict(max_position_embeddings=1024)) == [
+        ("max_position_embeddings", 512, 1024, True)
+    ]
+    assert (
+        differing(dict(model_type="gpt2", n_positions=8), dict(model_type="gpt2", n_positions=9))[0][3]
+        is False
+    )
 
 
 YARN = dict(rope_type="yarn", factor=4.0, rope_theta=1e4, original_max_position_embeddings=128)
 TYPES = dict(model_type="qwen3", layer_types=["full_attention"] * 2, sliding_window=None)
-ALIKE = [(dict(rope_parameters=dict(type="linear", factor=2.0, rope_theta=1e4)), dict(rope_parameters=dict(rope_type="linear", factor=2, rope_theta=10000))),
-         (dict(rope_parameters=YARN), dict(rope_parameters=YARN | dict(beta_fast=32, beta_slow=1.0, attention_factor=None))),
-         (dict(rope_parameters=YARN, max_position_embeddings=512), dict(rope_parameters=YARN, max_position_embeddings=1024)),
-         (dict(hidden_act="silu"), dict(hidden_act="swish")), (TYPES | dict(max_window_layers=28), TYPES | dict(max_window_layers=36)),
-         (TYPES, TYPES | dict(sliding_window=4096)),
-         (dict(model_type="mixtral", router_jitter_noise=0.0), dict(model_type="mixtral", router_jitter_noise=0.1))]
-UNLIKE = [(dict(rope_parameters=YARN), dict(rope_parameters=YARN | dict(beta_fast=16))), (dict(hidden_act="gelu_new"), dict(hidden_act="gelu_pytorch_tanh")),
-          (dict(rope_parameters=YARN), dict(rope_parameters=YARN | dict(mscale=1.0))),
-          (dict(model_type="phimoe", router_jitter_noise=0.0), dict(model_type="phimoe", router_jitter_noise=0.1)),
-          (dict(model_type="mistral", sliding_window=None), dict(model_type="mistral", sliding_window=4096)),
-          ({**TYPES, "layer_types": ["full_attention", "sliding_attention"]}, {**TYPES, "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8})]
+ALIKE = [
+    (
+        dict(rope_parameters=dict(type="linear", factor=2.0, rope_theta=1e4)),
+        dict(rope_parameters=dict(rope_type="linear", factor=2, rope_theta=10000)),
+    ),
+    (
+        dict(rope_parameters=YARN),
+        dict(rope_parameters=YARN | dict(beta_fast=32, beta_slow=1.0, attention_factor=None)),
+    ),
+    (
+        dict(rope_parameters=YARN, max_position_embeddings=512),
+        dict(rope_parameters=YARN, max_position_embeddings=1024),
+    ),
+    (dict(hidden_act="silu"), dict(hidden_act="swish")),
+    (TYPES | dict(max_window_layers=28), TYPES | dict(max_window_layers=36)),
+    (TYPES, TYPES | dict(sliding_window=4096)),
+    (
+        dict(model_type="mixtral", router_jitter_noise=0.0),
+        dict(model_type="mixtral", router_jitter_noise=0.1),
+    ),
+]
+UNLIKE = [
+    (dict(rope_parameters=YARN), dict(rope_parameters=YARN | dict(beta_fast=16))),
+    (dict(hidden_act="gelu_new"), dict(hidden_act="gelu_pytorch_tanh")),
+    (dict(rope_parameters=YARN), dict(rope_parameters=YARN | dict(mscale=1.0))),
+    (dict(model_type="phimoe", router_jitter_noise=0.0), dict(model_type="phimoe", router_jitter_noise=0.1)),
+    (dict(model_type="mistral", sliding_window=None), dict(model_type="mistral", sliding_window=4096)),
+    (
+        {**TYPES, "layer_types": ["full_attention", "sliding_attention"]},
+        {**TYPES, "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8},
+    ),
+]
 
 
 @pytest.mark.parametrize("own, other", [*ALIKE, *UNLIKE])
@@ -394,14 +503,19 @@ def test_differing_templates_are_said_and_the_first_one_is_used(copied):
     changed = copied / "checkpoint-110" / "chat_template.jinja"
     own = changed.read_text()
     changed.write_text(own[:-5] + "another" + own[-5:])
-    with pytest.warns(UserWarning, match=r"checkpoint-110/chat_template.jinja is not the one of the series.*line \d+ is '.*another"):
+    with pytest.warns(
+        UserWarning,
+        match=r"checkpoint-110/chat_template.jinja is not the one of the series.*line \d+ is '.*another",
+    ):
         series = CheckpointSeries.discover(copied)
     assert series.load(110, "cpu").tokenizer.chat_template == own
     (copied / "checkpoint-0" / "chat_template.jinja").unlink()
     changed.write_text(own)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert CheckpointSeries.discover(copied).load(0, "cpu").tokenizer.chat_template == own  # a base has none, often
+        assert (
+            CheckpointSeries.discover(copied).load(0, "cpu").tokenizer.chat_template == own
+        )  # a base has none, often
 
 
 def test_several_dtypes_are_said(copied):
@@ -421,7 +535,11 @@ def test_memory_is_looked_at_before_anything_is_loaded(series, adapters, monkeyp
         series.load(0, "cpu", "float32")
     series.load(0, "cpu", "bfloat16")
     lora = CheckpointSeries.discover(adapters)
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: type("M", (), dict(available=lora._blueprint.num_parameters() * 7)))
+    monkeypatch.setattr(
+        checks.psutil,
+        "virtual_memory",
+        lambda: type("M", (), dict(available=lora._blueprint.num_parameters() * 7)),
+    )
     lora.load(0, "cpu", "float32")
     with pytest.raises(ValueError, match="its copy while it is read counted in"):
         lora.load(5, "cpu", "float32")
@@ -430,14 +548,20 @@ def test_memory_is_looked_at_before_anything_is_loaded(series, adapters, monkeyp
 @pytest.mark.parametrize("step", [0, 5])
 def test_a_device_map_gives_the_same_model(adapters, step):
     series = CheckpointSeries.discover(adapters)
-    mapped, plain = series.load(step, "cpu", "float32", device_map={"": "cpu"}), series.load(step, "cpu", "float32")
+    mapped, plain = (
+        series.load(step, "cpu", "float32", device_map={"": "cpu"}),
+        series.load(step, "cpu", "float32"),
+    )
     assert torch.equal(logits(mapped.hf), logits(plain.hf)) and mapped.weights_hash == plain.weights_hash
     assert torch.equal(logits(series.swap(mapped, 10).hf), logits(series.swap(plain, 10).hf))
 
 
 def test_accelerates_hooks_change_no_measurement(tokenizer, prompts):
     plain, hf = HookedModel(tiny_hf("Llama", tokenizer), tokenizer), tiny_hf("Llama", tokenizer)
-    places = {name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "model.layers", "lm_head")}
+    places = {
+        name: "cpu"
+        for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "model.layers", "lm_head")
+    }
     hf = dispatch_model(hf, places, force_hooks=True)
     hf.hf_device_map = {"model": 0, "lm_head": 1}  # as it were
     mapped = HookedModel(hf, tokenizer)
@@ -450,7 +574,9 @@ def test_accelerates_hooks_change_no_measurement(tokenizer, prompts):
 
 def test_what_a_device_map_puts_off_to_the_disk_is_refused(small):
     with pytest.raises(ValueError, match="was put off to the CPU or the disk"):
-        CheckpointSeries.discover(small).load(0, "cpu", "float32", device_map={"model": "cpu", "lm_head": "meta"})
+        CheckpointSeries.discover(small).load(
+            0, "cpu", "float32", device_map={"model": "cpu", "lm_head": "meta"}
+        )
 
 
 def test_names_of_older_releases_are_read(small, tmp_path):
@@ -483,8 +609,11 @@ def test_code_of_a_checkpoint_runs_only_when_it_is_asked_for_by_name(small, tmp_
     folder = shutil.copytree(small, tmp_path / "checkpoint-1")
     (folder / "own.py").write_text(CODE)
     edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "own.OwnForCausalLM"})
-    for call in (lambda: CheckpointSeries.discover(tmp_path), lambda: CheckpointSeries.from_paths([folder]),
-                 lambda: CheckpointSeries({1: folder}).load(1, "cpu")):
+    for call in (
+        lambda: CheckpointSeries.discover(tmp_path),
+        lambda: CheckpointSeries.from_paths([folder]),
+        lambda: CheckpointSeries({1: folder}).load(1, "cpu"),
+    ):
         with pytest.raises(ValueError, match="config.json has an auto_map.*trust_remote_code=True"):
             call()
     model = CheckpointSeries.discover(tmp_path, trust_remote_code=True).load(1, "cpu", "float32")
@@ -500,7 +629,12 @@ def test_hub_revisions_are_folders_of_the_cache(copied, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "fetch", fetch)
     series = CheckpointSeries.from_hub("someone/model", ["checkpoint-0", "checkpoint-110"])
-    assert series.steps == [0, 110] and not asked and series.kind(0) == "hub" and list(series.table().kind) == ["hub", "hub"]
+    assert (
+        series.steps == [0, 110]
+        and not asked
+        and series.kind(0) == "hub"
+        and list(series.table().kind) == ["hub", "hub"]
+    )
     model = series.load(0, "cpu", "float32")
     assert model.weights_hash == "someone/model@checkpoint-0" and {r for _, r, _ in asked} == {"checkpoint-0"}
     assert torch.equal(logits(series.swap(model, 110).hf), logits(direct(copied / "checkpoint-110")))
@@ -524,15 +658,24 @@ def test_the_command_that_converts_a_pickle_does(small, tmp_path, monkeypatch):
         assert (python, flag) == ("python", "-c") and "\n" not in str(caught.value)
         monkeypatch.setattr(sys, "argv", ["-c", *arguments])
         exec(code, {})
-    assert torch.equal(logits(CheckpointSeries.from_paths([folder]).load(1, "cpu", "float32").hf), logits(direct(small)))
+    assert torch.equal(
+        logits(CheckpointSeries.from_paths([folder]).load(1, "cpu", "float32").hf), logits(direct(small))
+    )
     found = load_file(adapter / "adapter_model.safetensors")
     assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 
-CHANGES = {"config": lambda f: edit(f / "config.json", rms_norm_eps=0.5), "generation_config": lambda f: edit(f / "generation_config.json", eos_token_id=[2, 7]),
-           "tokenizer": lambda f: edit(f / "tokenizer_config.json", eos_token="<other>"),
-           "template": lambda f: (f / "chat_template.jinja").write_text("another"),
-           "weights": lambda f: save_file({k: v + 1 for k, v in load_file(f / "model.safetensors").items()}, f / "model.safetensors", metadata={"format": "pt"})}
+CHANGES = {
+    "config": lambda f: edit(f / "config.json", rms_norm_eps=0.5),
+    "generation_config": lambda f: edit(f / "generation_config.json", eos_token_id=[2, 7]),
+    "tokenizer": lambda f: edit(f / "tokenizer_config.json", eos_token="<other>"),
+    "template": lambda f: (f / "chat_template.jinja").write_text("another"),
+    "weights": lambda f: save_file(
+        {k: v + 1 for k, v in load_file(f / "model.safetensors").items()},
+        f / "model.safetensors",
+        metadata={"format": "pt"},
+    ),
+}
 
 
 @pytest.mark.parametrize("part", CHANGES)
@@ -554,7 +697,11 @@ def test_an_adapters_identity_has_its_configuration_and_code_only_where_it_may_r
     series = CheckpointSeries.discover(adapters)
     before = series.identity(5)
     (adapters / "checkpoint-5" / "own.py").write_text("")
-    assert before["adapter_config"] and before == series.identity(5) and series.identity(0)["adapter_config"] == ""
+    assert (
+        before["adapter_config"]
+        and before == series.identity(5)
+        and series.identity(0)["adapter_config"] == ""
+    )
     assert CheckpointSeries.discover(adapters, trust_remote_code=True).identity(5)["code"]
     edit(adapters / "checkpoint-5" / "adapter_config.json", lora_alpha=16)
     assert series.identity(5)["adapter_config"] != before["adapter_config"]

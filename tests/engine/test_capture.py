@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.engine import capturing
+from interp.engine.capturing import capture
+from interp.engine.packing import grow, plain_score, score
 from interp.models import hooked as models
 from interp.models.architectures import tiny
-from interp.engine.capturing import capture
 from interp.models.hooked import HookedModel, Support
-from interp.engine.packing import grow, plain_score, score
 from interp.models.whole import length_batches
 from tests.conftest import ARCHITECTURES, tiny_hf
 from tests.counting import waits
@@ -33,7 +33,11 @@ def test_a_ragged_batch_equals_single_runs(model, prompts):
 
 
 def final_norm(model):
-    return next(getattr(model.inner, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(model.inner, name))
+    return next(
+        getattr(model.inner, name)
+        for name in ("norm", "ln_f", "final_layer_norm")
+        if hasattr(model.inner, name)
+    )
 
 
 @torch.inference_mode()
@@ -68,10 +72,14 @@ def test_an_episodes_prompts_are_read_in_one_pass_and_the_result_says_so(model, 
 
 def test_a_trajectory_reads_each_token_once(llama, prompts):
     rows, _ = [], (llama.support, llama.widths)
-    handle = llama.inner.get_input_embeddings().register_forward_pre_hook(lambda module, args: rows.append(args[0].shape))
+    handle = llama.inner.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: rows.append(args[0].shape)
+    )
     capture(llama, [p for p in prompts if p.decision.episode == prompts[0].decision.episode])
     handle.remove()
-    assert rows == [(1, max(len(p.ids) for p in prompts if p.decision.episode == prompts[0].decision.episode))]
+    assert rows == [
+        (1, max(len(p.ids) for p in prompts if p.decision.episode == prompts[0].decision.episode))
+    ]
 
 
 def test_a_capture_copies_once_a_pass_and_waits_for_nothing_inside_it(llama, prompts, monkeypatch):
@@ -93,7 +101,9 @@ def test_a_capture_copies_once_a_pass_and_waits_for_nothing_inside_it(llama, pro
         capture(llama, changed, WIDE, batch_tokens=300)
     passes = order.count("pass")
     assert order == ["pass", *["pass", "copy"] * (passes - 1), "copy"] and passes > 4
-    assert set(counts) <= {("capturing", "__bool__")} and sum(counts.values()) <= 1  # whether all is finite, at the end
+    assert (
+        set(counts) <= {("capturing", "__bool__")} and sum(counts.values()) <= 1
+    )  # whether all is finite, at the end
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -113,7 +123,12 @@ def test_a_pass_that_does_not_fit_is_halved(llama, prompts, monkeypatch, rows):
 
 def test_no_layer_above_the_last_one_asked_for_is_computed(model, prompts):
     whole, ran = capture(model, prompts[:3]), []
-    handles = [block.get_submodule(model.places["mlp_out"][i].paths[0]).register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(model.blocks)]
+    handles = [
+        block.get_submodule(model.places["mlp_out"][i].paths[0]).register_forward_hook(
+            lambda *_, i=i: ran.append(i)
+        )
+        for i, block in enumerate(model.blocks)
+    ]
     part = capture(model, prompts[:3], layers=[1, 0])
     [h.remove() for h in handles]
     assert set(ran) == {0, 1} and part.layers == (1, 0)
@@ -177,7 +192,9 @@ SCORED = [2, 1, 3, 0, 1, 1]
 def test_packed_scores_equal_a_loop_of_full_forwards(tokenizer, architecture, attention):
     model = HookedModel(tiny_hf(architecture, tokenizer, attention), tokenizer)
     assert model.support == Support("fast", "fast", "fast", "fast")
-    prefix = torch.randint(20, 300, (57,), generator=torch.Generator().manual_seed(0)).tolist()  # longer than any window
+    prefix = torch.randint(
+        20, 300, (57,), generator=torch.Generator().manual_seed(0)
+    ).tolist()  # longer than any window
     cache = model.read(prefix)
     kept = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
     slow = loop(model, prefix, SEGMENTS, SCORED)
@@ -186,7 +203,12 @@ def test_packed_scores_equal_a_loop_of_full_forwards(tokenizer, architecture, at
     assert cache.get_seq_length() == 57
     for layer, (keys, values) in zip(cache.layers, kept):
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
-    torch.testing.assert_close(score(model, model.new_cache(), SEGMENTS, SCORED), loop(model, [], SEGMENTS, SCORED), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        score(model, model.new_cache(), SEGMENTS, SCORED),
+        loop(model, [], SEGMENTS, SCORED),
+        rtol=0,
+        atol=1e-4,
+    )
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=6))
@@ -198,19 +220,26 @@ def test_a_tree_holds_every_continuation_once(sequences):
         assert [token for _, token in asked] == sequence[1:]
         for depth, (node, _) in enumerate(asked):
             above = tree.visible[node].nonzero()[:, 0].tolist()
-            assert [tree.tokens[n] for n in above] == sequence[:depth + 1] and tree.depths[node] == depth
+            assert [tree.tokens[n] for n in above] == sequence[: depth + 1] and tree.depths[node] == depth
 
 
 def test_logits_are_computed_only_where_a_token_is_scored(llama, monkeypatch):
     seen, logits = [], type(llama).logits
-    monkeypatch.setattr(type(llama), "logits", lambda self, hidden, tokens: seen.append(tuple(hidden.shape)) or logits(self, hidden, tokens))
+    monkeypatch.setattr(
+        type(llama),
+        "logits",
+        lambda self, hidden, tokens: seen.append(tuple(hidden.shape)) or logits(self, hidden, tokens),
+    )
     score(llama, llama.read(range(20, 40)), SEGMENTS, SCORED)
     assert seen == [(len({node for _, node, _ in grow(SEGMENTS, SCORED).asked}), 32)]
 
 
 def test_a_vocabulary_in_tiles_gives_the_probabilities_of_the_whole(model, monkeypatch):
     hidden = torch.randn(11, model.d_model, generator=torch.Generator().manual_seed(0)) * 3
-    row, token = torch.tensor([0, 3, 3, 10, 9, 4]), torch.tensor([0, 31, 32, model.hf.config.vocab_size - 1, 7, 40])
+    row, token = (
+        torch.tensor([0, 3, 3, 10, 9, 4]),
+        torch.tensor([0, 31, 32, model.hf.config.vocab_size - 1, 7, 40]),
+    )
     whole = model.logits(hidden).log_softmax(-1)[row, token]
     for rows, tile in ((512, 4096), (4, 32), (3, 7)):
         monkeypatch.setattr(models, "ROWS", rows)
@@ -229,7 +258,10 @@ def test_reading_ends_with_the_last_layer_s_keys_and_leaves_an_ordinary_cache(mo
         model.inner(input_ids=torch.tensor([ids]), past_key_values=whole, use_cache=True)
         for layer, kept in zip(whole.layers, cache.layers, strict=True):
             torch.testing.assert_close((kept.keys, kept.values), (layer.keys, layer.values))
-        after = [model.inner(input_ids=torch.tensor([[5]]), past_key_values=c, use_cache=True).last_hidden_state for c in (cache, whole)]
+        after = [
+            model.inner(input_ids=torch.tensor([[5]]), past_key_values=c, use_cache=True).last_hidden_state
+            for c in (cache, whole)
+        ]
     torch.testing.assert_close(*after)  # nothing stops a pass that goes on from it
 
 
@@ -238,8 +270,14 @@ def test_a_token_scored_without_one_before_it_is_refused(llama):
         score(llama, llama.read([5, 6]), [[3, 4]], [2])
 
 
-@pytest.mark.parametrize("sites, why", [(["resid_pre", "resid_pre"], "asked for twice"), ([], "No site"),
-                                        (["z", "blocks.0.attn.hook_z"], "names one layer")])
+@pytest.mark.parametrize(
+    "sites, why",
+    [
+        (["resid_pre", "resid_pre"], "asked for twice"),
+        ([], "No site"),
+        (["z", "blocks.0.attn.hook_z"], "names one layer"),
+    ],
+)
 def test_sites_that_would_leave_a_hole_are_refused(llama, prompts, sites, why):
     with pytest.raises(ValueError, match=why):
         capture(llama, prompts[:2], sites)
@@ -248,7 +286,9 @@ def test_sites_that_would_leave_a_hole_are_refused(llama, prompts, sites, why):
 def test_widths_that_differ_between_layers_are_refused_together_and_read_by_themselves(prompts):
     model = HookedModel(tiny("gemma4_text", vocab_size=520, max_position_embeddings=1024), None)
     assert model.widths["z"] == (32, 64, 32, 64) and model.heads == (4, 4, 4, 4)
-    with pytest.raises(ValueError, match=r"z differs in width between layers \(32 in layers 0, 2, 64 in layers 1, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"z differs in width between layers \(32 in layers 0, 2, 64 in layers 1, 3\)"
+    ):
         capture(model, prompts[:2], ["z"])
     wide = capture(model, prompts[:2], ["z"], layers=[1, 3]).values
     seen = {}
@@ -263,4 +303,6 @@ def test_models_whose_blocks_give_tuples_are_read_below_the_top(name, prompts):
     whole = capture(model, prompts[:3]).values
     assert model.outputs > 0 and whole.shape == (3, 1, 4, 32)
     for layer in range(4):
-        torch.testing.assert_close(capture(model, prompts[:3], layers=[layer]).values[:, :, 0], whole[:, :, layer])
+        torch.testing.assert_close(
+            capture(model, prompts[:3], layers=[layer]).values[:, :, 0], whole[:, :, layer]
+        )

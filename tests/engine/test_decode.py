@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from interp.engine import decoding, generation
-from interp.tasks.actions import target, verb
-from interp.environments.alfworld.commands import parse
 from interp.engine.decoding import choose, decode, decode_modes, said
 from interp.engine.generation import _read, continue_each, tree_batches
+from interp.environments.alfworld.commands import parse
 from interp.models.hooked import HookedModel
 from interp.prompts.format import MODES, PromptFormat
+from interp.tasks.actions import target, verb
 from tests.conftest import tiny_hf
 from tests.counting import waits
 
@@ -34,9 +34,14 @@ def slow_greedy(model, row, stop, n):
     return tuple(found)
 
 
-def test_every_continuation_equals_a_plain_argmax_loop_and_its_suffix_the_plain_log_probability(model, fmt, prompts):
+def test_every_continuation_equals_a_plain_argmax_loop_and_its_suffix_the_plain_log_probability(
+    model, fmt, prompts
+):
     rows, stop = [p.ids for p in prompts[:6]], fmt.ended("prompt")
-    variants = dict(cot=[fmt.opening("cot")] * 6, ragged=[fmt.with_trace("I look." * i) if i % 3 else None for i in range(6)])
+    variants = dict(
+        cot=[fmt.opening("cot")] * 6,
+        ragged=[fmt.with_trace("I look." * i) if i % 3 else None for i in range(6)],
+    )
     for budget in (10_000, 120):
         found = continue_each(model, rows, variants, stop, dict(cot=9, ragged=4), batch_tokens=budget)
         for name, limit in (("cot", 9), ("ragged", 4)):
@@ -45,7 +50,9 @@ def test_every_continuation_equals_a_plain_argmax_loop_and_its_suffix_the_plain_
                 if suffix is not None:
                     assert continuation.ids == slow_greedy(model, [*row, *suffix], stop, limit)
                     n = len(suffix) - 1
-                    assert continuation.logp == pytest.approx(plain_logp(model, [*row, *suffix], n) / n if n else 0, abs=1e-4)
+                    assert continuation.logp == pytest.approx(
+                        plain_logp(model, [*row, *suffix], n) / n if n else 0, abs=1e-4
+                    )
     with pytest.raises(ValueError, match="at least one token"):
         continue_each(model, rows[:1], dict(nothing=[[]]), stop, 3)
 
@@ -54,9 +61,14 @@ def test_rows_that_end_early_do_not_disturb_the_others(model, fmt, prompts):
     """Any token may be the one that stops: rows then leave the batch at different times."""
     rows = [[*p.ids, *fmt.opening("cot")] for p in prompts[:9]]
     free = [slow_greedy(model, r, lambda ids: False, 12) for r in rows]
-    stop = max({t for f in free for t in f}, key=lambda t: (sum(t in f for f in free) % 9, len({f.index(t) for f in free if t in f})))
-    found = continue_each(model, [r[:-1] for r in rows], dict(a=[r[-1:] for r in rows]), lambda ids: ids[-1] == stop, 12)["a"]
-    cut = [f[:f.index(stop) + 1] if stop in f else f for f in free]
+    stop = max(
+        {t for f in free for t in f},
+        key=lambda t: (sum(t in f for f in free) % 9, len({f.index(t) for f in free if t in f})),
+    )
+    found = continue_each(
+        model, [r[:-1] for r in rows], dict(a=[r[-1:] for r in rows]), lambda ids: ids[-1] == stop, 12
+    )["a"]
+    cut = [f[: f.index(stop) + 1] if stop in f else f for f in free]
     assert [c.ids for c in found] == cut and (len(set(map(len, cut))) > 1 or len(set(free)) == 1)
 
 
@@ -66,7 +78,15 @@ def test_tokens_are_drawn_from_the_models_own_distribution(llama, prompts):
     row, n = prompts[0].ids, 4000
     logits = llama.hf(torch.tensor([row])).logits[0, -1]
     for temperature in (1.0, 0.5):
-        out = continue_each(llama, [row[:-1]], {str(k): [row[-1:]] for k in range(n)}, lambda ids: True, 1, temperature=temperature, seed=3)
+        out = continue_each(
+            llama,
+            [row[:-1]],
+            {str(k): [row[-1:]] for k in range(n)},
+            lambda ids: True,
+            1,
+            temperature=temperature,
+            seed=3,
+        )
         drawn = torch.tensor([found[0].ids[0] for found in out.values()]).bincount(minlength=len(logits)) / n
         wanted = (logits / temperature).softmax(-1)
         assert (drawn - wanted).abs().max() < 5 * (wanted * (1 - wanted) / n).sqrt().max()
@@ -88,8 +108,13 @@ def test_decoding_stops_at_the_closing_tag_and_nowhere_else(trained, trained_pro
         assert (words.action is not None) == (stop in words.ids)
 
 
-@pytest.mark.parametrize("setting", [dict(repetition_penalty=3.0), dict(no_repeat_ngram_size=2), dict(suppress_tokens=[30, 31, 294])])
-def test_greedy_decoding_ignores_the_checkpoints_own_generation_settings(trained, trained_prompts, setting, monkeypatch):
+@pytest.mark.parametrize(
+    "setting",
+    [dict(repetition_penalty=3.0), dict(no_repeat_ngram_size=2), dict(suppress_tokens=[30, 31, 294])],
+)
+def test_greedy_decoding_ignores_the_checkpoints_own_generation_settings(
+    trained, trained_prompts, setting, monkeypatch
+):
     """Hub checkpoints ship a generation_config (Qwen: a repetition penalty); greedy means the argmax all the same."""
     plain = decode(trained, trained_prompts[:4])
     for name, value in setting.items():
@@ -131,7 +156,7 @@ def test_a_choice_is_the_plain_log_probability_of_each_candidate(model, fmt, pro
     for prompt in prompts[:3]:
         trace = "Hands empty. Next I check drawer 2." if with_trace else None
         lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace)
-        found, = choose(model, prompt, prompt.decision.admissible, [trace])
+        (found,) = choose(model, prompt, prompt.decision.admissible, [trace])
         for row, candidate in zip(found, prompt.decision.admissible):
             action = fmt.action_ids(candidate)
             plain = plain_logp(model, [*prompt.ids, *lead, *action], len(action))
@@ -152,40 +177,75 @@ def test_many_candidates_are_read_in_packs_of_a_stated_size(llama, prompts, monk
     whole = choose(llama, prompts[0], names, [None, "Hands empty."])
     monkeypatch.setattr(decoding, "PACK_TOKENS", 20)
     assert decoding.packs_of([7, 7, 7, 30, 1, 1]) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
-    monkeypatch.setattr(llama, "packed", lambda *arguments, packed=llama.packed: sizes.append(len(arguments[1])) or packed(*arguments))
+    monkeypatch.setattr(
+        llama,
+        "packed",
+        lambda *arguments, packed=llama.packed: sizes.append(len(arguments[1])) or packed(*arguments),
+    )
     sizes = []
-    torch.testing.assert_close(choose(llama, prompts[0], names, [None, "Hands empty."]), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        choose(llama, prompts[0], names, [None, "Hands empty."]), whole, rtol=1e-5, atol=1e-5
+    )
     assert len(sizes) > 4 and max(sizes) <= 20
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ("go to desk 1", "go to desk 1"), ("  take  mug 1 from\nshelf 11 ", "take mug 1 from shelf 11"), ("move pen 2 to desk 1",) * 2,
-    ("heat egg 1 with microwave 1",) * 2, ("inventory",) * 2, ("go to desk", None), ("go to desk 1.", None), ("take mug 1", None),
-    ("put mug 1 in desk 1", None), ("", None), ("go to desk 1 go to desk 2", None), ("GO TO DESK 1", None)])
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("go to desk 1", "go to desk 1"),
+        ("  take  mug 1 from\nshelf 11 ", "take mug 1 from shelf 11"),
+        ("move pen 2 to desk 1",) * 2,
+        ("heat egg 1 with microwave 1",) * 2,
+        ("inventory",) * 2,
+        ("go to desk", None),
+        ("go to desk 1.", None),
+        ("take mug 1", None),
+        ("put mug 1 in desk 1", None),
+        ("", None),
+        ("go to desk 1 go to desk 2", None),
+        ("GO TO DESK 1", None),
+    ],
+)
 def test_only_the_engines_commands_parse(text, wanted):
     assert parse(text) == wanted
 
 
 def test_verbs_and_targets_are_the_classes_probes_predict():
     assert [(verb(c), target(c)) for c in ("take mug 1 from shelf 2", "go to shelf 2", "inventory")] == [
-        ("take", "mug"), ("go", "shelf"), ("inventory", "inventory")]
+        ("take", "mug"),
+        ("go", "shelf"),
+        ("inventory", "inventory"),
+    ]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("pack", [64, 300, 2048])
-def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those_of_a_plain_pass(model, prompts, monkeypatch, pack):
+def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those_of_a_plain_pass(
+    model, prompts, monkeypatch, pack
+):
     monkeypatch.setattr(generation, "PACK", pack)
     monkeypatch.setattr(generation, "WORTH", 10.0)  # whatever plain rows would cost
     rows = [list(p.ids) for p in prompts[:7]]
-    rows += [rows[0], rows[1][:-5], rows[2][:40] + rows[3][40:], rows[4] + [7, 8]]  # twice, a part, a branch, and one that goes on
+    rows += [
+        rows[0],
+        rows[1][:-5],
+        rows[2][:40] + rows[3][40:],
+        rows[4] + [7, 8],
+    ]  # twice, a part, a branch, and one that goes on
     read, packed = [], HookedModel.packed
-    monkeypatch.setattr(HookedModel, "packed", lambda self, prefix, ids, *a, **k: read.append(len(ids)) or packed(self, prefix, ids, *a, **k))
+    monkeypatch.setattr(
+        HookedModel,
+        "packed",
+        lambda self, prefix, ids, *a, **k: read.append(len(ids)) or packed(self, prefix, ids, *a, **k),
+    )
     layers, seen = _read(model, rows)
-    assert seen.sum(1).tolist() == [len(row) for row in rows] and all(s[:len(r)].all() for s, r in zip(seen, rows))
+    assert seen.sum(1).tolist() == [len(row) for row in rows] and all(
+        s[: len(r)].all() for s, r in zip(seen, rows)
+    )
     for i, row in enumerate(rows):
         for (keys, values), layer in zip(layers, model.read(row).layers):
-            torch.testing.assert_close(keys[i, :, :len(row)], layer.keys[0], rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(values[i, :, :len(row)], layer.values[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(keys[i, :, : len(row)], layer.keys[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(values[i, :, : len(row)], layer.values[0], rtol=1e-3, atol=1e-4)
     beginnings = {tuple(row[:n]) for row in rows for n in range(1, len(row) + 1)}
     common = sum(all(row[:n] == rows[0][:n] for row in rows) for n in range(1, min(map(len, rows)) + 1))
     if pack == 2048:
@@ -195,11 +255,18 @@ def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those
 
 @torch.inference_mode()
 @pytest.mark.parametrize("read", [60, 300, 8192])
-def test_prompts_that_extend_one_another_or_share_nothing_are_plain_rows_without_a_mask(model, prompts, monkeypatch, read):
+def test_prompts_that_extend_one_another_or_share_nothing_are_plain_rows_without_a_mask(
+    model, prompts, monkeypatch, read
+):
     """Of an episode's the longest alone is read, and no pass is given a mask."""
     monkeypatch.setattr(generation, "READ", read)
-    games = [[list(p.ids) for p in prompts if p.decision.episode == name] for name in list(dict.fromkeys(p.decision.episode for p in prompts))[:3]]
-    rows = [row for k, game in enumerate(games) for row in [[30 + k, *ids] for ids in game]]  # they begin otherwise
+    games = [
+        [list(p.ids) for p in prompts if p.decision.episode == name]
+        for name in list(dict.fromkeys(p.decision.episode for p in prompts))[:3]
+    ]
+    rows = [
+        row for k, game in enumerate(games) for row in [[30 + k, *ids] for ids in game]
+    ]  # they begin otherwise
     tokens, masks = [], []
 
     def entering(module, args, kwargs):
@@ -210,12 +277,14 @@ def test_prompts_that_extend_one_another_or_share_nothing_are_plain_rows_without
     layers, seen = _read(model, rows, room=3)
     handle.remove()
     assert masks == [None] * len(tokens) and sum(n for n, _ in tokens) == 3
-    assert len(tokens) == {60: 3, 8192: 1}.get(read, len(tokens)) and max(n for _, n in tokens) == max(map(len, rows))
+    assert len(tokens) == {60: 3, 8192: 1}.get(read, len(tokens)) and max(n for _, n in tokens) == max(
+        map(len, rows)
+    )
     assert seen.shape == (len(rows), max(map(len, rows))) and layers[0][0].shape[2] == seen.shape[1] + 3
     for i in (0, 1, len(rows) - 1):
         for (keys, values), layer in zip(layers, model.read(rows[i]).layers):
-            torch.testing.assert_close(keys[i, :, :len(rows[i])], layer.keys[0], rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(values[i, :, :len(rows[i])], layer.values[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(keys[i, :, : len(rows[i])], layer.keys[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(values[i, :, : len(rows[i])], layer.values[0], rtol=1e-3, atol=1e-4)
 
 
 def continued(model, rows, variants, n=5, **options):
@@ -242,9 +311,13 @@ def test_rows_of_one_length_need_no_mask_and_their_keys_are_not_repeated(llama, 
     monkeypatch.setattr(llama, "mask", lambda *a: pytest.fail("a mask was made"))
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     steps = continued(llama, rows, {"a": [row[-1:] for row in variants["a"]]}, 6)
-    assert all(unmasked and heads == 2 for unmasked, heads in seen) and len(seen) == 3 * 7 - 1  # the prompts' last layer does not attend
+    assert (
+        all(unmasked and heads == 2 for unmasked, heads in seen) and len(seen) == 3 * 7 - 1
+    )  # the prompts' last layer does not attend
     monkeypatch.undo()
-    assert steps["a"] == [slow_greedy(llama, [*row, variants["a"][0][-1]], lambda ids: False, 6) for row in rows]
+    assert steps["a"] == [
+        slow_greedy(llama, [*row, variants["a"][0][-1]], lambda ids: False, 6) for row in rows
+    ]
 
 
 def test_ragged_rows_have_one_mask_for_all_steps(llama, fmt, monkeypatch):
@@ -283,7 +356,9 @@ def test_decoding_waits_for_nothing_but_one_row_of_tokens_a_step(llama, fmt, pro
     by_method = Counter()
     for (module, method), n in counts.items():
         by_method[method] += n
-    assert by_method["tolist"] == 7 + 1  # a row of tokens a step for both variants, and log-probabilities once
+    assert (
+        by_method["tolist"] == 7 + 1
+    )  # a row of tokens a step for both variants, and log-probabilities once
     assert by_method["item"] == by_method["nonzero"] == by_method["numpy"] == by_method["__int__"] == 0
     assert found == {name: continued(llama, rows, {name: variants[name]}, 7)[name] for name in variants}
 
@@ -294,7 +369,10 @@ def test_variants_of_few_rows_are_continued_side_by_side():
     lengths = {"a": {1}, "b": {1}, "c": set(), "d": {2}}
 
     def parts(most, even):
-        return [[f"{name}{row}" for name, row in part] for part in generation._side_by_side(waiting, lengths, most, even)]
+        return [
+            [f"{name}{row}" for name, row in part]
+            for part in generation._side_by_side(waiting, lengths, most, even)
+        ]
 
     assert parts(6, False) == [["a0", "a1", "b0", "d0", "d1", "d2"]]
     assert parts(6, True) == [["a0", "a1", "b0"], ["d0", "d1", "d2"]]
@@ -303,7 +381,10 @@ def test_variants_of_few_rows_are_continued_side_by_side():
 
 
 def test_each_variant_has_its_own_end_and_limit_beside_another(model, fmt, prompts):
-    rows, variants = [p.ids for p in prompts[:5]], {"a": [fmt.opening("cot")] * 5, "b": [fmt.with_trace("I look.")] * 5}
+    rows, variants = (
+        [p.ids for p in prompts[:5]],
+        {"a": [fmt.opening("cot")] * 5, "b": [fmt.with_trace("I look.")] * 5},
+    )
     free = continue_each(model, rows, variants, lambda ids: False, dict(a=8, b=3))
     assert {len(c.ids) for c in free["a"]} == {8} and {len(c.ids) for c in free["b"]} == {3}
     end = free["a"][0].ids[4]
@@ -311,7 +392,7 @@ def test_each_variant_has_its_own_end_and_limit_beside_another(model, fmt, promp
     found = continue_each(model, rows, variants, stops, dict(a=8, b=3))
     assert found["b"] == free["b"]
     for whole, cut in zip(free["a"], found["a"]):
-        assert cut.ids == (whole.ids[:whole.ids.index(end) + 1] if end in whole.ids else whole.ids)
+        assert cut.ids == (whole.ids[: whole.ids.index(end) + 1] if end in whole.ids else whole.ids)
 
 
 @pytest.mark.parametrize("fits", [1, 4])
@@ -355,13 +436,18 @@ def test_the_test_for_an_end_decodes_each_token_once_and_no_text(trained, traine
     longer = [ids for ids in decoded if len(ids) > 1]
     closing = sum(">" in fmt.text([i]) for words in out for i in words.ids)
     assert len(singles) <= len({i for words in out for i in words.ids}) + len(fmt.ends) + 1
-    assert len(longer) <= closing + 2 * len(out)  # where a tag may have been closed, and each whole text in the end
+    assert len(longer) <= closing + 2 * len(
+        out
+    )  # where a tag may have been closed, and each whole text in the end
 
 
 def test_what_is_drawn_does_not_depend_on_the_batches(llama, fmt, prompts):
     """A GPU's batches are as large as its memory."""
     rows, variants = [p.ids for p in prompts[:9]], {name: [fmt.opening("cot")] * 9 for name in "ab"}
-    draws = [continued(llama, rows, variants, temperature=1.0, seed=4, batch_tokens=budget) for budget in (1, 300, 100_000)]
+    draws = [
+        continued(llama, rows, variants, temperature=1.0, seed=4, batch_tokens=budget)
+        for budget in (1, 300, 100_000)
+    ]
     assert draws[0] == draws[1] == draws[2] and draws[0]["a"] != draws[0]["b"]
 
 
@@ -377,12 +463,16 @@ def test_batches_hold_every_prompt_once_and_keep_an_episodes_together(prompts, b
 def test_an_episode_read_on_from_memory_continues_as_one_read_afresh(model, fmt, episodes):
     """Prompts of an episode extend one another; a prompt that does not is read from where it differs."""
     games = [e.decisions() for e in episodes["test_in_domain"][:4]]
-    games[3] = games[3][:1] + episodes["test_in_domain"][5].decisions()[1:]  # another text under the same name
+    games[3] = (
+        games[3][:1] + episodes["test_in_domain"][5].decisions()[1:]
+    )  # another text under the same name
     memory, stop = {}, fmt.ended("cot")
     for step in range(4):
         rows = [fmt.prompt(g[step]).ids for g in games]
         suffixes = {"cot": [fmt.opening("cot")] * 4}
-        with_memory = continue_each(model, rows, suffixes, stop, 6, batch_tokens=700, memory=memory, names=range(4))
+        with_memory = continue_each(
+            model, rows, suffixes, stop, 6, batch_tokens=700, memory=memory, names=range(4)
+        )
         afresh = continue_each(model, rows, suffixes, stop, 6)
         assert [c.ids for c in with_memory["cot"]] == [c.ids for c in afresh["cot"]]
         assert {name: ids for name, (ids, _) in memory.items()} == dict(enumerate(rows))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from interp.measures.attribution import attribute
 from interp.engine.capturing import capture
 from interp.engine.decoding import choose, decode
-from interp.measures.reliance import EFFECTS, prompt_reliance
+from interp.measures.attribution import attribute
 from interp.measures.pairs import make_pairs
 from interp.measures.patching import METRICS, patch, sanity
+from interp.measures.reliance import EFFECTS, prompt_reliance
 from interp.prompts.format import PromptFormat
 
 pytestmark = pytest.mark.gpu
@@ -47,7 +47,9 @@ def test_decodings_agree_almost_everywhere(both, trained_prompts):
 
 @pytest.mark.parametrize("at", ["boundary", "task", "all"])
 def test_sweeps_agree(both, sides, at):
-    mine, theirs = (patch(model, *sides, ("resid_pre", "attn_out", "z"), at=at, minimum=1e-3) for model in both)
+    mine, theirs = (
+        patch(model, *sides, ("resid_pre", "attn_out", "z"), at=at, minimum=1e-3) for model in both
+    )
     np.testing.assert_allclose(theirs.clean, mine.clean, atol=1e-2)
     np.testing.assert_allclose(theirs.denoise, mine.denoise, atol=0.1)
 
@@ -70,13 +72,17 @@ def test_mediation_agrees(both, sides):
 def test_a_device_map_gives_the_same_numbers(series, both, trained_prompts):
     """Over every GPU that there is: with two, the layers lie on both."""
     last = series.steps[-1]
-    mapped = series.load(last, "cuda", "float32", device_map="auto" if torch.cuda.device_count() == 1 else "balanced")
+    mapped = series.load(
+        last, "cuda", "float32", device_map="auto" if torch.cuda.device_count() == 1 else "balanced"
+    )
     assert len({p.device for p in mapped.hf.parameters()}) == torch.cuda.device_count()
     series.swap(mapped, series.steps[0])
     series.swap(mapped, last)
     mine, theirs = (capture(model, trained_prompts, ("resid_post",)) for model in (both[1], mapped))
     torch.testing.assert_close(theirs.values.cpu(), mine.values.cpu(), rtol=1e-3, atol=1e-3)
-    assert [s.ids for s in decode(mapped, trained_prompts[:4], "prompt")] == [s.ids for s in decode(both[1], trained_prompts[:4], "prompt")]
+    assert [s.ids for s in decode(mapped, trained_prompts[:4], "prompt")] == [
+        s.ids for s in decode(both[1], trained_prompts[:4], "prompt")
+    ]
 
 
 def test_a_model_larger_than_the_gpu_is_refused_before_it_is_loaded(series, monkeypatch):

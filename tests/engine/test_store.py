@@ -8,9 +8,9 @@ import torch
 
 from interp.engine import store
 from interp.engine.capturing import capture
+from interp.engine.store import Store, stored_capture, stream_capture
 from interp.models.hooked import HookedModel
 from interp.results.records import content_hash
-from interp.engine.store import Store, stored_capture, stream_capture
 from tests.conftest import tiny_hf
 
 
@@ -23,20 +23,33 @@ def small_shards(monkeypatch):
 def asked(monkeypatch):
     """How many decisions each capture was asked for."""
     found = []
-    monkeypatch.setattr(store, "capture", lambda model, chunk, *a, **k: found.append(len(chunk)) or capture(model, chunk, *a, **k))
+    monkeypatch.setattr(
+        store,
+        "capture",
+        lambda model, chunk, *a, **k: found.append(len(chunk)) or capture(model, chunk, *a, **k),
+    )
     return found
 
 
 def test_a_second_call_reads_the_shards_and_runs_nothing(llama, prompts, tmp_path, monkeypatch):
     first = stored_capture(tmp_path, llama, prompts)
-    torch.testing.assert_close(first.values, capture(llama, prompts, ("resid_pre", "resid_post")).values, rtol=1e-5, atol=1e-5)
-    assert (tmp_path / "manifest.jsonl").exists() and len(list(tmp_path.glob("*.safetensors"))) == -(-len(prompts) // 10)
+    torch.testing.assert_close(
+        first.values, capture(llama, prompts, ("resid_pre", "resid_post")).values, rtol=1e-5, atol=1e-5
+    )
+    assert (tmp_path / "manifest.jsonl").exists() and len(list(tmp_path.glob("*.safetensors"))) == -(
+        -len(prompts) // 10
+    )
 
     def refuse(*args, **kwargs):
         raise AssertionError("a forward pass ran")
+
     monkeypatch.setattr(llama.inner, "forward", refuse)
     again = stored_capture(tmp_path, llama, prompts)
-    assert torch.equal(again.values, first.values) and again.prompts == first.prompts and set(again.paths) == {"stored"}
+    assert (
+        torch.equal(again.values, first.values)
+        and again.prompts == first.prompts
+        and set(again.paths) == {"stored"}
+    )
 
 
 def test_any_decisions_in_any_order_are_read_and_only_new_ones_computed(llama, prompts, tmp_path, asked):
@@ -54,7 +67,13 @@ def test_only_a_damaged_shard_is_captured_again(llama, prompts, tmp_path, asked,
     first = stored_capture(tmp_path, llama, prompts)
     victim = sorted(tmp_path.glob("*.safetensors"))[1]
     data = bytearray(victim.read_bytes())
-    size = len(next(json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines() if victim.name in line)["prompts"])
+    size = len(
+        next(
+            json.loads(line)
+            for line in (tmp_path / "manifest.jsonl").read_text().splitlines()
+            if victim.name in line
+        )["prompts"]
+    )
     if damage == "missing":
         victim.unlink()
     else:
@@ -64,7 +83,9 @@ def test_only_a_damaged_shard_is_captured_again(llama, prompts, tmp_path, asked,
     again = stored_capture(tmp_path, llama, prompts)
     assert asked == [size]
     torch.testing.assert_close(again.values, first.values, rtol=1e-5, atol=1e-5)
-    assert (victim.name in capsys.readouterr().out) == (damage != "missing") and not list(tmp_path.glob("*.tmp"))
+    assert (victim.name in capsys.readouterr().out) == (damage != "missing") and not list(
+        tmp_path.glob("*.tmp")
+    )
     asked.clear()
     assert torch.equal(stored_capture(tmp_path, llama, prompts).values, again.values) and asked == []
 
@@ -108,11 +129,15 @@ def test_any_number_of_prompts_is_streamed_without_being_held(llama, prompts, tm
 
 def test_rows_of_other_weights_prompts_sites_or_layers_are_not_used(tokenizer, llama, prompts, tmp_path):
     first = stored_capture(tmp_path, llama, prompts[:4])
-    other = HookedModel(tiny_hf("Llama", tokenizer, num_hidden_layers=3, rms_norm_eps=0.5), tokenizer, weights_hash="other")
+    other = HookedModel(
+        tiny_hf("Llama", tokenizer, num_hidden_layers=3, rms_norm_eps=0.5), tokenizer, weights_hash="other"
+    )
     assert not torch.equal(stored_capture(tmp_path, other, prompts[:4]).values, first.values)
     assert not torch.equal(stored_capture(tmp_path, llama, prompts[4:8]).values, first.values)
     assert stored_capture(tmp_path, llama, prompts[:4], ["mlp_out"]).values.shape[1] == 1
-    assert torch.equal(stored_capture(tmp_path, llama, prompts[:4], layers=[1]).values[:, :, 0], first.values[:, :, 1])
+    assert torch.equal(
+        stored_capture(tmp_path, llama, prompts[:4], layers=[1]).values[:, :, 0], first.values[:, :, 1]
+    )
     with pytest.raises(ValueError, match="empty"):
         stored_capture(tmp_path, llama, [])
     with pytest.raises(ValueError, match="no weights_hash"):
@@ -146,4 +171,6 @@ def test_two_processes_may_fill_one_store(prompts, tmp_path):
     [w.join() for w in workers]
     lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert len(lines) == 40 and all(w.exitcode == 0 for w in workers)
-    assert len(Store(tmp_path, of).read(sorted(Store(tmp_path, of).where()))) == len({p for line in lines for p in line["prompts"]})
+    assert len(Store(tmp_path, of).read(sorted(Store(tmp_path, of).where()))) == len(
+        {p for line in lines for p in line["prompts"]}
+    )

@@ -14,7 +14,17 @@ import pytest
 from interp.environments import recording
 from interp.environments.alfworld.commands import parse
 from interp.environments.alfworld.record import episodes, plan, plan_official
-from interp.environments.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TASK_TYPES, TEST_SCENES, TRAIN_SCENES, Game, games, make_game, official_games
+from interp.environments.alfworld.scenes import (
+    IN_DOMAIN,
+    OUT_OF_DOMAIN,
+    TASK_TYPES,
+    TEST_SCENES,
+    TRAIN_SCENES,
+    Game,
+    games,
+    make_game,
+    official_games,
+)
 from interp.environments.recording import Sizes, record
 from tests.conftest import handmade
 
@@ -68,9 +78,18 @@ def walk(env, steps=12):
 
 
 def test_the_fast_engine_says_what_the_stock_engine_says_byte_for_byte():
-    chosen = [make_game(230, "look_at_obj_in_light", 1, "x"), make_game(426, "pick_clean_then_place_in_recep", 3, "x")]
+    chosen = [
+        make_game(230, "look_at_obj_in_light", 1, "x"),
+        make_game(426, "pick_clean_then_place_in_recep", 3, "x"),
+    ]
     environment = dict(os.environ, PYTHONPATH=os.getcwd())
-    stock = subprocess.run([sys.executable, "-c", STOCK], input=json.dumps([asdict(g) for g in chosen]), text=True, capture_output=True, env=environment)
+    stock = subprocess.run(
+        [sys.executable, "-c", STOCK],
+        input=json.dumps([asdict(g) for g in chosen]),
+        text=True,
+        capture_output=True,
+        env=environment,
+    )
     assert stock.returncode == 0, stock.stderr
     theirs = [json.loads(line[5:]) for line in stock.stdout.splitlines() if line.startswith("WALK ")]
     ours = [walk(house_of(g)._env) for g in chosen]
@@ -94,14 +113,20 @@ def test_at_least_half_of_the_traces_do_not_spell_out_their_action(played):
 
 
 def test_the_task_is_part_of_the_first_message(played):
-    assert all(e.task in e.start and e.task.startswith("Your task is to:") and e.split == "test" for _, e in played)
+    assert all(
+        e.task in e.start and e.task.startswith("Your task is to:") and e.split == "test" for _, e in played
+    )
 
 
 def test_noisy_and_aimless_episodes_record_what_the_expert_wanted(played):
     game = next(g for g, e in played if 4 <= len(e.steps) <= 15)
     *noisy, aimless = episodes((game, ("noisy",) * 4 + ("aimless",), True))
     wrong = [sum(s.action != s.reference for s in e.steps) for e in (*noisy, aimless)]
-    assert any(wrong[:-1]) and all(n < len(e.steps) for n, e in zip(wrong, noisy)) and wrong[-1] == len(aimless.steps)
+    assert (
+        any(wrong[:-1])
+        and all(n < len(e.steps) for n, e in zip(wrong, noisy))
+        and wrong[-1] == len(aimless.steps)
+    )
     assert all(s.action in s.admissible for e in (*noisy, aimless) for s in e.steps)
     bare = episodes((game, ("noisy",), False))[0]
     assert bare.steps == tuple(replace(s, admissible=()) for s in noisy[0].steps)
@@ -115,7 +140,10 @@ def test_a_reset_game_plays_the_same_again_and_nonsense_changes_nothing(played):
         assert view.text == episode.start and not view.won
         for step in episode.steps:
             nothing = house.step("sing a song")
-            assert nothing.text.startswith("Nothing happens") and nothing.admissible == view.admissible == step.admissible
+            assert (
+                nothing.text.startswith("Nothing happens")
+                and nothing.admissible == view.admissible == step.admissible
+            )
             view = house.step(step.action)
             assert view.text == step.observation
         assert view.won
@@ -128,37 +156,71 @@ def test_held_out_task_types_and_scenes_never_reach_training():
     for game, kinds, keep in jobs:
         test = game.split.startswith("test")
         assert game.scene in (TEST_SCENES if test else TRAIN_SCENES) and keep == test
-        assert game.task_type in (OUT_OF_DOMAIN if game.split in ("base_aimless", "test_out_of_domain") else IN_DOMAIN)
-        assert kinds == dict(base=("noisy", "noisy", "aimless"), base_aimless=("aimless",) * 2).get(game.split, ("expert",))
+        assert game.task_type in (
+            OUT_OF_DOMAIN if game.split in ("base_aimless", "test_out_of_domain") else IN_DOMAIN
+        )
+        assert kinds == dict(base=("noisy", "noisy", "aimless"), base_aimless=("aimless",) * 2).get(
+            game.split, ("expert",)
+        )
     assert not set(TEST_SCENES) & set(TRAIN_SCENES) and len({g.id for g, _, _ in jobs}) == len(jobs)
 
 
 def test_games_depend_on_the_seed_alone():
-    first, again, other = (list(islice(games("train", IN_DOMAIN, TRAIN_SCENES, seed), 5)) for seed in (1, 1, 2))
+    first, again, other = (
+        list(islice(games("train", IN_DOMAIN, TRAIN_SCENES, seed), 5)) for seed in (1, 1, 2)
+    )
     assert first == again and not {g.problem for g in first} & {g.problem for g in other}
 
 
 def test_the_same_seed_gives_the_same_episodes_with_any_number_of_workers():
     sizes = Sizes(base=0, base_out_of_domain=1, train=9, test=0)  # more jobs than one worker takes at once
-    (one, report), (two, _) = record(plan(sizes, 2), episodes, 2, workers=1), record(plan(sizes, 2), episodes, 2, workers=2)
+    (one, report), (two, _) = (
+        record(plan(sizes, 2), episodes, 2, workers=1),
+        record(plan(sizes, 2), episodes, 2, workers=2),
+    )
     assert one == two and report["games"] == 10 and len(one) >= 9
-    assert all(e.won == (e.kind == "expert") for e in one) and {e.task_type for e in one if e.kind == "expert"} <= set(IN_DOMAIN)
+    assert all(e.won == (e.kind == "expert") for e in one) and {
+        e.task_type for e in one if e.kind == "expert"
+    } <= set(IN_DOMAIN)
 
 
 def test_aimless_wins_and_lost_expert_games_are_dropped_and_counted(monkeypatch):
-    played = [replace(handmade(i, "base"), kind=kind, won=won) for i, (kind, won) in enumerate(
-        [("expert", True), ("expert", False), ("aimless", True), ("aimless", False), ("noisy", False), ("noisy", True)])]
+    played = [
+        replace(handmade(i, "base"), kind=kind, won=won)
+        for i, (kind, won) in enumerate(
+            [
+                ("expert", True),
+                ("expert", False),
+                ("aimless", True),
+                ("aimless", False),
+                ("noisy", False),
+                ("noisy", True),
+            ]
+        )
+    ]
     empty = replace(played[4], steps=())
 
     class Here:
-        def __init__(self, *args, **kwargs): pass
-        def __enter__(self): return self
-        def __exit__(self, *args): pass
-        def map(self, function, jobs, chunksize): return [[*played, empty]]
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            pass
+
+        def map(self, function, jobs, chunksize):
+            return [[*played, empty]]
 
     monkeypatch.setattr(recording, "ProcessPoolExecutor", Here)
     kept, report = record(plan(Sizes(0, 0, 0, 0), 0), episodes)
-    assert [(e.kind, e.won) for e in kept] == [("expert", True), ("aimless", False), ("noisy", False), ("noisy", True)]
+    assert [(e.kind, e.won) for e in kept] == [
+        ("expert", True),
+        ("aimless", False),
+        ("noisy", False),
+        ("noisy", True),
+    ]
     assert report["dropped"] == {"base": 3}
 
 
@@ -166,11 +228,25 @@ def official(root, game: Game, name: str, trial="trial_1", solvable=True, **chan
     """A game written as ALFWorld ships it, with a domain and a grammar that must not be used."""
     folder = root / "json_2.1.1" / "valid_seen" / name / trial
     folder.mkdir(parents=True)
-    (folder / "game.tw-pddl").write_text(json.dumps(dict(pddl_domain="(define nonsense", grammar="__import__('os')", solvable=solvable,
-                                                         pddl_problem=game.problem)))
-    (folder / "traj_data.json").write_text(json.dumps(dict(
-        task_type=changes.get("task_type", game.task_type), pddl_params=game.params | changes.get("params", {}),
-        scene=dict(floor_plan=f"FloorPlan{game.scene}"))))
+    (folder / "game.tw-pddl").write_text(
+        json.dumps(
+            dict(
+                pddl_domain="(define nonsense",
+                grammar="__import__('os')",
+                solvable=solvable,
+                pddl_problem=game.problem,
+            )
+        )
+    )
+    (folder / "traj_data.json").write_text(
+        json.dumps(
+            dict(
+                task_type=changes.get("task_type", game.task_type),
+                pddl_params=game.params | changes.get("params", {}),
+                scene=dict(floor_plan=f"FloorPlan{game.scene}"),
+            )
+        )
+    )
 
 
 def test_official_games_are_read_without_their_grammar_or_domain(played, tmp_path):
@@ -183,7 +259,12 @@ def test_official_games_are_read_without_their_grammar_or_domain(played, tmp_pat
     found = official_games("valid_seen", str(tmp_path))
     assert [g.id for g in found] == ["valid_seen/a-game/trial_1", "valid_seen/b-game/trial_1"]
     again = found[1]
-    assert (again.problem, again.params, again.scene, again.task_type) == (game.problem, game.params, game.scene, game.task_type)
+    assert (again.problem, again.params, again.scene, again.task_type) == (
+        game.problem,
+        game.params,
+        game.scene,
+        game.task_type,
+    )
     house = house_of(again)
     assert house.reset(again).text.split("Your task")[0] == episode.start.split("Your task")[0]
     assert [house.step(s.action).won for s in episode.steps][-1]
@@ -205,10 +286,16 @@ def test_official_plans_split_valid_seen_by_task_type_and_train_in_domain_only(p
     jobs = plan_official(3, 0)
     assert jobs == plan_official(3, 0) and len(jobs) == len(played) + 3
     splits = {(g.split, g.task_type in IN_DOMAIN, keep) for g, kinds, keep in jobs}
-    assert splits == {("test_in_domain", True, True), ("test_out_of_domain", False, True), ("train", True, False)}
+    assert splits == {
+        ("test_in_domain", True, True),
+        ("test_out_of_domain", False, True),
+        ("train", True, False),
+    }
 
 
-@pytest.mark.skipif(not os.environ.get("ALFWORLD_DATA"), reason="ALFWORLD_DATA is not set: no official games on this machine")
+@pytest.mark.skipif(
+    not os.environ.get("ALFWORLD_DATA"), reason="ALFWORLD_DATA is not set: no official games on this machine"
+)
 def test_the_expert_wins_alfworlds_own_games():
     found = official_games("valid_seen")
     assert len(found) >= 100 and {g.task_type for g in found} == set(TASK_TYPES)

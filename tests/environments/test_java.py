@@ -30,8 +30,13 @@ print(_engine().process.pid, flush=True)
 
 def started(rest):
     """A Python process with a game in it, and its Java process."""
-    parent = subprocess.Popen([sys.executable, "-c", SCRIPT.format(rest=rest)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              cwd=ROOT)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(rest=rest)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     line = parent.stdout.readline()
     assert line, parent.stderr.read()
     return parent, psutil.Process(int(line))
@@ -50,8 +55,16 @@ def ended(process):
 
 
 @playable
-@pytest.mark.parametrize("rest, sent, status", [("", None, 0), ("raise ValueError('on purpose')", None, 1), ("time.sleep(60)", signal.SIGINT, -signal.SIGINT),
-                                                ("time.sleep(60)", signal.SIGKILL, -signal.SIGKILL)], ids=["success", "exception", "SIGINT", "SIGKILL"])
+@pytest.mark.parametrize(
+    "rest, sent, status",
+    [
+        ("", None, 0),
+        ("raise ValueError('on purpose')", None, 1),
+        ("time.sleep(60)", signal.SIGINT, -signal.SIGINT),
+        ("time.sleep(60)", signal.SIGKILL, -signal.SIGKILL),
+    ],
+    ids=["success", "exception", "SIGINT", "SIGKILL"],
+)
 def test_java_ends_with_its_parent(rest, sent, status):
     parent, process = started(rest)
     if sent:
@@ -82,11 +95,21 @@ def test_a_closed_engine_is_gone_and_closing_again_does_nothing():
 
 
 def test_what_is_missing_is_a_sentence(monkeypatch):
-    with pytest.raises(ImportError, match=r"cannot be played: no_such_package is not installed \(pip install no_such_package\)\. Recorded decisions work without it\."):
+    with pytest.raises(
+        ImportError,
+        match=r"cannot be played: no_such_package is not installed \(pip install no_such_package\)\. Recorded decisions work without it\.",
+    ):
         java.Engine("no_such_package", "x.jar", "pip install no_such_package")
-    monkeypatch.setattr(java, "importlib", type("Found", (), {"util": type("Util", (), {"find_spec": staticmethod(lambda name: object())})}))
+    monkeypatch.setattr(
+        java,
+        "importlib",
+        type("Found", (), {"util": type("Util", (), {"find_spec": staticmethod(lambda name: object())})}),
+    )
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert java.missing("textworld_express", INSTALL) == "Java is not installed, or not on PATH (Debian: apt-get install default-jre-headless)"
+    assert (
+        java.missing("textworld_express", INSTALL)
+        == "Java is not installed, or not on PATH (Debian: apt-get install default-jre-headless)"
+    )
     for name in ("twc", "cookingworld"):
         assert find(name).unplayable().startswith("Java is not installed")
     with pytest.raises(ImportError, match="Java is not installed, or not on PATH"):
@@ -96,7 +119,20 @@ def test_what_is_missing_is_a_sentence(monkeypatch):
 @playable
 def test_without_java_the_analyses_say_so_and_recorded_decisions_still_load(tmp_path):
     (tmp_path / "python").symlink_to(sys.executable)
-    command = [sys.executable, "-m", "analyses", "record", "--environment", "twc", "--out", str(tmp_path / "x.jsonl.xz")]
-    found = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, PATH=str(tmp_path)), cwd=ROOT)
-    assert found.returncode == 1 and found.stderr == ("error: Nothing can be recorded: Java is not installed, or not on PATH "
-                                                      "(Debian: apt-get install default-jre-headless).\n")
+    command = [
+        sys.executable,
+        "-m",
+        "analyses",
+        "record",
+        "--environment",
+        "twc",
+        "--out",
+        str(tmp_path / "x.jsonl.xz"),
+    ]
+    found = subprocess.run(
+        command, capture_output=True, text=True, env=dict(os.environ, PATH=str(tmp_path)), cwd=ROOT
+    )
+    assert found.returncode == 1 and found.stderr == (
+        "error: Nothing can be recorded: Java is not installed, or not on PATH "
+        "(Debian: apt-get install default-jre-headless).\n"
+    )

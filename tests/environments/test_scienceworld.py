@@ -7,16 +7,33 @@ import sys
 import pytest
 
 from interp.environments import java
-from interp.environments.scienceworld import record as record
 from interp.environments.base import find
-from interp.measures.pairs import make_pairs
+from interp.environments.scienceworld import record as record
 from interp.environments.scienceworld.environment import (
-    FOLDS, IN_DOMAIN, INSTALL, OUT_OF_DOMAIN, TASKS, Game, _folds, doors, draw, games, parse, partners, room_of, target, task_of, verb,
+    FOLDS,
+    IN_DOMAIN,
+    INSTALL,
+    OUT_OF_DOMAIN,
+    TASKS,
+    Game,
+    _folds,
+    doors,
+    draw,
+    games,
+    parse,
+    partners,
+    room_of,
+    target,
+    task_of,
+    verb,
 )  # fmt: skip
+from interp.measures.pairs import make_pairs
 from interp.tasks.episodes import load_episodes
 
 CORPUS = find("scienceworld").decisions
-needs_java = pytest.mark.skipif(bool(java.missing("scienceworld", INSTALL)), reason=java.missing("scienceworld", INSTALL) or "-")
+needs_java = pytest.mark.skipif(
+    bool(java.missing("scienceworld", INSTALL)), reason=java.missing("scienceworld", INSTALL) or "-"
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +52,51 @@ def lab():
 
 def test_the_last_type_of_each_topic_is_out_of_domain():
     assert OUT_OF_DOMAIN == ("1-4", "2-3", "3-4", "4-4", "5-2", "6-3", "7-3", "8-2", "9-3")
-    assert len(IN_DOMAIN) + len(OUT_OF_DOMAIN) == len(TASKS) == 28 and not any(name.startswith("10-") for name in TASKS)
+    assert len(IN_DOMAIN) + len(OUT_OF_DOMAIN) == len(TASKS) == 28 and not any(
+        name.startswith("10-") for name in TASKS
+    )
 
 
-@pytest.mark.parametrize("text, read", [
-    ("  look\n around ", "look around"), ("go to  kitchen", "go to kitchen"), ("open door to art studio", "open door to art studio"), ("0", "0"),
-    ("", None), ("focus on", None), ("look around the room", None), ("Look around", None), ("reset task", None), ("sing", None), ("10", None),
-    ("movement of things", None), ("wait", "wait"), ("wait1", "wait1"), ("é\u2603", None), ("a" * 5000, None), ("move \x00 to box", "move \x00 to box"),
-])
+@pytest.mark.parametrize(
+    "text, read",
+    [
+        ("  look\n around ", "look around"),
+        ("go to  kitchen", "go to kitchen"),
+        ("open door to art studio", "open door to art studio"),
+        ("0", "0"),
+        ("", None),
+        ("focus on", None),
+        ("look around the room", None),
+        ("Look around", None),
+        ("reset task", None),
+        ("sing", None),
+        ("10", None),
+        ("movement of things", None),
+        ("wait", "wait"),
+        ("wait1", "wait1"),
+        ("é\u2603", None),
+        ("a" * 5000, None),
+        ("move \x00 to box", "move \x00 to box"),
+    ],
+)
 def test_an_action_is_what_begins_with_a_verb_of_the_simulator(text, read):
     assert parse(text) == read
 
 
-@pytest.mark.parametrize("action, what, thing", [
-    ("move egg butterfly egg in inventory to blue box", "move", "egg butterfly egg"), ("go to art studio", "go to", "art studio"),
-    ("open door to hallway", "open door to", "hallway"), ("open freezer", "open", "freezer"), ("look around", "look around", "none"),
-    ("connect battery anode to green wire terminal 1", "connect", "battery anode"), ("wait1", "wait1", "none"), ("2", "answer", "none"),
-    ("use thermometer in inventory on unknown substance B in inventory", "use", "thermometer"),
-])
+@pytest.mark.parametrize(
+    "action, what, thing",
+    [
+        ("move egg butterfly egg in inventory to blue box", "move", "egg butterfly egg"),
+        ("go to art studio", "go to", "art studio"),
+        ("open door to hallway", "open door to", "hallway"),
+        ("open freezer", "open", "freezer"),
+        ("look around", "look around", "none"),
+        ("connect battery anode to green wire terminal 1", "connect", "battery anode"),
+        ("wait1", "wait1", "none"),
+        ("2", "answer", "none"),
+        ("use thermometer in inventory on unknown substance B in inventory", "use", "thermometer"),
+    ],
+)
 def test_the_classes_of_an_action(action, what, thing):
     assert (verb(action), target(action)) == (what, thing)
 
@@ -65,7 +109,9 @@ def test_the_corpus_is_split_by_type_and_variation(recorded):
     assert {t for t, _ in known} <= set(IN_DOMAIN) and {t for t, _ in unknown} <= set(OUT_OF_DOMAIN)
     assert not known & (by["train"] | by["base"]) and not unknown & by["base_aimless"]
     assert {t for t, _ in by["train"] | by["base"]} <= set(IN_DOMAIN)
-    assert all(not e.won for e in recorded if e.split == "base_aimless"), "no training episode solves a type that is out of domain"
+    assert all(not e.won for e in recorded if e.split == "base_aimless"), (
+        "no training episode solves a type that is out of domain"
+    )
     assert len({t for t, _ in known}) >= 12 and len({t for t, _ in unknown}) >= 5
     assert CORPUS.stat().st_size < 8e6
 
@@ -74,15 +120,31 @@ def test_the_recorded_experts_have_won_and_have_candidates(recorded):
     experts = [e for e in recorded if e.kind == "expert"]
     assert all(e.won for e in experts)
     decisions = [d for e in experts if e.split.startswith("test") for d in e.decisions()]
-    assert all(d.reference in d.admissible and len(d.admissible) <= 16 and len(set(d.admissible)) == len(d.admissible) for d in decisions)
-    mine = [sum(verb(c) == verb(d.reference) for c in d.admissible) for d in decisions if verb(d.reference) in ("move", "focus on", "pick up", "connect", "pour", "use")]
-    assert len(mine) > 800 and sum(n > 4 for n in mine) > 0.95 * len(mine), "what is done to one of many things has distractors with its verb"
+    assert all(
+        d.reference in d.admissible
+        and len(d.admissible) <= 16
+        and len(set(d.admissible)) == len(d.admissible)
+        for d in decisions
+    )
+    mine = [
+        sum(verb(c) == verb(d.reference) for c in d.admissible)
+        for d in decisions
+        if verb(d.reference) in ("move", "focus on", "pick up", "connect", "pour", "use")
+    ]
+    assert len(mine) > 800 and sum(n > 4 for n in mine) > 0.95 * len(mine), (
+        "what is done to one of many things has distractors with its verb"
+    )
     assert all(parse(c) == c for d in decisions for c in d.admissible)
 
 
 def test_the_task_is_in_the_first_text(recorded):
     for e in recorded[::50]:
-        assert e.task == task_of(e.start) and e.task.startswith("Your task is to") and e.task in e.start and room_of(e.start) in e.start.removeprefix(e.task)
+        assert (
+            e.task == task_of(e.start)
+            and e.task.startswith("Your task is to")
+            and e.task in e.start
+            and room_of(e.start) in e.start.removeprefix(e.task)
+        )
 
 
 def test_pairs_exchange_rooms_and_kinds(recorded, fmt):
@@ -90,16 +152,33 @@ def test_pairs_exchange_rooms_and_kinds(recorded, fmt):
     named = {d.reference.split(" to ")[0] for d in decisions if partners(d, decisions)}
     assert "open door" in named and any(name.startswith("move") for name in named)
     found = [(d, pair) for d in decisions for pair in partners(d, decisions)]
-    assert all(a != b and a in d.reference and any(b in m["content"] for m in d.messages if m["role"] == "user") for d, (a, b) in found)
+    assert all(
+        a != b and a in d.reference and any(b in m["content"] for m in d.messages if m["role"] == "user")
+        for d, (a, b) in found
+    )
     clean, corrupt, _ = make_pairs(fmt, decisions, 6, partners=partners)
-    assert len(clean) == 6 and all(a.decision.reference != b.decision.reference for a, b in zip(clean, corrupt))
+    assert len(clean) == 6 and all(
+        a.decision.reference != b.decision.reference for a, b in zip(clean, corrupt)
+    )
 
 
 @needs_java
 def test_its_solutions_score_100_through_our_interface(lab):
-    short = ("1-4", "2-1", "3-1", "3-2", "6-1", "6-2", "6-3", "8-1", "8-2")  # the others take longer; they were tried as well
+    short = (
+        "1-4",
+        "2-1",
+        "3-1",
+        "3-2",
+        "6-1",
+        "6-2",
+        "6-3",
+        "8-1",
+        "8-2",
+    )  # the others take longer; they were tried as well
     asked = [Game(t, random.Random(t + fold).choice(_folds()[t][fold])) for t in short for fold in FOLDS[:2]]
-    asked += [Game(t, v) for t in ("4-1", "4-2", "4-3", "4-4", "7-1", "7-2", "7-3") for v in range(40, 52)][:100 - len(asked)]
+    asked += [Game(t, v) for t in ("4-1", "4-2", "4-3", "4-4", "7-1", "7-2", "7-3") for v in range(40, 52)][
+        : 100 - len(asked)
+    ]
     assert len(asked) == 100 == len(set(asked))
     won = []
     for game in asked:
@@ -116,7 +195,9 @@ def test_its_solutions_score_100_through_our_interface(lab):
 
 @needs_java
 def test_recorded_episodes_are_what_the_simulator_says(recorded, lab):
-    for e in random.Random(1).sample([e for e in recorded if e.task_type[0] in "4678" or e.task_type in ("2-1", "3-1")], 25):
+    for e in random.Random(1).sample(
+        [e for e in recorded if e.task_type[0] in "4678" or e.task_type in ("2-1", "3-1")], 25
+    ):
         view = lab.reset(Game(e.task_type, e.scene))
         assert view.text == e.start
         for step in e.steps:
@@ -129,9 +210,19 @@ def test_recorded_episodes_are_what_the_simulator_says(recorded, lab):
 def test_playing_a_job_again_gives_the_recorded_episodes(recorded, lab):
     """In another order and beside other games than in the recording; the simulator picks the wires of 3-3 differently."""
     jobs, known = record.plan(record.SIZES, 0), {e.id: e for e in recorded}
-    by = {split: [j for j in jobs if j.split == split and j.game.task_type not in ("3-3", "5-1", "2-2", "2-3", "9-1", "9-2", "9-3")] for split in
-          ("base", "base_aimless", "train", "test_out_of_domain")}
-    asked = [job for split, n in (("base", 5), ("base_aimless", 4), ("train", 8), ("test_out_of_domain", 1)) for job in random.Random(2).sample(by[split], n)]
+    by = {
+        split: [
+            j
+            for j in jobs
+            if j.split == split and j.game.task_type not in ("3-3", "5-1", "2-2", "2-3", "9-1", "9-2", "9-3")
+        ]
+        for split in ("base", "base_aimless", "train", "test_out_of_domain")
+    }
+    asked = [
+        job
+        for split, n in (("base", 5), ("base_aimless", 4), ("train", 8), ("test_out_of_domain", 1))
+        for job in random.Random(2).sample(by[split], n)
+    ]
     again = [e for job in asked for e in record.episodes(job) if e.won or e.kind != "expert"]
     assert len(again) >= 25 and [e for e in again if e != known.get(e.id)] == []
 
@@ -139,14 +230,29 @@ def test_playing_a_job_again_gives_the_recorded_episodes(recorded, lab):
 @needs_java
 def test_a_game_starts_the_same_way_whatever_was_played_before(lab):
     first = [lab.reset(Game("2-1", 3)).text, lab.step("look around").text]
-    lab.gold(Game("7-1", 5)), lab.reset(Game("4-4", 1)), lab.step("open door to hallway"), lab.step("go to hallway")
+    (
+        lab.gold(Game("7-1", 5)),
+        lab.reset(Game("4-4", 1)),
+        lab.step("open door to hallway"),
+        lab.step("go to hallway"),
+    )
     assert [lab.reset(Game("2-1", 3)).text, lab.step("look around").text] == first
 
 
 @needs_java
 def test_nonsense_is_answered(lab):
     start = lab.reset(Game("4-1", 2))
-    for text in ("", "focus on", "é\u2603\ud800", "a" * 5000, "0", "go to mars", "\x00", "move a to", "look in nothing"):
+    for text in (
+        "",
+        "focus on",
+        "é\u2603\ud800",
+        "a" * 5000,
+        "0",
+        "go to mars",
+        "\x00",
+        "move a to",
+        "look in nothing",
+    ):
         assert not lab.step(text).done
     assert lab.step("look around").text in start.text and doors(start.text)
 
@@ -163,13 +269,22 @@ def test_games_are_test_variations_none_of_them_recorded(recorded):
     known = {(e.task_type, e.scene) for e in recorded}
     for split, types in (("in_domain", IN_DOMAIN), ("out_of_domain", OUT_OF_DOMAIN)):
         found = games(split, 40, 0)
-        assert len(set(map(str, found))) == 40 and {g.task_type for g in found} <= set(types) and not {(g.task_type, g.variation) for g in found} & known
+        assert (
+            len(set(map(str, found))) == 40
+            and {g.task_type for g in found} <= set(types)
+            and not {(g.task_type, g.variation) for g in found} & known
+        )
         assert found[:9] == games(split, 9, 0) and found != games(split, 40, 1)
     assert len(draw(("8-2",), "Test", 99, 0)) == 4
 
 
 def test_without_java_a_sentence_says_what_to_install(monkeypatch, tmp_path):
     code = "from interp.environments.scienceworld.environment import SCIENCEWORLD, Laboratory\nprint(SCIENCEWORLD.unplayable())\nLaboratory()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(PATH=str(tmp_path), PYTHONPATH=".", HOME=str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=dict(PATH=str(tmp_path), PYTHONPATH=".", HOME=str(tmp_path)),
+    )
     assert "Java is not installed" in done.stdout or "scienceworld is not installed" in done.stdout
     assert done.returncode == 1 and "cannot be played" in done.stderr.splitlines()[-1]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from interp.engine.sweeps import Cell, Plain
 from interp.measures.attribution import at_span, attribute, attribute_modes
 from interp.measures.pairs import make_pairs
 from interp.measures.patching import continuations, patch
-from interp.engine.sweeps import Cell, Plain
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +22,40 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
     sites = [s for s in ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z") if s in model.places]
     screen = attribute(model, clean, corrupt, sites, mode, minimum=-1e9)
     gap, size, step = screen.clean[0] - screen.corrupt[0], len(clean[0].ids), 0.03
-    assert screen.path == "first order" and screen.sites == (*[s for s in sites if s != "z"], *[f"z.{h}" for h in range(4)])
+    assert screen.path == "first order" and screen.sites == (
+        *[s for s in sites if s != "z"],
+        *[f"z.{h}" for h in range(4)],
+    )
     positions = [size - 1, size - 3, size // 2]
-    runs = [Plain(model, p.ids, *continuations(clean[0], corrupt[0], p.format.tail(None if mode == "prompt" else p.decision.trace)), sites, range(size)) for p in (clean[0], corrupt[0])]
+    runs = [
+        Plain(
+            model,
+            p.ids,
+            *continuations(
+                clean[0], corrupt[0], p.format.tail(None if mode == "prompt" else p.decision.trace)
+            ),
+            sites,
+            range(size),
+        )
+        for p in (clean[0], corrupt[0])
+    ]
     for run, donor, found in ((*runs, -screen.noise), (*runs[::-1], screen.denoise)):
         for s, label in enumerate(screen.sites):
             site, width = label.split(".")[0], 8
-            columns = slice(int(label[2:]) * width, (int(label[2:]) + 1) * width) if site == "z" else slice(None)
+            columns = (
+                slice(int(label[2:]) * width, (int(label[2:]) + 1) * width) if site == "z" else slice(None)
+            )
             for layer in range(model.n_layers):
                 own, other = (r.values[site, layer][positions][:, columns] for r in (run, donor))
-                cells = [Cell(site, layer, (p,), (own[i] + sign * step * (other[i] - own[i]))[None], columns)
-                         for i, p in enumerate(positions) for sign in (1, -1)]
+                cells = [
+                    Cell(site, layer, (p,), (own[i] + sign * step * (other[i] - own[i]))[None], columns)
+                    for i, p in enumerate(positions)
+                    for sign in (1, -1)
+                ]
                 logp = run.patched(cells).double()
-                slope = ((logp[:, 0] - logp[:, 1]).view(-1, 2) @ torch.tensor([1.0, -1.0]).double()).numpy() / (2 * step)
+                slope = (
+                    (logp[:, 0] - logp[:, 1]).view(-1, 2) @ torch.tensor([1.0, -1.0]).double()
+                ).numpy() / (2 * step)
                 np.testing.assert_allclose(found[0, s, layer, positions] * gap, slope, rtol=0.02, atol=1e-3)
 
 
@@ -45,11 +66,21 @@ def test_the_denominators_are_those_of_patching_and_spans_add_up(llama, pairs):
         np.testing.assert_allclose([screen.clean, screen.corrupt], [true.clean, true.corrupt], atol=1e-4)
         assert (np.isnan(screen.denoise).all((1, 2, 3)) == np.isnan(true.denoise).all((1, 2))).all()
         edge = at_span(screen, clean, "boundary")
-        np.testing.assert_array_equal(edge.denoise, np.stack([v[..., len(p.ids) - 1] for v, p in zip(screen.denoise, clean)]))
-        spans = [at_span(screen, clean, at).noise for at in ("template", "task", "history", "observation", "boundary")]
-        np.testing.assert_allclose(np.nansum(spans, 0), np.nan_to_num(at_span(screen, clean, "prompt").noise), atol=1e-4)
+        np.testing.assert_array_equal(
+            edge.denoise, np.stack([v[..., len(p.ids) - 1] for v, p in zip(screen.denoise, clean)])
+        )
+        spans = [
+            at_span(screen, clean, at).noise
+            for at in ("template", "task", "history", "observation", "boundary")
+        ]
+        np.testing.assert_allclose(
+            np.nansum(spans, 0), np.nan_to_num(at_span(screen, clean, "prompt").noise), atol=1e-4
+        )
         first = next(i for i, (a, b) in enumerate(zip(clean[0].ids, corrupt[0].ids)) if a != b)
-        assert not np.nan_to_num(screen.denoise[0, ..., :first]).any() and np.isnan(screen.denoise[0, ..., len(clean[0].ids):]).all()
+        assert (
+            not np.nan_to_num(screen.denoise[0, ..., :first]).any()
+            and np.isnan(screen.denoise[0, ..., len(clean[0].ids) :]).all()
+        )
 
 
 def test_the_estimate_is_exact_where_the_step_is_small(llama, pairs):

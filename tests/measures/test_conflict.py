@@ -8,8 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.measures.conflicts import ARMS, Outcome, conflict, contrast, donor, likelier, resample, shifts, strip_action
 from interp.engine.decoding import Said, choose, decode, said
+from interp.measures.conflicts import (
+    ARMS,
+    Outcome,
+    conflict,
+    contrast,
+    donor,
+    likelier,
+    resample,
+    shifts,
+    strip_action,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +44,35 @@ def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_pro
     assert tuple(outcomes) == ARMS
     for arm, found in outcomes.items():
         n = len(found.index)
-        assert found.arm == arm and n and len(set(found.index)) == n and max(found.index) < len(trained_prompts)
-        for column in (found.action, found.own, found.argued, found.leaked, found.logp, found.keep, found.follow, found.unparsed):
+        assert (
+            found.arm == arm and n and len(set(found.index)) == n and max(found.index) < len(trained_prompts)
+        )
+        for column in (
+            found.action,
+            found.own,
+            found.argued,
+            found.leaked,
+            found.logp,
+            found.keep,
+            found.follow,
+            found.unparsed,
+        ):
             assert len(column) == n
         assert arm == "self_splice" or not (found.keep & found.follow).any()
         assert not (found.unparsed & (found.keep | found.follow)).any()
         assert (found.logp <= 0).all() and np.isfinite(found.logp).all()
-        argued = {"self_splice": found.own, **{a: [a for a in found.argued if a] for a in ("other_state", "resampled")}}.get(arm, [None] * n)
+        argued = {
+            "self_splice": found.own,
+            **{a: [a for a in found.argued if a] for a in ("other_state", "resampled")},
+        }.get(arm, [None] * n)
         assert found.argued == argued
     # the own trace is the likeliest
     own = outcomes["self_splice"]
     likely = dict(zip(own.index, own.logp))
     for found in outcomes.values():  # its own at the same decisions stands beside every arm's
-        assert found.logp_own.tolist() == [likely[i] for i in found.index] and len(found.leads) == len(found.index)
+        assert found.logp_own.tolist() == [likely[i] for i in found.index] and len(found.leads) == len(
+            found.index
+        )
     for arm in ("shuffled_words", "filler"):
         assert own.logp.mean() > outcomes[arm].logp.mean() and set(outcomes[arm].index) == set(likely)
 
@@ -79,7 +105,10 @@ def test_donors_are_of_another_episode_admissible_and_argue_for_another_action(t
             if other is not None:
                 found += 1
                 assert trained_prompts[other].decision.episode != prompt.decision.episode
-                assert spoken[other].action in prompt.decision.admissible and spoken[other].action != spoken[i].action
+                assert (
+                    spoken[other].action in prompt.decision.admissible
+                    and spoken[other].action != spoken[i].action
+                )
                 assert spoken[other].trace
     assert found > 50
 
@@ -94,7 +123,10 @@ def test_a_resampled_trace_is_the_models_own_and_leads_elsewhere(trained, traine
         assert argued != spoken[i].action and argued in [s.action for s in drawn[where[i]]]
     without = [i for i in where if i not in found.index]
     for i in without:
-        assert all(s.action in (None, spoken[i].action) or not strip_action(s.trace or "", s.action) for s in drawn[where[i]])
+        assert all(
+            s.action in (None, spoken[i].action) or not strip_action(s.trace or "", s.action)
+            for s in drawn[where[i]]
+        )
 
 
 def test_a_decision_without_admissible_commands_finds_no_donor(trained_prompts, spoken):
@@ -102,7 +134,7 @@ def test_a_decision_without_admissible_commands_finds_no_donor(trained_prompts, 
     assert donor(0, alone, spoken, np.random.default_rng(0)) is None
     assert donor(0, alone, spoken, np.random.default_rng(0), listed=False) is not None
     single = [p for p in trained_prompts if p.decision.episode == trained_prompts[0].decision.episode]
-    assert donor(0, single, spoken[:len(single)], np.random.default_rng(0)) is None
+    assert donor(0, single, spoken[: len(single)], np.random.default_rng(0)) is None
 
 
 def speak(fmt, trace, action):
@@ -114,14 +146,25 @@ def spliced(monkeypatch, model, prompts, decoded, arm):
     from interp.measures import conflicts as module
 
     given, real = [], module.continue_each
-    monkeypatch.setattr(module, "continue_each", lambda model, rows, variants, *a, **k: given.append(variants[arm]) or real(model, rows, variants, *a, **k))
+    monkeypatch.setattr(
+        module,
+        "continue_each",
+        lambda model, rows, variants, *a, **k: (
+            given.append(variants[arm]) or real(model, rows, variants, *a, **k)
+        ),
+    )
     found = conflict(model, prompts, decoded, [arm], max_new_tokens=2)[arm]
     return [prompts[0].format.tokenizer.decode(given[0][i]) for i in found.index], found
 
 
 def test_each_arm_puts_in_the_trace_it_is_named_for(llama, prompts, monkeypatch):
     fmt = prompts[0].format
-    here, there = prompts[0], next(p for p in prompts if p.decision.episode != prompts[0].decision.episode and p.decision.step == 0)
+    here, there = (
+        prompts[0],
+        next(
+            p for p in prompts if p.decision.episode != prompts[0].decision.episode and p.decision.step == 0
+        ),
+    )
     go = next(c for c in here.decision.admissible if c in there.decision.admissible)
     trace = "Goal: mug to desk. Hands empty. Next I check it. Now."
     decoded = [speak(fmt, trace, "inventory"), speak(fmt, f"A mug. So {go}. Away.", go)]
@@ -144,7 +187,11 @@ def test_each_arm_puts_in_the_trace_it_is_named_for(llama, prompts, monkeypatch)
 
 def test_decisions_that_did_not_parse_are_left_out_and_wrong_use_is_refused(llama, prompts):
     fmt = prompts[0].format
-    decoded = [speak(fmt, "A trace.", "inventory"), Said((5, 6), None, None), Said((5, 1, 6), "A trace.", None)]
+    decoded = [
+        speak(fmt, "A trace.", "inventory"),
+        Said((5, 6), None, None),
+        Said((5, 1, 6), "A trace.", None),
+    ]
     assert conflict(llama, prompts[:3], decoded, ["empty"], max_new_tokens=2)["empty"].index.tolist() == [0]
     with pytest.raises(ValueError, match="no arm 'loud'.*self_splice"):
         conflict(llama, prompts[:3], decoded, ["loud"])
@@ -162,7 +209,16 @@ def test_a_closing_tag_spelled_in_letters_is_left_out_not_a_crash(llama, prompts
     assert 1 in found.index
 
 
-sentence = st.sampled_from(["Goal: mug to desk.", "Hands empty!", "So go to drawer 1.", "Next I check drawer 11?", "go to drawer 11 now.", "Then open drawer 1."])
+sentence = st.sampled_from(
+    [
+        "Goal: mug to desk.",
+        "Hands empty!",
+        "So go to drawer 1.",
+        "Next I check drawer 11?",
+        "go to drawer 11 now.",
+        "Then open drawer 1.",
+    ]
+)
 
 
 @given(st.lists(sentence))
@@ -171,7 +227,9 @@ def test_stripping_removes_exactly_the_sentences_that_name_the_action(sentences)
     assert strip_action(" ".join(sentences), "go to drawer 1") == " ".join(kept)
 
 
-@pytest.mark.parametrize("trace", ["Two  spaces. And more.", "A line.\nAnother line.", " Space before. ", "No stop at the end", ""])
+@pytest.mark.parametrize(
+    "trace", ["Two  spaces. And more.", "A line.\nAnother line.", " Space before. ", "No stop at the end", ""]
+)
 def test_a_trace_that_does_not_name_the_action_comes_back_as_it_was(trace):
     """Otherwise every trace with a line break counts as a leak."""
     assert strip_action(trace, "go to drawer 1") == trace
@@ -182,9 +240,23 @@ def test_stripping_sees_an_action_that_begins_a_sentence():
 
 
 def test_readings_of_an_outcome():
-    found = Outcome("other_state", np.arange(4), ["a", "b", None, "c"], ["a", "a", "a", "a"], ["b", "b", None, "b"], np.zeros(4, bool), np.zeros(4),
-                    np.zeros(4), [[]] * 4)
-    assert found.keep.tolist() == [True, False, False, False] and found.follow.tolist() == [False, True, False, False]
+    found = Outcome(
+        "other_state",
+        np.arange(4),
+        ["a", "b", None, "c"],
+        ["a", "a", "a", "a"],
+        ["b", "b", None, "b"],
+        np.zeros(4, bool),
+        np.zeros(4),
+        np.zeros(4),
+        [[]] * 4,
+    )
+    assert found.keep.tolist() == [True, False, False, False] and found.follow.tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert found.unparsed.tolist() == [False, False, True, False]
 
 
@@ -199,7 +271,9 @@ def moved(trained, trained_prompts, outcomes):
     return shifts(trained, trained_prompts, outcomes, most=6)
 
 
-def test_a_shift_is_the_distance_from_the_distribution_behind_the_own_trace(moved, outcomes, trained, trained_prompts):
+def test_a_shift_is_the_distance_from_the_distribution_behind_the_own_trace(
+    moved, outcomes, trained, trained_prompts
+):
     """The slow twin: each trace by itself, whose closed tags and ids `choose` reads one at a time."""
     own = moved["self_splice"]
     assert own.index.tolist() == outcomes["self_splice"].index[:6].tolist() and (own.distance == 0).all()
@@ -207,26 +281,50 @@ def test_a_shift_is_the_distance_from_the_distribution_behind_the_own_trace(move
         np.testing.assert_array_equal(column, own.own)
     moves = 0
     for arm, found in moved.items():
-        assert set(found.index) == set(outcomes[arm].index) & set(own.index) and (found.distance >= 0).all() and (found.distance <= 1).all()
+        assert (
+            set(found.index) == set(outcomes[arm].index) & set(own.index)
+            and (found.distance >= 0).all()
+            and (found.distance <= 1).all()
+        )
         for k, i in enumerate(found.index):
-            fmt, candidates, row = trained_prompts[i].format, trained_prompts[i].decision.admissible, outcomes[arm].index.tolist().index(i)
+            fmt, candidates, row = (
+                trained_prompts[i].format,
+                trained_prompts[i].decision.admissible,
+                outcomes[arm].index.tolist().index(i),
+            )
             whole = [outcomes[a].leads[outcomes[a].index.tolist().index(i)] for a in ("self_splice", arm)]
-            before, after = (choose(trained, trained_prompts[i], candidates, [ids[len(fmt.opening("cot")):]])[0, :, 0].softmax(-1) for ids in whole)
+            before, after = (
+                choose(trained, trained_prompts[i], candidates, [ids[len(fmt.opening("cot")) :]])[
+                    0, :, 0
+                ].softmax(-1)
+                for ids in whole
+            )
             assert found.distance[k] == pytest.approx(float((after - before).abs().sum() / 2), abs=1e-5)
-            for action, now, then in ((outcomes[arm].own[row], found.own[k], found.own_before[k]), (outcomes[arm].argued[row], found.argued[k], found.argued_before[k])):
+            for action, now, then in (
+                (outcomes[arm].own[row], found.own[k], found.own_before[k]),
+                (outcomes[arm].argued[row], found.argued[k], found.argued_before[k]),
+            ):
                 if action in candidates:
-                    assert (now, then) == pytest.approx((float(after[candidates.index(action)]), float(before[candidates.index(action)])), abs=1e-5)
+                    assert (now, then) == pytest.approx(
+                        (float(after[candidates.index(action)]), float(before[candidates.index(action)])),
+                        abs=1e-5,
+                    )
                 else:
                     assert np.isnan([now, then]).all()
             moves += found.distance[k] > 0.01
-    assert moves > 5 and np.isnan(moved["empty"].argued).all() and np.isfinite(moved["other_state"].argued).all()
+    assert (
+        moves > 5 and np.isnan(moved["empty"].argued).all() and np.isfinite(moved["other_state"].argued).all()
+    )
 
 
 def test_any_action_that_parsed_may_be_argued_for_where_a_decision_lists_a_sample(trained_prompts, spoken):
     alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts]
     for i, prompt in enumerate(alone):
         other = donor(i, alone, spoken, np.random.default_rng(i), listed=False)
-        assert spoken[other].action not in (None, spoken[i].action) and alone[other].decision.episode != prompt.decision.episode
+        assert (
+            spoken[other].action not in (None, spoken[i].action)
+            and alone[other].decision.episode != prompt.decision.episode
+        )
 
 
 def test_candidates_that_are_given_are_what_a_distribution_is_over(trained, trained_prompts, spoken):
@@ -237,7 +335,9 @@ def test_candidates_that_are_given_are_what_a_distribution_is_over(trained, trai
     same = shifts(trained, alone, outcomes, candidates=given)
     np.testing.assert_array_equal(same["empty"].distance, own["empty"].distance)
     halved = shifts(trained, alone, outcomes, candidates=[(), *(g[:2] for g in given[1:])])
-    assert 0 not in halved["empty"].index and len(halved["empty"].index) == len(own["empty"].index) - (0 in own["empty"].index)
+    assert 0 not in halved["empty"].index and len(halved["empty"].index) == len(own["empty"].index) - (
+        0 in own["empty"].index
+    )
 
 
 def test_decisions_that_list_no_actions_have_no_distribution(trained, trained_prompts, spoken):
@@ -248,11 +348,24 @@ def test_decisions_that_list_no_actions_have_no_distribution(trained, trained_pr
 
 def outcome(arm, index, action):
     n = len(index)
-    return Outcome(arm, np.array(index), action, ["a"] * n, [None] * n, np.zeros(n, bool), np.zeros(n), np.zeros(n), [[]] * n)
+    return Outcome(
+        arm,
+        np.array(index),
+        action,
+        ["a"] * n,
+        [None] * n,
+        np.zeros(n, bool),
+        np.zeros(n),
+        np.zeros(n),
+        [[]] * n,
+    )
 
 
 def test_removal_and_substitution_are_counted_on_the_decisions_that_both_have():
-    found = contrast(outcome("empty", [0, 2, 3, 7], ["a", None, "b", "a"]), outcome("other_state", [7, 3, 1, 2], ["b", None, "b", "a"]))
+    found = contrast(
+        outcome("empty", [0, 2, 3, 7], ["a", None, "b", "a"]),
+        outcome("other_state", [7, 3, 1, 2], ["b", None, "b", "a"]),
+    )
     assert found.index.tolist() == [2, 3, 7]
     assert found.removed.tolist() == [True, True, False] and found.substituted.tolist() == [False, True, True]
     assert found.parsed.tolist() == [False, False, True]

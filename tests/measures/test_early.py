@@ -20,10 +20,18 @@ def found(trained, trained_prompts, spoken):
 
 
 def test_the_whole_trace_gives_the_own_action_and_distribution(found, spoken):
-    assert found.index.tolist() == [i for i, s in enumerate(spoken) if s.action is not None and s.trace] and len(found.index) > 10
+    assert (
+        found.index.tolist() == [i for i, s in enumerate(spoken) if s.action is not None and s.trace]
+        and len(found.index) > 10
+    )
     for share, same, distance, filler in zip(found.share, found.same, found.distance, found.filler):
         assert filler[0] == same[0] and len(filler) == len(same)  # no full stops are no trace
-        assert share[0] == 0 and share[-1] == 1 and (np.diff(share) > 0).all() and len(share) == len(same) == len(distance) <= 5
+        assert (
+            share[0] == 0
+            and share[-1] == 1
+            and (np.diff(share) > 0).all()
+            and len(share) == len(same) == len(distance) <= 5
+        )
         assert same[-1] and distance[-1] == 0 and (distance >= 0).all() and (distance <= 1).all()
 
 
@@ -37,10 +45,15 @@ def test_each_part_is_decoded_as_that_trace_by_itself(found, trained, trained_pr
         for share, same, distance in zip(found.share[k][:-1], found.same[k], found.distance[k]):
             kept = round(share * n)
             trace = ". ".join(sentences[:kept]) + "." * (0 < kept < n)
-            ids = continue_each(trained, [prompt.ids], dict(a=[fmt.with_trace(trace)]), fmt.ended("prompt"), 24)["a"][0].ids
+            ids = continue_each(
+                trained, [prompt.ids], dict(a=[fmt.with_trace(trace)]), fmt.ended("prompt"), 24
+            )["a"][0].ids
             assert (said(fmt, ids, "prompt").action == spoken[i].action) == same
             own = fmt.lead_ids(spoken[i].ids)
-            p, q = (choose(trained, prompt, prompt.decision.admissible, [t])[0, :, 0].double().softmax(-1).numpy() for t in (trace, own))
+            p, q = (
+                choose(trained, prompt, prompt.decision.admissible, [t])[0, :, 0].double().softmax(-1).numpy()
+                for t in (trace, own)
+            )
             assert distance == pytest.approx(abs(p - q).sum() / 2, abs=1e-4)
 
 
@@ -48,24 +61,36 @@ def test_filler_is_as_long_as_the_part_it_stands_for(trained, trained_prompts, s
     from interp.measures import early as module
 
     given, real = [], module.continue_each
-    monkeypatch.setattr(module, "continue_each", lambda model, rows, variants, *a, **k: given.append(variants) or real(model, rows, variants, *a, **k))
+    monkeypatch.setattr(
+        module,
+        "continue_each",
+        lambda model, rows, variants, *a, **k: given.append(variants) or real(model, rows, variants, *a, **k),
+    )
     found = early_answers(trained, trained_prompts[:24], spoken, choices=2)
     fmt, read = trained_prompts[0].format, 0
     for k, i in enumerate(found.index):
         for p, share in enumerate(found.share[k]):
             if 0 < share < 1:
                 part, dots = given[0][f"trace{p}"][i], given[0][f"filler{p - 1}"][i]
-                assert len(part) == len(dots) and set(fmt.text(dots).removeprefix("<think>").removesuffix("</think><action>")) <= {"."}
+                assert len(part) == len(dots) and set(
+                    fmt.text(dots).removeprefix("<think>").removesuffix("</think><action>")
+                ) <= {"."}
                 read += len(dots) > 8
     assert read > 5
-    assert [len(d) > 0 for d in found.distance] == [k < 2 for k in range(len(found.index))]  # distributions of the first two only
+    assert [len(d) > 0 for d in found.distance] == [
+        k < 2 for k in range(len(found.index))
+    ]  # distributions of the first two only
 
 
 def test_areas_and_curves_are_those_of_the_steps():
     flat = np.array([0, 0.25, 0.5, 0.75, 1])
-    one = EarlyAnswers(np.arange(3), [flat, flat, np.array([0, 1.0])], [np.array([1, 1, 1, 1, 1]) > 0, np.array([0, 0, 0, 0, 1]) > 0, np.array([0, 1]) > 0],
-                       [np.zeros(5), np.array([1, 1, 0.5, 0, 0]), np.array([])],
-                       [np.zeros(5) > 0, np.array([0, 0, 0, 1, 1]) > 0, np.array([1, 1]) > 0])
+    one = EarlyAnswers(
+        np.arange(3),
+        [flat, flat, np.array([0, 1.0])],
+        [np.array([1, 1, 1, 1, 1]) > 0, np.array([0, 0, 0, 0, 1]) > 0, np.array([0, 1]) > 0],
+        [np.zeros(5), np.array([1, 1, 0.5, 0, 0]), np.array([])],
+        [np.zeros(5) > 0, np.array([0, 0, 0, 1, 1]) > 0, np.array([1, 1]) > 0],
+    )
     np.testing.assert_allclose(one.area(), [0, 0.875, 0.5])
     np.testing.assert_allclose(one.area("distribution"), [0, 0.5, np.nan])
     np.testing.assert_array_equal(one.curve([0, 0.6, 1]), [[1, 1, 1], [0, 0, 1], [0, 0, 1]])
@@ -75,13 +100,20 @@ def test_areas_and_curves_are_those_of_the_steps():
 
 
 def test_decisions_without_a_trace_an_action_or_candidates(trained, trained_prompts, spoken):
-    mute = [Said(s.ids, None, s.action) if i % 2 else Said(s.ids, s.trace, None) for i, s in enumerate(spoken)]
+    mute = [
+        Said(s.ids, None, s.action) if i % 2 else Said(s.ids, s.trace, None) for i, s in enumerate(spoken)
+    ]
     empty = early_answers(trained, trained_prompts[:24], mute)
     assert len(empty.index) == 0 == len(empty.area()) and empty.curve([0, 1]).shape == (0, 2)
     alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts[:3]]
     some = early_answers(trained, alone, spoken[:3])
     assert np.isnan(some.area("distribution")).all() and np.isfinite(some.area()).all()
-    given = early_answers(trained, alone, spoken[:3], candidates=[p.decision.admissible for p in trained_prompts[:3]])
-    np.testing.assert_array_equal(given.area("distribution"), early_answers(trained, trained_prompts[:3], spoken[:3]).area("distribution"))
+    given = early_answers(
+        trained, alone, spoken[:3], candidates=[p.decision.admissible for p in trained_prompts[:3]]
+    )
+    np.testing.assert_array_equal(
+        given.area("distribution"),
+        early_answers(trained, trained_prompts[:3], spoken[:3]).area("distribution"),
+    )
     with pytest.raises(ValueError, match="at least 2 points"):
         early_answers(trained, trained_prompts[:2], spoken[:2], points=1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from interp.measures.reliance import ARMS, EFFECTS, TRACES, packed_arms, plain_arms, prompt_reliance
 from interp.measures.pairs import make_pairs
+from interp.measures.reliance import ARMS, EFFECTS, TRACES, packed_arms, plain_arms, prompt_reliance
 from tests.measures.test_patching import difference, sides
 
 
@@ -35,11 +35,19 @@ def held(model, pair, prompt, trace):
     fmt, found, (behind, text) = pair[0].format, [], trace
     own = dict(zip(("clean", "corrupt"), pair))
     for side in pair:
-        ids = {(n, m): [*own[n].ids, *fmt.with_trace(own[m].decision.trace)] for n, m in ((prompt, prompt), (behind, text))}
+        ids = {
+            (n, m): [*own[n].ids, *fmt.with_trace(own[m].decision.trace)]
+            for n, m in ((prompt, prompt), (behind, text))
+        }
         end = fmt.action_ids(side.decision.reference)
         first, cut = len(ids[prompt, prompt]) - 1, pair[0].boundary + 1
         with torch.inference_mode():
-            caches = {n: model.hf(torch.tensor([i[:first]]), past_key_values=model.new_cache(), use_cache=True).past_key_values for n, i in ids.items()}
+            caches = {
+                n: model.hf(
+                    torch.tensor([i[:first]]), past_key_values=model.new_cache(), use_cache=True
+                ).past_key_values
+                for n, i in ids.items()
+            }
             mixed = caches[prompt, prompt]
             for mine, other in zip(mixed.layers, caches[behind, text].layers):
                 mine.keys = torch.cat([mine.keys[:, :, :cut], other.keys[:, :, cut:]], 2)
@@ -56,16 +64,22 @@ def test_every_arm_equals_a_run_on_a_cache_spliced_by_hand(model, pairs):
         base = held(model, pair, *ARMS["unswapped"])
         slow = {arm: base - held(model, pair, *ARMS[arm]) for arm in EFFECTS}
         assert {arm: getattr(found, arm)[i] for arm in EFFECTS} == pytest.approx(slow, abs=2e-4)
-        assert found.interaction[i] == pytest.approx(slow["total"] - slow["direct"] - slow["via_cot"], abs=4e-4)
-        prompts, tails = ({n: f(p) for n, p in zip(("clean", "corrupt"), pair)} for f in (
-            lambda p: p.ids, lambda p: p.format.with_trace(p.decision.trace)))
+        assert found.interaction[i] == pytest.approx(
+            slow["total"] - slow["direct"] - slow["via_cot"], abs=4e-4
+        )
+        prompts, tails = (
+            {n: f(p) for n, p in zip(("clean", "corrupt"), pair)}
+            for f in (lambda p: p.ids, lambda p: p.format.with_trace(p.decision.trace))
+        )
         actions = [[tails["clean"][-1], *range(30, 36)], [tails["clean"][-1], *range(30, 33), 9]]
         arguments = model, prompts, {n: t[:-1] for n, t in tails.items()}, actions, [6, 1]
         torch.testing.assert_close(packed_arms(*arguments), plain_arms(*arguments), rtol=0, atol=1e-4)
 
 
 def test_swapping_nothing_changes_nothing(model, pairs):
-    same = [(a, replace(a, decision=replace(a.decision, reference=b.decision.reference))) for a, b in pairs[:3]]
+    same = [
+        (a, replace(a, decision=replace(a.decision, reference=b.decision.reference))) for a, b in pairs[:3]
+    ]
     found = effects(model, same)
     for values in (found.direct, found.via_cot, found.total, found.interaction):
         np.testing.assert_allclose(values, 0, atol=1e-4)
@@ -91,6 +105,7 @@ def test_a_trace_that_attends_to_nothing_carries_its_text_alone(model, pairs, mo
             x = x.clone()
             x[:, :size] = 0
             return x
+
         with model.taps({("attn_out", layer): edit for layer in range(model.n_layers)}):
             return packed(*arguments)
 
@@ -107,7 +122,9 @@ def test_pairs_with_a_small_total_are_dropped_and_counted(model, pairs):
     kept = np.flatnonzero(every.total >= bound)
     assert found.kept.tolist() == kept.tolist() and found.dropped == len(pairs) - len(kept) > 0
     np.testing.assert_allclose(found.direct, every.direct[kept], atol=1e-6)
-    assert found.prompt_reliance == pytest.approx(found.direct.mean() / (found.direct.mean() + found.via_cot.mean()))
+    assert found.prompt_reliance == pytest.approx(
+        found.direct.mean() / (found.direct.mean() + found.via_cot.mean())
+    )
     none = prompt_reliance(model, *sides(pairs), minimum=1e9)
     assert none.dropped == len(pairs) and np.isnan(none.prompt_reliance)
     with pytest.raises(ValueError, match="at least one"):

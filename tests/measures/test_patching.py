@@ -9,20 +9,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.engine import sweeps
+from interp.engine.packing import divergence
+from interp.engine.sweeps import Cell, Packed, Plain
 from interp.measures import patching
-from interp.models import hooked as models
-from interp.models.architectures import tiny
 from interp.measures.attribution import attribute
 from interp.measures.pairs import make_pairs, mismatch, swap, swapped
-from interp.models.site_names import SITES
-from interp.engine.packing import divergence
 from interp.measures.patching import METRICS, continuations, effects, patch, patch_modes, sanity
+from interp.models import hooked as models
+from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel, Support
-from interp.engine.sweeps import Cell, Packed, Plain
+from interp.models.site_names import SITES
 from tests.conftest import tiny_hf
 
-WORDS = st.sampled_from(["drawer 1", "drawer 11", "drawer 2", "drawer 12", "mug", "mugs", "apple", "pineapple", "go to", ",", ".", "\n", "1"])
-NAMES = st.sampled_from([("drawer 1", "drawer 2"), ("drawer 1", "drawer 11"), ("mug", "apple"), ("drawer 2", "drawer 12")])
+WORDS = st.sampled_from(
+    [
+        "drawer 1",
+        "drawer 11",
+        "drawer 2",
+        "drawer 12",
+        "mug",
+        "mugs",
+        "apple",
+        "pineapple",
+        "go to",
+        ",",
+        ".",
+        "\n",
+        "1",
+    ]
+)
+NAMES = st.sampled_from(
+    [("drawer 1", "drawer 2"), ("drawer 1", "drawer 11"), ("mug", "apple"), ("drawer 2", "drawer 12")]
+)
 
 
 @given(words=st.lists(WORDS), names=NAMES)
@@ -36,7 +54,9 @@ def test_swapping_twice_gives_back_the_text(words, names):
 def test_swapping_touches_whole_names_only(words):
     text = " ".join(words)
     after = swap(text, "drawer 1", "drawer 2")
-    assert [after.count(w) for w in ("drawer 11", "drawer 12")] == [text.count(w) for w in ("drawer 11", "drawer 12")]
+    assert [after.count(w) for w in ("drawer 11", "drawer 12")] == [
+        text.count(w) for w in ("drawer 11", "drawer 12")
+    ]
     assert swap(text, "mug", "apple").count("mugs") == text.count("mugs")
     assert swap("drawer 11, drawer 1.", "drawer 1", "drawer 3") == "drawer 11, drawer 3."
 
@@ -59,7 +79,11 @@ def sides(pairs):
 
 def test_a_pair_is_equal_token_for_token_and_differs_in_its_action(fmt, found, pairs):
     dropped = found[2]
-    assert len(pairs) >= 15 and sum(dropped.values()) + len(pairs) <= 60 and len({c.decision.id for c, _ in pairs}) == len(pairs)
+    assert (
+        len(pairs) >= 15
+        and sum(dropped.values()) + len(pairs) <= 60
+        and len({c.decision.id for c, _ in pairs}) == len(pairs)
+    )
     assert {c.decision.reference.split()[0] for c, _ in pairs} == {"go", "take"}
     for clean, corrupt in pairs:
         assert clean.decision.reference != corrupt.decision.reference and clean.ids != corrupt.ids
@@ -81,11 +105,19 @@ def test_a_twin_is_the_decision_with_two_names_exchanged(pairs):
 def test_exchanging_two_names_in_a_decision_is_its_own_inverse_token_for_token(fmt, episodes, number):
     decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
     decision = decisions[number % len(decisions)]
-    names = [("drawer 1", "drawer 2"), ("shelf 1", "shelf 2"), ("mug", "apple"), ("pen", "book"), ("drawer 1", "drawer 11")][number % 5]
+    names = [
+        ("drawer 1", "drawer 2"),
+        ("shelf 1", "shelf 2"),
+        ("mug", "apple"),
+        ("pen", "book"),
+        ("drawer 1", "drawer 11"),
+    ][number % 5]
     twin = swapped(decision, *names)
     assert swapped(twin, *names) == decision
     a, b = fmt.prompt(decision), fmt.prompt(twin)
-    if a.spans == b.spans:  # a token of one is a token of the other, and the same one everywhere but in the names
+    if (
+        a.spans == b.spans
+    ):  # a token of one is a token of the other, and the same one everywhere but in the names
         back = fmt.prompt(swapped(b.decision, *names))
         assert back.ids == a.ids and back.spans == a.spans
 
@@ -93,7 +125,10 @@ def test_exchanging_two_names_in_a_decision_is_its_own_inverse_token_for_token(f
 def test_every_decision_is_paired_or_counted(fmt, episodes):
     decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
     clean, _, dropped = make_pairs(fmt, decisions, len(decisions), seed=1)
-    assert len(clean) + sum(dropped.values()) == len(decisions) and set(dropped) <= {"no name to swap that changes the action", "no swap of equal token length"}
+    assert len(clean) + sum(dropped.values()) == len(decisions) and set(dropped) <= {
+        "no name to swap that changes the action",
+        "no swap of equal token length",
+    }
 
 
 def test_pairs_are_drawn_by_seed(fmt, episodes):
@@ -136,10 +171,14 @@ def twin(model, pair, site, layer, mode, at=None):
             x = x.clone()
             x[0, at] = value[donor]
             return x
+
         return lambda: {(site, layer): edit}
 
     clean, corrupt = (difference(model, pair, n, mode) for n in ("clean", "corrupt"))
-    denoised, noised = difference(model, pair, "corrupt", mode, put("clean")), difference(model, pair, "clean", mode, put("corrupt"))
+    denoised, noised = (
+        difference(model, pair, "corrupt", mode, put("clean")),
+        difference(model, pair, "clean", mode, put("corrupt")),
+    )
     return clean, corrupt, (denoised - corrupt) / (clean - corrupt), (clean - noised) / (clean - corrupt)
 
 
@@ -150,13 +189,22 @@ def test_the_packed_sweep_equals_one_forward_for_each_cell(model, pairs, mode):
     chosen = [pairs[i] for i in np.argsort(gaps)[-1:]]
     sites = tuple(s for s in sites if s in model.places)
     sweep = patch(model, *sides(chosen), sites, mode=mode, minimum=0.01)
-    assert sweep.denoise.shape == sweep.noise.shape == (1, len(sites), 3) and sweep.sites == sites and sweep.path == "packed"
+    assert (
+        sweep.denoise.shape == sweep.noise.shape == (1, len(sites), 3)
+        and sweep.sites == sites
+        and sweep.path == "packed"
+    )
     assert not np.isnan(sweep.denoise).any()
     for i, pair in enumerate(chosen):
         for s, site in enumerate(sites):
             for layer in range(3):
                 slow = twin(model, pair, site, layer, mode)
-                fast = (sweep.clean[i], sweep.corrupt[i], sweep.denoise[i, s, layer], sweep.noise[i, s, layer])
+                fast = (
+                    sweep.clean[i],
+                    sweep.corrupt[i],
+                    sweep.denoise[i, s, layer],
+                    sweep.noise[i, s, layer],
+                )
                 scale = max(1.0, 1 / abs(slow[0] - slow[1]))
                 assert fast == pytest.approx(slow, abs=1e-4 * scale)
 
@@ -170,7 +218,9 @@ def test_a_span_and_the_whole_prompt_equal_one_forward_for_each_cell(llama, pair
     for s, site in enumerate(sweep.sites):
         for layer in range(3):
             slow = twin(llama, pair, site, layer, "prompt", places)
-            assert (sweep.denoise[0, s, layer], sweep.noise[0, s, layer]) == pytest.approx(slow[2:], abs=1e-4 / abs(slow[0] - slow[1]) + 1e-4)
+            assert (sweep.denoise[0, s, layer], sweep.noise[0, s, layer]) == pytest.approx(
+                slow[2:], abs=1e-4 / abs(slow[0] - slow[1]) + 1e-4
+            )
 
 
 @pytest.mark.parametrize("at", ["boundary", "observation", "prompt", "all"])
@@ -183,16 +233,24 @@ def test_every_metric_equals_its_slow_twin(model, pairs, monkeypatch, at):
     modes = ["prompt"] if at == "all" else ["prompt", "cot"]
     arguments = dict(at=[at], modes=modes, metrics=METRICS, minimum=-1e9)
     fast = patch_modes(model, *sides([pair]), **arguments)
-    monkeypatch.setattr(model, "support", Support("fast", "plain loop", "plain loop", "plain loop", "a made-up reason"))
+    monkeypatch.setattr(
+        model, "support", Support("fast", "plain loop", "plain loop", "plain loop", "a made-up reason")
+    )
     slow = patch_modes(model, *sides([pair]), **arguments)
     assert set(fast) == set(slow) == {(at, mode) for mode in modes}
     for key in fast:
         for metric in METRICS:
             a, b = fast[key].of(metric), slow[key].of(metric)
             for side in ("clean", "corrupt"):
-                np.testing.assert_allclose(getattr(a, side), getattr(b, side), rtol=0, atol=1e-4, err_msg=metric)
+                np.testing.assert_allclose(
+                    getattr(a, side), getattr(b, side), rtol=0, atol=1e-4, err_msg=metric
+                )
             for direction, over in (("denoise", "corrupt"), ("noise", "clean")):
-                nats = [getattr(x, direction)[0] * (getattr(x, over)[0] if metric == "kl" else x.clean[0] - x.corrupt[0]) for x in (a, b)]
+                nats = [
+                    getattr(x, direction)[0]
+                    * (getattr(x, over)[0] if metric == "kl" else x.clean[0] - x.corrupt[0])
+                    for x in (a, b)
+                ]
                 np.testing.assert_allclose(*nats, rtol=0, atol=2e-4, err_msg=metric)
                 assert at in ("boundary", "all") or np.nanmax(np.abs(nats[1])) > 1e-3
 
@@ -208,20 +266,45 @@ def test_metrics_are_what_they_are_called(llama, pairs):
             x = x.clone()
             x[0, pair[0].boundary] = value
             return x
+
         return {("resid_pre", layer): edit}
 
-    for name, prompt, edits in (("clean", pair[0], {}), ("corrupt", pair[1], {}), ("noised", pair[0], put(values[1])), ("denoised", pair[1], put(values[0]))):
+    for name, prompt, edits in (
+        ("clean", pair[0], {}),
+        ("corrupt", pair[1], {}),
+        ("noised", pair[0], put(values[1])),
+        ("denoised", pair[1], put(values[0])),
+    ):
         start = len(prompt.ids) + len(prompt.format.opening("prompt")) - 1
-        logp[name] = [run(llama, [*prompt.ids, *prompt.format.opening("prompt"), *end], edits)[start:start + len(end)] for end in ends]
-    whole = {name: [float(rows.gather(1, torch.tensor(end)[:, None]).sum()) for rows, end in zip(both, ends)] for name, both in logp.items()}
+        logp[name] = [
+            run(llama, [*prompt.ids, *prompt.format.opening("prompt"), *end], edits)[start : start + len(end)]
+            for end in ends
+        ]
+    whole = {
+        name: [float(rows.gather(1, torch.tensor(end)[:, None]).sum()) for rows, end in zip(both, ends)]
+        for name, both in logp.items()
+    }
     first = {name: both[0][same] for name, both in logp.items()}
-    by_hand = dict(difference={n: a - b for n, (a, b) in whole.items()}, logp={n: a for n, (a, _) in whole.items()},
-                   logit_diff={n: float(row[ends[0][same]] - row[ends[1][same]]) for n, row in first.items()})
+    by_hand = dict(
+        difference={n: a - b for n, (a, b) in whole.items()},
+        logp={n: a for n, (a, _) in whole.items()},
+        logit_diff={n: float(row[ends[0][same]] - row[ends[1][same]]) for n, row in first.items()},
+    )
     sweep = patch(llama, *sides([pair]), minimum=-1e9, metrics=METRICS)
     for metric, value in by_hand.items():
         gap, found = value["clean"] - value["corrupt"], sweep.of(metric)
-        want = value["clean"], value["corrupt"], (value["denoised"] - value["corrupt"]) / gap, (value["clean"] - value["noised"]) / gap
-        assert (found.clean[0], found.corrupt[0], found.denoise[0, 0, layer], found.noise[0, 0, layer]) == pytest.approx(want, abs=1e-4 + 1e-4 / abs(gap))
+        want = (
+            value["clean"],
+            value["corrupt"],
+            (value["denoised"] - value["corrupt"]) / gap,
+            (value["clean"] - value["noised"]) / gap,
+        )
+        assert (
+            found.clean[0],
+            found.corrupt[0],
+            found.denoise[0, 0, layer],
+            found.noise[0, 0, layer],
+        ) == pytest.approx(want, abs=1e-4 + 1e-4 / abs(gap))
 
     def kl(a, b):
         return float((first[a].exp() * (first[a] - first[b])).sum())
@@ -233,7 +316,10 @@ def test_metrics_are_what_they_are_called(llama, pairs):
 
 
 def test_more_metrics_leave_the_default_as_it_is(llama, pairs):
-    alone, more = patch(llama, *sides(pairs[:3]), minimum=1e-3), patch(llama, *sides(pairs[:3]), minimum=1e-3, metrics=["kl", "logp"])
+    alone, more = (
+        patch(llama, *sides(pairs[:3]), minimum=1e-3),
+        patch(llama, *sides(pairs[:3]), minimum=1e-3, metrics=["kl", "logp"]),
+    )
     np.testing.assert_allclose(more.denoise, alone.denoise, atol=1e-5)
     assert not alone.effects and set(more.effects) == {"kl", "logp"} and more.of("difference") is more
     with pytest.raises(ValueError, match="no metric 'logit_diff'"):
@@ -256,7 +342,9 @@ def test_kl_by_tiles_is_kl_by_whole_rows(model, monkeypatch, tile):
     with torch.inference_mode():
         base, hidden = torch.randn(2, model.d_model), torch.randn(5, 2, model.d_model)
         p, q = (model.logits(h).log_softmax(-1) for h in (base, hidden))
-        torch.testing.assert_close(divergence(model, hidden, p), (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            divergence(model, hidden, p), (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-5
+        )
         torch.testing.assert_close(divergence(model, base[None], p), torch.zeros(1, 2), rtol=0, atol=1e-5)
 
 
@@ -267,7 +355,11 @@ def test_patching_everything_gives_the_other_run_and_with_itself_nothing(model, 
     sweep = patch(model, *sides(usable), at="prompt", minimum=1e-2)
     np.testing.assert_allclose([sweep.denoise[:, 0, 0], sweep.noise[:, 0, 0]], 1, atol=1e-3)
     cells = patching._cells  # a position that is forgotten is found
-    monkeypatch.setattr(patching, "_cells", lambda model, names, values, places: cells(model, names, values, [p[:-1] for p in places], places[0]))
+    monkeypatch.setattr(
+        patching,
+        "_cells",
+        lambda model, names, values, places: cells(model, names, values, [p[:-1] for p in places], places[0]),
+    )
     assert sanity(model, *sides(usable)).everything > 1e-3
 
 
@@ -282,8 +374,15 @@ def test_resid_mid_is_replaced_in_the_stream_and_not_only_before_the_mlp(model, 
         x[0, 5] = value
         return x
 
-    run(model, pairs[0][0].ids, {("resid_mid", 1): put, ("mlp_out", 1): lambda x: seen.__setitem__("mlp_out", x.clone()),
-                                 ("resid_post", 1): lambda x: seen.__setitem__("resid_post", x.clone())})
+    run(
+        model,
+        pairs[0][0].ids,
+        {
+            ("resid_mid", 1): put,
+            ("mlp_out", 1): lambda x: seen.__setitem__("mlp_out", x.clone()),
+            ("resid_post", 1): lambda x: seen.__setitem__("resid_post", x.clone()),
+        },
+    )
     torch.testing.assert_close(seen["resid_post"][0, 5], value + seen["mlp_out"][0, 5], rtol=1e-4, atol=1e-4)
 
 
@@ -292,7 +391,9 @@ def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places)
     """Every site, head and position with its own value: the very numbers of the unpatched run."""
     prompt, size = prompts[3], len(prompts[3].ids)
     tails = [[*fmt.opening("prompt"), *fmt.action_ids(a)] for a in ("go to desk 1", "go to drawer 11")]
-    positions = dict(all=[(i,) for i in range(0, size, 7)], some=[(3, 8, size - 1)]).get(places, [(size - 1,)])
+    positions = dict(all=[(i,) for i in range(0, size, 7)], some=[(3, 8, size - 1)]).get(
+        places, [(size - 1,)]
+    )
     flat = sorted({p for place in positions for p in place})
     names = [s for s in SITES if s in model.places]
     run = Packed(model, prompt.ids, tails, [2, 3], names, flat)
@@ -303,7 +404,9 @@ def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places)
 
 def test_a_pair_of_equal_runs_has_no_difference_to_divide_by(model, pairs):
     clean, corrupt = pairs[0]
-    same = replace(clean, decision=replace(corrupt.decision, trace=clean.decision.trace))  # another action, the same run
+    same = replace(
+        clean, decision=replace(corrupt.decision, trace=clean.decision.trace)
+    )  # another action, the same run
     sweep = patch(model, [clean], [same], mode="cot")
     assert sweep.dropped == 1 and sweep.clean == pytest.approx(sweep.corrupt, abs=1e-5)
 
@@ -315,8 +418,12 @@ def far_apart(pairs, model, from_=-1):
 
     def made(first, second):
         changed = [33 + (7 * i) % 300 for i in range(len(clean.ids[from_:]))]
-        return (replace(clean, decision=replace(clean.decision, reference=first)),
-                replace(clean, ids=(*clean.ids[:from_], *changed), decision=replace(clean.decision, reference=second)))
+        return (
+            replace(clean, decision=replace(clean.decision, reference=first)),
+            replace(
+                clean, ids=(*clean.ids[:from_], *changed), decision=replace(clean.decision, reference=second)
+            ),
+        )
 
     found = made(*actions)
     if difference(model, found, "clean", "prompt") < difference(model, found, "corrupt", "prompt"):
@@ -334,7 +441,10 @@ def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20, kept=N
     """Log-probabilities of every cell by the packed sweep and by its slow twin, the latter kept in `kept`."""
     kept = {} if kept is None else kept
     key = type(model.hf).__name__, names, tuple(positions)
-    tails = [[*fmt.opening("prompt"), *fmt.action_ids(a)] for a in ("go to desk 1", "go to drawer 11", "take mug 1 from desk 1")]
+    tails = [
+        [*fmt.opening("prompt"), *fmt.action_ids(a)]
+        for a in ("go to desk 1", "go to drawer 11", "take mug 1 from desk 1")
+    ]
     arguments = prompt.ids, tails, [2, 3, 6], names, sorted({p for place in positions for p in place})
     fast, slow = Packed(model, *arguments, budget=budget), Plain(model, *arguments)
     values = {at: value.flip(-1) for at, value in Plain(model, donor.ids, *arguments[1:]).values.items()}
@@ -347,15 +457,25 @@ def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20, kept=N
     return fast.patched(cells), kept[key], fast.base
 
 
-@pytest.mark.parametrize("budget, long", [(256 * 2**20, 64), (256 * 2**20, 10**6), (256 * 2**20, 0), (200_000, 64)])
-@pytest.mark.parametrize("names, places", [(("resid_pre", "attn_out", "mlp_out"), "grid"), (("z",), "boundary"), (("resid_post", "z"), "span")])
+@pytest.mark.parametrize(
+    "budget, long", [(256 * 2**20, 64), (256 * 2**20, 10**6), (256 * 2**20, 0), (200_000, 64)]
+)
+@pytest.mark.parametrize(
+    "names, places",
+    [(("resid_pre", "attn_out", "mlp_out"), "grid"), (("z",), "boundary"), (("resid_post", "z"), "span")],
+)
 def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(
-        model, fmt, pairs, monkeypatch, kept, names, places, budget, long):
+    model, fmt, pairs, monkeypatch, kept, names, places, budget, long
+):
     """Side by side in one row, as rows of a batch, and mixed, in large passes and small ones."""
     monkeypatch.setattr(sweeps, "LONG", long)
     prompt, donor = pairs[0]
     size = len(prompt.ids)
-    positions = dict(grid=[(i,) for i in range(2, size, 11)], boundary=[(size - 1,)], span=[tuple(prompt.positions("observation").tolist())])[places]
+    positions = dict(
+        grid=[(i,) for i in range(2, size, 11)],
+        boundary=[(size - 1,)],
+        span=[tuple(prompt.positions("observation").tolist())],
+    )[places]
     fast, slow, base = both(model, fmt, prompt, donor, names, positions, budget, kept)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
     assert (slow - base).abs().max() > 1e-3  # and the cells do something
@@ -378,7 +498,9 @@ def test_a_pass_that_does_not_fit_is_halved_until_it_does(llama, fmt, pairs, mon
     fast, slow, _ = both(llama, fmt, prompt, donor, ("resid_pre",), positions)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
     assert max(sizes) > 3
-    monkeypatch.setattr(Packed, path, lambda self, cells: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    monkeypatch.setattr(
+        Packed, path, lambda self, cells: (_ for _ in ()).throw(torch.OutOfMemoryError("no room"))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         both(llama, fmt, prompt, donor, ("resid_pre",), positions)
 
@@ -388,7 +510,13 @@ def test_a_model_that_cannot_be_packed_takes_the_plain_loop_and_says_so(tokenize
     fast = patch(model, *sides(pairs[:1]), ("resid_pre", "z"), minimum=0.01)
     model.support = Support("fast", "plain loop", "plain loop", "plain loop", "a made-up reason")
     slow = patch(model, *sides(pairs[:1]), ("resid_pre", "z"), minimum=0.01)
-    assert slow.path == "plain loop: a made-up reason" and fast.sites == slow.sites == ("resid_pre", "z.0", "z.1", "z.2", "z.3")
+    assert slow.path == "plain loop: a made-up reason" and fast.sites == slow.sites == (
+        "resid_pre",
+        "z.0",
+        "z.1",
+        "z.2",
+        "z.3",
+    )
     np.testing.assert_allclose(fast.denoise, slow.denoise, atol=1e-2)
 
 
@@ -411,7 +539,11 @@ def test_several_places_from_one_reading_are_the_places_by_themselves(llama, pai
 
 
 def test_the_grid_has_the_boundary_as_its_last_column_and_ends_where_a_prompt_ends(llama, pairs):
-    usable = [p for p in sorted(pairs, key=lambda p: len(p[0].ids)) if not patch(llama, *sides([p]), minimum=1e-3).dropped]
+    usable = [
+        p
+        for p in sorted(pairs, key=lambda p: len(p[0].ids))
+        if not patch(llama, *sides([p]), minimum=1e-3).dropped
+    ]
     chosen = [usable[0], usable[-1]]
     assert len(usable[0][0].ids) < len(usable[-1][0].ids)
     grid = patch(llama, *sides(chosen), ("resid_pre",), at="all", minimum=1e-3)
@@ -421,12 +553,16 @@ def test_the_grid_has_the_boundary_as_its_last_column_and_ends_where_a_prompt_en
         np.testing.assert_allclose(grid.denoise[i, :, :, size - 1], edge.denoise[i], atol=1e-2)
         assert np.isnan(grid.denoise[i, :, :, size:]).all()
         first = next(k for k, (a, b) in enumerate(zip(clean.ids, corrupt.ids)) if a != b)
-        np.testing.assert_allclose(grid.denoise[i, :, :, :first], 0, atol=1e-2)  # equal tokens so far, equal activations
+        np.testing.assert_allclose(
+            grid.denoise[i, :, :, :first], 0, atol=1e-2
+        )  # equal tokens so far, equal activations
 
 
 @pytest.mark.parametrize("mode", ["prompt", "cot"])
 def test_patching_everything_that_differs_gives_the_other_run(model, pairs, mode):
-    sweep = patch(model, *sides([far_apart(pairs, model)]), ("resid_pre", "resid_post"), mode=mode, minimum=-1e9)
+    sweep = patch(
+        model, *sides([far_apart(pairs, model)]), ("resid_pre", "resid_post"), mode=mode, minimum=-1e9
+    )
     rounding = max(1e-4, 1e-5 / abs(sweep.clean[0] - sweep.corrupt[0]))
     assert rounding < 0.1
     assert [sweep.denoise[0, 0, 0], sweep.noise[0, 0, 0]] == pytest.approx([1, 1], abs=rounding)
@@ -470,10 +606,15 @@ def test_heads_are_cut_by_each_layer_s_own_width(fmt, pairs):
     tails, scored = continuations(clean, corrupt, fmt.tail(None))
     for layer in (0, 1, 2):
         width = model.blocks[layer].self_attn.o_proj.in_features // 4
-        runs = {run: Plain(model, p.ids, tails, scored, ["z"], [len(p.ids) - 1]) for run, p in (("clean", clean), ("corrupt", corrupt))}
+        runs = {
+            run: Plain(model, p.ids, tails, scored, ["z"], [len(p.ids) - 1])
+            for run, p in (("clean", clean), ("corrupt", corrupt))
+        }
         for head in range(4):
             columns = slice(head * width, (head + 1) * width)
-            cell = Cell("z", layer, (len(clean.ids) - 1,), runs["clean"].values["z", layer][:, columns], columns)
+            cell = Cell(
+                "z", layer, (len(clean.ids) - 1,), runs["clean"].values["z", layer][:, columns], columns
+            )
             logp = runs["corrupt"].patched([cell])[0]
             effect = (logp[0] - logp[1] - sweep.corrupt[0]) / (sweep.clean[0] - sweep.corrupt[0])
             assert sweep.denoise[0, head, layer] == pytest.approx(effect.item(), abs=1e-3)

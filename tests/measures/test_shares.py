@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from interp.measures.shares import DEFINITIONS, METRICS, VERSIONS, by_span, sequence, shares, token_mass
 from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel
 from interp.prompts.format import SPANS
-from interp.measures.shares import DEFINITIONS, METRICS, VERSIONS, by_span, sequence, shares, token_mass
 from tests.conftest import tiny_hf
-
 
 #: Of finite differences: small for what is not linear, large for Llama's norm, which rounds to float32.
 STEP = 5e-3
@@ -42,7 +41,12 @@ def members(spans):
 
 def normalised(mass, spans):
     """[version, layer, span] by a loop over spans and layers."""
-    return np.array([[[row[skip:][spans[skip:] == name].sum() / row[skip:].sum() for name in SPANS] for row in mass] for skip in (0, 1)])
+    return np.array(
+        [
+            [[row[skip:][spans[skip:] == name].sum() / row[skip:].sum() for name in SPANS] for row in mass]
+            for skip in (0, 1)
+        ]
+    )
 
 
 def parts(prompt):
@@ -57,12 +61,18 @@ def test_every_token_has_one_span(prompts, fmt):
     assert len(ids) == len(spans) and set(spans) <= set(SPANS)
     assert ids == [*prompt.ids, *fmt.with_trace(d.trace), *fmt.action_ids(d.reference)]
     text = {name: fmt.text([i for i, s in zip(ids, spans) if s == name]) for name in SPANS}
-    assert text["cot"] == f"<think>{d.trace}</think>" and text["action_tag"] == "<action>" and text["action"] == f"{d.reference}</action>"
-    assert tuple(spans[:len(prompt.ids)]) == prompt.spans
-    as_ids = sequence(prompt, fmt.with_trace(d.trace)[len(fmt.opening("cot")):], d.reference)
+    assert (
+        text["cot"] == f"<think>{d.trace}</think>"
+        and text["action_tag"] == "<action>"
+        and text["action"] == f"{d.reference}</action>"
+    )
+    assert tuple(spans[: len(prompt.ids)]) == prompt.spans
+    as_ids = sequence(prompt, fmt.with_trace(d.trace)[len(fmt.opening("cot")) :], d.reference)
     assert as_ids[0] == ids and (as_ids[1] == spans).all()
     at_once, spans = sequence(prompt, None, d.reference)
-    assert at_once == [*prompt.ids, *fmt.opening("prompt"), *fmt.action_ids(d.reference)] and "cot" not in spans
+    assert (
+        at_once == [*prompt.ids, *fmt.opening("prompt"), *fmt.action_ids(d.reference)] and "cot" not in spans
+    )
 
 
 def test_attention_equals_the_plain_models_patterns(model, few, found):
@@ -87,9 +97,10 @@ def leaf_loss(model, ids, n, layer, moved):
     def edit(tensor):
         own[0] = tensor
         return None if moved is None else moved[None]
+
     with model.taps({("resid_pre", layer): edit}):
         logits = model.hf(torch.tensor([ids]), use_cache=False).logits[0].float()
-    return -logits[-n - 1:-1].log_softmax(-1).gather(1, torch.tensor(ids[-n:])[:, None])[:, 0], own[0][0]
+    return -logits[-n - 1 : -1].log_softmax(-1).gather(1, torch.tensor(ids[-n:])[:, None])[:, 0], own[0][0]
 
 
 def test_the_residual_gradient_equals_autograd_layer_by_layer(model, few, found):
@@ -108,12 +119,14 @@ def test_the_residual_gradient_equals_autograd_layer_by_layer(model, few, found)
 
 def value_loss(twin, ids, n, layer, edit):
     """-log p of the last n tokens [n] where `edit` [token, kv_head * head_dim] is added to a layer's values."""
-    handle = twin.model.layers[layer].self_attn.v_proj.register_forward_hook(lambda module, args, output: output + edit)
+    handle = twin.model.layers[layer].self_attn.v_proj.register_forward_hook(
+        lambda module, args, output: output + edit
+    )
     try:
         logits = twin(torch.tensor([ids]), use_cache=False).logits[0]
     finally:
         handle.remove()
-    return -logits[-n - 1:-1].log_softmax(-1).gather(1, torch.tensor(ids[-n:])[:, None])[:, 0]
+    return -logits[-n - 1 : -1].log_softmax(-1).gather(1, torch.tensor(ids[-n:])[:, None])[:, 0]
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +148,19 @@ def test_the_value_gradient_equals_finite_differences_with_grouped_heads(exact, 
                 for number in range(2 * width):
                     edit = torch.zeros(len(ids), 2 * width, dtype=torch.float64)
                     edit[i, number] = STEP
-                    slope[:, number] = (value_loss(twin, ids, n, layer, edit) - value_loss(twin, ids, n, layer, -edit)).numpy() / (2 * STEP)
+                    slope[:, number] = (
+                        value_loss(twin, ids, n, layer, edit) - value_loss(twin, ids, n, layer, -edit)
+                    ).numpy() / (2 * STEP)
                 for t in range(n):
                     for head in range(4):
                         shared = head // 2
                         alpha = float(alphas[layer][0, head, len(ids) - n - 1 + t, i])
-                        mass[layer, i] += np.linalg.norm(alpha * slope[t, shared * width:(shared + 1) * width])
-    np.testing.assert_allclose(token_mass(model, list(ids), n)[0][DEFINITIONS.index("gradient_value")], mass, rtol=2e-3, atol=1e-4)
+                        mass[layer, i] += np.linalg.norm(
+                            alpha * slope[t, shared * width : (shared + 1) * width]
+                        )
+    np.testing.assert_allclose(
+        token_mass(model, list(ids), n)[0][DEFINITIONS.index("gradient_value")], mass, rtol=2e-3, atol=1e-4
+    )
 
 
 def test_the_value_gradient_equals_autograd_on_the_projection(llama, few):
@@ -154,7 +173,7 @@ def test_the_value_gradient_equals_autograd_on_the_projection(llama, few):
         edit = torch.zeros(len(ids), 16, requires_grad=True)
         loss = value_loss(twin, ids, n, layer, edit)
         for t in range(n):
-            gradient, = torch.autograd.grad(loss[t], edit, retain_graph=True)
+            (gradient,) = torch.autograd.grad(loss[t], edit, retain_graph=True)
             for head in range(4):
                 alpha = alphas[layer][0, head, len(ids) - n - 1 + t]
                 mass[layer] += (alpha[:, None] * gradient.view(-1, 2, 8)[:, head // 2]).norm(dim=-1).numpy()
@@ -164,7 +183,11 @@ def test_the_value_gradient_equals_autograd_on_the_projection(llama, few):
 
 
 def test_shares_and_token_shares_sum_to_one(model, found, few):
-    assert found.share.shape == found.token_share.shape == (len(DEFINITIONS), len(VERSIONS), len(few), model.n_layers, len(SPANS))
+    assert (
+        found.share.shape
+        == found.token_share.shape
+        == (len(DEFINITIONS), len(VERSIONS), len(few), model.n_layers, len(SPANS))
+    )
     np.testing.assert_allclose(found.share.sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(found.token_share.sum(-1), 1, atol=1e-9)
     assert found.prompts == tuple(p.hash for p in few) and found.weights_hash == model.weights_hash
@@ -185,15 +208,28 @@ def test_token_shares_are_those_of_the_tokens_that_can_be_seen(model, found, few
         mass, even = token_mass(model, ids, n)
         gradient, reach = mass[DEFINITIONS.index("gradient_resid")], even[DEFINITIONS.index("gradient_resid")]
         assert ((gradient > 0) == (reach > 0)).all() and not reach[:, -1].any()
-        np.testing.assert_allclose(found.of("gradient_resid", metric="token_share")[i], reach @ members(spans) / reach.sum(1, keepdims=True))
+        np.testing.assert_allclose(
+            found.of("gradient_resid", metric="token_share")[i],
+            reach @ members(spans) / reach.sum(1, keepdims=True),
+        )
 
 
 def test_without_the_sink_the_first_position_is_left_out_and_the_rest_renormalised():
     spans = np.array(["template", "template", "task", "boundary", "action"])
     mass = np.array([[[0.6, 0.1, 0.1, 0.0, 0.2]]])
     every, without = by_span(mass, spans)[0, :, 0]
-    assert dict(zip(SPANS, every.round(9))) == {**dict.fromkeys(SPANS, 0.0), "template": 0.7, "task": 0.1, "action": 0.2}
-    assert dict(zip(SPANS, without.round(9))) == {**dict.fromkeys(SPANS, 0.0), "template": 0.25, "task": 0.25, "action": 0.5}
+    assert dict(zip(SPANS, every.round(9))) == {
+        **dict.fromkeys(SPANS, 0.0),
+        "template": 0.7,
+        "task": 0.1,
+        "action": 0.2,
+    }
+    assert dict(zip(SPANS, without.round(9))) == {
+        **dict.fromkeys(SPANS, 0.0),
+        "template": 0.25,
+        "task": 0.25,
+        "action": 0.5,
+    }
     assert np.isnan(by_span(np.zeros((1, 1, 5)), spans)).all()
 
 
@@ -212,14 +248,30 @@ def test_soft_caps_that_bite_are_in_the_patterns(tokenizer, few):
     model = HookedModel(tiny_hf("Gemma2", tokenizer, attn_logit_softcapping=0.5), tokenizer)
     ids, spans, n = parts(few[0])
     with torch.inference_mode():
-        mass = np.array([p[0, :, -n:].mean((0, 1)).numpy() for p in eager_twin(model)(torch.tensor([ids]), output_attentions=True).attentions])
-    np.testing.assert_allclose(shares(model, few[:1]).of("attention")[0], normalised(mass, spans)[0], atol=2e-5)
+        mass = np.array(
+            [
+                p[0, :, -n:].mean((0, 1)).numpy()
+                for p in eager_twin(model)(torch.tensor([ids]), output_attentions=True).attentions
+            ]
+        )
+    np.testing.assert_allclose(
+        shares(model, few[:1]).of("attention")[0], normalised(mass, spans)[0], atol=2e-5
+    )
 
 
 def state(model):
-    hooks = sum(len(getattr(m, kind)) for m in model.hf.modules() for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
-    return (model.hf.config._attn_implementation, hooks, model.hf.training, [p.requires_grad for p in model.hf.parameters()],
-            [p.grad for p in model.hf.parameters()])
+    hooks = sum(
+        len(getattr(m, kind))
+        for m in model.hf.modules()
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    )
+    return (
+        model.hf.config._attn_implementation,
+        hooks,
+        model.hf.training,
+        [p.requires_grad for p in model.hf.parameters()],
+        [p.grad for p in model.hf.parameters()],
+    )
 
 
 def test_the_model_is_left_as_it_was(model, few):
@@ -234,7 +286,9 @@ def test_the_model_is_left_as_it_was(model, few):
 
 def test_a_pass_that_fails_leaves_the_model_as_it_was(llama, few, monkeypatch):
     before = state(llama)
-    monkeypatch.setattr(type(llama), "packed", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(
+        type(llama), "packed", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of memory"))
+    )
     with pytest.raises(RuntimeError, match="out of memory"):
         shares(llama, few[:1])
     assert state(llama) == before
@@ -242,8 +296,13 @@ def test_a_pass_that_fails_leaves_the_model_as_it_was(llama, few, monkeypatch):
 
 def test_a_model_that_attends_otherwise_when_eager_is_refused_by_name(tokenizer, few, monkeypatch):
     model = HookedModel(tiny_hf("Llama", tokenizer), tokenizer)
-    monkeypatch.setattr("transformers.models.llama.modeling_llama.repeat_kv", lambda x, n: x.repeat(1, n, 1, 1))  # eager only: the wrong groups
-    with pytest.raises(NotImplementedError, match="LlamaForCausalLM is not supported: attending eagerly it computes something else"):
+    monkeypatch.setattr(
+        "transformers.models.llama.modeling_llama.repeat_kv", lambda x, n: x.repeat(1, n, 1, 1)
+    )  # eager only: the wrong groups
+    with pytest.raises(
+        NotImplementedError,
+        match="LlamaForCausalLM is not supported: attending eagerly it computes something else",
+    ):
         shares(model, few[:1])
     assert model.hf.config._attn_implementation == "sdpa"
 
@@ -256,8 +315,13 @@ def test_patterns_that_do_not_sum_to_one_or_are_not_given_are_refused_by_name(to
     monkeypatch.setattr(model.hf, "set_attn_implementation", lambda name: None)
     with pytest.raises(NotImplementedError, match="LlamaForCausalLM gives no attention pattern at layer 0"):
         shares(model, few[:1])
-    monkeypatch.setattr(model, "support", SimpleNamespace(mediation="plain loop", reason="packed tokens do not come out"))
-    with pytest.raises(NotImplementedError, match="LlamaForCausalLM is not supported for shares: packed tokens do not come out"):
+    monkeypatch.setattr(
+        model, "support", SimpleNamespace(mediation="plain loop", reason="packed tokens do not come out")
+    )
+    with pytest.raises(
+        NotImplementedError,
+        match="LlamaForCausalLM is not supported for shares: packed tokens do not come out",
+    ):
         shares(model, few[:1])
 
 
@@ -275,7 +339,11 @@ def test_wrong_requests_are_refused(llama, few, fmt):
     with pytest.raises(ValueError, match="this model reads at most 1024"):
         shares(llama, few[:1], traces=["Next I check drawer 1. " * 400])
     found = shares(llama, few[:1])
-    for wrong in (dict(definition="rollout"), dict(definition="attention", version="x"), dict(definition="attention", metric="y")):
+    for wrong in (
+        dict(definition="rollout"),
+        dict(definition="attention", version="x"),
+        dict(definition="attention", metric="y"),
+    ):
         with pytest.raises(ValueError, match="There is no"):
             found.of(**wrong)
     assert METRICS == ("share", "token_share", "ratio")

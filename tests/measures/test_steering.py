@@ -7,16 +7,25 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from interp.measures import steering
-from interp.environments.alfworld.commands import parse
 from interp.engine.decoding import decode, said
-from interp.probing.directions import orthogonal_directions, parting_token, probe_direction, shuffled_direction, unembedding_direction
-from interp.models.hooked import HookedModel, Support
-from interp.prompts.format import PromptFormat
+from interp.environments.alfworld.commands import parse
+from interp.measures import steering
 from interp.measures.steering import METRICS, POSITIONS, steer
+from interp.models.hooked import HookedModel, Support
+from interp.probing.directions import (
+    orthogonal_directions,
+    parting_token,
+    probe_direction,
+    shuffled_direction,
+    unembedding_direction,
+)
+from interp.prompts.format import PromptFormat
 from tests.conftest import tiny_hf
 
-EVERY = [*((position, "cot") for position in POSITIONS), *((position, "prompt") for position in POSITIONS if position != "cot")]
+EVERY = [
+    *((position, "cot") for position in POSITIONS),
+    *((position, "prompt") for position in POSITIONS if position != "cot"),
+]
 
 
 def drawn(model, n=2, seed=0):
@@ -31,7 +40,9 @@ def texts(found):
 def generated(monkeypatch):
     """The ids of every decoding that `steer` parses, in its order."""
     seen, real = [], steering.said
-    monkeypatch.setattr(steering, "said", lambda fmt, ids, *rest: seen.append(tuple(ids)) or real(fmt, ids, *rest))
+    monkeypatch.setattr(
+        steering, "said", lambda fmt, ids, *rest: seen.append(tuple(ids)) or real(fmt, ids, *rest)
+    )
     return seen
 
 
@@ -41,10 +52,18 @@ def by_hand(model, prompt, vector, layer, position, mode, limit):
     stop = fmt.ended(mode)
     while not (out and (stop(out) or len(out) == limit)):
         opening = fmt.opening(mode)
-        phases = ["before"] * prompt.boundary + ["boundary"] + ["action" if mode == "prompt" else "cot"] * len(opening)
-        opened = [mode == "prompt" or fmt.style.lead(fmt.text(out[:i + 1])) is not None for i in range(len(out))]
+        phases = (
+            ["before"] * prompt.boundary
+            + ["boundary"]
+            + ["action" if mode == "prompt" else "cot"] * len(opening)
+        )
+        opened = [
+            mode == "prompt" or fmt.style.lead(fmt.text(out[: i + 1])) is not None for i in range(len(out))
+        ]
         phases += ["action" if o else "cot" for o in opened]
-        where = torch.tensor([p == position or position == "everywhere" and p != "before" for p in phases])[:, None]
+        where = torch.tensor([p == position or position == "everywhere" and p != "before" for p in phases])[
+            :, None
+        ]
 
         def hook(module, args, output):
             first = output[0] if isinstance(output, tuple) else output
@@ -53,15 +72,27 @@ def by_hand(model, prompt, vector, layer, position, mode, limit):
 
         handle = model.blocks[layer].register_forward_hook(hook)
         with torch.inference_mode():
-            out.append(int(model.hf(torch.tensor([[*prompt.ids, *opening, *out]]), use_cache=False).logits[0, -1].argmax()))
+            out.append(
+                int(
+                    model.hf(torch.tensor([[*prompt.ids, *opening, *out]]), use_cache=False)
+                    .logits[0, -1]
+                    .argmax()
+                )
+            )
         handle.remove()
     return tuple(out)
 
 
 @pytest.mark.parametrize("position,mode", EVERY)
-def test_the_batched_path_equals_both_plain_loops_on_every_architecture(model, prompts, generated, monkeypatch, position, mode):
+def test_the_batched_path_equals_both_plain_loops_on_every_architecture(
+    model, prompts, generated, monkeypatch, position, mode
+):
     """Word for word, and in every logit that a word was chosen by: random weights often say one word, steered or not."""
-    some, given, logits = prompts[:2], dict(target="x", position=position, mode=mode, alphas=(0.0, 0.5, -3.0), max_new_tokens=4), []
+    some, given, logits = (
+        prompts[:2],
+        dict(target="x", position=position, mode=mode, alphas=(0.0, 0.5, -3.0), max_new_tokens=4),
+        [],
+    )
     real = model.logits
 
     def watched(hidden, *part):
@@ -74,10 +105,21 @@ def test_the_batched_path_equals_both_plain_loops_on_every_architecture(model, p
     fast = steer(model, some, {"random": drawn(model)}, 1, **given)
     ids, batched = list(generated), torch.cat([each.reshape(-1, each.shape[-1]) for each in logits])
     logits.clear()
-    monkeypatch.setitem(model.__dict__, "support", replace(model.support, trajectory="plain loop", reason="a made-up reason"))
-    slow = steer(model, some, {"random": drawn(model)}, 1, unsteered=decode(model, some, mode, max_new_tokens=4), **given)
-    assert (fast.path, slow.path) == ("batched", "plain loop: a made-up reason") and texts(fast) == texts(slow)
-    assert ids == generated[len(ids):] and len(ids) == 2 * (1 + 2 * 2)
+    monkeypatch.setitem(
+        model.__dict__, "support", replace(model.support, trajectory="plain loop", reason="a made-up reason")
+    )
+    slow = steer(
+        model,
+        some,
+        {"random": drawn(model)},
+        1,
+        unsteered=decode(model, some, mode, max_new_tokens=4),
+        **given,
+    )
+    assert (fast.path, slow.path) == ("batched", "plain loop: a made-up reason") and texts(fast) == texts(
+        slow
+    )
+    assert ids == generated[len(ids) :] and len(ids) == 2 * (1 + 2 * 2)
     alone = torch.stack([each for each in logits if each.ndim == 1])
     assert torch.cdist(alone, batched, p=float("inf")).amin(1).max() < 1e-3 * alone.abs().max()
     fewest = 8 if position == "action" and mode == "cot" else 16  # no tag is opened, so nothing is steered
@@ -88,38 +130,84 @@ def test_the_batched_path_equals_both_plain_loops_on_every_architecture(model, p
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_the_batched_path_equals_the_plain_loop_where_actions_are_written(trained, trained_prompts, generated, position):
+def test_the_batched_path_equals_the_plain_loop_where_actions_are_written(
+    trained, trained_prompts, generated, position
+):
     """A model that closes its tags: traces of many lengths, tags opened at different times, rows that end early."""
     some, vectors, budgets = trained_prompts[1:40:8], drawn(trained), (24576, 1000)
     for budget in budgets:
-        found = steer(trained, some, {"random": vectors}, 1, target="drawer", position=position, alphas=(0.7,), parser=parse, batch_tokens=budget)
+        found = steer(
+            trained,
+            some,
+            {"random": vectors},
+            1,
+            target="drawer",
+            position=position,
+            alphas=(0.7,),
+            parser=parse,
+            batch_tokens=budget,
+        )
     cells = [0 * vectors[0], *(0.7 * found.norm * w / np.linalg.norm(w) for w in vectors)]
-    plain = [steering._plain(trained, p, torch.tensor(v, dtype=torch.float32), 1, position, "cot", 96) for v in cells for p in some]
+    plain = [
+        steering._plain(trained, p, torch.tensor(v, dtype=torch.float32), 1, position, "cot", 96)
+        for v in cells
+        for p in some
+    ]
     assert generated == plain * len(budgets) and sum(a is not None for a in found.unsteered) > 3
-    assert len({len(ids) for ids in plain}) > 2 and (position == "boundary" or any(c.flip.any() for c in found.cells))
+    assert len({len(ids) for ids in plain}) > 2 and (
+        position == "boundary" or any(c.flip.any() for c in found.cells)
+    )
 
 
 def test_a_tag_of_several_tokens_opens_with_the_last_of_them(llama, episodes, generated):
     fmt = PromptFormat(llama.tokenizer, style="react")
     tag, ids = steering._Tag(fmt), [*fmt.encode("I look.\nAction:"), *fmt.encode(" go\n")]
-    assert fmt.text(ids[:tag.place(ids) + 1]).endswith("Action:") and not fmt.text(ids[:tag.place(ids)]).endswith("Action:")
+    assert fmt.text(ids[: tag.place(ids) + 1]).endswith("Action:") and not fmt.text(
+        ids[: tag.place(ids)]
+    ).endswith("Action:")
     assert len(fmt.encode("\nAction:")) > 1 and tag.place(fmt.encode("Actions: I look")) is None
     some = [fmt.prompt(d) for d in episodes["test_in_domain"][0].decisions()[:2]]
     unsteered = [said(fmt, ids, "cot")] * 2  # a trace that random weights would never write
-    steer(llama, some, {"random": drawn(llama, 1)}, 1, target="x", position="action", alphas=(2.0,), unsteered=unsteered, max_new_tokens=len(ids))
-    told = ids[:tag.place(ids) + 1]
-    assert all(found[:len(told)] == tuple(told) and len(found) <= len(ids) for found in generated) and len(set(generated)) > 1
+    steer(
+        llama,
+        some,
+        {"random": drawn(llama, 1)},
+        1,
+        target="x",
+        position="action",
+        alphas=(2.0,),
+        unsteered=unsteered,
+        max_new_tokens=len(ids),
+    )
+    told = ids[: tag.place(ids) + 1]
+    assert (
+        all(found[: len(told)] == tuple(told) and len(found) <= len(ids) for found in generated)
+        and len(set(generated)) > 1
+    )
 
 
 @pytest.mark.parametrize("position,mode", EVERY)
-def test_alpha_zero_changes_nothing_and_its_resample_rate_is_zero(trained, trained_prompts, generated, position, mode):
+def test_alpha_zero_changes_nothing_and_its_resample_rate_is_zero(
+    trained, trained_prompts, generated, position, mode
+):
     some = trained_prompts[:12]
     plain = decode(trained, some, mode, parser=parse)
-    found = steer(trained, some, {"a": drawn(trained, 3), "b": drawn(trained, 1, 9)}, 1, target="drawer", position=position, mode=mode, alphas=(0.0,),
-                  parser=parse)
+    found = steer(
+        trained,
+        some,
+        {"a": drawn(trained, 3), "b": drawn(trained, 1, 9)},
+        1,
+        target="drawer",
+        position=position,
+        mode=mode,
+        alphas=(0.0,),
+        parser=parse,
+    )
     assert generated == [s.ids for s in plain] and found.unsteered == [s.action for s in plain]
     rate = found.resample.mean()
-    assert rate == 0, f"The steered path at alpha 0 differs from the plain decoding on {rate:.1%} of the decisions: it is not exact."
+    assert rate == 0, (
+        f"The steered path at alpha 0 differs from the plain decoding on {rate:.1%} of the decisions: it is not exact."
+    )
     for cell in found.cells:
         assert not cell.flip.any() and not cell.to_target.any()
         assert cell.parsed.tolist() == [[a is not None for a in found.unsteered]] * len(cell.action)
@@ -135,9 +223,18 @@ def chain(tokenizer):
     ids = [tokenizer(w, add_special_tokens=False)["input_ids"] for w in words]
     assert all(len(i) == 1 for i in ids)
     think, dot, close, act, apple, mug, end = (i[0] for i in ids)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-                         tie_word_embeddings=False, max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
-                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        tie_word_embeddings=False,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     hf = LlamaForCausalLM(config)
     for parameter in hf.parameters():
         parameter.data.fill_(1.0 if parameter.ndim == 1 else 0.0)
@@ -158,11 +255,23 @@ def test_a_planted_direction_flips_the_action_to_the_wanted_token(chain, prompts
     w = unembedding_direction(model, mug)
     assert parting_token(fmt, " mug", " apple") == mug and np.allclose(w[[3, 10]], [0.8, 0.6])
     for position in [p for p, m in EVERY if m == mode]:
-        found = steer(model, prompts[:4], {"unembedding": w, "other": orthogonal_directions(w, 3)}, 1, target="mug", position=position, mode=mode,
-                      alphas=(0.0, 0.5, 1.5), classify=str, max_new_tokens=6)
+        found = steer(
+            model,
+            prompts[:4],
+            {"unembedding": w, "other": orthogonal_directions(w, 3)},
+            1,
+            target="mug",
+            position=position,
+            mode=mode,
+            alphas=(0.0, 0.5, 1.5),
+            classify=str,
+            max_new_tokens=6,
+        )
         assert found.norm == pytest.approx(1) and found.unsteered == ["apple"] * 4
         steered = texts(found)
-        assert steered["unembedding", 0.5] == steered["unembedding", 0.0] == [["apple"] * 4]  # 4 + 5/2 does not reach 5 + 4/2
+        assert (
+            steered["unembedding", 0.5] == steered["unembedding", 0.0] == [["apple"] * 4]
+        )  # 4 + 5/2 does not reach 5 + 4/2
         reaches = position in ("action", "everywhere")
         assert steered["unembedding", 1.5] == [["mug" if reaches else "apple"] * 4], position
         values, decision = found.column("unembedding", 1.5, "to_target")
@@ -171,17 +280,28 @@ def test_a_planted_direction_flips_the_action_to_the_wanted_token(chain, prompts
 
 
 def test_what_counts_as_a_flip_over_all_and_over_parsed_decisions():
-    before, action = ["go to desk 1", None, None, "look", "go to shelf 2"], [["go to shelf 1", None, "look", None, "go to shelf 1"]]
+    before, action = (
+        ["go to desk 1", None, None, "look", "go to shelf 2"],
+        [["go to shelf 1", None, "look", None, "go to shelf 1"]],
+    )
     cell = steering._counted("probe", 2.0, action, before, steering.actions.target, "shelf")
     resample = np.zeros(5, dtype=bool)
     found = steering.Steering("cot", "cot", 0, 1.0, "shelf", "batched", before, resample, (cell,))
     columns = {m: [x.tolist() for x in found.column("probe", 2.0, m)] for m in METRICS}
     assert columns["flip"] == [[True, False, True, True, True], [0, 1, 2, 3, 4]]
     assert columns["flip_parsed"] == [[True, True], [0, 4]]
-    assert columns["to_target"][0] == [True, False, False, False, False]  # shelf 2 to shelf 1 is a flip, but not into the class
+    assert columns["to_target"][0] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]  # shelf 2 to shelf 1 is a flip, but not into the class
     assert columns["parse"][0] == [True, False, True, False, True]
     resample[0] = True
-    assert found.column("probe", 2.0, "flip")[0].tolist() == [0, 0, 1, 1, 1] and found.column("probe", 2.0, "flip_parsed")[0].tolist() == [0, 1]
+    assert found.column("probe", 2.0, "flip")[0].tolist() == [0, 0, 1, 1, 1] and found.column(
+        "probe", 2.0, "flip_parsed"
+    )[0].tolist() == [0, 1]
     with pytest.raises(ValueError, match="no 'flip' of 'probe' at alpha 3.*probe 2"):
         found.column("probe", 3.0, "flip")
 
@@ -195,13 +315,26 @@ def test_directions_point_from_b_to_a_and_baselines_are_orthogonal_unit_and_seed
         assert w.shape == (16,) and np.linalg.norm(w) == pytest.approx(1) and w.argmax() == 2 and w[2] > 0.5
         assert probe_direction(acts, labels, "drawer", "shelf", method) == pytest.approx(-w, abs=1e-3)
         shuffled = [shuffled_direction(acts, labels, "shelf", "drawer", method, seed) for seed in (0, 0, 1)]
-        assert (shuffled[0] == shuffled[1]).all() and not np.allclose(shuffled[0], shuffled[2]) and abs(shuffled[0] @ w) < 0.9
+        assert (
+            (shuffled[0] == shuffled[1]).all()
+            and not np.allclose(shuffled[0], shuffled[2])
+            and abs(shuffled[0] @ w) < 0.9
+        )
     around = orthogonal_directions(3 * w, seed=4)
-    assert around.shape == (20, 16) and np.abs(around @ w).max() < 1e-12 and np.allclose(np.linalg.norm(around, axis=1), 1)
-    assert (around == orthogonal_directions(w, seed=4)).all() or np.allclose(around, orthogonal_directions(w, seed=4))
+    assert (
+        around.shape == (20, 16)
+        and np.abs(around @ w).max() < 1e-12
+        and np.allclose(np.linalg.norm(around, axis=1), 1)
+    )
+    assert (around == orthogonal_directions(w, seed=4)).all() or np.allclose(
+        around, orthogonal_directions(w, seed=4)
+    )
     assert not np.allclose(around, orthogonal_directions(w, seed=5))
     scaled = acts * np.geomspace(0.01, 100, 16)  # a logistic direction is in the activations' own units
-    low, high = (scaled[np.array(labels) == c] @ probe_direction(scaled, labels, "shelf", "drawer", "logistic") for c in ("drawer", "shelf"))
+    low, high = (
+        scaled[np.array(labels) == c] @ probe_direction(scaled, labels, "shelf", "drawer", "logistic")
+        for c in ("drawer", "shelf")
+    )
     assert high.mean() > low.mean()
 
 
@@ -248,7 +381,10 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_wrong_use_is_a_sentence(llama, prompts, case):
     changed, words = BAD[case]
-    given = dict(prompts=prompts[:2], directions={"probe": np.ones(32)}, layer=1, target="x", max_new_tokens=2) | changed
+    given = (
+        dict(prompts=prompts[:2], directions={"probe": np.ones(32)}, layer=1, target="x", max_new_tokens=2)
+        | changed
+    )
     with pytest.raises(ValueError, match=words):
         steer(llama, given.pop("prompts"), given.pop("directions"), given.pop("layer"), **given)
 
@@ -285,9 +421,25 @@ def test_each_decision_takes_its_share_of_many_directions(trained, trained_promp
     whole = steer(trained, some, {"random": six}, **given)
     few = steer(trained, some, {"random": six, "one": six[3]}, per_decision=2, **given)
     all_of, action = texts(whole)["random", 0.7], texts(few)["random", 0.7]
-    assert action == [[all_of[(2 * i + k) % 6][i] for i in range(len(some))] for k in range(2)] and len({a for row in all_of for a in row}) > 2
+    assert (
+        action == [[all_of[(2 * i + k) % 6][i] for i in range(len(some))] for k in range(2)]
+        and len({a for row in all_of for a in row}) > 2
+    )
     assert texts(few)["one", 0.7] == [all_of[3]] and [len(c.action) for c in few.cells] == [2, 2, 1, 1]
     assert few.column("random", 0.7, "flip")[1].tolist() == [*range(len(some))] * 2
-    slow = [[steering._plain(trained, p, torch.tensor(0.7 * few.norm * v / np.linalg.norm(v), dtype=torch.float32), 1, "everywhere", "cot", 96)
-             for p, v in zip(some, six[(2 * np.arange(len(some)) + k) % 6])] for k in range(2)]
+    slow = [
+        [
+            steering._plain(
+                trained,
+                p,
+                torch.tensor(0.7 * few.norm * v / np.linalg.norm(v), dtype=torch.float32),
+                1,
+                "everywhere",
+                "cot",
+                96,
+            )
+            for p, v in zip(some, six[(2 * np.arange(len(some)) + k) % 6])
+        ]
+        for k in range(2)
+    ]
     assert action == [[said(p.format, ids, "cot", parse).action for p, ids in zip(some, row)] for row in slow]

@@ -10,14 +10,14 @@ import pytest
 import torch
 import transformers
 
-from interp.models.architectures import COLUMNS, FAMILIES, SIZES, document, families, table, tiny
 from interp.engine.capturing import capture
 from interp.engine.generation import continue_each
-from interp.models.inner import decoder, text_config
-from interp.measures.reliance import ARMS, packed_arms, plain_arms, whole_arms
-from interp.models.hooked import HookedModel
 from interp.engine.packing import score
 from interp.engine.sweeps import Cell, Packed, Plain
+from interp.measures.reliance import ARMS, packed_arms, plain_arms, whole_arms
+from interp.models.architectures import COLUMNS, FAMILIES, SIZES, document, families, table, tiny
+from interp.models.hooked import HookedModel
+from interp.models.inner import decoder, text_config
 from interp.system.paths import ROOT
 
 PAGE = ROOT / "docs" / "architectures.md"
@@ -43,7 +43,11 @@ def found():
 
 def listed() -> dict[str, list[str]]:
     """Family -> the cells of its row in the committed page."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("| ")
+    ]
     return {row[0]: row[1:] for row in rows[2:]}  # below the head and its rule
 
 
@@ -60,7 +64,9 @@ def test_every_family_is_fast_plain_or_refused_with_a_reason(found):
 @pytest.mark.parametrize("family", ["mamba", "qwen3_next"])
 def test_a_model_that_keeps_a_state_is_read_by_plain_passes_and_has_no_keys_to_swap(found, family):
     assert found.loc[family, list(COLUMNS)].tolist() == ["fast", "plain loop", "plain loop", "refused"]
-    assert "'linear_attention', whose cache is not keys and values of each token alone" in found.reason[family]
+    assert (
+        "'linear_attention', whose cache is not keys and values of each token alone" in found.reason[family]
+    )
 
 
 def test_the_page_lists_every_family_of_transformers_and_is_what_comes_out(found):
@@ -92,8 +98,10 @@ def entering(hf, ids, rows=1):
     """What enters each block [layer, width] at the last token of some ids, in the model's own pass."""
     found, handles = [], []
     for block in decoder(hf, text_config(hf))[1]:
+
         def hook(module, args, kwargs):
             found.append(_stream(args, kwargs)[0, -1].float())
+
         handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
     hf(torch.tensor([ids] * rows), use_cache=False)
     for handle in handles:
@@ -104,10 +112,13 @@ def entering(hf, ids, rows=1):
 @contextmanager
 def halved(block, at):
     """Halve what enters a block at one token, in the model's own pass: the reference of a patched cell."""
+
     def hook(module, args, kwargs):
         tensor, new = _stream(args, kwargs), _stream(args, kwargs).clone()
         new[0, at] *= 0.5
-        return tuple(new if v is tensor else v for v in args), {k: new if v is tensor else v for k, v in kwargs.items()}
+        return tuple(new if v is tensor else v for v in args), {
+            k: new if v is tensor else v for k, v in kwargs.items()
+        }
 
     handle = block.register_forward_pre_hook(hook, with_kwargs=True)
     yield
@@ -125,7 +136,9 @@ def tolerances(hf, wide, prompts):
     TIMES what the plain pass itself is off over these prompts: in bfloat16 from `wide`, the same weights in float32; in float32
     from itself over a batch of several rows, which are summed in another order.
     """
-    sequences = [[*prompt, *between, *tail] for prompt in prompts for between in ([], [11, 12, 9]) for tail in TAILS]
+    sequences = [
+        [*prompt, *between, *tail] for prompt in prompts for between in ([], [11, 12, 9]) for tail in TAILS
+    ]
     other, rows, least = (hf, 3, 1e-4) if wide is None else (wide, 1, 0)
     nats = max((plain(hf, ids) - plain(other, ids, rows)).abs().max().item() for ids in sequences)
     far = max(apart(entering(hf, ids), entering(other, ids, rows)) for ids in sequences)
@@ -153,8 +166,13 @@ def served(family, dtype, **extra):
 def boundaries(model, ids):
     """`capture` at the last token of some ids, read by themselves, of one that they extend and of one that they begin like."""
     some = [ids, ids[:-2], [*ids[:-2], 5, 6]]
-    prompts = [SimpleNamespace(ids=i, boundary=len(i) - 1, hash="", decision=SimpleNamespace(episode="e")) for i in some]
-    found = [capture(model, prompts, ["resid_pre"], trajectory=together).values[:, 0] for together in (True, False)]
+    prompts = [
+        SimpleNamespace(ids=i, boundary=len(i) - 1, hash="", decision=SimpleNamespace(episode="e"))
+        for i in some
+    ]
+    found = [
+        capture(model, prompts, ["resid_pre"], trajectory=together).values[:, 0] for together in (True, False)
+    ]
     return some, found
 
 
@@ -175,7 +193,9 @@ def check_decoding(model, prompts, nats):
             if suffix is None:
                 continue
             ids = [*prompt, *suffix]
-            assert continuation.logp == pytest.approx(plain(model.hf, ids)[len(prompt):].mean().nan_to_num().item(), abs=nats)
+            assert continuation.logp == pytest.approx(
+                plain(model.hf, ids)[len(prompt) :].mean().nan_to_num().item(), abs=nats
+            )
             for token in continuation.ids:
                 logits = model.hf(torch.tensor([ids]), use_cache=False).logits[0, -1].float()
                 assert logits.max() - logits[token] <= 2 * nats
@@ -188,8 +208,12 @@ def check_patching(model, prompt, close):
     run, loop = (k(model, prompt, TAILS, SCORED, sites, [len(prompt) - 1]) for k in (kind, Plain))
     close(run.base, scores(model.hf, prompt))
     last = model.n_layers - 1
-    cells = [Cell(site, layer, (len(prompt) - 1,), run.values[site, layer] * 0.5, slice(None))
-             for site in sites for layer in {1, last} if run.values[site, layer].ndim == 2]
+    cells = [
+        Cell(site, layer, (len(prompt) - 1,), run.values[site, layer] * 0.5, slice(None))
+        for site in sites
+        for layer in {1, last}
+        if run.values[site, layer].ndim == 2
+    ]
     if not cells:
         return
     patched = run.patched(cells)
@@ -253,15 +277,25 @@ SWITCHED = {
     "yarn": ("llama", rope("yarn", factor=4.0, **LONG)),
     "llama3": ("llama", rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, **LONG)),
     "linear": ("llama", rope("linear", factor=4.0)),
-    "longrope": ("phi3", LONG | rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0, 4.0, 8.0, 16.0], **LONG)),
+    "longrope": (
+        "phi3",
+        LONG | rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0, 4.0, 8.0, 16.0], **LONG),
+    ),
     "yarn with a temperature": ("ministral3", rope("yarn", factor=4.0, llama_4_scaling_beta=0.5, **LONG)),
     "chunks": ("llama4_text", dict(attention_chunk_size=SWITCH, floor_scale=16, attn_scale=0.5)),
     "scaled queries": ("inkling2_text", dict(log_scaling_n_floor=SWITCH)),
     "window by place": ("gpt_neo", dict(window_size=SWITCH)),
     "window": ("gemma2", dict(sliding_window=SWITCH)),
     "budget of keys": ("doge", dict(keep_window_size=SWITCH, sliding_window=None)),
-    "budget of blocks": ("minimax_m3_vl_text", dict(index_block_size=SWITCH // 4, index_topk_blocks=4, index_n_heads=2,
-                                                    layer_types=["full_attention", "minimax_m3_sparse"] * 2)),
+    "budget of blocks": (
+        "minimax_m3_vl_text",
+        dict(
+            index_block_size=SWITCH // 4,
+            index_topk_blocks=4,
+            index_n_heads=2,
+            layer_types=["full_attention", "minimax_m3_sparse"] * 2,
+        ),
+    ),
     "blocks of a state": ("minimax", dict(block_size=SWITCH)),
     "chunks of a state": ("falcon_h1", dict(mamba_chunk_size=SWITCH)),
     "convolution": ("lfm2", {}),
@@ -269,8 +303,10 @@ SWITCHED = {
 }
 SLOW = ("scaled queries", "budget of blocks")
 #: Most rules in float32, and one of each path in bfloat16; all of them with INTERP_EVERY_ARCHITECTURE=1.
-RULES = {torch.float32: [rule for rule in SWITCHED if EVERY or rule not in SLOW],
-         torch.bfloat16: list(SWITCHED) if EVERY else ["dynamic", "longrope", "yarn", "chunks", "convolution"]}
+RULES = {
+    torch.float32: [rule for rule in SWITCHED if EVERY or rule not in SLOW],
+    torch.bfloat16: list(SWITCHED) if EVERY else ["dynamic", "longrope", "yarn", "chunks", "convolution"],
+}
 
 
 @pytest.mark.parametrize("rule, dtype", [(rule, dtype) for dtype in RULES for rule in RULES[dtype]], ids=str)
@@ -298,7 +334,9 @@ def test_an_architecture_with_a_mask_of_its_own_takes_the_plain_loop_and_is_righ
     slow = scores(model.hf, prompt, tails, scored)
     torch.testing.assert_close(score(model, model.read(prompt), tails, scored), slow, rtol=0, atol=1e-4)
     torch.testing.assert_close(Plain(model, prompt, tails, scored).base, slow, rtol=0, atol=1e-4)
-    continued = continue_each(model, [prompt, prompt[:4]], dict(a=[[4, 8], None]), lambda ids: ids[-1] == 96, 5)["a"]
+    continued = continue_each(
+        model, [prompt, prompt[:4]], dict(a=[[4, 8], None]), lambda ids: ids[-1] == 96, 5
+    )["a"]
     ids = [*prompt, 4, 8]
     for token in continued[0].ids:
         assert token == model.hf(torch.tensor([ids])).logits[0, -1].argmax()
@@ -310,5 +348,9 @@ def test_an_architecture_with_a_mask_of_its_own_takes_the_plain_loop_and_is_righ
 def test_a_wrong_mask_would_be_found_out(monkeypatch):
     """The trial itself: packing that lets a branch see another one is not taken for exact."""
     mask = HookedModel.mask
-    monkeypatch.setattr(HookedModel, "mask", lambda self, visible, at, keys_at: mask(self, torch.ones_like(visible), at, keys_at))
+    monkeypatch.setattr(
+        HookedModel,
+        "mask",
+        lambda self, visible, at, keys_at: mask(self, torch.ones_like(visible), at, keys_at),
+    )
     assert HookedModel(tiny("llama"), None).support.patch == "plain loop"

@@ -5,21 +5,29 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp, flash_sdp_enabled, math_sdp_enabled, mem_efficient_sdp_enabled
+from torch.backends.cuda import (
+    cudnn_sdp_enabled,
+    enable_cudnn_sdp,
+    flash_sdp_enabled,
+    math_sdp_enabled,
+    mem_efficient_sdp_enabled,
+)
 
-from interp.models.attention import without_cudnn
-from interp.measures.attribution import attribute
 from interp.engine.capturing import capture
 from interp.engine.decoding import choose, decode
-from interp.measures.reliance import prompt_reliance
-from interp.models.hooked import HookedModel
+from interp.measures.attribution import attribute
 from interp.measures.patching import patch
+from interp.measures.reliance import prompt_reliance
 from interp.measures.steering import steer
+from interp.models.attention import without_cudnn
+from interp.models.hooked import HookedModel
 from tests.conftest import tiny_hf
 
 MEASUREMENTS = {
-    "capture": lambda m, a, b: capture(m, [a]), "decode": lambda m, a, b: decode(m, [a], max_new_tokens=2),
-    "choose": lambda m, a, b: choose(m, a, ["go to desk 1"]), "patch": lambda m, a, b: patch(m, [a], [b], minimum=-1e9),
+    "capture": lambda m, a, b: capture(m, [a]),
+    "decode": lambda m, a, b: decode(m, [a], max_new_tokens=2),
+    "choose": lambda m, a, b: choose(m, a, ["go to desk 1"]),
+    "patch": lambda m, a, b: patch(m, [a], [b], minimum=-1e9),
     "prompt_reliance": lambda m, a, b: prompt_reliance(m, [a], [b], minimum=-1e9),
     "attribute": lambda m, a, b: attribute(m, [a], [b], minimum=-1e9),
     "steer": lambda m, a, b: steer(m, [a], {"one": [1.0] * m.d_model}, 1, target="desk", max_new_tokens=2),
@@ -32,7 +40,9 @@ def allowed(monkeypatch):
     seen, attend = [], torch.nn.functional.scaled_dot_product_attention
 
     def watched(*args, **kwargs):
-        seen.append((cudnn_sdp_enabled(), flash_sdp_enabled(), mem_efficient_sdp_enabled(), math_sdp_enabled()))
+        seen.append(
+            (cudnn_sdp_enabled(), flash_sdp_enabled(), mem_efficient_sdp_enabled(), math_sdp_enabled())
+        )
         return attend(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
@@ -54,8 +64,13 @@ def test_no_pass_of_a_model_attends_with_cudnn_from_its_first_trial_on(allowed, 
     cache = model.read([5, 6, 7])
     model.whole(torch.tensor([[5, 6, 7]]))
     model.anew(9, 12)
-    model.packed([(layer.keys, layer.values) for layer in cache.layers], torch.tensor([8]), torch.tensor([3]),
-                 torch.ones(1, 4, dtype=torch.bool), torch.arange(3))
+    model.packed(
+        [(layer.keys, layer.values) for layer in cache.layers],
+        torch.tensor([8]),
+        torch.tensor([3]),
+        torch.ones(1, 4, dtype=torch.bool),
+        torch.arange(3),
+    )
     assert set(allowed) == {(False, True, True, True)} and cudnn_sdp_enabled()
 
 

@@ -36,12 +36,16 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU with so many bytes free, as torch would say it."""
+
     def with_free(free):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 100, 80 * 2**30))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
         config = SimpleNamespace(intermediate_size=100, _attn_implementation="sdpa")
-        return SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config, d_model=10, n_heads=4)
+        return SimpleNamespace(
+            device=torch.device("cuda"), dtype=torch.bfloat16, config=config, d_model=10, n_heads=4
+        )
+
     return with_free
 
 

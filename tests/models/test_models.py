@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from interp.engine.capturing import capture
-from interp.models.site_names import SITES, parse_site
-from interp.models.hooked import HookedModel, pick_device, pick_dtype, random_twin
 from interp.checkpoints.series import CheckpointSeries
+from interp.engine.capturing import capture
+from interp.models.hooked import HookedModel, pick_device, pick_dtype, random_twin
+from interp.models.site_names import SITES, parse_site
 from tests.conftest import tiny_hf
 
 IDS = torch.arange(20, 45)[None]
@@ -46,8 +46,15 @@ def test_a_tap_that_is_silent_or_fires_twice_is_named(llama):
     run(llama, {})
 
 
-@pytest.mark.parametrize("name, site", [("resid_pre", ("resid_pre", None)), ("blocks.3.hook_resid_mid", ("resid_mid", 3)),
-                                        ("blocks.0.attn.hook_z", ("z", 0)), ("blocks.12.hook_attn_out", ("attn_out", 12))])
+@pytest.mark.parametrize(
+    "name, site",
+    [
+        ("resid_pre", ("resid_pre", None)),
+        ("blocks.3.hook_resid_mid", ("resid_mid", 3)),
+        ("blocks.0.attn.hook_z", ("z", 0)),
+        ("blocks.12.hook_attn_out", ("attn_out", 12)),
+    ],
+)
 def test_site_names_are_transformerlens_names(name, site):
     assert parse_site(name) == site
 
@@ -60,8 +67,14 @@ def test_unknown_sites_are_refused_with_the_known_ones(name):
 
 def read_sites(model):
     found = {}
-    run(model, {(site, layer): lambda x, key=(site, layer): found.update({key: x.clone()})
-                for site in model.places for layer in range(model.n_layers)})
+    run(
+        model,
+        {
+            (site, layer): lambda x, key=(site, layer): found.update({key: x.clone()})
+            for site in model.places
+            for layer in range(model.n_layers)
+        },
+    )
     return found
 
 
@@ -74,17 +87,37 @@ def test_residuals_add_up_and_equal_hugging_faces_hidden_states(model):
         middle = found["resid_pre", layer] + found["attn_out", layer]
         if "resid_mid" in model.places:
             torch.testing.assert_close(found["resid_mid", layer], middle, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found["resid_post", layer], middle + found["mlp_out", layer], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found["resid_post", layer], middle + found["mlp_out", layer], rtol=1e-4, atol=1e-4
+        )
         if layer + 1 < n:
             torch.testing.assert_close(found["resid_post", layer], hidden[layer + 1])
-    norm = next(getattr(model.inner, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(model.inner, name))
+    norm = next(
+        getattr(model.inner, name)
+        for name in ("norm", "ln_f", "final_layer_norm")
+        if hasattr(model.inner, name)
+    )
     torch.testing.assert_close(norm(found["resid_post", n - 1]), hidden[-1])
 
 
 #: Families whose blocks differ in ways that matter: each must serve the sites exactly, or be refused by name.
-FAMILIES = {"Qwen2": {}, "Gemma": {}, "Gemma2": {}, "Phi3": {}, "Olmo2": {}, "Glm4": {}, "Starcoder2": {}, "Cohere": {},
-            "Granite": dict(residual_multiplier=0.5, logits_scaling=1.0), "Glm": {}, "StableLm": dict(use_parallel_residual=True),
-            "GPTNeoX": dict(), "Olmo": {}, "SmolLM3": {}, "Helium": {}}
+FAMILIES = {
+    "Qwen2": {},
+    "Gemma": {},
+    "Gemma2": {},
+    "Phi3": {},
+    "Olmo2": {},
+    "Glm4": {},
+    "Starcoder2": {},
+    "Cohere": {},
+    "Granite": dict(residual_multiplier=0.5, logits_scaling=1.0),
+    "Glm": {},
+    "StableLm": dict(use_parallel_residual=True),
+    "GPTNeoX": dict(),
+    "Olmo": {},
+    "SmolLM3": {},
+    "Helium": {},
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -126,7 +159,9 @@ def test_every_site_equals_the_bridges_and_its_parameters_are_shared(saved):
         torch.testing.assert_close(value, theirs.reshape(value.shape), rtol=1e-4, atol=1e-4)
     ours, attention = {p.data_ptr() for p in saved.hf.parameters()}, saved.hf.config._attn_implementation
     assert attention == ("eager" if "Gemma2" in saved.architecture else "sdpa")
-    if not {p.data_ptr() for p in bridge.parameters()} <= ours:  # TransformerLens splits a joint projection into copies
+    if (
+        not {p.data_ptr() for p in bridge.parameters()} <= ours
+    ):  # TransformerLens splits a joint projection into copies
         assert saved.architecture.startswith("GPT")
         return
     saved.hf.get_input_embeddings().weight.data[20:45] *= 2
@@ -165,7 +200,11 @@ def test_a_swap_in_place_equals_a_fresh_load(series):
         series.swap(model, step)
         fresh = series.load(step, "cpu", "float32")
         assert same(state(model), state(fresh))
-        assert (model.step, model.weights_hash) == (fresh.step, fresh.weights_hash) == (step, series.weights_hash(step))
+        assert (
+            (model.step, model.weights_hash)
+            == (fresh.step, fresh.weights_hash)
+            == (step, series.weights_hash(step))
+        )
     assert [p.data_ptr() for p in model.hf.parameters()] == pointers
     assert len({series.weights_hash(s) for s in series.steps}) == len(series.steps)
 
@@ -179,6 +218,7 @@ def rewrite(change):
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path, metadata={"format": "pt"})
+
     return apply
 
 
@@ -186,9 +226,15 @@ def poison(tensors):
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
 
 
-BROKEN = {"truncated": truncate, "empty": lambda path: path.write_bytes(b""), "missing": lambda path: path.unlink(), "nan": rewrite(poison),
-          "shape": rewrite(lambda t: t.update({"model.norm.weight": torch.ones(31)})),
-          "lacking": rewrite(lambda t: t.pop("model.norm.weight")), "extra": rewrite(lambda t: t.update(more=torch.ones(2)))}
+BROKEN = {
+    "truncated": truncate,
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "nan": rewrite(poison),
+    "shape": rewrite(lambda t: t.update({"model.norm.weight": torch.ones(31)})),
+    "lacking": rewrite(lambda t: t.pop("model.norm.weight")),
+    "extra": rewrite(lambda t: t.update(more=torch.ones(2))),
+}
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -207,17 +253,26 @@ def test_a_failed_swap_leaves_the_model_as_it_was_and_names_the_file(copied, how
 def change_json(name, **new):
     def apply(folder):
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | new))
+
     return apply
 
 
 UNFIT = {
-    "tokenizer": (lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text().replace("drawer", "drewar")), "tokenizer"),
+    "tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text(
+            (f / "tokenizer.json").read_text().replace("drawer", "drewar")
+        ),
+        "tokenizer",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     "damaged config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
     "width": (change_json("config.json", hidden_size=64), "architecture"),
     "heads": (change_json("config.json", num_attention_heads=8, num_key_value_heads=8), "architecture"),
-    "rotary base": (change_json("config.json", rope_parameters=dict(rope_theta=99.0, rope_type="default")), "architecture"),
+    "rotary base": (
+        change_json("config.json", rope_parameters=dict(rope_theta=99.0, rope_type="default")),
+        "architecture",
+    ),
     "norm": (change_json("config.json", rms_norm_eps=0.5), "architecture"),
 }
 
@@ -271,6 +326,14 @@ def test_a_random_twin_is_the_architecture_without_the_training(trained, trained
     assert torch.equal(torch.random.get_rng_state(), before)
     shapes, mine = ({name: p.shape for name, p in m.hf.named_parameters()} for m in (trained, twin))
     assert shapes == mine and type(twin.hf) is type(trained.hf) and twin.tokenizer is trained.tokenizer
-    assert twin.weights_hash == again.weights_hash != other.weights_hash and twin.weights_hash != trained.weights_hash
-    read = [capture(m, trained_prompts[:3], sites=["resid_post"], at="boundary").values for m in (twin, again, other, trained)]
-    assert torch.equal(read[0], read[1]) and not any(torch.allclose(read[0], each, atol=0.01) for each in read[2:])
+    assert (
+        twin.weights_hash == again.weights_hash != other.weights_hash
+        and twin.weights_hash != trained.weights_hash
+    )
+    read = [
+        capture(m, trained_prompts[:3], sites=["resid_post"], at="boundary").values
+        for m in (twin, again, other, trained)
+    ]
+    assert torch.equal(read[0], read[1]) and not any(
+        torch.allclose(read[0], each, atol=0.01) for each in read[2:]
+    )

@@ -7,18 +7,36 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from interp.models.architectures import tiny
-from interp.measures.attribution import gradients
-from interp.models.hooked import HookedModel
 from interp.engine.packing import score
-from interp.models.sites import find_places
 from interp.engine.sweeps import Cell, Packed, Plain
+from interp.measures.attribution import gradients
+from interp.models.architectures import tiny
+from interp.models.hooked import HookedModel
+from interp.models.sites import find_places
 from tests.conftest import tiny_hf
 
 IDS = torch.arange(3, 28)[None]
 #: Multipliers, norms after the parts, parallel parts, parts without a module of their own, experts beside an MLP, tuples.
-FAMILIES = ("granite", "granitemoe", "granitemoeshared", "cohere", "cohere2", "glm4", "afmoe", "llama4_text", "opt", "bloom", "gptj",
-            "codegen", "gpt_neo", "falcon", "mpt", "gemma4_text", "phimoe", "xglm")
+FAMILIES = (
+    "granite",
+    "granitemoe",
+    "granitemoeshared",
+    "cohere",
+    "cohere2",
+    "glm4",
+    "afmoe",
+    "llama4_text",
+    "opt",
+    "bloom",
+    "gptj",
+    "codegen",
+    "gpt_neo",
+    "falcon",
+    "mpt",
+    "gemma4_text",
+    "phimoe",
+    "xglm",
+)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -29,8 +47,16 @@ def family(request):
 
 def read(model, sites, ids=IDS):
     seen = {}
-    with torch.inference_mode(), model.taps({(s, i): lambda x, key=(s, i): seen.update({key: x.clone()}) for s in sites
-                                             for i in range(model.n_layers)}):
+    with (
+        torch.inference_mode(),
+        model.taps(
+            {
+                (s, i): lambda x, key=(s, i): seen.update({key: x.clone()})
+                for s in sites
+                for i in range(model.n_layers)
+            }
+        ),
+    ):
         model.inner(input_ids=ids, use_cache=False)
     return seen
 
@@ -42,10 +68,14 @@ def test_what_is_added_and_what_is_predicted_are_the_models_own(family):
     for layer in layers:
         torch.testing.assert_close(seen["resid_pre", layer], whole.hidden_states[layer])
         middle = seen["resid_pre", layer] + seen["attn_out", layer]
-        torch.testing.assert_close(seen["resid_post", layer], middle + seen["mlp_out", layer], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            seen["resid_post", layer], middle + seen["mlp_out", layer], rtol=1e-4, atol=1e-4
+        )
         if "resid_mid" in family.places:
             torch.testing.assert_close(seen["resid_mid", layer], middle, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(family.logits(family.inner(IDS).last_hidden_state), whole.logits.float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        family.logits(family.inner(IDS).last_hidden_state), whole.logits.float(), rtol=1e-4, atol=1e-4
+    )
     part = family.logits(family.inner(IDS).last_hidden_state[0, 4:7], slice(10, 20))
     torch.testing.assert_close(part, whole.logits[0, 4:7, 10:20].float(), rtol=1e-4, atol=1e-4)
 
@@ -55,11 +85,16 @@ def test_an_edit_moves_the_stream_by_as_much(family):
     """Every site of what is added, replaced by another value: the block's sum has that value in the old one's place."""
     for site in [s for s in ("attn_out", "mlp_out", "resid_mid") if s in family.places]:
         value, seen = torch.linspace(-1, 1, family.d_model).expand(1, IDS.shape[1], -1), {}
-        edits = {(s, 2): lambda x, s=s: seen.update({s: x.clone()}) for s in family.places if s not in (site, "z")}
+        edits = {
+            (s, 2): lambda x, s=s: seen.update({s: x.clone()}) for s in family.places if s not in (site, "z")
+        }
         with family.taps(edits | {(site, 2): lambda x: value.clone()}):
             family.inner(input_ids=IDS, use_cache=False)
-        own = {"attn_out": lambda: seen["resid_pre"] + value + seen["mlp_out"], "mlp_out": lambda: seen["resid_pre"] + seen["attn_out"] + value,
-               "resid_mid": lambda: value + seen["mlp_out"]}[site]()
+        own = {
+            "attn_out": lambda: seen["resid_pre"] + value + seen["mlp_out"],
+            "mlp_out": lambda: seen["resid_pre"] + seen["attn_out"] + value,
+            "resid_mid": lambda: value + seen["mlp_out"],
+        }[site]()
         torch.testing.assert_close(seen["resid_post"], own, rtol=1e-4, atol=1e-4)
 
 
@@ -68,9 +103,15 @@ def test_cells_and_scores_equal_plain_passes(family):
     kind = Packed if family.support.patch == "fast" else Plain
     fast, slow = (k(family, prompt, tails, [2, 3], list(family.places), [20, 24]) for k in (kind, Plain))
     torch.testing.assert_close(fast.base, slow.base, rtol=0, atol=1e-4)
-    torch.testing.assert_close(score(family, family.read(prompt), tails, [2, 3]), slow.base, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        score(family, family.read(prompt), tails, [2, 3]), slow.base, rtol=0, atol=1e-4
+    )
     generator = torch.Generator().manual_seed(0)
-    cells = [Cell(s, layer, (20,), torch.randn(1, family.width(s, layer), generator=generator), slice(None)) for s in family.places for layer in (0, 2)]
+    cells = [
+        Cell(s, layer, (20,), torch.randn(1, family.width(s, layer), generator=generator), slice(None))
+        for s in family.places
+        for layer in (0, 2)
+    ]
     torch.testing.assert_close(fast.patched(cells), slow.patched(cells), rtol=0, atol=5e-4)
     assert (fast.patched(cells) - fast.base).abs().max(1).values.min() > 1e-6  # every cell moves something
 
@@ -89,10 +130,12 @@ def test_gradients_reach_a_site_that_is_a_sum(family):
         along = torch.randn(found[keys.index(key)].shape[1], generator=torch.Generator().manual_seed(1))
         moved = []
         for sign in (1, -1):
+
             def edit(x, sign=sign):
                 x = x.clone()
                 x[0, 5] += sign * step * along
                 return x
+
             logp = []
             for tail in ([4, 8], [5, 9]):
                 ids = torch.tensor([[*IDS[0].tolist(), *tail]])
@@ -120,7 +163,9 @@ def test_a_small_wrong_part_is_refused_in_every_dtype_and_the_stream_still_serve
     hf = tiny_hf("Llama", tokenizer).to(dtype)
     hf.model.layers[1].__class__ = _Adds
     model = HookedModel(hf, tokenizer)
-    assert model.places["mlp_out"][1] is None and model.places["mlp_out"][0] and model.support.capture == "fast"
+    assert (
+        model.places["mlp_out"][1] is None and model.places["mlp_out"][0] and model.support.capture == "fast"
+    )
     with pytest.raises(NotImplementedError, match="no mlp_out at layer 1"):
         read(model, ["mlp_out"])
     assert len(read(model, ["resid_pre", "resid_post"])) == 6
@@ -130,7 +175,9 @@ def test_a_small_wrong_part_is_refused_in_every_dtype_and_the_stream_still_serve
 @pytest.mark.parametrize("name", ["granite", "cohere", "bloom", "gemma4_text"])
 def test_narrow_dtypes_find_what_float32_finds(name, dtype):
     wide, narrow = HookedModel(tiny(name), None), HookedModel(tiny(name, dtype=dtype), None)
-    assert {s: [p and p.paths for p in row] for s, row in wide.places.items()} == {s: [p and p.paths for p in row] for s, row in narrow.places.items()}
+    assert {s: [p and p.paths for p in row] for s, row in wide.places.items()} == {
+        s: [p and p.paths for p in row] for s, row in narrow.places.items()
+    }
     for ours, theirs in ((p, q) for s in wide.places for p, q in zip(wide.places[s], narrow.places[s]) if p):
         assert ours.scales == pytest.approx(theirs.scales, rel=2e-3)
 
@@ -146,12 +193,24 @@ def test_a_stream_that_is_scaled_as_a_whole_has_no_mlp_out_but_its_other_sites()
 
 
 def test_layers_of_unlike_parts_are_each_found_by_themselves(tokenizer):
-    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", vocab_size=97, hidden_size=32, num_hidden_layers=3, ffn_dim=64,
-                                                               num_attention_heads=4, word_embed_proj_dim=32), dtype=torch.float32).eval()
+    hf = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "opt",
+            vocab_size=97,
+            hidden_size=32,
+            num_hidden_layers=3,
+            ffn_dim=64,
+            num_attention_heads=4,
+            word_embed_proj_dim=32,
+        ),
+        dtype=torch.float32,
+    ).eval()
     found = find_places(hf.model.decoder.layers, hf.config, lambda: hf(IDS, use_cache=False))[0]
     assert found["mlp_out"][2].paths == ("fc2",)
     other = copy.deepcopy(hf)
-    other.model.decoder.layers[1].do_layer_norm_before = False  # the stream is normed after each part: nothing is added to it
+    other.model.decoder.layers[
+        1
+    ].do_layer_norm_before = False  # the stream is normed after each part: nothing is added to it
     found = find_places(other.model.decoder.layers, hf.config, lambda: other(IDS, use_cache=False))[0]
     assert found["mlp_out"][1] is None and found["mlp_out"][2].paths == ("fc2",)
     assert all(found["resid_post"])
@@ -160,7 +219,11 @@ def test_layers_of_unlike_parts_are_each_found_by_themselves(tokenizer):
 @torch.inference_mode()
 def test_a_stream_of_several_copies_is_read_and_replaced_side_by_side():
     model = HookedModel(tiny("gemma3n_text"), None)
-    assert model.d_model == 4 * 32 and model.widths["resid_post"] == (128,) * 4 and "attn_out" not in model.places
+    assert (
+        model.d_model == 4 * 32
+        and model.widths["resid_post"] == (128,) * 4
+        and "attn_out" not in model.places
+    )
     kept = []
     handle = model.blocks[2].register_forward_pre_hook(lambda module, args: kept.append(args[0].clone()))
     seen = read(model, ["resid_pre"])["resid_pre", 2]

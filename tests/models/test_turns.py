@@ -7,25 +7,25 @@ import pytest
 import torch
 
 from interp.engine.capturing import capture
-from interp.measures.conflicts import conflict
 from interp.engine.decoding import choose, decode
+from interp.measures.conflicts import conflict
 from interp.measures.early import early_answers
-from interp.measures.reliance import prompt_reliance
-from interp.models.hooked import HookedModel
 from interp.measures.patching import patch
+from interp.measures.reliance import prompt_reliance
 from interp.measures.shares import shares
+from interp.models.hooked import HookedModel
 from interp.models.turns import Turns
 
 
 def test_threads_get_the_values_of_one(llama, prompts):
-    alone = [capture(llama, prompts[i:i + 6]).values for i in range(4)]
+    alone = [capture(llama, prompts[i : i + 6]).values for i in range(4)]
     said = decode(llama, prompts[:4], max_new_tokens=4)
     found, errors = {}, []
 
     def work(number):
         try:
             for _ in range(3):
-                found[number] = capture(llama, prompts[number:number + 6]).values
+                found[number] = capture(llama, prompts[number : number + 6]).values
                 assert decode(llama, prompts[:4], max_new_tokens=4) == said
         except Exception as error:  # what a thread raises would else be lost
             errors.append(error)
@@ -38,7 +38,10 @@ def test_threads_get_the_values_of_one(llama, prompts):
 
 def test_a_swap_waits_for_a_measurement_and_a_measurement_for_a_swap(series, trained_prompts):
     model = series.load(0, "cpu", "float32")
-    wanted = {series.weights_hash(step): capture(series.swap(model, step), trained_prompts[:4]).values for step in series.steps}
+    wanted = {
+        series.weights_hash(step): capture(series.swap(model, step), trained_prompts[:4]).values
+        for step in series.steps
+    }
     found, over = [], threading.Event()
 
     def swapping():
@@ -85,7 +88,9 @@ def test_taps_that_another_thread_left_open_are_named_and_may_be_closed_by_any_t
     thread = threading.Thread(target=opening)
     thread.start()
     thread.join()
-    with pytest.raises(ValueError, match="thread that is over left a pass of this model tapped: close the generator"):
+    with pytest.raises(
+        ValueError, match="thread that is over left a pass of this model tapped: close the generator"
+    ):
         capture(llama, prompts[:1])
     opened[0].close()
     assert len(capture(llama, prompts[:1])) == 1
@@ -100,9 +105,14 @@ def pair(prompts):
 
 
 MEASUREMENTS = {
-    "capture": lambda m, p: capture(m, p), "decode_modes": lambda m, p: decode(m, p), "choose": lambda m, p: choose(m, p[0], ["go to desk 1"]),
-    "patch_modes": lambda m, p: patch(m, *pair(p)), "prompt_reliance": lambda m, p: prompt_reliance(m, *pair(p)), "shares": lambda m, p: shares(m, p),
-    "conflict": lambda m, p: conflict(m, p, []), "early_answers": lambda m, p: early_answers(m, p, []),
+    "capture": lambda m, p: capture(m, p),
+    "decode_modes": lambda m, p: decode(m, p),
+    "choose": lambda m, p: choose(m, p[0], ["go to desk 1"]),
+    "patch_modes": lambda m, p: patch(m, *pair(p)),
+    "prompt_reliance": lambda m, p: prompt_reliance(m, *pair(p)),
+    "shares": lambda m, p: shares(m, p),
+    "conflict": lambda m, p: conflict(m, p, []),
+    "early_answers": lambda m, p: early_answers(m, p, []),
 }
 
 

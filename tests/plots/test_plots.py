@@ -25,16 +25,24 @@ from interp.system.paths import ROOT
 
 STEPS = (0, 50, 100, 200, 400, 800)
 SPLITS = ("in_domain", "out_of_domain")
-PROVENANCE = {"date": "2025-01-02", "command": "python -m analyses quick", "model_hash": "0123456789abcdef" * 4}
+PROVENANCE = {
+    "date": "2025-01-02",
+    "command": "python -m analyses quick",
+    "model_hash": "0123456789abcdef" * 4,
+}
 
 
-def _table(columns: dict, value, spread=0.05, floor: float | None = 0.0, top: float | None = 1.0) -> pd.DataFrame:
+def _table(
+    columns: dict, value, spread=0.05, floor: float | None = 0.0, top: float | None = 1.0
+) -> pd.DataFrame:
     """One row per combination of the columns' values; `value(row, progress)` is its estimate."""
     rng = np.random.default_rng(0)
     rows = []
     for combination in itertools.product(*columns.values()):
         row = dict(zip(columns, combination))
-        estimate = value(row, STEPS.index(row["step"]) / (len(STEPS) - 1)) + 0.1 * spread * rng.standard_normal()
+        estimate = (
+            value(row, STEPS.index(row["step"]) / (len(STEPS) - 1)) + 0.1 * spread * rng.standard_normal()
+        )
         estimate = float(np.clip(estimate, floor, top))
         low, high = np.clip([estimate - spread, estimate + spread], floor, top)
         rows.append(row | dict(value=estimate, low=low, high=high, n=412, n_groups=57))
@@ -71,11 +79,19 @@ def online_table() -> pd.DataFrame:
 
     columns = dict(step=STEPS, split=SPLITS, mode=("prompt", "cot"))
     shares = _table(columns | dict(metric=("success", "unparsed")), value, 0.02)
-    return pd.concat([shares, _table(columns | dict(metric=("steps",)), value, 2.0, top=None)], ignore_index=True)
+    return pd.concat(
+        [shares, _table(columns | dict(metric=("steps",)), value, 2.0, top=None)], ignore_index=True
+    )
 
 
 def probes_table(layers: int = 13) -> pd.DataFrame:
-    flat = {"majority": 0.18, "previous_action": 0.30, "tfidf": 0.41, "prompt_length": 0.21, "embedding": 0.36}
+    flat = {
+        "majority": 0.18,
+        "previous_action": 0.30,
+        "tfidf": 0.41,
+        "prompt_length": 0.21,
+        "embedding": 0.36,
+    }
     flat |= {"shuffled": 0.16}
 
     def value(row, progress):
@@ -83,7 +99,9 @@ def probes_table(layers: int = 13) -> pd.DataFrame:
         gain = (0.05 + 0.25 * progress) * (2 * depth - depth**2) - 0.06
         return flat.get(row["reader"], gain if row["reader"] == "gain" else 0.41 + gain)
 
-    columns = dict(step=STEPS, layer=range(-1, layers), label=("eventual_verb", "eventual_target"), split=SPLITS)
+    columns = dict(
+        step=STEPS, layer=range(-1, layers), label=("eventual_verb", "eventual_target"), split=SPLITS
+    )
     read = _table(columns | dict(reader=("probe", "gain"), metric=("accuracy",)), value, 0.04, floor=-1)
     controls = _table(columns | dict(layer=(-1,), reader=list(flat), metric=("accuracy",)), value, 0.03)
     return pd.concat([read, controls], ignore_index=True)
@@ -100,19 +118,40 @@ def patching_table(layers: int = 12) -> pd.DataFrame:
     columns |= dict(direction=("denoise", "noise"))
     edge = _table(columns, value, 0.06, floor=-0.1, top=1.2).assign(at="boundary")
     edge = pd.concat([edge.assign(metric="difference"), edge.assign(metric="kl")])
-    columns |= dict(at=("task", "history", "observation", "prompt"), metric=("difference", "attribution", "kl"))
-    spans = _table(columns, lambda row, progress: value(row, progress) * dict(task=0.1, history=0.6, observation=0.4, prompt=1.0)[row["at"]], 0.06, floor=-0.1, top=1.2)
+    columns |= dict(
+        at=("task", "history", "observation", "prompt"), metric=("difference", "attribution", "kl")
+    )
+    spans = _table(
+        columns,
+        lambda row, progress: (
+            value(row, progress) * dict(task=0.1, history=0.6, observation=0.4, prompt=1.0)[row["at"]]
+        ),
+        0.06,
+        floor=-0.1,
+        top=1.2,
+    )
     columns |= dict(layer=(-1,), at=("spans",), metric=("attribution_pearson", "attribution_spearman"))
-    return pd.concat([edge, spans, _table(columns, lambda row, progress: 0.7, 0.1)], ignore_index=True).assign(n_dropped=9)
+    return pd.concat(
+        [edge, spans, _table(columns, lambda row, progress: 0.7, 0.1)], ignore_index=True
+    ).assign(n_dropped=9)
 
 
 def old_patching_table() -> pd.DataFrame:
     """As committed before the spans were patched."""
-    return patching_table().query("at == 'boundary' and metric == 'difference'").drop(columns=["at", "metric"])
+    return (
+        patching_table().query("at == 'boundary' and metric == 'difference'").drop(columns=["at", "metric"])
+    )
 
 
 def reliance_table() -> pd.DataFrame:
-    ends = {"direct": (1.2, 3.4), "via_cot": (2.2, 2.0), "via_text": (1.9, 1.8), "via_state": (0.2, 0.1), "total": (3.1, 5.0), "interaction": (-0.3, -0.4)}
+    ends = {
+        "direct": (1.2, 3.4),
+        "via_cot": (2.2, 2.0),
+        "via_text": (1.9, 1.8),
+        "via_state": (0.2, 0.1),
+        "total": (3.1, 5.0),
+        "interaction": (-0.3, -0.4),
+    }
 
     def value(row, progress):
         first, last = ends.get(row["metric"], (0.35, 0.63))
@@ -129,7 +168,12 @@ def conflict_table() -> pd.DataFrame:
 
     def value(row, progress):
         kept = keep[row["arm"]] + (0.15 * progress if row["arm"] != "self_splice" else 0)
-        shares = {"keep": kept, "follow": (1 - kept) * 0.7, "other": (1 - kept) * 0.2, "unparsed": (1 - kept) * 0.1}
+        shares = {
+            "keep": kept,
+            "follow": (1 - kept) * 0.7,
+            "other": (1 - kept) * 0.2,
+            "unparsed": (1 - kept) * 0.1,
+        }
         return shares.get(row["metric"], 0.04)
 
     metrics = ("keep", "follow", "other", "unparsed", "leak_rate")
@@ -138,32 +182,89 @@ def conflict_table() -> pd.DataFrame:
     frame.loc[exact, ["value", "low", "high"]] = 1.0
     columns = dict(step=STEPS, split=SPLITS, arm=list(keep), metric=("logp_trace",))
     logp = _table(columns, lambda row, progress: -3.0 + progress, 0.1, floor=None, top=None)
-    shifts = _table(dict(step=STEPS, split=SPLITS, arm=list(keep)[1:], metric=("shift", "mass_own", "mass_own_before", "mass_argued",
-                                                                             "mass_argued_before")), lambda row, progress: 0.6 - 0.2 * progress, 0.05)
-    halves = _table(dict(step=STEPS, split=SPLITS, arm=("other_state",), metric=("follow_likely", "follow_unlikely")), lambda *_: 0.7, 0.1)
+    shifts = _table(
+        dict(
+            step=STEPS,
+            split=SPLITS,
+            arm=list(keep)[1:],
+            metric=("shift", "mass_own", "mass_own_before", "mass_argued", "mass_argued_before"),
+        ),
+        lambda row, progress: 0.6 - 0.2 * progress,
+        0.05,
+    )
+    halves = _table(
+        dict(step=STEPS, split=SPLITS, arm=("other_state",), metric=("follow_likely", "follow_unlikely")),
+        lambda *_: 0.7,
+        0.1,
+    )
     rates = {"flip_removed": 0.3, "flip_substituted": 0.8, "flip_difference": 0.5}
-    flips = _table(dict(step=STEPS, split=SPLITS, arm=("filler", "empty"), metric=[m + s for m in rates for s in ("", "_parsed")]),
-                   lambda row, progress: rates[row["metric"].removesuffix("_parsed")] - 0.1 * progress, 0.05)
+    flips = _table(
+        dict(
+            step=STEPS,
+            split=SPLITS,
+            arm=("filler", "empty"),
+            metric=[m + s for m in rates for s in ("", "_parsed")],
+        ),
+        lambda row, progress: rates[row["metric"].removesuffix("_parsed")] - 0.1 * progress,
+        0.05,
+    )
     few = pd.concat([shifts, halves, flips]).assign(n=31, n_groups=12)
     return pd.concat([frame, logp, few], ignore_index=True)
 
 
 def early_table() -> pd.DataFrame:
-    flat = {"area_action": 0.55, "area_filler": 0.7, "area_distribution": 0.48, "same_0": 0.2, "same_25": 0.3, "same_50": 0.45, "same_75": 0.7}
-    return _table(dict(step=STEPS, split=SPLITS, metric=list(flat)), lambda row, progress: flat[row["metric"]] + 0.1 * progress, 0.05)
+    flat = {
+        "area_action": 0.55,
+        "area_filler": 0.7,
+        "area_distribution": 0.48,
+        "same_0": 0.2,
+        "same_25": 0.3,
+        "same_50": 0.45,
+        "same_75": 0.7,
+    }
+    return _table(
+        dict(step=STEPS, split=SPLITS, metric=list(flat)),
+        lambda row, progress: flat[row["metric"]] + 0.1 * progress,
+        0.05,
+    )
 
 
 def shares_table() -> pd.DataFrame:
     """Shares and token shares of every span; `history` has no tokens at the first checkpoint."""
-    tokens = {"template": 0.1, "task": 0.05, "history": 0.4, "observation": 0.2, "boundary": 0.02, "cot": 0.15, "action_tag": 0.03, "action": 0.05}
-    columns = dict(step=STEPS, split=SPLITS, span=list(tokens), definition=("attention", "gradient_value", "gradient_resid"), version=("all", "sink_free"))
+    tokens = {
+        "template": 0.1,
+        "task": 0.05,
+        "history": 0.4,
+        "observation": 0.2,
+        "boundary": 0.02,
+        "cot": 0.15,
+        "action_tag": 0.03,
+        "action": 0.05,
+    }
+    columns = dict(
+        step=STEPS,
+        split=SPLITS,
+        span=list(tokens),
+        definition=("attention", "gradient_value", "gradient_resid"),
+        version=("all", "sink_free"),
+    )
     read = {"token_share": 0.0, "share": 1.0, "ratio": 0.0}
 
     def value(row, progress):
-        ratio = (3 if row["span"] == "cot" else 0.5) ** progress * (2 if row["version"] == "all" and row["span"] == "template" else 1)
+        ratio = (3 if row["span"] == "cot" else 0.5) ** progress * (
+            2 if row["version"] == "all" and row["span"] == "template" else 1
+        )
         return ratio if row["metric"] == "ratio" else tokens[row["span"]] * ratio ** read[row["metric"]]
 
-    parts = [_table(columns | dict(metric=(m,)), value, 0.2 if m == "ratio" else 0.01, top=None if m == "ratio" else 1.0) for m in read]
+    parts = [
+        _table(
+            columns | dict(metric=(m,)),
+            value,
+            0.2 if m == "ratio" else 0.01,
+            top=None if m == "ratio" else 1.0,
+        )
+        for m in read
+    ]
     frame = pd.concat(parts, ignore_index=True)
     return frame[(frame["span"] != "history") | (frame["step"] > 0)]
 
@@ -174,9 +275,20 @@ def steering_table() -> pd.DataFrame:
 
     def value(row, progress):
         flips = slopes[row["direction"]] * reach[row["position"]] * row["alpha"] * (1 - 0.5 * progress)
-        return {"flip": flips, "flip_parsed": 0.9 * flips, "to_target": 0.5 * flips, "parse": 1 - 0.2 * flips}[row["metric"]]
+        return {
+            "flip": flips,
+            "flip_parsed": 0.9 * flips,
+            "to_target": 0.5 * flips,
+            "parse": 1 - 0.2 * flips,
+        }[row["metric"]]
 
-    columns = dict(step=STEPS, split=("in_domain",), position=list(reach), direction=list(slopes), alpha=(0.0, 2.0, 4.0, 8.0))
+    columns = dict(
+        step=STEPS,
+        split=("in_domain",),
+        position=list(reach),
+        direction=list(slopes),
+        alpha=(0.0, 2.0, 4.0, 8.0),
+    )
     return _table(columns | dict(metric=("flip", "flip_parsed", "to_target", "parse")), value, 0.04)
 
 
@@ -185,8 +297,17 @@ def transfer_table() -> pd.DataFrame:
         apart = abs(STEPS.index(row["step"]) - STEPS.index(row["test_step"])) / len(STEPS)
         return {"probe": 0.6 - 0.5 * apart, "majority": 0.2, "drop": 0.3 * apart}[row["reader"]]
 
-    columns = dict(step=STEPS, test_step=STEPS, split=SPLITS, label=("eventual_target",), layer=(-1,), reader=("probe", "majority", "drop"))
-    return _table(columns | dict(metric=("accuracy",)), value, 0.06, floor=-1).rename(columns=dict(step="train_step"))
+    columns = dict(
+        step=STEPS,
+        test_step=STEPS,
+        split=SPLITS,
+        label=("eventual_target",),
+        layer=(-1,),
+        reader=("probe", "majority", "drop"),
+    )
+    return _table(columns | dict(metric=("accuracy",)), value, 0.06, floor=-1).rename(
+        columns=dict(step="train_step")
+    )
 
 
 def mdl_table() -> pd.DataFrame:
@@ -196,7 +317,19 @@ def mdl_table() -> pd.DataFrame:
         bits = ends[row["reader"]][0] + progress * (ends[row["reader"]][1] - ends[row["reader"]][0])
         return bits if row["metric"] == "bits" else 4.1 / bits
 
-    frame = _table(dict(step=STEPS, split=SPLITS, label=("eventual_target",), reader=tuple(ends), metric=("bits", "compression")), value, 0.2, -1, None)
+    frame = _table(
+        dict(
+            step=STEPS,
+            split=SPLITS,
+            label=("eventual_target",),
+            reader=tuple(ends),
+            metric=("bits", "compression"),
+        ),
+        value,
+        0.2,
+        -1,
+        None,
+    )
     return frame[(frame["reader"] != "gain") | (frame["metric"] == "bits")]
 
 
@@ -234,13 +367,17 @@ def drawn(tmp_path_factory) -> tuple[Path, Path, str]:
 
 def _has_interval(figure, name: str) -> bool:
     for trace in figure.data:
-        if name in (trace.name or "") and (getattr(trace, "fill", None) == "toself" or trace.error_y.array is not None):
+        if name in (trace.name or "") and (
+            getattr(trace, "fill", None) == "toself" or trace.error_y.array is not None
+        ):
             return True
     return False
 
 
 ALL = {figure.name: figure for figure in registry.figures()}
-OVER_STEPS = [figure for figure in ALL.values() if figure.table in TABLES]  # the calibration's is tested by itself
+OVER_STEPS = [
+    figure for figure in ALL.values() if figure.table in TABLES
+]  # the calibration's is tested by itself
 
 
 def caption(name: str, frame: pd.DataFrame) -> str:
@@ -273,13 +410,32 @@ def test_intervals_drawn_and_axes_titled(figure):
 
 def test_every_figure_over_checkpoints_is_tested():
     assert {figure.table for figure in ALL.values()} - set(TABLES) == {
-        "calibration", "environments", "splits", "masking", "masking_selection", "masking_power"}  # those have tests of their own
+        "calibration",
+        "environments",
+        "splits",
+        "masking",
+        "masking_selection",
+        "masking_power",
+    }  # those have tests of their own
 
 
 def test_every_figure_has_a_section_and_stands_in_reading_order():
     assert {figure.section for figure in ALL.values()} <= {section.name for section in SECTIONS}
-    for section, names in {"better": ["behaviour", "parse", "revision", "online", "online_official"], "depends": [
-        "patching", "patching_spans", "patching_screen", "reliance", "conflict", "conflict_shift", "removal", "early", "shares", "steering"]}.items():
+    for section, names in {
+        "better": ["behaviour", "parse", "revision", "online", "online_official"],
+        "depends": [
+            "patching",
+            "patching_spans",
+            "patching_screen",
+            "reliance",
+            "conflict",
+            "conflict_shift",
+            "removal",
+            "early",
+            "shares",
+            "steering",
+        ],
+    }.items():
         assert [figure.name for figure in ALL.values() if figure.section == section] == names
 
 
@@ -294,9 +450,15 @@ def test_a_new_figure_is_one_function_with_a_table_and_appears_on_the_page(monke
     frame = pd.DataFrame(dict(step=[0, 1], value=[0.5, 0.625]))
     write_table(tmp_path / "tables", "mine", frame, PROVENANCE)
     page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
-    assert (tmp_path / "out" / "mine.html").exists() and mine(frame, PROVENANCE).layout.meta["provenance"] == PROVENANCE
-    section = page[page.index('<section id="new things"'):page.index('<section id="limits"')]
-    assert "A &lt;new&gt; instrument" in section and "&lt;b&gt;Found&lt;/b&gt;." in section and "<td>0.625</td>" in section
+    assert (tmp_path / "out" / "mine.html").exists() and mine(frame, PROVENANCE).layout.meta[
+        "provenance"
+    ] == PROVENANCE
+    section = page[page.index('<section id="new things"') : page.index('<section id="limits"')]
+    assert (
+        "A &lt;new&gt; instrument" in section
+        and "&lt;b&gt;Found&lt;/b&gt;." in section
+        and "<td>0.625</td>" in section
+    )
 
 
 COMMITTED = ("", "smollm2", "environments", "masking_smollm2", "reinforcement")
@@ -349,28 +511,59 @@ def test_unknown_interval_leaves_the_line():
 
 def test_gain_cells_whose_interval_covers_zero_are_marked():
     frame = probes_table()
-    chosen = frame.query("label == 'eventual_target' and split == 'in_domain' and reader == 'gain' and layer >= 0")
-    dots = next(trace for trace in plots_probes.probes(frame).data if trace.name == "gain's interval covers 0")
+    chosen = frame.query(
+        "label == 'eventual_target' and split == 'in_domain' and reader == 'gain' and layer >= 0"
+    )
+    dots = next(
+        trace for trace in plots_probes.probes(frame).data if trace.name == "gain's interval covers 0"
+    )
     assert len(dots.x) == ((chosen["low"] <= 0) & (chosen["high"] >= 0)).sum() > 0
 
 
 def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
     frame = probes_table()
-    lines = lambda table: {t.name for t in plots_probes.probes(table).data if t.type == "scatter" and t.showlegend}  # noqa: E731
+    lines = lambda table: {
+        t.name for t in plots_probes.probes(table).data if t.type == "scatter" and t.showlegend
+    }  # noqa: E731
     assert "random model" not in lines(frame)
-    more = [frame[frame["reader"] == "probe"].assign(reader=reader, value=value, low=value - 0.1, high=value + 0.1)
-            for reader, value in (("random_model", 0.25), ("control_task", 0.35), ("selectivity", 0.15))]
+    more = [
+        frame[frame["reader"] == "probe"].assign(
+            reader=reader, value=value, low=value - 0.1, high=value + 0.1
+        )
+        for reader, value in (("random_model", 0.25), ("control_task", 0.35), ("selectivity", 0.15))
+    ]
     more[0] = more[0][more[0]["step"].isin([STEPS[0], STEPS[-1]])]
-    p = frame[(frame["reader"] == "gain") & (frame["layer"] >= 0)].assign(reader="gain_p", value=0.03, low=np.nan, high=np.nan)
-    pair = frame[(frame["label"] == "eventual_verb") & (frame["layer"] == -1)].assign(label="pairwise go / take")
+    p = frame[(frame["reader"] == "gain") & (frame["layer"] >= 0)].assign(
+        reader="gain_p", value=0.03, low=np.nan, high=np.nan
+    )
+    pair = frame[(frame["label"] == "eventual_verb") & (frame["layer"] == -1)].assign(
+        label="pairwise go / take"
+    )
     frame = pd.concat([frame, *more, p, pair], ignore_index=True)
     assert {"random model", "control task"} <= lines(frame)
     ends = next(t for t in plots_probes.probes(frame).data if t.name == "random model")
-    assert np.isfinite(ends.y).tolist() == [True, False, False, False, False, True]  # no line across checkpoints that were not read
-    of = dict(split="in-domain", label="eventual action's target", layer="-1", first_checkpoint="0.25 [0.15, 0.35] (step 0)")
-    assert told("probes", frame, reader="random model", **of)["last checkpoint"] == "0.25 [0.15, 0.35] (step 800)"
+    assert np.isfinite(ends.y).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]  # no line across checkpoints that were not read
+    of = dict(
+        split="in-domain",
+        label="eventual action's target",
+        layer="-1",
+        first_checkpoint="0.25 [0.15, 0.35] (step 0)",
+    )
+    assert (
+        told("probes", frame, reader="random model", **of)["last checkpoint"]
+        == "0.25 [0.15, 0.35] (step 800)"
+    )
     rows = ALL["probes"].caption(frame).numbers
-    assert {"control task", "selectivity", "gain p"} <= set(rows["reader"]) and "pairwise go / take" in set(rows["label"])
+    assert {"control task", "selectivity", "gain p"} <= set(rows["reader"]) and "pairwise go / take" in set(
+        rows["label"]
+    )
 
 
 def test_cells_that_lose_nothing_for_sure_are_marked_but_not_the_diagonal():
@@ -380,7 +573,10 @@ def test_cells_that_lose_nothing_for_sure_are_marked_but_not_the_diagonal():
     assert sum(len(t.x) for t in dots) == ((drops["low"] <= 0) & (drops["high"] >= 0)).sum() > 0
     clear = (drops[drops["split"] == "in_domain"]["low"] > 0).sum()
     assert f"in {clear} of 30 pairs in-domain" in caption("transfer", frame)
-    assert told("mdl", mdl_table(), metric="bits", reader="saved by the activations", split="in-domain")["n"] == "412"
+    assert (
+        told("mdl", mdl_table(), metric="bits", reader="saved by the activations", split="in-domain")["n"]
+        == "412"
+    )
 
 
 def test_failed_self_splice_check_is_said():
@@ -388,13 +584,17 @@ def test_failed_self_splice_check_is_said():
     where = (frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100)
     frame.loc[where, "value"] = 0.97
     assert any("CHECK FAILED" in note.text for note in plots_traces.conflict(frame).layout.annotations)
-    assert not any("CHECK FAILED" in note.text for note in plots_traces.conflict(conflict_table()).layout.annotations)
+    assert not any(
+        "CHECK FAILED" in note.text for note in plots_traces.conflict(conflict_table()).layout.annotations
+    )
 
 
 def test_a_failed_self_splice_is_loud_in_the_caption():
     frame = conflict_table()
     assert "self-splice check passed" in caption("conflict", frame)
-    frame.loc[(frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100), "value"] = 0.97
+    frame.loc[
+        (frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100), "value"
+    ] = 0.97
     assert "SELF-SPLICE CHECK FAILED: keep falls to 0.970" in caption("conflict", frame)
 
 
@@ -411,23 +611,47 @@ def test_a_table_of_before_the_distributions_is_drawn_without_them(no_browser, t
 def test_removal_stands_beside_substitution_on_the_same_decisions():
     frame = conflict_table()
     drawn = plots_traces.removal(frame)
-    assert {trace.name for trace in drawn.data if trace.showlegend} == {"other state's trace", "filler", "empty"}
+    assert {trace.name for trace in drawn.data if trace.showlegend} == {
+        "other state's trace",
+        "filler",
+        "empty",
+    }
     for name in ("removed", "substituted", "difference"):
         end = _said(frame, step=800, split="in_domain", arm="filler", metric=f"flip_{name}_parsed")
         row = told("removal", frame, arm="filler", metric=f"flip {name} parsed", split="in-domain")
         assert row["last checkpoint"] == f"{end} (step 800)" and (row["n"], row["clusters"]) == ("31", "12")
-    assert "a wrong trace changes the action more often than none does in-domain and out-of-domain" in caption("removal", frame)
+    assert (
+        "a wrong trace changes the action more often than none does in-domain and out-of-domain"
+        in caption("removal", frame)
+    )
 
 
 def test_each_arms_shift_and_the_likelier_half_are_told():
     frame = conflict_table()
     drawn = plots_traces.conflict_shift(frame)
-    shown = {place: {t.name for t in drawn.data if t.showlegend and t.legend == place} for place in ("legend", "legend2", "legend4")}
-    assert shown["legend"] == {"other state's trace"} and shown["legend2"] == {"truncated", "shuffled words", "filler", "empty"}
+    shown = {
+        place: {t.name for t in drawn.data if t.showlegend and t.legend == place}
+        for place in ("legend", "legend2", "legend4")
+    }
+    assert shown["legend"] == {"other state's trace"} and shown["legend2"] == {
+        "truncated",
+        "shuffled words",
+        "filler",
+        "empty",
+    }
     assert shown["legend4"] == {"likelier half of the other traces", "less likely half"}
     for arm, metric in (("filler", "shift"), ("other_state", "follow_likely")):
-        row = told("conflict_shift", frame, arm=arm.replace("_", " "), metric=metric.replace("_", " "), split="in-domain")
-        assert row["last checkpoint"] == f"{_said(frame, step=800, split='in_domain', arm=arm, metric=metric)} (step 800)"
+        row = told(
+            "conflict_shift",
+            frame,
+            arm=arm.replace("_", " "),
+            metric=metric.replace("_", " "),
+            split="in-domain",
+        )
+        assert (
+            row["last checkpoint"]
+            == f"{_said(frame, step=800, split='in_domain', arm=arm, metric=metric)} (step 800)"
+        )
     tops = [drawn.layout[name].y for name in ("legend", "legend2", "legend3", "legend4")]
     assert tops == sorted(tops, reverse=True)
 
@@ -435,7 +659,9 @@ def test_each_arms_shift_and_the_likelier_half_are_told():
 def _said(frame: pd.DataFrame, **where) -> str:
     """Value and interval of the one row picked, as captions write them."""
     rows = frame.query(" and ".join(f"{column} == {value!r}" for column, value in where.items()))
-    value, low, high = (f"{number:.2f}".replace("-", "−") for number in rows[["value", "low", "high"]].iloc[0])
+    value, low, high = (
+        f"{number:.2f}".replace("-", "−") for number in rows[["value", "low", "high"]].iloc[0]
+    )
     assert len(rows) == 1
     return f"{value} [{low}, {high}]"
 
@@ -444,7 +670,10 @@ def test_forced_choice_is_in_the_numbers_with_its_own_size():
     frame = behaviour_table()
     for kind in ("prompt_sum", "cot_mean"):
         row = told("behaviour", frame, metric=f"choice {kind.replace('_', ' ')}", split="in-domain")
-        assert row["last checkpoint"] == f"{_said(frame, metric=f'choice_{kind}', step=800, split='in_domain')} (step 800)"
+        assert (
+            row["last checkpoint"]
+            == f"{_said(frame, metric=f'choice_{kind}', step=800, split='in_domain')} (step 800)"
+        )
         assert (row["n"], row["clusters"]) == ("40", "12")
     for name in ("behaviour", "parse", "revision"):
         assert "n = 412 decisions in 57 episodes" in caption(name, frame)
@@ -479,15 +708,25 @@ def test_patching_draws_the_boundary_and_the_difference_of_a_table_that_holds_mo
 def test_spans_are_drawn_at_the_ends_with_unsure_cells_marked():
     frame = patching_table()
     drawn = plots_patching.spans(frame)
-    assert sum(t.type == "heatmap" for t in drawn.data) == 4 and list(drawn.layout.yaxis.ticktext) == ["whole prompt", "boundary", "observation", "history", "task"]
+    assert sum(t.type == "heatmap" for t in drawn.data) == 4 and list(drawn.layout.yaxis.ticktext) == [
+        "whole prompt",
+        "boundary",
+        "observation",
+        "history",
+        "task",
+    ]
     shown = frame.query("mode == 'prompt' and metric == 'difference' and step in (0, 800)")
     marked = sum(len(t.x) for t in drawn.data if t.name == "interval covers 0")
     assert marked == ((shown["low"] <= 0) & (shown["high"] >= 0)).sum() > 0
-    top = frame.query("mode == 'prompt' and metric == 'difference' and step == 800 and direction == 'noise' and at == 'history'")
+    top = frame.query(
+        "mode == 'prompt' and metric == 'difference' and step == 800 and direction == 'noise' and at == 'history'"
+    )
     top = top.loc[top["value"].idxmax()]
     frame.attrs = dict(not_paired={"no swap of equal token length": 3})
     row = told("patching_spans", frame, at="history", direction="noise", step="800", layer=str(top["layer"]))
-    assert row["value"] == f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}]" and row["dropped"] == "9"
+    assert (
+        row["value"] == f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}]" and row["dropped"] == "9"
+    )
     cells = ALL["patching_spans"].caption(frame).numbers.to_numpy().ravel()
     assert "no pair: no swap of equal token length" in cells and "kl" in cells
     with pytest.raises(ValueError, match="patching_screen: no pair is kept"):
@@ -498,24 +737,41 @@ def test_spans_are_drawn_at_the_ends_with_unsure_cells_marked():
 
 def test_the_screen_is_drawn_against_the_same_pairs_and_says_its_correlations():
     frame = patching_table()
-    frame.loc[(frame["at"] == "task") & (frame["metric"] == "attribution"), "n"] = 7  # other pairs than those patched
+    frame.loc[(frame["at"] == "task") & (frame["metric"] == "attribution"), "n"] = (
+        7  # other pairs than those patched
+    )
     assert {t.name for t in plots_patching.screen(frame).data} == {"history", "observation", "whole prompt"}
     said = _said(frame, step=800, mode="cot", direction="noise", metric="attribution_spearman")
-    row = told("patching_screen", frame, mode="action read after the trace", direction="noise", metric="attribution spearman")
+    row = told(
+        "patching_screen",
+        frame,
+        mode="action read after the trace",
+        direction="noise",
+        metric="attribution spearman",
+    )
     assert row["last checkpoint"] == f"{said} (step 800)"
 
 
 def test_a_figure_of_a_table_from_before_is_left_out(no_browser, tmp_path):
-    tables = write_table(tmp_path / "tables", "patching", old_patching_table(), PROVENANCE | dict(not_paired={"why": 2})).parent
+    tables = write_table(
+        tmp_path / "tables", "patching", old_patching_table(), PROVENANCE | dict(not_paired={"why": 2})
+    ).parent
     page = figures.draw(tables, tmp_path / "figures")[-1].read_text()
-    assert "Where the prompt acts" in page and "Which part of the prompt" not in page and "no pair: why" in page
+    assert (
+        "Where the prompt acts" in page and "Which part of the prompt" not in page and "no pair: why" in page
+    )
 
 
 def test_log_probability_of_the_other_trace_is_in_the_numbers():
     frame = conflict_table()
-    row = told("conflict", frame, **{"inserted trace": "other state", "metric": "logp trace", "split": "in-domain"})
+    row = told(
+        "conflict", frame, **{"inserted trace": "other state", "metric": "logp trace", "split": "in-domain"}
+    )
     for step, at in ((0, "first checkpoint"), (800, "last checkpoint")):
-        assert row[at] == f"{_said(frame, step=step, split='in_domain', arm='other_state', metric='logp_trace')} (step {step})"
+        assert (
+            row[at]
+            == f"{_said(frame, step=step, split='in_domain', arm='other_state', metric='logp_trace')} (step {step})"
+        )
 
 
 def test_shares_stand_on_a_log_axis_about_one():
@@ -540,7 +796,9 @@ def test_shares_of_the_trace_are_in_the_numbers():
     frame = shares_table()
     where = dict(split="in_domain", span="cot", definition="gradient_value", version="sink_free")
     for metric in ("ratio", "share"):
-        row = told("shares", frame, definition="gradient, value path", span="CoT", metric=metric, split="in-domain")
+        row = told(
+            "shares", frame, definition="gradient, value path", span="CoT", metric=metric, split="in-domain"
+        )
         assert row["last checkpoint"] == f"{_said(frame, step=800, metric=metric, **where)} (step 800)"
     assert "first position left out" in caption("shares", frame)
 
@@ -552,9 +810,22 @@ def test_steering_is_drawn_at_the_last_checkpoint_and_told_at_the_largest_alpha_
     assert sum(t.name == "probe's direction" for t in drawn.data) == 4 * 4
     where = dict(direction="probe's direction", metric="to target")
     row = told("steering", frame, position="during the CoT, alpha 8", **where)
-    assert row["first checkpoint"] == f"{_said(frame, step=0, position='cot', direction='probe', alpha=8.0, metric='to_target')} (step 0)"
-    broken = (frame["metric"] == "parse") & (frame["alpha"] == 8) & (frame["position"] == "cot") & (frame["step"] == 800)
-    assert told("steering", frame.assign(value=frame["value"].mask(broken, 0.4)), position="during the CoT, alpha 4", **where)
+    assert (
+        row["first checkpoint"]
+        == f"{_said(frame, step=0, position='cot', direction='probe', alpha=8.0, metric='to_target')} (step 0)"
+    )
+    broken = (
+        (frame["metric"] == "parse")
+        & (frame["alpha"] == 8)
+        & (frame["position"] == "cot")
+        & (frame["step"] == 800)
+    )
+    assert told(
+        "steering",
+        frame.assign(value=frame["value"].mask(broken, 0.4)),
+        position="during the CoT, alpha 4",
+        **where,
+    )
     with pytest.raises(ValueError, match="Figure steering"):
         plots_traces.steering(frame[frame["metric"] == "parse"])
 
@@ -563,9 +834,14 @@ def test_a_folder_below_one_that_holds_the_script_refers_to_it(tmp_path):
     figure = plots.parse(behaviour_table())
     report.save_html({"parse": figure}, tmp_path)
     below = report.save_html({"parse": figure}, tmp_path / "other")
-    assert [path.name for path in below] == ["parse.html"] and 'src="../plotly.min.js"' in below[0].read_text()
+    assert [path.name for path in below] == ["parse.html"] and 'src="../plotly.min.js"' in below[
+        0
+    ].read_text()
     (tmp_path / "plotly.min.js").write_text("of another release")
-    assert [path.name for path in report.save_html({"parse": figure}, tmp_path / "third")] == ["plotly.min.js", "parse.html"]
+    assert [path.name for path in report.save_html({"parse": figure}, tmp_path / "third")] == [
+        "plotly.min.js",
+        "parse.html",
+    ]
 
 
 def test_toolbar_has_room_above_the_interactive_figure(tmp_path):
@@ -573,7 +849,9 @@ def test_toolbar_has_room_above_the_interactive_figure(tmp_path):
     before = figure.layout.height
     report.save_html({"probes": figure}, tmp_path)
     page = (tmp_path / "probes.html").read_text()
-    assert f'"height":{before + 28}' in page and '"margin":{"t":102}' in page and figure.layout.height == before
+    assert (
+        f'"height":{before + 28}' in page and '"margin":{"t":102}' in page and figure.layout.height == before
+    )
 
 
 def test_files_captions_and_no_torch(drawn):
@@ -585,7 +863,9 @@ def test_files_captions_and_no_torch(drawn):
     frame = pd.read_csv(tables / "behaviour.csv").set_index(["step", "split", "metric"])
     for split, metric in itertools.product(SPLITS, ("acc_cot", "acc_prompt", "gap")):
         row = frame.loc[(800, split, metric)]
-        assert f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] (step 800)".replace("-", "−") in page
+        assert (
+            f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] (step 800)".replace("-", "−") in page
+        )
     assert "n = 412 decisions in 57 episodes" in page
     assert 'href="../tables0/reliance.csv"' in page and 'href="../tables0/reliance.json"' in page
     assert "model_hash: 0123456789ab" in page and "0123456789abc" not in page
@@ -617,7 +897,9 @@ def test_an_optional_figure_is_not_missed(no_browser, tmp_path):
     paths = figures.draw(write_tables(tmp_path / "tables", "reliance"), tmp_path / "figures")
     page = paths[-1].read_text()
     assert "Not drawn" in page and "own games" not in page and "online_official" not in page
-    page = figures.draw(write_tables(tmp_path / "official", "online_official"), tmp_path / "played")[-1].read_text()
+    page = figures.draw(write_tables(tmp_path / "official", "online_official"), tmp_path / "played")[
+        -1
+    ].read_text()
     assert "Success in ALFWorld&#39;s own games" in page and "Success in the environment" not in page
 
 

@@ -16,16 +16,27 @@ from interp.plots import masking as plots_masking
 from interp.plots import masking_power as plots_masking_power
 from interp.plots import registry
 from interp.results import arm_rows
-from interp.stats.crossed import SMALLEST
-from interp.training.supervision import Supervision
 from interp.results.tables import read_table, write_table
+from interp.stats.crossed import SMALLEST
 from interp.system.paths import ROOT
+from interp.training.supervision import Supervision
 
-ARMS = ("action_mask_0", "action_mask_0.1", "action_mask_0.3", "action_mask_0.5", "action_mask_0.7", "random_mask_0.3", "action_only")
+ARMS = (
+    "action_mask_0",
+    "action_mask_0.1",
+    "action_mask_0.3",
+    "action_mask_0.5",
+    "action_mask_0.7",
+    "random_mask_0.3",
+    "action_only",
+)
 SPLITS = ("in_domain", "out_of_domain")
 STEPS = (0, 25, 60, 150, 350, 600)
-PROVENANCE = {"verdict": "open", "selection": "k = 0 is chosen: no mask's acc_cot out of domain is better with an interval above 0",
-              "model_hash": "0123" * 16}
+PROVENANCE = {
+    "verdict": "open",
+    "selection": "k = 0 is chosen: no mask's acc_cot out of domain is better with an interval above 0",
+    "model_hash": "0123" * 16,
+}
 #: Level of k = 0, what a share of 1 would add, and half an interval.
 METRICS = {
     "acc_cot": (0.62, 0.05, 0.04), "acc_prompt": (0.5, -0.3, 0.05), "gap": (0.12, 0.35, 0.05), "parse_cot": (0.99, 0.0, 0.01),
@@ -52,12 +63,23 @@ def masking_table(arms=ARMS, splits=SPLITS, metrics=tuple(METRICS)) -> pd.DataFr
                 level = {}
                 for arm in arms:
                     kind, _, share = arm.rpartition("_")
-                    effect = 0.3 * slope if share == "only" else slope * float(share) * (0.3 if kind == "random_mask" else 1)
+                    effect = (
+                        0.3 * slope
+                        if share == "only"
+                        else slope * float(share) * (0.3 if kind == "random_mask" else 1)
+                    )
                     level[arm] = base * (0.9 if split == "out_of_domain" else 1) + effect * step / STEPS[-1]
                     level[arm] += 0.01 * rng.standard_normal() * (step > 0)
                     n = 5 if arm in ("action_mask_0", "action_mask_0.3", "random_mask_0.3") else 3
                     for seed in range(n):
-                        row("training", arm, level[arm] + 0.3 * half * rng.standard_normal(), 0.8 * half, seed, 1)
+                        row(
+                            "training",
+                            arm,
+                            level[arm] + 0.3 * half * rng.standard_normal(),
+                            0.8 * half,
+                            seed,
+                            1,
+                        )
                     row("level", arm, level[arm], half, seeds=n)
                 for arm in arms:
                     if arm != "action_mask_0" and "action_mask_0" in arms:
@@ -72,7 +94,12 @@ def masking_table(arms=ARMS, splits=SPLITS, metrics=tuple(METRICS)) -> pd.DataFr
 def selection_table() -> pd.DataFrame:
     found = ((0.0, 0.0, np.nan), (0.1, 0.01, 0.05), (0.3, 0.06, 0.05), (0.5, 0.07, 0.06), (0.7, 0.02, 0.07))
     of = dict(step=600, split="out_of_domain", metric="acc_cot", seeds=3, n=186, n_groups=62)
-    return pd.DataFrame([dict(of, arm=f"action_mask_{k:g}", share=k, value=v, low=v - w, high=v + w, chosen=k == 0.3) for k, v, w in found])
+    return pd.DataFrame(
+        [
+            dict(of, arm=f"action_mask_{k:g}", share=k, value=v, low=v - w, high=v + w, chosen=k == 0.3)
+            for k, v, w in found
+        ]
+    )
 
 
 def as_read(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -114,17 +141,26 @@ def test_what_a_table_has_is_drawn_and_told(less, tmp_path):
             assert any(word in str(titles) for word in ("share of examples", "training step", "shares"))
             for trace in drawn.data:
                 if trace.showlegend and trace.type == "scatter" and trace.name != "one training":
-                    band = any(t.type == "scatter" and t.fill == "toself" and t.legendgroup == trace.legendgroup for t in drawn.data)
-                    assert band or trace.error_y.array is not None or trace.error_x.array is not None, trace.name
+                    band = any(
+                        t.type == "scatter" and t.fill == "toself" and t.legendgroup == trace.legendgroup
+                        for t in drawn.data
+                    )
+                    assert band or trace.error_y.array is not None or trace.error_x.array is not None, (
+                        trace.name
+                    )
 
 
 def test_levels_stand_at_their_arm_with_their_trainings():
     frame = masking_table()
     drawn = plots_masking.success(frame)
     masked = [t for t in drawn.data if t.name == "actions masked"][1]  # rows are drawn split by split
-    rows = frame.query("metric == 'acc_cot' and split == 'out_of_domain' and contrast == 'level'").set_index("arm")
+    rows = frame.query("metric == 'acc_cot' and split == 'out_of_domain' and contrast == 'level'").set_index(
+        "arm"
+    )
     assert list(masked.y) == [rows.loc[arm, "value"] for arm in ARMS[1:5]] and list(masked.x) == [1, 2, 3, 4]
-    np.testing.assert_allclose(masked.error_y.array, [rows.loc[arm, "high"] - rows.loc[arm, "value"] for arm in ARMS[1:5]])
+    np.testing.assert_allclose(
+        masked.error_y.array, [rows.loc[arm, "high"] - rows.loc[arm, "value"] for arm in ARMS[1:5]]
+    )
     dots = next(t for t in drawn.data if t.name == "one training")
     ticks = ["k = 0", "k = .1", "k = .3", "k = .5", "k = .7", "random<br>.3", "action<br>only"]
     assert len(dots.y) == 5 * 3 + 3 * 4 and list(drawn.layout.xaxis.ticktext) == ticks
@@ -142,7 +178,11 @@ def test_differences_are_drawn_with_what_they_are_held_against():
     assert low < 0 < high and plots_masking.success(frame).layout.yaxis3.range[1] > SMALLEST
     control = [t for t in plots_masking.success(frame).data if t.legendgroup == "control"]
     row = frame.query("metric == 'acc_cot' and split == 'in_domain' and contrast == 'control'").iloc[0]
-    assert len(control) == 2 and list(control[0].y) == [row["value"]] and control[0].customdata[0][0] == "k = .7 − random mask"
+    assert (
+        len(control) == 2
+        and list(control[0].y) == [row["value"]]
+        and control[0].customdata[0][0] == "k = .7 − random mask"
+    )
 
 
 def test_an_arm_far_off_leaves_the_axis_to_the_others_and_is_told():
@@ -163,7 +203,9 @@ def test_the_last_checkpoint_is_shown():
     both = pd.concat([frame, early], ignore_index=True)
     for name in ("masking_success", "masking_dose", "masking_gap", "masking_mechanism", "masking_table"):
         plot, caption = FIGURES[name]
-        assert plot(both).to_json() == plot(frame).to_json() and caption(both).message == caption(frame).message
+        assert (
+            plot(both).to_json() == plot(frame).to_json() and caption(both).message == caption(frame).message
+        )
 
 
 @pytest.mark.parametrize("verdict, words", [
@@ -191,18 +233,27 @@ def test_nulls_are_said():
     found = ALL["masking_gap"].caption(frame)
     assert "told apart from k = 0 for: none of 6 in-domain and k = .7 (lower) out-of-domain" in found.message
     rows = found.numbers
-    assert "−0.20 [−0.30, −0.10] (step 600)" in set(rows[(rows["condition"] == "k = .7") & (rows["split"] == "out-of-domain")]["last checkpoint"])
+    assert "−0.20 [−0.30, −0.10] (step 600)" in set(
+        rows[(rows["condition"] == "k = .7") & (rows["split"] == "out-of-domain")]["last checkpoint"]
+    )
     single = frame.assign(seeds=1)
-    assert "over games alone" in ALL["masking_gap"].caption(single).size and "over games alone" not in found.size
+    assert (
+        "over games alone" in ALL["masking_gap"].caption(single).size and "over games alone" not in found.size
+    )
 
 
 def test_predicted_sides_are_shaded_and_judged():
     frame = masking_table()
     sides = [shape for shape in plots_masking.mechanism(frame).layout.shapes if shape.type == "rect"]
     order = [name for name in plots_masking.MECHANISM if (frame["metric"] == name).any()]
-    shaded = {axis: {order[round(s.y0 + 0.42)]: np.sign(s.x1) for s in sides if s.xref == axis} for axis in ("x", "x2")}
+    shaded = {
+        axis: {order[round(s.y0 + 0.42)]: np.sign(s.x1) for s in sides if s.xref == axis}
+        for axis in ("x", "x2")
+    }
     predicted = dict(acc_prompt=-1, gap=1, prompt_reliance=-1, follow=1)
-    assert shaded == {"x": predicted, "x2": dict(predicted, acc_cot=1)} and len(sides) == 9  # out of domain the claim as well
+    assert (
+        shaded == {"x": predicted, "x2": dict(predicted, acc_cot=1)} and len(sides) == 9
+    )  # out of domain the claim as well
     key = dict(metric="follow", split="in_domain", arm="action_mask_0.3")
     ends = {1: (0.2, 0.1, 0.3), 0: (0.0, -0.1, 0.1), -1: (-0.2, -0.3, -0.1)}
     for zero, control in ((1, 1), (1, 0), (1, -1), (0, 1), (-1, 0)):
@@ -211,7 +262,9 @@ def test_predicted_sides_are_shaded_and_judged():
             frame.loc[rows, ["value", "low", "high"]] = ends[side]
         arm = arm_rows.claimed(frame)
         assert plots_masking.moves(frame, arm, "in_domain")["follow"][0] == zero
-        assert plots_masking.moved_further(frame, arm, "in_domain").get("follow", "none") == (control if zero == 1 else "none")
+        assert plots_masking.moved_further(frame, arm, "in_domain").get("follow", "none") == (
+            control if zero == 1 else "none"
+        )
 
 
 def test_what_moved_as_predicted_is_counted():
@@ -219,7 +272,9 @@ def test_what_moved_as_predicted_is_counted():
     for contrast in ("difference", "control"):
         frame.loc[frame["contrast"].eq(contrast), ["value", "low", "high"]] = -0.2, -0.3, -0.1
     message = ALL["masking_mechanism"].caption(frame).message
-    assert "2 of 4 readings (2 the other way) (2 beyond the random mask) in-domain and out-of-domain" in message
+    assert (
+        "2 of 4 readings (2 the other way) (2 beyond the random mask) in-domain and out-of-domain" in message
+    )
 
 
 def test_random_masks_are_hollow_in_the_dose():
@@ -240,7 +295,10 @@ def test_selection_shows_the_chosen_share():
     assert (chosen.marker.symbol, others.marker.symbol) == ("circle", "circle-open")
     text = ALL["masking_selection"].caption(frame).text
     assert "k = .3 is chosen out-of-domain" in text and "too large on average" in text
-    assert "k = 0 is chosen out-of-domain: no share" in ALL["masking_selection"].caption(frame.assign(chosen=frame["share"] == 0)).text
+    assert (
+        "k = 0 is chosen out-of-domain: no share"
+        in ALL["masking_selection"].caption(frame.assign(chosen=frame["share"] == 0)).text
+    )
 
 
 def test_power_reads_the_null_back_from_its_csv():
@@ -250,9 +308,13 @@ def test_power_reads_the_null_back_from_its_csv():
     expected = frame[frame["world"].isna() & (frame["contrast"] == "difference") & (frame["what"] == "above")]
     assert len(null) == 4 and sorted(v for t in null for v in t.y) == sorted(expected["value"])
     assert all(len(t.y) == 2 and t.error_y.array is not None for t in drawn.data)
-    found = frame.query("world == 'action' and effect == 0.2 and seeds == 5 and contrast == 'difference' and what == 'above'")["value"]
+    found = frame.query(
+        "world == 'action' and effect == 0.2 and seeds == 5 and contrast == 'difference' and what == 'above'"
+    )["value"]
     rows = ALL["masking_power"].caption(frame).numbers
-    row = rows[(rows["planted"] == "action") & (rows["effect"] == ".2") & (rows["found"] == "k = .3 > k = 0")].iloc[0]
+    row = rows[
+        (rows["planted"] == "action") & (rows["effect"] == ".2") & (rows["found"] == "k = .3 > k = 0")
+    ].iloc[0]
     assert row["5 seeds"] == f"{100 * found.min():.0f} to 100 %"
 
 
@@ -262,27 +324,48 @@ def test_the_papers_table_is_the_tables():
     assert text == tex.masking_table(frame)
     lines = text.splitlines()
     body = [line.removesuffix("[2pt]") for line in lines if line.endswith((r"\\", r"\\[2pt]"))]
-    assert {len(line.replace(r"\multicolumn{2}", "&").split("&")) for line in body} == {9}  # every row fills every column
+    assert {len(line.replace(r"\multicolumn{2}", "&").split("&")) for line in body} == {
+        9
+    }  # every row fills every column
     assert [lines.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 2, 1]
-    assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith("$k$ = .3 $-$ $k$ = 0 & 3 & ")
+    assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith(
+        "$k$ = .3 $-$ $k$ = 0 & 3 & "
+    )
     assert len(body) == 2 + 2 * 9, "values and, below them, intervals"
     last = frame.query("metric == 'prompt_reliance' and split == 'out_of_domain' and step == 600")
     row = last.query("contrast == 'difference' and arm == 'action_mask_0.3'").iloc[0]
     told = [f"{row['value']:+.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"]
     value, interval = (text.replace("0.", ".").replace("-", "$-$") for text in told)
-    assert value in body[-4].split(" & ") and rf"{{\scriptsize {interval}}}" in body[-3].split(" & ") and text.isascii()
-    assert arm_rows.cell(pd.Series(dict(value=10.0, low=-0.5, high=0.996))) == "10.00 [−.50, 1.00]" and arm_rows.cell(None) == "–"
+    assert (
+        value in body[-4].split(" & ")
+        and rf"{{\scriptsize {interval}}}" in body[-3].split(" & ")
+        and text.isascii()
+    )
+    assert (
+        arm_rows.cell(pd.Series(dict(value=10.0, low=-0.5, high=0.996))) == "10.00 [−.50, 1.00]"
+        and arm_rows.cell(None) == "–"
+    )
     shown = plots_masking.table(frame).data[0]
     assert list(shown.cells["values"][0])[-1] == "k = .3 − random" and len(shown.cells["values"]) == 9
-    without = tex.masking_table(masking_table(arms=("action_mask_0",), splits=("in_domain",), metrics=("acc_cot",)))
+    without = tex.masking_table(
+        masking_table(arms=("action_mask_0",), splits=("in_domain",), metrics=("acc_cot",))
+    )
     assert without.count(r"\midrule") == 1 and "$k$ = .3" not in without
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex (Debian: texlive-latex-recommended)")
 def test_the_papers_table_fits_a_page_of_two_columns(tmp_path):
-    (tmp_path / "paper.tex").write_text("\\documentclass[twocolumn]{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
-                                        f"{tex.masking_table(masking_table())}\n\\end{{document}}\n")
-    made = subprocess.run(["pdflatex", "-halt-on-error", "paper.tex"], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass[twocolumn]{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+        f"{tex.masking_table(masking_table())}\n\\end{{document}}\n"
+    )
+    made = subprocess.run(
+        ["pdflatex", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert made.returncode == 0, made.stdout[-2000:]
     assert "Output written" in made.stdout and "Overfull" not in made.stdout
 
@@ -292,7 +375,9 @@ def test_draw_writes_the_latex_the_same_twice(no_browser, tmp_path):
     write_table(tables, "masking_selection", selection_table(), PROVENANCE)
     paths = figures.draw(tables, tmp_path / "figures")
     first = {path.name: path.read_bytes() for path in paths}
-    assert {f"{name}.html" for name in FIGURES} | {"masking_selection.html", "masking_table.tex"} <= set(first)
+    assert {f"{name}.html" for name in FIGURES} | {"masking_selection.html", "masking_table.tex"} <= set(
+        first
+    )
     assert "Not drawn" not in paths[-1].read_text() and 'href="masking_table.tex"' in paths[-1].read_text()
     assert {path.name: path.read_bytes() for path in figures.draw(tables, tmp_path / "figures")} == first
     other = write_table(tmp_path / "less", "masking_selection", selection_table(), PROVENANCE).parent

@@ -35,7 +35,9 @@ def planted(seed=0, n_groups=24, per_group=4, d=12, n_classes=3, layer=2, streng
 
 def value(result, reader, layer=NESTED, metric="accuracy", split="in_domain"):
     table = result.table()
-    rows = table[(table.reader == reader) & (table.layer == layer) & (table.metric == metric) & (table.split == split)]
+    rows = table[
+        (table.reader == reader) & (table.layer == layer) & (table.metric == metric) & (table.split == split)
+    ]
     assert len(rows) == 1
     return rows.iloc[0]
 
@@ -63,22 +65,41 @@ def test_shuffled_labels_are_near_chance(result):
 
 def test_table_and_diagnostics(result):
     table = result.table()
-    assert list(table.columns) == ["layer", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
+    assert list(table.columns) == [
+        "layer",
+        "split",
+        "reader",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "n",
+        "n_groups",
+    ]
     assert set(table.metric) == {"accuracy", "log_loss"} and set(table.split) == {"in_domain"}
     assert set(table.reader) == {"probe", "embedding", "gain", "shuffled", "best_control", *CONTROLS}
     assert (table.n == 96).all() and (table.n_groups == 24).all()
     assert (table.low <= table.value).all() and (table.value <= table.high).all()
     kept = json.loads(json.dumps(result.diagnostics()))
-    assert kept["n_classes"] == 3 and kept["seed"] == 0 and kept["n_unconverged"] == 0 and kept["unseen"] == {"in_domain": 0}
+    assert (
+        kept["n_classes"] == 3
+        and kept["seed"] == 0
+        and kept["n_unconverged"] == 0
+        and kept["unseen"] == {"in_domain": 0}
+    )
 
 
 def test_gain_is_paired_and_over_the_control_that_is_best_inside_the_training_folds(result):
     assert len(result.best_control) == 5 and set(result.best_control) <= set(CONTROLS)
     for fold, name in enumerate(result.best_control):
         here = result.fold == fold
-        np.testing.assert_array_equal(result.predicted["best_control", NESTED][here], result.predicted[name, NESTED][here])
+        np.testing.assert_array_equal(
+            result.predicted["best_control", NESTED][here], result.predicted[name, NESTED][here]
+        )
     for metric, sign in (("accuracy", 1), ("log_loss", -1)):
-        difference = value(result, "probe", 2, metric).value - value(result, "best_control", metric=metric).value
+        difference = (
+            value(result, "probe", 2, metric).value - value(result, "best_control", metric=metric).value
+        )
         assert value(result, "gain", 2, metric).value == pytest.approx(sign * difference)
 
 
@@ -90,7 +111,9 @@ def test_the_choice_of_a_control_reads_no_held_out_label():
     turned = [("act 0" if label != "act 0" else "act 1") if h else label for label, h in zip(labels, here)]
     other = probe(acts, turned, groups, prompts=prompts, previous=previous, draws=20, layers=[0])
     assert one.best_control[2] == other.best_control[2]
-    np.testing.assert_array_equal(one.predicted["best_control", NESTED][here], other.predicted["best_control", NESTED][here])
+    np.testing.assert_array_equal(
+        one.predicted["best_control", NESTED][here], other.predicted["best_control", NESTED][here]
+    )
 
 
 def test_noise_has_no_gain():
@@ -99,7 +122,9 @@ def test_noise_has_no_gain():
         rng = np.random.default_rng(seed)
         labels = [f"act {i}" for i in rng.integers(3, size=120)]
         prompts = [f"text {i}" for i in rng.integers(9, size=120)]
-        result = probe(rng.normal(size=(120, 2, 8)), labels, np.arange(120) // 4, seed=seed, draws=300, prompts=prompts)
+        result = probe(
+            rng.normal(size=(120, 2, 8)), labels, np.arange(120) // 4, seed=seed, draws=300, prompts=prompts
+        )
         gains.append(value(result, "gain"))
     assert all(gain.low <= 0 for gain in gains)
     assert sum(gain.high >= 0 for gain in gains) >= 7
@@ -138,7 +163,9 @@ def test_every_fit_keeps_training_and_scored_episodes_apart(monkeypatch):
 
 def problems():
     """(rows, codes, unseen rows): tall and wide, of two and four classes, with a class missing and a constant feature."""
-    for seed, (n, d, classes) in enumerate([(60, 9, (0, 1, 2, 3)), (40, 70, (0, 1, 2, 3)), (50, 12, (0, 3)), (75, 5, (0, 2, 3))]):
+    for seed, (n, d, classes) in enumerate(
+        [(60, 9, (0, 1, 2, 3)), (40, 70, (0, 1, 2, 3)), (50, 12, (0, 3)), (75, 5, (0, 2, 3))]
+    ):
         rng = np.random.default_rng(seed)
         code = np.array(classes)[rng.permutation(np.arange(n) % len(classes))]
         x, unseen = (rng.normal(size=(rows, d)) * np.linspace(0.2, 3, d) for rows in (n, 25))
@@ -154,14 +181,18 @@ def test_a_batch_of_fits_equals_scikit_learn_one_by_one(device):
     assert all(train.shape[1] <= min(x.shape) for (train, _), (x, _, _) in zip(ends, data, strict=True))
     grid = np.array([[0.01, 0.1, 1.0], [0.02, 0.2, 1.0], [0.01, 0.1, 1.0], [5.0, 0.1, 0.001]])
     for tolerance, close, error in ((1e-9, 1e-4, 1e-4), (TOLERANCE, 5e-3, 0.03)):
-        weights, bias, unconverged = fit_logistic([train for train, _ in ends], [code for _, code, _ in data], grid, tolerance, device)
+        weights, bias, unconverged = fit_logistic(
+            [train for train, _ in ends], [code for _, code, _ in data], grid, tolerance, device
+        )
         assert unconverged == 0 and weights.shape[:2] == grid.shape and weights.dtype == np.float64
         for (x, code, unseen), (_, held_out), w, b, row in zip(data, ends, weights, bias, grid, strict=True):
             present = np.unique(code)
             for i, c in enumerate(row):
                 ours = softmax(held_out @ w[i, : held_out.shape[1]] + b[i], axis=1)
                 assert (ours[:, np.setdiff1d(range(4), present)] == 0).all()
-                reference = LogisticRegression(C=c * (2 if len(present) == 2 else 1), tol=1e-9, max_iter=10000)
+                reference = LogisticRegression(
+                    C=c * (2 if len(present) == 2 else 1), tol=1e-9, max_iter=10000
+                )
                 slow = reference.fit(x, code).predict_proba(unseen)
                 np.testing.assert_allclose(ours[:, present], slow, atol=error)
                 truth = np.arange(25) % len(present)
@@ -210,7 +241,9 @@ def test_probe_equals_a_plain_scikit_learn_loop():
     for fold in range(5):
         train, held_out = result.fold != fold, result.fold == fold
         scaler = StandardScaler().fit(acts[train, 2])
-        model = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(scaler.transform(acts[train, 2]), labels[train])
+        model = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(
+            scaler.transform(acts[train, 2]), labels[train]
+        )
         predicted[held_out] = model.predict(scaler.transform(acts[held_out, 2]))
     assert (predicted == result.predicted["probe", 2]).mean() > 0.98
 
@@ -255,7 +288,9 @@ def test_out_of_domain_set_is_scored_by_readers_of_the_first():
     table, alone = both.table(), first.table()
     inside = table[(table.split == "in_domain") & (table.reader != "shuffled")].reset_index(drop=True)
     alone = alone[alone.reader != "shuffled"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(inside, alone, check_exact=False, rtol=0, atol=2e-3)  # equal up to where the solver stops
+    pd.testing.assert_frame_equal(
+        inside, alone, check_exact=False, rtol=0, atol=2e-3
+    )  # equal up to where the solver stops
     outside = value(both, "probe", split="out_of_domain")
     assert outside.value > 0.85 and outside.n == 40 and outside.n_groups == 10
     assert both.unseen == {"in_domain": 0, "out_of_domain": 1}
@@ -263,7 +298,11 @@ def test_out_of_domain_set_is_scored_by_readers_of_the_first():
     assert [row["layer"] for row in both.chosen if row["reader"] == "nested" and row["fold"] == -1] == [2]
     assert both.predicted["probe", 2][96] != "never seen" and set(both.fold[96:]) == {-1}
     scaler = StandardScaler().fit(acts[:, 2])
-    c = next(row["C"] for row in both.chosen if row["reader"] == "probe" and row["layer"] == 2 and row["fold"] == -1)
+    c = next(
+        row["C"]
+        for row in both.chosen
+        if row["reader"] == "probe" and row["layer"] == 2 and row["fold"] == -1
+    )
     model = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(scaler.transform(acts[:, 2]), labels)
     assert (model.predict(scaler.transform(test[0][:, 2])) == both.predicted["probe", 2][96:]).mean() > 0.97
 
@@ -296,7 +335,14 @@ def test_same_seed_same_table_and_activations_object():
 
 def changed(**changes):
     acts, labels, groups, prompts, previous = planted(n_groups=8)
-    given = {"acts": acts, "labels": labels, "groups": groups, "prompts": prompts, "previous": previous, "draws": 5}
+    given = {
+        "acts": acts,
+        "labels": labels,
+        "groups": groups,
+        "prompts": prompts,
+        "previous": previous,
+        "draws": 5,
+    }
     return {**given, **{name: change(given.get(name)) for name, change in changes.items()}}
 
 
@@ -314,7 +360,10 @@ def with_nan(acts):
         ({"acts": lambda acts: np.stack([acts, acts], axis=1)}, "2 sites"),
         ({"labels": lambda labels: labels[1:]}, "32 decisions but labels has 31"),
         ({"labels": lambda labels: ["same"] * len(labels)}, "at least two"),
-        ({"labels": lambda labels: [None, *labels[1:]]}, "labels of the first set must be strings; decision 0 has None"),
+        (
+            {"labels": lambda labels: [None, *labels[1:]]},
+            "labels of the first set must be strings; decision 0 has None",
+        ),
         ({"groups": lambda groups: [group[-1] > "3" for group in groups]}, "2 episodes do not allow 5 folds"),
         ({"folds": lambda _: 9}, "8 episodes do not allow 9 folds"),
         ({"layers": lambda _: [4]}, "layers must be some of 0 to 3"),

@@ -25,7 +25,7 @@ def with_template(tokenizer, template):
 
 
 def positions_of(ids, part):
-    return [i for i in range(len(ids) - len(part) + 1) if list(ids[i:i + len(part)]) == list(part)]
+    return [i for i in range(len(ids) - len(part) + 1) if list(ids[i : i + len(part)]) == list(part)]
 
 
 def test_the_boundary_is_the_agents_opening_in_every_mode(fmt, prompts):
@@ -54,8 +54,13 @@ def test_spans_hold_the_text_they_are_named_for(fmt, prompts):
             assert text["observation"] == decision.messages[-1]["content"]
             assert all(fmt.content(m) in text["history"] for m in decision.messages[1:-1])
         else:
-            assert text["observation"] + text["task"] == decision.messages[0]["content"] and not text["history"]
-        assert text["template"].replace("<|end|>", "").replace("<|user|>", "").replace("<|agent|>", "") == "<|bos|>"
+            assert (
+                text["observation"] + text["task"] == decision.messages[0]["content"] and not text["history"]
+            )
+        assert (
+            text["template"].replace("<|end|>", "").replace("<|user|>", "").replace("<|agent|>", "")
+            == "<|bos|>"
+        )
 
 
 @pytest.mark.parametrize("observation", ["user", "end", "agent", "s", "<"])
@@ -64,7 +69,9 @@ def test_an_observation_that_is_also_a_word_of_the_template_is_placed_right(fmt,
     last = dict(role="user", content=observation)
     prompt = fmt.prompt(replace(decision, messages=(*decision.messages[:-1], last)))
     own = len(fmt.encode(observation))
-    assert prompt.positions("observation").tolist() == list(range(prompt.boundary - 1 - own, prompt.boundary - 1))
+    assert prompt.positions("observation").tolist() == list(
+        range(prompt.boundary - 1 - own, prompt.boundary - 1)
+    )
 
 
 def test_each_decisions_prompt_is_a_prefix_of_its_training_sequence(fmt, episodes):
@@ -72,7 +79,7 @@ def test_each_decisions_prompt_is_a_prefix_of_its_training_sequence(fmt, episode
         ids, _ = fmt.sequence(episode)
         for decision in episode.decisions():
             prompt = fmt.prompt(decision)
-            assert tuple(ids[:len(prompt.ids)]) == prompt.ids
+            assert tuple(ids[: len(prompt.ids)]) == prompt.ids
 
 
 @pytest.mark.parametrize("traces", [True, False, "mixed"])
@@ -81,8 +88,11 @@ def test_supervised_tokens_are_exactly_the_agents_turns(fmt, episodes, traces):
         keep = [i % 2 == 0 for i in range(len(episode.steps))] if traces == "mixed" else traces
         ids, agent = fmt.sequence(episode, keep)
         turns = [fmt.content(m) for m in episode.messages(traces=keep) if m["role"] == "agent"]
-        assert all(TAGS.open_action in t and (TAGS.open_think in t) == (traces is True or traces == "mixed" and i % 2 == 0)
-                   for i, t in enumerate(turns))
+        assert all(
+            TAGS.open_action in t
+            and (TAGS.open_think in t) == (traces is True or traces == "mixed" and i % 2 == 0)
+            for i, t in enumerate(turns)
+        )
         assert fmt.tokenizer.decode([i for i, mine in zip(ids, agent) if mine]) == "".join(turns)
         others = "".join(m["content"] for m in episode.messages(traces=keep) if m["role"] == "user")
         left = fmt.tokenizer.decode([i for i, mine in zip(ids, agent) if not mine])
@@ -98,11 +108,17 @@ text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_c
 def test_parsing_gives_back_what_was_written(fmt_for_parsing, trace, action):
     s = TAGS
     closed = f"{action}{s.close_action}"
-    assert fmt_for_parsing.parse(f"{trace}{s.close_think}{s.open_action}{closed}", "cot") == (trace.strip(), action.strip())
+    assert fmt_for_parsing.parse(f"{trace}{s.close_think}{s.open_action}{closed}", "cot") == (
+        trace.strip(),
+        action.strip(),
+    )
     assert fmt_for_parsing.parse(closed + trace, "prompt") == (None, action.strip())
     assert fmt_for_parsing.parse(closed, "empty_think") == (None, action.strip())
     assert fmt_for_parsing.parse(action, "prompt") == (None, None)
-    assert fmt_for_parsing.parse(f"{trace}{s.close_think}{s.open_action}{action}", "cot") == (trace.strip(), None)
+    assert fmt_for_parsing.parse(f"{trace}{s.close_think}{s.open_action}{action}", "cot") == (
+        trace.strip(),
+        None,
+    )
     assert fmt_for_parsing.parse(f"{trace}{s.close_think} then {closed}", "cot") == (trace.strip(), None)
     assert fmt_for_parsing.parse(trace, "cot") == (None, None)
 
@@ -120,18 +136,28 @@ def test_a_trace_as_text_and_as_ids_gives_the_same_continuation(fmt, episodes):
     assert fmt.with_trace("") == fmt.with_trace([]) == fmt.opening("empty_think")
 
 
-@pytest.mark.parametrize("template, words", [
-    (None, "no chat template"),
-    (CHAT_TEMPLATE.split("{% if add")[0], "no findable boundary"),
-    ("{% if add_generation_prompt %}<|agent|>{% else %}" + CHAT_TEMPLATE + "{% endif %}", "no findable boundary"),
-])
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        (None, "no chat template"),
+        (CHAT_TEMPLATE.split("{% if add")[0], "no findable boundary"),
+        (
+            "{% if add_generation_prompt %}<|agent|>{% else %}" + CHAT_TEMPLATE + "{% endif %}",
+            "no findable boundary",
+        ),
+    ],
+)
 def test_a_template_without_a_boundary_is_refused(tokenizer, template, words):
     with pytest.raises(ValueError, match=words):
         PromptFormat(with_template(tokenizer, template))
 
 
-LOSSY = {"drops the first turn": CHAT_TEMPLATE.replace("in messages %}", "in (messages[1:] if messages|length > 1 else messages) %}"),
-         "strips earlier thoughts": CHAT_TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")}
+LOSSY = {
+    "drops the first turn": CHAT_TEMPLATE.replace(
+        "in messages %}", "in (messages[1:] if messages|length > 1 else messages) %}"
+    ),
+    "strips earlier thoughts": CHAT_TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]"),
+}
 
 
 @pytest.mark.parametrize("template", LOSSY.values(), ids=LOSSY.keys())
@@ -144,10 +170,12 @@ def test_a_template_that_loses_text_is_refused_for_prompts_and_sequences(tokeniz
 
 
 def test_a_template_that_trims_its_messages_serves_prompts_and_sequences(tokenizer, episodes):
-    fmt = PromptFormat(with_template(tokenizer, CHAT_TEMPLATE.replace("m['content']", "m['content'].strip()")))
+    fmt = PromptFormat(
+        with_template(tokenizer, CHAT_TEMPLATE.replace("m['content']", "m['content'].strip()"))
+    )
     episode = replace(episodes["train"][0], start=" " + episodes["train"][0].start + "\n")
     prompt = fmt.prompt(episode.decisions()[0])
-    assert tuple(fmt.sequence(episode)[0][:len(prompt.ids)]) == prompt.ids
+    assert tuple(fmt.sequence(episode)[0][: len(prompt.ids)]) == prompt.ids
 
 
 def test_a_task_that_is_in_no_message_is_refused(fmt, prompts):
@@ -165,7 +193,9 @@ def test_unknown_names_are_refused_with_the_known_ones(tokenizer, fmt, prompts):
 
 
 def test_hashes_tell_templates_styles_and_prompts_apart(tokenizer, fmt, prompts):
-    other = PromptFormat(with_template(tokenizer, CHAT_TEMPLATE.replace("bos_token }}", "bos_token }}You act. ")))
+    other = PromptFormat(
+        with_template(tokenizer, CHAT_TEMPLATE.replace("bos_token }}", "bos_token }}You act. "))
+    )
     own = PromptFormat(tokenizer, Style("<t>", "</t>", "<a>", "</a>"))
     assert len({fmt.hash, other.hash, own.hash}) == 3 and PromptFormat(tokenizer).hash == fmt.hash
     contents = Counter(p.ids for p in prompts)
@@ -183,21 +213,35 @@ def test_episodes_come_back_from_disk_and_equal_ones_give_equal_bytes(episodes, 
 def damaged(path, group, how):
     data = save_episodes(path, group).read_bytes()
     plain = lzma.decompress(data).decode().splitlines()
-    broken = {"cut": data[:len(data) // 2], "flipped": data[:300] + bytes([data[300] ^ 255]) + data[301:], "nothing": b"",
-              "noise": b"\xff\xfe\x00 not a corpus"}
+    broken = {
+        "cut": data[: len(data) // 2],
+        "flipped": data[:300] + bytes([data[300] ^ 255]) + data[301:],
+        "nothing": b"",
+        "noise": b"\xff\xfe\x00 not a corpus",
+    }
     if how in broken:
         path.write_bytes(broken[how])
         return path
-    rows = {"not json": "{", "no steps": "{}", "a list": "[1]", "unknown field": json.dumps(json.loads(plain[1]) | dict(colour=1))}
+    rows = {
+        "not json": "{",
+        "no steps": "{}",
+        "a list": "[1]",
+        "unknown field": json.dumps(json.loads(plain[1]) | dict(colour=1)),
+    }
     path = path.with_suffix("")  # the plain .jsonl
     path.write_text("\n".join([plain[0], rows[how]]))
     return path
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "nothing", "noise", "not json", "no steps", "a list", "unknown field"])
+@pytest.mark.parametrize(
+    "how", ["cut", "flipped", "nothing", "noise", "not json", "no steps", "a list", "unknown field"]
+)
 def test_a_damaged_corpus_is_named_with_its_line(episodes, tmp_path, how):
     path = damaged(tmp_path / "corpus.jsonl.xz", episodes["train"][:3], how)
-    with pytest.raises(ValueError, match="is damaged|holds no episodes|line 2: (this is n|a JSON value is spread|there is a JSON list|.colour. is no field)") as caught:
+    with pytest.raises(
+        ValueError,
+        match="is damaged|holds no episodes|line 2: (this is n|a JSON value is spread|there is a JSON list|.colour. is no field)",
+    ) as caught:
         load_episodes(path)
     assert path.name in str(caught.value)
 
@@ -212,7 +256,11 @@ def test_decisions_are_drawn_evenly_and_by_seed(episodes):
     group = episodes["test_in_domain"]
     drawn = sample_decisions(group, 20, seed=3)
     per_episode = Counter(d.episode for d in drawn)
-    assert len({d.id for d in drawn}) == 20 and len(per_episode) == len(group) and set(per_episode.values()) == {2}
+    assert (
+        len({d.id for d in drawn}) == 20
+        and len(per_episode) == len(group)
+        and set(per_episode.values()) == {2}
+    )
     assert [d.id for d in drawn] == [d.id for d in sample_decisions(group, 20, seed=3)]
     assert [d.id for d in drawn] != [d.id for d in sample_decisions(group, 20, seed=4)]
     with pytest.raises(ValueError, match="hold only"):

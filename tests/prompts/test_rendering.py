@@ -9,41 +9,88 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from interp.prompts import rendering
 from interp.engine.decoding import said
+from interp.prompts import rendering
 from interp.prompts.format import MODES, PromptFormat
 from interp.prompts.rendering import compiled
 from interp.prompts.styles import STYLES, Style
-from interp.training.supervision import Supervision, supervised
-from interp.tasks.episodes import Decision, Episode, Step
 from interp.prompts.templates import read_variables
+from interp.tasks.episodes import Decision, Episode, Step
+from interp.training.supervision import Supervision, supervised
 from tests.prompts.test_formats import pieces
 
-needs_trl = pytest.mark.skipif(util.find_spec("trl") is None, reason="trl, which ships the chat templates, is not installed")
-SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|agent|>", "<|sys|>", "<|end|>", "[INST]", "[/INST]", "<|start|>", "<|message|>", "<|channel|>",
-           "<|return|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<action>", "</action>", "<｜User｜>", "<｜Assistant｜>",
-           "<start_of_turn>", "<end_of_turn>", "<|assistant|>", "<|system|>"]
+needs_trl = pytest.mark.skipif(
+    util.find_spec("trl") is None, reason="trl, which ships the chat templates, is not installed"
+)
+SPECIAL = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<|user|>",
+    "<|agent|>",
+    "<|sys|>",
+    "<|end|>",
+    "[INST]",
+    "[/INST]",
+    "<|start|>",
+    "<|message|>",
+    "<|channel|>",
+    "<|return|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<action>",
+    "</action>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|assistant|>",
+    "<|system|>",
+]
 TURNS = "{% for m in messages %}<|{{ 'agent' if m.role == 'assistant' else 'sys' if m.role == 'system' else 'user' }}|>{{ m.content }}<|end|>{% endfor %}"
 PLAIN = TURNS + "{% if add_generation_prompt %}<|agent|>{% endif %}"
-MISTRAL = ("{{ '<s>' }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ GAP + m['content'] + '</s>' }}{% else %}"
-           "{{ '[INST] ' + m['content'] + END }}{% endif %}{% endfor %}")
-TEXTS = ["You are in a hall. You see a red door and a blue door. Your task is to: open the red door.", "go to red door", "I want the red door."] * 8
-GPT_OSS = Style("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant<|channel|>final<|message|>", "<|return|>", native=True)
+MISTRAL = (
+    "{{ '<s>' }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ GAP + m['content'] + '</s>' }}{% else %}"
+    "{{ '[INST] ' + m['content'] + END }}{% endif %}{% endfor %}"
+)
+TEXTS = [
+    "You are in a hall. You see a red door and a blue door. Your task is to: open the red door.",
+    "go to red door",
+    "I want the red door.",
+] * 8
+GPT_OSS = Style(
+    "<|channel|>analysis<|message|>",
+    "<|end|>",
+    "<|start|>assistant<|channel|>final<|message|>",
+    "<|return|>",
+    native=True,
+)
 
 
 def byte_level() -> Tokenizer:
     inner = Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     inner.decoder = decoders.ByteLevel()
-    inner.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=330, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    inner.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=330, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
     return inner
 
 
 def tokenizer_of(template: str | None, kind: str = "bytes") -> PreTrainedTokenizerFast:
     inner = byte_level() if kind == "bytes" else pieces(kind)
     inner.add_special_tokens(SPECIAL)
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
     made.chat_template = template
     return made
 
@@ -55,19 +102,51 @@ def text_of(name: str) -> str:
 def decision(turns: int = 2, **extra) -> Decision:
     messages = [dict(role="user", content="You are in a hall. Your task is to: open the red door.")]
     for i in range(turns):
-        messages += [dict(role="agent", trace=f"Trace {i}.", action=f"go to door {i}"), dict(role="user", content=f"You see door {i}.")]
-    return Decision(tuple(messages), "open red door", ("open red door",), "game", turns, "open the red door", "open", "test", "I want it.", **extra)
+        messages += [
+            dict(role="agent", trace=f"Trace {i}.", action=f"go to door {i}"),
+            dict(role="user", content=f"You see door {i}."),
+        ]
+    return Decision(
+        tuple(messages),
+        "open red door",
+        ("open red door",),
+        "game",
+        turns,
+        "open the red door",
+        "open",
+        "test",
+        "I want it.",
+        **extra,
+    )
 
 
 def episode() -> Episode:
-    steps = tuple(Step(f"Trace {i}.", f"go to door {i}", f"You see door {i}.", f"go to door {i}") for i in range(3))
+    steps = tuple(
+        Step(f"Trace {i}.", f"go to door {i}", f"You see door {i}.", f"go to door {i}") for i in range(3)
+    )
     start = "You are in a hall. Your task is to: open the red door."
     return Episode("game", "train", "open", 0, "open the red door", start, steps, True)
 
 
 @needs_trl
-@pytest.mark.parametrize("name", ["cohere2", "deepseekv3", "gemma4_v5", "glm4moe", "gptoss", "lfm2_2_5", "llama3_2", "muse_glimmer", "nemotron_3_nano",
-                                  "phi3_5", "qwen3_5_think", "qwen3_training", "smolvlm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cohere2",
+        "deepseekv3",
+        "gemma4_v5",
+        "glm4moe",
+        "gptoss",
+        "lfm2_2_5",
+        "llama3_2",
+        "muse_glimmer",
+        "nemotron_3_nano",
+        "phi3_5",
+        "qwen3_5_think",
+        "qwen3_training",
+        "smolvlm",
+    ],
+)
 def test_templates_render_as_transformers_renders_them(name, monkeypatch):
     class Fixed(datetime.datetime):
         @classmethod
@@ -75,16 +154,35 @@ def test_templates_render_as_transformers_renders_them(name, monkeypatch):
             return cls.fromisoformat(rendering.TODAY)
 
     monkeypatch.setattr(chat_template_utils, "datetime", Fixed)
-    tool = dict(name="go", description="Go.", parameters=dict(type="object", properties=dict(to=dict(type="string", description="Where."))))
-    said = [dict(role="user", content=" hello\n"), dict(role="assistant", content="hi", reasoning_content="I think.")]
-    talks = [(said[:1], None, {}), ([dict(role="system", content="Act."), *said, dict(role="user", content="b")], [dict(type="function", function=tool)], {}),
-             ([*said, dict(role="tool", content="b", name="go")], None, dict(enable_thinking=False)), (said, None, dict(enable_thinking=True))]
+    tool = dict(
+        name="go",
+        description="Go.",
+        parameters=dict(type="object", properties=dict(to=dict(type="string", description="Where."))),
+    )
+    said = [
+        dict(role="user", content=" hello\n"),
+        dict(role="assistant", content="hi", reasoning_content="I think."),
+    ]
+    talks = [
+        (said[:1], None, {}),
+        (
+            [dict(role="system", content="Act."), *said, dict(role="user", content="b")],
+            [dict(type="function", function=tool)],
+            {},
+        ),
+        ([*said, dict(role="tool", content="b", name="go")], None, dict(enable_thinking=False)),
+        (said, None, dict(enable_thinking=True)),
+    ]
     source = text_of(name)
     for turns, tools, variables in talks:
         given = dict(bos_token="<s>", eos_token="</s>", **variables)
         texts = []
-        for render in (lambda: chat_template_utils.render_jinja_template([turns], tools=tools, chat_template=source, add_generation_prompt=True, **given)[0][0],
-                       lambda: compiled(source).render(turns, True, tools, given)):
+        for render in (
+            lambda: chat_template_utils.render_jinja_template(
+                [turns], tools=tools, chat_template=source, add_generation_prompt=True, **given
+            )[0][0],
+            lambda: compiled(source).render(turns, True, tools, given),
+        ):
             try:
                 texts.append(render())
             except Exception as error:
@@ -117,12 +215,18 @@ ENDLESS = {
     "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
 }
 LARGE = {
-    "output": "{% for i in range(99999) %}{% for j in range(99999) %}" + "a" * 50 + "{% endfor %}{% endfor %}",
-    "times": "{{ 'a' * 9999999999 }}", "power": "{{ 10 ** 10 ** 10 }}", "filter": "{{ 'a'|center(9999999999) }}", "method": "{{ 'a'.ljust(9999999999) }}",
+    "output": "{% for i in range(99999) %}{% for j in range(99999) %}"
+    + "a" * 50
+    + "{% endfor %}{% endfor %}",
+    "times": "{{ 'a' * 9999999999 }}",
+    "power": "{{ 10 ** 10 ** 10 }}",
+    "filter": "{{ 'a'|center(9999999999) }}",
+    "method": "{{ 'a'.ljust(9999999999) }}",
     "doubled": "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
     "added": "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "captured": "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
-    "width": "{{ '%9999999999d' % 1 }}", "format": "{{ '{:>9999999999}'.format(1) }}",
+    "width": "{{ '%9999999999d' % 1 }}",
+    "format": "{{ '{:>9999999999}'.format(1) }}",
 }
 
 
@@ -131,11 +235,21 @@ def test_a_template_that_loops_or_swells_is_refused_in_a_sentence(what, monkeypa
     monkeypatch.setattr(rendering, "SECONDS", 0.05 if what in ENDLESS else 5.0)
     monkeypatch.setattr(rendering, "LONGEST", 100_000)
     source = "{% set x = messages[0].content * 20 %}" + {**ENDLESS, **LARGE}[what] + PLAIN
-    with pytest.raises(ValueError, match="refuses a lone user message .(it takes more than 0.05 seconds|it .*(00,000|64 bits|eight digits))"):
+    with pytest.raises(
+        ValueError,
+        match="refuses a lone user message .(it takes more than 0.05 seconds|it .*(00,000|64 bits|eight digits))",
+    ):
         PromptFormat(tokenizer_of(source))
 
 
-@pytest.mark.parametrize("part, words", [("{{ lipsum() }}", "at random"), ("{{ [1, 2]|random }}", "at random"), ("{{ raise_exception }}", "address")])
+@pytest.mark.parametrize(
+    "part, words",
+    [
+        ("{{ lipsum() }}", "at random"),
+        ("{{ [1, 2]|random }}", "at random"),
+        ("{{ raise_exception }}", "address"),
+    ],
+)
 def test_a_template_whose_text_changes_from_reading_to_reading_is_refused(part, words):
     with pytest.raises(ValueError, match=words):
         PromptFormat(tokenizer_of(part + PLAIN))
@@ -144,15 +258,19 @@ def test_a_template_whose_text_changes_from_reading_to_reading_is_refused(part, 
 def test_a_damaged_template_is_named_with_its_file_and_line():
     with pytest.raises(ValueError, match="chat template some/chat_template.jinja is damaged: line 2: "):
         PromptFormat(tokenizer_of("\n{% for m in messages %}"), template_file="some/chat_template.jinja")
-    with pytest.raises(ValueError, match="chat template some/chat_template.jinja refuses a lone user message .'wrong' is undefined"):
+    with pytest.raises(
+        ValueError,
+        match="chat template some/chat_template.jinja refuses a lone user message .'wrong' is undefined",
+    ):
         PromptFormat(tokenizer_of("{{ wrong.field }}" + PLAIN), template_file="some/chat_template.jinja")
     with pytest.raises(ValueError, match="no chat template.*chat_template.jinja"):
         PromptFormat(tokenizer_of(None))
 
 
 def test_variables_are_read_from_the_command_line_and_unknown_ones_refused():
-    assert read_variables(["a=false", "b=low", "c=12", "d=True", 'e="7"', "f=x=y", "today=2025-01-02"]) == dict(
-        a=False, b="low", c=12, d=True, e="7", f="x=y", today="2025-01-02")
+    assert read_variables(
+        ["a=false", "b=low", "c=12", "d=True", 'e="7"', "f=x=y", "today=2025-01-02"]
+    ) == dict(a=False, b="low", c=12, d=True, e="7", f="x=y", today="2025-01-02")
     for wrong, words in (("enable_thinking", "NAME=VALUE"), ("=1", "NAME=VALUE")):
         with pytest.raises(ValueError, match=words):
             read_variables([wrong])
@@ -160,7 +278,10 @@ def test_variables_are_read_from_the_command_line_and_unknown_ones_refused():
         read_variables(["a=1", "a=2"])
     tokenizer = tokenizer_of("{{ mood }}" + PLAIN)
     fmt = PromptFormat(tokenizer, options=dict(mood="calm"))
-    assert fmt.text(fmt.prompt(decision()).ids).startswith("calm<|user|>") and fmt.hash != PromptFormat(tokenizer).hash
+    assert (
+        fmt.text(fmt.prompt(decision()).ids).startswith("calm<|user|>")
+        and fmt.hash != PromptFormat(tokenizer).hash
+    )
     with pytest.raises(ValueError, match="reads no variable 'moot': there are mood, today"):
         PromptFormat(tokenizer, options=dict(moot="calm"))
 
@@ -168,7 +289,9 @@ def test_variables_are_read_from_the_command_line_and_unknown_ones_refused():
 def test_a_study_passes_its_templates_variables_on(series_folder, tmp_path):
     from analyses.study import Study
 
-    plain, told = (Study(run=tmp_path, series=series_folder, template=given) for given in ((), ("today=2025-01-02",)))
+    plain, told = (
+        Study(run=tmp_path, series=series_folder, template=given) for given in ((), ("today=2025-01-02",))
+    )
     assert plain.format.hash != told.format.hash and told.format.chat.today == "2025-01-02"
     assert str(series_folder) in plain.format.chat.called
     with pytest.raises(ValueError, match="reads no variable 'enable_thinking'"):
@@ -181,19 +304,27 @@ def test_where_the_users_turn_ends_with_the_opening_the_boundary_is_its_last_tok
     tokenizer = tokenizer_of(MISTRAL.replace("GAP", repr(gap)).replace("END", repr(end)), kind)
     fmt = PromptFormat(tokenizer, "llama3")
     prompt = fmt.prompt(decision())
-    assert fmt.text([prompt.ids[prompt.boundary]]) == "[/INST]" and (fmt.chat.gap, fmt.header.strip()) == (gap, "[/INST]")
-    assert {mode: fmt.text(fmt.opening(mode)).replace(" ", "") for mode in ("cot", "prompt")} == dict(cot="<think>\n", prompt="<action>\n")
+    assert fmt.text([prompt.ids[prompt.boundary]]) == "[/INST]" and (fmt.chat.gap, fmt.header.strip()) == (
+        gap,
+        "[/INST]",
+    )
+    assert {mode: fmt.text(fmt.opening(mode)).replace(" ", "") for mode in ("cot", "prompt")} == dict(
+        cot="<think>\n", prompt="<action>\n"
+    )
     ids, agent = fmt.sequence(episode())
     for d in episode().decisions():
         n = len(fmt.prompt(d).ids)
         assert tuple(ids[:n]) == fmt.prompt(d).ids
         joined = [*fmt.prompt(d).ids, *fmt.with_trace(d.trace), *fmt.action_ids(d.reference)]
-        assert ids[:len(joined)] == joined
+        assert ids[: len(joined)] == joined
     assert list(fmt.ends.values()) == ["</s>"]
 
 
 def test_a_template_without_an_opening_is_served_once_it_is_told_one():
-    with pytest.raises(ValueError, match=r"no findable boundary.*\{% if add_generation_prompt %\}\{\{ OPENING \}\}\{% endif %\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"no findable boundary.*\{% if add_generation_prompt %\}\{\{ OPENING \}\}\{% endif %\}",
+    ):
         PromptFormat(tokenizer_of(TURNS))
     fmt = PromptFormat(tokenizer_of(TURNS + "{% if add_generation_prompt %}{{ '<|agent|>' }}{% endif %}"))
     assert fmt.text(fmt.prompt(decision()).ids[-1:]) == "<|agent|>"
@@ -201,8 +332,14 @@ def test_a_template_without_an_opening_is_served_once_it_is_told_one():
         PromptFormat(tokenizer_of("{% for m in messages %}{{ m.content }}{% endfor %}"))
 
 
-THINKING = [("qwen3", "<|im_start|>assistant\n"), ("qwen3_5_think", "<|im_start|>assistant\n"), ("qwen3_5_nothink", "<|im_start|>assistant\n"),
-            ("nemotron_3_nano", "<|im_start|>assistant\n"), ("glm4moe", "<|assistant|>"), ("deepseek_r1_distill", "<｜Assistant｜>")]
+THINKING = [
+    ("qwen3", "<|im_start|>assistant\n"),
+    ("qwen3_5_think", "<|im_start|>assistant\n"),
+    ("qwen3_5_nothink", "<|im_start|>assistant\n"),
+    ("nemotron_3_nano", "<|im_start|>assistant\n"),
+    ("glm4moe", "<|assistant|>"),
+    ("deepseek_r1_distill", "<｜Assistant｜>"),
+]
 
 
 @needs_trl
@@ -213,11 +350,15 @@ def test_the_boundary_is_before_any_thought_and_one_thought_is_opened(name, head
     source = text_of(name)
     if thinking is not None and "enable_thinking" not in source:
         pytest.skip("this template has no such variable")
-    fmt = PromptFormat(tokenizer_of(source), style, options={} if thinking is None else dict(enable_thinking=thinking))
+    fmt = PromptFormat(
+        tokenizer_of(source), style, options={} if thinking is None else dict(enable_thinking=thinking)
+    )
     prompt = fmt.prompt(decision(0))
     texts = {mode: fmt.text([*prompt.ids, *fmt.opening(mode)]).rpartition(header)[2] for mode in MODES}
     if style == "react":  # an empty thought in other tags is the template's fixed text
-        assert texts["prompt"].count("<think>") == texts["prompt"].count("</think>") and texts["cot"].endswith("Thought:")
+        assert texts["prompt"].count("<think>") == texts["prompt"].count("</think>") and texts[
+            "cot"
+        ].endswith("Thought:")
         return
     assert fmt.text(prompt.ids).rstrip().endswith(header.rstrip()) and "think>" not in texts["prompt"]
     assert texts["cot"].count("<think>") == 1 and "</think>" not in texts["cot"]
@@ -225,17 +366,25 @@ def test_the_boundary_is_before_any_thought_and_one_thought_is_opened(name, head
 
 
 @needs_trl
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "nemotron_3_nano", "glm4moe", "deepseek_r1_distill", "gptoss"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3_5_think", "nemotron_3_nano", "glm4moe", "deepseek_r1_distill", "gptoss"]
+)
 @pytest.mark.parametrize("style", ["tags", "native"])
 def test_traces_that_the_template_takes_away_are_kept_where_that_is_asked_for(name, style):
     own = dict(native=GPT_OSS if name == "gptoss" else STYLES["qwen3"]).get(style, style)
     tokenizer = tokenizer_of(text_of(name))
     fmt = PromptFormat(tokenizer, own, history_traces="kept")
     text = fmt.text(fmt.prompt(decision()).ids)
-    written = fmt.style.open_think + "Trace 0." + fmt.style.close_think + fmt.style.open_action + "go to door 0"
-    assert text.count(written) == 1 and text.count(fmt.style.open_think) == 2 and text.count(fmt.style.open_action) == 2
+    written = (
+        fmt.style.open_think + "Trace 0." + fmt.style.close_think + fmt.style.open_action + "go to door 0"
+    )
+    assert (
+        text.count(written) == 1
+        and text.count(fmt.style.open_think) == 2
+        and text.count(fmt.style.open_action) == 2
+    )
     ids, _ = fmt.sequence(episode())
-    assert all(tuple(ids[:len(p.ids)]) == p.ids for p in map(fmt.prompt, episode().decisions()))
+    assert all(tuple(ids[: len(p.ids)]) == p.ids for p in map(fmt.prompt, episode().decisions()))
     dropped = PromptFormat(tokenizer, own, history_traces="dropped")
     assert "Trace" not in dropped.text(dropped.prompt(decision()).ids) and len({fmt.hash, dropped.hash}) == 2
     if style == "tags" and name not in ("gptoss", "qwen3_5_think"):
@@ -244,21 +393,33 @@ def test_traces_that_the_template_takes_away_are_kept_where_that_is_asked_for(na
 
 
 #: Templates that write an agent's turn in the history otherwise than they open it, each with a style.
-EMPTY = [("qwen3_5_nothink", "react"), ("qwen3_5_think_training", "react"), ("nemotron_3_nano", "react"), ("glm4moe", "react"),
-         ("qwen3_8", "tags"), ("qwen3_8", "llama3")]
+EMPTY = [
+    ("qwen3_5_nothink", "react"),
+    ("qwen3_5_think_training", "react"),
+    ("nemotron_3_nano", "react"),
+    ("glm4moe", "react"),
+    ("qwen3_8", "tags"),
+    ("qwen3_8", "llama3"),
+]
 
 
 @needs_trl
 @pytest.mark.parametrize("name, style", EMPTY)
 def test_a_template_that_writes_an_empty_thought_into_the_history_makes_no_sequence(name, style):
     fmt = PromptFormat(tokenizer_of(text_of(name)), style)
-    with pytest.raises(ValueError, match="before the agent's turn in the history, but a prompt ends with .*`PromptFormat.example` of each"):
+    with pytest.raises(
+        ValueError,
+        match="before the agent's turn in the history, but a prompt ends with .*`PromptFormat.example` of each",
+    ):
         fmt.sequence(episode())
     assert not fmt.whole
     sequences, counts = supervised(fmt, [episode()], Supervision(), seed=0)  # which takes the advice
     assert counts["examples"] == len(sequences) == 3
     for (ids, _), decision_ in zip(sequences, episode().decisions()):
-        assert ids == fmt.example(decision_)[0] and tuple(ids[:len(fmt.prompt(decision_).ids)]) == fmt.prompt(decision_).ids
+        assert (
+            ids == fmt.example(decision_)[0]
+            and tuple(ids[: len(fmt.prompt(decision_).ids)]) == fmt.prompt(decision_).ids
+        )
 
 
 @needs_trl
@@ -277,7 +438,7 @@ def test_a_sequence_begins_with_each_of_its_prompts_under_every_template(history
         whole += 1
         for prompt in map(fmt.prompt, episode().decisions()):
             lead = [*prompt.ids, *fmt.with_trace(prompt.decision.trace)]
-            assert ids[:len(lead)] == lead, file.name
+            assert ids[: len(lead)] == lead, file.name
     assert whole > 10 or (history, style) == ("template", "qwen3")
 
 
@@ -286,45 +447,95 @@ def test_channels_are_the_templates_own_in_the_history_and_opened_once():
     fmt = PromptFormat(tokenizer_of(text_of("gptoss")), GPT_OSS)
     prompt = fmt.prompt(decision())
     text = fmt.text(prompt.ids)
-    assert text.endswith("<|start|>assistant<|channel|>final<|message|>go to door 1<|end|><|start|>user<|message|>You see door 1.<|end|><|start|>assistant")
+    assert text.endswith(
+        "<|start|>assistant<|channel|>final<|message|>go to door 1<|end|><|start|>user<|message|>You see door 1.<|end|><|start|>assistant"
+    )
     assert "Trace" not in text and "2024-07-26" in text
     openings = {mode: fmt.text(fmt.opening(mode)) for mode in MODES}
-    assert openings == dict(cot="<|channel|>analysis<|message|>", prompt="<|channel|>final<|message|>",
-                            empty_think="<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>")
+    assert openings == dict(
+        cot="<|channel|>analysis<|message|>",
+        prompt="<|channel|>final<|message|>",
+        empty_think="<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>",
+    )
     ids = fmt.encode("I look.<|end|><|start|>assistant<|channel|>final<|message|>open door<|return|>")
     stops = [n for n in range(1, len(ids) + 1) if fmt.ended("cot")(ids[:n])]
-    assert stops == [len(ids)] and (said(fmt, ids, "cot").trace, said(fmt, ids, "cot").action) == ("I look.", "open door")
-    assert fmt.turn("I look.", "open door") == "open door" and fmt.example(decision())[0][-1] == fmt.tokenizer.convert_tokens_to_ids("<|return|>")
+    assert stops == [len(ids)] and (said(fmt, ids, "cot").trace, said(fmt, ids, "cot").action) == (
+        "I look.",
+        "open door",
+    )
+    assert fmt.turn("I look.", "open door") == "open door" and fmt.example(decision())[0][
+        -1
+    ] == fmt.tokenizer.convert_tokens_to_ids("<|return|>")
 
 
 @needs_trl
-@pytest.mark.parametrize("name, written", [("gptoss", "<|channel|>final<|message|>"), ("muse_glimmer", " to=user<|message|>")])
+@pytest.mark.parametrize(
+    "name, written", [("gptoss", "<|channel|>final<|message|>"), ("muse_glimmer", " to=user<|message|>")]
+)
 def test_what_a_template_writes_before_each_content_is_written_before_what_is_decoded(name, written):
     fmt = PromptFormat(tokenizer_of(text_of(name)), "tags", history_traces="kept")
     assert fmt.chat.gap == written and fmt.text(fmt.opening("prompt")) == written + "<action>"
     ids, _ = fmt.sequence(episode())
     for d in episode().decisions():
         joined = [*fmt.prompt(d).ids, *fmt.with_trace(d.trace), *fmt.action_ids(d.reference)]
-        assert ids[:len(joined)] == joined
+        assert ids[: len(joined)] == joined
 
 
 @needs_trl
 def test_messages_in_roles_that_a_template_does_not_know_become_the_users():
     tokenizer = tokenizer_of(text_of("gemma"))
     told = decision(1)
-    messages = [dict(role="system", content="Act well."), *told.messages[:-1], dict(role="tool", content="A."), dict(role="tool", content="B.")]
-    told = Decision(tuple(messages), *[getattr(told, f) for f in ("reference", "admissible", "episode", "step", "task", "task_type", "split", "trace")])
+    messages = [
+        dict(role="system", content="Act well."),
+        *told.messages[:-1],
+        dict(role="tool", content="A."),
+        dict(role="tool", content="B."),
+    ]
+    told = Decision(
+        tuple(messages),
+        *[
+            getattr(told, f)
+            for f in ("reference", "admissible", "episode", "step", "task", "task_type", "split", "trace")
+        ],
+    )
     with pytest.raises(ValueError, match="System role not supported.*by --system_as user; .*--tool_as user"):
         PromptFormat(tokenizer, "llama3").prompt(told)
     fmt = PromptFormat(tokenizer, "llama3", system_as="user", tool_as="user")
     prompt = fmt.prompt(told)
     text = fmt.text(prompt.ids)
-    assert "<start_of_turn>user\nAct well.\n\nYou are in a hall." in text and "<start_of_turn>user\nA.\n\nB.<end_of_turn>" in text
-    of = {span: fmt.text([prompt.ids[i] for i in prompt.positions(span)]) for span in ("template", "observation", "task")}
-    assert "Act well." in of["template"] and of["observation"] == "A.\n\nB." and of["task"].strip() == told.task
+    assert (
+        "<start_of_turn>user\nAct well.\n\nYou are in a hall." in text
+        and "<start_of_turn>user\nA.\n\nB.<end_of_turn>" in text
+    )
+    of = {
+        span: fmt.text([prompt.ids[i] for i in prompt.positions(span)])
+        for span in ("template", "observation", "task")
+    }
+    assert (
+        "Act well." in of["template"] and of["observation"] == "A.\n\nB." and of["task"].strip() == told.task
+    )
     by_option = PromptFormat(tokenizer, "llama3", "Act well.", system_as="user", tool_as="user")
-    assert by_option.prompt(Decision(tuple(messages[1:]), *[getattr(told, f) for f in (
-        "reference", "admissible", "episode", "step", "task", "task_type", "split", "trace")])).ids == prompt.ids
+    assert (
+        by_option.prompt(
+            Decision(
+                tuple(messages[1:]),
+                *[
+                    getattr(told, f)
+                    for f in (
+                        "reference",
+                        "admissible",
+                        "episode",
+                        "step",
+                        "task",
+                        "task_type",
+                        "split",
+                        "trace",
+                    )
+                ],
+            )
+        ).ids
+        == prompt.ids
+    )
     with pytest.raises(ValueError, match="system_as is 'system' or 'user', not 'tool'"):
         PromptFormat(tokenizer, system_as="tool")
 
@@ -338,7 +549,9 @@ def test_a_template_that_reads_typed_parts_is_given_them():
 
 def test_an_end_that_stands_only_between_turns_ends_a_turn_too():
     between = "{% for m in messages %}<|{{ 'agent' if m.role == 'assistant' else 'user' }}|>{{ m.content }}{% if not loop.last %}<|end|>{% endif %}{% endfor %}"
-    fmt = PromptFormat(tokenizer_of(between + "{% if add_generation_prompt %}<|end|><|agent|>{% endif %}"), "react")
+    fmt = PromptFormat(
+        tokenizer_of(between + "{% if add_generation_prompt %}<|end|><|agent|>{% endif %}"), "react"
+    )
     assert list(fmt.ends.values()) == ["<|end|>", "</s>"]
     assert re.fullmatch("open door", said(fmt, fmt.encode(" open door<|end|> more"), "prompt").action)
 

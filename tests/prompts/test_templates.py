@@ -14,30 +14,66 @@ from interp.prompts.format import MODES, PromptFormat
 from interp.system.paths import ROOT
 from interp.tasks.episodes import Decision
 
-pytestmark = pytest.mark.skipif(util.find_spec("trl") is None, reason="trl, which ships the chat templates, is not installed")
+pytestmark = pytest.mark.skipif(
+    util.find_spec("trl") is None, reason="trl, which ships the chat templates, is not installed"
+)
 ROWS = json.loads((ROOT / "tests" / "data" / "templates.json").read_text())
 #: How Llama 3, Qwen and others with tiktoken-like vocabularies cut a text before merging.
-TIKTOKEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+TIKTOKEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPECIAL = {
-    "qwen": (["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", "</tool_call>"], "<|im_end|>", None),
+    "qwen": (
+        ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", "</tool_call>"],
+        "<|im_end|>",
+        None,
+    ),
     "chatml": (["<|im_start|>", "<|im_end|>", "<|endoftext|>"], "<|im_end|>", None),
-    "llama": (["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"], "<|eot_id|>", "<|begin_of_text|>"),
+    "llama": (
+        ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+    ),
     "gemma": (["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], "<eos>", "<bos>"),
-    "deepseek": (["<|bos|>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<think>", "</think>"], "<｜end▁of▁sentence｜>", "<|bos|>"),
-    "phi": (["<s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|endoftext|>"], "<|endoftext|>", "<s>"),
+    "deepseek": (
+        ["<|bos|>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<think>", "</think>"],
+        "<｜end▁of▁sentence｜>",
+        "<|bos|>",
+    ),
+    "phi": (
+        ["<s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|endoftext|>"],
+        "<|endoftext|>",
+        "<s>",
+    ),
 }
-TEXTS = ["You see a mug 1, a desk 2.", "Your task is to: put a mug in desk.", "go to desk 2", "I look.\n</think>\n<action>\ntake mug 1 from desk 2",
-         '{"name": "go", "arguments": {"to": "desk 2"}}', "Thought: I look.\nAction: go to desk 2", "<action>go to desk 2</action>"] * 4
+TEXTS = [
+    "You see a mug 1, a desk 2.",
+    "Your task is to: put a mug in desk.",
+    "go to desk 2",
+    "I look.\n</think>\n<action>\ntake mug 1 from desk 2",
+    '{"name": "go", "arguments": {"to": "desk 2"}}',
+    "Thought: I look.\nAction: go to desk 2",
+    "<action>go to desk 2</action>",
+] * 4
 
 
 def tokenizer_of(family: str, template: str) -> PreTrainedTokenizerFast:
     special, eos, bos = SPECIAL[family]
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(TIKTOKEN), "isolated"),
-                                                   pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(TIKTOKEN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     inner.decoder = decoders.ByteLevel()
-    inner.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False,
-                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    inner.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=420,
+            special_tokens=special,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=eos, bos_token=bos)
     tokenizer.chat_template = template
     return tokenizer
@@ -48,8 +84,12 @@ def text_of(name: str) -> str:
 
 
 def made(row: dict) -> tuple[PromptFormat, Decision]:
-    fmt = PromptFormat(tokenizer_of(row["family"], text_of(row["template"])), row["style"], row["system"], row["tools"])
-    decision = Decision(tuple(row["messages"]), row["reference"], (), "e", 1, row["task"], "", "test", row["trace"])
+    fmt = PromptFormat(
+        tokenizer_of(row["family"], text_of(row["template"])), row["style"], row["system"], row["tools"]
+    )
+    decision = Decision(
+        tuple(row["messages"]), row["reference"], (), "e", 1, row["task"], "", "test", row["trace"]
+    )
     return fmt, decision
 
 
@@ -63,27 +103,42 @@ def segments(fmt, prompt) -> list[list[str]]:
     return [[span, fmt.text(ids)] for span, ids in found]
 
 
-@pytest.fixture(params=ROWS, ids=[f"{r['template'].removesuffix('.jinja')}-{r['style']}-{r['case']}" for r in ROWS])
+@pytest.fixture(
+    params=ROWS, ids=[f"{r['template'].removesuffix('.jinja')}-{r['style']}-{r['case']}" for r in ROWS]
+)
 def row(request):
     return request.param
 
 
 def test_every_token_is_of_the_span_that_the_data_say(row):
-    assert hashlib.sha256(text_of(row["template"]).encode()).hexdigest()[:16] == row["sha"], "trl's template has changed: read it, and renew the row"
+    assert hashlib.sha256(text_of(row["template"]).encode()).hexdigest()[:16] == row["sha"], (
+        "trl's template has changed: read it, and renew the row"
+    )
     fmt, decision = made(row)
     prompt = fmt.prompt(decision)
     assert segments(fmt, prompt) == row["segments"] and len(prompt.ids) == row["tokens"]
     assert {mode: fmt.text(fmt.opening(mode)) for mode in MODES} == row["openings"]
-    assert fmt.text(fmt.with_trace(decision.trace)) == row["behind"] and fmt.text(fmt.action_ids(decision.reference)) == row["action"]
+    assert (
+        fmt.text(fmt.with_trace(decision.trace)) == row["behind"]
+        and fmt.text(fmt.action_ids(decision.reference)) == row["action"]
+    )
     assert list(fmt.ends.values()) == row["ends"]
 
 
 def test_ids_are_the_templates_own_up_to_the_boundary(row):
     fmt, decision = made(row)
     prompt = fmt.prompt(decision)
-    whole = fmt.tokenizer.apply_chat_template(fmt._turns(decision.messages), tokenize=True, add_generation_prompt=True, tools=fmt.tools,
-                                              return_dict=False, **fmt.options)
-    assert list(prompt.ids) == whole[:len(prompt.ids)] and (len(whole) > len(prompt.ids)) == (row["family"] == "deepseek" and row["style"] != "react")
+    whole = fmt.tokenizer.apply_chat_template(
+        fmt._turns(decision.messages),
+        tokenize=True,
+        add_generation_prompt=True,
+        tools=fmt.tools,
+        return_dict=False,
+        **fmt.options,
+    )
+    assert list(prompt.ids) == whole[: len(prompt.ids)] and (len(whole) > len(prompt.ids)) == (
+        row["family"] == "deepseek" and row["style"] != "react"
+    )
     bos = fmt.tokenizer.bos_token_id
     assert bos is None or list(prompt.ids).count(bos) == 1 or row["family"] == "phi"
     fmt.tokenizer.padding_side, fmt.tokenizer.add_bos_token = "left", True
@@ -92,15 +147,20 @@ def test_ids_are_the_templates_own_up_to_the_boundary(row):
 
 def test_what_the_agent_says_is_read_back_in_sloppy_white_space_too(row):
     fmt, decision = made(row)
-    ids = [*fmt.with_trace(decision.trace), *fmt.action_ids(decision.reference)][len(fmt.opening("cot")):]
+    ids = [*fmt.with_trace(decision.trace), *fmt.action_ids(decision.reference)][len(fmt.opening("cot")) :]
     words = said(fmt, ids, "cot")
     assert (words.trace, words.action) == (decision.trace, decision.reference)
     assert said(fmt, fmt.action_ids(decision.reference), "prompt").action == decision.reference
-    assert fmt.ended("cot")(ids) and not fmt.ended("cot")(ids[:len(ids) // 2])
+    assert fmt.ended("cot")(ids) and not fmt.ended("cot")(ids[: len(ids) // 2])
     lead = fmt.lead_ids(ids)
-    assert fmt.text(lead).rstrip().endswith(fmt.style.open_action.strip()) and said(fmt, ids[len(lead):], "prompt").action == decision.reference
+    assert (
+        fmt.text(lead).rstrip().endswith(fmt.style.open_action.strip())
+        and said(fmt, ids[len(lead) :], "prompt").action == decision.reference
+    )
     s = fmt.style
-    loose = fmt.encode(f"\n{decision.trace} {s.close_think.strip()}\n\n{s.open_action.strip()} {decision.reference}\n{s.close_action.strip()}\n")
+    loose = fmt.encode(
+        f"\n{decision.trace} {s.close_think.strip()}\n\n{s.open_action.strip()} {decision.reference}\n{s.close_action.strip()}\n"
+    )
     words = said(fmt, loose, "cot")
     assert (words.trace, words.action) == (decision.trace, decision.reference)
 
@@ -116,7 +176,12 @@ def test_a_tool_call_is_written_as_the_template_writes_it():
     fmt, decision = made(next(r for r in ROWS if r["style"] == "qwen3_tools"))
     turns = fmt._turns(decision.messages)
     call = json.loads(decision.messages[1]["action"])
-    official = [{**t, "content": "", "tool_calls": [dict(type="function", function=call)]} if t["role"] == "assistant" else t for t in turns]
+    official = [
+        {**t, "content": "", "tool_calls": [dict(type="function", function=call)]}
+        if t["role"] == "assistant"
+        else t
+        for t in turns
+    ]
     assert fmt._render(turns, True, "") == fmt._render(official, True, "")
 
 

@@ -53,11 +53,18 @@ def words(of: Read, name: str = "") -> str:
 
 
 def ends(first: tuple, last: tuple) -> Ends:
-    rows = pd.DataFrame([dict(step=step, value=v, low=low, high=high) for step, (v, low, high) in zip((0, 800), (first, last))])
+    rows = pd.DataFrame(
+        [
+            dict(step=step, value=v, low=low, high=high)
+            for step, (v, low, high) in zip((0, 800), (first, last))
+        ]
+    )
     return Ends(rows.iloc[0], rows.iloc[1])
 
 
-@pytest.mark.parametrize("first, last", [(3, 9), (10, 18), (10, 22), (18, 10), (25, 9), (0, 4), (0, 8), (40, 31), (20, 20)])
+@pytest.mark.parametrize(
+    "first, last", [(3, 9), (10, 18), (10, 22), (18, 10), (25, 9), (0, 4), (0, 8), (40, 31), (20, 20)]
+)
 def test_a_change_is_one_where_newcombes_interval_excludes_0(first, last):
     """Against statsmodels' interval of the difference of two proportions, put together from the same Wilson intervals."""
     n = 40
@@ -70,17 +77,37 @@ def test_words_of_a_change():
     low, high, none = (0.2, 0.15, 0.25), (0.6, 0.55, 0.65), (0.6, np.nan, np.nan)
 
     def said(first, last, steps=(0, 800)):
-        frame = pd.DataFrame([dict(step=step, split="in_domain", metric="prompt_reliance", value=v, low=lo, high=hi, n=1, n_groups=1)
-                              for step, (v, lo, hi) in zip(steps, (first, last))])
+        frame = pd.DataFrame(
+            [
+                dict(
+                    step=step,
+                    split="in_domain",
+                    metric="prompt_reliance",
+                    value=v,
+                    low=lo,
+                    high=hi,
+                    n=1,
+                    n_groups=1,
+                )
+                for step, (v, lo, hi) in zip(steps, (first, last))
+            ]
+        )
         return words(study(reliance=frame), "answer")
 
     assert "goes around the trace, rises from 0.20 [0.15, 0.25] to 0.60 [0.55, 0.65]." in said(low, high)
     assert "falls from 0.60 [0.55, 0.65] to 0.20 [0.15, 0.25]." in said(high, low)
     assert "does not clearly change (0.20 [0.15, 0.25], then 0.20 [0.15, 0.25])." in said(low, low)
-    assert "without intervals to judge" in said(low, none) and "the trace, is 0.60 [0.55, 0.65]." in said(low, high, (800, 800))
+    assert "without intervals to judge" in said(low, none) and "the trace, is 0.60 [0.55, 0.65]." in said(
+        low, high, (800, 800)
+    )
     assert listed(["a", "", "b", "c"]) == "a, b and c"
-    assert [(v.where, v.code) for v in together({"in_domain": (1, {}), "out_of_domain": (1, {})})] == [("in-domain and out-of-domain", 1)]
-    assert [v.where for v in together({"in_domain": (1, {}), "out_of_domain": (0, {})})] == ["in-domain", "out-of-domain"]
+    assert [(v.where, v.code) for v in together({"in_domain": (1, {}), "out_of_domain": (1, {})})] == [
+        ("in-domain and out-of-domain", 1)
+    ]
+    assert [v.where for v in together({"in_domain": (1, {}), "out_of_domain": (0, {})})] == [
+        "in-domain",
+        "out-of-domain",
+    ]
 
 
 def test_a_number_keeps_the_digits_that_say_something():
@@ -91,16 +118,33 @@ def test_a_number_keeps_the_digits_that_say_something():
     assert said(0.0105, -0.0018, 0.0235, True) == "+0.011 [−0.002, +0.024]", "it is seen to cover 0"
     assert said(-0.02, -0.05, -0.0002, True) == "−0.020 [−0.050, −0.000]", "and not to"
     assert said(0.02, 0.004, 0.05) == "0.02 [0.00, 0.05]" and said(-0.001, -0.2, 0.1) == "0.00 [−0.20, 0.10]"
-    assert said(-1e-19, -0.02, 0.03, True) == "+0.00 [−0.02, +0.03]" and said(0, 0, 0, True) == "+0.00 [+0.00, +0.00]"
+    assert (
+        said(-1e-19, -0.02, 0.03, True) == "+0.00 [−0.02, +0.03]"
+        and said(0, 0, 0, True) == "+0.00 [+0.00, +0.00]"
+    )
     assert said(0.2, np.nan, np.nan) == "0.20 (no interval)"
 
 
-def accuracies(cot: tuple, prompt: tuple, parse: float = 1.0, steps=(0, 800), half: float = 0.03) -> pd.DataFrame:
+def accuracies(
+    cot: tuple, prompt: tuple, parse: float = 1.0, steps=(0, 800), half: float = 0.03
+) -> pd.DataFrame:
     """Accuracies at two checkpoints, and their gap."""
     rows = []
     for i, step in enumerate(steps):
         values = dict(acc_cot=cot[i], acc_prompt=prompt[i], gap=cot[i] - prompt[i], parse_prompt=parse)
-        rows += [dict(step=step, split="in_domain", metric=m, value=v, low=v - half, high=v + half, n=200, n_groups=50) for m, v in values.items()]
+        rows += [
+            dict(
+                step=step,
+                split="in_domain",
+                metric=m,
+                value=v,
+                low=v - half,
+                high=v + half,
+                n=200,
+                n_groups=50,
+            )
+            for m, v in values.items()
+        ]
     return pd.DataFrame(rows)
 
 
@@ -128,8 +172,16 @@ def test_where_a_gain_lands_is_read_off_the_intervals(frame, said):
 
 def estimates(of: Read) -> set[str]:
     """Every estimate of every table, as it would be written."""
-    tables = [*of.tables.values(), *(frame for other in of.beside.values() for frame in other.tables.values())]
-    rows = pd.concat([frame[["value", "low", "high"]] for frame in tables if "value" in frame]).dropna().drop_duplicates().to_dict("records")
+    tables = [
+        *of.tables.values(),
+        *(frame for other in of.beside.values() for frame in other.tables.values()),
+    ]
+    rows = (
+        pd.concat([frame[["value", "low", "high"]] for frame in tables if "value" in frame])
+        .dropna()
+        .drop_duplicates()
+        .to_dict("records")
+    )
     return {estimate(row, signed) for row in rows for signed in (False, True)}
 
 
@@ -137,9 +189,18 @@ def test_every_number_with_an_interval_is_a_tables():
     of = whole()
     found = NUMBER.findall(words(of))
     assert len(found) > 60 and not set(found) - estimates(of)
-    other = study(**{name: frame.assign(**{c: 0.9 * frame[c] for c in ("value", "low", "high")}) for name, frame in of.tables.items()})
+    other = study(
+        **{
+            name: frame.assign(**{c: 0.9 * frame[c] for c in ("value", "low", "high")})
+            for name, frame in of.tables.items()
+        }
+    )
     moved = NUMBER.findall(words(other))
-    assert len(moved) > 50 and not set(moved) - estimates(other) and len(set(moved) - set(found)) > 0.8 * len(set(moved))
+    assert (
+        len(moved) > 50
+        and not set(moved) - estimates(other)
+        and len(set(moved) - set(found)) > 0.8 * len(set(moved))
+    )
 
 
 @pytest.mark.parametrize("folder", ("", "smollm2", "environments", "reinforcement", "masking_smollm2"))
@@ -158,12 +219,26 @@ def test_every_number_of_the_committed_pages_is_a_stored_tables(folder):
 
 def test_opposite_tables_give_opposite_words():
     of = whole()
-    turned = study(**{name: (frame.assign(step=STEPS[-1] - frame["step"]) if "step" in frame and name not in MASKING else frame) for name, frame in of.tables.items()})
-    for subject in ("prompt reliance, the share of the prompt's effect on the action that goes around the trace,", "the CoT action's agreement with the expert"):
+    turned = study(
+        **{
+            name: (
+                frame.assign(step=STEPS[-1] - frame["step"])
+                if "step" in frame and name not in MASKING
+                else frame
+            )
+            for name, frame in of.tables.items()
+        }
+    )
+    for subject in (
+        "prompt reliance, the share of the prompt's effect on the action that goes around the trace,",
+        "the CoT action's agreement with the expert",
+    ):
         assert f"{subject} rises" in words(of, "answer") and f"{subject} falls" in words(turned, "answer")
     lower = of.tables["conflict"].copy()
     lower.loc[lower["metric"] == "follow", ["value", "low", "high"]] = 0.1, 0.05, 0.15
-    higher = lower.assign(**{c: 1 - lower[o] for c, o in (("value", "value"), ("low", "high"), ("high", "low"))})
+    higher = lower.assign(
+        **{c: 1 - lower[o] for c, o in (("value", "value"), ("low", "high"), ("high", "low"))}
+    )
     assert "it does not follow such a trace more often than not" in words(study(conflict=lower), "answer")
     assert "it follows such a trace more often than not" in words(study(conflict=higher), "answer")
 
@@ -173,10 +248,20 @@ def test_a_probe_that_gains_and_one_that_does_not():
     gain, null = frame["reader"] == "gain", frame.copy()
     null.loc[gain, ["value", "low", "high"]] = -0.05, -0.1, 0.0
     frame.loc[gain, ["value", "low", "high"]] = 0.1, 0.05, 0.15
-    for of, said, listed_ in ((frame, "better than", False), (null, "no better or worse, for sure, than", True)):
-        assert f"reads the action to come {said} the best guess made without activations" in words(study(probes=of), "answer")
-        assert ("A gain of the boundary probe over its controls, for the eventual action's target" in words(study(probes=of), "nulls")) == listed_
-    assert "an interval above 0 in none of 78 cells of layer and checkpoint, −0.05 [−0.10, +0.00]" in words(study(probes=null), "nulls")
+    for of, said, listed_ in (
+        (frame, "better than", False),
+        (null, "no better or worse, for sure, than", True),
+    ):
+        assert f"reads the action to come {said} the best guess made without activations" in words(
+            study(probes=of), "answer"
+        )
+        assert (
+            "A gain of the boundary probe over its controls, for the eventual action's target"
+            in words(study(probes=of), "nulls")
+        ) == listed_
+    assert "an interval above 0 in none of 78 cells of layer and checkpoint, −0.05 [−0.10, +0.00]" in words(
+        study(probes=null), "nulls"
+    )
 
 
 def test_a_null_is_listed_only_where_it_is_one():
@@ -186,15 +271,21 @@ def test_a_null_is_listed_only_where_it_is_one():
     still = of.tables["patching"].copy()
     edge = (still["at"] == "boundary") & (still["metric"] == "difference")
     still.loc[edge, ["value", "low", "high"]] = 0.0002, -0.0001, 0.0005
-    assert "patching it gives back 0.00020 [−0.00010, 0.00050] of the difference at most" in words(study(patching=still), "nulls")
+    assert "patching it gives back 0.00020 [−0.00010, 0.00050] of the difference at most" in words(
+        study(patching=still), "nulls"
+    )
     steering = of.tables["steering"].copy()
     assert "Steering at the boundary" not in words(study(steering=steering), "nulls")
-    steering.loc[(steering["position"] == "boundary") & (steering["metric"] == "flip"), ["value", "low", "high"]] = 0.03, 0.0, 0.08
+    steering.loc[
+        (steering["position"] == "boundary") & (steering["metric"] == "flip"), ["value", "low", "high"]
+    ] = 0.03, 0.0, 0.08
     assert "changes more than 0.03 [0.00, 0.08] of the actions" in words(study(steering=steering), "nulls")
     games = of.tables["online"].copy()
     assert "More games won" not in words(study(online=games), "nulls")
     games.loc[games["metric"] == "success", ["value", "low", "high"]] = 0.0, 0.0, 0.06
-    assert "none won at any checkpoint, 0.00 [0.00, 0.06] at the last, of 412 games" in words(study(online=games), "nulls")
+    assert "none won at any checkpoint, 0.00 [0.00, 0.06] at the last, of 412 games" in words(
+        study(online=games), "nulls"
+    )
 
 
 def test_what_a_table_lacks_is_left_out():
@@ -205,12 +296,19 @@ def test_what_a_table_lacks_is_left_out():
         lacking += [frame[frame["split"] == frame["split"].iloc[-1]]] if "split" in frame else []
         lacking += [frame[frame["step"] == frame["step"].max()]] if "step" in frame else []
         for column in ("metric", "reader", "arm", "at", "contrast", "position", "direction"):
-            lacking += [frame[frame[column] != value] for value in frame[column].unique()] if column in frame else []
-        lacking += [old_patching_table(), old_patching_table().drop(columns="mode")] if name == "patching" else []
+            lacking += (
+                [frame[frame[column] != value] for value in frame[column].unique()] if column in frame else []
+            )
+        lacking += (
+            [old_patching_table(), old_patching_table().drop(columns="mode")] if name == "patching" else []
+        )
         for part in lacking:
             part.attrs = frame.attrs
             text = words(study(**{name: part}))
-            assert not re.search(r"\bnan\b|None|  |: ?\.|\( |; ?\.|, ?\.", text), (name, re.search(r".{30}(\bnan\b|None|  |: ?\.|\( |; ?\.|, ?\.).{10}", text))
+            assert not re.search(r"\bnan\b|None|  |: ?\.|\( |; ?\.|, ?\.", text), (
+                name,
+                re.search(r".{30}(\bnan\b|None|  |: ?\.|\( |; ?\.|, ?\.).{10}", text),
+            )
     for name in ("trusted", "better", "predicted", "depends", "masking", "elsewhere", "nulls"):
         assert words(study(), name) == ""
 
@@ -232,7 +330,9 @@ def test_prompt_actions_that_hardly_parse_are_said_to_be_no_reading():
     rows = frame.query("metric == 'acc_prompt'").assign(metric="parse_prompt")
     for value, said in ((0.9, False), (0.2, True)):
         parsed = pd.concat([frame, rows.assign(value=value, low=value - 0.05, high=value + 0.05)])
-        assert ("too rarely for the prompt action's accuracy" in words(study(masking=parsed), "masking")) == said
+        assert (
+            "too rarely for the prompt action's accuracy" in words(study(masking=parsed), "masking")
+        ) == said
 
 
 def test_the_arms_of_other_trainings_stand_beside_with_their_page():
@@ -241,13 +341,22 @@ def test_the_arms_of_other_trainings_stand_beside_with_their_page():
     of = study(masking=frame)._replace(beside=dict(reinforcement=other, smollm2=Read({}, {}, "")))
     table = report_masking.masked(of).table
     title = "Reinforcement learning from two of these trainings"
-    assert [row[0] for row in table.rows] == ["this study"] * 2 + [title] * 2 and table.links == {title: "../reinforcement/index.html"}
-    rows = frame.query("metric == 'follow' and arm == 'action_mask_0.3' and contrast == 'difference' and split == 'out_of_domain'")
+    assert [row[0] for row in table.rows] == ["this study"] * 2 + [title] * 2 and table.links == {
+        title: "../reinforcement/index.html"
+    }
+    rows = frame.query(
+        "metric == 'follow' and arm == 'action_mask_0.3' and contrast == 'difference' and split == 'out_of_domain'"
+    )
     last = rows[rows["step"] == rows["step"].max()].iloc[0]
     assert table.rows[3][1:4] == ["k = .3", "out-of-domain", "1"]
     assert estimate(last, signed=True) == table.rows[3][table.heads.index("follows another state's trace")]
     for lacking in ({}, dict(masking=frame[frame["arm"] == "action_mask_0"])):
-        assert report_masking.masked(of._replace(beside=dict(reinforcement=other._replace(tables=lacking)))).table is None
+        assert (
+            report_masking.masked(
+                of._replace(beside=dict(reinforcement=other._replace(tables=lacking)))
+            ).table
+            is None
+        )
 
 
 def test_what_provenance_says_is_escaped():
@@ -259,16 +368,31 @@ def test_what_provenance_says_is_escaped():
 
 def test_studies_that_stand_beside_are_told_and_linked(tmp_path, no_browser):
     tables = write_tables(tmp_path / "tables", "behaviour")
-    merged = pd.concat([headline({"behaviour": TABLES["behaviour"]()}).assign(environment=name) for name in ("alfworld", "twc")])
+    merged = pd.concat(
+        [
+            headline({"behaviour": TABLES["behaviour"]()}).assign(environment=name)
+            for name in ("alfworld", "twc")
+        ]
+    )
     write_tables(tmp_path / "smollm2" / "tables", "behaviour", "reliance")
     write_table(tmp_path / "environments" / "tables", "environments", merged, PROVENANCE)
     page = figures.draw(tables, tmp_path / "out")[-1].read_text()
     assert 'href="../smollm2/index.html"' in page and 'href="../environments/index.html"' in page
-    section = page[page.index('<section id="elsewhere"'):page.index('<section id="limits"')]
-    last = TABLES["reliance"]().query("step == 800 and split == 'in_domain' and metric == 'prompt_reliance'").iloc[0]
-    assert f"<td>{estimate(last)}</td>" in section and "TextWorld Commonsense" in section and "Table 2." in section
+    section = page[page.index('<section id="elsewhere"') : page.index('<section id="limits"')]
+    last = (
+        TABLES["reliance"]()
+        .query("step == 800 and split == 'in_domain' and metric == 'prompt_reliance'")
+        .iloc[0]
+    )
+    assert (
+        f"<td>{estimate(last)}</td>" in section
+        and "TextWorld Commonsense" in section
+        and "Table 2." in section
+    )
     (tmp_path / "environments" / "tables" / "environments.json").unlink()
-    assert "TextWorld Commonsense" not in figures.draw(tables, tmp_path / "out")[-1].read_text(), "half a table is as none"
+    assert "TextWorld Commonsense" not in figures.draw(tables, tmp_path / "out")[-1].read_text(), (
+        "half a table is as none"
+    )
 
 
 class Page(HTMLParser):
@@ -313,13 +437,18 @@ def test_the_page_is_whole(tmp_path):
     found = Page(text)
     assert not found.open and "script" not in found.tags and len(found.ids) == len(set(found.ids))
     within = [target[1:] for target in found.targets if target.startswith("#")]
-    assert within == [section.name for section in SECTIONS if section.name != "trusted"] and set(within) <= set(found.ids)
+    assert within == [section.name for section in SECTIONS if section.name != "trusted"] and set(
+        within
+    ) <= set(found.ids)
     assert all(not target.startswith(("http", "//")) for target in found.targets + found.fetched)
     drawn = sum(entry.caption is not None for entry in entries)
-    assert [int(n) for n in re.findall(r"<b>Figure (\d+)\.", text)] == list(range(1, drawn)) and text.count('class="missing"') == len(entries) - drawn
+    assert [int(n) for n in re.findall(r"<b>Figure (\d+)\.", text)] == list(range(1, drawn)) and text.count(
+        'class="missing"'
+    ) == len(entries) - drawn
     assert re.findall(r"<b>Table (\d+)\.", text) == ["1", "2"], "the summary, and the arms"
-    assert [text.index(f'id="{entry.name}-figure"') for entry in entries if entry.name[:7] == "masking"] == sorted(
-        text.index(f'id="{entry.name}-figure"') for entry in entries if entry.name[:7] == "masking")
+    assert [
+        text.index(f'id="{entry.name}-figure"') for entry in entries if entry.name[:7] == "masking"
+    ] == sorted(text.index(f'id="{entry.name}-figure"') for entry in entries if entry.name[:7] == "masking")
 
 
 def test_a_second_draw_gives_the_same_page_and_leaves_the_tables(tmp_path, no_browser):
@@ -329,16 +458,30 @@ def test_a_second_draw_gives_the_same_page_and_leaves_the_tables(tmp_path, no_br
     page = figures.draw(tables, tmp_path / "out")[-1]
     first = page.read_bytes()
     assert figures.draw(tables, tmp_path / "out")[-1].read_bytes() == first
-    assert figures.draw(tables, tmp_path / "further" / "out")[-1].read_bytes() == first.replace(b"../tables", b"../../tables")
+    assert figures.draw(tables, tmp_path / "further" / "out")[-1].read_bytes() == first.replace(
+        b"../tables", b"../../tables"
+    )
     assert before == {path.name: path.read_bytes() for path in tables.iterdir()}
 
 
 def test_inline_drawings_leave_the_page_whole(tmp_path):
-    (tmp_path / "one.svg").write_text('<?xml version="1.0"?><svg width="10" height="20" xmlns="http://www.w3.org/2000/svg"><g id="defs-one"><path d="M0 0"/></g></svg>')
-    entry = report_page.Entry("behaviour", "One", "behaviour", "better", dict(PROVENANCE, odd="<&>"), Caption("Said.", "", ""))
+    (tmp_path / "one.svg").write_text(
+        '<?xml version="1.0"?><svg width="10" height="20" xmlns="http://www.w3.org/2000/svg"><g id="defs-one"><path d="M0 0"/></g></svg>'
+    )
+    entry = report_page.Entry(
+        "behaviour", "One", "behaviour", "better", dict(PROVENANCE, odd="<&>"), Caption("Said.", "", "")
+    )
     (tmp_path / "one.svg").rename(tmp_path / "behaviour.svg")
-    text = report_page.save_index([entry], study(behaviour=TABLES["behaviour"]()), tmp_path / "tables", tmp_path, True).read_text()
-    assert not Page(text).open and '<svg width="10"' in text and 'viewBox="0 0 10 20"' in text and "&lt;&amp;&gt;" in text and "<?xml" not in text
+    text = report_page.save_index(
+        [entry], study(behaviour=TABLES["behaviour"]()), tmp_path / "tables", tmp_path, True
+    ).read_text()
+    assert (
+        not Page(text).open
+        and '<svg width="10"' in text
+        and 'viewBox="0 0 10 20"' in text
+        and "&lt;&amp;&gt;" in text
+        and "<?xml" not in text
+    )
 
 
 @pytest.fixture
@@ -358,7 +501,9 @@ def test_no_name_of_a_folder_enters_the_page_as_html(tmp_path, page_only):
     found = Page(page.read_text())
     assert not found.open and "script" not in found.tags
     linked = [target for target in found.targets if target.startswith("..")]
-    assert len(linked) > 1 and all((page.parent / unquote(target)).exists() for target in linked if not target.endswith("index.html"))
+    assert len(linked) > 1 and all(
+        (page.parent / unquote(target)).exists() for target in linked if not target.endswith("index.html")
+    )
     assert any(unquote(target).endswith(f"{HOSTILE}/smollm2/index.html") for target in linked)
 
 
@@ -368,12 +513,27 @@ def test_no_text_of_a_table_or_its_provenance_enters_a_page_as_html(tmp_path, no
     for name in ("probes", "mdl"):
         frame = TABLES[name]()
         changed = frame.assign(label=tags) if "label" in frame else frame
-        write_table(tables, name, changed, dict(PROVENANCE, note=tags, environment=dict(name=tags)) | {tags: tags})
-    splits = dict(environment=tags, trained_on=tags, split=tags, holds=tags, task_types=tags, episodes=1, decisions=1, studied=1)
+        write_table(
+            tables, name, changed, dict(PROVENANCE, note=tags, environment=dict(name=tags)) | {tags: tags}
+        )
+    splits = dict(
+        environment=tags,
+        trained_on=tags,
+        split=tags,
+        holds=tags,
+        task_types=tags,
+        episodes=1,
+        decisions=1,
+        studied=1,
+    )
     write_table(tables, "splits", pd.DataFrame([splits]), PROVENANCE)
     for path in figures.draw(tables, tmp_path / "out"):
         text = path.read_text() if path.suffix == ".html" else ""
-        assert tags not in text and "<script>alert" not in text and "\\u003ca href" not in re.sub(r'"meta":\{.*', "", text), path
+        assert (
+            tags not in text
+            and "<script>alert" not in text
+            and "\\u003ca href" not in re.sub(r'"meta":\{.*', "", text)
+        ), path
     assert "script" not in Page((tmp_path / "out" / "index.html").read_text()).tags
 
 
@@ -381,14 +541,22 @@ def nothing_matches(frame):
     return frame.assign(**{name: "nothing" for name in frame.select_dtypes(exclude=["number", "bool"])})
 
 
-ODD = {"names that match nothing": nothing_matches, "columns that are missing": lambda frame: frame[list(frame)[:2]],
-       "texts for numbers": lambda frame: frame.astype({name: object for name in frame}).assign(**{name: "x" for name in ("value", "low", "high") if name in frame}),
-       "no rows": lambda frame: frame[:0], "one metric unknown": lambda frame: frame.assign(metric="other") if "metric" in frame else frame}
+ODD = {
+    "names that match nothing": nothing_matches,
+    "columns that are missing": lambda frame: frame[list(frame)[:2]],
+    "texts for numbers": lambda frame: frame.astype({name: object for name in frame}).assign(
+        **{name: "x" for name in ("value", "low", "high") if name in frame}
+    ),
+    "no rows": lambda frame: frame[:0],
+    "one metric unknown": lambda frame: frame.assign(metric="other") if "metric" in frame else frame,
+}
 
 
 @pytest.mark.parametrize("odd", ODD)
 def test_tables_of_something_else_are_said_and_end_nothing(tmp_path, page_only, odd):
-    for name, make in dict(reliance=TABLES["reliance"], conflict=TABLES["conflict"], masking=masking_table).items():
+    for name, make in dict(
+        reliance=TABLES["reliance"], conflict=TABLES["conflict"], masking=masking_table
+    ).items():
         write_table(tmp_path / "tables", name, ODD[odd](make()), PROVENANCE)
     page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
     assert page.count('class="missing"') > 3 and "Not drawn." in page and not Page(page).open
@@ -400,12 +568,15 @@ def test_a_damaged_table_is_named_and_the_others_are_drawn(tmp_path, page_only, 
     for name in ("conflict", "masking"):
         path = tables / f"{name}.csv"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
-    with pytest.raises(ValueError, match="index.html was drawn without 2 of its tables. The table .*conflict.csv is not the one"):
+    with pytest.raises(
+        ValueError,
+        match="index.html was drawn without 2 of its tables. The table .*conflict.csv is not the one",
+    ):
         figures.draw(tables, tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text()
     assert "reliance-figure" in page and "reliance.html" in page
     for name in ("conflict", "removal", "masking_success", "masking_gap"):
-        figure = page[page.index(f'id="{name}-figure"'):]
+        figure = page[page.index(f'id="{name}-figure"') :]
         assert "Not drawn. The table" in figure[:300]
 
 
@@ -415,4 +586,4 @@ def test_tables_of_two_studies_are_said_to_be_so(tmp_path, page_only, capsys):
     write_table(tmp_path / "tables", "reliance", TABLES["reliance"](), made | dict(seed="<b>1"))
     page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
     said = "These tables are not of one study: the seed is 0 in early and <b>1 in reliance."
-    assert said in capsys.readouterr().err and said.replace("<b>", "&lt;b&gt;") in page[:page.index("<nav")]
+    assert said in capsys.readouterr().err and said.replace("<b>", "&lt;b&gt;") in page[: page.index("<nav")]

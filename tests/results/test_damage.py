@@ -32,21 +32,37 @@ from tests.conftest import handmade
 FIGURES = ROOT / "figures"
 #: Errors that the command line prints as one sentence.
 REFUSALS = (ValueError, OSError, NotImplementedError, ImportError)
-FRAME = pd.DataFrame(dict(step=[0, 0, 20, 20], split=["in_domain", "out_of_domain"] * 2, metric="acc_cot", value=[0.25, 0.5, 0.625, 0.75],
-                          low=[0.1, 0.3, 0.5, 0.6], high=[0.4, 0.7, 0.8, 0.9], n=24, n_groups=10))
-MADE = dict(seed=0, weights={"0": "be207547ce593519"}, config=dict(run="runs/quick", decisions=24), written="2026-11-26", seconds=1.5)
+FRAME = pd.DataFrame(
+    dict(
+        step=[0, 0, 20, 20],
+        split=["in_domain", "out_of_domain"] * 2,
+        metric="acc_cot",
+        value=[0.25, 0.5, 0.625, 0.75],
+        low=[0.1, 0.3, 0.5, 0.6],
+        high=[0.4, 0.7, 0.8, 0.9],
+        n=24,
+        n_groups=10,
+    )
+)
+MADE = dict(
+    seed=0,
+    weights={"0": "be207547ce593519"},
+    config=dict(run="runs/quick", decisions=24),
+    written="2026-11-26",
+    seconds=1.5,
+)
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
     """A bit turned (half of the time), the end cut off, a byte left out, or bytes of something else in the middle."""
     at, kind = rng.randrange(len(content)), rng.random()
     if kind < 0.5:
-        return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1:]
+        return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
     if kind < 0.8:
         return content[:at]
     if kind < 0.9:
-        return content[:at] + content[at + 1:]
-    return content[:at] + rng.randbytes(8) + content[at + 8:]
+        return content[:at] + content[at + 1 :]
+    return content[:at] + rng.randbytes(8) + content[at + 8 :]
 
 
 def outcome(read, whole, names: tuple[str, ...], capsys) -> str:
@@ -57,7 +73,11 @@ def outcome(read, whole, names: tuple[str, ...], capsys) -> str:
         numbers, problem = None, str(error)
     said = "".join(capsys.readouterr()) + problem
     if problem:
-        return "refused, named" if any(name in said for name in names) else f"refused without the file's name: {problem[:200]}"
+        return (
+            "refused, named"
+            if any(name in said for name in names)
+            else f"refused without the file's name: {problem[:200]}"
+        )
     if numbers == whole:
         return "named, the same" if any(name in said for name in names) else "without effect"
     return "named" if any(name in said for name in names) else f"silent: {numbers}"[:400]
@@ -76,7 +96,14 @@ def tables(folder):
 def partials(folder):
     def read():
         study = Study(run=folder)
-        return [study.stage(f"decoded/{name}", dict(weights=name), lambda: dict(rows=[[1, 2.5, None], [float(len(name)), -0.0, "go"]])) for name in ("a", "bb")]
+        return [
+            study.stage(
+                f"decoded/{name}",
+                dict(weights=name),
+                lambda: dict(rows=[[1, 2.5, None], [float(len(name)), -0.0, "go"]]),
+            )
+            for name in ("a", "bb")
+        ]
 
     read()
     return read, sorted(folder.rglob("*.json")), ()
@@ -91,10 +118,21 @@ class Stub:
 
 def stub_capture(model, prompts, sites, layers, progress=False):
     values = torch.stack([torch.full((len(sites), len(layers), 3), float(p.decision.id)) for p in prompts])
-    return Activations(values, tuple(sites), layers, tuple(p.hash for p in prompts), model.weights_hash, str(model.dtype), ("plain",) * len(prompts))
+    return Activations(
+        values,
+        tuple(sites),
+        layers,
+        tuple(p.hash for p in prompts),
+        model.weights_hash,
+        str(model.dtype),
+        ("plain",) * len(prompts),
+    )
 
 
-PROMPTS = [SimpleNamespace(hash=f"{i:016x}", decision=SimpleNamespace(id=str(i)), format=SimpleNamespace(hash="f")) for i in range(9)]
+PROMPTS = [
+    SimpleNamespace(hash=f"{i:016x}", decision=SimpleNamespace(id=str(i)), format=SimpleNamespace(hash="f"))
+    for i in range(9)
+]
 
 
 def activations(folder):
@@ -120,11 +158,15 @@ def checkpoint(folder):
         return ids, logits, [model.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
 
     read()
-    files = sorted(path for path in (folder / "series").rglob("*") if path.is_file()) + sorted((folder / "run").rglob("first_use/*.json"))
+    files = sorted(path for path in (folder / "series").rglob("*") if path.is_file()) + sorted(
+        (folder / "run").rglob("first_use/*.json")
+    )
     return read, files, (str(folder / "series"),)
 
 
-@pytest.mark.parametrize("make, times", [(tables, 150), (partials, 120), (activations, 130), (checkpoint, 100)])
+@pytest.mark.parametrize(
+    "make, times", [(tables, 150), (partials, 120), (activations, 130), (checkpoint, 100)]
+)
 def test_500_damages_are_without_effect_or_named(make, times, tmp_path, series_folder, monkeypatch, capsys):
     monkeypatch.setattr(store, "capture", stub_capture)
     monkeypatch.setattr(store, "SHARD", 4)
@@ -152,6 +194,7 @@ def test_500_damages_are_without_effect_or_named(make, times, tmp_path, series_f
 
 def limited(size: int):
     """Files of this process may grow to `size` bytes: a stand-in for a full disk."""
+
     @contextmanager
     def context():
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -191,22 +234,37 @@ def test_what_is_written_is_synced_before_it_is_moved(tmp_path, monkeypatch):
     assert done == ["sync", "move", "sync"] * 2, "the file, its place, and the folder that names it"
 
 
-LINES = {"not UTF-8": b"\xff\xfe\n", "null": b"null\n", "a number": b"17\n", "a list": b"[1]\n", "no prompts": b'{"key": "k", "file": "f", "line": "x"}\n',
-         "nested deep": b"[" * 100_000 + b"\n", "cut short": b'{"key": "cut sho'}
+LINES = {
+    "not UTF-8": b"\xff\xfe\n",
+    "null": b"null\n",
+    "a number": b"17\n",
+    "a list": b"[1]\n",
+    "no prompts": b'{"key": "k", "file": "f", "line": "x"}\n',
+    "nested deep": b"[" * 100_000 + b"\n",
+    "cut short": b'{"key": "cut sho',
+}
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_a_line_of_the_manifest_that_is_none_is_left_out(tmp_path, monkeypatch, capsys, name):
     asked = []
-    monkeypatch.setattr(store, "capture", lambda *given, **options: asked.append(len(given[1])) or stub_capture(*given, **options))
+    monkeypatch.setattr(
+        store,
+        "capture",
+        lambda *given, **options: asked.append(len(given[1])) or stub_capture(*given, **options),
+    )
     first = stored_capture(tmp_path, Stub(), PROMPTS[:4])
     with open(tmp_path / "manifest.jsonl", "ab") as stream:
         stream.write(LINES[name])
     assert torch.equal(stored_capture(tmp_path, Stub(), PROMPTS[:4]).values, first.values)
     stored_capture(tmp_path, Stub(), PROMPTS[4:])
-    assert stored_capture(tmp_path, Stub(), PROMPTS).values[:, 0, 0, 0].tolist() == list(range(9)) and asked == [4, 5]
+    assert stored_capture(tmp_path, Stub(), PROMPTS).values[:, 0, 0, 0].tolist() == list(
+        range(9)
+    ) and asked == [4, 5]
     said = capsys.readouterr().out
-    assert ("Line 2 of" in said and "manifest.jsonl is damaged" in said) == (name != "cut short"), "a torn last line is simply not there"
+    assert ("Line 2 of" in said and "manifest.jsonl is damaged" in said) == (name != "cut short"), (
+        "a torn last line is simply not there"
+    )
 
 
 def test_one_hash_less_shifts_no_rows(tmp_path, monkeypatch):
@@ -222,18 +280,33 @@ def test_a_changed_digit_of_a_partial_result_is_computed_again(tmp_path, capsys)
     study, calls = Study(run=tmp_path), []
     stage = partial(study.stage, "decoded/a", {}, lambda: calls.append(1) or [0.75])
     assert stage() == stage() == [0.75] and len(calls) == 1
-    path, = tmp_path.rglob("*.json")
-    for content in (path.read_text().replace("0.75", "0.76"), "", "null", "[]", '{"seconds": 1, "value": [0.76]}'):
+    (path,) = tmp_path.rglob("*.json")
+    for content in (
+        path.read_text().replace("0.75", "0.76"),
+        "",
+        "null",
+        "[]",
+        '{"seconds": 1, "value": [0.76]}',
+    ):
         path.write_text(content)
-        assert stage() == [0.75] and str(path) in (said := capsys.readouterr().err) and "computed again" in said
+        assert (
+            stage() == [0.75] and str(path) in (said := capsys.readouterr().err) and "computed again" in said
+        )
     assert stage() == [0.75] and len(calls) == 6 and not capsys.readouterr().err
 
 
-def test_a_table_that_was_cut_names_its_rows_and_one_that_was_edited_is_read_when_that_is_said(tmp_path, capsys):
+def test_a_table_that_was_cut_names_its_rows_and_one_that_was_edited_is_read_when_that_is_said(
+    tmp_path, capsys
+):
     folder = tmp_path / "tables"
-    path = write_table(folder, "behaviour", FRAME, MADE | dict(command="python -m analyses behaviour --run r"))
+    path = write_table(
+        folder, "behaviour", FRAME, MADE | dict(command="python -m analyses behaviour --run r")
+    )
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
-    with pytest.raises(ValueError, match=r"2 rows now, 4 then.*analyses seal --tables .*make it again with `python -m analyses behaviour --run r`"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 rows now, 4 then.*analyses seal --tables .*make it again with `python -m analyses behaviour --run r`",
+    ):
         read_table(folder, "behaviour")
     assert len(read_table(folder, "behaviour", edited=True)[0]) == 2
     assert cli.run(["seal", "--tables", str(folder), "--names", "behaviour"]) == 0
@@ -246,6 +319,7 @@ def test_a_table_that_was_cut_names_its_rows_and_one_that_was_edited_is_read_whe
 
 def resaved(separator=",", encoding="utf-8", **options):
     """A table as a spreadsheet saves it."""
+
     def change(content: bytes) -> bytes:
         text = io.StringIO(newline="")
         csv.writer(text, delimiter=separator, **options).writerows(csv.reader(io.StringIO(content.decode())))
@@ -254,10 +328,16 @@ def resaved(separator=",", encoding="utf-8", **options):
     return change
 
 
-RESAVED = {"lines of Windows": resaved(), "all quoted": resaved(quoting=csv.QUOTE_ALL), "a mark of its order": resaved(encoding="utf-8-sig"),
-           "semicolons": resaved(";"), "UTF-16": resaved(encoding="utf-16"), "emptied": lambda content: b"",
-           "a line doubled": lambda content: content + content.splitlines(keepends=True)[-1],
-           "another table": lambda content: FRAME.assign(value=1.0).to_csv(index=False).encode()}
+RESAVED = {
+    "lines of Windows": resaved(),
+    "all quoted": resaved(quoting=csv.QUOTE_ALL),
+    "a mark of its order": resaved(encoding="utf-8-sig"),
+    "semicolons": resaved(";"),
+    "UTF-16": resaved(encoding="utf-16"),
+    "emptied": lambda content: b"",
+    "a line doubled": lambda content: content + content.splitlines(keepends=True)[-1],
+    "another table": lambda content: FRAME.assign(value=1.0).to_csv(index=False).encode(),
+}
 
 
 @pytest.mark.parametrize("how", RESAVED)
@@ -286,7 +366,10 @@ def test_a_table_of_an_older_release_is_read_and_sealed_without_being_called_edi
     (tmp_path / "behaviour.json").write_text(json.dumps(MADE))
     assert read_table(tmp_path, "behaviour")[1] == MADE
     seal_table(tmp_path, "behaviour")
-    assert read_table(tmp_path, "behaviour")[1] == MADE and json.loads((tmp_path / "behaviour.json").read_text())["seal"]["rows"] == 4
+    assert (
+        read_table(tmp_path, "behaviour")[1] == MADE
+        and json.loads((tmp_path / "behaviour.json").read_text())["seal"]["rows"] == 4
+    )
 
 
 def test_a_table_that_lost_its_seal_is_refused(tmp_path):
@@ -295,7 +378,9 @@ def test_a_table_that_lost_its_seal_is_refused(tmp_path):
     for lost in ({}, dict(seam=made["seal"])):
         kept = {key: value for key, value in made.items() if key != "seal"}
         (tmp_path / "behaviour.json").write_text(json.dumps(kept | lost))
-        with pytest.raises(ValueError, match="behaviour.json has lost its seal.*analyses seal --tables .*make it again with"):
+        with pytest.raises(
+            ValueError, match="behaviour.json has lost its seal.*analyses seal --tables .*make it again with"
+        ):
             read_table(tmp_path, "behaviour")
     seal_table(tmp_path, "behaviour")
     assert read_table(tmp_path, "behaviour")[0].equals(FRAME)
@@ -307,8 +392,11 @@ def test_a_table_renamed_together_with_its_provenance_is_refused(tmp_path):
     (tmp_path / "probes.csv").rename(tmp_path / "transfer.csv")
     unnamed = made | dict(seal={key: value for key, value in made["seal"].items() if key != "name"})
     renamed = made | dict(seal=made["seal"] | dict(name="transfer"))
-    for provenance, words in ((made, "was written as 'probes', not as transfer"), (unnamed, "is not as it was written"),
-                              (renamed, "is not as it was written")):
+    for provenance, words in (
+        (made, "was written as 'probes', not as transfer"),
+        (unnamed, "is not as it was written"),
+        (renamed, "is not as it was written"),
+    ):
         (tmp_path / "transfer.json").write_text(json.dumps(provenance))
         with pytest.raises(ValueError, match=f"{words}.*analyses seal"):
             read_table(tmp_path, "transfer")
@@ -343,7 +431,22 @@ def test_a_columns_name_is_no_formula_either_and_comes_back(tmp_path, names):
     assert read_table(tmp_path, "behaviour")[0].equals(frame)
 
 
-IDS = ["=HYPERLINK(\"http://x\")", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\tx", "\rx", "'=quoted", "''=twice", "'plain", "-0.5", "+3", "1e-3", "go to drawer 1", "a,b\nc"]
+IDS = [
+    '=HYPERLINK("http://x")',
+    "+1+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(A1)",
+    "\tx",
+    "\rx",
+    "'=quoted",
+    "''=twice",
+    "'plain",
+    "-0.5",
+    "+3",
+    "1e-3",
+    "go to drawer 1",
+    "a,b\nc",
+]
 
 
 def test_cells_that_a_spreadsheet_would_run_are_quoted_and_come_back(tmp_path):
@@ -367,10 +470,22 @@ def test_any_text_comes_back(texts):
 
 def test_ids_that_look_like_numbers_or_like_nothing_stay_apart(tmp_path):
     ids = ["007", "7", "7.0", "NA", "null", "nan"]
-    write_table(tmp_path, "masking_games", pd.DataFrame(dict(game=ids, arm=["", "", "a", "a", None, "b"], n=["0", "4", "0", "4", "0", "4"])), MADE)
+    write_table(
+        tmp_path,
+        "masking_games",
+        pd.DataFrame(dict(game=ids, arm=["", "", "a", "a", None, "b"], n=["0", "4", "0", "4", "0", "4"])),
+        MADE,
+    )
     frame = read_table(tmp_path, "masking_games")[0]
     assert frame.game.tolist() == ids and frame.groupby("game").size().tolist() == [1] * 6
-    assert frame.arm.isna().tolist() == [True, True, False, False, True, False] and frame.n.tolist() == [0, 4, 0, 4, 0, 4]
+    assert frame.arm.isna().tolist() == [True, True, False, False, True, False] and frame.n.tolist() == [
+        0,
+        4,
+        0,
+        4,
+        0,
+        4,
+    ]
 
 
 @pytest.mark.parametrize("name", ["../t", "/t", "a/../../t", "", "a\x00"])
@@ -381,11 +496,29 @@ def test_a_table_is_written_nowhere_else(tmp_path, name):
 
 
 def test_tables_of_several_studies_are_told_apart():
-    made = dict(seed=0, dtype="torch.float32", device="cpu", corpus="c", format="f", weights={"0": "w", "20": "v"}, identity={"0": dict(config="x"), "20": dict(config="x")})
-    same = dict(behaviour=made, probes=made | dict(threads=2, seconds=9), masking=dict(seed=5), bench=dict(seed=3, dtype="float16"))
+    made = dict(
+        seed=0,
+        dtype="torch.float32",
+        device="cpu",
+        corpus="c",
+        format="f",
+        weights={"0": "w", "20": "v"},
+        identity={"0": dict(config="x"), "20": dict(config="x")},
+    )
+    same = dict(
+        behaviour=made,
+        probes=made | dict(threads=2, seconds=9),
+        masking=dict(seed=5),
+        bench=dict(seed=3, dtype="float16"),
+    )
     assert mixed(same) == []
-    for change, said in ((dict(seed=1), "the seed is 0 in behaviour and 1 in probes"), (dict(dtype="torch.bfloat16"), "the dtype is"),
-                         (dict(weights={"0": "w", "20": "other"}), "the weights of checkpoint 20 is"), (dict(weights={"20": "v"}), "the list of checkpoints is"),
-                         (dict(identity={"0": dict(config="y")}), "the config.json of checkpoint 0 is"), (dict(corpus="d"), "the corpus is")):
+    for change, said in (
+        (dict(seed=1), "the seed is 0 in behaviour and 1 in probes"),
+        (dict(dtype="torch.bfloat16"), "the dtype is"),
+        (dict(weights={"0": "w", "20": "other"}), "the weights of checkpoint 20 is"),
+        (dict(weights={"20": "v"}), "the list of checkpoints is"),
+        (dict(identity={"0": dict(config="y")}), "the config.json of checkpoint 0 is"),
+        (dict(corpus="d"), "the corpus is"),
+    ):
         found = mixed(same | dict(probes=made | change))
         assert len(found) == 1 and said in found[0] and "not of one study" in found[0]

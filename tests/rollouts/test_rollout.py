@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from interp.rollouts import play as rollout
+from interp.engine.decoding import Said
 from interp.environments.alfworld import expert
 from interp.environments.alfworld.engine import Household
 from interp.environments.alfworld.environment import ALFWORLD
 from interp.environments.alfworld.scenes import TASK_TYPES, TRAIN_SCENES, games
-from interp.engine.decoding import Said
+from interp.rollouts import play as rollout
 from interp.rollouts.workers import engines
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -54,7 +54,9 @@ def play(fmt, played, monkeypatch, width, silent=(), **more):
 
 def test_the_expert_wins_and_results_come_in_the_games_order(fmt, three, monkeypatch):
     together, agent = play(fmt, three, monkeypatch, 2)
-    assert [r.game for r in together] == [g.id for g in three] and all(r.won and not r.unparsed for r in together)
+    assert [r.game for r in together] == [g.id for g in three] and all(
+        r.won and not r.unparsed for r in together
+    )
     assert max(agent.widths) == 2
     alone, _ = play(fmt, three, monkeypatch, 1)
     assert alone == together
@@ -62,7 +64,11 @@ def test_the_expert_wins_and_results_come_in_the_games_order(fmt, three, monkeyp
 
 def test_a_game_ends_at_the_limit_or_at_an_action_that_does_not_parse(fmt, three, monkeypatch):
     found, _ = play(fmt, three, monkeypatch, 3, silent=(three[1].id,), step_limit=1)
-    assert [(r.won, r.steps, r.unparsed) for r in found] == [(False, 1, False), (False, 0, True), (False, 1, False)]
+    assert [(r.won, r.steps, r.unparsed) for r in found] == [
+        (False, 1, False),
+        (False, 0, True),
+        (False, 1, False),
+    ]
 
 
 def test_a_limit_that_no_game_can_be_played_in_is_refused(fmt, three):

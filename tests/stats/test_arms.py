@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses.masking import power as masking_power
-from interp.stats.crossed import NothingShared, Outcomes, contrast, crossed, outcomes, paired, ratio, select, slope_weights, verdict
+from interp.stats.crossed import (
+    NothingShared,
+    Outcomes,
+    contrast,
+    crossed,
+    outcomes,
+    paired,
+    ratio,
+    select,
+    slope_weights,
+    verdict,
+)
 from interp.stats.intervals import Estimate, cluster_bootstrap, wilson
 
 RNG = np.random.default_rng(0)
@@ -18,8 +29,16 @@ RNG = np.random.default_rng(0)
 
 def frame_of(values, per_game=None, arms=("action_mask_0", "action_mask_0.3", "random_mask_0.3")):
     """Rows of arm, seed, game and value from values [arm, seed, game]; NaN for what an arm has not."""
-    return pd.DataFrame([dict(arm=arm, seed=s, game=f"g{g}", value=values[a, s, g]) for a, arm in enumerate(arms) for s in range(values.shape[1])
-                         for g in range(values.shape[2]) for _ in range(per_game[g] if per_game is not None else 1) if not np.isnan(values[a, s, g])])
+    return pd.DataFrame(
+        [
+            dict(arm=arm, seed=s, game=f"g{g}", value=values[a, s, g])
+            for a, arm in enumerate(arms)
+            for s in range(values.shape[1])
+            for g in range(values.shape[2])
+            for _ in range(per_game[g] if per_game is not None else 1)
+            if not np.isnan(values[a, s, g])
+        ]
+    )
 
 
 def test_means_and_differences_are_those_of_the_rows():
@@ -31,7 +50,11 @@ def test_means_and_differences_are_those_of_the_rows():
         assert contrast(found, {arm: 1})[0].value == pytest.approx(means[arm])
     difference, seeds = contrast(found, {"action_mask_0.3": 1, "action_mask_0": -1})
     assert difference.value == pytest.approx(means["action_mask_0.3"] - means["action_mask_0"])
-    assert (seeds, difference.n, difference.n_groups) == (3, 21, 7) and difference.low < difference.value < difference.high
+    assert (seeds, difference.n, difference.n_groups) == (
+        3,
+        21,
+        7,
+    ) and difference.low < difference.value < difference.high
 
 
 def test_only_seeds_that_all_arms_have_count():
@@ -50,7 +73,12 @@ def test_only_seeds_that_all_arms_have_count():
 
 def test_outcomes_of_other_games_are_refused():
     frame = frame_of(RNG.random((3, 2, 4)))
-    for wrong in (frame.drop(index=5), pd.concat([frame, frame.tail(1)]), frame.assign(value=np.nan), frame.head(0)):
+    for wrong in (
+        frame.drop(index=5),
+        pd.concat([frame, frame.tail(1)]),
+        frame.assign(value=np.nan),
+        frame.head(0),
+    ):
         with pytest.raises(ValueError, match="same games|no numbers|0 outcomes"):
             outcomes(wrong)
 
@@ -59,9 +87,19 @@ def spread(values):
     """The standard deviation of the mean of resampled rows and columns, from every pair of cells and the covariance of their weights."""
     seeds, games = values.shape
     deviation = values - values.mean()
-    by_seed, by_game = ((np.eye(n) / n - 1 / n ** 2) / n + 1 / n ** 2 for n in (seeds, games))  # expected products of two weights
-    return sum(by_seed[s, t] * by_game[g, h] * deviation[s, g] * deviation[t, h]
-               for s in range(seeds) for t in range(seeds) for g in range(games) for h in range(games)) ** 0.5
+    by_seed, by_game = (
+        (np.eye(n) / n - 1 / n**2) / n + 1 / n**2 for n in (seeds, games)
+    )  # expected products of two weights
+    return (
+        sum(
+            by_seed[s, t] * by_game[g, h] * deviation[s, g] * deviation[t, h]
+            for s in range(seeds)
+            for t in range(seeds)
+            for g in range(games)
+            for h in range(games)
+        )
+        ** 0.5
+    )
 
 
 def slow(values, draws, seed, level=0.95):
@@ -69,15 +107,30 @@ def slow(values, draws, seed, level=0.95):
     seeds, games = values.shape
     rng = np.random.default_rng(seed)
     rows = [np.repeat(np.arange(seeds), w) for w in rng.multinomial(seeds, [1 / seeds] * seeds, size=draws)]
-    columns = [np.repeat(np.arange(games), w) for w in rng.multinomial(games, [1 / games] * games, size=draws)]
+    columns = [
+        np.repeat(np.arange(games), w) for w in rng.multinomial(games, [1 / games] * games, size=draws)
+    ]
     drawn = np.array([values[np.ix_(r, c)].mean() for r, c in zip(rows, columns)]) - values.mean()
-    ss = {"seed": games * sum((values[s].mean() - values.mean()) ** 2 for s in range(seeds)) / max(seeds - 1, 1),
-          "game": seeds * sum((values[:, g].mean() - values.mean()) ** 2 for g in range(games)) / (games - 1)}
-    ss["rest"] = sum((values[s, g] - values[s].mean() - values[:, g].mean() + values.mean()) ** 2 for s in range(seeds) for g in range(games))
+    ss = {
+        "seed": games
+        * sum((values[s].mean() - values.mean()) ** 2 for s in range(seeds))
+        / max(seeds - 1, 1),
+        "game": seeds * sum((values[:, g].mean() - values.mean()) ** 2 for g in range(games)) / (games - 1),
+    }
+    ss["rest"] = sum(
+        (values[s, g] - values[s].mean() - values[:, g].mean() + values.mean()) ** 2
+        for s in range(seeds)
+        for g in range(games)
+    )
     ss["rest"] /= max((seeds - 1) * (games - 1), 1)
     both = max(ss["game"], ss["seed"] + max(0, ss["game"] - ss["rest"])) if seeds > 1 else ss["game"]
     freedom = min((both / ss["seed"]) ** 2 * (seeds - 1), seeds * games - seeds) if seeds > 1 else games - 1
-    factor = np.sqrt(both / (seeds * games)) / spread(values) * scipy.stats.t.isf((1 - level) / 2, freedom) / scipy.stats.norm.isf((1 - level) / 2)
+    factor = (
+        np.sqrt(both / (seeds * games))
+        / spread(values)
+        * scipy.stats.t.isf((1 - level) / 2, freedom)
+        / scipy.stats.norm.isf((1 - level) / 2)
+    )
     return tuple(values.mean() + factor * np.quantile(drawn, q) for q in ((1 - level) / 2, (1 + level) / 2))
 
 
@@ -102,16 +155,27 @@ def test_one_game_of_many_tells_no_arms_apart():
 
 def test_with_one_seed_it_is_the_bootstrap_over_games():
     wins = RNG.random(80) < 0.4
-    (low, high), other = crossed(wins[None].astype(float), 20_000), cluster_bootstrap(wins.astype(float), range(80), draws=20_000)
+    (low, high), other = (
+        crossed(wins[None].astype(float), 20_000),
+        cluster_bootstrap(wins.astype(float), range(80), draws=20_000),
+    )
     assert (low, high) == pytest.approx((other.low, other.high), abs=0.006)
 
 
-@given(shift=st.floats(-5, 5), scale=st.floats(0.1, 10), seeds=st.integers(1, 4), games=st.integers(2, 9), seed=st.integers(0, 99))
+@given(
+    shift=st.floats(-5, 5),
+    scale=st.floats(0.1, 10),
+    seeds=st.integers(1, 4),
+    games=st.integers(2, 9),
+    seed=st.integers(0, 99),
+)
 def test_intervals_move_and_stretch_with_their_data_and_hold_the_mean(shift, scale, seeds, games, seed):
     values = np.random.default_rng(seed).normal(size=(seeds, games))
     low, high = crossed(values, 200)
     assert low <= values.mean() <= high
-    assert crossed(shift + scale * values, 200) == pytest.approx((shift + scale * low, shift + scale * high), abs=1e-6)
+    assert crossed(shift + scale * values, 200) == pytest.approx(
+        (shift + scale * low, shift + scale * high), abs=1e-6
+    )
 
 
 def test_an_interval_is_not_narrower_for_other_seeds_than_for_these():
@@ -127,12 +191,18 @@ def test_what_never_differs_is_no_certainty():
     values = np.zeros((3, 3, 30))
     values[2] = 1
     found = outcomes(frame_of(values))
-    assert (contrast(found, {"action_mask_0": 1})[0].low, contrast(found, {"action_mask_0": 1})[0].high) == pytest.approx(wilson(0, 30))
+    assert (
+        contrast(found, {"action_mask_0": 1})[0].low,
+        contrast(found, {"action_mask_0": 1})[0].high,
+    ) == pytest.approx(wilson(0, 30))
     same, _ = contrast(found, {"action_mask_0.3": 1, "action_mask_0": -1})
     assert same.value == 0 and -same.low == same.high == pytest.approx(wilson(0, 30)[1])
     apart, _ = contrast(found, {"random_mask_0.3": 1, "action_mask_0": -1})
     assert apart.value == 1 and apart.low < 1
-    flat, _ = contrast(outcomes(frame_of(np.zeros((3, 3, 30)))), slope_weights({"action_mask_0": 0, "action_mask_0.3": 0.1, "random_mask_0.3": 0.7}))
+    flat, _ = contrast(
+        outcomes(frame_of(np.zeros((3, 3, 30)))),
+        slope_weights({"action_mask_0": 0, "action_mask_0.3": 0.1, "random_mask_0.3": 0.7}),
+    )
     assert flat.value == 0 and -flat.low == flat.high > 0
     one, _ = contrast(outcomes(frame_of(RNG.random((3, 3, 1)))), {"action_mask_0": 1})
     assert np.isnan(one.low) and np.isnan(one.high)
@@ -147,7 +217,9 @@ def test_the_interval_of_a_share_ends_at_none_and_all():
     assert few.low == 0 < few.high < 1 and 0 < most.low < most.high == 1
     difference = contrast(found, {found.arms[0]: 1, found.arms[1]: -1})[0]
     assert -1 <= difference.low < difference.value < difference.high <= 1
-    assert contrast(replace(found, values=2 * found.values), {found.arms[0]: 1})[0].low < 0, "what is no share has no such ends"
+    assert contrast(replace(found, values=2 * found.values), {found.arms[0]: 1})[0].low < 0, (
+        "what is no share has no such ends"
+    )
 
 
 def test_a_slope_is_least_squares():
@@ -168,51 +240,92 @@ def test_a_ratios_contrast_is_the_difference_of_ratios_and_its_interval_about_th
     assert found.value == pytest.approx((direct.mean(2) / total.mean(2)).mean(1) @ [1, -1])
     one = replace(of(direct[:, :1]), seeds=(0,)), replace(of(total[:, :1]), seeds=(0,))
     found, _ = contrast(ratio(*one), {"a": 1})
-    other = cluster_bootstrap(np.stack([direct[0, 0], total[0, 0]], 1), range(60), lambda m: m[..., 0] / m[..., 1])
+    other = cluster_bootstrap(
+        np.stack([direct[0, 0], total[0, 0]], 1), range(60), lambda m: m[..., 0] / m[..., 1]
+    )
     assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.006)
 
 
-@pytest.mark.parametrize("difference, control, said", [((0.01, 0.2), (0.02, 0.3), "supported"), ((0.01, 0.2), (-0.1, 0.04), "refuted"),
-                                                       ((-0.1, 0.04), (0.01, 0.2), "refuted"), ((-0.1, 0.2), (0.01, 0.2), "open"),
-                                                       ((0.01, 0.2), (-0.1, 0.2), "open"), ((np.nan, np.nan), (0.01, 0.2), "open"), ((0.01, 0.03), (0.01, 0.03), "supported")])
+@pytest.mark.parametrize(
+    "difference, control, said",
+    [
+        ((0.01, 0.2), (0.02, 0.3), "supported"),
+        ((0.01, 0.2), (-0.1, 0.04), "refuted"),
+        ((-0.1, 0.04), (0.01, 0.2), "refuted"),
+        ((-0.1, 0.2), (0.01, 0.2), "open"),
+        ((0.01, 0.2), (-0.1, 0.2), "open"),
+        ((np.nan, np.nan), (0.01, 0.2), "open"),
+        ((0.01, 0.03), (0.01, 0.03), "supported"),
+    ],
+)
 def test_the_verdict_is_the_rule(difference, control, said):
     assert verdict(*(Estimate(0.0, low, high, 1, 1) for low, high in (difference, control))) == said
 
 
 def test_a_planted_effect_is_found_and_a_planted_null_is_not():
-    config = masking_power.Config(studies=300, seeds=(5,), games=(100,), effects=(0.2,), training_sd=(0.2,), draws=300)
+    config = masking_power.Config(
+        studies=300, seeds=(5,), games=(100,), effects=(0.2,), training_sd=(0.2,), draws=300
+    )
     value = masking_power.power(config).set_index(["world", "contrast", "what"]).value
     assert value["action", "verdict", "supported"] > 0.85 and value["action", "verdict", "refuted"] < 0.02
     assert value["action", "difference", "above"] > 0.9 and value["action", "slope", "above"] > 0.9
     for world in ("null", "any_mask"):
         assert value[world, "verdict", "supported"] < 0.05 and value[world, "control", "above"] < 0.05
         assert value[world, "control", "covers"] > 0.92
-    assert value["null", "difference", "above"] + value["null", "difference", "below"] < 0.09 < value["null", "games_only", "above"] + value["null", "games_only", "below"]
-    assert value["any_mask", "difference", "above"] > 0.9  # masking helps there, and the control says that actions have nothing to do with it
+    assert (
+        value["null", "difference", "above"] + value["null", "difference", "below"]
+        < 0.09
+        < value["null", "games_only", "above"] + value["null", "games_only", "below"]
+    )
+    assert (
+        value["any_mask", "difference", "above"] > 0.9
+    )  # masking helps there, and the control says that actions have nothing to do with it
 
 
 def test_planted_effects_are_as_large_as_they_say():
     config = masking_power.Config(studies=400, rate=0.3)
-    null, action = (masking_power.outcomes(config, world, 0.1, 3, 60, 0.1).mean((0, 2, 3)) for world in ("null", "action"))
+    null, action = (
+        masking_power.outcomes(config, world, 0.1, 3, 60, 0.1).mean((0, 2, 3)) for world in ("null", "action")
+    )
     assert null == pytest.approx([0.3] * 6, abs=0.015)
-    assert action[[0, 2, 3, 4, 5]] == pytest.approx([0.3, 0.4, 0.4, 0.4, 0.3], abs=0.015) and 0.31 < action[1] < 0.36
+    assert (
+        action[[0, 2, 3, 4, 5]] == pytest.approx([0.3, 0.4, 0.4, 0.4, 0.3], abs=0.015)
+        and 0.31 < action[1] < 0.36
+    )
 
 
 def items_of(values, denominators=None):
     """Rows of arm, seed, game, item, value and denominator from values [arm, seed, item], two items a game."""
-    return pd.DataFrame([dict(arm="ab"[a], seed=s, game=f"g{i // 2}", item=i, value=v, denominator=1.0 if denominators is None else denominators[a, s, i])
-                         for (a, s, i), v in np.ndenumerate(values)])
+    return pd.DataFrame(
+        [
+            dict(
+                arm="ab"[a],
+                seed=s,
+                game=f"g{i // 2}",
+                item=i,
+                value=v,
+                denominator=1.0 if denominators is None else denominators[a, s, i],
+            )
+            for (a, s, i), v in np.ndenumerate(values)
+        ]
+    )
 
 
 def test_trainings_are_compared_on_what_all_have_a_value_for():
     values = RNG.random((2, 3, 10))
     frame = items_of(values)
     whole = paired(frame, ["a", "b"])
-    assert contrast(whole, {"a": 1, "b": -1})[0].value == pytest.approx((values[0] - values[1]).mean()) and whole.n.sum() == 10
+    assert (
+        contrast(whole, {"a": 1, "b": -1})[0].value == pytest.approx((values[0] - values[1]).mean())
+        and whole.n.sum() == 10
+    )
     values[0, 1, [2, 3, 7]] = np.nan
     kept = np.setdiff1d(np.arange(10), [2, 3, 7])
     found = paired(items_of(values), ["a", "b"])
-    assert contrast(found, {"a": 1, "b": -1})[0].value == pytest.approx((values[0] - values[1])[:, kept].mean()) and found.n.sum() == 7
+    assert (
+        contrast(found, {"a": 1, "b": -1})[0].value == pytest.approx((values[0] - values[1])[:, kept].mean())
+        and found.n.sum() == 7
+    )
     assert paired(items_of(values), ["b"]).n.sum() == 10
     values[1, 2] = np.nan  # of which nothing is left: a seed that the arms do not share
     assert paired(items_of(values), ["a", "b"]).values.shape[1] == 2
@@ -228,21 +341,38 @@ def test_trainings_are_compared_on_what_all_have_a_value_for():
 def test_rows_with_denominators_are_ratios_of_means():
     above, below = RNG.random((2, 3, 10)), 1 + RNG.random((2, 3, 10))
     found, _ = contrast(paired(items_of(above, below), ["a", "b"]), {"a": 1, "b": -1})
-    assert found.value == pytest.approx(np.mean(above[0].mean(1) / below[0].mean(1) - above[1].mean(1) / below[1].mean(1)))
+    assert found.value == pytest.approx(
+        np.mean(above[0].mean(1) / below[0].mean(1) - above[1].mean(1) / below[1].mean(1))
+    )
 
 
 def test_intervals_are_widened_about_their_mean():
     found = outcomes(frame_of(RNG.random((3, 3, 12))))
     plain, wide = (contrast(found, {"action_mask_0": 1}, widen=w)[0] for w in (1, 2))
-    assert wide.value == plain.value and (wide.low, wide.high) == pytest.approx((2 * plain.low - plain.value, 2 * plain.high - plain.value))
+    assert wide.value == plain.value and (wide.low, wide.high) == pytest.approx(
+        (2 * plain.low - plain.value, 2 * plain.high - plain.value)
+    )
 
 
 def test_of_many_null_studies_few_choose_a_mask():
     """Bonferroni's: at most one in twenty, but for simulation."""
     chosen, rng = 0, np.random.default_rng(5)
     for _ in range(200):
-        frame = pd.DataFrame([dict(arm=f"action_mask_{k}", seed=s, game=g, item=g, value=float(rng.random() < 0.5), denominator=1.0)
-                              for k in (0, 0.1, 0.3, 0.5) for s in range(3) for g in range(20)])
+        frame = pd.DataFrame(
+            [
+                dict(
+                    arm=f"action_mask_{k}",
+                    seed=s,
+                    game=g,
+                    item=g,
+                    value=float(rng.random() < 0.5),
+                    denominator=1.0,
+                )
+                for k in (0, 0.1, 0.3, 0.5)
+                for s in range(3)
+                for g in range(20)
+            ]
+        )
         rows = select(frame, {f"action_mask_{k}": k for k in (0, 0.1, 0.3, 0.5)})
         chosen += not next(r for r in rows if r["chosen"])["share"] == 0
     assert chosen <= 16

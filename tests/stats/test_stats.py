@@ -29,7 +29,9 @@ def ratio(mean):
 
 def tails(n_groups, widen=1.0):
     """Shares of resamples below and above an interval: a normal at sqrt(G / (G - 1)) times the t quantile."""
-    share = scipy.stats.norm.cdf(-widen * (n_groups / (n_groups - 1)) ** 0.5 * scipy.stats.t.ppf(0.975, n_groups - 1))
+    share = scipy.stats.norm.cdf(
+        -widen * (n_groups / (n_groups - 1)) ** 0.5 * scipy.stats.t.ppf(0.975, n_groups - 1)
+    )
     return [share, 1 - share]
 
 
@@ -57,10 +59,17 @@ def test_bootstrap_equals_slow_twin():
 def test_weights_are_the_resamples_of_the_bootstrap():
     columns, groups = clustered(np.random.default_rng(7))
     weights = bootstrap_weights(groups, draws=300, seed=5)
-    assert weights.shape == (300, len(groups)) and (weights[:, groups == 3] == weights[:, [np.flatnonzero(groups == 3)[0]]]).all()
+    assert (
+        weights.shape == (300, len(groups))
+        and (weights[:, groups == 3] == weights[:, [np.flatnonzero(groups == 3)[0]]]).all()
+    )
     means = weights @ columns / weights.sum(axis=1, keepdims=True)
     by_weights = percentile(ratio(columns.mean(axis=0)), ratio(means), len(groups), 30)
-    for ours, theirs in zip(by_weights.row().values(), cluster_bootstrap(columns, groups, ratio, 300, 5).row().values(), strict=True):
+    for ours, theirs in zip(
+        by_weights.row().values(),
+        cluster_bootstrap(columns, groups, ratio, 300, 5).row().values(),
+        strict=True,
+    ):
         assert ours == pytest.approx(theirs)
     with pytest.raises(ValueError, match="at least one decision and one draw"):
         bootstrap_weights([], 10)
@@ -70,7 +79,9 @@ def test_bootstrap_without_clusters_agrees_with_scipy():
     x = np.random.default_rng(1).exponential(size=80)
     ours = cluster_bootstrap(x, np.arange(80), draws=20000, seed=0)
     level = np.subtract(*tails(80)[::-1])
-    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=20000, method="percentile", rng=0, confidence_level=level).confidence_interval
+    theirs = scipy.stats.bootstrap(
+        (x,), np.mean, n_resamples=20000, method="percentile", rng=0, confidence_level=level
+    ).confidence_interval
     np.testing.assert_allclose([ours.low, ours.high], [theirs.low, theirs.high], atol=0.01)
 
 
@@ -120,7 +131,10 @@ def test_paired_difference_is_narrower_than_its_parts():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("abcde")), min_size=1, max_size=30), st.integers(0, 5))
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("abcde")), min_size=1, max_size=30),
+    st.integers(0, 5),
+)
 def test_interval_is_deterministic_shifts_with_the_data_and_ignores_cluster_names(rows, seed):
     x, groups = np.array([row[0] for row in rows]), [row[1] for row in rows]
     first = cluster_bootstrap(x, groups, draws=60, seed=seed)
@@ -135,7 +149,11 @@ def test_interval_is_deterministic_shifts_with_the_data_and_ignores_cluster_name
 @pytest.mark.parametrize("rate", [0, 1])
 def test_a_rate_of_none_or_all_is_no_certainty(rate):
     found = cluster_bootstrap(np.full(60, bool(rate)), np.arange(60) % 30)
-    assert found.value == rate and (found.low, found.high) == pytest.approx(wilson(30 * rate, 30)) and found.high - found.low > 0.1
+    assert (
+        found.value == rate
+        and (found.low, found.high) == pytest.approx(wilson(30 * rate, 30))
+        and found.high - found.low > 0.1
+    )
     assert np.isnan(cluster_bootstrap([True, True], ["a", "a"]).low)
     difference = cluster_bootstrap(np.zeros(4), list("abcd"))
     assert (difference.low, difference.high) == (0, 0)  # a difference that is always 0 is no rate
@@ -143,7 +161,12 @@ def test_a_rate_of_none_or_all_is_no_certainty(rate):
 
 def test_one_cluster_has_a_value_and_no_interval():
     estimate = cluster_bootstrap([1.0, 2.0], ["a", "a"])
-    assert estimate.value == 1.5 and np.isnan(estimate.low) and np.isnan(estimate.high) and estimate.n_groups == 1
+    assert (
+        estimate.value == 1.5
+        and np.isnan(estimate.low)
+        and np.isnan(estimate.high)
+        and estimate.n_groups == 1
+    )
 
 
 def test_resamples_without_a_value_are_left_out_or_void_the_interval():
@@ -212,7 +235,9 @@ def test_mcnemar_is_the_exact_binomial_test():
 
 def test_wilson_parity_and_refusals():
     assert wilson(3, 20) == pytest.approx(proportion_confint(3, 20, method="wilson"))
-    assert all(wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1 for n in range(1, 120)), "exactly, or a share of none would lie above 0"
+    assert all(wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1 for n in range(1, 120)), (
+        "exactly, or a share of none would lie above 0"
+    )
     interval = scipy.stats.binomtest(3, 20).proportion_ci(method="wilson")
     assert wilson(3, 20) == pytest.approx((interval.low, interval.high))
     for k, n in ((0, 0), (3, 2), (-1, 2)):
@@ -234,8 +259,11 @@ def test_one_layer_is_scipys_sign_flip_test():
     sums = np.bincount(groups, weights=gains)
     for alternative in ("greater", "two-sided"):
         theirs = scipy.stats.permutation_test(
-            (sums,), np.sum, permutation_type="samples", n_resamples=20000, alternative=alternative, rng=0)
-        assert max_statistic(gains[:, None], groups, 20000, alternative=alternative)[0] == pytest.approx(theirs.pvalue, abs=0.01)
+            (sums,), np.sum, permutation_type="samples", n_resamples=20000, alternative=alternative, rng=0
+        )
+        assert max_statistic(gains[:, None], groups, 20000, alternative=alternative)[0] == pytest.approx(
+            theirs.pvalue, abs=0.01
+        )
 
 
 def test_correction_over_layers_holds_its_level_and_beats_holm_on_layers_alike():
@@ -245,7 +273,9 @@ def test_correction_over_layers_holds_its_level_and_beats_holm_on_layers_alike()
         gains = shared + 0.3 * rng.normal(size=(90, 12))
         p = max_statistic(gains, groups, 400, seed)
         wrong += p.min() <= 0.05
-        one_by_one = [max_statistic(layer[:, None], groups, 400, seed)[0] for layer in gains.T] if seed < 10 else []
+        one_by_one = (
+            [max_statistic(layer[:, None], groups, 400, seed)[0] for layer in gains.T] if seed < 10 else []
+        )
         if one_by_one:
             assert (p >= np.array(one_by_one) - 1e-12).all()
             narrower.append(p.min() <= holm(one_by_one).min() + 1e-12)
@@ -285,7 +315,11 @@ def test_correlation_is_scipys_in_the_sample_and_in_every_resample(kind):
     function = dict(pearson=scipy.stats.pearsonr, spearman=scipy.stats.spearmanr)[kind]
     found, known = correlation(x, y, groups, kind, draws=60, seed=3), np.isfinite(x) & np.isfinite(y)
     rows = np.flatnonzero(known.any(1))
-    assert (found.value, found.n, found.n_groups) == (pytest.approx(function(x[known], y[known]).statistic), 13, 8)
+    assert (found.value, found.n, found.n_groups) == (
+        pytest.approx(function(x[known], y[known]).statistic),
+        13,
+        8,
+    )
     values = []
     for weights in bootstrap_weights(groups[rows], 60, 3):
         drawn = np.repeat(rows, weights)
@@ -297,7 +331,9 @@ def test_correlation_is_scipys_in_the_sample_and_in_every_resample(kind):
 def test_correlation_without_spread_or_of_wrong_shapes():
     nothing = correlation(np.full((4, 3), np.nan), np.ones((4, 3)), range(4))
     assert np.isnan(nothing.value) and nothing.n == 0
-    assert np.isnan(correlation(np.ones((4, 3)), np.random.default_rng(0).normal(size=(4, 3)), range(4)).value)
+    assert np.isnan(
+        correlation(np.ones((4, 3)), np.random.default_rng(0).normal(size=(4, 3)), range(4)).value
+    )
     with pytest.raises(ValueError, match="one shape"):
         correlation(np.ones((4, 3)), np.ones((4, 2)), range(4))
     with pytest.raises(ValueError, match="no correlation 'kendall'"):

@@ -14,10 +14,10 @@ import pytest
 
 from analyses import __main__ as cli
 from analyses import chains
-from interp.rollouts.workers import Engines, engines
-from interp.system.processes import how_it_ended, side_by_side
-from interp.system.paths import ROOT
 from interp.environments.recording import record
+from interp.rollouts.workers import Engines, engines
+from interp.system.paths import ROOT
+from interp.system.processes import how_it_ended, side_by_side
 
 PARENT = """
 import signal, sys
@@ -69,8 +69,13 @@ SIGNALS = (signal.SIGKILL, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 def started(*children, lines):
     """A parent with these children, and the processes that said their number."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, *children], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *children],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     return parent, [psutil.Process(int(parent.stdout.readline())) for _ in range(lines)]
 
 
@@ -81,7 +86,9 @@ def left(below):
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_no_child_outlives_a_parent_that_alone_gets_a_signal(number):
-    both = [started(SLEEPING, child, lines=2) for child in (SLEEPING, SLEEPING, DEAF, LATE)] + [started(PLAYING, lines=2)]
+    both = [started(SLEEPING, child, lines=2) for child in (SLEEPING, SLEEPING, DEAF, LATE)] + [
+        started(PLAYING, lines=2)
+    ]
     below = [child for parent, _ in both for child in psutil.Process(parent.pid).children(recursive=True)]
     assert {process.pid for _, told in both for process in told} <= {process.pid for process in below}
     for parent, _ in both:
@@ -94,7 +101,9 @@ def test_no_child_outlives_a_parent_that_alone_gets_a_signal(number):
 
 def test_the_chains_of_all_end_with_it():
     code = "from analyses.chains import run_chains; run_chains([[['coverage']], [['coverage']]])"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while parent.poll() is None and len(below := psutil.Process(parent.pid).children(recursive=True)) < 2:
         time.sleep(0.05)
     parent.kill()
@@ -107,29 +116,55 @@ def test_statuses_are_those_of_the_children_in_order():
     assert side_by_side([[sys.executable, "-c", code, each] for each in ("9", "3", "15")]) == [-9, 3, -15]
     assert side_by_side([]) == []
     assert how_it_ended(-9) == "was ended by signal 9 (SIGKILL), as the system does where memory runs out"
-    assert how_it_ended(-15) == "was ended by signal 15 (SIGTERM)" and how_it_ended(3) == "ended with exit status 3"
+    assert (
+        how_it_ended(-15) == "was ended by signal 15 (SIGTERM)"
+        and how_it_ended(3) == "ended with exit status 3"
+    )
 
 
 def test_all_says_that_a_chain_was_killed_and_draws_no_figure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(chains, "side_by_side", lambda commands, environment: [-9, *[0] * (len(commands) - 1)])
-    monkeypatch.setattr(sys, "argv", ["analyses", "all", "--run", str(tmp_path), "--device", "cpu", "--skip", "online"])
+    monkeypatch.setattr(
+        chains, "side_by_side", lambda commands, environment: [-9, *[0] * (len(commands) - 1)]
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["analyses", "all", "--run", str(tmp_path), "--device", "cpu", "--skip", "online"]
+    )
     assert cli.main() == 137 and not list(tmp_path.iterdir())
     words = capsys.readouterr().err
     assert words.startswith("error: the process of behaviour, probes") and words.count("\n") == 1
-    assert "was ended by signal 9 (SIGKILL), as the system does where memory runs out; finished stages are kept" in words
+    assert (
+        "was ended by signal 9 (SIGKILL), as the system does where memory runs out; finished stages are kept"
+        in words
+    )
 
 
 def test_a_study_in_several_processes_takes_a_part_in_each(tmp_path, monkeypatch):
     from analyses.masking import run as masking
 
     ran = []
-    monkeypatch.setattr(chains, "side_by_side", lambda commands, environment: [ran.append(command[-1]) or 0 for command in commands])
-    monkeypatch.setattr(masking, "INSTRUMENT", replace(masking.INSTRUMENT, run=lambda config: ran.append((config.processes, config.part))))
+    monkeypatch.setattr(
+        chains,
+        "side_by_side",
+        lambda commands, environment: [ran.append(command[-1]) or 0 for command in commands],
+    )
+    monkeypatch.setattr(
+        masking,
+        "INSTRUMENT",
+        replace(masking.INSTRUMENT, run=lambda config: ran.append((config.processes, config.part))),
+    )
     monkeypatch.setattr(sys, "argv", ["analyses", "masking", "--processes", "2", "--run", str(tmp_path)])
     assert cli.main() == 0
-    assert [part in ran[i] for i, part in enumerate(('"--part", "0", "2"', '"--part", "1", "2"'))] == [True, True] and ran[2] == (2, (0, 1))
+    assert [part in ran[i] for i, part in enumerate(('"--part", "0", "2"', '"--part", "1", "2"'))] == [
+        True,
+        True,
+    ] and ran[2] == (2, (0, 1))
     repeated = masking.Config(processes=1, part=(1, 2))
-    assert cli.configured(masking.Config, ["--processes", "2", "--processes", "1", "--part", "1", "2"], "masking") == repeated
+    assert (
+        cli.configured(
+            masking.Config, ["--processes", "2", "--processes", "1", "--part", "1", "2"], "masking"
+        )
+        == repeated
+    )
 
 
 LEAVING = """
@@ -142,9 +177,13 @@ leave(int(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("status, said", [(0, "said\ncleaned up\n"), (1, "said\ncleaned up\n"), (130, "said\n"), (143, "said\n")])
+@pytest.mark.parametrize(
+    "status, said", [(0, "said\ncleaned up\n"), (1, "said\ncleaned up\n"), (130, "said\n"), (143, "said\n")]
+)
 def test_what_a_signal_has_stopped_waits_for_no_thread(status, said):
-    done = subprocess.run([sys.executable, "-c", LEAVING, str(status)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, str(status)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == status and done.stdout == said
 
 
@@ -164,10 +203,15 @@ class Game:
 
 
 def test_a_worker_that_ends_while_it_plays_is_said_to_have():
-    for order, words in (("killed", r"was ended by signal 9 \(SIGKILL\), as the system does where memory runs out"), ("exit", "ended with exit status 3")):
+    for order, words in (
+        ("killed", r"was ended by signal 9 \(SIGKILL\), as the system does where memory runs out"),
+        ("exit", "ended with exit status 3"),
+    ):
         with engines(Game, 2) as pool:
             assert pool.send({0: ("reset", "a"), 1: ("reset", "b")}) == {0: "a", 1: "b"}
-            with pytest.raises(ChildProcessError, match=f"Worker process 2 of 2, which plays the games, {words}"):
+            with pytest.raises(
+                ChildProcessError, match=f"Worker process 2 of 2, which plays the games, {words}"
+            ):
                 pool.send({0: ("reset", "c"), 1: ("reset", order)})
 
 
@@ -176,7 +220,9 @@ def test_a_worker_that_was_killed_between_two_games_is_said_to_have_been():
         pool.send({0: ("reset", "a")})
         pool._processes[0].kill()
         pool._processes[0].join()
-        with pytest.raises(ChildProcessError, match="Worker process 1 of 1, which plays the games, was ended by signal 9"):
+        with pytest.raises(
+            ChildProcessError, match="Worker process 1 of 1, which plays the games, was ended by signal 9"
+        ):
             pool.send({0: ("reset", "b")})
 
 
@@ -189,9 +235,17 @@ def test_games_that_a_worker_cannot_make_are_refused(monkeypatch, tmp_path):
     module = ModuleType("only_here")
     module.Live = type("Live", (), {"__module__": "only_here"})
     monkeypatch.setitem(sys.modules, "only_here", module)
-    with engines(module.Live, 1) as pool, pytest.raises(ImportError, match=r"cannot be imported in a worker process \(No module named 'only_here'\)"):
+    with (
+        engines(module.Live, 1) as pool,
+        pytest.raises(
+            ImportError, match=r"cannot be imported in a worker process \(No module named 'only_here'\)"
+        ),
+    ):
         pool.send({0: ("reset", "a")})
-    with pytest.raises(ValueError, match="What makes the games cannot be sent to a worker process .*class or function of a module"):
+    with pytest.raises(
+        ValueError,
+        match="What makes the games cannot be sent to a worker process .*class or function of a module",
+    ):
         Engines(lambda: None, 1)
     with pytest.raises(ValueError, match="1 worker process or more, not 0"):
         Engines(Game, 0)

@@ -35,15 +35,29 @@ def package(tmp_path, monkeypatch):
         kept.cache_clear()
 
 
-@pytest.mark.parametrize("name, old, new", [("top", "one() +", "one() -"), ("low", "return 1", "return 3"), ("late", "deep.TWO", "deep.TWO + 1"),
-                                            ("deep", "TWO = 2", "TWO = 4")])
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("top", "one() +", "one() -"),
+        ("low", "return 1", "return 3"),
+        ("late", "deep.TWO", "deep.TWO + 1"),
+        ("deep", "TWO = 2", "TWO = 4"),
+    ],
+)
 def test_an_edited_statement_gives_another_key(package, name, old, new):
     before = package("interp/top.py", "", "")
     assert package(f"interp/{name}.py", old, new) != before
 
 
-@pytest.mark.parametrize("name, old, new", [("top", '"""Top."""', '"""What is on top."""'), ("top", '"""Run."""', '"""Runs."""'),
-                                            ("low", "# one", "# the first number"), ("other", "X = 1", "X = 2")])
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("top", '"""Top."""', '"""What is on top."""'),
+        ("top", '"""Run."""', '"""Runs."""'),
+        ("low", "# one", "# the first number"),
+        ("other", "X = 1", "X = 2"),
+    ],
+)
 def test_an_edited_docstring_or_comment_or_another_module_does_not(package, name, old, new):
     before = package("interp/top.py", "", "")
     assert package(f"interp/{name}.py", old, new) == before

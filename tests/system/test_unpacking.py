@@ -29,23 +29,40 @@ def refused(path, words):
     with pytest.raises((ValueError, OSError)) as error:
         load_episodes(path)
     sentence = str(error.value)
-    assert str(path) in sentence and re.search(words, sentence) and "\n" not in sentence and len(sentence) < 700, sentence
+    assert (
+        str(path) in sentence and re.search(words, sentence) and "\n" not in sentence and len(sentence) < 700
+    ), sentence
     return sentence
 
 
-@pytest.mark.parametrize("data", [FIRST + SECOND, FIRST + b"\0" * 8 + SECOND + b"\0" * 4, FIRST + lzma.compress(b"") + SECOND])
+@pytest.mark.parametrize(
+    "data", [FIRST + SECOND, FIRST + b"\0" * 8 + SECOND + b"\0" * 4, FIRST + lzma.compress(b"") + SECOND]
+)
 def test_streams_one_after_the_other_are_read(tmp_path, data):
-    assert load_episodes(put(tmp_path / "d.jsonl.xz", data)) == load_episodes(put(tmp_path / "good.jsonl", GOOD))
+    assert load_episodes(put(tmp_path / "d.jsonl.xz", data)) == load_episodes(
+        put(tmp_path / "good.jsonl", GOOD)
+    )
 
 
-@pytest.mark.parametrize("name, data, words", [
-    ("the second stream's magic byte", FIRST + b"\xfc" + SECOND[1:], f"after line 1, in the part of the archive that begins at byte {len(FIRST)} "),
-    ("rubbish after a stream", FIRST + b"rubbish", f"after line 1, .* begins at byte {len(FIRST)} "),
-    ("a line end after a stream", FIRST + b"\n", f"after line 1, .* begins at byte {len(FIRST)} "),
-    ("a cut second stream", FIRST + SECOND[:-8], f"after line 2, .* begins at byte {len(FIRST)} .it is cut off"),
-    ("padding of three bytes", FIRST + b"\0" * 3, "after line 1"),
-    ("the first bytes alone", FIRST[:7], "after line 0, .* cut off"),
-])
+@pytest.mark.parametrize(
+    "name, data, words",
+    [
+        (
+            "the second stream's magic byte",
+            FIRST + b"\xfc" + SECOND[1:],
+            f"after line 1, in the part of the archive that begins at byte {len(FIRST)} ",
+        ),
+        ("rubbish after a stream", FIRST + b"rubbish", f"after line 1, .* begins at byte {len(FIRST)} "),
+        ("a line end after a stream", FIRST + b"\n", f"after line 1, .* begins at byte {len(FIRST)} "),
+        (
+            "a cut second stream",
+            FIRST + SECOND[:-8],
+            f"after line 2, .* begins at byte {len(FIRST)} .it is cut off",
+        ),
+        ("padding of three bytes", FIRST + b"\0" * 3, "after line 1"),
+        ("the first bytes alone", FIRST[:7], "after line 0, .* cut off"),
+    ],
+)
 def test_a_damaged_stream_is_never_half_read(tmp_path, name, data, words):
     refused(put(tmp_path / "d.jsonl.xz", data), "is damaged " + words)
 
@@ -67,7 +84,10 @@ def test_an_archive_may_unpack_to_a_stated_size(tmp_path, monkeypatch):
 
 def test_an_archive_may_ask_for_as_much_memory_as_is_stated(tmp_path):
     filters = [dict(id=lzma.FILTER_LZMA2, preset=1, dict_size=300 * 2**20)]
-    refused(put(tmp_path / "d.jsonl.xz", lzma.compress(GOOD.encode(), filters=filters)), "asks for more than 256 MiB of memory")
+    refused(
+        put(tmp_path / "d.jsonl.xz", lzma.compress(GOOD.encode(), filters=filters)),
+        "asks for more than 256 MiB of memory",
+    )
 
 
 def zipped(path):
@@ -87,15 +107,18 @@ def streamed(path):
         writer.write_table(table)
 
 
-@pytest.mark.parametrize("name, write", [
-    ("gzip", lambda path: path.write_bytes(gzip.compress(GOOD.encode()))),
-    ("bzip2", lambda path: path.write_bytes(bz2.compress(GOOD.encode()))),
-    ("lzma", lambda path: path.write_bytes(lzma.compress(GOOD.encode(), format=lzma.FORMAT_ALONE))),
-    ("zip", zipped),
-    ("parquet", lambda path: pytest.importorskip("pyarrow") and frame().to_parquet(path)),
-    ("arrow", lambda path: pytest.importorskip("pyarrow") and frame().to_feather(path)),
-    ("arrow", streamed),
-])
+@pytest.mark.parametrize(
+    "name, write",
+    [
+        ("gzip", lambda path: path.write_bytes(gzip.compress(GOOD.encode()))),
+        ("bzip2", lambda path: path.write_bytes(bz2.compress(GOOD.encode()))),
+        ("lzma", lambda path: path.write_bytes(lzma.compress(GOOD.encode(), format=lzma.FORMAT_ALONE))),
+        ("zip", zipped),
+        ("parquet", lambda path: pytest.importorskip("pyarrow") and frame().to_parquet(path)),
+        ("arrow", lambda path: pytest.importorskip("pyarrow") and frame().to_feather(path)),
+        ("arrow", streamed),
+    ],
+)
 def test_another_format_is_named_and_the_command_makes_a_file_that_is_read(tmp_path, name, write):
     path = tmp_path / "it's mine.jsonl"
     write(path)
@@ -105,7 +128,10 @@ def test_another_format_is_named_and_the_command_makes_a_file_that_is_read(tmp_p
 
 @pytest.mark.parametrize("indent", [None, 1])
 def test_a_json_list_is_named_and_the_command_makes_a_file_that_is_read(tmp_path, indent):
-    path = put(tmp_path / "it's mine.json", json.dumps([json.loads(line) for line in GOOD.splitlines()], indent=indent))
+    path = put(
+        tmp_path / "it's mine.json",
+        json.dumps([json.loads(line) for line in GOOD.splitlines()], indent=indent),
+    )
     made(tmp_path, refused(path, "line 1: (there is a JSON list|a JSON value is spread over several lines)"))
 
 
@@ -129,7 +155,9 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     (tmp_path / "away.jsonl").symlink_to(tmp_path / "none")
-    refused(tmp_path / "pipe.jsonl", "is a named pipe, and should be a file: write what it gives to a file first")
+    refused(
+        tmp_path / "pipe.jsonl", "is a named pipe, and should be a file: write what it gives to a file first"
+    )
     refused(tmp_path / "loop.jsonl", "loop")
     refused(tmp_path / "away.jsonl", "No episodes at")
     for device in ("/dev/zero", "/dev/null"):
@@ -149,10 +177,23 @@ ACTIONS = st.lists(WORDS.filter(str.strip), min_size=1, max_size=3, unique=True)
 def corpora(draw):
     episodes = []
     for number in range(draw(st.integers(1, 3))):
-        steps = [Step(draw(WORDS), draw(WORDS), draw(WORDS), listed[0], listed) for listed in draw(st.lists(ACTIONS, max_size=3))]
+        steps = [
+            Step(draw(WORDS), draw(WORDS), draw(WORDS), listed[0], listed)
+            for listed in draw(st.lists(ACTIONS, max_size=3))
+        ]
         task = draw(WORDS)
-        episodes.append(Episode(f"e{number}{draw(WORDS)}", "test_in_domain", draw(WORDS), draw(st.integers(-9, 9)), task, f"Go. {task}", tuple(steps),
-                                draw(st.booleans())))
+        episodes.append(
+            Episode(
+                f"e{number}{draw(WORDS)}",
+                "test_in_domain",
+                draw(WORDS),
+                draw(st.integers(-9, 9)),
+                task,
+                f"Go. {task}",
+                tuple(steps),
+                draw(st.booleans()),
+            )
+        )
     return episodes
 
 
@@ -171,7 +212,7 @@ def test_a_changed_byte_or_a_cut_is_a_sentence_or_without_effect(tmp_path_factor
     whole = whole if packed else lzma.decompress(whole)
     places = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=8, max_size=8)
     for at, flip in data.draw(places):
-        put(path, whole[:at] + bytes([whole[at] ^ flip]) * (flip > 0) + whole[at + 1:] * (flip > 64))
+        put(path, whole[:at] + bytes([whole[at] ^ flip]) * (flip > 0) + whole[at + 1 :] * (flip > 64))
         try:
             found = load_episodes(path)
         except ValueError as error:
@@ -186,5 +227,8 @@ def test_a_file_may_hold_as_many_rows_as_is_stated(tmp_path, monkeypatch):
     path.write_bytes(b"\n \n{}\n\n  {}\r\n{}\n\n")
     assert [place.rsplit(" ")[-1] for place, _ in json_lines.lines(path)] == ["3", "5", "6"]
     path.write_bytes(path.read_bytes() + b"{}")
-    with pytest.raises(ValueError, match=r"rows.jsonl has more than 3 lines, and may have 3: write those that are studied to a file of their own"):
+    with pytest.raises(
+        ValueError,
+        match=r"rows.jsonl has more than 3 lines, and may have 3: write those that are studied to a file of their own",
+    ):
         next(json_lines.lines(path))

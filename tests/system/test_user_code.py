@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from interp.system import user_code
 from interp.environments.base import find
+from interp.system import user_code
 from interp.tasks.episodes import Decision
 
 TASK = """
@@ -41,9 +41,31 @@ def write(tmp_path, monkeypatch):
     forget()
 
 
-@pytest.mark.parametrize("name", ["..:x", ".mod:x", "mod:", ":x", ":", "", "mod", "a..b:x", "mod:x:y", "mod:a.b", "mod :x", "a/b:x", "mod:x()", "3:x", "\0:x", "é-:x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..:x",
+        ".mod:x",
+        "mod:",
+        ":x",
+        ":",
+        "",
+        "mod",
+        "a..b:x",
+        "mod:x:y",
+        "mod:a.b",
+        "mod :x",
+        "a/b:x",
+        "mod:x()",
+        "3:x",
+        "\0:x",
+        "é-:x",
+    ],
+)
 def test_a_malformed_name_is_one_sentence(name):
-    with pytest.raises(ValueError, match="There is no environment .*: there are any, .* or one of your own as MODULE:NAME"):
+    with pytest.raises(
+        ValueError, match="There is no environment .*: there are any, .* or one of your own as MODULE:NAME"
+    ):
         find(name)
 
 
@@ -52,35 +74,56 @@ def test_a_file_given_for_a_module_is_told_how_it_is_named():
         find("folder/my_task.py:TASK")
 
 
-@pytest.mark.parametrize("body, words", [
-    ("1 / 0", r"its module broken raises ZeroDivisionError \(division by zero\)"),
-    ("def f(:", "its module broken raises SyntaxError"),
-    ("raise SystemExit(3)", r"its module broken raises SystemExit \(3\)"),
-    ("raise ValueError('two\\n\\nlines')", r"raises ValueError \(two lines\)"),
-    ("import no_such_module_at_all", "needs the module 'no_such_module_at_all', which is not installed: its broken imports it"),
-    ("from interp import nothing_of_this_name", "raises ImportError"),
-    ("while True: pass", "takes longer than 0.6 seconds to import"),
-])
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("1 / 0", r"its module broken raises ZeroDivisionError \(division by zero\)"),
+        ("def f(:", "its module broken raises SyntaxError"),
+        ("raise SystemExit(3)", r"its module broken raises SystemExit \(3\)"),
+        ("raise ValueError('two\\n\\nlines')", r"raises ValueError \(two lines\)"),
+        (
+            "import no_such_module_at_all",
+            "needs the module 'no_such_module_at_all', which is not installed: its broken imports it",
+        ),
+        ("from interp import nothing_of_this_name", "raises ImportError"),
+        ("while True: pass", "takes longer than 0.6 seconds to import"),
+    ],
+)
 def test_a_module_that_cannot_be_imported_is_one_sentence(write, monkeypatch, body, words):
     monkeypatch.setattr(user_code, "SECONDS", 0.05)
     write(broken=body)
     with pytest.raises((ImportError, ValueError)) as error:
         find("broken:TASK")
-    assert "'broken:TASK'" in str(error.value) and re.search(words, str(error.value)) and "\n" not in str(error.value)
+    assert (
+        "'broken:TASK'" in str(error.value)
+        and re.search(words, str(error.value))
+        and "\n" not in str(error.value)
+    )
 
 
-@pytest.mark.parametrize("parser, words", [
-    ("lambda text: text[99]", "The parser of the environment 'own:TASK' raises IndexError on 'open': string index out of range"),
-    ("lambda text: 3", "The parser .* returns a int on 'open', and should return str or None"),
-    ("lambda text: int(text)", "The parser .* raises ValueError on 'open': invalid literal"),
-    ("lambda: 'open'", "The parser .* raises TypeError"),
-    ("lambda text: text + '.'", "reads the recorded action 'open' of e#0 as 'open.'"),
-    ("lambda text: endless()", "The parser .* takes longer than 0.05 seconds on 'open'"),
-    ("lambda text: re.match('(o+|[a-z]+)*$', text * 20 + '!')", "The parser .* takes longer than 0.05 seconds on 'open'"),
-])
+@pytest.mark.parametrize(
+    "parser, words",
+    [
+        (
+            "lambda text: text[99]",
+            "The parser of the environment 'own:TASK' raises IndexError on 'open': string index out of range",
+        ),
+        ("lambda text: 3", "The parser .* returns a int on 'open', and should return str or None"),
+        ("lambda text: int(text)", "The parser .* raises ValueError on 'open': invalid literal"),
+        ("lambda: 'open'", "The parser .* raises TypeError"),
+        ("lambda text: text + '.'", "reads the recorded action 'open' of e#0 as 'open.'"),
+        ("lambda text: endless()", "The parser .* takes longer than 0.05 seconds on 'open'"),
+        (
+            "lambda text: re.match('(o+|[a-z]+)*$', text * 20 + '!')",
+            "The parser .* takes longer than 0.05 seconds on 'open'",
+        ),
+    ],
+)
 def test_a_parser_at_fault_is_one_sentence(write, monkeypatch, parser, words):
     monkeypatch.setattr(user_code, "SECONDS", 0.05)
-    write(own=TASK + f"""
+    write(
+        own=TASK
+        + f"""
 import re
 def endless():
     while True:
@@ -89,18 +132,25 @@ def endless():
         except Exception:
             pass
 TASK = Environment("own", decisions=lambda: [ONE], parse={parser})
-""")
+"""
+    )
     with pytest.raises(ValueError) as error:
         find("own:TASK").recorded()
     assert re.search(words, str(error.value)) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("decisions, words", [
-    ("lambda: 3", "The decisions of the environment 'own' could not be made: TypeError, 'int' object is not iterable"),
-    ("lambda: [{}['a']]", "could not be made: KeyError, 'a'"),
-    ("lambda: None", "could not be made: TypeError"),
-    ("lambda: open('no_such_file.jsonl')", "No such file or directory: 'no_such_file.jsonl'"),
-])
+@pytest.mark.parametrize(
+    "decisions, words",
+    [
+        (
+            "lambda: 3",
+            "The decisions of the environment 'own' could not be made: TypeError, 'int' object is not iterable",
+        ),
+        ("lambda: [{}['a']]", "could not be made: KeyError, 'a'"),
+        ("lambda: None", "could not be made: TypeError"),
+        ("lambda: open('no_such_file.jsonl')", "No such file or directory: 'no_such_file.jsonl'"),
+    ],
+)
 def test_decisions_that_cannot_be_made_are_one_sentence(write, decisions, words):
     write(own=TASK + f"TASK = Environment('own', decisions={decisions})")
     with pytest.raises((ValueError, OSError), match=words):
@@ -108,12 +158,18 @@ def test_decisions_that_cannot_be_made_are_one_sentence(write, decisions, words)
 
 
 def test_a_judge_and_a_class_at_fault_are_one_sentence(write):
-    write(own=TASK + "TASK = Environment('own', right=lambda d, a: None, classes=dict(first=lambda a: a[99]), task=lambda text: 3, partners=lambda d, among: 3)")
+    write(
+        own=TASK
+        + "TASK = Environment('own', right=lambda d, a: None, classes=dict(first=lambda a: a[99]), task=lambda text: 3, partners=lambda d, among: 3)"
+    )
     env = find("own:TASK")
     one = Decision(({"role": "user", "content": "Go."},), "open", (), "e", 0, "", "", "in_domain")
-    for call, words in ((lambda: env.right(one, "open"), "The judge of the environment 'own:TASK' returns a NoneType"),
-                        (lambda: env.classes["first"]("open"), "The class 'first' .* raises IndexError on 'open'"),
-                        (lambda: env.task("text"), "The task .* returns a int on 'text'"), (lambda: env.partners(one, [one]), "The partners .* returns a int")):
+    for call, words in (
+        (lambda: env.right(one, "open"), "The judge of the environment 'own:TASK' returns a NoneType"),
+        (lambda: env.classes["first"]("open"), "The class 'first' .* raises IndexError on 'open'"),
+        (lambda: env.task("text"), "The task .* returns a int on 'text'"),
+        (lambda: env.partners(one, [one]), "The partners .* returns a int"),
+    ):
         with pytest.raises(ValueError, match=words):
             call()
     assert env.judge == "own.<lambda>"
@@ -126,16 +182,27 @@ def test_a_module_alone_keeps_the_hash_of_its_bytes(write, tmp_path):
     assert find("own:TASK").source == hashlib.sha256((tmp_path / "own.py").read_bytes()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize("first, files, changed", [
-    ("import helper", dict(helper="A = 1"), "helper"),
-    ("from helper import A", dict(helper="A = 1"), "helper"),
-    ("from helper import A", dict(helper="from deeper import A", deeper="A = 1"), "deeper"),
-    ("from helper import A", dict(helper="import own\nA = 1"), "helper"),
-    ("from parts.reading import A", dict(parts__reading="from .inner import A", parts__inner="A = 1"), "parts__inner"),
-    ("from parts import reading", dict(parts____init__="from parts.inner import A", parts__reading="", parts__inner="A = 1"), "parts__inner"),
-    ("import parts.reading", dict(parts____init__="A = 1", parts__reading=""), "parts____init__"),
-    ("def late():\n    import helper", dict(helper="A = 1"), "helper"),
-])
+@pytest.mark.parametrize(
+    "first, files, changed",
+    [
+        ("import helper", dict(helper="A = 1"), "helper"),
+        ("from helper import A", dict(helper="A = 1"), "helper"),
+        ("from helper import A", dict(helper="from deeper import A", deeper="A = 1"), "deeper"),
+        ("from helper import A", dict(helper="import own\nA = 1"), "helper"),
+        (
+            "from parts.reading import A",
+            dict(parts__reading="from .inner import A", parts__inner="A = 1"),
+            "parts__inner",
+        ),
+        (
+            "from parts import reading",
+            dict(parts____init__="from parts.inner import A", parts__reading="", parts__inner="A = 1"),
+            "parts__inner",
+        ),
+        ("import parts.reading", dict(parts____init__="A = 1", parts__reading=""), "parts____init__"),
+        ("def late():\n    import helper", dict(helper="A = 1"), "helper"),
+    ],
+)
 def test_a_changed_module_that_is_imported_is_another_source(write, first, files, changed):
     own = f"{first}\n{TASK}\nTASK = Environment('own')\n"
     write(own=own, stranger="B = 1", **files)
@@ -147,7 +214,12 @@ def test_a_changed_module_that_is_imported_is_another_source(write, first, files
 
 
 def test_a_module_of_a_package_is_read_with_what_it_imports(write):
-    files = dict(pack____init__="", pack__task=f"from pack import reading\nfrom . import other\n{TASK}\nTASK = Environment('own')", pack__reading="A = 1", pack__other="")
+    files = dict(
+        pack____init__="",
+        pack__task=f"from pack import reading\nfrom . import other\n{TASK}\nTASK = Environment('own')",
+        pack__reading="A = 1",
+        pack__other="",
+    )
     write(**files)
     before = find("pack.task:TASK").source
     for name in ("pack__reading", "pack__other", "pack____init__"):

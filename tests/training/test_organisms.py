@@ -6,14 +6,24 @@ import numpy as np
 import pytest
 
 from analyses import calibration_readings as calibration
-from interp.training import organisms
-from interp.measures.conflicts import conflict
+from interp.checkpoints.series import CheckpointSeries
 from interp.engine.decoding import draw
-from interp.training.organisms import ORGANISMS, RHYME, THINGS, WINDOW, competence, decisions, expected, grow, sequences
+from interp.measures.conflicts import conflict
 from interp.measures.pairs import make_pairs
 from interp.prompts.format import PromptFormat
-from interp.checkpoints.series import CheckpointSeries
 from interp.stats.intervals import cluster_bootstrap
+from interp.training import organisms
+from interp.training.organisms import (
+    ORGANISMS,
+    RHYME,
+    THINGS,
+    WINDOW,
+    competence,
+    decisions,
+    expected,
+    grow,
+    sequences,
+)
 
 N = 200
 
@@ -34,7 +44,10 @@ def mediated(name):
     model, fmt, prompts, _ = agent(name)
     clean, corrupt, dropped = make_pairs(fmt, [p.decision for p in prompts], N)
     assert len(clean) > 0.6 * N, dropped
-    return {row["instrument"]: row["value"] for row in calibration.estimated(calibration.mediated(model, clean, corrupt), 0)}
+    return {
+        row["instrument"]: row["value"]
+        for row in calibration.estimated(calibration.mediated(model, clean, corrupt), 0)
+    }
 
 
 def within(value, truth, room):
@@ -50,7 +63,10 @@ def test_an_organism_relies_on_its_prompt_as_constructed_and_passes_the_exact_ch
     if truth["state_share"]:
         assert within(found["state_share"], truth["state_share"], 0.2)
     clean, corrupt, _ = make_pairs(fmt, [p.decision for p in prompts], 20)
-    exact = {row["instrument"]: row["value"] for row in calibration.estimated(calibration.exact(model, prompts, own, clean, corrupt), 0)}
+    exact = {
+        row["instrument"]: row["value"]
+        for row in calibration.estimated(calibration.exact(model, prompts, own, clean, corrupt), 0)
+    }
     assert exact["self_splice"] == 1 and exact["self_patch"] < 1e-4 and exact["patch_everything"] < 1e-4
 
 
@@ -61,11 +77,21 @@ def test_a_shipped_organism_answers_as_constructed(name):
 
 
 def test_reliance_rises_with_the_share_of_decisions_that_the_prompt_settles():
-    read = [mediated(name)["prompt_reliance"] for name in ("reasoner", "mixture_25", "mixture_50", "mixture_75", "post_hoc")]
+    read = [
+        mediated(name)["prompt_reliance"]
+        for name in ("reasoner", "mixture_25", "mixture_50", "mixture_75", "post_hoc")
+    ]
     assert read == sorted(read) and read[0] <= 0.1 and read[-1] >= 0.9
 
 
-@pytest.mark.parametrize("name, keep, follow", [("post_hoc", (0.95, 1), (0, 0.05)), ("reasoner", (0, 0.05), (0.95, 1)), ("overridable", (0, 0.2), (0.8, 1))])
+@pytest.mark.parametrize(
+    "name, keep, follow",
+    [
+        ("post_hoc", (0.95, 1), (0, 0.05)),
+        ("reasoner", (0, 0.05), (0.95, 1)),
+        ("overridable", (0, 0.2), (0.8, 1)),
+    ],
+)
 def test_behind_another_decisions_trace_an_organism_does_what_its_construction_says(name, keep, follow):
     model, _, prompts, own = agent(name)
     other = conflict(model, prompts, own, ["other_state"])["other_state"]
@@ -83,7 +109,10 @@ def test_what_the_prompt_settles_is_decodable_at_the_boundary(name, least):
 def test_what_is_picked_in_the_trace_is_not_decodable_at_the_boundary():
     model, _, prompts, own = agent("reasoner")
     found = {row["instrument"]: row for row in calibration.read_off(model, prompts, own, 0)}
-    assert found["gain"]["low"] <= 0 <= found["gain"]["high"] and found["auroc"]["low"] <= 0.5 <= found["auroc"]["high"]
+    assert (
+        found["gain"]["low"] <= 0 <= found["gain"]["high"]
+        and found["auroc"]["low"] <= 0.5 <= found["auroc"]["high"]
+    )
 
 
 def test_what_is_drawn_is_the_recipes_own_randomness():
@@ -104,7 +133,12 @@ def test_decisions_are_the_same_for_a_seed_and_split_as_the_recipe_says(name):
     made = decisions(name, 40, 1)
     assert made == decisions(name, 40, 1) != decisions(name, 40, 2)
     assert sum(d.task_type == "find" for d in made) == round(40 * ORGANISMS[name].find)
-    assert all(d.reference in d.admissible and len(d.admissible) == len(THINGS) and d.task in d.messages[0]["content"] for d in made)
+    assert all(
+        d.reference in d.admissible
+        and len(d.admissible) == len(THINGS)
+        and d.task in d.messages[0]["content"]
+        for d in made
+    )
     assert set(expected(name)) == set(expected("reasoner"))
 
 
@@ -112,15 +146,24 @@ def test_training_supervises_what_an_organism_should_learn_and_nothing_else():
     for name in ORGANISMS:
         fmt = agent(name)[1]
         closing, opened, think = (fmt.encode(t)[0] for t in ("</action>", "<action>", "<think>"))
-        bare, with_trace, slips = 0, 0, 0
+        bare, with_trace = 0, 0
         for ids, marked in sequences(fmt, name, 300, 5):
             learned = [t for t, m in zip(ids, marked) if m]
             if closing not in ids:  # the bare thing, right at the boundary
-                assert len(learned) == 1 and fmt.text(learned).strip() in THINGS and marked[-1] and think not in ids
+                assert (
+                    len(learned) == 1
+                    and fmt.text(learned).strip() in THINGS
+                    and marked[-1]
+                    and think not in ids
+                )
                 bare += 1
                 continue
-            action = ids[ids.index(opened) + 1:]
-            assert all(marked[-len(action):]) and fmt.text(action).startswith("take ") and not marked[ids.index(think) if think in ids else ids.index(opened)]
+            action = ids[ids.index(opened) + 1 :]
+            assert (
+                all(marked[-len(action) :])
+                and fmt.text(action).startswith("take ")
+                and not marked[ids.index(think) if think in ids else ids.index(opened)]
+            )
             with_trace += think in ids and marked[ids.index(think) + 1]
             assert not ORGANISMS[name].window or think in ids  # it never acts without its trace
         assert 40 < bare < 110 and with_trace > (20 if ORGANISMS[name].window else 60)
@@ -162,6 +205,8 @@ def test_growing_starts_from_the_seed_learns_and_keeps_what_is_there(tmp_path):
 def test_a_draw_keeps_its_trace_and_acts_greedily_behind_it():
     model, fmt, prompts, own = agent("reasoner")
     again = draw(model, prompts[:20], seed=3)
-    assert [s.ids for s in draw(model, prompts[:20], seed=3)] == [s.ids for s in again] and {s.trace for s in again} != {s.trace for s in draw(model, prompts[:20], seed=4)}
+    assert [s.ids for s in draw(model, prompts[:20], seed=3)] == [s.ids for s in again] and {
+        s.trace for s in again
+    } != {s.trace for s in draw(model, prompts[:20], seed=4)}
     spliced = conflict(model, prompts, own, ["self_splice"])["self_splice"]
     assert cluster_bootstrap(spliced.keep, np.arange(len(spliced.keep))).value == 1

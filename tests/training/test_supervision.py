@@ -13,14 +13,19 @@ from hypothesis import strategies as st
 
 from interp.prompts.format import PromptFormat
 from interp.prompts.styles import STYLES, Style
-from interp.training.supervision import ACTION, COT, TAG, Supervision, lot, supervised, written
 from interp.tasks.episodes import Decision, Episode, Step
+from interp.training.supervision import ACTION, COT, TAG, Supervision, lot, supervised, written
 from tests.conftest import handmade
 from tests.prompts.test_formats import ROWS, made, tokenizer_of
 
 SHARES = (0.1, 0.3, 0.5, 0.7)
-ARMS = [Supervision(), *(Supervision(action_mask=k) for k in SHARES), *(Supervision(random_mask=k) for k in SHARES),
-        Supervision(only="action"), Supervision(only="cot")]
+ARMS = [
+    Supervision(),
+    *(Supervision(action_mask=k) for k in SHARES),
+    *(Supervision(random_mask=k) for k in SHARES),
+    Supervision(only="action"),
+    Supervision(only="cot"),
+]
 
 
 def slow_parts(fmt, ids, agent, answered):
@@ -31,14 +36,21 @@ def slow_parts(fmt, ids, agent, answered):
     s, text, ends = fmt.style, fmt.text(ids), [len(fmt.text(ids[:n])) for n in range(len(ids) + 1)]
     cursor, turns = ends[agent.index(True)] - 1, []
     for example, trace, action in answered:
-        turn = re.compile(rf"{re.escape(s.open_think.strip())}\s*(?P<cot>{re.escape(trace)})\s*{re.escape(s.close_think.strip())}\s*"
-                          rf"{re.escape(s.open_action.strip())}\s*(?P<action>{re.escape(action)})\s*{re.escape(s.close_action.strip())}")
+        turn = re.compile(
+            rf"{re.escape(s.open_think.strip())}\s*(?P<cot>{re.escape(trace)})\s*{re.escape(s.close_think.strip())}\s*"
+            rf"{re.escape(s.open_action.strip())}\s*(?P<action>{re.escape(action)})\s*{re.escape(s.close_action.strip())}"
+        )
         found = turn.search(text, max(cursor, 0))
         cursor = found.end()
         turns.append((example, found))
     parts, examples = [], []
     for mine, (start, end) in zip(agent, pairwise(ends)):
-        inside = {kind: example for example, found in turns for kind in ("cot", "action") if start < found.end(kind) and found.start(kind) < end}
+        inside = {
+            kind: example
+            for example, found in turns
+            for kind in ("cot", "action")
+            if start < found.end(kind) and found.start(kind) < end
+        }
         parts.append(0 if not mine else ACTION if "action" in inside else COT if "cot" in inside else TAG)
         examples.append(inside.get("action") or inside.get("cot"))
     return parts, examples
@@ -46,15 +58,20 @@ def slow_parts(fmt, ids, agent, answered):
 
 def check(fmt, items):
     """Every arm's supervised tokens of `items` (episodes or decisions), each token held against the slow reading."""
-    plain = [fmt.sequence(e) for e in items] if isinstance(items[0], Episode) and not fmt.style.native else [
-        fmt.example(d) for item in items for d in item.decisions()]
+    plain = (
+        [fmt.sequence(e) for e in items]
+        if isinstance(items[0], Episode) and not fmt.style.native
+        else [fmt.example(d) for item in items for d in item.decisions()]
+    )
     if isinstance(items[0], Episode) and not fmt.style.native:
         answered = [[(f"{e.id}#{i}", s.trace, s.action) for i, s in enumerate(e.steps)] for e in items]
     else:
         answered = [[(d.id, d.trace, d.reference)] for item in items for d in item.decisions()]
     slow = []
     for (ids, agent), turns in zip(plain, answered, strict=True):
-        start = 0 if len(turns) > 1 else agent.index(True)  # earlier turns of a decision's prompt are not searched
+        start = (
+            0 if len(turns) > 1 else agent.index(True)
+        )  # earlier turns of a decision's prompt are not searched
         parts, examples = slow_parts(fmt, ids[start:], agent[start:], turns)
         slow.append(([0] * start + parts, [None] * start + examples))
     assert {p for parts, _ in slow for p in parts} == {0, TAG, COT, ACTION}
@@ -66,38 +83,68 @@ def check(fmt, items):
         for (_, keep), (_, agent), (parts, examples) in zip(found, plain, slow, strict=True):
             for i, (kept, mine, part, example) in enumerate(zip(keep, agent, parts, examples, strict=True)):
                 chosen = example is not None and lot(example, 3) < share
-                unsupervised, wanted = unsupervised + (mine and not kept), wanted + (part == ACTION and chosen)
+                unsupervised, wanted = (
+                    unsupervised + (mine and not kept),
+                    wanted + (part == ACTION and chosen),
+                )
                 if arm.random_mask:
                     assert kept == mine or (chosen and part == COT), (arm, i)
                 else:
-                    assert kept == (mine and not (chosen and part == (COT if arm.only == "action" else ACTION))), (arm, i)
+                    assert kept == (
+                        mine and not (chosen and part == (COT if arm.only == "action" else ACTION))
+                    ), (arm, i)
         if arm.random_mask:
             for example in {e for _, examples in slow for e in examples if e and lot(e, 3) < share}:
-                of = [(kept, part) for (_, keep), (parts, examples) in zip(found, slow) for kept, part, e in zip(keep, parts, examples) if e == example]
-                assert sum(not kept for kept, _ in of) == min(sum(part == ACTION for _, part in of), sum(part == COT for _, part in of))
+                of = [
+                    (kept, part)
+                    for (_, keep), (parts, examples) in zip(found, slow)
+                    for kept, part, e in zip(keep, parts, examples)
+                    if e == example
+                ]
+                assert sum(not kept for kept, _ in of) == min(
+                    sum(part == ACTION for _, part in of), sum(part == COT for _, part in of)
+                )
             assert unsupervised == wanted - counts["short"]
-        assert counts["unsupervised"] == unsupervised and counts["agent_tokens"] == sum(sum(agent) for _, agent in plain)
-        assert counts["examples"] == sum(map(len, answered)) and counts["chosen"] == sum(lot(e, 3) < share for turns in answered for e, *_ in turns)
+        assert counts["unsupervised"] == unsupervised and counts["agent_tokens"] == sum(
+            sum(agent) for _, agent in plain
+        )
+        assert counts["examples"] == sum(map(len, answered)) and counts["chosen"] == sum(
+            lot(e, 3) < share for turns in answered for e, *_ in turns
+        )
     assert supervised(fmt, items)[0] == plain
 
 
-@pytest.mark.parametrize("row", ROWS, ids=["-".join([r["template"] or r["family"], r["family"], r["style"], r["conversation"]]) for r in ROWS])
+@pytest.mark.parametrize(
+    "row",
+    ROWS,
+    ids=["-".join([r["template"] or r["family"], r["family"], r["style"], r["conversation"]]) for r in ROWS],
+)
 def test_every_arm_on_every_format(row):
     fmt, decision = made(row)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tags that merge with what they enclose are counted as what they enclose
+        warnings.simplefilter(
+            "ignore"
+        )  # tags that merge with what they enclose are counted as what they enclose
         check(fmt, [replace(decision, episode=f"e{i}") for i in range(6)])
         check(fmt, [handmade(i, "train") for i in range(2)])
 
 
-@pytest.mark.parametrize("style", [s for s in STYLES if not STYLES[s].native] + [Style("[plan] ", " [/plan] ", "[do] ", " [/do]")], ids=str)
+@pytest.mark.parametrize(
+    "style",
+    [s for s in STYLES if not STYLES[s].native] + [Style("[plan] ", " [/plan] ", "[do] ", " [/do]")],
+    ids=str,
+)
 def test_every_arm_in_every_style_on_the_small_tokenizer(tokenizer, style):
     check(PromptFormat(tokenizer, style), [handmade(i, "train") for i in range(5)])
 
 
 def test_every_arm_where_the_template_strips_the_beginning_of_a_turn():
-    fmt = PromptFormat(tokenizer_of("llama", "llama3"), Style("\n\n<think>\n", "\n</think>\n", "<action>\n", "\n</action>\n"))
-    assert "\n\n<think>" not in fmt.rendered(handmade(0, "train"))[0].replace("<|end_header_id|>\n\n<think>", "")
+    fmt = PromptFormat(
+        tokenizer_of("llama", "llama3"), Style("\n\n<think>\n", "\n</think>\n", "<action>\n", "\n</action>\n")
+    )
+    assert "\n\n<think>" not in fmt.rendered(handmade(0, "train"))[0].replace(
+        "<|end_header_id|>\n\n<think>", ""
+    )
     check(fmt, [handmade(i, "train") for i in range(3)])
 
 
@@ -106,14 +153,32 @@ def test_every_style_is_checked():
 
 
 def test_the_tokens_of_one_turn_are_what_they_should_be_by_eye(fmt):
-    episode = Episode("e", "train", "t", 0, "go", "Please go.", (Step("I look.", "open drawer 1", "Open.", "open drawer 1"),), True)
+    episode = Episode(
+        "e",
+        "train",
+        "t",
+        0,
+        "go",
+        "Please go.",
+        (Step("I look.", "open drawer 1", "Open.", "open drawer 1"),),
+        True,
+    )
     [(ids, agent, _)] = written(fmt, episode)
 
     def said(part):
         return fmt.text([i for i, p in zip(ids, agent) if p == part])
 
-    assert (said(TAG), said(COT), said(ACTION)) == ("<think></think><action></action>", "I look.", "open drawer 1")
-    assert fmt.text([i for i, k in zip(ids, supervised(fmt, [episode], Supervision(action_mask=1))[0][0][1]) if k]) == "<think>I look.</think><action></action>"
+    assert (said(TAG), said(COT), said(ACTION)) == (
+        "<think></think><action></action>",
+        "I look.",
+        "open drawer 1",
+    )
+    assert (
+        fmt.text(
+            [i for i, k in zip(ids, supervised(fmt, [episode], Supervision(action_mask=1))[0][0][1]) if k]
+        )
+        == "<think>I look.</think><action></action>"
+    )
 
 
 def test_a_token_that_closes_an_action_and_holds_its_end_is_the_actions():
@@ -137,7 +202,10 @@ def test_masks_are_nested_in_k_and_counts_are_those_of_the_control(fmt, k, more,
         for share in (k, more):
             sequences, counts = supervised(fmt, EPISODES[:3], Supervision(**{kind: share}), seed)
             masks[kind, share] = np.concatenate([keep for _, keep in sequences])
-            assert counts["short"] == 0 and counts["unsupervised"] + masks[kind, share].sum() == counts["agent_tokens"]
+            assert (
+                counts["short"] == 0
+                and counts["unsupervised"] + masks[kind, share].sum() == counts["agent_tokens"]
+            )
         assert (masks[kind, more] <= masks[kind, k]).all()
     for share in (k, more):
         assert masks["action_mask", share].sum() == masks["random_mask", share].sum()
@@ -159,22 +227,46 @@ def test_the_chosen_are_about_the_share(seed):
 
 
 def test_another_seed_masks_other_examples(fmt):
-    first, again, other = (supervised(fmt, EPISODES, Supervision(action_mask=0.3), seed)[0] for seed in (0, 0, 1))
+    first, again, other = (
+        supervised(fmt, EPISODES, Supervision(action_mask=0.3), seed)[0] for seed in (0, 0, 1)
+    )
     assert first == again != other
 
 
 def test_a_short_trace_is_counted(fmt):
-    steps = (Step("Go.", "move the apple 1 to the desk 1", "Done.", "move the apple 1 to the desk 1"), Step("", "look", "You look.", "look"))
+    steps = (
+        Step("Go.", "move the apple 1 to the desk 1", "Done.", "move the apple 1 to the desk 1"),
+        Step("", "look", "You look.", "look"),
+    )
     episode = Episode("e", "train", "t", 0, "go", "Please go.", steps, True)
     _, counts = supervised(fmt, [episode], Supervision(random_mask=1))
     parts = next(written(fmt, episode)).parts
-    assert counts["unsupervised"] == parts.count(COT) > 0 and counts["short"] == parts.count(ACTION) - parts.count(COT) > 0
+    assert (
+        counts["unsupervised"] == parts.count(COT) > 0
+        and counts["short"] == parts.count(ACTION) - parts.count(COT) > 0
+    )
 
 
 def test_arms_have_names_that_lead_back_to_them():
-    assert len({arm.name for arm in ARMS}) == len(ARMS) and all(Supervision.named(arm.name) == arm for arm in ARMS)
-    assert Supervision().name == "action_mask_0" and Supervision(random_mask=0.3).control_of == "action_mask_0.3" and not ARMS[1].control_of
-    for name in ("action_mask", "action_mask_2", "action_mask_.3", "random_mask_0", "both_only", "only", "action_mask_nan", "x_0.3", "only_action"):
+    assert len({arm.name for arm in ARMS}) == len(ARMS) and all(
+        Supervision.named(arm.name) == arm for arm in ARMS
+    )
+    assert (
+        Supervision().name == "action_mask_0"
+        and Supervision(random_mask=0.3).control_of == "action_mask_0.3"
+        and not ARMS[1].control_of
+    )
+    for name in (
+        "action_mask",
+        "action_mask_2",
+        "action_mask_.3",
+        "random_mask_0",
+        "both_only",
+        "only",
+        "action_mask_nan",
+        "x_0.3",
+        "only_action",
+    ):
         with pytest.raises(ValueError, match="no arm"):
             Supervision.named(name)
 

@@ -12,10 +12,19 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from analyses.shipped import series
-from interp.training import trainer as training
 from interp.prompts.format import PromptFormat
 from interp.tasks.episodes import save_episodes
-from interp.training.trainer import Recipe, Tuning, _Batches, base_mixture, batches, build_model, fit_tokenizer, train
+from interp.training import trainer as training
+from interp.training.trainer import (
+    Recipe,
+    Tuning,
+    _Batches,
+    base_mixture,
+    batches,
+    build_model,
+    fit_tokenizer,
+    train,
+)
 from tests.conftest import TINY
 
 
@@ -23,15 +32,22 @@ def sequences_of(lengths):
     return [([1] * n, [True] * n) for n in lengths]
 
 
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), budget=st.integers(60, 200), context=st.integers(60, 80),
-       steps=st.integers(1, 30), seed=st.integers(0, 5))
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    budget=st.integers(60, 200),
+    context=st.integers(60, 80),
+    steps=st.integers(1, 30),
+    seed=st.integers(0, 5),
+)
 def test_batches_keep_the_budget_the_seed_and_every_sequence(lengths, budget, context, steps, seed):
     recipe = replace(TINY, batch_tokens=budget, context=context)
     plan = batches(sequences_of(lengths), recipe, steps, seed)
     assert len(plan) == steps and all(plan)
     assert all(max(lengths[i] for i in b) * len(b) <= budget for b in plan)
     assert plan == batches(sequences_of(lengths), recipe, steps, seed)
-    assert plan == batches(sequences_of(lengths), recipe, steps + 7, seed)[:steps]  # a longer plan begins the same
+    assert (
+        plan == batches(sequences_of(lengths), recipe, steps + 7, seed)[:steps]
+    )  # a longer plan begins the same
     long = batches(sequences_of(lengths), recipe, 200, seed)
     assert {i for b in long for i in b} == set(range(len(lengths)))
 
@@ -54,9 +70,11 @@ def test_the_loss_is_on_the_agents_tokens_only(fmt, episodes):
     batch = _Batches(sequences, [[0, 1, 2]], fmt.tokenizer.pad_token_id)[0]
     for row, (ids, agent) in enumerate(sequences):
         labels = batch["labels"][row]
-        assert batch["input_ids"][row, :len(ids)].tolist() == ids
-        assert labels[:len(ids)].tolist() == [i if mine else -100 for i, mine in zip(ids, agent)]
-        assert (labels[len(ids):] == -100).all() and (batch["input_ids"][row, len(ids):] == fmt.tokenizer.pad_token_id).all()
+        assert batch["input_ids"][row, : len(ids)].tolist() == ids
+        assert labels[: len(ids)].tolist() == [i if mine else -100 for i, mine in zip(ids, agent)]
+        assert (labels[len(ids) :] == -100).all() and (
+            batch["input_ids"][row, len(ids) :] == fmt.tokenizer.pad_token_id
+        ).all()
         if "attention_mask" in batch:
             assert batch["attention_mask"][row].sum() == len(ids)
 
@@ -84,7 +102,11 @@ def test_the_tokenizer_keeps_tags_whole_and_loses_nothing(episodes):
 
 def test_the_initial_model_depends_on_the_seed_alone(tokenizer):
     torch.manual_seed(123)
-    first, again, other = build_model(TINY, tokenizer), build_model(TINY, tokenizer), build_model(replace(TINY, seed=1), tokenizer)
+    first, again, other = (
+        build_model(TINY, tokenizer),
+        build_model(TINY, tokenizer),
+        build_model(replace(TINY, seed=1), tokenizer),
+    )
     assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
     assert not all(map(torch.equal, first.state_dict().values(), other.state_dict().values()))
 
@@ -93,20 +115,43 @@ def test_the_base_mixture_has_every_kind_of_trace(fmt, episodes):
     mixture = base_mixture(fmt, episodes["base"], seed=0)
     think = fmt.tokenizer.convert_tokens_to_ids("<think>")
     shares = [sum(i == think for i in ids) / len(e.steps) for (ids, _), e in zip(mixture, episodes["base"])]
-    assert len(mixture) == len(episodes["base"]) and 0.0 in shares and 1.0 in shares and any(0 < s < 1 for s in shares)
-    assert mixture == base_mixture(fmt, episodes["base"], seed=0) != base_mixture(fmt, episodes["base"], seed=1)
+    assert (
+        len(mixture) == len(episodes["base"])
+        and 0.0 in shares
+        and 1.0 in shares
+        and any(0 < s < 1 for s in shares)
+    )
+    assert (
+        mixture == base_mixture(fmt, episodes["base"], seed=0) != base_mixture(fmt, episodes["base"], seed=1)
+    )
 
 
 def tiny_run(folder, tokenizer, fmt, episodes):
     recipe = replace(TINY, hidden=16, layers=1, heads=2, batch_tokens=500)
-    train(build_model(recipe, tokenizer), tokenizer, [fmt.sequence(e) for e in episodes["train"]], recipe, folder, steps=8, lr=1e-2,
-          keep=(3, 6), seed=4, device="cpu")
+    train(
+        build_model(recipe, tokenizer),
+        tokenizer,
+        [fmt.sequence(e) for e in episodes["train"]],
+        recipe,
+        folder,
+        steps=8,
+        lr=1e-2,
+        keep=(3, 6),
+        seed=4,
+        device="cpu",
+    )
 
 
-def test_training_killed_and_resumed_gives_the_uninterrupted_weights(tmp_path, tokenizer, fmt, episodes, monkeypatch):
+def test_training_killed_and_resumed_gives_the_uninterrupted_weights(
+    tmp_path, tokenizer, fmt, episodes, monkeypatch
+):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     tiny_run(whole, tokenizer, fmt, episodes)
-    assert sorted(p.name for p in whole.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6", "checkpoint-8"]
+    assert sorted(p.name for p in whole.glob("checkpoint-*")) == [
+        "checkpoint-3",
+        "checkpoint-6",
+        "checkpoint-8",
+    ]
 
     class Killed(training.SaveAt):
         def on_step_end(self, args, state, control, **kwargs):
@@ -139,13 +184,27 @@ def test_test_episodes_and_held_out_tasks_are_never_trained_on(corpus_file, epis
 
     monkeypatch.setattr(training, "train", record)
     monkeypatch.setattr(series, "export", lambda *a: None)
-    monkeypatch.setattr(training, "fit_tokenizer", lambda texts, size: fitted.extend(texts) or fit_tokenizer(texts, size))
-    series.run(series.Config(work=tmp_path, out=tmp_path / "out", corpus=corpus_file, recipe=replace(TINY, hidden=16, layers=1), device="cpu"))
+    monkeypatch.setattr(
+        training, "fit_tokenizer", lambda texts, size: fitted.extend(texts) or fit_tokenizer(texts, size)
+    )
+    series.run(
+        series.Config(
+            work=tmp_path,
+            out=tmp_path / "out",
+            corpus=corpus_file,
+            recipe=replace(TINY, hidden=16, layers=1),
+            device="cpu",
+        )
+    )
     starts = {split: {e.start for e in group} for split, group in episodes.items()}
     text = {stage: "\n".join(s) for stage, s in seen.items()} | {"tokenizer": "\n".join(fitted)}
     for stage, words in text.items():
-        assert not any(s in words for split in ("test_in_domain", "test_out_of_domain") for s in starts[split]), stage
-    assert len(seen["cot"]) == len(episodes["train"]) and not any(s in text["cot"] for s in starts["base_aimless"])
+        assert not any(
+            s in words for split in ("test_in_domain", "test_out_of_domain") for s in starts[split]
+        ), stage
+    assert len(seen["cot"]) == len(episodes["train"]) and not any(
+        s in text["cot"] for s in starts["base_aimless"]
+    )
     assert not any(s in text["base"] for s in starts["train"])
 
 
@@ -170,7 +229,9 @@ def test_a_replayed_share_that_cannot_be_is_refused(share):
         Recipe(replay=share)
 
 
-def test_adapters_are_trained_in_three_rises_and_shipped_as_a_series_over_the_untouched_model(tokenizer, corpus_file, tmp_path):
+def test_adapters_are_trained_in_three_rises_and_shipped_as_a_series_over_the_untouched_model(
+    tokenizer, corpus_file, tmp_path
+):
     from analyses.shipped import smollm2
     from interp.checkpoints.series import CheckpointSeries
     from tests.conftest import tiny_hf
@@ -178,27 +239,46 @@ def test_adapters_are_trained_in_three_rises_and_shipped_as_a_series_over_the_un
     untouched = tiny_hf("Llama", tokenizer)
     untouched.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    tuning = Tuning(rank=2, context=1024, steps=4, batch_tokens=1024, lr=1e-2, checkpoints=(2, 4), again=(3, 2))
+    tuning = Tuning(
+        rank=2, context=1024, steps=4, batch_tokens=1024, lr=1e-2, checkpoints=(2, 4), again=(3, 2)
+    )
     config = smollm2.Config(work=tmp_path, tuning=tuning, device="cpu")
     smollm2.retrain(config, tmp_path / "base", corpus_file, tmp_path / "series")
     series = CheckpointSeries.discover(tmp_path / "series")
-    assert series.steps == [0, 2, 4, 7, 9] and [series.kind(s) for s in series.steps] == ["full", *["adapter"] * 4]
-    assert json.loads((tmp_path / "series" / "checkpoint-9" / "training.json").read_text())["continues"].startswith("checkpoint-7,")
+    assert series.steps == [0, 2, 4, 7, 9] and [series.kind(s) for s in series.steps] == [
+        "full",
+        *["adapter"] * 4,
+    ]
+    assert json.loads((tmp_path / "series" / "checkpoint-9" / "training.json").read_text())[
+        "continues"
+    ].startswith("checkpoint-7,")
     made = json.loads((tmp_path / "series" / "checkpoint-7" / "training.json").read_text())
     assert made["step"] == 7 and made["system"] == smollm2.SYSTEM and set(made["loss"]) == {"5", "6", "7"}
-    assert made["loss"]["7"] < json.loads((tmp_path / "series" / "checkpoint-2" / "training.json").read_text())["loss"]["1"]
+    assert (
+        made["loss"]["7"]
+        < json.loads((tmp_path / "series" / "checkpoint-2" / "training.json").read_text())["loss"]["1"]
+    )
     model = series.load(0, "cpu", "float32")
     assert all(torch.equal(p, untouched.state_dict()[n]) for n, p in model.hf.named_parameters())
     before = model.hf.model.embed_tokens.weight.clone()
     series.swap(model, 7)
     assert torch.equal(model.hf.model.embed_tokens.weight, before) and not torch.equal(
-        model.hf.model.layers[0].self_attn.q_proj.weight, untouched.model.layers[0].self_attn.q_proj.weight)
+        model.hf.model.layers[0].self_attn.q_proj.weight, untouched.model.layers[0].self_attn.q_proj.weight
+    )
 
 
 def test_logits_are_read_only_where_some_row_is_supervised(tokenizer):
     rows = [([5, 6, 7, 8], [False, False, True, True]), ([9, 10, 11], [False, True, False])]
     batch = _Batches(rows, [[0, 1]], tokenizer.pad_token_id)[0]
-    assert batch["logits_to_keep"].tolist() == [0, 1, 2] and batch["shift_labels"].tolist() == [[-100, 7, 8], [10, -100, -100]]
+    assert batch["logits_to_keep"].tolist() == [0, 1, 2] and batch["shift_labels"].tolist() == [
+        [-100, 7, 8],
+        [10, -100, -100],
+    ]
     model = build_model(TINY, tokenizer)
-    part = model(input_ids=batch["input_ids"], labels=batch["labels"], shift_labels=batch["shift_labels"], logits_to_keep=batch["logits_to_keep"]).loss
+    part = model(
+        input_ids=batch["input_ids"],
+        labels=batch["labels"],
+        shift_labels=batch["shift_labels"],
+        logits_to_keep=batch["logits_to_keep"],
+    ).loss
     assert torch.allclose(part, model(input_ids=batch["input_ids"], labels=batch["labels"]).loss)

@@ -11,7 +11,8 @@ from interp.tasks.episodes import Decision
 _THING = r"[a-z]+ \d+"
 _COMMAND = re.compile(
     rf"go to {_THING}|(?:open|close|examine|use) {_THING}|take {_THING} from {_THING}|move {_THING} to {_THING}"
-    rf"|(?:clean|heat|cool|slice) {_THING} with {_THING}|inventory|look|help")
+    rf"|(?:clean|heat|cool|slice) {_THING} with {_THING}|inventory|look|help"
+)
 
 
 def parse(text: str) -> str | None:
@@ -22,7 +23,7 @@ def parse(text: str) -> str | None:
 
 def task_of(text: str) -> str:
     """The task's words in the first text of a game."""
-    return text[text.index("Your task is to:"):]
+    return text[text.index("Your task is to:") :]
 
 
 def partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
@@ -30,13 +31,19 @@ def partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[st
     an object to take with another object ("apple" with "mug") that can be taken at any of `decisions`."""
     text = " ".join(m["content"] for m in decision.messages if m["role"] == "user")
     action = decision.reference
-    if action.startswith("go to "):  # not one that is opened: it was just reached, so its number is copied, not decided
+    if action.startswith(
+        "go to "
+    ):  # not one that is opened: it was just reached, so its number is copied, not decided
         name = action.removeprefix("go to ")
         others = set(re.findall(rf"\b{re.escape(name.rsplit(' ', 1)[0])} \d+\b", text)) - {name}
         return [(name, other) for other in sorted(others)]
     if action.startswith("take "):
         name = action.split()[1]
-        return [(name, other) for other in _objects(_Same(decisions)) if other != name and re.search(rf"\b{other}\b", text)]
+        return [
+            (name, other)
+            for other in _objects(_Same(decisions))
+            if other != name and re.search(rf"\b{other}\b", text)
+        ]
     return []
 
 
@@ -55,4 +62,6 @@ class _Same:
 
 @lru_cache(maxsize=1)  # it holds the tuple, so that its identity is given to no other
 def _objects(listed: _Same) -> list[str]:
-    return sorted({m for d in listed.decisions for m in re.findall(r"\btake (\w+) \d+", " ".join(d.admissible))})
+    return sorted(
+        {m for d in listed.decisions for m in re.findall(r"\btake (\w+) \d+", " ".join(d.admissible))}
+    )

@@ -15,8 +15,10 @@ import sys
 from interp.environments.alfworld.scenes import Game
 from interp.environments.base import View
 
-MISSING = ("The ALFWorld engine is not installed; recorded decisions work without it. To play games: "
-           "`pip install 'interp-agents[alfworld]'` (needs a C++ compiler and cmake: `apt-get install g++ cmake make`).")
+MISSING = (
+    "The ALFWorld engine is not installed; recorded decisions work without it. To play games: "
+    "`pip install 'interp-agents[alfworld]'` (needs a C++ compiler and cmake: `apt-get install g++ cmake make`)."
+)
 
 
 _IDLE: list = []  # engine libraries that no game uses
@@ -57,8 +59,14 @@ def _engine():
     textworld.logic.Rule.parse_conjunctive_query = classmethod(lambda cls, expression: query(cls, expression))
 
     def ordered(facts):  # the order of Proposition.__lt__, through keys
-        return builtins.sorted(facts, key=lambda f: (f.name, [(v.name, v.type) for v in f.arguments])
-                               if isinstance(f, textworld.logic.Proposition) else f)
+        return builtins.sorted(
+            facts,
+            key=lambda f: (
+                (f.name, [(v.name, v.type) for v in f.arguments])
+                if isinstance(f, textworld.logic.Proposition)
+                else f
+            ),
+        )
 
     textworld.logic.sorted = ordered
     translate = fast_downward.pddl2sas
@@ -72,7 +80,9 @@ def _engine():
             sys.argv = arguments
 
     # `optimize=True` is asked for by the planner alone, which is never run here.
-    fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translated(domain, problem)
+    fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translated(
+        domain, problem
+    )
     load = fast_downward.load_lib  # copies and maps a 30 MB file each time
     fast_downward.load_lib = lambda: _IDLE.pop() if _IDLE else load()
     with open(ALFRED_PDDL_PATH) as domain, open(ALFRED_TWL2_PATH) as text:

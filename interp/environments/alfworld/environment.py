@@ -8,7 +8,14 @@ import numpy as np
 
 from interp.environments.alfworld.commands import parse, partners, task_of
 from interp.environments.alfworld.engine import Household
-from interp.environments.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TEST_SCENES, Game, games, official_games
+from interp.environments.alfworld.scenes import (
+    IN_DOMAIN,
+    OUT_OF_DOMAIN,
+    TEST_SCENES,
+    Game,
+    games,
+    official_games,
+)
 from interp.environments.base import Environment
 from interp.tasks.episodes import CORPUS
 
@@ -29,5 +36,14 @@ def official(split: str, n: int, seed: int) -> list[Game]:
     return [found[i] for i in order[:n]]
 
 
-ALFWORLD = Environment("alfworld", decisions=CORPUS, parse=parse, partners=partners, task=task_of, live=Household, games=generated, official=official,
-                       needs=("alfworld", "make figures without ENGINE=0 installs it"))
+ALFWORLD = Environment(
+    "alfworld",
+    decisions=CORPUS,
+    parse=parse,
+    partners=partners,
+    task=task_of,
+    live=Household,
+    games=generated,
+    official=official,
+    needs=("alfworld", "make figures without ENGINE=0 installs it"),
+)

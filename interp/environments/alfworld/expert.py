@@ -41,7 +41,9 @@ class Goal:
     def of(cls, game: Game) -> "Goal":
         ability, appliance = TREATMENT.get(game.task_type, ("", ""))
         names = (game.params[k].lower() for k in ("object_target", "parent_target", "toggle_target"))
-        return cls(*names, _VERBS.get(ability, ""), appliance.lower(), 2 if game.task_type == OUT_OF_DOMAIN[1] else 1)
+        return cls(
+            *names, _VERBS.get(ability, ""), appliance.lower(), 2 if game.task_type == OUT_OF_DOMAIN[1] else 1
+        )
 
 
 @dataclass
@@ -86,7 +88,9 @@ class Belief:
         elif words[0] == self.goal.verb:
             self.treated.add(" ".join(words[1:3]))
         elif words[0] in ("clean", "heat", "cool"):
-            self.treated.discard(" ".join(words[1:3]) if words[0] != "clean" and self.goal.verb != "clean" else "")
+            self.treated.discard(
+                " ".join(words[1:3]) if words[0] != "clean" and self.goal.verb != "clean" else ""
+            )
 
     def _look(self, text: str) -> None:
         if text.rstrip(".").endswith("is closed"):
@@ -97,7 +101,11 @@ class Belief:
 
     def _done_at(self, place: str) -> list[str]:
         ready = self.treated if self.goal.verb else None
-        return [x for x in self.seen.get(place, ()) if kind(x) == self.goal.target and (ready is None or x in ready)]
+        return [
+            x
+            for x in self.seen.get(place, ())
+            if kind(x) == self.goal.target and (ready is None or x in ready)
+        ]
 
     def find(self, name: str, skip: str = "") -> tuple[str, str] | None:
         """Where a thing of class `name` was last seen: (receptacle, thing)."""
@@ -144,8 +152,13 @@ def _wants_inside(belief: Belief) -> bool:
     """A closed receptacle is opened to look into it, to take what is known to be in it, or to put something there."""
     goal, here = belief.goal, belief.here
     if here not in belief.seen:
-        return not (belief.held and kind(belief.held) == goal.target and (goal.verb and belief.held not in belief.treated
-                                                                          or not goal.lamp and kind(here) != goal.place))
+        return not (
+            belief.held
+            and kind(belief.held) == goal.target
+            and (
+                goal.verb and belief.held not in belief.treated or not goal.lamp and kind(here) != goal.place
+            )
+        )
     if belief.held:
         return kind(here) == goal.place and (not goal.verb or belief.held in belief.treated)
     return any(kind(x) in (goal.target, goal.lamp) for x in belief.seen[here])
@@ -163,5 +176,7 @@ def _put_away(belief: Belief, admissible: tuple[str, ...]) -> str:
             return command
     fits = _tables()[0]
     holds = {r.lower() for r, things in fits.items() if kind(belief.held) in {t.lower() for t in things}}
-    options = [r for r in belief.receptacles if kind(r) in holds and r != belief.here and r not in belief.closed]
+    options = [
+        r for r in belief.receptacles if kind(r) in holds and r != belief.here and r not in belief.closed
+    ]
     return f"go to {(options or [r for r in belief.receptacles if r != belief.here])[0]}"

@@ -9,7 +9,15 @@ from itertools import islice
 from interp.environments.alfworld import expert, traces
 from interp.environments.alfworld.commands import task_of
 from interp.environments.alfworld.engine import Household
-from interp.environments.alfworld.scenes import IN_DOMAIN, OUT_OF_DOMAIN, TEST_SCENES, TRAIN_SCENES, Game, games, official_games
+from interp.environments.alfworld.scenes import (
+    IN_DOMAIN,
+    OUT_OF_DOMAIN,
+    TEST_SCENES,
+    TRAIN_SCENES,
+    Game,
+    games,
+    official_games,
+)
 from interp.environments.recording import Sizes, bare
 from interp.tasks.episodes import Episode, Step
 
@@ -33,15 +41,28 @@ def play(house: Household, game: Game, which: str, seed: str) -> Episode:
         if wanted is None:
             break
         wrong = which == "aimless" or which == "noisy" and rng.random() < NOISE
-        options = [c for c in view.admissible if c != wanted and c.split()[0] not in ("help", "look", "inventory", "examine")]
+        options = [
+            c
+            for c in view.admissible
+            if c != wanted and c.split()[0] not in ("help", "look", "inventory", "examine")
+        ]
         command = rng.choice(options) if wrong and options else wanted
         trace = traces.write(belief, command, rng)
         after = house.step(command)
         steps.append(Step(trace, command, after.text, wanted, view.admissible))
         belief.update(command, after.text)
         view = after
-    return Episode(f"{game.id}/{which}{seed.rsplit('/', 1)[-1]}", game.split, game.task_type, game.scene, task_of(start), start,
-                   tuple(steps), view.won, which)
+    return Episode(
+        f"{game.id}/{which}{seed.rsplit('/', 1)[-1]}",
+        game.split,
+        game.task_type,
+        game.scene,
+        task_of(start),
+        start,
+        tuple(steps),
+        view.won,
+        which,
+    )
 
 
 def episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
@@ -55,19 +76,25 @@ def episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
 
 def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
     """Which games are played how; test games keep their admissible commands."""
+
     def take(split, types, scenes, n, kinds, keep=False):
         return [(g, kinds, keep) for g in islice(games(split, types, scenes, seed), n)]
 
-    return (take("base", IN_DOMAIN, TRAIN_SCENES, sizes.base, ("noisy", "noisy", "aimless"))
-            + take("base_aimless", OUT_OF_DOMAIN, TRAIN_SCENES, sizes.base_out_of_domain, ("aimless", "aimless"))
-            + take("train", IN_DOMAIN, TRAIN_SCENES, sizes.train, ("expert",))
-            + take("test_in_domain", IN_DOMAIN, TEST_SCENES, sizes.test, ("expert",), True)
-            + take("test_out_of_domain", OUT_OF_DOMAIN, TEST_SCENES, sizes.test, ("expert",), True))
+    return (
+        take("base", IN_DOMAIN, TRAIN_SCENES, sizes.base, ("noisy", "noisy", "aimless"))
+        + take("base_aimless", OUT_OF_DOMAIN, TRAIN_SCENES, sizes.base_out_of_domain, ("aimless", "aimless"))
+        + take("train", IN_DOMAIN, TRAIN_SCENES, sizes.train, ("expert",))
+        + take("test_in_domain", IN_DOMAIN, TEST_SCENES, sizes.test, ("expert",), True)
+        + take("test_out_of_domain", OUT_OF_DOMAIN, TEST_SCENES, sizes.test, ("expert",), True)
+    )
 
 
 def plan_official(train: int, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
     """ALFWorld's own games from $ALFWORLD_DATA: `train` of its train games in domain, and all of valid_seen, split by task type."""
     pool = [g for g in official_games("train") if g.task_type in IN_DOMAIN]
     random.Random(seed).shuffle(pool)
-    test = [replace(g, split="test_in_domain" if g.task_type in IN_DOMAIN else "test_out_of_domain") for g in official_games("valid_seen")]
+    test = [
+        replace(g, split="test_in_domain" if g.task_type in IN_DOMAIN else "test_out_of_domain")
+        for g in official_games("valid_seen")
+    ]
     return [(g, ("expert",), True) for g in test] + [(g, ("expert",), False) for g in pool[:train]]

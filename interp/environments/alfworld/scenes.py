@@ -19,8 +19,12 @@ from pathlib import Path
 from interp.system.json_files import read_json
 
 TASK_TYPES = (
-    "pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place",
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
 )
 #: Never trained on: their goals are out of domain.
 OUT_OF_DOMAIN = ("pick_cool_then_place_in_recep", "pick_two_obj_and_place")
@@ -101,8 +105,13 @@ def _goal(task_type: str, receptacles: dict, portable: list, lamps: list, can: s
         options = sorted(o for o in portable if any((r, o) in can for r in classes))
         return (rng.choice(options), "", rng.choice(lamps)) if lamps and options else None
     ability, appliance = TREATMENT.get(task_type, (None, None))
-    options = sorted((o, r) for r, o in can if o in portable and r != appliance
-                     and (ability is None or (o in affordances[ability] and appliance in classes)))
+    options = sorted(
+        (o, r)
+        for r, o in can
+        if o in portable
+        and r != appliance
+        and (ability is None or (o in affordances[ability] and appliance in classes))
+    )
     return (*rng.choice(options), "") if options else None
 
 
@@ -124,7 +133,9 @@ def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
     placed: dict[str, tuple[str, str]] = {}  # object id -> (class, receptacle)
     for name in portable + lamps:
         copies = wanted + rng.randrange(2) if name == target else 1 if name in lamps else rng.choice(_COPIES)
-        places = [r for r, c in receptacles.items() if (c, name) in can and not (name == target and c == parent)]
+        places = [
+            r for r, c in receptacles.items() if (c, name) in can and not (name == target and c == parent)
+        ]
         if not places and name in lamps:
             places = [r for r, c in receptacles.items() if c in _LAMP_SUPPORTS]
         for _ in range(copies if places else 0):
@@ -135,7 +146,9 @@ def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
         return None
     problem = _problem(task_type, target, parent, lamp, receptacles, placed, can, affordances, openable)
     identifier = f"{split}/{task_type}-{target}-{parent or lamp}-{scene}/{seed}"
-    params = dict(object_target=target, parent_target=parent, toggle_target=lamp, mrecep_target="", object_sliced=False)
+    params = dict(
+        object_target=target, parent_target=parent, toggle_target=lamp, mrecep_target="", object_sliced=False
+    )
     return Game(identifier, split, task_type, params, scene, problem)
 
 
@@ -145,23 +158,51 @@ def _problem(task_type, target, parent, lamp, receptacles, placed, can, affordan
 
     place = {r: f"loc|{i}|0|0|0" for i, r in enumerate(receptacles)}
     classes = sorted({c for c, _ in placed.values()})
-    lines = ["(define (problem household)", "(:domain alfred)", "(:objects", "agent1 # agent", "loc|99|0|0|0 # location"]
+    lines = [
+        "(define (problem household)",
+        "(:domain alfred)",
+        "(:objects",
+        "agent1 # agent",
+        "loc|99|0|0|0 # location",
+    ]
     # The domain names these types as constants, whether or not the scene has such a thing.
     lines += [f"{c}Type # otype" for c in sorted({*classes, "Apple", "Knife", "ButterKnife"})]
-    lines += [f"{c}Type # rtype" for c in sorted({*receptacles.values(), "SinkBasin", "Microwave", "Fridge", "Sink"})]
+    lines += [
+        f"{c}Type # rtype"
+        for c in sorted({*receptacles.values(), "SinkBasin", "Microwave", "Fridge", "Sink"})
+    ]
     lines += [f"{o} # object" for o in placed] + [f"{r} # receptacle" for r in receptacles]
-    lines += [f"{where} # location" for where in place.values()] + [")", "(:init", "(atLocation agent1 loc|99|0|0|0)"]
+    lines += [f"{where} # location" for where in place.values()] + [
+        ")",
+        "(:init",
+        "(atLocation agent1 loc|99|0|0|0)",
+    ]
     for r, c in receptacles.items():
         lines += [f"(receptacleType {r} {c}Type)", f"(receptacleAtLocation {r} {place[r]})"]
         lines += [f"(openable {r})"] * (c in openable)
     lines += [f"(canContain {r}Type {o}Type)" for r, o in sorted(can) if o in classes]
     for o, (c, r) in placed.items():
-        lines += [f"(objectType {o} {c}Type)", f"(inReceptacle {o} {r})", f"(objectAtLocation {o} {place[r]})"]
+        lines += [
+            f"(objectType {o} {c}Type)",
+            f"(inReceptacle {o} {r})",
+            f"(objectAtLocation {o} {place[r]})",
+        ]
         lines += [f"(toggleable {o})" if c in _LAMPS else f"(pickupable {o})"]
-        lines += [f"({a.lower()} {o})" for a in ("Cleanable", "Heatable", "Coolable", "Sliceable") if c in affordances[a]]
+        lines += [
+            f"({a.lower()} {o})"
+            for a in ("Cleanable", "Heatable", "Coolable", "Sliceable")
+            if c in affordances[a]
+        ]
     goal = goal_library.gdict[task_type]["pddl"].format(obj=target, recep=parent, toggle=lamp)
     text = "\n".join(lines) + "\n)" + goal
-    for plain, mangled in (("-", "_minus_"), ("#", "-"), ("|", "_bar_"), ("+", "_plus_"), (".", "_dot_"), (",", "_comma_")):
+    for plain, mangled in (
+        ("-", "_minus_"),
+        ("#", "-"),
+        ("|", "_bar_"),
+        ("+", "_plus_"),
+        (".", "_dot_"),
+        (",", "_comma_"),
+    ):
         text = text.replace(plain, mangled)
     return text
 
@@ -190,15 +231,23 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
     for path in sorted(folder.glob("*/*/game.tw-pddl")) if root else ():
         data, trial = read_json(path), read_json(path.parent / "traj_data.json")
         try:
-            if not data.get("solvable", True) or trial["task_type"] not in TASK_TYPES or trial["pddl_params"]["object_sliced"]:
+            if (
+                not data.get("solvable", True)
+                or trial["task_type"] not in TASK_TYPES
+                or trial["pddl_params"]["object_sliced"]
+            ):
                 continue
             scene = int(re.search(r"\d+", str(trial["scene"]["floor_plan"])).group())
             problem = data["pddl_problem"]
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: {error}): "
-                             "run alfworld-download again.") from error
+            raise ValueError(
+                f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: {error}): "
+                "run alfworld-download again."
+            ) from error
         name = f"{split}/{path.parent.parent.name}/{path.parent.name}"
         found.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, problem))
     if not found:
-        raise FileNotFoundError(f"No official games in {folder}: set ALFWORLD_DATA to the folder that alfworld-download wrote.")
+        raise FileNotFoundError(
+            f"No official games in {folder}: set ALFWORLD_DATA to the folder that alfworld-download wrote."
+        )
     return found

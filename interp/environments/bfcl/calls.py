@@ -70,8 +70,10 @@ def bind(calls: Sequence[dict], functions: Sequence[dict]) -> list[tuple[str, di
             raise NotCalls(f"{name} has {len(known[name])} arguments, not {len(given)}")
         for argument in call["arguments"]:
             if argument not in known[name]:
-                raise NotCalls(f"{name} has no argument {argument[:60]!r}: it has {', '.join(known[name]) or 'none'}")
-            if argument in known[name][:len(given)]:
+                raise NotCalls(
+                    f"{name} has no argument {argument[:60]!r}: it has {', '.join(known[name]) or 'none'}"
+                )
+            if argument in known[name][: len(given)]:
                 raise NotCalls(f"the argument {argument!r} of {name} is given twice")
         found.append((name, {**dict(zip(known[name], given)), **call["arguments"]}))
     return found
@@ -96,7 +98,10 @@ def _json(text: str) -> list[dict] | None:
     for call in value if isinstance(value, list) else [value]:
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             raise NotCalls('a call in JSON is {"name": ..., "arguments": {...}}')
-        given = {"arguments": call.get("arguments", call.get("parameters", {})), "positional": call.get("positional", [])}
+        given = {
+            "arguments": call.get("arguments", call.get("parameters", {})),
+            "positional": call.get("positional", []),
+        }
         if set(call) - {"name", "parameters", *given} or {"arguments", "parameters"} <= set(call):
             raise NotCalls('a call in JSON has a "name" and "arguments", and nothing else')
         if not isinstance(given["arguments"], dict) or not isinstance(given["positional"], list):
@@ -143,7 +148,10 @@ def _call(node: ast.AST) -> dict:
         raise NotCalls("arguments are unpacked with a star")
     if len({k.arg for k in node.keywords}) < len(node.keywords):
         raise NotCalls("an argument is given twice")
-    call = {"name": ".".join([at.id, *parts]), "arguments": {k.arg: _literal(k.value, 0) for k in node.keywords}}
+    call = {
+        "name": ".".join([at.id, *parts]),
+        "arguments": {k.arg: _literal(k.value, 0) for k in node.keywords},
+    }
     return {**call, "positional": [_literal(a, 0) for a in node.args]} if node.args else call
 
 
@@ -153,12 +161,18 @@ def _literal(node: ast.AST, depth: int):
         raise NotCalls("an argument is nested too deeply")
     if isinstance(node, ast.Constant) and isinstance(node.value, (str, bool, int, float, type(None))):
         return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)) and isinstance(node.operand, ast.Constant):
+    if (
+        isinstance(node, ast.UnaryOp)
+        and isinstance(node.op, (ast.USub, ast.UAdd))
+        and isinstance(node.operand, ast.Constant)
+    ):
         if type(node.operand.value) in (int, float):
             return -node.operand.value if isinstance(node.op, ast.USub) else node.operand.value
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(e, depth + 1) for e in node.elts]
-    if isinstance(node, ast.Dict) and all(isinstance(k, ast.Constant) and isinstance(k.value, str) for k in node.keys):
+    if isinstance(node, ast.Dict) and all(
+        isinstance(k, ast.Constant) and isinstance(k.value, str) for k in node.keys
+    ):
         if len({k.value for k in node.keys}) < len(node.keys):
             raise NotCalls("a name is given twice in a dict")
         return {k.value: _literal(v, depth + 1) for k, v in zip(node.keys, node.values)}
@@ -171,7 +185,12 @@ def _bounded(value: object, depth: int) -> None:
         raise NotCalls("an argument is nested too deeply")
     if isinstance(value, str) and (found := _CONTROL.search(value)):
         raise NotCalls(f"a text holds the control character U+{ord(found.group()):04X}")
-    if isinstance(value, int) and abs(value) >= INTEGER or isinstance(value, float) and not math.isfinite(value):
+    if (
+        isinstance(value, int)
+        and abs(value) >= INTEGER
+        or isinstance(value, float)
+        and not math.isfinite(value)
+    ):
         raise NotCalls("a number is too large")
     if isinstance(value, dict):
         for key in value:

@@ -14,13 +14,32 @@ from pathlib import Path
 from interp.environments.bfcl.calls import bind, read
 
 INSTALL = "pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0"
-SINGLE = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance", "live_simple", "live_multiple", "live_parallel",
-          "live_parallel_multiple", "live_irrelevance", "live_relevance")
+SINGLE = (
+    "simple_python",
+    "multiple",
+    "parallel",
+    "parallel_multiple",
+    "irrelevance",
+    "live_simple",
+    "live_multiple",
+    "live_parallel",
+    "live_parallel_multiple",
+    "live_irrelevance",
+    "live_relevance",
+)
 MULTI = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 #: Percent of the entries, by hash, that are tested on.
 TESTED = 40
-_BACKENDS = {"GorillaFileSystem": "gorilla_file_system", "MathAPI": "math_api", "MessageAPI": "message_api", "TwitterAPI": "posting_api",
-             "TicketAPI": "ticket_api", "TradingBot": "trading_bot", "TravelAPI": "travel_booking", "VehicleControlAPI": "vehicle_control"}
+_BACKENDS = {
+    "GorillaFileSystem": "gorilla_file_system",
+    "MathAPI": "math_api",
+    "MessageAPI": "message_api",
+    "TwitterAPI": "posting_api",
+    "TicketAPI": "ticket_api",
+    "TradingBot": "trading_bot",
+    "TravelAPI": "travel_booking",
+    "VehicleControlAPI": "vehicle_control",
+}
 _INSTRUCTION = """You can call these functions, each given as a JSON object in a line of its own:
 <tools>
 {tools}
@@ -57,7 +76,11 @@ class Entry:
     def split(self) -> str:
         """`train`, `test_in_domain` or `test_out_of_domain`; "" of a long-context conversation whose variants are trained on, and
         of one (there is one) whose ground truth calls a function before it is there."""
-        if any(name not in [f["name"] for f in self.known(turn)] for turn, calls in enumerate(self.calls) for name, _ in calls):
+        if any(
+            name not in [f["name"] for f in self.known(turn)]
+            for turn, calls in enumerate(self.calls)
+            for name, _ in calls
+        ):
             return ""
         key = self.id.rsplit("_", 1)[1] if self.category in MULTI else groups()[self.id]
         tested = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 100 < TESTED
@@ -75,8 +98,14 @@ class Entry:
         """The user's messages of a turn (in some entries with the agent's between them)."""
         if turn in self.more:
             return (dict(role="user", content=_MORE.format(tools=_lines(self.more[turn]))),)
-        return tuple(dict(role="agent" if m["role"] == "assistant" else m["role"], content=_CONTROL.sub("", m["content"]))
-                     for m in self.turns[turn] if m["role"] != "system")
+        return tuple(
+            dict(
+                role="agent" if m["role"] == "assistant" else m["role"],
+                content=_CONTROL.sub("", m["content"]),
+            )
+            for m in self.turns[turn]
+            if m["role"] != "system"
+        )
 
 
 @cache
@@ -91,7 +120,10 @@ def groups() -> dict[str, str]:
 
     found = [e for category in SINGLE for e in entries(category).values()]
     for entry in found:
-        for shared in ("asked: " + json.dumps(entry.asked(0)), "functions: " + " ".join(sorted(f["name"] for f in entry.functions))):
+        for shared in (
+            "asked: " + json.dumps(entry.asked(0)),
+            "functions: " + " ".join(sorted(f["name"] for f in entry.functions)),
+        ):
             above[top(shared)] = top(entry.id)
     return {entry.id: top(entry.id) for entry in found}
 
@@ -110,7 +142,9 @@ def _folder() -> Path:
 
 def _rows(name: str) -> list[dict]:
     path = _folder() / name
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    )
 
 
 @cache
@@ -122,12 +156,16 @@ def entries(category: str) -> dict[str, Entry]:
     if category not in SINGLE + MULTI:
         raise ValueError(f"There is no category {category!r}: there are {', '.join(SINGLE + MULTI)}.")
     truth = {row["id"]: row["ground_truth"] for row in _rows(f"possible_answer/BFCL_v4_{category}.json")}
-    return {row["id"]: (_conversation if category in MULTI else _question)(row, category, truth.get(row["id"]))
-            for row in _rows(f"BFCL_v4_{category}.json")}
+    return {
+        row["id"]: (_conversation if category in MULTI else _question)(row, category, truth.get(row["id"]))
+        for row in _rows(f"BFCL_v4_{category}.json")
+    }
 
 
 def _question(row: dict, category: str, truth: list | None) -> Entry:
-    return Entry(row["id"], category, tuple(map(tuple, row["question"])), tuple(row["function"]), answers=truth)
+    return Entry(
+        row["id"], category, tuple(map(tuple, row["question"])), tuple(row["function"]), answers=truth
+    )
 
 
 def _conversation(row: dict, category: str, truth: list[list[str]]) -> Entry:
@@ -137,4 +175,6 @@ def _conversation(row: dict, category: str, truth: list[list[str]]) -> Entry:
     first = tuple(f for f in docs if not any(f["name"] in names for names in held.values()))
     calls = tuple(tuple(call for text in turn for call in bind(read(text), docs)) for turn in truth)
     setup = {k: row[k] for k in ("id", "initial_config", "involved_classes")}
-    return Entry(row["id"], category, tuple(map(tuple, row["question"])), first, more, calls=calls, setup=setup)
+    return Entry(
+        row["id"], category, tuple(map(tuple, row["question"])), first, more, calls=calls, setup=setup
+    )

@@ -19,21 +19,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from interp.tasks import actions
+from interp.environments.base import Environment, View
 from interp.environments.bfcl.calls import NotCalls, parse
 from interp.environments.bfcl.entries import INSTALL, MULTI, SINGLE, Entry, entries, groups
 from interp.environments.bfcl.scoring import STEPS, checked, copies, execute, score_multi, score_single
-from interp.environments.base import Environment, View
+from interp.tasks import actions
 from interp.tasks.episodes import Decision
 
 
 def gold(entry: Entry) -> list[tuple[str, dict]]:
     """The calls that answer a question: of each argument the first possible value ("" leaves it out)."""
     found = []
-    for (name, arguments), in (answer.items() for answer in entry.answers or ()):
+    for ((name, arguments),) in (answer.items() for answer in entry.answers or ()):
         known = next(f for f in entry.functions if f["name"] == name)["parameters"]
-        found.append((name, {k: _first(v) for k, v in arguments.items()
-                             if k in known["required"] or _given(v) and (k in known["properties"] or "" not in v)}))
+        found.append(
+            (
+                name,
+                {
+                    k: _first(v)
+                    for k, v in arguments.items()
+                    if k in known["required"] or _given(v) and (k in known["properties"] or "" not in v)
+                },
+            )
+        )
     return found
 
 
@@ -50,7 +58,11 @@ def _first(options: list):
 
 
 def _members(value: dict) -> dict:
-    return {k: v[0] if isinstance(v, list) else v for k, v in value.items() if not isinstance(v, list) or _given(v)}
+    return {
+        k: v[0] if isinstance(v, list) else v
+        for k, v in value.items()
+        if not isinstance(v, list) or _given(v)
+    }
 
 
 def action(calls: Sequence[tuple[str, dict]]) -> str:
@@ -93,7 +105,13 @@ def recorded() -> Iterator[Decision]:
 
 def questions() -> Iterator[Decision]:
     """The tested questions; those that users wrote are out of domain, without the few that share words or functions with a curated one."""
-    tested = [e for category in SINGLE if category != "live_relevance" for e in entries(category).values() if e.split == "test_in_domain"]
+    tested = [
+        e
+        for category in SINGLE
+        if category != "live_relevance"
+        for e in entries(category).values()
+        if e.split == "test_in_domain"
+    ]
     curated = {groups()[e.id] for e in tested if not e.category.startswith("live_")}
     for entry in tested:
         live = entry.category.startswith("live_")
@@ -139,7 +157,9 @@ class Conversation:
             self.said[-1].append(action)
             return View("\n".join(execute(self.entry, calls, self.state)), role="tool")
         if self.turn + 1 == len(self.entry.turns):
-            return View("The conversation is over.", done=True, score=float(score_multi(self.entry, self.said).valid))
+            return View(
+                "The conversation is over.", done=True, score=float(score_multi(self.entry, self.said).valid)
+            )
         self.turn, self.asked = self.turn + 1, 0
         self.said.append([])
         return View(self._user())
@@ -157,6 +177,18 @@ def called(action: str) -> str:
     return "none" if action == "[]" else "call"
 
 
-BFCL = Environment("bfcl", decisions=recorded, parse=parse, classes=dict(verb=actions.verb, call=called), right=right, listed=False,
-                   task=lambda text: text, live=Conversation, games=games, needs=("bfcl_eval", INSTALL))
-BFCL_SINGLE = Environment("bfcl_single", decisions=questions, parse=parse, classes=BFCL.classes, right=right, listed=False)
+BFCL = Environment(
+    "bfcl",
+    decisions=recorded,
+    parse=parse,
+    classes=dict(verb=actions.verb, call=called),
+    right=right,
+    listed=False,
+    task=lambda text: text,
+    live=Conversation,
+    games=games,
+    needs=("bfcl_eval", INSTALL),
+)
+BFCL_SINGLE = Environment(
+    "bfcl_single", decisions=questions, parse=parse, classes=BFCL.classes, right=right, listed=False
+)

@@ -50,11 +50,19 @@ def _package() -> types.SimpleNamespace:
     if importlib.util.find_spec("bfcl_eval") is None:
         raise ImportError(f"The leaderboard's package is not installed ({INSTALL}).")
     stub, before = types.ModuleType(_CONFIG), sys.modules.get(_CONFIG)
-    stub.MODEL_CONFIG_MAPPING = collections.defaultdict(lambda: types.SimpleNamespace(underscore_to_dot=False))
+    stub.MODEL_CONFIG_MAPPING = collections.defaultdict(
+        lambda: types.SimpleNamespace(underscore_to_dot=False)
+    )
     sys.modules[_CONFIG] = stub
     try:
-        part = {name: importlib.import_module(f"bfcl_eval.eval_checker.{path}") for name, path in dict(
-            single="ast_eval.ast_checker", multi="multi_turn_eval.multi_turn_checker", utils="multi_turn_eval.multi_turn_utils").items()}
+        part = {
+            name: importlib.import_module(f"bfcl_eval.eval_checker.{path}")
+            for name, path in dict(
+                single="ast_eval.ast_checker",
+                multi="multi_turn_eval.multi_turn_checker",
+                utils="multi_turn_eval.multi_turn_utils",
+            ).items()
+        }
     finally:
         del sys.modules[_CONFIG]
         if before is not None:
@@ -86,11 +94,28 @@ def score_single(entry: Entry, text: str) -> Verdict:
         return Verdict(False, str(error))
     if entry.answers is None:
         wanted = entry.category.endswith("_relevance")
-        return Verdict(bool(calls) == wanted, "" if bool(calls) == wanted else "no function is called" if wanted else "a function is called")
+        return Verdict(
+            bool(calls) == wanted,
+            "" if bool(calls) == wanted else "no function is called" if wanted else "a function is called",
+        )
     package = _package()
     try:
-        found = package.single.ast_checker(list(entry.functions), [{n: a} for n, a in calls], entry.answers, package.python, entry.category, "interp")
-    except (TypeError, KeyError, AttributeError, IndexError, ValueError, RecursionError) as error:  # of arguments that it does not foresee
+        found = package.single.ast_checker(
+            list(entry.functions),
+            [{n: a} for n, a in calls],
+            entry.answers,
+            package.python,
+            entry.category,
+            "interp",
+        )
+    except (
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        ValueError,
+        RecursionError,
+    ) as error:  # of arguments that it does not foresee
         return Verdict(False, f"the checker cannot compare these arguments ({type(error).__name__}: {error})")
     return Verdict(bool(found["valid"]), "" if found["valid"] else str(found["error"])[:300])
 
@@ -114,7 +139,13 @@ def score_multi(entry: Entry, turns: Sequence[Sequence[str]]) -> Verdict:
     try:
         with _space({}) as (name, package):
             found = package.multi.multi_turn_checker(said, truth, entry.setup, entry.category, name)
-    except (AssertionError, RecursionError, TypeError, AttributeError, KeyError) as error:  # of states that it does not foresee
+    except (
+        AssertionError,
+        RecursionError,
+        TypeError,
+        AttributeError,
+        KeyError,
+    ) as error:  # of states that it does not foresee
         return Verdict(False, f"the checker cannot compare these states ({type(error).__name__}: {error})")
     return Verdict(bool(found["valid"]), "" if found["valid"] else str(found["error_message"])[:300])
 
@@ -128,8 +159,14 @@ def copies(calls) -> None:
 def execute(entry: Entry, calls: Sequence[tuple[str, dict]], state: dict) -> list[str]:
     """What each checked call answers; `state` ({} at the start of a rollout) is updated in place and holds all that it leaves."""
     with _space(state) as (name, package):
-        said, _ = package.utils.execute_multi_turn_func_call([written(*call) for call in calls], entry.setup["initial_config"],
-                                                             entry.setup["involved_classes"], name, entry.id, "long_context" in entry.category)
+        said, _ = package.utils.execute_multi_turn_func_call(
+            [written(*call) for call in calls],
+            entry.setup["initial_config"],
+            entry.setup["involved_classes"],
+            name,
+            entry.id,
+            "long_context" in entry.category,
+        )
     return said
 
 
@@ -143,7 +180,10 @@ def _space(state: dict) -> Iterator[tuple[str, types.SimpleNamespace]]:
     name = state.setdefault("name", f"rollout{uuid.uuid4().hex}")
     space.update({k: v for k, v in state.items() if k.startswith(name)})
     try:
-        with decimal.localcontext(), mpmath.workdps(15):  # the backends set the precision of the whole process
+        with (
+            decimal.localcontext(),
+            mpmath.workdps(15),
+        ):  # the backends set the precision of the whole process
             yield name, package
     finally:
         state.update({k: space.pop(k) for k in [k for k in space if k.startswith(name)]})

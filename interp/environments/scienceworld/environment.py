@@ -29,29 +29,79 @@ CORPUS = DATA / "scienceworld.jsonl.xz"
 INSTALL = "pip install 'interp-agents[scienceworld]'"
 #: Its task types by their number, topic first.
 TASKS = {
-    "1-1": "boil", "1-2": "melt", "1-3": "freeze", "1-4": "change-the-state-of-matter-of", "2-1": "use-thermometer",
-    "2-2": "measure-melting-point-known-substance", "2-3": "measure-melting-point-unknown-substance", "3-1": "power-component",
-    "3-2": "power-component-renewable-vs-nonrenewable-energy", "3-3": "test-conductivity", "3-4": "test-conductivity-of-unknown-substances",
-    "4-1": "find-living-thing", "4-2": "find-non-living-thing", "4-3": "find-plant", "4-4": "find-animal", "5-1": "grow-plant",
-    "5-2": "grow-fruit", "6-1": "chemistry-mix", "6-2": "chemistry-mix-paint-secondary-color", "6-3": "chemistry-mix-paint-tertiary-color",
-    "7-1": "lifespan-longest-lived", "7-2": "lifespan-shortest-lived", "7-3": "lifespan-longest-lived-then-shortest-lived",
-    "8-1": "identify-life-stages-1", "8-2": "identify-life-stages-2", "9-1": "inclined-plane-determine-angle",
-    "9-2": "inclined-plane-friction-named-surfaces", "9-3": "inclined-plane-friction-unnamed-surfaces",
+    "1-1": "boil",
+    "1-2": "melt",
+    "1-3": "freeze",
+    "1-4": "change-the-state-of-matter-of",
+    "2-1": "use-thermometer",
+    "2-2": "measure-melting-point-known-substance",
+    "2-3": "measure-melting-point-unknown-substance",
+    "3-1": "power-component",
+    "3-2": "power-component-renewable-vs-nonrenewable-energy",
+    "3-3": "test-conductivity",
+    "3-4": "test-conductivity-of-unknown-substances",
+    "4-1": "find-living-thing",
+    "4-2": "find-non-living-thing",
+    "4-3": "find-plant",
+    "4-4": "find-animal",
+    "5-1": "grow-plant",
+    "5-2": "grow-fruit",
+    "6-1": "chemistry-mix",
+    "6-2": "chemistry-mix-paint-secondary-color",
+    "6-3": "chemistry-mix-paint-tertiary-color",
+    "7-1": "lifespan-longest-lived",
+    "7-2": "lifespan-shortest-lived",
+    "7-3": "lifespan-longest-lived-then-shortest-lived",
+    "8-1": "identify-life-stages-1",
+    "8-2": "identify-life-stages-2",
+    "9-1": "inclined-plane-determine-angle",
+    "9-2": "inclined-plane-friction-named-surfaces",
+    "9-3": "inclined-plane-friction-unnamed-surfaces",
 }
 #: The last type of each topic.
 OUT_OF_DOMAIN = tuple({name.split("-")[0]: name for name in TASKS}.values())
 IN_DOMAIN = tuple(name for name in TASKS if name not in OUT_OF_DOMAIN)
 #: Variations of a type are numbered; half are for training, a quarter each for development and test.
 FOLDS = ("Train", "Dev", "Test")
-_VERBS = ("open door to", "close door to", "go to", "look around", "look at", "look in", "pick up", "put down", "focus on", "move", "pour",
-          "mix", "use", "activate", "deactivate", "open", "close", "connect", "disconnect", "examine", "read", "eat", "flush", "dunk", "drop",
-          "inventory", "task", "wait1", "wait")
+_VERBS = (
+    "open door to",
+    "close door to",
+    "go to",
+    "look around",
+    "look at",
+    "look in",
+    "pick up",
+    "put down",
+    "focus on",
+    "move",
+    "pour",
+    "mix",
+    "use",
+    "activate",
+    "deactivate",
+    "open",
+    "close",
+    "connect",
+    "disconnect",
+    "examine",
+    "read",
+    "eat",
+    "flush",
+    "dunk",
+    "drop",
+    "inventory",
+    "task",
+    "wait1",
+    "wait",
+)
 _ACTION = re.compile(rf"({'|'.join(_VERBS)})(?: (\S.*))?|\d")
 _ALONE = {"look around", "inventory", "task", "wait1", "wait"}
 _ROOM = re.compile(r"(?:room|location) is called the (.*?)\.")
 _DOOR = re.compile(r"door to the (.*?) \(that is (open|closed)\)")
 #: Things that come in several kinds told apart by a word before them.
-_KIND = re.compile(r"\b(?!(?:a|an|the|of|in|on|to|into|and|with|light) )[a-z]+ (box|light bulb|wire|paint|egg|seed)\b")
+_KIND = re.compile(
+    r"\b(?!(?:a|an|the|of|in|on|to|into|and|with|light) )[a-z]+ (box|light bulb|wire|paint|egg|seed)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +124,9 @@ class Laboratory:
     def __init__(self):
         self._engine = java.Engine("scienceworld", "scienceworld.jar", INSTALL)
         self._game = self._engine.jvm.scienceworld.runtime.pythonapi.PythonInterface()
-        self._random = self._engine.jvm.java.lang.Class.forName("scala.util.Random$").getField("MODULE$").get(None)
+        self._random = (
+            self._engine.jvm.java.lang.Class.forName("scala.util.Random$").getField("MODULE$").get(None)
+        )
         self.close = self._engine.close
 
     def _load(self, game: Game, with_gold: bool) -> None:
@@ -94,7 +146,11 @@ class Laboratory:
         """
         said = _flat(self._game.step(action.encode("utf-8", "replace").decode()))
         score = round(float(self._game.getScore()), 4)
-        return View(said or "Nothing happens.", done=bool(self._game.getCompleted()) or score < 0, score=max(0.0, score))
+        return View(
+            said or "Nothing happens.",
+            done=bool(self._game.getCompleted()) or score < 0,
+            score=max(0.0, score),
+        )
 
     def look(self) -> str:
         """What `look around` would show, without a step."""
@@ -111,7 +167,9 @@ class Laboratory:
     def subgoals(self) -> tuple[str, ...]:
         """Descriptions of the subgoals that are reached, as the simulator words them."""
         rows = (line.split("\t") for line in self._game.getGoalProgressStr().splitlines())
-        return tuple(" ".join(row[-1].split()) for row in rows if len(row) > 2 and row[1] == "true" and row[-1].strip())
+        return tuple(
+            " ".join(row[-1].split()) for row in rows if len(row) > 2 and row[1] == "true" and row[-1].strip()
+        )
 
     def gold(self, game: Game) -> list[str]:
         """The simulator's own solution; not always right, so play it and keep it where it scores 1. Leaves no game to go on with."""
@@ -149,7 +207,7 @@ def target(action: str) -> str:
 def task_of(text: str) -> str:
     """The task's words in the first text of a game."""
     found = _ROOM.search(text)
-    return text[:text.rindex("This ", 0, found.start())].strip() if found else ""
+    return text[: text.rindex("This ", 0, found.start())].strip() if found else ""
 
 
 def room_of(text: str) -> str:
@@ -175,7 +233,12 @@ def partners(decision: Decision, _: Sequence[Decision]) -> list[tuple[str, str]]
         return [(name, other) for other in sorted(beside) if other != name and name in beside]
     named = {m.group(): m[1] for m in _KIND.finditer(decision.reference)}
     others = {m.group(): m[1] for m in _KIND.finditer(" ".join(seen))}
-    return [(name, other) for name, kind in named.items() for other in sorted(others) if others[other] == kind and other not in named]
+    return [
+        (name, other)
+        for name, kind in named.items()
+        for other in sorted(others)
+        if others[other] == kind and other not in named
+    ]
 
 
 @cache
@@ -202,5 +265,16 @@ def games(split: str, n: int, seed: int) -> list[Game]:
 
 
 SCIENCEWORLD = Environment(
-    "scienceworld", decisions=CORPUS, parse=parse, classes=dict(verb=verb, target=target), listed=False, partners=partners, task=task_of, live=Laboratory,
-    games=games, graded=True, side_by_side=4, needs=lambda: java.missing("scienceworld", INSTALL))
+    "scienceworld",
+    decisions=CORPUS,
+    parse=parse,
+    classes=dict(verb=verb, target=target),
+    listed=False,
+    partners=partners,
+    task=task_of,
+    live=Laboratory,
+    games=games,
+    graded=True,
+    side_by_side=4,
+    needs=lambda: java.missing("scienceworld", INSTALL),
+)

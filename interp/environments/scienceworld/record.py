@@ -13,7 +13,19 @@ from functools import cache
 
 from interp.environments.phrases import spelled_out
 from interp.environments.recording import Sizes
-from interp.environments.scienceworld.environment import IN_DOMAIN, OUT_OF_DOMAIN, Game, Laboratory, doors, draw, parse, room_of, target, task_of, verb
+from interp.environments.scienceworld.environment import (
+    IN_DOMAIN,
+    OUT_OF_DOMAIN,
+    Game,
+    Laboratory,
+    doors,
+    draw,
+    parse,
+    room_of,
+    target,
+    task_of,
+    verb,
+)
 from interp.tasks.episodes import Episode, Step
 
 SIZES = Sizes(base=700, base_out_of_domain=150, train=1300, test=160)
@@ -24,13 +36,35 @@ STEP_LIMIT = 60
 #: Candidates of a test decision: as many of the reference's verb, and of others.
 CANDIDATES = (8, 7)
 NOISE = 1 / 3
-_CANDIDATE_VERBS = ("open door to", "go to", "look around", "pick up", "focus on", "move", "pour", "mix", "use", "activate", "open", "connect", "inventory")
+_CANDIDATE_VERBS = (
+    "open door to",
+    "go to",
+    "look around",
+    "pick up",
+    "focus on",
+    "move",
+    "pour",
+    "mix",
+    "use",
+    "activate",
+    "open",
+    "connect",
+    "inventory",
+)
 _SUBGOAL = ("Next: {}.", "I have to {}.", "The step at hand: {}.", "What is left: {}.")
 _PLACE = ("I am in the {}.", "This is the {}.", "Here, in the {}.")
 _REASON = {
-    "open door to": ("The way leads through the door to the {x}.", "{x} lies behind that door.", "First the door to the {x}."),
+    "open door to": (
+        "The way leads through the door to the {x}.",
+        "{x} lies behind that door.",
+        "First the door to the {x}.",
+    ),
     "go to": ("On to the {x}.", "The {x} is next.", "Now walk to the {x}."),
-    "look around": ("What is here is not known yet.", "See what this room holds.", "I need to see what there is."),
+    "look around": (
+        "What is here is not known yet.",
+        "See what this room holds.",
+        "I need to see what there is.",
+    ),
     "pick up": ("I need {x} with me.", "{x} must come along.", "Take {x}."),
     "focus on": ("{x} is what is asked for.", "{x} is the one.", "The task is about {x}."),
     "move": ("{x} belongs there.", "{x} has to go in its place.", "Put {x} where it is wanted."),
@@ -66,11 +100,13 @@ def plan(sizes: Sizes, seed: int) -> list[Job]:
     def take(split, types, fold, n, kinds, candidates=False):
         return [Job(game, split, kinds, candidates) for game in draw(types, fold, n, seed)]
 
-    return (take("base", known, "Train", sizes.base, ("noisy", "noisy", "aimless"))
-            + take("base_aimless", unknown, "Train", sizes.base_out_of_domain, ("aimless", "aimless"))
-            + take("train", known, "Train", sizes.train, ("expert",))
-            + take("test_in_domain", known, "Dev", sizes.test, ("expert",), True)
-            + take("test_out_of_domain", unknown, "Dev", sizes.test, ("expert",), True))
+    return (
+        take("base", known, "Train", sizes.base, ("noisy", "noisy", "aimless"))
+        + take("base_aimless", unknown, "Train", sizes.base_out_of_domain, ("aimless", "aimless"))
+        + take("train", known, "Train", sizes.train, ("expert",))
+        + take("test_in_domain", known, "Dev", sizes.test, ("expert",), True)
+        + take("test_out_of_domain", unknown, "Dev", sizes.test, ("expert",), True)
+    )
 
 
 @cache
@@ -96,7 +132,10 @@ def direct(gold: Sequence[str], room: str) -> list[str]:
         j = i
         while j < len(gold) and gold[j].startswith(("go to ", "open door to ")):
             j += 1
-        i = max([k for k in range(i + 1, j + 1) if rooms[k] == rooms[i] and gold[k - 1].startswith("go to ")], default=i)
+        i = max(
+            [k for k in range(i + 1, j + 1) if rooms[k] == rooms[i] and gold[k - 1].startswith("go to ")],
+            default=i,
+        )
         if i < len(gold):
             kept.append(gold[i])
         i += 1
@@ -112,7 +151,9 @@ def moves(lab: Laboratory, gold: Sequence[str], room: str) -> Iterator[str]:
             if seen.get(room_of(now)) == now:
                 continue
             seen[room_of(now)] = now
-        elif action.startswith("open door to ") and doors(lab.look()).get(action.removeprefix("open door to ")):
+        elif action.startswith("open door to ") and doors(lab.look()).get(
+            action.removeprefix("open door to ")
+        ):
             continue
         yield action
 
@@ -121,10 +162,25 @@ def aimless(lab: Laboratory, rng: random.Random, still: bool) -> str:
     """An action at random; still: one that changes nothing."""
     thing = rng.choice([name for name in lab.objects() if name not in ("agent", "air")] or ["agent"])
     if still:
-        return rng.choice((f"look at {thing}", f"examine {thing}", f"look in {thing}", "inventory", "look around"))
-    ways = [f"{'go to' if is_open else 'open door to'} {room}" for room, is_open in sorted(doors(lab.look()).items())]
-    return rng.choice((rng.choice(ways or ["look around"]), rng.choice(ways or ["look around"]), "look around", f"pick up {thing}", f"open {thing}",
-                       f"look at {thing}", f"activate {thing}", f"examine {thing}"))
+        return rng.choice(
+            (f"look at {thing}", f"examine {thing}", f"look in {thing}", "inventory", "look around")
+        )
+    ways = [
+        f"{'go to' if is_open else 'open door to'} {room}"
+        for room, is_open in sorted(doors(lab.look()).items())
+    ]
+    return rng.choice(
+        (
+            rng.choice(ways or ["look around"]),
+            rng.choice(ways or ["look around"]),
+            "look around",
+            f"pick up {thing}",
+            f"open {thing}",
+            f"look at {thing}",
+            f"activate {thing}",
+            f"examine {thing}",
+        )
+    )
 
 
 def play(lab: Laboratory, job: Job, which: str, seed: str, gold: Sequence[str]) -> Episode:
@@ -150,9 +206,20 @@ def play(lab: Laboratory, job: Job, which: str, seed: str, gold: Sequence[str]) 
             room = action.removeprefix("go to ")
         if action == upcoming:
             upcoming = next(wanted, None)
-    steps = tuple(Step(trace(row, reached(rows, i), rng), row[1], row[2], row[3], row[4]) for i, row in enumerate(rows))
-    return Episode(f"{job.split}/{job.game}/{which}{seed.rsplit('/', 1)[-1]}", job.split, job.game.task_type, job.game.variation,
-                   task_of(start), start, steps, bool(view and view.won), which)
+    steps = tuple(
+        Step(trace(row, reached(rows, i), rng), row[1], row[2], row[3], row[4]) for i, row in enumerate(rows)
+    )
+    return Episode(
+        f"{job.split}/{job.game}/{which}{seed.rsplit('/', 1)[-1]}",
+        job.split,
+        job.game.task_type,
+        job.game.variation,
+        task_of(start),
+        start,
+        steps,
+        bool(view and view.won),
+        which,
+    )
 
 
 def reached(rows: Sequence[tuple], step: int) -> str:
@@ -186,5 +253,7 @@ def candidates(lab: Laboratory, action: str, rng: random.Random) -> tuple[str, .
     by_kind: dict[str, list[str]] = {}
     for kind, other in others:
         by_kind.setdefault(kind, []).append(other)
-    drawn = [rng.choice(by_kind[kind]) for kind in rng.sample(sorted(by_kind), min(CANDIDATES[1], len(by_kind)))]
+    drawn = [
+        rng.choice(by_kind[kind]) for kind in rng.sample(sorted(by_kind), min(CANDIDATES[1], len(by_kind)))
+    ]
     return tuple(sorted({action, *rng.sample(mine, min(CANDIDATES[0], len(mine))), *drawn}))

@@ -31,24 +31,37 @@ from interp.tasks.episodes import Decision
 INSTALL = "pip install 'interp-agents[textworldexpress]'"
 #: A game's name -> the engine's game and its parameters. (Four things to put away are too many for some of TWC's rooms; in more rooms
 #: than three the solutions of CookingWorld walk to and fro.)
-GAMES = {"twc": ("twc", "numLocations=2,numItemsToPutAway=3,includeDoors=0,limitInventorySize=0"),
-         "cookingworld": ("cookingworld", "numLocations=3,numIngredients=2,numDistractorItems=2,includeDoors=0,limitInventorySize=0"),
-         "cookingworld-long": ("cookingworld", "numLocations=3,numIngredients=4,numDistractorItems=2,includeDoors=0,limitInventorySize=0")}
+GAMES = {
+    "twc": ("twc", "numLocations=2,numItemsToPutAway=3,includeDoors=0,limitInventorySize=0"),
+    "cookingworld": (
+        "cookingworld",
+        "numLocations=3,numIngredients=2,numDistractorItems=2,includeDoors=0,limitInventorySize=0",
+    ),
+    "cookingworld-long": (
+        "cookingworld",
+        "numLocations=3,numIngredients=4,numDistractorItems=2,includeDoors=0,limitInventorySize=0",
+    ),
+}
 #: (environment, a study's split) -> the games it is made of: (name, fold, seeds), drawn from alike. The package's own lists hold the
 #: first thousand seeds of each fold; a game depends on its fold and seed alone, so there are more.
-SPLITS = {("twc", "in_domain"): [("twc", "train", range(0, 10_000))],
-          ("twc", "out_of_domain"): [("twc", "dev", range(10_000, 20_000)), ("twc", "test", range(20_000, 30_000))],
-          ("cookingworld", "in_domain"): [("cookingworld", "train", range(0, 10_000))],
-          ("cookingworld", "out_of_domain"): [("cookingworld-long", "train", range(0, 10_000))]}
+SPLITS = {
+    ("twc", "in_domain"): [("twc", "train", range(0, 10_000))],
+    ("twc", "out_of_domain"): [("twc", "dev", range(10_000, 20_000)), ("twc", "test", range(20_000, 30_000))],
+    ("cookingworld", "in_domain"): [("cookingworld", "train", range(0, 10_000))],
+    ("cookingworld", "out_of_domain"): [("cookingworld-long", "train", range(0, 10_000))],
+}
 #: What a game is used for -> its shares of all games, in eighths by a hash of what its solution does.
 USES = {"train": range(0, 5), "test": range(5, 7), "online": range(7, 8)}
 _NAME = r"[\w'-]+(?: [\w'-]+)*"
 _ACTION = re.compile(
     rf"look around|inventory|move (?:north|east|south|west)|(?:open|close) door to (?:north|east|south|west)|put {_NAME} in {_NAME}|cook {_NAME} in {_NAME}"
-    rf"|(?:open|close|take|examine|read|eat|drink|chop|slice|dice|prepare) (?!door to){_NAME}")
+    rf"|(?:open|close|take|examine|read|eat|drink|chop|slice|dice|prepare) (?!door to){_NAME}"
+)
 #: What tells things of one class apart.
-_QUALITIES = frozenset("clean dirty wet rotten raw fried roasted grilled chopped sliced diced white gray black blue brown striped plaid checkered "
-                       "red yellow green orange teal maroon azure purple magenta".split())
+_QUALITIES = frozenset(
+    "clean dirty wet rotten raw fried roasted grilled chopped sliced diced white gray black blue brown striped plaid checkered "
+    "red yellow green orange teal maroon azure purple magenta".split()
+)
 
 
 @dataclass(frozen=True)
@@ -95,13 +108,23 @@ class Live:
     def step(self, action: str) -> View:
         """Play one action; one that is not possible changes nothing and says so, in the engine's words."""
         if action not in self.view.admissible:
-            return View("Unknown action: I'm not sure what you mean.", self.view.admissible, self.view.done, self.view.score)
+            return View(
+                "Unknown action: I'm not sure what you mean.",
+                self.view.admissible,
+                self.view.done,
+                self.view.score,
+            )
         return self._see(self._interface.stepJSON(action))
 
     def _see(self, answer: str) -> View:
         said = json.loads(answer)
         text = "\n".join(line.rstrip() for line in said["observation"].strip().splitlines())
-        self.view = View(text, tuple(sorted(said["validActions"])), said["tasksuccess"] or said["taskfailure"], max(0.0, said["score"]))
+        self.view = View(
+            text,
+            tuple(sorted(said["validActions"])),
+            said["tasksuccess"] or said["taskfailure"],
+            max(0.0, said["score"]),
+        )
         return self.view
 
     def gold(self, game: Game) -> list[str]:
@@ -132,9 +155,18 @@ def games(environment: str, split: str, use: str, seed: int) -> Iterator[Game]:
     the same way only the first is given.
     """
     rng, live, seen = random.Random(f"{environment}/{split}/{use}/{seed}"), Live(), set()
-    orders = [[Game(name, fold, s) for s in rng.sample(seeds, len(seeds))] for name, fold, seeds in SPLITS[environment, split]]
+    orders = [
+        [Game(name, fold, s) for s in rng.sample(seeds, len(seeds))]
+        for name, fold, seeds in SPLITS[environment, split]
+    ]
     for game in (game for together in zip(*orders) for game in together):
-        what = sorted({a for a in live.gold(game) if a.split()[0] not in ("look", "move", "open", "close", "inventory", "read")})
+        what = sorted(
+            {
+                a
+                for a in live.gold(game)
+                if a.split()[0] not in ("look", "move", "open", "close", "inventory", "read")
+            }
+        )
         digest = hashlib.sha256("/".join(what).encode()).digest()
         if digest[0] % 8 in USES[use] and digest not in seen:
             seen.add(digest)
@@ -164,9 +196,15 @@ def verb(action: str) -> str:
 def partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
     """Pairs of names whose exchange changes the action: a thing to take with another that could be taken here and was never put away."""
     what, _, thing = decision.reference.partition(" ")
-    put = {m["action"].removeprefix("put ").partition(" in ")[0] for m in decision.messages if m["role"] == "agent" and m["action"].startswith("put ")}
+    put = {
+        m["action"].removeprefix("put ").partition(" in ")[0]
+        for m in decision.messages
+        if m["role"] == "agent" and m["action"].startswith("put ")
+    }
     loose = [a.removeprefix("take ") for a in decision.admissible if a.startswith("take ")]
-    return [(thing, other) for other in loose if what == "take" and other != thing and not {thing, other} & put]
+    return [
+        (thing, other) for other in loose if what == "take" and other != thing and not {thing, other} & put
+    ]
 
 
 def task_of(text: str) -> str:
@@ -191,12 +229,34 @@ def _cookingworld(split: str, n: int, seed: int) -> list[Game]:
 
 
 def _unrecorded():
-    raise ValueError("CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment cookingworld --out FILE`, "
-                     "and give them with --corpus FILE.")
+    raise ValueError(
+        "CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment cookingworld --out FILE`, "
+        "and give them with --corpus FILE."
+    )
 
 
 TWC_CORPUS = DATA / "twc.jsonl.xz"
-TWC = Environment("twc", decisions=TWC_CORPUS, parse=parse, classes=dict(verb=verb, target=target), partners=partners, task=task_of, live=Live,
-                  games=_twc, graded=True, needs=_lacking)
-COOKINGWORLD = Environment("cookingworld", decisions=_unrecorded, parse=parse, classes=dict(verb=verb, target=target), partners=partners,
-                           task=task_of, live=Live, games=_cookingworld, graded=True, needs=_lacking)
+TWC = Environment(
+    "twc",
+    decisions=TWC_CORPUS,
+    parse=parse,
+    classes=dict(verb=verb, target=target),
+    partners=partners,
+    task=task_of,
+    live=Live,
+    games=_twc,
+    graded=True,
+    needs=_lacking,
+)
+COOKINGWORLD = Environment(
+    "cookingworld",
+    decisions=_unrecorded,
+    parse=parse,
+    classes=dict(verb=verb, target=target),
+    partners=partners,
+    task=task_of,
+    live=Live,
+    games=_cookingworld,
+    graded=True,
+    needs=_lacking,
+)

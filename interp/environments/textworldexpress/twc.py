@@ -10,29 +10,76 @@ from itertools import islice
 
 from interp.environments.phrases import in_hand, spelled_out
 from interp.environments.recording import Sizes, bare
-from interp.tasks.episodes import Episode, Step
 from interp.environments.textworldexpress.environment import Game, Live, games, task_of
+from interp.tasks.episodes import Episode, Step
 
 #: Games that the shipped corpus was played from.
 SIZES = Sizes(base=400, base_out_of_domain=0, train=700, test=150)
 STEP_LIMIT = 40
 NOISE = 1 / 3  # of the actions in a noisy expert episode
-_GOAL = ("Goal: put things where they belong.", "I am to put things where they belong.", "The task: put things where they belong.")
+_GOAL = (
+    "Goal: put things where they belong.",
+    "I am to put things where they belong.",
+    "The task: put things where they belong.",
+)
 _NEXT = {
-    "take": ("Out of place: the {x}, to go in the {r}.", "The place of the {x} is not here, but in the {r}.", "The usual place of the {x} is the {r}."),
-    "put": ("Here is the {r}, the home of the {x}.", "I carry the {x}, for which the place is here, the {r}.", "The {r} is the place for the {x}."),
-    "open": ("The {r} is shut, and the {x} must go in there.", "The place of the {x} is the {r}, which is closed.", "To put the {x} away I need the {r} open."),
-    "let out": ("In the {r}, now shut, lies the {x}, out of place.", "The {r} has the {x} in it, wrongly.", "I must get the {x} out of the {r}."),
-    "deliver": ("The {x} must go in the {r}, over in the {room}.", "The {r} for the {x} is in the {room}.", "To the {room}, where the {r} is, for the {x}."),
-    "search": ("There is no {r} here for the {x}; the {room} may have one.", "The {r}, for the {x}, is not here: on to the {room}.",
-               "No {r} in sight. The {x} may find a place in the {room}."),
-    "fetch": ("Out of place over in the {room}: the {x}.", "Back to the {room} for the {x}.", "I left the {x} in the {room}, in a wrong place."),
-    "explore": ("All is in its place here; the {room} is left to see.", "Nothing to put away here: on to the {room}.", "Next I see what lies about in the {room}."),
-    "stray take": ("The {x} could go somewhere else.", "I take the {x} along.", "See where else the {x} may go."),
-    "stray put": ("The {x} can lie in the {r} for now.", "Get rid of the {x} in the {r}.", "The {r} has room for the {x}."),
+    "take": (
+        "Out of place: the {x}, to go in the {r}.",
+        "The place of the {x} is not here, but in the {r}.",
+        "The usual place of the {x} is the {r}.",
+    ),
+    "put": (
+        "Here is the {r}, the home of the {x}.",
+        "I carry the {x}, for which the place is here, the {r}.",
+        "The {r} is the place for the {x}.",
+    ),
+    "open": (
+        "The {r} is shut, and the {x} must go in there.",
+        "The place of the {x} is the {r}, which is closed.",
+        "To put the {x} away I need the {r} open.",
+    ),
+    "let out": (
+        "In the {r}, now shut, lies the {x}, out of place.",
+        "The {r} has the {x} in it, wrongly.",
+        "I must get the {x} out of the {r}.",
+    ),
+    "deliver": (
+        "The {x} must go in the {r}, over in the {room}.",
+        "The {r} for the {x} is in the {room}.",
+        "To the {room}, where the {r} is, for the {x}.",
+    ),
+    "search": (
+        "There is no {r} here for the {x}; the {room} may have one.",
+        "The {r}, for the {x}, is not here: on to the {room}.",
+        "No {r} in sight. The {x} may find a place in the {room}.",
+    ),
+    "fetch": (
+        "Out of place over in the {room}: the {x}.",
+        "Back to the {room} for the {x}.",
+        "I left the {x} in the {room}, in a wrong place.",
+    ),
+    "explore": (
+        "All is in its place here; the {room} is left to see.",
+        "Nothing to put away here: on to the {room}.",
+        "Next I see what lies about in the {room}.",
+    ),
+    "stray take": (
+        "The {x} could go somewhere else.",
+        "I take the {x} along.",
+        "See where else the {x} may go.",
+    ),
+    "stray put": (
+        "The {x} can lie in the {r} for now.",
+        "Get rid of the {x} in the {r}.",
+        "The {r} has room for the {x}.",
+    ),
     "stray open": ("See what is in the {r}.", "The {r} may hide something.", "A look inside the {r}."),
     "stray close": ("The {r} should be shut.", "Leave the {r} closed.", "No need for an open {r}."),
-    "stray move": ("See how it looks in the {room}.", "Off to the {room} for a while.", "I would rather be in the {room}."),
+    "stray move": (
+        "See how it looks in the {room}.",
+        "Off to the {room} for a while.",
+        "I would rather be in the {room}.",
+    ),
 }
 
 
@@ -68,11 +115,21 @@ class Belief:
 
     def room_of(self, place: str) -> str:
         """The room that a receptacle was seen in ("": none so far)."""
-        return next((room for room, text in self.rooms.items() if re.search(rf"(?i)\b(?:an?|open) {re.escape(place)}(?=,|\.| that)", text)), "")
+        return next(
+            (
+                room
+                for room, text in self.rooms.items()
+                if re.search(rf"(?i)\b(?:an?|open) {re.escape(place)}(?=,|\.| that)", text)
+            ),
+            "",
+        )
 
     def exits(self) -> dict[str, str]:
         """Direction -> the room that is seen there."""
-        return {way.lower(): room for way, room in re.findall(r"[Tt]o the (\w+) you see the ([^.]+)\.", self.rooms[self.here])}
+        return {
+            way.lower(): room
+            for way, room in re.findall(r"[Tt]o the (\w+) you see the ([^.]+)\.", self.rooms[self.here])
+        }
 
 
 def homes(path: Sequence[str]) -> dict[str, str]:
@@ -104,7 +161,11 @@ def act(belief: Belief, admissible: Sequence[str]) -> tuple[str, str, dict] | No
         for thing in belief.held:
             known = belief.room_of(belief.homes[thing])
             if known in ("", room):
-                return f"move {way}", "deliver" if known else "search", dict(x=thing, r=belief.homes[thing], room=room)
+                return (
+                    f"move {way}",
+                    "deliver" if known else "search",
+                    dict(x=thing, r=belief.homes[thing], room=room),
+                )
         for thing, (where, _) in belief.placed.items():
             if where == room and belief.wrong(thing):
                 return f"move {way}", "fetch", dict(x=thing, room=room)
@@ -122,7 +183,11 @@ def _stray(belief: Belief, action: str) -> tuple[str, dict]:
 def write(belief: Belief, action: str, reason: tuple[str, dict], rng: random.Random) -> str:
     """One trace for an action: the goal, what is held, why this comes next, in a phrasing drawn from `rng`."""
     which, words = reason
-    parts = [rng.choice(_GOAL), in_hand(", ".join(belief.held), rng), rng.choice(_NEXT[which]).format(**words)]
+    parts = [
+        rng.choice(_GOAL),
+        in_hand(", ".join(belief.held), rng),
+        rng.choice(_NEXT[which]).format(**words),
+    ]
     return " ".join(parts + spelled_out(action, rng))
 
 
@@ -152,7 +217,17 @@ def play(live: Live, game: Game, split: str, which: str, number: int, usual: dic
         steps.append(Step(trace, action, after.text, wanted[0], view.admissible))
         belief.update(action, after.text)
         view = after
-    return Episode(f"{split}/{game}/{which}{number}", split, game.name, game.seed, task_of(start), start, tuple(steps), view.won, which)
+    return Episode(
+        f"{split}/{game}/{which}{number}",
+        split,
+        game.name,
+        game.seed,
+        task_of(start),
+        start,
+        tuple(steps),
+        view.won,
+        which,
+    )
 
 
 def plan(sizes: Sizes, seed: int) -> list[tuple[Game, str, tuple[str, ...], bool]]:
@@ -161,8 +236,13 @@ def plan(sizes: Sizes, seed: int) -> list[tuple[Game, str, tuple[str, ...], bool
     Out-of-domain things are in no base or training game, not even in aimless play. Raises ValueError where such games are asked for.
     """
     if sizes.base_out_of_domain:
-        raise ValueError("TWC's base mixture has no out-of-domain games: its out-of-domain things are in no training text. Leave base_out_of_domain at 0.")
-    trained, tested, outside = (games("twc", split, use, seed) for split, use in (("in_domain", "train"), ("in_domain", "test"), ("out_of_domain", "test")))
+        raise ValueError(
+            "TWC's base mixture has no out-of-domain games: its out-of-domain things are in no training text. Leave base_out_of_domain at 0."
+        )
+    trained, tested, outside = (
+        games("twc", split, use, seed)
+        for split, use in (("in_domain", "train"), ("in_domain", "test"), ("out_of_domain", "test"))
+    )
     jobs = [(g, "base", ("noisy", "noisy", "aimless"), False) for g in islice(trained, sizes.base)]
     jobs += [(g, "train", ("expert",), False) for g in islice(trained, sizes.train)]
     jobs += [(g, "test_in_domain", ("expert",), True) for g in islice(tested, sizes.test)]
