@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from interp.report import behaviour, instruments, masking, nulls
+from interp.report.behaviour import Games
 from interp.report.study import Change, Read, Table
 from interp.results.headline import READINGS, headline
 from interp.results.wording import WHERE
@@ -31,7 +32,7 @@ class Answer:
     """The findings in short."""
 
     behaviour: Behaviour | None
-    games: list[behaviour.Games]
+    games: list[Games]
     reliance: list[Change]
     followed: instruments.Followed
     before: instruments.Before | None
