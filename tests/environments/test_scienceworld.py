@@ -1,5 +1,6 @@
 """ScienceWorld on its own simulator: its solutions through our interface, the recorded corpus, what is asked of its names."""
 
+import os
 import random
 import subprocess
 import sys
@@ -180,6 +181,9 @@ def test_its_solutions_score_100_through_our_interface(lab):
         : 100 - len(asked)
     ]
     assert len(asked) == 100 == len(set(asked))
+    if not os.environ.get("INTERP_EVERY_GAME"):  # one of each short task, a quarter of the others
+        asked = [*asked[: 2 * len(short) : 2], *asked[2 * len(short) :: 4]]
+        assert {game.task_type for game in asked} >= {"4-1", "4-4", "7-1"}
     won = []
     for game in asked:
         gold = lab.gold(game)

@@ -45,9 +45,15 @@ def whole() -> Read:
     return study(**{name: make() for name, make in (TABLES | MASKING).items()})
 
 
+#: Read once: a page has its own, to count its figures.
+TEMPLATES = report_page._environment()
+
+
 def words(of: Read, name: str = "") -> str:
     """The text of one section's lead, or of all; an item of a list, or a row of a table, a line."""
-    parts = [str(report_page.said(section, of)) for section in SECTIONS if name in ("", section.name)]
+    parts = [
+        str(report_page.said(section, of, TEMPLATES)) for section in SECTIONS if name in ("", section.name)
+    ]
     text = re.sub(r"</t[hd]>", " ", "\n".join(parts))
     return html.unescape(re.sub(r"<[^>]+>", "", text)).strip()
 
