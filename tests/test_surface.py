@@ -1,9 +1,13 @@
 """The names a researcher uses, whatever was imported before."""
 
+import importlib
 import subprocess
 import sys
 
+import pytest
+
 import interp  # noqa: F401
+from interp.moved import MOVED
 
 
 def test_every_public_name_is_what_it_says_after_its_modules_are_imported():
@@ -18,3 +22,25 @@ def test_every_public_name_is_what_it_says_after_its_modules_are_imported():
 def test_the_package_imports_without_torch():
     code = "import sys, interp, interp.plots.behaviour, analyses.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "package", ["tasks", "prompts", "models", "stats", "environments", "checkpoints", "training"]
+)
+def test_a_package_has_its_public_names(package):
+    module = importlib.import_module(f"interp.{package}")
+    assert module.__all__ and all(getattr(module, name) is not None for name in module.__all__)
+    with pytest.raises(AttributeError, match=f"module 'interp.{package}' has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_modules_that_moved_are_found_by_their_old_names_for_a_release():
+    with pytest.warns(DeprecationWarning, match="interp.series is now interp.checkpoints.series"):
+        sys.modules.pop("interp.series", None)
+        from interp.series import CheckpointSeries
+    assert CheckpointSeries is interp.CheckpointSeries
+    for name, now in MOVED.items():
+        found = importlib.import_module(f"interp.{name}")
+        assert found is importlib.import_module(f"interp.{now}") and found.__spec__.name == f"interp.{now}"
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("interp.nothing_of_this_name")

@@ -1,1 +1,12 @@
 """One hooked model: its hook points, and which of its computations are exact on which path."""
+
+from interp.system.lazily import exports
+
+_PUBLIC = {
+    "HookedModel": "hooked",
+    "pick_device": "hooked",
+    "pick_dtype": "hooked",
+    "random_twin": "hooked",
+}
+__all__ = [*_PUBLIC]
+__getattr__ = exports(__name__, _PUBLIC)
