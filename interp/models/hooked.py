@@ -281,9 +281,9 @@ class HookedModel:
     @property
     def context(self) -> int | None:
         """Tokens that the model reads at most (None: its configuration names no limit)."""
-        most, rope = (
-            getattr(self.config, name, None) for name in ("max_position_embeddings", "rope_parameters")
-        )
+        names = ("max_position_embeddings", "max_target_positions")
+        most = next((value for name in names if (value := getattr(self.config, name, None))), None)
+        rope = getattr(self.config, "rope_parameters", None)
         grows = most and isinstance(rope, dict) and rope.get("rope_type") == "dynamic"
         return int(most * rope.get("factor", 1)) if grows else most or None
 

@@ -83,6 +83,8 @@ def _leaving(change: Edit):
         new = change(output[0] if several else output)
         if new is None:
             return None
+        if hasattr(output, "_replace"):  # a named tuple, whose type takes its fields one by one
+            return output._replace(**{output._fields[0]: new})
         return type(output)((new, *output[1:])) if several else new
 
     return hook

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -186,19 +186,29 @@ def cross(model, start: int) -> Crossing:
     """Try sequences of `start` tokens and three more, two ways of ending, by each path against plain passes.
 
     In float32, whatever the dtype: an error of logic is then far above the rounding, which is measured, too, on two plain
-    passes of the same rows in another shape. Long sequences go through some blocks of each kind alone: the rules are the same.
+    passes of the same rows in another shape. Long sequences go through some blocks of each kind alone: the rules are the
+    same. Where those cannot run without the others, they go through all.
     """
     nothing = [] if model.keyless else model.empty()
-    with _skipping(model, _kept(model)) if start > BASE else nullcontext():
-        if model.dtype not in _NARROW:
+    if start <= BASE:
+        return _wide(model, start, nothing)
+    try:
+        with _skipping(model, _kept(model)):
+            return _wide(model, start, nothing)
+    except (RuntimeError, ValueError):
+        return _wide(model, start, nothing)
+
+
+def _wide(model, start: int, nothing: list) -> Crossing:
+    """As `_cross`, in float32 where the weights can be widened."""
+    if model.dtype not in _NARROW:
+        return _cross(model, start, TIMES, nothing)
+    try:
+        with in_float32(model):
             return _cross(model, start, TIMES, nothing)
-        try:
-            with in_float32(model):
-                return _cross(model, start, TIMES, nothing)
-        except (RuntimeError, TypeError, ValueError):  # weights that cannot be widened: quantised ones
-            return _cross(
-                model, start, 4, nothing
-            )  # beside an error of that dtype a hundredfold one would hide anything
+    except (RuntimeError, TypeError, ValueError):  # quantised weights
+        # beside an error of that dtype a hundredfold one would hide anything
+        return _cross(model, start, 4, nothing)
 
 
 @torch.inference_mode()
