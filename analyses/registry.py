@@ -55,14 +55,17 @@ def find(name: str) -> Instrument:
     modules = _modules()
     if name not in modules:
         raise ValueError(f"There is no analysis {name!r}: there are {', '.join(instruments())}.")
-    return importlib.import_module(modules[name]).INSTRUMENT
+    return _of(modules[name])
+
+
+def _of(module: str) -> Instrument:
+    return importlib.import_module(module).INSTRUMENT
 
 
 def instruments() -> dict[str, Instrument]:
     """Every instrument by name: those that `all` runs in its order, then the others by name."""
-    found = sorted(
-        map(find, _modules()), key=lambda each: (each.in_all is None, each.in_all or (), each.name)
-    )
+    found = map(_of, _modules().values())
+    found = sorted(found, key=lambda each: (each.in_all is None, each.in_all or (), each.name))
     return {each.name: each for each in found}
 
 

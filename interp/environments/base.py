@@ -18,7 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from interp.system.user_code import guarded, hash_sources, import_named, one_line
+from interp.system.sentences import one_line
+from interp.system.user_code import guarded, hash_sources, import_named
 from interp.tasks import actions
 from interp.tasks.episodes import SPLITS, Decision, Episode, by_split, checked, load_episodes
 from interp.tasks.rows import MAX_ROWS

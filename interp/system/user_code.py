@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from interp.system.sentences import one_line
 from interp.system.sources import OURS, imports
 
 #: Seconds that one call may take.
@@ -65,11 +66,6 @@ def guarded(environment: str, what: str, function: Callable, returns: tuple[type
         return value
 
     return call
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line and not at length."""
-    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def import_named(name: str, module: str) -> ModuleType:
