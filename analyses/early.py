@@ -64,7 +64,7 @@ def run(config: Config) -> None:
             points=config.points,
             choices=choices,
             limits=config.limits,
-            listed=config.env.listed,
+            closed_actions=config.env.closed_actions,
         )
         found = config.stage(f"early/{step}-{split}", inputs, compute)
         if not found["index"]:

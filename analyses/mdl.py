@@ -59,7 +59,7 @@ def run(config: Config) -> None:
                 except ValueError as problem:  # too few decisions or one class
                     return dict(bits={}, skipped=str(problem))
                 return dict(
-                    bits={reader: each.tolist() for reader, each in found.of_decision.items()},
+                    bits={predictor: each.tolist() for predictor, each in found.of_decision.items()},
                     n_classes=found.n_classes,
                     skipped="",
                 )
@@ -73,24 +73,25 @@ def run(config: Config) -> None:
                 skipped[f"{step} {split} {label}"] = found["skipped"]
                 continue
             bits, uniform = (
-                {reader: np.array(each) for reader, each in found["bits"].items()},
+                {predictor: np.array(each) for predictor, each in found["bits"].items()},
                 np.log2(found["n_classes"]),
             )
             place = dict(step=step, split=split, label=label)
             given = dict(groups=groups, draws=config.draws, seed=config.seed)
-            for reader, each in bits.items():
+            for predictor, each in bits.items():
                 rows.append(
-                    dict(place, reader=reader, metric="bits", **cluster_bootstrap(each, **given).row())
+                    dict(place, predictor=predictor, metric="bits", **cluster_bootstrap(each, **given).row())
                 )
                 ratio = cluster_bootstrap(each, function=lambda mean: uniform / mean[..., 0], **given)
-                rows.append(dict(place, reader=reader, metric="compression", **ratio.row()))
+                rows.append(dict(place, predictor=predictor, metric="compression", **ratio.row()))
             best = min(
-                (reader for reader in bits if reader != "probe"), key=lambda reader: bits[reader].sum()
+                (predictor for predictor in bits if predictor != "probe"),
+                key=lambda predictor: bits[predictor].sum(),
             )
             rows.append(
                 dict(
                     place,
-                    reader="gain",
+                    predictor="gain",
                     metric="bits",
                     **cluster_bootstrap(bits[best] - bits["probe"], **given).row(),
                 )

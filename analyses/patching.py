@@ -40,7 +40,7 @@ class Config(Study):
     sites: Annotated[tuple[str, ...], Known(site)] = ("resid_pre",)
     """Sites to patch."""
     modes: tuple[Literal["prompt", "cot"], ...] = ("prompt", "cot")
-    """Where the action is read: right behind the boundary, or behind the trace."""
+    """Where the action is read: right after the boundary, or after the trace."""
     metrics: Annotated[tuple[Metric, ...], Several(none=True)] = METRICS
     """What effects are measured on (see interp.measures.patching.Sweep), beside the summed difference."""
     spans: Annotated[tuple[Literal["template", *SPANS], ...], Several(none=True)] = SPANS

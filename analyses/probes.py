@@ -16,10 +16,10 @@ from analyses.study import NotApplicable, Study
 from interp.system.limits import Draws, Folds, Known, Limits
 from interp.tasks.actions import verb
 
-ORDER = ["step", "layer", "label", "split", "reader", "metric", "value", "low", "high", "n", "n_groups"]
+ORDER = ["step", "layer", "label", "split", "predictor", "metric", "value", "low", "high", "n", "n_groups"]
 #: What a checkpoint with all controls is read with beside the probe and its text controls.
 ALL = dict(
-    metrics=("accuracy", "log_loss", "macro_f1", "auroc"), readers=("logistic", "lda", "mean_difference")
+    metrics=("accuracy", "log_loss", "macro_f1", "auroc"), predictors=("logistic", "lda", "mean_difference")
 )
 
 
@@ -209,14 +209,14 @@ def run(config: Config) -> None:
 
 
 def table(result, step: int, label: str) -> list[dict]:
-    """Rows of a probe, and of reader `gain_p` the p-value of each layer's gain, corrected over layers."""
+    """Rows of a probe, and of predictor `gain_p` the p-value of each layer's gain, corrected over layers."""
     frame = result.table()
     size = frame.set_index("split")[["n", "n_groups"]].groupby(level=0).first()
     p = [
         dict(
             layer=row["layer"],
             split=row["split"],
-            reader="gain_p",
+            predictor="gain_p",
             metric=row["metric"],
             value=row["p"],
             low=None,

@@ -1,4 +1,4 @@
-"""Attention and gradient shares: what the action's tokens attend to and depend on, behind the agent's own trace (docs/methods.md 6)."""
+"""Attention and gradient shares: what the action's tokens attend to and depend on, after the agent's own trace (docs/methods.md 6)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def run(config: Config) -> None:
         inputs = dict(config.inputs(step, split), n=n, limits=config.limits, generator=config.generator)
 
         def compute():
-            traces = {i: config.format.lead_ids(s.ids) for i, s in enumerate(own) if s.action is not None}
+            traces = {
+                i: config.format.decoded_prefix(s.ids) for i, s in enumerate(own) if s.action is not None
+            }
             index = [i for i, trace in traces.items() if trace]
             if not index:
                 return dict(index=[], share=[], token_share=[])

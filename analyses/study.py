@@ -40,7 +40,7 @@ if (
     TYPE_CHECKING
 ):  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
     from interp.checkpoints.series import CheckpointSeries
-    from interp.engine.decoding import Said
+    from interp.engine.decoding import Completion
     from interp.models.hooked import HookedModel
 
 VERSIONS = (
@@ -119,7 +119,7 @@ class Study(Prompting):
     """Tokens that an action may take where no trace is written before it."""
     truncate: Truncate = "none"
     """What is done with a prompt that leaves no room for a trace and an action in the model's context: refused (none), or its oldest turns
-    behind the task left out, which the table's provenance counts."""
+    after the task left out, which the table's provenance counts."""
     generator: Literal["hf", "vllm"] = "hf"
     """What decodes: the hooked Hugging Face model, or vLLM on a GPU machine that has it (full weights only)."""
     device: Device = "auto"
@@ -317,7 +317,9 @@ class Study(Prompting):
         """Up to `n` counterfactual pairs of a split's recorded decisions, clean and corrupt, and how many were dropped and why; made once."""
         if (split, n) not in self._pairs:
             decisions = [d for e in self.episodes[split] for d in e.decisions()]
-            clean, corrupt, dropped = make_pairs(self.format, decisions, n, self.seed, self.env.partners)
+            clean, corrupt, dropped = make_pairs(
+                self.format, decisions, n, self.seed, self.env.swap_candidates
+            )
             self._pairs[split, n] = clean, corrupt, dict(dropped)
         return self._pairs[split, n]
 
@@ -402,9 +404,9 @@ class Study(Prompting):
         for step, identity in self._identities.items():
             first_use.keep(self.run, step, self.checkpoint_series.path(step), identity)
 
-    def decoded(self, step: int, split: str, mode: Mode) -> list[Said]:
+    def decoded(self, step: int, split: str, mode: Mode) -> list[Completion]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
-        from interp.engine.decoding import Said, decode_modes
+        from interp.engine.decoding import Completion, decode_modes
 
         def compute():
             given = dict(parser=self.parse, max_new_tokens=self.limits)
@@ -422,7 +424,7 @@ class Study(Prompting):
             dict(self.inputs(step, split), limits=self.limits, generator=self.generator),
             compute,
         )[mode]
-        return [Said(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
+        return [Completion(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
 
     def candidates(
         self, step: int, split: str, argued: Mapping[int, Sequence[str | None]] = {}
@@ -446,7 +448,7 @@ class Study(Prompting):
     def cells(
         self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()
     ) -> Iterable[tuple[int, str]]:
-        """(checkpoint, split) in order, behind a progress bar."""
+        """(checkpoint, split) in order, after a progress bar."""
         every = [(step, split) for step in (steps or self.steps) for split in (splits or self.parts)]
         return tqdm(every, desc=name)
 

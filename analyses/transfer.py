@@ -18,7 +18,7 @@ ORDER = [
     "split",
     "label",
     "layer",
-    "reader",
+    "predictor",
     "metric",
     "value",
     "low",

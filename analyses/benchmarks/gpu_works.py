@@ -157,7 +157,7 @@ class Bench:
 
     def _ends(self, clean: Prompt, corrupt: Prompt) -> tuple[list[list[int]], int]:
         """What follows a prompt in mode `prompt`, for both actions, and where in it the actions part."""
-        opening = self.format.tail(None)
+        opening = self.format.action_prefix(None)
         actions = [self.format.action_ids(p.decision.reference) for p in (clean, corrupt)]
         apart = next(i for i, (a, b) in enumerate(zip(*actions)) if a != b)
         return [[*opening, *action] for action in actions], len(opening) + apart
@@ -366,7 +366,7 @@ class Bench:
     def _work_decoding(self, name: str, tokens: int, prompts: Sequence[Prompt], modes: Sequence[str]) -> Work:
         from interp.engine.decoding import decode_modes
 
-        rows = {mode: [[*p.ids, *self.format.opening(mode)] for p in prompts] for mode in modes}
+        rows = {mode: [[*p.ids, *self.format.mode_prefix(mode)] for p in prompts] for mode in modes}
 
         def off(ours, plain) -> float:
             """Share of the rows whose first eight tokens differ."""
@@ -433,7 +433,7 @@ class Bench:
         @torch.inference_mode()
         def first() -> torch.Tensor:
             """Summed log-probabilities of the first decision's candidates, in one padded batch."""
-            head = [*prompts[0].ids, *self.format.tail(None)]
+            head = [*prompts[0].ids, *self.format.action_prefix(None)]
             rows = self.tensor([[*head, *action, *[0] * (width - len(action))] for action in actions])
             logp = (
                 self.bare(rows, use_cache=False, logits_to_keep=width + 1)

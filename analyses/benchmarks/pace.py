@@ -28,7 +28,7 @@ from interp.training.supervision import Supervision, supervised
 if TYPE_CHECKING:
     from interp.training.trainer import _Batches
 
-ARMS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3", "action_only")
+CONDITIONS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3", "action_only")
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Config:
 
     out: Annotated[Path, Folder()] = Path("figures/tables")
     """Folder of the table."""
-    arms: Annotated[tuple[str, ...], Known(Supervision.named)] = ARMS
-    """Arms that are timed."""
+    conditions: Annotated[tuple[str, ...], Known(Supervision.named)] = CONDITIONS
+    """Conditions that are timed."""
     corpus: Annotated[Path, Existing()] = CORPUS
     """Recorded episodes."""
     episodes: Count = 400
@@ -96,8 +96,8 @@ def run(config: Config) -> pd.DataFrame:
     series = CheckpointSeries.discover(SERIES)
     fmt = PromptFormat(AutoTokenizer.from_pretrained(series.path(series.steps[0])))
     episodes, rows = load_corpus(config.corpus)["train"][: config.episodes], []
-    for arm in tqdm(config.arms, desc="pace"):
-        sequences, _ = supervised(fmt, episodes, Supervision.named(arm), recipe.seed)
+    for condition in tqdm(config.conditions, desc="pace"):
+        sequences, _ = supervised(fmt, episodes, Supervision.named(condition), recipe.seed)
         plan = batches(sequences, recipe, config.steps, recipe.seed)
         tokens = sum(len(sequences[i][0]) for batch in plan for i in batch)
         data, seconds = _Batches(sequences, plan, fmt.tokenizer.pad_token_id), dict(train=[], bare=[])
@@ -124,7 +124,7 @@ def run(config: Config) -> pd.DataFrame:
         median = {name: float(np.median(found)) for name, found in seconds.items()}
         rows.append(
             dict(
-                arm=arm,
+                condition=condition,
                 tokens=tokens,
                 steps=config.steps,
                 tokens_per_second=tokens / median["train"],

@@ -64,7 +64,7 @@ class Rival:
     def grid(
         self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], cells: Sequence[Cell]
     ) -> torch.Tensor:
-        """Log-probability of `action` behind `ids` with resid_pre patched at each (layer, position).
+        """Log-probability of `action` after `ids` with resid_pre patched at each (layer, position).
 
         donor: values [layer, position, d_model]. Returns [cell].
         """

@@ -14,7 +14,7 @@ from interp.stats.intervals import Estimate, cross_fitted
 from interp.training.supervision import Supervision
 
 #: What a row of items is of; every other column of the tables of decisions and games is a metric.
-KEYS = ("arm", "seed", "step", "split", "game", "item")
+KEYS = ("condition", "seed", "step", "split", "game", "item")
 
 
 def items(tables: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
@@ -41,53 +41,55 @@ def by_metric(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.melt(KEYS, var_name="metric").assign(denominator=1.0)
 
 
-def contrasts(arms: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """(contrast, arm, weights) that these arms allow.
+def contrasts(conditions: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """(contrast, condition, weights) that these conditions allow.
 
-    They are each arm's `level`, its `difference` to k = 0, an action mask's `control` (it less the random mask of its share), and the
+    They are each condition's `level`, its `difference` to k = 0, an action mask's `control` (the difference to the random mask of its share), and the
     `slope` in k.
     """
-    known = {arm: Supervision.named(arm) for arm in arms}
-    zero, dose = Supervision().name, shares(arms)
-    for arm, supervision in known.items():
-        yield "level", arm, {arm: 1}
-        if arm != zero and zero in known:
-            yield "difference", arm, {arm: 1, zero: -1}
+    known = {condition: Supervision.named(condition) for condition in conditions}
+    zero, dose = Supervision().name, shares(conditions)
+    for condition, supervision in known.items():
+        yield "level", condition, {condition: 1}
+        if condition != zero and zero in known:
+            yield "difference", condition, {condition: 1, zero: -1}
         if supervision.control_of in known:
-            yield "control", supervision.control_of, {supervision.control_of: 1, arm: -1}
+            yield "control", supervision.control_of, {supervision.control_of: 1, condition: -1}
     if len(dose) > 1:
         yield "slope", "", slope_weights(dose)
 
 
-def shares(arms: tuple[str, ...]) -> dict[str, float]:
-    """k of each of the arms that mask actions."""
+def shares(conditions: tuple[str, ...]) -> dict[str, float]:
+    """k of each of the conditions that mask actions."""
     return {
-        arm: s.action_mask
-        for arm in arms
-        for s in [Supervision.named(arm)]
-        if arm == f"action_mask_{s.action_mask:g}"
+        condition: s.action_mask
+        for condition in conditions
+        for s in [Supervision.named(condition)]
+        if condition == f"action_mask_{s.action_mask:g}"
     }
 
 
 def compare(frame: pd.DataFrame, seed: int = 0) -> list[dict]:
     """Rows of every contrast of every metric, for each checkpoint and split, and of each training by itself (`training`).
 
-    frame: rows of KEYS, metric, value and denominator. Contrasts whose arms share no seed, or no item that all have a value for, are
+    frame: rows of KEYS, metric, value and denominator. Contrasts whose conditions share no seed, or no item that all have a value for, are
     left out. Raises what `interp.stats.crossed.paired` raises.
     """
     rows = []
     for (step, split, metric), group in frame.groupby(["step", "split", "metric"], sort=True):
         key = dict(step=step, split=split, metric=metric)
         widen = cross_fitted(FOLDS) if (metric, split) == ("probe_gain", "in_domain") else 1.0
-        for (arm, of), one in group.dropna(subset="value").groupby(["arm", "seed"]):
-            estimate, n = contrast(paired(one, [arm]), {arm: 1}, seed=seed, widen=widen)
-            rows.append(key | dict(contrast="training", arm=arm, seed=of, seeds=n, **estimate.row()))
-        for name, arm, weights in contrasts(tuple(group["arm"].unique())):
+        for (condition, of), one in group.dropna(subset="value").groupby(["condition", "seed"]):
+            estimate, n = contrast(paired(one, [condition]), {condition: 1}, seed=seed, widen=widen)
+            rows.append(
+                key | dict(contrast="training", condition=condition, seed=of, seeds=n, **estimate.row())
+            )
+        for name, condition, weights in contrasts(tuple(group["condition"].unique())):
             try:
                 estimate, n = contrast(paired(group, weights), weights, seed=seed, widen=widen)
             except NothingShared:
                 continue
-            rows.append(key | dict(contrast=name, arm=arm, seed=-1, seeds=n, **estimate.row()))
+            rows.append(key | dict(contrast=name, condition=condition, seed=-1, seeds=n, **estimate.row()))
     return rows
 
 
@@ -97,7 +99,7 @@ def primary(rows: list[dict]) -> str:
     last = max((r["step"] for r in claimed), default=None)
     found = {r["contrast"]: Estimate(*(r[c] for c in ESTIMATE_COLUMNS)) for r in claimed if r["step"] == last}
     if missing := [c for c in ("difference", "control") if c not in found]:
-        return f"none: there is no {missing[0]} of {CLAIM['arm']} {CLAIM['split'].replace('_', ' ')}"
+        return f"none: there is no {missing[0]} of {CLAIM['condition']} {CLAIM['split'].replace('_', ' ')}"
     return verdict(found["difference"], found["control"])
 
 
@@ -108,7 +110,7 @@ def selection(frame: pd.DataFrame, seed: int = 0) -> tuple[list[dict], str]:
     frame = frame[frame["step"] == frame["step"].max()]
     split = split if (frame["split"] == split).any() else frame["split"].iloc[0]
     frame = frame[frame["split"] == split]
-    dose = shares(tuple(frame["arm"].unique()))
+    dose = shares(tuple(frame["condition"].unique()))
     if 0 not in dose.values() or len(dose) < 2:
         return [], "no k is chosen: that needs action_mask_0 and another action mask"
     rows = [

@@ -33,14 +33,14 @@ MINIMUM = -np.inf
 
 
 def trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
-    """(arm, seed, folder) of every training below a folder of arms.
+    """(condition, seed, folder) of every training below a folder of conditions.
 
-    Raises FileNotFoundError where there is none, and ValueError for a folder whose name is no arm's or no seed's.
+    Raises FileNotFoundError where there is none, and ValueError for a folder whose name is no condition's or no seed's.
     """
     found = sorted(folder.glob("*/seed-*/"))
     if not found:
         raise FileNotFoundError(
-            f"There are no arms in {folder}: a training's checkpoints are in {folder}/ARM/seed-S/checkpoint-N."
+            f"There are no conditions in {folder}: a training's checkpoints are in {folder}/ARM/seed-S/checkpoint-N."
         )
     for path in found:
         number = path.name.removeprefix("seed-")
@@ -55,7 +55,7 @@ def measure(config: Config) -> None:
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Study)} | dict(
         base=config.start if config.lora else config.base
     )
-    folders = {(arm, seed): folder for arm, seed, folder in trainings(config.folder)}
+    folders = {(condition, seed): folder for condition, seed, folder in trainings(config.folder)}
     mine = (
         set(config.mine(list(folders) if config.own else config.jobs)) if config.part[1] > 1 else set(folders)
     )
@@ -68,23 +68,23 @@ def measure(config: Config) -> None:
     if not config.checkpoints and len(set(last.values())) > 1:
         (a, s), (b, t) = min(last, key=last.get), max(last, key=last.get)
         raise ValueError(
-            f"Arms are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed {t} at {last[b, t]}: "
+            f"Conditions are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed {t} at {last[b, t]}: "
             "name a step with --checkpoints."
         )
     read: dict[str, str] = {}  # what the first training read
     along = set.intersection(*(set(study.steps) for study in studies.values()))
-    for arm, seed in tqdm(list(studies), desc="measure"):
-        study = studies.pop((arm, seed))  # and its model with it
+    for condition, seed in tqdm(list(studies), desc="measure"):
+        study = studies.pop((condition, seed))  # and its model with it
         chosen = config.checkpoints or study.steps[-1:]
         for split in study.parts:
             if read.setdefault(split, digest := study.digest(study.prompts(split))) != digest:
                 raise ValueError(
-                    f"{arm} of seed {seed} reads other prompts than the first training ({split}), so the two are not compared: give all "
-                    "arms one tokenizer, style and system prompt."
+                    f"{condition} of seed {seed} reads other prompts than the first training ({split}), so the two are not compared: give all "
+                    "conditions one tokenizer, style and system prompt."
                 )
         for step in sorted({*chosen, *(along if "reliance" in config.instruments else ())}):
-            key = dict(arm=arm, seed=seed, step=step)
-            weights[f"{arm} {seed} {step}"] = study.checkpoint_series.weights_hash(step)
+            key = dict(condition=condition, seed=seed, step=step)
+            weights[f"{condition} {seed} {step}"] = study.checkpoint_series.weights_hash(step)
             for split in study.parts if step in chosen else ():
                 rows["decisions"] += [dict(key, split=split, **row) for row in answers(study, step, split)]
                 rows["games"] += [dict(key, split=split, **row) for row in games(config, study, step, split)]
@@ -93,7 +93,7 @@ def measure(config: Config) -> None:
             ]:
                 read_off, reason = INSTRUMENTS[name](config, study, step)
                 rows["instruments"] += [dict(key, **row) for row in read_off]
-                skipped |= {f"{arm} {seed} {step} {name}": reason} if reason else {}
+                skipped |= {f"{condition} {seed} {step} {name}": reason} if reason else {}
     if config.part[1] > 1:
         return  # the other parts are not known here
     made = dict(made_by("masking", config, started), seed=config.seed, weights=weights, skipped=skipped)
@@ -103,14 +103,16 @@ def measure(config: Config) -> None:
 
 
 def answers(study: Study, step: int, split: str) -> list[dict]:
-    """Whether each decision is answered rightly (`Environment.right`), and at all, with and without a trace."""
+    """Whether each decision is answered rightly (`Environment.is_correct`), and at all, with and without a trace."""
     said = {mode: study.decoded(step, split, mode) for mode in ("cot", "prompt")}
     return [
         dict(
             game=p.decision.episode,
             item=i,
             **{
-                f"acc_{m}": int(bool(said[m][i].action) and study.env.right(p.decision, said[m][i].action))
+                f"acc_{m}": int(
+                    bool(said[m][i].action) and study.env.is_correct(p.decision, said[m][i].action)
+                )
                 for m in said
             },
             **{f"parse_{m}": int(said[m][i].action is not None) for m in said},
@@ -212,8 +214,8 @@ def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
 
 
 def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """The share of the action's difference that patching gives back: `patch_prompt`, all of the prompt at its embeddings, read behind the
-    trace; `patch_boundary`, the mean over layers at the boundary alone, read right behind it."""
+    """The share of the action's difference that patching gives back: `patch_prompt`, all of the prompt at its embeddings, read after the
+    trace; `patch_boundary`, the mean over layers at the boundary alone, read right after it."""
     from interp.measures.patching import patch_modes
 
     rows, reason = [], ""
@@ -266,7 +268,7 @@ def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]
                 own,
                 ("other_state",),
                 parser=study.parse,
-                listed=study.env.listed,
+                closed_actions=study.env.closed_actions,
                 seed=study.seed,
                 max_new_tokens=study.action_tokens,
                 trace_tokens=study.trace_tokens,
@@ -278,7 +280,10 @@ def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]
             return {name: [of.get(i) for i in range(len(prompts))] for name, of in read.items()}
 
         inputs = dict(
-            study.inputs(step, split), n=config.conflicts, limits=study.limits, listed=study.env.listed
+            study.inputs(step, split),
+            n=config.conflicts,
+            limits=study.limits,
+            closed_actions=study.env.closed_actions,
         )
         for name, values in study.stage(f"masking/{step}-{split}-conflict", inputs, compute).items():
             rows += _rows(name, split, [p.decision.episode for p in prompts], values)

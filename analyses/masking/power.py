@@ -1,8 +1,8 @@
 """What the masking study's intervals find: planted effects, and planted nulls, in simulated outcomes of crossed seeds and games; no model.
 
 A game is won with a probability whose log-odds are the sum of the game's own (SD `game_sd`), what a seed's order of the data does to
-all arms (`order_sd`), what each training is worth by itself (`training_sd`), what an arm does to a game (`arm_sd`), and the arm's
-effect, which grows up to k = 0.3 and stays. Worlds: `null`, no arm does anything; `action`, the action mask helps; `any_mask`, the
+all conditions (`order_sd`), what each training is worth by itself (`training_sd`), what a condition does to a game (`condition_sd`), and the condition's
+effect, which grows up to k = 0.3 and stays. Worlds: `null`, no condition does anything; `action`, the action mask helps; `any_mask`, the
 random mask helps as much. An effect is given as the difference in success that it makes.
 """
 
@@ -28,7 +28,7 @@ from interp.stats.intervals import wilson
 from interp.system import limits
 from interp.system.limits import Count, Draws, Folder, Limits, Seed
 
-#: Arms of the study: their shares k; the last is the random mask.
+#: Conditions of the study: their shares k; the last is the random mask.
 SHARES = {
     "action_mask_0": 0.0,
     "action_mask_0.1": 0.1,
@@ -36,7 +36,7 @@ SHARES = {
     "action_mask_0.5": 0.5,
     "action_mask_0.7": 0.7,
 }
-ARMS = (*SHARES, "random_mask_0.3")
+CONDITIONS = (*SHARES, "random_mask_0.3")
 BEST = 0.3
 WORLDS = ("null", "action", "any_mask")
 
@@ -50,21 +50,21 @@ class Config:
     studies: Count = 1000
     """Simulated studies of each kind."""
     seeds: Annotated[tuple[int, ...], Limits(1, 1000)] = (3, 5)
-    """Trainings of an arm."""
+    """Trainings of a condition."""
     games: Annotated[tuple[int, ...], Limits(1, 100_000)] = (60, 100)
     """Games of a split."""
     effects: Annotated[tuple[float, ...], Limits(-0.99, 0.99)] = (0.1, 0.2)
     """Differences in success that are planted."""
     training_sd: Annotated[tuple[float, ...], Limits(0, 10)] = (0.1, 0.3)
-    """SD between trainings of an arm, in log-odds: 0.1 is .02 in success, 0.3 is .05."""
+    """SD between trainings of a condition, in log-odds: 0.1 is .02 in success, 0.3 is .05."""
     rate: Annotated[float, Limits(0.01, 0.99)] = 0.3
     """Success without a mask."""
     game_sd: Annotated[float, Limits(0, 10)] = 1.5
     """SD between games, in log-odds."""
-    arm_sd: Annotated[float, Limits(0, 10)] = 0.5
-    """SD of what an arm does to a game beside its effect, in log-odds."""
+    condition_sd: Annotated[float, Limits(0, 10)] = 0.5
+    """SD of what a condition does to a game beside its effect, in log-odds."""
     order_sd: Annotated[float, Limits(0, 10)] = 0.2
-    """SD of what a seed does to all arms, in log-odds."""
+    """SD of what a seed does to all conditions, in log-odds."""
     draws: Draws = 1000
     """Bootstrap resamples."""
     seed: Seed = 0
@@ -89,20 +89,20 @@ def log_odds(rate: float, sd: float) -> float:
 def outcomes(
     config: Config, world: str, effect: float, seeds: int, games: int, training_sd: float
 ) -> np.ndarray:
-    """Wins, 0 or 1, [study, arm, seed, game]; for equal sizes all worlds are drawn from the same numbers."""
+    """Wins, 0 or 1, [study, condition, seed, game]; for equal sizes all worlds are drawn from the same numbers."""
     rng = np.random.default_rng([config.seed, seeds, games, round(1000 * training_sd)])
-    sd = np.sqrt(config.game_sd**2 + config.arm_sd**2 + config.order_sd**2 + training_sd**2)
+    sd = np.sqrt(config.game_sd**2 + config.condition_sd**2 + config.order_sd**2 + training_sd**2)
     planted = log_odds(config.rate + effect, sd) - log_odds(config.rate, sd)
     helped = [
-        (min(SHARES[arm] / BEST, 1) if arm in SHARES else world == "any_mask") * (world != "null")
-        for arm in ARMS
+        (min(SHARES[condition] / BEST, 1) if condition in SHARES else world == "any_mask") * (world != "null")
+        for condition in CONDITIONS
     ]
-    n = config.studies, len(ARMS), seeds, games
+    n = config.studies, len(CONDITIONS), seeds, games
     parts = (
         (config.game_sd, (n[0], 1, 1, games)),
         (config.order_sd, (n[0], 1, seeds, 1)),
         (training_sd, (*n[:3], 1)),
-        (config.arm_sd, (*n[:2], 1, games)),
+        (config.condition_sd, (*n[:2], 1, games)),
     )
     odds = log_odds(config.rate, sd) + planted * np.array(helped).reshape(1, -1, 1, 1)
     for scale, shape in parts:
@@ -111,8 +111,8 @@ def outcomes(
 
 
 def intervals(values: np.ndarray, weights: dict[str, float], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of each study's interval of a contrast of its arms, in lots that fit a small memory."""
-    summed = np.tensordot(values, [weights.get(arm, 0.0) for arm in ARMS], (1, 0))
+    """Ends of each study's interval of a contrast of its conditions, in lots that fit a small memory."""
+    summed = np.tensordot(values, [weights.get(condition, 0.0) for condition in CONDITIONS], (1, 0))
     ends = [crossed(summed[i : i + 20], config.draws, config.seed) for i in range(0, len(summed), 20)]
     return tuple(np.concatenate(side) for side in zip(*ends))
 
@@ -127,7 +127,7 @@ def power(config: Config) -> pd.DataFrame:
     """
     rows, (zero, best) = [], ("action_mask_0", "action_mask_0.3")
     contrasts = dict(
-        difference={best: 1, zero: -1}, control={best: 1, ARMS[-1]: -1}, slope=slope_weights(SHARES)
+        difference={best: 1, zero: -1}, control={best: 1, CONDITIONS[-1]: -1}, slope=slope_weights(SHARES)
     )
     planted = [("null", 0.0), *product(WORLDS[1:], config.effects)]
     for (world, effect), seeds, games, training_sd in tqdm(

@@ -1,7 +1,7 @@
-"""Does leaving action tokens unsupervised help, and where does the gain land? Arms of training, compared over games and seeds (docs/methods.md 8).
+"""Does leaving action tokens unsupervised help, and where does the gain land? Conditions of training, compared over games and seeds (docs/methods.md 8).
 
-Arms are folders `ARMS/<arm>/seed-<s>/checkpoint-N`, with names as in `interp.training.supervision`: trained here from a corpus and a base
-checkpoint, or one's own (`--series ARMS`). Every arm's training of one seed reads the same batches in the same order, and masks
+Conditions are folders `CONDITIONS/<condition>/seed-<s>/checkpoint-N`, with names as in `interp.training.supervision`: trained here from a corpus and a base
+checkpoint, or one's own (`--series CONDITIONS`). Every condition's training of one seed reads the same batches in the same order, and masks
 nest: what k = .1 leaves unsupervised k = .3 leaves too.
 
 What is predicted, written before the study was run. The claim (reported, never verified): with the actions of k = .3 of the
@@ -43,7 +43,7 @@ from interp.system.limits import Count, Folder, Known, Limits, Several, StepLimi
 from interp.training.recipes import Recipe, Tuning
 from interp.training.supervision import Supervision
 
-ARMS = (
+CONDITIONS = (
     "action_mask_0",
     "action_mask_0.1",
     "action_mask_0.3",
@@ -56,22 +56,22 @@ ARMS = (
 
 @dataclass
 class Config(Study):
-    """The defaults train the small agent's arms from the shipped base, measure and compare them; each part goes on from where it was."""
+    """The defaults train the small agent's conditions from the shipped base, measure and compare them; each part goes on from where it was."""
 
     run: Annotated[Path, Folder()] = Path("runs/masking")
-    """Folder for everything the run writes; arms trained here are in its `arms`."""
+    """Folder for everything the run writes; conditions trained here are in its `conditions`."""
     stages: tuple[Literal["train", "measure", "compare"], ...] = ("train", "measure", "compare")
-    """What is done. With arms of one's own (`--series`) nothing is trained."""
-    arms: Annotated[tuple[str, ...], Known(Supervision.named)] = ARMS
-    """Arms that are trained."""
+    """What is done. With conditions of one's own (`--series`) nothing is trained."""
+    conditions: Annotated[tuple[str, ...], Known(Supervision.named)] = CONDITIONS
+    """Conditions that are trained."""
     seeds: Annotated[int, Limits(1, 1000)] = 3
-    """Trainings of each arm."""
+    """Trainings of each condition."""
     more: Annotated[tuple[str, ...], Known(Supervision.named), Several(none=True)] = (
         "action_mask_0",
         "action_mask_0.3",
         "random_mask_0.3",
     )
-    """Arms that the claim rests on."""
+    """Conditions that the claim rests on."""
     more_seeds: Annotated[int, Limits(1, 1000)] = 5
     """Trainings of those."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -101,7 +101,7 @@ class Config(Study):
     """Processes that the games are played in."""
 
     def check(self) -> None:
-        """Raise the sentence of what cannot be trained or measured: arms are no series, so only the fields are looked at."""
+        """Raise the sentence of what cannot be trained or measured: conditions are no series, so only the fields are looked at."""
         limits.check(self)
         self.format_options()
         self.mine(self.jobs)
@@ -112,23 +112,26 @@ class Config(Study):
 
     @property
     def own(self) -> bool:
-        """Whether the arms were trained elsewhere."""
+        """Whether the conditions were trained elsewhere."""
         return self.series != SERIES
 
     @property
     def folder(self) -> Path:
-        """The folder of the arms."""
-        return self.series if self.own else self.run / "arms"
+        """The folder of the conditions."""
+        return self.series if self.own else self.run / "conditions"
 
     @property
     def jobs(self) -> list[tuple[str, int]]:
-        """(arm, seed) that are trained, every arm's first seed before any second."""
-        seeds = {arm: self.more_seeds if arm in self.more else self.seeds for arm in self.arms}
+        """(condition, seed) that are trained, every condition's first seed before any second."""
+        seeds = {
+            condition: self.more_seeds if condition in self.more else self.seeds
+            for condition in self.conditions
+        }
         return [
-            (arm, seed)
+            (condition, seed)
             for seed in range(max(seeds.values(), default=0))
-            for arm in self.arms
-            if seed < seeds[arm]
+            for condition in self.conditions
+            if seed < seeds[condition]
         ]
 
     def mine(self, every: Sequence) -> list:
@@ -142,7 +145,7 @@ class Config(Study):
 
     @cached_property
     def start(self) -> Path:
-        """The base checkpoint that arms are trained from."""
+        """The base checkpoint that conditions are trained from."""
         from interp.checkpoints.series import CheckpointSeries
 
         return Path(self.base or CheckpointSeries.discover(SERIES).path(0))
@@ -150,7 +153,7 @@ class Config(Study):
 
 def train(config: Config) -> None:
     """Train what is not trained yet, one folder after the other; a training that was interrupted goes on from its last checkpoint."""
-    from interp.training.trainer import train_arm
+    from interp.training.trainer import train_condition
 
     named = config._named or config.env
     items = named.recorded(config._file).get("train")
@@ -159,15 +162,15 @@ def train(config: Config) -> None:
             f"{config._file or f'The environment {named.name!r}'} has no episodes of the split 'train' to train on."
         )
     made = dict(corpus=hash_files([config._file]) if config._file else named.name)
-    for arm, seed in (bar := tqdm(config.mine(config.jobs), desc="train")):
-        bar.set_postfix_str(f"{arm}, seed {seed}")
+    for condition, seed in (bar := tqdm(config.mine(config.jobs), desc="train")):
+        bar.set_postfix_str(f"{condition}, seed {seed}")
         recipe = config.tuning if config.lora else config.recipe
-        train_arm(
+        train_condition(
             config.start,
             items,
-            Supervision.named(arm),
+            Supervision.named(condition),
             recipe,
-            config.folder / arm / f"seed-{seed}",
+            config.folder / condition / f"seed-{seed}",
             seed=seed,
             style=config.style,
             system=config.system,

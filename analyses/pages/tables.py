@@ -12,7 +12,7 @@ import re
 import pandas as pd
 
 from interp.plots.calibration import AGENTS, INSTRUMENTS, allowed, grown, verdicts
-from interp.results.arm_rows import paper_table
+from interp.results.condition_rows import paper_table
 from interp.results.tables import read_table
 from interp.system.paths import ROOT
 
@@ -156,7 +156,7 @@ def splits() -> str:
 
 def masking() -> str:
     """What each training condition of the masking study reads."""
-    table = paper_table(read_table(STUDY, "masking")[0].fillna({"arm": ""}))
+    table = paper_table(read_table(STUDY, "masking")[0].fillna({"condition": ""}))
     table.columns = [", ".join(part for part in column if part) for column in table.columns]
     return markdown(table.rename_axis("condition").reset_index())
 

@@ -167,7 +167,7 @@ def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
     same, started = 0, time.time()
     for i in tqdm(chosen, desc="generate"):
         for mode, limit in (("prompt", LIMITS["prompt"]), ("cot", LIMITS["cot"])):
-            ids = torch.tensor([[*prompts[i].ids, *fmt.opening(mode)]], device=model.device)
+            ids = torch.tensor([[*prompts[i].ids, *fmt.mode_prefix(mode)]], device=model.device)
             out = model.hf.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),

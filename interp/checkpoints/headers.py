@@ -75,7 +75,7 @@ def gguf_header(path: Path) -> tuple[dict, Header]:
             length = take("Q")
             at += length
             if at > len(data):
-                raise ValueError("a text ends behind the file")
+                raise ValueError("a text ends after the file")
             return bytes(data[at - length : at]).decode(errors="replace")
 
         def value(kind: int):

@@ -34,7 +34,7 @@ class Activations:
     """Captured activations: `values` Float[Tensor, "decision site layer width"] in float32, and what they are of.
 
     `paths` says how each decision was read: `trajectory` (with others that it extends or that extend it, in one row),
-    `shared prefix` (packed behind what its episode's prompts begin with), or `plain` (by itself).
+    `shared prefix` (packed after what its episode's prompts begin with), or `plain` (by itself).
     """
 
     values: torch.Tensor
@@ -109,14 +109,14 @@ def _read(
     where = sent(torch.tensor([row, token]), model.device)
 
     def keep(number):
-        def tap(tensor):
+        def hook(tensor):
             at = where.to(tensor.device)  # where layers lie on several
             held[:, number] = tensor[at[0], at[1]]
 
-        return tap
+        return hook
 
     edits = {key: keep(number) for number, key in enumerate(wanted)}
-    with only(model.blocks, 0, max(layer for _, layer in wanted), model.outputs), model.taps(edits):
+    with only(model.blocks, 0, max(layer for _, layer in wanted), model.outputs), model.hooks(edits):
         model.inner(**model.uncached, **inputs)
     return held
 

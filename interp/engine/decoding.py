@@ -20,7 +20,7 @@ from interp.prompts.format import Mode, Prompt, PromptFormat, same_format
 
 
 @dataclass(frozen=True)
-class Said:
+class Completion:
     """One decoding: generated `ids`, `trace` (None without one), and `action` (None where it did not parse)."""
 
     ids: tuple[int, ...]
@@ -58,14 +58,14 @@ def decode_modes(
     engine=None,
     temperature: float = 0.0,
     seed: int = 0,
-) -> dict[str, list[Said]]:
+) -> dict[str, list[Completion]]:
     """Decode in several modes, each prompt read once; as `decode`, for each mode.
 
     memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one. engine: an
     `interp.engine.vllm_backend.Engine` over the same checkpoint, which generates instead.
     """
     fmt = format_of(model, prompts)
-    openings = {mode: fmt.opening(mode) for mode in modes}
+    openings = {mode: fmt.mode_prefix(mode) for mode in modes}
     given = max_new_tokens if isinstance(max_new_tokens, Mapping) else dict.fromkeys(modes, max_new_tokens)
     limits = {mode: LIMITS[mode] if given[mode] is None else given[mode] for mode in modes}
     if any(limit < 1 for limit in limits.values()):
@@ -80,7 +80,9 @@ def decode_modes(
             [p.ids for p in prompts], openings, limits, fmt.style.close_action.strip(), ends
         )
         return {
-            mode: [said(fmt, _up_to_end(ids, fmt.ended(mode)), mode, parser) for ids in found[mode]]
+            mode: [
+                parse_completion(fmt, _up_to_end(ids, fmt.ended(mode)), mode, parser) for ids in found[mode]
+            ]
             for mode in modes
         }
     variants = {mode: [ids] * len(prompts) for mode, ids in openings.items()}
@@ -96,7 +98,7 @@ def decode_modes(
         temperature=temperature,
         seed=seed,
     )
-    return {mode: [said(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
+    return {mode: [parse_completion(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
 
 
 def _up_to_end(ids: Sequence[int], ended: Callable[[Sequence[int]], bool]) -> Sequence[int]:
@@ -115,7 +117,7 @@ def decode(
     memory: Memory | None = None,
     temperature: float = 0.0,
     seed: int = 0,
-) -> list[Said]:
+) -> list[Completion]:
     """Decode in one mode, greedily unless a `temperature` is given; `parser` turns the text between the action tags into an action, or None.
 
     `max_new_tokens` (one number, or one for each mode) is `LIMITS[mode]` unless given; `seed`: of what is drawn. Raises
@@ -144,8 +146,8 @@ def draw(
     temperature: float = 1.0,
     max_new_tokens: int | Mapping[str, int] | None = None,
     progress: bool = False,
-) -> list[Said]:
-    """As `decode` in mode `cot` with each trace drawn at `temperature`, and its action the likeliest one behind it.
+) -> list[Completion]:
+    """As `decode` in mode `cot` with each trace drawn at `temperature`, and its action the likeliest one after it.
 
     For agents whose likeliest trace is no sample of what they do. Where a trace opens no action, what was drawn is returned.
     """
@@ -160,26 +162,28 @@ def draw(
         temperature=temperature,
         seed=seed,
     )
-    leads = [fmt.lead_ids(s.ids) for s in drawn]
+    leads = [fmt.decoded_prefix(s.ids) for s in drawn]
     limit = max_new_tokens["prompt"] if isinstance(max_new_tokens, Mapping) else LIMITS["prompt"]
     out = continue_each(
         model,
         [p.ids for p in prompts],
-        {"cot": [lead and fmt.tail(lead) for lead in leads]},
+        {"cot": [lead and fmt.action_prefix(lead) for lead in leads]},
         fmt.ended("prompt"),
         limit,
         progress=progress,
     )
     return [
-        said(fmt, [*lead, *c.ids], "cot", parser) if lead else s
+        parse_completion(fmt, [*lead, *c.ids], "cot", parser) if lead else s
         for s, lead, c in zip(drawn, leads, out["cot"])
     ]
 
 
-def said(fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str) -> Said:
+def parse_completion(
+    fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str
+) -> Completion:
     """Parse what was generated after a mode's opening."""
     trace, action = fmt.parse(fmt.text(ids), mode)
-    return Said(tuple(ids), trace, parser(action) if action else None)
+    return Completion(tuple(ids), trace, parser(action) if action else None)
 
 
 @measured
@@ -188,15 +192,15 @@ def choose(
 ) -> torch.Tensor:
     """Forced choice at one decision: log-probability of every candidate action [trace, candidate, (summed, per token)], in nats.
 
-    For a trace of None the action tag stands right at the boundary; for a text behind that trace; for ids, behind those as
-    they were decoded up to the opened action (`PromptFormat.lead_ids`). The closing tag counts, so that a candidate is not preferred for being another's beginning. The prompt is read once.
+    For a trace of None the action tag stands right at the boundary; for a text after that trace; for ids, after those as
+    they were decoded up to the opened action (`PromptFormat.decoded_prefix`). The closing tag counts, so that a candidate is not preferred for being another's beginning. The prompt is read once.
     Raises ValueError where there are no candidates.
     """
-    return _choose(model, prompt, candidates, [prompt.format.tail(trace) for trace in traces])
+    return _choose(model, prompt, candidates, [prompt.format.action_prefix(trace) for trace in traces])
 
 
 def _choose(model, prompt: Prompt, candidates: Sequence[str], leads: Sequence[Sequence[int]]) -> torch.Tensor:
-    """As `choose`, behind ids from the boundary up to the opened action tag."""
+    """As `choose`, after ids from the boundary up to the opened action tag."""
     if not candidates:
         raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
     found, cache = [], None
@@ -235,7 +239,7 @@ def packs_of(lengths: Sequence[int]) -> list[slice]:
 def preferences(
     model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, "trace candidate"]:
-    """The distribution over candidate actions behind each trace: the forced choice by summed log-probability, normalised.
+    """The distribution over candidate actions after each trace: the forced choice by summed log-probability, normalised.
 
     traces: ids from the boundary up to the opened action tag, a mode's opening with them. Raises ValueError where there are no candidates.
     """

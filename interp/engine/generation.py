@@ -1,7 +1,7 @@
 """Continuations of many prompts, greedy or sampled, each prompt read once for all the ways in which it is continued.
 
 Prompts that share little are rows of a batch, read without a mask; of those that extend one another the
-longest alone is read. Where more of them is shared (the history of one episode), they are a tree, read behind
+longest alone is read. Where more of them is shared (the history of one episode), they are a tree, read after
 their common beginning in packs. Their keys and values are kept, and every variant (a mode's opening, a
 spliced trace) goes on from them, many prompts in one batch. The plain twin is Hugging Face's `generate`,
 prompt by prompt (tested).
@@ -223,7 +223,7 @@ def _continue(
                 if stops[i](out[i]) or len(out[i]) == most[i]:
                     over.add(i)
 
-    with model.taps(edits(owner, out, True)) if edits else nullcontext():
+    with model.hooks(edits(owner, out, True)) if edits else nullcontext():
         hidden = rows.forward(ids)
     logp = _suffix_logp(model, hidden, ids, lengths)
     last = sent(torch.tensor(lengths) - 1, model.device)
@@ -239,7 +239,7 @@ def _continue(
             kept = sent(torch.tensor(alive), model.device)
             rows.keep(kept)
             token, owner = token[kept], [owner[r] for r in alive]
-        with model.taps(edits(owner, out, False)) if edits else nullcontext():
+        with model.hooks(edits(owner, out, False)) if edits else nullcontext():
             hidden = rows.forward(token[:, None])
         token = pick(model.logits(hidden[:, 0]), owner, step)
     return [Continuation(tuple(o), p) for o, p in zip(out, logp().tolist())]
@@ -323,7 +323,7 @@ def _read_plain(model, rows, trunks: Sequence[int], home: Sequence[int], slots: 
 
 
 def _read_tree(model, rows, slots: int) -> Layers:
-    """Keys and values of a tree of rows, each beginning read once, in packs behind what all have in common."""
+    """Keys and values of a tree of rows, each beginning read once, in packs after what all have in common."""
     first, last = min(rows, key=tuple), max(rows, key=tuple)
     start = min(shared(first, last), len(first) - 1)
     prefix = layers_of(model.read(first[:start])) or model.empty()
@@ -416,7 +416,7 @@ def continue_each(
 ) -> dict[str, list]:
     """Continue every prompt in every variant until `stop(ids generated so far)` or `max_new_tokens`.
 
-    variants: name -> one suffix of ids for each prompt (None: not this one), read behind the prompt before generating.
+    variants: name -> one suffix of ids for each prompt (None: not this one), read after the prompt before generating.
     memory, names: keys and values kept from earlier calls under each prompt's name, brought up to date in place; a prompt
     that extends the one kept (checked on ids) is read only from where it differs. temperature: 0 is greedy; above, tokens are
     drawn, and `seed` and the same prompts give the same ones, whatever batches they are in. batch_tokens:

@@ -1,6 +1,6 @@
 """Many continuations of one prefix in a single forward pass, exactly.
 
-The prefix is read once and its keys and values kept. The continuations lie side by side behind it as a tree: what
+The prefix is read once and its keys and values kept. The continuations lie side by side after it as a tree: what
 several of them begin with is there once, every token sees the prefix and its own ancestors, position ids repeat.
 Logits are computed only where a token is scored. The slow twin reads each continuation by itself (`plain_score`).
 """
@@ -114,7 +114,7 @@ def read_asked(model, hidden: torch.Tensor, tree: Tree) -> torch.Tensor:
 
 
 def divergence(model, hidden: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """KL(base || next-token distribution) behind final hidden states [copy, node, d_model], [copy, node] in nats, on the CPU.
+    """KL(base || next-token distribution) after final hidden states [copy, node, d_model], [copy, node] in nats, on the CPU.
 
     base: log-probabilities [node, token]. The copies' vocabulary is unembedded in tiles, as in `HookedModel.log_probability`.
     """

@@ -118,7 +118,7 @@ class Store:
         self._sound[path.name, digest] = True
 
     def _enter(self, line: bytes) -> None:
-        """Add a line to the manifest, synced, behind the last whole one: the rest of one that was cut short is taken off."""
+        """Add a line to the manifest, synced, after the last whole one: the rest of one that was cut short is taken off."""
         with open(
             self.manifest, "ab+", buffering=0
         ) as stream:  # a buffer would be written once more as it is closed

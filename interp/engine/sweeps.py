@@ -1,7 +1,7 @@
 """One prompt and its continuations, run once; then any number of patched cells of it, each exact.
 
 Nothing before a patched position, and nothing below a patched layer, changes. So a cell is only the tokens from its
-position on, from its layer on: cells lie side by side behind the unpatched keys and values, join the pass at their own
+position on, from its layer on: cells lie side by side after the unpatched keys and values, join the pass at their own
 layer with the unpatched states, and are read off together. `Plain` is the slow twin, one forward pass for each cell and
 continuation, and serves the models for which packing is not exact.
 """
@@ -42,7 +42,7 @@ class Cell:
 
 
 class Packed:
-    """A prompt with continuations behind it: the unpatched run, kept, and cells of it in packed passes.
+    """A prompt with continuations after it: the unpatched run, kept, and cells of it in packed passes.
 
     ids: the prompt; `continuations` follow it, the last `scored[i]` tokens of each scored; sites: read at `positions` of every
     layer into `values[site, layer]` [position, width]; prefix: keys and values of the prompt's first tokens, if known.
@@ -80,7 +80,7 @@ class Packed:
         self.visible[:chain, :chain] = torch.ones(chain, chain, dtype=torch.bool).tril()
         self.visible[chain:, :chain] = True
         self.visible[chain:, chain:] = self.tree.visible
-        # The prompt and its first continuation are one sequence and need no mask; the other branches are packed behind them.
+        # The prompt and its first continuation are one sequence and need no mask; the other branches are packed after them.
         line = chain + next(
             (node for node, parent in enumerate(self.tree.parents) if parent != node - 1), len(self.tree)
         )
@@ -103,7 +103,7 @@ class Packed:
             return read
 
         kept = torch.tensor(self.positions, dtype=torch.long, device=model.device) - known
-        with model.taps({key: keep(key, kept, slice(self.first - known, None)) for key in wanted}):
+        with model.hooks({key: keep(key, kept, slice(self.first - known, None)) for key in wanted}):
             sequence = torch.tensor(
                 [[*ids[known : self.first], *self.tokens[:line].tolist()]], device=model.device
             )
@@ -118,7 +118,7 @@ class Packed:
             behind = torch.cat(
                 [torch.ones(len(index), self.first, dtype=torch.bool), self.visible[line:, :line]], 1
             )
-            with model.taps({key: keep(key, slice(0), slice(None)) for key in wanted}):
+            with model.hooks({key: keep(key, slice(0), slice(None)) for key in wanted}):
                 hidden.append(self._forward(layers, index, behind, self.visible[line:, line:])[0][0])
         self.values = {key: torch.cat(parts) for key, parts in values.items()}
         self.states = [torch.cat(parts) for parts in states]
@@ -158,7 +158,7 @@ class Packed:
     def patched(self, cells: Sequence[Cell], progress: bool = False) -> torch.Tensor:
         """Log-probabilities of every continuation with each cell's activation replaced, [cell, continuation] in nats.
 
-        Behind them, for each of `compared`, KL(unpatched || patched) of the next token.
+        After them, for each of `compared`, KL(unpatched || patched) of the next token.
         """
         found, slots = torch.empty(len(cells), self.tree.width + len(self.compared)), self._slots()
         order = sorted(
@@ -210,7 +210,7 @@ class Packed:
             len(index),
             self.model.outputs,
         ):
-            with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
+            with self.model.hooks({key: _replace(parts) for key, parts in edits.items()}):
                 hidden, _ = self._forward(
                     self.layers,
                     index,
@@ -230,7 +230,7 @@ class Packed:
         index = torch.cat(
             [torch.arange(offset, size) for offset in offsets.tolist()]
         )  # of each slot, in the unpatched run
-        # Behind a patched token the first change is in its keys and values: of its own layer for resid_pre, else of the next.
+        # After a patched token the first change is in its keys and values: of its own layer for resid_pre, else of the next.
         late = torch.tensor([cell.site != "resid_pre" and len(cell.positions) == 1 for cell in cells])
         join = torch.tensor([cell.layer for cell in cells])[owner] + (late[owner] & (index > offsets[owner]))
         order = join.argsort(stable=True)[: int((join < depth).sum())]
@@ -254,7 +254,7 @@ class Packed:
             len(order),
             self.model.outputs,
         ):
-            with self.model.taps({key: _replace(parts) for key, parts in edits.items()}):
+            with self.model.hooks({key: _replace(parts) for key, parts in edits.items()}):
                 packed, _ = self._forward(self.layers, index[order], behind, within)
         hidden = self.final[index.to(device)]  # what no block had to touch is as in the unpatched run
         hidden[order.to(device)] = packed[0]
@@ -281,7 +281,7 @@ def _replace(parts):
 
 
 def _edits(cell: Cell | None, continuation: int) -> dict:
-    """The one tap of a cell in the pass over a continuation, whose own values it takes where there are some for each."""
+    """The one hook of a cell in the pass over a continuation, whose own values it takes where there are some for each."""
     if cell is None:
         return {}
     values = cell.values[continuation] if cell.values.ndim == 3 else cell.values
@@ -309,7 +309,7 @@ class Plain:
 
         with (
             torch.inference_mode(),
-            model.taps({(s, layer): keep((s, layer)) for s in sites for layer in range(model.n_layers)}),
+            model.hooks({(s, layer): keep((s, layer)) for s in sites for layer in range(model.n_layers)}),
         ):
             model.whole(torch.tensor([self.ids], device=model.device))
         if sites and model.stands_alone(len(self.ids) + max(map(len, continuations))):
@@ -326,7 +326,7 @@ class Plain:
             return lambda tensor: found[key].append(tensor[0, positions].clone())
 
         for tail in self.continuations:
-            with self.model.taps(
+            with self.model.hooks(
                 {(s, layer): keep((s, layer)) for s in sites for layer in range(self.model.n_layers)}
             ):
                 self.model.whole(torch.tensor([[*self.ids, *tail]], device=self.model.device))
@@ -337,7 +337,7 @@ class Plain:
         found, heads = torch.empty(len(self.continuations)), {}
         for number, (tail, n) in enumerate(zip(self.continuations, self.scored)):
             ids = torch.tensor([[*self.ids, *tail]], device=self.model.device)
-            with self.model.taps(_edits(cell, number)):
+            with self.model.hooks(_edits(cell, number)):
                 hidden = self.model.whole(ids)[0]
             found[number] = read_last(self.model, hidden, ids[0], n)
             if number in self.compared:

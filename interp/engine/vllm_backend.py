@@ -59,7 +59,7 @@ class Engine:
         closing: str,
         ends: Mapping[str, Sequence[int]],
     ) -> dict[str, list[tuple[int, ...]]]:
-        """Continue every prompt behind every mode's opening, greedily: mode -> generated ids of each prompt.
+        """Continue every prompt after every mode's opening, greedily: mode -> generated ids of each prompt.
 
         closing: text that ends a decoding (kept; none where it is empty). ends: tokens that end it too, for each mode.
         """

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from interp.system.renamed import renamed_fields
 from interp.system.sentences import one_line
 from interp.system.user_code import guarded, hash_sources, import_named
 from interp.tasks import actions
@@ -59,20 +60,21 @@ def as_recorded(decision: Decision, action: str) -> bool:
     return action == decision.reference
 
 
-def no_partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+def no_swaps(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
     """No names whose exchange would change the action: nothing is paired."""
     return []
 
 
+@renamed_fields(partners="swap_candidates", listed="closed_actions", right="is_correct")
 @dataclass(frozen=True)
 class Environment:
     """What a study needs to know of a task; only a name is needed where the decisions come from a file and any text is an action.
 
     decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None where there is none;
     it gives a recorded action back as it is. classes: the classes of actions that probes predict, each a function of an action.
-    right: whether an action is right at a recorded decision; the recorded one alone where nothing is given. listed: a decision's
+    is_correct: whether an action is right at a recorded decision; the recorded one alone where nothing is given. closed_actions: a decision's
     `admissible` are all the actions there are; where they are a sample of them, or none, candidates are also what was recorded and
-    said (see `candidates`), and a conflicting trace may argue for any action. partners: of a decision, among all those that are
+    said (see `candidates`), and a conflicting trace may argue for any action. swap_candidates: of a decision, among all those that are
     paired, the pairs of names whose exchange changes the action, for counterfactual pairs; nothing is paired where none are given.
     splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words that are the
     task ("": not told apart). live: makes a `Live` game (a class, since worker processes import it). games: the first n games
@@ -88,9 +90,9 @@ class Environment:
     classes: Mapping[str, Callable[[str], str]] = field(
         default_factory=lambda: dict(verb=actions.verb, target=actions.target)
     )
-    right: Callable[[Decision, str], bool] = as_recorded
-    listed: bool = True
-    partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = no_partners
+    is_correct: Callable[[Decision, str], bool] = as_recorded
+    closed_actions: bool = True
+    swap_candidates: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = no_swaps
     splits: Mapping[str, str] = field(default_factory=lambda: dict(SPLITS))
     task: Callable[[str], str] = lambda text: ""
     live: Callable[[], Live] | None = None
@@ -110,12 +112,12 @@ class Environment:
     @property
     def judge(self) -> str:
         """What says whether an action is right, by its name in Python."""
-        return f"{self.right.__module__}.{self.right.__qualname__}"
+        return f"{self.is_correct.__module__}.{self.is_correct.__qualname__}"
 
     def candidates(self, decision: Decision, *said: str | None) -> tuple[str, ...]:
         """What a forced choice at a decision is among: the listed actions; where they are a sample, the recorded one, those of the
         sample, and what was `said` (None: nothing), each once and in this order, and () where that is one alone."""
-        if self.listed:
+        if self.closed_actions:
             return decision.admissible
         found = tuple(
             dict.fromkeys(a for a in (decision.reference, *decision.admissible, *said) if a is not None)
@@ -223,7 +225,7 @@ def _checked(found: Environment, name: str, module: ModuleType) -> Environment:
             kind: guarded(name, f"class {kind!r}", call, (str,)) for kind, call in found.classes.items()
         },
         parse=guarded(name, "parser", found.parse, (str, type(None))),
-        right=guarded(name, "judge", found.right, (bool, np.bool_)),
+        is_correct=guarded(name, "judge", found.is_correct, (bool, np.bool_)),
         task=guarded(name, "task", found.task, (str,)),
-        partners=guarded(name, "partners", found.partners, (list, tuple)),
+        swap_candidates=guarded(name, "swap_candidates", found.swap_candidates, (list, tuple)),
     )

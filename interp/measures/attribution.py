@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from interp.measures.pairs import check_pairs
-from interp.measures.patching import Sweep, columns_of, continuations, effects, places_of, rows_of
+from interp.measures.patching import Sweep, columns_of, continuations, effects, positions_of, rows_of
 from interp.models.hooked import layers_of
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
@@ -28,20 +28,20 @@ from interp.prompts.format import Prompt
 
 
 def _keeping(seen: dict, keys: Sequence[tuple[str, int]]) -> dict:
-    """Taps that put the activation at each key into `seen`; the graph starts before the first block."""
+    """Hooks that put the activation at each key into `seen`; the graph starts before the first block."""
 
     def keep(key):
-        def tap(tensor):
+        def hook(tensor):
             seen[key] = tensor.detach().requires_grad_() if key == ("resid_pre", 0) else tensor
             return seen[key] if key == ("resid_pre", 0) else None
 
-        return tap
+        return hook
 
     return {key: keep(key) for key in dict.fromkeys([("resid_pre", 0), *keys])}
 
 
 def gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: Sequence[str]):
-    """A pass over a prompt and the actions behind it, and one back for each pair of actions.
+    """A pass over a prompt and the actions after it, and one back for each pair of actions.
 
     actions: for each reading, the two continuations of the prompt and how many of their tokens are scored. Returns the differences of
     the two log-probabilities [reading], in nats, and for each reading its terms: the activations at each site and layer, [token, width]
@@ -50,7 +50,7 @@ def gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: Sequen
     cache, seen = model.new_cache(), {}
     keys = [(site, layer) for site in sites for layer in range(model.n_layers)]
     with torch.inference_mode(False), torch.enable_grad():
-        with model.taps(_keeping(seen, keys)):
+        with model.hooks(_keeping(seen, keys)):
             last = model.inner(
                 input_ids=torch.tensor([list(ids)], device=model.device),
                 past_key_values=cache,
@@ -86,7 +86,7 @@ def whole_gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: 
         for sign, continuation, n in zip((1, -1), both, scored):
             seen, whole = {}, torch.tensor([[*ids, *continuation]], device=model.device)
             with torch.inference_mode(False), torch.enable_grad():
-                with model.taps(_keeping(seen, keys)):
+                with model.hooks(_keeping(seen, keys)):
                     hidden = model.whole(whole)[0, -n - 1 : -1]
                 logp = sign * model.logits(hidden).log_softmax(-1).gather(1, whole[0, -n:, None]).sum()
                 found = torch.autograd.grad(logp, [seen[key] for key in keys], materialize_grads=True)
@@ -131,7 +131,7 @@ def attribute_modes(
     ):
         actions = [
             [
-                continuations(*pair, p.format.tail(None if mode == "prompt" else p.decision.trace))
+                continuations(*pair, p.format.action_prefix(None if mode == "prompt" else p.decision.trace))
                 for mode in modes
             ]
             for p in pair
@@ -186,7 +186,8 @@ def at_span(screen: Sweep, clean: Sequence[Prompt], at: str) -> Sweep:
 
     def total(values):
         found = [
-            [values[i][..., list(place)].sum(-1) for place in places_of(p, at)] for i, p in enumerate(clean)
+            [values[i][..., list(place)].sum(-1) for place in positions_of(p, at)]
+            for i, p in enumerate(clean)
         ]
         return np.stack([of[0] if of else np.full(values.shape[1:3], np.nan) for of in found])
 

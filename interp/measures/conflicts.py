@@ -16,13 +16,14 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interp.engine.decoding import LIMITS, Said, format_of, preferences, said
+from interp.engine.decoding import LIMITS, Completion, format_of, parse_completion, preferences
 from interp.engine.generation import continue_each
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
-from interp.system.choices import Arm
+from interp.system.choices import Inserted
+from interp.system.renamed import renamed_keywords
 
-ARMS: tuple[Arm, ...] = get_args(Arm)
+INSERTED_TRACES: tuple[Inserted, ...] = get_args(Inserted)
 FILLER = "."
 #: Traces drawn at each decision, at temperature 1, in search of one that leads to another action.
 SAMPLES = 4
@@ -30,15 +31,15 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """One arm at the decisions where it applies (`index` into the prompts), each array [decision].
+    """One kind of inserted trace at the decisions where it applies (`index` into the prompts), each array [decision].
 
     `action`: what was done (None: unparsed); `own`: the prompt's own CoT action; `argued`: the action the trace argues
     for (None where it argues for none); `leaked`: the trace named that action word for word before it was stripped;
     `logp`: log p(trace and its closing tags | prompt) per token, in nats (an alien trace ignored may be competence), and
-    `logp_own`, the own trace's at the same decisions; `leads`: what was put behind the prompt, ids up to the opened action tag.
+    `logp_own`, the own trace's at the same decisions; `leads`: what was put after the prompt, ids up to the opened action tag.
     """
 
-    arm: str
+    inserted_trace: str
     index: np.ndarray
     action: list[str | None]
     own: list[str]
@@ -63,10 +64,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far one arm's trace moves the distribution over the candidate actions from where the own trace has it, each array [decision].
+    """How far one kind of inserted trace moves the distribution over the candidate actions from where the own trace has it, each array [decision].
 
     `index` into the prompts; `distance`: total variation, 0 to 1; `own` and `argued`: probability of the own action and of the
-    argued one behind the arm's trace, `own_before` and `argued_before` behind the own trace (NaN where the action is no
+    argued one after the inserted trace, `own_before` and `argued_before` after the own trace (NaN where the action is no
     candidate, or where the trace argues for none).
     """
 
@@ -80,9 +81,9 @@ class Shift:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Flips of the own action where its trace was removed and where it was replaced, at the decisions that both arms have, each [decision].
+    """Flips of the own action where its trace was removed and where it was replaced, at the decisions that have both inserted traces, each [decision].
 
-    An action that did not parse is a flip; `parsed`: both arms' actions did.
+    An action that did not parse is a flip; `parsed`: both actions did.
     """
 
     index: Int[np.ndarray, "decision"]
@@ -96,12 +97,12 @@ def sentences(trace: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+", trace)
 
 
-def complete(prompts: Sequence[Prompt], decoded: Sequence[Said]) -> list[int]:
+def complete(prompts: Sequence[Prompt], decoded: Sequence[Completion]) -> list[int]:
     """The decisions whose decoding in mode `cot` has a trace, an opened action tag and an action."""
     return [
         i
         for i, s in enumerate(decoded)
-        if s.action is not None and s.trace and prompts[i].format.lead_ids(s.ids)
+        if s.action is not None and s.trace and prompts[i].format.decoded_prefix(s.ids)
     ]
 
 
@@ -115,19 +116,19 @@ def strip_action(trace: str, action: str) -> str:
 def donor(
     index: int,
     prompts: Sequence[Prompt],
-    decoded: Sequence[Said],
+    decoded: Sequence[Completion],
     rng: np.random.Generator,
-    listed: bool = True,
+    closed_actions: bool = True,
 ) -> int | None:
     """Another episode's decision whose own action could be taken here too, but is not the one taken here.
 
-    listed: what could be taken here is what the decision lists; else any action that parsed.
+    closed_actions: what could be taken here is what the decision lists; else any action that parsed.
     """
     here = prompts[index].decision
     options = [
         i
         for i, (p, s) in enumerate(zip(prompts, decoded))
-        if (s.action in here.admissible if listed else s.action is not None)
+        if (s.action in here.admissible if closed_actions else s.action is not None)
         and s.action != decoded[index].action
         and s.trace
         and p.decision.episode != here.episode
@@ -144,20 +145,23 @@ def resample(
     seed: int = 0,
     max_new_tokens: int = LIMITS["cot"],
     progress: bool = False,
-) -> list[list[Said]]:
+) -> list[list[Completion]]:
     """`samples` decodings of each prompt drawn at temperature 1, each prompt read once."""
     fmt = format_of(model, prompts)
     out = continue_each(
         model,
         [p.ids for p in prompts],
-        {str(k): [fmt.opening("cot")] * len(prompts) for k in range(samples)},
+        {str(k): [fmt.mode_prefix("cot")] * len(prompts) for k in range(samples)},
         fmt.ended("cot"),
         max_new_tokens,
         progress=progress,
         temperature=1.0,
         seed=seed,
     )
-    return [[said(fmt, found[i].ids, "cot", parser) for found in out.values()] for i in range(len(prompts))]
+    return [
+        [parse_completion(fmt, found[i].ids, "cot", parser) for found in out.values()]
+        for i in range(len(prompts))
+    ]
 
 
 def filler(fmt, trace: str) -> list[int]:
@@ -167,30 +171,30 @@ def filler(fmt, trace: str) -> list[int]:
 
 
 def _trace(
-    arm: str, index: int, prompts, decoded, drawn, rng, listed
+    kind: str, index: int, prompts, decoded, drawn, rng, closed_actions
 ) -> tuple[list[int], str | None, bool] | None:
-    """What an arm puts behind the prompt up to the opened action, the action it argues for, and whether it leaked it.
+    """What an inserted trace puts after the prompt up to the opened action, the action it argues for, and whether it leaked it.
 
     None where there is none: no donor, none among the drawn that leads elsewhere, or one whose trace says nothing but its action.
     """
     fmt, own = prompts[index].format, decoded[index]
-    if arm == "self_splice":
-        return fmt.tail(fmt.lead_ids(own.ids)), own.action, False
-    if arm == "truncated":
+    if kind == "self_splice":
+        return fmt.action_prefix(fmt.decoded_prefix(own.ids)), own.action, False
+    if kind == "truncated":
         whole = sentences(own.trace)
         return fmt.with_trace(" ".join(whole[: max(1, len(whole) // 2)])), None, False
-    if arm == "shuffled_words":
+    if kind == "shuffled_words":
         return fmt.with_trace(" ".join(rng.permutation(own.trace.split()))), None, False
-    if arm == "filler":
+    if kind == "filler":
         return filler(fmt, own.trace), None, False
-    if arm == "empty":
+    if kind == "empty":
         return fmt.with_trace(""), None, False
-    if arm == "resampled":
+    if kind == "resampled":
         other = next(
             (s for s in drawn[index] if s.action is not None and s.trace and s.action != own.action), None
         )
     else:
-        place = donor(index, prompts, decoded, rng, listed)
+        place = donor(index, prompts, decoded, rng, closed_actions)
         other = None if place is None else decoded[place]
     if other is None:
         return None
@@ -198,66 +202,71 @@ def _trace(
     return (fmt.with_trace(bare), other.action, bare != other.trace) if bare else None
 
 
+@renamed_keywords(arms="inserted_traces", listed="closed_actions")
 @measured
 def conflict(
     model,
     prompts: Sequence[Prompt],
-    decoded: Sequence[Said],
-    arms: Sequence[str] = ARMS,
+    decoded: Sequence[Completion],
+    inserted_traces: Sequence[str] = INSERTED_TRACES,
     *,
     parser: Callable[[str], str | None] = str,
-    listed: bool = True,
+    closed_actions: bool = True,
     seed: int = 0,
     max_new_tokens: int = 24,
     trace_tokens: int = LIMITS["cot"],
     progress: bool = False,
 ) -> dict[str, Outcome]:
-    """Put the arms' traces behind the prompts and decode the action: one Outcome for each arm.
+    """Put traces after the prompts and decode the action: one Outcome for each kind of inserted trace.
 
-    Arms: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
+    Kinds: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
     trace), `other_state` (another episode's trace, its action stripped), `resampled` (a trace that the model itself drew here at
     temperature 1 on the way to another action, one of `SAMPLES` of at most `trace_tokens`, its action stripped), `shuffled_words`, `filler` (full stops, equal
     length), `empty`. `self_splice` is always among them. Decisions whose own decoding did not parse, or that find no donor with
-    words beside its action, are left out; an arm without any has empty arrays. listed: as in `donor`.
-    Raises ValueError for an arm that is not known.
+    words beside its action, are left out; a kind without any has empty arrays. closed_actions: as in `donor`.
+    Raises ValueError for an kind that is not known.
     """
-    unknown = [arm for arm in arms if arm not in ARMS]
+    unknown = [kind for kind in inserted_traces if kind not in INSERTED_TRACES]
     if unknown:
-        raise ValueError(f"There is no arm {unknown[0]!r}: the arms are {', '.join(ARMS)}.")
-    arms = tuple(dict.fromkeys(("self_splice", *arms)))
+        raise ValueError(
+            f"There is no inserted trace {unknown[0]!r}: the inserted traces are {', '.join(INSERTED_TRACES)}."
+        )
+    inserted_traces = tuple(dict.fromkeys(("self_splice", *inserted_traces)))
     usable = complete(prompts, decoded)
     traces, variants, drawn = {}, {}, {}
-    if "resampled" in arms and usable:
+    if "resampled" in inserted_traces and usable:
         drawn = dict(
             zip(
                 usable,
                 resample(model, [prompts[i] for i in usable], parser, SAMPLES, seed, trace_tokens, progress),
             )
         )
-    for arm in arms:
+    for kind in inserted_traces:
         rng = np.random.default_rng(seed)
-        traces[arm] = {
-            i: t for i in usable if (t := _trace(arm, i, prompts, decoded, drawn, rng, listed)) is not None
+        traces[kind] = {
+            i: t
+            for i in usable
+            if (t := _trace(kind, i, prompts, decoded, drawn, rng, closed_actions)) is not None
         }
-        variants[arm] = [traces[arm][i][0] if i in traces[arm] else None for i in range(len(prompts))]
+        variants[kind] = [traces[kind][i][0] if i in traces[kind] else None for i in range(len(prompts))]
     fmt = format_of(model, prompts)
     out = continue_each(
         model, [p.ids for p in prompts], variants, fmt.ended("prompt"), max_new_tokens, progress=progress
     )
     found = {}
-    for arm in arms:
-        index = list(traces[arm])
-        words = [said(fmt, out[arm][i].ids, "prompt", parser) for i in index]
-        found[arm] = Outcome(
-            arm,
+    for kind in inserted_traces:
+        index = list(traces[kind])
+        words = [parse_completion(fmt, out[kind][i].ids, "prompt", parser) for i in index]
+        found[kind] = Outcome(
+            kind,
             np.array(index, dtype=int),
             [w.action for w in words],
             [decoded[i].action for i in index],
-            [traces[arm][i][1] for i in index],
-            np.array([traces[arm][i][2] for i in index], dtype=bool),
-            np.array([out[arm][i].logp for i in index]),
+            [traces[kind][i][1] for i in index],
+            np.array([traces[kind][i][2] for i in index], dtype=bool),
+            np.array([out[kind][i].logp for i in index]),
             np.array([out["self_splice"][i].logp for i in index]),
-            [traces[arm][i][0] for i in index],
+            [traces[kind][i][0] for i in index],
         )
     return found
 
@@ -270,30 +279,30 @@ def shifts(
     most: int | None = None,
     candidates: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, Shift]:
-    """Read the distribution over the candidate actions behind every arm's trace, at the first `most` decisions that have some.
+    """Read the distribution over the candidate actions after every inserted trace, at the first `most` decisions that have some.
 
     outcomes: what `conflict` gave for these prompts. candidates: for each prompt; the admissible actions where None. Each prompt is
     read once; a long list of candidates costs most.
     """
     own = outcomes["self_splice"]
     candidates = [p.decision.admissible for p in prompts] if candidates is None else candidates
-    place = {arm: {int(i): k for k, i in enumerate(found.index)} for arm, found in outcomes.items()}
-    rows: dict[str, list] = {arm: [] for arm in outcomes}
+    place = {kind: {int(i): k for k, i in enumerate(found.index)} for kind, found in outcomes.items()}
+    rows: dict[str, list] = {kind: [] for kind in outcomes}
     for i in [int(i) for i in own.index if candidates[i]][:most]:
         here, where = (
-            [arm for arm in outcomes if i in place[arm]],
+            [kind for kind in outcomes if i in place[kind]],
             {a: k for k, a in enumerate(candidates[i])},
         )
         likely = preferences(
-            model, prompts[i], candidates[i], [outcomes[arm].leads[place[arm][i]] for arm in here]
+            model, prompts[i], candidates[i], [outcomes[kind].leads[place[kind][i]] for kind in here]
         )
         before = likely[here.index("self_splice")]
-        for arm, after in zip(here, likely):
-            at = [where.get(side[place[arm][i]]) for side in (outcomes[arm].own, outcomes[arm].argued)]
+        for kind, after in zip(here, likely):
+            at = [where.get(side[place[kind][i]]) for side in (outcomes[kind].own, outcomes[kind].argued)]
             masses = [np.nan if k is None else p[k] for k in at for p in (after, before)]
-            rows[arm].append((i, abs(after - before).sum() / 2, *masses))
-    columns = {arm: np.array(found, dtype=float).reshape(-1, 6).T for arm, found in rows.items()}
-    return {arm: Shift(index.astype(int), *rest) for arm, (index, *rest) in columns.items()}
+            rows[kind].append((i, abs(after - before).sum() / 2, *masses))
+    columns = {kind: np.array(found, dtype=float).reshape(-1, 6).T for kind, found in rows.items()}
+    return {kind: Shift(index.astype(int), *rest) for kind, (index, *rest) in columns.items()}
 
 
 def contrast(removed: Outcome, substituted: Outcome) -> Contrast:

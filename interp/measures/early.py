@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.engine.decoding import Said, format_of, preferences, said
+from interp.engine.decoding import Completion, format_of, preferences
 from interp.engine.generation import continue_each
 from interp.measures.conflicts import complete, filler, sentences
 from interp.models.turns import measured
@@ -26,9 +26,9 @@ class EarlyAnswers:
     """What is done after a part of the own trace, at the decisions that wrote one (`index` into the prompts).
 
     For each decision: `share`, the parts of its sentences that were kept, from 0 to 1; `same`, whether the action is the one
-    behind the whole trace; `distance`, the total variation between the two distributions over the admissible actions (empty
-    where there are none, or they were not read); `filler`, whether the action behind full stops of each part's length is the one
-    behind the whole trace (full stops of the whole trace's length at share 1).
+    after the whole trace; `distance`, the total variation between the two distributions over the admissible actions (empty
+    where there are none, or they were not read); `filler`, whether the action after full stops of each part's length is the one
+    after the whole trace (full stops of the whole trace's length at share 1).
     """
 
     index: np.ndarray
@@ -38,7 +38,7 @@ class EarlyAnswers:
     filler: list[np.ndarray]
 
     def area(self, what: str = "action") -> np.ndarray:
-        """Area over the curve of each decision, 0 (the trace is not needed) to 1: of the `action`, the `distribution`, or the action behind `filler`."""
+        """Area over the curve of each decision, 0 (the trace is not needed) to 1: of the `action`, the `distribution`, or the action after `filler`."""
         if what not in ("action", "distribution", "filler"):
             raise ValueError(
                 f"The area is that of the 'action', of the 'distribution' or of 'filler', not of {what!r}."
@@ -64,7 +64,7 @@ class EarlyAnswers:
 def early_answers(
     model,
     prompts: Sequence[Prompt],
-    decoded: Sequence[Said],
+    decoded: Sequence[Completion],
     *,
     parser: Callable[[str], str | None] = str,
     points: int = 5,
@@ -73,7 +73,7 @@ def early_answers(
     max_new_tokens: int = 24,
     progress: bool = False,
 ) -> EarlyAnswers:
-    """Cut each decision's own trace after some of its sentences, and decode the action; the same behind as many full stops.
+    """Cut each decision's own trace after some of its sentences, and decode the action; the same after as many full stops.
 
     decoded: the model's own decoding of each prompt in mode `cot`; those without a trace or an action are left out. points:
     most parts at which a trace is cut, the empty and the whole one included, evenly spaced over its sentences. choices: decisions
@@ -91,8 +91,8 @@ def early_answers(
         kept = np.unique(np.linspace(0, len(parts), min(points, len(parts) + 1)).round().astype(int))
         cuts[i] = kept / len(parts)
         leads[i] = [
-            fmt.tail(trace)
-            for trace in (*(" ".join(parts[:k]) for k in kept[:-1]), fmt.lead_ids(decoded[i].ids))
+            fmt.action_prefix(trace)
+            for trace in (*(" ".join(parts[:k]) for k in kept[:-1]), fmt.decoded_prefix(decoded[i].ids))
         ]  # the whole one to the id
         dots[i] = [
             filler(fmt, " ".join(parts[:k])) for k in kept[1:]

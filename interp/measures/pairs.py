@@ -1,6 +1,6 @@
 """Counterfactual pairs: a decision and its twin with two names swapped everywhere, token for token of equal length.
 
-Which names can be exchanged is the environment's to say (`partners`): the expert's rule must be the same for both, so that the
+Which names can be exchanged is the environment's to say (`swap_candidates`): the expert's rule must be the same for both, so that the
 twin's right action is the swapped one.
 """
 
@@ -13,8 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from interp.environments.alfworld.commands import partners as household
+from interp.environments.alfworld.commands import swap_candidates as household
 from interp.prompts.format import Prompt, PromptFormat
+from interp.system.renamed import renamed_keywords
 from interp.tasks.episodes import Decision
 
 
@@ -40,22 +41,23 @@ def swapped(decision: Decision, a: str, b: str) -> Decision:
     )
 
 
+@renamed_keywords(partners="swap_candidates")
 def make_pairs(
     fmt: PromptFormat,
     decisions: Sequence[Decision],
     n: int,
     seed: int = 0,
-    partners: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = household,
+    swap_candidates: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = household,
 ) -> tuple[list[Prompt], list[Prompt], Counter]:
     """Up to `n` clean and corrupt prompts, at most one pair for each decision, and a count of what was dropped and why.
 
-    partners: of a decision among all those given, the pairs of names whose exchange changes the action; ALFWorld's by default.
+    swap_candidates: of a decision among all those given, the pairs of names whose exchange changes the action; ALFWorld's by default.
     Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
     """
     rng = np.random.default_rng(seed)
     decisions = tuple(
         decisions
-    )  # one object for all calls of `partners`, which may look things up in it once
+    )  # one object for all calls of `swap_candidates`, which may look things up in it once
     clean: list[Prompt] = []
     corrupt: list[Prompt] = []
     dropped: Counter = Counter()
@@ -63,7 +65,9 @@ def make_pairs(
         if len(clean) == n:
             break
         decision = decisions[index]
-        options = partners(fmt.fit(decision), decisions)  # a name in a turn that is left out changes nothing
+        options = swap_candidates(
+            fmt.fit(decision), decisions
+        )  # a name in a turn that is left out changes nothing
         if not options:
             dropped["no name to swap that changes the action"] += 1
             continue

@@ -78,7 +78,7 @@ class Sweep:
 
 
 def continuations(clean: Prompt, corrupt: Prompt, lead: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """The two reference actions of a pair behind `lead`, and how many of their tokens decide between them.
+    """The two reference actions of a pair after `lead`, and how many of their tokens decide between them.
 
     What both actions begin with is equally likely in both, so their difference starts where they part.
     """
@@ -113,7 +113,7 @@ def _values(scores: torch.Tensor, metrics: Sequence[str], modes: int) -> np.ndar
     return np.stack([*found, scores[..., modes * width :]] if "kl" in metrics else found)
 
 
-def places_of(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
+def positions_of(prompt: Prompt, at: str) -> list[tuple[int, ...]]:
     """The positions of each cell: one at a time for `all`, else together (none where the prompt lacks the span)."""
     if at == "all":
         return [(i,) for i in range(len(prompt.ids))]
@@ -207,7 +207,7 @@ def patch_modes(
         tqdm(list(zip(clean, corrupt)), desc="patch", leave=False, disable=not progress)
     ):
         alike = shared(*(p.ids for p in pair))
-        places = {a: places_of(pair[0], a) for a in at}
+        places = {a: positions_of(pair[0], a) for a in at}
         # Up to the first token that differs both runs are the same, so there is nothing to replace there.
         changed = {
             a: [tuple(p for p in place if p >= alike) for place in found] for a, found in places.items()
@@ -217,7 +217,11 @@ def patch_modes(
         prefix, runs = [], {}
         for run, prompt in zip(_OTHER, pair):
             asked = [
-                _asked(pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace), metrics)
+                _asked(
+                    pair,
+                    prompt.format.action_prefix(None if mode == "prompt" else prompt.decision.trace),
+                    metrics,
+                )
                 for mode in modes
             ]
             tails, scored = [t for both, _ in asked for t in both], [n for _, counts in asked for n in counts]
@@ -273,7 +277,7 @@ def _kind(
         for prompt in pair:
             for mode in modes:
                 tails, _ = continuations(
-                    *pair, prompt.format.tail(None if mode == "prompt" else prompt.decision.trace)
+                    *pair, prompt.format.action_prefix(None if mode == "prompt" else prompt.decision.trace)
                 )
                 longest = max(longest, len(prompt.ids) + max(map(len, tails)))
     model.check_length(longest)
@@ -311,7 +315,7 @@ def patch(
     clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own); their decisions' reference actions are
     compared. sites: any of `interp.models.site_names.SITES`; `z` is patched head by head. at: `boundary`; another span, or the whole
     `prompt`, all of whose positions are replaced together; or `all`, every position by itself. The action is read right
-    behind the boundary (`prompt`), or behind the reference trace of the patched run (`cot`).
+    after the boundary (`prompt`), or after the reference trace of the patched run (`cot`).
     denoise = (LD_patched - LD_corrupt) / (LD_clean - LD_corrupt), noise = (LD_clean - LD_patched) / (same); pairs whose
     denominator is below `minimum` nats are NaN. budget: MiB that one packed pass may take (on a GPU that runs out all the same,
     passes are halved). metrics: further ones of METRICS, from the same passes (see `Sweep`). Raises ValueError for lists that are
@@ -326,7 +330,7 @@ def patch(
 class Sanity:
     """What must come out, in nats, 0 but for rounding: `self_patch`, the largest change of an action's log-probability where a run is
     patched with itself; `everything`, the largest distance from the other run's difference where all of a prompt is replaced by the
-    other's at resid_pre of layer 0 and the action is read right behind it (an effect of 1)."""
+    other's at resid_pre of layer 0 and the action is read right after it (an effect of 1)."""
 
     self_patch: float
     everything: float
@@ -347,7 +351,7 @@ def sanity(model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], budget: fl
             kind(
                 model,
                 p.ids,
-                *continuations(*pair, p.format.tail(None)),
+                *continuations(*pair, p.format.action_prefix(None)),
                 ["resid_pre"],
                 every,
                 budget=int(budget * 2**20),

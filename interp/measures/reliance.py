@@ -22,8 +22,8 @@ from interp.prompts.format import Prompt
 
 #: How far a log-probability may be from a plain pass's, in its own size, for rounding alone.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-#: arm -> whose prompt the action sees, and the trace it sees: read behind whose prompt, and whose text
-ARMS = {
+#: path -> whose prompt the action sees, and the trace it sees: read after whose prompt, and whose text
+PATHS = {
     "unswapped": ("clean", ("clean", "clean")),
     "direct": ("corrupt", ("clean", "clean")),
     "via_cot": ("clean", ("corrupt", "corrupt")),
@@ -31,8 +31,8 @@ ARMS = {
     "via_text": ("clean", ("clean", "corrupt")),
     "via_state": ("clean", ("corrupt", "clean")),
 }
-EFFECTS = tuple(ARMS)[1:]
-TRACES = tuple(dict.fromkeys(trace for _, trace in ARMS.values()))
+EFFECTS = tuple(PATHS)[1:]
+TRACES = tuple(dict.fromkeys(trace for _, trace in PATHS.values()))
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Reliance:
 
     `direct`: the prompt's keys and values swapped, the trace's held. `via_cot`: the trace's swapped, the prompt's held.
     `total`: both. The trace's part is split once more: `via_text`, the trace says what the other one says but was read
-    behind its own prompt, and `via_state`, it keeps its words but was read behind the other prompt.
+    after its own prompt, and `via_state`, it keeps its words but was read after the other prompt.
     Pairs whose total is below `minimum` are in `dropped` and left out of the arrays; `kept` are their indices. `path` is
     `packed`, or `plain loop` with the reason.
     """
@@ -68,10 +68,10 @@ class Reliance:
 
 
 @torch.inference_mode()
-def packed_arms(
+def packed_paths(
     model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored
 ) -> torch.Tensor:
-    """Log-probabilities of the actions in each arm, [arm, action] in nats: every trace and action in one packed pass.
+    """Log-probabilities of the actions in each path, [path, action] in nats: every trace and action in one packed pass.
 
     prompts, traces: ids of `clean` and `corrupt`, of equal lengths; actions: continuations of the trace.
     """
@@ -82,43 +82,43 @@ def packed_arms(
     runs = [layers_of(model.read(ids[once:], model.new_cache(start))) for ids in prompts.values()]
     prefix = [tuple(torch.cat(both, 2) for both in zip(*layer)) for layer in zip(*runs)]
     span = {run: slice(i * n, (i + 1) * n) for i, run in enumerate(prompts)}
-    size = len(TRACES) * t + len(ARMS) * len(tree)
+    size = len(TRACES) * t + len(PATHS) * len(tree)
     behind, within = torch.zeros(size, 2 * n, dtype=torch.bool), torch.zeros(size, size, dtype=torch.bool)
     place = {trace: slice(i * t, (i + 1) * t) for i, trace in enumerate(TRACES)}
     for (run, _), slots in place.items():
         behind[slots, span[run]] = True
         within[slots, slots] = torch.ones(t, t, dtype=torch.bool).tril()
-    for i, (run, trace) in enumerate(ARMS.values()):
+    for i, (run, trace) in enumerate(PATHS.values()):
         slots = slice(len(TRACES) * t + i * len(tree), len(TRACES) * t + (i + 1) * len(tree))
         behind[slots, span[run]] = True
         within[slots, place[trace]] = True
         within[slots, slots] = tree.visible
-    ids = torch.tensor([i for _, text in TRACES for i in traces[text]] + tree.tokens * len(ARMS))
-    at = torch.cat([torch.arange(n, n + t).repeat(len(TRACES)), (tree.depths + n + t).repeat(len(ARMS))])
+    ids = torch.tensor([i for _, text in TRACES for i in traces[text]] + tree.tokens * len(PATHS))
+    at = torch.cat([torch.arange(n, n + t).repeat(len(TRACES)), (tree.depths + n + t).repeat(len(PATHS))])
     hidden, _ = model.packed(
         prefix,
         *(x.to(model.device) for x in (ids, at, torch.cat([behind, within], 1), torch.arange(n).repeat(2))),
     )
-    return read_asked(model, hidden[0, len(TRACES) * t :].view(len(ARMS), len(tree), -1), tree)
+    return read_asked(model, hidden[0, len(TRACES) * t :].view(len(PATHS), len(tree), -1), tree)
 
 
 @torch.inference_mode()
-def plain_arms(
+def plain_paths(
     model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored
 ) -> torch.Tensor:
-    """The slow twin of `packed_arms`: each trace read by itself, a cache spliced for each arm, each action read by itself."""
-    return _spliced_arms(model, prompts, traces, [], actions, scored)
+    """The slow twin of `packed_paths`: each trace read by itself, a cache spliced for each path, each action read by itself."""
+    return _spliced_paths(model, prompts, traces, [], actions, scored)
 
 
-def _spliced_arms(model, prompts, traces, read_on: Sequence[int], actions, scored) -> torch.Tensor:
-    """As `plain_arms`, each trace read with `read_on` following it, whose own keys and values are dropped."""
+def _spliced_paths(model, prompts, traces, read_on: Sequence[int], actions, scored) -> torch.Tensor:
+    """As `plain_paths`, each trace read with `read_on` following it, whose own keys and values are dropped."""
     n, end = len(prompts["clean"]), len(prompts["clean"]) + len(traces["clean"])
     runs = {}
     for run, text in TRACES:
         layers = layers_of(model.read([*prompts[run], *traces[text], *read_on]))
         runs[run, text] = [(keys[:, :, :end], values[:, :, :end]) for keys, values in layers]
     found = []
-    for run, trace in ARMS.values():
+    for run, trace in PATHS.values():
         layers = [
             tuple(torch.cat([own[:, :, :n], other[:, :, n:]], 2) for own, other in zip(*both))
             for both in zip(runs[run, run], runs[trace])
@@ -128,21 +128,21 @@ def _spliced_arms(model, prompts, traces, read_on: Sequence[int], actions, score
 
 
 @torch.inference_mode()
-def whole_arms(
+def whole_paths(
     model, prompts: dict[str, Sequence[int]], traces: dict[str, Sequence[int]], actions, scored
 ) -> torch.Tensor:
-    """As `plain_arms`, where keys and values depend on the length of the whole: those of passes that go on to the end of each action.
+    """As `plain_paths`, where keys and values depend on the length of the whole: those of passes that go on to the end of each action.
 
-    Raises NotImplementedError where the arms without a splice are not those of plain passes all the same.
+    Raises NotImplementedError where the paths without a splice are not those of plain passes all the same.
     """
     found = torch.cat(
-        [_spliced_arms(model, prompts, traces, action, [action], [n]) for action, n in zip(actions, scored)],
+        [_spliced_paths(model, prompts, traces, action, [action], [n]) for action, n in zip(actions, scored)],
         1,
     )
-    for arm in ("unswapped", "total"):
-        run = ARMS[arm][0]
+    for path in ("unswapped", "total"):
+        run = PATHS[path][0]
         plain = score_whole(model, [*prompts[run], *traces[run]], actions, scored)
-        off = (found[list(ARMS).index(arm)] - plain).abs().max().item()
+        off = (found[list(PATHS).index(path)] - plain).abs().max().item()
         if not off < ROUNDING[model.dtype] * max(1.0, plain.abs().max().item()):
             raise NotImplementedError(
                 f"{model.architecture} is not supported for prompt reliance with sequences of this length: without a swap its "
@@ -155,7 +155,7 @@ def whole_arms(
 def prompt_reliance(
     model, clean: Sequence[Prompt], corrupt: Sequence[Prompt], minimum: float = 1.0, progress: bool = False
 ) -> Reliance:
-    """Direct, via-CoT and total effect of the counterfactual prompt on the action behind the trace.
+    """Direct, via-CoT and total effect of the counterfactual prompt on the action after the trace.
 
     clean, corrupt: prompts in pairs, token for token, with the reference trace and action of each (`interp.make_pairs`).
     Raises ValueError for lists that are not pairs, and NotImplementedError for a model whose keys and values cannot be swapped.
@@ -176,11 +176,15 @@ def prompt_reliance(
         actions, scored = continuations(*pair, tails["clean"][-1:])
         longest = len(prompts["clean"]) + len(tails["clean"]) - 1 + max(map(len, actions))
         model.check_length(longest)
-        arms = (
-            packed_arms if not model.path(longest) else whole_arms if model.rereads(longest) else plain_arms
+        paths = (
+            packed_paths
+            if not model.path(longest)
+            else whole_paths
+            if model.rereads(longest)
+            else plain_paths
         )
         paths.append(model.path(longest))
-        logp = arms(model, prompts, {run: tail[:-1] for run, tail in tails.items()}, actions, scored)
+        logp = paths(model, prompts, {run: tail[:-1] for run, tail in tails.items()}, actions, scored)
         difference = (logp[:, 0] - logp[:, 1]).double().numpy()
         effects[index] = difference[0] - difference[1:]
     named = dict(zip(EFFECTS, effects.T))

@@ -76,9 +76,9 @@ class Shares:
 
 
 def sequence(prompt: Prompt, trace: str | Sequence[int] | None, action: str) -> tuple[list[int], np.ndarray]:
-    """Ids of a prompt with a trace and an action behind it, and the span of each token.
+    """Ids of a prompt with a trace and an action after it, and the span of each token.
 
-    trace: as in `PromptFormat.tail`. The span `cot` holds the trace's tags too, `action` what closes it.
+    trace: as in `PromptFormat.action_prefix`. The span `cot` holds the trace's tags too, `action` what closes it.
     Raises ValueError for no action, or a trace whose ids do not end with the opened action tag.
     """
     fmt, tag = prompt.format, prompt.format.style.open_action.strip()
@@ -86,11 +86,11 @@ def sequence(prompt: Prompt, trace: str | Sequence[int] | None, action: str) -> 
         raise ValueError(
             f"Decision {prompt.decision.id} has no action, so nothing reads its spans: give it one, or leave it out."
         )
-    tail = fmt.tail(trace)
+    tail = fmt.action_prefix(trace)
     if not fmt.text(tail).rstrip().endswith(tag):
         raise ValueError(
             f"The trace of decision {prompt.decision.id} does not end with {tag!r}: give a text, or the ids up to the opened "
-            "action (PromptFormat.lead_ids)."
+            "action (PromptFormat.decoded_prefix)."
         )
     opened = next(n for n in range(1, len(tail) + 1) if tag in fmt.text(tail[-n:]))
     said = fmt.action_ids(action)
@@ -112,18 +112,18 @@ def _gradients(model, ids: Sequence[int], n: int):
     cache, resid = model.new_cache(), [None] * model.n_layers
 
     def keep(layer):
-        def tap(tensor):
+        def hook(tensor):
             resid[layer] = (
                 tensor if layer else tensor.detach().requires_grad_()
             )  # the weights want no gradient: the graph starts here
             return None if layer else resid[layer]
 
-        return tap
+        return hook
 
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        model.taps({("resid_pre", i): keep(i) for i in range(model.n_layers)}),
+        model.hooks({("resid_pre", i): keep(i) for i in range(model.n_layers)}),
     ):
         whole = torch.tensor([ids], device=model.device)
         hidden = model.inner(input_ids=whole, past_key_values=cache, use_cache=True).last_hidden_state[
@@ -247,7 +247,7 @@ def shares(
     actions: Sequence[str] | None = None,
     progress: bool = False,
 ) -> Shares:
-    """Attention and gradient shares of every span, at each decision, behind its trace and for its action.
+    """Attention and gradient shares of every span, at each decision, after its trace and for its action.
 
     traces: one for each prompt, as in `sequence`; the decisions' reference traces where None. actions: the reference actions where
     None. One pass over the sequence, one back for each action token, and a short eager one.

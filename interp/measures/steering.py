@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from interp.engine.capturing import capture
-from interp.engine.decoding import LIMITS, Said, decode, format_of, said
+from interp.engine.decoding import LIMITS, Completion, decode, format_of
 from interp.engine.generation import _continue, _read, greedy, tree_batches
 from interp.models.turns import measured
 from interp.probing.directions import unit
@@ -70,7 +70,7 @@ class Steering:
     def column(self, kind: str, alpha: float, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """One metric of one cell [row], and the decision of each row, the directions of a kind one after the other.
 
-        `flip` over all decisions and `flip_parsed` over those whose two texts both parse are less the alpha 0 resample
+        `flip` over all decisions and `flip_parsed` over those whose two texts both parse are differences to the alpha 0 resample
         rate, row by row; `to_target` and `parse` are as counted. Raises ValueError for a cell or metric that is not there.
         """
         cell = next((c for c in self.cells if (c.kind, c.alpha) == (kind, alpha)), None)
@@ -113,7 +113,7 @@ class _Tag:
 
 
 class _Edits:
-    """The taps of one batch: `vectors` [row, d_model] are added where a row's token lies in a steered phase."""
+    """The hooks of one batch: `vectors` [row, d_model] are added where a row's token lies in a steered phase."""
 
     def __init__(self, layer, position, tag, vectors, flags, acting):
         self.layer, self.position, self.tag, self.vectors, self.flags, self.acting = (
@@ -143,7 +143,7 @@ class _Edits:
 
 def _opening(prompt: Prompt, mode: str, position: str) -> tuple[list[int], list[bool]]:
     """What is read from the boundary on before the first token is generated, and which of it is steered."""
-    opening = prompt.format.opening(mode)
+    opening = prompt.format.mode_prefix(mode)
     return [prompt.ids[-1], *opening], [
         _hit(position, "boundary"),
         *[_hit(position, "action" if mode == "prompt" else "cot")] * len(opening),
@@ -225,7 +225,7 @@ def _plain(model, prompt: Prompt, vector, layer, position, mode, limit) -> tuple
             acting = acting or tag.completed(out)
             steered.append(_hit(position, "action" if acting else "cot"))
         where = torch.tensor(steered, device=model.device)[:, None]
-        with model.taps({("resid_post", layer): lambda tensor: tensor + (where * vector).to(tensor.device)}):
+        with model.hooks({("resid_post", layer): lambda tensor: tensor + (where * vector).to(tensor.device)}):
             hidden = model.whole(torch.tensor([[*head, *out]], device=model.device))
         out.append(int(model.logits(hidden[0, -1]).argmax()))
     return tuple(out)
@@ -280,7 +280,7 @@ def steer(
     mode: Literal["cot", "prompt"] = "cot",
     classify: Callable[[str], str] = actions.target,
     parser: Callable[[str], str | None] = str,
-    unsteered: Sequence[Said] | None = None,
+    unsteered: Sequence[Completion] | None = None,
     per_decision: int | None = None,
     max_new_tokens: int | None = None,
     batch_tokens: int = 24576,
@@ -327,7 +327,7 @@ def steer(
             alpha * norm * units[kind][(along[kind] * np.arange(len(prompts)) + k) % len(units[kind])]
         )
     vectors = torch.tensor(vectors, dtype=model.dtype, device=model.device)
-    longest = max(len(p.ids) + len(p.format.opening(mode)) for p in prompts) + limit
+    longest = max(len(p.ids) + len(p.format.mode_prefix(mode)) for p in prompts) + limit
     fast = model.support.trajectory == "fast" and model.packs(longest)
     if fast:
         out = _batched(
@@ -339,7 +339,7 @@ def steer(
             for each in vectors
         ]
     fmt = format_of(model, prompts)
-    did = [[said(fmt, ids, mode, parser).action for ids in each] for each in out]
+    did = [[parse_completion(fmt, ids, mode, parser).action for ids in each] for each in out]
     before, of = [s.action for s in unsteered], dict(zip(cells, did[1:]))
     rows = [
         (kind, alpha, [of.get((kind, k, alpha), did[0]) for k in range(m)])

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from interp.models import hooks, inner
 from interp.models.attention import without_cudnn
 from interp.models.finite import check_trial, not_finite
-from interp.models.sites import find_places
+from interp.models.sites import find_hook_points
 from interp.models.support import (
     BASE,
     MOST,
@@ -82,7 +82,7 @@ def layers_of(cache: DynamicCache) -> Layers:
 
 
 class _Behind(DynamicLayer):
-    """A cache layer that shows what it is given behind what it holds, and keeps only the former apart."""
+    """A cache layer that shows what it is given after what it holds, and keeps only the former apart."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor):
         super().__init__()
@@ -154,8 +154,8 @@ class HookedModel:
         self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
         self._trial(self.check_finite)
         self.keyless = why_keyless(self)
-        self.places, self.heads, self.outputs = self._trial(
-            lambda: find_places(self.blocks, config, self._probe)
+        self.hook_points, self.heads, self.outputs = self._trial(
+            lambda: find_hook_points(self.blocks, config, self._probe)
         )
         self._trial(self._check_causal)
 
@@ -244,7 +244,7 @@ class HookedModel:
     @property
     def d_model(self) -> int:
         """Numbers of a token's residual stream (of all its copies, where a model keeps several)."""
-        stream = self.places.get("resid_pre", (None,))[0]
+        stream = self.hook_points.get("resid_pre", (None,))[0]
         return stream.width if stream else self.config.hidden_size
 
     @property
@@ -268,15 +268,15 @@ class HookedModel:
     @cached_property
     def widths(self) -> dict[str, tuple[int | None, ...]]:
         """Numbers at each site of a token, in each layer (None where a layer does not have the site)."""
-        return {site: tuple(place and place.width for place in row) for site, row in self.places.items()}
+        return {site: tuple(place and place.width for place in row) for site, row in self.hook_points.items()}
 
     def width(self, site: str, layer: int) -> int:
         """Numbers at a site of one layer; raises NotImplementedError where the layer does not have it."""
-        return hooks.place_of(self.places, site, layer).width
+        return hooks.hook_point(self.hook_points, site, layer).width
 
-    def taps(self, edits: Mapping[tuple[str, int], hooks.Edit]):
-        """Tap sites for one forward pass (see `interp.models.hooks.taps`); other threads wait for its end."""
-        return self.turns.tapping(hooks.taps(self.blocks, self.places, edits))
+    def hooks(self, edits: Mapping[tuple[str, int], hooks.Edit]):
+        """Hook sites for one forward pass (see `interp.models.hooks.attached`); other threads wait for its end."""
+        return self.turns.hooking(hooks.attached(self.blocks, self.hook_points, edits))
 
     @property
     def context(self) -> int | None:
@@ -375,7 +375,7 @@ class HookedModel:
         keys_at: torch.Tensor,
         rows: int = 1,
     ) -> tuple[torch.Tensor, Layers]:
-        """Final hidden states [row, slot, d_model] of packed tokens behind shared keys and values, and the slots' own.
+        """Final hidden states [row, slot, d_model] of packed tokens after shared keys and values, and the slots' own.
 
         ids, at: token and position of each slot; visible: Bool[Tensor, "slot key"] over the prefix's keys, then the
         slots'; keys_at: positions of the prefix's keys; rows: copies of the slots. The prefix is not changed.
@@ -423,7 +423,7 @@ class HookedModel:
         )
 
     def packs(self, tokens: int) -> bool:
-        """Whether sequences of at most so many tokens may lie side by side, or padded, behind shared keys and values."""
+        """Whether sequences of at most so many tokens may lie side by side, or padded, after shared keys and values."""
         return self.support.patch == "fast" and self._wrong_length(tokens) is None
 
     def _wrong_length(self, tokens: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Taps: read or replace an activation at a named site while the model runs once, or fail loudly.
+"""Hooks: read or replace an activation at a named site while the model runs once, or fail loudly.
 
 Site names and their meaning are TransformerLens's: `resid_pre`, `resid_mid`, `resid_post` (residual stream before a
 block, between attention and MLP, after the block), `attn_out`, `mlp_out` (what each adds), `z` (heads' outputs before
@@ -19,7 +19,7 @@ Edit = Callable[[torch.Tensor], "torch.Tensor | None"]
 
 
 @dataclass(frozen=True)
-class Place:
+class HookPoint:
     """Where a site of one block is, and how many numbers it has.
 
     `in`: what enters a submodule. `out`: the sum of `scales` times what the submodules give, in the order in which they run.
@@ -34,7 +34,7 @@ class Place:
 
 
 #: site -> its place in each layer, None where a layer does not have it
-Places = Mapping[str, Sequence[Place | None]]
+HookPoints = Mapping[str, Sequence[HookPoint | None]]
 #: why a layer may lack a site
 _LACKS = {
     "resid_pre": "no one [batch, token, width] residual stream passes through that layer's block",
@@ -54,9 +54,9 @@ def _has(block, path: str) -> bool:
     return True
 
 
-def place_of(places: Places, site: str, layer: int) -> Place:
+def hook_point(hook_points: HookPoints, site: str, layer: int) -> HookPoint:
     """A site's place in one layer; raises NotImplementedError, which says why, where the layer does not have it."""
-    place = places[site][layer] if site in places else None
+    place = hook_points[site][layer] if site in hook_points else None
     if place is None:
         raise NotImplementedError(f"This model has no {site} at layer {layer}: {_LACKS[site]}.")
     return place
@@ -104,7 +104,7 @@ def _side_by_side(edit: Edit, axis: int) -> Edit:
     return changed
 
 
-def _register(block, place: Place, edit: Edit) -> list:
+def _register(block, place: HookPoint, edit: Edit) -> list:
     """The hooks of one site of a block; an edit of a sum is made by what the last of its terms gives."""
     *earlier, last = [block.get_submodule(path) for path in place.paths]
     if place.copies is not None:
@@ -148,10 +148,10 @@ def _register(block, place: Place, edit: Edit) -> list:
 
 
 @contextmanager
-def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
+def attached(blocks, hook_points: HookPoints, edits: Mapping[tuple[str, int], Edit]):
     """Run each edit on the activation at its (site, layer) [batch, token, width]; a returned tensor replaces it.
 
-    For exactly one forward pass: raises RuntimeError naming the site when a tap did not fire, or fired twice, and
+    For exactly one forward pass: raises RuntimeError naming the site when a hook did not fire, or fired twice, and
     NotImplementedError for a site that this model does not have.
     """
     fired, handles = dict.fromkeys(edits, 0), []
@@ -161,7 +161,7 @@ def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
             fired[key] += 1
             if fired[key] > 1:
                 raise RuntimeError(
-                    f"The tap at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside `taps`."
+                    f"The hook at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside `hooks`."
                 )
             return edits[key](tensor)
 
@@ -170,11 +170,11 @@ def taps(blocks, places: Places, edits: Mapping[tuple[str, int], Edit]):
     try:
         # resid_mid hangs on the same submodule as attn_out, whose edit it must see.
         for site, layer in sorted(edits, key=lambda key: key[0] == "resid_mid"):
-            handles += _register(blocks[layer], place_of(places, site, layer), counted((site, layer)))
+            handles += _register(blocks[layer], hook_point(hook_points, site, layer), counted((site, layer)))
         yield
         silent = [key for key, count in fired.items() if count != 1]
         if silent:
-            raise RuntimeError(f"The tap at blocks.{silent[0][1]}.hook_{silent[0][0]} did not fire.")
+            raise RuntimeError(f"The hook at blocks.{silent[0][1]}.hook_{silent[0][0]} did not fire.")
     finally:
         for handle in handles:
             handle.remove()

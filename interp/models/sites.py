@@ -1,7 +1,7 @@
 """Where each site is in each block of a model: found by trial on a few tokens, and proven by sums.
 
 What a block adds to the residual stream is a sum of fixed multiples of what some of its submodules give. Which ones, and
-the multiples, are fitted, and hold only where the sum comes out to the last bits of float32 (`find_places`). Nothing is
+the multiples, are fitted, and hold only where the sum comes out to the last bits of float32 (`find_hook_points`). Nothing is
 looked up by a model's name: names only tell attention from MLP where both read the same stream.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from interp.models.hooks import Place, Places
+from interp.models.hooks import HookPoint, HookPoints
 from interp.models.inner import of_layer
 
 #: Names of submodules that mix tokens, and of those among them that attend by heads.
@@ -325,7 +325,7 @@ def _holds(trial: _Trial, known: _Block) -> bool:
     return _adds_up(trial.post, [trial.pre, *_terms(trial, *zip(*every))])
 
 
-def find_places(blocks, config, run: Callable[[], object]) -> tuple[Places, tuple[int, ...], int]:
+def find_hook_points(blocks, config, run: Callable[[], object]) -> tuple[HookPoints, tuple[int, ...], int]:
     """Where each site of each block is, its heads (0: no z), and of how many things the tuple is that a block gives (0: a tensor).
 
     The proof, in every block: resid_post = resid_pre + attn_out + mlp_out, and resid_mid = resid_pre + attn_out is what a
@@ -340,9 +340,9 @@ def find_places(blocks, config, run: Callable[[], object]) -> tuple[Places, tupl
         kinds: dict[tuple, _Block] = {}
         for layer, (block, trial) in enumerate(zip(blocks, trials)):
             proven.append(_one(block, of_layer(config, layer), trial, kinds))
-    places = _places(trials, proven)
+    hook_points = _hook_points(trials, proven)
     heads = tuple(b.z[1] if b and b.z else 0 for b in proven)
-    return places, heads, next((t.outputs for t in trials if t.post is not None), 0)
+    return hook_points, heads, next((t.outputs for t in trials if t.post is not None), 0)
 
 
 def _one(block, config, trial: _Trial, kinds: dict[tuple, _Block]) -> _Block | None:
@@ -365,10 +365,10 @@ def _one(block, config, trial: _Trial, kinds: dict[tuple, _Block]) -> _Block | N
     return found
 
 
-def _places(trials: Sequence[_Trial], proven: Sequence[_Block | None]) -> Places:
-    rows: dict[str, list[Place | None]] = {}
+def _hook_points(trials: Sequence[_Trial], proven: Sequence[_Block | None]) -> HookPoints:
+    rows: dict[str, list[HookPoint | None]] = {}
     for layer, (trial, block) in enumerate(zip(trials, proven)):
-        here: dict[str, Place] = {}
+        here: dict[str, HookPoint] = {}
         if (
             trial.pre is not None
             and trial.post is not None
@@ -379,17 +379,17 @@ def _places(trials: Sequence[_Trial], proven: Sequence[_Block | None]) -> Places
             copies = None if trial.pre.ndim == 3 else 2 if trial.pre.shape[0] == 1 else 0
             width = trial.pre.shape[-1] * (1 if copies is None else trial.pre.shape[copies])
             here |= {
-                site: Place(("",), side, width, copies=copies)
+                site: HookPoint(("",), side, width, copies=copies)
                 for site, side in (("resid_pre", "in"), ("resid_post", "out"))
             }
             for site, parts in (("attn_out", block.attention), ("mlp_out", block.mlp)) if block else ():
                 if parts:
                     paths, scales = zip(*parts)
-                    here[site] = Place(paths, "out", width, scales)
+                    here[site] = HookPoint(paths, "out", width, scales)
             if block and block.mid:
                 here["resid_mid"] = replace(here["attn_out"], side="mid")
             if block and block.z:
-                here["z"] = Place((block.z[0],), "in", trial.inputs[block.z[0]].shape[-1])
+                here["z"] = HookPoint((block.z[0],), "in", trial.inputs[block.z[0]].shape[-1])
         for site, place in here.items():
             rows.setdefault(site, [None] * len(trials))[layer] = place
     return {site: tuple(row) for site, row in rows.items()}

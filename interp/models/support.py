@@ -275,7 +275,7 @@ def _packed(model, cache, start: int, tails: list[list[int]]) -> Iterator[torch.
     if start > BASE:
         yield model.packed(*arguments)[0][0].view(2, 3, -1)
         return
-    with model.taps(
+    with model.hooks(
         {
             ("resid_pre", i): lambda tensor, i=i: entering.__setitem__(i, tensor[0].clone())
             for i in range(model.n_layers)

@@ -35,7 +35,7 @@ class _Lock:
                 if self._owner is not None and not self._owner.is_alive():
                     raise ValueError(
                         "A thread that is over left a pass of this model tapped: close the generator, or leave "
-                        "the block, that taps it."
+                        "the block, that hooks it."
                     )
                 self._changed.wait(1.0)
         finally:
@@ -70,12 +70,12 @@ class Turns:
             yield
 
     @contextmanager
-    def tapping(self, taps):
+    def hooking(self, hooks):
         """Hold the lock while a pass is tapped."""
         with self._lock:
             self._tapped += 1
             try:
-                with taps:
+                with hooks:
                     yield
             finally:
                 self._tapped -= 1

@@ -9,15 +9,15 @@ import re
 
 import pandas as pd
 
-from interp.results.arm_rows import paper_table
+from interp.results.condition_rows import paper_table
 
 
 def masking_table(frame: pd.DataFrame) -> str:
     r"""The masking study's conditions and differences as a float over two columns; needs `booktabs`.
 
-    An arm's values have their intervals in the line below, so that seven readings fit a page of two columns.
+    A condition's values have their intervals in the line below, so that seven readings fit a page of two columns.
 
-    frame: table `masking`. Raises what `interp.results.arm_rows.paper_table` raises.
+    frame: table `masking`. Raises what `interp.results.condition_rows.paper_table` raises.
     """
     table = paper_table(frame).rename(columns={"in-domain": "in", "out-of-domain": "out"}, level=1)
     caption = (

@@ -4,7 +4,7 @@
 >>> success(frame, provenance).show()
 
 Green is a mask of action tokens, orange and hollow the mask of as many other tokens, in every
-figure here (`interp.results.arm_rows.LOOKS`).
+figure here (`interp.results.condition_rows.LOOKS`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,25 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots import latex
-from interp.plots.arm_panels import ARM_HOVER, K_TITLE, arm_axis, arm_numbers, draw_arms, grid, marker
 from interp.plots.caption import Caption, clause, listing, numbers, only
+from interp.plots.condition_panels import (
+    CONDITION_HOVER,
+    K_TITLE,
+    condition_axis,
+    condition_numbers,
+    draw_conditions,
+    grid,
+    marker,
+)
 from interp.plots.registry import figure
 from interp.plots.theme import BOTTOM, STEP_TITLE, draw_trace, facets, step_axis, under, whisker, zero_line
-from interp.results.arm_rows import (
+from interp.results.condition_rows import (
     LOOKS,
     PREDICTED,
-    Arm,
-    arms_of,
+    Condition,
     at_last,
     claimed,
+    conditions_of,
     named,
     number,
     one,
@@ -82,22 +90,22 @@ def claim_rows(frame: pd.DataFrame) -> dict[str, pd.Series]:
     return {name: row for name, row in found.items() if row is not None}
 
 
-def moves(frame: pd.DataFrame, arm: Arm, split: str) -> dict[str, tuple[int, pd.Series]]:
+def moves(frame: pd.DataFrame, condition: Condition, split: str) -> dict[str, tuple[int, pd.Series]]:
     """By reading 1 where the difference to k = 0 moved as predicted, -1 the other way, else 0; its row."""
     found = {}
     for metric in MECHANISM:
-        row = one(frame, metric=metric, split=split, arm=arm.name, contrast="difference")
+        row = one(frame, metric=metric, split=split, condition=condition.name, contrast="difference")
         if (metric, split) in PREDICTED and metric != "acc_cot" and row is not None:
             found[metric] = (side(row) * PREDICTED[metric, split], row)
     return found
 
 
-def moved_further(frame: pd.DataFrame, arm: Arm, split: str) -> dict[str, int | None]:
+def moved_further(frame: pd.DataFrame, condition: Condition, split: str) -> dict[str, int | None]:
     """Of what moved as predicted: 1 beyond the random mask, -1 short of it, 0 neither, or None."""
     further = {}
-    for metric, (moved, _) in moves(frame, arm, split).items():
+    for metric, (moved, _) in moves(frame, condition, split).items():
         if moved == 1:
-            row = one(frame, metric=metric, split=split, arm=arm.name, contrast="control")
+            row = one(frame, metric=metric, split=split, condition=condition.name, contrast="control")
             further[metric] = None if row is None else side(row) * PREDICTED[metric, split]
     return further
 
@@ -110,11 +118,11 @@ def _told_apart(frame: pd.DataFrame, metric: str) -> dict[str, str]:
             subset=["low", "high"]
         )
         if len(rows):
-            apart = rows[(rows["low"] > 0) | (rows["high"] < 0)].set_index("arm")["value"]
+            apart = rows[(rows["low"] > 0) | (rows["high"] < 0)].set_index("condition")["value"]
             names = [
-                f"{arm.title} ({'higher' if apart[arm.name] > 0 else 'lower'})"
-                for arm in arms_of(frame)
-                if arm.name in apart.index
+                f"{condition.title} ({'higher' if apart[condition.name] > 0 else 'lower'})"
+                for condition in conditions_of(frame)
+                if condition.name in apart.index
             ]
             told[split] = listed(names) or f"none of {len(rows)}"
     return told
@@ -123,9 +131,9 @@ def _told_apart(frame: pd.DataFrame, metric: str) -> dict[str, str]:
 def _numbers(frame: pd.DataFrame, *metrics: str, contrasts: tuple = CONTRASTS, **where) -> pd.DataFrame:
     """Levels, differences and slopes of these readings at the first and last checkpoint read."""
     rows = only(pick(frame, **where), metric=metrics, contrast=contrasts).drop(columns="seed")
-    condition = {arm.name: arm.title for arm in arms_of(frame)}
-    return numbers(rows, {"arm": lambda arm: condition.get(arm, "–"), "metric": MECHANISM.get}).rename(
-        columns={"arm": "condition"}
+    titles = {condition.name: condition.title for condition in conditions_of(frame)}
+    return numbers(rows, {"condition": lambda name: titles.get(name, "–"), "metric": MECHANISM.get}).rename(
+        columns={"condition": "condition"}
     )
 
 
@@ -188,18 +196,18 @@ def _reliance_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _mechanism_caption(frame: pd.DataFrame) -> Caption:
-    arm, told = claimed(frame), {}
+    condition, told = claimed(frame), {}
     for split in splits_of(frame):
-        found = moves(frame, arm, split)
+        found = moves(frame, condition, split)
         right, wrong = (sum(moved == kind for moved, _ in found.values()) for kind in (1, -1))
-        further = sum(how == 1 for how in moved_further(frame, arm, split).values())
+        further = sum(how == 1 for how in moved_further(frame, condition, split).values())
         if found:
             told[split] = f"{right} of {len(found)} readings" + (f" ({wrong} the other way)" if wrong else "")
             told[split] += f" ({further} beyond the random mask)" if right else ""
     message = (
-        f"{arm.title} − k = 0 as predicted: {clause(told)}."
+        f"{condition.title} − k = 0 as predicted: {clause(told)}."
         if told
-        else f"{arm.title}: no predicted reading was measured."
+        else f"{condition.title}: no predicted reading was measured."
     )
     drawn = (
         "Differences in every reading. Shaded: predicted if action supervision teaches a way past the trace."
@@ -207,8 +215,8 @@ def _mechanism_caption(frame: pd.DataFrame) -> Caption:
     return Caption(
         message,
         drawn,
-        _size(pick(frame, arm=arm.name)),
-        _numbers(frame, *MECHANISM, contrasts=("difference", "control"), arm=arm.name),
+        _size(pick(frame, condition=condition.name)),
+        _numbers(frame, *MECHANISM, contrasts=("difference", "control"), condition=condition.name),
     )
 
 
@@ -228,15 +236,15 @@ def _selection_caption(frame: pd.DataFrame) -> Caption:
         f"n = {span(others['n_groups'])} games; 95 % intervals over games and seeds, simultaneous "
         "for all shares."
     )
-    table = listing(others.drop(columns=["arm", "chosen"]), {"share": number})
+    table = listing(others.drop(columns=["condition", "chosen"]), {"share": number})
     return Caption(
         f"k = {number(chosen['share'])} is chosen {WHERE[chosen['split']]}: {reason}.", drawn, size, table
     )
 
 
 def _table_caption(frame: pd.DataFrame) -> Caption:
-    arm, split = claimed(frame), WHERE[splits_of(frame)[-1]]
-    less = f"; last rows: paired differences of {arm.title}" if arm else ""
+    condition, split = claimed(frame), WHERE[splits_of(frame)[-1]]
+    less = f"; last rows: paired differences of {condition.title}" if condition else ""
     return Caption(
         "",
         f"Training conditions at the last checkpoint{less}. Gap, reliance and followed traces are {split}.",
@@ -248,19 +256,19 @@ def _table_caption(frame: pd.DataFrame) -> Caption:
     "Does leaving actions unsupervised help?", name="masking_success", caption=_success_caption, **_SECTION
 )
 def success(frame: pd.DataFrame) -> go.Figure:
-    """The primary outcome by arm, its differences to k = 0, and games won where they were played.
+    """The primary outcome by condition, its differences to k = 0, and games won where they were played.
 
     Each training is a dot; the dashed line is the least difference that matters.
     """
     need(frame, metric="acc_cot", contrast="level")
-    arms, rows = arms_of(frame), [("acc_cot", "level", "accuracy of CoT action", 200)]
+    conditions, rows = conditions_of(frame), [("acc_cot", "level", "accuracy of CoT action", 200)]
     if len(pick(frame, metric="acc_cot", contrast="difference")):
         rows.append(("acc_cot", "difference", "difference to k = 0", 170))
     if len(pick(frame, metric="success_cot", contrast="level")):
         rows.append(("success_cot", "level", "share of games won", 170))
-    fig = arm_axis(grid(splits_of(frame), [row[2:] for row in rows]), arms)
+    fig = condition_axis(grid(splits_of(frame), [row[2:] for row in rows]), conditions)
     for row, (metric, contrast, *_) in enumerate(rows, start=1):
-        draw_arms(fig, frame, arms, metric, contrast, row)
+        draw_conditions(fig, frame, conditions, metric, contrast, row)
         if contrast == "difference":
             zero_line(fig, row)
             fig.add_hline(
@@ -309,10 +317,10 @@ def dose(frame: pd.DataFrame) -> go.Figure:
         metric for metric in ("acc_cot", "acc_prompt") if len(pick(frame, metric=metric, contrast="level"))
     ]
     need(frame, metric="acc_cot", contrast="level")
-    arms = [arm for arm in arms_of(frame) if arm.kind != "only"]
-    shares = sorted({arm.share for arm in arms if arm.kind != "random_mask"})
+    conditions = [condition for condition in conditions_of(frame) if condition.kind != "only"]
+    shares = sorted({condition.share for condition in conditions if condition.kind != "random_mask"})
     if len(shares) < 2:
-        raise ValueError("a dose needs arms action_mask_K of at least two shares K.")
+        raise ValueError("a dose needs conditions action_mask_K of at least two shares K.")
     fig = grid(splits_of(frame), [("accuracy", 260)], bottom=BOTTOM)
     for col, split in enumerate(splits_of(frame), start=1):
         for order, metric in enumerate(metrics):
@@ -320,14 +328,15 @@ def dose(frame: pd.DataFrame) -> go.Figure:
             rows = at_last(frame, metric=metric, split=split, contrast="level")
             for random in (False, True):
                 some = [
-                    arm
-                    for arm in arms
-                    if (arm.kind == "random_mask") == random and (rows["arm"] == arm.name).any()
+                    condition
+                    for condition in conditions
+                    if (condition.kind == "random_mask") == random
+                    and (rows["condition"] == condition.name).any()
                 ]
-                found = rows.set_index("arm").loc[[arm.name for arm in some]].reset_index()
+                found = rows.set_index("condition").loc[[condition.name for condition in some]].reset_index()
                 if some:
                     fig.add_scatter(
-                        x=[arm.share + 0.012 * (order - 0.5) + 0.03 * random for arm in some],
+                        x=[condition.share + 0.012 * (order - 0.5) + 0.03 * random for condition in some],
                         y=found["value"],
                         cliponaxis=False,
                         mode="markers" if random else "lines+markers",
@@ -337,8 +346,8 @@ def dose(frame: pd.DataFrame) -> go.Figure:
                         name=f"{name}, random mask" if random else name,
                         legendgroup=f"{metric} {random}",
                         showlegend=col == 1,
-                        customdata=arm_numbers(found, [arm.title for arm in some]),
-                        hovertemplate=ARM_HOVER,
+                        customdata=condition_numbers(found, [condition.title for condition in some]),
+                        hovertemplate=CONDITION_HOVER,
                         row=1,
                         col=col,
                     )
@@ -367,8 +376,8 @@ def selection(frame: pd.DataFrame) -> go.Figure:
             name=name,
             error_y=whisker(rows, GREEN),
             marker=marker(symbol, GREEN, 11),
-            customdata=arm_numbers(rows, [named(arm).title for arm in rows["arm"]]),
-            hovertemplate=ARM_HOVER,
+            customdata=condition_numbers(rows, [named(condition).title for condition in rows["condition"]]),
+            hovertemplate=CONDITION_HOVER,
             row=1,
             col=1,
         )
@@ -379,15 +388,15 @@ def selection(frame: pd.DataFrame) -> go.Figure:
 
 @figure("The gap by condition", name="masking_gap", caption=_gap_caption, **_SECTION)
 def gap(frame: pd.DataFrame) -> go.Figure:
-    """The gap between the modes by arm, above its differences to k = 0."""
+    """The gap between the modes by condition, above its differences to k = 0."""
     need(frame, metric="gap", contrast="level")
     rows = [("gap (CoT − prompt)", 210)] + [("gap − that of k = 0", 170)] * bool(
         len(pick(frame, metric="gap", contrast="difference"))
     )
-    arms = arms_of(frame)
-    fig = arm_axis(grid(splits_of(frame), rows), arms)
+    conditions = conditions_of(frame)
+    fig = condition_axis(grid(splits_of(frame), rows), conditions)
     for row, contrast in enumerate(("level", "difference")[: len(rows)], start=1):
-        draw_arms(fig, frame, arms, "gap", contrast, row)
+        draw_conditions(fig, frame, conditions, "gap", contrast, row)
         zero_line(fig, row)
     return fig
 
@@ -396,19 +405,19 @@ def gap(frame: pd.DataFrame) -> go.Figure:
 def reliance(frame: pd.DataFrame) -> go.Figure:
     """Prompt reliance over checkpoints, a column for each condition beside k = 0."""
     frame = need(frame, metric="prompt_reliance", contrast="level")
-    steps, splits, arms = steps_of(frame), splits_of(frame), arms_of(frame)
-    zero = next((arm for arm in arms if arm.kind == "zero"), None)
-    others = [arm for arm in arms if arm != zero] or arms
-    fig = facets(len(splits), 170, 22, [arm.title for arm in others], spacing=0.014)
+    steps, splits, conditions = steps_of(frame), splits_of(frame), conditions_of(frame)
+    zero = next((condition for condition in conditions if condition.kind == "zero"), None)
+    others = [condition for condition in conditions if condition != zero] or conditions
+    fig = facets(len(splits), 170, 22, [condition.title for condition in others], spacing=0.014)
     low, high = (
         min(0.0, frame["low"].min(), frame["value"].min()),
         max(frame["high"].max(), frame["value"].max()),
     )
     margin, seen = 0.05 * max(high - low, 0.02), set()
     for row, split in enumerate(splits, start=1):
-        for col, arm in enumerate(others, start=1):
-            for order, each in enumerate([zero, arm] if zero and arm != zero else [arm]):
-                rows = pick(frame, split=split, arm=each.name).sort_values("step")
+        for col, condition in enumerate(others, start=1):
+            for order, each in enumerate([zero, condition] if zero and condition != zero else [condition]):
+                rows = pick(frame, split=split, condition=each.name).sort_values("step")
                 shift = 0.1 * (order - 0.5) if len(steps) == 1 else 0.0
                 x = [steps.index(step) + shift for step in rows["step"]]
                 draw_trace(
@@ -432,8 +441,8 @@ def reliance(frame: pd.DataFrame) -> go.Figure:
 @figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption, **_SECTION)
 def mechanism(frame: pd.DataFrame) -> go.Figure:
     """Where a gain landed: the claimed condition's differences in every reading, a column for each split."""
-    arm = claimed(frame)
-    rows = pick(frame, arm=arm.name if arm else "action_mask_0.3")
+    condition = claimed(frame)
+    rows = pick(frame, condition=condition.name if condition else "action_mask_0.3")
     rows = need(rows[rows["contrast"].isin(["difference", "control"]) & rows["metric"].isin(MECHANISM)])
     shown, splits = [metric for metric in MECHANISM if (rows["metric"] == metric).any()], splits_of(rows)
     places = {metric: i for i, metric in enumerate(shown)}
@@ -442,8 +451,8 @@ def mechanism(frame: pd.DataFrame) -> go.Figure:
     last = pd.concat([at_last(rows, metric=metric) for metric in shown])
     reach = min(1.0, max(0.05, float(np.nanmax(last[["value", "low", "high"]].abs()))) * 1.06)
     looks = {
-        "difference": (f"{arm.title} − k = 0", GREEN, "circle"),
-        "control": (f"{arm.title} − its random mask", ORANGE, "circle-open"),
+        "difference": (f"{condition.title} − k = 0", GREEN, "circle"),
+        "control": (f"{condition.title} − its random mask", ORANGE, "circle-open"),
     }
     for col, split in enumerate(splits, start=1):
         sides = [
@@ -475,8 +484,8 @@ def mechanism(frame: pd.DataFrame) -> go.Figure:
                 showlegend=col == 1 and bool(len(pick(last, contrast=contrast))),
                 marker=marker(symbol, colour, 9),
                 error_x=whisker(found, colour),
-                customdata=arm_numbers(found, [MECHANISM[metric] for metric in found["metric"]]),
-                hovertemplate=ARM_HOVER,
+                customdata=condition_numbers(found, [MECHANISM[metric] for metric in found["metric"]]),
+                hovertemplate=CONDITION_HOVER,
                 row=1,
                 col=col,
             )

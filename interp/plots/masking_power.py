@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.arm_panels import grid, marker
 from interp.plots.caption import Caption
+from interp.plots.condition_panels import grid, marker
 from interp.plots.registry import figure
 from interp.plots.theme import BOTTOM, under, whisker
-from interp.results.arm_rows import number
+from interp.results.condition_rows import number
 from interp.results.names import BLACK, GREEN, GREY, ORANGE
 from interp.results.queries import need, pick
 from interp.results.tables import ESTIMATE_COLUMNS

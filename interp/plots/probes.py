@@ -56,14 +56,14 @@ _SECTION = dict(section="predicted")
 
 def cells_above(frame: pd.DataFrame, **where) -> tuple[int, int]:
     """How many cells (layer, checkpoint) have a gain whose interval lies above 0, and of how many."""
-    cells = pick(frame, reader="gain", metric="accuracy", **where).dropna(subset="value")
+    cells = pick(frame, predictor="gain", metric="accuracy", **where).dropna(subset="value")
     cells = cells[cells["layer"] >= 0]
     return int((cells["low"] > 0).sum()), len(cells)
 
 
 def pairs_that_drop(frame: pd.DataFrame, split: str) -> tuple[int, int]:
     """How many pairs of different checkpoints lose accuracy by an interval above 0, and of how many."""
-    drops = pick(frame, reader="drop", split=split).dropna(subset="value")
+    drops = pick(frame, predictor="drop", split=split).dropna(subset="value")
     drops = drops[drops["train_step"] != drops["test_step"]]
     return int((drops["low"] > 0).sum()), len(drops)
 
@@ -71,7 +71,7 @@ def pairs_that_drop(frame: pd.DataFrame, split: str) -> tuple[int, int]:
 def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> Caption:
     rows = pick(frame, label=label, split=split, metric="accuracy")
     clear, count = cells_above(frame, label=label, split=split)
-    told = last_side(rows, GAINED, reader="gain", layer=-1)
+    told = last_side(rows, GAINED, predictor="gain", layer=-1)
     message = f"At the last checkpoint the boundary probe {told}. " if told else ""
     message += f"Its gain's interval lies above 0 in {clear} of {count} cells (layer, checkpoint)."
     drawn = (
@@ -80,21 +80,21 @@ def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: 
     pairs = frame[
         frame["label"].str.startswith("pairwise") & (frame["layer"] == -1) & (frame["metric"] == "accuracy")
     ]
-    shown = [_nested(rows)[lambda table: table["layer"] == -1], only(pairs, reader=("probe", "gain"))]
+    shown = [_nested(rows)[lambda table: table["layer"] == -1], only(pairs, predictor=("probe", "gain"))]
     cells = rows[rows["layer"] >= 0].dropna(subset="value")
-    for reader, best in (
+    for predictor, best in (
         ("gain", "idxmax"),
         ("gain_p", "idxmin"),
     ):  # the map's largest gain, and its smallest corrected p
-        if len(of := pick(cells, reader=reader)):
+        if len(of := pick(cells, predictor=predictor)):
             shown.append(of.loc[[getattr(of["value"], best)()]])
     return Caption(message, drawn, size(rows), numbers(pd.concat(shown, ignore_index=True)))
 
 
 def _nested(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, with the controls, which read no layer, filed under the nested choice."""
-    reads_none = rows["reader"].isin(CONTROLS)
-    controls = rows[reads_none].sort_values("layer").drop_duplicates(["step", "reader"])
+    reads_none = rows["predictor"].isin(CONTROLS)
+    controls = rows[reads_none].sort_values("layer").drop_duplicates(["step", "predictor"])
     return pd.concat([rows[~reads_none], controls.assign(layer=-1)])
 
 
@@ -109,14 +109,14 @@ def _transfer_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
         "Accuracy; drop against the own probe, which includes changed actions; three probes. "
         "Layer and C: chosen in training."
     )
-    ends_ = only(frame, train_step=(first, last), test_step=(first, last), reader=("probe", "drop"))
-    return Caption(message, drawn, size(pick(frame, reader="probe")), listing(ends_))
+    ends_ = only(frame, train_step=(first, last), test_step=(first, last), predictor=("probe", "drop"))
+    return Caption(message, drawn, size(pick(frame, predictor="probe")), listing(ends_))
 
 
 def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     label = label or label_of(frame)
     frame = pick(frame, label=label)
-    told = last_side(frame, BITS, metric="bits", reader="gain")
+    told = last_side(frame, BITS, metric="bits", predictor="gain")
     message = f"At the last checkpoint {told}, against the shorter of both other codes." if told else ""
     drawn = (
         f"Online codelength of the {LABELS.get(label, label)}: bits for each decision (top), "
@@ -125,8 +125,8 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     return Caption(
         message,
         drawn,
-        size(pick(frame, metric="bits", reader="probe")),
-        numbers(frame, {"reader": _CODES.get}),
+        size(pick(frame, metric="bits", predictor="probe")),
+        numbers(frame, {"predictor": _CODES.get}),
     )
 
 
@@ -140,7 +140,7 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
 def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> go.Figure:
     """Probe's gain over the best control by layer and checkpoint, beside accuracies."""
     chosen = need(frame, label=label, split=split, metric="accuracy")
-    gain = need(chosen[chosen["layer"] >= 0], reader="gain")
+    gain = need(chosen[chosen["layer"] >= 0], predictor="gain")
     steps, height = steps_of(chosen), 480
     fig = make_subplots(
         rows=2,
@@ -159,14 +159,14 @@ def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in
     look = dict(zmin=-limit, zmax=limit, colorscale=DIVERGING, name="gain", colorbar=bar)
     grid = draw_heatmap(fig, gain, "layer", "step", (layers, steps), 1, 1, **look)
     _mark(fig, uncertain(grid), "gain's interval covers 0", 1, 1)
-    for row, readers in enumerate((("probe", *CONTROLS), ("probe", *ACTIVATION_CONTROLS)), start=1):
-        for reader in readers:
+    for row, predictors in enumerate((("probe", *CONTROLS), ("probe", *ACTIVATION_CONTROLS)), start=1):
+        for predictor in predictors:
             # A control that reads no layer may be filed under any: the nested row first, else the first one.
-            rows = pick(chosen, reader=reader).sort_values("layer").drop_duplicates("step")
+            rows = pick(chosen, predictor=predictor).sort_values("layer").drop_duplicates("step")
             if len(rows):  # checkpoints without it break the line
                 rows = rows.set_index("step").reindex(steps).reset_index()
-            other = reader != "probe"
-            draw_line(fig, rows, steps, reader, row=row, col=2, thin=other, show=row == 1 or other)
+            other = predictor != "probe"
+            draw_line(fig, rows, steps, predictor, row=row, col=2, thin=other, show=row == 1 or other)
         step_axis(fig, steps, row=row, col=2, title=row == 2)
         text = ("against what reads no activation", "against controls of the activations")[row - 1]
         corner(fig, text, row, 2, above=True, font=dict(size=13, color="#666666"))
@@ -183,7 +183,7 @@ def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     """Accuracy of each checkpoint's probe at each checkpoint, its drop, and three probes over steps."""
     label = label or label_of(frame)
     frame = need(frame, label=label, metric="accuracy")
-    probe, drop = (need(frame, reader=reader) for reader in ("probe", "drop"))
+    probe, drop = (need(frame, predictor=predictor) for predictor in ("probe", "drop"))
     splits, steps = splits_of(frame), sorted(frame["train_step"].unique())
     height = 250 * len(splits) + 46 * (len(splits) - 1)
     titles = ("accuracy", "drop against the own probe", "three probes")
@@ -239,12 +239,14 @@ def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     """Bits for each decision with the activations, the text and class frequencies, above the compression."""
     label = label or label_of(frame)
     frame = need(frame, label=label)
-    readers = ["probe", "tfidf", "majority"]
+    predictors = ["probe", "tfidf", "majority"]
     fig = panels(frame, {"bits per decision": 210, "compression": 170})
     for row, metric in enumerate(("bits", "compression"), start=1):
-        rows = need(frame, metric=metric).assign(metric=lambda table: table["reader"])
-        draw_metrics(fig, rows, readers, row=row, thin=readers[1:], steps=steps_of(frame), legend=row == 1)
-        fit_values(fig, rows, readers, row=row, at_least=(0.0, 1.0))
+        rows = need(frame, metric=metric).assign(metric=lambda table: table["predictor"])
+        draw_metrics(
+            fig, rows, predictors, row=row, thin=predictors[1:], steps=steps_of(frame), legend=row == 1
+        )
+        fit_values(fig, rows, predictors, row=row, at_least=(0.0, 1.0))
     return fig
 
 

@@ -33,9 +33,9 @@ from interp.plots.theme import (
 from interp.results.estimates import ends, estimate
 from interp.results.names import (
     ALONG,
-    ARMS,
     BLUE,
     GREY,
+    INSERTED_TRACES,
     ORANGE,
     PURPLE,
     SHARES,
@@ -52,12 +52,12 @@ from interp.results.wording import sentence
 
 #: As `interp.plots.theme.STYLE`, of what only the figures here have.
 LOOKS = {
-    "arm_truncated": ("truncated", SKY, "dash", "diamond"),
-    "arm_other_state": ("other state's trace", VERMILION, "solid", "circle"),
-    "arm_resampled": ("resampled", ORANGE, "solid", "triangle-up"),
-    "arm_shuffled_words": ("shuffled words", PURPLE, "dot", "x"),
-    "arm_filler": ("filler", GREY, "dash", "triangle-down"),
-    "arm_empty": ("empty", BLUE, "solid", "square"),
+    "inserted_truncated": ("truncated", SKY, "dash", "diamond"),
+    "inserted_other_state": ("other state's trace", VERMILION, "solid", "circle"),
+    "inserted_resampled": ("resampled", ORANGE, "solid", "triangle-up"),
+    "inserted_shuffled_words": ("shuffled words", PURPLE, "dot", "x"),
+    "inserted_filler": ("filler", GREY, "dash", "triangle-down"),
+    "inserted_empty": ("empty", BLUE, "solid", "square"),
     "mass_own_before": ("own action, before", SKY, "dot", "diamond"),
     "mass_own": ("own action, after", BLUE, "solid", "square"),
     "mass_argued_before": ("argued action, before", ORANGE, "dot", "triangle-up"),
@@ -87,26 +87,26 @@ _SECTION = dict(section="depends")
 
 def splice_fails(frame: pd.DataFrame) -> float | None:
     """The lowest share of actions that the own trace, put back, reproduces where it is not 1; else None."""
-    kept = pick(frame, arm="self_splice", metric="keep")["value"]
+    kept = pick(frame, inserted_trace="self_splice", metric="keep")["value"]
     return float(kept.min()) if len(kept) and not (kept == 1).all() else None
 
 
 def _conflict_caption(frame: pd.DataFrame) -> Caption:
-    told = last_side(frame, FOLLOWED, 0.5, arm="other_state", metric="follow")
+    told = last_side(frame, FOLLOWED, 0.5, inserted_trace="other_state", metric="follow")
     message = sentence(f"at the last checkpoint {told}") if told else ""
     if (worst := splice_fails(frame)) is not None:
         message = (
             f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f} where it must be 1, so no trace "
             "here is to be trusted."
         )
-    elif len(pick(frame, arm="self_splice", metric="keep")):
+    elif len(pick(frame, inserted_trace="self_splice", metric="keep")):
         message += " The self-splice check passed."
     drawn = (
         "The agent's own prompt with an inserted trace: keep, follow and other action, a column "
         "for each trace."
     )
     shown = only(frame, metric=("keep", "follow", "logp_trace", "logp_own", "leak_rate"))
-    table = numbers(shown).rename(columns={"arm": "inserted trace"})
+    table = numbers(shown).rename(columns={"inserted_trace": "inserted trace"})
     return Caption(message, drawn, size(only(frame, metric=("keep", "follow"))), table)
 
 
@@ -114,17 +114,19 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
     tops = {}
     for split in splits_of(frame):
         last = [
-            (arm, of.last) for arm in ARMS if (of := ends(pick(frame, metric="shift", arm=arm, split=split)))
+            (kind, of.last)
+            for kind in INSERTED_TRACES
+            if (of := ends(pick(frame, metric="shift", inserted_trace=kind, split=split)))
         ]
         if last:
-            arm, top = max(last, key=lambda each: each[1]["value"])
-            tops[split] = f"{ARMS[arm]} ({estimate(top)})"
+            kind, top = max(last, key=lambda each: each[1]["value"])
+            tops[split] = f"{INSERTED_TRACES[kind]} ({estimate(top)})"
     message = f"The last action's distribution moves most after: {clause(tops)}." if tops else ""
     drawn = (
         "Total variation distance after an inserted trace; probability of own and argued action; "
         "follow by that trace's likelihood."
     )
-    moved = pick(frame, arm="other_state")
+    moved = pick(frame, inserted_trace="other_state")
     moved = only(
         moved,
         metric=(
@@ -141,7 +143,7 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _removal_caption(frame: pd.DataFrame) -> Caption:
-    told = last_side(frame, REMOVED, arm="filler", metric="flip_difference_parsed")
+    told = last_side(frame, REMOVED, inserted_trace="filler", metric="flip_difference_parsed")
     message = sentence(f"at the last checkpoint {told}") if told else ""
     drawn = (
         "Flips after removal (empty, full stops) or replacement; top: unparsed ones count. In "
@@ -237,12 +239,12 @@ def _steering_caption(frame: pd.DataFrame) -> Caption:
 @figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
 def conflict(frame: pd.DataFrame) -> go.Figure:
     """Keep, follow, other and unparsed over checkpoints, a column for each inserted trace."""
-    arms = [arm for arm in ARMS if (frame["arm"] == arm).any()]
+    inserted_traces = [kind for kind in INSERTED_TRACES if (frame["inserted_trace"] == kind).any()]
     splits, steps = splits_of(frame), steps_of(frame)
-    fig = facets(len(splits), 170, 22, [ARMS[arm] for arm in arms], spacing=0.014)
+    fig = facets(len(splits), 170, 22, [INSERTED_TRACES[kind] for kind in inserted_traces], spacing=0.014)
     for row, split in enumerate(splits, start=1):
-        for col, arm in enumerate(arms, start=1):
-            rows = pick(frame, split=split, arm=arm)
+        for col, kind in enumerate(inserted_traces, start=1):
+            rows = pick(frame, split=split, inserted_trace=kind)
             for metric in ("keep", "follow", "other", "unparsed"):
                 thin = metric in ("other", "unparsed")
                 draw_line(
@@ -250,7 +252,7 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
                 )
             step_axis(fig, steps, row=row, col=col, room=3, title=False)
         fig.update_yaxes(title=f"rate, {SPLITS[split].lower()}", row=row, col=1)
-        kept = pick(frame, split=split, arm="self_splice", metric="keep")["value"]
+        kept = pick(frame, split=split, inserted_trace="self_splice", metric="keep")["value"]
         if len(kept):
             good = bool((kept == 1).all())
             text = (
@@ -264,7 +266,7 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
                 y=0.5,
                 showarrow=False,
                 row=row,
-                col=arms.index("self_splice") + 1,
+                col=inserted_traces.index("self_splice") + 1,
                 font=dict(size=13, color=GREY if good else VERMILION),
             )
     fig.update_yaxes(range=[-0.05, 1.07])
@@ -284,15 +286,20 @@ def conflict_shift(frame: pd.DataFrame) -> go.Figure:
     fig, steps = panels(frame, rows), steps_of(frame)
     masses = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued")
     lines = [
-        (1 if arm in REPLACED else 2, pick(frame, metric="shift", arm=arm), f"arm_{arm}", False)
-        for arm in list(ARMS)[1:]
+        (
+            1 if kind in REPLACED else 2,
+            pick(frame, metric="shift", inserted_trace=kind),
+            f"inserted_{kind}",
+            False,
+        )
+        for kind in list(INSERTED_TRACES)[1:]
     ]
     lines += [
-        (3, pick(frame, arm="other_state", metric=metric), metric, metric.endswith("before"))
+        (3, pick(frame, inserted_trace="other_state", metric=metric), metric, metric.endswith("before"))
         for metric in masses
     ]
     lines += [
-        (4, pick(frame, arm="other_state", metric=metric), metric, False)
+        (4, pick(frame, inserted_trace="other_state", metric=metric), metric, False)
         for metric in ("follow_likely", "follow_unlikely")
     ]
     _draw_lines(fig, lines, splits_of(frame), steps)
@@ -309,19 +316,30 @@ def removal(frame: pd.DataFrame) -> go.Figure:
     need(frame, metric="flip_removed")
     rows = {"flips": 180, "flips,<br>both parsed": 180, "wrong − removed,<br>both parsed": 170}
     fig, steps = panels(frame, rows), steps_of(frame)
-    arms = [arm for arm in ("filler", "empty") if len(pick(frame, metric="flip_removed", arm=arm))]
+    inserted_traces = [
+        kind for kind in ("filler", "empty") if len(pick(frame, metric="flip_removed", inserted_trace=kind))
+    ]
     lines = []
     for row, suffix in ((1, ""), (2, "_parsed")):
         lines.append(
-            (row, pick(frame, metric=f"flip_substituted{suffix}", arm=arms[0]), "arm_other_state", False)
+            (
+                row,
+                pick(frame, metric=f"flip_substituted{suffix}", inserted_trace=inserted_traces[0]),
+                "inserted_other_state",
+                False,
+            )
         )
         lines += [
-            (row, pick(frame, metric=f"flip_removed{suffix}", arm=arm), f"arm_{arm}", False) for arm in arms
+            (row, pick(frame, metric=f"flip_removed{suffix}", inserted_trace=kind), f"inserted_{kind}", False)
+            for kind in inserted_traces
         ]
-    lines += [(3, pick(frame, metric="flip_difference_parsed", arm=arm), f"arm_{arm}", False) for arm in arms]
+    lines += [
+        (3, pick(frame, metric="flip_difference_parsed", inserted_trace=kind), f"inserted_{kind}", False)
+        for kind in inserted_traces
+    ]
     _draw_lines(fig, lines, splits_of(frame), steps, shared=True)
     fig.update_yaxes(range=[-0.04, 1.05])
-    fit_values(fig, frame[frame["arm"].isin(arms)], ["flip_difference_parsed"], row=3)
+    fit_values(fig, frame[frame["inserted_trace"].isin(inserted_traces)], ["flip_difference_parsed"], row=3)
     zero_line(fig, row=3)
     return fig
 

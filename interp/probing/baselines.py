@@ -1,4 +1,4 @@
-"""Readers of activations without a penalty to choose, the random labels of a control task, and the choice of a layer.
+"""Predictors of activations without a penalty to choose, the random labels of a control task, and the choice of a layer.
 
 >>> found = nested_plain(fitter, [standardised(acts[:, layer]) for layer in layers], lda, acts.shape[2])
 >>> probability, best = choose_layer(fitter, "lda", layers, found)
@@ -74,11 +74,11 @@ PLAIN = {"lda": lda, "mean_difference": mean_difference}
 
 
 def nested_plain(
-    fitter: Fitter, features: Sequence[Callable], reader: Callable, width: int
+    fitter: Fitter, features: Sequence[Callable], predictor: Callable, width: int
 ) -> list[tuple[np.ndarray, list]]:
     """Held-out probabilities [decision, class] of each layer and, per job, its inner (accuracy, minus log-loss), as `Fitter.nested`.
 
-    features: for each layer, a function such as `logistic.standardised` returns. reader: one of PLAIN. width: d_model.
+    features: for each layer, a function such as `logistic.standardised` returns. predictor: one of PLAIN. width: d_model.
     """
     found = []
     for of_layer in features:
@@ -87,10 +87,10 @@ def nested_plain(
             code, said = fitter.code[train], np.zeros((len(train), fitter.n_classes))
             for fit, score in inner:
                 ends = of_layer(train[fit], train[score])
-                said[score] = reader(ends[0], code[fit], ends[1], fitter.n_classes, width)
+                said[score] = predictor(ends[0], code[fit], ends[1], fitter.n_classes, width)
             results, ends = scored(said, code), of_layer(train, held_out)
             keys.append((results["accuracy"].mean(), -results["log_loss"].mean()))
-            whole[held_out] = reader(ends[0], code, ends[1], fitter.n_classes, width)
+            whole[held_out] = predictor(ends[0], code, ends[1], fitter.n_classes, width)
         found.append((whole, keys))
     return found
 
@@ -100,14 +100,14 @@ def choose_layer(
 ) -> tuple[np.ndarray, list[int]]:
     """Probabilities of the layer with the best inner scores in each job, and its place in `layers`; kept in `fitter.chosen`.
 
-    name: the `reader` of the rows of `chosen`. found: what `Fitter.nested` or `nested_plain` returned for the layers.
+    name: the `predictor` of the rows of `chosen`. found: what `Fitter.nested` or `nested_plain` returned for the layers.
     """
-    picked = {(row["fold"], row["layer"]): row["C"] for row in fitter.chosen if row["reader"] == name}
+    picked = {(row["fold"], row["layer"]): row["C"] for row in fitter.chosen if row["predictor"] == name}
     nested, best = np.zeros((len(fitter.code), fitter.n_classes)), []
     for job, (_, held_out) in enumerate(fitter.jobs):
         best.append(max(range(len(layers)), key=lambda i: found[i][1][job]))
         layer = layers[best[job]]
-        row = {"fold": job, "reader": "nested" if name == "probe" else f"nested_{name}", "layer": layer}
+        row = {"fold": job, "predictor": "nested" if name == "probe" else f"nested_{name}", "layer": layer}
         fitter.chosen.append({**row, "C": picked.get((job, layer))})
         nested[held_out] = found[best[job]][0][held_out]
     return nested, best

@@ -118,7 +118,7 @@ def checked_set(name: str, acts, *columns: Sequence | None) -> dict[str, np.ndar
 
 
 def joined_sets(sets: Sequence[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray | None]:
-    """The decisions of one set, or of two behind each other.
+    """The decisions of one set, or of two after each other.
 
     Raises ValueError for sets that differ in [layer, d_model] or in what they hold, and for episodes in both.
     """

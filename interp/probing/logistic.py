@@ -1,4 +1,4 @@
-"""Logistic readers with grouped folds: their features, and a penalty chosen inside the training rows.
+"""Logistic predictors with grouped folds: their features, and a penalty chosen inside the training rows.
 
 >>> fitter = Fitter(code, group, n_classes, grouped_splits(group, 5, seed), seed)
 >>> [(probability, inner)] = fitter.nested([("probe", 3, standardised(acts[:, 3]))], (0.01, 0.1, 1.0))
@@ -88,13 +88,13 @@ class Fitter:
             yield probability
 
     def nested(
-        self, readers: Sequence[tuple], grid: Sequence[float]
+        self, predictors: Sequence[tuple], grid: Sequence[float]
     ) -> list[tuple[np.ndarray, list[tuple[float, float]]]]:
         """Held-out probabilities [decision, class], and per job the inner (accuracy, minus log-loss) of the C it chose.
 
-        readers: (name, layer, features), features a function such as `standardised` returns; all are fitted together.
+        predictors: (name, layer, features), features a function such as `standardised` returns; all are fitted together.
         """
-        cells = [(reader, job) for reader in readers for job in range(len(self.jobs))]
+        cells = [(predictor, job) for predictor in predictors for job in range(len(self.jobs))]
         inner = self.fit(self._inner_problems(cells, grid), INNER_TOLERANCE)
         picked = []
         for (name, layer, _), job in cells:
@@ -106,12 +106,12 @@ class Fitter:
             keys = [(each["accuracy"].mean(), -each["log_loss"].mean()) for each in results]
             best = max(range(len(grid)), key=keys.__getitem__)
             picked.append((grid[best], keys[best]))
-            self.chosen.append({"fold": job, "reader": name, "layer": layer, "C": grid[best]})
+            self.chosen.append({"fold": job, "predictor": name, "layer": layer, "C": grid[best]})
         outer = self.fit(
             (features(*self.jobs[job]), self.code[self.jobs[job][0]], (c,))
             for ((_, _, features), job), (c, _) in zip(cells, picked, strict=True)
         )
-        found = [(np.zeros((len(self.code), self.n_classes)), []) for _ in readers]
+        found = [(np.zeros((len(self.code), self.n_classes)), []) for _ in predictors]
         for i, (probability, (_, key)) in enumerate(zip(outer, picked, strict=True)):
             whole, keys = found[i // len(self.jobs)]
             whole[self.jobs[i % len(self.jobs)][1]] = probability[0]
@@ -148,7 +148,7 @@ class Fitter:
 def scored(
     probability: Float[np.ndarray, "decision class"], code: Int[np.ndarray, "decision"]
 ) -> dict[str, np.ndarray]:
-    """Accuracy and log-loss of each decision; code -1 is a label that no reader can predict."""
+    """Accuracy and log-loss of each decision; code -1 is a label that no predictor can predict."""
     of_label = np.where(code >= 0, probability[np.arange(len(code)), code], 0.0)
     return {
         "accuracy": (probability.argmax(axis=1) == code).astype(float),

@@ -37,11 +37,11 @@ class MDLResult:
     uniform_bits: float
     """With every class as likely: decisions times log2 of the classes."""
     compression: Estimate
-    """uniform_bits / bits; the interval resamples episodes and holds the fitted readers and the order fixed."""
+    """uniform_bits / bits; the interval resamples episodes and holds the fitted predictors and the order fixed."""
     gain: Estimate
     """Bits for each decision that the activations save over the majority code, paired."""
     of_decision: dict[str, Float[np.ndarray, "decision"]]
-    """Reader (`probe`, `majority`, perhaps `tfidf`) to the bits of each decision, in the order given."""
+    """Predictor (`probe`, `majority`, perhaps `tfidf`) to the bits of each decision, in the order given."""
     blocks: tuple[dict, ...]
     """n_known (decisions fitted on), n (decisions sent), bits, majority_bits, layer (-1 for acts of one layer), C (None in the first, uniform block)."""
     n_classes: int
@@ -116,7 +116,7 @@ def mdl(
         name: -np.log2((1 - UNIFORM) * each[np.arange(len(code)), code] + UNIFORM / k)
         for name, each in probability.items()
     }
-    chosen = [{}, *(row for row in fitter.chosen if row["reader"] == "nested")]
+    chosen = [{}, *(row for row in fitter.chosen if row["predictor"] == "nested")]
     whole = {name: each.sum() for name, each in bits.items()}
     return MDLResult(
         bits=float(whole["probe"]),

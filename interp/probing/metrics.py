@@ -23,7 +23,7 @@ from interp.stats.intervals import (
     percentile,
 )
 
-#: The `layer` of the nested choice and of every reader that has no layer of its own.
+#: The `layer` of the nested choice and of every predictor that has no layer of its own.
 NESTED = -1
 #: Scores that are means over decisions, with the sign in which more is better.
 PER_DECISION = {"accuracy": 1, "log_loss": -1}
@@ -37,7 +37,7 @@ def macro_f1(
 ) -> Float[np.ndarray, "draw"]:
     """F1 of the most probable class, mean over the classes that occur among labels or predictions of a draw.
 
-    code: class of each decision; -1, a label that no reader can predict, is a class of its own. weights: of each decision in
+    code: class of each decision; -1, a label that no predictor can predict, is a class of its own. weights: of each decision in
     each draw (see `stats.bootstrap_weights`). fold: not read, since hits and misses add up over folds.
     Sources: scikit-learn's f1_score(average="macro"); Forman & Scholz 2010 (counts pooled over folds).
     """
@@ -57,10 +57,10 @@ def auroc(
     """Area under the ROC curve of each class against the rest, mean over the classes that a draw holds with both kinds.
 
     The area is the weighted share of (decision of the class, other decision) pairs in the right order, ties half. Only pairs of
-    one fold are compared: folds have readers of their own, and frequencies that run against the held-out labels, which puts
-    uninformed readers below 0.5 when pairs cross folds.
+    one fold are compared: folds have predictors of their own, and frequencies that run against the held-out labels, which puts
+    uninformed predictors below 0.5 when pairs cross folds.
 
-    code: class of each decision, -1 for a label that no reader can predict. weights: of each decision in each draw (see
+    code: class of each decision, -1 for a label that no predictor can predict. weights: of each decision in each draw (see
     `stats.bootstrap_weights`). fold: by default all decisions are of one.
     NaN in draws in which no class has both kinds. Sources: Hanley & McNeil 1982; Forman & Scholz 2010 (folds apart).
     """
@@ -92,7 +92,7 @@ METRICS = (*PER_DECISION, *RESAMPLED)
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader said: held-out probabilities of one or more repeats, and the codes it was to find."""
+    """What a predictor said: held-out probabilities of one or more repeats, and the codes it was to find."""
 
     repeats: Sequence[Float[np.ndarray, "decision class"]]
     code: Int[np.ndarray, "decision"]
@@ -107,10 +107,10 @@ def score_rows(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[list[dict], list[dict]]:
-    """Table rows of every reader, of each probe's gain over `best_control` and of its selectivity.
+    """Table rows of every predictor, of each probe's gain over `best_control` and of its selectivity.
 
-    read: (reader, layer) to what it said; a score is the mean over its repeats. split, group, fold: of each decision; intervals of
-    a split in several folds are widened for the readers that they share (`stats.cross_fitted`).
+    read: (predictor, layer) to what it said; a score is the mean over its repeats. split, group, fold: of each decision; intervals of
+    a split in several folds are widened for the predictors that they share (`stats.cross_fitted`).
     metrics: some of METRICS.
     Returns the rows; and split, metric, layer and the p-value over layers (`stats.max_statistic`) of gains in scores that are means
     over decisions.
@@ -122,7 +122,7 @@ def score_rows(
         n, n_groups = len(episodes), len(integer_codes(episodes.tolist())[1])
         widen = cross_fitted(
             len(set(fold[here].tolist()))
-        )  # 1 for a set of its own, which no reader was fitted on
+        )  # 1 for a set of its own, which no predictor was fitted on
         resampled = set(metrics) & set(RESAMPLED)
         # The first draw is the data themselves.
         weights = np.vstack([np.ones(n), bootstrap_weights(episodes, draws, seed)]) if resampled else None
@@ -154,12 +154,12 @@ def score_rows(
                     {"split": name, "metric": metric, "layer": layer, "p": float(each)}
                     for layer, each in zip(layers, p, strict=True)
                 ]
-            for (reader, layer), each in (column | more).items():
+            for (predictor, layer), each in (column | more).items():
                 if mean:
                     if (
                         metric == "accuracy"
-                        and (reader, layer) in read
-                        and len(read[reader, layer].repeats) == 1
+                        and (predictor, layer) in read
+                        and len(read[predictor, layer].repeats) == 1
                     ):
                         each = each.astype(
                             bool
@@ -168,7 +168,13 @@ def score_rows(
                 else:
                     estimate = percentile(each[0], each[1:], n, n_groups, widen=widen)
                 rows.append(
-                    {"layer": layer, "split": name, "reader": reader, "metric": metric, **estimate.row()}
+                    {
+                        "layer": layer,
+                        "split": name,
+                        "predictor": predictor,
+                        "metric": metric,
+                        **estimate.row(),
+                    }
                 )
     return rows, corrected
 

@@ -4,10 +4,10 @@
 
 >>> result = probe(acts, labels, episodes, prompts=texts, previous=previous_actions)
 >>> table = result.table()
->>> table[(table.reader == "gain") & (table.layer == NESTED)]     # the headline: probe minus the best control without activations
+>>> table[(table.predictor == "gain") & (table.layer == NESTED)]     # the headline: probe minus the best control without activations
 
 Elsewhere: codelengths in `interp.probing.mdl`, transfer between checkpoints in `interp.probing.transfer`, one action against another in `pairwise`.
-Not supported: acts of more than one site, nonlinear readers, probes of every token (only one position a decision).
+Not supported: acts of more than one site, nonlinear predictors, probes of every token (only one position a decision).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from interp.probing.inputs import check_folds, checked_set, joined_sets
 from interp.probing.logistic import TEXT_C, Fitter, grouped_splits, standardised, tfidf
 from interp.probing.metrics import METRICS, NESTED, PER_DECISION, Reading, score_rows
 from interp.stats.intervals import integer_codes
+from interp.system.renamed import renamed_keywords
 
 SPLITS = ("in_domain", "out_of_domain")
 SHUFFLES = 3
@@ -42,9 +43,9 @@ class ProbeResult:
     fold: Int[np.ndarray, "decision"]
     """The fold in which a decision was held out; -1 out of domain."""
     predicted: dict[tuple[str, int], np.ndarray]
-    """(reader, layer) to the held-out label predicted for each decision."""
+    """(predictor, layer) to the held-out label predicted for each decision."""
     chosen: tuple[dict, ...]
-    """fold (-1 out of domain), reader, layer, C. Reader `nested` holds the layer chosen in each fold (`nested_lda` and so on likewise)."""
+    """fold (-1 out of domain), predictor, layer, C. Predictor `nested` holds the layer chosen in each fold (`nested_lda` and so on likewise)."""
     best_control: tuple[str, ...]
     """The control that the gain is over in each fold, then out of domain, where there is a test set."""
     layer_p: tuple[dict, ...]
@@ -58,7 +59,7 @@ class ProbeResult:
     draws: int
 
     def table(self) -> pd.DataFrame:
-        """Tidy scores: layer, split, reader, metric, value, low, high, n, n_groups."""
+        """Tidy scores: layer, split, predictor, metric, value, low, high, n, n_groups."""
         return pd.DataFrame(self.rows)
 
     def diagnostics(self) -> dict:
@@ -73,6 +74,7 @@ class ProbeResult:
         return {**same, **lists, "n_classes": len(self.classes), "best_control": list(self.best_control)}
 
 
+@renamed_keywords(readers="predictors")
 def probe(
     acts: Float[np.ndarray, "decision layer d_model"],
     labels: Sequence[str],
@@ -88,7 +90,7 @@ def probe(
     layers: Sequence[int] | None = None,
     device: str = "cpu",
     metrics: Sequence[str] = tuple(PER_DECISION),
-    readers: Sequence[str] = ("logistic",),
+    predictors: Sequence[str] = ("logistic",),
     types: Sequence[str] | None = None,
     random_acts: Float[np.ndarray, "decision layer d_random"] | None = None,
 ) -> ProbeResult:
@@ -103,27 +105,27 @@ def probe(
     prompts: prompt texts, for the controls `tfidf` (words and word pairs) and `prompt_length` (log of characters).
     previous: label of the action before (any string at the first step), for the control `previous_action`.
     test: (acts, labels, groups, prompts, previous, types, random_acts; the last ones may be left off) of an out-of-domain set,
-        scored by readers fitted on all of the first set.
+        scored by predictors fitted on all of the first set.
     folds: outer folds. C: inverse penalties to choose from (`tfidf` has its own, TEXT_C). draws: bootstrap resamples.
     layers: indices into the layer axis to probe; by default all. device: where the fits run, in double precision.
     metrics: of accuracy, log_loss (nats, probabilities floored at `logistic.FLOOR`), macro_f1 and auroc (see `interp.probing.metrics`).
-    readers: "logistic", and perhaps "lda" and "mean_difference" (see `interp.probing.baselines`), which have no C, at the same layers.
-    types: prompt type of each decision (its task and previous action, say), for the reader `control_task`.
-    random_acts: the same decisions and layers read off a randomly initialised model, for the reader `random_model`.
+    predictors: "logistic", and perhaps "lda" and "mean_difference" (see `interp.probing.baselines`), which have no C, at the same layers.
+    types: prompt type of each decision (its task and previous action, say), for the predictor `control_task`.
+    random_acts: the same decisions and layers read off a randomly initialised model, for the predictor `random_model`.
 
-    Readers: `probe` at each layer; `embedding` (the probe at layer 0); `majority`, `previous_action`, `tfidf`, `prompt_length`;
+    Predictors: `probe` at each layer; `embedding` (the probe at layer 0); `majority`, `previous_action`, `tfidf`, `prompt_length`;
     `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions (mean of SHUFFLES
     permutations); `lda`, `mean_difference` and `random_model` (the probe on random_acts) at each layer and the nested one;
     `control_task`, the probe fitted to a random label for each prompt type (same class shares, same procedure), and `selectivity`,
-    the probe's accuracy minus that reader's on its own labels; `best_control`, of those that read no activation the one with the best
+    the probe's accuracy minus that predictor's on its own labels; `best_control`, of those that read no activation the one with the best
     accuracy, then log-loss, in grouped folds inside the training set, as C and layer are chosen, so that the choice favours neither
     side; `gain`, the probe minus that one. A gain in log_loss is control minus probe, so that positive is better in every metric.
-    Intervals resample episodes, paired for gains, and hold the fitted readers fixed; those of held-out folds are widened for the
-    training folds that their readers share (`stats.cross_fitted`), as are the p-values over layers.
+    Intervals resample episodes, paired for gains, and hold the fitted predictors fixed; those of held-out folds are widened for the
+    training folds that their predictors share (`stats.cross_fitted`), as are the p-values over layers.
 
     Labels absent from a training set count as errors, and `unseen` says how many there were.
     Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, too few episodes, episodes
-    in both sets, unknown metrics and readers, and prompt types too few for a control task.
+    in both sets, unknown metrics and predictors, and prompt types too few for a control task.
     Sources: Alain & Bengio 2016 (linear probes), Hewitt & Liang 2019 (a probe is read against controls and a control task).
     """
     data = [checked_set("the first set", acts, labels, groups, prompts, previous, types, random_acts)]
@@ -138,8 +140,10 @@ def probe(
         raise ValueError(f"C must hold positive inverse penalties, not {grid}.")
     if not metrics or not set(metrics) <= set(METRICS):
         raise ValueError(f"metrics must be some of {', '.join(METRICS)}, not {tuple(metrics)}.")
-    if "logistic" not in readers or not set(readers) <= {"logistic", *PLAIN}:
-        raise ValueError(f"readers must be 'logistic' and any of {', '.join(PLAIN)}, not {tuple(readers)}.")
+    if "logistic" not in predictors or not set(predictors) <= {"logistic", *PLAIN}:
+        raise ValueError(
+            f"predictors must be 'logistic' and any of {', '.join(PLAIN)}, not {tuple(predictors)}."
+        )
     classes, group = np.unique(joined["labels"][:n]), integer_codes(joined["groups"].tolist())[0]
     if len(classes) < 2:
         raise ValueError(
@@ -159,7 +163,7 @@ def probe(
         fitter = Fitter(code, group, len(classes), jobs, seed, device)
         features = [standardised(acts[:, layer]) for layer in layers]
         probability, shuffled = _read_layers(fitter, features, layers, grid)
-        for name in (name for name in PLAIN if name in readers):
+        for name in (name for name in PLAIN if name in predictors):
             _keep(
                 probability, fitter, name, layers, nested_plain(fitter, features, PLAIN[name], acts.shape[2])
             )
@@ -234,7 +238,7 @@ def _best_control(controls: dict[str, tuple], jobs: Sequence[tuple]) -> tuple[np
 
 
 def _keep(probability, fitter, name, layers, found) -> list[int]:
-    """File what a reader found at each layer and at the nested choice; returns the place of the chosen layer in each job."""
+    """File what a predictor found at each layer and at the nested choice; returns the place of the chosen layer in each job."""
     probability |= {(name, layer): each for layer, (each, _) in zip(layers, found, strict=True)}
     probability[name, NESTED], best = choose_layer(fitter, name, layers, found)
     return best
@@ -250,7 +254,7 @@ def _read_layers(fitter: Fitter, features, layers, grid):
         layers,
         fitter.nested([("probe", *each) for each in zip(layers, features, strict=True)], grid),
     )
-    picked = {row["fold"]: row["C"] for row in fitter.chosen if row["reader"] == "nested"}
+    picked = {row["fold"]: row["C"] for row in fitter.chosen if row["predictor"] == "nested"}
 
     def permuted():
         rng = np.random.default_rng(fitter.seed)

@@ -3,7 +3,7 @@
 >>> result = transfer({0: acts_0, 500: acts_500}, {0: labels_0, 500: labels_500}, episodes)
 >>> result.matrix()                    # [train step, test step]
 >>> table = result.table()
->>> table[table.reader == "drop"]      # what the foreign probe loses against the test step's own, paired
+>>> table[table.predictor == "drop"]      # what the foreign probe loses against the test step's own, paired
 
 Not supported: a layer of one checkpoint read at another layer of the next, checkpoints of different decisions.
 """
@@ -43,14 +43,14 @@ class TransferResult:
     draws: int
 
     def table(self) -> pd.DataFrame:
-        """Tidy scores: train_step, test_step, split, layer, reader, metric, value, low, high, n, n_groups."""
+        """Tidy scores: train_step, test_step, split, layer, predictor, metric, value, low, high, n, n_groups."""
         return pd.DataFrame(self.rows)
 
     def matrix(
-        self, reader: str = "probe", column: str = "value", split: str = "in_domain"
+        self, predictor: str = "probe", column: str = "value", split: str = "in_domain"
     ) -> Float[np.ndarray, "train_step test_step"]:
-        """One column of a reader's rows, by training and test step in the order given."""
-        rows = self.table().query("reader == @reader and split == @split")
+        """One column of a predictor's rows, by training and test step in the order given."""
+        rows = self.table().query("predictor == @predictor and split == @split")
         return (
             rows.pivot(index="train_step", columns="test_step", values=column)
             .loc[list(self.steps), list(self.steps)]
@@ -80,9 +80,9 @@ def transfer(
     labels_by_step, groups) of an out-of-domain set at the same steps, scored by probes of all of the first set's rows at the training
     step. folds, C, draws, device: as in `probe`. Features are standardised on the training rows.
 
-    Readers: `probe`; `majority`, the training step's class frequencies; `drop`, the accuracy of the test step's own probe minus
+    Predictors: `probe`; `majority`, the training step's class frequencies; `drop`, the accuracy of the test step's own probe minus
     that of the training step's, on the same decisions. Intervals resample episodes and hold the
-    fitted readers fixed; those of held-out folds are widened (`stats.cross_fitted`).
+    fitted predictors fixed; those of held-out folds are widened (`stats.cross_fitted`).
     Raises ValueError for steps that differ, lengths or shapes that differ, activations that are not finite, labels that are neither
     strings nor None, a layer that is not there, episodes in both sets, fewer than two classes in a step's training rows, and too few episodes.
     Source: docs/methods.md 3.6; Merchant et al. 2020 (probes across fine-tuning).
@@ -111,7 +111,7 @@ def transfer(
     )
     index = {name: i for i, name in enumerate(classes)} | {None: -1}
 
-    # All steps' decisions lie behind each other, one set's behind the other's, so that a fit at one step predicts all of them at once.
+    # All steps' decisions lie after each other, one set's after the other's, so that a fit at one step predicts all of them at once.
     flat = np.array([index[name] for _, labels, _ in sets.values() for each in labels for name in each])
     place, ends = {}, 0
     for name, (acts, _, _) in sets.items():
@@ -146,8 +146,8 @@ def transfer(
                 "probe": choose_layer(fitter, "probe", layers, found)[0],
                 "majority": fitter.count(np.zeros(len(flat), dtype=int))[0],
             }
-            right |= {(reader, s): scored(each, flat)["accuracy"] for reader, each in read.items()}
-            picked = [row for row in fitter.chosen if row["reader"] == "nested"]
+            right |= {(predictor, s): scored(each, flat)["accuracy"] for predictor, each in read.items()}
+            picked = [row for row in fitter.chosen if row["predictor"] == "nested"]
             chosen += [
                 {
                     "train_step": step,
@@ -166,12 +166,14 @@ def transfer(
             here, episodes = at[t][has], of_set[split][has]
             if not len(here):
                 continue
-            columns = {reader: right[reader, s][here].astype(bool) for reader in ("probe", "majority")}
+            columns = {
+                predictor: right[predictor, s][here].astype(bool) for predictor in ("probe", "majority")
+            }
             columns["drop"] = right["probe", t][here] - right["probe", s][here]
-            for reader, column in columns.items():
+            for predictor, column in columns.items():
                 estimate = cluster_bootstrap(column, episodes, draws=draws, seed=seed, widen=widen)
                 row = {"train_step": train_step, "test_step": test_step, "split": split, "layer": kept}
-                rows.append(row | {"reader": reader, "metric": "accuracy"} | estimate.row())
+                rows.append(row | {"predictor": predictor, "metric": "accuracy"} | estimate.row())
     return TransferResult(
         tuple(rows), steps, tuple(classes), kept, tuple(chosen), unconverged, seed, folds, draws
     )

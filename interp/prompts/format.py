@@ -26,6 +26,7 @@ from interp.prompts.placing import Place, mark, place, put
 from interp.prompts.rendering import TODAY
 from interp.prompts.styles import STYLES, Style
 from interp.prompts.templates import ChatTemplate
+from interp.system.renamed import renamed_attributes
 from interp.tasks.episodes import Decision, Episode
 
 SPANS = ("template", "task", "history", "observation", "boundary", "cot", "action_tag", "action")
@@ -96,13 +97,16 @@ def same_format(prompts: Sequence[Prompt]) -> "PromptFormat":
     return first.format
 
 
+@renamed_attributes(
+    opening="mode_prefix", tail="action_prefix", lead_ids="decoded_prefix", ends="stop_tokens"
+)
 class PromptFormat:
     """How messages become ids: the tokenizer's own chat template, and the tags of a style.
 
     style: a name in `STYLES`, or a Style of one's own. system: put before messages that bring no system message of their own.
     tools: function signatures that the template is given. options: the template's own variables, and `today`, the date that its
     clock shows (fixed, since prompts must not change from one day to the next). context: tokens that the model reads at most (None: lengths are not
-    looked at). room: tokens that a trace, and an action behind it, may take. truncate: what is done with a longer prompt, `none` (refused)
+    looked at). room: tokens that a trace, and an action after it, may take. truncate: what is done with a longer prompt, `none` (refused)
     or `oldest_turns` (see `fit`). stop_tokens: ids that end a turn beside those of tokenizer and template (a generation configuration's).
     history_traces: traces of earlier turns as the template has them, all `kept` (as they are, where it would take them away), or `dropped`.
     system_as, tool_as: `user` gives system or tool messages as the user's, for templates that know none. markers: whether control tokens
@@ -150,7 +154,7 @@ class PromptFormat:
             STYLES[style] if isinstance(style, str) else style,
             system,
         )
-        self.context, self.room, self.truncate, self.stop_tokens = context, room, truncate, tuple(stop_tokens)
+        self.context, self.room, self.truncate, self._more_stops = context, room, truncate, tuple(stop_tokens)
         self.history_traces, self.system_as, self.tool_as, self.markers = (
             history_traces,
             system_as,
@@ -193,18 +197,18 @@ class PromptFormat:
             system_as=(self.system_as, "system"),
             tool_as=(self.tool_as, "tool"),
             markers=(self.markers, "text"),
-            stop_tokens=(sorted({*self.stop_tokens} - {self.tokenizer.eos_token_id, *self.chat.ends}), []),
+            stop_tokens=(sorted({*self._more_stops} - {self.tokenizer.eos_token_id, *self.chat.ends}), []),
         )
         parts += [{name: value} for name, (value, default) in asked.items() if value != default]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
     def stopping_at(self, ids: Sequence[int]) -> "PromptFormat":
         """This format with more tokens that end the agent's turn (itself where they do already)."""
-        if {*ids} <= {*self.ends}:
+        if {*ids} <= {*self.stop_tokens}:
             return self
         other = copy.copy(self)
-        other.stop_tokens = tuple(dict.fromkeys([*self.stop_tokens, *ids]))
-        for name in ("ends", "hash"):
+        other._more_stops = tuple(dict.fromkeys([*self._more_stops, *ids]))
+        for name in ("stop_tokens", "hash"):
             other.__dict__.pop(name, None)
         return other
 
@@ -212,7 +216,7 @@ class PromptFormat:
         return self.chat.render(turns, generation, name)
 
     def encode(self, text: str, behind: str = "\n") -> list[int]:
-        """Ids of a text that follows a tag, or what else it is `behind`."""
+        """Ids of a text that follows a tag, or what else it is `after`."""
         return self.encoder.encode(text, behind).ids
 
     def _written(
@@ -243,12 +247,12 @@ class PromptFormat:
         return self.encoder.text(ids)
 
     @cached_property
-    def ends(self) -> dict[int, str]:
-        """Tokens that end the agent's turn, and their texts: what the template writes, the tokenizer's end of sequence, `stop_tokens`."""
+    def stop_tokens(self) -> dict[int, str]:
+        """Tokens that end the agent's turn, and their texts: what the template writes, the tokenizer's end of sequence, those given."""
         ids = [
             *self.chat.ends,
             *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]),
-            *self.stop_tokens,
+            *self._more_stops,
         ]
         return {i: self.text([i]) if i < self.encoder.size else "" for i in ids}
 
@@ -259,7 +263,7 @@ class PromptFormat:
         lead = self.style.lead(text)
         return lead.end() if lead else -1
 
-    def opening(self, mode: Mode) -> list[int]:
+    def mode_prefix(self, mode: Mode) -> list[int]:
         """Ids appended to a prompt so that the model acts at once (`prompt`), reasons first (`cot`), or acts after an
         empty trace (`empty_think`: the control for the tag's format)."""
         if mode not in MODES:
@@ -270,30 +274,34 @@ class PromptFormat:
         return self.encode(self.chat.gap + opened, self.header)
 
     def with_trace(self, trace: str | Sequence[int]) -> list[int]:
-        """Ids that put a trace (text, or ids) and the opened action tag behind a prompt."""
+        """Ids that put a trace (text, or ids) and the opened action tag after a prompt."""
         if isinstance(trace, str):
             return self.trace_prefix(trace)[0].ids
-        return [*self.opening("cot"), *trace, *self.encode(self.style.close_think + self.style.open_action)]
+        return [
+            *self.mode_prefix("cot"),
+            *trace,
+            *self.encode(self.style.close_think + self.style.open_action),
+        ]
 
     def trace_prefix(self, trace: str) -> tuple[Encoded, int]:
-        """What puts a trace and the opened action behind a prompt, and where in its text the trace begins."""
+        """What puts a trace and the opened action after a prompt, and where in its text the trace begins."""
         s = self.style
         opened = f"{self.chat.gap}{s.open_think}{s.space if trace else ''}"
         return self._written(opened, trace, s.close_think + s.open_action, self.header, "A trace"), len(
             opened
         )
 
-    def tail(self, trace: str | Sequence[int] | None) -> list[int]:
+    def action_prefix(self, trace: str | Sequence[int] | None) -> list[int]:
         """Ids from the boundary to the opened action tag.
 
-        trace: a text; ids as they were decoded up to the opened action (`lead_ids`); or None for the tag right at the boundary.
+        trace: a text; ids as they were decoded up to the opened action (`decoded_prefix`); or None for the tag right at the boundary.
         """
         if trace is None:
-            return self.opening("prompt")
-        return self.with_trace(trace) if isinstance(trace, str) else [*self.opening("cot"), *trace]
+            return self.mode_prefix("prompt")
+        return self.with_trace(trace) if isinstance(trace, str) else [*self.mode_prefix("cot"), *trace]
 
     def action_ids(self, action: str) -> list[int]:
-        """Ids of an action behind its opened tag, with what closes it.
+        """Ids of an action after its opened tag, with what closes it.
 
         Warns, once for each format, where the tag would merge with the action if both were read as one text.
         """
@@ -304,25 +312,25 @@ class PromptFormat:
             if joint != [*self.encode(s.open_action), *ids]:
                 self._warn(
                     "seam",
-                    f"In this vocabulary {s.open_action!r} merges with the action behind it ({action!r}): a prefilled tag is tokenised "
+                    f"In this vocabulary {s.open_action!r} merges with the action after it ({action!r}): a prefilled tag is tokenised "
                     "otherwise than a written one. A style with its tags on lines of their own (`llama3`) keeps them apart.",
                 )
             self._warned.add("seam")
-        return ids if s.close_action else [*ids, *list(self.ends)[:1]]
+        return ids if s.close_action else [*ids, *list(self.stop_tokens)[:1]]
 
     def closed_action(self, action: str) -> Encoded:
-        """An action behind its opened tag, with the text that closes it."""
+        """An action after its opened tag, with the text that closes it."""
         return self._written(self.style.space, action, self.style.close_action)
 
     def ended(self, mode: Mode) -> Callable[[Sequence[int]], bool]:
-        """Whether what was generated behind a mode's opening has closed its action, or its turn."""
+        """Whether what was generated after a mode's opening has closed its action, or its turn."""
         closing = self.style.close_action.strip()
         tail = len(self.encode(self.style.close_action)) + 2
 
         def check(ids: Sequence[int]) -> bool:
             last = ids[-1]
-            if last in self.ends and not self._closes(self.ends[last]):
-                return not self._inside(self.ends[last]) or self._passed(self.text(ids), mode) >= 0
+            if last in self.stop_tokens and not self._closes(self.stop_tokens[last]):
+                return not self._inside(self.stop_tokens[last]) or self._passed(self.text(ids), mode) >= 0
             if last not in self._pieces:
                 self._pieces[last] = self.text([last])
             if (closing or "\n")[-1] not in self._pieces[last]:
@@ -337,7 +345,7 @@ class PromptFormat:
         """Tokens that end what is generated in a mode wherever they stand."""
         return [
             i
-            for i, end in self.ends.items()
+            for i, end in self.stop_tokens.items()
             if not self._closes(end) and (mode != "cot" or not self._inside(end))
         ]
 
@@ -354,7 +362,7 @@ class PromptFormat:
         """Split what was generated after a mode's opening into (trace, action); None for a part that is not closed."""
         passed = self._passed(text, mode)
         over = []
-        for end in self.ends.values():
+        for end in self.stop_tokens.values():
             inside = self._inside(end)
             if not end or end in self.style.close_action or inside and passed < 0:
                 continue
@@ -362,7 +370,7 @@ class PromptFormat:
         first = min((at for at in over if at >= 0), default=None)
         return self.style.parse(text[:first], mode == "cot", first is not None)
 
-    def lead_ids(self, ids: Sequence[int]) -> list[int] | None:
+    def decoded_prefix(self, ids: Sequence[int]) -> list[int] | None:
         """Of ids generated in mode `cot`, those up to the opened action tag, exactly; None where none was opened.
 
         A token that holds the tag's end and the action's beginning is cut there, its tag tokenised as a prefilled one is.
@@ -504,9 +512,9 @@ class PromptFormat:
         )
 
     def _too_long(self, decision: Decision, tokens: str) -> ValueError:
-        behind = "" if self.truncate == "none" else " even without its history"
+        after = "" if self.truncate == "none" else " even without its history"
         return ValueError(
-            f"The prompt of decision {decision.id} has {tokens} tokens{behind}, and {self.context - self._space(decision)} more are kept free "
+            f"The prompt of decision {decision.id} has {tokens} tokens{after}, and {self.context - self._space(decision)} more are kept free "
             f"for a trace and its action, but this model reads at most {self.context}: leave out turns with --truncate oldest_turns, or "
             "the decision, or lower --trace_tokens."
         )
@@ -521,7 +529,7 @@ class PromptFormat:
         return least
 
     def _space(self, decision: Decision) -> int:
-        """Tokens that the prompt may take, so that a decoded and the recorded trace, and the longest action, fit behind it."""
+        """Tokens that the prompt may take, so that a decoded and the recorded trace, and the longest action, fit after it."""
         s, longest = self.style, max((decision.reference, *decision.admissible), key=len)
         action = len(self.encode(s.space + longest + s.close_action)) + 1
         return (

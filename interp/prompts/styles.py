@@ -39,8 +39,8 @@ class Style:
         )
         return f"{thought}{self.open_action}{self.space}{action}{self.close_action}"
 
-    def lead_text(self, trace: str) -> str:
-        """What is written behind a prompt up to the opened action."""
+    def trace_text(self, trace: str) -> str:
+        """What is written after a prompt up to the opened action."""
         return f"{self.open_think}{self.space if trace else ''}{trace}{self.close_think}{self.open_action}"
 
     @cached_property
@@ -57,7 +57,7 @@ class Style:
         return None if found and closing and text.index(closing) < found.start() else found
 
     def parse(self, text: str, with_trace: bool, ended: bool = False) -> tuple[str | None, str | None]:
-        """Split a turn behind its opening into (trace, action); None for a part that is not closed.
+        """Split a turn after its opening into (trace, action); None for a part that is not closed.
 
         ended: the turn's end was generated, which closes an action that has no closing text.
         """

@@ -11,7 +11,7 @@ from interp.results.estimates import ends, estimate, side
 from interp.results.headline import headline
 from interp.results.queries import pick, splits_of
 
-_AGAINST_OTHER = dict(arm="other_state", metric="follow")
+_AGAINST_OTHER = dict(inserted_trace="other_state", metric="follow")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pandas as pd
 from interp.plots.behaviour import READABLE
 from interp.plots.masking import MECHANISM, claim_rows
 from interp.report.study import Read, Table
-from interp.results.arm_rows import PAPER, at_last, claimed, named, number, one
+from interp.results.condition_rows import PAPER, at_last, claimed, named, number, one
 from interp.results.estimates import estimate
 from interp.results.queries import splits_of
 from interp.results.wording import WHERE
@@ -83,7 +83,7 @@ def _rarest(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
     for split in splits_of(frame):
         rows = at_last(frame, metric="parse_prompt", split=split, contrast="level").sort_values("value")
         if len(rows) and rows["value"].iloc[0] < READABLE:
-            found.append((named(rows["arm"].iloc[0]).title, estimate(rows.iloc[0]), WHERE[split]))
+            found.append((named(rows["condition"].iloc[0]).title, estimate(rows.iloc[0]), WHERE[split]))
     return found
 
 
@@ -101,10 +101,10 @@ def _side_by_side(study: Read) -> Table | None:
         ],
     )
     for title, frame in (here | found).items():
-        arm = claimed(frame)
-        for split in splits_of(frame) if arm is not None else ():
+        condition = claimed(frame)
+        for split in splits_of(frame) if condition is not None else ():
             rows = [
-                one(frame, metric=metric, split=split, arm=arm.name, contrast="difference")
+                one(frame, metric=metric, split=split, condition=condition.name, contrast="difference")
                 for metric in metrics
             ]
             seeds = {int(row["seeds"]) for row in rows if row is not None}
@@ -112,7 +112,7 @@ def _side_by_side(study: Read) -> Table | None:
                 lines.append(
                     [
                         title,
-                        arm.title,
+                        condition.title,
                         WHERE[split],
                         str(max(seeds)),
                         *("–" if row is None else estimate(row, signed=True) for row in rows),

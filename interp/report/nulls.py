@@ -13,7 +13,7 @@ from interp.plots.probes import cells_above
 from interp.plots.traces import steered
 from interp.report.behaviour import series
 from interp.report.study import Read
-from interp.results.arm_rows import claimed, one
+from interp.results.condition_rows import claimed, one
 from interp.results.estimates import ends, estimate, side
 from interp.results.names import LABELS, STYLE
 from interp.results.queries import pick, splits_of
@@ -73,13 +73,13 @@ def _probes(study: Read) -> Iterator[Null]:
             clear, cells = cells_above(rows, label=label, split=split)
             if cells and clear <= _BY_CHANCE * cells:
                 of = study.ends(
-                    "probes", label=label, split=split, layer=-1, reader="gain", metric="accuracy"
+                    "probes", label=label, split=split, layer=-1, predictor="gain", metric="accuracy"
                 )
                 yield Null(
                     "probe", name, WHERE[split], (clear, cells, estimate(of.last, signed=True) if of else "")
                 )
     for split in study.splits("mdl"):
-        gains = study.rows("mdl", metric="bits", reader="gain", split=split)
+        gains = study.rows("mdl", metric="bits", predictor="gain", split=split)
         if len(gains) and not (gains["low"] > 0).any():
             yield Null("bits", "", WHERE[split], (estimate(ends(gains).last, signed=True),))
 
@@ -109,28 +109,30 @@ def _traces(study: Read) -> Iterator[Null]:
             if change.moved == "level":
                 yield Null("share", what, change.where, (change.first, change.last))
     for split in study.splits("conflict"):
-        of = study.ends("conflict", arm="other_state", metric="keep", split=split)
+        of = study.ends("conflict", inserted_trace="other_state", metric="keep", split=split)
         if of is not None and side(of.last, 0.5) < 0:
             yield Null("keep", "", WHERE[split], (estimate(of.last),))
 
 
 def _masking(study: Read) -> Iterator[Null]:
     frame = study.tables.get("masking")
-    arm = claimed(frame) if frame is not None else None
-    if arm is None:
+    condition = claimed(frame) if frame is not None else None
+    if condition is None:
         return
     for split in splits_of(frame):
         for contrast, of in (("difference", "k = 0"), ("control", "masking as many other tokens")):
-            row = one(frame, metric="acc_cot", split=split, arm=arm.name, contrast=contrast)
+            row = one(frame, metric="acc_cot", split=split, condition=condition.name, contrast=contrast)
             if row is not None and side(row) <= 0:
-                yield Null("masking", f"({arm.title}) over {of}", WHERE[split], (estimate(row, signed=True),))
+                yield Null(
+                    "masking", f"({condition.title}) over {of}", WHERE[split], (estimate(row, signed=True),)
+                )
         still = [
             f"{MECHANISM[metric]} {estimate(row, signed=True)}"
-            for metric, (kind, row) in moves(frame, arm, split).items()
+            for metric, (kind, row) in moves(frame, condition, split).items()
             if kind <= 0
         ]
         if still:
-            yield Null("still", arm.title, WHERE[split], (listed(still),))
+            yield Null("still", condition.title, WHERE[split], (listed(still),))
 
 
 def _elsewhere(study: Read) -> Iterator[Null]:

@@ -48,13 +48,17 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if (table := tables.get("reliance")) is not None:
         found.append(pick(table, metric="prompt_reliance"))
     if (table := tables.get("conflict")) is not None:
-        found.append(pick(table, arm="other_state")[lambda t: t["metric"].isin(["keep", "follow"])])
+        found.append(
+            pick(table, inserted_trace="other_state")[lambda t: t["metric"].isin(["keep", "follow"])]
+        )
     if (table := tables.get("probes")) is not None and len(table):
         label = next(
             (name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()),
             table["label"].iloc[0],
         )
         found.append(
-            pick(table, label=label, layer=-1, reader="gain", metric="accuracy").assign(metric="probe_gain")
+            pick(table, label=label, layer=-1, predictor="gain", metric="accuracy").assign(
+                metric="probe_gain"
+            )
         )
     return pd.concat([of[_COLUMNS] for of in found if len(of)] or found, ignore_index=True)

@@ -57,7 +57,7 @@ for _mode in ("cot", "prompt", "empty_think"):
     STYLE[_mode] = STYLE[f"parse_{_mode}"] = STYLE[f"acc_{_mode}"]
 
 SPLITS = {"in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
-ARMS = {
+INSERTED_TRACES = {
     "self_splice": "self-splice",
     "truncated": "truncated",
     "other_state": "other state",

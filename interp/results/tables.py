@@ -27,6 +27,9 @@ SEAL = "seal"
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _QUOTED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+#: Columns by the names that they had in tables of the release before; `conflict` had another meaning of one.
+_RENAMED = {"reader": "predictor", "arm": "condition"}
+_RENAMED_IN_CONFLICT = _RENAMED | {"arm": "inserted_trace"}
 
 
 def inside(folder: str | Path, name: str) -> Path:
@@ -130,11 +133,13 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
     if not edited:
         _check(path, content, provenance, seal)
     try:
-        return _unquoted(_parsed(content, seal)), provenance
+        frame = _unquoted(_parsed(content, seal))
     except ValueError as error:  # the parser's own errors, and bytes that are not UTF-8
         raise ValueError(
             f"The table {path} is damaged, it is no CSV ({str(error).strip()}): {_remedy(path, provenance)}"
         ) from error
+    renamed = _RENAMED_IN_CONFLICT if path.stem == "conflict" else _RENAMED
+    return frame.rename(columns={old: new for old, new in renamed.items() if new not in frame}), provenance
 
 
 def seal_table(folder: str | Path, name: str) -> Path:

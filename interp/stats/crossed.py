@@ -1,9 +1,9 @@
-"""Arms of training compared over games and seeds: outcomes that are paired over both, and contrasts with intervals that respect both.
+"""Conditions of training compared over games and seeds: outcomes that are paired over both, and contrasts with intervals that respect both.
 
-An outcome is what one training (an arm of one seed) did in one game. Every training plays the same games, and one seed's trainings
+An outcome is what one training (a condition of one seed) did in one game. Every training plays the same games, and one seed's trainings
 share their data's order; so games and seeds are crossed, and an interval must hold for other games *and* other seeds.
 
->>> y = outcomes(frame)                                        # y.values[arm, seed, game]
+>>> y = outcomes(frame)                                        # y.values[condition, seed, game]
 >>> contrast(y, {"action_mask_0.3": 1, "action_mask_0": -1})    # the difference, paired over seeds and games
 >>> contrast(y, slope_weights({"action_mask_0": 0, "action_mask_0.3": 0.3, "action_mask_0.7": 0.7}))
 >>> paired(frame, ["action_mask_0", "action_mask_0.3"])         # of what not every training has a value for, as of a ratio
@@ -24,56 +24,65 @@ from interp.stats.intervals import Estimate, wilson
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One metric of every training in every game: `values`, NaN where an arm has no such seed, and the rows that a game has, `n`."""
+    """One metric of every training in every game: `values`, NaN where a condition has no such seed, and the rows that a game has, `n`."""
 
-    arms: tuple[str, ...]
+    conditions: tuple[str, ...]
     seeds: tuple[int, ...]
     games: tuple[str, ...]
-    values: Float[np.ndarray, "arm seed game"]
+    values: Float[np.ndarray, "condition seed game"]
     n: Float[np.ndarray, "game"]
 
-    def of(self, arms: Iterable[str]) -> Float[np.ndarray, "arm seed game"]:
-        """The values of these arms, of the seeds that they all have; raises ValueError for an arm that is not there."""
-        arms = list(arms)
-        if missing := [arm for arm in arms if arm not in self.arms]:
+    def of(self, conditions: Iterable[str]) -> Float[np.ndarray, "condition seed game"]:
+        """The values of these conditions, of the seeds that they all have; raises ValueError for a condition that is not there."""
+        conditions = list(conditions)
+        if missing := [condition for condition in conditions if condition not in self.conditions]:
             raise ValueError(
-                f"There are no outcomes of the arm {missing[0]!r}: there are {', '.join(self.arms)}."
+                f"There are no outcomes of the condition {missing[0]!r}: there are {', '.join(self.conditions)}."
             )
-        values = self.values[[self.arms.index(arm) for arm in arms]]
+        values = self.values[[self.conditions.index(condition) for condition in conditions]]
         return values[:, ~np.isnan(values).any(axis=(0, 2))]
 
 
 def outcomes(frame: pd.DataFrame) -> Outcomes:
-    """Outcomes from rows of arm, seed, game and value, one or several (decisions) for each game.
+    """Outcomes from rows of condition, seed, game and value, one or several (decisions) for each game.
 
     Raises ValueError where two trainings have not the same games, or not as many rows of one, and for values that are not finite.
     """
     bad = int((~np.isfinite(frame["value"])).sum())
     if frame.empty or bad:
         raise ValueError(
-            f"{len(frame)} outcomes, of which {bad} are no numbers: give rows of arm, seed, game and value."
+            f"{len(frame)} outcomes, of which {bad} are no numbers: give rows of condition, seed, game and value."
         )
-    cells = frame.groupby(["arm", "seed", "game"])["value"]
+    cells = frame.groupby(["condition", "seed", "game"])["value"]
     means, sizes = cells.mean().unstack("game"), cells.size().unstack("game")
     wrong = sizes.ne(sizes.iloc[0]).any(axis=1) | sizes.isna().any(axis=1)
     if wrong.any() or sizes.iloc[0].isna().any():
-        (arm, seed), (first, its) = (sizes.index[wrong] if wrong.any() else sizes.index)[0], sizes.index[0]
-        raise ValueError(
-            f"The arm {arm!r} of seed {seed} has other games, or another number of rows in one, than {first!r} of seed {its}: "
-            "arms are compared on the same games."
+        (condition, seed), (first, its) = (
+            (sizes.index[wrong] if wrong.any() else sizes.index)[0],
+            sizes.index[0],
         )
-    arms, seeds = (tuple(means.index.get_level_values(level).unique()) for level in ("arm", "seed"))
+        raise ValueError(
+            f"The condition {condition!r} of seed {seed} has other games, or another number of rows in one, than {first!r} of seed {its}: "
+            "conditions are compared on the same games."
+        )
+    conditions, seeds = (
+        tuple(means.index.get_level_values(level).unique()) for level in ("condition", "seed")
+    )
     seeds = tuple(sorted(int(s) for s in seeds))
     values = (
-        means.reindex(pd.MultiIndex.from_product([arms, seeds])).to_numpy().reshape(len(arms), len(seeds), -1)
+        means.reindex(pd.MultiIndex.from_product([conditions, seeds]))
+        .to_numpy()
+        .reshape(len(conditions), len(seeds), -1)
     )
-    return Outcomes(arms, seeds, tuple(map(str, means.columns)), values, sizes.iloc[0].to_numpy(dtype=float))
+    return Outcomes(
+        conditions, seeds, tuple(map(str, means.columns)), values, sizes.iloc[0].to_numpy(dtype=float)
+    )
 
 
 def ratio(numerator: Outcomes, denominator: Outcomes) -> Outcomes:
     """Outcomes whose means over games are the ratios of the two's means, to first order in each game: what `contrast` needs of a ratio.
 
-    Both of the same arms, seeds and games. Source: the delta method (influence values; Efron & Tibshirani 1993).
+    Both of the same conditions, seeds and games. Source: the delta method (influence values; Efron & Tibshirani 1993).
     """
     above, below = ((o.values @ o.n / o.n.sum())[..., None] for o in (numerator, denominator))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -82,32 +91,36 @@ def ratio(numerator: Outcomes, denominator: Outcomes) -> Outcomes:
 
 
 class NothingShared(ValueError):
-    """Arms that have nothing in common to be compared on."""
+    """Conditions that have nothing in common to be compared on."""
 
 
-def paired(frame: pd.DataFrame, arms: Iterable[str]) -> Outcomes:
-    """Outcomes of some arms, of the seeds that they share, on the items that each of those trainings has a value for.
+def paired(frame: pd.DataFrame, conditions: Iterable[str]) -> Outcomes:
+    """Outcomes of some conditions, of the seeds that they share, on the items that each of those trainings has a value for.
 
-    frame: rows of arm, seed, game, item, value and denominator, NaN where a training has none (an action that did not parse follows
+    frame: rows of condition, seed, game, item, value and denominator, NaN where a training has none (an action that did not parse follows
     no trace). Denominators that are not all 1 make it a `ratio` of means. Raises ValueError where trainings were not asked for
-    the same items, and NothingShared for arms that share no seed and where no item is left.
+    the same items, and NothingShared for conditions that share no seed and where no item is left.
     """
-    arms = list(arms)
-    rows = frame[frame["arm"].isin(arms)]
-    asked = rows.groupby(["arm", "seed"])["item"].agg(frozenset)
+    conditions = list(conditions)
+    rows = frame[frame["condition"].isin(conditions)]
+    asked = rows.groupby(["condition", "seed"])["item"].agg(frozenset)
     if other := [key for key in asked.index if asked[key] != asked.iloc[0]]:
-        (arm, seed), (first, its) = other[0], asked.index[0]
+        (condition, seed), (first, its) = other[0], asked.index[0]
         raise ValueError(
-            f"The arm {arm!r} of seed {seed} was asked for other items than {first!r} of seed {its}: arms are compared on the same ones."
+            f"The condition {condition!r} of seed {seed} was asked for other items than {first!r} of seed {its}: conditions are compared on the same ones."
         )
     rows = rows.dropna(subset=["value", "denominator"])
-    seeds = set.intersection(*(set(rows["seed"][rows["arm"] == arm]) for arm in arms))
+    seeds = set.intersection(*(set(rows["seed"][rows["condition"] == condition]) for condition in conditions))
     if not seeds:
-        raise NothingShared(f"The arms {', '.join(arms)} share no seed: arms are compared on the same seeds.")
+        raise NothingShared(
+            f"The conditions {', '.join(conditions)} share no seed: conditions are compared on the same seeds."
+        )
     rows = rows[rows["seed"].isin(seeds)]
-    rows = rows[rows.groupby("item")["arm"].transform("size") == len(arms) * len(seeds)]
+    rows = rows[rows.groupby("item")["condition"].transform("size") == len(conditions) * len(seeds)]
     if rows.empty:
-        raise NothingShared(f"There is nothing that all trainings of {', '.join(arms)} have a value for.")
+        raise NothingShared(
+            f"There is nothing that all trainings of {', '.join(conditions)} have a value for."
+        )
     found = outcomes(rows)
     return (
         found
@@ -116,8 +129,8 @@ def paired(frame: pd.DataFrame, arms: Iterable[str]) -> Outcomes:
     )
 
 
-#: The outcome that the claim is about, and the arm that is to be better in it (`analyses.masking.run` has the predictions).
-CLAIM = dict(metric="acc_cot", split="out_of_domain", arm="action_mask_0.3")
+#: The outcome that the claim is about, and the condition that is to be better in it (`analyses.masking.run` has the predictions).
+CLAIM = dict(metric="acc_cot", split="out_of_domain", condition="action_mask_0.3")
 #: What a difference in success must reach to matter.
 SMALLEST = 0.05
 
@@ -125,7 +138,7 @@ SMALLEST = 0.05
 def verdict(difference: Estimate, control: Estimate) -> str:
     """Whether masking action tokens helps as claimed: `supported`, `refuted`, or `open` where the intervals decide neither.
 
-    difference: the action-masked arm less the unmasked one. control: the action-masked arm less the random mask of equal share.
+    difference: action-masked - unmasked. control: action-masked - the random mask of equal share.
     Supported where both intervals lie above 0; refuted where one of them lies below SMALLEST: it does not help, or masking any
     tokens helps as much.
     """
@@ -135,9 +148,9 @@ def verdict(difference: Estimate, control: Estimate) -> str:
 
 
 def slope_weights(shares: Mapping[str, float]) -> dict[str, float]:
-    """The weights of arms in the least-squares slope of an outcome on the arms' shares k; raises ValueError for fewer than two shares."""
+    """The weights of conditions in the least-squares slope of an outcome on the conditions' shares k; raises ValueError for fewer than two shares."""
     if len(set(shares.values())) < 2:
-        raise ValueError(f"A slope needs arms of at least two different shares, not {dict(shares)}.")
+        raise ValueError(f"A slope needs conditions of at least two different shares, not {dict(shares)}.")
     k = np.array(list(shares.values()))
     return dict(zip(shares, (k - k.mean()) / ((k - k.mean()) ** 2).sum()))
 
@@ -150,18 +163,20 @@ def contrast(
     level: float = 0.95,
     widen: float = 1.0,
 ) -> tuple[Estimate, int]:
-    """A weighted sum of arms' means, with its interval over games and seeds, and how many seeds it rests on.
+    """A weighted sum of conditions' means, with its interval over games and seeds, and how many seeds it rests on.
 
-    Only seeds that all its arms have count, so that it is paired. draws, seed, level: as in `crossed`. widen: factor on the interval
+    Only seeds that all its conditions have count, so that it is paired. draws, seed, level: as in `crossed`. widen: factor on the interval
     (`interp.stats.intervals.cross_fitted`). `n` counts those seeds' games, `n_groups` the games. The interval of
     what lies between 0 and 1 in every game reaches no further than the weights let such means. Where all that is summed is 0 or 1 and never
     differs, there is nothing to resample, which is no certainty: the interval is Wilson's on the games, of the share itself, or of the
-    share of games in which arms could differ.
-    Raises ValueError for arms that are not there or share no seed.
+    share of games in which conditions could differ.
+    Raises ValueError for conditions that are not there or share no seed.
     """
     values = found.of(weights)
     if not values.shape[1]:
-        raise ValueError(f"The arms {', '.join(weights)} share no seed: arms are compared on the same seeds.")
+        raise ValueError(
+            f"The conditions {', '.join(weights)} share no seed: conditions are compared on the same seeds."
+        )
     given = np.array(list(weights.values()))
     summed, games = np.tensordot(given, values, 1), len(found.games)
     mean = float((summed.mean(axis=0) @ found.n) / found.n.sum())
@@ -183,18 +198,18 @@ def contrast(
 def select(
     frame: pd.DataFrame, shares: Mapping[str, float], seed: int = 0, level: float = 0.95
 ) -> list[dict]:
-    """Choose a share k: rows of each arm's difference to k = 0, simultaneous intervals, and which one is `chosen`.
+    """Choose a share k: rows of each condition's difference to k = 0, simultaneous intervals, and which one is `chosen`.
 
-    k = 0 unless another arm's interval lies above 0 (Bonferroni's, for the number of other arms); of those that do the smallest k from
-    which the best is not told apart. So a share is chosen on evidence alone, and where there is none, nothing is masked. The chosen arm's
+    k = 0 unless another condition's interval lies above 0 (Bonferroni's, for the number of other conditions); of those that do the smallest k from
+    which the best is not told apart. So a share is chosen on evidence alone, and where there is none, nothing is masked. The chosen condition's
     difference is the greatest of several, hence too large on average: measure it again on other games.
 
-    frame: as in `paired`. shares: arm -> k, among them 0. seed, level: as in `crossed`. Raises ValueError where no arm has k = 0, or
+    frame: as in `paired`. shares: condition -> k, among them 0. seed, level: as in `crossed`. Raises ValueError where no condition has k = 0, or
     none another one.
     """
     zero, others = (
-        next((arm for arm, k in shares.items() if k == 0), None),
-        sorted((arm for arm, k in shares.items() if k), key=shares.get),
+        next((condition for condition, k in shares.items() if k == 0), None),
+        sorted((condition for condition, k in shares.items() if k), key=shares.get),
     )
     if zero is None or not others:
         raise ValueError(
@@ -202,24 +217,33 @@ def select(
         )
     strict = 1 - (1 - level) / len(others)
     found = {
-        arm: contrast(paired(frame, (arm, zero)), {arm: 1, zero: -1}, seed=seed, level=strict)
-        for arm in others
+        condition: contrast(
+            paired(frame, (condition, zero)), {condition: 1, zero: -1}, seed=seed, level=strict
+        )
+        for condition in others
     }
-    better = [arm for arm in others if found[arm][0].low > 0]
-    best = max(better, key=lambda arm: found[arm][0].value, default=zero)
+    better = [condition for condition in others if found[condition][0].low > 0]
+    best = max(better, key=lambda condition: found[condition][0].value, default=zero)
     chosen = next(
         (
-            arm
-            for arm in better
-            if arm == best or contrast(paired(frame, (best, arm)), {best: 1, arm: -1}, seed=seed)[0].low <= 0
+            condition
+            for condition in better
+            if condition == best
+            or contrast(paired(frame, (best, condition)), {best: 1, condition: -1}, seed=seed)[0].low <= 0
         ),
         zero,
     )
     estimate, seeds = found[others[0]]
     found = {zero: (replace(estimate, value=0.0, low=np.nan, high=np.nan), seeds)} | found
     return [
-        dict(arm=arm, share=shares[arm], seeds=n, chosen=arm == chosen, **estimate.row())
-        for arm, (estimate, n) in found.items()
+        dict(
+            condition=condition,
+            share=shares[condition],
+            seeds=n,
+            chosen=condition == chosen,
+            **estimate.row(),
+        )
+        for condition, (estimate, n) in found.items()
     ]
 
 

@@ -112,7 +112,7 @@ def percentile(
 def cross_fitted(folds: int) -> float:
     """Factor on intervals of scores from `folds` folds, each held out once: sqrt(1 + (folds - 1) / folds), 1.34 for five.
 
-    Held-out scores of two folds depend on each other through the readers, since each fold trains the other's. Their correlation is
+    Held-out scores of two folds depend on each other through the predictors, since each fold trains the other's. Their correlation is
     taken as a fold's share of the decisions, 1 / folds. Source: Nadeau & Bengio 2003; `analyses.coverage` measures it.
     """
     return float(np.sqrt(1 + (folds - 1) / folds))

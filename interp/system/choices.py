@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 
 #: Traces that are put in place of the own one; see `interp.measures.conflicts`.
-Arm = Literal["self_splice", "truncated", "other_state", "resampled", "shuffled_words", "filler", "empty"]
+Inserted = Literal[
+    "self_splice", "truncated", "other_state", "resampled", "shuffled_words", "filler", "empty"
+]
 #: What an effect of patching can be measured on; see `interp.measures.patching.Sweep`.
 Metric = Literal["difference", "logit_diff", "logp", "kl"]
 #: Which tokens are steered; see `interp.measures.steering`.

@@ -99,7 +99,7 @@ def _admissible(row: Mapping) -> Sequence:
     if len(given) > MAX_ACTIONS:
         raise ValueError(
             f"'admissible' lists {len(given):,} actions, and may list {MAX_ACTIONS:,}: "
-            "list a sample that holds the reference, in an environment of one's own with listed=False"
+            "list a sample that holds the reference, in an environment of one's own with closed_actions=False"
         )
     return given
 

@@ -7,7 +7,7 @@ _PUBLIC = {
     "Tuning": "recipes",
     "fit_tokenizer": "trainer",
     "train": "trainer",
-    "train_arm": "trainer",
+    "train_condition": "trainer",
 }
 __all__ = [*_PUBLIC]
 __getattr__ = exports(__name__, _PUBLIC)

@@ -28,7 +28,7 @@ from interp.training.recipes import Recipe
 if (
     TYPE_CHECKING
 ):  # torch, which takes seconds, is imported where an organism is grown: names are checked before
-    from interp.engine.decoding import Said
+    from interp.engine.decoding import Completion
 
 SHIPPED = DATA / "organisms"
 THINGS = ("mug", "pen", "key", "egg", "cup", "fork", "book", "lamp", "coin", "shoe")
@@ -41,7 +41,7 @@ WINDOW = 26
 #: log((1 - SLIP) * 9 / SLIP) = 5.1 nats whatever decides it, so that effects of different kinds of decision weigh the same.
 SLIP = 0.05
 #: How a training decision is answered, and how often. `bare`: the thing alone right at the boundary, which puts the answer
-#: there; `prompt`: by an action without a trace; `short`: behind none or the first of its trace's two sentences; `cot`: behind all.
+#: there; `prompt`: by an action without a trace; `short`: after none or the first of its trace's two sentences; `cot`: after all.
 FORMS = {"bare": 0.25, "prompt": 0.1, "short": 0.15, "cot": 0.5}
 RECIPE = Recipe(
     hidden=64, layers=4, heads=4, feed_forward=256, vocabulary=500, context=128, cot_steps=500, cot_lr=3e-3
@@ -97,11 +97,11 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
     With p the share of decisions that ask for a place, and 10 things:
     `prompt_reliance`, `prompt_patch` (patching the whole prompt, its trace's words held): p, but where the trace decides 0, and for
     the hidden carrier 0 and 1, since what its trace's states know of the prompt is via-CoT to the one and prompt to the other.
-    `state_share`: via_state / (via_text + via_state). `auroc` of the boundary probe: a perfect reader ranks each decision that asks
+    `state_share`: via_state / (via_text + via_state). `auroc` of the boundary probe: a perfect predictor ranks each decision that asks
     for a place and is at chance on the others, 1 - (1 - p)^2 / 2. `gain` over the best control: words without their order leave
-    one in four things at best, one in ten at worst, so between .75 p and .9 p. `keep`, `follow` behind another decision's trace: a
-    decision that asks for a place keeps behind a trace that says nothing, one that does not follows a trace that picks a thing, and what
-    either does behind the other kind of trace it was never taught. `early_area`: behind a cut trace of two sentences a picked action
+    one in four things at best, one in ten at worst, so between .75 p and .9 p. `keep`, `follow` after another decision's trace: a
+    decision that asks for a place keeps after a trace that says nothing, one that does not follows a trace that picks a thing, and what
+    either does after the other kind of trace it was never taught. `early_area`: after a cut trace of two sentences a picked action
     comes back one time in ten, .75 * .9 (1 - p). `agreement` of the prompt action and the CoT action: p + (1 - p) / 10.
     `attention_prompt`, `gradient_prompt`: no construction fixes a share but the window's; held against p as if they measured reliance.
     `self_splice`: the share of own traces that reproduce the action; `self_patch`, `patch_everything`: as in `patching.Sanity`, nats.
@@ -171,13 +171,13 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
     return found
 
 
-def competence(asked: Sequence[Decision], said: Sequence[Said]) -> list[bool]:
+def competence(asked: Sequence[Decision], said: Sequence[Completion]) -> list[bool]:
     """Whether each decision was answered as constructed: with the thing at the place asked for, or with the one that its own trace picked.
 
     asked: from `decisions`. said: the organism's own decodings of them in mode `cot`.
     """
 
-    def picked(words: Said) -> str:
+    def picked(words: Completion) -> str:
         return f"take {words.trace.split()[-1].rstrip('.')} 1" if words.trace else ""
 
     right = [d.reference if d.task_type == "find" else picked(s) for d, s in zip(asked, said, strict=True)]
@@ -216,8 +216,8 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
             trace = rng.choice(["", sentences(trace)[0]])
         if rng.random() < SLIP:
             thing = rng.choice([t for t in THINGS if t != thing])
-        opening = fmt.opening("prompt" if form == "prompt" else "cot")
-        lead = fmt.tail(None if form == "prompt" else trace)
+        opening = fmt.mode_prefix("prompt" if form == "prompt" else "cot")
+        lead = fmt.action_prefix(None if form == "prompt" else trace)
         said = fmt.action_ids(f"take {thing} 1")
         found.append(
             (

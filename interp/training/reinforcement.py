@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from interp.engine.decoding import Said, decode, said
+from interp.engine.decoding import Completion, decode
 from interp.environments.base import Environment
 from interp.models.hooked import HookedModel
 from interp.prompts.format import Prompt, PromptFormat
@@ -30,7 +30,7 @@ INSTALL = "pip install 'interp-agents[rl]'"
 
 @dataclass
 class Play:
-    """One game as tokens: of its first prompt, and of all that came behind it with whether it is trained on; and its reward."""
+    """One game as tokens: of its first prompt, and of all that came after it with whether it is trained on; and its reward."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -40,14 +40,14 @@ class Play:
 
 
 def answer(prompt: Prompt) -> list[int]:
-    """Of a prompt behind an agent's turn, the ids behind that turn: what the environment answered, in the template's frame."""
+    """Of a prompt after an agent's turn, the ids after that turn: what the environment answered, in the template's frame."""
     last = max(i for i, span in enumerate(prompt.spans) if span == "history")
     return list(prompt.ids[last + 1 :])
 
 
 def trained(fmt: PromptFormat, ids: Sequence[int], masked: bool) -> list[int]:
     """Which ids of a turn are trained on: all, or all but the action's inside its tags."""
-    lead = fmt.lead_ids(ids) if masked else None
+    lead = fmt.decoded_prefix(ids) if masked else None
     if lead is None or list(lead) != list(ids[: len(lead)]):
         return [1] * len(ids)
     tail = fmt.encode(fmt.style.close_action)
@@ -93,10 +93,10 @@ class Rollouts:
             earned=[p.reward for p in plays],
         )
 
-    def _sample(self, trainer, asked: list[Prompt], memory: dict, turn: int) -> list[Said]:
+    def _sample(self, trainer, asked: list[Prompt], memory: dict, turn: int) -> list[Completion]:
         recipe = self.recipe
         if recipe.vllm:
-            opening = self.fmt.opening("cot")
+            opening = self.fmt.mode_prefix("cot")
             found, _ = trainer._generate_single_turn([[*p.ids, *opening] for p in asked], None, {}, 1)
             return [said(self.fmt, ids, "cot", self.environment.parse) for ids in found]
         if self._copy is None:
@@ -128,7 +128,7 @@ class Rollouts:
             running[slot] = player
             plays.append(Play(list(fmt.prompt(player.decision()).ids), [], [], 0.0, False))
         memory: dict = {}
-        opening = fmt.opening("cot")
+        opening = fmt.mode_prefix("cot")
         for turn in range(recipe.step_limit):
             prompts = {slot: fmt.prompt(running[slot].decision()) for slot in sorted(running)}
             for slot in prompts if turn else ():
@@ -170,7 +170,7 @@ class Rollouts:
 
 
 def earned(completions, earned: Sequence[float], **_) -> list[float]:
-    """What each game earned: its score, less the penalty of one that an unparsed action ended."""
+    """What each game earned: its score minus the penalty of one that an unparsed action ended."""
     return list(earned)
 
 

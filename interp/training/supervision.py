@@ -1,7 +1,7 @@
-"""Which tokens a training supervises: the arms of the masking study (docs/methods.md 8.1), on any task, prompt format and kind of training.
+"""Which tokens a training supervises: the conditions of the masking study (docs/methods.md 8.1), on any task, prompt format and kind of training.
 
 An example is one step of an episode, since each step ends in an action of its own: its trace and its action, each in its tags. The
-tags are supervised in every arm, so that every arm learns the format and when to act; arms differ in what stands inside them.
+tags are supervised in every condition, so that every condition learns the format and when to act; conditions differ in what stands inside them.
 
 >>> sequences, counts = supervised(fmt, episodes, Supervision(action_mask=0.3), seed=1)      # what `interp.training.trainer.train` takes
 >>> Supervision.named("random_mask_0.3").control_of
@@ -26,7 +26,7 @@ TAG, COT, ACTION = 1, 2, 3
 
 @dataclass(frozen=True)
 class Supervision:
-    """An arm of training; the defaults supervise all that the agent writes, as `PromptFormat.sequence` does. One field at most is set."""
+    """A condition of training; the defaults supervise all that the agent writes, as `PromptFormat.sequence` does. One field at most is set."""
 
     action_mask: float = 0.0
     """Share of the examples, 0 to 1, whose action tokens are unsupervised (k)."""
@@ -44,11 +44,11 @@ class Supervision:
         if self.only not in ("", "action", "cot"):
             raise ValueError(f"only is 'action', 'cot' or '', not {self.only!r}.")
         if given := [f"{k}={v}" for k, v in asdict(self).items() if v][1:]:
-            raise ValueError(f"One arm masks one thing: leave out {' and '.join(given)}.")
+            raise ValueError(f"One condition masks one thing: leave out {' and '.join(given)}.")
 
     @property
     def name(self) -> str:
-        """The arm's name and folder."""
+        """The condition's name and folder."""
         if self.only:
             return f"{self.only}_only"
         return (
@@ -57,12 +57,12 @@ class Supervision:
 
     @property
     def control_of(self) -> str:
-        """The arm that a random mask is the control of ("" of another arm)."""
+        """The condition that a random mask is the control of ("" of another condition)."""
         return f"action_mask_{self.random_mask:g}" if self.random_mask else ""
 
     @classmethod
     def named(cls, name: str) -> "Supervision":
-        """The arm of a name; raises ValueError for one that names none."""
+        """The condition of a name; raises ValueError for one that names none."""
         kind, _, share = name.rpartition("_")
         try:
             found = cls(only=kind) if share == "only" else cls(**{kind: float(share)})
@@ -70,7 +70,7 @@ class Supervision:
             found = None
         if found is None or found.name != name:
             raise ValueError(
-                f"There is no arm {name!r}: arms are action_mask_K and random_mask_K, K a share of the examples such as 0.3, "
+                f"There is no condition {name!r}: conditions are action_mask_K and random_mask_K, K a share of the examples such as 0.3, "
                 "action_only and cot_only."
             )
         return found

@@ -276,7 +276,7 @@ def finish(trainer: Trainer, folder: Path, curve: str, made: dict) -> None:
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
-def train_arm(
+def train_condition(
     start: str | Path,
     items: Sequence[Episode | Decision],
     supervision: Supervision,
@@ -290,10 +290,10 @@ def train_arm(
     provenance: dict | None = None,
     device: str = "auto",
 ) -> Path:
-    """Train one arm of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
+    """Train one condition of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
 
     start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as
-    `supervised` takes it. seed: of the order, the mask and an adapter's initial weights; arms of one seed read the same batches. style, system:
+    `supervised` takes it. seed: of the order, the mask and an adapter's initial weights; conditions of one seed read the same batches. style, system:
     those that the base says it was trained with, else `tags` and none. options: further arguments of `PromptFormat`. A finished
     training is left as it is, an interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there is no base, and ValueError where the folder holds another training,
     and for a random mask that lacks more than one in a hundred of the tokens it should mask.
@@ -311,7 +311,7 @@ def train_arm(
     fmt = PromptFormat(tokenizer, style, system, **(options or {}))
     made = dict(
         provenance or {},
-        arm=supervision.name,
+        condition=supervision.name,
         supervision=asdict(supervision),
         mask_seed=seed,
         style=style,
@@ -322,13 +322,13 @@ def train_arm(
         recipe=asdict(recipe),
     )
     made = json.loads(json.dumps(made))
-    before = read_json(folder / "arm.json") if (folder / "arm.json").exists() else made
+    before = read_json(folder / "condition.json") if (folder / "condition.json").exists() else made
     if other := [name for name in made if before.get(name) != made[name]]:
         raise ValueError(
             f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: "
             "give another folder, or remove it."
         )
-    write_json(folder / "arm.json", made)
+    write_json(folder / "condition.json", made)
     if all((folder / f"checkpoint-{step}" / "training.json").exists() for step in keep):
         return folder
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
@@ -337,7 +337,7 @@ def train_arm(
         raise ValueError(
             f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens "
             f"unsupervised and not {counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. "
-            "Train on longer traces, or leave this arm out."
+            "Train on longer traces, or leave this condition out."
         )
     train(
         adapted(model, recipe) if lora else model,

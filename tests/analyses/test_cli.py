@@ -121,7 +121,7 @@ def test_every_analysis_writes_its_table_and_what_made_it(reference, series):
                 "mean_difference",
                 "gain",
                 "gain_p",
-            } <= set(frame.reader)
+            } <= set(frame.predictor)
         assert (
             provenance["analysis"] == name
             and provenance["device"] == "cpu"
@@ -130,7 +130,7 @@ def test_every_analysis_writes_its_table_and_what_made_it(reference, series):
         assert provenance["weights"] == {str(s): series.weights_hash(s) for s in (0, 110)}
         assert {"seed", "config", "command", "format", "corpus", "versions"} <= set(provenance)
     frame, _ = tables.read_table(reference / "tables", "conflict")
-    assert (frame[(frame.arm == "self_splice") & (frame.metric == "keep")].value == 1).all()
+    assert (frame[(frame.inserted_trace == "self_splice") & (frame.metric == "keep")].value == 1).all()
     for name in ("reliance", "patching"):
         frame, _ = tables.read_table(reference / "tables", name)
         assert frame.value.notna().any(), name
@@ -391,7 +391,15 @@ def test_an_own_trace_that_does_not_come_back_is_said_loudly(options, tmp_path, 
 
     monkeypatch.setattr(conflicts, "conflict", broken)
     assert (
-        main("conflict", *options(tmp_path, checkpoints=("110",)), "--conflicts", "4", "--arms", "empty") == 0
+        main(
+            "conflict",
+            *options(tmp_path, checkpoints=("110",)),
+            "--conflicts",
+            "4",
+            "--inserted_traces",
+            "empty",
+        )
+        == 0
     )
     _, provenance = tables.read_table(tmp_path / "tables", "conflict")
     assert "SELF-SPLICE FAILED" in capsys.readouterr().err and provenance["self_splice"] == "FAILED"

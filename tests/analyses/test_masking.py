@@ -1,4 +1,4 @@
-"""The masking study end to end on tiny arms: trained, killed and resumed, measured, compared; and a researcher's own arms."""
+"""The masking study end to end on tiny conditions: trained, killed and resumed, measured, compared; and a researcher's own conditions."""
 
 import json
 import re
@@ -21,13 +21,13 @@ from interp.results.tables import read_table
 from interp.stats.crossed import CLAIM
 from interp.training import trainer as training
 from interp.training.supervision import Supervision, supervised
-from interp.training.trainer import Tuning, train, train_arm
+from interp.training.trainer import Tuning, train, train_condition
 from tests.analyses.test_cli import main
 from tests.conftest import TINY
 from tests.environments.test_environments import PAGE, module
 
 RECIPE = replace(TINY, cot_steps=6, checkpoints=(0, 3, 6), batch_tokens=800)
-ARMS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")
+CONDITIONS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def config_of(base, corpus_file, run, **more):
         base=base,
         corpus=corpus_file,
         run=run,
-        arms=ARMS,
+        conditions=CONDITIONS,
         seeds=1,
         more=("action_mask_0.3", "action_mask_0"),
         more_seeds=2,
@@ -69,8 +69,8 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k].float(), b[k].float()) for k in a)
 
 
-def test_every_arm_and_seed_has_a_series_of_its_own_that_says_what_made_it(study, base):
-    found = [(arm, seed) for arm, seed, _ in trainings(study / "arms")]
+def test_every_condition_and_seed_has_a_series_of_its_own_that_says_what_made_it(study, base):
+    found = [(condition, seed) for condition, seed, _ in trainings(study / "conditions")]
     assert found == [
         ("action_mask_0", 0),
         ("action_mask_0", 1),
@@ -78,40 +78,42 @@ def test_every_arm_and_seed_has_a_series_of_its_own_that_says_what_made_it(study
         ("action_mask_0.3", 1),
         ("random_mask_0.3", 0),
     ]
-    for arm, seed, folder in trainings(study / "arms"):
+    for condition, seed, folder in trainings(study / "conditions"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert CheckpointSeries.discover(folder).steps == [0, 3, 6]
         assert same(weights(folder / "checkpoint-0"), weights(base))
         made = json.loads((folder / "checkpoint-6" / "training.json").read_text())
-        assert (made["arm"], made["mask_seed"], made["recipe"]["seed"], made["style"]) == (
-            arm,
+        assert (made["condition"], made["mask_seed"], made["recipe"]["seed"], made["style"]) == (
+            condition,
             seed,
             seed,
             "tags",
         )
         assert (
-            Supervision(**made["supervision"]).name == arm
+            Supervision(**made["supervision"]).name == condition
             and made["corpus"]
             and made["base"]
             and made["format"]
         )
         assert (
-            (made["masked"]["unsupervised"] > 0) == (arm != "action_mask_0")
+            (made["masked"]["unsupervised"] > 0) == (condition != "action_mask_0")
             and made["step"] == 6
             and made["loss"]
         )
         assert not list(folder.glob("*/optimizer.pt"))
     masked = [
-        json.loads((study / "arms" / arm / "seed-0" / "checkpoint-6" / "training.json").read_text())["masked"]
-        for arm in ARMS[1:]
+        json.loads(
+            (study / "conditions" / condition / "seed-0" / "checkpoint-6" / "training.json").read_text()
+        )["masked"]
+        for condition in CONDITIONS[1:]
     ]
     assert masked[0] == masked[1]  # as many tokens in as many examples
-    last = [weights(study / "arms" / arm / "seed-0" / "checkpoint-6") for arm in ARMS]
+    last = [weights(study / "conditions" / condition / "seed-0" / "checkpoint-6") for condition in CONDITIONS]
     assert not same(last[0], last[1]) and not same(last[1], last[2])
 
 
-def test_the_arm_without_a_mask_is_what_train_does(study, base, episodes, tmp_path):
+def test_the_condition_without_a_mask_is_what_train_does(study, base, episodes, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(base)
     plain = [training.PromptFormat(tokenizer).sequence(e) for e in episodes["train"]]
     train(
@@ -128,20 +130,26 @@ def test_the_arm_without_a_mask_is_what_train_does(study, base, episodes, tmp_pa
     )
     assert same(
         weights(tmp_path / "checkpoint-6"),
-        weights(study / "arms" / "action_mask_0" / "seed-1" / "checkpoint-6"),
+        weights(study / "conditions" / "action_mask_0" / "seed-1" / "checkpoint-6"),
     )
 
 
-def test_arms_of_one_seed_read_the_same_batches(base, episodes, tmp_path, monkeypatch):
+def test_conditions_of_one_seed_read_the_same_batches(base, episodes, tmp_path, monkeypatch):
     seen = {}
 
     def record(model, tokenizer, sequences, recipe, folder, **options):
         seen[folder.name] = sequences, training.batches(sequences, recipe, options["steps"], options["seed"])
 
     monkeypatch.setattr(training, "train", record)
-    for arm in (*ARMS, "action_only", "cot_only"):
-        train_arm(
-            base, episodes["train"], Supervision.named(arm), RECIPE, tmp_path / arm, seed=1, device="cpu"
+    for condition in (*CONDITIONS, "action_only", "cot_only"):
+        train_condition(
+            base,
+            episodes["train"],
+            Supervision.named(condition),
+            RECIPE,
+            tmp_path / condition,
+            seed=1,
+            device="cpu",
         )
     plans = [plan for _, plan in seen.values()]
     assert (
@@ -149,7 +157,7 @@ def test_arms_of_one_seed_read_the_same_batches(base, episodes, tmp_path, monkey
         and len({str([keep for _, keep in sequences]) for sequences, _ in seen.values()}) == 5
     )
     assert all(
-        [ids for ids, _ in sequences] == [ids for ids, _ in seen[ARMS[0]][0]]
+        [ids for ids, _ in sequences] == [ids for ids, _ in seen[CONDITIONS[0]][0]]
         for sequences, _ in seen.values()
     )
 
@@ -168,15 +176,15 @@ def test_a_study_killed_in_the_middle_of_a_training_goes_on_to_the_same_weights(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training, "SaveAt", Killed)
         masking.run(config)
-    finished = tmp_path / "arms" / "action_mask_0" / "seed-0" / "checkpoint-6" / "model.safetensors"
+    finished = tmp_path / "conditions" / "action_mask_0" / "seed-0" / "checkpoint-6" / "model.safetensors"
     when = finished.stat().st_mtime_ns
     masking.train(config)
     assert finished.stat().st_mtime_ns == when
-    for arm, seed, folder in trainings(study / "arms"):
+    for condition, seed, folder in trainings(study / "conditions"):
         assert same(
             weights(folder / "checkpoint-6"),
-            weights(tmp_path / "arms" / arm / f"seed-{seed}" / "checkpoint-6"),
-        ), (arm, seed)
+            weights(tmp_path / "conditions" / condition / f"seed-{seed}" / "checkpoint-6"),
+        ), (condition, seed)
 
 
 def test_a_folder_that_holds_another_training_is_refused(base, corpus_file, study):
@@ -197,9 +205,9 @@ def test_outcomes_and_comparisons_are_in_their_tables(study):
         (frame.metric == "parse_cot")
         & (frame.split == "in_domain")
         & (frame.contrast == "difference")
-        & (frame.arm == "action_mask_0.3")
+        & (frame.condition == "action_mask_0.3")
     ].iloc[0]
-    mean = decided[decided.split == "in_domain"].groupby("arm").parse_cot.mean()
+    mean = decided[decided.split == "in_domain"].groupby("condition").parse_cot.mean()
     assert (
         row.value == pytest.approx(mean["action_mask_0.3"] - mean["action_mask_0"], abs=1e-6)
         and row.seeds == 2
@@ -224,12 +232,12 @@ def test_outcomes_and_comparisons_are_in_their_tables(study):
 
 
 def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file, tmp_path):
-    """Of one training: the rows that arms are compared on, against the tables that its series gives by itself."""
+    """Of one training: the rows that conditions are compared on, against the tables that its series gives by itself."""
     folder, frame = (
-        study / "arms" / "action_mask_0" / "seed-0",
+        study / "conditions" / "action_mask_0" / "seed-0",
         read_table(study / "tables", "masking_instruments")[0],
     )
-    rows = frame[(frame.arm == "action_mask_0") & (frame.seed == 0)]
+    rows = frame[(frame.condition == "action_mask_0") & (frame.seed == 0)]
     assert set(frame.metric) == {"prompt_reliance", "patch_prompt", "patch_boundary"} | set(frame.metric) & {
         "follow",
         "keep",
@@ -278,7 +286,7 @@ def test_nothing_is_compared_before_it_is_measured(tmp_path, capsys):
 def test_two_parts_do_what_one_process_does(study, base, corpus_file, tmp_path):
     for i in range(2):
         masking.run(config_of(base, corpus_file, tmp_path, part=(i, 2)))
-    assert not (tmp_path / "tables").exists() and len(list(trainings(tmp_path / "arms"))) == 5
+    assert not (tmp_path / "tables").exists() and len(list(trainings(tmp_path / "conditions"))) == 5
     masking.run(config_of(base, corpus_file, tmp_path))
     for name in ("masking", "masking_decisions", "masking_instruments"):
         assert (tmp_path / "tables" / f"{name}.csv").read_bytes() == (
@@ -288,10 +296,10 @@ def test_two_parts_do_what_one_process_does(study, base, corpus_file, tmp_path):
         masking.run(config_of(base, corpus_file, tmp_path, part=(2, 2)))
 
 
-def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsys):
+def test_a_researchers_own_conditions_are_compared(study, corpus_file, tmp_path, capsys):
     own = tmp_path / "own"
-    shutil.copytree(study / "arms", own)
-    for file in own.glob("*/*/arm.json"):
+    shutil.copytree(study / "conditions", own)
+    for file in own.glob("*/*/condition.json"):
         file.unlink()
     given = (
         "masking",
@@ -328,17 +336,17 @@ def test_a_researchers_own_arms_are_compared(study, corpus_file, tmp_path, capsy
         main(*given, "--checkpoints", "3") == 1
         and "action_mask_0.3 of seed 0 reads other prompts" in capsys.readouterr().err
     )
-    (own / "my_arm" / "seed-0").mkdir(parents=True)
-    assert main(*given) == 1 and "no arm 'my_arm'" in capsys.readouterr().err
+    (own / "my_condition" / "seed-0").mkdir(parents=True)
+    assert main(*given) == 1 and "no condition 'my_condition'" in capsys.readouterr().err
     assert main("masking", "--series", tmp_path, "--run", tmp_path / "run") == 1
 
 
-def test_arms_play_the_same_games_of_a_task_of_ones_own(study, tmp_path, monkeypatch):
+def test_conditions_play_the_same_games_of_a_task_of_ones_own(study, tmp_path, monkeypatch):
     (code,) = re.findall(r"<!-- own task -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     module(tmp_path, monkeypatch, "my_task", code)
     given = (
         "--series",
-        study / "arms",
+        study / "conditions",
         "--run",
         tmp_path / "run",
         "--environment",
@@ -377,8 +385,8 @@ def test_a_base_that_is_not_there_is_refused_and_not_looked_for_on_a_hub(tmp_pat
         with pytest.raises(
             FileNotFoundError, match="no checkpoint at .*nowhere to train from: give a folder"
         ):
-            train_arm(tmp_path / "nowhere", [], Supervision(), recipe, tmp_path / "arm", seed=0)
-    assert not (tmp_path / "arm").exists()
+            train_condition(tmp_path / "nowhere", [], Supervision(), recipe, tmp_path / "condition", seed=0)
+    assert not (tmp_path / "condition").exists()
 
 
 def test_a_corpus_without_training_episodes_is_refused(base, tmp_path, episodes):
@@ -394,13 +402,13 @@ def test_a_random_mask_that_cannot_mask_as_much_is_no_control(base, episodes, tm
     with pytest.raises(
         ValueError, match="no control of action_mask_0.3 here: it would leave 0 tokens unsupervised and not"
     ):
-        train_arm(base, bare, Supervision(random_mask=0.3), RECIPE, tmp_path, seed=0, device="cpu")
+        train_condition(base, bare, Supervision(random_mask=0.3), RECIPE, tmp_path, seed=0, device="cpu")
 
 
-def test_low_rank_arms_are_a_series_over_the_untouched_base(base, episodes, tmp_path):
+def test_low_rank_conditions_are_a_series_over_the_untouched_base(base, episodes, tmp_path):
     tuning = Tuning(rank=2, context=1024, steps=3, batch_tokens=800, checkpoints=(2, 3))
     folders = [
-        train_arm(
+        train_condition(
             base,
             episodes["train"],
             Supervision(action_mask=k),
@@ -419,14 +427,14 @@ def test_low_rank_arms_are_a_series_over_the_untouched_base(base, episodes, tmp_
 
 
 def outcomes_of(rng, effect, random_effect, n=150, seeds=5):
-    """Outcomes of three arms as `measure` writes them, of episodes of two decisions."""
+    """Outcomes of three conditions as `measure` writes them, of episodes of two decisions."""
     rows, ease = [], rng.normal(0, 0.15, n)
-    for arm, shift in zip(ARMS, (0, effect, random_effect)):
+    for condition, shift in zip(CONDITIONS, (0, effect, random_effect)):
         for seed in range(seeds):
             chance = np.clip(0.4 + shift + ease + rng.normal(0, 0.01), 0, 1)
             rows += [
                 dict(
-                    arm=arm,
+                    condition=condition,
                     seed=seed,
                     step=6,
                     split="out_of_domain",
@@ -448,7 +456,11 @@ def test_the_verdict_on_planted_outcomes(effect, random_effect, said):
     rows = compare(outcomes_of(np.random.default_rng(1), effect, random_effect))
     assert primary(rows) == said
     gap, level = (
-        next(r for r in rows if r["metric"] == "gap" and r["contrast"] == c and r["arm"] == "action_mask_0.3")
+        next(
+            r
+            for r in rows
+            if r["metric"] == "gap" and r["contrast"] == c and r["condition"] == "action_mask_0.3"
+        )
         for c in ("difference", "level")
     )
     assert gap["low"] < effect < gap["high"] and level["seeds"] == 5 and level["n_groups"] == 150
@@ -469,7 +481,7 @@ def test_where_any_mask_helps_the_claim_is_not_supported():
 def test_without_the_control_there_is_no_verdict():
     frame = outcomes_of(np.random.default_rng(1), 0.2, 0.0, n=20)
     assert (
-        primary(compare(frame[frame.arm != "random_mask_0.3"]))
+        primary(compare(frame[frame.condition != "random_mask_0.3"]))
         == "none: there is no control of action_mask_0.3 out of domain"
     )
 
@@ -480,12 +492,12 @@ def test_masks_change_nothing_but_what_is_supervised(fmt, episodes):
 
 
 def planted(k_effects, n=150, seeds=4):
-    """Rows of arms whose action masks change the outcome by `k_effects` (share -> effect)."""
+    """Rows of conditions whose action masks change the outcome by `k_effects` (share -> effect)."""
     rng = np.random.default_rng(2)
     ease = rng.normal(0, 0.1, n)
     rows = [
         dict(
-            arm=f"action_mask_{k:g}",
+            condition=f"action_mask_{k:g}",
             seed=s,
             step=6,
             split="out_of_domain",

@@ -36,11 +36,11 @@ def test_the_bare_loop_and_the_trainer_end_with_the_same_weights(tokenizer, fmt,
     assert (loop.model.embed_tokens.weight - untouched.model.embed_tokens.weight).abs().max() > 1e-2
 
 
-def test_the_table_has_a_row_for_each_arm(corpus_file, tmp_path):
+def test_the_table_has_a_row_for_each_condition(corpus_file, tmp_path):
     pace.run(
         pace.Config(
             out=tmp_path,
-            arms=("action_mask_0", "cot_only"),
+            conditions=("action_mask_0", "cot_only"),
             corpus=corpus_file,
             episodes=6,
             steps=2,
@@ -50,7 +50,7 @@ def test_the_table_has_a_row_for_each_arm(corpus_file, tmp_path):
     )
     frame, made = read_table(tmp_path, "pace")
     assert (
-        list(frame.arm) == ["action_mask_0", "cot_only"]
+        list(frame.condition) == ["action_mask_0", "cot_only"]
         and (frame.ratio > 0).all()
         and frame.tokens.nunique() == 1
     )

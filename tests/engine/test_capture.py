@@ -292,7 +292,7 @@ def test_widths_that_differ_between_layers_are_refused_together_and_read_by_them
         capture(model, prompts[:2], ["z"])
     wide = capture(model, prompts[:2], ["z"], layers=[1, 3]).values
     seen = {}
-    with torch.inference_mode(), model.taps({("z", 3): lambda x: seen.update(x=x[0, -1].clone())}):
+    with torch.inference_mode(), model.hooks({("z", 3): lambda x: seen.update(x=x[0, -1].clone())}):
         model.hf(torch.tensor([prompts[0].ids]), use_cache=False)
     torch.testing.assert_close(wide[0, 0, 1], seen["x"], rtol=1e-4, atol=1e-5)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interp.engine import decoding, generation
-from interp.engine.decoding import choose, decode, decode_modes, said
+from interp.engine.decoding import choose, decode, decode_modes
 from interp.engine.generation import _read, continue_each, tree_batches
 from interp.environments.alfworld.commands import parse
 from interp.models.hooked import HookedModel
@@ -39,7 +39,7 @@ def test_every_continuation_equals_a_plain_argmax_loop_and_its_suffix_the_plain_
 ):
     rows, stop = [p.ids for p in prompts[:6]], fmt.ended("prompt")
     variants = dict(
-        cot=[fmt.opening("cot")] * 6,
+        cot=[fmt.mode_prefix("cot")] * 6,
         ragged=[fmt.with_trace("I look." * i) if i % 3 else None for i in range(6)],
     )
     for budget in (10_000, 120):
@@ -59,7 +59,7 @@ def test_every_continuation_equals_a_plain_argmax_loop_and_its_suffix_the_plain_
 
 def test_rows_that_end_early_do_not_disturb_the_others(model, fmt, prompts):
     """Any token may be the one that stops: rows then leave the batch at different times."""
-    rows = [[*p.ids, *fmt.opening("cot")] for p in prompts[:9]]
+    rows = [[*p.ids, *fmt.mode_prefix("cot")] for p in prompts[:9]]
     free = [slow_greedy(model, r, lambda ids: False, 12) for r in rows]
     stop = max(
         {t for f in free for t in f},
@@ -124,7 +124,7 @@ def test_greedy_decoding_ignores_the_checkpoints_own_generation_settings(
 
 def test_what_does_not_close_or_parse_is_no_action(fmt):
     def spoken(text, mode="cot", parser=str):
-        words = said(fmt, fmt.encode(text), mode, parser)
+        words = parse_completion(fmt, fmt.encode(text), mode, parser)
         return words.trace, words.action
 
     assert spoken("I look.</think><action>go to desk 1</action>") == ("I look.", "go to desk 1")
@@ -155,7 +155,7 @@ def plain_logp(model, ids, n):
 def test_a_choice_is_the_plain_log_probability_of_each_candidate(model, fmt, prompts, with_trace):
     for prompt in prompts[:3]:
         trace = "Hands empty. Next I check drawer 2." if with_trace else None
-        lead = fmt.opening("prompt") if trace is None else fmt.with_trace(trace)
+        lead = fmt.mode_prefix("prompt") if trace is None else fmt.with_trace(trace)
         (found,) = choose(model, prompt, prompt.decision.admissible, [trace])
         for row, candidate in zip(found, prompt.decision.admissible):
             action = fmt.action_ids(candidate)
@@ -295,7 +295,7 @@ def continued(model, rows, variants, n=5, **options):
 def even_rows(fmt, n=6, length=40):
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(20, 300, (n, length), generator=generator).tolist()
-    return rows, {"a": [fmt.opening("prompt")] * n, "b": [fmt.opening("cot")] * n}
+    return rows, {"a": [fmt.mode_prefix("prompt")] * n, "b": [fmt.mode_prefix("cot")] * n}
 
 
 def test_rows_of_one_length_need_no_mask_and_their_keys_are_not_repeated(llama, fmt, monkeypatch):
@@ -336,20 +336,22 @@ def test_a_pass_begun_ahead_changes_nothing(model, fmt, prompts, monkeypatch, st
     too often.
     """
     rows = [p.ids for p in prompts[:9]]
-    free = continued(model, rows, {"a": [fmt.opening("cot")] * 9}, 12)["a"]
+    free = continued(model, rows, {"a": [fmt.mode_prefix("cot")] * 9}, 12)["a"]
     stop = max({t for f in free for t in f}, key=lambda t: len({f.index(t) for f in free if t in f}))
     ends = (lambda ids: ids[-1] == stop) if stopping else lambda ids: False
     found = {}
     for ahead in (0, 1):
         monkeypatch.setattr(generation, "_ahead", lambda model: ahead)
-        found[ahead] = continue_each(model, rows, {"a": [fmt.opening("cot")] * 9, "b": [[5]] * 9}, ends, 12)
+        found[ahead] = continue_each(
+            model, rows, {"a": [fmt.mode_prefix("cot")] * 9, "b": [[5]] * 9}, ends, 12
+        )
     assert found[0] == found[1]
     assert not stopping or len({len(c.ids) for c in found[1]["a"]}) > 1 or len(set(free)) == 1
 
 
 def test_decoding_waits_for_nothing_but_one_row_of_tokens_a_step(llama, fmt, prompts):
     rows = [p.ids for p in prompts[:6]]
-    variants = {"a": [fmt.opening("cot")] * 6, "b": [fmt.with_trace("I look.")] * 6}
+    variants = {"a": [fmt.mode_prefix("cot")] * 6, "b": [fmt.with_trace("I look.")] * 6}
     continued(llama, rows, variants)
     with waits() as counts:
         found = continued(llama, rows, variants, 7)
@@ -383,7 +385,7 @@ def test_variants_of_few_rows_are_continued_side_by_side():
 def test_each_variant_has_its_own_end_and_limit_beside_another(model, fmt, prompts):
     rows, variants = (
         [p.ids for p in prompts[:5]],
-        {"a": [fmt.opening("cot")] * 5, "b": [fmt.with_trace("I look.")] * 5},
+        {"a": [fmt.mode_prefix("cot")] * 5, "b": [fmt.with_trace("I look.")] * 5},
     )
     free = continue_each(model, rows, variants, lambda ids: False, dict(a=8, b=3))
     assert {len(c.ids) for c in free["a"]} == {8} and {len(c.ids) for c in free["b"]} == {3}
@@ -397,7 +399,7 @@ def test_each_variant_has_its_own_end_and_limit_beside_another(model, fmt, promp
 
 @pytest.mark.parametrize("fits", [1, 4])
 def test_a_batch_that_does_not_fit_is_halved(llama, fmt, prompts, monkeypatch, fits):
-    rows, variants = [p.ids for p in prompts[:9]], {"a": [fmt.opening("cot")] * 9}
+    rows, variants = [p.ids for p in prompts[:9]], {"a": [fmt.mode_prefix("cot")] * 9}
     whole, read = continued(llama, rows, variants), generation._read
     sizes = []
 
@@ -443,7 +445,7 @@ def test_the_test_for_an_end_decodes_each_token_once_and_no_text(trained, traine
 
 def test_what_is_drawn_does_not_depend_on_the_batches(llama, fmt, prompts):
     """A GPU's batches are as large as its memory."""
-    rows, variants = [p.ids for p in prompts[:9]], {name: [fmt.opening("cot")] * 9 for name in "ab"}
+    rows, variants = [p.ids for p in prompts[:9]], {name: [fmt.mode_prefix("cot")] * 9 for name in "ab"}
     draws = [
         continued(llama, rows, variants, temperature=1.0, seed=4, batch_tokens=budget)
         for budget in (1, 300, 100_000)
@@ -469,7 +471,7 @@ def test_an_episode_read_on_from_memory_continues_as_one_read_afresh(model, fmt,
     memory, stop = {}, fmt.ended("cot")
     for step in range(4):
         rows = [fmt.prompt(g[step]).ids for g in games]
-        suffixes = {"cot": [fmt.opening("cot")] * 4}
+        suffixes = {"cot": [fmt.mode_prefix("cot")] * 4}
         with_memory = continue_each(
             model, rows, suffixes, stop, 6, batch_tokens=700, memory=memory, names=range(4)
         )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from interp.engine.decoding import Said
+from interp.engine.decoding import Completion
 from interp.environments.base import Environment, View
 from interp.measures.pairs import make_pairs
 from interp.prompts.format import PromptFormat
@@ -186,7 +186,7 @@ def test_games_go_on_behind_the_context_and_count_it(tokenizer, monkeypatch):
 
     def decode(model, prompts, mode, **more):
         read.extend(prompts)
-        return [Said((), "Next I check drawer 1.", "go to drawer 1") for _ in prompts]
+        return [Completion((), "Next I check drawer 1.", "go to drawer 1") for _ in prompts]
 
     monkeypatch.setattr(rollout, "decode", decode)
     corridor = Environment(

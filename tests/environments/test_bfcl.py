@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interp.engine.decoding import Said
+from interp.engine.decoding import Completion
 from interp.environments import base as environments
 from interp.environments.bfcl.calls import NotCalls, bind, parse, read, written
 from interp.prompts.format import PromptFormat
@@ -151,7 +151,7 @@ HOSTILE = {
     "subscript": "[sort][0](file_name='a')",
     "await": "await sort(file_name='a')",
     "chained": "sort(file_name='a').upper()",
-    "more behind": "sort(file_name='a')\nopen('hacked', 'w')",
+    "more after": "sort(file_name='a')\nopen('hacked', 'w')",
     "exit": "exit()",
     "private method": "_load_scenario(scenario={})",
     "private state": "sort.__self__(x=1)",
@@ -484,7 +484,7 @@ def test_conversations_are_played_by_the_rollout_with_system_and_tool_messages(b
             return type("P", (), dict(dropped=0))
 
     monkeypatch.setattr(
-        rollout, "decode", lambda *a, **k: [Said("", None, decisions[len(seen) - 1].reference)]
+        rollout, "decode", lambda *a, **k: [Completion("", None, decisions[len(seen) - 1].reference)]
     )
     pool = type("Pool", (), {})()
     game = bfcl.Conversation()

@@ -10,7 +10,7 @@ import pytest
 from analyses import all as whole
 from analyses.behaviour import measure
 from analyses.study import Study
-from interp.engine.decoding import Said
+from interp.engine.decoding import Completion
 from interp.environments.alfworld.commands import parse
 from interp.environments.base import ANY, Environment, find
 from interp.measures.pairs import make_pairs
@@ -240,10 +240,10 @@ def doors(decision, decisions):
 def sampled():
     return [replace(d, admissible=d.admissible[-1:] if d.step else ()) for d in recorded()]
 
-VERB = replace(TASK, right=same_verb)
-SAMPLE = replace(TASK, decisions=sampled, listed=False)
+VERB = replace(TASK, is_correct=same_verb)
+SAMPLE = replace(TASK, decisions=sampled, closed_actions=False)
 BARE = replace(TASK, decisions=lambda: [replace(d, admissible=()) for d in recorded()])
-DOORS = replace(TASK, partners=doors)
+DOORS = replace(TASK, swap_candidates=doors)
 """
 
 
@@ -284,7 +284,7 @@ def test_revisions_between_two_right_actions_are_neutral_and_what_did_not_parse_
         prompt=["go a", "go a", "no", "no", None, "go a"], cot=["go b", "no", "go a", "never", "go b", None]
     )
     rows = measure(
-        {m: [Said((), None, a) for a in actions] for m, actions in said.items()},
+        {m: [Completion((), None, a) for a in actions] for m, actions in said.items()},
         decisions,
         lambda d, a: judged.append(a) or a.startswith("go"),
         seed=0,
@@ -300,7 +300,7 @@ def test_where_a_sample_is_listed_candidates_are_also_what_was_recorded_and_said
     decision = Decision(
         ({"role": "user", "content": "Go."},), "open", ("look", "open", "wait"), "e", 0, "", "", "in_domain"
     )
-    whole, part = Environment("whole"), Environment("part", listed=False)
+    whole, part = Environment("whole"), Environment("part", closed_actions=False)
     assert whole.candidates(decision, "sing", None) == ("look", "open", "wait")
     assert part.candidates(decision, "sing", None, "look", "sing") == ("open", "look", "wait", "sing")
     none = Decision(decision.messages, "open", (), "e", 0, "", "", "in_domain")
@@ -348,13 +348,15 @@ def test_a_sample_is_chosen_from_and_its_conflicts_argue_for_any_action(
     )
     assert "area_distribution" in sample["early"].index and "area_distribution" not in bare["early"].index
     assert (
-        set(sample["conflict"].query("metric == 'shift'").arm) >= {"other_state", "empty"}
+        set(sample["conflict"].query("metric == 'shift'").inserted_trace) >= {"other_state", "empty"}
         and "shift" not in bare["conflict"].index
     )
-    assert "other_state" in set(sample["conflict"].arm) and "other_state" not in set(bare["conflict"].arm)
-    argued = sample["conflict"].query("arm == 'other_state'").loc["mass_argued"]
+    assert "other_state" in set(sample["conflict"].inserted_trace) and "other_state" not in set(
+        bare["conflict"].inserted_trace
+    )
+    argued = sample["conflict"].query("inserted_trace == 'other_state'").loc["mass_argued"]
     assert (
-        argued.n == sample["conflict"].query("arm == 'other_state'").loc["follow"].n > 2
+        argued.n == sample["conflict"].query("inserted_trace == 'other_state'").loc["follow"].n > 2
     )  # every argued action is a candidate
 
 
@@ -362,13 +364,13 @@ def test_names_are_exchanged_as_the_environment_says(own, fmt, series_folder, tm
     module(tmp_path, monkeypatch, "otherwise", OTHERWISE)
     env = find("otherwise:DOORS")
     decisions = env.recorded()["test_in_domain"]
-    clean, corrupt, _ = make_pairs(fmt, decisions, 8, partners=env.partners)
+    clean, corrupt, _ = make_pairs(fmt, decisions, 8, swap_candidates=env.swap_candidates)
     assert len(clean) > 2 and all(
         c.decision.reference.split()[:-2] == t.decision.reference.split()[:-2] for c, t in zip(clean, corrupt)
     )
     assert all(c.decision.reference != t.decision.reference for c, t in zip(clean, corrupt))
     seen = []
-    make_pairs(fmt, decisions[:3], 3, partners=lambda decision, among: seen.append(len(among)) or [])
+    make_pairs(fmt, decisions[:3], 3, swap_candidates=lambda decision, among: seen.append(len(among)) or [])
     assert seen == [3, 3, 3]
     common = (
         "--series",

@@ -22,8 +22,8 @@ from interp.environments.scienceworld.environment import (
     draw,
     games,
     parse,
-    partners,
     room_of,
+    swap_candidates,
     target,
     task_of,
     verb,
@@ -150,14 +150,14 @@ def test_the_task_is_in_the_first_text(recorded):
 
 def test_pairs_exchange_rooms_and_kinds(recorded, fmt):
     decisions = [d for e in recorded if e.split == "test_in_domain" for d in e.decisions()]
-    named = {d.reference.split(" to ")[0] for d in decisions if partners(d, decisions)}
+    named = {d.reference.split(" to ")[0] for d in decisions if swap_candidates(d, decisions)}
     assert "open door" in named and any(name.startswith("move") for name in named)
-    found = [(d, pair) for d in decisions for pair in partners(d, decisions)]
+    found = [(d, pair) for d in decisions for pair in swap_candidates(d, decisions)]
     assert all(
         a != b and a in d.reference and any(b in m["content"] for m in d.messages if m["role"] == "user")
         for d, (a, b) in found
     )
-    clean, corrupt, _ = make_pairs(fmt, decisions, 6, partners=partners)
+    clean, corrupt, _ = make_pairs(fmt, decisions, 6, swap_candidates=swap_candidates)
     assert len(clean) == 6 and all(
         a.decision.reference != b.decision.reference for a, b in zip(clean, corrupt)
     )

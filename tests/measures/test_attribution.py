@@ -32,7 +32,7 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
             model,
             p.ids,
             *continuations(
-                clean[0], corrupt[0], p.format.tail(None if mode == "prompt" else p.decision.trace)
+                clean[0], corrupt[0], p.format.action_prefix(None if mode == "prompt" else p.decision.trace)
             ),
             sites,
             range(size),

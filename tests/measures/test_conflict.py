@@ -1,4 +1,4 @@
-"""Conflicting traces: the arms, their donors, and the control that must reproduce the action."""
+"""Conflicting traces: the inserted_traces, their donors, and the control that must reproduce the action."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.engine.decoding import Said, choose, decode, said
+from interp.engine.decoding import Completion, choose, decode
 from interp.measures.conflicts import (
-    ARMS,
+    INSERTED_TRACES,
     Outcome,
     conflict,
     contrast,
@@ -40,12 +40,15 @@ def test_the_own_trace_spliced_in_reproduces_every_action(outcomes, spoken):
     assert own.action == [spoken[i].action for i in usable] and own.keep.all()
 
 
-def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_prompts):
-    assert tuple(outcomes) == ARMS
-    for arm, found in outcomes.items():
+def test_every_inserted_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_prompts):
+    assert tuple(outcomes) == INSERTED_TRACES
+    for inserted_trace, found in outcomes.items():
         n = len(found.index)
         assert (
-            found.arm == arm and n and len(set(found.index)) == n and max(found.index) < len(trained_prompts)
+            found.inserted_trace == inserted_trace
+            and n
+            and len(set(found.index)) == n
+            and max(found.index) < len(trained_prompts)
         )
         for column in (
             found.action,
@@ -58,30 +61,35 @@ def test_every_arm_is_one_of_keep_follow_other_or_unparsed(outcomes, trained_pro
             found.unparsed,
         ):
             assert len(column) == n
-        assert arm == "self_splice" or not (found.keep & found.follow).any()
+        assert inserted_trace == "self_splice" or not (found.keep & found.follow).any()
         assert not (found.unparsed & (found.keep | found.follow)).any()
         assert (found.logp <= 0).all() and np.isfinite(found.logp).all()
         argued = {
             "self_splice": found.own,
             **{a: [a for a in found.argued if a] for a in ("other_state", "resampled")},
-        }.get(arm, [None] * n)
+        }.get(inserted_trace, [None] * n)
         assert found.argued == argued
     # the own trace is the likeliest
     own = outcomes["self_splice"]
     likely = dict(zip(own.index, own.logp))
-    for found in outcomes.values():  # its own at the same decisions stands beside every arm's
+    for found in outcomes.values():  # its own at the same decisions stands beside every inserted trace's
         assert found.logp_own.tolist() == [likely[i] for i in found.index] and len(found.leads) == len(
             found.index
         )
-    for arm in ("shuffled_words", "filler"):
-        assert own.logp.mean() > outcomes[arm].logp.mean() and set(outcomes[arm].index) == set(likely)
+    for inserted_trace in ("shuffled_words", "filler"):
+        assert own.logp.mean() > outcomes[inserted_trace].logp.mean() and set(
+            outcomes[inserted_trace].index
+        ) == set(likely)
 
 
 def test_the_same_seed_gives_the_same_outcome(trained, trained_prompts, spoken, outcomes):
-    for arm in ("other_state", "resampled", "shuffled_words"):
-        again = conflict(trained, trained_prompts, spoken, [arm], seed=1)[arm]
-        assert (again.action, again.argued) == (outcomes[arm].action, outcomes[arm].argued)
-        np.testing.assert_allclose(again.logp, outcomes[arm].logp, rtol=1e-4)
+    for inserted_trace in ("other_state", "resampled", "shuffled_words"):
+        again = conflict(trained, trained_prompts, spoken, [inserted_trace], seed=1)[inserted_trace]
+        assert (again.action, again.argued) == (
+            outcomes[inserted_trace].action,
+            outcomes[inserted_trace].argued,
+        )
+        np.testing.assert_allclose(again.logp, outcomes[inserted_trace].logp, rtol=1e-4)
     other = conflict(trained, trained_prompts, spoken, ["other_state"], seed=2)["other_state"]
     assert other.argued != outcomes["other_state"].argued
 
@@ -89,8 +97,8 @@ def test_the_same_seed_gives_the_same_outcome(trained, trained_prompts, spoken, 
 def test_the_traces_log_probability_is_the_plain_one(trained, trained_prompts, spoken, outcomes):
     fmt, found = trained_prompts[0].format, outcomes["self_splice"]
     for i, logp in list(zip(found.index, found.logp))[:4]:
-        body = fmt.lead_ids(spoken[i].ids)
-        ids = torch.tensor([[*trained_prompts[i].ids, *fmt.opening("cot"), *body]])
+        body = fmt.decoded_prefix(spoken[i].ids)
+        ids = torch.tensor([[*trained_prompts[i].ids, *fmt.mode_prefix("cot"), *body]])
         with torch.inference_mode():
             plain = trained.hf(ids).logits[0].log_softmax(-1)
         n = ids.shape[1] - len(body)
@@ -114,7 +122,7 @@ def test_donors_are_of_another_episode_admissible_and_argue_for_another_action(t
 
 
 def test_a_resampled_trace_is_the_models_own_and_leads_elsewhere(trained, trained_prompts, spoken, outcomes):
-    """What is put in was drawn here, behind this very prompt, on the way to the action that it argues for."""
+    """What is put in was drawn here, after this very prompt, on the way to the action that it argues for."""
     found = outcomes["resampled"]
     drawn = resample(trained, [trained_prompts[i] for i in outcomes["self_splice"].index], seed=1)
     where = {int(i): k for k, i in enumerate(outcomes["self_splice"].index)}
@@ -132,17 +140,17 @@ def test_a_resampled_trace_is_the_models_own_and_leads_elsewhere(trained, traine
 def test_a_decision_without_admissible_commands_finds_no_donor(trained_prompts, spoken):
     alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts]
     assert donor(0, alone, spoken, np.random.default_rng(0)) is None
-    assert donor(0, alone, spoken, np.random.default_rng(0), listed=False) is not None
+    assert donor(0, alone, spoken, np.random.default_rng(0), closed_actions=False) is not None
     single = [p for p in trained_prompts if p.decision.episode == trained_prompts[0].decision.episode]
     assert donor(0, single, spoken[: len(single)], np.random.default_rng(0)) is None
 
 
 def speak(fmt, trace, action):
-    return said(fmt, fmt.encode(f"{trace}</think><action>{action}</action>"), "cot")
+    return parse_completion(fmt, fmt.encode(f"{trace}</think><action>{action}</action>"), "cot")
 
 
-def spliced(monkeypatch, model, prompts, decoded, arm):
-    """What an arm puts behind each prompt, as text."""
+def spliced(monkeypatch, model, prompts, decoded, inserted_trace):
+    """What an inserted trace puts after each prompt, as text."""
     from interp.measures import conflicts as module
 
     given, real = [], module.continue_each
@@ -150,14 +158,14 @@ def spliced(monkeypatch, model, prompts, decoded, arm):
         module,
         "continue_each",
         lambda model, rows, variants, *a, **k: (
-            given.append(variants[arm]) or real(model, rows, variants, *a, **k)
+            given.append(variants[inserted_trace]) or real(model, rows, variants, *a, **k)
         ),
     )
-    found = conflict(model, prompts, decoded, [arm], max_new_tokens=2)[arm]
+    found = conflict(model, prompts, decoded, [inserted_trace], max_new_tokens=2)[inserted_trace]
     return [prompts[0].format.tokenizer.decode(given[0][i]) for i in found.index], found
 
 
-def test_each_arm_puts_in_the_trace_it_is_named_for(llama, prompts, monkeypatch):
+def test_each_inserted_puts_in_the_trace_it_is_named_for(llama, prompts, monkeypatch):
     fmt = prompts[0].format
     here, there = (
         prompts[0],
@@ -169,9 +177,9 @@ def test_each_arm_puts_in_the_trace_it_is_named_for(llama, prompts, monkeypatch)
     trace = "Goal: mug to desk. Hands empty. Next I check it. Now."
     decoded = [speak(fmt, trace, "inventory"), speak(fmt, f"A mug. So {go}. Away.", go)]
 
-    def text(arm):
+    def text(inserted_trace):
         monkeypatch.undo()
-        found, outcome = spliced(monkeypatch, llama, [here, there], decoded, arm)
+        found, outcome = spliced(monkeypatch, llama, [here, there], decoded, inserted_trace)
         assert found[0].startswith("<think>") and found[0].endswith("</think><action>")
         return found[0].removeprefix("<think>").removesuffix("</think><action>"), outcome
 
@@ -189,11 +197,11 @@ def test_decisions_that_did_not_parse_are_left_out_and_wrong_use_is_refused(llam
     fmt = prompts[0].format
     decoded = [
         speak(fmt, "A trace.", "inventory"),
-        Said((5, 6), None, None),
-        Said((5, 1, 6), "A trace.", None),
+        Completion((5, 6), None, None),
+        Completion((5, 1, 6), "A trace.", None),
     ]
     assert conflict(llama, prompts[:3], decoded, ["empty"], max_new_tokens=2)["empty"].index.tolist() == [0]
-    with pytest.raises(ValueError, match="no arm 'loud'.*self_splice"):
+    with pytest.raises(ValueError, match="no inserted_trace 'loud'.*self_splice"):
         conflict(llama, prompts[:3], decoded, ["loud"])
     none = conflict(llama, prompts[1:3], decoded[1:], ["empty"])["empty"]
     assert len(none.index) == len(none.keep) == len(none.logp) == 0
@@ -204,7 +212,7 @@ def test_a_closing_tag_spelled_in_letters_is_left_out_not_a_crash(llama, prompts
     fmt = prompts[0].format
     letters = [i for c in "</think>" for i in fmt.encode(c)]
     ids = [*fmt.encode("I look."), *letters, *fmt.encode("<action>inventory</action>")]
-    decoded = [said(fmt, ids, "cot"), speak(fmt, "A trace.", "inventory")]
+    decoded = [parse_completion(fmt, ids, "cot"), speak(fmt, "A trace.", "inventory")]
     found = conflict(llama, prompts[:2], decoded, ["self_splice"], max_new_tokens=2)["self_splice"]
     assert 1 in found.index
 
@@ -280,9 +288,9 @@ def test_a_shift_is_the_distance_from_the_distribution_behind_the_own_trace(
     for column in (own.argued, own.own_before):
         np.testing.assert_array_equal(column, own.own)
     moves = 0
-    for arm, found in moved.items():
+    for inserted_trace, found in moved.items():
         assert (
-            set(found.index) == set(outcomes[arm].index) & set(own.index)
+            set(found.index) == set(outcomes[inserted_trace].index) & set(own.index)
             and (found.distance >= 0).all()
             and (found.distance <= 1).all()
         )
@@ -290,19 +298,22 @@ def test_a_shift_is_the_distance_from_the_distribution_behind_the_own_trace(
             fmt, candidates, row = (
                 trained_prompts[i].format,
                 trained_prompts[i].decision.admissible,
-                outcomes[arm].index.tolist().index(i),
+                outcomes[inserted_trace].index.tolist().index(i),
             )
-            whole = [outcomes[a].leads[outcomes[a].index.tolist().index(i)] for a in ("self_splice", arm)]
+            whole = [
+                outcomes[a].leads[outcomes[a].index.tolist().index(i)]
+                for a in ("self_splice", inserted_trace)
+            ]
             before, after = (
-                choose(trained, trained_prompts[i], candidates, [ids[len(fmt.opening("cot")) :]])[
+                choose(trained, trained_prompts[i], candidates, [ids[len(fmt.mode_prefix("cot")) :]])[
                     0, :, 0
                 ].softmax(-1)
                 for ids in whole
             )
             assert found.distance[k] == pytest.approx(float((after - before).abs().sum() / 2), abs=1e-5)
             for action, now, then in (
-                (outcomes[arm].own[row], found.own[k], found.own_before[k]),
-                (outcomes[arm].argued[row], found.argued[k], found.argued_before[k]),
+                (outcomes[inserted_trace].own[row], found.own[k], found.own_before[k]),
+                (outcomes[inserted_trace].argued[row], found.argued[k], found.argued_before[k]),
             ):
                 if action in candidates:
                     assert (now, then) == pytest.approx(
@@ -320,7 +331,7 @@ def test_a_shift_is_the_distance_from_the_distribution_behind_the_own_trace(
 def test_any_action_that_parsed_may_be_argued_for_where_a_decision_lists_a_sample(trained_prompts, spoken):
     alone = [replace(p, decision=replace(p.decision, admissible=())) for p in trained_prompts]
     for i, prompt in enumerate(alone):
-        other = donor(i, alone, spoken, np.random.default_rng(i), listed=False)
+        other = donor(i, alone, spoken, np.random.default_rng(i), closed_actions=False)
         assert (
             spoken[other].action not in (None, spoken[i].action)
             and alone[other].decision.episode != prompt.decision.episode
@@ -346,10 +357,10 @@ def test_decisions_that_list_no_actions_have_no_distribution(trained, trained_pr
     assert all(len(s.index) == len(s.distance) == len(s.own) == 0 for s in found.values())
 
 
-def outcome(arm, index, action):
+def outcome(inserted_trace, index, action):
     n = len(index)
     return Outcome(
-        arm,
+        inserted_trace,
         np.array(index),
         action,
         ["a"] * n,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from interp.engine.decoding import Said, choose, decode, said
+from interp.engine.decoding import Completion, choose, decode
 from interp.measures.early import EarlyAnswers, early_answers
 
 
@@ -36,7 +36,7 @@ def test_the_whole_trace_gives_the_own_action_and_distribution(found, spoken):
 
 
 def test_each_part_is_decoded_as_that_trace_by_itself(found, trained, trained_prompts, spoken):
-    """The slow twin: every cut trace behind its prompt, one at a time."""
+    """The slow twin: every cut trace after its prompt, one at a time."""
     from interp.engine.generation import continue_each
 
     for k, i in list(enumerate(found.index))[:5]:
@@ -48,8 +48,8 @@ def test_each_part_is_decoded_as_that_trace_by_itself(found, trained, trained_pr
             ids = continue_each(
                 trained, [prompt.ids], dict(a=[fmt.with_trace(trace)]), fmt.ended("prompt"), 24
             )["a"][0].ids
-            assert (said(fmt, ids, "prompt").action == spoken[i].action) == same
-            own = fmt.lead_ids(spoken[i].ids)
+            assert (parse_completion(fmt, ids, "prompt").action == spoken[i].action) == same
+            own = fmt.decoded_prefix(spoken[i].ids)
             p, q = (
                 choose(trained, prompt, prompt.decision.admissible, [t])[0, :, 0].double().softmax(-1).numpy()
                 for t in (trace, own)
@@ -101,7 +101,8 @@ def test_areas_and_curves_are_those_of_the_steps():
 
 def test_decisions_without_a_trace_an_action_or_candidates(trained, trained_prompts, spoken):
     mute = [
-        Said(s.ids, None, s.action) if i % 2 else Said(s.ids, s.trace, None) for i, s in enumerate(spoken)
+        Completion(s.ids, None, s.action) if i % 2 else Completion(s.ids, s.trace, None)
+        for i, s in enumerate(spoken)
     ]
     empty = early_answers(trained, trained_prompts[:24], mute)
     assert len(empty.index) == 0 == len(empty.area()) and empty.curve([0, 1]).shape == (0, 2)

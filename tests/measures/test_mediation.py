@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.measures.pairs import make_pairs
-from interp.measures.reliance import ARMS, EFFECTS, TRACES, packed_arms, plain_arms, prompt_reliance
+from interp.measures.reliance import EFFECTS, PATHS, TRACES, packed_paths, plain_paths, prompt_reliance
 from tests.measures.test_patching import difference, sides
 
 
@@ -58,12 +58,12 @@ def held(model, pair, prompt, trace):
     return found[0] - found[1]
 
 
-def test_every_arm_equals_a_run_on_a_cache_spliced_by_hand(model, pairs):
+def test_every_path_equals_a_run_on_a_cache_spliced_by_hand(model, pairs):
     found = effects(model, pairs[:3])
     for i, pair in enumerate(pairs[:3]):
-        base = held(model, pair, *ARMS["unswapped"])
-        slow = {arm: base - held(model, pair, *ARMS[arm]) for arm in EFFECTS}
-        assert {arm: getattr(found, arm)[i] for arm in EFFECTS} == pytest.approx(slow, abs=2e-4)
+        base = held(model, pair, *PATHS["unswapped"])
+        slow = {path: base - held(model, pair, *PATHS[path]) for path in EFFECTS}
+        assert {path: getattr(found, path)[i] for path in EFFECTS} == pytest.approx(slow, abs=2e-4)
         assert found.interaction[i] == pytest.approx(
             slow["total"] - slow["direct"] - slow["via_cot"], abs=4e-4
         )
@@ -73,7 +73,7 @@ def test_every_arm_equals_a_run_on_a_cache_spliced_by_hand(model, pairs):
         )
         actions = [[tails["clean"][-1], *range(30, 36)], [tails["clean"][-1], *range(30, 33), 9]]
         arguments = model, prompts, {n: t[:-1] for n, t in tails.items()}, actions, [6, 1]
-        torch.testing.assert_close(packed_arms(*arguments), plain_arms(*arguments), rtol=0, atol=1e-4)
+        torch.testing.assert_close(packed_paths(*arguments), plain_paths(*arguments), rtol=0, atol=1e-4)
 
 
 def test_swapping_nothing_changes_nothing(model, pairs):
@@ -94,7 +94,7 @@ def test_equal_prompts_leave_everything_to_the_trace(model, pairs):
 
 
 def test_a_trace_that_attends_to_nothing_carries_its_text_alone(model, pairs, monkeypatch):
-    """With attention cut at the trace's tokens they are the same behind either prompt: all that the trace carries is its text."""
+    """With attention cut at the trace's tokens they are the same after either prompt: all that the trace carries is its text."""
     chosen, packed = pairs[:3], model.packed
     sizes = iter([len(TRACES) * (len(p[0].format.with_trace(p[0].decision.trace)) - 1) for p in chosen])
 
@@ -106,7 +106,7 @@ def test_a_trace_that_attends_to_nothing_carries_its_text_alone(model, pairs, mo
             x[:, :size] = 0
             return x
 
-        with model.taps({("attn_out", layer): edit for layer in range(model.n_layers)}):
+        with model.hooks({("attn_out", layer): edit for layer in range(model.n_layers)}):
             return packed(*arguments)
 
     monkeypatch.setattr(model, "packed", cut)

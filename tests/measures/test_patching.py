@@ -138,7 +138,7 @@ def test_pairs_are_drawn_by_seed(fmt, episodes):
 
 
 def run(model, ids, edits):
-    with torch.inference_mode(), model.taps(edits):
+    with torch.inference_mode(), model.hooks(edits):
         return model.hf(torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
 
@@ -146,7 +146,7 @@ def difference(model, pair, name, mode, edits=lambda: {}):
     """log p(clean action) - log p(corrupt action) in one run of a pair, by plain forward passes over whole sequences."""
     prompt = pair[name == "corrupt"]
     fmt, found = prompt.format, []
-    tail = fmt.opening("prompt") if mode == "prompt" else fmt.with_trace(prompt.decision.trace)
+    tail = fmt.mode_prefix("prompt") if mode == "prompt" else fmt.with_trace(prompt.decision.trace)
     for side in pair:
         end = fmt.action_ids(side.decision.reference)
         ids = [*prompt.ids, *tail, *end]
@@ -275,9 +275,11 @@ def test_metrics_are_what_they_are_called(llama, pairs):
         ("noised", pair[0], put(values[1])),
         ("denoised", pair[1], put(values[0])),
     ):
-        start = len(prompt.ids) + len(prompt.format.opening("prompt")) - 1
+        start = len(prompt.ids) + len(prompt.format.mode_prefix("prompt")) - 1
         logp[name] = [
-            run(llama, [*prompt.ids, *prompt.format.opening("prompt"), *end], edits)[start : start + len(end)]
+            run(llama, [*prompt.ids, *prompt.format.mode_prefix("prompt"), *end], edits)[
+                start : start + len(end)
+            ]
             for end in ends
         ]
     whole = {
@@ -390,7 +392,7 @@ def test_resid_mid_is_replaced_in_the_stream_and_not_only_before_the_mlp(model, 
 def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places):
     """Every site, head and position with its own value: the very numbers of the unpatched run."""
     prompt, size = prompts[3], len(prompts[3].ids)
-    tails = [[*fmt.opening("prompt"), *fmt.action_ids(a)] for a in ("go to desk 1", "go to drawer 11")]
+    tails = [[*fmt.mode_prefix("prompt"), *fmt.action_ids(a)] for a in ("go to desk 1", "go to drawer 11")]
     positions = dict(all=[(i,) for i in range(0, size, 7)], some=[(3, 8, size - 1)]).get(
         places, [(size - 1,)]
     )
@@ -442,7 +444,7 @@ def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20, kept=N
     kept = {} if kept is None else kept
     key = type(model.hf).__name__, names, tuple(positions)
     tails = [
-        [*fmt.opening("prompt"), *fmt.action_ids(a)]
+        [*fmt.mode_prefix("prompt"), *fmt.action_ids(a)]
         for a in ("go to desk 1", "go to drawer 11", "take mug 1 from desk 1")
     ]
     arguments = prompt.ids, tails, [2, 3, 6], names, sorted({p for place in positions for p in place})
@@ -603,7 +605,7 @@ def test_heads_are_cut_by_each_layer_s_own_width(fmt, pairs):
     sweep = patch(model, [clean], [corrupt], sites=["z"], minimum=-1e9)
     screen = attribute(model, [clean], [corrupt], sites=["z"], minimum=-1e9)
     assert sweep.sites == screen.sites == ("z.0", "z.1", "z.2", "z.3") and np.isfinite(screen.denoise).all()
-    tails, scored = continuations(clean, corrupt, fmt.tail(None))
+    tails, scored = continuations(clean, corrupt, fmt.action_prefix(None))
     for layer in (0, 1, 2):
         width = model.blocks[layer].self_attn.o_proj.in_features // 4
         runs = {

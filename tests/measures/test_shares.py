@@ -67,11 +67,12 @@ def test_every_token_has_one_span(prompts, fmt):
         and text["action"] == f"{d.reference}</action>"
     )
     assert tuple(spans[: len(prompt.ids)]) == prompt.spans
-    as_ids = sequence(prompt, fmt.with_trace(d.trace)[len(fmt.opening("cot")) :], d.reference)
+    as_ids = sequence(prompt, fmt.with_trace(d.trace)[len(fmt.mode_prefix("cot")) :], d.reference)
     assert as_ids[0] == ids and (as_ids[1] == spans).all()
     at_once, spans = sequence(prompt, None, d.reference)
     assert (
-        at_once == [*prompt.ids, *fmt.opening("prompt"), *fmt.action_ids(d.reference)] and "cot" not in spans
+        at_once == [*prompt.ids, *fmt.mode_prefix("prompt"), *fmt.action_ids(d.reference)]
+        and "cot" not in spans
     )
 
 
@@ -98,7 +99,7 @@ def leaf_loss(model, ids, n, layer, moved):
         own[0] = tensor
         return None if moved is None else moved[None]
 
-    with model.taps({("resid_pre", layer): edit}):
+    with model.hooks({("resid_pre", layer): edit}):
         logits = model.hf(torch.tensor([ids]), use_cache=False).logits[0].float()
     return -logits[-n - 1 : -1].log_softmax(-1).gather(1, torch.tensor(ids[-n:])[:, None])[:, 0], own[0][0]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from interp.engine.decoding import decode, said
+from interp.engine.decoding import decode, parse_completion
 from interp.environments.alfworld.commands import parse
 from interp.measures import steering
 from interp.measures.steering import METRICS, POSITIONS, steer
@@ -51,7 +51,7 @@ def by_hand(model, prompt, vector, layer, position, mode, limit):
     fmt, out = prompt.format, []
     stop = fmt.ended(mode)
     while not (out and (stop(out) or len(out) == limit)):
-        opening = fmt.opening(mode)
+        opening = fmt.mode_prefix(mode)
         phases = (
             ["before"] * prompt.boundary
             + ["boundary"]
@@ -167,7 +167,7 @@ def test_a_tag_of_several_tokens_opens_with_the_last_of_them(llama, episodes, ge
     ).endswith("Action:")
     assert len(fmt.encode("\nAction:")) > 1 and tag.place(fmt.encode("Actions: I look")) is None
     some = [fmt.prompt(d) for d in episodes["test_in_domain"][0].decisions()[:2]]
-    unsteered = [said(fmt, ids, "cot")] * 2  # a trace that random weights would never write
+    unsteered = [parse_completion(fmt, ids, "cot")] * 2  # a trace that random weights would never write
     steer(
         llama,
         some,
@@ -217,7 +217,7 @@ def test_alpha_zero_changes_nothing_and_its_resample_rate_is_zero(
 def chain(tokenizer):
     """A model without attention or MLP whose next token hangs on the last one alone: it thinks a dot, and takes the apple.
 
-    Behind the action tag `apple` has logit 5 and `mug` 4; mug's row has a part (3) that no token's embedding reaches.
+    After the action tag `apple` has logit 5 and `mug` 4; mug's row has a part (3) that no token's embedding reaches.
     """
     words = ["<think>", ".", "</think>", "<action>", " apple", " mug", "</action>"]
     ids = [tokenizer(w, add_special_tokens=False)["input_ids"] for w in words]

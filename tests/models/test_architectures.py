@@ -14,7 +14,7 @@ from interp.engine.capturing import capture
 from interp.engine.generation import continue_each
 from interp.engine.packing import score
 from interp.engine.sweeps import Cell, Packed, Plain
-from interp.measures.reliance import ARMS, packed_arms, plain_arms, whole_arms
+from interp.measures.reliance import CONDITIONS, packed_conditions, plain_conditions, whole_conditions
 from interp.models.architectures import COLUMNS, FAMILIES, SIZES, document, families, table, tiny
 from interp.models.hooked import HookedModel
 from interp.models.inner import decoder, text_config
@@ -180,7 +180,10 @@ def boundaries(model, ids):
 
 
 def check_capture(model, prompt, close):
-    if not all(model.places.get("resid_pre", [None])) or model.places["resid_pre"][0].copies is not None:
+    if (
+        not all(model.hook_points.get("resid_pre", [None]))
+        or model.hook_points["resid_pre"][0].copies is not None
+    ):
         return
     some, found = boundaries(model, prompt)
     for i, ids in enumerate(some):
@@ -206,7 +209,7 @@ def check_decoding(model, prompts, nats):
 
 
 def check_patching(model, prompt, close):
-    sites = [s for s in model.places if all(model.places[s])]
+    sites = [s for s in model.hook_points if all(model.hook_points[s])]
     kind = Packed if model.packs(len(prompt) + 4) else Plain
     run, loop = (k(model, prompt, TAILS, SCORED, sites, [len(prompt) - 1]) for k in (kind, Plain))
     close(run.base, scores(model.hf, prompt))
@@ -223,7 +226,7 @@ def check_patching(model, prompt, close):
     if kind is Packed:
         close(patched, loop.patched(cells))
     for cell, found in zip(cells, patched):
-        if cell.site == "resid_pre" and model.places["resid_pre"][0].copies is None:
+        if cell.site == "resid_pre" and model.hook_points["resid_pre"][0].copies is None:
             with halved(model.blocks[cell.layer], len(prompt) - 1):
                 close(found, scores(model.hf, prompt))
 
@@ -232,12 +235,18 @@ def check_reliance(model, prompt, close):
     prompts = dict(clean=prompt, corrupt=[*prompt[:-3], *((i + 5) % 97 for i in prompt[-3:])])
     traces, actions = dict(clean=[11, 12], corrupt=[11, 13]), [[9, *tail] for tail in TAILS]
     longest = len(prompt) + 2 + max(map(len, actions))
-    arms = packed_arms if not model.path(longest) else whole_arms if model.rereads(longest) else plain_arms
-    found = dict(zip(ARMS, arms(model, prompts, traces, actions, SCORED)))
-    for arm, run in (("unswapped", "clean"), ("total", "corrupt")):
-        close(found[arm], scores(model.hf, [*prompts[run], *traces[run]], actions))
-    if arms is packed_arms:
-        close(torch.stack(list(found.values())), plain_arms(model, prompts, traces, actions, SCORED))
+    conditions = (
+        packed_conditions
+        if not model.path(longest)
+        else whole_conditions
+        if model.rereads(longest)
+        else plain_conditions
+    )
+    found = dict(zip(CONDITIONS, conditions(model, prompts, traces, actions, SCORED)))
+    for condition, run in (("unswapped", "clean"), ("total", "corrupt")):
+        close(found[condition], scores(model.hf, [*prompts[run], *traces[run]], actions))
+    if conditions is packed_conditions:
+        close(torch.stack(list(found.values())), plain_conditions(model, prompts, traces, actions, SCORED))
 
 
 def check_served(model, wide, lengths):

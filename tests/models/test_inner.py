@@ -153,7 +153,7 @@ def test_bidirectional_models_are_refused_and_decoders_of_the_same_kind_served()
             model.logits(model.inner(IDS).last_hidden_state), out.logits, rtol=1e-4, atol=1e-4
         )
         seen = {}
-        with model.taps({("resid_post", 1): lambda x: seen.update(x=x.clone())}):
+        with model.hooks({("resid_post", 1): lambda x: seen.update(x=x.clone())}):
             model.hf(IDS, use_cache=False)
     torch.testing.assert_close(seen["x"], out.hidden_states[2])
 
@@ -260,4 +260,6 @@ def test_a_twin_of_an_adapted_model_is_its_base_without_the_training(tokenizer):
         get_peft_model(tiny_hf("Llama", tokenizer), LoraConfig(target_modules=["q_proj"])), tokenizer
     )
     twin = random_twin(model)
-    assert twin.architecture == "LlamaForCausalLM" and twin.support.patch == "fast" and model.places["z"][0]
+    assert (
+        twin.architecture == "LlamaForCausalLM" and twin.support.patch == "fast" and model.hook_points["z"][0]
+    )

@@ -1,4 +1,4 @@
-"""Hooked models: taps, parity with Hugging Face and TransformerLens, checkpoints that load, swap or are refused."""
+"""Hooked models: hooks, parity with Hugging Face and TransformerLens, checkpoints that load, swap or are refused."""
 
 import json
 
@@ -16,13 +16,13 @@ IDS = torch.arange(20, 45)[None]
 
 
 def run(model, edits):
-    with torch.inference_mode(), model.taps(edits):
+    with torch.inference_mode(), model.hooks(edits):
         return model.hf(IDS).logits
 
 
 def test_every_tap_fires_once_and_may_replace_what_it_reads(model):
-    every = [(site, layer) for site in model.places for layer in range(model.n_layers)]
-    assert set(model.places) >= set(SITES) - {"resid_mid"}
+    every = [(site, layer) for site in model.hook_points for layer in range(model.n_layers)]
+    assert set(model.hook_points) >= set(SITES) - {"resid_mid"}
     seen = []
     plain = run(model, {})
     torch.testing.assert_close(run(model, {key: lambda x, key=key: seen.append(key) for key in every}), plain)
@@ -30,15 +30,15 @@ def test_every_tap_fires_once_and_may_replace_what_it_reads(model):
     for key in every:
         assert not torch.allclose(run(model, {key: torch.zeros_like}), plain)
         torch.testing.assert_close(run(model, {key: torch.clone}), plain)
-    torch.testing.assert_close(run(model, {}), plain)  # no tap is left behind
+    torch.testing.assert_close(run(model, {}), plain)  # no hook is left behind
 
 
 def test_a_tap_that_is_silent_or_fires_twice_is_named(llama):
     with pytest.raises(RuntimeError, match=r"blocks\.1\.hook_mlp_out did not fire"):
-        with llama.taps({("mlp_out", 1): lambda x: None}):
+        with llama.hooks({("mlp_out", 1): lambda x: None}):
             pass
     with pytest.raises(RuntimeError, match=r"blocks\.2\.hook_z fired twice"):
-        with llama.taps({("z", 2): lambda x: None}):
+        with llama.hooks({("z", 2): lambda x: None}):
             llama.inner(input_ids=IDS)
             llama.inner(input_ids=IDS)
     with pytest.raises(ZeroDivisionError):  # an edit's own error is not hidden
@@ -71,7 +71,7 @@ def read_sites(model):
         model,
         {
             (site, layer): lambda x, key=(site, layer): found.update({key: x.clone()})
-            for site in model.places
+            for site in model.hook_points
             for layer in range(model.n_layers)
         },
     )
@@ -85,7 +85,7 @@ def test_residuals_add_up_and_equal_hugging_faces_hidden_states(model):
     for layer in range(n):
         torch.testing.assert_close(found["resid_pre", layer], hidden[layer])
         middle = found["resid_pre", layer] + found["attn_out", layer]
-        if "resid_mid" in model.places:
+        if "resid_mid" in model.hook_points:
             torch.testing.assert_close(found["resid_mid", layer], middle, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(
             found["resid_post", layer], middle + found["mlp_out", layer], rtol=1e-4, atol=1e-4

@@ -12,7 +12,7 @@ from interp.engine.sweeps import Cell, Packed, Plain
 from interp.measures.attribution import gradients
 from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel
-from interp.models.sites import find_places
+from interp.models.sites import find_hook_points
 from tests.conftest import tiny_hf
 
 IDS = torch.arange(3, 28)[None]
@@ -49,7 +49,7 @@ def read(model, sites, ids=IDS):
     seen = {}
     with (
         torch.inference_mode(),
-        model.taps(
+        model.hooks(
             {
                 (s, i): lambda x, key=(s, i): seen.update({key: x.clone()})
                 for s in sites
@@ -63,7 +63,7 @@ def read(model, sites, ids=IDS):
 
 @torch.inference_mode()
 def test_what_is_added_and_what_is_predicted_are_the_models_own(family):
-    seen, layers = read(family, family.places), range(family.n_layers)
+    seen, layers = read(family, family.hook_points), range(family.n_layers)
     whole = family.hf(IDS, use_cache=False, output_hidden_states=True)
     for layer in layers:
         torch.testing.assert_close(seen["resid_pre", layer], whole.hidden_states[layer])
@@ -71,7 +71,7 @@ def test_what_is_added_and_what_is_predicted_are_the_models_own(family):
         torch.testing.assert_close(
             seen["resid_post", layer], middle + seen["mlp_out", layer], rtol=1e-4, atol=1e-4
         )
-        if "resid_mid" in family.places:
+        if "resid_mid" in family.hook_points:
             torch.testing.assert_close(seen["resid_mid", layer], middle, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         family.logits(family.inner(IDS).last_hidden_state), whole.logits.float(), rtol=1e-4, atol=1e-4
@@ -83,12 +83,14 @@ def test_what_is_added_and_what_is_predicted_are_the_models_own(family):
 @torch.inference_mode()
 def test_an_edit_moves_the_stream_by_as_much(family):
     """Every site of what is added, replaced by another value: the block's sum has that value in the old one's place."""
-    for site in [s for s in ("attn_out", "mlp_out", "resid_mid") if s in family.places]:
+    for site in [s for s in ("attn_out", "mlp_out", "resid_mid") if s in family.hook_points]:
         value, seen = torch.linspace(-1, 1, family.d_model).expand(1, IDS.shape[1], -1), {}
         edits = {
-            (s, 2): lambda x, s=s: seen.update({s: x.clone()}) for s in family.places if s not in (site, "z")
+            (s, 2): lambda x, s=s: seen.update({s: x.clone()})
+            for s in family.hook_points
+            if s not in (site, "z")
         }
-        with family.taps(edits | {(site, 2): lambda x: value.clone()}):
+        with family.hooks(edits | {(site, 2): lambda x: value.clone()}):
             family.inner(input_ids=IDS, use_cache=False)
         own = {
             "attn_out": lambda: seen["resid_pre"] + value + seen["mlp_out"],
@@ -101,7 +103,7 @@ def test_an_edit_moves_the_stream_by_as_much(family):
 def test_cells_and_scores_equal_plain_passes(family):
     prompt, tails = IDS[0].tolist(), [[4, 8, 15], [4, 16, 23, 42]]
     kind = Packed if family.support.patch == "fast" else Plain
-    fast, slow = (k(family, prompt, tails, [2, 3], list(family.places), [20, 24]) for k in (kind, Plain))
+    fast, slow = (k(family, prompt, tails, [2, 3], list(family.hook_points), [20, 24]) for k in (kind, Plain))
     torch.testing.assert_close(fast.base, slow.base, rtol=0, atol=1e-4)
     torch.testing.assert_close(
         score(family, family.read(prompt), tails, [2, 3]), slow.base, rtol=0, atol=1e-4
@@ -109,7 +111,7 @@ def test_cells_and_scores_equal_plain_passes(family):
     generator = torch.Generator().manual_seed(0)
     cells = [
         Cell(s, layer, (20,), torch.randn(1, family.width(s, layer), generator=generator), slice(None))
-        for s in family.places
+        for s in family.hook_points
         for layer in (0, 2)
     ]
     torch.testing.assert_close(fast.patched(cells), slow.patched(cells), rtol=0, atol=5e-4)
@@ -122,7 +124,7 @@ def test_gradients_reach_a_site_that_is_a_sum(family):
     The step is small, since a larger one moves tokens to other experts, where the action's probability jumps.
     """
     step = 3e-3
-    sites = [s for s in family.places if s != "resid_pre"]
+    sites = [s for s in family.hook_points if s != "resid_pre"]
     with torch.inference_mode(False):
         _, (((_, found),),) = gradients(family, IDS[0].tolist(), [([[4, 8], [5, 9]], [2, 2])], sites)
     keys = [(s, layer) for s in sites for layer in range(family.n_layers)]
@@ -139,7 +141,7 @@ def test_gradients_reach_a_site_that_is_a_sum(family):
             logp = []
             for tail in ([4, 8], [5, 9]):
                 ids = torch.tensor([[*IDS[0].tolist(), *tail]])
-                with torch.inference_mode(), family.taps({key: edit}):
+                with torch.inference_mode(), family.hooks({key: edit}):
                     hidden = family.inner(input_ids=ids, use_cache=False).last_hidden_state[0]
                 logp.append(family.logits(hidden[-3:-1]).log_softmax(-1).gather(1, ids[0, -2:, None]).sum())
             moved.append(logp[0] - logp[1])
@@ -159,12 +161,14 @@ class _Adds(LlamaDecoderLayer):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_small_wrong_part_is_refused_in_every_dtype_and_the_stream_still_served(tokenizer, dtype):
     right = HookedModel(tiny_hf("Llama", tokenizer).to(dtype), tokenizer)
-    assert {"attn_out", "mlp_out", "resid_mid", "z"} <= set(right.places)
+    assert {"attn_out", "mlp_out", "resid_mid", "z"} <= set(right.hook_points)
     hf = tiny_hf("Llama", tokenizer).to(dtype)
     hf.model.layers[1].__class__ = _Adds
     model = HookedModel(hf, tokenizer)
     assert (
-        model.places["mlp_out"][1] is None and model.places["mlp_out"][0] and model.support.capture == "fast"
+        model.hook_points["mlp_out"][1] is None
+        and model.hook_points["mlp_out"][0]
+        and model.support.capture == "fast"
     )
     with pytest.raises(NotImplementedError, match="no mlp_out at layer 1"):
         read(model, ["mlp_out"])
@@ -175,10 +179,12 @@ def test_a_small_wrong_part_is_refused_in_every_dtype_and_the_stream_still_serve
 @pytest.mark.parametrize("name", ["granite", "cohere", "bloom", "gemma4_text"])
 def test_narrow_dtypes_find_what_float32_finds(name, dtype):
     wide, narrow = HookedModel(tiny(name), None), HookedModel(tiny(name, dtype=dtype), None)
-    assert {s: [p and p.paths for p in row] for s, row in wide.places.items()} == {
-        s: [p and p.paths for p in row] for s, row in narrow.places.items()
+    assert {s: [p and p.paths for p in row] for s, row in wide.hook_points.items()} == {
+        s: [p and p.paths for p in row] for s, row in narrow.hook_points.items()
     }
-    for ours, theirs in ((p, q) for s in wide.places for p, q in zip(wide.places[s], narrow.places[s]) if p):
+    for ours, theirs in (
+        (p, q) for s in wide.hook_points for p, q in zip(wide.hook_points[s], narrow.hook_points[s]) if p
+    ):
         assert ours.scales == pytest.approx(theirs.scales, rel=2e-3)
 
 
@@ -187,7 +193,7 @@ def test_a_stream_that_is_scaled_as_a_whole_has_no_mlp_out_but_its_other_sites()
     for block in hf.model.layers:
         block.layer_scalar.fill_(0.9)
     model = HookedModel(hf, None)
-    assert set(model.places) == {"resid_pre", "resid_post", "attn_out", "resid_mid", "z"}
+    assert set(model.hook_points) == {"resid_pre", "resid_post", "attn_out", "resid_mid", "z"}
     with pytest.raises(NotImplementedError, match="no mlp_out at layer 0"):
         read(model, ["mlp_out"])
 
@@ -205,13 +211,13 @@ def test_layers_of_unlike_parts_are_each_found_by_themselves(tokenizer):
         ),
         dtype=torch.float32,
     ).eval()
-    found = find_places(hf.model.decoder.layers, hf.config, lambda: hf(IDS, use_cache=False))[0]
+    found = find_hook_points(hf.model.decoder.layers, hf.config, lambda: hf(IDS, use_cache=False))[0]
     assert found["mlp_out"][2].paths == ("fc2",)
     other = copy.deepcopy(hf)
     other.model.decoder.layers[
         1
     ].do_layer_norm_before = False  # the stream is normed after each part: nothing is added to it
-    found = find_places(other.model.decoder.layers, hf.config, lambda: other(IDS, use_cache=False))[0]
+    found = find_hook_points(other.model.decoder.layers, hf.config, lambda: other(IDS, use_cache=False))[0]
     assert found["mlp_out"][1] is None and found["mlp_out"][2].paths == ("fc2",)
     assert all(found["resid_post"])
 
@@ -222,7 +228,7 @@ def test_a_stream_of_several_copies_is_read_and_replaced_side_by_side():
     assert (
         model.d_model == 4 * 32
         and model.widths["resid_post"] == (128,) * 4
-        and "attn_out" not in model.places
+        and "attn_out" not in model.hook_points
     )
     kept = []
     handle = model.blocks[2].register_forward_pre_hook(lambda module, args: kept.append(args[0].clone()))
@@ -230,9 +236,9 @@ def test_a_stream_of_several_copies_is_read_and_replaced_side_by_side():
     handle.remove()
     assert torch.equal(seen[0, 5], kept[0][:, 0, 5].flatten())
     plain = model.hf(IDS, use_cache=False).logits
-    with model.taps({("resid_pre", 2): torch.clone}):
+    with model.hooks({("resid_pre", 2): torch.clone}):
         torch.testing.assert_close(model.hf(IDS, use_cache=False).logits, plain)
-    with model.taps({("resid_pre", 2): torch.zeros_like}):
+    with model.hooks({("resid_pre", 2): torch.zeros_like}):
         assert not torch.allclose(model.hf(IDS, use_cache=False).logits, plain)
 
 
@@ -243,7 +249,7 @@ def test_a_block_that_adds_nothing_has_the_sites_of_its_code():
         block = hf.model.layers[layer]
         block.self_attn.o_proj.weight.data.zero_()
         block.mlp.down_proj.weight.data.zero_()
-    assert HookedModel(hf, None).places == HookedModel(tiny("llama"), None).places
+    assert HookedModel(hf, None).hook_points == HookedModel(tiny("llama"), None).hook_points
     for parameter in hf.model.layers.parameters():
         parameter.data.fill_(0.0)
-    assert HookedModel(hf, None).places == HookedModel(tiny("llama"), None).places
+    assert HookedModel(hf, None).hook_points == HookedModel(tiny("llama"), None).hook_points

@@ -63,7 +63,7 @@ def test_what_reaches_into_a_running_pass_is_refused(series, trained_prompts):
     model, some = series.load(0, "cpu", "float32"), trained_prompts[:1]
 
     def run(inside):
-        with torch.inference_mode(), model.taps({("resid_pre", 1): lambda tensor: inside() and None}):
+        with torch.inference_mode(), model.hooks({("resid_pre", 1): lambda tensor: inside() and None}):
             model.inner(input_ids=torch.tensor([some[0].ids]))
 
     with pytest.raises(ValueError, match="capture was called while a pass of the same model is tapped"):
@@ -76,13 +76,13 @@ def test_what_reaches_into_a_running_pass_is_refused(series, trained_prompts):
 def test_taps_that_another_thread_left_open_are_named_and_may_be_closed_by_any_thread(llama, prompts):
     opened = []
 
-    def tapping():
-        with llama.taps({("resid_pre", 1): lambda tensor: None}):
+    def hooking():
+        with llama.hooks({("resid_pre", 1): lambda tensor: None}):
             llama.whole(torch.tensor([prompts[0].ids]))
             yield
 
     def opening():
-        opened.append(tapping())
+        opened.append(hooking())
         next(opened[0])
 
     thread = threading.Thread(target=opening)

@@ -29,7 +29,7 @@ LONG = dict(
     original_max_position_embeddings=SWITCH,
 )
 #: model type -> what its tiny configuration needs, and how it is read: packed; packed up to SWITCH and whole beyond; never
-#: packed, since it counts places in memory; or by plain passes alone, since it keeps a state in place of keys and values.
+#: packed, since it counts hook_points in memory; or by plain passes alone, since it keeps a state in place of keys and values.
 FAMILIES = {
     "llama": ({}, "packed"),
     "phi3": (
@@ -177,7 +177,7 @@ def test_boundaries_are_those_of_a_pass_over_each_prompt_alone(named, some):
 def test_decoding_is_the_argmax_of_whole_passes(named, fmt, some):
     _, model = named
     suffixes = dict(
-        a=[fmt.opening("cot")] * len(some), b=[None, *[fmt.with_trace("I look.")] * (len(some) - 1)]
+        a=[fmt.mode_prefix("cot")] * len(some), b=[None, *[fmt.with_trace("I look.")] * (len(some) - 1)]
     )
     found = continue_each(model, [p.ids for p in some], suffixes, lambda ids: False, 3)
     for name, rows in suffixes.items():
@@ -202,7 +202,7 @@ def test_a_forced_choice_is_that_of_whole_passes(named, fmt, some):
         found = choose(model, prompt, names, traces)[..., 0]
         for row, trace in zip(found, traces):
             ends = [fmt.action_ids(name) for name in names]
-            ids = [[*prompt.ids, *fmt.tail(trace), *end] for end in ends]
+            ids = [[*prompt.ids, *fmt.action_prefix(trace), *end] for end in ends]
             plain = [
                 sum(
                     float(logp(model, whole)[t - 1, whole[t]])
@@ -212,14 +212,16 @@ def test_a_forced_choice_is_that_of_whole_passes(named, fmt, some):
             ]
             assert row.tolist() == pytest.approx(plain, abs=1e-3)
     cache = model.read(prompt.ids)
-    again = score(model, cache, [[*fmt.tail(None), *end] for end in ends], [len(end) for end in ends])
+    again = score(
+        model, cache, [[*fmt.action_prefix(None), *end] for end in ends], [len(end) for end in ends]
+    )
     torch.testing.assert_close(again, found[0], rtol=0, atol=1e-3)
 
 
 def by_whole_passes(model, pair, layer):
     """(clean, corrupt, denoise, noise) of resid_pre at the boundary; a donor's activation is that of its own pass over the same continuation."""
     fmt, at = pair[0].format, pair[0].boundary
-    ends = [[*fmt.opening("prompt"), *fmt.action_ids(p.decision.reference)] for p in pair]
+    ends = [[*fmt.mode_prefix("prompt"), *fmt.action_ids(p.decision.reference)] for p in pair]
 
     def put(donor):
         values = iter([read(model, [*donor.ids, *end], "resid_pre", layer, at) for end in ends])

@@ -97,13 +97,13 @@ def probes_table(layers: int = 13) -> pd.DataFrame:
     def value(row, progress):
         depth = (row["layer"] if row["layer"] >= 0 else layers * 0.7) / layers
         gain = (0.05 + 0.25 * progress) * (2 * depth - depth**2) - 0.06
-        return flat.get(row["reader"], gain if row["reader"] == "gain" else 0.41 + gain)
+        return flat.get(row["predictor"], gain if row["predictor"] == "gain" else 0.41 + gain)
 
     columns = dict(
         step=STEPS, layer=range(-1, layers), label=("eventual_verb", "eventual_target"), split=SPLITS
     )
-    read = _table(columns | dict(reader=("probe", "gain"), metric=("accuracy",)), value, 0.04, floor=-1)
-    controls = _table(columns | dict(layer=(-1,), reader=list(flat), metric=("accuracy",)), value, 0.03)
+    read = _table(columns | dict(predictor=("probe", "gain"), metric=("accuracy",)), value, 0.04, floor=-1)
+    controls = _table(columns | dict(layer=(-1,), predictor=list(flat), metric=("accuracy",)), value, 0.03)
     return pd.concat([read, controls], ignore_index=True)
 
 
@@ -167,7 +167,9 @@ def conflict_table() -> pd.DataFrame:
     keep |= {"filler": 0.6, "empty": 0.5}
 
     def value(row, progress):
-        kept = keep[row["arm"]] + (0.15 * progress if row["arm"] != "self_splice" else 0)
+        kept = keep[row["inserted_trace"]] + (
+            0.15 * progress if row["inserted_trace"] != "self_splice" else 0
+        )
         shares = {
             "keep": kept,
             "follow": (1 - kept) * 0.7,
@@ -177,23 +179,28 @@ def conflict_table() -> pd.DataFrame:
         return shares.get(row["metric"], 0.04)
 
     metrics = ("keep", "follow", "other", "unparsed", "leak_rate")
-    frame = _table(dict(step=STEPS, split=SPLITS, arm=list(keep), metric=metrics), value, 0.04)
-    exact = (frame["arm"] == "self_splice") & (frame["metric"] == "keep")
+    frame = _table(dict(step=STEPS, split=SPLITS, inserted_trace=list(keep), metric=metrics), value, 0.04)
+    exact = (frame["inserted_trace"] == "self_splice") & (frame["metric"] == "keep")
     frame.loc[exact, ["value", "low", "high"]] = 1.0
-    columns = dict(step=STEPS, split=SPLITS, arm=list(keep), metric=("logp_trace",))
+    columns = dict(step=STEPS, split=SPLITS, inserted_trace=list(keep), metric=("logp_trace",))
     logp = _table(columns, lambda row, progress: -3.0 + progress, 0.1, floor=None, top=None)
     shifts = _table(
         dict(
             step=STEPS,
             split=SPLITS,
-            arm=list(keep)[1:],
+            inserted_trace=list(keep)[1:],
             metric=("shift", "mass_own", "mass_own_before", "mass_argued", "mass_argued_before"),
         ),
         lambda row, progress: 0.6 - 0.2 * progress,
         0.05,
     )
     halves = _table(
-        dict(step=STEPS, split=SPLITS, arm=("other_state",), metric=("follow_likely", "follow_unlikely")),
+        dict(
+            step=STEPS,
+            split=SPLITS,
+            inserted_trace=("other_state",),
+            metric=("follow_likely", "follow_unlikely"),
+        ),
         lambda *_: 0.7,
         0.1,
     )
@@ -202,7 +209,7 @@ def conflict_table() -> pd.DataFrame:
         dict(
             step=STEPS,
             split=SPLITS,
-            arm=("filler", "empty"),
+            inserted_trace=("filler", "empty"),
             metric=[m + s for m in rates for s in ("", "_parsed")],
         ),
         lambda row, progress: rates[row["metric"].removesuffix("_parsed")] - 0.1 * progress,
@@ -295,7 +302,7 @@ def steering_table() -> pd.DataFrame:
 def transfer_table() -> pd.DataFrame:
     def value(row, progress):
         apart = abs(STEPS.index(row["step"]) - STEPS.index(row["test_step"])) / len(STEPS)
-        return {"probe": 0.6 - 0.5 * apart, "majority": 0.2, "drop": 0.3 * apart}[row["reader"]]
+        return {"probe": 0.6 - 0.5 * apart, "majority": 0.2, "drop": 0.3 * apart}[row["predictor"]]
 
     columns = dict(
         step=STEPS,
@@ -303,7 +310,7 @@ def transfer_table() -> pd.DataFrame:
         split=SPLITS,
         label=("eventual_target",),
         layer=(-1,),
-        reader=("probe", "majority", "drop"),
+        predictor=("probe", "majority", "drop"),
     )
     return _table(columns | dict(metric=("accuracy",)), value, 0.06, floor=-1).rename(
         columns=dict(step="train_step")
@@ -314,7 +321,7 @@ def mdl_table() -> pd.DataFrame:
     ends = {"probe": (3.2, 2.4), "tfidf": (3.0, 2.8), "majority": (3.4, 3.3), "gain": (-0.2, 0.4)}
 
     def value(row, progress):
-        bits = ends[row["reader"]][0] + progress * (ends[row["reader"]][1] - ends[row["reader"]][0])
+        bits = ends[row["predictor"]][0] + progress * (ends[row["predictor"]][1] - ends[row["predictor"]][0])
         return bits if row["metric"] == "bits" else 4.1 / bits
 
     frame = _table(
@@ -322,7 +329,7 @@ def mdl_table() -> pd.DataFrame:
             step=STEPS,
             split=SPLITS,
             label=("eventual_target",),
-            reader=tuple(ends),
+            predictor=tuple(ends),
             metric=("bits", "compression"),
         ),
         value,
@@ -330,7 +337,7 @@ def mdl_table() -> pd.DataFrame:
         -1,
         None,
     )
-    return frame[(frame["reader"] != "gain") | (frame["metric"] == "bits")]
+    return frame[(frame["predictor"] != "gain") | (frame["metric"] == "bits")]
 
 
 TABLES = {
@@ -512,7 +519,7 @@ def test_unknown_interval_leaves_the_line():
 def test_gain_cells_whose_interval_covers_zero_are_marked():
     frame = probes_table()
     chosen = frame.query(
-        "label == 'eventual_target' and split == 'in_domain' and reader == 'gain' and layer >= 0"
+        "label == 'eventual_target' and split == 'in_domain' and predictor == 'gain' and layer >= 0"
     )
     dots = next(
         trace for trace in plots_probes.probes(frame).data if trace.name == "gain's interval covers 0"
@@ -527,14 +534,14 @@ def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
     }  # noqa: E731
     assert "random model" not in lines(frame)
     more = [
-        frame[frame["reader"] == "probe"].assign(
-            reader=reader, value=value, low=value - 0.1, high=value + 0.1
+        frame[frame["predictor"] == "probe"].assign(
+            predictor=predictor, value=value, low=value - 0.1, high=value + 0.1
         )
-        for reader, value in (("random_model", 0.25), ("control_task", 0.35), ("selectivity", 0.15))
+        for predictor, value in (("random_model", 0.25), ("control_task", 0.35), ("selectivity", 0.15))
     ]
     more[0] = more[0][more[0]["step"].isin([STEPS[0], STEPS[-1]])]
-    p = frame[(frame["reader"] == "gain") & (frame["layer"] >= 0)].assign(
-        reader="gain_p", value=0.03, low=np.nan, high=np.nan
+    p = frame[(frame["predictor"] == "gain") & (frame["layer"] >= 0)].assign(
+        predictor="gain_p", value=0.03, low=np.nan, high=np.nan
     )
     pair = frame[(frame["label"] == "eventual_verb") & (frame["layer"] == -1)].assign(
         label="pairwise go / take"
@@ -557,31 +564,31 @@ def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
         first_checkpoint="0.25 [0.15, 0.35] (step 0)",
     )
     assert (
-        told("probes", frame, reader="random model", **of)["last checkpoint"]
+        told("probes", frame, predictor="random model", **of)["last checkpoint"]
         == "0.25 [0.15, 0.35] (step 800)"
     )
     rows = ALL["probes"].caption(frame).numbers
-    assert {"control task", "selectivity", "gain p"} <= set(rows["reader"]) and "pairwise go / take" in set(
-        rows["label"]
-    )
+    assert {"control task", "selectivity", "gain p"} <= set(
+        rows["predictor"]
+    ) and "pairwise go / take" in set(rows["label"])
 
 
 def test_cells_that_lose_nothing_for_sure_are_marked_but_not_the_diagonal():
     frame = transfer_table()
     dots = [t for t in plots_probes.transfer(frame).data if t.name == "drop's interval covers 0"]
-    drops = frame[(frame["reader"] == "drop") & (frame["train_step"] != frame["test_step"])]
+    drops = frame[(frame["predictor"] == "drop") & (frame["train_step"] != frame["test_step"])]
     assert sum(len(t.x) for t in dots) == ((drops["low"] <= 0) & (drops["high"] >= 0)).sum() > 0
     clear = (drops[drops["split"] == "in_domain"]["low"] > 0).sum()
     assert f"in {clear} of 30 pairs in-domain" in caption("transfer", frame)
     assert (
-        told("mdl", mdl_table(), metric="bits", reader="saved by the activations", split="in-domain")["n"]
+        told("mdl", mdl_table(), metric="bits", predictor="saved by the activations", split="in-domain")["n"]
         == "412"
     )
 
 
 def test_failed_self_splice_check_is_said():
     frame = conflict_table()
-    where = (frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100)
+    where = (frame["inserted_trace"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100)
     frame.loc[where, "value"] = 0.97
     assert any("CHECK FAILED" in note.text for note in plots_traces.conflict(frame).layout.annotations)
     assert not any(
@@ -593,7 +600,8 @@ def test_a_failed_self_splice_is_loud_in_the_caption():
     frame = conflict_table()
     assert "self-splice check passed" in caption("conflict", frame)
     frame.loc[
-        (frame["arm"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100), "value"
+        (frame["inserted_trace"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100),
+        "value",
     ] = 0.97
     assert "SELF-SPLICE CHECK FAILED: keep falls to 0.970" in caption("conflict", frame)
 
@@ -617,8 +625,8 @@ def test_removal_stands_beside_substitution_on_the_same_decisions():
         "empty",
     }
     for name in ("removed", "substituted", "difference"):
-        end = _said(frame, step=800, split="in_domain", arm="filler", metric=f"flip_{name}_parsed")
-        row = told("removal", frame, arm="filler", metric=f"flip {name} parsed", split="in-domain")
+        end = _said(frame, step=800, split="in_domain", inserted_trace="filler", metric=f"flip_{name}_parsed")
+        row = told("removal", frame, inserted_trace="filler", metric=f"flip {name} parsed", split="in-domain")
         assert row["last checkpoint"] == f"{end} (step 800)" and (row["n"], row["clusters"]) == ("31", "12")
     assert (
         "a wrong trace changes the action more often than none does in-domain and out-of-domain"
@@ -626,7 +634,7 @@ def test_removal_stands_beside_substitution_on_the_same_decisions():
     )
 
 
-def test_each_arms_shift_and_the_likelier_half_are_told():
+def test_each_inserted_traces_shift_and_the_likelier_half_are_told():
     frame = conflict_table()
     drawn = plots_traces.conflict_shift(frame)
     shown = {
@@ -640,17 +648,17 @@ def test_each_arms_shift_and_the_likelier_half_are_told():
         "empty",
     }
     assert shown["legend4"] == {"likelier half of the other traces", "less likely half"}
-    for arm, metric in (("filler", "shift"), ("other_state", "follow_likely")):
+    for inserted_trace, metric in (("filler", "shift"), ("other_state", "follow_likely")):
         row = told(
             "conflict_shift",
             frame,
-            arm=arm.replace("_", " "),
+            inserted_trace=inserted_trace.replace("_", " "),
             metric=metric.replace("_", " "),
             split="in-domain",
         )
         assert (
             row["last checkpoint"]
-            == f"{_said(frame, step=800, split='in_domain', arm=arm, metric=metric)} (step 800)"
+            == f"{_said(frame, step=800, split='in_domain', inserted_trace=inserted_trace, metric=metric)} (step 800)"
         )
     tops = [drawn.layout[name].y for name in ("legend", "legend2", "legend3", "legend4")]
     assert tops == sorted(tops, reverse=True)
@@ -770,7 +778,7 @@ def test_log_probability_of_the_other_trace_is_in_the_numbers():
     for step, at in ((0, "first checkpoint"), (800, "last checkpoint")):
         assert (
             row[at]
-            == f"{_said(frame, step=step, split='in_domain', arm='other_state', metric='logp_trace')} (step {step})"
+            == f"{_said(frame, step=step, split='in_domain', inserted_trace='other_state', metric='logp_trace')} (step {step})"
         )
 
 

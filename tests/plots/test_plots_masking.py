@@ -15,13 +15,13 @@ from interp.plots import latex as tex
 from interp.plots import masking as plots_masking
 from interp.plots import masking_power as plots_masking_power
 from interp.plots import registry
-from interp.results import arm_rows
+from interp.results import condition_rows
 from interp.results.tables import read_table, write_table
 from interp.stats.crossed import SMALLEST
 from interp.system.paths import ROOT
 from interp.training.supervision import Supervision
 
-ARMS = (
+CONDITIONS = (
     "action_mask_0",
     "action_mask_0.1",
     "action_mask_0.3",
@@ -46,8 +46,8 @@ METRICS = {
 }  # fmt: skip
 
 
-def masking_table(arms=ARMS, splits=SPLITS, metrics=tuple(METRICS)) -> pd.DataFrame:
-    """Table `masking` as the study writes it: every contrast that the arms allow, at the last step, reliance at all steps."""
+def masking_table(conditions=CONDITIONS, splits=SPLITS, metrics=tuple(METRICS)) -> pd.DataFrame:
+    """Table `masking` as the study writes it: every contrast that the conditions allow, at the last step, reliance at all steps."""
     rng, rows = np.random.default_rng(0), []
     for metric in metrics:
         base, slope, half = METRICS[metric]
@@ -55,38 +55,43 @@ def masking_table(arms=ARMS, splits=SPLITS, metrics=tuple(METRICS)) -> pd.DataFr
             for split in splits:
                 key = dict(step=step, split=split, metric=metric)
 
-                def row(contrast, arm, value, width, seed=-1, seeds=3):
+                def row(contrast, condition, value, width, seed=-1, seeds=3):
                     ends = dict(low=value - width, high=value + width)
-                    of = dict(contrast=contrast, arm=arm, seed=seed, seeds=seeds)
+                    of = dict(contrast=contrast, condition=condition, seed=seed, seeds=seeds)
                     rows.append(key | of | dict(value=value, **ends, n=62 * seeds, n_groups=62))
 
                 level = {}
-                for arm in arms:
-                    kind, _, share = arm.rpartition("_")
+                for condition in conditions:
+                    kind, _, share = condition.rpartition("_")
                     effect = (
                         0.3 * slope
                         if share == "only"
                         else slope * float(share) * (0.3 if kind == "random_mask" else 1)
                     )
-                    level[arm] = base * (0.9 if split == "out_of_domain" else 1) + effect * step / STEPS[-1]
-                    level[arm] += 0.01 * rng.standard_normal() * (step > 0)
-                    n = 5 if arm in ("action_mask_0", "action_mask_0.3", "random_mask_0.3") else 3
+                    level[condition] = (
+                        base * (0.9 if split == "out_of_domain" else 1) + effect * step / STEPS[-1]
+                    )
+                    level[condition] += 0.01 * rng.standard_normal() * (step > 0)
+                    n = 5 if condition in ("action_mask_0", "action_mask_0.3", "random_mask_0.3") else 3
                     for seed in range(n):
                         row(
                             "training",
-                            arm,
-                            level[arm] + 0.3 * half * rng.standard_normal(),
+                            condition,
+                            level[condition] + 0.3 * half * rng.standard_normal(),
                             0.8 * half,
                             seed,
                             1,
                         )
-                    row("level", arm, level[arm], half, seeds=n)
-                for arm in arms:
-                    if arm != "action_mask_0" and "action_mask_0" in arms:
-                        row("difference", arm, level[arm] - level["action_mask_0"], 0.9 * half)
-                    if arm.startswith("random") and (masked := arm.replace("random", "action")) in arms:
-                        row("control", masked, level[masked] - level[arm], 0.9 * half)
-                if sum(arm.startswith("action_mask") for arm in arms) > 1:
+                    row("level", condition, level[condition], half, seeds=n)
+                for condition in conditions:
+                    if condition != "action_mask_0" and "action_mask_0" in conditions:
+                        row("difference", condition, level[condition] - level["action_mask_0"], 0.9 * half)
+                    if (
+                        condition.startswith("random")
+                        and (masked := condition.replace("random", "action")) in conditions
+                    ):
+                        row("control", masked, level[masked] - level[condition], 0.9 * half)
+                if sum(condition.startswith("action_mask") for condition in conditions) > 1:
                     row("slope", "", slope, 2 * half)
     return pd.DataFrame(rows)
 
@@ -96,14 +101,14 @@ def selection_table() -> pd.DataFrame:
     of = dict(step=600, split="out_of_domain", metric="acc_cot", seeds=3, n=186, n_groups=62)
     return pd.DataFrame(
         [
-            dict(of, arm=f"action_mask_{k:g}", share=k, value=v, low=v - w, high=v + w, chosen=k == 0.3)
+            dict(of, condition=f"action_mask_{k:g}", share=k, value=v, low=v - w, high=v + w, chosen=k == 0.3)
             for k, v, w in found
         ]
     )
 
 
 def as_read(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """As a command reads it: through a CSV, in which the slope's empty arm and the world `null` become NaN."""
+    """As a command reads it: through a CSV, in which the slope's empty condition and the world `null` become NaN."""
     write_table(folder, "masking", frame, PROVENANCE)
     read, read.attrs = read_table(folder, "masking")
     return read
@@ -116,10 +121,10 @@ LESS = {
     "all": ({}, set()),
     "one_split": (dict(splits=("in_domain",)), set()),
     "no_instruments": (dict(metrics=("acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt")), {"masking_reliance"}),
-    "two_arms": (dict(arms=("action_mask_0", "action_mask_0.3")), set()),
-    "own_arms": (dict(arms=("action_mask_0", "action_mask_0.25", "random_mask_0.25", "action_mask_0.05", "cot_only")), set()),
-    "no_baseline": (dict(arms=("action_mask_0.3", "random_mask_0.3")), {"masking_dose"}),
-    "one_arm": (dict(arms=("action_mask_0",)), {"masking_dose", "masking_mechanism"}),
+    "two_conditions": (dict(conditions=("action_mask_0", "action_mask_0.3")), set()),
+    "own_conditions": (dict(conditions=("action_mask_0", "action_mask_0.25", "random_mask_0.25", "action_mask_0.05", "cot_only")), set()),
+    "no_baseline": (dict(conditions=("action_mask_0.3", "random_mask_0.3")), {"masking_dose"}),
+    "one_condition": (dict(conditions=("action_mask_0",)), {"masking_dose", "masking_mechanism"}),
 }  # fmt: skip
 
 
@@ -150,16 +155,19 @@ def test_what_a_table_has_is_drawn_and_told(less, tmp_path):
                     )
 
 
-def test_levels_stand_at_their_arm_with_their_trainings():
+def test_levels_stand_at_their_condition_with_their_trainings():
     frame = masking_table()
     drawn = plots_masking.success(frame)
     masked = [t for t in drawn.data if t.name == "actions masked"][1]  # rows are drawn split by split
     rows = frame.query("metric == 'acc_cot' and split == 'out_of_domain' and contrast == 'level'").set_index(
-        "arm"
+        "condition"
     )
-    assert list(masked.y) == [rows.loc[arm, "value"] for arm in ARMS[1:5]] and list(masked.x) == [1, 2, 3, 4]
+    assert list(masked.y) == [rows.loc[condition, "value"] for condition in CONDITIONS[1:5]] and list(
+        masked.x
+    ) == [1, 2, 3, 4]
     np.testing.assert_allclose(
-        masked.error_y.array, [rows.loc[arm, "high"] - rows.loc[arm, "value"] for arm in ARMS[1:5]]
+        masked.error_y.array,
+        [rows.loc[condition, "high"] - rows.loc[condition, "value"] for condition in CONDITIONS[1:5]],
     )
     dots = next(t for t in drawn.data if t.name == "one training")
     ticks = ["k = 0", "k = .1", "k = .3", "k = .5", "k = .7", "random<br>.3", "action<br>only"]
@@ -173,7 +181,7 @@ def test_levels_stand_at_their_arm_with_their_trainings():
 
 
 def test_differences_are_drawn_with_what_they_are_held_against():
-    frame = masking_table(arms=("action_mask_0", "action_mask_0.7", "random_mask_0.7"))
+    frame = masking_table(conditions=("action_mask_0", "action_mask_0.7", "random_mask_0.7"))
     low, high = plots_masking.gap(frame).layout.yaxis3.range
     assert low < 0 < high and plots_masking.success(frame).layout.yaxis3.range[1] > SMALLEST
     control = [t for t in plots_masking.success(frame).data if t.legendgroup == "control"]
@@ -185,9 +193,9 @@ def test_differences_are_drawn_with_what_they_are_held_against():
     )
 
 
-def test_an_arm_far_off_leaves_the_axis_to_the_others_and_is_told():
+def test_an_condition_far_off_leaves_the_axis_to_the_others_and_is_told():
     frame = masking_table(metrics=("acc_cot",))
-    far = frame["arm"].eq("action_only") & frame["contrast"].isin(["level", "training"])
+    far = frame["condition"].eq("action_only") & frame["contrast"].isin(["level", "training"])
     frame.loc[far, ["value", "low", "high"]] = 0.104, 0.05, 0.15
     drawn, near = plots_masking.success(frame), frame[~far & (frame["contrast"] == "level")]
     low, high = drawn.layout.yaxis.range
@@ -227,7 +235,7 @@ def test_nulls_are_said():
     wide = frame["contrast"].eq("difference")
     frame.loc[wide, ["value", "low", "high"]] = 0.0, -0.1, 0.1
     assert "No condition's gap is told apart from k = 0." in ALL["masking_gap"].caption(frame).message
-    key = dict(metric="gap", contrast="difference", arm="action_mask_0.7", split="out_of_domain")
+    key = dict(metric="gap", contrast="difference", condition="action_mask_0.7", split="out_of_domain")
     apart = (frame[list(key)] == pd.Series(key)).all(axis=1)
     frame.loc[apart, ["value", "low", "high"]] = -0.2, -0.3, -0.1
     found = ALL["masking_gap"].caption(frame)
@@ -254,15 +262,15 @@ def test_predicted_sides_are_shaded_and_judged():
     assert (
         shaded == {"x": predicted, "x2": dict(predicted, acc_cot=1)} and len(sides) == 9
     )  # out of domain the claim as well
-    key = dict(metric="follow", split="in_domain", arm="action_mask_0.3")
+    key = dict(metric="follow", split="in_domain", condition="action_mask_0.3")
     ends = {1: (0.2, 0.1, 0.3), 0: (0.0, -0.1, 0.1), -1: (-0.2, -0.3, -0.1)}
     for zero, control in ((1, 1), (1, 0), (1, -1), (0, 1), (-1, 0)):
         for contrast, side in (("difference", zero), ("control", control)):
             rows = (frame[list(key)] == pd.Series(key)).all(axis=1) & (frame["contrast"] == contrast)
             frame.loc[rows, ["value", "low", "high"]] = ends[side]
-        arm = arm_rows.claimed(frame)
-        assert plots_masking.moves(frame, arm, "in_domain")["follow"][0] == zero
-        assert plots_masking.moved_further(frame, arm, "in_domain").get("follow", "none") == (
+        condition = condition_rows.claimed(frame)
+        assert plots_masking.moves(frame, condition, "in_domain")["follow"][0] == zero
+        assert plots_masking.moved_further(frame, condition, "in_domain").get("follow", "none") == (
             control if zero == 1 else "none"
         )
 
@@ -333,7 +341,7 @@ def test_the_papers_table_is_the_tables():
     )
     assert len(body) == 2 + 2 * 9, "values and, below them, intervals"
     last = frame.query("metric == 'prompt_reliance' and split == 'out_of_domain' and step == 600")
-    row = last.query("contrast == 'difference' and arm == 'action_mask_0.3'").iloc[0]
+    row = last.query("contrast == 'difference' and condition == 'action_mask_0.3'").iloc[0]
     told = [f"{row['value']:+.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"]
     value, interval = (text.replace("0.", ".").replace("-", "$-$") for text in told)
     assert (
@@ -342,13 +350,13 @@ def test_the_papers_table_is_the_tables():
         and text.isascii()
     )
     assert (
-        arm_rows.cell(pd.Series(dict(value=10.0, low=-0.5, high=0.996))) == "10.00 [−.50, 1.00]"
-        and arm_rows.cell(None) == "–"
+        condition_rows.cell(pd.Series(dict(value=10.0, low=-0.5, high=0.996))) == "10.00 [−.50, 1.00]"
+        and condition_rows.cell(None) == "–"
     )
     shown = plots_masking.table(frame).data[0]
     assert list(shown.cells["values"][0])[-1] == "k = .3 − random" and len(shown.cells["values"]) == 9
     without = tex.masking_table(
-        masking_table(arms=("action_mask_0",), splits=("in_domain",), metrics=("acc_cot",))
+        masking_table(conditions=("action_mask_0",), splits=("in_domain",), metrics=("acc_cot",))
     )
     assert without.count(r"\midrule") == 1 and "$k$ = .3" not in without
 
@@ -384,8 +392,8 @@ def test_draw_writes_the_latex_the_same_twice(no_browser, tmp_path):
     assert not [path for path in figures.draw(other, tmp_path / "none") if path.suffix == ".tex"]
 
 
-def test_a_name_that_is_no_arms_is_refused():
-    with pytest.raises(ValueError, match="'keep_mask_0.3' is no arm of training"):
-        arm_rows.named("keep_mask_0.3")
-    for name in (*ARMS, "cot_only", "random_mask_0.25", "action_mask_1"):
-        assert arm_rows.named(name).name == name == Supervision.named(name).name
+def test_a_name_that_is_no_conditions_is_refused():
+    with pytest.raises(ValueError, match="'keep_mask_0.3' is no condition of training"):
+        condition_rows.named("keep_mask_0.3")
+    for name in (*CONDITIONS, "cot_only", "random_mask_0.25", "action_mask_1"):
+        assert condition_rows.named(name).name == name == Supervision.named(name).name

@@ -16,7 +16,7 @@ from interp.probing.logistic import grouped_splits
 from interp.probing.probes import NESTED, probe
 from interp.probing.solver import TOLERANCE, fit_logistic
 
-#: Readers of no activation.
+#: Predictors of no activation.
 CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
 
 
@@ -33,10 +33,13 @@ def planted(seed=0, n_groups=24, per_group=4, d=12, n_classes=3, layer=2, streng
     return acts, labels, groups, prompts, ["none", *labels[:-1]]
 
 
-def value(result, reader, layer=NESTED, metric="accuracy", split="in_domain"):
+def value(result, predictor, layer=NESTED, metric="accuracy", split="in_domain"):
     table = result.table()
     rows = table[
-        (table.reader == reader) & (table.layer == layer) & (table.metric == metric) & (table.split == split)
+        (table.predictor == predictor)
+        & (table.layer == layer)
+        & (table.metric == metric)
+        & (table.split == split)
     ]
     assert len(rows) == 1
     return rows.iloc[0]
@@ -53,7 +56,7 @@ def test_planted_signal_is_found_at_its_layer(result):
     assert all(value(result, "probe", layer).value < 0.55 for layer in (0, 1, 3))
     assert value(result, "gain", 2).low > 0.3 and value(result, "gain").low > 0.3
     assert value(result, "gain", 2, "log_loss").low > 0.3
-    nested = [row for row in result.chosen if row["reader"] == "nested"]
+    nested = [row for row in result.chosen if row["predictor"] == "nested"]
     assert [row["layer"] for row in nested] == [2] * 5
     np.testing.assert_array_equal(result.predicted["probe", NESTED], result.predicted["probe", 2])
     assert value(result, "embedding", 0).value == value(result, "probe", 0).value
@@ -68,7 +71,7 @@ def test_table_and_diagnostics(result):
     assert list(table.columns) == [
         "layer",
         "split",
-        "reader",
+        "predictor",
         "metric",
         "value",
         "low",
@@ -77,7 +80,7 @@ def test_table_and_diagnostics(result):
         "n_groups",
     ]
     assert set(table.metric) == {"accuracy", "log_loss"} and set(table.split) == {"in_domain"}
-    assert set(table.reader) == {"probe", "embedding", "gain", "shuffled", "best_control", *CONTROLS}
+    assert set(table.predictor) == {"probe", "embedding", "gain", "shuffled", "best_control", *CONTROLS}
     assert (table.n == 96).all() and (table.n_groups == 24).all()
     assert (table.low <= table.value).all() and (table.value <= table.high).all()
     kept = json.loads(json.dumps(result.diagnostics()))
@@ -286,8 +289,8 @@ def test_out_of_domain_set_is_scored_by_readers_of_the_first():
     first = probe(acts, labels, groups, prompts=prompts, previous=previous, draws=100)
     both = probe(acts, labels, groups, prompts=prompts, previous=previous, draws=100, test=test)
     table, alone = both.table(), first.table()
-    inside = table[(table.split == "in_domain") & (table.reader != "shuffled")].reset_index(drop=True)
-    alone = alone[alone.reader != "shuffled"].reset_index(drop=True)
+    inside = table[(table.split == "in_domain") & (table.predictor != "shuffled")].reset_index(drop=True)
+    alone = alone[alone.predictor != "shuffled"].reset_index(drop=True)
     pd.testing.assert_frame_equal(
         inside, alone, check_exact=False, rtol=0, atol=2e-3
     )  # equal up to where the solver stops
@@ -295,13 +298,13 @@ def test_out_of_domain_set_is_scored_by_readers_of_the_first():
     assert outside.value > 0.85 and outside.n == 40 and outside.n_groups == 10
     assert both.unseen == {"in_domain": 0, "out_of_domain": 1}
     assert value(both, "gain", split="out_of_domain").low > 0.2
-    assert [row["layer"] for row in both.chosen if row["reader"] == "nested" and row["fold"] == -1] == [2]
+    assert [row["layer"] for row in both.chosen if row["predictor"] == "nested" and row["fold"] == -1] == [2]
     assert both.predicted["probe", 2][96] != "never seen" and set(both.fold[96:]) == {-1}
     scaler = StandardScaler().fit(acts[:, 2])
     c = next(
         row["C"]
         for row in both.chosen
-        if row["reader"] == "probe" and row["layer"] == 2 and row["fold"] == -1
+        if row["predictor"] == "probe" and row["layer"] == 2 and row["fold"] == -1
     )
     model = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(scaler.transform(acts[:, 2]), labels)
     assert (model.predict(scaler.transform(test[0][:, 2])) == both.predicted["probe", 2][96:]).mean() > 0.97

@@ -116,7 +116,7 @@ def test_probes_transfer_where_the_code_is_shared(checkpoints):
         "test_step",
         "split",
         "layer",
-        "reader",
+        "predictor",
         "metric",
         "value",
         "low",

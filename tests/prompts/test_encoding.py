@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from interp.checkpoints.series import CheckpointSeries
-from interp.engine.decoding import decode, said
+from interp.engine.decoding import decode, parse_completion
 from interp.prompts.encoding import Data, Encoder
 from interp.prompts.format import PromptFormat, same_format
 from interp.prompts.styles import STYLES, Style
@@ -251,8 +251,8 @@ def test_an_end_that_closes_a_trace_ends_the_turn_only_after_its_action():
     ids = fmt.encode("I look.<|end|><action>open door<|end|>")
     assert [n for n in range(1, len(ids) + 1) if fmt.ended("cot")(ids[:n])] == [len(ids)]
     assert (
-        said(fmt, ids, "cot").action == "open door"
-        and said(fmt, fmt.encode("open<|end|>"), "prompt").action == "open"
+        parse_completion(fmt, ids, "cot").action == "open door"
+        and parse_completion(fmt, fmt.encode("open<|end|>"), "prompt").action == "open"
     )
 
 
@@ -279,7 +279,7 @@ def test_an_end_that_closes_an_action_is_part_of_it(style, end, text):
     for mode, lead in (("prompt", ""), ("cot", "I look." + style.close_think + style.open_action)):
         ids = fmt.encode(lead + text)
         assert [n for n in range(1, len(ids) + 1) if fmt.ended(mode)(ids[:n])][:1] == [len(ids)]
-        assert said(fmt, [*ids, *fmt.encode("<|user|>")], mode).action == "open door"
+        assert parse_completion(fmt, [*ids, *fmt.encode("<|user|>")], mode).action == "open door"
 
 
 def test_decoding_stops_where_the_models_generation_configuration_says(llama, prompts, monkeypatch):

@@ -1,4 +1,4 @@
-"""Golden prompts on real chat templates in real families' kinds of tokenizers; what the agent says behind them is what the template writes.
+"""Golden prompts on real chat templates in real families' kinds of tokenizers; what the agent says after them is what the template writes.
 
 Each row of the data names a template, a kind of tokenizer, a style and a conversation, and holds the segments [span, text] of the prompt.
 """
@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from interp.engine.decoding import said
+from interp.engine.decoding import parse_completion
 from interp.prompts.format import MODES, PromptFormat
 from interp.prompts.styles import STYLES
 from interp.system.paths import ROOT
@@ -154,7 +154,7 @@ def golden(row: dict) -> dict:
         segments=[[span, fmt.text(ids)] for span, ids in cut],
         last=[fmt.text([i]) for i in prompt.ids[-3:]],
         tokens=len(prompt.ids),
-        openings={mode: fmt.text(fmt.opening(mode)) for mode in MODES},
+        openings={mode: fmt.text(fmt.mode_prefix(mode)) for mode in MODES},
         behind=fmt.text(fmt.with_trace(decision.trace)),
         closed=action,
         ends=list(fmt.ends.values()),
@@ -189,8 +189,8 @@ def test_ids_are_the_templates_own_with_the_boundary_last_in_every_mode(row):
     assert fmt.text(whole[len(prompt.ids) :]) == ("<think>\n" if "deepseek" in row["template"] else "")
     assert prompt.positions("boundary").tolist() == [prompt.boundary] and len(prompt.spans) == len(prompt.ids)
     for mode in MODES:
-        joined = [*prompt.ids, *fmt.opening(mode)]
-        assert joined[prompt.boundary] == prompt.ids[-1] and fmt.opening(mode)
+        joined = [*prompt.ids, *fmt.mode_prefix(mode)]
+        assert joined[prompt.boundary] == prompt.ids[-1] and fmt.mode_prefix(mode)
     bos = DATA["families"].get(row["family"], {}).get("bos")
     if bos and bos != "<|im_start|>" and bos in row["segments"][0][1]:  # that one opens every turn
         assert prompt.ids.count(fmt.tokenizer.bos_token_id) == 1
@@ -253,13 +253,13 @@ def test_what_was_generated_is_read_back_however_loosely_it_is_written(row):
         f"{trace}{s.close_think.strip() or chr(10)}{s.open_action.strip()}{action}{s.close_action.strip() or chr(10)}{end} more",
     ):
         ids = fmt.encode(text)
-        words = said(fmt, ids, "cot")
+        words = parse_completion(fmt, ids, "cot")
         assert (words.trace, words.action) == (trace, action), text
         assert any(fmt.ended("cot")(ids[:n]) for n in range(1, len(ids) + 1))
-        lead = fmt.lead_ids(ids)
+        lead = fmt.decoded_prefix(ids)
         cut = fmt.text(lead)
         assert text.lstrip().startswith(cut.strip()) and cut.rstrip().endswith(s.open_action.strip())
-        assert said(fmt, [*lead, *fmt.action_ids(action)], "cot").action == action
+        assert parse_completion(fmt, [*lead, *fmt.action_ids(action)], "cot").action == action
     assert (
         fmt.parse(f"{trace}{end}", "cot")[1] is None and fmt.parse(f"{s.space}{action}", "prompt")[1] is None
     )
@@ -271,13 +271,13 @@ def test_a_tag_that_merges_into_the_trace_before_it_and_the_action_behind_it_is_
     ids = fmt.encode("I look.</think><action>go to desk 2</action>")
     tokens = [fmt.text([i]) for i in ids]
     assert ".</" in tokens and ">go" in tokens
-    lead = fmt.lead_ids(ids)
+    lead = fmt.decoded_prefix(ids)
     assert fmt.text(lead) == "I look.</think><action>" and lead[:-1] == ids[: len(lead) - 1]
     loose = fmt.encode("I look.</think><action>\n\n")
-    assert fmt.text(fmt.lead_ids(loose)) == "I look.</think><action>\n\n" or fmt.text([loose[-1]]).startswith(
-        "\n"
-    )
-    assert fmt.lead_ids(fmt.encode("I look.</think> and <action>go")) is None
+    assert fmt.text(fmt.decoded_prefix(loose)) == "I look.</think><action>\n\n" or fmt.text(
+        [loose[-1]]
+    ).startswith("\n")
+    assert fmt.decoded_prefix(fmt.encode("I look.</think> and <action>go")) is None
 
 
 @pytest.mark.parametrize("kind, name", [("llama", "llama3"), ("qwen", "qwen2_5")])
@@ -285,7 +285,7 @@ def test_the_seam_is_warned_of_once_where_a_tag_is_no_token(kind, name):
     fmt = PromptFormat(tokenizer_of(kind, name), "tags")
     with pytest.warns(
         UserWarning,
-        match="'<action>' merges with the action behind it .*A style with its tags on lines of their own",
+        match="'<action>' merges with the action after it .*A style with its tags on lines of their own",
     ) as caught:
         fmt.action_ids("go to desk 2"), fmt.action_ids("take mug 1")
     assert len(caught) == 1
@@ -349,7 +349,7 @@ def test_a_call_in_the_history_is_written_as_the_template_writes_tool_calls(name
 
 def test_qwen3s_empty_trace_is_what_its_template_writes_where_thinking_is_off():
     fmt, decision = made(row_of("qwen3", "first"))
-    ids = [*fmt.prompt(decision).ids, *fmt.opening("empty_think")]
+    ids = [*fmt.prompt(decision).ids, *fmt.mode_prefix("empty_think")]
     off = fmt.tokenizer.apply_chat_template(
         fmt._turns(decision.messages), add_generation_prompt=True, tokenize=False, enable_thinking=False
     )

@@ -34,7 +34,7 @@ def test_the_boundary_is_the_agents_opening_in_every_mode(fmt, prompts):
     for prompt in prompts:
         assert prompt.boundary == len(prompt.ids) - 1 and prompt.ids[prompt.boundary] == agent
         for mode in MODES:
-            text = fmt.tokenizer.decode([*prompt.ids, *fmt.opening(mode)])
+            text = fmt.tokenizer.decode([*prompt.ids, *fmt.mode_prefix(mode)])
             assert text.endswith("<|agent|>" + tags[mode])
 
 
@@ -133,7 +133,7 @@ def test_a_trace_as_text_and_as_ids_gives_the_same_continuation(fmt, episodes):
     ids = fmt.with_trace(step.trace)
     assert fmt.with_trace(fmt.encode(step.trace)) == ids
     assert fmt.tokenizer.decode(ids) == f"<think>{step.trace}</think><action>"
-    assert fmt.with_trace("") == fmt.with_trace([]) == fmt.opening("empty_think")
+    assert fmt.with_trace("") == fmt.with_trace([]) == fmt.mode_prefix("empty_think")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_unknown_names_are_refused_with_the_known_ones(tokenizer, fmt, prompts):
     with pytest.raises(ValueError, match="no prompt style 'xml'.*tags"):
         PromptFormat(tokenizer, "xml")
     with pytest.raises(ValueError, match="no decoding mode.*cot"):
-        fmt.opening("loud")
+        fmt.mode_prefix("loud")
     with pytest.raises(ValueError, match="no span.*boundary"):
         prompts[0].positions("middle")
 

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from interp.engine.decoding import said
+from interp.engine.decoding import parse_completion
 from interp.prompts import rendering
 from interp.prompts.format import MODES, PromptFormat
 from interp.prompts.rendering import compiled
@@ -308,7 +308,7 @@ def test_where_the_users_turn_ends_with_the_opening_the_boundary_is_its_last_tok
         gap,
         "[/INST]",
     )
-    assert {mode: fmt.text(fmt.opening(mode)).replace(" ", "") for mode in ("cot", "prompt")} == dict(
+    assert {mode: fmt.text(fmt.mode_prefix(mode)).replace(" ", "") for mode in ("cot", "prompt")} == dict(
         cot="<think>\n", prompt="<action>\n"
     )
     ids, agent = fmt.sequence(episode())
@@ -354,7 +354,7 @@ def test_the_boundary_is_before_any_thought_and_one_thought_is_opened(name, head
         tokenizer_of(source), style, options={} if thinking is None else dict(enable_thinking=thinking)
     )
     prompt = fmt.prompt(decision(0))
-    texts = {mode: fmt.text([*prompt.ids, *fmt.opening(mode)]).rpartition(header)[2] for mode in MODES}
+    texts = {mode: fmt.text([*prompt.ids, *fmt.mode_prefix(mode)]).rpartition(header)[2] for mode in MODES}
     if style == "react":  # an empty thought in other tags is the template's fixed text
         assert texts["prompt"].count("<think>") == texts["prompt"].count("</think>") and texts[
             "cot"
@@ -451,7 +451,7 @@ def test_channels_are_the_templates_own_in_the_history_and_opened_once():
         "<|start|>assistant<|channel|>final<|message|>go to door 1<|end|><|start|>user<|message|>You see door 1.<|end|><|start|>assistant"
     )
     assert "Trace" not in text and "2024-07-26" in text
-    openings = {mode: fmt.text(fmt.opening(mode)) for mode in MODES}
+    openings = {mode: fmt.text(fmt.mode_prefix(mode)) for mode in MODES}
     assert openings == dict(
         cot="<|channel|>analysis<|message|>",
         prompt="<|channel|>final<|message|>",
@@ -459,7 +459,10 @@ def test_channels_are_the_templates_own_in_the_history_and_opened_once():
     )
     ids = fmt.encode("I look.<|end|><|start|>assistant<|channel|>final<|message|>open door<|return|>")
     stops = [n for n in range(1, len(ids) + 1) if fmt.ended("cot")(ids[:n])]
-    assert stops == [len(ids)] and (said(fmt, ids, "cot").trace, said(fmt, ids, "cot").action) == (
+    assert stops == [len(ids)] and (
+        parse_completion(fmt, ids, "cot").trace,
+        parse_completion(fmt, ids, "cot").action,
+    ) == (
         "I look.",
         "open door",
     )
@@ -474,7 +477,7 @@ def test_channels_are_the_templates_own_in_the_history_and_opened_once():
 )
 def test_what_a_template_writes_before_each_content_is_written_before_what_is_decoded(name, written):
     fmt = PromptFormat(tokenizer_of(text_of(name)), "tags", history_traces="kept")
-    assert fmt.chat.gap == written and fmt.text(fmt.opening("prompt")) == written + "<action>"
+    assert fmt.chat.gap == written and fmt.text(fmt.mode_prefix("prompt")) == written + "<action>"
     ids, _ = fmt.sequence(episode())
     for d in episode().decisions():
         joined = [*fmt.prompt(d).ids, *fmt.with_trace(d.trace), *fmt.action_ids(d.reference)]
@@ -553,7 +556,9 @@ def test_an_end_that_stands_only_between_turns_ends_a_turn_too():
         tokenizer_of(between + "{% if add_generation_prompt %}<|end|><|agent|>{% endif %}"), "react"
     )
     assert list(fmt.ends.values()) == ["<|end|>", "</s>"]
-    assert re.fullmatch("open door", said(fmt, fmt.encode(" open door<|end|> more"), "prompt").action)
+    assert re.fullmatch(
+        "open door", parse_completion(fmt, fmt.encode(" open door<|end|> more"), "prompt").action
+    )
 
 
 def test_stages_tell_styles_apart_whose_prompts_have_the_same_ids():

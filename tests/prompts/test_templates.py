@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from interp.engine.decoding import said
+from interp.engine.decoding import parse_completion
 from interp.prompts.format import MODES, PromptFormat
 from interp.system.paths import ROOT
 from interp.tasks.episodes import Decision
@@ -117,7 +117,7 @@ def test_every_token_is_of_the_span_that_the_data_say(row):
     fmt, decision = made(row)
     prompt = fmt.prompt(decision)
     assert segments(fmt, prompt) == row["segments"] and len(prompt.ids) == row["tokens"]
-    assert {mode: fmt.text(fmt.opening(mode)) for mode in MODES} == row["openings"]
+    assert {mode: fmt.text(fmt.mode_prefix(mode)) for mode in MODES} == row["openings"]
     assert (
         fmt.text(fmt.with_trace(decision.trace)) == row["behind"]
         and fmt.text(fmt.action_ids(decision.reference)) == row["action"]
@@ -147,21 +147,23 @@ def test_ids_are_the_templates_own_up_to_the_boundary(row):
 
 def test_what_the_agent_says_is_read_back_in_sloppy_white_space_too(row):
     fmt, decision = made(row)
-    ids = [*fmt.with_trace(decision.trace), *fmt.action_ids(decision.reference)][len(fmt.opening("cot")) :]
-    words = said(fmt, ids, "cot")
+    ids = [*fmt.with_trace(decision.trace), *fmt.action_ids(decision.reference)][
+        len(fmt.mode_prefix("cot")) :
+    ]
+    words = parse_completion(fmt, ids, "cot")
     assert (words.trace, words.action) == (decision.trace, decision.reference)
-    assert said(fmt, fmt.action_ids(decision.reference), "prompt").action == decision.reference
+    assert parse_completion(fmt, fmt.action_ids(decision.reference), "prompt").action == decision.reference
     assert fmt.ended("cot")(ids) and not fmt.ended("cot")(ids[: len(ids) // 2])
-    lead = fmt.lead_ids(ids)
+    lead = fmt.decoded_prefix(ids)
     assert (
         fmt.text(lead).rstrip().endswith(fmt.style.open_action.strip())
-        and said(fmt, ids[len(lead) :], "prompt").action == decision.reference
+        and parse_completion(fmt, ids[len(lead) :], "prompt").action == decision.reference
     )
     s = fmt.style
     loose = fmt.encode(
         f"\n{decision.trace} {s.close_think.strip()}\n\n{s.open_action.strip()} {decision.reference}\n{s.close_action.strip()}\n"
     )
-    words = said(fmt, loose, "cot")
+    words = parse_completion(fmt, loose, "cot")
     assert (words.trace, words.action) == (decision.trace, decision.reference)
 
 

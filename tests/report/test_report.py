@@ -251,7 +251,7 @@ def test_opposite_tables_give_opposite_words():
 
 def test_a_probe_that_gains_and_one_that_does_not():
     frame = TABLES["probes"]()
-    gain, null = frame["reader"] == "gain", frame.copy()
+    gain, null = frame["predictor"] == "gain", frame.copy()
     null.loc[gain, ["value", "low", "high"]] = -0.05, -0.1, 0.0
     frame.loc[gain, ["value", "low", "high"]] = 0.1, 0.05, 0.15
     for of, said, listed_ in (
@@ -301,7 +301,7 @@ def test_what_a_table_lacks_is_left_out():
         lacking = [frame, frame[:0]]
         lacking += [frame[frame["split"] == frame["split"].iloc[-1]]] if "split" in frame else []
         lacking += [frame[frame["step"] == frame["step"].max()]] if "step" in frame else []
-        for column in ("metric", "reader", "arm", "at", "contrast", "position", "direction"):
+        for column in ("metric", "predictor", "condition", "at", "contrast", "position", "direction"):
             lacking += (
                 [frame[frame[column] != value] for value in frame[column].unique()] if column in frame else []
             )
@@ -326,7 +326,7 @@ def test_a_study_without_masking_trainings_says_so_only_beside_their_power():
     assert "No trainings" not in words(study(masking_power=power, masking=masking_table()), "masking")
 
 
-def test_arms_that_were_trained_once_are_said_to_be_an_illustration():
+def test_conditions_that_were_trained_once_are_said_to_be_an_illustration():
     assert "trained once" not in words(study(masking=masking_table()), "masking")
     assert "trained once" in words(study(masking=masking_table().assign(seeds=1)), "masking")
 
@@ -341,7 +341,7 @@ def test_prompt_actions_that_hardly_parse_are_said_to_be_no_reading():
         ) == said
 
 
-def test_the_arms_of_other_trainings_stand_beside_with_their_page():
+def test_the_conditions_of_other_trainings_stand_beside_with_their_page():
     frame = masking_table()
     other = Read(dict(masking=frame.assign(seeds=1)), {}, "../reinforcement/index.html")
     of = study(masking=frame)._replace(beside=dict(reinforcement=other, smollm2=Read({}, {}, "")))
@@ -351,12 +351,12 @@ def test_the_arms_of_other_trainings_stand_beside_with_their_page():
         title: "../reinforcement/index.html"
     }
     rows = frame.query(
-        "metric == 'follow' and arm == 'action_mask_0.3' and contrast == 'difference' and split == 'out_of_domain'"
+        "metric == 'follow' and condition == 'action_mask_0.3' and contrast == 'difference' and split == 'out_of_domain'"
     )
     last = rows[rows["step"] == rows["step"].max()].iloc[0]
     assert table.rows[3][1:4] == ["k = .3", "out-of-domain", "1"]
     assert estimate(last, signed=True) == table.rows[3][table.heads.index("follows another state's trace")]
-    for lacking in ({}, dict(masking=frame[frame["arm"] == "action_mask_0"])):
+    for lacking in ({}, dict(masking=frame[frame["condition"] == "action_mask_0"])):
         assert (
             report_masking.masked(
                 of._replace(beside=dict(reinforcement=other._replace(tables=lacking)))
@@ -451,7 +451,7 @@ def test_the_page_is_whole(tmp_path):
     assert [int(n) for n in re.findall(r"<b>Figure (\d+)\.", text)] == list(range(1, drawn)) and text.count(
         'class="missing"'
     ) == len(entries) - drawn
-    assert re.findall(r"<b>Table (\d+)\.", text) == ["1", "2"], "the summary, and the arms"
+    assert re.findall(r"<b>Table (\d+)\.", text) == ["1", "2"], "the summary, and the conditions"
     assert [
         text.index(f'id="{entry.name}-figure"') for entry in entries if entry.name[:7] == "masking"
     ] == sorted(text.index(f'id="{entry.name}-figure"') for entry in entries if entry.name[:7] == "masking")
@@ -475,7 +475,7 @@ def test_inline_drawings_leave_the_page_whole(tmp_path):
         '<?xml version="1.0"?><svg width="10" height="20" xmlns="http://www.w3.org/2000/svg"><g id="defs-one"><path d="M0 0"/></g></svg>'
     )
     entry = report_page.Entry(
-        "behaviour", "One", "behaviour", "better", dict(PROVENANCE, odd="<&>"), Caption("Said.", "", "")
+        "behaviour", "One", "behaviour", "better", dict(PROVENANCE, odd="<&>"), Caption("Completion.", "", "")
     )
     (tmp_path / "one.svg").rename(tmp_path / "behaviour.svg")
     text = report_page.save_index(

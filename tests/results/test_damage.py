@@ -322,7 +322,9 @@ def resaved(separator=",", encoding="utf-8", **options):
 
     def change(content: bytes) -> bytes:
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter=separator, **options).writerows(csv.reader(io.StringIO(content.decode())))
+        csv.writer(text, delimiter=separator, **options).writerows(
+            csv.predictor(io.StringIO(content.decode()))
+        )
         return text.getvalue().encode(encoding)
 
     return change
@@ -426,7 +428,7 @@ def test_the_committed_tables_are_as_they_were_written():
 def test_a_columns_name_is_no_formula_either_and_comes_back(tmp_path, names):
     frame = pd.DataFrame({name: ["a", "007", "7"] for name in names})
     path = write_table(tmp_path, "behaviour", frame, MADE)
-    header = next(csv.reader(io.StringIO(path.read_text())))
+    header = next(csv.predictor(io.StringIO(path.read_text())))
     assert all(name == "-1" or name[0] not in "=+-@" for name in header)
     assert read_table(tmp_path, "behaviour")[0].equals(frame)
 
@@ -473,12 +475,21 @@ def test_ids_that_look_like_numbers_or_like_nothing_stay_apart(tmp_path):
     write_table(
         tmp_path,
         "masking_games",
-        pd.DataFrame(dict(game=ids, arm=["", "", "a", "a", None, "b"], n=["0", "4", "0", "4", "0", "4"])),
+        pd.DataFrame(
+            dict(game=ids, condition=["", "", "a", "a", None, "b"], n=["0", "4", "0", "4", "0", "4"])
+        ),
         MADE,
     )
     frame = read_table(tmp_path, "masking_games")[0]
     assert frame.game.tolist() == ids and frame.groupby("game").size().tolist() == [1] * 6
-    assert frame.arm.isna().tolist() == [True, True, False, False, True, False] and frame.n.tolist() == [
+    assert frame.condition.isna().tolist() == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ] and frame.n.tolist() == [
         0,
         4,
         0,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from interp.engine.decoding import Said
+from interp.engine.decoding import Completion
 from interp.environments.alfworld import expert
 from interp.environments.alfworld.engine import Household
 from interp.environments.alfworld.environment import ALFWORLD
@@ -34,12 +34,12 @@ class Expert:
     def say(self, decision, memory):
         memory[decision.episode] = ()
         if decision.episode in self.silent:
-            return Said((), None, None)
+            return Completion((), None, None)
         first, *rest = decision.messages
         belief = expert.Belief.start(self.games[decision.episode], first["content"])
         for agent, user in zip(rest[::2], rest[1::2]):
             belief.update(agent["action"], user["content"])
-        return Said((), "I think.", expert.act(belief, decision.admissible))
+        return Completion((), "I think.", expert.act(belief, decision.admissible))
 
 
 def play(fmt, played, monkeypatch, width, silent=(), **more):

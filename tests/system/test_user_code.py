@@ -160,15 +160,15 @@ def test_decisions_that_cannot_be_made_are_one_sentence(write, decisions, words)
 def test_a_judge_and_a_class_at_fault_are_one_sentence(write):
     write(
         own=TASK
-        + "TASK = Environment('own', right=lambda d, a: None, classes=dict(first=lambda a: a[99]), task=lambda text: 3, partners=lambda d, among: 3)"
+        + "TASK = Environment('own', is_correct=lambda d, a: None, classes=dict(first=lambda a: a[99]), task=lambda text: 3, swap_candidates=lambda d, among: 3)"
     )
     env = find("own:TASK")
     one = Decision(({"role": "user", "content": "Go."},), "open", (), "e", 0, "", "", "in_domain")
     for call, words in (
-        (lambda: env.right(one, "open"), "The judge of the environment 'own:TASK' returns a NoneType"),
+        (lambda: env.is_correct(one, "open"), "The judge of the environment 'own:TASK' returns a NoneType"),
         (lambda: env.classes["first"]("open"), "The class 'first' .* raises IndexError on 'open'"),
         (lambda: env.task("text"), "The task .* returns a int on 'text'"),
-        (lambda: env.partners(one, [one]), "The partners .* returns a int"),
+        (lambda: env.swap_candidates(one, [one]), "The swap_candidates .* returns a int"),
     ):
         with pytest.raises(ValueError, match=words):
             call()

@@ -281,7 +281,7 @@ BAD = {
     ),
     "too many actions": (
         [row(0, admissible=["open door", "look", "sing"])],
-        "line 1: 'admissible' lists 3 actions, and may list 2: .*listed=False",
+        "line 1: 'admissible' lists 3 actions, and may list 2: .*closed_actions=False",
     ),
     "too many steps": (
         [row(), step(), episode(id="b", steps=episode()["steps"][:1] * 7)],
@@ -417,7 +417,7 @@ def test_one_decision_is_measured_and_what_needs_more_is_left_out_in_a_sentence(
         probes="No probe could be fitted",
         patching="No decision has a counterfactual twin",
         reliance="no decision with a counterfactual twin",
-        conflict="No arm could be run",
+        conflict="No condition could be run",
         early="No trace could be cut",
         shares="No share could be computed",
         steering="There is one decision only",

@@ -11,7 +11,7 @@ from analyses import reinforce as command
 from analyses.command import configured
 from analyses.study import Study
 from interp.checkpoints.series import CheckpointSeries
-from interp.engine.decoding import Said
+from interp.engine.decoding import Completion
 from interp.environments.base import Environment, View
 from interp.prompts.format import PromptFormat
 from interp.rollouts.workers import engines
@@ -74,7 +74,7 @@ def scripted(fmt, say):
                 else f"{what[0]}{fmt.style.close_think}{fmt.style.open_action}{what[1]}{fmt.style.close_action}"
             )
             found.append(
-                Said(
+                Completion(
                     tuple(fmt.encode(text)),
                     None if isinstance(what, str) else what[0],
                     None if isinstance(what, str) else what[1],
@@ -96,7 +96,7 @@ def test_a_game_is_one_sequence_of_which_only_what_the_agent_sampled_is_trained_
         text, s = fmt.text([*play.prompt_ids, *play.ids]), fmt.style
         assert play.won and play.reward == 1 and len(play.ids) == len(play.trained)
         assert text.count("You are at the") == 1 and "It opens" not in text, (
-            "nothing is read behind the last action"
+            "nothing is read after the last action"
         )
         kept = fmt.text([i for i, t in zip(play.ids, play.trained) if t])
         wanted = text.split("open the ")[1].split()[0]
@@ -127,7 +127,7 @@ def test_the_sequence_is_what_the_format_makes_of_the_same_game(fmt, pool):
     ids, agent = fmt.sequence(game)
     ours = [*play.prompt_ids, *play.ids]
     assert ours == list(ids[: len(ours)])
-    opening = set(fmt.opening("cot"))
+    opening = set(fmt.mode_prefix("cot"))
     assert [t for t in play.trained] == [
         int(a and i not in opening) for i, a in list(zip(ids, agent))[len(play.prompt_ids) : len(ours)]
     ]
@@ -212,17 +212,17 @@ def test_sampled_tokens_stay_as_they_were_sampled(fmt, pool):
 
     def sample(asked, memory, turn):
         seen.append(list(asked[0].ids))
-        return [Said(tuple(odd), "Now", "look")]
+        return [Completion(tuple(odd), "Now", "look")]
 
     [play] = Rollouts(DOORS, ["a"], fmt, Reinforcement(step_limit=2), pool).play(["a"], sample)
     assert seen[1] == [
         *seen[0],
-        *fmt.opening("cot"),
+        *fmt.mode_prefix("cot"),
         *odd,
-        *seen[1][len(seen[0]) + len(fmt.opening("cot")) + len(odd) :],
+        *seen[1][len(seen[0]) + len(fmt.mode_prefix("cot")) + len(odd) :],
     ]
     assert (
-        play.ids[: len(fmt.opening("cot")) + len(odd)] == [*fmt.opening("cot"), *odd]
+        play.ids[: len(fmt.mode_prefix("cot")) + len(odd)] == [*fmt.mode_prefix("cot"), *odd]
         and fmt.encode("Now") != odd[:3]
     )
 

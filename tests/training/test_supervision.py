@@ -1,4 +1,4 @@
-"""The supervised tokens of every arm, on every prompt format, token by token against a slow reading of the rendered text."""
+"""The supervised tokens of every condition, on every prompt format, token by token against a slow reading of the rendered text."""
 
 import random
 import re
@@ -19,7 +19,7 @@ from tests.conftest import handmade
 from tests.prompts.test_formats import ROWS, made, tokenizer_of
 
 SHARES = (0.1, 0.3, 0.5, 0.7)
-ARMS = [
+CONDITIONS = [
     Supervision(),
     *(Supervision(action_mask=k) for k in SHARES),
     *(Supervision(random_mask=k) for k in SHARES),
@@ -57,7 +57,7 @@ def slow_parts(fmt, ids, agent, answered):
 
 
 def check(fmt, items):
-    """Every arm's supervised tokens of `items` (episodes or decisions), each token held against the slow reading."""
+    """Every condition's supervised tokens of `items` (episodes or decisions), each token held against the slow reading."""
     plain = (
         [fmt.sequence(e) for e in items]
         if isinstance(items[0], Episode) and not fmt.style.native
@@ -75,10 +75,10 @@ def check(fmt, items):
         parts, examples = slow_parts(fmt, ids[start:], agent[start:], turns)
         slow.append(([0] * start + parts, [None] * start + examples))
     assert {p for parts, _ in slow for p in parts} == {0, TAG, COT, ACTION}
-    for arm in ARMS:
-        found, counts = supervised(fmt, items, arm, seed=3)
+    for condition in CONDITIONS:
+        found, counts = supervised(fmt, items, condition, seed=3)
         assert [ids for ids, _ in found] == [ids for ids, _ in plain]
-        share = 1 if arm.only else max(arm.action_mask, arm.random_mask)
+        share = 1 if condition.only else max(condition.action_mask, condition.random_mask)
         unsupervised = wanted = 0
         for (_, keep), (_, agent), (parts, examples) in zip(found, plain, slow, strict=True):
             for i, (kept, mine, part, example) in enumerate(zip(keep, agent, parts, examples, strict=True)):
@@ -87,13 +87,13 @@ def check(fmt, items):
                     unsupervised + (mine and not kept),
                     wanted + (part == ACTION and chosen),
                 )
-                if arm.random_mask:
-                    assert kept == mine or (chosen and part == COT), (arm, i)
+                if condition.random_mask:
+                    assert kept == mine or (chosen and part == COT), (condition, i)
                 else:
                     assert kept == (
-                        mine and not (chosen and part == (COT if arm.only == "action" else ACTION))
-                    ), (arm, i)
-        if arm.random_mask:
+                        mine and not (chosen and part == (COT if condition.only == "action" else ACTION))
+                    ), (condition, i)
+        if condition.random_mask:
             for example in {e for _, examples in slow for e in examples if e and lot(e, 3) < share}:
                 of = [
                     (kept, part)
@@ -119,7 +119,7 @@ def check(fmt, items):
     ROWS,
     ids=["-".join([r["template"] or r["family"], r["family"], r["style"], r["conversation"]]) for r in ROWS],
 )
-def test_every_arm_on_every_format(row):
+def test_every_condition_on_every_format(row):
     fmt, decision = made(row)
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -134,11 +134,11 @@ def test_every_arm_on_every_format(row):
     [s for s in STYLES if not STYLES[s].native] + [Style("[plan] ", " [/plan] ", "[do] ", " [/do]")],
     ids=str,
 )
-def test_every_arm_in_every_style_on_the_small_tokenizer(tokenizer, style):
+def test_every_condition_in_every_style_on_the_small_tokenizer(tokenizer, style):
     check(PromptFormat(tokenizer, style), [handmade(i, "train") for i in range(5)])
 
 
-def test_every_arm_where_the_template_strips_the_beginning_of_a_turn():
+def test_every_condition_where_the_template_strips_the_beginning_of_a_turn():
     fmt = PromptFormat(
         tokenizer_of("llama", "llama3"), Style("\n\n<think>\n", "\n</think>\n", "<action>\n", "\n</action>\n")
     )
@@ -213,9 +213,9 @@ def test_masks_are_nested_in_k_and_counts_are_those_of_the_control(fmt, k, more,
 
 @given(order=st.permutations(range(5)), seed=st.integers(0, 10**6))
 def test_what_is_masked_does_not_depend_on_what_else_is_trained_on(fmt, order, seed):
-    arm = Supervision(random_mask=0.5)
-    whole = supervised(fmt, EPISODES[:5], arm, seed)[0]
-    assert [whole[i] for i in order] == supervised(fmt, [EPISODES[i] for i in order], arm, seed)[0]
+    condition = Supervision(random_mask=0.5)
+    whole = supervised(fmt, EPISODES[:5], condition, seed)[0]
+    assert [whole[i] for i in order] == supervised(fmt, [EPISODES[i] for i in order], condition, seed)[0]
 
 
 @given(seed=st.integers(0, 10**6))
@@ -247,14 +247,14 @@ def test_a_short_trace_is_counted(fmt):
     )
 
 
-def test_arms_have_names_that_lead_back_to_them():
-    assert len({arm.name for arm in ARMS}) == len(ARMS) and all(
-        Supervision.named(arm.name) == arm for arm in ARMS
+def test_conditions_have_names_that_lead_back_to_them():
+    assert len({condition.name for condition in CONDITIONS}) == len(CONDITIONS) and all(
+        Supervision.named(condition.name) == condition for condition in CONDITIONS
     )
     assert (
         Supervision().name == "action_mask_0"
         and Supervision(random_mask=0.3).control_of == "action_mask_0.3"
-        and not ARMS[1].control_of
+        and not CONDITIONS[1].control_of
     )
     for name in (
         "action_mask",
@@ -267,14 +267,14 @@ def test_arms_have_names_that_lead_back_to_them():
         "x_0.3",
         "only_action",
     ):
-        with pytest.raises(ValueError, match="no arm"):
+        with pytest.raises(ValueError, match="no condition"):
             Supervision.named(name)
 
 
-def test_impossible_arms_are_refused():
+def test_impossible_conditions_are_refused():
     with pytest.raises(ValueError, match="0 to 1"):
         Supervision(action_mask=1.1)
-    with pytest.raises(ValueError, match="One arm masks one thing"):
+    with pytest.raises(ValueError, match="One condition masks one thing"):
         Supervision(action_mask=0.1, random_mask=0.1)
     with pytest.raises(ValueError, match="only is"):
         Supervision(only="both")

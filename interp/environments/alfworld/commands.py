@@ -26,7 +26,7 @@ def task_of(text: str) -> str:
     return text[text.index("Your task is to:") :]
 
 
-def partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+def swap_candidates(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
     """Pairs of names whose exchange changes the action: a receptacle to go to with another of its class ("drawer 3" with "drawer 5"),
     an object to take with another object ("apple" with "mug") that can be taken at any of `decisions`."""
     text = " ".join(m["content"] for m in decision.messages if m["role"] == "user")

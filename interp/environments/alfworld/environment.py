@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from interp.environments.alfworld.commands import parse, partners, task_of
+from interp.environments.alfworld.commands import parse, swap_candidates, task_of
 from interp.environments.alfworld.engine import Household
 from interp.environments.alfworld.scenes import (
     IN_DOMAIN,
@@ -40,7 +40,7 @@ ALFWORLD = Environment(
     "alfworld",
     decisions=CORPUS,
     parse=parse,
-    partners=partners,
+    swap_candidates=swap_candidates,
     task=task_of,
     live=Household,
     games=generated,

@@ -71,7 +71,7 @@ def action(calls: Sequence[tuple[str, dict]]) -> str:
 
 
 def walk(entry: Entry) -> Iterator[Decision]:
-    """The decisions of an entry along its ground truth: a question is one; a conversation one for each call, and `[]` behind each turn's last."""
+    """The decisions of an entry along its ground truth: a question is one; a conversation one for each call, and `[]` after each turn's last."""
     messages = [dict(role="system", content=entry.system)]
     task = next(m["content"] for m in reversed(entry.asked(0)) if m["role"] == "user")
 
@@ -182,13 +182,18 @@ BFCL = Environment(
     decisions=recorded,
     parse=parse,
     classes=dict(verb=actions.verb, call=called),
-    right=right,
-    listed=False,
+    is_correct=right,
+    closed_actions=False,
     task=lambda text: text,
     live=Conversation,
     games=games,
     needs=("bfcl_eval", INSTALL),
 )
 BFCL_SINGLE = Environment(
-    "bfcl_single", decisions=questions, parse=parse, classes=BFCL.classes, right=right, listed=False
+    "bfcl_single",
+    decisions=questions,
+    parse=parse,
+    classes=BFCL.classes,
+    is_correct=right,
+    closed_actions=False,
 )

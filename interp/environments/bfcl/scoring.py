@@ -2,7 +2,7 @@
 
 The package evaluates the strings that it is given and keeps the state of its backends in a module's globals. Here its evaluator
 sees only strings that were written from calls which `interp.environments.bfcl.calls` read and held to the documentation, under a name that no
-other rollout has, and its globals are taken out again behind each use. Of the package only the two checkers and their backends are
+other rollout has, and its globals are taken out again after each use. Of the package only the two checkers and their backends are
 imported, which write no file; what makes folders in its own is not.
 
 >>> score_single(entry, "calculate_triangle_area(base=10, height=5)")

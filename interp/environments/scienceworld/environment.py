@@ -221,7 +221,7 @@ def doors(text: str) -> dict[str, bool]:
     return {name: state == "open" for name, state in _DOOR.findall(text)}
 
 
-def partners(decision: Decision, _: Sequence[Decision]) -> list[tuple[str, str]]:
+def swap_candidates(decision: Decision, _: Sequence[Decision]) -> list[tuple[str, str]]:
     """Pairs of names whose exchange changes the action: a room next door with another, "blue box" with "red box" and the like.
 
     The house is the same in every game, so an agent that knows its plan can be surprised by two rooms exchanged.
@@ -269,8 +269,8 @@ SCIENCEWORLD = Environment(
     decisions=CORPUS,
     parse=parse,
     classes=dict(verb=verb, target=target),
-    listed=False,
-    partners=partners,
+    closed_actions=False,
+    swap_candidates=swap_candidates,
     task=task_of,
     live=Laboratory,
     games=games,

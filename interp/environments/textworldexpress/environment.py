@@ -128,7 +128,7 @@ class Live:
         return self.view
 
     def gold(self, game: Game) -> list[str]:
-        """The engine's own solution of a game, without needless looks and the actions that are not possible or come behind its end.
+        """The engine's own solution of a game, without needless looks and the actions that are not possible or come after its end.
 
         It ends with the game played so far. Raises ValueError for a solution that does not win.
         """
@@ -193,7 +193,7 @@ def verb(action: str) -> str:
     return action.partition(" ")[0]
 
 
-def partners(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+def swap_candidates(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
     """Pairs of names whose exchange changes the action: a thing to take with another that could be taken here and was never put away."""
     what, _, thing = decision.reference.partition(" ")
     put = {
@@ -241,7 +241,7 @@ TWC = Environment(
     decisions=TWC_CORPUS,
     parse=parse,
     classes=dict(verb=verb, target=target),
-    partners=partners,
+    swap_candidates=swap_candidates,
     task=task_of,
     live=Live,
     games=_twc,
@@ -253,7 +253,7 @@ COOKINGWORLD = Environment(
     decisions=_unrecorded,
     parse=parse,
     classes=dict(verb=verb, target=target),
-    partners=partners,
+    swap_candidates=swap_candidates,
     task=task_of,
     live=Live,
     games=_cookingworld,

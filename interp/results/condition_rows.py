@@ -1,9 +1,9 @@
-"""The masking study's table, read for figures, captions and LaTeX: its arms' names, order and looks, and the rows that matter.
+"""The masking study's table, read for figures, captions and LaTeX: its conditions' names, order and looks, and the rows that matter.
 
 >>> frame, _ = read_table("figures/tables", "masking")
->>> [arm.title for arm in arms_of(frame)]
+>>> [condition.title for condition in conditions_of(frame)]
 ['k = 0', 'k = .1', 'k = .3', 'random mask of .3', 'action only']
->>> at_last(frame, metric="acc_cot", contrast="difference", arm=claimed(frame).name)
+>>> at_last(frame, metric="acc_cot", contrast="difference", condition=claimed(frame).name)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from interp.results.names import BLACK, GREEN, GREY, ORANGE, SPLITS
 from interp.results.queries import need, pick, splits_of
 
-#: Kind of arm, and the contrast to a random mask: name in legends, colour, dash, marker, as in `interp.plots.theme.STYLE`; controls are hollow.
+#: Kind of condition, and the contrast to a random mask: name in legends, colour, dash, marker, as in `interp.plots.theme.STYLE`; controls are hollow.
 LOOKS = {
     "zero": ("k = 0", BLACK, "solid", "square"),
     "action_mask": ("actions masked", GREEN, "solid", "circle"),
@@ -24,7 +24,7 @@ LOOKS = {
     "only": ("one part only", GREY, "dot", "diamond-open"),
     "control": ("difference to the random mask of its share", ORANGE, "dash", "triangle-up-open"),
 }
-#: The side that the study's claim or mechanism predicts for the masked arm's difference: 1 more, -1 less.
+#: The side that the study's claim or mechanism predicts for the masked condition's difference: 1 more, -1 less.
 PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
     (metric, split): side
     for split in SPLITS
@@ -33,8 +33,8 @@ PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
 _ONLY = {"action": "action only", "cot": "CoT only"}
 
 
-class Arm(NamedTuple):
-    """An arm of training, by its name in tables (`interp.training.supervision.Supervision.name`)."""
+class Condition(NamedTuple):
+    """A condition of training, by its name in tables (`interp.training.supervision.Supervision.name`)."""
 
     name: str
     kind: str
@@ -68,31 +68,35 @@ def number(value: float) -> str:
     return f"{value:g}".removeprefix("0") or "0"
 
 
-def named(name: str) -> Arm:
-    """The arm of a name; raises ValueError for one that is no arm's."""
+def named(name: str) -> Condition:
+    """The condition of a name; raises ValueError for one that is no condition's."""
     kind, _, share = name.rpartition("_")
     if share == "only" and kind in _ONLY:
-        return Arm(name, "only", 1.0)
+        return Condition(name, "only", 1.0)
     if kind not in ("action_mask", "random_mask"):
         raise ValueError(
-            f"{name!r} is no arm of training: arms are action_mask_K, random_mask_K, action_only and cot_only."
+            f"{name!r} is no condition of training: conditions are action_mask_K, random_mask_K, action_only and cot_only."
         )
-    return Arm(name, kind if float(share) else "zero", float(share))
+    return Condition(name, kind if float(share) else "zero", float(share))
 
 
-def arms_of(frame: pd.DataFrame) -> list[Arm]:
-    """The arms that a table has levels of: shares of masked actions in order, then the controls."""
-    found = [named(name) for name in pick(frame, contrast="level")["arm"].unique()]
-    return sorted(found, key=lambda arm: (list(LOOKS).index(arm.kind), arm.share, arm.name))
+def conditions_of(frame: pd.DataFrame) -> list[Condition]:
+    """The conditions that a table has levels of: shares of masked actions in order, then the controls."""
+    found = [named(name) for name in pick(frame, contrast="level")["condition"].unique()]
+    return sorted(
+        found, key=lambda condition: (list(LOOKS).index(condition.kind), condition.share, condition.name)
+    )
 
 
-def claimed(frame: pd.DataFrame) -> Arm | None:
-    """The arm that is compared: k = .3; where a table has none, the smallest k that has its random control, else the smallest k."""
-    arms = arms_of(frame)
-    controlled = {arm.share for arm in arms if arm.kind == "random_mask"}
-    masks = [arm for arm in arms if arm.kind == "action_mask"]
+def claimed(frame: pd.DataFrame) -> Condition | None:
+    """The condition that is compared: k = .3; where a table has none, the smallest k that has its random control, else the smallest k."""
+    conditions = conditions_of(frame)
+    controlled = {condition.share for condition in conditions if condition.kind == "random_mask"}
+    masks = [condition for condition in conditions if condition.kind == "action_mask"]
     return min(
-        masks, key=lambda arm: (arm.share != 0.3, arm.share not in controlled, arm.share), default=None
+        masks,
+        key=lambda condition: (condition.share != 0.3, condition.share not in controlled, condition.share),
+        default=None,
     )
 
 
@@ -119,29 +123,31 @@ PAPER = (
 
 
 def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each arm reads at the last checkpoint, value and interval as text, and the claimed arm's differences in the last rows.
+    """What each condition reads at the last checkpoint, value and interval as text, and the claimed condition's differences in the last rows.
 
-    Index: the arm, or difference. Columns: (heading, split), the first of them the number of trainings. What was not measured is a dash.
+    Index: the condition, or difference. Columns: (heading, split), the first of them the number of trainings. What was not measured is a dash.
     Raises ValueError where the table has levels of none of the metrics.
     """
     need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], contrast="level")
-    splits, arm = splits_of(frame), claimed(frame)
+    splits, condition = splits_of(frame), claimed(frame)
     columns = [
         (metric, heading, split)
         for metric, heading, both in PAPER
         for split in (splits if both else splits[-1:])
     ]
     columns = [column for column in columns if len(pick(frame, metric=column[0], split=column[2]))]
-    rows = [(a.title, "level", a.name) for a in arms_of(frame)]
-    if arm:
+    rows = [(a.title, "level", a.name) for a in conditions_of(frame)]
+    if condition:
         rows += [
-            (f"{arm.title} − k = 0", "difference", arm.name),
-            (f"{arm.title} − random", "control", arm.name),
+            (f"{condition.title} − k = 0", "difference", condition.name),
+            (f"{condition.title} − random", "control", condition.name),
         ]
-    rows = [row for row in rows if len(pick(frame, contrast=row[1], arm=row[2]))]
-    table = {("", "seeds"): [str(int(pick(frame, contrast=c, arm=a)["seeds"].max())) for _, c, a in rows]}
+    rows = [row for row in rows if len(pick(frame, contrast=row[1], condition=row[2]))]
+    table = {
+        ("", "seeds"): [str(int(pick(frame, contrast=c, condition=a)["seeds"].max())) for _, c, a in rows]
+    }
     for metric, heading, split in columns:
-        found = [one(frame, metric=metric, split=split, contrast=c, arm=a) for _, c, a in rows]
+        found = [one(frame, metric=metric, split=split, contrast=c, condition=a) for _, c, a in rows]
         table[heading, SPLITS[split].lower()] = [
             cell(row, signed=c != "level") for row, (_, c, _) in zip(found, rows)
         ]

@@ -1,4 +1,4 @@
-"""Contrasts of arms over games and seeds: against slow readings, on planted effects and planted nulls."""
+"""Contrasts of conditions over games and seeds: against slow readings, on planted effects and planted nulls."""
 
 from dataclasses import replace
 
@@ -27,12 +27,12 @@ from interp.stats.intervals import Estimate, cluster_bootstrap, wilson
 RNG = np.random.default_rng(0)
 
 
-def frame_of(values, per_game=None, arms=("action_mask_0", "action_mask_0.3", "random_mask_0.3")):
-    """Rows of arm, seed, game and value from values [arm, seed, game]; NaN for what an arm has not."""
+def frame_of(values, per_game=None, conditions=("action_mask_0", "action_mask_0.3", "random_mask_0.3")):
+    """Rows of condition, seed, game and value from values [condition, seed, game]; NaN for what a condition has not."""
     return pd.DataFrame(
         [
-            dict(arm=arm, seed=s, game=f"g{g}", value=values[a, s, g])
-            for a, arm in enumerate(arms)
+            dict(condition=condition, seed=s, game=f"g{g}", value=values[a, s, g])
+            for a, condition in enumerate(conditions)
             for s in range(values.shape[1])
             for g in range(values.shape[2])
             for _ in range(per_game[g] if per_game is not None else 1)
@@ -45,9 +45,9 @@ def test_means_and_differences_are_those_of_the_rows():
     values, per_game = RNG.random((3, 3, 7)), [1, 2, 3, 1, 5, 1, 4]
     frame = frame_of(values, per_game)
     found = outcomes(frame.sample(frac=1, random_state=0))
-    means = frame.groupby("arm").value.mean()
-    for arm in means.index:
-        assert contrast(found, {arm: 1})[0].value == pytest.approx(means[arm])
+    means = frame.groupby("condition").value.mean()
+    for condition in means.index:
+        assert contrast(found, {condition: 1})[0].value == pytest.approx(means[condition])
     difference, seeds = contrast(found, {"action_mask_0.3": 1, "action_mask_0": -1})
     assert difference.value == pytest.approx(means["action_mask_0.3"] - means["action_mask_0"])
     assert (seeds, difference.n, difference.n_groups) == (
@@ -57,7 +57,7 @@ def test_means_and_differences_are_those_of_the_rows():
     ) and difference.low < difference.value < difference.high
 
 
-def test_only_seeds_that_all_arms_have_count():
+def test_only_seeds_that_all_conditions_have_count():
     values = RNG.random((3, 5, 9))
     values[1, 3:] = np.nan
     found = outcomes(frame_of(values))
@@ -67,7 +67,7 @@ def test_only_seeds_that_all_arms_have_count():
     values[0, :3] = np.nan
     with pytest.raises(ValueError, match="share no seed"):
         contrast(outcomes(frame_of(values)), {"action_mask_0.3": 1, "action_mask_0": -1})
-    with pytest.raises(ValueError, match="no outcomes of the arm 'cot_only'"):
+    with pytest.raises(ValueError, match="no outcomes of the condition 'cot_only'"):
         contrast(found, {"cot_only": 1})
 
 
@@ -142,7 +142,7 @@ def test_the_interval_is_the_slow_one(seeds, games):
         assert (low[i], high[i]) == pytest.approx(slow(values[i], 300, 2))
 
 
-def test_one_game_of_many_tells_no_arms_apart():
+def test_one_game_of_many_tells_no_conditions_apart():
     """Whatever the draws: a difference in a single game is no evidence, and its interval covers 0."""
     values = np.zeros((1, 100))
     values[0, 7] = 1
@@ -213,11 +213,11 @@ def test_the_interval_of_a_share_ends_at_none_and_all():
     values = np.zeros((3, 1, 12))
     values[0, 0, :2] = values[1, 0, 2:] = 1
     found = outcomes(frame_of(values))
-    few, most = (contrast(found, {arm: 1})[0] for arm in found.arms[:2])
+    few, most = (contrast(found, {condition: 1})[0] for condition in found.conditions[:2])
     assert few.low == 0 < few.high < 1 and 0 < most.low < most.high == 1
-    difference = contrast(found, {found.arms[0]: 1, found.arms[1]: -1})[0]
+    difference = contrast(found, {found.conditions[0]: 1, found.conditions[1]: -1})[0]
     assert -1 <= difference.low < difference.value < difference.high <= 1
-    assert contrast(replace(found, values=2 * found.values), {found.arms[0]: 1})[0].low < 0, (
+    assert contrast(replace(found, values=2 * found.values), {found.conditions[0]: 1})[0].low < 0, (
         "what is no share has no such ends"
     )
 
@@ -295,11 +295,11 @@ def test_planted_effects_are_as_large_as_they_say():
 
 
 def items_of(values, denominators=None):
-    """Rows of arm, seed, game, item, value and denominator from values [arm, seed, item], two items a game."""
+    """Rows of condition, seed, game, item, value and denominator from values [condition, seed, item], two items a game."""
     return pd.DataFrame(
         [
             dict(
-                arm="ab"[a],
+                condition="ab"[a],
                 seed=s,
                 game=f"g{i // 2}",
                 item=i,
@@ -327,13 +327,13 @@ def test_trainings_are_compared_on_what_all_have_a_value_for():
         and found.n.sum() == 7
     )
     assert paired(items_of(values), ["b"]).n.sum() == 10
-    values[1, 2] = np.nan  # of which nothing is left: a seed that the arms do not share
+    values[1, 2] = np.nan  # of which nothing is left: a seed that the conditions do not share
     assert paired(items_of(values), ["a", "b"]).values.shape[1] == 2
     values[0, 0, :5], values[1, 0, 5:] = np.nan, np.nan
     with pytest.raises(NothingShared, match="nothing that all trainings of a, b"):
         paired(items_of(values), ["a", "b"])
     with pytest.raises(NothingShared, match="share no seed"):
-        paired(frame[(frame.arm == "a") | (frame.seed > 5)].assign(seed=lambda f: f.seed), ["a", "b"])
+        paired(frame[(frame.condition == "a") | (frame.seed > 5)].assign(seed=lambda f: f.seed), ["a", "b"])
     with pytest.raises(ValueError, match="asked for other items"):
         paired(frame.drop(index=3), ["a", "b"])
 
@@ -361,7 +361,7 @@ def test_of_many_null_studies_few_choose_a_mask():
         frame = pd.DataFrame(
             [
                 dict(
-                    arm=f"action_mask_{k}",
+                    condition=f"action_mask_{k}",
                     seed=s,
                     game=g,
                     item=g,

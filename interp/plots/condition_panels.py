@@ -1,7 +1,7 @@
 """Panels of training conditions side by side: their axis, levels and differences, and hover texts.
 
->>> fig = arm_axis(grid(["in_domain"], [("gap", 200)]), arms_of(frame))
->>> draw_arms(fig, frame, arms_of(frame), "gap", "level", row=1)
+>>> fig = condition_axis(grid(["in_domain"], [("gap", 200)]), conditions_of(frame))
+>>> draw_conditions(fig, frame, conditions_of(frame), "gap", "level", row=1)
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.plots.theme import TOP, under, whisker
-from interp.results.arm_rows import LOOKS, Arm, at_last, cell, named, one
+from interp.results.condition_rows import LOOKS, Condition, at_last, cell, named, one
 from interp.results.names import BLACK, SPLITS
 from interp.results.queries import pick, splits_of
 from interp.results.tables import ESTIMATE_COLUMNS
 from interp.stats.crossed import SMALLEST
 
 K_TITLE = "k: share of examples whose action is unsupervised"
-ARM_TITLE = f"training condition ({K_TITLE})"
+CONDITION_TITLE = f"training condition ({K_TITLE})"
 _BOTTOM = 84  # px: two lines of labels, and a title
-#: What a point tells, of `arm_numbers`.
-ARM_HOVER = (
+#: What a point tells, of `condition_numbers`.
+CONDITION_HOVER = (
     "%{customdata[0]}<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]"
     "<br>n = %{customdata[4]} of %{customdata[5]} games, %{customdata[6]} seeds"
 )
@@ -58,8 +58,8 @@ def grid(
     return fig
 
 
-def draw_arms(
-    fig: go.Figure, frame: pd.DataFrame, arms: list[Arm], metric: str, contrast: str, row: int
+def draw_conditions(
+    fig: go.Figure, frame: pd.DataFrame, conditions: list[Condition], metric: str, contrast: str, row: int
 ) -> None:
     """Draw one contrast of every condition into every split's panel of one row.
 
@@ -68,16 +68,22 @@ def draw_arms(
     Differences to k = 0 have those to the random mask beside them. The axis fits the masks; a
     condition of one part only may lie off it.
     """
-    places, drawn = {arm.name: i for i, arm in enumerate(arms)}, []
+    places, drawn = {condition.name: i for i, condition in enumerate(conditions)}, []
     for col, split in enumerate(splits_of(frame), start=1):
         rows = at_last(frame, metric=metric, split=split, contrast=contrast)
         rows = rows.assign(
-            kind=[named(arm).kind for arm in rows["arm"]], place=rows["arm"].map(places).astype(float)
+            kind=[named(condition).kind for condition in rows["condition"]],
+            place=rows["condition"].map(places).astype(float),
         )
         if contrast == "difference":
             control = at_last(frame, metric=metric, split=split, contrast="control")
             rows = pd.concat(
-                [rows, control.assign(kind="control", place=control["arm"].map(places).astype(float) + 0.22)]
+                [
+                    rows,
+                    control.assign(
+                        kind="control", place=control["condition"].map(places).astype(float) + 0.22
+                    ),
+                ]
             )
         dots = (
             at_last(frame, metric=metric, split=split, contrast="training")
@@ -99,12 +105,14 @@ def draw_arms(
                     error_y=whisker(found, colour),
                     marker=marker(symbol, colour, 10),
                     showlegend=not any(trace.legendgroup == kind for trace in fig.data),
-                    hovertemplate=ARM_HOVER,
-                    customdata=arm_numbers(found, [named(arm).title + less for arm in found["arm"]]),
+                    hovertemplate=CONDITION_HOVER,
+                    customdata=condition_numbers(
+                        found, [named(condition).title + less for condition in found["condition"]]
+                    ),
                     row=row,
                     col=col,
                 )
-        if (zero := one(rows, arm="action_mask_0")) is not None:
+        if (zero := one(rows, condition="action_mask_0")) is not None:
             fig.add_hline(
                 y=zero["value"], row=row, col=col, line=dict(color=BLACK, width=1, dash="dot"), layer="below"
             )
@@ -115,19 +123,22 @@ def draw_arms(
 
 def _draw_trainings(fig: go.Figure, dots: pd.DataFrame, places: dict[str, int], row: int, col: int) -> None:
     """Draw single trainings as dots beside their condition."""
-    titles = [f"{named(arm).title}, seed {seed}" for arm, seed in zip(dots["arm"], dots["seed"], strict=True)]
+    titles = [
+        f"{named(condition).title}, seed {seed}"
+        for condition, seed in zip(dots["condition"], dots["seed"], strict=True)
+    ]
     fig.add_scatter(
-        x=dots["arm"].map(places) + 0.2 + 0.06 * (dots.groupby("arm")["seed"].rank() - 1),
+        x=dots["condition"].map(places) + 0.2 + 0.06 * (dots.groupby("condition")["seed"].rank() - 1),
         y=dots["value"],
         mode="markers",
-        hovertemplate=ARM_HOVER,
+        hovertemplate=CONDITION_HOVER,
         row=row,
         col=col,
         marker=dict(size=5, color="#555555", opacity=0.75),
         name="one training",
         legendgroup="training",
         showlegend=row == col == 1,
-        customdata=arm_numbers(dots, titles),
+        customdata=condition_numbers(dots, titles),
         legendrank=2000,
     )
 
@@ -141,7 +152,7 @@ def _fit(
     near = [
         *rows.loc[rows["kind"] != "only", ["value", "low", "high"]].to_numpy().ravel(),
         *lines,
-        *dots.loc[[named(arm).kind != "only" for arm in dots["arm"]], "value"],
+        *dots.loc[[named(condition).kind != "only" for condition in dots["condition"]], "value"],
     ]
     far = [*rows[["value", "low", "high"]].to_numpy().ravel(), *dots["value"], *near]
     if np.isnan(near).all() or np.nanmax(far) - np.nanmin(far) < 2 * (np.nanmax(near) - np.nanmin(near)):
@@ -151,36 +162,40 @@ def _fit(
     low, high = low - margin * (1 if near is far or np.nanmin(far) >= low else 5), high + margin
     fig.update_yaxes(range=[low, high], row=row)
     for col, (of, _) in enumerate(drawn, start=1):
-        for _, arm in of[(of["value"] < low) | (of["value"] > high)].iterrows():
-            below = arm["value"] < low
-            text = f"{'↓' if below else '↑'} {cell(arm).split(' ')[0]}"
+        for _, condition in of[(of["value"] < low) | (of["value"] > high)].iterrows():
+            below = condition["value"] < low
+            text = f"{'↓' if below else '↑'} {cell(condition).split(' ')[0]}"
             fig.add_annotation(
-                x=arm["place"],
+                x=condition["place"],
                 y=low if below else high,
                 yanchor="bottom" if below else "top",
                 text=text,
                 showarrow=False,
-                font=dict(size=13, color=LOOKS[arm["kind"]][1]),
+                font=dict(size=13, color=LOOKS[condition["kind"]][1]),
                 row=row,
                 col=col,
             )
 
 
-def arm_axis(fig: go.Figure, arms: list[Arm]) -> go.Figure:
+def condition_axis(fig: go.Figure, conditions: list[Condition]) -> go.Figure:
     """Name the conditions below the last row and shade the controls; call it before anything is drawn."""
-    ticks = dict(tickvals=list(range(len(arms))), ticktext=[arm.tick for arm in arms], tickangle=0)
-    fig.update_xaxes(range=[-0.6, len(arms) - 0.4], showgrid=False, **ticks)
-    masks = sum(arm.kind in ("zero", "action_mask") for arm in arms)
-    if masks < len(arms):
+    ticks = dict(
+        tickvals=list(range(len(conditions))),
+        ticktext=[condition.tick for condition in conditions],
+        tickangle=0,
+    )
+    fig.update_xaxes(range=[-0.6, len(conditions) - 0.4], showgrid=False, **ticks)
+    masks = sum(condition.kind in ("zero", "action_mask") for condition in conditions)
+    if masks < len(conditions):
         fig.add_vrect(
             x0=masks - 0.5,
-            x1=len(arms) - 0.4,
+            x1=len(conditions) - 0.4,
             fillcolor="#F1F1F1",
             line_width=0,
             layer="below",
             exclude_empty_subplots=False,
         )
-    return under(fig, ARM_TITLE, 48)
+    return under(fig, CONDITION_TITLE, 48)
 
 
 def marker(symbol: str, colour: str, size: float) -> dict:
@@ -188,8 +203,8 @@ def marker(symbol: str, colour: str, size: float) -> dict:
     return dict(symbol=symbol, size=size, color=colour, line=dict(color=colour, width=1.8))
 
 
-def arm_numbers(rows: pd.DataFrame, titles: Iterable[str]) -> np.ndarray:
-    """What a point tells on hover, in the order of `ARM_HOVER`."""
+def condition_numbers(rows: pd.DataFrame, titles: Iterable[str]) -> np.ndarray:
+    """What a point tells on hover, in the order of `CONDITION_HOVER`."""
     return np.column_stack(
         [np.array(list(titles), dtype=object), rows[[*ESTIMATE_COLUMNS, "seeds"]].to_numpy(dtype=object)]
     )

@@ -1,4 +1,4 @@
-"""Metrics, readers and controls that `probe` takes beside logistic regression, and intervals on labels that nothing predicts."""
+"""Metrics, predictors and controls that `probe` takes beside logistic regression, and intervals on labels that nothing predicts."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_classes_of_one_kind_and_pairs_across_folds_are_left_out():
     assert auroc(probability, code, weights)[0] == pytest.approx(expected)
     assert np.isnan(auroc(probability, np.zeros_like(code), ones)[0])
     fold = np.arange(len(code)) % 2
-    moved = probability + fold[:, None]  # readers of two folds that differ by a constant
+    moved = probability + fold[:, None]  # predictors of two folds that differ by a constant
     area = 0
     for label in (0, 1, 2):
         parts = [
@@ -80,7 +80,7 @@ def problem(n, d, seed=0, classes=3):
 
 
 @pytest.mark.parametrize(("n", "d", "classes"), [(80, 9, 3), (40, 70, 3), (50, 90, 2)])
-def test_readers_on_rotated_rows_are_scikit_learns_on_all_features(n, d, classes):
+def test_predictors_on_rotated_rows_are_scikit_learns_on_all_features(n, d, classes):
     train, code, held_out = problem(n, d, classes=classes)
     ends = rotated(train, held_out)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=LedoitWolf()).fit(train, code)
@@ -95,14 +95,14 @@ def test_readers_on_rotated_rows_are_scikit_learns_on_all_features(n, d, classes
         assert (np.argsort(np.argsort(ours[:, 1])) == np.argsort(np.argsort(score))).all()
 
 
-def test_readers_bear_missing_classes_single_rows_and_nothing_to_read():
+def test_predictors_bear_missing_classes_single_rows_and_nothing_to_read():
     train, code, held_out = problem(12, 4)
-    for reader in (lda, mean_difference):
+    for predictor in (lda, mean_difference):
         for these in (code + 1, np.zeros_like(code), np.arange(12)):
-            given = reader(train, these, held_out, 13, 4)
+            given = predictor(train, these, held_out, 13, 4)
             np.testing.assert_allclose(given.sum(axis=1), 1)
             assert (given[:, np.setdiff1d(range(13), these)] == 0).all()
-        np.testing.assert_allclose(reader(train[:, :0], code, held_out[:, :0], 3, 4), 1 / 3)
+        np.testing.assert_allclose(predictor(train[:, :0], code, held_out[:, :0], 3, 4), 1 / 3)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def whole():
     given = dict(prompts=prompts, previous=previous, draws=100)
     options = dict(
         metrics=METRICS,
-        readers=("logistic", "lda", "mean_difference"),
+        predictors=("logistic", "lda", "mean_difference"),
         types=types,
         random_acts=noise,
         test=test,
@@ -131,30 +131,32 @@ def whole():
 def test_what_is_opted_into_leaves_the_other_rows_as_they_are(whole):
     more, plain = (result.table() for result in whole)
     added = {"lda", "mean_difference", "random_model", "control_task", "selectivity"}
-    kept = more[~more.reader.isin(added) & more.metric.isin(["accuracy", "log_loss"])].reset_index(drop=True)
+    kept = more[~more.predictor.isin(added) & more.metric.isin(["accuracy", "log_loss"])].reset_index(
+        drop=True
+    )
     assert (
         kept.equals(plain)
-        and set(more.reader) - set(plain.reader) == added
+        and set(more.predictor) - set(plain.predictor) == added
         and set(more.metric) == set(METRICS)
     )
 
 
-def test_readers_find_the_planted_layer_and_the_random_model_nothing(whole):
+def test_predictors_find_the_planted_layer_and_the_random_model_nothing(whole):
     result = whole[0]
-    for reader in ("lda", "mean_difference"):
+    for predictor in ("lda", "mean_difference"):
         for metric in ("accuracy", "auroc", "macro_f1"):
             assert (
-                value(result, reader, 2, metric).value > 0.8
-                and value(result, reader, NESTED, metric).value > 0.8
+                value(result, predictor, 2, metric).value > 0.8
+                and value(result, predictor, NESTED, metric).value > 0.8
             )
-        assert value(result, reader, 1).value < 0.6
-        layers = [row["layer"] for row in result.chosen if row["reader"] == f"nested_{reader}"]
+        assert value(result, predictor, 1).value < 0.6
+        layers = [row["layer"] for row in result.chosen if row["predictor"] == f"nested_{predictor}"]
         assert layers == [2] * 6
     assert (
         value(result, "random_model").value < 0.6
         and 0.3 < value(result, "random_model", 0, "auroc").value < 0.7
     )
-    assert value(result, "majority", metric="auroc").value == 0.5  # a constant reader ranks nothing
+    assert value(result, "majority", metric="auroc").value == 0.5  # a constant predictor ranks nothing
 
 
 def test_selectivity_is_accuracy_minus_the_control_tasks(whole):
@@ -168,7 +170,7 @@ def test_selectivity_is_accuracy_minus_the_control_tasks(whole):
             )
             assert found.value == pytest.approx(expected) and found.low <= found.value <= found.high
     assert value(result, "selectivity", 2).low > 0.1
-    assert set(result.table().query("reader == 'selectivity'").metric) == {"accuracy"}
+    assert set(result.table().query("predictor == 'selectivity'").metric) == {"accuracy"}
 
 
 def test_gains_are_paired_in_every_metric_and_corrected_over_layers(whole):
@@ -211,8 +213,8 @@ def test_intervals_on_labels_that_nothing_predicts_cover_chance(tmp_path):
     run(Config(run=tmp_path, datasets=24, decisions=80, draws=300, clusters=(10,)))
     table, made = read_table(tmp_path / "tables", "coverage")
     assert (table.n == 24).all() and made["config"]["decisions"] == 80
-    read = table[table.what == "reader"]
-    assert set(read.reader) == {
+    read = table[table.what == "predictor"]
+    assert set(read.predictor) == {
         "probe",
         "lda",
         "mean_difference",
@@ -226,7 +228,7 @@ def test_intervals_on_labels_that_nothing_predicts_cover_chance(tmp_path):
     assert 0.75 < read.sd_ratio.mean() < 1.15 and read.bias.abs().max() < 0.05
     false = table[table.what == "false_gain"]
     assert (
-        set(false.reader) == {"over_majority", "over_all"}
+        set(false.predictor) == {"over_majority", "over_all"}
         and false.value.max() <= 0.15
         and false.bias.abs().max() < 0.05
     )
@@ -240,7 +242,7 @@ def test_intervals_on_labels_that_nothing_predicts_cover_chance(tmp_path):
             {"metrics": lambda _: ("accuracy", "kappa")},
             "metrics must be some of accuracy, log_loss, macro_f1, auroc",
         ),
-        ({"readers": lambda _: ("lda",)}, "readers must be 'logistic' and any of lda, mean_difference"),
+        ({"predictors": lambda _: ("lda",)}, "predictors must be 'logistic' and any of lda, mean_difference"),
         ({"types": lambda _: ["a"]}, "32 decisions but types has 1"),
         ({"types": lambda _: [3] * 32}, "types of the first set must be strings"),
         ({"types": lambda _: ["same"] * 32}, "too few or too uneven for a control task"),
