@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.engine.decoding import Completion, format_of, preferences
+from interp.engine.decoding import Completion, format_of, parse_completion, preferences
 from interp.engine.generation import continue_each
 from interp.measures.conflicts import complete, filler, sentences
 from interp.models.turns import measured
@@ -112,7 +112,7 @@ def early_answers(
     for k, i in enumerate(index):
         kept, dotted = (
             [
-                said(ending, out[f"{kind}{p}"][i].ids, "prompt", parser).action == decoded[i].action
+                parse_completion(ending, out[f"{kind}{p}"][i].ids, "prompt", parser).action == decoded[i].action
                 for p in range(len(of[i]))
             ]
             for kind, of in (("trace", leads), ("filler", dots))

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from interp.engine.capturing import capture
-from interp.engine.decoding import LIMITS, Completion, decode, format_of
+from interp.engine.decoding import LIMITS, Completion, decode, format_of, parse_completion
 from interp.engine.generation import _continue, _read, greedy, tree_batches
 from interp.models.turns import measured
 from interp.probing.directions import unit

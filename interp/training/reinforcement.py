@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from interp.engine.decoding import Completion, decode
+from interp.engine.decoding import Completion, decode, parse_completion
 from interp.environments.base import Environment
 from interp.models.hooked import HookedModel
 from interp.prompts.format import Prompt, PromptFormat
@@ -98,7 +98,7 @@ class Rollouts:
         if recipe.vllm:
             opening = self.fmt.mode_prefix("cot")
             found, _ = trainer._generate_single_turn([[*p.ids, *opening] for p in asked], None, {}, 1)
-            return [said(self.fmt, ids, "cot", self.environment.parse) for ids in found]
+            return [parse_completion(self.fmt, ids, "cot", self.environment.parse) for ids in found]
         if self._copy is None:
             copied = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model))
             vars(copied).pop("forward", None)  # the trainer's wrapper of it runs the trainer's own modules

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interp.engine import decoding, generation
-from interp.engine.decoding import choose, decode, decode_modes
+from interp.engine.decoding import choose, decode, decode_modes, parse_completion
 from interp.engine.generation import _read, continue_each, tree_batches
 from interp.environments.alfworld.commands import parse
 from interp.models.hooked import HookedModel

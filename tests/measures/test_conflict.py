@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.engine.decoding import Completion, choose, decode
+from interp.engine.decoding import Completion, choose, decode, parse_completion
 from interp.measures.conflicts import (
     INSERTED_TRACES,
     Outcome,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from interp.engine.decoding import Completion, choose, decode
+from interp.engine.decoding import Completion, choose, decode, parse_completion
 from interp.measures.early import EarlyAnswers, early_answers
 
 

@@ -238,11 +238,11 @@ def test_a_turn_ends_at_every_end_and_the_action_is_cut_there():
     )
     ids = fmt.encode(" open door<|im_end|>")
     assert other.ended("prompt")(ids) and not fmt.ended("prompt")(ids)
-    assert said(other, [*ids, *fmt.encode("go")], "prompt").action == "open door"
+    assert parse_completion(other, [*ids, *fmt.encode("go")], "prompt").action == "open door"
     beyond = fmt.stopping_at([len(fmt.tokenizer) + 3])  # in the rows that a model has beyond the vocabulary
     assert (
         beyond.ended("prompt")([*ids[:-1], len(fmt.tokenizer) + 3])
-        and said(beyond, ids[:-1], "prompt").action is None
+        and parse_completion(beyond, ids[:-1], "prompt").action is None
     )
 
 
