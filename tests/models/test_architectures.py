@@ -14,7 +14,7 @@ from interp.engine.capturing import capture
 from interp.engine.generation import continue_each
 from interp.engine.packing import score
 from interp.engine.sweeps import Cell, Packed, Plain
-from interp.measures.reliance import CONDITIONS, packed_conditions, plain_conditions, whole_conditions
+from interp.measures.reliance import PATHS, packed_paths, plain_paths, whole_paths
 from interp.models.architectures import COLUMNS, FAMILIES, SIZES, document, families, table, tiny
 from interp.models.hooked import HookedModel
 from interp.models.inner import decoder, text_config
@@ -235,18 +235,18 @@ def check_reliance(model, prompt, close):
     prompts = dict(clean=prompt, corrupt=[*prompt[:-3], *((i + 5) % 97 for i in prompt[-3:])])
     traces, actions = dict(clean=[11, 12], corrupt=[11, 13]), [[9, *tail] for tail in TAILS]
     longest = len(prompt) + 2 + max(map(len, actions))
-    conditions = (
-        packed_conditions
+    paths = (
+        packed_paths
         if not model.path(longest)
-        else whole_conditions
+        else whole_paths
         if model.rereads(longest)
-        else plain_conditions
+        else plain_paths
     )
-    found = dict(zip(CONDITIONS, conditions(model, prompts, traces, actions, SCORED)))
+    found = dict(zip(PATHS, paths(model, prompts, traces, actions, SCORED)))
     for condition, run in (("unswapped", "clean"), ("total", "corrupt")):
         close(found[condition], scores(model.hf, [*prompts[run], *traces[run]], actions))
-    if conditions is packed_conditions:
-        close(torch.stack(list(found.values())), plain_conditions(model, prompts, traces, actions, SCORED))
+    if paths is packed_paths:
+        close(torch.stack(list(found.values())), plain_paths(model, prompts, traces, actions, SCORED))
 
 
 def check_served(model, wide, lengths):
