@@ -201,7 +201,7 @@ def test_decisions_that_did_not_parse_are_left_out_and_wrong_use_is_refused(llam
         Completion((5, 1, 6), "A trace.", None),
     ]
     assert conflict(llama, prompts[:3], decoded, ["empty"], max_new_tokens=2)["empty"].index.tolist() == [0]
-    with pytest.raises(ValueError, match="no inserted_trace 'loud'.*self_splice"):
+    with pytest.raises(ValueError, match="no inserted trace 'loud'.*self_splice"):
         conflict(llama, prompts[:3], decoded, ["loud"])
     none = conflict(llama, prompts[1:3], decoded[1:], ["empty"])["empty"]
     assert len(none.index) == len(none.keep) == len(none.logp) == 0
