@@ -116,7 +116,7 @@ def _read(
         return tap
 
     edits = {key: keep(number) for number, key in enumerate(wanted)}
-    with only(model.blocks, 0, max(layer for _, layer in wanted), model.outputs), model.taps(edits):
+    with only(model.blocks, 0, max(layer for _, layer in wanted), model.layout), model.taps(edits):
         model.inner(**model.uncached, **inputs)
     return held
 
