@@ -37,7 +37,7 @@ def entries_of(output) -> list:
 
 @dataclass(frozen=True)
 class Layout:
-    """The type of an output of several things, how many and their names, and the place of its hidden states."""
+    """The type of an output of several things, their number and names, and the place of its hidden states."""
 
     kind: type
     count: int
@@ -46,10 +46,10 @@ class Layout:
 
     @classmethod
     def of(cls, output) -> Layout | None:
-        """The layout of an output, None for a bare tensor and for what has none in place of its hidden states.
+        """The layout of an output, None for a bare tensor and for what has no tensor as its hidden states.
 
-        Those are the first entry of a tuple, a list and a named tuple, and of a mapping and a dataclass the first
-        entry that is not None.
+        Those are the first entry of a tuple, a list and a named tuple, and of a mapping and a dataclass the
+        first entry that is not None.
         """
         named, entries = _named(output), entries_of(output)
         if isinstance(output, torch.Tensor) or not entries:

@@ -279,8 +279,8 @@ def _check_steady(model, row: torch.Tensor, plain: torch.Tensor, most: float) ->
     if off > most:
         raise Unsteady(
             f"{model.architecture} gives other numbers each time it reads the same {row.shape[1]} tokens: "
-            f"its final hidden states differ by {off:.2g} of their largest number. It draws something at random "
-            "in every pass, so no measurement of it could be made again."
+            f"its final hidden states differ by {off:.2g} of their largest number. It draws something at "
+            "random in every pass, so no measurement of it could be made again."
         )
 
 
