@@ -116,7 +116,7 @@ def _read(
         return hook
 
     edits = {key: keep(number) for number, key in enumerate(wanted)}
-    with only(model.blocks, 0, max(layer for _, layer in wanted), model.outputs), model.hooks(edits):
+    with only(model.blocks, 0, max(layer for _, layer in wanted), model.layout), model.hooks(edits):
         model.inner(**model.uncached, **inputs)
     return held
 

@@ -208,7 +208,7 @@ class Packed:
             counts,
             lambda layer, a, b: self.states[layer][offset + a : offset + b],
             len(index),
-            self.model.outputs,
+            self.model.layout,
         ):
             with self.model.hooks({key: _replace(parts) for key, parts in edits.items()}):
                 hidden, _ = self._forward(
@@ -252,7 +252,7 @@ class Packed:
             counts,
             lambda layer, a, b: self.states[layer][base[a:b]],
             len(order),
-            self.model.outputs,
+            self.model.layout,
         ):
             with self.model.hooks({key: _replace(parts) for key, parts in edits.items()}):
                 packed, _ = self._forward(self.layers, index[order], behind, within)

@@ -112,7 +112,8 @@ def early_answers(
     for k, i in enumerate(index):
         kept, dotted = (
             [
-                parse_completion(ending, out[f"{kind}{p}"][i].ids, "prompt", parser).action == decoded[i].action
+                parse_completion(ending, out[f"{kind}{p}"][i].ids, "prompt", parser).action
+                == decoded[i].action
                 for p in range(len(of[i]))
             ]
             for kind, of in (("trace", leads), ("filler", dots))

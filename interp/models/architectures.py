@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -165,7 +165,20 @@ OWN: dict[str, dict] = {
     "dots3_note_vision_encoder": dict(mlp_layer_types=["dense"], adapter_in_dim=32, adapter_out_dim=32),
     "dots3_note_audio_encoder": dict(adapter_input_size=32, adapter_out_dim=32),
 }
-COLUMNS = ("capture", "trajectory", "patch", "mediation")
+#: What is measured, in its own words on the page.
+COLUMNS = {
+    "capture": "activations at the boundary of each decision",
+    "trajectory": "those of all decisions of an episode, of which each extends the one before, in one pass",
+    "patch": "patching, one cell for each site, layer and place",
+    "mediation": "prompt reliance by swapping keys and values",
+}
+#: How, likewise.
+PATHS = {
+    "fast": "many cells or decisions packed into one pass",
+    "plain loop": "one pass for each cell or decision, as exact and slower",
+    "refused": "said by name when it is asked for",
+    "not built": "no tiny model of the family can be built here",
+}
 
 
 def _sized(config, layers: int = 4) -> dict:
@@ -231,6 +244,11 @@ def families() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
+def _listed(layers: Sequence[int]) -> str:
+    """`layer 0`, or `layers 0, 2`."""
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
+
 def _row(model_type: str) -> dict:
     name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""))
 
@@ -267,10 +285,7 @@ def _row(model_type: str) -> dict:
             if width is None
         ]
         if layers:
-            lacking.append(
-                f"no {site}"
-                + (f" in layers {', '.join(map(str, layers))}" if len(layers) < model.n_layers else "")
-            )
+            lacking.append(f"no {site}" + (f" in {_listed(layers)}" if len(layers) < model.n_layers else ""))
     reason = "; ".join(
         [*([support.reason] if support.reason else []), *([", ".join(lacking)] if lacking else [])]
     )
@@ -284,24 +299,34 @@ def table(names: Iterable[str] = FAMILIES) -> pd.DataFrame:
 
 def document() -> str:
     """The table of every causal family, as the Markdown page docs/architectures.md."""
-    rows = table(families())
+    return page(table(families()))
+
+
+def page(rows: pd.DataFrame) -> str:
+    """The rows of `table` as a Markdown page, after what its words mean."""
     head = ["family", "architecture", *COLUMNS, "reason"]
+    counts = {
+        column: ", ".join(f"{n} {path}" for path in PATHS if (n := int((rows[column] == path).sum())))
+        for column in COLUMNS
+    }
     lines = [
-        f"# Architectures\n\nEvery causal family of transformers {transformers.__version__}, as a tiny random model of four layers, on "
-        "every path: `fast` (packed), `plain loop` (one pass for each cell), `refused`, and why, with the sites that could not be "
-        "proven. `not built`: no tiny model can be built here.\nWritten by `python -m analyses architectures docs/architectures.md`.\n",
+        "# Architectures",
+        "",
+        f"Every causal family of transformers {transformers.__version__}, as a tiny random model of four",
+        "layers, on every path, and why, with the sites that could not be proven.",
+        "Written by `python -m analyses architectures docs/architectures.md`.",
+        "",
+        *(f"- `{path}`: {meaning}." for path, meaning in PATHS.items()),
+        "",
+        f"Of {len(rows)} families:",
+        "",
+        *(f"- {column} ({meaning}): {counts[column]}." for column, meaning in COLUMNS.items()),
+        "",
         f"| {' | '.join(head)} |",
         f"|{' --- |' * len(head)}",
+        *(
+            f"| {' | '.join(str(row[c]).replace('|', '/') for c in head)} |"
+            for row in rows.to_dict("records")
+        ),
     ]
-    return (
-        "\n".join(
-            [
-                *lines,
-                *(
-                    f"| {' | '.join(str(row[c]).replace('|', '/') for c in head)} |"
-                    for row in rows.to_dict("records")
-                ),
-            ]
-        )
-        + "\n"
-    )
+    return "\n".join(lines) + "\n"

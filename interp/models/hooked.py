@@ -154,7 +154,7 @@ class HookedModel:
         self._unembedding = self._trial(lambda: Unembedding(hf, self.inner, self._ids(6)))
         self._trial(self.check_finite)
         self.keyless = why_keyless(self)
-        self.hook_points, self.heads, self.outputs = self._trial(
+        self.hook_points, self.heads, self.layout = self._trial(
             lambda: find_hook_points(self.blocks, config, self._probe)
         )
         self._trial(self._check_causal)

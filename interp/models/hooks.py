@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
+
+from interp.models.outputs import Layout, first_of, mapped, replaced
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 Edit = Callable[[torch.Tensor], "torch.Tensor | None"]
@@ -76,16 +79,11 @@ def _entering(change: Edit):
 
 
 def _leaving(change: Edit):
-    """A hook on what a module gives, a tensor or a tuple or list that starts with it: `change` of it replaces it."""
+    """A hook on the hidden states that a module gives, bare or first of several: `change` replaces them."""
 
     def hook(module, args, output):
-        several = isinstance(output, (tuple, list))
-        new = change(output[0] if several else output)
-        if new is None:
-            return None
-        if hasattr(output, "_replace"):  # a named tuple, whose type takes its fields one by one
-            return output._replace(**{output._fields[0]: new})
-        return type(output)((new, *output[1:])) if several else new
+        new = change(first_of(output))
+        return None if new is None else replaced(output, new)
 
     return hook
 
@@ -226,15 +224,15 @@ def patterns(hf, blocks, keep: Callable[[int, torch.Tensor], None]):
 
 
 @contextmanager
-def only(blocks, first: int, last: int, outputs: int = 0):
+def only(blocks, first: int, last: int, layout: Layout | None = None):
     """Pass over the blocks below `first` and above `last`: they give back what they are given.
 
-    outputs: of how many things the tuple is that a block of this model gives (0: a tensor).
+    layout: of what a block of this model gives (None: a bare tensor).
     """
 
     def same(*args, **kwargs):
         hidden = next(v for v in [*args, *kwargs.values()] if isinstance(v, torch.Tensor))
-        return (hidden, *[None] * (outputs - 1)) if outputs else hidden
+        return hidden if layout is None else layout.around(hidden)
 
     skipped = [block for layer, block in enumerate(blocks) if not first <= layer <= last]
     try:
@@ -247,17 +245,22 @@ def only(blocks, first: int, last: int, outputs: int = 0):
 
 
 @contextmanager
-def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slots: int, outputs: int = 0):
+def joining(
+    blocks,
+    counts,
+    enter: Callable[[int, int, int], torch.Tensor],
+    slots: int,
+    layout: Layout | None = None,
+):
     """Run block l on the first counts[l] of the packed `slots` only; those that join at l start from `enter(l, from, to)`.
 
-    counts never falls and ends at `slots`; blocks whose count is 0 are passed over. enter gives [to - from, d_model], the same for every row. outputs: as in `only`.
+    counts never falls and ends at `slots`; blocks whose count is 0 are passed over. enter gives
+    [to - from, d_model], the same for every row. layout: as in `only`.
     """
     first = next(layer for layer, count in enumerate(counts) if count)
 
     def narrowed(value, n):
-        if isinstance(value, (tuple, list)):
-            return type(value)(narrowed(v, n) for v in value)
-        if not isinstance(value, torch.Tensor) or n == slots:
+        if n == slots:
             return value
         if value.ndim == 4 and value.shape[-2] == slots:  # a mask [1, 1, slot, prefix + slot]
             return value[..., :n, : value.shape[-1] - slots + n]
@@ -270,16 +273,15 @@ def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slot
         before, n = counts[layer - 1] if layer > first else 0, counts[layer]
 
         def enlarge(module, args, kwargs):
-            hidden, *rest = args if args else (kwargs["hidden_states"],)
+            name = None if args else next(k for k, v in kwargs.items() if isinstance(v, torch.Tensor))
+            hidden = args[0] if args else kwargs[name]
             if n > before:
                 new = enter(layer, before, n).expand(len(hidden), -1, -1)
                 hidden = torch.cat([hidden[:, :before], new], 1) if before else new
-            others = {k: narrowed(v, n) for k, v in kwargs.items() if k != "hidden_states"}
-            return (
-                ((hidden, *(narrowed(v, n) for v in rest)), others)
-                if args
-                else ((), {**others, "hidden_states": hidden})
-            )
+            others = {k: mapped(v, partial(narrowed, n=n)) for k, v in kwargs.items() if k != name}
+            if args:
+                return (hidden, *(mapped(v, partial(narrowed, n=n)) for v in args[1:])), others
+            return (), {**others, name: hidden}
 
         return module_hooks.append(blocks[layer].register_forward_pre_hook(enlarge, with_kwargs=True))
 
@@ -287,7 +289,7 @@ def joining(blocks, counts, enter: Callable[[int, int, int], torch.Tensor], slot
     try:
         for layer in range(first, len(blocks)):
             hook(layer)
-        with only(blocks, first, len(blocks) - 1, outputs):
+        with only(blocks, first, len(blocks) - 1, layout):
             yield
     finally:
         for handle in module_hooks:

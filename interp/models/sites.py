@@ -17,6 +17,7 @@ import torch
 
 from interp.models.hooks import HookPoint, HookPoints
 from interp.models.inner import of_layer
+from interp.models.outputs import Layout, entries_of, first_of
 
 #: Names of submodules that mix tokens, and of those among them that attend by heads.
 _MIXER = re.compile(r"attn|attention|mixer|mamba|conv|temporal|recurrent|delta|ssm", re.I)
@@ -34,7 +35,8 @@ class _Trial:
     call: tuple[tuple, dict] = ((), {})
     pre: torch.Tensor | None = None
     post: torch.Tensor | None = None
-    outputs: int = 0  # of a block that gives a tuple; 0 for a bare tensor
+    layout: Layout | None = None  # of what the block gives, None for a bare tensor
+    further: list[torch.Tensor] = field(default_factory=list)  # what the block gives beside the stream
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     gives: dict[str, torch.Tensor] = field(default_factory=dict)
     times: dict[str, int] = field(default_factory=dict)
@@ -62,14 +64,14 @@ def _watch(block, trial: _Trial) -> list:
 
     def leaving(name):
         def hook(module, args, output):
-            tensor = output[0] if isinstance(output, (tuple, list)) and output else output
-            if not isinstance(tensor, torch.Tensor):
+            tensor = first_of(output)
+            if tensor is None:
                 return
             if not name:
-                trial.post, trial.outputs = (
-                    tensor.clone(),
-                    len(output) if isinstance(output, (tuple, list)) else 0,
-                )
+                trial.post, trial.layout = tensor.clone(), Layout.of(output)
+                trial.further = [
+                    t for t in entries_of(output) if isinstance(t, torch.Tensor) and t is not tensor
+                ]
             else:
                 trial.gives[name] = tensor.clone()
                 trial.times[name] = trial.times.get(name, 0) + 1
@@ -325,24 +327,52 @@ def _holds(trial: _Trial, known: _Block) -> bool:
     return _adds_up(trial.post, [trial.pre, *_terms(trial, *zip(*every))])
 
 
-def find_hook_points(blocks, config, run: Callable[[], object]) -> tuple[HookPoints, tuple[int, ...], int]:
-    """Where each site of each block is, its heads (0: no z), and of how many things the tuple is that a block gives (0: a tensor).
+def find_hook_points(
+    blocks, config, run: Callable[[], object]
+) -> tuple[HookPoints, tuple[int, ...], Layout | None]:
+    """Where each site of each block is, its heads (0: no z), and the layout of what it gives (None: bare).
 
     The proof, in every block: resid_post = resid_pre + attn_out + mlp_out, and resid_mid = resid_pre + attn_out is what a
     submodule reads; `z` is what the attention's output projection reads. A model whose attention and MLP read the same stream
     has no resid_mid; a block that does not add up has neither of attn_out and mlp_out. A model narrower than float32
     is held to the bits of its own sums, or a float32 copy of the block to its.
     run: runs the model on a few tokens of one row.
+
+    Raises NotImplementedError where blocks hand on two streams.
     """
     with torch.no_grad():
         trials = _record(blocks, run)
+        _check_one_stream(trials)
         proven: list[_Block | None] = []
         kinds: dict[tuple, _Block] = {}
         for layer, (block, trial) in enumerate(zip(blocks, trials)):
             proven.append(_one(block, of_layer(config, layer), trial, kinds))
     hook_points = _hook_points(trials, proven)
     heads = tuple(b.z[1] if b and b.z else 0 for b in proven)
-    return hook_points, heads, next((t.outputs for t in trials if t.post is not None), 0)
+    return hook_points, heads, next((t.layout for t in trials if t.post is not None), None)
+
+
+def _check_one_stream(trials: Sequence[_Trial]) -> None:
+    """Raise NotImplementedError where a block changes two streams and hands both on."""
+    for layer, (trial, following) in enumerate(itertools.zip_longest(trials, trials[1:])):
+        if trial.pre is None or trial.post is None:
+            continue
+        taken = _alike(trial.pre, [*trial.call[0], *trial.call[1].values()])
+        new = [t for t in _alike(trial.post, trial.further) if not any(torch.equal(t, old) for old in taken)]
+        if following is not None:
+            passed = _alike(trial.post, [*following.call[0], *following.call[1].values()])
+            new = [t for t in new if any(t is other for other in passed)]
+        if len(taken) > 1 and new:
+            raise NotImplementedError(
+                f"block {layer} changes two residual streams and hands both on, as reversible layers do, "
+                "so no one stream [batch, token, width] holds what later blocks read of a token"
+            )
+
+
+def _alike(stream: torch.Tensor, values: Sequence) -> list[torch.Tensor]:
+    """The tensors among some values that have the shape and dtype of a stream."""
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    return [t for t in tensors if t.shape == stream.shape and t.dtype == stream.dtype]
 
 
 def _one(block, config, trial: _Trial, kinds: dict[tuple, _Block]) -> _Block | None:

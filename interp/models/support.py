@@ -167,7 +167,7 @@ def _skipping(model, kept: list[int]) -> Iterator[None]:
         first = 0
         for layer in [*kept, model.n_layers]:
             stack.enter_context(
-                hooks.only(list(model.blocks)[first:layer], 1, 0, model.outputs)
+                hooks.only(list(model.blocks)[first:layer], 1, 0, model.layout)
             )  # none of them
             first = layer + 1
         yield
@@ -195,7 +195,9 @@ def cross(model, start: int) -> Crossing:
     try:
         with _skipping(model, _kept(model)):
             return _wide(model, start, nothing)
-    except (RuntimeError, ValueError):
+    except Unsteady:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):
         return _wide(model, start, nothing)
 
 
@@ -206,6 +208,8 @@ def _wide(model, start: int, nothing: list) -> Crossing:
     try:
         with in_float32(model):
             return _cross(model, start, TIMES, nothing)
+    except Unsteady:
+        raise
     except (RuntimeError, TypeError, ValueError):  # quantised weights
         # beside an error of that dtype a hundredfold one would hide anything
         return _cross(model, start, 4, nothing)
@@ -222,7 +226,10 @@ def _cross(model, start: int, times: float, nothing: list) -> Crossing:
             f"The numbers of {model.architecture} are not finite: its final hidden states of {start + 3} tokens in "
             f"{str(plain.dtype).removeprefix('torch.')} hold NaN or infinity."
         )
-    rounding = max(_apart(model.whole(rows), plain), torch.finfo(plain.dtype).eps * model.n_layers**0.5)
+    least = torch.finfo(plain.dtype).eps * model.n_layers**0.5
+    rounding = max(_apart(model.whole(rows), plain), least)
+    if rounding > TIMES * least:  # beside what a model draws at random anything would pass
+        _check_steady(model, rows[:1], plain[:1], TIMES * least)
 
     def same(found, wanted):
         return (
@@ -258,6 +265,25 @@ def _cross(model, start: int, times: float, nothing: list) -> Crossing:
         return Crossing(causal, continued, False, str(error))
 
 
+class Unsteady(ValueError):
+    """A model gives other numbers each time it reads the same tokens."""
+
+
+def _check_steady(model, row: torch.Tensor, plain: torch.Tensor, most: float) -> None:
+    """Raise Unsteady where a second pass over the same row gives final states further off than `most`.
+
+    row: ids [1, token]; plain: final states of the first pass [1, token, d_model]; most: in units of each
+    token's largest number.
+    """
+    off = _apart(model.whole(row), plain)
+    if off > most:
+        raise Unsteady(
+            f"{model.architecture} gives other numbers each time it reads the same {row.shape[1]} tokens: "
+            f"its final hidden states differ by {off:.2g} of their largest number. It draws something at "
+            "random in every pass, so no measurement of it could be made again."
+        )
+
+
 def _packed(model, cache, start: int, tails: list[list[int]]) -> Iterator[torch.Tensor]:
     """Final states [branch, token, d_model] of two packed branches, and of both joining in mid-model."""
     at = torch.arange(start, start + 3, device=model.device).repeat(2)
@@ -286,7 +312,7 @@ def _packed(model, cache, start: int, tails: list[list[int]]) -> Iterator[torch.
         [0] * middle + [3] * (model.n_layers > 1) + [6] * (model.n_layers - middle - (model.n_layers > 1))
     )
     with hooks.joining(
-        model.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6, model.outputs
+        model.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6, model.layout
     ):  # one branch, then the other
         yield model.packed(*arguments)[0][0].view(2, 3, -1)
 

@@ -442,4 +442,6 @@ def test_each_decision_takes_its_share_of_many_directions(trained, trained_promp
         ]
         for k in range(2)
     ]
-    assert action == [[parse_completion(p.format, ids, "cot", parse).action for p, ids in zip(some, row)] for row in slow]
+    assert action == [
+        [parse_completion(p.format, ids, "cot", parse).action for p, ids in zip(some, row)] for row in slow
+    ]

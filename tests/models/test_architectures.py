@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -16,6 +17,7 @@ from interp.engine.packing import score
 from interp.engine.sweeps import Cell, Packed, Plain
 from interp.measures.reliance import PATHS, packed_paths, plain_paths, whole_paths
 from interp.models.architectures import COLUMNS, FAMILIES, SIZES, document, families, table, tiny
+from interp.models.architectures import page as as_page
 from interp.models.hooked import HookedModel
 from interp.models.inner import decoder, text_config
 from interp.system.paths import ROOT
@@ -75,8 +77,10 @@ def test_the_page_lists_every_family_of_transformers_and_is_what_comes_out(found
     assert sorted(page) == families()
     for family, row in found.iterrows():
         assert page[family] == [row.architecture, *(row[c] for c in COLUMNS), row.reason], family
-    if EVERY:
-        assert PAGE.read_text() == document()
+    words = ["family", "architecture", *COLUMNS, "reason"]
+    rows = pd.DataFrame([[family, *cells] for family, cells in page.items()], columns=words)
+    assert PAGE.read_text() == (document() if EVERY else as_page(rows))
+    assert page["reformer"][1:-1] == ["refused"] * 4 and "two residual streams" in page["reformer"][-1]
 
 
 def plain(hf, ids, rows=1):
@@ -236,11 +240,7 @@ def check_reliance(model, prompt, close):
     traces, actions = dict(clean=[11, 12], corrupt=[11, 13]), [[9, *tail] for tail in TAILS]
     longest = len(prompt) + 2 + max(map(len, actions))
     paths = (
-        packed_paths
-        if not model.path(longest)
-        else whole_paths
-        if model.rereads(longest)
-        else plain_paths
+        packed_paths if not model.path(longest) else whole_paths if model.rereads(longest) else plain_paths
     )
     found = dict(zip(PATHS, paths(model, prompts, traces, actions, SCORED)))
     for condition, run in (("unswapped", "clean"), ("total", "corrupt")):

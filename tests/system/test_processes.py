@@ -111,6 +111,35 @@ def test_the_chains_of_all_end_with_it():
     assert below and not left(below)
 
 
+STUDY = "from analyses.__main__ import leave, main, stop_on_signals; stop_on_signals(); leave(main())"
+
+
+def test_the_parts_of_the_masking_study_end_when_it_alone_is_hung_up(tmp_path):
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            STUDY,
+            "masking",
+            "--processes",
+            "2",
+            "--run",
+            str(tmp_path),
+            "--device",
+            "cpu",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    while parent.poll() is None and len(below := psutil.Process(parent.pid).children(recursive=True)) < 2:
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGHUP)
+    assert parent.wait(60) == 128 + signal.SIGHUP
+    assert len(below) == 2 and not left(below)
+
+
 def test_statuses_are_those_of_the_children_in_order():
     code = "import os, signal, sys; os.kill(os.getpid(), int(sys.argv[1])) if sys.argv[1] != '3' else sys.exit(3)"
     assert side_by_side([[sys.executable, "-c", code, each] for each in ("9", "3", "15")]) == [-9, 3, -15]
