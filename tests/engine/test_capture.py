@@ -22,7 +22,7 @@ WIDE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 def wide(model):
     """The sites as wide as the residual stream that this model has."""
-    return [site for site in WIDE if site in model.places]
+    return [site for site in WIDE if site in model.hook_points]
 
 
 def test_a_ragged_batch_equals_single_runs(model, prompts):
@@ -124,7 +124,7 @@ def test_a_pass_that_does_not_fit_is_halved(llama, prompts, monkeypatch, rows):
 def test_no_layer_above_the_last_one_asked_for_is_computed(model, prompts):
     whole, ran = capture(model, prompts[:3]), []
     handles = [
-        block.get_submodule(model.places["mlp_out"][i].paths[0]).register_forward_hook(
+        block.get_submodule(model.hook_points["mlp_out"][i].paths[0]).register_forward_hook(
             lambda *_, i=i: ran.append(i)
         )
         for i, block in enumerate(model.blocks)

@@ -19,7 +19,7 @@ def pairs(fmt, episodes):
 def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
     """The slow twin: a small step from the run's own activation towards the other's, and one away from it."""
     clean, corrupt = pairs[0][:1], pairs[1][:1]
-    sites = [s for s in ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z") if s in model.places]
+    sites = [s for s in ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z") if s in model.hook_points]
     screen = attribute(model, clean, corrupt, sites, mode, minimum=-1e9)
     gap, size, step = screen.clean[0] - screen.corrupt[0], len(clean[0].ids), 0.03
     assert screen.path == "first order" and screen.sites == (

@@ -187,7 +187,7 @@ def test_the_packed_sweep_equals_one_forward_for_each_cell(model, pairs, mode):
     sites = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
     gaps = [difference(model, p, "clean", mode) - difference(model, p, "corrupt", mode) for p in pairs[:10]]
     chosen = [pairs[i] for i in np.argsort(gaps)[-1:]]
-    sites = tuple(s for s in sites if s in model.places)
+    sites = tuple(s for s in sites if s in model.hook_points)
     sweep = patch(model, *sides(chosen), sites, mode=mode, minimum=0.01)
     assert (
         sweep.denoise.shape == sweep.noise.shape == (1, len(sites), 3)
@@ -367,7 +367,7 @@ def test_patching_everything_gives_the_other_run_and_with_itself_nothing(model, 
 
 def test_resid_mid_is_replaced_in_the_stream_and_not_only_before_the_mlp(model, pairs):
     """As in TransformerLens: resid_post = what was put there + mlp_out."""
-    if "resid_mid" not in model.places:
+    if "resid_mid" not in model.hook_points:
         pytest.skip("attention and MLP read the same residual: there is no resid_mid")
     seen, value = {}, torch.arange(model.d_model) / 10.0
 
@@ -397,7 +397,7 @@ def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places)
         places, [(size - 1,)]
     )
     flat = sorted({p for place in positions for p in place})
-    names = [s for s in SITES if s in model.places]
+    names = [s for s in SITES if s in model.hook_points]
     run = Packed(model, prompt.ids, tails, [2, 3], names, flat)
     found = run.patched(patching._cells(model, names, run.values, positions))
     assert len(found) == (len(names) - 1 + model.n_heads) * model.n_layers * len(positions)
