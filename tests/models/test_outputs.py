@@ -131,7 +131,7 @@ def test_a_value_of_the_first_block_that_is_handed_on_unchanged_is_no_second_str
     for block in hf.transformer.h:
         block.__class__ = Block
     hf.transformer.register_forward_pre_hook(lambda *args: kept.clear())
-    assert all(HookedModel(hf, None).places["resid_post"])
+    assert all(HookedModel(hf, None).hook_points["resid_post"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
