@@ -26,7 +26,7 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
         *[s for s in sites if s != "z"],
         *[f"z.{h}" for h in range(4)],
     )
-    positions = [size - 1, size - 3, size // 2]
+    positions = [size - 1, size // 2]
     runs = [
         Plain(
             model,
