@@ -484,7 +484,7 @@ def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(
     prompt, donor = pairs[0]
     size = len(prompt.ids)
     positions = dict(
-        grid=[(i,) for i in range(2, size, 11)],
+        grid=[(i,) for i in range(2, size, 17)],
         boundary=[(size - 1,)],
         span=[tuple(prompt.positions("observation").tolist())],
     )[places]
