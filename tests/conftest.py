@@ -49,22 +49,26 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
-#: Files that take a minute or more: begun first, or one process would be left with one of them at the end.
+#: Files that take most of a minute or more, the dearest first, or one process would be left with one of them at the end. The
+#: first trains the series that is shared; the second needs none, so that its process does not wait for it.
 LONG = (
     "test_masking",
-    "test_scienceworld",
-    "test_patching",
-    "test_cli",
     "test_organisms",
-    "test_attribution",
+    "test_cli",
+    "test_patching",
     "test_architectures",
+    "test_report",
+    "test_attribution",
     "test_steering",
+    "test_scienceworld",
     "test_decisions",
     "test_processes",
-    "test_report",
     "test_decode",
     "test_training",
     "test_reinforcement",
+    "test_rendering",
+    "test_alfworld",
+    "test_plots",
 )
 
 

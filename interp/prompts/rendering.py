@@ -222,7 +222,7 @@ def _message(turn: Mapping) -> dict:
     return given if thought is None else {"thinking": thought, **given}
 
 
-@functools.lru_cache(32)
+@functools.lru_cache(128)  # more than there are families of templates
 def compiled(source: str) -> Template:
     """The template of a source, compiled once; raises jinja's errors."""
     return Template(source)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -247,6 +248,17 @@ def select(
     ]
 
 
+@lru_cache(maxsize=4)  # a table's rows are contrasts of the same seeds and games
+def _resampled(
+    draws: int, seed: int, seeds: int, games: int
+) -> tuple[Float[np.ndarray, "draw seed"], Float[np.ndarray, "draw game"]]:
+    """The weights of seeds and of games in each resample; not to be changed."""
+    rng = np.random.default_rng(seed)
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+    by_game = rng.multinomial(games, np.full(games, 1 / games), size=draws) / games
+    return by_seed, by_game
+
+
 def crossed(
     values: Float[np.ndarray, "*rest seed game"], draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
@@ -280,9 +292,7 @@ def crossed(
         with np.errstate(divide="ignore", invalid="ignore"):
             freedom = np.minimum((both / ms_seed) ** 2 * (seeds - 1), (seeds - 1) * (games - 1) + games - 1)
         freedom = np.where(np.isfinite(freedom), freedom, games - 1)
-    rng = np.random.default_rng(seed)
-    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
-    by_game = rng.multinomial(games, np.full(games, 1 / games), size=draws) / games
+    by_seed, by_game = _resampled(draws, seed, seeds, games)
     drawn = np.einsum(
         "ds,...sg,dg->...d", by_seed, values - mean, by_game, optimize=["einsum_path", (0, 1), (0, 1)]
     )

@@ -23,12 +23,12 @@ from interp.system.paths import ROOT
 from interp.tasks.episodes import load_episodes, save_episodes
 
 SIZES = dict(
-    behaviour=("--choices", "8"),
-    probes=("--folds", "2", "--draws", "50"),
+    behaviour=("--choices", "4"),
+    probes=("--folds", "2", "--draws", "50", "--labels", "eventual_target", "reference_target"),
     transfer=("--folds", "2", "--draws", "50", "--labels", "reference_target"),
     mdl=("--draws", "50", "--labels", "reference_target", "--shares", "0.3", "0.6", "1"),
-    patching=("--pairs", "12"),
-    reliance=("--pairs", "12"),
+    patching=("--pairs", "6"),
+    reliance=("--pairs", "6"),
     conflict=("--conflicts", "6"),
     early=("--conflicts", "6"),
     shares=("--decisions_read", "6"),
@@ -197,13 +197,14 @@ def test_figures_are_drawn_from_the_tables(reference, tmp_path, capsys, monkeypa
     )
 
 
-def test_the_list_names_every_analysis_and_a_mistake_is_one_sentence():
-    listing, mistake = start(), start("nope")
-    out, _ = listing.communicate()
-    assert listing.returncode == 0 and all(f"\n  {name} " in out for name in instruments())
-    out, errors = mistake.communicate()
+def test_the_list_names_every_analysis_and_a_mistake_is_one_sentence(capsys):
+    assert main() == 0
+    out, _ = capsys.readouterr()
+    assert all(f"\n  {name} " in out for name in instruments())
+    status = main("nope")
+    out, errors = capsys.readouterr()
     assert (
-        mistake.returncode == 1
+        status == 1
         and not out
         and errors.startswith("error: There is no analysis 'nope': there are behaviour")
     )
@@ -361,7 +362,8 @@ def contents_of(folder):
 
 def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_browser, tmp_path):
     skipped = [name for name in sum(chains(), []) if name not in ("conflict", "patching")]
-    done = start("all", *options(tmp_path), "--skip", *skipped)
+    few = ("--pairs", "4", "--conflicts", "4")
+    done = start("all", *options(tmp_path, checkpoints=("110",), decisions="8"), *few, "--skip", *skipped)
     _, errors = done.communicate()
     assert done.returncode == 0, errors
     assert (
@@ -370,7 +372,7 @@ def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_
     provenance = json.loads((tmp_path / "tables" / "conflict.json").read_text())
     assert (
         provenance["command"].startswith("python -m analyses conflict --run")
-        and "--decisions 24" in provenance["command"]
+        and "--decisions 8" in provenance["command"]
     )
     wrong = start("all", *options(tmp_path, checkpoints=("7",)))
     _, errors = wrong.communicate()

@@ -181,9 +181,9 @@ def test_its_solutions_score_100_through_our_interface(lab):
         : 100 - len(asked)
     ]
     assert len(asked) == 100 == len(set(asked))
-    if not os.environ.get("INTERP_EVERY_GAME"):  # one of each short task, a quarter of the others
-        asked = [*asked[: 2 * len(short) : 2], *asked[2 * len(short) :: 4]]
-        assert {game.task_type for game in asked} >= {"4-1", "4-4", "7-1"}
+    if not os.environ.get("INTERP_EVERY_GAME"):  # one of each short task, an eighth of the others
+        asked = [*asked[: 2 * len(short) : 2], *asked[2 * len(short) :: 8]]
+        assert {game.task_type for game in asked} >= {"4-1", "4-2", "4-3", "4-4", "7-1", "7-2", "7-3"}
     won = []
     for game in asked:
         gold = lab.gold(game)
@@ -224,11 +224,11 @@ def test_playing_a_job_again_gives_the_recorded_episodes(recorded, lab):
     }
     asked = [
         job
-        for split, n in (("base", 5), ("base_aimless", 4), ("train", 8), ("test_out_of_domain", 1))
+        for split, n in (("base", 3), ("base_aimless", 2), ("train", 4), ("test_out_of_domain", 1))
         for job in random.Random(2).sample(by[split], n)
     ]
     again = [e for job in asked for e in record.episodes(job) if e.won or e.kind != "expert"]
-    assert len(again) >= 25 and [e for e in again if e != known.get(e.id)] == []
+    assert len(again) >= 14 and [e for e in again if e != known.get(e.id)] == []
 
 
 @needs_java

@@ -26,7 +26,7 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
         *[s for s in sites if s != "z"],
         *[f"z.{h}" for h in range(4)],
     )
-    positions = [size - 1, size - 3, size // 2]
+    positions = [size - 1, size // 2]
     runs = [
         Plain(
             model,
@@ -41,6 +41,8 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
     ]
     for run, donor, found in ((*runs, -screen.noise), (*runs[::-1], screen.denoise)):
         for s, label in enumerate(screen.sites):
+            if label in ("z.1", "z.2"):  # the first and the last head: one of each head of keys and values
+                continue
             site, width = label.split(".")[0], 8
             columns = (
                 slice(int(label[2:]) * width, (int(label[2:]) + 1) * width) if site == "z" else slice(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -32,6 +33,12 @@ PROVENANCE = {
 }
 
 
+def _once(make):
+    """A table's function that builds it once: each call gives a copy, to be changed."""
+    built = functools.cache(make)
+    return functools.wraps(make)(lambda *given: built(*given).copy())
+
+
 def _table(
     columns: dict, value, spread=0.05, floor: float | None = 0.0, top: float | None = 1.0
 ) -> pd.DataFrame:
@@ -49,6 +56,7 @@ def _table(
     return pd.DataFrame(rows)
 
 
+@_once
 def behaviour_table() -> pd.DataFrame:
     ends = {
         "acc_prompt": (0.22, 0.55), "acc_cot": (0.25, 0.68), "acc_empty_think": (0.20, 0.51), "gap": (0.03, 0.13),
@@ -69,6 +77,7 @@ def behaviour_table() -> pd.DataFrame:
     return frame
 
 
+@_once
 def online_table() -> pd.DataFrame:
     def value(row, progress):
         if row["metric"] == "steps":
@@ -84,6 +93,7 @@ def online_table() -> pd.DataFrame:
     )
 
 
+@_once
 def probes_table(layers: int = 13) -> pd.DataFrame:
     flat = {
         "majority": 0.18,
@@ -107,6 +117,7 @@ def probes_table(layers: int = 13) -> pd.DataFrame:
     return pd.concat([read, controls], ignore_index=True)
 
 
+@_once
 def patching_table(layers: int = 12) -> pd.DataFrame:
     def value(row, progress):
         middle = layers * (0.65 - 0.25 * progress)
@@ -143,6 +154,7 @@ def old_patching_table() -> pd.DataFrame:
     )
 
 
+@_once
 def reliance_table() -> pd.DataFrame:
     ends = {
         "direct": (1.2, 3.4),
@@ -162,6 +174,7 @@ def reliance_table() -> pd.DataFrame:
     return pd.concat([share, parts], ignore_index=True)
 
 
+@_once
 def conflict_table() -> pd.DataFrame:
     keep = {"self_splice": 1.0, "truncated": 0.8, "other_state": 0.3, "shuffled_words": 0.55}
     keep |= {"filler": 0.6, "empty": 0.5}
@@ -219,6 +232,7 @@ def conflict_table() -> pd.DataFrame:
     return pd.concat([frame, logp, few], ignore_index=True)
 
 
+@_once
 def early_table() -> pd.DataFrame:
     flat = {
         "area_action": 0.55,
@@ -236,6 +250,7 @@ def early_table() -> pd.DataFrame:
     )
 
 
+@_once
 def shares_table() -> pd.DataFrame:
     """Shares and token shares of every span; `history` has no tokens at the first checkpoint."""
     tokens = {
@@ -276,6 +291,7 @@ def shares_table() -> pd.DataFrame:
     return frame[(frame["span"] != "history") | (frame["step"] > 0)]
 
 
+@_once
 def steering_table() -> pd.DataFrame:
     slopes = {"probe": 0.07, "orthogonal": 0.02, "unembedding": 0.05, "shuffled": 0.025}
     reach = {"boundary": 0.2, "cot": 0.8, "action": 0.6, "everywhere": 1.0}
@@ -299,6 +315,7 @@ def steering_table() -> pd.DataFrame:
     return _table(columns | dict(metric=("flip", "flip_parsed", "to_target", "parse")), value, 0.04)
 
 
+@_once
 def transfer_table() -> pd.DataFrame:
     def value(row, progress):
         apart = abs(STEPS.index(row["step"]) - STEPS.index(row["test_step"])) / len(STEPS)
@@ -317,6 +334,7 @@ def transfer_table() -> pd.DataFrame:
     )
 
 
+@_once
 def mdl_table() -> pd.DataFrame:
     ends = {"probe": (3.2, 2.4), "tfidf": (3.0, 2.8), "majority": (3.4, 3.3), "gain": (-0.2, 0.4)}
 

@@ -10,6 +10,7 @@ from interp.checkpoints.series import CheckpointSeries
 from interp.engine.decoding import draw
 from interp.measures.conflicts import conflict
 from interp.measures.pairs import make_pairs
+from interp.measures.reliance import prompt_reliance
 from interp.prompts.format import PromptFormat
 from interp.stats.intervals import cluster_bootstrap
 from interp.training import organisms
@@ -26,6 +27,9 @@ from interp.training.organisms import (
 )
 
 N = 200
+#: Decisions that are paired, each with its twin: a mixture asks for a place in exactly its share of any number that 4 divides,
+#: and no pair is dropped, so that their number does not widen the room that a reading is given.
+PAIRED = 24
 
 
 @functools.cache
@@ -41,9 +45,9 @@ def agent(name):
 @functools.cache
 def mediated(name):
     """Instrument -> reading through counterfactual pairs of an organism."""
-    model, fmt, prompts, _ = agent(name)
-    clean, corrupt, dropped = make_pairs(fmt, [p.decision for p in prompts], N)
-    assert len(clean) > 0.6 * N, dropped
+    model, fmt, _, _ = agent(name)
+    clean, corrupt, dropped = make_pairs(fmt, decisions(name, PAIRED, 3), PAIRED)
+    assert len(clean) == PAIRED, dropped
     return {
         row["instrument"]: row["value"]
         for row in calibration.estimated(calibration.mediated(model, clean, corrupt), 0)
@@ -62,7 +66,7 @@ def test_an_organism_relies_on_its_prompt_as_constructed_and_passes_the_exact_ch
     assert within(found["prompt_patch"], truth["prompt_patch"], 0.1)
     if truth["state_share"]:
         assert within(found["state_share"], truth["state_share"], 0.2)
-    clean, corrupt, _ = make_pairs(fmt, [p.decision for p in prompts], 20)
+    clean, corrupt, _ = make_pairs(fmt, [p.decision for p in prompts], 8)
     exact = {
         row["instrument"]: row["value"]
         for row in calibration.estimated(calibration.exact(model, prompts, own, clean, corrupt), 0)
@@ -189,16 +193,17 @@ def test_an_organism_that_is_not_known_is_refused():
             function("nobody")
 
 
-def test_growing_starts_from_the_seed_learns_and_keeps_what_is_there(tmp_path):
+def test_growing_starts_from_the_seed_learns_and_keeps_what_is_there(tmp_path, monkeypatch):
     """A reasoner copies what its trace picks after a few dozen steps; the shipped ones were grown by the same call."""
+    monkeypatch.setattr(organisms, "SEQUENCES", 4_000)
     folder = grow("reasoner", tmp_path, seed=1, steps=90, device="cpu")
     series = CheckpointSeries.discover(folder)
     assert series.steps == [90] and grow("reasoner", tmp_path, seed=1, steps=90) == folder
     model = series.load(90, "cpu", "float32")
     fmt = PromptFormat(model.tokenizer)
     clean, corrupt, _ = make_pairs(fmt, decisions("reasoner", 60, 1), 60)
-    effects = calibration.estimated(calibration.mediated(model, clean, corrupt), 0)
-    assert effects[0]["instrument"] == "prompt_reliance" and abs(effects[0]["value"]) < 0.1
+    reliance = prompt_reliance(model, clean, corrupt)
+    assert abs(reliance.prompt_reliance) < 0.1
     assert (series.path(90) / "training.json").exists()
 
 
