@@ -48,7 +48,7 @@ endef
 # The tables of conditions that a run compared, and the page of their figures.
 define draw_conditions
 mkdir -p $(2)/tables && cp $(1)/tables/masking.* $(1)/tables/masking_selection.* $(2)/tables/
-$(BIN)/python -m analyses figures --tables $(2)/tables --out $(2)
+$(BIN)/python -m analyses figures --tables $(2)/tables --out $(2) --formats svg
 endef
 
 figures: $(STAMP)
@@ -59,7 +59,7 @@ paper: $(STAMP)
 	$(BIN)/python -m analyses all --size full --run runs/full
 	$(BIN)/python -m analyses steering --size full --run runs/full
 	mkdir -p figures/tables && cp runs/full/tables/*.csv runs/full/tables/*.json figures/tables/
-	$(BIN)/python -m analyses figures --tables figures/tables --out figures
+	$(BIN)/python -m analyses figures --tables figures/tables --out figures --formats svg
 	$(BIN)/python -m analyses readme
 	@echo "Open figures/index.html"
 
@@ -87,11 +87,11 @@ bench-gpu: $(STAMP)
 	$(BIN)/python -m analyses bench_gpu
 
 redraw: $(STAMP)
-	$(BIN)/python -m analyses figures --tables figures/tables --out figures
-	$(BIN)/python -m analyses figures --tables figures/smollm2/tables --out figures/smollm2
-	$(BIN)/python -m analyses figures --tables figures/environments/tables --out figures/environments
-	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement
-	$(BIN)/python -m analyses figures --tables figures/masking_smollm2/tables --out figures/masking_smollm2
+	$(BIN)/python -m analyses figures --tables figures/tables --out figures --formats svg
+	$(BIN)/python -m analyses figures --tables figures/smollm2/tables --out figures/smollm2 --formats svg
+	$(BIN)/python -m analyses figures --tables figures/environments/tables --out figures/environments --formats svg
+	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement --formats svg
+	$(BIN)/python -m analyses figures --tables figures/masking_smollm2/tables --out figures/masking_smollm2 --formats svg
 
 smollm2: $(STAMP)
 	$(prepare_smollm2)
@@ -130,7 +130,7 @@ reinforcement: $(STAMP)
 calibration: $(STAMP)
 	$(BIN)/python -m analyses calibration --seeds 0 1
 	cp runs/calibration/tables/calibration.* figures/tables/
-	$(BIN)/python -m analyses figures --tables figures/tables --out figures
+	$(BIN)/python -m analyses figures --tables figures/tables --out figures --formats svg
 
 series: $(STAMP)
 	$(BIN)/python -m analyses series

@@ -1,14 +1,15 @@
 """Draw every figure whose table exists, and the report around them; reads tables only, never activations.
 
-python -m analyses figures --tables runs/quick/tables --out figures
+python -m analyses figures --tables runs/quick/tables --out runs/quick
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import plotly.graph_objects as go
 
@@ -21,15 +22,19 @@ from interp.report.study import UNREADABLE, read, unreadable
 from interp.results.tables import read_table, write_text
 from interp.system.limits import Folder
 
+Format = Literal["html", "svg", "pdf"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
-def draw(tables: Path, out: Path) -> list[Path]:
+
+def draw(tables: Path, out: Path, formats: Sequence[Format] = FORMATS) -> list[Path]:
     """Draw every registered figure whose table is in `tables` into `out`, and the page `index.html`.
 
-    Figures are written as HTML, SVG and PDF; tables also as LaTeX.
+    Tables are also written as LaTeX.
 
     Args:
         tables: folder of `<name>.csv` and `<name>.json`.
         out: folder to write to, made where it is missing.
+        formats: of the figures; without a browser they are interactive pages whatever is asked for.
 
     Returns:
         Every file written, `index.html` last.
@@ -60,13 +65,17 @@ def draw(tables: Path, out: Path) -> list[Path]:
             drawn[figure.name] = plot
         if latex:
             written.append(write_text(out / f"{figure.name}.tex", latex))
-    written = [*export.save_html(drawn, out), *written]
-    static = export.save_static(drawn, out)
+    static = [each for each in FORMATS if each in formats and each != "html"]
+    rendered = export.save_static(drawn, out, tuple(static)) if static else []
+    framed = "svg" not in static or not rendered
+    interactive = export.save_html(drawn, out) if framed or "html" in formats else []
+    made_in = [*(["html"] if interactive else []), *(static if rendered else [])]
     made = read(tables, out, sorted({figure.table for figure in every}))
     notes = mixed({name: frame.attrs for name, frame in made.tables.items()})
     for note in notes:
         print(note, file=sys.stderr)
-    written = [*written, *static, page.save_index(entries, made, tables, out, bool(static), notes)]
+    index = page.save_index(entries, made, tables, out, made_in, notes)
+    written = [*interactive, *written, *rendered, index]
     if made.damaged:
         raise ValueError(
             f"{written[-1]} was drawn without {len(made.damaged)} of its tables. {made.damaged[0]}"
@@ -111,11 +120,13 @@ class Config:
     """Folder of the tables (CSV and JSON)."""
     out: Annotated[Path, Folder()]
     """Folder to write the figures and index.html to."""
+    formats: tuple[Format, ...] = FORMATS
+    """Of each figure's files: an interactive page, a drawing, a drawing to print."""
 
 
 def run(config: Config) -> None:
     """Draw the figures, and say where they are; raises what `draw` raises."""
-    written = draw(config.tables, config.out)
+    written = draw(config.tables, config.out, config.formats)
     print(f"{len(written)} files written, start at {written[-1]}")
 
 

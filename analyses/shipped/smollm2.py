@@ -32,6 +32,8 @@ from interp.tasks.episodes import load_corpus, sample_decisions, save_episodes
 from interp.training.recipes import Tuning
 
 SHIPPED = DATA / "smollm2"
+#: The checkpoints that the study reads, and that are shipped; the training keeps two more.
+STUDIED = (4, 12, 75, 180, 660)
 SYSTEM = (
     "You act in a household by text commands. First think inside <think></think>, then give one command inside "
     "<action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, clean X with R, heat X with R, "
@@ -49,6 +51,8 @@ class Config:
     """Train games to record for `--retrain`."""
     retrain: bool = False
     """Train the adapters instead of taking the shipped ones; training resumes from its last checkpoint."""
+    out: Annotated[Path | None, Folder()] = None
+    """Folder to write what `--retrain` trained to, as it is shipped (none: nowhere)."""
     tuning: Tuning = field(default_factory=Tuning)
     """Rank, steps, batches and seeds."""
     time: Annotated[int, Limits(0, 300)] = 0
@@ -59,8 +63,11 @@ class Config:
     """auto, cpu or cuda."""
 
     def check(self) -> None:
-        """Raises ValueError for what `limits.check` refuses, and for checkpoints that the training does not reach."""
+        """Raises ValueError for what `limits.check` refuses, for checkpoints that the training does not reach, and for
+        an export of what is not trained."""
         limits.check(self)
+        if self.out and not self.retrain:
+            raise ValueError("--out is for adapters that were trained here: give --retrain as well.")
         if (last := max(self.tuning.checkpoints)) > self.tuning.steps:
             raise ValueError(
                 f"--tuning.checkpoints has {last:,}, but the training takes {self.tuning.steps:,} steps."
@@ -247,14 +254,27 @@ def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
         done += steps
 
 
+def ship(series: Path, out: Path) -> None:
+    """Write the studied adapters of a trained series to `out` as they are shipped."""
+    from analyses.shipped import packing
+
+    for step in STUDIED:
+        packing.pack(series / f"checkpoint-{step}", out / f"checkpoint-{step}")
+
+
 def run(config: Config) -> None:
     """Prepare base, episodes and series; each part is skipped where it is finished."""
+    from analyses.shipped import packing
+
     base, corpus = base_model(config.work), episodes(config)
     tuning, series = config.tuning, config.work / "series"
     if config.retrain:
         retrain(config, base, corpus, series)
     else:
-        shutil.copytree(SHIPPED, series, dirs_exist_ok=True)
+        for folder in sorted(SHIPPED.glob("checkpoint-*")):
+            packing.unpack(folder, series / folder.name)
+    if config.out:
+        ship(series, config.out)
     if config.time:
         found = timed(config.work, base, corpus, config.time, tuning.seed)
         write_json(config.work / "decoding.json", found)

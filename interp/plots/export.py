@@ -13,6 +13,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import plotly.offline
 
+from interp.plots.slim import slim
 from interp.plots.theme import TOP
 from interp.results.tables import write_text, written
 
@@ -104,7 +105,9 @@ def save_static(
         for job in jobs:
             source = Path(job["path"])
             with written(out / source.name) as temporary:
-                temporary.write_bytes(_without_chance(source.read_bytes(), source.stem))
+                content = source.read_bytes()
+                svg = source.suffix == ".svg"
+                temporary.write_bytes(slim(content) if svg else _without_chance(content))
     return [out / Path(job["path"]).name for job in jobs]
 
 
@@ -125,10 +128,8 @@ def _numbered(figure: go.Figure, name: str) -> go.Figure:
     return figure
 
 
-def _without_chance(content: bytes, name: str) -> bytes:
-    """Replace the random part of an SVG's ids by the figure's name, and a PDF's dates by a fixed one."""
-    for unique in set(re.findall(rb'id="(?:top)?defs-(\w+)"', content)):
-        content = content.replace(unique, name.encode())
+def _without_chance(content: bytes) -> bytes:
+    """Replace a PDF's dates by a fixed one."""
     return re.sub(rb"/(Creation|Mod)Date \(D:\d{14}", rb"/\1Date (D:20000101000000", content)
 
 

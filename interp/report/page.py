@@ -1,6 +1,6 @@
 """The report: one page of sections with their figures, the same bytes from the same tables.
 
->>> save_index(entries, read("figures/tables", "figures", names), "figures/tables", "figures", static=True)
+>>> save_index(entries, read("figures/tables", "figures", names), "figures/tables", "figures", ("svg", "html"))
 
 Texts are jinja2 templates beside this module, filled with numbers and verdicts; every value is escaped.
 """
@@ -8,7 +8,7 @@ Texts are jinja2 templates beside this module, filled with numbers and verdicts;
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -53,7 +53,7 @@ def save_index(
     study: Read,
     tables: str | Path,
     out: str | Path,
-    static: bool,
+    formats: Collection[str],
     notes: Sequence[str] = (),
 ) -> Path:
     """Write `<out>/index.html`: sections with numbered, captioned figures, linked to their tables.
@@ -63,7 +63,8 @@ def save_index(
         study: what the sections' words are made from.
         tables: folder of the tables, linked from the page by relative path.
         out: folder of the figures.
-        static: whether this run's SVGs are in `out`; else the page frames the interactive figures.
+        formats: of the figures' files in `out` that the page shows or links: html, svg, pdf. Without svg the
+            page frames the interactive figures.
         notes: sentences above all sections, as plain text.
     """
     out = Path(out)
@@ -79,7 +80,7 @@ def save_index(
         lead = said(section, study, environment)
         mine = [entry for entry in entries if entry.section == section.name]
         figures = [
-            environment.get_template("figure.html").render(_shown(entry, out, static), link=href(tables, out))
+            environment.get_template("figure.html").render(_shown(entry, formats), link=href(tables, out))
             for entry in mine
         ]
         if lead or figures:
@@ -142,29 +143,12 @@ def _environment() -> Environment:
     return environment
 
 
-def _shown(entry: Entry, out: Path, static: bool) -> dict:
+def _shown(entry: Entry, formats: Collection[str]) -> dict:
     """What the template of a figure is filled with."""
-    svg = (
-        Markup(_scalable((out / f"{entry.name}.svg").read_text(encoding="utf-8")))
-        if static and entry.caption
-        else ""
-    )
     numbers = entry.caption.numbers if entry.caption else None
-    return dict(
-        entry=entry, svg=svg, static=static, made=describe(entry.provenance), few=_FEW_ROWS, numbers=numbers
-    )
+    return dict(entry=entry, formats=formats, made=describe(entry.provenance), few=_FEW_ROWS, numbers=numbers)
 
 
 def _short(value: object) -> str:
     text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{8,}\b", r"\1", str(value))
     return text if len(text) <= 160 else text[:157] + "..."
-
-
-def _scalable(svg: str) -> str:
-    """SVG that shrinks with the page: its size moved into a viewBox where it has none."""
-    svg = svg[svg.index("<svg") :]
-    head, rest = svg.split(">", 1)
-    size = [re.search(rf'\b{side}="([\d.]+)"', head).group(1) for side in ("width", "height")]
-    if "viewBox" not in head:
-        head += f' viewBox="0 0 {size[0]} {size[1]}"'
-    return re.sub(r'\sheight="[\d.]+"', "", head, count=1) + ">" + rest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from interp.plots import probes as plots_probes
 from interp.plots import registry
 from interp.plots import traces as plots_traces
 from interp.plots.caption import Caption
+from interp.plots.slim import slim
 from interp.report.sections import SECTIONS
 from interp.results.tables import read_table, write_table
 from interp.system.paths import ROOT
@@ -904,9 +906,44 @@ def test_static_files_where_a_browser_is_found(drawn):
     page = (out / "index.html").read_text()
     for name in DRAWN:
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-        svg = (out / f"{name}.svg").read_text()
-        assert f'id="defs-{name}"' in svg and f'id="defs-{name}"' in page
+        assert (out / f"{name}.svg").read_text().startswith("<svg")
+        assert f'<img src="{name}.svg" alt="' in page and f'href="{name}.pdf"' in page
     assert not list(out.glob(".static-*"))
+
+
+def test_a_page_shows_and_links_the_formats_that_were_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.export, "save_static", lambda drawn, out, formats: [out / "reliance.svg"])
+    tables = write_tables(tmp_path / "tables", "reliance")
+    written = figures.draw(tables, tmp_path / "figures", ("svg",))
+    assert [path.name for path in written] == ["reliance.svg", "index.html"]
+    page = written[-1].read_text()
+    linked = set(re.findall(r'(?:src|href)="(reliance\.\w+)"', page))
+    assert linked == {"reliance.svg"} and "<iframe" not in page
+    page = figures.draw(tables, tmp_path / "figures", ("html", "pdf"))[-1].read_text()
+    assert set(re.findall(r'(?:src|href)="(reliance\.\w+)"', page)) == {"reliance.html", "reliance.pdf"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").rglob("*.svg")), ids=lambda path: path.stem)
+def test_a_committed_drawing_has_all_that_it_refers_to(path):
+    text = path.read_text()
+    assert "<text" in text and "data-" not in text.replace('href="data:', "")
+    assert set(re.findall(r"url\(['\"]?#(\w+)", text)) == set(re.findall(r'id="(\w+)"', text))
+    assert set(re.findall(r'class="(\w+)"', text)) == set(re.findall(r"\.(s\d+)\{", text))
+
+
+def test_a_slim_drawing_keeps_what_is_referred_to_and_inherited():
+    clip = '<clipPath id="clipA"><rect width="1.2345" height="7"/></clipPath><clipPath id="other"/>'
+    marks = '<path d="M0,0.996h9" clip-path="url(#clipA)" style="fill: rgb(1, 2, 255); fill-opacity: 1; opacity: 1;"/>'
+    start = '<svg xmlns="http://www.w3.org/2000/svg" class="main">'
+    text = slim(
+        f'{start}<defs id="d">{clip}</defs><g style="opacity: 0.5">{marks * 2}</g><text>a  b</text></svg>'.encode()
+    )
+    mark = '<path d="M0,1h9" clip-path="url(#c0)" class="s0"/>'
+    assert text.decode() == (
+        '<svg xmlns="http://www.w3.org/2000/svg"><style>.s0{fill:#0102ff;fill-opacity:1}</style>'
+        '<defs><clipPath id="c0"><rect width="1.23" height="7"/></clipPath></defs>'
+        f'<g style="opacity:0.5">{mark * 2}</g><text>a  b</text></svg>'
+    )
 
 
 def test_redraw_gives_the_same_files(drawn, tmp_path):

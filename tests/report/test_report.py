@@ -439,7 +439,7 @@ def test_the_page_is_whole(tmp_path):
         entries.append(report_page.Entry(figure.name, figure.title, figure.table, figure.section, dict(PROVENANCE, odd="<&>"), caption if there else None,
                                          "" if there else "No <table>.", figure.name == "masking_table"))  # fmt: skip
     entries = [entry for entry in entries if entry.name != "calibration"]
-    text = report_page.save_index(entries, of, tmp_path / "tables", tmp_path, static=False).read_text()
+    text = report_page.save_index(entries, of, tmp_path / "tables", tmp_path, formats=("html",)).read_text()
     found = Page(text)
     assert not found.open and "script" not in found.tags and len(found.ids) == len(set(found.ids))
     within = [target[1:] for target in found.targets if target.startswith("#")]
@@ -470,24 +470,19 @@ def test_a_second_draw_gives_the_same_page_and_leaves_the_tables(tmp_path, no_br
     assert before == {path.name: path.read_bytes() for path in tables.iterdir()}
 
 
-def test_inline_drawings_leave_the_page_whole(tmp_path):
-    (tmp_path / "one.svg").write_text(
-        '<?xml version="1.0"?><svg width="10" height="20" xmlns="http://www.w3.org/2000/svg"><g id="defs-one"><path d="M0 0"/></g></svg>'
-    )
+def test_a_drawing_is_shown_with_its_message_and_leaves_the_page_whole(tmp_path):
     entry = report_page.Entry(
-        "behaviour", "One", "behaviour", "better", dict(PROVENANCE, odd="<&>"), Caption("Completion.", "", "")
+        "behaviour",
+        "One",
+        "behaviour",
+        "better",
+        dict(PROVENANCE, odd="<&>"),
+        Caption('Said "so" <b>.', "", ""),
     )
-    (tmp_path / "one.svg").rename(tmp_path / "behaviour.svg")
-    text = report_page.save_index(
-        [entry], study(behaviour=TABLES["behaviour"]()), tmp_path / "tables", tmp_path, True
-    ).read_text()
-    assert (
-        not Page(text).open
-        and '<svg width="10"' in text
-        and 'viewBox="0 0 10 20"' in text
-        and "&lt;&amp;&gt;" in text
-        and "<?xml" not in text
-    )
+    of = study(behaviour=TABLES["behaviour"]())
+    text = report_page.save_index([entry], of, tmp_path / "tables", tmp_path, ("svg",)).read_text()
+    shown = '<img src="behaviour.svg" alt="Said &#34;so&#34; &lt;b&gt;.">'
+    assert not Page(text).open and shown in text and "&lt;&amp;&gt;" in text
 
 
 @pytest.fixture
