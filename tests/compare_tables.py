@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-#: Columns that have another name in the second run: old name -> new name.
-RENAMED: dict[str, str] = {}
+#: Columns that have another name in the second run: old name -> the names of today, of which a table has one.
+RENAMED: dict[str, tuple[str, ...]] = {"reader": ("predictor",), "arm": ("inserted_trace", "condition")}
 #: The first column of a measurement table that is no key.
 ESTIMATE = "value"
 
@@ -43,7 +43,8 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> Comparison:
     Keys are the columns before `value`, or, in a table without it, those that hold no fractions. Rows with the
     same keys are taken in their order.
     """
-    before = before.rename(columns=RENAMED)
+    names = {old: new for old, names in RENAMED.items() for new in names if new in after and old not in after}
+    before = before.rename(columns=names)
     if lost := [name for name in before if name not in after]:
         return Comparison(0, len(before), len(after), np.inf, f"no column {', '.join(lost)}")
     columns = list(before)
