@@ -2,7 +2,7 @@
 checkpoints differ.
 
 >>> of_series(CheckpointSeries.discover("runs/lora"))
-['Checkpoint 100 is an adapter merged into base.']
+['Checkpoint 100 is an adapter merged into ...base.']
 """
 
 from __future__ import annotations

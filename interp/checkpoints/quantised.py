@@ -1,6 +1,7 @@
 """Quantised weights: loaded as transformers loads them, where the package that they need is there.
 
->>> check_quantised(Path("config.json"), {"quant_method": "gptq"})    # ImportError names the package
+>>> check_quantised(Path("config.json"), {"quant_method": "gptq"})
+ImportError: config.json has a quantization_config (gptq), and reading it needs ...
 """
 
 from __future__ import annotations

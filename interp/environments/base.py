@@ -2,8 +2,9 @@
 
 ALFWorld is one instance; another is an object in a module of one's own, named on the command line (`--environment my_task:TASK`):
 
->>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: [f"{split}-{seed}-{i}" for i in range(n)])
->>> find("my_task:TASK").parse("open the red door")
+>>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: range(seed, seed + n))
+>>> find("alfworld").parse("go to desk 1")      # its own are found by name, others as "my_module:TASK"
+'go to desk 1'
 """
 
 from __future__ import annotations

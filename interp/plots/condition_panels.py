@@ -1,7 +1,7 @@
 """Panels of training conditions side by side: their axis, levels and differences, and hover texts.
 
->>> fig = condition_axis(grid(["in_domain"], [("gap", 200)]), conditions_of(frame))
->>> draw_conditions(fig, frame, conditions_of(frame), "gap", "level", row=1)
+>>> fig = grid(splits_of(frame), [("gap", 200)])
+>>> draw_conditions(condition_axis(fig, conditions_of(frame)), frame, conditions_of(frame), "gap", "level", row=1)
 """
 
 from __future__ import annotations

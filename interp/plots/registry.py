@@ -1,7 +1,7 @@
 """Every figure, registered where it is drawn: title, table, section of the page, and caption.
 
 >>> @figure("Prompt reliance", table="reliance", section="depends", caption=reliance_caption)
-... def reliance(frame): ...
+... def reliance(frame): return go.Figure()
 >>> reliance(frame, provenance)  # which is kept in the figure's `layout.meta`
 
 `figures()` has them in reading order: module by module of this package, in each as they stand

@@ -1,6 +1,6 @@
 """A chat template as a style uses it: what it renders, where it opens the agent's turn, and what ends that turn.
 
->>> chat = ChatTemplate(tokenizer, STYLES["qwen3"], options=dict(enable_thinking=False))
+>>> chat = ChatTemplate(tokenizer, STYLES["tags"])
 >>> chat.opening, chat.gap
 """
 

@@ -1,6 +1,6 @@
 """The report: one page of sections with their figures, the same bytes from the same tables.
 
->>> save_index(entries, read("figures/tables", "figures", names), "figures/tables", "figures", ("svg", "html"))
+>>> save_index(entries, study, "figures/tables", "figures", ("svg", "html"))
 
 Texts are jinja2 templates beside this module, filled with numbers and verdicts; every value is escaped.
 """

@@ -2,7 +2,7 @@
 
 >>> statuses = side_by_side([["python", "one.py"], ["python", "two.py"]])  # which call `end_with_parent` first
 >>> [how_it_ended(status) for status in statuses if status]
-['was ended by signal 9 (SIGKILL), as the system does where memory runs out']
+['ended with exit status 2', 'ended with exit status 2']
 """
 
 from __future__ import annotations
