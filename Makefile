@@ -2,7 +2,7 @@
 # make paper     the study at its full size, into runs/full and the committed figures/
 # make test      environment, installation, and the tests
 # make docs      the documentation, into runs/docs
-# make lint      style, layout and the direction of imports
+# make lint      style and layout; make types and make imports check the annotations and the direction of imports as well
 # make redraw    every committed figure again from its stored table
 # make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and docs/engine.md
 # make bench-gpu  the engine on a GPU at the shapes of Qwen3 0.6B and 8B, against generate, hooks and TransformerLens, into figures/tables/bench_gpu.csv
@@ -37,7 +37,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(c
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test docs lint bench bench-gpu redraw calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
+.PHONY: figures paper test docs lint types imports tools bench bench-gpu redraw calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
 
 # SmolLM2's weights, its adapters and its recorded decisions, where they are not there yet.
 define prepare_smollm2
@@ -67,11 +67,17 @@ test: $(STAMP)
 	-$(BIN)/pip install --quiet --disable-pip-version-check --timeout 20 --retries 2 --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),lint]"
+lint types imports: tools
+lint:
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+types:
+	$(BIN)/mypy
+imports:
 	$(BIN)/lint-imports
+
+tools: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),lint]"
 
 docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),docs]"
