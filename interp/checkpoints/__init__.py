@@ -1,10 +1,5 @@
 """Weights on disk: what trainers leave there, read and checked, and a series swapped in place."""
 
-from interp.system.lazily import exports
+import lazy_loader
 
-_PUBLIC = {
-    "CheckpointSeries": "series",
-    "SERIES": "contents",
-}
-__all__ = [*_PUBLIC]
-__getattr__ = exports(__name__, _PUBLIC)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,12 +1,5 @@
 """Games that are played and recorded; each environment in a package of its own."""
 
-from interp.system.lazily import exports
+import lazy_loader
 
-_PUBLIC = {
-    "ANY": "base",
-    "Environment": "base",
-    "View": "base",
-    "find": "base",
-}
-__all__ = [*_PUBLIC]
-__getattr__ = exports(__name__, _PUBLIC)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,12 +1,5 @@
 """One hooked model: its hook points, and which of its computations are exact on which path."""
 
-from interp.system.lazily import exports
+import lazy_loader
 
-_PUBLIC = {
-    "HookedModel": "hooked",
-    "pick_device": "hooked",
-    "pick_dtype": "hooked",
-    "random_twin": "hooked",
-}
-__all__ = [*_PUBLIC]
-__getattr__ = exports(__name__, _PUBLIC)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,13 +1,5 @@
 """From a decision, a conversation or plain text to token ids with spans and the prompt boundary."""
 
-from interp.system.lazily import exports
+import lazy_loader
 
-_PUBLIC = {
-    "MODES": "format",
-    "Prompt": "format",
-    "PromptFormat": "format",
-    "STYLES": "styles",
-    "Style": "styles",
-}
-__all__ = [*_PUBLIC]
-__getattr__ = exports(__name__, _PUBLIC)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,15 +1,5 @@
 """Arrays only: estimates with intervals that respect episodes, and comparisons over games and seeds."""
 
-from interp.system.lazily import exports
+import lazy_loader
 
-_PUBLIC = {
-    "Estimate": "intervals",
-    "cluster_bootstrap": "intervals",
-    "headroom_gap": "intervals",
-    "holm": "intervals",
-    "kappa": "intervals",
-    "mcnemar": "intervals",
-    "wilson": "intervals",
-}
-__all__ = [*_PUBLIC]
-__getattr__ = exports(__name__, _PUBLIC)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

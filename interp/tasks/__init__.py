@@ -1,15 +1,5 @@
 """What was decided: episodes and decisions, the schema of their files, and actions as text."""
 
-from interp.system.lazily import exports
+import lazy_loader
 
-_PUBLIC = {
-    "CORPUS": "episodes",
-    "Decision": "episodes",
-    "Episode": "episodes",
-    "Step": "episodes",
-    "load_corpus": "episodes",
-    "sample_decisions": "episodes",
-    "save_episodes": "episodes",
-}
-__all__ = [*_PUBLIC]
-__getattr__ = exports(__name__, _PUBLIC)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

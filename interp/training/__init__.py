@@ -1,13 +1,5 @@
 """Making a series: fine-tuning, masked supervision, reinforcement, and agents whose answer is known."""
 
-from interp.system.lazily import exports
+import lazy_loader
 
-_PUBLIC = {
-    "Recipe": "recipes",
-    "Tuning": "recipes",
-    "fit_tokenizer": "trainer",
-    "train": "trainer",
-    "train_condition": "trainer",
-}
-__all__ = [*_PUBLIC]
-__getattr__ = exports(__name__, _PUBLIC)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .contents import SERIES as SERIES
+from .series import CheckpointSeries as CheckpointSeries
