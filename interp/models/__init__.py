@@ -4,8 +4,8 @@ from interp.system.lazily import exports
 
 _PUBLIC = {
     "HookedModel": "hooked",
-    "pick_device": "hooked",
-    "pick_dtype": "hooked",
+    "pick_device": "devices",
+    "pick_dtype": "devices",
     "random_twin": "hooked",
 }
 __all__ = [*_PUBLIC]
