@@ -37,8 +37,8 @@ TREE = 8192
 class Activations:
     """Captured activations in float32, and what they are of.
 
-    `paths` says how each decision was read: `trajectory` (with others that it extends or that extend it, in one
-    row), `shared prefix` (packed after what its episode's prompts begin with), or `plain` (by itself).
+    `paths` says how each decision was read: `trajectory` (with others that it extends or that extend it, in
+    one row), `shared prefix` (packed after what its episode's prompts begin with), or `plain` (by itself).
     """
 
     values: Float[Tensor, "decision site layer width"]
@@ -54,7 +54,7 @@ class Activations:
 
 
 def _chains(model: HookedModel, prompts: Sequence[Prompt], members: Sequence[int]) -> list[list[int]]:
-    """Decisions of an episode, from the shortest to the longest, in rows where each is a prefix of the next."""
+    """Decisions of an episode, the shortest first, in rows where each is a prefix of the next."""
     chains: list[list[int]] = []
     for index in members:
         ids = prompts[index].ids
@@ -70,7 +70,7 @@ def _chains(model: HookedModel, prompts: Sequence[Prompt], members: Sequence[int
 def _plan(
     model: HookedModel, prompts: Sequence[Prompt], batch_tokens: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Decisions that share a row (each a prefix of the row's last), and decisions that share a packed tree."""
+    """Decisions that share a row (each a prefix of the row's last), and those that share a packed tree."""
     episodes: dict[str, list[int]] = defaultdict(list)
     for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids)):
         episodes[prompts[index].decision.episode].append(index)
@@ -138,7 +138,7 @@ def _read(
 
 @dataclass(frozen=True)
 class _Passes:
-    """The passes of a capture, each of which gives the decisions that it reads, and their activations on the CPU."""
+    """The passes of a capture: each gives the decisions that it reads, and their activations on the CPU."""
 
     model: HookedModel
     prompts: Sequence[Prompt]
@@ -202,7 +202,7 @@ def capture(
     batch_tokens: int | None = None,
     progress: bool = False,
 ) -> Activations:
-    """Read sites at one position of each prompt, computing no logits and no layer above the last one asked for.
+    """Read sites at one position of each prompt, with no logits and no layer above the last one named.
 
     Args:
         model: reads.
@@ -211,12 +211,13 @@ def capture(
         at: the boundary is the one position that there is.
         layers: every layer where None.
         trajectory: read an episode's prompts together where their ids allow it; the values are the same.
-        batch_tokens: most tokens in one pass, padding included (None: by the GPU's free memory, 8,192 on a CPU; a
-            pass that does not fit the GPU is halved).
+        batch_tokens: most tokens in one pass, padding included (None: by the GPU's free memory, 8,192 on a
+            CPU; a pass that does not fit the GPU is halved).
         progress: show it.
 
     Raises:
-        ValueError: an empty list, another position, a layer that is not there, or sites or layers of different widths.
+        ValueError: an empty list, another position, a layer that is not there, or sites or layers of
+            different widths.
     """
     if not prompts:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
@@ -229,7 +230,8 @@ def capture(
     longest = max(len(p.ids) for p in prompts)
     model.check_length(longest)
     batch_tokens = pass_tokens(model, longest, TREE) if batch_tokens is None else batch_tokens
-    # All there will be, before the first pass: kept between a pass's own tensors it would scatter over the memory.
+    # All there will be, before the first pass: kept between a pass's own tensors it would scatter over the
+    # memory.
     values = torch.empty(len(prompts), len(names), len(depths), width)
     rows: list[list[int]] = [[i] for i in range(len(prompts))]
     trees: list[list[int]] = []

@@ -31,7 +31,7 @@ Parser = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Completion:
-    """One decoding: generated `ids`, `trace` (None without one), and `action` (None where it did not parse)."""
+    """One decoding: generated `ids`, `trace` (None without one), and `action` (None: it did not parse)."""
 
     ids: tuple[int, ...]
     trace: str | None
@@ -93,7 +93,8 @@ def decode_modes(
         modes: how.
         parser, max_new_tokens, temperature, seed: as in `decode`.
         progress: show it.
-        memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one.
+        memory: kept between calls, lets an episode's next prompt be read only from where it extends the
+            last one.
         engine: vLLM over the same checkpoint, which generates instead.
     """
     fmt = format_of(model, prompts)
@@ -130,7 +131,7 @@ def decode_modes(
 
 
 def _up_to_end(ids: Sequence[int], ended: Callable[[Sequence[int]], bool]) -> Sequence[int]:
-    """Generated ids up to where a turn ended, which an engine that knows single tokens only may have gone past."""
+    """Generated ids up to where a turn ended: an engine that knows single tokens only may have gone on."""
     return next((ids[:n] for n in range(1, len(ids)) if ended(ids[:n])), ids)
 
 
@@ -186,10 +187,10 @@ def draw(
     max_new_tokens: int | Mapping[str, int] | None = None,
     progress: bool = False,
 ) -> list[Completion]:
-    """As `decode` in mode `cot` with each trace drawn at `temperature`, and its action the likeliest one after it.
+    """As `decode` in mode `cot` with each trace drawn, and its action the likeliest one after it.
 
-    For agents whose likeliest trace is no sample of what they do. Where a trace opens no action, what was drawn is
-    returned.
+    For agents whose likeliest trace is no sample of what they do. Where a trace opens no action, what was
+    drawn is returned.
     """
     fmt = format_of(model, prompts)
     drawn = decode(
@@ -231,7 +232,7 @@ def choose(
     candidates: Sequence[str],
     traces: Sequence[str | Sequence[int] | None] = (None,),
 ) -> Float[Tensor, "trace candidate 2"]:
-    """Forced choice at one decision: log-probability of every candidate action, summed and per token, in nats.
+    """Forced choice at one decision: log-probability of each action, summed and per token, in nats.
 
     The prompt is read once. The closing tag counts, so that a candidate is not preferred for being another's
     beginning.
@@ -294,7 +295,7 @@ def preferences(
 ) -> Float[np.ndarray, "trace candidate"]:
     """The distribution over candidate actions after each trace, by summed log-probability.
 
-    traces: ids from the boundary up to the opened action tag, with a mode's opening. Raises ValueError where there
-    are no candidates.
+    traces: ids from the boundary up to the opened action tag, with a mode's opening. Raises ValueError
+    where there are no candidates.
     """
     return _choose(model, prompt, candidates, traces)[..., 0].double().softmax(-1).numpy()

@@ -1,8 +1,8 @@
-"""Continuations of many prompts, greedy or sampled, each prompt read once for all the ways in which it is continued.
+"""Continuations of many prompts, greedy or sampled, each prompt read once for all of its own.
 
-The prompts' keys and values are kept (`interp.engine.reading`), and every variant (a mode's opening, a spliced
-trace) goes on from them, many prompts in one batch. The reference implementation is Hugging Face's `generate`,
-prompt by prompt (tested).
+The prompts' keys and values are kept (`interp.engine.reading`), and every variant (a mode's opening, a
+spliced trace) goes on from them, many prompts in one batch. The reference implementation is Hugging Face's
+`generate`, prompt by prompt (tested).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from interp.models.whole import Growing, padded
 
 #: Tokens of prompts that are continued together on a CPU.
 BATCH = 24576
-#: On a GPU: most tokens of prompts that are continued together, and copies of their keys and values there may be.
+#: On a GPU: most tokens of prompts that are continued together, and copies of their keys and values there
+#: may be.
 KEPT, COPIES = 2**18, 2.5
 #: Whether the ids generated so far are at their end.
 Stop = Callable[[Sequence[int]], bool]
@@ -41,7 +42,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Continuation:
-    """Generated `ids`, and the log-probability per token, in nats, of the given suffix after its first token."""
+    """Generated `ids`, and the suffix's log-probability per token after its first, in nats."""
 
     ids: tuple[int, ...]
     logp: float
@@ -53,7 +54,7 @@ def greedy(logits: Float[Tensor, "row vocabulary"], rows: Sequence[int], step: i
 
 
 def _picker(temperature: float, uniform: Float[Tensor, "continuation token"]) -> Pick:
-    """The likeliest token at temperature 0, else one drawn from the tempered distribution by a number of its own.
+    """The likeliest token at temperature 0, else one drawn from the tempered distribution.
 
     uniform: numbers from 0 to 1; what is drawn does not depend on the batch that a row is in.
     """
@@ -85,7 +86,7 @@ def _suffix_logp(
 
 
 def _ahead(model: HookedModel) -> int:
-    """How many passes begin before the tokens of an earlier one are looked at: a GPU must not wait for the CPU."""
+    """How many passes begin before an earlier one's tokens are read: a GPU must not wait for the CPU."""
     return int(model.device.type == "cuda")
 
 
@@ -267,11 +268,11 @@ def continue_each(
         variants: name -> one suffix of ids for each prompt (None: not this one), read before generating.
         stop: whether the ids generated so far are at their end; for all variants, or for each.
         max_new_tokens: likewise.
-        batch_tokens: most tokens of prompts that are continued together, padding included (None: by the GPU's free
-            memory, 24,576 on a CPU; a batch that does not fit the GPU is halved).
+        batch_tokens: most tokens of prompts that are continued together, padding included (None: by the
+            GPU's free memory, 24,576 on a CPU; a batch that does not fit the GPU is halved).
         progress: show it.
-        memory: keys and values kept from earlier calls, brought up to date in place; a prompt that extends the one
-            kept (checked on ids) is read only from where it differs.
+        memory: keys and values kept from earlier calls, brought up to date in place; a prompt that extends
+            the one kept (checked on ids) is read only from where it differs.
         names: of each prompt in `memory`.
         temperature: 0 is greedy; above, tokens are drawn.
         seed: gives the same draws for the same prompts, whatever batches they are in.
@@ -350,7 +351,7 @@ def _batched(
 def _side_by_side(
     waiting: Mapping[str, Sequence[int]], suffix_lengths: Mapping[str, set[int]], most: int, even: bool
 ) -> list[list[tuple[str, int]]]:
-    """(variant, row) in parts that are continued together: several variants of a few rows take no more steps than one.
+    """(variant, row) in parts that are continued together: variants of a few rows take the steps of one.
 
     A part has at most so many rows, or is one variant. even: whether the rows are of one length; then only
     suffixes of one length stand together, since they need no mask.

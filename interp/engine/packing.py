@@ -1,9 +1,9 @@
 """Many continuations of one prefix in a single forward pass, exactly.
 
-The prefix is read once and its keys and values kept. The continuations lie side by side after it as a tree: what
-several of them begin with is there once, every token sees the prefix and its own ancestors, position ids repeat.
-Logits are computed only where a token is scored. The reference implementation reads each continuation by itself
-(`plain_score`).
+The prefix is read once and its keys and values kept. The continuations lie side by side after it as a tree:
+what several of them begin with is there once, every token sees the prefix and its own ancestors, position
+ids repeat. Logits are computed only where a token is scored. The reference implementation reads each
+continuation by itself (`plain_score`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ WORTH = 0.7
 
 @dataclass(frozen=True)
 class Tree:
-    """Continuations merged where they begin alike: a token and a parent (-1: none) for each node, parents first.
+    """Continuations merged where they begin alike: token and parent (-1: none) of each node, parents first.
 
-    targets: (continuation, node, token) for each scored token, whose log-probability is read at `node`, the token
-    before it. width: continuations.
+    targets: (continuation, node, token) for each scored token, whose log-probability is read at `node`, the
+    token before it. width: continuations.
     """
 
     tokens: list[int]
@@ -69,12 +69,13 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 def grow(continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> Tree:
     """Merge continuations into a tree; the last `scored[i]` tokens of each are scored.
 
-    A last token is scored but never read, since nothing follows it. Raises ValueError where a scored token has none
-    before it.
+    A last token is scored but never read, since nothing follows it. Raises ValueError where a scored token
+    has none before it.
     """
     if any(n >= len(c) for c, n in zip(continuations, scored)):
         raise ValueError(
-            "Every scored token needs one before it in its continuation: open each with the last unscored token."
+            "Every scored token needs one before it in its continuation: open each with the last unscored "
+            "token."
         )
     tokens, parents, nodes = merge([c[:-1] for c in continuations])
     targets = [
@@ -86,7 +87,7 @@ def grow(continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> Tree:
 
 
 def merge(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]]]:
-    """Sequences merged where they begin alike: token and parent of each node, and the nodes of each sequence."""
+    """Sequences merged where they begin alike: token and parent of each node, and each sequence's nodes."""
     tokens: list[int] = []
     parents: list[int] = []
     paths: list[list[int]] = []
@@ -126,7 +127,8 @@ def divergence(
 ) -> Float[Tensor, "copy node"]:
     """KL(base || next-token distribution) after final hidden states, in nats, on the CPU.
 
-    base: log-probabilities. The copies' vocabulary is unembedded in tiles, as in `HookedModel.log_probability`.
+    base: log-probabilities. The copies' vocabulary is unembedded in tiles, as in
+    `HookedModel.log_probability`.
     """
     rows, tile = model.tiling
     parts: list[Tensor] = []
@@ -157,8 +159,8 @@ def score(
 ) -> Float[Tensor, " continuation"]:
     """Log-probability of the last `scored[i]` tokens of each continuation of what `cache` holds, in nats.
 
-    A model that packing is not exact for reads each continuation by itself, from its beginning where it cannot go on
-    from the cache, which is left as it was.
+    A model that packing is not exact for reads each continuation by itself, from its beginning where it
+    cannot go on from the cache, which is left as it was.
     """
     tree = grow(continuations, scored)
     prefix = len(cache.ids)

@@ -1,8 +1,8 @@
 """Prompts read once: their keys and values, from which any number of continuations go on.
 
-Prompts that share little are rows of a batch, read without a mask; of those that extend one another the longest
-alone is read. Where more of them is shared (the history of one episode), they are a tree, read after their common
-beginning in packs.
+Prompts that share little are rows of a batch, read without a mask; of those that extend one another the
+longest alone is read. Where more of them is shared (the history of one episode), they are a tree, read
+after their common beginning in packs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Memory = dict[Hashable, tuple[tuple[int, ...], list[tuple[Tensor, Tensor]]]]
 
 
 class Rows:
-    """The rows of a batch that are still read: their cache, which of its keys count, and the position of each.
+    """The rows of a batch that are still read: their cache, which of its keys count, and each position.
 
     Args:
         model: reads them.
@@ -133,7 +133,7 @@ def _packs(rows: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _trunks(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int], int]:
-    """Rows that begin no other, the one of them that each row begins or is, and the tokens of the tree of all."""
+    """Rows that begin no other, the one of them that each row begins or is, and the tree's tokens."""
     home = [0] * len(rows)
     nodes = 0
     after: int | None = None
@@ -150,7 +150,8 @@ def read_prompts(
 ) -> tuple[Layers, Bool[Tensor, "row slot"]]:
     """Keys and values of a batch of prompts, and which of their slots count (on the CPU).
 
-    Each beginning is read once where that is less work than plain rows, which need no mask. room: slots beyond.
+    Each beginning is read once where that is less work than plain rows, which need no mask. room: slots
+    beyond.
     """
     trunks, home, nodes = _trunks(rows)
     lengths = list(map(len, rows))
@@ -221,7 +222,7 @@ def read_on(
     memory: Memory,
     room: int = 0,
 ) -> tuple[Layers, Bool[Tensor, "row slot"]]:
-    """As `read_prompts`, but of each row only what follows its longest common prefix with what `memory` holds.
+    """As `read_prompts`, but of each row only what follows its common prefix with what `memory` holds.
 
     names: of each row in `memory`, which is brought up to date.
     """

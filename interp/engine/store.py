@@ -1,8 +1,8 @@
-"""Captured activations on disk: safetensors shards and an append-only manifest, so that none is computed twice.
+"""Captured activations on disk, none computed twice: safetensors shards and an append-only manifest.
 
-A shard holds up to 128 decisions; the manifest has one JSON line for each, with the file's hash, what it is of and
-its own hash, so that several processes may fill one folder and a killed one loses only the shard it was at.
-`stream_capture` holds one at a time.
+A shard holds up to 128 decisions; the manifest has one JSON line for each, with the file's hash, what it is
+of and its own hash, so that several processes may fill one folder and a killed one loses only the shard it
+was at. `stream_capture` holds one at a time.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Store:
 
     Args:
         folder: shared by any number of checkpoints, sites and processes.
-        identity: what the rows are of (weights, configuration, sites, layers, dtype, source of the code); rows of
-            anything else are not seen.
+        identity: what the rows are of (weights, configuration, sites, layers, dtype, source of the code);
+            rows of anything else are not seen.
     """
 
     def __init__(self, folder: str | Path, identity: dict):
@@ -55,14 +55,15 @@ class Store:
     def where(self) -> dict[str, tuple[str, int]]:
         """Prompt hash -> (shard, row), of the shards that are there and whole.
 
-        A damaged shard or line is named once. Raises ValueError for a manifest that names a shard outside its folder.
+        A damaged shard or line is named once. Raises ValueError for a manifest that names a shard outside
+        its folder.
         """
         rows: dict[str, tuple[str, int]] = {}
         for entry in self._entries():
             if Path(entry["file"]).name != entry["file"]:
                 raise ValueError(
-                    f"{self.manifest} names the shard {entry['file']!r}, which is not in its folder: the manifest has "
-                    "been tampered with."
+                    f"{self.manifest} names the shard {entry['file']!r}, which is not in its folder: the "
+                    "manifest has been tampered with."
                 )
             if entry["key"] == self.key and self._whole(entry["file"], entry["sha256"]):
                 rows.update({prompt: (entry["file"], row) for row, prompt in enumerate(entry["prompts"])})
@@ -79,8 +80,8 @@ class Store:
             elif entry is None and number not in self._named:
                 self._named.add(number)
                 print(
-                    f"Line {number} of {self.manifest} is damaged and left out; decisions that no other line names "
-                    "are captured again."
+                    f"Line {number} of {self.manifest} is damaged and left out; decisions that no other line "
+                    "names are captured again."
                 )
 
     def _whole(self, name: str, sha256: str) -> bool:
@@ -91,7 +92,8 @@ class Store:
             self._sound[name, sha256] = sound
             if present and not sound:
                 print(
-                    f"The activation shard {path} is damaged (its hash is not the manifest's) and is captured again."
+                    f"The activation shard {path} is damaged (its hash is not the manifest's) and is "
+                    "captured again."
                 )
                 path.unlink(missing_ok=True)
         return self._sound[name, sha256]
@@ -139,7 +141,7 @@ class Store:
                 raise
 
     def read(self, prompts: Sequence[str]) -> Tensor:
-        """Rows by prompt hash [prompt, ...], read alone from the memory-mapped shards; raises KeyError for a missing one."""
+        """Rows by prompt hash [prompt, ...], no others read; raises KeyError for a missing one."""
         where = self.where()
         shards: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for prompt in prompts:
@@ -174,7 +176,7 @@ def _entry(line: bytes) -> dict | None:
 
 
 def _remote_code(hf: torch.nn.Module) -> str:
-    """Hash of the Python files that a model which brings its own code came with; empty for transformers' own."""
+    """Hash of the Python files of a model that brings its own code; empty for transformers' own."""
     module = type(hf).__module__
     if not module.startswith("transformers_modules."):
         return ""
@@ -193,8 +195,8 @@ def stream_capture(
 ) -> tuple[Store, dict[str, str]]:
     """Capture any number of prompts into a `Store`, a shard at a time; returns it and each prompt's path.
 
-    Only prompts that no shard holds are read by the model; the store's `read` gives any of them by their hashes. A
-    damaged shard is named, and its decisions alone are captured again.
+    Only prompts that no shard holds are read by the model; the store's `read` gives any of them by their
+    hashes. A damaged shard is named, and its decisions alone are captured again.
 
     Args:
         folder: of the store.
@@ -208,8 +210,8 @@ def stream_capture(
     """
     if not model.weights_hash:
         raise ValueError(
-            "The model has no weights_hash, so its activations could not be told from another's: load it with a "
-            "CheckpointSeries, or give HookedModel a weights_hash of your own."
+            "The model has no weights_hash, so its activations could not be told from another's: load it "
+            "with a CheckpointSeries, or give HookedModel a weights_hash of your own."
         )
     names = every_layer(sites)
     wanted = tuple(range(model.n_layers)) if layers is None else tuple(layers)

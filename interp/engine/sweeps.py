@@ -1,9 +1,10 @@
 """One prompt and its continuations, run once; then any number of patched cells of it, each exact.
 
-Nothing before a patched position, and nothing below a patched layer, changes. So a cell is only the tokens from its
-position on, from its layer on: cells lie side by side after the unpatched keys and values, join the pass at their
-own layer with the unpatched states, and are read together. `Plain` is the reference implementation, one forward pass
-for each cell and continuation, and serves the models for which packing is not exact.
+Nothing before a patched position, and nothing below a patched layer, changes. So a cell is only the tokens
+from its position on, from its layer on: cells lie side by side after the unpatched keys and values, join
+the pass at their own layer with the unpatched states, and are read together. `Plain` is the reference
+implementation, one forward pass for each cell and continuation, and serves the models for which packing is
+not exact.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from interp.models.inner import largest
 
 #: Most packed tokens in a pass on a CPU and on a GPU: more would only look at each other's masked keys.
 PASS = (512, 4096)
-#: Cells of more slots than this are rows of a batch, each seeing its own slots alone; shorter ones share one row,
-#: where the prefix is not copied for each.
+#: Cells of more slots than this are rows of a batch, each seeing its own slots alone; shorter ones share
+#: one row, where the prefix is not copied for each.
 LONG = 64
 #: A row of a pass, the slots that are replaced in it, which part of their width, and by what.
 Replacement = tuple[int, Tensor | list[int], slice, Tensor]
@@ -38,8 +39,8 @@ Replacements = Mapping[tuple[str, int], Sequence[Replacement]]
 class Cell:
     """One intervention: the activation at a site of a layer replaced at `positions` by `values`.
 
-    Values with a continuation axis depend on what follows the prompt (`Plain` alone takes them). `columns` is the
-    part of the site's width that is replaced (one head's, for `z`).
+    Values with a continuation axis depend on what follows the prompt (`Plain` alone takes them). `columns`
+    is the part of the site's width that is replaced (one head's, for `z`).
     """
 
     site: str
@@ -64,7 +65,8 @@ class Packed:
         positions: in the prompt; cells are at these.
         prefix: keys and values of the prompt's first tokens, if they were read before.
         budget: bytes that one pass may take, beside the model and the unpatched run.
-        compared: continuations where the next-token distribution before the first scored token is compared, too.
+        compared: continuations where the next-token distribution before the first scored token is compared,
+            too.
     """
 
     @torch.inference_mode()
@@ -119,8 +121,8 @@ class Packed:
     ]:
         """The unpatched run: activations, the stream before each block, final states, and keys and values.
 
-        The prompt and its first continuation are one sequence and need no mask; the other branches are packed after
-        them.
+        The prompt and its first continuation are one sequence and need no mask; the other branches are
+        packed after them.
         """
         model = self.model
         prefix = [(keys[:, :, : self.first], values[:, :, : self.first]) for keys, values in prefix]
@@ -169,7 +171,7 @@ class Packed:
         return hidden
 
     def _slots(self) -> int:
-        """How many packed tokens a pass may have: what a block makes of each and their masks fit the budget."""
+        """How many packed tokens a pass may have: what a block makes of them, and masks, fit the budget."""
         config, item = self.model.config, self.model.dtype.itemsize
         inner = largest(config, "intermediate_size") or 4 * self.model.d_model
         eager = config._attn_implementation == "eager"
@@ -252,8 +254,8 @@ class Packed:
     def _chunk(self, cells: Sequence[Cell]) -> Float[Tensor, "cell continuation_and_compared"]:
         """As `patched`, for cells that fit one pass, side by side in one row.
 
-        A slot is a token of a cell. The slots that a block has to touch are packed in the order of the layers at
-        which they join the pass.
+        A slot is a token of a cell. The slots that a block has to touch are packed in the order of the
+        layers at which they join the pass.
         """
         size, depth, device = len(self.tokens), self.model.n_layers, self.model.device
         offsets = torch.tensor([self._offset(cell) for cell in cells])
@@ -279,8 +281,8 @@ class Packed:
     ) -> Int[Tensor, " slot"]:
         """The layer at which each slot joins.
 
-        After a patched token the first change is in its keys and values: of its own layer for resid_pre, else of the
-        next. later: slots after a cell's first position.
+        After a patched token the first change is in its keys and values: of its own layer for resid_pre,
+        else of the next. later: slots after a cell's first position.
         """
         next_layer = torch.tensor([c.site != "resid_pre" and len(c.positions) == 1 for c in cells])
         layer = torch.tensor([cell.layer for cell in cells])
@@ -294,7 +296,7 @@ class Packed:
         counts: Sequence[int],
         replacements: Replacements,
     ) -> Float[Tensor, "slot d_model"]:
-        """Final states of the packed slots of several cells, each of which sees the prefix up to its first position."""
+        """Final states of packed slots of several cells, each after the prompt up to its first position."""
         prefix = offsets + self.first
         sees_prefix = torch.arange(int(prefix.max())) < prefix[owner, None]
         same_cell = owner[:, None] == owner[None]
@@ -328,7 +330,7 @@ class _Kept:
         self.states: list[list[Tensor]] = [[] for _ in range(n_layers)]
 
     def edits(self, positions: Int[Tensor, " position"] | None, first: int) -> hooks.Edits:
-        """Hooks that keep the stream from the token `first` on, and the sites at some positions (None: at none)."""
+        """Hooks that keep the stream from token `first` on, and the sites at positions (None: at none)."""
 
         def reading(site: str, layer: int) -> hooks.Edit:
             def read(tensor: Tensor) -> None:
@@ -358,7 +360,7 @@ def _edits(replacements: Replacements) -> hooks.Edits:
 
 
 def _edit_of(cell: Cell | None, continuation: int) -> hooks.Edits:
-    """The hook of a cell in the pass over a continuation, whose own values it takes where there are some for each."""
+    """The hook of a cell in the pass over a continuation, which may have values of its own."""
     if cell is None:
         return {}
     values = cell.values[continuation] if cell.values.ndim == 3 else cell.values
@@ -366,7 +368,7 @@ def _edit_of(cell: Cell | None, continuation: int) -> hooks.Edits:
 
 
 class Plain:
-    """The reference implementation of `Packed`: one forward pass over prompt and continuation for each cell."""
+    """The reference implementation of `Packed`: a pass over prompt and continuation for each cell."""
 
     def __init__(
         self,

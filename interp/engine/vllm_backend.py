@@ -1,8 +1,8 @@
 """Greedy decoding by vLLM, for GPU machines that have it (`pip install 'interp-agents[vllm]'`).
 
-The same ids go in and come out as with `interp.engine.generation`; prompts are shared through vLLM's own prefix
-cache. It reads a checkpoint's folder of full weights itself, beside the hooked model, and its kernels round
-otherwise: near ties may fall otherwise.
+The same ids go in and come out as with `interp.engine.generation`; prompts are shared through vLLM's own
+prefix cache. It reads a checkpoint's folder of full weights itself, beside the hooked model, and its
+kernels round otherwise: near ties may fall otherwise.
 
 >>> with Engine(series.path(step)) as engine:
 ...     completions = decode_modes(model, prompts, ["prompt", "cot"], engine=engine)
@@ -24,14 +24,15 @@ MISSING = (
 class Engine:
     """A vLLM engine over one checkpoint's folder; `share` is the part of the GPU's memory that it may take.
 
-    Raises ImportError where vLLM is not installed, ValueError for a checkpoint that is no folder of full weights.
+    Raises ImportError where vLLM is not installed, ValueError for a checkpoint that is no folder of full
+    weights.
     """
 
     def __init__(self, path: str | Path, share: float = 0.45, dtype: str = "bfloat16", **options: Any):
         if not isinstance(path, (str, Path)) or not list(Path(path).glob("model*.safetensors")):
             raise ValueError(
-                f"vLLM reads a folder of full weights, which {path} is not: merge an adapter into its base first, "
-                "or decode with the default generator."
+                f"vLLM reads a folder of full weights, which {path} is not: merge an adapter into its base "
+                "first, or decode with the default generator."
             )
         try:
             import vllm

@@ -40,8 +40,8 @@ FAMILIES = (
     "qwen3_next",
     "bart",
 )
-#: The tiny sizes, for every model type that has a number of the name. With few index heads several tokens' scores
-#: are 0 alike, and which of them are attended to would be left to the order of a sort.
+#: The tiny sizes, for every model type that has a number of the name. With few index heads several tokens'
+#: scores are 0 alike, and which of them are attended to would be left to the order of a sort.
 SIZES = dict(
     vocab_size=97,
     hidden_size=32,
@@ -204,7 +204,7 @@ def _layer_types(config: PreTrainedConfig, layers: int) -> list[str] | None:
 
 
 def _sized(config: PreTrainedConfig, layers: int = 4) -> dict[str, Any]:
-    """SIZES for the numbers that a configuration and its sections have; sections but those of text have one layer."""
+    """SIZES for the numbers that a configuration has, and its sections; those but of text have one layer."""
     own: dict[str, Any] = {name: value for name, value in SIZES.items() if _may_size(config, name)}
     if getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
         own["is_decoder"] = True  # of an encoder's family, the causal variant
@@ -230,7 +230,7 @@ def _sized(config: PreTrainedConfig, layers: int = 4) -> dict[str, Any]:
 
 
 def tiny(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float32, **extra: Any) -> LanguageModel:
-    """A tiny random model of a model type, as loaded in `dtype`, with weights large enough for its parts to matter."""
+    """A tiny random model of a model type in `dtype`, with weights large enough for its parts to matter."""
     sizes = _sized(AutoConfig.for_model(model_type)) | OWN.get(model_type, {}) | extra
     config = AutoConfig.for_model(model_type, **sizes)
     torch.manual_seed(seed)

@@ -1,8 +1,8 @@
 """Which attention kernels passes may use on a GPU: torch's own choice without cuDNN's.
 
-cuDNN plans every new shape in about 0.1 s, and packs and decoding meet a new shape at nearly every pass. torch
-keeps one switch for the whole process, so it is off while any thread is inside, and is restored when the last
-one has left.
+cuDNN plans every new shape in about 0.1 s, and packs and decoding meet a new shape at nearly every pass.
+torch keeps one switch for the whole process, so it is off while any thread is inside, and is restored when
+the last one has left.
 """
 
 from __future__ import annotations

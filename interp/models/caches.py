@@ -20,7 +20,10 @@ Layers = Sequence[tuple[Kept, Kept]]
 
 
 class PrefixCache(DynamicCache):
-    """A cache that keeps every key (a config-aware one drops those outside a sliding window), and the tokens' `ids`."""
+    """A cache that keeps every key, and the tokens' `ids`.
+
+    A config-aware cache drops the keys outside a sliding window.
+    """
 
     def __init__(self, layers: Layers = (), ids: Sequence[int] = ()):
         super().__init__()

@@ -13,7 +13,8 @@ from interp.system.choices import check_device
 if TYPE_CHECKING:
     from interp.models.hooked import HookedModel
 
-#: Most tokens of a pass on a GPU, which fewer keep busy; and the part of its free memory that a pass may take.
+#: Most tokens of a pass on a GPU, which fewer keep busy; and the part of its free memory that a pass may
+#: take.
 MOST, SHARE = 65_536, 0.5
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Result = TypeVar("Result")

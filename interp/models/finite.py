@@ -58,7 +58,7 @@ def _all_finite(output: Any) -> bool:
 
 
 def check_trial(model: HookedModel, name: object) -> None:
-    """Raise ValueError where a few tokens' logits are not finite, naming the first submodule that gives such."""
+    """Raise ValueError where a few tokens' logits are not finite, naming the first such submodule."""
     tokens = min(TOKENS, model.context or TOKENS)
     spread = torch.arange(tokens, device=model.device) * max(1, model.vocabulary // tokens) + 1
     ids = spread[None] % model.vocabulary

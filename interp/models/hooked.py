@@ -1,7 +1,7 @@
-"""A causal language model whose hook points can be read and replaced, and what of it is exact in a packed pass.
+"""A causal language model with hook points, and what of it is exact in a packed pass.
 
 >>> model = CheckpointSeries.discover("runs/quick/series").load(0)
->>> model.support                               # capture, trajectory, patch, mediation: "fast" or "plain loop", and why
+>>> model.support     # capture, trajectory, patch, mediation: "fast" or "plain loop", and why
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class HookedModel:
         inner.tried(module, self._check_causal)
 
     def attending(self) -> AbstractContextManager[None]:
-        """A context for the toolkit's own passes: without cuDNN's attention, unless `cudnn_attention` is set."""
+        """A context for the toolkit's passes: without cuDNN's attention, unless `cudnn_attention` is set."""
         return nullcontext() if self.cudnn_attention else without_cudnn()
 
     def _check_causal(self) -> None:
@@ -205,7 +205,7 @@ class HookedModel:
         return hooks.hook_point(self.hook_points, site, layer).width
 
     def hooks(self, edits: hooks.Edits) -> AbstractContextManager[None]:
-        """Hook sites for one forward pass (see `interp.models.hooks.attached`); other threads wait for its end."""
+        """Hook sites for one forward pass (see `hooks.attached`); other threads wait for its end."""
         return self.turns.hooking(hooks.attached(self.blocks, self.hook_points, edits))
 
     @property
@@ -238,7 +238,8 @@ class HookedModel:
     def read(self, ids: Sequence[int], cache: PrefixCache | None = None) -> PrefixCache:
         """Keys and values of one sequence, or of what follows `cache` (extended in place).
 
-        The pass ends as soon as they are there. Of a model without ordinary ones, the cache holds the `ids` alone.
+        The pass ends as soon as they are there. Of a model without ordinary ones, the cache holds the `ids`
+        alone.
         """
         cache = PrefixCache() if cache is None else cache
         if len(ids):
@@ -258,7 +259,7 @@ class HookedModel:
         return layers_of(cache)
 
     def _fill(self, cache: PrefixCache, ids: Int[Tensor, "row token"]) -> None:
-        """Extend a cache by what follows it; the pass ends as soon as the last layer's keys and values are there."""
+        """Extend a cache by what follows it; the pass ends as soon as the last layer has filled its own."""
         cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
         last = cache.layers[-1]
         last.__class__ = LastLayer
@@ -277,8 +278,8 @@ class HookedModel:
     ) -> Mask:
         """The attention mask to pass, for tokens at positions `at` that may see keys at positions `keys_at`.
 
-        A sliding layer further sees only keys less than a window away. Additive, since a boolean mask is silently
-        wrong under eager attention.
+        A sliding layer further sees only keys less than a window away. Additive, since a boolean mask is
+        silently wrong under eager attention.
         """
         dtype = torch.float32 if self.wide else self.dtype
 
@@ -292,7 +293,7 @@ class HookedModel:
         return masks if len(masks) > 1 else masks[self.layer_types[0]]
 
     def _near(self, kind: str, at: Tensor, keys_at: Tensor) -> Bool[Tensor, "row token key"] | None:
-        """Which keys a type of layer reaches (None: all). A window is there, or `keyless` says that it is not."""
+        """Which keys a type of layer reaches (None: all); `keyless` tells where a window is missing."""
         if self.window and kind == "sliding_attention":
             return at - keys_at < self.window
         if self.window and kind == "chunked_attention":
@@ -309,7 +310,7 @@ class HookedModel:
         keys_at: Int[Tensor, " prefix_key"],
         rows: int = 1,
     ) -> tuple[Float[Tensor, "row slot d_model"], Layers]:
-        """Final hidden states of packed tokens after shared keys and values, and the slots' own keys and values.
+        """Final hidden states of packed tokens after shared keys and values, and the slots' own.
 
         Args:
             prefix: shared keys and values, which are not changed.
@@ -352,17 +353,17 @@ class HookedModel:
         return [n for n in named_lengths(self.config) if n < (self.context or n + 1)]
 
     def stands_alone(self, tokens: int) -> bool:
-        """Whether states in a sequence of so many tokens depend on its length, so that it is read without padding."""
+        """Whether states in a sequence of so many tokens depend on its length: it is read without padding."""
         return not all(self.crossing(n - 1).causal for n in self.lengths if n < tokens)
 
     def rereads(self, tokens: int) -> bool:
-        """Whether a sequence of so many tokens cannot go on from kept keys and values, and is read whole each time."""
+        """Whether a sequence of so many tokens cannot go on from kept keys and values, and is read whole."""
         return bool(self.keyless) or not all(
             self.crossing(n - 1).continued for n in (BASE, *self.lengths) if n < tokens
         )
 
     def packs(self, tokens: int) -> bool:
-        """Whether sequences of at most so many tokens may lie side by side, or padded, after shared keys and values."""
+        """Whether sequences of so many tokens may be packed, or padded, after shared keys and values."""
         return self.support.patch == "fast" and self._wrong_length(tokens) is None
 
     def _wrong_length(self, tokens: int) -> int | None:
@@ -393,8 +394,8 @@ class HookedModel:
         if wrong is None:
             return ""
         return (
-            f"plain loop: beyond {wrong} tokens, which its configuration names, packed tokens do not come out as in "
-            "a plain pass"
+            f"plain loop: beyond {wrong} tokens, which its configuration names, packed tokens do not come "
+            "out as in a plain pass"
         )
 
     @cached_property
@@ -449,7 +450,7 @@ class HookedModel:
 
     @cached_property
     def bridge(self) -> TransformerBridge:
-        """TransformerLens's TransformerBridge over the very same parameters (built on first use, eager attention)."""
+        """TransformerLens's TransformerBridge over the very same parameters, built on first use."""
         from transformer_lens.model_bridge import TransformerBridge
 
         if self.tokenizer is None:
@@ -469,7 +470,7 @@ class HookedModel:
 
 
 def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
-    """A model of the same configuration and tokenizer with weights as its architecture draws them before training.
+    """A model of the same configuration and tokenizer with the weights of an untrained model.
 
     seed: of the draw, which is made on the CPU in float32 and then moved, so that every device gets the same
     weights; torch's own generator is left as it was. `weights_hash` names configuration and seed.

@@ -1,8 +1,9 @@
 """Hooks: read or replace an activation at a named site while the model runs once, or fail loudly.
 
-Site names and their meaning are TransformerLens's: `resid_pre`, `resid_mid`, `resid_post` (residual stream before a
-block, between attention and MLP, after the block), `attn_out`, `mlp_out` (what each adds), `z` (heads' outputs before
-the output projection, heads concatenated). Where each is in a model is found by trial (`interp.models.sites`).
+Site names and their meaning are TransformerLens's: `resid_pre`, `resid_mid`, `resid_post` (residual stream
+before a block, between attention and MLP, after the block), `attn_out`, `mlp_out` (what each adds), `z`
+(heads' outputs before the output projection, heads concatenated). Where each is in a model is found by
+trial (`interp.models.sites`).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ Blocks = torch.nn.ModuleList | Sequence[torch.nn.Module]
 class HookPoint:
     """Where a site of one block is, and how many numbers it has.
 
-    kind: `in` is what enters a submodule, `out` the sum of `scales` times what the submodules give, in the order in
-    which they run, and `mid` the block's input and that sum. copies: the axis of a stream that is kept in several
-    copies, which then stand side by side.
+    kind: `in` is what enters a submodule, `out` the sum of `scales` times what the submodules give, in the
+    order in which they run, and `mid` the block's input and that sum. copies: the axis of a stream that is
+    kept in several copies, which then stand side by side.
     """
 
     paths: tuple[str, ...]
@@ -53,8 +54,8 @@ _LACKS = {
     "resid_mid": "its attention and MLP read the same residual stream, so nothing lies between",
     "attn_out": "what that block adds to the residual stream before its MLP is no fixed multiple of what its "
     "submodules give",
-    "mlp_out": "what that block adds to the residual stream after its attention is no fixed multiple of what its "
-    "submodules give",
+    "mlp_out": "what that block adds to the residual stream after its attention is no fixed multiple of what "
+    "its submodules give",
     "z": "that layer has no output projection of attention heads",
 }
 
@@ -113,7 +114,7 @@ def _side_by_side(edit: Edit, axis: int) -> Edit:
 
 
 class _Sum:
-    """An edit of a sum of what several submodules give (and the block's input), made in what the last one gives."""
+    """An edit of a sum of what several submodules give, made in what the last one gives."""
 
     def __init__(self, point: HookPoint, edit: Edit):
         self.point, self.edit = point, edit
@@ -170,10 +171,10 @@ def _register(block: torch.nn.Module, point: HookPoint, edit: Edit) -> list[Remo
 
 @contextmanager
 def attached(blocks: Blocks, hook_points: HookPoints, edits: Edits) -> Iterator[None]:
-    """Run each edit on the activation [batch, token, width] at its (site, layer); a returned tensor replaces it.
+    """Run each edit on the activation [batch, token, width] at its (site, layer); a tensor replaces it.
 
-    For exactly one forward pass: raises RuntimeError naming the site when a hook did not fire, or fired twice, and
-    NotImplementedError for a site that this model does not have.
+    For exactly one forward pass: raises RuntimeError naming the site when a hook did not fire, or fired
+    twice, and NotImplementedError for a site that this model does not have.
     """
     fired = dict.fromkeys(edits, 0)
     handles: list[RemovableHandle] = []
@@ -183,7 +184,8 @@ def attached(blocks: Blocks, hook_points: HookPoints, edits: Edits) -> Iterator[
             fired[key] += 1
             if fired[key] > 1:
                 raise RuntimeError(
-                    f"The hook at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside `hooks`."
+                    f"The hook at blocks.{key[1]}.hook_{key[0]} fired twice: run one forward pass inside "
+                    "`hooks`."
                 )
             return edits[key](tensor)
 
@@ -207,7 +209,7 @@ def _remove(handles: Iterable[RemovableHandle]) -> None:
 
 
 def _attention_of(block: torch.nn.Module, layer: int, name: str) -> torch.nn.Module:
-    """A block's one attention module; raises NotImplementedError, naming the architecture, where there is none."""
+    """A block's one attention module; raises NotImplementedError where there is none."""
     modules = dict(block.named_modules())
     attentions = [modules[path] for path in _ATTENTION if path in modules]
     if len(attentions) != 1:
@@ -225,8 +227,9 @@ def patterns(
 ) -> Iterator[None]:
     """Attend eagerly, and hand each layer's attention pattern to `keep`; for one forward pass.
 
-    The model attends again as it did before when the pass is over, or has failed. Raises NotImplementedError,
-    naming the architecture, where a block has no one attention module or gives no pattern whose rows sum to 1.
+    The model attends again as it did before when the pass is over, or has failed. Raises
+    NotImplementedError, naming the architecture, where a block has no one attention module or gives no
+    pattern whose rows sum to 1.
     """
     name, before = type(hf).__name__, hf.config._attn_implementation
     attended: list[int] = []
@@ -236,11 +239,12 @@ def patterns(
         pattern = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if pattern is None:
             raise NotImplementedError(
-                f"{name} gives no attention pattern at layer {layer}, even where it is asked to attend eagerly."
+                f"{name} gives no attention pattern at layer {layer}, even where it attends eagerly."
             )
         if (pattern.float().sum(-1) - 1).abs().max() > (1e-3 if pattern.dtype == torch.float32 else 0.05):
             raise NotImplementedError(
-                f"{name} attends to more than its tokens: rows of the pattern at layer {layer} do not sum to 1."
+                f"{name} attends to more than its tokens: rows of the pattern at layer {layer} do not sum to "
+                "1."
             )
         attended.append(layer)
         keep(layer, pattern)
@@ -253,8 +257,8 @@ def patterns(
         yield
         if attended != list(range(len(blocks))):
             raise RuntimeError(
-                f"The layers that attended are {attended}, not each once, in order: run one forward pass inside "
-                "`patterns`."
+                f"The layers that attended are {attended}, not each once, in order: run one forward pass "
+                "inside `patterns`."
             )
     finally:
         _remove(handles)
@@ -283,7 +287,7 @@ def only(blocks: Blocks, first: int, last: int, layout: Layout | None = None) ->
 
 
 def _narrowed(value: Tensor, slots: int, n: int) -> Tensor:
-    """What belongs to the first `n` of the packed slots: of a mask, positions or rotations; else the value itself."""
+    """What belongs to the first `n` of the packed slots, of a mask, positions or rotations."""
     if n == slots:
         return value
     if value.ndim == 4 and value.shape[-2] == slots:  # a mask [1, 1, slot, prefix + slot]
@@ -304,7 +308,8 @@ def joining(
 
     Args:
         blocks: the model's.
-        counts: slots that each block runs on; never falls and ends at `slots`. Blocks whose count is 0 are passed over.
+        counts: slots that each block runs on; never falls and ends at `slots`. Blocks whose count is 0 are
+            passed over.
         enter: from (layer, first, last + 1) to the states with which slots join, the same for every row.
         slots: of the pack.
         layout: as in `only`.

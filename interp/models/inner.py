@@ -1,4 +1,4 @@
-"""The language model inside what transformers loads: a causal model's decoder, or the one in a multimodal wrapper."""
+"""The language model inside what transformers loads: a decoder, alone or in a multimodal wrapper."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 
 def kept_wide(hf: LanguageModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Name -> weight of those that transformers keeps in float32 when it loads in `dtype` (routers, mostly)."""
+    """Name -> weight of those that transformers keeps in float32 when it loads in `dtype` (mostly routers)."""
     plan = hf._get_dtype_plan(dtype) if hasattr(hf, "_get_dtype_plan") else {}
     patterns = [pattern.replace("*", ".*") for pattern in plan]
     state = hf.state_dict(keep_vars=True)
@@ -100,8 +100,9 @@ def check_not_compiled(hf: torch.nn.Module) -> None:
     for name, module in hf.named_modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
             raise ValueError(
-                f"{name or type(hf).__name__} is compiled by torch.compile, and hooks do not see into compiled "
-                "code: wrap the model before it is compiled, or torch.compile(hf) as a whole, which is undone here."
+                f"{name or type(hf).__name__} is compiled by torch.compile, and hooks do not see into "
+                "compiled code: wrap the model before it is compiled, or torch.compile(hf) as a whole, "
+                "which is undone here."
             )
 
 
@@ -178,7 +179,7 @@ def largest(config: PreTrainedConfig, name: str) -> int | None:
 
 
 def tried(hf: LanguageModel, run: Callable[[], Result]) -> Result:
-    """What a trial of a model gives; what the model's own code raises in it becomes a sentence with its architecture."""
+    """What a trial of a model gives; the sentences of its own errors begin with its architecture."""
     architecture, dtype = type(hf).__name__, next(hf.parameters()).dtype
     try:
         return run()
@@ -191,9 +192,9 @@ def tried(hf: LanguageModel, run: Callable[[], Result]) -> Result:
         narrow = [name for name, tensor in kept_wide(hf, dtype).items() if tensor.dtype != torch.float32]
         if narrow:
             raise ValueError(
-                f"{architecture} fails on a few tokens ({reason}): transformers keeps {narrow[0]!r} in float32, and "
-                f"here it is {str(dtype).removeprefix('torch.')}. Load the model with from_pretrained(..., dtype=...) "
-                "in place of hf.to(...), which narrows every weight."
+                f"{architecture} fails on a few tokens ({reason}): transformers keeps {narrow[0]!r} in "
+                f"float32, and here it is {str(dtype).removeprefix('torch.')}. Load the model with "
+                "from_pretrained(..., dtype=...) in place of hf.to(...), which narrows every weight."
             ) from error
         raise NotImplementedError(
             f"{architecture} is not supported: a plain pass over a few tokens fails ({reason})."

@@ -48,8 +48,8 @@ class Layout:
     def of(cls, output: Any) -> Layout | None:
         """The layout of an output, None for a bare tensor and for what has no tensor as its hidden states.
 
-        Hidden states are the first entry of a tuple, a list or a named tuple, and the first entry of a mapping
-        or a dataclass that is not None.
+        Hidden states are the first entry of a tuple, a list or a named tuple, and the first entry of a
+        mapping or a dataclass that is not None.
         """
         named, entries = _named(output), entries_of(output)
         if isinstance(output, torch.Tensor) or not entries:

@@ -38,8 +38,8 @@ def every_layer(names: Sequence[str]) -> list[str]:
         site, layer = parse_site(name)
         if layer is not None:
             raise ValueError(
-                f"{name!r} names one layer, but every layer is read: ask for the site alone and pick the layer "
-                "from the result."
+                f"{name!r} names one layer, but every layer is read: ask for the site alone and pick the "
+                "layer from the result."
             )
         if site in sites:
             raise ValueError(f"Site {site!r} is asked for twice: name each site once.")

@@ -1,9 +1,9 @@
 """Where each site is in each block of a model: found by trial on a few tokens, and proven by sums.
 
-What a block adds to the residual stream is a sum of fixed multiples of what some of its submodules give. Which
-ones, and the multiples, are fitted, and hold only where the sum comes out to the last bits of float32
-(`find_hook_points`). Nothing is looked up by a model's name: names only tell attention from MLP where both read
-the same stream.
+What a block adds to the residual stream is a sum of fixed multiples of what some of its submodules give.
+Which ones, and the multiples, are fitted, and hold only where the sum comes out to the last bits of float32
+(`find_hook_points`). Nothing is looked up by a model's name: names only tell attention from MLP where both
+read the same stream.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _bits_agree(total: Tensor, terms: Sequence[Tensor]) -> bool:
 
 
 def _adds_up(total: Tensor, terms: Sequence[Tensor]) -> bool:
-    """Is `total` the sum of the terms but for rounding, each product and each sum rounding by at most half a unit?
+    """Is `total` the sum of the terms but for rounding, of half a unit in each product and each sum?
 
     Narrower dtypes than float32, where that would let a small wrong part pass, must come out bit for bit.
     """
@@ -251,7 +251,7 @@ def _streams_read(trial: _Trial) -> Iterator[Tensor]:
 
 
 def _before_mid(trial: _Trial, parts: Parts) -> Parts | None:
-    """Those of the parts that are in the stream when the next part reads it (None where all read the block's input)."""
+    """The parts that are in the stream when the next part reads it (None: all read the block's input)."""
     inputs = list(_streams_read(trial))
     for size in range(1, len(parts)):
         for first in itertools.combinations(parts, size):
@@ -279,7 +279,7 @@ def _positive_numbers(owners: Sequence[Any], names: Sequence[str]) -> list[int]:
 
 
 def _heads(module: torch.nn.Module, config: PreTrainedConfig, width: int) -> int:
-    """Heads of an attention module whose output projection reads `width` numbers; 0 where that cannot be told."""
+    """Heads of an attention module whose output projection reads `width` numbers (0: unknown)."""
     counts = _positive_numbers((module, config), _HEADS)
     widths = _positive_numbers((module, config), _HEAD_WIDTHS)
     if not any(getattr(config, name, None) for name in _HEAD_WIDTHS):
@@ -326,7 +326,7 @@ def _projection(
 
 @dataclass(frozen=True)
 class _Block:
-    """What of a block is proven: the parts before and after its middle, whether it has one, z's projection and heads."""
+    """What is proven of a block: the parts before and after its middle, z's projection and heads."""
 
     attention: Parts
     mlp: Parts
@@ -363,10 +363,11 @@ def find_hook_points(
 ) -> tuple[HookPoints, tuple[int, ...], Layout | None]:
     """Where each site of each block is, its heads (0: no z), and the layout of what it gives (None: bare).
 
-    The proof, in every block: resid_post = resid_pre + attn_out + mlp_out, and resid_mid = resid_pre + attn_out is
-    what a submodule reads; `z` is what the attention's output projection reads. A model whose attention and MLP
-    read the same stream has no resid_mid; a block that does not add up has neither of attn_out and mlp_out. A
-    model narrower than float32 is held to the bits of its own sums, or to those of a float32 copy of the block.
+    The proof, in every block: resid_post = resid_pre + attn_out + mlp_out, and resid_mid = resid_pre +
+    attn_out is what a submodule reads; `z` is what the attention's output projection reads. A model whose
+    attention and MLP read the same stream has no resid_mid; a block that does not add up has neither of
+    attn_out and mlp_out. A model narrower than float32 is held to the bits of its own sums, or to those of
+    a float32 copy of the block.
 
     Args:
         blocks: the model's.

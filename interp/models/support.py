@@ -1,8 +1,8 @@
 """What of a model is exact and by which path: tried in float32 against plain passes.
 
-A model's rules may change with length: a window, a chunk, rotary factors that are others beyond a length. So the
-trial is made on a few tokens, and again across each length that the configuration names once a sequence goes
-beyond it.
+A model's rules may change with length: a window, a chunk, rotary factors that are others beyond a length.
+So the trial is made on a few tokens, and again across each length that the configuration names once a
+sequence goes beyond it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NONE = re.compile(r"^num_|^n_|feed_forward|theta|head|_dim$|_id$|expert|group_t
 #: Trials up to this many multiplications are made at once, those of longer sequences when one is first read.
 CHEAP = {"cpu": 3e9, "cuda": 3e11}
 #: How far a path may be from a plain pass, in plain passes' own rounding error: it sums in another order.
-TIMES = 100
+TIMES = 100.0
 #: Tokens before the first trial's branches.
 BASE = 6
 #: A pack holds at most MOST times the tokens of its longest sequence, and PACKED more.
@@ -47,9 +47,10 @@ _REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError)
 
 @dataclass(frozen=True)
 class Support:
-    """Which path serves a model: `fast` (packed), `plain loop` (one forward pass for each cell) or `refused`, and why.
+    """Which path serves a model, and why: `fast` (packed), `plain loop` (a pass for each cell) or `refused`.
 
-    tried: the lengths, in tokens, that the trial crossed; those of long sequences are tried when one is first read.
+    tried: the lengths, in tokens, that the trial crossed; those of long sequences are tried when one is
+    first read.
     """
 
     capture: str
@@ -64,8 +65,9 @@ class Support:
 class Crossing:
     """What is exact for sequences of some length, against one plain pass over each.
 
-    `causal`: a token's states are the same whatever follows it; `continued`: a pass may go on from kept keys and
-    values; `packed`: several may, side by side, and join in mid-model; `error`: what the model raised when packed.
+    `causal`: a token's states are the same whatever follows it; `continued`: a pass may go on from kept
+    keys and values; `packed`: several may, side by side, and join in mid-model; `error`: what the model
+    raised when packed.
     """
 
     causal: bool
@@ -111,7 +113,7 @@ def forget_lengths(module: torch.nn.Module) -> None:
 
 
 def why_keyless(model: HookedModel) -> str:
-    """Why a model keeps no ordinary keys and values, which can be cut, swapped and shared (empty where it does)."""
+    """Why a model keeps no ordinary keys and values, which can be cut and shared (empty where it does)."""
     for kind in model.layer_types:
         if kind != "full_attention" and kind not in _SLIDING:
             return f"it has layers of {kind!r}, whose cache is not keys and values of each token alone"
@@ -124,13 +126,14 @@ def why_keyless(model: HookedModel) -> str:
     except Exception as error:  # whatever a model makes of a cache that is not its own
         return f"it does not fill an ordinary cache ({type(error).__name__}: {first_line(error)})"
     if cache.layers and len(cache.layers) != model.n_layers:
-        return f"its {model.n_layers} blocks keep keys and values of {len(cache.layers)} layers, not each block its own"
+        blocks, kept = model.n_layers, len(cache.layers)
+        return f"its {blocks} blocks keep keys and values of {kept} layers, not each block its own"
     return "" if cache.layers and lengths == {6} else "its layers do not keep keys and values of every token"
 
 
 @contextmanager
 def in_float32(model: HookedModel) -> Iterator[None]:
-    """Run a model of a narrow dtype in float32 on its own weights, one block of which is widened at a time."""
+    """Run a model of a narrow dtype in float32 on its own weights, widened a block at a time."""
     narrow: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def widen(module: torch.nn.Module, *args: Any) -> None:
@@ -163,7 +166,7 @@ def in_float32(model: HookedModel) -> Iterator[None]:
 
 
 def _tried_layers(model: HookedModel) -> list[int]:
-    """The layers in which lengths are tried: the first two of each type, and the last, which ends a reading."""
+    """The layers in which lengths are tried: two of each type, and the last, which ends a reading."""
     types = model.layer_types
     return sorted({model.n_layers - 1, *(i for i, kind in enumerate(types) if types[:i].count(kind) < 2)})
 
@@ -197,9 +200,10 @@ def _rounding_unit(model: HookedModel, states: Tensor) -> float:
 def cross(model: HookedModel, start: int) -> Crossing:
     """Try sequences of `start` tokens and three more, two ways of ending, by each path against plain passes.
 
-    In float32, whatever the dtype: an error of logic is then far above the rounding, which is measured, too, on two
-    plain passes of the same rows in another shape. Long sequences go through some blocks of each kind alone, since
-    the rules are the same. Where those cannot run without the others, they go through all.
+    In float32, whatever the dtype: an error of logic is then far above the rounding, which is measured,
+    too, on two plain passes of the same rows in another shape. Long sequences go through some blocks of
+    each kind alone, since the rules are the same. Where those cannot run without the others, they go
+    through all.
     """
     no_tokens: Layers = [] if model.keyless else model.empty()
     if start <= BASE:
@@ -224,7 +228,7 @@ def _wide(model: HookedModel, start: int, no_tokens: Layers) -> Crossing:
         raise
     except (RuntimeError, TypeError, ValueError):  # quantised weights
         # Beside an error of that dtype a hundredfold one would hide anything.
-        return _cross(model, start, 4, no_tokens)
+        return _cross(model, start, 4.0, no_tokens)
 
 
 @torch.inference_mode()
@@ -239,8 +243,8 @@ def _cross(model: HookedModel, start: int, times: float, no_tokens: Layers) -> C
     plain = torch.cat([model.whole(row[None]) for row in rows])
     if not plain.isfinite().all():
         raise ValueError(
-            f"The numbers of {model.architecture} are not finite: its final hidden states of {start + 3} tokens in "
-            f"{str(plain.dtype).removeprefix('torch.')} hold NaN or infinity."
+            f"The numbers of {model.architecture} are not finite: its final hidden states of {start + 3} "
+            f"tokens in {str(plain.dtype).removeprefix('torch.')} hold NaN or infinity."
         )
     least = _rounding_unit(model, plain)
     rounding = max(_apart(model.whole(rows), plain), least)
@@ -295,8 +299,8 @@ def _check_steady(
     if difference > most:
         raise Unsteady(
             f"{model.architecture} gives other numbers each time it reads the same {row.shape[1]} tokens: "
-            f"its final hidden states differ by {difference:.2g} of their largest number. It draws something at "
-            "random in every pass, so no measurement of it could be made again."
+            f"its final hidden states differ by {difference:.2g} of their largest number. It draws something "
+            "at random in every pass, so no measurement of it could be made again."
         )
 
 
@@ -332,7 +336,7 @@ def _packed(
 
 
 def judge(model: HookedModel) -> Support:
-    """Which path is exact: tried on a few tokens, and across the lengths that the configuration names if cheap."""
+    """Which path is exact, tried on a few tokens, and across the lengths that the configuration names."""
     base = model.crossing(BASE)
     if model.keyless:
         return Support("fast", "plain loop", "plain loop", "refused", model.keyless)
@@ -364,7 +368,7 @@ def judge(model: HookedModel) -> Support:
 
 @torch.inference_mode()
 def steps(model: HookedModel, start: int) -> bool:
-    """Whether `start` tokens, read whole, are gone on from token by token in the model's own cache exactly."""
+    """Whether `start` tokens, read whole, go on token by token in the model's own cache exactly."""
 
     def run() -> bool:
         tokens = _tokens(model, start + 3)

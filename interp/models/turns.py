@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class _Lock:
-    """A lock that its thread may take again, and that any thread may release (one may close another's generator).
+    """A lock that its thread may take again, and any thread may release, when it closes a generator.
 
     Threads take it in the order in which they ask.
     """
@@ -46,8 +46,8 @@ class _Lock:
             while self._owner is not None or self._waiting[0] is not ticket:
                 if self._owner is not None and not self._owner.is_alive():
                     raise ValueError(
-                        "A thread that is over left a pass of this model hooked: close the generator, or leave "
-                        "the block, that hooks it."
+                        "A thread that is over left a pass of this model hooked: close the generator, or "
+                        "leave the block, that hooks it."
                     )
                 self._changed.wait(1.0)
         finally:
@@ -63,7 +63,7 @@ class _Lock:
 
 
 class Turns:
-    """The lock of one model: other threads wait, and what would disturb the own thread's measurement is refused."""
+    """The lock of one model: other threads wait, and what would disturb a measurement is refused."""
 
     def __init__(self) -> None:
         self._lock = _Lock()
@@ -102,7 +102,8 @@ class Turns:
         with self._lock:
             if self._hooked:
                 raise ValueError(
-                    f"{name} was called while a pass of the same model is hooked: call it when that pass is over."
+                    f"{name} was called while a pass of the same model is hooked: call it when that pass is "
+                    "over."
                 )
             if training := [key for key, module in model.hf.named_modules() if module.training]:
                 raise ValueError(

@@ -1,7 +1,8 @@
-"""From final hidden states to logits: the head, a constant and a soft cap where that is all, else the model's own way.
+"""From final hidden states to logits: the head, a constant and a soft cap, or else the model's own way.
 
-What a model does to its final states is not looked up by its name. The simple rule must give the model's own
-logits on a few tokens, but for rounding; where it does not, the model's own forward runs over given final states.
+What a model does to its final states is not looked up by its name. The simple rule must give the model's
+own logits on a few tokens, but for rounding; where it does not, the model's own forward runs over given
+final states.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from interp.models.inner import LanguageModel
 class Unembedding:
     """A model's logits for given final hidden states, by a rule that is proven on the tokens `ids`.
 
-    `width` is the number of logits of a token. Raises NotImplementedError where the model's logits are not one
-    row for each token's final state.
+    `width` is the number of logits of a token. Raises NotImplementedError where the model's logits are not
+    one row for each token's final state.
     """
 
     def __init__(self, hf: LanguageModel, inner: torch.nn.Module, ids: Int[Tensor, "1 token"]):
@@ -56,7 +57,7 @@ class Unembedding:
         hidden = outputs[0].last_hidden_state
         if logits.shape[:-1] != hidden.shape[:-1] or hidden.shape[:2] != ids.shape:
             raise NotImplementedError(
-                f"it gives logits of shape {list(logits.shape)} for {ids.shape[1]} tokens, not one row for each"
+                f"it gives logits of shape {list(logits.shape)} for {ids.shape[1]} tokens, not a row for each"
             )
         alone = self.inner(input_ids=ids, use_cache=False).last_hidden_state
         difference = (alone - hidden).abs().max().item()
@@ -70,7 +71,7 @@ class Unembedding:
     def _simple(
         self, logits: Float[Tensor, "1 token vocabulary"], hidden: Float[Tensor, "1 token d_model"]
     ) -> bool:
-        """Whether the head, a constant and the configuration's soft cap give the model's logits; sets the constant."""
+        """Whether head, constant and soft cap give the model's logits; sets the constant."""
         shape = tuple(getattr(getattr(self.head, "weight", None), "shape", ()))
         if shape != (self.width, hidden.shape[-1]):
             return False
@@ -93,11 +94,11 @@ class Unembedding:
         return False
 
     def _constants(self, fit: float) -> list[float]:
-        """Numbers of the configuration, or one over them, that a fitted constant may be; the nearest first."""
+        """The configuration's numbers, or one over them, that a fitted constant may be; the nearest first."""
         if not fit:
             return []
         values = self.hf.config.get_text_config().to_dict().values()
-        numbers = [v for v in values if isinstance(v, (int, float)) and v]
+        numbers = [float(v) for v in values if isinstance(v, (int, float)) and v]
         near = {c for v in numbers for c in (v, 1 / v) if abs(c / fit - 1) < 0.01}
         return sorted(near, key=lambda c: abs(c - fit))
 

@@ -1,7 +1,7 @@
-"""Sequences read whole, each in a plain pass: the reference for every faster path, and the only exact one for some models.
+"""Sequences read whole, each in a plain pass: the reference for every faster path.
 
-Those are models that keep a state in place of keys and values of each token, and sequences beyond a length at
-which what came before changes. Sequences are batched where that changes nothing.
+It is the only exact path for models that keep a state in place of keys and values of each token, and for
+sequences beyond a length at which what came before changes. Sequences are batched where that changes nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 
 
 def batches(model: HookedModel, lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """As `length_batches`; rows whose states depend on the whole length are batched with equal lengths only."""
+    """As `length_batches`; rows whose states depend on the whole length are with equal lengths only."""
     kinds = defaultdict(list)
     for i, n in enumerate(lengths):
         kinds[n if model.stands_alone(n) else 0].append(i)
@@ -60,7 +60,7 @@ def batches(model: HookedModel, lengths: Sequence[int], batch_tokens: int) -> li
 
 
 class Growing:
-    """One sequence to which tokens are added: read on in the model's own cache where that is exact, else read again.
+    """One sequence to which tokens are added: read on in the model's own cache if that is exact.
 
     anew: whether a sequence of one length must be read again to have another (None: the model's `anew`).
     """
@@ -82,7 +82,8 @@ class Growing:
         else:
             self.cache = {}
             unread = self.ids
-        # Some models that keep states alone fail where they are to keep them, so a cache is asked for only if needed.
+        # Some models that keep states alone fail where they are to keep them, so a cache is asked for only
+        # if needed.
         goes_on = not self.anew(len(self.ids), len(self.ids) + 1)
         output = self.model.inner(
             input_ids=torch.tensor([unread], device=self.model.device),
