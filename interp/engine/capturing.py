@@ -166,7 +166,7 @@ class _Passes:
     def batch(self, rows: list[list[int]]) -> tuple[list[int], Callable[[], Tensor]]:
         """Read rows of decisions, each a prefix of its row's last."""
         # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
-        ids, _ = padded([self.prompts[row[-1]].ids for row in rows], self.model.device)
+        ids = padded([self.prompts[row[-1]].ids for row in rows], self.model.device)
         decisions = [i for row in rows for i in row]
         held = _read(
             self.model,
@@ -205,15 +205,9 @@ def capture(
     """Read sites at one position of each prompt, with no logits and no layer above the last one named.
 
     Args:
-        model: reads.
-        prompts: decisions.
-        sites: names, each read at every layer.
-        at: the boundary is the one position that there is.
-        layers: every layer where None.
         trajectory: read an episode's prompts together where their ids allow it; the values are the same.
         batch_tokens: most tokens in one pass, padding included (None: by the GPU's free memory, 8,192 on a
             CPU; a pass that does not fit the GPU is halved).
-        progress: show it.
 
     Raises:
         ValueError: an empty list, another position, a layer that is not there, or sites or layers of

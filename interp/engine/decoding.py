@@ -88,11 +88,6 @@ def decode_modes(
     """Decode in several modes, each prompt read once; as `decode`, for each mode.
 
     Args:
-        model: decodes.
-        prompts: decisions.
-        modes: how.
-        parser, max_new_tokens, temperature, seed: as in `decode`.
-        progress: show it.
         memory: kept between calls, lets an episode's next prompt be read only from where it extends the
             last one.
         engine: vLLM over the same checkpoint, which generates instead.
@@ -150,15 +145,9 @@ def decode(
     """Decode in one mode, greedily unless a `temperature` is given.
 
     Args:
-        model: decodes.
-        prompts: decisions, of one format.
-        mode: how.
         parser: turns the text between the action tags into an action, or None.
         max_new_tokens: one number, or one for each mode; `LIMITS` where None.
-        progress: show it.
-        memory: as in `decode_modes`.
         temperature: tokens are drawn where it is above 0.
-        seed: of what is drawn.
 
     Raises:
         ValueError: no prompts, prompts of several formats, fewer than one token, or a temperature below 0.
@@ -238,9 +227,6 @@ def choose(
     beginning.
 
     Args:
-        model: reads.
-        prompt: the decision.
-        candidates: actions.
         traces: text before the action tag, or ids as they were decoded up to the opened action
             (`PromptFormat.decoded_prefix`); for None the tag stands right at the boundary.
 

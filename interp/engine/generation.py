@@ -90,6 +90,24 @@ def _ahead(model: HookedModel) -> int:
     return int(model.device.type == "cuda")
 
 
+class _Output:
+    """The ids of each continuation of a batch, and which of them are over."""
+
+    def __init__(self, ids: list[list[int]], stops: Sequence[Stop], limits: Sequence[int]):
+        self.ids = ids
+        self.over: set[int] = set()
+        self._stops = stops
+        self._most = [len(each) + limit for each, limit in zip(ids, limits)]
+
+    def add(self, owner: Sequence[int], tokens: Sequence[int]) -> None:
+        """Add the tokens of some continuations, but those that are over."""
+        for i, token in zip(owner, tokens):
+            if i not in self.over:
+                self.ids[i].append(token)
+                if self._stops[i](self.ids[i]) or len(self.ids[i]) == self._most[i]:
+                    self.over.add(i)
+
+
 def continue_rows(
     model: HookedModel,
     layers: Layers,
@@ -105,35 +123,23 @@ def continue_rows(
     """Continue the rows of one batch.
 
     Args:
-        model: reads them.
         layers: the prompts' keys and values.
         seen: which of their slots count; on the CPU.
         suffixes: ids of each row that are read before generating.
         stops, limits: of each row, the latter in tokens.
-        pick: the next token of each row.
         begun: ids generated earlier, with which each row's ids begin.
-        edits: of each pass.
     """
     lengths = list(map(len, suffixes))
-    ids, _ = padded(suffixes, model.device)
+    ids = padded(suffixes, model.device)
     rows = Rows(model, layers, seen, lengths, max(limits))
-    out: list[list[int]] = [list(b) for b in begun] or [[] for _ in suffixes]
-    most = [len(o) + limit for o, limit in zip(out, limits)]
+    out = _Output([list(b) for b in begun] or [[] for _ in suffixes], stops, limits)
     owner = list(range(len(suffixes)))  # row of the running batch -> continuation
-    over: set[int] = set()
     # What gives the tokens of passes that were not looked at yet, and the continuation of each.
     picked: deque[tuple[list[int], Callable[[], Tensor]]] = deque()
     ahead = 0 if edits else _ahead(model)  # an edit depends on the tokens before it
 
-    def look(owner: Sequence[int], tokens: Callable[[], Tensor]) -> None:
-        for i, token in zip(owner, tokens().tolist()):
-            if i not in over:
-                out[i].append(token)
-                if stops[i](out[i]) or len(out[i]) == most[i]:
-                    over.add(i)
-
     def edited(first: bool) -> AbstractContextManager[None]:
-        return nullcontext() if edits is None else model.hooks(edits(owner, out, first))
+        return nullcontext() if edits is None else model.hooks(edits(owner, out.ids, first))
 
     with edited(True):
         hidden = rows.forward(ids)
@@ -143,8 +149,9 @@ def continue_rows(
     for step in range(1, max(limits) + 1):
         picked.append((owner, fetched(token)))
         while len(picked) > (ahead if step < max(limits) else 0):
-            look(*picked.popleft())
-        alive = [r for r, i in enumerate(owner) if i not in over]
+            earlier, tokens = picked.popleft()
+            out.add(earlier, tokens().tolist())
+        alive = [r for r, i in enumerate(owner) if i not in out.over]
         if not alive:
             break
         if len(alive) <= len(owner) // 2:
@@ -154,7 +161,7 @@ def continue_rows(
         with edited(False):
             hidden = rows.forward(token[:, None])
         token = pick(model.logits(hidden[:, 0]), owner, step)
-    return [Continuation(tuple(o), p) for o, p in zip(out, logp().tolist())]
+    return [Continuation(tuple(o), p) for o, p in zip(out.ids, logp().tolist())]
 
 
 def _plain(
@@ -263,17 +270,12 @@ def continue_each(
     """Continue every prompt in every variant: name -> one Continuation (or None) for each prompt.
 
     Args:
-        model: generates.
-        prompts: ids.
         variants: name -> one suffix of ids for each prompt (None: not this one), read before generating.
         stop: whether the ids generated so far are at their end; for all variants, or for each.
-        max_new_tokens: likewise.
         batch_tokens: most tokens of prompts that are continued together, padding included (None: by the
             GPU's free memory, 24,576 on a CPU; a batch that does not fit the GPU is halved).
-        progress: show it.
         memory: keys and values kept from earlier calls, brought up to date in place; a prompt that extends
             the one kept (checked on ids) is read only from where it differs.
-        names: of each prompt in `memory`.
         temperature: 0 is greedy; above, tokens are drawn.
         seed: gives the same draws for the same prompts, whatever batches they are in.
 

@@ -207,7 +207,7 @@ def score_whole(
     rows = [[*before, *continuation] for continuation in continuations]
     logp = torch.zeros(len(rows))
     for batch in batches(model, list(map(len, rows)), batch_tokens):
-        ids, _ = padded([rows[i] for i in batch], model.device)
+        ids = padded([rows[i] for i in batch], model.device)
         hidden = model.whole(ids)
         for r, i in enumerate(batch):
             length = len(rows[i])

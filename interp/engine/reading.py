@@ -32,7 +32,6 @@ class Rows:
     """The rows of a batch that are still read: their cache, which of its keys count, and each position.
 
     Args:
-        model: reads them.
         layers: keys and values, of whose first slots those in `seen` count; slots beyond are overwritten.
         seen: on the CPU.
         lengths: tokens of each row that are read next, padded on the right.
@@ -175,7 +174,7 @@ def _read_plain(
     layers: Layers = []
 
     def read(batch: list[int]) -> tuple[list[int], Layers]:
-        ids, _ = padded([rows[trunks[k]] for k in batch], model.device)
+        ids = padded([rows[trunks[k]] for k in batch], model.device)
         return batch, model.read_rows(ids)
 
     for batch, new in halved(length_batches(lengths, pass_tokens(model, max(lengths), READ)), read):
@@ -245,7 +244,7 @@ def read_on(
             for whole, part in _tensors(layers, memory[name][1]):
                 whole[r, :, :n] = part[:, :n]
     seen = torch.arange(width) < torch.tensor(kept)[:, None]
-    unread, _ = padded([row[n:] for row, n in zip(rows, kept)], model.device)
+    unread = padded([row[n:] for row, n in zip(rows, kept)], model.device)
     Rows(model, layers, seen, new, 0).forward(unread)
 
     def joined(tensor: Kept, r: int) -> Float[Tensor, "head token width"]:

@@ -199,11 +199,7 @@ def stream_capture(
     hashes. A damaged shard is named, and its decisions alone are captured again.
 
     Args:
-        folder: of the store.
-        model: reads.
         prompts: may be a generator, of which no more than a shard is held.
-        sites, layers: as in `capture`.
-        progress: show it.
 
     Raises:
         ValueError: the model has no `weights_hash`.

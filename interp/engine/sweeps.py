@@ -57,8 +57,6 @@ class Packed:
     log-probabilities in nats, `layers` the prompt's keys and values but for its last token.
 
     Args:
-        model: runs.
-        ids: the prompt.
         continuations: ids that follow it.
         scored: how many last tokens of each continuation are scored.
         sites: read at `positions` of every layer.

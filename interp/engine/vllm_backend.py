@@ -65,9 +65,6 @@ class Engine:
         """Continue every prompt after every mode's opening, greedily: mode -> generated ids of each prompt.
 
         Args:
-            prompts: ids.
-            openings: ids of each mode.
-            limits: tokens to generate in each mode.
             closing: text that ends a decoding, which is kept (none where it is empty).
             ends: tokens that end it too, for each mode.
         """

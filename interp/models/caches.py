@@ -45,15 +45,14 @@ def layers_of(cache: DynamicCache) -> Layers:
 
 
 class AppendingLayer(DynamicLayer):
-    """A cache layer that shows new keys after those it holds, and keeps only the new ones, in `new`."""
-
-    new: tuple[Kept, Kept]
+    """A cache layer that shows new keys and values after those it holds, and keeps only `new` ones."""
 
     def __init__(self, keys: Kept, values: Kept):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
         self._held = (keys, values)
+        self.new = (keys[:, :, :0], values[:, :, :0])  # of a block that is passed over
 
     def update(self, key_states: Kept, value_states: Kept, *args: Any, **kwargs: Any) -> tuple[Kept, Kept]:
         self.new = (key_states, value_states)

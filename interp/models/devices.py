@@ -80,13 +80,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
-    """Most tokens of one pass, padding included: by free memory on a GPU, `on_cpu` on a CPU.
-
-    Args:
-        model: its dtype and sizes say what a token takes.
-        longest: tokens of the longest row.
-        on_cpu: tokens.
-    """
+    """Most tokens of one pass, padding included: by free memory on a GPU, `on_cpu` on a CPU."""
     if model.device.type != "cuda":
         return on_cpu
     item, config = model.dtype.itemsize, model.config

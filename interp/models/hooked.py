@@ -61,9 +61,6 @@ class HookedModel:
     """A Hugging Face causal LM with hook points; `bridge` is TransformerLens's view of the same weights.
 
     Args:
-        hf: the model, or an adapter, a wrapper of a trainer or a compiled module around it.
-        tokenizer: its tokenizer; None where no text is read.
-        step: of the checkpoint.
         weights_hash: names the weights, for what is stored of them.
 
     Raises:

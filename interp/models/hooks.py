@@ -307,12 +307,9 @@ def joining(
     """Run each block on the first of the packed `slots` only, which join the pass at a layer of their own.
 
     Args:
-        blocks: the model's.
         counts: slots that each block runs on; never falls and ends at `slots`. Blocks whose count is 0 are
             passed over.
         enter: from (layer, first, last + 1) to the states with which slots join, the same for every row.
-        slots: of the pack.
-        layout: as in `only`.
     """
     first = next(layer for layer, count in enumerate(counts) if count)
     handles: list[RemovableHandle] = []

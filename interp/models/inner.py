@@ -51,7 +51,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 
 def kept_wide(hf: LanguageModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Name -> weight of those that transformers keeps in float32 when it loads in `dtype` (mostly routers)."""
+    """Name -> weight that transformers keeps in float32 when it loads in `dtype`: mostly routers."""
     plan = hf._get_dtype_plan(dtype) if hasattr(hf, "_get_dtype_plan") else {}
     patterns = [pattern.replace("*", ".*") for pattern in plan]
     state = hf.state_dict(keep_vars=True)

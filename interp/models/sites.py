@@ -370,8 +370,6 @@ def find_hook_points(
     a float32 copy of the block.
 
     Args:
-        blocks: the model's.
-        config: the language model's.
         run: runs the model on a few tokens of one row.
 
     Raises:

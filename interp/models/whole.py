@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.models.devices import sent
@@ -23,17 +23,12 @@ if TYPE_CHECKING:
 _CACHES = ("past_key_values", "cache_params", "state")
 
 
-def padded(
-    rows: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row token"]]:
-    """Ids and validity of ragged rows, padded with token 0 on the right."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    valid = torch.zeros(len(rows), width, dtype=torch.bool)
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "row token"]:
+    """Ids of ragged rows, padded with token 0 on the right."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-        valid[i, : len(row)] = True
-    return sent(ids, device), sent(valid, device)
+    return sent(ids, device)
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
