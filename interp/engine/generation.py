@@ -274,8 +274,8 @@ def continue_each(
         stop: whether the ids generated so far are at their end; for all variants, or for each.
         batch_tokens: most tokens of prompts that are continued together, padding included (None: by the
             GPU's free memory, 24,576 on a CPU; a batch that does not fit the GPU is halved).
-        memory: keys and values kept from earlier calls, brought up to date in place; a prompt that extends
-            the one kept (checked on ids) is read only from where it differs.
+        memory, names: keys and values kept from earlier calls under the prompts' names, brought up to date
+            in place; a prompt that extends the one kept (checked on ids) is read from where it differs.
         temperature: 0 is greedy; above, tokens are drawn.
         seed: gives the same draws for the same prompts, whatever batches they are in.
 

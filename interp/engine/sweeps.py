@@ -10,7 +10,8 @@ not exact.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -235,16 +236,9 @@ class Packed:
             slots = torch.tensor(cell.positions, device=self.model.device) - self.first - offset
             replacements[cell.site, layer].append((row, slots, cell.columns, cell.values))
         counts = [0] * layer + [len(index)] * (self.model.n_layers - layer)
-
-        def enter(layer: int, start: int, end: int) -> Tensor:
-            return self.states[layer][offset + start : offset + end]
-
         sees_prefix = torch.ones(len(index), offset + self.first, dtype=torch.bool)
-        with (
-            hooks.joining(self.model.blocks, counts, enter, len(index), self.model.layout),
-            self.model.hooks(_edits(replacements)),
-        ):
-            visible = self.visible[offset:, offset:]
+        visible = self.visible[offset:, offset:]
+        with self._patching(index, counts, replacements):
             hidden = self._forward(self.layers, index, sees_prefix, visible, len(cells))
         return self._read(hidden[:, -len(self.tree) :])
 
@@ -299,16 +293,25 @@ class Packed:
         sees_prefix = torch.arange(int(prefix.max())) < prefix[owner, None]
         same_cell = owner[:, None] == owner[None]
         visible = same_cell & self.visible[index[:, None], index[None]]
+        with self._patching(index, counts, replacements):
+            return self._forward(self.layers, index, sees_prefix, visible)[0]
+
+    @contextmanager
+    def _patching(
+        self, index: Int[Tensor, " slot"], counts: Sequence[int], replacements: Replacements
+    ) -> Iterator[None]:
+        """A pass whose slots join at a layer of their own with the unpatched states, and are patched."""
         tokens = index.to(self.model.device)
 
         def enter(layer: int, start: int, end: int) -> Tensor:
             return self.states[layer][tokens[start:end]]
 
+        edits = {key: _replacing(parts) for key, parts in replacements.items()}
         with (
             hooks.joining(self.model.blocks, counts, enter, len(index), self.model.layout),
-            self.model.hooks(_edits(replacements)),
+            self.model.hooks(edits),
         ):
-            return self._forward(self.layers, index, sees_prefix, visible)[0]
+            yield
 
     def _read(
         self, hidden: Float[Tensor, "cell node d_model"]
@@ -351,10 +354,6 @@ def _replacing(parts: Sequence[Replacement]) -> hooks.Edit:
         return tensor
 
     return edit
-
-
-def _edits(replacements: Replacements) -> hooks.Edits:
-    return {key: _replacing(parts) for key, parts in replacements.items()}
 
 
 def _edit_of(cell: Cell | None, continuation: int) -> hooks.Edits:

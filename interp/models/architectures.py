@@ -170,7 +170,7 @@ OWN: dict[str, dict] = {
 COLUMNS = {
     "capture": "activations at the boundary of each decision",
     "trajectory": "those of all decisions of an episode, of which each extends the one before, in one pass",
-    "patch": "patching, one cell for each site, layer and place",
+    "patch": "patching, one cell for each site, layer and position",
     "mediation": "prompt reliance by swapping keys and values",
 }
 #: How, likewise.

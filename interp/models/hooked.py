@@ -61,6 +61,9 @@ class HookedModel:
     """A Hugging Face causal LM with hook points; `bridge` is TransformerLens's view of the same weights.
 
     Args:
+        hf: the model; an adapter, a trainer's wrapper or a compiled module around it does as well.
+        tokenizer: None where no text is read.
+        step: of the checkpoint.
         weights_hash: names the weights, for what is stored of them.
 
     Raises:
