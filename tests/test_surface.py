@@ -34,7 +34,9 @@ def test_type_checkers_see_every_name():
     for package in ("", *PACKAGES):
         module = importlib.import_module(f"interp.{package}".rstrip("."))
         stub = Path(module.__file__).with_suffix(".pyi")
-        declared = {name.asname for node in ast.parse(stub.read_text()).body for name in getattr(node, "names", ())}
+        declared = {
+            name.asname for node in ast.parse(stub.read_text()).body for name in getattr(node, "names", ())
+        }
         assert declared == {*module.__all__}
     assert Path(interp.__file__).with_name("py.typed").exists()
 

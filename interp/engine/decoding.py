@@ -1,27 +1,37 @@
 """What the model does at a decision: free decoding in three modes, and forced choice among candidates.
 
->>> said = decode(model, prompts, mode="cot")
->>> said[0].trace, said[0].action
+>>> completions = decode(model, prompts, mode="cot")
+>>> completions[0].trace, completions[0].action
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
-from interp.engine.generation import Memory, continue_each
+from interp.engine.generation import continue_each
 from interp.engine.packing import score, score_whole
+from interp.engine.reading import Memory
+from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.prompts.format import Mode, Prompt, PromptFormat, same_format
+
+if TYPE_CHECKING:
+    from interp.engine.vllm_backend import Engine
+
+#: From the text between the action tags to an action, or None.
+Parser = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One decoding: generated `ids`, `trace` (None without one), and `action` (None where it did not parse)."""
+    """One decoding: generated `ids`, `trace` (None without one), and `action` (None: it did not parse)."""
 
     ids: tuple[int, ...]
     trace: str | None
@@ -34,94 +44,113 @@ PACK_TOKENS = 1024
 LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
 
-def stop_tokens(model) -> list[int]:
+def stop_tokens(model: HookedModel) -> list[int]:
     """Ids at which a model's own generation configuration ends a turn (none without one)."""
     named = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
-    return [] if named is None else [int(i) for i in (named if isinstance(named, (list, tuple)) else [named])]
+    if named is None:
+        return []
+    return [int(i) for i in (named if isinstance(named, (list, tuple)) else [named])]
 
 
-def format_of(model, prompts: Sequence[Prompt]) -> PromptFormat:
-    """The one format of prompts, which ends a turn where the model's generation configuration does too; raises ValueError as `same_format`."""
+def format_of(model: HookedModel, prompts: Sequence[Prompt]) -> PromptFormat:
+    """The one format of prompts, which ends a turn where the model's generation configuration does too.
+
+    Raises ValueError as `same_format`.
+    """
     return same_format(prompts).stopping_at(stop_tokens(model))
+
+
+def _limits(modes: Sequence[Mode], max_new_tokens: int | Mapping[str, int] | None) -> dict[str, int]:
+    """Tokens to generate in each mode; raises ValueError for fewer than one."""
+    limits: dict[str, int] = {}
+    for mode in modes:
+        limit = max_new_tokens[mode] if isinstance(max_new_tokens, Mapping) else max_new_tokens
+        limits[mode] = LIMITS[mode] if limit is None else limit
+    if any(limit < 1 for limit in limits.values()):
+        raise ValueError(f"A decoding takes at least one token: max_new_tokens is {max_new_tokens}.")
+    return limits
 
 
 @measured
 def decode_modes(
-    model,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     modes: Sequence[Mode],
     *,
-    parser: Callable[[str], str | None] = str,
+    parser: Parser = str,
     max_new_tokens: int | Mapping[str, int] | None = None,
     progress: bool = False,
     memory: Memory | None = None,
-    engine=None,
+    engine: Engine | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> dict[str, list[Completion]]:
     """Decode in several modes, each prompt read once; as `decode`, for each mode.
 
-    memory: kept between calls, lets an episode's next prompt be read only from where it extends the last one. engine: an
-    `interp.engine.vllm_backend.Engine` over the same checkpoint, which generates instead.
+    Args:
+        memory: kept between calls, lets an episode's next prompt be read only from where it extends the
+            last one.
+        engine: vLLM over the same checkpoint, which generates instead.
     """
     fmt = format_of(model, prompts)
-    openings = {mode: fmt.mode_prefix(mode) for mode in modes}
-    given = max_new_tokens if isinstance(max_new_tokens, Mapping) else dict.fromkeys(modes, max_new_tokens)
-    limits = {mode: LIMITS[mode] if given[mode] is None else given[mode] for mode in modes}
-    if any(limit < 1 for limit in limits.values()):
-        raise ValueError(f"A decoding takes at least one token: max_new_tokens is {max_new_tokens}.")
+    prefixes: dict[str, Sequence[int]] = {mode: fmt.mode_prefix(mode) for mode in modes}
+    limits = _limits(modes, max_new_tokens)
+    ids = [prompt.ids for prompt in prompts]
     if engine is not None:
         if temperature:
             raise ValueError(
                 "The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it."
             )
-        ends = {mode: fmt.stops(mode) for mode in modes}
-        found = engine.continue_each(
-            [p.ids for p in prompts], openings, limits, fmt.style.close_action.strip(), ends
-        )
+        stops: dict[str, Sequence[int]] = {mode: fmt.stops(mode) for mode in modes}
+        generated = engine.continue_each(ids, prefixes, limits, fmt.style.close_action.strip(), stops)
         return {
             mode: [
-                parse_completion(fmt, _up_to_end(ids, fmt.ended(mode)), mode, parser) for ids in found[mode]
+                parse_completion(fmt, _up_to_end(new, fmt.ended(mode)), mode, parser)
+                for new in generated[mode]
             ]
             for mode in modes
         }
-    variants = {mode: [ids] * len(prompts) for mode, ids in openings.items()}
-    out = continue_each(
+    continuations = continue_each(
         model,
-        [p.ids for p in prompts],
-        variants,
-        {m: fmt.ended(m) for m in modes},
+        ids,
+        {mode: [prefix] * len(prompts) for mode, prefix in prefixes.items()},
+        {mode: fmt.ended(mode) for mode in modes},
         limits,
         progress=progress,
         memory=memory,
-        names=[p.decision.episode for p in prompts],
+        names=[prompt.decision.episode for prompt in prompts],
         temperature=temperature,
         seed=seed,
     )
-    return {mode: [parse_completion(fmt, c.ids, mode, parser) for c in out[mode]] for mode in modes}
+    return {mode: [parse_completion(fmt, c.ids, mode, parser) for c in continuations[mode]] for mode in modes}
 
 
 def _up_to_end(ids: Sequence[int], ended: Callable[[Sequence[int]], bool]) -> Sequence[int]:
-    """Generated ids up to where a turn ended, which an engine that knows single tokens only may have gone past."""
+    """Generated ids up to where a turn ended: an engine that knows single tokens only may have gone on."""
     return next((ids[:n] for n in range(1, len(ids)) if ended(ids[:n])), ids)
 
 
 def decode(
-    model,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     mode: Mode = "cot",
     *,
-    parser: Callable[[str], str | None] = str,
+    parser: Parser = str,
     max_new_tokens: int | Mapping[str, int] | None = None,
     progress: bool = False,
     memory: Memory | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[Completion]:
-    """Decode in one mode, greedily unless a `temperature` is given; `parser` turns the text between the action tags into an action, or None.
+    """Decode in one mode, greedily unless a `temperature` is given.
 
-    `max_new_tokens` (one number, or one for each mode) is `LIMITS[mode]` unless given; `seed`: of what is drawn. Raises
-    ValueError for an empty list of prompts, prompts of several formats, fewer than one token, or a temperature below 0.
+    Args:
+        parser: turns the text between the action tags into an action, or None.
+        max_new_tokens: one number, or one for each mode; `LIMITS` where None.
+        temperature: tokens are drawn where it is above 0.
+
+    Raises:
+        ValueError: no prompts, prompts of several formats, fewer than one token, or a temperature below 0.
     """
     return decode_modes(
         model,
@@ -138,18 +167,19 @@ def decode(
 
 @measured
 def draw(
-    model,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     *,
-    parser: Callable[[str], str | None] = str,
+    parser: Parser = str,
     seed: int = 0,
     temperature: float = 1.0,
     max_new_tokens: int | Mapping[str, int] | None = None,
     progress: bool = False,
 ) -> list[Completion]:
-    """As `decode` in mode `cot` with each trace drawn at `temperature`, and its action the likeliest one after it.
+    """As `decode` in mode `cot` with each trace drawn, and its action the likeliest one after it.
 
-    For agents whose likeliest trace is no sample of what they do. Where a trace opens no action, what was drawn is returned.
+    For agents whose likeliest trace is no sample of what they do. Where a trace opens no action, what was
+    drawn is returned.
     """
     fmt = format_of(model, prompts)
     drawn = decode(
@@ -162,25 +192,23 @@ def draw(
         temperature=temperature,
         seed=seed,
     )
-    leads = [fmt.decoded_prefix(s.ids) for s in drawn]
+    prefixes = [fmt.decoded_prefix(completion.ids) for completion in drawn]
     limit = max_new_tokens["prompt"] if isinstance(max_new_tokens, Mapping) else LIMITS["prompt"]
-    out = continue_each(
+    actions = continue_each(
         model,
-        [p.ids for p in prompts],
-        {"cot": [lead and fmt.action_prefix(lead) for lead in leads]},
+        [prompt.ids for prompt in prompts],
+        {"cot": [prefix and fmt.action_prefix(prefix) for prefix in prefixes]},
         fmt.ended("prompt"),
         limit,
         progress=progress,
-    )
+    )["cot"]
     return [
-        parse_completion(fmt, [*lead, *c.ids], "cot", parser) if lead else s
-        for s, lead, c in zip(drawn, leads, out["cot"])
+        parse_completion(fmt, [*prefix, *action.ids], "cot", parser) if prefix else completion
+        for completion, prefix, action in zip(drawn, prefixes, actions)
     ]
 
 
-def parse_completion(
-    fmt, ids: Sequence[int], mode: Mode, parser: Callable[[str], str | None] = str
-) -> Completion:
+def parse_completion(fmt: PromptFormat, ids: Sequence[int], mode: Mode, parser: Parser = str) -> Completion:
     """Parse what was generated after a mode's opening."""
     trace, action = fmt.parse(fmt.text(ids), mode)
     return Completion(tuple(ids), trace, parser(action) if action else None)
@@ -188,40 +216,52 @@ def parse_completion(
 
 @measured
 def choose(
-    model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[str | Sequence[int] | None] = (None,)
-) -> torch.Tensor:
-    """Forced choice at one decision: log-probability of every candidate action [trace, candidate, (summed, per token)], in nats.
+    model: HookedModel,
+    prompt: Prompt,
+    candidates: Sequence[str],
+    traces: Sequence[str | Sequence[int] | None] = (None,),
+) -> Float[Tensor, "trace candidate 2"]:
+    """Forced choice at one decision: log-probability of each action, summed and per token, in nats.
 
-    For a trace of None the action tag stands right at the boundary; for a text after that trace; for ids, after those as
-    they were decoded up to the opened action (`PromptFormat.decoded_prefix`). The closing tag counts, so that a candidate is not preferred for being another's beginning. The prompt is read once.
-    Raises ValueError where there are no candidates.
+    The prompt is read once. The closing tag counts, so that a candidate is not preferred for being another's
+    beginning.
+
+    Args:
+        traces: text before the action tag, or ids as they were decoded up to the opened action
+            (`PromptFormat.decoded_prefix`); for None the tag stands right at the boundary.
+
+    Raises:
+        ValueError: there are no candidates.
     """
     return _choose(model, prompt, candidates, [prompt.format.action_prefix(trace) for trace in traces])
 
 
-def _choose(model, prompt: Prompt, candidates: Sequence[str], leads: Sequence[Sequence[int]]) -> torch.Tensor:
+def _choose(
+    model: HookedModel, prompt: Prompt, candidates: Sequence[str], prefixes: Sequence[Sequence[int]]
+) -> Float[Tensor, "trace candidate 2"]:
     """As `choose`, after ids from the boundary up to the opened action tag."""
     if not candidates:
         raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
-    found, cache = [], None
-    actions = [prompt.format.action_ids(c) for c in candidates]
-    scored = [len(a) for a in actions]
-    for lead in leads:
-        longest = len(prompt.ids) + len(lead) + max(scored)
+    actions = [prompt.format.action_ids(candidate) for candidate in candidates]
+    scored = [len(action) for action in actions]
+    cache = None
+    sums: list[Tensor] = []
+    for prefix in prefixes:
+        longest = len(prompt.ids) + len(prefix) + max(scored)
         model.check_length(longest)
         if model.rereads(longest):
-            found.append(score_whole(model, [*prompt.ids, *lead], actions, scored))
+            sums.append(score_whole(model, [*prompt.ids, *prefix], actions, scored))
             continue
         cache = model.read(prompt.ids) if cache is None else cache
-        held = model.read(lead[:-1], model.fork(cache))
+        read = model.read(prefix[:-1], model.fork(cache))
         packs = [actions[part] for part in packs_of([1 + n for n in scored])]
-        found.append(
-            torch.cat(
-                [score(model, held, [[lead[-1], *a] for a in pack], [len(a) for a in pack]) for pack in packs]
-            )
-        )
+        parts = [
+            score(model, read, [[prefix[-1], *action] for action in pack], [len(action) for action in pack])
+            for pack in packs
+        ]
+        sums.append(torch.cat(parts))
     lengths = torch.tensor(scored)
-    return torch.stack([torch.stack([sums, sums / lengths], -1) for sums in found])
+    return torch.stack([torch.stack([logp, logp / lengths], -1) for logp in sums])
 
 
 def packs_of(lengths: Sequence[int]) -> list[slice]:
@@ -237,10 +277,11 @@ def packs_of(lengths: Sequence[int]) -> list[slice]:
 
 @measured
 def preferences(
-    model, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]
+    model: HookedModel, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, "trace candidate"]:
-    """The distribution over candidate actions after each trace: the forced choice by summed log-probability, normalised.
+    """The distribution over candidate actions after each trace, by summed log-probability.
 
-    traces: ids from the boundary up to the opened action tag, a mode's opening with them. Raises ValueError where there are no candidates.
+    traces: ids from the boundary up to the opened action tag, with a mode's opening. Raises ValueError
+    where there are no candidates.
     """
     return _choose(model, prompt, candidates, traces)[..., 0].double().softmax(-1).numpy()

@@ -1,8 +1,9 @@
 """Many continuations of one prefix in a single forward pass, exactly.
 
-The prefix is read once and its keys and values kept. The continuations lie side by side after it as a tree: what
-several of them begin with is there once, every token sees the prefix and its own ancestors, position ids repeat.
-Logits are computed only where a token is scored. The slow twin reads each continuation by itself (`plain_score`).
+The prefix is read once and its keys and values kept. The continuations lie side by side after it as a tree:
+what several of them begin with is there once, every token sees the prefix and its own ancestors, position
+ids repeat. Logits are computed only where a token is scored. The reference implementation reads each
+continuation by itself (`plain_score`).
 """
 
 from __future__ import annotations
@@ -12,43 +13,47 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from interp.models.hooked import layers_of
+from interp.models.caches import PrefixCache, layers_of
+from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.models.whole import batches, padded
 
-#: A tree is read in packs where it has at most this share of the tokens that its sequences have: those need no mask.
+#: A tree is read in packs where it has at most this share of its sequences' tokens: sequences need no mask.
 WORTH = 0.7
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Continuations merged where they begin alike: a token and a parent (-1: none) for each node, parents first.
+    """Continuations merged where they begin alike: token and parent (-1: none) of each node, parents first.
 
-    asked: (continuation, node, token) for each scored token: its log-probability is read at `node`, the token before it.
+    targets: (continuation, node, token) for each scored token, whose log-probability is read at `node`, the
+    token before it. width: continuations.
     """
 
     tokens: list[int]
     parents: list[int]
-    asked: list[tuple[int, int, int]]
+    targets: list[tuple[int, int, int]]
     width: int
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @cached_property
-    def depths(self) -> torch.Tensor:
+    def depths(self) -> Int[Tensor, " node"]:
         """Tokens above each node."""
         return self.visible.sum(1) - 1
 
     @cached_property
-    def visible(self) -> torch.Tensor:
-        """Bool[Tensor, "node node"]: the nodes that each node sees."""
+    def visible(self) -> Bool[Tensor, "node node"]:
+        """The nodes that each node sees."""
         return ancestors(self.parents)
 
 
-def ancestors(parents: Sequence[int]) -> torch.Tensor:
-    """Bool[Tensor, "node node"]: each node's ancestors, and itself."""
+def ancestors(parents: Sequence[int]) -> Bool[Tensor, "node node"]:
+    """Each node's ancestors, and itself."""
     seen = torch.eye(len(parents), dtype=torch.bool)
     for node, parent in enumerate(parents):
         if parent >= 0:
@@ -64,86 +69,101 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 def grow(continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> Tree:
     """Merge continuations into a tree; the last `scored[i]` tokens of each are scored.
 
-    A last token is scored but never read, since nothing follows it. Raises ValueError where a scored token has none
-    before it.
+    A last token is scored but never read, since nothing follows it. Raises ValueError where a scored token
+    has none before it.
     """
     if any(n >= len(c) for c, n in zip(continuations, scored)):
         raise ValueError(
-            "Every scored token needs one before it in its continuation: open each with the last unscored token."
+            "Every scored token needs one before it in its continuation: open each with the last unscored "
+            "token."
         )
     tokens, parents, nodes = merge([c[:-1] for c in continuations])
-    asked = [
+    targets = [
         (number, nodes[number][i - 1] if i else -1, int(tail[i]))
         for number, (tail, n) in enumerate(zip(continuations, scored))
         for i in range(len(tail) - n, len(tail))
     ]
-    return Tree(tokens, parents, asked, len(continuations))
+    return Tree(tokens, parents, targets, len(continuations))
 
 
 def merge(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]]]:
-    """Sequences merged where they begin alike: token and parent of each node, parents first, and the nodes of each sequence."""
-    tokens, parents, known, nodes = [], [], {}, []
+    """Sequences merged where they begin alike: token and parent of each node, and each sequence's nodes."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    paths: list[list[int]] = []
+    children: dict[tuple[int, int], int] = {}
     for sequence in sequences:
-        path = [-1]
+        node = -1
+        path = []
         for token in sequence:
-            if (path[-1], token) not in known:
-                known[path[-1], token] = len(tokens)
+            if (node, token) not in children:
+                children[node, token] = len(tokens)
                 tokens.append(int(token))
-                parents.append(path[-1])
-            path.append(known[path[-1], token])
-        nodes.append(path[1:])
-    return tokens, parents, nodes
+                parents.append(node)
+            node = children[node, token]
+            path.append(node)
+        paths.append(path)
+    return tokens, parents, paths
 
 
-def read_asked(model, hidden: torch.Tensor, tree: Tree) -> torch.Tensor:
-    """Summed log-probabilities of each continuation's scored tokens, [copy, continuation] in nats, on the CPU.
+def read_targets(
+    model: HookedModel, hidden: Float[Tensor, "copy node d_model"], tree: Tree
+) -> Float[Tensor, "copy continuation"]:
+    """Summed log-probabilities of each continuation's scored tokens, in nats, on the CPU.
 
-    hidden: final hidden states [copy, node, d_model] of copies of the same tree.
+    hidden: final hidden states of copies of the same tree.
     """
-    owner, node, token = (torch.tensor(column, device=hidden.device) for column in zip(*tree.asked))
-    rows, place = node.unique(return_inverse=True)
+    owner, node, token = (torch.tensor(column, device=hidden.device) for column in zip(*tree.targets))
+    nodes, index = node.unique(return_inverse=True)
     copies = torch.arange(len(hidden), device=hidden.device)[:, None]
-    logp = model.log_probability(
-        hidden[:, rows].flatten(0, 1), (copies * len(rows) + place).flatten(), token.repeat(len(hidden))
-    )
-    return (
-        torch.zeros(len(hidden), tree.width, device=hidden.device)
-        .index_add_(1, owner, logp.view(len(hidden), -1))
-        .cpu()
-    )
+    row = (copies * len(nodes) + index).flatten()
+    logp = model.log_probability(hidden[:, nodes].flatten(0, 1), row, token.repeat(len(hidden)))
+    sums = torch.zeros(len(hidden), tree.width, device=hidden.device)
+    return sums.index_add_(1, owner, logp.view(len(hidden), -1)).cpu()
 
 
-def divergence(model, hidden: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """KL(base || next-token distribution) after final hidden states [copy, node, d_model], [copy, node] in nats, on the CPU.
+def divergence(
+    model: HookedModel, hidden: Float[Tensor, "copy node d_model"], base: Float[Tensor, "node token"]
+) -> Float[Tensor, "copy node"]:
+    """KL(base || next-token distribution) after final hidden states, in nats, on the CPU.
 
-    base: log-probabilities [node, token]. The copies' vocabulary is unembedded in tiles, as in `HookedModel.log_probability`.
+    base: log-probabilities. The copies' vocabulary is unembedded in tiles, as in
+    `HookedModel.log_probability`.
     """
-    (rows, tile), found = model.tiling, []
+    rows, tile = model.tiling
+    parts: list[Tensor] = []
     for part in hidden.split(max(1, rows // len(base))):
-        cross, norm = 0.0, []
+        cross = torch.zeros(part.shape[:2], device=part.device)
+        norms: list[Tensor] = []
         for start in range(0, base.shape[1], tile):
-            logits, logp = model.logits(part, slice(start, start + tile)), base[:, start : start + tile]
+            logits = model.logits(part, slice(start, start + tile))
+            logp = base[:, start : start + tile]
             cross = cross + (logp.exp() * (logp - logits)).sum(-1)
-            norm.append(logits.logsumexp(-1))
-        found.append(cross + torch.stack(norm).logsumexp(0))
-    return torch.cat(found).cpu()
+            norms.append(logits.logsumexp(-1))
+        parts.append(cross + torch.stack(norms).logsumexp(0))
+    return torch.cat(parts).cpu()
 
 
-def read_last(model, hidden: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
-    """Summed log-probability of the last `n` of `ids` [token], in nats, from their final hidden states [token, d_model]."""
+def read_last(
+    model: HookedModel, hidden: Float[Tensor, "token d_model"], ids: Int[Tensor, " token"], n: int
+) -> Float[Tensor, ""]:
+    """Summed log-probability of the last `n` of `ids`, in nats, from their final hidden states."""
     first = len(ids) - n
     return model.logits(hidden[first - 1 : -1]).log_softmax(-1).gather(1, ids[first:, None]).sum().cpu()
 
 
 @measured
 @torch.inference_mode()
-def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> torch.Tensor:
-    """Log-probability of the last `scored[i]` tokens of each continuation of what `cache` (of `model.read`) holds, [continuation] in nats.
+def score(
+    model: HookedModel, cache: PrefixCache, continuations: Sequence[Sequence[int]], scored: Sequence[int]
+) -> Float[Tensor, " continuation"]:
+    """Log-probability of the last `scored[i]` tokens of each continuation of what `cache` holds, in nats.
 
-    The cache is left as it was. A model that packing is not exact for reads each continuation by itself, from its beginning where
-    what is kept cannot be gone on with.
+    A model that packing is not exact for reads each continuation by itself, from its beginning where it
+    cannot go on from the cache, which is left as it was.
     """
-    tree, prefix = grow(continuations, scored), len(cache.ids)
+    tree = grow(continuations, scored)
+    prefix = len(cache.ids)
     longest = prefix + max(map(len, continuations))
     model.check_length(longest)
     model.check_ids(continuations)
@@ -151,51 +171,45 @@ def score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence
         return score_whole(model, cache.ids, continuations, scored)
     if not model.packs(longest):
         return plain_score(model, cache, continuations, scored)
-    layers = layers_of(cache) or model.empty()
-    at, behind = tree.depths + prefix, torch.ones(len(tree), prefix, dtype=torch.bool)
+    sees_prefix = torch.ones(len(tree), prefix, dtype=torch.bool)
     hidden, _ = model.packed(
-        layers,
-        *(
-            t.to(model.device)
-            for t in (
-                torch.tensor(tree.tokens),
-                at,
-                torch.cat([behind, tree.visible], 1),
-                torch.arange(prefix),
-            )
-        ),
+        layers_of(cache) or model.empty(),
+        torch.tensor(tree.tokens, device=model.device),
+        (tree.depths + prefix).to(model.device),
+        torch.cat([sees_prefix, tree.visible], 1).to(model.device),
+        torch.arange(prefix, device=model.device),
     )
-    return read_asked(model, hidden, tree)[0]
+    return read_targets(model, hidden, tree)[0]
 
 
 @torch.inference_mode()
-def plain_score(model, cache, continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> torch.Tensor:
-    """The slow twin of `score`: one forward pass for each continuation."""
-    found = torch.zeros(len(continuations))
+def plain_score(
+    model: HookedModel, cache: PrefixCache, continuations: Sequence[Sequence[int]], scored: Sequence[int]
+) -> Float[Tensor, " continuation"]:
+    """The reference implementation of `score`: one forward pass for each continuation."""
+    logp = torch.zeros(len(continuations))
     for number, (tail, n) in enumerate(zip(continuations, scored)):
         ids = torch.tensor([list(tail)], device=model.device)
-        hidden = model.inner(
-            input_ids=ids, past_key_values=model.fork(cache), use_cache=True
-        ).last_hidden_state[0]
-        found[number] = read_last(model, hidden, ids[0], n)
-    return found
+        output = model.inner(input_ids=ids, past_key_values=model.fork(cache), use_cache=True)
+        logp[number] = read_last(model, output.last_hidden_state[0], ids[0], n)
+    return logp
 
 
 @torch.inference_mode()
 def score_whole(
-    model,
+    model: HookedModel,
     before: Sequence[int],
     continuations: Sequence[Sequence[int]],
     scored: Sequence[int],
     batch_tokens: int = 8192,
-) -> torch.Tensor:
+) -> Float[Tensor, " continuation"]:
     """As `score`, of what follows the ids `before`: each continuation is read from the very beginning."""
-    rows = [[*before, *c] for c in continuations]
-    found = torch.zeros(len(rows))
+    rows = [[*before, *continuation] for continuation in continuations]
+    logp = torch.zeros(len(rows))
     for batch in batches(model, list(map(len, rows)), batch_tokens):
-        ids, _ = padded([rows[i] for i in batch], model.device)
+        ids = padded([rows[i] for i in batch], model.device)
         hidden = model.whole(ids)
         for r, i in enumerate(batch):
             length = len(rows[i])
-            found[i] = read_last(model, hidden[r, :length], ids[r, :length], scored[i])
-    return found
+            logp[i] = read_last(model, hidden[r, :length], ids[r, :length], scored[i])
+    return logp

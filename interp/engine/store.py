@@ -1,8 +1,8 @@
-"""Captured activations on disk: safetensors shards and an append-only manifest; nothing that is there is computed again.
+"""Captured activations on disk, none computed twice: safetensors shards and an append-only manifest.
 
-A shard holds up to 128 decisions; the manifest has one JSON line for each, with the file's hash, what it is of and its own
-hash, so that several processes may fill one folder and a killed one loses only the shard it was at.
-`stream_capture` holds one at a time.
+A shard holds up to 128 decisions; the manifest has one JSON line for each, with the file's hash, what it is
+of and its own hash, so that several processes may fill one folder and a killed one loses only the shard it
+was at. `stream_capture` holds one at a time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import ORIGIN, hash_json
 from interp.engine.capturing import Activations, capture
+from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.prompts.format import Prompt
 from interp.results.records import content_hash
@@ -35,32 +37,37 @@ SHARD = 128
 class Store:
     """The activations of one checkpoint, read the same way: rows of shards, found by their prompts' hashes.
 
-    folder: shared by as many checkpoints, sites and processes as one likes; `of` says what this one's rows are of
-    (weights, configuration, sites, layers, dtype, source of the code), and rows of anything else are not seen.
+    Args:
+        folder: shared by any number of checkpoints, sites and processes.
+        identity: what the rows are of (weights, configuration, sites, layers, dtype, source of the code);
+            rows of anything else are not seen.
     """
 
-    def __init__(self, folder: str | Path, of: dict):
-        self.folder, self.of = Path(folder), of
+    def __init__(self, folder: str | Path, identity: dict):
+        self.folder = Path(folder)
+        self.identity = identity
         self.folder.mkdir(parents=True, exist_ok=True)
         self.manifest = self.folder / "manifest.jsonl"
-        self.key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
-        self._sound: dict[str, bool] = {}
+        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self._sound: dict[tuple[str, str], bool] = {}
         self._named: set[int] = set()
 
     def where(self) -> dict[str, tuple[str, int]]:
-        """Prompt hash -> (shard, row), of the shards that are there and whole; a damaged one, and a damaged line, is named once.
+        """Prompt hash -> (shard, row), of the shards that are there and whole.
 
-        Raises ValueError for a manifest that names a shard outside its folder.
+        A damaged shard or line is named once. Raises ValueError for a manifest that names a shard outside
+        its folder.
         """
-        found: dict[str, tuple[str, int]] = {}
+        rows: dict[str, tuple[str, int]] = {}
         for entry in self._entries():
             if Path(entry["file"]).name != entry["file"]:
                 raise ValueError(
-                    f"{self.manifest} names the shard {entry['file']!r}, which is not in its folder: the manifest has been tampered with."
+                    f"{self.manifest} names the shard {entry['file']!r}, which is not in its folder: the "
+                    "manifest has been tampered with."
                 )
             if entry["key"] == self.key and self._whole(entry["file"], entry["sha256"]):
-                found.update({prompt: (entry["file"], row) for row, prompt in enumerate(entry["prompts"])})
-        return found
+                rows.update({prompt: (entry["file"], row) for row, prompt in enumerate(entry["prompts"])})
+        return rows
 
     def _entries(self) -> Iterator[dict]:
         """The manifest's lines that are as they were written; a last one that was cut short is not there."""
@@ -73,29 +80,29 @@ class Store:
             elif entry is None and number not in self._named:
                 self._named.add(number)
                 print(
-                    f"Line {number} of {self.manifest} is damaged and left out; decisions that no other line names are captured again."
+                    f"Line {number} of {self.manifest} is damaged and left out; decisions that no other line "
+                    "names are captured again."
                 )
 
     def _whole(self, name: str, sha256: str) -> bool:
         if (name, sha256) not in self._sound:
             path = self.folder / name
             present = path.exists()
-            self._sound[name, sha256] = sound = (
-                present and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-            )
+            sound = present and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+            self._sound[name, sha256] = sound
             if present and not sound:
                 print(
-                    f"The activation shard {path} is damaged (its hash is not the manifest's) and is captured again."
+                    f"The activation shard {path} is damaged (its hash is not the manifest's) and is "
+                    "captured again."
                 )
                 path.unlink(missing_ok=True)
         return self._sound[name, sha256]
 
-    def append(self, values: torch.Tensor, prompts: Sequence[Prompt]) -> None:
+    def append(self, values: Tensor, prompts: Sequence[Prompt]) -> None:
         """Add a shard: written aside, moved into place, then entered in the manifest in one locked write."""
-        content = hashlib.sha256(
-            values.numpy().tobytes() + json.dumps([p.hash for p in prompts]).encode()
-        ).hexdigest()[:16]
-        path = self.folder / f"{self.key}-{content}.safetensors"
+        hashes = [prompt.hash for prompt in prompts]
+        content = hashlib.sha256(values.numpy().tobytes() + json.dumps(hashes).encode()).hexdigest()
+        path = self.folder / f"{self.key}-{content[:16]}.safetensors"
         try:
             with written(path) as temporary:
                 save_file({"values": values.contiguous()}, temporary)
@@ -103,11 +110,11 @@ class Store:
         except SafetensorError as error:  # its own error for a full disk
             raise OSError(f"{path} cannot be written ({error}).") from error
         entry = dict(
-            self.of,
+            self.identity,
             key=self.key,
             file=path.name,
             sha256=digest,
-            prompts=[p.hash for p in prompts],
+            prompts=hashes,
             decisions=[p.decision.id for p in prompts],
             format=prompts[0].format.hash,
         )
@@ -118,10 +125,9 @@ class Store:
         self._sound[path.name, digest] = True
 
     def _enter(self, line: bytes) -> None:
-        """Add a line to the manifest, synced, after the last whole one: the rest of one that was cut short is taken off."""
-        with open(
-            self.manifest, "ab+", buffering=0
-        ) as stream:  # a buffer would be written once more as it is closed
+        """Add a line to the manifest, synced, in place of the rest of one that was cut short."""
+        # A buffer would be written once more as it is closed.
+        with open(self.manifest, "ab+", buffering=0) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             stream.seek(0)
             whole = stream.read().rfind(b"\n") + 1
@@ -134,91 +140,102 @@ class Store:
                 os.ftruncate(stream.fileno(), whole)
                 raise
 
-    def read(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Rows by prompt hash [prompt, ...], only those rows read from the memory-mapped shards; raises KeyError for one that is not there."""
-        where, shards, rows = self.where(), defaultdict(list), {}
+    def read(self, prompts: Sequence[str]) -> Tensor:
+        """Rows by prompt hash [prompt, ...], no others read; raises KeyError for a missing one."""
+        where = self.where()
+        shards: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for prompt in prompts:
             if prompt not in where:
                 raise KeyError(
-                    f"The store {self.folder} has no activations of prompt {prompt} with {self.of}."
+                    f"The store {self.folder} has no activations of prompt {prompt} with {self.identity}."
                 )
-            shards[where[prompt][0]].append((where[prompt][1], prompt))
-        for name, wanted in shards.items():
-            with safe_open(self.folder / name, framework="pt") as file:
+            shard, row = where[prompt]
+            shards[shard].append((row, prompt))
+        rows: dict[str, Tensor] = {}
+        for shard, wanted in shards.items():
+            with safe_open(self.folder / shard, framework="pt") as file:
                 part = file.get_slice("values")
                 rows.update({prompt: part[row] for row, prompt in wanted})
         return torch.stack([rows[prompt] for prompt in prompts])
 
 
 def _entry(line: bytes) -> dict | None:
-    """A line of the manifest: None where it is not as it was written, nothing in it where an older release wrote it without a hash."""
+    """A line of the manifest: None where it is not as it was written.
+
+    Nothing is in it where an older release wrote it without a hash.
+    """
     try:
-        found = json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict):
+    if not isinstance(entry, dict):
         return None
-    if "line" not in found and {"key", "file", "prompts"} <= found.keys():
+    if "line" not in entry and {"key", "file", "prompts"} <= entry.keys():
         return {}
-    return found if found.pop("line", None) == content_hash(found) else None
+    return entry if entry.pop("line", None) == content_hash(entry) else None
 
 
-def _remote_code(hf) -> str:
-    """Content hash of the Python files that a model which brought its own code came with; empty for transformers' own."""
+def _remote_code(hf: torch.nn.Module) -> str:
+    """Hash of the Python files of a model that brings its own code; empty for transformers' own."""
     module = type(hf).__module__
     if not module.startswith("transformers_modules."):
         return ""
-    return hash_files(sorted(Path(sys.modules[module].__file__).parent.glob("*.py")))
+    file = sys.modules[module].__file__
+    assert file is not None
+    return hash_files(sorted(Path(file).parent.glob("*.py")))
 
 
 def stream_capture(
     folder: str | Path,
-    model,
+    model: HookedModel,
     prompts: Iterable[Prompt],
     sites: Sequence[str] = ("resid_pre", "resid_post"),
     layers: Sequence[int] | None = None,
     progress: bool = False,
 ) -> tuple[Store, dict[str, str]]:
-    """Capture any number of prompts into a `Store`, a shard at a time, of which no more is held; returns it
-    and each prompt's path.
+    """Capture any number of prompts into a `Store`, a shard at a time; returns it and each prompt's path.
 
-    prompts: may be a generator, too. Only those that no shard holds are read by the model; the store's `read`
-    gives any of them by their hashes. A shard whose hash is not the manifest's is named, and its decisions
-    alone are captured again. Raises ValueError for a model without a `weights_hash`.
+    Only prompts that no shard holds are read by the model; the store's `read` gives any of them by their
+    hashes. A damaged shard is named, and its decisions alone are captured again.
+
+    Args:
+        prompts: may be a generator, of which no more than a shard is held.
+
+    Raises:
+        ValueError: the model has no `weights_hash`.
     """
     if not model.weights_hash:
         raise ValueError(
-            "The model has no weights_hash, so its activations could not be told from another's: load it with a CheckpointSeries, "
-            "or give HookedModel a weights_hash of your own."
+            "The model has no weights_hash, so its activations could not be told from another's: load it "
+            "with a CheckpointSeries, or give HookedModel a weights_hash of your own."
         )
     names = every_layer(sites)
     wanted = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     config = {name: value for name, value in model.hf.config.to_dict().items() if name not in ORIGIN}
-    store = Store(
-        folder,
-        dict(
-            weights=model.weights_hash,
-            config=hash_json(config),
-            code=_remote_code(model.hf),
-            sites=names,
-            layers=list(wanted),
-            dtype=str(model.dtype),
-            at="boundary",
-            source=source_hash("interp.engine.capturing"),
-        ),
+    identity = dict(
+        weights=model.weights_hash,
+        config=hash_json(config),
+        code=_remote_code(model.hf),
+        sites=names,
+        layers=list(wanted),
+        dtype=str(model.dtype),
+        at="boundary",
+        source=source_hash("interp.engine.capturing"),
     )
-    known, paths = store.where(), {}
+    store = Store(folder, identity)
+    stored = store.where()
+    paths: dict[str, str] = {}
     missing: dict[str, Prompt] = {}
 
     def fill() -> None:
-        chunk = list(missing.values())
-        acts = capture(model, chunk, names, layers=wanted, progress=progress)
+        shard = list(missing.values())
+        acts = capture(model, shard, names, layers=wanted, progress=progress)
         paths.update(zip(acts.prompts, acts.paths))
-        store.append(acts.values, chunk)
+        store.append(acts.values, shard)
         missing.clear()
 
     for prompt in prompts:
-        if prompt.hash in known:
+        if prompt.hash in stored:
             paths[prompt.hash] = "stored"
         elif prompt.hash not in paths:
             missing[prompt.hash] = prompt
@@ -231,26 +248,25 @@ def stream_capture(
 
 def stored_capture(
     folder: str | Path,
-    model,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     sites: Sequence[str] = ("resid_pre", "resid_post"),
     layers: Sequence[int] | None = None,
     progress: bool = False,
 ) -> Activations:
-    """As `capture` at the boundary, through a `Store` (see `stream_capture`): only decisions that no shard
-    holds are read by the model.
+    """As `capture` at the boundary, through a `Store` (see `stream_capture`).
 
     Raises ValueError for an empty list, and for a model without a `weights_hash`.
     """
     if not prompts:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
     store, paths = stream_capture(folder, model, prompts, sites, layers, progress)
-    hashes = [p.hash for p in prompts]
+    hashes = tuple(prompt.hash for prompt in prompts)
     return Activations(
         store.read(hashes),
-        tuple(store.of["sites"]),
-        tuple(store.of["layers"]),
-        tuple(hashes),
+        tuple(store.identity["sites"]),
+        tuple(store.identity["layers"]),
+        hashes,
         model.weights_hash,
         str(model.dtype),
         tuple(paths[h] for h in hashes),

@@ -1,10 +1,11 @@
 """Greedy decoding by vLLM, for GPU machines that have it (`pip install 'interp-agents[vllm]'`).
 
-The same ids go in and come out as with `interp.engine.generation`; prompts are shared through vLLM's own prefix cache. It reads a
-checkpoint's folder of full weights itself, beside the hooked model, and its kernels round otherwise: near ties may fall otherwise.
+The same ids go in and come out as with `interp.engine.generation`; prompts are shared through vLLM's own
+prefix cache. It reads a checkpoint's folder of full weights itself, beside the hooked model, and its
+kernels round otherwise: near ties may fall otherwise.
 
 >>> with Engine(series.path(step)) as engine:
-...     said = decode_modes(model, prompts, ["prompt", "cot"], engine=engine)
+...     completions = decode_modes(model, prompts, ["prompt", "cot"], engine=engine)
 """
 
 from __future__ import annotations
@@ -12,24 +13,26 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 MISSING = (
-    "vLLM is not installed: `pip install 'interp-agents[vllm]'` on a machine with a GPU, or decode with the default "
-    "generator, which needs neither."
+    "vLLM is not installed: `pip install 'interp-agents[vllm]'` on a machine with a GPU, or decode with the "
+    "default generator, which needs neither."
 )
 
 
 class Engine:
     """A vLLM engine over one checkpoint's folder; `share` is the part of the GPU's memory that it may take.
 
-    Raises ImportError where vLLM is not installed, ValueError for a checkpoint that is no folder of full weights.
+    Raises ImportError where vLLM is not installed, ValueError for a checkpoint that is no folder of full
+    weights.
     """
 
-    def __init__(self, path: str | Path, share: float = 0.45, dtype: str = "bfloat16", **options):
+    def __init__(self, path: str | Path, share: float = 0.45, dtype: str = "bfloat16", **options: Any):
         if not isinstance(path, (str, Path)) or not list(Path(path).glob("model*.safetensors")):
             raise ValueError(
-                f"vLLM reads a folder of full weights, which {path} is not: merge an adapter into its base first, or decode "
-                "with the default generator."
+                f"vLLM reads a folder of full weights, which {path} is not: merge an adapter into its base "
+                "first, or decode with the default generator."
             )
         try:
             import vllm
@@ -40,10 +43,10 @@ class Engine:
             model=str(path), dtype=dtype, gpu_memory_utilization=share, enable_prefix_caching=True, **options
         )
 
-    def __enter__(self) -> "Engine":
+    def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._llm = None
         gc.collect()
         import torch
@@ -61,11 +64,13 @@ class Engine:
     ) -> dict[str, list[tuple[int, ...]]]:
         """Continue every prompt after every mode's opening, greedily: mode -> generated ids of each prompt.
 
-        closing: text that ends a decoding (kept; none where it is empty). ends: tokens that end it too, for each mode.
+        Args:
+            closing: text that ends a decoding, which is kept (none where it is empty).
+            ends: tokens that end it too, for each mode.
         """
-        found = {}
+        continuations = {}
         for mode, opening in openings.items():
-            asked = self._vllm.SamplingParams(
+            parameters = self._vllm.SamplingParams(
                 temperature=0.0,
                 max_tokens=limits[mode],
                 stop=[closing] if closing else None,
@@ -74,6 +79,7 @@ class Engine:
                 ignore_eos=True,
                 skip_special_tokens=False,
             )
-            out = self._llm.generate([dict(prompt_token_ids=[*p, *opening]) for p in prompts], asked)
-            found[mode] = [tuple(o.outputs[0].token_ids) for o in out]
-        return found
+            inputs = [dict(prompt_token_ids=[*prompt, *opening]) for prompt in prompts]
+            outputs = self._llm.generate(inputs, parameters)
+            continuations[mode] = [tuple(output.outputs[0].token_ids) for output in outputs]
+        return continuations

@@ -1,4 +1,1 @@
-from .base import ANY as ANY
-from .base import Environment as Environment
-from .base import View as View
-from .base import find as find
+from .base import ANY as ANY, Environment as Environment, View as View, find as find

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from interp.engine.packing import grow, plain_score, read_asked, score_whole, shared
+from interp.engine.packing import grow, plain_score, read_targets, score_whole, shared
 from interp.measures.pairs import check_pairs
 from interp.measures.patching import continuations
 from interp.models.hooked import layers_of
@@ -99,7 +99,7 @@ def packed_paths(
         prefix,
         *(x.to(model.device) for x in (ids, at, torch.cat([behind, within], 1), torch.arange(n).repeat(2))),
     )
-    return read_asked(model, hidden[0, len(TRACES) * t :].view(len(PATHS), len(tree), -1), tree)
+    return read_targets(model, hidden[0, len(TRACES) * t :].view(len(PATHS), len(tree), -1), tree)
 
 
 @torch.inference_mode()

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from interp.engine.capturing import capture
 from interp.engine.decoding import LIMITS, Completion, decode, format_of, parse_completion
-from interp.engine.generation import _continue, _read, greedy, tree_batches
+from interp.engine.generation import continue_rows, greedy
+from interp.engine.reading import read_prompts, tree_batches
 from interp.models.turns import measured
 from interp.probing.directions import unit
 from interp.prompts.format import Prompt
@@ -184,7 +185,7 @@ def _batched(
             each.append(value)
     for group in tqdm(tree_batches(prefixes, batch_tokens), desc="steer", leave=False, disable=not progress):
         model.check_length(max(len(prefixes[r]) + len(suffixes[r]) for r in group) + limit)
-        layers, seen = _read(model, [prefixes[r] for r in group])
+        layers, seen = read_prompts(model, [prefixes[r] for r in group])
         for chunk in _chunks([len(prefixes[r]) + limit for r in group], len(vectors), batch_tokens):
             cells, rows = (list(x) for x in zip(*chunk))
             own = [group[r] for r in rows]
@@ -197,7 +198,7 @@ def _batched(
                 [flags[r] for r in own],
                 [mode == "prompt" or bool(begun[r]) for r in own],
             )
-            out = _continue(
+            out = continue_rows(
                 model,
                 [(k[rows, :, :width], v[rows, :, :width]) for k, v in layers],
                 seen[rows, :width],

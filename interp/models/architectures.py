@@ -1,4 +1,4 @@
-"""Which architectures are exact, and on which path: tried on tiny random models, decided by what they do and not by name.
+"""Which architectures are exact, and on which path: tried on tiny random models, not looked up by name.
 
 >>> print(table().to_string(index=False))       # also: python -m analyses architectures
 """
@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from interp.models.hooked import HookedModel
-from interp.models.inner import auto_class, in_dtype
+from interp.models.inner import LanguageModel, auto_class, in_dtype
 from interp.models.site_names import SITES
 from interp.system.sentences import first_line
 
@@ -39,8 +40,8 @@ FAMILIES = (
     "qwen3_next",
     "bart",
 )
-#: The tiny sizes, for every model type that has a number of the name. Of few index heads, several tokens' scores are 0 alike, and
-#: which of them are attended to would be left to the order of a sort.
+#: The tiny sizes, for every model type that has a number of the name. With few index heads several tokens'
+#: scores are 0 alike, and which of them are attended to would be left to the order of a sort.
 SIZES = dict(
     vocab_size=97,
     hidden_size=32,
@@ -169,7 +170,7 @@ OWN: dict[str, dict] = {
 COLUMNS = {
     "capture": "activations at the boundary of each decision",
     "trajectory": "those of all decisions of an episode, of which each extends the one before, in one pass",
-    "patch": "patching, one cell for each site, layer and place",
+    "patch": "patching, one cell for each site, layer and position",
     "mediation": "prompt reliance by swapping keys and values",
 }
 #: How, likewise.
@@ -181,57 +182,57 @@ PATHS = {
 }
 
 
-def _sized(config, layers: int = 4) -> dict:
-    """SIZES for the numbers that a configuration has, of its sections too, which but for a text section have one layer."""
-    own = {}
-    for name, value in SIZES.items():
-        try:
-            given = getattr(config, name)
-        except Exception:  # not there, or different in every layer
-            continue
-        fixed = getattr(type(config), name, None)
-        if (
-            isinstance(given, (int, type(None)))
-            and not isinstance(given, bool)
-            and given != -1
-            and not (isinstance(fixed, property) and fixed.fset is None)
-        ):
-            own[name] = value
+def _may_size(config: PreTrainedConfig, name: str) -> bool:
+    """Whether a configuration has a number of that name, which may be set."""
+    try:
+        value = getattr(config, name)
+    except Exception:  # not there, or different in every layer
+        return False
+    declared = getattr(type(config), name, None)
+    fixed = isinstance(declared, property) and declared.fset is None
+    number = value is None or (isinstance(value, int) and not isinstance(value, bool))
+    return number and value != -1 and not fixed
+
+
+def _layer_types(config: PreTrainedConfig, layers: int) -> list[str] | None:
+    """Every kind of layer that the family has, in turn; None where it has one, or fixes them."""
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    mapped = (getattr(config, "attribute_map", None) or {}).get("layer_types", "layer_types")
+    if len(kinds) < 2 or isinstance(getattr(type(config), mapped, None), property):
+        return None
+    return (kinds * layers)[:layers]
+
+
+def _sized(config: PreTrainedConfig, layers: int = 4) -> dict[str, Any]:
+    """SIZES for the numbers that a configuration has, and its sections; those but of text have one layer."""
+    own: dict[str, Any] = {name: value for name, value in SIZES.items() if _may_size(config, name)}
     if getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
         own["is_decoder"] = True  # of an encoder's family, the causal variant
     if "qk_rope_head_dim" in own:  # latent attention: every head has its own keys
         own.pop("head_dim", None)
-        own |= {"num_key_value_heads": SIZES["num_attention_heads"]} if "num_key_value_heads" in own else {}
+        if "num_key_value_heads" in own:
+            own["num_key_value_heads"] = SIZES["num_attention_heads"]
     if "num_hidden_layers" in own:
         own["num_hidden_layers"] = layers
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-    named = getattr(
-        type(config), (getattr(config, "attribute_map", None) or {}).get("layer_types", "layer_types"), None
-    )
-    if len(kinds) > 1 and not isinstance(named, property):  # every kind of layer that the family has
-        own["layer_types"] = (kinds * layers)[:layers]
-    for section in [
-        name
-        for name in getattr(type(config), "sub_configs", None) or ()
-        if name not in ("attn_config", "ffn_config")
-    ]:
+    layer_types = _layer_types(config, layers)
+    if layer_types is not None:
+        own["layer_types"] = layer_types
+    for section in getattr(type(config), "sub_configs", None) or ():
         part = getattr(config, section, None)
-        if part is not None:
-            text = section in ("text_config", "decoder")
-            own[section] = (
-                dict(model_type=part.model_type)
-                | _sized(part, layers if text else 1)
-                | OWN.get(part.model_type, {})
-            )
-            own[section] |= {} if text else {k: v for k, v in _VISION.items() if hasattr(part, k)}
+        if part is None or section in ("attn_config", "ffn_config"):
+            continue
+        text = section in ("text_config", "decoder")
+        sizes = _sized(part, layers if text else 1) | OWN.get(part.model_type, {})
+        if not text:
+            sizes |= {name: value for name, value in _VISION.items() if hasattr(part, name)}
+        own[section] = dict(model_type=part.model_type) | sizes
     return own
 
 
-def tiny(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float32, **extra):
-    """A tiny random model of a model type, as loaded in `dtype`, with weights large enough for its parts to matter."""
-    config = AutoConfig.for_model(
-        model_type, **(_sized(AutoConfig.for_model(model_type)) | OWN.get(model_type, {}) | extra)
-    )
+def tiny(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float32, **extra: Any) -> LanguageModel:
+    """A tiny random model of a model type in `dtype`, with weights large enough for its parts to matter."""
+    sizes = _sized(AutoConfig.for_model(model_type)) | OWN.get(model_type, {}) | extra
+    config = AutoConfig.for_model(model_type, **sizes)
     torch.manual_seed(seed)
     hf = auto_class(config).from_config(config, dtype=torch.float32)
     for parameter in hf.parameters():
@@ -249,51 +250,46 @@ def _listed(layers: Sequence[int]) -> str:
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
-def _row(model_type: str) -> dict:
-    name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""))
+def _lacking(model: HookedModel) -> str:
+    """The sites that could not be proven, in all layers or in some."""
+    lacking = []
+    for site in SITES:
+        widths = model.widths.get(site, [None] * model.n_layers)
+        layers = [layer for layer, width in enumerate(widths) if width is None]
+        if layers:
+            lacking.append(f"no {site}" + (f" in {_listed(layers)}" if len(layers) < model.n_layers else ""))
+    return ", ".join(lacking)
 
-    def whole(what: str, reason: str) -> dict:
-        return (
-            dict(family=model_type, architecture=name)
-            | dict.fromkeys(COLUMNS, what)
-            | dict(reason=" ".join(str(reason).split()))
-        )
+
+def _row(model_type: str) -> dict[str, str]:
+    architecture = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""))
+
+    def row(path: str, reason: str) -> dict[str, str]:
+        paths = dict.fromkeys(COLUMNS, path)
+        return dict(family=model_type, architecture=architecture, **paths, reason=" ".join(reason.split()))
 
     try:
         if AutoConfig.for_model(model_type).is_encoder_decoder:
-            return whole("refused", "an encoder reads the prompt, so there is no boundary in the decoder")
+            return row("refused", "an encoder reads the prompt, so there is no boundary in the decoder")
         hf = tiny(model_type)
     except Exception as error:  # each family's own
-        error = error.__cause__ or error
-        return whole(
-            "not built",
-            f"no tiny model of it can be built here ({type(error).__name__}: {first_line(error)})",
-        )
-    name = type(hf).__name__
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        return row("not built", f"no tiny model of it can be built here ({reason})")
+    architecture = type(hf).__name__
     try:
         model = HookedModel(hf, None)
         support = model.support
     except NotImplementedError as error:
-        return whole("refused", str(error).split("not supported: ")[-1].rstrip("."))
+        return row("refused", str(error).split("not supported: ")[-1].rstrip("."))
     except ValueError as error:  # numbers that are not finite
-        return whole("refused", str(error))
-    lacking = []
-    for site in SITES:
-        layers = [
-            layer
-            for layer, width in enumerate(model.widths.get(site, [None] * model.n_layers))
-            if width is None
-        ]
-        if layers:
-            lacking.append(f"no {site}" + (f" in {_listed(layers)}" if len(layers) < model.n_layers else ""))
-    reason = "; ".join(
-        [*([support.reason] if support.reason else []), *([", ".join(lacking)] if lacking else [])]
-    )
-    return whole("", reason) | {column: getattr(support, column) for column in COLUMNS}
+        return row("refused", str(error))
+    reasons = [reason for reason in (support.reason, _lacking(model)) if reason]
+    return row("", "; ".join(reasons)) | {column: getattr(support, column) for column in COLUMNS}
 
 
 def table(names: Iterable[str] = FAMILIES) -> pd.DataFrame:
-    """Family, architecture and (capture, trajectory, patch, mediation): `fast`, `plain loop`, `refused` or `not built`, and why."""
+    """A row for each family: its architecture, its path for each of COLUMNS (a key of PATHS), and why."""
     return pd.DataFrame([_row(name) for name in names])
 
 

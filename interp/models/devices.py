@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from interp.models.inner import largest
+from interp.system.choices import check_device
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
 
 #: Most tokens of a pass on a GPU, which fewer keep busy; and the part of its free memory that a pass may
 #: take.
 MOST, SHARE = 65_536, 0.5
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Result = TypeVar("Result")
 
 
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is the GPU where there is one; raises ValueError for a device this machine does not have."""
+    check_device(name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"Device {name!r} was asked for, but torch sees no GPU on this machine: use --device cpu."
+        )
+    device = torch.device(name)
+    gpus = torch.cuda.device_count()
+    if device.index is not None and device.index >= gpus:
+        raise ValueError(
+            f"Device {name!r} was asked for, but torch sees {gpus} GPUs, which are counted from 0."
+        )
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on the CPU and bfloat16 on a GPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"There is no dtype {name!r}: use auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on a device; the GPU does not end what it is at before it takes it."""
+    """A CPU tensor on a device, copied to a GPU without waiting for what runs there."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def fetched(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Begin to copy a tensor to the CPU; what is returned waits for the copy and gives it, and may be called
-    later.
-    """
+    """Begin to copy a tensor to the CPU; the function returned waits for the copy and gives it."""
     if tensor.device.type != "cuda":
         return tensor.cpu
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -49,11 +79,8 @@ def free_bytes(device: torch.device) -> int:
     )
 
 
-def pass_tokens(model, longest: int, on_cpu: int) -> int:
-    """Most tokens of one pass with padding: by what is free on a GPU, `on_cpu` on a CPU.
-
-    longest: tokens of the longest row.
-    """
+def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
+    """Most tokens of one pass, padding included: by free memory on a GPU, `on_cpu` on a CPU."""
     if model.device.type != "cuda":
         return on_cpu
     item, config = model.dtype.itemsize, model.config
@@ -64,7 +91,7 @@ def pass_tokens(model, longest: int, on_cpu: int) -> int:
 
 
 def halved(batches: Sequence[list], run: Callable[[list], Result]) -> Iterator[Result]:
-    """What `run` gives for each batch, in order; one that does not fit the GPU's memory is run as two halves."""
+    """What `run` gives for each batch, in order; a batch that does not fit the GPU's memory is halved."""
     waiting = list(batches)[::-1]
     while waiting:
         batch = waiting.pop()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
 
 #: Tokens of the short trial, from all over the vocabulary.
 TOKENS = 16
@@ -25,53 +29,48 @@ def not_finite(what: str, dtype: torch.dtype, where: str) -> str:
 
 
 def check_cast(name: object, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """Raise ValueError naming the first tensor that float16 does not hold, of those that a checkpoint keeps in a wider dtype."""
-    largest = torch.finfo(dtype).max
-    for weight, tensor in state.items() if dtype == torch.float16 else ():
-        if (
-            tensor.is_floating_point()
-            and tensor.dtype != dtype
-            and tensor.numel()
-            and tensor.abs().max() > largest
-        ):
-            raise ValueError(
-                not_finite(
-                    f"The weights of {name}", dtype, f"first {weight!r}, which holds {tensor.abs().max():.3g}"
-                )
-            )
+    """Raise ValueError naming the first tensor of a wider dtype that float16 does not hold."""
+    if dtype != torch.float16:
+        return
+    for weight, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.dtype == dtype or not tensor.numel():
+            continue
+        largest = tensor.abs().max()
+        if largest > torch.finfo(dtype).max:
+            where = f"first {weight!r}, which holds {largest:.3g}"
+            raise ValueError(not_finite(f"The weights of {name}", dtype, where))
 
 
-def check_parameters(hf, name: str) -> None:
+def check_parameters(hf: torch.nn.Module, name: object) -> None:
     """Raise ValueError naming the first weight that is not finite."""
     for weight, tensor in hf.named_parameters():
-        if (
-            tensor.is_floating_point()
-            and not tensor.is_meta
-            and not tensor.sum().isfinite()
-            and not tensor.isfinite().all()
-        ):
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():  # the sum is cheap, and may overflow
             raise ValueError(not_finite(f"The weights of {name}", tensor.dtype, f"first in {weight!r}"))
 
 
-def check_trial(model, name: str) -> None:
-    """Raise ValueError where a few tokens' logits are not finite, naming the first submodule that gives such numbers."""
+def _all_finite(output: Any) -> bool:
+    tensors = output if isinstance(output, (tuple, list)) else [output]
+    return all(
+        bool(t.isfinite().all()) for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()
+    )
+
+
+def check_trial(model: HookedModel, name: object) -> None:
+    """Raise ValueError where a few tokens' logits are not finite, naming the first such submodule."""
     tokens = min(TOKENS, model.context or TOKENS)
-    ids = (torch.arange(tokens, device=model.device) * max(1, model.vocabulary // tokens) + 1)[
-        None
-    ] % model.vocabulary
+    spread = torch.arange(tokens, device=model.device) * max(1, model.vocabulary // tokens) + 1
+    ids = spread[None] % model.vocabulary
     with torch.inference_mode():
         if model.hf(input_ids=ids, use_cache=False).logits.isfinite().all():
             return
     check_parameters(model.hf, name)
     first: list[str] = []
 
-    def leaving(path):
-        def hook(module, args, output):
-            tensors = output if isinstance(output, (tuple, list)) else [output]
-            if not first and any(
-                isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all()
-                for t in tensors
-            ):
+    def leaving(path: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if not first and not _all_finite(output):
                 first.append(path)
 
         return hook
@@ -83,9 +82,6 @@ def check_trial(model, name: str) -> None:
     finally:
         for handle in handles:
             handle.remove()
-    begin = f"what {first[0]!r} gives" if first and first[0] else "its logits"
-    raise ValueError(
-        not_finite(
-            f"The numbers of {name}", model.dtype, f"on a trial of {tokens} tokens: they begin in {begin}"
-        )
-    )
+    source = f"what {first[0]!r} gives" if first and first[0] else "its logits"
+    where = f"on a trial of {tokens} tokens: they begin in {source}"
+    raise ValueError(not_finite(f"The numbers of {name}", model.dtype, where))

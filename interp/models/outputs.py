@@ -11,14 +11,14 @@ True
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
-def _named(output) -> dict[str, Any] | None:
+def _named(output: Any) -> dict[str, Any] | None:
     """The entries of an output whose entries have names (None for a tensor, a tuple or a list)."""
     if hasattr(output, "_asdict"):
         return output._asdict()
@@ -27,7 +27,7 @@ def _named(output) -> dict[str, Any] | None:
     return dict(output) if isinstance(output, Mapping) else None
 
 
-def entries_of(output) -> list:
+def entries_of(output: Any) -> list[Any]:
     """What a module gives, one thing after the other."""
     named = _named(output)
     if named is not None:
@@ -37,63 +37,63 @@ def entries_of(output) -> list:
 
 @dataclass(frozen=True)
 class Layout:
-    """The type of an output of several things, their number and names, and the place of its hidden states."""
+    """The type of an output of several things, their number and names, and the index of its hidden states."""
 
     kind: type
     count: int
     names: tuple[str, ...] | None = None
-    place: int = 0
+    hidden_at: int = 0
 
     @classmethod
-    def of(cls, output) -> Layout | None:
+    def of(cls, output: Any) -> Layout | None:
         """The layout of an output, None for a bare tensor and for what has no tensor as its hidden states.
 
-        Those are the first entry of a tuple, a list and a named tuple, and of a mapping and a dataclass the
-        first entry that is not None.
+        Hidden states are the first entry of a tuple, a list or a named tuple, and the first entry of a
+        mapping or a dataclass that is not None.
         """
         named, entries = _named(output), entries_of(output)
         if isinstance(output, torch.Tensor) or not entries:
             return None
-        place = 0
+        hidden_at = 0
         if not isinstance(output, (tuple, list)):
-            place = next((i for i, entry in enumerate(entries) if entry is not None), 0)
-        if not isinstance(entries[place], torch.Tensor):
+            hidden_at = next((i for i, entry in enumerate(entries) if entry is not None), 0)
+        if not isinstance(entries[hidden_at], torch.Tensor):
             return None
-        return cls(type(output), len(entries), None if named is None else tuple(named), place)
+        return cls(type(output), len(entries), None if named is None else tuple(named), hidden_at)
 
-    def filled(self, entries: list):
+    def filled(self, entries: Sequence[Any]) -> Any:
         """An output of this layout with these entries."""
         if self.names is not None:
             return self.kind(**dict(zip(self.names, entries, strict=True)))
         return self.kind(entries)
 
-    def around(self, hidden: torch.Tensor):
+    def around(self, hidden: torch.Tensor) -> Any:
         """An output with these hidden states, and None for everything else."""
-        entries: list = [None] * self.count
-        entries[self.place] = hidden
+        entries: list[Any] = [None] * self.count
+        entries[self.hidden_at] = hidden
         return self.filled(entries)
 
 
-def first_of(output) -> torch.Tensor | None:
+def first_of(output: Any) -> torch.Tensor | None:
     """The hidden states that a module gives, None where it gives none."""
     if isinstance(output, torch.Tensor):
         return output
     layout = Layout.of(output)
-    return None if layout is None else entries_of(output)[layout.place]
+    return None if layout is None else entries_of(output)[layout.hidden_at]
 
 
-def replaced(output, hidden: torch.Tensor):
+def replaced(output: Any, hidden: torch.Tensor) -> Any:
     """The same output with other hidden states."""
     layout = Layout.of(output)
     if layout is None:
         return hidden
     entries = entries_of(output)
-    entries[layout.place] = hidden
+    entries[layout.hidden_at] = hidden
     return layout.filled(entries)
 
 
-def mapped(value, change):
-    """`change` of each tensor in a value, in the tuples and lists in it too, which stay what they are."""
+def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A value with `change` made to each tensor in it, within its tuples and lists too."""
     if isinstance(value, (tuple, list)):
         entries = [mapped(entry, change) for entry in value]
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)

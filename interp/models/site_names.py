@@ -1,4 +1,4 @@
-"""Names of sites, which are TransformerLens's, read without torch: a bad one is refused before torch is imported.
+"""Names of sites, which are TransformerLens's; a bad one is refused before torch is imported.
 
 >>> parse_site("blocks.3.hook_resid_pre")
 ('resid_pre', 3)
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 _ALIASES = {"attn.hook_z": "z"}
@@ -15,7 +16,7 @@ _ALIASES = {"attn.hook_z": "z"}
 def parse_site(name: str) -> tuple[str, int | None]:
     """`"resid_pre"` -> (site, None); `"blocks.3.hook_resid_pre"` -> (site, 3).
 
-    Raises ValueError for a site that is not known.
+    Raises ValueError for an unknown site.
     """
     match = re.fullmatch(r"blocks\.(\d+)\.(?:hook_)?(.+)", name)
     site = match.group(2) if match else name
@@ -27,20 +28,22 @@ def parse_site(name: str) -> tuple[str, int | None]:
     return site, int(match.group(1)) if match else None
 
 
-def every_layer(names) -> list[str]:
-    """Sites that are read at every layer; raises ValueError for a name of one layer, a site named twice, or none."""
-    parsed = [parse_site(name) for name in names]
-    named = [name for name, (_, layer) in zip(names, parsed) if layer is not None]
-    if named:
-        raise ValueError(
-            f"{named[0]!r} names one layer, but every layer is read: ask for the site alone and pick the layer from the result."
-        )
-    found = [site for site, _ in parsed]
-    twice = [site for site in found if found.count(site) > 1]
-    if twice or not found:
-        raise ValueError(
-            f"Site {twice[0]!r} is asked for twice: name each site once."
-            if twice
-            else f"No site is asked for: name some of {', '.join(SITES)}."
-        )
-    return found
+def every_layer(names: Sequence[str]) -> list[str]:
+    """Sites that are read at every layer.
+
+    Raises ValueError for a name of one layer, a site named twice, or no name.
+    """
+    sites: list[str] = []
+    for name in names:
+        site, layer = parse_site(name)
+        if layer is not None:
+            raise ValueError(
+                f"{name!r} names one layer, but every layer is read: ask for the site alone and pick the "
+                "layer from the result."
+            )
+        if site in sites:
+            raise ValueError(f"Site {site!r} is asked for twice: name each site once.")
+        sites.append(site)
+    if not sites:
+        raise ValueError(f"No site is asked for: name some of {', '.join(SITES)}.")
+    return sites

@@ -1,8 +1,9 @@
 """Where each site is in each block of a model: found by trial on a few tokens, and proven by sums.
 
-What a block adds to the residual stream is a sum of fixed multiples of what some of its submodules give. Which ones, and
-the multiples, are fitted, and hold only where the sum comes out to the last bits of float32 (`find_hook_points`). Nothing is
-looked up by a model's name: names only tell attention from MLP where both read the same stream.
+What a block adds to the residual stream is a sum of fixed multiples of what some of its submodules give.
+Which ones, and the multiples, are fitted, and hold only where the sum comes out to the last bits of float32
+(`find_hook_points`). Nothing is looked up by a model's name: names only tell attention from MLP where both
+read the same stream.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig
 
-from interp.models.hooks import HookPoint, HookPoints
+from interp.models.hooks import Blocks, HookPoint, HookPoints
 from interp.models.inner import of_layer
 from interp.models.outputs import Layout, entries_of, first_of
 
@@ -26,55 +31,87 @@ _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads"
 _HEAD_WIDTHS = ("v_head_dim", "head_dim", "head_size", "attention_head_size")
 #: How deep in a block submodules are tried, and how many of them a block may add up.
 _DEPTH, _PARTS = 3, 4
+#: Submodules and the multiples of what they give that are in a sum, in the order in which they run.
+Parts = tuple[tuple[str, float], ...]
 
 
 @dataclass
 class _Trial:
-    """What went through one block: its input and output, and those of its submodules, in the order in which they gave it."""
+    """What went through one block, and through its submodules in the order in which they gave it."""
 
-    call: tuple[tuple, dict] = ((), {})
-    pre: torch.Tensor | None = None
-    post: torch.Tensor | None = None
+    call: tuple[tuple, dict[str, Any]] = ((), {})
+    entering: Tensor | None = None
+    leaving: Tensor | None = None
     layout: Layout | None = None  # of what the block gives, None for a bare tensor
-    further: list[torch.Tensor] = field(default_factory=list)  # what the block gives beside the stream
-    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    gives: dict[str, torch.Tensor] = field(default_factory=dict)
+    further: list[Tensor] = field(default_factory=list)  # what the block gives beside the stream
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    gives: dict[str, Tensor] = field(default_factory=dict)
     times: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def ran(self) -> bool:
+        """Whether a tensor entered the block and one left it."""
+        return self.entering is not None and self.leaving is not None
 
-def first_tensor(values: Sequence) -> torch.Tensor | None:
-    """The first tensor of some arguments or outputs."""
-    return next((v for v in values if isinstance(v, torch.Tensor)), None)
+    @property
+    def pre(self) -> Tensor:
+        """The stream before the block."""
+        assert self.entering is not None
+        return self.entering
+
+    @property
+    def post(self) -> Tensor:
+        """The stream after the block."""
+        assert self.leaving is not None
+        return self.leaving
+
+    def call_values(self) -> list[Any]:
+        """The arguments of the block's call."""
+        args, kwargs = self.call
+        return [*args, *kwargs.values()]
+
+    def could_be_stream(self, tensor: Tensor) -> bool:
+        """Whether a tensor is as large as the stream, in its dtype."""
+        return tensor.numel() == self.pre.numel() and tensor.dtype == self.pre.dtype
+
+    def terms(self, parts: Parts) -> list[Tensor]:
+        """What the parts give, times their multiples, in the stream's shape."""
+        given = [(self.gives[path].reshape(self.pre.shape), scale) for path, scale in parts]
+        return [tensor if scale == 1 else tensor * scale for tensor, scale in given]
 
 
-def _watch(block, trial: _Trial) -> list:
+def _first_tensor(values: Iterable[Any]) -> Tensor | None:
+    return next((v for v in values if isinstance(v, Tensor)), None)
+
+
+def _watch(block: torch.nn.Module, trial: _Trial) -> list[RemovableHandle]:
     """Hooks that record a block's pass into `trial`."""
 
-    def entering(name):
-        def hook(module, args, kwargs):
-            tensor = first_tensor([*args, *kwargs.values()])
+    def entering(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            tensor = _first_tensor([*args, *kwargs.values()])
             if tensor is None:
                 return
-            if not name:
-                trial.call, trial.pre = (args, dict(kwargs)), tensor.clone()
-            else:
+            if name:
                 trial.inputs[name] = tensor.clone()
+            else:
+                trial.call = (args, dict(kwargs))
+                trial.entering = tensor.clone()
 
         return hook
 
-    def leaving(name):
-        def hook(module, args, output):
+    def leaving(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: tuple, output: Any) -> None:
             tensor = first_of(output)
             if tensor is None:
                 return
-            if not name:
-                trial.post, trial.layout = tensor.clone(), Layout.of(output)
-                trial.further = [
-                    t for t in entries_of(output) if isinstance(t, torch.Tensor) and t is not tensor
-                ]
-            else:
+            if name:
                 trial.gives[name] = tensor.clone()
                 trial.times[name] = trial.times.get(name, 0) + 1
+            else:
+                trial.leaving, trial.layout = tensor.clone(), Layout.of(output)
+                entries = [entry for entry in entries_of(output) if isinstance(entry, Tensor)]
+                trial.further = [entry for entry in entries if entry is not tensor]
 
         return hook
 
@@ -86,7 +123,7 @@ def _watch(block, trial: _Trial) -> list:
     return handles
 
 
-def _record(blocks, run: Callable[[], object]) -> list[_Trial]:
+def _record(blocks: Blocks, run: Callable[[], object]) -> list[_Trial]:
     """One pass, and what went through each block."""
     trials = [_Trial() for _ in blocks]
     handles = [handle for block, trial in zip(blocks, trials) for handle in _watch(block, trial)]
@@ -98,44 +135,47 @@ def _record(blocks, run: Callable[[], object]) -> list[_Trial]:
     return trials
 
 
-def _widened(value):
+def _widened(value: Any) -> Any:
     """A value with its floating tensors in float32."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
     if type(value) in (tuple, list):
         return type(value)(_widened(v) for v in value)
     return value
 
 
-def _in_float32(block, trial: _Trial, drawn: bool = False) -> _Trial:
-    """The same pass of a float32 copy of the block, whose sums come out to more bits; `drawn`: of weights drawn at random."""
-    twin, found = copy.deepcopy(block).float(), _Trial()
-    generator = torch.Generator(trial.pre.device).manual_seed(0)
-    for parameter in twin.parameters() if drawn else ():
-        parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2, generator=generator)
+def _in_float32(block: torch.nn.Module, trial: _Trial, drawn: bool = False) -> _Trial:
+    """The same pass of a float32 copy of the block, whose sums come out to more bits.
+
+    drawn: of weights drawn at random.
+    """
+    twin = copy.deepcopy(block).float()
+    if drawn:
+        generator = torch.Generator(trial.pre.device).manual_seed(0)
+        for parameter in twin.parameters():
+            parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2, generator=generator)
     args, kwargs = trial.call
-    tensor = first_tensor([*args, *kwargs.values()])
-    args = [_widened(trial.pre if a is tensor else a) for a in args]
-    kwargs = {k: _widened(trial.pre if v is tensor else v) for k, v in kwargs.items()}
-    handles = _watch(twin, found)
-    try:
-        twin(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    stream = _first_tensor(trial.call_values())
+
+    def given(value: Any) -> Any:
+        return _widened(trial.pre if value is stream else value)
+
+    def run() -> None:
+        twin(*map(given, args), **{name: given(value) for name, value in kwargs.items()})
+
+    return _record([twin], run)[0]
 
 
-def _bits_agree(total: torch.Tensor, terms: Sequence[torch.Tensor]) -> bool:
-    """Is `total` the sum of the terms, added in some order in their own dtype, bit for bit (but for one number in a hundred)?"""
+def _bits_agree(total: Tensor, terms: Sequence[Tensor]) -> bool:
+    """Is `total` the sum of the terms in some order, bit for bit (but for one number in a hundred)?"""
     return any(
         (sum(order[1:], order[0]) == total).float().mean().item() > 0.99
         for order in itertools.permutations(terms)
     )
 
 
-def _adds_up(total: torch.Tensor, terms: Sequence[torch.Tensor]) -> bool:
-    """Is `total` the sum of the terms but for rounding, each product and each sum rounding by at most half a unit?
+def _adds_up(total: Tensor, terms: Sequence[Tensor]) -> bool:
+    """Is `total` the sum of the terms but for rounding, of half a unit in each product and each sum?
 
     Narrower dtypes than float32, where that would let a small wrong part pass, must come out bit for bit.
     """
@@ -147,147 +187,137 @@ def _adds_up(total: torch.Tensor, terms: Sequence[torch.Tensor]) -> bool:
     return bool(((total.double() - sum(wide)).abs() <= bound).all())
 
 
-def _of_stream(trial: _Trial, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those of the tensors that are as large as the residual stream, in its shape, each once, under its shallowest name."""
-    width, found = trial.pre.shape[-1], {}
-    for name in sorted(tensors, key=lambda n: (n.count("."), list(tensors).index(n))):
-        tensor = tensors[name]
-        if tensor.shape[-1:] != (width,) or tensor.numel() != trial.pre.numel() or trial.times.get(name) != 1:
+def _of_stream(trial: _Trial) -> dict[str, Tensor]:
+    """What submodules give once, as large as the stream and in its shape, each under its shallowest name."""
+    names = list(trial.gives)
+    distinct: dict[str, Tensor] = {}
+    for name in sorted(names, key=lambda name: (name.count("."), names.index(name))):
+        tensor = trial.gives[name]
+        if tensor.shape[-1:] != trial.pre.shape[-1:] or trial.times[name] != 1:
+            continue
+        if not trial.could_be_stream(tensor):
             continue
         tensor = tensor.reshape(trial.pre.shape)
-        if tensor.dtype == trial.pre.dtype and not any(
-            torch.equal(tensor, other) for other in found.values()
-        ):
-            found[name] = tensor
-    return {name: found[name] for name in tensors if name in found}
+        if not any(torch.equal(tensor, other) for other in distinct.values()):
+            distinct[name] = tensor
+    return {name: distinct[name] for name in names if name in distinct}
 
 
-def _fits(
-    trial: _Trial, total: torch.Tensor, candidates: dict[str, torch.Tensor]
-) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
-    """The smallest subsets of the candidates whose multiples may add up to `total` - the block's input, and those multiples."""
+def _fits(trial: _Trial, total: Tensor, candidates: Mapping[str, Tensor]) -> list[Parts]:
+    """The smallest subsets of the candidates whose multiples may add up to `total` - the block's input."""
     change = total - trial.pre
     if not change.any():
         return []
     names = [
-        n
-        for n, t in candidates.items()
-        if t.abs().max() > 0 and not any(torch.equal(t, whole) for whole in (trial.pre, total))
+        name
+        for name, tensor in candidates.items()
+        if tensor.abs().max() > 0 and not torch.equal(tensor, trial.pre) and not torch.equal(tensor, total)
     ]
-    rounding = (
-        16
-        * torch.finfo(total.dtype).eps
-        * (trial.pre.double().norm() / change.double().norm().clamp(min=1e-300)).item()
-    )
+    relative = trial.pre.double().norm() / change.double().norm().clamp(min=1e-300)
+    rounding = 16 * torch.finfo(total.dtype).eps * relative.item()
     columns = torch.stack([candidates[n].double().flatten() for n in names] + [change.double().flatten()], 1)
-    scale = columns.norm(dim=0).clamp(min=1e-300)
-    gram = (columns / scale).T @ (columns / scale)
-    found = []
+    unit_columns = columns / columns.norm(dim=0).clamp(min=1e-300)
+    gram = unit_columns.T @ unit_columns
+    fits: list[Parts] = []
     for size in range(1, min(_PARTS, len(names)) + 1):
         subsets = torch.tensor(list(itertools.combinations(range(len(names)), size)))
-        inner = gram[subsets[:, :, None], subsets[:, None, :]] + 1e-13 * torch.eye(
-            size, dtype=gram.dtype, device=gram.device
-        )
+        ridge = 1e-13 * torch.eye(size, dtype=gram.dtype, device=gram.device)
+        within = gram[subsets[:, :, None], subsets[:, None, :]] + ridge
         onto = gram[subsets, -1]
-        weights = torch.linalg.solve(inner, onto)
-        off = 1 - 2 * (weights * onto).sum(1) + torch.einsum("si,sij,sj->s", weights, inner, weights)
-        for i in (off.abs() < max(1e-9, rounding**2)).nonzero()[:, 0].tolist():
-            picked = subsets[i]
-            exact = torch.linalg.lstsq(columns[:, picked], columns[:, -1]).solution
-            found.append(
-                (
-                    tuple(names[p] for p in picked),
-                    tuple(1.0 if abs(w - 1) < 1e-5 else w for w in exact.tolist()),
-                )
-            )
-        if found:
+        weights = torch.linalg.solve(within, onto)
+        residual = 1 - 2 * (weights * onto).sum(1) + torch.einsum("si,sij,sj->s", weights, within, weights)
+        for i in (residual.abs() < max(1e-9, rounding**2)).nonzero()[:, 0].tolist():
+            exact = torch.linalg.lstsq(columns[:, subsets[i]], columns[:, -1]).solution
+            scales = [1.0 if abs(scale - 1) < 1e-5 else scale for scale in exact.tolist()]
+            fits.append(tuple(zip((names[p] for p in subsets[i]), scales)))
+        if fits:
             break
-    return found
+    return fits
 
 
-def _terms(trial: _Trial, paths: Sequence[str], scales: Sequence[float]) -> list[torch.Tensor]:
-    return [
-        trial.gives[p].reshape(trial.pre.shape) * s if s != 1 else trial.gives[p].reshape(trial.pre.shape)
-        for p, s in zip(paths, scales)
-    ]
-
-
-Parts = tuple[tuple[str, float], ...]
-
-
-def _parts(trial: _Trial) -> Parts | None:
-    """The submodules that a block adds to the stream, with their multiples, in the order in which they run."""
-    for paths, scales in _fits(trial, trial.post, _of_stream(trial, trial.gives)):
-        if _adds_up(trial.post, [trial.pre, *_terms(trial, paths, scales)]):
-            return tuple(zip(paths, scales))
+def _parts(trial: _Trial, total: Tensor, candidates: Mapping[str, Tensor]) -> Parts | None:
+    """The submodules that make `total` of the block's input."""
+    for parts in _fits(trial, total, candidates):
+        if _adds_up(total, [trial.pre, *trial.terms(parts)]):
+            return parts
     return None
 
 
+def _streams_read(trial: _Trial) -> Iterator[Tensor]:
+    """What submodules read that may be the stream, in its shape."""
+    for tensor in trial.inputs.values():
+        if trial.could_be_stream(tensor):
+            yield tensor.reshape(trial.pre.shape)
+
+
 def _before_mid(trial: _Trial, parts: Parts) -> Parts | None:
-    """Those of the parts that are in the stream when the next part reads it (None where all read the block's input)."""
-    inputs = [
-        t.reshape(trial.pre.shape)
-        for t in trial.inputs.values()
-        if t.numel() == trial.pre.numel() and t.dtype == trial.pre.dtype
-    ]
+    """The parts that are in the stream when the next part reads it (None: all read the block's input)."""
+    inputs = list(_streams_read(trial))
     for size in range(1, len(parts)):
-        for some in itertools.combinations(parts, size):
-            terms = [trial.pre, *_terms(trial, *zip(*some))]
+        for first in itertools.combinations(parts, size):
+            terms = [trial.pre, *trial.terms(first)]
             if any(_adds_up(tensor, terms) for tensor in inputs):
-                return some
+                return first
     return None
 
 
 def _mid_alone(trial: _Trial) -> Parts | None:
     """The submodules before the middle of a block of which the whole does not add up."""
-    for name, tensor in trial.inputs.items():
-        if tensor.numel() != trial.pre.numel() or tensor.dtype != trial.pre.dtype:
-            continue
-        mid = tensor.reshape(trial.pre.shape)
-        if torch.equal(mid, trial.pre):
-            continue
-        earlier = {n: t for n, t in _of_stream(trial, trial.gives).items() if _MIXER.search(n)}
-        for paths, scales in _fits(trial, mid, earlier) if earlier else ():
-            if _adds_up(mid, [trial.pre, *_terms(trial, paths, scales)]):
-                return tuple(zip(paths, scales))
+    earlier = {name: tensor for name, tensor in _of_stream(trial).items() if _MIXER.search(name)}
+    if not earlier:
+        return None
+    for mid in _streams_read(trial):
+        parts = None if torch.equal(mid, trial.pre) else _parts(trial, mid, earlier)
+        if parts is not None:
+            return parts
     return None
 
 
-def _heads(module, config, width: int) -> int:
-    """Heads of an attention module whose output projection reads `width` numbers; 0 where that cannot be told."""
-    counts = [getattr(o, n, None) for o in (module, config) for n in _HEADS]
-    widths = [getattr(o, n, None) for o in (module, config) for n in _HEAD_WIDTHS]
-    counts, widths = ([n for n in some if isinstance(n, int) and n > 0] for some in (counts, widths))
-    if not any(hasattr(config, n) and getattr(config, n) for n in _HEAD_WIDTHS):
+def _positive_numbers(owners: Sequence[Any], names: Sequence[str]) -> list[int]:
+    numbers = (getattr(owner, name, None) for owner in owners for name in names)
+    return [n for n in numbers if isinstance(n, int) and n > 0]
+
+
+def _heads(module: torch.nn.Module, config: PreTrainedConfig, width: int) -> int:
+    """Heads of an attention module whose output projection reads `width` numbers (0: unknown)."""
+    counts = _positive_numbers((module, config), _HEADS)
+    widths = _positive_numbers((module, config), _HEAD_WIDTHS)
+    if not any(getattr(config, name, None) for name in _HEAD_WIDTHS):
         widths += [config.hidden_size // n for n in counts[:1]]
     return next((n for n in counts for w in widths if n * w == width), 0)
 
 
-def _projection(block, config, trial: _Trial, attention: Parts) -> tuple[str, int] | None:
+def _may_project(block: torch.nn.Module, trial: _Trial, name: str) -> bool:
+    """Whether a submodule is a leaf with a weight matrix within an attention module, and runs once."""
+    parent, _, _ = name.rpartition(".")
+    module = block.get_submodule(name)
+    return (
+        bool(parent)
+        and "linear" not in parent
+        and _ATTENTION.search(parent + type(block.get_submodule(parent)).__name__) is not None
+        and not any(module.children())
+        and trial.times[name] == 1
+        and name in trial.inputs
+        and getattr(getattr(module, "weight", None), "ndim", 0) >= 2
+    )
+
+
+def _projection(
+    block: torch.nn.Module, config: PreTrainedConfig, trial: _Trial, attention: Parts
+) -> tuple[str, int] | None:
     """The output projection of a block's attention, and how many heads it reads."""
-    ends = [trial.gives[p] for p, _ in attention] + [
-        trial.inputs[p] for p, _ in attention if p in trial.inputs
-    ]
-    ends += [t for n, t in trial.gives.items() if _ATTENTION.search(n) and "." not in n]
+    paths = [path for path, _ in attention]
+    ends = [trial.gives[path] for path in paths]
+    ends += [trial.inputs[path] for path in paths if path in trial.inputs]
+    ends += [t for name, t in trial.gives.items() if _ATTENTION.search(name) and "." not in name]
     for name in reversed(list(trial.gives)):
+        if not _may_project(block, trial, name):
+            continue
+        given = trial.gives[name]
+        alike = [end for end in ends if end.numel() == given.numel() and end.dtype == given.dtype]
+        if not any(torch.equal(end.flatten(), given.flatten()) for end in alike):
+            continue
         parent, _, _ = name.rpartition(".")
-        module = block.get_submodule(name)
-        kind = parent + type(block.get_submodule(parent)).__name__
-        if (
-            not parent
-            or not _ATTENTION.search(kind)
-            or "linear" in parent
-            or any(module.children())
-            or trial.times[name] != 1
-        ):
-            continue
-        if name not in trial.inputs or getattr(getattr(module, "weight", None), "ndim", 0) < 2:
-            continue
-        same = [
-            e for e in ends if e.numel() == trial.gives[name].numel() and e.dtype == trial.gives[name].dtype
-        ]
-        if not any(torch.equal(e.flatten(), trial.gives[name].flatten()) for e in same):
-            continue
         heads = _heads(block.get_submodule(parent), config, trial.inputs[name].shape[-1])
         if heads:
             return name, heads
@@ -296,7 +326,7 @@ def _projection(block, config, trial: _Trial, attention: Parts) -> tuple[str, in
 
 @dataclass(frozen=True)
 class _Block:
-    """What of one block is proven: the parts before and after its middle, whether there is a middle, z's projection and heads."""
+    """What is proven of a block: the parts before and after its middle, z's projection and heads."""
 
     attention: Parts
     mlp: Parts
@@ -304,63 +334,73 @@ class _Block:
     z: tuple[str, int] | None
 
 
-def _prove(block, config, trial: _Trial) -> _Block:
-    parts = _parts(trial)
+def _prove(block: torch.nn.Module, config: PreTrainedConfig, trial: _Trial) -> _Block:
+    parts = _parts(trial, trial.post, _of_stream(trial))
     if parts is None:
         first = _mid_alone(trial) or ()
         return _Block(first, (), bool(first), _projection(block, config, trial, first))
-    first = _before_mid(trial, parts)
-    attention = first or tuple(p for p in parts if _MIXER.search(p[0]))
-    if len(parts) == 2 and not first and len(attention) != 1:
+    before_mid = _before_mid(trial, parts)
+    attention = before_mid or tuple(part for part in parts if _MIXER.search(part[0]))
+    if len(parts) == 2 and not before_mid and len(attention) != 1:
         attention = parts[:1]
-    rest = tuple(p for p in parts if p not in attention)
-    return _Block(attention, rest, first is not None, _projection(block, config, trial, attention))
+    mlp = tuple(part for part in parts if part not in attention)
+    z = _projection(block, config, trial, attention)
+    return _Block(attention, mlp, before_mid is not None, z)
 
 
-def _holds(trial: _Trial, known: _Block) -> bool:
+def _holds(trial: _Trial, proven: _Block) -> bool:
     """Does what was proven of another block of the same kind come out here, in the model's own dtype?"""
-    if not known.attention or not known.mlp:
+    if not proven.attention or not proven.mlp:
         return False
-    every = [*known.attention, *known.mlp]
-    if any(path not in trial.gives for path, _ in every):
+    parts = (*proven.attention, *proven.mlp)
+    if any(path not in trial.gives for path, _ in parts):
         return False
-    return _adds_up(trial.post, [trial.pre, *_terms(trial, *zip(*every))])
+    return _adds_up(trial.post, [trial.pre, *trial.terms(parts)])
 
 
 def find_hook_points(
-    blocks, config, run: Callable[[], object]
+    blocks: Blocks, config: PreTrainedConfig, run: Callable[[], object]
 ) -> tuple[HookPoints, tuple[int, ...], Layout | None]:
     """Where each site of each block is, its heads (0: no z), and the layout of what it gives (None: bare).
 
-    The proof, in every block: resid_post = resid_pre + attn_out + mlp_out, and resid_mid = resid_pre + attn_out is what a
-    submodule reads; `z` is what the attention's output projection reads. A model whose attention and MLP read the same stream
-    has no resid_mid; a block that does not add up has neither of attn_out and mlp_out. A model narrower than float32
-    is held to the bits of its own sums, or a float32 copy of the block to its.
-    run: runs the model on a few tokens of one row.
+    The proof, in every block: resid_post = resid_pre + attn_out + mlp_out, and resid_mid = resid_pre +
+    attn_out is what a submodule reads; `z` is what the attention's output projection reads. A model whose
+    attention and MLP read the same stream has no resid_mid; a block that does not add up has neither of
+    attn_out and mlp_out. A model narrower than float32 is held to the bits of its own sums, or to those of
+    a float32 copy of the block.
 
-    Raises NotImplementedError where blocks hand on two streams.
+    Args:
+        run: runs the model on a few tokens of one row.
+
+    Raises:
+        NotImplementedError: blocks hand on two streams.
     """
     with torch.no_grad():
         trials = _record(blocks, run)
         _check_one_stream(trials)
-        proven: list[_Block | None] = []
         kinds: dict[tuple, _Block] = {}
-        for layer, (block, trial) in enumerate(zip(blocks, trials)):
-            proven.append(_one(block, of_layer(config, layer), trial, kinds))
-    hook_points = _hook_points(trials, proven)
-    heads = tuple(b.z[1] if b and b.z else 0 for b in proven)
-    return hook_points, heads, next((t.layout for t in trials if t.post is not None), None)
+        proven = [
+            _prove_once(block, of_layer(config, layer), trial, kinds)
+            for layer, (block, trial) in enumerate(zip(blocks, trials))
+        ]
+    rows: dict[str, list[HookPoint | None]] = {}
+    for layer, (trial, parts) in enumerate(zip(trials, proven)):
+        for site, point in _points_of(trial, parts).items():
+            rows.setdefault(site, [None] * len(trials))[layer] = point
+    heads = tuple(parts.z[1] if parts and parts.z else 0 for parts in proven)
+    layout = next((trial.layout for trial in trials if trial.leaving is not None), None)
+    return {site: tuple(row) for site, row in rows.items()}, heads, layout
 
 
 def _check_one_stream(trials: Sequence[_Trial]) -> None:
     """Raise NotImplementedError where a block changes two streams and hands both on."""
     for layer, (trial, following) in enumerate(itertools.zip_longest(trials, trials[1:])):
-        if trial.pre is None or trial.post is None:
+        if not trial.ran:
             continue
-        taken = _alike(trial.pre, [*trial.call[0], *trial.call[1].values()])
+        taken = _alike(trial.pre, trial.call_values())
         new = [t for t in _alike(trial.post, trial.further) if not any(torch.equal(t, old) for old in taken)]
         if following is not None:
-            passed = _alike(trial.post, [*following.call[0], *following.call[1].values()])
+            passed = _alike(trial.post, following.call_values())
             new = [t for t in new if any(t is other for other in passed)]
         if len(taken) > 1 and new:
             raise NotImplementedError(
@@ -369,57 +409,55 @@ def _check_one_stream(trials: Sequence[_Trial]) -> None:
             )
 
 
-def _alike(stream: torch.Tensor, values: Sequence) -> list[torch.Tensor]:
+def _alike(stream: Tensor, values: Iterable[Any]) -> list[Tensor]:
     """The tensors among some values that have the shape and dtype of a stream."""
-    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    tensors = [v for v in values if isinstance(v, Tensor)]
     return [t for t in tensors if t.shape == stream.shape and t.dtype == stream.dtype]
 
 
-def _one(block, config, trial: _Trial, kinds: dict[tuple, _Block]) -> _Block | None:
-    if trial.pre is None or trial.post is None or trial.pre.shape != trial.post.shape or trial.pre.ndim != 3:
+def _prove_once(
+    block: torch.nn.Module, config: PreTrainedConfig, trial: _Trial, kinds: dict[tuple, _Block]
+) -> _Block | None:
+    """What is proven of a block, taken from one of the same kind in `kinds` where that holds here."""
+    if not trial.ran or trial.pre.shape != trial.post.shape or trial.pre.ndim != 3:
         return None
-    kind = tuple((name, type(module)) for name, module in block.named_modules())
-    shapes = tuple(t.shape for t in trial.inputs.values())
-    known = kinds.get((kind, shapes))
-    if known and _holds(trial, known):
-        return known
-    unchanged = torch.equal(
-        trial.pre, trial.post
-    )  # such a block shows nothing of what it adds: its code does on other weights
+    modules = tuple((name, type(module)) for name, module in block.named_modules())
+    kind = (modules, tuple(t.shape for t in trial.inputs.values()))
+    if kind in kinds and _holds(trial, kinds[kind]):
+        return kinds[kind]
+    # A block that leaves the stream as it is shows nothing of what it adds; its code does, on other weights.
+    unchanged = torch.equal(trial.pre, trial.post)
     if unchanged or trial.pre.dtype not in (torch.float32, torch.float64):
         try:
             trial = _in_float32(block, trial, drawn=unchanged)
         except Exception:  # a block that cannot be copied or widened is judged by its own bits
             pass
-    kinds[kind, shapes] = found = _prove(block, config, trial)
-    return found
+    kinds[kind] = _prove(block, config, trial)
+    return kinds[kind]
 
 
-def _hook_points(trials: Sequence[_Trial], proven: Sequence[_Block | None]) -> HookPoints:
-    rows: dict[str, list[HookPoint | None]] = {}
-    for layer, (trial, block) in enumerate(zip(trials, proven)):
-        here: dict[str, HookPoint] = {}
-        if (
-            trial.pre is not None
-            and trial.post is not None
-            and trial.pre.shape == trial.post.shape
-            and trial.pre.ndim in (3, 4)
-        ):
-            # Of one row: [1, token, width], [1, token, copy, width] or [copy, 1, token, width].
-            copies = None if trial.pre.ndim == 3 else 2 if trial.pre.shape[0] == 1 else 0
-            width = trial.pre.shape[-1] * (1 if copies is None else trial.pre.shape[copies])
-            here |= {
-                site: HookPoint(("",), side, width, copies=copies)
-                for site, side in (("resid_pre", "in"), ("resid_post", "out"))
-            }
-            for site, parts in (("attn_out", block.attention), ("mlp_out", block.mlp)) if block else ():
-                if parts:
-                    paths, scales = zip(*parts)
-                    here[site] = HookPoint(paths, "out", width, scales)
-            if block and block.mid:
-                here["resid_mid"] = replace(here["attn_out"], side="mid")
-            if block and block.z:
-                here["z"] = HookPoint((block.z[0],), "in", trial.inputs[block.z[0]].shape[-1])
-        for site, place in here.items():
-            rows.setdefault(site, [None] * len(trials))[layer] = place
-    return {site: tuple(row) for site, row in rows.items()}
+def _points_of(trial: _Trial, proven: _Block | None) -> dict[str, HookPoint]:
+    """The hook points of one block."""
+    if not trial.ran or trial.pre.shape != trial.post.shape or trial.pre.ndim not in (3, 4):
+        return {}
+    # Of one row: [1, token, width], [1, token, copy, width] or [copy, 1, token, width].
+    copies = None
+    if trial.pre.ndim == 4:
+        copies = 2 if trial.pre.shape[0] == 1 else 0
+    width = trial.pre.shape[-1] * (1 if copies is None else trial.pre.shape[copies])
+    points = {
+        "resid_pre": HookPoint(("",), "in", width, copies=copies),
+        "resid_post": HookPoint(("",), "out", width, copies=copies),
+    }
+    if proven is None:
+        return points
+    for site, parts in (("attn_out", proven.attention), ("mlp_out", proven.mlp)):
+        if parts:
+            paths, scales = zip(*parts)
+            points[site] = HookPoint(paths, "out", width, scales)
+    if proven.mid:
+        points["resid_mid"] = replace(points["attn_out"], kind="mid")
+    if proven.z:
+        path, _ = proven.z
+        points["z"] = HookPoint((path,), "in", trial.inputs[path].shape[-1])
+    return points

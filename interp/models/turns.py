@@ -1,25 +1,37 @@
-"""Whose turn it is with a model: one thread measures it or swaps its weights at a time, and nobody in the midst of a pass."""
+"""Whose turn it is with a model: one thread at a time measures it or swaps its weights."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
+
+import torch
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
+
+Options = ParamSpec("Options")
+Result = TypeVar("Result")
 
 
 class _Lock:
-    """A lock that its thread may take again and any thread may give back, as one does that closes another's generator.
+    """A lock that its thread may take again, and any thread may release, when it closes a generator.
 
-    Threads have it in the order in which they ask.
+    Threads take it in the order in which they ask.
     """
 
-    def __init__(self):
-        self._changed, self._owner, self._held, self._waiting = threading.Condition(), None, 0, deque()
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._owner: threading.Thread | None = None
+        self._held = 0
+        self._waiting: deque[object] = deque()
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         own = threading.current_thread()
         with self._changed:
             if self._owner is not own:
@@ -34,15 +46,15 @@ class _Lock:
             while self._owner is not None or self._waiting[0] is not ticket:
                 if self._owner is not None and not self._owner.is_alive():
                     raise ValueError(
-                        "A thread that is over left a pass of this model tapped: close the generator, or leave "
-                        "the block, that hooks it."
+                        "A thread that is over left a pass of this model hooked: close the generator, or "
+                        "leave the block, that hooks it."
                     )
                 self._changed.wait(1.0)
         finally:
             self._waiting.remove(ticket)
             self._changed.notify_all()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         with self._changed:
             self._held -= 1
             if not self._held:
@@ -51,42 +63,47 @@ class _Lock:
 
 
 class Turns:
-    """The lock of one model: other threads wait, and what would reach into one's own measurement is refused."""
+    """The lock of one model: other threads wait, and what would disturb a measurement is refused."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = _Lock()
-        self._measuring, self._tapped = 0, 0
+        self._measuring = 0
+        self._hooked = 0
 
-    def __deepcopy__(self, memo) -> Turns:
+    def __deepcopy__(self, memo: dict) -> Turns:
         return Turns()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
         return Turns, ()
 
     @contextmanager
-    def trying(self):
+    def trying(self) -> Iterator[None]:
         """Hold the lock for passes that are no measurement."""
         with self._lock:
             yield
 
     @contextmanager
-    def hooking(self, hooks):
-        """Hold the lock while a pass is tapped."""
+    def hooking(self, hooks: AbstractContextManager) -> Iterator[None]:
+        """Hold the lock while a pass is hooked."""
         with self._lock:
-            self._tapped += 1
+            self._hooked += 1
             try:
                 with hooks:
                     yield
             finally:
-                self._tapped -= 1
+                self._hooked -= 1
 
     @contextmanager
-    def measuring(self, model, name: str):
-        """One measurement, which may call others; raises ValueError inside a tapped pass, and for a model in training mode."""
+    def measuring(self, model: HookedModel, name: str) -> Iterator[None]:
+        """One measurement, which may call others.
+
+        Raises ValueError inside a hooked pass, and for a model in training mode.
+        """
         with self._lock:
-            if self._tapped:
+            if self._hooked:
                 raise ValueError(
-                    f"{name} was called while a pass of the same model is tapped: call it when that pass is over."
+                    f"{name} was called while a pass of the same model is hooked: call it when that pass is "
+                    "over."
                 )
             if training := [key for key, module in model.hf.named_modules() if module.training]:
                 raise ValueError(
@@ -101,30 +118,33 @@ class Turns:
                 self._measuring -= 1
 
     @contextmanager
-    def swapping(self):
-        """The weights are changed; raises ValueError in the midst of a measurement or a tapped pass."""
+    def swapping(self) -> Iterator[None]:
+        """The weights are changed; raises ValueError during a measurement or a hooked pass."""
         with self._lock:
-            if self._measuring or self._tapped:
+            if self._measuring or self._hooked:
                 raise ValueError(
-                    "The weights were to be swapped in the midst of a measurement of the same model: swap them when it is over."
+                    "The weights were to be swapped in the midst of a measurement of the same model: "
+                    "swap them when it is over."
                 )
             yield
 
 
-_TURNS: WeakKeyDictionary = WeakKeyDictionary()
+_TURNS: WeakKeyDictionary[torch.nn.Module, Turns] = WeakKeyDictionary()
 
 
-def turns_of(hf) -> Turns:
+def turns_of(hf: torch.nn.Module) -> Turns:
     """The lock of a transformers model, one for all that is wrapped around it."""
     return _TURNS.setdefault(hf, Turns())
 
 
-def measured(function: Callable) -> Callable:
-    """A public measurement, whose first argument is the model: it has its turn with it."""
+def measured(
+    function: Callable[Concatenate[HookedModel, Options], Result],
+) -> Callable[Concatenate[HookedModel, Options], Result]:
+    """A public measurement, whose first argument is the model: it takes its turn with it."""
 
     @wraps(function)
-    def alone(model, *args, **kwargs):
+    def in_turn(model: HookedModel, *args: Options.args, **kwargs: Options.kwargs) -> Result:
         with model.turns.measuring(model, function.__name__):
             return function(model, *args, **kwargs)
 
-    return alone
+    return cast("Callable[Concatenate[HookedModel, Options], Result]", in_turn)

@@ -1,122 +1,122 @@
-"""From final hidden states to logits: the head, a constant and a soft cap where that is all, else the model's own way.
+"""From final hidden states to logits: the head, a constant and a soft cap, or else the model's own way.
 
-What a model does to its final states is not looked up by its name: the simple rule must give the model's own logits on a few
-tokens, but for rounding; where it does not, the model's own forward is run over given final states.
+What a model does to its final states is not looked up by its name. The simple rule must give the model's
+own logits on a few tokens, but for rounding; where it does not, the model's own forward runs over given
+final states.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.models.inner import LanguageModel
 
 
 class Unembedding:
-    """A model's logits for given final hidden states, found and proven on the tokens `ids` [1, token].
+    """A model's logits for given final hidden states, by a rule that is proven on the tokens `ids`.
 
-    `plain`: a head that is a plain matrix, of which a part of the vocabulary can be computed; `width`: of the vocabulary.
-    Raises NotImplementedError where the model's logits are not one row for each token's final state.
+    `width` is the number of logits of a token. Raises NotImplementedError where the model's logits are not
+    one row for each token's final state.
     """
 
-    def __init__(self, hf, inner, ids: torch.Tensor):
+    def __init__(self, hf: LanguageModel, inner: torch.nn.Module, ids: Int[Tensor, "1 token"]):
         self.hf, self.inner = hf, inner
-        self.head = hf.get_output_embeddings() if hasattr(hf, "get_output_embeddings") else None
-        self.cap, self.scale, self.own = (
-            getattr(hf.config.get_text_config(), "final_logit_softcapping", None),
-            1.0,
-            False,
-        )
-        whole, hidden = self._pass(ids)
-        self.width = whole.shape[-1]
-        if not whole.isfinite().all():
-            return  # which is said by a check of its own
-        if not self._simple(whole, hidden):
+        self.head: Any = hf.get_output_embeddings() if hasattr(hf, "get_output_embeddings") else None
+        self.cap: float | None = getattr(hf.config.get_text_config(), "final_logit_softcapping", None)
+        self.scale = 1.0
+        self.own = False
+        logits, hidden = self._pass(ids)
+        self.width = logits.shape[-1]
+        if not logits.isfinite().all():
+            return  # a check of its own says so
+        if not self._simple(logits, hidden):
             self.own = True
-            if not _same(self(hidden[:, 2:]), whole[:, 2:]):
+            if not _same(self(hidden[:, 2:]), logits[:, 2:]):
                 raise NotImplementedError("its logits are not made of each token's final hidden state alone")
 
     @torch.inference_mode()
-    def _pass(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pass(
+        self, ids: Int[Tensor, "1 token"]
+    ) -> tuple[Float[Tensor, "1 token vocabulary"], Float[Tensor, "1 token d_model"]]:
         """The model's own logits, in float32, and the final hidden states that they are made of."""
-        outputs: list = []
+        outputs: list[Any] = []
         handle = self.inner.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
-            whole = self.hf(input_ids=ids, use_cache=False).logits
+            logits = self.hf(input_ids=ids, use_cache=False).logits
         finally:
             handle.remove()
         if len(outputs) != 1 or not hasattr(outputs[0], "last_hidden_state"):
             raise NotImplementedError(
                 "its decoder does not run once in a plain pass, from token ids to final hidden states"
             )
-        self.output, hidden = type(outputs[0]), outputs[0].last_hidden_state
-        if whole.shape[:-1] != hidden.shape[:-1] or hidden.shape[:2] != ids.shape:
+        self.output = type(outputs[0])
+        hidden = outputs[0].last_hidden_state
+        if logits.shape[:-1] != hidden.shape[:-1] or hidden.shape[:2] != ids.shape:
             raise NotImplementedError(
-                f"it gives logits of shape {list(whole.shape)} for {ids.shape[1]} tokens, not one row for each"
+                f"it gives logits of shape {list(logits.shape)} for {ids.shape[1]} tokens, not a row for each"
             )
         alone = self.inner(input_ids=ids, use_cache=False).last_hidden_state
-        off = (alone - hidden).abs().max().item()
-        if (
-            not off <= 64 * torch.finfo(hidden.dtype).eps * hidden.abs().max().item()
-            and hidden.isfinite().all()
-        ):
+        difference = (alone - hidden).abs().max().item()
+        rounding = 64 * torch.finfo(hidden.dtype).eps * hidden.abs().max().item()
+        if not difference <= rounding and hidden.isfinite().all():
             raise NotImplementedError(
                 "its language model gives other final states inside the whole than by itself"
             )
-        return whole.float(), hidden
+        return logits.float(), hidden
 
-    def _simple(self, whole: torch.Tensor, hidden: torch.Tensor) -> bool:
-        """Whether the head, a constant and the configuration's soft cap give the model's logits; sets the constant."""
+    def _simple(
+        self, logits: Float[Tensor, "1 token vocabulary"], hidden: Float[Tensor, "1 token d_model"]
+    ) -> bool:
+        """Whether head, constant and soft cap give the model's logits; sets the constant."""
         shape = tuple(getattr(getattr(self.head, "weight", None), "shape", ()))
         if shape != (self.width, hidden.shape[-1]):
             return False
         with torch.inference_mode():
-            bare, kept = self.head(self._for_head(hidden)).float().to(whole.device), self.cap
-            target, linear = (
-                (whole, whole == whole)
-                if not kept
-                else ((whole / kept).atanh() * kept, whole.abs() < 0.9 * kept)
-            )
-            fit = (
-                ((target * bare)[linear].sum() / (bare * bare)[linear].sum()).item()
-                if bare[linear].any()
-                else 1.0
-            )
+            bare = self.head(self._for_head(hidden)).float().to(logits.device)
+            if self.cap:
+                target = (logits / self.cap).atanh() * self.cap
+                linear = logits.abs() < 0.9 * self.cap  # near the cap, atanh has no bits left
+            else:
+                target = logits
+                linear = logits == logits
+            fit = 1.0
+            if bare[linear].any():
+                fit = ((target * bare)[linear].sum() / (bare * bare)[linear].sum()).item()
             for scale in [1.0, *self._constants(fit)]:
                 self.scale = scale
-                if _same(self(hidden), whole, self.head.weight.dtype):
+                if _same(self(hidden), logits, self.head.weight.dtype):
                     return True
         self.scale = 1.0
         return False
 
     def _constants(self, fit: float) -> list[float]:
-        """Numbers of the configuration, or one over them, that a fitted constant may be."""
-        numbers = [
-            v
-            for v in self.hf.config.get_text_config().to_dict().values()
-            if isinstance(v, (int, float)) and v
-        ]
-        return (
-            sorted(
-                {c for v in numbers for c in (v, 1 / v) if abs(c / fit - 1) < 0.01},
-                key=lambda c: abs(c - fit),
-            )
-            if fit
-            else []
-        )
+        """The configuration's numbers, or one over them, that a fitted constant may be; the nearest first."""
+        if not fit:
+            return []
+        values = self.hf.config.get_text_config().to_dict().values()
+        numbers = [float(v) for v in values if isinstance(v, (int, float)) and v]
+        near = {c for v in numbers for c in (v, 1 / v) if abs(c / fit - 1) < 0.01}
+        return sorted(near, key=lambda c: abs(c - fit))
 
-    def _for_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final states as the head takes them: on its device, and of its dtype where a model keeps its stream in float32."""
+    def _for_head(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """Final states on the head's device, in its dtype where a model keeps its stream in float32."""
         weight = self.head.weight
-        return (
-            hidden.to(weight)
-            if weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
-            else hidden.to(weight.device)
-        )
+        plain_dtype = weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        return hidden.to(weight) if plain_dtype else hidden.to(weight.device)
 
     @property
     def plain(self) -> bool:
+        """Whether the head is a plain matrix, of which a part of the vocabulary can be computed."""
         return type(self.head) is torch.nn.Linear and not self.own
 
-    def __call__(self, hidden: torch.Tensor, tokens: slice = slice(None)) -> torch.Tensor:
-        """Logits [..., token of the vocabulary] in float32."""
+    def __call__(
+        self, hidden: Float[Tensor, "*rows d_model"], tokens: slice = slice(None)
+    ) -> Float[Tensor, "*rows vocabulary"]:
+        """Logits in float32, of the part `tokens` of the vocabulary."""
         if self.own:
             return self._through(hidden)[..., tokens]
         hidden = self._for_head(hidden)
@@ -129,7 +129,7 @@ class Unembedding:
             logits = logits * self.scale
         return (logits / self.cap).tanh() * self.cap if self.cap else logits
 
-    def _through(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _through(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:
         """The model's own forward, with these final states in place of its decoder's."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         before = self.inner.__dict__.get("forward")
@@ -145,12 +145,16 @@ class Unembedding:
         return logits.reshape(*hidden.shape[:-1], logits.shape[-1])  # of no state, too
 
 
-def _same(logits: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
+def _same(
+    logits: Float[Tensor, "*rows vocabulary"],
+    own: Float[Tensor, "*rows vocabulary"],
+    dtype: torch.dtype = torch.float32,
+) -> bool:
     """Are they the same but for a handful of roundings in `dtype`, of each number and of the largest?"""
     unit = torch.finfo(dtype).eps / 2
     bound = (
-        8 * unit * whole.abs()
-        + 4 * unit * whole.abs().amax(-1, keepdim=True) * (dtype != torch.float32)
-        + 1e-6 * whole.abs().max()
+        8 * unit * own.abs()
+        + 4 * unit * own.abs().amax(-1, keepdim=True) * (dtype != torch.float32)
+        + 1e-6 * own.abs().max()
     )
-    return bool(((logits - whole).abs() <= bound).all())
+    return bool(((logits - own).abs() <= bound).all())

@@ -1,47 +1,49 @@
-"""Sequences read whole, each in a plain pass: the reference for every faster path, and the only exact one for some models.
+"""Sequences read whole, each in a plain pass: the reference for every faster path.
 
-So are served the models that keep a state in place of keys and values of each token, and sequences beyond a length at
-which what came before changes. They are batched where that changes nothing.
+It is the only exact path for models that keep a state in place of keys and values of each token, and for
+sequences beyond a length at which what came before changes. Sequences are batched where that changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from interp.models.devices import sent
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
 
 #: Where a model's forward takes and gives its cache.
 _CACHES = ("past_key_values", "cache_params", "state")
 
 
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and validity [row, token] of ragged rows, padded with token 0 on the right."""
-    width = max(map(len, rows))
-    ids, valid = (
-        torch.zeros(len(rows), width, dtype=torch.long),
-        torch.zeros(len(rows), width, dtype=torch.bool),
-    )
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "row token"]:
+    """Ids of ragged rows, padded with token 0 on the right."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for i, row in enumerate(rows):
-        ids[i, : len(row)], valid[i, : len(row)] = torch.tensor(row), True
-    return sent(ids, device), sent(valid, device)
+        ids[i, : len(row)] = torch.tensor(row)
+    return sent(ids, device)
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of about equal lengths, each at most `batch_tokens` with its padding (longest first)."""
-    found: list[list[int]] = []
+    """Indices in batches of similar lengths, each at most `batch_tokens` with its padding (longest first)."""
+    batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= batch_tokens:
-            found[-1].append(i)
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(i)
         else:
-            found.append([i])
-    return found
+            batches.append([i])
+    return batches
 
 
-def batches(model, lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """As `length_batches`, where rows whose tokens depend on the length of the whole are only with rows of that very length."""
+def batches(model: HookedModel, lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """As `length_batches`; rows whose states depend on the whole length are with equal lengths only."""
     kinds = defaultdict(list)
     for i, n in enumerate(lengths):
         kinds[n if model.stands_alone(n) else 0].append(i)
@@ -53,30 +55,35 @@ def batches(model, lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 
 
 class Growing:
-    """One sequence by itself, to which tokens are added: read on from the model's own cache where that is exact, else from its beginning.
+    """One sequence to which tokens are added: read on in the model's own cache if that is exact.
 
-    anew: whether a sequence of so many tokens must be read again to have so many (the model says where None).
+    anew: whether a sequence of one length must be read again to have another (None: the model's `anew`).
     """
 
-    def __init__(self, model, anew: Callable[[int, int], bool] | None = None):
-        self.model, self.ids, self.cache = model, [], {}
+    def __init__(self, model: HookedModel, anew: Callable[[int, int], bool] | None = None):
+        self.model = model
+        self.ids: list[int] = []
+        self.cache: dict[str, Any] = {}
         self.anew = model.anew if anew is None else anew
         self.stepped = False
 
-    def add(self, ids: Sequence[int]) -> torch.Tensor:
-        """Final hidden states [token, d_model] of the added tokens."""
-        known = len(self.ids)
+    def add(self, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
+        """Final hidden states of the added tokens."""
+        length = len(self.ids)
         self.ids += ids
-        if self.cache and not self.anew(known, len(self.ids)):
-            self.stepped, new = True, list(ids)
+        if self.cache and not self.anew(length, len(self.ids)):
+            self.stepped = True
+            unread = list(ids)
         else:
-            self.cache, new = {}, self.ids
-        goes_on = not self.anew(
-            len(self.ids), len(self.ids) + 1
-        )  # some models of states alone fail where they are to keep them
-        asked = self.model.cached if goes_on else self.model.uncached
+            self.cache = {}
+            unread = self.ids
+        # Some models that keep states alone fail where they are to keep them, so a cache is asked for only
+        # if needed.
+        goes_on = not self.anew(len(self.ids), len(self.ids) + 1)
         output = self.model.inner(
-            input_ids=torch.tensor([new], device=self.model.device), **self.cache, **asked
+            input_ids=torch.tensor([unread], device=self.model.device),
+            **self.cache,
+            **(self.model.cached if goes_on else self.model.uncached),
         )
         self.cache = {name: output[name] for name in _CACHES if name in output and output[name] is not None}
         return output.last_hidden_state[0, -len(ids) :]

@@ -173,7 +173,7 @@ def test_a_site_named_with_its_layer_is_not_taken_for_all_layers(llama, prompts)
 
 
 def loop(model, prefix, segments, scored):
-    """The slow twin: one full forward pass of the Hugging Face model for each segment."""
+    """The reference implementation: one full forward pass of the Hugging Face model for each segment."""
     found = torch.empty(len(segments))
     for s, (segment, n) in enumerate(zip(segments, scored)):
         ids = torch.tensor([*prefix, *segment])
@@ -216,7 +216,7 @@ def test_a_tree_holds_every_continuation_once(sequences):
     tree = grow(sequences, [len(s) - 1 for s in sequences])
     assert len(tree) == len({tuple(s[:i]) for s in sequences for i in range(1, len(s))})
     for number, sequence in enumerate(sequences):
-        asked = [(node, token) for owner, node, token in tree.asked if owner == number]
+        asked = [(node, token) for owner, node, token in tree.targets if owner == number]
         assert [token for _, token in asked] == sequence[1:]
         for depth, (node, _) in enumerate(asked):
             above = tree.visible[node].nonzero()[:, 0].tolist()
@@ -231,7 +231,7 @@ def test_logits_are_computed_only_where_a_token_is_scored(llama, monkeypatch):
         lambda self, hidden, tokens: seen.append(tuple(hidden.shape)) or logits(self, hidden, tokens),
     )
     score(llama, llama.read(range(20, 40)), SEGMENTS, SCORED)
-    assert seen == [(len({node for _, node, _ in grow(SEGMENTS, SCORED).asked}), 32)]
+    assert seen == [(len({node for _, node, _ in grow(SEGMENTS, SCORED).targets}), 32)]
 
 
 def test_a_vocabulary_in_tiles_gives_the_probabilities_of_the_whole(model, monkeypatch):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from interp.engine import decoding, generation
+from interp.engine import decoding, generation, reading
 from interp.engine.decoding import choose, decode, decode_modes, parse_completion
-from interp.engine.generation import _read, continue_each, tree_batches
+from interp.engine.generation import continue_each
+from interp.engine.reading import read_prompts, tree_batches
 from interp.environments.alfworld.commands import parse
 from interp.models.hooked import HookedModel
 from interp.prompts.format import MODES, PromptFormat
@@ -223,8 +224,8 @@ def test_verbs_and_targets_are_the_classes_probes_predict():
 def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those_of_a_plain_pass(
     model, prompts, monkeypatch, pack
 ):
-    monkeypatch.setattr(generation, "PACK", pack)
-    monkeypatch.setattr(generation, "WORTH", 10.0)  # whatever plain rows would cost
+    monkeypatch.setattr(reading, "PACK", pack)
+    monkeypatch.setattr(reading, "WORTH", 10.0)  # whatever plain rows would cost
     rows = [list(p.ids) for p in prompts[:7]]
     rows += [
         rows[0],
@@ -238,7 +239,7 @@ def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those
         "packed",
         lambda self, prefix, ids, *a, **k: read.append(len(ids)) or packed(self, prefix, ids, *a, **k),
     )
-    layers, seen = _read(model, rows)
+    layers, seen = read_prompts(model, rows)
     assert seen.sum(1).tolist() == [len(row) for row in rows] and all(
         s[: len(r)].all() for s, r in zip(seen, rows)
     )
@@ -259,7 +260,7 @@ def test_prompts_that_extend_one_another_or_share_nothing_are_plain_rows_without
     model, prompts, monkeypatch, read
 ):
     """Of an episode's the longest alone is read, and no pass is given a mask."""
-    monkeypatch.setattr(generation, "READ", read)
+    monkeypatch.setattr(reading, "READ", read)
     games = [
         [list(p.ids) for p in prompts if p.decision.episode == name]
         for name in list(dict.fromkeys(p.decision.episode for p in prompts))[:3]
@@ -274,7 +275,7 @@ def test_prompts_that_extend_one_another_or_share_nothing_are_plain_rows_without
         masks.append(kwargs.get("attention_mask"))
 
     handle = model.inner.register_forward_pre_hook(entering, with_kwargs=True)
-    layers, seen = _read(model, rows, room=3)
+    layers, seen = read_prompts(model, rows, room=3)
     handle.remove()
     assert masks == [None] * len(tokens) and sum(n for n, _ in tokens) == 3
     assert len(tokens) == {60: 3, 8192: 1}.get(read, len(tokens)) and max(n for _, n in tokens) == max(
@@ -400,7 +401,7 @@ def test_each_variant_has_its_own_end_and_limit_beside_another(model, fmt, promp
 @pytest.mark.parametrize("fits", [1, 4])
 def test_a_batch_that_does_not_fit_is_halved(llama, fmt, prompts, monkeypatch, fits):
     rows, variants = [p.ids for p in prompts[:9]], {"a": [fmt.mode_prefix("cot")] * 9}
-    whole, read = continued(llama, rows, variants), generation._read
+    whole, read = continued(llama, rows, variants), generation.read_prompts
     sizes = []
 
     def small(model, group, room=0):
@@ -409,7 +410,7 @@ def test_a_batch_that_does_not_fit_is_halved(llama, fmt, prompts, monkeypatch, f
         sizes.append(len(group))
         return read(model, group, room)
 
-    monkeypatch.setattr(generation, "_read", small)
+    monkeypatch.setattr(generation, "read_prompts", small)
     assert continued(llama, rows, variants) == whole
     assert sum(sizes) == 9 and max(sizes) <= fits
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from interp.models import devices
 from interp.models.devices import fetched, halved, pass_tokens, sent
@@ -41,7 +42,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 100, 80 * 2**30))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
-        config = SimpleNamespace(intermediate_size=100, _attn_implementation="sdpa")
+        config = PreTrainedConfig(intermediate_size=100, attn_implementation="sdpa")
         return SimpleNamespace(
             device=torch.device("cuda"), dtype=torch.bfloat16, config=config, d_model=10, n_heads=4
         )

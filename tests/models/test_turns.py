@@ -66,7 +66,7 @@ def test_what_reaches_into_a_running_pass_is_refused(series, trained_prompts):
         with torch.inference_mode(), model.hooks({("resid_pre", 1): lambda tensor: inside() and None}):
             model.inner(input_ids=torch.tensor([some[0].ids]))
 
-    with pytest.raises(ValueError, match="capture was called while a pass of the same model is tapped"):
+    with pytest.raises(ValueError, match="capture was called while a pass of the same model is hooked"):
         run(lambda: capture(model, some))
     with pytest.raises(ValueError, match="weights were to be swapped in the midst of a measurement"):
         run(lambda: series.swap(model, 20))
@@ -89,7 +89,7 @@ def test_taps_that_another_thread_left_open_are_named_and_may_be_closed_by_any_t
     thread.start()
     thread.join()
     with pytest.raises(
-        ValueError, match="thread that is over left a pass of this model tapped: close the generator"
+        ValueError, match="thread that is over left a pass of this model hooked: close the generator"
     ):
         capture(llama, prompts[:1])
     opened[0].close()
