@@ -22,7 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from interp.checkpoints import adapters, checks, contents as checkpoints, identity, notes, weights
+from interp.checkpoints import adapters, checks, identity, notes, weights
+from interp.checkpoints import contents as checkpoints
 from interp.checkpoints.contents import SERIES, Checkpoint
 from interp.checkpoints.folders import (
     by_step,
