@@ -38,7 +38,8 @@ from interp.models.inner import auto_class
 from interp.system.sentences import first_line
 
 FLOATING = ("F64", "F32", "F16", "BF16")
-#: Attention implementations that come with torch or transformers; any other name would fetch and run a kernel.
+#: Attention implementations that come with torch or transformers; any other name would fetch and run a
+#: kernel.
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 #: The most layers that are read: a module of more takes minutes to be built before its weights are looked at.
 LAYERS = 1_000
@@ -68,8 +69,8 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
     """A checkpoint's configuration, as transformers reads it.
 
-    Raises FileNotFoundError where there is none, ValueError where it is damaged, asks for code of its own, or says that the weights
-    are quantised, NotImplementedError for what is no causal language model.
+    Raises FileNotFoundError where there is none, ValueError where it is damaged, asks for code of its own, or
+    says that the weights are quantised, NotImplementedError for what is no causal language model.
     """
     if checkpoint.embedded:
         return _gguf_configuration(checkpoint.path, checkpoint.path.stat().st_mtime_ns)
@@ -82,26 +83,30 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
     for other in (file, checkpoint.home / "tokenizer_config.json"):
         if not trust_remote_code and other.exists() and "auto_map" in read_json(other):
             raise ValueError(
-                f"{other} has an auto_map: it asks to run Python code from its repository, which is not run unless "
+                f"{other} has an auto_map: it asks to run Python code from its repository, which is not run "
+                "unless "
                 "trust_remote_code=True is given, by someone who has read that code."
             )
     _check_names(file, raw)
     check_quantised(file, raw.get("quantization_config"))
     if raw.get("is_encoder_decoder"):
         raise NotImplementedError(
-            f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder "
+            f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an "
+            "encoder "
             "reads the prompt, so there is no boundary in the decoder."
         )
     try:
         config = read_configuration(checkpoint.home, trust_remote_code)
     except Exception as error:  # strict configurations raise their own kinds
         raise ValueError(
-            f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)})."
+            f"{file} describes no model that transformers {transformers.__version__} knows "
+            f"({first_line(error)})."
         ) from error
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(layers, int) or not 0 < layers <= LAYERS:
         raise ValueError(
-            f"{file} is damaged: num_hidden_layers is {layers!r}, where 1 to {LAYERS:,} are read. Copy it again."
+            f"{file} is damaged: num_hidden_layers is {layers!r}, where 1 to {LAYERS:,} are read. Copy it "
+            "again."
         )
     if not trust_remote_code and auto_class(config) is None:
         raise NotImplementedError(
@@ -123,13 +128,15 @@ def _check_names(file: Path, raw: Mapping, within: str = "") -> None:
         for name in value.values() if isinstance(value, Mapping) else [value]:
             if name not in ATTENTION:
                 raise ValueError(
-                    f"{file} names the attention implementation {name!r} in {within}{field}, which is not read since it may fetch and "
+                    f"{file} names the attention implementation {name!r} in {within}{field}, which is not "
+                    "read since it may fetch and "
                     f"run code: remove it, or take one of {', '.join(map(repr, ATTENTION[1:]))}."
                 )
     scorers = [n for n in raw.get("architectures") or [] if isinstance(n, str) and SCORERS.match(n)]
     if scorers:
         raise NotImplementedError(
-            f"{file} describes {scorers[0]}, a model of values, rewards or classes and no language model: give the policy's "
+            f"{file} describes {scorers[0]}, a model of values, rewards or classes and no language model: "
+            "give the policy's "
             "checkpoint."
         )
     for key, inner in raw.items():
@@ -157,7 +164,8 @@ def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted
     for field, own, other, inert in differ:
         if not inert:
             raise ValueError(
-                f"The architecture of {checkpoint.path} is not the one of {first.path}: {field} is {own!r}, not {other!r}."
+                f"The architecture of {checkpoint.path} is not the one of {first.path}: {field} is {own!r}, "
+                f"not {other!r}."
             )
     return [f"{field} ({own!r}, not {other!r})" for field, own, other, _ in differ if field not in UNSAID]
 
@@ -198,7 +206,8 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
             and _splits_otherwise(found, folder / "tokenizer.json")
         ):
             warnings.warn(
-                f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' {type(found).__name__}, which its "
+                f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' "
+                f"{type(found).__name__}, which its "
                 "model_type stands for, would split text otherwise.",
                 stacklevel=2,
             )
@@ -211,7 +220,8 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         named = tokenizer_files(folder)[0] if folder else source.path
         raise ValueError(
-            f"The tokenizer {named} cannot be read ({first_line(error)}): {named.name} is damaged, copy it again."
+            f"The tokenizer {named} cannot be read ({first_line(error)}): {named.name} is damaged, copy it "
+            "again."
         ) from error
 
 
@@ -247,7 +257,8 @@ def _canonical(path: Path) -> str:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # bare Exception
         raise ValueError(
-            f"The tokenizer {path} cannot be read ({first_line(error)}): tokenizer.json is damaged, copy it again."
+            f"The tokenizer {path} cannot be read ({first_line(error)}): tokenizer.json is damaged, copy it "
+            "again."
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -257,7 +268,8 @@ def _canonical(path: Path) -> str:
 def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> bool:
     """Whether a checkpoint's tokenizer has tokens that another's lacks.
 
-    Raises ValueError where the two differ in more than how they are written down, and tokens that one of them adds.
+    Raises ValueError where the two differ in more than how they are written down, and tokens that one of them
+    adds.
     """
     if tokenizer_id(checkpoint) == tokenizer_id(first):
         return False
@@ -291,8 +303,10 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
     if any(token != tokenizer.pad_token for _, token in beyond):
         token = next(token for _, token in beyond if token != tokenizer.pad_token)
         raise ValueError(
-            f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only {rows}, and not {token!r}: "
-            "they do not belong together, or the embeddings that were added were not saved (for an adapter, save_pretrained with "
+            f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only "
+            f"{rows}, and not {token!r}: "
+            "they do not belong together, or the embeddings that were added were not saved (for an adapter, "
+            "save_pretrained with "
             "save_embedding_layers=True)."
         )
     return (
@@ -356,13 +370,22 @@ def blueprint(config, trust_remote_code: bool = False):
 def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
     """What a misfit is known to come from, in a sentence; empty for any other."""
     if any(".lora_A." in n or ".base_layer." in n for n in entries):
-        return " They hold an adapter that is not merged: save it with merge_and_unload(), or the adapter alone with its save_pretrained."
+        return (
+            " They hold an adapter that is not merged: save it with merge_and_unload(), or the adapter alone "
+            "with its save_pretrained."
+        )
     if wrapper := wrapping(entries):
-        return f" Their names have {wrapper!r}, which a wrapper of the training run left there, and what remains is not this model."
+        return (
+            f" Their names have {wrapper!r}, which a wrapper of the training run left there, and what "
+            "remains is not this model."
+        )
     head = embedding_names(hf)[1]
     scores = next((n for n in entries if VALUE_HEADS.match(n)), "")
     if scores and found[0] == f"'{head}.weight' is missing":
-        return f" They hold {scores!r}, a head of values or classes: this is no language model, give the policy's checkpoint."
+        return (
+            f" They hold {scores!r}, a head of values or classes: this is no language model, give the "
+            "policy's checkpoint."
+        )
     if found[0] == f"'{head}.weight' is missing" and len(found) == 1:
         return (
             " If the model unembeds with its embedding, set tie_word_embeddings to true in its config.json."
@@ -389,7 +412,8 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
     shapes = {names[name]: shape for name, (_, shape) in entries.items()}
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and names[n] in whole]:
         raise ValueError(
-            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
+            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, "
+            "which is no "
             "floating point. Save the model dequantised, or give the weights that it was quantised from."
         )
     found = misfits(shapes, hf)
@@ -405,7 +429,8 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
             return
     if found:
         raise ValueError(
-            f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(whole)} tensors)."
+            f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of "
+            f"{len(whole)} tensors)."
             f"{_hint(entries, found, hf)}"
         )
 
@@ -414,7 +439,8 @@ def _check_adapter(checkpoint: Checkpoint, entries: Header, hf, whole: dict[str,
     adapters.check(checkpoint, [*(n for n, _ in hf.named_modules()), *(n for n, _ in hf.named_parameters())])
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and ".lora_" in n]:
         raise ValueError(
-            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
+            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, "
+            "which is no "
             "floating point. Save the adapter in floating point."
         )
     rows = adapters.vocabulary({n: shape for n, (_, shape) in entries.items()}, embedding_names(hf))
@@ -443,6 +469,8 @@ def check_memory(
     if needed > free:
         twice = " (its copy while it is read counted in)" if copies > 1 else ""
         raise ValueError(
-            f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, but {device} has "
-            f"{free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or device_map='auto' over several GPUs."
+            f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, "
+            f"but {device} has "
+            f"{free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or device_map='auto' "
+            "over several GPUs."
         )

@@ -85,7 +85,8 @@ def shard_index(path: Path) -> dict[str, str]:
 def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint:
     """An adapter's base: as given, or as its adapter_config.json names it, a folder or a hub name (in the cache, or fetched).
 
-    Where what it names is another adapter, the base that is given belongs to the lowest of them, unless it is an adapter itself.
+    Where what it names is another adapter, the base that is given belongs to the lowest of them, unless it is
+    an adapter itself.
     """
     config = read_json(path / "adapter_config.json")
     if base and Path(base).exists() and Path(base).resolve() == path.resolve():
@@ -107,7 +108,8 @@ def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpo
         place = fetch(named, config.get("revision"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"The base {str(base or named)!r} of the adapter {path} was found neither from the working folder nor from the "
+            f"The base {str(base or named)!r} of the adapter {path} was found neither from the working "
+            "folder nor from the "
             "adapter's nor in the hub's cache: give its folder with base=."
         ) from error
     return _below(place, above)
@@ -141,7 +143,8 @@ def _below(place: Path, above: Sequence[Path], base: str | Path | None = None) -
     """The base of an adapter, itself a model or another adapter; raises ValueError where adapters are each other's base."""
     if place.resolve() in above:
         raise ValueError(
-            f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was trained from with base=."
+            f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was "
+            "trained from with base=."
         )
     return find(place, base, above)
 
@@ -158,7 +161,8 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
         )
     except Exception as error:  # the client raises its own, and its transport's, many kinds
         raise FileNotFoundError(
-            f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be fetched "
+            f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be "
+            "fetched "
             f"({first_line(error)})."
         ) from error
 
@@ -166,14 +170,16 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
 def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path] = ()) -> Checkpoint:
     """What a checkpoint's folder (or GGUF file) holds; an adapter's base is `base`, or what its configuration names.
 
-    above: the adapters whose base is looked for. Raises FileNotFoundError where there are no weights that can be read (with the
-    command that converts what is there), ValueError for a damaged index or configuration, or weights and an adapter in one folder.
+    above: the adapters whose base is looked for. Raises FileNotFoundError where there are no weights that can
+    be read (with the command that converts what is there), ValueError for a damaged index or configuration,
+    or weights and an adapter in one folder.
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".gguf":
         if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
             raise ValueError(
-                f"{path} is one part of a split GGUF, which is not read: join the parts with `gguf-split --merge`."
+                f"{path} is one part of a split GGUF, which is not read: join the parts with `gguf-split "
+                "--merge`."
             )
         return Checkpoint(path, "gguf", (path,))
     if not path.is_dir():
@@ -199,7 +205,8 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
     full = next((p for p in (whole, index) if p.exists()), None)
     if full and low_rank.exists():
         raise ValueError(
-            f"{folder} holds both {full.name} and {low_rank.name}, so that it is not known whether the adapter is merged: leave "
+            f"{folder} holds both {full.name} and {low_rank.name}, so that it is not known whether the "
+            "adapter is merged: leave "
             "one of them there."
         )
     if whole.exists() and index.exists():
@@ -208,7 +215,8 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
         ]
         if stray:
             raise ValueError(
-                f"{folder} holds both {whole.name} and the shards of {index.name} ({stray[0]} and others): leave one of them there."
+                f"{folder} holds both {whole.name} and the shards of {index.name} ({stray[0]} and others): "
+                "leave one of them there."
             )
     if whole.exists():
         return Checkpoint(folder, "full", (whole,))
@@ -221,11 +229,13 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
         return Checkpoint(folder, "sharded", tuple(folder / n for n in names))
     if shards := sorted(folder.glob("model-*-of-*.safetensors")):
         raise FileNotFoundError(
-            f"{folder} has no {index.name}, which says what is in {shards[0].name} and its like: copy it as well."
+            f"{folder} has no {index.name}, which says what is in {shards[0].name} and its like: copy it as "
+            "well."
         )
     if low_rank.exists() and not adapter.exists():
         raise FileNotFoundError(
-            f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are unknown."
+            f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are "
+            "unknown."
         )
     if adapter.exists():
         read_json(adapter)
@@ -234,7 +244,8 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
         return Checkpoint(folder, "adapter", (adapter, low_rank), _base(folder, base, above))
     if len(quantised) > 1:
         raise ValueError(
-            f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is one, "
+            f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is "
+            "one, "
             "so give the files' paths."
         )
     return find(quantised[0]) if quantised else None
@@ -244,7 +255,10 @@ def _inside(path: Path) -> str:
     """Where models or adapters lie in folders of their own, in a sentence; else what the folder holds."""
     names = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
     if names:
-        return f" It holds adapters in folders of their own: {', '.join(names)}. Give the paths of one adapter's folders (from_paths)."
+        return (
+            f" It holds adapters in folders of their own: {', '.join(names)}. Give the paths of one "
+            "adapter's folders (from_paths)."
+        )
     models = sorted(str(p.parent) for depth in ("*", "*/*") for p in path.glob(f"{depth}/config.json"))
     if models:
         return f" It holds a model in a folder of its own: give the path {models[0]}."

@@ -35,7 +35,8 @@ def _mapped(path: Path):
 
 def damaged(path: Path, why: object) -> ValueError:
     return ValueError(
-        f"The weights {path} cannot be read ({why}): the file is truncated or damaged, copy or train it again."
+        f"The weights {path} cannot be read ({why}): the file is truncated or damaged, copy or train it "
+        "again."
     )
 
 
@@ -125,7 +126,8 @@ def headers(checkpoint: Checkpoint) -> Header:
         for name, shard in shard_index(index).items():
             if name not in found[checkpoint.path / shard]:
                 raise ValueError(
-                    f"{index} says that {name!r} is in {shard}, but it is not: the index is not the one of these shards."
+                    f"{index} says that {name!r} is in {shard}, but it is not: the index is not the one of "
+                    "these shards."
                 )
     return {name: entry for entries in found.values() for name, entry in entries.items()}
 

@@ -70,7 +70,8 @@ def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[s
         found.append(f"The weights of checkpoint {step} are quantised ({name}), {how}.")
         if not checkpoint.base and batch_dependent(config.quantization_config):
             found.append(
-                f"What checkpoint {step} computes in 8 bits depends a little on what else is in the batch (measured "
+                f"What checkpoint {step} computes in 8 bits depends a little on what else is in the batch "
+                "(measured "
                 "on a small model: 0.2 %)."
             )
     wanted = checks.configuration(first, series.trust_remote_code)

@@ -57,7 +57,8 @@ os.register_at_fork(after_in_child=_threads.clear)
 class CheckpointSeries:
     """Ordered checkpoints of one training run: one architecture, one tokenizer, one chat template.
 
-    sources: step -> folder, GGUF file, or (hub repository, revision). base: the base of adapters that do not say theirs.
+    sources: step -> folder, GGUF file, or (hub repository, revision). base: the base of adapters that do not
+    say theirs.
     trust_remote_code: whether Python code that a checkpoint brings along may run.
     """
 
@@ -79,9 +80,10 @@ class CheckpointSeries:
     ) -> CheckpointSeries:
         """What a trainer wrote below `folder`: `checkpoint-N` folders, or as other trainers name them (`interp.checkpoints.folders`), or `*.gguf` files.
 
-        Each holds safetensors, whole or sharded, or an adapter (merged into its base as it is loaded: `base`, or what
-        adapter_config.json names), or one GGUF file. Of adapters alone without a checkpoint-0 the first one's base becomes
-        checkpoint 0, the untouched model. A folder that is itself a model is a series of one, of the step in its name or 0.
+        Each holds safetensors, whole or sharded, or an adapter (merged into its base as it is loaded: `base`,
+        or what adapter_config.json names), or one GGUF file. Of adapters alone without a checkpoint-0 the
+        first one's base becomes checkpoint 0, the untouched model. A folder that is itself a model is a
+        series of one, of the step in its name or 0.
 
         Raises FileNotFoundError where there is no checkpoint, and what `check` raises.
         """
@@ -102,7 +104,10 @@ class CheckpointSeries:
             raise FileNotFoundError(f"No checkpoint-N folders in {folder}{contents(folder)}: {remedy}.")
         if others := left_out(folder, [p for _, p in found]):
             warnings.warn(
-                f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it checkpoint-N to have it read.",
+                (
+                    f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it "
+                    "checkpoint-N to have it read."
+                ),
                 stacklevel=2,
             )
         series = cls(by_step(found), base, trust_remote_code)
@@ -123,8 +128,8 @@ class CheckpointSeries:
     ) -> CheckpointSeries:
         """The checkpoints at these paths, folders or GGUF files.
 
-        steps: theirs, in the same order; else the numbers that their names end in, else, where one has none, their positions.
-        Raises ValueError where two have one step, and what `check` raises.
+        steps: theirs, in the same order; else the numbers that their names end in, else, where one has none,
+        their positions. Raises ValueError where two have one step, and what `check` raises.
         """
         paths = [Path(p) for p in paths]
         numbers = [number(p) for p in paths] if steps is None else list(steps)
@@ -277,8 +282,9 @@ class CheckpointSeries:
     def check(self) -> None:
         """Read the checkpoints' small files and headers before anything is loaded.
 
-        Raises ValueError or FileNotFoundError, naming the file, where one's tokenizer or architecture differs from the first
-        one's, or tensors are missing, cut off, or not of the model's shapes; warns where chat templates, special tokens or dtypes differ.
+        Raises ValueError or FileNotFoundError, naming the file, where one's tokenizer or architecture differs
+        from the first one's, or tensors are missing, cut off, or not of the model's shapes; warns where chat
+        templates, special tokens or dtypes differ.
         """
         first = widest = self.checkpoint(self.steps[0])
         wanted = checks.configuration(first, self.trust_remote_code)
@@ -296,7 +302,8 @@ class CheckpointSeries:
             own, file = checks.template(checkpoint)
             if own and own != self.template:
                 warnings.warn(
-                    f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
+                    f"The chat template {file} is not the one of the series, which is used for all of its "
+                    "checkpoints: "
                     f"{checks.template_difference(own, self.template)}.",
                     stacklevel=3,
                 )
@@ -314,7 +321,8 @@ class CheckpointSeries:
 
     def identity(self, step: int) -> dict[str, str]:
         """Content hashes of all that decides a checkpoint's numbers: weights, config, generation_config, tokenizer, template,
-        adapter_config, code (`interp.checkpoints.identity`; empty for what is not there). Cheap: weights are hashed once for as long as they stay.
+        adapter_config, code (`interp.checkpoints.identity`; empty for what is not there). Cheap: weights are
+        hashed once for as long as they stay.
         """
         checkpoint = self.checkpoint(step)
         return dict(weights=self.weights_hash(step)) | identity.identity(checkpoint, self.trust_remote_code)
@@ -338,9 +346,9 @@ class CheckpointSeries:
     ) -> HookedModel:
         """Load one checkpoint.
 
-        device_map: "auto" lays a model that is larger than one GPU over all of them (accelerate's device map); `device` is then
-        not read. Raises KeyError for a step that is not there, ValueError or FileNotFoundError for weights that cannot be read or
-        that free memory does not hold.
+        device_map: "auto" lays a model that is larger than one GPU over all of them (accelerate's device
+        map); `device` is then not read. Raises KeyError for a step that is not there, ValueError or
+        FileNotFoundError for weights that cannot be read or that free memory does not hold.
         """
         self.path(step)
         where = pick_device(device)
@@ -391,7 +399,8 @@ class CheckpointSeries:
         hf.config.name_or_path = str(checkpoint.home)
         if outside := [n for n, p in hf.named_parameters() if p.is_meta]:
             raise ValueError(
-                f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU "
+                f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put "
+                "off to the CPU "
                 "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs."
             )
         if method(getattr(config, "quantization_config", None)):
@@ -435,8 +444,10 @@ class CheckpointSeries:
         )
         if (own := kept_quantised(hf.config)) != (wanted := kept_quantised(config)):
             raise ValueError(
-                f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the module as "
-                f"{own or 'plain numbers'}: load this checkpoint by itself, or give a series that is kept in one way."
+                f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the "
+                "module as "
+                f"{own or 'plain numbers'}: load this checkpoint by itself, or give a series that is kept in "
+                "one way."
             )
         if method(getattr(config, "quantization_config", None)):
             other = weights.placed(
@@ -469,9 +480,9 @@ class CheckpointSeries:
     def swap(self, model: HookedModel, step: int, ahead: int | None = None) -> HookedModel:
         """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read.
 
-        ahead: the step wanted next, read in the background from now on. Raises ValueError or FileNotFoundError for weights
-        that cannot be read, do not fit, or are not finite, and for logits of a short trial that are not (the model has the
-        checkpoint's weights then).
+        ahead: the step wanted next, read in the background from now on. Raises ValueError or
+        FileNotFoundError for weights that cannot be read, do not fit, or are not finite, and for logits of a
+        short trial that are not (the model has the checkpoint's weights then).
         """
         with model.turns.swapping():
             model.weights_hash, model.step = self._put(model.hf, step, ahead), step

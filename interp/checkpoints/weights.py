@@ -82,8 +82,8 @@ def embedding_names(hf) -> list[str]:
 def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
     """Copy a checkpoint's tensors into a module in place, once all of them are known to fit.
 
-    config: the checkpoint's own; its vocabulary becomes the module's, and what it ties is filled in at both ends. Raises ValueError,
-    naming `path` and the tensor.
+    config: the checkpoint's own; its vocabulary becomes the module's, and what it ties is filled in at both
+    ends. Raises ValueError, naming `path` and the tensor.
     """
     text = config.get_text_config()
     embed, unembed = (f"{name}.weight" for name in embedding_names(hf))
@@ -135,7 +135,8 @@ def guard(hf, path: object) -> None:
         ids = inputs[0]
         if (beyond := ids[ids >= module.weight.shape[0]]).numel():
             raise ValueError(
-                f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and the checkpoint of {path} "
+                f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and "
+                f"the checkpoint of {path} "
                 "that is read does not embed it: leave this checkpoint out, or the text that holds the token."
             )
 
@@ -222,7 +223,8 @@ def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code
     if method(getattr(config, "quantization_config", None)):
         if odd := [n for n in sorted(report["missing_keys"]) if n in dict(hf.named_parameters())]:
             raise ValueError(
-                f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} tensors)."
+                f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} "
+                "tensors)."
             )
         check_computes(hf, base.path)
     return hf
@@ -247,7 +249,8 @@ def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
     if odd:
         how = "is missing, extra, or of another shape"
         raise ValueError(
-            f"The weights of {checkpoint.path} do not fit the model: {odd[0]!r} {how} ({len(odd)} of {len(parameters)} tensors)."
+            f"The weights of {checkpoint.path} do not fit the model: {odd[0]!r} {how} ({len(odd)} of "
+            f"{len(parameters)} tensors)."
         )
     hf.load_state_dict(state, strict=False)
     return hf

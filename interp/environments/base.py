@@ -1,6 +1,7 @@
 """A task of one's own: recorded decisions, how its actions are read and named, and perhaps a game that can be played.
 
-ALFWorld is one instance; another is an object in a module of one's own, named on the command line (`--environment my_task:TASK`):
+ALFWorld is one instance; another is an object in a module of one's own, named on the command line
+(`--environment my_task:TASK`):
 
 >>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: [f"{split}-{seed}-{i}" for i in range(n)])
 >>> find("my_task:TASK").parse("open the red door")
@@ -30,7 +31,8 @@ from interp.tasks.rows import MAX_ROWS
 class View:
     """What the agent sees: the text, the admissible actions (if they are listed), whether the game is over, and its score, 0 to 1 (a success).
 
-    role: who says the text, `user` or `tool`. system: of a game's first view, a system message before the text.
+    role: who says the text, `user` or `tool`. system: of a game's first view, a system message before the
+    text.
     """
 
     text: str
@@ -70,17 +72,20 @@ def no_swaps(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[st
 class Environment:
     """What a study needs to know of a task; only a name is needed where the decisions come from a file and any text is an action.
 
-    decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None where there is none;
-    it gives a recorded action back as it is. classes: the classes of actions that probes predict, each a function of an action.
-    is_correct: whether an action is right at a recorded decision; the recorded one alone where nothing is given. closed_actions: a decision's
-    `admissible` are all the actions there are; where they are a sample of them, or none, candidates are also what was recorded and
-    said (see `candidates`), and a conflicting trace may argue for any action. swap_candidates: of a decision, among all those that are
-    paired, the pairs of names whose exchange changes the action, for counterfactual pairs; nothing is paired where none are given.
-    splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words that are the
-    task ("": not told apart). live: makes a `Live` game (a class, since worker processes import it). games: the first n games
-    of a study's split, by seed; a game is anything that can be pickled, and `str` names it. official: as `games`, the
-    benchmark's own where they are fetched apart. graded: scores between 0 and 1 mean something. side_by_side: most games
-    open at once. needs: (module, how it is installed) that playing needs, or a function that says what it lacks ("": nothing).
+    decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None
+    where there is none; it gives a recorded action back as it is. classes: the classes of actions that probes
+    predict, each a function of an action.
+    is_correct: whether an action is right at a recorded decision; the recorded one alone where nothing is
+    given. closed_actions: a decision's `admissible` are all the actions there are; where they are a sample of
+    them, or none, candidates are also what was recorded and said (see `candidates`), and a conflicting trace
+    may argue for any action. swap_candidates: of a decision, among all those that are paired, the pairs of
+    names whose exchange changes the action, for counterfactual pairs; nothing is paired where none are given.
+    splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words
+    that are the task ("": not told apart). live: makes a `Live` game (a class, since worker processes import
+    it). games: the first n games of a study's split, by seed; a game is anything that can be pickled, and
+    `str` names it. official: as `games`, the benchmark's own where they are fetched apart. graded: scores
+    between 0 and 1 mean something. side_by_side: most games open at once. needs: (module, how it is
+    installed) that playing needs, or a function that says what it lacks ("": nothing).
     source: content hash of one's own module, and of what it imports from its own folder.
     """
 
@@ -106,7 +111,8 @@ class Environment:
     def __post_init__(self):
         if unknown := [s for s in self.splits if s not in SPLITS]:
             raise ValueError(
-                f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are {' and '.join(SPLITS)}."
+                f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are "
+                f"{' and '.join(SPLITS)}."
             )
 
     @property
@@ -116,7 +122,9 @@ class Environment:
 
     def candidates(self, decision: Decision, *said: str | None) -> tuple[str, ...]:
         """What a forced choice at a decision is among: the listed actions; where they are a sample, the recorded one, those of the
-        sample, and what was `said` (None: nothing), each once and in this order, and () where that is one alone."""
+        sample, and what was `said` (None: nothing), each once and in this order, and () where that is one
+        alone.
+        """
         if self.closed_actions:
             return decision.admissible
         found = tuple(
@@ -137,12 +145,14 @@ class Environment:
     def recorded(self, path: Path | None = None) -> dict[str, list[Episode | Decision]]:
         """Its decisions, or those of a file, by split.
 
-        Raises ValueError where there are none, one is at fault, or the parser reads a recorded action as another.
+        Raises ValueError where there are none, one is at fault, or the parser reads a recorded action as
+        another.
         """
         given = path or self.decisions
         if given is None:
             raise ValueError(
-                f"The environment {self.name!r} brings no recorded decisions: give a file of them with --corpus."
+                f"The environment {self.name!r} brings no recorded decisions: give a file of them with "
+                "--corpus."
             )
         if isinstance(given, Path):
             found = load_episodes(given, self.splits)
@@ -154,7 +164,8 @@ class Environment:
             ):
                 if (read := self.parse(said)) != said:
                     raise ValueError(
-                        f"The parser of the environment {self.name!r} reads the recorded action {said!r} of {item.id} as {read!r}: "
+                        f"The parser of the environment {self.name!r} reads the recorded action {said!r} of "
+                        f"{item.id} as {read!r}: "
                         "a recorded action must come back as it is."
                     )
         return by_split(found)
@@ -171,7 +182,8 @@ class Environment:
             ) from error
         if len(made) > MAX_ROWS:
             raise ValueError(
-                f"The environment {self.name!r} makes more than {MAX_ROWS:,} decisions or episodes, and may make {MAX_ROWS:,}."
+                f"The environment {self.name!r} makes more than {MAX_ROWS:,} decisions or episodes, and may "
+                f"make {MAX_ROWS:,}."
             )
         return made
 
@@ -193,7 +205,8 @@ KNOWN = {
 def find(name: str) -> Environment:
     """An environment by its name in KNOWN, or one's own as MODULE:NAME; importing that module runs its code, because it was named.
 
-    Raises ValueError for a name that is neither, and ImportError for a module that is not there or cannot be imported.
+    Raises ValueError for a name that is neither, and ImportError for a module that is not there or cannot be
+    imported.
     """
     module, colon, what = KNOWN.get(name, name).partition(":")
     if not colon or not what.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
@@ -210,7 +223,8 @@ def find(name: str) -> Environment:
     found = getattr(imported, what, None)
     if not isinstance(found, Environment):
         raise ValueError(
-            f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "
+            f"{what!r} of the module {module} is "
+            f"{'not there' if found is None else 'a ' + type(found).__name__}, "
             "and should be an interp.environments.base.Environment."
         )
     return found if name in KNOWN else _checked(found, name, imported)

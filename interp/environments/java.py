@@ -13,7 +13,8 @@ import os
 import shutil
 import weakref
 
-#: A small heap of one collector; and identity hashes that are numbered, not drawn, since the games' tables are ordered by them.
+#: A small heap of one collector; and identity hashes that are numbered, not drawn, since the games' tables
+#: are ordered by them.
 OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 
 
@@ -29,9 +30,9 @@ def missing(package: str, install: str) -> str:
 class Engine:
     """A Java process with a package's JAR in it, reached through a port of this machine that asks for a secret.
 
-    Java ends when `close` is called, when the object is no longer referred to, and when this process ends or is killed: its standard
-    input is a pipe from here, and it leaves when that closes. An interrupt from the keyboard reaches this process alone.
-    Raises ImportError where the package or Java is missing.
+    Java ends when `close` is called, when the object is no longer referred to, and when this process ends or
+    is killed: its standard input is a pipe from here, and it leaves when that closes. An interrupt from the
+    keyboard reaches this process alone. Raises ImportError where the package or Java is missing.
     """
 
     def __init__(self, package: str, jar: str, install: str):

@@ -42,8 +42,9 @@ def record(
 ) -> tuple[list[Episode], dict]:
     """Play a plan; returns the episodes kept and what was dropped.
 
-    episodes: plays one job, in a process that imports it. progress: wraps the results as they come, given their number.
-    Dropped and counted: an expert's episode that was not won, an aimless one that happened to reach its goal, and one without steps.
+    episodes: plays one job, in a process that imports it. progress: wraps the results as they come, given
+    their number. Dropped and counted: an expert's episode that was not won, an aimless one that happened to
+    reach its goal, and one without steps.
     """
     kept, dropped = [], {}
     try:

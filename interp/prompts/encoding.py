@@ -52,8 +52,8 @@ def check_text(text: str, name: str) -> None:
 class Encoder:
     """A tokenizer, fast or in Python, as it reads the parts of a prompt.
 
-    tags: a style's texts; template: the source of the chat template. Tokens that either holds, and all special
-    ones, are control tokens: in text that the data brought they are read as the text they are.
+    tags: a style's texts; template: the source of the chat template. Tokens that either holds, and all
+    special ones, are control tokens: in text that the data brought they are read as the text they are.
     """
 
     def __init__(self, tokenizer, tags: Sequence[str] = (), template: str = ""):
@@ -81,8 +81,8 @@ class Encoder:
     def encode(self, text: str, after: str = "\n", data: Sequence[Data] = ()) -> Encoded:
         """Ids of a text that follows another one, `after`.
 
-        data: parts of it whose control tokens are read as text. Raises ValueError where the tokenizer cannot do
-        that, or where it is one in Python whose tokens do not add up to the text.
+        data: parts of it whose control tokens are read as text. Raises ValueError where the tokenizer cannot
+        do that, or where it is one in Python whose tokens do not add up to the text.
         """
         if not text:
             return Encoded([], [])
@@ -204,9 +204,11 @@ class Encoder:
             cursor, first = start + len(piece), n
         if first < len(ids) or text[cursor:].strip():
             raise ValueError(
-                f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where its "
+                f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where "
+                "its "
                 f"tokens stand, and they do not add up to the text: after character {cursor} it reads "
-                f"{text[cursor : cursor + 20]!r} otherwise. Give the model's fast tokenizer (a tokenizer.json)."
+                f"{text[cursor : cursor + 20]!r} otherwise. Give the model's fast tokenizer (a "
+                "tokenizer.json)."
             )
         return offsets
 

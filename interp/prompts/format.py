@@ -1,6 +1,7 @@
 """Prompts as token ids with spans and the prompt boundary: the last prompt token before any reasoning token.
 
-The boundary is the same token in every decoding mode, because a mode only appends its opening ids to the prompt's.
+The boundary is the same token in every decoding mode, because a mode only appends its opening ids to the
+prompt's.
 
 >>> fmt = PromptFormat(tokenizer, style="tags")
 >>> prompt = fmt.prompt(decision)
@@ -49,7 +50,8 @@ _BETWEEN = "\n\n"
 class Prompt:
     """One decision as the model reads it: `ids` [token], one span name for each, and the boundary's index.
 
-    `decision` holds the messages that are in it; `dropped` of the agent's turns, with their answers, were left out.
+    `decision` holds the messages that are in it; `dropped` of the agent's turns, with their answers, were
+    left out.
     """
 
     ids: tuple[int, ...]
@@ -91,7 +93,8 @@ def same_format(prompts: Sequence[Prompt]) -> "PromptFormat":
     for prompt in prompts:
         if prompt.format is not first.format and prompt.format.hash != first.format.hash:
             raise ValueError(
-                f"The prompts are of two formats, those of decisions {first.decision.id} and {prompt.decision.id} (another style, template, "
+                f"The prompts are of two formats, those of decisions {first.decision.id} and "
+                f"{prompt.decision.id} (another style, template, "
                 "system prompt or tokenizer): give those of one format at a time."
             )
     return first.format
@@ -103,15 +106,19 @@ def same_format(prompts: Sequence[Prompt]) -> "PromptFormat":
 class PromptFormat:
     """How messages become ids: the tokenizer's own chat template, and the tags of a style.
 
-    style: a name in `STYLES`, or a Style of one's own. system: put before messages that bring no system message of their own.
-    tools: function signatures that the template is given. options: the template's own variables, and `today`, the date that its
-    clock shows (fixed, since prompts must not change from one day to the next). context: tokens that the model reads at most (None: lengths are not
-    looked at). room: tokens that a trace, and an action after it, may take. truncate: what is done with a longer prompt, `none` (refused)
-    or `oldest_turns` (see `fit`). stop_tokens: ids that end a turn beside those of tokenizer and template (a generation configuration's).
-    history_traces: traces of earlier turns as the template has them, all `kept` (as they are, where it would take them away), or `dropped`.
-    system_as, tool_as: `user` gives system or tool messages as the user's, for templates that know none. markers: whether control tokens
-    in the data are read as `text`, with a warning, or as the `tokens` they are. template_file: where the template is from, for sentences.
-    Raises ValueError where the template has no boundary that can be found, or drops the system message.
+    style: a name in `STYLES`, or a Style of one's own. system: put before messages that bring no system
+    message of their own.
+    tools: function signatures that the template is given. options: the template's own variables, and `today`,
+    the date that its clock shows (fixed, since prompts must not change from one day to the next). context:
+    tokens that the model reads at most (None: lengths are not looked at). room: tokens that a trace, and an
+    action after it, may take. truncate: what is done with a longer prompt, `none` (refused) or `oldest_turns`
+    (see `fit`). stop_tokens: ids that end a turn beside those of tokenizer and template (a generation
+    configuration's).
+    history_traces: traces of earlier turns as the template has them, all `kept` (as they are, where it would
+    take them away), or `dropped`. system_as, tool_as: `user` gives system or tool messages as the user's, for
+    templates that know none. markers: whether control tokens in the data are read as `text`, with a warning,
+    or as the `tokens` they are. template_file: where the template is from, for sentences. Raises ValueError
+    where the template has no boundary that can be found, or drops the system message.
     """
 
     def __init__(
@@ -134,7 +141,8 @@ class PromptFormat:
     ):
         if truncate not in get_args(Truncate):
             raise ValueError(
-                f"There is no policy {truncate!r} for long prompts: there are {', '.join(get_args(Truncate))}."
+                f"There is no policy {truncate!r} for long prompts: there are "
+                f"{', '.join(get_args(Truncate))}."
             )
         _check_choice("history_traces", history_traces, get_args(HistoryTraces))
         _check_choice("system_as", system_as, ("system", "user"))
@@ -147,7 +155,8 @@ class PromptFormat:
         check_text(system, "The system prompt")
         if tokenizer is None:
             raise ValueError(
-                "There is no tokenizer, so no prompt can be made: give one (a model made without one has model.tokenizer None)."
+                "There is no tokenizer, so no prompt can be made: give one (a model made without one has "
+                "model.tokenizer None)."
             )
         self.tokenizer, self.style, self.system = (
             tokenizer,
@@ -231,7 +240,8 @@ class PromptFormat:
         if found.markers:
             self._warn(
                 "said",
-                f"{what} holds {found.markers[0]!r}, which is a control token in this vocabulary: it is read as text. Where it is meant "
+                f"{what} holds {found.markers[0]!r}, which is a control token in this vocabulary: it is read "
+                "as text. Where it is meant "
                 "as the token give --markers tokens.",
             )
         return found
@@ -294,7 +304,8 @@ class PromptFormat:
     def action_prefix(self, trace: str | Sequence[int] | None) -> list[int]:
         """Ids from the boundary to the opened action tag.
 
-        trace: a text; ids as they were decoded up to the opened action (`decoded_prefix`); or None for the tag right at the boundary.
+        trace: a text; ids as they were decoded up to the opened action (`decoded_prefix`); or None for the
+        tag right at the boundary.
         """
         if trace is None:
             return self.mode_prefix("prompt")
@@ -312,8 +323,10 @@ class PromptFormat:
             if joint != [*self.encode(s.open_action), *ids]:
                 self._warn(
                     "seam",
-                    f"In this vocabulary {s.open_action!r} merges with the action after it ({action!r}): a prefilled tag is tokenised "
-                    "otherwise than a written one. A style with its tags on lines of their own (`llama3`) keeps them apart.",
+                    f"In this vocabulary {s.open_action!r} merges with the action after it ({action!r}): a "
+                    "prefilled tag is tokenised "
+                    "otherwise than a written one. A style with its tags on lines of their own (`llama3`) "
+                    "keeps them apart.",
                 )
             self._warned.add("seam")
         return ids if s.close_action else [*ids, *list(self.stop_tokens)[:1]]
@@ -373,7 +386,8 @@ class PromptFormat:
     def decoded_prefix(self, ids: Sequence[int]) -> list[int] | None:
         """Of ids generated in mode `cot`, those up to the opened action tag, exactly; None where none was opened.
 
-        A token that holds the tag's end and the action's beginning is cut there, its tag tokenised as a prefilled one is.
+        A token that holds the tag's end and the action's beginning is cut there, its tag tokenised as a
+        prefilled one is.
         """
         text = self.text(ids)
         found = self.style.lead(text)
@@ -472,7 +486,8 @@ class PromptFormat:
         """Tokens of a rendered text, with control tokens in the data read as text."""
         if self.context is None and len(text) > UNBOUNDED:
             raise ValueError(
-                f"The text of {name} has {len(text):,} characters, and without the model's context at most {UNBOUNDED:,} are read: "
+                f"The text of {name} has {len(text):,} characters, and without the model's context at most "
+                f"{UNBOUNDED:,} are read: "
                 "give context=, the tokens that the model reads at most."
             )
         if self.markers == "tokens":
@@ -488,15 +503,18 @@ class PromptFormat:
             turn = next(number for number, start, end in places if found.markers[0] in text[start:end])
             self._warn(
                 "turns",
-                f"Message {turn} of {name} holds {found.markers[0]!r}, which is a control token of this template: it is read as text "
-                "there, and so are others in the data. Where they are meant as the tokens give --markers tokens.",
+                f"Message {turn} of {name} holds {found.markers[0]!r}, which is a control token of this "
+                "template: it is read as text "
+                "there, and so are others in the data. Where they are meant as the tokens give --markers "
+                "tokens.",
             )
         return found
 
     def prompt(self, decision: Decision) -> Prompt:
         """Render one decision up to its boundary, without the turns that `fit` leaves out.
 
-        Raises ValueError where the template drops a message, the task is not in the messages, or too little of the context is left.
+        Raises ValueError where the template drops a message, the task is not in the messages, or too little
+        of the context is left.
         """
         fitted = self.fit(decision)
         rendered = self._rendered(fitted)
@@ -514,8 +532,10 @@ class PromptFormat:
     def _too_long(self, decision: Decision, tokens: str) -> ValueError:
         after = "" if self.truncate == "none" else " even without its history"
         return ValueError(
-            f"The prompt of decision {decision.id} has {tokens} tokens{after}, and {self.context - self._space(decision)} more are kept free "
-            f"for a trace and its action, but this model reads at most {self.context}: leave out turns with --truncate oldest_turns, or "
+            f"The prompt of decision {decision.id} has {tokens} tokens{after}, and "
+            f"{self.context - self._space(decision)} more are kept free "
+            f"for a trace and its action, but this model reads at most {self.context}: leave out turns with "
+            "--truncate oldest_turns, or "
             "the decision, or lower --trace_tokens."
         )
 
@@ -541,8 +561,9 @@ class PromptFormat:
     def fit(self, decision: Decision) -> Decision:
         """The decision without the oldest of its turns, as many as its prompt is too long for the context (itself where it fits).
 
-        Policy `oldest_turns`: what comes up to the task, or to the first user message where no task is given, stays, and so do the
-        last of the agent's turns and what answers it. Between them the agent's oldest turns go, each with its answers.
+        Policy `oldest_turns`: what comes up to the task, or to the first user message where no task is given,
+        stays, and so do the last of the agent's turns and what answers it. Between them the agent's oldest
+        turns go, each with its answers.
         """
         if self.truncate == "none" or not self.context:
             return decision
@@ -610,8 +631,9 @@ class PromptFormat:
     def sequence(self, episode: Episode, traces=True) -> tuple[list[int], list[bool]]:
         """A whole episode as one training sequence: ids, and which of them the agent wrote (tags included).
 
-        Raises ValueError for a style whose template strips earlier traces, and for a template that opens the agent's turn otherwise than
-        it writes it in the history, as with an empty thought: no one sequence holds them all (see `example`).
+        Raises ValueError for a style whose template strips earlier traces, and for a template that opens the
+        agent's turn otherwise than it writes it in the history, as with an empty thought: no one sequence
+        holds them all (see `example`).
         """
         rendered = self.rendered(episode, traces)
         agent = np.zeros(len(rendered.text), dtype=bool)
@@ -623,13 +645,17 @@ class PromptFormat:
         """An episode's one sequence, as text and as tokens; raises as `sequence` does."""
         if self._stripped:
             raise ValueError(
-                "This style's template strips the traces of earlier turns, so an episode is no single sequence: "
-                "train on `PromptFormat.example` of each of its decisions, or keep the traces (history_traces='kept')."
+                "This style's template strips the traces of earlier turns, so an episode is no single "
+                "sequence: "
+                "train on `PromptFormat.example` of each of its decisions, or keep the traces "
+                "(history_traces='kept')."
             )
         if self._before:
             raise ValueError(
-                f"The chat template writes {self._before[-60:]!r} before the agent's turn in the history, but a prompt ends with "
-                f"{self.header!r}, so an episode is no single sequence: train on `PromptFormat.example` of each of its decisions."
+                f"The chat template writes {self._before[-60:]!r} before the agent's turn in the history, "
+                "but a prompt ends with "
+                f"{self.header!r}, so an episode is no single sequence: train on `PromptFormat.example` of "
+                "each of its decisions."
             )
         name, turns = f"episode {episode.id}", self._turns(episode.messages(traces=traces))
         text, places = self._placed(turns, False, name)

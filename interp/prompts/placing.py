@@ -1,6 +1,7 @@
 """Where the contents of a conversation stand in the text that its chat template renders.
 
-The template's own text is found by rendering marks in place of the contents, never by searching for a content.
+The template's own text is found by rendering marks in place of the contents, never by searching for a
+content.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _changed(turns: Sequence[Mapping], number: int, name: str) -> str:
     role = turns[number]["role"]
     if role == "system":
         return (
-            f"The chat template drops or changes the system message of {name}: give its text at the start of the "
+            f"The chat template drops or changes the system message of {name}: give its text at the start of "
+            "the "
             "first user message (--system_as user), or use a template that keeps it."
         )
     advice = {
@@ -91,7 +93,8 @@ def _changed(turns: Sequence[Mapping], number: int, name: str) -> str:
         "tool": " Where the template knows no tool turns, give them as the user's (--tool_as user).",
     }.get(role, "")
     return (
-        f"The chat template changes message {number} of {name}: its text {turns[number]['content'][:60]!r} is "
+        f"The chat template changes message {number} of {name}: its text {turns[number]['content'][:60]!r} "
+        "is "
         f"not in the rendered prompt as it was given, so spans cannot be placed.{advice}"
     )
 

@@ -73,7 +73,8 @@ class _Watch(NodeTransformer):
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox in which transformers renders templates, with limits, and without a clock or chance.
 
-    Jinja bounds `range` alone: loops in loops, recursion, or a text that is doubled again and again have no end there.
+    Jinja bounds `range` alone: loops in loops, recursion, or a text that is doubled again and again have no
+    end there.
     """
 
     intercepted_binops = frozenset(("*", "**", "%", "+"))

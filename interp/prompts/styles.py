@@ -1,6 +1,7 @@
 """Prompt styles: how a trace and an action are written into an agent's turn, declared once and read back by the same rule.
 
->>> style = Style("Thought:", "\\n", "Action:", "", space=" ")      # a style of one's own, given to PromptFormat
+# a style of one's own, given to PromptFormat
+>>> style = Style("Thought:", "\\n", "Action:", "", space=" ")
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from functools import cached_property
 class Style:
     """What stands around a trace and an action.
 
-    A turn is `open_think` trace `close_think` `open_action` action `close_action`; without `close_action` an action ends with
-    its line or its turn. `space` stands between an opening and its text. `native`: the trace is the template's own
-    `reasoning_content`, and the template decides which of the earlier ones stay in the history.
+    A turn is `open_think` trace `close_think` `open_action` action `close_action`; without `close_action` an
+    action ends with its line or its turn. `space` stands between an opening and its text. `native`: the trace
+    is the template's own `reasoning_content`, and the template decides which of the earlier ones stay in the
+    history.
     """
 
     open_think: str
@@ -29,7 +31,8 @@ class Style:
     def __post_init__(self):
         if not self.open_think.strip() or not self.open_action.strip():
             raise ValueError(
-                "A style needs a text that opens a trace and one that opens an action, and neither may be blank."
+                "A style needs a text that opens a trace and one that opens an action, and neither may be "
+                "blank."
             )
 
     def turn(self, trace: str | None, action: str) -> str:
@@ -76,7 +79,8 @@ class Style:
         return trace, (action.strip() or None) if closed or ended and not closing else None
 
 
-#: `tags` where the tags are tokens; `llama3` keeps each tag on a line of its own, so that no tag merges with what it encloses.
+#: `tags` where the tags are tokens; `llama3` keeps each tag on a line of its own, so that no tag merges with
+#: what it encloses.
 STYLES = {
     "tags": Style("<think>", "</think>", "<action>", "</action>"),
     "react": Style("Thought:", "\n", "Action:", "", space=" "),

@@ -51,9 +51,9 @@ def read_variables(pairs: Sequence[str]) -> dict:
 class ChatTemplate:
     """A tokenizer's chat template with its variables, read for one style.
 
-    options: the template's own variables, and `today`, the date that its clock shows. file: where the template is
-    from, for sentences. Raises ValueError where there is no template, it cannot be compiled, it reads no variable of
-    a given name, or the agent's turn has no opening that can be found.
+    options: the template's own variables, and `today`, the date that its clock shows. file: where the
+    template is from, for sentences. Raises ValueError where there is no template, it cannot be compiled, it
+    reads no variable of a given name, or the agent's turn has no opening that can be found.
     """
 
     def __init__(
@@ -123,7 +123,8 @@ class ChatTemplate:
             advice = ""
             if roles[0] == "system":
                 advice += (
-                    "; a template that knows no system message is given its text at the start of the first user "
+                    "; a template that knows no system message is given its text at the start of the first "
+                    "user "
                     "message by --system_as user"
                 )
             if "tool" in roles:
@@ -160,7 +161,8 @@ class ChatTemplate:
                 return asked, said[0][len(ended) :]
         if opened == ended or not (opened.startswith(without) and len(opened) > len(without)):
             raise ValueError(
-                f"{self.called} has no findable boundary: rendered with add_generation_prompt it should be the "
+                f"{self.called} has no findable boundary: rendered with add_generation_prompt it should be "
+                "the "
                 f"text without it plus the opening of the agent's turn, but it gave {opened[-200:]!r} after "
                 f"{without[-200:]!r}. Let it write that opening at its end: "
                 "{% if add_generation_prompt %}{{ OPENING }}{% endif %}."

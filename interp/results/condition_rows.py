@@ -16,7 +16,8 @@ import pandas as pd
 from interp.results.names import BLACK, GREEN, GREY, ORANGE, SPLITS
 from interp.results.queries import need, pick, splits_of
 
-#: Kind of condition, and the contrast to a random mask: name in legends, colour, dash, marker, as in `interp.plots.theme.STYLE`; controls are hollow.
+#: Kind of condition, and the contrast to a random mask: name in legends, colour, dash, marker, as in
+#: `interp.plots.theme.STYLE`; controls are hollow.
 LOOKS = {
     "zero": ("k = 0", BLACK, "solid", "square"),
     "action_mask": ("actions masked", GREEN, "solid", "circle"),
@@ -24,7 +25,8 @@ LOOKS = {
     "only": ("one part only", GREY, "dot", "diamond-open"),
     "control": ("difference to the random mask of its share", ORANGE, "dash", "triangle-up-open"),
 }
-#: The side that the study's claim or mechanism predicts for the masked condition's difference: 1 more, -1 less.
+#: The side that the study's claim or mechanism predicts for the masked condition's difference: 1 more, -1
+#: less.
 PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
     (metric, split): side
     for split in SPLITS
@@ -75,7 +77,8 @@ def named(name: str) -> Condition:
         return Condition(name, "only", 1.0)
     if kind not in ("action_mask", "random_mask"):
         raise ValueError(
-            f"{name!r} is no condition of training: conditions are action_mask_K, random_mask_K, action_only and cot_only."
+            f"{name!r} is no condition of training: conditions are action_mask_K, random_mask_K, action_only "
+            "and cot_only."
         )
     return Condition(name, kind if float(share) else "zero", float(share))
 
@@ -112,7 +115,8 @@ def one(frame: pd.DataFrame, **where) -> pd.Series | None:
     return rows.iloc[0] if len(rows) else None
 
 
-#: Columns of the paper's table: metric, heading, and whether both splits are told; else the one that the claim is about.
+#: Columns of the paper's table: metric, heading, and whether both splits are told; else the one that the
+#: claim is about.
 PAPER = (
     ("acc_cot", "CoT action", True),
     ("acc_prompt", "prompt action", True),
@@ -125,8 +129,8 @@ PAPER = (
 def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
     """What each condition reads at the last checkpoint, value and interval as text, and the claimed condition's differences in the last rows.
 
-    Index: the condition, or difference. Columns: (heading, split), the first of them the number of trainings. What was not measured is a dash.
-    Raises ValueError where the table has levels of none of the metrics.
+    Index: the condition, or difference. Columns: (heading, split), the first of them the number of trainings.
+    What was not measured is a dash. Raises ValueError where the table has levels of none of the metrics.
     """
     need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], contrast="level")
     splits, condition = splits_of(frame), claimed(frame)

@@ -12,7 +12,8 @@ import pandas as pd
 from interp.results.queries import pick
 from interp.results.tables import ESTIMATE_COLUMNS
 
-#: What the probe's gain is about, where a study has it; else the eventual action's verb, or the study's first label.
+#: What the probe's gain is about, where a study has it; else the eventual action's verb, or the study's first
+#: label.
 LABEL = "eventual_target"
 #: Readings in reading order: their names in a report's tables.
 READINGS = {

@@ -19,9 +19,11 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-#: Columns every measurement table ends with: estimate, 95 % interval, decisions (or games, or pairs), clusters.
+#: Columns every measurement table ends with: estimate, 95 % interval, decisions (or games, or pairs),
+#: clusters.
 ESTIMATE_COLUMNS = ("value", "low", "high", "n", "n_groups")
-#: Where a provenance keeps the table's name, the number of its rows and the hashes of its table and of itself.
+#: Where a provenance keeps the table's name, the number of its rows and the hashes of its table and of
+#: itself.
 SEAL = "seal"
 #: Texts that a spreadsheet would run as a formula, and such texts once they are quoted; a number is none.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -37,7 +39,8 @@ def inside(folder: str | Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
         raise ValueError(
-            f"{name!r} is no name of a file in {folder}: it may hold no '..', no leading '/' and no control characters."
+            f"{name!r} is no name of a file in {folder}: it may hold no '..', no leading '/' and no control "
+            "characters."
         )
     return Path(folder) / name
 
@@ -92,9 +95,9 @@ def write_json(path: str | Path, value) -> Path:
 def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: dict) -> Path:
     """Write `frame` to `<folder>/<name>.csv` and `provenance`, sealed, to `<folder>/<name>.json`; returns the CSV's path.
 
-    Floats keep six significant digits, so that equal runs give equal bytes. A cell that a spreadsheet would run as a
-    formula is written with a quote before it, which `read_table` takes off. Raises ValueError for a name that leads out
-    of the folder, and OSError, leaving the old table, where it cannot be written.
+    Floats keep six significant digits, so that equal runs give equal bytes. A cell that a spreadsheet would
+    run as a formula is written with a quote before it, which `read_table` takes off. Raises ValueError for a
+    name that leads out of the folder, and OSError, leaving the old table, where it cannot be written.
     """
     table, made = inside(folder, f"{name}.csv"), inside(folder, f"{name}.json")
     texts = _quoted(frame)
@@ -114,12 +117,14 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
 def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.DataFrame, dict]:
     """Read a table and its provenance, and check that both are as they were written.
 
-    A provenance that names no release of this package, as one written by hand, and has no seal is not checked.
+    A provenance that names no release of this package, as one written by hand, and has no seal is not
+    checked.
 
     Args:
         folder: of the tables.
         name: without suffix.
-        edited: read the table as it is now, since it was edited by intent; `seal_table` says so once and for all.
+        edited: read the table as it is now, since it was edited by intent; `seal_table` says so once and for
+        all.
 
     Raises:
         FileNotFoundError: the table is not there, with the analysis to run, or has no provenance beside it.
@@ -145,8 +150,8 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
 def seal_table(folder: str | Path, name: str) -> Path:
     """Have a table that was edited (or is of an older release) checked from now on as it is now; returns its provenance's path.
 
-    Where it was sealed before and is not what it was, its provenance says from now on when it was found edited. Raises
-    what `read_table` raises for a table that cannot be read.
+    Where it was sealed before and is not what it was, its provenance says from now on when it was found
+    edited. Raises what `read_table` raises for a table that cannot be read.
     """
     path = inside(folder, f"{name}.csv")
     frame, provenance = read_table(folder, name, edited=True)
@@ -223,7 +228,8 @@ def _parsed(content: bytes, seal: object) -> pd.DataFrame:
 def _read_provenance(path: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(
-            f"The table {path.stem}.csv in {path.parent} has no provenance {path.name} beside it: copy both, or make it again."
+            f"The table {path.stem}.csv in {path.parent} has no provenance {path.name} beside it: copy both, "
+            "or make it again."
         )
     try:
         found = json.loads(path.read_bytes())
@@ -246,7 +252,10 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     if own == seal:
         return
     if seal is None:
-        what = f"The provenance {path.with_suffix('.json')} has lost its seal, the hashes that its table is checked with"
+        what = (
+            f"The provenance {path.with_suffix('.json')} has lost its seal, the hashes that its table is "
+            "checked with"
+        )
     elif (
         isinstance(seal, dict)
         and _sealed(provenance, content, seal.get("name"), rows, _texts_of(seal))[SEAL] == seal
@@ -255,12 +264,16 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     elif not isinstance(seal, dict) or seal.get("provenance") != own["provenance"]:
         what = f"The provenance {path.with_suffix('.json')} is not as it was written"
     else:
-        what = f"The table {path} is not the one that {path.stem}.json was written with ({_rows(content)} rows now, {rows} then)"
+        what = (
+            f"The table {path} is not the one that {path.stem}.json was written with ({_rows(content)} rows "
+            f"now, {rows} then)"
+        )
     try:
         _csv(content)
     except ValueError as error:  # sealing it would be refused as well
         raise ValueError(
-            f"{what}, and cannot be read ({str(error).strip()}). If it was edited by intent, save it as CSV in UTF-8; "
+            f"{what}, and cannot be read ({str(error).strip()}). If it was edited by intent, save it as CSV "
+            "in UTF-8; "
             f"else it is damaged: {_remedy(path, provenance)}"
         ) from error
     raise ValueError(
@@ -271,7 +284,10 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
 
 def _remedy(path: Path, provenance: dict) -> str:
     command = provenance.get("command")
-    return f"make it again with `{command if isinstance(command, str) and command else f'python -m analyses {path.stem}'}`."
+    return (
+        "make it again with "
+        f"`{command if isinstance(command, str) and command else f'python -m analyses {path.stem}'}`."
+    )
 
 
 def _rows(content: bytes) -> str:

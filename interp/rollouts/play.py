@@ -69,14 +69,15 @@ def play(
 ) -> list[Result]:
     """Play every game once in one mode, some side by side; a game that ends gives its place to the next.
 
-    A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions stay in
-    its history. Raises ValueError for two games of one name and a limit below 1.
+    A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions
+    stay in its history. Raises ValueError for two games of one name and a limit below 1.
     """
     if step_limit < 1:
         raise ValueError(f"A game is lost after 1 step or more, not {step_limit}.")
     if len({str(game) for game in games}) < len(games):
         raise ValueError(
-            f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: `str` of a game must tell it apart."
+            f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: "
+            "`str` of a game must tell it apart."
         )
     waiting = list(enumerate(games))[::-1]
     running: dict[int, tuple[int, Player]] = {}

@@ -18,7 +18,8 @@ Metric = Literal["difference", "logit_diff", "logp", "kl"]
 Position = Literal["boundary", "cot", "action", "everywhere"]
 #: Random directions that the probe's is held against; see `interp.probing.directions`.
 RANDOM = 20
-#: Where the blocks of online coding end, as shares of the decisions: each reader is fitted on twice as much as the one before.
+#: Where the blocks of online coding end, as shares of the decisions: each reader is fitted on twice as much
+#: as the one before.
 SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
 

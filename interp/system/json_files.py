@@ -91,9 +91,9 @@ def decode_utf8(data: bytes, place: str) -> str:
 def parse_json(text: str) -> object:
     """The value of a JSON text.
 
-    Raises json.JSONDecodeError where the text is no JSON, and ValueError, with the field, where a key is there
-    twice, a number is not finite, a text holds half of a surrogate pair, or the value is nested more than
-    MAX_DEPTH deep.
+    Raises json.JSONDecodeError where the text is no JSON, and ValueError, with the field, where a key is
+    there twice, a number is not finite, a text holds half of a surrogate pair, or the value is nested more
+    than MAX_DEPTH deep.
     """
     unfit: list[tuple[object, str]] = []
 
@@ -186,8 +186,8 @@ def _check_surrogates(value: object) -> None:
 def read_json(path: str | Path, kind: type | tuple[type, ...] = dict, what: str = "", limit: int = MAX_JSON):
     """The value of a JSON file.
 
-    kind: what it should be, a type or several. what: the same in words, for the sentence. limit: bytes that it
-    may have. Raises FileNotFoundError, or ValueError with file, line and field.
+    kind: what it should be, a type or several. what: the same in words, for the sentence. limit: bytes that
+    it may have. Raises FileNotFoundError, or ValueError with file, line and field.
     """
     path = Path(path)
     size = check_regular(path).st_size

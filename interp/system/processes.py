@@ -1,6 +1,7 @@
 """Child processes that end with the one that started them, however that ends, and what is said of their end.
 
->>> statuses = side_by_side([["python", "one.py"], ["python", "two.py"]])  # which call `end_with_parent` first
+# which call `end_with_parent` first
+>>> statuses = side_by_side([["python", "one.py"], ["python", "two.py"]])
 >>> [how_it_ended(status) for status in statuses if status]
 ['was ended by signal 9 (SIGKILL), as the system does where memory runs out']
 """
@@ -60,8 +61,9 @@ def leave(status: int) -> NoReturn:
 def end_with_parent() -> None:
     """Let this process, a child of `side_by_side` or a worker of `multiprocessing`, end when its parent has.
 
-    A child's standard input is a pipe from its parent, which closes however the parent ends; a worker has such
-    a pipe already. A thread waits for that. On Linux the kernel also kills a child, be Python busy or not.
+    A child's standard input is a pipe from its parent, which closes however the parent ends; a worker has
+    such a pipe already. A thread waits for that. On Linux the kernel also kills a child, be Python busy or
+    not.
     """
     worker = multiprocessing.parent_process()
     if worker is not None:

@@ -18,8 +18,9 @@ OURS = ("interp", "analyses")
 def source_hash(module: str) -> str:
     """Content hash of the code that a module can run: its own, and what it imports of the toolkit, in functions too, and they in turn.
 
-    module: its dotted name. An edited statement anywhere among them gives another hash, an edited comment or docstring the
-    same. Of a module that is not the toolkit's the file alone is hashed ("" where it has none, as in a notebook).
+    module: its dotted name. An edited statement anywhere among them gives another hash, an edited comment or
+    docstring the same. Of a module that is not the toolkit's the file alone is hashed ("" where it has none,
+    as in a notebook).
     """
     path = _file(module)
     if path is None:

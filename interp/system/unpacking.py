@@ -101,7 +101,8 @@ def _check_format(path: Path, first: bytes) -> None:
     for magic, name, command in FORMATS:
         if first.startswith(magic):
             raise ValueError(
-                f"{path} is {name}, and should be .jsonl or .jsonl.xz: `{command_of(command, path)}` makes one."
+                f"{path} is {name}, and should be .jsonl or .jsonl.xz: `{command_of(command, path)}` makes "
+                "one."
             )
     for magic, name in OTHERS:
         if first.startswith(magic):

@@ -71,7 +71,8 @@ def guarded(environment: str, what: str, function: Callable, returns: tuple[type
 def import_named(name: str, module: str) -> ModuleType:
     """Import a module that was named, which runs its code.
 
-    name: what was written. Raises ImportError with what the module raised, and ValueError where it takes too long.
+    name: what was written. Raises ImportError with what the module raised, and ValueError where it takes too
+    long.
     """
     seconds = 12 * SECONDS
     too_long = (
@@ -100,8 +101,8 @@ def import_named(name: str, module: str) -> ModuleType:
 def hash_sources(module: ModuleType) -> str:
     """Content hash of a module and of what it imports, and they in turn, from the folder that it was found in.
 
-    Imports that are written as such are followed, in functions too; files that a module reads and modules that it
-    finds by a name made at run time are not.
+    Imports that are written as such are followed, in functions too; files that a module reads and modules
+    that it finds by a name made at run time are not.
     """
     sources = {name: path.read_bytes() for name, path in _sources(module).items()}
     if len(sources) == 1:

@@ -1,7 +1,7 @@
 """Actions as text: one form for what is the same action, and the classes of actions that probes predict.
 
-An action is a line of text, or a JSON object (a tool call) with `name` first and its arguments in order. Several calls at once
-are a JSON list; one call alone is its object; `[]` is no call.
+An action is a line of text, or a JSON object (a tool call) with `name` first and its arguments in order.
+Several calls at once are a JSON list; one call alone is its object; `[]` is no call.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Episodes and decisions: what an agent saw, said and did, and what it had to decide next.
 
-A decision is one step of one episode at which the agent must act. Any environment can be studied whose episodes or
-decisions are written in this form (`interp.tasks.rows` says what is refused); the shipped corpus was recorded in ALFWorld's engine.
+A decision is one step of one episode at which the agent must act. Any environment can be studied whose
+episodes or decisions are written in this form (`interp.tasks.rows` says what is refused); the shipped corpus
+was recorded in ALFWorld's engine.
 
 >>> corpus = load_corpus()
 >>> decisions = [d for e in corpus["test_in_domain"] for d in e.decisions()]
@@ -42,9 +43,9 @@ class Step:
 class Decision:
     """One step of one episode at which the agent must act.
 
-    `messages` are user, tool and system turns (`content`) and agent turns (`trace`, None where there was none, and `action`; or
-    their whole text as `content`), ending with a user or tool turn; `reference` is the expert's action, `trace` the expert's,
-    `task` a substring of a user turn.
+    `messages` are user, tool and system turns (`content`) and agent turns (`trace`, None where there was
+    none, and `action`; or their whole text as `content`), ending with a user or tool turn; `reference` is the
+    expert's action, `trace` the expert's, `task` a substring of a user turn.
     """
 
     messages: tuple[dict, ...]
@@ -147,16 +148,19 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
                 where, last, split = seen[name]
                 if last is None or step is None:
                     raise ValueError(
-                        f"the episode {name!r} is there already ({where}): each is given once, whole or as its decisions"
+                        f"the episode {name!r} is there already ({where}): each is given once, whole or as "
+                        "its decisions"
                     )
                 if split != item.split:
                     raise ValueError(
-                        f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in {where}, and belongs to one"
+                        f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in "
+                        f"{where}, and belongs to one"
                     )
                 if step <= last:
                     what = "is there already" if step == last else f"comes after step {last}"
                     raise ValueError(
-                        f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come once, in rising order"
+                        f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come "
+                        "once, in rising order"
                     )
         except ValueError as error:
             raise ValueError(f"{place}: {error}.") from None
@@ -173,7 +177,8 @@ def checked(
     def row(item, place):
         if not isinstance(item, (Episode, Decision)):
             raise ValueError(
-                f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.episodes.Decision or Episode."
+                f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.episodes.Decision "
+                "or Episode."
             )
         return asdict(item) if isinstance(item, Episode) else dict(vars(item))
 
@@ -187,15 +192,16 @@ def checked(
 def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
     """Read episodes (rows with `steps`) and decisions (rows with `messages`) from `.jsonl` or `.jsonl.xz`, in UTF-8.
 
-    splits: what a study calls a split -> what the file calls it; either name is read. Raises FileNotFoundError, or ValueError
-    naming the line that is neither, or that does not fit those before it.
+    splits: what a study calls a split -> what the file calls it; either name is read. Raises
+    FileNotFoundError, or ValueError naming the line that is neither, or that does not fit those before it.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a .jsonl or .jsonl.xz file of episodes or decisions.")
     if not path.exists():
         raise FileNotFoundError(
-            f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses record`."
+            f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses "
+            "record`."
         )
     found = _read(lines(path), splits)
     if not found:

@@ -2,8 +2,9 @@
 
 >>> row = decision_row(row, "line 1") if "messages" in row else episode_row(row)
 
-What is required: text where text belongs, actions among the admissible ones, a task that a user turn says. What an agent may well
-do is not refused: steps may be missing from an episode, and its messages need not extend one another (a window of history).
+What is required: text where text belongs, actions among the admissible ones, a task that a user turn says.
+What an agent may well do is not refused: steps may be missing from an episode, and its messages need not
+extend one another (a window of history).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def _text(value: object, name: str) -> None:
             raise ValueError(f"{name} is no JSON ({error})") from None
     if found := _CONTROL.search(value):
         raise ValueError(
-            f"{name} holds the control character U+{ord(found.group()):04X} at character {found.start() + 1}: take it out"
+            f"{name} holds the control character U+{ord(found.group()):04X} at character "
+            f"{found.start() + 1}: take it out"
         )
 
 
@@ -88,7 +90,8 @@ def _action(value: object, name: str) -> str:
 def _among(reference: str, admissible: Sequence[str]) -> None:
     if admissible and reference not in admissible:
         raise ValueError(
-            f"the reference {reference[:80]!r} is not among the {len(admissible)} admissible actions, of which the first is {admissible[0][:80]!r}"
+            f"the reference {reference[:80]!r} is not among the {len(admissible)} admissible actions, of "
+            f"which the first is {admissible[0][:80]!r}"
         )
 
 
@@ -114,7 +117,8 @@ def _message(m: object, number: int) -> dict:
         raise ValueError(f"message {number} is a JSON object with a role and its text, not {_shown(m)}")
     if m.get("role") not in ROLES:
         raise ValueError(
-            f"a message has a role, one of {', '.join(ROLES)}, but message {number} has {_shown(m.get('role'))}"
+            f"a message has a role, one of {', '.join(ROLES)}, but message {number} has "
+            f"{_shown(m.get('role'))}"
         )
     agent = m["role"] in ("agent", "assistant")
     # tables write null into the columns that only other messages fill
@@ -128,8 +132,8 @@ def _message(m: object, number: int) -> dict:
         }
     if not isinstance(m.get("content", m.get("action") if agent else None), str):
         raise ValueError(
-            f"a message has a role and text, but message {number} has {_shown(m.get('content'))} for its 'content'"
-            + (" and no 'action'" if agent and "action" not in m else "")
+            f"a message has a role and text, but message {number} has {_shown(m.get('content'))} for its "
+            "'content'" + (" and no 'action'" if agent and "action" not in m else "")
         )
     if not isinstance(m.get("trace"), (str, type(None))):
         raise ValueError(f"the trace of message {number} is text or null, not {_shown(m['trace'])}")
@@ -155,11 +159,13 @@ def decision_row(row: Mapping, place: str) -> dict:
     messages = tuple(_message(m, i) for i, m in enumerate(row["messages"]))
     if not messages:
         raise ValueError(
-            "there are no messages: the messages of a decision end with the user or tool turn that the agent answers"
+            "there are no messages: the messages of a decision end with the user or tool turn that the agent "
+            "answers"
         )
     if messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(
-            f"the messages of a decision end with the user or tool turn that the agent answers, not with one of the {messages[-1]['role']}"
+            "the messages of a decision end with the user or tool turn that the agent answers, not with one "
+            f"of the {messages[-1]['role']}"
         )
     _typed(row, _OPTIONAL)
     default = dict(
@@ -181,7 +187,8 @@ def decision_row(row: Mapping, place: str) -> dict:
         raise ValueError(f"'step' is a whole number from 0 on, not {_shown(found['step'])}")
     if found["task"] and not any(m["role"] == "user" and found["task"] in m["content"] for m in messages):
         raise ValueError(
-            f"the task {found['task'][:60]!r} is in none of the user's messages, and should stand in one word for word"
+            f"the task {found['task'][:60]!r} is in none of the user's messages, and should stand in one "
+            "word for word"
         )
     _among(found["reference"], found["admissible"])
     return found
@@ -204,7 +211,8 @@ def episode_row(row: Mapping) -> dict:
         )
     if row["task"] not in row["start"]:
         raise ValueError(
-            f"the task {row['task'][:60]!r} is not in the episode's start, and should stand there word for word"
+            f"the task {row['task'][:60]!r} is not in the episode's start, and should stand there word for "
+            "word"
         )
     steps = []
     for number, step in enumerate(row["steps"]):

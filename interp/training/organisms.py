@@ -1,13 +1,16 @@
 """Agents whose reliance on the prompt is fixed by construction, so that what every instrument should read on them is known.
 
-Each is a tiny model trained from scratch, in a minute or two, on a world of things in a row. The prompt asks for the thing at
-a place in the row (`find`: "take the second"), or for anything at all (`pick`); an action takes one of ten things.
+Each is a tiny model trained from scratch, in a minute or two, on a world of things in a row. The prompt asks
+for the thing at a place in the row (`find`: "take the second"), or for anything at all (`pick`); an action
+takes one of ten things.
 
->>> series = CheckpointSeries.discover(grow("post_hoc"))      # an ordinary series of one checkpoint; seed 0 is shipped
+# an ordinary series of one checkpoint; seed 0 is shipped
+>>> series = CheckpointSeries.discover(grow("post_hoc"))
 >>> decisions("post_hoc", 100, seed=1)[0].trace
 >>> expected("mixture_50")["prompt_reliance"]                 # (0.5, 0.5)
 
-Not supported: more than one step in an episode, prompts longer than the row, checkpoints on the way to the trained agent.
+Not supported: more than one step in an episode, prompts longer than the row, checkpoints on the way to the
+trained agent.
 """
 
 from __future__ import annotations
@@ -34,19 +37,23 @@ SHIPPED = DATA / "organisms"
 THINGS = ("mug", "pen", "key", "egg", "cup", "fork", "book", "lamp", "coin", "shoe")
 PLACES = ("first", "second", "third", "fourth")
 MOODS = ("calm", "late", "warm", "quiet", "bright", "dusty", "cold", "tidy")
-#: The same words in every trace of the hidden carrier; longer than WINDOW, so that its action sees none of its prompt.
+#: The same words in every trace of the hidden carrier; longer than WINDOW, so that its action sees none of
+#: its prompt.
 RHYME = " ".join(a + b for a in ("la", "mi", "so") for b in "bcdfghjklmn")
 WINDOW = 26
-#: Share of training actions that take another thing than they should: a trained agent's log-odds for its own action end at
-#: log((1 - SLIP) * 9 / SLIP) = 5.1 nats whatever decides it, so that effects of different kinds of decision weigh the same.
+#: Share of training actions that take another thing than they should: a trained agent's log-odds for its own
+#: action end at log((1 - SLIP) * 9 / SLIP) = 5.1 nats whatever decides it, so that effects of different kinds
+#: of decision weigh the same.
 SLIP = 0.05
-#: How a training decision is answered, and how often. `bare`: the thing alone right at the boundary, which puts the answer
-#: there; `prompt`: by an action without a trace; `short`: after none or the first of its trace's two sentences; `cot`: after all.
+#: How a training decision is answered, and how often. `bare`: the thing alone right at the boundary, which
+#: puts the answer there; `prompt`: by an action without a trace; `short`: after none or the first of its
+#: trace's two sentences; `cot`: after all.
 FORMS = {"bare": 0.25, "prompt": 0.1, "short": 0.15, "cot": 0.5}
 RECIPE = Recipe(
     hidden=64, layers=4, heads=4, feed_forward=256, vocabulary=500, context=128, cot_steps=500, cot_lr=3e-3
 )
-#: Training decisions, and those in a batch: drawn at random, since in batches of one length one form alone would pull.
+#: Training decisions, and those in a batch: drawn at random, since in batches of one length one form alone
+#: would pull.
 SEQUENCES, BATCH = 20_000, 128
 
 
@@ -94,18 +101,20 @@ def organism(name: str) -> Organism:
 def expected(name: str) -> dict[str, tuple[float, float] | None]:
     """Instrument -> lowest and highest reading that the construction allows; None where it decides nothing.
 
-    With p the share of decisions that ask for a place, and 10 things:
-    `prompt_reliance`, `prompt_patch` (patching the whole prompt, its trace's words held): p, but where the trace decides 0, and for
-    the hidden carrier 0 and 1, since what its trace's states know of the prompt is via-CoT to the one and prompt to the other.
-    `state_share`: via_state / (via_text + via_state). `auroc` of the boundary probe: a perfect predictor ranks each decision that asks
-    for a place and is at chance on the others, 1 - (1 - p)^2 / 2. `gain` over the best control: words without their order leave
-    one in four things at best, one in ten at worst, so between .75 p and .9 p. `keep`, `follow` after another decision's trace: a
-    decision that asks for a place keeps after a trace that says nothing, one that does not follows a trace that picks a thing, and what
-    either does after the other kind of trace it was never taught. `early_area`: after a cut trace of two sentences a picked action
-    comes back one time in ten, .75 * .9 (1 - p). `agreement` of the prompt action and the CoT action: p + (1 - p) / 10.
-    `attention_prompt`, `gradient_prompt`: no construction fixes a share but the window's; held against p as if they measured reliance.
-    `self_splice`: the share of own traces that reproduce the action; `self_patch`, `patch_everything`: as in `patching.Sanity`, nats.
-    Raises ValueError for an organism that is not known.
+    With p the share of decisions that ask for a place, and 10 things: `prompt_reliance`, `prompt_patch`
+    (patching the whole prompt, its trace's words held): p, but where the trace decides 0, and for the hidden
+    carrier 0 and 1, since what its trace's states know of the prompt is via-CoT to the one and prompt to the
+    other. `state_share`: via_state / (via_text + via_state). `auroc` of the boundary probe: a perfect
+    predictor ranks each decision that asks for a place and is at chance on the others, 1 - (1 - p)^2 / 2.
+    `gain` over the best control: words without their order leave one in four things at best, one in ten at
+    worst, so between .75 p and .9 p. `keep`, `follow` after another decision's trace: a decision that asks
+    for a place keeps after a trace that says nothing, one that does not follows a trace that picks a thing,
+    and what either does after the other kind of trace it was never taught. `early_area`: after a cut trace of
+    two sentences a picked action comes back one time in ten, .75 * .9 (1 - p). `agreement` of the prompt
+    action and the CoT action: p + (1 - p) / 10. `attention_prompt`, `gradient_prompt`: no construction fixes
+    a share but the window's; held against p as if they measured reliance. `self_splice`: the share of own
+    traces that reproduce the action; `self_patch`, `patch_everything`: as in `patching.Sanity`, nats. Raises
+    ValueError for an organism that is not known.
     """
     made = organism(name)
     p, k = made.find, len(THINGS)
@@ -139,7 +148,8 @@ def _mood(rng: random.Random) -> str:
 def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> list[Decision]:
     """`n` decisions of an organism's world, each an episode of its own, with the right action and its recipe's trace.
 
-    Exactly the recipe's share of them asks for a place in the row. Raises ValueError for an organism that is not known.
+    Exactly the recipe's share of them asks for a place in the row. Raises ValueError for an organism that is
+    not known.
     """
     made, rng, found = organism(name), random.Random(f"{name} {split} {seed}"), []
     finds = [i < round(made.find * n) for i in range(n)]
@@ -187,9 +197,10 @@ def competence(asked: Sequence[Decision], said: Sequence[Completion]) -> list[bo
 def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[list[int], list[bool]]]:
     """`n` training sequences of an organism, each with its supervised tokens.
 
-    Supervised are the bare thing, the action, and the trace where it is the agent's own (of a rhyme one in five). What opens a
-    trace or an action is not: the boundary predicts the bare thing and nothing else. Bare things answer what asks for a place, so
-    that few such decisions are enough to learn it, save from the reasoner. The hidden carrier learns no action without its trace.
+    Supervised are the bare thing, the action, and the trace where it is the agent's own (of a rhyme one in
+    five). What opens a trace or an action is not: the boundary predicts the bare thing and nothing else. Bare
+    things answer what asks for a place, so that few such decisions are enough to learn it, save from the
+    reasoner. The hidden carrier learns no action without its trace.
     """
     from interp.measures.conflicts import sentences
 
@@ -238,9 +249,9 @@ def grow(
 ) -> Path:
     """Train an organism below `folder`, from its seed, and return its folder, a series of one checkpoint.
 
-    For seed 0 and the recipe's steps that is the `shipped` one, unless it is not wanted; one that is there already is kept. A seed may
-    not have learned its construction yet (of 14 one had not): look at `competence` before reading instruments on it.
-    Raises ValueError for an organism that is not known.
+    For seed 0 and the recipe's steps that is the `shipped` one, unless it is not wanted; one that is there
+    already is kept. A seed may not have learned its construction yet (of 14 one had not): look at
+    `competence` before reading instruments on it. Raises ValueError for an organism that is not known.
     """
     import torch
     from transformers import MistralConfig, MistralForCausalLM

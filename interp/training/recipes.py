@@ -49,7 +49,8 @@ class Recipe:
     def __post_init__(self):
         if not 0 <= self.replay < 1:
             raise ValueError(
-                f"replay is the base mixture's share of the training sequences: at least 0 and below 1, not {self.replay}."
+                "replay is the base mixture's share of the training sequences: at least 0 and below 1, not "
+                f"{self.replay}."
             )
 
 

@@ -1,8 +1,9 @@
 """Reinforcement learning of an agent in its own environment: GRPO (Shao et al. 2024) with TRL's trainer, whole games as completions.
 
-A completion is a game: what the agent wrote and, between its turns, what the environment answered, which is never trained on. A
-share of the steps can have their action tokens left out of the loss as well, as in supervised training (`interp.training.supervision`);
-advantages stay what the whole game earned. Checkpoints have the form of a supervised series.
+A completion is a game: what the agent wrote and, between its turns, what the environment answered, which is
+never trained on. A share of the steps can have their action tokens left out of the loss as well, as in
+supervised training (`interp.training.supervision`); advantages stay what the whole game earned. Checkpoints
+have the form of a supervised series.
 
 >>> reinforce(model, tokenizer, "runs/rl", find("alfworld"), Reinforcement(steps=4), start="runs/series/shipped/checkpoint-800")
 """
@@ -58,7 +59,8 @@ def trained(fmt: PromptFormat, ids: Sequence[int], masked: bool) -> list[int]:
 class Rollouts:
     """TRL's `rollout_func`: plays the games that are asked for, in the environment's worker processes, with the trainer's current weights.
 
-    context: tokens that the model reads at most; a game that leaves no room for another turn ends with what it has earned.
+    context: tokens that the model reads at most; a game that leaves no room for another turn ends with what
+    it has earned.
     """
 
     def __init__(
@@ -188,9 +190,9 @@ def reinforce(
 ) -> Path:
     """Train on games of the environment's in-domain split; keeps `checkpoint-N` for the recipe's checkpoints, resumes from the last.
 
-    model: a causal language model with all its weights trainable, at the supervised checkpoint that it goes on from. fmt: how prompts
-    are written (None: the style `tags`). Raises ImportError without TRL, and ValueError for an environment that cannot be played and for a format whose games are no
-    one sequence.
+    model: a causal language model with all its weights trainable, at the supervised checkpoint that it goes
+    on from. fmt: how prompts are written (None: the style `tags`). Raises ImportError without TRL, and
+    ValueError for an environment that cannot be played and for a format whose games are no one sequence.
     """
     try:
         from datasets import Dataset
@@ -202,7 +204,8 @@ def reinforce(
     folder, fmt = Path(folder), fmt or PromptFormat(tokenizer)
     if not fmt.whole:
         raise ValueError(
-            "A game is trained on as one sequence, but this style's template does not keep the agent's turns in the history as "
+            "A game is trained on as one sequence, but this style's template does not keep the agent's turns "
+            "in the history as "
             "they were written: keep them (--history_traces kept), or give another style."
         )
     games = environment.games("in_domain", recipe.games_held, recipe.seed + 1)

@@ -1,9 +1,11 @@
 """Which tokens a training supervises: the conditions of the masking study (docs/methods.md 8.1), on any task, prompt format and kind of training.
 
-An example is one step of an episode, since each step ends in an action of its own: its trace and its action, each in its tags. The
-tags are supervised in every condition, so that every condition learns the format and when to act; conditions differ in what stands inside them.
+An example is one step of an episode, since each step ends in an action of its own: its trace and its action,
+each in its tags. The tags are supervised in every condition, so that every condition learns the format and
+when to act; conditions differ in what stands inside them.
 
->>> sequences, counts = supervised(fmt, episodes, Supervision(action_mask=0.3), seed=1)      # what `interp.training.trainer.train` takes
+# what `interp.training.trainer.train` takes
+>>> sequences, counts = supervised(fmt, episodes, Supervision(action_mask=0.3), seed=1)
 >>> Supervision.named("random_mask_0.3").control_of
 'action_mask_0.3'
 """
@@ -70,7 +72,8 @@ class Supervision:
             found = None
         if found is None or found.name != name:
             raise ValueError(
-                f"There is no condition {name!r}: conditions are action_mask_K and random_mask_K, K a share of the examples such as 0.3, "
+                f"There is no condition {name!r}: conditions are action_mask_K and random_mask_K, K a share "
+                "of the examples such as 0.3, "
                 "action_only and cot_only."
             )
         return found
@@ -87,7 +90,8 @@ class Written(NamedTuple):
 def written(fmt: PromptFormat, item: Episode | Decision) -> Iterator[Written]:
     """An episode as its one sequence, or as one for each step where the template strips earlier traces; a decision as its own.
 
-    A token that holds any character of an action is the action's, and of the others one that holds any of a trace is the trace's.
+    A token that holds any character of an action is the action's, and of the others one that holds any of a
+    trace is the trace's.
     """
     if isinstance(item, Decision) or not fmt.whole:
         yield from (_answered(fmt, decision) for decision in item.decisions())
@@ -156,9 +160,9 @@ def supervised(
 ) -> tuple[list[tuple[list[int], list[bool]]], dict]:
     """Training sequences, ids and which of them are supervised, and what was left unsupervised.
 
-    The same for an equal seed, whatever else is trained on; an action mask and its random control choose the same examples. Counts:
-    `examples`, `chosen`, `agent_tokens`, `action_tokens`, `unsupervised` tokens, and `short`, those that a random mask lacks
-    since a trace has fewer tokens than its action.
+    The same for an equal seed, whatever else is trained on; an action mask and its random control choose the
+    same examples. Counts: `examples`, `chosen`, `agent_tokens`, `action_tokens`, `unsupervised` tokens, and
+    `short`, those that a random mask lacks since a trace has fewer tokens than its action.
     """
     found, share = [], 1.0 if supervision.only else supervision.action_mask or supervision.random_mask
     counts = dict(examples=0, chosen=0, agent_tokens=0, action_tokens=0, unsupervised=0, short=0)

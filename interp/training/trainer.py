@@ -1,7 +1,7 @@
 """Train a checkpoint series: tokenizer, base, then chain-of-thought fine-tuning, with Hugging Face's trainer.
 
-A series is a folder of ordinary checkpoints, `checkpoint-0` (the base) to the last, with `training.json` beside the
-weights of each saying what made it.
+A series is a folder of ordinary checkpoints, `checkpoint-0` (the base) to the last, with `training.json`
+beside the weights of each saying what made it.
 """
 
 from __future__ import annotations
@@ -252,7 +252,8 @@ def train(
 def finish(trainer: Trainer, folder: Path, curve: str, made: dict) -> None:
     """Train from the last checkpoint in `folder` (from the start where there is none) to the end, then write into each what made it.
 
-    curve: the logged number, `loss` or `reward`, whose values up to a checkpoint's step stand beside `made` in its `training.json`.
+    curve: the logged number, `loss` or `reward`, whose values up to a checkpoint's step stand beside `made`
+    in its `training.json`.
     """
     numbered = {
         int(path.name.split("-")[1]): path
@@ -292,16 +293,19 @@ def train_condition(
 ) -> Path:
     """Train one condition of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
 
-    start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as
-    `supervised` takes it. seed: of the order, the mask and an adapter's initial weights; conditions of one seed read the same batches. style, system:
-    those that the base says it was trained with, else `tags` and none. options: further arguments of `PromptFormat`. A finished
-    training is left as it is, an interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there is no base, and ValueError where the folder holds another training,
-    and for a random mask that lacks more than one in a hundred of the tokens it should mask.
+    start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items:
+    what is trained on, as `supervised` takes it. seed: of the order, the mask and an adapter's initial
+    weights; conditions of one seed read the same batches. style, system: those that the base says it was
+    trained with, else `tags` and none. options: further arguments of `PromptFormat`. A finished training is
+    left as it is, an interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there
+    is no base, and ValueError where the folder holds another training, and for a random mask that lacks more
+    than one in a hundred of the tokens it should mask.
     """
     start, folder, recipe = Path(start), Path(folder), replace(recipe, seed=seed)
     if not (start / "config.json").exists():
         raise FileNotFoundError(
-            f"There is no checkpoint at {start} to train from: give a folder with config.json and whole weights."
+            f"There is no checkpoint at {start} to train from: give a folder with config.json and whole "
+            "weights."
         )
     lora, file = isinstance(recipe, Tuning), start / "training.json"
     steps, lr = (recipe.steps, recipe.lr) if lora else (recipe.cot_steps, recipe.cot_lr)
@@ -325,7 +329,8 @@ def train_condition(
     before = read_json(folder / "condition.json") if (folder / "condition.json").exists() else made
     if other := [name for name in made if before.get(name) != made[name]]:
         raise ValueError(
-            f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: "
+            f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not "
+            f"{made[other[0]]}: "
             "give another folder, or remove it."
         )
     write_json(folder / "condition.json", made)
@@ -335,8 +340,10 @@ def train_condition(
     sequences, counts = supervised(fmt, items, supervision, seed)
     if counts["short"] > 0.01 * (counts["unsupervised"] + counts["short"]):
         raise ValueError(
-            f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens "
-            f"unsupervised and not {counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. "
+            f"{supervision.name} is no control of {supervision.control_of} here: it would leave "
+            f"{counts['unsupervised']:,} tokens "
+            f"unsupervised and not {counts['unsupervised'] + counts['short']:,}, since traces are shorter "
+            "than their actions. "
             "Train on longer traces, or leave this condition out."
         )
     train(

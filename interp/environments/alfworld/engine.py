@@ -1,7 +1,8 @@
 """One household game in TextWorld's PDDL engine, by ALFWorld's own rules and grammar.
 
-TextWorld translates a problem four times to load and reset it and re-parses its text grammar at every step; both are
-pure functions of their input and are remembered here. The text that comes out is byte for byte the same (tested).
+TextWorld translates a problem four times to load and reset it and re-parses its text grammar at every step;
+both are pure functions of their input and are remembered here. The text that comes out is byte for byte the
+same (tested).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from interp.environments.base import View
 
 MISSING = (
     "The ALFWorld engine is not installed; recorded decisions work without it. To play games: "
-    "`pip install 'interp-agents[alfworld]'` (needs a C++ compiler and cmake: `apt-get install g++ cmake make`)."
+    "`pip install 'interp-agents[alfworld]'` (needs a C++ compiler and cmake: `apt-get install g++ cmake "
+    "make`)."
 )
 
 

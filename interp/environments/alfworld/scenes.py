@@ -1,7 +1,8 @@
 """Household games: generated from ALFWorld's floor plans and placement tables, or ALFWorld's own files.
 
-A generated game is ALFWorld-like, not ALFWorld: receptacles come from the wheel's 120 AI2-THOR layouts, what may
-lie where from its placement tables, but every object's place is sampled. Scores on them are not ALFWorld scores.
+A generated game is ALFWorld-like, not ALFWorld: receptacles come from the wheel's 120 AI2-THOR layouts, what
+may lie where from its placement tables, but every object's place is sampled. Scores on them are not ALFWorld
+scores.
 
 >>> game = make_game(scene=12, task_type="pick_clean_then_place_in_recep", seed=3, split="train")
 """
@@ -222,8 +223,8 @@ def games(split: str, task_types, scenes, seed: int):
 def official_games(split: str, root: str | None = None) -> list[Game]:
     """ALFWorld's own games below `$ALFWORLD_DATA/json_2.1.1/<split>`, in path order (solvable ones of the six task types).
 
-    Only the problem and the task are read from a game file; rules and grammar always come from the installed wheel.
-    Raises FileNotFoundError when the folder holds no games.
+    Only the problem and the task are read from a game file; rules and grammar always come from the installed
+    wheel. Raises FileNotFoundError when the folder holds no games.
     """
     root = root or os.environ.get("ALFWORLD_DATA")
     folder = Path(root or ".") / "json_2.1.1" / split
@@ -241,7 +242,8 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
             problem = data["pddl_problem"]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: {error}): "
+                f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: "
+                f"{error}): "
                 "run alfworld-download again."
             ) from error
         name = f"{split}/{path.parent.parent.name}/{path.parent.name}"

@@ -1,9 +1,12 @@
 """Function calls as text: read as data by a parser, never run, and held to the functions that are documented.
 
->>> calls = read("[get_weather(city='Rome', days=2)]")          # or JSON: {"name": "get_weather", "arguments": {...}}
->>> bind(calls, functions)                                      # [("get_weather", {"city": "Rome", "days": 2})]
+# or JSON: {"name": "get_weather", "arguments": {...}}
+>>> calls = read("[get_weather(city='Rome', days=2)]")
+# [("get_weather", {"city": "Rome", "days": 2})]
+>>> bind(calls, functions)
 
-What is no call of names with literal arguments raises `NotCalls`, whose text says why; `[]` is no call at all.
+What is no call of names with literal arguments raises `NotCalls`, whose text says why; `[]` is no call at
+all.
 """
 
 from __future__ import annotations

@@ -54,9 +54,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 class Entry:
     """One question, or one conversation.
 
-    turns: the messages of each turn. functions: documentation of those that can be called from the start; more: turn -> of those
-    that are added. answers: the possible answers of a question as the package writes them (None: nothing is to be called, or
-    anything). calls: the ground truth of each turn of a conversation. setup: what its backends start from.
+    turns: the messages of each turn. functions: documentation of those that can be called from the start;
+    more: turn -> of those that are added. answers: the possible answers of a question as the package writes
+    them (None: nothing is to be called, or anything). calls: the ground truth of each turn of a conversation.
+    setup: what its backends start from.
     """
 
     id: str

@@ -1,14 +1,16 @@
 """The Berkeley Function-Calling Leaderboard as an environment: its entries as decisions, its conversations as games.
 
-The package is a test set. A split of our own is declared here for training, by a hash of ids: entries that share their question or
-all their functions stay on one side, and so do the four variants of a conversation. Long-context conversations are out of domain and
-never trained on. Numbers on this split are no leaderboard numbers.
+The package is a test set. A split of our own is declared here for training, by a hash of ids: entries that
+share their question or all their functions stay on one side, and so do the four variants of a conversation.
+Long-context conversations are out of domain and never trained on. Numbers on this split are no leaderboard
+numbers.
 
-`bfcl_single` are the tested questions alone, with the curated ones in domain and the `live_*` ones, which users wrote, out of domain:
-a split for models that were trained on neither side of ours.
+`bfcl_single` are the tested questions alone, with the curated ones in domain and the `live_*` ones, which
+users wrote, out of domain: a split for models that were trained on neither side of ours.
 
 >>> entry = entries("multi_turn_base")["multi_turn_base_0"]
->>> [d.reference for d in walk(entry)]        # '{"name": "cd", "arguments": {"folder": "document"}}', ..., '[]' ends a turn
+# '{"name": "cd", "arguments": {"folder": "document"}}', ..., '[]' ends a turn
+>>> [d.reference for d in walk(entry)]
 """
 
 from __future__ import annotations
@@ -129,8 +131,8 @@ def right(decision: Decision, action: str) -> bool:
 class Conversation:
     """A conversation that is played: each action is calls, answered by the backends, or `[]`, answered by the user's next turn.
 
-    It ends with the last turn, or with more than STEPS actions in one; its score is the package's own check of all that was
-    called. What is no call of a known function is answered by the reason and not called.
+    It ends with the last turn, or with more than STEPS actions in one; its score is the package's own check
+    of all that was called. What is no call of a known function is answered by the reason and not called.
     """
 
     def reset(self, game: str) -> View:

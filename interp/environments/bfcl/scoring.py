@@ -1,9 +1,10 @@
 """Scoring of function calls by the Berkeley leaderboard's own checkers, reached by checked calls only.
 
-The package evaluates the strings that it is given and keeps the state of its backends in a module's globals. Here its evaluator
-sees only strings that were written from calls which `interp.environments.bfcl.calls` read and held to the documentation, under a name that no
-other rollout has, and its globals are taken out again after each use. Of the package only the two checkers and their backends are
-imported, which write no file; what makes folders in its own is not.
+The package evaluates the strings that it is given and keeps the state of its backends in a module's globals.
+Here its evaluator sees only strings that were written from calls which `interp.environments.bfcl.calls` read
+and held to the documentation, under a name that no other rollout has, and its globals are taken out again
+after each use. Of the package only the two checkers and their backends are imported, which write no file;
+what makes folders in its own is not.
 
 >>> score_single(entry, "calculate_triangle_area(base=10, height=5)")
 Verdict(valid=True, reason='')
@@ -26,8 +27,8 @@ from typing import NamedTuple
 from interp.environments.bfcl.calls import NotCalls, bind, read, written
 from interp.environments.bfcl.entries import INSTALL, Entry
 
-#: Actions of one turn (the package stops at 20, but the longest turn of its ground truth has 34 calls), and copies of files in one
-#: rollout, each of which may double them.
+#: Actions of one turn (the package stops at 20, but the longest turn of its ground truth has 34 calls), and
+#: copies of files in one rollout, each of which may double them.
 STEPS, COPIES = 40, 10
 #: Arguments that say how much is to be computed, and how far from 0 they may be.
 COSTLY, MOST = ("precision", "exponent", "decimal_places"), 1000
@@ -86,7 +87,8 @@ def checked(text: str, functions: Sequence[dict]) -> list[tuple[str, dict]]:
 def score_single(entry: Entry, text: str) -> Verdict:
     """Score an answer to an entry of one turn: its calls against the possible answers, or whether it calls anything.
 
-    An answer that is no call of documented functions with literal arguments is wrong, also where nothing was to be called.
+    An answer that is no call of documented functions with literal arguments is wrong, also where nothing was
+    to be called.
     """
     try:
         calls = checked(text, entry.functions)
@@ -123,7 +125,8 @@ def score_single(entry: Entry, text: str) -> Verdict:
 def score_multi(entry: Entry, turns: Sequence[Sequence[str]]) -> Verdict:
     """Score a rollout of several turns: its actions turn by turn, executed, against the ground truth's states and results.
 
-    An action that is not calls of documented functions makes the rollout wrong, and so does a turn of more than STEPS steps.
+    An action that is not calls of documented functions makes the rollout wrong, and so does a turn of more
+    than STEPS steps.
     """
     if len(turns) != len(entry.turns):
         return Verdict(False, f"there are {len(turns)} turns, and the conversation has {len(entry.turns)}")

@@ -1,8 +1,9 @@
 """ScienceWorld as an environment: elementary-school science in a house of ten rooms, played by its own Java simulator.
 
-The last task type of each of its topics is out of domain; genetics, whose gold paths take ten seconds to make and 150 steps to
-play, is left out. The package draws from one stream of random numbers and numbers objects for the whole Java process: both start anew
-with each game here, and each game has a process of its own, so that the same actions meet the same observations (in `3-4` they may not, and `3-3`'s solutions vary).
+The last task type of each of its topics is out of domain; genetics, whose gold paths take ten seconds to make
+and 150 steps to play, is left out. The package draws from one stream of random numbers and numbers objects
+for the whole Java process: both start anew with each game here, and each game has a process of its own, so
+that the same actions meet the same observations (in `3-4` they may not, and `3-3`'s solutions vary).
 
 >>> lab = Laboratory()
 >>> view = lab.reset(Game("4-1", 2))
@@ -142,7 +143,8 @@ class Laboratory:
     def step(self, action: str) -> View:
         """Play one action; what makes no sense is answered so by the simulator.
 
-        The score is the share of the task that is done. A wrong focus loses the game: its score falls below 0, and counts as 0.
+        The score is the share of the task that is done. A wrong focus loses the game: its score falls below
+        0, and counts as 0.
         """
         said = _flat(self._game.step(action.encode("utf-8", "replace").decode()))
         score = round(float(self._game.getScore()), 4)
@@ -224,7 +226,8 @@ def doors(text: str) -> dict[str, bool]:
 def swap_candidates(decision: Decision, _: Sequence[Decision]) -> list[tuple[str, str]]:
     """Pairs of names whose exchange changes the action: a room next door with another, "blue box" with "red box" and the like.
 
-    The house is the same in every game, so an agent that knows its plan can be surprised by two rooms exchanged.
+    The house is the same in every game, so an agent that knows its plan can be surprised by two rooms
+    exchanged.
     """
     seen = [m["content"] for m in decision.messages if m["role"] == "user"]
     if decision.reference.startswith("open door to "):

@@ -1,7 +1,8 @@
 """Record ScienceWorld: the simulator's own solutions without their idle steps, with traces written from the subgoals they reach.
 
-A solution is played again and kept where it scores 1. What wanders through rooms without a look is cut out of it, and so are looks
-that show nothing new and doors opened twice. Noisy and aimless play is for the mixture that a base is trained on.
+A solution is played again and kept where it scores 1. What wanders through rooms without a look is cut out of
+it, and so are looks that show nothing new and doors opened twice. Noisy and aimless play is for the mixture
+that a base is trained on.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ def plan(sizes: Sizes, seed: int) -> list[tuple[Game, str]]:
     """The test games of both splits. Raises ValueError where games to train on are asked for."""
     if sizes.base or sizes.base_out_of_domain or sizes.train:
         raise ValueError(
-            "CookingWorld is recorded for tests alone: leave the sizes base, base_out_of_domain and train at 0."
+            "CookingWorld is recorded for tests alone: leave the sizes base, base_out_of_domain and train at "
+            "0."
         )
     return [
         (game, f"test_{split}")

@@ -1,8 +1,9 @@
 """TextWorldExpress, a fast engine of text games: The Common-Sense game (TWC) and CookingWorld as environments.
 
-In TWC things lie about in two rooms, and each has a usual place that common sense knows. The games of its `dev` and `test` folds are
-about things that no game of its `train` fold names: they are out of domain. CookingWorld's folds share their ingredients, so there
-recipes of four ingredients are out of domain, and of two in domain: a shift of length, not of words.
+In TWC things lie about in two rooms, and each has a usual place that common sense knows. The games of its
+`dev` and `test` folds are about things that no game of its `train` fold names: they are out of domain.
+CookingWorld's folds share their ingredients, so there recipes of four ingredients are out of domain, and of
+two in domain: a shift of length, not of words.
 
 >>> live = Live()
 >>> view = live.reset(Game("twc", "train", 7))
@@ -29,8 +30,8 @@ from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
 
 INSTALL = "pip install 'interp-agents[textworldexpress]'"
-#: A game's name -> the engine's game and its parameters. (Four things to put away are too many for some of TWC's rooms; in more rooms
-#: than three the solutions of CookingWorld walk to and fro.)
+#: A game's name -> the engine's game and its parameters. (Four things to put away are too many for some of
+#: TWC's rooms; in more rooms than three the solutions of CookingWorld walk to and fro.)
 GAMES = {
     "twc": ("twc", "numLocations=2,numItemsToPutAway=3,includeDoors=0,limitInventorySize=0"),
     "cookingworld": (
@@ -42,8 +43,9 @@ GAMES = {
         "numLocations=3,numIngredients=4,numDistractorItems=2,includeDoors=0,limitInventorySize=0",
     ),
 }
-#: (environment, a study's split) -> the games it is made of: (name, fold, seeds), drawn from alike. The package's own lists hold the
-#: first thousand seeds of each fold; a game depends on its fold and seed alone, so there are more.
+#: (environment, a study's split) -> the games it is made of: (name, fold, seeds), drawn from alike. The
+#: package's own lists hold the first thousand seeds of each fold; a game depends on its fold and seed alone,
+#: so there are more.
 SPLITS = {
     ("twc", "in_domain"): [("twc", "train", range(0, 10_000))],
     ("twc", "out_of_domain"): [("twc", "dev", range(10_000, 20_000)), ("twc", "test", range(20_000, 30_000))],
@@ -59,7 +61,8 @@ _ACTION = re.compile(
 )
 #: What tells things of one class apart.
 _QUALITIES = frozenset(
-    "clean dirty wet rotten raw fried roasted grilled chopped sliced diced white gray black blue brown striped plaid checkered "
+    "clean dirty wet rotten raw fried roasted grilled chopped sliced diced white gray black blue brown "
+    "striped plaid checkered "
     "red yellow green orange teal maroon azure purple magenta".split()
 )
 
@@ -151,8 +154,8 @@ def gold(game: Game) -> list[str]:
 def games(environment: str, split: str, use: str, seed: int) -> Iterator[Game]:
     """Games of a study's split for one of USES, in an order that the seed gives; no two uses share one, whatever their seeds.
 
-    Two seeds can give one game, so the use is told by a hash of what the solution handles; of games that handle the same things in
-    the same way only the first is given.
+    Two seeds can give one game, so the use is told by a hash of what the solution handles; of games that
+    handle the same things in the same way only the first is given.
     """
     rng, live, seen = random.Random(f"{environment}/{split}/{use}/{seed}"), Live(), set()
     orders = [
@@ -230,7 +233,8 @@ def _cookingworld(split: str, n: int, seed: int) -> list[Game]:
 
 def _unrecorded():
     raise ValueError(
-        "CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment cookingworld --out FILE`, "
+        "CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment "
+        "cookingworld --out FILE`, "
         "and give them with --corpus FILE."
     )
 

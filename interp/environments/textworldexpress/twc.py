@@ -87,7 +87,8 @@ _NEXT = {
 class Belief:
     """What the agent knows: the usual places, the rooms as it saw them, what it holds, and where it put things.
 
-    homes: thing -> its usual place. rooms: room -> the text that it was last described with. placed: thing -> (room, receptacle).
+    homes: thing -> its usual place. rooms: room -> the text that it was last described with. placed: thing ->
+    (room, receptacle).
     """
 
     homes: dict[str, str]
@@ -140,8 +141,9 @@ def homes(path: Sequence[str]) -> dict[str, str]:
 def act(belief: Belief, admissible: Sequence[str]) -> tuple[str, str, dict] | None:
     """The expert's next action, which sentence of _NEXT says why, and its words; None where it knows of nothing to do.
 
-    It reads the belief, not a plan, so it can take over after any detour: things out of place are taken up, in the order of the
-    room's description; what is held is put away where its place is here; then on to the other room.
+    It reads the belief, not a plan, so it can take over after any detour: things out of place are taken up,
+    in the order of the room's description; what is held is put away where its place is here; then on to the
+    other room.
     """
     loose = [c[5:] for c in admissible if c.startswith("take ") and belief.wrong(c[5:])]
     if loose:
@@ -194,8 +196,8 @@ def write(belief: Belief, action: str, reason: tuple[str, dict], rng: random.Ran
 def play(live: Live, game: Game, split: str, which: str, number: int, usual: dict[str, str]) -> Episode:
     """Play one episode: `expert`, `noisy` (a third of the actions drawn at random) or `aimless` (all of them).
 
-    usual: the game's things and their usual places. A wrong action is chosen before the trace is written, so the trace argues for
-    the action that follows it.
+    usual: the game's things and their usual places. A wrong action is chosen before the trace is written, so
+    the trace argues for the action that follows it.
     """
     rng = random.Random(f"{game}/{which}/{number}")
     view = live.reset(game)
@@ -233,11 +235,13 @@ def play(live: Live, game: Game, split: str, which: str, number: int, usual: dic
 def plan(sizes: Sizes, seed: int) -> list[tuple[Game, str, tuple[str, ...], bool]]:
     """Which games are played for which split and how; test games keep their admissible actions.
 
-    Out-of-domain things are in no base or training game, not even in aimless play. Raises ValueError where such games are asked for.
+    Out-of-domain things are in no base or training game, not even in aimless play. Raises ValueError where
+    such games are asked for.
     """
     if sizes.base_out_of_domain:
         raise ValueError(
-            "TWC's base mixture has no out-of-domain games: its out-of-domain things are in no training text. Leave base_out_of_domain at 0."
+            "TWC's base mixture has no out-of-domain games: its out-of-domain things are in no training "
+            "text. Leave base_out_of_domain at 0."
         )
     trained, tested, outside = (
         games("twc", split, use, seed)
