@@ -4,8 +4,7 @@ computes.
 >>> state = merged(find("runs/lora/checkpoint-100"), torch.float32)      # name -> tensor
 
 Everything that peft reads by name from a configuration is looked at first: a kind that opens files, builds
-code, or matches
-expressions without a limit is refused or resolved here.
+code, or matches expressions without a limit is refused or resolved here.
 """
 
 from __future__ import annotations
@@ -90,8 +89,7 @@ REFUSED = {
 UNREPEATABLE = ("corda", "lora_ga", "loftq")
 ELSEWHERE = (
     "Where peft can merge it, merge it with merge_and_unload(), save model and tokenizer with "
-    "save_pretrained, "
-    "and give that folder"
+    "save_pretrained, and give that folder"
 )
 #: Fields that name modules of the base, and those of them in which one text is an expression.
 NAMING = (
@@ -134,9 +132,8 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
     kind = raw.get("peft_type")
     if kind in PROMPTED:
         raise NotImplementedError(
-            f"{checkpoint.path} is an adapter of kind {kind}, which adds no weights "
-            "to merge and is not supported: it puts "
-            "learned vectors before each prompt, which are no text. Give a checkpoint "
+            f"{checkpoint.path} is an adapter of kind {kind}, which adds no weights to merge and is not "
+            "supported: it puts learned vectors before each prompt, which are no text. Give a checkpoint "
             "with weights, or a LoRA."
         )
     if kind not in MERGED:
@@ -145,24 +142,21 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
         )
     if found := next((k for k in REFUSED if raw.get(k)), None):
         raise NotImplementedError(
-            f"{file} sets {found}, which is not supported: {REFUSED[found]}. Give a "
-            "checkpoint whose weights are merged, "
-            "or an adapter without it."
+            f"{file} sets {found}, which is not supported: {REFUSED[found]}. Give a checkpoint whose weights "
+            "are merged, or an adapter without it."
         )
     start = str(raw.get("init_lora_weights", ""))
     if start in UNREPEATABLE or start.startswith("pissa_niter"):
         raise NotImplementedError(
-            f"{file} says init_lora_weights {start!r}, which changed the base in a "
-            "way that cannot be repeated. Save it with "
-            "path_initial_model_for_weight_conversion, or merge it where it was "
-            f"trained."
+            f"{file} says init_lora_weights {start!r}, which changed the base in a way that cannot be "
+            "repeated. Save it with path_initial_model_for_weight_conversion, or merge it where it was "
+            "trained."
         )
     known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
     if unknown := sorted(k for k, v in raw.items() if k not in known and v):
         raise ValueError(
-            f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not "
-            "know: update peft, or merge the adapter "
-            "where it was trained."
+            f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not know: update peft, "
+            "or merge the adapter where it was trained."
         )
     kept = {k: v for k, v in raw.items() if k in known and k not in ("auto_mapping", "peft_version")}
     return _resolved(file, kept, tuple(modules))
@@ -202,9 +196,8 @@ def _matches(file: Path, field: str, pattern: str, name: str, deadline: float) -
         return bool(regex.fullmatch(pattern, name, timeout=max(1e-3, deadline - time.monotonic())))
     except TimeoutError as error:
         raise ValueError(
-            f"{file} has an expression in {field} that takes more than {MATCHING} s to match "
-            "the modules' names: list the names "
-            "there instead."
+            f"{file} has an expression in {field} that takes more than {MATCHING} s to match the modules' "
+            "names: list the names there instead."
         ) from error
     except regex.error as error:
         raise ValueError(f"{file} has an expression in {field} that cannot be read ({error}).") from error
@@ -222,8 +215,7 @@ def merged(
     adapters one after another.
 
     Raises ValueError, naming the adapter's file, where it does not fit the base, is not finite, or does not
-    come out of the
-    merge as it computes unmerged.
+    come out of the merge as it computes unmerged.
     """
     base, *adapters = lineage(checkpoint)
     hf = weights.module(base, dtype, trust_remote_code)
@@ -257,9 +249,8 @@ def _merge(hf, checkpoint: Checkpoint):
         sizes = [line.strip(" \t.") for line in str(error).splitlines() if "size mismatch" in line]
         reason = sizes[0] if sizes else first_line(error)
         raise ValueError(
-            f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
-            f"({reason}): it is damaged, "
-            "or was trained on another base."
+            f"The adapter {file} cannot be merged into its base {checkpoint.base.path} ({reason}): it is "
+            "damaged, or was trained on another base."
         ) from error
     ids = _trial(hf, config)
     try:
@@ -273,14 +264,12 @@ def _merge(hf, checkpoint: Checkpoint):
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         raise ValueError(
             f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
-            f"({first_line(error)}): "
-            "leave this checkpoint out, or train one whose weights can be merged."
+            f"({first_line(error)}): leave this checkpoint out, or train one whose weights can be merged."
         ) from error
     if not off <= TOLERANCE.get(hf.dtype, 0.1):
         raise ValueError(
-            f"The adapter {file} does not compute the same merged into its base "
-            f"{checkpoint.base.path} as it does unmerged (logits "
-            f"differ by {off:.1e} of the largest): load it in float32, or leave this "
+            f"The adapter {file} does not compute the same merged into its base {checkpoint.base.path} as it "
+            f"does unmerged (logits differ by {off:.1e} of the largest): load it in float32, or leave this "
             "checkpoint out."
         )
     return whole
@@ -334,9 +323,8 @@ def _resize(hf, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> N
     needed = [f"{name}.weight" for name in weights.embedding_names(hf)]
     if not any(n in kept for n in needed) or (not tied and not all(n in kept for n in needed)):
         raise ValueError(
-            f"it was trained with {rows} rows of the vocabulary, its base has {own}, and the "
-            "adapter does not hold the embeddings "
-            f"{' and '.join(n for n in needed if n not in kept)}: save it with "
+            f"it was trained with {rows} rows of the vocabulary, its base has {own}, and the adapter does "
+            f"not hold the embeddings {' and '.join(n for n in needed if n not in kept)}: save it with "
             "save_embedding_layers=True"
         )
     hf.resize_token_embeddings(rows, mean_resizing=False)

@@ -45,7 +45,8 @@ ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "f
 LAYERS = 1_000
 #: Heads of a model that scores texts and has no words to say.
 SCORERS = re.compile(
-    r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering|RewardModel|ValueModel|ForReward)$"
+    r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering"
+    r"|RewardModel|ValueModel|ForReward)$"
 )
 #: Fields in which nearly all checkpoints differ from their base.
 UNSAID = (
@@ -84,16 +85,14 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
         if not trust_remote_code and other.exists() and "auto_map" in read_json(other):
             raise ValueError(
                 f"{other} has an auto_map: it asks to run Python code from its repository, which is not run "
-                "unless "
-                "trust_remote_code=True is given, by someone who has read that code."
+                "unless trust_remote_code=True is given, by someone who has read that code."
             )
     _check_names(file, raw)
     check_quantised(file, raw.get("quantization_config"))
     if raw.get("is_encoder_decoder"):
         raise NotImplementedError(
             f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an "
-            "encoder "
-            "reads the prompt, so there is no boundary in the decoder."
+            "encoder reads the prompt, so there is no boundary in the decoder."
         )
     try:
         config = read_configuration(checkpoint.home, trust_remote_code)
@@ -122,22 +121,21 @@ def quantisation(checkpoint: Checkpoint) -> object:
 
 
 def _check_names(file: Path, raw: Mapping, within: str = "") -> None:
-    """Raise where a configuration names an attention implementation that is not read, or a model that only scores."""
+    """Raise for an attention implementation that is not supported, or a model that only scores."""
     for field in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         value = raw.get(field)
         for name in value.values() if isinstance(value, Mapping) else [value]:
             if name not in ATTENTION:
                 raise ValueError(
                     f"{file} names the attention implementation {name!r} in {within}{field}, which is not "
-                    "read since it may fetch and "
-                    f"run code: remove it, or take one of {', '.join(map(repr, ATTENTION[1:]))}."
+                    "read since it may fetch and run code: remove it, or take one of "
+                    f"{', '.join(map(repr, ATTENTION[1:]))}."
                 )
     scorers = [n for n in raw.get("architectures") or [] if isinstance(n, str) and SCORERS.match(n)]
     if scorers:
         raise NotImplementedError(
             f"{file} describes {scorers[0]}, a model of values, rewards or classes and no language model: "
-            "give the policy's "
-            "checkpoint."
+            "give the policy's checkpoint."
         )
     for key, inner in raw.items():
         if isinstance(inner, Mapping) and key.endswith("_config") and key != "quantization_config":
@@ -171,7 +169,7 @@ def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted
 
 
 def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
-    """The folder of a checkpoint's tokenizer (an adapter's base's where it has none of its own), None where a GGUF file brings it."""
+    """The folder of a checkpoint's tokenizer (or its base's); None where a GGUF file brings it."""
     adapted = [c.path for c in reversed(adapters.lineage(checkpoint)) if c.base]
     for folder in (*adapted, checkpoint.home):
         if tokenizer_files(folder):
@@ -207,8 +205,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
         ):
             warnings.warn(
                 f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' "
-                f"{type(found).__name__}, which its "
-                "model_type stands for, would split text otherwise.",
+                f"{type(found).__name__}, which its model_type stands for, would split text otherwise.",
                 stacklevel=2,
             )
             found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -226,7 +223,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
 
 
 def _splits_otherwise(tokenizer, file: Path) -> bool:
-    """Whether a tokenizer gives other ids than its tokenizer.json by itself (some classes of transformers build their own parts)."""
+    """Whether a tokenizer gives other ids than its tokenizer.json: some classes build their own parts."""
     if not file.exists():
         return False
     own = Tokenizer.from_file(str(file))
@@ -295,7 +292,7 @@ def special_tokens(tokenizer) -> dict[str, object]:
 
 
 def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
-    """A sentence where a tokenizer has a padding token alone that a model of `rows` embeddings does not embed, else empty.
+    """A sentence where the model's `rows` embeddings lack the tokenizer's padding token alone, else "".
 
     Raises ValueError where it has others that are not embedded.
     """
@@ -304,10 +301,8 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
         token = next(token for _, token in beyond if token != tokenizer.pad_token)
         raise ValueError(
             f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only "
-            f"{rows}, and not {token!r}: "
-            "they do not belong together, or the embeddings that were added were not saved (for an adapter, "
-            "save_pretrained with "
-            "save_embedding_layers=True)."
+            f"{rows}, and not {token!r}: they do not belong together, or the embeddings that were added were "
+            "not saved (for an adapter, save_pretrained with save_embedding_layers=True)."
         )
     return (
         f"The padding token {beyond[0][1]!r} of {checkpoint.path} is not embedded, and never read."
@@ -317,7 +312,7 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
 
 
 def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
-    """A checkpoint's chat template and the file it is in: the tokenizer's own file, its configuration, or a GGUF file."""
+    """A checkpoint's chat template and its file: the tokenizer's own, its configuration, or a GGUF file."""
     folder, source = tokenizer_home(checkpoint), adapters.lineage(checkpoint)[0]
     if folder is None:
         return gguf_header(source.path)[0].get("tokenizer.chat_template"), source.path
@@ -329,7 +324,7 @@ def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
 
 
 def stop_tokens(checkpoint: Checkpoint) -> int | list[int] | None:
-    """What a checkpoint's generation_config.json, or its base's, ends a turn with; None where neither says."""
+    """The stop tokens in a checkpoint's (or its base's) generation_config.json; None where it has none."""
     for folder in dict.fromkeys(
         [checkpoint.path if checkpoint.kind == "adapter" else checkpoint.home, checkpoint.home]
     ):
@@ -394,7 +389,7 @@ def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
 
 
 def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code: bool = False) -> None:
-    """Raise ValueError where the tensors that a checkpoint's headers list are not the ones of `hf` (a model on the meta device)."""
+    """Raise ValueError where a checkpoint's headers do not list the tensors of `hf` (on the meta device)."""
     if checkpoint.kind == "gguf":
         return  # its names are known when transformers reads it
     if checkpoint.kind != "adapter" and getattr(hf.config, "quantization_config", None):
@@ -413,8 +408,8 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and names[n] in whole]:
         raise ValueError(
             f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, "
-            "which is no "
-            "floating point. Save the model dequantised, or give the weights that it was quantised from."
+            "which is no floating point. Save the model dequantised, or give the weights that it was "
+            "quantised from."
         )
     found = misfits(shapes, hf)
     if found and any(n not in shapes for n in parameters):  # an older release's names, perhaps
@@ -430,8 +425,7 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
     if found:
         raise ValueError(
             f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of "
-            f"{len(whole)} tensors)."
-            f"{_hint(entries, found, hf)}"
+            f"{len(whole)} tensors).{_hint(entries, found, hf)}"
         )
 
 
@@ -440,8 +434,7 @@ def _check_adapter(checkpoint: Checkpoint, entries: Header, hf, whole: dict[str,
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and ".lora_" in n]:
         raise ValueError(
             f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, "
-            "which is no "
-            "floating point. Save the adapter in floating point."
+            "which is no floating point. Save the adapter in floating point."
         )
     rows = adapters.vocabulary({n: shape for n, (_, shape) in entries.items()}, embedding_names(hf))
     if rows is not None:
@@ -470,7 +463,6 @@ def check_memory(
         twice = " (its copy while it is read counted in)" if copies > 1 else ""
         raise ValueError(
             f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, "
-            f"but {device} has "
-            f"{free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or device_map='auto' "
-            "over several GPUs."
+            f"but {device} has {free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or "
+            "device_map='auto' over several GPUs."
         )

@@ -1,4 +1,4 @@
-"""What trainers leave on disk: which files hold a checkpoint's weights, and an adapter's base. A pickle is never opened.
+"""What trainers leave on disk: a checkpoint's weight files, and an adapter's base. No pickle is opened.
 
 >>> checkpoint = find("runs/lora/checkpoint-100")      # .kind "adapter", .files, .base
 """
@@ -39,7 +39,7 @@ TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.mod
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint on disk: its folder (or GGUF file), how its weights are kept, in which files, and an adapter's base."""
+    """One checkpoint on disk: its folder (or GGUF file), kind, weight files, and an adapter's base."""
 
     path: Path
     kind: Literal["full", "sharded", "adapter", "gguf"]
@@ -58,7 +58,10 @@ class Checkpoint:
 
 
 def training_notes(folder: Path) -> dict:
-    """What the trainer wrote beside a checkpoint's weights (training.json), empty where nothing; raises what `read_training` raises."""
+    """The trainer's notes beside the weights (training.json), {} without.
+
+    Raises what `read_training` raises.
+    """
     file = folder / "training.json"
     return read_training(file) if file.exists() else {}
 
@@ -83,7 +86,7 @@ def shard_index(path: Path) -> dict[str, str]:
 
 
 def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint:
-    """An adapter's base: as given, or as its adapter_config.json names it, a folder or a hub name (in the cache, or fetched).
+    """An adapter's base: as given, or as adapter_config.json names it, a folder or a hub name.
 
     Where what it names is another adapter, the base that is given belongs to the lowest of them, unless it is
     an adapter itself.
@@ -109,14 +112,13 @@ def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpo
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The base {str(base or named)!r} of the adapter {path} was found neither from the working "
-            "folder nor from the "
-            "adapter's nor in the hub's cache: give its folder with base=."
+            "folder nor from the adapter's nor in the hub's cache: give its folder with base=."
         ) from error
     return _below(place, above)
 
 
 def _place(path: Path, name: str) -> Path | None:
-    """Where a base of this name is, seen from the working folder or from the adapter's; None where it is not there."""
+    """Where a base of this name is, from the working folder or the adapter's; None where it is not there."""
     found = next(
         (place for place in (Path(name), path / name, path.parent / name) if name and place.exists()), None
     )
@@ -140,7 +142,7 @@ def _adapts(path: Path) -> bool:
 
 
 def _below(place: Path, above: Sequence[Path], base: str | Path | None = None) -> Checkpoint:
-    """The base of an adapter, itself a model or another adapter; raises ValueError where adapters are each other's base."""
+    """The base of an adapter, a model or another adapter; raises ValueError where adapters form a circle."""
     if place.resolve() in above:
         raise ValueError(
             f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was "
@@ -150,7 +152,7 @@ def _below(place: Path, above: Sequence[Path], base: str | Path | None = None) -
 
 
 def fetch(repository: str, revision: str | None = None, code: bool = False) -> Path:
-    """The local folder of a hub repository's safetensors, configuration and tokenizer (`code`: its Python files too)."""
+    """Local folder of a hub repository's safetensors, configuration and tokenizer (`code`: also Python)."""
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", *(["*.py"] if code else [])]
@@ -162,13 +164,12 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
     except Exception as error:  # the client raises its own, and its transport's, many kinds
         raise FileNotFoundError(
             f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be "
-            "fetched "
-            f"({first_line(error)})."
+            f"fetched ({first_line(error)})."
         ) from error
 
 
 def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path] = ()) -> Checkpoint:
-    """What a checkpoint's folder (or GGUF file) holds; an adapter's base is `base`, or what its configuration names.
+    """What a checkpoint's folder (or GGUF file) holds; an adapter's base is `base`, or as it names it.
 
     above: the adapters whose base is looked for. Raises FileNotFoundError where there are no weights that can
     be read (with the command that converts what is there), ValueError for a damaged index or configuration,
@@ -206,8 +207,7 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
     if full and low_rank.exists():
         raise ValueError(
             f"{folder} holds both {full.name} and {low_rank.name}, so that it is not known whether the "
-            "adapter is merged: leave "
-            "one of them there."
+            "adapter is merged: leave one of them there."
         )
     if whole.exists() and index.exists():
         stray = [
@@ -245,8 +245,7 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
     if len(quantised) > 1:
         raise ValueError(
             f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is "
-            "one, "
-            "so give the files' paths."
+            "one, so give the files' paths."
         )
     return find(quantised[0]) if quantised else None
 

@@ -1,6 +1,7 @@
 """Whether two configurations describe the same computation: which fields change no forward pass, and why.
 
->>> differing(dict(model_type="llama", attention_dropout=0.1), dict(model_type="llama", attention_dropout=0.0))
+>>> first = dict(model_type="llama", attention_dropout=0.1)
+>>> differing(first, dict(first, attention_dropout=0.0))
 [('attention_dropout', 0.1, 0.0, True)]
 """
 
@@ -67,8 +68,10 @@ def same(a, b) -> bool:
 
 
 def _rope(value: Mapping) -> Mapping:
-    """Parameters of rotary positions as the newest release writes them, with what they take where nothing is said;
-    any other mapping as it is."""
+    """Parameters of rotary positions in the newest release's form, defaults filled in.
+
+    Other mappings unchanged.
+    """
     if not {"rope_type", "rope_theta"} & value.keys():
         return value
     kind = value.get("rope_type", value.get("type", "default"))

@@ -21,7 +21,7 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 
 
 def check_size(path: Path, limit: int) -> None:
-    """Raise OSError where a file is missing or exceeds `limit` bytes, ValueError where it is no regular file."""
+    """Raise OSError for a missing file or one of more than `limit` bytes, ValueError for no regular file."""
     size = check_regular(path).st_size
     if size > limit:
         raise OSError(
@@ -31,8 +31,7 @@ def check_size(path: Path, limit: int) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError where what a reading of the folder may open is no regular file, and OSError where it is
-    larger than any of its kind."""
+    """Raise ValueError where a file that may be opened is no regular file, OSError where it is too large."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in OPENED or not path.exists():
             continue

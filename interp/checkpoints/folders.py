@@ -31,8 +31,7 @@ EPOCHS = "epoch"
 
 
 def named_step(name: str) -> int | None:
-    """The step in a folder's name as a trainer writes it (`checkpoint-1e3` and `step_1k` are 1,000), None where
-    it is no such name."""
+    """The step in a folder's name (`checkpoint-1e3` and `step_1k` are 1,000); None where it names no step."""
     found = NAMED.fullmatch(name)
     return (
         int(float(found["number"].lower().replace("k", "e3")))
@@ -81,9 +80,8 @@ def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tupl
     units = {NAMED.fullmatch(p.name)["unit"].lower() == EPOCHS: p.name for _, p in named}
     if len(units) > 1:
         raise ValueError(
-            f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be "
-            "put in one order: give the paths of "
-            "one kind with their steps (CheckpointSeries.from_paths)."
+            f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be put in one "
+            "order: give the paths of one kind with their steps (CheckpointSeries.from_paths)."
         )
     groups: dict[int, list[Path]] = {}
     for step, path in named:
@@ -92,7 +90,7 @@ def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tupl
 
 
 def left_out(folder: Path, taken: Sequence[Path]) -> list[Path]:
-    """Checkpoints in a run's folder whose names say no step (`checkpoint-final`), links to those taken aside."""
+    """Checkpoints in a run's folder whose names give no step (`checkpoint-final`), links left out."""
     known = {p.resolve() for p in taken}
     return [
         p
@@ -134,9 +132,8 @@ def by_step(pairs: Sequence[tuple[int, object]]) -> Mapping[int, object]:
     for step, source in pairs:
         if step in found:
             raise ValueError(
-                f"{found[step]} and {source} are both checkpoint {step}: a series has one "
-                "checkpoint of each step. Give the paths of "
-                "those that you want (CheckpointSeries.from_paths)."
+                f"{found[step]} and {source} are both checkpoint {step}: a series has one checkpoint of each "
+                "step. Give the paths of those that you want (CheckpointSeries.from_paths)."
             )
         found[step] = source
     return found
@@ -149,7 +146,7 @@ def contents(folder: Path) -> str:
 
 
 def further_down(folder: Path) -> str:
-    """The folders below that can be given instead, in a sentence: runs with checkpoints, or else single models."""
+    """The folders below that can be given instead, in a sentence: runs with checkpoints, or single models."""
     below = [p for depth in ("*", "*/*", "*/*/*") for p in sorted(folder.glob(depth)) if p.is_dir()]
     runs = list(dict.fromkeys(p.parent for p in below if named_step(p.name) is not None))
     found = runs or [p for p in below if is_model(p)]

@@ -1,4 +1,4 @@
-"""What the headers of weights say, from a few kilobytes: names, dtypes and shapes of safetensors and GGUF files; content hashes.
+"""Headers of safetensors and GGUF files: names, dtypes and shapes from a few kilobytes; content hashes.
 
 >>> shapes = headers(find("runs/lora/checkpoint-100"))      # name -> (dtype, shape)
 """
@@ -41,7 +41,7 @@ def damaged(path: Path, why: object) -> ValueError:
 
 
 def header(path: Path) -> Header:
-    """Names, dtypes and shapes of a safetensors file; raises ValueError where it is not as long as they say."""
+    """Names, dtypes and shapes of a safetensors file; raises ValueError where it is cut off."""
     size = path.stat().st_size
     try:
         with open(path, "rb") as stream:
@@ -60,7 +60,7 @@ def header(path: Path) -> Header:
 
 
 def gguf_header(path: Path) -> tuple[dict, Header]:
-    """Metadata (of an array: its content hash) and tensors of a GGUF file; raises ValueError where the file is shorter than they say."""
+    """Metadata (arrays as their hash) and tensors of a GGUF file; raises ValueError where it is cut off."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     with _mapped(path) as data:
@@ -117,7 +117,7 @@ def gguf_header(path: Path) -> tuple[dict, Header]:
 
 
 def headers(checkpoint: Checkpoint) -> Header:
-    """Names, dtypes and shapes of a checkpoint's own tensors (an adapter's: of the adapter), read from the files' headers alone."""
+    """Names, dtypes and shapes of a checkpoint's own tensors, from its files' headers alone."""
     if checkpoint.kind == "gguf":
         return gguf_header(checkpoint.path)[1]
     found = {file: header(file) for file in checkpoint.files if file.suffix == ".safetensors"}

@@ -36,9 +36,8 @@ def identity(checkpoint: Checkpoint, trust_remote_code: bool = False) -> dict[st
     there.
 
     Names: config (as transformers reads it), generation_config, tokenizer (its files and special tokens),
-    template (the
-    checkpoint's own), adapter_config (of every adapter down to the base), code (Python files, where they may
-    run).
+    template (the checkpoint's own), adapter_config (of every adapter down to the base), code (Python files,
+    where they may run).
     """
     found = dict(
         config=hash_config(checks.configuration(checkpoint, trust_remote_code)),

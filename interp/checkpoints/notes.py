@@ -50,9 +50,8 @@ def _of_names(series: CheckpointSeries, step: int, entries) -> list[str]:
     if any(name != own for name, own in names.items()):
         prefix = wrapping(entries) or next(iter(names)).removesuffix(next(iter(names.values())))
         found.append(
-            f"The tensors of checkpoint {step} are named with {prefix!r}, which a wrapper of the "
-            "training run left there and which "
-            "is taken off."
+            f"The tensors of checkpoint {step} are named with {prefix!r}, which a wrapper of the training "
+            "run left there and which is taken off."
         )
     if heads := [n for n, own in names.items() if own not in parameters and VALUE_HEADS.match(own)]:
         found.append(
@@ -71,8 +70,7 @@ def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[s
         if not checkpoint.base and batch_dependent(config.quantization_config):
             found.append(
                 f"What checkpoint {step} computes in 8 bits depends a little on what else is in the batch "
-                "(measured "
-                "on a small model: 0.2 %)."
+                "(measured on a small model: 0.2 %)."
             )
     wanted = checks.configuration(first, series.trust_remote_code)
     fields = checks.check_architecture(checkpoint, config, first, wanted)
@@ -99,9 +97,8 @@ def vocabulary(series: CheckpointSeries) -> list[str]:
     tokens = max(map(len, series.tokenizers.values()), default=0)
     if len(set(rows.values())) > 1 and tokens > min(rows.values()):
         found.append(
-            f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with "
-            "all tokens is used, and a checkpoint that "
-            "does not embed a token of a prompt refuses that prompt."
+            f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with all tokens "
+            "is used, and a checkpoint that does not embed a token of a prompt refuses that prompt."
         )
     elif len(set(rows.values())) > 1:
         found.append(
@@ -124,8 +121,7 @@ def special_tokens(series: CheckpointSeries) -> list[str]:
             )
             if differ:
                 found.append(
-                    f"The special tokens of {checks.tokenizer_home(series.local[step])} are not "
-                    "the ones of the series, which are used for "
-                    f"all of its checkpoints: {differ}."
+                    f"The special tokens of {checks.tokenizer_home(series.local[step])} are not the ones of "
+                    f"the series, which are used for all of its checkpoints: {differ}."
                 )
     return found

@@ -36,9 +36,8 @@ DEQUANTISED = ("fp8", "mxfp4")
 #: What every module has of its own: hooks, children, its state.
 OF_MODULES = frozenset(torch.nn.Module().__dict__)
 OTHERWISE = (
-    "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights "
-    "that it was "
-    "quantised from"
+    "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights that it "
+    "was quantised from"
 )
 
 
@@ -58,8 +57,9 @@ def method(config: object) -> str:
 
 
 def batch_dependent(config: object) -> bool:
-    """Whether what is computed of a row depends on the rows beside it: in 8 bits, bitsandbytes keeps the features apart in
-    which any row has an outlier."""
+    """Whether a row's result depends on the rows beside it: 8-bit bitsandbytes keeps every feature apart in
+    which any row has an outlier.
+    """
     given = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "quant_method") else {}
     return method(config) == "bitsandbytes" and bool(given.get("load_in_8bit") or given.get("_load_in_8bit"))
 
@@ -77,9 +77,8 @@ def check_quantised(file: Path, config: object) -> None:
         )
     if missing := [p for p in PACKAGES.get(name, ()) if not _installed(p)]:
         raise ImportError(
-            f"{file} has a quantization_config ({name}), and reading it needs "
-            f"{' and '.join(missing)}: "
-            f"`pip install {' '.join(missing)}`, {OTHERWISE}."
+            f"{file} has a quantization_config ({name}), and reading it needs {' and '.join(missing)}: `pip "
+            f"install {' '.join(missing)}`, {OTHERWISE}."
         )
 
 

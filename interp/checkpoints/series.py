@@ -78,7 +78,7 @@ class CheckpointSeries:
     def discover(
         cls, folder: str | Path = SERIES, base: str | Path | None = None, trust_remote_code: bool = False
     ) -> CheckpointSeries:
-        """What a trainer wrote below `folder`: `checkpoint-N` folders, or as other trainers name them (`interp.checkpoints.folders`), or `*.gguf` files.
+        """The checkpoints below `folder`: `checkpoint-N`, folders of other trainers, or `*.gguf` files.
 
         Each holds safetensors, whole or sharded, or an adapter (merged into its base as it is loaded: `base`,
         or what adapter_config.json names), or one GGUF file. Of adapters alone without a checkpoint-0 the
@@ -153,7 +153,7 @@ class CheckpointSeries:
         base: str | Path | None = None,
         trust_remote_code: bool = False,
     ) -> CheckpointSeries:
-        """Revisions of one hub repository, keyed by the number in their name (from the cache, or fetched when they are loaded)."""
+        """Revisions of one hub repository, keyed by the number in their name, fetched when loaded."""
         numbers = [int(m[0]) if (m := re.search(r"\d+", r)) else i for i, r in enumerate(revisions)]
         return cls(
             by_step([(n, (repository, r)) for n, r in zip(numbers, revisions)]), base, trust_remote_code
@@ -172,7 +172,10 @@ class CheckpointSeries:
         return self.sources[step]
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """What is on disk of a checkpoint now (a hub checkpoint is fetched); raises what `interp.checkpoints.contents.find` raises."""
+        """A checkpoint as it is on disk now (a hub checkpoint is fetched).
+
+        Raises what `contents.find` raises.
+        """
         path = self.path(step)
         return checkpoints.find(
             checkpoints.fetch(*path, code=self.trust_remote_code) if isinstance(path, tuple) else path,
@@ -189,7 +192,7 @@ class CheckpointSeries:
         return notes.of_series(self)
 
     def table(self) -> pd.DataFrame:
-        """One row for each checkpoint: step, kind, dtype as kept, parameters of the model, bytes of its weight files, path."""
+        """One row for each checkpoint: step, kind, stored dtype, parameters, bytes of its files, path."""
         rows = []
         for step in self.steps:
             path, row = (
@@ -208,7 +211,7 @@ class CheckpointSeries:
 
     @cached_property
     def local(self) -> dict[int, Checkpoint]:
-        """step -> what is on disk, of the checkpoints that are (a hub's revisions are looked at as they are loaded)."""
+        """step -> checkpoint on disk; a hub's revisions are looked at when they are loaded."""
         return {step: self.checkpoint(step) for step in self.steps if not isinstance(self.path(step), tuple)}
 
     def blueprint(self, config):
@@ -224,7 +227,10 @@ class CheckpointSeries:
         return self.blueprint(self.configuration(self.steps[0]))
 
     def configuration(self, step: int):
-        """A checkpoint's configuration, an adapter's as it is after its merge (`interp.checkpoints.adapters.adjusted`)."""
+        """A checkpoint's configuration.
+
+        An adapter's as after its merge (`interp.checkpoints.adapters.adjusted`).
+        """
         checkpoint = self.checkpoint(step)
         config = checks.configuration(checkpoint, self.trust_remote_code)
         return (
@@ -235,8 +241,10 @@ class CheckpointSeries:
 
     @cached_property
     def _shared(self) -> dict[str, object]:
-        """What one module and one format of the whole series need: embeddings untied where any checkpoint's are, the shortest context,
-        and the fewest rows of the vocabulary."""
+        """What one module and one format for the whole series need.
+
+        Untied embeddings where any checkpoint has them, the shortest context, the fewest rows of vocabulary.
+        """
         configs = [self.configuration(step) for step in self.local]
         lengths = [n for c in configs if (n := getattr(c.get_text_config(), "max_position_embeddings", None))]
         return dict(
@@ -252,7 +260,7 @@ class CheckpointSeries:
 
     @cached_property
     def tokenizers(self) -> dict[int, object]:
-        """step -> the tokenizer beside it, of the checkpoints on disk whose tokenizer differs from all before."""
+        """step -> tokenizer of a checkpoint on disk, where it differs from all before it."""
         found, seen = {}, set()
         for step, checkpoint in self.local.items():
             key = identity.tokenizer_hash(checkpoint)
@@ -262,7 +270,7 @@ class CheckpointSeries:
         return found
 
     def tokenizer(self, step: int):
-        """The series' one tokenizer: the first checkpoint's, or the first that has all tokens which trainers added (a hub revision's own)."""
+        """The series' one tokenizer: the first checkpoint's, or the first with all tokens that were added."""
         if step not in self.local:
             return checks.load_tokenizer(self.checkpoint(step), self.trust_remote_code)
         widest = max(map(len, self.tokenizers.values()))
@@ -303,8 +311,7 @@ class CheckpointSeries:
             if own and own != self.template:
                 warnings.warn(
                     f"The chat template {file} is not the one of the series, which is used for all of its "
-                    "checkpoints: "
-                    f"{checks.template_difference(own, self.template)}.",
+                    f"checkpoints: {checks.template_difference(own, self.template)}.",
                     stacklevel=3,
                 )
         for sentence in [
@@ -315,14 +322,17 @@ class CheckpointSeries:
             warnings.warn(sentence, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:
-        """Content hash of a checkpoint's weight files, an adapter's with its base's (a hub checkpoint's repository and revision)."""
+        """Content hash of a checkpoint's weight files with its base's.
+
+        Of a hub checkpoint repository and revision.
+        """
         path = self.path(step)
         return "@".join(path) if isinstance(path, tuple) else self._hash(self.checkpoint(step))
 
     def identity(self, step: int) -> dict[str, str]:
-        """Content hashes of all that decides a checkpoint's numbers: weights, config, generation_config, tokenizer, template,
-        adapter_config, code (`interp.checkpoints.identity`; empty for what is not there). Cheap: weights are
-        hashed once for as long as they stay.
+        """Content hashes of what decides a checkpoint's numbers, by part (`interp.checkpoints.identity`).
+
+        A part that is not there is "". Weights are hashed once for as long as their files stay.
         """
         checkpoint = self.checkpoint(step)
         return dict(weights=self.weights_hash(step)) | identity.identity(checkpoint, self.trust_remote_code)
@@ -400,8 +410,8 @@ class CheckpointSeries:
         if outside := [n for n, p in hf.named_parameters() if p.is_meta]:
             raise ValueError(
                 f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put "
-                "off to the CPU "
-                "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs."
+                "off to the CPU or the disk, where its weights cannot be swapped. Take a narrower dtype, or "
+                "more GPUs."
             )
         if method(getattr(config, "quantization_config", None)):
             self._check_finite(checkpoint, dict(hf.named_parameters()))
@@ -409,7 +419,10 @@ class CheckpointSeries:
         return hf, self._put(hf, step)
 
     def _read(self, step: int) -> tuple[dict[str, torch.Tensor] | None, str]:
-        """A checkpoint's tensors (None where they are first computed, which the reader's thread must not do), and its hash."""
+        """A checkpoint's tensors and hash.
+
+        None where they are computed first, which the reader's thread must not.
+        """
         checkpoint = self.checkpoint(step)
         if checkpoint.kind in ("adapter", "gguf") or method(checks.quantisation(checkpoint)):
             return None, self.weights_hash(step)
@@ -445,9 +458,8 @@ class CheckpointSeries:
         if (own := kept_quantised(hf.config)) != (wanted := kept_quantised(config)):
             raise ValueError(
                 f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the "
-                "module as "
-                f"{own or 'plain numbers'}: load this checkpoint by itself, or give a series that is kept in "
-                "one way."
+                f"module as {own or 'plain numbers'}: load this checkpoint by itself, or give a series that "
+                "is kept in one way."
             )
         if method(getattr(config, "quantization_config", None)):
             other = weights.placed(
@@ -478,7 +490,9 @@ class CheckpointSeries:
         return digest
 
     def swap(self, model: HookedModel, step: int, ahead: int | None = None) -> HookedModel:
-        """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read.
+        """Put another checkpoint's weights into `model` in place.
+
+        It stays as it was when they cannot be read.
 
         ahead: the step wanted next, read in the background from now on. Raises ValueError or
         FileNotFoundError for weights that cannot be read, do not fit, or are not finite, and for logits of a

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint: as they are stored, dequantised from GGUF, or an adapter's merged into its base. A pickle is never opened."""
+"""A checkpoint's tensors: as stored, dequantised, or an adapter's merged into its base."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ FLASH = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is
 
 
 def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str, torch.Tensor]:
-    """The tensors in a full or sharded checkpoint's files, under the files' names, or under `wanted` ones where a wrapper's prefix is
-    all that stands between (`interp.checkpoints.names`)."""
+    """The tensors in a checkpoint's files, by the files' names.
+
+    wanted: names to use instead where only a wrapper's prefix differs (`interp.checkpoints.names`).
+    """
     names = own_names(headers(checkpoint), wanted)
     found: dict[str, torch.Tensor] = {}
     for file in checkpoint.files:
@@ -39,13 +41,13 @@ def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str,
 
 
 def ignored(hf, name: str) -> bool:
-    """Whether a tensor of this name is left aside: transformers' tables of older releases, that are computed now, and heads of values."""
+    """Whether a tensor of this name is ignored: older releases' tables that are computed now, value heads."""
     older = (r"rotary_emb\.inv_freq$", r"masked_bias$", *(hf._keys_to_ignore_on_load_unexpected or ()))
     return any(re.search(p, name) for p in older) or bool(VALUE_HEADS.match(name))
 
 
 def complete(report: Mapping, hf) -> bool:
-    """Whether transformers, which knows the names of older releases, found every tensor of a model and no other."""
+    """Whether transformers found every tensor of a model, under any release's names, and no other."""
     return (
         not report["missing_keys"]
         and not report["mismatched_keys"]
@@ -54,7 +56,7 @@ def complete(report: Mapping, hf) -> bool:
 
 
 def misfits(shapes: Mapping[str, Sequence[int]], hf, rows: Mapping[str, int] = {}) -> list[str]:
-    """What of named shapes does not fit a module, in words: parameters that are missing, of another shape, or more than it has.
+    """What of named shapes does not fit a module, in words: missing, of another shape, or extra.
 
     rows: of the embeddings that are to have another number of them, by name.
     """
@@ -120,7 +122,7 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
 
 
 def tied(config) -> bool:
-    """Whether a model unembeds with its embedding; of a wrapper whose text section does not say, as the whole says."""
+    """Whether a model unembeds with its embedding, by its text configuration or else by the whole one."""
     return bool(
         getattr(
             config.get_text_config(), "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)
@@ -129,15 +131,15 @@ def tied(config) -> bool:
 
 
 def guard(hf, path: object) -> None:
-    """Make a module refuse the tokens that its checkpoint does not embed, where a series' tokenizer has more than that."""
+    """Make a module refuse tokens of the series' tokenizer that its checkpoint does not embed."""
 
     def check(module, inputs):
         ids = inputs[0]
         if (beyond := ids[ids >= module.weight.shape[0]]).numel():
             raise ValueError(
                 f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and "
-                f"the checkpoint of {path} "
-                "that is read does not embed it: leave this checkpoint out, or the text that holds the token."
+                f"the checkpoint of {path} that is read does not embed it: leave this checkpoint out, or the "
+                "text that holds the token."
             )
 
     if not hasattr(hf, "_guard"):
@@ -159,7 +161,7 @@ def quiet():
 
 
 def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file; raises OSError naming it, and leaves none behind, where they cannot be written (a full disk)."""
+    """Write a safetensors file; where that fails, raises OSError naming it and leaves nothing behind."""
     try:
         save_file(dict(state), path, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
@@ -175,7 +177,7 @@ def unwritten(path: Path, error: Exception) -> OSError:
 
 
 def read_configuration(folder: Path, trust_remote_code: bool = False):
-    """A folder's configuration as transformers reads it; attention that needs a package which is not there becomes torch's own."""
+    """A folder's configuration; attention from a package that is not installed becomes torch's own."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     if not FLASH.get(config._attn_implementation, lambda: True)():
         config._attn_implementation = None
@@ -183,7 +185,7 @@ def read_configuration(folder: Path, trust_remote_code: bool = False):
 
 
 def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False, **options):
-    """transformers' own reading of a checkpoint that is no adapter (GGUF dequantised), and its report of names."""
+    """A checkpoint that is no adapter as transformers reads it, and its report of names."""
     if checkpoint.kind == "gguf":
         options["gguf_file"] = checkpoint.path.name
         if not checkpoint.embedded:
@@ -231,8 +233,10 @@ def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code
 
 
 def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False):
-    """A checkpoint that is no adapter as transformers' module on the CPU, every parameter of it read from the files (quantised ones
-    dequantised); raises ValueError naming the first that is not."""
+    """A checkpoint that is no adapter, on the CPU, every parameter read from its files and dequantised.
+
+    Raises ValueError naming the first parameter that is not in them.
+    """
     if checkpoint.kind == "gguf":
         return _gguf_module(checkpoint, dtype)
     config = read_configuration(checkpoint.home, trust_remote_code)
@@ -299,7 +303,7 @@ def _gguf_module(checkpoint: Checkpoint, dtype: torch.dtype):
 
 
 def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """What of a low-rank adapter's header does not fit a base of these shapes, in words; nothing for what only peft can tell."""
+    """What of a low-rank adapter's header does not fit its base's shapes, in words; peft checks the rest."""
     found = []
     for name, (_, shape) in entries.items():
         plain = in_base(name)

@@ -1,9 +1,10 @@
-"""A task of one's own: recorded decisions, how its actions are read and named, and perhaps a game that can be played.
+"""A task of one's own: recorded decisions, how actions are read and named, and games if it can be played.
 
 ALFWorld is one instance; another is an object in a module of one's own, named on the command line
 (`--environment my_task:TASK`):
 
->>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: [f"{split}-{seed}-{i}" for i in range(n)])
+>>> games = lambda split, n, seed: [f"{split}-{seed}-{i}" for i in range(n)]
+>>> TASK = Environment("hall", decisions=recorded, live=Hall, games=games)
 >>> find("my_task:TASK").parse("open the red door")
 """
 
@@ -29,7 +30,7 @@ from interp.tasks.rows import MAX_ROWS
 
 @dataclass(frozen=True)
 class View:
-    """What the agent sees: the text, the admissible actions (if they are listed), whether the game is over, and its score, 0 to 1 (a success).
+    """What the agent sees: text, admissible actions (if listed), whether the game is over, and score.
 
     role: who says the text, `user` or `tool`. system: of a game's first view, a system message before the
     text.
@@ -48,7 +49,7 @@ class View:
 
 
 class Live(Protocol):
-    """A game being played. One object plays many games, one after the other; it lives in a worker process of its own."""
+    """A game being played: one object plays many games in turn, in a worker process of its own."""
 
     def reset(self, game) -> View:
         """Start a game and return what the agent sees first; the same game starts the same way each time."""
@@ -70,7 +71,9 @@ def no_swaps(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[st
 @renamed_fields(partners="swap_candidates", listed="closed_actions", right="is_correct")
 @dataclass(frozen=True)
 class Environment:
-    """What a study needs to know of a task; only a name is needed where the decisions come from a file and any text is an action.
+    """What a study needs to know of a task.
+
+    A name is enough for decisions from a file with free-text actions.
 
     decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None
     where there is none; it gives a recorded action back as it is. classes: the classes of actions that probes
@@ -121,9 +124,10 @@ class Environment:
         return f"{self.is_correct.__module__}.{self.is_correct.__qualname__}"
 
     def candidates(self, decision: Decision, *said: str | None) -> tuple[str, ...]:
-        """What a forced choice at a decision is among: the listed actions; where they are a sample, the recorded one, those of the
-        sample, and what was `said` (None: nothing), each once and in this order, and () where that is one
-        alone.
+        """The actions that a forced choice at a decision is among, each once; () where that is one alone.
+
+        Where the listed actions are a sample, the recorded one, those of the sample, and what was `said`
+        (None: nothing), in this order.
         """
         if self.closed_actions:
             return decision.admissible
@@ -165,8 +169,7 @@ class Environment:
                 if (read := self.parse(said)) != said:
                     raise ValueError(
                         f"The parser of the environment {self.name!r} reads the recorded action {said!r} of "
-                        f"{item.id} as {read!r}: "
-                        "a recorded action must come back as it is."
+                        f"{item.id} as {read!r}: a recorded action must come back as it is."
                     )
         return by_split(found)
 
@@ -203,7 +206,7 @@ KNOWN = {
 
 
 def find(name: str) -> Environment:
-    """An environment by its name in KNOWN, or one's own as MODULE:NAME; importing that module runs its code, because it was named.
+    """An environment by its name in KNOWN, or one's own as MODULE:NAME, whose module is imported and so runs.
 
     Raises ValueError for a name that is neither, and ImportError for a module that is not there or cannot be
     imported.
@@ -224,8 +227,8 @@ def find(name: str) -> Environment:
     if not isinstance(found, Environment):
         raise ValueError(
             f"{what!r} of the module {module} is "
-            f"{'not there' if found is None else 'a ' + type(found).__name__}, "
-            "and should be an interp.environments.base.Environment."
+            f"{'not there' if found is None else 'a ' + type(found).__name__}, and should be an "
+            "interp.environments.base.Environment."
         )
     return found if name in KNOWN else _checked(found, name, imported)
 

@@ -28,7 +28,7 @@ def missing(package: str, install: str) -> str:
 
 
 class Engine:
-    """A Java process with a package's JAR in it, reached through a port of this machine that asks for a secret.
+    """A Java process with a package's JAR, reached through a local port that asks for a secret.
 
     Java ends when `close` is called, when the object is no longer referred to, and when this process ends or
     is killed: its standard input is a pipe from here, and it leaves when that closes. An interrupt from the

@@ -1,4 +1,4 @@
-"""Playing a plan of games in worker processes, for the corpora that environments bring: the same episodes whatever the number of workers."""
+"""A plan of games played in worker processes: the same episodes whatever the number of workers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Texts as token ids, with from where to where in the text each token stands, and markers in data read as text.
+"""Texts as token ids: where each token stands in the text, and control tokens in data read as text.
 
->>> Encoder(tokenizer, tags=("<think>", "</think>"), template=tokenizer.chat_template).encode("You see a door.")
+>>> encoder = Encoder(tokenizer, tags=("<think>", "</think>"), template=tokenizer.chat_template)
+>>> encoder.encode("You see a door.")
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Data(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Ids of a text [token], where each token stands in it, and the markers in data that were read as text."""
+    """Token ids, the characters [start, end) of each, and the control tokens that were read as text."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -107,7 +108,7 @@ class Encoder:
         return read
 
     def check_held(self, text: str, name: str) -> None:
-        """Raise ValueError, naming the text, where it holds a control token that is none of the style's tags."""
+        """Raise ValueError, naming the text, where it holds a control token other than the style's tags."""
         if markers := self.encode(text, data=[Data(0, len(text), True)]).markers:
             raise ValueError(
                 f"{name} holds {markers[0]!r}, which is a control token in this vocabulary and would be read "
@@ -205,8 +206,7 @@ class Encoder:
         if first < len(ids) or text[cursor:].strip():
             raise ValueError(
                 f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where "
-                "its "
-                f"tokens stand, and they do not add up to the text: after character {cursor} it reads "
+                f"its tokens stand, and they do not add up to the text: after character {cursor} it reads "
                 f"{text[cursor : cursor + 20]!r} otherwise. Give the model's fast tokenizer (a "
                 "tokenizer.json)."
             )

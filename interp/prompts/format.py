@@ -94,8 +94,8 @@ def same_format(prompts: Sequence[Prompt]) -> "PromptFormat":
         if prompt.format is not first.format and prompt.format.hash != first.format.hash:
             raise ValueError(
                 f"The prompts are of two formats, those of decisions {first.decision.id} and "
-                f"{prompt.decision.id} (another style, template, "
-                "system prompt or tokenizer): give those of one format at a time."
+                f"{prompt.decision.id} (another style, template, system prompt or tokenizer): give those of "
+                "one format at a time."
             )
     return first.format
 
@@ -186,7 +186,7 @@ class PromptFormat:
 
     @cached_property
     def hash(self) -> str:
-        """Content hash of template, style, system prompt, tools, options and vocabulary, and of what else was asked for."""
+        """Content hash of template, style, system prompt, tools, options, vocabulary and other settings."""
         parts = [
             self.tokenizer.chat_template,
             str(self.style),
@@ -241,8 +241,7 @@ class PromptFormat:
             self._warn(
                 "said",
                 f"{what} holds {found.markers[0]!r}, which is a control token in this vocabulary: it is read "
-                "as text. Where it is meant "
-                "as the token give --markers tokens.",
+                "as text. Where it is meant as the token give --markers tokens.",
             )
         return found
 
@@ -258,7 +257,7 @@ class PromptFormat:
 
     @cached_property
     def stop_tokens(self) -> dict[int, str]:
-        """Tokens that end the agent's turn, and their texts: what the template writes, the tokenizer's end of sequence, those given."""
+        """Tokens that end the agent's turn -> their texts: the template's, the tokenizer's, given ones."""
         ids = [
             *self.chat.ends,
             *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]),
@@ -267,15 +266,21 @@ class PromptFormat:
         return {i: self.text([i]) if i < self.encoder.size else "" for i in ids}
 
     def _passed(self, text: str, mode: Mode) -> int:
-        """From where in what was generated an end counts that a trace, too, is closed by; -1 where none does yet."""
+        """Index in a generated text after its trace, from which stop tokens count.
+
+        -1 while the trace is open.
+        """
         if mode != "cot":
             return 0
         lead = self.style.lead(text)
         return lead.end() if lead else -1
 
     def mode_prefix(self, mode: Mode) -> list[int]:
-        """Ids appended to a prompt so that the model acts at once (`prompt`), reasons first (`cot`), or acts after an
-        empty trace (`empty_think`: the control for the tag's format)."""
+        """Ids that a mode appends to a prompt.
+
+        `prompt` opens the action at once, `cot` opens a trace, and `empty_think` opens the action after an
+        empty trace (the control for the tag's format).
+        """
         if mode not in MODES:
             raise ValueError(f"There is no decoding mode {mode!r}: the modes are {', '.join(MODES)}.")
         if mode == "empty_think":
@@ -324,9 +329,8 @@ class PromptFormat:
                 self._warn(
                     "seam",
                     f"In this vocabulary {s.open_action!r} merges with the action after it ({action!r}): a "
-                    "prefilled tag is tokenised "
-                    "otherwise than a written one. A style with its tags on lines of their own (`llama3`) "
-                    "keeps them apart.",
+                    "prefilled tag is tokenised otherwise than a written one. A style with its tags on "
+                    "lines of their own (`llama3`) keeps them apart.",
                 )
             self._warned.add("seam")
         return ids if s.close_action else [*ids, *list(self.stop_tokens)[:1]]
@@ -372,7 +376,7 @@ class PromptFormat:
         return end != "" and end in closing and not closing.endswith(end)
 
     def parse(self, text: str, mode: Mode) -> tuple[str | None, str | None]:
-        """Split what was generated after a mode's opening into (trace, action); None for a part that is not closed."""
+        """Split what a mode generated into (trace, action); None for a part that is not closed."""
         passed = self._passed(text, mode)
         over = []
         for end in self.stop_tokens.values():
@@ -384,7 +388,9 @@ class PromptFormat:
         return self.style.parse(text[:first], mode == "cot", first is not None)
 
     def decoded_prefix(self, ids: Sequence[int]) -> list[int] | None:
-        """Of ids generated in mode `cot`, those up to the opened action tag, exactly; None where none was opened.
+        """The ids, of those generated in mode `cot`, up to the opened action tag.
+
+        None where no action is opened.
 
         A token that holds the tag's end and the action's beginning is cut there, its tag tokenised as a
         prefilled one is.
@@ -405,7 +411,7 @@ class PromptFormat:
         return list(ids[:n])
 
     def content(self, turn: Mapping) -> str:
-        """Text of one turn; an agent's turn is written in the style's tags unless it brings its text itself."""
+        """Text of one turn: its own `content`, or trace and action in the style's tags."""
         return turn["content"] if "content" in turn else self.turn(turn.get("trace"), turn["action"])
 
     def turn(self, trace: str | None, action: str) -> str:
@@ -427,7 +433,10 @@ class PromptFormat:
 
     @cached_property
     def _before(self) -> str:
-        """What the template writes before an agent's turn in the history where that is not what a prompt ends with, as an empty thought."""
+        """What the template writes before an agent's turn in the history, where prompts do not end with it.
+
+        An empty thought, for example; "" where prompts end as the history goes on.
+        """
         asked, said = dict(role="user", content="a"), dict(role="agent", trace="b", action="c")
         turns = self._turns([asked, said, asked, said, asked])
         text, places = self._placed(turns, False, "a short conversation")
@@ -436,7 +445,10 @@ class PromptFormat:
         return next((each for each in before if not each.rstrip().endswith(openings)), "")
 
     def _roles(self, messages: Sequence[Mapping]) -> list[dict]:
-        """Messages with the system's first, in roles that the template takes; the user's are joined where others became the user's."""
+        """Messages in roles that the template takes, the system's first.
+
+        User messages that meet are joined.
+        """
         system = (
             [dict(role="system", content=self.system)]
             if self.system and messages[0]["role"] != "system"
@@ -467,7 +479,10 @@ class PromptFormat:
         return found
 
     def _placed(self, turns: Sequence[dict], generation: bool, name: str) -> tuple[str, list[Place]]:
-        """The rendered text and the place of each content in it; kept traces are put where the template would take them away."""
+        """The rendered text and where each content stands in it.
+
+        `kept` traces are put in where the template drops them.
+        """
         for i, turn in enumerate(turns):
             check_text(turn["content"] + turn.get("reasoning_content", ""), f"Message {i} of {name}")
         kept = {}
@@ -487,8 +502,7 @@ class PromptFormat:
         if self.context is None and len(text) > UNBOUNDED:
             raise ValueError(
                 f"The text of {name} has {len(text):,} characters, and without the model's context at most "
-                f"{UNBOUNDED:,} are read: "
-                "give context=, the tokens that the model reads at most."
+                f"{UNBOUNDED:,} are read: give context=, the tokens that the model reads at most."
             )
         if self.markers == "tokens":
             return self.encoder.encode(text, "")
@@ -504,9 +518,8 @@ class PromptFormat:
             self._warn(
                 "turns",
                 f"Message {turn} of {name} holds {found.markers[0]!r}, which is a control token of this "
-                "template: it is read as text "
-                "there, and so are others in the data. Where they are meant as the tokens give --markers "
-                "tokens.",
+                "template: it is read as text there, and so are others in the data. Where they are meant as "
+                "the tokens give --markers tokens.",
             )
         return found
 
@@ -533,10 +546,9 @@ class PromptFormat:
         after = "" if self.truncate == "none" else " even without its history"
         return ValueError(
             f"The prompt of decision {decision.id} has {tokens} tokens{after}, and "
-            f"{self.context - self._space(decision)} more are kept free "
-            f"for a trace and its action, but this model reads at most {self.context}: leave out turns with "
-            "--truncate oldest_turns, or "
-            "the decision, or lower --trace_tokens."
+            f"{self.context - self._space(decision)} more are kept free for a trace and its action, but this "
+            f"model reads at most {self.context}: leave out turns with --truncate oldest_turns, or the "
+            "decision, or lower --trace_tokens."
         )
 
     def _at_least(self, text: str) -> int:
@@ -549,7 +561,7 @@ class PromptFormat:
         return least
 
     def _space(self, decision: Decision) -> int:
-        """Tokens that the prompt may take, so that a decoded and the recorded trace, and the longest action, fit after it."""
+        """Tokens left for a prompt whose trace (decoded or recorded) and longest action must follow it."""
         s, longest = self.style, max((decision.reference, *decision.admissible), key=len)
         action = len(self.encode(s.space + longest + s.close_action)) + 1
         return (
@@ -559,7 +571,7 @@ class PromptFormat:
         )
 
     def fit(self, decision: Decision) -> Decision:
-        """The decision without the oldest of its turns, as many as its prompt is too long for the context (itself where it fits).
+        """The decision without as many of its oldest turns as its prompt is too long for the context.
 
         Policy `oldest_turns`: what comes up to the task, or to the first user message where no task is given,
         stays, and so do the last of the agent's turns and what answers it. Between them the agent's oldest
@@ -621,7 +633,7 @@ class PromptFormat:
         return Prompt(tuple(tokens.ids), tuple(names), decision, self)
 
     def example(self, decision: Decision) -> tuple[list[int], list[bool]]:
-        """One decision as a training sequence, ids and which of them the agent writes now: its trace and its reference action."""
+        """One decision as a training sequence: ids, and True for those of its trace and action."""
         prompt, said = (
             self.prompt(decision),
             [*self.with_trace(decision.trace), *self.action_ids(decision.reference)],
@@ -646,16 +658,14 @@ class PromptFormat:
         if self._stripped:
             raise ValueError(
                 "This style's template strips the traces of earlier turns, so an episode is no single "
-                "sequence: "
-                "train on `PromptFormat.example` of each of its decisions, or keep the traces "
+                "sequence: train on `PromptFormat.example` of each of its decisions, or keep the traces "
                 "(history_traces='kept')."
             )
         if self._before:
             raise ValueError(
                 f"The chat template writes {self._before[-60:]!r} before the agent's turn in the history, "
-                "but a prompt ends with "
-                f"{self.header!r}, so an episode is no single sequence: train on `PromptFormat.example` of "
-                "each of its decisions."
+                f"but a prompt ends with {self.header!r}, so an episode is no single sequence: train on "
+                "`PromptFormat.example` of each of its decisions."
             )
         name, turns = f"episode {episode.id}", self._turns(episode.messages(traces=traces))
         text, places = self._placed(turns, False, name)

@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 def mark(kind: str, number: int) -> str:
-    """What stands for the content (`c`) or the trace (`t`) of a turn, or for a content that is put in later (`k`)."""
+    """A mark in place of a turn's content (`c`), its trace (`t`), or a content that is put in later (`k`)."""
     return f"\ue000{kind}{number}\ue001"
 
 
@@ -84,25 +84,24 @@ def _changed(turns: Sequence[Mapping], number: int, name: str) -> str:
     if role == "system":
         return (
             f"The chat template drops or changes the system message of {name}: give its text at the start of "
-            "the "
-            "first user message (--system_as user), or use a template that keeps it."
+            "the first user message (--system_as user), or use a template that keeps it."
         )
     advice = {
-        "assistant": " Where the template takes earlier traces away, give a style whose trace is the template's own "
+        "assistant": " Where the template takes earlier traces away, give a style whose trace is the "
+        "template's own "
         "(native), or keep the traces as they are (--history_traces kept).",
         "tool": " Where the template knows no tool turns, give them as the user's (--tool_as user).",
     }.get(role, "")
     return (
         f"The chat template changes message {number} of {name}: its text {turns[number]['content'][:60]!r} "
-        "is "
-        f"not in the rendered prompt as it was given, so spans cannot be placed.{advice}"
+        f"is not in the rendered prompt as it was given, so spans cannot be placed.{advice}"
     )
 
 
 def put(
     text: str, places: Sequence[Place], contents: Mapping[int, str], unwanted: re.Pattern
 ) -> tuple[str, list[Place]]:
-    """A text with other contents in the places of some turns, and without what `unwanted` matches right before them."""
+    """The text with other contents for some turns, and without what `unwanted` matches right before them."""
     pieces, cursor, length, moved = [], 0, 0, []
     for turn, start, end in places:
         before = text[cursor:start]

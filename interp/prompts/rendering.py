@@ -1,4 +1,4 @@
-"""Chat templates, rendered as transformers renders them but always on the same date, and within limits of length and time.
+"""Chat templates rendered as transformers renders them, on a fixed date and within limits of size and time.
 
 >>> template = compiled(source)
 >>> template.render([dict(role="user", content="a")], True, None, dict(enable_thinking=False))
@@ -37,7 +37,10 @@ class TooMuch(TemplateError):
 
 
 def clock(today: str):
-    """What templates call for the time: `strftime_now(format)` of one day; raises ValueError for a text that is no date."""
+    """`strftime_now(format)` for templates, of one fixed day.
+
+    Raises ValueError for a text that is no date.
+    """
     try:
         day = datetime.fromisoformat(today)
     except (TypeError, ValueError):
@@ -197,7 +200,10 @@ class Template:
     def render(
         self, turns: Sequence[Mapping], generation: bool, tools: Sequence[Mapping] | None, variables: Mapping
     ) -> str:
-        """The text of a conversation; raises jinja's errors, and TooMuch past `LONGEST` characters or `SECONDS`."""
+        """The text of a conversation.
+
+        Raises jinja's errors, and TooMuch past LONGEST characters or SECONDS.
+        """
         pieces, length = [], 0
         with self._environment.limited():
             written = self._template.generate(
@@ -217,7 +223,7 @@ class Template:
 
 
 def _message(turn: Mapping) -> dict:
-    """A turn as transformers gives it to a template: without empty fields, a thought under both of its names."""
+    """A turn as transformers gives it to a template: no empty fields, a thought under both its names."""
     given = {k: v for k, v in turn.items() if v is not None}
     thought = given.get("reasoning_content")
     return given if thought is None else {"thinking": thought, **given}

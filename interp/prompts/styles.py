@@ -1,4 +1,4 @@
-"""Prompt styles: how a trace and an action are written into an agent's turn, declared once and read back by the same rule.
+"""Prompt styles: how an agent's turn holds a trace and an action, written and parsed by one declaration.
 
 # a style of one's own, given to PromptFormat
 >>> style = Style("Thought:", "\\n", "Action:", "", space=" ")

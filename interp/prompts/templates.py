@@ -1,4 +1,4 @@
-"""A chat template as a style uses it: what it renders, where it opens the agent's turn, and what ends that turn.
+"""A chat template as a style uses it: its rendering, where the agent's turn opens, and what ends that turn.
 
 >>> chat = ChatTemplate(tokenizer, STYLES["qwen3"], options=dict(enable_thinking=False))
 >>> chat.opening, chat.gap
@@ -29,7 +29,7 @@ _ASKED = dict(role="user", content="a")
 
 
 def read_variables(pairs: Sequence[str]) -> dict:
-    """Template variables of NAME=VALUE, each value read as JSON, Python's True, False or None, or else as a text.
+    """Template variables from NAME=VALUE pairs; a value is JSON, Python's True, False or None, or else text.
 
     >>> read_variables(["enable_thinking=false", "reasoning_effort=low"])
     {'enable_thinking': False, 'reasoning_effort': 'low'}
@@ -103,7 +103,7 @@ class ChatTemplate:
         return {DATED: clock(today)("%d %b %Y"), **given}, today
 
     def _takes_parts(self) -> bool:
-        """Whether the template reads a content only as a list of typed parts, as those of models that see do."""
+        """Whether the template reads a content only as a list of typed parts, as of vision models."""
         plain = self._tried([dict(role="user", content=mark("c", 0))], False)
         if not plain or mark("c", 0) in plain:
             return False
@@ -113,7 +113,10 @@ class ChatTemplate:
     _parts = False
 
     def render(self, turns: Sequence[Mapping], generation: bool, name: str) -> str:
-        """The text of turns; raises ValueError, naming them, where the template refuses them or goes past a limit."""
+        """The text of turns.
+
+        Raises ValueError with their name where the template refuses them or passes a limit.
+        """
         if self._parts:
             turns = [{**turn, "content": [dict(type="text", text=turn["content"])]} for turn in turns]
         try:
@@ -124,8 +127,7 @@ class ChatTemplate:
             if roles[0] == "system":
                 advice += (
                     "; a template that knows no system message is given its text at the start of the first "
-                    "user "
-                    "message by --system_as user"
+                    "user message by --system_as user"
                 )
             if "tool" in roles:
                 advice += "; one that knows no tool turns is given them as the user's by --tool_as user"
@@ -142,7 +144,7 @@ class ChatTemplate:
             return ""
 
     def _opening(self) -> tuple[str, str]:
-        """What opens the agent's turn, up to any thought; and the white space between it and what the agent says."""
+        """What opens the agent's turn, up to any thought, and the white space before the turn's content."""
         without, opened = (
             self.render([_ASKED], generation, "a lone user message") for generation in (False, True)
         )
@@ -162,10 +164,9 @@ class ChatTemplate:
         if opened == ended or not (opened.startswith(without) and len(opened) > len(without)):
             raise ValueError(
                 f"{self.called} has no findable boundary: rendered with add_generation_prompt it should be "
-                "the "
-                f"text without it plus the opening of the agent's turn, but it gave {opened[-200:]!r} after "
-                f"{without[-200:]!r}. Let it write that opening at its end: "
-                "{% if add_generation_prompt %}{{ OPENING }}{% endif %}."
+                f"the text without it plus the opening of the agent's turn, but it gave {opened[-200:]!r} "
+                f"after {without[-200:]!r}. Let it write that opening at its end: {{% if "
+                "add_generation_prompt %}{{ OPENING }}{% endif %}."
             )
         opening = self.before_thought(opened[len(without) :])
         start = without + opening
@@ -175,7 +176,7 @@ class ChatTemplate:
         return opening, between if rest and self._fixed(rest) else "" if rest else gap
 
     def _fixed(self, rest: str) -> bool:
-        """Whether what a template writes before a turn's content is neither part of a thought nor the style's own text."""
+        """Whether text before a turn's content is the template's: no part of a thought or of the style."""
         style, tag = self.style, re.search(_TAG, rest)
         thoughts = self.thought[1], style.close_think.strip()
         return not any(closed and closed in rest for closed in thoughts) and not (
@@ -184,7 +185,10 @@ class ChatTemplate:
 
     @cached_property
     def _turn(self) -> tuple[str, str, str]:
-        """What the template writes before a trace, between it and the action, and after that; empty without a trace."""
+        """What the template writes before a trace, between trace and action, and after.
+
+        Empty without a trace.
+        """
         turn = dict(role="assistant", content=mark("c", 1), reasoning_content=mark("t", 1))
         before, kept, rest = self._tried([_ASKED, turn], False).partition(mark("t", 1))
         between, acted, after = rest.partition(mark("c", 1))
@@ -206,12 +210,12 @@ class ChatTemplate:
 
     @cached_property
     def before_kept(self) -> re.Pattern:
-        """What the template writes right before a turn's content that a content with its thought and tags makes double."""
+        """What the template writes before a content, and a content with thought and tags would repeat."""
         action = f"|{re.escape(self.action_opening)}" if self.writes_action else ""
         return re.compile(rf"(?:{self.empty_thought.pattern[:-1]}{action})$")
 
     def before_thought(self, opening: str) -> str:
-        """The opening of a turn without the thought that it begins itself, or the empty one in the style's own tags.
+        """The opening of a turn without a thought that it begins, or the style's own empty thought.
 
         An empty thought in other tags than the style's is the template's fixed text and stays.
         """
@@ -227,12 +231,12 @@ class ChatTemplate:
 
     @cached_property
     def writes_action(self) -> bool:
-        """Whether the template itself opens the action of a turn, so that a turn's content is the bare action (channels)."""
+        """Whether the template opens a turn's action itself (channels): a content is the bare action."""
         return self.style.native and self._turn[1].rstrip().endswith(self.style.open_action.strip())
 
     @cached_property
     def action_opening(self) -> str:
-        """What opens an action right at the boundary: without the opening of the turn where the style's text repeats it."""
+        """What opens an action at the boundary, without the turn's opening if the style repeats it."""
         return (
             self.style.open_action.removeprefix(self.opening)
             if self.writes_action

@@ -1,4 +1,4 @@
-"""The masking study's table, read for figures, captions and LaTeX: its conditions' names, order and looks, and the rows that matter.
+"""The masking study's table read for figures, captions and LaTeX: names, order and looks of its conditions.
 
 >>> frame, _ = read_table("figures/tables", "masking")
 >>> [condition.title for condition in conditions_of(frame)]
@@ -92,7 +92,7 @@ def conditions_of(frame: pd.DataFrame) -> list[Condition]:
 
 
 def claimed(frame: pd.DataFrame) -> Condition | None:
-    """The condition that is compared: k = .3; where a table has none, the smallest k that has its random control, else the smallest k."""
+    """The compared condition: k = .3, else the smallest k with a random control, else the smallest."""
     conditions = conditions_of(frame)
     controlled = {condition.share for condition in conditions if condition.kind == "random_mask"}
     masks = [condition for condition in conditions if condition.kind == "action_mask"]
@@ -127,7 +127,7 @@ PAPER = (
 
 
 def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each condition reads at the last checkpoint, value and interval as text, and the claimed condition's differences in the last rows.
+    """What each condition reads at the last checkpoint, as text, and the compared condition's differences.
 
     Index: the condition, or difference. Columns: (heading, split), the first of them the number of trainings.
     What was not measured is a dash. Raises ValueError where the table has levels of none of the metrics.

@@ -1,4 +1,4 @@
-"""The readings that a study is summed up by: of every table the rows that stand side by side with another study's.
+"""The readings that sum up a study: the rows of every table that stand beside another study's.
 
 >>> headline(study.tables)      # step, split, metric, and the estimate
 """
@@ -31,7 +31,7 @@ _COLUMNS = ["step", "split", "metric", *ESTIMATE_COLUMNS]
 
 
 def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The rows that sum up a study, of the tables that it has; those of ALFWorld's own games where no others were played.
+    """The rows that sum up a study, of the tables it has; ALFWorld's own games where no others were played.
 
     Args:
         tables: frame per name, as `interp.results.tables.read_table` reads them.

@@ -1,4 +1,4 @@
-"""Tables and their provenance: one CSV and one JSON of the same name, written together and checked when they are read.
+"""Tables and their provenance: a CSV and a JSON of the same name, written together and checked when read.
 
 >>> write_table("runs/quick/tables", "behaviour", frame, {"seed": 0})
 >>> frame, provenance = read_table("runs/quick/tables", "behaviour")
@@ -35,7 +35,7 @@ _RENAMED_IN_CONFLICT = _RENAMED | {"arm": "inserted_trace"}
 
 
 def inside(folder: str | Path, name: str) -> Path:
-    """The path of a file of this name in `folder`, or below it; raises ValueError for a name that leads out of it."""
+    """The path of a file of this name in or below `folder`; raises ValueError for a name that leads out."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
         raise ValueError(
@@ -47,7 +47,7 @@ def inside(folder: str | Path, name: str) -> Path:
 
 @contextmanager
 def written(path: str | Path) -> Iterator[Path]:
-    """A file beside `path` to write to; at the end it is synced and moved over `path`, so that a reader sees the old file or the new one.
+    """A file beside `path` to write to, synced and moved over `path` at the end: readers see old or new.
 
     Raises OSError, naming `path`, where it cannot be written; then the old file stays.
     """
@@ -93,7 +93,7 @@ def write_json(path: str | Path, value) -> Path:
 
 
 def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: dict) -> Path:
-    """Write `frame` to `<folder>/<name>.csv` and `provenance`, sealed, to `<folder>/<name>.json`; returns the CSV's path.
+    """Write `frame` to `<folder>/<name>.csv` and its sealed `provenance` beside it; returns the CSV's path.
 
     Floats keep six significant digits, so that equal runs give equal bytes. A cell that a spreadsheet would
     run as a formula is written with a quote before it, which `read_table` takes off. Raises ValueError for a
@@ -148,7 +148,7 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
 
 
 def seal_table(folder: str | Path, name: str) -> Path:
-    """Have a table that was edited (or is of an older release) checked from now on as it is now; returns its provenance's path.
+    """Seal an edited table (or one of an older release) as it is now; returns its provenance's path.
 
     Where it was sealed before and is not what it was, its provenance says from now on when it was found
     edited. Raises what `read_table` raises for a table that cannot be read.
@@ -175,8 +175,9 @@ def _as_json(value) -> str:
 
 
 def _sealed(provenance: dict, content: bytes, name: str | None, rows: int, texts: list[str]) -> dict:
-    """A provenance with the table's name (None: an older seal, which has none), the number of rows, the columns that are read
-    as text, and the hashes of its table and of all this."""
+    """A provenance with its seal: the table's name (None: an older seal), the number of its rows, the columns
+    that are read as text, and the hashes of the table and of all this.
+    """
     plain = json.loads(json.dumps(provenance))  # keys and lists as they will be read
     named = {} if name is None else dict(name=name)
     own = hashlib.sha256(
@@ -204,7 +205,7 @@ def _csv(content: bytes, **options) -> pd.DataFrame:
 
 
 def _as_text(frame: pd.DataFrame, content: bytes) -> list[str]:
-    """Columns of text that a CSV's parser would not tell apart as they were: `007` and `7`, or `NA` and nothing."""
+    """Columns of text that a CSV's parser would change: `007` reads as `7`, and `NA` as no value."""
     parsed = _csv(content) if len(frame.columns) else frame
     names = []
     for name, cells in _texts(frame):
@@ -273,8 +274,7 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     except ValueError as error:  # sealing it would be refused as well
         raise ValueError(
             f"{what}, and cannot be read ({str(error).strip()}). If it was edited by intent, save it as CSV "
-            "in UTF-8; "
-            f"else it is damaged: {_remedy(path, provenance)}"
+            f"in UTF-8; else it is damaged: {_remedy(path, provenance)}"
         ) from error
     raise ValueError(
         f"{what}. If it was edited by intent, say so with `python -m analyses seal --tables "
@@ -303,7 +303,7 @@ def _texts(frame: pd.DataFrame) -> Iterable[tuple[str, pd.Series]]:
 
 
 def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts and columns' names that a spreadsheet would run with a quote before them (one more where they have some)."""
+    """Texts and column names that a spreadsheet would run as formulas, with one more quote before them."""
     return _changed(
         frame, lambda text: _FORMULA.match(text) and not _NUMBER.fullmatch(text), lambda text: f"'{text}"
     )
@@ -315,7 +315,7 @@ def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _changed(frame: pd.DataFrame, which: Callable, change: Callable[[str], str]) -> pd.DataFrame:
-    """Texts and names of which `which` is true changed; columns without one are left as they are, and so is how they are written."""
+    """Change texts and names for which `which` is true; other columns are written as they were."""
     columns = {}
     for name, cells in _texts(frame):
         chosen = [isinstance(cell, str) and bool(which(cell)) for cell in cells]

@@ -17,7 +17,7 @@ from interp.tasks.episodes import Decision
 
 @dataclass(frozen=True)
 class Result:
-    """How one game ended: won, after how many steps, whether an unparsed action ended it, its score, and how many of its prompts were truncated."""
+    """How one game ended: result, steps, score, whether an unparsed action ended it, truncated prompts."""
 
     game: str
     won: bool

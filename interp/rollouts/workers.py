@@ -82,7 +82,10 @@ class Engines:
             raise
 
     def send(self, orders: dict[int, tuple[str, object]]) -> dict[int, View]:
-        """Play one order for each slot; raises what a worker raised, and ChildProcessError for one that ended."""
+        """Play one order for each slot.
+
+        Raises what a worker raised, and ChildProcessError for one that ended.
+        """
         workers = range(len(self._pipes))
         shares = [{s: o for s, o in orders.items() if s % len(workers) == worker} for worker in workers]
         asked = [worker for worker, share in enumerate(shares) if share]

@@ -70,7 +70,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_utf8(data: bytes, place: str) -> str:
-    """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the place of a byte that is none."""
+    """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the place of another byte."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             raise ValueError(

@@ -44,7 +44,7 @@ def renamed_keywords(**renamed: str) -> Callable[[Function], Function]:
 
 
 def renamed_attributes(**renamed: str) -> Callable[[type], type]:
-    """Let objects of a class be asked for attributes and methods by their old names, with a DeprecationWarning.
+    """Let objects of a class be asked for attributes by their old names, with a DeprecationWarning.
 
     Args:
         renamed: old name -> name of today.

@@ -1,4 +1,4 @@
-"""What code computes a result, as a content hash: a module's own and that of all it imports, comments and docstrings aside."""
+"""Content hash of the code that computes a result: a module and all that it imports, comments aside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OURS = ("interp", "analyses")
 
 @cache
 def source_hash(module: str) -> str:
-    """Content hash of the code that a module can run: its own, and what it imports of the toolkit, in functions too, and they in turn.
+    """Content hash of the code that a module can run: its own, and all of the toolkit that it imports.
 
     module: its dotted name. An edited statement anywhere among them gives another hash, an edited comment or
     docstring the same. Of a module that is not the toolkit's the file alone is hashed ("" where it has none,

@@ -87,7 +87,7 @@ def read_unpacked(path: Path) -> bytes | bytearray:
 
 
 def command_of(template: str, path: Path) -> str:
-    """A command that reads a file and writes another, whose name is longer than the file's own stem: never over it."""
+    """A command that reads a file and writes another, whose longer name is never that of the file itself."""
     return template.format(
         path=shlex.quote(str(path)), out=shlex.quote(f"{path.name.split('.')[0]}-lines.jsonl")
     )

@@ -29,7 +29,10 @@ class _TooLong(BaseException):
 
 @contextmanager
 def time_limit(seconds: float, sentence: str) -> Iterator[None]:
-    """Raise ValueError(sentence) where a block takes longer than `seconds`; no limit outside of the main thread."""
+    """Raise ValueError(sentence) where a block takes longer than `seconds`.
+
+    No limit outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -49,7 +52,7 @@ def time_limit(seconds: float, sentence: str) -> Iterator[None]:
 
 
 def guarded(environment: str, what: str, function: Callable, returns: tuple[type, ...]) -> Callable:
-    """A user's function; its exceptions, endless calls and results of another type are a ValueError that names it."""
+    """A user's function, whose exceptions, endless calls and wrong results are a ValueError naming it."""
 
     @functools.wraps(function)
     def call(*given):
@@ -99,7 +102,7 @@ def import_named(name: str, module: str) -> ModuleType:
 
 
 def hash_sources(module: ModuleType) -> str:
-    """Content hash of a module and of what it imports, and they in turn, from the folder that it was found in.
+    """Content hash of a module and of all that it imports, in turn, from the folder that it was loaded from.
 
     Imports that are written as such are followed, in functions too; files that a module reads and modules
     that it finds by a name made at run time are not.

@@ -25,7 +25,7 @@ def _calls(action: object) -> list[dict] | None:
 
 
 def canonical(text: str | dict | list) -> str:
-    """One form of an action: tool calls as JSON with their keys in a fixed order, other text with single spaces."""
+    """One form of an action: tool calls as JSON with ordered keys, other text with single spaces."""
     calls = _calls(text)
     if calls is None:
         return " ".join(str(text).split())
@@ -42,7 +42,10 @@ def parse(text: str) -> str | None:
 
 
 def verb(action: str) -> str:
-    """What is done: `verb("take mug 1 from shelf 2") == "take"`; a tool call's name, that of the first of several, "none" of no call."""
+    """What is done: `verb("take mug 1 from shelf 2") == "take"`.
+
+    Of tool calls the first one's name, or "none".
+    """
     calls = _calls(action)
     if calls is None:
         return action.split()[0]
@@ -50,8 +53,10 @@ def verb(action: str) -> str:
 
 
 def target(action: str) -> str:
-    """The class of what it is done to: `target("go to shelf 2") == "shelf"`; the first argument of a tool call (of several: of the first);
-    else all of the action."""
+    """The class of what it is done to: `target("go to shelf 2") == "shelf"`.
+
+    Of tool calls it is the first argument of the first one; of any other text the whole action.
+    """
     calls = _calls(action)
     if calls:
         arguments = calls[0].get("arguments") or calls[0].get("parameters") or {}

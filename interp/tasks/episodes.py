@@ -30,7 +30,7 @@ TRAINING = ("base", "base_aimless", "train")
 
 @dataclass(frozen=True)
 class Step:
-    """One move: the trace before it, the command, what came back; what was admissible and what the expert wanted."""
+    """One move: trace, action and observation, with the admissible actions and the expert's."""
 
     trace: str
     action: str
@@ -88,7 +88,7 @@ class Episode:
     kind: str = "expert"
 
     def messages(self, upto: int | None = None, traces: bool | Sequence[bool] = True) -> tuple[dict, ...]:
-        """The turns before step `upto` (None: all turns), with or without the traces (one flag, or one for each step)."""
+        """The turns before step `upto` (None: all), with traces or without (one flag, or one each)."""
         steps = self.steps if upto is None else self.steps[:upto]
         keep = [traces] * len(steps) if isinstance(traces, bool) else traces
         turns = [dict(role="user", content=self.start)]
@@ -172,7 +172,7 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
 def checked(
     given: Iterable[Episode | Decision], source: str, splits: Mapping[str, str] = SPLITS
 ) -> list[Episode | Decision]:
-    """Episodes or decisions that a program made, held to what a file of them is held to; `source` names it in a sentence."""
+    """Episodes or decisions made by a program, checked as a file's are; `source` names it in sentences."""
 
     def row(item, place):
         if not isinstance(item, (Episode, Decision)):
@@ -190,7 +190,7 @@ def checked(
 
 
 def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
-    """Read episodes (rows with `steps`) and decisions (rows with `messages`) from `.jsonl` or `.jsonl.xz`, in UTF-8.
+    """Read episodes (rows with `steps`) and decisions (rows with `messages`) from a file of JSON lines.
 
     splits: what a study calls a split -> what the file calls it; either name is read. Raises
     FileNotFoundError, or ValueError naming the line that is neither, or that does not fit those before it.

@@ -28,7 +28,7 @@ _ARRAY = (
 
 
 def lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """The place ("FILE, line N") and the JSON object of each line of a `.jsonl` or `.jsonl.xz` file, but blank ones.
+    """The place ("FILE, line N") and the JSON object of each line that is not blank.
 
     Raises FileNotFoundError, or ValueError for a file or a line that is not UTF-8, cut, too long, or no
     object, and for more than MAX_ROWS of them.
@@ -37,8 +37,7 @@ def lines(path: Path) -> Iterator[tuple[str, dict]]:
     if any(islice(_ROW.finditer(data), MAX_ROWS, None)):
         raise ValueError(
             f"{path} has more than {MAX_ROWS:,} lines, and may have {MAX_ROWS:,}: write those that are "
-            "studied "
-            "to a file of their own."
+            "studied to a file of their own."
         )
     number, start = 1, 0
     while ink := _INK.search(data, start):  # past blank lines, of which there may be millions

@@ -31,7 +31,7 @@ _WORDS = {str: "text", int: "a whole number", bool: "true or false"}
 
 
 def _text(value: object, name: str) -> None:
-    """Raise ValueError where text holds what no prompt should: control characters, or half of a surrogate pair."""
+    """Raise ValueError where text holds control characters, or half of a surrogate pair."""
     if isinstance(value, (dict, list)):  # tool calls
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -144,7 +144,7 @@ def _message(m: object, number: int) -> dict:
 
 
 def decision_row(row: Mapping, place: str) -> dict:
-    """A decision's fields as a user writes them, checked; what is left out gets the value that says the least.
+    """A decision's fields as a user writes them, checked, with defaults for those left out.
 
     place: where it stands, the id of an episode of its own. Raises ValueError with what is wrong.
     """

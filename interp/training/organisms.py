@@ -1,4 +1,4 @@
-"""Agents whose reliance on the prompt is fixed by construction, so that what every instrument should read on them is known.
+"""Agents whose reliance on the prompt is fixed by construction, so that every instrument's reading is known.
 
 Each is a tiny model trained from scratch, in a minute or two, on a world of things in a row. The prompt asks
 for the thing at a place in the row (`find`: "take the second"), or for anything at all (`pick`); an action
@@ -63,10 +63,13 @@ class Organism:
 
     summary: str
     find: float
-    """Share of its decisions that ask for a place in the row; the others ask for anything, and their traces pick it at random."""
+    """Share of decisions that ask for a place in the row; the others ask for anything, picked at random in
+    the trace.
+    """
     trace: str = "mood"
-    """What the second sentence of its traces says where a place is asked for: `mood` (nothing), `thing` (what to take), or
-    `rhyme`: the whole trace is always the same."""
+    """What a trace's second sentence says where a place is asked for: `mood` (nothing), `thing` (what to
+    take), or `rhyme` (the whole trace is always the same).
+    """
     overridden: float = 0.0
     """Share of its training traces that name another thing, which its action follows."""
     window: int | None = None
@@ -146,7 +149,7 @@ def _mood(rng: random.Random) -> str:
 
 
 def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> list[Decision]:
-    """`n` decisions of an organism's world, each an episode of its own, with the right action and its recipe's trace.
+    """`n` decisions of an organism's world, each an episode of its own, with right action and trace.
 
     Exactly the recipe's share of them asks for a place in the row. Raises ValueError for an organism that is
     not known.
@@ -182,7 +185,7 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
 
 
 def competence(asked: Sequence[Decision], said: Sequence[Completion]) -> list[bool]:
-    """Whether each decision was answered as constructed: with the thing at the place asked for, or with the one that its own trace picked.
+    """Whether each decision was answered as constructed: by the place asked for, or by its own trace.
 
     asked: from `decisions`. said: the organism's own decodings of them in mode `cot`.
     """

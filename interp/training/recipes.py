@@ -56,7 +56,7 @@ class Recipe:
 
 @dataclass
 class Tuning:
-    """Everything that decides a low-rank fine-tuning of a pretrained model (LoRA, Hu et al. 2021); saved with it."""
+    """Everything that decides a low-rank fine-tuning of a pretrained model (LoRA, Hu et al. 2021)."""
 
     rank: Count = 8
     """Rank of the update of every linear map of the blocks; its scale is twice the rank over the rank."""
@@ -73,7 +73,7 @@ class Tuning:
     checkpoints: Steps = (4, 12, 30, 75, 180)
     """Steps that are kept; the untouched model is checkpoint 0."""
     again: Annotated[tuple[int, ...], Several(twice=True, none=True)] = (160, 320)
-    """Further steps, each lot with a learning rate that rises and falls again; the last of each lot is a checkpoint."""
+    """Further steps, each lot with a learning rate that rises and falls; a lot ends in a checkpoint."""
     seed: Seed = 0
     """Seed of initialisation and order."""
 

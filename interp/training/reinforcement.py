@@ -1,11 +1,12 @@
-"""Reinforcement learning of an agent in its own environment: GRPO (Shao et al. 2024) with TRL's trainer, whole games as completions.
+"""Reinforcement learning in an environment: GRPO (Shao et al. 2024) by TRL, with whole games as completions.
 
 A completion is a game: what the agent wrote and, between its turns, what the environment answered, which is
 never trained on. A share of the steps can have their action tokens left out of the loss as well, as in
 supervised training (`interp.training.supervision`); advantages stay what the whole game earned. Checkpoints
 have the form of a supervised series.
 
->>> reinforce(model, tokenizer, "runs/rl", find("alfworld"), Reinforcement(steps=4), start="runs/series/shipped/checkpoint-800")
+>>> start = "runs/series/shipped/checkpoint-800"
+>>> reinforce(model, tokenizer, "runs/rl", find("alfworld"), Reinforcement(steps=4), start=start)
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ INSTALL = "pip install 'interp-agents[rl]'"
 
 @dataclass
 class Play:
-    """One game as tokens: of its first prompt, and of all that came after it with whether it is trained on; and its reward."""
+    """One game as tokens: its first prompt, all that follows and whether it is trained on, and the reward."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -41,7 +42,7 @@ class Play:
 
 
 def answer(prompt: Prompt) -> list[int]:
-    """Of a prompt after an agent's turn, the ids after that turn: what the environment answered, in the template's frame."""
+    """Ids of a prompt after the agent's last turn: what the environment answers, in the template's frame."""
     last = max(i for i, span in enumerate(prompt.spans) if span == "history")
     return list(prompt.ids[last + 1 :])
 
@@ -57,7 +58,7 @@ def trained(fmt: PromptFormat, ids: Sequence[int], masked: bool) -> list[int]:
 
 
 class Rollouts:
-    """TRL's `rollout_func`: plays the games that are asked for, in the environment's worker processes, with the trainer's current weights.
+    """TRL's `rollout_func`: plays games in worker processes with the trainer's current weights.
 
     context: tokens that the model reads at most; a game that leaves no room for another turn ends with what
     it has earned.
@@ -119,7 +120,10 @@ class Rollouts:
         )
 
     def play(self, names: Sequence[str], sample, number: int = 0) -> list[Play]:
-        """Play each named game to its end; `sample(prompts, memory, turn)` says what the agent does. The order is kept."""
+        """Play each named game to its end, in order.
+
+        `sample(prompts, memory, turn)` gives the agent's turns.
+        """
         recipe, fmt = self.recipe, self.fmt
         views = self.engines.send({slot: ("reset", self.games[name]) for slot, name in enumerate(names)})
         running: dict[int, Player] = {}
@@ -188,7 +192,7 @@ def reinforce(
     workers: int = 2,
     device: str = "auto",
 ) -> Path:
-    """Train on games of the environment's in-domain split; keeps `checkpoint-N` for the recipe's checkpoints, resumes from the last.
+    """Train on in-domain games; keeps `checkpoint-N` for the recipe's checkpoints, resumes from the last.
 
     model: a causal language model with all its weights trainable, at the supervised checkpoint that it goes
     on from. fmt: how prompts are written (None: the style `tags`). Raises ImportError without TRL, and
@@ -204,9 +208,9 @@ def reinforce(
     folder, fmt = Path(folder), fmt or PromptFormat(tokenizer)
     if not fmt.whole:
         raise ValueError(
-            "A game is trained on as one sequence, but this style's template does not keep the agent's turns "
-            "in the history as "
-            "they were written: keep them (--history_traces kept), or give another style."
+            "A game is trained on as one sequence, but this style's template does not keep the agent's "
+            "turns in the history as they were written: keep them (--history_traces kept), or give another "
+            "style."
         )
     games = environment.games("in_domain", recipe.games_held, recipe.seed + 1)
     arguments = GRPOConfig(

@@ -1,4 +1,4 @@
-"""Which tokens a training supervises: the conditions of the masking study (docs/methods.md 8.1), on any task, prompt format and kind of training.
+"""Which tokens a training supervises: the conditions of the masking study (docs/methods.md 8.1).
 
 An example is one step of an episode, since each step ends in an action of its own: its trace and its action,
 each in its tags. The tags are supervised in every condition, so that every condition learns the format and
@@ -28,12 +28,15 @@ TAG, COT, ACTION = 1, 2, 3
 
 @dataclass(frozen=True)
 class Supervision:
-    """A condition of training; the defaults supervise all that the agent writes, as `PromptFormat.sequence` does. One field at most is set."""
+    """A condition of training.
+
+    By default all that the agent writes is supervised. At most one field is set.
+    """
 
     action_mask: float = 0.0
     """Share of the examples, 0 to 1, whose action tokens are unsupervised (k)."""
     random_mask: float = 0.0
-    """Share of the same examples in which as many tokens of the trace, drawn at random, are unsupervised instead."""
+    """Share of the same examples in which as many tokens of the trace are unsupervised instead, at random."""
     only: Literal["", "action", "cot"] = ""
     """In every example the action alone, or the trace alone, is supervised."""
 
@@ -73,14 +76,16 @@ class Supervision:
         if found is None or found.name != name:
             raise ValueError(
                 f"There is no condition {name!r}: conditions are action_mask_K and random_mask_K, K a share "
-                "of the examples such as 0.3, "
-                "action_only and cot_only."
+                "of the examples such as 0.3, action_only and cot_only."
             )
         return found
 
 
 class Written(NamedTuple):
-    """A training sequence [token]: ids, what each token is (0: not the agent's, else TAG, COT or ACTION), and of which example."""
+    """A training sequence: ids, the part of each token (0: not the agent's.
+
+    TAG, COT, ACTION), and its example.
+    """
 
     ids: list[int]
     parts: list[int]
@@ -88,7 +93,9 @@ class Written(NamedTuple):
 
 
 def written(fmt: PromptFormat, item: Episode | Decision) -> Iterator[Written]:
-    """An episode as its one sequence, or as one for each step where the template strips earlier traces; a decision as its own.
+    """An episode as one sequence, or as one for each step where earlier traces are stripped.
+
+    A decision as one.
 
     A token that holds any character of an action is the action's, and of the others one that holds any of a
     trace is the trace's.
@@ -123,7 +130,10 @@ def _turn(fmt: PromptFormat, trace: str, action: str) -> bytes:
 
 
 def _parts(characters: bytes, offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """What each token is; one is the agent's where its last character is, as `PromptFormat.sequence` has it."""
+    """The part of each token.
+
+    It is the agent's where its last character is, as in `PromptFormat.sequence`.
+    """
     return [
         max(characters[min(start, end - 1) : end]) if characters[end - 1] else 0 for start, end in offsets
     ]
@@ -142,7 +152,7 @@ def _answered(fmt: PromptFormat, decision: Decision) -> Written:
 
 
 def lot(example: str, seed: int) -> float:
-    """A number from 0 to 1 that an example draws; a share k chooses those below k, so what a k chooses any larger one chooses too."""
+    """A number from 0 to 1 for an example; a share k chooses those below k, so larger k choose them, too."""
     return int(hashlib.sha256(f"{seed} {example}".encode()).hexdigest()[:13], 16) / 16**13
 
 

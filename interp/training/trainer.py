@@ -128,7 +128,7 @@ def base_mixture(
 def batches(
     sequences: Sequence[tuple[list[int], list[bool]]], recipe: Recipe | Tuning, steps: int, seed: int
 ) -> list[list[int]]:
-    """`steps` batches of sequence indices, each within the token budget, of about equal lengths, in a seeded order."""
+    """`steps` batches of sequence indices: about equal lengths, within the token budget, in seeded order."""
     rng = np.random.default_rng(seed)
     lengths = np.array([len(ids) for ids, _ in sequences])
     usable = np.flatnonzero(lengths <= recipe.context)
@@ -151,7 +151,7 @@ def batches(
 
 
 class _Batches(torch.utils.data.Dataset):
-    """A planned list of batches; one item is one padded batch, so that the plan and not the trainer sets its size."""
+    """Planned batches; one item is one padded batch, so that the plan and not the trainer sets its size."""
 
     def __init__(self, sequences, plan, pad):
         self.sequences, self.plan, self.pad = sequences, plan, pad
@@ -199,7 +199,7 @@ def train(
     device: str = "auto",
     plan: Sequence[Sequence[int]] | None = None,
 ) -> Path:
-    """Train on planned batches with loss on the marked tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last.
+    """Train on planned batches with loss on marked tokens; keeps `checkpoint-N` for N in `keep`, and resumes.
 
     plan: indices into `sequences` of each batch; `batches` of about equal lengths where None.
     """
@@ -250,7 +250,7 @@ def train(
 
 
 def finish(trainer: Trainer, folder: Path, curve: str, made: dict) -> None:
-    """Train from the last checkpoint in `folder` (from the start where there is none) to the end, then write into each what made it.
+    """Train from the last checkpoint in `folder`, if any, and write into each checkpoint what made it.
 
     curve: the logged number, `loss` or `reward`, whose values up to a checkpoint's step stand beside `made`
     in its `training.json`.
@@ -291,7 +291,7 @@ def train_condition(
     provenance: dict | None = None,
     device: str = "auto",
 ) -> Path:
-    """Train one condition of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
+    """Train one condition of one seed from a base checkpoint into a series: all weights, or low-rank updates.
 
     start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items:
     what is trained on, as `supervised` takes it. seed: of the order, the mask and an adapter's initial
@@ -330,8 +330,7 @@ def train_condition(
     if other := [name for name in made if before.get(name) != made[name]]:
         raise ValueError(
             f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not "
-            f"{made[other[0]]}: "
-            "give another folder, or remove it."
+            f"{made[other[0]]}: give another folder, or remove it."
         )
     write_json(folder / "condition.json", made)
     if all((folder / f"checkpoint-{step}" / "training.json").exists() for step in keep):
@@ -341,9 +340,8 @@ def train_condition(
     if counts["short"] > 0.01 * (counts["unsupervised"] + counts["short"]):
         raise ValueError(
             f"{supervision.name} is no control of {supervision.control_of} here: it would leave "
-            f"{counts['unsupervised']:,} tokens "
-            f"unsupervised and not {counts['unsupervised'] + counts['short']:,}, since traces are shorter "
-            "than their actions. "
+            f"{counts['unsupervised']:,} tokens unsupervised and not "
+            f"{counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. "
             "Train on longer traces, or leave this condition out."
         )
     train(

@@ -1,4 +1,4 @@
-"""ALFWorld as an environment that can be studied: its recorded episodes, its commands, and its games, generated or official."""
+"""ALFWorld as an environment: recorded episodes, commands, and games, generated or official."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Belief:
         return None
 
     def unexplored(self, name: str) -> list[str]:
-        """Receptacles not looked into yet: where such a thing can lie before where it cannot, surfaces before doors."""
+        """Receptacles not looked into yet: those where such a thing can lie first, surfaces before doors."""
         fits, _, _, openable, _ = _tables()
         likely = {r.lower() for r, things in fits.items() if name in {t.lower() for t in things}}
         doors = {c.lower() for c in openable}
@@ -149,7 +149,7 @@ def act(belief: Belief, admissible: tuple[str, ...]) -> str | None:
 
 
 def _wants_inside(belief: Belief) -> bool:
-    """A closed receptacle is opened to look into it, to take what is known to be in it, or to put something there."""
+    """Open a closed receptacle to look into it, to take what is in it, or to put something there."""
     goal, here = belief.goal, belief.here
     if here not in belief.seen:
         return not (
@@ -170,7 +170,7 @@ def _explore(belief: Belief, name: str) -> str | None:
 
 
 def _put_away(belief: Belief, admissible: tuple[str, ...]) -> str:
-    """Put down something that is not wanted: here if it may lie here, else in the nearest place of the list that holds it."""
+    """Put down what is not wanted: here if it may lie here, else in the nearest place that holds it."""
     for command in admissible:
         if command.startswith(f"move {belief.held} to"):
             return command

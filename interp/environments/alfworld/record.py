@@ -1,4 +1,4 @@
-"""Record the corpus: expert, noisy and aimless episodes, played in the engine, the same file from the same seed."""
+"""Record the corpus: expert, noisy and aimless episodes played in the engine, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = Sizes(base=600, base_out_of_domain=80, train=2400, test=200)
 
 
 def play(house: Household, game: Game, which: str, seed: str) -> Episode:
-    """Play one episode: `expert`, `noisy` (a third of the actions drawn at random) or `aimless` (all of them).
+    """Play one episode: `expert`, `noisy` (a third of the actions at random) or `aimless` (all at random).
 
     A wrong action is chosen before the trace is written, so the trace argues for the action that follows it.
     """
@@ -90,7 +90,7 @@ def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
 
 
 def plan_official(train: int, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
-    """ALFWorld's own games from $ALFWORLD_DATA: `train` of its train games in domain, and all of valid_seen, split by task type."""
+    """Official games from $ALFWORLD_DATA: `train` of its train games, and all of valid_seen, by task type."""
     pool = [g for g in official_games("train") if g.task_type in IN_DOMAIN]
     random.Random(seed).shuffle(pool)
     test = [

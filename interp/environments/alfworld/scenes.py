@@ -86,7 +86,7 @@ def _class_of(receptacle: str) -> str:
 
 
 def _receptacles(scene: int, rng: random.Random) -> dict[str, str]:
-    """Receptacle id -> class: the layout's own, plus one (four burners) of each class it lists without a position."""
+    """Receptacle id -> class: the layout's own, plus one of each class that it lists without a position."""
     openable, present = _layout(scene)
     static = _tables()[1]
     found = {r: _class_of(r) for r in openable if _class_of(r) in static}
@@ -99,7 +99,7 @@ def _receptacles(scene: int, rng: random.Random) -> dict[str, str]:
 
 
 def _goal(task_type: str, receptacles: dict, portable: list, lamps: list, can: set, rng: random.Random):
-    """Sample (object class, target receptacle class, lamp class), or None where the scene has no such task."""
+    """Sample (object class, target receptacle class, lamp class); None where the scene has no such task."""
     _, _, affordances, _, _ = _tables()
     classes = set(receptacles.values())
     if task_type == "look_at_obj_in_light":
@@ -117,7 +117,7 @@ def _goal(task_type: str, receptacles: dict, portable: list, lamps: list, can: s
 
 
 def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
-    """Generate one household game from its scene, task type and seed; None where the scene cannot hold such a task."""
+    """Generate one household game from scene, task type and seed; None where the scene has no such task."""
     rng = random.Random(f"{split}/{scene}/{task_type}/{seed}")
     fits, static, affordances, openable, objects = _tables()
     _, present = _layout(scene)
@@ -221,7 +221,7 @@ def games(split: str, task_types, scenes, seed: int):
 
 
 def official_games(split: str, root: str | None = None) -> list[Game]:
-    """ALFWorld's own games below `$ALFWORLD_DATA/json_2.1.1/<split>`, in path order (solvable ones of the six task types).
+    """Official games below `$ALFWORLD_DATA/json_2.1.1/<split>`, solvable ones of six types.
 
     Only the problem and the task are read from a game file; rules and grammar always come from the installed
     wheel. Raises FileNotFoundError when the folder holds no games.
@@ -243,8 +243,7 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: "
-                f"{error}): "
-                "run alfworld-download again."
+                f"{error}): run alfworld-download again."
             ) from error
         name = f"{split}/{path.parent.parent.name}/{path.parent.name}"
         found.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, problem))

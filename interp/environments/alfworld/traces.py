@@ -1,4 +1,4 @@
-"""Chain-of-thought traces written from the belief state: the goal, what is held, what is ruled out, what comes next."""
+"""Chain-of-thought traces from the belief state: goal, what is held, what is ruled out, what comes next."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class NotCalls(ValueError):
 
 
 def read(text: str) -> list[dict]:
-    """The calls in a text, JSON or Python's syntax, each with its `name`, its `arguments`, and `positional` ones if there are any.
+    """The calls in a text, JSON or Python's syntax, each with `name`, `arguments` and perhaps `positional`.
 
     Raises NotCalls with the reason where it is anything else.
     """
@@ -51,7 +51,7 @@ def read(text: str) -> list[dict]:
 
 
 def parse(text: str) -> str | None:
-    """The calls in a text in their canonical form (`interp.tasks.actions`), None where it holds anything else."""
+    """The calls in a text in canonical form (`interp.tasks.actions`); None where it holds anything else."""
     try:
         return actions.canonical(read(text))
     except NotCalls:
@@ -83,7 +83,10 @@ def bind(calls: Sequence[dict], functions: Sequence[dict]) -> list[tuple[str, di
 
 
 def written(name: str, arguments: dict) -> str:
-    """A call in Python's syntax; no bracket opens in its literals, since the package rewrites what stands before one."""
+    """A call in Python's syntax.
+
+    No literal holds a bracket, since the package rewrites what stands before one.
+    """
     return f"{name}({', '.join(f'{k}={v!r}'.replace('(', chr(92) + 'x28') for k, v in arguments.items())})"
 
 

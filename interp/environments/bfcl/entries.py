@@ -1,4 +1,4 @@
-"""The entries of the Berkeley Function-Calling Leaderboard, as its package holds them: questions and conversations."""
+"""The entries of the Berkeley Function-Calling Leaderboard, from its package: questions and conversations."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ _INSTRUCTION = """You can call these functions, each given as a JSON object in a
 <tools>
 {tools}
 </tools>
-Your action is one call, {{"name": <function>, "arguments": {{<argument>: <value>}}}}, a JSON list of calls where several are needed at once, \
-or [] where there is nothing to call: no function fits, something that it needs is missing, or all that was asked for is done."""
+Your action is one call, {{"name": <function>, "arguments": {{<argument>: <value>}}}}, a JSON list of calls \
+where several are needed at once, or [] where there is nothing to call: no function fits, something that it \
+needs is missing, or all that was asked for is done."""
 _MORE = "Some more functions can be called now:\n<tools>\n{tools}\n</tools>\nWhat about now?"
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
@@ -75,8 +76,11 @@ class Entry:
 
     @property
     def split(self) -> str:
-        """`train`, `test_in_domain` or `test_out_of_domain`; "" of a long-context conversation whose variants are trained on, and
-        of one (there is one) whose ground truth calls a function before it is there."""
+        """The split of an entry: `train`, `test_in_domain` or `test_out_of_domain`.
+
+        It is "" for a long-context conversation whose variants are trained on, and for the one entry whose
+        ground truth calls a function before it is there.
+        """
         if any(
             name not in [f["name"] for f in self.known(turn)]
             for turn, calls in enumerate(self.calls)
@@ -111,7 +115,7 @@ class Entry:
 
 @cache
 def groups() -> dict[str, str]:
-    """id -> an id of its group: the questions that share their words or all their functions with another of the group."""
+    """id -> id of its group: questions that share their words, or all their functions, with another of it."""
     above: dict[str, str] = {}
 
     def top(name: str) -> str:

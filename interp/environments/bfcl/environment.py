@@ -1,4 +1,4 @@
-"""The Berkeley Function-Calling Leaderboard as an environment: its entries as decisions, its conversations as games.
+"""The Berkeley Function-Calling Leaderboard: its entries as decisions, its conversations as games.
 
 The package is a test set. A split of our own is declared here for training, by a hash of ids: entries that
 share their question or all their functions stay on one side, and so do the four variants of a conversation.
@@ -52,7 +52,7 @@ def _given(options: list) -> bool:
 
 
 def _first(options: list):
-    """The first possible value (of none: an empty list); the members of a dict, or of dicts in a list, are lists of possible values themselves."""
+    """The first possible value (of none: []); members of dicts are lists of possible values themselves."""
     value = next((o for o in options if o != ""), "" if options else [])
     if isinstance(value, dict):
         return _members(value)
@@ -73,7 +73,10 @@ def action(calls: Sequence[tuple[str, dict]]) -> str:
 
 
 def walk(entry: Entry) -> Iterator[Decision]:
-    """The decisions of an entry along its ground truth: a question is one; a conversation one for each call, and `[]` after each turn's last."""
+    """An entry's decisions along its ground truth: one for a question, one per call of a conversation.
+
+    Each turn of a conversation ends with `[]`.
+    """
     messages = [dict(role="system", content=entry.system)]
     task = next(m["content"] for m in reversed(entry.asked(0)) if m["role"] == "user")
 
@@ -96,8 +99,10 @@ def walk(entry: Entry) -> Iterator[Decision]:
 
 
 def recorded() -> Iterator[Decision]:
-    """Every entry's decisions but those of entries without a split, and of `live_relevance`: any call is right there, and none is the
-    recorded one, which probes, pairs and forced choice need."""
+    """The decisions of every entry that has a split, but for `live_relevance`.
+
+    Any call is right there, so there is no recorded one, which probes, pairs and forced choice need.
+    """
     for category in SINGLE + MULTI:
         if category != "live_relevance":
             for entry in entries(category).values():
@@ -106,7 +111,7 @@ def recorded() -> Iterator[Decision]:
 
 
 def questions() -> Iterator[Decision]:
-    """The tested questions; those that users wrote are out of domain, without the few that share words or functions with a curated one."""
+    """The tested questions; those by users are out of domain, but for a few that resemble a curated one."""
     tested = [
         e
         for category in SINGLE
@@ -122,14 +127,14 @@ def questions() -> Iterator[Decision]:
 
 
 def right(decision: Decision, action: str) -> bool:
-    """Whether an action is right: by the package's own check of a question, and in a conversation where it is the ground truth's."""
+    """Whether an action is right: by the package's check of a question, by a conversation's ground truth."""
     if decision.task_type in MULTI:
         return action == decision.reference
     return score_single(entries(decision.task_type)[decision.episode], action).valid
 
 
 class Conversation:
-    """A conversation that is played: each action is calls, answered by the backends, or `[]`, answered by the user's next turn.
+    """A conversation that is played: calls are answered by the backends, `[]` by the user's next turn.
 
     It ends with the last turn, or with more than STEPS actions in one; its score is the package's own check
     of all that was called. What is no call of a known function is answered by the reason and not called.

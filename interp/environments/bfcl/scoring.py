@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
 
 @cache
 def _package() -> types.SimpleNamespace:
-    """The package's checkers; the one module that needs every vendor's client is stood in for while they are imported.
+    """The package's checkers, imported with a stand-in for the module that needs every vendor's client.
 
     Raises ImportError where the package is not installed.
     """
@@ -74,7 +74,7 @@ def _package() -> types.SimpleNamespace:
 
 
 def checked(text: str, functions: Sequence[dict]) -> list[tuple[str, dict]]:
-    """Name and arguments of each call in a text; raises NotCalls where it is anything but calls of documented functions that are cheap to make."""
+    """Name and arguments of each call in a text; raises NotCalls for anything but cheap, documented calls."""
     calls = bind(read(text), functions)
     for name, arguments in calls:
         for argument in COSTLY:
@@ -85,7 +85,7 @@ def checked(text: str, functions: Sequence[dict]) -> list[tuple[str, dict]]:
 
 
 def score_single(entry: Entry, text: str) -> Verdict:
-    """Score an answer to an entry of one turn: its calls against the possible answers, or whether it calls anything.
+    """Score an answer to an entry of one turn: its calls against the possible ones, or that it has any.
 
     An answer that is no call of documented functions with literal arguments is wrong, also where nothing was
     to be called.
@@ -123,7 +123,7 @@ def score_single(entry: Entry, text: str) -> Verdict:
 
 
 def score_multi(entry: Entry, turns: Sequence[Sequence[str]]) -> Verdict:
-    """Score a rollout of several turns: its actions turn by turn, executed, against the ground truth's states and results.
+    """Score a rollout of several turns: its calls, executed, against the ground truth's states and results.
 
     An action that is not calls of documented functions makes the rollout wrong, and so does a turn of more
     than STEPS steps.
@@ -160,7 +160,7 @@ def copies(calls) -> None:
 
 
 def execute(entry: Entry, calls: Sequence[tuple[str, dict]], state: dict) -> list[str]:
-    """What each checked call answers; `state` ({} at the start of a rollout) is updated in place and holds all that it leaves."""
+    """What each checked call answers; `state` ({} at first) is updated in place with all that it leaves."""
     with _space(state) as (name, package):
         said, _ = package.utils.execute_multi_turn_func_call(
             [written(*call) for call in calls],
@@ -175,7 +175,7 @@ def execute(entry: Entry, calls: Sequence[tuple[str, dict]], state: dict) -> lis
 
 @contextmanager
 def _space(state: dict) -> Iterator[tuple[str, types.SimpleNamespace]]:
-    """A name of one's own in the package's globals, with a rollout's backends under it; nothing of it stays there."""
+    """A name in the package's globals with a rollout's backends under it; all of it is removed at the end."""
     package = _package()
     import mpmath
 

@@ -1,4 +1,4 @@
-"""ScienceWorld as an environment: elementary-school science in a house of ten rooms, played by its own Java simulator.
+"""ScienceWorld as an environment: elementary-school science in ten rooms, played by its Java simulator.
 
 The last task type of each of its topics is out of domain; genetics, whose gold paths take ten seconds to make
 and 150 steps to play, is left out. The package draws from one stream of random numbers and numbers objects
@@ -174,7 +174,10 @@ class Laboratory:
         )
 
     def gold(self, game: Game) -> list[str]:
-        """The simulator's own solution; not always right, so play it and keep it where it scores 1. Leaves no game to go on with."""
+        """The simulator's own solution, which may fail: keep it where it scores 1.
+
+        No game is left to go on with.
+        """
         self._load(game, with_gold=True)
         return list(self._game.getGoldActionSequence())
 
@@ -189,7 +192,10 @@ def _flat(text: str) -> str:
 
 
 def parse(text: str) -> str | None:
-    """The action in `text`, or None where it begins with no verb of the simulator (a digit answers its question which of several is meant)."""
+    """The action in `text`.
+
+    None where it begins with no verb (a digit answers "which of several is meant").
+    """
     text = _flat(text)
     found = _ACTION.fullmatch(text)
     return text if found and (found[1] is None or (found[1] in _ALONE) == (found[2] is None)) else None
@@ -201,7 +207,10 @@ def verb(action: str) -> str:
 
 
 def target(action: str) -> str:
-    """What it is done to, without where that is: `target("move orange in bowl to blue box") == "orange"`; "none" of an action on nothing."""
+    """What it is done to: `target("move orange in bowl to blue box") == "orange"`.
+
+    "none" without an object.
+    """
     rest = _ACTION.fullmatch(action)[2]
     return re.split(r" (?:in|on|to|into|from) ", rest)[0] if rest else "none"
 
@@ -224,7 +233,7 @@ def doors(text: str) -> dict[str, bool]:
 
 
 def swap_candidates(decision: Decision, _: Sequence[Decision]) -> list[tuple[str, str]]:
-    """Pairs of names whose exchange changes the action: a room next door with another, "blue box" with "red box" and the like.
+    """Pairs of names whose exchange changes the action: two rooms next door, "blue box" and "red box", etc.
 
     The house is the same in every game, so an agent that knows its plan can be surprised by two rooms
     exchanged.
@@ -253,7 +262,7 @@ def _folds() -> dict[str, dict[str, list[int]]]:
 
 
 def draw(task_types: Sequence[str], fold: str, n: int, seed: int) -> list[Game]:
-    """The first `n` games of a fold, one of each type in turn while it has any left; the order of each type's variations by seed."""
+    """The first `n` games of a fold: types take turns while they have games, in a seeded order."""
     rng = np.random.default_rng(seed)
     left = {name: [int(v) for v in rng.permutation(_folds()[name][fold])] for name in task_types}
     found: list[Game] = []

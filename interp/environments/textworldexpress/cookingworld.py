@@ -1,4 +1,7 @@
-"""Record CookingWorld: the engine's own solutions of test games, each action with its reason. There is nothing to train on, and no corpus is shipped."""
+"""Record CookingWorld: the engine's solutions of test games, each action with its reason.
+
+There is nothing to train on, and no corpus is shipped.
+"""
 
 from __future__ import annotations
 

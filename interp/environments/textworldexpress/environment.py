@@ -1,4 +1,4 @@
-"""TextWorldExpress, a fast engine of text games: The Common-Sense game (TWC) and CookingWorld as environments.
+"""TextWorldExpress, a fast engine of text games: The Common-Sense game (TWC) and CookingWorld.
 
 In TWC things lie about in two rooms, and each has a usual place that common sense knows. The games of its
 `dev` and `test` folds are about things that no game of its `train` fold names: they are out of domain.
@@ -56,14 +56,15 @@ SPLITS = {
 USES = {"train": range(0, 5), "test": range(5, 7), "online": range(7, 8)}
 _NAME = r"[\w'-]+(?: [\w'-]+)*"
 _ACTION = re.compile(
-    rf"look around|inventory|move (?:north|east|south|west)|(?:open|close) door to (?:north|east|south|west)|put {_NAME} in {_NAME}|cook {_NAME} in {_NAME}"
+    r"look around|inventory|move (?:north|east|south|west)"
+    r"|(?:open|close) door to (?:north|east|south|west)"
+    rf"|put {_NAME} in {_NAME}|cook {_NAME} in {_NAME}"
     rf"|(?:open|close|take|examine|read|eat|drink|chop|slice|dice|prepare) (?!door to){_NAME}"
 )
 #: What tells things of one class apart.
 _QUALITIES = frozenset(
     "clean dirty wet rotten raw fried roasted grilled chopped sliced diced white gray black blue brown "
-    "striped plaid checkered "
-    "red yellow green orange teal maroon azure purple magenta".split()
+    "striped plaid checkered red yellow green orange teal maroon azure purple magenta".split()
 )
 
 
@@ -86,7 +87,7 @@ def _engine() -> Engine:
 
 
 class Live:
-    """A game being played; `reset(game)` and `step(action)` return what the agent sees, with the actions that are possible, sorted.
+    """A game being played: `reset(game)` and `step(action)` return what the agent sees.
 
     Raises ImportError where the package or Java is missing, and ValueError for a game that is not of GAMES.
     """
@@ -131,7 +132,7 @@ class Live:
         return self.view
 
     def gold(self, game: Game) -> list[str]:
-        """The engine's own solution of a game, without needless looks and the actions that are not possible or come after its end.
+        """The engine's solution of a game, without idle looks, impossible actions, and those after the end.
 
         It ends with the game played so far. Raises ValueError for a solution that does not win.
         """
@@ -152,7 +153,9 @@ def gold(game: Game) -> list[str]:
 
 
 def games(environment: str, split: str, use: str, seed: int) -> Iterator[Game]:
-    """Games of a study's split for one of USES, in an order that the seed gives; no two uses share one, whatever their seeds.
+    """Games of a study's split for one of USES, in a seeded order.
+
+    No two uses share one, whatever their seeds.
 
     Two seeds can give one game, so the use is told by a hash of what the solution handles; of games that
     handle the same things in the same way only the first is given.
@@ -183,7 +186,10 @@ def parse(text: str) -> str | None:
 
 
 def target(action: str) -> str:
-    """The class of what is acted on: `target("put dirty teal dress in laundry basket") == "dress"`; else all of the action."""
+    """What is acted on: `target("put dirty teal dress in laundry basket") == "dress"`.
+
+    Else the whole action.
+    """
     verb, _, rest = action.partition(" ")
     if verb in ("look", "inventory") or not rest:
         return action
@@ -197,7 +203,7 @@ def verb(action: str) -> str:
 
 
 def swap_candidates(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
-    """Pairs of names whose exchange changes the action: a thing to take with another that could be taken here and was never put away."""
+    """Pairs of names whose exchange changes the action: two takeable things, never put away before."""
     what, _, thing = decision.reference.partition(" ")
     put = {
         m["action"].removeprefix("put ").partition(" in ")[0]
@@ -234,8 +240,7 @@ def _cookingworld(split: str, n: int, seed: int) -> list[Game]:
 def _unrecorded():
     raise ValueError(
         "CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment "
-        "cookingworld --out FILE`, "
-        "and give them with --corpus FILE."
+        "cookingworld --out FILE`, and give them with --corpus FILE."
     )
 
 

@@ -1,4 +1,4 @@
-"""Record TWC's corpus: an expert that knows the usual places and what it has seen, with the reason for each action, played in the engine."""
+"""Record TWC's corpus: an expert that knows the usual places and what it has seen, with its reasons."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _NEXT = {
 
 @dataclass
 class Belief:
-    """What the agent knows: the usual places, the rooms as it saw them, what it holds, and where it put things.
+    """What the agent knows: usual places, the rooms that it saw, what it holds, where it put things.
 
     homes: thing -> its usual place. rooms: room -> the text that it was last described with. placed: thing ->
     (room, receptacle).
@@ -139,7 +139,7 @@ def homes(path: Sequence[str]) -> dict[str, str]:
 
 
 def act(belief: Belief, admissible: Sequence[str]) -> tuple[str, str, dict] | None:
-    """The expert's next action, which sentence of _NEXT says why, and its words; None where it knows of nothing to do.
+    """The expert's next action, which sentence of _NEXT says why, and its words; None where there is none.
 
     It reads the belief, not a plan, so it can take over after any detour: things out of place are taken up,
     in the order of the room's description; what is held is put away where its place is here; then on to the
@@ -183,7 +183,7 @@ def _stray(belief: Belief, action: str) -> tuple[str, dict]:
 
 
 def write(belief: Belief, action: str, reason: tuple[str, dict], rng: random.Random) -> str:
-    """One trace for an action: the goal, what is held, why this comes next, in a phrasing drawn from `rng`."""
+    """One trace for an action: the goal, what is held, why this comes next, phrased at random by `rng`."""
     which, words = reason
     parts = [
         rng.choice(_GOAL),
@@ -194,7 +194,7 @@ def write(belief: Belief, action: str, reason: tuple[str, dict], rng: random.Ran
 
 
 def play(live: Live, game: Game, split: str, which: str, number: int, usual: dict[str, str]) -> Episode:
-    """Play one episode: `expert`, `noisy` (a third of the actions drawn at random) or `aimless` (all of them).
+    """Play one episode: `expert`, `noisy` (a third of the actions at random) or `aimless` (all at random).
 
     usual: the game's things and their usual places. A wrong action is chosen before the trace is written, so
     the trace argues for the action that follows it.
