@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class View:
 class Live(Protocol):
     """A game being played: one object plays many games in turn, in a worker process of its own."""
 
-    def reset(self, game) -> View:
+    def reset(self, game: Any) -> View:
         """Start a game and return what the agent sees first; the same game starts the same way each time."""
 
     def step(self, action: str) -> View:
@@ -111,7 +111,7 @@ class Environment:
     needs: tuple[str, str] | Callable[[], str] | None = None
     source: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if unknown := [s for s in self.splits if s not in SPLITS]:
             raise ValueError(
                 f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are "

@@ -1,6 +1,5 @@
 """Prompt styles: how an agent's turn holds a trace and an action, written and parsed by one declaration.
 
-# a style of one's own, given to PromptFormat
 >>> style = Style("Thought:", "\\n", "Action:", "", space=" ")
 """
 

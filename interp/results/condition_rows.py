@@ -103,13 +103,13 @@ def claimed(frame: pd.DataFrame) -> Condition | None:
     )
 
 
-def at_last(frame: pd.DataFrame, **where) -> pd.DataFrame:
+def at_last(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
     """Rows whose columns equal the values given, of the last checkpoint that has any."""
     rows = pick(frame, **where)
     return rows[rows["step"] == rows["step"].max()]
 
 
-def one(frame: pd.DataFrame, **where) -> pd.Series | None:
+def one(frame: pd.DataFrame, **where: object) -> pd.Series | None:
     """The row of the last checkpoint, or None."""
     rows = at_last(frame, **where)
     return rows.iloc[0] if len(rows) else None

@@ -22,14 +22,14 @@ def label_of(frame: pd.DataFrame) -> str:
     return "eventual_target" if (frame["label"] == "eventual_target").any() else frame["label"].iloc[0]
 
 
-def pick(frame: pd.DataFrame, **where) -> pd.DataFrame:
+def pick(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
     """Rows whose columns equal the values given."""
     for column, value in where.items():
         frame = frame[frame[column] == value]
     return frame
 
 
-def need(frame: pd.DataFrame, **where) -> pd.DataFrame:
+def need(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
     """Rows whose columns equal the values given; ValueError where there is none."""
     rows = pick(frame, **where)
     if rows.empty:

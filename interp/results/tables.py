@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
@@ -87,7 +88,7 @@ def write_text(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
-def write_json(path: str | Path, value) -> Path:
+def write_json(path: str | Path, value: object) -> Path:
     """Write `value` as indented JSON with sorted keys, atomically."""
     return write_text(path, _as_json(value))
 
@@ -170,11 +171,11 @@ def seal_table(folder: str | Path, name: str) -> Path:
     return write_json(path.with_suffix(".json"), _sealed(provenance, content, path.stem, len(frame), texts))
 
 
-def _as_json(value) -> str:
+def _as_json(value: object) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def _sealed(provenance: dict, content: bytes, name: str | None, rows: int, texts: list[str]) -> dict:
+def _sealed(provenance: dict, content: bytes, name: str | None, rows: int | None, texts: list[str]) -> dict:
     """A provenance with its seal: the table's name (None: an older seal), the number of its rows, the columns
     that are read as text, and the hashes of the table and of all this.
     """
@@ -198,7 +199,7 @@ def _texts_of(seal: object) -> list[str]:
     return texts if isinstance(texts, list) and all(isinstance(name, str) for name in texts) else []
 
 
-def _csv(content: bytes, **options) -> pd.DataFrame:
+def _csv(content: bytes, **options: Any) -> pd.DataFrame:
     return pd.read_csv(
         io.BytesIO(content), skip_blank_lines=False, **options
     )  # a lone blank cell is a row too

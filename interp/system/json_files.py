@@ -17,6 +17,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 #: Objects and lists within one another; a schema of a function's arguments has about ten.
 MAX_DEPTH = 100
@@ -147,7 +148,7 @@ def _nested_too_deep(value: object) -> bool:
 def _walk(value: object) -> Iterator[tuple[list, object]]:
     """Each value within a JSON value, itself first, with the keys and indices that lead to it."""
     path: list = []
-    levels = [iter([(None, value)])]
+    levels: list[Iterator[tuple[object, object]]] = [iter([(None, value)])]
     while levels:
         entry = next(levels[-1], None)
         if entry is None:
@@ -183,7 +184,9 @@ def _check_surrogates(value: object) -> None:
                 )
 
 
-def read_json(path: str | Path, kind: type | tuple[type, ...] = dict, what: str = "", limit: int = MAX_JSON):
+def read_json(
+    path: str | Path, kind: type | tuple[type, ...] = dict, what: str = "", limit: int = MAX_JSON
+) -> Any:
     """The value of a JSON file.
 
     kind: what it should be, a type or several. what: the same in words, for the sentence. limit: bytes that

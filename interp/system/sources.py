@@ -80,7 +80,7 @@ def _code(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [line for line in body if not _text(line)]
+            body[:] = [line for line in body if not _text(line)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 

@@ -37,7 +37,7 @@ def time_limit(seconds: float, sentence: str) -> Iterator[None]:
         yield
         return
 
-    def stop(*_):
+    def stop(*_: object) -> None:
         raise _TooLong
 
     before = signal.signal(signal.SIGALRM, stop)
@@ -55,17 +55,17 @@ def guarded(environment: str, what: str, function: Callable, returns: tuple[type
     """A user's function, whose exceptions, endless calls and wrong results are a ValueError naming it."""
 
     @functools.wraps(function)
-    def call(*given):
-        of = f"The {what} of the environment {environment!r}"
+    def call(*given: object) -> object:
+        owner = f"The {what} of the environment {environment!r}"
         on = f" on {str(given[0])[:80]!r}" if given else ""
-        with time_limit(SECONDS, f"{of} takes longer than {SECONDS:g} seconds{on}."):
+        with time_limit(SECONDS, f"{owner} takes longer than {SECONDS:g} seconds{on}."):
             try:
                 value = function(*given)
             except Exception as error:
-                raise ValueError(f"{of} raises {type(error).__name__}{on}: {one_line(error)}.") from error
+                raise ValueError(f"{owner} raises {type(error).__name__}{on}: {one_line(error)}.") from error
         if not isinstance(value, returns):
             names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in returns)
-            raise ValueError(f"{of} returns a {type(value).__name__}{on}, and should return {names}.")
+            raise ValueError(f"{owner} returns a {type(value).__name__}{on}, and should return {names}.")
         return value
 
     return call
@@ -116,7 +116,7 @@ def hash_sources(module: ModuleType) -> str:
 
 def _sources(module: ModuleType) -> dict[str, Path]:
     """Module name -> file, of a module and of those of its folder that it imports."""
-    file, name = Path(module.__file__), module.__name__
+    file, name = Path(str(module.__file__)), module.__name__
     root = file.parents[name.count(".") + (file.name == "__init__.py")]
     installed = root.name in ("site-packages", "dist-packages")  # where its neighbours are everyone's
     found, waiting = {name: file}, _imports(file, name)

@@ -65,7 +65,7 @@ class Decision:
     @property
     def previous(self) -> str:
         """The action before this one ("" at the first step)."""
-        last = next((m for m in reversed(self.messages) if m["role"] == "agent"), {})
+        last: Mapping = next((m for m in reversed(self.messages) if m["role"] == "agent"), {})
         return last.get("action") or last.get("content", "")
 
     def decisions(self) -> list["Decision"]:
@@ -91,7 +91,7 @@ class Episode:
         """The turns before step `upto` (None: all), with traces or without (one flag, or one each)."""
         steps = self.steps if upto is None else self.steps[:upto]
         keep = [traces] * len(steps) if isinstance(traces, bool) else traces
-        turns = [dict(role="user", content=self.start)]
+        turns: list[dict] = [dict(role="user", content=self.start)]
         for step, with_trace in zip(steps, keep):
             turns.append(dict(role="agent", trace=step.trace if with_trace else None, action=step.action))
             turns.append(dict(role="user", content=step.observation))
@@ -129,18 +129,19 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
     """Episodes and decisions from (place, row), checked against one another."""
     known = {*TRAINING, *splits, *splits.values()}
     found: list[Episode | Decision] = []
-    seen: dict[
-        str, tuple[str, int | None, str]
-    ] = {}  # episode -> where it was last met, its step (None: a whole episode), its split
+    # episode -> where it was last met, its step (None: a whole episode), its split
+    seen: dict[str, tuple[str, int | None, str]] = {}
     for place, row in rows:
         try:
+            item: Episode | Decision
+            step: int | None = None  # of a decision
             if "messages" in row:
                 item = Decision(**decision_row(row, place.rsplit(", ")[-1]))
                 name, step = item.episode, item.step
             else:
-                row = episode_row(row)
-                item = Episode(**{**row, "steps": tuple(Step(**s) for s in row["steps"])})
-                name, step = item.id, None
+                fields = episode_row(row)
+                item = Episode(**{**fields, "steps": tuple(Step(**s) for s in fields["steps"])})
+                name = item.id
             if item.split not in known:
                 raise ValueError(f"there is no split {item.split!r}: there are {', '.join(sorted(known))}")
             item = replace(item, split=splits.get(item.split, item.split))
@@ -174,7 +175,7 @@ def checked(
 ) -> list[Episode | Decision]:
     """Episodes or decisions made by a program, checked as a file's are; `source` names it in sentences."""
 
-    def row(item, place):
+    def row(item: object, place: str) -> dict:
         if not isinstance(item, (Episode, Decision)):
             raise ValueError(
                 f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.episodes.Decision "

@@ -32,19 +32,16 @@ _WORDS = {str: "text", int: "a whole number", bool: "true or false"}
 
 def _text(value: object, name: str) -> None:
     """Raise ValueError where text holds control characters, or half of a surrogate pair."""
-    if isinstance(value, (dict, list)):  # tool calls
+    text = value
+    if not isinstance(text, str):  # tool calls
         try:
-            value = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except (
-            TypeError,
-            ValueError,
-            RecursionError,
-        ) as error:  # of a program: a file's value was read from JSON
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:  # of a program, not of a file
             raise ValueError(f"{name} is no JSON ({error})") from None
-    if found := _CONTROL.search(value):
+    if control := _CONTROL.search(text):
         raise ValueError(
-            f"{name} holds the control character U+{ord(found.group()):04X} at character "
-            f"{found.start() + 1}: take it out"
+            f"{name} holds the control character U+{ord(control.group()):04X} at character "
+            f"{control.start() + 1}: take it out"
         )
 
 

@@ -4,7 +4,7 @@ Each is a tiny model trained from scratch, in a minute or two, on a world of thi
 for the thing at a place in the row (`find`: "take the second"), or for anything at all (`pick`); an action
 takes one of ten things.
 
-# an ordinary series of one checkpoint; seed 0 is shipped
+>>> # an ordinary series of one checkpoint; seed 0 is shipped
 >>> series = CheckpointSeries.discover(grow("post_hoc"))
 >>> decisions("post_hoc", 100, seed=1)[0].trace
 >>> expected("mixture_50")["prompt_reliance"]                 # (0.5, 0.5)

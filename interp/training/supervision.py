@@ -4,7 +4,7 @@ An example is one step of an episode, since each step ends in an action of its o
 each in its tags. The tags are supervised in every condition, so that every condition learns the format and
 when to act; conditions differ in what stands inside them.
 
-# what `interp.training.trainer.train` takes
+>>> # what `interp.training.trainer.train` takes
 >>> sequences, counts = supervised(fmt, episodes, Supervision(action_mask=0.3), seed=1)
 >>> Supervision.named("random_mask_0.3").control_of
 'action_mask_0.3'

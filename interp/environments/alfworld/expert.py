@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from interp.environments.alfworld.scenes import OUT_OF_DOMAIN, TREATMENT, Game, _tables
+from interp.environments.alfworld.scenes import TREATMENT, Game, tables
 
 _VERBS = {"Cleanable": "clean", "Heatable": "heat", "Coolable": "cool"}
 
@@ -40,10 +40,10 @@ class Goal:
     @classmethod
     def of(cls, game: Game) -> "Goal":
         ability, appliance = TREATMENT.get(game.task_type, ("", ""))
-        names = (game.params[k].lower() for k in ("object_target", "parent_target", "toggle_target"))
-        return cls(
-            *names, _VERBS.get(ability, ""), appliance.lower(), 2 if game.task_type == OUT_OF_DOMAIN[1] else 1
-        )
+        names = ("object_target", "parent_target", "toggle_target")
+        target, place, lamp = (game.params[name].lower() for name in names)
+        count = 2 if game.task_type == "pick_two_obj_and_place" else 1
+        return cls(target, place, lamp, _VERBS.get(ability, ""), appliance.lower(), count)
 
 
 @dataclass
@@ -117,9 +117,8 @@ class Belief:
 
     def unexplored(self, name: str) -> list[str]:
         """Receptacles not looked into yet: those where such a thing can lie first, surfaces before doors."""
-        fits, _, _, openable, _ = _tables()
-        likely = {r.lower() for r, things in fits.items() if name in {t.lower() for t in things}}
-        doors = {c.lower() for c in openable}
+        likely = _holders(name)
+        doors = {c.lower() for c in tables().openable}
         left = [r for r in self.receptacles if r not in self.seen]
         return sorted(left, key=lambda r: (kind(r) not in likely, kind(r) in doors))
 
@@ -174,9 +173,12 @@ def _put_away(belief: Belief, admissible: tuple[str, ...]) -> str:
     for command in admissible:
         if command.startswith(f"move {belief.held} to"):
             return command
-    fits = _tables()[0]
-    holds = {r.lower() for r, things in fits.items() if kind(belief.held) in {t.lower() for t in things}}
-    options = [
-        r for r in belief.receptacles if kind(r) in holds and r != belief.here and r not in belief.closed
-    ]
-    return f"go to {(options or [r for r in belief.receptacles if r != belief.here])[0]}"
+    holders = _holders(kind(belief.held))
+    elsewhere = [r for r in belief.receptacles if r != belief.here]
+    options = [r for r in elsewhere if kind(r) in holders and r not in belief.closed]
+    return f"go to {(options or elsewhere)[0]}"
+
+
+def _holders(name: str) -> set[str]:
+    """Classes of receptacles in which a thing of class `name` can lie."""
+    return {r.lower() for r, things in tables().fits.items() if name in {t.lower() for t in things}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -34,7 +35,8 @@ def play(house: Household, game: Game, which: str, seed: str) -> Episode:
     """
     rng = random.Random(seed)
     view = house.reset(game)
-    start, belief, steps = view.text, expert.Belief.start(game, view.text), []
+    start, belief = view.text, expert.Belief.start(game, view.text)
+    steps: list[Step] = []
     limit = rng.randint(8, 20) if which == "aimless" else STEP_LIMIT
     while not view.won and len(steps) < limit:
         wanted = expert.act(belief, view.admissible)
@@ -77,7 +79,14 @@ def episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
 def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
     """Which games are played how; test games keep their admissible commands."""
 
-    def take(split, types, scenes, n, kinds, keep=False):
+    def take(
+        split: str,
+        types: Sequence[str],
+        scenes: Sequence[int],
+        n: int | None,
+        kinds: tuple[str, ...],
+        keep: bool = False,
+    ) -> list[tuple[Game, tuple[str, ...], bool]]:
         return [(g, kinds, keep) for g in islice(games(split, types, scenes, seed), n)]
 
     return (
@@ -97,4 +106,5 @@ def plan_official(train: int, seed: int) -> list[tuple[Game, tuple[str, ...], bo
         replace(g, split="test_in_domain" if g.task_type in IN_DOMAIN else "test_out_of_domain")
         for g in official_games("valid_seen")
     ]
-    return [(g, ("expert",), True) for g in test] + [(g, ("expert",), False) for g in pool[:train]]
+    jobs: list[tuple[Game, tuple[str, ...], bool]] = [(g, ("expert",), True) for g in test]
+    return jobs + [(g, ("expert",), False) for g in pool[:train]]

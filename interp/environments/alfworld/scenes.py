@@ -14,8 +14,10 @@ import json
 import os
 import random
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from interp.system.json_files import read_json
 
@@ -59,19 +61,34 @@ class Game:
         return self.id
 
 
+class Tables(NamedTuple):
+    """ALFWorld's tables, in a fixed order (its own are sets).
+
+    fits: receptacle class -> object classes that may lie in it. static: receptacles that do not move.
+    affordances: "Cleanable" and so on -> object classes.
+    """
+
+    fits: dict[str, tuple[str, ...]]
+    static: frozenset[str]
+    affordances: dict[str, frozenset[str]]
+    openable: frozenset[str]
+    objects: frozenset[str]
+
+
 @functools.cache
-def _tables():
-    """ALFWorld's tables, in a fixed order (its own are sets)."""
+def tables() -> Tables:
+    """ALFWorld's tables; raises ImportError where it is not installed."""
     from alfworld.gen import constants as K
 
     fits = {r: tuple(sorted(objects)) for r, objects in sorted(K.VAL_RECEPTACLE_OBJECTS.items())}
     static = frozenset(r for r in K.RECEPTACLES if r not in K.MOVABLE_RECEPTACLES_SET)
     affordances = {k: frozenset(v) for k, v in K.VAL_ACTION_OBJECTS.items()}
-    return fits, static, affordances, frozenset(K.OPENABLE_CLASS_LIST), frozenset(K.OBJECTS_SET)
+    return Tables(fits, static, affordances, frozenset(K.OPENABLE_CLASS_LIST), frozenset(K.OBJECTS_SET))
 
 
 @functools.cache
-def _layout(scene: int):
+def _layout(scene: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Receptacles that open (ids), and classes that are present, in one of AI2-THOR's floor plans."""
     import alfworld.gen
 
     folder = Path(alfworld.gen.__file__).parent / "layouts"
@@ -88,7 +105,7 @@ def _class_of(receptacle: str) -> str:
 def _receptacles(scene: int, rng: random.Random) -> dict[str, str]:
     """Receptacle id -> class: the layout's own, plus one of each class that it lists without a position."""
     openable, present = _layout(scene)
-    static = _tables()[1]
+    static = tables().static
     found = {r: _class_of(r) for r in openable if _class_of(r) in static}
     for name in present:
         if name in static and name not in found.values() and name not in ("Sink", "Bathtub"):
@@ -98,31 +115,40 @@ def _receptacles(scene: int, rng: random.Random) -> dict[str, str]:
     return found
 
 
-def _goal(task_type: str, receptacles: dict, portable: list, lamps: list, can: set, rng: random.Random):
+def _goal(
+    task_type: str,
+    receptacles: dict[str, str],
+    portable: list[str],
+    lamps: list[str],
+    can: set[tuple[str, str]],
+    rng: random.Random,
+) -> tuple[str, str, str] | None:
     """Sample (object class, target receptacle class, lamp class); None where the scene has no such task."""
-    _, _, affordances, _, _ = _tables()
     classes = set(receptacles.values())
     if task_type == "look_at_obj_in_light":
-        options = sorted(o for o in portable if any((r, o) in can for r in classes))
-        return (rng.choice(options), "", rng.choice(lamps)) if lamps and options else None
+        things = sorted(o for o in portable if any((r, o) in can for r in classes))
+        return (rng.choice(things), "", rng.choice(lamps)) if lamps and things else None
     ability, appliance = TREATMENT.get(task_type, (None, None))
     options = sorted(
         (o, r)
         for r, o in can
         if o in portable
         and r != appliance
-        and (ability is None or (o in affordances[ability] and appliance in classes))
+        and (ability is None or (o in tables().affordances[ability] and appliance in classes))
     )
-    return (*rng.choice(options), "") if options else None
+    if not options:
+        return None
+    target, parent = rng.choice(options)
+    return target, parent, ""
 
 
 def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
     """Generate one household game from scene, task type and seed; None where the scene has no such task."""
     rng = random.Random(f"{split}/{scene}/{task_type}/{seed}")
-    fits, static, affordances, openable, objects = _tables()
+    fits, static, _, _, objects = tables()
     _, present = _layout(scene)
     receptacles = _receptacles(scene, rng)
-    placeable = {o for os_ in fits.values() for o in os_}
+    placeable = {o for things in fits.values() for o in things}
     portable = [o for o in present if o in objects and o not in static and o in placeable and o not in _LAMPS]
     lamps = [o for o in _LAMPS if o in present]
     can = {(r, o) for r in set(receptacles.values()) for o in fits.get(r, ())}
@@ -145,7 +171,7 @@ def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
     have = [c for c, _ in placed.values()]
     if have.count(target) < wanted or (lamp and lamp not in have):
         return None
-    problem = _problem(task_type, target, parent, lamp, receptacles, placed, can, affordances, openable)
+    problem = _problem(task_type, target, parent, lamp, receptacles, placed, can)
     identifier = f"{split}/{task_type}-{target}-{parent or lamp}-{scene}/{seed}"
     params = dict(
         object_target=target, parent_target=parent, toggle_target=lamp, mrecep_target="", object_sliced=False
@@ -153,10 +179,19 @@ def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
     return Game(identifier, split, task_type, params, scene, problem)
 
 
-def _problem(task_type, target, parent, lamp, receptacles, placed, can, affordances, openable) -> str:
+def _problem(
+    task_type: str,
+    target: str,
+    parent: str,
+    lamp: str,
+    receptacles: dict[str, str],
+    placed: dict[str, tuple[str, str]],
+    can: set[tuple[str, str]],
+) -> str:
     """The PDDL problem in the dialect of ALFWorld's own game files."""
     from alfworld.gen import goal_library
 
+    affordances, openable = tables().affordances, tables().openable
     place = {r: f"loc|{i}|0|0|0" for i, r in enumerate(receptacles)}
     classes = sorted({c for c, _ in placed.values()})
     lines = [
@@ -208,7 +243,7 @@ def _problem(task_type, target, parent, lamp, receptacles, placed, can, affordan
     return text
 
 
-def games(split: str, task_types, scenes, seed: int):
+def games(split: str, task_types: Sequence[str], scenes: Sequence[int], seed: int) -> Iterator[Game]:
     """Endless stream of generated games, task type and scene drawn uniformly."""
     rng = random.Random(f"{split}/{seed}")
     number = 0
@@ -238,9 +273,9 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
                 or trial["pddl_params"]["object_sliced"]
             ):
                 continue
-            scene = int(re.search(r"\d+", str(trial["scene"]["floor_plan"])).group())
+            scene = int(re.findall(r"\d+", str(trial["scene"]["floor_plan"]))[0])
             problem = data["pddl_problem"]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: "
                 f"{error}): run alfworld-download again."

@@ -42,8 +42,9 @@ def _next(belief: Belief, command: str) -> tuple[str, dict]:
         holding = belief.held and kind(belief.held) == goal.target
         if holding and goal.verb and belief.held not in belief.treated and kind(place) == goal.appliance:
             return "treat", dict(r=place, verb=goal.verb)
-        if holding and goal.lamp and belief.find(goal.lamp) and belief.find(goal.lamp)[0] == place:
-            return "light", dict(x=belief.find(goal.lamp)[1], r=place)
+        lamp = belief.find(goal.lamp) if goal.lamp else None
+        if holding and lamp and lamp[0] == place:
+            return "light", dict(x=lamp[1], r=place)
         if holding and goal.place and kind(place) == goal.place:
             return "deliver", dict(r=place)
         found = belief.find(goal.target, skip=belief.chosen)

@@ -1,9 +1,8 @@
 """Function calls as text: read as data by a parser, never run, and held to the functions that are documented.
 
-# or JSON: {"name": "get_weather", "arguments": {...}}
->>> calls = read("[get_weather(city='Rome', days=2)]")
-# [("get_weather", {"city": "Rome", "days": 2})]
+>>> calls = read("[get_weather(city='Rome', days=2)]")  # or {"name": "get_weather", "arguments": {...}}
 >>> bind(calls, functions)
+[('get_weather', {'city': 'Rome', 'days': 2})]
 
 What is no call of names with literal arguments raises `NotCalls`, whose text says why; `[]` is no call at
 all.
@@ -145,7 +144,8 @@ def _python(text: str) -> list[dict]:
 def _call(node: ast.AST) -> dict:
     if not isinstance(node, ast.Call):
         raise NotCalls(f"there is a {type(node).__name__} where a call should be")
-    parts, at = [], node.func
+    parts: list[str] = []
+    at = node.func
     while isinstance(at, ast.Attribute) and len(parts) < DEPTH:
         parts, at = [at.attr, *parts], at.value
     if not isinstance(at, ast.Name):
@@ -161,27 +161,24 @@ def _call(node: ast.AST) -> dict:
     return {**call, "positional": [_literal(a, 0) for a in node.args]} if node.args else call
 
 
-def _literal(node: ast.AST, depth: int):
+def _literal(node: ast.AST, depth: int) -> object:
     """The value of a literal; nothing is computed but a number's sign."""
     if depth > DEPTH:
         raise NotCalls("an argument is nested too deeply")
     if isinstance(node, ast.Constant) and isinstance(node.value, (str, bool, int, float, type(None))):
         return node.value
-    if (
-        isinstance(node, ast.UnaryOp)
-        and isinstance(node.op, (ast.USub, ast.UAdd))
-        and isinstance(node.operand, ast.Constant)
-    ):
-        if type(node.operand.value) in (int, float):
-            return -node.operand.value if isinstance(node.op, ast.USub) else node.operand.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        number = node.operand.value if isinstance(node.operand, ast.Constant) else None
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return -number if isinstance(node.op, ast.USub) else number
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(e, depth + 1) for e in node.elts]
-    if isinstance(node, ast.Dict) and all(
-        isinstance(k, ast.Constant) and isinstance(k.value, str) for k in node.keys
-    ):
-        if len({k.value for k in node.keys}) < len(node.keys):
-            raise NotCalls("a name is given twice in a dict")
-        return {k.value: _literal(v, depth + 1) for k, v in zip(node.keys, node.values)}
+    if isinstance(node, ast.Dict):
+        keys = [k.value for k in node.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)]
+        if len(keys) == len(node.keys):
+            if len(set(keys)) < len(keys):
+                raise NotCalls("a name is given twice in a dict")
+            return {key: _literal(value, depth + 1) for key, value in zip(keys, node.values)}
     raise NotCalls(f"an argument is a {type(node).__name__}, and should be a literal")
 
 

@@ -139,10 +139,10 @@ def _lines(functions: Sequence[dict]) -> str:
 
 @cache
 def _folder() -> Path:
-    found = importlib.util.find_spec("bfcl_eval")
-    if found is None:
+    spec = importlib.util.find_spec("bfcl_eval")
+    if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"The leaderboard's package is not installed ({INSTALL}).")
-    return Path(found.submodule_search_locations[0]) / "data"
+    return Path(spec.submodule_search_locations[0]) / "data"
 
 
 def _rows(name: str) -> list[dict]:
@@ -173,12 +173,12 @@ def _question(row: dict, category: str, truth: list | None) -> Entry:
     )
 
 
-def _conversation(row: dict, category: str, truth: list[list[str]]) -> Entry:
+def _conversation(row: dict, category: str, truth: list | None) -> Entry:
     held = {int(turn): names for turn, names in row.get("missed_function", {}).items()}
     docs = [f for c in row["involved_classes"] for f in _rows(f"multi_turn_func_doc/{_BACKENDS[c]}.json")]
     more = {turn: tuple(f for f in docs if f["name"] in names) for turn, names in held.items()}
     first = tuple(f for f in docs if not any(f["name"] in names for names in held.values()))
-    calls = tuple(tuple(call for text in turn for call in bind(read(text), docs)) for turn in truth)
+    calls = tuple(tuple(call for text in turn for call in bind(read(text), docs)) for turn in truth or ())
     setup = {k: row[k] for k in ("id", "initial_config", "involved_classes")}
     return Entry(
         row["id"], category, tuple(map(tuple, row["question"])), first, more, calls=calls, setup=setup

@@ -9,8 +9,8 @@ numbers.
 users wrote, out of domain: a split for models that were trained on neither side of ours.
 
 >>> entry = entries("multi_turn_base")["multi_turn_base_0"]
-# '{"name": "cd", "arguments": {"folder": "document"}}', ..., '[]' ends a turn
->>> [d.reference for d in walk(entry)]
+>>> [d.reference for d in walk(entry)]  # '[]' ends a turn
+['{"name": "cd", "arguments": {"folder": "document"}}', ..., '[]']
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _given(options: list) -> bool:
     return bool(options) and options[0] != ""
 
 
-def _first(options: list):
+def _first(options: list) -> object:
     """The first possible value (of none: []); members of dicts are lists of possible values themselves."""
     value = next((o for o in options if o != ""), "" if options else [])
     if isinstance(value, dict):
@@ -77,17 +77,18 @@ def walk(entry: Entry) -> Iterator[Decision]:
 
     Each turn of a conversation ends with `[]`.
     """
-    messages = [dict(role="system", content=entry.system)]
+    messages: list[dict] = [dict(role="system", content=entry.system)]
     task = next(m["content"] for m in reversed(entry.asked(0)) if m["role"] == "user")
 
-    def decision(calls, step):
+    def decision(calls: Sequence[tuple[str, dict]], step: int) -> Decision:
         return Decision(tuple(messages), action(calls), (), entry.id, step, task, entry.category, entry.split)
 
     if entry.category in SINGLE:
         messages += entry.asked(0)
         yield decision(gold(entry), 0)
         return
-    step, state = 0, {}
+    step = 0
+    state: dict = {}
     for turn, calls in enumerate(entry.calls):
         messages += entry.asked(turn)
         for call in (*calls, None):
@@ -142,8 +143,11 @@ class Conversation:
 
     def reset(self, game: str) -> View:
         """Start the conversation of an id (`multi_turn_base_7`)."""
-        self.entry, self.state, self.turn, self.said = entries(game.rsplit("_", 1)[0])[game], {}, 0, [[]]
-        self.called, self.asked = [], 0
+        self.entry = entries(game.rsplit("_", 1)[0])[game]
+        self.state: dict = {}
+        self.turn = self.asked = 0
+        self.said: list[list[str]] = [[]]
+        self.called: list[tuple[str, dict]] = []
         return View(self._user(), system=self.entry.system)
 
     def _user(self) -> str:

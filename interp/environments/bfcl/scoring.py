@@ -19,7 +19,7 @@ import importlib.util
 import sys
 import types
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
@@ -33,6 +33,8 @@ STEPS, COPIES = 40, 10
 #: Arguments that say how much is to be computed, and how far from 0 they may be.
 COSTLY, MOST = ("precision", "exponent", "decimal_places"), 1000
 _CONFIG = "bfcl_eval.constants.model_config"
+#: What the package raises on arguments that it does not foresee.
+_UNFORESEEN = (TypeError, KeyError, AttributeError, IndexError, ValueError, RecursionError)
 
 
 class Verdict(NamedTuple):
@@ -51,9 +53,8 @@ def _package() -> types.SimpleNamespace:
     if importlib.util.find_spec("bfcl_eval") is None:
         raise ImportError(f"The leaderboard's package is not installed ({INSTALL}).")
     stub, before = types.ModuleType(_CONFIG), sys.modules.get(_CONFIG)
-    stub.MODEL_CONFIG_MAPPING = collections.defaultdict(
-        lambda: types.SimpleNamespace(underscore_to_dot=False)
-    )
+    models = collections.defaultdict(lambda: types.SimpleNamespace(underscore_to_dot=False))
+    vars(stub)["MODEL_CONFIG_MAPPING"] = models
     sys.modules[_CONFIG] = stub
     try:
         part = {
@@ -110,14 +111,7 @@ def score_single(entry: Entry, text: str) -> Verdict:
             entry.category,
             "interp",
         )
-    except (
-        TypeError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        ValueError,
-        RecursionError,
-    ) as error:  # of arguments that it does not foresee
+    except _UNFORESEEN as error:
         return Verdict(False, f"the checker cannot compare these arguments ({type(error).__name__}: {error})")
     return Verdict(bool(found["valid"]), "" if found["valid"] else str(found["error"])[:300])
 
@@ -142,18 +136,13 @@ def score_multi(entry: Entry, turns: Sequence[Sequence[str]]) -> Verdict:
     try:
         with _space({}) as (name, package):
             found = package.multi.multi_turn_checker(said, truth, entry.setup, entry.category, name)
-    except (
-        AssertionError,
-        RecursionError,
-        TypeError,
-        AttributeError,
-        KeyError,
-    ) as error:  # of states that it does not foresee
+    except (AssertionError, RecursionError, TypeError, AttributeError, KeyError) as error:
+        # states that it does not foresee
         return Verdict(False, f"the checker cannot compare these states ({type(error).__name__}: {error})")
     return Verdict(bool(found["valid"]), "" if found["valid"] else str(found["error_message"])[:300])
 
 
-def copies(calls) -> None:
+def copies(calls: Iterable[tuple[str, dict]]) -> None:
     """Raise NotCalls where files are copied too often: copies of copies double."""
     if sum(name == "cp" for name, _ in calls) > COPIES:
         raise NotCalls(f"files are copied more than {COPIES} times")
@@ -179,14 +168,11 @@ def _space(state: dict) -> Iterator[tuple[str, types.SimpleNamespace]]:
     package = _package()
     import mpmath
 
-    space: Mapping = vars(package.utils)
+    space = vars(package.utils)
     name = state.setdefault("name", f"rollout{uuid.uuid4().hex}")
     space.update({k: v for k, v in state.items() if k.startswith(name)})
     try:
-        with (
-            decimal.localcontext(),
-            mpmath.workdps(15),
-        ):  # the backends set the precision of the whole process
+        with decimal.localcontext(), mpmath.workdps(15):  # backends set the precision of the whole process
             yield name, package
     finally:
         state.update({k: space.pop(k) for k in [k for k in space if k.startswith(name)]})

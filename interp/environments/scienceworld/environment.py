@@ -122,7 +122,7 @@ class Laboratory:
     Raises ImportError where the package or Java is missing, naming how to install it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._engine = java.Engine("scienceworld", "scienceworld.jar", INSTALL)
         self._game = self._engine.jvm.scienceworld.runtime.pythonapi.PythonInterface()
         self._random = (
@@ -203,7 +203,8 @@ def parse(text: str) -> str | None:
 
 def verb(action: str) -> str:
     """What is done: `verb("pick up orange") == "pick up"`; "answer" of a digit."""
-    return _ACTION.fullmatch(action)[1] or "answer"
+    words = _ACTION.fullmatch(action)
+    return words[1] or "answer" if words else action
 
 
 def target(action: str) -> str:
@@ -211,7 +212,8 @@ def target(action: str) -> str:
 
     "none" without an object.
     """
-    rest = _ACTION.fullmatch(action)[2]
+    words = _ACTION.fullmatch(action)
+    rest = words[2] if words else action
     return re.split(r" (?:in|on|to|into|from) ", rest)[0] if rest else "none"
 
 

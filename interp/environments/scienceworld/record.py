@@ -98,7 +98,14 @@ def plan(sizes: Sizes, seed: int) -> list[Job]:
     """A corpus's games: train variations to learn from, development variations to test on, no test ones."""
     known, unknown = ([t for t in types if t not in LEFT_OUT] for types in (IN_DOMAIN, OUT_OF_DOMAIN))
 
-    def take(split, types, fold, n, kinds, candidates=False):
+    def take(
+        split: str,
+        types: Sequence[str],
+        fold: str,
+        n: int | None,
+        kinds: tuple[str, ...],
+        candidates: bool = False,
+    ) -> list[Job]:
         return [Job(game, split, kinds, candidates) for game in draw(types, fold, n, seed)]
 
     return (

@@ -69,7 +69,9 @@ def play(live: Live, game: Game, split: str) -> Episode:
     """The engine's solution of a game as an expert's episode; the phrasings are drawn by the game's name."""
     path, rng = live.gold(game), random.Random(str(game))
     view = live.reset(game)
-    start, room, held, steps = view.text, view.text, [], []
+    start = room = view.text
+    held: list[str] = []
+    steps: list[Step] = []
     for action in path:
         verb, _, rest = action.partition(" ")
         thing, _, place = rest.partition(" in ")

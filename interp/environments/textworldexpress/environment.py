@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from typing import NoReturn
 
 from interp.environments.base import Environment, View
 from interp.environments.java import Engine, missing
@@ -92,7 +93,7 @@ class Live:
     Raises ImportError where the package or Java is missing, and ValueError for a game that is not of GAMES.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._interface = _engine().jvm.textworldexpress.runtime.PythonInterface()
         self.game: Game | None = None
 
@@ -237,7 +238,7 @@ def _cookingworld(split: str, n: int, seed: int) -> list[Game]:
     return _online("cookingworld", split, n, seed)
 
 
-def _unrecorded():
+def _unrecorded() -> NoReturn:
     raise ValueError(
         "CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment "
         "cookingworld --out FILE`, and give them with --corpus FILE."

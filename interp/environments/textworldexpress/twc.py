@@ -201,14 +201,16 @@ def play(live: Live, game: Game, split: str, which: str, number: int, usual: dic
     """
     rng = random.Random(f"{game}/{which}/{number}")
     view = live.reset(game)
-    start, belief, steps = view.text, Belief(usual), []
+    start, belief = view.text, Belief(usual)
+    steps: list[Step] = []
     belief.update("", start)
     limit = rng.randint(8, 16) if which == "aimless" else STEP_LIMIT
     while not view.done and len(steps) < limit:
         wanted = act(belief, view.admissible)
         if wanted is None:
             break
-        action, *reason = wanted
+        action, sentence, words = wanted
+        reason = sentence, words
         wrong = which == "aimless" or which == "noisy" and rng.random() < NOISE
         options = [c for c in view.admissible if c != action and c not in ("look around", "inventory")]
         if wrong and options:
@@ -247,7 +249,8 @@ def plan(sizes: Sizes, seed: int) -> list[tuple[Game, str, tuple[str, ...], bool
         games("twc", split, use, seed)
         for split, use in (("in_domain", "train"), ("in_domain", "test"), ("out_of_domain", "test"))
     )
-    jobs = [(g, "base", ("noisy", "noisy", "aimless"), False) for g in islice(trained, sizes.base)]
+    jobs: list[tuple[Game, str, tuple[str, ...], bool]] = []
+    jobs += [(g, "base", ("noisy", "noisy", "aimless"), False) for g in islice(trained, sizes.base)]
     jobs += [(g, "train", ("expert",), False) for g in islice(trained, sizes.train)]
     jobs += [(g, "test_in_domain", ("expert",), True) for g in islice(tested, sizes.test)]
     return jobs + [(g, "test_out_of_domain", ("expert",), True) for g in islice(outside, sizes.test)]
