@@ -11,13 +11,18 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tokenizers import Tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as PreTrainedTokenizerBase
+else:  # transformers takes seconds to import
+    PreTrainedTokenizerBase = object
+
 #: Tokens at most that hold one character of a text together (its bytes).
 _TOGETHER = 16
-_SPACES = re.compile(r"\s*")
+_INK = re.compile(r"\S")
 
 
 class Data(NamedTuple):
@@ -57,7 +62,9 @@ class Encoder:
     special ones, are control tokens: in text that the data brought they are read as the text they are.
     """
 
-    def __init__(self, tokenizer, tags: Sequence[str] = (), template: str = ""):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tags: Sequence[str] = (), template: str = ""
+    ) -> None:
         self.tokenizer = tokenizer
         self.size = max([len(tokenizer), *(i + 1 for i in tokenizer.added_tokens_decoder)])
         first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
@@ -130,10 +137,8 @@ class Encoder:
                 break
             if i not in self._control[part.own] or end <= part.start:
                 continue
-            start, end = (
-                max(start, part.start),
-                min(end, part.end),
-            )  # what is around the data may make it a marker
+            # what is around the data may make it a marker
+            start, end = max(start, part.start), min(end, part.end)
             if where and where[-1][1] == start > part.start:
                 where[-1] = (where[-1][0], end)
             else:
@@ -145,7 +150,7 @@ class Encoder:
             return Encoded([], [])
         if (
             self._anchored and after
-        ):  # a space would come before the first word of a text, or after a special token
+        ):  # a space would come before a text's first word, or after a special token
             before, both = self._tokens(after), self._tokens(after + text)
             if both.ids[: len(before.ids)] == before.ids:
                 cut, n = len(after), len(before.ids)
@@ -162,9 +167,7 @@ class Encoder:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             offsets = self._located(text, ids)
         for n, i in enumerate(ids if self._wide else ()):
-            if (
-                i in self._wide
-            ):  # it stands where its text does, not where the white space does that it takes away
+            if i in self._wide:  # it stands where its text does, not where the white space does that it takes
                 at = text.find(self._wide[i], *offsets[n])
                 offsets[n] = offsets[n] if at < 0 else (at, at + len(self._wide[i]))
         return Encoded(ids, offsets)
@@ -178,7 +181,8 @@ class Encoder:
                 (i, (max(0, a - shift), b - shift)) for i, (a, b) in zip(read.ids, read.offsets) if b > shift
             ]
             return Encoded([i for i, _ in kept], [offset for _, offset in kept])
-        ids = self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text, split_special_tokens=True))
+        pieces = self.tokenizer.tokenize(text, split_special_tokens=True)
+        ids = cast(list[int], self.tokenizer.convert_tokens_to_ids(pieces))
         return Encoded(ids, self._located(text, ids))
 
     @cached_property
@@ -193,9 +197,9 @@ class Encoder:
         cursor, first = 0, 0
         for n in range(1, len(ids) + 1):
             piece = self._decoded(list(ids[first:n]))
-            skipped = _SPACES.match(
-                text, cursor
-            ).end()  # added tokens may take the white space around them away
+            # added tokens may take the white space around them away
+            ink = _INK.search(text, cursor)
+            skipped = ink.start() if ink else len(text)
             start = next((at for at in (cursor, skipped) if piece and text.startswith(piece, at)), None)
             if start is None and n - first < _TOGETHER:
                 continue
@@ -228,4 +232,4 @@ class Encoder:
         )
 
     def _decoded(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -11,13 +11,16 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, Undefined, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -36,7 +39,7 @@ class TooMuch(TemplateError):
     """A template that goes past a limit."""
 
 
-def clock(today: str):
+def clock(today: str) -> Callable[[str], str]:
     """`strftime_now(format)` for templates, of one fixed day.
 
     Raises ValueError for a text that is no date.
@@ -55,20 +58,20 @@ class _Generation(Extension):
 
     tags = {"generation"}
 
-    def parse(self, parser):
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(["name:endgeneration"], drop_needle=True), lineno=line)
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 class _Watch(NodeTransformer):
     """Puts each loop, and each joining of texts, under the environment's eyes."""
 
-    def visit_For(self, node):
+    def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         node.iter = nodes.Filter(node.iter, "watched", [], [], None, None, lineno=node.lineno)
         return node
 
-    def visit_Concat(self, node):
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return nodes.Filter(node, "bounded", [], [], None, None, lineno=node.lineno)
 
@@ -82,7 +85,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("*", "**", "%", "+"))
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._render = threading.local()
         super().__init__(
             trim_blocks=True,
@@ -94,11 +97,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters |= dict(tojson=_tojson, watched=self._watched, bounded=self._bounded, random=_chance)
         self.globals |= dict(raise_exception=_raise, lipsum=_chance, strftime_now=clock(TODAY))
 
-    def _parse(self, source, name, filename):
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Watch().visit(super()._parse(source, name, filename)).set_environment(self)
 
     @contextmanager
-    def limited(self):
+    def limited(self) -> Iterator[None]:
         """Count what one rendering takes."""
         self._render.until, self._render.ticks, self._render.written = time.thread_time() + SECONDS, 0, 0
         try:
@@ -114,16 +117,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         if self._render.ticks % 64 == 0 and time.thread_time() > self._render.until:
             raise TooMuch(f"it takes more than {SECONDS:g} seconds: does it loop without end?")
 
-    def _bounded(self, value):
+    def _bounded(self, value: object) -> object:
         if isinstance(value, _SIZED) and len(value) > LONGEST:
             raise TooMuch(f"it makes a text or list of more than {LONGEST:,} characters or entries")
         return value
 
-    def _reasonable(self, values) -> None:
+    def _reasonable(self, values: Iterable) -> None:
         if any(isinstance(value, int) and abs(value) > LONGEST for value in values):
             raise TooMuch(f"it asks for more than {LONGEST:,} of something")
 
-    def _written(self, value):
+    def _written(self, value: object) -> object:
         if callable(value) and not isinstance(value, Undefined):
             raise TemplateError("it writes a function, whose address changes with each process")
         if isinstance(value, str) and getattr(self._render, "until", None) is not None:
@@ -132,14 +135,14 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise TooMuch(f"it writes more than {4 * LONGEST:,} characters")
         return value
 
-    def _watched(self, values):
+    def _watched(self, values: Iterable) -> Iterator:
         for value in values:
             self.tick()
             yield value
 
-    def _limited(self, name: str, filter):
+    def _limited(self, name: str, filter: Callable) -> Callable:
         @functools.wraps(filter)  # jinja reads marks on the function
-        def limited(*args, **kwargs):
+        def limited(*args: object, **kwargs: object) -> object:
             self.tick()
             self._reasonable([*args, *kwargs.values()])
             if name == "format" and _WIDE.search(str(args[0])):
@@ -148,7 +151,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         return limited
 
-    def call(self, context, function, /, *args, **kwargs):
+    def call(self, context: Context, function: Callable, /, *args: object, **kwargs: object) -> object:
         """A call in a template."""
         self.tick()
         self._reasonable([*args, *kwargs.values()])
@@ -158,11 +161,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise TooMuch("it formats to a width of eight digits or more")
         return self._bounded(super().call(context, function, *args, **kwargs))
 
-    def call_binop(self, context, operator, left, right):
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> object:
         """An operator that can make much of little."""
         self.tick()
-        sizes = [len(side) if isinstance(side, _SIZED) else side for side in (left, right)]
-        whole = all(isinstance(side, int) for side in sizes)
+        sizes = [len(operand) if isinstance(operand, _SIZED) else operand for operand in (left, right)]
+        whole = all(isinstance(size, int) for size in sizes)
         if operator == "*" and whole and abs(sizes[0] * sizes[1]) > LONGEST:
             raise TooMuch(f"it asks for more than {LONGEST:,} of something")
         if operator == "**" and whole and sizes[0].bit_length() * abs(sizes[1]) > 64:
@@ -172,17 +175,23 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._bounded(super().call_binop(context, operator, left, right))
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
-def _raise(message):
+def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _chance(*_, **__):
+def _chance(*_: object, **__: object) -> NoReturn:
     raise TemplateError(
         "it draws something at random, and prompts must not change from one reading to the next"
     )

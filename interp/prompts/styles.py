@@ -27,12 +27,17 @@ class Style:
     space: str = ""
     native: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.open_think.strip() or not self.open_action.strip():
             raise ValueError(
                 "A style needs a text that opens a trace and one that opens an action, and neither may be "
                 "blank."
             )
+
+    @property
+    def tags(self) -> tuple[str, str, str, str]:
+        """The texts around trace and action."""
+        return self.open_think, self.close_think, self.open_action, self.close_action
 
     def turn(self, trace: str | None, action: str) -> str:
         """One agent's turn; without a trace it is the action in its tags."""
@@ -87,3 +92,14 @@ STYLES = {
     "qwen3_tools": Style("<think>\n", "\n</think>\n\n", "<tool_call>\n", "\n</tool_call>", native=True),
     "llama3": Style("<think>\n", "\n</think>\n", "<action>\n", "\n</action>"),
 }
+
+
+def find_style(style: str | Style) -> Style:
+    """The style of a name in STYLES, or one's own as it is; raises ValueError for another name."""
+    if isinstance(style, Style):
+        return style
+    if style not in STYLES:
+        raise ValueError(
+            f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own."
+        )
+    return STYLES[style]

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from jinja2 import TemplateSyntaxError
 
+from interp.prompts.encoding import PreTrainedTokenizerBase
 from interp.prompts.placing import mark
 from interp.prompts.rendering import TODAY, clock, compiled
 from interp.prompts.styles import Style
@@ -58,12 +59,12 @@ class ChatTemplate:
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         style: Style,
         tools: Sequence[dict] = (),
         options: Mapping | None = None,
         file: object = None,
-    ):
+    ) -> None:
         self.tokenizer, self.style, self.tools = tokenizer, style, list(tools) or None
         self.called = f"The chat template {file}" if file else "The chat template"
         if not tokenizer.chat_template:

@@ -107,7 +107,9 @@ def written(fmt: PromptFormat, item: Episode | Decision) -> Iterator[Written]:
     parts, of = bytearray(len(text)), np.full(len(text), -1)
     for number, ((start, end), step) in enumerate(zip(turns, item.steps, strict=True)):
         turn = _turn(fmt, step.trace, step.action)
-        shift = fmt.turn(step.trace, step.action).index(text[start:end])  # templates may strip a turn's ends
+        shift = fmt.history.turn(step.trace, step.action).index(
+            text[start:end]
+        )  # templates may strip a turn's ends
         parts[start:end], of[start:end] = turn[shift : shift + end - start], number
     found = _parts(parts, encoded.offsets)
     yield Written(

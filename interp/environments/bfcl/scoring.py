@@ -53,7 +53,7 @@ def _package() -> types.SimpleNamespace:
     if importlib.util.find_spec("bfcl_eval") is None:
         raise ImportError(f"The leaderboard's package is not installed ({INSTALL}).")
     stub, before = types.ModuleType(_CONFIG), sys.modules.get(_CONFIG)
-    models = collections.defaultdict(lambda: types.SimpleNamespace(underscore_to_dot=False))
+    models: dict = collections.defaultdict(lambda: types.SimpleNamespace(underscore_to_dot=False))
     vars(stub)["MODEL_CONFIG_MAPPING"] = models
     sys.modules[_CONFIG] = stub
     try:

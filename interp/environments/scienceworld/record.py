@@ -106,7 +106,7 @@ def plan(sizes: Sizes, seed: int) -> list[Job]:
         kinds: tuple[str, ...],
         candidates: bool = False,
     ) -> list[Job]:
-        return [Job(game, split, kinds, candidates) for game in draw(types, fold, n, seed)]
+        return [Job(game, split, kinds, candidates) for game in draw(types, fold, n or 0, seed)]
 
     return (
         take("base", known, "Train", sizes.base, ("noisy", "noisy", "aimless"))
