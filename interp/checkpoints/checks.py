@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +17,15 @@ import psutil
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from interp.checkpoints import adapters
 from interp.checkpoints.contents import Checkpoint, tokenizer_files
@@ -67,7 +75,7 @@ SPLIT_TRIAL = (
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
+def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PretrainedConfig:
     """A checkpoint's configuration, as transformers reads it.
 
     Raises FileNotFoundError where there is none, ValueError where it is damaged, asks for code of its own, or
@@ -143,7 +151,7 @@ def _check_names(file: Path, raw: Mapping, within: str = "") -> None:
 
 
 @lru_cache(8)
-def _gguf_configuration(path: Path, changed: int):
+def _gguf_configuration(path: Path, changed: int) -> PretrainedConfig:
     gguf_header(path)
     try:
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
@@ -153,7 +161,9 @@ def _gguf_configuration(path: Path, changed: int):
         ) from error
 
 
-def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted) -> list[str]:
+def check_architecture(
+    checkpoint: Checkpoint, config: PretrainedConfig, first: Checkpoint, wanted: PretrainedConfig
+) -> list[str]:
     """The fields in which two checkpoints' configurations differ without another computation, in words.
 
     Raises ValueError, naming the field and both values, where they do not describe the same computation.
@@ -181,7 +191,7 @@ def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
     )
 
 
-def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
+def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer; raises ValueError, naming the file, where it is damaged."""
     folder, source = tokenizer_home(checkpoint), adapters.lineage(checkpoint)[0]
     options = dict(gguf_file=source.path.name) if folder is None else {}
@@ -209,10 +219,8 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
                 stacklevel=2,
             )
             found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        if found.is_fast:
-            Tokenizer.from_str(
-                found.backend_tokenizer.to_str()
-            )  # a damaged one may be read once, and not be copied
+        if found.is_fast:  # a damaged one may be read once, and not be copied
+            Tokenizer.from_str(found.backend_tokenizer.to_str())
         return found
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         named = tokenizer_files(folder)[0] if folder else source.path
@@ -222,7 +230,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
         ) from error
 
 
-def _splits_otherwise(tokenizer, file: Path) -> bool:
+def _splits_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
     """Whether a tokenizer gives other ids than its tokenizer.json: some classes build their own parts."""
     if not file.exists():
         return False
@@ -271,11 +279,14 @@ def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> bool:
     if tokenizer_id(checkpoint) == tokenizer_id(first):
         return False
     folders = [tokenizer_home(c) for c in (checkpoint, first)]
-    if all(f and (f / "tokenizer.json").exists() for f in folders):
-        own, other = (json.loads(_canonical(f / "tokenizer.json")) for f in folders)
-        added = [{(t["content"], t["id"]): t for t in found.pop("added_tokens")} for found in (own, other)]
-        same = own == other and all(added[0][k] == added[1][k] for k in added[0].keys() & added[1].keys())
-        own, other = (found.keys() for found in added)
+    files = [folder / "tokenizer.json" for folder in folders if folder]
+    own: Set
+    other: Set
+    if len(files) == 2 and all(file.exists() for file in files):
+        contents = [json.loads(_canonical(file)) for file in files]
+        added = [{(t["content"], t["id"]): t for t in content.pop("added_tokens")} for content in contents]
+        own, other = (tokens.keys() for tokens in added)
+        same = contents[0] == contents[1] and all(added[0][key] == added[1][key] for key in own & other)
     else:
         own, other = (load_tokenizer(c).get_vocab().items() for c in (checkpoint, first))
         same = True
@@ -286,12 +297,12 @@ def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> bool:
     return not own <= other
 
 
-def special_tokens(tokenizer) -> dict[str, object]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     """The special tokens of a tokenizer that change prompts or where decoding ends."""
     return {name: getattr(tokenizer, name, None) for name in SPECIAL}
 
 
-def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
+def check_vocabulary(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     """A sentence where the model's `rows` embeddings lack the tokenizer's padding token alone, else "".
 
     Raises ValueError where it has others that are not embedded.
@@ -343,12 +354,12 @@ def template_difference(own: str, other: str) -> str:
     """Where two chat templates first differ: the line, and what either has there."""
     a, b = own.splitlines(), other.splitlines()
     line = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    x, y = (side[line] if line < len(side) else "" for side in (a, b))
+    x, y = (lines[line] if line < len(lines) else "" for lines in (a, b))
     at = max(0, next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), min(len(x), len(y))) - 20)
     return f"line {line + 1} is {x[at : at + 60]!r}, not {y[at : at + 60]!r}"
 
 
-def blueprint(config, trust_remote_code: bool = False):
+def blueprint(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a configuration without any numbers, on the meta device."""
     try:
         with torch.device("meta"):
@@ -362,7 +373,7 @@ def blueprint(config, trust_remote_code: bool = False):
         ) from error
 
 
-def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
+def _hint(entries: Collection[str], misfit: Sequence[str], hf: PreTrainedModel) -> str:
     """What a misfit is known to come from, in a sentence; empty for any other."""
     if any(".lora_A." in n or ".base_layer." in n for n in entries):
         return (
@@ -376,19 +387,21 @@ def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
         )
     head = embedding_names(hf)[1]
     scores = next((n for n in entries if VALUE_HEADS.match(n)), "")
-    if scores and found[0] == f"'{head}.weight' is missing":
+    if scores and misfit[0] == f"'{head}.weight' is missing":
         return (
             f" They hold {scores!r}, a head of values or classes: this is no language model, give the "
             "policy's checkpoint."
         )
-    if found[0] == f"'{head}.weight' is missing" and len(found) == 1:
+    if misfit[0] == f"'{head}.weight' is missing" and len(misfit) == 1:
         return (
             " If the model unembeds with its embedding, set tie_word_embeddings to true in its config.json."
         )
     return ""
 
 
-def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code: bool = False) -> None:
+def check_weights(
+    checkpoint: Checkpoint, entries: Header, hf: PreTrainedModel, trust_remote_code: bool = False
+) -> None:
     """Raise ValueError where a checkpoint's headers do not list the tensors of `hf` (on the meta device)."""
     if checkpoint.kind == "gguf":
         return  # its names are known when transformers reads it
@@ -429,7 +442,10 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
         )
 
 
-def _check_adapter(checkpoint: Checkpoint, entries: Header, hf, whole: dict[str, tuple[int, ...]]) -> None:
+def _check_adapter(
+    checkpoint: Checkpoint, entries: Header, hf: PreTrainedModel, whole: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise where an adapter's headers do not fit its base, whose tensors have the shapes `whole`."""
     adapters.check(checkpoint, [*(n for n, _ in hf.named_modules()), *(n for n, _ in hf.named_parameters())])
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and ".lora_" in n]:
         raise ValueError(
@@ -445,8 +461,9 @@ def _check_adapter(checkpoint: Checkpoint, entries: Header, hf, whole: dict[str,
             if n in whole
         }
     if found := adapter_misfits(entries, whole):
+        base = adapters.lineage(checkpoint)[-2]
         raise ValueError(
-            f"The adapter {checkpoint.files[1]} does not fit its base {checkpoint.base.path}: {found[0]}. "
+            f"The adapter {checkpoint.files[1]} does not fit its base {base.path}: {found[0]}. "
             "It was trained on another base."
         )
 

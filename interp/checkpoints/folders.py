@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from interp.checkpoints.contents import NESTED, find
 
@@ -28,6 +29,7 @@ UNNUMBERED = re.compile(
 #: What a trainer has not finished writing.
 UNFINISHED = re.compile(r"(tmp|\.).*", re.I)
 EPOCHS = "epoch"
+S = TypeVar("S")
 
 
 def named_step(name: str) -> int | None:
@@ -41,8 +43,7 @@ def named_step(name: str) -> int | None:
 
 
 def step_name(path: Path) -> str:
-    """The part of a checkpoint's path that says its step: inner folders (verl's) and a GGUF's quantisation
-    left out."""
+    """The part of a checkpoint's path that says its step, without inner folders or a GGUF's quantisation."""
     if path.suffix == ".gguf":
         return re.sub(r"[-_.](?:I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.I)
     nested = max((n for n in NESTED if n and path.as_posix().endswith(f"/{n}")), key=len, default="")
@@ -50,16 +51,18 @@ def step_name(path: Path) -> str:
 
 
 def number(path: Path) -> int | None:
-    """The step that a checkpoint's path says, as a trainer writes it or else at the end of its name; None
-    where it says none."""
+    """The step in a checkpoint's path, as a trainer writes it or at the end of its name; None without."""
     name = step_name(path)
-    named, found = named_step(name), re.search(r"(\d+)$", name)
-    return named if named is not None else int(found[1]) if found else None
+    step, last = named_step(name), re.search(r"(\d+)$", name)
+    if step is None and last:
+        return int(last[1])
+    return step
 
 
 def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tuple[int, Path]]:
-    """The checkpoints' folders in a run's folder with their steps; of several of one step the one that can be
-    read, where one can.
+    """The checkpoints' folders in a run's folder, with their steps.
+
+    Of several of one step, the one that can be read is taken, where one can.
 
     Raises ValueError where some are named by epochs and others by steps, or several of one step can be read.
     """
@@ -77,7 +80,10 @@ def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tupl
     if not named:
         named = [(int(p.name), p) for p in entries if p.name.isdecimal() and is_model(p)]
         return list(by_step(named).items())
-    units = {NAMED.fullmatch(p.name)["unit"].lower() == EPOCHS: p.name for _, p in named}
+    units = {}
+    for _, path in named:
+        if match := NAMED.fullmatch(path.name):
+            units[match["unit"].lower() == EPOCHS] = path.name
     if len(units) > 1:
         raise ValueError(
             f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be put in one "
@@ -126,17 +132,17 @@ def _reads(path: Path, base: str | Path | None) -> bool:
     return True
 
 
-def by_step(pairs: Sequence[tuple[int, object]]) -> Mapping[int, object]:
+def by_step(pairs: Iterable[tuple[int, S]]) -> dict[int, S]:
     """step -> source; raises ValueError where two have one step."""
-    found: dict[int, object] = {}
+    sources: dict[int, S] = {}
     for step, source in pairs:
-        if step in found:
+        if step in sources:
             raise ValueError(
-                f"{found[step]} and {source} are both checkpoint {step}: a series has one checkpoint of each "
-                "step. Give the paths of those that you want (CheckpointSeries.from_paths)."
+                f"{sources[step]} and {source} are both checkpoint {step}: a series has one checkpoint of "
+                "each step. Give the paths of those that you want (CheckpointSeries.from_paths)."
             )
-        found[step] = source
-    return found
+        sources[step] = source
+    return sources
 
 
 def contents(folder: Path) -> str:

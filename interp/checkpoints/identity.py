@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from transformers import PretrainedConfig
+
 from interp.checkpoints import checks
 from interp.checkpoints.contents import Checkpoint, tokenizer_files
 from interp.checkpoints.files import read_json
@@ -62,7 +64,7 @@ def _adapter_configs(checkpoint: Checkpoint) -> list[Mapping]:
     return [read_json(checkpoint.path / "adapter_config.json"), *_adapter_configs(checkpoint.base)]
 
 
-def hash_config(config) -> str:
+def hash_config(config: PretrainedConfig) -> str:
     """Content hash of a configuration as transformers reads it, wherever it was read from."""
     return hash_json({k: v for k, v in config.to_dict().items() if k not in ORIGIN})
 

@@ -1,5 +1,4 @@
-"""What of a series bears on its numbers, in sentences: how weights are kept and read, and in what the
-checkpoints differ.
+"""Remarks on a series, in sentences: how weights are kept and read, and in what checkpoints differ.
 
 >>> of_series(CheckpointSeries.discover("runs/lora"))
 ['Checkpoint 100 is an adapter merged into base.']
@@ -10,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from interp.checkpoints import adapters, checks
-from interp.checkpoints.headers import headers, stored
+from interp.checkpoints.contents import Checkpoint
+from interp.checkpoints.headers import Header, headers, stored
 from interp.checkpoints.names import VALUE_HEADS, own_names, wrapping
 from interp.checkpoints.quantised import DEQUANTISED, batch_dependent, method
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def of_series(series: CheckpointSeries) -> list[str]:
     """Every remark on the checkpoints on disk, in their order, and on the series as a whole."""
-    found, dtypes = [], {}
+    found: list[str] = []
+    dtypes: dict[str, list[int]] = {}
     for step, checkpoint in series.local.items():
         entries = headers(checkpoint)
         kept = stored(entries)
@@ -38,14 +39,15 @@ def of_series(series: CheckpointSeries) -> list[str]:
     return [*found, *vocabulary(series), *special_tokens(series)]
 
 
-def _bases(checkpoint) -> str:
+def _bases(checkpoint: Checkpoint) -> str:
     """The base of a merge, and the adapters that are merged into it before."""
     base, *between = [c.path for c in adapters.lineage(checkpoint)[:-1]]
     return str(base) + "".join(f", after the adapter {path}" for path in between)
 
 
-def _of_names(series: CheckpointSeries, step: int, entries) -> list[str]:
-    found, parameters = [], dict(series.blueprint(series.configuration(step)).named_parameters())
+def _of_names(series: CheckpointSeries, step: int, entries: Header) -> list[str]:
+    found = []
+    parameters = dict(series.blueprint(series.configuration(step)).named_parameters())
     names = own_names(entries, parameters.keys())
     if any(name != own for name, own in names.items()):
         prefix = wrapping(entries) or next(iter(names)).removesuffix(next(iter(names.values())))
@@ -60,8 +62,9 @@ def _of_names(series: CheckpointSeries, step: int, entries) -> list[str]:
     return found
 
 
-def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[str]:
-    first, found = series.local[next(iter(series.local))], []
+def _of_configuration(series: CheckpointSeries, step: int, checkpoint: Checkpoint) -> list[str]:
+    first = series.local[next(iter(series.local))]
+    found = []
     config = checks.configuration(checkpoint, series.trust_remote_code)
     if name := method(getattr(config, "quantization_config", None)):
         plain = "dequantised before the merge" if checkpoint.base else "dequantised as it is loaded"
@@ -83,8 +86,7 @@ def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[s
 
 
 def vocabulary(series: CheckpointSeries) -> list[str]:
-    """A sentence for each vocabulary that is larger than its model's embeddings by a padding token, or grows
-    in the series.
+    """A sentence for each vocabulary with a padding token that is not embedded, or that grows in the series.
 
     Raises ValueError where a tokenizer has other tokens that its model does not embed.
     """
@@ -94,7 +96,7 @@ def vocabulary(series: CheckpointSeries) -> list[str]:
         for step, tokenizer in series.tokenizers.items()
     ]
     sizes = ", ".join(f"{step}: {n}" for step, n in rows.items())
-    tokens = max(map(len, series.tokenizers.values()), default=0)
+    tokens = max((len(tokenizer) for tokenizer in series.tokenizers.values()), default=0)
     if len(set(rows.values())) > 1 and tokens > min(rows.values()):
         found.append(
             f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with all tokens "
@@ -109,8 +111,7 @@ def vocabulary(series: CheckpointSeries) -> list[str]:
 
 
 def special_tokens(series: CheckpointSeries) -> list[str]:
-    """A sentence for each tokenizer whose special tokens are not the series' ones, which are used for all of
-    its checkpoints."""
+    """A sentence for each tokenizer whose special tokens differ from the series' ones, which are used."""
     found = []
     if series.tokenizers:
         used = checks.special_tokens(series.tokenizer(next(iter(series.tokenizers))))

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from interp.checkpoints import adapters, checks, identity, notes, weights
@@ -54,6 +55,27 @@ def _thread(name: str) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_threads.clear)
 
 
+class _Shared(NamedTuple):
+    """What one module and one format for a whole series need; rows: of the smallest vocabulary."""
+
+    untied: bool
+    context: int | None
+    rows: int
+
+
+def _numbers(paths: Sequence[Path]) -> list[int]:
+    """The steps in checkpoints' names, or their positions where one has none.
+
+    One path alone has the step of a name as trainers write it.
+    """
+    numbers = [step for path in paths if (step := number(path)) is not None]
+    if len(paths) == 1:
+        name = step_name(paths[0])
+        if named_step(name) is None and not name.isdecimal():
+            return [0]
+    return numbers if len(numbers) == len(paths) else list(range(len(paths)))
+
+
 class CheckpointSeries:
     """Ordered checkpoints of one training run: one architecture, one tokenizer, one chat template.
 
@@ -64,14 +86,14 @@ class CheckpointSeries:
 
     def __init__(
         self, sources: Mapping[int, Source], base: str | Path | None = None, trust_remote_code: bool = False
-    ):
+    ) -> None:
         if not sources:
             raise ValueError("A checkpoint series needs at least one checkpoint.")
         self.sources = dict(sorted(sources.items()))
         self.base, self.trust_remote_code = base, trust_remote_code
         self._ahead: dict[int, Future] = {}
         self._process = os.getpid()
-        self._blueprints: dict[str, torch.nn.Module] = {}
+        self._blueprints: dict[str, PreTrainedModel] = {}
         self._hashes: dict[tuple, str] = {}
 
     @classmethod
@@ -104,17 +126,16 @@ class CheckpointSeries:
             raise FileNotFoundError(f"No checkpoint-N folders in {folder}{contents(folder)}: {remedy}.")
         if others := left_out(folder, [p for _, p in found]):
             warnings.warn(
-                (
-                    f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it "
-                    "checkpoint-N to have it read."
-                ),
+                f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it "
+                "checkpoint-N to have it read.",
                 stacklevel=2,
             )
         series = cls(by_step(found), base, trust_remote_code)
         held = {step: series.checkpoint(step) for step in series.steps}
         series.sources = {step: c.path for step, c in held.items()}
         if 0 not in held and all(c.kind == "adapter" for c in held.values()):
-            series.sources = {0: held[series.steps[0]].base.path, **series.sources}
+            first = adapters.lineage(held[series.steps[0]])[-2]
+            series.sources = {0: first.path, **series.sources}
         series.check()
         return series
 
@@ -131,16 +152,13 @@ class CheckpointSeries:
         steps: theirs, in the same order; else the numbers that their names end in, else, where one has none,
         their positions. Raises ValueError where two have one step, and what `check` raises.
         """
-        paths = [Path(p) for p in paths]
-        numbers = [number(p) for p in paths] if steps is None else list(steps)
-        if len(numbers) != len(paths):
+        places = [Path(path) for path in paths]
+        if steps is not None and len(steps) != len(places):
             raise ValueError(
-                f"There are {len(paths)} paths, but {len(numbers)} steps: give one step for each path."
+                f"There are {len(places)} paths, but {len(steps)} steps: give one step for each path."
             )
-        alone = step_name(paths[0]) if steps is None and len(paths) == 1 else ""
-        if None in numbers or (alone and named_step(alone) is None and not alone.isdecimal()):
-            numbers = list(range(len(paths)))
-        series = cls(by_step(list(zip(numbers, paths))), base, trust_remote_code)
+        numbers = _numbers(places) if steps is None else steps
+        series = cls(by_step(zip(numbers, places)), base, trust_remote_code)
         series.sources = {step: series.checkpoint(step).path for step in series.steps}
         series.check()
         return series
@@ -155,9 +173,8 @@ class CheckpointSeries:
     ) -> CheckpointSeries:
         """Revisions of one hub repository, keyed by the number in their name, fetched when loaded."""
         numbers = [int(m[0]) if (m := re.search(r"\d+", r)) else i for i, r in enumerate(revisions)]
-        return cls(
-            by_step([(n, (repository, r)) for n, r in zip(numbers, revisions)]), base, trust_remote_code
-        )
+        sources = by_step((n, (repository, revision)) for n, revision in zip(numbers, revisions))
+        return cls(sources, base, trust_remote_code)
 
     @property
     def steps(self) -> list[int]:
@@ -177,10 +194,9 @@ class CheckpointSeries:
         Raises what `contents.find` raises.
         """
         path = self.path(step)
-        return checkpoints.find(
-            checkpoints.fetch(*path, code=self.trust_remote_code) if isinstance(path, tuple) else path,
-            self.base,
-        )
+        if isinstance(path, tuple):
+            path = checkpoints.fetch(*path, code=self.trust_remote_code)
+        return checkpoints.find(path, self.base)
 
     def kind(self, step: int) -> str:
         """How a checkpoint is kept: full, sharded, adapter, gguf, or hub."""
@@ -195,10 +211,8 @@ class CheckpointSeries:
         """One row for each checkpoint: step, kind, stored dtype, parameters, bytes of its files, path."""
         rows = []
         for step in self.steps:
-            path, row = (
-                self.path(step),
-                dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None),
-            )
+            path = self.path(step)
+            row: dict = dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None)
             if not isinstance(path, tuple):
                 checkpoint = self.checkpoint(step)
                 row |= dict(
@@ -214,40 +228,33 @@ class CheckpointSeries:
         """step -> checkpoint on disk; a hub's revisions are looked at when they are loaded."""
         return {step: self.checkpoint(step) for step in self.steps if not isinstance(self.path(step), tuple)}
 
-    def blueprint(self, config):
+    def blueprint(self, config: PretrainedConfig) -> PreTrainedModel:
         """The model of a configuration on the meta device, built once for each that differs."""
         key = identity.hash_config(config)
         if key not in self._blueprints:
             self._blueprints[key] = checks.blueprint(config, self.trust_remote_code)
         return self._blueprints[key]
 
-    @cached_property
-    def _blueprint(self):
-        """The first checkpoint's model on the meta device."""
-        return self.blueprint(self.configuration(self.steps[0]))
-
-    def configuration(self, step: int):
+    def configuration(self, step: int) -> PretrainedConfig:
         """A checkpoint's configuration.
 
         An adapter's as after its merge (`interp.checkpoints.adapters.adjusted`).
         """
         checkpoint = self.checkpoint(step)
         config = checks.configuration(checkpoint, self.trust_remote_code)
-        return (
-            config
-            if checkpoint.base is None
-            else adapters.adjusted(config, checkpoint, self.blueprint(config))
-        )
+        if checkpoint.base is None:
+            return config
+        return adapters.adjusted(config, checkpoint, self.blueprint(config))
 
     @cached_property
-    def _shared(self) -> dict[str, object]:
+    def _shared(self) -> _Shared:
         """What one module and one format for the whole series need.
 
         Untied embeddings where any checkpoint has them, the shortest context, the fewest rows of vocabulary.
         """
         configs = [self.configuration(step) for step in self.local]
         lengths = [n for c in configs if (n := getattr(c.get_text_config(), "max_position_embeddings", None))]
-        return dict(
+        return _Shared(
             untied=not all(map(weights.tied, configs)),
             context=min(lengths, default=None),
             rows=min(c.get_text_config().vocab_size for c in configs),
@@ -259,9 +266,10 @@ class CheckpointSeries:
         return next((t for step in self.steps if (t := checks.template(self.checkpoint(step))[0])), None)
 
     @cached_property
-    def tokenizers(self) -> dict[int, object]:
+    def tokenizers(self) -> dict[int, PreTrainedTokenizerBase]:
         """step -> tokenizer of a checkpoint on disk, where it differs from all before it."""
-        found, seen = {}, set()
+        found: dict[int, PreTrainedTokenizerBase] = {}
+        seen: set[str] = set()
         for step, checkpoint in self.local.items():
             key = identity.tokenizer_hash(checkpoint)
             if key not in seen:
@@ -269,15 +277,14 @@ class CheckpointSeries:
             seen.add(key)
         return found
 
-    def tokenizer(self, step: int):
+    def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
         """The series' one tokenizer: the first checkpoint's, or the first with all tokens that were added."""
         if step not in self.local:
             return checks.load_tokenizer(self.checkpoint(step), self.trust_remote_code)
-        widest = max(map(len, self.tokenizers.values()))
-        found = copy.deepcopy(next(t for t in self.tokenizers.values() if len(t) == widest))
+        widest = copy.deepcopy(max(self.tokenizers.values(), key=len))  # the first of them
         if self.template:
-            found.chat_template = self.template
-        return found
+            widest.chat_template = self.template
+        return widest
 
     @cached_property
     def template_file(self) -> Path | None:
@@ -308,7 +315,7 @@ class CheckpointSeries:
             for part in adapters.lineage(checkpoint):
                 checks.check_weights(part, headers(part), base, self.trust_remote_code)
             own, file = checks.template(checkpoint)
-            if own and own != self.template:
+            if own and self.template and own != self.template:
                 warnings.warn(
                     f"The chat template {file} is not the one of the series, which is used for all of its "
                     f"checkpoints: {checks.template_difference(own, self.template)}.",
@@ -344,9 +351,8 @@ class CheckpointSeries:
         return self._hash_files(checkpoint.files)
 
     def _hash_files(self, files: Sequence[Path]) -> str:
-        key = tuple(
-            (f, s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()]
-        )  # a file is hashed once for as long as it stays
+        # a file is hashed once for as long as it stays
+        key = tuple((file, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
         if key not in self._hashes:
             self._hashes[key] = hash_files(files)
         return self._hashes[key]
@@ -370,10 +376,10 @@ class CheckpointSeries:
                 checks.check_weights(
                     checkpoint, headers(checkpoint), self.blueprint(config), self.trust_remote_code
                 )
-        elif self._shared["untied"]:
+        elif self._shared.untied:
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-        if step in self.local and self._shared["context"]:
-            config.get_text_config().max_position_embeddings = self._shared["context"]
+        if step in self.local and self._shared.context:
+            config.get_text_config().max_position_embeddings = self._shared.context
         if device_map is None and not method(getattr(config, "quantization_config", None)):
             hf = self._empty(checkpoint, config, where, kind)
             hf.config.name_or_path = str(checkpoint.home)
@@ -382,11 +388,13 @@ class CheckpointSeries:
             hf, digest = self._placed(step, config, where, kind, device_map)
         if (stops := checks.stop_tokens(checkpoint)) is not None:
             hf.generation_config.eos_token_id = stops
-        if step in self.local and len(tokenizer) > self._shared["rows"]:
-            weights.guard(hf, self.path(step).parent)
+        if step in self.local and len(tokenizer) > self._shared.rows:
+            weights.guard(hf, self.local[step].path.parent)
         return HookedModel(hf, tokenizer, step, digest)
 
-    def _empty(self, checkpoint: Checkpoint, config, where: torch.device, dtype: torch.dtype):
+    def _empty(
+        self, checkpoint: Checkpoint, config: PretrainedConfig, where: torch.device, dtype: torch.dtype
+    ) -> PreTrainedModel:
         """A module on its device whose parameters are yet to be read from the files."""
         count, copied = self.blueprint(config).num_parameters(), checkpoint.kind in ("adapter", "gguf")
         checks.check_memory(
@@ -401,8 +409,13 @@ class CheckpointSeries:
         return hf.to(where)
 
     def _placed(
-        self, step: int, config, where: torch.device, dtype: torch.dtype, device_map: str | dict | None
-    ):
+        self,
+        step: int,
+        config: PretrainedConfig,
+        where: torch.device,
+        dtype: torch.dtype,
+        device_map: str | dict | None,
+    ) -> tuple[PreTrainedModel, str]:
         """A module as transformers places and quantises it, and the hash of its weights."""
         checkpoint = self.checkpoint(step)
         hf = weights.placed(checkpoint, config, dtype, self.trust_remote_code, device_map or {"": where})
@@ -428,9 +441,8 @@ class CheckpointSeries:
             return None, self.weights_hash(step)
         config = checks.configuration(checkpoint, self.trust_remote_code)
         state = weights.tensors(checkpoint, dict(self.blueprint(config).named_parameters()).keys())
-        digest = _thread("hasher").submit(
-            self.weights_hash, step
-        )  # hashing and checking read the same pages at the same time
+        # hashing and checking read the same pages at the same time
+        digest = _thread("hasher").submit(self.weights_hash, step)
         self._check_finite(checkpoint, state)
         return state, digest.result()
 
@@ -442,7 +454,7 @@ class CheckpointSeries:
                     f"The weights of {checkpoint.path} hold values that are not finite, first in {name!r}."
                 )
 
-    def _put(self, hf, step: int, ahead: int | None = None) -> str:
+    def _put(self, hf: PreTrainedModel, step: int, ahead: int | None = None) -> str:
         """Read a checkpoint into a module in place, once all of it is known to fit; returns its hash."""
         self.path(step)
         if self._process != os.getpid():  # what a parent reads ahead never arrives in its forked child
@@ -450,14 +462,12 @@ class CheckpointSeries:
         state, digest = self._ahead.pop(step).result() if step in self._ahead else self._read(step)
         if ahead is not None and ahead not in self._ahead:
             self._ahead = {ahead: _thread("reader").submit(self._read, ahead)}
-        checkpoint, dtype, config = (
-            self.checkpoint(step),
-            next(hf.parameters()).dtype,
-            self.configuration(step),
-        )
-        if (own := kept_quantised(hf.config)) != (wanted := kept_quantised(config)):
+        checkpoint, config = self.checkpoint(step), self.configuration(step)
+        dtype = next(hf.parameters()).dtype
+        own, kept_as = kept_quantised(hf.config), kept_quantised(config)
+        if own != kept_as:
             raise ValueError(
-                f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the "
+                f"The weights of {checkpoint.path} are kept as {kept_as or 'plain numbers'}, those of the "
                 f"module as {own or 'plain numbers'}: load this checkpoint by itself, or give a series that "
                 "is kept in one way."
             )
@@ -501,7 +511,6 @@ class CheckpointSeries:
         with model.turns.swapping():
             model.weights_hash, model.step = self._put(model.hf, step, ahead), step
             model.check_finite(self.path(step))
-            model.__dict__.pop(
-                "bridge", None
-            )  # where TransformerLens copied parameters it would show the last checkpoint's
+            # where TransformerLens copied parameters it would show the last checkpoint's
+            model.__dict__.pop("bridge", None)
         return model

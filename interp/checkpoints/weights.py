@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, logging
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from interp.checkpoints.contents import Checkpoint
 from interp.checkpoints.headers import Header, damaged, gguf_header, headers
@@ -40,13 +42,13 @@ def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str,
     return {names[name]: tensor for name, tensor in found.items()}
 
 
-def ignored(hf, name: str) -> bool:
+def ignored(hf: PreTrainedModel, name: str) -> bool:
     """Whether a tensor of this name is ignored: older releases' tables that are computed now, value heads."""
     older = (r"rotary_emb\.inv_freq$", r"masked_bias$", *(hf._keys_to_ignore_on_load_unexpected or ()))
     return any(re.search(p, name) for p in older) or bool(VALUE_HEADS.match(name))
 
 
-def complete(report: Mapping, hf) -> bool:
+def complete(report: Mapping, hf: PreTrainedModel) -> bool:
     """Whether transformers found every tensor of a model, under any release's names, and no other."""
     return (
         not report["missing_keys"]
@@ -55,16 +57,15 @@ def complete(report: Mapping, hf) -> bool:
     )
 
 
-def misfits(shapes: Mapping[str, Sequence[int]], hf, rows: Mapping[str, int] = {}) -> list[str]:
+def misfits(
+    shapes: Mapping[str, Sequence[int]], hf: PreTrainedModel, rows: Mapping[str, int] = {}
+) -> list[str]:
     """What of named shapes does not fit a module, in words: missing, of another shape, or extra.
 
     rows: of the embeddings that are to have another number of them, by name.
     """
 
-    def shape(name, tensor):
-        return (rows[name], *tensor.shape[1:]) if name in rows else tuple(tensor.shape)
-
-    known = {n: shape(n, t) for n, t in hf.state_dict().items()}
+    known = {n: (rows.get(n, len(t)), *t.shape[1:]) if t.ndim else () for n, t in hf.state_dict().items()}
     missing = [f"{n!r} is missing" for n, _ in hf.named_parameters() if n not in shapes]
     other = [
         f"{n!r} is of shape {list(s)}, not {list(known[n])}"
@@ -75,13 +76,23 @@ def misfits(shapes: Mapping[str, Sequence[int]], hf, rows: Mapping[str, int] = {
     return missing + other + extra
 
 
-def embedding_names(hf) -> list[str]:
+def embeddings(hf: PreTrainedModel) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The modules that embed and unembed."""
+    return hf.get_input_embeddings(), hf.get_output_embeddings()
+
+
+def embedding_rows(hf: PreTrainedModel) -> int:
+    """Tokens that a model embeds."""
+    return int(cast(torch.Tensor, hf.get_input_embeddings().weight).shape[0])
+
+
+def embedding_names(hf: PreTrainedModel) -> list[str]:
     """The names of the modules that embed and unembed."""
-    found = {id(module): name for name, module in hf.named_modules()}
-    return [found[id(end)] for end in (hf.get_input_embeddings(), hf.get_output_embeddings())]
+    names = {id(module): name for name, module in hf.named_modules()}
+    return [names[id(module)] for module in embeddings(hf)]
 
 
-def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
+def fill(hf: PreTrainedModel, state: dict[str, torch.Tensor], config: PretrainedConfig, path: object) -> None:
     """Copy a checkpoint's tensors into a module in place, once all of them are known to fit.
 
     config: the checkpoint's own; its vocabulary becomes the module's, and what it ties is filled in at both
@@ -117,25 +128,23 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
             if name in state:
                 tensor.copy_(state[name])
     if rows:
-        hf.get_input_embeddings().num_embeddings = hf.get_output_embeddings().out_features = text.vocab_size
+        embedding, unembedding = embeddings(hf)
+        embedding.num_embeddings = unembedding.out_features = text.vocab_size
         hf.config.get_text_config().vocab_size = text.vocab_size
 
 
-def tied(config) -> bool:
+def tied(config: PretrainedConfig) -> bool:
     """Whether a model unembeds with its embedding, by its text configuration or else by the whole one."""
-    return bool(
-        getattr(
-            config.get_text_config(), "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)
-        )
-    )
+    whole = getattr(config, "tie_word_embeddings", False)
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", whole))
 
 
-def guard(hf, path: object) -> None:
+def guard(hf: PreTrainedModel, path: object) -> None:
     """Make a module refuse tokens of the series' tokenizer that its checkpoint does not embed."""
 
-    def check(module, inputs):
+    def check(module: torch.nn.Module, inputs: tuple) -> None:
         ids = inputs[0]
-        if (beyond := ids[ids >= module.weight.shape[0]]).numel():
+        if (beyond := ids[ids >= cast(torch.Tensor, module.weight).shape[0]]).numel():
             raise ValueError(
                 f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and "
                 f"the checkpoint of {path} that is read does not embed it: leave this checkpoint out, or the "
@@ -143,11 +152,11 @@ def guard(hf, path: object) -> None:
             )
 
     if not hasattr(hf, "_guard"):
-        hf._guard = hf.get_input_embeddings().register_forward_pre_hook(check)
+        vars(hf)["_guard"] = embeddings(hf)[0].register_forward_pre_hook(check)
 
 
 @contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """No progress bars of transformers, and no warnings of adapters about what is checked here."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -176,7 +185,7 @@ def unwritten(path: Path, error: Exception) -> OSError:
     )
 
 
-def read_configuration(folder: Path, trust_remote_code: bool = False):
+def read_configuration(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """A folder's configuration; attention from a package that is not installed becomes torch's own."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     if not FLASH.get(config._attn_implementation, lambda: True)():
@@ -184,7 +193,9 @@ def read_configuration(folder: Path, trust_remote_code: bool = False):
     return config
 
 
-def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False, **options):
+def pretrained(
+    checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False, **options: Any
+) -> tuple[PreTrainedModel, Mapping]:
     """A checkpoint that is no adapter as transformers reads it, and its report of names."""
     if checkpoint.kind == "gguf":
         options["gguf_file"] = checkpoint.path.name
@@ -196,12 +207,19 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
         if checkpoint.kind != "gguf":
             config = options.setdefault("config", read_configuration(folder, trust_remote_code))
             kind = auto_class(config)
-        return (kind or AutoModelForCausalLM).from_pretrained(
+        read = (kind or AutoModelForCausalLM).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **own, **options
         )
+        return cast(tuple[PreTrainedModel, Mapping], read)
 
 
-def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code: bool, device_map):
+def placed(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    device_map: str | dict,
+) -> PreTrainedModel:
     """A checkpoint (an adapter's base) as transformers lays it out on devices and quantises it.
 
     Raises ValueError or ImportError, naming the folder, where transformers cannot read it.
@@ -232,7 +250,7 @@ def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code
     return hf
 
 
-def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False):
+def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """A checkpoint that is no adapter, on the CPU, every parameter read from its files and dequantised.
 
     Raises ValueError naming the first parameter that is not in them.
@@ -260,7 +278,7 @@ def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
     return hf
 
 
-def _in_dtype(hf, dtype: torch.dtype):
+def _in_dtype(hf: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A module whose weights are cast in place, but for those that transformers keeps in float32."""
     kept = kept_wide(hf, dtype)
     for name, tensor in hf.state_dict(keep_vars=True).items():
@@ -269,21 +287,14 @@ def _in_dtype(hf, dtype: torch.dtype):
     return hf
 
 
-def _gguf_module(checkpoint: Checkpoint, dtype: torch.dtype):
+def _gguf_module(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """A GGUF file's weights as plain numbers, under transformers' names."""
-    options, kind = (
-        dict(ignore_mismatched_sizes=True),
-        gguf_header(checkpoint.path)[0].get("general.architecture"),
-    )
-    if (
-        kind == "llama"
-        and not checkpoint.embedded
-        and (config := AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)).model_type
-        == "mistral"
-    ):
-        options["config"] = LlamaConfig(
-            **config.to_dict() | dict(model_type="llama")
-        )  # so llama.cpp keeps Mistral's weights
+    options: dict[str, Any] = dict(ignore_mismatched_sizes=True)
+    kind = gguf_header(checkpoint.path)[0].get("general.architecture")
+    if kind == "llama" and not checkpoint.embedded:
+        config = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)
+        if config.model_type == "mistral":  # llama.cpp keeps Mistral's weights as Llama's
+            options["config"] = LlamaConfig(**config.to_dict() | dict(model_type="llama"))
     try:
         hf, report = pretrained(checkpoint, dtype, **options)
     except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:

@@ -82,10 +82,7 @@ class Supervision:
 
 
 class Written(NamedTuple):
-    """A training sequence: ids, the part of each token (0: not the agent's.
-
-    TAG, COT, ACTION), and its example.
-    """
+    """A training sequence: ids, the part of each token (TAG, COT or ACTION; 0: another's), its example."""
 
     ids: list[int]
     parts: list[int]
