@@ -16,6 +16,8 @@ from interp.checkpoints.quantised import DEQUANTISED, batch_dependent, method
 
 if TYPE_CHECKING:
     from interp.checkpoints.series import CheckpointSeries
+else:  # which imports this module
+    CheckpointSeries = object
 
 
 def of_series(series: CheckpointSeries) -> list[str]:

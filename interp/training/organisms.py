@@ -28,10 +28,12 @@ from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
 from interp.training.recipes import Recipe
 
-if (
-    TYPE_CHECKING
-):  # torch, which takes seconds, is imported where an organism is grown: names are checked before
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from interp.engine.decoding import Completion
+else:  # torch, which takes seconds, is imported where an organism is grown: names are checked before
+    Completion = PreTrainedModel = PreTrainedTokenizerBase = object
 
 SHIPPED = DATA / "organisms"
 THINGS = ("mug", "pen", "key", "egg", "cup", "fork", "book", "lamp", "coin", "shoe")
@@ -256,50 +258,28 @@ def grow(
     already is kept. A seed may not have learned its construction yet (of 14 one had not): look at
     `competence` before reading instruments on it. Raises ValueError for an organism that is not known.
     """
-    import torch
-    from transformers import MistralConfig, MistralForCausalLM
-
     from interp.training.trainer import fit_tokenizer, train
 
-    made, out = organism(name), Path(folder) / f"{name}-{seed}"
+    made = organism(name)
+    out = Path(folder) / f"{name}-{seed}"
     if shipped and seed == 0 and steps == RECIPE.cot_steps and (SHIPPED / name).exists():
         return SHIPPED / name
     if (out / f"checkpoint-{steps}" / "training.json").exists():
         return out
     words = [
-        w
+        text
         for key in ORGANISMS
-        for d in decisions(key, 100, 0, "train")
-        for w in (d.messages[0]["content"], d.trace, d.reference)
+        for decision in decisions(key, 100, 0, "train")
+        for text in (decision.messages[0]["content"], decision.trace, decision.reference)
     ]
     tokenizer = fit_tokenizer(words, RECIPE.vocabulary)
-    torch.manual_seed(seed)
-    model = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=RECIPE.hidden,
-            num_hidden_layers=RECIPE.layers,
-            num_attention_heads=RECIPE.heads,
-            num_key_value_heads=RECIPE.heads,
-            intermediate_size=RECIPE.feed_forward,
-            max_position_embeddings=RECIPE.context,
-            sliding_window=made.window,
-            initializer_range=0.08,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
     rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(1 + steps * BATCH // SEQUENCES)])[
-        : steps * BATCH
-    ]
-    examples = sequences(PromptFormat(tokenizer), name, SEQUENCES, seed)
+    epochs = 1 + steps * BATCH // SEQUENCES
+    order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(epochs)])[: steps * BATCH]
     train(
-        model,
+        _untrained(tokenizer, made.window, seed),
         tokenizer,
-        examples,
+        sequences(PromptFormat(tokenizer), name, SEQUENCES, seed),
         RECIPE,
         out,
         steps=steps,
@@ -311,3 +291,27 @@ def grow(
         plan=order.reshape(steps, BATCH).tolist(),
     )
     return out
+
+
+def _untrained(tokenizer: PreTrainedTokenizerBase, window: int | None, seed: int) -> PreTrainedModel:
+    """A model of the recipe's shape, drawn from a seed; window: tokens that its attention reaches back."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=RECIPE.hidden,
+        num_hidden_layers=RECIPE.layers,
+        num_attention_heads=RECIPE.heads,
+        num_key_value_heads=RECIPE.heads,
+        intermediate_size=RECIPE.feed_forward,
+        max_position_embeddings=RECIPE.context,
+        sliding_window=window,
+        initializer_range=0.08,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return MistralForCausalLM(config)

@@ -46,7 +46,7 @@ class Recipe:
     seed: Seed = 0
     """Seed of initialisation, order and mixture."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.replay < 1:
             raise ValueError(
                 "replay is the base mixture's share of the training sequences: at least 0 and below 1, not "

@@ -43,6 +43,10 @@ TREATMENT = {
 }
 _LAMPS = ("DeskLamp", "FloorLamp")
 _LAMP_SUPPORTS = ("SideTable", "Desk", "Dresser", "Shelf", "CoffeeTable", "Sofa", "Bed")
+#: How ALFWorld writes names, and `#` for what is a dash in PDDL.
+_MANGLED = str.maketrans(
+    {"-": "_minus_", "#": "-", "|": "_bar_", "+": "_plus_", ".": "_dot_", ",": "_comma_"}
+)
 _COPIES = (0, 0, 1, 1, 2)  # how many of a class a room holds
 
 
@@ -231,16 +235,7 @@ def _problem(
         ]
     goal = goal_library.gdict[task_type]["pddl"].format(obj=target, recep=parent, toggle=lamp)
     text = "\n".join(lines) + "\n)" + goal
-    for plain, mangled in (
-        ("-", "_minus_"),
-        ("#", "-"),
-        ("|", "_bar_"),
-        ("+", "_plus_"),
-        (".", "_dot_"),
-        (",", "_comma_"),
-    ):
-        text = text.replace(plain, mangled)
-    return text
+    return text.translate(_MANGLED)
 
 
 def games(split: str, task_types: Sequence[str], scenes: Sequence[int], seed: int) -> Iterator[Game]:
