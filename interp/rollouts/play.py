@@ -74,13 +74,7 @@ def play(
     A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions
     stay in its history. Raises ValueError for two games of one name and a limit below 1.
     """
-    if step_limit < 1:
-        raise ValueError(f"A game is lost after 1 step or more, not {step_limit}.")
-    if len({str(game) for game in games}) < len(games):
-        raise ValueError(
-            f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: "
-            "`str` of a game must tell it apart."
-        )
+    _check(environment, games, step_limit)
     waiting = list(enumerate(games))[::-1]
     running: dict[int, tuple[int, Player]] = {}
     results: dict[int, Result] = {}
@@ -126,8 +120,8 @@ def _check(environment: Environment, games: Sequence, step_limit: int) -> None:
         raise ValueError(f"A game is lost after 1 step or more, not {step_limit}.")
     if len({str(game) for game in games}) < len(games):
         raise ValueError(
-            f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: `str` "
-            "of a game must tell it apart."
+            f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: "
+            "`str` of a game must tell it apart."
         )
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -340,7 +341,7 @@ def train_condition(
     sequences, counts = supervised(fmt, items, supervision, seed)
     _check_control(supervision, counts)
     trained = adapted(model, recipe) if isinstance(recipe, Tuning) else model
-    schedule = dict(steps=steps, lr=lr, keep=keep, seed=seed, device=device)
+    schedule: dict[str, Any] = dict(steps=steps, lr=lr, keep=keep, seed=seed, device=device)
     train(trained, tokenizer, sequences, recipe, folder, provenance=dict(made, masked=counts), **schedule)
     if isinstance(recipe, Recipe) and 0 in recipe.checkpoints:
         _save_base(start, tokenizer, folder / "checkpoint-0", dict(base_notes, step=0, base=made["base"]))
