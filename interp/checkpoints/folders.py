@@ -59,6 +59,19 @@ def number(path: Path) -> int | None:
     return step
 
 
+def numbers_of(paths: Sequence[Path]) -> list[int]:
+    """The steps in checkpoints' names, or their positions where one has none.
+
+    One path alone has the step of a name as trainers write it.
+    """
+    numbers = [step for path in paths if (step := number(path)) is not None]
+    if len(paths) == 1:
+        name = step_name(paths[0])
+        if named_step(name) is None and not name.isdecimal():
+            return [0]
+    return numbers if len(numbers) == len(paths) else list(range(len(paths)))
+
+
 def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tuple[int, Path]]:
     """The checkpoints' folders in a run's folder, with their steps.
 

@@ -34,8 +34,7 @@ from interp.checkpoints.folders import (
     is_model,
     left_out,
     named_step,
-    number,
-    step_name,
+    numbers_of,
 )
 from interp.checkpoints.headers import hash_files, headers, stored
 from interp.checkpoints.quantised import adopt, kept_quantised, method
@@ -61,19 +60,6 @@ class _Shared(NamedTuple):
     untied: bool
     context: int | None
     rows: int
-
-
-def _numbers(paths: Sequence[Path]) -> list[int]:
-    """The steps in checkpoints' names, or their positions where one has none.
-
-    One path alone has the step of a name as trainers write it.
-    """
-    numbers = [step for path in paths if (step := number(path)) is not None]
-    if len(paths) == 1:
-        name = step_name(paths[0])
-        if named_step(name) is None and not name.isdecimal():
-            return [0]
-    return numbers if len(numbers) == len(paths) else list(range(len(paths)))
 
 
 class CheckpointSeries:
@@ -157,7 +143,7 @@ class CheckpointSeries:
             raise ValueError(
                 f"There are {len(places)} paths, but {len(steps)} steps: give one step for each path."
             )
-        numbers = _numbers(places) if steps is None else steps
+        numbers = numbers_of(places) if steps is None else steps
         series = cls(by_step(zip(numbers, places)), base, trust_remote_code)
         series.sources = {step: series.checkpoint(step).path for step in series.steps}
         series.check()
@@ -309,7 +295,7 @@ class CheckpointSeries:
             checks.tokenizer_home(checkpoint)
             widest = checkpoint if checks.check_tokenizer(checkpoint, widest) else widest
             checks.check_architecture(checkpoint, config, first, wanted)
-        said = notes.vocabulary(self)
+        vocabularies = notes.vocabulary(self)
         for step, checkpoint in self.local.items():
             base = self.blueprint(checks.configuration(checkpoint, self.trust_remote_code))
             for part in adapters.lineage(checkpoint):
@@ -321,11 +307,8 @@ class CheckpointSeries:
                     f"checkpoints: {checks.template_difference(own, self.template)}.",
                     stacklevel=3,
                 )
-        for sentence in [
-            *said,
-            *notes.special_tokens(self),
-            *(n for n in self.notes if "several dtypes" in n),
-        ]:
+        dtypes = [note for note in self.notes if "several dtypes" in note]
+        for sentence in [*vocabularies, *notes.special_tokens(self), *dtypes]:
             warnings.warn(sentence, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:

@@ -46,10 +46,6 @@ class Style:
         )
         return f"{thought}{self.open_action}{self.space}{action}{self.close_action}"
 
-    def trace_text(self, trace: str) -> str:
-        """What is written after a prompt up to the opened action."""
-        return f"{self.open_think}{self.space if trace else ''}{trace}{self.close_think}{self.open_action}"
-
     @cached_property
     def _lead(self) -> re.Pattern:
         """The end of a trace and the opening of an action (white space between them is free)."""
