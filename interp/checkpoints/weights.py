@@ -325,9 +325,9 @@ def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list
                 found.append(
                     f"{name!r} is of shape {list(shape)}, the base's {part[1]}.weight of {list(weight)}"
                 )
-        elif (
-            part and ".experts." not in part[1] and not any(s.startswith(part[1] + ".") for s in shapes)
-        ):  # peft knows experts' older names
+        elif part and ".experts." in part[1]:
+            continue  # peft knows experts' older names
+        elif part and not any(other.startswith(part[1] + ".") for other in shapes):
             found.append(f"{name!r} belongs to {part[1]}, which the base does not have")
         elif not part and plain in shapes and shapes[plain] != shape:
             found.append(f"{name!r} is of shape {list(shape)}, the base's of {list(shapes[plain])}")

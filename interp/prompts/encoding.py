@@ -148,9 +148,8 @@ class Encoder:
     def _following(self, text: str, after: str) -> Encoded:
         if not text:
             return Encoded([], [])
-        if (
-            self._anchored and after
-        ):  # a space would come before a text's first word, or after a special token
+        # a space would come before a text's first word, or after a special token
+        if self._anchored and after:
             before, both = self._tokens(after), self._tokens(after + text)
             if both.ids[: len(before.ids)] == before.ids:
                 cut, n = len(after), len(before.ids)

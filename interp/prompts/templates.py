@@ -26,7 +26,7 @@ _TAG = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
 _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 #: What every rendering gives.
 _RENDERED = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
-_ASKED = dict(role="user", content="a")
+_USER = dict(role="user", content="a")
 
 
 def read_variables(pairs: Sequence[str]) -> dict:
@@ -73,9 +73,8 @@ class ChatTemplate:
                 "tokenizer.chat_template, or put the trainer's template into the checkpoint's folder as "
                 "chat_template.jinja."
             )
-        self.source = tokenizer.get_chat_template(
-            tools=self.tools
-        )  # there may be one for tools beside its own
+        # there may be one for tools beside its own
+        self.source = tokenizer.get_chat_template(tools=self.tools)
         try:
             self._template = compiled(self.source)
         except TemplateSyntaxError as error:
@@ -146,22 +145,17 @@ class ChatTemplate:
 
     def _opening(self) -> tuple[str, str]:
         """What opens the agent's turn, up to any thought, and the white space before the turn's content."""
-        without, opened = (
-            self.render([_ASKED], generation, "a lone user message") for generation in (False, True)
-        )
-        ended = without
-        without = without.removesuffix(
-            self.tokenizer.eos_token or ""
-        )  # Phi's end a finished conversation with it
-        said = self._tried([_ASKED, dict(role="assistant", content=mark("c", 1))], False).partition(
-            mark("c", 1)
-        )
-        if opened == ended and said[1] and said[0].startswith(ended) and not said[0][len(ended) :].strip():
-            asked = self._tried([dict(role="user", content=mark("c", 0))], False).partition(mark("c", 0))[2]
-            if (
-                asked.strip()
-            ):  # the user's turn ends with the opening of the agent's, as Mistral's with [/INST]
-                return asked, said[0][len(ended) :]
+        ended, opened = (self.render([_USER], flag, "a lone user message") for flag in (False, True))
+        # Phi's templates end a finished conversation with the end of sequence
+        without = ended.removesuffix(self.tokenizer.eos_token or "")
+        agent = [_USER, dict(role="assistant", content=mark("c", 1))]
+        before, answered, _ = self._tried(agent, False).partition(mark("c", 1))
+        if opened == ended and answered and before.startswith(ended) and not before[len(ended) :].strip():
+            user = [dict(role="user", content=mark("c", 0))]
+            after_user = self._tried(user, False).partition(mark("c", 0))[2]
+            # the user's turn ends with the opening of the agent's, as Mistral's with [/INST]
+            if after_user.strip():
+                return after_user, before[len(ended) :]
         if opened == ended or not (opened.startswith(without) and len(opened) > len(without)):
             raise ValueError(
                 f"{self.called} has no findable boundary: rendered with add_generation_prompt it should be "
@@ -171,18 +165,19 @@ class ChatTemplate:
             )
         opening = self.before_thought(opened[len(without) :])
         start = without + opening
-        between = said[0][len(start) :] if said[1] and said[0].startswith(start) else ""
-        gap = between[: len(between) - len(between.lstrip())]
+        between = before[len(start) :] if answered and before.startswith(start) else ""
         rest = re.sub(self.empty_thought, "", between).strip()
-        return opening, between if rest and self._fixed(rest) else "" if rest else gap
+        if not rest:
+            return opening, between[: len(between) - len(between.lstrip())]
+        return opening, between if self._fixed(rest) else ""
 
     def _fixed(self, rest: str) -> bool:
         """Whether text before a turn's content is the template's: no part of a thought or of the style."""
-        style, tag = self.style, re.search(_TAG, rest)
-        thoughts = self.thought[1], style.close_think.strip()
-        return not any(closed and closed in rest for closed in thoughts) and not (
-            tag and tag.group() in style.open_think + style.open_action
-        )
+        style = self.style
+        if any(closed and closed in rest for closed in (self.thought[1], style.close_think.strip())):
+            return False
+        tag = re.search(_TAG, rest)
+        return tag is None or tag.group() not in style.open_think + style.open_action
 
     @cached_property
     def _turn(self) -> tuple[str, str, str]:
@@ -191,7 +186,7 @@ class ChatTemplate:
         Empty without a trace.
         """
         turn = dict(role="assistant", content=mark("c", 1), reasoning_content=mark("t", 1))
-        before, kept, rest = self._tried([_ASKED, turn], False).partition(mark("t", 1))
+        before, kept, rest = self._tried([_USER, turn], False).partition(mark("t", 1))
         between, acted, after = rest.partition(mark("c", 1))
         return (before, between, after) if kept and acted else ("", "", "")
 
@@ -247,14 +242,12 @@ class ChatTemplate:
     @cached_property
     def ends(self) -> list[int]:
         """Added tokens that the template writes right after what an agent said, at the end and within."""
-        said = [_ASKED, dict(role="assistant", content=mark("c", 1))]
-        within = self._tried([*said, dict(role="user", content=mark("c", 2))], True).partition(mark("c", 2))[
-            0
-        ]
-        frames = self._tried(said, False), within
-        found = []
-        for frame in frames:
-            tail = frame.partition(mark("c", 1))[2].lstrip()
-            first = self.tokenizer(tail, add_special_tokens=False)["input_ids"][:1] if tail else []
-            found += [i for i in first if i in self.tokenizer.added_tokens_decoder]
-        return list(dict.fromkeys(found))
+        agent = [_USER, dict(role="assistant", content=mark("c", 1))]
+        user = dict(role="user", content=mark("c", 2))
+        within = self._tried([*agent, user], True).partition(mark("c", 2))[0]
+        tokens = []
+        for text in (self._tried(agent, False), within):
+            rest = text.partition(mark("c", 1))[2].lstrip()
+            first = self.tokenizer(rest, add_special_tokens=False)["input_ids"][:1] if rest else []
+            tokens += [i for i in first if i in self.tokenizer.added_tokens_decoder]
+        return list(dict.fromkeys(tokens))

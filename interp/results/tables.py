@@ -103,9 +103,8 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
     table, made = inside(folder, f"{name}.csv"), inside(folder, f"{name}.json")
     texts = _quoted(frame)
     split = any(isinstance(cell, str) and "\r" in cell for _, cells in _texts(texts) for cell in cells)
-    quoting = (
-        csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL
-    )  # the minimum does not hold a lone carriage return together
+    # the minimum does not hold a lone carriage return together
+    quoting = csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL
     content = texts.to_csv(index=False, float_format="%.6g", quoting=quoting).encode()
     with written(made) as its_json, written(table) as its_csv:
         its_csv.write_bytes(content)
@@ -200,9 +199,8 @@ def _texts_of(seal: object) -> list[str]:
 
 
 def _csv(content: bytes, **options: Any) -> pd.DataFrame:
-    return pd.read_csv(
-        io.BytesIO(content), skip_blank_lines=False, **options
-    )  # a lone blank cell is a row too
+    # a lone blank cell is a row too
+    return pd.read_csv(io.BytesIO(content), skip_blank_lines=False, **options)
 
 
 def _as_text(frame: pd.DataFrame, content: bytes) -> list[str]:

@@ -23,7 +23,7 @@ MAX_ACTIONS = 100_000
 #: Steps of one episode: each is a decision with all the turns before it.
 MAX_STEPS = 5_000
 MAX_NUMBER = 2**53
-# pydantic would make it no shorter: each of its errors would have to be translated into one of these sentences
+# pydantic makes it no shorter: each of its errors would have to be translated into one of these sentences
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 _OPTIONAL = dict(episode=str, task=str, task_type=str, split=str, trace=str)
 _STEP = dict(trace=str, action=str, observation=str, reference=str)

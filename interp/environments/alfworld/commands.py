@@ -35,9 +35,8 @@ def swap_candidates(decision: Decision, decisions: Sequence[Decision]) -> list[t
     """
     text = " ".join(m["content"] for m in decision.messages if m["role"] == "user")
     action = decision.reference
-    if action.startswith(
-        "go to "
-    ):  # not one that is opened: it was just reached, so its number is copied, not decided
+    # not one that is opened: it was just reached, so its number is copied, not decided
+    if action.startswith("go to "):
         name = action.removeprefix("go to ")
         others = set(re.findall(rf"\b{re.escape(name.rsplit(' ', 1)[0])} \d+\b", text)) - {name}
         return [(name, other) for other in sorted(others)]
