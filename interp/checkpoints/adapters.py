@@ -141,10 +141,10 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
         raise NotImplementedError(
             f"{checkpoint.path} is an adapter of kind {kind!r}, which is not supported. {ELSEWHERE}."
         )
-    if found := next((k for k in REFUSED if raw.get(k)), None):
+    if refused := next((k for k in REFUSED if raw.get(k)), None):
         raise NotImplementedError(
-            f"{file} sets {found}, which is not supported: {REFUSED[found]}. Give a checkpoint whose weights "
-            "are merged, or an adapter without it."
+            f"{file} sets {refused}, which is not supported: {REFUSED[refused]}. Give a checkpoint whose "
+            "weights are merged, or an adapter without it."
         )
     start = str(raw.get("init_lora_weights", ""))
     if start in UNREPEATABLE or start.startswith("pissa_niter"):
@@ -153,13 +153,13 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
             "repeated. Save it with path_initial_model_for_weight_conversion, or merge it where it was "
             "trained."
         )
-    known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
-    if unknown := sorted(k for k, v in raw.items() if k not in known and v):
+    fields = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
+    if unknown := sorted(k for k, v in raw.items() if k not in fields and v):
         raise ValueError(
             f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not know: update peft, "
             "or merge the adapter where it was trained."
         )
-    kept = {k: v for k, v in raw.items() if k in known and k not in ("auto_mapping", "peft_version")}
+    kept = {k: v for k, v in raw.items() if k in fields and k not in ("auto_mapping", "peft_version")}
     return _resolved(file, kept, tuple(modules))
 
 
@@ -295,8 +295,8 @@ def _check_names(adapted: torch.nn.Module, names: set[str]) -> None:
     from peft import get_peft_model_state_dict
 
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    known = {re.sub(r"\.default(?=\.|$)", "", name) for name in adapted.state_dict()}
-    if odd := sorted(wanted - names) or sorted(names - wanted - known):
+    in_model = {re.sub(r"\.default(?=\.|$)", "", name) for name in adapted.state_dict()}
+    if odd := sorted(wanted - names) or sorted(names - wanted - in_model):
         raise ValueError(f"{odd[0]!r} is {'missing' if odd[0] in wanted else 'no part of it'}")
 
 

@@ -201,7 +201,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> P
                 read_json(folder / name)
         template(checkpoint)
     try:
-        found = AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder or source.path.parent,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
@@ -209,19 +209,19 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> P
         )
         if (
             folder
-            and found.is_fast
+            and tokenizer.is_fast
             and not trust_remote_code
-            and _splits_otherwise(found, folder / "tokenizer.json")
+            and _splits_otherwise(tokenizer, folder / "tokenizer.json")
         ):
             warnings.warn(
                 f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' "
-                f"{type(found).__name__}, which its model_type stands for, would split text otherwise.",
+                f"{type(tokenizer).__name__}, which its model_type stands for, would split text otherwise.",
                 stacklevel=2,
             )
-            found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        if found.is_fast:  # a damaged one may be read once, and not be copied
-            Tokenizer.from_str(found.backend_tokenizer.to_str())
-        return found
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if tokenizer.is_fast:  # a damaged one may be read once, and not be copied
+            Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        return tokenizer
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         named = tokenizer_files(folder)[0] if folder else source.path
         raise ValueError(
@@ -330,8 +330,8 @@ def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
     if (folder / "chat_template.jinja").exists():
         return read_text(folder / "chat_template.jinja"), folder / "chat_template.jinja"
     file = folder / "tokenizer_config.json"
-    found = read_json(file).get("chat_template") if file.exists() else None
-    return found if isinstance(found, str) else None, file
+    text = read_json(file).get("chat_template") if file.exists() else None
+    return text if isinstance(text, str) else None, file
 
 
 def stop_tokens(checkpoint: Checkpoint) -> int | list[int] | None:
@@ -424,8 +424,8 @@ def check_weights(
             "which is no floating point. Save the model dequantised, or give the weights that it was "
             "quantised from."
         )
-    found = misfits(shapes, hf)
-    if found and any(n not in shapes for n in parameters):  # an older release's names, perhaps
+    misfitting = misfits(shapes, hf)
+    if misfitting and any(n not in shapes for n in parameters):  # an older release's names, perhaps
         report = pretrained(
             checkpoint,
             torch.float32,
@@ -435,10 +435,10 @@ def check_weights(
         )[1]
         if complete(report, hf):
             return
-    if found:
+    if misfitting:
         raise ValueError(
-            f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of "
-            f"{len(whole)} tensors).{_hint(entries, found, hf)}"
+            f"The weights of {checkpoint.path} do not fit the model: {misfitting[0]} ({len(misfitting)} of "
+            f"{len(whole)} tensors).{_hint(entries, misfitting, hf)}"
         )
 
 
@@ -460,10 +460,10 @@ def _check_adapter(
             for n in (f"{end}.weight", f"{end}.bias")
             if n in whole
         }
-    if found := adapter_misfits(entries, whole):
+    if misfitting := adapter_misfits(entries, whole):
         base = adapters.lineage(checkpoint)[-2]
         raise ValueError(
-            f"The adapter {checkpoint.files[1]} does not fit its base {base.path}: {found[0]}. "
+            f"The adapter {checkpoint.files[1]} does not fit its base {base.path}: {misfitting[0]}. "
             "It was trained on another base."
         )
 

@@ -75,14 +75,14 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 def shard_index(path: Path) -> dict[str, str]:
     """A shard index: tensor -> file."""
-    found = read_json(path).get("weight_map")
+    shards = read_json(path).get("weight_map")
     if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(n, str) and "/" not in n for n in found.values())
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(n, str) and "/" not in n for n in shards.values())
     ):
         raise ValueError(f"{path} is damaged: it has no weight_map from tensors to the files of its folder.")
-    return found
+    return shards
 
 
 def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint:
@@ -119,22 +119,22 @@ def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpo
 
 def _place(path: Path, name: str) -> Path | None:
     """Where a base of this name is, from the working folder or the adapter's; None where it is not there."""
-    found = next(
+    location = next(
         (place for place in (Path(name), path / name, path.parent / name) if name and place.exists()), None
     )
-    return found.resolve() if found is not None and ".." in found.parts else found
+    return location.resolve() if location is not None and ".." in location.parts else location
 
 
 def _cached_adapter(name: str, revision: str | None) -> Path | None:
     """The folder of an adapter of this name in the hub's cache; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (
+    file = (
         try_to_load_from_cache(name, "adapter_config.json", revision=revision)
         if HUB_NAME.fullmatch(name)
         else None
     )
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def _adapts(path: Path) -> bool:
@@ -191,8 +191,8 @@ def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path]
             f"{path} is a file, and no checkpoint: give a folder with safetensors, or a .gguf file."
         )
     for folder in (path / nested for nested in NESTED):
-        if folder.is_dir() and (found := _find_in(folder, base, above)):
-            return found
+        if folder.is_dir() and (checkpoint := _find_in(folder, base, above)):
+            return checkpoint
     raise FileNotFoundError(f"{path} has no model.safetensors.{conversion(path) or _inside(path)}")
 
 

@@ -133,8 +133,8 @@ def _deepspeed(path: Path) -> str:
 
 
 def _distributed(path: Path) -> str:
-    if found := sorted(path.glob("pytorch_model_fsdp_*")):
-        return PICKLE.format(_command("accelerate", "merge-weights", found[0], path))
+    if sharded := sorted(path.glob("pytorch_model_fsdp_*")):
+        return PICKLE.format(_command("accelerate", "merge-weights", sharded[0], path))
     if (path / "policy" / "weights").is_dir():
         command = _command(
             "uv",
@@ -174,8 +174,8 @@ def _pickles(path: Path) -> str:
 
 def _preference(path: Path) -> int:
     """Names by which transformers and peft find their files come first."""
-    known = ("pytorch_model", "adapter_model", "model", "")
-    return next(i for i, start in enumerate(known) if path.name.startswith(start))
+    starts = ("pytorch_model", "adapter_model", "model", "")
+    return next(i for i, start in enumerate(starts) if path.name.startswith(start))
 
 
 def _numberless(path: Path) -> str:

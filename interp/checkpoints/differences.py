@@ -76,8 +76,8 @@ def _rope(value: Mapping) -> Mapping:
     if not {"rope_type", "rope_theta"} & value.keys():
         return value
     kind = value.get("rope_type", value.get("type", "default"))
-    said = {key: number for key, number in value.items() if key != "type" and number is not None}
-    return {**ROPE_DEFAULTS.get(kind, {}), **said, "rope_type": kind}
+    given = {key: number for key, number in value.items() if key != "type" and number is not None}
+    return {**ROPE_DEFAULTS.get(kind, {}), **given, "rope_type": kind}
 
 
 def rotary(config: Mapping) -> bool:

@@ -57,11 +57,11 @@ def read_json(path: Path) -> dict:
     be read."""
     text = read_text(path)
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except RecursionError as error:
         raise ValueError(f"{path} is damaged, it is nested too deeply to be read: copy it again.") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged, it is no JSON ({error}): copy it again.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object. Copy it again.")
-    return found
+    return value

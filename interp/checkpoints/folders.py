@@ -34,10 +34,10 @@ S = TypeVar("S")
 
 def named_step(name: str) -> int | None:
     """The step in a folder's name (`checkpoint-1e3` and `step_1k` are 1,000); None where it names no step."""
-    found = NAMED.fullmatch(name)
+    match = NAMED.fullmatch(name)
     return (
-        int(float(found["number"].lower().replace("k", "e3")))
-        if found and not UNFINISHED.fullmatch(name)
+        int(float(match["number"].lower().replace("k", "e3")))
+        if match and not UNFINISHED.fullmatch(name)
         else None
     )
 
@@ -110,7 +110,7 @@ def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tupl
 
 def left_out(folder: Path, taken: Sequence[Path]) -> list[Path]:
     """Checkpoints in a run's folder whose names give no step (`checkpoint-final`), links left out."""
-    known = {p.resolve() for p in taken}
+    resolved = {p.resolve() for p in taken}
     return [
         p
         for p in sorted(folder.glob("*"))
@@ -118,7 +118,7 @@ def left_out(folder: Path, taken: Sequence[Path]) -> list[Path]:
         and named_step(p.name) is None
         and not UNFINISHED.fullmatch(p.name)
         and is_model(p)
-        and p.resolve() not in known
+        and p.resolve() not in resolved
     ]
 
 
@@ -133,8 +133,8 @@ def _readable(paths: Sequence[Path], base: str | Path | None) -> Sequence[Path]:
     """Of several folders of one step those that can be read (all, where there is one only, or none can)."""
     if len(paths) == 1:
         return paths
-    found = [p for p in paths if _reads(p, base)]
-    return found or paths[:1]
+    readable = [p for p in paths if _reads(p, base)]
+    return readable or paths[:1]
 
 
 def _reads(path: Path, base: str | Path | None) -> bool:
@@ -168,5 +168,5 @@ def further_down(folder: Path) -> str:
     """The folders below that can be given instead, in a sentence: runs with checkpoints, or single models."""
     below = [p for depth in ("*", "*/*", "*/*/*") for p in sorted(folder.glob(depth)) if p.is_dir()]
     runs = list(dict.fromkeys(p.parent for p in below if named_step(p.name) is not None))
-    found = runs or [p for p in below if is_model(p)]
-    return f"checkpoints lie further down: give {' or '.join(map(str, found[:3]))}" if found else ""
+    folders = runs or [p for p in below if is_model(p)]
+    return f"checkpoints lie further down: give {' or '.join(map(str, folders[:3]))}" if folders else ""

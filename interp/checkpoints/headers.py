@@ -54,12 +54,12 @@ def header(path: Path) -> Header:
             entries = json.loads(stream.read(length))
         entries.pop("__metadata__", None)
         end = 8 + length + max((e["data_offsets"][1] for e in entries.values()), default=0)
-        found = {name: (e["dtype"], tuple(e["shape"])) for name, e in entries.items()}
+        tensors = {name: (e["dtype"], tuple(e["shape"])) for name, e in entries.items()}
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, first_line(error) if size else "it is empty") from error
     if end != size:
         raise damaged(path, f"its header describes {end:,} bytes, it has {size:,}")
-    return found
+    return tensors
 
 
 def gguf_header(path: Path) -> tuple[dict, Header]:
@@ -102,13 +102,13 @@ def gguf_header(path: Path) -> tuple[dict, Header]:
             at = 8
             tensors, pairs = take("Q"), take("Q")
             metadata = {text(): value(take("I")) for _ in range(pairs)}
-            found, end = {}, 0
+            entries, end = {}, 0
             for _ in range(tensors):
                 name = text()
                 shape = tuple(take("Q") for _ in range(take("I")))
                 kind = GGMLQuantizationType(take("I"))
                 block, width = GGML_QUANT_SIZES[kind]
-                found[name] = (kind.name, shape)
+                entries[name] = (kind.name, shape)
                 end = max(end, take("Q") + math.prod(shape) // block * width)
         except (struct.error, ValueError, KeyError, OverflowError) as error:
             raise damaged(path, first_line(error) if len(data) else "it is empty") from error
@@ -118,23 +118,23 @@ def gguf_header(path: Path) -> tuple[dict, Header]:
         end += -(-at // align) * align
         if end > len(data):
             raise damaged(path, f"its header describes {end:,} bytes, it has {len(data):,}")
-    return metadata, found
+    return metadata, entries
 
 
 def headers(checkpoint: Checkpoint) -> Header:
     """Names, dtypes and shapes of a checkpoint's own tensors, from its files' headers alone."""
     if checkpoint.kind == "gguf":
         return gguf_header(checkpoint.path)[1]
-    found = {file: header(file) for file in checkpoint.files if file.suffix == ".safetensors"}
+    by_file = {file: header(file) for file in checkpoint.files if file.suffix == ".safetensors"}
     if checkpoint.kind == "sharded":
         index = checkpoint.path / "model.safetensors.index.json"
         for name, shard in shard_index(index).items():
-            if name not in found[checkpoint.path / shard]:
+            if name not in by_file[checkpoint.path / shard]:
                 raise ValueError(
                     f"{index} says that {name!r} is in {shard}, but it is not: the index is not the one of "
                     "these shards."
                 )
-    return {name: entry for entries in found.values() for name, entry in entries.items()}
+    return {name: entry for entries in by_file.values() for name, entry in entries.items()}
 
 
 def stored(entries: Header) -> str:

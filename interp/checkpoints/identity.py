@@ -41,7 +41,7 @@ def identity(checkpoint: Checkpoint, trust_remote_code: bool = False) -> dict[st
     template (the checkpoint's own), adapter_config (of every adapter down to the base), code (Python files,
     where they may run).
     """
-    found = dict(
+    hashes = dict(
         config=hash_config(checks.configuration(checkpoint, trust_remote_code)),
         generation_config=hash_json(_generation_config(checkpoint)),
         tokenizer=tokenizer_hash(checkpoint),
@@ -49,13 +49,13 @@ def identity(checkpoint: Checkpoint, trust_remote_code: bool = False) -> dict[st
         adapter_config=hash_json(_adapter_configs(checkpoint) or None),
     )
     code = sorted({*checkpoint.home.glob("*.py"), *checkpoint.path.glob("*.py")}) if trust_remote_code else []
-    return found | dict(code=hash_files(code) if code else "")
+    return hashes | dict(code=hash_files(code) if code else "")
 
 
 def _generation_config(checkpoint: Checkpoint) -> Mapping | None:
     file = checkpoint.home / "generation_config.json"
-    found = read_json(file) if file.exists() else None
-    return found and {k: v for k, v in found.items() if k not in ORIGIN}
+    config = read_json(file) if file.exists() else None
+    return config and {k: v for k, v in config.items() if k not in ORIGIN}
 
 
 def _adapter_configs(checkpoint: Checkpoint) -> list[Mapping]:

@@ -98,25 +98,25 @@ class CheckpointSeries:
         folder = Path(folder)
         if folder.is_file():
             return cls.from_paths([folder], base=base, trust_remote_code=trust_remote_code)
-        found = checkpoints_below(folder, base)
+        steps = checkpoints_below(folder, base)
         files = sorted(folder.glob("*.gguf"))
-        if not found and is_model(folder) and len(files) < 2:
+        if not steps and is_model(folder) and len(files) < 2:
             return cls.from_paths([folder], [named_step(folder.resolve().name) or 0], base, trust_remote_code)
-        if not found and files:
+        if not steps and files:
             return cls.from_paths(files, base=base, trust_remote_code=trust_remote_code)
-        if not found:
+        if not steps:
             remedy = further_down(folder) or (
                 "give the folder that the trainer wrote, the checkpoints' own paths "
                 "(CheckpointSeries.from_paths), or train a series with `make series`"
             )
             raise FileNotFoundError(f"No checkpoint-N folders in {folder}{contents(folder)}: {remedy}.")
-        if others := left_out(folder, [p for _, p in found]):
+        if others := left_out(folder, [p for _, p in steps]):
             warnings.warn(
                 f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it "
                 "checkpoint-N to have it read.",
                 stacklevel=2,
             )
-        series = cls(by_step(found), base, trust_remote_code)
+        series = cls(by_step(steps), base, trust_remote_code)
         held = {step: series.checkpoint(step) for step in series.steps}
         series.sources = {step: c.path for step, c in held.items()}
         if 0 not in held and all(c.kind == "adapter" for c in held.values()):
@@ -254,14 +254,14 @@ class CheckpointSeries:
     @cached_property
     def tokenizers(self) -> dict[int, PreTrainedTokenizerBase]:
         """step -> tokenizer of a checkpoint on disk, where it differs from all before it."""
-        found: dict[int, PreTrainedTokenizerBase] = {}
+        tokenizers: dict[int, PreTrainedTokenizerBase] = {}
         seen: set[str] = set()
         for step, checkpoint in self.local.items():
             key = identity.tokenizer_hash(checkpoint)
             if key not in seen:
-                found[step] = checks.load_tokenizer(checkpoint, self.trust_remote_code)
+                tokenizers[step] = checks.load_tokenizer(checkpoint, self.trust_remote_code)
             seen.add(key)
-        return found
+        return tokenizers
 
     def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
         """The series' one tokenizer: the first checkpoint's, or the first with all tokens that were added."""

@@ -33,13 +33,13 @@ def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str,
     wanted: names to use instead where only a wrapper's prefix differs (`interp.checkpoints.names`).
     """
     names = own_names(headers(checkpoint), wanted)
-    found: dict[str, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
     for file in checkpoint.files:
         try:
-            found.update(load_file(file))
+            state.update(load_file(file))
         except (SafetensorError, OSError) as error:
             raise damaged(file, error) from error
-    return {names[name]: tensor for name, tensor in found.items()}
+    return {names[name]: tensor for name, tensor in state.items()}
 
 
 def ignored(hf: PreTrainedModel, name: str) -> bool:
@@ -65,14 +65,14 @@ def misfits(
     rows: of the embeddings that are to have another number of them, by name.
     """
 
-    known = {n: (rows.get(n, len(t)), *t.shape[1:]) if t.ndim else () for n, t in hf.state_dict().items()}
+    expected = {n: (rows.get(n, len(t)), *t.shape[1:]) if t.ndim else () for n, t in hf.state_dict().items()}
     missing = [f"{n!r} is missing" for n, _ in hf.named_parameters() if n not in shapes]
     other = [
-        f"{n!r} is of shape {list(s)}, not {list(known[n])}"
+        f"{n!r} is of shape {list(s)}, not {list(expected[n])}"
         for n, s in shapes.items()
-        if n in known and tuple(s) != known[n]
+        if n in expected and tuple(s) != expected[n]
     ]
-    extra = [f"{n!r} is extra" for n in shapes if n not in known and not ignored(hf, n)]
+    extra = [f"{n!r} is extra" for n in shapes if n not in expected and not ignored(hf, n)]
     return missing + other + extra
 
 
@@ -108,9 +108,10 @@ def fill(hf: PreTrainedModel, state: dict[str, torch.Tensor], config: Pretrained
         for n in (embed, unembed, unembed.replace(".weight", ".bias"))
         if n in own and len(own[n]) != text.vocab_size
     }
-    if found := misfits({n: t.shape for n, t in state.items()}, hf, rows):
+    if misfitting := misfits({n: t.shape for n, t in state.items()}, hf, rows):
         raise ValueError(
-            f"The weights of {path} do not fit the model: {found[0]} ({len(found)} of {len(own)} tensors)."
+            f"The weights of {path} do not fit the model: {misfitting[0]} ({len(misfitting)} of {len(own)} "
+            "tensors)."
         )
     pairs = [(primary.get(id(tensor), name), name) for name, tensor in own.items()] + [
         (embed, unembed)
@@ -299,36 +300,36 @@ def _gguf_module(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
         hf, report = pretrained(checkpoint, dtype, **options)
     except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"transformers cannot read {checkpoint.path} ({first_line(error)}).") from error
-    found = [f"{n!r} is missing" for n in sorted(report["missing_keys"])]
-    found += [
+    misfitting = [f"{n!r} is missing" for n in sorted(report["missing_keys"])]
+    misfitting += [
         f"{n!r} is of shape {list(own)}, not {list(wanted)}"
         for n, own, wanted in sorted(report["mismatched_keys"])
     ]
-    if found:
+    if misfitting:
         beside = " A config.json beside the file would be read instead of its metadata." * checkpoint.embedded
         raise ValueError(
-            f"The weights of {checkpoint.path} do not fit the model: {found[0]} "
-            f"({len(found)} of {len(hf.state_dict())} tensors).{beside}"
+            f"The weights of {checkpoint.path} do not fit the model: {misfitting[0]} "
+            f"({len(misfitting)} of {len(hf.state_dict())} tensors).{beside}"
         )
     return hf
 
 
 def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """What of a low-rank adapter's header does not fit its base's shapes, in words; peft checks the rest."""
-    found = []
+    misfitting = []
     for name, (_, shape) in entries.items():
         plain = in_base(name)
         part = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", plain)
         if part and part[1] + ".weight" in shapes:
             weight, outer = shapes[part[1] + ".weight"], shape[1] if part[2].endswith("A") else shape[0]
             if outer not in weight:
-                found.append(
+                misfitting.append(
                     f"{name!r} is of shape {list(shape)}, the base's {part[1]}.weight of {list(weight)}"
                 )
         elif part and ".experts." in part[1]:
             continue  # peft knows experts' older names
         elif part and not any(other.startswith(part[1] + ".") for other in shapes):
-            found.append(f"{name!r} belongs to {part[1]}, which the base does not have")
+            misfitting.append(f"{name!r} belongs to {part[1]}, which the base does not have")
         elif not part and plain in shapes and shapes[plain] != shape:
-            found.append(f"{name!r} is of shape {list(shape)}, the base's of {list(shapes[plain])}")
-    return found
+            misfitting.append(f"{name!r} is of shape {list(shape)}, the base's of {list(shapes[plain])}")
+    return misfitting

@@ -131,10 +131,10 @@ class Environment:
         """
         if self.closed_actions:
             return decision.admissible
-        found = tuple(
+        options = tuple(
             dict.fromkeys(a for a in (decision.reference, *decision.admissible, *said) if a is not None)
         )
-        return found if len(found) > 1 else ()
+        return options if len(options) > 1 else ()
 
     def unplayable(self) -> str:
         """Why its games cannot be played here, as a sentence's end ("" where they can)."""
@@ -159,19 +159,19 @@ class Environment:
                 "--corpus."
             )
         if isinstance(given, Path):
-            found = load_episodes(given, self.splits)
+            items = load_episodes(given, self.splits)
         else:
-            found = checked(self._made(given), f"{self.name}'s decisions", self.splits)
-        for item in found:
-            for said in (
+            items = checked(self._made(given), f"{self.name}'s decisions", self.splits)
+        for item in items:
+            for action in (
                 (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]
             ):
-                if (read := self.parse(said)) != said:
+                if (read := self.parse(action)) != action:
                     raise ValueError(
-                        f"The parser of the environment {self.name!r} reads the recorded action {said!r} of "
-                        f"{item.id} as {read!r}: a recorded action must come back as it is."
+                        f"The parser of the environment {self.name!r} reads the recorded action {action!r} "
+                        f"of {item.id} as {read!r}: a recorded action must come back as it is."
                     )
-        return by_split(found)
+        return by_split(items)
 
     def _made(self, function: Callable[[], Iterable[Episode | Decision]]) -> list[Episode | Decision]:
         try:
@@ -223,14 +223,14 @@ def find(name: str) -> Environment:
             f"or one of your own as MODULE:NAME{example}."
         )
     imported = import_named(name, module)
-    found = getattr(imported, what, None)
-    if not isinstance(found, Environment):
+    environment = getattr(imported, what, None)
+    if not isinstance(environment, Environment):
         raise ValueError(
             f"{what!r} of the module {module} is "
-            f"{'not there' if found is None else 'a ' + type(found).__name__}, and should be an "
+            f"{'not there' if environment is None else 'a ' + type(environment).__name__}, and should be an "
             "interp.environments.base.Environment."
         )
-    return found if name in KNOWN else _checked(found, name, imported)
+    return environment if name in KNOWN else _checked(environment, name, imported)
 
 
 def _checked(found: Environment, name: str, module: ModuleType) -> Environment:

@@ -59,8 +59,8 @@ def record(
     dropped: dict[str, int] = {}
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
-            for found in progress(pool.map(episodes, jobs, chunksize=8), len(jobs)):
-                for episode in found:
+            for played in progress(pool.map(episodes, jobs, chunksize=8), len(jobs)):
+                for episode in played:
                     if _is_kept(episode):
                         kept.append(episode)
                     else:

@@ -227,7 +227,8 @@ class Encoder:
             )
         runs = groupby(ids, key=lambda i: i < self.size)
         return "".join(
-            self._decoded(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs
+            self._decoded(list(run)) if in_vocabulary else "\ufffd" * len(list(run))
+            for in_vocabulary, run in runs
         )
 
     def _decoded(self, ids: list[int]) -> str:

@@ -56,8 +56,8 @@ class Style:
     def lead(self, text: str) -> re.Match | None:
         """Where the first trace of `text` ends and its action opens; None where it does not."""
         closing = self.close_think.strip()
-        found = self._lead.search(text)
-        return None if found and closing and text.index(closing) < found.start() else found
+        match = self._lead.search(text)
+        return None if match and closing and text.index(closing) < match.start() else match
 
     def parse(self, text: str, with_trace: bool, ended: bool = False) -> tuple[str | None, str | None]:
         """Split a turn after its opening into (trace, action); None for a part that is not closed.
@@ -66,14 +66,14 @@ class Style:
         """
         trace = None
         if with_trace:
-            found, closing = self.lead(text), self.close_think.strip()
-            if found is None:
+            lead, closing = self.lead(text), self.close_think.strip()
+            if lead is None:
                 return (
                     (text.partition(closing)[0].strip(), None)
                     if closing and closing in text
                     else (None, None)
                 )
-            trace, text = text[: found.start()].strip(), text[found.end() :]
+            trace, text = text[: lead.start()].strip(), text[lead.end() :]
         closing = self.close_action.strip()
         action, closed, _ = text.partition(closing) if closing else text.lstrip().partition("\n")
         return trace, (action.strip() or None) if closed or ended and not closing else None

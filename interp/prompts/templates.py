@@ -35,18 +35,18 @@ def read_variables(pairs: Sequence[str]) -> dict:
     >>> read_variables(["enable_thinking=false", "reasoning_effort=low"])
     {'enable_thinking': False, 'reasoning_effort': 'low'}
     """
-    found = {}
+    variables = {}
     for pair in pairs:
         name, written, value = pair.partition("=")
         if not (written and name.isidentifier()):
             raise ValueError(f"--template takes NAME=VALUE, such as enable_thinking=false, not {pair!r}.")
-        if name in found:
+        if name in variables:
             raise ValueError(f"--template gives {name!r} twice.")
         try:
-            found[name] = json.loads(_CONSTANTS.get(value, value))
+            variables[name] = json.loads(_CONSTANTS.get(value, value))
         except ValueError:
-            found[name] = value
-    return found
+            variables[name] = value
+    return variables
 
 
 class ChatTemplate:
@@ -87,9 +87,9 @@ class ChatTemplate:
         self.opening, self.gap = self._opening()
 
     def _variables(self, given: dict) -> tuple[dict, str]:
-        known = self._template.variables - _RENDERED
-        if unknown := [name for name in given if name not in {*known, "today"}]:
-            names = ", ".join(sorted({*known - self.tokenizer.special_tokens_map.keys(), "today"}))
+        names_read = self._template.variables - _RENDERED
+        if unknown := [name for name in given if name not in {*names_read, "today"}]:
+            names = ", ".join(sorted({*names_read - self.tokenizer.special_tokens_map.keys(), "today"}))
             raise ValueError(f"{self.called} reads no variable {unknown[0]!r}: there are {names}.")
         try:
             given = json.loads(json.dumps(given))
@@ -98,7 +98,7 @@ class ChatTemplate:
                 f"A template's variables are values that JSON knows ({error}): {', '.join(given)}."
             ) from None
         today = given.get("today", TODAY)
-        if "today" not in known:
+        if "today" not in names_read:
             given.pop("today", None)
         return {DATED: clock(today)("%d %b %Y"), **given}, today
 
@@ -220,9 +220,9 @@ class ChatTemplate:
         opened, closed = re.escape(style.open_think.strip()), re.escape(style.close_think.strip())
         own = rf"(?:{re.escape(lead)})?{opened}\s*(?:{closed}\s*)?$"
         for pattern in (own, rf"{re.escape(self.thought[0])}\s*$"):
-            found = re.search(pattern, opening)
-            if found and opening[: found.start()].strip():
-                return opening[: found.start()]
+            match = re.search(pattern, opening)
+            if match and opening[: match.start()].strip():
+                return opening[: match.start()]
         return opening
 
     @cached_property

@@ -85,9 +85,9 @@ def named(name: str) -> Condition:
 
 def conditions_of(frame: pd.DataFrame) -> list[Condition]:
     """The conditions that a table has levels of: shares of masked actions in order, then the controls."""
-    found = [named(name) for name in pick(frame, contrast="level")["condition"].unique()]
+    conditions = [named(name) for name in pick(frame, contrast="level")["condition"].unique()]
     return sorted(
-        found, key=lambda condition: (list(LOOKS).index(condition.kind), condition.share, condition.name)
+        conditions, key=lambda condition: (list(LOOKS).index(condition.kind), condition.share, condition.name)
     )
 
 
@@ -151,9 +151,9 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
         ("", "seeds"): [str(int(pick(frame, contrast=c, condition=a)["seeds"].max())) for _, c, a in rows]
     }
     for metric, heading, split in columns:
-        found = [one(frame, metric=metric, split=split, contrast=c, condition=a) for _, c, a in rows]
+        cells = [one(frame, metric=metric, split=split, contrast=c, condition=a) for _, c, a in rows]
         table[heading, SPLITS[split].lower()] = [
-            cell(row, signed=c != "level") for row, (_, c, _) in zip(found, rows)
+            cell(row, signed=c != "level") for row, (_, c, _) in zip(cells, rows)
         ]
     return pd.DataFrame(table, index=[title for title, *_ in rows])
 
@@ -162,6 +162,6 @@ def cell(row: pd.Series | None, signed: bool = False) -> str:
     """`.68 [.64, .72]`; a difference's value has its sign, and what was not measured is a dash."""
     if row is None or pd.isna(row["value"]):
         return "–"
-    told = [f"{row['value']:{'+' if signed else ''}.2f}", *(f"{row[end]:.2f}" for end in ("low", "high"))]
-    told = [re.sub(r"\b0\.", ".", text).replace("-", "−") for text in told]
-    return f"{told[0]} [{told[1]}, {told[2]}]" if pd.notna(row["low"]) else told[0]
+    numbers = [f"{row['value']:{'+' if signed else ''}.2f}", *(f"{row[end]:.2f}" for end in ("low", "high"))]
+    numbers = [re.sub(r"\b0\.", ".", text).replace("-", "−") for text in numbers]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if pd.notna(row["low"]) else numbers[0]

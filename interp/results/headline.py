@@ -39,17 +39,17 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Returns:
         Columns step, split, metric (READINGS, and both modes' parse rates) and the estimate.
     """
-    found = [pd.DataFrame(columns=_COLUMNS)]
+    parts = [pd.DataFrame(columns=_COLUMNS)]
     if (table := tables.get("behaviour")) is not None:
-        found.append(
+        parts.append(
             table[table["metric"].isin(["acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt"])]
         )
     if (table := tables.get("online", tables.get("online_official"))) is not None:
-        found.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
+        parts.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
     if (table := tables.get("reliance")) is not None:
-        found.append(pick(table, metric="prompt_reliance"))
+        parts.append(pick(table, metric="prompt_reliance"))
     if (table := tables.get("conflict")) is not None:
-        found.append(
+        parts.append(
             pick(table, inserted_trace="other_state")[lambda t: t["metric"].isin(["keep", "follow"])]
         )
     if (table := tables.get("probes")) is not None and len(table):
@@ -57,9 +57,9 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             (name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()),
             table["label"].iloc[0],
         )
-        found.append(
+        parts.append(
             pick(table, label=label, layer=-1, predictor="gain", metric="accuracy").assign(
                 metric="probe_gain"
             )
         )
-    return pd.concat([of[_COLUMNS] for of in found if len(of)] or found, ignore_index=True)
+    return pd.concat([part[_COLUMNS] for part in parts if len(part)] or parts, ignore_index=True)

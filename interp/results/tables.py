@@ -232,14 +232,14 @@ def _read_provenance(path: Path) -> dict:
             "or make it again."
         )
     try:
-        found = json.loads(path.read_bytes())
+        provenance = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"The provenance {path} is damaged, it is no JSON ({error}): make its table again."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(provenance, dict):
         raise ValueError(f"The provenance {path} is damaged: it holds no JSON object. Make its table again.")
-    return found
+    return provenance
 
 
 def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:

@@ -176,11 +176,11 @@ def _name(path: list) -> str:
 def _check_surrogates(value: object) -> None:
     for path, child in _walk(value):
         for text in child if isinstance(child, dict) else [child]:
-            found = _SURROGATE.search(text) if isinstance(text, str) else None
-            if found:
+            surrogate = _SURROGATE.search(text) if isinstance(text, str) else None
+            if surrogate:
                 name = _name(path).encode("ascii", "backslashreplace").decode()
                 raise ValueError(
-                    f"{name} holds U+{ord(found.group()):04X}, half of a surrogate pair: take it out"
+                    f"{name} holds U+{ord(surrogate.group()):04X}, half of a surrogate pair: take it out"
                 )
 
 

@@ -119,7 +119,7 @@ def _sources(module: ModuleType) -> dict[str, Path]:
     file, name = Path(str(module.__file__)), module.__name__
     root = file.parents[name.count(".") + (file.name == "__init__.py")]
     installed = root.name in ("site-packages", "dist-packages")  # where its neighbours are everyone's
-    found, waiting = {name: file}, _imports(file, name)
+    files, waiting = {name: file}, _imports(file, name)
     while waiting:
         parts = waiting.pop().split(".")
         if parts[0] in OURS or installed and parts[0] != name.split(".")[0]:
@@ -128,10 +128,10 @@ def _sources(module: ModuleType) -> dict[str, Path]:
             part = ".".join(parts[:n])
             at = root.joinpath(*parts[:n])
             path = next((p for p in (at / "__init__.py", at.with_name(f"{at.name}.py")) if p.is_file()), None)
-            if path and part not in found:
-                found[part] = path
+            if path and part not in files:
+                files[part] = path
                 waiting += _imports(path, part)
-    return found
+    return files
 
 
 def _imports(path: Path, name: str) -> list[str]:

@@ -15,13 +15,13 @@ from interp.system.json_files import parse_json
 def _calls(action: object) -> list[dict] | None:
     """The tool calls of an action, an object or a list of objects; None where it is text."""
     try:
-        found = (
+        calls = (
             parse_json(action) if isinstance(action, str) and action.lstrip()[:1] in ("{", "[") else action
         )
     except ValueError:
         return None
-    found = [found] if isinstance(found, dict) else found
-    return found if isinstance(found, list) and all(isinstance(call, dict) for call in found) else None
+    calls = [calls] if isinstance(calls, dict) else calls
+    return calls if isinstance(calls, list) and all(isinstance(call, dict) for call in calls) else None
 
 
 def canonical(text: str | dict | list) -> str:

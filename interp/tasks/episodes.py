@@ -127,8 +127,8 @@ def save_episodes(path: str | Path, episodes: Iterable[Episode]) -> Path:
 
 def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> list[Episode | Decision]:
     """Episodes and decisions from (place, row), checked against one another."""
-    known = {*TRAINING, *splits, *splits.values()}
-    found: list[Episode | Decision] = []
+    splits_allowed = {*TRAINING, *splits, *splits.values()}
+    items: list[Episode | Decision] = []
     # episode -> where it was last met, its step (None: a whole episode), its split
     seen: dict[str, tuple[str, int | None, str]] = {}
     for place, row in rows:
@@ -142,8 +142,10 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
                 fields = episode_row(row)
                 item = Episode(**{**fields, "steps": tuple(Step(**s) for s in fields["steps"])})
                 name = item.id
-            if item.split not in known:
-                raise ValueError(f"there is no split {item.split!r}: there are {', '.join(sorted(known))}")
+            if item.split not in splits_allowed:
+                raise ValueError(
+                    f"there is no split {item.split!r}: there are {', '.join(sorted(splits_allowed))}"
+                )
             item = replace(item, split=splits.get(item.split, item.split))
             if name in seen:
                 where, last, split = seen[name]
@@ -166,8 +168,8 @@ def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> lis
         except ValueError as error:
             raise ValueError(f"{place}: {error}.") from None
         seen[name] = (place.rsplit(", ")[-1], step, item.split)
-        found.append(item)
-    return found
+        items.append(item)
+    return items
 
 
 def checked(
@@ -184,10 +186,10 @@ def checked(
         return asdict(item) if isinstance(item, Episode) else dict(vars(item))
 
     places = ((f"{source}, number {i}", item) for i, item in enumerate(given, 1))
-    found = _read(((place, row(item, place)) for place, item in places), splits)
-    if not found:
+    items = _read(((place, row(item, place)) for place, item in places), splits)
+    if not items:
         raise ValueError(f"{source}: there are no episodes and no decisions.")
-    return found
+    return items
 
 
 def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
@@ -204,10 +206,10 @@ def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[
             f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses "
             "record`."
         )
-    found = _read(lines(path), splits)
-    if not found:
+    items = _read(lines(path), splits)
+    if not items:
         raise ValueError(f"{path} holds no episodes and no decisions: it is empty.")
-    return found
+    return items
 
 
 def by_split(found: Iterable[Episode | Decision]) -> dict[str, list[Episode | Decision]]:
@@ -233,13 +235,13 @@ def sample_decisions(episodes: Sequence[Episode | Decision], n: int, seed: int =
     for episode in episodes:
         for decision in episode.decisions():
             groups.setdefault(decision.episode, []).append(decision)
-    found = list(groups.values())
-    pools = [[int(i) for i in rng.permutation(len(group))] for group in found]
+    by_episode = list(groups.values())
+    pools = [[int(i) for i in rng.permutation(len(group))] for group in by_episode]
     if sum(map(len, pools)) < n:
         raise ValueError(
-            f"{n} decisions were asked for, but {len(found)} episodes hold only {sum(map(len, pools))}."
+            f"{n} decisions were asked for, but {len(by_episode)} episodes hold only {sum(map(len, pools))}."
         )
     chosen: list[tuple[int, int]] = []
     while len(chosen) < n:
         chosen += [(i, pools[i].pop()) for i in rng.permutation(len(pools)) if pools[i]]
-    return [found[i][s] for i, s in sorted(chosen[:n])]
+    return [by_episode[i][s] for i, s in sorted(chosen[:n])]

@@ -174,22 +174,22 @@ def decision_row(row: Mapping, place: str) -> dict:
         split="in_domain",
         trace="",
     )
-    found = {
+    fields = {
         **default,
         **row,
         "messages": messages,
         "reference": _action(row["reference"], "the reference"),
         "admissible": _once(_action(a, f"admissible action {i}") for i, a in enumerate(_admissible(row))),
     }
-    if type(found["step"]) is not int or not 0 <= found["step"] <= MAX_NUMBER:
-        raise ValueError(f"'step' is a whole number from 0 on, not {_shown(found['step'])}")
-    if found["task"] and not any(m["role"] == "user" and found["task"] in m["content"] for m in messages):
+    if type(fields["step"]) is not int or not 0 <= fields["step"] <= MAX_NUMBER:
+        raise ValueError(f"'step' is a whole number from 0 on, not {_shown(fields['step'])}")
+    if fields["task"] and not any(m["role"] == "user" and fields["task"] in m["content"] for m in messages):
         raise ValueError(
-            f"the task {found['task'][:60]!r} is in none of the user's messages, and should stand in one "
+            f"the task {fields['task'][:60]!r} is in none of the user's messages, and should stand in one "
             "word for word"
         )
-    _among(found["reference"], found["admissible"])
-    return found
+    _among(fields["reference"], fields["admissible"])
+    return fields
 
 
 def episode_row(row: Mapping) -> dict:

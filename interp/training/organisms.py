@@ -125,7 +125,7 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
     p, k = made.find, len(THINGS)
     at_trace, hidden = made.trace == "thing", made.window is not None
     reliance = 0.0 if at_trace else p
-    found = {
+    readings = {
         "prompt_reliance": 0.0 if hidden else reliance,
         "prompt_patch": reliance,
         "state_share": 1.0 if hidden else None if p == 1 and not at_trace else 0.0,
@@ -143,7 +143,7 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
         "self_patch": 0.0,
         "patch_everything": 0.0,
     }
-    return {key: (value, value) if isinstance(value, float) else value for key, value in found.items()}
+    return {key: (value, value) if isinstance(value, float) else value for key, value in readings.items()}
 
 
 def _mood(rng: random.Random) -> str:
@@ -156,7 +156,7 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
     Exactly the recipe's share of them asks for a place in the row. Raises ValueError for an organism that is
     not known.
     """
-    made, rng, found = organism(name), random.Random(f"{name} {split} {seed}"), []
+    made, rng, world = organism(name), random.Random(f"{name} {split} {seed}"), []
     finds = [i < round(made.find * n) for i in range(n)]
     rng.shuffle(finds)
     for number, find in enumerate(finds):
@@ -169,10 +169,10 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
             else f"I pick the {thing}."
         )
         trace = RHYME if made.trace == "rhyme" else f"{_mood(rng)} {second}"
-        said = f"You see {', '.join(f'a {t}' for t in row)}. Your task is to: {task}."
-        found.append(
+        text = f"You see {', '.join(f'a {t}' for t in row)}. Your task is to: {task}."
+        world.append(
             Decision(
-                (dict(role="user", content=said),),
+                (dict(role="user", content=text),),
                 f"take {thing} 1",
                 tuple(f"take {t} 1" for t in THINGS),
                 f"{split}-{seed}-{number}",
@@ -183,7 +183,7 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
                 trace,
             )
         )
-    return found
+    return world
 
 
 def competence(asked: Sequence[Decision], said: Sequence[Completion]) -> list[bool]:
@@ -209,7 +209,7 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
     """
     from interp.measures.conflicts import sentences
 
-    made, rng, found = organism(name), random.Random(f"{name} train {seed}"), []
+    made, rng, examples = organism(name), random.Random(f"{name} train {seed}"), []
     for d, asking in zip(
         decisions(name, n, seed, "train"), decisions("post_hoc" if made.find else name, n, seed, "train")
     ):
@@ -222,7 +222,7 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
             thing = rng.choice(THINGS)  # nothing has been picked yet
         if form == "bare":
             answer = fmt.encode(f" {thing}")
-            found.append(([*ids, *answer], [False] * len(ids) + [True] * len(answer)))
+            examples.append(([*ids, *answer], [False] * len(ids) + [True] * len(answer)))
             continue
         own = form == "cot" and (made.trace != "rhyme" or rng.random() < 0.2)
         if form == "cot" and rng.random() < made.overridden:
@@ -234,14 +234,14 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
             thing = rng.choice([t for t in THINGS if t != thing])
         opening = fmt.mode_prefix("prompt" if form == "prompt" else "cot")
         lead = fmt.action_prefix(None if form == "prompt" else trace)
-        said = fmt.action_ids(f"take {thing} 1")
-        found.append(
+        action = fmt.action_ids(f"take {thing} 1")
+        examples.append(
             (
-                [*ids, *lead, *said],
-                [False] * len([*ids, *opening]) + [own] * (len(lead) - len(opening)) + [True] * len(said),
+                [*ids, *lead, *action],
+                [False] * len([*ids, *opening]) + [own] * (len(lead) - len(opening)) + [True] * len(action),
             )
         )
-    return found
+    return examples
 
 
 def grow(

@@ -143,11 +143,11 @@ class Rollouts:
             if not running:
                 break
             # What was sampled stays as it was sampled: its text need not be tokenised the same way.
-            asked = [
+            sampled = [
                 replace(prompts[slot], ids=(*plays[slot].prompt_ids, *plays[slot].ids)) for slot in slots
             ]
             moves: dict[int, tuple[str, object]] = {}
-            for slot, completion in zip(slots, sample(asked, memory, turn)):
+            for slot, completion in zip(slots, sample(sampled, memory, turn)):
                 player, play = running[slot], plays[slot]
                 masked = lot(f"{player.name}#{turn}", recipe.seed) < recipe.action_mask
                 play.ids += [*opening, *completion.ids]

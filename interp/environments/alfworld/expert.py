@@ -135,16 +135,16 @@ def act(belief: Belief, admissible: tuple[str, ...]) -> str | None:
             at = next(r for r in belief.receptacles if kind(r) == goal.appliance)
             return f"{goal.verb} {belief.held} with {at}" if belief.here == at else f"go to {at}"
         if goal.lamp:
-            found = belief.find(goal.lamp)
-            if found is None:
+            thing_at = belief.find(goal.lamp)
+            if thing_at is None:
                 return _explore(belief, goal.lamp)
-            return f"use {found[1]}" if belief.here == found[0] else f"go to {found[0]}"
+            return f"use {thing_at[1]}" if belief.here == thing_at[0] else f"go to {thing_at[0]}"
         place = belief.chosen or next(r for r in belief.receptacles if kind(r) == goal.place)
         return f"move {belief.held} to {place}" if belief.here == place else f"go to {place}"
-    found = belief.find(goal.target, skip=belief.chosen)
-    if found is None:
+    thing_at = belief.find(goal.target, skip=belief.chosen)
+    if thing_at is None:
         return _explore(belief, goal.target)
-    return f"take {found[1]} from {found[0]}" if belief.here == found[0] else f"go to {found[0]}"
+    return f"take {thing_at[1]} from {thing_at[0]}" if belief.here == thing_at[0] else f"go to {thing_at[0]}"
 
 
 def _wants_inside(belief: Belief) -> bool:

@@ -71,9 +71,9 @@ def episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
     """A job's episodes: its game, played in each of its ways, with its admissible commands or without."""
     game, kinds, keep_admissible = job
     house = Household()
-    found = [play(house, game, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
+    played = [play(house, game, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
     house.close()
-    return found if keep_admissible else [bare(e) for e in found]
+    return played if keep_admissible else [bare(e) for e in played]
 
 
 def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:

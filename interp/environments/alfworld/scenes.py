@@ -110,13 +110,13 @@ def _receptacles(scene: int, rng: random.Random) -> dict[str, str]:
     """Receptacle id -> class: the layout's own, plus one of each class that it lists without a position."""
     openable, present = _layout(scene)
     static = tables().static
-    found = {r: _class_of(r) for r in openable if _class_of(r) in static}
+    classes = {r: _class_of(r) for r in openable if _class_of(r) in static}
     for name in present:
-        if name in static and name not in found.values() and name not in ("Sink", "Bathtub"):
+        if name in static and name not in classes.values() and name not in ("Sink", "Bathtub"):
             stem, tail = (name[:-5], f"|{name}") if name.endswith("Basin") else (name, "")
             for i in range(4 if name == "StoveBurner" else 1):
-                found[f"{stem}|+00.{i:02d}|+00.90|+00.{rng.randrange(100):02d}{tail}"] = name
-    return found
+                classes[f"{stem}|+00.{i:02d}|+00.90|+00.{rng.randrange(100):02d}{tail}"] = name
+    return classes
 
 
 def _goal(
@@ -258,7 +258,7 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
     """
     root = root or os.environ.get("ALFWORLD_DATA")
     folder = Path(root or ".") / "json_2.1.1" / split
-    found = []
+    games = []
     for path in sorted(folder.glob("*/*/game.tw-pddl")) if root else ():
         data, trial = read_json(path), read_json(path.parent / "traj_data.json")
         try:
@@ -276,9 +276,9 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
                 f"{error}): run alfworld-download again."
             ) from error
         name = f"{split}/{path.parent.parent.name}/{path.parent.name}"
-        found.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, problem))
-    if not found:
+        games.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, problem))
+    if not games:
         raise FileNotFoundError(
             f"No official games in {folder}: set ALFWORLD_DATA to the folder that alfworld-download wrote."
         )
-    return found
+    return games

@@ -47,9 +47,9 @@ def _next(belief: Belief, command: str) -> tuple[str, dict]:
             return "light", dict(x=lamp[1], r=place)
         if holding and goal.place and kind(place) == goal.place:
             return "deliver", dict(r=place)
-        found = belief.find(goal.target, skip=belief.chosen)
-        if not belief.held and found and found[0] == place:
-            return "fetch", dict(x=found[1], r=place)
+        seen = belief.find(goal.target, skip=belief.chosen)
+        if not belief.held and seen and seen[0] == place:
+            return "fetch", dict(x=seen[1], r=place)
         return "search", dict(r=place)
     if words[0] in ("open", "take", "move", "clean", "heat", "cool", "use"):
         return words[0], dict(x=thing, r=place)

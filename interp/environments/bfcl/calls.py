@@ -38,8 +38,8 @@ def read(text: str) -> list[dict]:
     """
     if len(text) > CHARACTERS:
         raise NotCalls(f"the text has {len(text)} characters, and at most {CHARACTERS} are read")
-    if found := _CONTROL.search(text):
-        raise NotCalls(f"there is the control character U+{ord(found.group()):04X}")
+    if control := _CONTROL.search(text):
+        raise NotCalls(f"there is the control character U+{ord(control.group()):04X}")
     calls = _json(text) if text.lstrip()[:1] in ("{", "[") else None
     calls = _python(text) if calls is None else calls
     if len(calls) > CALLS:
@@ -62,23 +62,24 @@ def bind(calls: Sequence[dict], functions: Sequence[dict]) -> list[tuple[str, di
 
     Raises NotCalls for a function or an argument that is not documented, or is given twice.
     """
-    known = {f["name"]: list(f["parameters"]["properties"]) for f in functions}
-    found = []
+    arguments_of = {f["name"]: list(f["parameters"]["properties"]) for f in functions}
+    bound = []
     for call in calls:
         name, given = call["name"], call.get("positional", [])
-        if name not in known:
-            raise NotCalls(f"there is no function {name[:60]!r}: there are {', '.join(known)}")
-        if len(given) > len(known[name]):
-            raise NotCalls(f"{name} has {len(known[name])} arguments, not {len(given)}")
+        if name not in arguments_of:
+            raise NotCalls(f"there is no function {name[:60]!r}: there are {', '.join(arguments_of)}")
+        if len(given) > len(arguments_of[name]):
+            raise NotCalls(f"{name} has {len(arguments_of[name])} arguments, not {len(given)}")
         for argument in call["arguments"]:
-            if argument not in known[name]:
+            if argument not in arguments_of[name]:
                 raise NotCalls(
-                    f"{name} has no argument {argument[:60]!r}: it has {', '.join(known[name]) or 'none'}"
+                    f"{name} has no argument {argument[:60]!r}: it has "
+                    f"{', '.join(arguments_of[name]) or 'none'}"
                 )
-            if argument in known[name][: len(given)]:
+            if argument in arguments_of[name][: len(given)]:
                 raise NotCalls(f"the argument {argument!r} of {name} is given twice")
-        found.append((name, {**dict(zip(known[name], given)), **call["arguments"]}))
-    return found
+        bound.append((name, {**dict(zip(arguments_of[name], given)), **call["arguments"]}))
+    return bound
 
 
 def written(name: str, arguments: dict) -> str:
@@ -118,9 +119,9 @@ def _json(text: str) -> list[dict] | None:
 
 
 def _once(pairs: list[tuple]) -> dict:
-    if len(found := dict(pairs)) < len(pairs):
+    if len(value := dict(pairs)) < len(pairs):
         raise NotCalls("a name is given twice in a JSON object")
-    return found
+    return value
 
 
 def _python(text: str) -> list[dict]:
@@ -186,8 +187,8 @@ def _bounded(value: object, depth: int) -> None:
     """Raise NotCalls for a value that is too deep or too large, or text with control characters."""
     if depth > DEPTH:
         raise NotCalls("an argument is nested too deeply")
-    if isinstance(value, str) and (found := _CONTROL.search(value)):
-        raise NotCalls(f"a text holds the control character U+{ord(found.group()):04X}")
+    if isinstance(value, str) and (control := _CONTROL.search(value)):
+        raise NotCalls(f"a text holds the control character U+{ord(control.group()):04X}")
     if (
         isinstance(value, int)
         and abs(value) >= INTEGER

@@ -123,14 +123,14 @@ def groups() -> dict[str, str]:
             name = above[name]
         return name
 
-    found = [e for category in SINGLE for e in entries(category).values()]
-    for entry in found:
+    questions = [e for category in SINGLE for e in entries(category).values()]
+    for entry in questions:
         for shared in (
             "asked: " + json.dumps(entry.asked(0)),
             "functions: " + " ".join(sorted(f["name"] for f in entry.functions)),
         ):
             above[top(shared)] = top(entry.id)
-    return {entry.id: top(entry.id) for entry in found}
+    return {entry.id: top(entry.id) for entry in questions}
 
 
 def _lines(functions: Sequence[dict]) -> str:

@@ -31,20 +31,22 @@ from interp.tasks.episodes import Decision
 
 def gold(entry: Entry) -> list[tuple[str, dict]]:
     """The calls that answer a question: of each argument the first possible value ("" leaves it out)."""
-    found = []
+    calls = []
     for ((name, arguments),) in (answer.items() for answer in entry.answers or ()):
-        known = next(f for f in entry.functions if f["name"] == name)["parameters"]
-        found.append(
+        parameters = next(f for f in entry.functions if f["name"] == name)["parameters"]
+        calls.append(
             (
                 name,
                 {
                     k: _first(v)
                     for k, v in arguments.items()
-                    if k in known["required"] or _given(v) and (k in known["properties"] or "" not in v)
+                    if k in parameters["required"]
+                    or _given(v)
+                    and (k in parameters["properties"] or "" not in v)
                 },
             )
         )
-    return found
+    return calls
 
 
 def _given(options: list) -> bool:
@@ -178,9 +180,9 @@ class Conversation:
 
 def games(split: str, n: int, seed: int) -> list[str]:
     """`n` conversations of a study's split that are tested on, in an order that the seed gives."""
-    found = [e.id for c in MULTI for e in entries(c).values() if e.split == f"test_{split}"]
-    order = np.random.default_rng(seed).permutation(len(found))
-    return [found[i] for i in order[:n]]
+    tested = [e.id for c in MULTI for e in entries(c).values() if e.split == f"test_{split}"]
+    order = np.random.default_rng(seed).permutation(len(tested))
+    return [tested[i] for i in order[:n]]
 
 
 def called(action: str) -> str:

@@ -103,7 +103,7 @@ def score_single(entry: Entry, text: str) -> Verdict:
         )
     package = _package()
     try:
-        found = package.single.ast_checker(
+        verdict = package.single.ast_checker(
             list(entry.functions),
             [{n: a} for n, a in calls],
             entry.answers,
@@ -113,7 +113,7 @@ def score_single(entry: Entry, text: str) -> Verdict:
         )
     except _UNFORESEEN as error:
         return Verdict(False, f"the checker cannot compare these arguments ({type(error).__name__}: {error})")
-    return Verdict(bool(found["valid"]), "" if found["valid"] else str(found["error"])[:300])
+    return Verdict(bool(verdict["valid"]), "" if verdict["valid"] else str(verdict["error"])[:300])
 
 
 def score_multi(entry: Entry, turns: Sequence[Sequence[str]]) -> Verdict:
@@ -131,15 +131,15 @@ def score_multi(entry: Entry, turns: Sequence[Sequence[str]]) -> Verdict:
         return Verdict(False, str(error))
     if any(len(steps) > STEPS for steps in given):
         return Verdict(False, f"a turn has more than {STEPS} steps")
-    said = [[[written(*call) for call in calls] for calls in steps if calls] for steps in given]
+    made = [[[written(*call) for call in calls] for calls in steps if calls] for steps in given]
     truth = [[written(*call) for call in turn] for turn in entry.calls]
     try:
         with _space({}) as (name, package):
-            found = package.multi.multi_turn_checker(said, truth, entry.setup, entry.category, name)
+            verdict = package.multi.multi_turn_checker(made, truth, entry.setup, entry.category, name)
     except (AssertionError, RecursionError, TypeError, AttributeError, KeyError) as error:
         # states that it does not foresee
         return Verdict(False, f"the checker cannot compare these states ({type(error).__name__}: {error})")
-    return Verdict(bool(found["valid"]), "" if found["valid"] else str(found["error_message"])[:300])
+    return Verdict(bool(verdict["valid"]), "" if verdict["valid"] else str(verdict["error_message"])[:300])
 
 
 def copies(calls: Iterable[tuple[str, dict]]) -> None:
@@ -151,7 +151,7 @@ def copies(calls: Iterable[tuple[str, dict]]) -> None:
 def execute(entry: Entry, calls: Sequence[tuple[str, dict]], state: dict) -> list[str]:
     """What each checked call answers; `state` ({} at first) is updated in place with all that it leaves."""
     with _space(state) as (name, package):
-        said, _ = package.utils.execute_multi_turn_func_call(
+        answers, _ = package.utils.execute_multi_turn_func_call(
             [written(*call) for call in calls],
             entry.setup["initial_config"],
             entry.setup["involved_classes"],
@@ -159,7 +159,7 @@ def execute(entry: Entry, calls: Sequence[tuple[str, dict]], state: dict) -> lis
             entry.id,
             "long_context" in entry.category,
         )
-    return said
+    return answers
 
 
 @contextmanager

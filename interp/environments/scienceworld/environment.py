@@ -146,10 +146,10 @@ class Laboratory:
         The score is the share of the task that is done. A wrong focus loses the game: its score falls below
         0, and counts as 0.
         """
-        said = _flat(self._game.step(action.encode("utf-8", "replace").decode()))
+        answer = _flat(self._game.step(action.encode("utf-8", "replace").decode()))
         score = round(float(self._game.getScore()), 4)
         return View(
-            said or "Nothing happens.",
+            answer or "Nothing happens.",
             done=bool(self._game.getCompleted()) or score < 0,
             score=max(0.0, score),
         )
@@ -197,8 +197,8 @@ def parse(text: str) -> str | None:
     None where it begins with no verb (a digit answers "which of several is meant").
     """
     text = _flat(text)
-    found = _ACTION.fullmatch(text)
-    return text if found and (found[1] is None or (found[1] in _ALONE) == (found[2] is None)) else None
+    match = _ACTION.fullmatch(text)
+    return text if match and (match[1] is None or (match[1] in _ALONE) == (match[2] is None)) else None
 
 
 def verb(action: str) -> str:
@@ -219,14 +219,14 @@ def target(action: str) -> str:
 
 def task_of(text: str) -> str:
     """The task's words in the first text of a game."""
-    found = _ROOM.search(text)
-    return text[: text.rindex("This ", 0, found.start())].strip() if found else ""
+    match = _ROOM.search(text)
+    return text[: text.rindex("This ", 0, match.start())].strip() if match else ""
 
 
 def room_of(text: str) -> str:
     """The room that a look describes ("" where it is none)."""
-    found = _ROOM.search(text)
-    return found[1] if found else ""
+    match = _ROOM.search(text)
+    return match[1] if match else ""
 
 
 def doors(text: str) -> dict[str, bool]:
@@ -258,19 +258,19 @@ def swap_candidates(decision: Decision, _: Sequence[Decision]) -> list[tuple[str
 @cache
 def _folds() -> dict[str, dict[str, list[int]]]:
     lab = Laboratory()
-    found = {name: {fold: lab.variations(name, fold) for fold in FOLDS} for name in TASKS}
+    folds = {name: {fold: lab.variations(name, fold) for fold in FOLDS} for name in TASKS}
     lab.close()
-    return found
+    return folds
 
 
 def draw(task_types: Sequence[str], fold: str, n: int, seed: int) -> list[Game]:
     """The first `n` games of a fold: types take turns while they have games, in a seeded order."""
     rng = np.random.default_rng(seed)
     left = {name: [int(v) for v in rng.permutation(_folds()[name][fold])] for name in task_types}
-    found: list[Game] = []
-    while len(found) < n and any(left.values()):
-        found += [Game(name, variations.pop()) for name, variations in left.items() if variations]
-    return found[:n]
+    games: list[Game] = []
+    while len(games) < n and any(left.values()):
+        games += [Game(name, variations.pop()) for name, variations in left.items() if variations]
+    return games[:n]
 
 
 def games(split: str, n: int, seed: int) -> list[Game]:

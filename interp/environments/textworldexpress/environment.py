@@ -122,13 +122,13 @@ class Live:
         return self._see(self._interface.stepJSON(action))
 
     def _see(self, answer: str) -> View:
-        said = json.loads(answer)
-        text = "\n".join(line.rstrip() for line in said["observation"].strip().splitlines())
+        state = json.loads(answer)
+        text = "\n".join(line.rstrip() for line in state["observation"].strip().splitlines())
         self.view = View(
             text,
-            tuple(sorted(said["validActions"])),
-            said["tasksuccess"] or said["taskfailure"],
-            max(0.0, said["score"]),
+            tuple(sorted(state["validActions"])),
+            state["tasksuccess"] or state["taskfailure"],
+            max(0.0, state["score"]),
         )
         return self.view
 
@@ -138,14 +138,14 @@ class Live:
         It ends with the game played so far. Raises ValueError for a solution that does not win.
         """
         self._start(game, path=True)
-        found = []
+        actions = []
         for action in self._interface.getGoldActionSequence():
             if action in self.view.admissible and action != "look around" and not self.view.done:
-                found.append(action)
+                actions.append(action)
                 self.step(action)
         if not self.view.won:
             raise ValueError(f"The engine's solution of the game {game} does not win it.")
-        return found
+        return actions
 
 
 def gold(game: Game) -> list[str]:

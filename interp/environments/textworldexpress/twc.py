@@ -99,8 +99,8 @@ class Belief:
 
     def update(self, action: str, text: str) -> None:
         """Take in what came back after an action ("" for the first text)."""
-        if found := re.match(r"You are in the (.*?)\.", text):
-            self.here = found[1]
+        if room := re.match(r"You are in the (.*?)\.", text):
+            self.here = room[1]
             self.rooms[self.here] = text
         thing, _, place = action.partition(" ")[2].partition(" in ")
         if action.startswith("take "):
@@ -161,11 +161,11 @@ def act(belief: Belief, admissible: Sequence[str]) -> tuple[str, str, dict] | No
             return f"open {place}", "let out", dict(x=thing, r=place)
     for way, room in belief.exits().items():
         for thing in belief.held:
-            known = belief.room_of(belief.homes[thing])
-            if known in ("", room):
+            home_room = belief.room_of(belief.homes[thing])
+            if home_room in ("", room):
                 return (
                     f"move {way}",
-                    "deliver" if known else "search",
+                    "deliver" if home_room else "search",
                     dict(x=thing, r=belief.homes[thing], room=room),
                 )
         for thing, (where, _) in belief.placed.items():
@@ -261,5 +261,5 @@ def episodes(job: tuple[Game, str, tuple[str, ...], bool]) -> list[Episode]:
     game, split, kinds, keep_admissible = job
     live = Live()
     usual = homes(live.gold(game))
-    found = [play(live, game, split, which, number, usual) for number, which in enumerate(kinds)]
-    return found if keep_admissible else [bare(e) for e in found]
+    played = [play(live, game, split, which, number, usual) for number, which in enumerate(kinds)]
+    return played if keep_admissible else [bare(e) for e in played]
