@@ -166,6 +166,7 @@ class PromptFormat:
         self.markers = markers
         self.chat = ChatTemplate(tokenizer, self.style, tools, options, template_file)
         self.history = History(self.chat, system, history_traces, system_as, tool_as)
+        self.history_traces, self.system_as, self.tool_as = history_traces, system_as, tool_as
         self.tools = self.chat.tools
         self.options = self.chat.options
         self.header = self.chat.opening
