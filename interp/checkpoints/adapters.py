@@ -1,11 +1,9 @@
-"""Adapters: which kinds are read, and how they are merged into their base, exactly as the unmerged model
-computes.
+"""Adapters: which kinds are read, and how they are merged so that they compute as unmerged.
 
 >>> state = merged(find("runs/lora/checkpoint-100"), torch.float32)      # name -> tensor
 
 Everything that peft reads by name from a configuration is looked at first: a kind that opens files, builds
-code, or matches
-expressions without a limit is refused or resolved here.
+code, or matches expressions without a limit is refused or resolved here.
 """
 
 from __future__ import annotations
@@ -17,11 +15,14 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import regex
 import torch
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PretrainedConfig, PreTrainedModel
 
 from interp.checkpoints import weights
 from interp.checkpoints.contents import Checkpoint
@@ -90,8 +91,7 @@ REFUSED = {
 UNREPEATABLE = ("corda", "lora_ga", "loftq")
 ELSEWHERE = (
     "Where peft can merge it, merge it with merge_and_unload(), save model and tokenizer with "
-    "save_pretrained, "
-    "and give that folder"
+    "save_pretrained, and give that folder"
 )
 #: Fields that name modules of the base, and those of them in which one text is an expression.
 NAMING = (
@@ -111,8 +111,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 
 
 def check(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> None:
-    """Raise NotImplementedError or ValueError, naming file and field, for an adapter of a kind that is not
-    read.
+    """Raise NotImplementedError or ValueError, naming file and field, for an adapter that is not supported.
 
     modules: names in its base, which expressions of the configuration are matched against.
     """
@@ -134,37 +133,33 @@ def configuration(checkpoint: Checkpoint, modules: Iterable[str] = ()) -> dict:
     kind = raw.get("peft_type")
     if kind in PROMPTED:
         raise NotImplementedError(
-            f"{checkpoint.path} is an adapter of kind {kind}, which adds no weights "
-            "to merge and is not supported: it puts "
-            "learned vectors before each prompt, which are no text. Give a checkpoint "
+            f"{checkpoint.path} is an adapter of kind {kind}, which adds no weights to merge and is not "
+            "supported: it puts learned vectors before each prompt, which are no text. Give a checkpoint "
             "with weights, or a LoRA."
         )
     if kind not in MERGED:
         raise NotImplementedError(
             f"{checkpoint.path} is an adapter of kind {kind!r}, which is not supported. {ELSEWHERE}."
         )
-    if found := next((k for k in REFUSED if raw.get(k)), None):
+    if refused := next((k for k in REFUSED if raw.get(k)), None):
         raise NotImplementedError(
-            f"{file} sets {found}, which is not supported: {REFUSED[found]}. Give a "
-            "checkpoint whose weights are merged, "
-            "or an adapter without it."
+            f"{file} sets {refused}, which is not supported: {REFUSED[refused]}. Give a checkpoint whose "
+            "weights are merged, or an adapter without it."
         )
     start = str(raw.get("init_lora_weights", ""))
     if start in UNREPEATABLE or start.startswith("pissa_niter"):
         raise NotImplementedError(
-            f"{file} says init_lora_weights {start!r}, which changed the base in a "
-            "way that cannot be repeated. Save it with "
-            "path_initial_model_for_weight_conversion, or merge it where it was "
-            f"trained."
+            f"{file} says init_lora_weights {start!r}, which changed the base in a way that cannot be "
+            "repeated. Save it with path_initial_model_for_weight_conversion, or merge it where it was "
+            "trained."
         )
-    known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
-    if unknown := sorted(k for k, v in raw.items() if k not in known and v):
+    fields = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
+    if unknown := sorted(k for k, v in raw.items() if k not in fields and v):
         raise ValueError(
-            f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not "
-            "know: update peft, or merge the adapter "
-            "where it was trained."
+            f"{file} has the field {unknown[0]!r}, which peft {peft.__version__} does not know: update peft, "
+            "or merge the adapter where it was trained."
         )
-    kept = {k: v for k, v in raw.items() if k in known and k not in ("auto_mapping", "peft_version")}
+    kept = {k: v for k, v in raw.items() if k in fields and k not in ("auto_mapping", "peft_version")}
     return _resolved(file, kept, tuple(modules))
 
 
@@ -202,9 +197,8 @@ def _matches(file: Path, field: str, pattern: str, name: str, deadline: float) -
         return bool(regex.fullmatch(pattern, name, timeout=max(1e-3, deadline - time.monotonic())))
     except TimeoutError as error:
         raise ValueError(
-            f"{file} has an expression in {field} that takes more than {MATCHING} s to match "
-            "the modules' names: list the names "
-            "there instead."
+            f"{file} has an expression in {field} that takes more than {MATCHING} s to match the modules' "
+            "names: list the names there instead."
         ) from error
     except regex.error as error:
         raise ValueError(f"{file} has an expression in {field} that cannot be read ({error}).") from error
@@ -218,21 +212,33 @@ def touches(entries: Header, modules: Iterable[str]) -> bool:
 def merged(
     checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> dict[str, torch.Tensor]:
-    """The weights of an adapter's base with the adapter merged into them by peft, in `dtype`; a chain of
-    adapters one after another.
+    """The weights of an adapter's base in `dtype` with the adapter, or a chain of them, merged by peft.
 
     Raises ValueError, naming the adapter's file, where it does not fit the base, is not finite, or does not
-    come out of the
-    merge as it computes unmerged.
+    come out of the merge as it computes unmerged.
     """
     base, *adapters = lineage(checkpoint)
     hf = weights.module(base, dtype, trust_remote_code)
-    for adapter in adapters:
-        hf = _merge(hf, adapter)
+    for below, adapter in zip([base, *adapters], adapters):
+        hf = _merge(hf, adapter, below.path)
     return hf.state_dict()
 
 
-def _merge(hf, checkpoint: Checkpoint):
+#: What peft raises where an adapter cannot be read or merged.
+_FAILURES = (
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    NotImplementedError,
+    SafetensorError,
+)
+
+
+def _merge(hf: PreTrainedModel, checkpoint: Checkpoint, base: Path) -> PreTrainedModel:
+    """The base `hf` (read from `base`) with an adapter merged into it, tried on a few tokens."""
     import peft
 
     file = checkpoint.files[1]
@@ -240,26 +246,17 @@ def _merge(hf, checkpoint: Checkpoint):
     try:
         with weights.quiet(), tempfile.TemporaryDirectory() as plain:
             state = {in_adapter(name): tensor for name, tensor in load_file(file).items()}
-            _resize(hf, checkpoint, {n: tuple(t.shape) for n, t in state.items()})
+            _resize(hf, {n: tuple(t.shape) for n, t in state.items()})
             folder = _plain_folder(Path(plain), checkpoint, config, state)
             settings = peft.PeftConfig.from_peft_type(**config)
             adapted = peft.PeftModel.from_pretrained(hf, str(folder), torch_device="cpu", config=settings)
             _check_names(adapted, set(state))
-    except (
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        SafetensorError,
-    ) as error:
+    except _FAILURES as error:
         sizes = [line.strip(" \t.") for line in str(error).splitlines() if "size mismatch" in line]
         reason = sizes[0] if sizes else first_line(error)
         raise ValueError(
-            f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
-            f"({reason}): it is damaged, "
-            "or was trained on another base."
+            f"The adapter {file} cannot be merged into its base {base} ({reason}): it is "
+            "damaged, or was trained on another base."
         ) from error
     ids = _trial(hf, config)
     try:
@@ -270,17 +267,15 @@ def _merge(hf, checkpoint: Checkpoint):
             untie(hf)
             whole = adapted.merge_and_unload(safe_merge=True)
             off = (_logits(whole, ids) - wanted).abs().max() / wanted.abs().max()
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except _FAILURES as error:
         raise ValueError(
-            f"The adapter {file} cannot be merged into its base {checkpoint.base.path} "
-            f"({first_line(error)}): "
-            "leave this checkpoint out, or train one whose weights can be merged."
+            f"The adapter {file} cannot be merged into its base {base} ({first_line(error)}): leave this "
+            "checkpoint out, or train one whose weights can be merged."
         ) from error
     if not off <= TOLERANCE.get(hf.dtype, 0.1):
         raise ValueError(
-            f"The adapter {file} does not compute the same merged into its base "
-            f"{checkpoint.base.path} as it does unmerged (logits "
-            f"differ by {off:.1e} of the largest): load it in float32, or leave this "
+            f"The adapter {file} does not compute the same merged into its base {base} as it "
+            f"does unmerged (logits differ by {off:.1e} of the largest): load it in float32, or leave this "
             "checkpoint out."
         )
     return whole
@@ -295,22 +290,23 @@ def _plain_folder(folder: Path, checkpoint: Checkpoint, config: dict, state: dic
     return folder
 
 
-def _check_names(adapted, names: set[str]) -> None:
+def _check_names(adapted: torch.nn.Module, names: set[str]) -> None:
+    """Raise ValueError where an adapter's tensors are not those of the adapted model."""
     from peft import get_peft_model_state_dict
 
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    known = {re.sub(r"\.default(?=\.|$)", "", name) for name in adapted.state_dict()}
-    if odd := sorted(wanted - names) or sorted(names - wanted - known):
+    in_model = {re.sub(r"\.default(?=\.|$)", "", name) for name in adapted.state_dict()}
+    if odd := sorted(wanted - names) or sorted(names - wanted - in_model):
         raise ValueError(f"{odd[0]!r} is {'missing' if odd[0] in wanted else 'no part of it'}")
 
 
-def adjusted(config, checkpoint: Checkpoint, hf):
-    """A base's configuration as it is after an adapter's merge: its vocabulary, and untied where one end of
-    the embeddings changes.
+def adjusted(config: PretrainedConfig, checkpoint: Checkpoint, hf: PreTrainedModel) -> PretrainedConfig:
+    """A base's configuration after an adapter's merge: vocabulary, and untied where one embedding changes.
 
     hf: the base on the meta device.
     """
-    config, ends = copy.deepcopy(config), weights.embedding_names(hf)
+    config = copy.deepcopy(config)
+    ends = weights.embedding_names(hf)
     if getattr(config, "quantization_config", None):
         del config.quantization_config  # the base is dequantised before anything is merged into it
     text = config.get_text_config()
@@ -322,40 +318,38 @@ def adjusted(config, checkpoint: Checkpoint, hf):
     return config
 
 
-def _resize(hf, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Give a base the vocabulary that its adapter was trained with, whose embeddings lie beside the
-    adapter."""
+def _resize(hf: PreTrainedModel, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Give a base the vocabulary that its adapter was trained with; shapes: of the adapter's tensors."""
     rows = vocabulary(shapes, weights.embedding_names(hf))
-    own = hf.get_input_embeddings().weight.shape[0]
+    own = weights.embedding_rows(hf)
     if rows is None or rows == own:
         return
     kept = {in_base(name) for name in shapes}
-    tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
+    embed, unembed = weights.embeddings(hf)
+    tied = unembed.weight is embed.weight
     needed = [f"{name}.weight" for name in weights.embedding_names(hf)]
     if not any(n in kept for n in needed) or (not tied and not all(n in kept for n in needed)):
         raise ValueError(
-            f"it was trained with {rows} rows of the vocabulary, its base has {own}, and the "
-            "adapter does not hold the embeddings "
-            f"{' and '.join(n for n in needed if n not in kept)}: save it with "
+            f"it was trained with {rows} rows of the vocabulary, its base has {own}, and the adapter does "
+            f"not hold the embeddings {' and '.join(n for n in needed if n not in kept)}: save it with "
             "save_embedding_layers=True"
         )
     hf.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def vocabulary(shapes: dict[str, tuple[int, ...]], ends: Iterable[str]) -> int | None:
-    """Rows of the embeddings that an adapter was trained with, None where none of its tensors says so; ends:
-    embeddings' names."""
+    """Rows of the embeddings (of these names) that an adapter was trained with; None where it has none."""
     for name, shape in shapes.items():
         if any(in_base(name) == f"{end}.weight" for end in ends):
             return shape[0]
     return None
 
 
-def untie(hf) -> None:
+def untie(hf: PreTrainedModel) -> None:
     """Give the output embedding a tensor of its own, so that one of the two can be changed alone."""
-    ends = [_innermost(m) for m in (hf.get_input_embeddings(), hf.get_output_embeddings())]
-    if ends[0].weight is ends[1].weight:
-        ends[1].weight = torch.nn.Parameter(ends[0].weight.detach().clone(), requires_grad=False)
+    embed, unembed = (_innermost(module) for module in weights.embeddings(hf))
+    if embed.weight is unembed.weight:
+        unembed.weight = torch.nn.Parameter(cast(torch.Tensor, embed.weight).detach().clone(), False)
         hf.config.get_text_config().tie_word_embeddings = hf.config.tie_word_embeddings = False
 
 
@@ -367,15 +361,16 @@ def _innermost(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def _trial(hf, config: dict) -> torch.Tensor:
-    """Tokens that a merge is tried on: some of all the vocabulary, its last ones, and those that were
-    trained."""
-    rows = hf.get_input_embeddings().weight.shape[0]
+def _trial(hf: PreTrainedModel, config: dict) -> Int[torch.Tensor, "1 token"]:
+    """Tokens that a merge is tried on: some of all the vocabulary, its last ones, and trained ones."""
+    rows = weights.embedding_rows(hf)
     trained = config.get("trainable_token_indices") or config.get("token_indices") or []
     trained = [i for group in trained.values() for i in group] if isinstance(trained, dict) else trained
     return torch.tensor([[*(i * (rows - 1) // 15 for i in range(16)), *[i for i in trained if i < rows][:8]]])
 
 
 @torch.inference_mode()
-def _logits(hf, ids: torch.Tensor) -> torch.Tensor:
+def _logits(
+    hf: torch.nn.Module, ids: Int[torch.Tensor, "1 token"]
+) -> Float[torch.Tensor, "1 token vocabulary"]:
     return hf.eval()(input_ids=ids, use_cache=False).logits.float()

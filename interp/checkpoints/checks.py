@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +17,15 @@ import psutil
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from interp.checkpoints import adapters
 from interp.checkpoints.contents import Checkpoint, tokenizer_files
@@ -38,13 +46,15 @@ from interp.models.inner import auto_class
 from interp.system.sentences import first_line
 
 FLOATING = ("F64", "F32", "F16", "BF16")
-#: Attention implementations that come with torch or transformers; any other name would fetch and run a kernel.
+#: Attention implementations that come with torch or transformers; any other name would fetch and run a
+#: kernel.
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 #: The most layers that are read: a module of more takes minutes to be built before its weights are looked at.
 LAYERS = 1_000
 #: Heads of a model that scores texts and has no words to say.
 SCORERS = re.compile(
-    r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering|RewardModel|ValueModel|ForReward)$"
+    r".*(ForSequenceClassification|ForTokenClassification|ForQuestionAnswering"
+    r"|RewardModel|ValueModel|ForReward)$"
 )
 #: Fields in which nearly all checkpoints differ from their base.
 UNSAID = (
@@ -65,11 +75,11 @@ SPLIT_TRIAL = (
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
+def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PretrainedConfig:
     """A checkpoint's configuration, as transformers reads it.
 
-    Raises FileNotFoundError where there is none, ValueError where it is damaged, asks for code of its own, or says that the weights
-    are quantised, NotImplementedError for what is no causal language model.
+    Raises FileNotFoundError where there is none, ValueError where it is damaged, asks for code of its own, or
+    says that the weights are quantised, NotImplementedError for what is no causal language model.
     """
     if checkpoint.embedded:
         return _gguf_configuration(checkpoint.path, checkpoint.path.stat().st_mtime_ns)
@@ -82,26 +92,28 @@ def configuration(checkpoint: Checkpoint, trust_remote_code: bool = False):
     for other in (file, checkpoint.home / "tokenizer_config.json"):
         if not trust_remote_code and other.exists() and "auto_map" in read_json(other):
             raise ValueError(
-                f"{other} has an auto_map: it asks to run Python code from its repository, which is not run unless "
-                "trust_remote_code=True is given, by someone who has read that code."
+                f"{other} has an auto_map: it asks to run Python code from its repository, which is not run "
+                "unless trust_remote_code=True is given, by someone who has read that code."
             )
     _check_names(file, raw)
     check_quantised(file, raw.get("quantization_config"))
     if raw.get("is_encoder_decoder"):
         raise NotImplementedError(
-            f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an encoder "
-            "reads the prompt, so there is no boundary in the decoder."
+            f"{file} describes an encoder-decoder ({raw.get('model_type')}), which is not supported: an "
+            "encoder reads the prompt, so there is no boundary in the decoder."
         )
     try:
         config = read_configuration(checkpoint.home, trust_remote_code)
     except Exception as error:  # strict configurations raise their own kinds
         raise ValueError(
-            f"{file} describes no model that transformers {transformers.__version__} knows ({first_line(error)})."
+            f"{file} describes no model that transformers {transformers.__version__} knows "
+            f"({first_line(error)})."
         ) from error
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(layers, int) or not 0 < layers <= LAYERS:
         raise ValueError(
-            f"{file} is damaged: num_hidden_layers is {layers!r}, where 1 to {LAYERS:,} are read. Copy it again."
+            f"{file} is damaged: num_hidden_layers is {layers!r}, where 1 to {LAYERS:,} are read. Copy it "
+            "again."
         )
     if not trust_remote_code and auto_class(config) is None:
         raise NotImplementedError(
@@ -117,20 +129,21 @@ def quantisation(checkpoint: Checkpoint) -> object:
 
 
 def _check_names(file: Path, raw: Mapping, within: str = "") -> None:
-    """Raise where a configuration names an attention implementation that is not read, or a model that only scores."""
+    """Raise for an attention implementation that is not supported, or a model that only scores."""
     for field in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         value = raw.get(field)
         for name in value.values() if isinstance(value, Mapping) else [value]:
             if name not in ATTENTION:
                 raise ValueError(
-                    f"{file} names the attention implementation {name!r} in {within}{field}, which is not read since it may fetch and "
-                    f"run code: remove it, or take one of {', '.join(map(repr, ATTENTION[1:]))}."
+                    f"{file} names the attention implementation {name!r} in {within}{field}, which is not "
+                    "read since it may fetch and run code: remove it, or take one of "
+                    f"{', '.join(map(repr, ATTENTION[1:]))}."
                 )
     scorers = [n for n in raw.get("architectures") or [] if isinstance(n, str) and SCORERS.match(n)]
     if scorers:
         raise NotImplementedError(
-            f"{file} describes {scorers[0]}, a model of values, rewards or classes and no language model: give the policy's "
-            "checkpoint."
+            f"{file} describes {scorers[0]}, a model of values, rewards or classes and no language model: "
+            "give the policy's checkpoint."
         )
     for key, inner in raw.items():
         if isinstance(inner, Mapping) and key.endswith("_config") and key != "quantization_config":
@@ -138,7 +151,7 @@ def _check_names(file: Path, raw: Mapping, within: str = "") -> None:
 
 
 @lru_cache(8)
-def _gguf_configuration(path: Path, changed: int):
+def _gguf_configuration(path: Path, changed: int) -> PretrainedConfig:
     gguf_header(path)
     try:
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
@@ -148,7 +161,9 @@ def _gguf_configuration(path: Path, changed: int):
         ) from error
 
 
-def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted) -> list[str]:
+def check_architecture(
+    checkpoint: Checkpoint, config: PretrainedConfig, first: Checkpoint, wanted: PretrainedConfig
+) -> list[str]:
     """The fields in which two checkpoints' configurations differ without another computation, in words.
 
     Raises ValueError, naming the field and both values, where they do not describe the same computation.
@@ -157,13 +172,14 @@ def check_architecture(checkpoint: Checkpoint, config, first: Checkpoint, wanted
     for field, own, other, inert in differ:
         if not inert:
             raise ValueError(
-                f"The architecture of {checkpoint.path} is not the one of {first.path}: {field} is {own!r}, not {other!r}."
+                f"The architecture of {checkpoint.path} is not the one of {first.path}: {field} is {own!r}, "
+                f"not {other!r}."
             )
     return [f"{field} ({own!r}, not {other!r})" for field, own, other, _ in differ if field not in UNSAID]
 
 
 def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
-    """The folder of a checkpoint's tokenizer (an adapter's base's where it has none of its own), None where a GGUF file brings it."""
+    """The folder of a checkpoint's tokenizer (or its base's); None where a GGUF file brings it."""
     adapted = [c.path for c in reversed(adapters.lineage(checkpoint)) if c.base]
     for folder in (*adapted, checkpoint.home):
         if tokenizer_files(folder):
@@ -175,7 +191,7 @@ def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
     )
 
 
-def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
+def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer; raises ValueError, naming the file, where it is damaged."""
     folder, source = tokenizer_home(checkpoint), adapters.lineage(checkpoint)[0]
     options = dict(gguf_file=source.path.name) if folder is None else {}
@@ -185,7 +201,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
                 read_json(folder / name)
         template(checkpoint)
     try:
-        found = AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder or source.path.parent,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
@@ -193,30 +209,29 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False):
         )
         if (
             folder
-            and found.is_fast
+            and tokenizer.is_fast
             and not trust_remote_code
-            and _splits_otherwise(found, folder / "tokenizer.json")
+            and _splits_otherwise(tokenizer, folder / "tokenizer.json")
         ):
             warnings.warn(
-                f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' {type(found).__name__}, which its "
-                "model_type stands for, would split text otherwise.",
+                f"The tokenizer of {folder} is read as its tokenizer.json describes it: transformers' "
+                f"{type(tokenizer).__name__}, which its model_type stands for, would split text otherwise.",
                 stacklevel=2,
             )
-            found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        if found.is_fast:
-            Tokenizer.from_str(
-                found.backend_tokenizer.to_str()
-            )  # a damaged one may be read once, and not be copied
-        return found
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if tokenizer.is_fast:  # a damaged one may be read once, and not be copied
+            Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        return tokenizer
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         named = tokenizer_files(folder)[0] if folder else source.path
         raise ValueError(
-            f"The tokenizer {named} cannot be read ({first_line(error)}): {named.name} is damaged, copy it again."
+            f"The tokenizer {named} cannot be read ({first_line(error)}): {named.name} is damaged, copy it "
+            "again."
         ) from error
 
 
-def _splits_otherwise(tokenizer, file: Path) -> bool:
-    """Whether a tokenizer gives other ids than its tokenizer.json by itself (some classes of transformers build their own parts)."""
+def _splits_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
+    """Whether a tokenizer gives other ids than its tokenizer.json: some classes build their own parts."""
     if not file.exists():
         return False
     own = Tokenizer.from_file(str(file))
@@ -247,7 +262,8 @@ def _canonical(path: Path) -> str:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # bare Exception
         raise ValueError(
-            f"The tokenizer {path} cannot be read ({first_line(error)}): tokenizer.json is damaged, copy it again."
+            f"The tokenizer {path} cannot be read ({first_line(error)}): tokenizer.json is damaged, copy it "
+            "again."
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -257,16 +273,20 @@ def _canonical(path: Path) -> str:
 def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> bool:
     """Whether a checkpoint's tokenizer has tokens that another's lacks.
 
-    Raises ValueError where the two differ in more than how they are written down, and tokens that one of them adds.
+    Raises ValueError where the two differ in more than how they are written down, and tokens that one of them
+    adds.
     """
     if tokenizer_id(checkpoint) == tokenizer_id(first):
         return False
     folders = [tokenizer_home(c) for c in (checkpoint, first)]
-    if all(f and (f / "tokenizer.json").exists() for f in folders):
-        own, other = (json.loads(_canonical(f / "tokenizer.json")) for f in folders)
-        added = [{(t["content"], t["id"]): t for t in found.pop("added_tokens")} for found in (own, other)]
-        same = own == other and all(added[0][k] == added[1][k] for k in added[0].keys() & added[1].keys())
-        own, other = (found.keys() for found in added)
+    files = [folder / "tokenizer.json" for folder in folders if folder]
+    own: Set
+    other: Set
+    if len(files) == 2 and all(file.exists() for file in files):
+        contents = [json.loads(_canonical(file)) for file in files]
+        added = [{(t["content"], t["id"]): t for t in content.pop("added_tokens")} for content in contents]
+        own, other = (tokens.keys() for tokens in added)
+        same = contents[0] == contents[1] and all(added[0][key] == added[1][key] for key in own & other)
     else:
         own, other = (load_tokenizer(c).get_vocab().items() for c in (checkpoint, first))
         same = True
@@ -277,13 +297,13 @@ def check_tokenizer(checkpoint: Checkpoint, first: Checkpoint) -> bool:
     return not own <= other
 
 
-def special_tokens(tokenizer) -> dict[str, object]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     """The special tokens of a tokenizer that change prompts or where decoding ends."""
     return {name: getattr(tokenizer, name, None) for name in SPECIAL}
 
 
-def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
-    """A sentence where a tokenizer has a padding token alone that a model of `rows` embeddings does not embed, else empty.
+def check_vocabulary(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
+    """A sentence where the model's `rows` embeddings lack the tokenizer's padding token alone, else "".
 
     Raises ValueError where it has others that are not embedded.
     """
@@ -291,9 +311,9 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
     if any(token != tokenizer.pad_token for _, token in beyond):
         token = next(token for _, token in beyond if token != tokenizer.pad_token)
         raise ValueError(
-            f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only {rows}, and not {token!r}: "
-            "they do not belong together, or the embeddings that were added were not saved (for an adapter, save_pretrained with "
-            "save_embedding_layers=True)."
+            f"The tokenizer of {checkpoint.path} has {len(tokenizer)} entries, but the model embeds only "
+            f"{rows}, and not {token!r}: they do not belong together, or the embeddings that were added were "
+            "not saved (for an adapter, save_pretrained with save_embedding_layers=True)."
         )
     return (
         f"The padding token {beyond[0][1]!r} of {checkpoint.path} is not embedded, and never read."
@@ -303,19 +323,19 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer, rows: int) -> str:
 
 
 def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
-    """A checkpoint's chat template and the file it is in: the tokenizer's own file, its configuration, or a GGUF file."""
+    """A checkpoint's chat template and its file: the tokenizer's own, its configuration, or a GGUF file."""
     folder, source = tokenizer_home(checkpoint), adapters.lineage(checkpoint)[0]
     if folder is None:
         return gguf_header(source.path)[0].get("tokenizer.chat_template"), source.path
     if (folder / "chat_template.jinja").exists():
         return read_text(folder / "chat_template.jinja"), folder / "chat_template.jinja"
     file = folder / "tokenizer_config.json"
-    found = read_json(file).get("chat_template") if file.exists() else None
-    return found if isinstance(found, str) else None, file
+    text = read_json(file).get("chat_template") if file.exists() else None
+    return text if isinstance(text, str) else None, file
 
 
 def stop_tokens(checkpoint: Checkpoint) -> int | list[int] | None:
-    """What a checkpoint's generation_config.json, or its base's, ends a turn with; None where neither says."""
+    """The stop tokens in a checkpoint's (or its base's) generation_config.json; None where it has none."""
     for folder in dict.fromkeys(
         [checkpoint.path if checkpoint.kind == "adapter" else checkpoint.home, checkpoint.home]
     ):
@@ -334,12 +354,12 @@ def template_difference(own: str, other: str) -> str:
     """Where two chat templates first differ: the line, and what either has there."""
     a, b = own.splitlines(), other.splitlines()
     line = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    x, y = (side[line] if line < len(side) else "" for side in (a, b))
+    x, y = (lines[line] if line < len(lines) else "" for lines in (a, b))
     at = max(0, next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), min(len(x), len(y))) - 20)
     return f"line {line + 1} is {x[at : at + 60]!r}, not {y[at : at + 60]!r}"
 
 
-def blueprint(config, trust_remote_code: bool = False):
+def blueprint(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a configuration without any numbers, on the meta device."""
     try:
         with torch.device("meta"):
@@ -353,25 +373,36 @@ def blueprint(config, trust_remote_code: bool = False):
         ) from error
 
 
-def _hint(entries: Iterable[str], found: Sequence[str], hf) -> str:
+def _hint(entries: Collection[str], misfit: Sequence[str], hf: PreTrainedModel) -> str:
     """What a misfit is known to come from, in a sentence; empty for any other."""
     if any(".lora_A." in n or ".base_layer." in n for n in entries):
-        return " They hold an adapter that is not merged: save it with merge_and_unload(), or the adapter alone with its save_pretrained."
+        return (
+            " They hold an adapter that is not merged: save it with merge_and_unload(), or the adapter alone "
+            "with its save_pretrained."
+        )
     if wrapper := wrapping(entries):
-        return f" Their names have {wrapper!r}, which a wrapper of the training run left there, and what remains is not this model."
+        return (
+            f" Their names have {wrapper!r}, which a wrapper of the training run left there, and what "
+            "remains is not this model."
+        )
     head = embedding_names(hf)[1]
     scores = next((n for n in entries if VALUE_HEADS.match(n)), "")
-    if scores and found[0] == f"'{head}.weight' is missing":
-        return f" They hold {scores!r}, a head of values or classes: this is no language model, give the policy's checkpoint."
-    if found[0] == f"'{head}.weight' is missing" and len(found) == 1:
+    if scores and misfit[0] == f"'{head}.weight' is missing":
+        return (
+            f" They hold {scores!r}, a head of values or classes: this is no language model, give the "
+            "policy's checkpoint."
+        )
+    if misfit[0] == f"'{head}.weight' is missing" and len(misfit) == 1:
         return (
             " If the model unembeds with its embedding, set tie_word_embeddings to true in its config.json."
         )
     return ""
 
 
-def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code: bool = False) -> None:
-    """Raise ValueError where the tensors that a checkpoint's headers list are not the ones of `hf` (a model on the meta device)."""
+def check_weights(
+    checkpoint: Checkpoint, entries: Header, hf: PreTrainedModel, trust_remote_code: bool = False
+) -> None:
+    """Raise ValueError where a checkpoint's headers do not list the tensors of `hf` (on the meta device)."""
     if checkpoint.kind == "gguf":
         return  # its names are known when transformers reads it
     if checkpoint.kind != "adapter" and getattr(hf.config, "quantization_config", None):
@@ -389,11 +420,12 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
     shapes = {names[name]: shape for name, (_, shape) in entries.items()}
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and names[n] in whole]:
         raise ValueError(
-            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
-            "floating point. Save the model dequantised, or give the weights that it was quantised from."
+            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, "
+            "which is no floating point. Save the model dequantised, or give the weights that it was "
+            "quantised from."
         )
-    found = misfits(shapes, hf)
-    if found and any(n not in shapes for n in parameters):  # an older release's names, perhaps
+    misfitting = misfits(shapes, hf)
+    if misfitting and any(n not in shapes for n in parameters):  # an older release's names, perhaps
         report = pretrained(
             checkpoint,
             torch.float32,
@@ -403,19 +435,22 @@ def check_weights(checkpoint: Checkpoint, entries: Header, hf, trust_remote_code
         )[1]
         if complete(report, hf):
             return
-    if found:
+    if misfitting:
         raise ValueError(
-            f"The weights of {checkpoint.path} do not fit the model: {found[0]} ({len(found)} of {len(whole)} tensors)."
-            f"{_hint(entries, found, hf)}"
+            f"The weights of {checkpoint.path} do not fit the model: {misfitting[0]} ({len(misfitting)} of "
+            f"{len(whole)} tensors).{_hint(entries, misfitting, hf)}"
         )
 
 
-def _check_adapter(checkpoint: Checkpoint, entries: Header, hf, whole: dict[str, tuple[int, ...]]) -> None:
+def _check_adapter(
+    checkpoint: Checkpoint, entries: Header, hf: PreTrainedModel, whole: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise where an adapter's headers do not fit its base, whose tensors have the shapes `whole`."""
     adapters.check(checkpoint, [*(n for n, _ in hf.named_modules()), *(n for n, _ in hf.named_parameters())])
     if odd := [n for n, (kind, _) in entries.items() if kind not in FLOATING and ".lora_" in n]:
         raise ValueError(
-            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, which is no "
-            "floating point. Save the adapter in floating point."
+            f"The weights of {checkpoint.path} are quantised: {odd[0]!r} is kept as {entries[odd[0]][0]}, "
+            "which is no floating point. Save the adapter in floating point."
         )
     rows = adapters.vocabulary({n: shape for n, (_, shape) in entries.items()}, embedding_names(hf))
     if rows is not None:
@@ -425,9 +460,10 @@ def _check_adapter(checkpoint: Checkpoint, entries: Header, hf, whole: dict[str,
             for n in (f"{end}.weight", f"{end}.bias")
             if n in whole
         }
-    if found := adapter_misfits(entries, whole):
+    if misfitting := adapter_misfits(entries, whole):
+        base = adapters.lineage(checkpoint)[-2]
         raise ValueError(
-            f"The adapter {checkpoint.files[1]} does not fit its base {checkpoint.base.path}: {found[0]}. "
+            f"The adapter {checkpoint.files[1]} does not fit its base {base.path}: {misfitting[0]}. "
             "It was trained on another base."
         )
 
@@ -443,6 +479,7 @@ def check_memory(
     if needed > free:
         twice = " (its copy while it is read counted in)" if copies > 1 else ""
         raise ValueError(
-            f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, but {device} has "
-            f"{free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or device_map='auto' over several GPUs."
+            f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, "
+            f"but {device} has {free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or "
+            "device_map='auto' over several GPUs."
         )

@@ -1,4 +1,4 @@
-"""What trainers leave on disk: which files hold a checkpoint's weights, and an adapter's base. A pickle is never opened.
+"""What trainers leave on disk: a checkpoint's weight files, and an adapter's base. No pickle is opened.
 
 >>> checkpoint = find("runs/lora/checkpoint-100")      # .kind "adapter", .files, .base
 """
@@ -39,7 +39,7 @@ TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.mod
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint on disk: its folder (or GGUF file), how its weights are kept, in which files, and an adapter's base."""
+    """One checkpoint on disk: its folder (or GGUF file), kind, weight files, and an adapter's base."""
 
     path: Path
     kind: Literal["full", "sharded", "adapter", "gguf"]
@@ -58,7 +58,10 @@ class Checkpoint:
 
 
 def training_notes(folder: Path) -> dict:
-    """What the trainer wrote beside a checkpoint's weights (training.json), empty where nothing; raises what `read_training` raises."""
+    """The trainer's notes beside the weights (training.json), {} without.
+
+    Raises what `read_training` raises.
+    """
     file = folder / "training.json"
     return read_training(file) if file.exists() else {}
 
@@ -72,20 +75,21 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 def shard_index(path: Path) -> dict[str, str]:
     """A shard index: tensor -> file."""
-    found = read_json(path).get("weight_map")
+    shards = read_json(path).get("weight_map")
     if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(n, str) and "/" not in n for n in found.values())
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(n, str) and "/" not in n for n in shards.values())
     ):
         raise ValueError(f"{path} is damaged: it has no weight_map from tensors to the files of its folder.")
-    return found
+    return shards
 
 
 def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpoint:
-    """An adapter's base: as given, or as its adapter_config.json names it, a folder or a hub name (in the cache, or fetched).
+    """An adapter's base: as given, or as adapter_config.json names it, a folder or a hub name.
 
-    Where what it names is another adapter, the base that is given belongs to the lowest of them, unless it is an adapter itself.
+    Where what it names is another adapter, the base that is given belongs to the lowest of them, unless it is
+    an adapter itself.
     """
     config = read_json(path / "adapter_config.json")
     if base and Path(base).exists() and Path(base).resolve() == path.resolve():
@@ -107,30 +111,30 @@ def _base(path: Path, base: str | Path | None, above: Sequence[Path]) -> Checkpo
         place = fetch(named, config.get("revision"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"The base {str(base or named)!r} of the adapter {path} was found neither from the working folder nor from the "
-            "adapter's nor in the hub's cache: give its folder with base=."
+            f"The base {str(base or named)!r} of the adapter {path} was found neither from the working "
+            "folder nor from the adapter's nor in the hub's cache: give its folder with base=."
         ) from error
     return _below(place, above)
 
 
 def _place(path: Path, name: str) -> Path | None:
-    """Where a base of this name is, seen from the working folder or from the adapter's; None where it is not there."""
-    found = next(
+    """Where a base of this name is, from the working folder or the adapter's; None where it is not there."""
+    location = next(
         (place for place in (Path(name), path / name, path.parent / name) if name and place.exists()), None
     )
-    return found.resolve() if found is not None and ".." in found.parts else found
+    return location.resolve() if location is not None and ".." in location.parts else location
 
 
 def _cached_adapter(name: str, revision: str | None) -> Path | None:
     """The folder of an adapter of this name in the hub's cache; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (
+    file = (
         try_to_load_from_cache(name, "adapter_config.json", revision=revision)
         if HUB_NAME.fullmatch(name)
         else None
     )
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def _adapts(path: Path) -> bool:
@@ -138,16 +142,17 @@ def _adapts(path: Path) -> bool:
 
 
 def _below(place: Path, above: Sequence[Path], base: str | Path | None = None) -> Checkpoint:
-    """The base of an adapter, itself a model or another adapter; raises ValueError where adapters are each other's base."""
+    """The base of an adapter, a model or another adapter; raises ValueError where adapters form a circle."""
     if place.resolve() in above:
         raise ValueError(
-            f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was trained from with base=."
+            f"The adapter {above[-1]} is, by way of its base, its own base ({place}): give the model it was "
+            "trained from with base=."
         )
     return find(place, base, above)
 
 
 def fetch(repository: str, revision: str | None = None, code: bool = False) -> Path:
-    """The local folder of a hub repository's safetensors, configuration and tokenizer (`code`: its Python files too)."""
+    """Local folder of a hub repository's safetensors, configuration and tokenizer (`code`: also Python)."""
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", *(["*.py"] if code else [])]
@@ -158,22 +163,24 @@ def fetch(repository: str, revision: str | None = None, code: bool = False) -> P
         )
     except Exception as error:  # the client raises its own, and its transport's, many kinds
         raise FileNotFoundError(
-            f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be fetched "
-            f"({first_line(error)})."
+            f"{repository}{f'@{revision}' if revision else ''} is not in the hub's cache and cannot be "
+            f"fetched ({first_line(error)})."
         ) from error
 
 
 def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path] = ()) -> Checkpoint:
-    """What a checkpoint's folder (or GGUF file) holds; an adapter's base is `base`, or what its configuration names.
+    """What a checkpoint's folder (or GGUF file) holds; an adapter's base is `base`, or as it names it.
 
-    above: the adapters whose base is looked for. Raises FileNotFoundError where there are no weights that can be read (with the
-    command that converts what is there), ValueError for a damaged index or configuration, or weights and an adapter in one folder.
+    above: the adapters whose base is looked for. Raises FileNotFoundError where there are no weights that can
+    be read (with the command that converts what is there), ValueError for a damaged index or configuration,
+    or weights and an adapter in one folder.
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".gguf":
         if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
             raise ValueError(
-                f"{path} is one part of a split GGUF, which is not read: join the parts with `gguf-split --merge`."
+                f"{path} is one part of a split GGUF, which is not read: join the parts with `gguf-split "
+                "--merge`."
             )
         return Checkpoint(path, "gguf", (path,))
     if not path.is_dir():
@@ -184,8 +191,8 @@ def find(path: str | Path, base: str | Path | None = None, above: Sequence[Path]
             f"{path} is a file, and no checkpoint: give a folder with safetensors, or a .gguf file."
         )
     for folder in (path / nested for nested in NESTED):
-        if folder.is_dir() and (found := _find_in(folder, base, above)):
-            return found
+        if folder.is_dir() and (checkpoint := _find_in(folder, base, above)):
+            return checkpoint
     raise FileNotFoundError(f"{path} has no model.safetensors.{conversion(path) or _inside(path)}")
 
 
@@ -199,8 +206,8 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
     full = next((p for p in (whole, index) if p.exists()), None)
     if full and low_rank.exists():
         raise ValueError(
-            f"{folder} holds both {full.name} and {low_rank.name}, so that it is not known whether the adapter is merged: leave "
-            "one of them there."
+            f"{folder} holds both {full.name} and {low_rank.name}, so that it is not known whether the "
+            "adapter is merged: leave one of them there."
         )
     if whole.exists() and index.exists():
         stray = [
@@ -208,7 +215,8 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
         ]
         if stray:
             raise ValueError(
-                f"{folder} holds both {whole.name} and the shards of {index.name} ({stray[0]} and others): leave one of them there."
+                f"{folder} holds both {whole.name} and the shards of {index.name} ({stray[0]} and others): "
+                "leave one of them there."
             )
     if whole.exists():
         return Checkpoint(folder, "full", (whole,))
@@ -221,11 +229,13 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
         return Checkpoint(folder, "sharded", tuple(folder / n for n in names))
     if shards := sorted(folder.glob("model-*-of-*.safetensors")):
         raise FileNotFoundError(
-            f"{folder} has no {index.name}, which says what is in {shards[0].name} and its like: copy it as well."
+            f"{folder} has no {index.name}, which says what is in {shards[0].name} and its like: copy it as "
+            "well."
         )
     if low_rank.exists() and not adapter.exists():
         raise FileNotFoundError(
-            f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are unknown."
+            f"{folder} has adapter_model.safetensors but no adapter_config.json, so its base and rank are "
+            "unknown."
         )
     if adapter.exists():
         read_json(adapter)
@@ -234,8 +244,8 @@ def _find_in(folder: Path, base: str | Path | None, above: Sequence[Path]) -> Ch
         return Checkpoint(folder, "adapter", (adapter, low_rank), _base(folder, base, above))
     if len(quantised) > 1:
         raise ValueError(
-            f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is one, "
-            "so give the files' paths."
+            f"{folder} holds {len(quantised)} GGUF files, {quantised[0].name} and others: a checkpoint is "
+            "one, so give the files' paths."
         )
     return find(quantised[0]) if quantised else None
 
@@ -244,7 +254,10 @@ def _inside(path: Path) -> str:
     """Where models or adapters lie in folders of their own, in a sentence; else what the folder holds."""
     names = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
     if names:
-        return f" It holds adapters in folders of their own: {', '.join(names)}. Give the paths of one adapter's folders (from_paths)."
+        return (
+            f" It holds adapters in folders of their own: {', '.join(names)}. Give the paths of one "
+            "adapter's folders (from_paths)."
+        )
     models = sorted(str(p.parent) for depth in ("*", "*/*") for p in path.glob(f"{depth}/config.json"))
     if models:
         return f" It holds a model in a folder of its own: give the path {models[0]}."

@@ -46,11 +46,9 @@ def _python(code: str, *paths: object) -> str:
 
 
 def conversion(path: Path) -> str:
-    """What a checkpoint's folder without weights that are read has instead, and the command that converts it;
-    empty where nothing."""
-    return next(
-        filter(None, (find(path) for find in (_verl, _megatron, _deepspeed, _distributed, _pickles))), ""
-    )
+    """What a folder has in place of weights that are read, and the command that converts it, or ""."""
+    kinds = (_verl, _megatron, _deepspeed, _distributed, _pickles)
+    return next(filter(None, (kind(path) for kind in kinds)), "")
 
 
 def _verl(path: Path) -> str:
@@ -127,16 +125,16 @@ def _deepspeed(path: Path) -> str:
     if not zero:
         return ""
     beside = path.parent / "zero_to_fp32.py"
-    script = [str(beside)] if beside.exists() else ["-m", "deepspeed.utils.zero_to_fp32"]
+    module = [str(beside)] if beside.exists() else ["-m", "deepspeed.utils.zero_to_fp32"]
     command = _command(
-        "python", *script, path.parent, f"{path}_hf", "--tag", path.name, "--safe_serialization"
+        "python", *module, path.parent, f"{path}_hf", "--tag", path.name, "--safe_serialization"
     )
     return SHARDS.format("a DeepSpeed run", f"join them{BESIDE}, with", command)
 
 
 def _distributed(path: Path) -> str:
-    if found := sorted(path.glob("pytorch_model_fsdp_*")):
-        return PICKLE.format(_command("accelerate", "merge-weights", found[0], path))
+    if sharded := sorted(path.glob("pytorch_model_fsdp_*")):
+        return PICKLE.format(_command("accelerate", "merge-weights", sharded[0], path))
     if (path / "policy" / "weights").is_dir():
         command = _command(
             "uv",
@@ -176,8 +174,8 @@ def _pickles(path: Path) -> str:
 
 def _preference(path: Path) -> int:
     """Names by which transformers and peft find their files come first."""
-    known = ("pytorch_model", "adapter_model", "model", "")
-    return next(i for i, start in enumerate(known) if path.name.startswith(start))
+    starts = ("pytorch_model", "adapter_model", "model", "")
+    return next(i for i, start in enumerate(starts) if path.name.startswith(start))
 
 
 def _numberless(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Whether two configurations describe the same computation: which fields change no forward pass, and why.
 
->>> differing(dict(model_type="llama", attention_dropout=0.1), dict(model_type="llama", attention_dropout=0.0))
+>>> first = dict(model_type="llama", attention_dropout=0.1)
+>>> differing(first, dict(first, attention_dropout=0.0))
 [('attention_dropout', 0.1, 0.0, True)]
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 #: Where a configuration comes from, what a tokenizer or a loss takes from it, and how weights were drawn or
 #: kept.
@@ -55,7 +57,7 @@ LENGTHLESS = ("default", "linear", "llama3", "proportional")
 ROPE_DEFAULTS = {"yarn": dict(beta_fast=32, beta_slow=1, truncate=True)}
 
 
-def same(a, b) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether two values of a configuration are the same number, text or mapping of them."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         a, b = _rope(a), _rope(b)
@@ -67,18 +69,19 @@ def same(a, b) -> bool:
 
 
 def _rope(value: Mapping) -> Mapping:
-    """Parameters of rotary positions as the newest release writes them, with what they take where nothing is said;
-    any other mapping as it is."""
+    """Parameters of rotary positions in the newest release's form, defaults filled in.
+
+    Other mappings unchanged.
+    """
     if not {"rope_type", "rope_theta"} & value.keys():
         return value
     kind = value.get("rope_type", value.get("type", "default"))
-    said = {key: number for key, number in value.items() if key != "type" and number is not None}
-    return {**ROPE_DEFAULTS.get(kind, {}), **said, "rope_type": kind}
+    given = {key: number for key, number in value.items() if key != "type" and number is not None}
+    return {**ROPE_DEFAULTS.get(kind, {}), **given, "rope_type": kind}
 
 
 def rotary(config: Mapping) -> bool:
-    """Whether a configuration's positions are rotary, of a kind whose table does not depend on the longest
-    sequence."""
+    """Whether positions are rotary, of a kind whose table does not depend on the longest sequence."""
     ropes = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(ropes, Mapping):
         return False
@@ -94,26 +97,24 @@ def _lengthless(rope: Mapping) -> bool:
 
 
 def inert(field: str, config: Mapping) -> bool:
-    """Whether another value of this field changes no forward pass of an evaluated model of this
-    configuration."""
+    """Whether another value of this field changes no forward pass in evaluation."""
     if field in INERT or DROPOUT.fullmatch(field):
         return True
-    types = config.get("layer_types")
+    types = config.get("layer_types") or ()
     if field in OF_LAYER_TYPES or field in OF_WINDOWS:
         return bool(types) and (field in OF_LAYER_TYPES or set(types) == {"full_attention"})
     return config.get("model_type") in NOISE.get(field, ()) or (field in LENGTHS and rotary(config))
 
 
 def differing(own: Mapping, other: Mapping, within: str = "") -> list[tuple[str, object, object, bool]]:
-    """(field, own value, other value, whether it is inert) of all fields that both have with different
-    values, nested ones too."""
-    found = []
+    """(field, own value, other value, whether it is inert) of fields with different values, nested too."""
+    differences = []
     for key in ["model_type", *sorted((own.keys() & other.keys()) - {"model_type"})]:
         a, b = own.get(key), other.get(key)
         if key in OF_WEIGHTS:
             continue
         if key.endswith("_config") and isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differing(a, b, f"{within}{key}.")
+            differences += differing(a, b, f"{within}{key}.")
         elif not same(a, b):
-            found.append((within + key, a, b, inert(key, own) and inert(key, other)))
-    return found
+            differences.append((within + key, a, b, inert(key, own) and inert(key, other)))
+    return differences

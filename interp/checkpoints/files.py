@@ -21,7 +21,7 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 
 
 def check_size(path: Path, limit: int) -> None:
-    """Raise OSError where a file is missing or exceeds `limit` bytes, ValueError where it is no regular file."""
+    """Raise OSError for a missing file or one of more than `limit` bytes, ValueError for no regular file."""
     size = check_regular(path).st_size
     if size > limit:
         raise OSError(
@@ -31,8 +31,7 @@ def check_size(path: Path, limit: int) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError where what a reading of the folder may open is no regular file, and OSError where it is
-    larger than any of its kind."""
+    """Raise ValueError where a file that may be opened is no regular file, OSError where it is too large."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in OPENED or not path.exists():
             continue
@@ -58,11 +57,11 @@ def read_json(path: Path) -> dict:
     be read."""
     text = read_text(path)
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except RecursionError as error:
         raise ValueError(f"{path} is damaged, it is nested too deeply to be read: copy it again.") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged, it is no JSON ({error}): copy it again.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object. Copy it again.")
-    return found
+    return value

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from interp.checkpoints.contents import NESTED, find
 
@@ -28,22 +29,21 @@ UNNUMBERED = re.compile(
 #: What a trainer has not finished writing.
 UNFINISHED = re.compile(r"(tmp|\.).*", re.I)
 EPOCHS = "epoch"
+S = TypeVar("S")
 
 
 def named_step(name: str) -> int | None:
-    """The step in a folder's name as a trainer writes it (`checkpoint-1e3` and `step_1k` are 1,000), None where
-    it is no such name."""
-    found = NAMED.fullmatch(name)
+    """The step in a folder's name (`checkpoint-1e3` and `step_1k` are 1,000); None where it names no step."""
+    match = NAMED.fullmatch(name)
     return (
-        int(float(found["number"].lower().replace("k", "e3")))
-        if found and not UNFINISHED.fullmatch(name)
+        int(float(match["number"].lower().replace("k", "e3")))
+        if match and not UNFINISHED.fullmatch(name)
         else None
     )
 
 
 def step_name(path: Path) -> str:
-    """The part of a checkpoint's path that says its step: inner folders (verl's) and a GGUF's quantisation
-    left out."""
+    """The part of a checkpoint's path that says its step, without inner folders or a GGUF's quantisation."""
     if path.suffix == ".gguf":
         return re.sub(r"[-_.](?:I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.I)
     nested = max((n for n in NESTED if n and path.as_posix().endswith(f"/{n}")), key=len, default="")
@@ -51,16 +51,31 @@ def step_name(path: Path) -> str:
 
 
 def number(path: Path) -> int | None:
-    """The step that a checkpoint's path says, as a trainer writes it or else at the end of its name; None
-    where it says none."""
+    """The step in a checkpoint's path, as a trainer writes it or at the end of its name; None without."""
     name = step_name(path)
-    named, found = named_step(name), re.search(r"(\d+)$", name)
-    return named if named is not None else int(found[1]) if found else None
+    step, last = named_step(name), re.search(r"(\d+)$", name)
+    if step is None and last:
+        return int(last[1])
+    return step
+
+
+def numbers_of(paths: Sequence[Path]) -> list[int]:
+    """The steps in checkpoints' names, or their positions where one has none.
+
+    One path alone has the step of a name as trainers write it.
+    """
+    numbers = [step for path in paths if (step := number(path)) is not None]
+    if len(paths) == 1:
+        name = step_name(paths[0])
+        if named_step(name) is None and not name.isdecimal():
+            return [0]
+    return numbers if len(numbers) == len(paths) else list(range(len(paths)))
 
 
 def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tuple[int, Path]]:
-    """The checkpoints' folders in a run's folder with their steps; of several of one step the one that can be
-    read, where one can.
+    """The checkpoints' folders in a run's folder, with their steps.
+
+    Of several of one step, the one that can be read is taken, where one can.
 
     Raises ValueError where some are named by epochs and others by steps, or several of one step can be read.
     """
@@ -78,12 +93,14 @@ def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tupl
     if not named:
         named = [(int(p.name), p) for p in entries if p.name.isdecimal() and is_model(p)]
         return list(by_step(named).items())
-    units = {NAMED.fullmatch(p.name)["unit"].lower() == EPOCHS: p.name for _, p in named}
+    units = {}
+    for _, path in named:
+        if match := NAMED.fullmatch(path.name):
+            units[match["unit"].lower() == EPOCHS] = path.name
     if len(units) > 1:
         raise ValueError(
-            f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be "
-            "put in one order: give the paths of "
-            "one kind with their steps (CheckpointSeries.from_paths)."
+            f"{folder} holds {units[True]} and {units[False]}, and epochs and steps cannot be put in one "
+            "order: give the paths of one kind with their steps (CheckpointSeries.from_paths)."
         )
     groups: dict[int, list[Path]] = {}
     for step, path in named:
@@ -92,8 +109,8 @@ def checkpoints_below(folder: Path, base: str | Path | None = None) -> list[tupl
 
 
 def left_out(folder: Path, taken: Sequence[Path]) -> list[Path]:
-    """Checkpoints in a run's folder whose names say no step (`checkpoint-final`), links to those taken aside."""
-    known = {p.resolve() for p in taken}
+    """Checkpoints in a run's folder whose names give no step (`checkpoint-final`), links left out."""
+    resolved = {p.resolve() for p in taken}
     return [
         p
         for p in sorted(folder.glob("*"))
@@ -101,7 +118,7 @@ def left_out(folder: Path, taken: Sequence[Path]) -> list[Path]:
         and named_step(p.name) is None
         and not UNFINISHED.fullmatch(p.name)
         and is_model(p)
-        and p.resolve() not in known
+        and p.resolve() not in resolved
     ]
 
 
@@ -116,8 +133,8 @@ def _readable(paths: Sequence[Path], base: str | Path | None) -> Sequence[Path]:
     """Of several folders of one step those that can be read (all, where there is one only, or none can)."""
     if len(paths) == 1:
         return paths
-    found = [p for p in paths if _reads(p, base)]
-    return found or paths[:1]
+    readable = [p for p in paths if _reads(p, base)]
+    return readable or paths[:1]
 
 
 def _reads(path: Path, base: str | Path | None) -> bool:
@@ -128,18 +145,17 @@ def _reads(path: Path, base: str | Path | None) -> bool:
     return True
 
 
-def by_step(pairs: Sequence[tuple[int, object]]) -> Mapping[int, object]:
+def by_step(pairs: Iterable[tuple[int, S]]) -> dict[int, S]:
     """step -> source; raises ValueError where two have one step."""
-    found: dict[int, object] = {}
+    sources: dict[int, S] = {}
     for step, source in pairs:
-        if step in found:
+        if step in sources:
             raise ValueError(
-                f"{found[step]} and {source} are both checkpoint {step}: a series has one "
-                "checkpoint of each step. Give the paths of "
-                "those that you want (CheckpointSeries.from_paths)."
+                f"{sources[step]} and {source} are both checkpoint {step}: a series has one checkpoint of "
+                "each step. Give the paths of those that you want (CheckpointSeries.from_paths)."
             )
-        found[step] = source
-    return found
+        sources[step] = source
+    return sources
 
 
 def contents(folder: Path) -> str:
@@ -149,8 +165,8 @@ def contents(folder: Path) -> str:
 
 
 def further_down(folder: Path) -> str:
-    """The folders below that can be given instead, in a sentence: runs with checkpoints, or else single models."""
+    """The folders below that can be given instead, in a sentence: runs with checkpoints, or single models."""
     below = [p for depth in ("*", "*/*", "*/*/*") for p in sorted(folder.glob(depth)) if p.is_dir()]
     runs = list(dict.fromkeys(p.parent for p in below if named_step(p.name) is not None))
-    found = runs or [p for p in below if is_model(p)]
-    return f"checkpoints lie further down: give {' or '.join(map(str, found[:3]))}" if found else ""
+    folders = runs or [p for p in below if is_model(p)]
+    return f"checkpoints lie further down: give {' or '.join(map(str, folders[:3]))}" if folders else ""

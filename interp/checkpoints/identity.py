@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from transformers import PretrainedConfig
+
 from interp.checkpoints import checks
 from interp.checkpoints.contents import Checkpoint, tokenizer_files
 from interp.checkpoints.files import read_json
@@ -36,11 +38,10 @@ def identity(checkpoint: Checkpoint, trust_remote_code: bool = False) -> dict[st
     there.
 
     Names: config (as transformers reads it), generation_config, tokenizer (its files and special tokens),
-    template (the
-    checkpoint's own), adapter_config (of every adapter down to the base), code (Python files, where they may
-    run).
+    template (the checkpoint's own), adapter_config (of every adapter down to the base), code (Python files,
+    where they may run).
     """
-    found = dict(
+    hashes = dict(
         config=hash_config(checks.configuration(checkpoint, trust_remote_code)),
         generation_config=hash_json(_generation_config(checkpoint)),
         tokenizer=tokenizer_hash(checkpoint),
@@ -48,13 +49,13 @@ def identity(checkpoint: Checkpoint, trust_remote_code: bool = False) -> dict[st
         adapter_config=hash_json(_adapter_configs(checkpoint) or None),
     )
     code = sorted({*checkpoint.home.glob("*.py"), *checkpoint.path.glob("*.py")}) if trust_remote_code else []
-    return found | dict(code=hash_files(code) if code else "")
+    return hashes | dict(code=hash_files(code) if code else "")
 
 
 def _generation_config(checkpoint: Checkpoint) -> Mapping | None:
     file = checkpoint.home / "generation_config.json"
-    found = read_json(file) if file.exists() else None
-    return found and {k: v for k, v in found.items() if k not in ORIGIN}
+    config = read_json(file) if file.exists() else None
+    return config and {k: v for k, v in config.items() if k not in ORIGIN}
 
 
 def _adapter_configs(checkpoint: Checkpoint) -> list[Mapping]:
@@ -63,7 +64,7 @@ def _adapter_configs(checkpoint: Checkpoint) -> list[Mapping]:
     return [read_json(checkpoint.path / "adapter_config.json"), *_adapter_configs(checkpoint.base)]
 
 
-def hash_config(config) -> str:
+def hash_config(config: PretrainedConfig) -> str:
     """Content hash of a configuration as transformers reads it, wherever it was read from."""
     return hash_json({k: v for k, v in config.to_dict().items() if k not in ORIGIN})
 

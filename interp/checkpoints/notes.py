@@ -1,5 +1,4 @@
-"""What of a series bears on its numbers, in sentences: how weights are kept and read, and in what the
-checkpoints differ.
+"""Remarks on a series, in sentences: how weights are kept and read, and in what checkpoints differ.
 
 >>> of_series(CheckpointSeries.discover("runs/lora"))
 ['Checkpoint 100 is an adapter merged into ...base.']
@@ -10,110 +9,112 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from interp.checkpoints import adapters, checks
-from interp.checkpoints.headers import headers, stored
+from interp.checkpoints.contents import Checkpoint
+from interp.checkpoints.headers import Header, headers, stored
 from interp.checkpoints.names import VALUE_HEADS, own_names, wrapping
 from interp.checkpoints.quantised import DEQUANTISED, batch_dependent, method
 
 if TYPE_CHECKING:
     from interp.checkpoints.series import CheckpointSeries
+else:  # which imports this module
+    CheckpointSeries = object
 
 
 def of_series(series: CheckpointSeries) -> list[str]:
     """Every remark on the checkpoints on disk, in their order, and on the series as a whole."""
-    found, dtypes = [], {}
+    remarks: list[str] = []
+    dtypes: dict[str, list[int]] = {}
     for step, checkpoint in series.local.items():
         entries = headers(checkpoint)
         kept = stored(entries)
         if checkpoint.kind == "gguf":
-            found.append(f"Checkpoint {step} is dequantised from {kept} ({checkpoint.path.name}).")
+            remarks.append(f"Checkpoint {step} is dequantised from {kept} ({checkpoint.path.name}).")
         elif checkpoint.kind == "adapter":
-            found.append(f"Checkpoint {step} is an adapter merged into {_bases(checkpoint)}.")
+            remarks.append(f"Checkpoint {step} is an adapter merged into {_bases(checkpoint)}.")
         else:
             dtypes.setdefault(kept, []).append(step)
-            found += _of_names(series, step, entries)
-        found += _of_configuration(series, step, checkpoint)
+            remarks += _of_names(series, step, entries)
+        remarks += _of_configuration(series, step, checkpoint)
     if len(dtypes) > 1:
         kept = "; ".join(f"{k} ({', '.join(map(str, v))})" for k, v in dtypes.items())
-        found.append(f"The checkpoints are kept in several dtypes: {kept}.")
-    return [*found, *vocabulary(series), *special_tokens(series)]
+        remarks.append(f"The checkpoints are kept in several dtypes: {kept}.")
+    return [*remarks, *vocabulary(series), *special_tokens(series)]
 
 
-def _bases(checkpoint) -> str:
+def _bases(checkpoint: Checkpoint) -> str:
     """The base of a merge, and the adapters that are merged into it before."""
     base, *between = [c.path for c in adapters.lineage(checkpoint)[:-1]]
     return str(base) + "".join(f", after the adapter {path}" for path in between)
 
 
-def _of_names(series: CheckpointSeries, step: int, entries) -> list[str]:
-    found, parameters = [], dict(series.blueprint(series.configuration(step)).named_parameters())
+def _of_names(series: CheckpointSeries, step: int, entries: Header) -> list[str]:
+    remarks = []
+    parameters = dict(series.blueprint(series.configuration(step)).named_parameters())
     names = own_names(entries, parameters.keys())
     if any(name != own for name, own in names.items()):
         prefix = wrapping(entries) or next(iter(names)).removesuffix(next(iter(names.values())))
-        found.append(
-            f"The tensors of checkpoint {step} are named with {prefix!r}, which a wrapper of the "
-            "training run left there and which "
-            "is taken off."
+        remarks.append(
+            f"The tensors of checkpoint {step} are named with {prefix!r}, which a wrapper of the training "
+            "run left there and which is taken off."
         )
     if heads := [n for n, own in names.items() if own not in parameters and VALUE_HEADS.match(own)]:
-        found.append(
+        remarks.append(
             f"{heads[0]!r} of checkpoint {step} is a head of values, which the language model does not use."
         )
-    return found
+    return remarks
 
 
-def _of_configuration(series: CheckpointSeries, step: int, checkpoint) -> list[str]:
-    first, found = series.local[next(iter(series.local))], []
+def _of_configuration(series: CheckpointSeries, step: int, checkpoint: Checkpoint) -> list[str]:
+    first = series.local[next(iter(series.local))]
+    remarks = []
     config = checks.configuration(checkpoint, series.trust_remote_code)
     if name := method(getattr(config, "quantization_config", None)):
         plain = "dequantised before the merge" if checkpoint.base else "dequantised as it is loaded"
         how = plain if checkpoint.base or name in DEQUANTISED else "loaded as transformers loads it"
-        found.append(f"The weights of checkpoint {step} are quantised ({name}), {how}.")
+        remarks.append(f"The weights of checkpoint {step} are quantised ({name}), {how}.")
         if not checkpoint.base and batch_dependent(config.quantization_config):
-            found.append(
-                f"What checkpoint {step} computes in 8 bits depends a little on what else is in the batch (measured "
-                "on a small model: 0.2 %)."
+            remarks.append(
+                f"What checkpoint {step} computes in 8 bits depends a little on what else is in the batch "
+                "(measured on a small model: 0.2 %)."
             )
     wanted = checks.configuration(first, series.trust_remote_code)
     fields = checks.check_architecture(checkpoint, config, first, wanted)
     if fields:
-        found.append(
+        remarks.append(
             f"The configuration of checkpoint {step} differs from the first one's in what changes "
             f"no forward pass: {', '.join(fields)}."
         )
-    return found
+    return remarks
 
 
 def vocabulary(series: CheckpointSeries) -> list[str]:
-    """A sentence for each vocabulary that is larger than its model's embeddings by a padding token, or grows
-    in the series.
+    """A sentence for each vocabulary with a padding token that is not embedded, or that grows in the series.
 
     Raises ValueError where a tokenizer has other tokens that its model does not embed.
     """
     rows = {step: series.configuration(step).get_text_config().vocab_size for step in series.local}
-    found = [
+    remarks = [
         checks.check_vocabulary(series.local[step], tokenizer, rows[step])
         for step, tokenizer in series.tokenizers.items()
     ]
     sizes = ", ".join(f"{step}: {n}" for step, n in rows.items())
-    tokens = max(map(len, series.tokenizers.values()), default=0)
+    tokens = max((len(tokenizer) for tokenizer in series.tokenizers.values()), default=0)
     if len(set(rows.values())) > 1 and tokens > min(rows.values()):
-        found.append(
-            f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with "
-            "all tokens is used, and a checkpoint that "
-            "does not embed a token of a prompt refuses that prompt."
+        remarks.append(
+            f"The vocabulary grows in the series (embeddings of checkpoint {sizes}): the one with all tokens "
+            "is used, and a checkpoint that does not embed a token of a prompt refuses that prompt."
         )
     elif len(set(rows.values())) > 1:
-        found.append(
+        remarks.append(
             f"The embeddings have different numbers of rows (checkpoint {sizes}), each of them all "
             f"{tokens} tokens of the tokenizer."
         )
-    return [sentence for sentence in found if sentence]
+    return [sentence for sentence in remarks if sentence]
 
 
 def special_tokens(series: CheckpointSeries) -> list[str]:
-    """A sentence for each tokenizer whose special tokens are not the series' ones, which are used for all of
-    its checkpoints."""
-    found = []
+    """A sentence for each tokenizer whose special tokens differ from the series' ones, which are used."""
+    remarks = []
     if series.tokenizers:
         used = checks.special_tokens(series.tokenizer(next(iter(series.tokenizers))))
         for step, tokenizer in series.tokenizers.items():
@@ -122,9 +123,8 @@ def special_tokens(series: CheckpointSeries) -> list[str]:
                 f"{name} is {own[name]!r}, not {used[name]!r}" for name in own if own[name] != used[name]
             )
             if differ:
-                found.append(
-                    f"The special tokens of {checks.tokenizer_home(series.local[step])} are not "
-                    "the ones of the series, which are used for "
-                    f"all of its checkpoints: {differ}."
+                remarks.append(
+                    f"The special tokens of {checks.tokenizer_home(series.local[step])} are not the ones of "
+                    f"the series, which are used for all of its checkpoints: {differ}."
                 )
-    return found
+    return remarks

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from interp.system.sentences import first_line
@@ -37,9 +38,8 @@ DEQUANTISED = ("fp8", "mxfp4")
 #: What every module has of its own: hooks, children, its state.
 OF_MODULES = frozenset(torch.nn.Module().__dict__)
 OTHERWISE = (
-    "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights "
-    "that it was "
-    "quantised from"
+    "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights that it "
+    "was quantised from"
 )
 
 
@@ -59,15 +59,15 @@ def method(config: object) -> str:
 
 
 def batch_dependent(config: object) -> bool:
-    """Whether what is computed of a row depends on the rows beside it: in 8 bits, bitsandbytes keeps the features apart in
-    which any row has an outlier."""
+    """Whether a row's result depends on the rows beside it: 8-bit bitsandbytes keeps every feature apart in
+    which any row has an outlier.
+    """
     given = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "quant_method") else {}
     return method(config) == "bitsandbytes" and bool(given.get("load_in_8bit") or given.get("_load_in_8bit"))
 
 
 def check_quantised(file: Path, config: object) -> None:
-    """Raise ImportError naming the packages that reading quantised weights needs, ValueError for a method
-    that transformers does not know."""
+    """Raise ImportError naming the packages that quantised weights need, ValueError for an unknown method."""
     name = method(config)
     if not name:
         return
@@ -78,15 +78,13 @@ def check_quantised(file: Path, config: object) -> None:
         )
     if missing := [p for p in PACKAGES.get(name, ()) if not _installed(p)]:
         raise ImportError(
-            f"{file} has a quantization_config ({name}), and reading it needs "
-            f"{' and '.join(missing)}: "
-            f"`pip install {' '.join(missing)}`, {OTHERWISE}."
+            f"{file} has a quantization_config ({name}), and reading it needs {' and '.join(missing)}: `pip "
+            f"install {' '.join(missing)}`, {OTHERWISE}."
         )
 
 
 def check_leftover(file: Path, config: object) -> None:
-    """Raise ValueError for a quantization_config beside weights that are plain numbers, of a method that does
-    not quantise such as it computes."""
+    """Raise ValueError for a quantization_config beside plain numbers, unless its method quantises those."""
     kind = config.get("linear_class") if isinstance(config, Mapping) else getattr(config, "linear_class", "")
     if kind != "autobitlinear":
         raise ValueError(
@@ -103,27 +101,24 @@ def _installed(package: str) -> bool:
     return True
 
 
-def kept_quantised(config) -> str:
-    """The method by which a model of this configuration computes with quantised weights, empty for plain
-    numbers."""
+def kept_quantised(config: PretrainedConfig) -> str:
+    """The method by which a model computes with quantised weights, "" for plain numbers."""
     name = method(getattr(config, "quantization_config", None))
     return "" if name in DEQUANTISED else name
 
 
-def loading(config):
+def loading(config: PretrainedConfig) -> PretrainedConfig:
     """A configuration by which transformers dequantises what it should not compute with."""
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(
-        logging.ERROR
-    )  # it tells of a cast at every product
+    # bitsandbytes warns of a cast at every product
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     config = copy.deepcopy(config)
     if method(getattr(config, "quantization_config", None)) in DEQUANTISED:
         config.quantization_config = {**config.quantization_config, "dequantize": True}
     return config
 
 
-def check_computes(hf, path: object) -> None:
-    """Raise ValueError where quantised weights do not compute, since they are not what their configuration
-    says."""
+def check_computes(hf: PreTrainedModel, path: object) -> None:
+    """Raise ValueError where quantised weights do not compute as their configuration says."""
     ids = torch.arange(4, device=next(hf.parameters()).device)[None]
     try:
         with torch.inference_mode():
@@ -136,12 +131,13 @@ def check_computes(hf, path: object) -> None:
         raise ValueError(f"The quantised weights of {path} give numbers that are not finite.")
 
 
-def adopt(hf, other) -> None:
-    """Put another quantised model's tensors into a module in place of its own (scales and packed numbers are
-    no plain copies, and a layer may keep what it made of them)."""
+def adopt(hf: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Put another quantised model's tensors into a module in place of its own.
+
+    Scales and packed numbers are no plain copies, and a layer may keep what it made of them.
+    """
     for own, new in zip(hf.modules(), other.modules(), strict=True):
         own._parameters, own._buffers = new._parameters, new._buffers
         if not new._modules:
-            own.__dict__.update(
-                {name: value for name, value in new.__dict__.items() if name not in OF_MODULES}
-            )
+            made = {name: value for name, value in new.__dict__.items() if name not in OF_MODULES}
+            own.__dict__.update(made)

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from interp.checkpoints import adapters, checks, identity, notes, weights
@@ -33,8 +34,7 @@ from interp.checkpoints.folders import (
     is_model,
     left_out,
     named_step,
-    number,
-    step_name,
+    numbers_of,
 )
 from interp.checkpoints.headers import hash_files, headers, stored
 from interp.checkpoints.quantised import adopt, kept_quantised, method
@@ -54,62 +54,74 @@ def _thread(name: str) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_threads.clear)
 
 
+class _Shared(NamedTuple):
+    """What one module and one format for a whole series need; rows: of the smallest vocabulary."""
+
+    untied: bool
+    context: int | None
+    rows: int
+
+
 class CheckpointSeries:
     """Ordered checkpoints of one training run: one architecture, one tokenizer, one chat template.
 
-    sources: step -> folder, GGUF file, or (hub repository, revision). base: the base of adapters that do not say theirs.
+    sources: step -> folder, GGUF file, or (hub repository, revision). base: the base of adapters that do not
+    say theirs.
     trust_remote_code: whether Python code that a checkpoint brings along may run.
     """
 
     def __init__(
         self, sources: Mapping[int, Source], base: str | Path | None = None, trust_remote_code: bool = False
-    ):
+    ) -> None:
         if not sources:
             raise ValueError("A checkpoint series needs at least one checkpoint.")
         self.sources = dict(sorted(sources.items()))
         self.base, self.trust_remote_code = base, trust_remote_code
         self._ahead: dict[int, Future] = {}
         self._process = os.getpid()
-        self._blueprints: dict[str, torch.nn.Module] = {}
+        self._blueprints: dict[str, PreTrainedModel] = {}
         self._hashes: dict[tuple, str] = {}
 
     @classmethod
     def discover(
         cls, folder: str | Path = SERIES, base: str | Path | None = None, trust_remote_code: bool = False
     ) -> CheckpointSeries:
-        """What a trainer wrote below `folder`: `checkpoint-N` folders, or as other trainers name them (`interp.checkpoints.folders`), or `*.gguf` files.
+        """The checkpoints below `folder`: `checkpoint-N`, folders of other trainers, or `*.gguf` files.
 
-        Each holds safetensors, whole or sharded, or an adapter (merged into its base as it is loaded: `base`, or what
-        adapter_config.json names), or one GGUF file. Of adapters alone without a checkpoint-0 the first one's base becomes
-        checkpoint 0, the untouched model. A folder that is itself a model is a series of one, of the step in its name or 0.
+        Each holds safetensors, whole or sharded, or an adapter (merged into its base as it is loaded: `base`,
+        or what adapter_config.json names), or one GGUF file. Of adapters alone without a checkpoint-0 the
+        first one's base becomes checkpoint 0, the untouched model. A folder that is itself a model is a
+        series of one, of the step in its name or 0.
 
         Raises FileNotFoundError where there is no checkpoint, and what `check` raises.
         """
         folder = Path(folder)
         if folder.is_file():
             return cls.from_paths([folder], base=base, trust_remote_code=trust_remote_code)
-        found = checkpoints_below(folder, base)
+        steps = checkpoints_below(folder, base)
         files = sorted(folder.glob("*.gguf"))
-        if not found and is_model(folder) and len(files) < 2:
+        if not steps and is_model(folder) and len(files) < 2:
             return cls.from_paths([folder], [named_step(folder.resolve().name) or 0], base, trust_remote_code)
-        if not found and files:
+        if not steps and files:
             return cls.from_paths(files, base=base, trust_remote_code=trust_remote_code)
-        if not found:
+        if not steps:
             remedy = further_down(folder) or (
                 "give the folder that the trainer wrote, the checkpoints' own paths "
                 "(CheckpointSeries.from_paths), or train a series with `make series`"
             )
             raise FileNotFoundError(f"No checkpoint-N folders in {folder}{contents(folder)}: {remedy}.")
-        if others := left_out(folder, [p for _, p in found]):
+        if others := left_out(folder, [p for _, p in steps]):
             warnings.warn(
-                f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it checkpoint-N to have it read.",
+                f"{', '.join(p.name for p in others)} in {folder} says no step and is left out: name it "
+                "checkpoint-N to have it read.",
                 stacklevel=2,
             )
-        series = cls(by_step(found), base, trust_remote_code)
+        series = cls(by_step(steps), base, trust_remote_code)
         held = {step: series.checkpoint(step) for step in series.steps}
         series.sources = {step: c.path for step, c in held.items()}
         if 0 not in held and all(c.kind == "adapter" for c in held.values()):
-            series.sources = {0: held[series.steps[0]].base.path, **series.sources}
+            first = adapters.lineage(held[series.steps[0]])[-2]
+            series.sources = {0: first.path, **series.sources}
         series.check()
         return series
 
@@ -123,19 +135,16 @@ class CheckpointSeries:
     ) -> CheckpointSeries:
         """The checkpoints at these paths, folders or GGUF files.
 
-        steps: theirs, in the same order; else the numbers that their names end in, else, where one has none, their positions.
-        Raises ValueError where two have one step, and what `check` raises.
+        steps: theirs, in the same order; else the numbers that their names end in, else, where one has none,
+        their positions. Raises ValueError where two have one step, and what `check` raises.
         """
-        paths = [Path(p) for p in paths]
-        numbers = [number(p) for p in paths] if steps is None else list(steps)
-        if len(numbers) != len(paths):
+        places = [Path(path) for path in paths]
+        if steps is not None and len(steps) != len(places):
             raise ValueError(
-                f"There are {len(paths)} paths, but {len(numbers)} steps: give one step for each path."
+                f"There are {len(places)} paths, but {len(steps)} steps: give one step for each path."
             )
-        alone = step_name(paths[0]) if steps is None and len(paths) == 1 else ""
-        if None in numbers or (alone and named_step(alone) is None and not alone.isdecimal()):
-            numbers = list(range(len(paths)))
-        series = cls(by_step(list(zip(numbers, paths))), base, trust_remote_code)
+        numbers = numbers_of(places) if steps is None else steps
+        series = cls(by_step(zip(numbers, places)), base, trust_remote_code)
         series.sources = {step: series.checkpoint(step).path for step in series.steps}
         series.check()
         return series
@@ -148,11 +157,10 @@ class CheckpointSeries:
         base: str | Path | None = None,
         trust_remote_code: bool = False,
     ) -> CheckpointSeries:
-        """Revisions of one hub repository, keyed by the number in their name (from the cache, or fetched when they are loaded)."""
+        """Revisions of one hub repository, keyed by the number in their name, fetched when loaded."""
         numbers = [int(m[0]) if (m := re.search(r"\d+", r)) else i for i, r in enumerate(revisions)]
-        return cls(
-            by_step([(n, (repository, r)) for n, r in zip(numbers, revisions)]), base, trust_remote_code
-        )
+        sources = by_step((n, (repository, revision)) for n, revision in zip(numbers, revisions))
+        return cls(sources, base, trust_remote_code)
 
     @property
     def steps(self) -> list[int]:
@@ -167,12 +175,14 @@ class CheckpointSeries:
         return self.sources[step]
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """What is on disk of a checkpoint now (a hub checkpoint is fetched); raises what `interp.checkpoints.contents.find` raises."""
+        """A checkpoint as it is on disk now (a hub checkpoint is fetched).
+
+        Raises what `contents.find` raises.
+        """
         path = self.path(step)
-        return checkpoints.find(
-            checkpoints.fetch(*path, code=self.trust_remote_code) if isinstance(path, tuple) else path,
-            self.base,
-        )
+        if isinstance(path, tuple):
+            path = checkpoints.fetch(*path, code=self.trust_remote_code)
+        return checkpoints.find(path, self.base)
 
     def kind(self, step: int) -> str:
         """How a checkpoint is kept: full, sharded, adapter, gguf, or hub."""
@@ -184,13 +194,11 @@ class CheckpointSeries:
         return notes.of_series(self)
 
     def table(self) -> pd.DataFrame:
-        """One row for each checkpoint: step, kind, dtype as kept, parameters of the model, bytes of its weight files, path."""
+        """One row for each checkpoint: step, kind, stored dtype, parameters, bytes of its files, path."""
         rows = []
         for step in self.steps:
-            path, row = (
-                self.path(step),
-                dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None),
-            )
+            path = self.path(step)
+            row: dict = dict(step=step, kind=self.kind(step), dtype=None, parameters=None, bytes=None)
             if not isinstance(path, tuple):
                 checkpoint = self.checkpoint(step)
                 row |= dict(
@@ -203,38 +211,36 @@ class CheckpointSeries:
 
     @cached_property
     def local(self) -> dict[int, Checkpoint]:
-        """step -> what is on disk, of the checkpoints that are (a hub's revisions are looked at as they are loaded)."""
+        """step -> checkpoint on disk; a hub's revisions are looked at when they are loaded."""
         return {step: self.checkpoint(step) for step in self.steps if not isinstance(self.path(step), tuple)}
 
-    def blueprint(self, config):
+    def blueprint(self, config: PretrainedConfig) -> PreTrainedModel:
         """The model of a configuration on the meta device, built once for each that differs."""
         key = identity.hash_config(config)
         if key not in self._blueprints:
             self._blueprints[key] = checks.blueprint(config, self.trust_remote_code)
         return self._blueprints[key]
 
-    @cached_property
-    def _blueprint(self):
-        """The first checkpoint's model on the meta device."""
-        return self.blueprint(self.configuration(self.steps[0]))
+    def configuration(self, step: int) -> PretrainedConfig:
+        """A checkpoint's configuration.
 
-    def configuration(self, step: int):
-        """A checkpoint's configuration, an adapter's as it is after its merge (`interp.checkpoints.adapters.adjusted`)."""
+        An adapter's as after its merge (`interp.checkpoints.adapters.adjusted`).
+        """
         checkpoint = self.checkpoint(step)
         config = checks.configuration(checkpoint, self.trust_remote_code)
-        return (
-            config
-            if checkpoint.base is None
-            else adapters.adjusted(config, checkpoint, self.blueprint(config))
-        )
+        if checkpoint.base is None:
+            return config
+        return adapters.adjusted(config, checkpoint, self.blueprint(config))
 
     @cached_property
-    def _shared(self) -> dict[str, object]:
-        """What one module and one format of the whole series need: embeddings untied where any checkpoint's are, the shortest context,
-        and the fewest rows of the vocabulary."""
+    def _shared(self) -> _Shared:
+        """What one module and one format for the whole series need.
+
+        Untied embeddings where any checkpoint has them, the shortest context, the fewest rows of vocabulary.
+        """
         configs = [self.configuration(step) for step in self.local]
         lengths = [n for c in configs if (n := getattr(c.get_text_config(), "max_position_embeddings", None))]
-        return dict(
+        return _Shared(
             untied=not all(map(weights.tied, configs)),
             context=min(lengths, default=None),
             rows=min(c.get_text_config().vocab_size for c in configs),
@@ -246,25 +252,25 @@ class CheckpointSeries:
         return next((t for step in self.steps if (t := checks.template(self.checkpoint(step))[0])), None)
 
     @cached_property
-    def tokenizers(self) -> dict[int, object]:
-        """step -> the tokenizer beside it, of the checkpoints on disk whose tokenizer differs from all before."""
-        found, seen = {}, set()
+    def tokenizers(self) -> dict[int, PreTrainedTokenizerBase]:
+        """step -> tokenizer of a checkpoint on disk, where it differs from all before it."""
+        tokenizers: dict[int, PreTrainedTokenizerBase] = {}
+        seen: set[str] = set()
         for step, checkpoint in self.local.items():
             key = identity.tokenizer_hash(checkpoint)
             if key not in seen:
-                found[step] = checks.load_tokenizer(checkpoint, self.trust_remote_code)
+                tokenizers[step] = checks.load_tokenizer(checkpoint, self.trust_remote_code)
             seen.add(key)
-        return found
+        return tokenizers
 
-    def tokenizer(self, step: int):
-        """The series' one tokenizer: the first checkpoint's, or the first that has all tokens which trainers added (a hub revision's own)."""
+    def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
+        """The series' one tokenizer: the first checkpoint's, or the first with all tokens that were added."""
         if step not in self.local:
             return checks.load_tokenizer(self.checkpoint(step), self.trust_remote_code)
-        widest = max(map(len, self.tokenizers.values()))
-        found = copy.deepcopy(next(t for t in self.tokenizers.values() if len(t) == widest))
+        widest = copy.deepcopy(max(self.tokenizers.values(), key=len))  # the first of them
         if self.template:
-            found.chat_template = self.template
-        return found
+            widest.chat_template = self.template
+        return widest
 
     @cached_property
     def template_file(self) -> Path | None:
@@ -277,8 +283,9 @@ class CheckpointSeries:
     def check(self) -> None:
         """Read the checkpoints' small files and headers before anything is loaded.
 
-        Raises ValueError or FileNotFoundError, naming the file, where one's tokenizer or architecture differs from the first
-        one's, or tensors are missing, cut off, or not of the model's shapes; warns where chat templates, special tokens or dtypes differ.
+        Raises ValueError or FileNotFoundError, naming the file, where one's tokenizer or architecture differs
+        from the first one's, or tensors are missing, cut off, or not of the model's shapes; warns where chat
+        templates, special tokens or dtypes differ.
         """
         first = widest = self.checkpoint(self.steps[0])
         wanted = checks.configuration(first, self.trust_remote_code)
@@ -288,33 +295,34 @@ class CheckpointSeries:
             checks.tokenizer_home(checkpoint)
             widest = checkpoint if checks.check_tokenizer(checkpoint, widest) else widest
             checks.check_architecture(checkpoint, config, first, wanted)
-        said = notes.vocabulary(self)
+        vocabularies = notes.vocabulary(self)
         for step, checkpoint in self.local.items():
             base = self.blueprint(checks.configuration(checkpoint, self.trust_remote_code))
             for part in adapters.lineage(checkpoint):
                 checks.check_weights(part, headers(part), base, self.trust_remote_code)
             own, file = checks.template(checkpoint)
-            if own and own != self.template:
+            if own and self.template and own != self.template:
                 warnings.warn(
-                    f"The chat template {file} is not the one of the series, which is used for all of its checkpoints: "
-                    f"{checks.template_difference(own, self.template)}.",
+                    f"The chat template {file} is not the one of the series, which is used for all of its "
+                    f"checkpoints: {checks.template_difference(own, self.template)}.",
                     stacklevel=3,
                 )
-        for sentence in [
-            *said,
-            *notes.special_tokens(self),
-            *(n for n in self.notes if "several dtypes" in n),
-        ]:
+        dtypes = [note for note in self.notes if "several dtypes" in note]
+        for sentence in [*vocabularies, *notes.special_tokens(self), *dtypes]:
             warnings.warn(sentence, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:
-        """Content hash of a checkpoint's weight files, an adapter's with its base's (a hub checkpoint's repository and revision)."""
+        """Content hash of a checkpoint's weight files with its base's.
+
+        Of a hub checkpoint repository and revision.
+        """
         path = self.path(step)
         return "@".join(path) if isinstance(path, tuple) else self._hash(self.checkpoint(step))
 
     def identity(self, step: int) -> dict[str, str]:
-        """Content hashes of all that decides a checkpoint's numbers: weights, config, generation_config, tokenizer, template,
-        adapter_config, code (`interp.checkpoints.identity`; empty for what is not there). Cheap: weights are hashed once for as long as they stay.
+        """Content hashes of what decides a checkpoint's numbers, by part (`interp.checkpoints.identity`).
+
+        A part that is not there is "". Weights are hashed once for as long as their files stay.
         """
         checkpoint = self.checkpoint(step)
         return dict(weights=self.weights_hash(step)) | identity.identity(checkpoint, self.trust_remote_code)
@@ -326,9 +334,8 @@ class CheckpointSeries:
         return self._hash_files(checkpoint.files)
 
     def _hash_files(self, files: Sequence[Path]) -> str:
-        key = tuple(
-            (f, s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()]
-        )  # a file is hashed once for as long as it stays
+        # a file is hashed once for as long as it stays
+        key = tuple((file, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
         if key not in self._hashes:
             self._hashes[key] = hash_files(files)
         return self._hashes[key]
@@ -338,9 +345,9 @@ class CheckpointSeries:
     ) -> HookedModel:
         """Load one checkpoint.
 
-        device_map: "auto" lays a model that is larger than one GPU over all of them (accelerate's device map); `device` is then
-        not read. Raises KeyError for a step that is not there, ValueError or FileNotFoundError for weights that cannot be read or
-        that free memory does not hold.
+        device_map: "auto" lays a model that is larger than one GPU over all of them (accelerate's device
+        map); `device` is then not read. Raises KeyError for a step that is not there, ValueError or
+        FileNotFoundError for weights that cannot be read or that free memory does not hold.
         """
         self.path(step)
         where = pick_device(device)
@@ -352,10 +359,10 @@ class CheckpointSeries:
                 checks.check_weights(
                     checkpoint, headers(checkpoint), self.blueprint(config), self.trust_remote_code
                 )
-        elif self._shared["untied"]:
+        elif self._shared.untied:
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-        if step in self.local and self._shared["context"]:
-            config.get_text_config().max_position_embeddings = self._shared["context"]
+        if step in self.local and self._shared.context:
+            config.get_text_config().max_position_embeddings = self._shared.context
         if device_map is None and not method(getattr(config, "quantization_config", None)):
             hf = self._empty(checkpoint, config, where, kind)
             hf.config.name_or_path = str(checkpoint.home)
@@ -364,11 +371,13 @@ class CheckpointSeries:
             hf, digest = self._placed(step, config, where, kind, device_map)
         if (stops := checks.stop_tokens(checkpoint)) is not None:
             hf.generation_config.eos_token_id = stops
-        if step in self.local and len(tokenizer) > self._shared["rows"]:
-            weights.guard(hf, self.path(step).parent)
+        if step in self.local and len(tokenizer) > self._shared.rows:
+            weights.guard(hf, self.local[step].path.parent)
         return HookedModel(hf, tokenizer, step, digest)
 
-    def _empty(self, checkpoint: Checkpoint, config, where: torch.device, dtype: torch.dtype):
+    def _empty(
+        self, checkpoint: Checkpoint, config: PretrainedConfig, where: torch.device, dtype: torch.dtype
+    ) -> PreTrainedModel:
         """A module on its device whose parameters are yet to be read from the files."""
         count, copied = self.blueprint(config).num_parameters(), checkpoint.kind in ("adapter", "gguf")
         checks.check_memory(
@@ -383,16 +392,22 @@ class CheckpointSeries:
         return hf.to(where)
 
     def _placed(
-        self, step: int, config, where: torch.device, dtype: torch.dtype, device_map: str | dict | None
-    ):
+        self,
+        step: int,
+        config: PretrainedConfig,
+        where: torch.device,
+        dtype: torch.dtype,
+        device_map: str | dict | None,
+    ) -> tuple[PreTrainedModel, str]:
         """A module as transformers places and quantises it, and the hash of its weights."""
         checkpoint = self.checkpoint(step)
         hf = weights.placed(checkpoint, config, dtype, self.trust_remote_code, device_map or {"": where})
         hf.config.name_or_path = str(checkpoint.home)
         if outside := [n for n, p in hf.named_parameters() if p.is_meta]:
             raise ValueError(
-                f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put off to the CPU "
-                "or the disk, where its weights cannot be swapped. Take a narrower dtype, or more GPUs."
+                f"{checkpoint.path} does not fit on the devices of the device map: {outside[0]!r} was put "
+                "off to the CPU or the disk, where its weights cannot be swapped. Take a narrower dtype, or "
+                "more GPUs."
             )
         if method(getattr(config, "quantization_config", None)):
             self._check_finite(checkpoint, dict(hf.named_parameters()))
@@ -400,15 +415,17 @@ class CheckpointSeries:
         return hf, self._put(hf, step)
 
     def _read(self, step: int) -> tuple[dict[str, torch.Tensor] | None, str]:
-        """A checkpoint's tensors (None where they are first computed, which the reader's thread must not do), and its hash."""
+        """A checkpoint's tensors and hash.
+
+        None where they are computed first, which the reader's thread must not.
+        """
         checkpoint = self.checkpoint(step)
         if checkpoint.kind in ("adapter", "gguf") or method(checks.quantisation(checkpoint)):
             return None, self.weights_hash(step)
         config = checks.configuration(checkpoint, self.trust_remote_code)
         state = weights.tensors(checkpoint, dict(self.blueprint(config).named_parameters()).keys())
-        digest = _thread("hasher").submit(
-            self.weights_hash, step
-        )  # hashing and checking read the same pages at the same time
+        # hashing and checking read the same pages at the same time
+        digest = _thread("hasher").submit(self.weights_hash, step)
         self._check_finite(checkpoint, state)
         return state, digest.result()
 
@@ -420,7 +437,7 @@ class CheckpointSeries:
                     f"The weights of {checkpoint.path} hold values that are not finite, first in {name!r}."
                 )
 
-    def _put(self, hf, step: int, ahead: int | None = None) -> str:
+    def _put(self, hf: PreTrainedModel, step: int, ahead: int | None = None) -> str:
         """Read a checkpoint into a module in place, once all of it is known to fit; returns its hash."""
         self.path(step)
         if self._process != os.getpid():  # what a parent reads ahead never arrives in its forked child
@@ -428,15 +445,14 @@ class CheckpointSeries:
         state, digest = self._ahead.pop(step).result() if step in self._ahead else self._read(step)
         if ahead is not None and ahead not in self._ahead:
             self._ahead = {ahead: _thread("reader").submit(self._read, ahead)}
-        checkpoint, dtype, config = (
-            self.checkpoint(step),
-            next(hf.parameters()).dtype,
-            self.configuration(step),
-        )
-        if (own := kept_quantised(hf.config)) != (wanted := kept_quantised(config)):
+        checkpoint, config = self.checkpoint(step), self.configuration(step)
+        dtype = next(hf.parameters()).dtype
+        own, kept_as = kept_quantised(hf.config), kept_quantised(config)
+        if own != kept_as:
             raise ValueError(
-                f"The weights of {checkpoint.path} are kept as {wanted or 'plain numbers'}, those of the module as "
-                f"{own or 'plain numbers'}: load this checkpoint by itself, or give a series that is kept in one way."
+                f"The weights of {checkpoint.path} are kept as {kept_as or 'plain numbers'}, those of the "
+                f"module as {own or 'plain numbers'}: load this checkpoint by itself, or give a series that "
+                "is kept in one way."
             )
         if method(getattr(config, "quantization_config", None)):
             other = weights.placed(
@@ -467,16 +483,17 @@ class CheckpointSeries:
         return digest
 
     def swap(self, model: HookedModel, step: int, ahead: int | None = None) -> HookedModel:
-        """Put another checkpoint's weights into `model` in place; the model is left as it was when they cannot be read.
+        """Put another checkpoint's weights into `model` in place.
 
-        ahead: the step wanted next, read in the background from now on. Raises ValueError or FileNotFoundError for weights
-        that cannot be read, do not fit, or are not finite, and for logits of a short trial that are not (the model has the
-        checkpoint's weights then).
+        It stays as it was when they cannot be read.
+
+        ahead: the step wanted next, read in the background from now on. Raises ValueError or
+        FileNotFoundError for weights that cannot be read, do not fit, or are not finite, and for logits of a
+        short trial that are not (the model has the checkpoint's weights then).
         """
         with model.turns.swapping():
             model.weights_hash, model.step = self._put(model.hf, step, ahead), step
             model.check_finite(self.path(step))
-            model.__dict__.pop(
-                "bridge", None
-            )  # where TransformerLens copied parameters it would show the last checkpoint's
+            # where TransformerLens copied parameters it would show the last checkpoint's
+            model.__dict__.pop("bridge", None)
         return model

@@ -1,18 +1,20 @@
-"""The tensors of a checkpoint: as they are stored, dequantised from GGUF, or an adapter's merged into its base. A pickle is never opened."""
+"""A checkpoint's tensors: as stored, dequantised, or an adapter's merged into its base."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, logging
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from interp.checkpoints.contents import Checkpoint
 from interp.checkpoints.headers import Header, damaged, gguf_header, headers
@@ -26,26 +28,28 @@ FLASH = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is
 
 
 def tensors(checkpoint: Checkpoint, wanted: Set[str] = frozenset()) -> dict[str, torch.Tensor]:
-    """The tensors in a full or sharded checkpoint's files, under the files' names, or under `wanted` ones where a wrapper's prefix is
-    all that stands between (`interp.checkpoints.names`)."""
+    """The tensors in a checkpoint's files, by the files' names.
+
+    wanted: names to use instead where only a wrapper's prefix differs (`interp.checkpoints.names`).
+    """
     names = own_names(headers(checkpoint), wanted)
-    found: dict[str, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
     for file in checkpoint.files:
         try:
-            found.update(load_file(file))
+            state.update(load_file(file))
         except (SafetensorError, OSError) as error:
             raise damaged(file, error) from error
-    return {names[name]: tensor for name, tensor in found.items()}
+    return {names[name]: tensor for name, tensor in state.items()}
 
 
-def ignored(hf, name: str) -> bool:
-    """Whether a tensor of this name is left aside: transformers' tables of older releases, that are computed now, and heads of values."""
+def ignored(hf: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor of this name is ignored: older releases' tables that are computed now, value heads."""
     older = (r"rotary_emb\.inv_freq$", r"masked_bias$", *(hf._keys_to_ignore_on_load_unexpected or ()))
     return any(re.search(p, name) for p in older) or bool(VALUE_HEADS.match(name))
 
 
-def complete(report: Mapping, hf) -> bool:
-    """Whether transformers, which knows the names of older releases, found every tensor of a model and no other."""
+def complete(report: Mapping, hf: PreTrainedModel) -> bool:
+    """Whether transformers found every tensor of a model, under any release's names, and no other."""
     return (
         not report["missing_keys"]
         and not report["mismatched_keys"]
@@ -53,37 +57,46 @@ def complete(report: Mapping, hf) -> bool:
     )
 
 
-def misfits(shapes: Mapping[str, Sequence[int]], hf, rows: Mapping[str, int] = {}) -> list[str]:
-    """What of named shapes does not fit a module, in words: parameters that are missing, of another shape, or more than it has.
+def misfits(
+    shapes: Mapping[str, Sequence[int]], hf: PreTrainedModel, rows: Mapping[str, int] = {}
+) -> list[str]:
+    """What of named shapes does not fit a module, in words: missing, of another shape, or extra.
 
     rows: of the embeddings that are to have another number of them, by name.
     """
 
-    def shape(name, tensor):
-        return (rows[name], *tensor.shape[1:]) if name in rows else tuple(tensor.shape)
-
-    known = {n: shape(n, t) for n, t in hf.state_dict().items()}
+    expected = {n: (rows.get(n, len(t)), *t.shape[1:]) if t.ndim else () for n, t in hf.state_dict().items()}
     missing = [f"{n!r} is missing" for n, _ in hf.named_parameters() if n not in shapes]
     other = [
-        f"{n!r} is of shape {list(s)}, not {list(known[n])}"
+        f"{n!r} is of shape {list(s)}, not {list(expected[n])}"
         for n, s in shapes.items()
-        if n in known and tuple(s) != known[n]
+        if n in expected and tuple(s) != expected[n]
     ]
-    extra = [f"{n!r} is extra" for n in shapes if n not in known and not ignored(hf, n)]
+    extra = [f"{n!r} is extra" for n in shapes if n not in expected and not ignored(hf, n)]
     return missing + other + extra
 
 
-def embedding_names(hf) -> list[str]:
+def embeddings(hf: PreTrainedModel) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The modules that embed and unembed."""
+    return hf.get_input_embeddings(), hf.get_output_embeddings()
+
+
+def embedding_rows(hf: PreTrainedModel) -> int:
+    """Tokens that a model embeds."""
+    return int(cast(torch.Tensor, hf.get_input_embeddings().weight).shape[0])
+
+
+def embedding_names(hf: PreTrainedModel) -> list[str]:
     """The names of the modules that embed and unembed."""
-    found = {id(module): name for name, module in hf.named_modules()}
-    return [found[id(end)] for end in (hf.get_input_embeddings(), hf.get_output_embeddings())]
+    names = {id(module): name for name, module in hf.named_modules()}
+    return [names[id(module)] for module in embeddings(hf)]
 
 
-def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
+def fill(hf: PreTrainedModel, state: dict[str, torch.Tensor], config: PretrainedConfig, path: object) -> None:
     """Copy a checkpoint's tensors into a module in place, once all of them are known to fit.
 
-    config: the checkpoint's own; its vocabulary becomes the module's, and what it ties is filled in at both ends. Raises ValueError,
-    naming `path` and the tensor.
+    config: the checkpoint's own; its vocabulary becomes the module's, and what it ties is filled in at both
+    ends. Raises ValueError, naming `path` and the tensor.
     """
     text = config.get_text_config()
     embed, unembed = (f"{name}.weight" for name in embedding_names(hf))
@@ -95,9 +108,10 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
         for n in (embed, unembed, unembed.replace(".weight", ".bias"))
         if n in own and len(own[n]) != text.vocab_size
     }
-    if found := misfits({n: t.shape for n, t in state.items()}, hf, rows):
+    if misfitting := misfits({n: t.shape for n, t in state.items()}, hf, rows):
         raise ValueError(
-            f"The weights of {path} do not fit the model: {found[0]} ({len(found)} of {len(own)} tensors)."
+            f"The weights of {path} do not fit the model: {misfitting[0]} ({len(misfitting)} of {len(own)} "
+            "tensors)."
         )
     pairs = [(primary.get(id(tensor), name), name) for name, tensor in own.items()] + [
         (embed, unembed)
@@ -115,36 +129,35 @@ def fill(hf, state: dict[str, torch.Tensor], config, path: object) -> None:
             if name in state:
                 tensor.copy_(state[name])
     if rows:
-        hf.get_input_embeddings().num_embeddings = hf.get_output_embeddings().out_features = text.vocab_size
+        embedding, unembedding = embeddings(hf)
+        embedding.num_embeddings = unembedding.out_features = text.vocab_size
         hf.config.get_text_config().vocab_size = text.vocab_size
 
 
-def tied(config) -> bool:
-    """Whether a model unembeds with its embedding; of a wrapper whose text section does not say, as the whole says."""
-    return bool(
-        getattr(
-            config.get_text_config(), "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)
-        )
-    )
+def tied(config: PretrainedConfig) -> bool:
+    """Whether a model unembeds with its embedding, by its text configuration or else by the whole one."""
+    whole = getattr(config, "tie_word_embeddings", False)
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", whole))
 
 
-def guard(hf, path: object) -> None:
-    """Make a module refuse the tokens that its checkpoint does not embed, where a series' tokenizer has more than that."""
+def guard(hf: PreTrainedModel, path: object) -> None:
+    """Make a module refuse tokens of the series' tokenizer that its checkpoint does not embed."""
 
-    def check(module, inputs):
+    def check(module: torch.nn.Module, inputs: tuple) -> None:
         ids = inputs[0]
-        if (beyond := ids[ids >= module.weight.shape[0]]).numel():
+        if (beyond := ids[ids >= cast(torch.Tensor, module.weight).shape[0]]).numel():
             raise ValueError(
-                f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and the checkpoint of {path} "
-                "that is read does not embed it: leave this checkpoint out, or the text that holds the token."
+                f"Token {beyond.flatten()[0].item()} of the series' tokenizer was added by the trainer, and "
+                f"the checkpoint of {path} that is read does not embed it: leave this checkpoint out, or the "
+                "text that holds the token."
             )
 
     if not hasattr(hf, "_guard"):
-        hf._guard = hf.get_input_embeddings().register_forward_pre_hook(check)
+        vars(hf)["_guard"] = embeddings(hf)[0].register_forward_pre_hook(check)
 
 
 @contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """No progress bars of transformers, and no warnings of adapters about what is checked here."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -158,7 +171,7 @@ def quiet():
 
 
 def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file; raises OSError naming it, and leaves none behind, where they cannot be written (a full disk)."""
+    """Write a safetensors file; where that fails, raises OSError naming it and leaves nothing behind."""
     try:
         save_file(dict(state), path, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
@@ -173,16 +186,18 @@ def unwritten(path: Path, error: Exception) -> OSError:
     )
 
 
-def read_configuration(folder: Path, trust_remote_code: bool = False):
-    """A folder's configuration as transformers reads it; attention that needs a package which is not there becomes torch's own."""
+def read_configuration(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """A folder's configuration; attention from a package that is not installed becomes torch's own."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     if not FLASH.get(config._attn_implementation, lambda: True)():
         config._attn_implementation = None
     return config
 
 
-def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False, **options):
-    """transformers' own reading of a checkpoint that is no adapter (GGUF dequantised), and its report of names."""
+def pretrained(
+    checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False, **options: Any
+) -> tuple[PreTrainedModel, Mapping]:
+    """A checkpoint that is no adapter as transformers reads it, and its report of names."""
     if checkpoint.kind == "gguf":
         options["gguf_file"] = checkpoint.path.name
         if not checkpoint.embedded:
@@ -193,12 +208,19 @@ def pretrained(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bo
         if checkpoint.kind != "gguf":
             config = options.setdefault("config", read_configuration(folder, trust_remote_code))
             kind = auto_class(config)
-        return (kind or AutoModelForCausalLM).from_pretrained(
+        read = (kind or AutoModelForCausalLM).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **own, **options
         )
+        return cast(tuple[PreTrainedModel, Mapping], read)
 
 
-def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code: bool, device_map):
+def placed(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    device_map: str | dict,
+) -> PreTrainedModel:
     """A checkpoint (an adapter's base) as transformers lays it out on devices and quantises it.
 
     Raises ValueError or ImportError, naming the folder, where transformers cannot read it.
@@ -222,15 +244,18 @@ def placed(checkpoint: Checkpoint, config, dtype: torch.dtype, trust_remote_code
     if method(getattr(config, "quantization_config", None)):
         if odd := [n for n in sorted(report["missing_keys"]) if n in dict(hf.named_parameters())]:
             raise ValueError(
-                f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} tensors)."
+                f"The weights of {base.path} do not fit the model: {odd[0]!r} is missing ({len(odd)} "
+                "tensors)."
             )
         check_computes(hf, base.path)
     return hf
 
 
-def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False):
-    """A checkpoint that is no adapter as transformers' module on the CPU, every parameter of it read from the files (quantised ones
-    dequantised); raises ValueError naming the first that is not."""
+def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A checkpoint that is no adapter, on the CPU, every parameter read from its files and dequantised.
+
+    Raises ValueError naming the first parameter that is not in them.
+    """
     if checkpoint.kind == "gguf":
         return _gguf_module(checkpoint, dtype)
     config = read_configuration(checkpoint.home, trust_remote_code)
@@ -247,13 +272,14 @@ def module(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool =
     if odd:
         how = "is missing, extra, or of another shape"
         raise ValueError(
-            f"The weights of {checkpoint.path} do not fit the model: {odd[0]!r} {how} ({len(odd)} of {len(parameters)} tensors)."
+            f"The weights of {checkpoint.path} do not fit the model: {odd[0]!r} {how} ({len(odd)} of "
+            f"{len(parameters)} tensors)."
         )
     hf.load_state_dict(state, strict=False)
     return hf
 
 
-def _in_dtype(hf, dtype: torch.dtype):
+def _in_dtype(hf: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A module whose weights are cast in place, but for those that transformers keeps in float32."""
     kept = kept_wide(hf, dtype)
     for name, tensor in hf.state_dict(keep_vars=True).items():
@@ -262,55 +288,48 @@ def _in_dtype(hf, dtype: torch.dtype):
     return hf
 
 
-def _gguf_module(checkpoint: Checkpoint, dtype: torch.dtype):
+def _gguf_module(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """A GGUF file's weights as plain numbers, under transformers' names."""
-    options, kind = (
-        dict(ignore_mismatched_sizes=True),
-        gguf_header(checkpoint.path)[0].get("general.architecture"),
-    )
-    if (
-        kind == "llama"
-        and not checkpoint.embedded
-        and (config := AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)).model_type
-        == "mistral"
-    ):
-        options["config"] = LlamaConfig(
-            **config.to_dict() | dict(model_type="llama")
-        )  # so llama.cpp keeps Mistral's weights
+    options: dict[str, Any] = dict(ignore_mismatched_sizes=True)
+    kind = gguf_header(checkpoint.path)[0].get("general.architecture")
+    if kind == "llama" and not checkpoint.embedded:
+        config = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True)
+        if config.model_type == "mistral":  # llama.cpp keeps Mistral's weights as Llama's
+            options["config"] = LlamaConfig(**config.to_dict() | dict(model_type="llama"))
     try:
         hf, report = pretrained(checkpoint, dtype, **options)
     except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"transformers cannot read {checkpoint.path} ({first_line(error)}).") from error
-    found = [f"{n!r} is missing" for n in sorted(report["missing_keys"])]
-    found += [
+    misfitting = [f"{n!r} is missing" for n in sorted(report["missing_keys"])]
+    misfitting += [
         f"{n!r} is of shape {list(own)}, not {list(wanted)}"
         for n, own, wanted in sorted(report["mismatched_keys"])
     ]
-    if found:
+    if misfitting:
         beside = " A config.json beside the file would be read instead of its metadata." * checkpoint.embedded
         raise ValueError(
-            f"The weights of {checkpoint.path} do not fit the model: {found[0]} "
-            f"({len(found)} of {len(hf.state_dict())} tensors).{beside}"
+            f"The weights of {checkpoint.path} do not fit the model: {misfitting[0]} "
+            f"({len(misfitting)} of {len(hf.state_dict())} tensors).{beside}"
         )
     return hf
 
 
 def adapter_misfits(entries: Header, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """What of a low-rank adapter's header does not fit a base of these shapes, in words; nothing for what only peft can tell."""
-    found = []
+    """What of a low-rank adapter's header does not fit its base's shapes, in words; peft checks the rest."""
+    misfitting = []
     for name, (_, shape) in entries.items():
         plain = in_base(name)
         part = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", plain)
         if part and part[1] + ".weight" in shapes:
             weight, outer = shapes[part[1] + ".weight"], shape[1] if part[2].endswith("A") else shape[0]
             if outer not in weight:
-                found.append(
+                misfitting.append(
                     f"{name!r} is of shape {list(shape)}, the base's {part[1]}.weight of {list(weight)}"
                 )
-        elif (
-            part and ".experts." not in part[1] and not any(s.startswith(part[1] + ".") for s in shapes)
-        ):  # peft knows experts' older names
-            found.append(f"{name!r} belongs to {part[1]}, which the base does not have")
+        elif part and ".experts." in part[1]:
+            continue  # peft knows experts' older names
+        elif part and not any(other.startswith(part[1] + ".") for other in shapes):
+            misfitting.append(f"{name!r} belongs to {part[1]}, which the base does not have")
         elif not part and plain in shapes and shapes[plain] != shape:
-            found.append(f"{name!r} is of shape {list(shape)}, the base's of {list(shapes[plain])}")
-    return found
+            misfitting.append(f"{name!r} is of shape {list(shape)}, the base's of {list(shapes[plain])}")
+    return misfitting

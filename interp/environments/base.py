@@ -1,6 +1,7 @@
-"""A task of one's own: recorded decisions, how its actions are read and named, and perhaps a game that can be played.
+"""A task of one's own: recorded decisions, how actions are read and named, and games if it can be played.
 
-ALFWorld is one instance; another is an object in a module of one's own, named on the command line (`--environment my_task:TASK`):
+ALFWorld is one instance; another is an object in a module of one's own, named on the command line
+(`--environment my_task:TASK`):
 
 >>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: range(seed, seed + n))
 >>> find("alfworld").parse("go to desk 1")      # its own are found by name, others as "my_module:TASK"
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,9 +30,10 @@ from interp.tasks.rows import MAX_ROWS
 
 @dataclass(frozen=True)
 class View:
-    """What the agent sees: the text, the admissible actions (if they are listed), whether the game is over, and its score, 0 to 1 (a success).
+    """What the agent sees: text, admissible actions (if listed), whether the game is over, and score.
 
-    role: who says the text, `user` or `tool`. system: of a game's first view, a system message before the text.
+    role: who says the text, `user` or `tool`. system: of a game's first view, a system message before the
+    text.
     """
 
     text: str
@@ -47,9 +49,9 @@ class View:
 
 
 class Live(Protocol):
-    """A game being played. One object plays many games, one after the other; it lives in a worker process of its own."""
+    """A game being played: one object plays many games in turn, in a worker process of its own."""
 
-    def reset(self, game) -> View:
+    def reset(self, game: Any) -> View:
         """Start a game and return what the agent sees first; the same game starts the same way each time."""
 
     def step(self, action: str) -> View:
@@ -69,19 +71,24 @@ def no_swaps(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[st
 @renamed_fields(partners="swap_candidates", listed="closed_actions", right="is_correct")
 @dataclass(frozen=True)
 class Environment:
-    """What a study needs to know of a task; only a name is needed where the decisions come from a file and any text is an action.
+    """What a study needs to know of a task.
 
-    decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None where there is none;
-    it gives a recorded action back as it is. classes: the classes of actions that probes predict, each a function of an action.
-    is_correct: whether an action is right at a recorded decision; the recorded one alone where nothing is given. closed_actions: a decision's
-    `admissible` are all the actions there are; where they are a sample of them, or none, candidates are also what was recorded and
-    said (see `candidates`), and a conflicting trace may argue for any action. swap_candidates: of a decision, among all those that are
-    paired, the pairs of names whose exchange changes the action, for counterfactual pairs; nothing is paired where none are given.
-    splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words that are the
-    task ("": not told apart). live: makes a `Live` game (a class, since worker processes import it). games: the first n games
-    of a study's split, by seed; a game is anything that can be pickled, and `str` names it. official: as `games`, the
-    benchmark's own where they are fetched apart. graded: scores between 0 and 1 mean something. side_by_side: most games
-    open at once. needs: (module, how it is installed) that playing needs, or a function that says what it lacks ("": nothing).
+    A name is enough for decisions from a file with free-text actions.
+
+    decisions: a file, or a function that returns episodes or decisions. parse: the action in a text, None
+    where there is none; it gives a recorded action back as it is. classes: the classes of actions that probes
+    predict, each a function of an action.
+    is_correct: whether an action is right at a recorded decision; the recorded one alone where nothing is
+    given. closed_actions: a decision's `admissible` are all the actions there are; where they are a sample of
+    them, or none, candidates are also what was recorded and said (see `candidates`), and a conflicting trace
+    may argue for any action. swap_candidates: of a decision, among all those that are paired, the pairs of
+    names whose exchange changes the action, for counterfactual pairs; nothing is paired where none are given.
+    splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words
+    that are the task ("": not told apart). live: makes a `Live` game (a class, since worker processes import
+    it). games: the first n games of a study's split, by seed; a game is anything that can be pickled, and
+    `str` names it. official: as `games`, the benchmark's own where they are fetched apart. graded: scores
+    between 0 and 1 mean something. side_by_side: most games open at once. needs: (module, how it is
+    installed) that playing needs, or a function that says what it lacks ("": nothing).
     source: content hash of one's own module, and of what it imports from its own folder.
     """
 
@@ -104,10 +111,11 @@ class Environment:
     needs: tuple[str, str] | Callable[[], str] | None = None
     source: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if unknown := [s for s in self.splits if s not in SPLITS]:
             raise ValueError(
-                f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are {' and '.join(SPLITS)}."
+                f"The environment {self.name!r} has a split {unknown[0]!r}: a study's splits are "
+                f"{' and '.join(SPLITS)}."
             )
 
     @property
@@ -116,14 +124,17 @@ class Environment:
         return f"{self.is_correct.__module__}.{self.is_correct.__qualname__}"
 
     def candidates(self, decision: Decision, *said: str | None) -> tuple[str, ...]:
-        """What a forced choice at a decision is among: the listed actions; where they are a sample, the recorded one, those of the
-        sample, and what was `said` (None: nothing), each once and in this order, and () where that is one alone."""
+        """The actions that a forced choice at a decision is among, each once; () where that is one alone.
+
+        Where the listed actions are a sample, the recorded one, those of the sample, and what was `said`
+        (None: nothing), in this order.
+        """
         if self.closed_actions:
             return decision.admissible
-        found = tuple(
+        options = tuple(
             dict.fromkeys(a for a in (decision.reference, *decision.admissible, *said) if a is not None)
         )
-        return found if len(found) > 1 else ()
+        return options if len(options) > 1 else ()
 
     def unplayable(self) -> str:
         """Why its games cannot be played here, as a sentence's end ("" where they can)."""
@@ -138,27 +149,29 @@ class Environment:
     def recorded(self, path: Path | None = None) -> dict[str, list[Episode | Decision]]:
         """Its decisions, or those of a file, by split.
 
-        Raises ValueError where there are none, one is at fault, or the parser reads a recorded action as another.
+        Raises ValueError where there are none, one is at fault, or the parser reads a recorded action as
+        another.
         """
         given = path or self.decisions
         if given is None:
             raise ValueError(
-                f"The environment {self.name!r} brings no recorded decisions: give a file of them with --corpus."
+                f"The environment {self.name!r} brings no recorded decisions: give a file of them with "
+                "--corpus."
             )
         if isinstance(given, Path):
-            found = load_episodes(given, self.splits)
+            items = load_episodes(given, self.splits)
         else:
-            found = checked(self._made(given), f"{self.name}'s decisions", self.splits)
-        for item in found:
-            for said in (
+            items = checked(self._made(given), f"{self.name}'s decisions", self.splits)
+        for item in items:
+            for action in (
                 (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]
             ):
-                if (read := self.parse(said)) != said:
+                if (read := self.parse(action)) != action:
                     raise ValueError(
-                        f"The parser of the environment {self.name!r} reads the recorded action {said!r} of {item.id} as {read!r}: "
-                        "a recorded action must come back as it is."
+                        f"The parser of the environment {self.name!r} reads the recorded action {action!r} "
+                        f"of {item.id} as {read!r}: a recorded action must come back as it is."
                     )
-        return by_split(found)
+        return by_split(items)
 
     def _made(self, function: Callable[[], Iterable[Episode | Decision]]) -> list[Episode | Decision]:
         try:
@@ -172,7 +185,8 @@ class Environment:
             ) from error
         if len(made) > MAX_ROWS:
             raise ValueError(
-                f"The environment {self.name!r} makes more than {MAX_ROWS:,} decisions or episodes, and may make {MAX_ROWS:,}."
+                f"The environment {self.name!r} makes more than {MAX_ROWS:,} decisions or episodes, and may "
+                f"make {MAX_ROWS:,}."
             )
         return made
 
@@ -192,9 +206,10 @@ KNOWN = {
 
 
 def find(name: str) -> Environment:
-    """An environment by its name in KNOWN, or one's own as MODULE:NAME; importing that module runs its code, because it was named.
+    """An environment by its name in KNOWN, or one's own as MODULE:NAME, whose module is imported and so runs.
 
-    Raises ValueError for a name that is neither, and ImportError for a module that is not there or cannot be imported.
+    Raises ValueError for a name that is neither, and ImportError for a module that is not there or cannot be
+    imported.
     """
     module, colon, what = KNOWN.get(name, name).partition(":")
     if not colon or not what.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
@@ -208,13 +223,14 @@ def find(name: str) -> Environment:
             f"or one of your own as MODULE:NAME{example}."
         )
     imported = import_named(name, module)
-    found = getattr(imported, what, None)
-    if not isinstance(found, Environment):
+    environment = getattr(imported, what, None)
+    if not isinstance(environment, Environment):
         raise ValueError(
-            f"{what!r} of the module {module} is {'not there' if found is None else 'a ' + type(found).__name__}, "
-            "and should be an interp.environments.base.Environment."
+            f"{what!r} of the module {module} is "
+            f"{'not there' if environment is None else 'a ' + type(environment).__name__}, and should be an "
+            "interp.environments.base.Environment."
         )
-    return found if name in KNOWN else _checked(found, name, imported)
+    return environment if name in KNOWN else _checked(environment, name, imported)
 
 
 def _checked(found: Environment, name: str, module: ModuleType) -> Environment:

@@ -11,9 +11,12 @@ import importlib.util
 import logging
 import os
 import shutil
+import subprocess
 import weakref
+from typing import Any
 
-#: A small heap of one collector; and identity hashes that are numbered, not drawn, since the games' tables are ordered by them.
+#: A small heap of one collector; and identity hashes that are numbered, not drawn, since the games' tables
+#: are ordered by them.
 OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 
 
@@ -27,11 +30,11 @@ def missing(package: str, install: str) -> str:
 
 
 class Engine:
-    """A Java process with a package's JAR in it, reached through a port of this machine that asks for a secret.
+    """A Java process with a package's JAR, reached through a local port that asks for a secret.
 
-    Java ends when `close` is called, when the object is no longer referred to, and when this process ends or is killed: its standard
-    input is a pipe from here, and it leaves when that closes. An interrupt from the keyboard reaches this process alone.
-    Raises ImportError where the package or Java is missing.
+    Java ends when `close` is called, when the object is no longer referred to, and when this process ends or
+    is killed: its standard input is a pipe from here, and it leaves when that closes. An interrupt from the
+    keyboard reaches this process alone. Raises ImportError where the package or Java is missing.
     """
 
     def __init__(self, package: str, jar: str, install: str):
@@ -39,10 +42,10 @@ class Engine:
             raise ImportError(f"Its games cannot be played: {lacking}. Recorded decisions work without it.")
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
 
-        logging.getLogger("py4j").setLevel(
-            logging.CRITICAL
-        )  # what fails is raised; objects that outlive their Java are no failure
-        folder = importlib.util.find_spec(package).submodule_search_locations[0]
+        # what fails is raised; objects that outlive their Java are no failure
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)
+        spec = importlib.util.find_spec(package)
+        folder = list(spec.submodule_search_locations or ())[0] if spec else ""
         port, secret, self.process = launch_gateway(
             classpath=os.path.join(folder, jar),
             javaopts=list(OPTIONS),
@@ -59,7 +62,7 @@ class Engine:
         self.close = weakref.finalize(self, _end, self._gateway, self.process)
 
 
-def _end(gateway, process) -> None:
+def _end(gateway: Any, process: subprocess.Popen) -> None:
     gateway.close(keep_callback_server=True)  # our sockets; asking Java to leave politely can hang
     process.kill()
     process.wait()

@@ -1,4 +1,4 @@
-"""Playing a plan of games in worker processes, for the corpora that environments bring: the same episodes whatever the number of workers."""
+"""A plan of games played in worker processes: the same episodes whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ def bare(episode: Episode) -> Episode:
     return replace(episode, steps=tuple(replace(step, admissible=()) for step in episode.steps))
 
 
+def _is_kept(episode: Episode) -> bool:
+    """Experts win, aimless play does not, and other play has steps."""
+    if episode.kind == "expert":
+        return episode.won
+    if episode.kind == "aimless":
+        return not episode.won
+    return bool(episode.steps)
+
+
 def record(
     jobs: Sequence,
     episodes: Callable[[object], list[Episode]],
@@ -42,25 +51,20 @@ def record(
 ) -> tuple[list[Episode], dict]:
     """Play a plan; returns the episodes kept and what was dropped.
 
-    episodes: plays one job, in a process that imports it. progress: wraps the results as they come, given their number.
-    Dropped and counted: an expert's episode that was not won, an aimless one that happened to reach its goal, and one without steps.
+    episodes: plays one job, in a process that imports it. progress: wraps the results as they come, given
+    their number. Dropped and counted: an expert's episode that was not won, an aimless one that happened to
+    reach its goal, and one without steps.
     """
-    kept, dropped = [], {}
+    kept: list[Episode] = []
+    dropped: dict[str, int] = {}
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
-            for found in progress(pool.map(episodes, jobs, chunksize=8), len(jobs)):
-                for episode in found:
-                    bad = (
-                        not episode.won
-                        if episode.kind == "expert"
-                        else episode.won
-                        if episode.kind == "aimless"
-                        else not episode.steps
-                    )
-                    if bad:
-                        dropped[episode.split] = dropped.get(episode.split, 0) + 1
-                    else:
+            for played in progress(pool.map(episodes, jobs, chunksize=8), len(jobs)):
+                for episode in played:
+                    if _is_kept(episode):
                         kept.append(episode)
+                    else:
+                        dropped[episode.split] = dropped.get(episode.split, 0) + 1
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "A worker process, which plays the games, was ended, as the system does where memory runs out; "

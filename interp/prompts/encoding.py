@@ -1,6 +1,7 @@
-"""Texts as token ids, with from where to where in the text each token stands, and markers in data read as text.
+"""Texts as token ids: where each token stands in the text, and control tokens in data read as text.
 
->>> Encoder(tokenizer, tags=("<think>", "</think>"), template=tokenizer.chat_template).encode("You see a door.")
+>>> encoder = Encoder(tokenizer, tags=("<think>", "</think>"), template=tokenizer.chat_template)
+>>> encoder.encode("You see a door.")
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tokenizers import Tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as PreTrainedTokenizerBase
+else:  # transformers takes seconds to import
+    PreTrainedTokenizerBase = object
+
 #: Tokens at most that hold one character of a text together (its bytes).
 _TOGETHER = 16
-_SPACES = re.compile(r"\s*")
+_INK = re.compile(r"\S")
 
 
 class Data(NamedTuple):
@@ -31,7 +37,7 @@ class Data(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Ids of a text [token], where each token stands in it, and the markers in data that were read as text."""
+    """Token ids, the characters [start, end) of each, and the control tokens that were read as text."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -52,11 +58,13 @@ def check_text(text: str, name: str) -> None:
 class Encoder:
     """A tokenizer, fast or in Python, as it reads the parts of a prompt.
 
-    tags: a style's texts; template: the source of the chat template. Tokens that either holds, and all special
-    ones, are control tokens: in text that the data brought they are read as the text they are.
+    tags: a style's texts; template: the source of the chat template. Tokens that either holds, and all
+    special ones, are control tokens: in text that the data brought they are read as the text they are.
     """
 
-    def __init__(self, tokenizer, tags: Sequence[str] = (), template: str = ""):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tags: Sequence[str] = (), template: str = ""
+    ) -> None:
         self.tokenizer = tokenizer
         self.size = max([len(tokenizer), *(i + 1 for i in tokenizer.added_tokens_decoder)])
         first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
@@ -81,8 +89,8 @@ class Encoder:
     def encode(self, text: str, after: str = "\n", data: Sequence[Data] = ()) -> Encoded:
         """Ids of a text that follows another one, `after`.
 
-        data: parts of it whose control tokens are read as text. Raises ValueError where the tokenizer cannot do
-        that, or where it is one in Python whose tokens do not add up to the text.
+        data: parts of it whose control tokens are read as text. Raises ValueError where the tokenizer cannot
+        do that, or where it is one in Python whose tokens do not add up to the text.
         """
         if not text:
             return Encoded([], [])
@@ -107,7 +115,7 @@ class Encoder:
         return read
 
     def check_held(self, text: str, name: str) -> None:
-        """Raise ValueError, naming the text, where it holds a control token that is none of the style's tags."""
+        """Raise ValueError, naming the text, where it holds a control token other than the style's tags."""
         if markers := self.encode(text, data=[Data(0, len(text), True)]).markers:
             raise ValueError(
                 f"{name} holds {markers[0]!r}, which is a control token in this vocabulary and would be read "
@@ -129,10 +137,8 @@ class Encoder:
                 break
             if i not in self._control[part.own] or end <= part.start:
                 continue
-            start, end = (
-                max(start, part.start),
-                min(end, part.end),
-            )  # what is around the data may make it a marker
+            # what is around the data may make it a marker
+            start, end = max(start, part.start), min(end, part.end)
             if where and where[-1][1] == start > part.start:
                 where[-1] = (where[-1][0], end)
             else:
@@ -142,9 +148,8 @@ class Encoder:
     def _following(self, text: str, after: str) -> Encoded:
         if not text:
             return Encoded([], [])
-        if (
-            self._anchored and after
-        ):  # a space would come before the first word of a text, or after a special token
+        # a space would come before a text's first word, or after a special token
+        if self._anchored and after:
             before, both = self._tokens(after), self._tokens(after + text)
             if both.ids[: len(before.ids)] == before.ids:
                 cut, n = len(after), len(before.ids)
@@ -161,9 +166,7 @@ class Encoder:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             offsets = self._located(text, ids)
         for n, i in enumerate(ids if self._wide else ()):
-            if (
-                i in self._wide
-            ):  # it stands where its text does, not where the white space does that it takes away
+            if i in self._wide:  # it stands where its text does, not where the white space does that it takes
                 at = text.find(self._wide[i], *offsets[n])
                 offsets[n] = offsets[n] if at < 0 else (at, at + len(self._wide[i]))
         return Encoded(ids, offsets)
@@ -177,7 +180,8 @@ class Encoder:
                 (i, (max(0, a - shift), b - shift)) for i, (a, b) in zip(read.ids, read.offsets) if b > shift
             ]
             return Encoded([i for i, _ in kept], [offset for _, offset in kept])
-        ids = self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text, split_special_tokens=True))
+        pieces = self.tokenizer.tokenize(text, split_special_tokens=True)
+        ids = cast(list[int], self.tokenizer.convert_tokens_to_ids(pieces))
         return Encoded(ids, self._located(text, ids))
 
     @cached_property
@@ -192,9 +196,9 @@ class Encoder:
         cursor, first = 0, 0
         for n in range(1, len(ids) + 1):
             piece = self._decoded(list(ids[first:n]))
-            skipped = _SPACES.match(
-                text, cursor
-            ).end()  # added tokens may take the white space around them away
+            # added tokens may take the white space around them away
+            ink = _INK.search(text, cursor)
+            skipped = ink.start() if ink else len(text)
             start = next((at for at in (cursor, skipped) if piece and text.startswith(piece, at)), None)
             if start is None and n - first < _TOGETHER:
                 continue
@@ -204,9 +208,10 @@ class Encoder:
             cursor, first = start + len(piece), n
         if first < len(ids) or text[cursor:].strip():
             raise ValueError(
-                f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where its "
-                f"tokens stand, and they do not add up to the text: after character {cursor} it reads "
-                f"{text[cursor : cursor + 20]!r} otherwise. Give the model's fast tokenizer (a tokenizer.json)."
+                f"The tokenizer {type(self.tokenizer).__name__} is one in Python, which does not say where "
+                f"its tokens stand, and they do not add up to the text: after character {cursor} it reads "
+                f"{text[cursor : cursor + 20]!r} otherwise. Give the model's fast tokenizer (a "
+                "tokenizer.json)."
             )
         return offsets
 
@@ -222,8 +227,9 @@ class Encoder:
             )
         runs = groupby(ids, key=lambda i: i < self.size)
         return "".join(
-            self._decoded(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs
+            self._decoded(list(run)) if in_vocabulary else "\ufffd" * len(list(run))
+            for in_vocabulary, run in runs
         )
 
     def _decoded(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,6 +1,7 @@
 """Prompts as token ids with spans and the prompt boundary: the last prompt token before any reasoning token.
 
-The boundary is the same token in every decoding mode, because a mode only appends its opening ids to the prompt's.
+The boundary is the same token in every decoding mode, because a mode only appends its opening ids to the
+prompt's.
 
 >>> fmt = PromptFormat(tokenizer, style="tags")
 >>> prompt = fmt.prompt(decision)
@@ -20,36 +21,37 @@ from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from jaxtyping import Int
 
-from interp.prompts.encoding import Data, Encoded, Encoder, check_text
-from interp.prompts.placing import Place, mark, place, put
+from interp.prompts.encoding import Data, Encoded, Encoder, PreTrainedTokenizerBase, check_text
+from interp.prompts.history import History, HistoryTraces, check_choice
+from interp.prompts.placing import Place
 from interp.prompts.rendering import TODAY
-from interp.prompts.styles import STYLES, Style
+from interp.prompts.spans import SPANS as SPANS
+from interp.prompts.spans import Rendering, character_spans
+from interp.prompts.stopping import Mode as Mode
+from interp.prompts.stopping import Stopping
+from interp.prompts.styles import Style, find_style
 from interp.prompts.templates import ChatTemplate
 from interp.system.renamed import renamed_attributes
 from interp.tasks.episodes import Decision, Episode
 
-SPANS = ("template", "task", "history", "observation", "boundary", "cot", "action_tag", "action")
-Mode = Literal["prompt", "cot", "empty_think"]
 MODES: tuple[Mode, ...] = ("prompt", "cot", "empty_think")
 Truncate = Literal["none", "oldest_turns"]
-#: What becomes of the traces of earlier turns: as the template has it, all kept, or none.
-HistoryTraces = Literal["template", "kept", "dropped"]
 #: How a template's control tokens are read where data hold them: as text, or as the tokens.
 Markers = Literal["text", "tokens"]
 #: Characters of a text that are read where no context says how many tokens there may be.
 UNBOUNDED = 4_000_000
 #: Characters for each token of the context beyond which a text's tokens are counted on its beginning.
 _CHARACTERS = 16
-#: What stands between messages that are given as one.
-_BETWEEN = "\n\n"
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One decision as the model reads it: `ids` [token], one span name for each, and the boundary's index.
 
-    `decision` holds the messages that are in it; `dropped` of the agent's turns, with their answers, were left out.
+    `decision` holds the messages that are in it; `dropped` of the agent's turns, with their answers, were
+    left out.
     """
 
     ids: tuple[int, ...]
@@ -68,7 +70,7 @@ class Prompt:
         """Content hash of ids and spans."""
         return hashlib.sha256(json.dumps([self.ids, self.spans]).encode()).hexdigest()[:16]
 
-    def positions(self, span: str) -> np.ndarray:
+    def positions(self, span: str) -> Int[np.ndarray, "position"]:
         """Token indices of one span."""
         if span not in SPANS:
             raise ValueError(f"There is no span {span!r}: the spans are {', '.join(SPANS)}.")
@@ -91,8 +93,9 @@ def same_format(prompts: Sequence[Prompt]) -> "PromptFormat":
     for prompt in prompts:
         if prompt.format is not first.format and prompt.format.hash != first.format.hash:
             raise ValueError(
-                f"The prompts are of two formats, those of decisions {first.decision.id} and {prompt.decision.id} (another style, template, "
-                "system prompt or tokenizer): give those of one format at a time."
+                f"The prompts are of two formats, those of decisions {first.decision.id} and "
+                f"{prompt.decision.id} (another style, template, system prompt or tokenizer): give those of "
+                "one format at a time."
             )
     return first.format
 
@@ -103,20 +106,30 @@ def same_format(prompts: Sequence[Prompt]) -> "PromptFormat":
 class PromptFormat:
     """How messages become ids: the tokenizer's own chat template, and the tags of a style.
 
-    style: a name in `STYLES`, or a Style of one's own. system: put before messages that bring no system message of their own.
-    tools: function signatures that the template is given. options: the template's own variables, and `today`, the date that its
-    clock shows (fixed, since prompts must not change from one day to the next). context: tokens that the model reads at most (None: lengths are not
-    looked at). room: tokens that a trace, and an action after it, may take. truncate: what is done with a longer prompt, `none` (refused)
-    or `oldest_turns` (see `fit`). stop_tokens: ids that end a turn beside those of tokenizer and template (a generation configuration's).
-    history_traces: traces of earlier turns as the template has them, all `kept` (as they are, where it would take them away), or `dropped`.
-    system_as, tool_as: `user` gives system or tool messages as the user's, for templates that know none. markers: whether control tokens
-    in the data are read as `text`, with a warning, or as the `tokens` they are. template_file: where the template is from, for sentences.
-    Raises ValueError where the template has no boundary that can be found, or drops the system message.
+    Args:
+        tokenizer: with a chat template.
+        style: a name in `STYLES`, or a Style of one's own.
+        system: put before messages that bring no system message of their own.
+        tools: function signatures that the template is given.
+        options: the template's own variables, and `today`, the date that its clock shows (fixed, since
+            prompts must not change from one day to the next).
+        context: tokens that the model reads at most (None: any length).
+        room: tokens that a trace, and an action after it, may take.
+        truncate: what is done with a longer prompt, `none` (refused) or `oldest_turns` (see `fit`).
+        stop_tokens: ids that end a turn beside those of tokenizer and template.
+        history_traces: earlier turns' traces as the template has them, all `kept`, or `dropped`.
+        system_as: `user` gives system messages as the user's, for templates that know none.
+        tool_as: the same for tool messages.
+        markers: control tokens in the data are read as `text`, with a warning, or as the `tokens` they are.
+        template_file: where the template is from, for sentences.
+
+    Raises:
+        ValueError: the template has no boundary that can be found, or drops the system message.
     """
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         style: str | Style = "tags",
         system: str = "",
         tools: Sequence[dict] = (),
@@ -131,54 +144,45 @@ class PromptFormat:
         tool_as: Literal["tool", "user"] = "tool",
         markers: Markers = "text",
         template_file: object = None,
-    ):
+    ) -> None:
         if truncate not in get_args(Truncate):
             raise ValueError(
-                f"There is no policy {truncate!r} for long prompts: there are {', '.join(get_args(Truncate))}."
+                f"There is no policy {truncate!r} for long prompts: there are "
+                f"{', '.join(get_args(Truncate))}."
             )
-        _check_choice("history_traces", history_traces, get_args(HistoryTraces))
-        _check_choice("system_as", system_as, ("system", "user"))
-        _check_choice("tool_as", tool_as, ("tool", "user"))
-        _check_choice("markers", markers, get_args(Markers))
-        if isinstance(style, str) and style not in STYLES:
-            raise ValueError(
-                f"There is no prompt style {style!r}: give one of {', '.join(STYLES)} or a Style of your own."
-            )
+        check_choice("markers", markers, get_args(Markers))
         check_text(system, "The system prompt")
         if tokenizer is None:
             raise ValueError(
-                "There is no tokenizer, so no prompt can be made: give one (a model made without one has model.tokenizer None)."
+                "There is no tokenizer, so no prompt can be made: give one (a model made without one has "
+                "model.tokenizer None)."
             )
-        self.tokenizer, self.style, self.system = (
-            tokenizer,
-            STYLES[style] if isinstance(style, str) else style,
-            system,
-        )
-        self.context, self.room, self.truncate, self._more_stops = context, room, truncate, tuple(stop_tokens)
-        self.history_traces, self.system_as, self.tool_as, self.markers = (
-            history_traces,
-            system_as,
-            tool_as,
-            markers,
-        )
+        self.tokenizer = tokenizer
+        self.style = find_style(style)
+        self.system = system
+        self.context = context
+        self.room = room
+        self.truncate = truncate
+        self.markers = markers
         self.chat = ChatTemplate(tokenizer, self.style, tools, options, template_file)
-        self.tools, self.options = self.chat.tools, self.chat.options
-        s = self.style
-        self.encoder = Encoder(
-            tokenizer, (s.open_think, s.close_think, s.open_action, s.close_action), self.chat.source
-        )
-        if self.tools and self.markers == "text":
-            self.encoder.check_held(json.dumps(self.tools, ensure_ascii=False), "A tool's text")
-        self._warned: set[str] = set()
-        self._pieces: dict[int, str] = {}
+        self.history = History(self.chat, system, history_traces, system_as, tool_as)
+        self.history_traces, self.system_as, self.tool_as = history_traces, system_as, tool_as
+        self.tools = self.chat.tools
+        self.options = self.chat.options
         self.header = self.chat.opening
+        self.encoder = Encoder(tokenizer, self.style.tags, self.chat.source)
+        if self.tools and markers == "text":
+            self.encoder.check_held(json.dumps(self.tools, ensure_ascii=False), "A tool's text")
+        self._more_stops = tuple(stop_tokens)
+        self._warned: set[str] = set()
         if system:
-            self._placed(self._turns([dict(role="user", content="a")]), True, "the system prompt")
+            turns = self.history.turns([dict(role="user", content="a")])
+            self.history.place(turns, True, "the system prompt")
 
     @cached_property
     def hash(self) -> str:
-        """Content hash of template, style, system prompt, tools, options and vocabulary, and of what else was asked for."""
-        parts = [
+        """Content hash of template, style, system prompt, tools, options, vocabulary and other settings."""
+        parts: list = [
             self.tokenizer.chat_template,
             str(self.style),
             self.system,
@@ -186,20 +190,19 @@ class PromptFormat:
             self.options,
             sorted(self.tokenizer.get_vocab().items()),
         ]
-        parts += [] if self.truncate == "none" else [self.truncate, self.context, self.room]
-        parts += (
-            [dict(today=self.chat.today)]
-            if "strftime_now" in self.chat.source or self.chat.today != TODAY
-            else []
-        )
-        asked = dict(
-            history_traces=(self.history_traces, "template"),
-            system_as=(self.system_as, "system"),
-            tool_as=(self.tool_as, "tool"),
+        if self.truncate != "none":
+            parts += [self.truncate, self.context, self.room]
+        if "strftime_now" in self.chat.source or self.chat.today != TODAY:
+            parts.append(dict(today=self.chat.today))
+        more_stops = {*self._more_stops} - {self.tokenizer.eos_token_id, *self.chat.ends}
+        settings = dict(
+            history_traces=(self.history.traces, "template"),
+            system_as=(self.history.system_as, "system"),
+            tool_as=(self.history.tool_as, "tool"),
             markers=(self.markers, "text"),
-            stop_tokens=(sorted({*self._more_stops} - {self.tokenizer.eos_token_id, *self.chat.ends}), []),
+            stop_tokens=(sorted(more_stops), []),
         )
-        parts += [{name: value} for name, (value, default) in asked.items() if value != default]
+        parts += [{name: value} for name, (value, default) in settings.items() if value != default]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
     def stopping_at(self, ids: Sequence[int]) -> "PromptFormat":
@@ -208,33 +211,36 @@ class PromptFormat:
             return self
         other = copy.copy(self)
         other._more_stops = tuple(dict.fromkeys([*self._more_stops, *ids]))
-        for name in ("stop_tokens", "hash"):
+        for name in ("stop_tokens", "stopping", "hash"):
             other.__dict__.pop(name, None)
         return other
 
-    def _render(self, turns: Sequence[dict], generation: bool, name: str) -> str:
-        return self.chat.render(turns, generation, name)
+    def encode(self, text: str, after: str = "\n") -> list[int]:
+        """Ids of a text that follows a tag, or the text `after`."""
+        return self.encoder.encode(text, after).ids
 
-    def encode(self, text: str, behind: str = "\n") -> list[int]:
-        """Ids of a text that follows a tag, or what else it is `after`."""
-        return self.encoder.encode(text, behind).ids
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens and spaces as they are; raises ValueError for what is no id."""
+        return self.encoder.text(ids)
 
-    def _written(
-        self, before: str, said: str, rest: str, after: str = "\n", what: str = "An action"
+    def _encode_written(
+        self, before: str, written: str, rest: str, after: str = "\n", what: str = "An action"
     ) -> Encoded:
-        """Ids of what data had the agent say, between what the style writes."""
-        data = [Data(len(before), len(before) + len(said))] if said and self.markers == "text" else []
+        """Ids of what the agent wrote, by the data, between texts of the style."""
+        data = []
+        if written and self.markers == "text":
+            data = [Data(len(before), len(before) + len(written))]
         try:
-            found = self.encoder.encode(before + said + rest, after, data)
+            encoded = self.encoder.encode(before + written + rest, after, data)
         except ValueError as error:
-            raise ValueError(f"{what}, {said[:60]!r}, cannot be read: {error}.") from None
-        if found.markers:
+            raise ValueError(f"{what}, {written[:60]!r}, cannot be read: {error}.") from None
+        if encoded.markers:
             self._warn(
                 "said",
-                f"{what} holds {found.markers[0]!r}, which is a control token in this vocabulary: it is read as text. Where it is meant "
-                "as the token give --markers tokens.",
+                f"{what} holds {encoded.markers[0]!r}, which is a control token in this vocabulary: it is "
+                "read as text. Where it is meant as the token give --markers tokens.",
             )
-        return found
+        return encoded
 
     def _warn(self, kind: str, sentence: str) -> None:
         """Warn once for each format and kind."""
@@ -242,30 +248,12 @@ class PromptFormat:
             self._warned.add(kind)
             warnings.warn(sentence, stacklevel=4)
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens and spaces as they are; raises ValueError for what is no id."""
-        return self.encoder.text(ids)
-
-    @cached_property
-    def stop_tokens(self) -> dict[int, str]:
-        """Tokens that end the agent's turn, and their texts: what the template writes, the tokenizer's end of sequence, those given."""
-        ids = [
-            *self.chat.ends,
-            *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]),
-            *self._more_stops,
-        ]
-        return {i: self.text([i]) if i < self.encoder.size else "" for i in ids}
-
-    def _passed(self, text: str, mode: Mode) -> int:
-        """From where in what was generated an end counts that a trace, too, is closed by; -1 where none does yet."""
-        if mode != "cot":
-            return 0
-        lead = self.style.lead(text)
-        return lead.end() if lead else -1
-
     def mode_prefix(self, mode: Mode) -> list[int]:
-        """Ids appended to a prompt so that the model acts at once (`prompt`), reasons first (`cot`), or acts after an
-        empty trace (`empty_think`: the control for the tag's format)."""
+        """Ids that a mode appends to a prompt.
+
+        `prompt` opens the action at once, `cot` opens a trace, and `empty_think` opens the action after an
+        empty trace (the control for the tag's format).
+        """
         if mode not in MODES:
             raise ValueError(f"There is no decoding mode {mode!r}: the modes are {', '.join(MODES)}.")
         if mode == "empty_think":
@@ -277,24 +265,21 @@ class PromptFormat:
         """Ids that put a trace (text, or ids) and the opened action tag after a prompt."""
         if isinstance(trace, str):
             return self.trace_prefix(trace)[0].ids
-        return [
-            *self.mode_prefix("cot"),
-            *trace,
-            *self.encode(self.style.close_think + self.style.open_action),
-        ]
+        closed = self.encode(self.style.close_think + self.style.open_action)
+        return [*self.mode_prefix("cot"), *trace, *closed]
 
     def trace_prefix(self, trace: str) -> tuple[Encoded, int]:
         """What puts a trace and the opened action after a prompt, and where in its text the trace begins."""
         s = self.style
         opened = f"{self.chat.gap}{s.open_think}{s.space if trace else ''}"
-        return self._written(opened, trace, s.close_think + s.open_action, self.header, "A trace"), len(
-            opened
-        )
+        encoded = self._encode_written(opened, trace, s.close_think + s.open_action, self.header, "A trace")
+        return encoded, len(opened)
 
     def action_prefix(self, trace: str | Sequence[int] | None) -> list[int]:
         """Ids from the boundary to the opened action tag.
 
-        trace: a text; ids as they were decoded up to the opened action (`decoded_prefix`); or None for the tag right at the boundary.
+        trace: a text; ids as they were decoded up to the opened action (`decoded_prefix`); or None for the
+        tag right at the boundary.
         """
         if trace is None:
             return self.mode_prefix("prompt")
@@ -312,306 +297,177 @@ class PromptFormat:
             if joint != [*self.encode(s.open_action), *ids]:
                 self._warn(
                     "seam",
-                    f"In this vocabulary {s.open_action!r} merges with the action after it ({action!r}): a prefilled tag is tokenised "
-                    "otherwise than a written one. A style with its tags on lines of their own (`llama3`) keeps them apart.",
+                    f"In this vocabulary {s.open_action!r} merges with the action after it ({action!r}): a "
+                    "prefilled tag is tokenised otherwise than a written one. A style with its tags on "
+                    "lines of their own (`llama3`) keeps them apart.",
                 )
             self._warned.add("seam")
         return ids if s.close_action else [*ids, *list(self.stop_tokens)[:1]]
 
     def closed_action(self, action: str) -> Encoded:
         """An action after its opened tag, with the text that closes it."""
-        return self._written(self.style.space, action, self.style.close_action)
+        return self._encode_written(self.style.space, action, self.style.close_action)
+
+    @cached_property
+    def stop_tokens(self) -> dict[int, str]:
+        """Tokens that end the agent's turn -> their texts: the template's, the tokenizer's, given ones."""
+        end_of_sequence = self.tokenizer.eos_token_id
+        ids = [*self.chat.ends, *([] if end_of_sequence is None else [end_of_sequence]), *self._more_stops]
+        return {i: self.text([i]) if i < self.encoder.size else "" for i in ids}
+
+    @cached_property
+    def stopping(self) -> Stopping:
+        """How completions are read."""
+        return Stopping(self.style, self.encoder, self.stop_tokens)
 
     def ended(self, mode: Mode) -> Callable[[Sequence[int]], bool]:
-        """Whether what was generated after a mode's opening has closed its action, or its turn."""
-        closing = self.style.close_action.strip()
-        tail = len(self.encode(self.style.close_action)) + 2
-
-        def check(ids: Sequence[int]) -> bool:
-            last = ids[-1]
-            if last in self.stop_tokens and not self._closes(self.stop_tokens[last]):
-                return not self._inside(self.stop_tokens[last]) or self._passed(self.text(ids), mode) >= 0
-            if last not in self._pieces:
-                self._pieces[last] = self.text([last])
-            if (closing or "\n")[-1] not in self._pieces[last]:
-                return False
-            if closing:
-                return closing in self.text(ids[-tail:])
-            return self.parse(self.text(ids), mode)[1] is not None
-
-        return check
+        """Whether what was generated after a mode's prefix has closed its action, or its turn."""
+        return self.stopping.ended(mode)
 
     def stops(self, mode: Mode) -> list[int]:
         """Tokens that end what is generated in a mode wherever they stand."""
-        return [
-            i
-            for i, end in self.stop_tokens.items()
-            if not self._closes(end) and (mode != "cot" or not self._inside(end))
-        ]
-
-    def _inside(self, end: str) -> bool:
-        """Whether the style has an agent write this end within its turn, before the action."""
-        return end != "" and end in self.style.close_think + self.style.open_action
-
-    def _closes(self, end: str) -> bool:
-        """Whether an end is but the beginning or the middle of what closes an action."""
-        closing = self.style.close_action.rstrip()
-        return end != "" and end in closing and not closing.endswith(end)
+        return self.stopping.stops(mode)
 
     def parse(self, text: str, mode: Mode) -> tuple[str | None, str | None]:
-        """Split what was generated after a mode's opening into (trace, action); None for a part that is not closed."""
-        passed = self._passed(text, mode)
-        over = []
-        for end in self.stop_tokens.values():
-            inside = self._inside(end)
-            if not end or end in self.style.close_action or inside and passed < 0:
-                continue
-            over.append(text.find(end, passed if inside else 0))
-        first = min((at for at in over if at >= 0), default=None)
-        return self.style.parse(text[:first], mode == "cot", first is not None)
+        """Split what a mode generated into (trace, action); None for a part that is not closed."""
+        return self.stopping.parse(text, mode)
 
     def decoded_prefix(self, ids: Sequence[int]) -> list[int] | None:
-        """Of ids generated in mode `cot`, those up to the opened action tag, exactly; None where none was opened.
-
-        A token that holds the tag's end and the action's beginning is cut there, its tag tokenised as a prefilled one is.
-        """
-        text = self.text(ids)
-        found = self.style.lead(text)
-        if found is None:
-            return None
-        n = next(n for n in range(1, len(ids) + 1) if len(self.text(ids[:n])) >= found.end())
-        if text[found.end() : len(self.text(ids[:n]))].strip():
-            return [*ids[: n - 1], *self.encode(text[len(self.text(ids[: n - 1])) : found.end()])]
-        while (
-            n < len(ids)
-            and not self.text(ids[:n]).endswith(self.style.open_action)
-            and not self.text([ids[n]]).strip()
-        ):
-            n += 1
-        return list(ids[:n])
-
-    def content(self, turn: Mapping) -> str:
-        """Text of one turn; an agent's turn is written in the style's tags unless it brings its text itself."""
-        return turn["content"] if "content" in turn else self.turn(turn.get("trace"), turn["action"])
-
-    def turn(self, trace: str | None, action: str) -> str:
-        """Text of an agent's turn in the history, without what the template itself writes around it."""
-        trace = None if self.history_traces == "dropped" else trace
-        if self.history_traces == "kept" and trace is not None:
-            return replace(self.style, native=False).turn(trace, action)
-        return action if self.chat.writes_action else self.style.turn(trace, action)
+        """The ids up to the opened action tag (`Stopping.decoded_prefix`)."""
+        return self.stopping.decoded_prefix(ids)
 
     @property
     def whole(self) -> bool:
         """Whether an episode is one sequence, in which each prompt begins what follows it."""
-        return not self._stripped and not self._before
-
-    @property
-    def _stripped(self) -> bool:
-        """Whether earlier turns lose their traces."""
-        return self.history_traces == "dropped" or self.history_traces == "template" and self.style.native
-
-    @cached_property
-    def _before(self) -> str:
-        """What the template writes before an agent's turn in the history where that is not what a prompt ends with, as an empty thought."""
-        asked, said = dict(role="user", content="a"), dict(role="agent", trace="b", action="c")
-        turns = self._turns([asked, said, asked, said, asked])
-        text, places = self._placed(turns, False, "a short conversation")
-        openings = tuple(opening.rstrip() for opening in (self.header, self.header + self.chat.gap))
-        before = [text[:start] for number, start, _ in places if turns[number]["role"] == "assistant"]
-        return next((each for each in before if not each.rstrip().endswith(openings)), "")
-
-    def _roles(self, messages: Sequence[Mapping]) -> list[dict]:
-        """Messages with the system's first, in roles that the template takes; the user's are joined where others became the user's."""
-        system = (
-            [dict(role="system", content=self.system)]
-            if self.system and messages[0]["role"] != "system"
-            else []
-        )
-        roles = dict(system=self.system_as, tool=self.tool_as)
-        found: list[dict] = []
-        for message in [*system, *messages]:
-            message = {**message, "role": roles.get(message["role"], message["role"])}
-            if "user" in roles.values() and found and message["role"] == found[-1]["role"] == "user":
-                found[-1]["content"] += _BETWEEN + message["content"]
-            else:
-                found.append(message)
-        return found
-
-    def _turns(self, messages: Sequence[Mapping]) -> list[dict]:
-        found = []
-        for m in self._roles(messages):
-            own = (
-                {k: v for k, v in m.items() if k not in ("trace", "action")}
-                if m["role"] != "agent"
-                else dict(role="assistant")
-            )
-            native = self.style.native and self.history_traces == "template" and m.get("trace")
-            found.append(
-                {**own, "content": self.content(m), **(dict(reasoning_content=m["trace"]) if native else {})}
-            )
-        return found
-
-    def _placed(self, turns: Sequence[dict], generation: bool, name: str) -> tuple[str, list[Place]]:
-        """The rendered text and the place of each content in it; kept traces are put where the template would take them away."""
-        for i, turn in enumerate(turns):
-            check_text(turn["content"] + turn.get("reasoning_content", ""), f"Message {i} of {name}")
-        kept = {}
-        if self.history_traces == "kept":
-            opened = self.style.open_think.strip()
-            kept = {
-                i: t["content"]
-                for i, t in enumerate(turns)
-                if t["role"] == "assistant" and opened in t["content"]
-            }
-        shown = [{**t, "content": mark("k", i)} if i in kept else t for i, t in enumerate(turns)]
-        text, places = place(self._render, shown, generation, name)
-        return put(text, places, kept, self.chat.before_kept) if kept else (text, places)
+        return not self.history.strips_traces and not self.history.unlike_prompts
 
     def _tokens(self, turns: Sequence[dict], text: str, places: Sequence[Place], name: str) -> Encoded:
         """Tokens of a rendered text, with control tokens in the data read as text."""
         if self.context is None and len(text) > UNBOUNDED:
             raise ValueError(
-                f"The text of {name} has {len(text):,} characters, and without the model's context at most {UNBOUNDED:,} are read: "
-                "give context=, the tokens that the model reads at most."
+                f"The text of {name} has {len(text):,} characters, and without the model's context at most "
+                f"{UNBOUNDED:,} are read: give context=, the tokens that the model reads at most."
             )
         if self.markers == "tokens":
             return self.encoder.encode(text, "")
-        data = [
-            Data(start, end, turns[turn]["role"] in ("assistant", "system")) for turn, start, end in places
-        ]
+        own = ("assistant", "system")
+        data = [Data(start, end, turns[number]["role"] in own) for number, start, end in places]
         try:
-            found = self.encoder.encode(text, "", data)
+            encoded = self.encoder.encode(text, "", data)
         except ValueError as error:
             raise ValueError(f"The text of {name} cannot be read: {error}.") from None
-        if found.markers:
-            turn = next(number for number, start, end in places if found.markers[0] in text[start:end])
+        if encoded.markers:
+            marker = encoded.markers[0]
+            holder = next(number for number, start, end in places if marker in text[start:end])
             self._warn(
                 "turns",
-                f"Message {turn} of {name} holds {found.markers[0]!r}, which is a control token of this template: it is read as text "
-                "there, and so are others in the data. Where they are meant as the tokens give --markers tokens.",
+                f"Message {holder} of {name} holds {marker!r}, which is a control token of this template: it "
+                "is read as text there, and so are others in the data. Where they are meant as the tokens "
+                "give --markers tokens.",
             )
-        return found
+        return encoded
 
     def prompt(self, decision: Decision) -> Prompt:
         """Render one decision up to its boundary, without the turns that `fit` leaves out.
 
-        Raises ValueError where the template drops a message, the task is not in the messages, or too little of the context is left.
+        Raises ValueError where the template drops a message, the task is not in the messages, or too little
+        of the context is left.
         """
         fitted = self.fit(decision)
-        rendered = self._rendered(fitted)
-        if self.context and (least := self._at_least(rendered[1])) > self.context:
-            raise self._too_long(decision, f"more than {least}")
-        prompt = self._prompt(fitted, *rendered)
-        if self.context and self._space(decision) < len(prompt.ids):
-            raise self._too_long(decision, str(len(prompt.ids)))
-        return replace(
-            prompt,
-            dropped=sum(m["role"] == "agent" for m in decision.messages)
-            - sum(m["role"] == "agent" for m in fitted.messages),
-        )
+        rendering = self._rendering(fitted)
+        if self.context:
+            least = self._at_least(rendering.text, self.context)
+            if least > self.context:
+                raise self._too_long(decision, self.context, f"more than {least}")
+        prompt = self._prompt(fitted, rendering)
+        if self.context and self._space(decision, self.context) < len(prompt.ids):
+            raise self._too_long(decision, self.context, str(len(prompt.ids)))
+        return replace(prompt, dropped=_agent_turns(decision) - _agent_turns(fitted))
 
-    def _too_long(self, decision: Decision, tokens: str) -> ValueError:
+    def _too_long(self, decision: Decision, context: int, tokens: str) -> ValueError:
         after = "" if self.truncate == "none" else " even without its history"
         return ValueError(
-            f"The prompt of decision {decision.id} has {tokens} tokens{after}, and {self.context - self._space(decision)} more are kept free "
-            f"for a trace and its action, but this model reads at most {self.context}: leave out turns with --truncate oldest_turns, or "
-            "the decision, or lower --trace_tokens."
+            f"The prompt of decision {decision.id} has {tokens} tokens{after}, and "
+            f"{context - self._space(decision, context)} more are kept free for a trace and its action, but "
+            f"this model reads at most {context}: leave out turns with --truncate oldest_turns, or the "
+            "decision, or lower --trace_tokens."
         )
 
-    def _at_least(self, text: str) -> int:
+    def _at_least(self, text: str, context: int) -> int:
         """Tokens that a text has at least; those of a very long one are counted on its beginning only."""
-        least, beginning = len(text) // self.encoder.longest, text[: _CHARACTERS * self.context]
+        least = len(text) // self.encoder.longest
+        beginning = text[: _CHARACTERS * context]
         if len(beginning) < len(text):
-            least = max(
-                least, int(0.9 * len(self.encoder.encode(beginning, "").ids))
-            )  # the cut may have made some more
+            counted = len(self.encoder.encode(beginning, "").ids)
+            least = max(least, int(0.9 * counted))  # the cut may have made some more
         return least
 
-    def _space(self, decision: Decision) -> int:
-        """Tokens that the prompt may take, so that a decoded and the recorded trace, and the longest action, fit after it."""
-        s, longest = self.style, max((decision.reference, *decision.admissible), key=len)
+    def _space(self, decision: Decision, context: int) -> int:
+        """Tokens left for a prompt whose trace (decoded or recorded) and longest action must follow it."""
+        s = self.style
+        longest = max((decision.reference, *decision.admissible), key=len)
         action = len(self.encode(s.space + longest + s.close_action)) + 1
-        return (
-            self.context
-            - max(len(self.with_trace("")) + self.room, len(self.with_trace(decision.trace)))
-            - action
-        )
+        decoded = len(self.with_trace("")) + self.room
+        return context - max(decoded, len(self.with_trace(decision.trace))) - action
 
     def fit(self, decision: Decision) -> Decision:
-        """The decision without the oldest of its turns, as many as its prompt is too long for the context (itself where it fits).
+        """The decision without as many of its oldest turns as its prompt is too long for the context.
 
-        Policy `oldest_turns`: what comes up to the task, or to the first user message where no task is given, stays, and so do the
-        last of the agent's turns and what answers it. Between them the agent's oldest turns go, each with its answers.
+        Policy `oldest_turns`: what comes up to the task, or to the first user message where no task is given,
+        stays, and so do the last of the agent's turns and what answers it. Between them the agent's oldest
+        turns go, each with its answers.
         """
-        if self.truncate == "none" or not self.context:
+        context = self.context
+        if self.truncate == "none" or not context:
             return decision
         messages = decision.messages
-        head = next(
-            (i for i, m in enumerate(messages) if m["role"] == "user" and decision.task in m["content"]), 0
+        with_task = (
+            i for i, m in enumerate(messages) if m["role"] == "user" and decision.task in m["content"]
         )
+        head = next(with_task, 0)
         turns = [i for i, m in enumerate(messages) if m["role"] == "agent" and i > head]
         if not turns:
             return decision
-        kept = [replace(decision, messages=(*messages[: turns[0]], *messages[start:])) for start in turns]
-        space = self._space(decision)
-        first = bisect_left(range(len(kept)), -space, key=lambda k: -self._length(kept[k]))
-        return decision if first == 0 else kept[min(first, len(kept) - 1)]
+        shortened = [replace(decision, messages=messages[: turns[0]] + messages[start:]) for start in turns]
+        space = self._space(decision, context)
+        first = bisect_left(range(len(turns)), -space, key=lambda n: -self._length(shortened[n], context))
+        return decision if first == 0 else shortened[min(first, len(turns) - 1)]
 
-    def _length(self, decision: Decision) -> int:
+    def _length(self, decision: Decision, context: int) -> int:
         """Tokens of a decision's prompt, at least where they are far too many."""
-        rendered = self._rendered(decision)
-        least = self._at_least(rendered[1])
-        return least if least > self.context else len(self._prompt(decision, *rendered).ids)
+        rendering = self._rendering(decision)
+        least = self._at_least(rendering.text, context)
+        return least if least > context else len(self._prompt(decision, rendering).ids)
 
-    def _rendered(self, decision: Decision) -> tuple[list[dict], str, list[Place]]:
-        """Turns of a decision, their text up to its boundary, and the places of their contents."""
-        turns = self._turns(decision.messages)
-        text, places = self._placed(turns, True, f"decision {decision.id}")
+    def _rendering(self, decision: Decision) -> Rendering:
+        turns = self.history.turns(decision.messages)
+        text, places = self.history.place(turns, True, f"decision {decision.id}")
         end = places[-1].end
-        return turns, text[:end] + self.chat.before_thought(text[end:]), places
+        return Rendering(turns, text[:end] + self.chat.before_thought(text[end:]), places)
 
-    def _prompt(
-        self, decision: Decision, turns: Sequence[dict], text: str, places: Sequence[Place]
-    ) -> Prompt:
-        spans = np.full(len(text), SPANS.index("template"), dtype=np.uint8)
-        last_agent = max((i for i, t in enumerate(turns) if t["role"] == "assistant"), default=-1)
-        first = decision.messages[0]
-        system = first["content"] if first["role"] == "system" else self.system
-        task_found = not decision.task
-        for number, start, end in places:
-            role = turns[number]["role"]
-            if role == "system":
-                continue
-            if system and number == 0:  # given as the user's, it stands at the start of the first message
-                start += len(system + _BETWEEN)
-            spans[start:end] = SPANS.index("observation" if number > last_agent else "history")
-            at = text.find(decision.task, start, end) if not task_found and role == "user" else -1
-            if at >= 0:
-                spans[at : at + len(decision.task)], task_found = SPANS.index("task"), True
-        if not task_found:
-            raise ValueError(
-                f"The task of decision {decision.id}, {decision.task[:60]!r}, is in none of its messages."
-            )
-        tokens = self._tokens(turns, text, places, f"decision {decision.id}")
-        last = np.array([end for _, end in tokens.offsets]) - 1
-        names = [SPANS[i] for i in spans[np.maximum(last, 0)]]
+    def _prompt(self, decision: Decision, rendering: Rendering) -> Prompt:
+        spans = character_spans(decision, rendering, self.system)
+        encoded = self._tokens(*rendering, f"decision {decision.id}")
+        last = np.array([end for _, end in encoded.offsets]) - 1
+        names = [SPANS[span] for span in spans[np.maximum(last, 0)]]
         names[-1] = "boundary"
-        return Prompt(tuple(tokens.ids), tuple(names), decision, self)
+        return Prompt(tuple(encoded.ids), tuple(names), decision, self)
 
     def example(self, decision: Decision) -> tuple[list[int], list[bool]]:
-        """One decision as a training sequence, ids and which of them the agent writes now: its trace and its reference action."""
-        prompt, said = (
-            self.prompt(decision),
-            [*self.with_trace(decision.trace), *self.action_ids(decision.reference)],
-        )
-        return [*prompt.ids, *said], [False] * len(prompt.ids) + [True] * len(said)
+        """One decision as a training sequence: ids, and True for those of its trace and action."""
+        prompt = self.prompt(decision)
+        written = [*self.with_trace(decision.trace), *self.action_ids(decision.reference)]
+        return [*prompt.ids, *written], [False] * len(prompt.ids) + [True] * len(written)
 
-    def sequence(self, episode: Episode, traces=True) -> tuple[list[int], list[bool]]:
+    def sequence(
+        self, episode: Episode, traces: bool | Sequence[bool] = True
+    ) -> tuple[list[int], list[bool]]:
         """A whole episode as one training sequence: ids, and which of them the agent wrote (tags included).
 
-        Raises ValueError for a style whose template strips earlier traces, and for a template that opens the agent's turn otherwise than
-        it writes it in the history, as with an empty thought: no one sequence holds them all (see `example`).
+        traces: whether steps keep their traces (one flag, or one for each step). Raises ValueError for a
+        style whose template strips earlier traces, and for a template that opens the agent's turn otherwise
+        than it writes it in the history, as with an empty thought: no one sequence holds them all (see
+        `example`).
         """
         rendered = self.rendered(episode, traces)
         agent = np.zeros(len(rendered.text), dtype=bool)
@@ -619,28 +475,26 @@ class PromptFormat:
             agent[start:end] = True
         return rendered.tokens.ids, [bool(agent[end - 1]) for _, end in rendered.tokens.offsets]
 
-    def rendered(self, episode: Episode, traces=True) -> Rendered:
+    def rendered(self, episode: Episode, traces: bool | Sequence[bool] = True) -> Rendered:
         """An episode's one sequence, as text and as tokens; raises as `sequence` does."""
-        if self._stripped:
+        if self.history.strips_traces:
             raise ValueError(
-                "This style's template strips the traces of earlier turns, so an episode is no single sequence: "
-                "train on `PromptFormat.example` of each of its decisions, or keep the traces (history_traces='kept')."
+                "This style's template strips the traces of earlier turns, so an episode is no single "
+                "sequence: train on `PromptFormat.example` of each of its decisions, or keep the traces "
+                "(history_traces='kept')."
             )
-        if self._before:
+        if self.history.unlike_prompts:
             raise ValueError(
-                f"The chat template writes {self._before[-60:]!r} before the agent's turn in the history, but a prompt ends with "
-                f"{self.header!r}, so an episode is no single sequence: train on `PromptFormat.example` of each of its decisions."
+                f"The chat template writes {self.history.unlike_prompts[-60:]!r} before the agent's turn in "
+                f"the history, but a prompt ends with {self.header!r}, so an episode is no single sequence: "
+                "train on `PromptFormat.example` of each of its decisions."
             )
-        name, turns = f"episode {episode.id}", self._turns(episode.messages(traces=traces))
-        text, places = self._placed(turns, False, name)
-        tokens = self._tokens(turns, text, places, name)
-        return Rendered(
-            text,
-            [(start, end) for number, start, end in places if turns[number]["role"] == "assistant"],
-            tokens,
-        )
+        name = f"episode {episode.id}"
+        turns = self.history.turns(episode.messages(traces=traces))
+        text, places = self.history.place(turns, False, name)
+        agent = [(start, end) for number, start, end in places if turns[number]["role"] == "assistant"]
+        return Rendered(text, agent, self._tokens(turns, text, places, name))
 
 
-def _check_choice(name: str, given: str, known: Sequence[str]) -> None:
-    if given not in known:
-        raise ValueError(f"{name} is {' or '.join(map(repr, known))}, not {given!r}.")
+def _agent_turns(decision: Decision) -> int:
+    return sum(message["role"] == "agent" for message in decision.messages)

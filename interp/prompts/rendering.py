@@ -1,4 +1,4 @@
-"""Chat templates, rendered as transformers renders them but always on the same date, and within limits of length and time.
+"""Chat templates rendered as transformers renders them, on a fixed date and within limits of size and time.
 
 >>> template = compiled(source)
 >>> template.render([dict(role="user", content="a")], True, None, dict(enable_thinking=False))
@@ -11,13 +11,16 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, Undefined, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -36,8 +39,11 @@ class TooMuch(TemplateError):
     """A template that goes past a limit."""
 
 
-def clock(today: str):
-    """What templates call for the time: `strftime_now(format)` of one day; raises ValueError for a text that is no date."""
+def clock(today: str) -> Callable[[str], str]:
+    """`strftime_now(format)` for templates, of one fixed day.
+
+    Raises ValueError for a text that is no date.
+    """
     try:
         day = datetime.fromisoformat(today)
     except (TypeError, ValueError):
@@ -52,20 +58,20 @@ class _Generation(Extension):
 
     tags = {"generation"}
 
-    def parse(self, parser):
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(["name:endgeneration"], drop_needle=True), lineno=line)
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 class _Watch(NodeTransformer):
     """Puts each loop, and each joining of texts, under the environment's eyes."""
 
-    def visit_For(self, node):
+    def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         node.iter = nodes.Filter(node.iter, "watched", [], [], None, None, lineno=node.lineno)
         return node
 
-    def visit_Concat(self, node):
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return nodes.Filter(node, "bounded", [], [], None, None, lineno=node.lineno)
 
@@ -73,12 +79,13 @@ class _Watch(NodeTransformer):
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox in which transformers renders templates, with limits, and without a clock or chance.
 
-    Jinja bounds `range` alone: loops in loops, recursion, or a text that is doubled again and again have no end there.
+    Jinja bounds `range` alone: loops in loops, recursion, or a text that is doubled again and again have no
+    end there.
     """
 
     intercepted_binops = frozenset(("*", "**", "%", "+"))
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._render = threading.local()
         super().__init__(
             trim_blocks=True,
@@ -90,11 +97,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters |= dict(tojson=_tojson, watched=self._watched, bounded=self._bounded, random=_chance)
         self.globals |= dict(raise_exception=_raise, lipsum=_chance, strftime_now=clock(TODAY))
 
-    def _parse(self, source, name, filename):
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Watch().visit(super()._parse(source, name, filename)).set_environment(self)
 
     @contextmanager
-    def limited(self):
+    def limited(self) -> Iterator[None]:
         """Count what one rendering takes."""
         self._render.until, self._render.ticks, self._render.written = time.thread_time() + SECONDS, 0, 0
         try:
@@ -110,16 +117,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         if self._render.ticks % 64 == 0 and time.thread_time() > self._render.until:
             raise TooMuch(f"it takes more than {SECONDS:g} seconds: does it loop without end?")
 
-    def _bounded(self, value):
+    def _bounded(self, value: object) -> object:
         if isinstance(value, _SIZED) and len(value) > LONGEST:
             raise TooMuch(f"it makes a text or list of more than {LONGEST:,} characters or entries")
         return value
 
-    def _reasonable(self, values) -> None:
+    def _reasonable(self, values: Iterable) -> None:
         if any(isinstance(value, int) and abs(value) > LONGEST for value in values):
             raise TooMuch(f"it asks for more than {LONGEST:,} of something")
 
-    def _written(self, value):
+    def _written(self, value: object) -> object:
         if callable(value) and not isinstance(value, Undefined):
             raise TemplateError("it writes a function, whose address changes with each process")
         if isinstance(value, str) and getattr(self._render, "until", None) is not None:
@@ -128,14 +135,14 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise TooMuch(f"it writes more than {4 * LONGEST:,} characters")
         return value
 
-    def _watched(self, values):
+    def _watched(self, values: Iterable) -> Iterator:
         for value in values:
             self.tick()
             yield value
 
-    def _limited(self, name: str, filter):
+    def _limited(self, name: str, filter: Callable) -> Callable:
         @functools.wraps(filter)  # jinja reads marks on the function
-        def limited(*args, **kwargs):
+        def limited(*args: object, **kwargs: object) -> object:
             self.tick()
             self._reasonable([*args, *kwargs.values()])
             if name == "format" and _WIDE.search(str(args[0])):
@@ -144,7 +151,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         return limited
 
-    def call(self, context, function, /, *args, **kwargs):
+    def call(self, context: Context, function: Callable, /, *args: object, **kwargs: object) -> object:
         """A call in a template."""
         self.tick()
         self._reasonable([*args, *kwargs.values()])
@@ -154,11 +161,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise TooMuch("it formats to a width of eight digits or more")
         return self._bounded(super().call(context, function, *args, **kwargs))
 
-    def call_binop(self, context, operator, left, right):
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> object:
         """An operator that can make much of little."""
         self.tick()
-        sizes = [len(side) if isinstance(side, _SIZED) else side for side in (left, right)]
-        whole = all(isinstance(side, int) for side in sizes)
+        sizes = [len(operand) if isinstance(operand, _SIZED) else operand for operand in (left, right)]
+        whole = all(isinstance(size, int) for size in sizes)
         if operator == "*" and whole and abs(sizes[0] * sizes[1]) > LONGEST:
             raise TooMuch(f"it asks for more than {LONGEST:,} of something")
         if operator == "**" and whole and sizes[0].bit_length() * abs(sizes[1]) > 64:
@@ -168,17 +175,23 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._bounded(super().call_binop(context, operator, left, right))
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
-def _raise(message):
+def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _chance(*_, **__):
+def _chance(*_: object, **__: object) -> NoReturn:
     raise TemplateError(
         "it draws something at random, and prompts must not change from one reading to the next"
     )
@@ -196,7 +209,10 @@ class Template:
     def render(
         self, turns: Sequence[Mapping], generation: bool, tools: Sequence[Mapping] | None, variables: Mapping
     ) -> str:
-        """The text of a conversation; raises jinja's errors, and TooMuch past `LONGEST` characters or `SECONDS`."""
+        """The text of a conversation.
+
+        Raises jinja's errors, and TooMuch past LONGEST characters or SECONDS.
+        """
         pieces, length = [], 0
         with self._environment.limited():
             written = self._template.generate(
@@ -216,7 +232,7 @@ class Template:
 
 
 def _message(turn: Mapping) -> dict:
-    """A turn as transformers gives it to a template: without empty fields, a thought under both of its names."""
+    """A turn as transformers gives it to a template: no empty fields, a thought under both its names."""
     given = {k: v for k, v in turn.items() if v is not None}
     thought = given.get("reasoning_content")
     return given if thought is None else {"thinking": thought, **given}

@@ -1,4 +1,4 @@
-"""The masking study's table, read for figures, captions and LaTeX: its conditions' names, order and looks, and the rows that matter.
+"""The masking study's table read for figures, captions and LaTeX: names, order and looks of its conditions.
 
 >>> frame, _ = read_table("figures/tables", "masking")
 >>> [condition.title for condition in conditions_of(frame)]
@@ -16,7 +16,8 @@ import pandas as pd
 from interp.results.names import BLACK, GREEN, GREY, ORANGE, SPLITS
 from interp.results.queries import need, pick, splits_of
 
-#: Kind of condition, and the contrast to a random mask: name in legends, colour, dash, marker, as in `interp.plots.theme.STYLE`; controls are hollow.
+#: Kind of condition, and the contrast to a random mask: name in legends, colour, dash, marker, as in
+#: `interp.plots.theme.STYLE`; controls are hollow.
 LOOKS = {
     "zero": ("k = 0", BLACK, "solid", "square"),
     "action_mask": ("actions masked", GREEN, "solid", "circle"),
@@ -24,7 +25,8 @@ LOOKS = {
     "only": ("one part only", GREY, "dot", "diamond-open"),
     "control": ("difference to the random mask of its share", ORANGE, "dash", "triangle-up-open"),
 }
-#: The side that the study's claim or mechanism predicts for the masked condition's difference: 1 more, -1 less.
+#: The side that the study's claim or mechanism predicts for the masked condition's difference: 1 more, -1
+#: less.
 PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
     (metric, split): side
     for split in SPLITS
@@ -75,21 +77,22 @@ def named(name: str) -> Condition:
         return Condition(name, "only", 1.0)
     if kind not in ("action_mask", "random_mask"):
         raise ValueError(
-            f"{name!r} is no condition of training: conditions are action_mask_K, random_mask_K, action_only and cot_only."
+            f"{name!r} is no condition of training: conditions are action_mask_K, random_mask_K, action_only "
+            "and cot_only."
         )
     return Condition(name, kind if float(share) else "zero", float(share))
 
 
 def conditions_of(frame: pd.DataFrame) -> list[Condition]:
     """The conditions that a table has levels of: shares of masked actions in order, then the controls."""
-    found = [named(name) for name in pick(frame, contrast="level")["condition"].unique()]
+    conditions = [named(name) for name in pick(frame, contrast="level")["condition"].unique()]
     return sorted(
-        found, key=lambda condition: (list(LOOKS).index(condition.kind), condition.share, condition.name)
+        conditions, key=lambda condition: (list(LOOKS).index(condition.kind), condition.share, condition.name)
     )
 
 
 def claimed(frame: pd.DataFrame) -> Condition | None:
-    """The condition that is compared: k = .3; where a table has none, the smallest k that has its random control, else the smallest k."""
+    """The compared condition: k = .3, else the smallest k with a random control, else the smallest."""
     conditions = conditions_of(frame)
     controlled = {condition.share for condition in conditions if condition.kind == "random_mask"}
     masks = [condition for condition in conditions if condition.kind == "action_mask"]
@@ -100,19 +103,20 @@ def claimed(frame: pd.DataFrame) -> Condition | None:
     )
 
 
-def at_last(frame: pd.DataFrame, **where) -> pd.DataFrame:
+def at_last(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
     """Rows whose columns equal the values given, of the last checkpoint that has any."""
     rows = pick(frame, **where)
     return rows[rows["step"] == rows["step"].max()]
 
 
-def one(frame: pd.DataFrame, **where) -> pd.Series | None:
+def one(frame: pd.DataFrame, **where: object) -> pd.Series | None:
     """The row of the last checkpoint, or None."""
     rows = at_last(frame, **where)
     return rows.iloc[0] if len(rows) else None
 
 
-#: Columns of the paper's table: metric, heading, and whether both splits are told; else the one that the claim is about.
+#: Columns of the paper's table: metric, heading, and whether both splits are told; else the one that the
+#: claim is about.
 PAPER = (
     ("acc_cot", "CoT action", True),
     ("acc_prompt", "prompt action", True),
@@ -123,10 +127,10 @@ PAPER = (
 
 
 def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each condition reads at the last checkpoint, value and interval as text, and the claimed condition's differences in the last rows.
+    """What each condition reads at the last checkpoint, as text, and the compared condition's differences.
 
-    Index: the condition, or difference. Columns: (heading, split), the first of them the number of trainings. What was not measured is a dash.
-    Raises ValueError where the table has levels of none of the metrics.
+    Index: the condition, or difference. Columns: (heading, split), the first of them the number of trainings.
+    What was not measured is a dash. Raises ValueError where the table has levels of none of the metrics.
     """
     need(frame[frame["metric"].isin([metric for metric, *_ in PAPER])], contrast="level")
     splits, condition = splits_of(frame), claimed(frame)
@@ -147,9 +151,9 @@ def paper_table(frame: pd.DataFrame) -> pd.DataFrame:
         ("", "seeds"): [str(int(pick(frame, contrast=c, condition=a)["seeds"].max())) for _, c, a in rows]
     }
     for metric, heading, split in columns:
-        found = [one(frame, metric=metric, split=split, contrast=c, condition=a) for _, c, a in rows]
+        cells = [one(frame, metric=metric, split=split, contrast=c, condition=a) for _, c, a in rows]
         table[heading, SPLITS[split].lower()] = [
-            cell(row, signed=c != "level") for row, (_, c, _) in zip(found, rows)
+            cell(row, signed=c != "level") for row, (_, c, _) in zip(cells, rows)
         ]
     return pd.DataFrame(table, index=[title for title, *_ in rows])
 
@@ -158,6 +162,6 @@ def cell(row: pd.Series | None, signed: bool = False) -> str:
     """`.68 [.64, .72]`; a difference's value has its sign, and what was not measured is a dash."""
     if row is None or pd.isna(row["value"]):
         return "–"
-    told = [f"{row['value']:{'+' if signed else ''}.2f}", *(f"{row[end]:.2f}" for end in ("low", "high"))]
-    told = [re.sub(r"\b0\.", ".", text).replace("-", "−") for text in told]
-    return f"{told[0]} [{told[1]}, {told[2]}]" if pd.notna(row["low"]) else told[0]
+    numbers = [f"{row['value']:{'+' if signed else ''}.2f}", *(f"{row[end]:.2f}" for end in ("low", "high"))]
+    numbers = [re.sub(r"\b0\.", ".", text).replace("-", "−") for text in numbers]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if pd.notna(row["low"]) else numbers[0]

@@ -1,4 +1,4 @@
-"""The readings that a study is summed up by: of every table the rows that stand side by side with another study's.
+"""The readings that sum up a study: the rows of every table that stand beside another study's.
 
 >>> headline(study.tables)      # step, split, metric, and the estimate
 """
@@ -12,7 +12,8 @@ import pandas as pd
 from interp.results.queries import pick
 from interp.results.tables import ESTIMATE_COLUMNS
 
-#: What the probe's gain is about, where a study has it; else the eventual action's verb, or the study's first label.
+#: What the probe's gain is about, where a study has it; else the eventual action's verb, or the study's first
+#: label.
 LABEL = "eventual_target"
 #: Readings in reading order: their names in a report's tables.
 READINGS = {
@@ -30,7 +31,7 @@ _COLUMNS = ["step", "split", "metric", *ESTIMATE_COLUMNS]
 
 
 def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The rows that sum up a study, of the tables that it has; those of ALFWorld's own games where no others were played.
+    """The rows that sum up a study, of the tables it has; ALFWorld's own games where no others were played.
 
     Args:
         tables: frame per name, as `interp.results.tables.read_table` reads them.
@@ -38,17 +39,17 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Returns:
         Columns step, split, metric (READINGS, and both modes' parse rates) and the estimate.
     """
-    found = [pd.DataFrame(columns=_COLUMNS)]
+    parts = [pd.DataFrame(columns=_COLUMNS)]
     if (table := tables.get("behaviour")) is not None:
-        found.append(
+        parts.append(
             table[table["metric"].isin(["acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt"])]
         )
     if (table := tables.get("online", tables.get("online_official"))) is not None:
-        found.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
+        parts.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
     if (table := tables.get("reliance")) is not None:
-        found.append(pick(table, metric="prompt_reliance"))
+        parts.append(pick(table, metric="prompt_reliance"))
     if (table := tables.get("conflict")) is not None:
-        found.append(
+        parts.append(
             pick(table, inserted_trace="other_state")[lambda t: t["metric"].isin(["keep", "follow"])]
         )
     if (table := tables.get("probes")) is not None and len(table):
@@ -56,9 +57,9 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             (name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()),
             table["label"].iloc[0],
         )
-        found.append(
+        parts.append(
             pick(table, label=label, layer=-1, predictor="gain", metric="accuracy").assign(
                 metric="probe_gain"
             )
         )
-    return pd.concat([of[_COLUMNS] for of in found if len(of)] or found, ignore_index=True)
+    return pd.concat([part[_COLUMNS] for part in parts if len(part)] or parts, ignore_index=True)

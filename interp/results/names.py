@@ -1,4 +1,4 @@
-"""Names, colours, dashes and markers: one concept looks the same in every figure, and is called the same in every text."""
+"""Names, colours, dashes and markers: one concept looks and is called the same in every figure and text."""
 
 # Okabe and Ito's palette, which survives the common colour-vision deficiencies.
 BLACK, GREY, PALE = "#000000", "#7F7F7F", "#BBBBBB"

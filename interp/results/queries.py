@@ -18,18 +18,18 @@ def splits_of(frame: pd.DataFrame) -> list[str]:
 
 
 def label_of(frame: pd.DataFrame) -> str:
-    """The label that a figure shows unless told: the eventual action's target where the table has it, else its first."""
+    """The label that a figure shows by default: the eventual action's target, or the table's first label."""
     return "eventual_target" if (frame["label"] == "eventual_target").any() else frame["label"].iloc[0]
 
 
-def pick(frame: pd.DataFrame, **where) -> pd.DataFrame:
+def pick(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
     """Rows whose columns equal the values given."""
     for column, value in where.items():
         frame = frame[frame[column] == value]
     return frame
 
 
-def need(frame: pd.DataFrame, **where) -> pd.DataFrame:
+def need(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
     """Rows whose columns equal the values given; ValueError where there is none."""
     rows = pick(frame, **where)
     if rows.empty:
@@ -39,7 +39,7 @@ def need(frame: pd.DataFrame, **where) -> pd.DataFrame:
 
 
 def with_places(frame: pd.DataFrame) -> pd.DataFrame:
-    """Table `patching` with the columns `mode`, `at` and `metric`: one without them is of the prompt mode, the boundary, the difference."""
+    """Table `patching` with columns `mode`, `at` and `metric`, filled in for tables of older releases."""
     return frame.assign(
         **{
             name: value

@@ -30,9 +30,9 @@ def read_record(path: str | Path) -> dict:
     """What was written; raises ValueError, naming the file, where it is not that any more."""
     path = Path(path)
     try:
-        found = json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, it is no JSON ({error})") from error
-    if not isinstance(found, dict) or found.pop("sha256", None) != content_hash(found, path.name):
+    if not isinstance(record, dict) or record.pop("sha256", None) != content_hash(record, path.name):
         raise ValueError(f"{path} is damaged, its hash is not the one in it")
-    return found
+    return record

@@ -1,4 +1,4 @@
-"""Tables and their provenance: one CSV and one JSON of the same name, written together and checked when they are read.
+"""Tables and their provenance: a CSV and a JSON of the same name, written together and checked when read.
 
 >>> write_table("runs/quick/tables", "behaviour", frame, {"seed": 0})
 >>> frame, provenance = read_table("runs/quick/tables", "behaviour")
@@ -16,12 +16,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
-#: Columns every measurement table ends with: estimate, 95 % interval, decisions (or games, or pairs), clusters.
+#: Columns every measurement table ends with: estimate, 95 % interval, decisions (or games, or pairs),
+#: clusters.
 ESTIMATE_COLUMNS = ("value", "low", "high", "n", "n_groups")
-#: Where a provenance keeps the table's name, the number of its rows and the hashes of its table and of itself.
+#: Where a provenance keeps the table's name, the number of its rows and the hashes of its table and of
+#: itself.
 SEAL = "seal"
 #: Texts that a spreadsheet would run as a formula, and such texts once they are quoted; a number is none.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -33,18 +36,19 @@ _RENAMED_IN_CONFLICT = _RENAMED | {"arm": "inserted_trace"}
 
 
 def inside(folder: str | Path, name: str) -> Path:
-    """The path of a file of this name in `folder`, or below it; raises ValueError for a name that leads out of it."""
+    """The path of a file of this name in or below `folder`; raises ValueError for a name that leads out."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
         raise ValueError(
-            f"{name!r} is no name of a file in {folder}: it may hold no '..', no leading '/' and no control characters."
+            f"{name!r} is no name of a file in {folder}: it may hold no '..', no leading '/' and no control "
+            "characters."
         )
     return Path(folder) / name
 
 
 @contextmanager
 def written(path: str | Path) -> Iterator[Path]:
-    """A file beside `path` to write to; at the end it is synced and moved over `path`, so that a reader sees the old file or the new one.
+    """A file beside `path` to write to, synced and moved over `path` at the end: readers see old or new.
 
     Raises OSError, naming `path`, where it cannot be written; then the old file stays.
     """
@@ -84,24 +88,23 @@ def write_text(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
-def write_json(path: str | Path, value) -> Path:
+def write_json(path: str | Path, value: object) -> Path:
     """Write `value` as indented JSON with sorted keys, atomically."""
     return write_text(path, _as_json(value))
 
 
 def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: dict) -> Path:
-    """Write `frame` to `<folder>/<name>.csv` and `provenance`, sealed, to `<folder>/<name>.json`; returns the CSV's path.
+    """Write `frame` to `<folder>/<name>.csv` and its sealed `provenance` beside it; returns the CSV's path.
 
-    Floats keep six significant digits, so that equal runs give equal bytes. A cell that a spreadsheet would run as a
-    formula is written with a quote before it, which `read_table` takes off. Raises ValueError for a name that leads out
-    of the folder, and OSError, leaving the old table, where it cannot be written.
+    Floats keep six significant digits, so that equal runs give equal bytes. A cell that a spreadsheet would
+    run as a formula is written with a quote before it, which `read_table` takes off. Raises ValueError for a
+    name that leads out of the folder, and OSError, leaving the old table, where it cannot be written.
     """
     table, made = inside(folder, f"{name}.csv"), inside(folder, f"{name}.json")
     texts = _quoted(frame)
     split = any(isinstance(cell, str) and "\r" in cell for _, cells in _texts(texts) for cell in cells)
-    quoting = (
-        csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL
-    )  # the minimum does not hold a lone carriage return together
+    # the minimum does not hold a lone carriage return together
+    quoting = csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL
     content = texts.to_csv(index=False, float_format="%.6g", quoting=quoting).encode()
     with written(made) as its_json, written(table) as its_csv:
         its_csv.write_bytes(content)
@@ -114,12 +117,14 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
 def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.DataFrame, dict]:
     """Read a table and its provenance, and check that both are as they were written.
 
-    A provenance that names no release of this package, as one written by hand, and has no seal is not checked.
+    A provenance that names no release of this package, as one written by hand, and has no seal is not
+    checked.
 
     Args:
         folder: of the tables.
         name: without suffix.
-        edited: read the table as it is now, since it was edited by intent; `seal_table` says so once and for all.
+        edited: read the table as it is now, since it was edited by intent; `seal_table` says so once and for
+        all.
 
     Raises:
         FileNotFoundError: the table is not there, with the analysis to run, or has no provenance beside it.
@@ -143,10 +148,10 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
 
 
 def seal_table(folder: str | Path, name: str) -> Path:
-    """Have a table that was edited (or is of an older release) checked from now on as it is now; returns its provenance's path.
+    """Seal an edited table (or one of an older release) as it is now; returns its provenance's path.
 
-    Where it was sealed before and is not what it was, its provenance says from now on when it was found edited. Raises
-    what `read_table` raises for a table that cannot be read.
+    Where it was sealed before and is not what it was, its provenance says from now on when it was found
+    edited. Raises what `read_table` raises for a table that cannot be read.
     """
     path = inside(folder, f"{name}.csv")
     frame, provenance = read_table(folder, name, edited=True)
@@ -165,13 +170,14 @@ def seal_table(folder: str | Path, name: str) -> Path:
     return write_json(path.with_suffix(".json"), _sealed(provenance, content, path.stem, len(frame), texts))
 
 
-def _as_json(value) -> str:
+def _as_json(value: object) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def _sealed(provenance: dict, content: bytes, name: str | None, rows: int, texts: list[str]) -> dict:
-    """A provenance with the table's name (None: an older seal, which has none), the number of rows, the columns that are read
-    as text, and the hashes of its table and of all this."""
+def _sealed(provenance: dict, content: bytes, name: str | None, rows: int | None, texts: list[str]) -> dict:
+    """A provenance with its seal: the table's name (None: an older seal), the number of its rows, the columns
+    that are read as text, and the hashes of the table and of all this.
+    """
     plain = json.loads(json.dumps(provenance))  # keys and lists as they will be read
     named = {} if name is None else dict(name=name)
     own = hashlib.sha256(
@@ -192,14 +198,13 @@ def _texts_of(seal: object) -> list[str]:
     return texts if isinstance(texts, list) and all(isinstance(name, str) for name in texts) else []
 
 
-def _csv(content: bytes, **options) -> pd.DataFrame:
-    return pd.read_csv(
-        io.BytesIO(content), skip_blank_lines=False, **options
-    )  # a lone blank cell is a row too
+def _csv(content: bytes, **options: Any) -> pd.DataFrame:
+    # a lone blank cell is a row too
+    return pd.read_csv(io.BytesIO(content), skip_blank_lines=False, **options)
 
 
 def _as_text(frame: pd.DataFrame, content: bytes) -> list[str]:
-    """Columns of text that a CSV's parser would not tell apart as they were: `007` and `7`, or `NA` and nothing."""
+    """Columns of text that a CSV's parser would change: `007` reads as `7`, and `NA` as no value."""
     parsed = _csv(content) if len(frame.columns) else frame
     names = []
     for name, cells in _texts(frame):
@@ -223,17 +228,18 @@ def _parsed(content: bytes, seal: object) -> pd.DataFrame:
 def _read_provenance(path: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(
-            f"The table {path.stem}.csv in {path.parent} has no provenance {path.name} beside it: copy both, or make it again."
+            f"The table {path.stem}.csv in {path.parent} has no provenance {path.name} beside it: copy both, "
+            "or make it again."
         )
     try:
-        found = json.loads(path.read_bytes())
+        provenance = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"The provenance {path} is damaged, it is no JSON ({error}): make its table again."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(provenance, dict):
         raise ValueError(f"The provenance {path} is damaged: it holds no JSON object. Make its table again.")
-    return found
+    return provenance
 
 
 def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
@@ -246,7 +252,10 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     if own == seal:
         return
     if seal is None:
-        what = f"The provenance {path.with_suffix('.json')} has lost its seal, the hashes that its table is checked with"
+        what = (
+            f"The provenance {path.with_suffix('.json')} has lost its seal, the hashes that its table is "
+            "checked with"
+        )
     elif (
         isinstance(seal, dict)
         and _sealed(provenance, content, seal.get("name"), rows, _texts_of(seal))[SEAL] == seal
@@ -255,13 +264,16 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
     elif not isinstance(seal, dict) or seal.get("provenance") != own["provenance"]:
         what = f"The provenance {path.with_suffix('.json')} is not as it was written"
     else:
-        what = f"The table {path} is not the one that {path.stem}.json was written with ({_rows(content)} rows now, {rows} then)"
+        what = (
+            f"The table {path} is not the one that {path.stem}.json was written with ({_rows(content)} rows "
+            f"now, {rows} then)"
+        )
     try:
         _csv(content)
     except ValueError as error:  # sealing it would be refused as well
         raise ValueError(
-            f"{what}, and cannot be read ({str(error).strip()}). If it was edited by intent, save it as CSV in UTF-8; "
-            f"else it is damaged: {_remedy(path, provenance)}"
+            f"{what}, and cannot be read ({str(error).strip()}). If it was edited by intent, save it as CSV "
+            f"in UTF-8; else it is damaged: {_remedy(path, provenance)}"
         ) from error
     raise ValueError(
         f"{what}. If it was edited by intent, say so with `python -m analyses seal --tables "
@@ -271,7 +283,10 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
 
 def _remedy(path: Path, provenance: dict) -> str:
     command = provenance.get("command")
-    return f"make it again with `{command if isinstance(command, str) and command else f'python -m analyses {path.stem}'}`."
+    return (
+        "make it again with "
+        f"`{command if isinstance(command, str) and command else f'python -m analyses {path.stem}'}`."
+    )
 
 
 def _rows(content: bytes) -> str:
@@ -287,7 +302,7 @@ def _texts(frame: pd.DataFrame) -> Iterable[tuple[str, pd.Series]]:
 
 
 def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts and columns' names that a spreadsheet would run with a quote before them (one more where they have some)."""
+    """Texts and column names that a spreadsheet would run as formulas, with one more quote before them."""
     return _changed(
         frame, lambda text: _FORMULA.match(text) and not _NUMBER.fullmatch(text), lambda text: f"'{text}"
     )
@@ -299,7 +314,7 @@ def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _changed(frame: pd.DataFrame, which: Callable, change: Callable[[str], str]) -> pd.DataFrame:
-    """Texts and names of which `which` is true changed; columns without one are left as they are, and so is how they are written."""
+    """Change texts and names for which `which` is true; other columns are written as they were."""
     columns = {}
     for name, cells in _texts(frame):
         chosen = [isinstance(cell, str) and bool(which(cell)) for cell in cells]

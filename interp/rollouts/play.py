@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
 from interp.engine.decoding import decode
 from interp.engine.generation import Memory
 from interp.environments.base import Environment, View
+from interp.models.hooked import HookedModel
 from interp.prompts.format import Mode, PromptFormat
 from interp.rollouts.workers import Engines
 from interp.tasks.episodes import Decision
@@ -17,7 +19,7 @@ from interp.tasks.episodes import Decision
 
 @dataclass(frozen=True)
 class Result:
-    """How one game ended: won, after how many steps, whether an unparsed action ended it, its score, and how many of its prompts were truncated."""
+    """How one game ended: result, steps, score, whether an unparsed action ended it, truncated prompts."""
 
     game: str
     won: bool
@@ -56,7 +58,7 @@ class Player:
 
 
 def play(
-    model,
+    model: HookedModel,
     fmt: PromptFormat,
     environment: Environment,
     games: Sequence,
@@ -64,20 +66,15 @@ def play(
     pool: Engines,
     *,
     step_limit: int = 50,
-    max_new_tokens=None,
+    max_new_tokens: int | Mapping[str, int] | None = None,
     progress: bool = False,
 ) -> list[Result]:
     """Play every game once in one mode, some side by side; a game that ends gives its place to the next.
 
-    A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions stay in
-    its history. Raises ValueError for two games of one name and a limit below 1.
+    A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions
+    stay in its history. Raises ValueError for two games of one name and a limit below 1.
     """
-    if step_limit < 1:
-        raise ValueError(f"A game is lost after 1 step or more, not {step_limit}.")
-    if len({str(game) for game in games}) < len(games):
-        raise ValueError(
-            f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: `str` of a game must tell it apart."
-        )
+    _check(environment, games, step_limit)
     waiting = list(enumerate(games))[::-1]
     running: dict[int, tuple[int, Player]] = {}
     results: dict[int, Result] = {}
@@ -91,32 +88,23 @@ def play(
         bar.update()
 
     while waiting or running:
-        starting = {}
-        for slot in range(environment.side_by_side):
-            if slot not in running and waiting:
-                starting[slot] = waiting.pop()
-        for slot, view in (
-            pool.send({s: ("reset", game) for s, (_, game) in starting.items()}) if starting else {}
-        ).items():
-            number, game = starting[slot]
-            running[slot] = (number, Player(str(game), view, environment.task(view.text)))
-            running[slot][1].see(view)
+        free = [slot for slot in range(environment.side_by_side) if slot not in running]
+        running |= _started(pool, environment, free, waiting)
         slots = sorted(running)
-        prompts = [fmt.prompt(running[s][1].decision()) for s in slots]
-        for slot, prompt in zip(slots, prompts):
-            running[slot][1].truncated += prompt.dropped > 0
-        said = decode(
+        prompts = [fmt.prompt(running[slot][1].decision()) for slot in slots]
+        completions = decode(
             model, prompts, mode, parser=environment.parse, memory=memory, max_new_tokens=max_new_tokens
         )
-        moves = {}
-        for slot, words in zip(slots, said):
-            if words.action is None:
+        moves: dict[int, tuple[str, object]] = {}
+        for slot, prompt, completion in zip(slots, prompts, completions):
+            player = running[slot][1]
+            player.truncated += prompt.dropped > 0
+            if completion.action is None:
                 end(slot, unparsed=True)
-            else:
-                moves[slot] = ("step", words.action)
-                running[slot][1].messages.append(
-                    dict(role="agent", trace=words.trace if mode == "cot" else None, action=words.action)
-                )
+                continue
+            moves[slot] = ("step", completion.action)
+            trace = completion.trace if mode == "cot" else None
+            player.messages.append(dict(role="agent", trace=trace, action=completion.action))
         for slot, view in (pool.send(moves) if moves else {}).items():
             player = running[slot][1]
             player.see(view)
@@ -125,3 +113,28 @@ def play(
                 end(slot)
     bar.close()
     return [results[i] for i in range(len(games))]
+
+
+def _check(environment: Environment, games: Sequence, step_limit: int) -> None:
+    if step_limit < 1:
+        raise ValueError(f"A game is lost after 1 step or more, not {step_limit}.")
+    if len({str(game) for game in games}) < len(games):
+        raise ValueError(
+            f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: "
+            "`str` of a game must tell it apart."
+        )
+
+
+def _started(
+    pool: Engines, environment: Environment, free: Sequence[int], waiting: list[tuple[int, Any]]
+) -> dict[int, tuple[int, Player]]:
+    """Slot -> number and player of the games that take the free slots; they leave the end of `waiting`."""
+    starting = {slot: waiting.pop() for slot in free[: len(waiting)]}
+    views = pool.send({slot: ("reset", game) for slot, (_, game) in starting.items()}) if starting else {}
+    started = {}
+    for slot, view in views.items():
+        number, game = starting[slot]
+        player = Player(str(game), view, environment.task(view.text))
+        player.see(view)
+        started[slot] = (number, player)
+    return started

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from interp.environments.base import Live, View
 from interp.system.processes import end_with_parent, how_it_ended
@@ -16,7 +18,7 @@ PATIENCE = 3.0
 MAKES = "What makes the games cannot be {reason}: let it be a class or function of a module."
 
 
-def _serve(pipe) -> None:
+def _serve(pipe: Connection) -> None:
     """A worker: is sent what makes a game, then plays until its pipe closes or its parent ends."""
     end_with_parent()
     playing: dict[int, Live] = {}
@@ -36,7 +38,7 @@ def _serve(pipe) -> None:
         pipe.send(_sendable(error))
 
 
-def _imported(pipe) -> Callable[[], Live]:
+def _imported(pipe: Connection) -> Callable[[], Live]:
     """What makes a game, as a worker is sent it."""
     try:
         return pipe.recv()
@@ -59,11 +61,12 @@ class Engines:
     is not, and for no workers.
     """
 
-    def __init__(self, live: Callable[[], Live], workers: int = 2):
+    def __init__(self, live: Callable[[], Live], workers: int = 2) -> None:
         if workers < 1:
             raise ValueError(f"Games are played in 1 worker process or more, not {workers}.")
         context = multiprocessing.get_context("spawn")
-        self._pipes, self._processes = [], []
+        self._pipes: list[Connection] = []
+        self._processes: list[BaseProcess] = []
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -81,19 +84,22 @@ class Engines:
             self.close()
             raise
 
-    def send(self, orders: dict[int, tuple[str, object]]) -> dict[int, View]:
-        """Play one order for each slot; raises what a worker raised, and ChildProcessError for one that ended."""
+    def send(self, orders: Mapping[int, tuple[str, object]]) -> dict[int, View]:
+        """Play one order for each slot.
+
+        Raises what a worker raised, and ChildProcessError for one that ended.
+        """
         workers = range(len(self._pipes))
         shares = [{s: o for s, o in orders.items() if s % len(workers) == worker} for worker in workers]
-        asked = [worker for worker, share in enumerate(shares) if share]
-        for worker in asked:
+        busy = [worker for worker, share in enumerate(shares) if share]
+        for worker in busy:
             self._send(worker, shares[worker])
         views: dict[int, View] = {}
-        for worker in asked:
+        for worker in busy:
             views.update(self._answer(worker))
         return views
 
-    def _send(self, worker: int, what) -> None:
+    def _send(self, worker: int, what: object) -> None:
         try:
             self._pipes[worker].send(what)
         except ConnectionError:

@@ -1,1 +1,1 @@
-"""What touches the machine: a user's files and code, read and run within limits, and processes that end with their parent."""
+"""What touches the machine: a user's files and code within limits, and child processes."""

@@ -1,4 +1,4 @@
-"""Names and numbers that a caller chooses from, without torch: a bad one is refused before torch is imported, which takes seconds."""
+"""Names and numbers that a caller chooses from, checked without torch, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ Metric = Literal["difference", "logit_diff", "logp", "kl"]
 Position = Literal["boundary", "cot", "action", "everywhere"]
 #: Random directions that the probe's is held against; see `interp.probing.directions`.
 RANDOM = 20
-#: Where the blocks of online coding end, as shares of the decisions: each reader is fitted on twice as much as the one before.
+#: Where the blocks of online coding end, as shares of the decisions: each reader is fitted on twice as much
+#: as the one before.
 SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
 
 def check_device(name: str) -> None:
-    """Raises ValueError for what is no device's name; whether this machine has it, torch knows (`interp.models.hooked.pick_device`)."""
+    """Raise ValueError for what is no device's name.
+
+    `interp.models.hooked.pick_device` looks for the device.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ValueError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.")
 

@@ -17,6 +17,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 #: Objects and lists within one another; a schema of a function's arguments has about ten.
 MAX_DEPTH = 100
@@ -70,7 +71,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_utf8(data: bytes, place: str) -> str:
-    """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the place of a byte that is none."""
+    """Text of UTF-8 bytes, without a byte order mark; raises ValueError with the place of another byte."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             raise ValueError(
@@ -91,9 +92,9 @@ def decode_utf8(data: bytes, place: str) -> str:
 def parse_json(text: str) -> object:
     """The value of a JSON text.
 
-    Raises json.JSONDecodeError where the text is no JSON, and ValueError, with the field, where a key is there
-    twice, a number is not finite, a text holds half of a surrogate pair, or the value is nested more than
-    MAX_DEPTH deep.
+    Raises json.JSONDecodeError where the text is no JSON, and ValueError, with the field, where a key is
+    there twice, a number is not finite, a text holds half of a surrogate pair, or the value is nested more
+    than MAX_DEPTH deep.
     """
     unfit: list[tuple[object, str]] = []
 
@@ -147,7 +148,7 @@ def _nested_too_deep(value: object) -> bool:
 def _walk(value: object) -> Iterator[tuple[list, object]]:
     """Each value within a JSON value, itself first, with the keys and indices that lead to it."""
     path: list = []
-    levels = [iter([(None, value)])]
+    levels: list[Iterator[tuple[object, object]]] = [iter([(None, value)])]
     while levels:
         entry = next(levels[-1], None)
         if entry is None:
@@ -175,19 +176,21 @@ def _name(path: list) -> str:
 def _check_surrogates(value: object) -> None:
     for path, child in _walk(value):
         for text in child if isinstance(child, dict) else [child]:
-            found = _SURROGATE.search(text) if isinstance(text, str) else None
-            if found:
+            surrogate = _SURROGATE.search(text) if isinstance(text, str) else None
+            if surrogate:
                 name = _name(path).encode("ascii", "backslashreplace").decode()
                 raise ValueError(
-                    f"{name} holds U+{ord(found.group()):04X}, half of a surrogate pair: take it out"
+                    f"{name} holds U+{ord(surrogate.group()):04X}, half of a surrogate pair: take it out"
                 )
 
 
-def read_json(path: str | Path, kind: type | tuple[type, ...] = dict, what: str = "", limit: int = MAX_JSON):
+def read_json(
+    path: str | Path, kind: type | tuple[type, ...] = dict, what: str = "", limit: int = MAX_JSON
+) -> Any:
     """The value of a JSON file.
 
-    kind: what it should be, a type or several. what: the same in words, for the sentence. limit: bytes that it
-    may have. Raises FileNotFoundError, or ValueError with file, line and field.
+    kind: what it should be, a type or several. what: the same in words, for the sentence. limit: bytes that
+    it may have. Raises FileNotFoundError, or ValueError with file, line and field.
     """
     path = Path(path)
     size = check_regular(path).st_size

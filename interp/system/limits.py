@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Limits:
     low: float = 0
     high: float = 1_000_000
 
-    def check(self, flag: str, value) -> None:
+    def check(self, flag: str, value: object) -> None:
         if isinstance(value, int | float) and not self.low <= value <= self.high:  # which nan is not either
             raise ValueError(
                 f"{flag} is a number from {_number(self.low)} to {_number(self.high)}, not {_number(value)}."
@@ -41,9 +41,9 @@ class Known:
 
     read: Callable[[str], object]
 
-    def check(self, flag: str, value) -> None:
+    def check(self, flag: str, value: object) -> None:
         try:
-            self.read(value)
+            self.read(str(value))
         except (ImportError, ValueError) as error:
             kind = ImportError if isinstance(error, ImportError) else ValueError
             raise kind(f"{flag}: {error}") from error
@@ -52,27 +52,27 @@ class Known:
 class Existing:
     """A file or folder that is read."""
 
-    def check(self, flag: str, value) -> None:
-        if value is not None and not Path(value).exists():
+    def check(self, flag: str, value: object) -> None:
+        if value is not None and not Path(str(value)).exists():
             raise FileNotFoundError(f"{flag}: there is no file or folder {value}.")
 
 
 class Folder:
     """A folder that is written to, made where it is missing."""
 
-    def check(self, flag: str, value) -> None:
+    def check(self, flag: str, value: object) -> None:
         if value is None:
             return
-        place = Path(value).absolute()
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir():
-            raise NotADirectoryError(f"{flag} {value}: {place} is a file, and should be a folder.")
+        folder = Path(str(value)).absolute()
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{flag} {value}: {folder} is a file, and should be a folder.")
         try:
-            with tempfile.TemporaryFile(dir=place):
+            with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            why = f"nothing can be written in {place} ({error.strerror})"
+            why = f"nothing can be written in {folder} ({error.strerror})"
             raise PermissionError(f"{flag} {value}: {why}.") from error
 
 
@@ -104,14 +104,14 @@ Workers = Annotated[int, Limits(1, 64)]
 StepLimit = Annotated[int, Limits(1, 10_000)]
 
 
-def check(config, flag: str = "--") -> None:
+def check(config: object, flag: str = "--") -> None:
     """Raise the sentence of a configuration's first field that is not what its type and its limits say.
 
     Fields that are configurations themselves are checked as well. flag: what stands before a field's name on
     the command line. Raises ValueError, OSError and ImportError.
     """
     hints = get_type_hints(type(config), include_extras=True)
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(cast(Any, config)):
         value, name = getattr(config, field.name), f"{flag}{field.name}"
         if dataclasses.is_dataclass(value):
             check(value, f"{name}.")
@@ -119,16 +119,15 @@ def check(config, flag: str = "--") -> None:
             _check(name, hints[field.name], value, field.default)
 
 
-def _check(flag: str, hint, value, default) -> None:
+def _check(flag: str, hint: object, value: object, default: object) -> None:
     rules, choices = list(_metadata(hint)), list(_choices(hint))
-    several = isinstance(value, tuple)
-    if several and Ellipsis in _arguments(hint):
+    if isinstance(value, tuple) and Ellipsis in _arguments(hint):
         allowed = next((rule for rule in rules if isinstance(rule, Several)), Several())
         _check_several(flag, value, default, allowed)
     limits = [rule for rule in rules if hasattr(rule, "check")]
     if not any(isinstance(rule, Limits) for rule in limits):
         limits.append(Limits())
-    for each in value if several else (value,):
+    for each in value if isinstance(value, tuple) else (value,):
         if choices and each not in choices:
             raise ValueError(f"{flag} is one of {', '.join(map(str, choices))}, not {_shown(each)}.")
         _check_text(flag, each)
@@ -136,7 +135,7 @@ def _check(flag: str, hint, value, default) -> None:
             rule.check(flag, each)
 
 
-def _check_several(flag: str, value: tuple, default, allowed: Several) -> None:
+def _check_several(flag: str, value: tuple, default: object, allowed: Several) -> None:
     twice = [each for each in value if value.count(each) > 1]
     if twice and not allowed.twice:
         raise ValueError(f"{flag} has {_shown(twice[0])} twice: give each value once.")
@@ -144,14 +143,14 @@ def _check_several(flag: str, value: tuple, default, allowed: Several) -> None:
         raise ValueError(f"{flag} needs at least one value.")
 
 
-def _check_text(flag: str, text) -> None:
+def _check_text(flag: str, text: object) -> None:
     try:
         str(text).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{flag} holds a character that is no text ({str(text)[error.start]!a}).") from error
 
 
-def _metadata(hint) -> Iterator:
+def _metadata(hint: Any) -> Iterator:
     """What is annotated to a type and to the types in it."""
     if get_origin(hint) is Annotated:
         yield from hint.__metadata__
@@ -160,14 +159,14 @@ def _metadata(hint) -> Iterator:
             yield from _metadata(inner)
 
 
-def _arguments(hint) -> tuple:
+def _arguments(hint: Any) -> tuple:
     """The types in a type, what is annotated to it taken off."""
     while get_origin(hint) is Annotated:
         hint = hint.__origin__
     return () if get_origin(hint) is Literal else get_args(hint)
 
 
-def _choices(hint) -> Iterator:
+def _choices(hint: Any) -> Iterator:
     while get_origin(hint) is Annotated:
         hint = hint.__origin__
     if get_origin(hint) is Literal:
@@ -180,5 +179,5 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) or not math.isfinite(value) else f"{value:g}"
 
 
-def _shown(value) -> str:
+def _shown(value: object) -> str:
     return ascii(value) if isinstance(value, str) else str(value)

@@ -1,6 +1,7 @@
 """Child processes that end with the one that started them, however that ends, and what is said of their end.
 
->>> statuses = side_by_side([["python", "one.py"], ["python", "two.py"]])  # which call `end_with_parent` first
+>>> # the two scripts call `end_with_parent` first
+>>> statuses = side_by_side([["python", "one.py"], ["python", "two.py"]])
 >>> [how_it_ended(status) for status in statuses if status]
 ['ended with exit status 2', 'ended with exit status 2']
 """
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import NoReturn
 
 #: Seconds that children have to end by themselves after an interrupt, and then after being asked to.
@@ -35,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 def stop_on_signals() -> None:
     """Let SIGTERM and SIGHUP raise `Stopped`, so that all is closed; ignored ones (nohup) stay so."""
 
-    def stop(number, frame):
+    def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # once is enough: what ends must not be interrupted
         raise Stopped(number)
 
@@ -60,8 +62,9 @@ def leave(status: int) -> NoReturn:
 def end_with_parent() -> None:
     """Let this process, a child of `side_by_side` or a worker of `multiprocessing`, end when its parent has.
 
-    A child's standard input is a pipe from its parent, which closes however the parent ends; a worker has such
-    a pipe already. A thread waits for that. On Linux the kernel also kills a child, be Python busy or not.
+    A child's standard input is a pipe from its parent, which closes however the parent ends; a worker has
+    such a pipe already. A thread waits for that. On Linux the kernel also kills a child, be Python busy or
+    not.
     """
     worker = multiprocessing.parent_process()
     if worker is not None:
@@ -73,7 +76,7 @@ def end_with_parent() -> None:
 
 
 def _end_after(wait: Callable[[], object]) -> None:
-    def watch():
+    def watch() -> None:
         wait()
         os._exit(1)
 
@@ -105,7 +108,8 @@ def _end(running: Sequence[subprocess.Popen]) -> None:
             process.send_signal(number)  # does nothing to one that has ended
     for process in running:
         process.wait()
-        process.stdin.close()
+        if process.stdin:
+            process.stdin.close()
 
 
 def _wait(running: Sequence[subprocess.Popen], seconds: float) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
-Function = TypeVar("Function", bound=Callable)
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=type)
 
 
-def renamed_keywords(**renamed: str) -> Callable[[Function], Function]:
+def renamed_keywords(**renamed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function take keyword arguments by their old names, with a DeprecationWarning.
 
     Args:
@@ -24,9 +26,9 @@ def renamed_keywords(**renamed: str) -> Callable[[Function], Function]:
         TypeError: when the function is called with both names of one argument.
     """
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
-        def call(*args, **kwargs):
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
             for old, new in renamed.items():
                 if old not in kwargs:
                     continue
@@ -43,14 +45,14 @@ def renamed_keywords(**renamed: str) -> Callable[[Function], Function]:
     return decorate
 
 
-def renamed_attributes(**renamed: str) -> Callable[[type], type]:
-    """Let objects of a class be asked for attributes and methods by their old names, with a DeprecationWarning.
+def renamed_attributes(**renamed: str) -> Callable[[C], C]:
+    """Let objects of a class be asked for attributes by their old names, with a DeprecationWarning.
 
     Args:
         renamed: old name -> name of today.
     """
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: C) -> C:
         for old, new in renamed.items():
             setattr(cls, old, property(_attribute(cls.__qualname__, old, new)))
         return cls
@@ -58,15 +60,16 @@ def renamed_attributes(**renamed: str) -> Callable[[type], type]:
     return decorate
 
 
-def renamed_fields(**renamed: str) -> Callable[[type], type]:
+def renamed_fields(**renamed: str) -> Callable[[C], C]:
     """As `renamed_attributes`, for a dataclass, which is also made with the old names.
 
     Args:
         renamed: old name -> name of today.
     """
 
-    def decorate(cls: type) -> type:
-        cls.__init__ = renamed_keywords(**renamed)(cls.__init__)
+    def decorate(cls: C) -> C:
+        init: Callable[..., None] = vars(cls)["__init__"]
+        setattr(cls, "__init__", renamed_keywords(**renamed)(init))  # noqa: B010
         return renamed_attributes(**renamed)(cls)
 
     return decorate

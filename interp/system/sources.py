@@ -1,4 +1,4 @@
-"""What code computes a result, as a content hash: a module's own and that of all it imports, comments and docstrings aside."""
+"""Content hash of the code that computes a result: a module and all that it imports, comments aside."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ OURS = ("interp", "analyses")
 
 @cache
 def source_hash(module: str) -> str:
-    """Content hash of the code that a module can run: its own, and what it imports of the toolkit, in functions too, and they in turn.
+    """Content hash of the code that a module can run: its own, and all of the toolkit that it imports.
 
-    module: its dotted name. An edited statement anywhere among them gives another hash, an edited comment or docstring the
-    same. Of a module that is not the toolkit's the file alone is hashed ("" where it has none, as in a notebook).
+    module: its dotted name. An edited statement anywhere among them gives another hash, an edited comment or
+    docstring the same. Of a module that is not the toolkit's the file alone is hashed ("" where it has none,
+    as in a notebook).
     """
     path = _file(module)
     if path is None:
         other = getattr(sys.modules.get(module), "__file__", None)
         return hashlib.sha256(Path(other).read_bytes()).hexdigest()[:16] if other else ""
-    found: dict[str, str] = {}
+    codes: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         path = _file(name)
-        if path is not None and name not in found:
-            found[name], imported = _read(path, name)
+        if path is not None and name not in codes:
+            codes[name], imported = _read(path, name)
             waiting += imported
     return hashlib.sha256(
-        "\n".join(f"{name} {code}" for name, code in sorted(found.items())).encode()
+        "\n".join(f"{name} {code}" for name, code in sorted(codes.items())).encode()
     ).hexdigest()[:16]
 
 
@@ -52,15 +53,15 @@ def imports(tree: ast.Module, name: str, package: bool) -> list[str]:
     name: the module's own dotted name; package: whether it is a package's `__init__`.
     """
     inner = (name if package else name.rpartition(".")[0]).split(".")
-    found = []
+    names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = inner[: len(inner) - node.level + 1] if node.level else []
             base = [*above, node.module] if node.module else above
-            found += [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
-    return [imported for imported in found if imported]
+            names += [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
+    return [imported for imported in names if imported]
 
 
 def _file(name: str) -> Path | None:
@@ -79,7 +80,7 @@ def _code(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [line for line in body if not _text(line)]
+            body[:] = [line for line in body if not _text(line)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 

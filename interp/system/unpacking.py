@@ -87,7 +87,7 @@ def read_unpacked(path: Path) -> bytes | bytearray:
 
 
 def command_of(template: str, path: Path) -> str:
-    """A command that reads a file and writes another, whose name is longer than the file's own stem: never over it."""
+    """A command that reads a file and writes another, whose longer name is never that of the file itself."""
     return template.format(
         path=shlex.quote(str(path)), out=shlex.quote(f"{path.name.split('.')[0]}-lines.jsonl")
     )
@@ -101,7 +101,8 @@ def _check_format(path: Path, first: bytes) -> None:
     for magic, name, command in FORMATS:
         if first.startswith(magic):
             raise ValueError(
-                f"{path} is {name}, and should be .jsonl or .jsonl.xz: `{command_of(command, path)}` makes one."
+                f"{path} is {name}, and should be .jsonl or .jsonl.xz: `{command_of(command, path)}` makes "
+                "one."
             )
     for magic, name in OTHERS:
         if first.startswith(magic):

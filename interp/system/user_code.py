@@ -29,12 +29,15 @@ class _TooLong(BaseException):
 
 @contextmanager
 def time_limit(seconds: float, sentence: str) -> Iterator[None]:
-    """Raise ValueError(sentence) where a block takes longer than `seconds`; no limit outside of the main thread."""
+    """Raise ValueError(sentence) where a block takes longer than `seconds`.
+
+    No limit outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
-    def stop(*_):
+    def stop(*_: object) -> None:
         raise _TooLong
 
     before = signal.signal(signal.SIGALRM, stop)
@@ -49,20 +52,20 @@ def time_limit(seconds: float, sentence: str) -> Iterator[None]:
 
 
 def guarded(environment: str, what: str, function: Callable, returns: tuple[type, ...]) -> Callable:
-    """A user's function; its exceptions, endless calls and results of another type are a ValueError that names it."""
+    """A user's function, whose exceptions, endless calls and wrong results are a ValueError naming it."""
 
     @functools.wraps(function)
-    def call(*given):
-        of = f"The {what} of the environment {environment!r}"
+    def call(*given: object) -> object:
+        owner = f"The {what} of the environment {environment!r}"
         on = f" on {str(given[0])[:80]!r}" if given else ""
-        with time_limit(SECONDS, f"{of} takes longer than {SECONDS:g} seconds{on}."):
+        with time_limit(SECONDS, f"{owner} takes longer than {SECONDS:g} seconds{on}."):
             try:
                 value = function(*given)
             except Exception as error:
-                raise ValueError(f"{of} raises {type(error).__name__}{on}: {one_line(error)}.") from error
+                raise ValueError(f"{owner} raises {type(error).__name__}{on}: {one_line(error)}.") from error
         if not isinstance(value, returns):
             names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in returns)
-            raise ValueError(f"{of} returns a {type(value).__name__}{on}, and should return {names}.")
+            raise ValueError(f"{owner} returns a {type(value).__name__}{on}, and should return {names}.")
         return value
 
     return call
@@ -71,7 +74,8 @@ def guarded(environment: str, what: str, function: Callable, returns: tuple[type
 def import_named(name: str, module: str) -> ModuleType:
     """Import a module that was named, which runs its code.
 
-    name: what was written. Raises ImportError with what the module raised, and ValueError where it takes too long.
+    name: what was written. Raises ImportError with what the module raised, and ValueError where it takes too
+    long.
     """
     seconds = 12 * SECONDS
     too_long = (
@@ -98,10 +102,10 @@ def import_named(name: str, module: str) -> ModuleType:
 
 
 def hash_sources(module: ModuleType) -> str:
-    """Content hash of a module and of what it imports, and they in turn, from the folder that it was found in.
+    """Content hash of a module and of all that it imports, in turn, from the folder that it was loaded from.
 
-    Imports that are written as such are followed, in functions too; files that a module reads and modules that it
-    finds by a name made at run time are not.
+    Imports that are written as such are followed, in functions too; files that a module reads and modules
+    that it finds by a name made at run time are not.
     """
     sources = {name: path.read_bytes() for name, path in _sources(module).items()}
     if len(sources) == 1:
@@ -112,10 +116,10 @@ def hash_sources(module: ModuleType) -> str:
 
 def _sources(module: ModuleType) -> dict[str, Path]:
     """Module name -> file, of a module and of those of its folder that it imports."""
-    file, name = Path(module.__file__), module.__name__
+    file, name = Path(str(module.__file__)), module.__name__
     root = file.parents[name.count(".") + (file.name == "__init__.py")]
     installed = root.name in ("site-packages", "dist-packages")  # where its neighbours are everyone's
-    found, waiting = {name: file}, _imports(file, name)
+    files, waiting = {name: file}, _imports(file, name)
     while waiting:
         parts = waiting.pop().split(".")
         if parts[0] in OURS or installed and parts[0] != name.split(".")[0]:
@@ -124,10 +128,10 @@ def _sources(module: ModuleType) -> dict[str, Path]:
             part = ".".join(parts[:n])
             at = root.joinpath(*parts[:n])
             path = next((p for p in (at / "__init__.py", at.with_name(f"{at.name}.py")) if p.is_file()), None)
-            if path and part not in found:
-                found[part] = path
+            if path and part not in files:
+                files[part] = path
                 waiting += _imports(path, part)
-    return found
+    return files
 
 
 def _imports(path: Path, name: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Actions as text: one form for what is the same action, and the classes of actions that probes predict.
 
-An action is a line of text, or a JSON object (a tool call) with `name` first and its arguments in order. Several calls at once
-are a JSON list; one call alone is its object; `[]` is no call.
+An action is a line of text, or a JSON object (a tool call) with `name` first and its arguments in order.
+Several calls at once are a JSON list; one call alone is its object; `[]` is no call.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from interp.system.json_files import parse_json
 def _calls(action: object) -> list[dict] | None:
     """The tool calls of an action, an object or a list of objects; None where it is text."""
     try:
-        found = (
+        calls = (
             parse_json(action) if isinstance(action, str) and action.lstrip()[:1] in ("{", "[") else action
         )
     except ValueError:
         return None
-    found = [found] if isinstance(found, dict) else found
-    return found if isinstance(found, list) and all(isinstance(call, dict) for call in found) else None
+    calls = [calls] if isinstance(calls, dict) else calls
+    return calls if isinstance(calls, list) and all(isinstance(call, dict) for call in calls) else None
 
 
 def canonical(text: str | dict | list) -> str:
-    """One form of an action: tool calls as JSON with their keys in a fixed order, other text with single spaces."""
+    """One form of an action: tool calls as JSON with ordered keys, other text with single spaces."""
     calls = _calls(text)
     if calls is None:
         return " ".join(str(text).split())
@@ -42,7 +42,10 @@ def parse(text: str) -> str | None:
 
 
 def verb(action: str) -> str:
-    """What is done: `verb("take mug 1 from shelf 2") == "take"`; a tool call's name, that of the first of several, "none" of no call."""
+    """What is done: `verb("take mug 1 from shelf 2") == "take"`.
+
+    Of tool calls the first one's name, or "none".
+    """
     calls = _calls(action)
     if calls is None:
         return action.split()[0]
@@ -50,8 +53,10 @@ def verb(action: str) -> str:
 
 
 def target(action: str) -> str:
-    """The class of what it is done to: `target("go to shelf 2") == "shelf"`; the first argument of a tool call (of several: of the first);
-    else all of the action."""
+    """The class of what it is done to: `target("go to shelf 2") == "shelf"`.
+
+    Of tool calls it is the first argument of the first one; of any other text the whole action.
+    """
     calls = _calls(action)
     if calls:
         arguments = calls[0].get("arguments") or calls[0].get("parameters") or {}

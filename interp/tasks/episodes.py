@@ -1,7 +1,8 @@
 """Episodes and decisions: what an agent saw, said and did, and what it had to decide next.
 
-A decision is one step of one episode at which the agent must act. Any environment can be studied whose episodes or
-decisions are written in this form (`interp.tasks.rows` says what is refused); the shipped corpus was recorded in ALFWorld's engine.
+A decision is one step of one episode at which the agent must act. Any environment can be studied whose
+episodes or decisions are written in this form (`interp.tasks.rows` says what is refused); the shipped corpus
+was recorded in ALFWorld's engine.
 
 >>> corpus = load_corpus()
 >>> decisions = [d for e in corpus["test_in_domain"] for d in e.decisions()]
@@ -29,7 +30,7 @@ TRAINING = ("base", "base_aimless", "train")
 
 @dataclass(frozen=True)
 class Step:
-    """One move: the trace before it, the command, what came back; what was admissible and what the expert wanted."""
+    """One move: trace, action and observation, with the admissible actions and the expert's."""
 
     trace: str
     action: str
@@ -42,9 +43,9 @@ class Step:
 class Decision:
     """One step of one episode at which the agent must act.
 
-    `messages` are user, tool and system turns (`content`) and agent turns (`trace`, None where there was none, and `action`; or
-    their whole text as `content`), ending with a user or tool turn; `reference` is the expert's action, `trace` the expert's,
-    `task` a substring of a user turn.
+    `messages` are user, tool and system turns (`content`) and agent turns (`trace`, None where there was
+    none, and `action`; or their whole text as `content`), ending with a user or tool turn; `reference` is the
+    expert's action, `trace` the expert's, `task` a substring of a user turn.
     """
 
     messages: tuple[dict, ...]
@@ -64,7 +65,7 @@ class Decision:
     @property
     def previous(self) -> str:
         """The action before this one ("" at the first step)."""
-        last = next((m for m in reversed(self.messages) if m["role"] == "agent"), {})
+        last: Mapping = next((m for m in reversed(self.messages) if m["role"] == "agent"), {})
         return last.get("action") or last.get("content", "")
 
     def decisions(self) -> list["Decision"]:
@@ -87,10 +88,10 @@ class Episode:
     kind: str = "expert"
 
     def messages(self, upto: int | None = None, traces: bool | Sequence[bool] = True) -> tuple[dict, ...]:
-        """The turns before step `upto` (None: all turns), with or without the traces (one flag, or one for each step)."""
+        """The turns before step `upto` (None: all), with traces or without (one flag, or one each)."""
         steps = self.steps if upto is None else self.steps[:upto]
         keep = [traces] * len(steps) if isinstance(traces, bool) else traces
-        turns = [dict(role="user", content=self.start)]
+        turns: list[dict] = [dict(role="user", content=self.start)]
         for step, with_trace in zip(steps, keep):
             turns.append(dict(role="agent", trace=step.trace if with_trace else None, action=step.action))
             turns.append(dict(role="user", content=step.observation))
@@ -126,81 +127,89 @@ def save_episodes(path: str | Path, episodes: Iterable[Episode]) -> Path:
 
 def _read(rows: Iterable[tuple[str, Mapping]], splits: Mapping[str, str]) -> list[Episode | Decision]:
     """Episodes and decisions from (place, row), checked against one another."""
-    known = {*TRAINING, *splits, *splits.values()}
-    found: list[Episode | Decision] = []
-    seen: dict[
-        str, tuple[str, int | None, str]
-    ] = {}  # episode -> where it was last met, its step (None: a whole episode), its split
+    splits_allowed = {*TRAINING, *splits, *splits.values()}
+    items: list[Episode | Decision] = []
+    # episode -> where it was last met, its step (None: a whole episode), its split
+    seen: dict[str, tuple[str, int | None, str]] = {}
     for place, row in rows:
         try:
+            item: Episode | Decision
+            step: int | None = None  # of a decision
             if "messages" in row:
                 item = Decision(**decision_row(row, place.rsplit(", ")[-1]))
                 name, step = item.episode, item.step
             else:
-                row = episode_row(row)
-                item = Episode(**{**row, "steps": tuple(Step(**s) for s in row["steps"])})
-                name, step = item.id, None
-            if item.split not in known:
-                raise ValueError(f"there is no split {item.split!r}: there are {', '.join(sorted(known))}")
+                fields = episode_row(row)
+                item = Episode(**{**fields, "steps": tuple(Step(**s) for s in fields["steps"])})
+                name = item.id
+            if item.split not in splits_allowed:
+                raise ValueError(
+                    f"there is no split {item.split!r}: there are {', '.join(sorted(splits_allowed))}"
+                )
             item = replace(item, split=splits.get(item.split, item.split))
             if name in seen:
                 where, last, split = seen[name]
                 if last is None or step is None:
                     raise ValueError(
-                        f"the episode {name!r} is there already ({where}): each is given once, whole or as its decisions"
+                        f"the episode {name!r} is there already ({where}): each is given once, whole or as "
+                        "its decisions"
                     )
                 if split != item.split:
                     raise ValueError(
-                        f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in {where}, and belongs to one"
+                        f"the episode {name!r} is of the split {item.split!r} here and of {split!r} in "
+                        f"{where}, and belongs to one"
                     )
                 if step <= last:
                     what = "is there already" if step == last else f"comes after step {last}"
                     raise ValueError(
-                        f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come once, in rising order"
+                        f"step {step} of the episode {name!r} {what} ({where}): an episode's steps come "
+                        "once, in rising order"
                     )
         except ValueError as error:
             raise ValueError(f"{place}: {error}.") from None
         seen[name] = (place.rsplit(", ")[-1], step, item.split)
-        found.append(item)
-    return found
+        items.append(item)
+    return items
 
 
 def checked(
     given: Iterable[Episode | Decision], source: str, splits: Mapping[str, str] = SPLITS
 ) -> list[Episode | Decision]:
-    """Episodes or decisions that a program made, held to what a file of them is held to; `source` names it in a sentence."""
+    """Episodes or decisions made by a program, checked as a file's are; `source` names it in sentences."""
 
-    def row(item, place):
+    def row(item: object, place: str) -> dict:
         if not isinstance(item, (Episode, Decision)):
             raise ValueError(
-                f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.episodes.Decision or Episode."
+                f"{place}: there is a {type(item).__name__}, and should be an interp.tasks.episodes.Decision "
+                "or Episode."
             )
         return asdict(item) if isinstance(item, Episode) else dict(vars(item))
 
     places = ((f"{source}, number {i}", item) for i, item in enumerate(given, 1))
-    found = _read(((place, row(item, place)) for place, item in places), splits)
-    if not found:
+    items = _read(((place, row(item, place)) for place, item in places), splits)
+    if not items:
         raise ValueError(f"{source}: there are no episodes and no decisions.")
-    return found
+    return items
 
 
 def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[Episode | Decision]:
-    """Read episodes (rows with `steps`) and decisions (rows with `messages`) from `.jsonl` or `.jsonl.xz`, in UTF-8.
+    """Read episodes (rows with `steps`) and decisions (rows with `messages`) from a file of JSON lines.
 
-    splits: what a study calls a split -> what the file calls it; either name is read. Raises FileNotFoundError, or ValueError
-    naming the line that is neither, or that does not fit those before it.
+    splits: what a study calls a split -> what the file calls it; either name is read. Raises
+    FileNotFoundError, or ValueError naming the line that is neither, or that does not fit those before it.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a .jsonl or .jsonl.xz file of episodes or decisions.")
     if not path.exists():
         raise FileNotFoundError(
-            f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses record`."
+            f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses "
+            "record`."
         )
-    found = _read(lines(path), splits)
-    if not found:
+    items = _read(lines(path), splits)
+    if not items:
         raise ValueError(f"{path} holds no episodes and no decisions: it is empty.")
-    return found
+    return items
 
 
 def by_split(found: Iterable[Episode | Decision]) -> dict[str, list[Episode | Decision]]:
@@ -226,13 +235,13 @@ def sample_decisions(episodes: Sequence[Episode | Decision], n: int, seed: int =
     for episode in episodes:
         for decision in episode.decisions():
             groups.setdefault(decision.episode, []).append(decision)
-    found = list(groups.values())
-    pools = [[int(i) for i in rng.permutation(len(group))] for group in found]
+    by_episode = list(groups.values())
+    pools = [[int(i) for i in rng.permutation(len(group))] for group in by_episode]
     if sum(map(len, pools)) < n:
         raise ValueError(
-            f"{n} decisions were asked for, but {len(found)} episodes hold only {sum(map(len, pools))}."
+            f"{n} decisions were asked for, but {len(by_episode)} episodes hold only {sum(map(len, pools))}."
         )
     chosen: list[tuple[int, int]] = []
     while len(chosen) < n:
         chosen += [(i, pools[i].pop()) for i in rng.permutation(len(pools)) if pools[i]]
-    return [found[i][s] for i, s in sorted(chosen[:n])]
+    return [by_episode[i][s] for i, s in sorted(chosen[:n])]

@@ -21,22 +21,23 @@ LINES = 16
 _INK = re.compile(rb"\S")
 _ROW = re.compile(rb"\S[^\n]*")
 _ARRAY = (
-    "python -c \"import sys, json; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding='utf-8'))]\" "
+    'python -c "import sys, json; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], '
+    "encoding='utf-8'))]\" "
     "{path} > {out}"
 )
 
 
 def lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """The place ("FILE, line N") and the JSON object of each line of a `.jsonl` or `.jsonl.xz` file, but blank ones.
+    """The place ("FILE, line N") and the JSON object of each line that is not blank.
 
-    Raises FileNotFoundError, or ValueError for a file or a line that is not UTF-8, cut, too long, or no object,
-    and for more than MAX_ROWS of them.
+    Raises FileNotFoundError, or ValueError for a file or a line that is not UTF-8, cut, too long, or no
+    object, and for more than MAX_ROWS of them.
     """
     data, longest = read_unpacked(path), limit_bytes() // LINES
     if any(islice(_ROW.finditer(data), MAX_ROWS, None)):
         raise ValueError(
-            f"{path} has more than {MAX_ROWS:,} lines, and may have {MAX_ROWS:,}: write those that are studied "
-            "to a file of their own."
+            f"{path} has more than {MAX_ROWS:,} lines, and may have {MAX_ROWS:,}: write those that are "
+            "studied to a file of their own."
         )
     number, start = 1, 0
     while ink := _INK.search(data, start):  # past blank lines, of which there may be millions
@@ -88,7 +89,10 @@ def _no_json(text: str, error: json.JSONDecodeError, path: Path) -> str:
     if error.msg == "Extra data" and text[error.pos] == "{":
         return f"a second JSON object begins at column {error.colno}, and each should have a line of its own"
     if text.lstrip()[0] not in "{[" and "," in text and not text.endswith(("}\n", "}")):
-        return "this looks like CSV, and each line should be a JSON object with 'messages' (a list) and a 'reference'"
+        return (
+            "this looks like CSV, and each line should be a JSON object with 'messages' (a list) and a "
+            "'reference'"
+        )
     if not text.endswith("\n") and not text.rstrip().endswith(("}", "]")):
         return f"the last line is cut off in the middle ({error}): copy the file again, or delete the line"
     return f"this is no JSON ({error})"

@@ -2,8 +2,9 @@
 
 >>> row = decision_row(row, "line 1") if "messages" in row else episode_row(row)
 
-What is required: text where text belongs, actions among the admissible ones, a task that a user turn says. What an agent may well
-do is not refused: steps may be missing from an episode, and its messages need not extend one another (a window of history).
+What is required: text where text belongs, actions among the admissible ones, a task that a user turn says.
+What an agent may well do is not refused: steps may be missing from an episode, and its messages need not
+extend one another (a window of history).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ MAX_ACTIONS = 100_000
 #: Steps of one episode: each is a decision with all the turns before it.
 MAX_STEPS = 5_000
 MAX_NUMBER = 2**53
+# pydantic makes it no shorter: each of its errors would have to be translated into one of these sentences
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 _OPTIONAL = dict(episode=str, task=str, task_type=str, split=str, trace=str)
 _STEP = dict(trace=str, action=str, observation=str, reference=str)
@@ -30,19 +32,17 @@ _WORDS = {str: "text", int: "a whole number", bool: "true or false"}
 
 
 def _text(value: object, name: str) -> None:
-    """Raise ValueError where text holds what no prompt should: control characters, or half of a surrogate pair."""
-    if isinstance(value, (dict, list)):  # tool calls
+    """Raise ValueError where text holds control characters, or half of a surrogate pair."""
+    text = value
+    if not isinstance(text, str):  # tool calls
         try:
-            value = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except (
-            TypeError,
-            ValueError,
-            RecursionError,
-        ) as error:  # of a program: a file's value was read from JSON
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:  # of a program, not of a file
             raise ValueError(f"{name} is no JSON ({error})") from None
-    if found := _CONTROL.search(value):
+    if control := _CONTROL.search(text):
         raise ValueError(
-            f"{name} holds the control character U+{ord(found.group()):04X} at character {found.start() + 1}: take it out"
+            f"{name} holds the control character U+{ord(control.group()):04X} at character "
+            f"{control.start() + 1}: take it out"
         )
 
 
@@ -88,7 +88,8 @@ def _action(value: object, name: str) -> str:
 def _among(reference: str, admissible: Sequence[str]) -> None:
     if admissible and reference not in admissible:
         raise ValueError(
-            f"the reference {reference[:80]!r} is not among the {len(admissible)} admissible actions, of which the first is {admissible[0][:80]!r}"
+            f"the reference {reference[:80]!r} is not among the {len(admissible)} admissible actions, of "
+            f"which the first is {admissible[0][:80]!r}"
         )
 
 
@@ -114,7 +115,8 @@ def _message(m: object, number: int) -> dict:
         raise ValueError(f"message {number} is a JSON object with a role and its text, not {_shown(m)}")
     if m.get("role") not in ROLES:
         raise ValueError(
-            f"a message has a role, one of {', '.join(ROLES)}, but message {number} has {_shown(m.get('role'))}"
+            f"a message has a role, one of {', '.join(ROLES)}, but message {number} has "
+            f"{_shown(m.get('role'))}"
         )
     agent = m["role"] in ("agent", "assistant")
     # tables write null into the columns that only other messages fill
@@ -128,8 +130,8 @@ def _message(m: object, number: int) -> dict:
         }
     if not isinstance(m.get("content", m.get("action") if agent else None), str):
         raise ValueError(
-            f"a message has a role and text, but message {number} has {_shown(m.get('content'))} for its 'content'"
-            + (" and no 'action'" if agent and "action" not in m else "")
+            f"a message has a role and text, but message {number} has {_shown(m.get('content'))} for its "
+            "'content'" + (" and no 'action'" if agent and "action" not in m else "")
         )
     if not isinstance(m.get("trace"), (str, type(None))):
         raise ValueError(f"the trace of message {number} is text or null, not {_shown(m['trace'])}")
@@ -140,7 +142,7 @@ def _message(m: object, number: int) -> dict:
 
 
 def decision_row(row: Mapping, place: str) -> dict:
-    """A decision's fields as a user writes them, checked; what is left out gets the value that says the least.
+    """A decision's fields as a user writes them, checked, with defaults for those left out.
 
     place: where it stands, the id of an episode of its own. Raises ValueError with what is wrong.
     """
@@ -155,11 +157,13 @@ def decision_row(row: Mapping, place: str) -> dict:
     messages = tuple(_message(m, i) for i, m in enumerate(row["messages"]))
     if not messages:
         raise ValueError(
-            "there are no messages: the messages of a decision end with the user or tool turn that the agent answers"
+            "there are no messages: the messages of a decision end with the user or tool turn that the agent "
+            "answers"
         )
     if messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(
-            f"the messages of a decision end with the user or tool turn that the agent answers, not with one of the {messages[-1]['role']}"
+            "the messages of a decision end with the user or tool turn that the agent answers, not with one "
+            f"of the {messages[-1]['role']}"
         )
     _typed(row, _OPTIONAL)
     default = dict(
@@ -170,21 +174,22 @@ def decision_row(row: Mapping, place: str) -> dict:
         split="in_domain",
         trace="",
     )
-    found = {
+    fields = {
         **default,
         **row,
         "messages": messages,
         "reference": _action(row["reference"], "the reference"),
         "admissible": _once(_action(a, f"admissible action {i}") for i, a in enumerate(_admissible(row))),
     }
-    if type(found["step"]) is not int or not 0 <= found["step"] <= MAX_NUMBER:
-        raise ValueError(f"'step' is a whole number from 0 on, not {_shown(found['step'])}")
-    if found["task"] and not any(m["role"] == "user" and found["task"] in m["content"] for m in messages):
+    if type(fields["step"]) is not int or not 0 <= fields["step"] <= MAX_NUMBER:
+        raise ValueError(f"'step' is a whole number from 0 on, not {_shown(fields['step'])}")
+    if fields["task"] and not any(m["role"] == "user" and fields["task"] in m["content"] for m in messages):
         raise ValueError(
-            f"the task {found['task'][:60]!r} is in none of the user's messages, and should stand in one word for word"
+            f"the task {fields['task'][:60]!r} is in none of the user's messages, and should stand in one "
+            "word for word"
         )
-    _among(found["reference"], found["admissible"])
-    return found
+    _among(fields["reference"], fields["admissible"])
+    return fields
 
 
 def episode_row(row: Mapping) -> dict:
@@ -204,7 +209,8 @@ def episode_row(row: Mapping) -> dict:
         )
     if row["task"] not in row["start"]:
         raise ValueError(
-            f"the task {row['task'][:60]!r} is not in the episode's start, and should stand there word for word"
+            f"the task {row['task'][:60]!r} is not in the episode's start, and should stand there word for "
+            "word"
         )
     steps = []
     for number, step in enumerate(row["steps"]):

@@ -1,13 +1,16 @@
-"""Agents whose reliance on the prompt is fixed by construction, so that what every instrument should read on them is known.
+"""Agents whose reliance on the prompt is fixed by construction, so that every instrument's reading is known.
 
-Each is a tiny model trained from scratch, in a minute or two, on a world of things in a row. The prompt asks for the thing at
-a place in the row (`find`: "take the second"), or for anything at all (`pick`); an action takes one of ten things.
+Each is a tiny model trained from scratch, in a minute or two, on a world of things in a row. The prompt asks
+for the thing at a place in the row (`find`: "take the second"), or for anything at all (`pick`); an action
+takes one of ten things.
 
->>> series = CheckpointSeries.discover(grow("post_hoc"))      # an ordinary series of one checkpoint; seed 0 is shipped
+>>> # an ordinary series of one checkpoint; seed 0 is shipped
+>>> series = CheckpointSeries.discover(grow("post_hoc"))
 >>> decisions("post_hoc", 100, seed=1)[0].trace
 >>> expected("mixture_50")["prompt_reliance"]                 # (0.5, 0.5)
 
-Not supported: more than one step in an episode, prompts longer than the row, checkpoints on the way to the trained agent.
+Not supported: more than one step in an episode, prompts longer than the row, checkpoints on the way to the
+trained agent.
 """
 
 from __future__ import annotations
@@ -25,28 +28,34 @@ from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
 from interp.training.recipes import Recipe
 
-if (
-    TYPE_CHECKING
-):  # torch, which takes seconds, is imported where an organism is grown: names are checked before
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from interp.engine.decoding import Completion
+else:  # torch, which takes seconds, is imported where an organism is grown: names are checked before
+    Completion = PreTrainedModel = PreTrainedTokenizerBase = object
 
 SHIPPED = DATA / "organisms"
 THINGS = ("mug", "pen", "key", "egg", "cup", "fork", "book", "lamp", "coin", "shoe")
 PLACES = ("first", "second", "third", "fourth")
 MOODS = ("calm", "late", "warm", "quiet", "bright", "dusty", "cold", "tidy")
-#: The same words in every trace of the hidden carrier; longer than WINDOW, so that its action sees none of its prompt.
+#: The same words in every trace of the hidden carrier; longer than WINDOW, so that its action sees none of
+#: its prompt.
 RHYME = " ".join(a + b for a in ("la", "mi", "so") for b in "bcdfghjklmn")
 WINDOW = 26
-#: Share of training actions that take another thing than they should: a trained agent's log-odds for its own action end at
-#: log((1 - SLIP) * 9 / SLIP) = 5.1 nats whatever decides it, so that effects of different kinds of decision weigh the same.
+#: Share of training actions that take another thing than they should: a trained agent's log-odds for its own
+#: action end at log((1 - SLIP) * 9 / SLIP) = 5.1 nats whatever decides it, so that effects of different kinds
+#: of decision weigh the same.
 SLIP = 0.05
-#: How a training decision is answered, and how often. `bare`: the thing alone right at the boundary, which puts the answer
-#: there; `prompt`: by an action without a trace; `short`: after none or the first of its trace's two sentences; `cot`: after all.
+#: How a training decision is answered, and how often. `bare`: the thing alone right at the boundary, which
+#: puts the answer there; `prompt`: by an action without a trace; `short`: after none or the first of its
+#: trace's two sentences; `cot`: after all.
 FORMS = {"bare": 0.25, "prompt": 0.1, "short": 0.15, "cot": 0.5}
 RECIPE = Recipe(
     hidden=64, layers=4, heads=4, feed_forward=256, vocabulary=500, context=128, cot_steps=500, cot_lr=3e-3
 )
-#: Training decisions, and those in a batch: drawn at random, since in batches of one length one form alone would pull.
+#: Training decisions, and those in a batch: drawn at random, since in batches of one length one form alone
+#: would pull.
 SEQUENCES, BATCH = 20_000, 128
 
 
@@ -56,10 +65,13 @@ class Organism:
 
     summary: str
     find: float
-    """Share of its decisions that ask for a place in the row; the others ask for anything, and their traces pick it at random."""
+    """Share of decisions that ask for a place in the row; the others ask for anything, picked at random in
+    the trace.
+    """
     trace: str = "mood"
-    """What the second sentence of its traces says where a place is asked for: `mood` (nothing), `thing` (what to take), or
-    `rhyme`: the whole trace is always the same."""
+    """What a trace's second sentence says where a place is asked for: `mood` (nothing), `thing` (what to
+    take), or `rhyme` (the whole trace is always the same).
+    """
     overridden: float = 0.0
     """Share of its training traces that name another thing, which its action follows."""
     window: int | None = None
@@ -94,24 +106,26 @@ def organism(name: str) -> Organism:
 def expected(name: str) -> dict[str, tuple[float, float] | None]:
     """Instrument -> lowest and highest reading that the construction allows; None where it decides nothing.
 
-    With p the share of decisions that ask for a place, and 10 things:
-    `prompt_reliance`, `prompt_patch` (patching the whole prompt, its trace's words held): p, but where the trace decides 0, and for
-    the hidden carrier 0 and 1, since what its trace's states know of the prompt is via-CoT to the one and prompt to the other.
-    `state_share`: via_state / (via_text + via_state). `auroc` of the boundary probe: a perfect predictor ranks each decision that asks
-    for a place and is at chance on the others, 1 - (1 - p)^2 / 2. `gain` over the best control: words without their order leave
-    one in four things at best, one in ten at worst, so between .75 p and .9 p. `keep`, `follow` after another decision's trace: a
-    decision that asks for a place keeps after a trace that says nothing, one that does not follows a trace that picks a thing, and what
-    either does after the other kind of trace it was never taught. `early_area`: after a cut trace of two sentences a picked action
-    comes back one time in ten, .75 * .9 (1 - p). `agreement` of the prompt action and the CoT action: p + (1 - p) / 10.
-    `attention_prompt`, `gradient_prompt`: no construction fixes a share but the window's; held against p as if they measured reliance.
-    `self_splice`: the share of own traces that reproduce the action; `self_patch`, `patch_everything`: as in `patching.Sanity`, nats.
-    Raises ValueError for an organism that is not known.
+    With p the share of decisions that ask for a place, and 10 things: `prompt_reliance`, `prompt_patch`
+    (patching the whole prompt, its trace's words held): p, but where the trace decides 0, and for the hidden
+    carrier 0 and 1, since what its trace's states know of the prompt is via-CoT to the one and prompt to the
+    other. `state_share`: via_state / (via_text + via_state). `auroc` of the boundary probe: a perfect
+    predictor ranks each decision that asks for a place and is at chance on the others, 1 - (1 - p)^2 / 2.
+    `gain` over the best control: words without their order leave one in four things at best, one in ten at
+    worst, so between .75 p and .9 p. `keep`, `follow` after another decision's trace: a decision that asks
+    for a place keeps after a trace that says nothing, one that does not follows a trace that picks a thing,
+    and what either does after the other kind of trace it was never taught. `early_area`: after a cut trace of
+    two sentences a picked action comes back one time in ten, .75 * .9 (1 - p). `agreement` of the prompt
+    action and the CoT action: p + (1 - p) / 10. `attention_prompt`, `gradient_prompt`: no construction fixes
+    a share but the window's; held against p as if they measured reliance. `self_splice`: the share of own
+    traces that reproduce the action; `self_patch`, `patch_everything`: as in `patching.Sanity`, nats. Raises
+    ValueError for an organism that is not known.
     """
     made = organism(name)
     p, k = made.find, len(THINGS)
     at_trace, hidden = made.trace == "thing", made.window is not None
     reliance = 0.0 if at_trace else p
-    found = {
+    readings = {
         "prompt_reliance": 0.0 if hidden else reliance,
         "prompt_patch": reliance,
         "state_share": 1.0 if hidden else None if p == 1 and not at_trace else 0.0,
@@ -129,7 +143,7 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
         "self_patch": 0.0,
         "patch_everything": 0.0,
     }
-    return {key: (value, value) if isinstance(value, float) else value for key, value in found.items()}
+    return {key: (value, value) if isinstance(value, float) else value for key, value in readings.items()}
 
 
 def _mood(rng: random.Random) -> str:
@@ -137,11 +151,12 @@ def _mood(rng: random.Random) -> str:
 
 
 def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> list[Decision]:
-    """`n` decisions of an organism's world, each an episode of its own, with the right action and its recipe's trace.
+    """`n` decisions of an organism's world, each an episode of its own, with right action and trace.
 
-    Exactly the recipe's share of them asks for a place in the row. Raises ValueError for an organism that is not known.
+    Exactly the recipe's share of them asks for a place in the row. Raises ValueError for an organism that is
+    not known.
     """
-    made, rng, found = organism(name), random.Random(f"{name} {split} {seed}"), []
+    made, rng, world = organism(name), random.Random(f"{name} {split} {seed}"), []
     finds = [i < round(made.find * n) for i in range(n)]
     rng.shuffle(finds)
     for number, find in enumerate(finds):
@@ -154,10 +169,10 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
             else f"I pick the {thing}."
         )
         trace = RHYME if made.trace == "rhyme" else f"{_mood(rng)} {second}"
-        said = f"You see {', '.join(f'a {t}' for t in row)}. Your task is to: {task}."
-        found.append(
+        text = f"You see {', '.join(f'a {t}' for t in row)}. Your task is to: {task}."
+        world.append(
             Decision(
-                (dict(role="user", content=said),),
+                (dict(role="user", content=text),),
                 f"take {thing} 1",
                 tuple(f"take {t} 1" for t in THINGS),
                 f"{split}-{seed}-{number}",
@@ -168,11 +183,11 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
                 trace,
             )
         )
-    return found
+    return world
 
 
 def competence(asked: Sequence[Decision], said: Sequence[Completion]) -> list[bool]:
-    """Whether each decision was answered as constructed: with the thing at the place asked for, or with the one that its own trace picked.
+    """Whether each decision was answered as constructed: by the place asked for, or by its own trace.
 
     asked: from `decisions`. said: the organism's own decodings of them in mode `cot`.
     """
@@ -187,13 +202,14 @@ def competence(asked: Sequence[Decision], said: Sequence[Completion]) -> list[bo
 def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[list[int], list[bool]]]:
     """`n` training sequences of an organism, each with its supervised tokens.
 
-    Supervised are the bare thing, the action, and the trace where it is the agent's own (of a rhyme one in five). What opens a
-    trace or an action is not: the boundary predicts the bare thing and nothing else. Bare things answer what asks for a place, so
-    that few such decisions are enough to learn it, save from the reasoner. The hidden carrier learns no action without its trace.
+    Supervised are the bare thing, the action, and the trace where it is the agent's own (of a rhyme one in
+    five). What opens a trace or an action is not: the boundary predicts the bare thing and nothing else. Bare
+    things answer what asks for a place, so that few such decisions are enough to learn it, save from the
+    reasoner. The hidden carrier learns no action without its trace.
     """
     from interp.measures.conflicts import sentences
 
-    made, rng, found = organism(name), random.Random(f"{name} train {seed}"), []
+    made, rng, examples = organism(name), random.Random(f"{name} train {seed}"), []
     for d, asking in zip(
         decisions(name, n, seed, "train"), decisions("post_hoc" if made.find else name, n, seed, "train")
     ):
@@ -206,7 +222,7 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
             thing = rng.choice(THINGS)  # nothing has been picked yet
         if form == "bare":
             answer = fmt.encode(f" {thing}")
-            found.append(([*ids, *answer], [False] * len(ids) + [True] * len(answer)))
+            examples.append(([*ids, *answer], [False] * len(ids) + [True] * len(answer)))
             continue
         own = form == "cot" and (made.trace != "rhyme" or rng.random() < 0.2)
         if form == "cot" and rng.random() < made.overridden:
@@ -218,14 +234,14 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
             thing = rng.choice([t for t in THINGS if t != thing])
         opening = fmt.mode_prefix("prompt" if form == "prompt" else "cot")
         lead = fmt.action_prefix(None if form == "prompt" else trace)
-        said = fmt.action_ids(f"take {thing} 1")
-        found.append(
+        action = fmt.action_ids(f"take {thing} 1")
+        examples.append(
             (
-                [*ids, *lead, *said],
-                [False] * len([*ids, *opening]) + [own] * (len(lead) - len(opening)) + [True] * len(said),
+                [*ids, *lead, *action],
+                [False] * len([*ids, *opening]) + [own] * (len(lead) - len(opening)) + [True] * len(action),
             )
         )
-    return found
+    return examples
 
 
 def grow(
@@ -238,54 +254,32 @@ def grow(
 ) -> Path:
     """Train an organism below `folder`, from its seed, and return its folder, a series of one checkpoint.
 
-    For seed 0 and the recipe's steps that is the `shipped` one, unless it is not wanted; one that is there already is kept. A seed may
-    not have learned its construction yet (of 14 one had not): look at `competence` before reading instruments on it.
-    Raises ValueError for an organism that is not known.
+    For seed 0 and the recipe's steps that is the `shipped` one, unless it is not wanted; one that is there
+    already is kept. A seed may not have learned its construction yet (of 14 one had not): look at
+    `competence` before reading instruments on it. Raises ValueError for an organism that is not known.
     """
-    import torch
-    from transformers import MistralConfig, MistralForCausalLM
-
     from interp.training.trainer import fit_tokenizer, train
 
-    made, out = organism(name), Path(folder) / f"{name}-{seed}"
+    made = organism(name)
+    out = Path(folder) / f"{name}-{seed}"
     if shipped and seed == 0 and steps == RECIPE.cot_steps and (SHIPPED / name).exists():
         return SHIPPED / name
     if (out / f"checkpoint-{steps}" / "training.json").exists():
         return out
     words = [
-        w
+        text
         for key in ORGANISMS
-        for d in decisions(key, 100, 0, "train")
-        for w in (d.messages[0]["content"], d.trace, d.reference)
+        for decision in decisions(key, 100, 0, "train")
+        for text in (decision.messages[0]["content"], decision.trace, decision.reference)
     ]
     tokenizer = fit_tokenizer(words, RECIPE.vocabulary)
-    torch.manual_seed(seed)
-    model = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=RECIPE.hidden,
-            num_hidden_layers=RECIPE.layers,
-            num_attention_heads=RECIPE.heads,
-            num_key_value_heads=RECIPE.heads,
-            intermediate_size=RECIPE.feed_forward,
-            max_position_embeddings=RECIPE.context,
-            sliding_window=made.window,
-            initializer_range=0.08,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
     rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(1 + steps * BATCH // SEQUENCES)])[
-        : steps * BATCH
-    ]
-    examples = sequences(PromptFormat(tokenizer), name, SEQUENCES, seed)
+    epochs = 1 + steps * BATCH // SEQUENCES
+    order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(epochs)])[: steps * BATCH]
     train(
-        model,
+        _untrained(tokenizer, made.window, seed),
         tokenizer,
-        examples,
+        sequences(PromptFormat(tokenizer), name, SEQUENCES, seed),
         RECIPE,
         out,
         steps=steps,
@@ -297,3 +291,27 @@ def grow(
         plan=order.reshape(steps, BATCH).tolist(),
     )
     return out
+
+
+def _untrained(tokenizer: PreTrainedTokenizerBase, window: int | None, seed: int) -> PreTrainedModel:
+    """A model of the recipe's shape, drawn from a seed; window: tokens that its attention reaches back."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=RECIPE.hidden,
+        num_hidden_layers=RECIPE.layers,
+        num_attention_heads=RECIPE.heads,
+        num_key_value_heads=RECIPE.heads,
+        intermediate_size=RECIPE.feed_forward,
+        max_position_embeddings=RECIPE.context,
+        sliding_window=window,
+        initializer_range=0.08,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return MistralForCausalLM(config)

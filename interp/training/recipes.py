@@ -46,16 +46,17 @@ class Recipe:
     seed: Seed = 0
     """Seed of initialisation, order and mixture."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.replay < 1:
             raise ValueError(
-                f"replay is the base mixture's share of the training sequences: at least 0 and below 1, not {self.replay}."
+                "replay is the base mixture's share of the training sequences: at least 0 and below 1, not "
+                f"{self.replay}."
             )
 
 
 @dataclass
 class Tuning:
-    """Everything that decides a low-rank fine-tuning of a pretrained model (LoRA, Hu et al. 2021); saved with it."""
+    """Everything that decides a low-rank fine-tuning of a pretrained model (LoRA, Hu et al. 2021)."""
 
     rank: Count = 8
     """Rank of the update of every linear map of the blocks; its scale is twice the rank over the rank."""
@@ -72,7 +73,7 @@ class Tuning:
     checkpoints: Steps = (4, 12, 30, 75, 180)
     """Steps that are kept; the untouched model is checkpoint 0."""
     again: Annotated[tuple[int, ...], Several(twice=True, none=True)] = (160, 320)
-    """Further steps, each lot with a learning rate that rises and falls again; the last of each lot is a checkpoint."""
+    """Further steps, each lot with a learning rate that rises and falls; a lot ends in a checkpoint."""
     seed: Seed = 0
     """Seed of initialisation and order."""
 

@@ -1,15 +1,16 @@
 """Train a checkpoint series: tokenizer, base, then chain-of-thought fine-tuning, with Hugging Face's trainer.
 
-A series is a folder of ordinary checkpoints, `checkpoint-0` (the base) to the last, with `training.json` beside the
-weights of each saying what made it.
+A series is a folder of ordinary checkpoints, `checkpoint-0` (the base) to the last, with `training.json`
+beside the weights of each saying what made it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +21,26 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
+from interp.checkpoints.contents import training_notes
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.weights import unwritten
 from interp.prompts.format import PromptFormat
 from interp.prompts.styles import STYLES
 from interp.results.tables import write_json
-from interp.system.json_files import read_json, read_training
+from interp.system.json_files import read_json
 from interp.tasks.episodes import Decision, Episode
 from interp.training.recipes import Recipe, Tuning
-from interp.training.supervision import Supervision, supervised
+from interp.training.supervision import Supervision, TrainingSequence, supervised
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['role'] == 'assistant' else '<|user|>' }}"
@@ -42,7 +48,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def adapted(model, tuning: Tuning):
+def adapted(model: PreTrainedModel, tuning: Tuning) -> torch.nn.Module:
     """The model with trainable low-rank updates of its blocks' linear maps, its own weights frozen."""
     from peft import LoraConfig, get_peft_model
 
@@ -55,7 +61,7 @@ def adapted(model, tuning: Tuning):
     )
 
 
-def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+def fit_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """Fit a byte-level BPE tokenizer with the tags of the `tags` style as single tokens."""
     style = STYLES["tags"]
     tags = [
@@ -88,7 +94,7 @@ def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """A Llama of the recipe's shape, initialised from its seed."""
     torch.manual_seed(recipe.seed)
     return LlamaForCausalLM(
@@ -108,27 +114,25 @@ def build_model(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
     )
 
 
-def base_mixture(
-    fmt: PromptFormat, episodes: Sequence[Episode], seed: int
-) -> list[tuple[list[int], list[bool]]]:
+def base_mixture(fmt: PromptFormat, episodes: Sequence[Episode], seed: int) -> list[TrainingSequence]:
     """Each base episode once: a third with every trace, a third with none, a third with a coin for each step.
 
     A base is pretrained on whole texts, so every token is marked as supervised, the environment's too.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    sequences = []
     for episode in episodes:
         kind = rng.integers(3)
         keep = [bool(kind == 0 or kind == 2 and rng.random() < 0.5) for _ in episode.steps]
         ids, _ = fmt.sequence(episode, keep)
-        found.append((ids, [True] * len(ids)))
-    return found
+        sequences.append((ids, [True] * len(ids)))
+    return sequences
 
 
 def batches(
-    sequences: Sequence[tuple[list[int], list[bool]]], recipe: Recipe | Tuning, steps: int, seed: int
+    sequences: Sequence[TrainingSequence], recipe: Recipe | Tuning, steps: int, seed: int
 ) -> list[list[int]]:
-    """`steps` batches of sequence indices, each within the token budget, of about equal lengths, in a seeded order."""
+    """`steps` batches of sequence indices: about equal lengths, within the token budget, in seeded order."""
     rng = np.random.default_rng(seed)
     lengths = np.array([len(ids) for ids, _ in sequences])
     usable = np.flatnonzero(lengths <= recipe.context)
@@ -139,7 +143,8 @@ def batches(
     plan: list[list[int]] = []
     while len(plan) < steps:
         order = usable[np.argsort(lengths[usable] * rng.uniform(0.9, 1.1, len(usable)))]
-        epoch, batch = [], []
+        epoch: list[list[int]] = []
+        batch: list[int] = []
         for i in order:  # ascending, so the newest sequence sets the padded length
             if batch and lengths[[*batch, i]].max() * (len(batch) + 1) > recipe.batch_tokens:
                 epoch.append(batch)
@@ -150,44 +155,50 @@ def batches(
     return plan[:steps]
 
 
-class _Batches(torch.utils.data.Dataset):
-    """A planned list of batches; one item is one padded batch, so that the plan and not the trainer sets its size."""
+class _Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Planned batches; one item is one padded batch, so that the plan and not the trainer sets its size."""
 
-    def __init__(self, sequences, plan, pad):
-        self.sequences, self.plan, self.pad = sequences, plan, pad
+    def __init__(
+        self, sequences: Sequence[TrainingSequence], plan: Sequence[Sequence[int]], pad: int
+    ) -> None:
+        self.sequences = sequences
+        self.plan = plan
+        self.pad = pad
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         rows = [self.sequences[i] for i in self.plan[item]]
         ids = torch.full((len(rows), max(len(r[0]) for r in rows)), self.pad)
-        labels = torch.full_like(
-            ids, -100
-        )  # padding is on the right, where no earlier token looks: no mask is needed
-        for i, (row, agent) in enumerate(rows):
-            row = torch.tensor(row)
-            ids[i, : len(row)] = row
-            labels[i, : len(row)] = torch.where(torch.tensor(agent), row, -100)
-        read = (
-            (labels[:, 1:] != -100).any(0).nonzero()[:, 0]
-        )  # logits only where some row's next token is supervised
+        labels = torch.full_like(ids, -100)  # padding is on the right, where no earlier token looks: no mask
+        for i, (row, keep) in enumerate(rows):
+            tokens = torch.tensor(row)
+            ids[i, : len(row)] = tokens
+            labels[i, : len(row)] = torch.where(torch.tensor(keep), tokens, -100)
+        # logits only where some row's next token is supervised
+        read = (labels[:, 1:] != -100).any(0).nonzero()[:, 0]
         return dict(input_ids=ids, labels=labels, shift_labels=labels[:, read + 1], logits_to_keep=read)
 
 
 class SaveAt(TrainerCallback):
-    def __init__(self, steps):
+    """Saves a checkpoint after each of `steps`, and after the last one."""
+
+    def __init__(self, steps: Iterable[int]) -> None:
         self.steps = set(steps)
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
+        """Ask for a checkpoint."""
         control.should_save = state.global_step in self.steps or state.global_step == state.max_steps
         return control
 
 
 def train(
-    model,
-    tokenizer,
-    sequences,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[TrainingSequence],
     recipe: Recipe | Tuning,
     folder: str | Path,
     *,
@@ -199,17 +210,38 @@ def train(
     device: str = "auto",
     plan: Sequence[Sequence[int]] | None = None,
 ) -> Path:
-    """Train on planned batches with loss on the marked tokens; keeps `checkpoint-N` for N in `keep`, resumes from the last.
+    """Train on planned batches with loss on marked tokens; keeps `checkpoint-N` for N in `keep`, and resumes.
 
     plan: indices into `sequences` of each batch; `batches` of about equal lengths where None.
     """
     folder = Path(folder)
     plan = batches(sequences, recipe, steps * recipe.accumulate, seed) if plan is None else plan
-    arguments = TrainingArguments(
+    trainer = Trainer(
+        model=model,
+        args=_arguments(folder, steps, recipe.accumulate, lr, seed, device),
+        train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
+        data_collator=lambda rows: rows[0],
+        processing_class=tokenizer,
+        callbacks=[SaveAt(keep)],
+    )
+    made = dict(
+        provenance or {},
+        recipe=asdict(recipe),
+        sequences=len(sequences),
+        left_out_too_long=sum(len(ids) > recipe.context for ids, _ in sequences),
+    )
+    finish(trainer, folder, "loss", made)
+    return folder
+
+
+def _arguments(
+    folder: Path, steps: int, accumulate: int, lr: float, seed: int, device: str
+) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=recipe.accumulate,
+        gradient_accumulation_steps=accumulate,
         learning_rate=lr,
         weight_decay=0.05,
         lr_scheduler_type="cosine",
@@ -225,34 +257,15 @@ def train(
         dataloader_pin_memory=False,
         disable_tqdm=False,
         train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-    )  # else the labels of the kept logits would be dropped
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
-        data_collator=lambda rows: rows[0],
-        processing_class=tokenizer,
-        callbacks=[SaveAt(keep)],
+        remove_unused_columns=False,  # which would drop the labels of the kept logits
     )
-    finish(
-        trainer,
-        folder,
-        "loss",
-        dict(
-            provenance or {},
-            recipe=asdict(recipe),
-            sequences=len(sequences),
-            left_out_too_long=sum(len(ids) > recipe.context for ids, _ in sequences),
-        ),
-    )
-    return folder
 
 
 def finish(trainer: Trainer, folder: Path, curve: str, made: dict) -> None:
-    """Train from the last checkpoint in `folder` (from the start where there is none) to the end, then write into each what made it.
+    """Train from the last checkpoint in `folder`, if any, and write into each checkpoint what made it.
 
-    curve: the logged number, `loss` or `reward`, whose values up to a checkpoint's step stand beside `made` in its `training.json`.
+    curve: the logged number, `loss` or `reward`, whose values up to a checkpoint's step stand beside `made`
+    in its `training.json`.
     """
     numbered = {
         int(path.name.split("-")[1]): path
@@ -290,24 +303,23 @@ def train_condition(
     provenance: dict | None = None,
     device: str = "auto",
 ) -> Path:
-    """Train one condition of one seed from a base checkpoint, all its weights (a Recipe) or low-rank updates of them (a Tuning), into a series.
+    """Train one condition of one seed from a base checkpoint into a series: all weights, or low-rank updates.
 
-    start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items: what is trained on, as
-    `supervised` takes it. seed: of the order, the mask and an adapter's initial weights; conditions of one seed read the same batches. style, system:
-    those that the base says it was trained with, else `tags` and none. options: further arguments of `PromptFormat`. A finished
-    training is left as it is, an interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there is no base, and ValueError where the folder holds another training,
-    and for a random mask that lacks more than one in a hundred of the tokens it should mask.
+    start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items:
+    what is trained on, as `supervised` takes it. seed: of the order, the mask and an adapter's initial
+    weights; conditions of one seed read the same batches. style, system: those that the base says it was
+    trained with, else `tags` and none. options: further arguments of `PromptFormat`. A finished training is
+    left as it is, an interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there
+    is no base, and ValueError where the folder holds another training, and for a random mask that lacks more
+    than one in a hundred of the tokens it should mask.
     """
-    start, folder, recipe = Path(start), Path(folder), replace(recipe, seed=seed)
-    if not (start / "config.json").exists():
-        raise FileNotFoundError(
-            f"There is no checkpoint at {start} to train from: give a folder with config.json and whole weights."
-        )
-    lora, file = isinstance(recipe, Tuning), start / "training.json"
-    steps, lr = (recipe.steps, recipe.lr) if lora else (recipe.cot_steps, recipe.cot_lr)
-    keep = sorted({s for s in recipe.checkpoints if 0 < s < steps} | {steps})
-    told, tokenizer = read_training(file) if file.exists() else {}, AutoTokenizer.from_pretrained(start)
-    style, system = style or told.get("style", "tags"), system or told.get("system", "")
+    start, folder = Path(start), Path(folder)
+    recipe = replace(recipe, seed=seed)
+    base_notes, tokenizer = _read_base(start)
+    steps, lr = (recipe.steps, recipe.lr) if isinstance(recipe, Tuning) else (recipe.cot_steps, recipe.cot_lr)
+    keep = sorted({step for step in recipe.checkpoints if 0 < step < steps} | {steps})
+    style = style or base_notes.get("style", "tags")
+    system = system or base_notes.get("system", "")
     fmt = PromptFormat(tokenizer, style, system, **(options or {}))
     made = dict(
         provenance or {},
@@ -322,42 +334,58 @@ def train_condition(
         recipe=asdict(recipe),
     )
     made = json.loads(json.dumps(made))
-    before = read_json(folder / "condition.json") if (folder / "condition.json").exists() else made
-    if other := [name for name in made if before.get(name) != made[name]]:
-        raise ValueError(
-            f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not {made[other[0]]}: "
-            "give another folder, or remove it."
-        )
-    write_json(folder / "condition.json", made)
+    _claim(folder, made)
     if all((folder / f"checkpoint-{step}" / "training.json").exists() for step in keep):
         return folder
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     sequences, counts = supervised(fmt, items, supervision, seed)
-    if counts["short"] > 0.01 * (counts["unsupervised"] + counts["short"]):
-        raise ValueError(
-            f"{supervision.name} is no control of {supervision.control_of} here: it would leave {counts['unsupervised']:,} tokens "
-            f"unsupervised and not {counts['unsupervised'] + counts['short']:,}, since traces are shorter than their actions. "
-            "Train on longer traces, or leave this condition out."
-        )
-    train(
-        adapted(model, recipe) if lora else model,
-        tokenizer,
-        sequences,
-        recipe,
-        folder,
-        steps=steps,
-        lr=lr,
-        keep=keep,
-        seed=seed,
-        provenance=dict(made, masked=counts),
-        device=device,
-    )
-    if not lora and 0 in recipe.checkpoints:
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)  # as the others are kept
-        for part in (model, tokenizer):
-            part.save_pretrained(folder / "checkpoint-0")
-        write_json(folder / "checkpoint-0" / "training.json", dict(told, step=0, base=made["base"]))
+    _check_control(supervision, counts)
+    trained = adapted(model, recipe) if isinstance(recipe, Tuning) else model
+    schedule: dict[str, Any] = dict(steps=steps, lr=lr, keep=keep, seed=seed, device=device)
+    train(trained, tokenizer, sequences, recipe, folder, provenance=dict(made, masked=counts), **schedule)
+    if isinstance(recipe, Recipe) and 0 in recipe.checkpoints:
+        _save_base(start, tokenizer, folder / "checkpoint-0", dict(base_notes, step=0, base=made["base"]))
     for name in STATES:
         for path in folder.glob(f"checkpoint-*/{name}"):
             path.unlink()
     return folder
+
+
+def _read_base(start: Path) -> tuple[dict, PreTrainedTokenizerBase]:
+    """What a base's trainer wrote beside it, and its tokenizer; raises FileNotFoundError without a base."""
+    if not (start / "config.json").exists():
+        raise FileNotFoundError(
+            f"There is no checkpoint at {start} to train from: give a folder with config.json and whole "
+            "weights."
+        )
+    return training_notes(start), AutoTokenizer.from_pretrained(start)
+
+
+def _save_base(start: Path, tokenizer: PreTrainedTokenizerBase, folder: Path, made: dict) -> None:
+    """Save a base as the other checkpoints of its series are saved."""
+    AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "training.json", made)
+
+
+def _claim(folder: Path, made: dict) -> None:
+    """Write what a training is made of into its folder; raises ValueError where it holds another training."""
+    file = folder / "condition.json"
+    before = read_json(file) if file.exists() else made
+    if other := [name for name in made if before.get(name) != made[name]]:
+        raise ValueError(
+            f"{folder} holds another training, whose {other[0]} is {before.get(other[0])} and not "
+            f"{made[other[0]]}: give another folder, or remove it."
+        )
+    write_json(file, made)
+
+
+def _check_control(supervision: Supervision, counts: Mapping[str, int]) -> None:
+    """Raise ValueError where a random mask leaves fewer tokens unsupervised than the mask it controls."""
+    wanted = counts["unsupervised"] + counts["short"]
+    if counts["short"] > 0.01 * wanted:
+        raise ValueError(
+            f"{supervision.name} is no control of {supervision.control_of} here: it would leave "
+            f"{counts['unsupervised']:,} tokens unsupervised and not {wanted:,}, since traces are shorter "
+            "than their actions. Train on longer traces, or leave this condition out."
+        )

@@ -527,7 +527,7 @@ def test_several_dtypes_are_said(copied):
 
 
 def test_memory_is_looked_at_before_anything_is_loaded(series, adapters, monkeypatch):
-    needed = series._blueprint.num_parameters() * 4
+    needed = series.blueprint(series.configuration(series.steps[0])).num_parameters() * 4
     monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: type("M", (), dict(available=needed)))
     series.load(0, "cpu", "float32")
     monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: type("M", (), dict(available=needed - 1)))
@@ -538,7 +538,9 @@ def test_memory_is_looked_at_before_anything_is_loaded(series, adapters, monkeyp
     monkeypatch.setattr(
         checks.psutil,
         "virtual_memory",
-        lambda: type("M", (), dict(available=lora._blueprint.num_parameters() * 7)),
+        lambda: type(
+            "M", (), dict(available=lora.blueprint(lora.configuration(lora.steps[0])).num_parameters() * 7)
+        ),
     )
     lora.load(0, "cpu", "float32")
     with pytest.raises(ValueError, match="its copy while it is read counted in"):

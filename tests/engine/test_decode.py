@@ -13,7 +13,8 @@ from interp.engine.generation import continue_each
 from interp.engine.reading import read_prompts, tree_batches
 from interp.environments.alfworld.commands import parse
 from interp.models.hooked import HookedModel
-from interp.prompts.format import MODES, PromptFormat
+from interp.prompts.encoding import Encoder
+from interp.prompts.format import MODES
 from interp.tasks.actions import target, verb
 from tests.conftest import tiny_hf
 from tests.counting import waits
@@ -430,9 +431,9 @@ def test_the_test_for_an_end_decodes_each_token_once_and_no_text(trained, traine
     fmt = trained_prompts[0].format
     fresh = [replace(p, format=copy.copy(fmt)) for p in trained_prompts[:8]]
     fresh = [replace(p, format=fresh[0].format) for p in fresh]
-    fresh[0].format._pieces = {}
-    decoded, text = [], PromptFormat.text
-    monkeypatch.setattr(PromptFormat, "text", lambda self, ids: decoded.append(tuple(ids)) or text(self, ids))
+    vars(fresh[0].format).pop("stopping", None)
+    decoded, text = [], Encoder.text
+    monkeypatch.setattr(Encoder, "text", lambda self, ids: decoded.append(tuple(ids)) or text(self, ids))
     out = decode(trained, fresh, "cot", max_new_tokens=40)
     monkeypatch.undo()
     singles = [ids for ids in decoded if len(ids) == 1]

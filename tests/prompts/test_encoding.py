@@ -36,12 +36,12 @@ def test_control_tokens_in_an_observation_are_read_as_text_and_warned_of(kind):
     assert (prompt.ids.count(agent), prompt.ids.count(user), prompt.ids.count(action)) == (2, 2, 1)
     observed = fmt.text([prompt.ids[i] for i in prompt.positions("observation")])
     assert observed.replace(" ", "") == NOTE.replace(" ", "") and len(prompt.spans) == len(prompt.ids)
-    assert fmt.text(prompt.ids).replace(" ", "") == fmt._render(
-        fmt._turns(prompt.decision.messages), True, ""
+    assert fmt.text(prompt.ids).replace(" ", "") == fmt.chat.render(
+        fmt.history.turns(prompt.decision.messages), True, ""
     ).replace(" ", "")
     plain = fmt.prompt(decision(1))  # an ordinary prompt is what the template itself gives
     whole = fmt.tokenizer.apply_chat_template(
-        fmt._turns(plain.decision.messages), add_generation_prompt=True, return_dict=False
+        fmt.history.turns(plain.decision.messages), add_generation_prompt=True, return_dict=False
     )
     assert (
         list(plain.ids) == whole
@@ -62,7 +62,7 @@ def test_markers_that_take_white_space_away_stand_where_their_text_does(strip):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             prompt = fmt.prompt(with_last(decision(1), text))
-        turns = fmt._turns(prompt.decision.messages)
+        turns = fmt.history.turns(prompt.decision.messages)
         assert list(prompt.ids) == tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, return_dict=False
         )

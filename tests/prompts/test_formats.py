@@ -179,7 +179,7 @@ def test_ids_are_the_templates_own_with_the_boundary_last_in_every_mode(row):
     fmt, decision = made(row)
     prompt = fmt.prompt(decision)
     whole = fmt.tokenizer.apply_chat_template(
-        fmt._turns(decision.messages),
+        fmt.history.turns(decision.messages),
         add_generation_prompt=True,
         tools=fmt.tools,
         return_dict=False,
@@ -224,7 +224,7 @@ def test_a_prefilled_turn_is_the_one_that_the_template_renders(row):
             *fmt.with_trace(decision.trace),
             *fmt.action_ids(decision.reference),
         ]
-    turns = fmt._turns(
+    turns = fmt.history.turns(
         [*decision.messages, dict(role="agent", trace=decision.trace, action=decision.reference)]
     )
     if fmt.style.native and "qwen3" not in row["template"]:
@@ -232,7 +232,7 @@ def test_a_prefilled_turn_is_the_one_that_the_template_renders(row):
             role="assistant",
             content=replace(fmt.style, native=False).turn(decision.trace, decision.reference),
         )
-    text = fmt._render(turns, False, "a finished conversation")
+    text = fmt.chat.render(turns, False, "a finished conversation")
     written = fmt.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert fmt.text(written).startswith(fmt.text(ids)) and fmt.text(written[len(ids) - 2 :]).strip()
     assert row.get("lossy") or text.startswith(fmt.text(ids))
@@ -321,14 +321,14 @@ def test_a_history_of_empty_or_ragged_thoughts_is_rendered_as_the_template_does(
         else dict(role="assistant", content=fmt.style.turn(None, m["action"]), reasoning_content=trace)
         for m in messages
     ]
-    assert fmt.text(prompt.ids) == fmt._render(turns, True, "the same")
+    assert fmt.text(prompt.ids) == fmt.chat.render(turns, True, "the same")
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
 def test_a_call_in_the_history_is_written_as_the_template_writes_tool_calls(name):
     fmt, decision = made({**row_of("qwen3", "calls"), "template": name})
     turns, agents = (
-        fmt._turns(decision.messages),
+        fmt.history.turns(decision.messages),
         iter([m for m in decision.messages if m["role"] == "agent"]),
     )
     official = [
@@ -342,8 +342,8 @@ def test_a_call_in_the_history_is_written_as_the_template_writes_tool_calls(name
         for t in turns
     ]
     assert (
-        fmt._render(turns, True, "") == fmt._render(official, True, "")
-        and "<tool_call>" in fmt._render(turns, True, "").partition("</tools>")[2]
+        fmt.chat.render(turns, True, "") == fmt.chat.render(official, True, "")
+        and "<tool_call>" in fmt.chat.render(turns, True, "").partition("</tools>")[2]
     )
 
 
@@ -351,7 +351,10 @@ def test_qwen3s_empty_trace_is_what_its_template_writes_where_thinking_is_off():
     fmt, decision = made(row_of("qwen3", "first"))
     ids = [*fmt.prompt(decision).ids, *fmt.mode_prefix("empty_think")]
     off = fmt.tokenizer.apply_chat_template(
-        fmt._turns(decision.messages), add_generation_prompt=True, tokenize=False, enable_thinking=False
+        fmt.history.turns(decision.messages),
+        add_generation_prompt=True,
+        tokenize=False,
+        enable_thinking=False,
     )
     assert fmt.text(ids) == off + "<action>\n"
 

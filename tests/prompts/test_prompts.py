@@ -52,7 +52,7 @@ def test_spans_hold_the_text_they_are_named_for(fmt, prompts):
         assert text["task"].strip() == decision.task
         if decision.step:
             assert text["observation"] == decision.messages[-1]["content"]
-            assert all(fmt.content(m) in text["history"] for m in decision.messages[1:-1])
+            assert all(fmt.history.content(m) in text["history"] for m in decision.messages[1:-1])
         else:
             assert (
                 text["observation"] + text["task"] == decision.messages[0]["content"] and not text["history"]
@@ -87,7 +87,7 @@ def test_supervised_tokens_are_exactly_the_agents_turns(fmt, episodes, traces):
     for episode in episodes["train"][:8]:
         keep = [i % 2 == 0 for i in range(len(episode.steps))] if traces == "mixed" else traces
         ids, agent = fmt.sequence(episode, keep)
-        turns = [fmt.content(m) for m in episode.messages(traces=keep) if m["role"] == "agent"]
+        turns = [fmt.history.content(m) for m in episode.messages(traces=keep) if m["role"] == "agent"]
         assert all(
             TAGS.open_action in t
             and (TAGS.open_think in t) == (traces is True or traces == "mixed" and i % 2 == 0)

@@ -466,7 +466,7 @@ def test_channels_are_the_templates_own_in_the_history_and_opened_once():
         "I look.",
         "open door",
     )
-    assert fmt.turn("I look.", "open door") == "open door" and fmt.example(decision())[0][
+    assert fmt.history.turn("I look.", "open door") == "open door" and fmt.example(decision())[0][
         -1
     ] == fmt.tokenizer.convert_tokens_to_ids("<|return|>")
 

@@ -129,7 +129,7 @@ def test_ids_are_the_templates_own_up_to_the_boundary(row):
     fmt, decision = made(row)
     prompt = fmt.prompt(decision)
     whole = fmt.tokenizer.apply_chat_template(
-        fmt._turns(decision.messages),
+        fmt.history.turns(decision.messages),
         tokenize=True,
         add_generation_prompt=True,
         tools=fmt.tools,
@@ -176,7 +176,7 @@ def test_a_day_later_the_prompt_is_the_same(monkeypatch):
 
 def test_a_tool_call_is_written_as_the_template_writes_it():
     fmt, decision = made(next(r for r in ROWS if r["style"] == "qwen3_tools"))
-    turns = fmt._turns(decision.messages)
+    turns = fmt.history.turns(decision.messages)
     call = json.loads(decision.messages[1]["action"])
     official = [
         {**t, "content": "", "tool_calls": [dict(type="function", function=call)]}
@@ -184,7 +184,7 @@ def test_a_tool_call_is_written_as_the_template_writes_it():
         else t
         for t in turns
     ]
-    assert fmt._render(turns, True, "") == fmt._render(official, True, "")
+    assert fmt.chat.render(turns, True, "") == fmt.chat.render(official, True, "")
 
 
 def test_a_template_that_takes_no_system_message_is_refused():

@@ -1,1 +1,1 @@
-"""ALFWorld's household, played by its own rules: scenes, engine, an expert, its traces and the recorded corpus."""
+"""ALFWorld's household, played by its own rules: scenes, engine, expert, traces and recorded corpus."""

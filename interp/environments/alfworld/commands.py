@@ -10,7 +10,8 @@ from interp.tasks.episodes import Decision
 
 _THING = r"[a-z]+ \d+"
 _COMMAND = re.compile(
-    rf"go to {_THING}|(?:open|close|examine|use) {_THING}|take {_THING} from {_THING}|move {_THING} to {_THING}"
+    rf"go to {_THING}|(?:open|close|examine|use) {_THING}|take {_THING} from {_THING}"
+    rf"|move {_THING} to {_THING}"
     rf"|(?:clean|heat|cool|slice) {_THING} with {_THING}|inventory|look|help"
 )
 
@@ -27,13 +28,15 @@ def task_of(text: str) -> str:
 
 
 def swap_candidates(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
-    """Pairs of names whose exchange changes the action: a receptacle to go to with another of its class ("drawer 3" with "drawer 5"),
-    an object to take with another object ("apple" with "mug") that can be taken at any of `decisions`."""
+    """Pairs of names whose exchange changes the action.
+
+    A receptacle to go to pairs with another of its class ("drawer 3" with "drawer 5"), an object to take with
+    another object ("apple" with "mug") that can be taken at any of `decisions`.
+    """
     text = " ".join(m["content"] for m in decision.messages if m["role"] == "user")
     action = decision.reference
-    if action.startswith(
-        "go to "
-    ):  # not one that is opened: it was just reached, so its number is copied, not decided
+    # not one that is opened: it was just reached, so its number is copied, not decided
+    if action.startswith("go to "):
         name = action.removeprefix("go to ")
         others = set(re.findall(rf"\b{re.escape(name.rsplit(' ', 1)[0])} \d+\b", text)) - {name}
         return [(name, other) for other in sorted(others)]

@@ -1,7 +1,8 @@
 """One household game in TextWorld's PDDL engine, by ALFWorld's own rules and grammar.
 
-TextWorld translates a problem four times to load and reset it and re-parses its text grammar at every step; both are
-pure functions of their input and are remembered here. The text that comes out is byte for byte the same (tested).
+TextWorld translates a problem four times to load and reset it and re-parses its text grammar at every step;
+both are pure functions of their input and are remembered here. The text that comes out is byte for byte the
+same (tested).
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import copy
 import functools
 import random
 import sys
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
 
 from interp.environments.alfworld.scenes import Game
 from interp.environments.base import View
 
 MISSING = (
     "The ALFWorld engine is not installed; recorded decisions work without it. To play games: "
-    "`pip install 'interp-agents[alfworld]'` (needs a C++ compiler and cmake: `apt-get install g++ cmake make`)."
+    "`pip install 'interp-agents[alfworld]'` (needs a C++ compiler and cmake: `apt-get install g++ cmake "
+    "make`)."
 )
 
 
 _IDLE: list = []  # engine libraries that no game uses
 
 
-def _clone(symbol, grammar):
+def _clone(symbol: Any, grammar: ModuleType) -> Any:
     """A grammar symbol without its context, which TextWorld assigns afterwards."""
     new = copy.copy(symbol)
     for name in ("symbol", "expression"):
@@ -34,8 +39,8 @@ def _clone(symbol, grammar):
 
 
 @functools.cache
-def _engine():
-    """Import TextWorld once, remember its pure functions, and return what a game needs."""
+def _engine() -> tuple[Callable[[], Any], str, str]:
+    """What makes an environment, the rules and the text templates; imports TextWorld with caches, once."""
     try:
         import fast_downward
         import textworld
@@ -47,7 +52,7 @@ def _engine():
     except ImportError as error:
         raise ImportError(MISSING) from error
 
-    def shallow(value):  # stands in for deepcopy: everything but symbols is only read
+    def shallow(value: Any) -> Any:  # stands in for deepcopy: everything but symbols is only read
         if isinstance(value, grammar.Symbol):
             return _clone(value, grammar)
         return [shallow(v) for v in value] if isinstance(value, list) else copy.copy(value)
@@ -55,10 +60,10 @@ def _engine():
     parse = functools.cache(grammar._parse_and_convert)
     grammar._parse_and_convert = lambda text, rule_name, **_: shallow(parse(text, rule_name=rule_name))
     grammar.deepcopy = shallow
-    query = functools.cache(textworld.logic.Rule.parse_conjunctive_query.__func__)
+    query: Callable = functools.cache(textworld.logic.Rule.parse_conjunctive_query.__func__)
     textworld.logic.Rule.parse_conjunctive_query = classmethod(lambda cls, expression: query(cls, expression))
 
-    def ordered(facts):  # the order of Proposition.__lt__, through keys
+    def ordered(facts: Iterable) -> list:  # the order of Proposition.__lt__, through keys
         return builtins.sorted(
             facts,
             key=lambda f: (
@@ -72,7 +77,7 @@ def _engine():
     translate = fast_downward.pddl2sas
 
     @functools.lru_cache(maxsize=64)
-    def translated(domain, problem):
+    def translated(domain: str, problem: str) -> object:
         arguments = sys.argv  # the translator overwrites them
         try:
             return translate(domain, problem, verbose=False, optimize=False)
@@ -88,7 +93,7 @@ def _engine():
     with open(ALFRED_PDDL_PATH) as domain, open(ALFRED_TWL2_PATH) as text:
         rules, templates = domain.read(), text.read()
 
-    def new():
+    def new() -> Any:
         return AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
 
     return new, rules, templates
@@ -134,7 +139,7 @@ class Household:
         return self._view(self._env.step(command)[0])
 
     @staticmethod
-    def _view(state) -> View:
+    def _view(state: Any) -> View:
         text = " ".join(state.feedback.replace("-= Welcome to TextWorld, ALFRED! =-", "").split())
         commands = tuple(" ".join(c.split()) for c in state.admissible_commands)
         return View(text, commands, bool(state["won"]), float(bool(state["won"])))

@@ -1,4 +1,4 @@
-"""ALFWorld as an environment that can be studied: its recorded episodes, its commands, and its games, generated or official."""
+"""ALFWorld as an environment: recorded episodes, commands, and games, generated or official."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def generated(split: str, n: int, seed: int) -> list[Game]:
 
 def official(split: str, n: int, seed: int) -> list[Game]:
     """`n` of ALFWorld's own valid_seen games of a split, from $ALFWORLD_DATA."""
-    found = [g for g in official_games("valid_seen") if g.task_type in _types(split)]
-    order = np.random.default_rng(seed).permutation(len(found))
-    return [found[i] for i in order[:n]]
+    games = [g for g in official_games("valid_seen") if g.task_type in _types(split)]
+    order = np.random.default_rng(seed).permutation(len(games))
+    return [games[i] for i in order[:n]]
 
 
 ALFWORLD = Environment(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from interp.environments.alfworld.scenes import OUT_OF_DOMAIN, TREATMENT, Game, _tables
+from interp.environments.alfworld.scenes import TREATMENT, Game, tables
 
 _VERBS = {"Cleanable": "clean", "Heatable": "heat", "Coolable": "cool"}
 
@@ -40,10 +40,10 @@ class Goal:
     @classmethod
     def of(cls, game: Game) -> "Goal":
         ability, appliance = TREATMENT.get(game.task_type, ("", ""))
-        names = (game.params[k].lower() for k in ("object_target", "parent_target", "toggle_target"))
-        return cls(
-            *names, _VERBS.get(ability, ""), appliance.lower(), 2 if game.task_type == OUT_OF_DOMAIN[1] else 1
-        )
+        names = ("object_target", "parent_target", "toggle_target")
+        target, place, lamp = (game.params[name].lower() for name in names)
+        count = 2 if game.task_type == "pick_two_obj_and_place" else 1
+        return cls(target, place, lamp, _VERBS.get(ability, ""), appliance.lower(), count)
 
 
 @dataclass
@@ -116,10 +116,9 @@ class Belief:
         return None
 
     def unexplored(self, name: str) -> list[str]:
-        """Receptacles not looked into yet: where such a thing can lie before where it cannot, surfaces before doors."""
-        fits, _, _, openable, _ = _tables()
-        likely = {r.lower() for r, things in fits.items() if name in {t.lower() for t in things}}
-        doors = {c.lower() for c in openable}
+        """Receptacles not looked into yet: those where such a thing can lie first, surfaces before doors."""
+        likely = _holders(name)
+        doors = {c.lower() for c in tables().openable}
         left = [r for r in self.receptacles if r not in self.seen]
         return sorted(left, key=lambda r: (kind(r) not in likely, kind(r) in doors))
 
@@ -136,20 +135,20 @@ def act(belief: Belief, admissible: tuple[str, ...]) -> str | None:
             at = next(r for r in belief.receptacles if kind(r) == goal.appliance)
             return f"{goal.verb} {belief.held} with {at}" if belief.here == at else f"go to {at}"
         if goal.lamp:
-            found = belief.find(goal.lamp)
-            if found is None:
+            thing_at = belief.find(goal.lamp)
+            if thing_at is None:
                 return _explore(belief, goal.lamp)
-            return f"use {found[1]}" if belief.here == found[0] else f"go to {found[0]}"
+            return f"use {thing_at[1]}" if belief.here == thing_at[0] else f"go to {thing_at[0]}"
         place = belief.chosen or next(r for r in belief.receptacles if kind(r) == goal.place)
         return f"move {belief.held} to {place}" if belief.here == place else f"go to {place}"
-    found = belief.find(goal.target, skip=belief.chosen)
-    if found is None:
+    thing_at = belief.find(goal.target, skip=belief.chosen)
+    if thing_at is None:
         return _explore(belief, goal.target)
-    return f"take {found[1]} from {found[0]}" if belief.here == found[0] else f"go to {found[0]}"
+    return f"take {thing_at[1]} from {thing_at[0]}" if belief.here == thing_at[0] else f"go to {thing_at[0]}"
 
 
 def _wants_inside(belief: Belief) -> bool:
-    """A closed receptacle is opened to look into it, to take what is known to be in it, or to put something there."""
+    """Open a closed receptacle to look into it, to take what is in it, or to put something there."""
     goal, here = belief.goal, belief.here
     if here not in belief.seen:
         return not (
@@ -170,13 +169,16 @@ def _explore(belief: Belief, name: str) -> str | None:
 
 
 def _put_away(belief: Belief, admissible: tuple[str, ...]) -> str:
-    """Put down something that is not wanted: here if it may lie here, else in the nearest place of the list that holds it."""
+    """Put down what is not wanted: here if it may lie here, else in the nearest place that holds it."""
     for command in admissible:
         if command.startswith(f"move {belief.held} to"):
             return command
-    fits = _tables()[0]
-    holds = {r.lower() for r, things in fits.items() if kind(belief.held) in {t.lower() for t in things}}
-    options = [
-        r for r in belief.receptacles if kind(r) in holds and r != belief.here and r not in belief.closed
-    ]
-    return f"go to {(options or [r for r in belief.receptacles if r != belief.here])[0]}"
+    holders = _holders(kind(belief.held))
+    elsewhere = [r for r in belief.receptacles if r != belief.here]
+    options = [r for r in elsewhere if kind(r) in holders and r not in belief.closed]
+    return f"go to {(options or elsewhere)[0]}"
+
+
+def _holders(name: str) -> set[str]:
+    """Classes of receptacles in which a thing of class `name` can lie."""
+    return {r.lower() for r, things in tables().fits.items() if name in {t.lower() for t in things}}

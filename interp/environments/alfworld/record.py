@@ -1,8 +1,9 @@
-"""Record the corpus: expert, noisy and aimless episodes, played in the engine, the same file from the same seed."""
+"""Record the corpus: expert, noisy and aimless episodes played in the engine, the same for the same seed."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -28,13 +29,14 @@ SIZES = Sizes(base=600, base_out_of_domain=80, train=2400, test=200)
 
 
 def play(house: Household, game: Game, which: str, seed: str) -> Episode:
-    """Play one episode: `expert`, `noisy` (a third of the actions drawn at random) or `aimless` (all of them).
+    """Play one episode: `expert`, `noisy` (a third of the actions at random) or `aimless` (all at random).
 
     A wrong action is chosen before the trace is written, so the trace argues for the action that follows it.
     """
     rng = random.Random(seed)
     view = house.reset(game)
-    start, belief, steps = view.text, expert.Belief.start(game, view.text), []
+    start, belief = view.text, expert.Belief.start(game, view.text)
+    steps: list[Step] = []
     limit = rng.randint(8, 20) if which == "aimless" else STEP_LIMIT
     while not view.won and len(steps) < limit:
         wanted = expert.act(belief, view.admissible)
@@ -69,15 +71,22 @@ def episodes(job: tuple[Game, tuple[str, ...], bool]) -> list[Episode]:
     """A job's episodes: its game, played in each of its ways, with its admissible commands or without."""
     game, kinds, keep_admissible = job
     house = Household()
-    found = [play(house, game, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
+    played = [play(house, game, which, f"{game.id}/{i}") for i, which in enumerate(kinds)]
     house.close()
-    return found if keep_admissible else [bare(e) for e in found]
+    return played if keep_admissible else [bare(e) for e in played]
 
 
 def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
     """Which games are played how; test games keep their admissible commands."""
 
-    def take(split, types, scenes, n, kinds, keep=False):
+    def take(
+        split: str,
+        types: Sequence[str],
+        scenes: Sequence[int],
+        n: int | None,
+        kinds: tuple[str, ...],
+        keep: bool = False,
+    ) -> list[tuple[Game, tuple[str, ...], bool]]:
         return [(g, kinds, keep) for g in islice(games(split, types, scenes, seed), n)]
 
     return (
@@ -90,11 +99,12 @@ def plan(sizes: Sizes, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
 
 
 def plan_official(train: int, seed: int) -> list[tuple[Game, tuple[str, ...], bool]]:
-    """ALFWorld's own games from $ALFWORLD_DATA: `train` of its train games in domain, and all of valid_seen, split by task type."""
+    """Official games from $ALFWORLD_DATA: `train` of its train games, and all of valid_seen, by task type."""
     pool = [g for g in official_games("train") if g.task_type in IN_DOMAIN]
     random.Random(seed).shuffle(pool)
     test = [
         replace(g, split="test_in_domain" if g.task_type in IN_DOMAIN else "test_out_of_domain")
         for g in official_games("valid_seen")
     ]
-    return [(g, ("expert",), True) for g in test] + [(g, ("expert",), False) for g in pool[:train]]
+    jobs: list[tuple[Game, tuple[str, ...], bool]] = [(g, ("expert",), True) for g in test]
+    return jobs + [(g, ("expert",), False) for g in pool[:train]]

@@ -1,7 +1,8 @@
 """Household games: generated from ALFWorld's floor plans and placement tables, or ALFWorld's own files.
 
-A generated game is ALFWorld-like, not ALFWorld: receptacles come from the wheel's 120 AI2-THOR layouts, what may
-lie where from its placement tables, but every object's place is sampled. Scores on them are not ALFWorld scores.
+A generated game is ALFWorld-like, not ALFWorld: receptacles come from the wheel's 120 AI2-THOR layouts, what
+may lie where from its placement tables, but every object's place is sampled. Scores on them are not ALFWorld
+scores.
 
 >>> game = make_game(scene=12, task_type="pick_clean_then_place_in_recep", seed=3, split="train")
 """
@@ -13,8 +14,10 @@ import json
 import os
 import random
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from interp.system.json_files import read_json
 
@@ -40,6 +43,10 @@ TREATMENT = {
 }
 _LAMPS = ("DeskLamp", "FloorLamp")
 _LAMP_SUPPORTS = ("SideTable", "Desk", "Dresser", "Shelf", "CoffeeTable", "Sofa", "Bed")
+#: How ALFWorld writes names, and `#` for what is a dash in PDDL.
+_MANGLED = str.maketrans(
+    {"-": "_minus_", "#": "-", "|": "_bar_", "+": "_plus_", ".": "_dot_", ",": "_comma_"}
+)
 _COPIES = (0, 0, 1, 1, 2)  # how many of a class a room holds
 
 
@@ -58,19 +65,34 @@ class Game:
         return self.id
 
 
+class Tables(NamedTuple):
+    """ALFWorld's tables, in a fixed order (its own are sets).
+
+    fits: receptacle class -> object classes that may lie in it. static: receptacles that do not move.
+    affordances: "Cleanable" and so on -> object classes.
+    """
+
+    fits: dict[str, tuple[str, ...]]
+    static: frozenset[str]
+    affordances: dict[str, frozenset[str]]
+    openable: frozenset[str]
+    objects: frozenset[str]
+
+
 @functools.cache
-def _tables():
-    """ALFWorld's tables, in a fixed order (its own are sets)."""
+def tables() -> Tables:
+    """ALFWorld's tables; raises ImportError where it is not installed."""
     from alfworld.gen import constants as K
 
     fits = {r: tuple(sorted(objects)) for r, objects in sorted(K.VAL_RECEPTACLE_OBJECTS.items())}
     static = frozenset(r for r in K.RECEPTACLES if r not in K.MOVABLE_RECEPTACLES_SET)
     affordances = {k: frozenset(v) for k, v in K.VAL_ACTION_OBJECTS.items()}
-    return fits, static, affordances, frozenset(K.OPENABLE_CLASS_LIST), frozenset(K.OBJECTS_SET)
+    return Tables(fits, static, affordances, frozenset(K.OPENABLE_CLASS_LIST), frozenset(K.OBJECTS_SET))
 
 
 @functools.cache
-def _layout(scene: int):
+def _layout(scene: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Receptacles that open (ids), and classes that are present, in one of AI2-THOR's floor plans."""
     import alfworld.gen
 
     folder = Path(alfworld.gen.__file__).parent / "layouts"
@@ -85,43 +107,52 @@ def _class_of(receptacle: str) -> str:
 
 
 def _receptacles(scene: int, rng: random.Random) -> dict[str, str]:
-    """Receptacle id -> class: the layout's own, plus one (four burners) of each class it lists without a position."""
+    """Receptacle id -> class: the layout's own, plus one of each class that it lists without a position."""
     openable, present = _layout(scene)
-    static = _tables()[1]
-    found = {r: _class_of(r) for r in openable if _class_of(r) in static}
+    static = tables().static
+    classes = {r: _class_of(r) for r in openable if _class_of(r) in static}
     for name in present:
-        if name in static and name not in found.values() and name not in ("Sink", "Bathtub"):
+        if name in static and name not in classes.values() and name not in ("Sink", "Bathtub"):
             stem, tail = (name[:-5], f"|{name}") if name.endswith("Basin") else (name, "")
             for i in range(4 if name == "StoveBurner" else 1):
-                found[f"{stem}|+00.{i:02d}|+00.90|+00.{rng.randrange(100):02d}{tail}"] = name
-    return found
+                classes[f"{stem}|+00.{i:02d}|+00.90|+00.{rng.randrange(100):02d}{tail}"] = name
+    return classes
 
 
-def _goal(task_type: str, receptacles: dict, portable: list, lamps: list, can: set, rng: random.Random):
-    """Sample (object class, target receptacle class, lamp class), or None where the scene has no such task."""
-    _, _, affordances, _, _ = _tables()
+def _goal(
+    task_type: str,
+    receptacles: dict[str, str],
+    portable: list[str],
+    lamps: list[str],
+    can: set[tuple[str, str]],
+    rng: random.Random,
+) -> tuple[str, str, str] | None:
+    """Sample (object class, target receptacle class, lamp class); None where the scene has no such task."""
     classes = set(receptacles.values())
     if task_type == "look_at_obj_in_light":
-        options = sorted(o for o in portable if any((r, o) in can for r in classes))
-        return (rng.choice(options), "", rng.choice(lamps)) if lamps and options else None
+        things = sorted(o for o in portable if any((r, o) in can for r in classes))
+        return (rng.choice(things), "", rng.choice(lamps)) if lamps and things else None
     ability, appliance = TREATMENT.get(task_type, (None, None))
     options = sorted(
         (o, r)
         for r, o in can
         if o in portable
         and r != appliance
-        and (ability is None or (o in affordances[ability] and appliance in classes))
+        and (ability is None or (o in tables().affordances[ability] and appliance in classes))
     )
-    return (*rng.choice(options), "") if options else None
+    if not options:
+        return None
+    target, parent = rng.choice(options)
+    return target, parent, ""
 
 
 def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
-    """Generate one household game from its scene, task type and seed; None where the scene cannot hold such a task."""
+    """Generate one household game from scene, task type and seed; None where the scene has no such task."""
     rng = random.Random(f"{split}/{scene}/{task_type}/{seed}")
-    fits, static, affordances, openable, objects = _tables()
+    fits, static, _, _, objects = tables()
     _, present = _layout(scene)
     receptacles = _receptacles(scene, rng)
-    placeable = {o for os_ in fits.values() for o in os_}
+    placeable = {o for things in fits.values() for o in things}
     portable = [o for o in present if o in objects and o not in static and o in placeable and o not in _LAMPS]
     lamps = [o for o in _LAMPS if o in present]
     can = {(r, o) for r in set(receptacles.values()) for o in fits.get(r, ())}
@@ -144,7 +175,7 @@ def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
     have = [c for c, _ in placed.values()]
     if have.count(target) < wanted or (lamp and lamp not in have):
         return None
-    problem = _problem(task_type, target, parent, lamp, receptacles, placed, can, affordances, openable)
+    problem = _problem(task_type, target, parent, lamp, receptacles, placed, can)
     identifier = f"{split}/{task_type}-{target}-{parent or lamp}-{scene}/{seed}"
     params = dict(
         object_target=target, parent_target=parent, toggle_target=lamp, mrecep_target="", object_sliced=False
@@ -152,10 +183,19 @@ def make_game(scene: int, task_type: str, seed: int, split: str) -> Game | None:
     return Game(identifier, split, task_type, params, scene, problem)
 
 
-def _problem(task_type, target, parent, lamp, receptacles, placed, can, affordances, openable) -> str:
+def _problem(
+    task_type: str,
+    target: str,
+    parent: str,
+    lamp: str,
+    receptacles: dict[str, str],
+    placed: dict[str, tuple[str, str]],
+    can: set[tuple[str, str]],
+) -> str:
     """The PDDL problem in the dialect of ALFWorld's own game files."""
     from alfworld.gen import goal_library
 
+    affordances, openable = tables().affordances, tables().openable
     place = {r: f"loc|{i}|0|0|0" for i, r in enumerate(receptacles)}
     classes = sorted({c for c, _ in placed.values()})
     lines = [
@@ -195,19 +235,10 @@ def _problem(task_type, target, parent, lamp, receptacles, placed, can, affordan
         ]
     goal = goal_library.gdict[task_type]["pddl"].format(obj=target, recep=parent, toggle=lamp)
     text = "\n".join(lines) + "\n)" + goal
-    for plain, mangled in (
-        ("-", "_minus_"),
-        ("#", "-"),
-        ("|", "_bar_"),
-        ("+", "_plus_"),
-        (".", "_dot_"),
-        (",", "_comma_"),
-    ):
-        text = text.replace(plain, mangled)
-    return text
+    return text.translate(_MANGLED)
 
 
-def games(split: str, task_types, scenes, seed: int):
+def games(split: str, task_types: Sequence[str], scenes: Sequence[int], seed: int) -> Iterator[Game]:
     """Endless stream of generated games, task type and scene drawn uniformly."""
     rng = random.Random(f"{split}/{seed}")
     number = 0
@@ -220,14 +251,14 @@ def games(split: str, task_types, scenes, seed: int):
 
 
 def official_games(split: str, root: str | None = None) -> list[Game]:
-    """ALFWorld's own games below `$ALFWORLD_DATA/json_2.1.1/<split>`, in path order (solvable ones of the six task types).
+    """Official games below `$ALFWORLD_DATA/json_2.1.1/<split>`, solvable ones of six types.
 
-    Only the problem and the task are read from a game file; rules and grammar always come from the installed wheel.
-    Raises FileNotFoundError when the folder holds no games.
+    Only the problem and the task are read from a game file; rules and grammar always come from the installed
+    wheel. Raises FileNotFoundError when the folder holds no games.
     """
     root = root or os.environ.get("ALFWORLD_DATA")
     folder = Path(root or ".") / "json_2.1.1" / split
-    found = []
+    games = []
     for path in sorted(folder.glob("*/*/game.tw-pddl")) if root else ():
         data, trial = read_json(path), read_json(path.parent / "traj_data.json")
         try:
@@ -237,17 +268,17 @@ def official_games(split: str, root: str | None = None) -> list[Game]:
                 or trial["pddl_params"]["object_sliced"]
             ):
                 continue
-            scene = int(re.search(r"\d+", str(trial["scene"]["floor_plan"])).group())
+            scene = int(re.findall(r"\d+", str(trial["scene"]["floor_plan"]))[0])
             problem = data["pddl_problem"]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: {error}): "
-                "run alfworld-download again."
+                f"{path} or the traj_data.json beside it is no official game ({type(error).__name__}: "
+                f"{error}): run alfworld-download again."
             ) from error
         name = f"{split}/{path.parent.parent.name}/{path.parent.name}"
-        found.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, problem))
-    if not found:
+        games.append(Game(name, split, trial["task_type"], trial["pddl_params"], scene, problem))
+    if not games:
         raise FileNotFoundError(
             f"No official games in {folder}: set ALFWORLD_DATA to the folder that alfworld-download wrote."
         )
-    return found
+    return games

@@ -1,4 +1,4 @@
-"""Chain-of-thought traces written from the belief state: the goal, what is held, what is ruled out, what comes next."""
+"""Chain-of-thought traces from the belief state: goal, what is held, what is ruled out, what comes next."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ def _next(belief: Belief, command: str) -> tuple[str, dict]:
         holding = belief.held and kind(belief.held) == goal.target
         if holding and goal.verb and belief.held not in belief.treated and kind(place) == goal.appliance:
             return "treat", dict(r=place, verb=goal.verb)
-        if holding and goal.lamp and belief.find(goal.lamp) and belief.find(goal.lamp)[0] == place:
-            return "light", dict(x=belief.find(goal.lamp)[1], r=place)
+        lamp = belief.find(goal.lamp) if goal.lamp else None
+        if holding and lamp and lamp[0] == place:
+            return "light", dict(x=lamp[1], r=place)
         if holding and goal.place and kind(place) == goal.place:
             return "deliver", dict(r=place)
-        found = belief.find(goal.target, skip=belief.chosen)
-        if not belief.held and found and found[0] == place:
-            return "fetch", dict(x=found[1], r=place)
+        seen = belief.find(goal.target, skip=belief.chosen)
+        if not belief.held and seen and seen[0] == place:
+            return "fetch", dict(x=seen[1], r=place)
         return "search", dict(r=place)
     if words[0] in ("open", "take", "move", "clean", "heat", "cool", "use"):
         return words[0], dict(x=thing, r=place)

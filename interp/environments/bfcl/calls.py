@@ -1,9 +1,11 @@
 """Function calls as text: read as data by a parser, never run, and held to the functions that are documented.
 
->>> calls = read("[get_weather(city='Rome', days=2)]")          # or JSON: {"name": "get_weather", "arguments": {...}}
->>> bind(calls, functions)                                      # [("get_weather", {"city": "Rome", "days": 2})]
+>>> calls = read("[get_weather(city='Rome', days=2)]")  # or {"name": "get_weather", "arguments": {...}}
+>>> bind(calls, functions)
+[('get_weather', {'city': 'Rome', 'days': 2})]
 
-What is no call of names with literal arguments raises `NotCalls`, whose text says why; `[]` is no call at all.
+What is no call of names with literal arguments raises `NotCalls`, whose text says why; `[]` is no call at
+all.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ class NotCalls(ValueError):
 
 
 def read(text: str) -> list[dict]:
-    """The calls in a text, JSON or Python's syntax, each with its `name`, its `arguments`, and `positional` ones if there are any.
+    """The calls in a text, JSON or Python's syntax, each with `name`, `arguments` and perhaps `positional`.
 
     Raises NotCalls with the reason where it is anything else.
     """
     if len(text) > CHARACTERS:
         raise NotCalls(f"the text has {len(text)} characters, and at most {CHARACTERS} are read")
-    if found := _CONTROL.search(text):
-        raise NotCalls(f"there is the control character U+{ord(found.group()):04X}")
+    if control := _CONTROL.search(text):
+        raise NotCalls(f"there is the control character U+{ord(control.group()):04X}")
     calls = _json(text) if text.lstrip()[:1] in ("{", "[") else None
     calls = _python(text) if calls is None else calls
     if len(calls) > CALLS:
@@ -48,7 +50,7 @@ def read(text: str) -> list[dict]:
 
 
 def parse(text: str) -> str | None:
-    """The calls in a text in their canonical form (`interp.tasks.actions`), None where it holds anything else."""
+    """The calls in a text in canonical form (`interp.tasks.actions`); None where it holds anything else."""
     try:
         return actions.canonical(read(text))
     except NotCalls:
@@ -60,27 +62,31 @@ def bind(calls: Sequence[dict], functions: Sequence[dict]) -> list[tuple[str, di
 
     Raises NotCalls for a function or an argument that is not documented, or is given twice.
     """
-    known = {f["name"]: list(f["parameters"]["properties"]) for f in functions}
-    found = []
+    arguments_of = {f["name"]: list(f["parameters"]["properties"]) for f in functions}
+    bound = []
     for call in calls:
         name, given = call["name"], call.get("positional", [])
-        if name not in known:
-            raise NotCalls(f"there is no function {name[:60]!r}: there are {', '.join(known)}")
-        if len(given) > len(known[name]):
-            raise NotCalls(f"{name} has {len(known[name])} arguments, not {len(given)}")
+        if name not in arguments_of:
+            raise NotCalls(f"there is no function {name[:60]!r}: there are {', '.join(arguments_of)}")
+        if len(given) > len(arguments_of[name]):
+            raise NotCalls(f"{name} has {len(arguments_of[name])} arguments, not {len(given)}")
         for argument in call["arguments"]:
-            if argument not in known[name]:
+            if argument not in arguments_of[name]:
                 raise NotCalls(
-                    f"{name} has no argument {argument[:60]!r}: it has {', '.join(known[name]) or 'none'}"
+                    f"{name} has no argument {argument[:60]!r}: it has "
+                    f"{', '.join(arguments_of[name]) or 'none'}"
                 )
-            if argument in known[name][: len(given)]:
+            if argument in arguments_of[name][: len(given)]:
                 raise NotCalls(f"the argument {argument!r} of {name} is given twice")
-        found.append((name, {**dict(zip(known[name], given)), **call["arguments"]}))
-    return found
+        bound.append((name, {**dict(zip(arguments_of[name], given)), **call["arguments"]}))
+    return bound
 
 
 def written(name: str, arguments: dict) -> str:
-    """A call in Python's syntax; no bracket opens in its literals, since the package rewrites what stands before one."""
+    """A call in Python's syntax.
+
+    No literal holds a bracket, since the package rewrites what stands before one.
+    """
     return f"{name}({', '.join(f'{k}={v!r}'.replace('(', chr(92) + 'x28') for k, v in arguments.items())})"
 
 
@@ -113,9 +119,9 @@ def _json(text: str) -> list[dict] | None:
 
 
 def _once(pairs: list[tuple]) -> dict:
-    if len(found := dict(pairs)) < len(pairs):
+    if len(value := dict(pairs)) < len(pairs):
         raise NotCalls("a name is given twice in a JSON object")
-    return found
+    return value
 
 
 def _python(text: str) -> list[dict]:
@@ -139,7 +145,8 @@ def _python(text: str) -> list[dict]:
 def _call(node: ast.AST) -> dict:
     if not isinstance(node, ast.Call):
         raise NotCalls(f"there is a {type(node).__name__} where a call should be")
-    parts, at = [], node.func
+    parts: list[str] = []
+    at = node.func
     while isinstance(at, ast.Attribute) and len(parts) < DEPTH:
         parts, at = [at.attr, *parts], at.value
     if not isinstance(at, ast.Name):
@@ -155,27 +162,24 @@ def _call(node: ast.AST) -> dict:
     return {**call, "positional": [_literal(a, 0) for a in node.args]} if node.args else call
 
 
-def _literal(node: ast.AST, depth: int):
+def _literal(node: ast.AST, depth: int) -> object:
     """The value of a literal; nothing is computed but a number's sign."""
     if depth > DEPTH:
         raise NotCalls("an argument is nested too deeply")
     if isinstance(node, ast.Constant) and isinstance(node.value, (str, bool, int, float, type(None))):
         return node.value
-    if (
-        isinstance(node, ast.UnaryOp)
-        and isinstance(node.op, (ast.USub, ast.UAdd))
-        and isinstance(node.operand, ast.Constant)
-    ):
-        if type(node.operand.value) in (int, float):
-            return -node.operand.value if isinstance(node.op, ast.USub) else node.operand.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        number = node.operand.value if isinstance(node.operand, ast.Constant) else None
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return -number if isinstance(node.op, ast.USub) else number
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(e, depth + 1) for e in node.elts]
-    if isinstance(node, ast.Dict) and all(
-        isinstance(k, ast.Constant) and isinstance(k.value, str) for k in node.keys
-    ):
-        if len({k.value for k in node.keys}) < len(node.keys):
-            raise NotCalls("a name is given twice in a dict")
-        return {k.value: _literal(v, depth + 1) for k, v in zip(node.keys, node.values)}
+    if isinstance(node, ast.Dict):
+        keys = [k.value for k in node.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)]
+        if len(keys) == len(node.keys):
+            if len(set(keys)) < len(keys):
+                raise NotCalls("a name is given twice in a dict")
+            return {key: _literal(value, depth + 1) for key, value in zip(keys, node.values)}
     raise NotCalls(f"an argument is a {type(node).__name__}, and should be a literal")
 
 
@@ -183,8 +187,8 @@ def _bounded(value: object, depth: int) -> None:
     """Raise NotCalls for a value that is too deep or too large, or text with control characters."""
     if depth > DEPTH:
         raise NotCalls("an argument is nested too deeply")
-    if isinstance(value, str) and (found := _CONTROL.search(value)):
-        raise NotCalls(f"a text holds the control character U+{ord(found.group()):04X}")
+    if isinstance(value, str) and (control := _CONTROL.search(value)):
+        raise NotCalls(f"a text holds the control character U+{ord(control.group()):04X}")
     if (
         isinstance(value, int)
         and abs(value) >= INTEGER

@@ -1,4 +1,4 @@
-"""The entries of the Berkeley Function-Calling Leaderboard, as its package holds them: questions and conversations."""
+"""The entries of the Berkeley Function-Calling Leaderboard, from its package: questions and conversations."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ _INSTRUCTION = """You can call these functions, each given as a JSON object in a
 <tools>
 {tools}
 </tools>
-Your action is one call, {{"name": <function>, "arguments": {{<argument>: <value>}}}}, a JSON list of calls where several are needed at once, \
-or [] where there is nothing to call: no function fits, something that it needs is missing, or all that was asked for is done."""
+Your action is one call, {{"name": <function>, "arguments": {{<argument>: <value>}}}}, a JSON list of calls \
+where several are needed at once, or [] where there is nothing to call: no function fits, something that it \
+needs is missing, or all that was asked for is done."""
 _MORE = "Some more functions can be called now:\n<tools>\n{tools}\n</tools>\nWhat about now?"
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
@@ -54,9 +55,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 class Entry:
     """One question, or one conversation.
 
-    turns: the messages of each turn. functions: documentation of those that can be called from the start; more: turn -> of those
-    that are added. answers: the possible answers of a question as the package writes them (None: nothing is to be called, or
-    anything). calls: the ground truth of each turn of a conversation. setup: what its backends start from.
+    turns: the messages of each turn. functions: documentation of those that can be called from the start;
+    more: turn -> of those that are added. answers: the possible answers of a question as the package writes
+    them (None: nothing is to be called, or anything). calls: the ground truth of each turn of a conversation.
+    setup: what its backends start from.
     """
 
     id: str
@@ -74,8 +76,11 @@ class Entry:
 
     @property
     def split(self) -> str:
-        """`train`, `test_in_domain` or `test_out_of_domain`; "" of a long-context conversation whose variants are trained on, and
-        of one (there is one) whose ground truth calls a function before it is there."""
+        """The split of an entry: `train`, `test_in_domain` or `test_out_of_domain`.
+
+        It is "" for a long-context conversation whose variants are trained on, and for the one entry whose
+        ground truth calls a function before it is there.
+        """
         if any(
             name not in [f["name"] for f in self.known(turn)]
             for turn, calls in enumerate(self.calls)
@@ -110,7 +115,7 @@ class Entry:
 
 @cache
 def groups() -> dict[str, str]:
-    """id -> an id of its group: the questions that share their words or all their functions with another of the group."""
+    """id -> id of its group: questions that share their words, or all their functions, with another of it."""
     above: dict[str, str] = {}
 
     def top(name: str) -> str:
@@ -118,14 +123,14 @@ def groups() -> dict[str, str]:
             name = above[name]
         return name
 
-    found = [e for category in SINGLE for e in entries(category).values()]
-    for entry in found:
+    questions = [e for category in SINGLE for e in entries(category).values()]
+    for entry in questions:
         for shared in (
             "asked: " + json.dumps(entry.asked(0)),
             "functions: " + " ".join(sorted(f["name"] for f in entry.functions)),
         ):
             above[top(shared)] = top(entry.id)
-    return {entry.id: top(entry.id) for entry in found}
+    return {entry.id: top(entry.id) for entry in questions}
 
 
 def _lines(functions: Sequence[dict]) -> str:
@@ -134,10 +139,10 @@ def _lines(functions: Sequence[dict]) -> str:
 
 @cache
 def _folder() -> Path:
-    found = importlib.util.find_spec("bfcl_eval")
-    if found is None:
+    spec = importlib.util.find_spec("bfcl_eval")
+    if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"The leaderboard's package is not installed ({INSTALL}).")
-    return Path(found.submodule_search_locations[0]) / "data"
+    return Path(spec.submodule_search_locations[0]) / "data"
 
 
 def _rows(name: str) -> list[dict]:
@@ -168,12 +173,12 @@ def _question(row: dict, category: str, truth: list | None) -> Entry:
     )
 
 
-def _conversation(row: dict, category: str, truth: list[list[str]]) -> Entry:
+def _conversation(row: dict, category: str, truth: list | None) -> Entry:
     held = {int(turn): names for turn, names in row.get("missed_function", {}).items()}
     docs = [f for c in row["involved_classes"] for f in _rows(f"multi_turn_func_doc/{_BACKENDS[c]}.json")]
     more = {turn: tuple(f for f in docs if f["name"] in names) for turn, names in held.items()}
     first = tuple(f for f in docs if not any(f["name"] in names for names in held.values()))
-    calls = tuple(tuple(call for text in turn for call in bind(read(text), docs)) for turn in truth)
+    calls = tuple(tuple(call for text in turn for call in bind(read(text), docs)) for turn in truth or ())
     setup = {k: row[k] for k in ("id", "initial_config", "involved_classes")}
     return Entry(
         row["id"], category, tuple(map(tuple, row["question"])), first, more, calls=calls, setup=setup

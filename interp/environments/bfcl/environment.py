@@ -1,14 +1,16 @@
-"""The Berkeley Function-Calling Leaderboard as an environment: its entries as decisions, its conversations as games.
+"""The Berkeley Function-Calling Leaderboard: its entries as decisions, its conversations as games.
 
-The package is a test set. A split of our own is declared here for training, by a hash of ids: entries that share their question or
-all their functions stay on one side, and so do the four variants of a conversation. Long-context conversations are out of domain and
-never trained on. Numbers on this split are no leaderboard numbers.
+The package is a test set. A split of our own is declared here for training, by a hash of ids: entries that
+share their question or all their functions stay on one side, and so do the four variants of a conversation.
+Long-context conversations are out of domain and never trained on. Numbers on this split are no leaderboard
+numbers.
 
-`bfcl_single` are the tested questions alone, with the curated ones in domain and the `live_*` ones, which users wrote, out of domain:
-a split for models that were trained on neither side of ours.
+`bfcl_single` are the tested questions alone, with the curated ones in domain and the `live_*` ones, which
+users wrote, out of domain: a split for models that were trained on neither side of ours.
 
 >>> entry = entries("multi_turn_base")["multi_turn_base_0"]
->>> [d.reference for d in walk(entry)]        # '{"name": "cd", "arguments": {"folder": "document"}}', ..., '[]' ends a turn
+>>> [d.reference for d in walk(entry)]  # '[]' ends a turn
+['{"name": "cd", "arguments": {"folder": "document"}}', ..., '[]']
 """
 
 from __future__ import annotations
@@ -29,28 +31,30 @@ from interp.tasks.episodes import Decision
 
 def gold(entry: Entry) -> list[tuple[str, dict]]:
     """The calls that answer a question: of each argument the first possible value ("" leaves it out)."""
-    found = []
+    calls = []
     for ((name, arguments),) in (answer.items() for answer in entry.answers or ()):
-        known = next(f for f in entry.functions if f["name"] == name)["parameters"]
-        found.append(
+        parameters = next(f for f in entry.functions if f["name"] == name)["parameters"]
+        calls.append(
             (
                 name,
                 {
                     k: _first(v)
                     for k, v in arguments.items()
-                    if k in known["required"] or _given(v) and (k in known["properties"] or "" not in v)
+                    if k in parameters["required"]
+                    or _given(v)
+                    and (k in parameters["properties"] or "" not in v)
                 },
             )
         )
-    return found
+    return calls
 
 
 def _given(options: list) -> bool:
     return bool(options) and options[0] != ""
 
 
-def _first(options: list):
-    """The first possible value (of none: an empty list); the members of a dict, or of dicts in a list, are lists of possible values themselves."""
+def _first(options: list) -> object:
+    """The first possible value (of none: []); members of dicts are lists of possible values themselves."""
     value = next((o for o in options if o != ""), "" if options else [])
     if isinstance(value, dict):
         return _members(value)
@@ -71,18 +75,22 @@ def action(calls: Sequence[tuple[str, dict]]) -> str:
 
 
 def walk(entry: Entry) -> Iterator[Decision]:
-    """The decisions of an entry along its ground truth: a question is one; a conversation one for each call, and `[]` after each turn's last."""
-    messages = [dict(role="system", content=entry.system)]
+    """An entry's decisions along its ground truth: one for a question, one per call of a conversation.
+
+    Each turn of a conversation ends with `[]`.
+    """
+    messages: list[dict] = [dict(role="system", content=entry.system)]
     task = next(m["content"] for m in reversed(entry.asked(0)) if m["role"] == "user")
 
-    def decision(calls, step):
+    def decision(calls: Sequence[tuple[str, dict]], step: int) -> Decision:
         return Decision(tuple(messages), action(calls), (), entry.id, step, task, entry.category, entry.split)
 
     if entry.category in SINGLE:
         messages += entry.asked(0)
         yield decision(gold(entry), 0)
         return
-    step, state = 0, {}
+    step = 0
+    state: dict = {}
     for turn, calls in enumerate(entry.calls):
         messages += entry.asked(turn)
         for call in (*calls, None):
@@ -94,8 +102,10 @@ def walk(entry: Entry) -> Iterator[Decision]:
 
 
 def recorded() -> Iterator[Decision]:
-    """Every entry's decisions but those of entries without a split, and of `live_relevance`: any call is right there, and none is the
-    recorded one, which probes, pairs and forced choice need."""
+    """The decisions of every entry that has a split, but for `live_relevance`.
+
+    Any call is right there, so there is no recorded one, which probes, pairs and forced choice need.
+    """
     for category in SINGLE + MULTI:
         if category != "live_relevance":
             for entry in entries(category).values():
@@ -104,7 +114,7 @@ def recorded() -> Iterator[Decision]:
 
 
 def questions() -> Iterator[Decision]:
-    """The tested questions; those that users wrote are out of domain, without the few that share words or functions with a curated one."""
+    """The tested questions; those by users are out of domain, but for a few that resemble a curated one."""
     tested = [
         e
         for category in SINGLE
@@ -120,23 +130,26 @@ def questions() -> Iterator[Decision]:
 
 
 def right(decision: Decision, action: str) -> bool:
-    """Whether an action is right: by the package's own check of a question, and in a conversation where it is the ground truth's."""
+    """Whether an action is right: by the package's check of a question, by a conversation's ground truth."""
     if decision.task_type in MULTI:
         return action == decision.reference
     return score_single(entries(decision.task_type)[decision.episode], action).valid
 
 
 class Conversation:
-    """A conversation that is played: each action is calls, answered by the backends, or `[]`, answered by the user's next turn.
+    """A conversation that is played: calls are answered by the backends, `[]` by the user's next turn.
 
-    It ends with the last turn, or with more than STEPS actions in one; its score is the package's own check of all that was
-    called. What is no call of a known function is answered by the reason and not called.
+    It ends with the last turn, or with more than STEPS actions in one; its score is the package's own check
+    of all that was called. What is no call of a known function is answered by the reason and not called.
     """
 
     def reset(self, game: str) -> View:
         """Start the conversation of an id (`multi_turn_base_7`)."""
-        self.entry, self.state, self.turn, self.said = entries(game.rsplit("_", 1)[0])[game], {}, 0, [[]]
-        self.called, self.asked = [], 0
+        self.entry = entries(game.rsplit("_", 1)[0])[game]
+        self.state: dict = {}
+        self.turn = self.asked = 0
+        self.said: list[list[str]] = [[]]
+        self.called: list[tuple[str, dict]] = []
         return View(self._user(), system=self.entry.system)
 
     def _user(self) -> str:
@@ -167,9 +180,9 @@ class Conversation:
 
 def games(split: str, n: int, seed: int) -> list[str]:
     """`n` conversations of a study's split that are tested on, in an order that the seed gives."""
-    found = [e.id for c in MULTI for e in entries(c).values() if e.split == f"test_{split}"]
-    order = np.random.default_rng(seed).permutation(len(found))
-    return [found[i] for i in order[:n]]
+    tested = [e.id for c in MULTI for e in entries(c).values() if e.split == f"test_{split}"]
+    order = np.random.default_rng(seed).permutation(len(tested))
+    return [tested[i] for i in order[:n]]
 
 
 def called(action: str) -> str:

@@ -1,8 +1,9 @@
-"""ScienceWorld as an environment: elementary-school science in a house of ten rooms, played by its own Java simulator.
+"""ScienceWorld as an environment: elementary-school science in ten rooms, played by its Java simulator.
 
-The last task type of each of its topics is out of domain; genetics, whose gold paths take ten seconds to make and 150 steps to
-play, is left out. The package draws from one stream of random numbers and numbers objects for the whole Java process: both start anew
-with each game here, and each game has a process of its own, so that the same actions meet the same observations (in `3-4` they may not, and `3-3`'s solutions vary).
+The last task type of each of its topics is out of domain; genetics, whose gold paths take ten seconds to make
+and 150 steps to play, is left out. The package draws from one stream of random numbers and numbers objects
+for the whole Java process: both start anew with each game here, and each game has a process of its own, so
+that the same actions meet the same observations (in `3-4` they may not, and `3-3`'s solutions vary).
 
 >>> lab = Laboratory()
 >>> view = lab.reset(Game("4-1", 2))
@@ -121,7 +122,7 @@ class Laboratory:
     Raises ImportError where the package or Java is missing, naming how to install it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._engine = java.Engine("scienceworld", "scienceworld.jar", INSTALL)
         self._game = self._engine.jvm.scienceworld.runtime.pythonapi.PythonInterface()
         self._random = (
@@ -142,12 +143,13 @@ class Laboratory:
     def step(self, action: str) -> View:
         """Play one action; what makes no sense is answered so by the simulator.
 
-        The score is the share of the task that is done. A wrong focus loses the game: its score falls below 0, and counts as 0.
+        The score is the share of the task that is done. A wrong focus loses the game: its score falls below
+        0, and counts as 0.
         """
-        said = _flat(self._game.step(action.encode("utf-8", "replace").decode()))
+        answer = _flat(self._game.step(action.encode("utf-8", "replace").decode()))
         score = round(float(self._game.getScore()), 4)
         return View(
-            said or "Nothing happens.",
+            answer or "Nothing happens.",
             done=bool(self._game.getCompleted()) or score < 0,
             score=max(0.0, score),
         )
@@ -172,7 +174,10 @@ class Laboratory:
         )
 
     def gold(self, game: Game) -> list[str]:
-        """The simulator's own solution; not always right, so play it and keep it where it scores 1. Leaves no game to go on with."""
+        """The simulator's own solution, which may fail: keep it where it scores 1.
+
+        No game is left to go on with.
+        """
         self._load(game, with_gold=True)
         return list(self._game.getGoldActionSequence())
 
@@ -187,33 +192,41 @@ def _flat(text: str) -> str:
 
 
 def parse(text: str) -> str | None:
-    """The action in `text`, or None where it begins with no verb of the simulator (a digit answers its question which of several is meant)."""
+    """The action in `text`.
+
+    None where it begins with no verb (a digit answers "which of several is meant").
+    """
     text = _flat(text)
-    found = _ACTION.fullmatch(text)
-    return text if found and (found[1] is None or (found[1] in _ALONE) == (found[2] is None)) else None
+    match = _ACTION.fullmatch(text)
+    return text if match and (match[1] is None or (match[1] in _ALONE) == (match[2] is None)) else None
 
 
 def verb(action: str) -> str:
     """What is done: `verb("pick up orange") == "pick up"`; "answer" of a digit."""
-    return _ACTION.fullmatch(action)[1] or "answer"
+    words = _ACTION.fullmatch(action)
+    return words[1] or "answer" if words else action
 
 
 def target(action: str) -> str:
-    """What it is done to, without where that is: `target("move orange in bowl to blue box") == "orange"`; "none" of an action on nothing."""
-    rest = _ACTION.fullmatch(action)[2]
+    """What it is done to: `target("move orange in bowl to blue box") == "orange"`.
+
+    "none" without an object.
+    """
+    words = _ACTION.fullmatch(action)
+    rest = words[2] if words else action
     return re.split(r" (?:in|on|to|into|from) ", rest)[0] if rest else "none"
 
 
 def task_of(text: str) -> str:
     """The task's words in the first text of a game."""
-    found = _ROOM.search(text)
-    return text[: text.rindex("This ", 0, found.start())].strip() if found else ""
+    match = _ROOM.search(text)
+    return text[: text.rindex("This ", 0, match.start())].strip() if match else ""
 
 
 def room_of(text: str) -> str:
     """The room that a look describes ("" where it is none)."""
-    found = _ROOM.search(text)
-    return found[1] if found else ""
+    match = _ROOM.search(text)
+    return match[1] if match else ""
 
 
 def doors(text: str) -> dict[str, bool]:
@@ -222,9 +235,10 @@ def doors(text: str) -> dict[str, bool]:
 
 
 def swap_candidates(decision: Decision, _: Sequence[Decision]) -> list[tuple[str, str]]:
-    """Pairs of names whose exchange changes the action: a room next door with another, "blue box" with "red box" and the like.
+    """Pairs of names whose exchange changes the action: two rooms next door, "blue box" and "red box", etc.
 
-    The house is the same in every game, so an agent that knows its plan can be surprised by two rooms exchanged.
+    The house is the same in every game, so an agent that knows its plan can be surprised by two rooms
+    exchanged.
     """
     seen = [m["content"] for m in decision.messages if m["role"] == "user"]
     if decision.reference.startswith("open door to "):
@@ -244,19 +258,19 @@ def swap_candidates(decision: Decision, _: Sequence[Decision]) -> list[tuple[str
 @cache
 def _folds() -> dict[str, dict[str, list[int]]]:
     lab = Laboratory()
-    found = {name: {fold: lab.variations(name, fold) for fold in FOLDS} for name in TASKS}
+    folds = {name: {fold: lab.variations(name, fold) for fold in FOLDS} for name in TASKS}
     lab.close()
-    return found
+    return folds
 
 
 def draw(task_types: Sequence[str], fold: str, n: int, seed: int) -> list[Game]:
-    """The first `n` games of a fold, one of each type in turn while it has any left; the order of each type's variations by seed."""
+    """The first `n` games of a fold: types take turns while they have games, in a seeded order."""
     rng = np.random.default_rng(seed)
     left = {name: [int(v) for v in rng.permutation(_folds()[name][fold])] for name in task_types}
-    found: list[Game] = []
-    while len(found) < n and any(left.values()):
-        found += [Game(name, variations.pop()) for name, variations in left.items() if variations]
-    return found[:n]
+    games: list[Game] = []
+    while len(games) < n and any(left.values()):
+        games += [Game(name, variations.pop()) for name, variations in left.items() if variations]
+    return games[:n]
 
 
 def games(split: str, n: int, seed: int) -> list[Game]:

@@ -1,7 +1,8 @@
-"""Record ScienceWorld: the simulator's own solutions without their idle steps, with traces written from the subgoals they reach.
+"""Record ScienceWorld: the simulator's solutions without idle steps, with traces from their subgoals.
 
-A solution is played again and kept where it scores 1. What wanders through rooms without a look is cut out of it, and so are looks
-that show nothing new and doors opened twice. Noisy and aimless play is for the mixture that a base is trained on.
+A solution is played again and kept where it scores 1. What wanders through rooms without a look is cut out of
+it, and so are looks that show nothing new and doors opened twice. Noisy and aimless play is for the mixture
+that a base is trained on.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ _OTHER = ("This may help.", "Try this.", "See what this does.")
 
 @dataclass(frozen=True)
 class Job:
-    """A game, the split that its episodes are of, and which are played; candidates: whether test candidates are listed."""
+    """A game, its episodes' split, and which kinds are played; candidates: list test candidates, too."""
 
     game: Game
     split: str
@@ -94,11 +95,18 @@ class Job:
 
 
 def plan(sizes: Sizes, seed: int) -> list[Job]:
-    """The games of a corpus: train variations to learn from, development variations to test on, none of the test variations."""
+    """A corpus's games: train variations to learn from, development variations to test on, no test ones."""
     known, unknown = ([t for t in types if t not in LEFT_OUT] for types in (IN_DOMAIN, OUT_OF_DOMAIN))
 
-    def take(split, types, fold, n, kinds, candidates=False):
-        return [Job(game, split, kinds, candidates) for game in draw(types, fold, n, seed)]
+    def take(
+        split: str,
+        types: Sequence[str],
+        fold: str,
+        n: int | None,
+        kinds: tuple[str, ...],
+        candidates: bool = False,
+    ) -> list[Job]:
+        return [Job(game, split, kinds, candidates) for game in draw(types, fold, n or 0, seed)]
 
     return (
         take("base", known, "Train", sizes.base, ("noisy", "noisy", "aimless"))
@@ -115,7 +123,7 @@ def _laboratory() -> Laboratory:
 
 
 def episodes(job: Job) -> list[Episode]:
-    """The episodes of a job, without noisy ones of more than STEP_LIMIT steps; an expert stops there, and has not won."""
+    """A job's episodes, without noisy ones of more than STEP_LIMIT steps; an expert stops there and loses."""
     lab = _laboratory()
     gold = [] if job.kinds == ("aimless",) * len(job.kinds) else lab.gold(job.game)
     played = [play(lab, job, which, f"{job.game}/{i}", gold) for i, which in enumerate(job.kinds)]
@@ -123,7 +131,7 @@ def episodes(job: Job) -> list[Episode]:
 
 
 def direct(gold: Sequence[str], room: str) -> list[str]:
-    """A solution without its walks in circles: stretches of doors and ways alone that end in the room where they began."""
+    """A solution without walks in circles: doors and ways alone that end in the room where they began."""
     rooms = [room]
     for action in gold:
         rooms.append(action.removeprefix("go to ") if action.startswith("go to ") else rooms[-1])
@@ -143,7 +151,7 @@ def direct(gold: Sequence[str], room: str) -> list[str]:
 
 
 def moves(lab: Laboratory, gold: Sequence[str], room: str) -> Iterator[str]:
-    """The actions of a solution in turn, without looks that show what the last one here did, and without doors that stand open."""
+    """A solution's actions in turn, without idle looks and without doors that are open."""
     seen: dict[str, str] = {room: lab.look()}
     for action in direct(gold, room):
         if action == "look around":
@@ -184,7 +192,7 @@ def aimless(lab: Laboratory, rng: random.Random, still: bool) -> str:
 
 
 def play(lab: Laboratory, job: Job, which: str, seed: str, gold: Sequence[str]) -> Episode:
-    """Play one episode: `expert`, `noisy` (actions that change nothing put in between, one for two) or `aimless` (nothing else)."""
+    """Play one episode: `expert`, `noisy` (an idle action after every second one) or `aimless`."""
     rng = random.Random(seed)
     start = lab.reset(job.game).text
     room = room_of(start)
@@ -242,7 +250,7 @@ def trace(row: tuple, subgoal: str, rng: random.Random) -> str:
 
 
 def candidates(lab: Laboratory, action: str, rng: random.Random) -> tuple[str, ...]:
-    """The action among others that can be played: some with its verb, some with other verbs that solutions use."""
+    """The action among others that can be played, some with its verb, some with verbs that solutions use."""
     mine, others = [], []
     for other in filter(parse, lab.valid()):
         kind = verb(other)

@@ -1,4 +1,7 @@
-"""Record CookingWorld: the engine's own solutions of test games, each action with its reason. There is nothing to train on, and no corpus is shipped."""
+"""Record CookingWorld: the engine's solutions of test games, each action with its reason.
+
+There is nothing to train on, and no corpus is shipped.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,9 @@ def play(live: Live, game: Game, split: str) -> Episode:
     """The engine's solution of a game as an expert's episode; the phrasings are drawn by the game's name."""
     path, rng = live.gold(game), random.Random(str(game))
     view = live.reset(game)
-    start, room, held, steps = view.text, view.text, [], []
+    start = room = view.text
+    held: list[str] = []
+    steps: list[Step] = []
     for action in path:
         verb, _, rest = action.partition(" ")
         thing, _, place = rest.partition(" in ")
@@ -92,7 +97,8 @@ def plan(sizes: Sizes, seed: int) -> list[tuple[Game, str]]:
     """The test games of both splits. Raises ValueError where games to train on are asked for."""
     if sizes.base or sizes.base_out_of_domain or sizes.train:
         raise ValueError(
-            "CookingWorld is recorded for tests alone: leave the sizes base, base_out_of_domain and train at 0."
+            "CookingWorld is recorded for tests alone: leave the sizes base, base_out_of_domain and train at "
+            "0."
         )
     return [
         (game, f"test_{split}")

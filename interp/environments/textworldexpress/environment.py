@@ -1,8 +1,9 @@
-"""TextWorldExpress, a fast engine of text games: The Common-Sense game (TWC) and CookingWorld as environments.
+"""TextWorldExpress, a fast engine of text games: The Common-Sense game (TWC) and CookingWorld.
 
-In TWC things lie about in two rooms, and each has a usual place that common sense knows. The games of its `dev` and `test` folds are
-about things that no game of its `train` fold names: they are out of domain. CookingWorld's folds share their ingredients, so there
-recipes of four ingredients are out of domain, and of two in domain: a shift of length, not of words.
+In TWC things lie about in two rooms, and each has a usual place that common sense knows. The games of its
+`dev` and `test` folds are about things that no game of its `train` fold names: they are out of domain.
+CookingWorld's folds share their ingredients, so there recipes of four ingredients are out of domain, and of
+two in domain: a shift of length, not of words.
 
 >>> live = Live()
 >>> view = live.reset(Game("twc", "train", 7))
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from typing import NoReturn
 
 from interp.environments.base import Environment, View
 from interp.environments.java import Engine, missing
@@ -29,8 +31,8 @@ from interp.system.paths import DATA
 from interp.tasks.episodes import Decision
 
 INSTALL = "pip install 'interp-agents[textworldexpress]'"
-#: A game's name -> the engine's game and its parameters. (Four things to put away are too many for some of TWC's rooms; in more rooms
-#: than three the solutions of CookingWorld walk to and fro.)
+#: A game's name -> the engine's game and its parameters. (Four things to put away are too many for some of
+#: TWC's rooms; in more rooms than three the solutions of CookingWorld walk to and fro.)
 GAMES = {
     "twc": ("twc", "numLocations=2,numItemsToPutAway=3,includeDoors=0,limitInventorySize=0"),
     "cookingworld": (
@@ -42,8 +44,9 @@ GAMES = {
         "numLocations=3,numIngredients=4,numDistractorItems=2,includeDoors=0,limitInventorySize=0",
     ),
 }
-#: (environment, a study's split) -> the games it is made of: (name, fold, seeds), drawn from alike. The package's own lists hold the
-#: first thousand seeds of each fold; a game depends on its fold and seed alone, so there are more.
+#: (environment, a study's split) -> the games it is made of: (name, fold, seeds), drawn from alike. The
+#: package's own lists hold the first thousand seeds of each fold; a game depends on its fold and seed alone,
+#: so there are more.
 SPLITS = {
     ("twc", "in_domain"): [("twc", "train", range(0, 10_000))],
     ("twc", "out_of_domain"): [("twc", "dev", range(10_000, 20_000)), ("twc", "test", range(20_000, 30_000))],
@@ -54,13 +57,15 @@ SPLITS = {
 USES = {"train": range(0, 5), "test": range(5, 7), "online": range(7, 8)}
 _NAME = r"[\w'-]+(?: [\w'-]+)*"
 _ACTION = re.compile(
-    rf"look around|inventory|move (?:north|east|south|west)|(?:open|close) door to (?:north|east|south|west)|put {_NAME} in {_NAME}|cook {_NAME} in {_NAME}"
+    r"look around|inventory|move (?:north|east|south|west)"
+    r"|(?:open|close) door to (?:north|east|south|west)"
+    rf"|put {_NAME} in {_NAME}|cook {_NAME} in {_NAME}"
     rf"|(?:open|close|take|examine|read|eat|drink|chop|slice|dice|prepare) (?!door to){_NAME}"
 )
 #: What tells things of one class apart.
 _QUALITIES = frozenset(
-    "clean dirty wet rotten raw fried roasted grilled chopped sliced diced white gray black blue brown striped plaid checkered "
-    "red yellow green orange teal maroon azure purple magenta".split()
+    "clean dirty wet rotten raw fried roasted grilled chopped sliced diced white gray black blue brown "
+    "striped plaid checkered red yellow green orange teal maroon azure purple magenta".split()
 )
 
 
@@ -83,12 +88,12 @@ def _engine() -> Engine:
 
 
 class Live:
-    """A game being played; `reset(game)` and `step(action)` return what the agent sees, with the actions that are possible, sorted.
+    """A game being played: `reset(game)` and `step(action)` return what the agent sees.
 
     Raises ImportError where the package or Java is missing, and ValueError for a game that is not of GAMES.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._interface = _engine().jvm.textworldexpress.runtime.PythonInterface()
         self.game: Game | None = None
 
@@ -117,30 +122,30 @@ class Live:
         return self._see(self._interface.stepJSON(action))
 
     def _see(self, answer: str) -> View:
-        said = json.loads(answer)
-        text = "\n".join(line.rstrip() for line in said["observation"].strip().splitlines())
+        state = json.loads(answer)
+        text = "\n".join(line.rstrip() for line in state["observation"].strip().splitlines())
         self.view = View(
             text,
-            tuple(sorted(said["validActions"])),
-            said["tasksuccess"] or said["taskfailure"],
-            max(0.0, said["score"]),
+            tuple(sorted(state["validActions"])),
+            state["tasksuccess"] or state["taskfailure"],
+            max(0.0, state["score"]),
         )
         return self.view
 
     def gold(self, game: Game) -> list[str]:
-        """The engine's own solution of a game, without needless looks and the actions that are not possible or come after its end.
+        """The engine's solution of a game, without idle looks, impossible actions, and those after the end.
 
         It ends with the game played so far. Raises ValueError for a solution that does not win.
         """
         self._start(game, path=True)
-        found = []
+        actions = []
         for action in self._interface.getGoldActionSequence():
             if action in self.view.admissible and action != "look around" and not self.view.done:
-                found.append(action)
+                actions.append(action)
                 self.step(action)
         if not self.view.won:
             raise ValueError(f"The engine's solution of the game {game} does not win it.")
-        return found
+        return actions
 
 
 def gold(game: Game) -> list[str]:
@@ -149,10 +154,12 @@ def gold(game: Game) -> list[str]:
 
 
 def games(environment: str, split: str, use: str, seed: int) -> Iterator[Game]:
-    """Games of a study's split for one of USES, in an order that the seed gives; no two uses share one, whatever their seeds.
+    """Games of a study's split for one of USES, in a seeded order.
 
-    Two seeds can give one game, so the use is told by a hash of what the solution handles; of games that handle the same things in
-    the same way only the first is given.
+    No two uses share one, whatever their seeds.
+
+    Two seeds can give one game, so the use is told by a hash of what the solution handles; of games that
+    handle the same things in the same way only the first is given.
     """
     rng, live, seen = random.Random(f"{environment}/{split}/{use}/{seed}"), Live(), set()
     orders = [
@@ -180,7 +187,10 @@ def parse(text: str) -> str | None:
 
 
 def target(action: str) -> str:
-    """The class of what is acted on: `target("put dirty teal dress in laundry basket") == "dress"`; else all of the action."""
+    """What is acted on: `target("put dirty teal dress in laundry basket") == "dress"`.
+
+    Else the whole action.
+    """
     verb, _, rest = action.partition(" ")
     if verb in ("look", "inventory") or not rest:
         return action
@@ -194,7 +204,7 @@ def verb(action: str) -> str:
 
 
 def swap_candidates(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
-    """Pairs of names whose exchange changes the action: a thing to take with another that could be taken here and was never put away."""
+    """Pairs of names whose exchange changes the action: two takeable things, never put away before."""
     what, _, thing = decision.reference.partition(" ")
     put = {
         m["action"].removeprefix("put ").partition(" in ")[0]
@@ -228,10 +238,10 @@ def _cookingworld(split: str, n: int, seed: int) -> list[Game]:
     return _online("cookingworld", split, n, seed)
 
 
-def _unrecorded():
+def _unrecorded() -> NoReturn:
     raise ValueError(
-        "CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment cookingworld --out FILE`, "
-        "and give them with --corpus FILE."
+        "CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment "
+        "cookingworld --out FILE`, and give them with --corpus FILE."
     )
 
 

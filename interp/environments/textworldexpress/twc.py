@@ -1,4 +1,4 @@
-"""Record TWC's corpus: an expert that knows the usual places and what it has seen, with the reason for each action, played in the engine."""
+"""Record TWC's corpus: an expert that knows the usual places and what it has seen, with its reasons."""
 
 from __future__ import annotations
 
@@ -85,9 +85,10 @@ _NEXT = {
 
 @dataclass
 class Belief:
-    """What the agent knows: the usual places, the rooms as it saw them, what it holds, and where it put things.
+    """What the agent knows: usual places, the rooms that it saw, what it holds, where it put things.
 
-    homes: thing -> its usual place. rooms: room -> the text that it was last described with. placed: thing -> (room, receptacle).
+    homes: thing -> its usual place. rooms: room -> the text that it was last described with. placed: thing ->
+    (room, receptacle).
     """
 
     homes: dict[str, str]
@@ -98,8 +99,8 @@ class Belief:
 
     def update(self, action: str, text: str) -> None:
         """Take in what came back after an action ("" for the first text)."""
-        if found := re.match(r"You are in the (.*?)\.", text):
-            self.here = found[1]
+        if room := re.match(r"You are in the (.*?)\.", text):
+            self.here = room[1]
             self.rooms[self.here] = text
         thing, _, place = action.partition(" ")[2].partition(" in ")
         if action.startswith("take "):
@@ -138,10 +139,11 @@ def homes(path: Sequence[str]) -> dict[str, str]:
 
 
 def act(belief: Belief, admissible: Sequence[str]) -> tuple[str, str, dict] | None:
-    """The expert's next action, which sentence of _NEXT says why, and its words; None where it knows of nothing to do.
+    """The expert's next action, which sentence of _NEXT says why, and its words; None where there is none.
 
-    It reads the belief, not a plan, so it can take over after any detour: things out of place are taken up, in the order of the
-    room's description; what is held is put away where its place is here; then on to the other room.
+    It reads the belief, not a plan, so it can take over after any detour: things out of place are taken up,
+    in the order of the room's description; what is held is put away where its place is here; then on to the
+    other room.
     """
     loose = [c[5:] for c in admissible if c.startswith("take ") and belief.wrong(c[5:])]
     if loose:
@@ -159,11 +161,11 @@ def act(belief: Belief, admissible: Sequence[str]) -> tuple[str, str, dict] | No
             return f"open {place}", "let out", dict(x=thing, r=place)
     for way, room in belief.exits().items():
         for thing in belief.held:
-            known = belief.room_of(belief.homes[thing])
-            if known in ("", room):
+            home_room = belief.room_of(belief.homes[thing])
+            if home_room in ("", room):
                 return (
                     f"move {way}",
-                    "deliver" if known else "search",
+                    "deliver" if home_room else "search",
                     dict(x=thing, r=belief.homes[thing], room=room),
                 )
         for thing, (where, _) in belief.placed.items():
@@ -181,7 +183,7 @@ def _stray(belief: Belief, action: str) -> tuple[str, dict]:
 
 
 def write(belief: Belief, action: str, reason: tuple[str, dict], rng: random.Random) -> str:
-    """One trace for an action: the goal, what is held, why this comes next, in a phrasing drawn from `rng`."""
+    """One trace for an action: the goal, what is held, why this comes next, phrased at random by `rng`."""
     which, words = reason
     parts = [
         rng.choice(_GOAL),
@@ -192,21 +194,23 @@ def write(belief: Belief, action: str, reason: tuple[str, dict], rng: random.Ran
 
 
 def play(live: Live, game: Game, split: str, which: str, number: int, usual: dict[str, str]) -> Episode:
-    """Play one episode: `expert`, `noisy` (a third of the actions drawn at random) or `aimless` (all of them).
+    """Play one episode: `expert`, `noisy` (a third of the actions at random) or `aimless` (all at random).
 
-    usual: the game's things and their usual places. A wrong action is chosen before the trace is written, so the trace argues for
-    the action that follows it.
+    usual: the game's things and their usual places. A wrong action is chosen before the trace is written, so
+    the trace argues for the action that follows it.
     """
     rng = random.Random(f"{game}/{which}/{number}")
     view = live.reset(game)
-    start, belief, steps = view.text, Belief(usual), []
+    start, belief = view.text, Belief(usual)
+    steps: list[Step] = []
     belief.update("", start)
     limit = rng.randint(8, 16) if which == "aimless" else STEP_LIMIT
     while not view.done and len(steps) < limit:
         wanted = act(belief, view.admissible)
         if wanted is None:
             break
-        action, *reason = wanted
+        action, sentence, words = wanted
+        reason = sentence, words
         wrong = which == "aimless" or which == "noisy" and rng.random() < NOISE
         options = [c for c in view.admissible if c != action and c not in ("look around", "inventory")]
         if wrong and options:
@@ -233,17 +237,20 @@ def play(live: Live, game: Game, split: str, which: str, number: int, usual: dic
 def plan(sizes: Sizes, seed: int) -> list[tuple[Game, str, tuple[str, ...], bool]]:
     """Which games are played for which split and how; test games keep their admissible actions.
 
-    Out-of-domain things are in no base or training game, not even in aimless play. Raises ValueError where such games are asked for.
+    Out-of-domain things are in no base or training game, not even in aimless play. Raises ValueError where
+    such games are asked for.
     """
     if sizes.base_out_of_domain:
         raise ValueError(
-            "TWC's base mixture has no out-of-domain games: its out-of-domain things are in no training text. Leave base_out_of_domain at 0."
+            "TWC's base mixture has no out-of-domain games: its out-of-domain things are in no training "
+            "text. Leave base_out_of_domain at 0."
         )
     trained, tested, outside = (
         games("twc", split, use, seed)
         for split, use in (("in_domain", "train"), ("in_domain", "test"), ("out_of_domain", "test"))
     )
-    jobs = [(g, "base", ("noisy", "noisy", "aimless"), False) for g in islice(trained, sizes.base)]
+    jobs: list[tuple[Game, str, tuple[str, ...], bool]] = []
+    jobs += [(g, "base", ("noisy", "noisy", "aimless"), False) for g in islice(trained, sizes.base)]
     jobs += [(g, "train", ("expert",), False) for g in islice(trained, sizes.train)]
     jobs += [(g, "test_in_domain", ("expert",), True) for g in islice(tested, sizes.test)]
     return jobs + [(g, "test_out_of_domain", ("expert",), True) for g in islice(outside, sizes.test)]
@@ -254,5 +261,5 @@ def episodes(job: tuple[Game, str, tuple[str, ...], bool]) -> list[Episode]:
     game, split, kinds, keep_admissible = job
     live = Live()
     usual = homes(live.gold(game))
-    found = [play(live, game, split, which, number, usual) for number, which in enumerate(kinds)]
-    return found if keep_admissible else [bare(e) for e in found]
+    played = [play(live, game, split, which, number, usual) for number, which in enumerate(kinds)]
+    return played if keep_admissible else [bare(e) for e in played]
