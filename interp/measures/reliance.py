@@ -1,7 +1,7 @@
 """Prompt reliance: how much of the action's dependence on the prompt goes around the trace, by swapping keys and values.
 
-The action's tokens read the context only through the keys and values of earlier tokens, so swapping a span's is an exact
-path intervention (mediation analysis as in Vig et al. 2020, on the cache).
+The action's tokens read the context only through the keys and values of earlier tokens, so swapping a span's
+is an exact path intervention (mediation analysis as in Vig et al. 2020, on the cache).
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ TRACES = tuple(dict.fromkeys(trace for _, trace in PATHS.values()))
 class Reliance:
     """Effects on log p(clean action) - log p(corrupt action), in nats, each Float[ndarray, "pair"].
 
-    `direct`: the prompt's keys and values swapped, the trace's held. `via_cot`: the trace's swapped, the prompt's held.
-    `total`: both. The trace's part is split once more: `via_text`, the trace says what the other one says but was read
+    `direct`: the prompt's keys and values swapped, the trace's held. `via_cot`: the trace's swapped, the
+    prompt's held.
+    `total`: both. The trace's part is split once more: `via_text`, the trace says what the other one says but
+    was read
     after its own prompt, and `via_state`, it keeps its words but was read after the other prompt.
-    Pairs whose total is below `minimum` are in `dropped` and left out of the arrays; `kept` are their indices. `path` is
-    `packed`, or `plain loop` with the reason.
+    Pairs whose total is below `minimum` are in `dropped` and left out of the arrays; `kept` are their
+    indices. `path` is `packed`, or `plain loop` with the reason.
     """
 
     direct: np.ndarray
@@ -157,8 +159,10 @@ def prompt_reliance(
 ) -> Reliance:
     """Direct, via-CoT and total effect of the counterfactual prompt on the action after the trace.
 
-    clean, corrupt: prompts in pairs, token for token, with the reference trace and action of each (`interp.make_pairs`).
-    Raises ValueError for lists that are not pairs, and NotImplementedError for a model whose keys and values cannot be swapped.
+    clean, corrupt: prompts in pairs, token for token, with the reference trace and action of each
+    (`interp.make_pairs`).
+    Raises ValueError for lists that are not pairs, and NotImplementedError for a model whose keys and values
+    cannot be swapped.
     """
     check_pairs(clean, corrupt)
     if model.support.mediation == "refused":
