@@ -232,5 +232,5 @@ def at_span(screen: Sweep, clean: Sequence[Prompt], at: str) -> Sweep:
                 sums[i] = values[i][..., list(positions)].sum(-1)
         return sums
 
-    summed = {name: total(getattr(screen, name)) for name in ("denoise", "noise", "moved")}
-    return replace(screen, **summed)
+    denoise, noise, moved = (total(values) for values in (screen.denoise, screen.noise, screen.moved))
+    return replace(screen, denoise=denoise, noise=noise, moved=moved)

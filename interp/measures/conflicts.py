@@ -198,6 +198,12 @@ class _Source:
     drawn: Mapping[int, Sequence[Completion]]
     closed_actions: bool
 
+    def every(self, kind: str, indices: Sequence[int], seed: int) -> dict[int, InsertedTrace]:
+        """The inserted traces of a kind, at the decisions that have one."""
+        rng = np.random.default_rng(seed)
+        traces = {i: self.made(kind, i, rng) for i in indices}
+        return {i: trace for i, trace in traces.items() if trace is not None}
+
     def made(self, kind: str, index: int, rng: np.random.Generator) -> InsertedTrace | None:
         """The inserted trace of a kind at one decision; None where there is none.
 
@@ -250,8 +256,7 @@ def conflict(
 ) -> dict[str, Outcome]:
     """Put traces after the prompts and decode the action: one Outcome for each kind of inserted trace.
 
-    Decisions whose own decoding did not parse, or that find no donor with words beside its action, are left
-    out; a kind without any has empty arrays.
+    Decisions whose own decoding did not parse, or without such a trace, are left out.
 
     Args:
         inserted_traces: `self_splice` (own trace, ids as decoded: the action must come back exactly; always
@@ -279,26 +284,18 @@ def conflict(
         samples = resample(model, own, parser, SAMPLES, seed, trace_tokens, progress)
         drawn = dict(zip(usable, samples))
     source = _Source(prompts, decoded, drawn, closed_actions)
-    traces: dict[str, dict[int, InsertedTrace]] = {kind: {} for kind in kinds}
-    for kind in kinds:
-        rng = np.random.default_rng(seed)
-        for i in usable:
-            trace = source.made(kind, i, rng)
-            if trace is not None:
-                traces[kind][i] = trace
+    traces = {kind: source.every(kind, usable, seed) for kind in kinds}
     variants = {
         kind: [made[i].prefix if i in made else None for i in range(len(prompts))]
         for kind, made in traces.items()
     }
     fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
     out = continue_each(model, ids, variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
-    outcomes = {}
-    for kind, made in traces.items():
-        words = [parse_completion(fmt, out[kind][i].ids, "prompt", parser) for i in made]
-        outcomes[kind] = Outcome(
+    return {
+        kind: Outcome(
             inserted_trace=kind,
             index=np.array(list(made), dtype=int),
-            action=[word.action for word in words],
+            action=[parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made],
             own=[decoded[i].action or "" for i in made],
             argued=[trace.argued for trace in made.values()],
             leaked=np.array([trace.leaked for trace in made.values()], dtype=bool),
@@ -306,7 +303,8 @@ def conflict(
             logp_own=np.array([out["self_splice"][i].logp for i in made], dtype=float),
             leads=[trace.prefix for trace in made.values()],
         )
-    return outcomes
+        for kind, made in traces.items()
+    }
 
 
 @measured

@@ -10,7 +10,7 @@ control, full stops of the same length, since a cut trace could act through its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,20 @@ def _cuts(prompt: Prompt, completion: Completion, points: int) -> _Cuts:
     return _Cuts(kept / len(parts), prefixes, [filler(fmt, text) for text in texts[1:]])
 
 
+def _variants(cuts: Mapping[int, _Cuts], n: int, points: int) -> dict[str, list[list[int] | None]]:
+    """What is read after each prompt for each part, `trace0`, `filler0`, ... (None: no such part)."""
+    variants: dict[str, list[list[int] | None]] = {}
+    for p in range(points):
+        variants[f"trace{p}"] = [None] * n
+        variants[f"filler{p}"] = [None] * n
+        for i, cut in cuts.items():
+            if p < len(cut.prefixes):
+                variants[f"trace{p}"][i] = cut.prefixes[p]
+            if p < len(cut.fillers):
+                variants[f"filler{p}"][i] = cut.fillers[p]
+    return variants
+
+
 @measured
 def early_answers(
     model: HookedModel,
@@ -119,15 +133,7 @@ def early_answers(
     if not index:
         return EarlyAnswers(np.array([], dtype=int), [], [], [], [])
     cuts = {i: _cuts(prompts[i], decoded[i], points) for i in index}
-    variants: dict[str, list[list[int] | None]] = {}
-    for p in range(points):
-        variants[f"trace{p}"] = [None] * len(prompts)
-        variants[f"filler{p}"] = [None] * len(prompts)
-        for i, cut in cuts.items():
-            if p < len(cut.prefixes):
-                variants[f"trace{p}"][i] = cut.prefixes[p]
-            if p < len(cut.fillers):
-                variants[f"filler{p}"][i] = cut.fillers[p]
+    variants = _variants(cuts, len(prompts), points)
     fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
     out = continue_each(model, ids, variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
 

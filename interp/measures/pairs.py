@@ -1,4 +1,4 @@
-"""Counterfactual pairs: a decision and its twin with two names swapped everywhere, token for token of equal length.
+"""Counterfactual pairs: a decision and its twin with two names swapped everywhere, of equal token length.
 
 The environment says which names can be exchanged (`swap_candidates`): the expert's rule must be the same for
 both, so that the twin's right action is the swapped one.
@@ -49,7 +49,7 @@ def make_pairs(
     seed: int = 0,
     swap_candidates: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = household,
 ) -> tuple[list[Prompt], list[Prompt], Counter]:
-    """Up to `n` clean and corrupt prompts, at most one pair for each decision, and what was dropped, counted by reason.
+    """Up to `n` clean and corrupt prompts, one pair for a decision at most, and why others were dropped.
 
     A pair is kept only where every token has its counterpart: equal spans of the prompts, equal lengths of
     trace and
@@ -60,9 +60,8 @@ def make_pairs(
             action; ALFWorld's by default.
     """
     rng = np.random.default_rng(seed)
-    decisions = tuple(
-        decisions
-    )  # one object for all calls of `swap_candidates`, which may keep what it looks up
+    # One object for all calls of `swap_candidates`, which may keep what it looks up.
+    decisions = tuple(decisions)
     clean: list[Prompt] = []
     corrupt: list[Prompt] = []
     dropped: Counter = Counter()
@@ -98,7 +97,8 @@ def mismatch(clean: Prompt, corrupt: Prompt) -> str:
             f"The traces of {a.id} and its twin differ in length, so their keys and values cannot be swapped."
         )
     if a.reference == b.reference:
-        return f"The actions of {a.id} and its twin are the same ({a.reference!r}): there is no difference to explain."
+        same = f"The actions of {a.id} and its twin are the same ({a.reference!r})"
+        return f"{same}, so there is no difference to explain."
     if len(fmt.action_ids(a.reference)) != len(fmt.action_ids(b.reference)):
         names = f"{a.reference!r} and {b.reference!r}"
         return f"The actions of {a.id} and its twin, {names}, differ in length."

@@ -274,8 +274,8 @@ class _Patching:
         runs = self._runs(pair, flat, min([alike, *flat]))
         for r, (run, donor) in enumerate(_OTHER.items()):
             apart = torch.empty(0)
-            if "kl" in self.metrics:
-                own, other = runs[run].heads, runs[donor].heads
+            own, other = runs[run].heads, runs[donor].heads
+            if own is not None and other is not None:
                 apart = (own.exp() * (own - other)).sum(-1).cpu()
             self.base[r, ..., index] = self._values(torch.cat([runs[run].base, apart]))
         gaps = [_gap(metric, *self.base[:, i, :, index]) for i, metric in enumerate(self.metrics)]
@@ -326,7 +326,7 @@ class _Patching:
         sweeps = {}
         for a, (m, mode) in itertools.product(self.at, enumerate(self.modes)):
             kept = slice(None) if a == "all" else 0
-            by_metric = {}
+            by_metric: dict[str, Sweep] = {}
             for i, metric in enumerate(self.metrics):
                 base, patched = self.base[:, i, m], self.patched[a][:, i, m][..., kept]
                 by_metric[metric] = effects(metric, self.labels, base, patched, self.minimum, self.path)

@@ -4,7 +4,7 @@ A share means nothing without the span's share of the tokens, so each comes with
 attention whatever it says, so each comes once more without that position.
 
 >>> result = shares(model, prompts)
->>> result.of("attention", metric="ratio").mean(1)      # [decision, span]: attention per token, 1 where it is uniform
+>>> result.of("attention", metric="ratio").mean(1)      # [decision, span]: attention per token, uniform = 1
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Shares:
     def of(
         self, definition: str, version: str = "all", metric: str = "share"
     ) -> Float[np.ndarray, "decision layer span"]:
-        """One definition and version: `share`, `token_share`, or `ratio` of the two (NaN for spans without tokens).
+        """One definition and version: `share`, `token_share`, or `ratio` (NaN for spans without tokens).
 
         Raises:
             ValueError: for an unknown name.
@@ -88,13 +88,14 @@ def sequence(prompt: Prompt, trace: Trace, action: str) -> tuple[list[int], Shap
     fmt, tag = prompt.format, prompt.format.style.open_action.strip()
     if not action:
         raise ValueError(
-            f"Decision {prompt.decision.id} has no action, so nothing reads its spans: give it one, or leave it out."
+            f"Decision {prompt.decision.id} has no action, so nothing reads its spans: "
+            "give it one, or leave it out."
         )
     tail = fmt.action_prefix(trace)
     if not fmt.text(tail).rstrip().endswith(tag):
         raise ValueError(
-            f"The trace of decision {prompt.decision.id} does not end with {tag!r}: give a text, or the ids up to the "
-            "opened action (PromptFormat.decoded_prefix)."
+            f"The trace of decision {prompt.decision.id} does not end with {tag!r}: give a text, or the ids "
+            "up to the opened action (PromptFormat.decoded_prefix)."
         )
     opened = next(n for n in range(1, len(tail) + 1) if tag in fmt.text(tail[-n:]))
     acted = fmt.action_ids(action)
@@ -186,14 +187,14 @@ def _seen(model: HookedModel, tokens: int, rows: range) -> Bool[np.ndarray, "lay
 
 
 def _reach(model: HookedModel, tokens: int, first: int, last: int) -> Bool[np.ndarray, "layer token"]:
-    """From where in the residual stream before each layer the final states at `first` to `last` can be reached."""
+    """Where in the residual stream before each layer the final states at `first` to `last` can be reached."""
     reached = np.zeros((model.n_layers, tokens), dtype=bool)
     for layer in reversed(range(model.n_layers)):
-        kind = model.layer_types[layer]
+        kind, window = model.layer_types[layer], model.window or tokens
         if kind == "sliding_attention":
-            first = max(0, first - model.window + 1)
+            first = max(0, first - window + 1)
         elif kind == "chunked_attention":
-            first = first // model.window * model.window
+            first = first // window * window
         else:
             first = 0
         reached[layer, first : last + 1] = True
@@ -219,8 +220,8 @@ def token_mass(
     off = (eager[:-1] - hidden).abs().max().item() / hidden.abs().max().item()
     if not off < (1e-3 if model.dtype == torch.float32 else 0.1):
         raise NotImplementedError(
-            f"{model.architecture} is not supported: attending eagerly it computes something else than as loaded "
-            f"(final states are off by {off:.2g} of their largest), so the patterns would not be its own."
+            f"{model.architecture} is not supported: attending eagerly it computes something else than as "
+            f"loaded (final states are off by {off:.2g} of their largest): the patterns would not be its own."
         )
     attention, value = [], []
     for alpha, gradient in zip(by_layer, gradients.values):

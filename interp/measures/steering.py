@@ -12,7 +12,8 @@ Not supported: sampling (decoding is greedy), several layers or several directio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import get_args
 
 import numpy as np
@@ -27,7 +28,7 @@ from interp.engine.generation import _continue, _read, greedy, tree_batches
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.probing.directions import unit
-from interp.prompts.format import Prompt, PromptFormat
+from interp.prompts.format import Mode, Prompt, PromptFormat
 from interp.system.choices import Position
 from interp.system.options import takes_fields
 from interp.tasks import actions
@@ -208,14 +209,16 @@ class _Run:
     fmt: PromptFormat
     layer: int
     position: str
-    mode: str
+    mode: Mode
     limit: int
-    tag: _Tag = field(init=False)
-    stop: Callable[[Sequence[int]], bool] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tag", _Tag(self.fmt))
-        object.__setattr__(self, "stop", self.fmt.ended(self.mode))
+    @cached_property
+    def tag(self) -> _Tag:
+        return _Tag(self.fmt)
+
+    @cached_property
+    def stop(self) -> Callable[[Sequence[int]], bool]:
+        return self.fmt.ended(self.mode)
 
     def opening(self, prompt: Prompt) -> tuple[list[int], list[bool]]:
         """What is read from the boundary on before the first token is generated, and what is steered."""
@@ -229,8 +232,7 @@ class _Run:
         suffix, flags = self.opening(prompt)
         if self.position != "action" or self.mode != "cot":
             return _Row(index, prompt.ids[:-1], suffix, flags)
-        # Up to the tag nothing is steered, so the trace is the unsteered one.
-        at = self.tag.place(unsteered)
+        at = self.tag.place(unsteered)  # up to the tag nothing is steered, so the trace is the unsteered one
         if at is None:
             return None
         prefix = (*prompt.ids[:-1], *suffix, *unsteered[:at])
@@ -300,7 +302,7 @@ def _plain(
     vector: Float[Tensor, "d_model"],
     layer: int,
     position: str,
-    mode: str,
+    mode: Mode,
     limit: int,
 ) -> tuple[int, ...]:
     """The reference implementation of a row of `_batched`: all tokens are read anew for each new one."""
@@ -315,9 +317,7 @@ def _plain(
             acting = acting or run.tag.completed(out)
             steered.append(_hit(position, "action" if acting else "cot"))
         added = torch.tensor(steered, device=model.device)[:, None] * vector
-        with model.hooks(
-            {("resid_post", layer): lambda tensor, added=added: tensor + added.to(tensor.device)}
-        ):
+        with model.hooks({("resid_post", layer): _adding(added)}):
             hidden = model.whole(torch.tensor([[*head, *out]], device=model.device))
         out.append(int(model.logits(hidden[0, -1]).argmax()))
     return tuple(out)
@@ -328,7 +328,6 @@ def _check(
     prompts: Sequence[Prompt],
     layer: int,
     position: str,
-    mode: str,
     options: SteerOptions,
 ) -> None:
     if not prompts:
@@ -336,13 +335,6 @@ def _check(
     if position not in POSITIONS:
         raise ValueError(
             f"There is no position {position!r} to steer at: the positions are {', '.join(POSITIONS)}."
-        )
-    if mode not in ("cot", "prompt"):
-        raise ValueError(f"Steering decodes in mode cot or prompt, not {mode!r}.")
-    if position == "cot" and mode == "prompt":
-        raise ValueError(
-            "In mode prompt no trace is written, so there is none to steer during: "
-            "use mode cot, or another position."
         )
     if layer not in range(model.n_layers):
         raise ValueError(f"The layer must be one of 0 to {model.n_layers - 1}, not {layer}.")
@@ -352,6 +344,19 @@ def _check(
         raise ValueError(
             f"Each decision is steered along at least one direction of a kind, not {options.per_decision}."
         )
+
+
+def _checked_mode(mode: str, position: str) -> Mode:
+    if mode == "cot":
+        return "cot"
+    if mode != "prompt":
+        raise ValueError(f"Steering decodes in mode cot or prompt, not {mode!r}.")
+    if position == "cot":
+        raise ValueError(
+            "In mode prompt no trace is written, so there is none to steer during: "
+            "use mode cot, or another position."
+        )
+    return "prompt"
 
 
 def _units(directions: Directions, d_model: int) -> dict[str, Float[np.ndarray, "_ d_model"]]:
@@ -403,11 +408,13 @@ def steer(
         ValueError: for no prompts, an unknown position, mode or layer, position `cot` in mode `prompt`,
             alphas that are not finite, and directions that are zero or of another width.
     """
-    _check(model, prompts, layer, position, mode, options)
-    units, limit = _units(directions, model.d_model), options.limit(mode)
+    _check(model, prompts, layer, position, options)
+    checked = _checked_mode(mode, position)
+    units, limit = _units(directions, model.d_model), options.limit(checked)
+    run = _Run(model, format_of(model, prompts), layer, position, checked, limit)
     if unsteered is None:
         unsteered = decode(
-            model, prompts, mode, parser=options.parser, max_new_tokens=limit, progress=options.progress
+            model, prompts, run.mode, parser=options.parser, max_new_tokens=limit, progress=options.progress
         )
     if len(unsteered) != len(prompts):
         raise ValueError(
@@ -417,10 +424,9 @@ def steer(
     norm = float(residual.norm(dim=-1).mean())
     rows = {kind: min(len(vectors), options.per_decision or len(vectors)) for kind, vectors in units.items()}
     cells, vectors = _cells(units, rows, options.alphas, norm, len(prompts))
-    run = _Run(model, format_of(model, prompts), layer, position, mode, limit)
     ids, path = _decoded(run, prompts, vectors, unsteered, options)
     done = [
-        [parse_completion(run.fmt, each, mode, options.parser).action for each in of_cell] for of_cell in ids
+        [parse_completion(run.fmt, each, run.mode, options.parser).action for each in cell] for cell in ids
     ]
     before = [completion.action for completion in unsteered]
     by_cell = dict(zip(cells, done[1:]))
@@ -465,14 +471,9 @@ def _decoded(
     longest = max(len(p.ids) + len(p.format.mode_prefix(run.mode)) for p in prompts) + run.limit
     if model.support.trajectory == "fast" and model.packs(longest):
         return _batched(run, prompts, added, unsteered, options.batch_tokens, options.progress), "batched"
-    each = [
-        [
-            _plain(model, prompt, vector, run.layer, run.position, run.mode, run.limit)
-            for prompt, vector in zip(prompts, of_cell)
-        ]
-        for of_cell in added
-    ]
-    return each, model.path(longest)
+    how = (run.layer, run.position, run.mode, run.limit)
+    ids = [[_plain(model, *each, *how) for each in zip(prompts, vectors)] for vectors in added]
+    return ids, model.path(longest)
 
 
 def _counted(

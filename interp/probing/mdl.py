@@ -83,18 +83,12 @@ def mdl(
         device: where the fits run.
 
     Raises:
-        ValueError: for lengths or shapes that differ, activations that are not finite, a single class, shares
-            that do not rise to 1, and a first block of fewer than two episodes.
+        ValueError: as `probe` does, and for shares that do not rise to 1 and a first block of one episode.
 
     Source: Voita & Titov 2020 (arXiv 2003.12298), online code.
     """
-    values = numbers(acts)
-    if values.ndim not in (2, 3):
-        raise ValueError(
-            f"acts must be [decision, d_model] or [decision, layer, d_model], not of shape {values.shape}."
-        )
-    layers = [NESTED] if values.ndim == 2 else list(range(values.shape[1]))
-    data = checked_set("the set", values[:, None] if values.ndim == 2 else values, labels, groups, prompts)
+    values, layers = _layers(acts)
+    data = checked_set("the set", values, labels, groups, prompts)
     classes, code = np.unique(data.labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"The labels hold only {classes.tolist()}: a code needs at least two classes.")
@@ -106,13 +100,13 @@ def mdl(
     jobs = [(np.flatnonzero(block < each), np.flatnonzero(block == each)) for each in range(1, n_blocks)]
     fitter = Fitter(code, group, n_classes, jobs, seed, device)
     bits = _bits(fitter, data, layers, grid, block)
+    uniform = float(np.log2(n_classes))
+    compression = cluster_bootstrap(bits["probe"], group, lambda mean: uniform / mean[..., 0], draws, seed)
     return MDLResult(
         bits=float(bits["probe"].sum()),
         majority_bits=float(bits["majority"].sum()),
-        uniform_bits=float(len(code) * np.log2(n_classes)),
-        compression=cluster_bootstrap(
-            bits["probe"], group, lambda mean: np.log2(n_classes) / mean[..., 0], draws, seed
-        ),
+        uniform_bits=len(code) * uniform,
+        compression=compression,
         gain=cluster_bootstrap(bits["majority"] - bits["probe"], group, None, draws, seed),
         of_decision=bits,
         blocks=_block_rows(fitter, bits, block),
@@ -120,6 +114,18 @@ def mdl(
         n_unconverged=fitter.n_unconverged,
         seed=seed,
     )
+
+
+def _layers(acts: Acts) -> tuple[Float[np.ndarray, "..."], list[int]]:
+    """Activations with an axis for the layer, and the layers' numbers."""
+    values = numbers(acts)
+    if values.ndim == 2:
+        return values[:, None], [NESTED]
+    if values.ndim != 3:
+        raise ValueError(
+            f"acts must be [decision, d_model] or [decision, layer, d_model], not of shape {values.shape}."
+        )
+    return values, list(range(values.shape[1]))
 
 
 def _blocks(

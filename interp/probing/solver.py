@@ -49,18 +49,15 @@ def fit_logistic(
         tolerance: largest gradient entry, in the features scaled as at first, at which a fit stops.
 
     Returns:
-        Weights (0 beyond a problem's own features), bias (minus infinity for classes that the problem's rows
-        lack), and the number of fits that did not reach the tolerance.
+        Weights, bias (minus infinity for classes that the problem's rows lack), and the number of fits that
+        did not reach the tolerance.
 
     Raises:
         ValueError: for lengths that differ, no rows, and C not above 0.
     """
     rows = [len(y) for y in code]
     if not len(features) or [len(x) for x in features] != rows or not all(rows):
-        raise ValueError(
-            "Every problem needs rows and a class for each: "
-            "features and code must be of equal lengths above 0."
-        )
+        raise ValueError("Every problem needs rows and a class for each, equally many and at least one.")
     if not len(np.ravel(grid)) or np.min(grid) <= 0:
         raise ValueError(f"The grid must hold positive inverse penalties, not {grid}.")
     x = _padded(features).to(device)
@@ -77,8 +74,7 @@ def fit_logistic(
     power = (x**2 * weight[:, :, None]).sum(1) / present.sum(1, keepdim=True)
     bound = (power[:, None, None] + penalty).sqrt()
     v = torch.zeros(*c.shape, share.shape[1], x.shape[2], device=device, dtype=torch.float64)
-    # The bias starts from the frequencies of the classes.
-    v[..., -1] = torch.where(present, share.log(), 0)[:, None] * bound[..., -1]
+    v[..., -1] = torch.where(present, share.log(), 0)[:, None] * bound[..., -1]  # the classes' frequencies
     mask = torch.where(present, 0.0, -torch.inf)
     first = _Problems(x, label, weight, mask, bound, penalty / bound**2, torch.ones_like(bound)).to(
         torch.float32

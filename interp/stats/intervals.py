@@ -154,13 +154,11 @@ def cluster_bootstrap(
         columns: one number per decision and quantity; a vector is one column.
         groups: the cluster (episode) of each decision.
         function: from means [..., k] to values [...]; by default the mean of the single column.
-        draws: number of resamples.
-        level: coverage of the interval.
-        widen: as in `percentile`.
+        draws: resamples.
+        level, widen: as in `percentile`.
 
     Raises:
-        ValueError: for no rows, rows that are not finite, lengths that differ, and several columns without a
-            function.
+        ValueError: for no rows, rows that are not finite, lengths that differ, or columns without a function.
 
     Source: Field & Welsh 2007 (cluster bootstrap); Hesterberg 2015 (expanded percentile interval).
     """
@@ -168,12 +166,9 @@ def cluster_bootstrap(
     values = _checked_columns(columns, groups)
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws must be at least 1 and level between 0 and 1, not {draws} and {level}.")
-    if function is None:
-        function = _single_column
-        if values.shape[1] != 1:
-            raise ValueError(
-                f"{values.shape[1]} columns need a function of their means: only a single one has a default."
-            )
+    of_means = _single_column if function is None else function
+    if function is None and values.shape[1] != 1:
+        raise ValueError(f"{values.shape[1]} columns need a function of their means: one has a default.")
     code, names = cluster_codes(groups)
     n, n_groups = len(values), len(names)
     if n_groups > 1 and rate and values.min() == values.max():
@@ -182,7 +177,7 @@ def cluster_bootstrap(
         return Estimate(float(values[0, 0]), low, high, n, n_groups)
     shapes = "function must map means [..., k] to values [...]; "
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole = np.asarray(function(values.mean(axis=0)), dtype=float)
+        whole = np.asarray(of_means(values.mean(axis=0)), dtype=float)
         if whole.shape:
             raise ValueError(f"{shapes}[k] became shape {whole.shape}.")
         if n_groups == 1:
@@ -191,7 +186,7 @@ def cluster_bootstrap(
         counts = np.bincount(code, minlength=n_groups)
         weights = _cluster_weights(n_groups, draws, seed)
         means = weights @ np.stack(by_column, axis=1) / (weights @ counts)[:, None]
-        drawn = np.asarray(function(means), dtype=float)
+        drawn = np.asarray(of_means(means), dtype=float)
     if drawn.shape != (draws,):
         raise ValueError(f"{shapes}means [{draws}, k] became shape {drawn.shape}.")
     return percentile(float(whole), drawn, n, n_groups, level, widen)
