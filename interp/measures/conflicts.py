@@ -270,13 +270,7 @@ def conflict(
     Raises:
         ValueError: for an unknown kind.
     """
-    unknown = [kind for kind in inserted_traces if kind not in INSERTED_TRACES]
-    if unknown:
-        raise ValueError(
-            f"There is no inserted trace {unknown[0]!r}: "
-            f"the inserted traces are {', '.join(INSERTED_TRACES)}."
-        )
-    kinds = tuple(dict.fromkeys(("self_splice", *inserted_traces)))
+    kinds = _kinds(inserted_traces)
     usable = complete(prompts, decoded)
     drawn: dict[int, list[Completion]] = {}
     if "resampled" in kinds and usable:
@@ -305,6 +299,17 @@ def conflict(
         )
         for kind, made in traces.items()
     }
+
+
+def _kinds(inserted_traces: Sequence[str]) -> tuple[str, ...]:
+    """The kinds to insert, each once, `self_splice` first."""
+    unknown = [kind for kind in inserted_traces if kind not in INSERTED_TRACES]
+    if unknown:
+        raise ValueError(
+            f"There is no inserted trace {unknown[0]!r}: "
+            f"the inserted traces are {', '.join(INSERTED_TRACES)}."
+        )
+    return tuple(dict.fromkeys(("self_splice", *inserted_traces)))
 
 
 @measured

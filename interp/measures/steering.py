@@ -37,8 +37,7 @@ POSITIONS: tuple[Position, ...] = get_args(Position)
 METRICS = ("flip", "flip_parsed", "to_target", "parse")
 #: Vectors of one kind, or a single one, of any length.
 Directions = Mapping[str, Shaped[np.ndarray, "..."] | Sequence]
-#: The action of each direction at each decision (None: it did not parse).
-Actions = list[list[str | None]]
+Actions = list[list[str | None]]  # [direction][decision]
 
 
 @dataclass(frozen=True)

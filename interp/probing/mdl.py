@@ -79,8 +79,7 @@ def mdl(
         prompts: texts, for a code by their TF-IDF.
         shares: where blocks end, rising to 1.
         C: inverse penalties.
-        seed: of the order, the folds and the resamples, of which there are `draws`.
-        device: where the fits run.
+        seed, draws, device: as in `ProbeOptions`; the order is drawn with `seed` too.
 
     Raises:
         ValueError: as `probe` does, and for shares that do not rise to 1 and a first block of one episode.

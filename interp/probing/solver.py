@@ -49,8 +49,7 @@ def fit_logistic(
         tolerance: largest gradient entry, in the features scaled as at first, at which a fit stops.
 
     Returns:
-        Weights, bias (minus infinity for classes that the problem's rows lack), and the number of fits that
-        did not reach the tolerance.
+        Weights, bias (minus infinity for classes that a problem lacks), and the number of unconverged fits.
 
     Raises:
         ValueError: for lengths that differ, no rows, and C not above 0.
