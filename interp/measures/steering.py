@@ -470,8 +470,11 @@ def _decoded(
     longest = max(len(p.ids) + len(p.format.mode_prefix(run.mode)) for p in prompts) + run.limit
     if model.support.trajectory == "fast" and model.packs(longest):
         return _batched(run, prompts, added, unsteered, options.batch_tokens, options.progress), "batched"
-    how = (run.layer, run.position, run.mode, run.limit)
-    ids = [[_plain(model, *each, *how) for each in zip(prompts, vectors)] for vectors in added]
+
+    def plain(prompt: Prompt, vector: Float[Tensor, "d_model"]) -> tuple[int, ...]:
+        return _plain(model, prompt, vector, run.layer, run.position, run.mode, run.limit)
+
+    ids = [[plain(*each) for each in zip(prompts, of_cell)] for of_cell in added]
     return ids, model.path(longest)
 
 
