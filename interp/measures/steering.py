@@ -51,10 +51,7 @@ class SteerOptions:
     parser: Callable[[str], str | None] = str
     """From an action's text to the action; None where it is none."""
     per_decision: int | None = None
-    """Directions of a kind that each decision is steered along (None: all).
-
-    The next decision is steered along the next ones, so that all count alike for less work.
-    """
+    """Directions of a kind that a decision is steered along (None: all); the next decision has the next ones."""
     max_new_tokens: int | None = None
     """`LIMITS[mode]` where None."""
     batch_tokens: int = 24576
