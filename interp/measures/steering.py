@@ -51,7 +51,7 @@ class SteerOptions:
     parser: Callable[[str], str | None] = str
     """From an action's text to the action; None where it is none."""
     per_decision: int | None = None
-    """Directions of a kind that a decision is steered along (None: all); the next decision has the next ones."""
+    """Directions of a kind for each decision (None: all); the next decision has the next ones."""
     max_new_tokens: int | None = None
     """`LIMITS[mode]` where None."""
     batch_tokens: int = 24576
