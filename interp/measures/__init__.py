@@ -1,1 +1,1 @@
-"""Causal instruments: patching, attribution, prompt reliance, conflicting traces, early answering, shares, steering."""
+"""Causal instruments: patching, attribution, prompt reliance, conflicts, early answers, shares, steering."""

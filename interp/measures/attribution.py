@@ -1,102 +1,134 @@
-"""Attribution patching: what patching each site, layer and position would do, to first order, from one pass and one pass back.
+"""Attribution patching: what patching each site, layer and position would do, to first order.
 
-The effect of replacing an activation is estimated as its gradient times what it would change by, for all cells at once. It is
-only as good as its correlation with true patching, so use it to choose where to patch, and report `stats.correlation` beside it.
+The effect of replacing an activation is estimated as its gradient times its change, for all cells from one
+pass. It is only as good as its correlation with true patching, so use it to choose where to patch, and report
+`stats.correlation` beside it.
 
 >>> screen = attribute(model, clean, corrupt)                  # a Sweep, as from patch(..., at="all")
->>> at_span(screen, clean, "history").denoise                  # [pair, site, layer]: the sum over the span's positions
+>>> at_span(screen, clean, "history").denoise                  # [pair, site, layer]: summed over the span
 
 Nanda 2023 (Attribution patching), Syed et al. 2023 (2310.10348).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from interp.measures.pairs import check_pairs
-from interp.measures.patching import Sweep, columns_of, continuations, effects, positions_of, rows_of
-from interp.models.hooked import layers_of
+from interp.measures.patching import (
+    Sweep,
+    columns_of,
+    continuations,
+    effects,
+    positions_of,
+    prefix_in,
+    rows_of,
+)
+from interp.models.hooked import HookedModel, layers_of
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
 
+#: A site of a layer.
+Key = tuple[str, int]
+#: Two continuations of a prompt, and how many tokens of each are scored.
+Continuations = tuple[Sequence[Sequence[int]], Sequence[int]]
 
-def _keeping(seen: dict, keys: Sequence[tuple[str, int]]) -> dict:
+
+class Term(NamedTuple):
+    """Activations at each site and layer, and gradients with respect to them."""
+
+    activations: list[Float[Tensor, "token _"]]
+    gradients: list[Float[Tensor, "token _"]]
+
+
+#: For each pair of actions the difference of their log-probabilities in nats, and the terms whose gradient x
+#: change adds up.
+Gradients = tuple[list[float], list[list[Term]]]
+
+
+def _keeping(seen: dict[Key, Tensor], keys: Sequence[Key]) -> dict[Key, Callable[[Tensor], Tensor | None]]:
     """Hooks that put the activation at each key into `seen`; the graph starts before the first block."""
 
-    def keep(key):
-        def hook(tensor):
-            seen[key] = tensor.detach().requires_grad_() if key == ("resid_pre", 0) else tensor
-            return seen[key] if key == ("resid_pre", 0) else None
+    def keep(key: Key) -> Callable[[Tensor], Tensor | None]:
+        def hook(tensor: Tensor) -> Tensor | None:
+            if key != ("resid_pre", 0):
+                seen[key] = tensor
+                return None
+            seen[key] = tensor.detach().requires_grad_()
+            return seen[key]
 
         return hook
 
     return {key: keep(key) for key in dict.fromkeys([("resid_pre", 0), *keys])}
 
 
-def gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: Sequence[str]):
+def _keys(model: HookedModel, sites: Sequence[str]) -> list[Key]:
+    return [(site, layer) for site in sites for layer in range(model.n_layers)]
+
+
+def gradients(
+    model: HookedModel, ids: Sequence[int], actions: Sequence[Continuations], sites: Sequence[str]
+) -> Gradients:
     """A pass over a prompt and the actions after it, and one back for each pair of actions.
 
-    actions: for each reading, the two continuations of the prompt and how many of their tokens are scored. Returns the differences of
-    the two log-probabilities [reading], in nats, and for each reading its terms: the activations at each site and layer, [token, width]
-    in that order, and the gradients with respect to them; gradient x change is summed over terms.
+    Activations and gradients are in order of site, then layer. actions: one pair of continuations for each
+    mode.
     """
-    cache, seen = model.new_cache(), {}
-    keys = [(site, layer) for site in sites for layer in range(model.n_layers)]
+    cache, keys = model.new_cache(), _keys(model, sites)
+    seen: dict[Key, Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad():
         with model.hooks(_keeping(seen, keys)):
-            last = model.inner(
-                input_ids=torch.tensor([list(ids)], device=model.device),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[0, -1:]
-        prompt, differences = layers_of(cache), []
+            whole = torch.tensor([list(ids)], device=model.device)
+            output = model.inner(input_ids=whole, past_key_values=cache, use_cache=True)
+        last, prompt = output.last_hidden_state[0, -1:], layers_of(cache)
+        differences = []
         for both, scored in actions:
             logp = []
             for continuation, n in zip(both, scored):
-                behind = torch.tensor([list(continuation)], device=model.device)
-                hidden = model.inner(
-                    input_ids=behind, past_key_values=model.new_cache(prompt), use_cache=True
-                ).last_hidden_state[0]
-                hidden = torch.cat([last, hidden[:-1]])[-n:]
-                logp.append(model.logits(hidden).log_softmax(-1).gather(1, behind[0, -n:, None]).sum())
+                tail = torch.tensor([list(continuation)], device=model.device)
+                output = model.inner(input_ids=tail, past_key_values=model.new_cache(prompt), use_cache=True)
+                hidden = torch.cat([last, output.last_hidden_state[0, :-1]])[-n:]
+                logp.append(model.logits(hidden).log_softmax(-1).gather(1, tail[0, -n:, None]).sum())
             differences.append(logp[0] - logp[1])
-        found = [
-            torch.autograd.grad(
-                d, [seen[key] for key in keys], retain_graph=d is not differences[-1], materialize_grads=True
-            )
+        kept = [seen[key] for key in keys]
+        by_difference = [
+            torch.autograd.grad(d, kept, retain_graph=d is not differences[-1], materialize_grads=True)
             for d in differences
         ]
-    activations = [seen[key].detach()[0].float() for key in keys]
-    return [d.item() for d in differences], [[(activations, [g[0].float() for g in of])] for of in found]
+    activations = [each.detach()[0].float() for each in kept]
+    terms = [[Term(activations, [g[0].float() for g in each])] for each in by_difference]
+    return [d.item() for d in differences], terms
 
 
-def whole_gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: Sequence[str]):
+def whole_gradients(
+    model: HookedModel, ids: Sequence[int], actions: Sequence[Continuations], sites: Sequence[str]
+) -> Gradients:
     """As `gradients`, with a pass over the whole sequence and one back for each continuation: a term each."""
-    keys = [(site, layer) for site in sites for layer in range(model.n_layers)]
+    keys, n_tokens = _keys(model, sites), len(ids)
     differences, terms = [], []
     for both, scored in actions:
         difference, own = 0.0, []
         for sign, continuation, n in zip((1, -1), both, scored):
-            seen, whole = {}, torch.tensor([[*ids, *continuation]], device=model.device)
+            seen: dict[Key, Tensor] = {}
+            whole = torch.tensor([[*ids, *continuation]], device=model.device)
             with torch.inference_mode(False), torch.enable_grad():
                 with model.hooks(_keeping(seen, keys)):
                     hidden = model.whole(whole)[0, -n - 1 : -1]
                 logp = sign * model.logits(hidden).log_softmax(-1).gather(1, whole[0, -n:, None]).sum()
-                found = torch.autograd.grad(logp, [seen[key] for key in keys], materialize_grads=True)
+                kept = [seen[key] for key in keys]
+                grads = torch.autograd.grad(logp, kept, materialize_grads=True)
             difference += logp.item()
-            own.append(
-                (
-                    [seen[key].detach()[0, : len(ids)].float() for key in keys],
-                    [g[0, : len(ids)].float() for g in found],
-                )
-            )
+            activations = [each.detach()[0, :n_tokens].float() for each in kept]
+            own.append(Term(activations, [g[0, :n_tokens].float() for g in grads]))
         differences.append(difference)
         terms.append(own)
     return differences, terms
@@ -104,11 +136,11 @@ def whole_gradients(model, ids: Sequence[int], actions: Sequence[tuple], sites: 
 
 @measured
 def attribute_modes(
-    model,
+    model: HookedModel,
     clean: Sequence[Prompt],
     corrupt: Sequence[Prompt],
     sites: Sequence[str] = ("resid_pre",),
-    modes: Sequence[Literal["prompt", "cot"]] = ("prompt", "cot"),
+    modes: Sequence[str] = ("prompt", "cot"),
     minimum: float = 1.0,
     progress: bool = False,
 ) -> dict[str, Sweep]:
@@ -116,81 +148,89 @@ def attribute_modes(
     check_pairs(clean, corrupt)
     names = every_layer(sites)
     labels = rows_of(model, names)
-    parts = [
-        (number, names.index(row.partition(".")[0]), layer, columns)
-        for number, row in enumerate(labels)
-        for layer in range(model.n_layers)
-        if (columns := columns_of(model, row, layer)) is not None
-    ]
+    longest = max(len(p.ids) for p in clean)
     base = np.empty((2, len(modes), len(clean)))
-    moved = np.full(
-        (2, len(modes), len(clean), len(labels), model.n_layers, max(len(p.ids) for p in clean)), np.nan
-    )
-    for index, pair in enumerate(
-        tqdm(list(zip(clean, corrupt)), desc="attribute", leave=False, disable=not progress)
-    ):
-        actions = [
-            [
-                continuations(*pair, p.format.action_prefix(None if mode == "prompt" else p.decision.trace))
-                for mode in modes
-            ]
-            for p in pair
-        ]
-        longest = len(pair[0].ids) + max(len(tail) for of in actions for both, _ in of for tail in both)
-        read = whole_gradients if model.rereads(longest) else gradients
-        runs = [read(model, p.ids, of, names) for p, of in zip(pair, actions)]
+    moved = np.full((2, len(modes), len(clean), len(labels), model.n_layers, longest), np.nan)
+    numbered = tqdm(list(zip(clean, corrupt)), desc="attribute", leave=False, disable=not progress)
+    for index, pair in enumerate(numbered):
+        runs = _runs(model, pair, names, modes)
         for r, (own, other) in enumerate((runs, runs[::-1])):
             base[r, :, index] = own[0]
             for m in range(len(modes)):
-                # [token, width] of each site and layer
-                change = [
-                    sum(g[k] * (b[k] - a[k]) for (a, g), (b, _) in zip(own[1][m], other[1][m]))
-                    for k in range(len(names) * model.n_layers)
-                ]
-                for row, site, layer, columns in parts:
-                    moved[r, m, index, row, layer, : len(pair[0].ids)] = (
-                        change[site * model.n_layers + layer][:, columns].sum(-1).cpu().numpy()
-                    )
+                change = _change(own[1][m], other[1][m])
+                _fill(model, names, labels, change, moved[r, m, index, :, :, : len(pair[0].ids)])
+    patched = moved + base[..., None, None, None]
     return {
-        mode: effects(
-            "difference",
-            labels,
-            *base[:, m],
-            *(moved[:, m] + base[:, m, :, None, None, None]),
-            minimum,
-            "first order",
-        )
+        mode: effects("difference", labels, base[:, m], patched[:, m], minimum, "first order")
         for m, mode in enumerate(modes)
     }
 
 
+def _runs(
+    model: HookedModel, pair: tuple[Prompt, Prompt], sites: Sequence[str], modes: Sequence[str]
+) -> list[Gradients]:
+    """Gradients of both runs of a pair, for the action in each mode."""
+    actions = [[continuations(*pair, prefix_in(prompt, mode)) for mode in modes] for prompt in pair]
+    longest = max(len(tail) for each in actions for both, _ in each for tail in both)
+    read = whole_gradients if model.rereads(len(pair[0].ids) + longest) else gradients
+    return [read(model, prompt.ids, each, sites) for prompt, each in zip(pair, actions)]
+
+
+def _change(own: Sequence[Term], other: Sequence[Term]) -> list[Float[Tensor, "token _"]]:
+    """Gradient x (donor's activation - own), of each site and layer."""
+    by_term = [
+        [g * (b - a) for a, g, b in zip(term.activations, term.gradients, donor.activations)]
+        for term, donor in zip(own, other)
+    ]
+    return [torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] for parts in zip(*by_term)]
+
+
+def _fill(
+    model: HookedModel,
+    sites: Sequence[str],
+    labels: Sequence[str],
+    change: Sequence[Float[Tensor, "token _"]],
+    moved: Float[np.ndarray, "row layer token"],
+) -> None:
+    """Sum each row's columns of the change into `moved`."""
+    for number, row in enumerate(labels):
+        first = sites.index(row.partition(".")[0]) * model.n_layers
+        for layer in range(model.n_layers):
+            columns = columns_of(model, row, layer)
+            if columns is not None:
+                moved[number, layer] = change[first + layer][:, columns].sum(-1).cpu().numpy()
+
+
 def attribute(
-    model,
+    model: HookedModel,
     clean: Sequence[Prompt],
     corrupt: Sequence[Prompt],
     sites: Sequence[str] = ("resid_pre",),
-    mode: Literal["prompt", "cot"] = "prompt",
+    mode: str = "prompt",
     minimum: float = 1.0,
     progress: bool = False,
 ) -> Sweep:
-    """Estimate what `patch(..., at="all")` gives, on the summed difference: gradient x (donor's activation - own), over the same denominator.
+    """Estimate what `patch(..., at="all")` gives on the difference: gradient x (donor's activation - own).
 
-    Arguments, axes and what is dropped as in `interp.patch`; `path` says `first order`. Estimates at a set of positions add up
-    (`at_span`). Raises ValueError for lists that are not pairs, and NotImplementedError for a site that the model does not have.
+    Arguments, axes, denominator and what is dropped are those of `interp.patch`; `path` is `first order`.
+    Estimates at a set of positions add up (`at_span`).
+
+    Raises:
+        ValueError: for lists that are not pairs.
+        NotImplementedError: for a site that the model does not have.
     """
     return attribute_modes(model, clean, corrupt, sites, [mode], minimum, progress)[mode]
 
 
 def at_span(screen: Sweep, clean: Sequence[Prompt], at: str) -> Sweep:
-    """The estimates of `patch(..., at=at)`: those of the positions added up (NaN where a prompt lacks the span)."""
+    """The estimates of `patch(..., at=at)`: its positions added up (NaN where the span is missing)."""
 
-    def total(values):
-        found = [
-            [values[i][..., list(place)].sum(-1) for place in positions_of(p, at)]
-            for i, p in enumerate(clean)
-        ]
-        return np.stack([of[0] if of else np.full(values.shape[1:3], np.nan) for of in found])
+    def total(values: Float[np.ndarray, "pair site layer position"]) -> Float[np.ndarray, "pair site layer"]:
+        sums = np.full(values.shape[:3], np.nan)
+        for i, prompt in enumerate(clean):
+            for positions in positions_of(prompt, at):
+                sums[i] = values[i][..., list(positions)].sum(-1)
+        return sums
 
-    return replace(
-        screen, denoise=total(screen.denoise), noise=total(screen.noise), moved=total(screen.moved)
-    )
+    denoise, noise, moved = (total(values) for values in (screen.denoise, screen.noise, screen.moved))
+    return replace(screen, denoise=denoise, noise=noise, moved=moved)

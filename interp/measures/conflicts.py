@@ -1,9 +1,10 @@
-"""Conflicting traces: the model's own prompt with a trace that is not the one it wrote, and what it then does.
+"""Conflicting traces: the model's own prompt with a trace that it did not write, and what it then does.
 
->>> found = conflict(model, prompts, decode(model, prompts, "cot"))
->>> found["other_state"].follow.mean(), found["self_splice"].keep.all()       # the second must be True: the own trace spliced back
->>> shifts(model, prompts, found, most=20)["other_state"].distance            # the same on the distribution over admissible actions
->>> contrast(found["empty"], found["other_state"]).removed                    # flips without a trace, and under a wrong one
+>>> outcomes = conflict(model, prompts, decode(model, prompts, "cot"))
+>>> outcomes["other_state"].follow.mean()
+>>> outcomes["self_splice"].keep.all()                                # True: the own trace spliced back
+>>> shifts(model, prompts, outcomes, most=20)["other_state"].distance # of distributions over actions
+>>> contrast(outcomes["empty"], outcomes["other_state"]).removed      # flips without a trace
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from interp.engine.decoding import LIMITS, Completion, format_of, parse_completion, preferences
 from interp.engine.generation import continue_each
+from interp.models.hooked import HookedModel
 from interp.models.turns import measured
-from interp.prompts.format import Prompt
+from interp.prompts.format import Prompt, PromptFormat
 from interp.system.choices import Inserted
 from interp.system.renamed import renamed_keywords
 
@@ -31,44 +33,50 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """One kind of inserted trace at the decisions where it applies (`index` into the prompts), each array [decision].
-
-    `action`: what was done (None: unparsed); `own`: the prompt's own CoT action; `argued`: the action the trace argues
-    for (None where it argues for none); `leaked`: the trace named that action word for word before it was stripped;
-    `logp`: log p(trace and its closing tags | prompt) per token, in nats (an alien trace ignored may be competence), and
-    `logp_own`, the own trace's at the same decisions; `leads`: what was put after the prompt, ids up to the opened action tag.
-    """
+    """One kind of inserted trace at the decisions where it applies."""
 
     inserted_trace: str
-    index: np.ndarray
+    index: Int[np.ndarray, "decision"]
+    """Into the prompts."""
     action: list[str | None]
+    """What was done (None: unparsed)."""
     own: list[str]
+    """The prompt's own CoT action."""
     argued: list[str | None]
-    leaked: np.ndarray
-    logp: np.ndarray
-    logp_own: np.ndarray
+    """The action the trace argues for (None where it argues for none)."""
+    leaked: Bool[np.ndarray, "decision"]
+    """The trace named that action word for word before it was stripped."""
+    logp: Float[np.ndarray, "decision"]
+    """log p(trace and its closing tags | prompt) per token, in nats: ignoring an alien trace may be right."""
+    logp_own: Float[np.ndarray, "decision"]
+    """The own trace's at the same decisions."""
     leads: list[list[int]]
+    """What was put after the prompt, ids up to the opened action tag."""
 
     @property
-    def keep(self) -> np.ndarray:
-        return np.array([a == o for a, o in zip(self.action, self.own)], dtype=bool)
+    def keep(self) -> Bool[np.ndarray, "decision"]:
+        """Where the own action stays."""
+        return np.array([a == own for a, own in zip(self.action, self.own)], dtype=bool)
 
     @property
-    def follow(self) -> np.ndarray:
+    def follow(self) -> Bool[np.ndarray, "decision"]:
+        """Where the action is the one that the trace argues for."""
         return np.array([a is not None and a == g for a, g in zip(self.action, self.argued)], dtype=bool)
 
     @property
-    def unparsed(self) -> np.ndarray:
+    def unparsed(self) -> Bool[np.ndarray, "decision"]:
+        """Where the action did not parse."""
         return np.array([a is None for a in self.action], dtype=bool)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How far one kind of inserted trace moves the distribution over the candidate actions from where the own trace has it, each array [decision].
+    """How far one kind of inserted trace moves the distribution over the candidate actions.
 
-    `index` into the prompts; `distance`: total variation, 0 to 1; `own` and `argued`: probability of the own action and of the
-    argued one after the inserted trace, `own_before` and `argued_before` after the own trace (NaN where the action is no
-    candidate, or where the trace argues for none).
+    `index` into the prompts; `distance` from the distribution after the own trace: total variation, 0 to 1;
+    `own` and `argued`: probability of the own action and of the argued one after the inserted trace,
+    `own_before` and `argued_before` after the own trace (NaN where the action is no candidate, or where the
+    trace argues for none).
     """
 
     index: Int[np.ndarray, "decision"]
@@ -81,15 +89,23 @@ class Shift:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Flips of the own action where its trace was removed and where it was replaced, at the decisions that have both inserted traces, each [decision].
+    """Flips of the own action where its trace was removed and where it was replaced.
 
-    An action that did not parse is a flip; `parsed`: both actions did.
+    Decisions are those that have both. An action that did not parse is a flip; `parsed`: both actions did.
     """
 
     index: Int[np.ndarray, "decision"]
     removed: Bool[np.ndarray, "decision"]
     substituted: Bool[np.ndarray, "decision"]
     parsed: Bool[np.ndarray, "decision"]
+
+
+class InsertedTrace(NamedTuple):
+    """What an inserted trace puts after the prompt, the action it argues for, and whether it named it."""
+
+    prefix: list[int]
+    argued: str | None
+    leaked: bool
 
 
 def sentences(trace: str) -> list[str]:
@@ -101,8 +117,10 @@ def complete(prompts: Sequence[Prompt], decoded: Sequence[Completion]) -> list[i
     """The decisions whose decoding in mode `cot` has a trace, an opened action tag and an action."""
     return [
         i
-        for i, s in enumerate(decoded)
-        if s.action is not None and s.trace and prompts[i].format.decoded_prefix(s.ids)
+        for i, completion in enumerate(decoded)
+        if completion.action is not None
+        and completion.trace
+        and prompts[i].format.decoded_prefix(completion.ids)
     ]
 
 
@@ -125,20 +143,20 @@ def donor(
     closed_actions: what could be taken here is what the decision lists; else any action that parsed.
     """
     here = prompts[index].decision
-    options = [
-        i
-        for i, (p, s) in enumerate(zip(prompts, decoded))
-        if (s.action in here.admissible if closed_actions else s.action is not None)
-        and s.action != decoded[index].action
-        and s.trace
-        and p.decision.episode != here.episode
-    ]
+
+    def fits(prompt: Prompt, completion: Completion) -> bool:
+        action = completion.action
+        possible = action in here.admissible if closed_actions else action is not None
+        elsewhere = prompt.decision.episode != here.episode
+        return possible and action != decoded[index].action and bool(completion.trace) and elsewhere
+
+    options = [i for i, pair in enumerate(zip(prompts, decoded)) if fits(*pair)]
     return int(rng.choice(options)) if options else None
 
 
 @measured
 def resample(
-    model,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     parser: Callable[[str], str | None] = str,
     samples: int = SAMPLES,
@@ -148,10 +166,11 @@ def resample(
 ) -> list[list[Completion]]:
     """`samples` decodings of each prompt drawn at temperature 1, each prompt read once."""
     fmt = format_of(model, prompts)
+    opening = [fmt.mode_prefix("cot")] * len(prompts)
     out = continue_each(
         model,
         [p.ids for p in prompts],
-        {str(k): [fmt.mode_prefix("cot")] * len(prompts) for k in range(samples)},
+        {str(k): opening for k in range(samples)},
         fmt.ended("cot"),
         max_new_tokens,
         progress=progress,
@@ -159,53 +178,71 @@ def resample(
         seed=seed,
     )
     return [
-        [parse_completion(fmt, found[i].ids, "cot", parser) for found in out.values()]
+        [parse_completion(fmt, sample[i].ids, "cot", parser) for sample in out.values()]
         for i in range(len(prompts))
     ]
 
 
-def filler(fmt, trace: str) -> list[int]:
+def filler(fmt: PromptFormat, trace: str) -> list[int]:
     """Full stops of as many tokens as a trace has, between the trace's tags, up to the opened action tag."""
     length = len(fmt.encode(trace))
     return fmt.with_trace((fmt.encode(FILLER) * length)[:length])
 
 
-def _trace(
-    kind: str, index: int, prompts, decoded, drawn, rng, closed_actions
-) -> tuple[list[int], str | None, bool] | None:
-    """What an inserted trace puts after the prompt up to the opened action, the action it argues for, and whether it leaked it.
+@dataclass(frozen=True)
+class _Source:
+    """What inserted traces are made of. `drawn`: sampled decodings of each decision."""
 
-    None where there is none: no donor, none among the drawn that leads elsewhere, or one whose trace says nothing but its action.
-    """
-    fmt, own = prompts[index].format, decoded[index]
-    if kind == "self_splice":
-        return fmt.action_prefix(fmt.decoded_prefix(own.ids)), own.action, False
-    if kind == "truncated":
-        whole = sentences(own.trace)
-        return fmt.with_trace(" ".join(whole[: max(1, len(whole) // 2)])), None, False
-    if kind == "shuffled_words":
-        return fmt.with_trace(" ".join(rng.permutation(own.trace.split()))), None, False
-    if kind == "filler":
-        return filler(fmt, own.trace), None, False
-    if kind == "empty":
-        return fmt.with_trace(""), None, False
-    if kind == "resampled":
-        other = next(
-            (s for s in drawn[index] if s.action is not None and s.trace and s.action != own.action), None
-        )
-    else:
-        place = donor(index, prompts, decoded, rng, closed_actions)
-        other = None if place is None else decoded[place]
-    if other is None:
-        return None
-    bare = strip_action(other.trace, other.action)
-    return (fmt.with_trace(bare), other.action, bare != other.trace) if bare else None
+    prompts: Sequence[Prompt]
+    decoded: Sequence[Completion]
+    drawn: Mapping[int, Sequence[Completion]]
+    closed_actions: bool
+
+    def every(self, kind: str, indices: Sequence[int], seed: int) -> dict[int, InsertedTrace]:
+        """The inserted traces of a kind, at the decisions that have one."""
+        rng = np.random.default_rng(seed)
+        traces = {i: self.made(kind, i, rng) for i in indices}
+        return {i: trace for i, trace in traces.items() if trace is not None}
+
+    def made(self, kind: str, index: int, rng: np.random.Generator) -> InsertedTrace | None:
+        """The inserted trace of a kind at one decision; None where there is none.
+
+        That is: no donor, none among the drawn that leads elsewhere, or one whose trace says nothing but its
+            action.
+        """
+        fmt, own = self.prompts[index].format, self.decoded[index]
+        trace = own.trace or ""
+        if kind == "self_splice":
+            return InsertedTrace(fmt.action_prefix(fmt.decoded_prefix(own.ids)), own.action, False)
+        if kind == "truncated":
+            whole = sentences(trace)
+            return InsertedTrace(fmt.with_trace(" ".join(whole[: max(1, len(whole) // 2)])), None, False)
+        if kind == "shuffled_words":
+            return InsertedTrace(fmt.with_trace(" ".join(rng.permutation(trace.split()))), None, False)
+        if kind == "filler":
+            return InsertedTrace(filler(fmt, trace), None, False)
+        if kind == "empty":
+            return InsertedTrace(fmt.with_trace(""), None, False)
+        other = self._other(kind, index, rng)
+        if other is None or other.trace is None or other.action is None:
+            return None
+        bare = strip_action(other.trace, other.action)
+        return InsertedTrace(fmt.with_trace(bare), other.action, bare != other.trace) if bare else None
+
+    def _other(self, kind: str, index: int, rng: np.random.Generator) -> Completion | None:
+        """The decoding whose trace is inserted: a drawn one that leads elsewhere, or another decision's."""
+        if kind == "resampled":
+            own = self.decoded[index].action
+            drawn = (s for s in self.drawn[index] if s.action is not None and s.trace and s.action != own)
+            return next(drawn, None)
+        other = donor(index, self.prompts, self.decoded, rng, self.closed_actions)
+        return None if other is None else self.decoded[other]
 
 
 @renamed_keywords(arms="inserted_traces", listed="closed_actions")
 @measured
 def conflict(
-    model,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     decoded: Sequence[Completion],
     inserted_traces: Sequence[str] = INSERTED_TRACES,
@@ -219,101 +256,106 @@ def conflict(
 ) -> dict[str, Outcome]:
     """Put traces after the prompts and decode the action: one Outcome for each kind of inserted trace.
 
-    Kinds: `self_splice` (own trace, ids as decoded: the action must come back exactly), `truncated` (first half of the own
-    trace), `other_state` (another episode's trace, its action stripped), `resampled` (a trace that the model itself drew here at
-    temperature 1 on the way to another action, one of `SAMPLES` of at most `trace_tokens`, its action stripped), `shuffled_words`, `filler` (full stops, equal
-    length), `empty`. `self_splice` is always among them. Decisions whose own decoding did not parse, or that find no donor with
-    words beside its action, are left out; a kind without any has empty arrays. closed_actions: as in `donor`.
-    Raises ValueError for an kind that is not known.
+    Decisions whose own decoding did not parse, or without such a trace, are left out.
+
+    Args:
+        inserted_traces: `self_splice` (own trace, ids as decoded: the action must come back exactly; always
+            among them), `truncated` (first half of the own trace), `other_state` (another episode's trace,
+            its action stripped), `resampled` (a trace that the model drew here at temperature 1 on the way to
+            another action, one of `SAMPLES`, its action stripped), `shuffled_words`, `filler` (full stops,
+            equal length), `empty`.
+        closed_actions: as in `donor`.
+        trace_tokens: most tokens of a `resampled` trace.
+
+    Raises:
+        ValueError: for an unknown kind.
     """
+    kinds = _kinds(inserted_traces)
+    usable = complete(prompts, decoded)
+    drawn: dict[int, list[Completion]] = {}
+    if "resampled" in kinds and usable:
+        own = [prompts[i] for i in usable]
+        samples = resample(model, own, parser, SAMPLES, seed, trace_tokens, progress)
+        drawn = dict(zip(usable, samples))
+    source = _Source(prompts, decoded, drawn, closed_actions)
+    traces = {kind: source.every(kind, usable, seed) for kind in kinds}
+    variants = {
+        kind: [made[i].prefix if i in made else None for i in range(len(prompts))]
+        for kind, made in traces.items()
+    }
+    fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
+    out = continue_each(model, ids, variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
+    return {
+        kind: Outcome(
+            inserted_trace=kind,
+            index=np.array(list(made), dtype=int),
+            action=[parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made],
+            own=[decoded[i].action or "" for i in made],
+            argued=[trace.argued for trace in made.values()],
+            leaked=np.array([trace.leaked for trace in made.values()], dtype=bool),
+            logp=np.array([out[kind][i].logp for i in made], dtype=float),
+            logp_own=np.array([out["self_splice"][i].logp for i in made], dtype=float),
+            leads=[trace.prefix for trace in made.values()],
+        )
+        for kind, made in traces.items()
+    }
+
+
+def _kinds(inserted_traces: Sequence[str]) -> tuple[str, ...]:
+    """The kinds to insert, each once, `self_splice` first."""
     unknown = [kind for kind in inserted_traces if kind not in INSERTED_TRACES]
     if unknown:
         raise ValueError(
-            f"There is no inserted trace {unknown[0]!r}: the inserted traces are {', '.join(INSERTED_TRACES)}."
+            f"There is no inserted trace {unknown[0]!r}: "
+            f"the inserted traces are {', '.join(INSERTED_TRACES)}."
         )
-    inserted_traces = tuple(dict.fromkeys(("self_splice", *inserted_traces)))
-    usable = complete(prompts, decoded)
-    traces, variants, drawn = {}, {}, {}
-    if "resampled" in inserted_traces and usable:
-        drawn = dict(
-            zip(
-                usable,
-                resample(model, [prompts[i] for i in usable], parser, SAMPLES, seed, trace_tokens, progress),
-            )
-        )
-    for kind in inserted_traces:
-        rng = np.random.default_rng(seed)
-        traces[kind] = {
-            i: t
-            for i in usable
-            if (t := _trace(kind, i, prompts, decoded, drawn, rng, closed_actions)) is not None
-        }
-        variants[kind] = [traces[kind][i][0] if i in traces[kind] else None for i in range(len(prompts))]
-    fmt = format_of(model, prompts)
-    out = continue_each(
-        model, [p.ids for p in prompts], variants, fmt.ended("prompt"), max_new_tokens, progress=progress
-    )
-    found = {}
-    for kind in inserted_traces:
-        index = list(traces[kind])
-        words = [parse_completion(fmt, out[kind][i].ids, "prompt", parser) for i in index]
-        found[kind] = Outcome(
-            kind,
-            np.array(index, dtype=int),
-            [w.action for w in words],
-            [decoded[i].action for i in index],
-            [traces[kind][i][1] for i in index],
-            np.array([traces[kind][i][2] for i in index], dtype=bool),
-            np.array([out[kind][i].logp for i in index]),
-            np.array([out["self_splice"][i].logp for i in index]),
-            [traces[kind][i][0] for i in index],
-        )
-    return found
+    return tuple(dict.fromkeys(("self_splice", *inserted_traces)))
 
 
 @measured
 def shifts(
-    model,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     outcomes: Mapping[str, Outcome],
     most: int | None = None,
     candidates: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, Shift]:
-    """Read the distribution over the candidate actions after every inserted trace, at the first `most` decisions that have some.
+    """Read the distribution over the candidate actions after every inserted trace.
 
-    outcomes: what `conflict` gave for these prompts. candidates: for each prompt; the admissible actions where None. Each prompt is
-    read once; a long list of candidates costs most.
+    Each prompt is read once; a long list of candidates costs most.
+
+    Args:
+        outcomes: what `conflict` gave for these prompts.
+        most: only so many of the first decisions that have candidates.
+        candidates: for each prompt; the admissible actions where None.
     """
-    own = outcomes["self_splice"]
     candidates = [p.decision.admissible for p in prompts] if candidates is None else candidates
-    place = {kind: {int(i): k for k, i in enumerate(found.index)} for kind, found in outcomes.items()}
+    row_of = {kind: {int(i): k for k, i in enumerate(each.index)} for kind, each in outcomes.items()}
     rows: dict[str, list] = {kind: [] for kind in outcomes}
-    for i in [int(i) for i in own.index if candidates[i]][:most]:
-        here, where = (
-            [kind for kind in outcomes if i in place[kind]],
-            {a: k for k, a in enumerate(candidates[i])},
-        )
-        likely = preferences(
-            model, prompts[i], candidates[i], [outcomes[kind].leads[place[kind][i]] for kind in here]
-        )
+    for i in [int(i) for i in outcomes["self_splice"].index if candidates[i]][:most]:
+        here = [kind for kind in outcomes if i in row_of[kind]]
+        position: dict[str | None, int] = {action: k for k, action in enumerate(candidates[i])}
+        prefixes = [outcomes[kind].leads[row_of[kind][i]] for kind in here]
+        likely = preferences(model, prompts[i], candidates[i], prefixes)
         before = likely[here.index("self_splice")]
         for kind, after in zip(here, likely):
-            at = [where.get(side[place[kind][i]]) for side in (outcomes[kind].own, outcomes[kind].argued)]
-            masses = [np.nan if k is None else p[k] for k in at for p in (after, before)]
+            masses = []
+            for named in (outcomes[kind].own, outcomes[kind].argued):
+                k = position.get(named[row_of[kind][i]])
+                masses += [np.nan, np.nan] if k is None else [after[k], before[k]]
             rows[kind].append((i, abs(after - before).sum() / 2, *masses))
-    columns = {kind: np.array(found, dtype=float).reshape(-1, 6).T for kind, found in rows.items()}
+    columns = {kind: np.array(each, dtype=float).reshape(-1, 6).T for kind, each in rows.items()}
     return {kind: Shift(index.astype(int), *rest) for kind, (index, *rest) in columns.items()}
 
 
 def contrast(removed: Outcome, substituted: Outcome) -> Contrast:
-    """Hold flips without a trace (`empty`, `filler`) against flips under another one (`other_state`), on the same decisions.
+    """Compare flips without a trace (`empty`, `filler`) with flips under another one (`other_state`).
 
     Source: arXiv 2603.01437, which reports 2-14 % for removal and 52-78 % for a wrong trace.
     """
     index, a, b = np.intersect1d(removed.index, substituted.index, return_indices=True)
-    return Contrast(
-        index, ~removed.keep[a], ~substituted.keep[b], ~(removed.unparsed[a] | substituted.unparsed[b])
-    )
+    parsed = ~(removed.unparsed[a] | substituted.unparsed[b])
+    return Contrast(index, ~removed.keep[a], ~substituted.keep[b], parsed)
 
 
 def likelier(logp: Float[np.ndarray, "decision"]) -> Bool[np.ndarray, "decision"]:

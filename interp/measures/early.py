@@ -1,68 +1,106 @@
-"""Early answering: how much of the trace does the action need? The action after i of the trace's n sentences against the one after all.
+"""Early answering: how much of the trace does the action need?
 
-Lanham et al. 2023 (2307.13702), on the action itself and on the distribution over the admissible actions; beside each cut, full
-stops of the same length, since what a cut trace does could be the work of its tokens rather than of its words.
+The action after a part of the trace is compared with the one after the whole. Lanham et al. 2023
+(2307.13702), on the action itself and on the distribution over the admissible actions. Each cut has a
+control, full stops of the same length, since a cut trace could act through its tokens rather than its words.
 
->>> found = early_answers(model, prompts, decode(model, prompts, "cot"))
->>> found.area().mean(), found.area("filler").mean()           # 0: the action needs nothing of the trace
+>>> result = early_answers(model, prompts, decode(model, prompts, "cot"))
+>>> result.area().mean(), result.area("filler").mean()           # 0: the action needs nothing of the trace
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from interp.engine.decoding import Completion, format_of, parse_completion, preferences
 from interp.engine.generation import continue_each
 from interp.measures.conflicts import complete, filler, sentences
+from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
 
 
 @dataclass(frozen=True)
 class EarlyAnswers:
-    """What is done after a part of the own trace, at the decisions that wrote one (`index` into the prompts).
+    """What is done after a part of the own trace, at the decisions that wrote one."""
 
-    For each decision: `share`, the parts of its sentences that were kept, from 0 to 1; `same`, whether the action is the one
-    after the whole trace; `distance`, the total variation between the two distributions over the admissible actions (empty
-    where there are none, or they were not read); `filler`, whether the action after full stops of each part's length is the one
-    after the whole trace (full stops of the whole trace's length at share 1).
-    """
+    index: Int[np.ndarray, "decision"]
+    """Into the prompts."""
+    share: list[Float[np.ndarray, "_"]]
+    """For each decision the parts of its sentences that were kept, from 0 to 1."""
+    same: list[Bool[np.ndarray, "_"]]
+    """Whether the action is the one after the whole trace."""
+    distance: list[Float[np.ndarray, "_"]]
+    """Total variation between the distributions over the admissible actions (empty where not read)."""
+    filler: list[Bool[np.ndarray, "_"]]
+    """Whether the action after full stops of each part's length is the one after the whole trace."""
 
-    index: np.ndarray
-    share: list[np.ndarray]
-    same: list[np.ndarray]
-    distance: list[np.ndarray]
-    filler: list[np.ndarray]
+    def area(self, what: str = "action") -> Float[np.ndarray, "decision"]:
+        """Area over the curve of each decision, 0 (the trace is not needed) to 1.
 
-    def area(self, what: str = "action") -> np.ndarray:
-        """Area over the curve of each decision, 0 (the trace is not needed) to 1: of the `action`, the `distribution`, or the action after `filler`."""
-        if what not in ("action", "distribution", "filler"):
+        what: of the `action`, the `distribution`, or the action after `filler`.
+        """
+        if what == "distribution":
+            height = self.distance
+        elif what in ("action", "filler"):
+            height = [(~same).astype(float) for same in (self.same if what == "action" else self.filler)]
+        else:
             raise ValueError(
                 f"The area is that of the 'action', of the 'distribution' or of 'filler', not of {what!r}."
             )
-        height = (
-            self.distance
-            if what == "distribution"
-            else [~s for s in (self.same if what == "action" else self.filler)]
-        )
         return np.array(
-            [np.trapezoid(h.astype(float), s) if len(h) else np.nan for h, s in zip(height, self.share)]
+            [np.trapezoid(h, share) if len(h) else np.nan for h, share in zip(height, self.share)]
         )
 
-    def curve(self, shares: Sequence[float]) -> np.ndarray:
-        """`same` [decision, share] at given shares of the trace: after as many whole sentences as fit in."""
+    def curve(self, shares: Sequence[float]) -> Bool[np.ndarray, "decision share"]:
+        """`same` at given shares of the trace: after as many whole sentences as fit in."""
         last = [[np.flatnonzero(own <= share + 1e-9)[-1] for share in shares] for own in self.share]
-        return np.array([s[where] for s, where in zip(self.same, last)], dtype=bool).reshape(
-            len(self.same), len(shares)
-        )
+        values = np.array([same[cuts] for same, cuts in zip(self.same, last)], dtype=bool)
+        return values.reshape(len(self.same), len(shares))
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """The parts of one trace: their shares of its sentences, and what is read after the prompt for each.
+
+    `fillers` has none for the first part, which is empty.
+    """
+
+    share: Float[np.ndarray, "part"]
+    prefixes: list[list[int]]
+    fillers: list[list[int]]
+
+
+def _cuts(prompt: Prompt, completion: Completion, points: int) -> _Cuts:
+    fmt, parts = prompt.format, sentences(completion.trace or "")
+    kept = np.unique(np.linspace(0, len(parts), min(points, len(parts) + 1)).round().astype(int))
+    texts = [" ".join(parts[:k]) for k in kept]
+    prefixes = [fmt.action_prefix(text) for text in texts[:-1]]
+    prefixes.append(fmt.action_prefix(fmt.decoded_prefix(completion.ids)))  # the whole trace, to the id
+    return _Cuts(kept / len(parts), prefixes, [filler(fmt, text) for text in texts[1:]])
+
+
+def _variants(cuts: Mapping[int, _Cuts], n: int, points: int) -> dict[str, list[list[int] | None]]:
+    """What is read after each prompt for each part, `trace0`, `filler0`, ... (None: no such part)."""
+    variants: dict[str, list[list[int] | None]] = {}
+    for p in range(points):
+        variants[f"trace{p}"] = [None] * n
+        variants[f"filler{p}"] = [None] * n
+        for i, cut in cuts.items():
+            if p < len(cut.prefixes):
+                variants[f"trace{p}"][i] = cut.prefixes[p]
+            if p < len(cut.fillers):
+                variants[f"filler{p}"][i] = cut.fillers[p]
+    return variants
 
 
 @measured
 def early_answers(
-    model,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     decoded: Sequence[Completion],
     *,
@@ -73,56 +111,49 @@ def early_answers(
     max_new_tokens: int = 24,
     progress: bool = False,
 ) -> EarlyAnswers:
-    """Cut each decision's own trace after some of its sentences, and decode the action; the same after as many full stops.
+    """Cut each decision's own trace after some of its sentences, and decode the action.
 
-    decoded: the model's own decoding of each prompt in mode `cot`; those without a trace or an action are left out. points:
-    most parts at which a trace is cut, the empty and the whole one included, evenly spaced over its sentences. choices: decisions
-    whose distribution is read as well, the first ones (all where None). candidates: for each prompt, the actions that it is a
-    distribution over; the admissible ones where None.
-    Raises ValueError for fewer than two points.
+    The same is done after as many full stops.
+
+    Args:
+        decoded: the model's own decoding of each prompt in mode `cot`; those without a trace or an action are
+            left out.
+        points: most parts at which a trace is cut, the empty and the whole one included, evenly over its
+            sentences.
+        choices: decisions whose distribution is read as well, the first ones (all where None).
+        candidates: for each prompt, the actions that it is a distribution over; the admissible ones where
+            None.
+
+    Raises:
+        ValueError: for fewer than two points.
     """
     if points < 2:
         raise ValueError(f"A curve needs the empty and the whole trace, so at least 2 points, not {points}.")
     index = complete(prompts, decoded)
-    candidates = [p.decision.admissible for p in prompts] if candidates is None else candidates
-    cuts, leads, dots = {}, {}, {}
-    for i in index:
-        fmt, parts = prompts[i].format, sentences(decoded[i].trace)
-        kept = np.unique(np.linspace(0, len(parts), min(points, len(parts) + 1)).round().astype(int))
-        cuts[i] = kept / len(parts)
-        leads[i] = [
-            fmt.action_prefix(trace)
-            for trace in (*(" ".join(parts[:k]) for k in kept[:-1]), fmt.decoded_prefix(decoded[i].ids))
-        ]  # the whole one to the id
-        dots[i] = [
-            filler(fmt, " ".join(parts[:k])) for k in kept[1:]
-        ]  # none for no sentence: that is the empty trace
     if not index:
         return EarlyAnswers(np.array([], dtype=int), [], [], [], [])
-    variants = {
-        f"{kind}{p}": [of[i][p] if i in of and p < len(of[i]) else None for i in range(len(prompts))]
-        for kind, of in (("trace", leads), ("filler", dots))
-        for p in range(points)
-    }
-    ending = format_of(model, prompts)
-    out = continue_each(
-        model, [p.ids for p in prompts], variants, ending.ended("prompt"), max_new_tokens, progress=progress
-    )
-    same, distance, filled = [], [], []
-    for k, i in enumerate(index):
-        kept, dotted = (
-            [
-                parse_completion(ending, out[f"{kind}{p}"][i].ids, "prompt", parser).action
-                == decoded[i].action
-                for p in range(len(of[i]))
-            ]
-            for kind, of in (("trace", leads), ("filler", dots))
-        )
-        same.append(np.array(kept))
-        filled.append(np.array([kept[0], *dotted]))
-        if candidates[i] and (choices is None or k < choices):
-            likely = preferences(model, prompts[i], candidates[i], leads[i])
-            distance.append(abs(likely - likely[-1]).sum(-1) / 2)
-        else:
+    cuts = {i: _cuts(prompts[i], decoded[i], points) for i in index}
+    variants = _variants(cuts, len(prompts), points)
+    fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
+    out = continue_each(model, ids, variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
+
+    def unchanged(variant: str, i: int) -> bool:
+        return parse_completion(fmt, out[variant][i].ids, "prompt", parser).action == decoded[i].action
+
+    same = [[unchanged(f"trace{p}", i) for p in range(len(cut.prefixes))] for i, cut in cuts.items()]
+    after_filler = [[unchanged(f"filler{p}", i) for p in range(len(cut.fillers))] for i, cut in cuts.items()]
+    distance = []
+    for k, (i, cut) in enumerate(cuts.items()):
+        names = prompts[i].decision.admissible if candidates is None else candidates[i]
+        if not names or (choices is not None and k >= choices):
             distance.append(np.array([]))
-    return EarlyAnswers(np.array(index), [cuts[i] for i in index], same, distance, filled)
+            continue
+        likely = preferences(model, prompts[i], names, cut.prefixes)
+        distance.append(abs(likely - likely[-1]).sum(-1) / 2)
+    return EarlyAnswers(
+        index=np.array(index),
+        share=[cut.share for cut in cuts.values()],
+        same=[np.array(flags) for flags in same],
+        distance=distance,
+        filler=[np.array([flags[0], *filled]) for flags, filled in zip(same, after_filler)],
+    )

@@ -1,7 +1,7 @@
-"""Counterfactual pairs: a decision and its twin with two names swapped everywhere, token for token of equal length.
+"""Counterfactual pairs: a decision and its twin with two names swapped everywhere, of equal token length.
 
-Which names can be exchanged is the environment's to say (`swap_candidates`): the expert's rule must be the same for both, so that the
-twin's right action is the swapped one.
+The environment says which names can be exchanged (`swap_candidates`): the expert's rule must be the same for
+both, so that the twin's right action is the swapped one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def swap(text: str, a: str, b: str) -> str:
 def swapped(decision: Decision, a: str, b: str) -> Decision:
     """The twin of a decision with two names exchanged in everything it says."""
 
-    def turn(message):
+    def turn(message: dict) -> dict:
         return {k: swap(v, a, b) if isinstance(v, str) and k != "role" else v for k, v in message.items()}
 
     return replace(
@@ -49,15 +49,19 @@ def make_pairs(
     seed: int = 0,
     swap_candidates: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = household,
 ) -> tuple[list[Prompt], list[Prompt], Counter]:
-    """Up to `n` clean and corrupt prompts, at most one pair for each decision, and a count of what was dropped and why.
+    """Up to `n` clean and corrupt prompts, one pair for a decision at most, and why others were dropped.
 
-    swap_candidates: of a decision among all those given, the pairs of names whose exchange changes the action; ALFWorld's by default.
-    Kept only where every token has its counterpart: equal spans of the prompts, equal lengths of trace and action.
+    A pair is kept only where every token has its counterpart: equal spans of the prompts, equal lengths of
+    trace and
+    action.
+
+    Args:
+        swap_candidates: from a decision and all those given to the pairs of names whose exchange changes the
+            action; ALFWorld's by default.
     """
     rng = np.random.default_rng(seed)
-    decisions = tuple(
-        decisions
-    )  # one object for all calls of `swap_candidates`, which may look things up in it once
+    # One object for all calls of `swap_candidates`, which may keep what it looks up.
+    decisions = tuple(decisions)
     clean: list[Prompt] = []
     corrupt: list[Prompt] = []
     dropped: Counter = Counter()
@@ -65,9 +69,8 @@ def make_pairs(
         if len(clean) == n:
             break
         decision = decisions[index]
-        options = swap_candidates(
-            fmt.fit(decision), decisions
-        )  # a name in a turn that is left out changes nothing
+        # A name in a turn that is left out changes nothing.
+        options = swap_candidates(fmt.fit(decision), decisions)
         if not options:
             dropped["no name to swap that changes the action"] += 1
             continue
@@ -87,15 +90,18 @@ def mismatch(clean: Prompt, corrupt: Prompt) -> str:
     """Why two prompts are not a pair, as a sentence ("" where they are one)."""
     fmt, a, b = clean.format, clean.decision, corrupt.decision
     if clean.spans != corrupt.spans:
-        return f"The prompts of {a.id} and its twin differ in length or spans ({len(clean.ids)} and {len(corrupt.ids)} tokens)."
+        tokens = f"{len(clean.ids)} and {len(corrupt.ids)} tokens"
+        return f"The prompts of {a.id} and its twin differ in length or spans ({tokens})."
     if len(fmt.with_trace(a.trace)) != len(fmt.with_trace(b.trace)):
         return (
             f"The traces of {a.id} and its twin differ in length, so their keys and values cannot be swapped."
         )
     if a.reference == b.reference:
-        return f"The actions of {a.id} and its twin are the same ({a.reference!r}), so there is no difference to explain."
+        same = f"The actions of {a.id} and its twin are the same ({a.reference!r})"
+        return f"{same}, so there is no difference to explain."
     if len(fmt.action_ids(a.reference)) != len(fmt.action_ids(b.reference)):
-        return f"The actions of {a.id} and its twin, {a.reference!r} and {b.reference!r}, differ in length."
+        names = f"{a.reference!r} and {b.reference!r}"
+        return f"The actions of {a.id} and its twin, {names}, differ in length."
     return ""
 
 
@@ -103,10 +109,12 @@ def check_pairs(clean: Sequence[Prompt], corrupt: Sequence[Prompt]) -> None:
     """Raise ValueError where two lists of prompts are not pairs, token for token."""
     if not clean or len(clean) != len(corrupt):
         raise ValueError(
-            f"Pairs need as many clean as corrupt prompts, and at least one: there are {len(clean)} and {len(corrupt)}."
+            "Pairs need as many clean as corrupt prompts, and at least one: "
+            f"there are {len(clean)} and {len(corrupt)}."
         )
     problems = [p for p in map(mismatch, clean, corrupt) if p]
     if problems:
         raise ValueError(
-            f"{len(problems)} of {len(clean)} pairs do not match. {problems[0]} Make pairs with `interp.make_pairs`."
+            f"{len(problems)} of {len(clean)} pairs do not match. {problems[0]} "
+            "Make pairs with `interp.make_pairs`."
         )

@@ -1,24 +1,44 @@
 """Directions in the residual stream to steer along: a probe's, and the baselines that it is held against.
 
 >>> w = probe_direction(acts, labels, "shelf", "drawer")
->>> baselines = orthogonal_directions(w), shuffled_direction(acts, labels, "shelf", "drawer"), unembedding_direction(model, token)
+>>> shuffled = shuffled_direction(acts, labels, "shelf", "drawer")
+>>> baselines = orthogonal_directions(w), shuffled, unembedding_direction(model, token)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
-from interp.probing.inputs import numbers
+from interp.probing.inputs import Acts, Names, numbers
+from interp.probing.logistic import scaling
 from interp.probing.solver import fit_logistic
 from interp.system.choices import RANDOM
 
 
-def unit(direction: np.ndarray, why: str) -> np.ndarray:
-    """Vectors [..., d_model] at length 1; raises ValueError, which says `why`, for one that is zero or not finite."""
+@runtime_checkable
+class TokenisesActions(Protocol):
+    """What tokenises actions, as `PromptFormat` does."""
+
+    def action_ids(self, action: str) -> list[int]: ...
+
+
+@runtime_checkable
+class Unembeds(Protocol):
+    """What wraps a transformers model in `hf`, as `HookedModel` does."""
+
+    hf: Any  # transformers types its models' outputs in part
+
+
+def unit(direction: Float[np.ndarray, "*rest d_model"], why: str) -> Float[np.ndarray, "*rest d_model"]:
+    """Vectors at length 1.
+
+    Raises:
+        ValueError: which says `why`, for one that is zero or not finite.
+    """
     norm = np.linalg.norm(direction, axis=-1, keepdims=True)
     if not (np.isfinite(norm) & (norm > 0)).all():
         raise ValueError(f"A direction must be finite and not zero, but {why}.")
@@ -26,86 +46,85 @@ def unit(direction: np.ndarray, why: str) -> np.ndarray:
 
 
 def probe_direction(
-    acts: Float[np.ndarray, "decision d_model"],
-    labels: Sequence[str],
-    a: str,
-    b: str,
-    method: Literal["mean", "logistic"] = "mean",
-    C: float = 0.1,
+    acts: Acts, labels: Names, a: str, b: str, method: str = "mean", C: float = 0.1
 ) -> Float[np.ndarray, "d_model"]:
-    """Unit vector from class b to class a: the difference of their means, or the weights of a logistic regression.
+    """Unit vector from class b to class a: the difference of means, or the weights of a regression.
 
-    acts: the steered layer's residual stream at the boundary. labels: the class of each decision; only a's and b's are
-    read. C: inverse penalty of the regression, which reads standardised features; its weights are given back unscaled.
-    Raises ValueError for lengths that differ, another method, a class without decisions, and a zero direction.
+    Args:
+        acts: the steered layer's residual stream at the boundary, [decision, d_model].
+        labels: the class of each decision; only a's and b's count.
+        method: `mean` or `logistic`.
+        C: inverse penalty of the regression on standardised features; its weights are given back unscaled.
+
+    Raises:
+        ValueError: for lengths that differ, another method, a class without decisions, and a zero direction.
+
     Source: Marks & Tegmark 2023 (difference of means).
     """
-    acts, labels = numbers(acts), np.asarray(labels)
-    if acts.ndim != 2 or len(acts) != len(labels):
+    values, classes = numbers(acts), np.asarray(labels)
+    if values.ndim != 2 or len(values) != len(classes):
         raise ValueError(
-            f"acts must be [decision, d_model] with a label for each decision, not {acts.shape} with {len(labels)} labels."
+            "acts must be [decision, d_model] with a label for each decision, "
+            f"not {values.shape} with {len(classes)} labels."
         )
     if method not in ("mean", "logistic"):
         raise ValueError(f"There is no method {method!r} for a direction: use mean or logistic.")
-    first, second = acts[labels == a], acts[labels == b]
+    first, second = values[classes == a], values[classes == b]
     if a == b or not len(first) or not len(second):
         raise ValueError(
-            f"A direction needs decisions of two classes, but {len(first)} are of {a!r} and {len(second)} of {b!r}."
+            "A direction needs decisions of two classes, "
+            f"but {len(first)} are of {a!r} and {len(second)} of {b!r}."
         )
     if method == "mean":
         return unit(first.mean(0) - second.mean(0), f"{a!r} and {b!r} have the same mean")
-    rows = np.concatenate([first, second])
-    scale = rows.std(0)
-    scale = np.where(scale > 1e-9 * (1 + np.abs(rows.mean(0))), scale, np.inf)
-    weights, _, _ = fit_logistic(
-        [(rows - rows.mean(0)) / scale], [np.repeat([0, 1], [len(first), len(second)])], (C,)
-    )
-    return unit(
-        (weights[0][0, :, 0] - weights[0][0, :, 1]) / scale, f"{a!r} and {b!r} have the same activations"
-    )
+    rows, code = np.concatenate([first, second]), np.repeat([0, 1], [len(first), len(second)])
+    mean, scale = scaling(rows)
+    weights, _, _ = fit_logistic([(rows - mean) / scale], [code], (C,))
+    difference = weights[0][0, :, 0] - weights[0][0, :, 1]
+    return unit(difference / scale, f"{a!r} and {b!r} have the same activations")
 
 
 def shuffled_direction(
-    acts: Float[np.ndarray, "decision d_model"],
-    labels: Sequence[str],
-    a: str,
-    b: str,
-    method: Literal["mean", "logistic"] = "mean",
-    seed: int = 0,
+    acts: Acts, labels: Names, a: str, b: str, method: str = "mean", seed: int = 0
 ) -> Float[np.ndarray, "d_model"]:
     """As `probe_direction`, with the labels of the decisions of a and b permuted among them."""
-    labels = np.array(labels)
-    of_both = np.flatnonzero((labels == a) | (labels == b))
-    labels[of_both] = np.random.default_rng(seed).permutation(labels[of_both])
-    return probe_direction(acts, labels, a, b, method)
+    classes: Shaped[np.ndarray, "decision"] = np.array(labels)
+    of_both = np.flatnonzero((classes == a) | (classes == b))
+    classes[of_both] = np.random.default_rng(seed).permutation(classes[of_both])
+    return probe_direction(acts, classes, a, b, method)
 
 
 def orthogonal_directions(
-    direction: Float[np.ndarray, "d_model"], n: int = RANDOM, seed: int = 0
+    direction: Float[np.ndarray, "..."] | Sequence[float], n: int = RANDOM, seed: int = 0
 ) -> Float[np.ndarray, "n d_model"]:
-    """Random unit vectors, each orthogonal to `direction`; raises ValueError for a zero direction or fewer than two dimensions."""
+    """Random unit vectors, each orthogonal to `direction` [d_model].
+
+    Raises:
+        ValueError: for a zero direction or fewer than two dimensions.
+    """
     w = unit(np.asarray(direction, dtype=float), "the one to be orthogonal to is not")
     if w.ndim != 1 or len(w) < 2:
         raise ValueError(
-            f"Orthogonal directions need one direction of at least two dimensions, not one of shape {w.shape}."
+            f"Orthogonal directions need one direction of at least two dimensions, not of shape {w.shape}."
         )
     drawn = np.random.default_rng(seed).standard_normal((n, len(w)))
     drawn -= np.outer(drawn @ w, w)
     return unit(drawn - np.outer(drawn @ w, w), "a drawn one is not")
 
 
-def parting_token(fmt, a: str, b: str) -> int:
-    """The token of action a where it first parts from action b; raises ValueError where they are the same."""
-    first, second = fmt.action_ids(a), fmt.action_ids(b)
-    found = next((x for x, y in zip(first, [*second, None]) if x != y), None)
-    if found is None:
-        raise ValueError(f"The actions {a!r} and {b!r} do not part: they have the same tokens.")
-    return found
+def parting_token(fmt: TokenisesActions, a: str, b: str) -> int:
+    """The token of action a where it first parts from action b.
+
+    Raises:
+        ValueError: where they are the same.
+    """
+    for token, other in zip(fmt.action_ids(a), [*fmt.action_ids(b), None]):
+        if token != other:
+            return token
+    raise ValueError(f"The actions {a!r} and {b!r} do not part: they have the same tokens.")
 
 
-def unembedding_direction(model, token: int) -> Float[np.ndarray, "d_model"]:
+def unembedding_direction(model: Unembeds, token: int) -> Float[np.ndarray, "d_model"]:
     """The unembedding row of one token, as a unit vector."""
-    return unit(
-        model.hf.get_output_embeddings().weight[token].double().cpu().numpy(),
-        f"the unembedding row of token {token} is zero",
-    )
+    row = model.hf.get_output_embeddings().weight[token]
+    return unit(row.double().cpu().numpy(), f"the unembedding row of token {token} is zero")

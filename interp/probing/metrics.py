@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from interp.probing.logistic import scored
 from interp.stats.intervals import (
+    Estimate,
     bootstrap_weights,
     cluster_bootstrap,
     cross_fitted,
@@ -27,19 +28,24 @@ from interp.stats.intervals import (
 NESTED = -1
 #: Scores that are means over decisions, with the sign in which more is better.
 PER_DECISION = {"accuracy": 1, "log_loss": -1}
+#: (predictor, layer)
+Key = tuple[str, int]
 
 
 def macro_f1(
     probability: Float[np.ndarray, "decision class"],
     code: Int[np.ndarray, "decision"],
-    weights: Float[np.ndarray, "draw decision"],
+    weights: Num[np.ndarray, "draw decision"],
     fold: Int[np.ndarray, "decision"] | None = None,
 ) -> Float[np.ndarray, "draw"]:
     """F1 of the most probable class, mean over the classes that occur among labels or predictions of a draw.
 
-    code: class of each decision; -1, a label that no predictor can predict, is a class of its own. weights: of each decision in
-    each draw (see `stats.bootstrap_weights`). fold: not read, since hits and misses add up over folds.
-    Sources: scikit-learn's f1_score(average="macro"); Forman & Scholz 2010 (counts pooled over folds).
+    Args:
+        code: class of each decision; -1, a label that no predictor can predict, is a class of its own.
+        weights: of each decision in each draw (`stats.bootstrap_weights`).
+        fold: not read, since hits and misses add up over folds.
+
+    Source: scikit-learn's f1_score(average="macro"); Forman & Scholz 2010 (counts pooled over folds).
     """
     columns = probability.shape[1] + 1
     true, predicted = (np.eye(columns)[each] for each in (code, probability.argmax(axis=1)))
@@ -51,56 +57,63 @@ def macro_f1(
 def auroc(
     probability: Float[np.ndarray, "decision class"],
     code: Int[np.ndarray, "decision"],
-    weights: Float[np.ndarray, "draw decision"],
+    weights: Num[np.ndarray, "draw decision"],
     fold: Int[np.ndarray, "decision"] | None = None,
 ) -> Float[np.ndarray, "draw"]:
-    """Area under the ROC curve of each class against the rest, mean over the classes that a draw holds with both kinds.
+    """Area under the ROC curve of each class against the rest, mean over the classes.
 
-    The area is the weighted share of (decision of the class, other decision) pairs in the right order, ties half. Only pairs of
-    one fold are compared: folds have predictors of their own, and frequencies that run against the held-out labels, which puts
-    uninformed predictors below 0.5 when pairs cross folds.
+    The area is the weighted share of (decision of the class, other decision) pairs in the right order, ties
+    half. Only pairs of one fold are compared: folds have predictors of their own, and frequencies that run
+    against the held-out labels, which puts uninformed predictors below 0.5 when pairs cross folds. It is NaN
+    in draws in which no class has both kinds.
 
-    code: class of each decision, -1 for a label that no predictor can predict. weights: of each decision in each draw (see
-    `stats.bootstrap_weights`). fold: by default all decisions are of one.
-    NaN in draws in which no class has both kinds. Sources: Hanley & McNeil 1982; Forman & Scholz 2010 (folds apart).
+    Args:
+        code: class of each decision, -1 for a label that no predictor can predict.
+        weights: of each decision in each draw (`stats.bootstrap_weights`).
+        fold: by default all decisions are of one.
+
+    Source: Hanley & McNeil 1982; Forman & Scholz 2010 (folds apart).
     """
-    of_decision = np.ascontiguousarray(weights.T, dtype=float)
-    folds = (
-        [np.arange(len(code))] if fold is None else [np.flatnonzero(fold == each) for each in np.unique(fold)]
-    )
+    by_decision = np.ascontiguousarray(weights.T, dtype=float)
+    if fold is None:
+        folds = [np.arange(len(code))]
+    else:
+        folds = [np.flatnonzero(fold == each) for each in np.unique(fold)]
     areas = []
     for label in np.unique(code[code >= 0]):
         area = pairs = np.zeros(len(weights))
         for rows in folds:
             hit, score = code[rows] == label, probability[rows, label]
             others = np.flatnonzero(~hit)[np.argsort(score[~hit])]
-            below = np.vstack([np.zeros(len(weights)), np.cumsum(of_decision[rows[others]], axis=0)])
-            first, last = (np.searchsorted(score[others], score[hit], side) for side in ("left", "right"))
-            mine = of_decision[rows[hit]]
-            area = area + (mine * (below[first] + below[last])).sum(axis=0) / 2
-            pairs = pairs + mine.sum(axis=0) * below[-1]
+            below = np.vstack([np.zeros(len(weights)), np.cumsum(by_decision[rows[others]], axis=0)])
+            first = np.searchsorted(score[others], score[hit], "left")
+            last = np.searchsorted(score[others], score[hit], "right")
+            own = by_decision[rows[hit]]
+            area = area + (own * (below[first] + below[last])).sum(axis=0) / 2
+            pairs = pairs + own.sum(axis=0) * below[-1]
         areas.append(np.divide(area, pairs, out=np.full_like(area, np.nan), where=pairs > 0))
     with warnings.catch_warnings():  # a draw without any class to rank is NaN by design
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmean(areas, axis=0)
 
 
-#: Scores that are no means over decisions: functions of probabilities, codes, weights [draw, decision] and folds.
+#: Scores that are no means over decisions: functions of probabilities, codes, weights [draw, decision] and
+#: folds.
 RESAMPLED = {"macro_f1": macro_f1, "auroc": auroc}
 METRICS = (*PER_DECISION, *RESAMPLED)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a predictor said: held-out probabilities of one or more repeats, and the codes it was to find."""
+    """Held-out probabilities of a predictor, of one or more repeats, and the codes it was to predict."""
 
     repeats: Sequence[Float[np.ndarray, "decision class"]]
     code: Int[np.ndarray, "decision"]
 
 
 def score_rows(
-    read: dict[tuple[str, int], Reading],
-    split: np.ndarray,
+    read: Mapping[Key, Reading],
+    split: Shaped[np.ndarray, "decision"],
     group: Int[np.ndarray, "decision"],
     fold: Int[np.ndarray, "decision"],
     metrics: Sequence[str] = METRICS,
@@ -109,79 +122,91 @@ def score_rows(
 ) -> tuple[list[dict], list[dict]]:
     """Table rows of every predictor, of each probe's gain over `best_control` and of its selectivity.
 
-    read: (predictor, layer) to what it said; a score is the mean over its repeats. split, group, fold: of each decision; intervals of
-    a split in several folds are widened for the predictors that they share (`stats.cross_fitted`).
-    metrics: some of METRICS.
-    Returns the rows; and split, metric, layer and the p-value over layers (`stats.max_statistic`) of gains in scores that are means
-    over decisions.
+    Intervals of a split in several folds are widened for the predictors that they share
+    (`stats.cross_fitted`).
+
+    Args:
+        read: what each predictor gave; a score is the mean over its repeats.
+        split, group, fold: of each decision.
+        metrics: some of METRICS.
+
+    Returns:
+        The rows; and split, metric, layer and the p-value over layers (`stats.max_statistic`) of gains in
+        scores that are means over decisions.
     """
-    rows, corrected = [], []
+    rows: list[dict] = []
+    corrected: list[dict] = []
     for name in dict.fromkeys(split.tolist()):
         here = split == name
-        episodes = group[here]
-        n, n_groups = len(episodes), len(integer_codes(episodes.tolist())[1])
-        widen = cross_fitted(
-            len(set(fold[here].tolist()))
-        )  # 1 for a set of its own, which no predictor was fitted on
-        resampled = set(metrics) & set(RESAMPLED)
-        # The first draw is the data themselves.
-        weights = np.vstack([np.ones(n), bootstrap_weights(episodes, draws, seed)]) if resampled else None
+        part = _Part(here, group[here], fold[here], draws, seed, bool(set(metrics) & set(RESAMPLED)))
         for metric in metrics:
-            sign, mean = PER_DECISION.get(metric, 1), metric in PER_DECISION
-            column = {
-                key: _column(metric, reading, here, weights, fold[here]) for key, reading in read.items()
-            }
-            probes = {key[1]: each for key, each in column.items() if key[0] == "probe"}
-            more = {
-                ("gain", layer): sign * (each - column["best_control", NESTED])
-                for layer, each in probes.items()
-            }
-            if metric == "accuracy":
-                more |= {
-                    ("selectivity", layer): each - column["control_task", layer]
-                    for layer, each in probes.items()
-                    if ("control_task", layer) in column
+            scores = {key: part.scores(metric, reading) for key, reading in read.items()}
+            gains = dict(_gains(metric, scores))
+            if metric in PER_DECISION and part.n_groups > 1:
+                by_layer = {
+                    layer: gain for (of, layer), gain in gains.items() if of == "gain" and layer != NESTED
                 }
-            layers = [layer for layer in probes if layer != NESTED]
-            if mean and n_groups > 1:
-                p = max_statistic(
-                    np.stack([more["gain", layer] for layer in layers], axis=1),
-                    episodes,
-                    seed=seed,
-                    widen=widen,
-                )
+                p = part.p_values(list(by_layer.values()))
                 corrected += [
                     {"split": name, "metric": metric, "layer": layer, "p": float(each)}
-                    for layer, each in zip(layers, p, strict=True)
+                    for layer, each in zip(by_layer, p, strict=True)
                 ]
-            for (predictor, layer), each in (column | more).items():
-                if mean:
-                    if (
-                        metric == "accuracy"
-                        and (predictor, layer) in read
-                        and len(read[predictor, layer].repeats) == 1
-                    ):
-                        each = each.astype(
-                            bool
-                        )  # a rate of exactly 0 or 1 is no certainty (`cluster_bootstrap`)
-                    estimate = cluster_bootstrap(each, episodes, draws=draws, seed=seed, widen=widen)
-                else:
-                    estimate = percentile(each[0], each[1:], n, n_groups, widen=widen)
-                rows.append(
-                    {
-                        "layer": layer,
-                        "split": name,
-                        "predictor": predictor,
-                        "metric": metric,
-                        **estimate.row(),
-                    }
-                )
+            for (predictor, layer), values in (scores | gains).items():
+                reading = read.get((predictor, layer))
+                # A rate of exactly 0 or 1 is no certainty (`cluster_bootstrap`).
+                rate = metric == "accuracy" and reading is not None and len(reading.repeats) == 1
+                estimate = part.estimate(metric, values.astype(bool) if rate else values)
+                row = {"layer": layer, "split": name, "predictor": predictor, "metric": metric}
+                rows.append(row | estimate.row())
     return rows, corrected
 
 
-def _column(metric, reading, here, weights, fold) -> np.ndarray:
-    """A reading's score of each decision, or for scores that are no means over decisions of each draw; mean over its repeats."""
-    code = reading.code[here]
-    if metric in PER_DECISION:
-        return np.mean([scored(each[here], code)[metric] for each in reading.repeats], axis=0)
-    return np.mean([RESAMPLED[metric](each[here], code, weights, fold) for each in reading.repeats], axis=0)
+def _gains(
+    metric: str, scores: Mapping[Key, Float[np.ndarray, "_"]]
+) -> Iterator[tuple[Key, Float[np.ndarray, "_"]]]:
+    """Each probe's gain over the best control, positive where it is better, and its selectivity."""
+    probes = {layer: values for (predictor, layer), values in scores.items() if predictor == "probe"}
+    sign = PER_DECISION.get(metric, 1)
+    for layer, values in probes.items():
+        yield ("gain", layer), sign * (values - scores["best_control", NESTED])
+    if metric == "accuracy":
+        for layer, values in probes.items():
+            if ("control_task", layer) in scores:
+                yield ("selectivity", layer), values - scores["control_task", layer]
+
+
+class _Part:
+    """The decisions of one split, and how scores of them are estimated."""
+
+    def __init__(
+        self,
+        here: Bool[np.ndarray, "every_decision"],
+        group: Int[np.ndarray, "decision"],
+        fold: Int[np.ndarray, "decision"],
+        draws: int,
+        seed: int,
+        resampled: bool,
+    ) -> None:
+        self.here, self.group, self.fold = here, group, fold
+        self.draws, self.seed = draws, seed
+        self.n_groups = len(integer_codes(group.tolist())[1])
+        self.widen = cross_fitted(len(set(fold.tolist())))  # 1 for a set that no predictor was fitted on
+        self.weights = np.ones((1, len(group)))
+        if resampled:  # the first draw is the data themselves
+            self.weights = np.vstack([self.weights, bootstrap_weights(group, draws, seed)])
+
+    def scores(self, metric: str, reading: Reading) -> Float[np.ndarray, "_"]:
+        """A reading's score of each decision, or of each draw for scores that are no means over decisions."""
+        code, repeats = reading.code[self.here], [each[self.here] for each in reading.repeats]
+        if metric in PER_DECISION:
+            return np.mean([scored(each, code)[metric] for each in repeats], axis=0)
+        function = RESAMPLED[metric]
+        return np.mean([function(each, code, self.weights, self.fold) for each in repeats], axis=0)
+
+    def estimate(self, metric: str, values: Shaped[np.ndarray, "_"]) -> Estimate:
+        if metric in PER_DECISION:
+            return cluster_bootstrap(values, self.group, draws=self.draws, seed=self.seed, widen=self.widen)
+        return percentile(values[0], values[1:], len(self.group), self.n_groups, widen=self.widen)
+
+    def p_values(self, gains: Sequence[Float[np.ndarray, "decision"]]) -> Float[np.ndarray, "layer"]:
+        return max_statistic(np.stack(gains, axis=1), self.group, seed=self.seed, widen=self.widen)

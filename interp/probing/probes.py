@@ -1,30 +1,64 @@
 """Linear probes that ship with their controls.
 
-`probe` asks whether an action can be read off activations, at every layer, and by how much more than off the text alone.
+`probe` asks whether an action can be read off activations at every layer, and how much better than off the
+text alone.
 
 >>> result = probe(acts, labels, episodes, prompts=texts, previous=previous_actions)
 >>> table = result.table()
->>> table[(table.predictor == "gain") & (table.layer == NESTED)]     # the headline: probe minus the best control without activations
+>>> table[(table.predictor == "gain") & (table.layer == NESTED)]     # the headline: probe - best control
 
-Elsewhere: codelengths in `interp.probing.mdl`, transfer between checkpoints in `interp.probing.transfer`, one action against another in `pairwise`.
-Not supported: acts of more than one site, nonlinear predictors, probes of every token (only one position a decision).
+Predictors in the table:
+
+- `probe` at each layer; `embedding`, the probe at layer 0; `majority`, `previous_action`, `tfidf`,
+  `prompt_length`.
+- `shuffled`: the probe refitted at the chosen layer and C on labels permuted among the training decisions
+  (mean of SHUFFLES permutations).
+- `lda`, `mean_difference` and `random_model` (the probe on random_acts) at each layer and the nested one.
+- `control_task`: the probe fitted to a random label for each prompt type (same class shares, same
+  procedure), and `selectivity`, the probe's accuracy - that predictor's on its own labels.
+- `best_control`: of those without activations the one with the best accuracy, then log-loss, in grouped
+  folds inside the training set, as C and layer are chosen, so that the choice favours neither; `gain`,
+  probe - best_control (in log_loss best_control - probe, so that positive is better in every metric).
+
+Codelengths are in `interp.probing.mdl`, transfer between checkpoints in `interp.probing.transfer`, one action
+against another in `interp.probing.pairwise`. Not supported: acts of more than one site, nonlinear predictors,
+probes of every token (only one position a decision).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from threadpoolctl import threadpool_limits
 
 from interp.probing.baselines import PLAIN, choose_layer, control_labels, nested_plain
-from interp.probing.inputs import check_folds, checked_set, joined_sets
-from interp.probing.logistic import TEXT_C, Fitter, grouped_splits, standardised, tfidf
-from interp.probing.metrics import METRICS, NESTED, PER_DECISION, Reading, score_rows
-from interp.stats.intervals import integer_codes
+from interp.probing.inputs import (
+    Acts,
+    Names,
+    ProbeSet,
+    check_folds,
+    checked_penalties,
+    checked_set,
+    joined_sets,
+)
+from interp.probing.logistic import (
+    TEXT_C,
+    Features,
+    Fitter,
+    Held,
+    Problem,
+    Split,
+    grouped_splits,
+    standardised,
+    tfidf,
+)
+from interp.probing.metrics import METRICS, NESTED, PER_DECISION, Key, Reading, score_rows
+from interp.stats.intervals import Groups, integer_codes
+from interp.system.options import takes_fields
 from interp.system.renamed import renamed_keywords
 
 SPLITS = ("in_domain", "out_of_domain")
@@ -32,24 +66,67 @@ SHUFFLES = 3
 
 
 @dataclass(frozen=True)
+class ProbeOptions:
+    """How `probe` fits and scores."""
+
+    folds: int = 5
+    """Outer folds."""
+    C: Sequence[float] = (0.01, 0.1, 1.0)
+    """Inverse penalties to choose from (`tfidf` has its own, TEXT_C)."""
+    seed: int = 0
+    """Of folds, permutations, control labels and resamples."""
+    draws: int = 1000
+    """Bootstrap resamples."""
+    layers: Sequence[int] | None = None
+    """Indices into the layer axis to probe; by default all."""
+    device: str = "cpu"
+    """Where the fits run, in double precision."""
+    metrics: Sequence[str] = tuple(PER_DECISION)
+    """Some of accuracy, log_loss (nats, probabilities floored at `logistic.FLOOR`), macro_f1 and auroc
+    (`interp.probing.metrics`)."""
+    predictors: Sequence[str] = ("logistic",)
+    """"logistic", and perhaps "lda" and "mean_difference" (`interp.probing.baselines`), which have no C."""
+
+    def checked(self, n_layers: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """The layers to probe and the penalties to choose from; raises ValueError for wrong options."""
+        layers = tuple(range(n_layers)) if self.layers is None else tuple(int(layer) for layer in self.layers)
+        if not layers or not set(layers) <= set(range(n_layers)):
+            raise ValueError(f"layers must be some of 0 to {n_layers - 1}, which acts has, not {layers}.")
+        grid = checked_penalties(self.C)
+        if not self.metrics or not set(self.metrics) <= set(METRICS):
+            raise ValueError(f"metrics must be some of {', '.join(METRICS)}, not {tuple(self.metrics)}.")
+        if "logistic" not in self.predictors or not set(self.predictors) <= {"logistic", *PLAIN}:
+            raise ValueError(
+                f"predictors must be 'logistic' and any of {', '.join(PLAIN)}, not {tuple(self.predictors)}."
+            )
+        return layers, grid
+
+
+@dataclass(frozen=True)
 class ProbeResult:
-    """Probe and control scores, with what is needed to judge them. Decisions: the first set's, then the test set's."""
+    """Probe and control scores, with what is needed to judge them.
+
+    Decisions are the first set's, then the test set's.
+    """
 
     rows: tuple[dict, ...]
     classes: tuple[str, ...]
     layers: tuple[int, ...]
-    split: np.ndarray
+    split: Shaped[np.ndarray, "decision"]
     """`in_domain` or `out_of_domain` per decision."""
     fold: Int[np.ndarray, "decision"]
     """The fold in which a decision was held out; -1 out of domain."""
-    predicted: dict[tuple[str, int], np.ndarray]
+    predicted: dict[Key, Shaped[np.ndarray, "decision"]]
     """(predictor, layer) to the held-out label predicted for each decision."""
     chosen: tuple[dict, ...]
-    """fold (-1 out of domain), predictor, layer, C. Predictor `nested` holds the layer chosen in each fold (`nested_lda` and so on likewise)."""
+    """fold (-1 out of domain), predictor, layer, C.
+
+    Predictor `nested` holds the layer chosen in each fold (`nested_lda` and so on likewise).
+    """
     best_control: tuple[str, ...]
     """The control that the gain is over in each fold, then out of domain, where there is a test set."""
     layer_p: tuple[dict, ...]
-    """split, metric, layer, p: that the gain at the layer is no larger than 0, corrected over layers (`stats.max_statistic`)."""
+    """split, metric, layer, p: that the gain at the layer is at most 0, corrected over layers."""
     unseen: dict[str, int]
     """Split to the number of decisions whose label was not in their training set; all count as errors."""
     n_unconverged: int
@@ -65,208 +142,209 @@ class ProbeResult:
     def diagnostics(self) -> dict:
         """Everything but the scores and the predictions, ready for JSON."""
         same = {name: getattr(self, name) for name in ("seed", "folds", "draws", "unseen", "n_unconverged")}
-        lists = {
-            "classes": list(self.classes),
-            "layers": list(self.layers),
-            "chosen": list(self.chosen),
-            "layer_p": list(self.layer_p),
-        }
+        lists = {name: list(getattr(self, name)) for name in ("classes", "layers", "chosen", "layer_p")}
         return {**same, **lists, "n_classes": len(self.classes), "best_control": list(self.best_control)}
 
 
 @renamed_keywords(readers="predictors")
+@takes_fields(ProbeOptions)
 def probe(
-    acts: Float[np.ndarray, "decision layer d_model"],
-    labels: Sequence[str],
-    groups: Sequence | None = None,
+    acts: Acts,
+    labels: Names,
+    groups: Groups | None = None,
     *,
-    prompts: Sequence[str] | None = None,
-    previous: Sequence[str] | None = None,
-    test: tuple | None = None,
-    folds: int = 5,
-    C: Sequence[float] = (0.01, 0.1, 1.0),
-    seed: int = 0,
-    draws: int = 1000,
-    layers: Sequence[int] | None = None,
-    device: str = "cpu",
-    metrics: Sequence[str] = tuple(PER_DECISION),
-    predictors: Sequence[str] = ("logistic",),
-    types: Sequence[str] | None = None,
-    random_acts: Float[np.ndarray, "decision layer d_random"] | None = None,
+    prompts: Names | None = None,
+    previous: Names | None = None,
+    types: Names | None = None,
+    random_acts: Acts | None = None,
+    test: Sequence | None = None,
+    options: ProbeOptions = ProbeOptions(),
 ) -> ProbeResult:
-    """Read `labels` off `acts` by multinomial logistic regression at each layer, with controls on the same grouped folds.
+    """Predict `labels` from `acts` by logistic regression at each layer, with controls on the same folds.
 
-    C (per layer) and the layer (reported as layer -1) are chosen by grouped folds inside the training set: highest accuracy,
-    then lowest log-loss, then smallest C and lowest layer. Features are standardised on the training set.
+    C (per layer) and the layer (reported as layer -1) are chosen by grouped folds inside the training set:
+    highest accuracy, then lowest log-loss, then smallest C and lowest layer. Features are standardised on the
+    training set. Labels absent from a training set count as errors, and `unseen` says how many there were.
 
-    acts: activations, layer 0 the embedding output; or an object whose `.values` is [decision, site, layer, d_model], one site.
-    labels: the action (class) of each decision. groups: its episode, never split between training and held-out decisions; there is
-        no default, since decisions taken for independent that are not make every interval too narrow.
-    prompts: prompt texts, for the controls `tfidf` (words and word pairs) and `prompt_length` (log of characters).
-    previous: label of the action before (any string at the first step), for the control `previous_action`.
-    test: (acts, labels, groups, prompts, previous, types, random_acts; the last ones may be left off) of an out-of-domain set,
-        scored by predictors fitted on all of the first set.
-    folds: outer folds. C: inverse penalties to choose from (`tfidf` has its own, TEXT_C). draws: bootstrap resamples.
-    layers: indices into the layer axis to probe; by default all. device: where the fits run, in double precision.
-    metrics: of accuracy, log_loss (nats, probabilities floored at `logistic.FLOOR`), macro_f1 and auroc (see `interp.probing.metrics`).
-    predictors: "logistic", and perhaps "lda" and "mean_difference" (see `interp.probing.baselines`), which have no C, at the same layers.
-    types: prompt type of each decision (its task and previous action, say), for the predictor `control_task`.
-    random_acts: the same decisions and layers read off a randomly initialised model, for the predictor `random_model`.
+    Intervals resample episodes, paired for gains, and hold the fitted predictors fixed. Those of held-out
+    folds are widened for the training folds that their predictors share (`stats.cross_fitted`), as are the
+    p-values over layers.
 
-    Predictors: `probe` at each layer; `embedding` (the probe at layer 0); `majority`, `previous_action`, `tfidf`, `prompt_length`;
-    `shuffled`, the probe refitted at the chosen layer and C on labels permuted among the training decisions (mean of SHUFFLES
-    permutations); `lda`, `mean_difference` and `random_model` (the probe on random_acts) at each layer and the nested one;
-    `control_task`, the probe fitted to a random label for each prompt type (same class shares, same procedure), and `selectivity`,
-    the probe's accuracy minus that predictor's on its own labels; `best_control`, of those that read no activation the one with the best
-    accuracy, then log-loss, in grouped folds inside the training set, as C and layer are chosen, so that the choice favours neither
-    side; `gain`, the probe minus that one. A gain in log_loss is control minus probe, so that positive is better in every metric.
-    Intervals resample episodes, paired for gains, and hold the fitted predictors fixed; those of held-out folds are widened for the
-    training folds that their predictors share (`stats.cross_fitted`), as are the p-values over layers.
+    Args:
+        acts: [decision, layer, d_model], layer 0 the embedding output; or an object whose `.values` is
+            [decision, site, layer, d_model], one site.
+        labels: the action (class) of each decision.
+        groups: its episode, never split between training and held-out decisions. There is no default:
+            decisions taken for independent that are not make every interval too narrow.
+        prompts: texts, for the controls `tfidf` (words and word pairs) and `prompt_length` (log of
+            characters).
+        previous: label of the action before (any string at the first step), for the control
+            `previous_action`.
+        types: prompt type (its task and previous action, say), for the predictor `control_task`.
+        random_acts: the same decisions and layers of a randomly initialised model, for the predictor
+            `random_model`.
+        test: (acts, labels, groups, prompts, previous, types, random_acts; the last ones may be left off) of
+            an out-of-domain set, scored by predictors fitted on all of the first set.
+        options: how to fit and score; its fields are also taken as keywords.
 
-    Labels absent from a training set count as errors, and `unseen` says how many there were.
-    Raises ValueError for lengths or shapes that differ, activations that are not finite, a single class, too few episodes, episodes
-    in both sets, unknown metrics and predictors, and prompt types too few for a control task.
-    Sources: Alain & Bengio 2016 (linear probes), Hewitt & Liang 2019 (a probe is read against controls and a control task).
+    Raises:
+        ValueError: for lengths or shapes that differ, activations that are not finite, a single class, too
+            few episodes, episodes in both sets, unknown metrics and predictors, and prompt types too few for
+            a control task.
+
+    Source: Alain & Bengio 2016 (linear probes); Hewitt & Liang 2019 (controls and a control task).
     """
-    data = [checked_set("the first set", acts, labels, groups, prompts, previous, types, random_acts)]
-    if test is not None:
-        data.append(checked_set("the test set", *test))
-    n, joined = len(data[0]["labels"]), joined_sets(data)
-    acts, grid = joined["acts"], tuple(sorted(float(c) for c in C))
-    layers = tuple(range(acts.shape[1])) if layers is None else tuple(int(layer) for layer in layers)
-    if not layers or not set(layers) <= set(range(acts.shape[1])):
-        raise ValueError(f"layers must be some of 0 to {acts.shape[1] - 1}, which acts has, not {layers}.")
-    if not grid or grid[0] <= 0:
-        raise ValueError(f"C must hold positive inverse penalties, not {grid}.")
-    if not metrics or not set(metrics) <= set(METRICS):
-        raise ValueError(f"metrics must be some of {', '.join(METRICS)}, not {tuple(metrics)}.")
-    if "logistic" not in predictors or not set(predictors) <= {"logistic", *PLAIN}:
-        raise ValueError(
-            f"predictors must be 'logistic' and any of {', '.join(PLAIN)}, not {tuple(predictors)}."
-        )
-    classes, group = np.unique(joined["labels"][:n]), integer_codes(joined["groups"].tolist())[0]
+    first = checked_set("the first set", acts, labels, groups, prompts, previous, types, random_acts)
+    second = None if test is None else checked_set("the test set", *test)
+    return _probed(joined_sets(first, second), len(first.labels), options)
+
+
+def _probed(data: ProbeSet, n: int, options: ProbeOptions) -> ProbeResult:
+    """As `probe`, of checked decisions of which the first `n` are the first set's."""
+    folds, seed = options.folds, options.seed
+    layers, grid = options.checked(data.acts.shape[1])
+    classes, group = np.unique(data.labels[:n]), integer_codes(data.groups.tolist())[0]
     if len(classes) < 2:
         raise ValueError(
             f"The labels of the first set hold only {classes.tolist()}: a probe needs at least two classes."
         )
     check_folds(len(set(group[:n].tolist())), folds, seed)
-
     index = {label: i for i, label in enumerate(classes)}
-    code = np.array([index.get(label, -1) for label in joined["labels"]])
+    code = np.array([index.get(label, -1) for label in data.labels])
     jobs = grouped_splits(group[:n], folds, seed)
     fold = np.full(len(code), -1)
     for number, (_, held_out) in enumerate(jobs):
         fold[held_out] = number
-    if test is not None:
+    if len(code) > n:
         jobs.append((np.arange(n), np.arange(n, len(code))))
     with threadpool_limits(1, "blas"):  # the matrices to rotate are small: threads only wait for each other
-        fitter = Fitter(code, group, len(classes), jobs, seed, device)
-        features = [standardised(acts[:, layer]) for layer in layers]
-        probability, shuffled = _read_layers(fitter, features, layers, grid)
-        for name in (name for name in PLAIN if name in predictors):
-            _keep(
-                probability, fitter, name, layers, nested_plain(fitter, features, PLAIN[name], acts.shape[2])
-            )
-        if random_acts is not None:
-            cells = [
-                ("random_model", layer, standardised(joined["random_acts"][:, layer])) for layer in layers
-            ]
-            _keep(probability, fitter, "random_model", layers, fitter.nested(cells, grid))
-        task = None
-        if types is not None:
-            task = Fitter(
-                control_labels(joined["types"].tolist(), code[:n], seed),
-                group,
-                len(classes),
-                jobs,
-                seed,
-                device,
-            )
-            found = task.nested(
-                [("control_task", *each) for each in zip(layers, features, strict=True)], grid
-            )
-            _keep(probability, task, "control_task", layers, found)
-        controls = {"majority": fitter.count(np.zeros(len(code), dtype=int))}
-        if previous is not None:
-            controls["previous_action"] = fitter.count(integer_codes(joined["previous"].tolist())[0])
-        if prompts is not None:
-            length = np.log1p([[len(text)] for text in joined["prompts"]])
-            for name, read_off, its_grid in (
-                ("tfidf", tfidf(joined["prompts"]), TEXT_C),
-                ("prompt_length", standardised(length), grid),
-            ):
-                [controls[name]] = fitter.nested([(name, NESTED, read_off)], its_grid)
-        probability |= {(name, NESTED): each for name, (each, _) in controls.items()}
-        probability["best_control", NESTED], best_control = _best_control(controls, jobs)
-
+        fitter = Fitter(code, group, len(classes), jobs, seed, options.device)
+        readings = _Readings(data, layers, grid, fitter)
+        readings.read(options.predictors, n)
     split = np.array(SPLITS)[(np.arange(len(code)) >= n).astype(int)]
-    read = {
-        key: Reading([each], task.code if key[0] == "control_task" else code)
-        for key, each in probability.items()
-    }
-    read["shuffled", NESTED] = Reading(shuffled, code)
-    rows, layer_p = score_rows(read, split, group, fold, metrics, draws, seed)
-    chosen = fitter.chosen + (task.chosen if task else [])
-    unseen = dict.fromkeys(split.tolist(), 0)
-    for train, held_out in jobs:
-        unseen[str(split[held_out[0]])] += int((~np.isin(code[held_out], code[train])).sum())
+    rows, layer_p = score_rows(readings.scored(), split, group, fold, options.metrics, options.draws, seed)
+    predicted = {key: classes[each.argmax(axis=1)] for key, each in readings.probability.items()}
+    chosen = [row for each in readings.fitters for row in each.chosen]
     return ProbeResult(
         rows=tuple(rows),
         classes=tuple(classes.tolist()),
         layers=layers,
         split=split,
         fold=fold,
-        predicted={key: classes[each.argmax(axis=1)] for key, each in probability.items()},
+        predicted=predicted,
         chosen=tuple({**row, "fold": row["fold"] if row["fold"] < folds else -1} for row in chosen),
-        best_control=tuple(best_control),
+        best_control=tuple(readings.best_control),
         layer_p=tuple(layer_p),
-        unseen=unseen,
-        n_unconverged=fitter.n_unconverged + (task.n_unconverged if task else 0),
+        unseen=_unseen(code, jobs, split),
+        n_unconverged=sum(each.n_unconverged for each in readings.fitters),
         seed=seed,
         folds=folds,
-        draws=draws,
+        draws=options.draws,
     )
 
 
-def _best_control(controls: dict[str, tuple], jobs: Sequence[tuple]) -> tuple[np.ndarray, list[str]]:
-    """Probabilities of the control that is best inside each job's training rows, and its name in each."""
-    whole, names = np.zeros_like(next(iter(controls.values()))[0]), []
-    for job, (_, held_out) in enumerate(jobs):
-        names.append(max(controls, key=lambda name: controls[name][1][job]))
-        whole[held_out] = controls[names[-1]][0][held_out]
-    return whole, names
+def _unseen(
+    code: Int[np.ndarray, "decision"], jobs: Sequence[Split], split: Shaped[np.ndarray, "decision"]
+) -> dict[str, int]:
+    """Decisions of each split whose label is not in their training set."""
+    unseen = dict.fromkeys(split.tolist(), 0)
+    for train, held_out in jobs:
+        unseen[str(split[held_out[0]])] += int((~np.isin(code[held_out], code[train])).sum())
+    return unseen
 
 
-def _keep(probability, fitter, name, layers, found) -> list[int]:
-    """File what a predictor found at each layer and at the nested choice; returns the place of the chosen layer in each job."""
-    probability |= {(name, layer): each for layer, (each, _) in zip(layers, found, strict=True)}
-    probability[name, NESTED], best = choose_layer(fitter, name, layers, found)
-    return best
+class _Readings:
+    """Held-out probabilities of the probe and of its controls, by (predictor, layer)."""
 
+    def __init__(self, data: ProbeSet, layers: Sequence[int], grid: Sequence[float], fitter: Fitter) -> None:
+        self.data, self.layers, self.grid, self.fitter = data, layers, grid, fitter
+        self.fitters = [fitter]
+        self.probability: dict[Key, Float[np.ndarray, "decision class"]] = {}
+        self.shuffled: list[Float[np.ndarray, "decision class"]] = []
+        self.best_control: list[str] = []
 
-def _read_layers(fitter: Fitter, features, layers, grid):
-    """Probabilities [decision, class] of the probe at each layer and at the nested choice, and of each shuffle."""
-    probability = {}
-    best = _keep(
-        probability,
-        fitter,
-        "probe",
-        layers,
-        fitter.nested([("probe", *each) for each in zip(layers, features, strict=True)], grid),
-    )
-    picked = {row["fold"]: row["C"] for row in fitter.chosen if row["predictor"] == "nested"}
+    def read(self, predictors: Sequence[str], n: int) -> None:
+        """Fit everything; `n` decisions are of the first set."""
+        data, fitter = self.data, self.fitter
+        features = [standardised(data.acts[:, layer]) for layer in self.layers]
+        best = self._fit("probe", fitter, features)
+        self.shuffled = self._permuted(features, best)
+        if 0 in self.layers:
+            self.probability["embedding", 0] = self.probability["probe", 0]
+        for name, predictor in PLAIN.items():
+            if name in predictors:
+                self._keep(name, fitter, nested_plain(fitter, features, predictor, data.acts.shape[2]))
+        if data.random_acts is not None:
+            random = [standardised(data.random_acts[:, layer]) for layer in self.layers]
+            self._fit("random_model", fitter, random)
+        if data.types is not None:
+            labels = control_labels(data.types.tolist(), fitter.code[:n], fitter.seed)
+            task = Fitter(labels, fitter.group, fitter.n_classes, fitter.jobs, fitter.seed, fitter.device)
+            self.fitters.append(task)
+            self._fit("control_task", task, features)
+        self._keep_controls(self._controls())
 
-    def permuted():
-        rng = np.random.default_rng(fitter.seed)
-        for job, (train, held_out) in enumerate(fitter.jobs):
-            ends = features[best[job]](train, held_out)
-            for _ in range(SHUFFLES):
-                yield ends, rng.permutation(fitter.code[train]), (picked[job],)
+    def scored(self) -> dict[Key, Reading]:
+        """What is to be scored: each predictor's probabilities and the labels it was fitted to."""
+        readings = {
+            key: Reading([each], self.fitters[-1].code if key[0] == "control_task" else self.fitter.code)
+            for key, each in self.probability.items()
+        }
+        readings["shuffled", NESTED] = Reading(self.shuffled, self.fitter.code)
+        return readings
 
-    shuffled, repeats = np.zeros((SHUFFLES, len(fitter.code), fitter.n_classes)), fitter.fit(permuted())
-    for _, held_out in fitter.jobs:
-        for repeat in shuffled:
-            repeat[held_out] = next(repeats)[0]
-    if 0 in layers:
-        probability["embedding", 0] = probability["probe", 0]
-    return probability, shuffled
+    def _fit(self, name: str, fitter: Fitter, features: Sequence[Features]) -> list[int]:
+        cells = [(name, layer, each) for layer, each in zip(self.layers, features, strict=True)]
+        return self._keep(name, fitter, fitter.nested(cells, self.grid))
+
+    def _keep(self, name: str, fitter: Fitter, results: Sequence[Held]) -> list[int]:
+        """File a predictor's results at each layer and at the nested choice; returns its index per job."""
+        for layer, result in zip(self.layers, results, strict=True):
+            self.probability[name, layer] = result.probability
+        self.probability[name, NESTED], best = choose_layer(fitter, name, self.layers, results)
+        return best
+
+    def _permuted(
+        self, features: Sequence[Features], best: Sequence[int]
+    ) -> list[Float[np.ndarray, "decision class"]]:
+        """Probabilities of the probe at the chosen layer and C on permuted labels, for each shuffle."""
+        fitter = self.fitter
+        picked = {row["fold"]: row["C"] for row in fitter.chosen if row["predictor"] == "nested"}
+
+        def problems() -> Iterator[Problem]:
+            rng = np.random.default_rng(fitter.seed)
+            for job, (train, held_out) in enumerate(fitter.jobs):
+                ends = features[best[job]](train, held_out)
+                for _ in range(SHUFFLES):
+                    yield Problem(*ends, rng.permutation(fitter.code[train]), (picked[job],))
+
+        shuffled = np.zeros((SHUFFLES, len(fitter.code), fitter.n_classes))
+        repeats = fitter.fit(problems())
+        for _, held_out in fitter.jobs:
+            for repeat in shuffled:
+                repeat[held_out] = next(repeats)[0]
+        return list(shuffled)
+
+    def _controls(self) -> dict[str, Held]:
+        """What the controls without activations give."""
+        data, fitter = self.data, self.fitter
+        controls = {"majority": fitter.count(np.zeros(len(fitter.code), dtype=int))}
+        if data.previous is not None:
+            controls["previous_action"] = fitter.count(integer_codes(data.previous.tolist())[0])
+        if data.prompts is not None:
+            length = np.log1p([[len(text)] for text in data.prompts])
+            [controls["tfidf"]] = fitter.nested([("tfidf", NESTED, tfidf(data.prompts.tolist()))], TEXT_C)
+            cell = ("prompt_length", NESTED, standardised(length))
+            [controls["prompt_length"]] = fitter.nested([cell], self.grid)
+        return controls
+
+    def _keep_controls(self, controls: Mapping[str, Held]) -> None:
+        """File the controls, and the one that is best inside each job's training rows."""
+        whole = np.zeros((len(self.fitter.code), self.fitter.n_classes))
+        for job, (_, held_out) in enumerate(self.fitter.jobs):
+            best = max(controls, key=lambda name: controls[name].inner[job])
+            whole[held_out] = controls[best].probability[held_out]
+            self.best_control.append(best)
+        for name, control in controls.items():
+            self.probability[name, NESTED] = control.probability
+        self.probability["best_control", NESTED] = whole

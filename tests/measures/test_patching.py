@@ -605,7 +605,7 @@ def test_small_denominators_are_dropped_and_counted_and_wrong_use_is_refused(lla
 def test_a_pair_without_any_difference_has_no_share_but_what_patching_moved():
     clean, corrupt = np.array([0.5, 1.0, -1.0]), np.array([0.5, 0.0, 1.0])
     denoised = np.array([0.75, 0.25, 0.5]).reshape(3, 1, 1)
-    sweep = effects("difference", ["resid_pre"], clean, corrupt, denoised, denoised, -np.inf, "packed")
+    sweep = effects("difference", ["resid_pre"], (clean, corrupt), (denoised, denoised), -np.inf, "packed")
     np.testing.assert_array_equal(sweep.denoise[:, 0, 0], [np.nan, 0.25, 0.25])
     np.testing.assert_array_equal(sweep.moved[:, 0, 0], [0.25, 0.25, -0.5])
 

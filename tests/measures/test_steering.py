@@ -39,9 +39,9 @@ def texts(found):
 @pytest.fixture
 def generated(monkeypatch):
     """The ids of every decoding that `steer` parses, in its order."""
-    seen, real = [], steering.said
+    seen, real = [], steering.parse_completion
     monkeypatch.setattr(
-        steering, "said", lambda fmt, ids, *rest: seen.append(tuple(ids)) or real(fmt, ids, *rest)
+        steering, "parse_completion", lambda fmt, ids, *rest: seen.append(tuple(ids)) or real(fmt, ids, *rest)
     )
     return seen
 
