@@ -8,6 +8,8 @@ Blue is the prompt's side, vermilion the trace's side, in every figure (see `int
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -37,7 +39,7 @@ REVISED = {
     -1: "the trace spoils more actions than it corrects",
     0: "corrected and spoiled actions are not told apart",
 }
-_SECTION = dict(section="better", expected=True)
+_figure = partial(figure, section="better", expected=True)
 _SHOWN = ("acc_cot", "acc_prompt", "acc_empty_think", "gap", "headroom_gap", "mcnemar_p")
 _PARSED = ("parse_cot", "parse_prompt", "parse_empty_think")
 #: Share of games ended by an action that did not parse, above which the caption says so.
@@ -122,7 +124,7 @@ def _online_caption(frame: pd.DataFrame) -> Caption:
     return Caption(" ".join(filter(None, message)), drawn, size, numbers(frame))
 
 
-@figure("Accuracy with and without the trace", table="behaviour", caption=_behaviour_caption, **_SECTION)
+@_figure("Accuracy with and without the trace", table="behaviour", caption=_behaviour_caption)
 def behaviour(frame: pd.DataFrame) -> go.Figure:
     """Accuracy of the prompt, CoT and empty-think actions over checkpoints, above the gaps."""
     accuracy = ["acc_cot", "acc_prompt", "acc_empty_think"]
@@ -135,7 +137,7 @@ def behaviour(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("Do both modes produce an action at all?", table="behaviour", caption=_parse_caption, **_SECTION)
+@_figure("Do both modes produce an action at all?", table="behaviour", caption=_parse_caption)
 def parse(frame: pd.DataFrame) -> go.Figure:
     """Share of decisions whose decoded text parses to an action, per mode over checkpoints."""
     fig = panels(frame, {"parse rate": 230})
@@ -146,7 +148,7 @@ def parse(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("What the trace changes", table="behaviour", caption=_revision_caption, **_SECTION)
+@_figure("What the trace changes", table="behaviour", caption=_revision_caption)
 def revision(frame: pd.DataFrame) -> go.Figure:
     """Revision rate by its effect over checkpoints, above agreement and Cohen's kappa of both modes."""
     fig = panels(frame, {"revision rate": 230, "agreement": 170})
@@ -193,13 +195,12 @@ def revision(frame: pd.DataFrame) -> go.Figure:
     section="better",
     caption=_online_caption,
 )
-@figure(
+@_figure(
     "Success in the environment",
     name="online",
     table="online",
     caption=_online_caption,
     instead="online_official",
-    **_SECTION,
 )
 def online(frame: pd.DataFrame) -> go.Figure:
     """Success in the environment per mode over checkpoints, above the steps per episode."""

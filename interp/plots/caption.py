@@ -9,7 +9,7 @@ Captions are plain text of at most 60 words; the page escapes them. Their verbs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -78,21 +78,21 @@ def clause(verdicts: Mapping[str, str]) -> str:
     return listed(f"{verdict} {listed(places)}" for verdict, places in by.items())
 
 
-def change(subject: str, frame: pd.DataFrame, **where) -> str:
+def change(subject: str, frame: pd.DataFrame, **where: object) -> str:
     """Sentence on how a reading changes from the first to the last checkpoint, by split."""
     found = {split: ends(pick(frame, split=split, **where)) for split in splits_of(frame)}
     verdicts = {split: VERBS[of.moved] for split, of in found.items() if of}
     return f"{subject} {clause(verdicts)}." if verdicts else ""
 
 
-def only(frame: pd.DataFrame, **values) -> pd.DataFrame:
+def only(frame: pd.DataFrame, **values: Iterable[object]) -> pd.DataFrame:
     """Rows whose columns have one of the values given."""
     for column, allowed in values.items():
         frame = frame[frame[column].isin(list(allowed))]
     return frame
 
 
-def last_side(frame: pd.DataFrame, words: Mapping[int, str], of: float = 0.0, **where) -> str:
+def last_side(frame: pd.DataFrame, words: Mapping[int, str], of: float = 0.0, **where: object) -> str:
     """What the last interval says in each split: one of `words`, for above, across (0) and below `of`."""
     found = {split: ends(pick(frame, split=split, **where)) for split in splits_of(frame)}
     return clause({split: words[side(each.last, of)] for split, each in found.items() if each})

@@ -9,6 +9,8 @@ figure here (`interp.results.condition_rows.LOOKS`).
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -62,7 +64,7 @@ MECHANISM = {
 }
 
 
-_SECTION = dict(section="masking", table="masking")
+_figure = partial(figure, section="masking", table="masking")
 #: Contrasts that are told: levels, differences to k = 0 and to the random mask, and slopes per unit of k.
 CONTRASTS = ("level", "difference", "control", "slope")
 
@@ -252,9 +254,7 @@ def _table_caption(frame: pd.DataFrame) -> Caption:
     )
 
 
-@figure(
-    "Does leaving actions unsupervised help?", name="masking_success", caption=_success_caption, **_SECTION
-)
+@_figure("Does leaving actions unsupervised help?", name="masking_success", caption=_success_caption)
 def success(frame: pd.DataFrame) -> go.Figure:
     """The primary outcome by condition, its differences to k = 0, and games won where they were played.
 
@@ -281,13 +281,7 @@ def success(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure(
-    "The conditions in numbers",
-    name="masking_table",
-    caption=_table_caption,
-    latex=latex.masking_table,
-    **_SECTION,
-)
+@_figure("The conditions in numbers", name="masking_table", caption=_table_caption, latex=latex.masking_table)
 def table(frame: pd.DataFrame) -> go.Figure:
     """What each condition reads, and the claimed one's differences, as in `interp.plots.latex`."""
     shown = paper_table(frame)
@@ -310,7 +304,7 @@ def table(frame: pd.DataFrame) -> go.Figure:
     return fig.update_layout(height=72 + 24 * len(shown), margin=dict(l=8, r=8, t=8, b=8))
 
 
-@figure("More masking, more of what?", name="masking_dose", caption=_dose_caption, **_SECTION)
+@_figure("More masking, more of what?", name="masking_dose", caption=_dose_caption)
 def dose(frame: pd.DataFrame) -> go.Figure:
     """Accuracy of both modes against the share k whose actions are masked; random masks are hollow."""
     metrics = [
@@ -386,7 +380,7 @@ def selection(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("The gap by condition", name="masking_gap", caption=_gap_caption, **_SECTION)
+@_figure("The gap by condition", name="masking_gap", caption=_gap_caption)
 def gap(frame: pd.DataFrame) -> go.Figure:
     """The gap between the modes by condition, above its differences to k = 0."""
     need(frame, metric="gap", contrast="level")
@@ -401,7 +395,7 @@ def gap(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("Prompt reliance by condition", name="masking_reliance", caption=_reliance_caption, **_SECTION)
+@_figure("Prompt reliance by condition", name="masking_reliance", caption=_reliance_caption)
 def reliance(frame: pd.DataFrame) -> go.Figure:
     """Prompt reliance over checkpoints, a column for each condition beside k = 0."""
     frame = need(frame, metric="prompt_reliance", contrast="level")
@@ -438,7 +432,7 @@ def reliance(frame: pd.DataFrame) -> go.Figure:
     return under(fig, STEP_TITLE, 30)
 
 
-@figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption, **_SECTION)
+@_figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption)
 def mechanism(frame: pd.DataFrame) -> go.Figure:
     """Where a gain landed: the claimed condition's differences in every reading, a column for each split."""
     condition = claimed(frame)

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -51,8 +54,12 @@ WAYS = {
     0: "neither way is the larger for sure",
 }
 _MODES = {"prompt": "action read at the boundary", "cot": "action read after the trace"}
-_NAMES = {"mode": _MODES.get, "direction": str, "at": lambda place: PLACES.get(place, (place,))[0]}
-_SECTION = dict(section="depends", table="patching")
+_NAMES: dict[str, Callable[[str], str]] = {
+    "mode": _MODES.__getitem__,
+    "direction": str,
+    "at": lambda span: PLACES[span][0] if span in PLACES else span,
+}
+_figure = partial(figure, section="depends", table="patching")
 
 
 def boundary(frame: pd.DataFrame) -> pd.Series | None:
@@ -160,7 +167,7 @@ def _reliance_caption(frame: pd.DataFrame) -> Caption:
     return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame))
 
 
-@figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True, **_SECTION)
+@_figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True)
 def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """Patching effect by layer and checkpoint in both directions, above its layer profile."""
     frame = need(with_places(frame), site=site, mode="prompt", at="boundary", metric="difference")
@@ -189,8 +196,8 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
         for index, colour, dash in zip(shown, colours, ("dot", "dash", "solid"), strict=False):
             at = rows[rows["step"] == steps[index]].sort_values("layer")
             x = [layers.index(layer) for layer in at["layer"]]
-            look = (f"step {steps[index]}", colour, dash, ("circle", "square", "diamond")[index % 3])
-            draw_trace(fig, at, x, look, row=2, col=col, legend="legend", show=col == 1)
+            line = (f"step {steps[index]}", colour, dash, ("circle", "square", "diamond")[index % 3])
+            draw_trace(fig, at, x, line, row=2, col=col, legend="legend", show=col == 1)
         step_axis(fig, steps, row=1, col=col)
         layer_axis(fig, layers, None, row=2, col=col, axis="x")
         fig.update_xaxes(title="layer", row=2, col=col)
@@ -203,12 +210,7 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     return fig.update_layout(legend=dict(y=(heights[1] + 2) / total, x=0))
 
 
-@figure(
-    "Which part of the prompt acts, and at which layer",
-    name="patching_spans",
-    caption=_spans_caption,
-    **_SECTION,
-)
+@_figure("Which part of the prompt acts, and at which layer", name="patching_spans", caption=_spans_caption)
 def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """Patching effect by span and layer, a row for each direction, at the first and last checkpoint."""
     frame = need(with_places(frame), site=site, mode="prompt", metric="difference")
@@ -255,9 +257,7 @@ def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     return fig
 
 
-@figure(
-    "Attribution patching against true patching", name="patching_screen", caption=_screen_caption, **_SECTION
-)
+@_figure("Attribution patching against true patching", name="patching_screen", caption=_screen_caption)
 def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """First-order estimate against true effect, a point for each span and layer, at both ends."""
     frame = pick(with_places(frame), site=site, mode="prompt")

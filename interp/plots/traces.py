@@ -8,6 +8,8 @@ Blue is the prompt's side, vermilion the trace's side, as in `interp.plots.behav
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -82,7 +84,7 @@ REMOVED = {
 }
 #: What random directions at the same strength change, against the probe's.
 STEERS = {1: "changes more actions than", -1: "changes fewer actions than", 0: "is not told apart from"}
-_SECTION = dict(section="depends")
+_figure = partial(figure, section="depends")
 
 
 def splice_fails(frame: pd.DataFrame) -> float | None:
@@ -236,7 +238,7 @@ def _steering_caption(frame: pd.DataFrame) -> Caption:
     )
 
 
-@figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
+@_figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True)
 def conflict(frame: pd.DataFrame) -> go.Figure:
     """Keep, follow, other and unparsed over checkpoints, a column for each inserted trace."""
     inserted_traces = [kind for kind in INSERTED_TRACES if (frame["inserted_trace"] == kind).any()]
@@ -273,7 +275,7 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
     return under(fig, STEP_TITLE)
 
 
-@figure("How far another trace moves the action", table="conflict", caption=_shift_caption, **_SECTION)
+@_figure("How far another trace moves the action", table="conflict", caption=_shift_caption)
 def conflict_shift(frame: pd.DataFrame) -> go.Figure:
     """How far inserted traces move the action's distribution, and what mass another state's moves."""
     need(frame, metric="shift")
@@ -307,7 +309,7 @@ def conflict_shift(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption, **_SECTION)
+@_figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption)
 def removal(frame: pd.DataFrame) -> go.Figure:
     """Flips of the action without its trace and under another state's, and their difference.
 
@@ -371,7 +373,7 @@ def _draw_lines(
             told |= {(legend, look)} if len(of) else set()
 
 
-@figure("Early answering", table="early", caption=_early_caption, **_SECTION)
+@_figure("Early answering", table="early", caption=_early_caption)
 def early(frame: pd.DataFrame) -> go.Figure:
     """Area over the early-answering curve, above the rate of the same action after parts of the trace."""
     fig = panels(frame, {"area over the curve": 200, "same action as in the end": 210})
@@ -386,7 +388,7 @@ def early(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("What the action attends to and depends on", table="shares", caption=_shares_caption, **_SECTION)
+@_figure("What the action attends to and depends on", table="shares", caption=_shares_caption)
 def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     """Share over token share of every span at both ends, a row for each definition (log scale)."""
     chosen = need(frame, version=version, metric="ratio")
@@ -446,7 +448,7 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     return under(fig, f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", 74)
 
 
-@figure("Steering along the probe's direction", table="steering", caption=_steering_caption, **_SECTION)
+@_figure("Steering along the probe's direction", table="steering", caption=_steering_caption)
 def steering(frame: pd.DataFrame) -> go.Figure:
     """Flips, flips to the target and parse rate against alpha, a column for each position."""
     frame = need(frame, split="in_domain")

@@ -70,18 +70,18 @@ class Read(NamedTuple):
         """Whether one of these tables is there."""
         return any(table in self.tables for table in tables)
 
-    def rows(self, table: str, **where) -> pd.DataFrame:
+    def rows(self, table: str, **where: object) -> pd.DataFrame:
         """Rows that equal the values given and have a value; none where the table or a column is missing."""
         frame = self.tables.get(table)
         if frame is None or any(column not in frame for column in where):
             return pd.DataFrame(columns=["step", "split", "metric", "value", "low", "high", "n", "n_groups"])
         return pick(frame, **where).dropna(subset="value")
 
-    def ends(self, table: str, **where) -> Ends | None:
+    def ends(self, table: str, **where: object) -> Ends | None:
         """First and last checkpoint of the rows picked; None where there is none."""
         return ends(self.rows(table, **where))
 
-    def changes(self, table: str, **where) -> list[Change]:
+    def changes(self, table: str, **where: object) -> list[Change]:
         """The rows picked at both ends, in every split that has some."""
         found = {split: self.ends(table, split=split, **where) for split in self.splits(table)}
         return [
