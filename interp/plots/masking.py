@@ -9,6 +9,7 @@ figure here (`interp.results.condition_rows.LOOKS`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -70,17 +71,26 @@ CONTRASTS = ("level", "difference", "control", "slope")
 
 
 def claim(frame: pd.DataFrame) -> str:
-    """Sentence on the verdict on the claim, which the provenance holds."""
+    """What the intervals show of the claim, or why the provenance has no verdict on it."""
     verdict = str(frame.attrs.get("verdict") or "none: its provenance has no verdict")
     if verdict.startswith("none"):
         return (
             f"The claim that masking actions helps out of domain is not judged{verdict.removeprefix('none')}."
         )
-    rests = listed(f"{estimate(row, signed=True)} to {of}" for of, row in claim_rows(frame).items())
-    return (
-        "The claim that masking actions (k = .3) helps out of domain is "
-        f"{verdict}{f': {rests}' if rests else ''}."
-    )
+    parts = [
+        f"{gain(row)} against {other} ({estimate(row, signed=True)})"
+        for other, row in claim_rows(frame).items()
+    ]
+    return f"Masking actions (k = .3), out of domain: {listed(parts)}."
+
+
+def gain(row: pd.Series) -> str:
+    """What a difference's interval shows of a gain; below `SMALLEST` also how large it can be at most."""
+    if row["high"] < 0:
+        return "worse"
+    if row["low"] > 0:
+        return "a gain"
+    return f"a gain of at most {row['high']:.3f}" if row["high"] < SMALLEST else "no gain shown"
 
 
 def claim_rows(frame: pd.DataFrame) -> dict[str, pd.Series]:
@@ -114,7 +124,7 @@ def moved_further(frame: pd.DataFrame, condition: Condition, split: str) -> dict
 
 def _told_apart(frame: pd.DataFrame, metric: str) -> dict[str, str]:
     """Of each split, the conditions whose difference to k = 0 excludes 0."""
-    told = {}
+    by_split = {}
     for split in splits_of(frame):
         rows = at_last(frame, metric=metric, contrast="difference", split=split).dropna(
             subset=["low", "high"]
@@ -126,17 +136,17 @@ def _told_apart(frame: pd.DataFrame, metric: str) -> dict[str, str]:
                 for condition in conditions_of(frame)
                 if condition.name in apart.index
             ]
-            told[split] = listed(names) or f"none of {len(rows)}"
-    return told
+            by_split[split] = listed(names) or f"none of {len(rows)}"
+    return by_split
 
 
-def _numbers(frame: pd.DataFrame, *metrics: str, contrasts: tuple = CONTRASTS, **where) -> pd.DataFrame:
+def _numbers(
+    frame: pd.DataFrame, *metrics: str, contrasts: Sequence[str] = CONTRASTS, **where: object
+) -> pd.DataFrame:
     """Levels, differences and slopes of these readings at the first and last checkpoint read."""
     rows = only(pick(frame, **where), metric=metrics, contrast=contrasts).drop(columns="seed")
     titles = {condition.name: condition.title for condition in conditions_of(frame)}
-    return numbers(rows, {"condition": lambda name: titles.get(name, "–"), "metric": MECHANISM.get}).rename(
-        columns={"condition": "condition"}
-    )
+    return numbers(rows, {"condition": lambda name: titles.get(name, "–"), "metric": MECHANISM.get})
 
 
 def _size(frame: pd.DataFrame, metric: str = "") -> str:
@@ -155,19 +165,20 @@ def _success_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _dose_caption(frame: pd.DataFrame) -> Caption:
-    words, told = {1: "rises with k", -1: "falls with k", 0: "has no clear slope in k"}, []
+    words = {1: "rises with k", -1: "falls with k", 0: "has no clear slope in k"}
+    message = []
     for metric, name in (("acc_cot", "CoT accuracy"), ("acc_prompt", "prompt accuracy")):
         slopes = {
             split: one(frame, metric=metric, contrast="slope", split=split) for split in splits_of(frame)
         }
         verdicts = {split: words[side(row)] for split, row in slopes.items() if row is not None}
-        told += [sentence(f"{name} {clause(verdicts)}")] if verdicts else []
+        message += [sentence(f"{name} {clause(verdicts)}")] if verdicts else []
     drawn = (
         "Accuracy of both modes against k, the share of examples whose action is unsupervised. "
         "Hollow: random masks."
     )
     return Caption(
-        " ".join(told),
+        " ".join(message),
         drawn,
         _size(frame, "acc_cot"),
         _numbers(frame, "acc_cot", "acc_prompt", contrasts=("level", "slope")),
@@ -175,13 +186,13 @@ def _dose_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _difference_caption(frame: pd.DataFrame, metric: str, name: str, drawn: str) -> Caption:
-    told = _told_apart(frame, metric)
+    apart = _told_apart(frame, metric)
     message = (
-        f"{name} is told apart from k = 0 for: {clause(told)}."
-        if told
+        f"{name} is told apart from k = 0 for: {clause(apart)}."
+        if apart
         else "There is nothing to compare with k = 0."
     )
-    if told and all(text.startswith("none") for text in told.values()):
+    if apart and all(text.startswith("none") for text in apart.values()):
         message = f"No condition's {name[0].lower()}{name[1:]} is told apart from k = 0."
     return Caption(message, drawn, _size(frame, metric), _numbers(frame, metric))
 
@@ -197,18 +208,27 @@ def _reliance_caption(frame: pd.DataFrame) -> Caption:
     return _difference_caption(frame, "prompt_reliance", "Prompt reliance", drawn)
 
 
+def _claimed(frame: pd.DataFrame) -> Condition:
+    """`claimed`; raises ValueError where no condition masks actions."""
+    condition = claimed(frame)
+    if condition is None:
+        raise ValueError("the table has no condition that masks actions.")
+    return condition
+
+
 def _mechanism_caption(frame: pd.DataFrame) -> Caption:
-    condition, told = claimed(frame), {}
+    condition, counts = _claimed(frame), {}
     for split in splits_of(frame):
         found = moves(frame, condition, split)
         right, wrong = (sum(moved == kind for moved, _ in found.values()) for kind in (1, -1))
         further = sum(how == 1 for how in moved_further(frame, condition, split).values())
         if found:
-            told[split] = f"{right} of {len(found)} readings" + (f" ({wrong} the other way)" if wrong else "")
-            told[split] += f" ({further} beyond the random mask)" if right else ""
+            counts[split] = f"{right} of {len(found)} readings"
+            counts[split] += f" ({wrong} the other way)" if wrong else ""
+            counts[split] += f" ({further} beyond the random mask)" if right else ""
     message = (
-        f"{condition.title} − k = 0 as predicted: {clause(told)}."
-        if told
+        f"{condition.title} − k = 0 as predicted: {clause(counts)}."
+        if counts
         else f"{condition.title}: no predicted reading was measured."
     )
     drawn = (
@@ -435,8 +455,8 @@ def reliance(frame: pd.DataFrame) -> go.Figure:
 @_figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption)
 def mechanism(frame: pd.DataFrame) -> go.Figure:
     """Where a gain landed: the claimed condition's differences in every reading, a column for each split."""
-    condition = claimed(frame)
-    rows = pick(frame, condition=condition.name if condition else "action_mask_0.3")
+    condition = _claimed(frame)
+    rows = pick(frame, condition=condition.name)
     rows = need(rows[rows["contrast"].isin(["difference", "control"]) & rows["metric"].isin(MECHANISM)])
     shown, splits = [metric for metric in MECHANISM if (rows["metric"] == metric).any()], splits_of(rows)
     places = {metric: i for i, metric in enumerate(shown)}

@@ -247,7 +247,9 @@ def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     return fig
 
 
-def _mark(fig: go.Figure, at: Int[np.ndarray, "cell 2"], name: str, row: int, col: int, show: bool = True) -> None:
+def _mark(
+    fig: go.Figure, at: Int[np.ndarray, "cell 2"], name: str, row: int, col: int, show: bool = True
+) -> None:
     """Dots on the cells at (row, column)."""
     fig.add_scatter(
         x=at[:, 1],

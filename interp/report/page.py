@@ -164,7 +164,7 @@ def _scalable(svg: str) -> str:
     """SVG that shrinks with the page: its size moved into a viewBox where it has none."""
     svg = svg[svg.index("<svg") :]
     head, rest = svg.split(">", 1)
-    size = [re.search(rf'\b{side}="([\d.]+)"', head).group(1) for side in ("width", "height")]
+    size = [re.findall(rf'\b{side}="([\d.]+)"', head)[0] for side in ("width", "height")]
     if "viewBox" not in head:
         head += f' viewBox="0 0 {size[0]} {size[1]}"'
     return re.sub(r'\sheight="[\d.]+"', "", head, count=1) + ">" + rest
