@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import Device, Study, made_by
+from analyses.study import Device, Study
 from interp.checkpoints.contents import SERIES
 from interp.results.tables import write_table
 from interp.system.limits import Count, Existing, Folder, Limits

@@ -12,8 +12,8 @@ import pandas as pd
 import scipy.stats
 from tqdm import tqdm
 
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import made_by
 from interp.results.tables import write_table
 from interp.stats.intervals import cluster_bootstrap, wilson
 from interp.system.limits import Count, Draws, Folder, Limits, Seed

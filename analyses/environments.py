@@ -15,8 +15,8 @@ from typing import Annotated
 import pandas as pd
 
 from analyses import figures
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import made_by
 from interp.environments.base import find
 from interp.plots.environments import ENVIRONMENTS
 from interp.results.headline import headline

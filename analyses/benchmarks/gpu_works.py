@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 import interp
 from analyses.benchmarks.gpu_settings import SHAPES, Config
 from analyses.benchmarks.rivals import twin
-from analyses.study import made_by
+from analyses.provenance import made_by
 from interp.models.hooked import pick_device, pick_dtype
 from interp.prompts.format import Prompt, PromptFormat
 from interp.results.tables import write_table

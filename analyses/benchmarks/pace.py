@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import Device, made_by
+from analyses.study import Device
 from interp.checkpoints.contents import SERIES
 from interp.prompts.format import PromptFormat
 from interp.results.tables import write_table

@@ -17,7 +17,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from analyses.probes import labelled, texts
-from analyses.study import Study, made_by
+from analyses.provenance import made_by
+from analyses.study import Study
 from interp.results.tables import write_table
 from interp.rollouts.workers import engines
 from interp.training.supervision import Supervision

@@ -20,8 +20,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from tqdm import tqdm
 
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import made_by
 from interp.results.tables import write_table
 from interp.stats.crossed import SMALLEST, crossed, slope_weights
 from interp.stats.intervals import wilson

@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from analyses.masking.compare import compare, items, primary, selection
 from analyses.masking.measure import INSTRUMENTS, measure
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import Study, made_by
+from analyses.study import Study
 from interp.checkpoints.contents import SERIES
 from interp.checkpoints.headers import hash_files
 from interp.results.tables import write_table

@@ -1,0 +1,30 @@
+"""What the analyses' stages and tables share: a mean as columns, and a stage that says why it has nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from interp.stats.intervals import cluster_bootstrap
+
+
+def mean_row(values: np.ndarray, groups: Sequence[str], seed: int) -> dict[str, float]:
+    """A mean with its interval over clusters, as the columns of a table; NaN of no values.
+
+    Args:
+        values: [decision].
+        groups: the cluster of each value.
+        seed: of the resamples.
+    """
+    if not len(values):
+        return dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0)
+    return cluster_bootstrap(values, groups, seed=seed).row()
+
+
+def attempted(compute: Callable[[], dict]) -> dict:
+    """What `compute` returns, and under `skipped` why it cannot (too few decisions, one class), or nothing."""
+    try:
+        return dict(compute(), skipped="")
+    except ValueError as problem:
+        return dict(skipped=str(problem))
