@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from interp.stats.intervals import cluster_bootstrap
 
 
-def mean_row(values: np.ndarray, groups: Sequence[str], seed: int) -> dict[str, float]:
+def mean_row(
+    values: np.ndarray, groups: Sequence[str] | np.ndarray, seed: int, **options: Any
+) -> dict[str, float]:
     """A mean with its interval over clusters, as the columns of a table; NaN of no values.
 
     Args:
-        values: [decision].
-        groups: the cluster of each value.
+        values: [decision], or [decision, column] for a `function` of columns' means.
+        groups: the cluster of each decision.
         seed: of the resamples.
+        options: what else `cluster_bootstrap` takes.
     """
     if not len(values):
         return dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0)
-    return cluster_bootstrap(values, groups, seed=seed).row()
+    return cluster_bootstrap(np.asarray(values, dtype=float), list(groups), seed=seed, **options).row()
 
 
 def attempted(compute: Callable[[], dict]) -> dict:

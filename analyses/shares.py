@@ -13,9 +13,9 @@ from itertools import product
 import numpy as np
 
 from analyses.registry import Instrument
+from analyses.rows import mean_row
 from analyses.study import NotApplicable, Study
 from interp.prompts.format import SPANS
-from interp.stats.intervals import cluster_bootstrap
 from interp.system.limits import Sample
 
 #: Of means of a span's share and token share. The ratio is one of means, since a decision may lack the span.
@@ -88,8 +88,8 @@ def _rows(values: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[dict]:
         if not columns[:, 1].any():
             continue
         for metric, function in zip(METRICS, READINGS, strict=True):
-            estimate = cluster_bootstrap(columns, groups, function, seed=seed)
-            yield dict(span=span, version=version, metric=metric, **estimate.row())
+            row = mean_row(columns, groups, seed, function=function)
+            yield dict(span=span, version=version, metric=metric, **row)
 
 
 INSTRUMENT = Instrument("shares", Config, run, in_all=(1, 4))
