@@ -12,7 +12,7 @@ from analyses.registry import Instrument
 
 def run(config: Config) -> None:
     """Time every work that is asked for, and write the table `bench_gpu` anew with each row."""
-    from analyses.benchmarks.gpu_works import run_works
+    from analyses.benchmarks.gpu_table import run_works
 
     run_works(config)
 
