@@ -1,7 +1,7 @@
-"""Time the engine on a GPU at the shapes of real models with random weights: a row at a time, against plain forwards and `generate`.
+"""Time the engine on a GPU against plain forwards and `generate`, at real models' shapes with random weights.
 
-`seconds` is a call whose shapes have been seen before, `cold_seconds` the first one. Without a GPU `--models tiny` tries the
-works; its seconds say nothing.
+`seconds` is a call whose shapes have been seen before, `cold_seconds` the first one. Without a GPU
+`--models tiny` tries the works; its seconds say nothing.
 """
 
 from __future__ import annotations

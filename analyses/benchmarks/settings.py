@@ -78,7 +78,7 @@ class Config:
     lengths: Annotated[tuple[int, ...], Limits(8, 100_000)] = (128, 512, 1024, 2048)
     """Prompt lengths, in tokens."""
     budget: Annotated[float, Limits(0.001, 100_000)] = 10.0
-    """Seconds for one work of one tool at one length: where it needs more, random parts of it are timed and scaled."""
+    """Seconds for one work of one tool at one length; of a longer one random parts are timed and scaled."""
     repeats: Count = 3
     """Timed runs of which the median is taken, as far as the budget goes."""
     works: tuple[Literal[WORKS], ...] = ()
