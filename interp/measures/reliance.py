@@ -176,15 +176,15 @@ def prompt_reliance(
         actions, scored = continuations(*pair, tails["clean"][-1:])
         longest = len(prompts["clean"]) + len(tails["clean"]) - 1 + max(map(len, actions))
         model.check_length(longest)
-        paths = (
-            packed_paths
-            if not model.path(longest)
-            else whole_paths
-            if model.rereads(longest)
-            else plain_paths
-        )
-        paths.append(model.path(longest))
-        logp = paths(model, prompts, {run: tail[:-1] for run, tail in tails.items()}, actions, scored)
+        path = model.path(longest)
+        if not path:
+            read = packed_paths
+        elif model.rereads(longest):
+            read = whole_paths
+        else:
+            read = plain_paths
+        paths.append(path)
+        logp = read(model, prompts, {run: tail[:-1] for run, tail in tails.items()}, actions, scored)
         difference = (logp[:, 0] - logp[:, 1]).double().numpy()
         effects[index] = difference[0] - difference[1:]
     named = dict(zip(EFFECTS, effects.T))
