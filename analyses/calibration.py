@@ -1,6 +1,8 @@
-"""What each instrument reads on agents whose answer is known (`interp.training.organisms`), and the exact checks on them and on a series.
+"""What each instrument reads on agents whose answer is known (`interp.training.organisms`), and the exact
+checks on them and on a series.
 
-A reading is held against what the agent's construction says it should be; where it differs, it stays in the table.
+A reading is held against what the agent's construction says it should be; where it differs, it stays in the
+table.
 """
 
 from __future__ import annotations

@@ -76,16 +76,19 @@ def run(config: Config) -> None:
 
 
 def coverage(config: Config) -> pd.DataFrame:
-    """Shares of data sets, each with its Wilson interval: of 95 % intervals that cover chance, and of false alarms.
+    """Shares of data sets, each with its Wilson interval: of 95 % intervals that cover chance, and of false
+    alarms.
 
-    Labels are drawn evenly and apart from activations, texts and previous actions, so that chance is 1 / classes in accuracy, 0.5 in
-    AUROC and 0 in selectivity. Column `what`:
-    `predictor`, intervals that cover chance, at the nested choice and at a layer named beforehand; `false_gain`, gains whose interval lies
-    above 0, over the majority class alone (`over_majority`) and over the best of every control (`over_all`); `layer_p`, data sets in which some layer's corrected p-value is below .05; `mean`, intervals of the plain mean of
-    clustered 0/1 data (4 in a cluster, correlation .3) that cover its rate; predictor names clusters and rate.
+    Labels are drawn evenly and apart from activations, texts and previous actions, so that chance is 1 /
+    classes in accuracy, 0.5 in AUROC and 0 in selectivity. Column `what`: `predictor`, intervals that cover
+    chance, at the nested choice and at a layer named beforehand; `false_gain`, gains whose interval lies
+    above 0, over the majority class alone (`over_majority`) and over the best of every control (`over_all`);
+    `layer_p`, data sets in which some layer's corrected p-value is below .05; `mean`, intervals of the plain
+    mean of clustered 0/1 data (4 in a cluster, correlation .3) that cover its rate; predictor names clusters
+    and rate.
 
-    Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and sd_ratio: the SD of the estimates over
-    data sets, over the mean SD that the intervals stand for.
+    Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and
+    sd_ratio: the SD of the estimates over data sets, over the mean SD that the intervals stand for.
     """
     from interp.probing.metrics import NESTED
 

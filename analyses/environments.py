@@ -1,4 +1,5 @@
-"""The same measurements in several environments, side by side, and the splits that each is studied on: tables, figures and a page.
+"""The same measurements in several environments, side by side, and the splits that each is studied on:
+tables, figures and a page.
 
 python -m analyses environments --runs runs/scienceworld runs/twc
 """

@@ -131,7 +131,8 @@ def run(config: Config) -> None:
 
 
 def _stages(config: Config, step: int, pairs: Pairs, few: Pairs | None) -> dict[tuple[str, str], dict]:
-    """A checkpoint's sweeps by place and mode, each with its sites, path and metrics; `few`: pairs of the spans.
+    """A checkpoint's sweeps by place and mode, each with its sites, path and metrics; `few`: pairs of the
+    spans.
 
     The boundary, the spans and the first-order estimates are one resumable stage each.
     """

@@ -55,7 +55,8 @@ class Config(Study):
     """Bootstrap resamples."""
     controls: Literal["auto", "all", "ends", "few"] = "auto"
     """Checkpoints that also get the randomly initialised model, the control task with selectivity, LDA, mean
-    difference, macro-F1 and AUROC: all, the first and the last (`ends`), or none (auto: all full, ends quick)."""
+    difference, macro-F1 and AUROC: all, the first and the last (`ends`), or none (auto: all full, ends
+    quick)."""
     pairs: Annotated[int, Limits(-1, 1000)] = -1
     """Most common pairs of verbs to tell apart at decisions where both are admissible (-1: 0 quick, 4 full)."""
 

@@ -33,8 +33,8 @@ class Prompting:
     tools: Annotated[Path | None, Existing()] = None
     """JSON file with the list of function signatures that the chat template is given."""
     template: tuple[str, ...] = ()
-    """Variables of the chat template as NAME=VALUE, each value in JSON or else a text (enable_thinking=false reasoning_effort=low), and
-    today=DATE, the day that its clock shows."""
+    """Variables of the chat template as NAME=VALUE, each value in JSON or else a text (enable_thinking=false
+    reasoning_effort=low), and today=DATE, the day that its clock shows."""
     history_traces: HistoryTraces = "template"
     """Traces of earlier turns: as the template has them, kept as they are where it would take them away, or dropped."""
     system_as: Literal["system", "user"] = "system"

