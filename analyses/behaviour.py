@@ -1,4 +1,7 @@
-"""Prompt action against CoT action on recorded states: accuracy, gap, agreement, revision, forced choice (docs/methods.md 2)."""
+"""Prompt action against CoT action on recorded states (docs/methods.md 2).
+
+Accuracy, gap, agreement, revision, forced choice.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Config(Study):
 def measure(
     said: dict, decisions: list[Decision], right: Callable[[Decision, str], bool], seed: int
 ) -> list[dict]:
-    """Rows of metrics from both modes' decodings of the same decisions; `right` judges actions, and one that did not parse is wrong."""
+    """Rows of metrics from both modes' decodings of the same decisions.
+
+    `right` judges actions; one that did not parse is wrong.
+    """
     groups = [d.episode for d in decisions]
     action = {mode: np.array([s.action or "" for s in words]) for mode, words in said.items()}
     right = {
@@ -62,7 +68,10 @@ def measure(
 
 
 def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
-    """Which candidate each reading prefers: summed and per-token log-probability, at the boundary and after the own trace."""
+    """Which candidate each reading prefers.
+
+    Readings are summed and per-token log-probabilities, at the boundary and after the own trace.
+    """
     from interp.engine.decoding import choose
 
     model = study.model(step)

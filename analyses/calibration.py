@@ -51,7 +51,7 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Grow, read and tabulate; one organism of one seed, and one checkpoint of the series, is one resumable stage."""
+    """Grow, read and tabulate; an organism of one seed, and a checkpoint, are resumable stages."""
     from analyses import calibration_readings as read
     from interp.engine.decoding import decode
 

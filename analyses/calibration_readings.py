@@ -66,7 +66,7 @@ def mediated(model, clean, corrupt) -> dict[str, tuple]:
 
 
 def read_off(model, prompts, own, seed: int) -> list[dict]:
-    """The boundary probe's AUROC and its gain in accuracy over the best control, of the thing that is taken."""
+    """The boundary probe's AUROC and its gain in accuracy over the best control, for the thing taken."""
     acts = capture(model, prompts, ["resid_pre", "resid_post"]).values
     acts = torch.cat([acts[:, 0, :1], acts[:, 1]], 1).numpy()
     kept = [i for i, s in enumerate(own) if s.action]
@@ -91,7 +91,7 @@ def read_off(model, prompts, own, seed: int) -> list[dict]:
 
 
 def behind_traces(model, prompts, own, seed: int) -> dict[str, tuple]:
-    """Agreement of the modes, conflicting traces, early answering, and the prompt's shares of attention and gradient."""
+    """Agreement of the modes, conflicting traces, early answering, and the prompt's shares."""
 
     def of(index):
         return [prompts[i].decision.episode for i in index]
@@ -120,7 +120,10 @@ def behind_traces(model, prompts, own, seed: int) -> dict[str, tuple]:
 
 
 def steered(model, prompts, own, seed: int) -> dict[str, tuple]:
-    """Flips into a class along the probe's direction at the boundary, less those along random ones, on decisions that gave no direction."""
+    """Flips along the probe's direction at the boundary - flips along random ones.
+
+    Flips into a class, of decisions that gave no direction.
+    """
     n, layer = len(prompts) // 5, (model.n_layers - 1) // 2
     acts = capture(model, prompts[n:], ["resid_post"], layers=[layer]).values[:, 0, 0].numpy()
     labels = [target(s.action) if s.action else "" for s in own[n:]]
@@ -163,7 +166,7 @@ def readings(model, fmt, name: str, n: int, seed: int) -> list[dict]:
 
 
 def competent(model, fmt, name: str, n: int, seed: int) -> list[dict]:
-    """The share of decisions that an organism answers as constructed: where it is low, nothing it reads is a calibration."""
+    """The share of decisions answered as constructed; where it is low, nothing is calibrated."""
     asked = decisions(name, n, seed)
     said = draw(model, [fmt.prompt(d) for d in asked], seed=seed)
     return estimated(dict(competence=(np.array(competence(asked, said)), [d.episode for d in asked])), seed)

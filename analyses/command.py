@@ -1,4 +1,4 @@
-"""A command line read into a configuration, and the sentence of what went wrong, a short line of plain text."""
+"""A command line read into a configuration, and what went wrong, as a short line of plain text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def configured(kind: type, arguments: Sequence[str], name: str):
 
 
 def _check_empty(config, arguments: Sequence[str]) -> None:
-    """Raise ValueError for a file or folder that is given as an empty text, which would be read as the current folder."""
+    """Raise ValueError for a file or folder given as an empty text, which would mean the current folder."""
     flag, empty = "", set()
     for word in arguments:
         if word.startswith("--"):

@@ -130,8 +130,8 @@ def run(config: Config) -> None:
     if failed:  # rounding can do this in half precision; anywhere else the splice is not what was decoded
         print(
             "conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at "
-            f"{sum(map(len, failed.values()))} decisions of {', '.join(failed)}: do not trust this table (see "
-            "self_splice_failed in its provenance)",
+            f"{sum(map(len, failed.values()))} decisions of {', '.join(failed)}: do not trust this table "
+            "(see self_splice_failed in its provenance)",
             file=sys.stderr,
         )
     config.write(
@@ -145,7 +145,7 @@ def run(config: Config) -> None:
 
 
 def _inserted(config: Config, step: int, split: str, n: int, choices: int) -> dict:
-    """What every inserted trace does to the first `n` decisions; the distribution is read of `choices` of them."""
+    """What inserted traces do to the first `n` decisions; the distribution is read of `choices` of them."""
     from interp.measures.conflicts import conflict, shifts
 
     model, prompts = config.model(step), config.prompts(split)[:n]

@@ -1,4 +1,4 @@
-"""How often intervals cover what they should where labels have nothing to do with activations: a simulation, no model (docs/methods.md 9.1)."""
+"""How often intervals cover the truth where activations say nothing: a simulation (docs/methods.md 9.1)."""
 
 from __future__ import annotations
 

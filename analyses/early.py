@@ -1,4 +1,4 @@
-"""Early answering: how much of its own trace an action needs, and the area over that curve (docs/methods.md 5.4)."""
+"""Early answering: how much of its own trace an action needs (docs/methods.md 5.4)."""
 
 from __future__ import annotations
 

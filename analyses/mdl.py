@@ -30,7 +30,7 @@ class Config(Study):
     """Bootstrap resamples."""
 
     def check(self) -> None:
-        """Raises as `Study.check` does, for labels that name no class, and for shares that do not rise to 1."""
+        """Raises as `Study.check`, for labels that name no class, and for shares that do not rise to 1."""
         super().check()
         check_labels(self)
         check_shares(self.shares)
@@ -78,7 +78,7 @@ def run(config: Config) -> None:
 
 
 def _rows(config: Config, stored: dict, groups: list[str]) -> Iterator[dict]:
-    """Bits and compression of each predictor, and the bits that activations save over the shorter other code."""
+    """Bits and compression of each predictor, and what activations save over the shorter other code."""
     bits = {predictor: np.array(each) for predictor, each in stored["bits"].items()}
     uniform = np.log2(stored["n_classes"])
     options = dict(groups=groups, draws=config.draws, seed=config.seed)

@@ -18,7 +18,7 @@ from interp.system.limits import Sample, StepLimit, Workers
 
 @dataclass
 class Config(Study):
-    """Unseen games: in ALFWorld generated ones, or with `official` its own valid_seen, from $ALFWORLD_DATA."""
+    """Unseen games; of ALFWorld generated ones, or with `official` its own, from $ALFWORLD_DATA."""
 
     games: Sample = 0
     """In-domain games (0: 20 quick, 60 full); half as many out of domain, where games are longer."""

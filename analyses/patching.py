@@ -50,7 +50,7 @@ class Config(Study):
     metrics: Annotated[tuple[Metric, ...], Several(none=True)] = METRICS
     """What effects are measured on (see interp.measures.patching.Sweep), beside the summed difference."""
     spans: Annotated[tuple[Literal["template", *SPANS], ...], Several(none=True)] = SPANS
-    """Spans whose positions are patched together, each cell a pass over most of the prompt; estimated as well."""
+    """Spans whose positions are patched together, each cell a pass over most of the prompt."""
     span_pairs: Sample = 0
     """Pairs patched at the spans, the first of them all (0: 12 quick, all full)."""
     span_checkpoints: Sample = 0

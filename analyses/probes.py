@@ -58,7 +58,7 @@ class Config(Study):
     difference, macro-F1 and AUROC: all, the first and the last (`ends`), or none (auto: all full, ends
     quick)."""
     pairs: Annotated[int, Limits(-1, 1000)] = -1
-    """Most common pairs of verbs to tell apart at decisions where both are admissible (-1: 0 quick, 4 full)."""
+    """Most common pairs of verbs to tell apart where both are admissible (-1: 0 quick, 4 full)."""
 
     def check(self) -> None:
         """Raises as `Study.check` does, and for labels that name no class."""
@@ -239,7 +239,7 @@ def _stages(
 
 
 def _probed(sets: list[dict[str, Any]], step: int, label: str, options: dict[str, Any]) -> list[dict]:
-    """Rows of a label's probe, cross-fitted on the first split and tested on the second where there is one."""
+    """Rows of a label's probe, cross-fitted on the first split and tested on the second, if any."""
     from interp.probing.probes import probe
 
     first, *second = sets

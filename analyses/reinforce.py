@@ -26,12 +26,12 @@ from interp.training.recipes import Reinforcement
 
 @dataclass
 class Config(Prompting):
-    """The defaults take about 20 seconds a step on two CPU cores; on a GPU `--recipe.vllm` samples with vLLM."""
+    """By default about 20 seconds a step on two CPU cores; on a GPU `--recipe.vllm` samples with vLLM."""
 
     start: Annotated[Path, Existing()] = SERIES / "checkpoint-2000"
     """Checkpoint to go on from, its weights whole."""
     work: Annotated[Path, Folder()] = Path("runs/rl")
-    """Folder of the series; training resumes from its last checkpoint, and a copy of the start is checkpoint 0."""
+    """Folder of the series; checkpoint 0 is a copy of the start, and training resumes from the last one."""
     environment: EnvironmentName = "alfworld"
     """Whose games are played: a name, or one of your own as MODULE:NAME, whose code is run."""
     recipe: Reinforcement = field(default_factory=Reinforcement)

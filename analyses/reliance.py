@@ -31,7 +31,8 @@ def run(config: Config) -> None:
         *pairs[split], unpaired[split] = config.pairs_of(split, config.number(config.pairs, 40, 150))
     if not all(clean for clean, _ in pairs.values()):
         raise NotApplicable(
-            f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to swap."
+            f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to "
+            "swap."
         )
     for step, split in config.cells("reliance"):
         inputs = dict(config.inputs(step), pairs=[config.digest(prompts) for prompts in pairs[split]])

@@ -27,7 +27,7 @@ def mean_row(
 
 
 def attempted(compute: Callable[[], dict]) -> dict:
-    """What `compute` returns, and under `skipped` why it cannot (too few decisions, one class), or nothing."""
+    """What `compute` returns, and under `skipped` why it has nothing (too few decisions, one class)."""
     try:
         return dict(compute(), skipped="")
     except ValueError as problem:

@@ -26,7 +26,7 @@ class Config(Study):
     alphas: Annotated[tuple[float, ...], Limits(-1000, 1000)] = (0.0, 0.25, 0.5, 1.0)
     """Strengths, in units of the residual's mean norm at the boundary."""
     per_decision: Annotated[int, Limits(0, RANDOM)] = 5
-    """Random directions that each decision is steered along; the next decision takes the next ones (0: all)."""
+    """Random directions for each decision; the next decision takes the next ones (0: all)."""
     positions: tuple[Position, ...] = get_args(Position)
     """Which tokens are steered."""
     layer: Annotated[int, Limits(-1)] = -1
@@ -70,8 +70,8 @@ def directions(
     common = Counter(label for _, label in rows).most_common(2)
     if len(common) < 2:
         raise ValueError(
-            f"The {len(rows)} decisions with an action whose episodes are not steered have not two targets to "
-            "tell apart."
+            f"The {len(rows)} decisions with an action whose episodes are not steered have not two targets "
+            "to tell apart."
         )
     (a, _), (b, _) = common
     acts = boundary_layers(config, step, split)[[i for i, _ in rows], layer + 1]

@@ -256,8 +256,8 @@ class Study(Prompting):
     def episodes(self) -> dict[str, list]:
         if isinstance(self.decisions, Path):
             raise ValueError(
-                f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions takes a "
-                "number beside --corpus."
+                f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions "
+                "takes a number beside --corpus."
             )
         if self.decisions < 0:
             raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
@@ -303,7 +303,7 @@ class Study(Prompting):
         return {}
 
     def pairs_of(self, split: str, n: int) -> tuple[list[Prompt], list[Prompt], dict[str, int]]:
-        """Up to `n` counterfactual pairs of a split's decisions: clean, corrupt, and how many were dropped by reason."""
+        """Up to `n` counterfactual pairs of a split: clean, corrupt, and how many were dropped by reason."""
         if (split, n) not in self._pairs:
             decisions = [d for e in self.episodes[split] for d in e.decisions()]
             clean, corrupt, dropped = make_pairs(
@@ -467,7 +467,7 @@ class Study(Prompting):
         prompts: Sequence[Prompt] | None = None,
         **extra: object,
     ) -> Path:
-        """Write an analysis' table and its provenance; `prompts`: those it read, where they are not the study's."""
+        """Write a table and its provenance; `prompts`: those it read, where they are not the study's."""
         provenance = dict(
             made_by(name, self, started),
             seed=self.seed,

@@ -31,7 +31,7 @@ ORDER = [
 
 @dataclass
 class Config(Study):
-    """Transfer of probes between checkpoints; layer and C are chosen at the training step, without test labels."""
+    """Probes at other checkpoints; layer and C are chosen at the training step, without test labels."""
 
     labels: Labels = ("eventual_target",)
     """Which action and class of it, as in `probes`; each checkpoint is read for its own."""

@@ -148,7 +148,7 @@ class Bench:
         return [[*opening, *action] for action in actions], len(opening) + apart
 
     def _difference(self, logits: torch.Tensor, ends: Sequence[Sequence[int]], start: int) -> float:
-        """log p(clean action) - log p(corrupt action); logits: [action, token, vocabulary] of the last tokens."""
+        """log p(clean action) - log p(corrupt action); logits: [action, last token, vocabulary]."""
         n = len(ends[0]) - start
         scored = torch.tensor([end[start:] for end in ends], device=logits.device)
         logp = logits[:, -n - 1 : -1].float().log_softmax(-1).gather(-1, scored[..., None])[..., 0].sum(1)

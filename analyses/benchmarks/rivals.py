@@ -43,7 +43,7 @@ def batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def log_probability(logits: torch.Tensor, action: Sequence[int]) -> torch.Tensor:
-    """Summed log-probability of an action's tokens; logits: [token + 1, vocabulary] from the prompt's last token."""
+    """Summed log-probability of an action; logits: [token + 1, vocabulary] from the prompt's last token."""
     return logits[:-1].log_softmax(-1).gather(-1, torch.tensor(action)[:, None]).sum()
 
 
@@ -53,7 +53,7 @@ class Rival:
     name = package = ""
 
     def patched(self, ids: torch.Tensor, cell: Cell, value: torch.Tensor, keep: int) -> torch.Tensor:
-        """Logits [keep, vocabulary] of the last tokens of ids [1, token], resid_pre at a cell replaced by `value`."""
+        """Logits [keep, vocabulary] of ids [1, token], with resid_pre at a cell replaced by `value`."""
         raise NotImplementedError
 
     def residuals(self, ids: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ class Rival:
     def layer_sweep(
         self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], layers: Sequence[int] = ()
     ) -> torch.Tensor:
-        """The same at the last prompt token of each layer, or of `layers`; donor [layer, d_model] -> [layer]."""
+        """The same at the last prompt token of each layer, or of `layers`; donor: [layer, d_model]."""
         values = donor[:, None].expand(-1, len(ids), -1)
         return self.grid(
             ids, values, action, [(layer, len(ids) - 1) for layer in layers or range(len(donor))]
@@ -188,7 +188,7 @@ class Cached(Plain):
 
 
 class TransformerLens(Rival):
-    """TransformerBridge (eager attention, its own choice): `run_with_hooks`, and `run_with_cache` with a filter."""
+    """TransformerBridge (eager attention, its own choice), with `run_with_hooks` and `run_with_cache`."""
 
     name, package, scored_only = "TransformerLens", "transformer_lens", False
 
@@ -220,13 +220,13 @@ class TransformerLens(Rival):
 
 
 class TransformerLensScored(TransformerLens):
-    """The same, unembedding the scored positions only, by an argument that the bridge hands on to Hugging Face."""
+    """The same, unembedding only the scored positions: the bridge hands `logits_to_keep` on."""
 
     name, scored_only = "TransformerLens, logits_to_keep", True
 
 
 class NNsight(Rival):
-    """One `trace` for each cell; a capture reads all layers in one that stops before the language-model head."""
+    """One `trace` for each cell; a capture is one trace that stops before the language-model head."""
 
     name, package = "nnsight", "nnsight"
 

@@ -112,7 +112,7 @@ class Interp:
         actions: Sequence[Sequence[int]],
         sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out"),
     ) -> torch.Tensor:
-        """Both directions of a pair at the boundary, captures included: [direction, (site, layer), action]."""
+        """Both directions of a pair at the boundary, with captures: [direction, (site, layer), action]."""
         cells = [(site, layer) for site in sites for layer in range(self.model.n_layers)]
         shared = next(i for i, (a, b) in enumerate(zip(clean, corrupt)) if a != b)
         apart = next(
@@ -396,7 +396,8 @@ def memory(config: Config, tokens: int) -> list[dict]:
     """Peak memory of a boundary capture, each tool in a process of its own."""
     code = (
         "import json, sys; from analyses.benchmarks.settings import Shape; "
-        "from analyses.benchmarks.works import peak; print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Shape(**json.loads(sys.argv[4]))))"
+        "from analyses.benchmarks.works import peak; "
+        "print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Shape(**json.loads(sys.argv[4]))))"
     )
     rows = []
     for tool in tqdm([FORWARD, *(t.name for t in kinds(config) if t is not Cached)], desc="memory"):

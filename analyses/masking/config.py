@@ -80,7 +80,7 @@ class Config(Study):
     """Processes that the games are played in."""
 
     def check(self) -> None:
-        """Raise the sentence of what cannot be trained or measured: of the fields alone, as there is no series."""
+        """Raise the sentence of what cannot be trained or measured; conditions are no series to check."""
         limits.check(self)
         self.format_options()
         self.mine(self.jobs)

@@ -78,8 +78,8 @@ def measure(config: Config) -> None:
     if not config.checkpoints and len(set(last.values())) > 1:
         (a, s), (b, t) = min(last, key=last.get), max(last, key=last.get)
         raise ValueError(
-            f"Conditions are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed {t} at "
-            f"{last[b, t]}: name a step with --checkpoints."
+            f"Conditions are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed "
+            f"{t} at {last[b, t]}: name a step with --checkpoints."
         )
     read: dict[str, str] = {}  # what the first training read
     along = set.intersection(*(set(study.steps) for study in studies.values()))
@@ -89,8 +89,8 @@ def measure(config: Config) -> None:
         for split in study.parts:
             if read.setdefault(split, digest := study.digest(study.prompts(split))) != digest:
                 raise ValueError(
-                    f"{condition} of seed {seed} reads other prompts than the first training ({split}), so the two "
-                    "are not compared: give all conditions one tokenizer, style and system prompt."
+                    f"{condition} of seed {seed} reads other prompts than the first training ({split}), so "
+                    "the two are not compared: give all conditions one tokenizer, style and system prompt."
                 )
         for step in sorted({*chosen, *(along if "reliance" in config.instruments else ())}):
             key = dict(condition=condition, seed=seed, step=step)

@@ -35,8 +35,9 @@ from interp.training.recipes import Tuning
 
 SHIPPED = DATA / "smollm2"
 SYSTEM = (
-    "You act in a household by text commands. First think inside <think></think>, then give one command inside "
-    "<action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, clean X with R, heat X with R, "
+    "You act in a household by text commands. First think inside <think></think>, then give one command "
+    "inside <action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, "
+    "clean X with R, heat X with R, "
     "cool X with R, use X, look, inventory."
 )
 
@@ -61,7 +62,7 @@ class Config:
     """auto, cpu or cuda."""
 
     def check(self) -> None:
-        """Raises ValueError for what `limits.check` refuses, and for checkpoints that the training does not reach."""
+        """Raises ValueError as `limits.check`, and for checkpoints that the training does not reach."""
         limits.check(self)
         if (last := max(self.tuning.checkpoints)) > self.tuning.steps:
             raise ValueError(
@@ -70,7 +71,7 @@ class Config:
 
 
 def base_model(work: Path) -> Path:
-    """The untouched model in `work/base`, dequantised from the package's GGUF file where it is not there yet."""
+    """The untouched model in `work/base`, dequantised once from the package's GGUF file."""
     base = work / "base"
     if (base / "model.safetensors").exists():
         return base
@@ -102,7 +103,7 @@ def base_model(work: Path) -> Path:
 
 
 def episodes(config: Config) -> Path:
-    """The recorded episodes: of ALFWorld's own games where $ALFWORLD_DATA holds them, else of generated ones."""
+    """The recorded episodes: of ALFWorld's own games where $ALFWORLD_DATA has them, else generated."""
     official = bool(os.environ.get("ALFWORLD_DATA"))
     games = config.games if config.retrain else 0
     path = (
@@ -128,7 +129,10 @@ def episodes(config: Config) -> Path:
 
 
 def export(source: Path, out: Path, base: str, before: int = 0) -> None:
-    """Copy an adapter for shipping: half precision, its configuration, what made it (`before`: steps of the training it continues)."""
+    """Copy an adapter for shipping, in half precision, with its configuration and what made it.
+
+    before: steps of the training that it continues.
+    """
     from safetensors.torch import load_file
 
     from interp.checkpoints.weights import save
@@ -195,7 +199,7 @@ def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
 
 
 def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
-    """Train the adapters and put them into `series`; an interrupted training goes on from its last checkpoint."""
+    """Train the adapters into `series`; an interrupted training goes on from its last checkpoint."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -263,8 +267,8 @@ def run(config: Config) -> None:
         write_json(config.work / "decoding.json", found)
         print(f"decoding 300 decisions in both modes: {found}")
     print(
-        f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} --base {base} --corpus {corpus} "
-        f"--run {config.work / 'study'}"
+        f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} "
+        f"--base {base} --corpus {corpus} --run {config.work / 'study'}"
     )
 
 
