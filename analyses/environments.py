@@ -1,5 +1,6 @@
-"""The same measurements in several environments, side by side, and the splits that each is studied on:
-tables, figures and a page.
+"""The same measurements in several environments, side by side, and the splits that each is studied on.
+
+Writes tables, figures and a page.
 
 python -m analyses environments --runs runs/scienceworld runs/twc
 """

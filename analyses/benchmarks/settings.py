@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from interp.system.limits import Count, Folder, Limits, Seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MEMORY = "memory of a boundary capture"
 WORKS = (
@@ -41,7 +44,7 @@ class Shape:
     feed_forward: Count = 1536
     vocabulary: Count = 49152
 
-    def build(self, seed: int):
+    def build(self, seed: int) -> PreTrainedModel:
         """A Llama with random weights, wide enough that a patch moves log-probabilities by tenths of nats."""
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig

