@@ -1,8 +1,8 @@
-"""Go on from a supervised checkpoint by reinforcement learning (GRPO, with TRL) in a live environment: a
-series of the same shape.
+"""Go on from a supervised checkpoint by reinforcement learning (GRPO, with TRL) in a live environment.
 
-python -m analyses reinforce --start interp/data/series/checkpoint-2000 --work runs/rl/mask-0.3
---recipe.action_mask 0.3
+It writes a series of the same shape.
+
+python -m analyses reinforce --start interp/data/series/checkpoint-2000 --work runs/rl --recipe.action_mask 0.3
 """
 
 from __future__ import annotations

@@ -26,9 +26,20 @@ from interp.plots.condition_panels import (
     draw_conditions,
     grid,
     marker,
+    points,
 )
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, STEP_TITLE, draw_trace, facets, step_axis, under, whisker, zero_line
+from interp.plots.theme import (
+    BOTTOM,
+    STEP_TITLE,
+    draw_trace,
+    facets,
+    fit_values,
+    step_axis,
+    under,
+    whisker,
+    zero_line,
+)
 from interp.results.condition_rows import (
     LOOKS,
     PREDICTED,
@@ -197,15 +208,18 @@ def _difference_caption(frame: pd.DataFrame, metric: str, name: str, drawn: str)
     return Caption(message, drawn, _size(frame, metric), _numbers(frame, metric))
 
 
-def _gap_caption(frame: pd.DataFrame) -> Caption:
-    return _difference_caption(
-        frame, "gap", "Gap", "CoT − prompt action by condition, and its paired differences."
-    )
-
-
-def _reliance_caption(frame: pd.DataFrame) -> Caption:
-    drawn = "Every condition beside k = 0 (black) over checkpoints."
-    return _difference_caption(frame, "prompt_reliance", "Prompt reliance", drawn)
+_gap_caption = partial(
+    _difference_caption,
+    metric="gap",
+    name="Gap",
+    drawn="CoT − prompt action by condition, and its paired differences.",
+)
+_reliance_caption = partial(
+    _difference_caption,
+    metric="prompt_reliance",
+    name="Prompt reliance",
+    drawn="Every condition beside k = 0 (black) over checkpoints.",
+)
 
 
 def _claimed(frame: pd.DataFrame) -> Condition:
@@ -327,10 +341,9 @@ def table(frame: pd.DataFrame) -> go.Figure:
 @_figure("More masking, more of what?", name="masking_dose", caption=_dose_caption)
 def dose(frame: pd.DataFrame) -> go.Figure:
     """Accuracy of both modes against the share k whose actions are masked; random masks are hollow."""
-    metrics = [
-        metric for metric in ("acc_cot", "acc_prompt") if len(pick(frame, metric=metric, contrast="level"))
-    ]
     need(frame, metric="acc_cot", contrast="level")
+    modes = ("acc_cot", "acc_prompt")
+    metrics = [metric for metric in modes if len(pick(frame, metric=metric, contrast="level"))]
     conditions = [condition for condition in conditions_of(frame) if condition.kind != "only"]
     shares = sorted({condition.share for condition in conditions if condition.kind != "random_mask"})
     if len(shares) < 2:
@@ -341,30 +354,30 @@ def dose(frame: pd.DataFrame) -> go.Figure:
             name, colour, dash, symbol = STYLE[metric]
             rows = at_last(frame, metric=metric, split=split, contrast="level")
             for random in (False, True):
-                some = [
-                    condition
+                names = [
+                    condition.name
                     for condition in conditions
                     if (condition.kind == "random_mask") == random
                     and (rows["condition"] == condition.name).any()
                 ]
-                found = rows.set_index("condition").loc[[condition.name for condition in some]].reset_index()
-                if some:
-                    fig.add_scatter(
-                        x=[condition.share + 0.012 * (order - 0.5) + 0.03 * random for condition in some],
-                        y=found["value"],
-                        cliponaxis=False,
-                        mode="markers" if random else "lines+markers",
-                        line=dict(color=colour, dash=dash, width=2.2),
-                        marker=marker(f"{symbol}-open" if random else symbol, colour, 9),
-                        error_y=whisker(found, colour),
-                        name=f"{name}, random mask" if random else name,
-                        legendgroup=f"{metric} {random}",
-                        showlegend=col == 1,
-                        customdata=condition_numbers(found, [condition.title for condition in some]),
-                        hovertemplate=CONDITION_HOVER,
-                        row=1,
-                        col=col,
-                    )
+                if not names:
+                    continue
+                some = rows.set_index("condition").loc[names].reset_index()
+                look = points(some, f"{symbol}-open" if random else symbol, colour, 9)
+                look["mode"] = "markers" if random else "lines+markers"
+                fig.add_scatter(
+                    x=[named(each).share + 0.012 * (order - 0.5) + 0.03 * random for each in names],
+                    y=some["value"],
+                    cliponaxis=False,
+                    line=dict(color=colour, dash=dash, width=2.2),
+                    error_y=whisker(some, colour),
+                    name=f"{name}, random mask" if random else name,
+                    legendgroup=f"{metric} {random}",
+                    showlegend=col == 1,
+                    row=1,
+                    col=col,
+                    **look,
+                )
         fig.update_xaxes(title=K_TITLE, tickvals=shares, ticktext=[number(k) for k in shares], row=1, col=col)
     return fig
 
@@ -383,18 +396,8 @@ def selection(frame: pd.DataFrame) -> go.Figure:
     fig = grid([split], [(f"{STYLE[metric][0]} right, − k = 0", 230)], bottom=BOTTOM)
     for chosen, name, symbol in ((True, "chosen", "circle"), (False, "not chosen", "circle-open")):
         rows = pick(frame, chosen=chosen)
-        fig.add_scatter(
-            x=rows["share"],
-            y=rows["value"],
-            mode="markers",
-            name=name,
-            error_y=whisker(rows, GREEN),
-            marker=marker(symbol, GREEN, 11),
-            customdata=condition_numbers(rows, [named(condition).title for condition in rows["condition"]]),
-            hovertemplate=CONDITION_HOVER,
-            row=1,
-            col=1,
-        )
+        look = points(rows, symbol, GREEN, 11) | dict(name=name, error_y=whisker(rows, GREEN))
+        fig.add_scatter(x=rows["share"], y=rows["value"], row=1, col=1, **look)
     zero_line(fig, row=1)
     fig.update_xaxes(title=K_TITLE, tickvals=frame["share"], ticktext=frame["share"].map(number))
     return fig
@@ -423,32 +426,19 @@ def reliance(frame: pd.DataFrame) -> go.Figure:
     zero = next((condition for condition in conditions if condition.kind == "zero"), None)
     others = [condition for condition in conditions if condition != zero] or conditions
     fig = facets(len(splits), 170, 22, [condition.title for condition in others], spacing=0.014)
-    low, high = (
-        min(0.0, frame["low"].min(), frame["value"].min()),
-        max(frame["high"].max(), frame["value"].max()),
-    )
-    margin, seen = 0.05 * max(high - low, 0.02), set()
+    seen: set[str] = set()
     for row, split in enumerate(splits, start=1):
         for col, condition in enumerate(others, start=1):
             for order, each in enumerate([zero, condition] if zero and condition != zero else [condition]):
                 rows = pick(frame, split=split, condition=each.name).sort_values("step")
                 shift = 0.1 * (order - 0.5) if len(steps) == 1 else 0.0
                 x = [steps.index(step) + shift for step in rows["step"]]
-                draw_trace(
-                    fig,
-                    rows,
-                    x,
-                    LOOKS[each.kind],
-                    row,
-                    col,
-                    "legend",
-                    each.kind not in seen,
-                    thin=each == zero,
-                )
+                show, thin = each.kind not in seen, each == zero
+                draw_trace(fig, rows, x, LOOKS[each.kind], row, col, "legend", show, thin)
                 seen |= {each.kind} if len(rows) else set()
             step_axis(fig, steps, row, col, title=False, room=3)
         fig.update_yaxes(title=f"prompt reliance,<br>{SPLITS[split].lower()}", row=row, col=1)
-    fig.update_yaxes(range=[low - margin, high + margin])
+    fit_values(fig, frame, ["prompt_reliance"], row=None)
     return under(fig, STEP_TITLE, 30)
 
 
@@ -457,7 +447,7 @@ def mechanism(frame: pd.DataFrame) -> go.Figure:
     """Where a gain landed: the claimed condition's differences in every reading, a column for each split."""
     condition = _claimed(frame)
     rows = pick(frame, condition=condition.name)
-    rows = need(rows[rows["contrast"].isin(["difference", "control"]) & rows["metric"].isin(MECHANISM)])
+    rows = need(only(rows, contrast=("difference", "control"), metric=MECHANISM))
     shown, splits = [metric for metric in MECHANISM if (rows["metric"] == metric).any()], splits_of(rows)
     places = {metric: i for i, metric in enumerate(shown)}
     height = 32 * len(shown)
@@ -469,36 +459,32 @@ def mechanism(frame: pd.DataFrame) -> go.Figure:
         "control": (f"{condition.title} − its random mask", ORANGE, "circle-open"),
     }
     for col, split in enumerate(splits, start=1):
-        sides = [
-            (places[metric], PREDICTED[metric, split]) for metric in shown if (metric, split) in PREDICTED
-        ]
-        for number_of, (y, sign) in enumerate(sides):
+        predicted = [metric for metric in shown if (metric, split) in PREDICTED]
+        for metric in predicted:
+            y = places[metric]
+            box = dict(x0=0, x1=PREDICTED[metric, split] * reach, y0=y - 0.42, y1=y + 0.42, line_width=0)
             fig.add_shape(
                 type="rect",
-                x0=0,
-                x1=sign * reach,
-                y0=y - 0.42,
-                y1=y + 0.42,
                 fillcolor="#E3F1EC",
-                line_width=0,
                 layer="below",
                 name="side that was predicted",
-                showlegend=col == 1 and number_of == 0,
+                showlegend=col == 1 and metric == predicted[0],
                 row=1,
                 col=col,
+                **box,
             )
         for order, (contrast, (name, colour, symbol)) in enumerate(looks.items()):
-            found = pick(last, split=split, contrast=contrast)
+            some = pick(last, split=split, contrast=contrast)
             fig.add_scatter(
-                x=found["value"],
-                y=[places[metric] + 0.28 * (order - 0.5) for metric in found["metric"]],
+                x=some["value"],
+                y=[places[metric] + 0.28 * (order - 0.5) for metric in some["metric"]],
                 mode="markers",
                 name=name,
                 legendgroup=contrast,
                 showlegend=col == 1 and bool(len(pick(last, contrast=contrast))),
                 marker=marker(symbol, colour, 9),
-                error_x=whisker(found, colour),
-                customdata=condition_numbers(found, [MECHANISM[metric] for metric in found["metric"]]),
+                error_x=whisker(some, colour),
+                customdata=condition_numbers(some, [MECHANISM[metric] for metric in some["metric"]]),
                 hovertemplate=CONDITION_HOVER,
                 row=1,
                 col=col,
