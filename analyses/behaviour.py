@@ -114,7 +114,7 @@ def run(config: Config) -> None:
         )
         choices = config.stage(f"choices/{step}-{split}", inputs, lambda: forced(config, step, split, n))
         for metric in CHOICES if choices else ():
-            values = np.array([row[metric] for row in choices])
+            values = np.array([row[metric] for row in choices], dtype=bool)
             episodes = [row["episode"] for row in choices]
             measured.append(dict(metric=metric, **mean_row(values, episodes, config.seed)))
         rows += [dict(step=step, split=split, **row) for row in measured]

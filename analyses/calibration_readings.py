@@ -142,8 +142,7 @@ def estimated(readings: Readings, seed: int) -> list[dict]:
     rows = []
     for name, (values, episodes, *function) in readings.items():
         if len(values):
-            columns = np.asarray(values, dtype=float)
-            estimate = cluster_bootstrap(columns, list(episodes), *function, seed=seed)
+            estimate = cluster_bootstrap(np.asarray(values), list(episodes), *function, seed=seed)
             rows.append(dict(instrument=name, **estimate.row()))
     return rows
 

@@ -157,7 +157,7 @@ def _mean(config: Config, clusters: int, rate: float, dataset: int) -> dict:
     rng = np.random.default_rng([config.seed, clusters, round(100 * rate), dataset])
     # 0/1 data of one cluster correlate by 1 / (1 + 7 / 3).
     rates = rng.beta(rate * 7 / 3, (1 - rate) * 7 / 3, clusters)
-    right = (rng.random((clusters, 4)) < rates[:, None]).ravel().astype(float)
+    right = (rng.random((clusters, 4)) < rates[:, None]).ravel()
     groups = np.repeat(np.arange(clusters), 4).tolist()
     return cluster_bootstrap(right, groups, draws=config.draws, seed=dataset).row()
 

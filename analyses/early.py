@@ -72,7 +72,7 @@ def run(config: Config) -> None:
         areas = ("area_action", "area_distribution", "area_filler")
         columns = {metric: np.array(stored[metric], dtype=float) for metric in areas}
         columns["area_difference"] = columns["area_filler"] - columns["area_action"]
-        same = np.array(stored["same"], dtype=float)
+        same = np.array(stored["same"], dtype=bool)
         columns |= {f"same_{share * 100:.0f}": same[:, k] for k, share in enumerate(SHARES)}
         for metric, values in columns.items():
             finite = np.flatnonzero(~np.isnan(values))

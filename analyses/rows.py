@@ -16,14 +16,15 @@ def mean_row(
     """A mean with its interval over clusters, as the columns of a table; NaN of no values.
 
     Args:
-        values: [decision], or [decision, column] for a `function` of columns' means.
+        values: [decision], or [decision, column] for a `function` of columns' means; of a rate bool or int, since
+            its interval is Wilson's where all are equal.
         groups: the cluster of each decision.
         seed: of the resamples.
         options: what else `cluster_bootstrap` takes.
     """
     if not len(values):
         return dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0)
-    return cluster_bootstrap(np.asarray(values, dtype=float), list(groups), seed=seed, **options).row()
+    return cluster_bootstrap(values, list(groups), seed=seed, **options).row()
 
 
 def attempted(compute: Callable[[], dict]) -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size, value
+from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size, together, value
 from interp.plots.registry import figure
 from interp.plots.theme import (
     HOVER,
@@ -54,14 +54,14 @@ def _decoded(frame: pd.DataFrame) -> pd.DataFrame:
 def _behaviour_caption(frame: pd.DataFrame) -> Caption:
     words = {1: "is above 0", -1: "is below 0", 0: "is not told apart from 0"}
     last = last_side(frame, words, metric="gap")
-    message = [
+    message = together(
         change("CoT accuracy", frame, metric="acc_cot"),
         change("Prompt accuracy", frame, metric="acc_prompt"),
-    ]
-    message += [f"The last gap {last}."] if last else []
+        f"The last gap {last}." if last else "",
+    )
     drawn = "Top: agreement with the reference action. Bottom: CoT − prompt, also over the headroom."
     shown = frame[frame["metric"].isin(_SHOWN) | frame["metric"].str.startswith("choice_")]
-    return Caption(" ".join(filter(None, message)), drawn, size(_decoded(frame)), numbers(shown))
+    return Caption(message, drawn, size(_decoded(frame)), numbers(shown))
 
 
 def _parse_caption(frame: pd.DataFrame) -> Caption:
@@ -96,12 +96,11 @@ def revised(frame: pd.DataFrame, split: str) -> tuple[int, Ends, Ends] | None:
 
 
 def _revision_caption(frame: pd.DataFrame) -> Caption:
-    found = {split: of for split in splits_of(frame) if (of := revised(frame, split))}
-    message = sentence(clause({split: REVISED[of[0]] for split, of in found.items()}))
+    verdicts = {split: REVISED[each[0]] for split in splits_of(frame) if (each := revised(frame, split))}
+    message = sentence(clause(verdicts))
     drawn = (
-        "Top: how often the trace changes the action, by effect; "
-        "a whisker belongs to the part whose upper edge it "
-        "stands on. Bottom: agreement of both modes."
+        "Top: how often the trace changes the action, by effect; a whisker belongs to the part whose upper "
+        "edge it stands on. Bottom: agreement of both modes."
     )
     shown = only(
         frame,
@@ -111,17 +110,17 @@ def _revision_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _online_caption(frame: pd.DataFrame) -> Caption:
-    message = [change("Success with the trace", frame, metric="success", mode="cot")]
-    message += [change("Without it, success", frame, metric="success", mode="prompt")]
     unparsed = pick(frame, metric="unparsed")
-    many = unparsed[(unparsed["step"] == unparsed["step"].max()) & (unparsed["value"] > _MANY_UNPARSED)]
-    if len(many):
-        message.append(
-            f"Up to {100 * many['value'].max():.0f} % of the last games end by an unparsed action."
-        )
+    most = unparsed.loc[unparsed["step"] == unparsed["step"].max(), "value"].max()
+    lost = f"Up to {100 * most:.0f} % of the last games end by an unparsed action."
+    message = together(
+        change("Success with the trace", frame, metric="success", mode="cot"),
+        change("Without it, success", frame, metric="success", mode="prompt"),
+        lost if most > _MANY_UNPARSED else "",
+    )
     drawn = "Both modes on the same games."
     size = f"n = {span(pick(frame, metric='success')['n'])} games; 95 % cluster-bootstrap intervals."
-    return Caption(" ".join(filter(None, message)), drawn, size, numbers(frame))
+    return Caption(message, drawn, size, numbers(frame))
 
 
 @_figure("Accuracy with and without the trace", table="behaviour", caption=_behaviour_caption)

@@ -74,8 +74,8 @@ def best_spans(frame: pd.DataFrame) -> list[pd.Series]:
         subset="value"
     )
     rows = rows[rows["at"].isin(("task", "history", "observation"))]
-    found = [pick(rows, step=step) for step in sorted({rows["step"].min(), rows["step"].max()}) if len(rows)]
-    return [of.loc[of["value"].idxmax()] for of in found]
+    steps = sorted({rows["step"].min(), rows["step"].max()}) if len(rows) else []
+    return [rows.loc[pick(rows, step=step)["value"].idxmax()] for step in steps]
 
 
 def _largest(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -90,11 +90,9 @@ def _with_unpaired(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
         {table.columns[0]: f"no pair: {why}", "n": str(n)}
         for why, n in sorted((frame.attrs.get("not_paired") or {}).items())
     ]
-    return (
-        pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("–")
-        if rows and len(table)
-        else table
-    )
+    if not rows or table.empty:
+        return table
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("–")
 
 
 def _at_site(frame: pd.DataFrame, site: str) -> pd.DataFrame:
@@ -142,12 +140,12 @@ def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
 def _screen_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
     rows = pick(_at_site(frame, site), layer=-1).dropna(subset="value").assign(split="")
     words = {1: "a positive correlation", 0: "no clear correlation", -1: "a negative correlation"}
-    found = {
-        name: ends(pick(rows, metric="attribution_pearson", mode=mode, direction="denoise"))
-        for mode, name in _MODES.items()
-    }
-    told = {f"({name})": words[side(of.last)] for name, of in found.items() if of}
-    message = f"First-order estimates against true effects, last checkpoint: {clause(told)}." if told else ""
+    verdicts = {}
+    for mode, name in _MODES.items():
+        if both := ends(pick(rows, metric="attribution_pearson", mode=mode, direction="denoise")):
+            verdicts[f"({name})"] = words[side(both.last)]
+    message = f"First-order estimates against true effects, last checkpoint: {clause(verdicts)}."
+    message = message if verdicts else ""
     drawn = (
         f"Gradient × change of {site} against true patching, by span and layer; dotted: equal. r: "
         "over single pairs."
@@ -215,11 +213,8 @@ def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """Patching effect by span and layer, a row for each direction, at the first and last checkpoint."""
     frame = need(with_places(frame), site=site, mode="prompt", metric="difference")
     frame = frame[frame["step"].isin(need(frame, at="prompt")["step"])]
-    steps, layers, places = (
-        _ends(frame),
-        sorted(frame["layer"].unique()),
-        [p for p in PLACES if (frame["at"] == p).any()][::-1],
-    )
+    steps, layers = _ends(frame), sorted(frame["layer"].unique())
+    places = [p for p in PLACES if (frame["at"] == p).any()][::-1]
     directions = [name for name in DIRECTIONS if (frame["direction"] == name).any()]
     fig = facets(len(directions), 34 * len(places), 34, [f"training step {step}" for step in steps])
     fig.update_layout(margin=dict(l=112, r=100))
@@ -296,9 +291,8 @@ def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
                     col=col,
                 )
                 named.add(name)
-            found = pick(frame, metric="attribution_pearson", step=step, direction=direction)
-            said = f"r = {estimate(found.iloc[0])}" if len(found) else ""
-            corner(fig, said, row, col)
+            r = pick(frame, metric="attribution_pearson", step=step, direction=direction)
+            corner(fig, f"r = {estimate(r.iloc[0])}" if len(r) else "", row, col)
         fig.update_yaxes(title=f"{direction},<br>estimated effect", row=row, col=1)
     return _parity(fig, drawn, len(directions), len(steps))
 
