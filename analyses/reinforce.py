@@ -2,7 +2,7 @@
 
 It writes a series of the same shape.
 
-python -m analyses reinforce --start interp/data/series/checkpoint-2000 --work runs/rl --recipe.action_mask 0.3
+python -m analyses reinforce --start interp/data/series/checkpoint-2000 --work runs/rl --recipe.steps 24
 """
 
 from __future__ import annotations

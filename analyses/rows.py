@@ -16,8 +16,8 @@ def mean_row(
     """A mean with its interval over clusters, as the columns of a table; NaN of no values.
 
     Args:
-        values: [decision], or [decision, column] for a `function` of columns' means; of a rate bool or int, since
-            its interval is Wilson's where all are equal.
+        values: [decision], or [decision, column] for a `function` of columns' means. Those of a rate are bool
+            or int: where all are equal its interval is Wilson's.
         groups: the cluster of each decision.
         seed: of the resamples.
         options: what else `cluster_bootstrap` takes.
