@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
 
 
 def chain(commands: str) -> int:
-    """Run command lines, a JSON list of lists of words, in order until one fails; ends when the parent does."""
+    """Run command lines, a JSON list of lists of words, until one fails; ends when the parent does."""
     end_with_parent()
     for command in json.loads(commands):
         sys.argv[1:] = command  # what the table's provenance says it was made by

@@ -1,6 +1,7 @@
-"""What each instrument reads on agents whose answer is known (`interp.training.organisms`), and the exact checks on them and on a series.
+"""What each instrument reads on agents whose answer is known, and the exact checks there and on a series.
 
-A reading is held against what the agent's construction says it should be; where it differs, it stays in the table.
+The agents are those of `interp.training.organisms`. A reading is held against what the agent's construction
+says it should be; where it differs, it stays in the table.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import Device, Study, made_by
+from analyses.study import Device, Study
 from interp.checkpoints.contents import SERIES
 from interp.results.tables import write_table
 from interp.system.limits import Count, Existing, Folder, Limits
@@ -48,36 +50,29 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Grow, read and tabulate; one organism of one seed, and one checkpoint of the series, is one resumable stage."""
+    """Grow, read and tabulate; an organism of one seed, and a checkpoint, are resumable stages."""
     from analyses import calibration_readings as read
     from interp.engine.decoding import decode
 
     started, rows, weights, reused = time.time(), [], {}, 0.0
     where = dict(run=config.run, device=config.device, dtype=config.dtype)
 
-    def add(agent: str, seed: int, found: list[dict], truth: dict) -> None:
-        for row in found:
+    def add(agent: str, seed: int, readings: list[dict], truth: dict) -> None:
+        for row in readings:
             low, high = truth[row["instrument"]] or (np.nan, np.nan)
-            rows.append(
-                dict(agent=agent, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high)
-                | row
-            )
+            key = dict(agent=agent, seed=seed, instrument=row["instrument"], truth_low=low, truth_high=high)
+            rows.append(key | row)
 
     for name, seed in tqdm([(o, s) for s in config.seeds for o in config.organisms], desc="calibration"):
         folder = grow(name, config.run / "organisms", seed, device=config.device)
-        study = Study(
-            series=folder, trace_tokens=32, **where
-        )  # more than their traces take, and their context is short
+        # 32 tokens are more than their traces take, and their context is short.
+        study = Study(series=folder, trace_tokens=32, **where)
         [step] = study.steps
-        inputs, model = (
-            dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=read.ALPHA),
-            study.model(step),
-        )
-        given, stage = (model, study.format, name, config.decisions, seed), f"calibration/{name}-{seed}"
-        found = study.stage(f"{stage}-competence", inputs, lambda: read.competent(*given)) + study.stage(
-            stage, inputs, lambda: read.readings(*given)
-        )
-        add(name, seed, found, expected(name) | dict(competence=(1.0, 1.0)))
+        inputs = dict(study.inputs(step), n=config.decisions, organism=name, of=seed, alpha=read.ALPHA)
+        arguments = study.model(step), study.format, name, config.decisions, seed
+        stage, truth = f"calibration/{name}-{seed}", expected(name) | dict(competence=(1.0, 1.0))
+        add(name, seed, study.stage(f"{stage}-competence", inputs, lambda: read.competent(*arguments)), truth)
+        add(name, seed, study.stage(stage, inputs, lambda: read.readings(*arguments)), truth)
         weights[f"{name} {seed}"] = study.checkpoint_series.weights_hash(step)
         reused += sum(study._reused.values())
     study = Study(
@@ -86,18 +81,15 @@ def run(config: Config) -> None:
     for step in tqdm(study.steps, desc="exact checks"):
         model = study.model(step)
 
-        def compute():
+        def compute() -> list[dict]:
             clean, corrupt, _ = study.pairs_of("in_domain", config.checks)
             prompts = study.prompts("in_domain")
             own = decode(model, prompts, "cot", parser=study.parse)
             return read.estimated(read.exact(model, prompts, own, clean, corrupt, study.parse), 0)
 
-        found = study.stage(
-            f"calibration/checkpoint-{step}", dict(study.inputs(step, "in_domain"), n=config.checks), compute
-        )
-        add(
-            f"checkpoint-{step}", 0, found, expected("reasoner")
-        )  # the exact checks have one answer on every agent
+        inputs = dict(study.inputs(step, "in_domain"), n=config.checks)
+        checks = study.stage(f"calibration/checkpoint-{step}", inputs, compute)
+        add(f"checkpoint-{step}", 0, checks, expected("reasoner"))  # whose exact checks are every agent's
         weights[f"checkpoint-{step}"] = study.checkpoint_series.weights_hash(step)
     made = dict(
         made_by("calibration", config, started),

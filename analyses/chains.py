@@ -25,8 +25,8 @@ def run_chains(chains: Sequence[Sequence[Sequence[str]]]) -> int:
         if status < 0:
             names = ", ".join(command[0] for command in commands)
             print(
-                f"error: the process of {names} {how_it_ended(status)}; finished stages are kept, and the same "
-                "command goes on from them.",
+                f"error: the process of {names} {how_it_ended(status)}; finished stages are kept, and the "
+                "same command goes on from them.",
                 file=sys.stderr,
             )
     return max((128 - status if status < 0 else status for status in statuses), default=0)

@@ -1,4 +1,4 @@
-"""A command line read into a configuration, and the sentence of what went wrong, a short line of plain text."""
+"""A command line read into a configuration, and what went wrong, as a short line of plain text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from interp.system.paths import ROOT
 
+Configuration = TypeVar("Configuration")
 #: Most characters of an error that are shown, and how many of them are its end.
 MOST, END = 1000, 200
 #: Errors with a sentence of their own.
 MENDABLE = (ValueError, OSError, NotImplementedError, ImportError)
 
 
-def configured(kind: type, arguments: Sequence[str], name: str):
+def configured(kind: type[Configuration], arguments: Sequence[str], name: str) -> Configuration:
     """A dataclass from its command line, `check`ed where it says how, else by `interp.system.limits`.
 
     Raises ValueError for what cannot be parsed; `--help` is printed, and ends the program.
@@ -27,21 +29,21 @@ def configured(kind: type, arguments: Sequence[str], name: str):
 
     from interp.system.limits import check
 
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             config = tyro.cli(kind, args=arguments, prog=f"python -m analyses {name}")
     except SystemExit as end:
         if not end.code:
             raise
-        raise ValueError(f"{unboxed(said.getvalue())} See `python -m analyses {name} --help`.") from end
+        raise ValueError(f"{unboxed(printed.getvalue())} See `python -m analyses {name} --help`.") from end
     _check_empty(config, arguments)
     getattr(config, "check", lambda: check(config))()
     return config
 
 
-def _check_empty(config, arguments: Sequence[str]) -> None:
-    """Raise ValueError for a file or folder that is given as an empty text, which would be read as the current folder."""
+def _check_empty(config: Any, arguments: Sequence[str]) -> None:
+    """Raise ValueError for a file or folder given as an empty text, which would mean the current folder."""
     flag, empty = "", set()
     for word in arguments:
         if word.startswith("--"):
@@ -61,9 +63,7 @@ def unboxed(text: str) -> str:
         if line.startswith(("╭", "╰")):
             continue
         line = line.strip("│ ")
-        if line and not line.strip(
-            "-"
-        ):  # a terminal without boxes: the title is above a rule, the text between two
+        if line and not line.strip("-"):  # without boxes the title is above a rule, the text between two
             if "-" in lines:
                 break
             lines = ["-"]

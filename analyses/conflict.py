@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import numpy as np
 
 from analyses.registry import Instrument
+from analyses.rows import mean_row
 from analyses.study import NotApplicable, Study
-from interp.stats.intervals import cluster_bootstrap
 from interp.system.choices import Inserted
 from interp.system.limits import Sample, Several
 
@@ -34,19 +34,19 @@ class Config(Study):
     """Which traces are put in (`self_splice` always is)."""
 
 
-def columns(found: Outcome) -> dict[str, list]:
+def columns(outcome: Outcome) -> dict[str, list]:
     """One inserted trace's metrics that have a number for each of its decisions."""
-    read = dict(
-        keep=found.keep,
-        follow=found.follow,
-        unparsed=found.unparsed,
-        other=~(found.keep | found.follow | found.unparsed),
-        leak_rate=found.leaked,
-        logp_trace=found.logp,
+    metrics = dict(
+        keep=outcome.keep,
+        follow=outcome.follow,
+        unparsed=outcome.unparsed,
+        other=~(outcome.keep | outcome.follow | outcome.unparsed),
+        leak_rate=outcome.leaked,
+        logp_trace=outcome.logp,
     )
-    if found.inserted_trace != "self_splice":
-        read |= dict(logp_own=found.logp_own, logp_gap=found.logp - found.logp_own)
-    return {metric: values.tolist() for metric, values in read.items()}
+    if outcome.inserted_trace != "self_splice":
+        metrics |= dict(logp_own=outcome.logp_own, logp_gap=outcome.logp - outcome.logp_own)
+    return {metric: values.tolist() for metric, values in metrics.items()}
 
 
 def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple[str, str, list[int], list]]:
@@ -90,40 +90,10 @@ def subsets(outcomes: dict[str, Outcome], moved: dict[str, Shift]) -> list[tuple
 
 def run(config: Config) -> None:
     """Splice, decode and tabulate; one checkpoint and split is one resumable stage."""
-    from interp.measures.conflicts import conflict, shifts
-
     started, rows, skipped, failed = time.time(), [], {}, {}
     n = config.number(config.conflicts, 40, 200)
     choices = config.choices or -(-n // 4)
     for step, split in config.cells("conflict"):
-        prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
-
-        def compute():
-            model = config.model(step)
-            outcomes = conflict(
-                model,
-                prompts,
-                own,
-                config.inserted_traces,
-                parser=config.parse,
-                closed_actions=config.env.closed_actions,
-                seed=config.seed,
-                max_new_tokens=config.action_tokens,
-                trace_tokens=config.trace_tokens,
-            )
-            argued = {
-                i: [action for o in outcomes.values() for k, action in zip(o.index, o.argued) if k == i]
-                for i in range(len(prompts))
-            }
-            moved = shifts(model, prompts, outcomes, choices, config.candidates(step, split, argued)[:n])
-            return dict(
-                inserted_traces={
-                    kind: dict(index=found.index.tolist(), **columns(found))
-                    for kind, found in outcomes.items()
-                },
-                subsets=subsets(outcomes, moved),
-            )
-
         inputs = dict(
             config.inputs(step, split),
             inserted_traces=config.inserted_traces,
@@ -132,39 +102,36 @@ def run(config: Config) -> None:
             limits=config.limits,
             closed_actions=config.env.closed_actions,
         )
-        found = config.stage(f"conflict/{step}-{split}", inputs, compute)
-
-        def add(kind: str, metric: str, index: list[int], values: list) -> None:
-            estimate = cluster_bootstrap(
-                np.array(values), [prompts[i].decision.episode for i in index], seed=config.seed
-            ).row()
-            if (
-                metric.startswith("flip_difference") and len(set(values)) == 1
-            ):  # nothing to resample, which is no certainty
-                estimate |= dict(low=np.nan, high=np.nan)
-            rows.append(dict(step=step, split=split, inserted_trace=kind, metric=metric, **estimate))
-
+        stored = config.stage(
+            f"conflict/{step}-{split}", inputs, lambda: _inserted(config, step, split, n, choices)
+        )
+        decisions = [prompt.decision for prompt in config.prompts(split)[:n]]
+        readings = []
         for kind in dict.fromkeys(("self_splice", *config.inserted_traces)):
-            metrics = found["inserted_traces"][kind]
+            metrics = stored["inserted_traces"][kind]
             index = metrics.pop("index")
-            if not index:
+            if index:
+                readings += [(kind, metric, index, values) for metric, values in metrics.items()]
+            else:
                 skipped[f"{step} {split} {kind}"] = (
                     "no decision of this checkpoint parsed, or none found a donor"
                 )
-            for metric, values in metrics.items() if index else ():
-                add(kind, metric, index, values)
             if kind == "self_splice" and not all(metrics["keep"]):
                 failed[f"{step} {split}"] = [
-                    prompts[i].decision.id for i, kept in zip(index, metrics["keep"]) if not kept
+                    decisions[i].id for i, kept in zip(index, metrics["keep"], strict=True) if not kept
                 ]
-        for row in found["subsets"]:
-            add(*row)
+        for kind, metric, index, values in [*readings, *stored["subsets"]]:
+            row = mean_row(np.array(values), [decisions[i].episode for i in index], config.seed)
+            if metric.startswith("flip_difference") and len(set(values)) == 1:
+                row |= dict(low=np.nan, high=np.nan)  # nothing to resample, which is no certainty
+            rows.append(dict(step=step, split=split, inserted_trace=kind, metric=metric, **row))
     if not rows:
         raise NotApplicable(f"No trace could be inserted: {next(iter(skipped.values()))}")
     if failed:  # rounding can do this in half precision; anywhere else the splice is not what was decoded
         print(
-            f"conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at {sum(map(len, failed.values()))} decisions of "
-            f"{', '.join(failed)}: do not trust this table (see self_splice_failed in its provenance)",
+            "conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at "
+            f"{sum(map(len, failed.values()))} decisions of {', '.join(failed)}: do not trust this table "
+            "(see self_splice_failed in its provenance)",
             file=sys.stderr,
         )
     config.write(
@@ -174,6 +141,35 @@ def run(config: Config) -> None:
         skipped=skipped,
         self_splice="FAILED" if failed else "passed on every decision",
         self_splice_failed=failed,
+    )
+
+
+def _inserted(config: Config, step: int, split: str, n: int, choices: int) -> dict:
+    """What inserted traces do to the first `n` decisions; the distribution is read of `choices` of them."""
+    from interp.measures.conflicts import conflict, shifts
+
+    model, prompts = config.model(step), config.prompts(split)[:n]
+    outcomes = conflict(
+        model,
+        prompts,
+        config.decoded(step, split, "cot")[:n],
+        config.inserted_traces,
+        parser=config.parse,
+        closed_actions=config.env.closed_actions,
+        seed=config.seed,
+        max_new_tokens=config.action_tokens,
+        trace_tokens=config.trace_tokens,
+    )
+    argued: dict[int, list] = {i: [] for i in range(len(prompts))}
+    for outcome in outcomes.values():
+        for i, action in zip(outcome.index, outcome.argued, strict=True):
+            argued[int(i)].append(action)
+    moved = shifts(model, prompts, outcomes, choices, config.candidates(step, split, argued)[:n])
+    return dict(
+        inserted_traces={
+            kind: dict(index=outcome.index.tolist(), **columns(outcome)) for kind, outcome in outcomes.items()
+        },
+        subsets=subsets(outcomes, moved),
     )
 
 

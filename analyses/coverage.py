@@ -1,8 +1,9 @@
-"""How often intervals cover what they should where labels have nothing to do with activations: a simulation, no model (docs/methods.md 9.1)."""
+"""How often intervals cover the truth where activations say nothing: a simulation (docs/methods.md 9.1)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,8 @@ import pandas as pd
 import scipy.stats
 from tqdm import tqdm
 
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import made_by
 from interp.results.tables import write_table
 from interp.stats.intervals import cluster_bootstrap, wilson
 from interp.system.limits import Count, Draws, Folder, Limits, Seed
@@ -76,25 +77,27 @@ def run(config: Config) -> None:
 
 
 def coverage(config: Config) -> pd.DataFrame:
-    """Shares of data sets, each with its Wilson interval: of 95 % intervals that cover chance, and of false alarms.
+    """Shares of data sets whose intervals cover chance, and of false alarms, each with its Wilson interval.
 
-    Labels are drawn evenly and apart from activations, texts and previous actions, so that chance is 1 / classes in accuracy, 0.5 in
-    AUROC and 0 in selectivity. Column `what`:
-    `predictor`, intervals that cover chance, at the nested choice and at a layer named beforehand; `false_gain`, gains whose interval lies
-    above 0, over the majority class alone (`over_majority`) and over the best of every control (`over_all`); `layer_p`, data sets in which some layer's corrected p-value is below .05; `mean`, intervals of the plain mean of
-    clustered 0/1 data (4 in a cluster, correlation .3) that cover its rate; predictor names clusters and rate.
+    Labels are drawn evenly and apart from activations, texts and previous actions, so that chance is 1 /
+    classes in accuracy, 0.5 in AUROC and 0 in selectivity. Column `what`: `predictor`, intervals that cover
+    chance, at the nested choice and at a layer named beforehand; `false_gain`, gains whose interval lies
+    above 0, over the majority class alone (`over_majority`) and over the best of every control (`over_all`);
+    `layer_p`, data sets in which some layer's corrected p-value is below .05; `mean`, intervals of the plain
+    mean of clustered 0/1 data (4 in a cluster, correlation .3) that cover its rate; predictor names clusters
+    and rate.
 
-    Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and sd_ratio: the SD of the estimates over
-    data sets, over the mean SD that the intervals stand for.
+    Returns value, low, high, n (data sets), n_groups (the same), bias (mean estimate minus chance), and
+    sd_ratio: the SD of the estimates over data sets, over the mean SD that the intervals stand for.
     """
     from interp.probing.metrics import NESTED
 
-    found: dict[tuple, list[tuple]] = {}
+    intervals: dict[tuple, list[tuple]] = {}
     for dataset in tqdm(range(config.datasets), desc="coverage"):
         for key, each in _one(config, dataset):
-            found.setdefault(key, []).append(each)
+            intervals.setdefault(key, []).append(each)
     n_groups = -(-config.decisions // config.per_episode)
-    rows = [_row(key, each, n_groups) for key, each in found.items()]
+    rows = [_row(key, each, n_groups) for key, each in intervals.items()]
     for clusters in config.clusters:
         for rate in (0.1, 0.5, 0.9):
             each = [
@@ -104,7 +107,7 @@ def coverage(config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows)[COLUMNS]
 
 
-def _one(config: Config, dataset: int):
+def _one(config: Config, dataset: int) -> Iterator[tuple[tuple, tuple]]:
     """(what, predictor, layer, metric) and (test, chance, row) of one data set's intervals."""
     from interp.probing.baselines import PLAIN
     from interp.probing.probes import NESTED, probe
@@ -131,16 +134,11 @@ def _one(config: Config, dataset: int):
     )
     chance = {"accuracy": 1 / config.classes, "auroc": 0.5}
     for row in plain.rows:
-        place = row["predictor"], row["layer"], row["metric"]
-        if (
-            row["predictor"] in (*PREDICTORS, *PLAIN)
-            and row["layer"] in (NESTED, 0)
-            and place[::2] != ("majority", "auroc")
-        ):
-            yield (
-                ("predictor", *place),
-                ("cover", 0.0 if row["predictor"] == "selectivity" else chance[row["metric"]], row),
-            )
+        predictor, layer, metric = row["predictor"], row["layer"], row["metric"]
+        counted = predictor in (*PREDICTORS, *PLAIN) and (predictor, metric) != ("majority", "auroc")
+        if counted and layer in (NESTED, 0):
+            truth = 0.0 if predictor == "selectivity" else chance[metric]
+            yield ("predictor", predictor, layer, metric), ("cover", truth, row)
     controlled = probe(
         acts, labels, groups, prompts=prompts, previous=previous, metrics=("accuracy",), layers=[0], **options
     )
@@ -157,13 +155,11 @@ def _one(config: Config, dataset: int):
 
 def _mean(config: Config, clusters: int, rate: float, dataset: int) -> dict:
     rng = np.random.default_rng([config.seed, clusters, round(100 * rate), dataset])
-    of_cluster = rng.beta(
-        rate * 7 / 3, (1 - rate) * 7 / 3, clusters
-    )  # 0/1 data of one cluster correlate by 1 / (1 + 7 / 3)
-    right = rng.random((clusters, 4)) < of_cluster[:, None]
-    return cluster_bootstrap(
-        right.ravel(), np.repeat(np.arange(clusters), 4), draws=config.draws, seed=dataset
-    ).row()
+    # 0/1 data of one cluster correlate by 1 / (1 + 7 / 3).
+    rates = rng.beta(rate * 7 / 3, (1 - rate) * 7 / 3, clusters)
+    right = (rng.random((clusters, 4)) < rates[:, None]).ravel()
+    groups = np.repeat(np.arange(clusters), 4).tolist()
+    return cluster_bootstrap(right, groups, draws=config.draws, seed=dataset).row()
 
 
 def _row(key: tuple, each: list[tuple], n_groups: int) -> dict:
@@ -175,7 +171,7 @@ def _row(key: tuple, each: list[tuple], n_groups: int) -> dict:
     }[test]
     low, high = wilson(int(hit.sum()), len(hit))
     spread = ((rows.high - rows.low) / 2 / scipy.stats.t.isf(0.025, n_groups - 1)).mean()
-    known = test != "alarm" and len(rows) > 1 and spread > 0
+    has_bias = test != "alarm" and len(rows) > 1 and spread > 0
     return dict(
         zip(("what", "predictor", "layer", "metric"), key, strict=True),
         value=hit.mean(),
@@ -183,8 +179,8 @@ def _row(key: tuple, each: list[tuple], n_groups: int) -> dict:
         high=high,
         n=len(hit),
         n_groups=len(hit),
-        bias=rows.value.mean() - chance if known else np.nan,
-        sd_ratio=rows.value.std() / spread if known else np.nan,
+        bias=rows.value.mean() - chance if has_bias else np.nan,
+        sd_ratio=rows.value.std() / spread if has_bias else np.nan,
     )
 
 

@@ -1,4 +1,4 @@
-"""Early answering: how much of its own trace an action needs, and the area over that curve (docs/methods.md 5.4)."""
+"""Early answering: how much of its own trace an action needs (docs/methods.md 5.4)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 
 from analyses.registry import Instrument
+from analyses.rows import mean_row
 from analyses.study import NotApplicable, Study
-from interp.stats.intervals import cluster_bootstrap
 from interp.system.limits import Limits, Sample
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -38,8 +38,8 @@ def run(config: Config) -> None:
     for step, split in config.cells("early"):
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
-        def compute():
-            found = early_answers(
+        def compute() -> dict[str, list]:
+            early = early_answers(
                 config.model(step),
                 prompts,
                 own,
@@ -49,13 +49,12 @@ def run(config: Config) -> None:
                 candidates=config.candidates(step, split)[:n],
                 max_new_tokens=config.action_tokens,
             )
-            area = np.where(np.isnan(found.area("distribution")), None, found.area("distribution"))
             return dict(
-                index=found.index.tolist(),
-                area_action=found.area().tolist(),
-                area_distribution=area.tolist(),
-                area_filler=found.area("filler").tolist(),
-                same=found.curve(SHARES).tolist(),
+                index=early.index.tolist(),
+                area_action=early.area().tolist(),
+                area_distribution=early.area("distribution").tolist(),
+                area_filler=early.area("filler").tolist(),
+                same=early.curve(SHARES).tolist(),
             )
 
         inputs = dict(
@@ -66,22 +65,21 @@ def run(config: Config) -> None:
             limits=config.limits,
             closed_actions=config.env.closed_actions,
         )
-        found = config.stage(f"early/{step}-{split}", inputs, compute)
-        if not found["index"]:
+        stored = config.stage(f"early/{step}-{split}", inputs, compute)
+        if not stored["index"]:
             skipped[f"{step} {split}"] = "no decision of this checkpoint has a trace and an action"
             continue
-        columns = {metric: found[metric] for metric in ("area_action", "area_distribution", "area_filler")}
-        columns["area_difference"] = [a - b for a, b in zip(found["area_filler"], found["area_action"])]
-        columns |= {
-            f"same_{share * 100:.0f}": [bool(s[k]) for s in found["same"]] for k, share in enumerate(SHARES)
-        }
+        areas = ("area_action", "area_distribution", "area_filler")
+        columns = {metric: np.array(stored[metric], dtype=float) for metric in areas}
+        columns["area_difference"] = columns["area_filler"] - columns["area_action"]
+        same = np.array(stored["same"], dtype=bool)
+        columns |= {f"same_{share * 100:.0f}": same[:, k] for k, share in enumerate(SHARES)}
         for metric, values in columns.items():
-            kept = [(v, prompts[i].decision.episode) for v, i in zip(values, found["index"]) if v is not None]
-            if kept:
-                estimate = cluster_bootstrap(
-                    np.array([v for v, _ in kept]), [e for _, e in kept], seed=config.seed
-                )
-                rows.append(dict(step=step, split=split, metric=metric, **estimate.row()))
+            finite = np.flatnonzero(~np.isnan(values))
+            episodes = [prompts[stored["index"][i]].decision.episode for i in finite]
+            if episodes:
+                row = mean_row(values[finite], episodes, config.seed)
+                rows.append(dict(step=step, split=split, metric=metric, **row))
     if not rows:
         raise NotApplicable(f"No trace could be cut: {next(iter(skipped.values()))}.")
     config.write("early", rows, started, skipped=skipped)

@@ -1,4 +1,6 @@
-"""The same measurements in several environments, side by side, and the splits that each is studied on: tables, figures and a page.
+"""The same measurements in several environments, side by side, and the splits that each is studied on.
+
+Writes tables, figures and a page.
 
 python -m analyses environments --runs runs/scienceworld runs/twc
 """
@@ -15,8 +17,8 @@ from typing import Annotated
 import pandas as pd
 
 from analyses import figures
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import made_by
 from interp.environments.base import find
 from interp.plots.environments import ENVIRONMENTS
 from interp.results.headline import headline
@@ -36,9 +38,11 @@ SPLITS: Mapping[str, Mapping[str, str]] = {
         out_of_domain="Cool & Place and Pick Two, which no training episode solves, in unseen floor plans",
     ),
     "scienceworld": dict(
-        trained="train variations of every task type but the last of each topic, in which the base saw aimless play",
+        trained="train variations of every task type but the last of each topic, in which the base saw "
+        "aimless play",
         in_domain="development variations of the same task types",
-        out_of_domain="the last task type of each topic (without 3-4; solutions of more than 60 steps, so all of 5-2 and most of 9-3, are not recorded)",
+        out_of_domain="the last task type of each topic (without 3-4; solutions of more than 60 steps, "
+        "so all of 5-2 and most of 9-3, are not recorded)",
     ),
     "twc": dict(
         trained="games of the train fold",
@@ -58,7 +62,7 @@ class Config:
     """Studies to put side by side, each made by `python -m analyses all --environment NAME`."""
 
     runs: Annotated[tuple[Path, ...], Existing()] = ()
-    """Folders of new studies; the tables that are compared are copied from them (what was copied before stays)."""
+    """Folders of new studies, whose tables are copied; those copied before stay."""
     out: Annotated[Path, Folder()] = FIGURES / "environments"
     """Folder of the copies, the merged tables and the figures."""
     alfworld: Annotated[Path, Existing()] = FIGURES / "tables"
@@ -66,7 +70,7 @@ class Config:
 
 
 def splits(name: str, tables: Path) -> list[dict]:
-    """What an environment's splits hold, how many episodes and decisions of them are recorded, and how many were studied."""
+    """What an environment's splits hold, and how many of their decisions are recorded and studied."""
     environment, studied = find(name), pick(read_table(tables, "behaviour")[0], metric="acc_cot")
     recorded = environment.recorded()
     rows = []

@@ -1,4 +1,4 @@
-"""What a run's folder remembers of a checkpoint: content hashes of all that it was loaded from when a result of it was kept."""
+"""What a run's folder remembers of a checkpoint: hashes of its files when a result of it was kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keep(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> N
 
 
 def changed(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> str:
-    """What of a checkpoint changed since the run's folder keeps its hashes, in a sentence; nothing where nothing did."""
+    """A sentence on what of a checkpoint changed since the run's folder keeps its hashes."""
     path, now = _path(run, step, source), _with_training(source, identity)
     then = _kept(path)
     if not then:
@@ -44,8 +44,9 @@ def changed(run: Path, step: int, source: Source, identity: Mapping[str, str]) -
     release = f" (with transformers {then['transformers']}; now {transformers.__version__})"
     release = release if then["transformers"] != transformers.__version__ else ""
     return (
-        f"The checkpoint {_name(source)} is not what it was when {run} read it on {then['date']}{release}: its {listed(differ)} "
-        f"changed. What is computed from now on is of the new files, and tables in {run / 'tables'} that are not made again are of the old ones."
+        f"The checkpoint {_name(source)} is not what it was when {run} read it on {then['date']}{release}: "
+        f"its {listed(differ)} changed. What is computed from now on is of the new files, and tables in "
+        f"{run / 'tables'} that are not made again are of the old ones."
     )
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from analyses.registry import Instrument
+from analyses.rows import mean_row
 from analyses.study import NotApplicable, Study
-from interp.rollouts.workers import engines
-from interp.stats.intervals import cluster_bootstrap
+from interp.prompts.format import Mode
+from interp.rollouts.workers import Engines, engines
 from interp.system.limits import Sample, StepLimit, Workers
 
 
 @dataclass
 class Config(Study):
-    """Unseen games of the environment: in ALFWorld generated ones, or its own valid_seen where $ALFWORLD_DATA holds them and `official` is set."""
+    """Unseen games; of ALFWorld generated ones, or with `official` its own, from $ALFWORLD_DATA."""
 
     games: Sample = 0
     """In-domain games (0: 20 quick, 60 full); half as many out of domain, where games are longer."""
@@ -30,87 +32,74 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Play, batched over games; a checkpoint's games are one resumable stage for each mode."""
-    from interp.rollouts.play import play
-
     started, rows, env, truncated, played = time.time(), [], config.env, 0, 0
     if reason := env.unplayable():
         raise NotApplicable(f"{reason[0].upper()}{reason[1:]}.")
-    pick, count, players = (
-        config.pick_games,
-        config.number(config.games, 20, 60),
-        config.number(config.online_checkpoints, 4, len(config.steps)),
-    )
-    chosen = sorted(
-        {
-            config.steps[round(i)]
-            for i in np.linspace(0, len(config.steps) - 1, min(players, len(config.steps)))
-        }
-    )
-    own = dict(environment=env.source) if env.source else {}
+    chosen = config.spread(config.number(config.online_checkpoints, 4, len(config.steps)))
     with engines(env.live, config.workers) as pool:
         for step, split in config.cells("online", steps=chosen):
-            n = count if split == "in_domain" else (count + 1) // 2
             for mode in ("prompt", "cot"):
-                inputs = dict(
-                    config.inputs(step),
-                    format=config.format.hash,
-                    mode=mode,
-                    n=n,
-                    limit=config.step_limit,
-                    tokens=config.limits[mode],
-                    official=config.official,
-                    **own,
-                )
-                results = config.stage(
-                    f"online/{step}-{split}-{mode}",
-                    inputs,
-                    lambda: [
-                        asdict(r)
-                        for r in play(
-                            config.model(step),
-                            config.format,
-                            env,
-                            pick(split, n, config.seed),
-                            mode,
-                            pool,
-                            step_limit=config.step_limit,
-                            max_new_tokens=config.limits,
-                            progress=True,
-                        )
-                    ],
-                )
-                names = [r["game"] for r in results]
-                columns = dict(
-                    success=[r["won"] for r in results],
-                    steps=[r["steps"] for r in results],
-                    unparsed=[r["unparsed"] for r in results],
-                )
-                if env.graded:
-                    columns["score"] = [r["score"] for r in results]
-                for metric, values in columns.items():
-                    estimate = cluster_bootstrap(np.array(values), names, seed=config.seed)
-                    rows.append(dict(step=step, split=split, mode=mode, metric=metric, **estimate.row()))
-                if config.truncate != "none":
-                    truncated, played = (
-                        truncated + sum(r["truncated"] for r in results),
-                        played + sum(r["steps"] for r in results),
-                    )
-    about = (
-        {}
-        if config.truncate == "none"
-        else dict(truncation=dict(policy=config.truncate, decisions=played, truncated=truncated))
-    )
+                results = _games(config, step, split, mode, pool)
+                truncated += sum(game["truncated"] for game in results)
+                played += sum(game["steps"] for game in results)
+                rows += _rows(config, results, dict(step=step, split=split, mode=mode))
+    extra = {}
+    if config.truncate != "none":
+        extra["truncation"] = dict(policy=config.truncate, decisions=played, truncated=truncated)
+    games = "generated" if env.name == "alfworld" else env.name
     config.write(
         "online_official" if config.official else "online",
         rows,
         started,
-        games="ALFWorld's valid_seen"
-        if config.official
-        else "generated"
-        if env.name == "alfworld"
-        else env.name,
-        **about,
+        games="ALFWorld's valid_seen" if config.official else games,
+        **extra,
     )
+
+
+def _games(config: Config, step: int, split: str, mode: Mode, pool: Engines) -> list[dict]:
+    """Games that a checkpoint plays in one mode; a resumable stage."""
+    from interp.rollouts.play import play
+
+    count = config.number(config.games, 20, 60)
+    n = count if split == "in_domain" else (count + 1) // 2
+    inputs = dict(
+        config.inputs(step),
+        format=config.format.hash,
+        mode=mode,
+        n=n,
+        limit=config.step_limit,
+        tokens=config.limits[mode],
+        official=config.official,
+    )
+    if config.env.source:
+        inputs["environment"] = config.env.source
+
+    def compute() -> list[dict]:
+        results = play(
+            config.model(step),
+            config.format,
+            config.env,
+            config.pick_games(split, n, config.seed),
+            mode,
+            pool,
+            step_limit=config.step_limit,
+            max_new_tokens=config.limits,
+            progress=True,
+        )
+        return [asdict(result) for result in results]
+
+    return config.stage(f"online/{step}-{split}-{mode}", inputs, compute)
+
+
+def _rows(config: Config, results: list[dict], key: dict) -> Iterator[dict]:
+    """A row for each metric of some games."""
+    columns = dict(success="won", steps="steps", unparsed="unparsed")
+    if config.env.graded:
+        columns["score"] = "score"
+    names = [game["game"] for game in results]
+    for metric, field in columns.items():
+        values = np.array([game[field] for game in results])
+        yield dict(key, metric=metric, **mean_row(values, names, config.seed))
 
 
 INSTRUMENT = Instrument("online", Config, run, in_all=(1, 0))

@@ -1,20 +1,26 @@
-"""Activation patching at the boundary, the spans and the whole prompt, every layer, both directions, four metrics (docs/methods.md 4.1).
+"""Activation patching at the boundary, the spans and the whole prompt (docs/methods.md 4.1).
 
-Beside it the first-order estimates of the same effects, and how well they go with them (`interp.measures.attribution`).
+Every layer, both directions, four metrics; beside it first-order estimates of the same effects
+(`interp.measures.attribution`) and their correlation with the true ones.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
+from jaxtyping import Float
 
 from analyses.registry import Instrument
+from analyses.rows import mean_row
 from analyses.study import NotApplicable, Study
 from interp.models.site_names import every_layer
-from interp.stats.intervals import cluster_bootstrap, correlation
+from interp.prompts.format import Prompt
+from interp.stats.intervals import correlation
 from interp.system.choices import Metric
 from interp.system.limits import Known, Sample, Several
 
@@ -44,161 +50,209 @@ class Config(Study):
     metrics: Annotated[tuple[Metric, ...], Several(none=True)] = METRICS
     """What effects are measured on (see interp.measures.patching.Sweep), beside the summed difference."""
     spans: Annotated[tuple[Literal["template", *SPANS], ...], Several(none=True)] = SPANS
-    """Where else all positions are patched together, each cell a pass over most of the prompt; the screen estimates the same."""
+    """Spans whose positions are patched together, each cell a pass over most of the prompt."""
     span_pairs: Sample = 0
     """Pairs patched at the spans, the first of them all (0: 12 quick, all full)."""
     span_checkpoints: Sample = 0
     """Checkpoints patched at the spans, evenly chosen with first and last (0: 2 quick, all full)."""
 
 
-def _stored(sweep: Sweep) -> dict[str, list]:
-    return {
-        direction: np.nan_to_num(getattr(sweep, direction), nan=-1e9).tolist() for direction in DIRECTIONS
-    }
+@dataclass(frozen=True)
+class Pairs:
+    """Decisions and their twins with two names swapped."""
+
+    clean: list[Prompt]
+    corrupt: list[Prompt]
+
+    def first(self, n: int) -> Pairs:
+        """The first `n` pairs."""
+        return Pairs(self.clean[:n], self.corrupt[:n])
+
+    @property
+    def episodes(self) -> list[str]:
+        """The cluster of each pair."""
+        return [prompt.decision.episode for prompt in self.clean]
+
+    @property
+    def both(self) -> list[Prompt]:
+        """All prompts."""
+        return [*self.clean, *self.corrupt]
 
 
-def _read(stored: dict) -> dict[str, np.ndarray]:
-    found = {direction: np.array(stored[direction]) for direction in DIRECTIONS}
-    return {direction: np.where(values > -1e8, values, np.nan) for direction, values in found.items()}
+#: Effects of one direction, [pair, site, layer].
+Effects = Float[np.ndarray, "pair site layer"]
+#: Where and in which mode -> metric -> direction -> effects.
+Swept = dict[tuple[str, str], dict[str, dict[str, Effects]]]
 
 
 def run(config: Config) -> None:
     """Sweep, then average over pairs with intervals that resample episodes."""
-    from interp.measures.attribution import at_span, attribute_modes
-    from interp.measures.patching import patch_modes
-
-    started, rows, paths, small = time.time(), [], set(), {}
-    split = config.parts[0]
+    started, split, rows = time.time(), config.parts[0], []
     clean, corrupt, dropped = config.pairs_of(split, config.number(config.pairs, 30, 60))
     if not clean:
         raise NotApplicable(
             f"No decision has a counterfactual twin ({dropped}), so there is nothing to patch."
         )
-    few = min(len(clean), config.number(config.span_pairs, 12, len(clean)))
-    wanted = (
-        min(len(config.steps), config.number(config.span_checkpoints, 2, len(config.steps)))
-        if config.spans
-        else 0
-    )
-    spanned = {config.steps[round(i)] for i in np.linspace(0, len(config.steps) - 1, wanted)}
-    episodes, metrics = (
-        [p.decision.episode for p in clean],
-        [m for m in METRICS if m == "difference" or m in config.metrics],
-    )
+    pairs = Pairs(clean, corrupt)
+    few = pairs.first(config.number(config.span_pairs, 12, len(clean)))
+    with_spans = config.spread(config.number(config.span_checkpoints, 2, len(config.steps)))
+    paths: set[str] = set()
+    small: dict[str, dict[str, dict[str, int]]] = {}
     for step, _ in config.cells("patching", [split]):
-        inputs = dict(
-            config.inputs(step),
-            pairs=config.digest([*clean, *corrupt]),
-            sites=config.sites,
-            modes=config.modes,
-            metrics=metrics,
-        )
-
-        def sweep(n, at):
-            sweeps = patch_modes(
-                config.model(step), clean[:n], corrupt[:n], config.sites, at, config.modes, metrics=metrics
-            )
-            return {
-                f"{place} {mode}": dict(
-                    sites=s.sites, path=s.path, metrics={m: _stored(s.of(m)) for m in metrics}
-                )
-                for (place, mode), s in sweeps.items()
-            }
-
-        def screen():
-            found = attribute_modes(
-                config.model(step), clean[:few], corrupt[:few], config.sites, config.modes
-            )
-            return {
-                f"{place} {mode}": _stored(at_span(s, clean[:few], place))
-                for mode, s in found.items()
-                for place in ("boundary", *config.spans)
-            }
-
-        found, estimated = (
-            config.stage(f"patching/{step}", inputs, lambda: sweep(len(clean), ["boundary"])),
-            {},
-        )
-        if step in spanned:
-            more = dict(inputs, spans=config.spans, pairs=config.digest([*clean[:few], *corrupt[:few]]))
-            found |= config.stage(f"patching/{step}-spans", more, lambda: sweep(few, config.spans))
-            estimated = config.stage(f"patching/{step}-attribution", dict(more, metrics=()), screen)
-        cells: dict[tuple[str, str], list] = {}
-        for key, of in found.items():
-            at, mode = key.split()
-            paths.add(of["path"])
-            values = {m: _read(v) for m, v in of["metrics"].items()} | (
-                {"attribution": _read(estimated[key])} if key in estimated else {}
-            )
-            for metric, direction in ((m, d) for m in values for d in DIRECTIONS):
-                value = values[metric][direction]
-                kept = np.isfinite(value[:, 0, 0])
+        sweeps = _stages(config, step, pairs, few if config.spans and step in with_spans else None)
+        swept = {place: sweep["metrics"] for place, sweep in sweeps.items()}
+        sites = next(iter(sweeps.values()))["sites"]
+        paths |= {sweep["path"] for sweep in sweeps.values()}
+        for (at, mode), metrics in swept.items():
+            for metric, by_direction in metrics.items():
                 if at == "boundary" and metric != "attribution":
-                    small.setdefault(mode, {}).setdefault(metric, {})[str(step)] = int((~kept).sum())
-                for s, site in enumerate(of["sites"]):
-                    for layer in range(value.shape[2]):
-                        rows.append(
-                            dict(
-                                step=step,
-                                mode=mode,
-                                layer=layer,
-                                site=site,
-                                direction=direction,
-                                at=at,
-                                metric=metric,
-                                **_mean(
-                                    value[kept, s, layer],
-                                    [e for e, k in zip(episodes, kept) if k],
-                                    config.seed,
-                                ),
-                                n_dropped=int((~kept).sum()),
-                            )
-                        )
-            if key in estimated and at != "prompt":  # which is the spans once more
-                for direction in DIRECTIONS:
-                    cells.setdefault((mode, direction), []).append(
-                        (values["attribution"][direction], values["difference"][direction][:few])
-                    )
-        for (mode, direction), sides in cells.items():
-            for s, site in enumerate(next(iter(found.values()))["sites"]):
-                x, y = (np.concatenate([side[:, s] for side in of], axis=1) for of in zip(*sides))
-                for kind in ("pearson", "spearman"):
-                    estimate = correlation(x, y, episodes[:few], kind, seed=config.seed)
-                    rows.append(
-                        dict(
-                            step=step,
-                            mode=mode,
-                            layer=-1,
-                            site=site,
-                            direction=direction,
-                            at="spans",
-                            metric=f"attribution_{kind}",
-                            **estimate.row(),
-                            n_dropped=few - estimate.n,
-                        )
-                    )
+                    lost = int(np.isnan(by_direction["noise"][:, 0, 0]).sum())
+                    small.setdefault(mode, {}).setdefault(metric, {})[str(step)] = lost
+        rows += _effects(config, step, swept, sites, pairs.episodes)
+        rows += _correlations(config, step, swept, sites, few.episodes)
     lacking = {
-        at: sum(not len(p.positions(at)) for p in clean[:few]) for at in config.spans if at != "prompt"
+        at: sum(not len(prompt.positions(at)) for prompt in few.clean)
+        for at in config.spans
+        if at != "prompt"
     }
     config.write(
         "patching",
         rows,
         started,
-        [*clean, *corrupt],
+        pairs.both,
         pairs=len(clean),
         not_paired=dropped,
         path=sorted(paths),
         small_denominator=small,
-        span_pairs=few,
+        span_pairs=len(few.clean),
         lacking_span=lacking,
         minimum=1.0,
     )
 
 
-def _mean(values: np.ndarray, groups: list[str], seed: int) -> dict:
-    if not len(values):
-        return dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0)
-    return cluster_bootstrap(values, groups, seed=seed).row()
+def _stages(config: Config, step: int, pairs: Pairs, few: Pairs | None) -> dict[tuple[str, str], dict]:
+    """A checkpoint's sweeps by place and mode, each with its sites, path and metrics; `few`: pairs of the
+    spans.
+
+    The boundary, the spans and the first-order estimates are one resumable stage each.
+    """
+    metrics = [metric for metric in METRICS if metric == "difference" or metric in config.metrics]
+    inputs = dict(
+        config.inputs(step),
+        pairs=config.digest(pairs.both),
+        sites=config.sites,
+        modes=config.modes,
+        metrics=metrics,
+    )
+    stored = config.stage(
+        f"patching/{step}", inputs, lambda: _sweep(config, step, pairs, ["boundary"], metrics)
+    )
+    estimated = {}
+    if few:
+        inputs |= dict(spans=config.spans, pairs=config.digest(few.both))
+        stored |= config.stage(
+            f"patching/{step}-spans", inputs, lambda: _sweep(config, step, few, config.spans, metrics)
+        )
+        estimated = config.stage(
+            f"patching/{step}-attribution", dict(inputs, metrics=()), lambda: _screen(config, step, few)
+        )
+    sweeps = {}
+    for key, sweep in stored.items():
+        at, mode = key.split()
+        effects = sweep["metrics"] | ({"attribution": estimated[key]} if key in estimated else {})
+        arrays = {
+            metric: {direction: np.array(each[direction], dtype=float) for direction in DIRECTIONS}
+            for metric, each in effects.items()
+        }
+        sweeps[at, mode] = dict(sweep, metrics=arrays)
+    return sweeps
+
+
+def _sweep(config: Config, step: int, pairs: Pairs, at: Sequence[str], metrics: list[str]) -> dict[str, dict]:
+    """True effects, by `place mode`."""
+    from interp.measures.patching import patch_modes
+
+    model = config.model(step)
+    sweeps = patch_modes(model, pairs.clean, pairs.corrupt, config.sites, at, config.modes, metrics=metrics)
+    return {
+        f"{place} {mode}": dict(
+            sites=sweep.sites,
+            path=sweep.path,
+            metrics={metric: _stored(sweep.of(metric)) for metric in metrics},
+        )
+        for (place, mode), sweep in sweeps.items()
+    }
+
+
+def _screen(config: Config, step: int, pairs: Pairs) -> dict[str, dict]:
+    """First-order estimates of the effects, by `place mode`."""
+    from interp.measures.attribution import at_span, attribute_modes
+
+    model = config.model(step)
+    sweeps = attribute_modes(model, pairs.clean, pairs.corrupt, config.sites, config.modes)
+    return {
+        f"{place} {mode}": _stored(at_span(sweep, pairs.clean, place))
+        for mode, sweep in sweeps.items()
+        for place in ("boundary", *config.spans)
+    }
+
+
+def _stored(sweep: Sweep) -> dict[str, list]:
+    return {direction: np.asarray(getattr(sweep, direction)).tolist() for direction in DIRECTIONS}
+
+
+def _effects(
+    config: Config, step: int, swept: Swept, sites: list[str], episodes: list[str]
+) -> Iterator[dict]:
+    """A row for each mean over the pairs that a metric keeps."""
+    for (at, mode), metrics in swept.items():
+        for metric, direction in product(metrics, DIRECTIONS):
+            values = metrics[metric][direction]
+            kept = np.flatnonzero(np.isfinite(values[:, 0, 0]))
+            groups = [episodes[pair] for pair in kept]
+            for (s, site), layer in product(enumerate(sites), range(values.shape[2])):
+                yield dict(
+                    step=step,
+                    mode=mode,
+                    layer=layer,
+                    site=site,
+                    direction=direction,
+                    at=at,
+                    metric=metric,
+                    **mean_row(values[kept, s, layer], groups, config.seed),
+                    n_dropped=len(values) - len(kept),
+                )
+
+
+def _correlations(
+    config: Config, step: int, swept: Swept, sites: list[str], episodes: list[str]
+) -> Iterator[dict]:
+    """A row for each correlation of estimated and true effects; the whole prompt is the spans once more."""
+    screened = {
+        place: metrics
+        for place, metrics in swept.items()
+        if "attribution" in metrics and place[0] != "prompt"
+    }
+    few = len(episodes)
+    for mode in dict.fromkeys(mode for _, mode in screened):
+        here = [metrics for (_, its_mode), metrics in screened.items() if its_mode == mode]
+        for direction, (s, site), kind in product(DIRECTIONS, enumerate(sites), ("pearson", "spearman")):
+            estimated, true = (
+                np.concatenate([metrics[name][direction][:few, s] for metrics in here], axis=1)
+                for name in ("attribution", "difference")
+            )
+            estimate = correlation(estimated, true, episodes, kind, seed=config.seed)
+            yield dict(
+                step=step,
+                mode=mode,
+                layer=-1,
+                site=site,
+                direction=direction,
+                at="spans",
+                metric=f"attribution_{kind}",
+                **estimate.row(),
+                n_dropped=few - estimate.n,
+            )
 
 
 INSTRUMENT = Instrument("patching", Config, run, in_all=(1, 1))

@@ -1,20 +1,26 @@
-"""Linear probes of the eventual action at the prompt boundary, every layer and checkpoint, with their controls (docs/methods.md 3)."""
+"""Linear probes of the eventual action at the prompt boundary, with their controls (docs/methods.md 3)."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from analyses.registry import Instrument
+from analyses.rows import attempted
 from analyses.study import NotApplicable, Study
+from interp.prompts.format import Prompt
 from interp.system.limits import Draws, Folds, Known, Limits
 from interp.tasks.actions import verb
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
+    from interp.probing.probes import ProbeResult
 
 ORDER = ["step", "layer", "label", "split", "predictor", "metric", "value", "low", "high", "n", "n_groups"]
 #: What a checkpoint with all controls is read with beside the probe and its text controls.
@@ -28,8 +34,8 @@ def label_parts(label: str) -> tuple[str, str]:
     whose, _, part = label.partition("_")
     if whose not in ("eventual", "reference") or not re.fullmatch(r"[\w-]+", part):
         raise ValueError(
-            f"There is no label {label!a}: labels are eventual_CLASS, of the checkpoint's own action, and reference_CLASS, "
-            "of the recorded one, such as eventual_target."
+            f"There is no label {label!a}: labels are eventual_CLASS, of the checkpoint's own action, and "
+            "reference_CLASS, of the recorded one, such as eventual_target."
         )
     return whose, part
 
@@ -42,16 +48,17 @@ class Config(Study):
     """Decode the action before one reasoning token exists."""
 
     labels: Labels = ("eventual_target", "eventual_verb", "reference_target")
-    """Which action (eventual: the checkpoint's own CoT action; reference: the expert's) and which class of it."""
+    """Which action (eventual: the checkpoint's own CoT action; reference: the expert's), and its class."""
     folds: Folds = 5
     """Outer folds, grouped by episode."""
     draws: Draws = 1000
     """Bootstrap resamples."""
     controls: Literal["auto", "all", "ends", "few"] = "auto"
-    """Checkpoints that also get the randomly initialised model, the control task with selectivity, LDA, mean difference, macro-F1 and
-    AUROC: all, the first and the last (`ends`), or none (auto: all full, ends quick)."""
+    """Checkpoints that also get the randomly initialised model, the control task with selectivity, LDA, mean
+    difference, macro-F1 and AUROC: all, the first and the last (`ends`), or none (auto: all full, ends
+    quick)."""
     pairs: Annotated[int, Limits(-1, 1000)] = -1
-    """Most common pairs of verbs to tell apart among decisions at which both are admissible, with all controls (-1: 0 quick, 4 full)."""
+    """Most common pairs of verbs to tell apart where both are admissible (-1: 0 quick, 4 full)."""
 
     def check(self) -> None:
         """Raises as `Study.check` does, and for labels that name no class."""
@@ -60,7 +67,7 @@ class Config(Study):
 
 
 def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
-    """Boundary activations [decision, layer, d_model]: the embedding output, then after each block; stored and reused."""
+    """Boundary activations [decision, layer, d_model]: the embedding output, then each block's; stored."""
     return _layers(config, config.model(step), f"checkpoint-{step}", split)
 
 
@@ -71,7 +78,7 @@ def random_layers(config: Study, split: str) -> np.ndarray:
     return _layers(config, random_twin(config.model(config.steps[0]), config.seed), "random", split)
 
 
-def _layers(config: Study, model, name: str, split: str) -> np.ndarray:
+def _layers(config: Study, model: HookedModel, name: str, split: str) -> np.ndarray:
     import torch
 
     from interp.engine.store import stored_capture
@@ -83,7 +90,7 @@ def _layers(config: Study, model, name: str, split: str) -> np.ndarray:
 
 
 def check_labels(config: Study) -> None:
-    """Raises ValueError for the first of a configuration's labels that names no class, and where there is none."""
+    """Raise ValueError for a label of a configuration that names no class, and where there is no label."""
     if not config.labels:
         raise ValueError("--labels names no label: give one or more, such as eventual_target.")
     for label in config.labels:
@@ -91,11 +98,15 @@ def check_labels(config: Study) -> None:
 
 
 def named_class(config: Study, label: str) -> tuple[str, Callable[[str], str]]:
-    """Whose action a label is of, and what names its class; raises ValueError for a class that the environment does not have."""
+    """Whose action a label is of, and what names its class.
+
+    Raises ValueError for a class that the environment does not have.
+    """
     whose, part = label_parts(label)
     if part not in config.env.classes:
         raise ValueError(
-            f"The environment {config.env.name!r} names no class {part!r} of an action: it has {', '.join(config.env.classes)}."
+            f"The environment {config.env.name!r} names no class {part!r} of an action: it has "
+            f"{', '.join(config.env.classes)}."
         )
     return whose, config.env.classes[part]
 
@@ -118,84 +129,71 @@ def texts(config: Study, split: str) -> list[str]:
     return [p.format.tokenizer.decode(p.ids) for p in config.prompts(split)]
 
 
+@dataclass
+class Split:
+    """What probes read of a split at one checkpoint, every decision in order."""
+
+    prompts: list[Prompt]
+    acts: np.ndarray
+    """[decision, layer, d_model]."""
+    texts: list[str]
+    random_acts: np.ndarray | None
+    """The same as `acts`, of random weights; None where not all controls are read."""
+
+    def arguments(self, kept: np.ndarray, names: list[str]) -> dict[str, Any]:
+        """Arguments of `probe` for the decisions that have a label."""
+        decisions = [self.prompts[i].decision for i in kept]
+        controlled = self.random_acts is not None
+        return dict(
+            acts=self.acts[kept],
+            labels=names,
+            groups=[d.episode for d in decisions],
+            prompts=[self.texts[i] for i in kept],
+            previous=[d.previous for d in decisions],
+            types=[f"{d.task_type} {d.previous}" for d in decisions] if controlled else None,
+            random_acts=self.random_acts[kept] if self.random_acts is not None else None,
+        )
+
+
 def run(config: Config) -> None:
     """Capture, probe and tabulate; a checkpoint's label is one resumable stage."""
-    from interp.probing.probes import probe
-
-    started, rows, dropped, skipped = time.time(), [], {}, {}
-    prompts, words = ({s: of(config, s) for s in config.parts} for of in (lambda c, s: c.prompts(s), texts))
+    started, rows, skipped = time.time(), [], {}
+    dropped: dict[str, int] = {}
     which = config.controls if config.controls != "auto" else "all" if config.size == "full" else "ends"
     controlled = {"all": config.steps, "ends": [config.steps[0], config.steps[-1]], "few": []}[which]
     n_pairs = config.pairs if config.pairs >= 0 else config.number(0, 0, 4)
-    drawn = {s: random_layers(config, s) for s in config.parts} if controlled else {}
+    words = {split: texts(config, split) for split in config.parts}
+    drawn = {split: random_layers(config, split) for split in config.parts} if controlled else {}
     for step, _ in config.cells("probes", config.parts[:1]):
-        acts, more = {s: boundary_layers(config, step, s) for s in config.parts}, step in controlled
-        sets: dict[str, dict[str, tuple]] = {}
-        for label in config.labels:
-            for split in config.parts:
-                kept, names = labelled(config, step, split, label)
-                dropped[f"{step} {split} {label}"] = len(prompts[split]) - len(kept)
-                decisions = [prompts[split][i].decision for i in kept]
-                types = [f"{d.task_type} {d.previous}" for d in decisions] if more else None
-                sets.setdefault(label, {})[split] = (
-                    acts[split][kept],
-                    names,
-                    [d.episode for d in decisions],
-                    [words[split][i] for i in kept],
-                    [d.previous for d in decisions],
-                    types,
-                    drawn[split][kept] if more else None,
-                )
-
-        def stage(name, found, **inputs):
-            given = dict(
-                config.inputs(step, config.parts[0]),
-                folds=config.folds,
-                draws=config.draws,
-                all_controls=more,
-                intervals="expanded",
-                **inputs,
+        more = step in controlled
+        splits = {
+            split: Split(
+                config.prompts(split),
+                boundary_layers(config, step, split),
+                words[split],
+                drawn[split] if more else None,
             )
-
-            def compute():
-                try:
-                    return dict(rows=found(), skipped="")
-                except (
-                    ValueError
-                ) as problem:  # too few decisions or one class: said in the provenance, the others go on
-                    return dict(rows=[], skipped=str(problem))
-
-            value = config.stage(f"probes/{step}-{name}", given, compute)
-            rows.extend(value["rows"])
-            if value["skipped"]:
-                skipped[f"{step} {name}"] = value["skipped"]
-
+            for split in config.parts
+        }
         options = dict(folds=config.folds, seed=config.seed, draws=config.draws, **(ALL if more else {}))
-        for label, of in sets.items():
-            first, *second = (of[s] for s in config.parts)
-
-            def found(first=first, second=second, label=label):
-                acts, names, groups, text, previous, types, random_acts = first
-                result = probe(
-                    acts,
-                    names,
-                    groups,
-                    prompts=text,
-                    previous=previous,
-                    types=types,
-                    random_acts=random_acts,
-                    test=second[0] if second else None,
-                    **options,
-                )
-                return table(result, step, label)
-
-            stage(label, found, label=label, test=config.inputs(step, config.parts[1]) if second else None)
-        if n_pairs:
-            stage(
-                "pairwise",
-                lambda: _pairs(config, step, acts[config.parts[0]], words[config.parts[0]], n_pairs, options),
-                pairs=n_pairs,
+        common = dict(
+            config.inputs(step, config.parts[0]),
+            folds=config.folds,
+            draws=config.draws,
+            all_controls=more,
+            intervals="expanded",
+        )
+        for stage in _stages(config, step, splits, n_pairs, options, dropped):
+            name, compute = stage.name, stage.compute
+            stored = config.stage(
+                f"probes/{step}-{name}",
+                common | stage.inputs,
+                lambda: attempted(lambda: dict(rows=compute())),
             )
+            if stored["skipped"]:
+                skipped[f"{step} {name}"] = stored["skipped"]
+            else:
+                rows += stored["rows"]
     if not rows:
         raise NotApplicable(f"No probe could be fitted: {next(iter(skipped.values()))}")
     config.write(
@@ -208,7 +206,48 @@ def run(config: Config) -> None:
     )
 
 
-def table(result, step: int, label: str) -> list[dict]:
+class Stage(NamedTuple):
+    """One resumable computation of rows."""
+
+    name: str
+    inputs: dict
+    """What it reads beside what all of a checkpoint's stages read."""
+    compute: Callable[[], list[dict]]
+
+
+def _stages(
+    config: Config,
+    step: int,
+    splits: dict[str, Split],
+    n_pairs: int,
+    options: dict[str, Any],
+    dropped: dict[str, int],
+) -> Iterator[Stage]:
+    """A checkpoint's labels, then its pairs of verbs; `dropped` counts decisions without a label."""
+    for label in config.labels:
+        sets = []
+        for split, each in splits.items():
+            kept, names = labelled(config, step, split, label)
+            dropped[f"{step} {split} {label}"] = len(each.prompts) - len(kept)
+            sets.append(each.arguments(kept, names))
+        test = config.inputs(step, config.parts[1]) if len(sets) > 1 else None
+        inputs = dict(label=label, test=test)
+        yield Stage(label, inputs, lambda sets=sets, label=label: _probed(sets, step, label, options))
+    if n_pairs:
+        first = splits[config.parts[0]]
+        yield Stage("pairwise", dict(pairs=n_pairs), lambda: _pairs(config, step, first, n_pairs, options))
+
+
+def _probed(sets: list[dict[str, Any]], step: int, label: str, options: dict[str, Any]) -> list[dict]:
+    """Rows of a label's probe, cross-fitted on the first split and tested on the second, if any."""
+    from interp.probing.probes import probe
+
+    first, *second = sets
+    test = tuple(second[0].values()) if second else None
+    return table(probe(**first, test=test, **options), step, label)
+
+
+def table(result: ProbeResult, step: int, label: str) -> list[dict]:
     """Rows of a probe, and of predictor `gain_p` the p-value of each layer's gain, corrected over layers."""
     frame = result.table()
     size = frame.set_index("split")[["n", "n_groups"]].groupby(level=0).first()
@@ -234,26 +273,29 @@ def table(result, step: int, label: str) -> list[dict]:
     )
 
 
-def _pairs(
-    config: Config, step: int, acts: np.ndarray, words: list[str], n_pairs: int, options: dict
-) -> list[dict]:
-    """Rows of the most common pairs of verbs, of decisions at which both are admissible; the label names the pair."""
+def _pairs(config: Config, step: int, first: Split, n_pairs: int, options: dict[str, Any]) -> list[dict]:
+    """Rows of the most common pairs of verbs, of decisions at which both are admissible."""
     from interp.probing.pairwise import pairwise
 
     split = config.parts[0]
     kept, names = labelled(config, step, split, "eventual_verb")
-    decisions = [config.prompts(split)[i].decision for i in kept]
+    decisions = [first.prompts[i].decision for i in kept]
     rejected = [
         sorted({verb(action) for action in d.admissible} - {name}) for d, name in zip(decisions, names)
     ]
-    given = dict(prompts=[words[i] for i in kept], previous=[d.previous for d in decisions])
-    groups = [d.episode for d in decisions]
-    rows = []
-    for pair, result in pairwise(
-        acts[kept], names, rejected, groups, most=n_pairs, **given, **options
-    ).items():
-        rows += table(result, step, f"pairwise {' / '.join(pair)}")
-    return rows
+    by_pair = pairwise(
+        first.acts[kept],
+        names,
+        rejected,
+        [d.episode for d in decisions],
+        most=n_pairs,
+        prompts=[first.texts[i] for i in kept],
+        previous=[d.previous for d in decisions],
+        **options,
+    )
+    return [
+        row for pair, result in by_pair.items() for row in table(result, step, f"pairwise {' / '.join(pair)}")
+    ]
 
 
 INSTRUMENT = Instrument("probes", Config, run, in_all=(0, 1))

@@ -27,22 +27,22 @@ class Prompting:
     """The options of `interp.prompts.format.PromptFormat` that a checkpoint does not bring along."""
 
     style: Annotated[str, Known(style)] = ""
-    """Prompt style (see interp.prompts.styles.STYLES); the one that the checkpoints say they were trained in, else `tags`."""
+    """Prompt style (interp.prompts.styles.STYLES); the one that checkpoints were trained in, else `tags`."""
     system: str = ""
-    """System prompt of decisions that bring none; the one that the checkpoints say they were trained with, else none."""
+    """System prompt of decisions that bring none; the one that checkpoints were trained with, else none."""
     tools: Annotated[Path | None, Existing()] = None
     """JSON file with the list of function signatures that the chat template is given."""
     template: tuple[str, ...] = ()
-    """Variables of the chat template as NAME=VALUE, each value in JSON or else a text (enable_thinking=false reasoning_effort=low), and
-    today=DATE, the day that its clock shows."""
+    """Variables of the chat template as NAME=VALUE, each value in JSON or else a text (enable_thinking=false
+    reasoning_effort=low), and today=DATE, the day that its clock shows."""
     history_traces: HistoryTraces = "template"
-    """Traces of earlier turns: as the template has them, kept as they are where it would take them away, or dropped."""
+    """Traces of earlier turns: as the template has them, kept where it would take them away, or dropped."""
     system_as: Literal["system", "user"] = "system"
     """user: a system message becomes the start of the first user message, for templates that know none."""
     tool_as: Literal["tool", "user"] = "tool"
     """user: tool messages become the user's, for templates that know none."""
     markers: Markers = "text"
-    """How control tokens of the template are read where messages hold them: as text (warned of), or as the tokens."""
+    """How control tokens inside messages are read: as text (warned of), or as the tokens."""
 
     @cached_property
     def _signatures(self) -> Sequence[dict]:
@@ -50,7 +50,7 @@ class Prompting:
         return read_tools(self.tools) if self.tools else ()
 
     def format_options(self) -> dict:
-        """What `PromptFormat` is given beside tokenizer, style and system prompt; raises ValueError for what cannot be read."""
+        """Further arguments of `PromptFormat`; raises ValueError for what cannot be read."""
         return dict(
             tools=self._signatures,
             options=read_variables(self.template),

@@ -1,15 +1,39 @@
-"""Whether the tables of one folder are of one study, from what their provenances say.
+"""What a table's provenance says of the run, and whether the tables of one folder are of one study.
 
->>> mixed({"behaviour": {"corpus": "c", "weights": {}, "seed": 0}, "probes": {"corpus": "c", "weights": {}, "seed": 1}})
+>>> made = {"corpus": "c", "weights": {}}
+>>> mixed({"behaviour": dict(made, seed=0), "probes": dict(made, seed=1)})
 ['These tables are not of one study: the seed is 0 in behaviour and 1 in probes.']
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
+import json
+import shlex
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import interp
 from interp.results.wording import listed
+from interp.system.paths import ROOT
+
+#: Packages whose versions are kept.
+VERSIONS = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "statsmodels",
+    "pandas",
+    "alfworld",
+    "textworld",
+)
 
 #: What a checkpoint's identity is made of, as its files are called.
 FILES = {
@@ -34,7 +58,7 @@ ALIKE = {
 
 
 def mixed(provenances: Mapping[str, Mapping]) -> list[str]:
-    """What tables of one folder were made with that is not the same for all, in sentences; table -> its provenance.
+    """Sentences on what the tables of one folder were not all made with; table -> its provenance.
 
     Only tables of a study of one series are compared, and only what both of two say.
     """
@@ -64,3 +88,39 @@ def mixed(provenances: Mapping[str, Mapping]) -> list[str]:
             values = listed(f"{value or 'none'} in {listed(tables)}" for value, tables in by.items())
             sentences.append(f"These tables are not of one study: {name} is {values}.")
     return sentences
+
+
+def made_by(name: str, config: Any, started: float) -> dict[str, Any]:
+    """What every table's provenance says of the run that made it.
+
+    Args:
+        name: of the analysis.
+        config: its dataclass.
+        started: when, in seconds since the epoch.
+    """
+    import torch
+
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for field, value in fields.items():
+        if isinstance(value, Path) and value.is_relative_to(ROOT):  # what ships, wherever it lies
+            fields[field] = value.relative_to(ROOT)
+    return dict(
+        analysis=name,
+        config=json.loads(json.dumps(fields, default=str)),
+        command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
+        threads=torch.get_num_threads(),
+        written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        seconds=round(time.time() - started, 1),
+        versions={
+            "interp": interp.__version__,
+            **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)},
+        },
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

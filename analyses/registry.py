@@ -1,4 +1,4 @@
-"""Every command of `python -m analyses`: a module with an `INSTRUMENT` is one, wherever in this package it lies.
+"""Every command of `python -m analyses`: a module of this package with an `INSTRUMENT` is one.
 
 >>> INSTRUMENT = Instrument("early", Config, run, in_all=(1, 3))      # the last line of analyses/early.py
 
@@ -42,12 +42,12 @@ class Instrument:
 
 def _modules() -> dict[str, str]:
     """Name of an instrument -> its module, told from the sources: some modules of this package need torch."""
-    found = {}
+    names = {}
     for module in pkgutil.walk_packages(analyses.__path__, "analyses."):
         file = Path(module.module_finder.path) / f"{module.name.rpartition('.')[2]}.py"
         if not module.ispkg and (declared := _DECLARED.search(file.read_text(encoding="utf-8"))):
-            found[declared.group(1)] = module.name
-    return found
+            names[declared.group(1)] = module.name
+    return names
 
 
 def find(name: str) -> Instrument:
@@ -55,31 +55,31 @@ def find(name: str) -> Instrument:
     modules = _modules()
     if name not in modules:
         raise ValueError(f"There is no analysis {name!r}: there are {', '.join(instruments())}.")
-    return _of(modules[name])
+    return _instrument(modules[name])
 
 
-def _of(module: str) -> Instrument:
+def _instrument(module: str) -> Instrument:
     return importlib.import_module(module).INSTRUMENT
 
 
 def instruments() -> dict[str, Instrument]:
     """Every instrument by name: those that `all` runs in its order, then the others by name."""
-    found = map(_of, _modules().values())
-    found = sorted(found, key=lambda each: (each.in_all is None, each.in_all or (), each.name))
-    return {each.name: each for each in found}
+    every = map(_instrument, _modules().values())
+    ordered = sorted(every, key=lambda each: (each.in_all is None, each.in_all or (), each.name))
+    return {each.name: each for each in ordered}
 
 
 def chains() -> list[list[str]]:
     """The names of what `all` runs: chains that may run side by side, each in its order."""
-    found: dict[int, list[str]] = {}
+    by_chain: dict[int, list[str]] = {}
     for name, each in instruments().items():
         if each.in_all:
-            found.setdefault(each.in_all[0], []).append(name)
-    return list(found.values())
+            by_chain.setdefault(each.in_all[0], []).append(name)
+    return list(by_chain.values())
 
 
 def check_in_all(name: str) -> None:
     """Raises ValueError for what is no part of `all`."""
-    known = [each for chain in chains() for each in chain]
-    if name not in known:
-        raise ValueError(f"{name!r} is no part of `all`, which runs {', '.join(known)}.")
+    names = [each for chain in chains() for each in chain]
+    if name not in names:
+        raise ValueError(f"{name!r} is no part of `all`, which runs {', '.join(names)}.")

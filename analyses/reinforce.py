@@ -1,6 +1,8 @@
-"""Go on from a supervised checkpoint by reinforcement learning (GRPO, with TRL) in a live environment: a series of the same shape.
+"""Go on from a supervised checkpoint by reinforcement learning (GRPO, with TRL) in a live environment.
 
-python -m analyses reinforce --start interp/data/series/checkpoint-2000 --work runs/rl/mask-0.3 --recipe.action_mask 0.3
+It writes a series of the same shape.
+
+python -m analyses reinforce --start interp/data/series/checkpoint-2000 --work runs/rl --recipe.steps 24
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from interp.training.recipes import Reinforcement
 
 @dataclass
 class Config(Prompting):
-    """The defaults take about 20 seconds a step on two CPU cores; on a GPU `--recipe.vllm` samples with vLLM."""
+    """By default about 20 seconds a step on two CPU cores; on a GPU `--recipe.vllm` samples with vLLM."""
 
     start: Annotated[Path, Existing()] = SERIES / "checkpoint-2000"
     """Checkpoint to go on from, its weights whole."""
     work: Annotated[Path, Folder()] = Path("runs/rl")
-    """Folder of the series; training resumes from its last checkpoint, and a copy of the start is checkpoint 0."""
+    """Folder of the series; checkpoint 0 is a copy of the start, and training resumes from the last one."""
     environment: EnvironmentName = "alfworld"
     """Whose games are played: a name, or one of your own as MODULE:NAME, whose code is run."""
     recipe: Reinforcement = field(default_factory=Reinforcement)

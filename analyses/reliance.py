@@ -1,4 +1,4 @@
-"""Prompt reliance at every checkpoint: direct and via-CoT effects of the prompt on the action (docs/methods.md 4.2)."""
+"""Prompt reliance: direct and via-CoT effects of the prompt on the action (docs/methods.md 4.2)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.registry import Instrument
+from analyses.rows import mean_row
 from analyses.study import NotApplicable, Study
-from interp.stats.intervals import cluster_bootstrap
 from interp.system.limits import Sample
 
 
 @dataclass
 class Config(Study):
-    """Counterfactual pairs by symmetric renaming, with the expert's trace, the same pairs at every checkpoint."""
+    """Pairs by symmetric renaming with the expert's trace, the same at every checkpoint."""
 
     pairs: Sample = 0
     """Pairs of each split (0: 40 quick, 150 full)."""
 
 
 def run(config: Config) -> None:
-    """Mediate, then average over pairs with intervals that resample episodes."""
+    """Read direct and via-CoT effects, then average over pairs with intervals that resample episodes."""
     from interp.measures.reliance import EFFECTS, prompt_reliance
 
     started, rows, unpaired, paths = time.time(), [], {}, set()
@@ -31,48 +31,38 @@ def run(config: Config) -> None:
         *pairs[split], unpaired[split] = config.pairs_of(split, config.number(config.pairs, 40, 150))
     if not all(clean for clean, _ in pairs.values()):
         raise NotApplicable(
-            f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to swap."
+            f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to "
+            "swap."
         )
     for step, split in config.cells("reliance"):
-        inputs = dict(config.inputs(step), pairs=[config.digest(side) for side in pairs[split]])
+        inputs = dict(config.inputs(step), pairs=[config.digest(prompts) for prompts in pairs[split]])
 
-        def compute():
-            found = prompt_reliance(config.model(step), *pairs[split])
+        def compute() -> dict:
+            result = prompt_reliance(config.model(step), *pairs[split])
             return dict(
-                effects=np.stack([getattr(found, name) for name in EFFECTS], 1).tolist(),
-                kept=found.kept.tolist(),
-                path=found.path,
+                effects=np.stack([getattr(result, name) for name in EFFECTS], 1).tolist(),
+                kept=result.kept.tolist(),
+                path=result.path,
             )
 
-        found = config.stage(f"reliance/{step}-{split}", inputs, compute)
-        effects = np.array(found["effects"]).reshape(-1, len(EFFECTS))
-        paths.add(found["path"])
-        groups = [pairs[split][0][i].decision.episode for i in found["kept"]]
+        stored = config.stage(f"reliance/{step}-{split}", inputs, compute)
+        effects = np.array(stored["effects"]).reshape(-1, len(EFFECTS))
+        paths.add(stored["path"])
+        groups = [pairs[split][0][i].decision.episode for i in stored["kept"]]
         readings = {name: lambda m, i=i: m[..., i] for i, name in enumerate(EFFECTS)}
         readings |= dict(
             interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
             prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]),
         )
         for metric, function in readings.items():
-            estimate = (
-                cluster_bootstrap(effects, groups, function, seed=config.seed).row()
-                if len(effects)
-                else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0)
-            )
-            rows.append(
-                dict(
-                    step=step,
-                    split=split,
-                    metric=metric,
-                    **estimate,
-                    n_dropped=len(pairs[split][0]) - len(effects),
-                )
-            )
+            row = mean_row(effects, groups, config.seed, function=function)
+            lost = len(pairs[split][0]) - len(effects)
+            rows.append(dict(step=step, split=split, metric=metric, **row, n_dropped=lost))
     config.write(
         "reliance",
         rows,
         started,
-        [p for both in pairs.values() for side in both for p in side],
+        [prompt for both in pairs.values() for prompts in both for prompt in prompts],
         not_paired=unpaired,
         path=sorted(paths),
     )

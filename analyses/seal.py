@@ -14,7 +14,7 @@ from interp.results.tables import seal_table
 
 @dataclass
 class Config:
-    """A table that is not as it was written is refused, since it may be damaged; this says that it was edited by intent."""
+    """A table that is not as it was written is refused; this says that it was edited by intent."""
 
     tables: Path
     """Folder of the tables (CSV and JSON)."""

@@ -1,25 +1,30 @@
-"""Attention and gradient shares: what the action's tokens attend to and depend on, after the agent's own trace (docs/methods.md 6)."""
+"""Attention and gradient shares: what an action attends to and depends on (docs/methods.md 6).
+
+The action is read after the agent's own trace.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from analyses.registry import Instrument
+from analyses.rows import mean_row
 from analyses.study import NotApplicable, Study
 from interp.prompts.format import SPANS
-from interp.stats.intervals import cluster_bootstrap
 from interp.system.limits import Sample
 
-#: From means of a span's share and token share; the ratio is one of means, since a decision may lack the span.
+#: Of means of a span's share and token share. The ratio is one of means, since a decision may lack the span.
 READINGS = (lambda m: m[..., 0], lambda m: m[..., 1], lambda m: m[..., 0] / m[..., 1])
 
 
 @dataclass
 class Config(Study):
-    """Every checkpoint's own traces and actions, on the first decisions of each split, averaged over layers."""
+    """Each checkpoint's own traces and actions on the first decisions of each split, averaged over layers."""
 
     decisions_read: Sample = 0
     """Decisions of each split (0: 24 quick, 100 full)."""
@@ -27,67 +32,64 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Read and tabulate; one checkpoint and split is one resumable stage."""
-    from interp.measures.shares import DEFINITIONS, METRICS, VERSIONS, shares
+    from interp.measures.shares import DEFINITIONS
 
     started, rows, skipped = time.time(), [], {}
     n = config.number(config.decisions_read, 24, 100)
     for step, split in config.cells("shares"):
-        prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
         inputs = dict(config.inputs(step, split), n=n, limits=config.limits, generator=config.generator)
-
-        def compute():
-            traces = {
-                i: config.format.decoded_prefix(s.ids) for i, s in enumerate(own) if s.action is not None
-            }
-            index = [i for i, trace in traces.items() if trace]
-            if not index:
-                return dict(index=[], share=[], token_share=[])
-            found = shares(
-                config.model(step),
-                [prompts[i] for i in index],
-                [traces[i] for i in index],
-                [own[i].action for i in index],
-            )
-            return dict(
-                index=index,
-                share=found.share.mean(3).tolist(),
-                token_share=found.token_share.mean(3).tolist(),
-            )
-
-        found = config.stage(f"shares/{step}-{split}", inputs, compute)
-        if not found["index"]:
+        stored = config.stage(f"shares/{step}-{split}", inputs, lambda: _read(config, step, split, n))
+        if not stored["index"]:
             skipped[f"{step} {split}"] = "no decision of this checkpoint parsed"
             continue
-        both = np.stack(
-            [found["share"], found["token_share"]], -1
-        )  # [definition, version, decision, span, (share, token share)]
-        groups = np.array([prompts[i].decision.episode for i in found["index"]])
-        for d, definition in enumerate(DEFINITIONS):
-            known = np.isfinite(both[d]).all((0, 2, 3))
-            if not known.all():
+        groups = np.array([config.prompts(split)[i].decision.episode for i in stored["index"]])
+        # [definition, version, decision, span, (share, token share)]
+        both = np.stack([stored["share"], stored["token_share"]], -1)
+        for definition, values in zip(DEFINITIONS, both, strict=True):
+            finite = np.isfinite(values).all((0, 2, 3))
+            if not finite.all():
                 skipped[f"{step} {split} {definition}"] = (
-                    f"{int((~known).sum())} decisions have no gradient: their action is certain"
+                    f"{int((~finite).sum())} decisions have no gradient: their action is certain"
                 )
-            for (v, version), (s, span) in ((a, b) for a in enumerate(VERSIONS) for b in enumerate(SPANS)):
-                columns = both[d, v, known, s]
-                if not columns[:, 1].any():
-                    continue
-                for metric, function in zip(METRICS, READINGS):
-                    estimate = cluster_bootstrap(columns, groups[known], function, seed=config.seed)
-                    rows.append(
-                        dict(
-                            step=step,
-                            split=split,
-                            span=span,
-                            definition=definition,
-                            version=version,
-                            metric=metric,
-                            **estimate.row(),
-                        )
-                    )
+            for row in _rows(values[:, finite], groups[finite], config.seed):
+                rows.append(dict(step=step, split=split, span=row.pop("span"), definition=definition, **row))
     if not rows:
         raise NotApplicable(f"No share could be computed: {next(iter(skipped.values()))}.")
     config.write("shares", rows, started, skipped=skipped)
+
+
+def _read(config: Config, step: int, split: str, n: int) -> dict:
+    """Shares over layers of the decisions that parsed with a trace, of the first `n`."""
+    from interp.measures.shares import shares
+
+    prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
+    parsed = [i for i, each in enumerate(own) if each.action is not None]
+    traces = {i: config.format.decoded_prefix(own[i].ids) for i in parsed}
+    index = [i for i, trace in traces.items() if trace]
+    if not index:
+        return dict(index=[], share=[], token_share=[])
+    result = shares(
+        config.model(step),
+        [prompts[i] for i in index],
+        [traces[i] for i in index],
+        [own[i].action for i in index],
+    )
+    return dict(
+        index=index, share=result.share.mean(3).tolist(), token_share=result.token_share.mean(3).tolist()
+    )
+
+
+def _rows(values: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[dict]:
+    """A row for each version, span and metric; values: [version, decision, span, (share, token share)]."""
+    from interp.measures.shares import METRICS, VERSIONS
+
+    for (v, version), (s, span) in product(enumerate(VERSIONS), enumerate(SPANS)):
+        columns = values[v, :, s]
+        if not columns[:, 1].any():
+            continue
+        for metric, function in zip(METRICS, READINGS, strict=True):
+            row = mean_row(columns, groups, seed, function=function)
+            yield dict(span=span, version=version, metric=metric, **row)
 
 
 INSTRUMENT = Instrument("shares", Config, run, in_all=(1, 4))

@@ -11,22 +11,22 @@ import numpy as np
 
 from analyses.probes import boundary_layers, labelled
 from analyses.registry import Instrument
+from analyses.rows import attempted, mean_row
 from analyses.study import NotApplicable, Study
-from interp.stats.intervals import cluster_bootstrap
 from interp.system.choices import RANDOM, Position
 from interp.system.limits import Limits, Sample
 
 
 @dataclass
 class Config(Study):
-    """The two most common targets of a checkpoint's own actions: the second's decisions are pushed towards the first's."""
+    """Push decisions of a checkpoint's second most common target towards its most common one."""
 
     steered: Sample = 0
-    """Decisions to steer, in-domain (0: 24 quick, 60 full; at most half of them, the others give the direction)."""
+    """Decisions to steer, in-domain (0: 24 quick, 60 full; at most half: the others give the direction)."""
     alphas: Annotated[tuple[float, ...], Limits(-1000, 1000)] = (0.0, 0.25, 0.5, 1.0)
     """Strengths, in units of the residual's mean norm at the boundary."""
     per_decision: Annotated[int, Limits(0, RANDOM)] = 5
-    """Of the random directions, how many each decision is steered along; the next decision takes the next ones (0: all)."""
+    """Random directions for each decision; the next decision takes the next ones (0: all)."""
     positions: tuple[Position, ...] = get_args(Position)
     """Which tokens are steered."""
     layer: Annotated[int, Limits(-1)] = -1
@@ -51,9 +51,9 @@ class Config(Study):
 def directions(
     config: Config, step: int, split: str, n: int, layer: int
 ) -> tuple[str, str, dict[str, np.ndarray]]:
-    """The two classes, and the directions from the second to the first, of the decisions whose episodes are not steered.
+    """The two classes, and directions from the second to the first, from episodes that are not steered.
 
-    Raises ValueError where those decisions are not of two classes.
+    Raises ValueError where their decisions are not of two classes.
     """
     from interp.probing.directions import (
         orthogonal_directions,
@@ -70,33 +70,29 @@ def directions(
     common = Counter(label for _, label in rows).most_common(2)
     if len(common) < 2:
         raise ValueError(
-            f"The {len(rows)} decisions with an action whose episodes are not steered have not two targets to tell apart."
+            f"The {len(rows)} decisions with an action whose episodes are not steered have not two targets "
+            "to tell apart."
         )
     (a, _), (b, _) = common
-    acts, names = (
-        boundary_layers(config, step, split)[[i for i, _ in rows], layer + 1],
-        [label for _, label in rows],
-    )
-    said = config.decoded(step, split, "cot")
+    acts = boundary_layers(config, step, split)[[i for i, _ in rows], layer + 1]
+    names = [label for _, label in rows]
+    own = config.decoded(step, split, "cot")
     first, second = (
-        Counter(said[i].action for i, label in rows if label == c).most_common(1)[0][0] for c in (a, b)
+        Counter(own[i].action for i, label in rows if label == c).most_common(1)[0][0] for c in (a, b)
     )
-    w = probe_direction(acts, names, a, b)
-    return (
-        a,
-        b,
-        dict(
-            probe=w,
-            orthogonal=orthogonal_directions(w, RANDOM, config.seed),
-            shuffled=shuffled_direction(acts, names, a, b, seed=config.seed),
-            unembedding=unembedding_direction(model, parting_token(config.format, first, second)),
-        ),
+    along = probe_direction(acts, names, a, b)
+    by_kind = dict(
+        probe=along,
+        orthogonal=orthogonal_directions(along, RANDOM, config.seed),
+        shuffled=shuffled_direction(acts, names, a, b, seed=config.seed),
+        unembedding=unembedding_direction(model, parting_token(config.format, first, second)),
     )
+    return a, b, by_kind
 
 
 def run(config: Config) -> None:
     """Steer, then count; one position at one checkpoint is one resumable stage."""
-    from interp.measures.steering import METRICS, steer
+    from interp.measures.steering import METRICS
 
     started, rows, skipped, made = time.time(), [], {}, {}
     split = config.parts[0]
@@ -119,69 +115,29 @@ def run(config: Config) -> None:
             per_decision=config.per_decision,
         )
 
-        def compute():
-            try:
-                a, b, given = directions(config, step, split, n, layer)
-            except (
-                ValueError
-            ) as problem:  # nothing parsed, or always the same: said in the provenance, the others go on
-                return dict(skipped=str(problem))
-            found = steer(
-                model,
-                prompts[:n],
-                given,
-                layer,
-                target=a,
-                position=position,
-                alphas=config.alphas,
-                classify=config.env.classes["target"],
-                parser=config.parse,
-                per_decision=config.per_decision or None,
-                unsteered=config.decoded(step, split, "cot")[:n],
-                max_new_tokens=config.limits["cot"],
-            )
-            columns = [
-                dict(
-                    direction=c.kind,
-                    alpha=c.alpha,
-                    **{m: [x.tolist() for x in found.column(c.kind, c.alpha, m)] for m in METRICS},
-                )
-                for c in found.cells
-            ]
-            return dict(
-                skipped="",
-                columns=columns,
-                made=dict(
-                    target=a,
-                    source=b,
-                    norm=found.norm,
-                    resample=float(found.resample.mean()),
-                    path=found.path,
-                ),
-            )
-
-        found = config.stage(f"steering/{step}-{position}", inputs, compute)
-        if found["skipped"]:
-            skipped[str(step)] = found["skipped"]
+        stored = config.stage(
+            f"steering/{step}-{position}",
+            inputs,
+            lambda: attempted(lambda: _steered(config, step, split, position, n, layer)),
+        )
+        if stored["skipped"]:
+            skipped[str(step)] = stored["skipped"]
             continue
-        made[f"{step} {position}"] = found["made"]
-        for cell in found["columns"]:
+        made[f"{step} {position}"] = stored["made"]
+        for cell in stored["columns"]:
             for metric in METRICS:
                 values, decision = cell[metric]
-                estimate = (
-                    cluster_bootstrap(np.array(values), groups[decision], seed=config.seed).row()
-                    if values
-                    else dict(value=np.nan, low=np.nan, high=np.nan, n=0, n_groups=0)
+                rows.append(
+                    dict(
+                        step=step,
+                        split=split,
+                        position=position,
+                        direction=cell["direction"],
+                        alpha=cell["alpha"],
+                        metric=metric,
+                        **mean_row(np.array(values), groups[decision], config.seed),
+                    )
                 )
-                place = dict(
-                    step=step,
-                    split=split,
-                    position=position,
-                    direction=cell["direction"],
-                    alpha=cell["alpha"],
-                    metric=metric,
-                )
-                rows.append(place | estimate)
     if not rows:
         raise NotApplicable(f"No checkpoint has a direction to steer along: {next(iter(skipped.values()))}")
     config.write(
@@ -194,6 +150,39 @@ def run(config: Config) -> None:
         made=made,
         skipped=skipped,
     )
+
+
+def _steered(config: Config, step: int, split: str, position: str, n: int, layer: int) -> dict:
+    """What steering of the first `n` decisions changes, by direction and strength."""
+    from interp.measures.steering import METRICS, steer
+
+    target, source, by_kind = directions(config, step, split, n, layer)
+    result = steer(
+        config.model(step),
+        config.prompts(split)[:n],
+        by_kind,
+        layer,
+        target=target,
+        position=position,
+        alphas=config.alphas,
+        classify=config.env.classes["target"],
+        parser=config.parse,
+        per_decision=config.per_decision or None,
+        unsteered=config.decoded(step, split, "cot")[:n],
+        max_new_tokens=config.limits["cot"],
+    )
+    columns = []
+    for cell in result.cells:
+        metrics = {m: [x.tolist() for x in result.column(cell.kind, cell.alpha, m)] for m in METRICS}
+        columns.append(dict(direction=cell.kind, alpha=cell.alpha, **metrics))
+    made = dict(
+        target=target,
+        source=source,
+        norm=result.norm,
+        resample=float(result.resample.mean()),
+        path=result.path,
+    )
+    return dict(columns=columns, made=made)
 
 
 INSTRUMENT = Instrument("steering", Config, run)

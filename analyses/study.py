@@ -1,27 +1,26 @@
-"""What every analysis shares: the study's configuration, its checkpoints and decisions, and stages that resume."""
+"""What analyses share: the study's configuration, its checkpoints and decisions, and stages that resume."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 import tyro
 from tqdm import tqdm
 
-import interp
 from analyses.prompting import Prompting
+from analyses.provenance import made_by
 from interp.checkpoints.contents import SERIES, training_notes
 from interp.engine.vllm_backend import MISSING
 from interp.environments.base import ANY, Environment, find
@@ -32,28 +31,14 @@ from interp.results.tables import inside, write_table
 from interp.system import limits
 from interp.system.choices import check_device
 from interp.system.limits import Folder, Known, Seed, Steps, Tokens
-from interp.system.paths import ROOT
 from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
-if (
-    TYPE_CHECKING
-):  # what imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once
+# What imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once.
+if TYPE_CHECKING:
     from interp.checkpoints.series import CheckpointSeries
     from interp.engine.decoding import Completion
     from interp.models.hooked import HookedModel
-
-VERSIONS = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "scikit-learn",
-    "statsmodels",
-    "pandas",
-    "alfworld",
-    "textworld",
-)
 
 
 class NotApplicable(ValueError):
@@ -89,26 +74,30 @@ class Study(Prompting):
     run: Annotated[Path, Folder()] = Path("runs/quick")
     """Folder for everything the run writes: tables, partial results, activations."""
     series: Path = SERIES
-    """Folder that a trainer wrote (docs/checkpoints.md lists what is read); the shipped series by default. A hub repository with --revisions."""
+    """Folder that a trainer wrote (docs/checkpoints.md lists what is read), or with --revisions a hub
+    repository; the shipped series by default."""
     revisions: tuple[str, ...] = ()
     """Revisions of a hub repository, fetched with HF_HUB_OFFLINE=0."""
     trust_remote_code: bool = False
     """Let Python code run that a checkpoint brings along; read it first."""
     corpus: Path = CORPUS
-    """Recorded episodes or decisions, .jsonl or .jsonl.xz; by default the environment's, which are the shipped ones."""
+    """Recorded episodes or decisions, .jsonl or .jsonl.xz; the environment's by default."""
     base: Path | None = None
     """Folder of the model that the series' adapters belong to (none: where their configuration says)."""
     environment: Annotated[EnvironmentName, tyro.conf.arg(aliases=["--actions"])] = "auto"
-    """What is acted in: alfworld, any (recorded decisions, where any text or JSON object is an action), or one of your own as MODULE:NAME, whose
-    code is run (auto: alfworld where the recorded actions are its commands, else any)."""
+    """What is acted in: alfworld, any (recorded decisions, where any text or JSON object is an action), or
+    one of your own as MODULE:NAME, whose code is run (auto: alfworld where the recorded actions are its
+    commands, else any)."""
     size: Literal["quick", "full"] = "quick"
     """Sets every number below that is not given."""
     checkpoints: Steps = ()
     """Checkpoints to study; all when empty."""
     splits: tuple[Literal["in_domain", "out_of_domain"], ...] = ()
-    """Which test decisions: seen task types in unseen scenes, or task types never trained on (all that the corpus holds)."""
+    """Which test decisions: seen task types in unseen scenes, or task types never trained on (default: all
+    splits that the corpus holds)."""
     decisions: int | Path = 0
-    """How many decisions in each split (0: 160 quick, 400 full, or all where there are fewer); or a file of them, as --corpus."""
+    """How many decisions in each split (0: 160 quick, 400 full, or all where there are fewer); or a file of
+    them, as --corpus."""
     seed: Seed = 0
     """Seed of every draw: decisions, pairs, donors, resamples, folds."""
     official: bool = False
@@ -118,29 +107,30 @@ class Study(Prompting):
     action_tokens: Tokens = 24
     """Tokens that an action may take where no trace is written before it."""
     truncate: Truncate = "none"
-    """What is done with a prompt that leaves no room for a trace and an action in the model's context: refused (none), or its oldest turns
-    after the task left out, which the table's provenance counts."""
+    """What is done with a prompt that leaves no room for a trace and an action in the model's context: it is
+    refused (none), or its oldest turns after the task are left out, which the table's provenance counts."""
     generator: Literal["hf", "vllm"] = "hf"
-    """What decodes: the hooked Hugging Face model, or vLLM on a GPU machine that has it (full weights only)."""
+    """What decodes: the hooked Hugging Face model, or vLLM on a GPU (full weights only)."""
     device: Device = "auto"
     """auto, cpu or cuda."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.decisions, Path) and self.corpus == CORPUS:  # `--decisions my.jsonl`
             self.corpus, self.decisions = self.decisions, 0
 
     def check(self) -> None:
-        """Raise the sentence of what cannot be studied before a model is loaded: of each field, then of what they name."""
+        """Raise the sentence of what cannot be studied, before a model is loaded."""
         limits.check(self)
-        if self.base and not any((place / self.base).exists() for place in self._folders):
+        if self.base and not any((folder / self.base).exists() for folder in self._folders):
             raise FileNotFoundError(
                 f"--base: there is no folder {self.base}, seen from here or from the checkpoints."
             )
         if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
             raise ImportError(MISSING)
-        self.format_options(), self._sampled
+        self.format_options()
+        _ = self._sampled  # read now
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
         for name in ("choices", "conflicts", "decisions_read", "pairs", "steered"):
             if getattr(self, name, 0) > held:
@@ -158,6 +148,11 @@ class Study(Prompting):
     def number(self, given: int, quick: int, full: int) -> int:
         """A size that was given, or the one of the study's size."""
         return given or (quick if self.size == "quick" else full)
+
+    def spread(self, n: int) -> list[int]:
+        """At most `n` checkpoints, evenly chosen with first and last."""
+        chosen = np.linspace(0, len(self.steps) - 1, min(n, len(self.steps)))
+        return sorted({self.steps[round(i)] for i in chosen})
 
     @cached_property
     def _reused(self) -> dict[str, float]:
@@ -197,7 +192,7 @@ class Study(Prompting):
         return self.checkpoint_series.load(self.steps[0], self.device, self.dtype)
 
     def model(self, step: int) -> HookedModel:
-        """The one module of the study with this checkpoint's weights in it."""
+        """The study's one model, with this checkpoint's weights."""
         if self._model.step != step:
             later = [s for s in self.steps if s > step]
             self.checkpoint_series.swap(self._model, step, ahead=min(later, default=None))
@@ -207,19 +202,13 @@ class Study(Prompting):
     def format(self) -> PromptFormat:
         from interp.engine.decoding import stop_tokens
 
-        made = next(
-            (
-                notes
-                for step in reversed(self.steps)
-                if isinstance(path := self.checkpoint_series.path(step), Path)
-                and (notes := training_notes(path))
-            ),
-            {},
-        )
+        paths = (self.checkpoint_series.path(step) for step in reversed(self.steps))
+        notes = (training_notes(path) for path in paths if isinstance(path, Path))
+        trained = next(filter(None, notes), {})
         return PromptFormat(
             self._model.tokenizer,
-            self.style or made.get("style", "tags"),
-            self.system or made.get("system", ""),
+            self.style or trained.get("style", "tags"),
+            self.system or trained.get("system", ""),
             **self.format_options(),
             context=self._model.context,
             room=self.trace_tokens + self.action_tokens,
@@ -245,13 +234,8 @@ class Study(Prompting):
         if self._named:
             return self._named
         household = find("alfworld")
-        known = all(
-            household.parse(d.reference)
-            for group in self.episodes.values()
-            for e in group
-            for d in e.decisions()[:1]
-        )
-        return household if known else ANY
+        firsts = (d for group in self.episodes.values() for e in group for d in e.decisions()[:1])
+        return household if all(household.parse(d.reference) for d in firsts) else ANY
 
     @property
     def parse(self) -> Callable[[str], str | None]:
@@ -272,7 +256,8 @@ class Study(Prompting):
     def episodes(self) -> dict[str, list]:
         if isinstance(self.decisions, Path):
             raise ValueError(
-                f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions takes a number beside --corpus."
+                f"Both --decisions {self.decisions} and --corpus {self.corpus} name a file: --decisions "
+                "takes a number beside --corpus."
             )
         if self.decisions < 0:
             raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
@@ -281,8 +266,9 @@ class Study(Prompting):
         wanted = self.splits or [s for s in named.splits if named.splits[s] in corpus] or list(named.splits)
         missing = [named.splits.get(s, s) for s in wanted if named.splits.get(s) not in corpus]
         if missing:
+            where = self._file or f"The environment {named.name!r}"
             raise ValueError(
-                f"{self._file or f'The environment {named.name!r}'} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}."
+                f"{where} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}."
             )
         return {s: corpus[named.splits[s]] for s in wanted}
 
@@ -298,7 +284,10 @@ class Study(Prompting):
 
     @property
     def pick_games(self) -> Callable[[str, int, int], Sequence]:
-        """(split, n, seed) -> games to play, the benchmark's own where `official` is set; raises ValueError where it has none."""
+        """(split, n, seed) -> games to play, the benchmark's own where `official` is set.
+
+        Raises ValueError where it has none.
+        """
         pick = self.env.official if self.official else self.env.games
         if pick is None:
             raise ValueError(
@@ -314,7 +303,7 @@ class Study(Prompting):
         return {}
 
     def pairs_of(self, split: str, n: int) -> tuple[list[Prompt], list[Prompt], dict[str, int]]:
-        """Up to `n` counterfactual pairs of a split's recorded decisions, clean and corrupt, and how many were dropped and why; made once."""
+        """Up to `n` counterfactual pairs of a split: clean, corrupt, and how many were dropped by reason."""
         if (split, n) not in self._pairs:
             decisions = [d for e in self.episodes[split] for d in e.decisions()]
             clean, corrupt, dropped = make_pairs(
@@ -324,13 +313,15 @@ class Study(Prompting):
         return self._pairs[split, n]
 
     def inputs(self, step: int, split: str | None = None) -> dict:
-        """Content hashes of what a stage reads: the checkpoint, what the first one lends to all (its configuration, tokenizer
-        and template are those of the one module), and the prompts of a split."""
+        """Content hashes of what a stage reads: the checkpoint, the first one, and the prompts of a split.
+
+        The first checkpoint's configuration, tokenizer and template are those of the study's one model.
+        """
         from interp.models.hooked import pick_device, pick_dtype
 
         device = pick_device(self.device)
         first = {name: digest for name, digest in self.identity(self.steps[0]).items() if name != "weights"}
-        found = dict(
+        inputs = dict(
             **self.identity(step),
             first=first,
             seed=self.seed,
@@ -338,26 +329,25 @@ class Study(Prompting):
             dtype=str(pick_dtype(self.dtype, device)),
         )
         if split:
-            found |= dict(
+            inputs |= dict(
                 decisions=self.digest(self.prompts(split)),
                 parser=f"{self.parse.__module__} {self.env.source}".rstrip(),
             )
-        return found
+        return inputs
 
     def identity(self, step: int) -> dict[str, str]:
-        """Content hashes of all that a checkpoint is loaded from, the series' template among them; says what of it changed
-        since this run's folder kept a result of it."""
+        """Content hashes of all that a checkpoint is loaded from, the series' template among them.
+
+        Prints what of it changed since this run's folder kept a result of it.
+        """
         from analyses import first_use
         from interp.checkpoints.identity import hash_text
 
         if step not in self._identities:
             template = hash_text(self.checkpoint_series.template) if not self.revisions else ""
-            self._identities[step] = self.checkpoint_series.identity(step) | (
-                dict(template=template) if template else {}
-            )
-            if changed := first_use.changed(
-                self.run, step, self.checkpoint_series.path(step), self._identities[step]
-            ):
+            identity = self.checkpoint_series.identity(step) | (dict(template=template) if template else {})
+            self._identities[step] = identity
+            if changed := first_use.changed(self.run, step, self.checkpoint_series.path(step), identity):
                 print(changed, file=sys.stderr)
         return self._identities[step]
 
@@ -377,9 +367,13 @@ class Study(Prompting):
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    def stage(self, name: str, inputs: dict, compute: Callable[[], object]):
-        """What `compute` returns (JSON), from disk when the same code computed it before from the same inputs; a damaged file
-        is named and computed again. Raises ValueError for a name that leads out of the run's folder."""
+    def stage(self, name: str, inputs: dict, compute: Callable[[], object]) -> Any:
+        """What `compute` returns (JSON), from disk when the same code computed it before from the same
+        inputs.
+
+        A damaged file is named and computed again. Raises ValueError for a name that leads out of the run's
+        folder.
+        """
         made = dict(inputs, source=source_hash(compute.__module__))
         key = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:16]
         path = inside(self.run / "partial", f"{name}-{key}.json")
@@ -398,7 +392,7 @@ class Study(Prompting):
         return read_record(path)["value"]  # the same order and types whether it was there or not
 
     def _keep_identities(self) -> None:
-        """Keep what the checkpoints that were read are made of: what changed is said until a result of it is kept."""
+        """Keep the hashes of the checkpoints that were read; until then `identity` prints what changed."""
         from analyses import first_use
 
         for step, identity in self._identities.items():
@@ -408,16 +402,26 @@ class Study(Prompting):
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
         from interp.engine.decoding import Completion, decode_modes
 
-        def compute():
-            given = dict(parser=self.parse, max_new_tokens=self.limits)
-            if self.generator == "vllm":
-                from interp.engine.vllm_backend import Engine
+        def decode(**options: object) -> dict[str, list[dict]]:
+            decoded = decode_modes(
+                self.model(step),
+                self.prompts(split),
+                MODES,
+                parser=self.parse,
+                max_new_tokens=self.limits,
+                **options,
+            )
+            return {
+                m: [dataclasses.asdict(each) for each in completions] for m, completions in decoded.items()
+            }
 
-                with Engine(self.checkpoint_series.path(step)) as engine:
-                    found = decode_modes(self.model(step), self.prompts(split), MODES, engine=engine, **given)
-            else:
-                found = decode_modes(self.model(step), self.prompts(split), MODES, **given)
-            return {m: [dataclasses.asdict(s) for s in said] for m, said in found.items()}
+        def compute() -> dict[str, list[dict]]:
+            if self.generator != "vllm":
+                return decode()
+            from interp.engine.vllm_backend import Engine
+
+            with Engine(self.checkpoint_series.path(step)) as engine:
+                return decode(engine=engine)
 
         rows = self.stage(
             f"decoded/{step}-{split}",
@@ -429,21 +433,24 @@ class Study(Prompting):
     def candidates(
         self, step: int, split: str, argued: Mapping[int, Sequence[str | None]] = {}
     ) -> list[tuple[str, ...]]:
-        """What a forced choice at each decision of a split is among; where not all actions are listed, with what this checkpoint said
-        and, of a decision by its index, what traces argue for."""
-        said = zip(*(self.decoded(step, split, mode) for mode in ("prompt", "cot")))
+        """The actions that a forced choice at each decision of a split is among.
+
+        Where not all are listed, this checkpoint's own actions are among them, and those that traces argue
+        for (`argued`, by the decision's index).
+        """
+        completions = zip(*(self.decoded(step, split, mode) for mode in ("prompt", "cot")), strict=True)
         return [
-            self.env.candidates(p.decision, *(s.action for s in both), *argued.get(i, ()))
-            for i, (p, both) in enumerate(zip(self.prompts(split), said))
+            self.env.candidates(p.decision, *(each.action for each in both), *argued.get(i, ()))
+            for i, (p, both) in enumerate(zip(self.prompts(split), completions, strict=True))
         ]
 
     def _seconds_reused(self) -> dict[str, float]:
         """Kind of stage -> the seconds that computing those taken from disk took, when they were computed."""
-        found: dict[str, float] = {}
+        by_kind: dict[str, float] = {}
         for path, seconds in self._reused.items():
             kind = Path(path).relative_to(self.run / "partial").parts[0]
-            found[kind] = round(found.get(kind, 0) + seconds, 1)
-        return found
+            by_kind[kind] = round(by_kind.get(kind, 0) + seconds, 1)
+        return by_kind
 
     def cells(
         self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()
@@ -453,9 +460,14 @@ class Study(Prompting):
         return tqdm(every, desc=name)
 
     def write(
-        self, name: str, rows: list[dict], started: float, prompts: Sequence[Prompt] | None = None, **extra
+        self,
+        name: str,
+        rows: list[dict],
+        started: float,
+        prompts: Sequence[Prompt] | None = None,
+        **extra: object,
     ) -> Path:
-        """Write an analysis' table with everything that made it; `prompts`: those it read, where they are not the study's."""
+        """Write a table and its provenance; `prompts`: those it read, where they are not the study's."""
         provenance = dict(
             made_by(name, self, started),
             seed=self.seed,
@@ -480,34 +492,3 @@ class Study(Prompting):
         path = write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
         self._keep_identities()
         return path
-
-
-def made_by(name: str, config, started: float) -> dict:
-    """What every table's provenance says: the analysis, its configuration (a dataclass), the command, when, how long, and of which versions."""
-    import torch
-
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    fields = {
-        k: v.relative_to(ROOT) if isinstance(v, Path) and v.is_relative_to(ROOT) else v
-        for k, v in fields.items()
-    }  # what ships, wherever it lies
-    return dict(
-        analysis=name,
-        config=json.loads(json.dumps(fields, default=str)),
-        command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
-        threads=torch.get_num_threads(),
-        written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        seconds=round(time.time() - started, 1),
-        versions={
-            "interp": interp.__version__,
-            **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)},
-        },
-    )
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Probes trained at one checkpoint and read at every other, in-domain and from in-domain to out-of-domain (docs/methods.md 3.6)."""
+"""Probes trained at one checkpoint and read at every other, in and out of domain (docs/methods.md 3.6)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from analyses.probes import Labels, boundary_layers, check_labels, labelled
 from analyses.registry import Instrument
+from analyses.rows import attempted
 from analyses.study import NotApplicable, Study
 from interp.system.limits import Draws, Folds
 
@@ -30,7 +31,7 @@ ORDER = [
 
 @dataclass
 class Config(Study):
-    """Does what a probe reads at one checkpoint stay where it is? Layer and C are chosen at the training step, without test labels."""
+    """Probes at other checkpoints; layer and C are chosen at the training step, without test labels."""
 
     labels: Labels = ("eventual_target",)
     """Which action and class of it, as in `probes`; each checkpoint is read for its own."""
@@ -47,68 +48,70 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Capture, transfer and tabulate; a label is one resumable stage."""
-    from interp.probing.transfer import transfer
-
     started, rows, skipped = time.time(), [], {}
     for label in config.labels:
-        sets = []
-        for split in config.parts:
-            labels = {}
-            for step in config.steps:
-                names = np.full(len(config.prompts(split)), None, dtype=object)
-                kept, of = labelled(config, step, split, label)
-                names[kept] = of
-                labels[step] = names.tolist()
-            sets.append((labels, [p.decision.episode for p in config.prompts(split)]))
-        # A checkpoint whose actions rarely parse has too few labels for every fold; it is said, and the others go on.
-        labels, episodes = sets[0]
-        known = {
-            step: len({e for e, name in zip(episodes, labels[step]) if name is not None})
-            for step in config.steps
-        }
-        steps = [step for step in config.steps if known[step] >= 4 * config.folds]
-        skipped |= {
-            f"{step} {label}": f"{n} episodes have a label, {4 * config.folds} are needed"
-            for step, n in known.items()
-            if step not in steps
-        }
-
-        def compute():
-            given = [
-                (
-                    {step: boundary_layers(config, step, split) for step in steps},
-                    {step: of[step] for step in steps},
-                    names,
-                )
-                for split, (of, names) in zip(config.parts, sets)
-            ]
-            try:
-                found = transfer(
-                    *given[0],
-                    test=given[1] if len(given) > 1 else None,
-                    folds=config.folds,
-                    seed=config.seed,
-                    draws=config.draws,
-                )
-            except ValueError as problem:  # too few decisions with an action at some step
-                return dict(rows=[], skipped=str(problem))
-            return dict(rows=found.table().to_dict("records"), skipped="")
-
+        labels = {split: _labels(config, split, label) for split in config.parts}
+        # A checkpoint whose actions rarely parse has too few labels for every fold; the others go on.
+        need, trained = 4 * config.folds, config.parts[0]
+        episodes = [prompt.decision.episode for prompt in config.prompts(trained)]
+        steps = []
+        for step, names in labels[trained].items():
+            n = len({episode for episode, name in zip(episodes, names, strict=True) if name is not None})
+            if n >= need:
+                steps.append(step)
+            else:
+                skipped[f"{step} {label}"] = f"{n} episodes have a label, {need} are needed"
+        if not steps:
+            continue
         inputs = dict(
             steps=[[config.inputs(step, split) for step in steps] for split in config.parts],
-            labels=[of for of, _ in sets],
+            labels=list(labels.values()),
             folds=config.folds,
             draws=config.draws,
         )
-        if not steps:
-            continue
-        found = config.stage(f"transfer/{label}", inputs, compute)
-        rows += [dict(row, label=label) for row in found["rows"]]
-        if found["skipped"]:
-            skipped[label] = found["skipped"]
+        stored = config.stage(
+            f"transfer/{label}", inputs, lambda: attempted(lambda: _transferred(config, labels, steps))
+        )
+        if stored["skipped"]:
+            skipped[label] = stored["skipped"]
+        else:
+            rows += [dict(row, label=label) for row in stored["rows"]]
     if not rows:
         raise NotApplicable(f"No probe could be transferred: {next(iter(skipped.values()))}")
     config.write("transfer", [{k: r[k] for k in ORDER} for r in rows], started, skipped=skipped)
+
+
+def _labels(config: Config, split: str, label: str) -> dict[int, list[str | None]]:
+    """Each checkpoint's labels of all decisions; None where one has none."""
+    by_step = {}
+    for step in config.steps:
+        names = np.full(len(config.prompts(split)), None, dtype=object)
+        kept, classes = labelled(config, step, split, label)
+        names[kept] = classes
+        by_step[step] = names.tolist()
+    return by_step
+
+
+def _transferred(config: Config, labels: dict[str, dict[int, list]], steps: list[int]) -> dict:
+    """Every checkpoint's probe at every other, trained on the first split and tested on both."""
+    from interp.probing.transfer import transfer
+
+    train, *test = (
+        (
+            {step: boundary_layers(config, step, split) for step in steps},
+            {step: names[step] for step in steps},
+            [prompt.decision.episode for prompt in config.prompts(split)],
+        )
+        for split, names in labels.items()
+    )
+    result = transfer(
+        *train,
+        test=test[0] if test else None,
+        folds=config.folds,
+        seed=config.seed,
+        draws=config.draws,
+    )
+    return dict(rows=result.table().to_dict("records"))
 
 
 INSTRUMENT = Instrument("transfer", Config, run, in_all=(0, 2))

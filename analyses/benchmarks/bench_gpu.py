@@ -1,7 +1,7 @@
-"""Time the engine on a GPU at the shapes of real models with random weights: a row at a time, against plain forwards and `generate`.
+"""Time the engine on a GPU against plain forwards and `generate`, at real models' shapes with random weights.
 
-`seconds` is a call whose shapes have been seen before, `cold_seconds` the first one. Without a GPU `--models tiny` tries the
-works; its seconds say nothing.
+`seconds` is a call whose shapes have been seen before, `cold_seconds` the first one. Without a GPU
+`--models tiny` tries the works; its seconds say nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from analyses.registry import Instrument
 
 def run(config: Config) -> None:
     """Time every work that is asked for, and write the table `bench_gpu` anew with each row."""
-    from analyses.benchmarks.gpu_works import run_works
+    from analyses.benchmarks.gpu_table import run_works
 
     run_works(config)
 

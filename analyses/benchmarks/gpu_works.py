@@ -1,42 +1,28 @@
-"""The works of the benchmark on a GPU, what each is compared with, and the table of it."""
+"""The works of the benchmark on a GPU, and what each is compared with."""
 
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config
 
 import interp
 from analyses.benchmarks.gpu_settings import SHAPES, Config
 from analyses.benchmarks.rivals import twin
-from analyses.study import made_by
 from interp.models.hooked import pick_device, pick_dtype
 from interp.prompts.format import Prompt, PromptFormat
-from interp.results.tables import write_table
 from interp.tasks.episodes import Decision
 
-COLUMNS = (
-    "work",
-    "model",
-    "tokens",
-    "seconds",
-    "cold_seconds",
-    "baseline",
-    "baseline_seconds",
-    "ratio",
-    "difference",
-    "unit",
-    "peak_gib",
-    "device",
-)
+if TYPE_CHECKING:
+    from interp.engine.capturing import Activations
+    from interp.measures.patching import Sweep
+
 SITES = ("resid_pre", "attn_out", "mlp_out")
 #: The longest prompts of each row, in tokens: longer ones of `--lengths` are left out.
 LONGEST = dict(
@@ -57,9 +43,7 @@ TOGETHER = 32768
 
 @dataclass
 class Baseline:
-    """Another way to do a work, or a part of it that is scaled up; `difference` compares its result with
-    ours.
-    """
+    """Another way to do a work, or a part of it that is scaled up; `difference` compares it with ours."""
 
     name: str
     call: Callable[[], Any]
@@ -78,7 +62,7 @@ class Work:
     baselines: list[Baseline] = field(default_factory=list)
 
 
-def build(shape: str, device: torch.device, dtype: torch.dtype, seed: int):
+def build(shape: str, device: torch.device, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     """A Qwen3 with random weights made on the device, wide enough that a patch moves log-probabilities."""
     config = Qwen3Config(
         **{**dict(vocab_size=151936, head_dim=128, max_position_embeddings=40960), **SHAPES[shape]}
@@ -95,7 +79,7 @@ def build(shape: str, device: torch.device, dtype: torch.dtype, seed: int):
 class Bench:
     """One model, and the works on it."""
 
-    def __init__(self, config: Config, shape: str):
+    def __init__(self, config: Config, shape: str) -> None:
         self.config, self.shape = config, shape
         self.device = pick_device(config.device)
         series = interp.CheckpointSeries.discover()
@@ -106,12 +90,13 @@ class Bench:
         self.random = np.random.default_rng(config.seed)
 
     @cached_property
-    def bare(self):
+    def bare(self) -> PreTrainedModel:
         """A module of its own over the same weights, whose hooks and attention are nobody else's."""
         return twin(self.hf)
 
     @cached_property
-    def bridge(self):
+    def bridge(self) -> Any:
+        """TransformerLens over the same weights."""
         return self.model.bridge
 
     def draw(self, n: int) -> list[int]:
@@ -163,9 +148,7 @@ class Bench:
         return [[*opening, *action] for action in actions], len(opening) + apart
 
     def _difference(self, logits: torch.Tensor, ends: Sequence[Sequence[int]], start: int) -> float:
-        """log p(clean action) - log p(corrupt action), from logits [action, token, vocabulary] of the last
-        tokens.
-        """
+        """log p(clean action) - log p(corrupt action); logits: [action, last token, vocabulary]."""
         n = len(ends[0]) - start
         scored = torch.tensor([end[start:] for end in ends], device=logits.device)
         logp = logits[:, -n - 1 : -1].float().log_softmax(-1).gather(-1, scored[..., None])[..., 0].sum(1)
@@ -173,9 +156,7 @@ class Bench:
 
     @torch.inference_mode()
     def _plain_cells(self, clean: Prompt, corrupt: Prompt, layers: Sequence[int]) -> dict[int, float]:
-        """Denoised differences by a loop with hooks: clean's residual stream at the boundary, put into
-        corrupt's run.
-        """
+        """Denoised differences by a loop with hooks, clean's residual stream put into corrupt's run."""
         ends, start = self._ends(clean, corrupt)
         entering: list[torch.Tensor] = []
         blocks, at = self.bare.model.layers, clean.boundary
@@ -186,10 +167,10 @@ class Bench:
         self.bare.model(self.tensor([clean.ids]), use_cache=False)
         for handle in handles:
             handle.remove()
-        found = {}
+        differences = {}
         for layer in layers:
 
-            def edit(_, args):
+            def edit(_: torch.nn.Module, args: tuple) -> tuple:
                 hidden = args[0].clone()
                 hidden[:, at] = entering[layer]
                 return (hidden, *args[1:])
@@ -198,8 +179,8 @@ class Bench:
             rows = self.tensor([[*corrupt.ids, *end] for end in ends])
             logits = self.bare(rows, use_cache=False, logits_to_keep=len(ends[0]) + 1).logits
             handle.remove()
-            found[layer] = self._difference(logits, ends, start)
-        return found
+            differences[layer] = self._difference(logits, ends, start)
+        return differences
 
     @torch.inference_mode()
     def _lens_cells(self, clean: Prompt, corrupt: Prompt, layers: Sequence[int]) -> dict[int, float]:
@@ -207,10 +188,10 @@ class Bench:
         ends, start = self._ends(clean, corrupt)
         names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
         _, cache = self.bridge.run_with_cache(self.tensor([clean.ids]), names_filter=names, return_type=None)
-        found = {}
+        differences = {}
         for layer, name in zip(layers, names):
 
-            def edit(hidden, hook):
+            def edit(hidden: torch.Tensor, hook: Any) -> torch.Tensor:
                 hidden[:, clean.boundary] = cache[hook.name][0, clean.boundary]
                 return hidden
 
@@ -223,15 +204,15 @@ class Bench:
                     for r in rows
                 ]
             )
-            found[layer] = self._difference(logits, ends, start)
-        return found
+            differences[layer] = self._difference(logits, ends, start)
+        return differences
 
     def _work_patching(self, name: str, tokens: int, sites: Sequence[str]) -> Work:
         clean, corrupt = self.pair(tokens)
         depth = self.model.n_layers
         layers = sorted({int(i) for i in np.linspace(0, depth - 1, self.config.sampled)})
 
-        def off(sweep, cells) -> float:
+        def off(sweep: Sweep, cells: dict[int, float]) -> float:
             gap = sweep.clean[0] - sweep.corrupt[0]
             return max(
                 abs(sweep.denoise[0, 0, layer] * gap + sweep.corrupt[0] - value)
@@ -254,7 +235,9 @@ class Bench:
         return self._work_patching("three sites, both directions", tokens, SITES)
 
     def work_pairs(self, tokens: int) -> Work:
-        clean, corrupt = (list(side) for side in zip(*(self.pair(tokens) for _ in range(self.config.pairs))))
+        clean, corrupt = (
+            list(prompts) for prompts in zip(*(self.pair(tokens) for _ in range(self.config.pairs)))
+        )
         few = min(self.config.pairs, 4)
 
         def one_by_one() -> np.ndarray:
@@ -262,7 +245,7 @@ class Bench:
                 [interp.patch(self.model, [a], [b], minimum=-1e9).clean for a, b in zip(clean[:few], corrupt)]
             )
 
-        def off(sweep, alone) -> float:
+        def off(sweep: Sweep, alone: np.ndarray) -> float:
             return float(np.abs(sweep.clean[:few] - alone).max())
 
         both = [p.ids for p in (*clean, *corrupt)]
@@ -300,14 +283,14 @@ class Bench:
         @torch.inference_mode()
         def totals() -> float:
             """The total effect by four plain sequences."""
-            found = []
+            differences = []
             for prompt in (clean, corrupt):
                 rows = self.tensor(
                     [[*prompt.ids, *self.format.with_trace(prompt.decision.trace), *a] for a in actions]
                 )
                 logits = self.bare(rows, use_cache=False, logits_to_keep=len(actions[0]) + 1).logits
-                found.append(self._difference(logits, actions, start))
-            return found[0] - found[1]
+                differences.append(self._difference(logits, actions, start))
+            return differences[0] - differences[1]
 
         return Work(
             "prompt reliance of a pair",
@@ -332,7 +315,7 @@ class Bench:
             out = self.bare.model(self.tensor([prompts[0].ids]), use_cache=False, output_hidden_states=True)
             return torch.stack(out.hidden_states)[1:-1, 0, -1].float().cpu()
 
-        def off(acts, plain) -> float:
+        def off(acts: Activations, plain: torch.Tensor) -> float:
             return float((acts.values[0, 0, :-1] - plain).norm() / plain.norm())
 
         return Work(
@@ -368,16 +351,16 @@ class Bench:
 
         rows = {mode: [[*p.ids, *self.format.mode_prefix(mode)] for p in prompts] for mode in modes}
 
-        def off(ours, plain) -> float:
+        def off(ours: dict[str, list], plain: dict[str, torch.Tensor]) -> float:
             """Share of the rows whose first eight tokens differ."""
             pairs = [
-                (said.ids[:8], tuple(ids[:8].tolist()))
+                (completion.ids[:8], tuple(ids[:8].tolist()))
                 for mode in modes
-                for said, ids in zip(ours[mode], plain[mode])
+                for completion, ids in zip(ours[mode], plain[mode])
             ]
             return float(np.mean([a != b for a, b in pairs]))
 
-        def ours():
+        def ours() -> dict[str, list]:
             return decode_modes(self.model, prompts, modes, max_new_tokens=self.config.new_tokens)
 
         return Work(
@@ -456,105 +439,7 @@ class Bench:
                     "a batch of the candidates",
                     first,
                     len(prompts),
-                    lambda found, plain: float((found[0][0, :, 0] - plain).abs().max()),
+                    lambda ours, plain: float((ours[0][0, :, 0] - plain).abs().max()),
                 ),
             ],
         )
-
-
-def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds of a call, with all that it has the GPU do, and what it gives."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    value = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, value
-
-
-def median(call: Callable[[], Any], config: Config, device: torch.device) -> tuple[float, Any]:
-    """The median seconds of a call, repeated as far as the budget goes, and what it gave last."""
-    seconds, value = [], None
-    while len(seconds) < config.repeats and (not seconds or sum(seconds) + seconds[-1] < config.budget):
-        took, value = timed(call, device)
-        seconds.append(took)
-    return float(np.median(seconds)), value
-
-
-def measure(work: Work, bench: Bench, name: str) -> Iterator[dict]:
-    """The rows of one work: ours cold and warm, then each baseline, once untimed and then timed."""
-    config, device = bench.config, bench.device
-    cold, value = timed(work.ours, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    seconds, value = median(work.ours, config, device)
-    peak = (torch.cuda.max_memory_allocated() - before) / 2**30 if device.type == "cuda" else float("nan")
-    row = dict(
-        work=work.name,
-        model=bench.shape,
-        tokens=work.tokens,
-        seconds=seconds,
-        cold_seconds=cold,
-        peak_gib=peak,
-        device=name,
-    )
-    for baseline in work.baselines:
-        baseline.call()
-        took, other = median(baseline.call, config, device)
-        difference = baseline.difference(value, other) if baseline.difference else float("nan")
-        took *= baseline.scale
-        yield dict(
-            row,
-            baseline=baseline.name,
-            baseline_seconds=took,
-            ratio=took / seconds,
-            difference=difference,
-            unit=baseline.unit if baseline.difference else "",
-        )
-
-
-def run_works(config: Config) -> pd.DataFrame:
-    """Time every work that is asked for, and write the table `bench_gpu` anew with each row."""
-    started, rows = time.time(), []
-    device = pick_device(config.device)
-    if device.type == "cpu" and set(config.models) != {"tiny"}:
-        raise ValueError(
-            "There is no GPU to time: bench_gpu needs one, and tries its works on a CPU with --models tiny alone."
-        )
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    for shape in config.models:
-        began = time.perf_counter()
-        bench = Bench(config, shape)
-        interp.decode(
-            bench.model, bench.prompts(1, 40), "prompt", max_new_tokens=2
-        )  # the first use of a device is slow
-        bench.forward([bench.draw(40)])
-        print(f"{shape} made in {time.perf_counter() - began:.1f} s", flush=True)
-        for work in bench.works():
-            try:
-                for row in measure(work, bench, name):
-                    rows.append(row)
-                    print(
-                        "  ".join(
-                            f"{c}={row[c]:.4g}" if isinstance(row[c], float) else str(row[c])
-                            for c in COLUMNS[:-1]
-                        ),
-                        flush=True,
-                    )
-                    write_table(
-                        config.out,
-                        "bench_gpu",
-                        pd.DataFrame(rows, columns=COLUMNS),
-                        made_by("bench_gpu", config, started) | dict(device=name),
-                    )
-            except torch.OutOfMemoryError:
-                print(
-                    f"{work.name} of {work.tokens} tokens is left out: the GPU's memory does not suffice.",
-                    flush=True,
-                )
-        del bench
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return pd.DataFrame(rows, columns=COLUMNS)

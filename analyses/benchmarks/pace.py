@@ -1,4 +1,4 @@
-"""How fast `interp.training.trainer.train` is, in tokens a second, against a bare PyTorch loop that does the same steps on the same batches."""
+"""Tokens a second of `interp.training.trainer.train`, against a bare PyTorch loop over the same batches."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import Device, made_by
+from analyses.study import Device
 from interp.checkpoints.contents import SERIES
 from interp.prompts.format import PromptFormat
 from interp.results.tables import write_table
 from interp.system.limits import Count, Existing, Folder, Known, Limits
-from interp.tasks.episodes import CORPUS, load_corpus
+from interp.tasks.episodes import CORPUS, Episode, load_corpus
 from interp.training.recipes import Recipe
 from interp.training.supervision import Supervision, supervised
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from interp.training.trainer import _Batches
 
 CONDITIONS = ("action_mask_0", "action_mask_0.3", "random_mask_0.3", "action_only")
@@ -55,7 +58,7 @@ class Config:
     """cpu or cuda."""
 
 
-def bare(model, data: _Batches, steps: int, lr: float, device: str = "cpu") -> None:
+def bare(model: PreTrainedModel, data: _Batches, steps: int, lr: float, device: str = "cpu") -> None:
     """Train as `train` does, with nothing around it: no logs, no checkpoints, no resuming."""
     import torch
     from transformers import get_cosine_schedule_with_warmup
@@ -78,77 +81,77 @@ def bare(model, data: _Batches, steps: int, lr: float, device: str = "cpu") -> N
 def run(config: Config) -> pd.DataFrame:
     """Time both in turns, in one process, and write the table `pace`.
 
-    The trainer's time holds its start and the saving of its last checkpoint. On the CPU these are seconds of computing, of all
-    threads, which other work on the machine does not stretch.
+    The trainer's time holds its start and the saving of its last checkpoint. On the CPU these are seconds of
+    computing, of all threads, which other work on the machine does not stretch.
     """
     import torch
     from transformers import AutoTokenizer
 
     from interp.checkpoints.series import CheckpointSeries
-    from interp.training.trainer import _Batches, batches, build_model, train
 
-    started, recipe, clock = (
-        time.time(),
-        config.recipe,
-        time.process_time if config.device == "cpu" else time.perf_counter,
-    )
+    started = time.time()
     torch.set_num_threads(config.threads)
     series = CheckpointSeries.discover(SERIES)
     fmt = PromptFormat(AutoTokenizer.from_pretrained(series.path(series.steps[0])))
-    episodes, rows = load_corpus(config.corpus)["train"][: config.episodes], []
-    for condition in tqdm(config.conditions, desc="pace"):
-        sequences, _ = supervised(fmt, episodes, Supervision.named(condition), recipe.seed)
-        plan = batches(sequences, recipe, config.steps, recipe.seed)
-        tokens = sum(len(sequences[i][0]) for batch in plan for i in batch)
-        data, seconds = _Batches(sequences, plan, fmt.tokenizer.pad_token_id), dict(train=[], bare=[])
-        for _ in range(config.repeats):
-            with tempfile.TemporaryDirectory() as folder:
-                model, begun = build_model(recipe, fmt.tokenizer), clock()
-                train(
-                    model,
-                    fmt.tokenizer,
-                    sequences,
-                    recipe,
-                    folder,
-                    steps=config.steps,
-                    lr=recipe.cot_lr,
-                    keep=(),
-                    seed=0,
-                    device=config.device,
-                    plan=plan,
-                )
-                seconds["train"].append(clock() - begun)
-            model, begun = build_model(recipe, fmt.tokenizer), clock()
-            bare(model, data, config.steps, recipe.cot_lr, config.device)
-            seconds["bare"].append(clock() - begun)
-        median = {name: float(np.median(found)) for name, found in seconds.items()}
-        rows.append(
-            dict(
-                condition=condition,
-                tokens=tokens,
-                steps=config.steps,
-                tokens_per_second=tokens / median["train"],
-                bare_tokens_per_second=tokens / median["bare"],
-                ratio=median["bare"] / median["train"],
-                lowest=min(seconds["bare"]) / max(seconds["train"]),
-                highest=max(seconds["bare"]) / min(seconds["train"]),
-            )
-        )
+    episodes = load_corpus(config.corpus)["train"][: config.episodes]
+    rows = [
+        _condition(config, fmt, episodes, condition) for condition in tqdm(config.conditions, desc="pace")
+    ]
     frame = pd.DataFrame(rows)
-    write_table(
-        config.out,
-        "pace",
-        frame,
-        dict(
-            made_by("pace", config, started),
-            recipe=json.loads(json.dumps(dataclasses.asdict(recipe))),
-            device=config.device,
-            threads=config.threads,
-            machine=platform.machine(),
-        ),
+    made = dict(
+        made_by("pace", config, started),
+        recipe=json.loads(json.dumps(dataclasses.asdict(config.recipe))),
+        device=config.device,
+        threads=config.threads,
+        machine=platform.machine(),
     )
+    write_table(config.out, "pace", frame, made)
     print(frame.to_string(index=False))
     return frame
+
+
+def _condition(config: Config, fmt: PromptFormat, episodes: list[Episode], condition: str) -> dict:
+    """The row of one training condition."""
+    from interp.training.trainer import _Batches, batches, build_model, train
+
+    recipe, tokenizer = config.recipe, fmt.tokenizer
+    clock = time.process_time if config.device == "cpu" else time.perf_counter
+    sequences, _ = supervised(fmt, episodes, Supervision.named(condition), recipe.seed)
+    plan = batches(sequences, recipe, config.steps, recipe.seed)
+    data = _Batches(sequences, plan, tokenizer.pad_token_id)
+    trained, bared = [], []  # seconds
+    for _ in range(config.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            model, begun = build_model(recipe, tokenizer), clock()
+            train(
+                model,
+                tokenizer,
+                sequences,
+                recipe,
+                folder,
+                steps=config.steps,
+                lr=recipe.cot_lr,
+                keep=(),
+                seed=0,
+                device=config.device,
+                plan=plan,
+            )
+            trained.append(clock() - begun)
+        model, begun = build_model(recipe, tokenizer), clock()
+        bare(model, data, config.steps, recipe.cot_lr, config.device)
+        bared.append(clock() - begun)
+    tokens = sum(len(sequences[i][0]) for batch in plan for i in batch)
+    ours, other = float(np.median(trained)), float(np.median(bared))
+    return dict(
+        condition=condition,
+        tokens=tokens,
+        steps=config.steps,
+        tokens_per_second=tokens / ours,
+        bare_tokens_per_second=tokens / other,
+        ratio=other / ours,
+        lowest=min(bared) / max(trained),
+        highest=max(bared) / min(trained),
+    )
 
 
 INSTRUMENT = Instrument("pace", Config, run)

@@ -1,8 +1,8 @@
-"""Other tools doing the works of `analyses.benchmarks.bench`, each the way its own documentation recommends for speed.
+"""Other tools doing the works of the benchmark, each the way its own documentation recommends for speed.
 
-Every tool is `Tool(hf, tokenizer)` with the same four works on token ids; `Plain` is the slow reference. Batching cells does
-not pay on a CPU (measured: the same seconds for each row), so every tool runs one forward for each patched cell, with logits
-at the scored positions only (TransformerLens both so and as its tutorials have it).
+Every tool is `Tool(hf, tokenizer)` with the same four works on token ids; `Plain` is the reference. Batching
+cells does not pay on a CPU (measured: the same seconds for each row), so every tool runs one forward for each
+patched cell, with logits at the scored positions only (TransformerLens both so and as its tutorials have it).
 
 >>> tools = [Tool(hf, tokenizer) for Tool in TOOLS if installed(Tool)]
 >>> tools[0].layer_sweep(ids, donor, action)        # [layer]
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 #: Most tokens that one forward of a capture reads.
 BATCH_TOKENS = 4096
@@ -30,7 +30,7 @@ def installed(tool: type[Rival]) -> bool:
     return not tool.package or importlib.util.find_spec(tool.package) is not None
 
 
-def twin(hf):
+def twin(hf: PreTrainedModel) -> PreTrainedModel:
     """A module of its own over the same parameters, so that no tool runs through another one's hooks."""
     return copy.deepcopy(hf, {id(p): p for p in hf.parameters()})
 
@@ -43,17 +43,17 @@ def batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def log_probability(logits: torch.Tensor, action: Sequence[int]) -> torch.Tensor:
-    """Summed log-probability of an action's tokens; logits [token + 1, vocabulary] from the last prompt token on."""
+    """Summed log-probability of an action; logits: [token + 1, vocabulary] from the prompt's last token."""
     return logits[:-1].log_softmax(-1).gather(-1, torch.tensor(action)[:, None]).sum()
 
 
 class Rival:
-    """The four works, one forward for each cell or batch; a tool says how it patches a cell and reads residual streams."""
+    """The four works, one forward for each cell or batch; a tool has its own `patched` and `residuals`."""
 
     name = package = ""
 
     def patched(self, ids: torch.Tensor, cell: Cell, value: torch.Tensor, keep: int) -> torch.Tensor:
-        """Logits of the last `keep` tokens [keep, vocabulary] of ids [1, token] with resid_pre at a cell replaced by `value`."""
+        """Logits [keep, vocabulary] of ids [1, token], with resid_pre at a cell replaced by `value`."""
         raise NotImplementedError
 
     def residuals(self, ids: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ class Rival:
     def layer_sweep(
         self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], layers: Sequence[int] = ()
     ) -> torch.Tensor:
-        """The same at the last prompt token of each layer (of `layers`, where some are given); donor [layer, d_model] -> [layer]."""
+        """The same at the last prompt token of each layer, or of `layers`; donor: [layer, d_model]."""
         values = donor[:, None].expand(-1, len(ids), -1)
         return self.grid(
             ids, values, action, [(layer, len(ids) - 1) for layer in layers or range(len(donor))]
@@ -88,10 +88,10 @@ class Rival:
     @torch.inference_mode()
     def capture(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Every layer's resid_post at the last token of each prompt: [prompt, layer, d_model]."""
-        found: dict[int, torch.Tensor] = {}
+        rows: dict[int, torch.Tensor] = {}
         for group in batches(prompts):
-            found.update(zip(group, self.residuals(torch.tensor([list(prompts[i]) for i in group]))))
-        return torch.stack([found[i] for i in range(len(prompts))])
+            rows.update(zip(group, self.residuals(torch.tensor([list(prompts[i]) for i in group]))))
+        return torch.stack([rows[i] for i in range(len(prompts))])
 
     def episode(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """The same for prompts that extend one another."""
@@ -103,13 +103,20 @@ class Plain(Rival):
 
     name = "plain"
 
-    def __init__(self, hf, tokenizer):
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.hf = twin(hf)
 
-    def patched(self, ids, cell, value, keep, cache=None):
+    def patched(
+        self,
+        ids: torch.Tensor,
+        cell: Cell,
+        value: torch.Tensor,
+        keep: int,
+        cache: DynamicCache | None = None,
+    ) -> torch.Tensor:
         layer, position = cell
 
-        def hook(module, args):
+        def hook(module: torch.nn.Module, args: tuple) -> tuple:
             hidden = args[0].clone()
             hidden[:, position] = value
             return (hidden, *args[1:])
@@ -122,7 +129,7 @@ class Plain(Rival):
         finally:
             handle.remove()
 
-    def residuals(self, ids, cache=None):
+    def residuals(self, ids: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
         rows: list[torch.Tensor] = []
         handles = [
             block.register_forward_hook(lambda module, args, output: rows.append(output[:, -1].clone()))
@@ -136,7 +143,7 @@ class Plain(Rival):
         return torch.stack(rows, 1)
 
     @torch.inference_mode()
-    def forward(self, ids, cache=None) -> None:
+    def forward(self, ids: torch.Tensor, cache: DynamicCache | None = None) -> None:
         """One forward without the language-model head: the unit that every work is measured in."""
         self.hf.model(ids, past_key_values=cache, use_cache=cache is not None)
 
@@ -147,12 +154,14 @@ class Plain(Rival):
 
 
 class Cached(Plain):
-    """What a careful user writes by hand: keys and values of what is before the patched token are computed once."""
+    """What a careful user writes by hand: keys and values before the patched token are computed once."""
 
     name = "plain, cached prefix"
 
     @torch.inference_mode()
-    def grid(self, ids, donor, action, cells):
+    def grid(
+        self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], cells: Sequence[Cell]
+    ) -> torch.Tensor:
         sequence, cache, found = torch.tensor([[*ids, *action]]), DynamicCache(), []
         before = max(position for _, position in cells)
         if before:
@@ -168,7 +177,7 @@ class Cached(Plain):
         return torch.stack(found)
 
     @torch.inference_mode()
-    def episode(self, prompts):
+    def episode(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         cache, found, before = DynamicCache(), [], []
         for ids in prompts:
             if list(ids[: len(before)]) != before or len(ids) == len(before):
@@ -179,11 +188,11 @@ class Cached(Plain):
 
 
 class TransformerLens(Rival):
-    """TransformerBridge (eager attention, which it sets itself), `run_with_hooks` and `run_with_cache` with a names_filter."""
+    """TransformerBridge (eager attention, its own choice), with `run_with_hooks` and `run_with_cache`."""
 
     name, package, scored_only = "TransformerLens", "transformer_lens", False
 
-    def __init__(self, hf, tokenizer):
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         from transformer_lens.model_bridge import TransformerBridge
 
         self.bridge = TransformerBridge.boot_transformers(
@@ -191,10 +200,10 @@ class TransformerLens(Rival):
         )
         self.sites = [f"blocks.{layer}.hook_resid_post" for layer in range(hf.config.num_hidden_layers)]
 
-    def patched(self, ids, cell, value, keep):
+    def patched(self, ids: torch.Tensor, cell: Cell, value: torch.Tensor, keep: int) -> torch.Tensor:
         layer, position = cell
 
-        def hook(hidden, hook):
+        def hook(hidden: torch.Tensor, hook: object) -> torch.Tensor:
             hidden[:, position] = value
             return hidden
 
@@ -202,7 +211,7 @@ class TransformerLens(Rival):
         few = dict(logits_to_keep=keep) if self.scored_only else {}
         return self.bridge.run_with_hooks(ids, fwd_hooks=hooks, use_cache=False, **few)[0, -keep:]
 
-    def residuals(self, ids):
+    def residuals(self, ids: torch.Tensor) -> torch.Tensor:
         few = dict(logits_to_keep=1) if self.scored_only else {}
         _, cache = self.bridge.run_with_cache(
             ids, names_filter=self.sites, pos_slice=-1, return_type=None, **few
@@ -211,29 +220,29 @@ class TransformerLens(Rival):
 
 
 class TransformerLensScored(TransformerLens):
-    """The same, told to unembed the scored positions only, by an argument that the bridge hands on to Hugging Face."""
+    """The same, unembedding only the scored positions: the bridge hands `logits_to_keep` on."""
 
     name, scored_only = "TransformerLens, logits_to_keep", True
 
 
 class NNsight(Rival):
-    """One `trace` for each cell; a capture reads all layers in one trace and stops it before the language-model head."""
+    """One `trace` for each cell; a capture is one trace that stops before the language-model head."""
 
     name, package = "nnsight", "nnsight"
 
-    def __init__(self, hf, tokenizer):
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         import nnsight
 
         self.save, self.model = nnsight.save, nnsight.NNsight(twin(hf))
 
-    def patched(self, ids, cell, value, keep):
+    def patched(self, ids: torch.Tensor, cell: Cell, value: torch.Tensor, keep: int) -> torch.Tensor:
         layer, position = cell
         with self.model.trace(ids, use_cache=False, logits_to_keep=keep):
             self.model.model.layers[layer].input[:, position] = value
             logits = self.save(self.model.output.logits)
         return logits[0]
 
-    def residuals(self, ids):
+    def residuals(self, ids: torch.Tensor) -> torch.Tensor:
         with self.model.trace(ids, use_cache=False) as tracer:
             rows = self.save([block.output[:, -1].clone() for block in self.model.model.layers])
             tracer.stop()
@@ -241,14 +250,16 @@ class NNsight(Rival):
 
 
 class Pyvene(Rival):
-    """A `VanillaIntervention` with a stored source for each layer; a capture is a `CollectIntervention` at every layer."""
+    """A `VanillaIntervention` with a stored source for each layer; a `CollectIntervention` for captures."""
 
     name, package = "pyvene", "pyvene"
 
-    def __init__(self, hf, tokenizer):
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         import pyvene
 
-        def intervenable(module, layers, component, kind):
+        def intervenable(
+            module: torch.nn.Module, layers: Iterable[int], component: str, kind: type
+        ) -> pyvene.IntervenableModel:
             sites = [
                 pyvene.RepresentationConfig(layer, component, intervention_type=kind) for layer in layers
             ]
@@ -260,7 +271,7 @@ class Pyvene(Rival):
         ]
         self.reader = intervenable(module.model, layers, "block_output", pyvene.CollectIntervention)
 
-    def patched(self, ids, cell, value, keep):
+    def patched(self, ids: torch.Tensor, cell: Cell, value: torch.Tensor, keep: int) -> torch.Tensor:
         layer, position = cell
         base = dict(input_ids=ids, logits_to_keep=keep)
         _, output = self.layers[layer](
@@ -271,7 +282,7 @@ class Pyvene(Rival):
         )
         return output.logits[0]
 
-    def residuals(self, ids):
+    def residuals(self, ids: torch.Tensor) -> torch.Tensor:
         (_, rows), _ = self.reader(
             base=dict(input_ids=ids), unit_locations={"base": ids.shape[1] - 1}, use_cache=False
         )
@@ -284,13 +295,24 @@ TOOLS: tuple[type[Rival], ...] = (Plain, Cached, TransformerLens, TransformerLen
 def sklearn_sweep(
     features: np.ndarray, label: np.ndarray, folds: Sequence, cells: Sequence[Fit]
 ) -> torch.Tensor:
-    """Held-out probabilities [cell, decision, class] for each (layer, fold, C); features [layer, decision, feature]."""
-    found = []
+    """Held-out probabilities of each (layer, fold, C).
+
+    Args:
+        features: [layer, decision, feature].
+        label: the class of each decision.
+        folds: indices of the decisions to train on and to hold out.
+        cells: layer, index of the fold, inverse penalty.
+
+    Returns:
+        [cell, decision, class].
+    """
+    probabilities = []
     for layer, fold, c in cells:
         train, held_out = folds[fold]
         scale = StandardScaler().fit(features[layer][train])
         model = LogisticRegression(C=c, max_iter=1000).fit(
             scale.transform(features[layer][train]), label[train]
         )
-        found.append(torch.from_numpy(model.predict_proba(scale.transform(features[layer][held_out]))))
-    return torch.stack(found)
+        predicted = model.predict_proba(scale.transform(features[layer][held_out]))
+        probabilities.append(torch.from_numpy(predicted))
+    return torch.stack(probabilities)

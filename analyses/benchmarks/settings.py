@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from interp.system.limits import Count, Folder, Limits, Seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MEMORY = "memory of a boundary capture"
 WORKS = (
@@ -41,7 +44,7 @@ class Shape:
     feed_forward: Count = 1536
     vocabulary: Count = 49152
 
-    def build(self, seed: int):
+    def build(self, seed: int) -> PreTrainedModel:
         """A Llama with random weights, wide enough that a patch moves log-probabilities by tenths of nats."""
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig
@@ -78,7 +81,7 @@ class Config:
     lengths: Annotated[tuple[int, ...], Limits(8, 100_000)] = (128, 512, 1024, 2048)
     """Prompt lengths, in tokens."""
     budget: Annotated[float, Limits(0.001, 100_000)] = 10.0
-    """Seconds for one work of one tool at one length: where it needs more, random parts of it are timed and scaled."""
+    """Seconds for one work of one tool at one length; of a longer one random parts are timed and scaled."""
     repeats: Count = 3
     """Timed runs of which the median is taken, as far as the budget goes."""
     works: tuple[Literal[WORKS], ...] = ()

@@ -15,7 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.special import softmax
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import interp
 from analyses.benchmarks.rivals import BATCH_TOKENS, TOOLS, Cached, Fit, Plain, installed, sklearn_sweep, twin
@@ -67,10 +69,12 @@ class Interp:
 
     name, package = "interp", ""
 
-    def __init__(self, hf, tokenizer):
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = interp.HookedModel(twin(hf), tokenizer)
 
-    def layer_sweep(self, ids, donor, action, layers=()):
+    def layer_sweep(
+        self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], layers: Sequence[int] = ()
+    ) -> torch.Tensor:
         return self.grid(
             ids,
             donor[:, None].expand(-1, len(ids), -1),
@@ -78,7 +82,9 @@ class Interp:
             [(i, len(ids) - 1) for i in layers or range(len(donor))],
         )
 
-    def grid(self, ids, donor, action, cells):
+    def grid(
+        self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], cells: Sequence[tuple[int, int]]
+    ) -> torch.Tensor:
         run = Packed(
             self.model, ids, [action], [len(action)], positions=sorted({position for _, position in cells})
         )
@@ -89,18 +95,24 @@ class Interp:
             ]
         )[:, 0]
 
-    def capture(self, prompts):
+    def capture(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         made = [
             Prompt(tuple(ids), ("template",) * len(ids), Decision((), "", (), "bench", i, "", "", ""), None)
             for i, ids in enumerate(prompts)
         ]
         return interp.capture(self.model, made, batch_tokens=BATCH_TOKENS).values[:, 0]
 
-    def episode(self, prompts):
+    def episode(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         return self.capture(prompts)
 
-    def pair(self, clean, corrupt, actions, sites=("resid_pre", "attn_out", "mlp_out")):
-        """Both directions of one pair, every site and layer at the boundary, captures included: [direction, cell, action]."""
+    def pair(
+        self,
+        clean: Sequence[int],
+        corrupt: Sequence[int],
+        actions: Sequence[Sequence[int]],
+        sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out"),
+    ) -> torch.Tensor:
+        """Both directions of a pair at the boundary, with captures: [direction, (site, layer), action]."""
         cells = [(site, layer) for site in sites for layer in range(self.model.n_layers)]
         shared = next(i for i, (a, b) in enumerate(zip(clean, corrupt)) if a != b)
         apart = next(
@@ -128,7 +140,7 @@ def probe_sweep(
     features: np.ndarray, label: np.ndarray, folds: Sequence, cells: Sequence[Fit]
 ) -> torch.Tensor:
     """What `sklearn_sweep` returns, by the batched solver: all folds and C of a layer at once."""
-    grid, found = sorted({c for _, _, c in cells}), {}
+    grid, probabilities = sorted({c for _, _, c in cells}), {}
     for layer in sorted({layer for layer, _, _ in cells}):
         ends = [standardised(features[layer])(*fold) for fold in folds]
         weights, bias, _ = fit_logistic(
@@ -136,13 +148,13 @@ def probe_sweep(
         )
         for fold, (_, held_out) in enumerate(ends):
             probability = softmax(held_out @ weights[fold, :, : held_out.shape[1]] + bias[fold], axis=2)
-            found.update({(layer, fold, c): torch.from_numpy(p) for c, p in zip(grid, probability)})
-    return torch.stack([found[cell] for cell in cells])
+            probabilities |= {(layer, fold, c): torch.from_numpy(p) for c, p in zip(grid, probability)}
+    return torch.stack([probabilities[cell] for cell in cells])
 
 
 @dataclass
 class Work:
-    """Something to time: `calls[tool](n)` does its first `n` of `units` parts, each tool's in the same random order.
+    """Something to time: `calls[tool](n)` does the first `n` of `units` parts, in one order for all tools.
 
     The first tool is the reference. Tools in `whole` share work between parts, so they always do all of them.
     forward: one plain forward of the prompt, without the language-model head.
@@ -166,128 +178,149 @@ def kinds(config: Config) -> list[type]:
     ]
 
 
-def works(config: Config, hf, tokenizer) -> Iterator[Work]:
-    """All works in order; each makes its inputs only when its turn comes."""
-    generator = torch.Generator().manual_seed(config.seed)
-    tools = {t.name: t(hf, tokenizer) for t in kinds(config)}
-    plain, ours, n_layers = tools[Plain.name], tools[Interp.name], config.shape.layers
+class Bench:
+    """The models of a run and the random inputs of its works, made in order when their turn comes."""
 
-    def draw(n: int) -> list[int]:
-        return torch.randint(config.shape.vocabulary, (n,), generator=generator).tolist()
+    def __init__(self, config: Config, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.config, self.hf, self.tokenizer = config, hf, tokenizer
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.tools = {tool.name: tool(hf, tokenizer) for tool in kinds(config)}
+        self.plain: Plain = self.tools[Plain.name]
+        self.ours: Interp = self.tools[Interp.name]
+        self.n_layers = config.shape.layers
 
-    def shuffled(items: list) -> list:
-        return [items[i] for i in torch.randperm(len(items), generator=generator)]
+    def draw(self, n: int) -> list[int]:
+        """Ids of a random text."""
+        return torch.randint(self.config.shape.vocabulary, (n,), generator=self.generator).tolist()
 
-    def forward(ids):
-        return lambda: plain.forward(torch.tensor([ids]))
+    def shuffled(self, items: list) -> list:
+        """The items in random order."""
+        return [items[i] for i in torch.randperm(len(items), generator=self.generator)]
 
-    def donor(n: int) -> torch.Tensor:
+    def forward(self, ids: Sequence[int]) -> Callable[[], None]:
+        """One plain forward."""
+        return lambda: self.plain.forward(torch.tensor([ids]))
+
+    @torch.inference_mode()
+    def donor(self, n: int) -> torch.Tensor:
         """resid_pre of another prompt, [layer, position, d_model]."""
-        with torch.inference_mode():
-            return torch.cat(
-                plain.hf.model(torch.tensor([draw(n)]), output_hidden_states=True).hidden_states[:-1]
-            )
+        ids = torch.tensor([self.draw(n)])
+        return torch.cat(self.plain.hf.model(ids, output_hidden_states=True).hidden_states[:-1])
 
-    for n in config.lengths:
-        ids, action, values, order = (
-            draw(n),
-            draw(config.action),
-            donor(n)[:, -1],
-            shuffled(list(range(n_layers))),
-        )
-        calls = {
-            name: lambda k, t=t: t.layer_sweep(ids, values, action, order[:k]) for name, t in tools.items()
-        }
-        yield Work("layer sweep", n, n_layers, calls, forward(ids), (Interp.name, Cached.name))
-    for n in config.lengths:
-        prompts = [draw(n) for _ in range(config.captured)]
-        calls = {
-            name: lambda k, t=t: t.capture(prompts[:k]) for name, t in tools.items() if name != Cached.name
-        }
-        calls[FORWARD] = lambda k: plain.forwards(prompts[:k])
-        yield Work("boundary capture", n, len(prompts), calls, forward(prompts[0]))
-    ids, action, values = draw(config.grid_tokens), draw(config.action), donor(config.grid_tokens)
-    # Whole layers, in random pairs as far above the middle as below it: ours costs less the higher a layer is.
-    low = shuffled(list(range((n_layers + 1) // 2)))
-    cells = [
-        cell
-        for i in low
-        for cell in shuffled(
-            [(layer, position) for layer in {i, n_layers - 1 - i} for position in range(len(ids))]
-        )
-    ]
-    calls = {name: lambda k, t=t: t.grid(ids, values, action, cells[:k]) for name, t in tools.items()}
-    yield Work("layer x position grid", len(ids), len(cells), calls, forward(ids), (), 2 * len(ids))
-    first, last, number = config.episode
-    ids = draw(last)
-    steps = [ids[: round(n)] for n in np.linspace(first, last, number)]
-    yield Work(
-        "episode", last, 1, {name: lambda k, t=t: t.episode(steps) for name, t in tools.items()}, forward(ids)
-    )
-    n = 1024 if 1024 in config.lengths else max(config.lengths)
-    # As in the recorded pairs, whose prompts share their first fifth, and whose actions their first half.
-    clean, common = draw(n), draw(config.action // 2)
-    corrupt, actions = (
-        clean[: n // 5] + draw(n - n // 5),
-        [common + draw(config.action - len(common)) for _ in range(2)],
-    )
-    yield Work(
-        "three sites, both directions, one pair",
-        n,
-        1,
-        {ours.name: lambda k: ours.pair(clean, corrupt, actions)},
-        forward(clean),
-    )
+    def works(self) -> Iterator[Work]:
+        """All works in order."""
+        for n in self.config.lengths:
+            yield self.layer_sweep(n)
+        for n in self.config.lengths:
+            yield self.capture(n)
+        yield self.grid()
+        yield self.episode()
+        yield self.pair()
+        yield self.probes()
+        with tempfile.TemporaryDirectory() as folder:
+            yield self.swap(Path(folder))
 
-    rng = np.random.default_rng(config.seed)
-    label = rng.permutation(np.arange(PROBES["rows"]) % PROBES["classes"])
-    centres = rng.normal(size=(PROBES["classes"], config.shape.hidden)) / 4
-    features = rng.normal(size=(n_layers, PROBES["rows"], config.shape.hidden)) + centres[label]
-    parts = np.array_split(rng.permutation(PROBES["rows"]), PROBES["folds"])
-    folds = [(np.concatenate(parts[:i] + parts[i + 1 :]), part) for i, part in enumerate(parts)]
-    fits = shuffled(
-        [(layer, fold, c) for layer in range(n_layers) for fold in range(len(folds)) for c in PROBES["grid"]]
-    )
-    yield Work(
-        "probe sweep",
-        0,
-        len(fits),
-        {
+    def layer_sweep(self, n: int) -> Work:
+        """resid_pre patched at the last token of every layer."""
+        ids, action = self.draw(n), self.draw(self.config.action)
+        values = self.donor(n)[:, -1]
+        order = self.shuffled(list(range(self.n_layers)))
+        calls = {
+            name: lambda k, tool=tool: tool.layer_sweep(ids, values, action, order[:k])
+            for name, tool in self.tools.items()
+        }
+        whole = (Interp.name, Cached.name)
+        return Work("layer sweep", n, self.n_layers, calls, self.forward(ids), whole)
+
+    def capture(self, n: int) -> Work:
+        """resid_post of every layer at the boundary, beside the bare forwards."""
+        prompts = [self.draw(n) for _ in range(self.config.captured)]
+        calls = {
+            name: lambda k, tool=tool: tool.capture(prompts[:k])
+            for name, tool in self.tools.items()
+            if name != Cached.name
+        }
+        calls[FORWARD] = lambda k: self.plain.forwards(prompts[:k])
+        return Work("boundary capture", n, len(prompts), calls, self.forward(prompts[0]))
+
+    def grid(self) -> Work:
+        """resid_pre patched at every layer and position."""
+        n = self.config.grid_tokens
+        ids, action, values = self.draw(n), self.draw(self.config.action), self.donor(n)
+        # Whole layers, in random pairs as far above the middle as below it: ours costs less the higher a
+        # layer is.
+        low = self.shuffled(list(range((self.n_layers + 1) // 2)))
+        cells = []
+        for i in low:
+            layers = {i, self.n_layers - 1 - i}
+            cells += self.shuffled([(layer, position) for layer in layers for position in range(n)])
+        calls = {
+            name: lambda k, tool=tool: tool.grid(ids, values, action, cells[:k])
+            for name, tool in self.tools.items()
+        }
+        return Work("layer x position grid", n, len(cells), calls, self.forward(ids), (), 2 * n)
+
+    def episode(self) -> Work:
+        """A boundary capture of prompts that extend one another."""
+        first, last, number = self.config.episode
+        ids = self.draw(last)
+        steps = [ids[: round(n)] for n in np.linspace(first, last, number)]
+        calls = {name: lambda k, tool=tool: tool.episode(steps) for name, tool in self.tools.items()}
+        return Work("episode", last, 1, calls, self.forward(ids))
+
+    def pair(self) -> Work:
+        """Three sites in both directions: as in recorded pairs, prompts share a fifth and actions a half."""
+        lengths = self.config.lengths
+        n = 1024 if 1024 in lengths else max(lengths)
+        clean, common = self.draw(n), self.draw(self.config.action // 2)
+        corrupt = clean[: n // 5] + self.draw(n - n // 5)
+        actions = [common + self.draw(self.config.action - len(common)) for _ in range(2)]
+        calls = {Interp.name: lambda k: self.ours.pair(clean, corrupt, actions)}
+        return Work("three sites, both directions, one pair", n, 1, calls, self.forward(clean))
+
+    def probes(self) -> Work:
+        """Probes of every layer, fold and inverse penalty."""
+        rng = np.random.default_rng(self.config.seed)
+        hidden = self.config.shape.hidden
+        label = rng.permutation(np.arange(PROBES["rows"]) % PROBES["classes"])
+        centres = rng.normal(size=(PROBES["classes"], hidden)) / 4
+        features = rng.normal(size=(self.n_layers, PROBES["rows"], hidden)) + centres[label]
+        parts = np.array_split(rng.permutation(PROBES["rows"]), PROBES["folds"])
+        folds = [(np.concatenate(parts[:i] + parts[i + 1 :]), part) for i, part in enumerate(parts)]
+        fits = self.shuffled(list(product(range(self.n_layers), range(len(folds)), PROBES["grid"])))
+        calls = {
             "scikit-learn": lambda k: sklearn_sweep(features, label, folds, fits[:k]),
-            ours.name: lambda k: probe_sweep(features, label, folds, fits[:k]),
-        },
-    )
+            Interp.name: lambda k: probe_sweep(features, label, folds, fits[:k]),
+        }
+        return Work("probe sweep", 0, len(fits), calls)
 
-    with tempfile.TemporaryDirectory() as folder:
+    def swap(self, folder: Path) -> Work:
+        """Another checkpoint's weights in the same module, beside reading their file."""
         for step in range(2):
-            hf.save_pretrained(Path(folder) / f"checkpoint-{step}")
-            tokenizer.save_pretrained(Path(folder) / f"checkpoint-{step}")
+            self.hf.save_pretrained(folder / f"checkpoint-{step}")
+            self.tokenizer.save_pretrained(folder / f"checkpoint-{step}")
         series = interp.CheckpointSeries.discover(folder)
         file = series.path(1) / "model.safetensors"
         buffer = bytearray(file.stat().st_size)
 
-        def read(k):
+        def read(k: int) -> None:
             with open(file, "rb", buffering=0) as stream:
                 view = memoryview(buffer)
                 while view and (n := stream.readinto(view)):
                     view = view[n:]
 
-        yield Work(
-            "swap a checkpoint",
-            0,
-            1,
-            {
-                "file read into memory": read,
-                "file mapped and summed": lambda k: sum(t.sum() for t in load_file(file).values()) and None,
-                ours.name: lambda k: series.swap(ours.model, 1) and None,
-            },
-        )
+        calls = {
+            "file read into memory": read,
+            "file mapped and summed": lambda k: sum(t.sum() for t in load_file(file).values()) and None,
+            Interp.name: lambda k: series.swap(self.ours.model, 1) and None,
+        }
+        return Work("swap a checkpoint", 0, 1, calls)
 
 
 def measure(work: Work, config: Config) -> list[dict]:
     """Time every tool on a work, interleaved and repeated, after one untimed run of one part."""
 
-    def timed(call, *args):
+    def timed(call: Callable, *args: int) -> tuple[float, Any]:
         started = time.perf_counter()
         value = call(*args)
         return time.perf_counter() - started, value
@@ -319,12 +352,12 @@ def measure(work: Work, config: Config) -> list[dict]:
     if work.forward and not forwards:
         forwards.append(timed(work.forward)[0])
     rows, reference = [], next(iter(work.calls))
-    median = {tool: float(np.median(found)) for tool, found in seconds.items()}
+    median = {tool: float(np.median(each)) for tool, each in seconds.items()}
     for tool, (parts, _) in plan.items():
         difference = float("nan")
         if tool != reference and values[tool] is not None and reference in plan:
-            known = min(parts, plan[reference][0])
-            same = slice(None) if known == work.units else slice(known)
+            shared = min(parts, plan[reference][0])
+            same = slice(None) if shared == work.units else slice(shared)
             difference = float((values[tool][same] - values[reference][same]).abs().max())
         rows.append(
             dict(
@@ -346,7 +379,7 @@ def peak(tool: str, tokens: int, number: int, shape: Shape) -> float:
     worker = {t.name: t for t in (*TOOLS, Interp)}.get(tool, Plain)(shape.build(0), _tokenizer())
     prompts = torch.randint(shape.vocabulary, (number, tokens), generator=torch.Generator().manual_seed(0))
 
-    def run(prompts):
+    def run(prompts: torch.Tensor) -> None:
         (worker.forwards if tool == FORWARD else worker.capture)(prompts.tolist())
 
     run(prompts[:1, :8])
@@ -362,7 +395,8 @@ def peak(tool: str, tokens: int, number: int, shape: Shape) -> float:
 def memory(config: Config, tokens: int) -> list[dict]:
     """Peak memory of a boundary capture, each tool in a process of its own."""
     code = (
-        "import json, sys; from analyses.benchmarks.settings import Shape; from analyses.benchmarks.works import peak; "
+        "import json, sys; from analyses.benchmarks.settings import Shape; "
+        "from analyses.benchmarks.works import peak; "
         "print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Shape(**json.loads(sys.argv[4]))))"
     )
     rows = []
@@ -381,7 +415,7 @@ def memory(config: Config, tokens: int) -> list[dict]:
     return rows
 
 
-def _tokenizer():
+def _tokenizer() -> PreTrainedTokenizerBase:
     series = interp.CheckpointSeries.discover()
     return AutoTokenizer.from_pretrained(series.path(series.steps[0]))
 
@@ -403,8 +437,8 @@ def run_works(config: Config) -> pd.DataFrame:
 
     if MEMORY in (config.works or [MEMORY]):
         add(MEMORY, memory(config, min(1024, max(config.lengths))))
-    every = works(config, config.shape.build(config.seed), _tokenizer())
-    for work in tqdm(every, desc="bench", unit="work", total=2 * len(config.lengths) + 5):
+    bench = Bench(config, config.shape.build(config.seed), _tokenizer())
+    for work in tqdm(bench.works(), desc="bench", unit="work", total=2 * len(config.lengths) + 5):
         if work.name in (config.works or [work.name]):
             add(work.name, measure(work, config))
     frame = _write(config, rows, started, measured)
@@ -413,9 +447,9 @@ def run_works(config: Config) -> pd.DataFrame:
 
 
 def _write(config: Config, rows: list[dict], started: float, measured: dict[str, str]) -> pd.DataFrame:
-    """The table of what has been measured so far; all tools of a work are of one run, which `measured` dates."""
+    """The table of what has been measured so far; `measured` dates the run of each work."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    known = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    installed_names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     write_table(
         config.out,
         "bench",
@@ -433,7 +467,7 @@ def _write(config: Config, rows: list[dict], started: float, measured: dict[str,
             dtype="float32",
             versions={
                 "interp": interp.__version__,
-                **{v: importlib.metadata.version(v) for v in VERSIONS if v in known},
+                **{v: importlib.metadata.version(v) for v in VERSIONS if v in installed_names},
             },
         ),
     )

@@ -1,4 +1,7 @@
-"""Trainings of the masking study compared: contrasts of every metric over games and seeds, the verdict on the claim, and a choice of k."""
+"""Trainings of the masking study compared over games and seeds.
+
+Contrasts of every metric, the verdict on the claim, and a choice of k.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.masking.measure import FOLDS
+from analyses.masking.config import FOLDS
 from interp.results.tables import ESTIMATE_COLUMNS, read_table
 from interp.stats.crossed import CLAIM, NothingShared, contrast, paired, select, slope_weights, verdict
 from interp.stats.intervals import Estimate, cross_fitted
@@ -18,20 +21,20 @@ KEYS = ("condition", "seed", "step", "split", "game", "item")
 
 
 def items(tables: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
-    """Rows of KEYS, metric, value and denominator of all tables of items that are there, and those tables' provenances.
+    """Rows of KEYS, metric, value and denominator of all tables of items, and those tables' provenances.
 
     Raises FileNotFoundError where the trainings have not been measured.
     """
-    found, made = [], {}
+    frames, made = [], {}
     if not (tables / "masking_decisions.csv").exists():
         raise FileNotFoundError(
-            f"There is no masking_decisions.csv in {tables}, so nothing to compare: the stage `measure` writes it."
+            f"{tables} has no masking_decisions.csv to compare: the stage `measure` writes it."
         )
     for name in ("masking_decisions", "masking_games", "masking_instruments"):
         if (tables / f"{name}.csv").exists():
             frame, made[name] = read_table(tables, name)
-            found.append(frame if "metric" in frame else by_metric(frame))
-    return pd.concat(found, ignore_index=True), made
+            frames.append(frame if "metric" in frame else by_metric(frame))
+    return pd.concat(frames, ignore_index=True), made
 
 
 def by_metric(frame: pd.DataFrame) -> pd.DataFrame:
@@ -44,16 +47,16 @@ def by_metric(frame: pd.DataFrame) -> pd.DataFrame:
 def contrasts(conditions: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, float]]]:
     """(contrast, condition, weights) that these conditions allow.
 
-    They are each condition's `level`, its `difference` to k = 0, an action mask's `control` (the difference to the random mask of its share), and the
-    `slope` in k.
+    They are each condition's `level`, its `difference` to k = 0, an action mask's `control` (the difference
+    to the random mask of its share), and the `slope` in k.
     """
-    known = {condition: Supervision.named(condition) for condition in conditions}
     zero, dose = Supervision().name, shares(conditions)
-    for condition, supervision in known.items():
+    for condition in conditions:
+        supervision = Supervision.named(condition)
         yield "level", condition, {condition: 1}
-        if condition != zero and zero in known:
+        if condition != zero and zero in conditions:
             yield "difference", condition, {condition: 1, zero: -1}
-        if supervision.control_of in known:
+        if supervision.control_of in conditions:
             yield "control", supervision.control_of, {supervision.control_of: 1, condition: -1}
     if len(dose) > 1:
         yield "slope", "", slope_weights(dose)
@@ -70,19 +73,25 @@ def shares(conditions: tuple[str, ...]) -> dict[str, float]:
 
 
 def compare(frame: pd.DataFrame, seed: int = 0) -> list[dict]:
-    """Rows of every contrast of every metric, for each checkpoint and split, and of each training by itself (`training`).
+    """Rows of every contrast of every metric by checkpoint and split, and of each training (`training`).
 
-    frame: rows of KEYS, metric, value and denominator. Contrasts whose conditions share no seed, or no item that all have a value for, are
-    left out. Raises what `interp.stats.crossed.paired` raises.
+    Contrasts whose conditions share no seed, or no item that all have a value for, are left out.
+
+    Args:
+        frame: rows of KEYS, metric, value and denominator.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: as `interp.stats.crossed.paired`.
     """
     rows = []
     for (step, split, metric), group in frame.groupby(["step", "split", "metric"], sort=True):
         key = dict(step=step, split=split, metric=metric)
         widen = cross_fitted(FOLDS) if (metric, split) == ("probe_gain", "in_domain") else 1.0
-        for (condition, of), one in group.dropna(subset="value").groupby(["condition", "seed"]):
+        for (condition, its), one in group.dropna(subset="value").groupby(["condition", "seed"]):
             estimate, n = contrast(paired(one, [condition]), {condition: 1}, seed=seed, widen=widen)
             rows.append(
-                key | dict(contrast="training", condition=condition, seed=of, seeds=n, **estimate.row())
+                key | dict(contrast="training", condition=condition, seed=its, seeds=n, **estimate.row())
             )
         for name, condition, weights in contrasts(tuple(group["condition"].unique())):
             try:
@@ -97,14 +106,19 @@ def primary(rows: list[dict]) -> str:
     """The verdict on the claim at the last checkpoint, or why there is none."""
     claimed = [r for r in rows if CLAIM.items() <= r.items()]
     last = max((r["step"] for r in claimed), default=None)
-    found = {r["contrast"]: Estimate(*(r[c] for c in ESTIMATE_COLUMNS)) for r in claimed if r["step"] == last}
-    if missing := [c for c in ("difference", "control") if c not in found]:
+    estimates = {
+        r["contrast"]: Estimate(*(r[c] for c in ESTIMATE_COLUMNS)) for r in claimed if r["step"] == last
+    }
+    if missing := [c for c in ("difference", "control") if c not in estimates]:
         return f"none: there is no {missing[0]} of {CLAIM['condition']} {CLAIM['split'].replace('_', ' ')}"
-    return verdict(found["difference"], found["control"])
+    return verdict(estimates["difference"], estimates["control"])
 
 
 def selection(frame: pd.DataFrame, seed: int = 0) -> tuple[list[dict], str]:
-    """The share k to train with, and a sentence that says why: chosen at the last checkpoint, out of domain where there are such decisions."""
+    """The share k to train with, and a sentence that says why.
+
+    It is chosen at the last checkpoint, out of domain where there are such decisions.
+    """
     metric, split = CLAIM["metric"], CLAIM["split"]
     frame = frame[frame["metric"] == metric]
     frame = frame[frame["step"] == frame["step"].max()]
@@ -118,12 +132,10 @@ def selection(frame: pd.DataFrame, seed: int = 0) -> tuple[list[dict], str]:
         for row in select(frame, dose, seed)
     ]
     row = next(r for r in rows if r["chosen"])
+    outcome = f"{metric} {split.replace('_', ' ')}"
     if row["share"] == 0:
-        return (
-            rows,
-            f"k = 0 is chosen: no mask's {metric} {split.replace('_', ' ')} is better with an interval above 0",
-        )
+        return rows, f"k = 0 is chosen: no mask's {outcome} is better with an interval above 0"
     return rows, (
-        f"k = {row['share']:g} is chosen: its {metric} {split.replace('_', ' ')} is {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] better "
-        "than that of k = 0, the smallest k from which the best is not told apart"
+        f"k = {row['share']:g} is chosen: its {outcome} is {row['value']:.2f} [{row['low']:.2f}, "
+        f"{row['high']:.2f}] better than that of k = 0, the smallest k from which the best is not told apart"
     )

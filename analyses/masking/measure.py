@@ -1,14 +1,14 @@
-"""What every training of the masking study does: its decisions, its games, and what the instruments read of it, item by item.
+"""What every training of the masking study does: its decisions, its games, and what instruments read of it.
 
-Trainings are compared on the same items, so what one of them has no value for (it follows no trace where its own action did not parse)
-stays in the table, without one.
+Trainings are compared on the same items, so an item stays in the table where one of them has no value for it
+(it follows no trace where its own action did not parse).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,33 +16,40 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from analyses.masking.config import FOLDS, Config
 from analyses.probes import labelled, texts
-from analyses.study import Study, made_by
+from analyses.provenance import made_by
+from analyses.rows import attempted
+from analyses.study import Study
 from interp.results.tables import write_table
 from interp.rollouts.workers import engines
 from interp.training.supervision import Supervision
 
 if TYPE_CHECKING:
-    from analyses.masking.run import Config
+    from interp.models.hooked import HookedModel
+    from interp.prompts.format import Prompt
 
 #: What the boundary probe reads: the action that the training itself goes on to take.
 LABEL = "eventual_target"
-FOLDS = 5
-#: No pair is left out for the difference that it is divided by, be it small or of the wrong sign, since here means are divided.
+#: No pair is left out for a small or negative difference, since here means are divided.
 MINIMUM = -np.inf
+#: Rows of an instrument, and why it has none.
+Instrumented = tuple[list[dict], str]
 
 
 def trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
     """(condition, seed, folder) of every training below a folder of conditions.
 
-    Raises FileNotFoundError where there is none, and ValueError for a folder whose name is no condition's or no seed's.
+    Raises FileNotFoundError where there is none, and ValueError for a folder named like no condition or no
+    seed.
     """
-    found = sorted(folder.glob("*/seed-*/"))
-    if not found:
+    paths = sorted(folder.glob("*/seed-*/"))
+    if not paths:
         raise FileNotFoundError(
-            f"There are no conditions in {folder}: a training's checkpoints are in {folder}/ARM/seed-S/checkpoint-N."
+            f"There are no conditions in {folder}: a training's checkpoints are in "
+            f"{folder}/CONDITION/seed-S/checkpoint-N."
         )
-    for path in found:
+    for path in paths:
         number = path.name.removeprefix("seed-")
         if not number.isdigit():
             raise ValueError(f"{path} is no seed's folder: it is called seed-S, S a number.")
@@ -50,7 +57,10 @@ def trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
 
 
 def measure(config: Config) -> None:
-    """Decode every training's last checkpoint (or those named), play games and read the instruments, into three tables of rows for each item."""
+    """Decode every training's last checkpoint (or those named), play games and read the instruments.
+
+    Writes three tables with a row for each item.
+    """
     rows, weights, skipped, started = dict(decisions=[], games=[], instruments=[]), {}, {}, time.time()
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Study)} | dict(
         base=config.start if config.lora else config.base
@@ -68,8 +78,8 @@ def measure(config: Config) -> None:
     if not config.checkpoints and len(set(last.values())) > 1:
         (a, s), (b, t) = min(last, key=last.get), max(last, key=last.get)
         raise ValueError(
-            f"Conditions are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed {t} at {last[b, t]}: "
-            "name a step with --checkpoints."
+            f"Conditions are compared at one step, but {a} of seed {s} ends at {last[a, s]} and {b} of seed "
+            f"{t} at {last[b, t]}: name a step with --checkpoints."
         )
     read: dict[str, str] = {}  # what the first training read
     along = set.intersection(*(set(study.steps) for study in studies.values()))
@@ -79,8 +89,8 @@ def measure(config: Config) -> None:
         for split in study.parts:
             if read.setdefault(split, digest := study.digest(study.prompts(split))) != digest:
                 raise ValueError(
-                    f"{condition} of seed {seed} reads other prompts than the first training ({split}), so the two are not compared: give all "
-                    "conditions one tokenizer, style and system prompt."
+                    f"{condition} of seed {seed} reads other prompts than the first training ({split}), so "
+                    "the two are not compared: give all conditions one tokenizer, style and system prompt."
                 )
         for step in sorted({*chosen, *(along if "reliance" in config.instruments else ())}):
             key = dict(condition=condition, seed=seed, step=step)
@@ -97,28 +107,26 @@ def measure(config: Config) -> None:
     if config.part[1] > 1:
         return  # the other parts are not known here
     made = dict(made_by("masking", config, started), seed=config.seed, weights=weights, skipped=skipped)
-    for name, found in rows.items():
-        if found:
-            write_table(config.run / "tables", f"masking_{name}", pd.DataFrame(found), made)
+    for name, each in rows.items():
+        if each:
+            write_table(config.run / "tables", f"masking_{name}", pd.DataFrame(each), made)
 
 
 def answers(study: Study, step: int, split: str) -> list[dict]:
-    """Whether each decision is answered rightly (`Environment.is_correct`), and at all, with and without a trace."""
-    said = {mode: study.decoded(step, split, mode) for mode in ("cot", "prompt")}
-    return [
-        dict(
-            game=p.decision.episode,
-            item=i,
-            **{
-                f"acc_{m}": int(
-                    bool(said[m][i].action) and study.env.is_correct(p.decision, said[m][i].action)
-                )
-                for m in said
-            },
-            **{f"parse_{m}": int(said[m][i].action is not None) for m in said},
-        )
-        for i, p in enumerate(study.prompts(split))
-    ]
+    """Whether each decision is answered correctly (`Environment.is_correct`), and at all, in both modes."""
+    actions = {
+        mode: [completion.action for completion in study.decoded(step, split, mode)]
+        for mode in ("cot", "prompt")
+    }
+    rows = []
+    for i, prompt in enumerate(study.prompts(split)):
+        row = dict(game=prompt.decision.episode, item=i)
+        for mode, each in actions.items():
+            row[f"acc_{mode}"] = int(bool(each[i]) and study.env.is_correct(prompt.decision, each[i]))
+        for mode, each in actions.items():
+            row[f"parse_{mode}"] = int(each[i] is not None)
+        rows.append(row)
+    return rows
 
 
 def games(config: Config, study: Study, step: int, split: str) -> list[dict]:
@@ -133,9 +141,9 @@ def games(config: Config, study: Study, step: int, split: str) -> list[dict]:
     picked = study.pick_games(split, n, study.seed)
     for mode in ("cot", "prompt"):
 
-        def compute():
+        def compute() -> list[int]:
             with engines(study.env.live, config.workers) as pool:
-                found = play(
+                results = play(
                     study.model(step),
                     study.format,
                     study.env,
@@ -145,7 +153,7 @@ def games(config: Config, study: Study, step: int, split: str) -> list[dict]:
                     step_limit=config.step_limit,
                     max_new_tokens=study.limits,
                 )
-            return [int(r.won) for r in found]
+            return [int(result.won) for result in results]
 
         inputs = dict(
             study.inputs(step),
@@ -176,84 +184,77 @@ def _rows(
     ]
 
 
-def _paired(study: Study, n: int) -> Iterator[tuple[str, list, list, str]]:
-    """Of each split clean and corrupt prompts, or why there are none."""
+def _pairs(config: Config, study: Study, step: int, name: str, n: int, compute: Callable) -> Instrumented:
+    """Rows of what `compute` reads of each split's counterfactual pairs, a resumable stage for each split.
+
+    `compute(clean, corrupt)` gives metric -> (value, denominator) of each pair.
+    """
+    rows, reason = [], ""
     for split in study.parts:
         clean, corrupt, dropped = study.pairs_of(split, n)
-        yield (
-            split,
-            clean,
-            corrupt,
-            "" if clean else f"no decision {split.replace('_', '-')} has a counterfactual twin ({dropped})",
+        if not clean:
+            where = split.replace("_", "-")
+            reason = reason or f"no decision {where} has a counterfactual twin ({dropped})"
+            continue
+        inputs = dict(
+            study.inputs(step),
+            pairs=[study.digest(prompts) for prompts in (clean, corrupt)],
+            minimum=str(MINIMUM),
         )
-
-
-def reliance(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Prompt reliance (docs/methods.md 4.2): each pair's direct effect over the sum of direct and via-CoT; no pair is left out, however small its total."""
-    from interp.measures.reliance import prompt_reliance
-
-    rows, reason = [], ""
-    for split, clean, corrupt, lacking in _paired(study, config.pairs):
-        reason = reason or lacking
-        if clean:
-
-            def compute():
-                found = prompt_reliance(study.model(step), clean, corrupt, minimum=MINIMUM)
-                return [found.direct.tolist(), found.via_cot.tolist()]
-
-            inputs = dict(study.inputs(step), pairs=[study.digest(side) for side in (clean, corrupt)])
-            direct, via_cot = study.stage(f"masking/{step}-{split}-reliance", inputs, compute)
-            rows += _rows(
-                "prompt_reliance",
-                split,
-                [p.decision.episode for p in clean],
-                direct,
-                np.add(direct, via_cot).tolist(),
-            )
+        stored = study.stage(
+            f"masking/{step}-{split}-{name}", inputs, lambda: compute(study.model(step), clean, corrupt)
+        )
+        games = [prompt.decision.episode for prompt in clean]
+        for metric, (values, denominators) in stored.items():
+            rows += _rows(metric, split, games, values, denominators)
     return rows, reason
 
 
-def patching(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """The share of the action's difference that patching gives back: `patch_prompt`, all of the prompt at its embeddings, read after the
-    trace; `patch_boundary`, the mean over layers at the boundary alone, read right after it."""
-    from interp.measures.patching import patch_modes
+def reliance(config: Config, study: Study, step: int) -> Instrumented:
+    """Prompt reliance (docs/methods.md 4.2): each pair's direct effect over the sum of direct and via-CoT.
 
-    rows, reason = [], ""
-    for split, clean, corrupt, lacking in _paired(study, config.patched):
-        reason = reason or lacking
-        if clean:
+    No pair is left out, however small its total.
+    """
 
-            def compute():
-                found = patch_modes(
-                    study.model(step), clean, corrupt, at=("boundary", "prompt"), minimum=MINIMUM
-                )
-                whole, edge = found["prompt", "cot"], found["boundary", "prompt"]
-                moved = dict(
-                    patch_prompt=(whole, whole.moved[:, 0, 0]),
-                    patch_boundary=(edge, edge.moved[:, 0].mean(-1)),
-                )
-                return {
-                    name: [
-                        [float(v) if np.isfinite(v) else None for v in values]
-                        for values in (part, sweep.clean - sweep.corrupt)
-                    ]
-                    for name, (sweep, part) in moved.items()
-                }
+    def compute(model: HookedModel, clean: list[Prompt], corrupt: list[Prompt]) -> dict[str, list]:
+        from interp.measures.reliance import prompt_reliance
 
-            inputs = dict(
-                study.inputs(step),
-                pairs=[study.digest(side) for side in (clean, corrupt)],
-                minimum=str(MINIMUM),
-            )
-            for name, (values, whole) in study.stage(
-                f"masking/{step}-{split}-patching", inputs, compute
-            ).items():
-                rows += _rows(name, split, [p.decision.episode for p in clean], values, whole)
-    return rows, reason
+        effects = prompt_reliance(model, clean, corrupt, minimum=MINIMUM)
+        both = effects.direct + effects.via_cot
+        return dict(prompt_reliance=[effects.direct.tolist(), both.tolist()])
+
+    return _pairs(config, study, step, "reliance", config.pairs, compute)
 
 
-def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Whether another state's trace is followed, and the own action kept (docs/methods.md 5.1), where the own one parsed and a donor was found."""
+def patching(config: Config, study: Study, step: int) -> Instrumented:
+    """The share of the action's difference that patching gives back.
+
+    `patch_prompt`: all of the prompt at its embeddings, read after the trace. `patch_boundary`: the mean over
+    layers at the boundary alone, read right after it.
+    """
+
+    def compute(model: HookedModel, clean: list[Prompt], corrupt: list[Prompt]) -> dict[str, list]:
+        from interp.measures.patching import patch_modes
+
+        sweeps = patch_modes(model, clean, corrupt, at=("boundary", "prompt"), minimum=MINIMUM)
+        whole, edge = sweeps["prompt", "cot"], sweeps["boundary", "prompt"]
+        moved = dict(
+            patch_prompt=(whole.moved[:, 0, 0], whole.clean - whole.corrupt),
+            patch_boundary=(edge.moved[:, 0].mean(-1), edge.clean - edge.corrupt),
+        )
+        return {
+            metric: [[float(v) if np.isfinite(v) else None for v in values] for values in both]
+            for metric, both in moved.items()
+        }
+
+    return _pairs(config, study, step, "patching", config.patched, compute)
+
+
+def conflicts(config: Config, study: Study, step: int) -> Instrumented:
+    """Whether another state's trace is followed, and the own action kept (docs/methods.md 5.1).
+
+    Read where the own action parsed and a donor was found.
+    """
     from interp.measures.conflicts import conflict
 
     rows = []
@@ -261,8 +262,8 @@ def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]
         prompts = study.prompts(split)[: config.conflicts]
         own = study.decoded(step, split, "cot")[: config.conflicts]
 
-        def compute():
-            found = conflict(
+        def compute() -> dict[str, list[int | None]]:
+            outcome = conflict(
                 study.model(step),
                 prompts,
                 own,
@@ -273,11 +274,14 @@ def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]
                 max_new_tokens=study.action_tokens,
                 trace_tokens=study.trace_tokens,
             )["other_state"]
-            read = {
-                name: dict(zip(found.index.tolist(), getattr(found, name).astype(int).tolist()))
-                for name in ("follow", "keep")
+            index = outcome.index.tolist()
+            by_decision = dict(
+                follow=dict(zip(index, outcome.follow.astype(int).tolist(), strict=True)),
+                keep=dict(zip(index, outcome.keep.astype(int).tolist(), strict=True)),
+            )
+            return {
+                metric: [values.get(i) for i in range(len(prompts))] for metric, values in by_decision.items()
             }
-            return {name: [of.get(i) for i in range(len(prompts))] for name, of in read.items()}
 
         inputs = dict(
             study.inputs(step, split),
@@ -285,81 +289,88 @@ def conflicts(config: Config, study: Study, step: int) -> tuple[list[dict], str]
             limits=study.limits,
             closed_actions=study.env.closed_actions,
         )
-        for name, values in study.stage(f"masking/{step}-{split}-conflict", inputs, compute).items():
-            rows += _rows(name, split, [p.decision.episode for p in prompts], values)
-    return rows, "" if any(
-        row["value"] is not None for row in rows
-    ) else "no action parsed, or none found a donor"
+        for metric, values in study.stage(f"masking/{step}-{split}-conflict", inputs, compute).items():
+            rows += _rows(metric, split, [p.decision.episode for p in prompts], values)
+    any_read = any(row["value"] is not None for row in rows)
+    return rows, "" if any_read else "no action parsed, or none found a donor"
 
 
-def probes(config: Config, study: Study, step: int) -> tuple[list[dict], str]:
-    """Whether the boundary probe reads the action that will be taken, less whether the best control without activations does (docs/methods.md 3.3)."""
-    import torch
+def probes(config: Config, study: Study, step: int) -> Instrumented:
+    """Whether the boundary probe reads the action that will be taken - whether the best control does.
 
-    from interp.engine.capturing import capture
-    from interp.probing.probes import NESTED, SPLITS, probe
-
-    def compute():
-        sets, where = [], {}
-        for split in study.parts:
-            kept, names = labelled(study, step, split, LABEL)
-            if not len(kept):
-                return dict(skipped=f"no action {split.replace('_', '-')} parsed")
-            asked = [study.prompts(split)[i] for i in kept]
-            acts = capture(study.model(step), asked, ["resid_pre", "resid_post"]).values
-            words = texts(study, split)
-            sets.append(
-                (
-                    torch.cat([acts[:, 0, :1], acts[:, 1]], 1).numpy(),
-                    names,
-                    [p.decision.episode for p in asked],
-                    [words[i] for i in kept],
-                    [p.decision.previous for p in asked],
-                )
-            )
-            where[split] = kept
-        try:
-            (acts, names, groups, words, previous), *test = sets
-            found = probe(
-                acts,
-                names,
-                groups,
-                prompts=words,
-                previous=previous,
-                test=test[0] if test else None,
-                folds=FOLDS,
-                seed=study.seed,
-                draws=1,
-            )
-        except ValueError as problem:  # too few decisions that parse, or one class
-            return dict(skipped=str(problem))
-        labels = np.concatenate([np.array(of[1]) for of in sets])
-        gain = (found.predicted["probe", NESTED] == labels).astype(int) - (
-            found.predicted["best_control", NESTED] == labels
-        )
-        values = {split: [None] * len(study.prompts(split)) for split in study.parts}
-        for split, theirs in zip(study.parts, SPLITS):
-            for i, v in zip(where[split], gain[found.split == theirs].tolist(), strict=True):
-                values[split][i] = v
-        return dict(skipped="", values=values)
-
+    The control reads no activations (docs/methods.md 3.3).
+    """
     inputs = dict(
         study.inputs(step),
         decisions=[study.digest(study.prompts(split)) for split in study.parts],
         label=LABEL,
         folds=FOLDS,
     )
-    found = study.stage(f"masking/{step}-probes", inputs, compute)
-    if found["skipped"]:
-        return [], found["skipped"]
-    return [
-        row
-        for split in study.parts
-        for row in _rows(
-            "probe_gain", split, [p.decision.episode for p in study.prompts(split)], found["values"][split]
-        )
-    ], ""
+    stored = study.stage(f"masking/{step}-probes", inputs, lambda: attempted(lambda: _gains(study, step)))
+    if stored["skipped"]:
+        return [], stored["skipped"]
+    rows = []
+    for split in study.parts:
+        games = [prompt.decision.episode for prompt in study.prompts(split)]
+        rows += _rows("probe_gain", split, games, stored["values"][split])
+    return rows, ""
+
+
+def _gains(study: Study, step: int) -> dict[str, dict[str, list[int | None]]]:
+    """Of each split's decisions whether the probe is right - whether the best control is; None without an
+    action.
+
+    Raises ValueError for too few decisions that parse, or of one class.
+    """
+    from interp.probing.probes import NESTED, SPLITS, probe
+
+    kept, sets = {}, []
+    for split in study.parts:
+        kept[split], names = labelled(study, step, split, LABEL)
+        if not len(kept[split]):
+            raise ValueError(f"no action {split.replace('_', '-')} parsed")
+        sets.append(_probed(study, step, split, kept[split], names))
+    (acts, names, groups, words, previous), *test = sets
+    result = probe(
+        acts,
+        names,
+        groups,
+        prompts=words,
+        previous=previous,
+        test=test[0] if test else None,
+        folds=FOLDS,
+        seed=study.seed,
+        draws=1,
+    )
+    labels = np.concatenate([np.array(names) for _, names, *_ in sets])
+    right, control = (result.predicted[name, NESTED] == labels for name in ("probe", "best_control"))
+    gain = right.astype(int) - control
+    values: dict[str, list[int | None]] = {}
+    for split, its_name in zip(study.parts, SPLITS, strict=False):
+        values[split] = [None] * len(study.prompts(split))
+        for i, each in zip(kept[split], gain[result.split == its_name].tolist(), strict=True):
+            values[split][i] = each
+    return dict(values=values)
+
+
+def _probed(study: Study, step: int, split: str, kept: np.ndarray, names: list[str]) -> tuple:
+    """Activations [decision, layer, d_model], labels, episodes, texts and previous actions."""
+    import torch
+
+    from interp.engine.capturing import capture
+
+    prompts, words = [study.prompts(split)[i] for i in kept], texts(study, split)
+    acts = capture(study.model(step), prompts, ["resid_pre", "resid_post"]).values
+    return (
+        torch.cat([acts[:, 0, :1], acts[:, 1]], 1).numpy(),
+        names,
+        [prompt.decision.episode for prompt in prompts],
+        [words[i] for i in kept],
+        [prompt.decision.previous for prompt in prompts],
+    )
 
 
 #: What reads a training, in the order in which it does.
-INSTRUMENTS = dict(reliance=reliance, patching=patching, conflict=conflicts, probes=probes)
+INSTRUMENTS: dict[str, Callable[[Config, Study, int], Instrumented]] = dict(
+    reliance=reliance, patching=patching, conflict=conflicts, probes=probes
+)

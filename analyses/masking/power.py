@@ -1,9 +1,10 @@
-"""What the masking study's intervals find: planted effects, and planted nulls, in simulated outcomes of crossed seeds and games; no model.
+"""What the masking study's intervals find in simulated outcomes of crossed seeds and games; no model.
 
-A game is won with a probability whose log-odds are the sum of the game's own (SD `game_sd`), what a seed's order of the data does to
-all conditions (`order_sd`), what each training is worth by itself (`training_sd`), what a condition does to a game (`condition_sd`), and the condition's
-effect, which grows up to k = 0.3 and stays. Worlds: `null`, no condition does anything; `action`, the action mask helps; `any_mask`, the
-random mask helps as much. An effect is given as the difference in success that it makes.
+A game is won with a probability whose log-odds are the sum of the game's own (SD `game_sd`), what a seed's
+order of the data does to all conditions (`order_sd`), what each training is worth by itself (`training_sd`),
+what a condition does to a game (`condition_sd`), and the condition's effect, which grows up to k = 0.3 and
+stays. Worlds: `null`, no condition does anything; `action`, the action mask helps; `any_mask`, the random
+mask helps as much. An effect is given as the difference in success that it makes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from tqdm import tqdm
 
+from analyses.provenance import made_by
 from analyses.registry import Instrument
-from analyses.study import made_by
 from interp.results.tables import write_table
 from interp.stats.crossed import SMALLEST, crossed, slope_weights
 from interp.stats.intervals import wilson
@@ -76,7 +77,8 @@ class Config:
         for effect in self.effects:
             if not 0 < self.rate + effect < 1:
                 raise ValueError(
-                    f"--effects has {effect:g}, which at --rate {self.rate:g} leads to no rate between 0 and 1."
+                    f"--effects has {effect:g}, which at --rate {self.rate:g} leads to no rate "
+                    "between 0 and 1."
                 )
 
 
@@ -89,7 +91,7 @@ def log_odds(rate: float, sd: float) -> float:
 def outcomes(
     config: Config, world: str, effect: float, seeds: int, games: int, training_sd: float
 ) -> np.ndarray:
-    """Wins, 0 or 1, [study, condition, seed, game]; for equal sizes all worlds are drawn from the same numbers."""
+    """Wins, 0 or 1, [study, condition, seed, game]; of equal sizes all worlds use the same random numbers."""
     rng = np.random.default_rng([config.seed, seeds, games, round(1000 * training_sd)])
     sd = np.sqrt(config.game_sd**2 + config.condition_sd**2 + config.order_sd**2 + training_sd**2)
     planted = log_odds(config.rate + effect, sd) - log_odds(config.rate, sd)
@@ -114,16 +116,17 @@ def intervals(values: np.ndarray, weights: dict[str, float], config: Config) -> 
     """Ends of each study's interval of a contrast of its conditions, in lots that fit a small memory."""
     summed = np.tensordot(values, [weights.get(condition, 0.0) for condition in CONDITIONS], (1, 0))
     ends = [crossed(summed[i : i + 20], config.draws, config.seed) for i in range(0, len(summed), 20)]
-    return tuple(np.concatenate(side) for side in zip(*ends))
+    return tuple(np.concatenate(end) for end in zip(*ends, strict=True))
 
 
 def power(config: Config) -> pd.DataFrame:
     """Shares of studies, each with its Wilson interval.
 
-    Column `what`: `above` and `below`, the interval of a contrast lies above, or below, 0; `covers`, it holds the true value;
-    `supported` and `refuted`, what `interp.stats.crossed.verdict` says. Column `contrast`: `difference` of k = 0.3 and k = 0, `control` of
-    k = 0.3 and the random mask, `slope` in k, `games_only`: the difference by a bootstrap over games alone, of the means over seeds.
-    Column `half_width`: half of an interval, on average.
+    Column `what`: `above` and `below`, a contrast's interval lies above, or below, 0; `covers`, it holds the
+    true value; `supported` and `refuted`, what `interp.stats.crossed.verdict` says. Column `contrast`:
+    `difference` of k = 0.3 and k = 0, `control` of k = 0.3 and the random mask, `slope` in k, `games_only`:
+    the difference by a bootstrap over games alone, of the means over seeds. Column `half_width`: half of an
+    interval, on average.
     """
     rows, (zero, best) = [], ("action_mask_0", "action_mask_0.3")
     contrasts = dict(
@@ -137,19 +140,19 @@ def power(config: Config) -> pd.DataFrame:
         truth = dict(difference=effect, control=effect * (world == "action"), games_only=effect)
         found = {name: intervals(values, weights, config) for name, weights in contrasts.items()}
         found["games_only"] = intervals(values.mean(axis=2, keepdims=True), contrasts["difference"], config)
-        said = {}
+        hits = {}
         for name, (low, high) in found.items():
-            said |= {(name, "above"): low > 0, (name, "below"): high < 0}
+            hits |= {(name, "above"): low > 0, (name, "below"): high < 0}
             if name in truth:
-                said[name, "covers"] = (low <= truth[name]) & (truth[name] <= high)
+                hits[name, "covers"] = (low <= truth[name]) & (truth[name] <= high)
         (low, high), (over, under) = found["difference"], found["control"]
         supported = (low > 0) & (over > 0)
-        said |= {
+        hits |= {
             ("verdict", "supported"): supported,
             ("verdict", "refuted"): ~supported & ((high < SMALLEST) | (under < SMALLEST)),
         }
         width = {name: float((high - low).mean() / 2) for name, (low, high) in found.items()}
-        for (name, what), hit in said.items():
+        for (name, what), hit in hits.items():
             low, high = wilson(int(hit.sum()), len(hit))
             rows.append(
                 dict(

@@ -7,6 +7,7 @@ gives `88 % [85, 92]`. The words are written by hand, so they are read again whe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def _table(name: str, study: str) -> pd.DataFrame:
     return with_places(frame) if name == "patching" else frame
 
 
-def rows(table: str, study: str = "", **where) -> pd.DataFrame:
+def rows(table: str, study: str = "", **where: object) -> pd.DataFrame:
     """Rows of a committed table whose columns equal the values given.
 
     Args:
@@ -42,7 +43,7 @@ def rows(table: str, study: str = "", **where) -> pd.DataFrame:
     return frame[frame["step"] == ends.get(step, step)]
 
 
-def row(table: str, study: str = "", **where) -> pd.Series:
+def row(table: str, study: str = "", **where: object) -> pd.Series:
     """The one row of a committed table with these values; ValueError where there is not exactly one."""
     frame = rows(table, study, **where)
     if len(frame) != 1:
@@ -52,7 +53,7 @@ def row(table: str, study: str = "", **where) -> pd.Series:
     return frame.iloc[0]
 
 
-def _between(estimate: pd.Series, write) -> str:
+def _between(estimate: pd.Series, write: Callable[[float], str]) -> str:
     return f"{write(estimate['value'])} [{write(estimate['low'])}, {write(estimate['high'])}]"
 
 

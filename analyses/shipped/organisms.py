@@ -1,4 +1,4 @@
-"""Grow the calibration's agents from their recipes and export them as they are shipped (half precision, no optimiser states)."""
+"""Grow the calibration's agents from their recipes and export them as they are shipped, in half precision."""
 
 from __future__ import annotations
 

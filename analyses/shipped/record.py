@@ -15,7 +15,8 @@ from interp.environments.recording import Sizes, record
 from interp.system.limits import Seed, Workers
 from interp.tasks.episodes import save_episodes
 
-#: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and `episodes(job)`.
+#: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and
+#: `episodes(job)`.
 RECORDERS = {
     "alfworld": "interp.environments.alfworld.record",
     "twc": "interp.environments.textworldexpress.twc",
@@ -35,7 +36,7 @@ class Config:
     sizes: Sizes = field(default_factory=Sizes)
     """Games for each split."""
     official: int = 0
-    """Instead, the expert's episodes of this many of ALFWorld's own train games, and of all of valid_seen, from $ALFWORLD_DATA."""
+    """Instead, episodes of so many of ALFWorld's own train games and of valid_seen, from $ALFWORLD_DATA."""
     seed: Seed = 0
     """Seed of scenes, placements, noise and phrasings."""
     workers: Workers = 2
@@ -57,7 +58,8 @@ def run(config: Config) -> None:
         )
     if config.out is None and not isinstance(environment.decisions, Path):
         raise ValueError(
-            f"Give --out: the environment {config.environment!r} has no shipped corpus; study what is recorded with --corpus."
+            f"Give --out: the environment {config.environment!r} has no shipped corpus; study what is "
+            "recorded with --corpus."
         )
     recorder = importlib.import_module(RECORDERS[config.environment])
     jobs = (
@@ -74,7 +76,8 @@ def run(config: Config) -> None:
     )
     path = save_episodes(config.out or environment.decisions, episodes)
     print(
-        f"{path}: {report['episodes']} episodes of {report['games']} games; dropped {report['dropped'] or 'none'}"
+        f"{path}: {report['episodes']} episodes of {report['games']} games; "
+        f"dropped {report['dropped'] or 'none'}"
     )
 
 

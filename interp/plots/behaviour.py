@@ -8,11 +8,13 @@ Blue is the prompt's side, vermilion the trace's side, in every figure (see `int
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size, value
+from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size, together, value
 from interp.plots.registry import figure
 from interp.plots.theme import (
     HOVER,
@@ -37,7 +39,7 @@ REVISED = {
     -1: "the trace spoils more actions than it corrects",
     0: "corrected and spoiled actions are not told apart",
 }
-_SECTION = dict(section="better", expected=True)
+_figure = partial(figure, section="better", expected=True)
 _SHOWN = ("acc_cot", "acc_prompt", "acc_empty_think", "gap", "headroom_gap", "mcnemar_p")
 _PARSED = ("parse_cot", "parse_prompt", "parse_empty_think")
 #: Share of games ended by an action that did not parse, above which the caption says so.
@@ -52,14 +54,14 @@ def _decoded(frame: pd.DataFrame) -> pd.DataFrame:
 def _behaviour_caption(frame: pd.DataFrame) -> Caption:
     words = {1: "is above 0", -1: "is below 0", 0: "is not told apart from 0"}
     last = last_side(frame, words, metric="gap")
-    message = [
+    message = together(
         change("CoT accuracy", frame, metric="acc_cot"),
         change("Prompt accuracy", frame, metric="acc_prompt"),
-    ]
-    message += [f"The last gap {last}."] if last else []
+        f"The last gap {last}." if last else "",
+    )
     drawn = "Top: agreement with the reference action. Bottom: CoT − prompt, also over the headroom."
     shown = frame[frame["metric"].isin(_SHOWN) | frame["metric"].str.startswith("choice_")]
-    return Caption(" ".join(filter(None, message)), drawn, size(_decoded(frame)), numbers(shown))
+    return Caption(message, drawn, size(_decoded(frame)), numbers(shown))
 
 
 def _parse_caption(frame: pd.DataFrame) -> Caption:
@@ -94,12 +96,11 @@ def revised(frame: pd.DataFrame, split: str) -> tuple[int, Ends, Ends] | None:
 
 
 def _revision_caption(frame: pd.DataFrame) -> Caption:
-    found = {split: of for split in splits_of(frame) if (of := revised(frame, split))}
-    message = sentence(clause({split: REVISED[of[0]] for split, of in found.items()}))
+    verdicts = {split: REVISED[each[0]] for split in splits_of(frame) if (each := revised(frame, split))}
+    message = sentence(clause(verdicts))
     drawn = (
-        "Top: how often the trace changes the action, by effect; "
-        "a whisker belongs to the part whose upper edge it "
-        "stands on. Bottom: agreement of both modes."
+        "Top: how often the trace changes the action, by effect; a whisker belongs to the part whose upper "
+        "edge it stands on. Bottom: agreement of both modes."
     )
     shown = only(
         frame,
@@ -109,20 +110,20 @@ def _revision_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _online_caption(frame: pd.DataFrame) -> Caption:
-    message = [change("Success with the trace", frame, metric="success", mode="cot")]
-    message += [change("Without it, success", frame, metric="success", mode="prompt")]
     unparsed = pick(frame, metric="unparsed")
-    many = unparsed[(unparsed["step"] == unparsed["step"].max()) & (unparsed["value"] > _MANY_UNPARSED)]
-    if len(many):
-        message.append(
-            f"Up to {100 * many['value'].max():.0f} % of the last games end by an unparsed action."
-        )
+    most = unparsed.loc[unparsed["step"] == unparsed["step"].max(), "value"].max()
+    lost = f"Up to {100 * most:.0f} % of the last games end by an unparsed action."
+    message = together(
+        change("Success with the trace", frame, metric="success", mode="cot"),
+        change("Without it, success", frame, metric="success", mode="prompt"),
+        lost if most > _MANY_UNPARSED else "",
+    )
     drawn = "Both modes on the same games."
     size = f"n = {span(pick(frame, metric='success')['n'])} games; 95 % cluster-bootstrap intervals."
-    return Caption(" ".join(filter(None, message)), drawn, size, numbers(frame))
+    return Caption(message, drawn, size, numbers(frame))
 
 
-@figure("Accuracy with and without the trace", table="behaviour", caption=_behaviour_caption, **_SECTION)
+@_figure("Accuracy with and without the trace", table="behaviour", caption=_behaviour_caption)
 def behaviour(frame: pd.DataFrame) -> go.Figure:
     """Accuracy of the prompt, CoT and empty-think actions over checkpoints, above the gaps."""
     accuracy = ["acc_cot", "acc_prompt", "acc_empty_think"]
@@ -135,7 +136,7 @@ def behaviour(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("Do both modes produce an action at all?", table="behaviour", caption=_parse_caption, **_SECTION)
+@_figure("Do both modes produce an action at all?", table="behaviour", caption=_parse_caption)
 def parse(frame: pd.DataFrame) -> go.Figure:
     """Share of decisions whose decoded text parses to an action, per mode over checkpoints."""
     fig = panels(frame, {"parse rate": 230})
@@ -146,7 +147,7 @@ def parse(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("What the trace changes", table="behaviour", caption=_revision_caption, **_SECTION)
+@_figure("What the trace changes", table="behaviour", caption=_revision_caption)
 def revision(frame: pd.DataFrame) -> go.Figure:
     """Revision rate by its effect over checkpoints, above agreement and Cohen's kappa of both modes."""
     fig = panels(frame, {"revision rate": 230, "agreement": 170})
@@ -193,13 +194,12 @@ def revision(frame: pd.DataFrame) -> go.Figure:
     section="better",
     caption=_online_caption,
 )
-@figure(
+@_figure(
     "Success in the environment",
     name="online",
     table="online",
     caption=_online_caption,
     instead="online_official",
-    **_SECTION,
 )
 def online(frame: pd.DataFrame) -> go.Figure:
     """Success in the environment per mode over checkpoints, above the steps per episode."""

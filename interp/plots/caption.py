@@ -9,12 +9,12 @@ Captions are plain text of at most 60 words; the page escapes them. Their verbs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from interp.results.estimates import ends, estimate, side, span
+from interp.results.estimates import Ends, ends, estimate, side, span
 from interp.results.headline import READINGS
 from interp.results.names import INSERTED_TRACES, LABELS, SHARES, SPANS, STEERED, STYLE
 from interp.results.queries import pick, splits_of
@@ -67,35 +67,45 @@ class Caption:
     @property
     def text(self) -> str:
         """The caption's sentences."""
-        return " ".join(part for part in (self.message, self.drawn, self.size) if part)
+        return together(self.message, self.drawn, self.size)
+
+
+def together(*sentences: str) -> str:
+    """The sentences that are not empty, as one text."""
+    return " ".join(filter(None, sentences))
 
 
 def clause(verdicts: Mapping[str, str]) -> str:
     """What is said of each split or series, equal ones together: `rises in-domain and out-of-domain`."""
-    by: dict[str, list[str]] = {}
+    by_verdict: dict[str, list[str]] = {}
     for where, verdict in verdicts.items():
-        by.setdefault(verdict, []).append(WHERE.get(where, where))
-    return listed(f"{verdict} {listed(places)}" for verdict, places in by.items())
+        by_verdict.setdefault(verdict, []).append(WHERE.get(where, where))
+    return listed(f"{verdict} {listed(places)}" for verdict, places in by_verdict.items())
 
 
-def change(subject: str, frame: pd.DataFrame, **where) -> str:
+def change(subject: str, frame: pd.DataFrame, **where: object) -> str:
     """Sentence on how a reading changes from the first to the last checkpoint, by split."""
-    found = {split: ends(pick(frame, split=split, **where)) for split in splits_of(frame)}
-    verdicts = {split: VERBS[of.moved] for split, of in found.items() if of}
+    verdicts = {split: VERBS[both.moved] for split, both in _by_split(frame, **where).items()}
     return f"{subject} {clause(verdicts)}." if verdicts else ""
 
 
-def only(frame: pd.DataFrame, **values) -> pd.DataFrame:
+def only(frame: pd.DataFrame, **values: Iterable[object]) -> pd.DataFrame:
     """Rows whose columns have one of the values given."""
     for column, allowed in values.items():
         frame = frame[frame[column].isin(list(allowed))]
     return frame
 
 
-def last_side(frame: pd.DataFrame, words: Mapping[int, str], of: float = 0.0, **where) -> str:
+def last_side(frame: pd.DataFrame, words: Mapping[int, str], of: float = 0.0, **where: object) -> str:
     """What the last interval says in each split: one of `words`, for above, across (0) and below `of`."""
-    found = {split: ends(pick(frame, split=split, **where)) for split in splits_of(frame)}
-    return clause({split: words[side(each.last, of)] for split, each in found.items() if each})
+    readings = _by_split(frame, **where)
+    return clause({split: words[side(both.last, of)] for split, both in readings.items()})
+
+
+def _by_split(frame: pd.DataFrame, **where: object) -> dict[str, Ends]:
+    """The rows picked at both ends, in every split that has some."""
+    readings = {split: ends(pick(frame, split=split, **where)) for split in splits_of(frame)}
+    return {split: both for split, both in readings.items() if both}
 
 
 def numbers(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFrame:
@@ -106,14 +116,11 @@ def numbers(rows: pd.DataFrame, names: Mapping[str, Callable] = {}) -> pd.DataFr
         names: column -> what its values are called, where `NAMES` does not have it.
     """
     keys, lines = _keys(rows.drop(columns="step")), []
-    for key, of in rows.groupby(keys, sort=False, dropna=False) if keys else [((), rows)]:
-        if found := ends(of):
-            cells = [f"{value(each)} (step {int(each['step'])})" for each in found]
-            over = {
-                "first checkpoint": "–" if found.moved == "single" else cells[0],
-                "last checkpoint": cells[1],
-            }
-            lines.append(_named(dict(zip(keys, key, strict=True)), names) | over | _counts(found.last))
+    for key, group in rows.groupby(keys, sort=False, dropna=False) if keys else [((), rows)]:
+        if both := ends(group):
+            first, last = (f"{value(each)} (step {int(each['step'])})" for each in both)
+            over = {"first checkpoint": "–" if both.moved == "single" else first, "last checkpoint": last}
+            lines.append(_named(dict(zip(keys, key, strict=True)), names) | over | _counts(both.last))
     return pd.DataFrame(lines)
 
 

@@ -70,47 +70,33 @@ def draw_conditions(
     """
     places, drawn = {condition.name: i for i, condition in enumerate(conditions)}, []
     for col, split in enumerate(splits_of(frame), start=1):
-        rows = at_last(frame, metric=metric, split=split, contrast=contrast)
+        where = dict(metric=metric, split=split)
+        rows = at_last(frame, contrast=contrast, **where)
         rows = rows.assign(
             kind=[named(condition).kind for condition in rows["condition"]],
             place=rows["condition"].map(places).astype(float),
         )
         if contrast == "difference":
-            control = at_last(frame, metric=metric, split=split, contrast="control")
-            rows = pd.concat(
-                [
-                    rows,
-                    control.assign(
-                        kind="control", place=control["condition"].map(places).astype(float) + 0.22
-                    ),
-                ]
-            )
-        dots = (
-            at_last(frame, metric=metric, split=split, contrast="training")
-            if contrast == "level"
-            else rows[:0]
-        )
+            control = at_last(frame, contrast="control", **where)
+            beside = control["condition"].map(places).astype(float) + 0.22
+            rows = pd.concat([rows, control.assign(kind="control", place=beside)])
+        dots = at_last(frame, contrast="training", **where) if contrast == "level" else rows[:0]
         if len(dots):
             _draw_trainings(fig, dots, places, row, col)
         for kind, (name, colour, _, symbol) in LOOKS.items():
-            found = pick(rows, kind=kind)
-            less = " − random mask" if kind == "control" else " − k = 0" if contrast == "difference" else ""
-            if len(found):
+            some = pick(rows, kind=kind)
+            minus = " − random mask" if kind == "control" else " − k = 0" if contrast == "difference" else ""
+            if len(some):
                 fig.add_scatter(
-                    x=found["place"],
-                    y=found["value"],
-                    mode="markers",
+                    x=some["place"],
+                    y=some["value"],
                     name=name,
                     legendgroup=kind,
-                    error_y=whisker(found, colour),
-                    marker=marker(symbol, colour, 10),
+                    error_y=whisker(some, colour),
                     showlegend=not any(trace.legendgroup == kind for trace in fig.data),
-                    hovertemplate=CONDITION_HOVER,
-                    customdata=condition_numbers(
-                        found, [named(condition).title + less for condition in found["condition"]]
-                    ),
                     row=row,
                     col=col,
+                    **points(some, symbol, colour, 10, minus),
                 )
         if (zero := one(rows, condition="action_mask_0")) is not None:
             fig.add_hline(
@@ -123,10 +109,8 @@ def draw_conditions(
 
 def _draw_trainings(fig: go.Figure, dots: pd.DataFrame, places: dict[str, int], row: int, col: int) -> None:
     """Draw single trainings as dots beside their condition."""
-    titles = [
-        f"{named(condition).title}, seed {seed}"
-        for condition, seed in zip(dots["condition"], dots["seed"], strict=True)
-    ]
+    pairs = zip(dots["condition"], dots["seed"], strict=True)
+    titles = [f"{named(condition).title}, seed {seed}" for condition, seed in pairs]
     fig.add_scatter(
         x=dots["condition"].map(places) + 0.2 + 0.06 * (dots.groupby("condition")["seed"].rank() - 1),
         y=dots["value"],
@@ -201,6 +185,16 @@ def condition_axis(fig: go.Figure, conditions: list[Condition]) -> go.Figure:
 def marker(symbol: str, colour: str, size: float) -> dict:
     """A marker whose hollow form has a line that can be seen."""
     return dict(symbol=symbol, size=size, color=colour, line=dict(color=colour, width=1.8))
+
+
+def points(rows: pd.DataFrame, symbol: str, colour: str, size: float, suffix: str = "") -> dict:
+    """Markers of conditions that tell their numbers; `suffix` follows a condition's title."""
+    return dict(
+        mode="markers",
+        marker=marker(symbol, colour, size),
+        customdata=condition_numbers(rows, [named(name).title + suffix for name in rows["condition"]]),
+        hovertemplate=CONDITION_HOVER,
+    )
 
 
 def condition_numbers(rows: pd.DataFrame, titles: Iterable[str]) -> np.ndarray:

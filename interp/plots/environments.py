@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -40,7 +42,7 @@ _LOOKS = {
 _SHARES = ("accuracy", "success in games", "another state's trace")
 
 
-_SECTION = dict(section="elsewhere")
+_figure = partial(figure, section="elsewhere")
 
 
 def _splits_caption(frame: pd.DataFrame) -> Caption:
@@ -71,7 +73,7 @@ def _caption_out_of_domain(frame: pd.DataFrame) -> Caption:
     return _caption(frame, "out_of_domain")
 
 
-@figure("What is in domain, and what is out of it", table="splits", caption=_splits_caption, **_SECTION)
+@_figure("What is in domain, and what is out of it", table="splits", caption=_splits_caption)
 def splits(frame: pd.DataFrame) -> go.Figure:
     """What each environment's series was trained on and what its splits hold, as a table."""
     shown = {
@@ -98,12 +100,8 @@ def splits(frame: pd.DataFrame) -> go.Figure:
     return fig.update_layout(height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8))
 
 
-@figure(
-    "Several environments, in-domain",
-    name="environments_in_domain",
-    table="environments",
-    caption=_caption,
-    **_SECTION,
+@_figure(
+    "Several environments, in-domain", name="environments_in_domain", table="environments", caption=_caption
 )
 def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
     """The headline readings over checkpoints, a row for each and a column for each environment."""
@@ -153,12 +151,11 @@ def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
     return fig
 
 
-@figure(
+@_figure(
     "Several environments, out-of-domain",
     name="environments_out_of_domain",
     table="environments",
     caption=_caption_out_of_domain,
-    **_SECTION,
 )
 def out_of_domain(frame: pd.DataFrame) -> go.Figure:
     """`environments` of the out-of-domain split."""

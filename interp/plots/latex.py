@@ -15,7 +15,8 @@ from interp.results.condition_rows import paper_table
 def masking_table(frame: pd.DataFrame) -> str:
     r"""The masking study's conditions and differences as a float over two columns; needs `booktabs`.
 
-    A condition's values have their intervals in the line below, so that seven readings fit a page of two columns.
+    A condition's values have their intervals in the line below, so that seven readings fit a page of two
+    columns.
 
     frame: table `masking`. Raises what `interp.results.condition_rows.paper_table` raises.
     """

@@ -9,6 +9,9 @@ figure here (`interp.results.condition_rows.LOOKS`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,9 +26,20 @@ from interp.plots.condition_panels import (
     draw_conditions,
     grid,
     marker,
+    points,
 )
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, STEP_TITLE, draw_trace, facets, step_axis, under, whisker, zero_line
+from interp.plots.theme import (
+    BOTTOM,
+    STEP_TITLE,
+    draw_trace,
+    facets,
+    fit_values,
+    step_axis,
+    under,
+    whisker,
+    zero_line,
+)
 from interp.results.condition_rows import (
     LOOKS,
     PREDICTED,
@@ -62,23 +76,32 @@ MECHANISM = {
 }
 
 
-_SECTION = dict(section="masking", table="masking")
+_figure = partial(figure, section="masking", table="masking")
 #: Contrasts that are told: levels, differences to k = 0 and to the random mask, and slopes per unit of k.
 CONTRASTS = ("level", "difference", "control", "slope")
 
 
 def claim(frame: pd.DataFrame) -> str:
-    """Sentence on the verdict on the claim, which the provenance holds."""
+    """What the intervals show of the claim, or why the provenance has no verdict on it."""
     verdict = str(frame.attrs.get("verdict") or "none: its provenance has no verdict")
     if verdict.startswith("none"):
         return (
             f"The claim that masking actions helps out of domain is not judged{verdict.removeprefix('none')}."
         )
-    rests = listed(f"{estimate(row, signed=True)} to {of}" for of, row in claim_rows(frame).items())
-    return (
-        "The claim that masking actions (k = .3) helps out of domain is "
-        f"{verdict}{f': {rests}' if rests else ''}."
-    )
+    parts = [
+        f"{gain(row)} against {other} ({estimate(row, signed=True)})"
+        for other, row in claim_rows(frame).items()
+    ]
+    return f"Masking actions (k = .3), out of domain: {listed(parts)}."
+
+
+def gain(row: pd.Series) -> str:
+    """What a difference's interval shows of a gain; below `SMALLEST` also how large it can be at most."""
+    if row["high"] < 0:
+        return "worse"
+    if row["low"] > 0:
+        return "a gain"
+    return f"a gain of at most {row['high']:.3f}" if row["high"] < SMALLEST else "no gain shown"
 
 
 def claim_rows(frame: pd.DataFrame) -> dict[str, pd.Series]:
@@ -112,7 +135,7 @@ def moved_further(frame: pd.DataFrame, condition: Condition, split: str) -> dict
 
 def _told_apart(frame: pd.DataFrame, metric: str) -> dict[str, str]:
     """Of each split, the conditions whose difference to k = 0 excludes 0."""
-    told = {}
+    by_split = {}
     for split in splits_of(frame):
         rows = at_last(frame, metric=metric, contrast="difference", split=split).dropna(
             subset=["low", "high"]
@@ -124,17 +147,17 @@ def _told_apart(frame: pd.DataFrame, metric: str) -> dict[str, str]:
                 for condition in conditions_of(frame)
                 if condition.name in apart.index
             ]
-            told[split] = listed(names) or f"none of {len(rows)}"
-    return told
+            by_split[split] = listed(names) or f"none of {len(rows)}"
+    return by_split
 
 
-def _numbers(frame: pd.DataFrame, *metrics: str, contrasts: tuple = CONTRASTS, **where) -> pd.DataFrame:
+def _numbers(
+    frame: pd.DataFrame, *metrics: str, contrasts: Sequence[str] = CONTRASTS, **where: object
+) -> pd.DataFrame:
     """Levels, differences and slopes of these readings at the first and last checkpoint read."""
     rows = only(pick(frame, **where), metric=metrics, contrast=contrasts).drop(columns="seed")
     titles = {condition.name: condition.title for condition in conditions_of(frame)}
-    return numbers(rows, {"condition": lambda name: titles.get(name, "–"), "metric": MECHANISM.get}).rename(
-        columns={"condition": "condition"}
-    )
+    return numbers(rows, {"condition": lambda name: titles.get(name, "–"), "metric": MECHANISM.get})
 
 
 def _size(frame: pd.DataFrame, metric: str = "") -> str:
@@ -153,19 +176,20 @@ def _success_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _dose_caption(frame: pd.DataFrame) -> Caption:
-    words, told = {1: "rises with k", -1: "falls with k", 0: "has no clear slope in k"}, []
+    words = {1: "rises with k", -1: "falls with k", 0: "has no clear slope in k"}
+    message = []
     for metric, name in (("acc_cot", "CoT accuracy"), ("acc_prompt", "prompt accuracy")):
         slopes = {
             split: one(frame, metric=metric, contrast="slope", split=split) for split in splits_of(frame)
         }
         verdicts = {split: words[side(row)] for split, row in slopes.items() if row is not None}
-        told += [sentence(f"{name} {clause(verdicts)}")] if verdicts else []
+        message += [sentence(f"{name} {clause(verdicts)}")] if verdicts else []
     drawn = (
         "Accuracy of both modes against k, the share of examples whose action is unsupervised. "
         "Hollow: random masks."
     )
     return Caption(
-        " ".join(told),
+        " ".join(message),
         drawn,
         _size(frame, "acc_cot"),
         _numbers(frame, "acc_cot", "acc_prompt", contrasts=("level", "slope")),
@@ -173,40 +197,52 @@ def _dose_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _difference_caption(frame: pd.DataFrame, metric: str, name: str, drawn: str) -> Caption:
-    told = _told_apart(frame, metric)
+    apart = _told_apart(frame, metric)
     message = (
-        f"{name} is told apart from k = 0 for: {clause(told)}."
-        if told
+        f"{name} is told apart from k = 0 for: {clause(apart)}."
+        if apart
         else "There is nothing to compare with k = 0."
     )
-    if told and all(text.startswith("none") for text in told.values()):
+    if apart and all(text.startswith("none") for text in apart.values()):
         message = f"No condition's {name[0].lower()}{name[1:]} is told apart from k = 0."
     return Caption(message, drawn, _size(frame, metric), _numbers(frame, metric))
 
 
-def _gap_caption(frame: pd.DataFrame) -> Caption:
-    return _difference_caption(
-        frame, "gap", "Gap", "CoT − prompt action by condition, and its paired differences."
-    )
+_gap_caption = partial(
+    _difference_caption,
+    metric="gap",
+    name="Gap",
+    drawn="CoT − prompt action by condition, and its paired differences.",
+)
+_reliance_caption = partial(
+    _difference_caption,
+    metric="prompt_reliance",
+    name="Prompt reliance",
+    drawn="Every condition beside k = 0 (black) over checkpoints.",
+)
 
 
-def _reliance_caption(frame: pd.DataFrame) -> Caption:
-    drawn = "Every condition beside k = 0 (black) over checkpoints."
-    return _difference_caption(frame, "prompt_reliance", "Prompt reliance", drawn)
+def _claimed(frame: pd.DataFrame) -> Condition:
+    """`claimed`; raises ValueError where no condition masks actions."""
+    condition = claimed(frame)
+    if condition is None:
+        raise ValueError("the table has no condition that masks actions.")
+    return condition
 
 
 def _mechanism_caption(frame: pd.DataFrame) -> Caption:
-    condition, told = claimed(frame), {}
+    condition, counts = _claimed(frame), {}
     for split in splits_of(frame):
         found = moves(frame, condition, split)
         right, wrong = (sum(moved == kind for moved, _ in found.values()) for kind in (1, -1))
         further = sum(how == 1 for how in moved_further(frame, condition, split).values())
         if found:
-            told[split] = f"{right} of {len(found)} readings" + (f" ({wrong} the other way)" if wrong else "")
-            told[split] += f" ({further} beyond the random mask)" if right else ""
+            counts[split] = f"{right} of {len(found)} readings"
+            counts[split] += f" ({wrong} the other way)" if wrong else ""
+            counts[split] += f" ({further} beyond the random mask)" if right else ""
     message = (
-        f"{condition.title} − k = 0 as predicted: {clause(told)}."
-        if told
+        f"{condition.title} − k = 0 as predicted: {clause(counts)}."
+        if counts
         else f"{condition.title}: no predicted reading was measured."
     )
     drawn = (
@@ -252,9 +288,7 @@ def _table_caption(frame: pd.DataFrame) -> Caption:
     )
 
 
-@figure(
-    "Does leaving actions unsupervised help?", name="masking_success", caption=_success_caption, **_SECTION
-)
+@_figure("Does leaving actions unsupervised help?", name="masking_success", caption=_success_caption)
 def success(frame: pd.DataFrame) -> go.Figure:
     """The primary outcome by condition, its differences to k = 0, and games won where they were played.
 
@@ -281,13 +315,7 @@ def success(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure(
-    "The conditions in numbers",
-    name="masking_table",
-    caption=_table_caption,
-    latex=latex.masking_table,
-    **_SECTION,
-)
+@_figure("The conditions in numbers", name="masking_table", caption=_table_caption, latex=latex.masking_table)
 def table(frame: pd.DataFrame) -> go.Figure:
     """What each condition reads, and the claimed one's differences, as in `interp.plots.latex`."""
     shown = paper_table(frame)
@@ -310,13 +338,12 @@ def table(frame: pd.DataFrame) -> go.Figure:
     return fig.update_layout(height=72 + 24 * len(shown), margin=dict(l=8, r=8, t=8, b=8))
 
 
-@figure("More masking, more of what?", name="masking_dose", caption=_dose_caption, **_SECTION)
+@_figure("More masking, more of what?", name="masking_dose", caption=_dose_caption)
 def dose(frame: pd.DataFrame) -> go.Figure:
     """Accuracy of both modes against the share k whose actions are masked; random masks are hollow."""
-    metrics = [
-        metric for metric in ("acc_cot", "acc_prompt") if len(pick(frame, metric=metric, contrast="level"))
-    ]
     need(frame, metric="acc_cot", contrast="level")
+    modes = ("acc_cot", "acc_prompt")
+    metrics = [metric for metric in modes if len(pick(frame, metric=metric, contrast="level"))]
     conditions = [condition for condition in conditions_of(frame) if condition.kind != "only"]
     shares = sorted({condition.share for condition in conditions if condition.kind != "random_mask"})
     if len(shares) < 2:
@@ -327,30 +354,30 @@ def dose(frame: pd.DataFrame) -> go.Figure:
             name, colour, dash, symbol = STYLE[metric]
             rows = at_last(frame, metric=metric, split=split, contrast="level")
             for random in (False, True):
-                some = [
-                    condition
+                names = [
+                    condition.name
                     for condition in conditions
                     if (condition.kind == "random_mask") == random
                     and (rows["condition"] == condition.name).any()
                 ]
-                found = rows.set_index("condition").loc[[condition.name for condition in some]].reset_index()
-                if some:
-                    fig.add_scatter(
-                        x=[condition.share + 0.012 * (order - 0.5) + 0.03 * random for condition in some],
-                        y=found["value"],
-                        cliponaxis=False,
-                        mode="markers" if random else "lines+markers",
-                        line=dict(color=colour, dash=dash, width=2.2),
-                        marker=marker(f"{symbol}-open" if random else symbol, colour, 9),
-                        error_y=whisker(found, colour),
-                        name=f"{name}, random mask" if random else name,
-                        legendgroup=f"{metric} {random}",
-                        showlegend=col == 1,
-                        customdata=condition_numbers(found, [condition.title for condition in some]),
-                        hovertemplate=CONDITION_HOVER,
-                        row=1,
-                        col=col,
-                    )
+                if not names:
+                    continue
+                some = rows.set_index("condition").loc[names].reset_index()
+                look = points(some, f"{symbol}-open" if random else symbol, colour, 9)
+                look["mode"] = "markers" if random else "lines+markers"
+                fig.add_scatter(
+                    x=[named(each).share + 0.012 * (order - 0.5) + 0.03 * random for each in names],
+                    y=some["value"],
+                    cliponaxis=False,
+                    line=dict(color=colour, dash=dash, width=2.2),
+                    error_y=whisker(some, colour),
+                    name=f"{name}, random mask" if random else name,
+                    legendgroup=f"{metric} {random}",
+                    showlegend=col == 1,
+                    row=1,
+                    col=col,
+                    **look,
+                )
         fig.update_xaxes(title=K_TITLE, tickvals=shares, ticktext=[number(k) for k in shares], row=1, col=col)
     return fig
 
@@ -369,24 +396,14 @@ def selection(frame: pd.DataFrame) -> go.Figure:
     fig = grid([split], [(f"{STYLE[metric][0]} right, − k = 0", 230)], bottom=BOTTOM)
     for chosen, name, symbol in ((True, "chosen", "circle"), (False, "not chosen", "circle-open")):
         rows = pick(frame, chosen=chosen)
-        fig.add_scatter(
-            x=rows["share"],
-            y=rows["value"],
-            mode="markers",
-            name=name,
-            error_y=whisker(rows, GREEN),
-            marker=marker(symbol, GREEN, 11),
-            customdata=condition_numbers(rows, [named(condition).title for condition in rows["condition"]]),
-            hovertemplate=CONDITION_HOVER,
-            row=1,
-            col=1,
-        )
+        look = points(rows, symbol, GREEN, 11) | dict(name=name, error_y=whisker(rows, GREEN))
+        fig.add_scatter(x=rows["share"], y=rows["value"], row=1, col=1, **look)
     zero_line(fig, row=1)
     fig.update_xaxes(title=K_TITLE, tickvals=frame["share"], ticktext=frame["share"].map(number))
     return fig
 
 
-@figure("The gap by condition", name="masking_gap", caption=_gap_caption, **_SECTION)
+@_figure("The gap by condition", name="masking_gap", caption=_gap_caption)
 def gap(frame: pd.DataFrame) -> go.Figure:
     """The gap between the modes by condition, above its differences to k = 0."""
     need(frame, metric="gap", contrast="level")
@@ -401,7 +418,7 @@ def gap(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("Prompt reliance by condition", name="masking_reliance", caption=_reliance_caption, **_SECTION)
+@_figure("Prompt reliance by condition", name="masking_reliance", caption=_reliance_caption)
 def reliance(frame: pd.DataFrame) -> go.Figure:
     """Prompt reliance over checkpoints, a column for each condition beside k = 0."""
     frame = need(frame, metric="prompt_reliance", contrast="level")
@@ -409,41 +426,28 @@ def reliance(frame: pd.DataFrame) -> go.Figure:
     zero = next((condition for condition in conditions if condition.kind == "zero"), None)
     others = [condition for condition in conditions if condition != zero] or conditions
     fig = facets(len(splits), 170, 22, [condition.title for condition in others], spacing=0.014)
-    low, high = (
-        min(0.0, frame["low"].min(), frame["value"].min()),
-        max(frame["high"].max(), frame["value"].max()),
-    )
-    margin, seen = 0.05 * max(high - low, 0.02), set()
+    seen: set[str] = set()
     for row, split in enumerate(splits, start=1):
         for col, condition in enumerate(others, start=1):
             for order, each in enumerate([zero, condition] if zero and condition != zero else [condition]):
                 rows = pick(frame, split=split, condition=each.name).sort_values("step")
                 shift = 0.1 * (order - 0.5) if len(steps) == 1 else 0.0
                 x = [steps.index(step) + shift for step in rows["step"]]
-                draw_trace(
-                    fig,
-                    rows,
-                    x,
-                    LOOKS[each.kind],
-                    row,
-                    col,
-                    "legend",
-                    each.kind not in seen,
-                    thin=each == zero,
-                )
+                show, thin = each.kind not in seen, each == zero
+                draw_trace(fig, rows, x, LOOKS[each.kind], row, col, "legend", show, thin)
                 seen |= {each.kind} if len(rows) else set()
             step_axis(fig, steps, row, col, title=False, room=3)
         fig.update_yaxes(title=f"prompt reliance,<br>{SPLITS[split].lower()}", row=row, col=1)
-    fig.update_yaxes(range=[low - margin, high + margin])
+    fit_values(fig, frame, ["prompt_reliance"], row=None)
     return under(fig, STEP_TITLE, 30)
 
 
-@figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption, **_SECTION)
+@_figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption)
 def mechanism(frame: pd.DataFrame) -> go.Figure:
     """Where a gain landed: the claimed condition's differences in every reading, a column for each split."""
-    condition = claimed(frame)
-    rows = pick(frame, condition=condition.name if condition else "action_mask_0.3")
-    rows = need(rows[rows["contrast"].isin(["difference", "control"]) & rows["metric"].isin(MECHANISM)])
+    condition = _claimed(frame)
+    rows = pick(frame, condition=condition.name)
+    rows = need(only(rows, contrast=("difference", "control"), metric=MECHANISM))
     shown, splits = [metric for metric in MECHANISM if (rows["metric"] == metric).any()], splits_of(rows)
     places = {metric: i for i, metric in enumerate(shown)}
     height = 32 * len(shown)
@@ -455,36 +459,32 @@ def mechanism(frame: pd.DataFrame) -> go.Figure:
         "control": (f"{condition.title} − its random mask", ORANGE, "circle-open"),
     }
     for col, split in enumerate(splits, start=1):
-        sides = [
-            (places[metric], PREDICTED[metric, split]) for metric in shown if (metric, split) in PREDICTED
-        ]
-        for number_of, (y, sign) in enumerate(sides):
+        predicted = [metric for metric in shown if (metric, split) in PREDICTED]
+        for metric in predicted:
+            y = places[metric]
+            box = dict(x0=0, x1=PREDICTED[metric, split] * reach, y0=y - 0.42, y1=y + 0.42, line_width=0)
             fig.add_shape(
                 type="rect",
-                x0=0,
-                x1=sign * reach,
-                y0=y - 0.42,
-                y1=y + 0.42,
                 fillcolor="#E3F1EC",
-                line_width=0,
                 layer="below",
                 name="side that was predicted",
-                showlegend=col == 1 and number_of == 0,
+                showlegend=col == 1 and metric == predicted[0],
                 row=1,
                 col=col,
+                **box,
             )
         for order, (contrast, (name, colour, symbol)) in enumerate(looks.items()):
-            found = pick(last, split=split, contrast=contrast)
+            some = pick(last, split=split, contrast=contrast)
             fig.add_scatter(
-                x=found["value"],
-                y=[places[metric] + 0.28 * (order - 0.5) for metric in found["metric"]],
+                x=some["value"],
+                y=[places[metric] + 0.28 * (order - 0.5) for metric in some["metric"]],
                 mode="markers",
                 name=name,
                 legendgroup=contrast,
                 showlegend=col == 1 and bool(len(pick(last, contrast=contrast))),
                 marker=marker(symbol, colour, 9),
-                error_x=whisker(found, colour),
-                customdata=condition_numbers(found, [MECHANISM[metric] for metric in found["metric"]]),
+                error_x=whisker(some, colour),
+                customdata=condition_numbers(some, [MECHANISM[metric] for metric in some["metric"]]),
                 hovertemplate=CONDITION_HOVER,
                 row=1,
                 col=col,

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -51,8 +54,12 @@ WAYS = {
     0: "neither way is the larger for sure",
 }
 _MODES = {"prompt": "action read at the boundary", "cot": "action read after the trace"}
-_NAMES = {"mode": _MODES.get, "direction": str, "at": lambda place: PLACES.get(place, (place,))[0]}
-_SECTION = dict(section="depends", table="patching")
+_NAMES: dict[str, Callable[[str], str]] = {
+    "mode": _MODES.__getitem__,
+    "direction": str,
+    "at": lambda span: PLACES[span][0] if span in PLACES else span,
+}
+_figure = partial(figure, section="depends", table="patching")
 
 
 def boundary(frame: pd.DataFrame) -> pd.Series | None:
@@ -67,8 +74,8 @@ def best_spans(frame: pd.DataFrame) -> list[pd.Series]:
         subset="value"
     )
     rows = rows[rows["at"].isin(("task", "history", "observation"))]
-    found = [pick(rows, step=step) for step in sorted({rows["step"].min(), rows["step"].max()}) if len(rows)]
-    return [of.loc[of["value"].idxmax()] for of in found]
+    steps = sorted({rows["step"].min(), rows["step"].max()}) if len(rows) else []
+    return [rows.loc[pick(rows, step=step)["value"].idxmax()] for step in steps]
 
 
 def _largest(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -83,11 +90,9 @@ def _with_unpaired(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
         {table.columns[0]: f"no pair: {why}", "n": str(n)}
         for why, n in sorted((frame.attrs.get("not_paired") or {}).items())
     ]
-    return (
-        pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("–")
-        if rows and len(table)
-        else table
-    )
+    if not rows or table.empty:
+        return table
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("–")
 
 
 def _at_site(frame: pd.DataFrame, site: str) -> pd.DataFrame:
@@ -135,12 +140,12 @@ def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
 def _screen_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
     rows = pick(_at_site(frame, site), layer=-1).dropna(subset="value").assign(split="")
     words = {1: "a positive correlation", 0: "no clear correlation", -1: "a negative correlation"}
-    found = {
-        name: ends(pick(rows, metric="attribution_pearson", mode=mode, direction="denoise"))
-        for mode, name in _MODES.items()
-    }
-    told = {f"({name})": words[side(of.last)] for name, of in found.items() if of}
-    message = f"First-order estimates against true effects, last checkpoint: {clause(told)}." if told else ""
+    verdicts = {}
+    for mode, name in _MODES.items():
+        if both := ends(pick(rows, metric="attribution_pearson", mode=mode, direction="denoise")):
+            verdicts[f"({name})"] = words[side(both.last)]
+    message = f"First-order estimates against true effects, last checkpoint: {clause(verdicts)}."
+    message = message if verdicts else ""
     drawn = (
         f"Gradient × change of {site} against true patching, by span and layer; dotted: equal. r: "
         "over single pairs."
@@ -160,7 +165,7 @@ def _reliance_caption(frame: pd.DataFrame) -> Caption:
     return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame))
 
 
-@figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True, **_SECTION)
+@_figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True)
 def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """Patching effect by layer and checkpoint in both directions, above its layer profile."""
     frame = need(with_places(frame), site=site, mode="prompt", at="boundary", metric="difference")
@@ -189,8 +194,8 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
         for index, colour, dash in zip(shown, colours, ("dot", "dash", "solid"), strict=False):
             at = rows[rows["step"] == steps[index]].sort_values("layer")
             x = [layers.index(layer) for layer in at["layer"]]
-            look = (f"step {steps[index]}", colour, dash, ("circle", "square", "diamond")[index % 3])
-            draw_trace(fig, at, x, look, row=2, col=col, legend="legend", show=col == 1)
+            line = (f"step {steps[index]}", colour, dash, ("circle", "square", "diamond")[index % 3])
+            draw_trace(fig, at, x, line, row=2, col=col, legend="legend", show=col == 1)
         step_axis(fig, steps, row=1, col=col)
         layer_axis(fig, layers, None, row=2, col=col, axis="x")
         fig.update_xaxes(title="layer", row=2, col=col)
@@ -203,21 +208,13 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     return fig.update_layout(legend=dict(y=(heights[1] + 2) / total, x=0))
 
 
-@figure(
-    "Which part of the prompt acts, and at which layer",
-    name="patching_spans",
-    caption=_spans_caption,
-    **_SECTION,
-)
+@_figure("Which part of the prompt acts, and at which layer", name="patching_spans", caption=_spans_caption)
 def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """Patching effect by span and layer, a row for each direction, at the first and last checkpoint."""
     frame = need(with_places(frame), site=site, mode="prompt", metric="difference")
     frame = frame[frame["step"].isin(need(frame, at="prompt")["step"])]
-    steps, layers, places = (
-        _ends(frame),
-        sorted(frame["layer"].unique()),
-        [p for p in PLACES if (frame["at"] == p).any()][::-1],
-    )
+    steps, layers = _ends(frame), sorted(frame["layer"].unique())
+    places = [p for p in PLACES if (frame["at"] == p).any()][::-1]
     directions = [name for name in DIRECTIONS if (frame["direction"] == name).any()]
     fig = facets(len(directions), 34 * len(places), 34, [f"training step {step}" for step in steps])
     fig.update_layout(margin=dict(l=112, r=100))
@@ -255,9 +252,7 @@ def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     return fig
 
 
-@figure(
-    "Attribution patching against true patching", name="patching_screen", caption=_screen_caption, **_SECTION
-)
+@_figure("Attribution patching against true patching", name="patching_screen", caption=_screen_caption)
 def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """First-order estimate against true effect, a point for each span and layer, at both ends."""
     frame = pick(with_places(frame), site=site, mode="prompt")
@@ -296,9 +291,8 @@ def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
                     col=col,
                 )
                 named.add(name)
-            found = pick(frame, metric="attribution_pearson", step=step, direction=direction)
-            said = f"r = {estimate(found.iloc[0])}" if len(found) else ""
-            corner(fig, said, row, col)
+            r = pick(frame, metric="attribution_pearson", step=step, direction=direction)
+            corner(fig, f"r = {estimate(r.iloc[0])}" if len(r) else "", row, col)
         fig.update_yaxes(title=f"{direction},<br>estimated effect", row=row, col=1)
     return _parity(fig, drawn, len(directions), len(steps))
 

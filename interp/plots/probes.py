@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Int
 from plotly.subplots import make_subplots
 
 from interp.plots.caption import Caption, clause, last_side, listing, numbers, only, size
@@ -51,10 +54,10 @@ _CODES = {
     "majority": "class frequencies",
     "gain": "saved by the activations",
 }
-_SECTION = dict(section="predicted")
+_figure = partial(figure, section="predicted")
 
 
-def cells_above(frame: pd.DataFrame, **where) -> tuple[int, int]:
+def cells_above(frame: pd.DataFrame, **where: object) -> tuple[int, int]:
     """How many cells (layer, checkpoint) have a gain whose interval lies above 0, and of how many."""
     cells = pick(frame, predictor="gain", metric="accuracy", **where).dropna(subset="value")
     cells = cells[cells["layer"] >= 0]
@@ -130,13 +133,7 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     )
 
 
-@figure(
-    "What the prompt boundary already predicts",
-    table="probes",
-    caption=_probes_caption,
-    expected=True,
-    **_SECTION,
-)
+@_figure("What the prompt boundary already predicts", table="probes", caption=_probes_caption, expected=True)
 def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> go.Figure:
     """Probe's gain over the best control by layer and checkpoint, beside accuracies."""
     chosen = need(frame, label=label, split=split, metric="accuracy")
@@ -178,7 +175,7 @@ def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in
     return fig
 
 
-@figure("Do probes carry over between checkpoints?", table="transfer", caption=_transfer_caption, **_SECTION)
+@_figure("Do probes carry over between checkpoints?", table="transfer", caption=_transfer_caption)
 def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     """Accuracy of each checkpoint's probe at each checkpoint, its drop, and three probes over steps."""
     label = label or label_of(frame)
@@ -195,7 +192,7 @@ def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     bar = dict(orientation="h", thickness=11, len=0.27, outlinewidth=0, tickfont_size=12, nticks=5)
     bar |= dict(y=-74 / height, yanchor="top")
     accuracies = dict(colorscale=SEQUENTIAL, cmin=0, cmax=float(probe["value"].max()))
-    drops = dict(colorscale=[[1 - at, colour] for at, colour in DIVERGING[::-1]], cmin=-limit, cmax=limit)
+    drops = dict(colorscale=[(1 - at, colour) for at, colour in DIVERGING[::-1]], cmin=-limit, cmax=limit)
     fig.update_layout(
         coloraxis=accuracies | dict(colorbar=dict(bar, x=0.135)),
         coloraxis2=drops | dict(colorbar=dict(bar, x=0.5, tickformat="+.2f")),
@@ -234,7 +231,7 @@ def _draw_probes(fig: go.Figure, rows: pd.DataFrame, steps: list[int], row: int)
         draw_trace(fig, read, x, look, row, 3, "legend", row == 1, thin=look[0] != "own probe")
 
 
-@figure("Bits to send the action", table="mdl", caption=_mdl_caption, **_SECTION)
+@_figure("Bits to send the action", table="mdl", caption=_mdl_caption)
 def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     """Bits for each decision with the activations, the text and class frequencies, above the compression."""
     label = label or label_of(frame)
@@ -250,7 +247,9 @@ def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     return fig
 
 
-def _mark(fig: go.Figure, at: np.ndarray, name: str, row: int, col: int, show: bool = True) -> None:
+def _mark(
+    fig: go.Figure, at: Int[np.ndarray, "cell 2"], name: str, row: int, col: int, show: bool = True
+) -> None:
     """Dots on the cells at (row, column)."""
     fig.add_scatter(
         x=at[:, 1],

@@ -67,7 +67,7 @@ def figure(
         key = name or draw.__name__
 
         @wraps(draw)
-        def drawn(frame: pd.DataFrame, provenance: dict | None = None, **options) -> go.Figure:
+        def drawn(frame: pd.DataFrame, provenance: dict | None = None, **options: object) -> go.Figure:
             try:
                 figure = draw(frame, **options)
             except ValueError as problem:

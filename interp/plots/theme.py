@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
+from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
 from interp.results.names import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, SPLITS, STYLE, VERMILION
@@ -25,8 +26,8 @@ from interp.results.tables import ESTIMATE_COLUMNS
 STEP_TITLE = "training step (0 = base model)"
 WIDTH = 960  # px; on a 7-inch text width this scales 15 px type to 8 pt
 LEFT, RIGHT, TOP, BOTTOM = 78, 16, 74, 62  # px
-DIVERGING = [[0.0, VERMILION], [0.5, "#F7F7F7"], [1.0, BLUE]]
-SEQUENTIAL = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
+DIVERGING = [(0.0, VERMILION), (0.5, "#F7F7F7"), (1.0, BLUE)]
+SEQUENTIAL = [(0.0, "#F7FBFF"), (0.5, "#6BAED6"), (1.0, "#08306B")]
 INTERVAL = "95 % interval"
 
 _AXIS = dict(
@@ -78,7 +79,7 @@ def plain(text: object) -> object:
     return text.replace("<", "&lt;") if isinstance(text, str) else text
 
 
-def point_numbers(rows: pd.DataFrame) -> np.ndarray:
+def point_numbers(rows: pd.DataFrame) -> Float[np.ndarray, "row 6"]:
     """What a point tells on hover, in the order of `HOVER`."""
     return rows[["step", *ESTIMATE_COLUMNS]].to_numpy(dtype=float)
 
@@ -167,8 +168,8 @@ def draw_heatmap(
     order: tuple[list, list],
     row: int,
     col: int,
-    **look,
-) -> dict:
+    **look: object,
+) -> dict[str, pd.DataFrame]:
     """Draw the rows' values by two columns in this order; returns the grid of each number."""
     grid = {name: rows.pivot(index=index, columns=columns, values=name) for name in ESTIMATE_COLUMNS}
     grid = {name: table.reindex(index=order[0], columns=order[1]) for name, table in grid.items()}
@@ -188,7 +189,7 @@ def draw_heatmap(
     return grid
 
 
-def effect_scale(fig: go.Figure, values: pd.Series, **bar) -> None:
+def effect_scale(fig: go.Figure, values: pd.Series, **bar: object) -> None:
     """The colours of heatmaps of patching effects, and their bar."""
     title = dict(text="effect (0 = none, 1 = full)", side="right", font_size=14)
     look = dict(title=title, x=1.015, thickness=13, outlinewidth=0, tickfont_size=13)
@@ -196,14 +197,14 @@ def effect_scale(fig: go.Figure, values: pd.Series, **bar) -> None:
     fig.update_layout(coloraxis=dict(cmin=low, cmax=high, colorscale=SEQUENTIAL, colorbar=look | bar))
 
 
-def corner(fig: go.Figure, text: str, row: int, col: int, above: bool = False, **look) -> None:
+def corner(fig: go.Figure, text: str, row: int, col: int, above: bool = False, **look: object) -> None:
     """Text in a panel's upper left corner, or above it."""
     place = dict(x=0, y=1, yanchor="bottom") if above else dict(x=0.02, y=0.98, yanchor="top")
     place |= dict(xref="x domain", yref="y domain", xanchor="left", row=row, col=col)
     fig.add_annotation(text=text, showarrow=False, **place, **look)
 
 
-def uncertain(grid: dict) -> np.ndarray:
+def uncertain(grid: dict[str, pd.DataFrame]) -> Int[np.ndarray, "cell 2"]:
     """(row, column) of the cells of `draw_heatmap` whose interval covers 0."""
     return np.argwhere(((grid["low"] <= 0) & (grid["high"] >= 0)).to_numpy())
 
@@ -253,7 +254,7 @@ def draw_line(
 def draw_trace(
     fig: go.Figure,
     rows: pd.DataFrame,
-    x: list[float],
+    x: Sequence[float],
     look: Sequence[str],
     row: int,
     col: int,

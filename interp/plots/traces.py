@@ -8,11 +8,13 @@ Blue is the prompt's side, vermilion the trace's side, as in `interp.plots.behav
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size
+from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size, together
 from interp.plots.registry import figure
 from interp.plots.theme import (
     BOTTOM,
@@ -82,7 +84,11 @@ REMOVED = {
 }
 #: What random directions at the same strength change, against the probe's.
 STEERS = {1: "changes more actions than", -1: "changes fewer actions than", 0: "is not told apart from"}
-_SECTION = dict(section="depends")
+_MASSES = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued")
+_FOLLOWS = ("follow_likely", "follow_unlikely")
+#: Row of panels, rows of the table, one of LOOKS, and whether the line is thin.
+Line = tuple[int, pd.DataFrame, str, bool]
+_figure = partial(figure, section="depends")
 
 
 def splice_fails(frame: pd.DataFrame) -> float | None:
@@ -92,8 +98,8 @@ def splice_fails(frame: pd.DataFrame) -> float | None:
 
 
 def _conflict_caption(frame: pd.DataFrame) -> Caption:
-    told = last_side(frame, FOLLOWED, 0.5, inserted_trace="other_state", metric="follow")
-    message = sentence(f"at the last checkpoint {told}") if told else ""
+    last = last_side(frame, FOLLOWED, 0.5, inserted_trace="other_state", metric="follow")
+    message = sentence(f"at the last checkpoint {last}") if last else ""
     if (worst := splice_fails(frame)) is not None:
         message = (
             f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f} where it must be 1, so no trace "
@@ -126,25 +132,14 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
         "Total variation distance after an inserted trace; probability of own and argued action; "
         "follow by that trace's likelihood."
     )
-    moved = pick(frame, inserted_trace="other_state")
-    moved = only(
-        moved,
-        metric=(
-            "mass_own_before",
-            "mass_own",
-            "mass_argued_before",
-            "mass_argued",
-            "follow_likely",
-            "follow_unlikely",
-        ),
-    )
+    moved = only(pick(frame, inserted_trace="other_state"), metric=(*_MASSES, *_FOLLOWS))
     shown = pd.concat([pick(frame, metric="shift"), moved])
     return Caption(message, drawn, size(pick(frame, metric="shift")), numbers(shown))
 
 
 def _removal_caption(frame: pd.DataFrame) -> Caption:
-    told = last_side(frame, REMOVED, inserted_trace="filler", metric="flip_difference_parsed")
-    message = sentence(f"at the last checkpoint {told}") if told else ""
+    last = last_side(frame, REMOVED, inserted_trace="filler", metric="flip_difference_parsed")
+    message = sentence(f"at the last checkpoint {last}") if last else ""
     drawn = (
         "Flips after removal (empty, full stops) or replacement; top: unparsed ones count. In "
         "arXiv 2603.01437: 2–14 %, 52–78 %."
@@ -154,17 +149,15 @@ def _removal_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _early_caption(frame: pd.DataFrame) -> Caption:
-    message = [
+    message = together(
         change("The same action without the trace", frame, metric="same_0"),
         change("The area", frame, metric="area_action"),
-    ]
+    )
     drawn = (
         "Action after parts of the own trace against all of it; area over the curve (0: no trace "
         "needed, 1: all)."
     )
-    return Caption(
-        " ".join(filter(None, message)), drawn, size(pick(frame, metric="area_action")), numbers(frame)
-    )
+    return Caption(message, drawn, size(pick(frame, metric="area_action")), numbers(frame))
 
 
 def _shares_caption(frame: pd.DataFrame, version: str = "sink_free") -> Caption:
@@ -179,7 +172,7 @@ def _shares_caption(frame: pd.DataFrame, version: str = "sink_free") -> Caption:
     )
     ratios = only(frame, metric=("ratio",), span=("task", "history", "observation", "cot"))
     shown = pd.concat([ratios, only(frame, metric=("share", "token_share"), span=("cot",))])
-    return Caption(" ".join(filter(None, message)), drawn, size(pick(frame, metric="ratio")), numbers(shown))
+    return Caption(together(*message), drawn, size(pick(frame, metric="ratio")), numbers(shown))
 
 
 def widest(frame: pd.DataFrame) -> float:
@@ -236,7 +229,7 @@ def _steering_caption(frame: pd.DataFrame) -> Caption:
     )
 
 
-@figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True, **_SECTION)
+@_figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True)
 def conflict(frame: pd.DataFrame) -> go.Figure:
     """Keep, follow, other and unparsed over checkpoints, a column for each inserted trace."""
     inserted_traces = [kind for kind in INSERTED_TRACES if (frame["inserted_trace"] == kind).any()]
@@ -255,11 +248,8 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
         kept = pick(frame, split=split, inserted_trace="self_splice", metric="keep")["value"]
         if len(kept):
             good = bool((kept == 1).all())
-            text = (
-                "check passed:<br>keep = 1 exactly"
-                if good
-                else f"CHECK FAILED:<br>keep falls to {kept.min():.3f}"
-            )
+            failed = f"CHECK FAILED:<br>keep falls to {kept.min():.3f}"
+            text = "check passed:<br>keep = 1 exactly" if good else failed
             fig.add_annotation(
                 text=text,
                 x=(len(steps) - 1) / 2,
@@ -273,7 +263,7 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
     return under(fig, STEP_TITLE)
 
 
-@figure("How far another trace moves the action", table="conflict", caption=_shift_caption, **_SECTION)
+@_figure("How far another trace moves the action", table="conflict", caption=_shift_caption)
 def conflict_shift(frame: pd.DataFrame) -> go.Figure:
     """How far inserted traces move the action's distribution, and what mass another state's moves."""
     need(frame, metric="shift")
@@ -284,30 +274,20 @@ def conflict_shift(frame: pd.DataFrame) -> go.Figure:
         "follow,<br>other state": 150,
     }
     fig, steps = panels(frame, rows), steps_of(frame)
-    masses = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued")
-    lines = [
-        (
-            1 if kind in REPLACED else 2,
-            pick(frame, metric="shift", inserted_trace=kind),
-            f"inserted_{kind}",
-            False,
-        )
-        for kind in list(INSERTED_TRACES)[1:]
-    ]
-    lines += [
-        (3, pick(frame, inserted_trace="other_state", metric=metric), metric, metric.endswith("before"))
-        for metric in masses
-    ]
-    lines += [
-        (4, pick(frame, inserted_trace="other_state", metric=metric), metric, False)
-        for metric in ("follow_likely", "follow_unlikely")
-    ]
+    lines = []
+    for kind in list(INSERTED_TRACES)[1:]:
+        shift = pick(frame, metric="shift", inserted_trace=kind)
+        lines.append((1 if kind in REPLACED else 2, shift, f"inserted_{kind}", False))
+    for row, metrics in ((3, _MASSES), (4, _FOLLOWS)):
+        for metric in metrics:
+            rows_of = pick(frame, inserted_trace="other_state", metric=metric)
+            lines.append((row, rows_of, metric, metric.endswith("before")))
     _draw_lines(fig, lines, splits_of(frame), steps)
     fig.update_yaxes(range=[-0.04, 1.05])
     return fig
 
 
-@figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption, **_SECTION)
+@_figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption)
 def removal(frame: pd.DataFrame) -> go.Figure:
     """Flips of the action without its trace and under another state's, and their difference.
 
@@ -316,69 +296,52 @@ def removal(frame: pd.DataFrame) -> go.Figure:
     need(frame, metric="flip_removed")
     rows = {"flips": 180, "flips,<br>both parsed": 180, "wrong − removed,<br>both parsed": 170}
     fig, steps = panels(frame, rows), steps_of(frame)
-    inserted_traces = [
-        kind for kind in ("filler", "empty") if len(pick(frame, metric="flip_removed", inserted_trace=kind))
-    ]
+    removed = pick(frame, metric="flip_removed")["inserted_trace"]
+    kinds = [kind for kind in ("filler", "empty") if (removed == kind).any()]
     lines = []
     for row, suffix in ((1, ""), (2, "_parsed")):
-        lines.append(
-            (
-                row,
-                pick(frame, metric=f"flip_substituted{suffix}", inserted_trace=inserted_traces[0]),
-                "inserted_other_state",
-                False,
-            )
-        )
-        lines += [
-            (row, pick(frame, metric=f"flip_removed{suffix}", inserted_trace=kind), f"inserted_{kind}", False)
-            for kind in inserted_traces
-        ]
-    lines += [
-        (3, pick(frame, metric="flip_difference_parsed", inserted_trace=kind), f"inserted_{kind}", False)
-        for kind in inserted_traces
-    ]
+        other = pick(frame, metric=f"flip_substituted{suffix}", inserted_trace=kinds[0])
+        lines.append((row, other, "inserted_other_state", False))
+        lines += _removals(frame, f"flip_removed{suffix}", kinds, row)
+    lines += _removals(frame, "flip_difference_parsed", kinds, 3)
     _draw_lines(fig, lines, splits_of(frame), steps, shared=True)
     fig.update_yaxes(range=[-0.04, 1.05])
-    fit_values(fig, frame[frame["inserted_trace"].isin(inserted_traces)], ["flip_difference_parsed"], row=3)
+    fit_values(fig, only(frame, inserted_trace=kinds), ["flip_difference_parsed"], row=3)
     zero_line(fig, row=3)
     return fig
 
 
+def _removals(frame: pd.DataFrame, metric: str, kinds: list[str], row: int) -> list[Line]:
+    """A metric's line for each way of removing the trace."""
+    return [
+        (row, pick(frame, metric=metric, inserted_trace=kind), f"inserted_{kind}", False) for kind in kinds
+    ]
+
+
 def _draw_lines(
     fig: go.Figure,
-    lines: list[tuple[int, pd.DataFrame, str, bool]],
+    lines: list[Line],
     splits: list[str],
     steps: list[int],
     shared: bool = False,
 ) -> None:
     """Draw (row, rows of the table, look, thin) into every split's panels, with one legend or many."""
-    told = set()
+    named = set()
     for row, rows, look, thin in lines:
         legend = "legend" if shared or row == 1 else f"legend{row}"
         for col, split in enumerate(splits, start=1):
-            of = pick(rows, split=split).sort_values("step")
-            draw_trace(
-                fig,
-                of,
-                [steps.index(step) for step in of["step"]],
-                LOOKS[look],
-                row,
-                col,
-                legend,
-                (legend, look) not in told,
-                thin,
-            )
-            told |= {(legend, look)} if len(of) else set()
+            here = pick(rows, split=split).sort_values("step")
+            x = [steps.index(step) for step in here["step"]]
+            draw_trace(fig, here, x, LOOKS[look], row, col, legend, (legend, look) not in named, thin)
+            named |= {(legend, look)} if len(here) else set()
 
 
-@figure("Early answering", table="early", caption=_early_caption, **_SECTION)
+@_figure("Early answering", table="early", caption=_early_caption)
 def early(frame: pd.DataFrame) -> go.Figure:
     """Area over the early-answering curve, above the rate of the same action after parts of the trace."""
     fig = panels(frame, {"area over the curve": 200, "same action as in the end": 210})
-    areas, same = (
-        ["area_action", "area_filler", "area_distribution"],
-        ["same_0", "same_25", "same_50", "same_75"],
-    )
+    areas = ["area_action", "area_filler", "area_distribution"]
+    same = ["same_0", "same_25", "same_50", "same_75"]
     draw_metrics(fig, frame, areas, row=1, thin=("area_distribution", "area_filler"))
     draw_metrics(fig, frame, same, row=2, thin=("same_25", "same_75"))
     fit_values(fig, frame, areas, row=1, at_least=(0.0, 0.5))
@@ -386,7 +349,7 @@ def early(frame: pd.DataFrame) -> go.Figure:
     return fig
 
 
-@figure("What the action attends to and depends on", table="shares", caption=_shares_caption, **_SECTION)
+@_figure("What the action attends to and depends on", table="shares", caption=_shares_caption)
 def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     """Share over token share of every span at both ends, a row for each definition (log scale)."""
     chosen = need(frame, version=version, metric="ratio")
@@ -398,10 +361,8 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     shown_steps = list(dict.fromkeys([steps[0], steps[-1]]))
     drawn = chosen[chosen["step"].isin(shown_steps)]
     lowest = drawn.loc[drawn["low"] > 0, "low"].min()
-    bottom, top = (
-        np.nanmin([drawn["value"].min(), lowest, 0.8]),
-        np.nanmax([drawn["value"].max(), drawn["high"].max(), 1.25]),
-    )
+    bottom = np.nanmin([drawn["value"].min(), lowest, 0.8])
+    top = np.nanmax([drawn["value"].max(), drawn["high"].max(), 1.25])
     for row, definition in enumerate(definitions, start=1):
         for col, split in enumerate(splits, start=1):
             colours = ("#08306B",) if len(shown_steps) == 1 else (SKY, "#08306B")
@@ -446,7 +407,7 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     return under(fig, f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", 74)
 
 
-@figure("Steering along the probe's direction", table="steering", caption=_steering_caption, **_SECTION)
+@_figure("Steering along the probe's direction", table="steering", caption=_steering_caption)
 def steering(frame: pd.DataFrame) -> go.Figure:
     """Flips, flips to the target and parse rate against alpha, a column for each position."""
     frame = need(frame, split="in_domain")
@@ -466,19 +427,9 @@ def steering(frame: pd.DataFrame) -> go.Figure:
     for row, (metric, word) in enumerate(words.items(), start=1):
         for col, position in enumerate(positions, start=1):
             for kind in ALONG:
-                of = pick(frame, position=position, direction=kind, metric=metric).sort_values("alpha")
-                look = STYLE[f"along_{kind}"]
-                draw_trace(
-                    fig,
-                    of,
-                    list(of["alpha"]),
-                    look,
-                    row,
-                    col,
-                    "legend",
-                    row == col == 1,
-                    thin=kind != "probe",
-                )
+                here = pick(frame, position=position, direction=kind, metric=metric).sort_values("alpha")
+                look, show = STYLE[f"along_{kind}"], row == col == 1
+                draw_trace(fig, here, list(here["alpha"]), look, row, col, "legend", show, kind != "probe")
         fig.update_yaxes(title=word, row=row, col=1)
     fig.update_xaxes(tickmode="array", tickvals=alphas, ticktext=[f"{alpha:g}" for alpha in alphas])
     fit_values(fig, frame, list(words), row=None)

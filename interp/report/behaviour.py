@@ -67,17 +67,17 @@ def placed(frame: pd.DataFrame, split: str) -> Placed | None:
         frame: step, split, metric and the estimate: acc_cot, acc_prompt, gap, perhaps parse_prompt.
         split: one of SPLITS.
     """
-    found = {metric: ends(pick(frame, split=split, metric=metric)) for metric in _PLACING}
-    cot, prompt, gap, parse = found.values()
-    if cot is None or prompt is None or gap is None:
-        return None
-    unread = parse is not None and bool(parse.last["value"] < READABLE)
-    shown = found if unread else {metric: of for metric, of in found.items() if metric != "parse_prompt"}
-    changes = {
-        metric: Change(WHERE[split], estimate(of.first), estimate(of.last), of.moved)
-        for metric, of in shown.items()
+    readings = {
+        metric: both for metric in _PLACING if (both := ends(pick(frame, split=split, metric=metric)))
     }
-    return Placed(_place(cot, prompt, gap, unread), changes)
+    if not {"acc_cot", "acc_prompt", "gap"} <= readings.keys():
+        return None
+    parse = readings.get("parse_prompt")
+    unread = parse is not None and bool(parse.last["value"] < READABLE)
+    if not unread:
+        readings.pop("parse_prompt", None)
+    code = _place(readings["acc_cot"], readings["acc_prompt"], readings["gap"], unread)
+    return Placed(code, {metric: Change.between(split, both) for metric, both in readings.items()})
 
 
 def _place(cot: Ends, prompt: Ends, gap: Ends, unread: bool) -> str:
@@ -112,46 +112,51 @@ def studied(study: Read) -> Studied | None:
 
 def gains(study: Read) -> list[Verdict]:
     """Where the gain lands, splits of which the same is said together."""
-    found = {split: placed(study.rows("behaviour"), split) for split in study.splits("behaviour")}
-    return together({split: (of.code, of.changes) for split, of in found.items() if of})
+    rows = study.rows("behaviour")
+    return together(
+        {
+            split: (where.code, where.changes)
+            for split in study.splits("behaviour")
+            if (where := placed(rows, split))
+        }
+    )
 
 
 def games(study: Read, table: str = "") -> list[Games]:
     """Games won at the last checkpoint in both modes, and whether that is a gain with the trace."""
     table = table or study.games
-    prompt = {change.where: change.last for change in study.changes(table, mode="prompt", metric="success")}
-    sizes = {
-        WHERE[split]: study.ends(table, split=split, mode="cot", metric="success")
-        for split in study.splits(table)
-    }
-    return [
-        Games(cot.where, int(sizes[cot.where].last["n"]), cot, prompt.get(cot.where, ""))
-        for cot in study.changes(table, mode="cot", metric="success")
-    ]
+    results = []
+    for split in study.splits(table):
+        cot = study.ends(table, split=split, mode="cot", metric="success")
+        prompt = study.ends(table, split=split, mode="prompt", metric="success")
+        if cot:
+            without = estimate(prompt.last) if prompt else ""
+            results.append(Games(WHERE[split], int(cot.last["n"]), Change.between(split, cot), without))
+    return results
 
 
 def series(study: Read) -> dict[str, pd.DataFrame]:
     """Series beside this one, by name: rows of step, split, metric and the estimate."""
-    found = {SMOLLM2: headline(study.beside["smollm2"].tables)} if "smollm2" in study.beside else {}
+    studies = {SMOLLM2: headline(study.beside["smollm2"].tables)} if "smollm2" in study.beside else {}
     merged = study.tables.get("environments")
     if merged is None and "environments" in study.beside:
         merged = study.beside["environments"].tables.get("environments")
     if merged is not None:
         mine = (study.made("behaviour").get("environment") or {}).get("name")
-        found |= {
+        studies |= {
             name: rows
             for key, name in ENVIRONMENTS.items()
             if key != mine and len(rows := pick(merged, environment=key))
         }
-    return found
+    return studies
 
 
 def beside(study: Read, split: str) -> dict[str, list[tuple[str, str]]]:
     """Where the gain of the other series lands: code of `placed` -> names, each with its gap at the end."""
     by: dict[str, list[tuple[str, str]]] = {}
     for name, rows in series(study).items():
-        if found := placed(rows, split):
-            by.setdefault(found.code, []).append((name, found.changes["gap"].last))
+        if where := placed(rows, split):
+            by.setdefault(where.code, []).append((name, where.changes["gap"].last))
     return by
 
 
@@ -160,20 +165,12 @@ def summary(study: Read) -> Table | None:
     rows = headline(study.tables)
     splits, lines = splits_of(rows), []
     for metric, name in READINGS.items():
-        found = [ends(pick(rows, metric=metric, split=split)) for split in splits]
-        if any(found):
-            lines.append(
-                [
-                    name,
-                    *(
-                        cell
-                        for of in found
-                        for cell in (
-                            [estimate(of.first), estimate(of.last), _MOVED[of.moved]] if of else ["–"] * 3
-                        )
-                    ),
-                ]
-            )
+        line = [name]
+        for split in splits:
+            both = ends(pick(rows, metric=metric, split=split))
+            line += [estimate(both.first), estimate(both.last), _MOVED[both.moved]] if both else ["–"] * 3
+        if any(cell != "–" for cell in line[1:]):
+            lines.append(line)
     heads = [
         "reading",
         *(f"{SPLITS[split]}, {which}" for split in splits for which in ("first", "last", "change")),
@@ -183,27 +180,18 @@ def summary(study: Read) -> Table | None:
 
 def side_by_side(study: Read) -> Table | None:
     """Other series' readings: both accuracies at both ends, the rest at the last checkpoint."""
-    found = series(study)
-    measured = {metric for rows in found.values() for metric in rows["metric"]}
-    last, lines = (
-        [
-            metric
-            for metric in ("success_cot", "prompt_reliance", "follow", "probe_gain")
-            if metric in measured
-        ],
-        [],
-    )
-    for name, rows in found.items():
+    studies = series(study)
+    measured = {metric for rows in studies.values() for metric in rows["metric"]}
+    last = [m for m in ("success_cot", "prompt_reliance", "follow", "probe_gain") if m in measured]
+    lines = []
+    for name, rows in studies.items():
         for split in splits_of(rows):
-            of = {
-                metric: ends(pick(rows, split=split, metric=metric))
-                for metric in ("acc_cot", "acc_prompt", *last)
-            }
-            both = [
-                f"{estimate(of[m].first)}, then {estimate(of[m].last)}" if of[m] else "–"
-                for m in ("acc_cot", "acc_prompt")
-            ]
-            lines.append([name, WHERE[split], *both, *(estimate(of[m].last) if of[m] else "–" for m in last)])
+            line = [name, WHERE[split]]
+            for metric in ("acc_cot", "acc_prompt", *last):
+                both = ends(pick(rows, split=split, metric=metric))
+                before = f"{estimate(both.first)}, then " if both and metric not in last else ""
+                line.append(before + estimate(both.last) if both else "–")
+            lines.append(line)
     heads = [
         "series",
         "split",

@@ -47,18 +47,17 @@ def trusted(study: Read) -> Trusted | None:
         for key, name in INSTRUMENTS.items()
         if key in wrong
     ]
-    of = pick(rows, agent="post_hoc").groupby("instrument")["value"].mean()
-    decodable = of.get("auroc", 0) > 0.9 and abs(of.get("boundary_patch", 1)) < NEAR
-    left = [(AGENTS[row.agent], str(row.seed)) for row in failed.itertuples()]
-    right, wrong = sum(right.values()), sum(wrong.values())
+    means = pick(rows, agent="post_hoc").groupby("instrument")["value"].mean()
+    decodable = means.get("auroc", 0) > 0.9 and abs(means.get("boundary_patch", 1)) < NEAR
+    left_out = [(AGENTS[row.agent], str(row.seed)) for row in failed.itertuples()]
     return Trusted(
-        right,
-        right + wrong,
-        NEAR,
-        good,
-        bad,
-        (of["auroc"], of["boundary_patch"]) if decodable else None,
-        left,
+        right=sum(right.values()),
+        decided=sum(right.values()) + sum(wrong.values()),
+        near=NEAR,
+        good=good,
+        bad=bad,
+        decodable=(means["auroc"], means["boundary_patch"]) if decodable else None,
+        left_out=left_out,
     )
 
 
@@ -93,7 +92,7 @@ class Before:
 def before(study: Read) -> Before | None:
     """The probe's gain at the last checkpoint, and the largest effect of patching the boundary."""
     rows = pick(headline(study.tables), metric="probe_gain")
-    last = {split: ends(pick(rows, split=split)).last for split in splits_of(rows)}
+    last = {split: both.last for split in splits_of(rows) if (both := ends(pick(rows, split=split)))}
     gain = together(
         {split: (side(row), dict(gain=estimate(row, signed=True))) for split, row in last.items()}
     )

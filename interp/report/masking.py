@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
 from interp.plots.behaviour import READABLE
-from interp.plots.masking import MECHANISM, claim_rows
+from interp.plots.masking import MECHANISM, claim_rows, gain
 from interp.report.study import Read, Table
 from interp.results.condition_rows import PAPER, at_last, claimed, named, number, one
 from interp.results.estimates import estimate
@@ -24,16 +25,14 @@ BESIDE = {
 
 @dataclass(frozen=True)
 class Claim:
-    """The verdict on the claim, and the differences that it rests on."""
+    """The differences that the claim rests on."""
 
-    verdict: str
-    """`supported`, `refuted`, `open`, or why there is none."""
-    judged: bool
-    rests: list[tuple[str, str, int]]
-    """To what the difference is, the estimate, seeds."""
-    below: int
-    """How many of these intervals lie wholly below the least difference that matters."""
+    unjudged: str
+    """Why there is no verdict; empty where there is one."""
+    rests: list[tuple[str, str, str, int]]
+    """What is compared with, what the interval shows of a gain, the estimate, seeds."""
     smallest: str
+    """The least difference that matters."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,17 @@ class Masked:
 
 
 def claim(study: Read) -> Claim | None:
-    """The verdict on the claim; None without the study's table."""
+    """What the intervals show of the claim; None without the study's table."""
     frame = study.tables.get("masking")
     if frame is None:
         return None
     verdict = str(frame.attrs.get("verdict") or "none: its provenance has no verdict")
-    rows = claim_rows(frame)
-    rests = [(name, estimate(row, signed=True), int(row["seeds"])) for name, row in rows.items()]
-    below = sum(row["high"] < SMALLEST for row in rows.values())
-    return Claim(
-        verdict.removeprefix("none: "), not verdict.startswith("none"), rests, below, number(SMALLEST)
-    )
+    rests = [
+        (other, gain(row), estimate(row, signed=True), int(row["seeds"]))
+        for other, row in claim_rows(frame).items()
+    ]
+    unjudged = verdict.removeprefix("none: ") if verdict.startswith("none") else ""
+    return Claim(unjudged, rests, number(SMALLEST))
 
 
 def masked(study: Read) -> Masked | None:
@@ -89,36 +88,31 @@ def _rarest(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def _side_by_side(study: Read) -> Table | None:
     """The claimed condition's difference to k = 0 here and in other trainings; None without others."""
-    other = {title: study.beside[name] for name, title in BESIDE.items() if name in study.beside}
-    found = {title: of.tables["masking"] for title, of in other.items() if "masking" in of.tables}
+    others = {
+        title: study.beside[name]
+        for name, title in BESIDE.items()
+        if name in study.beside and "masking" in study.beside[name].tables
+    }
     here = {"this study": study.tables["masking"]} if "masking" in study.tables else {}
-    lines, metrics = (
-        [],
-        [
-            metric
-            for metric, *_ in PAPER
-            if any((frame["metric"] == metric).any() for frame in found.values())
-        ],
-    )
-    for title, frame in (here | found).items():
-        condition = claimed(frame)
-        for split in splits_of(frame) if condition is not None else ():
-            rows = [
-                one(frame, metric=metric, split=split, condition=condition.name, contrast="difference")
-                for metric in metrics
-            ]
-            seeds = {int(row["seeds"]) for row in rows if row is not None}
-            if seeds:
-                lines.append(
-                    [
-                        title,
-                        condition.title,
-                        WHERE[split],
-                        str(max(seeds)),
-                        *("–" if row is None else estimate(row, signed=True) for row in rows),
-                    ]
-                )
+    frames = here | {title: other.tables["masking"] for title, other in others.items()}
+    measured = {metric for title in others for metric in frames[title]["metric"]}
+    metrics = [metric for metric, *_ in PAPER if metric in measured]
+    lines = [line for title, frame in frames.items() for line in _differences(title, frame, metrics)]
     if not lines or lines[-1][0] in here:
         return None
     heads = ["trainings", "condition", "split", "seeds", *(MECHANISM[metric] for metric in metrics)]
-    return Table(heads, lines, {title: other[title].link for title in found})
+    return Table(heads, lines, {title: other.link for title, other in others.items()})
+
+
+def _differences(title: str, frame: pd.DataFrame, metrics: list[str]) -> Iterator[list[str]]:
+    """A line for each split: the claimed condition's differences to k = 0."""
+    condition = claimed(frame)
+    if condition is None:
+        return
+    for split in splits_of(frame):
+        where = dict(split=split, condition=condition.name, contrast="difference")
+        rows = [one(frame, metric=metric, **where) for metric in metrics]
+        seeds = [int(row["seeds"]) for row in rows if row is not None]
+        if seeds:
+            cells = ["–" if row is None else estimate(row, signed=True) for row in rows]
+            yield [title, condition.title, WHERE[split], str(max(seeds)), *cells]

@@ -55,9 +55,10 @@ def _behaviour(study: Read) -> Iterator[Null]:
     for table, of_whom in (("online", "games"), ("online_official", "of ALFWorld's own games")):
         for split in study.splits(table):
             rows = study.rows(table, metric="success", mode="cot", split=split)
-            if len(rows) and (of := ends(rows)).moved in ("level", "down"):
-                first = "" if (rows["value"] == 0).all() else estimate(of.first)
-                yield Null("games", of_whom, WHERE[split], (first, estimate(of.last), int(of.last["n"])))
+            both = ends(rows)
+            if both and both.moved in ("level", "down"):
+                first = "" if (rows["value"] == 0).all() else estimate(both.first)
+                yield Null("games", of_whom, WHERE[split], (first, estimate(both.last), int(both.last["n"])))
     for metric in ("parse_prompt", "parse_empty_think"):
         for split in study.splits("behaviour"):
             of = study.ends("behaviour", metric=metric, split=split)
@@ -80,8 +81,9 @@ def _probes(study: Read) -> Iterator[Null]:
                 )
     for split in study.splits("mdl"):
         gains = study.rows("mdl", metric="bits", predictor="gain", split=split)
-        if len(gains) and not (gains["low"] > 0).any():
-            yield Null("bits", "", WHERE[split], (estimate(ends(gains).last, signed=True),))
+        both = ends(gains)
+        if both and not (gains["low"] > 0).any():
+            yield Null("bits", "", WHERE[split], (estimate(both.last, signed=True),))
 
 
 def _causes(study: Read) -> Iterator[Null]:
@@ -144,8 +146,8 @@ def _elsewhere(study: Read) -> Iterator[Null]:
                 ends(pick(rows, split=split, metric=metric))
                 for metric in ("success_cot", "probe_gain", "parse_cot")
             )
-            never = won is not None and (pick(rows, split=split, metric="success_cot")["value"] == 0).all()
-            lost = (estimate(won.last), int(won.last["n"])) if never else None
+            never = (pick(rows, split=split, metric="success_cot")["value"] == 0).all()
+            lost = (estimate(won.last), int(won.last["n"])) if won and never else None
             no_gain = estimate(gain.last, signed=True) if gain is not None and side(gain.last) <= 0 else ""
             rare = estimate(parse.last) if parse is not None and parse.last["value"] < READABLE else ""
             if lost or no_gain or rare:

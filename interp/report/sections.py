@@ -95,7 +95,7 @@ def elsewhere(study: Read) -> Elsewhere | None:
     """Where the gain of other series lands; None where there are none."""
     table = behaviour.side_by_side(study)
     splits = [(WHERE[split], by) for split in WHERE if (by := behaviour.beside(study, split))]
-    pages = {name: study.beside[name].link for name in ("smollm2", "environments") if name in study.beside}
+    pages = {name: other.link for name, other in study.beside.items() if name in ("smollm2", "environments")}
     return Elsewhere(splits, table, pages) if table else None
 
 

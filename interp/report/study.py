@@ -35,6 +35,11 @@ class Change(NamedTuple):
     moved: str
     """As `Ends.moved` says."""
 
+    @classmethod
+    def between(cls, split: str, both: Ends) -> Change:
+        """The change from the first to the last checkpoint of a split's reading."""
+        return cls(WHERE[split], estimate(both.first), estimate(both.last), both.moved)
+
 
 class Verdict(NamedTuple):
     """What is said of one or more splits, and the numbers that it rests on."""
@@ -42,8 +47,8 @@ class Verdict(NamedTuple):
     where: str
     code: str | int
     """Which of the template's words are said."""
-    numbers: list[dict[str, str]]
-    """Estimates by name, for each split."""
+    numbers: list[Mapping[str, str | Change]]
+    """Estimates, or changes, by name, for each split."""
 
 
 class Table(NamedTuple):
@@ -70,24 +75,23 @@ class Read(NamedTuple):
         """Whether one of these tables is there."""
         return any(table in self.tables for table in tables)
 
-    def rows(self, table: str, **where) -> pd.DataFrame:
+    def rows(self, table: str, **where: object) -> pd.DataFrame:
         """Rows that equal the values given and have a value; none where the table or a column is missing."""
         frame = self.tables.get(table)
         if frame is None or any(column not in frame for column in where):
             return pd.DataFrame(columns=["step", "split", "metric", "value", "low", "high", "n", "n_groups"])
         return pick(frame, **where).dropna(subset="value")
 
-    def ends(self, table: str, **where) -> Ends | None:
+    def ends(self, table: str, **where: object) -> Ends | None:
         """First and last checkpoint of the rows picked; None where there is none."""
         return ends(self.rows(table, **where))
 
-    def changes(self, table: str, **where) -> list[Change]:
+    def changes(self, table: str, **where: object) -> list[Change]:
         """The rows picked at both ends, in every split that has some."""
-        found = {split: self.ends(table, split=split, **where) for split in self.splits(table)}
         return [
-            Change(WHERE[split], estimate(of.first), estimate(of.last), of.moved)
-            for split, of in found.items()
-            if of
+            Change.between(split, both)
+            for split in self.splits(table)
+            if (both := self.ends(table, split=split, **where))
         ]
 
     def splits(self, table: str) -> list[str]:
@@ -113,14 +117,14 @@ class Read(NamedTuple):
         )
 
 
-def together(found: Mapping[str, tuple[str | int, dict[str, str]]]) -> list[Verdict]:
-    """Verdicts of splits, those of which the same is said as one; split -> code, numbers."""
-    by: dict[str | int, list[str]] = {}
-    for split, (code, _) in found.items():
-        by.setdefault(code, []).append(split)
+def together(verdicts: Mapping[str, tuple[str | int, Mapping[str, str | Change]]]) -> list[Verdict]:
+    """Verdicts of splits, those with the same code as one; split -> code, numbers."""
+    by_code: dict[str | int, list[str]] = {}
+    for split, (code, _) in verdicts.items():
+        by_code.setdefault(code, []).append(split)
     return [
-        Verdict(listed(WHERE[split] for split in of), code, [found[split][1] for split in of])
-        for code, of in by.items()
+        Verdict(listed(WHERE[split] for split in splits), code, [verdicts[split][1] for split in splits])
+        for code, splits in by_code.items()
     ]
 
 
@@ -143,7 +147,7 @@ def read(tables: str | Path, out: str | Path, names: Iterable[str]) -> Read:
 
 
 def _read(tables: Path, out: Path, names: list[str]) -> Read:
-    found, damaged = {}, []
+    frames, damaged = {}, []
     for name in names:
         try:
             frame, made = read_table(tables, name)
@@ -153,8 +157,8 @@ def _read(tables: Path, out: Path, names: list[str]) -> Read:
             damaged.append(str(problem))
             continue
         frame.attrs = made
-        found[name] = frame
-    return Read(found, {}, href(tables.parent / "index.html", out), tuple(damaged))
+        frames[name] = frame
+    return Read(frames, {}, href(tables.parent / "index.html", out), tuple(damaged))
 
 
 def href(path: str | Path, out: str | Path) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analyses.benchmarks import gpu_settings, gpu_works
+from analyses.benchmarks import gpu_settings, gpu_table, gpu_works
 from interp.results.tables import read_table
 
 
@@ -24,13 +24,13 @@ def table(tmp_path_factory):
         rivals=False,
     )
     gpu_works.LONGEST, kept = {**gpu_works.LONGEST, "grid": 16}, gpu_works.LONGEST
-    gpu_works.run_works(config)
+    gpu_table.run_works(config)
     gpu_works.LONGEST = kept
     return read_table(folder, "bench_gpu")[0]
 
 
 def test_every_work_is_timed_against_its_baselines(table):
-    assert tuple(table.columns) == gpu_works.COLUMNS
+    assert tuple(table.columns) == gpu_table.COLUMNS
     assert len(table.work.unique()) == len(gpu_settings.ROWS) and set(table.device) == {"cpu"}
     assert (table[["seconds", "cold_seconds", "baseline_seconds"]] > 0).all().all()
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from analyses import calibration, calibration_readings, figures
-from analyses.study import made_by
+from analyses.provenance import made_by
 from interp.plots import registry
 from interp.plots.calibration import calibration as draw
 from interp.plots.calibration import grown, verdicts

@@ -217,7 +217,7 @@ def test_the_last_checkpoint_is_shown():
 
 
 @pytest.mark.parametrize("verdict, words", [
-    ("open", "is open: +0.02"), ("supported", "is supported: "), ("refuted", "is refuted: "),
+    ("open", "out of domain: "), ("supported", "out of domain: "), ("refuted", "out of domain: "),
     ("none: there is no control of action_mask_0.3 out of domain", "is not judged: there is no control"),
 ])  # fmt: skip
 def test_the_verdict_is_the_provenances(verdict, words):
@@ -226,8 +226,17 @@ def test_the_verdict_is_the_provenances(verdict, words):
     text = ALL["masking_success"].caption(frame).message
     assert words in text
     row = frame.query("metric == 'acc_cot' and split == 'out_of_domain' and contrast == 'control'").iloc[0]
-    told = f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] to the random mask".replace("-", "−")
-    assert (told in text) == (not verdict.startswith("none"))
+    told = f"({row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}])".replace("-", "−")
+    assert (f"against the random mask {told}" in text) == (not verdict.startswith("none"))
+    assert "refuted" not in text
+
+
+@pytest.mark.parametrize("low, high, words", [
+    (0.01, 0.2, "a gain"), (-0.01, 0.024, "a gain of at most 0.024"), (-0.1, 0.1, "no gain shown"),
+    (-0.2, -0.1, "worse"), (np.nan, np.nan, "no gain shown"),
+])  # fmt: skip
+def test_a_gain_is_worded_by_its_interval(low, high, words):
+    assert plots_masking.gain(pd.Series(dict(value=0.0, low=low, high=high))) == words
 
 
 def test_nulls_are_said():

@@ -1,0 +1,130 @@
+"""What the masking study trains, measures and compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from analyses.study import Study
+from interp.checkpoints.contents import SERIES
+from interp.system import limits
+from interp.system.limits import Count, Folder, Known, Limits, Several, StepLimit, Workers
+from interp.training.recipes import Recipe, Tuning
+from interp.training.supervision import Supervision
+
+#: What reads a training, in the order in which it does.
+Instruments = Literal["reliance", "patching", "conflict", "probes"]
+#: Outer folds of the boundary probe.
+FOLDS = 5
+CONDITIONS = (
+    "action_mask_0",
+    "action_mask_0.1",
+    "action_mask_0.3",
+    "action_mask_0.5",
+    "action_mask_0.7",
+    "random_mask_0.3",
+    "action_only",
+)
+
+
+@dataclass
+class Config(Study):
+    """By default the small agent's conditions are trained from the shipped base, measured and compared.
+
+    Each part goes on from where it was.
+    """
+
+    run: Annotated[Path, Folder()] = Path("runs/masking")
+    """Folder for everything the run writes; conditions trained here are in its `conditions`."""
+    stages: tuple[Literal["train", "measure", "compare"], ...] = ("train", "measure", "compare")
+    """What is done. With conditions of one's own (`--series`) nothing is trained."""
+    conditions: Annotated[tuple[str, ...], Known(Supervision.named)] = CONDITIONS
+    """Conditions that are trained."""
+    seeds: Annotated[int, Limits(1, 1000)] = 3
+    """Trainings of each condition."""
+    more: Annotated[tuple[str, ...], Known(Supervision.named), Several(none=True)] = (
+        "action_mask_0",
+        "action_mask_0.3",
+        "random_mask_0.3",
+    )
+    """Conditions that the claim rests on."""
+    more_seeds: Annotated[int, Limits(1, 1000)] = 5
+    """Trainings of those."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """Full fine-tuning of the base (`cot_steps`, `cot_lr` and batches; not the base's own numbers)."""
+    lora: bool = False
+    """Train low-rank updates instead, as `tuning` says."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """Low-rank fine-tuning of the base."""
+    part: tuple[int, int] = (0, 1)
+    """Which of how many parts of the trainings this process trains and measures (`--part 0 2` and `--part 1
+    2` at the same time); the tables are written by a last run without it."""
+    processes: Workers = 1
+    """Processes of this machine that train and measure side by side, a part each."""
+    instruments: Annotated[tuple[Instruments, ...], Several(none=True)] = get_args(Instruments)
+    """What reads each training's last checkpoint; prompt reliance reads all that every training has."""
+    pairs: Count = 40
+    """Counterfactual pairs of each split, for prompt reliance."""
+    patched: Count = 20
+    """Of these, pairs that are patched."""
+    conflicts: Count = 100
+    """Decisions of each split that another state's trace is put in at."""
+    games: int = 0
+    """In-domain games that each training plays (0: none); half as many out of domain."""
+    step_limit: StepLimit = 30
+    """Steps after which a game is lost."""
+    workers: Workers = 2
+    """Processes that the games are played in."""
+
+    def check(self) -> None:
+        """Raise the sentence of what cannot be trained or measured; conditions are no series to check."""
+        limits.check(self)
+        self.format_options()
+        self.mine(self.jobs)
+        if self.processes > 1 and self.part != (0, 1):
+            raise ValueError(f"--processes {self.processes} makes the parts itself: leave out --part.")
+        if self.base and not self.base.exists():
+            raise FileNotFoundError(f"--base: there is no folder {self.base}.")
+
+    @property
+    def own(self) -> bool:
+        """Whether the conditions were trained elsewhere."""
+        return self.series != SERIES
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the conditions."""
+        return self.series if self.own else self.run / "conditions"
+
+    @property
+    def jobs(self) -> list[tuple[str, int]]:
+        """(condition, seed) that are trained, every condition's first seed before any second."""
+        seeds = {
+            condition: self.more_seeds if condition in self.more else self.seeds
+            for condition in self.conditions
+        }
+        return [
+            (condition, seed)
+            for seed in range(max(seeds.values(), default=0))
+            for condition in self.conditions
+            if seed < seeds[condition]
+        ]
+
+    def mine(self, every: Sequence) -> list:
+        """What is this process's part; raises ValueError for a part that is none."""
+        i, n = self.part
+        if not 0 <= i < n:
+            raise ValueError(
+                f"--part is a number from 0 on and how many parts there are, as in 0 2 and 1 2, not {i} {n}."
+            )
+        return list(every[i::n])
+
+    @cached_property
+    def start(self) -> Path:
+        """The base checkpoint that conditions are trained from."""
+        from interp.checkpoints.series import CheckpointSeries
+
+        return Path(self.base or CheckpointSeries.discover(SERIES).path(0))
