@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 #: Name below `interp` before -> now.
 MOVED = {
@@ -101,12 +103,14 @@ MOVED = {
 class Moved(MetaPathFinder, Loader):
     """Finds `interp.series` at `interp.checkpoints.series`, with a DeprecationWarning that says so."""
 
-    def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """The spec of a module that has moved; None for any other."""
         top, _, name = fullname.partition(".")
         return ModuleSpec(fullname, self) if top == "interp" and name in MOVED else None
 
-    def exec_module(self, module) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         """Put the module of today in its place."""
         name = module.__name__.partition(".")[2]
         now = f"interp.{MOVED[name]}"

@@ -389,7 +389,8 @@ class CheckpointSeries:
             kind = inner.auto_class(config) or AutoModelForCausalLM
             hf = inner.empty(kind, config, dtype, trust_remote_code=self.trust_remote_code)
         hf.tie_weights()
-        return hf.to(where)
+        placed: PreTrainedModel = hf.to(where)  # type: ignore[arg-type]  # transformers wraps it untyped
+        return placed
 
     def _placed(
         self,

@@ -107,8 +107,10 @@ def packed_paths(
         within[slots, slots] = tree.visible
     ids = torch.tensor([i for _, text in TRACES for i in traces[text]] + tree.tokens * len(PATHS))
     trace_at, tree_at = torch.arange(n, n + t).repeat(len(TRACES)), (tree.depths + n + t).repeat(len(PATHS))
-    inputs = (ids, torch.cat([trace_at, tree_at]), torch.cat([before, within], 1), torch.arange(n).repeat(2))
-    hidden, _ = model.packed(prefix, *(each.to(model.device) for each in inputs))
+    at, visible = torch.cat([trace_at, tree_at]), torch.cat([before, within], 1)
+    prefix_at = torch.arange(n).repeat(2)
+    ids, at, visible, prefix_at = (each.to(model.device) for each in (ids, at, visible, prefix_at))
+    hidden, _ = model.packed(prefix, ids, at, visible, prefix_at)
     return read_targets(model, hidden[0, len(TRACES) * t :].view(len(PATHS), len(tree), -1), tree)
 
 

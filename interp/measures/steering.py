@@ -5,8 +5,7 @@
 >>> result = steer(model, prompts, directions, layer=1, position="cot", target="shelf")
 >>> values, decision = result.column("probe", 0.5, "flip")            # for cluster_bootstrap, by episode
 
-Not supported: sampling (decoding is greedy), several layers or several directions at once, the mode
-`empty_think`.
+Not supported: sampling, several layers or directions at once, the mode `empty_think`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from interp.engine.decoding import decode
-from interp.engine.generation import Memory
+from interp.engine.reading import Memory
 from interp.environments.base import Environment, View
 from interp.models.hooked import HookedModel
 from interp.prompts.format import Mode, PromptFormat

@@ -22,7 +22,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.engine.decoding import Completion, decode, parse_completion
-from interp.engine.generation import Memory
+from interp.engine.reading import Memory
 from interp.environments.base import Environment
 from interp.models.hooked import HookedModel
 from interp.prompts.format import Prompt, PromptFormat
