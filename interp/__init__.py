@@ -1,4 +1,4 @@
-"""Mechanistic interpretability of language-model agents: where do the gains of chain-of-thought training land?
+"""Mechanistic interpretability of language-model agents: where does the gain of CoT training land?
 
 Public names are declared in `__init__.pyi`, and imported when they are first used.
 """

@@ -40,7 +40,8 @@ class Comparison:
 def compare(before: pd.DataFrame, after: pd.DataFrame) -> Comparison:
     """Compare two tables row by row.
 
-    Keys are the columns before `value`, or, in a table without it, those that hold no fractions. Rows with the
+    Keys are the columns before `value`, or, in a table without it, those that hold no fractions. Rows with
+    the
     same keys are taken in their order.
     """
     names = {old: new for old, names in RENAMED.items() for new in names if new in after and old not in after}

@@ -1,4 +1,5 @@
-"""Small worlds for the tests: hand-made games, a tokenizer fitted on them, tiny random models and a tiny trained series."""
+"""Small worlds for the tests: hand-made games, a tokenizer fitted on them, tiny random models and a tiny
+trained series."""
 
 import fcntl
 import importlib
@@ -49,7 +50,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
-#: Files that take most of a minute or more, the dearest first, or one process would be left with one of them at the end. The
+#: Files that take most of a minute or more, the dearest first, or one process would be left with one of them
+#: at the end. The
 #: first trains the series that is shared; the second needs none, so that its process does not wait for it.
 LONG = (
     "test_masking",
@@ -81,7 +83,8 @@ def pytest_collection_modifyitems(items):
 
 
 def handmade(number: int, split: str, task_type: str = "pick_and_place_simple") -> Episode:
-    """A game in the household's words, without the engine: search the drawers, take the thing, bring it to its place."""
+    """A game in the household's words, without the engine: search the drawers, take the thing, bring it to
+    its place."""
     rng = random.Random(f"{split}/{number}")
     places = rng.sample(PLACES, len(PLACES))
     target, other = rng.sample(THINGS, 2)
@@ -230,7 +233,8 @@ def tiny_hf(architecture: str, tokenizer, attention: str | None = None, **extra)
     return hf
 
 
-#: Grouped heads, normed queries, windows everywhere and in some layers, soft caps, learned positions, parallel residuals.
+#: Grouped heads, normed queries, windows everywhere and in some layers, soft caps, learned positions,
+#: parallel residuals.
 ARCHITECTURES = ("Llama", "Qwen3", "Mistral", "Gemma2", "Gemma3Text", "GPT2", "GPTNeoX")
 
 

@@ -19,7 +19,8 @@ OURS = str(Path(interp.__file__).parent)
 
 @contextmanager
 def waits() -> Iterator[Counter]:
-    """Calls by the toolkit's own code, (module, method) -> number; not what transformers or tests do themselves."""
+    """Calls by the toolkit's own code, (module, method) -> number; not what transformers or tests do
+    themselves."""
     counts: Counter = Counter()
     originals = {name: getattr(torch.Tensor, name) for name in WAITS}
 

@@ -1,4 +1,5 @@
-"""The script that compares two runs: equal tables pass; a moved number, a lost row and a renamed column are found."""
+"""The script that compares two runs: equal tables pass; a moved number, a lost row and a renamed column are
+found."""
 
 import numpy as np
 import pandas as pd

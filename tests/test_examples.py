@@ -1,4 +1,5 @@
-"""Every example of a docstring runs, in a folder where the files that examples name are there, and shows what it says it shows."""
+"""Every example of a docstring runs, in a folder where the files that examples name are there, and shows what
+it says it shows."""
 
 import ast
 import contextlib
@@ -19,7 +20,8 @@ import torch
 from interp.system.paths import ROOT
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-#: What an example needs that these tests do not have: another program, a cluster's folder, minutes of training.
+#: What an example needs that these tests do not have: another program, a cluster's folder, minutes of
+#: training.
 ELSEWHERE = {
     "interp.checkpoints.conversions": "a folder of another trainer",
     "interp.engine.vllm_backend": "vLLM",

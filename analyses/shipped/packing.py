@@ -82,7 +82,8 @@ def unpack(folder: Path, out: Path) -> Path:
 def rounded(
     weight: Float[torch.Tensor, "rows columns"],
 ) -> tuple[torch.Tensor, Float[torch.Tensor, "..."]]:
-    """The integers nearest to a matrix in units of a scale, one for each of its longer vectors, and the scales."""
+    """The integers nearest to a matrix in units of a scale, one for each of its longer vectors, and the
+    scales."""
     longer = int(weight.shape[1] > weight.shape[0])
     scale = weight.float().abs().amax(longer, keepdim=True) / LEVELS
     integers = (weight.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)).round()

@@ -65,7 +65,8 @@ class Config:
     """auto, cpu or cuda."""
 
     def check(self) -> None:
-        """Raises ValueError as `limits.check`, for steps beyond the training, and for `out` without training."""
+        """Raises ValueError as `limits.check`, for steps beyond the training, and for `out` without
+        training."""
         limits.check(self)
         if self.out and not self.retrain:
             raise ValueError("--out is for adapters that were trained here: give --retrain as well.")

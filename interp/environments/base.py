@@ -3,7 +3,7 @@
 ALFWorld is one instance; another is an object in a module of one's own, named on the command line
 (`--environment my_task:TASK`):
 
->>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: range(seed, seed + n))
+>>> TASK = Environment("hall", decisions=recorded, live=Hall, games=lambda split, n, seed: range(n))
 >>> find("alfworld").parse("go to desk 1")      # its own are found by name, others as "my_module:TASK"
 'go to desk 1'
 """

@@ -1,7 +1,8 @@
 """Panels of training conditions side by side: their axis, levels and differences, and hover texts.
 
 >>> fig = grid(splits_of(frame), [("gap", 200)])
->>> draw_conditions(condition_axis(fig, conditions_of(frame)), frame, conditions_of(frame), "gap", "level", row=1)
+>>> conditions = conditions_of(frame)
+>>> draw_conditions(condition_axis(fig, conditions), frame, conditions, "gap", "level", row=1)
 """
 
 from __future__ import annotations

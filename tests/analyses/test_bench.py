@@ -14,7 +14,8 @@ TOOLS = (*rivals.TOOLS[1:], works.Interp)
 
 @pytest.fixture(scope="module")
 def inputs():
-    """ids, action, donor [layer, position, d_model], cells, prompts of several lengths, prompts that extend one another."""
+    """ids, action, donor [layer, position, d_model], cells, prompts of several lengths, prompts that extend
+    one another."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(100, (24,), generator=generator).tolist()
     donor = torch.randn(3, 20, 32, generator=generator)

@@ -1,4 +1,5 @@
-"""What results on disk are kept by: everything that a model was loaded from, and every file of one's own environment."""
+"""What results on disk are kept by: everything that a model was loaded from, and every file of one's own
+environment."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""The calibration's table, figure and caption: what is right, what is misread, and what the construction leaves open."""
+"""The calibration's table, figure and caption: what is right, what is misread, and what the construction
+leaves open."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,5 @@
-"""The command line on a tiny series and corpus: same bytes twice, resuming after a kill, mistakes told in a sentence."""
+"""The command line on a tiny series and corpus: same bytes twice, resuming after a kill, mistakes told in a
+sentence."""
 
 import json
 import os
@@ -86,7 +87,8 @@ def contents(run):
 
 @pytest.fixture(scope="module", autouse=True)
 def every_pair_counts():
-    """So small a model moves by less than a nat: its pairs are kept here, or the tables would hold nothing."""
+    """So small a model moves by less than a nat: its pairs are kept here, or the tables would hold
+    nothing."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(mediation, "prompt_reliance", partial(mediation.prompt_reliance, minimum=-1e9))
         patched.setattr(patching, "patch_modes", partial(patching.patch_modes, minimum=1e-4))

@@ -1,4 +1,5 @@
-"""Flags that make no sense: one sentence that names the flag, at once, before a model is loaded; and any other error is one sentence as well."""
+"""Flags that make no sense: one sentence that names the flag, at once, before a model is loaded; and any
+other error is one sentence as well."""
 
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from interp.system import limits
 from interp.system.limits import Limits, Several
 from interp.system.paths import ROOT
 
-#: NAME and flags -> what the sentence says. FILE is a file, GONE is nothing, and `series=` and `corpus=` name a tiny series and its corpus.
+#: NAME and flags -> what the sentence says. FILE is a file, GONE is nothing, and `series=` and `corpus=` name
+#: a tiny series and its corpus.
 BAD = {
     # numbers out of their range
     "behaviour --choices -1": "--choices is a number from 0 to 100,000, not -1",

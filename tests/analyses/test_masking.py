@@ -1,4 +1,5 @@
-"""The masking study end to end on tiny conditions: trained, killed and resumed, measured, compared; and a researcher's own conditions."""
+"""The masking study end to end on tiny conditions: trained, killed and resumed, measured, compared; and a
+researcher's own conditions."""
 
 import json
 import re
@@ -232,7 +233,8 @@ def test_outcomes_and_comparisons_are_in_their_tables(study):
 
 
 def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file, tmp_path):
-    """Of one training: the rows that conditions are compared on, against the tables that its series gives by itself."""
+    """Of one training: the rows that conditions are compared on, against the tables that its series gives by
+    itself."""
     folder, frame = (
         study / "conditions" / "action_mask_0" / "seed-0",
         read_table(study / "tables", "masking_instruments")[0],

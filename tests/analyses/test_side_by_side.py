@@ -1,4 +1,5 @@
-"""Studies of several environments side by side: what is merged, what is said of their splits, what is drawn and what is refused."""
+"""Studies of several environments side by side: what is merged, what is said of their splits, what is drawn
+and what is refused."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""Adapters of every kind: what is merged computes as the adapter does unmerged; what cannot be is refused by name and quickly."""
+"""Adapters of every kind: what is merged computes as the adapter does unmerged; what cannot be is refused by
+name and quickly."""
 
 import copy
 

@@ -1,4 +1,5 @@
-"""Bad series, weights and tokenizers: each is one sentence that names the file or the field, and leaves earlier results as they are."""
+"""Bad series, weights and tokenizers: each is one sentence that names the file or the field, and leaves
+earlier results as they are."""
 
 import json
 import os
@@ -23,7 +24,8 @@ from tests.conftest import tiny_hf
 
 @pytest.fixture(scope="module")
 def good(tokenizer, tmp_path_factory):
-    """Series without a fault: `full`, `sharded`, `lora` (over `base`), and `gguf`, each of the steps 4 and 9."""
+    """Series without a fault: `full`, `sharded`, `lora` (over `base`), and `gguf`, each of the steps 4 and
+    9."""
     root = tmp_path_factory.mktemp("good")
     base, other = tiny_hf("Llama", tokenizer), tiny_hf("Llama", tokenizer, hidden_size=48)
     for name, hf in dict(base=base, other=other).items():
@@ -150,7 +152,8 @@ def long_header(folder):
 LORA, GGUF, INDEX = "adapter_model.safetensors", "tiny-9.gguf", "model.safetensors.index.json"
 A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 
-#: name -> the kind of series, what is done to its checkpoint 9 (gguf: to the series' folder), and the words of its sentence.
+#: name -> the kind of series, what is done to its checkpoint 9 (gguf: to the series' folder), and the words
+#: of its sentence.
 BAD = {
     "missing shard": (
         "sharded",

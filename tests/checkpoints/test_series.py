@@ -1,4 +1,5 @@
-"""Series of every kind a trainer leaves: what is loaded and swapped equals transformers' and peft's own reading, bit for bit."""
+"""Series of every kind a trainer leaves: what is loaded and swapped equals transformers' and peft's own
+reading, bit for bit."""
 
 import json
 import shlex
@@ -60,7 +61,8 @@ def add_adapter(base, out, seed, **options):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def world(request, tokenizer, tmp_path_factory):
-    """The same series kept in every way: a base, adapters over it, and the merged models whole, in shards, and as verl keeps them."""
+    """The same series kept in every way: a base, adapters over it, and the merged models whole, in shards,
+    and as verl keeps them."""
     root = tmp_path_factory.mktemp(request.param)
     tiny_hf(request.param, tokenizer).save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
@@ -109,7 +111,8 @@ def test_every_step_and_every_swap_equals_the_model_loaded_directly(world, kind)
 
 @pytest.fixture
 def adapters(small, tmp_path):
-    """Two adapters over a base, in folders of one's own; their configuration names the base by its folder beside them."""
+    """Two adapters over a base, in folders of one's own; their configuration names the base by its folder
+    beside them."""
     shutil.copytree(small, tmp_path / "base")
     for step in STEPS:
         folder = tmp_path / "run" / f"checkpoint-{step}"

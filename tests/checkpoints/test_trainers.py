@@ -1,4 +1,5 @@
-"""What other trainers leave: folders by their names, names by their prefixes, quantised weights, and what is not read with its command."""
+"""What other trainers leave: folders by their names, names by their prefixes, quantised weights, and what is
+not read with its command."""
 
 import copy
 import multiprocessing

@@ -117,7 +117,8 @@ def test_decoding_stops_at_the_closing_tag_and_nowhere_else(trained, trained_pro
 def test_greedy_decoding_ignores_the_checkpoints_own_generation_settings(
     trained, trained_prompts, setting, monkeypatch
 ):
-    """Hub checkpoints ship a generation_config (Qwen: a repetition penalty); greedy means the argmax all the same."""
+    """Hub checkpoints ship a generation_config (Qwen: a repetition penalty); greedy means the argmax all the
+    same."""
     plain = decode(trained, trained_prompts[:4])
     for name, value in setting.items():
         monkeypatch.setattr(trained.hf.generation_config, name, value)
@@ -166,7 +167,8 @@ def test_a_choice_is_the_plain_log_probability_of_each_candidate(model, fmt, pro
 
 
 def test_candidates_are_ordered_freely_and_may_begin_one_another(llama, prompts):
-    """The closing tag counts, so "go to drawer 1" is not preferred for being the beginning of "go to drawer 11"."""
+    """The closing tag counts, so "go to drawer 1" is not preferred for being the beginning of "go to drawer
+    11"."""
     names = ["go to drawer 1", "go to drawer 11", "take mug 1 from drawer 1"]
     forth, back = choose(llama, prompts[0], names)[0], choose(llama, prompts[0], names[::-1])[0]
     torch.testing.assert_close(forth, back.flip(0), rtol=1e-5, atol=1e-5)

@@ -1,4 +1,5 @@
-"""Prompts longer than the model's context: refused with their count before anything is computed, or truncated by name and counted."""
+"""Prompts longer than the model's context: refused with their count before anything is computed, or truncated
+by name and counted."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""Decoding by vLLM: the same ids in and out. A stand-in for the engine decodes greedily here; the real one needs a GPU."""
+"""Decoding by vLLM: the same ids in and out. A stand-in for the engine decodes greedily here; the real one
+needs a GPU."""
 
 import sys
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ from interp.prompts.format import MODES
 
 @pytest.fixture
 def stand_in(trained, monkeypatch):
-    """A module `vllm` whose engine is Hugging Face's `generate` on the same weights, with vLLM's arguments."""
+    """A module `vllm` whose engine is Hugging Face's `generate` on the same weights, with vLLM's
+    arguments."""
 
     class LLM:
         def __init__(self, model, **options):

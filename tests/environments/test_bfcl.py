@@ -1,4 +1,5 @@
-"""The function-calling leaderboard: its ground truth through our scorer, hostile answers, splits, prompts, and its conversations played."""
+"""The function-calling leaderboard: its ground truth through our scorer, hostile answers, splits, prompts,
+and its conversations played."""
 
 import json
 import sys
@@ -168,7 +169,8 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def forbidden():
-    """Files opened for writing, processes, and connections since the list was last emptied (an audit hook cannot be taken out: it is turned off)."""
+    """Files opened for writing, processes, and connections since the list was last emptied (an audit hook
+    cannot be taken out: it is turned off)."""
     seen, on = [], [True]
 
     def hook(event, args):

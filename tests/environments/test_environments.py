@@ -1,4 +1,5 @@
-"""A task of one's own: the documentation's example from file to tables, and what is refused of an environment."""
+"""A task of one's own: the documentation's example from file to tables, and what is refused of an
+environment."""
 
 import json
 import re
@@ -225,7 +226,8 @@ def test_decisions_is_a_number_or_a_file(tmp_path, capsys, series_folder):
         assert re.search(words, capsys.readouterr().err)
 
 
-#: The documented hall, judged by the verb alone, with a sample of its actions, and with doors that can be exchanged (or not).
+#: The documented hall, judged by the verb alone, with a sample of its actions, and with doors that can be
+#: exchanged (or not).
 OTHERWISE = """
 from dataclasses import replace
 from my_task import TASK, recorded

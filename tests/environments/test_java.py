@@ -1,4 +1,5 @@
-"""Java processes: none outlives the process that started it, however that ends; and what is said where one cannot be started."""
+"""Java processes: none outlives the process that started it, however that ends; and what is said where one
+cannot be started."""
 
 import os
 import shutil
@@ -43,7 +44,8 @@ def started(rest):
 
 
 def ended(process):
-    """Whether a process ends (within a minute, usually at once); one that only waits to be reaped has ended."""
+    """Whether a process ends (within a minute, usually at once); one that only waits to be reaped has
+    ended."""
     for _ in range(1200):
         try:
             if process.status() == psutil.STATUS_ZOMBIE:

@@ -1,4 +1,5 @@
-"""ScienceWorld on its own simulator: its solutions through our interface, the recorded corpus, what is asked of its names."""
+"""ScienceWorld on its own simulator: its solutions through our interface, the recorded corpus, what is asked
+of its names."""
 
 import os
 import random
@@ -212,7 +213,8 @@ def test_recorded_episodes_are_what_the_simulator_says(recorded, lab):
 
 @needs_java
 def test_playing_a_job_again_gives_the_recorded_episodes(recorded, lab):
-    """In another order and beside other games than in the recording; the simulator picks the wires of 3-3 differently."""
+    """In another order and beside other games than in the recording; the simulator picks the wires of 3-3
+    differently."""
     jobs, known = record.plan(record.SIZES, 0), {e.id: e for e in recorded}
     by = {
         split: [

@@ -1,4 +1,5 @@
-"""TextWorldExpress: its solutions through our interface, the recorded corpus, splits that share nothing, hostile actions, and the study on it."""
+"""TextWorldExpress: its solutions through our interface, the recorded corpus, splits that share nothing,
+hostile actions, and the study on it."""
 
 import random
 import re

@@ -208,7 +208,8 @@ def test_decisions_that_did_not_parse_are_left_out_and_wrong_use_is_refused(llam
 
 
 def test_a_closing_tag_spelled_in_letters_is_left_out_not_a_crash(llama, prompts):
-    """A weak model can write the tag's letters, which the text parser takes for the tag although no such token is there."""
+    """A weak model can write the tag's letters, which the text parser takes for the tag although no such
+    token is there."""
     fmt = prompts[0].format
     letters = [i for c in "</think>" for i in fmt.encode(c)]
     ids = [*fmt.encode("I look."), *letters, *fmt.encode("<action>inventory</action>")]

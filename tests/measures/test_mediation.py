@@ -31,7 +31,8 @@ def test_the_total_is_the_difference_of_two_plain_runs(model, pairs):
 
 
 def held(model, pair, prompt, trace):
-    """The difference with the prompt's keys and values of one run and the trace's of another, through plain caches."""
+    """The difference with the prompt's keys and values of one run and the trace's of another, through plain
+    caches."""
     fmt, found, (behind, text) = pair[0].format, [], trace
     own = dict(zip(("clean", "corrupt"), pair))
     for side in pair:
@@ -86,7 +87,8 @@ def test_swapping_nothing_changes_nothing(model, pairs):
 
 
 def test_equal_prompts_leave_everything_to_the_trace(model, pairs):
-    """With one prompt and two traces, the prompt's keys and values are the same: all of the effect is the trace's."""
+    """With one prompt and two traces, the prompt's keys and values are the same: all of the effect is the
+    trace's."""
     found = effects(model, [(a, replace(a, decision=b.decision)) for a, b in pairs])
     np.testing.assert_allclose(found.direct, 0, atol=1e-4)
     np.testing.assert_allclose(found.via_cot, found.total, atol=1e-4)
@@ -94,7 +96,8 @@ def test_equal_prompts_leave_everything_to_the_trace(model, pairs):
 
 
 def test_a_trace_that_attends_to_nothing_carries_its_text_alone(model, pairs, monkeypatch):
-    """With attention cut at the trace's tokens they are the same after either prompt: all that the trace carries is its text."""
+    """With attention cut at the trace's tokens they are the same after either prompt: all that the trace
+    carries is its text."""
     chosen, packed = pairs[:3], model.packed
     sizes = iter([len(TRACES) * (len(p[0].format.with_trace(p[0].decision.trace)) - 1) for p in chosen])
 

@@ -143,7 +143,8 @@ def run(model, ids, edits):
 
 
 def difference(model, pair, name, mode, edits=lambda: {}):
-    """log p(clean action) - log p(corrupt action) in one run of a pair, by plain forward passes over whole sequences."""
+    """log p(clean action) - log p(corrupt action) in one run of a pair, by plain forward passes over whole
+    sequences."""
     prompt = pair[name == "corrupt"]
     fmt, found = prompt.format, []
     tail = fmt.mode_prefix("prompt") if mode == "prompt" else fmt.with_trace(prompt.decision.trace)
@@ -167,7 +168,8 @@ def unpatched(model, pair, mode):
 
 
 def twin(model, pair, site, layer, mode, differences, at=None):
-    """(clean, corrupt, denoise, noise) by one forward pass for each number, at the boundary or the positions given.
+    """(clean, corrupt, denoise, noise) by one forward pass for each number, at the boundary or the positions
+    given.
 
     differences: what `unpatched` gives.
     """
@@ -220,7 +222,8 @@ def test_the_packed_sweep_equals_one_forward_for_each_cell(model, pairs, mode):
 
 @pytest.mark.parametrize("at", ["task", "history", "observation", "prompt"])
 def test_a_span_and_the_whole_prompt_equal_one_forward_for_each_cell(llama, pairs, at):
-    """Every position is replaced in the twin; the sweep leaves out those where both runs are still the same."""
+    """Every position is replaced in the twin; the sweep leaves out those where both runs are still the
+    same."""
     pair = next(p for p in pairs if len(p[0].positions("history")))
     places = list(range(len(pair[0].ids))) if at == "prompt" else pair[0].positions(at).tolist()
     sweep = patch(llama, *sides([pair]), ("resid_pre", "mlp_out"), at=at, minimum=-1e9)
@@ -426,7 +429,8 @@ def test_a_pair_of_equal_runs_has_no_difference_to_divide_by(model, pairs):
 
 
 def far_apart(pairs, model, from_=-1):
-    """A pair whose prompts differ in every token from one on (the boundary alone, by default), actions ordered so that the gap is positive."""
+    """A pair whose prompts differ in every token from one on (the boundary alone, by default), actions
+    ordered so that the gap is positive."""
     clean, other = pairs[0]
     actions = clean.decision.reference, other.decision.reference
 
@@ -611,7 +615,8 @@ def test_a_pair_without_any_difference_has_no_share_but_what_patching_moved():
 
 
 def test_heads_are_cut_by_each_layer_s_own_width(fmt, pairs):
-    """Full layers whose heads are twice as wide: each head by one forward pass of its own, and estimates of the same heads."""
+    """Full layers whose heads are twice as wide: each head by one forward pass of its own, and estimates of
+    the same heads."""
     model = HookedModel(tiny("gemma4_text", vocab_size=520, max_position_embeddings=1024), None)
     clean, corrupt = pairs[0]
     sweep = patch(model, [clean], [corrupt], sites=["z"], minimum=-1e9)

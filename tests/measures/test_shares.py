@@ -1,4 +1,5 @@
-"""Attention and gradient shares: against plain passes of the Hugging Face model, and against loops that do one thing at a time."""
+"""Attention and gradient shares: against plain passes of the Hugging Face model, and against loops that do
+one thing at a time."""
 
 import copy
 from dataclasses import replace
@@ -92,7 +93,8 @@ def test_attention_equals_the_plain_models_patterns(model, few, found):
 
 
 def leaf_loss(model, ids, n, layer, moved):
-    """-log p of the last n tokens [n] where block `layer` reads `moved` [token, d_model] in place of its own input; and that input."""
+    """-log p of the last n tokens [n] where block `layer` reads `moved` [token, d_model] in place of its own
+    input; and that input."""
     own = {}
 
     def edit(tensor):
@@ -119,7 +121,8 @@ def test_the_residual_gradient_equals_autograd_layer_by_layer(model, few, found)
 
 
 def value_loss(twin, ids, n, layer, edit):
-    """-log p of the last n tokens [n] where `edit` [token, kv_head * head_dim] is added to a layer's values."""
+    """-log p of the last n tokens [n] where `edit` [token, kv_head * head_dim] is added to a layer's
+    values."""
     handle = twin.model.layers[layer].self_attn.v_proj.register_forward_hook(
         lambda module, args, output: output + edit
     )
@@ -195,7 +198,8 @@ def test_shares_and_token_shares_sum_to_one(model, found, few):
 
 
 def test_token_shares_are_those_of_the_tokens_that_can_be_seen(model, found, few):
-    """Counted one by one, each layer by its own window; what can be reached, by the tokens that have a gradient at all."""
+    """Counted one by one, each layer by its own window; what can be reached, by the tokens that have a
+    gradient at all."""
     windows = [model.window if kind == "sliding_attention" else 10**9 for kind in model.layer_types]
     for i, prompt in enumerate(few):
         ids, spans, n = parts(prompt)

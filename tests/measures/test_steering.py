@@ -1,4 +1,5 @@
-"""Steering: the batched path against plain loops, a direction that must work, its baselines, and wrong use."""
+"""Steering: the batched path against plain loops, a direction that must work, its baselines, and wrong
+use."""
 
 from dataclasses import replace
 
@@ -47,7 +48,8 @@ def generated(monkeypatch):
 
 
 def by_hand(model, prompt, vector, layer, position, mode, limit):
-    """A plain loop over a hook of PyTorch's own, phases from the text: what comes out, and how the block was changed."""
+    """A plain loop over a hook of PyTorch's own, phases from the text: what comes out, and how the block was
+    changed."""
     fmt, out = prompt.format, []
     stop = fmt.ended(mode)
     while not (out and (stop(out) or len(out) == limit)):
@@ -87,7 +89,8 @@ def by_hand(model, prompt, vector, layer, position, mode, limit):
 def test_the_batched_path_equals_both_plain_loops_on_every_architecture(
     model, prompts, generated, monkeypatch, position, mode
 ):
-    """Word for word, and in every logit that a word was chosen by: random weights often say one word, steered or not."""
+    """Word for word, and in every logit that a word was chosen by: random weights often say one word, steered
+    or not."""
     some, given, logits = (
         prompts[:2],
         dict(target="x", position=position, mode=mode, alphas=(0.0, 0.5, -3.0), max_new_tokens=4),
@@ -133,7 +136,8 @@ def test_the_batched_path_equals_both_plain_loops_on_every_architecture(
 def test_the_batched_path_equals_the_plain_loop_where_actions_are_written(
     trained, trained_prompts, generated, position
 ):
-    """A model that closes its tags: traces of many lengths, tags opened at different times, rows that end early."""
+    """A model that closes its tags: traces of many lengths, tags opened at different times, rows that end
+    early."""
     some, vectors, budgets = trained_prompts[1:40:8], drawn(trained), (24576, 1000)
     for budget in budgets:
         found = steer(
@@ -215,9 +219,11 @@ def test_alpha_zero_changes_nothing_and_its_resample_rate_is_zero(
 
 @pytest.fixture(scope="module")
 def chain(tokenizer):
-    """A model without attention or MLP whose next token hangs on the last one alone: it thinks a dot, and takes the apple.
+    """A model without attention or MLP whose next token hangs on the last one alone: it thinks a dot, and
+    takes the apple.
 
-    After the action tag `apple` has logit 5 and `mug` 4; mug's row has a part (3) that no token's embedding reaches.
+    After the action tag `apple` has logit 5 and `mug` 4; mug's row has a part (3) that no token's embedding
+    reaches.
     """
     words = ["<think>", ".", "</think>", "<action>", " apple", " mug", "</action>"]
     ids = [tokenizer(w, add_special_tokens=False)["input_ids"] for w in words]
@@ -415,7 +421,8 @@ def test_no_hook_is_left_even_after_an_error(tokenizer, prompts, monkeypatch, su
 
 
 def test_each_decision_takes_its_share_of_many_directions(trained, trained_prompts):
-    """Row k of decision i is direction (2 i + k) mod 6, as if each had been asked for by itself; a kind of one is read everywhere."""
+    """Row k of decision i is direction (2 i + k) mod 6, as if each had been asked for by itself; a kind of
+    one is read everywhere."""
     some, six = trained_prompts[1:40:6], drawn(trained, 6)
     given = dict(layer=1, target="drawer", position="everywhere", alphas=(0.0, 0.7), parser=parse)
     whole = steer(trained, some, {"random": six}, **given)

@@ -1,4 +1,5 @@
-"""Which architectures are exact is found out by trying, and said: every causal family of the installed transformers is listed."""
+"""Which architectures are exact is found out by trying, and said: every causal family of the installed
+transformers is listed."""
 
 import copy
 import os
@@ -23,18 +24,22 @@ from interp.models.inner import decoder, text_config
 from interp.system.paths import ROOT
 
 PAGE = ROOT / "docs" / "architectures.md"
-#: The whole walk takes many minutes (INTERP_EVERY_ARCHITECTURE=1), so else: windows, latent attention and experts, a state
+#: The whole walk takes many minutes (INTERP_EVERY_ARCHITECTURE=1), so else: windows, latent attention and
+#: experts, a state
 #: beside attention, parallel blocks, multipliers, the plain loop, and a stream in float32 whatever the dtype.
 SAMPLE = ("gemma3_text", "deepseek_v3", "qwen3_next", "cohere2", "granite", "bloom", "mamba")
 EVERY = bool(os.environ.get("INTERP_EVERY_ARCHITECTURE"))
 WALKED = families() if EVERY else SAMPLE
 #: Ways of going on, and how many of their last tokens are scored.
 TAILS, SCORED = [[4, 8, 15], [4, 16, 23, 42]], [2, 3]
-#: How far one exact path may be from another, in what a plain pass is off by rounding: to either side, and not at its worst
+#: How far one exact path may be from another, in what a plain pass is off by rounding: to either side, and
+#: not at its worst
 #: on the same tokens.
 TIMES = 4
-#: In a narrow dtype every expert is taken and every token attended to: of two that score nearly alike rounding takes either one,
-#: in any plain pass too, and what follows is then off by more than rounding. In float32 families choose as they do.
+#: In a narrow dtype every expert is taken and every token attended to: of two that score nearly alike
+#: rounding takes either one,
+#: in any plain pass too, and what follows is then off by more than rounding. In float32 families choose as
+#: they do.
 ALL = dict(num_experts_per_tok=4, num_experts_per_token=4, moe_topk=4, moe_k=4, top_k=4, index_topk=128)
 
 
@@ -84,7 +89,8 @@ def test_the_page_lists_every_family_of_transformers_and_is_what_comes_out(found
 
 
 def plain(hf, ids, rows=1):
-    """Log-probability of each token of some ids but the first, after those before it, by the model's own forward pass."""
+    """Log-probability of each token of some ids but the first, after those before it, by the model's own
+    forward pass."""
     logp = hf(torch.tensor([ids] * rows), use_cache=False).logits[0].float().log_softmax(-1)
     return logp[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
@@ -135,9 +141,11 @@ def apart(found, wanted):
 
 
 def tolerances(hf, wide, prompts):
-    """How far from a plain pass a token's log-probability may be, in nats, and a state, in its largest number.
+    """How far from a plain pass a token's log-probability may be, in nats, and a state, in its largest
+    number.
 
-    TIMES what the plain pass itself is off over these prompts: in bfloat16 from `wide`, the same weights in float32; in float32
+    TIMES what the plain pass itself is off over these prompts: in bfloat16 from `wide`, the same weights in
+    float32; in float32
     from itself over a batch of several rows, which are summed in another order.
     """
     sequences = [
@@ -150,7 +158,8 @@ def tolerances(hf, wide, prompts):
 
 
 def served(family, dtype, **extra):
-    """A family's tiny model, and the same weights in float32 (None for float32); None for what is refused by its name."""
+    """A family's tiny model, and the same weights in float32 (None for float32); None for what is refused by
+    its name."""
     try:
         with pytest.MonkeyPatch.context() as patch:
             for name, number in ALL.items() if dtype != torch.float32 else ():
@@ -171,7 +180,8 @@ def served(family, dtype, **extra):
 
 
 def boundaries(model, ids):
-    """`capture` at the last token of some ids, read by themselves, of one that they extend and of one that they begin like."""
+    """`capture` at the last token of some ids, read by themselves, of one that they extend and of one that
+    they begin like."""
     some = [ids, ids[:-2], [*ids[:-2], 5, 6]]
     prompts = [
         SimpleNamespace(ids=i, boundary=len(i) - 1, hash="", decision=SimpleNamespace(episode="e"))
@@ -250,7 +260,8 @@ def check_reliance(model, prompt, close):
 
 
 def check_served(model, wide, lengths):
-    """Capture, forced choice, decoding, patching at the boundary and prompt reliance, against the model's own forward passes."""
+    """Capture, forced choice, decoding, patching at the boundary and prompt reliance, against the model's own
+    forward passes."""
     prompts = [[(7 * i + 3) % 97 for i in range(n)] for n in sorted(lengths)]
     nats, relative = tolerances(model.hf, wide, prompts)
     close = partial(torch.testing.assert_close, rtol=0, atol=nats * max(SCORED))
@@ -267,7 +278,8 @@ def check_served(model, wide, lengths):
 @pytest.mark.parametrize("family", WALKED)
 @torch.inference_mode()
 def test_what_a_family_is_served_equals_plain_passes(family, dtype):
-    """Prompts shorter and longer than the windows, chunks and budgets of the tiny sizes, which are at most 8, and longer than
+    """Prompts shorter and longer than the windows, chunks and budgets of the tiny sizes, which are at most 8,
+    and longer than
     every other length below 100 that the configuration names.
     """
     found = served(family, dtype)
@@ -339,7 +351,8 @@ def test_layers_of_states_alone_are_decoded_without_a_cache_that_they_cannot_fil
 
 @torch.inference_mode()
 def test_an_architecture_with_a_mask_of_its_own_takes_the_plain_loop_and_is_right():
-    """GPT-Neo masks by place in memory, not by position: packing would be silently wrong, and it is found out."""
+    """GPT-Neo masks by place in memory, not by position: packing would be silently wrong, and it is found
+    out."""
     model = HookedModel(tiny("gpt_neo"), None)
     assert model.support.patch == "plain loop" and "as in a plain pass" in model.support.reason
     prompt, tails, scored = [5, 9, 60, 33, 7, 12, 44, 3, 71, 20], [[4, 8, 15], [4, 16, 23, 42]], [2, 2]

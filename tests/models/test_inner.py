@@ -1,4 +1,5 @@
-"""Language models in wrappers, compiled or without a tokenizer; numbers that are not finite; ids that are no tokens."""
+"""Language models in wrappers, compiled or without a tokenizer; numbers that are not finite; ids that are no
+tokens."""
 
 import copy
 from dataclasses import replace
@@ -203,7 +204,8 @@ def test_a_checkpoint_that_overflows_is_named_after_a_swap_and_at_a_load(tokeniz
 @pytest.mark.parametrize("family", ["inkling2_text", "deepseek_v3", "beam", "llama"])
 @torch.inference_mode()
 def test_a_narrow_checkpoint_is_what_transformers_loads(family, tokenizer, tmp_path):
-    """Some families keep routers and small convolutions in float32, and all of them the frequencies of rotary embeddings."""
+    """Some families keep routers and small convolutions in float32, and all of them the frequencies of rotary
+    embeddings."""
     hf = tiny(family, vocab_size=len(tokenizer), max_position_embeddings=1024)
     for step in (0, 1):
         hf.lm_head.weight.data[0] += step

@@ -1,4 +1,5 @@
-"""Hooked models: hooks, parity with Hugging Face and TransformerLens, checkpoints that load, swap or are refused."""
+"""Hooked models: hooks, parity with Hugging Face and TransformerLens, checkpoints that load, swap or are
+refused."""
 
 import json
 

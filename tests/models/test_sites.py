@@ -1,4 +1,5 @@
-"""Sites are proven by the sums of each block, in every dtype; what cannot be proven is refused by name, and nothing else with it."""
+"""Sites are proven by the sums of each block, in every dtype; what cannot be proven is refused by name, and
+nothing else with it."""
 
 import copy
 
@@ -16,7 +17,8 @@ from interp.models.sites import find_hook_points
 from tests.conftest import tiny_hf
 
 IDS = torch.arange(3, 28)[None]
-#: Multipliers, norms after the parts, parallel parts, parts without a module of their own, experts beside an MLP, tuples.
+#: Multipliers, norms after the parts, parallel parts, parts without a module of their own, experts beside an
+#: MLP, tuples.
 FAMILIES = (
     "granite",
     "granitemoe",
@@ -82,7 +84,8 @@ def test_what_is_added_and_what_is_predicted_are_the_models_own(family):
 
 @torch.inference_mode()
 def test_an_edit_moves_the_stream_by_as_much(family):
-    """Every site of what is added, replaced by another value: the block's sum has that value in the old one's place."""
+    """Every site of what is added, replaced by another value: the block's sum has that value in the old one's
+    place."""
     for site in [s for s in ("attn_out", "mlp_out", "resid_mid") if s in family.hook_points]:
         value, seen = torch.linspace(-1, 1, family.d_model).expand(1, IDS.shape[1], -1), {}
         edits = {

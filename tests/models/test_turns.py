@@ -1,4 +1,5 @@
-"""One model, one measurement at a time: threads wait, and what reaches into a running pass, or into training, is refused."""
+"""One model, one measurement at a time: threads wait, and what reaches into a running pass, or into training,
+is refused."""
 
 import copy
 import threading

@@ -1,4 +1,5 @@
-"""Models and lengths for which nothing may be shared or gone on with: every measurement against whole plain passes."""
+"""Models and lengths for which nothing may be shared or gone on with: every measurement against whole plain
+passes."""
 
 from dataclasses import replace
 
@@ -28,8 +29,10 @@ LONG = dict(
     long_factor=[2.0, 4.0, 8.0, 16.0],
     original_max_position_embeddings=SWITCH,
 )
-#: model type -> what its tiny configuration needs, and how it is read: packed; packed up to SWITCH and whole beyond; never
-#: packed, since it counts hook_points in memory; or by plain passes alone, since it keeps a state in place of keys and values.
+#: model type -> what its tiny configuration needs, and how it is read: packed; packed up to SWITCH and whole
+#: beyond; never
+#: packed, since it counts hook_points in memory; or by plain passes alone, since it keeps a state in place of
+#: keys and values.
 FAMILIES = {
     "llama": ({}, "packed"),
     "phi3": (
@@ -219,7 +222,8 @@ def test_a_forced_choice_is_that_of_whole_passes(named, fmt, some):
 
 
 def by_whole_passes(model, pair, layer):
-    """(clean, corrupt, denoise, noise) of resid_pre at the boundary; a donor's activation is that of its own pass over the same continuation."""
+    """(clean, corrupt, denoise, noise) of resid_pre at the boundary; a donor's activation is that of its own
+    pass over the same continuation."""
     fmt, at = pair[0].format, pair[0].boundary
     ends = [[*fmt.mode_prefix("prompt"), *fmt.action_ids(p.decision.reference)] for p in pair]
 
@@ -308,7 +312,8 @@ def test_steering_past_the_switch_is_exact_at_alpha_zero_and_does_something(toke
     ],
 )
 def test_the_path_is_the_same_in_every_dtype(name, path, dtype):
-    """A path is right or wrong by what it computes: in a narrow dtype a wrong one is off by little more than its rounding."""
+    """A path is right or wrong by what it computes: in a narrow dtype a wrong one is off by little more than
+    its rounding."""
     extra = FAMILIES[name][0] if name in ("phi3", "llama4_text") else {}
     hf = tiny(name, dtype=dtype, **extra)
     before = [p.clone() for p in hf.parameters()]
@@ -352,7 +357,8 @@ def test_a_model_that_looks_ahead_is_refused_by_name():
 
 @pytest.mark.parametrize("name", ["llama", "lfm2", "mamba", "phi3"])
 def test_first_order_estimates_from_whole_passes_are_those_from_one_reading(tokenizer, pairs, name):
-    """Of a model that can be read on, by both; of the others, against what patching does where it is close to linear."""
+    """Of a model that can be read on, by both; of the others, against what patching does where it is close to
+    linear."""
     model = made(name, tokenizer)
     if name == "llama":
         actions = [continuations(*pairs[0], [5, 6])]

@@ -1,4 +1,5 @@
-"""Figures from synthetic tables: intervals drawn, axes titled, captions short with their numbers below, redraws the same."""
+"""Figures from synthetic tables: intervals drawn, axes titled, captions short with their numbers below,
+redraws the same."""
 
 from __future__ import annotations
 
@@ -947,7 +948,8 @@ def test_a_slim_drawing_keeps_what_is_referred_to_and_inherited():
 
 
 def test_redraw_gives_the_same_files(drawn, tmp_path):
-    """Drawn again alone, in another process and browser: every byte of the figure the same, its table untouched."""
+    """Drawn again alone, in another process and browser: every byte of the figure the same, its table
+    untouched."""
     _, out, _ = drawn
     one = write_tables(tmp_path / "tables", "reliance")
     before = {path.name: path.read_bytes() for path in one.iterdir()}

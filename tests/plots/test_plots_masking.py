@@ -47,7 +47,8 @@ METRICS = {
 
 
 def masking_table(conditions=CONDITIONS, splits=SPLITS, metrics=tuple(METRICS)) -> pd.DataFrame:
-    """Table `masking` as the study writes it: every contrast that the conditions allow, at the last step, reliance at all steps."""
+    """Table `masking` as the study writes it: every contrast that the conditions allow, at the last step,
+    reliance at all steps."""
     rng, rows = np.random.default_rng(0), []
     for metric in metrics:
         base, slope, half = METRICS[metric]
@@ -108,7 +109,8 @@ def selection_table() -> pd.DataFrame:
 
 
 def as_read(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """As a command reads it: through a CSV, in which the slope's empty condition and the world `null` become NaN."""
+    """As a command reads it: through a CSV, in which the slope's empty condition and the world `null` become
+    NaN."""
     write_table(folder, "masking", frame, PROVENANCE)
     read, read.attrs = read_table(folder, "masking")
     return read
@@ -116,7 +118,8 @@ def as_read(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 ALL = {figure.name: figure for figure in registry.figures()}
 FIGURES = {name: (figure.draw, figure.caption) for name, figure in ALL.items() if figure.table == "masking"}
-#: Tables as they may come: what is left of the study's where a user has less, and the figures that are then not drawn.
+#: Tables as they may come: what is left of the study's where a user has less, and the figures that are then
+#: not drawn.
 LESS = {
     "all": ({}, set()),
     "one_split": (dict(splits=("in_domain",)), set()),

@@ -1,4 +1,5 @@
-"""Metrics, predictors and controls that `probe` takes beside logistic regression, and intervals on labels that nothing predicts."""
+"""Metrics, predictors and controls that `probe` takes beside logistic regression, and intervals on labels
+that nothing predicts."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""What is handed to probes, codes and intervals: tensors of every kind are read as the numbers they hold, and a missing group is refused."""
+"""What is handed to probes, codes and intervals: tensors of every kind are read as the numbers they hold, and
+a missing group is refused."""
 
 import numpy as np
 import pandas as pd

@@ -165,7 +165,8 @@ def test_every_fit_keeps_training_and_scored_episodes_apart(monkeypatch):
 
 
 def problems():
-    """(rows, codes, unseen rows): tall and wide, of two and four classes, with a class missing and a constant feature."""
+    """(rows, codes, unseen rows): tall and wide, of two and four classes, with a class missing and a constant
+    feature."""
     for seed, (n, d, classes) in enumerate(
         [(60, 9, (0, 1, 2, 3)), (40, 70, (0, 1, 2, 3)), (50, 12, (0, 3)), (75, 5, (0, 2, 3))]
     ):

@@ -241,7 +241,8 @@ def test_bad_input_of_a_transfer_is_refused_with_a_sentence(checkpoints, change,
 
 
 def choices():
-    """Decisions in which the first two actions are on offer together, the third only ever beside the first."""
+    """Decisions in which the first two actions are on offer together, the third only ever beside the
+    first."""
     acts, labels, groups, prompts, previous = planted(n_groups=40)
     rejected = [["act 1", "look"] if label == "act 0" else ["act 0", label] for label in labels]
     return acts, labels, rejected, groups, prompts, previous

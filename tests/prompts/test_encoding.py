@@ -1,4 +1,5 @@
-"""Texts to ids: markers in data, tokenizers in Python, what is no text; and the ends at which decoding stops."""
+"""Texts to ids: markers in data, tokenizers in Python, what is no text; and the ends at which decoding
+stops."""
 
 import json
 import warnings

@@ -1,6 +1,8 @@
-"""Golden prompts on real chat templates in real families' kinds of tokenizers; what the agent says after them is what the template writes.
+"""Golden prompts on real chat templates in real families' kinds of tokenizers; what the agent says after them
+is what the template writes.
 
-Each row of the data names a template, a kind of tokenizer, a style and a conversation, and holds the segments [span, text] of the prompt.
+Each row of the data names a template, a kind of tokenizer, a style and a conversation, and holds the segments
+[span, text] of the prompt.
 """
 
 import copy
@@ -52,7 +54,8 @@ def byte_level(*cut):
 
 
 def pieces(prefix: str):
-    """A vocabulary of pieces with '▁' for a space: none put before a text, one before each part of it, or one before the first."""
+    """A vocabulary of pieces with '▁' for a space: none put before a text, one before each part of it, or one
+    before the first."""
     inner = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True))
     spaces = normalizers.Replace(" ", "▁")
     inner.normalizer, inner.pre_tokenizer = spaces, pre_tokenizers.Split(Regex(PIECES), "isolated")
@@ -91,7 +94,8 @@ KINDS = {
 
 @cache
 def family(kind: str) -> PreTrainedTokenizerFast:
-    """A small tokenizer of a family's kind, with its special tokens; the real one of SmolLM2 where it is on this machine."""
+    """A small tokenizer of a family's kind, with its special tokens; the real one of SmolLM2 where it is on
+    this machine."""
     if kind == "smollm2":
         if not (SMOLLM2 / "tokenizer.json").exists():
             pytest.skip("SmolLM2's tokenizer is not on this machine (runs/smollm2/base)")

@@ -1,4 +1,5 @@
-"""Chat templates: one date, limits, variables; where the agent's turn opens; thoughts and roles that a template handles its own way."""
+"""Chat templates: one date, limits, variables; where the agent's turn opens; thoughts and roles that a
+template handles its own way."""
 
 import datetime
 import re

@@ -1,4 +1,5 @@
-"""Golden tests of prompts on real chat templates (those that trl ships), written as data: what each token is for."""
+"""Golden tests of prompts on real chat templates (those that trl ships), written as data: what each token is
+for."""
 
 import hashlib
 import json

@@ -1,4 +1,5 @@
-"""The report: numbers are the table's, words go where the numbers go, what is missing is left out, and the page is whole."""
+"""The report: numbers are the table's, words go where the numbers go, what is missing is left out, and the
+page is whole."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def ends(first: tuple, last: tuple) -> Ends:
     "first, last", [(3, 9), (10, 18), (10, 22), (18, 10), (25, 9), (0, 4), (0, 8), (40, 31), (20, 20)]
 )
 def test_a_change_is_one_where_newcombes_interval_excludes_0(first, last):
-    """Against statsmodels' interval of the difference of two proportions, put together from the same Wilson intervals."""
+    """Against statsmodels' interval of the difference of two proportions, put together from the same Wilson
+    intervals."""
     n = 40
     a, b = ((k / n, *proportion_confint(k, n, method="wilson")) for k in (first, last))
     low, high = confint_proportions_2indep(last, n, first, n, method="newcomb", compare="diff")
@@ -295,7 +297,8 @@ def test_a_null_is_listed_only_where_it_is_one():
 
 
 def test_what_a_table_lacks_is_left_out():
-    """Each table alone, without each of its metrics, without a split, with one checkpoint: nothing fails, and no sentence has a hole."""
+    """Each table alone, without each of its metrics, without a split, with one checkpoint: nothing fails, and
+    no sentence has a hole."""
     for name, make in (TABLES | MASKING).items():
         frame = make()
         lacking = [frame, frame[:0]]

@@ -1,4 +1,5 @@
-"""What a run folder holds, damaged at random: without effect on any number, or named and computed again or refused."""
+"""What a run folder holds, damaged at random: without effect on any number, or named and computed again or
+refused."""
 
 import csv
 import io
@@ -54,7 +55,8 @@ MADE = dict(
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """A bit turned (half of the time), the end cut off, a byte left out, or bytes of something else in the middle."""
+    """A bit turned (half of the time), the end cut off, a byte left out, or bytes of something else in the
+    middle."""
     at, kind = rng.randrange(len(content)), rng.random()
     if kind < 0.5:
         return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
@@ -66,7 +68,8 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 def outcome(read, whole, names: tuple[str, ...], capsys) -> str:
-    """What became of one damage; `whole` is what `read` returns without it, `names` what the sentence has to hold."""
+    """What became of one damage; `whole` is what `read` returns without it, `names` what the sentence has to
+    hold."""
     try:
         numbers, problem = read(), ""
     except REFUSALS as error:

@@ -22,7 +22,8 @@ def three():
 
 
 class Expert:
-    """Stands in for a model: plays the expert's action from the conversation alone, and counts what it is asked."""
+    """Stands in for a model: plays the expert's action from the conversation alone, and counts what it is
+    asked."""
 
     def __init__(self, played, silent=()):
         self.games, self.silent, self.widths = {g.id: g for g in played}, silent, []

@@ -1,4 +1,5 @@
-"""Contrasts of conditions over games and seeds: against slow readings, on planted effects and planted nulls."""
+"""Contrasts of conditions over games and seeds: against slow readings, on planted effects and planted
+nulls."""
 
 from dataclasses import replace
 
@@ -28,7 +29,8 @@ RNG = np.random.default_rng(0)
 
 
 def frame_of(values, per_game=None, conditions=("action_mask_0", "action_mask_0.3", "random_mask_0.3")):
-    """Rows of condition, seed, game and value from values [condition, seed, game]; NaN for what a condition has not."""
+    """Rows of condition, seed, game and value from values [condition, seed, game]; NaN for what a condition
+    has not."""
     return pd.DataFrame(
         [
             dict(condition=condition, seed=s, game=f"g{g}", value=values[a, s, g])
@@ -84,7 +86,8 @@ def test_outcomes_of_other_games_are_refused():
 
 
 def spread(values):
-    """The standard deviation of the mean of resampled rows and columns, from every pair of cells and the covariance of their weights."""
+    """The standard deviation of the mean of resampled rows and columns, from every pair of cells and the
+    covariance of their weights."""
     seeds, games = values.shape
     deviation = values - values.mean()
     by_seed, by_game = (
@@ -103,7 +106,8 @@ def spread(values):
 
 
 def slow(values, draws, seed, level=0.95):
-    """The interval by loops: each draw's mean of resampled rows and columns, and the analysis of variance written out."""
+    """The interval by loops: each draw's mean of resampled rows and columns, and the analysis of variance
+    written out."""
     seeds, games = values.shape
     rng = np.random.default_rng(seed)
     rows = [np.repeat(np.arange(seeds), w) for w in rng.multinomial(seeds, [1 / seeds] * seeds, size=draws)]
@@ -209,7 +213,8 @@ def test_what_never_differs_is_no_certainty():
 
 
 def test_the_interval_of_a_share_ends_at_none_and_all():
-    """Of a few games of one seed the bootstrap's stretched interval would go below 0, which no share does; a difference may."""
+    """Of a few games of one seed the bootstrap's stretched interval would go below 0, which no share does; a
+    difference may."""
     values = np.zeros((3, 1, 12))
     values[0, 0, :2] = values[1, 0, 2:] = 1
     found = outcomes(frame_of(values))
@@ -295,7 +300,8 @@ def test_planted_effects_are_as_large_as_they_say():
 
 
 def items_of(values, denominators=None):
-    """Rows of condition, seed, game, item, value and denominator from values [condition, seed, item], two items a game."""
+    """Rows of condition, seed, game, item, value and denominator from values [condition, seed, item], two
+    items a game."""
     return pd.DataFrame(
         [
             dict(

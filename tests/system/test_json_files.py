@@ -1,4 +1,5 @@
-"""A user's JSON files: what is at fault is said in one sentence with the file, and nothing else is raised whatever they hold."""
+"""A user's JSON files: what is at fault is said in one sentence with the file, and nothing else is raised
+whatever they hold."""
 
 import json
 import os

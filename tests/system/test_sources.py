@@ -1,4 +1,5 @@
-"""A result's key knows the code that made it: an edited statement recomputes, an edited docstring does not."""
+"""A result's key knows the code that made it: an edited statement recomputes, an edited docstring does
+not."""
 
 import pytest
 

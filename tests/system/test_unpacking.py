@@ -1,4 +1,5 @@
-"""Archives and other files given for decisions: damage, bombs, other formats and kinds of file are told in a sentence; advice works."""
+"""Archives and other files given for decisions: damage, bombs, other formats and kinds of file are told in a
+sentence; advice works."""
 
 import bz2
 import gzip

@@ -1,4 +1,5 @@
-"""An environment of one's own: its name, its module, its functions and their sources; each fault is one sentence."""
+"""An environment of one's own: its name, its module, its functions and their sources; each fault is one
+sentence."""
 
 import importlib
 import re

@@ -1,4 +1,5 @@
-"""Bad files of decisions: each is one sentence that names the file and the line, and leaves earlier results as they are."""
+"""Bad files of decisions: each is one sentence that names the file and the line, and leaves earlier results
+as they are."""
 
 import json
 import lzma
@@ -15,7 +16,8 @@ from tests.conftest import handmade, tiny_hf
 
 @pytest.fixture(scope="module")
 def series(tokenizer, tmp_path_factory):
-    """One random checkpoint: no decision of this file gets as far as being read by it, but those without a fault."""
+    """One random checkpoint: no decision of this file gets as far as being read by it, but those without a
+    fault."""
     folder = tmp_path_factory.mktemp("series") / "checkpoint-4"
     tiny_hf("Llama", tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

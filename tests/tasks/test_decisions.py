@@ -123,7 +123,8 @@ def test_decisions_of_one_episode_are_sampled_together(tmp_path):
 def test_a_folder_of_checkpoints_and_a_file_of_decisions_go_to_figures_with_one_command(
     series_folder, episodes, no_browser, tmp_path, capsys, monkeypatch
 ):
-    """No engine, no admissible actions, one split: what cannot be measured is left out in a sentence, the rest is drawn."""
+    """No engine, no admissible actions, one split: what cannot be measured is left out in a sentence, the
+    rest is drawn."""
     rows = []
     for episode in episodes["test_in_domain"]:
         for d in episode.decisions():

@@ -1,4 +1,5 @@
-"""Rows of decisions with a value of any kind at any field: read, or one ValueError with the field, and never another exception."""
+"""Rows of decisions with a value of any kind at any field: read, or one ValueError with the field, and never
+another exception."""
 
 import copy
 import json

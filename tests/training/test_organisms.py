@@ -1,4 +1,5 @@
-"""Agents whose answer is known: their construction, and that the shipped ones behave as constructed and are read that way."""
+"""Agents whose answer is known: their construction, and that the shipped ones behave as constructed and are
+read that way."""
 
 import functools
 
@@ -27,7 +28,8 @@ from interp.training.organisms import (
 )
 
 N = 200
-#: Decisions that are paired, each with its twin: a mixture asks for a place in exactly its share of any number that 4 divides,
+#: Decisions that are paired, each with its twin: a mixture asks for a place in exactly its share of any
+#: number that 4 divides,
 #: and no pair is dropped, so that their number does not widen the room that a reading is given.
 PAIRED = 24
 
@@ -194,7 +196,8 @@ def test_an_organism_that_is_not_known_is_refused():
 
 
 def test_growing_starts_from_the_seed_learns_and_keeps_what_is_there(tmp_path, monkeypatch):
-    """A reasoner copies what its trace picks after a few dozen steps; the shipped ones were grown by the same call."""
+    """A reasoner copies what its trace picks after a few dozen steps; the shipped ones were grown by the same
+    call."""
     monkeypatch.setattr(organisms, "SEQUENCES", 4_000)
     folder = grow("reasoner", tmp_path, seed=1, steps=90, device="cpu")
     series = CheckpointSeries.discover(folder)

@@ -1,4 +1,5 @@
-"""Reinforcement learning with TRL on live games: which tokens of a game are trained on, what it earns, and a run that resumes."""
+"""Reinforcement learning with TRL on live games: which tokens of a game are trained on, what it earns, and a
+run that resumes."""
 
 import json
 import random
@@ -336,7 +337,8 @@ def test_an_environment_without_games_is_refused(start, tmp_path):
 
 
 def test_what_is_rewarded_becomes_more_likely(start, tmp_path):
-    """Signs, masks and positions are right: of actions that win half of the time, those that win take over."""
+    """Signs, masks and positions are right: of actions that win half of the time, those that win take
+    over."""
     pytest.importorskip("trl")
     recipe = Reinforcement(
         steps=48,

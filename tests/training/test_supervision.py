@@ -1,4 +1,5 @@
-"""The supervised tokens of every condition, on every prompt format, token by token against a slow reading of the rendered text."""
+"""The supervised tokens of every condition, on every prompt format, token by token against a slow reading of
+the rendered text."""
 
 import random
 import re
@@ -29,7 +30,8 @@ CONDITIONS = [
 
 
 def slow_parts(fmt, ids, agent, answered):
-    """What each token is, from the text alone: tags are searched in it, and a token stands where decoding it puts it.
+    """What each token is, from the text alone: tags are searched in it, and a token stands where decoding it
+    puts it.
 
     answered: (example, trace, action) of each of the agent's turns, in order.
     """
@@ -57,7 +59,8 @@ def slow_parts(fmt, ids, agent, answered):
 
 
 def check(fmt, items):
-    """Every condition's supervised tokens of `items` (episodes or decisions), each token held against the slow reading."""
+    """Every condition's supervised tokens of `items` (episodes or decisions), each token held against the
+    slow reading."""
     plain = (
         [fmt.sequence(e) for e in items]
         if isinstance(items[0], Episode) and not fmt.style.native
@@ -182,7 +185,8 @@ def test_the_tokens_of_one_turn_are_what_they_should_be_by_eye(fmt):
 
 
 def test_a_token_that_closes_an_action_and_holds_its_end_is_the_actions():
-    """Braces merge with the line break of the closing tag in many vocabularies; the action's last characters must not stay supervised."""
+    """Braces merge with the line break of the closing tag in many vocabularies; the action's last characters
+    must not stay supervised."""
     fmt = PromptFormat(tokenizer_of("llama", "llama3"), "llama3")
     call = '{"name": "go", "arguments": {}}'
     decision = Decision((dict(role="user", content="Go."),), call, (), "e", 0, "", "", "train", "I go.")

@@ -174,7 +174,8 @@ def test_training_killed_and_resumed_gives_the_uninterrupted_weights(
 
 
 def test_test_episodes_and_held_out_tasks_are_never_trained_on(corpus_file, episodes, tmp_path, monkeypatch):
-    """Neither tokenizer nor base nor fine-tuning may see a test episode; fine-tuning sees no held-out task type."""
+    """Neither tokenizer nor base nor fine-tuning may see a test episode; fine-tuning sees no held-out task
+    type."""
     seen, fitted = {}, []
 
     def record(model, tokenizer, sequences, recipe, folder, **options):
