@@ -30,8 +30,8 @@ def slim(content: bytes) -> bytes:
     """Drop from an SVG what does not change the picture.
 
     These go: empty groups, groups without attributes around their members, paths without a line, ids that
-    nothing refers to, classes, `data-` attributes and digits after a hundredth of a pixel. Styles that several
-    elements share become classes.
+    nothing refers to, classes, `data-` attributes and digits after a hundredth of a pixel. Styles that
+    several elements share become classes.
 
     Args:
         content: an SVG file that plotly drew.
