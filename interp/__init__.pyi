@@ -8,9 +8,9 @@ from .measures.early import EarlyAnswers as EarlyAnswers, early_answers as early
 from .measures.pairs import make_pairs as make_pairs
 from .measures.patching import Sweep as Sweep, patch as patch
 from .measures.reliance import Reliance as Reliance, prompt_reliance as prompt_reliance
-from .measures.steering import Steering as Steering, steer as steer
+from .measures.steering import SteerOptions as SteerOptions, Steering as Steering, steer as steer
 from .models.hooked import HookedModel as HookedModel
-from .probing.probes import ProbeResult as ProbeResult, probe as probe
+from .probing.probes import ProbeOptions as ProbeOptions, ProbeResult as ProbeResult, probe as probe
 from .prompts.format import Prompt as Prompt, PromptFormat as PromptFormat
 from .prompts.styles import Style as Style
 from .tasks.episodes import (
