@@ -30,7 +30,7 @@ def short_format(tokenizer, context, truncate="oldest_turns"):
 def test_a_prompt_that_leaves_no_room_is_refused_with_its_count(tokenizer, fmt, long):
     n = len(fmt.prompt(long).ids)
     loose = short_format(tokenizer, 1024, "none")
-    need = 1024 - loose._space(long)
+    need = 1024 - loose._space(long, 1024)
     assert need > ROOM and short_format(tokenizer, n + need, "none").prompt(long).ids == fmt.prompt(long).ids
     with pytest.raises(
         ValueError,
@@ -46,7 +46,7 @@ def test_the_oldest_turns_go_whole_until_the_prompt_fits(tokenizer, fmt, long, t
         fmt.prompt(by_hand),
         fmt.prompt(replace(long, messages=(long.messages[0], *long.messages[2 * turns - 1 :]))),
     )
-    need = 1024 - short_format(tokenizer, 1024)._space(long)
+    need = 1024 - short_format(tokenizer, 1024)._space(long, 1024)
     for context in (
         len(wanted.ids) + need,
         len(one_less.ids) + need - 1,
@@ -91,7 +91,7 @@ def test_what_is_too_long_without_its_history_is_refused(tokenizer, long):
 def test_what_comes_up_to_the_task_stays(tokenizer, fmt, long):
     example = (dict(role="user", content="An example."), dict(role="agent", trace="So.", action="look"))
     shown = replace(long, messages=(*example, *long.messages))
-    need = 1024 - short_format(tokenizer, 1024)._space(long)
+    need = 1024 - short_format(tokenizer, 1024)._space(long, 1024)
     found = short_format(tokenizer, len(fmt.prompt(shown).ids) + need - 1).prompt(shown)
     assert found.dropped == 1 and found.decision.messages == (*shown.messages[:3], *shown.messages[5:])
 

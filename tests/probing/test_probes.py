@@ -218,7 +218,7 @@ def test_a_fit_does_not_depend_on_its_batch():
 @pytest.mark.parametrize(
     ("features", "code", "grid", "sentence"),
     [
-        ([np.zeros((3, 2))], [np.zeros(2, dtype=int)], (1.0,), "equal lengths"),
+        ([np.zeros((3, 2))], [np.zeros(2, dtype=int)], (1.0,), "equally many"),
         ([], [], (1.0,), "needs rows"),
         ([np.zeros((0, 2))], [np.zeros(0, dtype=int)], (1.0,), "needs rows"),
         ([np.zeros((2, 2))], [np.array([0, 1])], (0.0,), "positive inverse penalties"),

@@ -57,7 +57,7 @@ _PLACE = ("I am in the {}.", "This is the {}.", "Here, in the {}.")
 _REASON = {
     "open door to": (
         "The way leads through the door to the {x}.",
-        "{x} lies after that door.",
+        "{x} lies behind that door.",
         "First the door to the {x}.",
     ),
     "go to": ("On to the {x}.", "The {x} is next.", "Now walk to the {x}."),
