@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
+import interp
 from interp.system.paths import ROOT
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -151,6 +152,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     )
     own = {
         "interp.checkpoints.checks": lambda: dict(checkpoint=find(small), headers=headers),
+        "interp.checkpoints.notes": lambda: dict(CheckpointSeries=CheckpointSeries),
         "interp.environments.base": lambda: dict(recorded=lambda: decisions, Hall=object),
         "interp.environments.bfcl.calls": lambda: dict(
             functions=[
@@ -192,6 +194,11 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
         "interp.probing.transfer": lambda: dict(
             acts_0=acts, acts_500=acts, labels_0=labels, labels_500=labels
         ),
+        "interp.prompts.history": lambda: dict(STYLES=STYLES),
+        "interp.prompts.stopping": lambda: dict(
+            style=STYLES["tags"], encoder=trained_prompts[0].format.encoder
+        ),
+        "interp.system.options": lambda: dict(probe=interp.probe, acts=acts, labels=labels),
         "interp.prompts.rendering": lambda: dict(source="{{ messages[0].content }}"),
         "interp.prompts.templates": lambda: dict(STYLES=STYLES),
         "interp.report": lambda: dict(

@@ -171,7 +171,7 @@ def _size(frame: pd.DataFrame, metric: str = "") -> str:
 
 
 def _success_caption(frame: pd.DataFrame) -> Caption:
-    drawn = f"CoT accuracy, its differences (dashed: {number(SMALLEST)}, the least that matters), games won."
+    drawn = f"CoT accuracy, differences (dashed: {number(SMALLEST)}, the least that matters), games won."
     return Caption(claim(frame), drawn, _size(frame, "acc_cot"), _numbers(frame, "acc_cot", "success_cot"))
 
 

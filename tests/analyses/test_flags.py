@@ -93,7 +93,7 @@ BAD = {
     "patching --metrics nope": "invalid choice 'nope' for argument '--metrics'.*logit_diff.*See `python -m analyses patching --help`",
     "patching --sites resid_nope": "--sites: There is no site 'resid_nope'",
     "patching --spans cot": "invalid choice 'cot' for argument '--spans'",
-    "conflict --inserted_traces nope": "invalid choice 'nope' for argument '--inserted_traces'",
+    "conflict --inserted_traces nope": "invalid choice 'nope' for argument '--inserted-traces'",
     "masking --conditions nope": "--conditions: There is no condition 'nope'",
     "probes --labels eventuel_target": "--labels: There is no label 'eventuel_target': labels are eventual_CLASS.*and reference_CLASS",
     "probes --labels eventual_": "--labels: There is no label 'eventual_'",

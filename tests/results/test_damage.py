@@ -325,9 +325,7 @@ def resaved(separator=",", encoding="utf-8", **options):
 
     def change(content: bytes) -> bytes:
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter=separator, **options).writerows(
-            csv.reader(io.StringIO(content.decode()))
-        )
+        csv.writer(text, delimiter=separator, **options).writerows(csv.reader(io.StringIO(content.decode())))
         return text.getvalue().encode(encoding)
 
     return change
