@@ -123,8 +123,7 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
     Args:
         folder: of the tables.
         name: without suffix.
-        edited: read the table as it is now, since it was edited by intent; `seal_table` says so once and for
-        all.
+        edited: read the table as it is now, since it was edited by intent (`seal_table` says so for good).
 
     Raises:
         FileNotFoundError: the table is not there, with the analysis to run, or has no provenance beside it.
