@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from analyses.provenance import made_by
 from analyses.registry import Instrument
-from interp.results.tables import write_table
+from interp.results.tables import ESTIMATE_COLUMNS, write_table
 from interp.stats.intervals import cluster_bootstrap, wilson
 from interp.system.limits import Count, Draws, Folder, Limits, Seed
 
@@ -24,11 +24,7 @@ COLUMNS = [
     "predictor",
     "layer",
     "metric",
-    "value",
-    "low",
-    "high",
-    "n",
-    "n_groups",
+    *ESTIMATE_COLUMNS,
     "bias",
     "sd_ratio",
 ]

@@ -15,6 +15,7 @@ from analyses.registry import Instrument
 from analyses.rows import attempted
 from analyses.study import NotApplicable, Study
 from interp.prompts.format import Prompt
+from interp.results.tables import ESTIMATE_COLUMNS
 from interp.system.limits import Draws, Folds, Known, Limits
 from interp.tasks.actions import verb
 
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from interp.models.hooked import HookedModel
     from interp.probing.probes import ProbeResult
 
-ORDER = ["step", "layer", "label", "split", "predictor", "metric", "value", "low", "high", "n", "n_groups"]
+ORDER = [
+    "step",
+    "layer",
+    "label",
+    "split",
+    "predictor",
+    "metric",
+    *ESTIMATE_COLUMNS,
+]
 #: What a checkpoint with all controls is read with beside the probe and its text controls.
 ALL = dict(
     metrics=("accuracy", "log_loss", "macro_f1", "auroc"), predictors=("logistic", "lda", "mean_difference")

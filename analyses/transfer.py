@@ -11,6 +11,7 @@ from analyses.probes import Labels, boundary_layers, check_labels, labelled
 from analyses.registry import Instrument
 from analyses.rows import attempted
 from analyses.study import NotApplicable, Study
+from interp.results.tables import ESTIMATE_COLUMNS
 from interp.system.limits import Draws, Folds
 
 ORDER = [
@@ -21,11 +22,7 @@ ORDER = [
     "layer",
     "predictor",
     "metric",
-    "value",
-    "low",
-    "high",
-    "n",
-    "n_groups",
+    *ESTIMATE_COLUMNS,
 ]
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from interp.results.estimates import Ends, ends, estimate
 from interp.results.queries import pick, splits_of
-from interp.results.tables import read_table
+from interp.results.tables import ESTIMATE_COLUMNS, read_table
 from interp.results.wording import WHERE, listed
 
 #: Studies that may stand beside a study's folder, by the name of their own folder.
@@ -79,7 +79,7 @@ class Read(NamedTuple):
         """Rows that equal the values given and have a value; none where the table or a column is missing."""
         frame = self.tables.get(table)
         if frame is None or any(column not in frame for column in where):
-            return pd.DataFrame(columns=["step", "split", "metric", "value", "low", "high", "n", "n_groups"])
+            return pd.DataFrame(columns=["step", "split", "metric", *ESTIMATE_COLUMNS])
         return pick(frame, **where).dropna(subset="value")
 
     def ends(self, table: str, **where: object) -> Ends | None:
