@@ -82,7 +82,7 @@ def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
 
 def random_layers(config: Study, split: str) -> np.ndarray:
     """The same of a model of the series' architecture with random weights, drawn with the study's seed."""
-    from interp.models.hooked import random_twin
+    from interp.models.untrained import random_twin
 
     return _layers(config, random_twin(config.model(config.steps[0]), config.seed), "random", split)
 

@@ -2,9 +2,11 @@ from .checkpoints.series import CheckpointSeries as CheckpointSeries
 from .engine.capturing import Activations as Activations, capture as capture
 from .engine.decoding import Completion as Completion, choose as choose, decode as decode
 from .environments.base import Environment as Environment, View as View
+from .measures.ablation import Ablation as Ablation, ablate as ablate
 from .measures.attribution import attribute as attribute
 from .measures.conflicts import Outcome as Outcome, conflict as conflict
 from .measures.early import EarlyAnswers as EarlyAnswers, early_answers as early_answers
+from .measures.lens import Lens as Lens, lens as lens
 from .measures.pairs import make_pairs as make_pairs
 from .measures.patching import Sweep as Sweep, patch as patch
 from .measures.reliance import Reliance as Reliance, prompt_reliance as prompt_reliance
@@ -13,6 +15,7 @@ from .models.hooked import HookedModel as HookedModel
 from .probing.probes import ProbeOptions as ProbeOptions, ProbeResult as ProbeResult, probe as probe
 from .prompts.format import Prompt as Prompt, PromptFormat as PromptFormat
 from .prompts.styles import Style as Style
+from .prompts.text import TextPrompt as TextPrompt
 from .tasks.episodes import (
     Decision as Decision,
     Episode as Episode,

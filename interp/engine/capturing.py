@@ -1,33 +1,38 @@
-"""Activations at the prompt boundary, sliced inside the hook, kept on the device and copied once a pass.
+"""Activations at chosen tokens, sliced inside the hook, kept on the device and copied once a pass.
 
-An episode's prompts extend one another, so one pass over the longest reads every step's boundary.
+The prompt boundary is the usual one. An episode's prompts extend one another, so one pass over the longest
+reads every step's boundary.
 
 >>> acts = capture(model, prompts, sites=["resid_post"], at="boundary")
 >>> acts.values.shape                       # [decision, site, layer, d_model]
+>>> text = capture(model, "When Mary and John went to the shop,", at="all")
+>>> text["resid_post", 3].shape             # [token, d_model]
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from interp.engine.packing import WORTH, ancestors, merge
+from interp.engine.positions import At, Reading, Trace, is_single, readings
 from interp.models.devices import fetched, halved, pass_tokens, sent
 from interp.models.finite import not_finite
 from interp.models.hooked import HookedModel
 from interp.models.hooks import Edit, only
-from interp.models.site_names import every_layer
+from interp.models.site_names import every_layer, parse_site
 from interp.models.turns import measured
 from interp.models.whole import batches, padded
-from interp.prompts.format import Prompt
+from interp.prompts.text import Readable, read_texts
 
 #: Most tokens of a tree, whose mask has the square of them, and of a pass on a CPU.
 TREE = 8192
@@ -41,24 +46,54 @@ class Activations:
     one row), `shared prefix` (packed after what its episode's prompts begin with), or `plain` (by itself).
     """
 
-    values: Float[Tensor, "decision site layer width"]
+    values: Float[Tensor, "row site layer width"]
+    """A row for each decision, or for each token of each decision where several were captured."""
     sites: tuple[str, ...]
     layers: tuple[int, ...]
     prompts: tuple[str, ...]
     weights_hash: str
     dtype: str
     paths: tuple[str, ...]
+    positions: tuple[int, ...] = ()
+    """The token of each row."""
+    offsets: tuple[int, ...] = ()
+    """Decision i has the rows from offsets[i] up to offsets[i + 1] (empty where each has one)."""
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.prompts)
+
+    @property
+    def decisions(self) -> Int[np.ndarray, "row"]:
+        """The decision of each row."""
+        counts = np.diff(self.offsets) if self.offsets else np.ones(len(self.prompts), dtype=int)
+        return np.repeat(np.arange(len(self.prompts)), counts)
+
+    def rows(self, decision: int) -> Float[Tensor, "token site layer width"]:
+        """The rows of one decision."""
+        decision = range(len(self.prompts))[decision]
+        start, end = self.offsets[decision : decision + 2] if self.offsets else (decision, decision + 1)
+        return self.values[start:end]
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Float[Tensor, "row width"]:
+        """The rows at a site of a layer: `acts["resid_post", 3]`, or `acts["blocks.3.hook_resid_post"]`.
+
+        Raises KeyError for one that was not captured.
+        """
+        site, layer = parse_site(key) if isinstance(key, str) else (parse_site(key[0])[0], key[1])
+        if site not in self.sites or layer not in self.layers:
+            raise KeyError(
+                f"{site} of layer {layer} was not captured: there are {', '.join(self.sites)} of layers "
+                f"{', '.join(map(str, self.layers))}."
+            )
+        return self.values[:, self.sites.index(site), self.layers.index(layer)]
 
 
-def _chains(model: HookedModel, prompts: Sequence[Prompt], members: Sequence[int]) -> list[list[int]]:
-    """Decisions of an episode, the shortest first, in rows where each is a prefix of the next."""
+def _chains(model: HookedModel, wanted: Sequence[Reading], members: Sequence[int]) -> list[list[int]]:
+    """Sequences of an episode, the shortest first, in rows where each is a prefix of the next."""
     chains: list[list[int]] = []
     for index in members:
-        ids = prompts[index].ids
-        ends = (prompts[chain[-1]].ids for chain in chains)
+        ids = wanted[index].ids
+        ends = (wanted[chain[-1]].ids for chain in chains)
         extended = next((c for c, end in enumerate(ends) if ids[: len(end)] == end), None)
         if extended is None or model.stands_alone(len(ids)):
             chains.append([index])
@@ -68,17 +103,18 @@ def _chains(model: HookedModel, prompts: Sequence[Prompt], members: Sequence[int
 
 
 def _plan(
-    model: HookedModel, prompts: Sequence[Prompt], batch_tokens: int
+    model: HookedModel, wanted: Sequence[Reading], batch_tokens: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Decisions that share a row (each a prefix of the row's last), and those that share a packed tree."""
+    """Sequences that share a row (each a prefix of the row's last), and those that share a packed tree."""
     episodes: dict[str, list[int]] = defaultdict(list)
-    for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids)):
-        episodes[prompts[index].decision.episode].append(index)
+    kept = (i for i, reading in enumerate(wanted) if reading.positions)
+    for index in sorted(kept, key=lambda i: len(wanted[i].ids)):
+        episodes[wanted[index].episode].append(index)
     rows: list[list[int]] = []
     trees: list[list[int]] = []
     for members in episodes.values():
-        chains = _chains(model, prompts, members)
-        ends = [prompts[chain[-1]].ids for chain in chains]
+        chains = _chains(model, wanted, members)
+        ends = [wanted[chain[-1]].ids for chain in chains]
         packs = model.support.trajectory == "fast" and model.packs(max(map(len, ends)))
         most = min(WORTH * sum(map(len, ends)), batch_tokens, TREE)
         if packs and len(chains) > 1 and len(merge(ends)[0]) <= most:
@@ -113,14 +149,14 @@ def common_width(model: HookedModel, sites: Sequence[str], layers: Sequence[int]
 
 def _read(
     model: HookedModel,
-    wanted: Sequence[tuple[str, int]],
+    keys: Sequence[tuple[str, int]],
     width: int,
     row: Sequence[int],
     token: Sequence[int],
     **inputs: Any,
-) -> Float[Tensor, "decision wanted width"]:
-    """One pass: the wanted (site, layer) at each (row, token), in float32 on the model's device."""
-    held = torch.empty(len(row), len(wanted), width, device=model.device)
+) -> Float[Tensor, "kept key width"]:
+    """One pass: each (site, layer) at each (row, token), in float32 on the model's device."""
+    held = torch.empty(len(row), len(keys), width, device=model.device)
     index = sent(torch.tensor([row, token]), model.device)
 
     def keep(number: int) -> Edit:
@@ -130,33 +166,34 @@ def _read(
 
         return hook
 
-    edits = {key: keep(number) for number, key in enumerate(wanted)}
-    with only(model.blocks, 0, max(layer for _, layer in wanted), model.layout), model.hooks(edits):
+    edits = {key: keep(number) for number, key in enumerate(keys)}
+    with only(model.blocks, 0, max(layer for _, layer in keys), model.layout), model.hooks(edits):
         model.inner(**model.uncached, **inputs)
     return held
 
 
 @dataclass(frozen=True)
 class _Passes:
-    """The passes of a capture: each gives the decisions that it reads, and their activations on the CPU."""
+    """The passes of a capture: each gives the sequences that it reads, and their kept rows on the CPU."""
 
     model: HookedModel
-    prompts: Sequence[Prompt]
-    wanted: Sequence[tuple[str, int]]
+    wanted: Sequence[Reading]
+    keys: Sequence[tuple[str, int]]
     width: int
 
     def tree(self, members: list[int]) -> tuple[list[int], Callable[[], Tensor]]:
-        """Read the decisions of an episode as a packed tree."""
+        """Read the sequences of an episode as a packed tree."""
         model = self.model
-        tokens, parents, paths = merge([self.prompts[i].ids for i in members])
+        tokens, parents, paths = merge([self.wanted[i].ids for i in members])
         seen = ancestors(parents).to(model.device)
         depth = seen.sum(1)[None] - 1
+        slots = [path[p] for i, path in zip(members, paths) for p in self.wanted[i].positions]
         held = _read(
             model,
-            self.wanted,
+            self.keys,
             self.width,
-            [0] * len(members),
-            [path[-1] for path in paths],
+            [0] * len(slots),
+            slots,
             input_ids=sent(torch.tensor([tokens]), model.device),
             position_ids=depth,
             attention_mask=model.mask(seen[None], depth, depth),
@@ -164,25 +201,25 @@ class _Passes:
         return members, fetched(held)
 
     def batch(self, rows: list[list[int]]) -> tuple[list[int], Callable[[], Tensor]]:
-        """Read rows of decisions, each a prefix of its row's last."""
+        """Read rows of sequences, each a prefix of its row's last."""
         # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
-        ids = padded([self.prompts[row[-1]].ids for row in rows], self.model.device)
-        decisions = [i for row in rows for i in row]
+        ids = padded([self.wanted[row[-1]].ids for row in rows], self.model.device)
+        kept = [(number, p) for number, row in enumerate(rows) for i in row for p in self.wanted[i].positions]
         held = _read(
             self.model,
-            self.wanted,
+            self.keys,
             self.width,
-            [number for number, row in enumerate(rows) for _ in row],
-            [self.prompts[i].boundary for i in decisions],
+            [number for number, _ in kept],
+            [position for _, position in kept],
             input_ids=ids,
         )
-        return decisions, fetched(held)
+        return [i for row in rows for i in row], fetched(held)
 
     def run(
         self, rows: list[list[int]], trees: list[list[int]], batch_tokens: int, progress: bool
     ) -> Iterator[tuple[list[int], Callable[[], Tensor]]]:
         """Read all rows and trees."""
-        lengths = [len(self.prompts[row[-1]].ids) for row in rows]
+        lengths = [len(self.wanted[row[-1]].ids) for row in rows]
         together = [[rows[r] for r in batch] for batch in batches(self.model, lengths, batch_tokens)]
         work = chain(halved(trees, self.tree), halved(together, self.batch))
         total = len(trees) + len(together)
@@ -193,60 +230,78 @@ class _Passes:
 @torch.inference_mode()
 def capture(
     model: HookedModel,
-    prompts: Sequence[Prompt],
+    prompts: Readable | Iterable[Readable],
     sites: Sequence[str] = ("resid_post",),
-    at: str = "boundary",
+    at: At = "boundary",
     *,
+    traces: Sequence[Trace] | None = None,
     layers: Sequence[int] | None = None,
     trajectory: bool = True,
     batch_tokens: int | None = None,
     progress: bool = False,
 ) -> Activations:
-    """Read sites at one position of each prompt, with no logits and no layer above the last one named.
+    """Read sites at chosen tokens of each prompt, with no logits and no layer above the last one named.
 
     Args:
+        prompts: prompts of a format, texts, or lists of token ids.
+        at: `boundary` (or `last`), `action_tag`, `trace` (every token of it), `all`, a span, an index, a list
+            of indices, or a list of them for each prompt (see `interp.engine.positions.readings`).
+        traces: what follows each prompt, for `trace`, `action_tag` and indices that count on into it:
+            completions of `decode`, or texts.
         trajectory: read an episode's prompts together where their ids allow it; the values are the same.
         batch_tokens: most tokens in one pass, padding included (None: by the GPU's free memory, 8,192 on a
             CPU; a pass that does not fit the GPU is halved).
 
     Raises:
-        ValueError: an empty list, another position, a layer that is not there, or sites or layers of
-            different widths.
+        ValueError: an empty list, a position or layer that is not there, or sites or layers of different
+            widths.
     """
-    if not prompts:
+    read_prompts = read_texts(model.tokenizer, prompts)
+    if not read_prompts:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
-    if at != "boundary":
-        raise ValueError(f"Activations can be captured at the boundary, not at {at!r}.")
+    wanted = readings(read_prompts, at, traces)
+    if not any(reading.positions for reading in wanted):
+        raise ValueError(f"None of the {len(wanted)} prompts has a token at {at!r}.")
     names = every_layer(sites)
     depths = _depths(model, layers)
     width = common_width(model, names, depths)
-    model.check_ids(p.ids for p in prompts)
-    longest = max(len(p.ids) for p in prompts)
+    model.check_ids(reading.ids for reading in wanted)
+    longest = max(len(reading.ids) for reading in wanted)
     model.check_length(longest)
     batch_tokens = pass_tokens(model, longest, TREE) if batch_tokens is None else batch_tokens
+    starts = np.cumsum([0, *(len(reading.positions) for reading in wanted)])
     # All there will be, before the first pass: kept between a pass's own tensors it would scatter over the
     # memory.
-    values = torch.empty(len(prompts), len(names), len(depths), width)
-    rows: list[list[int]] = [[i] for i in range(len(prompts))]
+    values = torch.empty(int(starts[-1]), len(names), len(depths), width)
+    rows: list[list[int]] = [[i] for i, reading in enumerate(wanted) if reading.positions]
     trees: list[list[int]] = []
     if trajectory:
-        rows, trees = _plan(model, prompts, batch_tokens)
-    passes = _Passes(model, prompts, [(name, layer) for name in names for layer in depths], width)
+        rows, trees = _plan(model, wanted, batch_tokens)
+    passes = _Passes(model, wanted, [(name, layer) for name in names for layer in depths], width)
     before = None
     for read in chain(passes.run(rows, trees, batch_tokens, progress), [None]):
         if before is not None:
-            decisions, held = before  # what the pass before read, while the GPU is at this one
-            values[decisions] = held().view(-1, *values.shape[1:])
+            members, held = before  # what the pass before read, while the GPU is at this one
+            into = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
+            values[torch.from_numpy(into)] = held().view(-1, *values.shape[1:])
         before = read
-    _check_finite(model, values, names, depths)
-    paths = ["plain"] * len(prompts)
+    owners = np.repeat(np.arange(len(wanted)), np.diff(starts))
+    _check_finite(model, values, names, depths, owners)
+    paths = ["plain"] * len(wanted)
     for i in chain.from_iterable(trees):
         paths[i] = "shared prefix"
     for i in chain.from_iterable(row for row in rows if len(row) > 1):
         paths[i] = "trajectory"
-    hashes = tuple(p.hash for p in prompts)
     return Activations(
-        values, tuple(names), depths, hashes, model.weights_hash, str(model.dtype), tuple(paths)
+        values,
+        tuple(names),
+        depths,
+        tuple(reading.hash for reading in wanted),
+        model.weights_hash,
+        str(model.dtype),
+        tuple(paths),
+        tuple(p for reading in wanted for p in reading.positions),
+        () if is_single(at) else tuple(starts.tolist()),
     )
 
 
@@ -260,13 +315,14 @@ def _depths(model: HookedModel, layers: Sequence[int] | None) -> tuple[int, ...]
 
 def _check_finite(
     model: HookedModel,
-    values: Float[Tensor, "decision site layer width"],
+    values: Float[Tensor, "row site layer width"],
     sites: Sequence[str],
     layers: Sequence[int],
+    owners: Int[np.ndarray, "row"],
 ) -> None:
     """Raise ValueError naming the first activation that is not finite."""
     finite = values.isfinite()
     if not finite.all():
-        decision, site, layer, _ = (~finite).nonzero()[0].tolist()
-        where = f"first {sites[site]} of layer {layers[layer]} at prompt {decision}"
+        row, site, layer, _ = (~finite).nonzero()[0].tolist()
+        where = f"first {sites[site]} of layer {layers[layer]} at prompt {owners[row]}"
         raise ValueError(not_finite(f"The activations of {model.architecture}", model.dtype, where))

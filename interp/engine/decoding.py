@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.engine.generation import continue_each
+from interp.engine.generation import Hooks, continue_each
 from interp.engine.packing import score, score_whole
 from interp.engine.reading import Memory
 from interp.models.hooked import HookedModel
@@ -84,6 +84,7 @@ def decode_modes(
     engine: Engine | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    hooks: Hooks | None = None,
 ) -> dict[str, list[Completion]]:
     """Decode in several modes, each prompt read once; as `decode`, for each mode.
 
@@ -92,6 +93,8 @@ def decode_modes(
             last one.
         engine: vLLM over the same checkpoint, which generates instead.
     """
+    if hooks and (engine is not None or memory is not None):
+        raise ValueError("Hooks change keys and values: decode under them without a memory and without vLLM.")
     fmt = format_of(model, prompts)
     prefixes: dict[str, Sequence[int]] = {mode: fmt.mode_prefix(mode) for mode in modes}
     limits = _limits(modes, max_new_tokens)
@@ -121,6 +124,7 @@ def decode_modes(
         names=[prompt.decision.episode for prompt in prompts],
         temperature=temperature,
         seed=seed,
+        hooks=hooks,
     )
     return {mode: [parse_completion(fmt, c.ids, mode, parser) for c in continuations[mode]] for mode in modes}
 
@@ -141,6 +145,7 @@ def decode(
     memory: Memory | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    hooks: Hooks | None = None,
 ) -> list[Completion]:
     """Decode in one mode, greedily unless a `temperature` is given.
 
@@ -148,6 +153,9 @@ def decode(
         parser: turns the text between the action tags into an action, or None.
         max_new_tokens: one number, or one for each mode; `LIMITS` where None.
         temperature: tokens are drawn where it is above 0.
+        hooks: (site, layer), or "blocks.3.hook_resid_post", -> a function of the activation [row, token,
+            width] and of where its tokens are (`interp.models.hooks.Where`), which may give another one; run
+            in every pass, from the prompt's first token on.
 
     Raises:
         ValueError: no prompts, prompts of several formats, fewer than one token, or a temperature below 0.
@@ -162,6 +170,7 @@ def decode(
         memory=memory,
         temperature=temperature,
         seed=seed,
+        hooks=hooks,
     )[mode]
 
 

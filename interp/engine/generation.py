@@ -21,9 +21,11 @@ from interp.engine.reading import Memory, Rows, read_on, read_prompts, tree_batc
 from interp.models.caches import Layers, selected
 from interp.models.devices import SHARE, fetched, free_bytes, halved, sent
 from interp.models.hooked import HookedModel
-from interp.models.hooks import Edits
+from interp.models.hooks import Edit, Edits, PassEdit, Where
+from interp.models.site_names import one_layer
 from interp.models.turns import measured
-from interp.models.whole import Growing, padded
+from interp.models.unembedding import log_probability
+from interp.models.whole import Growing, length_batches, padded
 
 #: Tokens of prompts that are continued together on a CPU.
 BATCH = 24576
@@ -34,8 +36,11 @@ KEPT, COPIES = 2**18, 2.5
 Stop = Callable[[Sequence[int]], bool]
 #: logits [row, vocabulary], the continuation of each row, tokens picked before -> token of each row
 Pick = Callable[[Tensor, Sequence[int], int], Tensor]
-#: continuation of each row, ids of each continuation, whether the suffixes are read -> edits in that pass
-EditPass = Callable[[Sequence[int], Sequence[Sequence[int]], bool], Edits]
+#: continuation of each row, ids of each continuation, whether the suffixes are read, and the position of
+#: each token (-1 for padding) -> edits in that pass
+EditPass = Callable[[Sequence[int], Sequence[Sequence[int]], bool, Int[Tensor, "row token"]], Edits]
+#: Functions that run on sites in every pass.
+Hooks = Mapping[str | tuple[str, int], PassEdit]
 #: A variant and the index of a prompt.
 Key = tuple[str, int]
 
@@ -74,15 +79,20 @@ def _suffix_logp(
     hidden: Float[Tensor, "row token d_model"],
     ids: Int[Tensor, "row token"],
     lengths: Sequence[int],
+    starts: Sequence[int],
 ) -> Callable[[], Float[Tensor, " row"]]:
-    """What gives the mean log-probability of each row's suffix after its first token, in nats, on the CPU."""
-    pairs = [(r, t) for r, n in enumerate(lengths) for t in range(1, n)]
+    """What gives the mean log-probability of each row's suffix after its first token, in nats, on the CPU.
+
+    starts: of each row's suffix in what is read.
+    """
+    pairs = [(r, t) for r, (start, n) in enumerate(zip(starts, lengths)) for t in range(start + 1, n)]
+    counts = [max(1, n - start - 1) for start, n in zip(starts, lengths)]
     total = torch.zeros(len(lengths), device=model.device)
     if pairs:
         row, token = sent(torch.tensor(pairs).T.contiguous(), model.device)
         index = torch.arange(len(pairs), device=model.device)
-        total.index_add_(0, row, model.log_probability(hidden[row, token - 1], index, ids[row, token]))
-    return fetched(total / sent(torch.tensor([max(1, n - 1) for n in lengths]), model.device))
+        total.index_add_(0, row, log_probability(model, hidden[row, token - 1], index, ids[row, token]))
+    return fetched(total / sent(torch.tensor(counts), model.device))
 
 
 def _ahead(model: HookedModel) -> int:
@@ -119,6 +129,7 @@ def continue_rows(
     *,
     begun: Sequence[Sequence[int]] = (),
     edits: EditPass | None = None,
+    starts: Sequence[int] = (),
 ) -> list[Continuation]:
     """Continue the rows of one batch.
 
@@ -128,6 +139,8 @@ def continue_rows(
         suffixes: ids of each row that are read before generating.
         stops, limits: of each row, the latter in tokens.
         begun: ids generated earlier, with which each row's ids begin.
+        edits: of each pass; then no pass begins before the tokens of the one before it are known.
+        starts: tokens of each suffix that its log-probability leaves out (none where not given).
     """
     lengths = list(map(len, suffixes))
     ids = padded(suffixes, model.device)
@@ -138,12 +151,18 @@ def continue_rows(
     picked: deque[tuple[list[int], Callable[[], Tensor]]] = deque()
     ahead = 0 if edits else _ahead(model)  # an edit depends on the tokens before it
 
-    def edited(first: bool) -> AbstractContextManager[None]:
-        return nullcontext() if edits is None else model.hooks(edits(owner, out.ids, first))
+    def edited(new: int, first: bool) -> AbstractContextManager[None]:
+        if edits is None:
+            return nullcontext()
+        at = rows.at[:, rows.used : rows.used + new]
+        if first:
+            read = torch.arange(new, device=at.device) < torch.tensor(lengths, device=at.device)[:, None]
+            at = torch.where(read, at, -1)
+        return model.hooks(edits(owner, out.ids, first, at))
 
-    with edited(True):
+    with edited(ids.shape[1], True):
         hidden = rows.forward(ids)
-    logp = _suffix_logp(model, hidden, ids, lengths)
+    logp = _suffix_logp(model, hidden, ids, lengths, starts or [0] * len(lengths))
     last = sent(torch.tensor(lengths) - 1, model.device)
     token = pick(model.logits(hidden[torch.arange(len(lengths), device=model.device), last]), owner, 0)
     for step in range(1, max(limits) + 1):
@@ -158,7 +177,7 @@ def continue_rows(
             kept = sent(torch.tensor(alive), model.device)
             rows.keep(kept)
             token, owner = token[kept], [owner[r] for r in alive]
-        with edited(False):
+        with edited(1, False):
             hidden = rows.forward(token[:, None])
         token = pick(model.logits(hidden[:, 0]), owner, step)
     return [Continuation(tuple(o), p) for o, p in zip(out.ids, logp().tolist())]
@@ -196,6 +215,7 @@ class _Request:
     limits: Mapping[str, int]
     temperature: float
     uniform: Mapping[str, Tensor]
+    hooks: Hooks
 
     def keys(self) -> list[Key]:
         """Each prompt of each variant that has a suffix for it."""
@@ -234,7 +254,51 @@ class _Request:
         """Continue one prompt by itself."""
         name, i = key
         suffix, pick = self.suffix(key), self._pick([key])
-        return _plain(self.model, self.prompts[i], suffix, self.stops[name], self.limits[name], pick)
+        with self.model.hooks(self._alone(i), passes="any") if self.hooks else nullcontext():
+            return _plain(self.model, self.prompts[i], suffix, self.stops[name], self.limits[name], pick)
+
+    def _alone(self, prompt: int) -> Hooks:
+        """The hooks for the passes of one prompt by itself."""
+
+        def of_prompt(hook: PassEdit) -> PassEdit:
+            return lambda tensor, where: hook(
+                tensor, Where(torch.full_like(where.prompt, prompt), where.position)
+            )
+
+        return {key: of_prompt(hook) for key, hook in self.hooks.items()}
+
+    def hooked(self, keys: Sequence[Key]) -> list[Continuation]:
+        """Continue a batch of prompts under the hooks, which run from the first token of each prompt on."""
+        layers = [
+            (k.expand(len(keys), -1, -1, -1), v.expand(len(keys), -1, -1, -1)) for k, v in self.model.empty()
+        ]
+        names = [name for name, _ in keys]
+        prompts = torch.tensor([i for _, i in keys], device=self.model.device)
+
+        def edits(
+            owner: Sequence[int], ids: Sequence[Sequence[int]], first: bool, at: Int[Tensor, "row token"]
+        ) -> Edits:
+            where = Where(prompts[list(owner)], at)
+
+            def told(hook: PassEdit) -> Edit:
+                return lambda tensor: hook(tensor, where)
+
+            return {
+                key if isinstance(key, tuple) else one_layer(key): told(hook)
+                for key, hook in self.hooks.items()
+            }
+
+        return continue_rows(
+            self.model,
+            layers,
+            torch.zeros(len(keys), 0, dtype=torch.bool),
+            [[*self.prompts[i], *self.suffix((name, i))] for name, i in keys],
+            [self.stops[name] for name in names],
+            [self.limits[name] for name in names],
+            self._pick(keys),
+            edits=edits,
+            starts=[len(self.prompts[i]) for _, i in keys],
+        )
 
     def together(
         self, keys: Sequence[Key], layers: Layers, seen: Bool[Tensor, "row slot"]
@@ -266,6 +330,7 @@ def continue_each(
     names: Sequence[Hashable] = (),
     temperature: float = 0.0,
     seed: int = 0,
+    hooks: Hooks | None = None,
 ) -> dict[str, list]:
     """Continue every prompt in every variant: name -> one Continuation (or None) for each prompt.
 
@@ -278,6 +343,8 @@ def continue_each(
             in place; a prompt that extends the one kept (checked on ids) is read from where it differs.
         temperature: 0 is greedy; above, tokens are drawn.
         seed: gives the same draws for the same prompts, whatever batches they are in.
+        hooks: functions of the activation [row, token, width] at a site and of where its tokens are, which
+            run in every pass, from the prompt's first token on; no keys and values are then shared or kept.
 
     Raises:
         ValueError: an empty suffix, no token to generate, or a context too long.
@@ -292,7 +359,7 @@ def continue_each(
         raise ValueError(f"max_new_tokens is a number from 1 on, not {none[0]}.")
     stops = {name: stop if callable(stop) else stop[name] for name in variants}
     uniform = _uniform(temperature, seed, len(prompts), limits)
-    request = _Request(model, prompts, variants, stops, limits, temperature, uniform)
+    request = _Request(model, prompts, variants, stops, limits, temperature, uniform, hooks or {})
     keys = request.keys()
     for tokens in {request.length(key) for key in keys}:
         model.check_length(tokens)
@@ -300,7 +367,14 @@ def continue_each(
     alone = sorted(key for key in keys if request.is_alone(key))
     for name, i in tqdm(alone, desc="decode", leave=False, disable=not progress or not alone):
         out[name][i] = request.alone((name, i))
-    if batched := set(keys) - set(alone):
+    batched = set(keys) - set(alone)
+    if batched and hooks:
+        batches = length_batches([request.length(key) for key in sorted(batched)], batch_tokens or BATCH)
+        groups = [[sorted(batched)[k] for k in batch] for batch in batches]
+        for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
+            for (name, i), continuation in zip(group, request.hooked(group)):
+                out[name][i] = continuation
+    elif batched:
         named = None if memory is None else (memory, names)
         for (name, i), continuation in _batched(request, batched, batch_tokens, named, progress):
             out[name][i] = continuation

@@ -19,6 +19,7 @@ from torch import Tensor
 from interp.models.caches import PrefixCache, layers_of
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
+from interp.models.unembedding import log_probability, tiling
 from interp.models.whole import batches, padded
 
 #: A tree is read in packs where it has at most this share of its sequences' tokens: sequences need no mask.
@@ -117,7 +118,7 @@ def read_targets(
     nodes, index = node.unique(return_inverse=True)
     copies = torch.arange(len(hidden), device=hidden.device)[:, None]
     row = (copies * len(nodes) + index).flatten()
-    logp = model.log_probability(hidden[:, nodes].flatten(0, 1), row, token.repeat(len(hidden)))
+    logp = log_probability(model, hidden[:, nodes].flatten(0, 1), row, token.repeat(len(hidden)))
     sums = torch.zeros(len(hidden), tree.width, device=hidden.device)
     return sums.index_add_(1, owner, logp.view(len(hidden), -1)).cpu()
 
@@ -130,7 +131,7 @@ def divergence(
     base: log-probabilities. The copies' vocabulary is unembedded in tiles, as in
     `HookedModel.log_probability`.
     """
-    rows, tile = model.tiling
+    rows, tile = tiling(model)
     parts: list[Tensor] = []
     for part in hidden.split(max(1, rows // len(base))):
         cross = torch.zeros(part.shape[:2], device=part.device)

@@ -14,6 +14,8 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 
 import torch
@@ -24,9 +26,11 @@ from torch import Tensor
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import ORIGIN, hash_json
 from interp.engine.capturing import Activations, capture
+from interp.engine.positions import WITH_TRACES, At, Trace, is_single, readings
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.prompts.format import Prompt
+from interp.prompts.text import AnyPrompt, Readable, read_texts
 from interp.results.records import content_hash
 from interp.results.tables import written
 from interp.system.sources import source_hash
@@ -52,13 +56,13 @@ class Store:
         self._sound: dict[tuple[str, str], bool] = {}
         self._named: set[int] = set()
 
-    def where(self) -> dict[str, tuple[str, int]]:
-        """Prompt hash -> (shard, row), of the shards that are there and whole.
+    def where(self) -> dict[str, tuple[str, int, int]]:
+        """Hash -> shard, its first row there and the row after its last, of the shards that are whole.
 
         A damaged shard or line is named once. Raises ValueError for a manifest that names a shard outside
         its folder.
         """
-        rows: dict[str, tuple[str, int]] = {}
+        rows: dict[str, tuple[str, int, int]] = {}
         for entry in self._entries():
             if Path(entry["file"]).name != entry["file"]:
                 raise ValueError(
@@ -66,7 +70,10 @@ class Store:
                     "manifest has been tampered with."
                 )
             if entry["key"] == self.key and self._whole(entry["file"], entry["sha256"]):
-                rows.update({prompt: (entry["file"], row) for row, prompt in enumerate(entry["prompts"])})
+                counts = entry.get("counts") or [1] * len(entry["prompts"])
+                ends = list(accumulate(counts))
+                for prompt, count, end in zip(entry["prompts"], counts, ends):
+                    rows[prompt] = (entry["file"], end - count, end)
         return rows
 
     def _entries(self) -> Iterator[dict]:
@@ -98,9 +105,17 @@ class Store:
                 path.unlink(missing_ok=True)
         return self._sound[name, sha256]
 
-    def append(self, values: Tensor, prompts: Sequence[Prompt]) -> None:
-        """Add a shard: written aside, moved into place, then entered in the manifest in one locked write."""
-        hashes = [prompt.hash for prompt in prompts]
+    def append(
+        self, values: Tensor, hashes: Sequence[str], counts: Sequence[int] = (), **names: object
+    ) -> None:
+        """Add a shard: written aside, moved into place, then entered in the manifest in one locked write.
+
+        Args:
+            values: rows of each hash, one after another.
+            counts: rows of each (one where not given).
+            names: what the manifest says of them beside.
+        """
+        hashes = list(hashes)
         content = hashlib.sha256(values.numpy().tobytes() + json.dumps(hashes).encode()).hexdigest()
         path = self.folder / f"{self.key}-{content[:16]}.safetensors"
         try:
@@ -115,9 +130,10 @@ class Store:
             file=path.name,
             sha256=digest,
             prompts=hashes,
-            decisions=[p.decision.id for p in prompts],
-            format=prompts[0].format.hash,
+            **names,
         )
+        if counts:
+            entry["counts"] = list(counts)
         try:
             self._enter(json.dumps(entry | dict(line=content_hash(entry)), sort_keys=True).encode() + b"\n")
         except OSError as error:
@@ -140,23 +156,22 @@ class Store:
                 os.ftruncate(stream.fileno(), whole)
                 raise
 
-    def read(self, prompts: Sequence[str]) -> Tensor:
-        """Rows by prompt hash [prompt, ...], no others read; raises KeyError for a missing one."""
+    def read(self, hashes: Sequence[str]) -> Tensor:
+        """The rows [row, ...] of each hash, no others read; raises KeyError for a missing one."""
         where = self.where()
-        shards: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        for prompt in prompts:
-            if prompt not in where:
+        shards: dict[str, list[str]] = defaultdict(list)
+        for each in hashes:
+            if each not in where:
                 raise KeyError(
-                    f"The store {self.folder} has no activations of prompt {prompt} with {self.identity}."
+                    f"The store {self.folder} has no activations of prompt {each} with {self.identity}."
                 )
-            shard, row = where[prompt]
-            shards[shard].append((row, prompt))
+            shards[where[each][0]].append(each)
         rows: dict[str, Tensor] = {}
         for shard, wanted in shards.items():
             with safe_open(self.folder / shard, framework="pt") as file:
                 part = file.get_slice("values")
-                rows.update({prompt: part[row] for row, prompt in wanted})
-        return torch.stack([rows[prompt] for prompt in prompts])
+                rows.update({each: part[where[each][1] : where[each][2]] for each in wanted})
+        return torch.cat([rows[each] for each in hashes])
 
 
 def _entry(line: bytes) -> dict | None:
@@ -185,89 +200,140 @@ def _remote_code(hf: torch.nn.Module) -> str:
     return hash_files(sorted(Path(file).parent.glob("*.py")))
 
 
-def stream_capture(
-    folder: str | Path,
-    model: HookedModel,
-    prompts: Iterable[Prompt],
-    sites: Sequence[str] = ("resid_pre", "resid_post"),
-    layers: Sequence[int] | None = None,
-    progress: bool = False,
-) -> tuple[Store, dict[str, str]]:
-    """Capture any number of prompts into a `Store`, a shard at a time; returns it and each prompt's path.
-
-    Only prompts that no shard holds are read by the model; the store's `read` gives any of them by their
-    hashes. A damaged shard is named, and its decisions alone are captured again.
-
-    Args:
-        prompts: may be a generator, of which no more than a shard is held.
-
-    Raises:
-        ValueError: the model has no `weights_hash`.
-    """
+def _identity(
+    model: HookedModel, sites: Sequence[str], layers: Sequence[int] | None, at: At
+) -> dict[str, object]:
+    """What the rows of a store are of; raises ValueError where the weights have no name."""
     if not model.weights_hash:
         raise ValueError(
             "The model has no weights_hash, so its activations could not be told from another's: load it "
             "with a CheckpointSeries, or give HookedModel a weights_hash of your own."
         )
-    names = every_layer(sites)
-    wanted = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     config = {name: value for name, value in model.hf.config.to_dict().items() if name not in ORIGIN}
-    identity = dict(
+    return dict(
         weights=model.weights_hash,
         config=hash_json(config),
         code=_remote_code(model.hf),
-        sites=names,
-        layers=list(wanted),
+        sites=every_layer(sites),
+        layers=list(range(model.n_layers) if layers is None else layers),
         dtype=str(model.dtype),
-        at="boundary",
+        at=at if isinstance(at, str) else "positions",
         source=source_hash("interp.engine.capturing"),
     )
-    store = Store(folder, identity)
+
+
+def _named(prompts: Sequence[AnyPrompt]) -> dict[str, object]:
+    """What the manifest says of a shard's prompts."""
+    agents = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    if len(agents) < len(prompts):
+        return {}
+    return dict(decisions=[p.decision.id for p in agents], format=agents[0].format.hash)
+
+
+@dataclass
+class _Filling:
+    """Prompts that no shard holds, until there are enough for one."""
+
+    store: Store
+    model: HookedModel
+    at: At
+    progress: bool
+    paths: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, tuple[AnyPrompt, Trace]] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Capture what waits, and write its shard."""
+        if not self.waiting:
+            return
+        prompts = [prompt for prompt, _ in self.waiting.values()]
+        identity = self.store.identity
+        acts = capture(
+            self.model,
+            prompts,
+            identity["sites"],
+            self.at,
+            layers=identity["layers"],
+            traces=[trace for _, trace in self.waiting.values()] if self.at in WITH_TRACES else None,
+            progress=self.progress,
+        )
+        self.paths.update(zip(acts.prompts, acts.paths))
+        counts = [end - start for start, end in pairwise(acts.offsets)]
+        self.store.append(acts.values, acts.prompts, counts, **_named(prompts))
+        self.waiting.clear()
+
+
+def stream_capture(
+    folder: str | Path,
+    model: HookedModel,
+    prompts: Iterable[Readable],
+    sites: Sequence[str] = ("resid_pre", "resid_post"),
+    layers: Sequence[int] | None = None,
+    progress: bool = False,
+    *,
+    at: str | int | tuple[int, ...] = "boundary",
+    traces: Iterable[Trace] | None = None,
+) -> tuple[Store, dict[str, str]]:
+    """Capture any number of prompts into a `Store`, a shard at a time; returns it and each prompt's path.
+
+    Only prompts that no shard holds are read by the model; the store's `read` gives any of them by their
+    hashes (`interp.engine.positions.readings`). A damaged shard is named, and its decisions alone are
+    captured again.
+
+    Args:
+        prompts: may be a generator, of which no more than a shard is held.
+        at, traces: the tokens that are read, as in `interp.capture`; traces may be a generator as well.
+
+    Raises:
+        ValueError: the model has no `weights_hash`.
+    """
+    store = Store(folder, _identity(model, sites, layers, at))
     stored = store.where()
-    paths: dict[str, str] = {}
-    missing: dict[str, Prompt] = {}
-
-    def fill() -> None:
-        shard = list(missing.values())
-        acts = capture(model, shard, names, layers=wanted, progress=progress)
-        paths.update(zip(acts.prompts, acts.paths))
-        store.append(acts.values, shard)
-        missing.clear()
-
-    for prompt in prompts:
-        if prompt.hash in stored:
-            paths[prompt.hash] = "stored"
-        elif prompt.hash not in paths:
-            missing[prompt.hash] = prompt
-        if len(missing) == SHARD:
-            fill()
-    if missing:
-        fill()
-    return store, paths
+    filling = _Filling(store, model, at, progress)
+    for given, trace in zip(prompts, repeat(None) if traces is None else traces):
+        (prompt,) = read_texts(model.tokenizer, given)
+        (reading,) = readings([prompt], at, [trace] if at in WITH_TRACES else None)
+        if not reading.positions:
+            filling.paths[reading.hash] = "empty"
+        elif reading.hash in stored:
+            filling.paths[reading.hash] = "stored"
+        elif reading.hash not in filling.paths:
+            filling.waiting[reading.hash] = (prompt, trace)
+        if len(filling.waiting) == SHARD:
+            filling.write()
+    filling.write()
+    return store, filling.paths
 
 
 def stored_capture(
     folder: str | Path,
     model: HookedModel,
-    prompts: Sequence[Prompt],
+    prompts: Readable | Iterable[Readable],
     sites: Sequence[str] = ("resid_pre", "resid_post"),
     layers: Sequence[int] | None = None,
     progress: bool = False,
+    *,
+    at: str | int | tuple[int, ...] = "boundary",
+    traces: Sequence[Trace] | None = None,
 ) -> Activations:
-    """As `capture` at the boundary, through a `Store` (see `stream_capture`).
+    """As `capture`, through a `Store` (see `stream_capture`).
 
     Raises ValueError for an empty list, and for a model without a `weights_hash`.
     """
-    if not prompts:
+    given = read_texts(model.tokenizer, prompts)
+    if not given:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
-    store, paths = stream_capture(folder, model, prompts, sites, layers, progress)
-    hashes = tuple(prompt.hash for prompt in prompts)
+    store, paths = stream_capture(folder, model, given, sites, layers, progress, at=at, traces=traces)
+    wanted = readings(given, at, traces)
+    hashes = tuple(reading.hash for reading in wanted)
+    counts = [len(reading.positions) for reading in wanted]
     return Activations(
-        store.read(hashes),
+        store.read([reading.hash for reading in wanted if reading.positions]),
         tuple(store.identity["sites"]),
         tuple(store.identity["layers"]),
         hashes,
         model.weights_hash,
         str(model.dtype),
         tuple(paths[h] for h in hashes),
+        tuple(p for reading in wanted for p in reading.positions),
+        () if is_single(at) else (0, *accumulate(counts)),
     )

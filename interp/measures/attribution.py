@@ -12,7 +12,7 @@ Nanda 2023 (Attribution patching), Syed et al. 2023 (2310.10348).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,20 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.measures.pairs import check_pairs
-from interp.measures.patching import (
-    Sweep,
-    columns_of,
-    continuations,
-    effects,
-    positions_of,
-    prefix_in,
-    rows_of,
-)
+from interp.measures.pairs import Align, Answers, Pair, pairs_of
+from interp.measures.patching import Sweep, columns_of, effects, rows_of
 from interp.models.hooked import HookedModel, layers_of
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
-from interp.prompts.format import Prompt
+from interp.prompts.text import AnyPrompt, Readable
 
 #: A site of a layer.
 Key = tuple[str, int]
@@ -137,28 +129,31 @@ def whole_gradients(
 @measured
 def attribute_modes(
     model: HookedModel,
-    clean: Sequence[Prompt],
-    corrupt: Sequence[Prompt],
+    clean: Readable | Iterable[Readable],
+    corrupt: Readable | Iterable[Readable],
     sites: Sequence[str] = ("resid_pre",),
     modes: Sequence[str] = ("prompt", "cot"),
     minimum: float = 1.0,
     progress: bool = False,
+    *,
+    answers: Answers | None = None,
+    align: Align | None = None,
 ) -> dict[str, Sweep]:
     """As `attribute`, reading each action in several modes, each prompt read once for all of them."""
-    check_pairs(clean, corrupt)
+    pairs = pairs_of(model.tokenizer, clean, corrupt, answers, align)
     names = every_layer(sites)
     labels = rows_of(model, names)
-    longest = max(len(p.ids) for p in clean)
-    base = np.empty((2, len(modes), len(clean)))
-    moved = np.full((2, len(modes), len(clean), len(labels), model.n_layers, longest), np.nan)
-    numbered = tqdm(list(zip(clean, corrupt)), desc="attribute", leave=False, disable=not progress)
-    for index, pair in enumerate(numbered):
+    longest = max(len(pair.clean.ids) for pair in pairs)
+    base = np.empty((2, len(modes), len(pairs)))
+    moved = np.full((2, len(modes), len(pairs), len(labels), model.n_layers, longest), np.nan)
+    for index, pair in enumerate(tqdm(pairs, desc="attribute", leave=False, disable=not progress)):
         runs = _runs(model, pair, names, modes)
+        aligned = [[*pair.align], [*pair.align.values()]]
         for r, (own, other) in enumerate((runs, runs[::-1])):
             base[r, :, index] = own[0]
             for m in range(len(modes)):
-                change = _change(own[1][m], other[1][m])
-                _fill(model, names, labels, change, moved[r, m, index, :, :, : len(pair[0].ids)])
+                change = _change(own[1][m], other[1][m], aligned[r], aligned[1 - r])
+                _fill(model, names, labels, change, moved[r, m, index], aligned[0])
     patched = moved + base[..., None, None, None]
     return {
         mode: effects("difference", labels, base[:, m], patched[:, m], minimum, "first order")
@@ -166,20 +161,20 @@ def attribute_modes(
     }
 
 
-def _runs(
-    model: HookedModel, pair: tuple[Prompt, Prompt], sites: Sequence[str], modes: Sequence[str]
-) -> list[Gradients]:
+def _runs(model: HookedModel, pair: Pair, sites: Sequence[str], modes: Sequence[str]) -> list[Gradients]:
     """Gradients of both runs of a pair, for the action in each mode."""
-    actions = [[continuations(*pair, prefix_in(prompt, mode)) for mode in modes] for prompt in pair]
+    actions = [[pair.continuations(prompt, mode) for mode in modes] for prompt in pair.prompts]
     longest = max(len(tail) for each in actions for both, _ in each for tail in both)
-    read = whole_gradients if model.rereads(len(pair[0].ids) + longest) else gradients
-    return [read(model, prompt.ids, each, sites) for prompt, each in zip(pair, actions)]
+    read = whole_gradients if model.rereads(len(pair.clean.ids) + longest) else gradients
+    return [read(model, prompt.ids, each, sites) for prompt, each in zip(pair.prompts, actions)]
 
 
-def _change(own: Sequence[Term], other: Sequence[Term]) -> list[Float[Tensor, "token _"]]:
-    """Gradient x (donor's activation - own), of each site and layer."""
+def _change(
+    own: Sequence[Term], other: Sequence[Term], at: Sequence[int], donors: Sequence[int]
+) -> list[Float[Tensor, "token _"]]:
+    """Gradient x (donor's activation - own), of each site and layer, at positions that correspond."""
     by_term = [
-        [g * (b - a) for a, g, b in zip(term.activations, term.gradients, donor.activations)]
+        [g[at] * (b[donors] - a[at]) for a, g, b in zip(term.activations, term.gradients, donor.activations)]
         for term, donor in zip(own, other)
     ]
     return [torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] for parts in zip(*by_term)]
@@ -190,25 +185,29 @@ def _fill(
     sites: Sequence[str],
     labels: Sequence[str],
     change: Sequence[Float[Tensor, "token _"]],
-    moved: Float[np.ndarray, "row layer token"],
+    moved: Float[np.ndarray, "row layer position"],
+    at: Sequence[int],
 ) -> None:
-    """Sum each row's columns of the change into `moved`."""
+    """Sum each row's columns of the change into `moved`, at positions `at`."""
     for number, row in enumerate(labels):
         first = sites.index(row.partition(".")[0]) * model.n_layers
         for layer in range(model.n_layers):
             columns = columns_of(model, row, layer)
             if columns is not None:
-                moved[number, layer] = change[first + layer][:, columns].sum(-1).cpu().numpy()
+                moved[number, layer, list(at)] = change[first + layer][:, columns].sum(-1).cpu().numpy()
 
 
 def attribute(
     model: HookedModel,
-    clean: Sequence[Prompt],
-    corrupt: Sequence[Prompt],
+    clean: Readable | Iterable[Readable],
+    corrupt: Readable | Iterable[Readable],
     sites: Sequence[str] = ("resid_pre",),
     mode: str = "prompt",
     minimum: float = 1.0,
     progress: bool = False,
+    *,
+    answers: Answers | None = None,
+    align: Align | None = None,
 ) -> Sweep:
     """Estimate what `patch(..., at="all")` gives on the difference: gradient x (donor's activation - own).
 
@@ -219,16 +218,19 @@ def attribute(
         ValueError: for lists that are not pairs.
         NotImplementedError: for a site that the model does not have.
     """
-    return attribute_modes(model, clean, corrupt, sites, [mode], minimum, progress)[mode]
+    return attribute_modes(
+        model, clean, corrupt, sites, [mode], minimum, progress, answers=answers, align=align
+    )[mode]
 
 
-def at_span(screen: Sweep, clean: Sequence[Prompt], at: str) -> Sweep:
+def at_span(screen: Sweep, clean: Sequence[AnyPrompt], at: str) -> Sweep:
     """The estimates of `patch(..., at=at)`: its positions added up (NaN where the span is missing)."""
 
     def total(values: Float[np.ndarray, "pair site layer position"]) -> Float[np.ndarray, "pair site layer"]:
         sums = np.full(values.shape[:3], np.nan)
         for i, prompt in enumerate(clean):
-            for positions in positions_of(prompt, at):
+            positions = range(len(prompt.ids)) if at == "prompt" else prompt.positions(at)
+            if len(positions):
                 sums[i] = values[i][..., list(positions)].sum(-1)
         return sums
 

@@ -1,20 +1,28 @@
 """Counterfactual pairs: a decision and its twin with two names swapped everywhere, of equal token length.
 
 The environment says which names can be exchanged (`swap_candidates`): the expert's rule must be the same for
-both, so that the twin's right action is the swapped one.
+both, so that the twin's right action is the swapped one. Any two texts are a pair as well, with the two
+answers that are compared after them.
+
+>>> clean, corrupt, dropped = make_pairs(fmt, decisions, n=24)
+>>> pair = pairs_of(tokenizer, "John met Mary and", "Mary met John and", answers=(" Mary", " John"))[0]
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from interp.engine.packing import shared
 from interp.environments.alfworld.commands import swap_candidates as household
+from interp.prompts.encoding import PreTrainedTokenizerBase
 from interp.prompts.format import Prompt, PromptFormat
+from interp.prompts.text import AnyPrompt, Readable, answer_ids, read_texts, shown_tokens
 from interp.system.renamed import renamed_keywords
 from interp.tasks.episodes import Decision
 
@@ -107,14 +115,194 @@ def mismatch(clean: Prompt, corrupt: Prompt) -> str:
 
 def check_pairs(clean: Sequence[Prompt], corrupt: Sequence[Prompt]) -> None:
     """Raise ValueError where two lists of prompts are not pairs, token for token."""
-    if not clean or len(clean) != len(corrupt):
-        raise ValueError(
-            "Pairs need as many clean as corrupt prompts, and at least one: "
-            f"there are {len(clean)} and {len(corrupt)}."
-        )
+    _check_number(clean, corrupt)
     problems = [p for p in map(mismatch, clean, corrupt) if p]
     if problems:
         raise ValueError(
             f"{len(problems)} of {len(clean)} pairs do not match. {problems[0]} "
             "Make pairs with `interp.make_pairs`."
         )
+
+
+def _check_number(clean: Sequence[AnyPrompt], corrupt: Sequence[AnyPrompt]) -> None:
+    if not clean or len(clean) != len(corrupt):
+        raise ValueError(
+            "Pairs need as many clean as corrupt prompts, and at least one: "
+            f"there are {len(clean)} and {len(corrupt)}."
+        )
+
+
+#: A text, a token's id, or ids.
+Answer: TypeAlias = "str | int | Sequence[int]"
+#: One clean and one corrupt answer for all pairs, or two for each.
+Answers: TypeAlias = "tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]]"
+#: Position in the clean prompt -> position in the corrupt one; for all pairs, or one for each.
+Align: TypeAlias = "Mapping[int, int] | Sequence[Mapping[int, int]]"
+#: Positions that are replaced together: in the clean prompt, and those that correspond in the corrupt one.
+PairedPositions: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clean and a corrupt prompt, the ids of the answers that are compared, and what corresponds."""
+
+    clean: AnyPrompt
+    corrupt: AnyPrompt
+    answers: tuple[list[int], list[int]]
+    """The clean prompt's, then the corrupt one's."""
+    align: Mapping[int, int]
+    """Position in the clean prompt -> position in the corrupt one."""
+
+    @property
+    def prompts(self) -> tuple[AnyPrompt, AnyPrompt]:
+        """The two."""
+        return self.clean, self.corrupt
+
+    def prefix(self, prompt: AnyPrompt, mode: str) -> list[int]:
+        """What stands before an answer: in mode `cot` the reference trace too; nothing after plain text."""
+        if not isinstance(prompt, Prompt):
+            return []
+        return prompt.format.action_prefix(None if mode == "prompt" else prompt.decision.trace)
+
+    def continuations(self, prompt: AnyPrompt, mode: str) -> tuple[list[list[int]], list[int]]:
+        """The two answers after one of the prompts, and how many of their last tokens decide between them."""
+        return continuations(self.answers, self.prefix(prompt, mode))
+
+    def positions(self, at: str | int | Sequence[int]) -> list[PairedPositions]:
+        """The positions of each cell: one at a time for `all`, else together (none where there are none)."""
+        if at == "all":
+            return [((p,), (q,)) for p, q in self.align.items()]
+        if at == "boundary":
+            return [((self.clean.boundary,), (self.corrupt.boundary,))]
+        if at == "prompt":
+            wanted = [*self.align]
+        elif isinstance(at, str):
+            wanted = [int(i) for i in self.clean.positions(at) if int(i) in self.align]
+        else:
+            wanted = self._indices([at] if isinstance(at, int) else at)
+        return [(tuple(wanted), tuple(self.align[p] for p in wanted))] if wanted else []
+
+    def _indices(self, at: Sequence[int]) -> list[int]:
+        size = len(self.clean.ids)
+        if wrong := [i for i in at if not -size <= i < size]:
+            raise ValueError(f"{self.clean.name} has {size} tokens, so there is no position {wrong[0]}.")
+        wanted = [i % size for i in at]
+        if missing := [i for i in wanted if i not in self.align]:
+            raise ValueError(f"Position {missing[0]} of {self.clean.name} is not in `align`.")
+        return wanted
+
+
+def continuations(
+    answers: tuple[list[int], list[int]], prefix: Sequence[int]
+) -> tuple[list[list[int]], list[int]]:
+    """Two answers after `prefix`, and how many of their last tokens decide between them.
+
+    What both begin with is equally likely in both, so their difference starts where they part.
+    """
+    alike = shared(*answers)
+    return [[*prefix, *a] for a in answers], [len(a) - alike for a in answers]
+
+
+def reference_actions(clean: Prompt, corrupt: Prompt) -> tuple[list[int], list[int]]:
+    """Ids of the reference actions of a pair of decisions."""
+    first, second = (p.format.action_ids(p.decision.reference) for p in (clean, corrupt))
+    return first, second
+
+
+def pairs_of(
+    tokenizer: PreTrainedTokenizerBase | None,
+    clean: Readable | Iterable[Readable],
+    corrupt: Readable | Iterable[Readable],
+    answers: Answers | None = None,
+    align: Align | None = None,
+) -> list[Pair]:
+    """Pairs of prompts, texts or ids.
+
+    Args:
+        answers: the clean and the corrupt answer, texts or token ids; or two for each pair. The reference
+            actions of decisions where None.
+        align: which position of the clean prompt corresponds to which of the corrupt one; each to its own
+            where None.
+
+    Raises:
+        ValueError: for prompts that are no pairs token for token where no `align` is given, plain text
+            without answers, and answers of which none differs.
+    """
+    first, second = read_texts(tokenizer, clean), read_texts(tokenizer, corrupt)
+    _check_number(first, second)
+    if answers is None and align is None and all(isinstance(p, Prompt) for p in (*first, *second)):
+        check_pairs(first, second)  # type: ignore[arg-type]  # all are prompts of a format
+    ids = _answers(tokenizer, first, second, answers)
+    maps = [align] * len(first) if align is None or isinstance(align, Mapping) else list(align)
+    if len(maps) != len(first):
+        raise ValueError(f"There are {len(first)} pairs, but {len(maps)} maps of positions.")
+    return [
+        Pair(a, b, both, _aligned(tokenizer, a, b, own)) for a, b, both, own in zip(first, second, ids, maps)
+    ]
+
+
+def _aligned(
+    tokenizer: PreTrainedTokenizerBase | None,
+    clean: AnyPrompt,
+    corrupt: AnyPrompt,
+    align: Mapping[int, int] | None,
+) -> Mapping[int, int]:
+    if align is None:
+        if len(clean.ids) != len(corrupt.ids):
+            shown = [shown_tokens(tokenizer, prompt.ids) for prompt in (clean, corrupt)]
+            raise ValueError(
+                f"The prompts have {len(clean.ids)} and {len(corrupt.ids)} tokens, so their positions do not "
+                f"correspond: {shown[0]} and {shown[1]}. Change the texts, or give align=, a map from "
+                "positions of the clean prompt to those of the corrupt one."
+            )
+        if clean.spans != corrupt.spans:
+            raise ValueError(f"The spans of {clean.name} and {corrupt.name} differ.")
+        return {i: i for i in range(len(clean.ids))}
+    for names, prompt in ((align.keys(), clean), (align.values(), corrupt)):
+        if wrong := [i for i in names if not 0 <= i < len(prompt.ids)]:
+            raise ValueError(
+                f"`align` names position {wrong[0]}, but {prompt.name} has {len(prompt.ids)} tokens."
+            )
+    if len({*align.values()}) < len(align):
+        raise ValueError("`align` maps two positions of the clean prompt to one of the corrupt prompt.")
+    return dict(sorted(align.items()))
+
+
+def _answers(
+    tokenizer: PreTrainedTokenizerBase | None,
+    clean: Sequence[AnyPrompt],
+    corrupt: Sequence[AnyPrompt],
+    answers: Answers | None,
+) -> list[tuple[list[int], list[int]]]:
+    """Ids of both answers of each pair."""
+    both: list[tuple[list[int], list[int]]] = []
+    if answers is None:
+        for a, b in zip(clean, corrupt):
+            if not isinstance(a, Prompt) or not isinstance(b, Prompt):
+                raise ValueError(
+                    "Plain text has no reference action: give answers=, the clean and the corrupt answer, as "
+                    'in answers=(" Mary", " John").'
+                )
+            both.append(reference_actions(a, b))
+    else:
+        alike = all(isinstance(answer, (str, int)) for answer in answers)
+        each: list[Any] = [answers] * len(clean) if alike else list(answers)
+        if len(each) != len(clean) or not all(isinstance(a, Sequence) and len(a) == 2 for a in each):
+            raise ValueError(
+                "answers= takes two answers, the clean and the corrupt one, or a list of two for each of the "
+                f"{len(clean)} pairs."
+            )
+        for prompt, (one, other) in zip(clean, each):
+            both.append((answer_tokens(tokenizer, prompt, one), answer_tokens(tokenizer, prompt, other)))
+    for one, other in both:
+        if shared(one, other) == min(len(one), len(other)):
+            shown = " and ".join(repr(shown_tokens(tokenizer, ids)) for ids in (one, other))
+            raise ValueError(f"The answers {shown} differ in no token that both have: nothing is compared.")
+    return both
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase | None, prompt: AnyPrompt, answer: Answer) -> list[int]:
+    """Ids of an answer after a prompt: after an agent's, of an action with what closes it."""
+    if isinstance(answer, str) and isinstance(prompt, Prompt):
+        return prompt.format.action_ids(answer)
+    return answer_ids(tokenizer, answer)

@@ -3,6 +3,7 @@
 >>> sweep = patch(model, clean, corrupt, at="history", metrics=("difference", "kl"))
 >>> sweep.denoise.shape, sweep.of("kl").denoise.shape          # [pair, site, layer] each
 >>> sanity(model, clean, corrupt)                              # Sanity(self_patch=4e-06, everything=2e-06)
+>>> patch(model, "John met Mary and", "Mary met John and", at="all", answers=(" Mary", " John"), minimum=0)
 
 A whole sweep costs about as much as reading the two prompts (see `interp.engine.sweeps`). Practice:
 Heimersheim & Nanda 2024 (2404.15255), Zhang & Nanda 2023 (2309.16042).
@@ -11,7 +12,7 @@ Heimersheim & Nanda 2024 (2404.15255), Zhang & Nanda 2023 (2309.16042).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
@@ -23,11 +24,12 @@ from tqdm import tqdm
 
 from interp.engine.packing import shared
 from interp.engine.sweeps import Cell, Packed, Plain
-from interp.measures.pairs import check_pairs
+from interp.measures.pairs import Align, Answers, Pair, PairedPositions, pairs_of
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.prompts.format import SPANS, Prompt
+from interp.prompts.text import TEXT, AnyPrompt, Readable
 from interp.system.choices import Metric
 
 BUDGET = 256  # MiB
@@ -86,36 +88,21 @@ class Sweep:
         return self if metric == "difference" else self.effects[metric]
 
 
-def continuations(clean: Prompt, corrupt: Prompt, prefix: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """The two reference actions of a pair after `prefix`, and how many of their tokens decide between them.
-
-    What both actions begin with is equally likely in both, so their difference starts where they part.
-    """
-    actions = [p.format.action_ids(p.decision.reference) for p in (clean, corrupt)]
-    alike = shared(*actions)
-    return [[*prefix, *a] for a in actions], [len(a) - alike for a in actions]
-
-
-def prefix_in(prompt: Prompt, mode: str) -> list[int]:
-    """What stands before the action: nothing but the tag in mode `prompt`, the reference trace in `cot`."""
-    return prompt.format.action_prefix(None if mode == "prompt" else prompt.decision.trace)
-
-
 def _continuations_of(
-    clean: Prompt, corrupt: Prompt, prefix: Sequence[int], metrics: Sequence[str]
+    pair: Pair, prompt: AnyPrompt, mode: str, metrics: Sequence[str]
 ) -> tuple[list[list[int]], list[int]]:
-    """The continuations that the metrics need, and how many tokens of each.
+    """The continuations of a prompt that the metrics need, and how many tokens of each.
 
     Those of further metrics begin the first two, so they cost no pass.
     """
-    whole, counts = continuations(clean, corrupt, prefix)
+    whole, counts = pair.continuations(prompt, mode)
     tails, scored = list(whole), list(counts)
     if "logit_diff" in metrics:
         tails += [tail[: len(tail) - n + 1] for tail, n in zip(whole, counts)]
         scored += [1, 1]
     if "logp" in metrics:
         tails.append(whole[0])
-        scored.append(len(whole[0]) - len(prefix))
+        scored.append(len(pair.answers[0]))
     return tails, scored
 
 
@@ -137,16 +124,6 @@ def _values(
     return np.stack(values)
 
 
-def positions_of(prompt: Prompt, at: str) -> list[Positions]:
-    """The positions of each cell: one at a time for `all`, else together (none where the span is missing)."""
-    if at == "all":
-        return [(i,) for i in range(len(prompt.ids))]
-    if at == "prompt":
-        return [tuple(range(len(prompt.ids)))]
-    positions = tuple(int(i) for i in prompt.positions(at))
-    return [positions] if positions else []
-
-
 def rows_of(model: HookedModel, sites: Sequence[str]) -> list[str]:
     """The rows of a sweep: each site, and of `z` each head (`z.0`, ...), as many as any layer has."""
     heads = [f"z.{head}" for head in range(model.n_heads)]
@@ -163,25 +140,29 @@ def columns_of(model: HookedModel, row: str, layer: int) -> slice | None:
     return slice(int(head) * size, (int(head) + 1) * size) if int(head) < heads else None
 
 
-def _cells(
+def cells_of(
     model: HookedModel,
     sites: Sequence[str],
     values: Mapping[tuple[str, int], Float[Tensor, "*continuation position width"]],
     positions: Sequence[Positions],
+    donors: Sequence[Positions] = (),
     held: Sequence[int] = (),
 ) -> list[Cell]:
     """A cell for each row of the sweep, layer that has it and positions, in that order.
 
-    values: at the positions `held` (those of all cells where not given).
+    Args:
+        values: of the donor run, at its positions `held` (those of all cells where not given).
+        donors: the donor's positions of each cell (the same ones where not given).
     """
-    index = {p: i for i, p in enumerate(held or sorted({p for cell in positions for p in cell}))}
+    donors = donors or positions
+    index = {p: i for i, p in enumerate(held or sorted({p for cell in donors for p in cell}))}
     cells = []
     for row, layer in itertools.product(rows_of(model, sites), range(model.n_layers)):
         site, columns = row.partition(".")[0], columns_of(model, row, layer)
         if columns is None:
             continue
-        for cell in positions:
-            replacement = values[site, layer][..., [index[p] for p in cell], :][..., columns]
+        for cell, donor in zip(positions, donors):
+            replacement = values[site, layer][..., [index[p] for p in donor], :][..., columns]
             cells.append(Cell(site, layer, cell, replacement, columns))
     return cells
 
@@ -189,33 +170,46 @@ def _cells(
 @measured
 def patch_modes(
     model: HookedModel,
-    clean: Sequence[Prompt],
-    corrupt: Sequence[Prompt],
+    clean: Readable | Iterable[Readable],
+    corrupt: Readable | Iterable[Readable],
     sites: Sequence[str] = ("resid_pre",),
-    at: Sequence[str] = ("boundary",),
+    at: Sequence[str | int | tuple[int, ...]] = ("boundary",),
     modes: Sequence[str] = ("prompt", "cot"),
     minimum: float = 1.0,
     budget: float = BUDGET,
     progress: bool = False,
     metrics: Sequence[str] = ("difference",),
-) -> dict[tuple[str, str], Sweep]:
+    *,
+    answers: Answers | None = None,
+    align: Align | None = None,
+) -> dict[tuple[str | int | tuple[int, ...], str], Sweep]:
     """As `patch`, at several positions and in several modes at once: (at, mode) -> Sweep."""
-    check_pairs(clean, corrupt)
-    _check_choices(at, modes, metrics)
-    patching = _Patching(model, clean, corrupt, every_layer(sites), at, modes, minimum, budget, metrics)
-    numbers = tqdm(range(len(clean)), desc="patch", leave=False, disable=not progress)
+    pairs = pairs_of(model.tokenizer, clean, corrupt, answers, align)
+    _check_choices(pairs, at, modes, metrics)
+    patching = _Patching(model, pairs, every_layer(sites), at, modes, minimum, budget, metrics)
+    numbers = tqdm(range(len(pairs)), desc="patch", leave=False, disable=not progress)
     for index in numbers:
         patching.pair(index, progress)
     return patching.sweeps()
 
 
-def _check_choices(at: Sequence[str], modes: Sequence[str], metrics: Sequence[str]) -> None:
+def _check_choices(
+    pairs: Sequence[Pair],
+    at: Sequence[str | int | tuple[int, ...]],
+    modes: Sequence[str],
+    metrics: Sequence[str],
+) -> None:
+    plain = next((pair.clean for pair in pairs if not isinstance(pair.clean, Prompt)), None)
     for positions in at:
-        if positions not in ("all", "prompt", *SPANS[:5]):
+        names = ("all", "prompt", "boundary", TEXT) if plain else ("all", "prompt", *SPANS[:5])
+        if isinstance(positions, str) and positions not in names:
+            spans = "" if plain else f", at another span ({', '.join(SPANS[:4])})"
             raise ValueError(
-                f"Patching is done at 'boundary', at another span ({', '.join(SPANS[:4])}), at the whole "
-                f"'prompt', or at 'all' positions one by one, not at {positions!r}."
+                f"Patching is done at 'boundary'{spans}, at the whole 'prompt', at 'all' positions one by "
+                f"one, or at indices, not at {positions!r}."
             )
+    if plain and "cot" in modes:
+        raise ValueError(f"Plain text ({plain.name}) has no trace: its answers are read in mode 'prompt'.")
     wrong = [mode for mode in modes if mode not in ("prompt", "cot")]
     if wrong or not modes:
         raise ValueError(
@@ -236,16 +230,15 @@ class _Patching:
     def __init__(
         self,
         model: HookedModel,
-        clean: Sequence[Prompt],
-        corrupt: Sequence[Prompt],
+        pairs: Sequence[Pair],
         sites: Sequence[str],
-        at: Sequence[str],
+        at: Sequence[str | int | tuple[int, ...]],
         modes: Sequence[str],
         minimum: float,
         budget: float,
         metrics: Sequence[str],
     ) -> None:
-        self.model, self.pairs, self.sites, self.at = model, list(zip(clean, corrupt)), sites, at
+        self.model, self.pairs, self.sites, self.at = model, pairs, sites, at
         self.modes, self.minimum, self.budget = modes, minimum, int(budget * 2**20)
         self.metrics = [m for m in METRICS if m == "difference" or m in metrics]
         self.labels = rows_of(model, sites)
@@ -253,9 +246,9 @@ class _Patching:
         self.there: Bool[np.ndarray, "row layer"] = np.array(
             [[columns_of(model, row, layer) is not None for layer in layers] for row in self.labels]
         )
-        self.kind, self.path = _kind(model, clean, corrupt, modes)
-        self.base = np.empty((2, len(self.metrics), len(modes), len(clean)))
-        longest = max(len(p.ids) for p in clean)
+        self.kind, self.path = _kind(model, pairs, modes)
+        self.base = np.empty((2, len(self.metrics), len(modes), len(pairs)))
+        longest = max(len(pair.clean.ids) for pair in pairs)
         grid = (len(self.labels), model.n_layers)
         self.patched = {
             a: np.full((*self.base.shape, *grid, longest if a == "all" else 1), np.nan) for a in at
@@ -264,14 +257,15 @@ class _Patching:
     def pair(self, index: int, progress: bool) -> None:
         """Sweep one pair, in both directions."""
         pair = self.pairs[index]
-        alike = shared(*(p.ids for p in pair))
-        positions = {a: positions_of(pair[0], a) for a in self.at}
+        alike = shared(*(p.ids for p in pair.prompts))
+        positions = {a: pair.positions(a) for a in self.at}
         # Up to the first token that differs both runs are the same, so there is nothing to replace there.
-        changed = {
-            a: [tuple(p for p in cell if p >= alike) for cell in cells] for a, cells in positions.items()
+        changed = {a: [_changed(cell, alike) for cell in cells] for a, cells in positions.items()}
+        held = {
+            run: sorted({p for cells in changed.values() for cell in cells for p in cell[r]})
+            for r, run in enumerate(_OTHER)
         }
-        flat = sorted({p for cells in changed.values() for cell in cells for p in cell})
-        runs = self._runs(pair, flat, min([alike, *flat]))
+        runs = self._runs(pair, held, min([alike, *held["clean"], *held["corrupt"]]))
         for r, (run, donor) in enumerate(_OTHER.items()):
             apart = torch.empty(0)
             own, other = runs[run].heads, runs[donor].heads
@@ -285,45 +279,50 @@ class _Patching:
             nothing = torch.zeros(len(self.modes) if "kl" in self.metrics else 0)
             still = self._values(torch.cat([runs[run].base, nothing]))
             for a in self.at:
+                # the position axis of `all` is the clean prompt's
+                places = [cell[0][0] for cell in positions[a]] if a == "all" else [0] * len(positions[a])
                 patched = self.patched[a][r, :, :, index]
-                patched[..., : len(positions[a])] = still[..., None, None, None]
-                live = [i for i, cell in enumerate(changed[a]) if cell]
+                patched[..., places] = still[..., None, None, None]
+                live = [i for i, cell in enumerate(changed[a]) if cell[0]]
                 if live:
-                    cells = _cells(
-                        self.model, self.sites, runs[donor].values, [changed[a][i] for i in live], flat
+                    cells = cells_of(
+                        self.model,
+                        self.sites,
+                        runs[donor].values,
+                        [changed[a][i][r] for i in live],
+                        [changed[a][i][1 - r] for i in live],
+                        held[donor],
                     )
                     values = self._values(runs[run].patched(cells, progress and a == "all"))
                     grid = np.full((*self.base.shape[1:3], *self.there.shape, len(live)), np.nan)
                     by_cell = np.moveaxis(values, -1, 1)
                     grid[:, :, self.there] = by_cell.reshape(*self.base.shape[1:3], -1, len(live))
-                    patched[..., live] = grid
+                    patched[..., [places[i] for i in live]] = grid
 
     def _values(self, scores: Float[Tensor, "*rest column"]) -> Float[np.ndarray, "metric *rest mode"]:
         return _values(scores, self.metrics, len(self.modes))
 
-    def _runs(
-        self, pair: tuple[Prompt, Prompt], positions: Sequence[int], start: int
-    ) -> dict[str, Packed | Plain]:
-        """The unpatched runs of a pair, whose first `start` tokens are the same."""
+    def _runs(self, pair: Pair, held: Mapping[str, Sequence[int]], start: int) -> dict[str, Packed | Plain]:
+        """The unpatched runs of a pair, whose first `start` tokens are the same; kept at positions `held`."""
         prefix: list[tuple[Tensor, Tensor]] = []
         runs = {}
-        for run, prompt in zip(_OTHER, pair):
+        for run, prompt in zip(_OTHER, pair.prompts):
             tails: list[list[int]] = []
             scored: list[int] = []
             for mode in self.modes:
-                more, counts = _continuations_of(*pair, prefix_in(prompt, mode), self.metrics)
+                more, counts = _continuations_of(pair, prompt, mode, self.metrics)
                 tails += more
                 scored += counts
             each = len(tails) // len(self.modes)
             compared = range(0, len(tails), each) if "kl" in self.metrics else ()
-            kept = (self.sites, positions, prefix, self.budget, list(compared))
+            kept = (self.sites, held[run], prefix, self.budget, list(compared))
             runs[run] = self.kind(self.model, prompt.ids, tails, scored, *kept)
             prefix = [(k[:, :, :start], v[:, :, :start]) for k, v in runs[run].layers]
         return runs
 
-    def sweeps(self) -> dict[tuple[str, str], Sweep]:
+    def sweeps(self) -> dict[tuple[str | int | tuple[int, ...], str], Sweep]:
         """(at, mode) -> Sweep."""
-        sweeps = {}
+        sweeps: dict[tuple[str | int | tuple[int, ...], str], Sweep] = {}
         for a, (m, mode) in itertools.product(self.at, enumerate(self.modes)):
             kept = slice(None) if a == "all" else 0
             by_metric: dict[str, Sweep] = {}
@@ -334,14 +333,20 @@ class _Patching:
         return sweeps
 
 
+def _changed(cell: PairedPositions, alike: int) -> PairedPositions:
+    """The positions of a cell at which the runs differ: not where both are the same up to there."""
+    differs = [(p, q) for p, q in zip(*cell) if p != q or p >= alike]
+    return tuple(p for p, _ in differs), tuple(q for _, q in differs)
+
+
 def _kind(
-    model: HookedModel, clean: Sequence[Prompt], corrupt: Sequence[Prompt], modes: Sequence[str]
+    model: HookedModel, pairs: Sequence[Pair], modes: Sequence[str]
 ) -> tuple[type[Packed] | type[Plain], str]:
     """How pairs are swept, and its name: packed where that is exact for the longest of their sequences."""
     longest = 0
-    for pair in zip(clean, corrupt):
-        for prompt, mode in itertools.product(pair, modes):
-            tails, _ = continuations(*pair, prefix_in(prompt, mode))
+    for pair in pairs:
+        for prompt, mode in itertools.product(pair.prompts, modes):
+            tails, _ = pair.continuations(prompt, mode)
             longest = max(longest, len(prompt.ids) + max(map(len, tails)))
     model.check_length(longest)
     path = model.path(longest)
@@ -376,39 +381,60 @@ def effects(
 
 def patch(
     model: HookedModel,
-    clean: Sequence[Prompt],
-    corrupt: Sequence[Prompt],
+    clean: Readable | Iterable[Readable],
+    corrupt: Readable | Iterable[Readable],
     sites: Sequence[str] = ("resid_pre",),
-    at: str = "boundary",
+    at: str | int | Sequence[int] = "boundary",
     mode: str = "prompt",
     minimum: float = 1.0,
     budget: float = BUDGET,
     progress: bool = False,
     metrics: Sequence[str] = ("difference",),
+    *,
+    answers: Answers | None = None,
+    align: Align | None = None,
 ) -> Sweep:
-    """Patch each site of each layer in both directions, and read off the action.
+    """Patch each site of each layer in both directions, and read off the action, or one of two answers.
 
     denoise = (LD_patched - LD_corrupt) / (LD_clean - LD_corrupt), noise = (LD_clean - LD_patched) / (same),
-    where LD is log p(clean action) - log p(corrupt action).
+    where LD is log p(clean answer) - log p(corrupt answer).
 
     Args:
-        clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own); their decisions'
-            reference actions are compared.
+        clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own), or texts, or
+            lists of token ids.
         sites: any of `interp.models.site_names.SITES`; `z` is patched head by head.
-        at: `boundary`; another span, or the whole `prompt`, all of whose positions are replaced together; or
-            `all`, every position by itself.
+        at: `boundary`; another span, or the whole `prompt`, all of whose positions are replaced together; an
+            index or several, replaced together; or `all`, every position by itself.
         mode: the action is read right after the boundary (`prompt`), or after the reference trace of the
             patched run (`cot`).
         minimum: pairs whose denominator is below it, in nats, are NaN.
         budget: MiB that one packed pass may take (on a GPU that runs out all the same, passes are halved).
         metrics: further ones of METRICS, from the same passes (`Sweep`).
+        answers: the clean and the corrupt answer, texts or token ids, or two for each pair; the decisions'
+            reference actions where None.
+        align: for prompts of different lengths, which position of the clean one corresponds to which of the
+            corrupt one; the position axis of `all` is then the clean prompt's.
 
     Raises:
         ValueError: for lists that are not pairs, and another position, mode or metric.
         NotImplementedError: for a site that the model does not have.
     """
-    sweeps = patch_modes(model, clean, corrupt, sites, [at], [mode], minimum, budget, progress, metrics)
-    return sweeps[at, mode]
+    place = at if isinstance(at, (str, int)) else tuple(at)
+    sweeps = patch_modes(
+        model,
+        clean,
+        corrupt,
+        sites,
+        [place],
+        [mode],
+        minimum,
+        budget,
+        progress,
+        metrics,
+        answers=answers,
+        align=align,
+    )
+    return sweeps[place, mode]
 
 
 @dataclass(frozen=True)
@@ -438,21 +464,21 @@ def sanity(
     Raises:
         ValueError: for lists that are not pairs.
     """
-    check_pairs(clean, corrupt)
-    kind = _kind(model, clean, corrupt, ["prompt"])[0]
+    pairs = pairs_of(model.tokenizer, clean, corrupt)
+    kind = _kind(model, pairs, ["prompt"])[0]
     moved, off = 0.0, 0.0
-    for pair in zip(clean, corrupt):
-        every = tuple(range(len(pair[0].ids)))
+    for pair in pairs:
+        every = tuple(range(len(pair.clean.ids)))
         runs = []
-        for prompt in pair:
-            tails, scored = continuations(*pair, prefix_in(prompt, "prompt"))
+        for prompt in pair.prompts:
+            tails, scored = pair.continuations(prompt, "prompt")
             runs.append(
                 kind(model, prompt.ids, tails, scored, ["resid_pre"], every, budget=int(budget * 2**20))
             )
         for run, donor in zip(runs, runs[::-1]):
-            own = run.patched(_cells(model, ["resid_pre"], run.values, [every]))
+            own = run.patched(cells_of(model, ["resid_pre"], run.values, [every]))
             moved = max(moved, (own - run.base).abs().max().item())
-            whole = run.patched(_cells(model, ["resid_pre"], donor.values, [every])[:1])[0].double()
+            whole = run.patched(cells_of(model, ["resid_pre"], donor.values, [every])[:1])[0].double()
             aim = donor.base.double()
             off = max(off, abs((whole[0] - whole[1]) - (aim[0] - aim[1])).item())
     return Sanity(moved, off)

@@ -16,8 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp.engine.packing import grow, plain_score, read_targets, score_whole, shared
-from interp.measures.pairs import check_pairs
-from interp.measures.patching import continuations
+from interp.measures.pairs import check_pairs, continuations, reference_actions
 from interp.models.hooked import HookedModel, Layers, layers_of
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
@@ -214,7 +213,7 @@ def prompt_reliance(
         prompts, tails = {}, {}
         for run, prompt in (("clean", first), ("corrupt", second)):
             prompts[run], tails[run] = prompt.ids, prompt.format.with_trace(prompt.decision.trace)
-        actions, scored = continuations(first, second, tails["clean"][-1:])
+        actions, scored = continuations(reference_actions(first, second), tails["clean"][-1:])
         longest = len(prompts["clean"]) + len(tails["clean"]) - 1 + max(map(len, actions))
         model.check_length(longest)
         path = model.path(longest)

@@ -172,7 +172,7 @@ class _Edits:
     acting: list[bool]
 
     def __call__(
-        self, owner: Sequence[int], out: Sequence[Sequence[int]], first: bool
+        self, owner: Sequence[int], out: Sequence[Sequence[int]], first: bool, at: Int[Tensor, "row token"]
     ) -> dict[tuple[str, int], Callable[[Tensor], Tensor]]:
         if first:
             width = max(map(len, self.flags))

@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
+import importlib
 import inspect
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
@@ -22,11 +21,14 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from interp.models import hooks, inner
+from interp.models import hooks, inner, texts
 from interp.models.attention import passing, without_cudnn
+from interp.models.bridge import bridge_of
 from interp.models.caches import AppendingLayer, CacheFilled, LastLayer, Layers, PrefixCache, layers_of
 from interp.models.devices import pick_device, pick_dtype
 from interp.models.finite import check_trial, not_finite
+from interp.models.hooks import PassEdit
+from interp.models.site_names import one_layer
 from interp.models.sites import find_hook_points
 from interp.models.support import (
     BASE,
@@ -43,16 +45,13 @@ from interp.models.support import (
 )
 from interp.models.turns import turns_of
 from interp.models.unembedding import Unembedding
+from interp.prompts.text import Readable, text_ids
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-__all__ = ["HookedModel", "Layers", "Support", "layers_of", "pick_device", "pick_dtype", "random_twin"]
+__all__ = ["HookedModel", "Layers", "Support", "layers_of", "pick_device", "pick_dtype"]
 
-#: Hidden states and entries of the vocabulary that are unembedded at once.
-ROWS, TILE = 512, 4096
-#: Logits that are held at once on a GPU.
-ON_GPU = 2**26
 #: The attention mask that a model takes: one for all layers, or one for each type of layer.
 Mask = Tensor | dict[str, Tensor]
 
@@ -98,7 +97,7 @@ class HookedModel:
         kind = "sliding_attention" if self.window else "full_attention"
         self.layer_types = list(getattr(self.config, "layer_types", None) or [kind] * len(self.blocks))
         forget_lengths(self.inner)
-        self._unembedding = inner.tried(module, lambda: Unembedding(module, self.inner, self._ids(6)))
+        self.unembedding = inner.tried(module, lambda: Unembedding(module, self.inner, self._ids(6)))
         inner.tried(module, self.check_finite)
         self.keyless = why_keyless(self)
         self.hook_points, self.heads, self.layout = inner.tried(
@@ -204,9 +203,18 @@ class HookedModel:
         """Numbers at a site of one layer; raises NotImplementedError where the layer does not have it."""
         return hooks.hook_point(self.hook_points, site, layer).width
 
-    def hooks(self, edits: hooks.Edits) -> AbstractContextManager[None]:
-        """Hook sites for one forward pass (see `hooks.attached`); other threads wait for its end."""
-        return self.turns.hooking(hooks.attached(self.blocks, self.hook_points, edits))
+    def hooks(self, edits: Mapping, passes: Literal["one", "any"] = "one") -> AbstractContextManager[None]:
+        """Hook sites, (site, layer) or "blocks.3.hook_resid_pre", while passes run; other threads wait.
+
+        Args:
+            edits: functions of the activation [row, token, width]; a tensor that one gives replaces it.
+            passes: `one` is exactly one forward pass, and an edit that did not run is an error
+                (`hooks.attached`); in `any` number of them an edit is also given `Where` its tokens are.
+        """
+        keyed = {key if isinstance(key, tuple) else one_layer(key): edit for key, edit in edits.items()}
+        if passes == "any":
+            return self.turns.hooking(hooks.attached_to_all(self.inner, self.blocks, self.hook_points, keyed))
+        return self.turns.hooking(hooks.attached(self.blocks, self.hook_points, keyed))
 
     @property
     def context(self) -> int | None:
@@ -403,85 +411,76 @@ class HookedModel:
         """Which path is exact here, tried on a few tokens (see `interp.models.support`)."""
         return judge(self)
 
-    @property
-    def tiling(self) -> tuple[int, int]:
-        """Hidden states and entries of the vocabulary to unembed at once.
-
-        That is the whole vocabulary on a GPU, and where the head is no plain matrix.
-        """
-        width = self._unembedding.width
-        if self.device.type == "cuda":  # few launches count for more than what fits a cache
-            return max(1, ON_GPU // width), width
-        return (ROWS, TILE) if self._unembedding.plain else (max(1, ROWS * TILE // width), width)
-
     def logits(
         self, hidden: Float[Tensor, "*rows d_model"], tokens: slice = slice(None)
     ) -> Float[Tensor, "*rows vocabulary"]:
         """Unembed final hidden states, in float32; `tokens`: that part of the vocabulary only."""
-        logits = self._unembedding(hidden, tokens).to(self.device)
+        logits = self.unembedding(hidden, tokens).to(self.device)
         if self.dtype == torch.float16 and not logits.isfinite().all():
             raise ValueError(not_finite(f"The logits of {self.architecture}", self.dtype, "on these tokens"))
         return logits
 
-    def log_probability(
-        self, hidden: Float[Tensor, "row d_model"], row: Int[Tensor, " scored"], token: Int[Tensor, " scored"]
-    ) -> Float[Tensor, " scored"]:
-        """log p(token) after the final hidden state hidden[row] for each (row, token), in nats.
-
-        The vocabulary is unembedded in tiles, so that no row of it is ever held in full.
-        """
-        step, tile = self.tiling
-        picked = torch.zeros(len(row), device=hidden.device)
-        norms: list[Tensor] = []
-        for first in range(0, len(hidden), step):
-            part = hidden[first : first + step]
-            in_part = (row >= first) & (row < first + step)
-            own_row = (row - first).clamp(0, len(part) - 1)
-            sums: list[Tensor] = []
-            for start in range(0, self._unembedding.width, tile):
-                logits = self.logits(part, slice(start, start + tile))
-                in_tile = in_part & (token >= start) & (token < start + tile)
-                value = logits[own_row, (token - start).clamp(0, logits.shape[-1] - 1)]
-                # no list of indices, for which the CPU would wait
-                picked = torch.where(in_tile, value, picked)
-                sums.append(logits.logsumexp(-1))
-            norms.append(torch.stack(sums).logsumexp(0))
-        return picked - torch.cat(norms)[row]
-
     @cached_property
     def bridge(self) -> TransformerBridge:
         """TransformerLens's TransformerBridge over the very same parameters, built on first use."""
-        from transformer_lens.model_bridge import TransformerBridge
+        return bridge_of(self)
 
-        if self.tokenizer is None:
-            raise ValueError(
-                "TransformerLens's bridge needs a tokenizer, and this model has none: "
-                "give HookedModel(hf, tokenizer)."
-            )
-        shared = {id(p): p for p in self.hf.parameters()}
-        twin = copy.deepcopy(self.hf, shared)  # the bridge rebuilds modules in place; parameters stay shared
-        return TransformerBridge.boot_transformers(
-            self.hf.config.name_or_path or "local",
-            hf_model=twin,
-            tokenizer=self.tokenizer,
-            dtype=self.dtype,
-            device=self.device,
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | Path,
+        dtype: str = "auto",
+        device: str = "auto",
+        device_map: str | dict | None = None,
+        revision: str = "main",
+    ) -> HookedModel:
+        """The model in a folder or GGUF file, or of a hub's repository, which is fetched.
+
+        Args:
+            dtype: float32, float16 or bfloat16; `auto` is float32 on a CPU and bfloat16 on a GPU.
+            device_map: lays a model over several GPUs (accelerate's device map); `device` is then not read.
+            revision: of a repository.
+
+        Raises:
+            ValueError, FileNotFoundError: for what cannot be read (see `CheckpointSeries.load`).
+        """
+        # Checkpoints are a layer above models.
+        series = importlib.import_module("interp.checkpoints.series").CheckpointSeries
+        found = (
+            series.from_paths([path_or_name], steps=[0])
+            if Path(path_or_name).exists()
+            else series.from_hub(str(path_or_name), [revision])
         )
+        return found.load(found.steps[0], device, dtype, device_map)
 
+    def tokens(self, text: str, prepend_bos: bool | None = None) -> list[int]:
+        """Ids of a text, with the special tokens that the tokenizer puts before one.
 
-def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
-    """A model of the same configuration and tokenizer with the weights of an untrained model.
+        prepend_bos: whether the tokenizer's first token stands before it (None: as the tokenizer has it).
+        """
+        return text_ids(self.tokenizer, text, prepend_bos)
 
-    seed: of the draw, which is made on the CPU in float32 and then moved, so that every device gets the same
-    weights; torch's own generator is left as it was. `weights_hash` names configuration and seed.
-    """
-    # An adapter draws nothing: it starts at 0.
-    hf: inner.LanguageModel = getattr(model.hf, "get_base_model", lambda: model.hf)()
-    config = copy.deepcopy(hf.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        drawn = inner.moved(inner.in_dtype(type(hf)(config), model.dtype), model.device)
-    # without where it was read from
-    settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return HookedModel(drawn, model.tokenizer, weights_hash=f"random-{seed}-{digest}")
+    @passing
+    def __call__(self, text: Readable) -> Float[Tensor, "1 token vocabulary"]:
+        """Logits at every token of a text, or of ids, in float32."""
+        return texts.logits_of(self, text)
+
+    @passing
+    def run_with_cache(
+        self, text: Readable, sites: Sequence[str] | None = None
+    ) -> tuple[Float[Tensor, "1 token vocabulary"], texts.SiteCache]:
+        """Logits at every token of a text, and activations at sites, by TransformerLens's names."""
+        return texts.run_with_cache(self, text, sites)
+
+    def generate(
+        self,
+        text: Readable,
+        max_new_tokens: int = 32,
+        hooks: Mapping[str | tuple[str, int], PassEdit] | None = None,
+    ) -> str | list[int]:
+        """What follows a text, greedily: as text, or as ids where the model has no tokenizer.
+
+        hooks: run in each pass, as `model.hooks(..., passes="any")` has them.
+        """
+        ids = texts.generate(self, text, max_new_tokens, hooks)
+        return ids if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)

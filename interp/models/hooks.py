@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from transformers import Cache
 
 from interp.models.inner import LanguageModel
 from interp.models.outputs import Layout, first_of, mapped, replaced
@@ -25,6 +26,19 @@ from interp.models.outputs import Layout, first_of, mapped, replaced
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 Edit = Callable[[Tensor], Tensor | None]
 Edits = Mapping[tuple[str, int], Edit]
+
+
+class Where(NamedTuple):
+    """Which tokens an activation is of."""
+
+    prompt: Int[Tensor, " row"]
+    """Of each row of the pass, counted from 0 in the order in which prompts were given."""
+    position: Int[Tensor, "row token"]
+    """Of each token in its sequence; -1 for padding."""
+
+
+#: An edit that runs in every pass, and is told which tokens it is given.
+PassEdit = Callable[[Tensor, Where], Tensor | None]
 Blocks = torch.nn.ModuleList | Sequence[torch.nn.Module]
 
 
@@ -201,6 +215,47 @@ def attached(blocks: Blocks, hook_points: HookPoints, edits: Edits) -> Iterator[
                 raise RuntimeError(f"The hook at blocks.{layer}.hook_{site} did not fire.")
     finally:
         _remove(handles)
+
+
+@contextmanager
+def attached_to_all(
+    decoder: torch.nn.Module,
+    blocks: Blocks,
+    hook_points: HookPoints,
+    edits: Mapping[tuple[str, int], PassEdit],
+) -> Iterator[None]:
+    """As `attached`, for any number of passes: each edit is told which tokens it is given.
+
+    decoder: the module whose passes are counted.
+    """
+    where: list[Where] = []
+
+    def begin(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        where[:] = [_where(args, kwargs)]
+
+    def told(key: tuple[str, int]) -> Edit:
+        return lambda tensor: edits[key](tensor, where[0])
+
+    handles = [decoder.register_forward_pre_hook(begin, with_kwargs=True)]
+    try:
+        for site, layer in sorted(edits, key=lambda key: key[0] == "resid_mid"):
+            handles += _register(blocks[layer], hook_point(hook_points, site, layer), told((site, layer)))
+        yield
+    finally:
+        _remove(handles)
+
+
+def _where(args: tuple, kwargs: Mapping[str, Any]) -> Where:
+    """The tokens of a pass, from what the decoder is called with."""
+    given = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs_embeds"))
+    assert given is not None
+    rows, tokens = given.shape[:2]
+    position = kwargs.get("position_ids")
+    if position is None:
+        cache = kwargs.get("past_key_values")
+        start = cache.get_seq_length() if isinstance(cache, Cache) else 0
+        position = torch.arange(start, start + tokens, device=given.device)[None]
+    return Where(torch.arange(rows, device=given.device), position.expand(rows, -1))
 
 
 def _remove(handles: Iterable[RemovableHandle]) -> None:

@@ -28,6 +28,26 @@ def parse_site(name: str) -> tuple[str, int | None]:
     return site, int(match.group(1)) if match else None
 
 
+def one_layer(name: str) -> tuple[str, int]:
+    """(site, layer) of a name such as "blocks.3.hook_resid_pre".
+
+    Raises ValueError for one without a layer.
+    """
+    site, layer = parse_site(name)
+    if layer is None:
+        raise ValueError(f'{name!r} names no layer: say ("{name}", 3), or "blocks.3.hook_{name}".')
+    return site, layer
+
+
+def tl_name(site: str, layer: int) -> str:
+    """A site's name in TransformerLens.
+
+    >>> tl_name("z", 3)
+    'blocks.3.attn.hook_z'
+    """
+    return f"blocks.{layer}.{'attn.' if site == 'z' else ''}hook_{site}"
+
+
 def every_layer(names: Sequence[str]) -> list[str]:
     """Sites that are read at every layer.
 

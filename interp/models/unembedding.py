@@ -7,13 +7,21 @@ final states.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.models.inner import LanguageModel
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
+
+#: Hidden states and entries of the vocabulary that are unembedded at once.
+ROWS, TILE = 512, 4096
+#: Logits that are held at once on a GPU.
+ON_GPU = 2**26
 
 
 class Unembedding:
@@ -158,3 +166,43 @@ def _same(
         + 1e-6 * own.abs().max()
     )
     return bool(((logits - own).abs() <= bound).all())
+
+
+def tiling(model: HookedModel) -> tuple[int, int]:
+    """Hidden states and entries of the vocabulary to unembed at once.
+
+    That is the whole vocabulary on a GPU, and where the head is no plain matrix.
+    """
+    width = model.unembedding.width
+    if model.device.type == "cuda":  # few launches count for more than what fits a cache
+        return max(1, ON_GPU // width), width
+    return (ROWS, TILE) if model.unembedding.plain else (max(1, ROWS * TILE // width), width)
+
+
+def log_probability(
+    model: HookedModel,
+    hidden: Float[Tensor, "row d_model"],
+    row: Int[Tensor, " scored"],
+    token: Int[Tensor, " scored"],
+) -> Float[Tensor, " scored"]:
+    """log p(token) after the final hidden state hidden[row] for each (row, token), in nats.
+
+    The vocabulary is unembedded in tiles, so that no row of it is ever held in full.
+    """
+    step, tile = tiling(model)
+    picked = torch.zeros(len(row), device=hidden.device)
+    norms: list[Tensor] = []
+    for first in range(0, len(hidden), step):
+        part = hidden[first : first + step]
+        in_part = (row >= first) & (row < first + step)
+        own_row = (row - first).clamp(0, len(part) - 1)
+        sums: list[Tensor] = []
+        for start in range(0, model.unembedding.width, tile):
+            logits = model.logits(part, slice(start, start + tile))
+            in_tile = in_part & (token >= start) & (token < start + tile)
+            value = logits[own_row, (token - start).clamp(0, logits.shape[-1] - 1)]
+            # no list of indices, for which the CPU would wait
+            picked = torch.where(in_tile, value, picked)
+            sums.append(logits.logsumexp(-1))
+        norms.append(torch.stack(sums).logsumexp(0))
+    return picked - torch.cat(norms)[row]

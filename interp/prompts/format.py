@@ -65,6 +65,16 @@ class Prompt:
         """Index of the last prompt token."""
         return len(self.ids) - 1
 
+    @property
+    def episode(self) -> str:
+        """The episode that its decision is of: its prompts extend one another."""
+        return self.decision.episode
+
+    @property
+    def name(self) -> str:
+        """What sentences call it."""
+        return f"decision {self.decision.id}"
+
     @cached_property
     def hash(self) -> str:
         """Content hash of ids and spans."""

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from interp.checkpoints import adapters
 from interp.checkpoints.series import CheckpointSeries
-from interp.models.hooked import HookedModel, random_twin
+from interp.models.hooked import HookedModel
+from interp.models.untrained import random_twin
 from tests.checkpoints.test_series import IDS, direct, edit, logits
 from tests.conftest import tiny_hf
 

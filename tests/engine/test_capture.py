@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from interp.engine import capturing
 from interp.engine.capturing import capture
 from interp.engine.packing import grow, plain_score, score
-from interp.models import hooked as models
+from interp.models import unembedding
 from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel, Support
+from interp.models.unembedding import log_probability
 from interp.models.whole import length_batches
 from tests.conftest import ARCHITECTURES, tiny_hf
 from tests.counting import waits
@@ -242,9 +243,9 @@ def test_a_vocabulary_in_tiles_gives_the_probabilities_of_the_whole(model, monke
     )
     whole = model.logits(hidden).log_softmax(-1)[row, token]
     for rows, tile in ((512, 4096), (4, 32), (3, 7)):
-        monkeypatch.setattr(models, "ROWS", rows)
-        monkeypatch.setattr(models, "TILE", tile)
-        torch.testing.assert_close(model.log_probability(hidden, row, token), whole, rtol=0, atol=1e-5)
+        monkeypatch.setattr(unembedding, "ROWS", rows)
+        monkeypatch.setattr(unembedding, "TILE", tile)
+        torch.testing.assert_close(log_probability(model, hidden, row, token), whole, rtol=0, atol=1e-5)
 
 
 def test_reading_ends_with_the_last_layer_s_keys_and_leaves_an_ordinary_cache(model):

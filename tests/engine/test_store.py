@@ -161,7 +161,7 @@ def test_a_manifest_cannot_reach_outside_its_folder(llama, prompts, tmp_path):
 
 def _fill(folder, of, prompts, start):
     for i in range(start, start + 20):
-        Store(folder, of).append(torch.full((1, 2), float(i)), [prompts[i % len(prompts)]])
+        Store(folder, of).append(torch.full((1, 2), float(i)), [prompts[i % len(prompts)].hash])
 
 
 def test_two_processes_may_fill_one_store(prompts, tmp_path):
@@ -174,3 +174,16 @@ def test_two_processes_may_fill_one_store(prompts, tmp_path):
     assert len(Store(tmp_path, of).read(sorted(Store(tmp_path, of).where()))) == len(
         {p for line in lines for p in line["prompts"]}
     )
+
+
+def test_every_token_of_traces_is_stored_and_found_again(tmp_path, llama, prompts, monkeypatch):
+    traces = ["Next I check drawer 1.", None, "Goal: mug.", "Hands empty."]
+    direct = capture(llama, prompts[:4], ["resid_pre", "resid_post"], "trace", traces=traces)
+    stored = stored_capture(tmp_path, llama, prompts[:4], at="trace", traces=traces)
+    monkeypatch.setattr("interp.engine.store.capture", None)
+    again = stored_capture(tmp_path, llama, prompts[3::-1], at="trace", traces=traces[::-1])
+    assert stored.offsets == direct.offsets and stored.positions == direct.positions
+    torch.testing.assert_close(stored.values, direct.values)
+    assert all(torch.equal(again.rows(3 - i), stored.rows(i)) for i in range(4))
+    with pytest.raises(TypeError):  # another trace is another row
+        stored_capture(tmp_path, llama, prompts[:1], at="trace", traces=["Next I check drawer 2."])

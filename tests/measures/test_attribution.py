@@ -6,8 +6,8 @@ import torch
 
 from interp.engine.sweeps import Cell, Plain
 from interp.measures.attribution import at_span, attribute, attribute_modes
-from interp.measures.pairs import make_pairs
-from interp.measures.patching import continuations, patch
+from interp.measures.pairs import continuations, make_pairs, reference_actions
+from interp.measures.patching import patch
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
             model,
             p.ids,
             *continuations(
-                clean[0], corrupt[0], p.format.action_prefix(None if mode == "prompt" else p.decision.trace)
+                reference_actions(clean[0], corrupt[0]),
+                p.format.action_prefix(None if mode == "prompt" else p.decision.trace),
             ),
             sites,
             range(size),

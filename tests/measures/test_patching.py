@@ -13,9 +13,9 @@ from interp.engine.packing import divergence
 from interp.engine.sweeps import Cell, Packed, Plain
 from interp.measures import patching
 from interp.measures.attribution import attribute
-from interp.measures.pairs import make_pairs, mismatch, swap, swapped
-from interp.measures.patching import METRICS, continuations, effects, patch, patch_modes, sanity
-from interp.models import hooked as models
+from interp.measures.pairs import continuations, make_pairs, mismatch, reference_actions, swap, swapped
+from interp.measures.patching import METRICS, effects, patch, patch_modes, sanity
+from interp.models import unembedding
 from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel, Support
 from interp.models.site_names import SITES
@@ -354,8 +354,8 @@ def test_a_metric_drops_the_pairs_that_it_cannot_divide(llama, pairs):
 
 @pytest.mark.parametrize("tile", [64, 100, 4096])
 def test_kl_by_tiles_is_kl_by_whole_rows(model, monkeypatch, tile):
-    monkeypatch.setattr(models, "TILE", tile)
-    monkeypatch.setattr(models, "ROWS", 4)
+    monkeypatch.setattr(unembedding, "TILE", tile)
+    monkeypatch.setattr(unembedding, "ROWS", 4)
     with torch.inference_mode():
         base, hidden = torch.randn(2, model.d_model), torch.randn(5, 2, model.d_model)
         p, q = (model.logits(h).log_softmax(-1) for h in (base, hidden))
@@ -371,10 +371,10 @@ def test_patching_everything_gives_the_other_run_and_with_itself_nothing(model, 
     assert found.self_patch < 1e-4 and found.everything < 1e-4
     sweep = patch(model, *sides(usable), at="prompt", minimum=1e-2)
     np.testing.assert_allclose([sweep.denoise[:, 0, 0], sweep.noise[:, 0, 0]], 1, atol=1e-3)
-    cells = patching._cells  # a position that is forgotten is found
+    cells = patching.cells_of  # a position that is forgotten is found
     monkeypatch.setattr(
         patching,
-        "_cells",
+        "cells_of",
         lambda model, names, values, places: cells(model, names, values, [p[:-1] for p in places], places[0]),
     )
     assert sanity(model, *sides(usable)).everything > 1e-3
@@ -414,7 +414,7 @@ def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places)
     flat = sorted({p for place in positions for p in place})
     names = [s for s in SITES if s in model.hook_points]
     run = Packed(model, prompt.ids, tails, [2, 3], names, flat)
-    found = run.patched(patching._cells(model, names, run.values, positions))
+    found = run.patched(patching.cells_of(model, names, run.values, positions))
     assert len(found) == (len(names) - 1 + model.n_heads) * model.n_layers * len(positions)
     np.testing.assert_allclose(found, run.base.expand_as(found), atol=1e-4)
 
@@ -468,7 +468,7 @@ def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20, kept=N
     values = {at: value.flip(-1) for at, value in Plain(model, donor.ids, *arguments[1:]).values.items()}
     for at, value in slow.values.items():
         torch.testing.assert_close(fast.values[at], value, rtol=1e-4, atol=1e-4)
-    cells = patching._cells(model, names, values, positions)
+    cells = patching.cells_of(model, names, values, positions)
     torch.testing.assert_close(fast.base, slow.base, rtol=0, atol=1e-4)
     if key not in kept:
         kept[key] = slow.patched(cells)
@@ -622,7 +622,7 @@ def test_heads_are_cut_by_each_layer_s_own_width(fmt, pairs):
     sweep = patch(model, [clean], [corrupt], sites=["z"], minimum=-1e9)
     screen = attribute(model, [clean], [corrupt], sites=["z"], minimum=-1e9)
     assert sweep.sites == screen.sites == ("z.0", "z.1", "z.2", "z.3") and np.isfinite(screen.denoise).all()
-    tails, scored = continuations(clean, corrupt, fmt.action_prefix(None))
+    tails, scored = continuations(reference_actions(clean, corrupt), fmt.action_prefix(None))
     for layer in (0, 1, 2):
         width = model.blocks[layer].self_attn.o_proj.in_features // 4
         runs = {

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from interp.checkpoints.series import CheckpointSeries
 from interp.engine.capturing import capture
-from interp.models.hooked import HookedModel, pick_device, pick_dtype, random_twin
+from interp.models.hooked import HookedModel, pick_device, pick_dtype
 from interp.models.site_names import SITES, parse_site
+from interp.models.untrained import random_twin
 from tests.conftest import tiny_hf
 
 IDS = torch.arange(20, 45)[None]

@@ -12,7 +12,8 @@ from interp.engine.decoding import choose
 from interp.engine.generation import continue_each
 from interp.engine.packing import score
 from interp.measures.attribution import attribute, gradients, whole_gradients
-from interp.measures.patching import continuations, patch, sanity
+from interp.measures.pairs import continuations, reference_actions
+from interp.measures.patching import patch, sanity
 from interp.measures.reliance import prompt_reliance
 from interp.measures.steering import steer
 from interp.models.architectures import tiny
@@ -361,7 +362,7 @@ def test_first_order_estimates_from_whole_passes_are_those_from_one_reading(toke
     linear."""
     model = made(name, tokenizer)
     if name == "llama":
-        actions = [continuations(*pairs[0], [5, 6])]
+        actions = [continuations(reference_actions(*pairs[0]), [5, 6])]
         ways = [
             read(model, pairs[0][0].ids, actions, ["resid_pre", "mlp_out"])
             for read in (gradients, whole_gradients)

@@ -1,0 +1,234 @@
+"""Ablation: an activation replaced by nothing, by a mean, by another prompt's, or without one direction.
+
+Every site, layer and position is a cell of one packed sweep (see `interp.engine.sweeps`), so that all of
+them cost about as much as reading the prompts.
+
+>>> result = ablate(model, prompts, sites=["attn_out", "mlp_out"], how="mean", answers=(" Mary", " John"))
+>>> result.effect.shape                                  # [prompt, site, layer], in nats
+>>> ablate(model, prompts, how="direction", direction=w).kl
+
+Resampling keeps what is usual at a place and is the fairest; zero and mean leave the distribution that the
+model knows (Zhang & Nanda 2023, 2309.16042).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from interp.engine.packing import shared
+from interp.engine.positions import readings
+from interp.engine.sweeps import Packed, Plain
+from interp.measures.pairs import Answer, answer_tokens
+from interp.measures.patching import BUDGET, cells_of, columns_of, rows_of
+from interp.models.hooked import HookedModel
+from interp.models.site_names import every_layer
+from interp.models.turns import measured
+from interp.prompts.format import Prompt
+from interp.prompts.text import AnyPrompt, Readable, read_texts
+
+How = Literal["zero", "mean", "resample", "direction"]
+#: Activations of one prompt at each (site, layer).
+Values = dict[tuple[str, int], Float[Tensor, "position width"]]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What ablating each site of each layer does to what follows each prompt.
+
+    NaN where a layer lacks a head, or a prompt a position.
+    """
+
+    sites: tuple[str, ...]
+    """`z` has one for each head, `z.0`, `z.1`, ..."""
+    how: str
+    base: Float[np.ndarray, "prompt"]
+    """Unablated: the first answer's log-probability less the second's, or the one answer's, in nats (NaN
+    without answers)."""
+    effect: Float[np.ndarray, "prompt site layer *position"]
+    """What that changes by, in nats; negative where the ablated activation speaks for the first answer."""
+    kl: Float[np.ndarray, "prompt site layer *position"]
+    """KL(unablated || ablated) of the next token, in nats: of the token at which the answers part."""
+    path: str = "packed"
+    """`packed`, or `plain loop` with the reason."""
+
+
+@measured
+def ablate(
+    model: HookedModel,
+    prompts: Readable | Iterable[Readable],
+    sites: Sequence[str] = ("attn_out", "mlp_out"),
+    how: How = "mean",
+    at: str | int | Sequence[int] = "boundary",
+    *,
+    answers: Sequence[Answer] = (),
+    direction: Sequence[float] | Float[np.ndarray, "d_model"] | None = None,
+    seed: int = 0,
+    budget: float = BUDGET,
+    progress: bool = False,
+) -> Ablation:
+    """Ablate each site of each layer at chosen positions of each prompt.
+
+    Args:
+        prompts: prompts of a format, texts, or lists of token ids.
+        how: `zero`; the `mean` over all that is ablated at that site and layer; `resample`, the activation at
+            the same place in another of the prompts (at a random place of it where several positions are
+            ablated); or `direction`, the activation without its component along `direction`.
+        at: as in `interp.patch`: `boundary`, a span, the whole `prompt`, an index or several, together; or
+            `all`, every position by itself.
+        answers: one or two, for all prompts: texts, or token ids. Without any, `kl` alone is read. Those of
+            an agent's prompt are actions, read after the opened tag.
+        direction: of the site's width, for `how="direction"`.
+        seed: of what is resampled.
+        budget: MiB that one packed pass may take.
+
+    Raises:
+        ValueError: for no prompt, another way or position, a mean or a resampling of a single prompt, and
+            answers that differ in no token.
+        NotImplementedError: for a site that the model does not have.
+    """
+    given = read_texts(model.tokenizer, prompts)
+    unit = _check(given, how, direction, answers)
+    names = every_layer(sites)
+    if at in ("trace", "action_tag"):
+        raise ValueError(f"Ablation is done in the prompt, not at {at!r}.")
+    positions = [reading.positions for reading in readings(given, "all" if at == "prompt" else at)]
+    if not any(positions):
+        raise ValueError(f"None of the {len(given)} prompts has a token at {at!r}.")
+    tails = [_continuations(model, prompt, answers) for prompt in given]
+    longest = max(len(p.ids) + max(map(len, both)) for p, (both, _) in zip(given, tails))
+    model.check_length(longest)
+    path = model.path(longest)
+    kind = Plain if path else Packed
+
+    def run(index: int) -> Packed | Plain:
+        both, scored = tails[index]
+        kept = sorted({*positions[index]})
+        return kind(model, given[index].ids, both, scored, names, kept, (), int(budget * 2**20), [0])
+
+    replacing = _Replacing(how, unit, seed)
+    if how in ("mean", "resample"):
+        for index in tqdm(range(len(given)), desc="read", leave=False, disable=not progress):
+            if positions[index]:
+                replacing.add(index, run(index).values)
+    labels = rows_of(model, names)
+    there = [columns_of(model, row, layer) is not None for row in labels for layer in range(model.n_layers)]
+    width = max(len(p.ids) for p in given) if at == "all" else 1
+    grid = (len(given), len(labels), model.n_layers, width)
+    effect, kl = np.full(grid, np.nan), np.full(grid, np.nan)
+    base = np.full(len(given), np.nan)
+    for index in tqdm(range(len(given)), desc="ablate", leave=False, disable=not progress):
+        if not positions[index]:
+            continue
+        own = run(index)
+        held = sorted({*positions[index]})
+        places = [(p,) for p in held] if at == "all" else [tuple(held)]
+        cells = cells_of(model, names, replacing.values(index, own.values), places)
+        scores = own.patched(cells, progress and at == "all").double().numpy()
+        signs = np.array([1, -1][: max(1, len(answers))])
+        slots = [p[0] for p in places] if at == "all" else [0]
+        by_cell = scores.reshape(sum(there), len(places), -1)
+        for number, cell in zip(np.flatnonzero(there), by_cell):
+            row, layer = divmod(int(number), model.n_layers)
+            kl[index, row, layer, slots] = cell[:, -1]
+            if answers:
+                unablated = own.base.double().numpy() @ signs
+                base[index] = unablated
+                effect[index, row, layer, slots] = cell[:, : len(signs)] @ signs - unablated
+    if at != "all":
+        effect, kl = effect[..., 0], kl[..., 0]
+    return Ablation(tuple(labels), how, base, effect, kl, path or "packed")
+
+
+def _check(
+    prompts: Sequence[AnyPrompt],
+    how: str,
+    direction: Sequence[float] | Float[np.ndarray, "d_model"] | None,
+    answers: Sequence[Answer],
+) -> Float[Tensor, " d_model"] | None:
+    """The direction at length 1; raises ValueError for what cannot be ablated."""
+    if not prompts:
+        raise ValueError("There is nothing to ablate: the list of prompts is empty.")
+    if how not in get_args(How):
+        raise ValueError(f"Activations are ablated by {', '.join(get_args(How))}, not by {how!r}.")
+    if isinstance(answers, str) or len(answers) > 2:
+        raise ValueError("answers= takes one answer or two, as in answers=(' Mary', ' John').")
+    if how in ("mean", "resample") and len(prompts) < 2:
+        raise ValueError(f"how={how!r} needs other prompts to take activations from: give at least two.")
+    if (how == "direction") != (direction is not None):
+        raise ValueError("`direction` belongs to how='direction', which needs it.")
+    if direction is None:
+        return None
+    vector = torch.as_tensor(np.asarray(direction, dtype=np.float32))
+    if vector.ndim != 1 or not vector.isfinite().all() or not vector.norm() > 0:
+        raise ValueError("`direction` is one vector of finite numbers, not all of them 0.")
+    return vector / vector.norm()
+
+
+def _continuations(
+    model: HookedModel, prompt: AnyPrompt, answers: Sequence[Answer]
+) -> tuple[list[list[int]], list[int]]:
+    """What is read after a prompt, and how many last tokens count: some token where there is no answer."""
+    prefix = prompt.format.action_prefix(None) if isinstance(prompt, Prompt) else []
+    ids = [answer_tokens(model.tokenizer, prompt, answer) for answer in answers] or [[0]]
+    alike = shared(*ids) if len(ids) == 2 else 0
+    if alike == min(map(len, ids)):
+        raise ValueError(f"The answers {answers[0]!r} and {answers[1]!r} differ in no token that both have.")
+    return [[*prefix, *a] for a in ids], [len(a) - alike for a in ids]
+
+
+class _Replacing:
+    """What takes the place of a prompt's activations, by the way of ablation."""
+
+    def __init__(self, how: str, unit: Float[Tensor, " d_model"] | None, seed: int):
+        self.how, self.unit, self.seed = how, unit, seed
+        self.donors: dict[int, Values] = {}
+        self.sums: dict[tuple[str, int], Float[Tensor, " width"]] = {}
+        self.rows = 0
+
+    def add(self, index: int, values: Values) -> None:
+        """Take in what others' activations are replaced by: their sum, or each of them."""
+        if self.how == "resample":
+            self.donors[index] = {key: value.cpu() for key, value in values.items()}
+            return
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0) + value.flatten(0, -2).double().sum(0)
+        self.rows += next(iter(values.values())).flatten(0, -2).shape[0]
+
+    def values(self, index: int, own: Values) -> Values:
+        """In place of a prompt's own."""
+        if self.how == "zero":
+            return {key: torch.zeros_like(value) for key, value in own.items()}
+        if self.how == "direction":
+            return {key: self._without(key, value) for key, value in own.items()}
+        if self.how == "mean":
+            return {
+                key: (self.sums[key] / self.rows).to(value).expand_as(value) for key, value in own.items()
+            }
+        return self._resampled(index, own)
+
+    def _without(self, key: tuple[str, int], value: Float[Tensor, "position width"]) -> Tensor:
+        assert self.unit is not None
+        if value.shape[-1] != len(self.unit):
+            raise ValueError(
+                f"The direction has {len(self.unit)} numbers, but {key[0]} has {value.shape[-1]}."
+            )
+        unit = self.unit.to(value)
+        return value - (value @ unit)[..., None] * unit
+
+    def _resampled(self, index: int, own: Values) -> Values:
+        generator = np.random.default_rng([self.seed, index])
+        others = [i for i in self.donors if i != index]
+        donor = self.donors[others[generator.integers(len(others))]]
+        rows, available = (next(iter(values.values())).shape[-2] for values in (own, donor))
+        chosen = (
+            list(range(rows)) if rows == available == 1 else generator.integers(available, size=rows).tolist()
+        )
+        return {key: donor[key][..., chosen, :].to(value) for key, value in own.items()}
