@@ -62,11 +62,6 @@ def ancestors(parents: Sequence[int]) -> Bool[Tensor, "node node"]:
     return seen
 
 
-def shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens that two sequences begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
 def grow(continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> Tree:
     """Merge continuations into a tree; the last `scored[i]` tokens of each are scored.
 

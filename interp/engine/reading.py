@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from interp.engine.packing import WORTH, ancestors, merge, shared
+from interp.engine.packing import WORTH, ancestors, merge
 from interp.models.caches import Kept, Layers, RoomyLayer, layers_of, with_room, zeros_like_layers
 from interp.models.devices import halved, pass_tokens, sent
 from interp.models.hooked import HookedModel, Mask
 from interp.models.whole import length_batches, padded
+from interp.prompts.text import shared
 
 #: Tokens of a tree of prompts that are read in one pass, whose mask has the square of them.
 PACK = 2048

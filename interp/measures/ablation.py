@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.engine.packing import shared
 from interp.engine.positions import readings
 from interp.engine.sweeps import Packed, Plain
 from interp.measures.pairs import Answer, answer_tokens
@@ -32,7 +31,7 @@ from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
-from interp.prompts.text import AnyPrompt, Readable, read_texts
+from interp.prompts.text import AnyPrompt, Readable, read_texts, shared
 
 How = Literal["zero", "mean", "resample", "direction"]
 #: Activations of one prompt at each (site, layer).

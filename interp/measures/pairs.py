@@ -18,11 +18,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from interp.engine.packing import shared
 from interp.environments.alfworld.commands import swap_candidates as household
 from interp.prompts.encoding import PreTrainedTokenizerBase
 from interp.prompts.format import Prompt, PromptFormat
-from interp.prompts.text import AnyPrompt, Readable, answer_ids, read_texts, shown_tokens
+from interp.prompts.text import AnyPrompt, Readable, answer_ids, read_texts, shared, shown_tokens
 from interp.system.renamed import renamed_keywords
 from interp.tasks.episodes import Decision
 

@@ -22,14 +22,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.engine.packing import shared
 from interp.engine.sweeps import Cell, Packed, Plain
 from interp.measures.pairs import Align, Answers, Pair, PairedPositions, pairs_of
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.prompts.format import SPANS, Prompt
-from interp.prompts.text import TEXT, AnyPrompt, Readable
+from interp.prompts.text import TEXT, AnyPrompt, Readable, shared
 from interp.system.choices import Metric
 
 BUDGET = 256  # MiB

@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.engine.packing import grow, plain_score, read_targets, score_whole, shared
+from interp.engine.packing import grow, plain_score, read_targets, score_whole
 from interp.measures.pairs import check_pairs, continuations, reference_actions
 from interp.models.hooked import HookedModel, Layers, layers_of
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
+from interp.prompts.text import shared
 
 #: How far a log-probability may be from a plain pass's, in its own size, for rounding alone.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}

@@ -26,14 +26,17 @@ from interp.plots.theme import (
     draw_line,
     draw_metrics,
     draw_trace,
+    facets,
     fit_values,
     layer_axis,
     panels,
     plain,
     step_axis,
     uncertain,
+    under,
 )
-from interp.results.names import ACTIVATION_CONTROLS, BLUE, CONTROLS, LABELS, ORANGE, SKY, SPLITS
+from interp.results.estimates import side
+from interp.results.names import ACTIVATION_CONTROLS, BLUE, CONTROLS, GREEN, GREY, LABELS, ORANGE, SKY, SPLITS
 from interp.results.queries import label_of, need, pick, splits_of, steps_of
 
 #: What the last gain's interval says of the probe against the best guess made without activations.
@@ -263,3 +266,57 @@ def _mark(
         row=row,
         col=col,
     )
+
+
+#: Predictors along the trace, and how each is drawn.
+_ALONG = {
+    "probe": ("probe of the activations", BLUE, "solid", "square"),
+    "tfidf": ("TF-IDF of the text so far", GREEN, "solid", "diamond"),
+    "majority": ("majority class", GREY, "dash", "line-ew"),
+    "named": ("the trace so far names it", ORANGE, "dot", "circle"),
+}
+
+
+def _along_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
+    label = label or label_of(frame)
+    rows = pick(frame, label=label)
+    last = rows[rows["step"] == rows["step"].max()]
+    told = {
+        place: GAINED[side(each.iloc[0], 0.0)]
+        for place in ("boundary", "action tag")
+        if len(each := pick(last, position=place, predictor="gain").dropna(subset=["low", "high"]))
+    }
+    places_of: dict[str, list[str]] = {}
+    for place, words in told.items():
+        places_of.setdefault(words, []).append(f"at the {place}")
+    message = ", and ".join(f"{words} {' and '.join(places)}" for words, places in places_of.items())
+    message = f"At the last checkpoint the probe {message}." if message else ""
+    drawn = (
+        f"Probe of the {LABELS.get(label, label)} at points of the own trace, nested accuracy; controls read "
+        "the text up to the same token."
+    )
+    ends_ = only(rows, position=("boundary", "action tag"), predictor=("probe", "gain"))
+    return Caption(message, drawn, size(pick(rows, predictor="probe")), listing(ends_))
+
+
+@_figure("When along the trace is the action settled?", table="along_trace", caption=_along_caption)
+def along_trace(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
+    """Accuracy of the probe and of its controls from the boundary to the action tag, by checkpoint."""
+    rows = need(frame, label=label or label_of(frame))
+    steps = steps_of(rows)
+    shown = sorted({steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(4, len(steps)))})
+    places = rows.drop_duplicates("position").sort_values("share")["position"].tolist()
+    names = [place.removesuffix(" of the trace") for place in places]
+    fig = facets(1, 300, 46, [f"step {step}" for step in shown], spacing=0.03)
+    for col, step in enumerate(shown, start=1):
+        for predictor, look in _ALONG.items():
+            chosen = pick(rows, step=step, predictor=predictor).sort_values("share")
+            x = [places.index(place) for place in chosen["position"]]
+            draw_trace(fig, chosen, x, look, 1, col, "legend", col == 1, predictor != "probe")
+        fig.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-45, row=1, col=col)
+    fig.update_yaxes(range=[0, 1.02], row=1)
+    fig.update_yaxes(
+        title=f"accuracy<br>({plain(LABELS.get(rows['label'].iloc[0], rows['label'].iloc[0]))})", col=1
+    )
+    fig.update_layout(margin_b=BOTTOM + 46)
+    return under(fig, "read at: boundary, share of the trace, action tag", 74)

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
 from interp.prompts.encoding import PreTrainedTokenizerBase, check_text
@@ -71,6 +70,11 @@ class TextPrompt:
 AnyPrompt: TypeAlias = "Prompt | TextPrompt"
 #: What may be given in place of prompts.
 Readable: TypeAlias = "str | Prompt | TextPrompt | Sequence[int]"
+
+
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens that two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def shown_tokens(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], most: int = 24) -> str:
@@ -144,7 +148,7 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase | None, answer: str | int | Se
 
 def _plain_ids(ids: Any) -> list[int]:
     """Ids as a list of ints; raises ValueError where they are something else."""
-    values = ids.tolist() if isinstance(ids, (torch.Tensor, np.ndarray)) else list(ids)
+    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if wrong := [i for i in values if not isinstance(i, (int, np.integer)) or isinstance(i, bool)]:
         raise ValueError(f"Token ids are integers, not {wrong[0]!r}.")
     return [int(i) for i in values]
@@ -155,7 +159,7 @@ def _one(tokenizer: PreTrainedTokenizerBase | None, given: Any, prepend_bos: boo
         return given
     if isinstance(given, str):
         return TextPrompt(tuple(text_ids(tokenizer, given, prepend_bos)), tokenizer)
-    if not isinstance(given, (Sequence, torch.Tensor, np.ndarray)):
+    if not isinstance(given, Sequence) and not hasattr(given, "tolist"):
         raise ValueError(
             f"A prompt is a text, a list of token ids, or what PromptFormat.prompt gives, not {given!r}."
         )
@@ -169,8 +173,8 @@ def _is_one(given: Any) -> bool:
     """Whether what was given is one prompt, rather than a list of them."""
     if isinstance(given, str) or hasattr(given, "boundary"):
         return True
-    if isinstance(given, (torch.Tensor, np.ndarray)):
-        return given.ndim == 1
+    if hasattr(given, "ndim"):
+        return bool(given.ndim == 1)
     return isinstance(given, Sequence) and bool(given) and isinstance(given[0], (int, np.integer))
 
 
