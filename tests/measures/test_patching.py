@@ -375,7 +375,9 @@ def test_patching_everything_gives_the_other_run_and_with_itself_nothing(model, 
     monkeypatch.setattr(
         patching,
         "cells_of",
-        lambda model, names, values, places: cells(model, names, values, *[[p[:-1] for p in places]] * 2, places[0]),
+        lambda model, names, values, places: cells(
+            model, names, values, *[[p[:-1] for p in places]] * 2, places[0]
+        ),
     )
     assert sanity(model, *sides(usable)).everything > 1e-3
 

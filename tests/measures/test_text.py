@@ -48,7 +48,9 @@ def test_texts_of_other_lengths_are_patched_where_they_correspond(llama):
     with pytest.raises(ValueError, match=r"tokens, so their positions do not correspond: .*\|.*align="):
         patch(llama, clean, corrupt, at="all", answers=ANSWERS)
     last = (len(ids[0]) - 1, len(ids[1]) - 1)
-    sweep = patch(llama, clean, corrupt, at="all", answers=ANSWERS, minimum=-1e9, align={0: 0, last[0]: last[1]})
+    sweep = patch(
+        llama, clean, corrupt, at="all", answers=ANSWERS, minimum=-1e9, align={0: 0, last[0]: last[1]}
+    )
     read = np.flatnonzero(~np.isnan(sweep.denoise[0, 0, 0]))
     assert read.tolist() == [0, last[0]]
     at_end = patch(llama, clean, corrupt, answers=ANSWERS, minimum=-1e9, align={last[0]: last[1]})

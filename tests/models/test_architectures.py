@@ -183,10 +183,7 @@ def boundaries(model, ids):
     """`capture` at the last token of some ids, read by themselves, of one that they extend and of one that
     they begin like."""
     some = [ids, ids[:-2], [*ids[:-2], 5, 6]]
-    prompts = [
-        SimpleNamespace(ids=i, boundary=len(i) - 1, hash="", decision=SimpleNamespace(episode="e"))
-        for i in some
-    ]
+    prompts = [SimpleNamespace(ids=i, boundary=len(i) - 1, hash="", episode="e") for i in some]
     found = [
         capture(model, prompts, ["resid_pre"], trajectory=together).values[:, 0] for together in (True, False)
     ]

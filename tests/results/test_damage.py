@@ -26,6 +26,7 @@ from analyses.study import Study
 from interp.engine import store
 from interp.engine.capturing import Activations
 from interp.engine.store import stored_capture
+from interp.prompts.text import TextPrompt
 from interp.results.tables import _sealed, inside, read_table, seal_table, write_table
 from interp.system.paths import ROOT
 from tests.conftest import handmade
@@ -115,12 +116,12 @@ def partials(folder):
 class Stub:
     """A model of nothing but a configuration, whose activations are its prompts' numbers."""
 
-    n_layers, weights_hash, dtype = 2, "w", torch.float32
+    n_layers, weights_hash, dtype, tokenizer = 2, "w", torch.float32, None
     hf = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: dict(rope_theta=10000.0)))
 
 
-def stub_capture(model, prompts, sites, layers, progress=False):
-    values = torch.stack([torch.full((len(sites), len(layers), 3), float(p.decision.id)) for p in prompts])
+def stub_capture(model, prompts, sites, at, layers, traces=None, progress=False):
+    values = torch.stack([torch.full((len(sites), len(layers), 3), float(p.ids[0])) for p in prompts])
     return Activations(
         values,
         tuple(sites),
@@ -132,10 +133,7 @@ def stub_capture(model, prompts, sites, layers, progress=False):
     )
 
 
-PROMPTS = [
-    SimpleNamespace(hash=f"{i:016x}", decision=SimpleNamespace(id=str(i)), format=SimpleNamespace(hash="f"))
-    for i in range(9)
-]
+PROMPTS = [TextPrompt((i,)) for i in range(9)]
 
 
 def activations(folder):
