@@ -1,4 +1,4 @@
-"""Ablation: an activation replaced by nothing, by a mean, by another prompt's, or without one direction.
+"""Ablation: an activation replaced by zero, a mean, another prompt's or your own, or without a direction.
 
 Every site, layer and position is a cell of one packed sweep (see `interp.engine.sweeps`), so that all of
 them cost about as much as reading the prompts.
@@ -13,7 +13,7 @@ model knows (Zhang & Nanda 2023, 2309.16042).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -33,7 +33,9 @@ from interp.models.turns import measured
 from interp.prompts.format import Prompt
 from interp.prompts.text import AnyPrompt, Readable, read_texts, shared
 
-How = Literal["zero", "mean", "resample", "direction"]
+How = Literal["zero", "mean", "resample", "direction", "donors"]
+#: What activations of each (site, layer) are replaced by: for each prompt, and each position in order.
+Donors = Mapping[tuple[str, int], Float[Tensor, "prompt *position width"]]
 #: Activations of one prompt at each (site, layer).
 Values = dict[tuple[str, int], Float[Tensor, "position width"]]
 
@@ -69,6 +71,7 @@ def ablate(
     *,
     answers: Sequence[Answer] = (),
     direction: Sequence[float] | Float[np.ndarray, "d_model"] | None = None,
+    donors: Donors | None = None,
     seed: int = 0,
     budget: float = BUDGET,
     progress: bool = False,
@@ -79,12 +82,15 @@ def ablate(
         prompts: prompts of a format, texts, or lists of token ids.
         how: `zero`; the `mean` over all that is ablated at that site and layer; `resample`, the activation at
             the same place in another of the prompts (at a random place of it where several positions are
-            ablated); or `direction`, the activation without its component along `direction`.
+            ablated); `direction`, the activation without its component along `direction`; or `donors`, values
+            of your own.
         at: as in `interp.patch`: `boundary`, a span, the whole `prompt`, an index or several, together; or
             `all`, every position by itself.
         answers: one or two, for all prompts: texts, or token ids. Without any, `kl` alone is read. Those of
             an agent's prompt are actions, read after the opened tag.
         direction: of the site's width, for `how="direction"`.
+        donors: for `how="donors"`: (site, layer) -> a row for each prompt, or each of its positions; other
+            layers are NaN.
         seed: of what is resampled.
         budget: MiB that one packed pass may take.
 
@@ -94,8 +100,8 @@ def ablate(
         NotImplementedError: for a site that the model does not have.
     """
     given = read_texts(model.tokenizer, prompts)
-    unit = _check(given, how, direction, answers)
-    names = every_layer(sites)
+    unit = _check(given, how, direction, answers, donors)
+    names = every_layer(sites if donors is None else dict.fromkeys(site for site, _ in donors))
     if at in ("trace", "action_tag"):
         raise ValueError(f"Ablation is done in the prompt, not at {at!r}.")
     positions = [reading.positions for reading in readings(given, "all" if at == "prompt" else at)]
@@ -112,13 +118,18 @@ def ablate(
         kept = sorted({*positions[index]})
         return kind(model, given[index].ids, both, scored, names, kept, (), int(budget * 2**20), [0])
 
-    replacing = _Replacing(how, unit, seed)
+    replacing = _Replacing(how, unit, seed, donors)
     if how in ("mean", "resample"):
         for index in tqdm(range(len(given)), desc="read", leave=False, disable=not progress):
             if positions[index]:
                 replacing.add(index, run(index).values)
     labels = rows_of(model, names)
-    there = [columns_of(model, row, layer) is not None for row in labels for layer in range(model.n_layers)]
+    there = [
+        columns_of(model, row, layer) is not None
+        and (donors is None or (row.partition(".")[0], layer) in donors)
+        for row in labels
+        for layer in range(model.n_layers)
+    ]
     width = max(len(p.ids) for p in given) if at == "all" else 1
     grid = (len(given), len(labels), model.n_layers, width)
     effect, kl = np.full(grid, np.nan), np.full(grid, np.nan)
@@ -151,6 +162,7 @@ def _check(
     how: str,
     direction: Sequence[float] | Float[np.ndarray, "d_model"] | None,
     answers: Sequence[Answer],
+    donors: Donors | None,
 ) -> Float[Tensor, " d_model"] | None:
     """The direction at length 1; raises ValueError for what cannot be ablated."""
     if not prompts:
@@ -163,6 +175,8 @@ def _check(
         raise ValueError(f"how={how!r} needs other prompts to take activations from: give at least two.")
     if (how == "direction") != (direction is not None):
         raise ValueError("`direction` belongs to how='direction', which needs it.")
+    if (how == "donors") != bool(donors):
+        raise ValueError("`donors` belongs to how='donors', which needs it.")
     if direction is None:
         return None
     vector = torch.as_tensor(np.asarray(direction, dtype=np.float32))
@@ -186,8 +200,10 @@ def _continuations(
 class _Replacing:
     """What takes the place of a prompt's activations, by the way of ablation."""
 
-    def __init__(self, how: str, unit: Float[Tensor, " d_model"] | None, seed: int):
-        self.how, self.unit, self.seed = how, unit, seed
+    def __init__(
+        self, how: str, unit: Float[Tensor, " d_model"] | None, seed: int, given: Donors | None
+    ) -> None:
+        self.how, self.unit, self.seed, self.given = how, unit, seed, given or {}
         self.donors: dict[int, Values] = {}
         self.sums: dict[tuple[str, int], Float[Tensor, " width"]] = {}
         self.rows = 0
@@ -211,7 +227,22 @@ class _Replacing:
             return {
                 key: (self.sums[key] / self.rows).to(value).expand_as(value) for key, value in own.items()
             }
+        if self.how == "donors":
+            return {key: self._given(key, index, own[key]) for key in self.given}
         return self._resampled(index, own)
+
+    def _given(
+        self, key: tuple[str, int], index: int, own: Float[Tensor, "position width"]
+    ) -> Float[Tensor, "position width"]:
+        donor = torch.as_tensor(self.given[key])
+        row = donor[index] if len(donor) > index else donor[:0]
+        row = row[None] if row.ndim == own.ndim - 1 else row
+        if row.shape != own.shape:
+            raise ValueError(
+                f"The donors of {key[0]} of layer {key[1]} are {list(donor.shape)}; prompt {index} needs "
+                f"{list(own.shape)} [position, width]."
+            )
+        return row.to(own)
 
     def _without(self, key: tuple[str, int], value: Float[Tensor, "position width"]) -> Tensor:
         assert self.unit is not None

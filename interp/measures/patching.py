@@ -147,7 +147,7 @@ def cells_of(
     donors: Sequence[Positions] = (),
     held: Sequence[int] = (),
 ) -> list[Cell]:
-    """A cell for each row of the sweep, layer that has it and positions, in that order.
+    """A cell for each row of the sweep, layer that has it and a value, and positions, in that order.
 
     Args:
         values: of the donor run, at its positions `held` (those of all cells where not given).
@@ -158,7 +158,7 @@ def cells_of(
     cells = []
     for row, layer in itertools.product(rows_of(model, sites), range(model.n_layers)):
         site, columns = row.partition(".")[0], columns_of(model, row, layer)
-        if columns is None:
+        if columns is None or (site, layer) not in values:
             continue
         for cell, donor in zip(positions, donors):
             replacement = values[site, layer][..., [index[p] for p in donor], :][..., columns]

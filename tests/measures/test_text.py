@@ -196,6 +196,19 @@ def test_ablating_every_position_and_single_answers(llama):
             ablate(llama, **(dict(prompts=[CLEAN, "a mug"]) | arguments))
 
 
+def test_donors_of_ones_own_are_what_patching_puts_there(llama):
+    """The clean run's activations as donors in the corrupt run: the numerator of denoising."""
+    sweep = patch(llama, [CLEAN], [CORRUPT], ["resid_mid"], answers=ANSWERS, minimum=-1e9)
+    acts = interp.capture(llama, CLEAN, ["resid_mid"])
+    result = ablate(
+        llama, CORRUPT, how="donors", donors={("resid_mid", 1): acts["resid_mid", 1]}, answers=ANSWERS
+    )
+    assert result.effect[0, 0, 1] == pytest.approx(sweep.moved[0, 0, 1], abs=1e-4)
+    assert np.isnan(result.effect[0, 0, [0, 2]]).all()
+    with pytest.raises(ValueError, match=r"needs \[1, 32\]"):
+        ablate(llama, CORRUPT, how="donors", donors={("resid_mid", 1): torch.zeros(1, 5)})
+
+
 def test_hooks_run_in_every_pass_and_know_their_tokens(llama, prompts, fmt):
     """A vector added from the boundary on: batched, alone, and as `generate` does it by hand."""
     vector = torch.linspace(-3, 3, llama.d_model)
