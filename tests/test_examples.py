@@ -34,6 +34,7 @@ ELSEWHERE = {
     "interp.models.architectures": "minutes",
     "interp.training.organisms": "minutes of training",
     "interp.training.reinforcement": "minutes of training",
+    "interp.measures.features": "an autoencoder",
     "analyses.benchmarks.rivals": "the packages it is compared with",
     "analyses.shipped.packing": "SmolLM2's adapters",
 }
@@ -153,6 +154,8 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     own = {
         "interp.checkpoints.checks": lambda: dict(checkpoint=find(small), headers=headers),
         "interp.checkpoints.notes": lambda: dict(CheckpointSeries=CheckpointSeries),
+        "interp.measures.ablation": lambda: dict(direction=direction),
+        "interp.measures.pairs": lambda: dict(decisions=decisions),
         "interp.environments.base": lambda: dict(recorded=lambda: decisions, Hall=object),
         "interp.environments.bfcl.calls": lambda: dict(
             functions=[

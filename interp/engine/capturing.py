@@ -5,8 +5,8 @@ reads every step's boundary.
 
 >>> acts = capture(model, prompts, sites=["resid_post"], at="boundary")
 >>> acts.values.shape                       # [decision, site, layer, d_model]
->>> text = capture(model, "When Mary and John went to the shop,", at="all")
->>> text["resid_post", 3].shape             # [token, d_model]
+>>> text = capture(model, "You see a mug 1 and a pen 1.", at="all")
+>>> text["resid_post", 2].shape             # [token, d_model]
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 Every site, layer and position is a cell of one packed sweep (see `interp.engine.sweeps`), so that all of
 them cost about as much as reading the prompts.
 
->>> result = ablate(model, prompts, sites=["attn_out", "mlp_out"], how="mean", answers=(" Mary", " John"))
+>>> texts = ["You take the mug 1. Next I put the", "You take the pen 1. Next I put the"]
+>>> result = ablate(model, texts, sites=["attn_out", "mlp_out"], how="mean", answers=(" mug", " pen"))
 >>> result.effect.shape                                  # [prompt, site, layer], in nats
->>> ablate(model, prompts, how="direction", direction=w).kl
+>>> ablate(model, prompts, how="direction", direction=direction).kl.shape
 
 Resampling keeps what is usual at a place and is the fairest; zero and mean leave the distribution that the
 model knows (Zhang & Nanda 2023, 2309.16042).

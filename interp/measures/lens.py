@@ -3,9 +3,9 @@
 It needs no training. Unlike a probe it shows what is written in the directions that the head reads, so a
 layer where it says nothing may know the answer all the same.
 
->>> result = lens(model, "When Mary and John went home, John gave a drink to", answers=[" Mary", " John"])
+>>> result = lens(model, "You take the mug 1. Next I put the", answers=[" mug", " pen"])
 >>> result.logp.shape                                   # [token, layer, answer], in nats
->>> lens(model, prompts, at="action_tag", answers=["go to shelf 1", "go to shelf 2"])
+>>> lens(model, prompts, at="action_tag", answers=["go to shelf 1", "take mug 1 from shelf 1"])
 
 nostalgebraist 2020 (Interpreting GPT: the logit lens); Belrose et al. 2023 (2303.08112) for what it misses.
 """

@@ -5,7 +5,8 @@ both, so that the twin's right action is the swapped one. Any two texts are a pa
 answers that are compared after them.
 
 >>> clean, corrupt, dropped = make_pairs(fmt, decisions, n=24)
->>> pair = pairs_of(tokenizer, "John met Mary and", "Mary met John and", answers=(" Mary", " John"))[0]
+>>> texts = "You take the mug 1. Next I put the", "You take the pen 1. Next I put the"
+>>> pair = pairs_of(tokenizer, *texts, answers=(" mug", " pen"))[0]
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 >>> sweep = patch(model, clean, corrupt, at="history", metrics=("difference", "kl"))
 >>> sweep.denoise.shape, sweep.of("kl").denoise.shape          # [pair, site, layer] each
 >>> sanity(model, clean, corrupt)                              # Sanity(self_patch=4e-06, everything=2e-06)
->>> patch(model, "John met Mary and", "Mary met John and", at="all", answers=(" Mary", " John"), minimum=0)
+>>> patch(model, "Take a mug. Put the", "Take a pen. Put the", at="all", answers=(" mug", " pen"))
 
 A whole sweep costs about as much as reading the two prompts (see `interp.engine.sweeps`). Practice:
 Heimersheim & Nanda 2024 (2404.15255), Zhang & Nanda 2023 (2309.16042).

@@ -1,8 +1,8 @@
 """A model and plain text: tokens, logits, a cache of activations and a continuation, one text at a time.
 
->>> logits, cache = model.run_with_cache("When Mary and John went to the shop,", ["resid_post", "z"])
->>> cache["resid_post", 3].shape                        # [1, token, d_model], as in TransformerLens
->>> model.generate("When Mary and John went to the shop,", max_new_tokens=8)
+>>> logits, cache = model.run_with_cache("You take the mug 1.", ["resid_post", "z"])
+>>> cache["resid_post", 2].shape                        # [1, token, d_model], as in TransformerLens
+>>> model.generate("You take the mug 1. Next I", max_new_tokens=8)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plain text and token ids as prompts: for questions that need no agent and no chat template.
 
->>> read_texts(tokenizer, ["When Mary and John went to the shop, John gave a drink to"])[0].boundary
-14
+>>> read_texts(None, [[5, 6, 7]])[0].boundary
+2
 """
 
 from __future__ import annotations
