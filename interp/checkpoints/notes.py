@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.checkpoints import adapters, checks
 from interp.checkpoints.contents import Checkpoint
@@ -14,13 +17,31 @@ from interp.checkpoints.headers import Header, headers, stored
 from interp.checkpoints.names import VALUE_HEADS, own_names, wrapping
 from interp.checkpoints.quantised import DEQUANTISED, batch_dependent, method
 
-if TYPE_CHECKING:
-    from interp.checkpoints.series import CheckpointSeries
-else:  # which imports this module
-    CheckpointSeries = object
+
+class Series(Protocol):
+    """What is read of a series (`interp.checkpoints.series.CheckpointSeries`)."""
+
+    trust_remote_code: bool
+
+    @property
+    def local(self) -> Mapping[int, Checkpoint]:
+        """The checkpoints on disk by step."""
+
+    @property
+    def tokenizers(self) -> Mapping[int, PreTrainedTokenizerBase]:
+        """Those that there are, by step."""
+
+    def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
+        """The one that a checkpoint is read with."""
+
+    def configuration(self, step: int) -> PretrainedConfig:
+        """A checkpoint's."""
+
+    def blueprint(self, config: PretrainedConfig) -> PreTrainedModel:
+        """A model without weights."""
 
 
-def of_series(series: CheckpointSeries) -> list[str]:
+def of_series(series: Series) -> list[str]:
     """Every remark on the checkpoints on disk, in their order, and on the series as a whole."""
     remarks: list[str] = []
     dtypes: dict[str, list[int]] = {}
@@ -47,7 +68,7 @@ def _bases(checkpoint: Checkpoint) -> str:
     return str(base) + "".join(f", after the adapter {path}" for path in between)
 
 
-def _of_names(series: CheckpointSeries, step: int, entries: Header) -> list[str]:
+def _of_names(series: Series, step: int, entries: Header) -> list[str]:
     remarks = []
     parameters = dict(series.blueprint(series.configuration(step)).named_parameters())
     names = own_names(entries, parameters.keys())
@@ -64,7 +85,7 @@ def _of_names(series: CheckpointSeries, step: int, entries: Header) -> list[str]
     return remarks
 
 
-def _of_configuration(series: CheckpointSeries, step: int, checkpoint: Checkpoint) -> list[str]:
+def _of_configuration(series: Series, step: int, checkpoint: Checkpoint) -> list[str]:
     first = series.local[next(iter(series.local))]
     remarks = []
     config = checks.configuration(checkpoint, series.trust_remote_code)
@@ -87,7 +108,7 @@ def _of_configuration(series: CheckpointSeries, step: int, checkpoint: Checkpoin
     return remarks
 
 
-def vocabulary(series: CheckpointSeries) -> list[str]:
+def vocabulary(series: Series) -> list[str]:
     """A sentence for each vocabulary with a padding token that is not embedded, or that grows in the series.
 
     Raises ValueError where a tokenizer has other tokens that its model does not embed.
@@ -112,7 +133,7 @@ def vocabulary(series: CheckpointSeries) -> list[str]:
     return [sentence for sentence in remarks if sentence]
 
 
-def special_tokens(series: CheckpointSeries) -> list[str]:
+def special_tokens(series: Series) -> list[str]:
     """A sentence for each tokenizer whose special tokens differ from the series' ones, which are used."""
     remarks = []
     if series.tokenizers:

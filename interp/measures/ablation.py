@@ -102,7 +102,7 @@ def ablate(
     """
     given = read_texts(model.tokenizer, prompts)
     unit = _check(given, how, direction, answers, donors)
-    names = every_layer(sites if donors is None else dict.fromkeys(site for site, _ in donors))
+    names = every_layer(sites if donors is None else list(dict.fromkeys(site for site, _ in donors)))
     if at in ("trace", "action_tag"):
         raise ValueError(f"Ablation is done in the prompt, not at {at!r}.")
     positions = [reading.positions for reading in readings(given, "all" if at == "prompt" else at)]
