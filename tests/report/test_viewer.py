@@ -271,6 +271,7 @@ def test_hostile_text_is_shown_as_text(opened):
     assert hidden == ["U+202E", "U+2066", "U+0007", "U+2028"]
     isolated = "[...document.querySelectorAll('#detail bdi')].every(each => getComputedStyle(each).unicodeBidi === 'isolate')"
     assert page.evaluate(isolated)
+    assert "null" not in page.locator("#detail").inner_text()
     page.keyboard.press("j")
     trace = page.locator(".trace")
     assert len(trace.inner_text()) < 5_000 and "MIDDLE" not in trace.inner_text()

@@ -160,6 +160,14 @@ function refresh(keep = state.shown[state.chosen]) {
   choose(Math.max(0, state.shown.indexOf(keep)));
 }
 
+// The words that all tasks begin with, which the list leaves out.
+const opening = (() => {
+  const tasks = [...new Set(decisions.map((each) => each.task || ""))];
+  let head = tasks[0].slice(0, 60);
+  for (const task of tasks) while (!task.startsWith(head)) head = head.slice(0, -1);
+  return tasks.length > 1 ? head.slice(0, head.lastIndexOf(" ") + 1) : "";
+})();
+
 function line(mode, decision, action, right) {
   if (!(summary(decision)[2] & flags.decoded)) return null;
   const text = action === null ? unparsed() : make("bdi", { class: "cut" }, ...visible(brief(action)));
@@ -169,6 +177,7 @@ function line(mode, decision, action, right) {
 function row(place) {
   const decision = decisions[state.shown[place]];
   const here = summary(decision);
+  const name = (decision.task || "").slice(opening.length) || decision.decision;
   const pills = ["differ", "flipped", "unparsed"].filter((name) => has(decision, name));
   const chosen = place === state.chosen;
   return make(
@@ -186,7 +195,8 @@ function row(place) {
     make(
       "div",
       { class: "line" },
-      make("bdi", { class: "cut muted" }, ...visible(brief(decision.decision))),
+      make("bdi", { class: "cut muted" }, ...visible(brief(name))),
+      make("span", { class: "muted" }, `step ${decision.step}`),
       pills.map((name) => make("span", { class: "pill" }, name)),
     ),
     here ? line("prompt", decision, here[0], !(here[2] & flags.prompt_wrong)) : null,
@@ -223,7 +233,7 @@ function choose(place) {
   const index = state.shown[state.chosen];
   if (article.dataset.index !== String(index)) article.scrollTop = 0;
   article.dataset.index = index;
-  article.replaceChildren(...shown(decisions[index], detail(index)));
+  article.replaceChildren(...shown(decisions[index], detail(index)).filter(Boolean));
   const prompt = article.querySelector(".prompt-text");
   if (prompt) prompt.scrollTop = prompt.scrollHeight; // what was seen last, and the boundary
   remember(decisions[index].decision);

@@ -157,7 +157,8 @@ function moved(by) {
   for (const [name, cell] of Object.entries(MOVES)) {
     const cells = checkpoints.map((step) => cell(by[step] || {}));
     const heading = name in MODES ? [mark(name), ` ${MODES[name]}`] : name;
-    if (cells.some((each) => each !== null)) rows.push(lined(heading, ...cells.map((each) => each ?? dash())));
+    if (cells.some((each) => each !== null))
+      rows.push(lined(heading, ...cells.map((each) => each ?? dash())));
   }
   const now = checkpoints.indexOf(state.checkpoint) + 1;
   rows.forEach((each) => each.children[now].classList.add("now"));
@@ -389,7 +390,11 @@ function patched(about, here) {
     );
     box.replaceChildren(
       make("p", { class: "choosers" }, choosers),
-      make("div", { class: "heats" }, ["denoise", "noise"].map((direction) => heat(direction, kept))),
+      make(
+        "div",
+        { class: "heats" },
+        ["denoise", "noise"].map((direction) => heat(direction, kept)),
+      ),
     );
   };
   redraw();
