@@ -171,7 +171,7 @@ def patching(cell: Cell) -> Iterator[Part]:
                 twins[decision] = twin
                 by_row[decision, mode] += _effects(sweep, pair, at)
     for (decision, mode), effects in by_row.items():
-        yield decision, mode, dict(patching=effects, twin=twins[decision])
+        yield decision, mode, dict(patching=effects or None, twin=twins[decision])
 
 
 def _effects(sweep: dict, pair: int, at: str) -> Iterator[dict]:

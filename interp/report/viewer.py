@@ -32,10 +32,12 @@ _ABOUT = (
 )  # fmt: skip
 _ELSEWHERE = {*_ABOUT, "checkpoint", "mode", "prompt", "spans", "actions_differ", "flipped"}
 #: Flags of a decision at a checkpoint, each a bit: decoded, the actions differ, the CoT action is wrong, the
-#: prompt action is, flipped by a conflicting trace, one of the actions did not parse.
+#: prompt action is, flipped by a conflicting trace, one of the actions did not parse, it has a twin.
 _FLAGS = {
     name: 1 << bit
-    for bit, name in enumerate(("decoded", "differ", "wrong", "prompt_wrong", "flipped", "unparsed"))
+    for bit, name in enumerate(
+        ("decoded", "differ", "wrong", "prompt_wrong", "flipped", "unparsed", "paired")
+    )
 }
 #: Places of patching in reading order, and the splits', inserted traces' and labels' names on the page.
 _NAMES = dict(
@@ -134,6 +136,7 @@ def _summary(rows: Sequence[Mapping]) -> list:
         prompt_wrong=prompt and not prompt["is_correct"],
         flipped=rows[0].get("flipped"),
         unparsed=any(not row["parsed"] for row in (prompt, cot) if row),
+        paired=any(row.get("twin") is not None for row in rows),
     )
     bits = sum(_FLAGS[name] for name, is_on in flags.items() if is_on)
     return [prompt.get("action"), cot.get("action"), bits]

@@ -415,10 +415,7 @@ def test_an_own_trace_that_does_not_come_back_is_said_loudly(options, tmp_path, 
 
 
 def test_decisions_are_what_the_tables_average(reference, options, capsys, monkeypatch):
-    def no_pass(*_, **__):
-        raise AssertionError("a model was run")
-
-    monkeypatch.setattr("interp.models.hooked.HookedModel.read", no_pass)
+    monkeypatch.delattr(Study, "stage")  # nothing is computed
     labels = ("--labels", "eventual_target", "reference_target")
     assert main("decisions", *options(reference), *labels) == 0
     assert f"open {reference / 'decisions.html'}" in capsys.readouterr().out
@@ -434,6 +431,7 @@ def test_decisions_are_what_the_tables_average(reference, options, capsys, monke
         return rows.rename(columns=dict(step="checkpoint")).set_index(["checkpoint", "split"])["value"]
 
     def same(ours, stored):
+        stored = stored.dropna()  # of pairs of which none moves the action
         assert len(stored) and np.allclose(ours.astype(float).loc[stored.index], stored, atol=1e-5)
 
     for mode in ("prompt", "cot", "empty_think"):
@@ -451,7 +449,10 @@ def test_decisions_are_what_the_tables_average(reference, options, capsys, monke
 
     by = ["checkpoint", "split"]
     inserted = pick(unfolded("conflicts"), inserted_trace="other_state")
-    same(inserted.groupby(by)["follow"].mean(), table("conflict", inserted_trace="other_state", metric="follow"))
+    same(
+        inserted.groupby(by)["follow"].mean(),
+        table("conflict", inserted_trace="other_state", metric="follow"),
+    )
     patched = pick(unfolded("patching", "prompt"), at="boundary", direction="noise", metric="difference")
     stored = table_of_patching(reference)
     same(patched["effect"].str[1].groupby(patched["checkpoint"]).mean(), stored)
@@ -469,4 +470,7 @@ def table_of_patching(run):
 
 def test_decisions_without_a_record_are_left_out(options, tmp_path, capsys):
     assert main("decisions", *options(tmp_path)) == 0
-    assert "left out: " in (said := capsys.readouterr().err) and "run `python -m analyses behaviour` first" in said
+    assert (
+        "left out: " in (said := capsys.readouterr().err)
+        and "run `python -m analyses behaviour` first" in said
+    )

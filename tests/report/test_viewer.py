@@ -247,6 +247,10 @@ def test_a_decision_is_shown_with_all_that_is_on_record_and_what_is_not(opened):
     page.locator(".moves thead button", has_text="60").click()
     assert "checkpoint 60" in page.locator("#detail").inner_text()
     assert page.evaluate("document.activeElement.textContent") == "60"
+    metric = page.locator('#detail select[name="metric"]')
+    metric.select_option("kl")
+    assert metric.input_value() == "kl" and page.evaluate("document.activeElement.name") == "metric"
+    assert page.locator(".heat").count() == 2
     bare = [
         {
             name: row[name]
@@ -256,7 +260,7 @@ def test_a_decision_is_shown_with_all_that_is_on_record_and_what_is_not(opened):
     ]
     bare = opened(bare)
     assert (
-        "Not on record of this decision here: forced choice, conflicting traces"
+        "Not on record of this decision here: forced choice, early answering"
         in bare.locator("#detail").inner_text()
     )
     assert "not decoded here" in bare.locator("#list").inner_text()

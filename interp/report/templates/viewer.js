@@ -20,6 +20,7 @@ const FILTERS = {
   prompt_wrong: ["Prompt wrong", "The prompt action is not right"],
   flipped: ["Flipped", "A trace that argues for another action changed the CoT action"],
   unparsed: ["Unparsed", "The prompt action or the CoT action did not parse"],
+  paired: ["Paired", "It has a twin, with which prompt reliance was read or states were patched"],
   changed: ["Changed in training", "The CoT action is not the same at every checkpoint"],
 };
 const state = {

@@ -27,12 +27,13 @@ function shown(about, { prompt, at: by }) {
   const cot = here.cot || {};
   const parts = {
     "forced choice": forced(about, here),
-    "conflicting traces": conflicting(cot),
     "early answering": early(cot),
     "prompt reliance": reliance(about, cot),
+    "conflicting traces": conflicting(cot),
     probes: probed(cot),
     patching: patched(about, here),
   };
+  for (const name of ["conflicting traces", "probes", "patching"]) parts[name]?.classList.add("wide");
   const missing = Object.keys(parts).filter((name) => !parts[name]);
   return [
     title(about),
@@ -44,7 +45,7 @@ function shown(about, { prompt, at: by }) {
       { class: "rest" },
       Object.values(parts),
       missing.length
-        ? make("p", { class: "muted" }, `Not on record of this decision here: ${missing.join(", ")}.`)
+        ? make("p", { class: "muted wide" }, `Not on record of this decision here: ${missing.join(", ")}.`)
         : null,
     ),
   ];
@@ -250,22 +251,26 @@ function outcome(each) {
 
 function conflicting(cot) {
   if (!cot.conflicts?.length) return null;
-  const rows = cot.conflicts.map((each) =>
-    lined(
-      named("inserted", each.inserted_trace),
-      outcome(each),
-      each.action ? said(each.action) : unparsed(),
-      each.argued
-        ? [
-            said(each.argued),
-            each.leaked
-              ? make("span", { class: "pill", title: "The trace named it before it was stripped" }, "named")
-              : null,
-          ]
-        : dash(),
-      said(each.inserted, { class: "code" }),
-    ),
-  );
+  const order = Object.keys(names.inserted);
+  const place = (each) => order.indexOf(each.inserted_trace);
+  const rows = [...cot.conflicts]
+    .sort((a, b) => place(a) - place(b))
+    .map((each) =>
+      lined(
+        named("inserted", each.inserted_trace),
+        outcome(each),
+        each.action ? said(each.action) : unparsed(),
+        each.argued
+          ? [
+              said(each.argued),
+              each.leaked
+                ? make("span", { class: "pill", title: "The trace named it before it was stripped" }, "named")
+                : null,
+            ]
+          : dash(),
+        said(each.inserted, { class: "code" }),
+      ),
+    );
   const head = heads(
     "Inserted trace",
     "Own action",
@@ -361,23 +366,24 @@ function pick(name, title, options, then) {
   const select = make(
     "select",
     {
+      name,
       change: () => {
         state.patching[name] = select.value;
-        then();
+        then(name);
       },
     },
-    options.map((each) => make("option", { value: each }, each)),
+    options.map((each) => make("option", { value: each }, MODES[each] || each)),
   );
   select.value = state.patching[name];
   return make("label", { class: "choose" }, `${title} `, select);
 }
 
 function patched(about, here) {
-  const modes = ["prompt", "cot"].filter((mode) => here[mode]?.patching);
+  const modes = ["prompt", "cot"].filter((mode) => here[mode]?.patching?.length);
   if (!modes.length) return null;
   const box = make("div");
-  const redraw = () => {
-    const by = pick("mode", "Action read", modes, redraw);
+  const redraw = (focused) => {
+    const by = pick("mode", "Action", modes, redraw);
     const every = here[state.patching.mode].patching;
     const of = (name) => [...new Set(every.map((each) => each[name]))];
     const choosers = [
@@ -396,6 +402,7 @@ function patched(about, here) {
         ["denoise", "noise"].map((direction) => heat(direction, kept)),
       ),
     );
+    if (focused) box.querySelector(`select[name="${focused}"]`).focus();
   };
   redraw();
   const note = "0: the action is not moved; 1: it becomes the other run's";
