@@ -375,6 +375,8 @@ def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_
     assert (
         set(contents(tmp_path)) == {"conflict.csv", "patching.csv"} and (tmp_path / "conflict.html").exists()
     )
+    assert len(read_decisions(tmp_path / "tables")[0]) and (tmp_path / "decisions.html").exists()
+    assert '<a href="decisions.html">' in (tmp_path / "index.html").read_text()
     provenance = json.loads((tmp_path / "tables" / "conflict.json").read_text())
     assert (
         provenance["command"].startswith("python -m analyses conflict --run")
