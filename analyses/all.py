@@ -1,4 +1,4 @@
-"""Every instrument in turn, two chains of them side by side, then the figures and their page."""
+"""Every instrument in turn, two chains of them side by side, then the decisions, the figures and the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from analyses.chains import run_chains
-from analyses.registry import Instrument, chains, check_in_all, find
+from analyses.registry import Instrument, chains, check_in_all, closing, find
 from analyses.study import Study
 from interp.system.limits import Known, Sample
 
@@ -62,9 +62,13 @@ def run(config: Config) -> int:
     parts = [[name for name in chain if name not in left_out] for chain in chains()]
     if config.on_gpu or (os.cpu_count() or 1) == 1:
         parts = [[name for part in parts for name in part]]
-    commands = [[[name, *config.arguments(find(name).config)] for name in part] for part in parts if part]
-    if status := run_chains(commands):
-        return status
+    last = [name for name in closing() if name not in left_out]
+    for chained in (parts, [last]):
+        commands = [
+            [[name, *config.arguments(find(name).config)] for name in part] for part in chained if part
+        ]
+        if status := run_chains(commands):
+            return status
     figures.run(figures.Config(config.run / "tables", config.run))
     return 0
 

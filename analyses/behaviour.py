@@ -75,7 +75,8 @@ def measure(
 def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     """Which candidate each reading prefers.
 
-    Readings are summed and per-token log-probabilities, at the boundary and after the own trace.
+    Readings are summed and per-token log-probabilities, at the boundary and after the own trace; `logp` keeps
+    both for each candidate, in nats.
     """
     from interp.engine.decoding import choose
 
@@ -85,15 +86,17 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     for prompt, completion, candidates in list(zip(study.prompts(split), decoded, every, strict=True))[:n]:
         if not candidates:
             continue
-        row = dict(episode=prompt.decision.episode, choice_cot_sum=False, choice_cot_mean=False)
+        decision = prompt.decision
+        row = dict(episode=decision.episode, choice_cot_sum=False, choice_cot_mean=False)
         own = prompt.format.decoded_prefix(completion.ids)
         # A trace that never closed can be followed by no action.
         readings = dict(prompt=None) if own is None else dict(prompt=None, cot=own)
         logp = choose(model, prompt, candidates, list(readings.values()))
         for mode, each in zip(readings, logp, strict=True):
             for kind, index in zip(("sum", "mean"), each.argmax(0).tolist(), strict=True):
-                row[f"choice_{mode}_{kind}"] = study.env.is_correct(prompt.decision, candidates[index])
-        rows.append(row)
+                row[f"choice_{mode}_{kind}"] = study.env.is_correct(decision, candidates[index])
+        kept = {mode: each.tolist() for mode, each in zip(readings, logp, strict=True)}
+        rows.append(row | dict(decision=decision.id, candidates=list(candidates), logp=kept))
     return rows
 
 

@@ -170,7 +170,15 @@ def _inserted(config: Config, step: int, split: str, n: int, choices: int) -> di
             kind: dict(index=outcome.index.tolist(), **columns(outcome)) for kind, outcome in outcomes.items()
         },
         subsets=subsets(outcomes, moved),
+        decisions=[prompt.decision.id for prompt in prompts],
+        texts={kind: texts(config, outcome) for kind, outcome in outcomes.items()},
     )
+
+
+def texts(config: Config, outcome: Outcome) -> dict[str, list]:
+    """What one inserted trace put after each of its decisions' prompts, argued for, and led to."""
+    inserted = [config.format.text(ids) for ids in outcome.leads]
+    return dict(inserted=inserted, argued=outcome.argued, action=outcome.action)
 
 
 INSTRUMENT = Instrument("conflict", Config, run, in_all=(0, 4))

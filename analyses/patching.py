@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from analyses.registry import Instrument
-from analyses.rows import mean_row
+from analyses.rows import mean_row, twins
 from analyses.study import NotApplicable, Study
 from interp.models.site_names import every_layer
 from interp.prompts.format import Prompt
@@ -178,6 +178,7 @@ def _sweep(config: Config, step: int, pairs: Pairs, at: Sequence[str], metrics: 
         f"{place} {mode}": dict(
             sites=sweep.sites,
             path=sweep.path,
+            pairs=twins(pairs.clean, pairs.corrupt),
             metrics={metric: _stored(sweep.of(metric)) for metric in metrics},
         )
         for (place, mode), sweep in sweeps.items()

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -197,7 +198,7 @@ def run(config: Config) -> None:
             stored = config.stage(
                 f"probes/{step}-{name}",
                 common | stage.inputs,
-                lambda: attempted(lambda: dict(rows=compute())),
+                lambda: attempted(compute),
             )
             if stored["skipped"]:
                 skipped[f"{step} {name}"] = stored["skipped"]
@@ -221,7 +222,8 @@ class Stage(NamedTuple):
     name: str
     inputs: dict
     """What it reads beside what all of a checkpoint's stages read."""
-    compute: Callable[[], list[dict]]
+    compute: Callable[[], dict]
+    """`rows` of its table, and of a label's probe what it predicted for each decision."""
 
 
 def _stages(
@@ -234,26 +236,37 @@ def _stages(
 ) -> Iterator[Stage]:
     """A checkpoint's labels, then its pairs of verbs; `dropped` counts decisions without a label."""
     for label in config.labels:
-        sets = []
+        sets, ids = [], []
         for split, each in splits.items():
             kept, names = labelled(config, step, split, label)
             dropped[f"{step} {split} {label}"] = len(each.prompts) - len(kept)
             sets.append(each.arguments(kept, names))
+            ids += [each.prompts[i].decision.id for i in kept]
         test = config.inputs(step, config.parts[1]) if len(sets) > 1 else None
         inputs = dict(label=label, test=test)
-        yield Stage(label, inputs, lambda sets=sets, label=label: _probed(sets, step, label, options))
+        compute = partial(_probed, sets, ids, step, label, options)
+        yield Stage(label, inputs, compute)
     if n_pairs:
         first = splits[config.parts[0]]
         yield Stage("pairwise", dict(pairs=n_pairs), lambda: _pairs(config, step, first, n_pairs, options))
 
 
-def _probed(sets: list[dict[str, Any]], step: int, label: str, options: dict[str, Any]) -> list[dict]:
-    """Rows of a label's probe, cross-fitted on the first split and tested on the second, if any."""
+def _probed(
+    sets: list[dict[str, Any]], ids: list[str], step: int, label: str, options: dict[str, Any]
+) -> dict:
+    """A label's probe, cross-fitted on the first split and tested on the second, if any.
+
+    ids: of the decisions of all sets.
+    """
     from interp.probing.probes import probe
 
     first, *second = sets
     test = tuple(second[0].values()) if second else None
-    return table(probe(**first, test=test, **options), step, label)
+    result = probe(**first, test=test, **options)
+    layers = [result.predicted["probe", layer].tolist() for layer in result.layers]
+    labels = [name for each in sets for name in each["labels"]]
+    predicted = dict(decision=ids, label=labels, layers=layers)
+    return dict(rows=table(result, step, label), predicted=predicted)
 
 
 def table(result: ProbeResult, step: int, label: str) -> list[dict]:
@@ -282,7 +295,7 @@ def table(result: ProbeResult, step: int, label: str) -> list[dict]:
     )
 
 
-def _pairs(config: Config, step: int, first: Split, n_pairs: int, options: dict[str, Any]) -> list[dict]:
+def _pairs(config: Config, step: int, first: Split, n_pairs: int, options: dict[str, Any]) -> dict:
     """Rows of the most common pairs of verbs, of decisions at which both are admissible."""
     from interp.probing.pairwise import pairwise
 
@@ -302,9 +315,8 @@ def _pairs(config: Config, step: int, first: Split, n_pairs: int, options: dict[
         previous=[d.previous for d in decisions],
         **options,
     )
-    return [
-        row for pair, result in by_pair.items() for row in table(result, step, f"pairwise {' / '.join(pair)}")
-    ]
+    named = {f"pairwise {' / '.join(pair)}": result for pair, result in by_pair.items()}
+    return dict(rows=[row for name, result in named.items() for row in table(result, step, name)])
 
 
 INSTRUMENT = Instrument("probes", Config, run, in_all=(0, 1))

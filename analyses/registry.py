@@ -32,7 +32,9 @@ class Instrument:
     run: Callable[[Any], Any]
     """Does it, given a `config`."""
     in_all: tuple[int, int] | None = None
-    """Which of the chains of `all` it is part of, and its place there; None where `all` leaves it out."""
+    """Which of the chains of `all` it is part of, and its place there; None where it is part of none."""
+    after_all: bool = False
+    """Whether `all` runs it when its chains have ended, since it reads what they kept."""
 
     @property
     def summary(self) -> str:
@@ -65,8 +67,11 @@ def _instrument(module: str) -> Instrument:
 def instruments() -> dict[str, Instrument]:
     """Every instrument by name: those that `all` runs in its order, then the others by name."""
     every = map(_instrument, _modules().values())
-    ordered = sorted(every, key=lambda each: (each.in_all is None, each.in_all or (), each.name))
-    return {each.name: each for each in ordered}
+
+    def place(each: Instrument) -> tuple:
+        return each.in_all is None, not each.after_all, each.in_all or (), each.name
+
+    return {each.name: each for each in sorted(every, key=place)}
 
 
 def chains() -> list[list[str]]:
@@ -78,8 +83,13 @@ def chains() -> list[list[str]]:
     return list(by_chain.values())
 
 
+def closing() -> list[str]:
+    """The names of what `all` runs when its chains have ended."""
+    return [name for name, each in instruments().items() if each.after_all]
+
+
 def check_in_all(name: str) -> None:
     """Raises ValueError for what is no part of `all`."""
-    names = [each for chain in chains() for each in chain]
+    names = [each for chain in [*chains(), closing()] for each in chain]
     if name not in names:
         raise ValueError(f"{name!r} is no part of `all`, which runs {', '.join(names)}.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.registry import Instrument
-from analyses.rows import mean_row
+from analyses.rows import mean_row, twins
 from analyses.study import NotApplicable, Study
 from interp.system.limits import Sample
 
@@ -42,6 +42,7 @@ def run(config: Config) -> None:
             return dict(
                 effects=np.stack([getattr(result, name) for name in EFFECTS], 1).tolist(),
                 kept=result.kept.tolist(),
+                pairs=twins(*pairs[split]),
                 path=result.path,
             )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from interp.prompts.format import Prompt
 from interp.stats.intervals import cluster_bootstrap
 
 
@@ -33,3 +34,8 @@ def attempted(compute: Callable[[], dict]) -> dict:
         return dict(compute(), skipped="")
     except ValueError as problem:
         return dict(skipped=str(problem))
+
+
+def twins(clean: Sequence[Prompt], corrupt: Sequence[Prompt]) -> list[list[str]]:
+    """Of each pair the decision's id and the action that is right for its twin."""
+    return [[a.decision.id, b.decision.reference] for a, b in zip(clean, corrupt, strict=True)]

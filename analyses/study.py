@@ -374,8 +374,8 @@ class Study(Prompting):
         A damaged file is named and computed again. Raises ValueError for a name that leads out of the run's
         folder.
         """
-        made = dict(inputs, source=source_hash(compute.__module__))
-        key = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        made = json.loads(json.dumps(dict(inputs, source=source_hash(compute.__module__)), default=str))
+        key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
         path = inside(self.run / "partial", f"{name}-{key}.json")
         if path.exists():
             try:
@@ -387,7 +387,7 @@ class Study(Prompting):
                 return stored["value"]
         started = time.time()
         value = compute()
-        write_record(path, dict(seconds=round(time.time() - started, 2), value=value))
+        write_record(path, dict(seconds=round(time.time() - started, 2), inputs=made, value=value))
         self._keep_identities()
         return read_record(path)["value"]  # the same order and types whether it was there or not
 
@@ -459,16 +459,11 @@ class Study(Prompting):
         every = [(step, split) for step in (steps or self.steps) for split in (splits or self.parts)]
         return tqdm(every, desc=name)
 
-    def write(
-        self,
-        name: str,
-        rows: list[dict],
-        started: float,
-        prompts: Sequence[Prompt] | None = None,
-        **extra: object,
-    ) -> Path:
-        """Write a table and its provenance; `prompts`: those it read, where they are not the study's."""
-        provenance = dict(
+    def provenance(
+        self, name: str, started: float, prompts: Sequence[Prompt] | None = None, **extra: object
+    ) -> dict:
+        """What made a table; `prompts`: those it read, where they are not the study's."""
+        made = dict(
             made_by(name, self, started),
             seed=self.seed,
             seconds_reused=self._seconds_reused(),
@@ -486,9 +481,20 @@ class Study(Prompting):
         )
         if self.truncate != "none" and "truncation" not in extra:
             read = [p for s in self.parts for p in self.prompts(s)] if prompts is None else prompts
-            provenance["truncation"] = dict(
-                policy=self.truncate, decisions=len(read), truncated=sum(p.dropped > 0 for p in read)
-            )
-        path = write_table(self.run / "tables", name, pd.DataFrame(rows), provenance)
+            truncated = sum(p.dropped > 0 for p in read)
+            made["truncation"] = dict(policy=self.truncate, decisions=len(read), truncated=truncated)
+        return made
+
+    def write(
+        self,
+        name: str,
+        rows: list[dict],
+        started: float,
+        prompts: Sequence[Prompt] | None = None,
+        **extra: object,
+    ) -> Path:
+        """Write a table and its provenance; arguments as `provenance`'s."""
+        made = self.provenance(name, started, prompts, **extra)
+        path = write_table(self.run / "tables", name, pd.DataFrame(rows), made)
         self._keep_identities()
         return path

@@ -16,6 +16,7 @@ from .probing.probes import ProbeOptions as ProbeOptions, ProbeResult as ProbeRe
 from .prompts.format import Prompt as Prompt, PromptFormat as PromptFormat
 from .prompts.styles import Style as Style
 from .prompts.text import TextPrompt as TextPrompt
+from .report.viewer import Viewer as Viewer, view as view
 from .tasks.episodes import (
     Decision as Decision,
     Episode as Episode,

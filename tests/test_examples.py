@@ -18,7 +18,9 @@ import pytest
 import torch
 
 import interp
+from interp.results.decisions import write_decisions
 from interp.system.paths import ROOT
+from tests.decision_rows import decision_rows
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 #: What an example needs that these tests do not have: another program, a cluster's folder, minutes of
@@ -72,6 +74,7 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     hf.save_pretrained(at / "runs" / "lora" / "checkpoint-100")
     shutil.copytree(at / "runs" / "lora" / "checkpoint-100", at / "checkpoint-100")
     (at / "checkpoint-100" / "training.json").write_text("{}")
+    write_decisions(at / "runs" / "quick" / "tables", decision_rows(4), {})
     (at / "tools.json").write_text("[]")
     shutil.copy(corpus_file, at / "decisions.jsonl.xz")
     (at / "decisions.jsonl").write_text(json.dumps(dict(id="1", split="test_in_domain")))
@@ -209,6 +212,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
             entries=[],
             names=["behaviour"],
         ),
+        "interp.report.viewer": lambda: dict(rows=decision_rows(2), made={}),
         "interp.results.headline": lambda: dict(study=study.read("figures/tables", "figures", ["behaviour"])),
         "interp.results.tables": lambda: dict(frame=pd.DataFrame(dict(step=[0], value=[1.0]))),
         "interp.stats.crossed": lambda: dict(frame=by_condition),

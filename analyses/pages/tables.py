@@ -175,6 +175,14 @@ def commands() -> str:
     return markdown(pd.DataFrame(rows))
 
 
+def decisions() -> str:
+    """The columns of `decisions.parquet`."""
+    from interp.results.decisions import COLUMNS
+
+    rows = [{"column": f"`{name}`", "what it holds": what} for name, (_, what) in COLUMNS.items()]
+    return markdown(pd.DataFrame(rows))
+
+
 #: Name of a part -> what makes it.
 TABLES = {
     "times": times,
@@ -184,4 +192,5 @@ TABLES = {
     "splits": splits,
     "masking": masking,
     "commands": commands,
+    "decisions": decisions,
 }

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from interp.plots.caption import Caption
 from interp.report.sections import SECTIONS, Section
 from interp.report.study import UNREADABLE, Read, href, unreadable
+from interp.report.viewer import PAGE
 from interp.results.tables import write_text
 from interp.results.wording import listed
 
@@ -58,6 +59,8 @@ def save_index(
 ) -> Path:
     """Write `<out>/index.html`: sections with numbered, captioned figures, linked to their tables.
 
+    It links to the decision viewer where `out` has one.
+
     Args:
         entries: figures, drawn or not, in reading order.
         study: what the sections' words are made from.
@@ -92,7 +95,8 @@ def save_index(
                     figures=[Markup(figure) for figure in figures],
                 )
             )
-    page = environment.get_template("page.html").render(sections=parts, notes=notes)
+    viewer = PAGE if (out / PAGE).exists() else ""
+    page = environment.get_template("page.html").render(sections=parts, notes=notes, viewer=viewer)
     return write_text(out / "index.html", page)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from interp.results.tables import write_json
 
@@ -36,3 +37,21 @@ def read_record(path: str | Path) -> dict:
     if not isinstance(record, dict) or record.pop("sha256", None) != content_hash(record, path.name):
         raise ValueError(f"{path} is damaged, its hash is not the one in it")
     return record
+
+
+def newest_record(folder: str | Path, name: str, inputs: Mapping[str, Any]) -> dict | None:
+    """The record `<name>-<key>.json` below a folder that was written last, of those made from these inputs.
+
+    inputs: what the record's own `inputs` hold, among others; as JSON has them. None where there is no such
+    record; damaged ones are passed over.
+    """
+    paths = [path for path in Path(folder).glob(f"{name}-{'[0-9a-f]' * 16}.json")]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            record = read_record(path)
+        except ValueError:
+            continue
+        made = record.get("inputs", {})
+        if all(key in made and made[key] == value for key, value in inputs.items()):
+            return record
+    return None

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -100,18 +100,44 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
     run as a formula is written with a quote before it, which `read_table` takes off. Raises ValueError for a
     name that leads out of the folder, and OSError, leaving the old table, where it cannot be written.
     """
-    table, made = inside(folder, f"{name}.csv"), inside(folder, f"{name}.json")
     texts = _quoted(frame)
     split = any(isinstance(cell, str) and "\r" in cell for _, cells in _texts(texts) for cell in cells)
     # the minimum does not hold a lone carriage return together
     quoting = csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL
     content = texts.to_csv(index=False, float_format="%.6g", quoting=quoting).encode()
-    with written(made) as its_json, written(table) as its_csv:
-        its_csv.write_bytes(content)
-        its_json.write_text(
-            _as_json(_sealed(provenance, content, table.stem, len(frame), _as_text(texts, content)))
+    return write_sealed(
+        inside(folder, f"{name}.csv"), content, provenance, len(frame), _as_text(texts, content)
+    )
+
+
+def write_sealed(path: Path, content: bytes, provenance: dict, rows: int, texts: Sequence[str] = ()) -> Path:
+    """Write a table's bytes and its sealed provenance beside it, a JSON of the same name; returns `path`.
+
+    texts: columns of a CSV that are read as text.
+    """
+    with written(path.with_suffix(".json")) as its_json, written(path) as its_table:
+        its_table.write_bytes(content)
+        its_json.write_text(_as_json(_sealed(provenance, content, path.stem, rows, list(texts))))
+    return path
+
+
+def read_sealed(path: Path) -> tuple[bytes, dict]:
+    """The bytes of a table that is no CSV, and its provenance.
+
+    Raises FileNotFoundError where either is not there, and ValueError where either is not as it was written.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"No table {path.name} in {path.parent}: run `python -m analyses {path.stem}` first."
         )
-    return table
+    content, provenance = path.read_bytes(), _read_provenance(path)
+    seal = provenance.pop(SEAL, None)
+    rows = seal.get("rows") if isinstance(seal, dict) else None
+    if _sealed(provenance, content, path.stem, rows, [])[SEAL] != seal:
+        raise ValueError(
+            f"The table {path} or its provenance is not as it was written: {_remedy(path, provenance)}"
+        )
+    return content, provenance
 
 
 def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.DataFrame, dict]:
@@ -132,7 +158,7 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
     path = inside(folder, f"{name}.csv")
     if not path.exists():
         raise FileNotFoundError(f"No table {name}.csv in {folder}: run `python -m analyses {name}` first.")
-    content, provenance = path.read_bytes(), _read_provenance(path.with_suffix(".json"))
+    content, provenance = path.read_bytes(), _read_provenance(path)
     seal = provenance.pop(SEAL, None)
     if not edited:
         _check(path, content, provenance, seal)
@@ -159,7 +185,7 @@ def seal_table(folder: str | Path, name: str) -> Path:
         other := next((mark for mark in ";\t" if mark in str(frame.columns[0])), "")
     ):
         raise ValueError(f"The table {path} is separated by {other!r}: save it with commas, then seal it.")
-    before = _read_provenance(path.with_suffix(".json")).get(SEAL)
+    before = _read_provenance(path).get(SEAL)
     texts = _texts_of(before)
     if (
         before is not None
@@ -224,10 +250,11 @@ def _parsed(content: bytes, seal: object) -> pd.DataFrame:
     return frame.assign(**plain)
 
 
-def _read_provenance(path: Path) -> dict:
+def _read_provenance(table: Path) -> dict:
+    path = table.with_suffix(".json")
     if not path.exists():
         raise FileNotFoundError(
-            f"The table {path.stem}.csv in {path.parent} has no provenance {path.name} beside it: copy both, "
+            f"The table {table.name} in {path.parent} has no provenance {path.name} beside it: copy both, "
             "or make it again."
         )
     try:

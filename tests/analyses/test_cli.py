@@ -11,15 +11,19 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 
+import interp
 from analyses import __main__ as cli
 from analyses.registry import chains, instruments
 from analyses.study import Study
 from interp.measures import conflicts, patching
 from interp.measures import reliance as mediation
 from interp.results import tables
+from interp.results.decisions import read_decisions
+from interp.results.queries import pick
 from interp.system.paths import ROOT
 from interp.tasks.episodes import load_episodes, save_episodes
 
@@ -371,6 +375,8 @@ def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_
     assert (
         set(contents(tmp_path)) == {"conflict.csv", "patching.csv"} and (tmp_path / "conflict.html").exists()
     )
+    assert len(read_decisions(tmp_path / "tables")[0]) and (tmp_path / "decisions.html").exists()
+    assert '<a href="decisions.html">' in (tmp_path / "index.html").read_text()
     provenance = json.loads((tmp_path / "tables" / "conflict.json").read_text())
     assert (
         provenance["command"].startswith("python -m analyses conflict --run")
@@ -408,3 +414,65 @@ def test_an_own_trace_that_does_not_come_back_is_said_loudly(options, tmp_path, 
     _, provenance = tables.read_table(tmp_path / "tables", "conflict")
     assert "SELF-SPLICE FAILED" in capsys.readouterr().err and provenance["self_splice"] == "FAILED"
     assert [len(ids) for ids in provenance["self_splice_failed"].values()] == [1, 1]
+
+
+def test_decisions_are_what_the_tables_average(reference, options, capsys, monkeypatch):
+    monkeypatch.delattr(Study, "stage")  # nothing is computed
+    labels = ("--labels", "eventual_target", "reference_target")
+    assert main("decisions", *options(reference), *labels) == 0
+    assert f"open {reference / 'decisions.html'}" in capsys.readouterr().out
+    frame, made = read_decisions(reference / "tables")
+    assert made["analysis"] == "decisions" and set(made["weights"]) == {"0", "110"}
+    assert interp.view(reference).path == reference / "decisions.html"
+
+    def mean(column, mode="cot"):
+        return frame[frame["mode"] == mode].groupby(["checkpoint", "split"])[column].mean()
+
+    def table(name, **where):
+        rows = pick(tables.read_table(reference / "tables", name)[0], **where)
+        return rows.rename(columns=dict(step="checkpoint")).set_index(["checkpoint", "split"])["value"]
+
+    def same(ours, stored):
+        stored = stored.dropna()  # of pairs of which none moves the action
+        assert len(stored) and np.allclose(ours.astype(float).loc[stored.index], stored, atol=1e-5)
+
+    for mode in ("prompt", "cot", "empty_think"):
+        same(mean("is_correct", mode), table("behaviour", metric=f"acc_{mode}"))
+        same(mean("parsed", mode), table("behaviour", metric=f"parse_{mode}"))
+    same(mean("actions_differ"), table("behaviour", metric="revision"))
+    same(mean("direct"), table("reliance", metric="direct"))
+    same(mean("area_action"), table("early", metric="area_action"))
+    frame["chosen"] = (frame["choice"] == frame["reference"]).where(frame["choice"].notna()).astype(float)
+    same(mean("chosen", "prompt"), table("behaviour", metric="choice_prompt_sum"))
+
+    def unfolded(column, mode="cot"):
+        rows = frame.loc[frame["mode"] == mode, ["checkpoint", "split", column]].explode(column).dropna()
+        return pd.concat([rows.reset_index(drop=True), pd.DataFrame(rows[column].tolist())], axis=1)
+
+    by = ["checkpoint", "split"]
+    inserted = pick(unfolded("conflicts"), inserted_trace="other_state")
+    same(
+        inserted.groupby(by)["follow"].mean(),
+        table("conflict", inserted_trace="other_state", metric="follow"),
+    )
+    patched = pick(unfolded("patching", "prompt"), at="boundary", direction="noise", metric="difference")
+    stored = table_of_patching(reference)
+    same(patched["effect"].str[1].groupby(patched["checkpoint"]).mean(), stored)
+    probed = pick(unfolded("probes"), label="eventual_target")
+    probed["hit"] = probed["predicted"].str[2] == probed["truth"]
+    where = dict(label="eventual_target", layer=2, predictor="probe", metric="accuracy")
+    same(probed.groupby(by)["hit"].mean(), table("probes", **where))
+
+
+def table_of_patching(run):
+    """Mean noise effects of layer 1 at the boundary, by checkpoint."""
+    where = dict(at="boundary", direction="noise", metric="difference", layer=1, mode="prompt")
+    return pick(tables.read_table(run / "tables", "patching")[0], **where).set_index("step")["value"]
+
+
+def test_decisions_without_a_record_are_left_out(options, tmp_path, capsys):
+    assert main("decisions", *options(tmp_path)) == 0
+    assert (
+        "left out: " in (said := capsys.readouterr().err)
+        and "run `python -m analyses behaviour` first" in said
+    )

@@ -95,6 +95,7 @@ def test_what_all_runs_is_what_the_registry_says():
         ["behaviour", "probes", "transfer", "mdl", "conflict"],
         ["online", "patching", "reliance", "early", "shares"],
     ]
+    assert registry.closing() == ["decisions"]
     with pytest.raises(ValueError, match="There is no analysis 'behavior': there are behaviour, probes"):
         registry.find("behavior")
 

@@ -1,0 +1,287 @@
+"""Decisions one by one: what the analyses of a run keep of each, as one table and a page to look through.
+
+`tables/decisions.parquet` has a row for each decision, checkpoint and mode (its columns are those of
+`interp.results.decisions.COLUMNS`), and `decisions.html` shows them. Both are of what is on record: no model
+runs, and what no analysis kept is null.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from analyses.early import SHARES
+from analyses.probes import Labels
+from analyses.registry import Instrument
+from analyses.study import NotApplicable, Study
+from interp.prompts.format import MODES, Prompt
+from interp.results.records import newest_record
+from interp.tasks.episodes import Decision
+
+#: Inserted traces that argue for another action than the own one.
+ARGUING = ("other_state", "resampled")
+
+
+@dataclass
+class Config(Study):
+    """The options that the run's other analyses were given, since decisions and checkpoints are theirs."""
+
+    labels: Labels = ("eventual_target", "eventual_verb", "reference_target")
+    """Which probes' predictions are shown, where they are on record."""
+
+
+#: (decision, mode, columns of COLUMNS).
+Part = tuple[str, str, dict[str, Any]]
+
+
+class Cell(NamedTuple):
+    """A checkpoint and a split of the study."""
+
+    config: Config
+    step: int
+    split: str
+    decisions: dict[str, Decision]
+    """Of the split, by id."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the decisions that were drawn, in order."""
+        return [prompt.decision.id for prompt in self.config.prompts(self.split)]
+
+    def kept(self, name: str, **inputs: object) -> Any:
+        """What a stage last kept of this checkpoint and of these inputs; None where it kept nothing."""
+        wanted = json.loads(json.dumps(self.config.inputs(self.step) | inputs, default=str))
+        record = newest_record(self.config.run / "partial", name, wanted)
+        return record and record["value"]
+
+    def kept_of_split(self, name: str) -> Any:
+        """The same of a stage that reads this split's decisions and is named for both."""
+        inputs = self.config.inputs(self.step, self.split)
+        return self.kept(f"{name}/{self.step}-{self.split}", **inputs)
+
+
+def decoded(cell: Cell) -> Iterator[Part]:
+    """What was decoded in each mode."""
+    form, is_correct = cell.config.format, cell.config.env.is_correct
+    for mode, completions in (cell.kept_of_split("decoded") or {}).items():
+        for decision, each in zip(cell.ids, completions, strict=True):
+            action = each["action"] or None
+            columns = dict(
+                action=action,
+                parsed=action is not None,
+                is_correct=action is not None and bool(is_correct(cell.decisions[decision], action)),
+                trace=each["trace"],
+                completion=form.text(each["ids"]),
+            )
+            yield decision, mode, columns
+
+
+def choices(cell: Cell) -> Iterator[Part]:
+    """Forced choice in each mode."""
+    for row in cell.kept_of_split("choices") or ():
+        for mode, logp in row["logp"].items():
+            summed, per_token = np.array(logp).T
+            order = np.argsort(-summed, kind="stable")
+            columns = dict(
+                candidates=[row["candidates"][i] for i in order],
+                candidates_logp=summed[order].tolist(),
+                choice=row["candidates"][order[0]],
+                choice_per_token=row["candidates"][per_token.argmax()],
+            )
+            yield row["decision"], mode, columns
+
+
+def conflicts(cell: Cell) -> Iterator[Part]:
+    """What was done after each inserted trace."""
+    stored = cell.kept_of_split("conflict")
+    if not stored:
+        return
+    by_decision: dict[str, list[dict]] = defaultdict(list)
+    for kind, metrics in stored["inserted_traces"].items():
+        texts = stored["texts"][kind]
+        for k, i in enumerate(metrics["index"]):
+            outcome = dict(inserted_trace=kind, leaked=metrics["leak_rate"][k])
+            outcome |= {name: metrics[name][k] for name in ("keep", "follow", "logp_trace")}
+            outcome |= {name: each[k] for name, each in texts.items()}
+            by_decision[stored["decisions"][i]].append(outcome)
+    for decision, outcomes in by_decision.items():
+        kept = [outcome["keep"] for outcome in outcomes if outcome["inserted_trace"] in ARGUING]
+        yield decision, "cot", dict(conflicts=outcomes, flipped=not all(kept) if kept else None)
+
+
+def early(cell: Cell) -> Iterator[Part]:
+    """How much of its trace an action needs."""
+    stored = cell.kept_of_split("early")
+    if not stored:
+        return
+    ids = cell.ids
+    for k, i in enumerate(stored["index"]):
+        areas = {name: stored[name][k] for name in ("area_action", "area_distribution", "area_filler")}
+        same = {f"same_{share * 100:.0f}": stored["same"][k][s] for s, share in enumerate(SHARES)}
+        yield ids[i], "cot", areas | same
+
+
+def probes(cell: Cell) -> Iterator[Part]:
+    """What the probes predicted at each layer; those of both splits are fitted on the first."""
+    config = cell.config
+    by_decision: dict[str, list[dict]] = defaultdict(list)
+    for label in config.labels:
+        inputs = config.inputs(cell.step, config.parts[0])
+        stored = cell.kept(f"probes/{cell.step}-{label}", **inputs, label=label)
+        if not stored or stored["skipped"]:
+            continue
+        read = stored["predicted"]
+        for k, decision in enumerate(read["decision"]):
+            predicted = [layer[k] for layer in read["layers"]]
+            by_decision[decision].append(dict(label=label, truth=read["label"][k], predicted=predicted))
+    for decision, predictions in by_decision.items():
+        if decision in cell.decisions:
+            yield decision, "cot", dict(probes=predictions)
+
+
+def reliance(cell: Cell) -> Iterator[Part]:
+    """What the twin's prompt and trace do to the action."""
+    from interp.measures.reliance import EFFECTS
+
+    stored = cell.kept(f"reliance/{cell.step}-{cell.split}")
+    if not stored:
+        return
+    for pair, effects in zip(stored["kept"], stored["effects"], strict=True):
+        decision, twin = stored["pairs"][pair]
+        yield decision, "cot", dict(zip(EFFECTS, effects, strict=True), twin=twin)
+
+
+def patching(cell: Cell) -> Iterator[Part]:
+    """Effects of patching at each place, of the pairs of the first split."""
+    if cell.split != cell.config.parts[0]:
+        return
+    by_row: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    twins = {}
+    for name in (f"patching/{cell.step}", f"patching/{cell.step}-spans"):
+        for place, sweep in (cell.kept(name) or {}).items():
+            at, mode = place.split()
+            for pair, (decision, twin) in enumerate(sweep["pairs"]):
+                twins[decision] = twin
+                by_row[decision, mode] += _effects(sweep, pair, at)
+    for (decision, mode), effects in by_row.items():
+        yield decision, mode, dict(patching=effects or None, twin=twins[decision])
+
+
+def _effects(sweep: dict, pair: int, at: str) -> Iterator[dict]:
+    """One pair's effects at a place that its metric keeps."""
+    for metric, by_direction in sweep["metrics"].items():
+        for direction, effects in by_direction.items():
+            for site, effect in zip(sweep["sites"], effects[pair], strict=True):
+                if np.isfinite(effect).all():
+                    yield dict(at=at, site=site, direction=direction, metric=metric, effect=effect)
+
+
+#: What each analysis keeps, in the order in which it is put together.
+READERS: tuple[Callable[[Cell], Iterable[Part]], ...] = (
+    decoded,
+    choices,
+    conflicts,
+    early,
+    probes,
+    reliance,
+    patching,
+)
+
+
+def run(config: Config) -> None:
+    """Put together what is on record, and write the table and its page."""
+    from interp.report.viewer import save_viewer
+    from interp.results.decisions import write_decisions
+
+    started = time.time()
+    table: dict[tuple[str, int, str], dict] = defaultdict(dict)
+    decisions = {s: {d.id: d for e in config.episodes[s] for d in e.decisions()} for s in config.parts}
+    for step, split in config.cells("decisions"):
+        for read in READERS:
+            for decision, mode, columns in read(Cell(config, step, split, decisions[split])):
+                table[decision, step, mode] |= columns
+    if not table:
+        raise NotApplicable(
+            f"{config.run} keeps nothing of these decisions at these checkpoints: run `python -m analyses "
+            "behaviour` first, and give the same options here (its command is in tables/behaviour.json)."
+        )
+    rows = [row for split in config.parts for row in _rows(config, split, decisions[split], table)]
+    made = config.provenance("decisions", started, parser=config.parse.__module__)
+    path = write_decisions(config.run / "tables", rows, made)
+    page = save_viewer(rows, config.run, made)
+    print(f"{len(rows):,} rows in {path}; to look through them open {page}")
+
+
+def _rows(config: Config, split: str, decisions: dict[str, Decision], table: dict) -> Iterator[dict]:
+    """The rows of a split, its decisions in recorded order."""
+    there = {decision for decision, _, _ in table}
+    drawn = {prompt.decision.id: prompt for prompt in config.prompts(split)}
+    for decision in decisions.values():
+        if decision.id not in there:
+            continue
+        prompt = drawn.get(decision.id) or config.format.prompt(decision)
+        about = dict(_about(decision, prompt), split=split)
+        for step in config.steps:
+            modes = {mode: table[key] for mode in MODES if (key := (decision.id, step, mode)) in table}
+            differ = _differ(modes)
+            flipped = modes.get("cot", {}).get("flipped")
+            for mode, columns in modes.items():
+                ranks = _ranks(columns, decision.reference)
+                flags = dict(actions_differ=differ, flipped=flipped)
+                yield about | dict(checkpoint=step, mode=mode) | columns | ranks | flags
+
+
+def _about(decision: Decision, prompt: Prompt) -> dict:
+    """The columns that hold for all of a decision's rows."""
+    texts = pieces(prompt)
+    ends = np.cumsum([len(text) for _, text in texts]).tolist()
+    starts = [0, *ends[:-1]]
+    return dict(
+        decision=decision.id,
+        episode=decision.episode,
+        step=decision.step,
+        task=decision.task,
+        task_type=decision.task_type,
+        reference=decision.reference,
+        n_admissible=len(decision.admissible),
+        prompt="".join(text for _, text in texts),
+        spans=[
+            dict(span=span, start=start, end=end)
+            for (span, _), start, end in zip(texts, starts, ends, strict=True)
+        ],
+    )
+
+
+def pieces(prompt: Prompt) -> list[tuple[str, str]]:
+    """(span, text) of a prompt, in order; a text is read after the one before it: its spaces depend on it."""
+    texts, before = [], []
+    for span, tokens in groupby(zip(prompt.spans, prompt.ids, strict=True), key=lambda token: token[0]):
+        ids = [i for _, i in tokens]
+        known = len(prompt.format.text(before)) if before else 0
+        texts.append((span, prompt.format.text([*before, *ids])[known:]))
+        before = ids
+    return texts
+
+
+def _differ(modes: dict[str, dict]) -> bool | None:
+    """Whether the prompt and the CoT action differ; None where one of them was not decoded."""
+    if any("parsed" not in modes.get(mode, {}) for mode in ("prompt", "cot")):
+        return None
+    return modes["prompt"]["action"] != modes["cot"]["action"]
+
+
+def _ranks(columns: dict, reference: str) -> dict[str, int]:
+    """Ranks of the recorded and of the decoded action among the candidates that hold them."""
+    rank = {name: k for k, name in enumerate(columns.get("candidates", ()), 1)}
+    named = dict(reference_rank=reference, action_rank=columns.get("action"))
+    return {column: rank[action] for column, action in named.items() if action in rank}
+
+
+INSTRUMENT = Instrument("decisions", Config, run, after_all=True)
