@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import sys
+import warnings
 
 from analyses.chains import run_chains
 from analyses.command import configured, told
 from analyses.registry import find, instruments
+from interp.results.shown import Incomplete
 from interp.system.processes import end_with_parent, leave, stop_on_signals
 
 
@@ -51,6 +53,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", Incomplete)  # tables say how many there are
     try:
         return run(sys.argv[1:])
     except KeyboardInterrupt as stop:

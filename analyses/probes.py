@@ -271,7 +271,7 @@ def _probed(
 
 def table(result: ProbeResult, step: int, label: str) -> list[dict]:
     """Rows of a probe, and of predictor `gain_p` the p-value of each layer's gain, corrected over layers."""
-    frame = result.table()
+    frame = result.to_frame()
     size = frame.set_index("split")[["n", "n_groups"]].groupby(level=0).first()
     p = [
         dict(

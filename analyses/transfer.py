@@ -108,7 +108,7 @@ def _transferred(config: Config, labels: dict[str, dict[int, list]], steps: list
         seed=config.seed,
         draws=config.draws,
     )
-    return dict(rows=result.table().to_dict("records"))
+    return dict(rows=result.to_frame().to_dict("records"))
 
 
 INSTRUMENT = Instrument("transfer", Config, run, in_all=(0, 2))

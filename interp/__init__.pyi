@@ -1,5 +1,6 @@
 from .checkpoints.series import CheckpointSeries as CheckpointSeries
-from .engine.capturing import Activations as Activations, capture as capture
+from .engine.activations import Activations as Activations
+from .engine.capturing import capture as capture
 from .engine.decoding import Completion as Completion, choose as choose, decode as decode
 from .environments.base import Environment as Environment, View as View
 from .measures.ablation import Ablation as Ablation, ablate as ablate
@@ -8,12 +9,15 @@ from .measures.conflicts import Outcome as Outcome, conflict as conflict
 from .measures.early import EarlyAnswers as EarlyAnswers, early_answers as early_answers
 from .measures.lens import Lens as Lens, lens as lens
 from .measures.pairs import make_pairs as make_pairs
-from .measures.patching import Sweep as Sweep, patch as patch
+from .measures.patching import patch as patch
 from .measures.reliance import Reliance as Reliance, prompt_reliance as prompt_reliance
-from .measures.steering import SteerOptions as SteerOptions, Steering as Steering, steer as steer
+from .measures.steered import Steering as Steering
+from .measures.steering import SteerOptions as SteerOptions, steer as steer
+from .measures.sweep import Sweep as Sweep
 from .models.hooked import HookedModel as HookedModel
 from .probing.probes import ProbeOptions as ProbeOptions, ProbeResult as ProbeResult, probe as probe
 from .prompts.format import Prompt as Prompt, PromptFormat as PromptFormat
+from .prompts.showing import show as show
 from .prompts.styles import Style as Style
 from .prompts.text import TextPrompt as TextPrompt
 from .report.viewer import Viewer as Viewer, view as view

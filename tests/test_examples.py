@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import interp
+import tests.results.test_shown
 from interp.results.decisions import write_decisions
 from interp.system.paths import ROOT
 from tests.decision_rows import decision_rows
@@ -89,6 +90,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     from interp.checkpoints.contents import find
     from interp.checkpoints.headers import headers
     from interp.checkpoints.series import CheckpointSeries
+    from interp.engine.capturing import capture
     from interp.engine.decoding import decode
     from interp.measures.pairs import make_pairs
     from interp.probing.directions import orthogonal_directions
@@ -154,7 +156,16 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
         episode=[str(i) for i in group],
         token=7,
     )
+    swept = interp.attribute(trained, clean[:1], corrupt[:1], minimum=0)
     own = {
+        "interp.engine.activations": lambda: dict(capture=capture),
+        "interp.measures.steered": lambda: dict(result=tests.results.test_shown.steering()),
+        "interp.measures.sweep": lambda: dict(patch=interp.patch),
+        "interp.plots.pictures": lambda: dict(
+            frame=interp.patch(trained, clean[:1], corrupt[:1], minimum=0).to_frame()
+        ),
+        "interp.plots.results": lambda: dict(result=swept, outcomes=[tests.results.test_shown.outcome()]),
+        "interp.plots.sweeps": lambda: dict(result=swept),
         "interp.checkpoints.checks": lambda: dict(checkpoint=find(small), headers=headers),
         "interp.checkpoints.notes": lambda: dict(CheckpointSeries=CheckpointSeries),
         "interp.measures.ablation": lambda: dict(direction=direction),

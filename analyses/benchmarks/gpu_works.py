@@ -105,9 +105,14 @@ class Bench:
 
     def prompt(self, ids: Sequence[int], number: int, episode: str = "", step: int = 0) -> Prompt:
         names = tuple(f"go to desk {i}" for i in range(1, 21))
-        trace = "The desk is next, so I go there."
         decision = Decision(
-            (), names[number % 2], names, episode or f"game-{number}", step, "", "", "bench", trace
+            (),
+            names[number % 2],
+            admissible=names,
+            episode=episode or f"game-{number}",
+            step=step,
+            split="bench",
+            trace="The desk is next, so I go there.",
         )
         return Prompt(tuple(ids), (*["observation"] * (len(ids) - 1), "boundary"), decision, self.format)
 

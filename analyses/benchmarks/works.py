@@ -97,7 +97,7 @@ class Interp:
 
     def capture(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         made = [
-            Prompt(tuple(ids), ("template",) * len(ids), Decision((), "", (), "bench", i, "", "", ""), None)
+            Prompt(tuple(ids), ("template",) * len(ids), Decision((), "", episode="bench", step=i), None)
             for i, ids in enumerate(prompts)
         ]
         return interp.capture(self.model, made, batch_tokens=BATCH_TOKENS).values[:, 0]

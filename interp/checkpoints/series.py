@@ -82,6 +82,9 @@ class CheckpointSeries:
         self._blueprints: dict[str, PreTrainedModel] = {}
         self._hashes: dict[tuple, str] = {}
 
+    def __repr__(self) -> str:
+        return f"CheckpointSeries({len(self.sources)} checkpoints, steps {', '.join(map(str, self.steps))})"
+
     @classmethod
     def discover(
         cls, folder: str | Path = SERIES, base: str | Path | None = None, trust_remote_code: bool = False
@@ -312,10 +315,7 @@ class CheckpointSeries:
             warnings.warn(sentence, stacklevel=3)
 
     def weights_hash(self, step: int) -> str:
-        """Content hash of a checkpoint's weight files with its base's.
-
-        Of a hub checkpoint repository and revision.
-        """
+        """Content hash of a checkpoint's weight files with its base's; of a hub checkpoint its revision."""
         path = self.path(step)
         return "@".join(path) if isinstance(path, tuple) else self._hash(self.checkpoint(step))
 

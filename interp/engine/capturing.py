@@ -23,69 +23,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from interp.engine.activations import Activations as Activations
 from interp.engine.packing import WORTH, ancestors, merge
 from interp.engine.positions import At, Reading, Trace, is_single, readings
 from interp.models.devices import fetched, halved, pass_tokens, sent
 from interp.models.finite import not_finite
 from interp.models.hooked import HookedModel
 from interp.models.hooks import Edit, only
-from interp.models.site_names import every_layer, parse_site
+from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.models.whole import batches, padded
 from interp.prompts.text import Readable, read_texts
 
 #: Most tokens of a tree, whose mask has the square of them, and of a pass on a CPU.
 TREE = 8192
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Captured activations in float32, and what they are of.
-
-    `paths` says how each decision was read: `trajectory` (with others that it extends or that extend it, in
-    one row), `shared prefix` (packed after what its episode's prompts begin with), or `plain` (by itself).
-    """
-
-    values: Float[Tensor, "row site layer width"]
-    """A row for each decision, or for each token of each decision where several were captured."""
-    sites: tuple[str, ...]
-    layers: tuple[int, ...]
-    prompts: tuple[str, ...]
-    weights_hash: str
-    dtype: str
-    paths: tuple[str, ...]
-    positions: tuple[int, ...] = ()
-    """The token of each row."""
-    offsets: tuple[int, ...] = ()
-    """Decision i has the rows from offsets[i] up to offsets[i + 1] (empty where each has one)."""
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def decisions(self) -> Int[np.ndarray, "row"]:
-        """The decision of each row."""
-        counts = np.diff(self.offsets) if self.offsets else np.ones(len(self.prompts), dtype=int)
-        return np.repeat(np.arange(len(self.prompts)), counts)
-
-    def rows(self, decision: int) -> Float[Tensor, "token site layer width"]:
-        """The rows of one decision."""
-        decision = range(len(self.prompts))[decision]
-        start, end = self.offsets[decision : decision + 2] if self.offsets else (decision, decision + 1)
-        return self.values[start:end]
-
-    def __getitem__(self, key: str | tuple[str, int]) -> Float[Tensor, "row width"]:
-        """The rows at a site of a layer: `acts["resid_post", 3]`, or `acts["blocks.3.hook_resid_post"]`.
-
-        Raises KeyError for one that was not captured.
-        """
-        site, layer = parse_site(key) if isinstance(key, str) else (parse_site(key[0])[0], key[1])
-        if site not in self.sites or layer not in self.layers:
-            raise KeyError(
-                f"{site} of layer {layer} was not captured: there are {', '.join(self.sites)} of layers "
-                f"{', '.join(map(str, self.layers))}."
-            )
-        return self.values[:, self.sites.index(site), self.layers.index(layer)]
 
 
 def _chains(model: HookedModel, wanted: Sequence[Reading], members: Sequence[int]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +22,7 @@ from interp.engine.reading import Memory
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.prompts.format import Mode, Prompt, PromptFormat, same_format
+from interp.results.shown import Shown, counted, warn_incomplete
 
 if TYPE_CHECKING:
     from interp.engine.vllm_backend import Engine
@@ -29,13 +31,21 @@ if TYPE_CHECKING:
 Parser = Callable[[str], str | None]
 
 
-@dataclass(frozen=True)
-class Completion:
+@dataclass(frozen=True, repr=False)
+class Completion(Shown):
     """One decoding: generated `ids`, `trace` (None without one), and `action` (None: it did not parse)."""
 
     ids: tuple[int, ...]
     trace: str | None
     action: str | None
+
+    def summary(self) -> str:
+        action = "no action" if self.action is None else f"action {self.action[:60]!r}"
+        return f"{counted(len(self.ids), 'token')}, {action}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: `tokens` generated, `trace`, `action`."""
+        return pd.DataFrame([dict(tokens=len(self.ids), trace=self.trace, action=self.action)])
 
 
 #: Tokens of candidates that are read at once: their mask has the square of it.
@@ -157,10 +167,12 @@ def decode(
             width] and of where its tokens are (`interp.models.hooks.Where`), which may give another one; run
             in every pass, from the prompt's first token on.
 
+    Warns of completions that did not parse.
+
     Raises:
         ValueError: no prompts, prompts of several formats, fewer than one token, or a temperature below 0.
     """
-    return decode_modes(
+    completions = decode_modes(
         model,
         prompts,
         [mode],
@@ -172,6 +184,15 @@ def decode(
         seed=seed,
         hooks=hooks,
     )[mode]
+    unparsed = sum(completion.action is None for completion in completions)
+    if unparsed:
+        warn_incomplete(
+            f"{unparsed} of {len(completions)} completions did not parse (their action is None): look at "
+            "their text (`prompt.format.text(completion.ids)`). Where it ends before the action is closed, "
+            "raise max_new_tokens; where it is written otherwise, give the style the model was trained in, "
+            "or a parser."
+        )
+    return completions
 
 
 @measured

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,11 +29,16 @@ from interp.engine.positions import readings
 from interp.engine.sweeps import Packed, Plain
 from interp.measures.pairs import Answer, answer_tokens
 from interp.measures.patching import BUDGET, cells_of, columns_of, rows_of
+from interp.measures.sweep import cell_columns, within
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
-from interp.prompts.text import AnyPrompt, Readable, read_texts, shared
+from interp.prompts.text import AnyPrompt, Readable, decoded, read_texts, shared, tokenizer_of
+from interp.results.shown import Plotted, counted, labelled
+
+if TYPE_CHECKING:
+    import xarray
 
 How = Literal["zero", "mean", "resample", "direction", "donors"]
 #: What activations of each (site, layer) are replaced by: for each prompt, and each position in order.
@@ -41,13 +47,14 @@ Donors = Mapping[tuple[str, int], Float[Tensor, "prompt *position width"]]
 Values = dict[tuple[str, int], Float[Tensor, "position width"]]
 
 
-@dataclass(frozen=True)
-class Ablation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation(Plotted):
     """What ablating each site of each layer does to what follows each prompt.
 
     NaN where a layer lacks a head, or a prompt a position.
     """
 
+    picture: ClassVar[str] = "ablation"
     sites: tuple[str, ...]
     """`z` has one for each head, `z.0`, `z.1`, ..."""
     how: str
@@ -60,6 +67,30 @@ class Ablation:
     """KL(unablated || ablated) of the next token, in nats: of the token at which the answers part."""
     path: str = "packed"
     """`packed`, or `plain loop` with the reason."""
+    texts: tuple[tuple[str, ...], ...] = ()
+    """For `at="all"` the text of each prompt's tokens."""
+
+    def summary(self) -> str:
+        prompts, sites, layers, *positions = self.kl.shape
+        parts = [counted(prompts, "prompt"), counted(sites, "site"), counted(layers, "layer")]
+        parts += [counted(n, "position") for n in positions]
+        return f"{', '.join(parts)}, {self.how}; {self.path}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each prompt, site, layer and position: `effect` and `kl`, in nats."""
+        columns = cell_columns(self.kl.shape, "prompt", self.sites, self.texts)
+        frame = pd.DataFrame({**columns, "effect": self.effect.ravel(), "kl": self.kl.ravel()})
+        return within(frame, "prompt", self.texts)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The effects over the named axes prompt, site, layer, position.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        axes = ("prompt", "site", "layer", "position")[: self.kl.ndim]
+        variables: dict = dict(effect=(axes, self.effect), kl=(axes, self.kl), base=(("prompt",), self.base))
+        return labelled(variables, dict(site=list(self.sites)), dict(how=self.how, path=self.path))
 
 
 @measured
@@ -155,7 +186,8 @@ def ablate(
                 effect[index, row, layer, slots] = cell[:, : len(signs)] @ signs - unablated
     if at != "all":
         effect, kl = effect[..., 0], kl[..., 0]
-    return Ablation(tuple(labels), how, base, effect, kl, path or "packed")
+    texts = tuple(decoded(tokenizer_of(p), p.ids) for p in given) if at == "all" else ()
+    return Ablation(tuple(labels), how, base, effect, kl, path or "packed", texts)
 
 
 def _check(

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.measures.pairs import Align, Answers, Pair, pairs_of
-from interp.measures.patching import Sweep, columns_of, effects, rows_of
+from interp.measures.pairs import Align, Answers, Pair, pairs_of, token_texts
+from interp.measures.patching import Sweep, columns_of, effects, rows_of, warn_dropped
 from interp.models.hooked import HookedModel, layers_of
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
@@ -155,10 +155,12 @@ def attribute_modes(
                 change = _change(own[1][m], other[1][m], aligned[r], aligned[1 - r])
                 _fill(model, names, labels, change, moved[r, m, index], aligned[0])
     patched = moved + base[..., None, None, None]
-    return {
-        mode: effects("difference", labels, base[:, m], patched[:, m], minimum, "first order")
-        for m, mode in enumerate(modes)
-    }
+    tokens = tuple(map(token_texts, pairs))
+    sweeps = {}
+    for m, mode in enumerate(modes):
+        sweep = effects("difference", labels, base[:, m], patched[:, m], minimum, "first order")
+        sweeps[mode] = replace(sweep, tokens=tokens)
+    return sweeps
 
 
 def _runs(model: HookedModel, pair: Pair, sites: Sequence[str], modes: Sequence[str]) -> list[Gradients]:
@@ -218,9 +220,11 @@ def attribute(
         ValueError: for lists that are not pairs.
         NotImplementedError: for a site that the model does not have.
     """
-    return attribute_modes(
+    sweep = attribute_modes(
         model, clean, corrupt, sites, [mode], minimum, progress, answers=answers, align=align
     )[mode]
+    warn_dropped(sweep, minimum)
+    return sweep
 
 
 def at_span(screen: Sweep, clean: Sequence[AnyPrompt], at: str) -> Sweep:
@@ -235,4 +239,4 @@ def at_span(screen: Sweep, clean: Sequence[AnyPrompt], at: str) -> Sweep:
         return sums
 
     denoise, noise, moved = (total(values) for values in (screen.denoise, screen.noise, screen.moved))
-    return replace(screen, denoise=denoise, noise=noise, moved=moved)
+    return replace(screen, denoise=denoise, noise=noise, moved=moved, tokens=())

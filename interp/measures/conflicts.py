@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from interp.engine.decoding import LIMITS, Completion, format_of, parse_completion, preferences
@@ -22,6 +23,7 @@ from interp.engine.generation import continue_each
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.prompts.format import Prompt, PromptFormat
+from interp.results.shown import Plotted, Shown, counted, warn_incomplete
 from interp.system.choices import Inserted
 from interp.system.renamed import renamed_keywords
 
@@ -31,10 +33,14 @@ FILLER = "."
 SAMPLES = 4
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One kind of inserted trace at the decisions where it applies."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Outcome(Plotted):
+    """One kind of inserted trace at the decisions where it applies.
 
+    `interp.plots.results.plot(outcomes)` draws all that `conflict` gives side by side.
+    """
+
+    picture: ClassVar[str] = "outcomes"
     inserted_trace: str
     index: Int[np.ndarray, "decision"]
     """Into the prompts."""
@@ -68,9 +74,23 @@ class Outcome:
         """Where the action did not parse."""
         return np.array([a is None for a in self.action], dtype=bool)
 
+    def summary(self) -> str:
+        shares = "".join(
+            f", {name} {getattr(self, name).mean():.2f}"
+            for name in ("keep", "follow", "unparsed")
+            if len(self.index)
+        )
+        return f"{self.inserted_trace}, {counted(len(self.index), 'decision')}{shares}"
 
-@dataclass(frozen=True)
-class Shift:
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each decision: what was done after the trace, and what that is to its two actions."""
+        names = ("action", "own", "argued", "keep", "follow", "unparsed", "leaked", "logp", "logp_own")
+        columns = {name: getattr(self, name) for name in names}
+        return pd.DataFrame(dict(inserted_trace=self.inserted_trace, decision=self.index, **columns))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Shift(Shown):
     """How far one kind of inserted trace moves the distribution over the candidate actions.
 
     `index` into the prompts; `distance` from the distribution after the own trace: total variation, 0 to 1;
@@ -86,9 +106,16 @@ class Shift:
     argued: Float[np.ndarray, "decision"]
     argued_before: Float[np.ndarray, "decision"]
 
+    def summary(self) -> str:
+        return counted(len(self.index), "decision")
 
-@dataclass(frozen=True)
-class Contrast:
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each decision."""
+        return pd.DataFrame(vars(self)).rename(columns=dict(index="decision"))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Contrast(Shown):
     """Flips of the own action where its trace was removed and where it was replaced.
 
     Decisions are those that have both. An action that did not parse is a flip; `parsed`: both actions did.
@@ -98,6 +125,14 @@ class Contrast:
     removed: Bool[np.ndarray, "decision"]
     substituted: Bool[np.ndarray, "decision"]
     parsed: Bool[np.ndarray, "decision"]
+
+    def summary(self) -> str:
+        flips = f"flips {self.removed.mean():.2f} removed, {self.substituted.mean():.2f} substituted"
+        return f"{counted(len(self.index), 'decision')}{f', {flips}' if len(self.index) else ''}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each decision."""
+        return pd.DataFrame(vars(self)).rename(columns=dict(index="decision"))
 
 
 class InsertedTrace(NamedTuple):
@@ -256,7 +291,7 @@ def conflict(
 ) -> dict[str, Outcome]:
     """Put traces after the prompts and decode the action: one Outcome for each kind of inserted trace.
 
-    Decisions whose own decoding did not parse, or without such a trace, are left out.
+    Decisions whose own decoding did not parse, or without such a trace, are left out, with a warning.
 
     Args:
         inserted_traces: `self_splice` (own trace, ids as decoded: the action must come back exactly; always
@@ -285,7 +320,7 @@ def conflict(
     }
     fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
     out = continue_each(model, ids, variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
-    return {
+    outcomes = {
         kind: Outcome(
             inserted_trace=kind,
             index=np.array(list(made), dtype=int),
@@ -299,6 +334,26 @@ def conflict(
         )
         for kind, made in traces.items()
     }
+    warn_left_out(len(usable), len(prompts), [outcome.unparsed for outcome in outcomes.values()])
+    return outcomes
+
+
+def warn_left_out(usable: int, prompts: int, unparsed: Sequence[Bool[np.ndarray, "decision"]] = ()) -> None:
+    """Warn of decisions that are left out and of actions that did not parse, with the remedy."""
+    sentences = []
+    if usable < prompts:
+        sentences.append(
+            f"{prompts - usable} of {prompts} decisions are left out: their own decoding has no trace or no "
+            "action (raise max_new_tokens in decode, or give the style the model was trained in)."
+        )
+    failures, actions = sum(int(each.sum()) for each in unparsed), sum(map(len, unparsed))
+    if failures:
+        sentences.append(
+            f"{failures} of {actions} actions after inserted traces did not parse (they count as unparsed, "
+            "neither kept nor followed; raise max_new_tokens if they were cut short)."
+        )
+    if sentences:
+        warn_incomplete(" ".join(sentences))
 
 
 def _kinds(inserted_traces: Sequence[str]) -> tuple[str, ...]:

@@ -12,22 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from interp.engine.decoding import Completion, format_of, parse_completion, preferences
 from interp.engine.generation import continue_each
-from interp.measures.conflicts import complete, filler, sentences
+from interp.measures.conflicts import complete, filler, sentences, warn_left_out
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
+from interp.results.shown import Plotted, counted
 
 
-@dataclass(frozen=True)
-class EarlyAnswers:
+@dataclass(frozen=True, eq=False, repr=False)
+class EarlyAnswers(Plotted):
     """What is done after a part of the own trace, at the decisions that wrote one."""
 
+    picture: ClassVar[str] = "early_answers"
     index: Int[np.ndarray, "decision"]
     """Into the prompts."""
     share: list[Float[np.ndarray, "_"]]
@@ -61,6 +65,21 @@ class EarlyAnswers:
         last = [[np.flatnonzero(own <= share + 1e-9)[-1] for share in shares] for own in self.share]
         values = np.array([same[cuts] for same, cuts in zip(self.same, last)], dtype=bool)
         return values.reshape(len(self.same), len(shares))
+
+    def summary(self) -> str:
+        area = f", area {self.area().mean():.2f} (filler {self.area('filler').mean():.2f})"
+        return f"{counted(len(self.index), 'decision')}{area if len(self.index) else ''}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each part of each decision's trace: its `share`, `same`, `filler` and `distance`."""
+        rows = []
+        for k, decision in enumerate(self.index):
+            read = self.distance[k] if len(self.distance[k]) else np.full(len(self.share[k]), np.nan)
+            rows += [
+                dict(decision=int(decision), share=share, same=same, filler=filler, distance=distance)
+                for share, same, filler, distance in zip(self.share[k], self.same[k], self.filler[k], read)
+            ]
+        return pd.DataFrame(rows, columns=["decision", "share", "same", "filler", "distance"])
 
 
 @dataclass(frozen=True)
@@ -113,7 +132,8 @@ def early_answers(
 ) -> EarlyAnswers:
     """Cut each decision's own trace after some of its sentences, and decode the action.
 
-    The same is done after as many full stops.
+    The same is done after as many full stops. Decisions without a trace or an action are left out, with a
+    warning.
 
     Args:
         decoded: the model's own decoding of each prompt in mode `cot`; those without a trace or an action are
@@ -130,6 +150,7 @@ def early_answers(
     if points < 2:
         raise ValueError(f"A curve needs the empty and the whole trace, so at least 2 points, not {points}.")
     index = complete(prompts, decoded)
+    warn_left_out(len(index), len(prompts))
     if not index:
         return EarlyAnswers(np.array([], dtype=int), [], [], [], [])
     cuts = {i: _cuts(prompts[i], decoded[i], points) for i in index}

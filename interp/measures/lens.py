@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from interp.engine.capturing import capture
@@ -28,18 +29,20 @@ from interp.models.hooked import HookedModel
 from interp.models.hooks import only
 from interp.models.turns import measured
 from interp.prompts.text import AnyPrompt, Readable, read_texts
+from interp.results.shown import Plotted, counted
 
 #: Rows that are unembedded at once.
 ROWS = 256
 
 
-@dataclass(frozen=True)
-class Lens:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lens(Plotted):
     """What each layer's residual stream says next at each token that was read.
 
     `layers` begins with -1, the embedding (`resid_pre` of layer 0).
     """
 
+    picture: ClassVar[str] = "lens"
     layers: tuple[int, ...]
     decision: Int[np.ndarray, "token"]
     """Of each row."""
@@ -55,6 +58,36 @@ class Lens:
     """log p of each answer's first token, in nats."""
     rank: Int[np.ndarray, "token layer answer"]
     """How many tokens are likelier."""
+
+    def summary(self) -> str:
+        tokens, layers, top = self.tokens.shape
+        shape = f"{counted(tokens, 'token')}, {counted(layers, 'layer')}, top {top}"
+        return f"{shape}, {counted(self.logp.shape[-1], 'answer')}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each token, layer, and likeliest next token (`read` is `top`) or followed one (`answer`).
+
+        `text` is that token, `rank` how many are likelier, `probability` its own.
+        """
+        texts = np.array(self.texts, dtype=object).reshape(self.tokens.shape)
+        top = np.broadcast_to(np.arange(self.tokens.shape[-1]), self.tokens.shape)
+        answers = np.array(self.answers, dtype=object).reshape(len(self.answers), -1)[self.decision]
+        followed = np.broadcast_to(answers[:, None], self.logp.shape)
+        read = dict(top=(texts, top, self.probability), answer=(followed, self.rank, np.exp(self.logp)))
+        return pd.concat([self._rows(name, *each) for name, each in read.items()], ignore_index=True)
+
+    def _rows(
+        self,
+        read: str,
+        texts: Shaped[np.ndarray, "token layer each"],
+        rank: Int[np.ndarray, "token layer each"],
+        probability: Float[np.ndarray, "token layer each"],
+    ) -> pd.DataFrame:
+        token, layer, _ = np.indices(texts.shape).reshape(3, -1)
+        places = dict(decision=self.decision[token], position=self.position[token])
+        places["layer"] = np.array(self.layers)[layer]
+        values = dict(text=texts.ravel(), rank=rank.ravel(), probability=probability.ravel())
+        return pd.DataFrame({**places, "read": read, **values})
 
 
 @torch.inference_mode()

@@ -22,7 +22,16 @@ import numpy as np
 from interp.environments.alfworld.commands import swap_candidates as household
 from interp.prompts.encoding import PreTrainedTokenizerBase
 from interp.prompts.format import Prompt, PromptFormat
-from interp.prompts.text import AnyPrompt, Readable, answer_ids, read_texts, shared, shown_tokens
+from interp.prompts.text import (
+    AnyPrompt,
+    Readable,
+    answer_ids,
+    decoded,
+    read_texts,
+    shared,
+    shown_tokens,
+    tokenizer_of,
+)
 from interp.system.renamed import renamed_keywords
 from interp.tasks.episodes import Decision
 
@@ -190,6 +199,13 @@ class Pair:
         if missing := [i for i in wanted if i not in self.align]:
             raise ValueError(f"Position {missing[0]} of {self.clean.name} is not in `align`.")
         return wanted
+
+
+def token_texts(pair: Pair) -> tuple[str, ...]:
+    """The text of each token of the clean prompt, with the corrupt one's (`Mary → John`) where it differs."""
+    one, other = (decoded(tokenizer_of(prompt), prompt.ids) for prompt in pair.prompts)
+    both = ((text, other[pair.align[i]] if i in pair.align else text) for i, text in enumerate(one))
+    return tuple(a if a == b else f"{a} → {b}" for a, b in both)
 
 
 def continuations(

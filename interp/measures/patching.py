@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import get_args
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,68 +22,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp.engine.sweeps import Cell, Packed, Plain
-from interp.measures.pairs import Align, Answers, Pair, PairedPositions, pairs_of
+from interp.measures.pairs import Align, Answers, Pair, PairedPositions, pairs_of, token_texts
+from interp.measures.sweep import METRICS as METRICS
+from interp.measures.sweep import Sweep as Sweep
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.prompts.format import SPANS, Prompt
 from interp.prompts.text import TEXT, AnyPrompt, Readable, shared
-from interp.system.choices import Metric
+from interp.results.shown import warn_incomplete
 
 BUDGET = 256  # MiB
-METRICS: tuple[Metric, ...] = get_args(Metric)
 #: The first three as sums over continuations, in the order in which `_continuations_of` lists them.
 _SIGNS = {"difference": (1, -1), "logit_diff": (1, -1), "logp": (1,)}
 _OTHER = {"clean": "corrupt", "corrupt": "clean"}
 #: The positions of one cell.
 Positions = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Normalised effects of a sweep: 0 = nothing, 1 = the whole difference, NaN where a pair was dropped.
-
-    `effects` holds the same for each further metric that was asked for (`of`):
-
-    - `logit_diff`: the difference of the two actions' first differing tokens alone, for screening.
-    - `logp`: log p(clean action) alone, of all its tokens. The difference moves too when the other action
-      falls.
-    - `kl`: KL(patched run as it was || patched) of the next token where the actions part, divided by KL(that
-      run || the run the activations come from): 0 = nothing moved, 1 = moved as far as the other run is away,
-      be it in another direction. There `corrupt` is KL(corrupt || clean), which denoise is divided by, and
-      `clean` KL(clean || corrupt), by which noise is.
-
-    A pair is dropped from a metric where what it is divided by (for `kl`, either) is below the minimum.
-    """
-
-    sites: tuple[str, ...]
-    """`z` has one for each head, `z.0`, `z.1`, ... (NaN in a layer of fewer heads)."""
-    clean: Float[np.ndarray, "pair"]
-    """log p(clean action) - log p(corrupt action) of the unpatched clean runs, whole actions, in nats."""
-    corrupt: Float[np.ndarray, "pair"]
-    """The same of the corrupt runs."""
-    denoise: Float[np.ndarray, "pair site layer *position"]
-    """Clean activations in the corrupt run; `position` is there for `at="all"` (NaN beyond the end)."""
-    noise: Float[np.ndarray, "pair site layer *position"]
-    """Corrupt activations in the clean run."""
-    moved: Float[np.ndarray, "pair site layer *position"]
-    """The numerator of `denoise`, in nats, even where the denominator is 0."""
-    path: str = "packed"
-    """`packed`, or `plain loop` with the reason."""
-    effects: Mapping[str, Sweep] = field(default_factory=dict)
-
-    @property
-    def dropped(self) -> int:
-        """Pairs whose clean and corrupt runs differ too little to divide by, or that lack the span."""
-        return int(np.isnan(self.denoise.reshape(len(self.denoise), -1)).all(1).sum())
-
-    def of(self, metric: str) -> Sweep:
-        """The sweep on one metric; raises ValueError for one that was not asked for."""
-        if metric != "difference" and metric not in self.effects:
-            raise ValueError(
-                f"This sweep holds no metric {metric!r}: ask `patch` for it (metrics={METRICS})."
-            )
-        return self if metric == "difference" else self.effects[metric]
 
 
 def _continuations_of(
@@ -324,10 +277,12 @@ class _Patching:
         sweeps: dict[tuple[str | int | tuple[int, ...], str], Sweep] = {}
         for a, (m, mode) in itertools.product(self.at, enumerate(self.modes)):
             kept = slice(None) if a == "all" else 0
+            tokens = tuple(map(token_texts, self.pairs)) if a == "all" else ()
             by_metric: dict[str, Sweep] = {}
             for i, metric in enumerate(self.metrics):
                 base, patched = self.base[:, i, m], self.patched[a][:, i, m][..., kept]
-                by_metric[metric] = effects(metric, self.labels, base, patched, self.minimum, self.path)
+                each = effects(metric, self.labels, base, patched, self.minimum, self.path)
+                by_metric[metric] = replace(each, tokens=tokens)
             sweeps[a, mode] = replace(by_metric.pop("difference"), effects=by_metric)
         return sweeps
 
@@ -406,7 +361,7 @@ def patch(
             index or several, replaced together; or `all`, every position by itself.
         mode: the action is read right after the boundary (`prompt`), or after the reference trace of the
             patched run (`cot`).
-        minimum: pairs whose denominator is below it, in nats, are NaN.
+        minimum: pairs whose denominator is below it, in nats, are NaN, with a warning.
         budget: MiB that one packed pass may take (on a GPU that runs out all the same, passes are halved).
         metrics: further ones of METRICS, from the same passes (`Sweep`).
         answers: the clean and the corrupt answer, texts or token ids, or two for each pair; the decisions'
@@ -433,7 +388,24 @@ def patch(
         answers=answers,
         align=align,
     )
+    warn_dropped(sweeps[place, mode], minimum)
     return sweeps[place, mode]
+
+
+def warn_dropped(sweep: Sweep, minimum: float) -> None:
+    """Warn of a sweep's dropped pairs, with the reason and the remedy."""
+    if not sweep.dropped:
+        return
+    close = int((sweep.clean - sweep.corrupt < minimum).sum())
+    reasons = []
+    if close:
+        reasons.append(
+            f"{close} because the clean run prefers the clean action by less than {minimum:g} nats more than "
+            "the corrupt run does (choose pairs that the model tells apart, or lower minimum)"
+        )
+    if sweep.dropped > close:
+        reasons.append(f"{sweep.dropped - close} because the prompt has no such span (patch at another one)")
+    warn_incomplete(f"{sweep.dropped} of {len(sweep.clean)} pairs are dropped (NaN): {'; '.join(reasons)}.")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,6 +23,7 @@ from interp.models.hooked import HookedModel, Layers, layers_of
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
 from interp.prompts.text import shared
+from interp.results.shown import Plotted, counted, warn_incomplete
 
 #: How far a log-probability may be from a plain pass's, in its own size, for rounding alone.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -39,10 +42,11 @@ TRACES = tuple(dict.fromkeys(trace for _, trace in PATHS.values()))
 Both = Mapping[str, Sequence[int]]
 
 
-@dataclass(frozen=True)
-class Reliance:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reliance(Plotted):
     """Effects on log p(clean action) - log p(corrupt action), in nats, of the pairs that were kept."""
 
+    picture: ClassVar[str] = "reliance"
     direct: Float[np.ndarray, "pair"]
     """The prompt's keys and values swapped, the trace's held."""
     via_cot: Float[np.ndarray, "pair"]
@@ -71,6 +75,15 @@ class Reliance:
         if not len(self.kept):
             return float("nan")
         return float(self.direct.mean() / (self.direct.mean() + self.via_cot.mean()))
+
+    def summary(self) -> str:
+        pairs = f"{counted(len(self.kept), 'pair')}, {self.dropped} dropped"
+        return f"{pairs}, prompt reliance {self.prompt_reliance:.2f}; {self.path}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each kept pair: the effects and their interaction, in nats."""
+        names = (*EFFECTS, "interaction")
+        return pd.DataFrame(dict(pair=self.kept, **{name: getattr(self, name) for name in names}))
 
 
 @torch.inference_mode()
@@ -195,7 +208,7 @@ def prompt_reliance(
     Args:
         clean, corrupt: prompts in pairs, token for token, with the reference trace and action of each
             (`interp.make_pairs`).
-        minimum: pairs whose total effect is below it, in nats, are dropped.
+        minimum: pairs whose total effect is below it, in nats, are dropped, with a warning.
 
     Raises:
         ValueError: for lists that are not pairs.
@@ -230,9 +243,18 @@ def prompt_reliance(
         effects[index] = difference[0] - difference[1:]
     named = dict(zip(EFFECTS, effects.T))
     kept = np.flatnonzero(named["total"] >= minimum)
+    _warn_dropped(len(clean) - len(kept), len(clean), minimum)
     return Reliance(
         **{name: values[kept] for name, values in named.items()},
         kept=kept,
         dropped=len(clean) - len(kept),
         path=next(filter(None, paths), "packed"),
     )
+
+
+def _warn_dropped(dropped: int, pairs: int, minimum: float) -> None:
+    if dropped:
+        warn_incomplete(
+            f"{dropped} of {pairs} pairs are dropped: swapping prompt and trace moves the action by less "
+            f"than {minimum:g} nats. Choose pairs whose actions the model tells apart, or lower minimum."
+        )

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -22,6 +24,10 @@ from interp.models.hooked import HookedModel, Layers, layers_of
 from interp.models.hooks import patterns
 from interp.models.turns import measured
 from interp.prompts.format import SPANS, Prompt
+from interp.results.shown import Plotted, counted, labelled
+
+if TYPE_CHECKING:
+    import xarray
 
 DEFINITIONS = ("attention", "gradient_value", "gradient_resid")
 #: Over all tokens, or with the first position left out and the rest renormalised.
@@ -31,8 +37,8 @@ METRICS = ("share", "token_share", "ratio")
 Trace = str | Sequence[int] | None
 
 
-@dataclass(frozen=True)
-class Shares:
+@dataclass(frozen=True, eq=False, repr=False)
+class Shares(Plotted):
     """Shares of each span, and its shares of the tokens.
 
     Definitions, for action tokens t, heads h and context tokens i, with L_t = -log p(token t) in nats and
@@ -51,6 +57,7 @@ class Shares:
     certain that every gradient is 0.
     """
 
+    picture: ClassVar[str] = "shares"
     share: Float[np.ndarray, "definition version decision layer span"]
     token_share: Float[np.ndarray, "definition version decision layer span"]
     prompts: tuple[str, ...]
@@ -73,8 +80,41 @@ class Shares:
         index = DEFINITIONS.index(definition), VERSIONS.index(version)
         share, tokens = self.share[index], self.token_share[index]
         if metric == "ratio":
-            return np.divide(share, tokens, out=np.full_like(share, np.nan), where=tokens > 0)
+            return _ratio(share, tokens)
         return share if metric == "share" else tokens
+
+    def summary(self) -> str:
+        _, _, decisions, layers, spans = self.share.shape
+        shape = [counted(decisions, "decision"), counted(layers, "layer"), counted(spans, "span")]
+        return f"{', '.join(shape)}; {', '.join(DEFINITIONS)}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each definition, version, decision, layer and span: `share`, `token_share`, `ratio`."""
+        names = ("definition", "version", "decision", "layer", "span")
+        columns = dict(zip(names, np.indices(self.share.shape).reshape(len(names), -1)))
+        for name, texts in zip(("definition", "version", "span"), (DEFINITIONS, VERSIONS, SPANS)):
+            columns[name] = np.array(texts, dtype=object)[columns[name]]
+        share, tokens = self.share.ravel(), self.token_share.ravel()
+        numbers = dict(share=share, token_share=tokens, ratio=_ratio(share, tokens))
+        return pd.DataFrame({**columns, **numbers})
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The shares over the named axes definition, version, decision, layer, span.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        axes = ("definition", "version", "decision", "layer", "span")
+        variables = dict(share=(axes, self.share), token_share=(axes, self.token_share))
+        coordinates: dict = dict(definition=list(DEFINITIONS), version=list(VERSIONS), span=list(SPANS))
+        coordinates["prompt"] = ("decision", list(self.prompts))
+        return labelled(variables, coordinates, dict(weights_hash=self.weights_hash, dtype=self.dtype))
+
+
+def _ratio(
+    share: Float[np.ndarray, "*cell"], tokens: Float[np.ndarray, "*cell"]
+) -> Float[np.ndarray, "*cell"]:
+    return np.divide(share, tokens, out=np.full_like(share, np.nan), where=tokens > 0)
 
 
 def sequence(prompt: Prompt, trace: Trace, action: str) -> tuple[list[int], Shaped[np.ndarray, "token"]]:

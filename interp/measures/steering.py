@@ -17,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +25,8 @@ from interp.engine.capturing import capture
 from interp.engine.decoding import LIMITS, Completion, decode, format_of, parse_completion
 from interp.engine.generation import continue_rows, greedy
 from interp.engine.reading import read_prompts, tree_batches
+from interp.measures.steered import METRICS as METRICS
+from interp.measures.steered import Actions, Steered, Steering
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.probing.directions import unit
@@ -34,10 +36,8 @@ from interp.system.options import takes_fields
 from interp.tasks import actions
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
-METRICS = ("flip", "flip_parsed", "to_target", "parse")
 #: Vectors of one kind, or a single one, of any length.
 Directions = Mapping[str, Shaped[np.ndarray, "..."] | Sequence]
-Actions = list[list[str | None]]  # [direction][decision]
 
 
 @dataclass(frozen=True)
@@ -64,71 +64,6 @@ class SteerOptions:
         if limit < 1:
             raise ValueError(f"max_new_tokens is a number from 1 on, not {limit}.")
         return limit
-
-
-@dataclass(frozen=True)
-class Steered:
-    """One kind of direction at one alpha.
-
-    Of a kind of which each decision is steered along m directions only, row k holds direction (m * i + k) mod
-    their number at decision i.
-    """
-
-    kind: str
-    alpha: float
-    action: Actions
-    """What was done (None: unparsed)."""
-    flip: Bool[np.ndarray, "direction decision"]
-    """It is not the unsteered action."""
-    parsed: Bool[np.ndarray, "direction decision"]
-    """It is an action."""
-    judged: Bool[np.ndarray, "direction decision"]
-    """It is an action, and the unsteered text is one as well."""
-    to_target: Bool[np.ndarray, "direction decision"]
-    """It is of the target class, and the unsteered one is not."""
-
-
-@dataclass(frozen=True)
-class Steering:
-    """Every kind and alpha at one position and layer."""
-
-    position: str
-    mode: str
-    layer: int
-    norm: float
-    """The residual's mean norm at the layer, alpha's unit."""
-    target: str
-    path: str
-    """`batched`, or `plain loop` with the reason why the model is served by that one."""
-    unsteered: list[str | None]
-    """The plain decoding's actions [decision]."""
-    resample: Bool[np.ndarray, "decision"]
-    """Where alpha 0 gives another one (nowhere, but for rounding in bfloat16)."""
-    cells: tuple[Steered, ...]
-
-    def column(
-        self, kind: str, alpha: float, metric: str
-    ) -> tuple[Shaped[np.ndarray, "row"], Int[np.ndarray, "row"]]:
-        """One metric of one cell, and the decision of each row, the directions of a kind one after the other.
-
-        `flip` over all decisions and `flip_parsed` over those whose two texts both parse are differences to
-        the alpha 0 resample rate, row by row; `to_target` and `parse` are as counted.
-
-        Raises:
-            ValueError: for a cell or metric that is not there.
-        """
-        cell = next((c for c in self.cells if (c.kind, c.alpha) == (kind, alpha)), None)
-        if cell is None or metric not in METRICS:
-            raise ValueError(
-                f"There is no {metric!r} of {kind!r} at alpha {alpha}: the metrics are {', '.join(METRICS)}, "
-                f"the cells {', '.join(f'{c.kind} {c.alpha:g}' for c in self.cells)}."
-            )
-        by_metric = {"to_target": cell.to_target, "parse": cell.parsed}
-        values: Num[np.ndarray, "direction decision"] = by_metric.get(metric, cell.flip)
-        if metric.startswith("flip") and self.resample.any():
-            values = values.astype(float) - self.resample
-        row, decision = np.nonzero(cell.judged if metric == "flip_parsed" else np.ones_like(cell.judged))
-        return values[row, decision], decision
 
 
 def _hit(position: str, phase: str) -> bool:

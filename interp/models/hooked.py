@@ -105,6 +105,13 @@ class HookedModel:
         )
         inner.tried(module, self._check_causal)
 
+    def __repr__(self) -> str:
+        shape = f"{self.n_layers} layers, d_model {self.d_model}, {self.n_heads} heads"
+        # A trial takes passes: what was not asked for yet is not tried for a line of text.
+        patching = self.support.patch if "support" in vars(self) else "not tried yet"
+        kind = f"{str(self.dtype).removeprefix('torch.')}, {self.device}"
+        return f"HookedModel({self.architecture}, {shape}, {kind}; patching {patching})"
+
     def attending(self) -> AbstractContextManager[None]:
         """A context for the toolkit's passes: without cuDNN's attention, unless `cudnn_attention` is set."""
         return nullcontext() if self.cudnn_attention else without_cudnn()

@@ -34,15 +34,15 @@ from interp.plots.theme import (
     zero_line,
 )
 from interp.results.estimates import ends, estimate, side
-from interp.results.names import BLACK, BLUE, DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPANS
+from interp.results.names import DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPAN_COLOURS, SPANS
 from interp.results.queries import need, pick, steps_of, with_places
 
 #: Where all positions are patched together, in reading order: name, colour, marker.
 PLACES = {
-    "task": (SPANS["task"], GREEN, "diamond"),
-    "history": (SPANS["history"], BLUE, "square"),
-    "observation": (SPANS["observation"], ORANGE, "triangle-up"),
-    "boundary": (SPANS["boundary"], BLACK, "circle"),
+    "task": (SPANS["task"], SPAN_COLOURS["task"], "diamond"),
+    "history": (SPANS["history"], SPAN_COLOURS["history"], "square"),
+    "observation": (SPANS["observation"], SPAN_COLOURS["observation"], "triangle-up"),
+    "boundary": (SPANS["boundary"], SPAN_COLOURS["boundary"], "circle"),
     "prompt": ("whole prompt", PURPLE, "x"),
 }
 

@@ -137,8 +137,9 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
 
 
 @_figure("What the prompt boundary already predicts", table="probes", caption=_probes_caption, expected=True)
-def probes(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> go.Figure:
+def probes(frame: pd.DataFrame, label: str | None = None, split: str = "in_domain") -> go.Figure:
     """Probe's gain over the best control by layer and checkpoint, beside accuracies."""
+    label = label or label_of(frame)
     chosen = need(frame, label=label, split=split, metric="accuracy")
     gain = need(chosen[chosen["layer"] >= 0], predictor="gain")
     steps, height = steps_of(chosen), 480

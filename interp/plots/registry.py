@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 
@@ -20,6 +20,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.caption import Caption
+from interp.results.shown import Shown
+
+#: What a figure draws: a table; a result; or results by training step.
+Drawn = pd.DataFrame | Shown | Mapping[int, Shown]
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,17 @@ def figure(
 ) -> Callable:
     """Register the function that follows as a figure; its name is the function's unless given.
 
-    Arguments as in `Figure`. The function also takes the table's provenance, and its ValueErrors
-    name the figure.
+    Arguments as in `Figure`. The function also takes the table's provenance, or a result that holds the
+    table's columns (`transfer(result)`, `probes({0: result, 500: other})`); its ValueErrors name the figure.
     """
 
     def register(draw: Callable) -> Callable:
         key = name or draw.__name__
 
         @wraps(draw)
-        def drawn(frame: pd.DataFrame, provenance: dict | None = None, **options: object) -> go.Figure:
+        def drawn(frame: Drawn, provenance: dict | None = None, **options: object) -> go.Figure:
             try:
-                figure = draw(frame, **options)
+                figure = draw(table_of(frame), **options)
             except ValueError as problem:
                 raise ValueError(f"Figure {key}: {problem}") from problem
             return figure.update_layout(
@@ -80,6 +84,17 @@ def figure(
         return drawn
 
     return register
+
+
+def table_of(given: Drawn) -> pd.DataFrame:
+    """A table as it is; a result's, or those of results by training step in one, as a study writes them."""
+    if isinstance(given, pd.DataFrame):
+        return given
+    if isinstance(given, Mapping):
+        table = pd.concat([each.to_frame().assign(step=step) for step, each in given.items()])
+    else:
+        table = given.to_frame()
+    return table if "label" in table else table.assign(label="label")
 
 
 def figures() -> tuple[Figure, ...]:

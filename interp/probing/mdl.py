@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
@@ -20,6 +22,7 @@ from interp.probing.baselines import choose_layer
 from interp.probing.inputs import Acts, Names, ProbeSet, checked_penalties, checked_set, numbers
 from interp.probing.logistic import TEXT_C, Fitter, standardised, tfidf
 from interp.probing.metrics import NESTED
+from interp.results.shown import Plotted, counted
 from interp.stats.intervals import Estimate, Groups, cluster_bootstrap, integer_codes
 from interp.system.choices import SHARES, check_shares
 
@@ -27,10 +30,11 @@ from interp.system.choices import SHARES, check_shares
 UNIFORM = 0.01
 
 
-@dataclass(frozen=True)
-class MDLResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class MDLResult(Plotted):
     """Codelengths in bits of all labels, and the blocks they were sent in."""
 
+    picture: ClassVar[str] = "mdl"
     bits: float
     """With the activations."""
     majority_bits: float
@@ -51,6 +55,15 @@ class MDLResult:
     n_classes: int
     n_unconverged: int
     seed: int
+
+    def summary(self) -> str:
+        decisions = f"{counted(len(self.of_decision['probe']), 'decision')}, {self.n_classes} classes"
+        codes = f"{self.bits:.0f} bits, majority {self.majority_bits:.0f}, uniform {self.uniform_bits:.0f}"
+        return f"{decisions}, {counted(len(self.blocks), 'block')}; {codes}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each block, as in `blocks`."""
+        return pd.DataFrame(self.blocks)
 
 
 def mdl(

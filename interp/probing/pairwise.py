@@ -1,7 +1,7 @@
 """One action against another within one admissible set: probes of two classes.
 
 >>> results = pairwise(acts, chosen, rejected, episodes, prompts=texts)
->>> results["go to desk", "take pen"].table()
+>>> results["go to desk", "take pen"].to_frame()
 
 Not supported: actions whose labels differ in words but not in kind (name them alike first), a ranking over
 pairs.

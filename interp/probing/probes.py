@@ -4,7 +4,7 @@
 text alone.
 
 >>> result = probe(acts, labels, episodes, prompts=texts, previous=previous_actions)
->>> table = result.table()
+>>> table = result.to_frame()
 >>> table[(table.predictor == "gain") & (table.layer == NESTED)]     # the headline: probe - best control
 
 Predictors in the table:
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -57,9 +58,10 @@ from interp.probing.logistic import (
     tfidf,
 )
 from interp.probing.metrics import METRICS, NESTED, PER_DECISION, Key, Reading, score_rows
+from interp.results.shown import Plotted, counted
 from interp.stats.intervals import Groups, integer_codes
 from interp.system.options import takes_fields
-from interp.system.renamed import renamed_keywords
+from interp.system.renamed import renamed_attributes, renamed_keywords
 
 SPLITS = ("in_domain", "out_of_domain")
 SHUFFLES = 3
@@ -102,13 +104,15 @@ class ProbeOptions:
         return layers, grid
 
 
-@dataclass(frozen=True)
-class ProbeResult:
+@renamed_attributes(table="to_frame")
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeResult(Plotted):
     """Probe and control scores, with what is needed to judge them.
 
     Decisions are the first set's, then the test set's.
     """
 
+    picture: ClassVar[str] = "probes"
     rows: tuple[dict, ...]
     classes: tuple[str, ...]
     layers: tuple[int, ...]
@@ -135,7 +139,17 @@ class ProbeResult:
     folds: int
     draws: int
 
-    def table(self) -> pd.DataFrame:
+    def summary(self) -> str:
+        layers = counted(len(self.layers), "layer")
+        shape = f"{len(self.split):,} decisions, {len(self.classes)} classes, {layers}"
+        scores = [
+            f"{row['metric']} {row['value']:.2f} {row['split']}"
+            for row in self.rows
+            if (row["predictor"], row["layer"]) == ("probe", NESTED)
+        ]
+        return f"{shape}; at the nested layer {', '.join(scores)}"
+
+    def to_frame(self) -> pd.DataFrame:
         """Tidy scores: layer, split, predictor, metric, value, low, high, n, n_groups."""
         return pd.DataFrame(self.rows)
 

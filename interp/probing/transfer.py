@@ -2,7 +2,7 @@
 
 >>> result = transfer({0: acts_0, 500: acts_500}, {0: labels_0, 500: labels_500}, episodes)
 >>> result.matrix()                    # [train step, test step]
->>> table = result.table()
+>>> table = result.to_frame()
 >>> table[table.predictor == "drop"]      # the test step's own probe - the foreign one, paired
 
 Not supported: a layer of one checkpoint read at another layer of the next, checkpoints of different
@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,13 +25,17 @@ from interp.probing.baselines import choose_layer
 from interp.probing.inputs import Acts, check_apart, check_folds, checked_groups, checked_penalties, layered
 from interp.probing.logistic import Fitter, Split, grouped_splits, scored, standardised
 from interp.probing.metrics import NESTED
+from interp.results.shown import Plotted, counted
 from interp.stats.intervals import Groups, cluster_bootstrap, cross_fitted, integer_codes
+from interp.system.renamed import renamed_attributes
 
 
-@dataclass(frozen=True)
-class TransferResult:
+@renamed_attributes(table="to_frame")
+@dataclass(frozen=True, eq=False, repr=False)
+class TransferResult(Plotted):
     """Accuracy of every checkpoint's probe on every checkpoint's held-out decisions."""
 
+    picture: ClassVar[str] = "transfer"
     rows: tuple[dict, ...]
     steps: tuple
     classes: tuple[str, ...]
@@ -43,7 +48,10 @@ class TransferResult:
     folds: int
     draws: int
 
-    def table(self) -> pd.DataFrame:
+    def summary(self) -> str:
+        return f"{counted(len(self.steps), 'step')}, {len(self.classes)} classes, {self.folds} folds"
+
+    def to_frame(self) -> pd.DataFrame:
         """Tidy scores: train_step, test_step, split, layer, predictor, metric, and the estimate."""
         return pd.DataFrame(self.rows)
 
@@ -51,7 +59,7 @@ class TransferResult:
         self, predictor: str = "probe", column: str = "value", split: str = "in_domain"
     ) -> Num[np.ndarray, "train_step test_step"]:
         """One column of a predictor's rows, by training and test step in the order given."""
-        rows = self.table().query("predictor == @predictor and split == @split")
+        rows = self.to_frame().query("predictor == @predictor and split == @split")
         grid = rows.pivot(index="train_step", columns="test_step", values=column)
         return grid.loc[list(self.steps), list(self.steps)].to_numpy()
 

@@ -16,16 +16,16 @@ import json
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Int
 
 from interp.prompts.encoding import Data, Encoded, Encoder, PreTrainedTokenizerBase, check_text
 from interp.prompts.history import History, HistoryTraces, check_choice
 from interp.prompts.placing import Place
+from interp.prompts.prompt import Prompt as Prompt
 from interp.prompts.rendering import TODAY
 from interp.prompts.spans import SPANS as SPANS
 from interp.prompts.spans import Rendering, character_spans
@@ -44,47 +44,6 @@ Markers = Literal["text", "tokens"]
 UNBOUNDED = 4_000_000
 #: Characters for each token of the context beyond which a text's tokens are counted on its beginning.
 _CHARACTERS = 16
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One decision as the model reads it: `ids` [token], one span name for each, and the boundary's index.
-
-    `decision` holds the messages that are in it; `dropped` of the agent's turns, with their answers, were
-    left out.
-    """
-
-    ids: tuple[int, ...]
-    spans: tuple[str, ...]
-    decision: Decision
-    format: "PromptFormat"
-    dropped: int = 0
-
-    @property
-    def boundary(self) -> int:
-        """Index of the last prompt token."""
-        return len(self.ids) - 1
-
-    @property
-    def episode(self) -> str:
-        """The episode that its decision is of: its prompts extend one another."""
-        return self.decision.episode
-
-    @property
-    def name(self) -> str:
-        """What sentences call it."""
-        return f"decision {self.decision.id}"
-
-    @cached_property
-    def hash(self) -> str:
-        """Content hash of ids and spans."""
-        return hashlib.sha256(json.dumps([self.ids, self.spans]).encode()).hexdigest()[:16]
-
-    def positions(self, span: str) -> Int[np.ndarray, "position"]:
-        """Token indices of one span."""
-        if span not in SPANS:
-            raise ValueError(f"There is no span {span!r}: the spans are {', '.join(SPANS)}.")
-        return np.flatnonzero(np.array(self.spans) == span)
 
 
 class Rendered(NamedTuple):
@@ -155,11 +114,7 @@ class PromptFormat:
         markers: Markers = "text",
         template_file: object = None,
     ) -> None:
-        if truncate not in get_args(Truncate):
-            raise ValueError(
-                f"There is no policy {truncate!r} for long prompts: there are "
-                f"{', '.join(get_args(Truncate))}."
-            )
+        check_choice("truncate", truncate, get_args(Truncate))
         check_choice("markers", markers, get_args(Markers))
         check_text(system, "The system prompt")
         if tokenizer is None:
@@ -188,6 +143,10 @@ class PromptFormat:
         if system:
             turns = self.history.turns([dict(role="user", content="a")])
             self.history.place(turns, True, "the system prompt")
+
+    def __repr__(self) -> str:
+        tags = f"trace {self.style.open_think!r}, action {self.style.open_action!r}"
+        return f"PromptFormat({type(self.tokenizer).__name__}, {tags})"
 
     @cached_property
     def hash(self) -> str:

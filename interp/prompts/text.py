@@ -32,6 +32,9 @@ class TextPrompt:
     ids: tuple[int, ...]
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"TextPrompt({len(self.ids)} tokens, {self.name[:80]!r})"
+
     @property
     def boundary(self) -> int:
         """Index of the last token."""
@@ -83,6 +86,17 @@ def shown_tokens(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], 
     if len(texts) > most:
         texts = [*texts[: most // 2], "...", *texts[-most // 2 :]]
     return "|".join(texts).replace("\n", "\\n")
+
+
+def tokenizer_of(prompt: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a prompt was made with: its own, or its format's."""
+    return getattr(prompt, "tokenizer", None) or getattr(getattr(prompt, "format", None), "tokenizer", None)
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> tuple[str, ...]:
+    """The text of each token by itself; its id where there is no tokenizer."""
+    texts = {i: str(i if tokenizer is None else tokenizer.decode([i])) for i in set(ids)}
+    return tuple(texts[i] for i in ids)
 
 
 def _needs_tokenizer(text: str) -> ValueError:

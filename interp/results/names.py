@@ -77,6 +77,17 @@ SPANS = {
     "action_tag": "action tag",
     "action": "action",
 }
+SPAN_COLOURS = {
+    "template": GREY,
+    "text": SKY,
+    "task": GREEN,
+    "history": BLUE,
+    "observation": ORANGE,
+    "boundary": BLACK,
+    "cot": VERMILION,
+    "action_tag": PURPLE,
+    "action": PURPLE,
+}
 SHARES = {
     "attention": "attention",
     "gradient_value": "gradient, value path",

@@ -1,18 +1,19 @@
 """Results that show themselves: one line of shapes, a small table in a notebook, a frame, and a picture.
 
-A result is a dataclass that says what its one line holds and how it is a table; the rest comes with `Shown`:
+A result is a dataclass that says what its one line holds and how it is a table; the rest comes with `Shown`,
+and with `Plotted` where a function of `interp.plots.results` draws its table:
 
 >>> from dataclasses import dataclass
 >>> @dataclass(frozen=True, eq=False, repr=False)
-... class Lengths(Plotted):
-...     tokens: Int[np.ndarray, "decision"]
+... class Lengths(Shown):
+...     tokens: list[int]
 ...
 ...     def summary(self) -> str:
 ...         return counted(len(self.tokens), "decision")
 ...
 ...     def to_frame(self) -> pd.DataFrame:
 ...         return pd.DataFrame(dict(decision=range(len(self.tokens)), tokens=self.tokens))
->>> Lengths(np.array([3, 5]))
+>>> Lengths([3, 5])
 Lengths(2 decisions)
 
 `eq=False, repr=False` keep the dataclass from putting its own in the place of these.
@@ -22,10 +23,12 @@ from __future__ import annotations
 
 import html
 import importlib
+import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +39,20 @@ if TYPE_CHECKING:
 ROWS, COLUMNS = 8, 12
 #: Characters of a text in that table.
 CHARACTERS = 60
+
+
+class Incomplete(UserWarning):
+    """Part of what was asked for is missing: pairs, decisions, or actions that did not parse."""
+
+
+def warn_incomplete(sentence: str) -> None:
+    """Warn that part of a result is missing, at the line outside of this package that asked for it."""
+    frame = sys._getframe(1)
+    level = 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(("interp.", "torch.")):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(sentence, Incomplete, stacklevel=level - 1)
 
 
 class Shown(ABC):
@@ -53,8 +70,12 @@ class Shown(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary()})"
 
+    def glance(self) -> pd.DataFrame:
+        """The table of which a notebook shows the first rows: the frame, unless it is a flood."""
+        return self.to_frame()
+
     def _repr_html_(self) -> str:
-        return f"<div><code>{html.escape(repr(self))}</code>{table_html(self.to_frame())}</div>"
+        return f"<div><code>{html.escape(repr(self))}</code>{table_html(self.glance())}</div>"
 
     def __eq__(self, other: object) -> bool:
         return same(self, other) if type(other) is type(self) else NotImplemented
@@ -62,6 +83,9 @@ class Shown(ABC):
 
 class Plotted(Shown):
     """A result of which a picture is natural."""
+
+    picture: ClassVar[str]
+    """The function of `interp.plots.results` that draws its frame."""
 
     def plot(self, **options: Any) -> go.Figure:
         """The picture of this result in the house style.
@@ -72,13 +96,14 @@ class Plotted(Shown):
         Raises:
             ValueError: where nothing is left to draw.
         """
-        # Figures know results, not the other way round: found by name, they stay a layer above.
-        return importlib.import_module("interp.plots.results").plot(self, **options)
+        # Figures draw tables and know no model: found by name, they stay a layer above what measures.
+        pictures = importlib.import_module("interp.plots.results")
+        return getattr(pictures, self.picture)(self.to_frame(), **options)
 
 
 def is_array(value: object) -> bool:
-    """Whether a value is an array or a tensor."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    """Whether a value is an array or a tensor with axes, not a single number."""
+    return hasattr(value, "dtype") and getattr(value, "shape", ()) != ()
 
 
 def same(a: Any, b: Any) -> bool:
@@ -114,7 +139,7 @@ def table_html(frame: pd.DataFrame) -> str:
         rows.append(_row("td", values + ["…"] * bool(more_columns)))
     more = [f"{len(frame) - ROWS:,} more rows"] * (len(frame) > ROWS)
     more += [f"{more_columns:,} more columns"] * bool(more_columns)
-    below = f"<div>… and {', '.join(more)}: <code>to_frame()</code></div>" if more else ""
+    below = f"<div>… and {', '.join(more)}</div>" if more else ""
     return f"<table>{''.join(rows)}</table>{below}"
 
 

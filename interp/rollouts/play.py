@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from interp.engine.decoding import decode
+from interp.engine.decoding import decode_modes
 from interp.engine.reading import Memory
 from interp.environments.base import Environment, View
 from interp.models.hooked import HookedModel
@@ -48,7 +48,13 @@ class Player:
 
     def decision(self) -> Decision:
         return Decision(
-            tuple(self.messages), "", self.view.admissible, self.name, self.steps, self.task, "", ""
+            tuple(self.messages),
+            "",
+            admissible=self.view.admissible,
+            episode=self.name,
+            step=self.steps,
+            task=self.task,
+            split="",
         )
 
     def result(self, unparsed: bool = False) -> Result:
@@ -92,9 +98,9 @@ def play(
         running |= _started(pool, environment, free, waiting)
         slots = sorted(running)
         prompts = [fmt.prompt(running[slot][1].decision()) for slot in slots]
-        completions = decode(
-            model, prompts, mode, parser=environment.parse, memory=memory, max_new_tokens=max_new_tokens
-        )
+        completions = decode_modes(
+            model, prompts, [mode], parser=environment.parse, memory=memory, max_new_tokens=max_new_tokens
+        )[mode]
         moves: dict[int, tuple[str, object]] = {}
         for slot, prompt, completion in zip(slots, prompts, completions):
             player = running[slot][1]

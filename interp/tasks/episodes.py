@@ -6,10 +6,13 @@ was recorded in ALFWorld's engine.
 
 >>> corpus = load_corpus()
 >>> decisions = [d for e in corpus["test_in_domain"] for d in e.decisions()]
+>>> Decision([dict(role="user", content="You see a drawer.")], "open drawer 1", episode="game 7")
+Decision('game 7#0', 1 message, reference 'open drawer 1')
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,17 +49,41 @@ class Decision:
     `messages` are user, tool and system turns (`content`) and agent turns (`trace`, None where there was
     none, and `action`; or their whole text as `content`), ending with a user or tool turn; `reference` is the
     expert's action, `trace` the expert's, `task` a substring of a user turn.
+
+    Messages and reference are enough. Decisions of one game need its name as `episode`: folds and intervals
+    keep an episode together. One without is an episode of its own, named by its content.
     """
 
     messages: tuple[dict, ...]
     reference: str
-    admissible: tuple[str, ...]
-    episode: str
-    step: int
-    task: str
-    task_type: str
-    split: str
+    admissible: tuple[str, ...] = ()
+    episode: str = ""
+    step: int = None  # type: ignore[assignment]
+    """The agent's turns so far, where it is not given."""
+    task: str = ""
+    task_type: str = ""
+    split: str = "in_domain"
     trace: str = ""
+
+    def __post_init__(self) -> None:
+        # What is of a wrong type stays, and is said where decisions are checked (`checked`).
+        if isinstance(self.messages, list | tuple):
+            object.__setattr__(self, "messages", _turns(self.messages))
+            if self.step is None:
+                object.__setattr__(self, "step", sum(_role(m) == "agent" for m in self.messages))
+        if isinstance(self.admissible, list):
+            object.__setattr__(self, "admissible", tuple(self.admissible))
+        if self.episode == "":
+            object.__setattr__(self, "episode", f"decision-{self._content_hash()}")
+
+    def _content_hash(self) -> str:
+        content = [self.messages, self.reference, self.admissible, self.task, self.task_type, self.trace]
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        messages = f"{len(self.messages)} message{'s' * (len(self.messages) != 1)}"
+        return f"Decision({self.id[:60]!r}, {messages}, reference {self.reference[:60]!r})"
 
     @property
     def id(self) -> str:
@@ -73,6 +100,17 @@ class Decision:
         return [self]
 
 
+def _role(message: object) -> object:
+    return message.get("role") if isinstance(message, dict) else None
+
+
+def _turns(messages: Sequence[dict]) -> tuple[dict, ...]:
+    """Messages as a tuple, in which the agent is called so."""
+    if any(_role(m) == "assistant" for m in messages):
+        messages = [{**m, "role": "agent"} if _role(m) == "assistant" else m for m in messages]
+    return tuple(messages)
+
+
 @dataclass(frozen=True)
 class Episode:
     """One game as it was played, start to end."""
@@ -86,6 +124,10 @@ class Episode:
     steps: tuple[Step, ...]
     won: bool
     kind: str = "expert"
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.steps)} step{'s' * (len(self.steps) != 1)}"
+        return f"Episode({self.id[:60]!r}, {steps}, {'won' if self.won else 'not won'}, {self.split})"
 
     def messages(self, upto: int | None = None, traces: bool | Sequence[bool] = True) -> tuple[dict, ...]:
         """The turns before step `upto` (None: all), with traces or without (one flag, or one each)."""
@@ -104,13 +146,13 @@ class Episode:
             Decision(
                 turns[: 2 * i + 1],
                 s.reference,
-                s.admissible,
-                self.id,
-                i,
-                self.task,
-                self.task_type,
-                self.split,
-                s.trace,
+                admissible=s.admissible,
+                episode=self.id,
+                step=i,
+                task=self.task,
+                task_type=self.task_type,
+                split=self.split,
+                trace=s.trace,
             )
             for i, s in enumerate(self.steps)
         ]

@@ -174,13 +174,12 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
             Decision(
                 (dict(role="user", content=text),),
                 f"take {thing} 1",
-                tuple(f"take {t} 1" for t in THINGS),
-                f"{split}-{seed}-{number}",
-                0,
-                task,
-                "find" if find else "pick",
-                split,
-                trace,
+                admissible=tuple(f"take {t} 1" for t in THINGS),
+                episode=f"{split}-{seed}-{number}",
+                task=task,
+                task_type="find" if find else "pick",
+                split=split,
+                trace=trace,
             )
         )
     return world

@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from interp.engine.decoding import Completion, decode, parse_completion
+from interp.engine.decoding import Completion, decode_modes, parse_completion
 from interp.engine.reading import Memory
 from interp.environments.base import Environment
 from interp.models.hooked import HookedModel
@@ -112,16 +112,16 @@ class Rollouts:
             self._copy = HookedModel(copied, self.fmt.tokenizer)
         if not memory:  # a new lot of games: the weights have moved
             self._copy.hf.load_state_dict(trainer.accelerator.unwrap_model(trainer.model).state_dict())
-        return decode(
+        return decode_modes(
             self._copy,
             prompts,
-            "cot",
+            ["cot"],
             parser=self.environment.parse,
             max_new_tokens=recipe.trace_tokens,
             memory=memory,
             temperature=recipe.temperature,
             seed=(recipe.seed * 100_003 + trainer.state.global_step) * 1_009 + turn,
-        )
+        )["cot"]
 
     def play(self, names: Sequence[str], sample: Sample, number: int = 0) -> list[Play]:
         """Play each named game to its end, in order.

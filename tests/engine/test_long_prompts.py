@@ -79,7 +79,7 @@ def test_what_fits_is_left_as_it_is(tokenizer, fmt, long):
         != found.hash
         != short_format(tokenizer, 400).hash
     )
-    with pytest.raises(ValueError, match="no policy 'middle' for long prompts: there are none, oldest_turns"):
+    with pytest.raises(ValueError, match="truncate is 'none' or 'oldest_turns', not 'middle'"):
         short_format(tokenizer, 400, "middle")
 
 
@@ -185,11 +185,11 @@ class Corridor:
 def test_games_go_on_behind_the_context_and_count_it(tokenizer, monkeypatch):
     read = []
 
-    def decode(model, prompts, mode, **more):
+    def decode_modes(model, prompts, modes, **more):
         read.extend(prompts)
-        return [Completion((), "Next I check drawer 1.", "go to drawer 1") for _ in prompts]
+        return {modes[0]: [Completion((), "Next I check drawer 1.", "go to drawer 1") for _ in prompts]}
 
-    monkeypatch.setattr(rollout, "decode", decode)
+    monkeypatch.setattr(rollout, "decode_modes", decode_modes)
     corridor = Environment(
         "corridor",
         live=Corridor,

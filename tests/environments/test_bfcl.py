@@ -486,7 +486,9 @@ def test_conversations_are_played_by_the_rollout_with_system_and_tool_messages(b
             return type("P", (), dict(dropped=0))
 
     monkeypatch.setattr(
-        rollout, "decode", lambda *a, **k: [Completion("", None, decisions[len(seen) - 1].reference)]
+        rollout,
+        "decode_modes",
+        lambda *a, **k: {"prompt": [Completion("", None, decisions[len(seen) - 1].reference)]},
     )
     pool = type("Pool", (), {})()
     game = bfcl.Conversation()

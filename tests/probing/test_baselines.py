@@ -130,7 +130,7 @@ def whole():
 
 
 def test_what_is_opted_into_leaves_the_other_rows_as_they_are(whole):
-    more, plain = (result.table() for result in whole)
+    more, plain = (result.to_frame() for result in whole)
     added = {"lda", "mean_difference", "random_model", "control_task", "selectivity"}
     kept = more[~more.predictor.isin(added) & more.metric.isin(["accuracy", "log_loss"])].reset_index(
         drop=True
@@ -171,7 +171,7 @@ def test_selectivity_is_accuracy_minus_the_control_tasks(whole):
             )
             assert found.value == pytest.approx(expected) and found.low <= found.value <= found.high
     assert value(result, "selectivity", 2).low > 0.1
-    assert set(result.table().query("predictor == 'selectivity'").metric) == {"accuracy"}
+    assert set(result.to_frame().query("predictor == 'selectivity'").metric) == {"accuracy"}
 
 
 def test_gains_are_paired_in_every_metric_and_corrected_over_layers(whole):

@@ -34,7 +34,7 @@ def planted(seed=0, n_groups=24, per_group=4, d=12, n_classes=3, layer=2, streng
 
 
 def value(result, predictor, layer=NESTED, metric="accuracy", split="in_domain"):
-    table = result.table()
+    table = result.to_frame()
     rows = table[
         (table.predictor == predictor)
         & (table.layer == layer)
@@ -67,7 +67,7 @@ def test_shuffled_labels_are_near_chance(result):
 
 
 def test_table_and_diagnostics(result):
-    table = result.table()
+    table = result.to_frame()
     assert list(table.columns) == [
         "layer",
         "split",
@@ -235,7 +235,7 @@ def test_small_batches_give_the_same_table(monkeypatch):
     whole = probe(acts, labels, groups, **options)
     monkeypatch.setitem(logistic.BUDGET, "cpu", 1)
     single = probe(acts, labels, groups, **options)
-    np.testing.assert_allclose(whole.table().value, single.table().value, atol=2e-3)
+    np.testing.assert_allclose(whole.to_frame().value, single.to_frame().value, atol=2e-3)
 
 
 def test_probe_equals_a_plain_scikit_learn_loop():
@@ -289,7 +289,7 @@ def test_out_of_domain_set_is_scored_by_readers_of_the_first():
     test[1][0] = "never seen"
     first = probe(acts, labels, groups, prompts=prompts, previous=previous, draws=100)
     both = probe(acts, labels, groups, prompts=prompts, previous=previous, draws=100, test=test)
-    table, alone = both.table(), first.table()
+    table, alone = both.to_frame(), first.to_frame()
     inside = table[(table.split == "in_domain") & (table.predictor != "shuffled")].reset_index(drop=True)
     alone = alone[alone.predictor != "shuffled"].reset_index(drop=True)
     pd.testing.assert_frame_equal(
@@ -333,8 +333,8 @@ def test_same_seed_same_table_and_activations_object():
         probe(given, labels, groups, prompts=prompts, previous=previous, draws=50, layers=[1, 2], seed=seed)
         for given, seed in ((acts, 3), (SimpleNamespace(values=acts[:, None]), 3), (acts, 4))
     )
-    assert first.table().equals(again.table()) and first.chosen == again.chosen
-    assert not first.table().equals(other.table())
+    assert first.to_frame().equals(again.to_frame()) and first.chosen == again.chosen
+    assert not first.to_frame().equals(other.to_frame())
 
 
 def changed(**changes):

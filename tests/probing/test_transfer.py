@@ -111,7 +111,7 @@ def test_probes_transfer_where_the_code_is_shared(checkpoints):
     assert (np.diag(matrix) > 0.85).all() and min(matrix[0, 1], matrix[1, 0]) > 0.85
     assert matrix[:2, 2].max() < 0.75 and matrix[2, :2].max() < 0.75
     assert result.matrix("drop", "low")[0, 2] > 0.1 and (np.diag(result.matrix("drop")) == 0).all()
-    assert list(result.table().columns) == [
+    assert list(result.to_frame().columns) == [
         "train_step",
         "test_step",
         "split",
@@ -124,9 +124,9 @@ def test_probes_transfer_where_the_code_is_shared(checkpoints):
         "n",
         "n_groups",
     ]
-    assert len(result.table()) == 27 and result.n_unconverged == 0 and len(result.chosen) == 15
-    assert (result.table().low <= result.table().value).all() and (
-        result.table().value <= result.table().high
+    assert len(result.to_frame()) == 27 and result.n_unconverged == 0 and len(result.chosen) == 15
+    assert (result.to_frame().low <= result.to_frame().value).all() and (
+        result.to_frame().value <= result.to_frame().high
     ).all()
 
 
@@ -151,9 +151,9 @@ def test_out_of_domain_decisions_are_read_by_probes_of_all_of_the_first_set(chec
     test = ({step: other for step in acts}, dict.fromkeys(acts, ["never seen", *names[1:]]), episodes)
     result = transfer(acts, labels, groups, layer=2, test=test, draws=50)
     assert (
-        result.table()[lambda t: t.split == "in_domain"]
+        result.to_frame()[lambda t: t.split == "in_domain"]
         .reset_index(drop=True)
-        .equals(transfer(acts, labels, groups, layer=2, draws=50).table())
+        .equals(transfer(acts, labels, groups, layer=2, draws=50).to_frame())
     )
     for step in (0, 900):
         alone = probe(
@@ -271,7 +271,7 @@ def test_a_pair_is_probed_where_both_actions_are_admissible():
         draws=50,
         metrics=("accuracy", "auroc"),
     )
-    assert result.table().equals(alone.table()) and result.classes == ("act 0", "act 1")
+    assert result.to_frame().equals(alone.to_frame()) and result.classes == ("act 0", "act 1")
     assert value(result, "probe").value > 0.9 and value(result, "probe", NESTED, "auroc").value > 0.95
     named = pairwise(
         acts,
@@ -284,7 +284,7 @@ def test_a_pair_is_probed_where_both_actions_are_admissible():
         draws=50,
         metrics=("accuracy", "auroc"),
     )
-    assert named["act 0", "act 1"].table().equals(result.table())
+    assert named["act 0", "act 1"].to_frame().equals(result.to_frame())
 
 
 def test_bad_pairs_are_refused_with_a_sentence():

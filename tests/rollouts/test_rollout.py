@@ -28,9 +28,9 @@ class Expert:
     def __init__(self, played, silent=()):
         self.games, self.silent, self.widths = {g.id: g for g in played}, silent, []
 
-    def __call__(self, model, prompts, mode, *, parser, memory, max_new_tokens):
+    def __call__(self, model, prompts, modes, *, parser, memory, max_new_tokens):
         self.widths.append(len(prompts))
-        return [self.say(p.decision, memory) for p in prompts]
+        return {mode: [self.say(p.decision, memory) for p in prompts] for mode in modes}
 
     def say(self, decision, memory):
         memory[decision.episode] = ()
@@ -45,7 +45,7 @@ class Expert:
 
 def play(fmt, played, monkeypatch, width, silent=(), **more):
     agent = Expert(played, silent)
-    monkeypatch.setattr(rollout, "decode", agent)
+    monkeypatch.setattr(rollout, "decode_modes", agent)
     with engines(Household, 1) as pool:
         found = rollout.play(None, fmt, replace(ALFWORLD, side_by_side=width), played, "cot", pool, **more)
         workers = pool._processes

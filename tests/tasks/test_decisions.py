@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from analyses import __main__ as cli
 from interp.tasks.actions import canonical, parse, target, verb
-from interp.tasks.episodes import Decision, load_corpus, load_episodes, sample_decisions
+from interp.tasks.episodes import Decision, checked, load_corpus, load_episodes, sample_decisions
 
 
 def written(path, rows):
@@ -26,6 +27,29 @@ def test_a_decision_needs_only_messages_and_a_reference(tmp_path):
         (dict(role="user", content="Open the door."),), "open door", (), "line 1", 0, "", "", "test_in_domain"
     )
     assert decision.decisions() == [decision] and decision.previous == ""
+
+
+def test_a_decision_in_python_needs_no_more():
+    turns = [
+        dict(role="user", content="Go."),
+        dict(role="assistant", content="go"),
+        dict(role="user", content="B."),
+    ]
+    decision = Decision(turns, "open door")
+    assert decision.step == 1 and decision.split == "in_domain" and decision.previous == "go"
+    assert isinstance(decision.messages, tuple) and decision.messages[1]["role"] == "agent"
+    assert repr(decision) == f"Decision('{decision.episode}#1', 3 messages, reference 'open door')"
+    assert turns[1]["role"] == "assistant", "what was given stays as it was"
+
+
+def test_decisions_without_an_episode_are_episodes_of_their_own():
+    """Named by what is decided, on every machine and in every order, so that folds keep equal ones together."""
+    one, other = (Decision([dict(role="user", content=text)], "open door") for text in ("A.", "B."))
+    again = Decision(({"content": "A.", "role": "user"},), "open door", admissible=["open door"][:0])
+    assert one.episode == again.episode == "decision-c1bc79499b647ec8" and one == again
+    assert len({one.episode, other.episode, replace(one, reference="go", episode="").episode}) == 3
+    assert [d.episode for d in checked([one, other], "mine")] == [one.episode, other.episode]
+    assert {d.id for d in sample_decisions([one, other], 2)} == {one.id, other.id}
 
 
 def test_turns_in_the_words_of_a_chat_interface_are_read(tmp_path):

@@ -83,7 +83,15 @@ def walk(entry: Entry) -> Iterator[Decision]:
     task = next(m["content"] for m in reversed(entry.asked(0)) if m["role"] == "user")
 
     def decision(calls: Sequence[tuple[str, dict]], step: int) -> Decision:
-        return Decision(tuple(messages), action(calls), (), entry.id, step, task, entry.category, entry.split)
+        return Decision(
+            tuple(messages),
+            action(calls),
+            episode=entry.id,
+            step=step,
+            task=task,
+            task_type=entry.category,
+            split=entry.split,
+        )
 
     if entry.category in SINGLE:
         messages += entry.asked(0)
