@@ -17,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from tqdm import tqdm
 

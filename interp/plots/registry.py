@@ -15,6 +15,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from typing import TypeAlias
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,7 +24,7 @@ from interp.plots.caption import Caption
 from interp.results.shown import Shown
 
 #: What a figure draws: a table; a result; or results by training step.
-Drawn = pd.DataFrame | Shown | Mapping[int, Shown]
+Drawn: TypeAlias = "pd.DataFrame | Shown | Mapping[int, Shown]"
 
 
 @dataclass(frozen=True)

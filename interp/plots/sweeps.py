@@ -169,7 +169,7 @@ def _over_tokens(
     below = 40 + 7 * max(map(len, labels.values()), default=0)
     fig = facets(len(sites), max(150, 17 * len(layers)), 34, [""], below=below)
     for row, (site, grid) in enumerate(grids.items(), start=1):
-        told_of = np.broadcast_to(hover, grid.shape)
+        told_of = np.tile(np.array(hover, dtype=object), (len(grid), 1))
         heatmap(fig, grid, (row, 1), told_of, f"{site}, layer %{{y}}, %{{customdata}}<br>%{{z:.3f}}")
         layer_axis(fig, layers, f"layer ({site})", row, 1)
         _token_axis(fig, labels, row, len(positions), shown=row == len(sites))

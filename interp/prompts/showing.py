@@ -127,12 +127,11 @@ def show(prompt: Any, tokenizer: Any = None) -> ShownPrompt:
             "There is no tokenizer to read the tokens with: give one, as in show(prompt, model.tokenizer)."
         )
     ids = tuple(int(i) for i in prompt.ids)
-    fmt = getattr(prompt, "format", None)
-    modes = ("prompt", "cot") if hasattr(fmt, "mode_prefix") else ()
+    opening = getattr(getattr(prompt, "format", None), "mode_prefix", None)
     return ShownPrompt(
         tokens=decoded(tokenizer, ids),
         ids=ids,
         spans=tuple(prompt.spans),
         boundary=getattr(prompt, "boundary", len(ids) - 1),
-        prefixes={mode: decoded(tokenizer, fmt.mode_prefix(mode)) for mode in modes},
+        prefixes={mode: decoded(tokenizer, opening(mode)) for mode in ("prompt", "cot")} if opening else {},
     )
