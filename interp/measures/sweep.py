@@ -1,6 +1,6 @@
 """The effects of a sweep of patches, over pairs, sites, layers and perhaps positions.
 
->>> sweep = patch(model, clean, corrupt, metrics=("difference", "kl"))
+>>> sweep = patch(model, clean, corrupt, metrics=("difference", "kl"), minimum=0)
 >>> sweep.to_frame().columns.tolist()
 ['metric', 'pair', 'site', 'layer', 'denoise', 'noise', 'moved']
 >>> sweep.plot()                                     # lines by layer; a heatmap layer x token for at="all"
