@@ -33,6 +33,10 @@ class SiteCache(dict[str, Tensor]):
             raise KeyError(f"{key} was not read: there are {', '.join(self)}.")
         return super().__getitem__(str(name))
 
+    def __repr__(self) -> str:
+        shape = list(next(iter(self.values())).shape) if self else []
+        return f"SiteCache({len(self)} hooks, {next(iter(self), 'none')} {shape})"
+
 
 def one_text(model: HookedModel, text: Readable) -> list[int]:
     """The ids of one text; raises ValueError for several."""
