@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,6 +27,7 @@ from interp.measures.pairs import Answer
 from interp.models.hooked import HookedModel
 from interp.models.site_names import one_layer
 from interp.prompts.text import Readable, read_texts
+from interp.results.shown import Shown, counted
 
 
 class Autoencoder(Protocol):
@@ -40,8 +42,8 @@ class Autoencoder(Protocol):
         """Activations of features."""
 
 
-@dataclass(frozen=True)
-class Features:
+@dataclass(frozen=True, eq=False, repr=False)
+class Features(Shown):
     """Features at each token that was read."""
 
     site: str
@@ -54,15 +56,36 @@ class Features:
         """The features with the largest mean over tokens."""
         return np.argsort(-self.values.mean(0), kind="stable")[:n].tolist()
 
+    def summary(self) -> str:
+        tokens, features = self.values.shape
+        return (
+            f"{counted(tokens, 'token')}, {counted(features, 'feature')} of {self.site}, layer {self.layer}"
+        )
 
-@dataclass(frozen=True)
-class FeatureAblation:
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each token's features that are not 0: `decision`, `position`, `feature`, `value`."""
+        token, feature = np.nonzero(self.values)
+        places = dict(decision=self.decision[token], position=self.position[token], feature=feature)
+        return pd.DataFrame({**places, "value": self.values[token, feature]})
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureAblation(Shown):
     """What taking out each feature does to what follows each prompt (see `interp.Ablation`)."""
 
     numbers: tuple[int, ...]
     base: Float[np.ndarray, "prompt"]
     effect: Float[np.ndarray, "prompt feature"]
     kl: Float[np.ndarray, "prompt feature"]
+
+    def summary(self) -> str:
+        return f"{counted(len(self.base), 'prompt')}, {counted(len(self.numbers), 'feature')}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each prompt and feature: `effect` and `kl`, in nats."""
+        prompt, feature = np.indices(self.kl.shape).reshape(2, -1)
+        columns = dict(prompt=prompt, feature=np.array(self.numbers)[feature])
+        return pd.DataFrame({**columns, "effect": self.effect.ravel(), "kl": self.kl.ravel()})
 
 
 def hook_of(sae: Autoencoder) -> tuple[str, int]:

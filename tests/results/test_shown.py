@@ -15,6 +15,7 @@ from interp.engine.decoding import Completion
 from interp.measures.ablation import Ablation
 from interp.measures.conflicts import Contrast, Outcome, Shift
 from interp.measures.early import EarlyAnswers
+from interp.measures.features import FeatureAblation, Features
 from interp.measures.lens import Lens
 from interp.measures.reliance import Reliance
 from interp.measures.shares import Shares
@@ -154,7 +155,14 @@ def lensed(answers=2):
     return Lens((-1, 0, 1, 2), *places, tokens, texts, probability, named, logp, rank)
 
 
+def featured():
+    values = np.array([[0.0, 1.5, 0.0], [2.0, 0.0, 0.5]])
+    return Features("resid_post", 3, values, np.array([0, 1]), np.array([7, 9]))
+
+
 MADE = {
+    Features: featured,
+    FeatureAblation: lambda: FeatureAblation((4, 9), np.zeros(1), np.ones((1, 2)), np.ones((1, 2))),
     Ablation: ablated,
     Lens: lensed,
     Activations: activations,
@@ -266,6 +274,10 @@ def test_what_a_lens_read_is_one_table():
     np.testing.assert_allclose(followed.probability, np.exp(lensed().logp[2, 3]))
     assert len(lensed(answers=0).to_frame()) == 24
     assert len(ablated().to_frame()) == (4 + 3) * 6 and "token" not in ablated("boundary").to_frame()
+
+
+def test_features_that_are_0_have_no_row():
+    assert featured().to_frame().to_numpy().tolist() == [[0, 7, 1, 1.5], [1, 9, 0, 2.0], [1, 9, 2, 0.5]]
 
 
 def test_named_axes(monkeypatch):
