@@ -151,7 +151,7 @@ def test_batches_hold_every_prompt_once_within_the_budget(prompts, budget):
 def test_wrong_requests_are_refused(llama, prompts):
     with pytest.raises(ValueError, match="empty"):
         capture(llama, [])
-    with pytest.raises(ValueError, match="not at 'end'"):
+    with pytest.raises(ValueError, match="no position 'end'"):
         capture(llama, prompts, at="end")
     with pytest.raises(ValueError, match="no site 'nowhere'"):
         capture(llama, prompts, ["nowhere"])

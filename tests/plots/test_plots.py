@@ -438,6 +438,7 @@ def test_intervals_drawn_and_axes_titled(figure):
 
 def test_every_figure_over_checkpoints_is_tested():
     assert {figure.table for figure in ALL.values()} - set(TABLES) == {
+        "along_trace",
         "calibration",
         "environments",
         "splits",
