@@ -8,17 +8,20 @@ import os
 import signal
 import sys
 import warnings
+from typing import NoReturn
 
-from analyses.chains import run_chains
-from analyses.command import configured, told
-from analyses.registry import find, instruments
 from interp.results.shown import Incomplete
+from interp.system.paths import PROGRAM
 from interp.system.processes import end_with_parent, leave, stop_on_signals
+
+from .chains import run_chains
+from .command import configured, told
+from .registry import find, listed
 
 
 def _listing() -> str:
-    lines = ["usage: python -m analyses NAME [options]      (python -m analyses NAME --help)", ""]
-    return "\n".join(lines + [f"  {name:<14} {each.summary}" for name, each in instruments().items()])
+    lines = [f"usage: {PROGRAM} NAME [options]      ({PROGRAM} NAME --help)", ""]
+    return "\n".join(lines + [f"  {name:<14} {each.summary}" for name, each in listed().items()])
 
 
 def run(argv: list[str]) -> int:
@@ -72,6 +75,13 @@ def main() -> int:
             f"{'left out' if left_out else 'error'}: {told(error, ' '.join(sys.argv[1:2]))}", file=sys.stderr
         )
         return 0 if left_out else 1
+
+
+def script() -> NoReturn:
+    """The installed console script; modules of the working directory, such as one's own task, come last."""
+    sys.path.append(os.getcwd())
+    stop_on_signals()
+    leave(main())
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from typing import Annotated
 
-from analyses.chains import run_chains
-from analyses.registry import Instrument, chains, check_in_all, closing, find
-from analyses.study import Study
 from interp.system.limits import Known, Sample
+
+from .chains import run_chains
+from .registry import Instrument, chains, check_in_all, closing, find
+from .study import Study
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Config(Study):
 
 def run(config: Config) -> int:
     """Run what is not left out, then draw; the exit status."""
-    from analyses import figures
+    from . import figures
 
     left_out = set(config.skip)
     if (reason := config.env.unplayable()) and "online" not in left_out:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from analyses.registry import Instrument
+from .registry import Instrument
 
 
 @dataclass

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses.registry import Instrument
-from analyses.rows import mean_row
-from analyses.study import Study
 from interp.prompts.format import Mode
 from interp.stats.intervals import headroom_gap, kappa, mcnemar
 from interp.system.limits import Sample
 from interp.tasks.episodes import Decision
+
+from .registry import Instrument
+from .rows import mean_row
+from .study import Study
 
 if TYPE_CHECKING:
     from interp.engine.decoding import Completion

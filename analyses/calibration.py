@@ -15,14 +15,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from analyses.provenance import made_by
-from analyses.registry import Instrument
-from analyses.study import Device, Study
 from interp.checkpoints.contents import SERIES
 from interp.results.tables import write_table
 from interp.system.limits import Count, Existing, Folder, Limits
 from interp.tasks.episodes import CORPUS
 from interp.training.organisms import ORGANISMS, expected, grow
+
+from .provenance import made_by
+from .registry import Instrument
+from .study import Device, Study
 
 
 @dataclass
@@ -51,8 +52,9 @@ class Config:
 
 def run(config: Config) -> None:
     """Grow, read and tabulate; an organism of one seed, and a checkpoint, are resumable stages."""
-    from analyses import calibration_readings as read
     from interp.engine.decoding import decode
+
+    from . import calibration_readings as read
 
     started, rows, weights, reused = time.time(), [], {}, 0.0
     where = dict(run=config.run, device=config.device, dtype=config.dtype)

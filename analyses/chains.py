@@ -9,7 +9,11 @@ from collections.abc import Sequence
 
 from interp.system.processes import how_it_ended, side_by_side
 
-_CHILD = "import sys; from analyses.__main__ import chain, leave; leave(chain(sys.argv[1]))"
+#: Run with -P and this process's search path, so that the working directory does not come first.
+_CHILD = f"""import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+from {__package__}.__main__ import chain, leave
+leave(chain(sys.argv[1]))"""
 
 
 def run_chains(chains: Sequence[Sequence[Sequence[str]]]) -> int:
@@ -18,9 +22,8 @@ def run_chains(chains: Sequence[Sequence[Sequence[str]]]) -> int:
     if len(chains) > 1:
         share = max(1, (os.cpu_count() or 1) // len(chains))
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(share))
-    statuses = side_by_side(
-        [[sys.executable, "-c", _CHILD, json.dumps(commands)] for commands in chains], environment
-    )
+    child, path = [sys.executable, "-P", "-c", _CHILD], json.dumps(sys.path)
+    statuses = side_by_side([[*child, json.dumps(commands), path] for commands in chains], environment)
     for commands, status in zip(chains, statuses, strict=True):
         if status < 0:
             names = ", ".join(command[0] for command in commands)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from interp.system.paths import ROOT
+from interp.system.paths import PROGRAM, ROOT
 
 Configuration = TypeVar("Configuration")
 #: Most characters of an error that are shown, and how many of them are its end.
@@ -32,11 +32,11 @@ def configured(kind: type[Configuration], arguments: Sequence[str], name: str) -
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            config = tyro.cli(kind, args=arguments, prog=f"python -m analyses {name}")
+            config = tyro.cli(kind, args=arguments, prog=f"{PROGRAM} {name}")
     except SystemExit as end:
         if not end.code:
             raise
-        raise ValueError(f"{unboxed(printed.getvalue())} See `python -m analyses {name} --help`.") from end
+        raise ValueError(f"{unboxed(printed.getvalue())} See `{PROGRAM} {name} --help`.") from end
     _check_empty(config, arguments)
     getattr(config, "check", lambda: check(config))()
     return config

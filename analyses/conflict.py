@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
 
-from analyses.registry import Instrument
-from analyses.rows import mean_row
-from analyses.study import NotApplicable, Study
 from interp.system.choices import Inserted
 from interp.system.limits import Sample, Several
+
+from .registry import Instrument
+from .rows import mean_row
+from .study import NotApplicable, Study
 
 if TYPE_CHECKING:
     from interp.measures.conflicts import Outcome, Shift

@@ -10,14 +10,14 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from tqdm import tqdm
 
-from analyses.provenance import made_by
-from analyses.registry import Instrument
 from interp.results.tables import ESTIMATE_COLUMNS, write_table
 from interp.stats.intervals import cluster_bootstrap, wilson
 from interp.system.limits import Count, Draws, Folder, Limits, Seed
+
+from .provenance import made_by
+from .registry import Instrument
 
 COLUMNS = [
     "what",
@@ -159,6 +159,8 @@ def _mean(config: Config, clusters: int, rate: float, dataset: int) -> dict:
 
 
 def _row(key: tuple, each: list[tuple], n_groups: int) -> dict:
+    import scipy.stats
+
     test, chance, rows = each[0][0], each[0][1], pd.DataFrame([row for *_, row in each])
     hit = {
         "cover": (rows.low <= chance) & (chance <= rows.high),

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analyses.early import SHARES
-from analyses.probes import Labels
-from analyses.registry import Instrument
-from analyses.study import NotApplicable, Study
 from interp.prompts.format import MODES, Prompt
 from interp.results.records import newest_record
+from interp.system.paths import PROGRAM
 from interp.tasks.episodes import Decision
+
+from .early import SHARES
+from .probes import Labels
+from .registry import Instrument
+from .study import NotApplicable, Study
 
 #: Inserted traces that argue for another action than the own one.
 ARGUING = ("other_state", "resampled")
@@ -209,7 +211,7 @@ def run(config: Config) -> None:
                 table[decision, step, mode] |= columns
     if not table:
         raise NotApplicable(
-            f"{config.run} keeps nothing of these decisions at these checkpoints: run `python -m analyses "
+            f"{config.run} keeps nothing of these decisions at these checkpoints: run `{PROGRAM} "
             "behaviour` first, and give the same options here (its command is in tables/behaviour.json)."
         )
     rows = [row for split in config.parts for row in _rows(config, split, decisions[split], table)]

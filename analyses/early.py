@@ -8,10 +8,11 @@ from typing import Annotated
 
 import numpy as np
 
-from analyses.registry import Instrument
-from analyses.rows import mean_row
-from analyses.study import NotApplicable, Study
 from interp.system.limits import Limits, Sample
+
+from .registry import Instrument
+from .rows import mean_row
+from .study import NotApplicable, Study
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 

@@ -16,16 +16,16 @@ from typing import Annotated
 
 import pandas as pd
 
-from analyses import figures
-from analyses.provenance import made_by
-from analyses.registry import Instrument
 from interp.environments.base import find
-from interp.plots.environments import ENVIRONMENTS
 from interp.results.headline import headline
 from interp.results.queries import pick
 from interp.results.tables import ESTIMATE_COLUMNS, read_table, write_table
 from interp.system.limits import Existing, Folder
 from interp.system.paths import ROOT
+
+from . import figures
+from .provenance import made_by
+from .registry import Instrument
 
 #: Tables that are compared.
 COMPARED = ("behaviour", "online", "reliance", "conflict", "probes")
@@ -71,6 +71,8 @@ class Config:
 
 def splits(name: str, tables: Path) -> list[dict]:
     """What an environment's splits hold, and how many of their decisions are recorded and studied."""
+    from interp.plots.environments import ENVIRONMENTS
+
     environment, studied = find(name), pick(read_table(tables, "behaviour")[0], metric="acc_cot")
     recorded = environment.recorded()
     rows = []

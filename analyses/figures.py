@@ -9,18 +9,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-import plotly.graph_objects as go
-
-from analyses.provenance import mixed
-from analyses.registry import Instrument
-from interp.plots import export
-from interp.plots.registry import Figure, figures
-from interp.report import page
-from interp.report.study import UNREADABLE, read, unreadable
 from interp.results.tables import read_table, write_text
 from interp.system.limits import Folder
+
+from .provenance import mixed
+from .registry import Instrument
+
+# What imports plotly, which takes a second, is imported where it is used.
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from interp.plots.registry import Figure
+    from interp.report import page
 
 Format = Literal["html", "svg", "pdf"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -43,6 +45,11 @@ def draw(tables: Path, out: Path, formats: Sequence[Format] = FORMATS) -> list[P
         FileNotFoundError: none of the tables is there.
         ValueError: a table is damaged, or was edited; the page is drawn without it first.
     """
+    from interp.plots import export
+    from interp.plots.registry import figures
+    from interp.report import page
+    from interp.report.study import read
+
     tables, out = Path(tables), Path(out)
     every = figures()
     there = {figure.table for figure in every if (tables / f"{figure.table}.csv").exists()}
@@ -85,6 +92,11 @@ def draw(tables: Path, out: Path, formats: Sequence[Format] = FORMATS) -> list[P
 
 def _entry(figure: Figure, tables: Path) -> tuple[page.Entry | None, go.Figure | None, str]:
     """A figure's place on the page, the figure, and its LaTeX; nothing where its table lacks it."""
+    import plotly.graph_objects as go
+
+    from interp.report import page
+    from interp.report.study import UNREADABLE, unreadable
+
     entry = page.Entry(figure.name, figure.title, figure.table, figure.section, {})
     try:
         frame, provenance = read_table(tables, figure.table)

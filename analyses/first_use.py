@@ -9,12 +9,13 @@ from pathlib import Path
 
 import transformers
 
-from analyses.provenance import FILES
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import hash_text
 from interp.checkpoints.series import Source
 from interp.results.records import read_record, write_record
 from interp.results.wording import listed
+
+from .provenance import FILES
 
 
 def keep(run: Path, step: int, source: Source, identity: Mapping[str, str]) -> None:

@@ -9,13 +9,14 @@ from typing import Annotated
 
 import numpy as np
 
-from analyses.probes import Labels, boundary_layers, check_labels, labelled, texts
-from analyses.registry import Instrument
-from analyses.rows import attempted
-from analyses.study import NotApplicable, Study
 from interp.stats.intervals import cluster_bootstrap
 from interp.system.choices import SHARES, check_shares
 from interp.system.limits import Draws, Limits
+
+from .probes import Labels, boundary_layers, check_labels, labelled, texts
+from .registry import Instrument
+from .rows import attempted
+from .study import NotApplicable, Study
 
 
 @dataclass

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from analyses.registry import Instrument
-from analyses.rows import mean_row
-from analyses.study import NotApplicable, Study
 from interp.prompts.format import Mode
 from interp.rollouts.workers import Engines, engines
 from interp.system.limits import Sample, StepLimit, Workers
+
+from .registry import Instrument
+from .rows import mean_row
+from .study import NotApplicable, Study
 
 
 @dataclass

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from analyses.registry import Instrument
-from analyses.rows import mean_row, twins
-from analyses.study import NotApplicable, Study
 from interp.models.site_names import every_layer
 from interp.prompts.format import Prompt
 from interp.stats.intervals import correlation
 from interp.system.choices import Metric
 from interp.system.limits import Known, Sample, Several
+
+from .registry import Instrument
+from .rows import mean_row, twins
+from .study import NotApplicable, Study
 
 if TYPE_CHECKING:
     from interp.measures.patching import Sweep

@@ -9,20 +9,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+import lazy_loader as lazy
 import numpy as np
-import pandas as pd
 
-from analyses.registry import Instrument
-from analyses.rows import attempted
-from analyses.study import NotApplicable, Study
 from interp.prompts.format import Prompt
 from interp.results.tables import ESTIMATE_COLUMNS
 from interp.system.limits import Draws, Folds, Known, Limits
 from interp.tasks.actions import verb
 
+from .registry import Instrument
+from .rows import attempted
+from .study import NotApplicable, Study
+
 if TYPE_CHECKING:
+    import pandas as pd
+
     from interp.models.hooked import HookedModel
     from interp.probing.probes import ProbeResult
+else:
+    pd = lazy.load("pandas")
 
 ORDER = [
     "step",

@@ -20,7 +20,7 @@ from typing import Any
 
 import interp
 from interp.results.wording import listed
-from interp.system.paths import ROOT
+from interp.system.paths import PROGRAM, ROOT
 
 #: Packages whose versions are kept.
 VERSIONS = (
@@ -107,7 +107,7 @@ def made_by(name: str, config: Any, started: float) -> dict[str, Any]:
     return dict(
         analysis=name,
         config=json.loads(json.dumps(fields, default=str)),
-        command=" ".join(["python -m analyses", *(shlex.quote(str(word)) for word in sys.argv[1:])]),
+        command=" ".join([PROGRAM, *(shlex.quote(str(word)) for word in sys.argv[1:])]),
         threads=torch.get_num_threads(),
         written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         seconds=round(time.time() - started, 1),

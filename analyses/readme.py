@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from analyses.pages.tables import TABLES
-from analyses.pages.texts import TEMPLATES, text
-from analyses.registry import Instrument
 from interp.system.paths import ROOT
+
+from .pages.tables import TABLES
+from .pages.texts import TEMPLATES, text
+from .registry import Instrument
 
 
 def pages() -> list[Path]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import analyses
-
-_DECLARED = re.compile(r'^INSTRUMENT = Instrument\("(\w+)"', re.MULTILINE)
+#: The last statement of an instrument's module: its name, and its place in `all` where it has one.
+_DECLARED = re.compile(
+    r'^INSTRUMENT = Instrument\(\s*"(\w+)",[^()]*?(?:in_all=\(([\d, ]+)\),?\s*)?(after_all=True)?,?\s*\)',
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -36,48 +37,55 @@ class Instrument:
     after_all: bool = False
     """Whether `all` runs it when its chains have ended, since it reads what they kept."""
 
-    @property
-    def summary(self) -> str:
-        """The first line of its module's docstring."""
-        return (sys.modules[self.run.__module__].__doc__ or "").strip().splitlines()[0]
+
+@dataclass(frozen=True)
+class Listed:
+    """What a module's source says of its command."""
+
+    module: str
+    summary: str
+    """The first line of the module's docstring."""
+    in_all: tuple[int, ...] | None
+    """As `Instrument.in_all`."""
+    after_all: bool
+    """As `Instrument.after_all`."""
 
 
-def _modules() -> dict[str, str]:
-    """Name of an instrument -> its module, told from the sources: some modules of this package need torch."""
-    names = {}
-    for module in pkgutil.walk_packages(analyses.__path__, "analyses."):
-        file = Path(module.module_finder.path) / f"{module.name.rpartition('.')[2]}.py"
-        if not module.ispkg and (declared := _DECLARED.search(file.read_text(encoding="utf-8"))):
-            names[declared.group(1)] = module.name
-    return names
+def listed() -> dict[str, Listed]:
+    """Every command by name: those that `all` runs in its order, then the others by name.
+
+    They are read from the sources, since importing them all takes seconds.
+    """
+    package = importlib.import_module(__package__)
+    commands = {}
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        path = Path(module.module_finder.path) / f"{module.name.rpartition('.')[2]}.py"
+        source = "" if module.ispkg else path.read_text(encoding="utf-8")
+        if declared := _DECLARED.search(source):
+            name, place, after_all = declared.groups()
+            in_all = tuple(map(int, place.split(","))) if place else None
+            summary = source.partition('"""')[2].partition("\n")[0].removesuffix('"""')
+            commands[name] = Listed(module.name, summary, in_all, bool(after_all))
+
+    def place(name: str) -> tuple:
+        each = commands[name]
+        return each.in_all is None, not each.after_all, each.in_all or (), name
+
+    return {name: commands[name] for name in sorted(commands, key=place)}
 
 
 def find(name: str) -> Instrument:
     """The instrument of a name; raises ValueError with the names that there are."""
-    modules = _modules()
-    if name not in modules:
-        raise ValueError(f"There is no analysis {name!r}: there are {', '.join(instruments())}.")
-    return _instrument(modules[name])
-
-
-def _instrument(module: str) -> Instrument:
-    return importlib.import_module(module).INSTRUMENT
-
-
-def instruments() -> dict[str, Instrument]:
-    """Every instrument by name: those that `all` runs in its order, then the others by name."""
-    every = map(_instrument, _modules().values())
-
-    def place(each: Instrument) -> tuple:
-        return each.in_all is None, not each.after_all, each.in_all or (), each.name
-
-    return {each.name: each for each in sorted(every, key=place)}
+    commands = listed()
+    if name not in commands:
+        raise ValueError(f"There is no analysis {name!r}: there are {', '.join(commands)}.")
+    return importlib.import_module(commands[name].module).INSTRUMENT
 
 
 def chains() -> list[list[str]]:
     """The names of what `all` runs: chains that may run side by side, each in its order."""
     by_chain: dict[int, list[str]] = {}
-    for name, each in instruments().items():
+    for name, each in listed().items():
         if each.in_all:
             by_chain.setdefault(each.in_all[0], []).append(name)
     return list(by_chain.values())
@@ -85,7 +93,7 @@ def chains() -> list[list[str]]:
 
 def closing() -> list[str]:
     """The names of what `all` runs when its chains have ended."""
-    return [name for name, each in instruments().items() if each.after_all]
+    return [name for name, each in listed().items() if each.after_all]
 
 
 def check_in_all(name: str) -> None:

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from analyses.prompting import Prompting
-from analyses.registry import Instrument
-from analyses.study import Device, EnvironmentName
 from interp.checkpoints.contents import SERIES, training_notes
 from interp.checkpoints.headers import hash_files
 from interp.environments.base import find
 from interp.prompts.format import PromptFormat
 from interp.system import limits
 from interp.system.limits import Existing, Folder, Workers
+from interp.system.paths import PROGRAM
 from interp.training.recipes import Reinforcement
+
+from .prompting import Prompting
+from .registry import Instrument
+from .study import Device, EnvironmentName
 
 
 @dataclass
@@ -98,7 +100,7 @@ def run(config: Config) -> None:
             *config.prompting_flags(),
         ]
     )
-    print(f"{folder}: study it with\n  python -m analyses all {flags}")
+    print(f"{folder}: study it with\n  {PROGRAM} all {flags}")
 
 
 INSTRUMENT = Instrument("reinforce", Config, run)

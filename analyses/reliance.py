@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.registry import Instrument
-from analyses.rows import mean_row, twins
-from analyses.study import NotApplicable, Study
 from interp.system.limits import Sample
+
+from .registry import Instrument
+from .rows import mean_row, twins
+from .study import NotApplicable, Study
 
 
 @dataclass

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from analyses.registry import Instrument
 from interp.results.tables import seal_table
+
+from .registry import Instrument
 
 
 @dataclass

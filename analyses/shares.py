@@ -12,11 +12,12 @@ from itertools import product
 
 import numpy as np
 
-from analyses.registry import Instrument
-from analyses.rows import mean_row
-from analyses.study import NotApplicable, Study
 from interp.prompts.format import SPANS
 from interp.system.limits import Sample
+
+from .registry import Instrument
+from .rows import mean_row
+from .study import NotApplicable, Study
 
 #: Of means of a span's share and token share. The ratio is one of means, since a decision may lack the span.
 READINGS = (lambda m: m[..., 0], lambda m: m[..., 1], lambda m: m[..., 0] / m[..., 1])

@@ -9,12 +9,13 @@ from typing import Annotated, get_args
 
 import numpy as np
 
-from analyses.probes import boundary_layers, labelled
-from analyses.registry import Instrument
-from analyses.rows import attempted, mean_row
-from analyses.study import NotApplicable, Study
 from interp.system.choices import RANDOM, Position
 from interp.system.limits import Limits, Sample
+
+from .probes import boundary_layers, labelled
+from .registry import Instrument
+from .rows import attempted, mean_row
+from .study import NotApplicable, Study
 
 
 @dataclass

@@ -14,13 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import lazy_loader as lazy
 import numpy as np
-import pandas as pd
 import tyro
 from tqdm import tqdm
 
-from analyses.prompting import Prompting
-from analyses.provenance import made_by
 from interp.checkpoints.contents import SERIES, training_notes
 from interp.engine.vllm_backend import MISSING
 from interp.environments.base import ANY, Environment, find
@@ -34,11 +32,18 @@ from interp.system.limits import Folder, Known, Seed, Steps, Tokens
 from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
+from .prompting import Prompting
+from .provenance import made_by
+
 # What imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once.
 if TYPE_CHECKING:
+    import pandas as pd
+
     from interp.checkpoints.series import CheckpointSeries
     from interp.engine.decoding import Completion
     from interp.models.hooked import HookedModel
+else:
+    pd = lazy.load("pandas")
 
 
 class NotApplicable(ValueError):
@@ -340,8 +345,9 @@ class Study(Prompting):
 
         Prints what of it changed since this run's folder kept a result of it.
         """
-        from analyses import first_use
         from interp.checkpoints.identity import hash_text
+
+        from . import first_use
 
         if step not in self._identities:
             template = hash_text(self.checkpoint_series.template) if not self.revisions else ""
@@ -393,7 +399,7 @@ class Study(Prompting):
 
     def _keep_identities(self) -> None:
         """Keep the hashes of the checkpoints that were read; until then `identity` prints what changed."""
-        from analyses import first_use
+        from . import first_use
 
         for step, identity in self._identities.items():
             first_use.keep(self.run, step, self.checkpoint_series.path(step), identity)

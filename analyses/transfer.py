@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.probes import Labels, boundary_layers, check_labels, labelled
-from analyses.registry import Instrument
-from analyses.rows import attempted
-from analyses.study import NotApplicable, Study
 from interp.results.tables import ESTIMATE_COLUMNS
 from interp.system.limits import Draws, Folds
+
+from .probes import Labels, boundary_layers, check_labels, labelled
+from .registry import Instrument
+from .rows import attempted
+from .study import NotApplicable, Study
 
 ORDER = [
     "train_step",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from analyses.benchmarks.settings import Config
-from analyses.registry import Instrument
+from ..registry import Instrument
+from .settings import Config
 
 
 def run(config: Config) -> None:
     """Measure everything, or the works that are asked for, and write the table."""
-    from analyses.benchmarks.works import run_works
+    from .works import run_works
 
     run_works(config)
 

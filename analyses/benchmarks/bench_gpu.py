@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from analyses.benchmarks.gpu_settings import Config
-from analyses.registry import Instrument
+from ..registry import Instrument
+from .gpu_settings import Config
 
 
 def run(config: Config) -> None:
     """Time every work that is asked for, and write the table `bench_gpu` anew with each row."""
-    from analyses.benchmarks.gpu_table import run_works
+    from .gpu_table import run_works
 
     run_works(config)
 

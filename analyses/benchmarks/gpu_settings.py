@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from analyses.study import Device
 from interp.system.limits import Count, Folder, Limits, Seed
+
+from ..study import Device
 
 #: Qwen3's shapes, and a tiny one for machines without a GPU.
 SHAPES: dict[str, dict] = {

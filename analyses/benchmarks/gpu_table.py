@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 
 import interp
-from analyses.benchmarks.gpu_settings import Config
-from analyses.benchmarks.gpu_works import Bench, Work
-from analyses.provenance import made_by
 from interp.models.hooked import pick_device
 from interp.results.tables import write_table
+
+from ..provenance import made_by
+from .gpu_settings import Config
+from .gpu_works import Bench, Work
 
 COLUMNS = (
     "work",

@@ -13,11 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config
 
 import interp
-from analyses.benchmarks.gpu_settings import SHAPES, Config
-from analyses.benchmarks.rivals import twin
 from interp.models.hooked import pick_device, pick_dtype
 from interp.prompts.format import Prompt, PromptFormat
 from interp.tasks.episodes import Decision
+
+from .gpu_settings import SHAPES, Config
+from .rivals import twin
 
 if TYPE_CHECKING:
     from interp.engine.capturing import Activations

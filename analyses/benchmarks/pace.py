@@ -15,9 +15,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from analyses.provenance import made_by
-from analyses.registry import Instrument
-from analyses.study import Device
 from interp.checkpoints.contents import SERIES
 from interp.prompts.format import PromptFormat
 from interp.results.tables import write_table
@@ -25,6 +22,10 @@ from interp.system.limits import Count, Existing, Folder, Known, Limits
 from interp.tasks.episodes import CORPUS, Episode, load_corpus
 from interp.training.recipes import Recipe
 from interp.training.supervision import Supervision, supervised
+
+from ..provenance import made_by
+from ..registry import Instrument
+from ..study import Device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -28,14 +28,16 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import interp
-from analyses.benchmarks.rivals import BATCH_TOKENS, TOOLS, Cached, Fit, Plain, installed, sklearn_sweep, twin
-from analyses.benchmarks.settings import MEMORY, Config, Shape
 from interp.engine.sweeps import Cell, Packed
 from interp.probing.logistic import standardised
 from interp.probing.solver import fit_logistic
 from interp.prompts.format import Prompt
 from interp.results.tables import read_table, write_table
+from interp.system.paths import PROGRAM
 from interp.tasks.episodes import Decision
+
+from .rivals import BATCH_TOKENS, TOOLS, Cached, Fit, Plain, installed, sklearn_sweep, twin
+from .settings import MEMORY, Config, Shape
 
 COLUMNS = (
     "work",
@@ -395,8 +397,8 @@ def peak(tool: str, tokens: int, number: int, shape: Shape) -> float:
 def memory(config: Config, tokens: int) -> list[dict]:
     """Peak memory of a boundary capture, each tool in a process of its own."""
     code = (
-        "import json, sys; from analyses.benchmarks.settings import Shape; "
-        "from analyses.benchmarks.works import peak; "
+        f"import json, sys; from {__package__}.settings import Shape; "
+        f"from {__package__}.works import peak; "
         "print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Shape(**json.loads(sys.argv[4]))))"
     )
     rows = []
@@ -458,7 +460,7 @@ def _write(config: Config, rows: list[dict], started: float, measured: dict[str,
             analysis="bench",
             config=json.loads(json.dumps(dataclasses.asdict(config), default=str)),
             seconds=round(time.time() - started, 1),
-            command=" ".join(["python -m analyses", *map(str, sys.argv[1:])]),
+            command=" ".join([PROGRAM, *map(str, sys.argv[1:])]),
             written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             seed=config.seed,
             measured=measured,

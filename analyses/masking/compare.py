@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.masking.config import FOLDS
 from interp.results.tables import ESTIMATE_COLUMNS, read_table
 from interp.stats.crossed import CLAIM, NothingShared, contrast, paired, select, slope_weights, verdict
 from interp.stats.intervals import Estimate, cross_fitted
 from interp.training.supervision import Supervision
+
+from .config import FOLDS
 
 #: What a row of items is of; every other column of the tables of decisions and games is a metric.
 KEYS = ("condition", "seed", "step", "split", "game", "item")

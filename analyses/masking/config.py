@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from analyses.study import Study
 from interp.checkpoints.contents import SERIES
 from interp.system import limits
 from interp.system.limits import Count, Folder, Known, Limits, Several, StepLimit, Workers
 from interp.training.recipes import Recipe, Tuning
 from interp.training.supervision import Supervision
+
+from ..study import Study
 
 #: What reads a training, in the order in which it does.
 Instruments = Literal["reliance", "patching", "conflict", "probes"]

@@ -16,14 +16,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from analyses.masking.config import FOLDS, Config
-from analyses.probes import labelled, texts
-from analyses.provenance import made_by
-from analyses.rows import attempted
-from analyses.study import Study
 from interp.results.tables import write_table
 from interp.rollouts.workers import engines
 from interp.training.supervision import Supervision
+
+from ..probes import labelled, texts
+from ..provenance import made_by
+from ..rows import attempted
+from ..study import Study
+from .config import FOLDS, Config
 
 if TYPE_CHECKING:
     from interp.models.hooked import HookedModel

@@ -21,13 +21,14 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from tqdm import tqdm
 
-from analyses.provenance import made_by
-from analyses.registry import Instrument
 from interp.results.tables import write_table
 from interp.stats.crossed import SMALLEST, crossed, slope_weights
 from interp.stats.intervals import wilson
 from interp.system import limits
 from interp.system.limits import Count, Draws, Folder, Limits, Seed
+
+from ..provenance import made_by
+from ..registry import Instrument
 
 #: Conditions of the study: their shares k; the last is the random mask.
 SHARES = {

@@ -31,14 +31,15 @@ import time
 import pandas as pd
 from tqdm import tqdm
 
-from analyses.masking.compare import compare, items, primary, selection
-from analyses.masking.config import Config
-from analyses.masking.measure import measure
-from analyses.provenance import made_by
-from analyses.registry import Instrument
 from interp.checkpoints.headers import hash_files
 from interp.results.tables import write_table
 from interp.training.supervision import Supervision
+
+from ..provenance import made_by
+from ..registry import Instrument
+from .compare import compare, items, primary, selection
+from .config import Config
+from .measure import measure
 
 
 def train(config: Config) -> None:

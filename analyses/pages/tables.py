@@ -163,7 +163,7 @@ def masking() -> str:
 
 def commands() -> str:
     """What the command line lists, with what it cites of the methods as links."""
-    from analyses.__main__ import run as command_line
+    from ..__main__ import run as command_line
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -14,9 +14,10 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from analyses.pages.tables import FIGURES, number
 from interp.results.queries import pick, with_places
 from interp.results.tables import read_table
+
+from .tables import FIGURES, number
 
 TEMPLATES = Path(__file__).parent / "templates"
 

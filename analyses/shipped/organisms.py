@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from analyses.registry import Instrument
-from analyses.shipped.series import export
-from analyses.study import Device
 from interp.system.limits import Folder
 from interp.training.organisms import ORGANISMS, RECIPE, SHIPPED, grow
+
+from ..registry import Instrument
+from ..study import Device
+from .series import export
 
 
 @dataclass

@@ -9,11 +9,12 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from analyses.registry import Instrument
 from interp.environments.base import find
 from interp.environments.recording import Sizes, record
 from interp.system.limits import Seed, Workers
 from interp.tasks.episodes import save_episodes
+
+from ..registry import Instrument
 
 #: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and
 #: `episodes(job)`.

@@ -10,8 +10,6 @@ from typing import Annotated
 
 import numpy as np
 
-from analyses.registry import Instrument
-from analyses.study import Device
 from interp.checkpoints.headers import hash_files
 from interp.prompts.format import PromptFormat
 from interp.results.tables import write_json
@@ -19,6 +17,9 @@ from interp.system import limits
 from interp.system.limits import Folder
 from interp.tasks.episodes import CORPUS, Episode, load_corpus
 from interp.training.recipes import Recipe
+
+from ..registry import Instrument
+from ..study import Device
 
 
 @dataclass

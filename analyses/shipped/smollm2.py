@@ -20,8 +20,6 @@ from typing import Annotated
 import numpy as np
 from tqdm import tqdm
 
-from analyses.registry import Instrument
-from analyses.study import Device
 from interp.checkpoints.headers import hash_files
 from interp.environments.alfworld import record as household
 from interp.environments.recording import Sizes, record
@@ -29,9 +27,12 @@ from interp.prompts.format import PromptFormat
 from interp.results.tables import write_json
 from interp.system import limits
 from interp.system.limits import Count, Folder, Limits, Workers
-from interp.system.paths import DATA
+from interp.system.paths import DATA, PROGRAM
 from interp.tasks.episodes import load_corpus, sample_decisions, save_episodes
 from interp.training.recipes import Tuning
+
+from ..registry import Instrument
+from ..study import Device
 
 SHIPPED = DATA / "smollm2"
 #: The checkpoints that the study reads, and that are shipped; the training keeps two more.
@@ -261,7 +262,7 @@ def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
 
 def ship(series: Path, out: Path) -> None:
     """Write the studied adapters of a trained series to `out` as they are shipped."""
-    from analyses.shipped import packing
+    from . import packing
 
     for step in STUDIED:
         packing.pack(series / f"checkpoint-{step}", out / f"checkpoint-{step}")
@@ -269,7 +270,7 @@ def ship(series: Path, out: Path) -> None:
 
 def run(config: Config) -> None:
     """Prepare base, episodes and series; each part is skipped where it is finished."""
-    from analyses.shipped import packing
+    from . import packing
 
     base, corpus = base_model(config.work), episodes(config)
     tuning, series = config.tuning, config.work / "series"
@@ -285,7 +286,7 @@ def run(config: Config) -> None:
         write_json(config.work / "decoding.json", times)
         print(f"decoding 300 decisions in both modes: {times}")
     print(
-        f"{series}: adapters over {base}. Study them with\n  python -m analyses all --series {series} "
+        f"{series}: adapters over {base}. Study them with\n  {PROGRAM} all --series {series} "
         f"--base {base} --corpus {corpus} --run {config.work / 'study'}"
     )
 

@@ -16,9 +16,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import lazy_loader as lazy
+
+from interp.system.paths import PROGRAM
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = lazy.load("pandas")  # half a second, which a bad flag need not wait for
 
 #: Columns every measurement table ends with: estimate, 95 % interval, decisions (or games, or pairs),
 #: clusters.
@@ -127,9 +134,7 @@ def read_sealed(path: Path) -> tuple[bytes, dict]:
     Raises FileNotFoundError where either is not there, and ValueError where either is not as it was written.
     """
     if not path.exists():
-        raise FileNotFoundError(
-            f"No table {path.name} in {path.parent}: run `python -m analyses {path.stem}` first."
-        )
+        raise FileNotFoundError(f"No table {path.name} in {path.parent}: run `{PROGRAM} {path.stem}` first.")
     content, provenance = path.read_bytes(), _read_provenance(path)
     seal = provenance.pop(SEAL, None)
     rows = seal.get("rows") if isinstance(seal, dict) else None
@@ -157,7 +162,7 @@ def read_table(folder: str | Path, name: str, edited: bool = False) -> tuple[pd.
     """
     path = inside(folder, f"{name}.csv")
     if not path.exists():
-        raise FileNotFoundError(f"No table {name}.csv in {folder}: run `python -m analyses {name}` first.")
+        raise FileNotFoundError(f"No table {name}.csv in {folder}: run `{PROGRAM} {name}` first.")
     content, provenance = path.read_bytes(), _read_provenance(path)
     seal = provenance.pop(SEAL, None)
     if not edited:
@@ -302,7 +307,7 @@ def _check(path: Path, content: bytes, provenance: dict, seal: object) -> None:
             f"in UTF-8; else it is damaged: {_remedy(path, provenance)}"
         ) from error
     raise ValueError(
-        f"{what}. If it was edited by intent, say so with `python -m analyses seal --tables "
+        f"{what}. If it was edited by intent, say so with `{PROGRAM} seal --tables "
         f"{path.parent} --names {path.stem}`; else it is damaged: {_remedy(path, provenance)}"
     )
 
@@ -311,7 +316,7 @@ def _remedy(path: Path, provenance: dict) -> str:
     command = provenance.get("command")
     return (
         "make it again with "
-        f"`{command if isinstance(command, str) and command else f'python -m analyses {path.stem}'}`."
+        f"`{command if isinstance(command, str) and command else f'{PROGRAM} {path.stem}'}`."
     )
 
 

@@ -18,7 +18,6 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from jaxtyping import Float
 
 from interp.stats.intervals import Estimate, wilson
@@ -298,6 +297,8 @@ def crossed(
     Source: Owen 2007 (the pigeonhole bootstrap); Hillis 2007 and Obuchowski & Rockette 1995 (readers crossed
     with cases).
     """
+    import scipy.stats  # which takes a second
+
     *rest, seeds, games = values.shape
     mean = values.mean(axis=(-2, -1), keepdims=True)
     if games < 2:

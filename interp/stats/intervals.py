@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
+import lazy_loader as lazy
 import numpy as np
-import pandas as pd
-import scipy.stats
 from jaxtyping import Float, Int, Num, Shaped
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import cohen_kappa_score
-from statsmodels.stats import contingency_tables, multitest, proportion
 
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = lazy.load("pandas")  # half a second, which a bad flag need not wait for
+
+# scipy.stats, sklearn and statsmodels take seconds to import, and are imported where they are used
 #: The cluster of each decision: a list, range, array, series or tensor of names or numbers.
 Groups = Collection[object]
 #: A number or truth value for each decision, perhaps for several quantities: [decision] or [decision, k].
@@ -110,6 +113,8 @@ def percentile(
 
     Source: Efron & Tibshirani 1993; Hesterberg 2015 (expanded percentiles).
     """
+    import scipy.stats
+
     finite = values[np.isfinite(values)]
     low = high = np.nan
     if n_groups > 1 and np.isfinite(value) and len(finite) >= level * len(values):
@@ -238,6 +243,8 @@ def kappa(
 
     Source: Cohen 1960.
     """
+    from sklearn.metrics import cohen_kappa_score
+
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} labels and b {len(b)}: they must label the same decisions.")
     code, names = integer_codes([*a, *b])
@@ -275,6 +282,8 @@ def correlation(
     Raises:
         ValueError: for shapes that differ and another kind.
     """
+    from scipy.stats import pearsonr, spearmanr
+
     x, y, clusters = np.asarray(x, dtype=float), np.asarray(y, dtype=float), list(groups)
     if x.shape != y.shape or x.ndim != 2 or len(clusters) != len(x):
         raise ValueError(
@@ -315,6 +324,8 @@ def mcnemar(correct_a: Columns, correct_b: Columns) -> float:
 
     Source: McNemar 1947, exact binomial form.
     """
+    from statsmodels.stats import contingency_tables
+
     a, b = (correct.astype(bool) for correct in _same_length(correct_a, correct_b))
     table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
     if table[0][1] + table[1][0] == 0:
@@ -330,6 +341,8 @@ def wilson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
 
     Source: Wilson 1927.
     """
+    from statsmodels.stats import proportion
+
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"A proportion needs 0 <= k <= n and n >= 1, not k = {k} and n = {n}.")
     low, high = proportion.proportion_confint(k, n, alpha=1 - level, method="wilson")
@@ -345,6 +358,8 @@ def holm(p: Sequence[float] | Float[np.ndarray, "test"]) -> Float[np.ndarray, "t
 
     Source: Holm 1979.
     """
+    from statsmodels.stats import multitest
+
     raw = np.asarray(p, dtype=float)
     if not ((raw >= 0) & (raw <= 1)).all():
         raise ValueError(f"p-values must lie in [0, 1]; given {raw.tolist()}.")

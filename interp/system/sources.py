@@ -22,6 +22,8 @@ def source_hash(module: str) -> str:
     docstring the same. Of a module that is not the toolkit's the file alone is hashed ("" where it has none,
     as in a notebook).
     """
+    if module.startswith("interp.analyses."):  # as it is installed
+        module = module.removeprefix("interp.")
     path = _file(module)
     if path is None:
         other = getattr(sys.modules.get(module), "__file__", None)
@@ -67,9 +69,10 @@ def imports(tree: ast.Module, name: str, package: bool) -> list[str]:
 def _file(name: str) -> Path | None:
     """The file of a module of the toolkit."""
     parts = name.split(".")
-    at = ROOT.joinpath(*parts)
     if parts[0] not in OURS:
         return None
+    installed = parts[0] == "analyses" and (ROOT / "interp" / "analyses").is_dir()
+    at = (ROOT / "interp" if installed else ROOT).joinpath(*parts)
     return next(
         (path for path in (at / "__init__.py", at.with_name(f"{at.name}.py")) if path.is_file()), None
     )

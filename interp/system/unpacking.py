@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 from interp.system.json_files import check_regular, read_bytes
+from interp.system.paths import PROGRAM
 
 #: Environment variable with the MiB that a file of decisions may unpack to.
 VARIABLE = "INTERP_MAX_FILE_MB"
@@ -66,19 +67,24 @@ def limit_bytes() -> int:
     return int(given[:9]) * 2**20
 
 
+def check_size(path: Path) -> int:
+    """Bytes of a file; raises FileNotFoundError, or ValueError for what is no file or too large."""
+    limit, size = limit_bytes(), check_regular(path).st_size
+    if size > limit:
+        raise ValueError(f"{path} has {size / 2**20:,.2f} MiB, and may have {_too_large(limit)}")
+    return size
+
+
 def read_unpacked(path: Path) -> bytes | bytearray:
     """The bytes of a file, unpacked where its name or its first bytes say .xz.
 
     Raises FileNotFoundError, or ValueError for what is no file, another format, damaged or too large.
     """
-    limit = limit_bytes()
-    size = check_regular(path).st_size
-    if size > limit:
-        raise ValueError(f"{path} has {size / 2**20:,.2f} MiB, and may have {_too_large(limit)}")
+    limit, size = limit_bytes(), check_size(path)
     packed = read_bytes(path)
     if not packed:
         return packed
-    _check_format(path, packed[:16])
+    check_format(path, packed[:16])
     if path.suffix != ".xz" and not packed.startswith(MAGIC):
         return packed
     if not os.environ.get(VARIABLE):
@@ -97,7 +103,8 @@ def _too_large(limit: int) -> str:
     return f"{limit / 2**20:,.2f} MiB: give fewer decisions, or set {VARIABLE} to the MiB that it may have."
 
 
-def _check_format(path: Path, first: bytes) -> None:
+def check_format(path: Path, first: bytes) -> None:
+    """Raise ValueError where a file's first bytes are another format's, with the command that converts it."""
     for magic, name, command in FORMATS:
         if first.startswith(magic):
             raise ValueError(
@@ -133,7 +140,7 @@ def _unpack(path: Path, packed: bytes, limit: int) -> bytearray:
             raise ValueError(
                 f"{path} is damaged after line {line}, in the part of the archive that begins at byte "
                 f"{start} ({str(error).rstrip('.')}): copy it again, or record it again with "
-                "`python -m analyses record`."
+                f"`{PROGRAM} record`."
             ) from error
         position -= len(decoder.unused_data)
         while packed.startswith(b"\0\0\0\0", position):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from interp.system.paths import DATA
+from interp.system.paths import DATA, PROGRAM
 from interp.tasks.json_lines import lines
 from interp.tasks.rows import decision_row, episode_row
 
@@ -245,8 +245,7 @@ def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[
         raise ValueError(f"{path} is a folder: give a .jsonl or .jsonl.xz file of episodes or decisions.")
     if not path.exists():
         raise FileNotFoundError(
-            f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `python -m analyses "
-            "record`."
+            f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `{PROGRAM} record`."
         )
     items = _read(lines(path), splits)
     if not items:

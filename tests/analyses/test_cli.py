@@ -17,7 +17,7 @@ import pytest
 
 import interp
 from analyses import __main__ as cli
-from analyses.registry import chains, instruments
+from analyses.registry import chains, listed
 from analyses.study import Study
 from interp.measures import conflicts, patching
 from interp.measures import reliance as mediation
@@ -206,7 +206,7 @@ def test_figures_are_drawn_from_the_tables(reference, tmp_path, capsys, monkeypa
 def test_the_list_names_every_analysis_and_a_mistake_is_one_sentence(capsys):
     assert main() == 0
     out, _ = capsys.readouterr()
-    assert all(f"\n  {name} " in out for name in instruments())
+    assert all(f"\n  {name} " in out for name in listed())
     status = main("nope")
     out, errors = capsys.readouterr()
     assert (

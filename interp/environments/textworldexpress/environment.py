@@ -27,7 +27,7 @@ from typing import NoReturn
 
 from interp.environments.base import Environment, View
 from interp.environments.java import Engine, missing
-from interp.system.paths import DATA
+from interp.system.paths import DATA, PROGRAM
 from interp.tasks.episodes import Decision
 
 INSTALL = "pip install 'interp-agents[textworldexpress]'"
@@ -240,7 +240,7 @@ def _cookingworld(split: str, n: int, seed: int) -> list[Game]:
 
 def _unrecorded() -> NoReturn:
     raise ValueError(
-        "CookingWorld ships no recorded decisions: play some with `python -m analyses record --environment "
+        f"CookingWorld ships no recorded decisions: play some with `{PROGRAM} record --environment "
         "cookingworld --out FILE`, and give them with --corpus FILE."
     )
 
