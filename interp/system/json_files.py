@@ -89,18 +89,21 @@ def decode_utf8(data: bytes, place: str) -> str:
         ) from None
 
 
-def parse_json(text: str) -> object:
+def parse_json(text: str, nonfinite: bool = False) -> object:
     """The value of a JSON text.
 
-    Raises json.JSONDecodeError where the text is no JSON, and ValueError, with the field, where a key is
-    there twice, a number is not finite, a text holds half of a surrogate pair, or the value is nested more
-    than MAX_DEPTH deep.
+    nonfinite: read NaN and infinite numbers, which Python's own json writes, as None. Raises
+    json.JSONDecodeError where the text is no JSON, and ValueError, with the field, where a key is there
+    twice, a number is not finite, a text holds half of a surrogate pair, or the value is nested more than
+    MAX_DEPTH deep.
     """
     unfit: list[tuple[object, str]] = []
 
-    def number(literal: str) -> float:
+    def number(literal: str) -> float | None:
         value = float(literal)
         if not math.isfinite(value):
+            if nonfinite:
+                return None
             is_word = literal.lstrip("-").isalpha()  # NaN and Infinity
             reason = "is no JSON number" if is_word else "is larger than any number here"
             unfit.append((value, f"is at fault, {literal[:40]} {reason}: leave the field out"))

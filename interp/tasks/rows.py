@@ -23,8 +23,9 @@ MAX_ACTIONS = 100_000
 #: Steps of one episode: each is a decision with all the turns before it.
 MAX_STEPS = 5_000
 MAX_NUMBER = 2**53
+#: Characters that no text may hold: control characters, and halves of surrogate pairs.
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 # pydantic makes it no shorter: each of its errors would have to be translated into one of these sentences
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 _OPTIONAL = dict(episode=str, task=str, task_type=str, split=str, trace=str)
 _STEP = dict(trace=str, action=str, observation=str, reference=str)
 _EPISODE = dict(id=str, split=str, task_type=str, scene=int, task=str, start=str, won=bool, kind=str)
@@ -39,7 +40,7 @@ def _text(value: object, name: str) -> None:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:  # of a program, not of a file
             raise ValueError(f"{name} is no JSON ({error})") from None
-    if control := _CONTROL.search(text):
+    if control := CONTROL.search(text):
         raise ValueError(
             f"{name} holds the control character U+{ord(control.group()):04X} at character "
             f"{control.start() + 1}: take it out"
