@@ -8,15 +8,21 @@ import os
 import signal
 import sys
 import warnings
-from typing import NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from interp.results.shown import Incomplete
 from interp.system.paths import PROGRAM
 from interp.system.processes import end_with_parent, leave, stop_on_signals
 
 from .chains import run_chains
-from .command import configured, told
+from .command import check_values, configured, told
 from .registry import find, listed
+from .unchanged import keep, unchanged
+
+if TYPE_CHECKING:
+    from .study import Study
 
 
 def _listing() -> str:
@@ -24,21 +30,50 @@ def _listing() -> str:
     return "\n".join(lines + [f"  {name:<14} {each.summary}" for name, each in listed().items()])
 
 
-def run(argv: list[str]) -> int:
-    """Run one analysis, or all; returns the exit status."""
+def run(argv: list[str], draw: bool = True) -> int:
+    """Run one analysis, or all; returns the exit status.
+
+    draw: draw the figures of the table that it writes, and say where both are.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         print(_listing())
         return 0
     name, rest = argv[0], argv[1:]
     instrument = find(name)
     config = configured(instrument.config, rest, name)
+    writes = hasattr(config, "written")  # a table of a study
+    if writes and (kept := unchanged(config, name)):
+        for sentence in kept.said:
+            print(sentence, file=sys.stderr)
+        print(f"{name}: made already of the same checkpoints, decisions, settings and code")
+        _show(kept.tables, kept.figures or (_drawn(config, kept.tables) if draw else []))
+        return 0
+    check_values(config)
     parts = getattr(config, "processes", 1)
     if parts > 1:
         alone = [name, *rest, "--processes", "1", "--part"]
         if status := run_chains([[[*alone, str(part), str(parts)]] for part in range(parts)]):
             return status
     status = instrument.run(config)
+    if writes and not status:
+        figures = _drawn(config, config.written) if draw else []
+        keep(config, name, figures)
+        _show(config.written, figures)
     return status if isinstance(status, int) else 0
+
+
+def _drawn(config: Study, tables: Sequence[Path]) -> list[Path]:
+    """The figures of tables, drawn now."""
+    from .figures import draw_own
+
+    return [path for table in tables for path in draw_own(table, config.run)]
+
+
+def _show(tables: Sequence[Path], figures: Sequence[Path]) -> None:
+    """Say where tables and figures are."""
+    for what, paths in (("table", tables), ("figure", figures)):
+        if paths:
+            print(f"{what}: {', '.join(map(str, paths))}")
 
 
 def chain(commands: str) -> int:
@@ -46,19 +81,19 @@ def chain(commands: str) -> int:
     end_with_parent()
     for command in json.loads(commands):
         sys.argv[1:] = command  # what the table's provenance says it was made by
-        if status := main():
+        if status := main(draw=False):  # which is done for all of them together
             return status
     return 0
 
 
-def main() -> int:
+def main(draw: bool = True) -> int:
     """Run, and turn what goes wrong into one sentence; INTERP_DEBUG=1 shows where instead."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore", Incomplete)  # tables say how many there are
     try:
-        return run(sys.argv[1:])
+        return run(sys.argv[1:], draw)
     except KeyboardInterrupt as stop:
         with contextlib.suppress(OSError):  # a terminal that was closed
             print(

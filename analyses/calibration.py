@@ -21,9 +21,10 @@ from interp.system.limits import Count, Existing, Folder, Limits
 from interp.tasks.episodes import CORPUS
 from interp.training.organisms import ORGANISMS, expected, grow
 
+from .fields import Device
 from .provenance import made_by
 from .registry import Instrument
-from .study import Device, Study
+from .study import Study
 
 
 @dataclass

@@ -21,13 +21,11 @@ MENDABLE = (ValueError, OSError, NotImplementedError, ImportError)
 
 
 def configured(kind: type[Configuration], arguments: Sequence[str], name: str) -> Configuration:
-    """A dataclass from its command line, `check`ed where it says how, else by `interp.system.limits`.
+    """A dataclass from its command line.
 
     Raises ValueError for what cannot be parsed; `--help` is printed, and ends the program.
     """
     import tyro
-
-    from interp.system.limits import check
 
     printed = io.StringIO()
     try:
@@ -38,8 +36,14 @@ def configured(kind: type[Configuration], arguments: Sequence[str], name: str) -
             raise
         raise ValueError(f"{unboxed(printed.getvalue())} See `{PROGRAM} {name} --help`.") from end
     _check_empty(config, arguments)
-    getattr(config, "check", lambda: check(config))()
     return config
+
+
+def check_values(config: object) -> None:
+    """Raise what a configuration's `check` raises, or `interp.system.limits.check` where it has none."""
+    from interp.system.limits import check
+
+    getattr(config, "check", lambda: check(config))()
 
 
 def _check_empty(config: Any, arguments: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -129,11 +128,10 @@ def run(config: Config) -> None:
     if not rows:
         raise NotApplicable(f"No trace could be inserted: {next(iter(skipped.values()))}")
     if failed:  # rounding can do this in half precision; anywhere else the splice is not what was decoded
-        print(
+        config.say(
             "conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at "
             f"{sum(map(len, failed.values()))} decisions of {', '.join(failed)}: do not trust this table "
-            "(see self_splice_failed in its provenance)",
-            file=sys.stderr,
+            "(see self_splice_failed in its provenance)"
         )
     config.write(
         "conflict",

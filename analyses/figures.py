@@ -90,6 +90,25 @@ def draw(tables: Path, out: Path, formats: Sequence[Format] = FORMATS) -> list[P
     return written
 
 
+def draw_own(table: Path, out: Path) -> list[Path]:
+    """Draw the figures of one table as interactive pages into `out`, and print why where there is none."""
+    from interp.plots import export
+    from interp.plots.registry import figures
+
+    drawn, problems = {}, []
+    for figure in figures():
+        if figure.table != table.stem:
+            continue
+        entry, plot, _ = _entry(figure, table.parent)
+        if plot is not None:
+            drawn[figure.name] = plot
+        elif entry:
+            problems.append(entry.problem)
+    for problem in problems[:1] if not drawn else []:
+        print(f"no figure of {table}: {problem}", file=sys.stderr)
+    return [path for path in export.save_html(drawn, out) if path.stem in drawn] if drawn else []
+
+
 def _entry(figure: Figure, tables: Path) -> tuple[page.Entry | None, go.Figure | None, str]:
     """A figure's place on the page, the figure, and its LaTeX; nothing where its table lacks it."""
     import plotly.graph_objects as go

@@ -8,19 +8,26 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import interp
 from interp.results.wording import listed
 from interp.system.paths import PROGRAM, ROOT
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
+    from interp.prompts.format import Prompt
+
+    from .study import Study
 
 #: Packages whose versions are kept.
 VERSIONS = (
@@ -111,11 +118,50 @@ def made_by(name: str, config: Any, started: float) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         seconds=round(time.time() - started, 1),
-        versions={
-            "interp": interp.__version__,
-            **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)},
-        },
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Releases of the toolkit and of the packages that numbers depend on."""
+    return {
+        "interp": interp.__version__,
+        **{v: importlib.metadata.version(v) for v in VERSIONS if _installed(v)},
+    }
+
+
+def made_of(
+    study: Study,
+    model: HookedModel,
+    name: str,
+    started: float,
+    prompts: Sequence[Prompt] | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The provenance of a table of a study's; arguments as `Study.write` has them."""
+    series = study.checkpoint_series
+    provenance = dict(
+        made_by(name, study, started),
+        seed=study.seed,
+        seconds_reused=study.seconds_reused(),
+        device=str(model.device),
+        dtype=str(model.dtype),
+        weights={str(s): series.weights_hash(s) for s in study.steps},
+        identity={str(s): study.identity(s) for s in study.steps},
+        series_notes=series.notes,
+        format=study.format.hash,
+        corpus=hashlib.sha256(
+            study.file.read_bytes() if study.file else repr(study.episodes).encode()
+        ).hexdigest()[:16],
+        environment=dict(name=study.env.name, source=study.env.source),
+        **extra,
+    )
+    if study.truncate != "none" and "truncation" not in extra:
+        read = [p for s in study.parts for p in study.prompts(s)] if prompts is None else prompts
+        provenance["truncation"] = dict(
+            policy=study.truncate, decisions=len(read), truncated=sum(p.dropped > 0 for p in read)
+        )
+    return provenance
 
 
 def _installed(name: str) -> bool:

@@ -21,9 +21,9 @@ from interp.system.limits import Existing, Folder, Workers
 from interp.system.paths import PROGRAM
 from interp.training.recipes import Reinforcement
 
+from .fields import Device, EnvironmentName
 from .prompting import Prompting
 from .registry import Instrument
-from .study import Device, EnvironmentName
 
 
 @dataclass

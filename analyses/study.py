@@ -27,13 +27,13 @@ from interp.prompts.format import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.results.records import read_record, write_record
 from interp.results.tables import inside, write_table
 from interp.system import limits
-from interp.system.choices import check_device
-from interp.system.limits import Folder, Known, Seed, Steps, Tokens
+from interp.system.limits import Folder, Seed, Steps, Tokens
 from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
+from .fields import Device, EnvironmentName
 from .prompting import Prompting
-from .provenance import made_by
+from .provenance import made_of
 
 # What imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once.
 if TYPE_CHECKING:
@@ -50,26 +50,6 @@ class NotApplicable(ValueError):
     """An analysis that these decisions do not allow; the others go on."""
 
     left_out = True
-
-
-def environment(name: str) -> None:
-    """Raise the sentence of an environment that cannot be had ("auto": as the decisions say)."""
-    if name != "auto":
-        find(name)
-
-
-def device(name: str) -> None:
-    """Raise ValueError for a device that this machine does not have."""
-    check_device(name)
-    if name not in ("auto", "cpu"):
-        from interp.models.hooked import pick_device
-
-        pick_device(name)
-
-
-#: Fields of several configurations, with what they may be.
-Device = Annotated[str, Known(device)]
-EnvironmentName = Annotated[str, Known(environment)]
 
 
 @dataclass
@@ -160,6 +140,21 @@ class Study(Prompting):
         return sorted({self.steps[round(i)] for i in chosen})
 
     @cached_property
+    def written(self) -> list[Path]:
+        """The tables written so far."""
+        return []
+
+    @cached_property
+    def said(self) -> list[str]:
+        return []
+
+    def say(self, sentence: str) -> None:
+        """Print what a reader of the tables has to know, which a run that finds them made says again."""
+        if sentence and sentence not in self.said:
+            self.said.append(sentence)
+            print(sentence, file=sys.stderr)
+
+    @cached_property
     def _reused(self) -> dict[str, float]:
         """Stages taken from disk, and the seconds that computing each took."""
         return {}
@@ -228,7 +223,7 @@ class Study(Prompting):
         return None if self.environment == "auto" else find(self.environment)
 
     @property
-    def _file(self) -> Path | None:
+    def file(self) -> Path | None:
         """The file of the decisions; None where the environment that was named makes them."""
         given = self._named.decisions if self._named and self.corpus == CORPUS else None
         return Path(self.corpus) if given is None else given if isinstance(given, Path) else None
@@ -267,11 +262,11 @@ class Study(Prompting):
         if self.decisions < 0:
             raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
         named = self._named or ANY
-        corpus = named.recorded(self._file)
+        corpus = named.recorded(self.file)
         wanted = self.splits or [s for s in named.splits if named.splits[s] in corpus] or list(named.splits)
         missing = [named.splits.get(s, s) for s in wanted if named.splits.get(s) not in corpus]
         if missing:
-            where = self._file or f"The environment {named.name!r}"
+            where = self.file or f"The environment {named.name!r}"
             raise ValueError(
                 f"{where} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}."
             )
@@ -450,7 +445,7 @@ class Study(Prompting):
             for i, (p, both) in enumerate(zip(self.prompts(split), completions, strict=True))
         ]
 
-    def _seconds_reused(self) -> dict[str, float]:
+    def seconds_reused(self) -> dict[str, float]:
         """Kind of stage -> the seconds that computing those taken from disk took, when they were computed."""
         by_kind: dict[str, float] = {}
         for path, seconds in self._reused.items():
@@ -469,27 +464,7 @@ class Study(Prompting):
         self, name: str, started: float, prompts: Sequence[Prompt] | None = None, **extra: object
     ) -> dict:
         """What made a table; `prompts`: those it read, where they are not the study's."""
-        made = dict(
-            made_by(name, self, started),
-            seed=self.seed,
-            seconds_reused=self._seconds_reused(),
-            device=str(self._model.device),
-            dtype=str(self._model.dtype),
-            weights={str(s): self.checkpoint_series.weights_hash(s) for s in self.steps},
-            identity={str(s): self.identity(s) for s in self.steps},
-            series_notes=self.checkpoint_series.notes,
-            format=self.format.hash,
-            corpus=hashlib.sha256(
-                self._file.read_bytes() if self._file else repr(self.episodes).encode()
-            ).hexdigest()[:16],
-            environment=dict(name=self.env.name, source=self.env.source),
-            **extra,
-        )
-        if self.truncate != "none" and "truncation" not in extra:
-            read = [p for s in self.parts for p in self.prompts(s)] if prompts is None else prompts
-            truncated = sum(p.dropped > 0 for p in read)
-            made["truncation"] = dict(policy=self.truncate, decisions=len(read), truncated=truncated)
-        return made
+        return made_of(self, self._model, name, started, prompts, extra)
 
     def write(
         self,
@@ -500,7 +475,13 @@ class Study(Prompting):
         **extra: object,
     ) -> Path:
         """Write a table and its provenance; arguments as `provenance`'s."""
-        made = self.provenance(name, started, prompts, **extra)
-        path = write_table(self.run / "tables", name, pd.DataFrame(rows), made)
+        from .partial import added
+
+        frame, made = pd.DataFrame(rows), self.provenance(name, started, prompts, **extra)
+        if self.checkpoints:
+            frame, made, sentence = added(self.run / "tables", name, frame, made)
+            self.say(sentence)
+        path = write_table(self.run / "tables", name, frame, made)
+        self.written.append(path)
         self._keep_identities()
         return path

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from interp.system.limits import Count, Folder, Limits, Seed
 
-from ..study import Device
+from ..fields import Device
 
 #: Qwen3's shapes, and a tiny one for machines without a GPU.
 SHAPES: dict[str, dict] = {

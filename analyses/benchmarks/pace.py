@@ -23,9 +23,9 @@ from interp.tasks.episodes import CORPUS, Episode, load_corpus
 from interp.training.recipes import Recipe
 from interp.training.supervision import Supervision, supervised
 
+from ..fields import Device
 from ..provenance import made_by
 from ..registry import Instrument
-from ..study import Device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -47,11 +47,11 @@ def train(config: Config) -> None:
     from interp.training.trainer import train_condition
 
     named = config._named or config.env
-    episodes = named.recorded(config._file).get("train")
+    episodes = named.recorded(config.file).get("train")
     if not episodes:
-        where = config._file or f"The environment {named.name!r}"
+        where = config.file or f"The environment {named.name!r}"
         raise ValueError(f"{where} has no episodes of the split 'train' to train on.")
-    made = dict(corpus=hash_files([config._file]) if config._file else named.name)
+    made = dict(corpus=hash_files([config.file]) if config.file else named.name)
     for condition, seed in (bar := tqdm(config.mine(config.jobs), desc="train")):
         bar.set_postfix_str(f"{condition}, seed {seed}")
         recipe = config.tuning if config.lora else config.recipe

@@ -9,8 +9,8 @@ from typing import Annotated
 from interp.system.limits import Folder
 from interp.training.organisms import ORGANISMS, RECIPE, SHIPPED, grow
 
+from ..fields import Device
 from ..registry import Instrument
-from ..study import Device
 from .series import export
 
 

@@ -18,8 +18,8 @@ from interp.system.limits import Folder
 from interp.tasks.episodes import CORPUS, Episode, load_corpus
 from interp.training.recipes import Recipe
 
+from ..fields import Device
 from ..registry import Instrument
-from ..study import Device
 
 
 @dataclass

@@ -31,8 +31,8 @@ from interp.system.paths import DATA, PROGRAM
 from interp.tasks.episodes import load_corpus, sample_decisions, save_episodes
 from interp.training.recipes import Tuning
 
+from ..fields import Device
 from ..registry import Instrument
-from ..study import Device
 
 SHIPPED = DATA / "smollm2"
 #: The checkpoints that the study reads, and that are shipped; the training keeps two more.

@@ -116,7 +116,7 @@ def test_the_shipped_study_is_alfworlds_and_its_stages_keep_their_keys(series_fo
         and study.parse is parse
         and study.inputs(110, "in_domain")["parser"] == "interp.environments.alfworld.commands"
     )
-    assert Study().env.name == "alfworld" and Study()._file == CORPUS == Study(environment="alfworld")._file
+    assert Study().env.name == "alfworld" and Study().file == CORPUS == Study(environment="alfworld").file
 
 
 def test_recorded_decisions_of_any_kind_have_no_games(tmp_path):
