@@ -105,10 +105,9 @@ def main(draw: bool = True) -> int:
     except Exception as error:
         if os.environ.get("INTERP_DEBUG"):
             raise
+        name = " ".join(sys.argv[1:2])
         left_out = getattr(error, "left_out", False)
-        print(
-            f"{'left out' if left_out else 'error'}: {told(error, ' '.join(sys.argv[1:2]))}", file=sys.stderr
-        )
+        print(f"{f'left out: {name}' if left_out else 'error'}: {told(error, name)}", file=sys.stderr)
         return 0 if left_out else 1
 
 

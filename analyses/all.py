@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from interp.system.limits import Known, Sample
 
 from .chains import run_chains
 from .registry import Instrument, chains, check_in_all, closing, find
+from .remedies import PLAYABLE
 from .study import Study
 
 
@@ -58,7 +60,7 @@ def run(config: Config) -> int:
 
     left_out = set(config.skip)
     if (reason := config.env.unplayable()) and "online" not in left_out:
-        print(f"online: left out, {reason}")
+        print(f"left out: online: {reason[0].upper()}{reason[1:]}. {PLAYABLE}", file=sys.stderr)
         left_out.add("online")
     parts = [[name for name in chain if name not in left_out] for chain in chains()]
     if config.on_gpu or (os.cpu_count() or 1) == 1:

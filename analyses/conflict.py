@@ -12,6 +12,7 @@ from interp.system.choices import Inserted
 from interp.system.limits import Sample, Several
 
 from .registry import Instrument
+from .remedies import PARSES
 from .rows import mean_row
 from .study import NotApplicable, Study
 
@@ -126,7 +127,7 @@ def run(config: Config) -> None:
                 row |= dict(low=np.nan, high=np.nan)  # nothing to resample, which is no certainty
             rows.append(dict(step=step, split=split, inserted_trace=kind, metric=metric, **row))
     if not rows:
-        raise NotApplicable(f"No trace could be inserted: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No trace could be inserted: {next(iter(skipped.values()))}", PARSES)
     if failed:  # rounding can do this in half precision; anywhere else the splice is not what was decoded
         config.say(
             "conflict: SELF-SPLICE FAILED, the own trace spliced back gave another action at "

@@ -11,6 +11,7 @@ import numpy as np
 from interp.system.limits import Limits, Sample
 
 from .registry import Instrument
+from .remedies import PARSES
 from .rows import mean_row
 from .study import NotApplicable, Study
 
@@ -82,7 +83,7 @@ def run(config: Config) -> None:
                 row = mean_row(values[finite], episodes, config.seed)
                 rows.append(dict(step=step, split=split, metric=metric, **row))
     if not rows:
-        raise NotApplicable(f"No trace could be cut: {next(iter(skipped.values()))}.")
+        raise NotApplicable(f"No trace could be cut: {next(iter(skipped.values()))}", PARSES)
     config.write("early", rows, started, skipped=skipped)
 
 

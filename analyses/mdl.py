@@ -15,6 +15,7 @@ from interp.system.limits import Draws, Limits
 
 from .probes import Labels, boundary_layers, check_labels, labelled, texts
 from .registry import Instrument
+from .remedies import LABELLED
 from .rows import attempted
 from .study import NotApplicable, Study
 
@@ -74,7 +75,7 @@ def run(config: Config) -> None:
             key = dict(step=step, split=split, label=label)
             rows += [key | row for row in _rows(config, stored, groups)]
     if not rows:
-        raise NotApplicable(f"Nothing could be coded: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"Nothing could be coded: {next(iter(skipped.values()))}", LABELLED)
     config.write("mdl", rows, started, skipped=skipped)
 
 

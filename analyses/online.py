@@ -13,6 +13,7 @@ from interp.rollouts.workers import Engines, engines
 from interp.system.limits import Sample, StepLimit, Workers
 
 from .registry import Instrument
+from .remedies import PLAYABLE
 from .rows import mean_row
 from .study import NotApplicable, Study
 
@@ -35,7 +36,7 @@ def run(config: Config) -> None:
     """Play, batched over games; a checkpoint's games are one resumable stage for each mode."""
     started, rows, env, truncated, played = time.time(), [], config.env, 0, 0
     if reason := env.unplayable():
-        raise NotApplicable(f"{reason[0].upper()}{reason[1:]}.")
+        raise NotApplicable(f"{reason[0].upper()}{reason[1:]}", PLAYABLE)
     chosen = config.spread(config.number(config.online_checkpoints, 4, len(config.steps)))
     with engines(env.live, config.workers) as pool:
         for step, split in config.cells("online", steps=chosen):

@@ -22,6 +22,7 @@ from interp.system.choices import Metric
 from interp.system.limits import Known, Sample, Several
 
 from .registry import Instrument
+from .remedies import EXCHANGED
 from .rows import mean_row, twins
 from .study import NotApplicable, Study
 
@@ -91,9 +92,7 @@ def run(config: Config) -> None:
     started, split, rows = time.time(), config.parts[0], []
     clean, corrupt, dropped = config.pairs_of(split, config.number(config.pairs, 30, 60))
     if not clean:
-        raise NotApplicable(
-            f"No decision has a counterfactual twin ({dropped}), so there is nothing to patch."
-        )
+        raise NotApplicable(f"No decision has a counterfactual twin ({dropped})", EXCHANGED)
     pairs = Pairs(clean, corrupt)
     few = pairs.first(config.number(config.span_pairs, 12, len(clean)))
     with_spans = config.spread(config.number(config.span_checkpoints, 2, len(config.steps)))

@@ -18,6 +18,7 @@ from interp.system.limits import Draws, Folds, Known, Limits
 from interp.tasks.actions import verb
 
 from .registry import Instrument
+from .remedies import LABELLED
 from .rows import attempted
 from .study import NotApplicable, Study
 
@@ -174,6 +175,7 @@ def run(config: Config) -> None:
     """Capture, probe and tabulate; a checkpoint's label is one resumable stage."""
     started, rows, skipped = time.time(), [], {}
     dropped: dict[str, int] = {}
+    untasked: dict[str, str] = {}
     which = config.controls if config.controls != "auto" else "all" if config.size == "full" else "ends"
     controlled = {"all": config.steps, "ends": [config.steps[0], config.steps[-1]], "few": []}[which]
     n_pairs = config.pairs if config.pairs >= 0 else config.number(0, 0, 4)
@@ -198,7 +200,7 @@ def run(config: Config) -> None:
             all_controls=more,
             intervals="expanded",
         )
-        for stage in _stages(config, step, splits, n_pairs, options, dropped):
+        for stage in _stages(config, step, splits, n_pairs, options, dropped, untasked):
             name, compute = stage.name, stage.compute
             stored = config.stage(
                 f"probes/{step}-{name}",
@@ -210,7 +212,12 @@ def run(config: Config) -> None:
             else:
                 rows += stored["rows"]
     if not rows:
-        raise NotApplicable(f"No probe could be fitted: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No probe could be fitted: {next(iter(skipped.values()))}", LABELLED)
+    for what, why in list(untasked.items())[:1]:
+        config.say(
+            f"probes: {len(untasked)} probes have no control task and no selectivity, and all their other "
+            f"controls (first {what}: {why})"
+        )
     config.write(
         "probes",
         [{k: r[k] for k in ORDER} for r in rows],
@@ -218,6 +225,7 @@ def run(config: Config) -> None:
         without_action={k: v for k, v in dropped.items() if v},
         skipped=skipped,
         all_controls=list(controlled),
+        without_control_task=untasked,
     )
 
 
@@ -238,8 +246,12 @@ def _stages(
     n_pairs: int,
     options: dict[str, Any],
     dropped: dict[str, int],
+    untasked: dict[str, str],
 ) -> Iterator[Stage]:
-    """A checkpoint's labels, then its pairs of verbs; `dropped` counts decisions without a label."""
+    """A checkpoint's labels, then its pairs of verbs.
+
+    `dropped` counts decisions without a label, `untasked` says why a label has no control task.
+    """
     for label in config.labels:
         sets, ids = [], []
         for split, each in splits.items():
@@ -247,6 +259,9 @@ def _stages(
             dropped[f"{step} {split} {label}"] = len(each.prompts) - len(kept)
             sets.append(each.arguments(kept, names))
             ids += [each.prompts[i].decision.id for i in kept]
+        if reason := _no_control_task(sets, config.seed):
+            untasked[f"{step} {label}"] = reason
+            sets = [each | dict(types=None) for each in sets]
         test = config.inputs(step, config.parts[1]) if len(sets) > 1 else None
         inputs = dict(label=label, test=test)
         compute = partial(_probed, sets, ids, step, label, options)
@@ -254,6 +269,21 @@ def _stages(
     if n_pairs:
         first = splits[config.parts[0]]
         yield Stage("pairwise", dict(pairs=n_pairs), lambda: _pairs(config, step, first, n_pairs, options))
+
+
+def _no_control_task(sets: list[dict[str, Any]], seed: int) -> str:
+    """Why a label's prompt types allow no control task; "" where they do, or none is read."""
+    from interp.probing.baselines import control_labels
+
+    labels = sets[0]["labels"]
+    if sets[0]["types"] is None or not labels:
+        return ""
+    types = [each for one in sets for each in one["types"]]
+    try:
+        control_labels(types, np.unique(labels, return_inverse=True)[1], seed)
+    except ValueError as problem:
+        return str(problem)
+    return ""
 
 
 def _probed(

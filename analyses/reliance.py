@@ -10,6 +10,7 @@ import numpy as np
 from interp.system.limits import Sample
 
 from .registry import Instrument
+from .remedies import EXCHANGED
 from .rows import mean_row, twins
 from .study import NotApplicable, Study
 
@@ -31,10 +32,7 @@ def run(config: Config) -> None:
     for split in config.parts:
         *pairs[split], unpaired[split] = config.pairs_of(split, config.number(config.pairs, 40, 150))
     if not all(clean for clean, _ in pairs.values()):
-        raise NotApplicable(
-            f"Some split has no decision with a counterfactual twin ({unpaired}), so there is nothing to "
-            "swap."
-        )
+        raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired})", EXCHANGED)
     for step, split in config.cells("reliance"):
         inputs = dict(config.inputs(step), pairs=[config.digest(prompts) for prompts in pairs[split]])
 

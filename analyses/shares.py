@@ -16,6 +16,7 @@ from interp.prompts.format import SPANS
 from interp.system.limits import Sample
 
 from .registry import Instrument
+from .remedies import PARSES
 from .rows import mean_row
 from .study import NotApplicable, Study
 
@@ -55,7 +56,7 @@ def run(config: Config) -> None:
             for row in _rows(values[:, finite], groups[finite], config.seed):
                 rows.append(dict(step=step, split=split, span=row.pop("span"), definition=definition, **row))
     if not rows:
-        raise NotApplicable(f"No share could be computed: {next(iter(skipped.values()))}.")
+        raise NotApplicable(f"No share could be computed: {next(iter(skipped.values()))}", PARSES)
     config.write("shares", rows, started, skipped=skipped)
 
 

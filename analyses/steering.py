@@ -14,6 +14,7 @@ from interp.system.limits import Limits, Sample
 
 from .probes import boundary_layers, labelled
 from .registry import Instrument
+from .remedies import LABELLED
 from .rows import attempted, mean_row
 from .study import NotApplicable, Study
 
@@ -100,7 +101,10 @@ def run(config: Config) -> None:
     prompts = config.prompts(split)
     n = min(config.number(config.steered, 24, 60), len(prompts) // 2)
     if not n:
-        raise NotApplicable("There is one decision only, which cannot both give a direction and be steered.")
+        raise NotApplicable(
+            "There is one decision only, which cannot both give a direction and be steered",
+            "Give more decisions.",
+        )
     groups = np.array([p.decision.episode for p in prompts[:n]])
     steps = config.steps if config.size == "full" else sorted({config.steps[0], config.steps[-1]})
     for step, position in config.cells("steering", config.positions, steps):
@@ -140,7 +144,9 @@ def run(config: Config) -> None:
                     )
                 )
     if not rows:
-        raise NotApplicable(f"No checkpoint has a direction to steer along: {next(iter(skipped.values()))}")
+        raise NotApplicable(
+            f"No checkpoint has a direction to steer along: {next(iter(skipped.values()))}", LABELLED
+        )
     config.write(
         "steering",
         rows,

@@ -47,9 +47,12 @@ else:
 
 
 class NotApplicable(ValueError):
-    """An analysis that these decisions do not allow; the others go on."""
+    """An analysis that these decisions do not allow; the others go on. Says why, and what would allow it."""
 
     left_out = True
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason.rstrip('.')}. {remedy}")
 
 
 @dataclass

@@ -12,6 +12,7 @@ from interp.system.limits import Draws, Folds
 
 from .probes import Labels, boundary_layers, check_labels, labelled
 from .registry import Instrument
+from .remedies import LABELLED
 from .rows import attempted
 from .study import NotApplicable, Study
 
@@ -75,7 +76,7 @@ def run(config: Config) -> None:
         else:
             rows += [dict(row, label=label) for row in stored["rows"]]
     if not rows:
-        raise NotApplicable(f"No probe could be transferred: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No probe could be transferred: {next(iter(skipped.values()))}", LABELLED)
     config.write("transfer", [{k: r[k] for k in ORDER} for r in rows], started, skipped=skipped)
 
 

@@ -85,16 +85,21 @@ class Before:
     """What the boundary says of the action to come, and what patching it gives."""
 
     gain: list[Verdict]
+    at: str
+    """Which checkpoint the gain is of: the study's last one, unless that has no probe."""
     edge: str
     """The largest effect of patching the boundary alone; empty where it was not patched."""
 
 
 def before(study: Read) -> Before | None:
-    """The probe's gain at the last checkpoint, and the largest effect of patching the boundary."""
+    """The probe's gain at the last checkpoint that has one, and the largest effect at the boundary."""
     rows = pick(headline(study.tables), metric="probe_gain")
     last = {split: both.last for split in splits_of(rows) if (both := ends(pick(rows, split=split)))}
     gain = together(
         {split: (side(row), dict(gain=estimate(row, signed=True))) for split, row in last.items()}
     )
     top = boundary(study.rows("patching"))
-    return Before(gain, "" if top is None else estimate(top)) if gain or top is not None else None
+    steps = {int(row["step"]) for row in last.values()}
+    if not gain and top is None:
+        return None
+    return Before(gain, study.checkpoints(steps), "" if top is None else estimate(top))

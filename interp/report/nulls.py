@@ -76,9 +76,9 @@ def _probes(study: Read) -> Iterator[Null]:
                 of = study.ends(
                     "probes", label=label, split=split, layer=-1, predictor="gain", metric="accuracy"
                 )
-                yield Null(
-                    "probe", name, WHERE[split], (clear, cells, estimate(of.last, signed=True) if of else "")
-                )
+                gain = estimate(of.last, signed=True) if of else ""
+                at = study.checkpoints({int(of.last["step"])}) if of else ""
+                yield Null("probe", name, WHERE[split], (clear, cells, gain, at))
     for split in study.splits("mdl"):
         gains = study.rows("mdl", metric="bits", predictor="gain", split=split)
         both = ends(gains)

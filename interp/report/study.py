@@ -8,7 +8,7 @@ Change(where='in-domain', first='0.10 [0.06, 0.15]', last='0.56 [0.52, 0.62]', m
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -104,6 +104,14 @@ class Read(NamedTuple):
         steps = self.rows(table)["step"]
         first, last = int(steps.min()), int(steps.max())
         return f"step {first}" if first == last else f"steps {first} to {last}"
+
+    def checkpoints(self, steps: Collection[int]) -> str:
+        """`the last checkpoint` of the study, or which ones these are where they are not that one alone."""
+        every = [step for table in self.tables for step in self.made(table).get("weights") or ()]
+        last = max((int(step) for step in every if str(step).isdigit()), default=None)
+        if last is None or set(steps) <= {last}:
+            return "the last checkpoint"
+        return f"checkpoint{'s' * (len(steps) > 1)} {listed(map(str, sorted(steps)))}"
 
     def made(self, table: str) -> dict:
         """A table's provenance."""

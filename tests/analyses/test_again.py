@@ -125,7 +125,7 @@ def test_help_imports_neither_torch_nor_pandas():
         "import sys; from analyses.__main__ import run\n"
         "try: run([sys.argv[1], '--help'])\n"
         "except SystemExit: pass\n"
-        "sys.exit(' '.join({'torch', 'transformers', 'pandas.core', 'scipy.stats', 'sklearn', 'plotly'} & set(sys.modules)))"
+        "sys.exit(' '.join({'torch', 'transformers', 'pandas.core', 'scipy.stats', 'sklearn', 'plotly'} & set(sys.modules)) or 0)"
     )
     for name in ("behaviour", "probes", "all", "figures", "import"):
         done = subprocess.run([sys.executable, "-c", code, name], cwd=ROOT, capture_output=True, text=True)

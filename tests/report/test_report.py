@@ -591,3 +591,19 @@ def test_tables_of_two_studies_are_said_to_be_so(tmp_path, page_only, capsys):
     page = figures.draw(tmp_path / "tables", tmp_path / "out")[-1].read_text()
     said = "These tables are not of one study: the seed is 0 in early and <b>1 in reliance."
     assert said in capsys.readouterr().err and said.replace("<b>", "&lt;b&gt;") in page[: page.index("<nav")]
+
+
+def test_a_probe_of_an_earlier_checkpoint_is_said_to_be_of_that_one():
+    made = dict(PROVENANCE, weights={"0": "a", "800": "b"})
+    frame = TABLES["probes"]()
+    frame.attrs = made
+    behaviour = TABLES["behaviour"]()
+    behaviour.attrs = made
+    last = int(frame.step.max())
+    assert last == 800 and "At the last checkpoint" in words(
+        study(behaviour=behaviour, probes=frame), "answer"
+    )
+    earlier = frame[frame.step < last].copy()
+    earlier.attrs = made
+    said = words(study(behaviour=behaviour, probes=earlier), "answer")
+    assert f"At checkpoint {int(earlier.step.max())} " in said and "At the last checkpoint" not in said

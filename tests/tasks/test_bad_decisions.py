@@ -427,5 +427,8 @@ def test_one_decision_is_measured_and_what_needs_more_is_left_out_in_a_sentence(
     ).items():
         capsys.readouterr()
         assert main(name, *options) == 0
-        assert re.search(f"(?m)^left out: .*{words}", capsys.readouterr().err.replace("\r", "\n")), name
+        assert re.search(
+            f"(?m)^left out: {name}: .*{words}.*\\. (Give|Install) ",
+            capsys.readouterr().err.replace("\r", "\n"),
+        ), name
         assert not (tmp_path / "run" / "tables" / f"{name}.csv").exists()

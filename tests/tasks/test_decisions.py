@@ -186,7 +186,9 @@ def test_a_folder_of_checkpoints_and_a_file_of_decisions_go_to_figures_with_one_
         ],
     )
     assert cli.main() == 0
-    assert "online: left out" in capsys.readouterr().out
+    assert (
+        "left out: online: The environment 'any' has no games that can be played. " in capsys.readouterr().err
+    )
     tables = {p.stem for p in (tmp_path / "run" / "tables").glob("*.csv")}
     assert {"behaviour", "probes", "conflict"} <= tables and "online" not in tables
     assert {"behaviour.html", "probes.html", "conflict.html", "index.html"} <= {

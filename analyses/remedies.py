@@ -1,0 +1,24 @@
+"""What would allow an analysis that is left out, in a sentence."""
+
+from interp.system.paths import PROGRAM
+
+#: Of one that needs actions.
+PARSES = (
+    "Give a later checkpoint (--checkpoints), the style that it was trained in (--style), or more tokens "
+    "(--trace_tokens)."
+)
+#: Of one that fits probes.
+LABELLED = (
+    "Give more decisions of more episodes (--decisions), another label (--labels), or a checkpoint whose "
+    "actions parse."
+)
+#: Of one that exchanges names.
+EXCHANGED = (
+    "Give decisions in which two names can be exchanged, with an environment that says which "
+    "(--environment MODULE:NAME with swap_candidates, docs/task.md)."
+)
+#: Of one that plays games.
+PLAYABLE = (
+    "Install what is missing, or give an environment of your own with a game (--environment MODULE:NAME, "
+    f"docs/task.md); `{PROGRAM} all --skip online` does not try."
+)
