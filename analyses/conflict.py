@@ -12,9 +12,9 @@ from interp.system.choices import Inserted
 from interp.system.limits import Sample, Several
 
 from .registry import Instrument
-from .remedies import PARSES
+from .remedies import PARSES, NotApplicable
 from .rows import mean_row
-from .study import NotApplicable, Study
+from .study import Study
 
 if TYPE_CHECKING:
     from interp.measures.conflicts import Outcome, Shift

@@ -11,9 +11,9 @@ import numpy as np
 from interp.system.limits import Limits, Sample
 
 from .registry import Instrument
-from .remedies import PARSES
+from .remedies import PARSES, NotApplicable
 from .rows import mean_row
-from .study import NotApplicable, Study
+from .study import Study
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 

@@ -15,9 +15,9 @@ from interp.system.limits import Draws, Limits
 
 from .probes import Labels, boundary_layers, check_labels, labelled, texts
 from .registry import Instrument
-from .remedies import LABELLED
+from .remedies import LABELLED, NotApplicable
 from .rows import attempted
-from .study import NotApplicable, Study
+from .study import Study
 
 
 @dataclass

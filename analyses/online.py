@@ -13,9 +13,9 @@ from interp.rollouts.workers import Engines, engines
 from interp.system.limits import Sample, StepLimit, Workers
 
 from .registry import Instrument
-from .remedies import PLAYABLE
+from .remedies import PLAYABLE, NotApplicable
 from .rows import mean_row
-from .study import NotApplicable, Study
+from .study import Study
 
 
 @dataclass

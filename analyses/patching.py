@@ -22,9 +22,9 @@ from interp.system.choices import Metric
 from interp.system.limits import Known, Sample, Several
 
 from .registry import Instrument
-from .remedies import EXCHANGED
+from .remedies import EXCHANGED, NotApplicable
 from .rows import mean_row, twins
-from .study import NotApplicable, Study
+from .study import Study
 
 if TYPE_CHECKING:
     from interp.measures.patching import Sweep

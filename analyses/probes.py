@@ -18,9 +18,9 @@ from interp.system.limits import Draws, Folds, Known, Limits
 from interp.tasks.actions import verb
 
 from .registry import Instrument
-from .remedies import LABELLED
+from .remedies import LABELLED, NotApplicable
 from .rows import attempted
-from .study import NotApplicable, Study
+from .study import Study
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,27 @@ def style(name: str) -> None:
     """Raise ValueError for a prompt style that is none ("": as the checkpoint says)."""
     if name and name not in STYLES:
         raise ValueError(f"There is no prompt style {name!r}: there are {', '.join(STYLES)}.")
+
+
+def other_style(used: str, trained: str, texts: Iterable[str]) -> str:
+    """A sentence on another style that a checkpoint seems to write in; "" where there is no sign of one.
+
+    Args:
+        used: name of the style in which nothing of what it wrote parses.
+        trained: that of the checkpoint's own notes, "" where it has none.
+        texts: what it wrote.
+    """
+    if trained in STYLES and trained != used:
+        return f"it was trained in the style {trained!r}, and read in {used!r}: give --style {trained}."
+    own = STYLES[used].open_action.strip()
+    tags = {style.open_action.strip(): name for name, style in reversed(STYLES.items())}
+    for text in texts:
+        for tag, name in tags.items():
+            if tag != own and tag in text:
+                return (
+                    f"it writes {tag!r}, which is of the style {name!r}, not of {used!r}: try --style {name}."
+                )
+    return ""
 
 
 @dataclass

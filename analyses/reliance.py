@@ -10,9 +10,9 @@ import numpy as np
 from interp.system.limits import Sample
 
 from .registry import Instrument
-from .remedies import EXCHANGED
+from .remedies import EXCHANGED, NotApplicable
 from .rows import mean_row, twins
-from .study import NotApplicable, Study
+from .study import Study
 
 
 @dataclass

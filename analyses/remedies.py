@@ -1,4 +1,4 @@
-"""What would allow an analysis that is left out, in a sentence."""
+"""An analysis that is left out, and what would allow it, in a sentence."""
 
 from interp.system.paths import PROGRAM
 
@@ -22,3 +22,12 @@ PLAYABLE = (
     "Install what is missing, or give an environment of your own with a game (--environment MODULE:NAME, "
     f"docs/task.md); `{PROGRAM} all --skip online` does not try."
 )
+
+
+class NotApplicable(ValueError):
+    """An analysis that these decisions do not allow; the others go on. Says why, and what would allow it."""
+
+    left_out = True
+
+    def __init__(self, reason: str, remedy: str = ""):
+        super().__init__(f"{reason.rstrip('.')}. {remedy}".rstrip())

@@ -16,9 +16,9 @@ from interp.prompts.format import SPANS
 from interp.system.limits import Sample
 
 from .registry import Instrument
-from .remedies import PARSES
+from .remedies import PARSES, NotApplicable
 from .rows import mean_row
-from .study import NotApplicable, Study
+from .study import Study
 
 #: Of means of a span's share and token share. The ratio is one of means, since a decision may lack the span.
 READINGS = (lambda m: m[..., 0], lambda m: m[..., 1], lambda m: m[..., 0] / m[..., 1])

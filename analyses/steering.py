@@ -14,9 +14,9 @@ from interp.system.limits import Limits, Sample
 
 from .probes import boundary_layers, labelled
 from .registry import Instrument
-from .remedies import LABELLED
+from .remedies import LABELLED, NotApplicable
 from .rows import attempted, mean_row
-from .study import NotApplicable, Study
+from .study import Study
 
 
 @dataclass

@@ -32,8 +32,9 @@ from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
 from .fields import Device, EnvironmentName
-from .prompting import Prompting
+from .prompting import Prompting, other_style
 from .provenance import made_of
+from .remedies import NotApplicable as NotApplicable
 
 # What imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once.
 if TYPE_CHECKING:
@@ -44,15 +45,6 @@ if TYPE_CHECKING:
     from interp.models.hooked import HookedModel
 else:
     pd = lazy.load("pandas")
-
-
-class NotApplicable(ValueError):
-    """An analysis that these decisions do not allow; the others go on. Says why, and what would allow it."""
-
-    left_out = True
-
-    def __init__(self, reason: str, remedy: str):
-        super().__init__(f"{reason.rstrip('.')}. {remedy}")
 
 
 @dataclass
@@ -202,16 +194,25 @@ class Study(Prompting):
         return self._model
 
     @cached_property
+    def _trained(self) -> dict:
+        """The trainer's notes of the last checkpoint that has some."""
+        paths = (self.checkpoint_series.path(step) for step in reversed(self.steps))
+        notes = (training_notes(path) for path in paths if isinstance(path, Path))
+        return next(filter(None, notes), {})
+
+    @property
+    def style_name(self) -> str:
+        """Name of the prompt style: the one given, or the one trained in."""
+        return self.style or self._trained.get("style", "tags")
+
+    @cached_property
     def format(self) -> PromptFormat:
         from interp.engine.decoding import stop_tokens
 
-        paths = (self.checkpoint_series.path(step) for step in reversed(self.steps))
-        notes = (training_notes(path) for path in paths if isinstance(path, Path))
-        trained = next(filter(None, notes), {})
         return PromptFormat(
             self._model.tokenizer,
-            self.style or trained.get("style", "tags"),
-            self.system or trained.get("system", ""),
+            self.style_name,
+            self.system or self._trained.get("system", ""),
             **self.format_options(),
             context=self._model.context,
             room=self.trace_tokens + self.action_tokens,
@@ -427,12 +428,23 @@ class Study(Prompting):
             with Engine(self.checkpoint_series.path(step)) as engine:
                 return decode(engine=engine)
 
-        rows = self.stage(
+        modes = self.stage(
             f"decoded/{step}-{split}",
             dict(self.inputs(step, split), limits=self.limits, generator=self.generator),
             compute,
-        )[mode]
+        )
+        rows = modes[mode]
+        if not any(row["action"] for each in modes.values() for row in each):
+            self._warn_of_style(step, [row["ids"] for row in rows])
         return [Completion(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
+
+    def _warn_of_style(self, step: int, written: Sequence[Sequence[int]]) -> None:
+        """Say so where a checkpoint of whose decodings none parses seems to write in another style."""
+        path = self.checkpoint_series.path(step)
+        trained = training_notes(path).get("style", "") if isinstance(path, Path) else ""
+        texts = (self.format.tokenizer.decode(ids) for ids in written[:100])
+        if sentence := other_style(self.style_name, trained, texts):
+            self.say(f"Nothing that checkpoint {step} writes parses: {sentence}")
 
     def candidates(
         self, step: int, split: str, argued: Mapping[int, Sequence[str | None]] = {}

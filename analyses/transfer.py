@@ -12,9 +12,9 @@ from interp.system.limits import Draws, Folds
 
 from .probes import Labels, boundary_layers, check_labels, labelled
 from .registry import Instrument
-from .remedies import LABELLED
+from .remedies import LABELLED, NotApplicable
 from .rows import attempted
-from .study import NotApplicable, Study
+from .study import Study
 
 ORDER = [
     "train_step",

@@ -10,6 +10,7 @@ import pytest
 
 from analyses import __main__ as cli
 from analyses.partial import added
+from analyses.prompting import other_style
 from interp.results.tables import read_table, write_table
 from interp.system.paths import ROOT
 
@@ -130,3 +131,22 @@ def test_help_imports_neither_torch_nor_pandas():
     for name in ("behaviour", "probes", "all", "figures", "import"):
         done = subprocess.run([sys.executable, "-c", code, name], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, (name, done.stderr)
+
+
+def test_a_style_that_a_checkpoint_does_not_write_is_warned_of(behaviour, capsys):
+    assert behaviour("--checkpoints", 110, "--style", "react") == 0
+    said = capsys.readouterr().err.replace("\r", "\n")
+    assert "Nothing that checkpoint 110 writes parses: it " in said and said.count("--style tags") == 1
+    assert behaviour("--checkpoints", 110, "--style", "react") == 0
+    assert "--style tags" in capsys.readouterr().err  # also where nothing is made again
+
+
+def test_another_style_is_told_by_notes_and_by_tags():
+    assert other_style("tags", "llama3", []) == (
+        "it was trained in the style 'llama3', and read in 'tags': give --style llama3."
+    )
+    assert "'Action:', which is of the style 'react'" in other_style(
+        "tags", "tags", ["Thought: a\nAction: b"]
+    )
+    assert other_style("react", "", ["<think>a</think><action>b"]).endswith("try --style tags.")
+    assert other_style("tags", "", ["<action>b", "nothing"]) == "" == other_style("tags", "", [])
