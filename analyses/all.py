@@ -70,7 +70,7 @@ def run(config: Config) -> int:
         commands = [
             [[name, *config.arguments(find(name).config)] for name in part] for part in chained if part
         ]
-        if status := run_chains(commands):
+        if commands and (status := run_chains(commands, together=True)):
             return status
     figures.run(figures.Config(config.run / "tables", config.run))
     return 0

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import lazy_loader as lazy
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from interp.checkpoints.contents import SERIES, training_notes
 from interp.engine.vllm_backend import MISSING
@@ -32,6 +31,7 @@ from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
 from .fields import Device, EnvironmentName
+from .progress import tracked
 from .prompting import Prompting, other_style
 from .provenance import made_of
 from .remedies import NotApplicable as NotApplicable
@@ -471,9 +471,9 @@ class Study(Prompting):
     def cells(
         self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()
     ) -> Iterable[tuple[int, str]]:
-        """(checkpoint, split) in order, after a progress bar."""
+        """(checkpoint, split) in order, with their progress."""
         every = [(step, split) for step in (steps or self.steps) for split in (splits or self.parts)]
-        return tqdm(every, desc=name)
+        return tracked(every, name)
 
     def provenance(
         self, name: str, started: float, prompts: Sequence[Prompt] | None = None, **extra: object

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import IO, Any, NoReturn, TextIO
 
 #: Seconds that children have to end by themselves after an interrupt, and then after being asked to.
 PATIENCE = (1.0, 3.0)
@@ -83,21 +83,49 @@ def _end_after(wait: Callable[[], object]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def side_by_side(commands: Sequence[Sequence[str]], environment: Mapping[str, str] = {}) -> list[int]:
+def side_by_side(
+    commands: Sequence[Sequence[str]],
+    environment: Mapping[str, str] = {},
+    write: Callable[[str, TextIO], None] | None = None,
+) -> list[int]:
     """Run commands at the same time; returns their statuses (minus a signal's number where one ended it).
 
     environment: variables beside this process's own; {number} in a value stands for the command's place.
+    write: is given each line that one prints, and the stream that it is for; they print themselves otherwise.
     An interrupt of this process, and `Stopped`, end all of them within seconds. Each should call
     `end_with_parent` before it does anything long.
     """
     running: list[subprocess.Popen] = []
+    readers: list[threading.Thread] = []
+    piped: dict[str, Any] = dict(stdin=subprocess.PIPE)
+    if write:
+        piped |= dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
     try:
         for number, command in enumerate(commands):
             own = {name: value.format(number=number) for name, value in environment.items()}
-            running.append(subprocess.Popen(command, env={**os.environ, **own}, stdin=subprocess.PIPE))
+            process = subprocess.Popen(command, env={**os.environ, **own}, **piped)
+            running.append(process)
+            if write:
+                readers.append(_reader(process.stdout, sys.stdout, write))
+                readers.append(_reader(process.stderr, sys.stderr, write))
         return [process.wait() for process in running]
     finally:
         _end(running)
+        for reader in readers:
+            reader.join(PATIENCE[0])
+
+
+def _reader(lines: IO[str] | None, stream: TextIO, write: Callable[[str, TextIO], None]) -> threading.Thread:
+    """A thread that hands on what a process prints, line by line."""
+
+    def read() -> None:
+        for line in lines or ():
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                write(line, stream)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return reader
 
 
 def _end(running: Sequence[subprocess.Popen]) -> None:
