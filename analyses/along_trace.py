@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from analyses.probes import Labels, check_labels, labelled, named_class
-from analyses.registry import Instrument
-from analyses.rows import attempted, mean_row
-from analyses.study import NotApplicable, Study
 from interp.prompts.format import Prompt
 from interp.system.limits import Draws, Folds, Limits
+
+from .probes import Labels, check_labels, labelled, named_class
+from .registry import Instrument
+from .remedies import LABELLED, NotApplicable
+from .rows import attempted, mean_row
+from .study import Study
 
 if TYPE_CHECKING:
     from interp.engine.decoding import Completion
@@ -77,7 +79,7 @@ def run(config: Config) -> None:
                 continue
             rows += [dict(step=step, split=split, label=label, **row) for row in stored["rows"]]
     if not rows:
-        raise NotApplicable(f"No trace could be read along: {next(iter(skipped.values()))}")
+        raise NotApplicable(f"No trace could be read along: {next(iter(skipped.values()))}", LABELLED)
     config.write("along_trace", rows, started, skipped=skipped)
 
 

@@ -39,7 +39,9 @@ ELSEWHERE = {
     "interp.training.reinforcement": "minutes of training",
     "interp.measures.features": "an autoencoder",
     "analyses.benchmarks.rivals": "the packages it is compared with",
+    "analyses.progress": "processes",
     "analyses.shipped.packing": "SmolLM2's adapters",
+    "interp.tasks.importers.inspect_logs": "a log of inspect",
 }
 
 
@@ -64,6 +66,8 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    from interp.results.tables import write_table
+
     at = tmp_path_factory.mktemp("examples")
     shutil.copytree(series_folder, at / "runs" / "quick" / "series")
     shutil.copytree(ROOT / "figures" / "tables", at / "figures" / "tables")
@@ -79,6 +83,12 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     (at / "tools.json").write_text("[]")
     shutil.copy(corpus_file, at / "decisions.jsonl.xz")
     (at / "decisions.jsonl").write_text(json.dumps(dict(id="1", split="test_in_domain")))
+    turns = [dict(role="user", content="Go."), dict(role="assistant", content="go")]
+    (at / "rollouts.jsonl").write_text(json.dumps(dict(messages=turns)))
+    pd.DataFrame([dict(prompt="Go.", completion="go")]).to_parquet(at / "rollouts.parquet")
+    difference = dict(step=0, step_a=0, split="in_domain", metric="gap", paired=True, a=0.1, b=0.3)
+    difference |= dict(value=0.2, low=0.1, high=0.3, n=9, n_groups=3)
+    write_table(at / "runs" / "compare" / "tables", "compare", pd.DataFrame([difference]), {})
     return at
 
 
@@ -87,6 +97,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     """The names that examples use and that are not of their own module."""
     import plotly.graph_objects as go
 
+    from analyses.study import Study
     from interp.checkpoints.contents import find
     from interp.checkpoints.headers import headers
     from interp.checkpoints.series import CheckpointSeries
@@ -237,6 +248,12 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
             )
         ),
         "interp.training.supervision": lambda: dict(episodes=episodes["train"][:2]),
+        "analyses.partial": lambda: dict(
+            folder="runs/new/tables", frame=pd.DataFrame(dict(step=[0])), provenance={}
+        ),
+        "analyses.unchanged": lambda: dict(
+            config=Study(run=Path("runs/new"), environment="any", corpus=Path("decisions.jsonl.xz"))
+        ),
         "analyses.registry": lambda: dict(Config=object, run=print),
     }
 

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from interp.plots.caption import Caption, listing, size
 from interp.plots.registry import figure
+from interp.plots.theme import BOTTOM, TOP
 from interp.results.names import BLUE, ORANGE, SPLITS, STYLE
 
 _COLOURS = {"in_domain": BLUE, "out_of_domain": ORANGE}
@@ -60,5 +61,5 @@ def compare(frame: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(tickvals=list(range(len(metrics))), ticktext=titles, autorange="reversed")
     fig.update_xaxes(title="second run − first", zeroline=True, zerolinecolor="#555555")
     return fig.update_layout(
-        height=140 + 34 * len(metrics), margin=dict(l=260), legend=dict(orientation="h", y=1.05)
+        height=TOP + 34 * len(metrics) + BOTTOM, margin=dict(l=260), legend=dict(orientation="h", y=1.05)
     )

@@ -22,9 +22,10 @@ from interp.tasks.importers import inspect_logs
 from interp.tasks.json_lines import LINES
 
 #: Columns of a parquet file that are read, where it has them; scores are found by their type.
-_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion", "input", "output", "system")
-_COLUMNS += ("responses", "response", "reference", "tools", "id", "conversation_id", "episode", "uid", "uuid")
-_COLUMNS += ("task_type", "data_source", "ability", "source")
+_COLUMNS = frozenset(
+    "messages conversations conversation prompt completion input output system responses response reference "
+    "tools id conversation_id episode uid uuid task_type data_source ability source".split()
+)
 #: Rows of a parquet file that are in memory at once.
 _BATCH = 32
 _BLANK = re.compile(r"\s*")

@@ -1,7 +1,8 @@
 """One record of a log, in the form of the program that wrote it, as conversations of OpenAI-like messages.
 
->>> conversations(dict(conversations=[{"from": "human", "value": "Go."}, {"from": "gpt", "value": "yes"}]))
-[Conversation(messages=[{'role': 'human', 'content': 'Go.'}, {'role': 'gpt', 'content': 'yes'}], ...)]
+>>> [conversation] = conversations(dict(conversations=[{"from": "human", "value": "Go."}]), "sharegpt")
+>>> conversation.messages
+[{'role': 'human', 'content': 'Go.'}]
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ def conversations(record: object, format: Format) -> list[Conversation]:
         record = dict(messages=record, conversations=record)
     if not isinstance(record, dict):
         raise Unfit("a record that is no JSON object", ascii(record)[:80])
-    known = dict(
-        name=next((str(record[name]) for name in _NAMES if isinstance(record.get(name), (str, int))), ""),
-        kind=next((record[name] for name in _KINDS if isinstance(record.get(name), str)), ""),
-        tools=record.get("tools"),
-        scores={k: float(v) for k, v in record.items() if isinstance(v, (int, float)) and abs(v) < 1e300},
-    )
-    return [Conversation(messages, **known) for messages in _READERS[format](record)]
+    name = next((str(record[key]) for key in _NAMES if isinstance(record.get(key), (str, int))), "")
+    kind = next((record[key] for key in _KINDS if isinstance(record.get(key), str)), "")
+    scores = {k: float(v) for k, v in record.items() if isinstance(v, (int, float)) and abs(v) < 1e300}
+    return [
+        Conversation(messages, name, kind, record.get("tools"), scores)
+        for messages in _READERS[format](record)
+    ]
 
 
 def _openai(record: Mapping) -> list[list]:
@@ -128,12 +129,13 @@ def _joined(prompt: object, completion: object) -> list:
 
 def _messages(record: Mapping, name: str) -> list:
     """A list of messages, or the JSON text of one, as tables hold it."""
-    given = record.get(name)
+    given: object = record.get(name)
     if isinstance(given, str):
+        text = given
         try:
-            given = parse_json(given, nonfinite=True)
+            given = parse_json(text, nonfinite=True)
         except ValueError as error:
-            raise Unfit(f"a record whose {name!r} are no JSON", f"{given[:60]} ({error})") from None
+            raise Unfit(f"a record whose {name!r} are no JSON", f"{text[:60]} ({error})") from None
     if not isinstance(given, list):
         raise Unfit(f"a record whose {name!r} are no list", ascii(given)[:80])
     return given

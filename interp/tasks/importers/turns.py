@@ -141,8 +141,8 @@ def agent_turn(message: Mapping, parse: Parser | None = None) -> AgentTurn:
         else:
             own, said = (parse or split_text)(text)
             trace, action = _joined(thought, own), said or ""
-    except Unfit as unfit:
-        return AgentTurn(dict(role="assistant", content=text), None, unfit)
+    except Unfit as fault:
+        return AgentTurn(dict(role="assistant", content=text), None, fault)
     if not action.strip():
         unfit = Unfit("a turn without an action", text.strip()[-80:])
         return AgentTurn(dict(role="assistant", content=text), None, unfit)
