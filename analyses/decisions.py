@@ -25,7 +25,8 @@ from interp.tasks.episodes import Decision
 from .early import SHARES
 from .probes import Labels
 from .registry import Instrument
-from .study import NotApplicable, Study
+from .remedies import NotApplicable
+from .study import Study
 
 #: Inserted traces that argue for another action than the own one.
 ARGUING = ("other_state", "resampled")

@@ -34,9 +34,8 @@ from .fields import Device, EnvironmentName
 from .progress import tracked
 from .prompting import Prompting, other_style
 from .provenance import made_of
-from .remedies import NotApplicable as NotApplicable
 
-# What imports torch, which takes seconds, is imported where it is used: a bad flag is refused at once.
+# What imports torch is imported where it is used: a bad flag is refused at once.
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -146,8 +145,8 @@ class Study(Prompting):
     def say(self, sentence: str) -> None:
         """Print what a reader of the tables has to know, which a run that finds them made says again."""
         if sentence and sentence not in self.said:
-            self.said.append(sentence)
             print(sentence, file=sys.stderr)
+            self.said.append(sentence)
 
     @cached_property
     def _reused(self) -> dict[str, float]:
@@ -443,8 +442,8 @@ class Study(Prompting):
         path = self.checkpoint_series.path(step)
         trained = training_notes(path).get("style", "") if isinstance(path, Path) else ""
         texts = (self.format.tokenizer.decode(ids) for ids in written[:100])
-        if sentence := other_style(self.style_name, trained, texts):
-            self.say(f"Nothing that checkpoint {step} writes parses: {sentence}")
+        sentence = other_style(self.style_name, trained, texts)
+        self.say(sentence and f"Nothing that checkpoint {step} writes parses: {sentence}")
 
     def candidates(
         self, step: int, split: str, argued: Mapping[int, Sequence[str | None]] = {}
@@ -472,8 +471,7 @@ class Study(Prompting):
         self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()
     ) -> Iterable[tuple[int, str]]:
         """(checkpoint, split) in order, with their progress."""
-        every = [(step, split) for step in (steps or self.steps) for split in (splits or self.parts)]
-        return tracked(every, name)
+        return tracked([(s, split) for s in steps or self.steps for split in splits or self.parts], name)
 
     def provenance(
         self, name: str, started: float, prompts: Sequence[Prompt] | None = None, **extra: object

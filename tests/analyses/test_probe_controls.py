@@ -26,8 +26,9 @@ def test_one_prompt_type_loses_the_control_task_and_nothing_else():
     assert reason.startswith("1 prompt types are too few or too uneven for a control task")
     assert _no_control_task([several], 0) == "" == _no_control_task([arguments(None)], 0)
     options = dict(folds=2, seed=0, draws=20, **ALL)
+    ids = [str(i) for i in range(48)]
     rows = {
-        which: {row["predictor"] for row in _probed([given], 0, "eventual_target", options)}
+        which: {row["predictor"] for row in _probed([given], ids, 0, "eventual_target", options)["rows"]}
         for which, given in (("several", several), ("single", single | dict(types=None)))
     }
     assert rows["several"] - rows["single"] == {"control_task", "selectivity"}
