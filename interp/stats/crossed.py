@@ -303,9 +303,7 @@ def crossed(
     if games < 2:
         unknown = np.full(rest, np.nan)
         return unknown, unknown
-    rng = np.random.default_rng(seed)
-    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
-    by_game = rng.multinomial(games, np.full(games, 1 / games), size=draws) / games
+    by_seed, by_game = _resampled(draws, seed, seeds, games)
     path = ["einsum_path", (0, 1), (0, 1)]
     drawn = np.einsum("ds,...sg,dg->...d", by_seed, values - mean, by_game, optimize=path)
     # The draws' expected spread: of few draws it is uncertain, and an interval that ends at 0 would end on
