@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
@@ -86,7 +87,7 @@ def save_static(
     # Rendered beside the old files and moved over them, so that a reader never sees half a figure.
     with tempfile.TemporaryDirectory(dir=out, prefix=".static-") as scratch:
         numbered = {name: _numbered(figure, name) for name, figure in figures.items()}
-        jobs = [
+        jobs: list[dict[str, Any]] = [
             {"fig": figure, "path": str(Path(scratch) / f"{name}.{suffix}")}
             for name, figure in numbered.items()
             for suffix in formats

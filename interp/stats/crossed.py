@@ -148,8 +148,8 @@ def paired(frame: pd.DataFrame, conditions: Iterable[str]) -> Outcomes:
         )
     known = rows[["value", "denominator"]].notna().to_numpy().all(axis=1)
     answered = _counted([code[known] for code in codes], (named, seeds, items))
-    shared = answered.any(axis=-1).all(axis=0) if len(named) == len(set(conditions)) else np.zeros(1, bool)
-    if not shared.any():
+    shared = np.logical_and.reduce(answered.any(axis=-1))
+    if len(named) < len(set(conditions)) or not shared.any():
         raise NothingShared(_no_shared_seed(conditions))
     whole = answered[:, shared].sum(axis=(0, 1)) == len(conditions) * shared.sum()
     rows = rows[known & shared[codes[1]] & whole[codes[2]]]
