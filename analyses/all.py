@@ -38,6 +38,8 @@ class Config(Study):
     @property
     def on_gpu(self) -> bool:
         """Whether the models run on a GPU, where one process at a time is best."""
+        if self.device == "cpu":  # said without torch, which takes seconds to import
+            return False
         from interp.models.hooked import pick_device
 
         return pick_device(self.device).type == "cuda"

@@ -50,27 +50,32 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
-#: Files that take most of a minute or more, the dearest first, or one process would be left with one of them
-#: at the end. The
-#: first trains the series that is shared; the second needs none, so that its process does not wait for it.
+#: Files that take half a minute or more, the dearest first, or one process would be left with one of them at
+#: the end. The first trains the series that is shared; the second needs none, so that its process does not
+#: wait for it.
 LONG = (
     "test_masking",
-    "test_organisms",
-    "test_cli",
     "test_patching",
-    "test_architectures",
-    "test_report",
-    "test_attribution",
-    "test_steering",
-    "test_scienceworld",
-    "test_decisions",
-    "test_processes",
-    "test_decode",
-    "test_training",
-    "test_reinforcement",
-    "test_rendering",
-    "test_alfworld",
+    "test_cli",
     "test_plots",
+    "test_organisms",
+    "test_architectures",
+    "test_scienceworld",
+    "test_steering",
+    "test_textworldexpress",
+    "test_report",
+    "test_alfworld",
+    "test_series",
+    "test_decode",
+    "test_decisions",
+    "test_attribution",
+    "test_whole",
+    "test_processes",
+    "test_reinforcement",
+    "test_side_by_side",
+    "test_plots_masking",
+    "test_training",
+    "test_rendering",
 )
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io
 import plotly.offline
 
 from interp.plots.slim import slim
@@ -40,7 +42,9 @@ def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
             "modeBarButtonsToRemove": ["sendChartToCloud"],  # results stay on the reader's machine
             "toImageButtonOptions": {"format": "svg", "filename": name},
         }
-        page = _below_toolbar(figure).to_html(include_plotlyjs=script, div_id=name, config=settings)
+        page = plotly.io.to_html(
+            _below_toolbar(figure), include_plotlyjs=script, div_id=name, config=settings, validate=False
+        )
         page = page.replace("<head>", f"<head><title>{name}</title>", 1)
         paths.append(write_text(out / f"{name}.html", page))
     return paths
@@ -82,9 +86,10 @@ def save_static(
     out.mkdir(parents=True, exist_ok=True)
     # Rendered beside the old files and moved over them, so that a reader never sees half a figure.
     with tempfile.TemporaryDirectory(dir=out, prefix=".static-") as scratch:
-        jobs = [
-            {"fig": _numbered(figure, name), "path": str(Path(scratch) / f"{name}.{suffix}")}
-            for name, figure in figures.items()
+        numbered = {name: _numbered(figure, name) for name, figure in figures.items()}
+        jobs: list[dict[str, Any]] = [
+            {"fig": figure, "path": str(Path(scratch) / f"{name}.{suffix}")}
+            for name, figure in numbered.items()
             for suffix in formats
         ]
         try:
@@ -111,21 +116,23 @@ def save_static(
     return [out / Path(job["path"]).name for job in jobs]
 
 
-def _below_toolbar(figure: go.Figure) -> go.Figure:
-    """Copy of a figure with room above its legends for the toolbar, which only the interactive page has."""
-    figure = go.Figure(figure)
-    top, height = figure.layout.margin.t, figure.layout.height
-    if height is not None:  # what is drawn keeps its size
-        figure.update_layout(height=height + _TOOLBAR)
-    return figure.update_layout(margin_t=(TOP if top is None else top) + _TOOLBAR)
+def _below_toolbar(figure: go.Figure) -> dict:
+    """A figure as JSON, with room above its legends for the toolbar, which only the interactive page has."""
+    made = figure.to_dict()
+    layout = made["layout"]
+    if "height" in layout:  # what is drawn keeps its size
+        layout["height"] += _TOOLBAR
+    layout["margin"] = {"t": TOP} | layout.get("margin", {})
+    layout["margin"]["t"] += _TOOLBAR
+    return made
 
 
-def _numbered(figure: go.Figure, name: str) -> go.Figure:
-    """Copy of a figure whose traces carry fixed ids in place of random ones."""
-    figure = go.Figure(figure)
-    for number, trace in enumerate(figure.data):
-        trace.uid = f"{name}-{number:03d}"
-    return figure
+def _numbered(figure: go.Figure, name: str) -> dict:
+    """A figure as JSON whose traces carry fixed ids in place of random ones."""
+    made = figure.to_dict()
+    for number, trace in enumerate(made["data"]):
+        trace["uid"] = f"{name}-{number:03d}"
+    return made
 
 
 def _without_chance(content: bytes) -> bytes:

@@ -66,10 +66,10 @@ class Ends(NamedTuple):
         That interval is put together from both ends' (square and add), as if they were independent,
         which is strict for readings of the same decisions. Source: Newcombe 1998, Zou & Donner 2008.
         """
-        first, last = (row[["value", "low", "high"]].astype(float) for row in self)
+        first, last = ({name: float(row[name]) for name in ("value", "low", "high")} for row in self)
         if self.first["step"] == self.last["step"]:
             return "single"
-        if first.isna().any() or last.isna().any():
+        if any(math.isnan(number) for number in (*first.values(), *last.values())):
             return "unknown"
         change = last["value"] - first["value"]
         if change > math.hypot(last["value"] - last["low"], first["high"] - first["value"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from interp.results.names import SPLITS
@@ -24,9 +25,10 @@ def label_of(frame: pd.DataFrame) -> str:
 
 def pick(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
     """Rows whose columns equal the values given."""
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    return frame
+    if not where:
+        return frame
+    masks = [(frame[column] == value).to_numpy() for column, value in where.items()]
+    return frame[np.logical_and.reduce(masks)]
 
 
 def need(frame: pd.DataFrame, **where: object) -> pd.DataFrame:

@@ -255,6 +255,13 @@ def _parsed(content: bytes, seal: object) -> pd.DataFrame:
     return frame.assign(**plain)
 
 
+class _Shared(dict):
+    """A part of a provenance, shared by its copies: pandas copies `attrs` to every frame made of a frame."""
+
+    def __deepcopy__(self, memo: dict) -> _Shared:
+        return self
+
+
 def _read_provenance(table: Path) -> dict:
     path = table.with_suffix(".json")
     if not path.exists():
@@ -263,7 +270,7 @@ def _read_provenance(table: Path) -> dict:
             "or make it again."
         )
     try:
-        provenance = json.loads(path.read_bytes())
+        provenance = json.loads(path.read_bytes(), object_hook=_Shared)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"The provenance {path} is damaged, it is no JSON ({error}): make its table again."

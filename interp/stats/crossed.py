@@ -12,13 +12,13 @@ must hold for other games *and* other seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num
 
 from interp.stats.intervals import Estimate, wilson
 
@@ -62,28 +62,46 @@ def outcomes(frame: pd.DataFrame) -> Outcomes:
         ValueError: where two trainings differ in their games or in the rows of one, and for values that are
             not finite.
     """
-    bad = int((~np.isfinite(frame["value"])).sum())
+    values = frame["value"].to_numpy(dtype=float)
+    bad = int((~np.isfinite(values)).sum())
     if frame.empty or bad:
         raise ValueError(
             f"{len(frame)} outcomes, of which {bad} are no numbers: "
             "give rows of condition, seed, game and value."
         )
-    cells = frame.groupby(["condition", "seed", "game"])["value"]
-    means, sizes = cells.mean().unstack("game"), cells.size().unstack("game")
-    wrong = sizes.ne(sizes.iloc[0]).any(axis=1) | sizes.isna().any(axis=1)
-    if wrong.any() or sizes.iloc[0].isna().any():
-        condition, seed = (sizes.index[wrong] if wrong.any() else sizes.index)[0]
-        first, first_seed = sizes.index[0]
+    codes, (conditions, seeds, games) = _numbered(frame, "condition", "seed", "game")
+    n = _counted(codes, (conditions, seeds, games))
+    trainings = np.argwhere(n.any(axis=-1))  # by condition, then seed
+    first = n[tuple(trainings[0])]
+    wrong = trainings[(n[tuple(trainings.T)] != first).any(axis=-1)]
+    if len(wrong) or not first.all():
+        (a, s), (b, t) = [*wrong, *trainings][0], trainings[0]
         raise ValueError(
-            f"The condition {condition!r} of seed {seed} has other games, or another number of rows in one, "
-            f"than {first!r} of seed {first_seed}: conditions are compared on the same games."
+            f"The condition {conditions[a]!r} of seed {seeds[s]} has other games, or another number of rows "
+            f"in one, than {conditions[b]!r} of seed {seeds[t]}: conditions are compared on the same games."
         )
-    conditions = tuple(means.index.get_level_values("condition").unique())
-    seeds = tuple(sorted(int(seed) for seed in means.index.get_level_values("seed").unique()))
-    cells_in_order = means.reindex(pd.MultiIndex.from_product([conditions, seeds])).to_numpy()
-    values = cells_in_order.reshape(len(conditions), len(seeds), -1)
-    n = sizes.iloc[0].to_numpy(dtype=float)
-    return Outcomes(conditions, seeds, tuple(map(str, means.columns)), values, n)
+    with np.errstate(invalid="ignore"):  # a condition that has no such seed
+        means = _counted(codes, (conditions, seeds, games), values) / n
+    return Outcomes(
+        tuple(conditions), tuple(map(int, seeds)), tuple(map(str, games)), means, first.astype(float)
+    )
+
+
+def _numbered(frame: pd.DataFrame, *columns: str) -> tuple[list[Int[np.ndarray, "row"]], list[pd.Index]]:
+    """Each row's number in each column's values, and those values in order."""
+    codes, values = zip(*(pd.factorize(frame[column], sort=True) for column in columns), strict=True)
+    return list(codes), list(values)
+
+
+def _counted(
+    codes: Sequence[Int[np.ndarray, "row"]],
+    values: Sequence[pd.Index],
+    weights: Float[np.ndarray, "row"] | None = None,
+) -> Num[np.ndarray, "*values"]:
+    """How many rows, or their summed weights, there are of every combination of `_numbered` values."""
+    shape = tuple(map(len, values))
+    cell = np.ravel_multi_index(tuple(codes), shape)
+    return np.bincount(cell, weights, minlength=int(np.prod(shape))).reshape(shape)
 
 
 def ratio(numerator: Outcomes, denominator: Outcomes) -> Outcomes:
@@ -115,19 +133,25 @@ def paired(frame: pd.DataFrame, conditions: Iterable[str]) -> Outcomes:
     """
     conditions = list(conditions)
     rows = frame[frame["condition"].isin(conditions)]
-    items = rows.groupby(["condition", "seed"])["item"].agg(frozenset)
-    if other := [key for key in items.index if items[key] != items.iloc[0]]:
-        (condition, seed), (first, first_seed) = other[0], items.index[0]
-        raise ValueError(
-            f"The condition {condition!r} of seed {seed} was asked for other items than {first!r} of seed "
-            f"{first_seed}: conditions are compared on the same ones."
-        )
-    rows = rows.dropna(subset=["value", "denominator"])
-    seeds = set.intersection(*(set(rows["seed"][rows["condition"] == condition]) for condition in conditions))
-    if not seeds:
+    if rows.empty:
         raise NothingShared(_no_shared_seed(conditions))
-    rows = rows[rows["seed"].isin(seeds)]
-    rows = rows[rows.groupby("item")["condition"].transform("size") == len(conditions) * len(seeds)]
+    codes, (named, seeds, items) = _numbered(rows, "condition", "seed", "item")
+    asked = _counted(codes, (named, seeds, items)) > 0
+    trainings = np.argwhere(asked.any(axis=-1))
+    other = trainings[(asked[tuple(trainings.T)] != asked[tuple(trainings[0])]).any(axis=-1)]
+    if len(other):
+        (a, s), (b, t) = other[0], trainings[0]
+        raise ValueError(
+            f"The condition {named[a]!r} of seed {seeds[s]} was asked for other items than {named[b]!r} of "
+            f"seed {seeds[t]}: conditions are compared on the same ones."
+        )
+    known = rows[["value", "denominator"]].notna().to_numpy().all(axis=1)
+    answered = _counted([code[known] for code in codes], (named, seeds, items))
+    shared = np.logical_and.reduce(answered.any(axis=-1))
+    if len(named) < len(set(conditions)) or not shared.any():
+        raise NothingShared(_no_shared_seed(conditions))
+    whole = answered[:, shared].sum(axis=(0, 1)) == len(conditions) * shared.sum()
+    rows = rows[known & shared[codes[1]] & whole[codes[2]]]
     if rows.empty:
         raise NothingShared(
             f"There is nothing that all trainings of {', '.join(conditions)} have a value for."
@@ -304,9 +328,7 @@ def crossed(
     if games < 2:
         unknown = np.full(rest, np.nan)
         return unknown, unknown
-    rng = np.random.default_rng(seed)
-    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
-    by_game = rng.multinomial(games, np.full(games, 1 / games), size=draws) / games
+    by_seed, by_game = _resampled(draws, seed, seeds, games)
     path = ["einsum_path", (0, 1), (0, 1)]
     drawn = np.einsum("ds,...sg,dg->...d", by_seed, values - mean, by_game, optimize=path)
     # The draws' expected spread: of few draws it is uncertain, and an interval that ends at 0 would end on

@@ -366,7 +366,7 @@ def contents_of(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_browser, tmp_path):
+def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_browser, tmp_path, capsys):
     skipped = [name for name in sum(chains(), []) if name not in ("conflict", "patching")]
     few = ("--pairs", "4", "--conflicts", "4")
     done = start("all", *options(tmp_path, checkpoints=("110",), decisions="8"), *few, "--skip", *skipped)
@@ -382,13 +382,9 @@ def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_
         provenance["command"].startswith("python -m analyses conflict --run")
         and "--decisions 8" in provenance["command"]
     )
-    wrong = start("all", *options(tmp_path, checkpoints=("7",)))
-    _, errors = wrong.communicate()
-    assert (
-        wrong.returncode == 1
-        and errors.startswith("error: There is no checkpoint 7")
-        and errors.count("\n") == 1
-    )
+    wrong = main("all", *options(tmp_path, checkpoints=("7",)))
+    errors = capsys.readouterr().err
+    assert wrong == 1 and errors.startswith("error: There is no checkpoint 7") and errors.count("\n") == 1
 
 
 def test_an_own_trace_that_does_not_come_back_is_said_loudly(options, tmp_path, capsys, monkeypatch):

@@ -181,8 +181,7 @@ def test_a_folder_of_checkpoints_and_a_file_of_decisions_go_to_figures_with_one_
             "--checkpoints",
             "0",
             "110",
-            "--decisions",
-            "24",
+            *("--decisions", "24", "--pairs", "6", "--conflicts", "6", "--decisions_read", "6"),
         ],
     )
     assert cli.main() == 0

@@ -196,18 +196,19 @@ def test_an_organism_that_is_not_known_is_refused():
 
 
 def test_growing_starts_from_the_seed_learns_and_keeps_what_is_there(tmp_path, monkeypatch):
-    """A reasoner copies what its trace picks after a few dozen steps; the shipped ones were grown by the same
-    call."""
+    """A reasoner copies what its trace picks after some hundred small steps; the shipped ones were grown by
+    the same call."""
     monkeypatch.setattr(organisms, "SEQUENCES", 4_000)
-    folder = grow("reasoner", tmp_path, seed=1, steps=90, device="cpu")
+    monkeypatch.setattr(organisms, "BATCH", 32)
+    folder = grow("reasoner", tmp_path, seed=1, steps=160, device="cpu")
     series = CheckpointSeries.discover(folder)
-    assert series.steps == [90] and grow("reasoner", tmp_path, seed=1, steps=90) == folder
-    model = series.load(90, "cpu", "float32")
+    assert series.steps == [160] and grow("reasoner", tmp_path, seed=1, steps=160) == folder
+    model = series.load(160, "cpu", "float32")
     fmt = PromptFormat(model.tokenizer)
     clean, corrupt, _ = make_pairs(fmt, decisions("reasoner", 60, 1), 60)
     reliance = prompt_reliance(model, clean, corrupt)
     assert abs(reliance.prompt_reliance) < 0.1
-    assert (series.path(90) / "training.json").exists()
+    assert (series.path(160) / "training.json").exists()
 
 
 def test_a_draw_keeps_its_trace_and_acts_greedily_behind_it():

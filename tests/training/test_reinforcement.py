@@ -2,7 +2,6 @@
 run that resumes."""
 
 import json
-import random
 import shlex
 
 import pytest
@@ -13,43 +12,17 @@ from analyses.command import configured
 from analyses.study import Study
 from interp.checkpoints.series import CheckpointSeries
 from interp.engine.decoding import Completion
-from interp.environments.base import Environment, View
+from interp.environments.base import Environment
 from interp.prompts.format import PromptFormat
 from interp.rollouts.workers import engines
 from interp.training import reinforcement
 from interp.training.recipes import Reinforcement
 from interp.training.reinforcement import Rollouts, reinforce, trained
-
-COLOURS = ("red", "blue", "green")
-
-
-class Doors:
-    """A door that has to be walked to and opened."""
-
-    def reset(self, game):
-        self.wanted, self.here = random.Random(game).choice(COLOURS), ""
-        return View(f"You see three doors. Your task is to: open the {self.wanted} door.")
-
-    def step(self, action):
-        if action.startswith("go to "):
-            self.here = action.split()[2]
-            return View(f"You are at the {self.here} door.")
-        won = action == f"open {self.wanted} door" and self.here == self.wanted
-        return View("It opens." if won else "Nothing happens.", done=won, score=float(won))
+from tests.doors import COLOURS, Doors, Parity
 
 
 def names(split, n, seed):
     return [f"{split}/{seed}/{i}" for i in range(n)]
-
-
-class Parity:
-    """A game of one step, won by an action of an odd length: what sampling wins about half of the time."""
-
-    def reset(self, game):
-        return View("You see a door. Your task is to: act.")
-
-    def step(self, action):
-        return View("Done.", done=True, score=float(len(action) % 2))
 
 
 PARITY = Environment("parity", live=Parity, games=names, task=lambda text: "act")
