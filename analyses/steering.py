@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, get_args
 
@@ -94,8 +95,6 @@ def directions(
 
 def run(config: Config) -> None:
     """Steer, then count; one position at one checkpoint is one resumable stage."""
-    from interp.measures.steering import METRICS
-
     started, rows, skipped, made = time.time(), [], {}, {}
     split = config.parts[0]
     prompts = config.prompts(split)
@@ -129,20 +128,8 @@ def run(config: Config) -> None:
             skipped[str(step)] = stored["skipped"]
             continue
         made[f"{step} {position}"] = stored["made"]
-        for cell in stored["columns"]:
-            for metric in METRICS:
-                values, decision = cell[metric]
-                rows.append(
-                    dict(
-                        step=step,
-                        split=split,
-                        position=position,
-                        direction=cell["direction"],
-                        alpha=cell["alpha"],
-                        metric=metric,
-                        **mean_row(np.array(values), groups[decision], config.seed),
-                    )
-                )
+        key = dict(step=step, split=split, position=position)
+        rows += [key | row for row in _rows(stored["columns"], groups, config.seed)]
     if not rows:
         raise NotApplicable(
             f"No checkpoint has a direction to steer along: {next(iter(skipped.values()))}", LABELLED
@@ -157,6 +144,17 @@ def run(config: Config) -> None:
         made=made,
         skipped=skipped,
     )
+
+
+def _rows(columns: list[dict], groups: np.ndarray, seed: int) -> Iterator[dict]:
+    """A row for each metric of each direction and alpha."""
+    from interp.measures.steering import METRICS
+
+    for cell in columns:
+        for metric in METRICS:
+            values, decision = cell[metric]
+            named = dict(direction=cell["direction"], alpha=cell["alpha"], metric=metric)
+            yield named | mean_row(np.array(values), groups[decision], seed)
 
 
 def _steered(config: Config, step: int, split: str, position: str, n: int, layer: int) -> dict:

@@ -207,27 +207,18 @@ def capture(
         ValueError: an empty list, a position or layer that is not there, or sites or layers of different
             widths.
     """
-    read_prompts = read_texts(model.tokenizer, prompts)
-    if not read_prompts:
-        raise ValueError("There is nothing to capture: the list of prompts is empty.")
-    wanted = readings(read_prompts, at, traces)
-    if not any(reading.positions for reading in wanted):
-        raise ValueError(f"None of the {len(wanted)} prompts has a token at {at!r}.")
+    wanted = _wanted(model, prompts, at, traces)
     names = every_layer(sites)
     depths = _depths(model, layers)
     width = common_width(model, names, depths)
-    model.check_ids(reading.ids for reading in wanted)
     longest = max(len(reading.ids) for reading in wanted)
-    model.check_length(longest)
     batch_tokens = pass_tokens(model, longest, TREE) if batch_tokens is None else batch_tokens
     starts = np.cumsum([0, *(len(reading.positions) for reading in wanted)])
     # All there will be, before the first pass: kept between a pass's own tensors it would scatter over the
     # memory.
     values = torch.empty(int(starts[-1]), len(names), len(depths), width)
-    rows: list[list[int]] = [[i] for i, reading in enumerate(wanted) if reading.positions]
-    trees: list[list[int]] = []
-    if trajectory:
-        rows, trees = _plan(model, wanted, batch_tokens)
+    alone = [[i] for i, reading in enumerate(wanted) if reading.positions]
+    rows, trees = _plan(model, wanted, batch_tokens) if trajectory else (alone, [])
     passes = _Passes(model, wanted, [(name, layer) for name in names for layer in depths], width)
     before = None
     for read in chain(passes.run(rows, trees, batch_tokens, progress), [None]):
@@ -236,13 +227,7 @@ def capture(
             into = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
             values[torch.from_numpy(into)] = held().view(-1, *values.shape[1:])
         before = read
-    owners = np.repeat(np.arange(len(wanted)), np.diff(starts))
-    _check_finite(model, values, names, depths, owners)
-    paths = ["plain"] * len(wanted)
-    for i in chain.from_iterable(trees):
-        paths[i] = "shared prefix"
-    for i in chain.from_iterable(row for row in rows if len(row) > 1):
-        paths[i] = "trajectory"
+    _check_finite(model, values, names, depths, np.repeat(np.arange(len(wanted)), np.diff(starts)))
     return Activations(
         values,
         tuple(names),
@@ -250,10 +235,35 @@ def capture(
         tuple(reading.hash for reading in wanted),
         model.weights_hash,
         str(model.dtype),
-        tuple(paths),
+        _paths(len(wanted), rows, trees),
         tuple(p for reading in wanted for p in reading.positions),
         () if is_single(at) else tuple(starts.tolist()),
     )
+
+
+def _wanted(
+    model: HookedModel, prompts: Readable | Iterable[Readable], at: At, traces: Sequence[Trace] | None
+) -> list[Reading]:
+    """What is read; raises ValueError for nothing, and for what the model cannot read."""
+    given = read_texts(model.tokenizer, prompts)
+    if not given:
+        raise ValueError("There is nothing to capture: the list of prompts is empty.")
+    wanted = readings(given, at, traces)
+    if not any(reading.positions for reading in wanted):
+        raise ValueError(f"None of the {len(wanted)} prompts has a token at {at!r}.")
+    model.check_ids(reading.ids for reading in wanted)
+    model.check_length(max(len(reading.ids) for reading in wanted))
+    return wanted
+
+
+def _paths(n: int, rows: Sequence[Sequence[int]], trees: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """How each of `n` sequences was read."""
+    paths = ["plain"] * n
+    for i in chain.from_iterable(trees):
+        paths[i] = "shared prefix"
+    for i in chain.from_iterable(row for row in rows if len(row) > 1):
+        paths[i] = "trajectory"
+    return tuple(paths)
 
 
 def _depths(model: HookedModel, layers: Sequence[int] | None) -> tuple[int, ...]:

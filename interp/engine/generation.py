@@ -95,6 +95,12 @@ def _suffix_logp(
     return fetched(total / sent(torch.tensor(counts), model.device))
 
 
+def _unpadded(at: Int[Tensor, "row token"], lengths: Sequence[int]) -> Int[Tensor, "row token"]:
+    """Positions of tokens, -1 for what pads each row on the right."""
+    read = torch.arange(at.shape[1], device=at.device) < torch.tensor(lengths, device=at.device)[:, None]
+    return torch.where(read, at, -1)
+
+
 def _ahead(model: HookedModel) -> int:
     """How many passes begin before an earlier one's tokens are read: a GPU must not wait for the CPU."""
     return int(model.device.type == "cuda")
@@ -155,10 +161,7 @@ def continue_rows(
         if edits is None:
             return nullcontext()
         at = rows.at[:, rows.used : rows.used + new]
-        if first:
-            read = torch.arange(new, device=at.device) < torch.tensor(lengths, device=at.device)[:, None]
-            at = torch.where(read, at, -1)
-        return model.hooks(edits(owner, out.ids, first, at))
+        return model.hooks(edits(owner, out.ids, first, _unpadded(at, lengths) if first else at))
 
     with edited(ids.shape[1], True):
         hidden = rows.forward(ids)
@@ -368,17 +371,29 @@ def continue_each(
     for name, i in tqdm(alone, desc="decode", leave=False, disable=not progress or not alone):
         out[name][i] = request.alone((name, i))
     batched = set(keys) - set(alone)
-    if batched and hooks:
-        batches = length_batches([request.length(key) for key in sorted(batched)], batch_tokens or BATCH)
-        groups = [[sorted(batched)[k] for k in batch] for batch in batches]
-        for group in tqdm(groups, desc="decode", leave=False, disable=not progress):
-            for (name, i), continuation in zip(group, request.hooked(group)):
-                out[name][i] = continuation
-    elif batched:
+    if not batched:
+        return out
+    if hooks:
+        found = _hooked(request, batched, batch_tokens or BATCH, progress)
+    else:
         named = None if memory is None else (memory, names)
-        for (name, i), continuation in _batched(request, batched, batch_tokens, named, progress):
-            out[name][i] = continuation
+        found = _batched(request, batched, batch_tokens, named, progress)
+    for (name, i), continuation in found:
+        out[name][i] = continuation
     return out
+
+
+def _hooked(
+    request: _Request, keys: set[Key], batch_tokens: int, progress: bool
+) -> list[tuple[Key, Continuation]]:
+    """Continue prompts in batches under hooks, each prompt read anew for each of its variants."""
+    ordered = sorted(keys)
+    batches = length_batches([request.length(key) for key in ordered], batch_tokens)
+    found: list[tuple[Key, Continuation]] = []
+    for batch in tqdm(batches, desc="decode", leave=False, disable=not progress):
+        group = [ordered[k] for k in batch]
+        found += zip(group, request.hooked(group))
+    return found
 
 
 def _batched(

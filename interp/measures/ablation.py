@@ -134,60 +134,84 @@ def ablate(
     given = read_texts(model.tokenizer, prompts)
     unit = _check(given, how, direction, answers, donors)
     names = every_layer(sites if donors is None else list(dict.fromkeys(site for site, _ in donors)))
-    if at in ("trace", "action_tag"):
-        raise ValueError(f"Ablation is done in the prompt, not at {at!r}.")
-    positions = [reading.positions for reading in readings(given, "all" if at == "prompt" else at)]
-    if not any(positions):
-        raise ValueError(f"None of the {len(given)} prompts has a token at {at!r}.")
-    tails = [_continuations(model, prompt, answers) for prompt in given]
-    longest = max(len(p.ids) + max(map(len, both)) for p, (both, _) in zip(given, tails))
-    model.check_length(longest)
-    path = model.path(longest)
-    kind = Plain if path else Packed
-
-    def run(index: int) -> Packed | Plain:
-        both, scored = tails[index]
-        kept = sorted({*positions[index]})
-        return kind(model, given[index].ids, both, scored, names, kept, (), int(budget * 2**20), [0])
-
     replacing = _Replacing(how, unit, seed, donors)
+    ablating = _Ablating(model, given, names, at, answers, donors, int(budget * 2**20))
     if how in ("mean", "resample"):
-        for index in tqdm(range(len(given)), desc="read", leave=False, disable=not progress):
-            if positions[index]:
-                replacing.add(index, run(index).values)
-    labels = rows_of(model, names)
-    there = [
-        columns_of(model, row, layer) is not None
-        and (donors is None or (row.partition(".")[0], layer) in donors)
-        for row in labels
-        for layer in range(model.n_layers)
-    ]
-    width = max(len(p.ids) for p in given) if at == "all" else 1
-    grid = (len(given), len(labels), model.n_layers, width)
-    effect, kl = np.full(grid, np.nan), np.full(grid, np.nan)
-    base = np.full(len(given), np.nan)
-    for index in tqdm(range(len(given)), desc="ablate", leave=False, disable=not progress):
-        if not positions[index]:
-            continue
-        own = run(index)
-        held = sorted({*positions[index]})
-        places = [(p,) for p in held] if at == "all" else [tuple(held)]
-        cells = cells_of(model, names, replacing.values(index, own.values), places)
-        scores = own.patched(cells, progress and at == "all").double().numpy()
-        signs = np.array([1, -1][: max(1, len(answers))])
-        slots = [p[0] for p in places] if at == "all" else [0]
-        by_cell = scores.reshape(sum(there), len(places), -1)
-        for number, cell in zip(np.flatnonzero(there), by_cell):
-            row, layer = divmod(int(number), model.n_layers)
-            kl[index, row, layer, slots] = cell[:, -1]
-            if answers:
-                unablated = own.base.double().numpy() @ signs
-                base[index] = unablated
-                effect[index, row, layer, slots] = cell[:, : len(signs)] @ signs - unablated
-    if at != "all":
-        effect, kl = effect[..., 0], kl[..., 0]
-    texts = tuple(decoded(tokenizer_of(p), p.ids) for p in given) if at == "all" else ()
-    return Ablation(tuple(labels), how, base, effect, kl, path or "packed", texts)
+        for index in tqdm(ablating.read, desc="read", leave=False, disable=not progress):
+            replacing.add(index, ablating.run(index).values)
+    for index in tqdm(ablating.read, desc="ablate", leave=False, disable=not progress):
+        ablating.ablate(index, replacing, progress)
+    return ablating.result(how)
+
+
+class _Ablating:
+    """The effects of all prompts, as they are filled."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Sequence[AnyPrompt],
+        sites: Sequence[str],
+        at: str | int | Sequence[int],
+        answers: Sequence[Answer],
+        donors: Donors | None,
+        budget: int,
+    ) -> None:
+        if at in ("trace", "action_tag"):
+            raise ValueError(f"Ablation is done in the prompt, not at {at!r}.")
+        self.model, self.prompts, self.sites, self.budget = model, prompts, sites, budget
+        self.alone = at == "all"  # every position by itself
+        self.signs = np.array([1, -1][: len(answers)])
+        found = readings(prompts, "all" if at == "prompt" else at)
+        self.positions = [sorted({*reading.positions}) for reading in found]
+        #: prompts that have a position
+        self.read = [index for index, held in enumerate(self.positions) if held]
+        if not self.read:
+            raise ValueError(f"None of the {len(prompts)} prompts has a token at {at!r}.")
+        self.tails = [_continuations(model, prompt, answers) for prompt in prompts]
+        longest = max(len(p.ids) + max(map(len, both)) for p, (both, _) in zip(prompts, self.tails))
+        model.check_length(longest)
+        self.path = model.path(longest)
+        self.labels = rows_of(model, sites)
+        self.there = [
+            columns_of(model, row, layer) is not None
+            and (donors is None or (row.partition(".")[0], layer) in donors)
+            for row in self.labels
+            for layer in range(model.n_layers)
+        ]
+        width = max(len(p.ids) for p in prompts) if self.alone else 1
+        grid = (len(prompts), len(self.labels), model.n_layers, width)
+        self.effect, self.kl = np.full(grid, np.nan), np.full(grid, np.nan)
+        self.base = np.full(len(prompts), np.nan)
+
+    def run(self, index: int) -> Packed | Plain:
+        """The unablated run of a prompt."""
+        both, scored = self.tails[index]
+        kept = (self.sites, self.positions[index], (), self.budget, [0])
+        return (Plain if self.path else Packed)(self.model, self.prompts[index].ids, both, scored, *kept)
+
+    def ablate(self, index: int, replacing: _Replacing, progress: bool) -> None:
+        """Fill in what every cell of a prompt does."""
+        own, held = self.run(index), self.positions[index]
+        places = [(p,) for p in held] if self.alone else [tuple(held)]
+        slots = held if self.alone else [0]
+        cells = cells_of(self.model, self.sites, replacing.values(index, own.values), places)
+        scores = own.patched(cells, progress and self.alone).double().numpy()
+        by_cell = scores.reshape(sum(self.there), len(places), -1)
+        if len(self.signs):
+            self.base[index] = own.base.double().numpy() @ self.signs
+        for number, cell in zip(np.flatnonzero(self.there), by_cell):
+            row, layer = divmod(int(number), self.model.n_layers)
+            self.kl[index, row, layer, slots] = cell[:, -1]
+            if len(self.signs):
+                moved = cell[:, : len(self.signs)] @ self.signs - self.base[index]
+                self.effect[index, row, layer, slots] = moved
+
+    def result(self, how: str) -> Ablation:
+        """The effects, without an axis of positions where all are ablated together."""
+        effect, kl = (self.effect, self.kl) if self.alone else (self.effect[..., 0], self.kl[..., 0])
+        texts = tuple(decoded(tokenizer_of(p), p.ids) for p in self.prompts) if self.alone else ()
+        return Ablation(tuple(self.labels), how, self.base, effect, kl, self.path or "packed", texts)
 
 
 def _check(
