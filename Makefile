@@ -3,6 +3,7 @@
 # make test      environment, installation, and the tests
 # make docs      the documentation, into runs/docs
 # make lint      style and layout; make types and make imports check the annotations and the direction of imports as well
+# make notebooks  every notebook again from its source, executed in a fresh kernel
 # make redraw    every committed figure again from its stored table
 # make bench     the engine against TransformerLens, nnsight and pyvene, into figures/tables/bench.csv and docs/engine.md
 # make bench-gpu  the engine on a GPU at the shapes of Qwen3 0.6B and 8B, against generate, hooks and TransformerLens, into figures/tables/bench_gpu.csv
@@ -37,7 +38,7 @@ EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(c
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test docs lint types imports tools bench bench-gpu redraw calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
+.PHONY: figures paper test docs lint types imports tools bench bench-gpu redraw notebooks calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
 
 # SmolLM2's weights, its adapters and its recorded decisions, where they are not there yet.
 define prepare_smollm2
@@ -98,6 +99,9 @@ redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/environments/tables --out figures/environments --formats svg
 	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement --formats svg
 	$(BIN)/python -m analyses figures --tables figures/masking_smollm2/tables --out figures/masking_smollm2 --formats svg
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/run.py
 
 smollm2: $(STAMP)
 	$(prepare_smollm2)

@@ -55,6 +55,7 @@ def pytest_configure(config):
 #: wait for it.
 LONG = (
     "test_masking",
+    "test_notebooks",
     "test_patching",
     "test_cli",
     "test_plots",
