@@ -52,7 +52,7 @@ def warn_incomplete(sentence: str) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(("interp.", "torch.")):
         frame = frame.f_back
         level += 1
-    warnings.warn(sentence, Incomplete, stacklevel=level - 1)
+    warnings.warn(sentence, Incomplete, stacklevel=level)
 
 
 class Shown(ABC):

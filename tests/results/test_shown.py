@@ -342,8 +342,9 @@ def test_dropped_pairs_are_warned_of_with_the_remedy(llama, pairs):
     with pytest.warns(
         Incomplete,
         match="2 of 2 pairs are dropped .*prefers the clean action by less than 1e.06 nats .*minimum",
-    ):
-        swept = interp.patch(llama, *pairs, minimum=1e6)  # the line that is named
+    ) as caught:
+        swept = interp.patch(llama, *pairs, minimum=1e6)
+    assert caught[0].filename == __file__  # the line that asked for it
     with pytest.raises(ValueError, match="nothing to draw: all 2 pairs were dropped"):
         swept.plot()
     with pytest.warns(Incomplete, match="2 of 2 pairs are dropped: swapping"):
