@@ -35,7 +35,7 @@ def study(tmp_path):
 
 @pytest.fixture
 def html_only(monkeypatch):
-    monkeypatch.setattr(figures.export, "save_static", lambda *_, **__: [])
+    monkeypatch.setattr("interp.plots.export.save_static", lambda *_, **__: [])
 
 
 def test_studies_are_merged_without_a_change_of_their_numbers(study, tmp_path, html_only):

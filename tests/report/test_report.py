@@ -491,7 +491,7 @@ def test_a_drawing_is_shown_with_its_message_and_leaves_the_page_whole(tmp_path)
 def page_only(monkeypatch):
     """A draw writes its page alone."""
     for name in ("save_html", "save_static"):
-        monkeypatch.setattr(figures.export, name, lambda *_: [])
+        monkeypatch.setattr(f"interp.plots.export.{name}", lambda *_: [])
 
 
 HOSTILE = 'a"><script>alert(1)<'
