@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from analyses import environments as side
-from analyses import figures
 from interp.plots.environments import ENVIRONMENTS
 from interp.results.tables import read_table, seal_table
 
