@@ -153,7 +153,7 @@ def test_statuses_are_those_of_the_children_in_order():
 
 def test_all_says_that_a_chain_was_killed_and_draws_no_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        chains, "side_by_side", lambda commands, environment: [-9, *[0] * (len(commands) - 1)]
+        chains, "side_by_side", lambda commands, environment, above: [-9, *[0] * (len(commands) - 1)]
     )
     monkeypatch.setattr(
         sys, "argv", ["analyses", "all", "--run", str(tmp_path), "--device", "cpu", "--skip", "online"]
@@ -174,7 +174,7 @@ def test_a_study_in_several_processes_takes_a_part_in_each(tmp_path, monkeypatch
     monkeypatch.setattr(
         chains,
         "side_by_side",
-        lambda commands, environment: [ran.append(command[-1]) or 0 for command in commands],
+        lambda commands, environment: [ran.append(command[-2]) or 0 for command in commands],
     )
     monkeypatch.setattr(
         masking,
