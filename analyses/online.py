@@ -12,6 +12,7 @@ from interp.prompts.format import Mode
 from interp.rollouts.workers import Engines, engines
 from interp.system.limits import Sample, StepLimit, Workers
 
+from .progress import displayed
 from .registry import Instrument
 from .remedies import PLAYABLE, NotApplicable
 from .rows import mean_row
@@ -86,7 +87,7 @@ def _games(config: Config, step: int, split: str, mode: Mode, pool: Engines) -> 
             pool,
             step_limit=config.step_limit,
             max_new_tokens=config.limits,
-            progress=True,
+            progress=not displayed(),
         )
         return [asdict(result) for result in results]
 

@@ -24,6 +24,11 @@ VARIABLE = "INTERP_PROGRESS"
 _EVERY = 0.5
 
 
+def displayed() -> bool:
+    """Whether this process is part of one display."""
+    return VARIABLE in os.environ
+
+
 def tracked(items: Sequence[Item], name: str) -> Iterator[Item]:
     """The items of an analysis, with a progress bar of its own, or as part of one display."""
     file = os.environ.get(VARIABLE)
