@@ -181,7 +181,7 @@ class Pair:
         """The positions of each cell: one at a time for `all`, else together (none where there are none)."""
         if at == "all":
             return [((p,), (q,)) for p, q in self.align.items()]
-        if at == "boundary":
+        if at in ("boundary", "last"):
             return [((self.clean.boundary,), (self.corrupt.boundary,))]
         if at == "prompt":
             wanted = [*self.align]

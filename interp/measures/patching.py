@@ -153,7 +153,9 @@ def _check_choices(
 ) -> None:
     plain = next((pair.clean for pair in pairs if not isinstance(pair.clean, Prompt)), None)
     for positions in at:
-        names = ("all", "prompt", "boundary", TEXT) if plain else ("all", "prompt", *SPANS[:5])
+        names = (
+            ("all", "prompt", "last", "boundary", TEXT) if plain else ("all", "prompt", "last", *SPANS[:5])
+        )
         if isinstance(positions, str) and positions not in names:
             spans = "" if plain else f", at another span ({', '.join(SPANS[:4])})"
             raise ValueError(
@@ -357,7 +359,7 @@ def patch(
         clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own), or texts, or
             lists of token ids.
         sites: any of `interp.models.site_names.SITES`; `z` is patched head by head.
-        at: `boundary`; another span, or the whole `prompt`, all of whose positions are replaced together; an
+        at: `boundary` (or `last`); another span, or the whole `prompt`, all of whose positions are replaced together; an
             index or several, replaced together; or `all`, every position by itself.
         mode: the action is read right after the boundary (`prompt`), or after the reference trace of the
             patched run (`cot`).

@@ -66,6 +66,8 @@ def test_ids_texts_and_lists_are_one_thing(llama):
     answers = [tuple(answer_ids(llama.tokenizer, a) for a in ANSWERS)]
     by_ids = patch(llama, [ids[0]], [ids[1]], answers=answers, minimum=-1e9)
     np.testing.assert_array_equal(by_text.denoise, by_ids.denoise)
+    last = patch(llama, CLEAN, CORRUPT, at="last", answers=ANSWERS, minimum=-1e9)
+    np.testing.assert_array_equal(by_text.denoise, last.denoise)
     assert [p.ids for p in read_texts(None, torch.tensor(ids[0]))] == [tuple(ids[0])]
 
 
