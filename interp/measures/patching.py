@@ -359,8 +359,8 @@ def patch(
         clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own), or texts, or
             lists of token ids.
         sites: any of `interp.models.site_names.SITES`; `z` is patched head by head.
-        at: `boundary` (or `last`); another span, or the whole `prompt`, all of whose positions are replaced together; an
-            index or several, replaced together; or `all`, every position by itself.
+        at: `boundary` (or `last`); another span, or the whole `prompt`, all of whose positions are replaced
+            together; an index or several, replaced together; or `all`, every position by itself.
         mode: the action is read right after the boundary (`prompt`), or after the reference trace of the
             patched run (`cot`).
         minimum: pairs whose denominator is below it, in nats, are NaN, with a warning.
