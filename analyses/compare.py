@@ -54,11 +54,13 @@ def readings(folder: Path) -> pd.DataFrame | None:
     Columns step, split, metric, decision, episode, prompt, value. Raises ValueError for a table that cannot
     be read.
     """
+    from interp.results.decisions import read_decisions
+
     path = folder / "tables" / "decisions.parquet"
     if not path.exists():
         return None
     try:
-        frame = pd.read_parquet(path)
+        frame, _ = read_decisions(folder / "tables")
         parts = list(_columns(frame))
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged, or no table of decisions ({error}).") from error

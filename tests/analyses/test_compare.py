@@ -8,6 +8,7 @@ import pytest
 
 from analyses import __main__ as cli
 from analyses import compare
+from interp.results.decisions import write_decisions
 from interp.results.tables import read_table, write_table
 from interp.stats.intervals import cluster_bootstrap
 
@@ -45,13 +46,19 @@ def decisions(steps, shares, n=40, prompt="p"):
     return pd.DataFrame(rows).astype({"is_correct": "boolean", "parsed": "boolean"})
 
 
+def written(tables, frame):
+    """The table of decisions, sealed."""
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return write_decisions(tables, rows, dict(seed=0))
+
+
 @pytest.fixture
 def runs(tmp_path):
     folders = []
     for name, cot in (("a", 0.5), ("b", 0.75)):
         tables = tmp_path / name / "tables"
         tables.mkdir(parents=True)
-        decisions([0, 110], dict(cot=cot, prompt=0.5)).to_parquet(tables / "decisions.parquet")
+        written(tables, decisions([0, 110], dict(cot=cot, prompt=0.5)))
         base = dict(step=110, split="in_domain", n=40, n_groups=10)
         rows = [dict(base, metric="prompt_reliance", value=cot, low=cot - 0.03, high=cot + 0.04)]
         write_table(tables, "reliance", pd.DataFrame(rows), dict(seed=0))
@@ -109,8 +116,7 @@ def test_runs_without_common_checkpoints_are_compared_at_their_last():
 
 
 def test_other_prompts_are_counted_and_a_damaged_table_is_refused(runs, tmp_path, capsys):
-    path = runs[1] / "tables" / "decisions.parquet"
-    decisions([110], dict(cot=0.5), prompt="q").to_parquet(path)
+    path = written(runs[1] / "tables", decisions([110], dict(cot=0.5), prompt="q"))
     assert main("compare", *runs, "--run", tmp_path / "out") == 0
     assert "40 decisions have other prompts in the second run." in capsys.readouterr().err
     path.write_bytes(b"PAR1 damaged")
