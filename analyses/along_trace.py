@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from interp.prompts.format import Prompt
-from interp.system.limits import Draws, Folds, Limits
+from interp.results.tables import ESTIMATE_COLUMNS
+from interp.system.limits import Draws, Folds, Limits, Sample
 
 from .probes import Labels, check_labels, labelled, named_class
 from .registry import Instrument
@@ -36,7 +37,7 @@ class Config(Study):
     points: Annotated[int, Limits(0, 50)] = 0
     """Parts of equal length that a trace is read after (0: 4 quick, 10 full), beside the boundary and the
     opened action."""
-    span_checkpoints: Annotated[int, Limits(0, 1000)] = 0
+    span_checkpoints: Sample = 0
     """Checkpoints, evenly spread (0: the first and the last quick, all full)."""
     folds: Folds = 5
     """Outer folds, grouped by episode."""
@@ -54,9 +55,7 @@ def run(config: Config) -> None:
     started, rows, skipped = time.time(), [], {}
     points = config.number(config.points, 4, 10)
     steps = config.spread(config.number(config.span_checkpoints, 2, len(config.steps)))
-    for step, split in config.cells("along the trace", config.parts[:1]):
-        if step not in steps:
-            continue
+    for step, split in config.cells("along the trace", config.parts[:1], steps):
         for label in config.labels:
             kept, names = _with_traces(config, step, split, label)
             inputs = dict(
@@ -141,8 +140,6 @@ def _probed(
 
 
 def _estimate(row: dict) -> dict:
-    from interp.results.tables import ESTIMATE_COLUMNS
-
     return {column: None if row[column] != row[column] else row[column] for column in ESTIMATE_COLUMNS}
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from interp.models.site_names import parse_site, tl_name
+from interp.models.site_names import parse_key, tl_name
 from interp.results.shown import Shown, counted, labelled
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Activations(Shown):
 
         Raises KeyError for one that was not captured.
         """
-        site, layer = parse_site(key) if isinstance(key, str) else (parse_site(key[0])[0], key[1])
+        site, layer = parse_key(key)
         if site not in self.sites or layer not in self.layers:
             raise KeyError(
                 f"{site} of layer {layer} was not captured: there are {', '.join(self.sites)} of layers "

@@ -20,6 +20,7 @@ from interp.engine.generation import Hooks, continue_each
 from interp.engine.packing import score, score_whole
 from interp.engine.reading import Memory
 from interp.models.hooked import HookedModel
+from interp.models.texts import stop_tokens as stop_tokens
 from interp.models.turns import measured
 from interp.prompts.format import Mode, Prompt, PromptFormat, same_format
 from interp.results.shown import Shown, counted, warn_incomplete
@@ -52,14 +53,6 @@ class Completion(Shown):
 PACK_TOKENS = 1024
 #: Tokens after which a decoding that has not closed its action is given up.
 LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
-
-
-def stop_tokens(model: HookedModel) -> list[int]:
-    """Ids at which a model's own generation configuration ends a turn (none without one)."""
-    named = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
-    if named is None:
-        return []
-    return [int(i) for i in (named if isinstance(named, (list, tuple)) else [named])]
 
 
 def format_of(model: HookedModel, prompts: Sequence[Prompt]) -> PromptFormat:

@@ -286,10 +286,7 @@ class _Request:
             def told(hook: PassEdit) -> Edit:
                 return lambda tensor: hook(tensor, where)
 
-            return {
-                key if isinstance(key, tuple) else one_layer(key): told(hook)
-                for key, hook in self.hooks.items()
-            }
+            return {one_layer(key): told(hook) for key, hook in self.hooks.items()}
 
         return continue_rows(
             self.model,

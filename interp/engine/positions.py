@@ -61,10 +61,8 @@ def readings(prompts: Sequence[AnyPrompt], at: At, traces: Sequence[Trace] | Non
     if traces is not None and len(traces) != len(prompts):
         raise ValueError(f"There are {len(prompts)} prompts, but {len(traces)} traces: give one for each.")
     if isinstance(at, str):
-        made = _named(prompts, at, traces)
-    else:
-        made = _indexed(prompts, at, traces)
-    return made
+        return _named(prompts, at, traces)
+    return _indexed(prompts, at, traces)
 
 
 def _named(prompts: Sequence[AnyPrompt], at: str, traces: Sequence[Trace] | None) -> list[Reading]:
@@ -139,7 +137,9 @@ def _tag(prompt: AnyPrompt, trace: Trace) -> Reading:
 def _trace(prompt: AnyPrompt, trace: Trace) -> Reading:
     """The trace's tokens; none where there is no trace, or it was never closed."""
     fmt = _format(prompt)
-    if trace is None or (isinstance(trace, Completion) and fmt.decoded_prefix(trace.ids) is None):
+    if isinstance(trace, Completion):
+        trace = fmt.decoded_prefix(trace.ids)
+    if trace is None:
         return _reading(prompt, prompt.ids, [])
     if isinstance(trace, str):
         encoded, start = fmt.trace_prefix(trace)

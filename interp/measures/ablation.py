@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from interp.engine.positions import readings
 from interp.engine.sweeps import Packed, Plain
-from interp.measures.pairs import Answer, answer_tokens
+from interp.measures.pairs import Answer, answer_tokens, check_differ, continuations
 from interp.measures.patching import BUDGET, cells_of, columns_of, rows_of
 from interp.measures.sweep import cell_columns, within
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
-from interp.prompts.text import AnyPrompt, Readable, decoded, read_texts, shared, tokenizer_of
+from interp.prompts.text import AnyPrompt, Readable, decoded, read_texts, tokenizer_of
 from interp.results.shown import Plotted, counted, labelled
 
 if TYPE_CHECKING:
@@ -248,10 +248,11 @@ def _continuations(
     """What is read after a prompt, and how many last tokens count: some token where there is no answer."""
     prefix = prompt.format.action_prefix(None) if isinstance(prompt, Prompt) else []
     ids = [answer_tokens(model.tokenizer, prompt, answer) for answer in answers] or [[0]]
-    alike = shared(*ids) if len(ids) == 2 else 0
-    if alike == min(map(len, ids)):
-        raise ValueError(f"The answers {answers[0]!r} and {answers[1]!r} differ in no token that both have.")
-    return [[*prefix, *a] for a in ids], [len(a) - alike for a in ids]
+    if len(ids) == 1:
+        return [[*prefix, *ids[0]]], [len(ids[0])]
+    one, other = ids
+    check_differ(model.tokenizer, one, other)
+    return continuations((one, other), prefix)
 
 
 class _Replacing:

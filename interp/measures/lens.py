@@ -28,7 +28,7 @@ from interp.measures.pairs import answer_tokens
 from interp.models.hooked import HookedModel
 from interp.models.hooks import only
 from interp.models.turns import measured
-from interp.prompts.text import AnyPrompt, Readable, read_texts
+from interp.prompts.text import AnyPrompt, Readable, decoded, read_texts
 from interp.results.shown import Plotted, counted
 
 #: Rows that are unembedded at once.
@@ -155,9 +155,9 @@ def lens(
         post.decisions,
         np.array(post.positions),
         ids,
-        tuple(_text(model, i) for i in ids.flatten().tolist()),
+        decoded(model.tokenizer, ids.flatten().tolist()),
         torch.cat(probability).view(*grid).numpy(),
-        tuple(tuple(_text(model, i) for i in own) for own in followed),
+        tuple(decoded(model.tokenizer, own) for own in followed),
         torch.cat(logp).view(shape).numpy(),
         torch.cat(rank).view(shape).numpy(),
     )
@@ -186,7 +186,3 @@ def _followed(
                 "lens cannot tell them apart."
             )
     return followed
-
-
-def _text(model: HookedModel, token: int) -> str:
-    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])

@@ -311,10 +311,15 @@ def _answers(
         for prompt, (one, other) in zip(clean, each):
             both.append((answer_tokens(tokenizer, prompt, one), answer_tokens(tokenizer, prompt, other)))
     for one, other in both:
-        if shared(one, other) == min(len(one), len(other)):
-            shown = " and ".join(repr(shown_tokens(tokenizer, ids)) for ids in (one, other))
-            raise ValueError(f"The answers {shown} differ in no token that both have: nothing is compared.")
+        check_differ(tokenizer, one, other)
     return both
+
+
+def check_differ(tokenizer: PreTrainedTokenizerBase | None, one: Sequence[int], other: Sequence[int]) -> None:
+    """Raise ValueError where no token decides between two answers."""
+    if shared(one, other) == min(len(one), len(other)):
+        shown = " and ".join(repr(shown_tokens(tokenizer, ids)) for ids in (one, other))
+        raise ValueError(f"The answers {shown} differ in no token that both have: nothing is compared.")
 
 
 def answer_tokens(tokenizer: PreTrainedTokenizerBase | None, prompt: AnyPrompt, answer: Answer) -> list[int]:

@@ -218,7 +218,7 @@ class HookedModel:
             passes: `one` is exactly one forward pass, and an edit that did not run is an error
                 (`hooks.attached`); in `any` number of them an edit is also given `Where` its tokens are.
         """
-        keyed = {key if isinstance(key, tuple) else one_layer(key): edit for key, edit in edits.items()}
+        keyed = {one_layer(key): edit for key, edit in edits.items()}
         if passes == "any":
             return self.turns.hooking(hooks.attached_to_all(self.inner, self.blocks, self.hook_points, keyed))
         return self.turns.hooking(hooks.attached(self.blocks, self.hook_points, keyed))

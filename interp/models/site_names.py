@@ -28,11 +28,18 @@ def parse_site(name: str) -> tuple[str, int | None]:
     return site, int(match.group(1)) if match else None
 
 
-def one_layer(name: str) -> tuple[str, int]:
-    """(site, layer) of a name such as "blocks.3.hook_resid_pre".
+def parse_key(key: str | tuple[str, int]) -> tuple[str, int | None]:
+    """(site, layer) of a name, or of a pair of both: `"blocks.3.hook_z"`, `("z", 3)`."""
+    return parse_site(key) if isinstance(key, str) else (parse_site(key[0])[0], key[1])
+
+
+def one_layer(name: str | tuple[str, int]) -> tuple[str, int]:
+    """(site, layer) of a name such as "blocks.3.hook_resid_pre"; a pair of both stays.
 
     Raises ValueError for one without a layer.
     """
+    if not isinstance(name, str):
+        return name
     site, layer = parse_site(name)
     if layer is None:
         raise ValueError(f'{name!r} names no layer: say ("{name}", 3), or "blocks.3.hook_{name}".')

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.models.hooks import PassEdit
-from interp.models.site_names import parse_site, tl_name
+from interp.models.site_names import parse_key, parse_site, tl_name
 from interp.models.whole import Growing
 from interp.prompts.text import Readable, read_texts
 
@@ -27,7 +27,7 @@ class SiteCache(dict[str, Tensor]):
     """Activations [1, token, width] by TransformerLens's names; `cache["resid_post", 3]` does as well."""
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
-        site, layer = parse_site(key) if isinstance(key, str) else (parse_site(key[0])[0], key[1])
+        site, layer = parse_key(key)
         name = key if layer is None else tl_name(site, layer)
         if name not in self:
             raise KeyError(f"{key} was not read: there are {', '.join(self)}.")
@@ -97,7 +97,7 @@ def generate(
         raise ValueError(f"max_new_tokens is a number from 1 on, not {max_new_tokens}.")
     ids = one_text(model, text)
     model.check_length(len(ids) + max_new_tokens)
-    ends = {*_ends(model)}
+    ends = {*stop_tokens(model), getattr(model.tokenizer, "eos_token_id", None)}
     sequence, out = Growing(model), list[int]()
     with model.hooks(hooks or {}, passes="any"), model.attending():
         hidden = sequence.add(ids)
@@ -108,8 +108,9 @@ def generate(
             hidden = sequence.add(out[-1:])
 
 
-def _ends(model: HookedModel) -> list[int]:
-    """Ids that end a turn, by the tokenizer and by the generation configuration."""
+def stop_tokens(model: HookedModel) -> list[int]:
+    """Ids at which a model's own generation configuration ends a turn (none without one)."""
     named = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
-    ids = list(named) if isinstance(named, (list, tuple)) else [named]
-    return [int(i) for i in [*ids, getattr(model.tokenizer, "eos_token_id", None)] if i is not None]
+    if named is None:
+        return []
+    return [int(i) for i in (named if isinstance(named, (list, tuple)) else [named])]

@@ -82,9 +82,9 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 def shown_tokens(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], most: int = 24) -> str:
     """Tokens of a sequence one by one, between bars, for a sentence."""
-    texts = [str(i) if tokenizer is None else str(tokenizer.decode([i])) for i in ids]
+    texts = decoded(tokenizer, ids)
     if len(texts) > most:
-        texts = [*texts[: most // 2], "...", *texts[-most // 2 :]]
+        texts = (*texts[: most // 2], "...", *texts[-most // 2 :])
     return "|".join(texts).replace("\n", "\\n")
 
 
