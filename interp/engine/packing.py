@@ -170,10 +170,10 @@ def score(
     sees_prefix = torch.ones(len(tree), prefix, dtype=torch.bool)
     hidden, _ = model.packed(
         layers_of(cache) or model.empty(),
-        torch.tensor(tree.tokens, device=model.device),
-        (tree.depths + prefix).to(model.device),
-        torch.cat([sees_prefix, tree.visible], 1).to(model.device),
-        torch.arange(prefix, device=model.device),
+        torch.tensor([tree.tokens], device=model.device),
+        (tree.depths + prefix)[None].to(model.device),
+        torch.cat([sees_prefix, tree.visible], 1)[None].to(model.device),
+        torch.arange(prefix, device=model.device)[None],
     )
     return read_targets(model, hidden, tree)[0]
 

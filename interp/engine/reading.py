@@ -203,10 +203,10 @@ def _read_tree(model: HookedModel, rows: Sequence[Sequence[int]], slots: int) ->
         sees_prefix = torch.ones(len(tokens), start, dtype=torch.bool)
         _, new = model.packed(
             prefix,
-            sent(torch.tensor(tokens), model.device),
-            sent(seen.sum(1) - 1 + start, model.device),
-            sent(torch.cat([sees_prefix, seen], 1), model.device),
-            sent(torch.arange(start), model.device),
+            sent(torch.tensor([tokens]), model.device),
+            sent((seen.sum(1) - 1 + start)[None], model.device),
+            sent(torch.cat([sees_prefix, seen], 1)[None], model.device),
+            sent(torch.arange(start)[None], model.device),
         )
         for i, path in zip(pack, paths):
             nodes = sent(torch.tensor(path, dtype=torch.long), model.device)

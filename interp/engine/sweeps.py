@@ -161,11 +161,10 @@ class Packed:
         keys = sees_prefix.shape[1]
         hidden, _ = self.model.packed(
             [(k[:, :, :keys], v[:, :, :keys]) for k, v in prefix],
-            self.tokens[index].to(device),
-            self.at[index].to(device),
-            torch.cat([sees_prefix, visible], 1).to(device),
-            torch.arange(keys, device=device),
-            rows,
+            self.tokens[index].to(device).expand(rows, -1),
+            self.at[index].to(device)[None],
+            torch.cat([sees_prefix, visible], 1).to(device)[None],
+            torch.arange(keys, device=device)[None],
         )
         return hidden
 

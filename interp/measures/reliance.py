@@ -123,7 +123,7 @@ def packed_paths(
     at, visible = torch.cat([trace_at, tree_at]), torch.cat([before, within], 1)
     prefix_at = torch.arange(n).repeat(2)
     ids, at, visible, prefix_at = (each.to(model.device) for each in (ids, at, visible, prefix_at))
-    hidden, _ = model.packed(prefix, ids, at, visible, prefix_at)
+    hidden, _ = model.packed(prefix, ids[None], at[None], visible[None], prefix_at[None])
     return read_targets(model, hidden[0, len(TRACES) * t :].view(len(PATHS), len(tree), -1), tree)
 
 

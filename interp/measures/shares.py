@@ -211,7 +211,7 @@ def _patterns(
     visible = torch.cat([keys_at, at])[None] <= at[:, None]
     prefix = [(k[:, :, :start], v[:, :, :start]) for k, v in layers]
     with patterns(model.hf, model.blocks, lambda layer, each: by_layer.__setitem__(layer, each[0].float())):
-        hidden, _ = model.packed(prefix, tail, at, visible, keys_at)
+        hidden, _ = model.packed(prefix, tail[None], at[None], visible[None], keys_at[None])
     return hidden[0], [by_layer[layer] for layer in range(len(layers))]
 
 

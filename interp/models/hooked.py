@@ -319,29 +319,29 @@ class HookedModel:
     def packed(
         self,
         prefix: Layers,
-        ids: Int[Tensor, " slot"],
-        at: Int[Tensor, " slot"],
-        visible: Bool[Tensor, "slot key"],
-        keys_at: Int[Tensor, " prefix_key"],
-        rows: int = 1,
+        ids: Int[Tensor, "row slot"],
+        at: Int[Tensor, "row slot"],
+        visible: Bool[Tensor, "row slot key"],
+        keys_at: Int[Tensor, "row prefix_key"],
     ) -> tuple[Float[Tensor, "row slot d_model"], Layers]:
-        """Final hidden states of packed tokens after shared keys and values, and the slots' own.
+        """Final hidden states of packed tokens after keys and values, and the slots' own.
 
         Args:
-            prefix: shared keys and values, which are not changed.
+            prefix: keys and values of each row, or of one for all; they are not changed.
             ids: token of each slot.
-            at: position of each slot.
+            at: position of each slot (of one row: the same in all, as in `visible` and `keys_at`).
             visible: the prefix's keys, then the slots', that each slot sees.
             keys_at: positions of the prefix's keys.
-            rows: copies of the slots.
         """
+        rows = len(ids)
         layers = [AppendingLayer(*(t.expand(rows, -1, -1, -1) for t in layer)) for layer in prefix]
         cache = DynamicCache()
         cache.layers = list(layers)
+        both = torch.cat([keys_at.expand(len(at), -1), at.expand(len(keys_at), -1)], 1)
         hidden = self.inner(
-            input_ids=ids.expand(rows, -1),
+            input_ids=ids,
             position_ids=at.expand(rows, -1),
-            attention_mask=self.mask(visible[None], at[None], torch.cat([keys_at, at])[None]),
+            attention_mask=self.mask(visible, at, both),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state

@@ -307,19 +307,22 @@ def _check_steady(
 def _packed(
     model: HookedModel, cache: PrefixCache, start: int, tails: Sequence[Sequence[int]]
 ) -> Iterator[Float[Tensor, "branch token d_model"]]:
-    """Final states of two packed branches, and of both joining in mid-model."""
-    branches = torch.tensor(tails, device=model.device).flatten()
-    at = torch.arange(start, start + 3, device=model.device).repeat(2)
+    """Final states of two packed branches, in rows of either order, and of both joining in mid-model."""
+    branches = torch.tensor([[*tails[0], *tails[1]], [*tails[1], *tails[0]]], device=model.device)
+    at = torch.arange(start, start + 3, device=model.device).repeat(2)[None]
     own = torch.block_diag(*[torch.ones(3, 3).tril()] * 2).bool()
-    visible = torch.cat([torch.ones(6, start, dtype=torch.bool), own], 1).to(model.device)
-    keys_at = torch.arange(start, device=model.device)
+    visible = torch.cat([torch.ones(6, start, dtype=torch.bool), own], 1).to(model.device)[None]
+    keys_at = torch.arange(start, device=model.device)[None]
 
-    def run() -> Tensor:
-        hidden, _ = model.packed(layers_of(cache), branches, at, visible, keys_at)
-        return hidden[0].view(2, 3, -1)
+    def run(rows: int) -> Tensor:
+        hidden, _ = model.packed(layers_of(cache), branches[:rows], at, visible, keys_at)
+        return hidden.view(rows, 2, 3, -1)
 
+    one_row, (first, second) = run(1)[0], run(2)
+    yield one_row
+    yield first
+    yield second.flip(0)
     if start > BASE:
-        yield run()
         return
     entering: dict[int, Tensor] = {}
 
@@ -327,12 +330,12 @@ def _packed(
         return lambda tensor: entering.update({layer: tensor[0].clone()})
 
     with model.hooks({("resid_pre", layer): keep(layer) for layer in range(model.n_layers)}):
-        yield run()
+        run(1)
     middle = (model.n_layers - 1) // 2
     one_branch = [3] if model.n_layers > 1 else []  # one branch, then the other
     counts = [0] * middle + one_branch + [6] * (model.n_layers - middle - len(one_branch))
     with hooks.joining(model.blocks, counts, lambda layer, a, b: entering[layer][a:b], 6, model.layout):
-        yield run()
+        yield run(1)[0]
 
 
 def judge(model: HookedModel) -> Support:

@@ -66,10 +66,10 @@ def test_no_pass_of_a_model_attends_with_cudnn_from_its_first_trial_on(allowed, 
     model.anew(9, 12)
     model.packed(
         [(layer.keys, layer.values) for layer in cache.layers],
-        torch.tensor([8]),
-        torch.tensor([3]),
-        torch.ones(1, 4, dtype=torch.bool),
-        torch.arange(3),
+        torch.tensor([[8]]),
+        torch.tensor([[3]]),
+        torch.ones(1, 1, 4, dtype=torch.bool),
+        torch.arange(3)[None],
     )
     assert set(allowed) == {(False, True, True, True)} and cudnn_sdp_enabled()
 
