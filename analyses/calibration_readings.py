@@ -13,8 +13,9 @@ from interp.engine.decoding import Completion, decode, draw
 from interp.measures.conflicts import conflict
 from interp.measures.early import early_answers
 from interp.measures.pairs import make_pairs
-from interp.measures.patching import patch, sanity
+from interp.measures.patching import patch
 from interp.measures.reliance import EFFECTS, prompt_reliance
+from interp.measures.sanity import sanity
 from interp.measures.shares import shares
 from interp.measures.steering import steer
 from interp.models.hooked import HookedModel

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import interp
-from interp.engine.sweeps import Cell, Packed
+from interp.engine.cells import Cell, Run
+from interp.engine.sweeps import Packed
 from interp.probing.logistic import standardised
 from interp.probing.solver import fit_logistic
 from interp.prompts.format import Prompt
@@ -87,15 +88,14 @@ class Interp:
     def grid(
         self, ids: Sequence[int], donor: torch.Tensor, action: Sequence[int], cells: Sequence[tuple[int, int]]
     ) -> torch.Tensor:
-        run = Packed(
-            self.model, ids, [action], [len(action)], positions=sorted({position for _, position in cells})
-        )
-        return run.patched(
+        positions = sorted({position for _, position in cells})
+        packed = Packed(self.model, [Run(ids, [action], [len(action)], positions)])
+        return packed.patched(
             [
-                Cell("resid_pre", layer, (position,), donor[layer, position][None], slice(None))
+                Cell("resid_pre", layer, [(position,)], donor[layer, position][None, None], slice(None))
                 for layer, position in cells
             ]
-        )[:, 0]
+        )[0, :, 0]
 
     def capture(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         made = [
@@ -116,25 +116,14 @@ class Interp:
     ) -> torch.Tensor:
         """Both directions of a pair at the boundary, with captures: [direction, (site, layer), action]."""
         cells = [(site, layer) for site in sites for layer in range(self.model.n_layers)]
-        shared = next(i for i, (a, b) in enumerate(zip(clean, corrupt)) if a != b)
-        apart = next(
-            i for i, (a, b) in enumerate(zip(*actions)) if a != b
-        )  # what both begin with is as likely in both
-        runs, prefix = [], []
-        for ids in (clean, corrupt):
-            runs.append(
-                Packed(
-                    self.model, ids, actions, [len(a) - apart for a in actions], sites, [len(ids) - 1], prefix
-                )
-            )
-            prefix = [(k[:, :, :shared], v[:, :, :shared]) for k, v in runs[0].layers]
-        return torch.stack(
-            [
-                run.patched(
-                    [Cell(*cell, (len(clean) - 1,), donor.values[cell], slice(None)) for cell in cells]
-                )
-                for run, donor in (runs, runs[::-1])
-            ]
+        # what both begin with is as likely in both
+        apart = next(i for i, (a, b) in enumerate(zip(*actions)) if a != b)
+        boundary, scored = len(clean) - 1, [len(a) - apart for a in actions]
+        packed = Packed(
+            self.model, [Run(ids, actions, scored, [boundary]) for ids in (clean, corrupt)], sites
+        )
+        return packed.patched(
+            [Cell(*cell, [(boundary,)] * 2, packed.values[cell].flip(0), slice(None)) for cell in cells]
         )
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from interp.engine.reading import Memory, Rows, read_on, read_prompts, tree_batches
 from interp.models.caches import Layers, selected
-from interp.models.devices import SHARE, fetched, free_bytes, halved, sent
+from interp.models.devices import SHARE, fetched, free_bytes, halved, sent, token_bytes
 from interp.models.hooked import HookedModel
 from interp.models.hooks import Edit, Edits, PassEdit, Where
 from interp.models.site_names import one_layer
@@ -477,6 +477,5 @@ def _batch_tokens(model: HookedModel, longest: int, room: int) -> int:
     """Most tokens of prompts in a batch of which each row has room for so many more."""
     if model.device.type != "cuda":
         return BATCH
-    kept = sum(t.shape[1] * t.shape[3] * t.element_size() for layer in model.empty() for t in layer)
-    each = COPIES * kept * (longest + room) / longest
+    each = COPIES * token_bytes(model) * (longest + room) / longest
     return min(KEPT, int(SHARE * free_bytes(model.device) / each))

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.models.caches import PrefixCache, layers_of
+from interp.models.devices import sent
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.models.unembedding import log_probability, tiling
@@ -24,6 +26,15 @@ from interp.models.whole import batches, padded
 
 #: A tree is read in packs where it has at most this share of its sequences' tokens: sequences need no mask.
 WORTH = 0.7
+
+
+class Scored(NamedTuple):
+    """The nodes after which tokens are scored, and of each such token its place in them, id, continuation."""
+
+    nodes: Int[Tensor, " node"]
+    place: Int[Tensor, " target"]
+    token: Int[Tensor, " target"]
+    continuation: Int[Tensor, " target"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,13 @@ class Tree:
     def visible(self) -> Bool[Tensor, "node node"]:
         """The nodes that each node sees."""
         return ancestors(self.parents)
+
+    @cached_property
+    def scored(self) -> Scored:
+        """The targets, each node once."""
+        continuation, node, token = (torch.tensor(column) for column in zip(*self.targets))
+        nodes, place = node.unique(return_inverse=True)
+        return Scored(nodes, place, token, continuation)
 
 
 def ancestors(parents: Sequence[int]) -> Bool[Tensor, "node node"]:
@@ -102,26 +120,42 @@ def merge(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int], lis
     return tokens, parents, paths
 
 
-def read_targets(
-    model: HookedModel, hidden: Float[Tensor, "copy node d_model"], tree: Tree
-) -> Float[Tensor, "copy continuation"]:
-    """Summed log-probabilities of each continuation's scored tokens, in nats, on the CPU.
+def read_trees(
+    model: HookedModel,
+    hidden: Float[Tensor, "row slot d_model"],
+    trees: Sequence[Tree],
+    roots: Int[Tensor, "column row"],
+) -> Float[Tensor, "row column continuation"]:
+    """Summed log-probabilities of each continuation's scored tokens, in nats, in copies of each row's tree.
 
-    hidden: final hidden states of copies of the same tree.
+    Args:
+        hidden: final hidden states.
+        trees: of each row; all have as many continuations.
+        roots: the slot in which each copy begins; on the CPU.
     """
-    owner, node, token = (torch.tensor(column, device=hidden.device) for column in zip(*tree.targets))
-    nodes, index = node.unique(return_inverse=True)
-    copies = torch.arange(len(hidden), device=hidden.device)[:, None]
-    row = (copies * len(nodes) + index).flatten()
-    logp = log_probability(model, hidden[:, nodes].flatten(0, 1), row, token.repeat(len(hidden)))
-    sums = torch.zeros(len(hidden), tree.width, device=hidden.device)
-    return sums.index_add_(1, owner, logp.view(len(hidden), -1)).cpu()
+    columns, width = len(roots), trees[0].width
+    column = torch.arange(columns)[:, None]
+    states, places, tokens, owners = [], [], [], []
+    count = 0
+    for row, tree in enumerate(trees):
+        scored = tree.scored
+        states.append((row * hidden.shape[1] + roots[:, row, None] + scored.nodes).flatten())
+        places.append((count + column * len(scored.nodes) + scored.place).flatten())
+        tokens.append(scored.token.repeat(columns))
+        owners.append(((row * columns + column) * width + scored.continuation).flatten())
+        count += columns * len(scored.nodes)
+    state, place, token, owner = (
+        sent(torch.cat(parts), hidden.device) for parts in (states, places, tokens, owners)
+    )
+    logp = log_probability(model, hidden.flatten(0, 1)[state], place, token)
+    sums = torch.zeros(len(trees) * columns * width, device=hidden.device)
+    return sums.index_add_(0, owner, logp).view(len(trees), columns, width)
 
 
 def divergence(
     model: HookedModel, hidden: Float[Tensor, "copy node d_model"], base: Float[Tensor, "node token"]
 ) -> Float[Tensor, "copy node"]:
-    """KL(base || next-token distribution) after final hidden states, in nats, on the CPU.
+    """KL(base || next-token distribution) after final hidden states, in nats.
 
     base: log-probabilities. The copies' vocabulary is unembedded in tiles, as in
     `HookedModel.log_probability`.
@@ -137,7 +171,7 @@ def divergence(
             cross = cross + (logp.exp() * (logp - logits)).sum(-1)
             norms.append(logits.logsumexp(-1))
         parts.append(cross + torch.stack(norms).logsumexp(0))
-    return torch.cat(parts).cpu()
+    return torch.cat(parts)
 
 
 def read_last(
@@ -175,7 +209,7 @@ def score(
         torch.cat([sees_prefix, tree.visible], 1)[None].to(model.device),
         torch.arange(prefix, device=model.device)[None],
     )
-    return read_targets(model, hidden, tree)[0]
+    return read_trees(model, hidden, [tree], torch.zeros(1, 1, dtype=torch.long))[0, 0].cpu()
 
 
 @torch.inference_mode()

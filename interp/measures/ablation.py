@@ -14,7 +14,7 @@ model knows (Zhang & Nanda 2023, 2309.16042).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -23,16 +23,21 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from interp.engine.cells import Run, held_bytes
+from interp.engine.loops import Plain
 from interp.engine.positions import readings
-from interp.engine.sweeps import Packed, Plain
+from interp.engine.sweeps import Packed
 from interp.measures.pairs import Answer, answer_tokens, check_differ, continuations
-from interp.measures.patching import BUDGET, cells_of, columns_of, rows_of
+from interp.measures.patching import Held, cells_of, columns_of, rows_of
 from interp.measures.sweep import cell_columns, within
+from interp.models.devices import halved, most_held
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
+from interp.models.whole import length_batches
 from interp.prompts.format import Prompt
 from interp.prompts.text import AnyPrompt, Readable, decoded, read_texts, tokenizer_of
 from interp.results.shown import Plotted, counted, labelled
@@ -105,7 +110,7 @@ def ablate(
     direction: Sequence[float] | Float[np.ndarray, "d_model"] | None = None,
     donors: Donors | None = None,
     seed: int = 0,
-    budget: float = BUDGET,
+    budget: float | None = None,
     progress: bool = False,
 ) -> Ablation:
     """Ablate each site of each layer at chosen positions of each prompt.
@@ -124,7 +129,7 @@ def ablate(
         donors: for `how="donors"`: (site, layer) -> a row for each prompt, or each of its positions; other
             layers are NaN.
         seed: of what is resampled.
-        budget: MiB that one packed pass may take.
+        budget: MiB that one packed pass may take (None: as in `interp.patch`).
 
     Raises:
         ValueError: for no prompt, another way or position, a mean or a resampling of a single prompt, and
@@ -135,12 +140,14 @@ def ablate(
     unit = _check(given, how, direction, answers, donors)
     names = every_layer(sites if donors is None else list(dict.fromkeys(site for site, _ in donors)))
     replacing = _Replacing(how, unit, seed, donors)
-    ablating = _Ablating(model, given, names, at, answers, donors, int(budget * 2**20))
+    ablating = _Ablating(model, given, names, at, answers, donors, budget)
+    batches = ablating.batches()
     if how in ("mean", "resample"):
-        for index in tqdm(ablating.read, desc="read", leave=False, disable=not progress):
-            replacing.add(index, ablating.run(index).values)
-    for index in tqdm(ablating.read, desc="ablate", leave=False, disable=not progress):
-        ablating.ablate(index, replacing, progress)
+        for batch, runs in tqdm(ablating.runs(batches), desc="read", leave=False, disable=not progress):
+            for r, index in enumerate(batch):
+                replacing.add(index, ablating.own(runs, r, index))
+    for batch, runs in tqdm(ablating.runs(batches), desc="ablate", leave=False, disable=not progress):
+        ablating.ablate(batch, runs, replacing, progress)
     return ablating.result(how)
 
 
@@ -155,11 +162,12 @@ class _Ablating:
         at: str | int | Sequence[int],
         answers: Sequence[Answer],
         donors: Donors | None,
-        budget: int,
+        budget: float | None,
     ) -> None:
         if at in ("trace", "action_tag"):
             raise ValueError(f"Ablation is done in the prompt, not at {at!r}.")
-        self.model, self.prompts, self.sites, self.budget = model, prompts, sites, budget
+        self.model, self.prompts, self.sites = model, prompts, sites
+        self.budget = None if budget is None else int(budget * 2**20)
         self.alone = at == "all"  # every position by itself
         self.signs = np.array([1, -1][: len(answers)])
         found = readings(prompts, "all" if at == "prompt" else at)
@@ -184,28 +192,62 @@ class _Ablating:
         self.effect, self.kl = np.full(grid, np.nan), np.full(grid, np.nan)
         self.base = np.full(len(prompts), np.nan)
 
-    def run(self, index: int) -> Packed | Plain:
-        """The unablated run of a prompt."""
-        both, scored = self.tails[index]
-        kept = (self.sites, self.positions[index], (), self.budget, [0])
-        return (Plain if self.path else Packed)(self.model, self.prompts[index].ids, both, scored, *kept)
+    def batches(self) -> list[list[int]]:
+        """Prompts that are ablated together, of similar lengths: as many as are held at once."""
+        held = held_bytes(self.model, [self._run(index) for index in self.read], self.sites)
+        return [[self.read[k] for k in batch] for batch in length_batches(held, most_held(self.model))]
 
-    def ablate(self, index: int, replacing: _Replacing, progress: bool) -> None:
-        """Fill in what every cell of a prompt does."""
-        own, held = self.run(index), self.positions[index]
-        places = [(p,) for p in held] if self.alone else [tuple(held)]
-        slots = held if self.alone else [0]
-        cells = cells_of(self.model, self.sites, replacing.values(index, own.values), places)
-        scores = own.patched(cells, progress and self.alone).double().numpy()
-        by_cell = scores.reshape(sum(self.there), len(places), -1)
-        if len(self.signs):
-            self.base[index] = own.base.double().numpy() @ self.signs
-        for number, cell in zip(np.flatnonzero(self.there), by_cell):
-            row, layer = divmod(int(number), self.model.n_layers)
-            self.kl[index, row, layer, slots] = cell[:, -1]
+    def _run(self, index: int) -> Run:
+        return Run(self.prompts[index].ids, *self.tails[index], self.positions[index], [0])
+
+    def runs(self, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], Packed | Plain]]:
+        """The unablated runs of each batch of prompts, which is halved where it does not fit the GPU."""
+        kind = Plain if self.path else Packed
+
+        def run(batch: list[int]) -> tuple[list[int], Packed | Plain]:
+            return batch, kind(self.model, [self._run(index) for index in batch], self.sites, self.budget)
+
+        return halved(batches, run)
+
+    def own(self, runs: Packed | Plain, r: int, index: int) -> Values:
+        """A prompt's own activations, which is run `r` of a batch."""
+        n = len(self.positions[index])
+        return {key: held[r][..., :n, :] for key, held in runs.values.items()}
+
+    def ablate(
+        self, batch: Sequence[int], runs: Packed | Plain, replacing: _Replacing, progress: bool
+    ) -> None:
+        """Fill in what every cell of some prompts does."""
+        values = [replacing.values(index, self.own(runs, r, index)) for r, index in enumerate(batch)]
+        held: Held = {key: _stacked([each[key] for each in values]) for key in values[0]}
+        places = [self._places(index) for index in batch]
+        most = max(map(len, places))
+        taken = [[*each, *[()] * (most - len(each))] for each in places]
+        at = [
+            [tuple(self.positions[i][k] for k in each[p]) for i, each in zip(batch, taken)]
+            for p in range(most)
+        ]
+        cells = cells_of(
+            self.model, self.sites, held, at, [list(each) for each in zip(*taken)], range(len(batch))
+        )
+        scores = runs.patched(cells, progress=progress and self.alone).double().numpy()
+        by_cell = scores.reshape(len(batch), sum(self.there), most, -1)
+        base = runs.base.double().numpy()
+        for r, index in enumerate(batch):
+            slots = self.positions[index] if self.alone else [0]
             if len(self.signs):
-                moved = cell[:, : len(self.signs)] @ self.signs - self.base[index]
-                self.effect[index, row, layer, slots] = moved
+                self.base[index] = base[r] @ self.signs
+            for number, cell in zip(np.flatnonzero(self.there), by_cell[r, :, : len(slots)]):
+                row, layer = divmod(int(number), self.model.n_layers)
+                self.kl[index, row, layer, slots] = cell[:, -1]
+                if len(self.signs):
+                    moved = cell[:, : len(self.signs)] @ self.signs - self.base[index]
+                    self.effect[index, row, layer, slots] = moved
+
+    def _places(self, index: int) -> list[tuple[int, ...]]:
+        """Which of a prompt's positions each cell replaces, counted from 0."""
+        held = range(len(self.positions[index]))
+        return [(k,) for k in held] if self.alone else [tuple(held)]
 
     def result(self, how: str) -> Ablation:
         """The effects, without an axis of positions where all are ablated together."""
@@ -240,6 +282,11 @@ def _check(
     if vector.ndim != 1 or not vector.isfinite().all() or not vector.norm() > 0:
         raise ValueError("`direction` is one vector of finite numbers, not all of them 0.")
     return vector / vector.norm()
+
+
+def _stacked(values: list[Tensor]) -> Float[Tensor, "run position width"] | list[Tensor]:
+    """Values of several prompts as one tensor, padded on the right, if they are [position, width]."""
+    return pad_sequence(values, batch_first=True) if values[0].ndim == 2 else values
 
 
 def _continuations(

@@ -2,7 +2,6 @@
 
 >>> sweep = patch(model, clean, corrupt, at="history", metrics=("difference", "kl"))
 >>> sweep.denoise.shape, sweep.of("kl").denoise.shape          # [pair, site, layer] each
->>> sanity(model, clean, corrupt)                              # Sanity(self_patch=4e-06, everything=2e-06)
 >>> patch(model, "Take a mug. Put the", "Take a pen. Put the", at="all", answers=(" mug", " pen"))
 
 A whole sweep costs about as much as reading the two prompts (see `interp.engine.sweeps`). Practice:
@@ -21,23 +20,29 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.engine.sweeps import Cell, Packed, Plain
+from interp.engine.cells import Cell, Run, held_bytes
+from interp.engine.loops import Plain
+from interp.engine.sweeps import Packed
 from interp.measures.pairs import Align, Answers, Pair, PairedPositions, pairs_of, token_texts
 from interp.measures.sweep import METRICS as METRICS
 from interp.measures.sweep import Sweep as Sweep
+from interp.measures.sweep import effects as effects
+from interp.measures.sweep import gap_of
+from interp.models.devices import halved, most_held, sent
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
+from interp.models.whole import length_batches
 from interp.prompts.format import SPANS, Prompt
 from interp.prompts.text import TEXT, AnyPrompt, Readable, shared
 from interp.results.shown import warn_incomplete
 
-BUDGET = 256  # MiB
 #: The first three as sums over continuations, in the order in which `_continuations_of` lists them.
 _SIGNS = {"difference": (1, -1), "logit_diff": (1, -1), "logp": (1,)}
-_OTHER = {"clean": "corrupt", "corrupt": "clean"}
 #: The positions of one cell.
 Positions = tuple[int, ...]
+#: Activations at each (site, layer), of each run, at the positions that it holds.
+Held = Mapping[tuple[str, int], Float[Tensor, "run position width"]] | Mapping[tuple[str, int], list[Tensor]]
 
 
 def _continuations_of(
@@ -95,28 +100,46 @@ def columns_of(model: HookedModel, row: str, layer: int) -> slice | None:
 def cells_of(
     model: HookedModel,
     sites: Sequence[str],
-    values: Mapping[tuple[str, int], Float[Tensor, "*continuation position width"]],
-    positions: Sequence[Positions],
-    donors: Sequence[Positions] = (),
-    held: Sequence[int] = (),
+    values: Held,
+    positions: Sequence[Sequence[Positions]],
+    taken: Sequence[Sequence[Sequence[int]]],
+    donors: Sequence[int],
 ) -> list[Cell]:
-    """A cell for each row of the sweep, layer that has it and a value, and positions, in that order.
+    """A cell for each row of the sweep, layer that has it and a value, and place, in that order.
 
     Args:
-        values: of the donor run, at its positions `held` (those of all cells where not given).
-        donors: the donor's positions of each cell (the same ones where not given).
+        values: of each run, at the positions that it holds.
+        positions: of each place in each run.
+        taken: for each of those positions, which of the donor's held positions its value is of.
+        donors: the run that each run's values come from.
     """
-    donors = donors or positions
-    index = {p: i for i, p in enumerate(held or sorted({p for cell in donors for p in cell}))}
     cells = []
+    by_site = {key: _taken(held, taken, donors) for key, held in values.items()}
     for row, layer in itertools.product(rows_of(model, sites), range(model.n_layers)):
         site, columns = row.partition(".")[0], columns_of(model, row, layer)
         if columns is None or (site, layer) not in values:
             continue
-        for cell, donor in zip(positions, donors):
-            replacement = values[site, layer][..., [index[p] for p in donor], :][..., columns]
-            cells.append(Cell(site, layer, cell, replacement, columns))
+        for own, replacements in zip(positions, by_site[site, layer]):
+            if isinstance(replacements, Tensor):
+                cells.append(Cell(site, layer, own, replacements[..., columns], columns))
+            else:
+                cells.append(Cell(site, layer, own, [each[..., columns] for each in replacements], columns))
     return cells
+
+
+def _taken(
+    held: Float[Tensor, "run position width"] | Sequence[Tensor],
+    taken: Sequence[Sequence[Sequence[int]]],
+    donors: Sequence[int],
+) -> Sequence[Float[Tensor, "run position width"] | list[Tensor]]:
+    """For each place, the donors' values at the positions that are taken, padded on the right."""
+    if not isinstance(held, Tensor):
+        return [[held[d][..., list(index), :] for d, index in zip(donors, place)] for place in taken]
+    most = max(len(index) for place in taken for index in place)
+    padded = torch.tensor([[[*index, *[0] * (most - len(index))] for index in place] for place in taken])
+    index = sent(padded, held.device).transpose(0, 1)  # [run, place, position]
+    rows = sent(torch.tensor(donors), held.device)[:, None, None]
+    return held[rows, index].unbind(1)
 
 
 @measured
@@ -128,7 +151,7 @@ def patch_modes(
     at: Sequence[str | int | tuple[int, ...]] = ("boundary",),
     modes: Sequence[str] = ("prompt", "cot"),
     minimum: float = 1.0,
-    budget: float = BUDGET,
+    budget: float | None = None,
     progress: bool = False,
     metrics: Sequence[str] = ("difference",),
     *,
@@ -139,9 +162,9 @@ def patch_modes(
     pairs = pairs_of(model.tokenizer, clean, corrupt, answers, align)
     _check_choices(pairs, at, modes, metrics)
     patching = _Patching(model, pairs, every_layer(sites), at, modes, minimum, budget, metrics)
-    numbers = tqdm(range(len(pairs)), desc="patch", leave=False, disable=not progress)
-    for index in numbers:
-        patching.pair(index, progress)
+    with tqdm(total=len(pairs), desc="patch", leave=False, disable=not progress) as bar:
+        for batch in halved(patching.batches(), lambda batch: patching.sweep(batch, progress) or batch):
+            bar.update(len(batch))
     return patching.sweeps()
 
 
@@ -189,18 +212,20 @@ class _Patching:
         at: Sequence[str | int | tuple[int, ...]],
         modes: Sequence[str],
         minimum: float,
-        budget: float,
+        budget: float | None,
         metrics: Sequence[str],
     ) -> None:
         self.model, self.pairs, self.sites, self.at = model, pairs, sites, at
-        self.modes, self.minimum, self.budget = modes, minimum, int(budget * 2**20)
+        self.modes, self.minimum = modes, minimum
+        self.budget = None if budget is None else int(budget * 2**20)
         self.metrics = [m for m in METRICS if m == "difference" or m in metrics]
         self.labels = rows_of(model, sites)
         layers = range(model.n_layers)
         self.there: Bool[np.ndarray, "row layer"] = np.array(
             [[columns_of(model, row, layer) is not None for layer in layers] for row in self.labels]
         )
-        self.kind, self.path = _kind(model, pairs, modes)
+        self.kind, self.path = kind_of(model, pairs, modes)
+        self.places = [_places(pair, at) for pair in pairs]
         self.base = np.empty((2, len(self.metrics), len(modes), len(pairs)))
         longest = max(len(pair.clean.ids) for pair in pairs)
         grid = (len(self.labels), model.n_layers)
@@ -208,71 +233,114 @@ class _Patching:
             a: np.full((*self.base.shape, *grid, longest if a == "all" else 1), np.nan) for a in at
         }
 
-    def pair(self, index: int, progress: bool) -> None:
-        """Sweep one pair, in both directions."""
+    def batches(self) -> list[list[int]]:
+        """Pairs that are swept together, of similar lengths: as many as are held at once."""
+        runs = [self._run(i, r) for i in range(len(self.pairs)) for r in range(2)]
+        held = held_bytes(self.model, runs, self.sites)
+        each = [2 * max(held[2 * i : 2 * i + 2]) for i in range(len(self.pairs))]
+        return length_batches(each, most_held(self.model))
+
+    def _run(self, index: int, r: int) -> Run:
+        """A prompt of a pair, with what is read after it."""
         pair = self.pairs[index]
-        alike = shared(*(p.ids for p in pair.prompts))
-        positions = {a: pair.positions(a) for a in self.at}
-        # Up to the first token that differs both runs are the same, so there is nothing to replace there.
-        changed = {a: [_changed(cell, alike) for cell in cells] for a, cells in positions.items()}
-        held = {
-            run: sorted({p for cells in changed.values() for cell in cells for p in cell[r]})
-            for r, run in enumerate(_OTHER)
-        }
-        runs = self._runs(pair, held, min([alike, *held["clean"], *held["corrupt"]]))
-        for r, (run, donor) in enumerate(_OTHER.items()):
-            apart = torch.empty(0)
-            own, other = runs[run].heads, runs[donor].heads
-            if own is not None and other is not None:
-                apart = (own.exp() * (own - other)).sum(-1).cpu()
-            self.base[r, ..., index] = self._values(torch.cat([runs[run].base, apart]))
-        gaps = [_gap(metric, *self.base[:, i, :, index]) for i, metric in enumerate(self.metrics)]
-        if not any((gap >= self.minimum).any() for gap in gaps):
-            return  # dropped anyway
-        for r, (run, donor) in enumerate(_OTHER.items()):
-            nothing = torch.zeros(len(self.modes) if "kl" in self.metrics else 0)
-            still = self._values(torch.cat([runs[run].base, nothing]))
-            for a in self.at:
-                # the position axis of `all` is the clean prompt's
-                places = [cell[0][0] for cell in positions[a]] if a == "all" else [0] * len(positions[a])
-                patched = self.patched[a][r, :, :, index]
-                patched[..., places] = still[..., None, None, None]
-                live = [i for i, cell in enumerate(changed[a]) if cell[0]]
-                if live:
-                    cells = cells_of(
-                        self.model,
-                        self.sites,
-                        runs[donor].values,
-                        [changed[a][i][r] for i in live],
-                        [changed[a][i][1 - r] for i in live],
-                        held[donor],
-                    )
-                    values = self._values(runs[run].patched(cells, progress and a == "all"))
-                    grid = np.full((*self.base.shape[1:3], *self.there.shape, len(live)), np.nan)
-                    by_cell = np.moveaxis(values, -1, 1)
-                    grid[:, :, self.there] = by_cell.reshape(*self.base.shape[1:3], -1, len(live))
-                    patched[..., [places[i] for i in live]] = grid
+        tails: list[list[int]] = []
+        scored: list[int] = []
+        for mode in self.modes:
+            more, counts = _continuations_of(pair, pair.prompts[r], mode, self.metrics)
+            tails += more
+            scored += counts
+        each = len(tails) // len(self.modes)
+        compared = range(0, len(tails), each) if "kl" in self.metrics else ()
+        held = self.places[index].held[r]
+        return Run(pair.prompts[r].ids, tails, scored, held, list(compared))
+
+    def sweep(self, batch: Sequence[int], progress: bool) -> None:
+        """Sweep some pairs, in both directions: a batch of their clean runs, then of their corrupt ones."""
+        runs = self.kind(
+            self.model, [self._run(i, r) for r in range(2) for i in batch], self.sites, self.budget
+        )
+        cells = {a: self._cells(a, batch, runs) for a in self.at}
+        # One pass on a GPU takes less time than the wait to know which pairs are dropped.
+        found = {a: runs.patched(each) for a, each in cells.items() if each and runs.in_one_pass(each)}
+        alive = self._unpatched(batch, runs)
+        rows = [r * len(batch) + k for r in range(2) for k in alive]
+        for a, each in cells.items():
+            if not each or not alive:
+                self._fill(a, batch, alive, None)
+                continue
+            scores = found[a][rows] if a in found else runs.patched(each, rows, progress and a == "all")
+            self._fill(a, batch, alive, self._values(scores))
+
+    def _cells(
+        self, a: str | int | tuple[int, ...], batch: Sequence[int], runs: Packed | Plain
+    ) -> list[Cell]:
+        """The cells of one of `at` in all runs of a batch, for each row, layer and place."""
+        n, places = len(batch), [self.places[i] for i in batch]
+        count = _most(places, a)
+        positions: list[list[Positions]] = [[] for _ in range(count)]
+        taken: list[list[list[int]]] = [[] for _ in range(count)]
+        for r in range(2):
+            for each in places:
+                index = {p: k for k, p in enumerate(each.held[1 - r])}
+                for place in range(count):
+                    pair = each.changed[a][place] if place < len(each.changed[a]) else ((), ())
+                    positions[place].append(pair[r])
+                    taken[place].append([index[p] for p in pair[1 - r]])
+        live = [place for place, each in enumerate(positions) if any(each)]
+        if not live:
+            return []
+        donors = [*range(n, 2 * n), *range(n)]
+        chosen = [positions[place] for place in live], [taken[place] for place in live]
+        return cells_of(self.model, self.sites, runs.values, *chosen, donors)
+
+    def _unpatched(self, batch: Sequence[int], runs: Packed | Plain) -> list[int]:
+        """Fill in the unpatched values; which pairs of the batch are told apart by some metric."""
+        n, base = len(batch), runs.base
+        if runs.heads is not None:
+            own, other = runs.heads, runs.heads.roll(n, 0)
+            apart = torch.stack([(a.exp() * (a - b)).sum(-1) for a, b in zip(own, other)])
+            base = torch.cat([base, apart.cpu()], 1)
+        values = self._values(base)  # [metric, run, mode]
+        self.base[..., batch] = values.reshape(len(self.metrics), 2, n, -1).transpose(1, 0, 3, 2)
+        alive = []
+        for k, index in enumerate(batch):
+            gaps = [gap_of(metric, *self.base[:, i, :, index]) for i, metric in enumerate(self.metrics)]
+            if any((gap >= self.minimum).any() for gap in gaps):
+                alive.append(k)
+        return alive
+
+    def _fill(
+        self,
+        a: str | int | tuple[int, ...],
+        batch: Sequence[int],
+        alive: Sequence[int],
+        values: Float[np.ndarray, "metric run cell mode"] | None,
+    ) -> None:
+        """Fill in the values of cells: those of a place where nothing differs are the unpatched ones."""
+        places = [self.places[i] for i in batch]
+        some = [
+            any(len(e.changed[a]) > p and e.changed[a][p][0] for e in places) for p in range(_most(places, a))
+        ]
+        column = np.cumsum(some) - 1  # place -> its column among those with cells
+        still = self.base[..., batch]
+        still[:, [i for i, metric in enumerate(self.metrics) if metric == "kl"]] = 0
+        for r, (j, k) in itertools.product(range(2), enumerate(alive)):
+            index, own = batch[k], places[k]
+            patched = self.patched[a][r, :, :, index]
+            # the position axis of `all` is the clean prompt's
+            at = [cell[0][0] for cell in own.cells[a]] if a == "all" else [0] * len(own.cells[a])
+            patched[..., at] = still[r, :, :, k][..., None, None, None]
+            live = [p for p, cell in enumerate(own.changed[a]) if cell[0]]
+            if values is None or not live:
+                continue
+            by_cell = np.moveaxis(values[:, r * len(alive) + j], -1, 1)  # [metric, mode, cell]
+            grid = np.full((*by_cell.shape[:2], *self.there.shape, len(live)), np.nan)
+            each = by_cell.reshape(*by_cell.shape[:2], self.there.sum(), -1)
+            grid[:, :, self.there] = each[..., column[live]]
+            patched[..., [at[p] for p in live]] = grid
 
     def _values(self, scores: Float[Tensor, "*rest column"]) -> Float[np.ndarray, "metric *rest mode"]:
         return _values(scores, self.metrics, len(self.modes))
-
-    def _runs(self, pair: Pair, held: Mapping[str, Sequence[int]], start: int) -> dict[str, Packed | Plain]:
-        """The unpatched runs of a pair, whose first `start` tokens are the same; kept at positions `held`."""
-        prefix: list[tuple[Tensor, Tensor]] = []
-        runs = {}
-        for run, prompt in zip(_OTHER, pair.prompts):
-            tails: list[list[int]] = []
-            scored: list[int] = []
-            for mode in self.modes:
-                more, counts = _continuations_of(pair, prompt, mode, self.metrics)
-                tails += more
-                scored += counts
-            each = len(tails) // len(self.modes)
-            compared = range(0, len(tails), each) if "kl" in self.metrics else ()
-            kept = (self.sites, held[run], prefix, self.budget, list(compared))
-            runs[run] = self.kind(self.model, prompt.ids, tails, scored, *kept)
-            prefix = [(k[:, :, :start], v[:, :, :start]) for k, v in runs[run].layers]
-        return runs
 
     def sweeps(self) -> dict[tuple[str | int | tuple[int, ...], str], Sweep]:
         """(at, mode) -> Sweep."""
@@ -289,13 +357,41 @@ class _Patching:
         return sweeps
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where a pair is patched, for each of `at`.
+
+    `cells`: the positions of each place; `changed`: those of them at which the runs differ; `held`: the
+    positions of the clean run, then of the corrupt one, whose activations are read.
+    """
+
+    cells: Mapping[str | int | tuple[int, ...], list[PairedPositions]]
+    changed: Mapping[str | int | tuple[int, ...], list[PairedPositions]]
+    held: tuple[list[int], list[int]]
+
+
+def _places(pair: Pair, at: Sequence[str | int | tuple[int, ...]]) -> _Places:
+    alike = shared(*(p.ids for p in pair.prompts))
+    cells = {a: pair.positions(a) for a in at}
+    # Up to the first token that differs both runs are the same, so there is nothing to replace there.
+    changed = {a: [_changed(cell, alike) for cell in each] for a, each in cells.items()}
+    clean, corrupt = (
+        sorted({p for each in changed.values() for cell in each for p in cell[r]}) for r in range(2)
+    )
+    return _Places(cells, changed, (clean, corrupt))
+
+
+def _most(places: Sequence[_Places], a: str | int | tuple[int, ...]) -> int:
+    return max(len(each.changed[a]) for each in places)
+
+
 def _changed(cell: PairedPositions, alike: int) -> PairedPositions:
     """The positions of a cell at which the runs differ: not where both are the same up to there."""
     differs = [(p, q) for p, q in zip(*cell) if p != q or p >= alike]
     return tuple(p for p, _ in differs), tuple(q for _, q in differs)
 
 
-def _kind(
+def kind_of(
     model: HookedModel, pairs: Sequence[Pair], modes: Sequence[str]
 ) -> tuple[type[Packed] | type[Plain], str]:
     """How pairs are swept, and its name: packed where that is exact for the longest of their sequences."""
@@ -309,32 +405,6 @@ def _kind(
     return (Plain, path) if path else (Packed, "packed")
 
 
-def _gap(
-    metric: str, clean: Float[np.ndarray, "any"], corrupt: Float[np.ndarray, "any"]
-) -> Float[np.ndarray, "any"]:
-    """What a metric's effects are divided by (the smaller of two for `kl`)."""
-    return np.minimum(clean, corrupt) if metric == "kl" else clean - corrupt
-
-
-def effects(
-    metric: str,
-    labels: Sequence[str],
-    base: Sequence[Float[np.ndarray, "pair"]] | Float[np.ndarray, "2 pair"],
-    patched: Sequence[Float[np.ndarray, "pair *cell"]] | Float[np.ndarray, "2 pair *cell"],
-    minimum: float,
-    path: str,
-) -> Sweep:
-    """Normalise patched values of the clean and the corrupt runs by the unpatched ones, in nats."""
-    (clean, corrupt), (noised, denoised) = base, patched
-    gap = _gap(metric, clean, corrupt)
-    if metric == "kl":
-        moved, over = (denoised.T, noised.T), (corrupt, clean)
-    else:
-        moved, over = (denoised.T - corrupt, clean - noised.T), (gap, gap)
-    denoise, noise = ((m / np.where((gap >= minimum) & (o != 0), o, np.nan)).T for m, o in zip(moved, over))
-    return Sweep(tuple(labels), clean, corrupt, denoise, noise, moved[0].T, path)
-
-
 def patch(
     model: HookedModel,
     clean: Readable | Iterable[Readable],
@@ -343,7 +413,7 @@ def patch(
     at: str | int | Sequence[int] = "boundary",
     mode: str = "prompt",
     minimum: float = 1.0,
-    budget: float = BUDGET,
+    budget: float | None = None,
     progress: bool = False,
     metrics: Sequence[str] = ("difference",),
     *,
@@ -364,7 +434,8 @@ def patch(
         mode: the action is read right after the boundary (`prompt`), or after the reference trace of the
             patched run (`cot`).
         minimum: pairs whose denominator is below it, in nats, are NaN, with a warning.
-        budget: MiB that one packed pass may take (on a GPU that runs out all the same, passes are halved).
+        budget: MiB that one packed pass may take (None: 256 on a CPU, by free memory on a GPU, where passes
+            are halved should it run out).
         metrics: further ones of METRICS, from the same passes (`Sweep`).
         answers: the clean and the corrupt answer, texts or token ids, or two for each pair; the decisions'
             reference actions where None.
@@ -408,50 +479,3 @@ def warn_dropped(sweep: Sweep, minimum: float) -> None:
     if sweep.dropped > close:
         reasons.append(f"{sweep.dropped - close} because the prompt has no such span (patch at another one)")
     warn_incomplete(f"{sweep.dropped} of {len(sweep.clean)} pairs are dropped (NaN): {'; '.join(reasons)}.")
-
-
-@dataclass(frozen=True)
-class Sanity:
-    """What must come out 0 but for rounding, in nats."""
-
-    self_patch: float
-    """The largest change of an action's log-probability where a run is patched with itself."""
-    everything: float
-    """The largest distance from the other run's difference where the whole prompt is replaced by the other's.
-
-    That is at resid_pre of layer 0, and the action is read right after it (an effect of 1).
-    """
-
-
-@measured
-def sanity(
-    model: HookedModel, clean: Sequence[Prompt], corrupt: Sequence[Prompt], budget: float = BUDGET
-) -> Sanity:
-    """Patch each run of each pair with itself at every layer, and with everything of the other run.
-
-    No pair is left out, however little its runs differ.
-
-    Args:
-        clean, corrupt, budget: as in `patch`.
-
-    Raises:
-        ValueError: for lists that are not pairs.
-    """
-    pairs = pairs_of(model.tokenizer, clean, corrupt)
-    kind = _kind(model, pairs, ["prompt"])[0]
-    moved, off = 0.0, 0.0
-    for pair in pairs:
-        every = tuple(range(len(pair.clean.ids)))
-        runs = []
-        for prompt in pair.prompts:
-            tails, scored = pair.continuations(prompt, "prompt")
-            runs.append(
-                kind(model, prompt.ids, tails, scored, ["resid_pre"], every, budget=int(budget * 2**20))
-            )
-        for run, donor in zip(runs, runs[::-1]):
-            own = run.patched(cells_of(model, ["resid_pre"], run.values, [every]))
-            moved = max(moved, (own - run.base).abs().max().item())
-            whole = run.patched(cells_of(model, ["resid_pre"], donor.values, [every])[:1])[0].double()
-            aim = donor.base.double()
-            off = max(off, abs((whole[0] - whole[1]) - (aim[0] - aim[1])).item())
-    return Sanity(moved, off)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from interp.engine.packing import grow, plain_score, read_targets, score_whole
+from interp.engine.packing import Tree, grow, plain_score, read_trees, score_whole
+from interp.engine.reading import read_prompts
 from interp.measures.pairs import check_pairs, continuations, reference_actions
-from interp.models.hooked import HookedModel, Layers, layers_of
+from interp.models.caches import Layers, layers_of
+from interp.models.devices import activation_bytes, halved, most_held, sent, token_bytes
+from interp.models.hooked import HookedModel
 from interp.models.turns import measured
+from interp.models.whole import length_batches
 from interp.prompts.format import Prompt
-from interp.prompts.text import shared
 from interp.results.shown import Plotted, counted, warn_incomplete
 
 #: How far a log-probability may be from a plain pass's, in its own size, for rounding alone.
@@ -86,72 +90,105 @@ class Reliance(Plotted):
         return pd.DataFrame(dict(pair=self.kept, **{name: getattr(self, name) for name in names}))
 
 
-@torch.inference_mode()
-def packed_paths(
-    model: HookedModel,
-    prompts: Both,
-    traces: Both,
-    actions: Sequence[Sequence[int]],
-    scored: Sequence[int],
-) -> Float[Tensor, "path action"]:
-    """Log-probabilities of the actions in each path, in nats: every trace and action in one packed pass.
+@dataclass(frozen=True)
+class Swap:
+    """What a pair's paths are made of: ids of both prompts, both traces, and the actions after them.
 
-    Args:
-        actions: continuations of the trace, of whose tokens the last `scored` count.
+    scored: how many last tokens of each action count.
     """
-    tree, n, t = grow(actions, scored), len(prompts["clean"]), len(traces["clean"])
-    model.check_length(n + t + max(map(len, actions)))
-    once = min(shared(prompts["clean"], prompts["corrupt"]), n - 1)
-    start = layers_of(model.read(prompts["clean"][:once]))
-    runs = [layers_of(model.read(ids[once:], model.new_cache(start))) for ids in prompts.values()]
-    prefix = [(torch.cat([a[0], b[0]], 2), torch.cat([a[1], b[1]], 2)) for a, b in zip(*runs, strict=True)]
-    span = {run: slice(i * n, (i + 1) * n) for i, run in enumerate(prompts)}
-    size = len(TRACES) * t + len(PATHS) * len(tree)
-    before, within = torch.zeros(size, 2 * n, dtype=torch.bool), torch.zeros(size, size, dtype=torch.bool)
+
+    prompts: Both
+    traces: Both
+    actions: Sequence[Sequence[int]]
+    scored: Sequence[int]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return len(self.prompts["clean"]) + len(self.traces["clean"]) + max(map(len, self.actions))
+
+    @property
+    def slots(self) -> int:
+        """Tokens after the prompts, in all paths together, at most."""
+        return len(TRACES) * len(self.traces["clean"]) + len(PATHS) * sum(map(len, self.actions))
+
+
+class _Slots(NamedTuple):
+    """The tokens after a pair's prompts: each trace after each prompt, then each path's tree of actions."""
+
+    ids: Int[Tensor, " slot"]
+    at: Int[Tensor, " slot"]
+    reads: Int[Tensor, " slot"]
+    """The prompt that each slot sees: 0 the clean one, 1 the corrupt one."""
+    visible: Bool[Tensor, "slot slot"]
+    roots: list[int]
+    """Where the tree of each path begins."""
+
+
+def _slots(swap: Swap, tree: Tree) -> _Slots:
+    n, t, nodes = len(swap.prompts["clean"]), len(swap.traces["clean"]), len(tree)
+    size = len(TRACES) * t + len(PATHS) * nodes
+    reads, visible = torch.zeros(size, dtype=torch.long), torch.zeros(size, size, dtype=torch.bool)
+    numbers = {run: number for number, run in enumerate(swap.prompts)}
     slots_of = {trace: slice(i * t, (i + 1) * t) for i, trace in enumerate(TRACES)}
     for (run, _), slots in slots_of.items():
-        before[slots, span[run]] = True
-        within[slots, slots] = torch.ones(t, t, dtype=torch.bool).tril()
-    for i, (run, trace) in enumerate(PATHS.values()):
-        first = len(TRACES) * t + i * len(tree)
-        slots = slice(first, first + len(tree))
-        before[slots, span[run]] = True
-        within[slots, slots_of[trace]] = True
-        within[slots, slots] = tree.visible
-    ids = torch.tensor([i for _, text in TRACES for i in traces[text]] + tree.tokens * len(PATHS))
+        reads[slots] = numbers[run]
+        visible[slots, slots] = torch.ones(t, t, dtype=torch.bool).tril()
+    roots = [len(TRACES) * t + i * nodes for i in range(len(PATHS))]
+    for first, (run, trace) in zip(roots, PATHS.values()):
+        slots = slice(first, first + nodes)
+        reads[slots] = numbers[run]
+        visible[slots, slots_of[trace]] = True
+        visible[slots, slots] = tree.visible
+    ids = torch.tensor([i for _, text in TRACES for i in swap.traces[text]] + tree.tokens * len(PATHS))
     trace_at, tree_at = torch.arange(n, n + t).repeat(len(TRACES)), (tree.depths + n + t).repeat(len(PATHS))
-    at, visible = torch.cat([trace_at, tree_at]), torch.cat([before, within], 1)
-    prefix_at = torch.arange(n).repeat(2)
-    ids, at, visible, prefix_at = (each.to(model.device) for each in (ids, at, visible, prefix_at))
-    hidden, _ = model.packed(prefix, ids[None], at[None], visible[None], prefix_at[None])
-    return read_targets(model, hidden[0, len(TRACES) * t :].view(len(PATHS), len(tree), -1), tree)
+    return _Slots(ids, torch.cat([trace_at, tree_at]), reads, visible, roots)
 
 
 @torch.inference_mode()
-def plain_paths(
-    model: HookedModel,
-    prompts: Both,
-    traces: Both,
-    actions: Sequence[Sequence[int]],
-    scored: Sequence[int],
-) -> Float[Tensor, "path action"]:
+def packed_paths(model: HookedModel, swaps: Sequence[Swap]) -> Float[Tensor, "pair path action"]:
+    """Log-probabilities of the actions in each path, in nats: all pairs, traces and actions in one pass."""
+    for swap in swaps:
+        model.check_length(swap.longest)
+    trees = [grow(swap.actions, swap.scored) for swap in swaps]
+    slots = [_slots(swap, tree) for swap, tree in zip(swaps, trees)]
+    lengths = torch.tensor([len(swap.prompts["clean"]) for swap in swaps])
+    width, size, n = int(lengths.max()), max(len(each.ids) for each in slots), len(swaps)
+    layers, _ = read_prompts(model, [swap.prompts[run] for run in ("clean", "corrupt") for swap in swaps])
+    both = [(torch.cat([k[:n], k[n:]], 2), torch.cat([v[:n], v[n:]], 2)) for k, v in layers]
+    visible = torch.eye(size, dtype=torch.bool).repeat(n, 1, 1)  # what pads a row sees itself
+    for row, each in enumerate(slots):
+        visible[row, : len(each.ids), : len(each.ids)] = each.visible
+    device = model.device
+    ids, at, reads = (sent(pad_sequence(parts, batch_first=True), device) for parts in list(zip(*slots))[:3])
+    keys_at = torch.arange(width, device=device).repeat(2)
+    of_prompt = torch.arange(2, device=device).repeat_interleave(width)
+    before = (of_prompt == reads[..., None]) & (keys_at < sent(lengths, device)[:, None, None])
+    hidden, _ = model.packed(
+        both, ids, at, torch.cat([before, sent(visible, device)], 2), keys_at.expand(n, -1)
+    )
+    return read_trees(model, hidden, trees, torch.tensor([each.roots for each in slots]).T).cpu()
+
+
+@torch.inference_mode()
+def plain_paths(model: HookedModel, swap: Swap) -> Float[Tensor, "path action"]:
     """The reference implementation of `packed_paths`: a spliced cache for each path and action."""
-    return _spliced_paths(model, prompts, traces, [], actions, scored)
+    return _spliced_paths(model, swap, [], swap.actions, swap.scored)
 
 
 def _spliced_paths(
     model: HookedModel,
-    prompts: Both,
-    traces: Both,
+    swap: Swap,
     read_on: Sequence[int],
     actions: Sequence[Sequence[int]],
     scored: Sequence[int],
 ) -> Float[Tensor, "path action"]:
     """As `plain_paths`, each trace read with `read_on` after it, whose own keys and values are dropped."""
-    n, end = len(prompts["clean"]), len(prompts["clean"]) + len(traces["clean"])
+    n = len(swap.prompts["clean"])
+    end = n + len(swap.traces["clean"])
     runs: dict[tuple[str, str], Layers] = {}
     for run, text in TRACES:
-        layers = layers_of(model.read([*prompts[run], *traces[text], *read_on]))
+        layers = layers_of(model.read([*swap.prompts[run], *swap.traces[text], *read_on]))
         runs[run, text] = [(keys[:, :, :end], values[:, :, :end]) for keys, values in layers]
 
     def spliced(own: Tensor, other: Tensor) -> Tensor:
@@ -166,25 +203,17 @@ def _spliced_paths(
 
 
 @torch.inference_mode()
-def whole_paths(
-    model: HookedModel,
-    prompts: Both,
-    traces: Both,
-    actions: Sequence[Sequence[int]],
-    scored: Sequence[int],
-) -> Float[Tensor, "path action"]:
+def whole_paths(model: HookedModel, swap: Swap) -> Float[Tensor, "path action"]:
     """As `plain_paths`, with keys and values of passes to each action's end, where they depend on the length.
 
     Raises:
         NotImplementedError: where the paths without a splice are not those of plain passes all the same.
     """
-    scores = torch.cat(
-        [_spliced_paths(model, prompts, traces, action, [action], [n]) for action, n in zip(actions, scored)],
-        1,
-    )
+    each = zip(swap.actions, swap.scored)
+    scores = torch.cat([_spliced_paths(model, swap, action, [action], [n]) for action, n in each], 1)
     for path in ("unswapped", "total"):
         run = PATHS[path][0]
-        plain = score_whole(model, [*prompts[run], *traces[run]], actions, scored)
+        plain = score_whole(model, [*swap.prompts[run], *swap.traces[run]], swap.actions, swap.scored)
         off = (scores[list(PATHS).index(path)] - plain).abs().max().item()
         if not off < ROUNDING[model.dtype] * max(1.0, plain.abs().max().item()):
             raise NotImplementedError(
@@ -220,27 +249,26 @@ def prompt_reliance(
             f"{model.architecture} is not supported for prompt reliance: {model.support.reason}, "
             "so none can be swapped."
         )
-    paths = []
-    effects = np.empty((len(clean), len(EFFECTS)))
-    numbered = tqdm(list(zip(clean, corrupt)), desc="mediate", leave=False, disable=not progress)
-    for index, (first, second) in enumerate(numbered):
-        prompts, tails = {}, {}
-        for run, prompt in (("clean", first), ("corrupt", second)):
-            prompts[run], tails[run] = prompt.ids, prompt.format.with_trace(prompt.decision.trace)
-        actions, scored = continuations(reference_actions(first, second), tails["clean"][-1:])
-        longest = len(prompts["clean"]) + len(tails["clean"]) - 1 + max(map(len, actions))
-        model.check_length(longest)
-        path = model.path(longest)
-        if not path:
-            read = packed_paths
-        elif model.rereads(longest):
-            read = whole_paths
-        else:
-            read = plain_paths
-        paths.append(path)
-        logp = read(model, prompts, {run: tail[:-1] for run, tail in tails.items()}, actions, scored)
-        difference = (logp[:, 0] - logp[:, 1]).double().numpy()
-        effects[index] = difference[0] - difference[1:]
+    swaps = [_swap(*pair) for pair in zip(clean, corrupt)]
+    paths = [model.path(swap.longest) for swap in swaps]
+    logp = torch.empty(len(swaps), len(PATHS), 2)
+    with tqdm(total=len(swaps), desc="mediate", leave=False, disable=not progress) as bar:
+        for index in (i for i, path in enumerate(paths) if path):
+            read = whole_paths if model.rereads(swaps[index].longest) else plain_paths
+            logp[index] = read(model, swaps[index])
+            bar.update()
+        packed = [i for i, path in enumerate(paths) if not path]
+        batches = length_batches([_held_bytes(model, swaps[i]) for i in packed], most_held(model))
+
+        def run(batch: list[int]) -> tuple[list[int], Tensor]:
+            members = [packed[k] for k in batch]
+            return members, packed_paths(model, [swaps[i] for i in members])
+
+        for members, scores in halved(batches, run):
+            logp[members] = scores
+            bar.update(len(members))
+    difference = (logp[..., 0] - logp[..., 1]).double().numpy()
+    effects = difference[:, :1] - difference[:, 1:]
     named = dict(zip(EFFECTS, effects.T))
     kept = np.flatnonzero(named["total"] >= minimum)
     _warn_dropped(len(clean) - len(kept), len(clean), minimum)
@@ -250,6 +278,22 @@ def prompt_reliance(
         dropped=len(clean) - len(kept),
         path=next(filter(None, paths), "packed"),
     )
+
+
+def _swap(clean: Prompt, corrupt: Prompt) -> Swap:
+    """A pair's ids; the trace ends before the last token that opens the action."""
+    prompts, tails = {}, {}
+    for run, prompt in (("clean", clean), ("corrupt", corrupt)):
+        prompts[run], tails[run] = prompt.ids, prompt.format.with_trace(prompt.decision.trace)
+    actions, scored = continuations(reference_actions(clean, corrupt), tails["clean"][-1:])
+    return Swap(prompts, {run: tail[:-1] for run, tail in tails.items()}, actions, scored)
+
+
+def _held_bytes(model: HookedModel, swap: Swap) -> int:
+    """About the bytes that a pair takes: keys and values of both prompts, and what is read after them."""
+    prompts = 2 * len(swap.prompts["clean"])
+    masks = (2 + model.dtype.itemsize) * (prompts + swap.slots)
+    return prompts * token_bytes(model) + swap.slots * (activation_bytes(model) + masks)
 
 
 def _warn_dropped(dropped: int, pairs: int, minimum: float) -> None:

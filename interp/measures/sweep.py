@@ -107,6 +107,32 @@ class Sweep(Plotted):
         return labelled(variables, coordinates, dict(path=self.path))
 
 
+def gap_of(
+    metric: str, clean: Float[np.ndarray, "any"], corrupt: Float[np.ndarray, "any"]
+) -> Float[np.ndarray, "any"]:
+    """What a metric's effects are divided by (the smaller of two for `kl`), in nats."""
+    return np.minimum(clean, corrupt) if metric == "kl" else clean - corrupt
+
+
+def effects(
+    metric: str,
+    labels: Sequence[str],
+    base: Sequence[Float[np.ndarray, "pair"]] | Float[np.ndarray, "2 pair"],
+    patched: Sequence[Float[np.ndarray, "pair *cell"]] | Float[np.ndarray, "2 pair *cell"],
+    minimum: float,
+    path: str,
+) -> Sweep:
+    """Normalise patched values of the clean and the corrupt runs by the unpatched ones, in nats."""
+    (clean, corrupt), (noised, denoised) = base, patched
+    gap = gap_of(metric, clean, corrupt)
+    if metric == "kl":
+        moved, over = (denoised.T, noised.T), (corrupt, clean)
+    else:
+        moved, over = (denoised.T - corrupt, clean - noised.T), (gap, gap)
+    denoise, noise = ((m / np.where((gap >= minimum) & (o != 0), o, np.nan)).T for m, o in zip(moved, over))
+    return Sweep(tuple(labels), clean, corrupt, denoise, noise, moved[0].T, path)
+
+
 def cell_columns(
     shape: Sequence[int], first: str, sites: Sequence[str], tokens: Sequence[Sequence[str]]
 ) -> dict[str, Shaped[np.ndarray, "cell"]]:

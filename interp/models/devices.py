@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: Most tokens of a pass on a GPU, which fewer keep busy; and the part of its free memory that a pass may
 #: take.
 MOST, SHARE = 65_536, 0.5
+#: Bytes of keys, values and states that are held together on a CPU.
+HELD = 2**29
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Result = TypeVar("Result")
 
@@ -79,15 +81,29 @@ def free_bytes(device: torch.device) -> int:
     )
 
 
+def token_bytes(model: HookedModel) -> int:
+    """Bytes of a token's keys and values, in all layers."""
+    return sum(t.shape[1] * t.shape[3] * t.element_size() for layer in model.empty() for t in layer)
+
+
+def activation_bytes(model: HookedModel) -> int:
+    """About the bytes that a block makes of a token while it runs."""
+    inner = largest(model.config, "intermediate_size") or 4 * model.d_model
+    return model.dtype.itemsize * (4 * inner + 12 * model.d_model)
+
+
+def most_held(model: HookedModel) -> int:
+    """Bytes of keys, values and states to hold at once, if as much is left to work with them."""
+    return int(SHARE / 2 * free_bytes(model.device)) if model.device.type == "cuda" else HELD
+
+
 def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
     """Most tokens of one pass, padding included: by free memory on a GPU, `on_cpu` on a CPU."""
     if model.device.type != "cuda":
         return on_cpu
     item, config = model.dtype.itemsize, model.config
-    inner = largest(config, "intermediate_size") or 4 * model.d_model
     scores = model.n_heads * longest * (item + 4) if config._attn_implementation == "eager" else 0
-    each = item * (4 * inner + 12 * model.d_model) + scores
-    return min(MOST, int(SHARE * free_bytes(model.device) / each))
+    return min(MOST, int(SHARE * free_bytes(model.device) / (activation_bytes(model) + scores)))
 
 
 def halved(batches: Sequence[list], run: Callable[[list], Result]) -> Iterator[Result]:

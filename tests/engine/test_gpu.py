@@ -8,8 +8,9 @@ from interp.engine.capturing import capture
 from interp.engine.decoding import choose, decode
 from interp.measures.attribution import attribute
 from interp.measures.pairs import make_pairs
-from interp.measures.patching import METRICS, patch, sanity
+from interp.measures.patching import METRICS, patch
 from interp.measures.reliance import EFFECTS, prompt_reliance
+from interp.measures.sanity import sanity
 from interp.prompts.format import PromptFormat
 
 pytestmark = pytest.mark.gpu

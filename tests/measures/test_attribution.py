@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from interp.engine.sweeps import Cell, Plain
+from interp.engine.cells import Cell, Run
+from interp.engine.loops import Plain
 from interp.measures.attribution import at_span, attribute, attribute_modes
 from interp.measures.pairs import continuations, make_pairs, reference_actions
 from interp.measures.patching import patch
@@ -30,13 +31,17 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
     runs = [
         Plain(
             model,
-            p.ids,
-            *continuations(
-                reference_actions(clean[0], corrupt[0]),
-                p.format.action_prefix(None if mode == "prompt" else p.decision.trace),
-            ),
+            [
+                Run(
+                    p.ids,
+                    *continuations(
+                        reference_actions(clean[0], corrupt[0]),
+                        p.format.action_prefix(None if mode == "prompt" else p.decision.trace),
+                    ),
+                    range(size),
+                )
+            ],
             sites,
-            range(size),
         )
         for p in (clean[0], corrupt[0])
     ]
@@ -49,13 +54,13 @@ def test_an_estimate_is_the_slope_towards_the_other_run(model, pairs, mode):
                 slice(int(label[2:]) * width, (int(label[2:]) + 1) * width) if site == "z" else slice(None)
             )
             for layer in range(model.n_layers):
-                own, other = (r.values[site, layer][positions][:, columns] for r in (run, donor))
+                own, other = (r.values[site, layer][0][positions][:, columns] for r in (run, donor))
                 cells = [
-                    Cell(site, layer, (p,), (own[i] + sign * step * (other[i] - own[i]))[None], columns)
+                    Cell(site, layer, [(p,)], [(own[i] + sign * step * (other[i] - own[i]))[None]], columns)
                     for i, p in enumerate(positions)
                     for sign in (1, -1)
                 ]
-                logp = run.patched(cells).double()
+                logp = run.patched(cells)[0].double()
                 slope = (
                     (logp[:, 0] - logp[:, 1]).view(-1, 2) @ torch.tensor([1.0, -1.0]).double()
                 ).numpy() / (2 * step)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.measures.pairs import make_pairs
-from interp.measures.reliance import EFFECTS, PATHS, TRACES, packed_paths, plain_paths, prompt_reliance
+from interp.measures.reliance import EFFECTS, PATHS, TRACES, Swap, packed_paths, plain_paths, prompt_reliance
 from tests.measures.test_patching import difference, sides
 
 
@@ -60,7 +60,7 @@ def held(model, pair, prompt, trace):
 
 
 def test_every_path_equals_a_run_on_a_cache_spliced_by_hand(model, pairs):
-    found = effects(model, pairs[:3])
+    found, swaps = effects(model, pairs[:3]), []
     for i, pair in enumerate(pairs[:3]):
         base = held(model, pair, *PATHS["unswapped"])
         slow = {path: base - held(model, pair, *PATHS[path]) for path in EFFECTS}
@@ -73,8 +73,14 @@ def test_every_path_equals_a_run_on_a_cache_spliced_by_hand(model, pairs):
             for f in (lambda p: p.ids, lambda p: p.format.with_trace(p.decision.trace))
         )
         actions = [[tails["clean"][-1], *range(30, 36)], [tails["clean"][-1], *range(30, 33), 9]]
-        arguments = model, prompts, {n: t[:-1] for n, t in tails.items()}, actions, [6, 1]
-        torch.testing.assert_close(packed_paths(*arguments), plain_paths(*arguments), rtol=0, atol=1e-4)
+        swap = Swap(prompts, {n: t[:-1] for n, t in tails.items()}, actions, [6, 1])
+        swaps.append(swap)
+        torch.testing.assert_close(
+            packed_paths(model, [swap])[0], plain_paths(model, swap), rtol=0, atol=1e-4
+        )
+    together = packed_paths(model, swaps)  # of several lengths
+    for found_together, swap in zip(together, swaps, strict=True):
+        torch.testing.assert_close(found_together, plain_paths(model, swap), rtol=0, atol=1e-4)
 
 
 def test_swapping_nothing_changes_nothing(model, pairs):

@@ -1,5 +1,6 @@
 """Counterfactual pairs, and activation patching against a slow twin."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.engine import sweeps
+from interp.engine.cells import Cell, Run
+from interp.engine.loops import Plain
 from interp.engine.packing import divergence
-from interp.engine.sweeps import Cell, Packed, Plain
+from interp.engine.sweeps import Packed
 from interp.measures import patching
 from interp.measures.attribution import attribute
 from interp.measures.pairs import continuations, make_pairs, mismatch, reference_actions, swap, swapped
-from interp.measures.patching import METRICS, effects, patch, patch_modes, sanity
-from interp.models import unembedding
+from interp.measures.patching import METRICS, effects, patch, patch_modes
+from interp.measures.sanity import sanity
+from interp.models import devices, unembedding
 from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel, Support
 from interp.models.site_names import SITES
@@ -373,10 +377,15 @@ def test_patching_everything_gives_the_other_run_and_with_itself_nothing(model, 
     np.testing.assert_allclose([sweep.denoise[:, 0, 0], sweep.noise[:, 0, 0]], 1, atol=1e-3)
     cells = patching.cells_of  # a position that is forgotten is found
     monkeypatch.setattr(
-        patching,
+        importlib.import_module("interp.measures.sanity"),
         "cells_of",
-        lambda model, names, values, places: cells(
-            model, names, values, *[[p[:-1] for p in places]] * 2, places[0]
+        lambda model, names, values, places, taken, donors: cells(
+            model,
+            names,
+            values,
+            [[p[:-1] for p in place] for place in places],
+            [[index[:-1] for index in place] for place in taken],
+            donors,
         ),
     )
     assert sanity(model, *sides(usable)).everything > 1e-3
@@ -415,8 +424,9 @@ def test_patching_a_run_with_itself_changes_nothing(model, fmt, prompts, places)
     )
     flat = sorted({p for place in positions for p in place})
     names = [s for s in SITES if s in model.hook_points]
-    run = Packed(model, prompt.ids, tails, [2, 3], names, flat)
-    found = run.patched(patching.cells_of(model, names, run.values, positions))
+    run = Packed(model, [Run(prompt.ids, tails, [2, 3], flat)], names)
+    places = [[place] for place in positions], [[[flat.index(p) for p in place]] for place in positions]
+    (found,) = run.patched(patching.cells_of(model, names, run.values, *places, [0]))
     assert len(found) == (len(names) - 1 + model.n_heads) * model.n_layers * len(positions)
     np.testing.assert_allclose(found, run.base.expand_as(found), atol=1e-4)
 
@@ -465,16 +475,20 @@ def both(model, fmt, prompt, donor, names, positions, budget=256 * 2**20, kept=N
         [*fmt.mode_prefix("prompt"), *fmt.action_ids(a)]
         for a in ("go to desk 1", "go to drawer 11", "take mug 1 from desk 1")
     ]
-    arguments = prompt.ids, tails, [2, 3, 6], names, sorted({p for place in positions for p in place})
-    fast, slow = Packed(model, *arguments, budget=budget), Plain(model, *arguments)
-    values = {at: value.flip(-1) for at, value in Plain(model, donor.ids, *arguments[1:]).values.items()}
-    for at, value in slow.values.items():
-        torch.testing.assert_close(fast.values[at], value, rtol=1e-4, atol=1e-4)
-    cells = patching.cells_of(model, names, values, positions)
+    flat = sorted({p for place in positions for p in place})
+    run, other = (Run(p.ids, tails, [2, 3, 6], flat) for p in (prompt, donor))
+    fast, slow = Packed(model, [run], names, budget=budget), Plain(model, [run], names)
+    values = {
+        at: [each.flip(-1) for each in held] for at, held in Plain(model, [other], names).values.items()
+    }
+    for at, (value,) in slow.values.items():
+        torch.testing.assert_close(fast.values[at][0], value, rtol=1e-4, atol=1e-4)
+    places = [[place] for place in positions], [[[flat.index(p) for p in place]] for place in positions]
+    cells = patching.cells_of(model, names, values, *places, [0])
     torch.testing.assert_close(fast.base, slow.base, rtol=0, atol=1e-4)
     if key not in kept:
-        kept[key] = slow.patched(cells)
-    return fast.patched(cells), kept[key], fast.base
+        kept[key] = slow.patched(cells)[0]
+    return fast.patched(cells)[0], kept[key], fast.base[0]
 
 
 @pytest.mark.parametrize(
@@ -501,28 +515,72 @@ def test_every_cell_of_the_grid_of_a_span_and_of_a_head_equals_its_slow_twin(
     assert (slow - base).abs().max() > 1e-3  # and the cells do something
 
 
-@pytest.mark.parametrize("path, long", [("_chunk", 10**6), ("_rows", 0)])
-def test_a_pass_that_does_not_fit_is_halved_until_it_does(llama, fmt, pairs, monkeypatch, path, long):
+@pytest.mark.parametrize("long", [10**6, 0])
+def test_a_pass_that_does_not_fit_is_halved_until_it_does(llama, fmt, pairs, monkeypatch, long):
     prompt, donor = pairs[0]
-    positions, run, sizes = [(i,) for i in range(0, len(prompt.ids), 13)], getattr(Packed, path), []
+    positions, run, sizes = [(i,) for i in range(0, len(prompt.ids), 13)], Packed._pass, []
 
-    def small(self, cells):
-        sizes.append(len(cells))
-        if len(cells) > 3:
+    def small(self, columns, runs):
+        sizes.append(len(columns) * len(runs))
+        if sizes[-1] > 3:
             raise torch.OutOfMemoryError("no room")
-        return run(self, cells)
+        return run(self, columns, runs)
 
     monkeypatch.setattr(sweeps, "LONG", long)
     monkeypatch.setattr(sweeps, "PASS", (4096, 4096))
-    monkeypatch.setattr(Packed, path, small)
+    monkeypatch.setattr(Packed, "_pass", small)
     fast, slow, _ = both(llama, fmt, prompt, donor, ("resid_pre",), positions)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
     assert max(sizes) > 3
     monkeypatch.setattr(
-        Packed, path, lambda self, cells: (_ for _ in ()).throw(torch.OutOfMemoryError("no room"))
+        Packed, "_pass", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no room"))
     )
     with pytest.raises(torch.OutOfMemoryError):
         both(llama, fmt, prompt, donor, ("resid_pre",), positions)
+
+
+@pytest.mark.parametrize("held", [2**40, 0])
+@pytest.mark.parametrize("at", ["boundary", "observation", "prompt"])
+def test_pairs_together_are_the_pairs_by_themselves(model, pairs, monkeypatch, at, held):
+    """Ragged ones in one batch, or in batches of one; some of them dropped, and one whose runs are the same."""
+    some = [far_apart([pair], model, from_=12 if at == "prompt" else -1) for pair in pairs[:4]]
+    some[1] = pairs[1][0], replace(pairs[1][0], decision=pairs[1][1].decision)
+    alone = [
+        patch(model, [a], [b], ("resid_pre", "z"), at=at, minimum=-1e9, metrics=METRICS) for a, b in some
+    ]
+    gaps = sorted(float(sweep.clean[0] - sweep.corrupt[0]) for sweep in alone)
+    monkeypatch.setattr(devices, "HELD", held)
+    together = patch(model, *sides(some), ("resid_pre", "z"), at=at, minimum=-1e9, metrics=METRICS)
+    for metric in METRICS:
+        for name in ("clean", "corrupt", "moved"):
+            wanted = np.concatenate([getattr(sweep.of(metric), name) for sweep in alone])
+            np.testing.assert_allclose(getattr(together.of(metric), name), wanted, rtol=0, atol=2e-4)
+    kept = patch(model, *sides(some), ("resid_pre", "z"), at=at, minimum=(gaps[1] + gaps[2]) / 2)
+    assert kept.dropped == 2
+    for i in range(4):
+        if not np.isnan(kept.denoise[i]).all():
+            np.testing.assert_allclose(kept.moved[i], together.moved[i], rtol=0, atol=2e-4)
+
+
+@pytest.fixture
+def passes(llama):
+    """Shapes of the ids of each pass of the decoder."""
+    seen = []
+
+    def see(module, args, kwargs):
+        seen.append(tuple(kwargs["input_ids"].shape))
+
+    handle = llama.inner.register_forward_pre_hook(see, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
+def test_many_pairs_take_as_many_passes_as_one(llama, pairs, passes):
+    patch(llama, *sides(pairs[:1]), minimum=-1e9)
+    one = passes.copy()
+    passes.clear()
+    patch(llama, *sides(pairs[:8]), minimum=-1e9)
+    assert len(passes) <= len(one) + 2  # prompts that share a beginning may be read in packs
 
 
 def test_a_model_that_cannot_be_packed_takes_the_plain_loop_and_says_so(tokenizer, pairs):
@@ -627,14 +685,18 @@ def test_heads_are_cut_by_each_layer_s_own_width(fmt, pairs):
     for layer in (0, 1, 2):
         width = model.blocks[layer].self_attn.o_proj.in_features // 4
         runs = {
-            run: Plain(model, p.ids, tails, scored, ["z"], [len(p.ids) - 1])
+            run: Plain(model, [Run(p.ids, tails, scored, [len(p.ids) - 1])], ["z"])
             for run, p in (("clean", clean), ("corrupt", corrupt))
         }
         for head in range(4):
             columns = slice(head * width, (head + 1) * width)
             cell = Cell(
-                "z", layer, (len(clean.ids) - 1,), runs["clean"].values["z", layer][:, columns], columns
+                "z",
+                layer,
+                [(len(clean.ids) - 1,)],
+                [runs["clean"].values["z", layer][0][:, columns]],
+                columns,
             )
-            logp = runs["corrupt"].patched([cell])[0]
+            logp = runs["corrupt"].patched([cell])[0, 0]
             effect = (logp[0] - logp[1] - sweep.corrupt[0]) / (sweep.clean[0] - sweep.corrupt[0])
             assert sweep.denoise[0, head, layer] == pytest.approx(effect.item(), abs=1e-3)

@@ -13,10 +13,12 @@ import torch
 import transformers
 
 from interp.engine.capturing import capture
+from interp.engine.cells import Cell, Run
 from interp.engine.generation import continue_each
+from interp.engine.loops import Plain
 from interp.engine.packing import score
-from interp.engine.sweeps import Cell, Packed, Plain
-from interp.measures.reliance import PATHS, packed_paths, plain_paths, whole_paths
+from interp.engine.sweeps import Packed
+from interp.measures.reliance import PATHS, Swap, packed_paths, plain_paths, whole_paths
 from interp.models.architectures import COLUMNS, FAMILIES, SIZES, document, families, table, tiny
 from interp.models.architectures import page as as_page
 from interp.models.hooked import HookedModel
@@ -222,21 +224,28 @@ def check_decoding(model, prompts, nats):
 def check_patching(model, prompt, close):
     sites = [s for s in model.hook_points if all(model.hook_points[s])]
     kind = Packed if model.packs(len(prompt) + 4) else Plain
-    run, loop = (k(model, prompt, TAILS, SCORED, sites, [len(prompt) - 1]) for k in (kind, Plain))
-    close(run.base, scores(model.hf, prompt))
+    run, loop = (k(model, [Run(prompt, TAILS, SCORED, [len(prompt) - 1])], sites) for k in (kind, Plain))
+    close(run.base[0], scores(model.hf, prompt))
     last = model.n_layers - 1
     cells = [
-        Cell(site, layer, (len(prompt) - 1,), run.values[site, layer] * 0.5, slice(None))
+        Cell(site, layer, [(len(prompt) - 1,)], [run.values[site, layer][0] * 0.5], slice(None))
         for site in sites
         for layer in {1, last}
-        if run.values[site, layer].ndim == 2
+        if run.values[site, layer][0].ndim == 2
     ]
     if not cells:
         return
     patched = run.patched(cells)
     if kind is Packed:
         close(patched, loop.patched(cells))
-    for cell, found in zip(cells, patched):
+        # Beside a shorter prompt, which is padded, with the same values in both.
+        both = [Run(ids, TAILS, SCORED, [len(ids) - 1]) for ids in (prompt, prompt[2:])]
+        twice = [
+            Cell(c.site, c.layer, [(len(prompt) - 1,), (len(prompt) - 3,)], [*c.values] * 2, c.columns)
+            for c in cells
+        ]
+        close(Packed(model, both).patched(twice), Plain(model, both).patched(twice))
+    for cell, found in zip(cells, patched[0]):
         if cell.site == "resid_pre" and model.hook_points["resid_pre"][0].copies is None:
             with halved(model.blocks[cell.layer], len(prompt) - 1):
                 close(found, scores(model.hf, prompt))
@@ -245,15 +254,21 @@ def check_patching(model, prompt, close):
 def check_reliance(model, prompt, close):
     prompts = dict(clean=prompt, corrupt=[*prompt[:-3], *((i + 5) % 97 for i in prompt[-3:])])
     traces, actions = dict(clean=[11, 12], corrupt=[11, 13]), [[9, *tail] for tail in TAILS]
-    longest = len(prompt) + 2 + max(map(len, actions))
-    paths = (
-        packed_paths if not model.path(longest) else whole_paths if model.rereads(longest) else plain_paths
-    )
-    found = dict(zip(PATHS, paths(model, prompts, traces, actions, SCORED)))
+    swap = Swap(prompts, traces, actions, SCORED)
+    packed = not model.path(swap.longest)
+    if packed:
+        # Beside a shorter pair, which is padded.
+        shorter = Swap({run: ids[2:] for run, ids in prompts.items()}, traces, actions, SCORED)
+        scored = packed_paths(model, [swap, shorter])
+        close(scored[1], plain_paths(model, shorter))
+        scored = scored[0]
+    else:
+        scored = (whole_paths if model.rereads(swap.longest) else plain_paths)(model, swap)
+    found = dict(zip(PATHS, scored))
     for condition, run in (("unswapped", "clean"), ("total", "corrupt")):
         close(found[condition], scores(model.hf, [*prompts[run], *traces[run]], actions))
-    if paths is packed_paths:
-        close(torch.stack(list(found.values())), plain_paths(model, prompts, traces, actions, SCORED))
+    if packed:
+        close(torch.stack(list(found.values())), plain_paths(model, swap))
 
 
 def check_served(model, wide, lengths):
@@ -355,7 +370,7 @@ def test_an_architecture_with_a_mask_of_its_own_takes_the_plain_loop_and_is_righ
     prompt, tails, scored = [5, 9, 60, 33, 7, 12, 44, 3, 71, 20], [[4, 8, 15], [4, 16, 23, 42]], [2, 2]
     slow = scores(model.hf, prompt, tails, scored)
     torch.testing.assert_close(score(model, model.read(prompt), tails, scored), slow, rtol=0, atol=1e-4)
-    torch.testing.assert_close(Plain(model, prompt, tails, scored).base, slow, rtol=0, atol=1e-4)
+    torch.testing.assert_close(Plain(model, [Run(prompt, tails, scored)]).base[0], slow, rtol=0, atol=1e-4)
     continued = continue_each(
         model, [prompt, prompt[:4]], dict(a=[[4, 8], None]), lambda ids: ids[-1] == 96, 5
     )["a"]

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 import interp
 from interp.checkpoints.series import CheckpointSeries
+from interp.engine.cells import Run
 from interp.engine.generation import continue_each
 from interp.engine.packing import score
 from interp.engine.sweeps import Packed
@@ -138,7 +139,7 @@ def test_an_id_that_is_no_token_is_named(llama, prompts, wrong):
         lambda: interp.decode(llama, [prompt]),
         lambda: llama.read(prompt.ids),
         lambda: score(llama, llama.read([5, 6]), [[3, wrong]], [1]),
-        lambda: Packed(llama, prompt.ids, [[5, 6]], [1]),
+        lambda: Packed(llama, [Run(prompt.ids, [[5, 6]], [1])]),
     ):
         with pytest.raises(ValueError, match=f"Token id {wrong} is none of this model's"):
             run()

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers.utils import ModelOutput
 
-from interp.engine.sweeps import Cell, Packed, Plain
+from interp.engine.cells import Cell, Run
+from interp.engine.loops import Plain
+from interp.engine.sweeps import Packed
 from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel
 from interp.models.hooks import only
@@ -93,9 +95,9 @@ def test_blocks_that_give_any_kind_of_output_are_captured_and_patched_like_those
 
     def values(model):
         run_kind = Packed if model.packs(len(PROMPT) + 4) else Plain
-        run = run_kind(model, PROMPT, TAILS, SCORED, ["resid_pre", "resid_post"], [len(PROMPT) - 1])
+        run = run_kind(model, [Run(PROMPT, TAILS, SCORED, [len(PROMPT) - 1])], ["resid_pre", "resid_post"])
         cells = [
-            Cell(site, layer, (len(PROMPT) - 1,), run.values[site, layer] * 0.5, slice(None))
+            Cell(site, layer, [(len(PROMPT) - 1,)], [run.values[site, layer][0] * 0.5], slice(None))
             for site in ("resid_pre", "resid_post")
             for layer in range(model.n_layers)
         ]

@@ -8,8 +8,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from interp.engine.cells import Cell, Run
+from interp.engine.loops import Plain
 from interp.engine.packing import score
-from interp.engine.sweeps import Cell, Packed, Plain
+from interp.engine.sweeps import Packed
 from interp.measures.attribution import gradients
 from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel
@@ -106,19 +108,20 @@ def test_an_edit_moves_the_stream_by_as_much(family):
 def test_cells_and_scores_equal_plain_passes(family):
     prompt, tails = IDS[0].tolist(), [[4, 8, 15], [4, 16, 23, 42]]
     kind = Packed if family.support.patch == "fast" else Plain
-    fast, slow = (k(family, prompt, tails, [2, 3], list(family.hook_points), [20, 24]) for k in (kind, Plain))
+    one = [Run(prompt, tails, [2, 3], [20, 24])]
+    fast, slow = (k(family, one, list(family.hook_points)) for k in (kind, Plain))
     torch.testing.assert_close(fast.base, slow.base, rtol=0, atol=1e-4)
     torch.testing.assert_close(
         score(family, family.read(prompt), tails, [2, 3]), slow.base, rtol=0, atol=1e-4
     )
     generator = torch.Generator().manual_seed(0)
     cells = [
-        Cell(s, layer, (20,), torch.randn(1, family.width(s, layer), generator=generator), slice(None))
+        Cell(s, layer, [(20,)], torch.randn(1, 1, family.width(s, layer), generator=generator), slice(None))
         for s in family.hook_points
         for layer in (0, 2)
     ]
     torch.testing.assert_close(fast.patched(cells), slow.patched(cells), rtol=0, atol=5e-4)
-    assert (fast.patched(cells) - fast.base).abs().max(1).values.min() > 1e-6  # every cell moves something
+    assert (fast.patched(cells)[0] - fast.base).abs().max(1).values.min() > 1e-6  # every cell moves something
 
 
 def test_gradients_reach_a_site_that_is_a_sum(family):

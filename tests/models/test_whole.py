@@ -13,8 +13,9 @@ from interp.engine.generation import continue_each
 from interp.engine.packing import score
 from interp.measures.attribution import attribute, gradients, whole_gradients
 from interp.measures.pairs import continuations, reference_actions
-from interp.measures.patching import patch, sanity
+from interp.measures.patching import patch
 from interp.measures.reliance import prompt_reliance
+from interp.measures.sanity import sanity
 from interp.measures.steering import steer
 from interp.models.architectures import tiny
 from interp.models.hooked import HookedModel
