@@ -101,11 +101,11 @@ class Step:
 def _aligned(mask: Mask) -> Mask:
     """A mask whose rows are a multiple of 8 numbers apart: any other is copied by every layer to be so."""
     if isinstance(mask, dict):
-        return {kind: _apart_by_8(each) for kind, each in mask.items()}
-    return _apart_by_8(mask)
+        return {kind: _spaced(each) for kind, each in mask.items()}
+    return _spaced(mask)
 
 
-def _apart_by_8(mask: Float[Tensor, "row 1 1 key"]) -> Float[Tensor, "row 1 1 key"]:
+def _spaced(mask: Float[Tensor, "row 1 1 key"]) -> Float[Tensor, "row 1 1 key"]:
     keys = mask.shape[-1]
     return torch.nn.functional.pad(mask, (0, -keys % 8))[..., :keys]
 
@@ -140,9 +140,10 @@ def _captured(step: Step, main: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     """
     last = _last.pop(main, None)
     graph = torch.cuda.CUDAGraph()
-    # thread_local: other threads may go on with the GPU
-    graph.capture_begin(last and last.pool(), capture_error_mode="thread_local")
     try:
+        with torch.inference_mode(False):  # torch keeps its random seed in a tensor that is made here
+            # thread_local: other threads may go on with the GPU
+            graph.capture_begin(last.pool() if last else None, capture_error_mode="thread_local")
         try:
             step.launch()
         finally:

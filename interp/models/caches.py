@@ -120,12 +120,13 @@ class NumberedLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
+        self._buffers = (keys, values)
         self._slot = slot
 
     def update(self, key_states: Kept, value_states: Kept, *args: Any, **kwargs: Any) -> tuple[Kept, Kept]:
-        self.keys.index_copy_(2, self._slot, key_states)
-        self.values.index_copy_(2, self._slot, value_states)
-        return self.keys, self.values
+        for buffer, new in zip(self._buffers, (key_states, value_states)):
+            buffer.index_copy_(2, self._slot, new)
+        return self._buffers
 
 
 def with_room(tensor: Kept, used: int, room: int) -> Kept:
