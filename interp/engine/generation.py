@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp.engine.reading import Memory, Rows, read_on, read_prompts, tree_batches
+from interp.engine.stepping import Steps
 from interp.models.caches import Layers, selected
 from interp.models.devices import SHARE, fetched, free_bytes, halved, sent, token_bytes
 from interp.models.hooked import HookedModel
@@ -150,7 +151,9 @@ def continue_rows(
     """
     lengths = list(map(len, suffixes))
     ids = padded(suffixes, model.device)
-    rows = Rows(model, layers, seen, lengths, max(limits))
+    most = max(limits)
+    rows = Rows(model, layers, seen, lengths, most)
+    steps = Steps(rows, recording=edits is None)
     out = _Output([list(b) for b in begun] or [[] for _ in suffixes], stops, limits)
     owner = list(range(len(suffixes)))  # row of the running batch -> continuation
     # What gives the tokens of passes that were not looked at yet, and the continuation of each.
@@ -168,20 +171,20 @@ def continue_rows(
     logp = _suffix_logp(model, hidden, ids, lengths, starts or [0] * len(lengths))
     last = sent(torch.tensor(lengths) - 1, model.device)
     token = pick(model.logits(hidden[torch.arange(len(lengths), device=model.device), last]), owner, 0)
-    for step in range(1, max(limits) + 1):
+    for step in range(1, most + 1):
         picked.append((owner, fetched(token)))
-        while len(picked) > (ahead if step < max(limits) else 0):
+        while len(picked) > (ahead if step < most else 0):
             earlier, tokens = picked.popleft()
             out.add(earlier, tokens().tolist())
         alive = [r for r, i in enumerate(owner) if i not in out.over]
         if not alive:
             break
-        if len(alive) <= len(owner) // 2:
+        if len(alive) <= len(owner) // 2 and steps.drops(most - step):
             kept = sent(torch.tensor(alive), model.device)
-            rows.keep(kept)
+            steps.keep(kept)
             token, owner = token[kept], [owner[r] for r in alive]
         with edited(1, False):
-            hidden = rows.forward(token[:, None])
+            hidden = steps.forward(token[:, None], most - step)
         token = pick(model.logits(hidden[:, 0]), owner, step)
     return [Continuation(tuple(o), p) for o, p in zip(out.ids, logp().tolist())]
 

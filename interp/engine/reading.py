@@ -52,7 +52,8 @@ class Rows:
         counts = torch.cat([seen, read, torch.ones(len(seen), new, dtype=torch.bool)], 1)
         self.model = model
         self.used = seen.shape[1]
-        self.at = sent(counts.cumsum(1) - 1, model.device)
+        most = model.context or counts.shape[1]  # of a row that has ended, and waits for others
+        self.at = sent(counts.cumsum(1).clamp(max=most) - 1, model.device)
         #: None where every slot counts: then no pass needs a mask, and none repeats keys for grouped heads
         self.counts = None if counts.all() else sent(counts, model.device)
         self.step: Tensor | None = None
@@ -89,6 +90,12 @@ class Rows:
             assert isinstance(mask, Tensor)
             self.step = mask
         return self.step[..., : self.used]
+
+    def skip(self, tokens: int) -> None:
+        """Count tokens whose keys and values were written to the layers' buffers."""
+        self.used += tokens
+        for layer in self.layers:
+            layer.skip(tokens)
 
     def keep(self, alive: Int[Tensor, " kept"]) -> None:
         """Drop the rows that have ended."""

@@ -94,11 +94,39 @@ class RoomyLayer(DynamicLayer):
         self._used = end
         return self._show()
 
+    def skip(self, tokens: int) -> None:
+        """Count tokens that were written to the buffers."""
+        self._used += tokens
+        self._show()
+
+    def numbered(self, slots: int, slot: Int[Tensor, "1"]) -> NumberedLayer:
+        """A layer over the first slots of the same buffers, of which those that come are cleared."""
+        keys, values = (buffer[:, :, :slots] for buffer in self._buffers)
+        for tensor in (keys, values):
+            tensor[:, :, self._used :] = 0
+        return NumberedLayer(keys, values, slot)
+
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with some of the rows."""
         keys, values = self._buffers
         self._buffers = (keys[rows.to(keys.device)], values[rows.to(values.device)])
         self._show()
+
+
+class NumberedLayer(DynamicLayer):
+    """A cache layer that shows all its slots in every pass, and writes a token to the one named by `slot`."""
+
+    def __init__(self, keys: Kept, values: Kept, slot: Int[Tensor, "1"]):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+        self._buffers = (keys, values)
+        self._slot = slot
+
+    def update(self, key_states: Kept, value_states: Kept, *args: Any, **kwargs: Any) -> tuple[Kept, Kept]:
+        for buffer, new in zip(self._buffers, (key_states, value_states)):
+            buffer.index_copy_(2, self._slot, new)
+        return self._buffers
 
 
 def with_room(tensor: Kept, used: int, room: int) -> Kept:

@@ -87,6 +87,7 @@ class HookedModel:
         self.inner, self.blocks = inner.decoder(module, self.config)
         self.turns = turns_of(module)
         self.wide = False  # in_float32 runs it
+        self.unrecorded = ""  # why its steps of decoding cannot be a CUDA graph
         self._crossings: dict[int, Crossing] = {}
         self._steps: dict[int, bool] = {}
         if len(set((getattr(module, "hf_device_map", None) or {}).values())) > 1:

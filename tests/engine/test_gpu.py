@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from interp.engine import stepping
 from interp.engine.capturing import capture
-from interp.engine.decoding import choose, decode
+from interp.engine.decoding import choose, decode, decode_modes
 from interp.measures.attribution import attribute
 from interp.measures.pairs import make_pairs
 from interp.measures.patching import METRICS, patch
 from interp.measures.reliance import EFFECTS, prompt_reliance
 from interp.measures.sanity import sanity
-from interp.prompts.format import PromptFormat
+from interp.prompts.format import MODES, PromptFormat
 
 pytestmark = pytest.mark.gpu
 
@@ -44,6 +45,71 @@ def test_captures_and_choices_agree(both, trained_prompts):
 def test_decodings_agree_almost_everywhere(both, trained_prompts):
     mine, theirs = (decode(model, trained_prompts, "cot") for model in both)
     assert np.mean([a.ids == b.ids for a, b in zip(mine, theirs)]) > 0.9
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """Rows of each step that is replayed as a graph."""
+    rows, take = [], stepping.Step.take
+    monkeypatch.setattr(
+        stepping.Step,
+        "take",
+        lambda step: rows.extend([len(step.ids)] * (step.graph is not None)) or take(step),
+    )
+    return rows
+
+
+@pytest.mark.parametrize("again", [1, 64])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_replayed_steps_give_the_tokens_of_launched_ones(
+    both, trained_prompts, replayed, monkeypatch, temperature, again
+):
+    monkeypatch.setattr(stepping, "AGAIN", again)
+    found = decode_modes(both[1], trained_prompts, MODES, temperature=temperature)
+    assert replayed and not both[1].unrecorded
+    monkeypatch.setattr(stepping, "DEVICES", ())
+    plain = decode_modes(both[1], trained_prompts, MODES, temperature=temperature)
+    for mode in MODES:
+        assert np.mean([a.ids == b.ids for a, b in zip(found[mode], plain[mode])]) > 0.95
+
+
+def test_a_swapped_checkpoint_is_recorded_anew(series, trained_prompts, replayed, monkeypatch):
+    model = series.load(series.steps[0], "cuda", "float32")
+    decode(model, trained_prompts, "cot")
+    series.swap(model, series.steps[-1])
+    before = len(replayed)
+    found = decode(model, trained_prompts, "cot")
+    assert 0 < before < len(replayed)
+    monkeypatch.setattr(stepping, "DEVICES", ())
+    plain = decode(model, trained_prompts, "cot")
+    assert np.mean([a.ids == b.ids for a, b in zip(found, plain)]) > 0.95
+
+
+@pytest.mark.parametrize("read", [lambda hidden: hidden.sum().item(), lambda hidden: hidden.to("cpu")])
+def test_a_model_that_cannot_be_recorded_leaves_the_gpu_as_it_was(
+    series, both, trained_prompts, replayed, monkeypatch, read
+):
+    """The first is told before the capture begins, the second breaks it."""
+    model = series.load(series.steps[-1], "cuda", "float32")
+    forward, stream = model.blocks[1].forward, torch.cuda.current_stream()
+
+    def reading(hidden, *args, **kwargs):
+        read(hidden)
+        return forward(hidden, *args, **kwargs)
+
+    torch.cuda.manual_seed(5)
+    drawn = torch.rand(8, device="cuda"), torch.rand(8, device="cuda")
+    torch.cuda.manual_seed(5)
+    torch.testing.assert_close(torch.rand(8, device="cuda"), drawn[0])
+    monkeypatch.setattr(model.blocks[1], "forward", reading)
+    found = decode(model, trained_prompts, "cot")
+    assert "cannot be recorded" in model.unrecorded and not replayed
+    assert torch.cuda.current_stream() == stream and not torch.cuda.is_current_stream_capturing()
+    torch.testing.assert_close(torch.rand(8, device="cuda"), drawn[1])
+    monkeypatch.setattr(model.blocks[1], "forward", forward)
+    assert decode(both[1], trained_prompts, "cot") == decode(both[1], trained_prompts, "cot") and replayed
+    monkeypatch.setattr(stepping, "DEVICES", ())
+    assert found == decode(model, trained_prompts, "cot")
 
 
 @pytest.mark.parametrize("at", ["boundary", "task", "all"])

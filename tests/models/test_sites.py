@@ -112,7 +112,7 @@ def test_cells_and_scores_equal_plain_passes(family):
     fast, slow = (k(family, one, list(family.hook_points)) for k in (kind, Plain))
     torch.testing.assert_close(fast.base, slow.base, rtol=0, atol=1e-4)
     torch.testing.assert_close(
-        score(family, family.read(prompt), tails, [2, 3]), slow.base, rtol=0, atol=1e-4
+        score(family, family.read(prompt), tails, [2, 3]), slow.base[0], rtol=0, atol=1e-4
     )
     generator = torch.Generator().manual_seed(0)
     cells = [
