@@ -99,7 +99,8 @@ class Packed:
         if width:
             layers, _ = read_prompts(model, before)
         else:
-            layers = [tuple(t.expand(len(before), -1, -1, -1) for t in layer) for layer in model.empty()]
+            n = len(before)
+            layers = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in model.empty()]
         keys = torch.arange(width, device=model.device)
         sees_prefix = (keys < self.first_at[:, None])[:, None].expand(-1, slots, -1)
         with model.hooks(self._keeping(sites)):

@@ -42,7 +42,7 @@ _SIGNS = {"difference": (1, -1), "logit_diff": (1, -1), "logp": (1,)}
 #: The positions of one cell.
 Positions = tuple[int, ...]
 #: Activations at each (site, layer), of each run, at the positions that it holds.
-Held = Mapping[tuple[str, int], Float[Tensor, "run position width"]] | Mapping[tuple[str, int], list[Tensor]]
+Held = Mapping[tuple[str, int], Float[Tensor, "run position width"] | list[Tensor]]
 
 
 def _continuations_of(
@@ -163,8 +163,8 @@ def patch_modes(
     _check_choices(pairs, at, modes, metrics)
     patching = _Patching(model, pairs, every_layer(sites), at, modes, minimum, budget, metrics)
     with tqdm(total=len(pairs), desc="patch", leave=False, disable=not progress) as bar:
-        for batch in halved(patching.batches(), lambda batch: patching.sweep(batch, progress) or batch):
-            bar.update(len(batch))
+        for swept in halved(patching.batches(), lambda batch: patching.sweep(batch, progress)):
+            bar.update(swept)
     return patching.sweeps()
 
 
@@ -254,8 +254,8 @@ class _Patching:
         held = self.places[index].held[r]
         return Run(pair.prompts[r].ids, tails, scored, held, list(compared))
 
-    def sweep(self, batch: Sequence[int], progress: bool) -> None:
-        """Sweep some pairs, in both directions: a batch of their clean runs, then of their corrupt ones."""
+    def sweep(self, batch: Sequence[int], progress: bool) -> int:
+        """Sweep some pairs in both directions, in one batch of runs; gives the number of pairs."""
         runs = self.kind(
             self.model, [self._run(i, r) for r in range(2) for i in batch], self.sites, self.budget
         )
@@ -270,6 +270,7 @@ class _Patching:
                 continue
             scores = found[a][rows] if a in found else runs.patched(each, rows, progress and a == "all")
             self._fill(a, batch, alive, self._values(scores))
+        return len(batch)
 
     def _cells(
         self, a: str | int | tuple[int, ...], batch: Sequence[int], runs: Packed | Plain

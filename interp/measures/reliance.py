@@ -160,7 +160,9 @@ def packed_paths(model: HookedModel, swaps: Sequence[Swap]) -> Float[Tensor, "pa
     for row, each in enumerate(slots):
         visible[row, : len(each.ids), : len(each.ids)] = each.visible
     device = model.device
-    ids, at, reads = (sent(pad_sequence(parts, batch_first=True), device) for parts in list(zip(*slots))[:3])
+    ids, at, reads = (
+        sent(pad_sequence(list(parts), batch_first=True), device) for parts in list(zip(*slots))[:3]
+    )
     keys_at = torch.arange(width, device=device).repeat(2)
     of_prompt = torch.arange(2, device=device).repeat_interleave(width)
     before = (of_prompt == reads[..., None]) & (keys_at < sent(lengths, device)[:, None, None])

@@ -82,7 +82,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def token_bytes(model: HookedModel) -> int:
-    """Bytes of a token's keys and values, in all layers."""
+    """Bytes of a token's keys and values, in all layers (at most, where not every layer keeps them)."""
+    if model.support.patch != "fast":
+        return 2 * model.dtype.itemsize * model.d_model * model.n_layers
     return sum(t.shape[1] * t.shape[3] * t.element_size() for layer in model.empty() for t in layer)
 
 

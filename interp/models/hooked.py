@@ -90,6 +90,7 @@ class HookedModel:
         self.unrecorded = ""  # why its steps of decoding cannot be a CUDA graph
         self._crossings: dict[int, Crossing] = {}
         self._steps: dict[int, bool] = {}
+        self._empty: dict[tuple[torch.dtype, bool], Layers] = {}
         if len(set((getattr(module, "hf_device_map", None) or {}).values())) > 1:
             # accelerate's hooks: what comes out is where the ids were
             add_hook_to_module(self.inner, AlignDevicesHook(io_same_device=True), append=True)
@@ -351,9 +352,12 @@ class HookedModel:
     @passing
     def empty(self) -> Layers:
         """A prefix of no tokens."""
-        cache = PrefixCache()
-        self.probe(1, past_key_values=cache, use_cache=True)
-        return [(keys[:, :, :0], values[:, :, :0]) for keys, values in layers_of(cache)]
+        kind = (self.dtype, self.wide)
+        if kind not in self._empty:
+            cache = PrefixCache()
+            self.probe(1, past_key_values=cache, use_cache=True)
+            self._empty[kind] = [(k[:, :, :0].clone(), v[:, :, :0].clone()) for k, v in layers_of(cache)]
+        return self._empty[kind]
 
     def crossing(self, start: int) -> Crossing:
         """What is exact for sequences that go from `start` tokens to three more; each is tried once."""
