@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from interp.engine import decoding, generation, reading
+from interp.engine import generation, reading
 from interp.engine.decoding import choose, decode, decode_modes, parse_completion
 from interp.engine.generation import continue_each
 from interp.engine.reading import read_prompts, tree_batches
@@ -176,23 +176,6 @@ def test_candidates_are_ordered_freely_and_may_begin_one_another(llama, prompts)
         choose(llama, prompts[0], [])
 
 
-def test_many_candidates_are_read_in_packs_of_a_stated_size(llama, prompts, monkeypatch):
-    names = [f"go to drawer {i}" for i in range(9)]
-    whole = choose(llama, prompts[0], names, [None, "Hands empty."])
-    monkeypatch.setattr(decoding, "PACK_TOKENS", 20)
-    assert decoding.packs_of([7, 7, 7, 30, 1, 1]) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
-    monkeypatch.setattr(
-        llama,
-        "packed",
-        lambda *arguments, packed=llama.packed: sizes.append(len(arguments[1])) or packed(*arguments),
-    )
-    sizes = []
-    torch.testing.assert_close(
-        choose(llama, prompts[0], names, [None, "Hands empty."]), whole, rtol=1e-5, atol=1e-5
-    )
-    assert len(sizes) > 4 and max(sizes) <= 20
-
-
 @pytest.mark.parametrize(
     "text, wanted",
     [
@@ -240,7 +223,11 @@ def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those
     monkeypatch.setattr(
         HookedModel,
         "packed",
+<<<<<<< HEAD
         lambda self, prefix, ids, *a, **k: read.append(ids.shape[1]) or packed(self, prefix, ids, *a, **k),
+=======
+        lambda self, prefix, ids, *a, **k: read.append(ids.numel()) or packed(self, prefix, ids, *a, **k),
+>>>>>>> choice
     )
     layers, seen = read_prompts(model, rows)
     assert seen.sum(1).tolist() == [len(row) for row in rows] and all(
