@@ -16,6 +16,10 @@ from .remedies import PLAYABLE
 from .study import Study
 
 
+#: Part of a GPU's memory that the models of chains side by side may take, at 4 bytes a parameter.
+SMALL = 0.05
+
+
 @dataclass
 class Config(Study):
     """Every analysis, then the figures."""
@@ -35,14 +39,22 @@ class Config(Study):
     online_checkpoints: Sample = 0
     """Checkpoints that play."""
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the models run on a GPU, where one process at a time is best."""
+    def alone(self, chains: int) -> bool:
+        """Whether one process at a time is best: on one core, and on a GPU that so many models would fill."""
+        if (os.cpu_count() or 1) == 1:
+            return True
         if self.device == "cpu":  # said without torch, which takes seconds to import
             return False
+        import torch
+
         from interp.models.hooked import pick_device
 
-        return pick_device(self.device).type == "cuda"
+        device = pick_device(self.device)
+        if device.type == "cpu":
+            return False
+        parameters = self.checkpoint_series.table()["parameters"]
+        room = SMALL * torch.cuda.get_device_properties(device).total_memory
+        return bool(parameters.isna().any() or 4 * chains * parameters.max() > room)
 
     def arguments(self, analysis: type[Study]) -> list[str]:
         """The given options that an analysis knows, as they are written on its command line."""
@@ -65,7 +77,7 @@ def run(config: Config) -> int:
         print(f"left out: online: {reason[0].upper()}{reason[1:]}. {PLAYABLE}", file=sys.stderr)
         left_out.add("online")
     parts = [[name for name in chain if name not in left_out] for chain in chains()]
-    if config.on_gpu or (os.cpu_count() or 1) == 1:
+    if config.alone(len(parts)):
         parts = [[name for part in parts for name in part]]
     last = [name for name in closing() if name not in left_out]
     for chained in (parts, [last]):

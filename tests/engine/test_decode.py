@@ -223,11 +223,7 @@ def test_each_beginning_of_a_tree_is_read_once_and_its_keys_and_values_are_those
     monkeypatch.setattr(
         HookedModel,
         "packed",
-<<<<<<< HEAD
         lambda self, prefix, ids, *a, **k: read.append(ids.shape[1]) or packed(self, prefix, ids, *a, **k),
-=======
-        lambda self, prefix, ids, *a, **k: read.append(ids.numel()) or packed(self, prefix, ids, *a, **k),
->>>>>>> choice
     )
     layers, seen = read_prompts(model, rows)
     assert seen.sum(1).tolist() == [len(row) for row in rows] and all(

@@ -116,7 +116,7 @@ def test_the_number_of_passes_does_not_grow_with_decisions_or_traces(llama, prom
         _, all_of_them = counted(
             llama, lambda: choose_each(llama, many, names * 20, [[None, "I look.", "I look. I go."]] * 20)
         )
-    assert few == 3 and all_of_them <= 5  # of which one asks how large keys and values are
+    assert few <= 3 and all_of_them <= 5  # of which one may ask how large keys and values are
     # the CPU waits once a batch for the sums, whatever is in it
     assert sum(n for (_, method), n in counts.items() if method in ("item", "nonzero", "cpu")) <= 2
     assert counts["scoring", "tolist"] == once["scoring", "tolist"] == 0
