@@ -66,6 +66,14 @@ STATISTICS = {
     "kappa": "agreement of both actions (κ)",
     "area_action": "own trace is needed (early answering)",
 }
+#: The same in two words, the second of conflicting traces being their kind.
+SHORT = {
+    "revision_own": ("revised:", "own trace"),
+    "revision_conflict": ("revised:", ""),
+    "prompt_reliance": ("prompt", "reliance"),
+    "kappa": ("agree-", "ment κ"),
+    "area_action": ("early", "answers"),
+}
 #: Fewer decisions or games, and fewer pairs, than these are said to be few.
 FEW, FEW_PAIRS = 100, 20
 
@@ -83,6 +91,12 @@ class Line(NamedTuple):
         name = STATISTICS[self.statistic]
         readout = READOUTS.get(self.readout) or INSERTED_TRACES.get(self.readout, "")
         return f"{name}, {readout}" if readout else name
+
+    @property
+    def short(self) -> tuple[str, str]:
+        """Two words for one that claim (c) rests on, above one another."""
+        first, second = SHORT[self.statistic]
+        return first, second or INSERTED_TRACES.get(self.readout, self.readout)
 
     @property
     def unit(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import lazy_loader as lazy
@@ -475,7 +476,9 @@ def _weighted_ranks(
     return (held.cumsum(axis=1) - (held - 1) / 2)[:, code]
 
 
+@lru_cache(maxsize=2)  # a table's rows are of the same clusters
 def _cluster_weights(n_groups: int, draws: int, seed: int) -> Int[np.ndarray, "draw cluster"]:
+    """How often each cluster is in each resample; not to be changed."""
     drawn = np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups))
     cells = drawn + n_groups * np.arange(draws)[:, None]
     return np.bincount(cells.ravel(), minlength=draws * n_groups).reshape(draws, n_groups)

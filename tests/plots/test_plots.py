@@ -24,6 +24,7 @@ from interp.plots import traces as plots_traces
 from interp.plots.caption import Caption
 from interp.plots.slim import slim
 from interp.report.sections import SECTIONS
+from interp.results.claims import COLUMNS
 from interp.results.tables import read_table, write_table
 from interp.system.paths import ROOT
 
@@ -361,7 +362,47 @@ def mdl_table() -> pd.DataFrame:
     return frame[(frame["predictor"] != "gain") | (frame["metric"] == "bits")]
 
 
+@_once
+def claims_table() -> pd.DataFrame:
+    """The prompt action improves throughout, the gap widens late, and what claim (c) rests on differs."""
+    ends = {
+        ("a", "gain_prompt", "choice_sum"): 0.15, ("b", "gain_cot", "choice_sum"): 0.4, ("b", "gap", "choice_sum"): 0.25,
+        ("b", "headroom_gap", "choice_sum"): 0.3, ("a", "gain_prompt", "free"): 0.2, ("b", "gain_cot", "free"): 0.5,
+        ("b", "gap", "free"): 0.3, ("b", "headroom_gap", "free"): 0.35, ("a", "gain_prompt", "games"): 0.1,
+        ("b", "gain_cot", "games"): 0.3, ("b", "gap", "games"): 0.2, ("c", "revision_own", "free"): -0.2,
+        ("c", "revision_conflict", "other_state"): -0.1, ("c", "revision_conflict", "resampled"): 0.1,
+        ("c", "follow", "other_state"): -0.1, ("c", "prompt_reliance", "pairs"): 0.2, ("c", "kappa", "free"): 0.15,
+        ("c", "area_action", "cut"): -0.05, ("b", "gap", "admissible"): 0.1,
+    }  # fmt: skip
+    told = ("gain_cot", "follow")
+    frames = []
+    for (claim, statistic, readout), end in ends.items():
+        reach = lambda row, progress, end=end: end * progress**2  # noqa: E731
+        frame = _table(dict(step=STEPS[1:], split=SPLITS), reach, 0.04, floor=-1)
+        frame = frame.assign(
+            claim=claim, statistic=statistic, readout=readout, subset="all", margin=0.05, before=0.3
+        )
+        frame = frame.assign(
+            after=0.3 + frame["value"], low_90=frame["low"] + 0.01, high_90=frame["high"] - 0.01
+        )
+        falls = statistic in ("revision_own", "revision_conflict", "area_action")
+        if statistic in told or readout == "admissible":
+            words = [np.nan] * len(frame)
+        elif statistic in ("gap", "headroom_gap"):
+            within = (frame["high_90"] < 0.05) & (frame["low_90"] > -0.05)
+            words = np.where(within, "supported", np.where(frame["low"] > 0, "contradicted", "open"))
+        else:
+            up, down = ("contradicted", "supported") if falls else ("supported", "contradicted")
+            words = np.where(frame["low"] > 0, up, np.where(frame["high"] < 0, down, "open"))
+        frames.append(frame.assign(verdict=words))
+    few = dict(choice_sum=40, games=60, pairs=18)
+    both = pd.concat(frames, ignore_index=True)
+    both["n"] = both["readout"].map(few).fillna(both["n"]).astype(int)
+    return both[list(COLUMNS)]
+
+
 TABLES = {
+    "claims": claims_table,
     "transfer": transfer_table, "mdl": mdl_table,
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
     "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
