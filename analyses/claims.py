@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from interp.results.tables import read_table, write_table
 from interp.stats.changes import Change, change, equivalent, sided
 from interp.stats.crossed import SMALLEST
 from interp.stats.intervals import OfMeans, headroom_share, kappa_of_means, labellings
-from interp.system.limits import Limits
+from interp.system.limits import Margin
 from interp.system.paths import PROGRAM
 
 from .kept import Cell, cells
@@ -37,7 +37,7 @@ STAGES = ("decoded", "choices", "online", "conflict", "reliance", "early")
 class Config(Study):
     """The options that the run's other analyses were given; the first checkpoint is the base."""
 
-    margin: Annotated[float, Limits(0.001, 1)] = SMALLEST
+    margin: Margin = SMALLEST
     """Change of the gap that would matter: claim (b) is supported where a larger one is excluded."""
     masking: Path | None = None
     """Folder of the tables of a masking study, for claim (d) (none: this run's tables)."""

@@ -14,8 +14,7 @@ k = .3 of the examples unsupervised, their tags kept, agents do better out of do
 - Supported: both intervals lie above 0. It must be better than k = 0 *and* better than masking as many other
   tokens.
 - A gain of at least .05 excluded: one of them lies below .05. Either it does not help by an amount that would
-  matter, or masking any tokens helps as much, and the story about actions is wrong. The margin is .05, since
-  less would not be worth a training of its own. Anything else is open.
+  matter, or masking any tokens helps as much, and the story about actions is wrong. Anything else is open.
 - If the gain moves as the story has it (action supervision teaches a way from the prompt to the action past
   the trace), k = .3 has, at equal or better `acc_cot`: a lower `acc_prompt` and so a larger `gap`, less
   prompt reliance, and follows conflicting traces more often; more so for larger k (the slope). Unmoved, or

@@ -162,10 +162,6 @@ def cell(row: pd.Series | None, signed: bool = False) -> str:
     """`.68 [.64, .72]`; a difference's value has its sign, and what was not measured is a dash."""
     if row is None or pd.isna(row["value"]):
         return "–"
-    numbers = [
-        f"{row['value']:{'+' if signed else 'z'}.2f}",
-        *(f"{row[end]:z.2f}" for end in ("low", "high")),
-    ]
-    numbers[0] = numbers[0].replace("-0.00", "0.00").replace("+0.00", "0.00")
+    numbers = [f"{row['value']:{'+' if signed else ''}.2f}", *(f"{row[end]:.2f}" for end in ("low", "high"))]
     numbers = [re.sub(r"\b0\.", ".", text).replace("-", "−") for text in numbers]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if pd.notna(row["low"]) else numbers[0]

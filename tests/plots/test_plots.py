@@ -16,6 +16,7 @@ import pytest
 
 from analyses import figures
 from interp.plots import behaviour as plots
+from interp.plots import claims as plots_claims
 from interp.plots import export as report
 from interp.plots import patching as plots_patching
 from interp.plots import probes as plots_probes
@@ -24,7 +25,8 @@ from interp.plots import traces as plots_traces
 from interp.plots.caption import Caption
 from interp.plots.slim import slim
 from interp.report.sections import SECTIONS
-from interp.results.claims import COLUMNS
+from interp.results.claims import COLUMNS, of_line
+from interp.results.claims import lines as claims_lines
 from interp.results.tables import read_table, write_table
 from interp.system.paths import ROOT
 
@@ -533,6 +535,41 @@ def test_a_new_figure_is_one_function_with_a_table_and_appears_on_the_page(monke
     )
 
 
+def test_the_claims_figure_has_a_word_for_every_verdict_and_the_margin():
+    frame = claims_table()
+    drawn = plots_claims.claims(frame)
+    words = [re.sub(r"-?<[^>]+>", "", note.text) for note in drawn.layout.annotations]
+    shown = [line for line in claims_lines(frame) if line.statistic != "headroom_gap"]
+    for word in ("supported", "contradicted", "open"):
+        said = sum(
+            (of_line(frame, line, split)["verdict"] == word).sum() for line in shown for split in SPLITS
+        )
+        assert words.count(word) == said > 0
+    assert {shape.y0 for shape in drawn.layout.shapes} >= {-0.05, 0.05}
+    assert words.count("n = 60") == 2, "how many games each panel is of"
+    many = plots_claims.claims(pd.concat([frame, frame.assign(step=frame["step"] + 1000)]))
+    upright = [note for note in many.layout.annotations if note.textangle == -90]
+    assert len(upright) == 2 * sum(words.count(word) for word in ("supported", "contradicted", "open"))
+    unread = frame.assign(value=np.nan, low=np.nan, high=np.nan)
+    with pytest.raises(ValueError, match="Figure claims: the table has no change of claims"):
+        plots_claims.claims(unread)
+
+
+def test_the_claims_are_a_table_for_a_paper_with_each_verdict_as_a_letter():
+    frame = claims_table()
+    text = ALL["claims"].latex(frame)
+    assert text.count("{") == text.count("}") and text.count(r"\\begin") == text.count(r"\\end")
+    for word, letter in (("supported", "s"), ("contradicted", "c"), ("open", "o")):
+        said = sum(
+            (of_line(frame, x, split)["verdict"] == word).sum()
+            for x in claims_lines(frame)
+            for split in SPLITS
+        )
+        assert text.count(rf"\mathrm{{{letter}}}") == said
+    lines = [line for line in text.splitlines() if line.startswith("(b) gap")]
+    assert len(lines) == 6 and all(line.count("&") == len(STEPS) - 1 for line in lines)
+
+
 COMMITTED = ("", "smollm2", "environments", "masking_smollm2", "reinforcement")
 
 
@@ -1019,7 +1056,7 @@ def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
     assert len(captured.out.splitlines()) == 1 and "apt-get install chromium" in captured.out
     assert captured.err == ""
     pages = {f"{figure.name}.html" for figure in OVER_STEPS}
-    assert {path.name for path in paths} == {"plotly.min.js", "index.html"} | pages
+    assert {path.name for path in paths} == {"plotly.min.js", "index.html", "claims.tex"} | pages
     assert '<iframe src="behaviour.html"' in (tmp_path / "figures" / "index.html").read_text()
 
 
@@ -1027,7 +1064,7 @@ def test_missing_tables_are_said(no_browser, tmp_path):
     tables = write_tables(tmp_path / "tables", "reliance")
     figures.draw(tables, tmp_path / "figures")
     page = (tmp_path / "figures" / "index.html").read_text()
-    assert page.count("Not drawn. No table") == 7 and "Prompt reliance" in page
+    assert page.count("Not drawn. No table") == 8 and "Prompt reliance" in page
     figures.draw(tables, tmp_path / "figures")
     assert page == (tmp_path / "figures" / "index.html").read_text()
     with pytest.raises(FileNotFoundError, match="No table to draw"):
