@@ -1,6 +1,6 @@
 """What the stages of a run keep of a checkpoint and a split, looked up without computing anything.
 
->>> cell = Cell(config, 500, "in_domain", decisions)
+>>> cell = Cell(config, 110, "in_domain", decisions)
 >>> cell.kept_of_split("decoded")                    # None where no analysis has decoded it
 """
 

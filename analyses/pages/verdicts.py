@@ -1,7 +1,8 @@
 """How often the verdicts on the four claims are right: simulated studies, no model (docs/methods.md 0).
 
->>> frame = rates(studies=200)
->>> frame[(frame["change"] == 0) & (frame["reading"] == "prompt action")]["supported"].max() < 0.05
+>>> frame = rates(studies=200, sizes=[(100, 50)])
+>>> null = frame[(frame["change"] == 0) & (frame["reading"] == "prompt action")]
+>>> bool(null["supported"].max() < 0.05)
 True
 
 A decision's four outcomes (prompt and CoT action, at the base and later) are latent normals cut at the rate

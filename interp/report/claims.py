@@ -2,7 +2,7 @@
 
 >>> said = claims(study)
 >>> [claim.letter for claim in said.claims]
-['a', 'b', 'c', 'd']
+['a', 'b', 'c']
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """The four claims: agents whose answer is known, a run of the tiny series, and what is missing."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from analyses import __main__ as cli
-from analyses.claims import compared
+from analyses.claims import compared, games
 from interp.results.claims import COLUMNS, lines, of_line
 from interp.results.queries import need, pick
 from interp.results.tables import read_table, write_table
@@ -138,6 +139,28 @@ def test_only_decisions_that_both_checkpoints_read_are_compared():
     )
 
 
+def test_games_are_paired_by_their_name_and_one_that_an_unparsed_action_ended_is_set_apart():
+    def played(won, unparsed=()):
+        return [dict(game=f"game {i}", won=i in won, unparsed=i in unparsed) for i in range(30)]
+
+    def records(prompt, cot):
+        results = {"online/5-in_domain-prompt": prompt, "online/5-in_domain-cot": cot}
+        config = SimpleNamespace(official=False)
+        return games(
+            SimpleNamespace(step=5, split="in_domain", config=config, kept=lambda name, **_: results[name])
+        )
+
+    base = records(played(range(3)), played(range(10)))
+    later = records(played(range(20), unparsed=[29]), played(range(25))[:28])
+    assert len(later["games"]) == 28, "both modes were played"
+    rows = pd.DataFrame(compared(base, later))
+    moved = need(rows, statistic="gain_prompt", subset="all").iloc[0]
+    assert (moved["value"], moved["n"], moved["verdict"]) == (pytest.approx(17 / 28), 28, "supported")
+    assert records(None, played(range(3)))["games"].empty, "one mode alone"
+    mute = records(played((), unparsed=range(15)), played(range(25)))
+    assert set(pick(pd.DataFrame(compared(base, mute)), subset="parsed")["n"]) == {15}
+
+
 def test_admissibility_is_told_and_not_judged():
     columns = ["episode", "prompt", "cot", "parsed"]
     base, later = both_modes(0.3, 0.5, 0.0)[columns], both_modes(0.5, 0.7, 0.0)[columns]
@@ -147,12 +170,13 @@ def test_admissibility_is_told_and_not_judged():
 
 @pytest.fixture(scope="module")
 def options(series_folder, corpus_file):
-    return ("--series", series_folder, "--corpus", corpus_file, "--device", "cpu", "--decisions", 8)
+    words = ("--series", series_folder, "--corpus", corpus_file, "--device", "cpu", "--decisions", 8)
+    return (*words, "--checkpoints", 0, 110, "--splits", "in_domain")
 
 
 @pytest.fixture(scope="module")
 def study(options, tmp_path_factory):
-    """A run of what the claims are read from, on all three checkpoints."""
+    """A run of what the claims are read from, on two checkpoints."""
     run = tmp_path_factory.mktemp("claims") / "run"
     sizes = dict(behaviour=("--choices", 4), conflict=("--conflicts", 4), early=("--conflicts", 4))
     for name, flags in (sizes | dict(reliance=("--pairs", 4))).items():
@@ -166,23 +190,23 @@ def test_the_claims_are_read_from_what_a_run_kept(study, options, capsys, no_bro
     frame, made = read_table(study / "tables", "claims")
     assert list(frame.columns) == list(COLUMNS) and made["base"] == 0 and made["margin"] == 0.05
     ours = frame[frame["claim"] != "d"]
-    assert set(ours["step"]) == {20, 110} and set(ours["split"]) == {"in_domain", "out_of_domain"}
+    assert set(ours["step"]) == {110} and set(ours["split"]) == {"in_domain"}
     assert {"free", "choice_sum", "choice_mean", "admissible"} <= set(ours["readout"])
     assert {"supported", "contradicted", "open"} >= set(ours["verdict"].dropna())
     masked = pick(frame, claim="d")
     assert set(masked["statistic"]) == {"masked_minus_none", "masked_minus_random"} and len(masked)
     behaviour, _ = read_table(study / "tables", "behaviour")
-    for metric, column in (("gap", "gap"), ("acc_prompt", "gain_prompt"), ("kappa", "kappa")):
-        for split in ("in_domain", "out_of_domain"):
-            rows = pick(behaviour, metric=metric, split=split).set_index("step")["value"]
-            row = need(frame, step=110, split=split, statistic=column, readout="free", subset="all").iloc[0]
-            if metric != "kappa" or need(behaviour, metric="parse_prompt", split=split)["value"].eq(1).all():
-                assert (row["before"], row["after"]) == pytest.approx(
-                    (rows[0], rows[110]), abs=1e-5, nan_ok=True
-                )
-                assert row["value"] == pytest.approx(rows[110] - rows[0], abs=1e-5, nan_ok=True)
-    for line in lines(frame):
-        assert len(of_line(frame, line, "in_domain")) <= 2
+    forced = pick(frame, readout="choice_sum", subset="all").set_index("statistic")
+    for metric, rows in (
+        ("gap", pick(ours, readout="free", subset="all").set_index("statistic").loc["gap"]),
+        ("acc_prompt", pick(ours, readout="free", subset="all").set_index("statistic").loc["gain_prompt"]),
+        ("choice_prompt_sum", forced.loc["gain_prompt"]),
+        ("choice_cot_sum", forced.loc["gain_cot"]),
+    ):
+        told = pick(behaviour, metric=metric).set_index("step")["value"]
+        assert (rows["before"], rows["after"]) == pytest.approx((told[0], told[110]), abs=1e-5)
+        assert rows["value"] == pytest.approx(told[110] - told[0], abs=1e-5)
+    assert all(len(of_line(frame, line, "in_domain")) == 1 for line in lines(frame))
     assert "claims.html" in capsys.readouterr().out and (study / "claims.html").exists()
 
 
@@ -199,7 +223,7 @@ def test_claims_without_records_or_with_one_checkpoint_are_left_out(options, tmp
     assert main("claims", "--run", tmp_path, *options) == 0
     said = capsys.readouterr().err
     assert "left out: claims" in said and "run `python -m analyses behaviour` first" in said
-    assert main("claims", "--run", tmp_path, *options, "--checkpoints", 110) == 0
+    assert main("claims", "--run", tmp_path, *options[:8], "--checkpoints", 110) == 0
     assert (
         "left out: claims: A claim is about a change, and one checkpoint is studied"
         in capsys.readouterr().err
