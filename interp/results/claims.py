@@ -165,7 +165,8 @@ def masked(frame: pd.DataFrame, margin: float = SMALLEST) -> Iterator[dict]:
         if not all(len(row) == 1 for row in by_contrast.values()):
             continue
         numbers = {name: dict(row[list(ESTIMATE_COLUMNS)].iloc[0]) for name, row in by_contrast.items()}
-        judged = verdict(*(Estimate(**each) for each in numbers.values()), margin)
+        difference, control = (Estimate(**each) for each in numbers.values())
+        judged = verdict(difference, control, margin)
         for name, statistic in names.items():
             where = dict(step=step, split=CLAIM["split"], claim="d", statistic=statistic, readout="free")
             yield where | dict(subset="all", margin=margin, verdict=judged) | numbers[name]

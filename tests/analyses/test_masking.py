@@ -455,7 +455,11 @@ def outcomes_of(rng, effect, random_effect, n=150, seeds=5):
 
 @pytest.mark.parametrize(
     "effect, random_effect, said",
-    [(0.2, 0.0, "supported"), (0.0, 0.0, "a gain of at least 0.05 excluded"), (-0.2, 0.0, "refuted")],
+    [
+        (0.2, 0.0, "supported"),
+        (0.0, 0.0, "a gain of at least 0.05 excluded"),
+        (-0.2, 0.0, "a gain of at least 0.05 excluded"),
+    ],
 )
 def test_the_verdict_on_planted_outcomes(effect, random_effect, said):
     rows = compare(outcomes_of(np.random.default_rng(1), effect, random_effect))
