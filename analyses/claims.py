@@ -18,6 +18,7 @@ import pandas as pd
 
 from interp.results.claims import COLUMNS, masked
 from interp.results.tables import read_table, write_table
+from interp.results.wording import listed
 from interp.stats.changes import Change, change, equivalent, sided
 from interp.stats.crossed import SMALLEST
 from interp.stats.intervals import OfMeans, headroom_share, kappa_of_means, labellings
@@ -187,8 +188,15 @@ def _frame(rows: Mapping[str, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-#: What the analyses kept, each reading those of one.
-READERS: tuple[Callable[[Cell], Records], ...] = (decoded, choices, games, conflicts, reliance, early)
+#: What is read of what the analyses kept, by its name.
+READERS: dict[str, Callable[[Cell], Records]] = {
+    "decoded actions": decoded,
+    "forced choice": choices,
+    "whole games": games,
+    "conflicting traces": conflicts,
+    "prompt reliance": reliance,
+    "early answering": early,
+}
 
 
 def _differ(frame: pd.DataFrame) -> np.ndarray:
@@ -308,20 +316,22 @@ def _change(statistic: Statistic, before: pd.DataFrame, after: pd.DataFrame, see
 
 def run(config: Config) -> None:
     """Compare every later checkpoint with the first, add the masking study's claim, and write the table."""
-    started, rows, base, lacking = time.time(), [], {}, {}
+    started, rows, base = time.time(), [], {}
+    there: dict[str, set[bool]] = {name: set() for name in READERS}
     if len(config.steps) < 2:
         raise NotApplicable(
             "A claim is about a change, and one checkpoint is studied",
             "Give the series of a training (--series), or two of its checkpoints (--checkpoints).",
         )
     for cell in cells(config, "claims"):
-        records = {readout: frame for read in READERS for readout, frame in read(cell).items()}
-        records = {readout: frame for readout, frame in records.items() if len(frame)}
-        if cell.step == config.steps[0]:
+        first, records = cell.step == config.steps[0], {}
+        for name, read in READERS.items():
+            kept = {readout: frame for readout, frame in read(cell).items() if len(frame)}
+            there[name] |= {first} if kept else set()
+            records |= kept
+        if first:
             base[cell.split] = records
             continue
-        if missing := sorted(base[cell.split].keys() - records.keys()):
-            lacking[f"{cell.step} {cell.split}"] = missing
         key = dict(step=cell.step, split=cell.split)
         rows += [key | row for row in compared(base[cell.split], records, config.margin, config.seed)]
     if not rows:
@@ -329,10 +339,16 @@ def run(config: Config) -> None:
             f"{config.run} keeps no decisions of the base and of a later checkpoint: run `{PROGRAM} "
             "behaviour` first, and give the same options here (its command is in tables/behaviour.json)."
         )
+    left_out = [name for name, where in there.items() if len(where) < 2]
+    if left_out:
+        config.say(
+            f"left out: claims: {listed(left_out)}, of which the base or every later checkpoint has "
+            "no record."
+        )
     if config.masking_table.exists():
         table, _ = read_table(config.masking_table.parent, "masking")
         rows += masked(table, config.margin)
-    made = config.provenance("claims", started, base=config.steps[0], margin=config.margin, lacking=lacking)
+    made = config.provenance("claims", started, base=config.steps[0], margin=config.margin, left_out=left_out)
     frame = pd.DataFrame(rows)[list(COLUMNS)]
     config.written.append(write_table(config.run / "tables", "claims", frame, made))
 

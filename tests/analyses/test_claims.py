@@ -207,7 +207,9 @@ def test_the_claims_are_read_from_what_a_run_kept(study, options, capsys, no_bro
         assert (rows["before"], rows["after"]) == pytest.approx((told[0], told[110]), abs=1e-5)
         assert rows["value"] == pytest.approx(told[110] - told[0], abs=1e-5)
     assert all(len(of_line(frame, line, "in_domain")) == 1 for line in lines(frame))
-    assert "claims.html" in capsys.readouterr().out and (study / "claims.html").exists()
+    said = capsys.readouterr()
+    assert "claims.html" in said.out and (study / "claims.html").exists()
+    assert "left out: claims: whole games, of which" in said.err and made["left_out"] == ["whole games"]
 
 
 def test_a_table_of_claims_is_made_again_where_another_record_was_added(study, options, capsys):
