@@ -1,4 +1,4 @@
-"""Every instrument in turn, two chains of them side by side, then the decisions, the figures and the page."""
+"""Every instrument in turn, two chains side by side, then claims, decisions, figures and the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from interp.system.limits import Known, Sample
+from interp.stats.crossed import SMALLEST
+from interp.system.limits import Known, Margin, Sample
 
 from .chains import run_chains
 from .registry import Instrument, chains, check_in_all, closing, find
@@ -38,6 +39,8 @@ class Config(Study):
     """Games played in domain."""
     online_checkpoints: Sample = 0
     """Checkpoints that play."""
+    margin: Margin = SMALLEST
+    """Change of the gap that would matter for the claims."""
 
     def alone(self, chains: int) -> bool:
         """Whether one process at a time is best: on one core, and on a GPU that so many models would fill."""
