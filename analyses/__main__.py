@@ -16,7 +16,7 @@ from interp.results.shown import Incomplete
 from interp.system.paths import PROGRAM
 from interp.system.processes import end_with_parent, leave, stop_on_signals
 
-from .chains import run_chains
+from .chains import run_chains, taken
 from .command import check_values, configured, told
 from .registry import find, listed
 from .unchanged import keep, unchanged
@@ -76,12 +76,23 @@ def _show(tables: Sequence[Path], figures: Sequence[Path]) -> None:
             print(f"{what}: {', '.join(map(str, paths))}")
 
 
-def chain(commands: str) -> int:
-    """Run command lines, a JSON list of lists of words, until one fails; ends when the parent does."""
+def chain(commands: str, folder: str) -> int:
+    """Run the command lines that no other process has taken, until one fails; ends when the parent does.
+
+    Args:
+        commands: a JSON list of names and lists of words, those of this process's own chain first.
+        folder: where processes note what they have taken.
+    """
     end_with_parent()
-    for command in json.loads(commands):
+    order = json.loads(commands)
+    for name, command in order:
+        if not taken(Path(folder), name):
+            continue
         sys.argv[1:] = command  # what the table's provenance says it was made by
         if status := main(draw=False):  # which is done for all of them together
+            for rest, _ in order:  # what follows a failure is begun by nobody
+                if rest.partition("-")[0] == name.partition("-")[0]:
+                    taken(Path(folder), rest)
             return status
     return 0
 

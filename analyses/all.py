@@ -16,7 +16,6 @@ from .registry import Instrument, chains, check_in_all, closing, find
 from .remedies import PLAYABLE
 from .study import Study
 
-
 #: Part of a GPU's memory that the models of chains side by side may take, at 4 bytes a parameter.
 SMALL = 0.05
 

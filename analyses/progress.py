@@ -77,5 +77,6 @@ def position(chains: Sequence[Sequence[str]], folder: Path) -> tuple[list[str], 
         except (OSError, ValueError):  # not begun, or about to be written
             continue
         parts.append(f"{name} {at + 1}/{of}")
-        done += (chain.index(name) if name in chain else 0) + at / of
-    return parts, done
+        # What is not of its own chain is begun when that one has ended.
+        done += (chain.index(name) if name in chain else len(chain)) + at / of
+    return parts, min(done, sum(map(len, chains)))
