@@ -175,7 +175,9 @@ def test_a_study_in_several_processes_takes_a_part_in_each(tmp_path, monkeypatch
     monkeypatch.setattr(
         chains,
         "side_by_side",
-        lambda commands, environment: [ran.append(json.loads(command[-3])[0][1]) or 0 for command in commands],
+        lambda commands, environment: [
+            ran.append(json.loads(command[-3])[0][1]) or 0 for command in commands
+        ],
     )
     monkeypatch.setattr(
         masking,
