@@ -109,6 +109,26 @@ def bench() -> str:
     return f"{markdown(pd.DataFrame(rows))}\n\n{listed}"
 
 
+#: Baselines of the GPU's benchmark that say how many plain passes our time is.
+FORWARDS = ("one forward", "bare forwards", "forwards of the prompts")
+
+
+def bench_gpu() -> str:
+    """Every work timed on a GPU: seconds, those of the first call, plain passes, and other ways to do it."""
+    frame, made = read_table(STUDY, "bench_gpu")
+    rows = []
+    for (work, model, tokens), group in frame.groupby(["work", "model", "tokens"], sort=False):
+        forwards = group[group.baseline.isin(FORWARDS)]
+        row = dict(work=work, model=model, tokens=tokens)
+        row["seconds"] = _short(group.seconds.iloc[0], 2)
+        row["first call"] = _short(group.cold_seconds.iloc[0], 2)
+        row["in plain passes"] = _short(1 / forwards.ratio.iloc[0], 3) if len(forwards) else ""
+        others = group[~group.baseline.isin(FORWARDS)]
+        row["against"] = ", ".join(f"{each.ratio:.3g} x {each.baseline}" for each in others.itertuples())
+        rows.append(row)
+    return f"{made['device']}, bfloat16:\n\n{markdown(pd.DataFrame(rows))}"
+
+
 def _bench_alone(frame: pd.DataFrame) -> list[str]:
     by_tool = frame.set_index(["work", "tool"])
     pair = by_tool.loc["three sites, both directions, one pair", "interp"]
@@ -204,6 +224,7 @@ def claim_verdicts() -> str:
 TABLES = {
     "times": times,
     "bench": bench,
+    "bench_gpu": bench_gpu,
     "architectures": architectures,
     "calibration": calibration,
     "splits": splits,
