@@ -130,7 +130,7 @@ class Environment:
         (None: nothing), in this order.
         """
         if self.closed_actions:
-            return decision.admissible
+            return tuple(decision.admissible)
         options = tuple(
             dict.fromkeys(a for a in (decision.reference, *decision.admissible, *said) if a is not None)
         )

@@ -397,7 +397,9 @@ class PromptFormat:
         turns = [i for i, m in enumerate(messages) if m["role"] == "agent" and i > head]
         if not turns:
             return decision
-        shortened = [replace(decision, messages=messages[: turns[0]] + messages[start:]) for start in turns]
+        shortened = [
+            replace(decision, messages=[*messages[: turns[0]], *messages[start:]]) for start in turns
+        ]
         space = self._space(decision, context)
         first = bisect_left(range(len(turns)), -space, key=lambda n: -self._length(shortened[n], context))
         return decision if first == 0 else shortened[min(first, len(turns) - 1)]

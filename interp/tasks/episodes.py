@@ -54,9 +54,10 @@ class Decision:
     keep an episode together. One without is an episode of its own, named by its content.
     """
 
-    messages: tuple[dict, ...]
+    messages: Sequence[dict]
+    """A tuple once the decision is made, from whatever sequence it is given, as are `admissible`."""
     reference: str
-    admissible: tuple[str, ...] = ()
+    admissible: Sequence[str] = ()
     episode: str = ""
     step: int = None  # type: ignore[assignment]
     """The agent's turns so far, where it is not given."""
