@@ -1,4 +1,4 @@
-"""Every instrument in turn, two chains of them side by side, then the decisions, the figures and the page."""
+"""Every instrument in turn, two chains side by side, then claims, decisions, figures and the page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from interp.system.limits import Known, Sample
+from interp.stats.crossed import SMALLEST
+from interp.system.limits import Known, Margin, Sample
 
 from .chains import run_chains
 from .registry import Instrument, chains, check_in_all, closing, find
 from .remedies import PLAYABLE
 from .study import Study
+
+#: Part of a GPU's memory that the models of chains side by side may take, at 4 bytes a parameter.
+SMALL = 0.05
 
 
 @dataclass
@@ -34,15 +38,25 @@ class Config(Study):
     """Games played in domain."""
     online_checkpoints: Sample = 0
     """Checkpoints that play."""
+    margin: Margin = SMALLEST
+    """Change of the gap that would matter for the claims."""
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the models run on a GPU, where one process at a time is best."""
+    def alone(self, chains: int) -> bool:
+        """Whether one process at a time is best: on one core, and on a GPU that so many models would fill."""
+        if (os.cpu_count() or 1) == 1:
+            return True
         if self.device == "cpu":  # said without torch, which takes seconds to import
             return False
+        import torch
+
         from interp.models.hooked import pick_device
 
-        return pick_device(self.device).type == "cuda"
+        device = pick_device(self.device)
+        if device.type == "cpu":
+            return False
+        parameters = self.checkpoint_series.table()["parameters"]
+        room = SMALL * torch.cuda.get_device_properties(device).total_memory
+        return bool(parameters.isna().any() or 4 * chains * parameters.max() > room)
 
     def arguments(self, analysis: type[Study]) -> list[str]:
         """The given options that an analysis knows, as they are written on its command line."""
@@ -65,7 +79,7 @@ def run(config: Config) -> int:
         print(f"left out: online: {reason[0].upper()}{reason[1:]}. {PLAYABLE}", file=sys.stderr)
         left_out.add("online")
     parts = [[name for name in chain if name not in left_out] for chain in chains()]
-    if config.on_gpu or (os.cpu_count() or 1) == 1:
+    if config.alone(len(parts)):
         parts = [[name for part in parts for name in part]]
     last = [name for name in closing() if name not in left_out]
     for chained in (parts, [last]):

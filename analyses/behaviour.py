@@ -6,7 +6,7 @@ Accuracy, gap, agreement, revision, forced choice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from .rows import mean_row
 from .study import Study
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from interp.engine.decoding import Completion
 
 #: What forced choice reads.
@@ -79,26 +81,34 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     Readings are summed and per-token log-probabilities, at the boundary and after the own trace; `logp` keeps
     both for each candidate, in nats.
     """
-    from interp.engine.decoding import choose
+    from interp.engine.decoding import choose_each
 
     model = study.model(step)
-    rows = []
     decoded, every = study.decoded(step, split, "cot"), study.candidates(step, split)
-    for prompt, completion, candidates in list(zip(study.prompts(split), decoded, every, strict=True))[:n]:
-        if not candidates:
-            continue
-        decision = prompt.decision
-        row = dict(episode=decision.episode, choice_cot_sum=False, choice_cot_mean=False)
+    decisions = [each for each in list(zip(study.prompts(split), decoded, every, strict=True))[:n] if each[2]]
+    readings: list[dict[str, list[int] | None]] = []
+    for prompt, completion, _ in decisions:
         own = prompt.format.decoded_prefix(completion.ids)
         # A trace that never closed can be followed by no action.
-        readings = dict(prompt=None) if own is None else dict(prompt=None, cot=own)
-        logp = choose(model, prompt, candidates, list(readings.values()))
-        for mode, each in zip(readings, logp, strict=True):
-            for kind, index in zip(("sum", "mean"), each.argmax(0).tolist(), strict=True):
-                row[f"choice_{mode}_{kind}"] = study.env.is_correct(decision, candidates[index])
-        kept = {mode: each.tolist() for mode, each in zip(readings, logp, strict=True)}
-        rows.append(row | dict(decision=decision.id, candidates=list(candidates), logp=kept))
-    return rows
+        readings.append(dict(prompt=None) if own is None else dict(prompt=None, cot=own))
+    prompts, _, candidates = zip(*decisions, strict=True) if decisions else ((), (), ())
+    chosen = choose_each(model, prompts, candidates, [list(each.values()) for each in readings])
+    return [
+        _choice_row(study, prompt.decision, names, dict(zip(modes, logp, strict=True)))
+        for prompt, names, modes, logp in zip(prompts, candidates, readings, chosen, strict=True)
+    ]
+
+
+def _choice_row(
+    study: Config, decision: Decision, candidates: Sequence[str], logp: dict[str, Tensor]
+) -> dict:
+    """The row of one decision, by the log-probabilities [candidate, 2] of each reading."""
+    row = dict(episode=decision.episode, choice_cot_sum=False, choice_cot_mean=False)
+    for mode, each in logp.items():
+        for kind, index in zip(("sum", "mean"), each.argmax(0).tolist(), strict=True):
+            row[f"choice_{mode}_{kind}"] = study.env.is_correct(decision, candidates[index])
+    kept = {mode: each.tolist() for mode, each in logp.items()}
+    return row | dict(decision=decision.id, candidates=list(candidates), logp=kept)
 
 
 def run(config: Config) -> None:

@@ -7,22 +7,21 @@ runs, and what no analysis kept is null.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from interp.prompts.format import MODES, Prompt
-from interp.results.records import newest_record
 from interp.system.paths import PROGRAM
 from interp.tasks.episodes import Decision
 
 from .early import SHARES
+from .kept import Cell, cells
 from .probes import Labels
 from .registry import Instrument
 from .remedies import NotApplicable
@@ -42,32 +41,6 @@ class Config(Study):
 
 #: (decision, mode, columns of COLUMNS).
 Part = tuple[str, str, dict[str, Any]]
-
-
-class Cell(NamedTuple):
-    """A checkpoint and a split of the study."""
-
-    config: Config
-    step: int
-    split: str
-    decisions: dict[str, Decision]
-    """Of the split, by id."""
-
-    @property
-    def ids(self) -> list[str]:
-        """Of the decisions that were drawn, in order."""
-        return [prompt.decision.id for prompt in self.config.prompts(self.split)]
-
-    def kept(self, name: str, **inputs: object) -> Any:
-        """What a stage last kept of this checkpoint and of these inputs; None where it kept nothing."""
-        wanted = json.loads(json.dumps(self.config.inputs(self.step) | inputs, default=str))
-        record = newest_record(self.config.run / "partial", name, wanted)
-        return record and record["value"]
-
-    def kept_of_split(self, name: str) -> Any:
-        """The same of a stage that reads this split's decisions and is named for both."""
-        inputs = self.config.inputs(self.step, self.split)
-        return self.kept(f"{name}/{self.step}-{self.split}", **inputs)
 
 
 def decoded(cell: Cell) -> Iterator[Part]:
@@ -205,28 +178,27 @@ def run(config: Config) -> None:
 
     started = time.time()
     table: dict[tuple[str, int, str], dict] = defaultdict(dict)
-    decisions = {s: {d.id: d for e in config.episodes[s] for d in e.decisions()} for s in config.parts}
-    for step, split in config.cells("decisions"):
+    for cell in cells(config, "decisions"):
         for read in READERS:
-            for decision, mode, columns in read(Cell(config, step, split, decisions[split])):
-                table[decision, step, mode] |= columns
+            for decision, mode, columns in read(cell):
+                table[decision, cell.step, mode] |= columns
     if not table:
         raise NotApplicable(
             f"{config.run} keeps nothing of these decisions at these checkpoints: run `{PROGRAM} "
             "behaviour` first, and give the same options here (its command is in tables/behaviour.json)."
         )
-    rows = [row for split in config.parts for row in _rows(config, split, decisions[split], table)]
+    rows = [row for split in config.parts for row in _rows(config, split, table)]
     made = config.provenance("decisions", started, parser=config.parse.__module__)
     path = write_decisions(config.run / "tables", rows, made)
     page = save_viewer(rows, config.run, made)
     print(f"{len(rows):,} rows in {path}; to look through them open {page}")
 
 
-def _rows(config: Config, split: str, decisions: dict[str, Decision], table: dict) -> Iterator[dict]:
+def _rows(config: Config, split: str, table: dict) -> Iterator[dict]:
     """The rows of a split, its decisions in recorded order."""
     there = {decision for decision, _, _ in table}
     drawn = {prompt.decision.id: prompt for prompt in config.prompts(split)}
-    for decision in decisions.values():
+    for decision in (d for e in config.episodes[split] for d in e.decisions()):
         if decision.id not in there:
             continue
         prompt = drawn.get(decision.id) or config.format.prompt(decision)

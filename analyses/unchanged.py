@@ -100,8 +100,9 @@ def _code() -> str:
 
 
 def _files(config: Study) -> set[Path]:
-    """The files and folders that checkpoints and decisions are read from."""
+    """The files and folders that checkpoints, decisions and what other analyses left are read from."""
     read = {Path(config.series), *(path for path in (config.file, config.tools) if path)}
+    read.update(getattr(config, "reads", ()))  # what other analyses left
     for step in config.steps:
         checkpoint: Checkpoint | None = config.checkpoint_series.checkpoint(step)
         while checkpoint:

@@ -1,7 +1,12 @@
 from .checkpoints.series import CheckpointSeries as CheckpointSeries
 from .engine.activations import Activations as Activations
 from .engine.capturing import capture as capture
-from .engine.decoding import Completion as Completion, choose as choose, decode as decode
+from .engine.decoding import (
+    Completion as Completion,
+    choose as choose,
+    choose_each as choose_each,
+    decode as decode,
+)
 from .environments.base import Environment as Environment, View as View
 from .measures.ablation import Ablation as Ablation, ablate as ablate
 from .measures.attribution import attribute as attribute

@@ -22,6 +22,7 @@ import tests.results.test_shown
 from interp.results.decisions import write_decisions
 from interp.system.paths import ROOT
 from tests.decision_rows import decision_rows
+from tests.plots.test_plots import claims_table
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 #: What an example needs that these tests do not have: another program, a cluster's folder, minutes of
@@ -88,6 +89,7 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     pd.DataFrame([dict(prompt="Go.", completion="go")]).to_parquet(at / "rollouts.parquet")
     difference = dict(step=0, step_a=0, split="in_domain", metric="gap", paired=True, a=0.1, b=0.3)
     difference |= dict(value=0.2, low=0.1, high=0.3, n=9, n_groups=3)
+    write_table(at / "runs" / "quick" / "tables", "claims", claims_table(), {})
     write_table(at / "runs" / "compare" / "tables", "compare", pd.DataFrame([difference]), {})
     return at
 
@@ -234,6 +236,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
             entries=[],
             names=["behaviour"],
         ),
+        "interp.report.claims": lambda: dict(study=study.Read(dict(claims=claims_table()), {}, "")),
         "interp.report.viewer": lambda: dict(rows=decision_rows(2), made={}),
         "interp.results.headline": lambda: dict(study=study.read("figures/tables", "figures", ["behaviour"])),
         "interp.results.tables": lambda: dict(frame=pd.DataFrame(dict(step=[0], value=[1.0]))),
@@ -250,6 +253,15 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
         "interp.training.supervision": lambda: dict(episodes=episodes["train"][:2]),
         "analyses.partial": lambda: dict(
             folder="runs/new/tables", frame=pd.DataFrame(dict(step=[0])), provenance={}
+        ),
+        "analyses.kept": lambda: dict(
+            config=Study(
+                run=Path("runs/new"),
+                series=Path("runs/quick/series"),
+                corpus=Path("decisions.jsonl.xz"),
+                decisions=4,
+            ),
+            decisions={},
         ),
         "analyses.unchanged": lambda: dict(
             config=Study(run=Path("runs/new"), environment="any", corpus=Path("decisions.jsonl.xz"))

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 import interp
-from interp.engine import generation, reading, sweeps
+from interp.engine import generation, reading, scoring, sweeps
 from interp.engine.decoding import Completion, decode_modes, parse_completion
 from interp.measures.early import early_answers
 from interp.models import devices
@@ -36,6 +36,7 @@ ALL = -1e9
 LIMITS: tuple[tuple[ModuleType, str, Any], ...] = (
     (devices, "HELD", 2**34),
     (reading, "READ", devices.MOST),
+    (scoring, "TREES", devices.MOST),
     (sweeps, "PASS", sweeps.PASS[1:] * 2),
     (sweeps, "BUDGET", 2**34),
     (generation, "BATCH", generation.KEPT),
@@ -102,12 +103,13 @@ def works(given: Inputs) -> dict[str, Callable[[], Any]]:
         ),
         f"ablation of {len(few)} prompts": lambda: interp.ablate(model, few),
         "attribution of a pair": lambda: interp.attribute(model, *pair, minimum=ALL),
+        f"attribution of {len(given.clean)} pairs": lambda: interp.attribute(model, *pairs, minimum=ALL),
         f"boundary capture of {len(prompts)} prompts": lambda: interp.capture(
             model, prompts, batch_tokens=devices.MOST
         ),
-        f"forced choice of {len(prompts)} decisions": lambda: [
-            interp.choose(model, prompt, prompt.decision.admissible) for prompt in prompts
-        ],
+        f"forced choice of {len(prompts)} decisions": lambda: interp.choose_each(
+            model, prompts, [prompt.decision.admissible for prompt in prompts]
+        ),
         f"decoding 2 modes x {len(prompts)} x 8 tokens": lambda: decode_modes(
             model, prompts, ["prompt", "cot"], max_new_tokens=8
         ),

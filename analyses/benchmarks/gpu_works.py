@@ -433,7 +433,7 @@ class Bench:
             return torch.stack([row[range(len(a)), a].sum() for row, a in zip(logp, actions)]).cpu()
 
         def ours() -> list[torch.Tensor]:
-            return [interp.choose(self.model, p, p.decision.admissible) for p in prompts]
+            return interp.choose_each(self.model, prompts, [p.decision.admissible for p in prompts])
 
         return Work(
             f"forced choice of {len(prompts)} decisions x {len(actions)}",

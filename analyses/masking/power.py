@@ -124,10 +124,10 @@ def power(config: Config) -> pd.DataFrame:
     """Shares of studies, each with its Wilson interval.
 
     Column `what`: `above` and `below`, a contrast's interval lies above, or below, 0; `covers`, it holds the
-    true value; `supported` and `refuted`, what `interp.stats.crossed.verdict` says. Column `contrast`:
-    `difference` of k = 0.3 and k = 0, `control` of k = 0.3 and the random mask, `slope` in k, `games_only`:
-    the difference by a bootstrap over games alone, of the means over seeds. Column `half_width`: half of an
-    interval, on average.
+    true value; `supported` and `excluded`, what `interp.stats.crossed.verdict` says (a gain of at least the
+    margin is excluded). Column `contrast`: `difference` of k = 0.3 and k = 0, `control` of k = 0.3 and the
+    random mask, `slope` in k, `games_only`: the difference by a bootstrap over games alone, of the means over
+    seeds. Column `half_width`: half of an interval, on average.
     """
     rows, (zero, best) = [], ("action_mask_0", "action_mask_0.3")
     contrasts = dict(
@@ -150,7 +150,7 @@ def power(config: Config) -> pd.DataFrame:
         supported = (low > 0) & (over > 0)
         hits |= {
             ("verdict", "supported"): supported,
-            ("verdict", "refuted"): ~supported & ((high < SMALLEST) | (under < SMALLEST)),
+            ("verdict", "excluded"): ~supported & ((high < SMALLEST) | (under < SMALLEST)),
         }
         width = {name: float((high - low).mean() / 2) for name, (low, high) in found.items()}
         for (name, what), hit in hits.items():

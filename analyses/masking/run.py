@@ -13,13 +13,12 @@ k = .3 of the examples unsupervised, their tags kept, agents do better out of do
   rise.
 - Supported: both intervals lie above 0. It must be better than k = 0 *and* better than masking as many other
   tokens.
-- Refuted: one of them lies below .05. Either it does not help by an amount that would matter, or masking any
-  tokens helps as much, and the story about actions is wrong. Anything else is open. Tables keep this word;
-  figures and the report say what each interval shows.
+- A gain of at least .05 excluded: one of them lies below .05. Either it does not help by an amount that would
+  matter, or masking any tokens helps as much, and the story about actions is wrong. Anything else is open.
 - If the gain moves as the story has it (action supervision teaches a way from the prompt to the action past
   the trace), k = .3 has, at equal or better `acc_cot`: a lower `acc_prompt` and so a larger `gap`, less
   prompt reliance, and follows conflicting traces more often; more so for larger k (the slope). Unmoved, or
-  moved as far by the random mask, that mechanism is refuted, whatever success does.
+  moved as far by the random mask, that mechanism is not what helps, whatever success does.
 - In domain no gain is predicted. `action_only` bounds what actions alone teach: no better than k = 0 with its
 trace. Contrasts beside these are described, not tested: intervals are not corrected for their number.
 """

@@ -12,9 +12,12 @@ import re
 import pandas as pd
 
 from interp.plots.calibration import AGENTS, INSTRUMENTS, allowed, grown, verdicts
+from interp.results.claims import VERDICTS
 from interp.results.condition_rows import paper_table
 from interp.results.tables import read_table
 from interp.system.paths import ROOT
+
+from .verdicts import rates
 
 FIGURES = ROOT / "figures"
 STUDY = FIGURES / "tables"
@@ -203,6 +206,20 @@ def decisions() -> str:
     return markdown(pd.DataFrame(rows))
 
 
+def claim_verdicts() -> str:
+    """How often simulated studies reach each verdict on a claim."""
+    rows = []
+    for row in rates().itertuples():
+        shares = {word: f"{100 * getattr(row, word):.1f} %" for word in VERDICTS}
+        of = f"{row.n:,} in {row.episodes}"
+        rows.append(
+            {"reading": row.reading, "true change": f"{row.change:+.2f}".replace("+0.00", "0")}
+            | {"decisions in episodes": of}
+            | shares
+        )
+    return markdown(pd.DataFrame(rows))
+
+
 #: Name of a part -> what makes it.
 TABLES = {
     "times": times,
@@ -214,4 +231,5 @@ TABLES = {
     "masking": masking,
     "commands": commands,
     "decisions": decisions,
+    "verdicts": claim_verdicts,
 }

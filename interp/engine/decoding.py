@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.engine.generation import Hooks, continue_each
-from interp.engine.packing import score, score_whole
 from interp.engine.reading import Memory
+from interp.engine.scoring import score_each
 from interp.models.hooked import HookedModel
 from interp.models.texts import stop_tokens as stop_tokens
 from interp.models.turns import measured
@@ -49,8 +49,6 @@ class Completion(Shown):
         return pd.DataFrame([dict(tokens=len(self.ids), trace=self.trace, action=self.action)])
 
 
-#: Tokens of candidates that are read at once: their mask has the square of it.
-PACK_TOKENS = 1024
 #: Tokens after which a decoding that has not closed its action is given up.
 LIMITS = {"cot": 96, "prompt": 24, "empty_think": 24}
 
@@ -247,7 +245,7 @@ def choose(
     """Forced choice at one decision: log-probability of each action, summed and per token, in nats.
 
     The prompt is read once. The closing tag counts, so that a candidate is not preferred for being another's
-    beginning.
+    beginning. `choose_each` takes many decisions, which is faster.
 
     Args:
         traces: text before the action tag, or ids as they were decoded up to the opened action
@@ -256,55 +254,66 @@ def choose(
     Raises:
         ValueError: there are no candidates.
     """
-    return _choose(model, prompt, candidates, [prompt.format.action_prefix(trace) for trace in traces])
+    return choose_each(model, [prompt], [candidates], [traces])[0]
+
+
+@measured
+def choose_each(
+    model: HookedModel,
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Sequence[str]],
+    traces: Sequence[Sequence[str | Sequence[int] | None]] | None = None,
+) -> list[Float[Tensor, "trace candidate 2"]]:
+    """As `choose` for many decisions, which are read together in batches.
+
+    Args:
+        candidates: of each decision.
+        traces: of each decision, as those of `choose` (None where the tag stands right at the boundary).
+
+    Raises:
+        ValueError: a decision has no candidates, or the lists are not of one length.
+    """
+    traces = [(None,)] * len(prompts) if traces is None else traces
+    prefixes = [[p.format.action_prefix(trace) for trace in own] for p, own in zip(prompts, traces)]
+    return _choose(model, prompts, candidates, prefixes)
 
 
 def _choose(
-    model: HookedModel, prompt: Prompt, candidates: Sequence[str], prefixes: Sequence[Sequence[int]]
-) -> Float[Tensor, "trace candidate 2"]:
-    """As `choose`, after ids from the boundary up to the opened action tag."""
-    if not candidates:
-        raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
-    actions = [prompt.format.action_ids(candidate) for candidate in candidates]
-    scored = [len(action) for action in actions]
-    cache = None
-    sums: list[Tensor] = []
-    for prefix in prefixes:
-        longest = len(prompt.ids) + len(prefix) + max(scored)
-        model.check_length(longest)
-        if model.rereads(longest):
-            sums.append(score_whole(model, [*prompt.ids, *prefix], actions, scored))
-            continue
-        cache = model.read(prompt.ids) if cache is None else cache
-        read = model.read(prefix[:-1], model.fork(cache))
-        packs = [actions[part] for part in packs_of([1 + n for n in scored])]
-        parts = [
-            score(model, read, [[prefix[-1], *action] for action in pack], [len(action) for action in pack])
-            for pack in packs
-        ]
-        sums.append(torch.cat(parts))
-    lengths = torch.tensor(scored)
-    return torch.stack([torch.stack([logp, logp / lengths], -1) for logp in sums])
-
-
-def packs_of(lengths: Sequence[int]) -> list[slice]:
-    """Slices of sequences that have at most PACK_TOKENS tokens together, or are one alone."""
-    starts, held = [0], 0
-    for number, length in enumerate(lengths):
-        if held and held + length > PACK_TOKENS:
-            starts.append(number)
-            held = 0
-        held += length
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)])]
+    model: HookedModel,
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Sequence[str]],
+    prefixes: Sequence[Sequence[Sequence[int]]],
+) -> list[Float[Tensor, "trace candidate 2"]]:
+    """As `choose_each`, after ids from the boundary up to the opened action tag."""
+    if not len(prompts) == len(candidates) == len(prefixes):
+        raise ValueError(
+            f"{len(prompts)} prompts, candidates of {len(candidates)} and traces of {len(prefixes)} were "
+            "given: each prompt needs its own."
+        )
+    actions: list[list[list[int]]] = []
+    ids: dict[tuple[PromptFormat, str], list[int]] = {}
+    for prompt, names in zip(prompts, candidates):
+        if not names:
+            raise ValueError(f"Decision {prompt.decision.id} lists no admissible actions to choose from.")
+        keys = [(prompt.format, name) for name in names]
+        ids |= {(fmt, name): fmt.action_ids(name) for fmt, name in keys if (fmt, name) not in ids}
+        actions.append([ids[key] for key in keys])
+    sums = score_each(model, [prompt.ids for prompt in prompts], prefixes, actions)
+    lengths = [torch.tensor([len(action) for action in own]) for own in actions]
+    return [torch.stack([logp, logp / tokens], -1) for logp, tokens in zip(sums, lengths)]
 
 
 @measured
 def preferences(
-    model: HookedModel, prompt: Prompt, candidates: Sequence[str], traces: Sequence[Sequence[int]]
-) -> Float[np.ndarray, "trace candidate"]:
-    """The distribution over candidate actions after each trace, by summed log-probability.
+    model: HookedModel,
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Sequence[str]],
+    traces: Sequence[Sequence[Sequence[int]]],
+) -> list[Float[np.ndarray, "trace candidate"]]:
+    """The distribution over each decision's candidates after each of its traces, by summed log-probability.
 
     traces: ids from the boundary up to the opened action tag, with a mode's opening. Raises ValueError
-    where there are no candidates.
+    as `choose_each`.
     """
-    return _choose(model, prompt, candidates, traces)[..., 0].double().softmax(-1).numpy()
+    chosen = _choose(model, prompts, candidates, traces)
+    return [logp[..., 0].double().softmax(-1).numpy() for logp in chosen]

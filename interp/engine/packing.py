@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -73,11 +74,11 @@ class Tree:
 
 def ancestors(parents: Sequence[int]) -> Bool[Tensor, "node node"]:
     """Each node's ancestors, and itself."""
-    seen = torch.eye(len(parents), dtype=torch.bool)
+    seen = np.eye(len(parents), dtype=bool)
     for node, parent in enumerate(parents):
         if parent >= 0:
             seen[node] |= seen[parent]
-    return seen
+    return torch.from_numpy(seen)
 
 
 def grow(continuations: Sequence[Sequence[int]], scored: Sequence[int]) -> Tree:
@@ -128,12 +129,14 @@ def read_trees(
 ) -> Float[Tensor, "row column continuation"]:
     """Summed log-probabilities of each continuation's scored tokens, in nats, in copies of each row's tree.
 
+    Zero where a row has fewer continuations than another.
+
     Args:
         hidden: final hidden states.
-        trees: of each row; all have as many continuations.
+        trees: of each row.
         roots: the slot in which each copy begins; on the CPU.
     """
-    columns, width = len(roots), trees[0].width
+    columns, width = len(roots), max(tree.width for tree in trees)
     column = torch.arange(columns)[:, None]
     states, places, tokens, owners = [], [], [], []
     count = 0

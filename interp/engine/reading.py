@@ -24,7 +24,7 @@ from interp.prompts.text import shared
 #: Tokens of a tree of prompts that are read in one pass, whose mask has the square of them.
 PACK = 2048
 #: Tokens of plain rows that are read in one pass on a CPU.
-READ = 8192
+READ = 2048
 #: name -> ids read so far, and for each layer their keys and values [head, token, width]
 Memory = dict[Hashable, tuple[tuple[int, ...], list[tuple[Tensor, Tensor]]]]
 

@@ -13,7 +13,7 @@ Nanda 2023 (Attribution patching), Syed et al. 2023 (2310.10348).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,12 +23,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from interp.engine.packing import Tree, grow, read_trees
 from interp.measures.pairs import Align, Answers, Pair, pairs_of, token_texts
 from interp.measures.patching import Sweep, columns_of, effects, rows_of, warn_dropped
-from interp.models.devices import fetched, sent
-from interp.models.hooked import HookedModel, layers_of
+from interp.models.caches import Layers, layers_of
+from interp.models.devices import activation_bytes, fetched, halved, most_held, sent
+from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
+from interp.models.whole import length_batches, padded
 from interp.prompts.text import AnyPrompt, Readable
 
 #: A site of a layer.
@@ -103,6 +106,65 @@ def gradients(
     return torch.stack(differences).detach(), terms
 
 
+def packed_gradients(
+    model: HookedModel, runs: Sequence[tuple[Sequence[int], Sequence[Continuations]]], sites: Sequence[str]
+) -> list[Gradients]:
+    """As `gradients`, of many prompts with their actions: a pass over all, one over their trees, and back."""
+    keys, lengths = _keys(model, sites), torch.tensor([len(ids) for ids, _ in runs])
+    trees = [
+        grow(
+            [[ids[-1], *tail] for both, _ in actions for tail in both],
+            [n for _, scored in actions for n in scored],
+        )
+        for ids, actions in runs
+    ]
+    seen: dict[Key, Tensor] = {}
+    with torch.inference_mode(False), torch.enable_grad():
+        cache = model.new_cache()
+        with model.hooks(_keeping(seen, keys)):
+            prompts = padded([ids for ids, _ in runs], model.device)
+            output = model.inner(input_ids=prompts, past_key_values=cache, use_cache=True)
+        hidden = output.last_hidden_state
+        last = sent(lengths - 1, hidden.device)
+        hidden = hidden[torch.arange(len(runs), device=hidden.device), last][:, None]  # the trees' roots
+        if max(map(len, trees)) > 1:
+            hidden = torch.cat([hidden, _behind(model, layers_of(cache), lengths, trees)], 1)
+        roots = torch.zeros(1, len(runs), dtype=torch.long)
+        logp = read_trees(model, hidden, trees, roots)[:, 0].unflatten(1, (-1, 2))
+        differences = logp[..., 0] - logp[..., 1]  # [prompt, mode]
+        kept, modes = [seen[key] for key in keys], differences.shape[1]
+        by_mode = [
+            torch.autograd.grad(
+                differences[:, m].sum(), kept, retain_graph=m < modes - 1, materialize_grads=True
+            )
+            for m in range(modes)
+        ]
+    found = []
+    for r, n in enumerate(lengths.tolist()):
+        activations = [tensor.detach()[r, :n].float() for tensor in kept]
+        terms = [[Term(activations, [g[r, :n].float() for g in grads])] for grads in by_mode]
+        found.append((differences[r].detach(), terms))
+    return found
+
+
+def _behind(
+    model: HookedModel, prompts: Layers, lengths: Int[Tensor, " prompt"], trees: Sequence[Tree]
+) -> Float[Tensor, "prompt node d_model"]:
+    """Final hidden states of each prompt's tree but for its root, which is the prompt's last token."""
+    size, width = max(map(len, trees)) - 1, int(lengths.max())
+    ids, at = (torch.zeros(len(trees), size, dtype=torch.long) for _ in range(2))
+    visible = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for row, (tree, n) in enumerate(zip(trees, lengths.tolist())):
+        nodes = len(tree) - 1
+        ids[row, :nodes] = torch.tensor(tree.tokens[1:], dtype=torch.long)
+        at[row, :nodes] = tree.depths[1:] + n - 1
+        visible[row, :nodes, :nodes] = tree.visible[1:, 1:]
+    before = (torch.arange(width) < lengths[:, None])[:, None].expand(-1, size, -1)
+    ids, at, visible = (sent(each, model.device) for each in (ids, at, torch.cat([before, visible], 2)))
+    hidden, _ = model.packed(prompts, ids, at, visible, torch.arange(width, device=model.device)[None])
+    return hidden
+
+
 def whole_gradients(
     model: HookedModel, ids: Sequence[int], actions: Sequence[Continuations], sites: Sequence[str]
 ) -> Gradients:
@@ -148,17 +210,17 @@ def attribute_modes(
     longest = max(len(pair.clean.ids) for pair in pairs)
     base = np.empty((2, len(modes), len(pairs)))
     moved = np.full((2, len(modes), len(pairs), len(labels), model.n_layers, longest), np.nan)
-    # Numbers of all pairs are awaited at the end.
-    waiting = [
-        _moved(model, pair, names, labels, modes)
-        for pair in tqdm(pairs, desc="attribute", leave=False, disable=not progress)
-    ]
+    every = tqdm(
+        _runs(model, pairs, names, modes), "attribute", len(pairs), leave=False, disable=not progress
+    )
+    # The numbers of all pairs are awaited at the end.
+    waiting = [(index, *_moved(model, pairs[index], runs, names, labels)) for index, runs in every]
     there = np.array([columns_of(model, row, layer) is not None for row, layer in _grid(model, labels)])
     there = there.reshape(len(labels), model.n_layers)
-    for index, (pair, (values, sums)) in enumerate(zip(pairs, waiting)):
+    for index, values, sums in waiting:
         base[..., index] = values().numpy()
         own = moved[:, :, index]
-        for position, column in zip(pair.align, np.moveaxis(sums().numpy(), -1, 0)):
+        for position, column in zip(pairs[index].align, np.moveaxis(sums().numpy(), -1, 0)):
             own[:, :, there, position] = column
     patched = moved + base[..., None, None, None]
     tokens = tuple(map(token_texts, pairs))
@@ -169,12 +231,33 @@ def attribute_modes(
     return sweeps
 
 
-def _runs(model: HookedModel, pair: Pair, sites: Sequence[str], modes: Sequence[str]) -> list[Gradients]:
-    """Gradients of both runs of a pair, for the action in each mode."""
-    actions = [[pair.continuations(prompt, mode) for mode in modes] for prompt in pair.prompts]
-    longest = max(len(tail) for each in actions for both, _ in each for tail in both)
-    read = whole_gradients if model.rereads(len(pair.clean.ids) + longest) else gradients
-    return [read(model, prompt.ids, each, sites) for prompt, each in zip(pair.prompts, actions)]
+def _runs(
+    model: HookedModel, pairs: Sequence[Pair], sites: Sequence[str], modes: Sequence[str]
+) -> Iterator[tuple[int, Sequence[Gradients]]]:
+    """Each pair's index and the gradients of its two runs, for the action in each mode."""
+    packed: list[int] = []
+    inputs = []
+    for index, pair in enumerate(pairs):
+        actions = [[pair.continuations(prompt, mode) for mode in modes] for prompt in pair.prompts]
+        inputs.append([(prompt.ids, each) for prompt, each in zip(pair.prompts, actions)])
+        tails = max(len(tail) for each in actions for both, _ in each for tail in both)
+        longest = max(len(prompt.ids) for prompt in pair.prompts) + tails
+        model.check_length(longest)
+        if not model.path(longest):
+            packed.append(index)
+            continue
+        read = whole_gradients if model.rereads(longest) else gradients
+        yield index, [read(model, ids, each, sites) for ids, each in inputs[index]]
+    # What a pass keeps for the way back is held with it.
+    most = most_held(model) // (activation_bytes(model) * model.n_layers)
+    batches = length_batches([2 * max(len(ids) for ids, _ in inputs[i]) for i in packed], most)
+
+    def read_batch(batch: list[int]) -> tuple[list[int], list[Gradients]]:
+        members = [packed[k] for k in batch]
+        return members, packed_gradients(model, [run for i in members for run in inputs[i]], sites)
+
+    for members, found in halved(batches, read_batch):
+        yield from zip(members, zip(found[::2], found[1::2]))
 
 
 def _grid(model: HookedModel, labels: Sequence[str]) -> list[tuple[str, int]]:
@@ -183,13 +266,13 @@ def _grid(model: HookedModel, labels: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _moved(
-    model: HookedModel, pair: Pair, sites: Sequence[str], labels: Sequence[str], modes: Sequence[str]
+    model: HookedModel, pair: Pair, runs: Sequence[Gradients], sites: Sequence[str], labels: Sequence[str]
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """What gives a pair's differences [run, mode] and what patching adds [run, mode, cell, position].
 
     Cells are the rows of the sweep in the layers that have them.
     """
-    clean, corrupt = _runs(model, pair, sites, modes)
+    clean, corrupt = runs
     at, donors = (
         sent(torch.tensor(list(own), dtype=torch.long), model.device)
         for own in (pair.align.keys(), pair.align.values())

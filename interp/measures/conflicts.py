@@ -377,7 +377,7 @@ def shifts(
 ) -> dict[str, Shift]:
     """Read the distribution over the candidate actions after every inserted trace.
 
-    Each prompt is read once; a long list of candidates costs most.
+    The prompts are read together, each once; a long list of candidates costs most.
 
     Args:
         outcomes: what `conflict` gave for these prompts.
@@ -387,11 +387,17 @@ def shifts(
     candidates = [p.decision.admissible for p in prompts] if candidates is None else candidates
     row_of = {kind: {int(i): k for k, i in enumerate(each.index)} for kind, each in outcomes.items()}
     rows: dict[str, list] = {kind: [] for kind in outcomes}
-    for i in [int(i) for i in outcomes["self_splice"].index if candidates[i]][:most]:
-        here = [kind for kind in outcomes if i in row_of[kind]]
+    chosen = [int(i) for i in outcomes["self_splice"].index if candidates[i]][:most]
+    kinds = {i: [kind for kind in outcomes if i in row_of[kind]] for i in chosen}
+    distributions = preferences(
+        model,
+        [prompts[i] for i in chosen],
+        [candidates[i] for i in chosen],
+        [[outcomes[kind].leads[row_of[kind][i]] for kind in kinds[i]] for i in chosen],
+    )
+    for i, likely in zip(chosen, distributions):
+        here = kinds[i]
         position: dict[str | None, int] = {action: k for k, action in enumerate(candidates[i])}
-        prefixes = [outcomes[kind].leads[row_of[kind][i]] for kind in here]
-        likely = preferences(model, prompts[i], candidates[i], prefixes)
         before = likely[here.index("self_splice")]
         for kind, after in zip(here, likely):
             masses = []

@@ -163,18 +163,16 @@ def early_answers(
 
     same = [[unchanged(f"trace{p}", i) for p in range(len(cut.prefixes))] for i, cut in cuts.items()]
     after_filler = [[unchanged(f"filler{p}", i) for p in range(len(cut.fillers))] for i, cut in cuts.items()]
-    distance = []
-    for k, (i, cut) in enumerate(cuts.items()):
-        names = prompts[i].decision.admissible if candidates is None else candidates[i]
-        if not names or (choices is not None and k >= choices):
-            distance.append(np.array([]))
-            continue
-        likely = preferences(model, prompts[i], names, cut.prefixes)
-        distance.append(abs(likely - likely[-1]).sum(-1) / 2)
+    names = {i: prompts[i].decision.admissible if candidates is None else candidates[i] for i in index}
+    chosen = [i for i in index[:choices] if names[i]]
+    likely = preferences(
+        model, [prompts[i] for i in chosen], [names[i] for i in chosen], [cuts[i].prefixes for i in chosen]
+    )
+    distance = {i: abs(each - each[-1]).sum(-1) / 2 for i, each in zip(chosen, likely)}
     return EarlyAnswers(
         index=np.array(index),
         share=[cut.share for cut in cuts.values()],
         same=[np.array(flags) for flags in same],
-        distance=distance,
+        distance=[distance.get(i, np.array([])) for i in index],
         filler=[np.array([flags[0], *filled]) for flags, filled in zip(same, after_filler)],
     )

@@ -339,7 +339,8 @@ class HookedModel:
         layers = [AppendingLayer(*(t.expand(rows, -1, -1, -1) for t in layer)) for layer in prefix]
         cache = DynamicCache()
         cache.layers = list(layers)
-        both = torch.cat([keys_at.expand(len(at), -1), at.expand(len(keys_at), -1)], 1)
+        each = max(len(at), len(keys_at))
+        both = torch.cat([keys_at.expand(each, -1), at.expand(each, -1)], 1)
         hidden = self.inner(
             input_ids=ids,
             position_ids=at.expand(rows, -1),

@@ -31,11 +31,15 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "
     return sent(ids, device)
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of similar lengths, each at most `batch_tokens` with its padding (longest first)."""
+def length_batches(lengths: Sequence[int], batch_tokens: int, alike: float = 0.0) -> list[list[int]]:
+    """Indices in batches of similar lengths, each at most `batch_tokens` with its padding (longest first).
+
+    alike: a batch's shortest has at least this share of its longest.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= batch_tokens and lengths[i] >= alike * longest:
             batches[-1].append(i)
         else:
             batches.append([i])

@@ -1,7 +1,7 @@
-"""What a report reads of behaviour: where a gain lands, which games are won, and other series beside.
+"""What a report reads of behaviour: how both actions change, which games are won, and other series beside.
 
->>> placed(study.tables["behaviour"], "in_domain").code
-'mostly_trace'
+>>> moves(study)[0].changes["gap"].moved
+'up'
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import pandas as pd
 
 from interp.plots.behaviour import READABLE
 from interp.plots.environments import ENVIRONMENTS
-from interp.report.study import Change, Read, Table, Verdict, together
-from interp.results.estimates import Ends, ends, estimate, side
+from interp.report.study import Change, Read, Table
+from interp.results.estimates import ends, estimate
 from interp.results.headline import READINGS, headline
 from interp.results.names import SPLITS
 from interp.results.queries import pick, splits_of
 from interp.results.wording import WHERE
 
 SMOLLM2 = "SmolLM2 on ALFWorld's own games"
-_PLACING = ("acc_cot", "acc_prompt", "gap", "parse_prompt")
+_MOVING = ("acc_cot", "acc_prompt", "gap", "parse_prompt")
 _MOVED = {
     "up": "rises",
     "down": "falls",
@@ -31,11 +31,10 @@ _MOVED = {
 }
 
 
-class Placed(NamedTuple):
-    """Where the gain of a series lands in one split."""
+class Moves(NamedTuple):
+    """How both actions change from the first checkpoint to the last, in one split."""
 
-    code: str
-    """Which of the template's words are said."""
+    where: str
     changes: dict[str, Change]
     """Of both accuracies and the gap; with the prompt action's parse rate where that is too low."""
 
@@ -60,43 +59,6 @@ class Studied:
     """Decisions, split, episodes."""
 
 
-def placed(frame: pd.DataFrame, split: str) -> Placed | None:
-    """Where the gain of a series lands, by intervals; None where rows are missing.
-
-    Args:
-        frame: step, split, metric and the estimate: acc_cot, acc_prompt, gap, perhaps parse_prompt.
-        split: one of SPLITS.
-    """
-    readings = {
-        metric: both for metric in _PLACING if (both := ends(pick(frame, split=split, metric=metric)))
-    }
-    if not {"acc_cot", "acc_prompt", "gap"} <= readings.keys():
-        return None
-    parse = readings.get("parse_prompt")
-    unread = parse is not None and bool(parse.last["value"] < READABLE)
-    if not unread:
-        readings.pop("parse_prompt", None)
-    code = _place(readings["acc_cot"], readings["acc_prompt"], readings["gap"], unread)
-    return Placed(code, {metric: Change.between(split, both) for metric, both in readings.items()})
-
-
-def _place(cot: Ends, prompt: Ends, gap: Ends, unread: bool) -> str:
-    if cot.moved == "single":
-        return {1: "single_helps", -1: "single_harms", 0: "single_neither"}[side(gap.last)]
-    if cot.moved != "up":
-        return {"down": "worse", "level": "no_gain", "unknown": "no_intervals"}[cot.moved]
-    if unread:
-        return "unread"
-    if gap.moved != "up" and prompt.moved != "up":
-        return "untold"
-    if gap.moved != "up":
-        return "prompt" if gap.moved == "down" else "shows_without"
-    if prompt.moved != "up":
-        return "trace_alone" if prompt.moved == "down" else "trace"
-    part = (prompt.last["value"] - prompt.first["value"]) / (cot.last["value"] - cot.first["value"])
-    return "mostly_trace" if part < 0.5 else "mostly_without"
-
-
 def studied(study: Read) -> Studied | None:
     """What the study is of, from the table of behaviour and its provenance."""
     rows = study.rows("behaviour", metric="acc_cot")
@@ -110,16 +72,18 @@ def studied(study: Read) -> Studied | None:
     return Studied(ENVIRONMENTS.get(name, name), rows["step"].nunique(), study.steps("behaviour"), sizes)
 
 
-def gains(study: Read) -> list[Verdict]:
-    """Where the gain lands, splits of which the same is said together."""
-    rows = study.rows("behaviour")
-    return together(
-        {
-            split: (where.code, where.changes)
-            for split in study.splits("behaviour")
-            if (where := placed(rows, split))
-        }
-    )
+def moves(study: Read) -> list[Moves]:
+    """How both actions and the gap change, in every split that has them."""
+    rows, found = study.rows("behaviour"), []
+    for split in study.splits("behaviour"):
+        readings = {m: both for m in _MOVING if (both := ends(pick(rows, split=split, metric=m)))}
+        if not {"acc_cot", "acc_prompt", "gap"} <= readings.keys():
+            continue
+        parse = readings.get("parse_prompt")
+        if parse is not None and not parse.last["value"] < READABLE:
+            readings.pop("parse_prompt")
+        found.append(Moves(WHERE[split], {m: Change.between(split, both) for m, both in readings.items()}))
+    return found
 
 
 def games(study: Read, table: str = "") -> list[Games]:
@@ -151,13 +115,10 @@ def series(study: Read) -> dict[str, pd.DataFrame]:
     return studies
 
 
-def beside(study: Read, split: str) -> dict[str, list[tuple[str, str]]]:
-    """Where the gain of the other series lands: code of `placed` -> names, each with its gap at the end."""
-    by: dict[str, list[tuple[str, str]]] = {}
-    for name, rows in series(study).items():
-        if where := placed(rows, split):
-            by.setdefault(where.code, []).append((name, where.changes["gap"].last))
-    return by
+def beside(study: Read, split: str) -> list[tuple[str, Change]]:
+    """How the gap of the other series changes, by the series' name."""
+    gaps = {name: ends(pick(rows, split=split, metric="gap")) for name, rows in series(study).items()}
+    return [(name, Change.between(split, both)) for name, both in gaps.items() if both]
 
 
 def summary(study: Read) -> Table | None:

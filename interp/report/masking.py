@@ -10,6 +10,7 @@ import pandas as pd
 from interp.plots.behaviour import READABLE
 from interp.plots.masking import MECHANISM, claim_rows, gain
 from interp.report.study import Read, Table
+from interp.results.claims import masked as by_claim
 from interp.results.condition_rows import PAPER, at_last, claimed, named, number, one
 from interp.results.estimates import estimate
 from interp.results.queries import splits_of
@@ -29,6 +30,8 @@ class Claim:
 
     unjudged: str
     """Why there is no verdict; empty where there is one."""
+    verdict: str
+    """Supported, a gain of at least the margin excluded, or open; empty where there is none."""
     rests: list[tuple[str, str, str, int]]
     """What is compared with, what the interval shows of a gain, the estimate, seeds."""
     smallest: str
@@ -59,7 +62,8 @@ def claim(study: Read) -> Claim | None:
         for other, row in claim_rows(frame).items()
     ]
     unjudged = verdict.removeprefix("none: ") if verdict.startswith("none") else ""
-    return Claim(unjudged, rests, number(SMALLEST))
+    judged = [row["verdict"] for row in by_claim(frame)]  # an older table's provenance has other words
+    return Claim(unjudged, judged[-1] if judged else "", rests, number(SMALLEST))
 
 
 def masked(study: Read) -> Masked | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from interp.report import behaviour, instruments, masking, nulls
+from interp.report import behaviour, claims, instruments, masking, nulls
 from interp.report.behaviour import Games
 from interp.report.study import Change, Read, Table
 from interp.results.headline import READINGS, headline
@@ -36,25 +36,23 @@ class Answer:
     reliance: list[Change]
     followed: instruments.Followed
     before: instruments.Before | None
-    claim: masking.Claim | None
-    beside: dict[str, list[tuple[str, str]]]
+    beside: list[tuple[str, Change]]
     side_by_side: bool
     """Whether the page is of several environments."""
     summary: Table | None
 
 
 class Behaviour(NamedTuple):
-    """What the study is of, and where its gain lands."""
+    """What the study is of, and how both actions change."""
 
     studied: behaviour.Studied
-    gains: list
+    moves: list[behaviour.Moves]
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Other series: where the gain of each lands by split, their readings, and their pages."""
+    """Other series: their readings, and their pages."""
 
-    splits: list[tuple[str, dict]]
     table: Table
     pages: dict[str, str]
     """Study -> link."""
@@ -79,12 +77,11 @@ def answer(study: Read) -> Answer:
     """The findings with their numbers, and a table of the headline readings."""
     studied = behaviour.studied(study)
     return Answer(
-        Behaviour(studied, behaviour.gains(study)) if studied else None,
+        Behaviour(studied, behaviour.moves(study)) if studied else None,
         behaviour.games(study),
         study.changes("reliance", metric="prompt_reliance"),
         instruments.followed(study),
         instruments.before(study),
-        masking.claim(study),
         behaviour.beside(study, "in_domain"),
         "environments" in study.tables,
         behaviour.summary(study),
@@ -92,11 +89,10 @@ def answer(study: Read) -> Answer:
 
 
 def elsewhere(study: Read) -> Elsewhere | None:
-    """Where the gain of other series lands; None where there are none."""
+    """Other series side by side; None where there are none."""
     table = behaviour.side_by_side(study)
-    splits = [(WHERE[split], by) for split in WHERE if (by := behaviour.beside(study, split))]
     pages = {name: other.link for name, other in study.beside.items() if name in ("smollm2", "environments")}
-    return Elsewhere(splits, table, pages) if table else None
+    return Elsewhere(table, pages) if table else None
 
 
 def limits(study: Read) -> Limits:
@@ -122,8 +118,9 @@ def _captions(study: Read) -> None:
 
 
 SECTIONS = (
+    Section("claims", "The four claims", claims.claims),
     Section("question", "The question", lambda study: True),
-    Section("answer", "The answer in short", answer),
+    Section("answer", "The readings in short", answer),
     Section("measured", "How it is measured", lambda study: study),
     Section("trusted", "Can the instruments be trusted?", instruments.trusted),
     Section("better", "Does the agent get better, and where?", _captions),

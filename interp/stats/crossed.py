@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Num
 
+from interp.stats.changes import OPEN, SUPPORTED
 from interp.stats.intervals import Estimate, wilson
 
 #: A number for each data set of `crossed` (a plain one for a single set).
@@ -173,16 +174,21 @@ CLAIM = dict(metric="acc_cot", split="out_of_domain", condition="action_mask_0.3
 SMALLEST = 0.05
 
 
-def verdict(difference: Estimate, control: Estimate) -> str:
-    """Whether masking action tokens helps as claimed: `supported`, `refuted`, or `open`.
+def verdict(difference: Estimate, control: Estimate, margin: float = SMALLEST) -> str:
+    """Whether masking action tokens helps as claimed: `supported`, `excluded(margin)`, or `open`.
 
     difference: action-masked - unmasked. control: action-masked - the random mask of equal share.
-    Supported where both intervals lie above 0; refuted where one of them lies below SMALLEST: it does not
-    help, or masking any tokens helps as much.
+    Supported where both intervals lie above 0; a gain is excluded where one of them lies below the margin: it
+    does not help by an amount that would matter, or masking any tokens helps as much.
     """
     if difference.low > 0 and control.low > 0:
-        return "supported"
-    return "refuted" if difference.high < SMALLEST or control.high < SMALLEST else "open"
+        return SUPPORTED
+    return excluded(margin) if difference.high < margin or control.high < margin else OPEN
+
+
+def excluded(margin: float = SMALLEST) -> str:
+    """The verdict on a gain that is shown to be smaller than the margin."""
+    return f"a gain of at least {margin:g} excluded"
 
 
 def slope_weights(shares: Mapping[str, float]) -> dict[str, float]:

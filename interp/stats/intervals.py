@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import lazy_loader as lazy
@@ -113,15 +114,20 @@ def percentile(
 
     Source: Efron & Tibshirani 1993; Hesterberg 2015 (expanded percentiles).
     """
-    import scipy.stats
-
     finite = values[np.isfinite(values)]
     low = high = np.nan
     if n_groups > 1 and np.isfinite(value) and len(finite) >= level * len(values):
-        quantile = scipy.stats.t.isf((1 - level) / 2, n_groups - 1)
-        tail = scipy.stats.norm.sf(widen * np.sqrt(n_groups / (n_groups - 1)) * quantile)
+        tail = expanded_tail(n_groups, level, widen)
         low, high = np.quantile(finite, [tail, 1 - tail])
     return Estimate(float(value), float(low), float(high), n, n_groups)
+
+
+def expanded_tail(n_groups: int, level: float = 0.95, widen: float = 1.0) -> float:
+    """Share of resamples beyond each end of `percentile`'s interval, of two clusters or more."""
+    import scipy.stats
+
+    quantile = scipy.stats.t.isf((1 - level) / 2, n_groups - 1)
+    return float(scipy.stats.norm.sf(widen * np.sqrt(n_groups / (n_groups - 1)) * quantile))
 
 
 def cross_fitted(folds: int) -> float:
@@ -214,12 +220,14 @@ def headroom_gap(
         groups, draws, seed, level: as in `cluster_bootstrap`, which raises.
     """
     prompt, cot = _same_length(correct_prompt, correct_cot)
+    columns = np.stack([prompt, cot], axis=1).astype(float)
+    return cluster_bootstrap(columns, groups, headroom_share, draws, seed, level)
 
-    def share(mean: Float[np.ndarray, "*draw k"]) -> Float[np.ndarray, "*draw"]:
-        errors = 1 - mean[..., 0]
-        return np.where(errors > 0, (mean[..., 1] - mean[..., 0]) / errors, np.nan)
 
-    return cluster_bootstrap(np.stack([prompt, cot], axis=1).astype(float), groups, share, draws, seed, level)
+def headroom_share(mean: Float[np.ndarray, "*draw 2"]) -> Float[np.ndarray, "*draw"]:
+    """The headroom gap of the accuracies of the prompt and the CoT action."""
+    errors = 1 - mean[..., 0]
+    return np.where(errors > 0, (mean[..., 1] - mean[..., 0]) / errors, np.nan)
 
 
 def kappa(
@@ -247,17 +255,27 @@ def kappa(
 
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} labels and b {len(b)}: they must label the same decisions.")
-    code, names = integer_codes([*a, *b])
-    a_code, b_code, k = code[: len(a)], code[len(a) :], len(names)
-    columns = np.hstack([(a_code == b_code)[:, None], np.eye(k)[a_code], np.eye(k)[b_code]])
-
-    def from_means(mean: Float[np.ndarray, "*draw k"]) -> Float[np.ndarray, "*draw"]:
-        chance = (mean[..., 1 : k + 1] * mean[..., k + 1 :]).sum(axis=-1)
-        return np.where(chance < 1, (mean[..., 0] - chance) / (1 - chance), np.nan)
-
+    columns = labellings([*a], [*b])
     clusters = range(len(a)) if groups is None else groups
-    estimate = cluster_bootstrap(columns, clusters, from_means, draws, seed, level)
-    return estimate if k == 1 else replace(estimate, value=float(cohen_kappa_score(a_code, b_code)))
+    estimate = cluster_bootstrap(columns, clusters, kappa_of_means, draws, seed, level)
+    if columns.shape[1] == 3:  # one label
+        return estimate
+    code, _ = integer_codes([*a, *b])
+    return replace(estimate, value=float(cohen_kappa_score(code[: len(a)], code[len(a) :])))
+
+
+def labellings(a: Sequence[Hashable], b: Sequence[Hashable]) -> Float[np.ndarray, "decision columns"]:
+    """Of two labellings: whether they agree, then a column for each label of the first and of the second."""
+    code, names = integer_codes([*a, *b])
+    first, second, labels = code[: len(a)], code[len(a) :], np.eye(len(names))
+    return np.hstack([(first == second)[:, None], labels[first], labels[second]])
+
+
+def kappa_of_means(mean: Float[np.ndarray, "*draw columns"]) -> Float[np.ndarray, "*draw"]:
+    """Cohen's kappa of the means of `labellings`."""
+    k = (mean.shape[-1] - 1) // 2
+    chance = (mean[..., 1 : k + 1] * mean[..., k + 1 :]).sum(axis=-1)
+    return np.where(chance < 1, (mean[..., 0] - chance) / (1 - chance), np.nan)
 
 
 def correlation(
@@ -458,7 +476,9 @@ def _weighted_ranks(
     return (held.cumsum(axis=1) - (held - 1) / 2)[:, code]
 
 
+@lru_cache(maxsize=2)  # a table's rows are of the same clusters
 def _cluster_weights(n_groups: int, draws: int, seed: int) -> Int[np.ndarray, "draw cluster"]:
+    """How often each cluster is in each resample; not to be changed."""
     drawn = np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups))
     cells = drawn + n_groups * np.arange(draws)[:, None]
     return np.bincount(cells.ravel(), minlength=draws * n_groups).reshape(draws, n_groups)

@@ -100,6 +100,8 @@ Draws = Annotated[int, Limits(10, 1_000_000)]
 Folds = Annotated[int, Limits(2, 100)]
 #: Processes that work side by side.
 Workers = Annotated[int, Limits(1, 64)]
+#: A change, as a share, that would matter.
+Margin = Annotated[float, Limits(0.001, 1)]
 #: Steps after which a game is lost.
 StepLimit = Annotated[int, Limits(1, 10_000)]
 

@@ -96,7 +96,7 @@ def test_what_all_runs_is_what_the_registry_says():
         ["behaviour", "probes", "transfer", "mdl", "conflict"],
         ["online", "patching", "reliance", "early", "shares"],
     ]
-    assert registry.closing() == ["decisions"]
+    assert registry.closing() == ["claims", "decisions"]
     with pytest.raises(ValueError, match="There is no analysis 'behavior': there are behaviour, probes"):
         registry.find("behavior")
 

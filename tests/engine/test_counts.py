@@ -9,7 +9,6 @@ from analyses.benchmarks.counted_works import Inputs, counted, spoken, works
 from analyses.benchmarks.counting import counting, is_marked
 from interp.engine.capturing import capture
 from interp.measures.ablation import ablate
-from interp.measures.attribution import attribute
 from interp.measures.early import early_answers
 from interp.measures.patching import patch
 from interp.models.devices import fetched, sent
@@ -146,7 +145,7 @@ def test_nothing_waits_but_the_check_of_transformers_before_a_plain_pass(all_cou
         assert not checks or ("capture" in name and sum(checks.values()) == counts.passes)
 
 
-def test_a_pass_is_fetched_once(all_counts, given):
+def test_a_pass_is_fetched_once(all_counts):
     by_work = {name.partition(" of ")[0]: counts for name, counts in all_counts.items()}
     assert by_work["prompt reliance"].fetches == 1
     assert by_work["boundary capture"].fetches == by_work["boundary capture"].passes
@@ -154,8 +153,8 @@ def test_a_pass_is_fetched_once(all_counts, given):
     assert by_work["ablation"].fetches == by_work["layer sweep"].fetches == 2
     # a row of tokens a step, and the log-probabilities of what opens a mode
     assert by_work["decoding 2 modes x 3 x 8 tokens"].fetches <= 8 + 1
-    # one decision at a time
-    assert by_work["forced choice"].fetches <= len(given.prompts)
+    # each pass over trees, after the one that reads the prompts
+    assert by_work["forced choice"].fetches == by_work["forced choice"].passes - 1
 
 
 def test_depth_adds_kernels_alone(given, decisions, tokenizer, all_counts):
@@ -187,8 +186,8 @@ def test_a_grid_and_early_answers_wait_for_nothing_and_fetch_a_pass_once(llama, 
     assert not grid.waits and grid.fetches in (grid.passes, grid.passes - 1)
     two = given.prompts[-2:]
     early = counted(llama, lambda: early_answers(llama, two, list(map(spoken, two)), max_new_tokens=3))
-    # a row of tokens a step and log-probabilities; then the distribution after each part by itself
-    assert not early.waits and early.fetches <= 3 + 1 + 2 * 5
+    # a row of tokens a step and log-probabilities; then the distributions of both
+    assert not early.waits and early.fetches <= 3 + 1 + 2
 
 
 def test_ablated_prompts_add_no_pass(given):
@@ -207,16 +206,11 @@ def test_tokens_add_no_pass(given):
         assert numbers(short) == numbers(long) and long.tokens > short.tokens
 
 
-def test_attribution_reads_pairs_one_by_one_and_fetches_them_at_the_end(given, monkeypatch):
-    """Of each pair two prompts and four actions, and one pass back of each prompt: not batched over pairs yet."""
-    one, two = (
-        counted(
-            given.model, lambda n=n: attribute(given.model, given.clean[:n], given.corrupt[:n], minimum=-1e9)
-        )
-        for n in (1, 2)
-    )
-    assert (one.passes, two.passes) == (6, 12) and (one.fetches, two.fetches) == (2, 4)
-    assert not one.waits and not two.waits
+def test_attributed_pairs_add_no_pass(all_counts):
+    """Two passes, and one back. What a pair gives is fetched by itself, and awaited at the end."""
+    one, many = all_counts["attribution of a pair"], all_counts["attribution of 3 pairs"]
+    assert one.passes == many.passes == 2
+    assert many.fetches == 3 * one.fetches == 6
 
 
 # the table

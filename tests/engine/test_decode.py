@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analyses.benchmarks.counting import counting
-from interp.engine import decoding, generation, reading
+from interp.engine import generation, reading
 from interp.engine.decoding import choose, decode, decode_modes, parse_completion
 from interp.engine.generation import continue_each
 from interp.engine.reading import read_prompts, tree_batches
@@ -173,23 +173,6 @@ def test_candidates_are_ordered_freely_and_may_begin_one_another(llama, prompts)
     torch.testing.assert_close(forth, back.flip(0), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="no admissible actions"):
         choose(llama, prompts[0], [])
-
-
-def test_many_candidates_are_read_in_packs_of_a_stated_size(llama, prompts, monkeypatch):
-    names = [f"go to drawer {i}" for i in range(9)]
-    whole = choose(llama, prompts[0], names, [None, "Hands empty."])
-    monkeypatch.setattr(decoding, "PACK_TOKENS", 20)
-    assert decoding.packs_of([7, 7, 7, 30, 1, 1]) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
-    monkeypatch.setattr(
-        llama,
-        "packed",
-        lambda *arguments, packed=llama.packed: sizes.append(len(arguments[1])) or packed(*arguments),
-    )
-    sizes = []
-    torch.testing.assert_close(
-        choose(llama, prompts[0], names, [None, "Hands empty."]), whole, rtol=1e-5, atol=1e-5
-    )
-    assert len(sizes) > 4 and max(sizes) <= 20
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 
 from interp.engine import stepping
 from interp.engine.capturing import capture
-from interp.engine.decoding import choose, decode, decode_modes
+from interp.engine.decoding import choose_each, decode, decode_modes
 from interp.measures.attribution import attribute
 from interp.measures.pairs import make_pairs
 from interp.measures.patching import METRICS, patch
@@ -37,9 +37,11 @@ def test_captures_and_choices_agree(both, trained_prompts):
     mine, theirs = (capture(model, trained_prompts, ("resid_post", "z")) for model in both)
     torch.testing.assert_close(theirs.values, mine.values, rtol=1e-2, atol=1e-2)
     assert mine.paths == theirs.paths
-    first = trained_prompts[0]
-    mine, theirs = (choose(model, first, first.decision.admissible) for model in both)
-    torch.testing.assert_close(theirs, mine, rtol=1e-2, atol=1e-2)
+    some = trained_prompts[:12]
+    candidates, traces = [p.decision.admissible for p in some], [[None, "I look."]] * len(some)
+    mine, theirs = (choose_each(model, some, candidates, traces) for model in both)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-2)
 
 
 def test_decodings_agree_almost_everywhere(both, trained_prompts):

@@ -6,7 +6,7 @@ import torch
 
 from interp.engine.cells import Cell, Run
 from interp.engine.loops import Plain
-from interp.measures.attribution import at_span, attribute, attribute_modes
+from interp.measures.attribution import at_span, attribute, attribute_modes, gradients, packed_gradients
 from interp.measures.pairs import continuations, make_pairs, reference_actions
 from interp.measures.patching import patch
 
@@ -108,3 +108,22 @@ def test_inference_mode_around_it_does_no_harm(llama, pairs):
     np.testing.assert_array_equal(plain.denoise, again.denoise)
     with pytest.raises(ValueError, match="do not match"):
         attribute(llama, pairs[0][:1], pairs[0][:1])
+
+
+def test_prompts_together_have_the_gradients_of_each_by_itself(model, pairs):
+    """Ragged ones, in both modes, and an action right after the prompt."""
+    sites = [s for s in ("resid_pre", "attn_out", "z") if s in model.hook_points]
+    runs = []
+    for clean, corrupt in zip(pairs[0][:2], pairs[1][:2]):
+        for prompt in (clean, corrupt):
+            prefixes = prompt.format.action_prefix(None), prompt.format.action_prefix(prompt.decision.trace)
+            actions = [continuations(reference_actions(clean, corrupt), prefix) for prefix in prefixes]
+            runs.append((prompt.ids, actions))
+    runs.append((runs[0][0][:40], [([[5, 6], [7, 8]], [2, 2]), ([[9], [10]], [1, 1])]))
+    for found, (ids, actions) in zip(packed_gradients(model, runs, sites), runs, strict=True):
+        differences, terms = gradients(model, ids, actions, sites)
+        assert found[0] == pytest.approx(differences, abs=1e-4)
+        for (mine,), (own,) in zip(found[1], terms, strict=True):
+            for name in ("activations", "gradients"):
+                for a, b in zip(getattr(mine, name), getattr(own, name), strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

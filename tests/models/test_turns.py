@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interp.engine.capturing import capture
-from interp.engine.decoding import choose, decode
+from interp.engine.decoding import choose, choose_each, decode
 from interp.measures.conflicts import conflict
 from interp.measures.early import early_answers
 from interp.measures.patching import patch
@@ -109,6 +109,7 @@ MEASUREMENTS = {
     "capture": lambda m, p: capture(m, p),
     "decode_modes": lambda m, p: decode(m, p),
     "choose": lambda m, p: choose(m, p[0], ["go to desk 1"]),
+    "choose_each": lambda m, p: choose_each(m, p, [["go to desk 1"]]),
     "patch_modes": lambda m, p: patch(m, *pair(p)),
     "prompt_reliance": lambda m, p: prompt_reliance(m, *pair(p)),
     "shares": lambda m, p: shares(m, p),

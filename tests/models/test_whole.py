@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interp.engine.capturing import capture
-from interp.engine.decoding import choose
+from interp.engine.decoding import choose_each
 from interp.engine.generation import continue_each
 from interp.engine.packing import score
 from interp.measures.attribution import attribute, gradients, whole_gradients
@@ -202,9 +202,11 @@ def test_decoding_is_the_argmax_of_whole_passes(named, fmt, some):
 
 def test_a_forced_choice_is_that_of_whole_passes(named, fmt, some):
     _, model = named
-    for prompt in (min(some, key=lambda p: len(p.ids)), max(some, key=lambda p: len(p.ids))):
-        names, traces = ["go to desk 1", "go to drawer 11"], [None, "Hands empty."]
-        found = choose(model, prompt, names, traces)[..., 0]
+    extremes = (min(some, key=lambda p: len(p.ids)), max(some, key=lambda p: len(p.ids)))
+    names, traces = ["go to desk 1", "go to drawer 11"], [None, "Hands empty."]
+    chosen = choose_each(model, extremes, [names] * 2, [traces] * 2)
+    for prompt, found in zip(extremes, chosen):
+        found = found[..., 0]
         for row, trace in zip(found, traces):
             ends = [fmt.action_ids(name) for name in names]
             ids = [[*prompt.ids, *fmt.action_prefix(trace), *end] for end in ends]

@@ -16,6 +16,7 @@ import pytest
 
 from analyses import figures
 from interp.plots import behaviour as plots
+from interp.plots import claims as plots_claims
 from interp.plots import export as report
 from interp.plots import patching as plots_patching
 from interp.plots import probes as plots_probes
@@ -24,6 +25,8 @@ from interp.plots import traces as plots_traces
 from interp.plots.caption import Caption
 from interp.plots.slim import slim
 from interp.report.sections import SECTIONS
+from interp.results.claims import COLUMNS, of_line
+from interp.results.claims import lines as claims_lines
 from interp.results.tables import read_table, write_table
 from interp.system.paths import ROOT
 
@@ -361,7 +364,47 @@ def mdl_table() -> pd.DataFrame:
     return frame[(frame["predictor"] != "gain") | (frame["metric"] == "bits")]
 
 
+@_once
+def claims_table() -> pd.DataFrame:
+    """The prompt action improves throughout, the gap widens late, and what claim (c) rests on differs."""
+    ends = {
+        ("a", "gain_prompt", "choice_sum"): 0.15, ("b", "gain_cot", "choice_sum"): 0.4, ("b", "gap", "choice_sum"): 0.25,
+        ("b", "headroom_gap", "choice_sum"): 0.3, ("a", "gain_prompt", "free"): 0.2, ("b", "gain_cot", "free"): 0.5,
+        ("b", "gap", "free"): 0.3, ("b", "headroom_gap", "free"): 0.35, ("a", "gain_prompt", "games"): 0.1,
+        ("b", "gain_cot", "games"): 0.3, ("b", "gap", "games"): 0.2, ("c", "revision_own", "free"): -0.2,
+        ("c", "revision_conflict", "other_state"): -0.1, ("c", "revision_conflict", "resampled"): 0.1,
+        ("c", "follow", "other_state"): -0.1, ("c", "prompt_reliance", "pairs"): 0.2, ("c", "kappa", "free"): 0.15,
+        ("c", "area_action", "cut"): -0.05, ("b", "gap", "admissible"): 0.1,
+    }  # fmt: skip
+    told = ("gain_cot", "follow")
+    frames = []
+    for (claim, statistic, readout), end in ends.items():
+        reach = lambda row, progress, end=end: end * progress**2  # noqa: E731
+        frame = _table(dict(step=STEPS[1:], split=SPLITS), reach, 0.04, floor=-1)
+        frame = frame.assign(
+            claim=claim, statistic=statistic, readout=readout, subset="all", margin=0.05, before=0.3
+        )
+        frame = frame.assign(
+            after=0.3 + frame["value"], low_90=frame["low"] + 0.01, high_90=frame["high"] - 0.01
+        )
+        falls = statistic in ("revision_own", "revision_conflict", "area_action")
+        if statistic in told or readout == "admissible":
+            words = [np.nan] * len(frame)
+        elif statistic in ("gap", "headroom_gap"):
+            within = (frame["high_90"] < 0.05) & (frame["low_90"] > -0.05)
+            words = np.where(within, "supported", np.where(frame["low"] > 0, "contradicted", "open"))
+        else:
+            up, down = ("contradicted", "supported") if falls else ("supported", "contradicted")
+            words = np.where(frame["low"] > 0, up, np.where(frame["high"] < 0, down, "open"))
+        frames.append(frame.assign(verdict=words))
+    few = dict(choice_sum=40, games=60, pairs=18)
+    both = pd.concat(frames, ignore_index=True)
+    both["n"] = both["readout"].map(few).fillna(both["n"]).astype(int)
+    return both[list(COLUMNS)]
+
+
 TABLES = {
+    "claims": claims_table,
     "transfer": transfer_table, "mdl": mdl_table,
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
     "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
@@ -490,6 +533,41 @@ def test_a_new_figure_is_one_function_with_a_table_and_appears_on_the_page(monke
         and "&lt;b&gt;Found&lt;/b&gt;." in section
         and "<td>0.625</td>" in section
     )
+
+
+def test_the_claims_figure_has_a_word_for_every_verdict_and_the_margin():
+    frame = claims_table()
+    drawn = plots_claims.claims(frame)
+    words = [re.sub(r"-?<[^>]+>", "", note.text) for note in drawn.layout.annotations]
+    shown = [line for line in claims_lines(frame) if line.statistic != "headroom_gap"]
+    for word in ("supported", "contradicted", "open"):
+        said = sum(
+            (of_line(frame, line, split)["verdict"] == word).sum() for line in shown for split in SPLITS
+        )
+        assert words.count(word) == said > 0
+    assert {shape.y0 for shape in drawn.layout.shapes} >= {-0.05, 0.05}
+    assert words.count("n = 60") == 2, "how many games each panel is of"
+    many = plots_claims.claims(pd.concat([frame, frame.assign(step=frame["step"] + 1000)]))
+    upright = [note for note in many.layout.annotations if note.textangle == -90]
+    assert len(upright) == 2 * sum(words.count(word) for word in ("supported", "contradicted", "open"))
+    unread = frame.assign(value=np.nan, low=np.nan, high=np.nan)
+    with pytest.raises(ValueError, match="Figure claims: the table has no change of claims"):
+        plots_claims.claims(unread)
+
+
+def test_the_claims_are_a_table_for_a_paper_with_each_verdict_as_a_letter():
+    frame = claims_table()
+    text = ALL["claims"].latex(frame)
+    assert text.count("{") == text.count("}") and text.count(r"\\begin") == text.count(r"\\end")
+    for word, letter in (("supported", "s"), ("contradicted", "c"), ("open", "o")):
+        said = sum(
+            (of_line(frame, x, split)["verdict"] == word).sum()
+            for x in claims_lines(frame)
+            for split in SPLITS
+        )
+        assert text.count(rf"\mathrm{{{letter}}}") == said
+    lines = [line for line in text.splitlines() if line.startswith("(b) gap")]
+    assert len(lines) == 6 and all(line.count("&") == len(STEPS) - 1 for line in lines)
 
 
 COMMITTED = ("", "smollm2", "environments", "masking_smollm2", "reinforcement")
@@ -978,7 +1056,7 @@ def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
     assert len(captured.out.splitlines()) == 1 and "apt-get install chromium" in captured.out
     assert captured.err == ""
     pages = {f"{figure.name}.html" for figure in OVER_STEPS}
-    assert {path.name for path in paths} == {"plotly.min.js", "index.html"} | pages
+    assert {path.name for path in paths} == {"plotly.min.js", "index.html", "claims.tex"} | pages
     assert '<iframe src="behaviour.html"' in (tmp_path / "figures" / "index.html").read_text()
 
 
@@ -986,7 +1064,7 @@ def test_missing_tables_are_said(no_browser, tmp_path):
     tables = write_tables(tmp_path / "tables", "reliance")
     figures.draw(tables, tmp_path / "figures")
     page = (tmp_path / "figures" / "index.html").read_text()
-    assert page.count("Not drawn. No table") == 7 and "Prompt reliance" in page
+    assert page.count("Not drawn. No table") == 8 and "Prompt reliance" in page
     figures.draw(tables, tmp_path / "figures")
     assert page == (tmp_path / "figures" / "index.html").read_text()
     with pytest.raises(FileNotFoundError, match="No table to draw"):

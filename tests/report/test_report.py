@@ -18,7 +18,8 @@ from interp.plots.caption import Caption
 from interp.plots.registry import figures as registered
 from interp.report import masking as report_masking
 from interp.report import page as report_page
-from interp.report.behaviour import placed
+from interp.report.behaviour import moves
+from interp.report.claims import claims
 from interp.report.sections import SECTIONS
 from interp.report.study import Read, read, together
 from interp.results.estimates import Ends, estimate
@@ -156,26 +157,95 @@ def accuracies(
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("frame, said", [
-    (accuracies((0.2, 0.8), (0.2, 0.21)), "the gain lands in the trace"),
-    (accuracies((0.2, 0.8), (0.2, 0.35)), "most of the gain lands in the trace"),
-    (accuracies((0.2, 0.8), (0.2, 0.65)), "part of the gain lands in the trace, most of it shows without"),
-    (accuracies((0.2, 0.8), (0.3, 0.1)), "the gain lands in the trace, and the action without it gets worse"),
-    (accuracies((0.2, 0.8), (0.1, 0.7)), "the gain shows without the trace as well"),
-    (accuracies((0.5, 0.8), (0.1, 0.7)), "the gain lands in what the prompt alone predicts"),
-    (accuracies((0.5, 0.51), (0.1, 0.7)), "there is no clear gain to place"),
-    (accuracies((0.5, 0.2), (0.1, 0.7)), "the agent gets worse with its trace"),
-    (accuracies((0.2, 0.8), (0.0, 0.0), parse=0.1), "what the prompt alone predicts is not read"),
-    (accuracies((0.2,), (0.1,), steps=(0,)), "with one checkpoint there is no gain to place; the trace helps"),
-    (accuracies((0.1,), (0.2,), steps=(0,)), "with one checkpoint there is no gain to place; the trace harms"),
-    (accuracies((0.2, 0.8), (0.2, 0.21), half=np.nan), "without intervals no gain can be placed"),
-])  # fmt: skip
-def test_where_a_gain_lands_is_read_off_the_intervals(frame, said):
-    found = placed(frame, "in_domain")
+def test_both_actions_are_told_at_both_ends_and_no_gain_is_placed_by_the_last_checkpoint():
+    frame = accuracies((0.2, 0.8), (0.2, 0.35))
+    (found,) = moves(study(behaviour=frame))
     assert estimate(frame[frame["metric"] == "acc_cot"].iloc[-1]) == found.changes["acc_cot"].last
-    assert placed(frame, "out_of_domain") is None
     text = words(study(behaviour=frame), "answer")
-    assert said in text and found.changes["gap"].last in text
+    assert "In-domain. The CoT action's agreement with the expert rises from" in text
+    assert found.changes["gap"].last in text and "lands" not in text and "not read" not in text
+    mute = accuracies((0.2, 0.8), (0.0, 0.0), parse=0.1)
+    assert "what the prompt alone predicts is not read" in words(study(behaviour=mute), "answer")
+
+
+def changes_of(**rows: tuple) -> pd.DataFrame:
+    """A table of claims of one split: statistic -> (readout, step, verdict, value, low, high, n) rows."""
+    letters = dict(gain_prompt="a", gap="b", masked_minus_none="d", masked_minus_random="d")
+    made = [
+        dict(
+            step=step,
+            split="in_domain",
+            claim=letters.get(statistic, "c"),
+            statistic=statistic,
+            readout=readout,
+            subset="all",
+            margin=0.05,
+            verdict=verdict,
+            value=value,
+            low=low,
+            high=high,
+            n=n,
+            n_groups=50,
+        )
+        for statistic, several in rows.items()
+        for readout, step, verdict, value, low, high, n in several
+    ]
+    return pd.DataFrame(made)
+
+
+def test_the_report_opens_with_the_verdict_on_each_claim_at_every_checkpoint():
+    frame = changes_of(
+        gain_prompt=[
+            ("free", 20, "supported", 0.1, 0.05, 0.15, 400),
+            ("free", 60, "supported", 0.2, 0.15, 0.25, 400),
+            ("free", 200, "open", 0.03, -0.02, 0.08, 400),
+            ("choice_sum", 200, "open", 0.02, -0.03, 0.07, 40),
+        ],
+        gap=[
+            ("free", 20, "supported", 0.0, -0.03, 0.03, 400),
+            ("free", 60, "open", -0.1, -0.15, -0.06, 400),
+            ("free", 200, "contradicted", 0.3, 0.2, 0.4, 400),
+        ],
+        revision_own=[("free", 200, "contradicted", 0.1, 0.05, 0.15, 400)],
+        prompt_reliance=[("pairs", 200, "open", 0.0, -0.1, 0.1, 12)],
+        masked_minus_none=[("free", 600, "a gain of at least 0.05 excluded", 0.01, -0.01, 0.02, 99)],
+        masked_minus_random=[("free", 600, "a gain of at least 0.05 excluded", 0.03, 0.01, 0.06, 99)],
+    )
+    text = " ".join(words(study(claims=frame), "claims").split())
+    assert "(a) Training improves the prompt action." in text
+    assert "prompt action, free decoding supported at 20, 60; open at 200" in text
+    assert "step 200: +0.03 [−0.02, +0.08], 400 decisions" in text
+    assert "supported at 20; contradicted at 200; open at 60" in text
+    assert "At step 200: 0 supported, 1 contradicted, 1 open" in text
+    assert (
+        "A gain of at least 0.05 excluded at step 600" in text
+        and "+0.01 [−0.01, +0.02] against no mask" in text
+    )
+    assert (
+        "From fewer than 100 decisions or games, or 20 pairs: forced choice (40 decisions); prompt reliance (12 pairs)."
+        in text
+    )
+    last = claims(study(claims=frame[frame["step"] < 200])).claims[1].readings[0][1][0]
+    assert last.fell, "the gap narrows at the last of these, which is open"
+    many = words(study(claims=frame.assign(n=500)), "claims")
+    assert "From fewer than" not in many
+    no_masks = words(study(claims=frame[frame["claim"] != "d"]), "claims")
+    assert "Open: no training conditions are compared here." in no_masks
+
+
+def test_an_older_run_says_that_its_claims_are_not_judged_and_its_masking_study_what_it_shows():
+    text = words(study(behaviour=TABLES["behaviour"]()), "claims")
+    assert "Claims (a) to (c) are not judged here: there is no table claims.csv of this run." in text
+    text = words(study(masking=masking_table()), "claims")
+    assert "not judged" not in text and "(d) Masked action supervision generalises better." in text
+    assert words(study(reliance=TABLES["reliance"]()), "claims") == ""
+
+
+def test_the_claims_stand_before_the_contents_of_the_page(tmp_path):
+    of = study(claims=TABLES["claims"]())
+    text = report_page.save_index([], of, tmp_path / "tables", tmp_path, ("svg",)).read_text()
+    assert text.index('<section id="claims"') < text.index("<nav") < text.index('<section id="question"')
+    assert not Page(text).open
 
 
 def estimates(of: Read) -> set[str]:
@@ -238,7 +308,7 @@ def test_opposite_tables_give_opposite_words():
     )
     for subject in (
         "prompt reliance, the share of the prompt's effect on the action that goes around the trace,",
-        "the CoT action's agreement with the expert",
+        "The CoT action's agreement with the expert",
     ):
         assert f"{subject} rises" in words(of, "answer") and f"{subject} falls" in words(turned, "answer")
     lower = of.tables["conflict"].copy()
@@ -303,7 +373,17 @@ def test_what_a_table_lacks_is_left_out():
         lacking = [frame, frame[:0]]
         lacking += [frame[frame["split"] == frame["split"].iloc[-1]]] if "split" in frame else []
         lacking += [frame[frame["step"] == frame["step"].max()]] if "step" in frame else []
-        for column in ("metric", "predictor", "condition", "at", "contrast", "position", "direction"):
+        for column in (
+            "metric",
+            "predictor",
+            "condition",
+            "at",
+            "contrast",
+            "position",
+            "direction",
+            "statistic",
+            "readout",
+        ):
             lacking += (
                 [frame[frame[column] != value] for value in frame[column].unique()] if column in frame else []
             )

@@ -1,0 +1,356 @@
+"""The four claims at every checkpoint, paired with the base on the same decisions (docs/methods.md 0).
+
+What the run's other analyses kept of single decisions is read, and no model runs. What is not on record is
+left out: `behaviour` has both actions and forced choice, `online` whole games, `conflict`, `reliance` and
+`early` what claim (c) rests on, and a masking study's table claim (d).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from interp.results.claims import COLUMNS, masked
+from interp.results.tables import read_table, write_table
+from interp.results.wording import listed
+from interp.stats.changes import Change, change, equivalent, sided
+from interp.stats.crossed import SMALLEST
+from interp.stats.intervals import OfMeans, headroom_share, kappa_of_means, labellings
+from interp.system.limits import Margin
+from interp.system.paths import PROGRAM
+
+from .kept import Cell, cells
+from .registry import Instrument
+from .remedies import NotApplicable
+from .study import Study
+
+#: Kinds of stages that are read.
+STAGES = ("decoded", "choices", "online", "conflict", "reliance", "early")
+
+
+@dataclass
+class Config(Study):
+    """The options that the run's other analyses were given; the first checkpoint is the base."""
+
+    margin: Margin = SMALLEST
+    """Change of the gap that would matter: claim (b) is supported where a larger one is excluded."""
+    masking: Path | None = None
+    """Folder of the tables of a masking study, for claim (d) (none: this run's tables)."""
+
+    @property
+    def reads(self) -> list[Path]:
+        """What the table is made from, beside checkpoints and decisions."""
+        return [*(self.run / "partial" / kind for kind in STAGES), self.masking_table]
+
+    @property
+    def masking_table(self) -> Path:
+        """The masking study's table, which need not be there."""
+        return (self.masking or self.run / "tables") / "masking.csv"
+
+
+#: Readings of single decisions by their ids, a frame for each readout. Columns: `episode`; of both modes
+#: whether they are right (`prompt`, `cot`), their actions (`action_prompt`, `action_cot`; None: unparsed) and
+#: whether both parsed (`parsed`); of other readouts their own.
+Records = dict[str, pd.DataFrame]
+
+
+def decoded(cell: Cell) -> Records:
+    """Both decoded actions, and whether the environment admits them where it lists all that it does."""
+    modes = cell.kept_of_split("decoded")
+    if not modes:
+        return {}
+    env, free, admitted = cell.config.env, {}, {}
+    for name, *both in zip(cell.ids, modes["prompt"], modes["cot"], strict=True):
+        decision = cell.decisions[name]
+        prompt, cot = (each["action"] or None for each in both)
+        right = [action is not None and bool(env.is_correct(decision, action)) for action in (prompt, cot)]
+        free[name] = _both(decision.episode, right, (prompt, cot))
+        if env.closed_actions and decision.admissible:
+            there = [action in decision.admissible for action in (prompt, cot)]
+            admitted[name] = _both(decision.episode, there, (prompt, cot))
+    admissible = _frame(admitted)
+    return dict(
+        free=_frame(free),
+        admissible=admissible.drop(columns=["action_prompt", "action_cot"], errors="ignore"),
+    )
+
+
+def choices(cell: Cell) -> Records:
+    """Forced choice in both modes, by summed and by per-token log-probability."""
+    readouts: dict[str, dict] = dict(choice_sum={}, choice_mean={})
+    for row in cell.kept_of_split("choices") or ():
+        decision = cell.decisions[row["decision"]]
+        for column, readout in enumerate(readouts):
+            best = {
+                mode: row["candidates"][np.argmax(logp, axis=0)[column]] for mode, logp in row["logp"].items()
+            }
+            actions = best.get("prompt"), best.get("cot")
+            right = [a is not None and bool(cell.config.env.is_correct(decision, a)) for a in actions]
+            readouts[readout][decision.id] = _both(decision.episode, right, actions)
+    return {readout: _frame(rows) for readout, rows in readouts.items()}
+
+
+def games(cell: Cell) -> Records:
+    """Whole games won in both modes; one that an unparsed action ended is lost."""
+    played = {
+        mode: cell.kept(f"online/{cell.step}-{cell.split}-{mode}", official=cell.config.official)
+        for mode in ("prompt", "cot")
+    }
+    by_game: dict[str, dict[str, dict]] = {}
+    for mode, results in played.items():
+        for game in results or ():
+            by_game.setdefault(game["game"], {})[mode] = game
+    rows = {
+        name: dict(
+            episode=name,
+            prompt=both["prompt"]["won"],
+            cot=both["cot"]["won"],
+            parsed=not (both["prompt"]["unparsed"] or both["cot"]["unparsed"]),
+        )
+        for name, both in by_game.items()
+        if len(both) == len(played)
+    }
+    return dict(games=_frame(rows))
+
+
+def conflicts(cell: Cell) -> Records:
+    """What was done after each trace that argues for another action, by the kind of trace."""
+    stored = cell.kept_of_split("conflict")
+    if not stored:
+        return {}
+    records = {}
+    for kind, metrics in stored["inserted_traces"].items():
+        if kind == "self_splice" or not any(stored["texts"][kind]["argued"]):
+            continue
+        names = [stored["decisions"][i] for i in metrics["index"]]
+        rows = {
+            name: dict(
+                episode=cell.decisions[name].episode, revised=not keep, followed=follow, parsed=not unparsed
+            )
+            for name, keep, follow, unparsed in zip(
+                names, metrics["keep"], metrics["follow"], metrics["unparsed"], strict=True
+            )
+        }
+        records[kind] = _frame(rows)
+    return records
+
+
+def reliance(cell: Cell) -> Records:
+    """Direct and via-CoT effects of the pairs, in nats."""
+    from interp.measures.reliance import EFFECTS
+
+    stored = cell.kept(f"reliance/{cell.step}-{cell.split}")
+    if not stored:
+        return {}
+    rows = {}
+    for pair, effects in zip(stored["kept"], stored["effects"], strict=True):
+        name, twin = stored["pairs"][pair]
+        read = dict(zip(EFFECTS, effects, strict=True))
+        rows[f"{name} {twin}"] = dict(
+            episode=cell.decisions[name].episode, direct=read["direct"], via_cot=read["via_cot"]
+        )
+    return dict(pairs=_frame(rows))
+
+
+def early(cell: Cell) -> Records:
+    """How much of its own trace an action needs."""
+    stored = cell.kept_of_split("early")
+    if not stored:
+        return {}
+    areas, ids = np.array(stored["area_action"], dtype=float), cell.ids
+    rows = {
+        ids[i]: dict(episode=cell.decisions[ids[i]].episode, area_action=float(area))
+        for i, area in zip(stored["index"], areas, strict=True)
+        if np.isfinite(area)
+    }
+    return dict(cut=_frame(rows))
+
+
+def _both(episode: str, right: list[bool], actions: tuple[str | None, str | None]) -> dict:
+    prompt, cot = actions
+    return dict(
+        episode=episode,
+        prompt=right[0],
+        cot=right[1],
+        action_prompt=prompt,
+        action_cot=cot,
+        parsed=prompt is not None and cot is not None,
+    )
+
+
+def _frame(rows: Mapping[str, dict]) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+#: What is read of what the analyses kept, by its name.
+READERS: dict[str, Callable[[Cell], Records]] = {
+    "decoded actions": decoded,
+    "forced choice": choices,
+    "whole games": games,
+    "conflicting traces": conflicts,
+    "prompt reliance": reliance,
+    "early answering": early,
+}
+
+
+def _differ(frame: pd.DataFrame) -> np.ndarray:
+    """Where the trace changed the action; an unparsed one agrees with nothing."""
+    return ~(frame["parsed"].astype(bool) & (frame["action_prompt"] == frame["action_cot"])).to_numpy()
+
+
+def _labels(frame: pd.DataFrame) -> np.ndarray:
+    """Both actions as labels; those that did not parse have one of their own in each mode."""
+    return labellings(
+        frame["action_prompt"].fillna("unparsed: prompt").tolist(),
+        frame["action_cot"].fillna("unparsed: CoT").tolist(),
+    )
+
+
+def _share(mean: np.ndarray) -> np.ndarray:
+    """Prompt reliance of mean direct and via-CoT effects; not defined where one of them is negative."""
+    direct, via = mean[..., 0], mean[..., 1]
+    return np.where((direct >= 0) & (via >= 0), direct / (direct + via), np.nan)
+
+
+def _rises(moved: Change, margin: float) -> str:
+    return sided(moved)
+
+
+def _falls(moved: Change, margin: float) -> str:
+    return sided(moved, predicted=-1)
+
+
+class Statistic(NamedTuple):
+    """Something that a claim is about."""
+
+    claim: str
+    name: str
+    needs: tuple[str, ...]
+    """Columns of a readout's records without which it is not read."""
+    columns: Callable[[pd.DataFrame], np.ndarray]
+    """Numbers of each decision."""
+    judge: Callable[[Change, float], str] | None = None
+    """Change and margin to a verdict; None where the statistic is told beside others."""
+    function: OfMeans | None = None
+    """Of the columns' means; their mean where nothing is given."""
+    most: float | None = None
+    """By how much one decision can change."""
+
+
+_MODES, _ACTIONS = ("prompt", "cot"), ("action_prompt", "action_cot")
+
+
+def _column(name: str) -> Callable[[pd.DataFrame], np.ndarray]:
+    return lambda frame: frame[name].to_numpy(dtype=float)
+
+
+def _gap(frame: pd.DataFrame) -> np.ndarray:
+    return frame["cot"].to_numpy(dtype=float) - frame["prompt"].to_numpy(dtype=float)
+
+
+def _pair(*names: str) -> Callable[[pd.DataFrame], np.ndarray]:
+    return lambda frame: frame[list(names)].to_numpy(dtype=float)
+
+
+#: In the order of the table.
+STATISTICS = (
+    Statistic("a", "gain_prompt", _MODES, _column("prompt"), _rises, most=1),
+    Statistic("b", "gain_cot", _MODES, _column("cot"), most=1),
+    Statistic("b", "gap", _MODES, _gap, equivalent, most=2),
+    Statistic("b", "headroom_gap", _MODES, _pair("prompt", "cot"), equivalent, headroom_share),
+    Statistic("c", "revision_own", _ACTIONS, _differ, _falls, most=1),
+    Statistic("c", "kappa", _ACTIONS, _labels, _rises, kappa_of_means),
+    Statistic("c", "revision_conflict", ("revised",), _column("revised"), _falls, most=1),
+    Statistic("c", "follow", ("followed",), _column("followed"), most=1),
+    Statistic("c", "prompt_reliance", ("direct", "via_cot"), _pair("direct", "via_cot"), _rises, _share),
+    Statistic("c", "direct", ("direct",), _column("direct")),
+    Statistic("c", "via_cot", ("via_cot",), _column("via_cot")),
+    Statistic("c", "area_action", ("area_action",), _column("area_action"), _falls),
+)
+#: What can be admitted without being right: told, and no evidence for a claim.
+_TOLD = "admissible"
+
+
+def compared(base: Records, later: Records, margin: float = SMALLEST, seed: int = 0) -> Iterator[dict]:
+    """Every statistic's change between two checkpoints, on the decisions that both have, with its verdict.
+
+    Rows of all decisions, and of those where both modes parse at both checkpoints (`subset`).
+
+    Args:
+        base, later: records of each readout.
+        margin: of equivalence.
+        seed: of the resamples.
+    """
+    for readout in (name for name in later if name in base):
+        ids = later[readout].index.intersection(base[readout].index, sort=False)
+        before, after = base[readout].loc[ids], later[readout].loc[ids]
+        subsets = dict(all=np.ones(len(ids), dtype=bool))
+        if "parsed" in before and "parsed" in after:
+            subsets["parsed"] = (before["parsed"].astype(bool) & after["parsed"].astype(bool)).to_numpy()
+        for statistic in STATISTICS:
+            if not {*statistic.needs} <= {*before.columns} & {*after.columns}:
+                continue
+            if readout == _TOLD and statistic.name == "headroom_gap":
+                continue
+            for subset, among in subsets.items():
+                key = dict(claim=statistic.claim, statistic=statistic.name, readout=readout, subset=subset)
+                judged = statistic.judge if readout != _TOLD else None
+                moved = _change(statistic, before[among], after[among], seed)
+                verdict = judged(moved, margin) if judged else ""
+                yield key | dict(margin=margin, verdict=verdict) | asdict(moved)
+
+
+def _change(statistic: Statistic, before: pd.DataFrame, after: pd.DataFrame, seed: int) -> Change:
+    if before.empty:
+        return Change(*[np.nan] * 7, 0, 0)
+    both = statistic.columns(before), statistic.columns(after)
+    groups = before["episode"].tolist()
+    return change(*both, groups, statistic.function, statistic.most, seed=seed)
+
+
+def run(config: Config) -> None:
+    """Compare every later checkpoint with the first, add the masking study's claim, and write the table."""
+    started, rows, base = time.time(), [], {}
+    there: dict[str, set[bool]] = {name: set() for name in READERS}
+    if len(config.steps) < 2:
+        raise NotApplicable(
+            "A claim is about a change, and one checkpoint is studied",
+            "Give the series of a training (--series), or two of its checkpoints (--checkpoints).",
+        )
+    for cell in cells(config, "claims"):
+        first, records = cell.step == config.steps[0], {}
+        for name, read in READERS.items():
+            kept = {readout: frame for readout, frame in read(cell).items() if len(frame)}
+            there[name] |= {first} if kept else set()
+            records |= kept
+        if first:
+            base[cell.split] = records
+            continue
+        key = dict(step=cell.step, split=cell.split)
+        rows += [key | row for row in compared(base[cell.split], records, config.margin, config.seed)]
+    if not rows:
+        raise NotApplicable(
+            f"{config.run} keeps no decisions of the base and of a later checkpoint: run `{PROGRAM} "
+            "behaviour` first, and give the same options here (its command is in tables/behaviour.json)."
+        )
+    left_out = [name for name, where in there.items() if len(where) < 2]
+    if left_out:
+        config.say(
+            f"left out: claims: {listed(left_out)}, of which the base or every later checkpoint has "
+            "no record."
+        )
+    if config.masking_table.exists():
+        table, _ = read_table(config.masking_table.parent, "masking")
+        rows += masked(table, config.margin)
+    made = config.provenance("claims", started, base=config.steps[0], margin=config.margin, left_out=left_out)
+    frame = pd.DataFrame(rows)[list(COLUMNS)]
+    config.written.append(write_table(config.run / "tables", "claims", frame, made))
+
+
+INSTRUMENT = Instrument("claims", Config, run, after_all=True)
