@@ -149,6 +149,26 @@ def _bench_alone(frame: pd.DataFrame) -> list[str]:
     ]
 
 
+def engine_counts() -> str:
+    """What each work asks of a GPU."""
+    frame = read_table(STUDY, "engine_counts")[0]
+    padding = (100 * frame.padding / frame.tokens).round().astype(int)
+    columns = {
+        "work": frame.work,
+        "passes": frame.passes,
+        "tokens": frame.tokens,
+        "of them padding": padding.map("{} %".format),
+        "masks": (frame.mask_bytes / 2**20).map("{:.1f} MiB".format),
+        "states unembedded": frame.unembedded,
+        "kernels": frame.kernels,
+        "sends": frame.sends,
+        "fetches": frame.fetches,
+        "waits": frame.waits,
+    }
+    written = pd.DataFrame(columns).map(lambda value: f"{value:,}" if isinstance(value, int) else value)
+    return markdown(written)
+
+
 def calibration() -> str:
     """Mean reading of each instrument on each agent over its seeds, beside what its construction allows."""
     frame, _ = grown(read_table(STUDY, "calibration")[0])
@@ -225,6 +245,7 @@ TABLES = {
     "times": times,
     "bench": bench,
     "bench_gpu": bench_gpu,
+    "engine_counts": engine_counts,
     "architectures": architectures,
     "calibration": calibration,
     "splits": splits,

@@ -136,7 +136,7 @@ class _Passes:
         """Read the sequences of an episode as a packed tree."""
         model = self.model
         tokens, parents, paths = merge([self.wanted[i].ids for i in members])
-        seen = ancestors(parents).to(model.device)
+        seen = sent(ancestors(parents), model.device)
         depth = seen.sum(1)[None] - 1
         slots = [path[p] for i, path in zip(members, paths) for p in self.wanted[i].positions]
         held = _read(

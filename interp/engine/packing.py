@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.models.caches import PrefixCache, layers_of
-from interp.models.devices import sent
+from interp.models.devices import fetched, sent
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.models.unembedding import log_probability, tiling
@@ -207,12 +207,13 @@ def score(
     sees_prefix = torch.ones(len(tree), prefix, dtype=torch.bool)
     hidden, _ = model.packed(
         layers_of(cache) or model.empty(),
-        torch.tensor([tree.tokens], device=model.device),
-        (tree.depths + prefix)[None].to(model.device),
-        torch.cat([sees_prefix, tree.visible], 1)[None].to(model.device),
+        sent(torch.tensor([tree.tokens]), model.device),
+        sent((tree.depths + prefix)[None], model.device),
+        sent(torch.cat([sees_prefix, tree.visible], 1)[None], model.device),
         torch.arange(prefix, device=model.device)[None],
     )
-    return read_trees(model, hidden, [tree], torch.zeros(1, 1, dtype=torch.long))[0, 0].cpu()
+    logp = read_trees(model, hidden, [tree], torch.zeros(1, 1, dtype=torch.long))
+    return fetched(logp[0, 0])()
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ model knows (Zhang & Nanda 2023, 2309.16042).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -33,7 +33,7 @@ from interp.engine.sweeps import Packed
 from interp.measures.pairs import Answer, answer_tokens, check_differ, continuations
 from interp.measures.patching import Held, cells_of, columns_of, rows_of
 from interp.measures.sweep import cell_columns, within
-from interp.models.devices import halved, most_held
+from interp.models.devices import fetched, halved, most_held, sent
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
@@ -309,14 +309,15 @@ class _Replacing:
         self, how: str, unit: Float[Tensor, " d_model"] | None, seed: int, given: Donors | None
     ) -> None:
         self.how, self.unit, self.seed, self.given = how, unit, seed, given or {}
-        self.donors: dict[int, Values] = {}
+        #: What gives each donor's activations, on the CPU.
+        self.donors: dict[int, dict[tuple[str, int], Callable[[], Tensor]]] = {}
         self.sums: dict[tuple[str, int], Float[Tensor, " width"]] = {}
         self.rows = 0
 
     def add(self, index: int, values: Values) -> None:
         """Take in what others' activations are replaced by: their sum, or each of them."""
         if self.how == "resample":
-            self.donors[index] = {key: value.cpu() for key, value in values.items()}
+            self.donors[index] = {key: fetched(value) for key, value in values.items()}
             return
         for key, value in values.items():
             self.sums[key] = self.sums.get(key, 0) + value.flatten(0, -2).double().sum(0)
@@ -361,9 +362,12 @@ class _Replacing:
     def _resampled(self, index: int, own: Values) -> Values:
         generator = np.random.default_rng([self.seed, index])
         others = [i for i in self.donors if i != index]
-        donor = self.donors[others[generator.integers(len(others))]]
+        fetching = self.donors[others[generator.integers(len(others))]]
+        donor = {key: get() for key, get in fetching.items()}
         rows, available = (next(iter(values.values())).shape[-2] for values in (own, donor))
         chosen = (
             list(range(rows)) if rows == available == 1 else generator.integers(available, size=rows).tolist()
         )
-        return {key: donor[key][..., chosen, :].to(value) for key, value in own.items()}
+        return {
+            key: sent(donor[key][..., chosen, :], value.device).to(value.dtype) for key, value in own.items()
+        }

@@ -12,6 +12,7 @@ Nanda 2023 (Attribution patching), Syed et al. 2023 (2310.10348).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from interp.engine.packing import Tree, grow, read_trees
 from interp.measures.pairs import Align, Answers, Pair, pairs_of, token_texts
 from interp.measures.patching import Sweep, columns_of, effects, rows_of, warn_dropped
 from interp.models.caches import Layers, layers_of
-from interp.models.devices import activation_bytes, halved, most_held, sent
+from interp.models.devices import activation_bytes, fetched, halved, most_held, sent
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
@@ -46,9 +47,9 @@ class Term(NamedTuple):
     gradients: list[Float[Tensor, "token _"]]
 
 
-#: For each pair of actions the difference of their log-probabilities in nats, and the terms whose gradient x
-#: change adds up.
-Gradients = tuple[list[float], list[list[Term]]]
+#: For each pair of actions the difference of their log-probabilities in nats, on the model's device, and the
+#: terms whose gradient x change adds up.
+Gradients = tuple[Float[Tensor, " mode"], list[list[Term]]]
 
 
 def _keeping(seen: dict[Key, Tensor], keys: Sequence[Key]) -> dict[Key, Callable[[Tensor], Tensor | None]]:
@@ -83,14 +84,14 @@ def gradients(
     seen: dict[Key, Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad():
         with model.hooks(_keeping(seen, keys)):
-            whole = torch.tensor([list(ids)], device=model.device)
+            whole = sent(torch.tensor([list(ids)]), model.device)
             output = model.inner(input_ids=whole, past_key_values=cache, use_cache=True)
         last, prompt = output.last_hidden_state[0, -1:], layers_of(cache)
         differences = []
         for both, scored in actions:
             logp = []
             for continuation, n in zip(both, scored):
-                tail = torch.tensor([list(continuation)], device=model.device)
+                tail = sent(torch.tensor([list(continuation)]), model.device)
                 output = model.inner(input_ids=tail, past_key_values=model.new_cache(prompt), use_cache=True)
                 hidden = torch.cat([last, output.last_hidden_state[0, :-1]])[-n:]
                 logp.append(model.logits(hidden).log_softmax(-1).gather(1, tail[0, -n:, None]).sum())
@@ -102,7 +103,7 @@ def gradients(
         ]
     activations = [each.detach()[0].float() for each in kept]
     terms = [[Term(activations, [g[0].float() for g in each])] for each in by_difference]
-    return [d.item() for d in differences], terms
+    return torch.stack(differences).detach(), terms
 
 
 def packed_gradients(
@@ -139,10 +140,10 @@ def packed_gradients(
             for m in range(modes)
         ]
     found = []
-    for r, (n, each) in enumerate(zip(lengths.tolist(), differences.detach().cpu().tolist())):
+    for r, n in enumerate(lengths.tolist()):
         activations = [tensor.detach()[r, :n].float() for tensor in kept]
         terms = [[Term(activations, [g[r, :n].float() for g in grads])] for grads in by_mode]
-        found.append((each, terms))
+        found.append((differences[r].detach(), terms))
     return found
 
 
@@ -171,22 +172,22 @@ def whole_gradients(
     keys, n_tokens = _keys(model, sites), len(ids)
     differences, terms = [], []
     for both, scored in actions:
-        difference, own = 0.0, []
+        difference, own = torch.zeros((), device=model.device), []
         for sign, continuation, n in zip((1, -1), both, scored):
             seen: dict[Key, Tensor] = {}
-            whole = torch.tensor([[*ids, *continuation]], device=model.device)
+            whole = sent(torch.tensor([[*ids, *continuation]]), model.device)
             with torch.inference_mode(False), torch.enable_grad():
                 with model.hooks(_keeping(seen, keys)):
                     hidden = model.whole(whole)[0, -n - 1 : -1]
                 logp = sign * model.logits(hidden).log_softmax(-1).gather(1, whole[0, -n:, None]).sum()
                 kept = [seen[key] for key in keys]
                 grads = torch.autograd.grad(logp, kept, materialize_grads=True)
-            difference += logp.item()
+            difference = difference + logp.detach()
             activations = [each.detach()[0, :n_tokens].float() for each in kept]
             own.append(Term(activations, [g[0, :n_tokens].float() for g in grads]))
         differences.append(difference)
         terms.append(own)
-    return differences, terms
+    return torch.stack(differences), terms
 
 
 @measured
@@ -212,14 +213,15 @@ def attribute_modes(
     every = tqdm(
         _runs(model, pairs, names, modes), "attribute", len(pairs), leave=False, disable=not progress
     )
-    for index, runs in every:
-        pair = pairs[index]
-        aligned = [[*pair.align], [*pair.align.values()]]
-        for r, (own, other) in enumerate((runs, runs[::-1])):
-            base[r, :, index] = own[0]
-            for m in range(len(modes)):
-                change = _change(own[1][m], other[1][m], aligned[r], aligned[1 - r])
-                _fill(model, names, labels, change, moved[r, m, index], aligned[0])
+    # The numbers of all pairs are awaited at the end.
+    waiting = [(index, *_moved(model, pairs[index], runs, names, labels)) for index, runs in every]
+    there = np.array([columns_of(model, row, layer) is not None for row, layer in _grid(model, labels)])
+    there = there.reshape(len(labels), model.n_layers)
+    for index, values, sums in waiting:
+        base[..., index] = values().numpy()
+        own = moved[:, :, index]
+        for position, column in zip(pairs[index].align, np.moveaxis(sums().numpy(), -1, 0)):
+            own[:, :, there, position] = column
     patched = moved + base[..., None, None, None]
     tokens = tuple(map(token_texts, pairs))
     sweeps = {}
@@ -258,37 +260,65 @@ def _runs(
         yield from zip(members, zip(found[::2], found[1::2]))
 
 
+def _grid(model: HookedModel, labels: Sequence[str]) -> list[tuple[str, int]]:
+    """Each row of a sweep in each layer."""
+    return list(itertools.product(labels, range(model.n_layers)))
+
+
+def _moved(
+    model: HookedModel, pair: Pair, runs: Sequence[Gradients], sites: Sequence[str], labels: Sequence[str]
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """What gives a pair's differences [run, mode] and what patching adds [run, mode, cell, position].
+
+    Cells are the rows of the sweep in the layers that have them.
+    """
+    clean, corrupt = runs
+    at, donors = (
+        sent(torch.tensor(list(own), dtype=torch.long), model.device)
+        for own in (pair.align.keys(), pair.align.values())
+    )
+
+    def summed(own: Gradients, other: Gradients, at: Tensor, donors: Tensor) -> Tensor:
+        by_mode = [_change(*terms, at, donors) for terms in zip(own[1], other[1])]
+        return torch.stack([_sums(model, sites, labels, change) for change in by_mode])
+
+    moved = torch.stack([summed(clean, corrupt, at, donors), summed(corrupt, clean, donors, at)])
+    return fetched(torch.stack([clean[0], corrupt[0]])), fetched(moved)
+
+
 def _change(
-    own: Sequence[Term], other: Sequence[Term], at: Sequence[int], donors: Sequence[int]
-) -> list[Float[Tensor, "token _"]]:
+    own: Sequence[Term],
+    other: Sequence[Term],
+    at: Int[Tensor, " position"],
+    donors: Int[Tensor, " position"],
+) -> list[Float[Tensor, "position _"]]:
     """Gradient x (donor's activation - own), of each site and layer, at positions that correspond."""
+
+    def change(a: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        here, there = at.to(a.device), donors.to(a.device)
+        return g[here] * (b[there] - a[here])
+
     by_term = [
-        [g[at] * (b[donors] - a[at]) for a, g, b in zip(term.activations, term.gradients, donor.activations)]
+        [change(*each) for each in zip(term.activations, term.gradients, donor.activations)]
         for term, donor in zip(own, other)
     ]
     return [torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] for parts in zip(*by_term)]
 
 
-def _fill(
+def _sums(
     model: HookedModel,
     sites: Sequence[str],
     labels: Sequence[str],
-    change: Sequence[Float[Tensor, "token _"]],
-    moved: Float[np.ndarray, "row layer position"],
-    at: Sequence[int],
-) -> None:
-    """Sum each row's columns of the change into `moved`, at positions `at`."""
-    rows, sums = [], []
-    for number, row in enumerate(labels):
-        first = sites.index(row.partition(".")[0]) * model.n_layers
-        for layer in range(model.n_layers):
-            columns = columns_of(model, row, layer)
-            if columns is not None:
-                rows.append((number, layer))
-                sums.append(change[first + layer][:, columns].sum(-1).to(model.device))
-    values = torch.stack(sums).cpu().numpy()
-    for (number, layer), each in zip(rows, values):
-        moved[number, layer, list(at)] = each
+    change: Sequence[Float[Tensor, "position _"]],
+) -> Float[Tensor, "cell position"]:
+    """The change added up over each row's columns, in the layers that have them."""
+    sums = []
+    for row, layer in _grid(model, labels):
+        columns = columns_of(model, row, layer)
+        if columns is not None:
+            own = change[sites.index(row.partition(".")[0]) * model.n_layers + layer]
+            sums.append(own[:, columns].sum(-1).to(model.device))
+    return torch.stack(sums)
 
 
 def attribute(

@@ -28,7 +28,7 @@ from interp.measures.sweep import METRICS as METRICS
 from interp.measures.sweep import Sweep as Sweep
 from interp.measures.sweep import effects as effects
 from interp.measures.sweep import gap_of
-from interp.models.devices import halved, most_held, sent
+from interp.models.devices import fetched, halved, most_held, sent
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
@@ -114,7 +114,7 @@ def cells_of(
         donors: the run that each run's values come from.
     """
     cells = []
-    by_site = {key: _taken(held, taken, donors) for key, held in values.items()}
+    by_site = _taken(values, taken, donors)
     for row, layer in itertools.product(rows_of(model, sites), range(model.n_layers)):
         site, columns = row.partition(".")[0], columns_of(model, row, layer)
         if columns is None or (site, layer) not in values:
@@ -128,18 +128,21 @@ def cells_of(
 
 
 def _taken(
-    held: Float[Tensor, "run position width"] | Sequence[Tensor],
-    taken: Sequence[Sequence[Sequence[int]]],
-    donors: Sequence[int],
-) -> Sequence[Float[Tensor, "run position width"] | list[Tensor]]:
+    values: Held, taken: Sequence[Sequence[Sequence[int]]], donors: Sequence[int]
+) -> dict[tuple[str, int], Sequence[Float[Tensor, "run position width"] | list[Tensor]]]:
     """For each place, the donors' values at the positions that are taken, padded on the right."""
-    if not isinstance(held, Tensor):
-        return [[held[d][..., list(index), :] for d, index in zip(donors, place)] for place in taken]
     most = max(len(index) for place in taken for index in place)
     padded = torch.tensor([[[*index, *[0] * (most - len(index))] for index in place] for place in taken])
-    index = sent(padded, held.device).transpose(0, 1)  # [run, place, position]
-    rows = sent(torch.tensor(donors), held.device)[:, None, None]
-    return held[rows, index].unbind(1)
+    device = next((held.device for held in values.values() if isinstance(held, Tensor)), torch.device("cpu"))
+    index = sent(padded, device).transpose(0, 1)  # [run, place, position]
+    rows = sent(torch.tensor(donors), device)[:, None, None]
+
+    def of_places(held: Tensor | list[Tensor]) -> Sequence[Tensor | list[Tensor]]:
+        if isinstance(held, Tensor):
+            return held[rows.to(held.device), index.to(held.device)].unbind(1)
+        return [[held[d][..., list(own), :] for d, own in zip(donors, place)] for place in taken]
+
+    return {key: of_places(held) for key, held in values.items()}
 
 
 @measured
@@ -300,7 +303,7 @@ class _Patching:
         if runs.heads is not None:
             own, other = runs.heads, runs.heads.roll(n, 0)
             apart = torch.stack([(a.exp() * (a - b)).sum(-1) for a, b in zip(own, other)])
-            base = torch.cat([base, apart.cpu()], 1)
+            base = torch.cat([base, fetched(apart)()], 1)
         values = self._values(base)  # [metric, run, mode]
         self.base[..., batch] = values.reshape(len(self.metrics), 2, n, -1).transpose(1, 0, 3, 2)
         alive = []

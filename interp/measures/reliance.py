@@ -6,7 +6,7 @@ is an exact path intervention (mediation analysis as in Vig et al. 2020, on the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -22,7 +22,7 @@ from interp.engine.packing import Tree, grow, plain_score, read_trees, score_who
 from interp.engine.reading import read_prompts
 from interp.measures.pairs import check_pairs, continuations, reference_actions
 from interp.models.caches import Layers, layers_of
-from interp.models.devices import activation_bytes, halved, most_held, sent, token_bytes
+from interp.models.devices import activation_bytes, fetched, halved, most_held, sent, token_bytes
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.models.whole import length_batches
@@ -147,7 +147,10 @@ def _slots(swap: Swap, tree: Tree) -> _Slots:
 
 @torch.inference_mode()
 def packed_paths(model: HookedModel, swaps: Sequence[Swap]) -> Float[Tensor, "pair path action"]:
-    """Log-probabilities of the actions in each path, in nats: all pairs, traces and actions in one pass."""
+    """Log-probabilities of the actions in each path, in nats: all pairs, traces and actions in one pass.
+
+    They are on the model's device.
+    """
     for swap in swaps:
         model.check_length(swap.longest)
     trees = [grow(swap.actions, swap.scored) for swap in swaps]
@@ -169,7 +172,7 @@ def packed_paths(model: HookedModel, swaps: Sequence[Swap]) -> Float[Tensor, "pa
     hidden, _ = model.packed(
         both, ids, at, torch.cat([before, sent(visible, device)], 2), keys_at.expand(n, -1)
     )
-    return read_trees(model, hidden, trees, torch.tensor([each.roots for each in slots]).T).cpu()
+    return read_trees(model, hidden, trees, torch.tensor([each.roots for each in slots]).T)
 
 
 @torch.inference_mode()
@@ -262,13 +265,16 @@ def prompt_reliance(
         packed = [i for i, path in enumerate(paths) if not path]
         batches = length_batches([_held_bytes(model, swaps[i]) for i in packed], most_held(model))
 
-        def run(batch: list[int]) -> tuple[list[int], Tensor]:
+        def run(batch: list[int]) -> tuple[list[int], Callable[[], Tensor]]:
             members = [packed[k] for k in batch]
-            return members, packed_paths(model, [swaps[i] for i in members])
+            return members, fetched(packed_paths(model, [swaps[i] for i in members]))
 
+        waiting = []
         for members, scores in halved(batches, run):
-            logp[members] = scores
+            waiting.append((members, scores))
             bar.update(len(members))
+    for members, scores in waiting:
+        logp[members] = scores()
     difference = (logp[..., 0] - logp[..., 1]).double().numpy()
     effects = difference[:, :1] - difference[:, 1:]
     named = dict(zip(EFFECTS, effects.T))

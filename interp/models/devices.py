@@ -59,7 +59,7 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def fetched(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Begin to copy a tensor to the CPU; the function returned waits for the copy and gives it."""
     if tensor.device.type != "cuda":
-        return tensor.cpu
+        return lambda: tensor.cpu()  # called here, which is how counts of copies know it
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()

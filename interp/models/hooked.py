@@ -25,7 +25,7 @@ from interp.models import hooks, inner, texts
 from interp.models.attention import passing, without_cudnn
 from interp.models.bridge import bridge_of
 from interp.models.caches import AppendingLayer, CacheFilled, LastLayer, Layers, PrefixCache, layers_of
-from interp.models.devices import pick_device, pick_dtype
+from interp.models.devices import pick_device, pick_dtype, sent
 from interp.models.finite import check_trial, not_finite
 from interp.models.hooks import PassEdit
 from interp.models.site_names import one_layer
@@ -264,7 +264,7 @@ class HookedModel:
             self.check_ids([ids])
             cache.ids += list(ids)
         if len(ids) and not self.keyless:
-            self._fill(cache, torch.tensor([list(ids)], device=self.device))
+            self._fill(cache, sent(torch.tensor([list(ids)]), self.device))
         return cache
 
     @passing

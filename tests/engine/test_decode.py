@@ -1,12 +1,12 @@
 """Greedy decoding in batches, and forced choice among candidates."""
 
 import copy
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
+from analyses.benchmarks.counting import counting
 from interp.engine import generation, reading
 from interp.engine.decoding import choose, decode, decode_modes, parse_completion
 from interp.engine.generation import continue_each
@@ -17,7 +17,6 @@ from interp.prompts.encoding import Encoder
 from interp.prompts.format import MODES
 from interp.tasks.actions import target, verb
 from tests.conftest import tiny_hf
-from tests.counting import waits
 
 
 @pytest.mark.parametrize("mode", ["cot", "prompt", "empty_think"])
@@ -340,15 +339,10 @@ def test_decoding_waits_for_nothing_but_one_row_of_tokens_a_step(llama, fmt, pro
     rows = [p.ids for p in prompts[:6]]
     variants = {"a": [fmt.mode_prefix("cot")] * 6, "b": [fmt.with_trace("I look.")] * 6}
     continued(llama, rows, variants)
-    with waits() as counts:
+    with counting(llama) as counts:
         found = continued(llama, rows, variants, 7)
-    by_method = Counter()
-    for (module, method), n in counts.items():
-        by_method[method] += n
-    assert (
-        by_method["tolist"] == 7 + 1
-    )  # a row of tokens a step for both variants, and log-probabilities once
-    assert by_method["item"] == by_method["nonzero"] == by_method["numpy"] == by_method["__int__"] == 0
+    # a row of tokens a step for both variants, and log-probabilities once
+    assert counts.fetches == 7 + 1 and not counts.waits
     assert found == {name: continued(llama, rows, {name: variants[name]}, 7)[name] for name in variants}
 
 

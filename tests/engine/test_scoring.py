@@ -7,13 +7,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from analyses.benchmarks.counting import counting
 from interp.engine import scoring
 from interp.engine.decoding import choose, choose_each, preferences
 from interp.engine.packing import score_whole
 from interp.engine.scoring import score_alone, score_each
 from interp.models.hooked import HookedModel
 from tests.conftest import tiny_hf
-from tests.counting import waits
 
 #: Windows everywhere, windows in some layers, learned positions.
 FAMILIES = ("Llama", "Mistral", "Gemma3Text", "GPT2")
@@ -110,16 +110,13 @@ def test_the_number_of_passes_does_not_grow_with_decisions_or_traces(llama, prom
     names = [["go to drawer 1", "go to drawer 11"]]
     choose(llama, one[0], names[0])
     _, few = counted(llama, lambda: choose_each(llama, one, names))
-    with waits() as once:
-        choose_each(llama, many[:2], names * 2)
-    with waits() as counts:
+    with counting(llama) as counts:
         _, all_of_them = counted(
             llama, lambda: choose_each(llama, many, names * 20, [[None, "I look.", "I look. I go."]] * 20)
         )
     assert few <= 3 and all_of_them <= 5  # of which one may ask how large keys and values are
-    # the CPU waits once a batch for the sums, whatever is in it
-    assert sum(n for (_, method), n in counts.items() if method in ("item", "nonzero", "cpu")) <= 2
-    assert counts["scoring", "tolist"] == once["scoring", "tolist"] == 0
+    # the sums are fetched once a batch, whatever is in it
+    assert counts.fetches <= 2 and not counts.waits
 
 
 def test_trees_of_very_different_sizes_are_passes_of_their_own(llama, prompts, monkeypatch):

@@ -1,0 +1,32 @@
+"""Count what the engine asks of a GPU, on a CPU: passes, tokens, masks, kernels and waits of each work.
+
+The model is tiny and random: counts, not times, and the same on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from interp.system.limits import Folder
+
+from ..registry import Instrument
+
+
+@dataclass
+class Config:
+    """Where the counts go."""
+
+    out: Annotated[Path, Folder()] = Path("figures/tables")
+    """Folder of the table."""
+
+
+def run(config: Config) -> None:
+    """Count every work, and write the table `engine_counts`."""
+    from .counted_works import run_works
+
+    run_works(config)
+
+
+INSTRUMENT = Instrument("engine_counts", Config, run)
