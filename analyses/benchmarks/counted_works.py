@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,8 @@ from interp.engine.decoding import Completion, decode_modes, parse_completion
 from interp.measures.early import early_answers
 from interp.models import devices
 from interp.prompts.format import Prompt, PromptFormat
-from interp.results.tables import write_table
 
-from ..provenance import made_by
 from .counting import Counts, counting
-from .engine_counts import Config
 from .gpu_works import SITES, build
 
 #: Pairs, prompts and decisions of the works that take many, and of those that take fewer.
@@ -144,16 +140,12 @@ def counted(model: interp.HookedModel, work: Callable[[], Any]) -> Counts:
     return counts
 
 
-def run_works(config: Config) -> pd.DataFrame:
-    """Count every work, and write the table `engine_counts`; what waited is in its provenance."""
-    started, given = time.time(), tiny()
-    rows, waits = [], {}
+def count_works() -> tuple[pd.DataFrame, dict[str, dict[str, int]]]:
+    """A row of counts for every work, and what waited in each: a place in the source -> how often."""
+    given, rows, waits = tiny(), [], {}
     for name, work in works(given).items():
         counts = counted(given.model, work)
         rows.append(dict(work=name, **vars(counts)) | dict(waits=counts.waits.total()))
         waits[name] = dict(counts.waits)
         print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    frame = pd.DataFrame(rows)
-    made = made_by("engine_counts", config, started) | dict(waits=waits)
-    write_table(config.out, "engine_counts", frame, made)
-    return frame
+    return pd.DataFrame(rows), waits
