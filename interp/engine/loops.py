@@ -32,8 +32,8 @@ class Plain:
         heads = [each for _, each in scores if each is not None]
         self.heads: Float[Tensor, "run compared token"] | None = torch.stack(heads) if heads else None
 
-    def in_one_pass(self, cells: Sequence[Cell]) -> bool:
-        """Whether cells are read in a single pass: never."""
+    def at_once(self, cells: Sequence[Cell]) -> bool:
+        """As `Packed.at_once`: never, since a cell takes passes of its own."""
         return False
 
     def _unpatched(self, run: Run, sites: Sequence[str]) -> dict[tuple[str, int], Tensor]:

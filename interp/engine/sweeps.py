@@ -29,6 +29,8 @@ from interp.models.hooked import HookedModel
 
 #: Most packed tokens of a row on a CPU and on a GPU: more would only look at each other's masked keys.
 PASS = (512, 4096)
+#: Most packed tokens of all rows that a GPU reads without a question.
+SMALL = 8192
 #: Cells of more slots than this are rows of a batch, each seeing its own slots alone; shorter ones share
 #: one row, where the prefix is not copied for each.
 LONG = 64
@@ -159,11 +161,13 @@ class Packed:
 
     # cells
 
-    def in_one_pass(self, cells: Sequence[Cell]) -> bool:
-        """Whether cells of all runs are read in a single pass."""
-        every = list(range(len(self.runs)))
+    def at_once(self, cells: Sequence[Cell]) -> bool:
+        """Whether a GPU reads cells of all runs sooner than it is known which runs are worth it."""
+        if self.model.device.type != "cuda":
+            return False
+        every = range(len(self.runs))
         longest = [self._length(cell, every) for cell in cells]
-        return max(longest, default=0) <= LONG and sum(longest) <= self._slots(len(every))
+        return max(longest, default=0) <= LONG and len(every) * sum(longest) <= SMALL
 
     def _start(self, cell: Cell, run: int) -> int:
         """The slot of a run at which a cell begins: its tree's first where nothing is replaced."""
@@ -202,17 +206,18 @@ class Packed:
         order = sorted(
             range(len(cells)), key=lambda i: (cells[i].layer, min(self._start(cells[i], r) for r in runs))
         )
+        ordered = [cells[i] for i in order]
         waiting: list[tuple[list[int], Callable[[], Tensor]]] = []
         start = 0
         with tqdm(total=len(cells), desc="cells", leave=False, disable=not progress) as bar:
             while start < len(order):
-                end, long = self._end_of_pass([cells[i] for i in order], start, runs)
-                group = order[start:end]
-                waiting.append((group, fetched(self._fitting([cells[i] for i in group], runs, long))))
+                end, long = self._end_of_pass(ordered, start, runs)
+                found = self._fitting(ordered[start:end], runs, long)
+                waiting.append((order[start:end], fetched(found)))
                 bar.update(end - start)
                 start = end
-        for group, scores in waiting:
-            out[:, group] = scores()
+        for group, fetch in waiting:
+            out[:, group] = fetch()
         return out
 
     def _end_of_pass(self, cells: Sequence[Cell], start: int, runs: Sequence[int]) -> tuple[int, bool]:

@@ -263,8 +263,7 @@ class _Patching:
             self.model, [self._run(i, r) for r in range(2) for i in batch], self.sites, self.budget
         )
         cells = {a: self._cells(a, batch, runs) for a in self.at}
-        # One pass on a GPU takes less time than the wait to know which pairs are dropped.
-        found = {a: runs.patched(each) for a, each in cells.items() if each and runs.in_one_pass(each)}
+        found = {a: runs.patched(each) for a, each in cells.items() if each and runs.at_once(each)}
         alive = self._unpatched(batch, runs)
         rows = [r * len(batch) + k for r in range(2) for k in alive]
         for a, each in cells.items():
