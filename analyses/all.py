@@ -8,8 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from interp.stats.crossed import SMALLEST
-from interp.system.limits import Known, Margin, Sample
+from interp.system.limits import SMALLEST, Known, Margin, Sample
 
 from .chains import run_chains
 from .registry import Instrument, chains, check_in_all, closing, find

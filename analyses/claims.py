@@ -20,9 +20,8 @@ from interp.results.claims import COLUMNS, masked
 from interp.results.tables import read_table, write_table
 from interp.results.wording import listed
 from interp.stats.changes import Change, change, equivalent, sided
-from interp.stats.crossed import SMALLEST
 from interp.stats.intervals import OfMeans, headroom_share, kappa_of_means, labellings
-from interp.system.limits import Margin
+from interp.system.limits import SMALLEST, Margin
 from interp.system.paths import PROGRAM
 
 from .kept import Cell, cells

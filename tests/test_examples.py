@@ -137,6 +137,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
         ]
     )
     everywhere = dict(
+        interp=interp,
         np=np,
         pd=pd,
         Path=Path,

@@ -1,7 +1,7 @@
 """What a measurement would ask of a GPU, counted on a CPU: passes, tokens, masks, kernels and waits.
 
 >>> with counting(model) as counts:
-...     sweep = interp.patch(model, clean, corrupt)
+...     sweep = interp.patch(model, clean, corrupt, minimum=-1e9)
 >>> counts.passes, counts.fetches, counts.waits              # the last: what waited, and where -> number
 (3, 2, Counter())
 

@@ -22,10 +22,10 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from interp.results.tables import write_table
-from interp.stats.crossed import SMALLEST, crossed, slope_weights
+from interp.stats.crossed import crossed, slope_weights
 from interp.stats.intervals import wilson
 from interp.system import limits
-from interp.system.limits import Count, Draws, Folder, Limits, Seed
+from interp.system.limits import SMALLEST, Count, Draws, Folder, Limits, Seed
 
 from ..provenance import made_by
 from ..registry import Instrument

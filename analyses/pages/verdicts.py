@@ -21,8 +21,8 @@ from scipy.stats import norm
 
 from interp.results.claims import VERDICTS
 from interp.stats.changes import INNER, OUTER, Change, equivalent, sided
-from interp.stats.crossed import SMALLEST
 from interp.stats.intervals import OfMeans, bootstrap_weights, expanded_tail
+from interp.system.limits import SMALLEST
 
 #: Rates of the prompt and the CoT action at the base.
 BASE = (0.3, 0.5)

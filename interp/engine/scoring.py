@@ -5,8 +5,9 @@ which each beginning is there once. Trees of similar sizes are the rows of one p
 largest. The reference implementation reads one prompt at a time (`score_alone`), or each continuation by
 itself (`interp.engine.packing.plain_score`).
 
+>>> prompt = prompts[0]
 >>> actions = [fmt.action_ids(name) for name in prompt.decision.admissible]
->>> score_each(model, [prompt.ids], [[fmt.action_prefix(None)]], [actions])
+>>> scores = score_each(model, [prompt.ids], [[fmt.action_prefix(None)]], [actions])
 """
 
 from __future__ import annotations

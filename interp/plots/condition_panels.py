@@ -19,7 +19,7 @@ from interp.results.condition_rows import LOOKS, Condition, at_last, cell, named
 from interp.results.names import BLACK, SPLITS
 from interp.results.queries import pick, splits_of
 from interp.results.tables import ESTIMATE_COLUMNS
-from interp.stats.crossed import SMALLEST
+from interp.system.limits import SMALLEST
 
 K_TITLE = "k: share of examples whose action is unsupervised"
 CONDITION_TITLE = f"training condition ({K_TITLE})"

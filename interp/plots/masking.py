@@ -56,7 +56,8 @@ from interp.results.estimates import estimate, side, span
 from interp.results.names import GREEN, ORANGE, SPLITS, STYLE
 from interp.results.queries import need, pick, splits_of, steps_of
 from interp.results.wording import WHERE, listed, sentence
-from interp.stats.crossed import CLAIM, SMALLEST
+from interp.stats.crossed import CLAIM
+from interp.system.limits import SMALLEST
 
 #: Metrics of the forest plot in reading order: their names in figures; every one is a share.
 MECHANISM = {

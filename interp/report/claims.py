@@ -21,7 +21,7 @@ from interp.results.estimates import estimate
 from interp.results.queries import pick, splits_of
 from interp.results.wording import WHERE
 from interp.stats.changes import OPEN
-from interp.stats.crossed import SMALLEST
+from interp.system.limits import SMALLEST
 
 
 class Judged(NamedTuple):

@@ -15,7 +15,7 @@ from interp.results.condition_rows import PAPER, at_last, claimed, named, number
 from interp.results.estimates import estimate
 from interp.results.queries import splits_of
 from interp.results.wording import WHERE
-from interp.stats.crossed import SMALLEST
+from interp.system.limits import SMALLEST
 
 #: Conditions of other trainings that may stand beside the study's, and what was trained.
 BESIDE = {

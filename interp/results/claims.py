@@ -16,8 +16,9 @@ from interp.results.names import INSERTED_TRACES
 from interp.results.queries import pick
 from interp.results.tables import ESTIMATE_COLUMNS
 from interp.stats.changes import CONTRADICTED, OPEN, SUPPORTED
-from interp.stats.crossed import CLAIM, SMALLEST, verdict
+from interp.stats.crossed import CLAIM, verdict
 from interp.stats.intervals import Estimate
+from interp.system.limits import SMALLEST
 
 #: Columns of the table.
 COLUMNS = (

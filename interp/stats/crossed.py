@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, Num
 
 from interp.stats.changes import OPEN, SUPPORTED
 from interp.stats.intervals import Estimate, wilson
+from interp.system.limits import SMALLEST
 
 #: A number for each data set of `crossed` (a plain one for a single set).
 PerSet = Float[np.ndarray, "*rest"] | float
@@ -170,8 +171,6 @@ def _no_shared_seed(conditions: Iterable[str]) -> str:
 #: The outcome that the claim is about, and the condition that is to be better in it (`analyses.masking.run`
 #: has the predictions).
 CLAIM = dict(metric="acc_cot", split="out_of_domain", condition="action_mask_0.3")
-#: What a difference in success must reach to matter.
-SMALLEST = 0.05
 
 
 def verdict(difference: Estimate, control: Estimate, margin: float = SMALLEST) -> str:

@@ -102,6 +102,8 @@ Folds = Annotated[int, Limits(2, 100)]
 Workers = Annotated[int, Limits(1, 64)]
 #: A change, as a share, that would matter.
 Margin = Annotated[float, Limits(0.001, 1)]
+#: The least difference of a share that matters, where no other is given.
+SMALLEST = 0.05
 #: Steps after which a game is lost.
 StepLimit = Annotated[int, Limits(1, 10_000)]
 

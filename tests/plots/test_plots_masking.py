@@ -17,7 +17,7 @@ from interp.plots import masking_power as plots_masking_power
 from interp.plots import registry
 from interp.results import condition_rows
 from interp.results.tables import read_table, write_table
-from interp.stats.crossed import SMALLEST
+from interp.system.limits import SMALLEST
 from interp.system.paths import ROOT
 from interp.training.supervision import Supervision
 
