@@ -289,9 +289,9 @@ class HookedModel:
 
     def mask(
         self,
-        visible: Bool[Tensor, "row token key"],
-        at: Int[Tensor, "row token"],
-        keys_at: Int[Tensor, "row key"],
+        visible: Bool[Tensor, "_ token key"],
+        at: Int[Tensor, "_ token"],
+        keys_at: Int[Tensor, "_ key"],
     ) -> Mask:
         """The attention mask to pass, for tokens at positions `at` that may see keys at positions `keys_at`.
 
@@ -322,9 +322,9 @@ class HookedModel:
         self,
         prefix: Layers,
         ids: Int[Tensor, "row slot"],
-        at: Int[Tensor, "row slot"],
-        visible: Bool[Tensor, "row slot key"],
-        keys_at: Int[Tensor, "row prefix_key"],
+        at: Int[Tensor, "_ slot"],
+        visible: Bool[Tensor, "_ slot key"],
+        keys_at: Int[Tensor, "_ prefix_key"],
     ) -> tuple[Float[Tensor, "row slot d_model"], Layers]:
         """Final hidden states of packed tokens after keys and values, and the slots' own.
 
