@@ -458,6 +458,27 @@ def test_decisions_are_what_the_tables_average(reference, options, capsys, monke
     probed["hit"] = probed["predicted"].str[2] == probed["truth"]
     where = dict(label="eventual_target", layer=2, predictor="probe", metric="accuracy")
     same(probed.groupby(by)["hit"].mean(), table("probes", **where))
+    followed_and_estimated(frame)
+
+
+def followed_and_estimated(frame):
+    """The lens of both actions at every layer, and estimates at the tokens where they are largest."""
+    cot = frame[(frame["mode"] == "cot") & frame["parsed"]]
+    layers = len(cot["probes"].dropna().iloc[0][0]["predicted"])
+    for row in cot.itertuples():
+        lens = {each["whose"]: each for each in row.lens}
+        for whose, action in dict(eventual=row.action, reference=row.reference).items():
+            assert lens[whose]["token"].strip() in action
+            assert len(lens[whose]["rank"]) == len(lens[whose]["probability"]) == layers
+            assert lens[whose]["rank"].min() >= 1
+        if row.action == row.reference:
+            assert lens["eventual"]["rank"].tolist() == lens["reference"]["rank"].tolist()
+    estimated = frame.dropna(subset="attribution")
+    assert {*estimated["checkpoint"]} <= {0, 110} and {*estimated["mode"]} == {"prompt", "cot"}
+    for estimates in estimated["attribution"]:
+        places = [(each["direction"], each["position"]) for each in estimates]
+        assert places == sorted(places) and len(places) <= 2 * 20
+        assert any(" → " in each["token"] for each in estimates), "where the two prompts differ"
 
 
 def table_of_patching(run):
