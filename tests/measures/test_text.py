@@ -254,7 +254,7 @@ def test_steering_texts_is_adding_by_hand(tokenizer, architecture, at):
                 moved = difference(own, places, vector) - base
                 assert result.effect[d, a, p] == pytest.approx(moved, abs=1e-4)
     assert (result.kinds, result.alphas, result.path) == (("one", "two", "two"), (-1, 0, 2), "packed")
-    assert np.isfinite(result.effect).all() and np.abs(result.effect[:, 2]).min() > 1e-3
+    assert np.isfinite(result.effect).all() and np.abs(result.effect).max() > 0.1
     model.support = Support("fast", "plain loop", "plain loop", "plain loop", "a made-up reason")
     plain = steer_answers(model, texts, directions, **given)
     assert "a made-up reason" in plain.path

@@ -256,7 +256,7 @@ def test_a_decision_is_shown_with_all_that_is_on_record_and_what_is_not(opened):
     assert metric.input_value() == "kl" and page.evaluate("document.activeElement.name") == "metric"
     assert page.locator(".heat").count() == 4, "effects at places and estimates at tokens, both directions"
     tokens = page.locator(".tokens .heat").first.locator("tbody tr")
-    assert tokens.all_inner_texts() == ["mug → pen 5\t0.25" + "\t0.25" * 3, "↵ 6" + "\t−0.75" * 4]
+    assert tokens.all_inner_texts() == [" mug → pen 5\t0.25" + "\t0.25" * 3, "↵ 6" + "\t−0.75" * 4]
     assert page.locator(".tokens td.below").count() == 8
     lens = page.locator(".layers tr", has_text="logit lens, CoT action").locator("td")
     assert lens.all_inner_texts() == ["900", "30", "4", "1"]
