@@ -122,6 +122,17 @@ def probes(cell: Cell) -> Iterator[Part]:
             yield decision, "cot", dict(probes=predictions)
 
 
+def lens(cell: Cell) -> Iterator[Part]:
+    """The logit lens of the eventual and the recorded action, read with the probes."""
+    config = cell.config
+    by_decision: dict[str, list[dict]] = defaultdict(list)
+    for row in cell.kept(f"probes/{cell.step}-lens", **config.inputs(cell.step, config.parts[0])) or ():
+        by_decision[row.pop("decision")].append(row)
+    for decision, rows in by_decision.items():
+        if decision in cell.decisions:
+            yield decision, "cot", dict(lens=rows)
+
+
 def reliance(cell: Cell) -> Iterator[Part]:
     """What the twin's prompt and trace do to the action."""
     from interp.measures.reliance import EFFECTS
@@ -150,6 +161,17 @@ def patching(cell: Cell) -> Iterator[Part]:
         yield decision, mode, dict(patching=effects or None, twin=twins[decision])
 
 
+def attribution(cell: Cell) -> Iterator[Part]:
+    """First-order estimates over the tokens of the first pairs, at the first and the last checkpoint."""
+    if cell.split != cell.config.parts[0]:
+        return
+    by_row: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for row in (cell.kept(f"patching/{cell.step}-attribution") or {}).get("tokens", ()):
+        by_row[row.pop("decision"), row.pop("mode")].append(row)
+    for (decision, mode), rows in by_row.items():
+        yield decision, mode, dict(attribution=rows)
+
+
 def _effects(sweep: dict, pair: int, at: str) -> Iterator[dict]:
     """One pair's effects at a place that its metric keeps."""
     for metric, by_direction in sweep["metrics"].items():
@@ -166,8 +188,10 @@ READERS: tuple[Callable[[Cell], Iterable[Part]], ...] = (
     conflicts,
     early,
     probes,
+    lens,
     reliance,
     patching,
+    attribution,
 )
 
 

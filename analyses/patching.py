@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 DIRECTIONS = ("denoise", "noise")
 SPANS = ("task", "history", "observation", "prompt")
 METRICS = get_args(Metric)
+#: Pairs whose estimates are kept by token, at the first and the last checkpoint, and tokens kept of each.
+PAIRS_BY_TOKEN, TOKENS = 20, 20
 
 
 def site(name: str) -> None:
@@ -153,8 +155,11 @@ def _stages(config: Config, step: int, pairs: Pairs, few: Pairs | None) -> dict[
         stored |= config.stage(
             f"patching/{step}-spans", inputs, lambda: _sweep(config, step, few, config.spans, metrics)
         )
+        by_token = PAIRS_BY_TOKEN if step in (config.steps[0], config.steps[-1]) else 0
         estimated = config.stage(
-            f"patching/{step}-attribution", dict(inputs, metrics=()), lambda: _screen(config, step, few)
+            f"patching/{step}-attribution",
+            dict(inputs, metrics=(), by_token=by_token),
+            lambda: _screen(config, step, few, by_token),
         )
     sweeps = {}
     for key, sweep in stored.items():
@@ -185,17 +190,39 @@ def _sweep(config: Config, step: int, pairs: Pairs, at: Sequence[str], metrics: 
     }
 
 
-def _screen(config: Config, step: int, pairs: Pairs) -> dict[str, dict]:
-    """First-order estimates of the effects, by `place mode`."""
+def _screen(config: Config, step: int, pairs: Pairs, by_token: int) -> dict[str, Any]:
+    """First-order estimates of the effects, by `place mode`, and of the first pairs by token."""
     from interp.measures.attribution import at_span, attribute_modes
 
     model = config.model(step)
     sweeps = attribute_modes(model, pairs.clean, pairs.corrupt, config.sites, config.modes)
-    return {
+    estimates: dict[str, Any] = {
         f"{place} {mode}": _stored(at_span(sweep, pairs.clean, place))
         for mode, sweep in sweeps.items()
         for place in ("boundary", *config.spans)
     }
+    first = pairs.first(by_token).clean
+    tokens = [dict(row, mode=mode) for mode, sweep in sweeps.items() for row in _by_token(sweep, first)]
+    return estimates | dict(tokens=tokens)
+
+
+def _by_token(sweep: Sweep, clean: Sequence[Prompt]) -> Iterator[dict]:
+    """Estimates of the first pairs by layer, at the tokens where they are largest (heads are left out)."""
+    for (pair, prompt), (s, site), direction in product(enumerate(clean), enumerate(sweep.sites), DIRECTIONS):
+        grid = getattr(sweep, direction)[pair, s, :, : len(prompt.ids)]
+        if "." in site or not np.isfinite(grid).all():
+            continue
+        largest = np.abs(grid).max(0)
+        for position in sorted(np.argsort(-largest, kind="stable")[:TOKENS].tolist()):
+            if largest[position]:
+                yield dict(
+                    decision=prompt.decision.id,
+                    site=site,
+                    direction=direction,
+                    position=position,
+                    token=sweep.tokens[pair][position],
+                    effect=grid[:, position].round(4).tolist(),
+                )
 
 
 def _stored(sweep: Sweep) -> dict[str, list]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import lazy_loader as lazy
 import numpy as np
 
 from interp.prompts.format import Prompt
+from interp.prompts.text import shared
 from interp.results.tables import ESTIMATE_COLUMNS
 from interp.system.limits import Draws, Folds, Known, Limits
 from interp.tasks.actions import verb
@@ -211,6 +213,9 @@ def run(config: Config) -> None:
                 skipped[f"{step} {name}"] = stored["skipped"]
             else:
                 rows += stored["rows"]
+        test = config.inputs(step, config.parts[1]) if len(splits) > 1 else None
+        inputs = dict(config.inputs(step, config.parts[0]), test=test)
+        config.stage(f"probes/{step}-lens", inputs, lambda: _lens(config, step, splits))
     if not rows:
         raise NotApplicable(f"No probe could be fitted: {next(iter(skipped.values()))}", LABELLED)
     for what, why in list(untasked.items())[:1]:
@@ -269,6 +274,53 @@ def _stages(
     if n_pairs:
         first = splits[config.parts[0]]
         yield Stage("pairwise", dict(pairs=n_pairs), lambda: _pairs(config, step, first, n_pairs, options))
+
+
+def _lens(config: Config, step: int, splits: dict[str, Split]) -> list[dict]:
+    """The logit lens of each decision's eventual and reference action at the boundary, by layer.
+
+    Of an action its telling token is followed; its rank is 1 where no token of the vocabulary is likelier.
+    """
+    import torch
+
+    from interp.measures.lens import read_stream
+
+    model, ids_of, rows = config.model(step), cache(config.format.action_ids), []
+    for split, each in splits.items():
+        actions = [
+            dict(eventual=completion.action, reference=prompt.decision.reference)
+            for completion, prompt in zip(config.decoded(step, split, "cot"), each.prompts, strict=True)
+        ]
+        tokens = []
+        for prompt, both in zip(each.prompts, actions, strict=True):
+            named = {*prompt.decision.admissible, *both.values()} - {None}
+            candidates = {action: ids_of(action) for action in named}
+            tokens.append([_telling_token(a or both["reference"], candidates) for a in both.values()])
+        _, _, logp, rank = read_stream(model, torch.from_numpy(each.acts), torch.tensor(tokens))
+        for i, (prompt, both) in enumerate(zip(each.prompts, actions, strict=True)):
+            for k, (whose, action) in enumerate(both.items()):
+                if action is None:
+                    continue
+                rows.append(
+                    dict(
+                        decision=prompt.decision.id,
+                        whose=whose,
+                        token=prompt.format.text([tokens[i][k]]),
+                        rank=(rank[i, :, k] + 1).tolist(),
+                        probability=np.exp(logp[i, :, k].astype(float)).round(6).tolist(),
+                    )
+                )
+    return rows
+
+
+def _telling_token(action: str, candidates: Mapping[str, Sequence[int]]) -> int:
+    """The token of an action that rules out the most other candidates, of those alike up to there.
+
+    candidates: action -> its ids.
+    """
+    ids = candidates[action]
+    parting = Counter(shared(ids, other) for name, other in candidates.items() if name != action)
+    return ids[min(parting, key=lambda place: (-parting[place], place), default=0)]
 
 
 def _no_control_task(sets: list[dict[str, Any]], seed: int) -> str:

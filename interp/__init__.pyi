@@ -17,6 +17,7 @@ from .measures.pairs import make_pairs as make_pairs
 from .measures.patching import patch as patch
 from .measures.reliance import Reliance as Reliance, prompt_reliance as prompt_reliance
 from .measures.steered import Steering as Steering
+from .measures.steered_answers import SteeredAnswers as SteeredAnswers, steer_answers as steer_answers
 from .measures.steering import SteerOptions as SteerOptions, steer as steer
 from .measures.sweep import Sweep as Sweep
 from .models.hooked import HookedModel as HookedModel

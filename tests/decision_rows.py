@@ -81,6 +81,13 @@ def _read(rows: list[dict], number: int, actions: tuple[str, str], flipped: bool
     cot, elsewhere = actions
     for row in rows[:2]:
         row["patching"] = _patched(number, layers)
+        row["attribution"] = [
+            dict(
+                site="resid_pre", direction=direction, position=5 + k, token=token, effect=[0.25 - k] * layers
+            )
+            for direction in ("denoise", "noise")
+            for k, token in enumerate((" mug → pen", "\n"))
+        ]
     rows[1] |= dict(
         area_action=number % 4 / 4,
         area_distribution=0.5,
@@ -99,6 +106,12 @@ def _read(rows: list[dict], number: int, actions: tuple[str, str], flipped: bool
         probes=[
             dict(label=label, truth="drawer", predicted=["shelf", *["drawer"] * (layers - 1)])
             for label in ("eventual_target", "reference_target")
+        ],
+        lens=[
+            dict(
+                whose=whose, token=" drawer", rank=[900, 30, 4, 1][:layers], probability=[0.0, 0.1, 0.2, 0.5]
+            )
+            for whose in ("eventual", "reference")
         ],
     )
 

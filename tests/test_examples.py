@@ -183,6 +183,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
         "interp.checkpoints.checks": lambda: dict(checkpoint=find(small), headers=headers),
         "interp.checkpoints.notes": lambda: dict(CheckpointSeries=CheckpointSeries),
         "interp.measures.ablation": lambda: dict(direction=direction),
+        "interp.measures.steered_answers": lambda: dict(direction=direction),
         "interp.measures.pairs": lambda: dict(decisions=decisions),
         "interp.environments.base": lambda: dict(recorded=lambda: decisions, Hall=object),
         "interp.environments.bfcl.calls": lambda: dict(

@@ -30,7 +30,7 @@ from interp.engine.cells import Run, held_bytes
 from interp.engine.loops import Plain
 from interp.engine.positions import readings
 from interp.engine.sweeps import Packed
-from interp.measures.pairs import Answer, answer_tokens, check_differ, continuations
+from interp.measures.pairs import Answer, answers_after
 from interp.measures.patching import Held, cells_of, columns_of, rows_of
 from interp.measures.sweep import cell_columns, within
 from interp.models.devices import fetched, halved, most_held, sent
@@ -38,7 +38,6 @@ from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.models.whole import length_batches
-from interp.prompts.format import Prompt
 from interp.prompts.text import AnyPrompt, Readable, decoded, read_texts, tokenizer_of
 from interp.results.shown import Plotted, counted, labelled
 
@@ -137,7 +136,7 @@ def ablate(
         NotImplementedError: for a site that the model does not have.
     """
     given = read_texts(model.tokenizer, prompts)
-    unit = _check(given, how, direction, answers, donors)
+    unit = _check(given, how, direction, donors)
     names = every_layer(sites if donors is None else list(dict.fromkeys(site for site, _ in donors)))
     replacing = _Replacing(how, unit, seed, donors)
     ablating = _Ablating(model, given, names, at, answers, donors, budget)
@@ -176,7 +175,7 @@ class _Ablating:
         self.read = [index for index, held in enumerate(self.positions) if held]
         if not self.read:
             raise ValueError(f"None of the {len(prompts)} prompts has a token at {at!r}.")
-        self.tails = [_continuations(model, prompt, answers) for prompt in prompts]
+        self.tails = [answers_after(model.tokenizer, prompt, answers) for prompt in prompts]
         longest = max(len(p.ids) + max(map(len, both)) for p, (both, _) in zip(prompts, self.tails))
         model.check_length(longest)
         self.path = model.path(longest)
@@ -260,7 +259,6 @@ def _check(
     prompts: Sequence[AnyPrompt],
     how: str,
     direction: Sequence[float] | Float[np.ndarray, "d_model"] | None,
-    answers: Sequence[Answer],
     donors: Donors | None,
 ) -> Float[Tensor, " d_model"] | None:
     """The direction at length 1; raises ValueError for what cannot be ablated."""
@@ -268,8 +266,6 @@ def _check(
         raise ValueError("There is nothing to ablate: the list of prompts is empty.")
     if how not in get_args(How):
         raise ValueError(f"Activations are ablated by {', '.join(get_args(How))}, not by {how!r}.")
-    if isinstance(answers, str) or len(answers) > 2:
-        raise ValueError("answers= takes one answer or two, as in answers=(' Mary', ' John').")
     if how in ("mean", "resample") and len(prompts) < 2:
         raise ValueError(f"how={how!r} needs other prompts to take activations from: give at least two.")
     if (how == "direction") != (direction is not None):
@@ -287,19 +283,6 @@ def _check(
 def _stacked(values: list[Tensor]) -> Float[Tensor, "run position width"] | list[Tensor]:
     """Values of several prompts as one tensor, padded on the right, if they are [position, width]."""
     return pad_sequence(values, batch_first=True) if values[0].ndim == 2 else values
-
-
-def _continuations(
-    model: HookedModel, prompt: AnyPrompt, answers: Sequence[Answer]
-) -> tuple[list[list[int]], list[int]]:
-    """What is read after a prompt, and how many last tokens count: some token where there is no answer."""
-    prefix = prompt.format.action_prefix(None) if isinstance(prompt, Prompt) else []
-    ids = [answer_tokens(model.tokenizer, prompt, answer) for answer in answers] or [[0]]
-    if len(ids) == 1:
-        return [[*prefix, *ids[0]]], [len(ids[0])]
-    one, other = ids
-    check_differ(model.tokenizer, one, other)
-    return continuations((one, other), prefix)
 
 
 class _Replacing:

@@ -134,10 +134,41 @@ def lens(
     post = capture(model, given, ["resid_post"], at, traces=traces, progress=progress)
     pre = capture(model, given, ["resid_pre"], at, traces=traces, layers=[0], progress=progress)
     stream = torch.cat([pre.values[:, 0], post.values[:, 0]], 1)
-    rows = stream.flatten(0, 1)
+    index = torch.tensor([followed[i] for i in post.decisions], dtype=torch.long)
+    ids, probability, logp, rank = read_stream(model, stream, index, top)
+    return Lens(
+        (-1, *post.layers),
+        post.decisions,
+        np.array(post.positions),
+        ids,
+        decoded(model.tokenizer, ids.flatten().tolist()),
+        probability,
+        tuple(decoded(model.tokenizer, own) for own in followed),
+        logp,
+        rank,
+    )
+
+
+@measured
+@torch.inference_mode()
+def read_stream(
+    model: HookedModel,
+    stream: Float[Tensor, "token layer d_model"],
+    followed: Int[Tensor, "token answer"],
+    top: int = 1,
+) -> tuple[
+    Int[np.ndarray, "token layer top"],
+    Float[np.ndarray, "token layer top"],
+    Float[np.ndarray, "token layer answer"],
+    Int[np.ndarray, "token layer answer"],
+]:
+    """The lens on residual streams that were captured, each with tokens that are followed.
+
+    That is the likeliest tokens and their probabilities, the log-probability of each followed token in nats,
+    and how many are likelier.
+    """
+    rows, index = stream.flatten(0, 1), followed.repeat_interleave(stream.shape[1], 0).to(model.device)
     tokens, probability, logp, rank = [], [], [], []
-    owners = np.repeat(post.decisions, stream.shape[1])
-    index = torch.tensor([followed[i] for i in owners], dtype=torch.long, device=model.device)
     for start in range(0, len(rows), ROWS):
         scores = model.logits(final_states(model, rows[start : start + ROWS])).float().log_softmax(-1)
         likeliest = scores.topk(top, dim=-1)
@@ -147,20 +178,10 @@ def lens(
         logp.append(own.cpu())
         likelier = [(scores > one[:, None]).sum(1) for one in own.T]
         rank.append(torch.stack(likelier, 1).cpu() if likelier else own.long().cpu())
-    grid = (len(stream), stream.shape[1], -1)
-    ids = torch.cat(tokens).view(*grid).numpy()
-    shape = (len(stream), stream.shape[1], index.shape[1])
-    return Lens(
-        (-1, *post.layers),
-        post.decisions,
-        np.array(post.positions),
-        ids,
-        decoded(model.tokenizer, ids.flatten().tolist()),
-        torch.cat(probability).view(*grid).numpy(),
-        tuple(decoded(model.tokenizer, own) for own in followed),
-        torch.cat(logp).view(shape).numpy(),
-        torch.cat(rank).view(shape).numpy(),
+    ids, likely, own_logp, own_rank = (
+        torch.cat(each).unflatten(0, stream.shape[:2]).numpy() for each in (tokens, probability, logp, rank)
     )
+    return ids, likely, own_logp, own_rank
 
 
 def _followed(

@@ -327,3 +327,22 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase | None, prompt: AnyPrompt, 
     if isinstance(answer, str) and isinstance(prompt, Prompt):
         return prompt.format.action_ids(answer)
     return answer_ids(tokenizer, answer)
+
+
+def answers_after(
+    tokenizer: PreTrainedTokenizerBase | None, prompt: AnyPrompt, answers: Sequence[Answer]
+) -> tuple[list[list[int]], list[int]]:
+    """The answers after a prompt (some token where there is none), and how many last tokens of each count.
+
+    Those of an agent's prompt are actions, right after the opened tag. Raises ValueError for more than two
+    answers, and for two that differ in no token.
+    """
+    if isinstance(answers, str) or len(answers) > 2:
+        raise ValueError("answers= takes one answer or two, as in answers=(' Mary', ' John').")
+    prefix = prompt.format.action_prefix(None) if isinstance(prompt, Prompt) else []
+    ids = [answer_tokens(tokenizer, prompt, answer) for answer in answers] or [[0]]
+    if len(ids) == 1:
+        return [[*prefix, *ids[0]]], [len(ids[0])]
+    one, other = ids
+    check_differ(tokenizer, one, other)
+    return continuations((one, other), prefix)

@@ -5,7 +5,8 @@
 >>> result = steer(model, prompts, directions, layer=1, position="cot", target="shelf")
 >>> values, decision = result.column("probe", 0.5, "flip")            # for cluster_bootstrap, by episode
 
-Not supported: sampling, several layers or directions at once, the mode `empty_think`.
+Not supported: sampling, several layers or directions at once, the mode `empty_think`. For plain text see
+`interp.measures.steered_answers`.
 """
 
 from __future__ import annotations
@@ -254,6 +255,14 @@ def _plain(
     return tuple(out)
 
 
+def check_strengths(model: HookedModel, layer: int, alphas: Sequence[float]) -> None:
+    """Raise ValueError for a layer that the model does not have, and for alphas that are not finite."""
+    if layer not in range(model.n_layers):
+        raise ValueError(f"The layer must be one of 0 to {model.n_layers - 1}, not {layer}.")
+    if not len(alphas) or not np.isfinite(alphas).all():
+        raise ValueError(f"The alphas must be some finite numbers, not {list(alphas)}.")
+
+
 def _check(
     model: HookedModel,
     prompts: Sequence[Prompt],
@@ -267,10 +276,12 @@ def _check(
         raise ValueError(
             f"There is no position {position!r} to steer at: the positions are {', '.join(POSITIONS)}."
         )
-    if layer not in range(model.n_layers):
-        raise ValueError(f"The layer must be one of 0 to {model.n_layers - 1}, not {layer}.")
-    if not len(options.alphas) or not np.isfinite(options.alphas).all():
-        raise ValueError(f"The alphas must be some finite numbers, not {list(options.alphas)}.")
+    if not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise ValueError(
+            "`steer` decodes actions, so it takes prompts of a PromptFormat: for texts or token ids, "
+            "`interp.steer_answers` reads what steering does to given answers."
+        )
+    check_strengths(model, layer, options.alphas)
     if options.per_decision is not None and options.per_decision < 1:
         raise ValueError(
             f"Each decision is steered along at least one direction of a kind, not {options.per_decision}."
@@ -290,7 +301,7 @@ def _checked_mode(mode: str, position: str) -> Mode:
     return "prompt"
 
 
-def _units(directions: Directions, d_model: int) -> dict[str, Float[np.ndarray, "_ d_model"]]:
+def unit_directions(directions: Directions, d_model: int) -> dict[str, Float[np.ndarray, "_ d_model"]]:
     """The directions of each kind at length 1, [direction, d_model], or a ValueError."""
     if not directions:
         raise ValueError("No direction is given: name at least one kind.")
@@ -341,7 +352,7 @@ def steer(
     """
     _check(model, prompts, layer, position, options)
     checked = _checked_mode(mode, position)
-    units, limit = _units(directions, model.d_model), options.limit(checked)
+    units, limit = unit_directions(directions, model.d_model), options.limit(checked)
     run = _Run(model, format_of(model, prompts), layer, position, checked, limit)
     if unsteered is None:
         unsteered = decode(

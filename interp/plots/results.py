@@ -229,21 +229,47 @@ def steering(frame: pd.DataFrame, *, groups: Sequence | None = None) -> go.Figur
     """
     kept, _ = kept_of(frame, "flip", "decision", "decisions")
     titles = {"flip": "flips", "to_target": "flips to target", "parsed": "actions that parse"}
-    kinds = list(dict.fromkeys([*(kind for kind in ALONG if (frame["kind"] == kind).any()), *frame["kind"]]))
     fig = facets(1, 280, 0, list(titles.values()))
     for col, metric in enumerate(titles, start=1):
-        rows = means(frame, ("kind", "alpha"), metric, "decision", groups)
-        for number, kind in enumerate(kinds):
-            look = (str(plain(kind)), COLOURS[number % len(COLOURS)], "solid", MARKERS[number % len(MARKERS)])
-            look = STYLE.get(f"along_{kind}", look)
-            band_line(fig, pick(rows, kind=kind), "alpha", look, (1, col), show=col == 1, thin=number > 0)
+        _against_alpha(fig, frame, metric, "decision", groups, col)
     fig.update_yaxes(range=[-0.03, 1.05])
     fig.update_yaxes(title="share of decisions", row=1, col=1)
-    where = ", ".join(f"{name} {frame[name].iloc[0]}" for name in ("position", "layer"))
-    alphas = sorted(frame["alpha"].unique())
-    fig.update_xaxes(tickvals=alphas, ticktext=[f"{alpha:g}" for alpha in alphas])
     under(fig, "alpha (in norms of the residual)")
+    where = ", ".join(f"{name} {frame[name].iloc[0]}" for name in ("position", "layer"))
     return titled(fig, f"Steering, {where}, n = {kept} decisions")
+
+
+def steered_answers(frame: pd.DataFrame, *, groups: Sequence | None = None) -> go.Figure:
+    """What steering does to the answers against alpha, in nats, a line for each kind of direction.
+
+    Args:
+        frame: of a `SteeredAnswers`.
+        groups: the episode of each prompt, for intervals.
+
+    Raises:
+        ValueError: for no prompts.
+    """
+    kept, _ = kept_of(frame, "effect", "prompt", "prompts")
+    fig = facets(1, 300, 0, [""])
+    _against_alpha(fig, frame, "effect", "prompt", groups, 1)
+    fig.add_hline(y=0, line=dict(color="#555555", width=1.2), layer="below")
+    fig.update_yaxes(title="change of the answer (nats)")
+    under(fig, "alpha (in norms of the residual)")
+    return titled(fig, f"Steering layer {frame['layer'].iloc[0]}, n = {kept} prompts")
+
+
+def _against_alpha(
+    fig: go.Figure, frame: pd.DataFrame, metric: str, cluster: str, groups: Sequence | None, col: int
+) -> None:
+    """A panel of steering: the mean of a column against alpha, a line for each kind of direction."""
+    kinds = list(dict.fromkeys([*(kind for kind in ALONG if (frame["kind"] == kind).any()), *frame["kind"]]))
+    rows = means(frame, ("kind", "alpha"), metric, cluster, groups)
+    for number, kind in enumerate(kinds):
+        look = (str(plain(kind)), COLOURS[number % len(COLOURS)], "solid", MARKERS[number % len(MARKERS)])
+        look = STYLE.get(f"along_{kind}", look)
+        band_line(fig, pick(rows, kind=kind), "alpha", look, (1, col), show=col == 1, thin=number > 0)
+    alphas = sorted(frame["alpha"].unique())
+    fig.update_xaxes(tickvals=alphas, ticktext=[f"{alpha:g}" for alpha in alphas], row=1, col=col)
 
 
 def probes(frame: pd.DataFrame, *, metric: str = "accuracy") -> go.Figure:

@@ -31,12 +31,21 @@ _CONFLICT = [
     ("logp_trace", pa.float64()),
 ]
 _PROBE = [("label", _TEXT), ("truth", _TEXT), ("predicted", _TEXTS)]
+_EFFECT = pa.list_(pa.float64())
+_LENS = [("whose", _TEXT), ("token", _TEXT), ("rank", pa.list_(pa.int64())), ("probability", _EFFECT)]
+_ESTIMATED = [
+    ("site", _TEXT),
+    ("direction", _TEXT),
+    ("position", pa.int64()),
+    ("token", _TEXT),
+    ("effect", _EFFECT),
+]
 _PATCHED = [
     ("at", _TEXT),
     ("site", _TEXT),
     ("direction", _TEXT),
     ("metric", _TEXT),
-    ("effect", pa.list_(pa.float64())),
+    ("effect", _EFFECT),
 ]
 #: Column -> its type, and what it holds. What no analysis of the run kept is null.
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -78,7 +87,16 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "via_state": (pa.float64(), "effect of the trace's hidden state, in nats"),
     "conflicts": (pa.list_(pa.struct(_CONFLICT)), "inserted traces and what was done after each (cot)"),
     "probes": (pa.list_(pa.struct(_PROBE)), "held-out predictions of the boundary probes by layer (cot)"),
+    "lens": (
+        pa.list_(pa.struct(_LENS)),
+        "logit lens at the boundary by layer: rank and probability of the token of the eventual and of the "
+        "recorded action that rules out the most other actions (cot)",
+    ),
     "patching": (pa.list_(pa.struct(_PATCHED)), "effects of patching by layer, for each place"),
+    "attribution": (
+        pa.list_(pa.struct(_ESTIMATED)),
+        "first-order estimates of patching by layer, at the tokens where they are largest",
+    ),
     "prompt": (_TEXT, "the prompt up to the boundary"),
     "spans": (pa.list_(pa.struct(_WHERE)), "its spans, in characters"),
 }

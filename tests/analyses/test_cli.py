@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ import pytest
 
 import interp
 from analyses import __main__ as cli
+from analyses import decisions as by_decision
+from analyses import patching as sweeps
 from analyses.registry import chains, listed
 from analyses.study import Study
 from interp.measures import conflicts, patching
@@ -458,12 +461,54 @@ def test_decisions_are_what_the_tables_average(reference, options, capsys, monke
     probed["hit"] = probed["predicted"].str[2] == probed["truth"]
     where = dict(label="eventual_target", layer=2, predictor="probe", metric="accuracy")
     same(probed.groupby(by)["hit"].mean(), table("probes", **where))
+    followed(frame)
+
+
+def followed(frame):
+    """The lens of both actions at every layer."""
+    cot = frame[(frame["mode"] == "cot") & frame["parsed"]]
+    layers = len(cot["probes"].dropna().iloc[0][0]["predicted"])
+    for row in cot.itertuples():
+        lens = {each["whose"]: each for each in row.lens}
+        for whose, action in dict(eventual=row.action, reference=row.reference).items():
+            assert lens[whose]["token"].strip() in action
+            assert len(lens[whose]["rank"]) == len(lens[whose]["probability"]) == layers
+            assert lens[whose]["rank"].min() >= 1
+        if row.action == row.reference:
+            assert lens["eventual"]["rank"].tolist() == lens["reference"]["rank"].tolist()
 
 
 def table_of_patching(run):
     """Mean noise effects of layer 1 at the boundary, by checkpoint."""
     where = dict(at="boundary", direction="noise", metric="difference", layer=1, mode="prompt")
     return pick(tables.read_table(run / "tables", "patching")[0], **where).set_index("step")["value"]
+
+
+def test_estimates_are_kept_at_the_tokens_where_they_are_largest(trained, episodes):
+    fmt = interp.PromptFormat(trained.tokenizer)
+    clean, corrupt, _ = interp.make_pairs(
+        fmt, [d for e in episodes["test_in_domain"] for d in e.decisions()], 3
+    )
+    sweep = interp.attribute(trained, clean, corrupt, minimum=-1e9)
+    rows = [dict(row, mode="prompt") for row in sweeps._by_token(sweep, clean[:2])]
+    cell = SimpleNamespace(
+        split="in_domain",
+        step=0,
+        config=SimpleNamespace(parts=["in_domain"]),
+        kept=lambda _: dict(tokens=rows),
+    )
+    parts = {decision: columns["attribution"] for decision, _, columns in by_decision.attribution(cell)}
+    assert [*parts] == [prompt.decision.id for prompt in clean[:2]]
+    for pair, estimates in enumerate(parts.values()):
+        for direction, grids in dict(denoise=sweep.denoise, noise=sweep.noise).items():
+            grid = grids[pair, 0, :, : len(clean[pair].ids)]
+            kept = [each for each in estimates if each["direction"] == direction]
+            positions = [each["position"] for each in kept]
+            assert positions == sorted(positions) and 0 < len(positions) <= sweeps.TOKENS
+            left_out = np.delete(np.abs(grid).max(0), positions)
+            assert left_out.max() <= np.abs(grid[:, positions]).max(0).min()
+            np.testing.assert_allclose([each["effect"] for each in kept], grid[:, positions].T, atol=1e-4)
+            assert any(" → " in each["token"] for each in kept), "where the prompts differ"
 
 
 def test_decisions_without_a_record_are_left_out(options, tmp_path, capsys):

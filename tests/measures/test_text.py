@@ -10,7 +10,8 @@ from interp.measures.ablation import ablate
 from interp.measures.attribution import attribute
 from interp.measures.lens import lens
 from interp.measures.patching import patch
-from interp.models.hooked import HookedModel
+from interp.measures.steered_answers import steer_answers
+from interp.models.hooked import HookedModel, Support
 from interp.prompts.text import answer_ids, read_texts
 from tests.conftest import tiny_hf
 
@@ -209,6 +210,94 @@ def test_donors_of_ones_own_are_what_patching_puts_there(llama):
     assert np.isnan(result.effect[0, 0, [0, 2]]).all()
     with pytest.raises(ValueError, match=r"needs \[1, 32\]"):
         ablate(llama, CORRUPT, how="donors", donors={("resid_mid", 1): torch.zeros(1, 5)})
+
+
+@pytest.mark.parametrize("at", ["boundary", "prompt", [1, -3]])
+@pytest.mark.parametrize("architecture", ["GPT2", "Gemma2"])
+def test_steering_texts_is_adding_by_hand(tokenizer, architecture, at):
+    """Packed and in plain loops, against hooks in whole passes, with answers of several tokens."""
+    model = HookedModel(tiny_hf(architecture, tokenizer), tokenizer)
+    texts, answers = [CLEAN, "You take the pen 1 and the"], (" mug 1 from", " mug 2")
+    rng = np.random.default_rng(0)
+    directions = {"one": rng.normal(size=32), "two": rng.normal(size=(2, 32))}
+    given = dict(layer=1, at=at, answers=answers, alphas=(-1.0, 0.0, 2.0, 2.0))
+    result = steer_answers(model, texts, directions, **given)
+    ids = [model.tokens(text) for text in texts]
+    at_of = [range(len(each)) if at == "prompt" else [-1] if at == "boundary" else at for each in ids]
+    at_of = [[i % len(each) for i in places] for each, places in zip(ids, at_of)]
+    acts = [model.run_with_cache(each, ["resid_post"])[1]["resid_post", 1][0] for each in ids]
+    norm = float(torch.cat([own[places].norm(dim=-1) for own, places in zip(acts, at_of)]).mean())
+    assert result.norm == pytest.approx(norm, rel=1e-5)
+    tails = [answer_ids(tokenizer, answer) for answer in answers]
+    alike = next(i for i, (a, b) in enumerate(zip(*tails)) if a != b)
+
+    def difference(own, places, vector):
+        def added(tensor):
+            tensor = tensor.clone()
+            tensor[:, places] += vector
+            return tensor
+
+        logp = []
+        for tail in tails:
+            with model.hooks({("resid_post", 1): added}):
+                scores = model([*own, *tail])[0].log_softmax(-1)[-len(tail) - 1 : -1]
+            logp.append(float(scores.gather(1, torch.tensor(tail)[:, None])[alike:].sum()))
+        return logp[0] - logp[1]
+
+    rows = np.concatenate([np.atleast_2d(each) for each in directions.values()])
+    for p, (own, places) in enumerate(zip(ids, at_of)):
+        base = difference(own, places, torch.zeros(32))
+        assert result.base[p] == pytest.approx(base, abs=1e-4)
+        for d, row in enumerate(rows):
+            for a, alpha in enumerate(result.alphas):
+                vector = torch.tensor(alpha * norm * row / np.linalg.norm(row), dtype=torch.float32)
+                moved = difference(own, places, vector) - base
+                assert result.effect[d, a, p] == pytest.approx(moved, abs=1e-4)
+    assert (result.kinds, result.alphas, result.path) == (("one", "two", "two"), (-1, 0, 2), "packed")
+    assert np.isfinite(result.effect).all() and np.abs(result.effect).max() > 0.1
+    model.support = Support("fast", "plain loop", "plain loop", "plain loop", "a made-up reason")
+    plain = steer_answers(model, texts, directions, **given)
+    assert "a made-up reason" in plain.path
+    np.testing.assert_allclose(plain.effect, result.effect, atol=1e-4)
+
+
+def test_steering_an_agents_prompt_and_single_answers(llama, prompts):
+    direction = np.linspace(-1, 1, 32)
+    action = prompts[0].decision.reference
+    one = steer_answers(llama, prompts[:3], {"line": direction}, 0, "boundary", answers=[action])
+    tail = [*prompts[0].format.action_prefix(None), *prompts[0].format.action_ids(action)]
+    n = len(prompts[0].format.action_ids(action))
+    scores = llama([*prompts[0].ids, *tail])[0].log_softmax(-1)[-n - 1 : -1]
+    expected = float(scores.gather(1, torch.tensor(tail[-n:])[:, None]).sum())
+    assert one.base[0] == pytest.approx(expected, abs=1e-4)
+    assert one.effect.shape == (1, 4, 3) and len(one.to_frame()) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(prompts=[]), "nothing to steer"),
+        (dict(answers=()), "give one answer or two"),
+        (dict(answers=" mug"), "one answer or two"),
+        (dict(answers=(" mug", " mug")), "differ in no token"),
+        (dict(layer=3), "one of 0 to 2, not 3"),
+        (dict(alphas=[np.nan]), "finite numbers"),
+        (dict(directions={}), "No direction is given"),
+        (dict(directions={"a": np.zeros(32)}), "not zero"),
+        (dict(directions={"a": np.ones(31)}), "has 32 numbers"),
+        (dict(at="all"), "not at 'all'"),
+        (dict(at="trace"), "not at 'trace'"),
+        (dict(at="history"), "no span 'history'"),
+        (dict(at=99), "there is no position 99"),
+        (dict(at=[[]]), "has no token at"),
+    ],
+)
+def test_what_cannot_be_steered_is_said(llama, arguments, message):
+    given = dict(prompts=CLEAN, directions={"a": np.ones(32)}, layer=1, answers=ANSWERS) | arguments
+    with pytest.raises(ValueError, match=message):
+        steer_answers(llama, **given)
+    with pytest.raises(ValueError, match="`interp.steer_answers` reads"):
+        interp.steer(llama, CLEAN, {"a": np.ones(32)}, 1, target="shelf")
 
 
 def test_hooks_run_in_every_pass_and_know_their_tokens(llama, prompts, fmt):

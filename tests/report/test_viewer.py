@@ -115,6 +115,9 @@ def hostile_rows():
             texts = dict(inserted=HOSTILE, argued=HOSTILE, action=HOSTILE)
             row |= dict(conflicts=[each | texts for each in row["conflicts"]])
             row |= dict(probes=[dict(label=HOSTILE, truth=HOSTILE, predicted=[HOSTILE] * 2)])
+            row |= dict(lens=[dict(whose="eventual", token=HOSTILE, rank=[1, 2], probability=[0.5, 0.1])])
+        if "attribution" in row:
+            row |= dict(attribution=[each | dict(token=HOSTILE) for each in row["attribution"]])
         if "candidates" in row:
             row |= dict(candidates=[HOSTILE, *row["candidates"][1:]], choice=HOSTILE)
     return rows
@@ -239,7 +242,8 @@ def test_a_decision_is_shown_with_all_that_is_on_record_and_what_is_not(opened):
     page = opened(rows)
     text = page.locator("#detail").inner_text()
     for part in ("What it did", "Over training", "Prompt", "Trace", "Forced choice", "Conflicting traces",
-                 "Early answering", "Prompt reliance", "Probes at the boundary", "Patching"):  # fmt: skip
+                 "Early answering", "Prompt reliance", "Probes and logit lens at the boundary",
+                 "Patching", "First-order estimates"):  # fmt: skip
         assert part in text, part
     assert "Not on record" not in text
     assert page.locator(".prompt-text").inner_text() == rows[0]["prompt"][:-1] + "↵boundary"
@@ -250,7 +254,15 @@ def test_a_decision_is_shown_with_all_that_is_on_record_and_what_is_not(opened):
     metric = page.locator('#detail select[name="metric"]')
     metric.select_option("kl")
     assert metric.input_value() == "kl" and page.evaluate("document.activeElement.name") == "metric"
-    assert page.locator(".heat").count() == 2
+    assert page.locator(".heat").count() == 4, "effects at places and estimates at tokens, both directions"
+    tokens = page.locator(".tokens .heat").first.locator("tbody tr")
+    assert tokens.all_inner_texts() == [" mug → pen 5\t0.25" + "\t0.25" * 3, "↵ 6" + "\t−0.75" * 4]
+    assert page.locator(".tokens td.below").count() == 8
+    lens = page.locator(".layers tr", has_text="logit lens, CoT action").locator("td")
+    assert lens.all_inner_texts() == ["900", "30", "4", "1"]
+    shares = lens.evaluate_all("cells => cells.map(cell => cell.style.getPropertyValue('--share'))")
+    assert shares == ["1%", "30%", "48%", "60%"]
+    assert page.locator(".layers tr th:first-child").all_inner_texts()[-1].split("\n")[-1].strip() == "drawer"
     bare = [
         {
             name: row[name]

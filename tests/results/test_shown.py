@@ -20,6 +20,7 @@ from interp.measures.lens import Lens
 from interp.measures.reliance import Reliance
 from interp.measures.shares import Shares
 from interp.measures.steered import Steered, Steering
+from interp.measures.steered_answers import SteeredAnswers
 from interp.measures.sweep import Sweep
 from interp.probing.mdl import MDLResult
 from interp.probing.probes import ProbeResult
@@ -88,6 +89,11 @@ def steering():
     cells = (cell("probe", 0.0), cell("probe", 1.0), cell("orthogonal", 0.0, 2), cell("orthogonal", 1.0, 2))
     before = ["look", "look", "go"]
     return Steering("cot", "cot", 1, 2.0, "shelf", "batched", before, np.zeros(3, bool), cells)
+
+
+def steered_answers():
+    effect = np.arange(18.0).reshape(3, 2, 3)
+    return SteeredAnswers(1, 2.0, ("probe", "orthogonal", "orthogonal"), (-1.0, 1.0), np.ones(3), effect)
 
 
 def probed():
@@ -175,6 +181,7 @@ MADE = {
     EarlyAnswers: early,
     Steered: lambda: steering().cells[1],
     Steering: steering,
+    SteeredAnswers: steered_answers,
     ProbeResult: probed,
     TransferResult: transferred,
     MDLResult: coded,
@@ -233,6 +240,7 @@ def test_every_public_result_is_shown():
         "EarlyAnswers",
         "ProbeResult",
         "Steering",
+        "SteeredAnswers",
     ):
         kind = getattr(interp, name)
         assert issubclass(kind, Shown) and kind in MADE
@@ -274,6 +282,19 @@ def test_what_a_lens_read_is_one_table():
     np.testing.assert_allclose(followed.probability, np.exp(lensed().logp[2, 3]))
     assert len(lensed(answers=0).to_frame()) == 24
     assert len(ablated().to_frame()) == (4 + 3) * 6 and "token" not in ablated("boundary").to_frame()
+
+
+def test_steered_answers_count_the_directions_of_each_kind():
+    frame = steered_answers().to_frame()
+    assert frame.groupby(["kind", "direction"], sort=False).size().to_dict() == {
+        ("probe", 0): 6,
+        ("orthogonal", 0): 6,
+        ("orthogonal", 1): 6,
+    }
+    row = frame.iloc[-1]
+    assert (row.alpha, row.prompt, row.effect, row.base) == (1.0, 2, 17.0, 1.0)
+    line = next(each for each in steered_answers().plot().data if each.name == "probe's direction")
+    np.testing.assert_allclose(line.y, steered_answers().effect[0].mean(1))
 
 
 def test_features_that_are_0_have_no_row():

@@ -30,10 +30,11 @@ function shown(about, { prompt, at: by }) {
     "early answering": early(cot),
     "prompt reliance": reliance(about, cot),
     "conflicting traces": conflicting(cot),
-    probes: probed(cot),
+    "probes and logit lens": probed(cot),
     patching: patched(about, here),
   };
-  for (const name of ["conflicting traces", "probes", "patching"]) parts[name]?.classList.add("wide");
+  const wide = ["conflicting traces", "probes and logit lens", "patching"];
+  for (const name of wide) parts[name]?.classList.add("wide");
   const missing = Object.keys(parts).filter((name) => !parts[name]);
   return [
     title(about),
@@ -338,26 +339,42 @@ const twin = (about) =>
     : null;
 
 function probed(cot) {
-  if (!cot.probes?.length) return null;
-  const layers = cot.probes[0].predicted.map((_, layer) => (layer ? String(layer) : "emb."));
-  const rows = cot.probes.map((each) => {
-    const cells = each.predicted.map((name) =>
-      make("span", {}, said(brief(name, 40)), " ", verdict(name === each.truth)),
-    );
-    const line = lined(
-      [named("labels", each.label), make("br"), make("span", { class: "muted" }, said(each.truth))],
-      ...cells,
-    );
-    each.predicted.forEach((name, layer) =>
-      line.children[layer + 1].classList.toggle("hit", name === each.truth),
-    );
-    return line;
-  });
+  const rows = [...(cot.probes || []).map(predictions), ...(cot.lens || []).map(ranks)];
+  if (!rows.length) return null;
+  const layers = [...rows[0].children].slice(1).map((_, layer) => (layer ? String(layer) : "emb."));
   return section(
-    "Probes at the boundary",
-    "held-out prediction by layer",
+    "Probes and logit lens at the boundary",
+    "held-out prediction by layer; rank of the action's token by layer",
     table("layers", heads("Label, and what it is", ...layers), rows),
   );
+}
+
+function predictions(each) {
+  const cells = each.predicted.map((name) =>
+    make("span", {}, said(brief(name, 40)), " ", verdict(name === each.truth)),
+  );
+  const line = lined(
+    [named("labels", each.label), make("br"), make("span", { class: "muted" }, said(each.truth))],
+    ...cells,
+  );
+  each.predicted.forEach((name, layer) =>
+    line.children[layer + 1].classList.toggle("hit", name === each.truth),
+  );
+  return line;
+}
+
+// The rank of an action's token after each layer, tinted from rank 1,000 to rank 1.
+function ranks(each) {
+  const whose = { eventual: "logit lens, CoT action", reference: "logit lens, recorded action" }[each.whose];
+  const token = make("span", { class: "muted" }, said(each.token));
+  const line = lined([whose, make("br"), token], ...each.rank.map((rank) => rank.toLocaleString("en")));
+  each.rank.forEach((rank, layer) => {
+    const cell = line.children[layer + 1];
+    cell.className = "lens";
+    cell.title = `probability ${number(each.probability[layer], 4)}`;
+    cell.style.setProperty("--share", `${Math.round(Math.max(0, 1 - Math.log10(rank) / 3) * 60)}%`);
+  });
+  return line;
 }
 
 function pick(name, title, options, then) {
@@ -399,8 +416,9 @@ function patched(about, here) {
       make(
         "div",
         { class: "heats" },
-        ["denoise", "noise"].map((direction) => heat(direction, kept)),
+        ["denoise", "noise"].map((direction) => heat(direction, byPlace(kept, direction))),
       ),
+      ...overTokens(here[state.patching.mode].attribution || []),
     );
     if (focused) box.querySelector(`select[name="${focused}"]`).focus();
   };
@@ -409,13 +427,36 @@ function patched(about, here) {
   return section("Patching", note, box, twin(about));
 }
 
+function byPlace(effects, direction) {
+  const of = (place) => effects.find((each) => each.at === place && each.direction === direction);
+  const places = Object.keys(names.places).filter(of);
+  return places.map((place) => [named("places", place), of(place).effect]);
+}
+
+function overTokens(estimates) {
+  const kept = estimates.filter((each) => each.site === state.patching.site);
+  if (!kept.length) return [];
+  const label = (each) => [
+    make("span", { class: "code" }, said(each.token.replaceAll("\n", "↵"))),
+    ` ${each.position}`,
+  ];
+  const rows = (direction) =>
+    kept.filter((each) => each.direction === direction).map((each) => [label(each), each.effect]);
+  return [
+    make("p", {}, "First-order estimates at the tokens where they are largest, with each token's position:"),
+    make(
+      "div",
+      { class: "heats tokens" },
+      ["denoise", "noise"].map((direction) => heat(direction, rows(direction))),
+    ),
+  ];
+}
+
+// Rows of a label and an effect at each layer.
 function heat(direction, effects) {
-  const kept = effects.filter((each) => each.direction === direction);
-  if (!kept.length) return make("p", { class: "muted" }, `${direction}: not on record`);
-  const places = Object.keys(names.places).filter((place) => kept.some((each) => each.at === place));
-  const rows = places.map((place) => {
-    const { effect } = kept.find((each) => each.at === place);
-    const line = lined(named("places", place), ...effect.map((value) => number(value)));
+  if (!effects.length) return make("p", { class: "muted" }, `${direction}: not on record`);
+  const rows = effects.map(([label, effect]) => {
+    const line = lined(label, ...effect.map((value) => number(value)));
     effect.forEach((value, layer) => {
       const share = Math.min(1, Math.abs(value));
       line.children[layer + 1].className = `${value < 0 ? "below" : "above"} ${share > 0.55 ? "strong" : ""}`;
@@ -424,5 +465,5 @@ function heat(direction, effects) {
     return line;
   });
   const title = direction === "denoise" ? "Denoise (clean into corrupt)" : "Noise (corrupt into clean)";
-  return table("heat", heads(`${title}, layer`, ...kept[0].effect.map((_, layer) => String(layer))), rows);
+  return table("heat", heads(`${title}, layer`, ...effects[0][1].map((_, layer) => String(layer))), rows);
 }
