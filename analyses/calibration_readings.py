@@ -26,6 +26,8 @@ from interp.stats.intervals import cluster_bootstrap
 from interp.tasks.actions import target
 from interp.training.organisms import competence, decisions
 
+from .both_modes import same
+
 #: Spans that are not the prompt.
 AFTER = ("cot", "action_tag", "action")
 #: Functions of the effects' means over pairs, which are in the order of EFFECTS.
@@ -103,7 +105,7 @@ def after_traces(model: HookedModel, prompts: list[Prompt], own: list[Completion
     at_once = decode(model, prompts, "prompt")
     other = conflict(model, prompts, own, ["other_state"], seed=seed)["other_state"]
     early = early_answers(model, prompts, own)
-    agree = np.array([a.action == b.action for a, b in zip(at_once, own, strict=True)])
+    agree = np.array([same(a.action, b.action) for a, b in zip(at_once, own, strict=True)])
     others = [episodes[i] for i in other.index]
     readings: Readings = dict(
         agreement=(agree, episodes),

@@ -24,6 +24,7 @@ from interp.stats.intervals import OfMeans, headroom_share, kappa_of_means, labe
 from interp.system.limits import SMALLEST, Margin
 from interp.system.paths import PROGRAM
 
+from .both_modes import differ, gap, is_admissible, labels, side_by_side
 from .kept import Cell, cells
 from .registry import Instrument
 from .remedies import NotApplicable
@@ -64,35 +65,30 @@ def decoded(cell: Cell) -> Records:
     modes = cell.kept_of_split("decoded")
     if not modes:
         return {}
-    env, free, admitted = cell.config.env, {}, {}
-    for name, *both in zip(cell.ids, modes["prompt"], modes["cot"], strict=True):
-        decision = cell.decisions[name]
-        prompt, cot = (each["action"] or None for each in both)
-        right = [action is not None and bool(env.is_correct(decision, action)) for action in (prompt, cot)]
-        free[name] = _both(decision.episode, right, (prompt, cot))
-        if env.closed_actions and decision.admissible:
-            there = [action in decision.admissible for action in (prompt, cot)]
-            admitted[name] = _both(decision.episode, there, (prompt, cot))
-    admissible = _frame(admitted)
+    env = cell.config.env
+    decisions = [cell.decisions[name] for name in cell.ids]
+    prompt, cot = ([each["action"] or None for each in modes[mode]] for mode in ("prompt", "cot"))
+    listed_all = np.array([env.closed_actions and len(d.admissible) > 0 for d in decisions], dtype=bool)
+    admissible = side_by_side(decisions, prompt, cot, is_admissible)[listed_all]
     return dict(
-        free=_frame(free),
-        admissible=admissible.drop(columns=["action_prompt", "action_cot"], errors="ignore"),
+        free=side_by_side(decisions, prompt, cot, env.is_correct),
+        admissible=admissible.drop(columns=["action_prompt", "action_cot"]),
     )
 
 
 def choices(cell: Cell) -> Records:
     """Forced choice in both modes, by summed and by per-token log-probability."""
-    readouts: dict[str, dict] = dict(choice_sum={}, choice_mean={})
-    for row in cell.kept_of_split("choices") or ():
-        decision = cell.decisions[row["decision"]]
-        for column, readout in enumerate(readouts):
-            best = {
-                mode: row["candidates"][np.argmax(logp, axis=0)[column]] for mode, logp in row["logp"].items()
-            }
-            actions = best.get("prompt"), best.get("cot")
-            right = [a is not None and bool(cell.config.env.is_correct(decision, a)) for a in actions]
-            readouts[readout][decision.id] = _both(decision.episode, right, actions)
-    return {readout: _frame(rows) for readout, rows in readouts.items()}
+    rows = cell.kept_of_split("choices") or ()
+    decisions = [cell.decisions[row["decision"]] for row in rows]
+    readouts = {}
+    for column, readout in enumerate(("choice_sum", "choice_mean")):
+        best = [
+            {mode: row["candidates"][np.argmax(logp, axis=0)[column]] for mode, logp in row["logp"].items()}
+            for row in rows
+        ]
+        prompt, cot = ([each.get(mode) for each in best] for mode in ("prompt", "cot"))
+        readouts[readout] = side_by_side(decisions, prompt, cot, cell.config.env.is_correct)
+    return readouts
 
 
 def games(cell: Cell) -> Records:
@@ -171,18 +167,6 @@ def early(cell: Cell) -> Records:
     return dict(cut=_frame(rows))
 
 
-def _both(episode: str, right: list[bool], actions: tuple[str | None, str | None]) -> dict:
-    prompt, cot = actions
-    return dict(
-        episode=episode,
-        prompt=right[0],
-        cot=right[1],
-        action_prompt=prompt,
-        action_cot=cot,
-        parsed=prompt is not None and cot is not None,
-    )
-
-
 def _frame(rows: Mapping[str, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -196,19 +180,6 @@ READERS: dict[str, Callable[[Cell], Records]] = {
     "prompt reliance": reliance,
     "early answering": early,
 }
-
-
-def _differ(frame: pd.DataFrame) -> np.ndarray:
-    """Where the trace changed the action; an unparsed one agrees with nothing."""
-    return ~(frame["parsed"].astype(bool) & (frame["action_prompt"] == frame["action_cot"])).to_numpy()
-
-
-def _labels(frame: pd.DataFrame) -> np.ndarray:
-    """Both actions as labels; those that did not parse have one of their own in each mode."""
-    return labellings(
-        frame["action_prompt"].fillna("unparsed: prompt").tolist(),
-        frame["action_cot"].fillna("unparsed: CoT").tolist(),
-    )
 
 
 def _share(mean: np.ndarray) -> np.ndarray:
@@ -245,12 +216,12 @@ class Statistic(NamedTuple):
 _MODES, _ACTIONS = ("prompt", "cot"), ("action_prompt", "action_cot")
 
 
+def _labels(frame: pd.DataFrame) -> np.ndarray:
+    return labellings(*labels(frame))
+
+
 def _column(name: str) -> Callable[[pd.DataFrame], np.ndarray]:
     return lambda frame: frame[name].to_numpy(dtype=float)
-
-
-def _gap(frame: pd.DataFrame) -> np.ndarray:
-    return frame["cot"].to_numpy(dtype=float) - frame["prompt"].to_numpy(dtype=float)
 
 
 def _pair(*names: str) -> Callable[[pd.DataFrame], np.ndarray]:
@@ -261,9 +232,9 @@ def _pair(*names: str) -> Callable[[pd.DataFrame], np.ndarray]:
 STATISTICS = (
     Statistic("a", "gain_prompt", _MODES, _column("prompt"), _rises, most=1),
     Statistic("b", "gain_cot", _MODES, _column("cot"), most=1),
-    Statistic("b", "gap", _MODES, _gap, equivalent, most=2),
+    Statistic("b", "gap", _MODES, gap, equivalent, most=2),
     Statistic("b", "headroom_gap", _MODES, _pair("prompt", "cot"), equivalent, headroom_share),
-    Statistic("c", "revision_own", _ACTIONS, _differ, _falls, most=1),
+    Statistic("c", "revision_own", _ACTIONS, differ, _falls, most=1),
     Statistic("c", "kappa", _ACTIONS, _labels, _rises, kappa_of_means),
     Statistic("c", "revision_conflict", ("revised",), _column("revised"), _falls, most=1),
     Statistic("c", "follow", ("followed",), _column("followed"), most=1),

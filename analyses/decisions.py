@@ -20,6 +20,7 @@ from interp.prompts.format import MODES, Prompt
 from interp.system.paths import PROGRAM
 from interp.tasks.episodes import Decision
 
+from .both_modes import same
 from .early import SHARES
 from .kept import Cell, cells
 from .probes import Labels
@@ -270,10 +271,13 @@ def pieces(prompt: Prompt) -> list[tuple[str, str]]:
 
 
 def _differ(modes: dict[str, dict]) -> bool | None:
-    """Whether the prompt and the CoT action differ; None where one of them was not decoded."""
+    """Whether the prompt and the CoT action differ, as one that did not parse does from any.
+
+    None where one of them was not decoded.
+    """
     if any("parsed" not in modes.get(mode, {}) for mode in ("prompt", "cot")):
         return None
-    return modes["prompt"]["action"] != modes["cot"]["action"]
+    return not same(modes["prompt"]["action"], modes["cot"]["action"])
 
 
 def _ranks(columns: dict, reference: str) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -30,6 +29,7 @@ from interp.system.limits import Folder, Seed, Steps, Tokens
 from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
+from .decodings import completions, decode_prompts
 from .fields import Device, EnvironmentName
 from .progress import tracked
 from .prompting import Prompting, other_style
@@ -206,13 +206,17 @@ class Study(Prompting):
 
     @cached_property
     def format(self) -> PromptFormat:
+        return self._format()
+
+    def _format(self, **changes: object) -> PromptFormat:
+        """The study's prompt format, with other options."""
         from interp.engine.decoding import stop_tokens
 
         return PromptFormat(
             self._model.tokenizer,
             self.style_name,
             self.system or self._trained.get("system", ""),
-            **self.format_options(),
+            **self.format_options() | changes,
             context=self._model.context,
             room=self.trace_tokens + self.action_tokens,
             truncate=self.truncate,
@@ -285,6 +289,11 @@ class Study(Prompting):
     def _prompts(self) -> dict[str, list[Prompt]]:
         return {s: [self.format.prompt(d) for d in decisions] for s, decisions in self._sampled.items()}
 
+    @cached_property
+    def _without_traces(self) -> dict[str, list[Prompt]]:
+        bare = self._format(history_traces="dropped")
+        return {s: [bare.prompt(d) for d in decisions] for s, decisions in self._sampled.items()}
+
     @property
     def pick_games(self) -> Callable[[str, int, int], Sequence]:
         """(split, n, seed) -> games to play, the benchmark's own where `official` is set.
@@ -300,6 +309,10 @@ class Study(Prompting):
 
     def prompts(self, split: str) -> list[Prompt]:
         return self._prompts[split]
+
+    def prompts_without_traces(self, split: str) -> list[Prompt]:
+        """The prompts of a split with the traces of earlier turns left out."""
+        return self._without_traces[split]
 
     @cached_property
     def _pairs(self) -> dict[tuple[str, int], tuple[list[Prompt], list[Prompt], dict[str, int]]]:
@@ -404,38 +417,15 @@ class Study(Prompting):
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Completion]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
-        from interp.engine.decoding import Completion, decode_modes
-
-        def decode(**options: object) -> dict[str, list[dict]]:
-            decoded = decode_modes(
-                self.model(step),
-                self.prompts(split),
-                MODES,
-                parser=self.parse,
-                max_new_tokens=self.limits,
-                **options,
-            )
-            return {
-                m: [dataclasses.asdict(each) for each in completions] for m, completions in decoded.items()
-            }
-
-        def compute() -> dict[str, list[dict]]:
-            if self.generator != "vllm":
-                return decode()
-            from interp.engine.vllm_backend import Engine
-
-            with Engine(self.checkpoint_series.path(step)) as engine:
-                return decode(engine=engine)
-
         modes = self.stage(
             f"decoded/{step}-{split}",
             dict(self.inputs(step, split), limits=self.limits, generator=self.generator),
-            compute,
+            lambda: decode_prompts(self, step, self.prompts(split), MODES),
         )
         rows = modes[mode]
         if not any(row["action"] for each in modes.values() for row in each):
             self._warn_of_style(step, [row["ids"] for row in rows])
-        return [Completion(tuple(r["ids"]), r["trace"], r["action"]) for r in rows]
+        return completions(rows)
 
     def _warn_of_style(self, step: int, written: Sequence[Sequence[int]]) -> None:
         """Say so where a checkpoint of whose decodings none parses seems to write in another style."""
@@ -453,10 +443,10 @@ class Study(Prompting):
         Where not all are listed, this checkpoint's own actions are among them, and those that traces argue
         for (`argued`, by the decision's index).
         """
-        completions = zip(*(self.decoded(step, split, mode) for mode in ("prompt", "cot")), strict=True)
+        own = zip(*(self.decoded(step, split, mode) for mode in ("prompt", "cot")), strict=True)
         return [
             self.env.candidates(p.decision, *(each.action for each in both), *argued.get(i, ()))
-            for i, (p, both) in enumerate(zip(self.prompts(split), completions, strict=True))
+            for i, (p, both) in enumerate(zip(self.prompts(split), own, strict=True))
         ]
 
     def seconds_reused(self) -> dict[str, float]:

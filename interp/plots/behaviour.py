@@ -27,7 +27,7 @@ from interp.plots.theme import (
     zero_line,
 )
 from interp.results.estimates import Ends, ends, span
-from interp.results.names import STYLE
+from interp.results.names import NO_TRACES, PARSED, STYLE
 from interp.results.queries import need, pick, splits_of, steps_of
 from interp.results.wording import listed, sentence
 
@@ -41,14 +41,22 @@ REVISED = {
 }
 _figure = partial(figure, section="better", expected=True)
 _SHOWN = ("acc_cot", "acc_prompt", "acc_empty_think", "gap", "headroom_gap", "mcnemar_p")
+#: Beside them in the table below the figure, where a study has them.
+_TOLD = (
+    *(f"{metric}{PARSED}" for metric in ("acc_cot", "acc_prompt", "gap", "headroom_gap")),
+    *(f"admissible_{mode}" for mode in ("cot", "prompt", "empty_think", NO_TRACES)),
+    *(f"acc_{NO_TRACES}", f"parse_{NO_TRACES}", f"{NO_TRACES}_difference"),
+)
 _PARSED = ("parse_cot", "parse_prompt", "parse_empty_think")
+_REVISION = ("revision", "revision_helpful", "revision_harmful", "revision_neutral", "agreement", "kappa")
 #: Share of games ended by an action that did not parse, above which the caption says so.
 _MANY_UNPARSED = 0.05
 
 
 def _decoded(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of what was decoded: forced choice reads fewer decisions."""
-    return frame[~frame["metric"].str.startswith("choice_")]
+    """Rows of what was decoded at every decision: the others are of those that list actions, or parse."""
+    fewer = frame["metric"].str.startswith(("choice_", "admissible_")) | frame["metric"].str.endswith(PARSED)
+    return frame[~fewer]
 
 
 def _behaviour_caption(frame: pd.DataFrame) -> Caption:
@@ -60,7 +68,8 @@ def _behaviour_caption(frame: pd.DataFrame) -> Caption:
         f"The last gap {last}." if last else "",
     )
     drawn = "Top: agreement with the reference action. Bottom: CoT − prompt, also over the headroom."
-    shown = frame[frame["metric"].isin(_SHOWN) | frame["metric"].str.startswith("choice_")]
+    metrics = frame["metric"]
+    shown = frame[metrics.isin((*_SHOWN, *_TOLD)) | metrics.str.startswith("choice_")]
     return Caption(message, drawn, size(_decoded(frame)), numbers(shown))
 
 
@@ -102,10 +111,7 @@ def _revision_caption(frame: pd.DataFrame) -> Caption:
         "Top: how often the trace changes the action, by effect; a whisker belongs to the part whose upper "
         "edge it stands on. Bottom: agreement of both modes."
     )
-    shown = only(
-        frame,
-        metric=("revision", "revision_helpful", "revision_harmful", "revision_neutral", "agreement", "kappa"),
-    )
+    shown = only(frame, metric=(*_REVISION, *(f"{metric}{PARSED}" for metric in _REVISION)))
     return Caption(message, drawn, size(_decoded(frame)), numbers(shown))
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from interp.results.estimates import Ends, ends, estimate, side, span
 from interp.results.headline import READINGS
-from interp.results.names import INSERTED_TRACES, LABELS, SHARES, SPANS, STEERED, STYLE
+from interp.results.names import INSERTED_TRACES, LABELS, SHARES, SPANS, STEERED, STYLE, TOLD
 from interp.results.queries import pick, splits_of
 from interp.results.tables import ESTIMATE_COLUMNS
 from interp.results.wording import WHERE, listed
@@ -33,7 +33,7 @@ VERBS = {
 
 #: Names of the values of a table's columns.
 NAMES = {
-    "metric": READINGS | {name: look[0] for name, look in STYLE.items()},
+    "metric": READINGS | {name: look[0] for name, look in STYLE.items()} | TOLD,
     "predictor": {name: look[0] for name, look in STYLE.items()},
     "mode": {"cot": "CoT", "prompt": "prompt"},
     "inserted_trace": INSERTED_TRACES,

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,12 +17,16 @@ from interp.plots.environments import ENVIRONMENTS
 from interp.report.study import Change, Read, Table
 from interp.results.estimates import ends, estimate
 from interp.results.headline import READINGS, headline
-from interp.results.names import SPLITS
+from interp.results.names import NO_TRACES, PARSED, SPLITS
 from interp.results.queries import pick, splits_of
 from interp.results.wording import WHERE
 
 SMOLLM2 = "SmolLM2 on ALFWorld's own games"
 _MOVING = ("acc_cot", "acc_prompt", "gap", "parse_prompt")
+#: Forced choice by summed log-probability, as the template calls what it reads.
+_FORCED = {"acc_cot": "choice_cot_sum", "acc_prompt": "choice_prompt_sum", "gap": "choice_gap_sum"}
+#: Modes whose admissibility is told, in this order.
+_MODES = ("cot", "prompt")
 _MOVED = {
     "up": "rises",
     "down": "falls",
@@ -31,12 +36,37 @@ _MOVED = {
 }
 
 
+class Parsed(NamedTuple):
+    """Readings over the decisions at which both actions parse, at the last checkpoint."""
+
+    n: int
+    of: int
+    """Decisions in all."""
+    readings: dict[str, str]
+    """Estimates of both accuracies and the gap."""
+
+
 class Moves(NamedTuple):
-    """How both actions change from the first checkpoint to the last, in one split."""
+    """How both actions change from the first checkpoint to the last, in one split.
+
+    Each part but `changes` is empty, or None, where the table has no such rows.
+    """
 
     where: str
     changes: dict[str, Change]
     """Of both accuracies and the gap; with the prompt action's parse rate where that is too low."""
+    forced: dict[str, Change]
+    """The same by forced choice."""
+    n_forced: int
+    """Decisions that forced choice reads at the last checkpoint."""
+    parsed: Parsed | None
+    """None where both actions parse at every decision, or at none."""
+    admissible: dict[str, str]
+    """Shares of the parsed actions at the last checkpoint, by mode."""
+    no_traces: Change | None
+    """The prompt action without traces in the history."""
+    no_traces_difference: str
+    """At the last checkpoint, from the prompt action with them."""
 
 
 class Games(NamedTuple):
@@ -74,16 +104,42 @@ def studied(study: Read) -> Studied | None:
 
 def moves(study: Read) -> list[Moves]:
     """How both actions and the gap change, in every split that has them."""
-    rows, found = study.rows("behaviour"), []
-    for split in study.splits("behaviour"):
-        readings = {m: both for m in _MOVING if (both := ends(pick(rows, split=split, metric=m)))}
-        if not {"acc_cot", "acc_prompt", "gap"} <= readings.keys():
-            continue
-        parse = readings.get("parse_prompt")
-        if parse is not None and not parse.last["value"] < READABLE:
-            readings.pop("parse_prompt")
-        found.append(Moves(WHERE[split], {m: Change.between(split, both) for m, both in readings.items()}))
-    return found
+    splits = study.splits("behaviour")
+    return [found for split in splits if (found := _moves(split, study.rows("behaviour", split=split)))]
+
+
+def _moves(split: str, rows: pd.DataFrame) -> Moves | None:
+    """One split's, of its rows."""
+    pairs = {metric: ends(pick(rows, metric=metric)) for metric in rows["metric"].unique()}
+    readings = {metric: both for metric, both in pairs.items() if both}
+    moving = {metric: readings[metric] for metric in _MOVING if metric in readings}
+    if not {"acc_cot", "acc_prompt", "gap"} <= moving.keys():
+        return None
+    if "parse_prompt" in moving and not moving["parse_prompt"].last["value"] < READABLE:
+        moving.pop("parse_prompt")
+    forced = {name: readings[metric] for name, metric in _FORCED.items() if metric in readings}
+    step = moving["acc_cot"].last["step"]
+    last = {metric: both.last for metric, both in readings.items() if both.last["step"] == step}
+    bare, moved = readings.get(f"acc_{NO_TRACES}"), last.get(f"{NO_TRACES}_difference")
+    return Moves(
+        WHERE[split],
+        {name: Change.between(split, both) for name, both in moving.items()},
+        {name: Change.between(split, both) for name, both in forced.items()},
+        max((int(both.last["n"]) for both in forced.values()), default=0),
+        _parsed(last),
+        {mode: estimate(last[f"admissible_{mode}"]) for mode in _MODES if f"admissible_{mode}" in last},
+        Change.between(split, bare) if bare else None,
+        "" if moved is None else estimate(moved, signed=True),
+    )
+
+
+def _parsed(last: Mapping[str, pd.Series]) -> Parsed | None:
+    """What the last checkpoint's rows, by metric, say of the decisions at which both actions parse."""
+    names = ("acc_cot", "acc_prompt", "gap")
+    if not {name + ending for name in names for ending in ("", PARSED)} <= last.keys():
+        return None
+    n, of = int(last["gap" + PARSED]["n"]), int(last["gap"]["n"])
+    return Parsed(n, of, {name: estimate(last[name + PARSED]) for name in names}) if n < of else None
 
 
 def games(study: Read, table: str = "") -> list[Games]:

@@ -64,7 +64,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "n_admissible": (pa.int64(), "actions that the decision lists"),
     "trace": (_TEXT, "the decoded trace (cot)"),
     "completion": (_TEXT, "all that was decoded, tags included"),
-    "actions_differ": (pa.bool_(), "whether the prompt and the CoT action differ"),
+    "actions_differ": (pa.bool_(), "whether the prompt and the CoT action differ, or one does not parse"),
     "flipped": (pa.bool_(), "whether a trace that argues for another action changed the CoT action"),
     "choice": (_TEXT, "forced choice, by summed log-probability"),
     "choice_per_token": (_TEXT, "forced choice, by log-probability per token"),

@@ -56,6 +56,26 @@ STYLE = {
 for _mode in ("cot", "prompt", "empty_think"):
     STYLE[_mode] = STYLE[f"parse_{_mode}"] = STYLE[f"acc_{_mode}"]
 
+#: What the prompt action is called where the history's traces are left out, as in a game in prompt mode.
+NO_TRACES = "prompt_no_history_traces"
+#: Metrics of behaviour that no figure draws: their names in tables.
+TOLD = {
+    "admissible_cot": "CoT action, of the parsed: admissible",
+    "admissible_prompt": "prompt action, of the parsed: admissible",
+    "admissible_empty_think": "empty-think action, of the parsed: admissible",
+    f"acc_{NO_TRACES}": "prompt action, no traces in the history",
+    f"parse_{NO_TRACES}": "prompt action, no traces in the history: parses",
+    f"admissible_{NO_TRACES}": "prompt action, no traces in the history, of the parsed: admissible",
+    f"{NO_TRACES}_difference": "prompt action, no traces in the history − with them",
+}
+#: Metrics over the decisions at which the prompt and the CoT action both parse: the ending of their names.
+PARSED = "_parsed"
+TOLD["revision" + PARSED] = "revision, where both parse"
+for _metric in ("acc_cot", "acc_prompt", "gap", "headroom_gap", "agreement", "kappa"):
+    TOLD[_metric + PARSED] = f"{STYLE[_metric][0]}, where both parse"
+for _metric in ("revision_helpful", "revision_neutral", "revision_harmful"):
+    TOLD[_metric + PARSED] = f"{STYLE[_metric][0]}, where both parse"
+
 SPLITS = {"in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
 INSERTED_TRACES = {
     "self_splice": "self-splice",

@@ -291,7 +291,8 @@ def test_revisions_between_two_right_actions_are_neutral_and_what_did_not_parse_
         lambda d, a: judged.append(a) or a.startswith("go"),
         seed=0,
     )
-    value = {r["metric"]: round(r["value"] * 6) for r in rows if r["metric"].startswith(("acc", "revision"))}
+    every = [r for r in rows if not r["metric"].endswith("_parsed")]
+    value = {r["metric"]: round(r["value"] * 6) for r in every if r["metric"].startswith(("acc", "revision"))}
     assert value == dict(
         acc_prompt=3, acc_cot=3, revision=6, revision_helpful=2, revision_harmful=2, revision_neutral=2
     )

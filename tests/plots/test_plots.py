@@ -70,7 +70,10 @@ def behaviour_table() -> pd.DataFrame:
         "revision_helpful": (0.12, 0.16), "revision_harmful": (0.10, 0.03), "revision_neutral": (0.30, 0.07),
         "parse_prompt": (0.35, 0.98), "parse_cot": (0.80, 0.995), "parse_empty_think": (0.30, 0.97),
         "mcnemar_p": (0.3, 0.001), "choice_prompt_sum": (0.3, 0.6), "choice_prompt_mean": (0.3, 0.58),
-        "choice_cot_sum": (0.35, 0.7), "choice_cot_mean": (0.33, 0.69),
+        "choice_cot_sum": (0.35, 0.7), "choice_cot_mean": (0.33, 0.69), "choice_gap_sum": (0.05, 0.1),
+        "acc_prompt_parsed": (0.6, 0.56), "acc_cot_parsed": (0.58, 0.69), "gap_parsed": (-0.02, 0.131), "kappa_parsed": (0.4, 0.66),
+        "admissible_prompt": (0.7, 0.93), "admissible_cot": (0.75, 0.97), "acc_prompt_no_history_traces": (0.18, 0.41),
+        "parse_prompt_no_history_traces": (0.3, 0.9), "prompt_no_history_traces_difference": (-0.04, -0.14),
     }  # fmt: skip
 
     def value(row, progress):
@@ -80,6 +83,8 @@ def behaviour_table() -> pd.DataFrame:
 
     frame = _table(dict(step=STEPS, split=SPLITS, metric=list(ends)), value, 0.035)
     frame.loc[frame["metric"].str.startswith("choice"), ["n", "n_groups"]] = 40, 12
+    frame.loc[frame["metric"].str.endswith("_parsed"), ["n", "n_groups"]] = 300, 55
+    frame.loc[frame["metric"].str.startswith("admissible"), ["n", "n_groups"]] = 390, 56
     return frame
 
 
@@ -787,6 +792,23 @@ def test_forced_choice_is_in_the_numbers_with_its_own_size():
         assert (row["n"], row["clusters"]) == ("40", "12")
     for name in ("behaviour", "parse", "revision"):
         assert "n = 412 decisions in 57 episodes" in caption(name, frame)
+
+
+@pytest.mark.parametrize(
+    "name, metric, called, n",
+    [
+        ("behaviour", "acc_prompt_parsed", "prompt action, where both parse", "300"),
+        ("revision", "kappa_parsed", "Cohen's κ, where both parse", "300"),
+        ("behaviour", "admissible_cot", "CoT action, of the parsed: admissible", "390"),
+        ("behaviour", "acc_prompt_no_history_traces", "prompt action, no traces in the history", "412"),
+        ("behaviour", "prompt_no_history_traces_difference", "prompt action, no traces in the history − with them", "412"),
+    ],
+)  # fmt: skip
+def test_what_parses_and_what_is_admissible_is_in_the_numbers(name, metric, called, n):
+    frame = behaviour_table()
+    row = told(name, frame, metric=called, split="in-domain")
+    assert row["last checkpoint"] == f"{_said(frame, metric=metric, step=800, split='in_domain')} (step 800)"
+    assert row["n"] == n
 
 
 def test_unparsed_games_are_in_the_caption_where_they_are_many():

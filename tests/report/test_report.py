@@ -166,6 +166,46 @@ def test_both_actions_are_told_at_both_ends_and_no_gain_is_placed_by_the_last_ch
     assert found.changes["gap"].last in text and "lands" not in text and "not read" not in text
     mute = accuracies((0.2, 0.8), (0.0, 0.0), parse=0.1)
     assert "what the prompt alone predicts is not read" in words(study(behaviour=mute), "answer")
+    assert "Forced choice" not in text and "admissible" not in text and "Both actions parse" not in text, (
+        "an older table"
+    )
+
+
+def test_forced_choice_is_told_first_and_free_decoding_with_what_does_not_parse_set_apart():
+    frame = TABLES["behaviour"]()
+    text = " ".join(words(study(behaviour=frame), "answer").split())
+
+    def said(metric, step=800, signed=False):
+        return estimate(
+            frame.query(f"metric == '{metric}' and step == {step} and split == 'in_domain'").iloc[0], signed
+        )
+
+    beginning = "In-domain. Forced choice among the listed actions (40 decisions): The CoT action's agreement with the expert rises from"
+    assert f"{beginning} {said('choice_cot_sum', 0)} to {said('choice_cot_sum')}; the prompt action's" in text
+    free = "Free decoding, in which an action that does not parse is wrong: The CoT action's agreement with the expert rises from"
+    assert text.index(beginning) < text.index(f"{free} {said('acc_cot', 0)} to {said('acc_cot')}")
+    assert (
+        f"Both actions parse on 300 of 412 decisions of the last checkpoint: there the CoT action's agreement is "
+        f"{said('acc_cot_parsed')}, the prompt action's {said('acc_prompt_parsed')}, the gap {said('gap_parsed')}."
+    ) in text
+    assert (
+        f"admissible is {said('admissible_cot')} with the trace and {said('admissible_prompt')} without it."
+        in text
+    )
+    assert (
+        f"holds no traces, the prompt action's agreement rises from {said('acc_prompt_no_history_traces', 0)}"
+        in text
+    )
+    assert f"({said('prompt_no_history_traces_difference', signed=True)} against the same decisions" in text
+    every = frame.assign(n=412)
+    assert "Both actions parse" not in words(study(behaviour=every), "answer"), "all do"
+    none = frame.copy()
+    none.loc[none["metric"].str.endswith("_parsed") & (none["step"] == 800), ["value", "low", "high"]] = (
+        np.nan
+    )
+    assert "Both actions parse" not in words(study(behaviour=none), "answer"), (
+        "none does at the last checkpoint"
+    )
 
 
 def changes_of(**rows: tuple) -> pd.DataFrame:

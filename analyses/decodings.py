@@ -1,0 +1,68 @@
+"""Greedy decodings of a study's prompts as stages keep them: in all modes, and without earlier traces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from interp.prompts.format import Mode, Prompt
+from interp.results.names import NO_TRACES
+
+if TYPE_CHECKING:
+    from interp.engine.decoding import Completion
+
+    from .study import Study
+
+
+def decode_prompts(
+    study: Study, step: int, prompts: Sequence[Prompt], modes: Sequence[Mode]
+) -> dict[str, list[dict]]:
+    """What a checkpoint writes after prompts in some modes, as a stage keeps it."""
+    from interp.engine.decoding import decode_modes
+
+    def decode(**options: object) -> dict[str, list[dict]]:
+        decoded = decode_modes(
+            study.model(step), prompts, modes, parser=study.parse, max_new_tokens=study.limits, **options
+        )
+        return {mode: [dataclasses.asdict(each) for each in rows] for mode, rows in decoded.items()}
+
+    if study.generator != "vllm":
+        return decode()
+    from interp.engine.vllm_backend import Engine
+
+    with Engine(study.checkpoint_series.path(step)) as engine:
+        return decode(engine=engine)
+
+
+def completions(rows: Sequence[dict]) -> list[Completion]:
+    """What a stage kept, as completions."""
+    from interp.engine.decoding import Completion
+
+    return [Completion(tuple(row["ids"]), row["trace"], row["action"]) for row in rows]
+
+
+def without_history_traces(study: Study, step: int, split: str) -> list[Completion] | None:
+    """The prompt action at a split's decisions with the traces of earlier turns left out.
+
+    None where that leaves every prompt as it is (histories without traces, or a template that shows none),
+    and where the template renders no such history, which is said.
+    """
+    try:
+        prompts = study.prompts_without_traces(split)
+    except ValueError as problem:
+        study.say(f"left out: behaviour: the prompt action without traces in the history: {problem}")
+        return None
+    if [prompt.ids for prompt in prompts] == [prompt.ids for prompt in study.prompts(split)]:
+        return None
+    rows = study.stage(
+        f"decoded/{step}-{split}-{NO_TRACES}",
+        dict(
+            study.inputs(step, split),
+            without_traces=study.digest(prompts),
+            limits=study.limits,
+            generator=study.generator,
+        ),
+        lambda: decode_prompts(study, step, prompts, ["prompt"])["prompt"],
+    )
+    return completions(rows)
