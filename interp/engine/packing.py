@@ -121,6 +121,29 @@ def merge(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int], lis
     return tokens, parents, paths
 
 
+def tree_rows(
+    trees: Sequence[Tree], starts: Sequence[int], first: int = 0
+) -> tuple[Int[Tensor, "row slot"], Int[Tensor, "row slot"], Bool[Tensor, "row slot slot"]]:
+    """Token and position of each node of trees, a row each, and the nodes that each sees, on the CPU.
+
+    A slot that pads a row sees itself, so that it attends to something.
+
+    Args:
+        starts: the position of each tree's node `first`.
+        first: nodes before it are left out (1: the root, which was read with what is before it).
+    """
+    slots = max(map(len, trees)) - first
+    ids = torch.zeros(len(trees), slots, dtype=torch.long)
+    at = torch.tensor(starts)[:, None].repeat(1, slots)
+    visible = torch.eye(slots, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for row, tree in enumerate(trees):
+        nodes = len(tree) - first
+        ids[row, :nodes] = torch.tensor(tree.tokens[first:], dtype=torch.long)
+        at[row, :nodes] += tree.depths[first:] - first
+        visible[row, :nodes, :nodes] = tree.visible[first:, first:]
+    return ids, at, visible
+
+
 def read_trees(
     model: HookedModel,
     hidden: Float[Tensor, "row slot d_model"],

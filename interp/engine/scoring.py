@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.engine.packing import Tree, grow, read_trees, score, score_whole
+from interp.engine.packing import Tree, grow, read_trees, score, score_whole, tree_rows
 from interp.engine.reading import read_prompts, tree_batches
 from interp.models.caches import Layers, PrefixCache
 from interp.models.devices import fetched, halved, most_held, pass_tokens, sent, token_bytes
@@ -113,15 +113,9 @@ def _score_pass(
     layers, seen: of what is read first. A slot that pads a tree sees that and itself.
     """
     trees = [row.tree for row in rows]
-    slots, before = max(map(len, trees)), max(len(row.ids) for row in rows)
-    ids = torch.zeros(len(rows), slots, dtype=torch.long)
-    at = torch.tensor([len(row.ids) for row in rows])[:, None].repeat(1, slots)
-    visible = torch.eye(slots, dtype=torch.bool).repeat(len(rows), 1, 1)
-    for r, tree in enumerate(trees):
-        ids[r, : len(tree)] = torch.tensor(tree.tokens)
-        at[r, : len(tree)] += tree.depths
-        visible[r, : len(tree), : len(tree)] = tree.visible
-    sees_ids = sent(seen[:, None, :before], model.device).expand(-1, slots, -1)
+    before = max(len(row.ids) for row in rows)
+    ids, at, visible = tree_rows(trees, [len(row.ids) for row in rows])
+    sees_ids = sent(seen[:, None, :before], model.device).expand(-1, ids.shape[1], -1)
     hidden, _ = model.packed(
         [(keys[:, :, :before], values[:, :, :before]) for keys, values in layers],
         sent(ids, model.device),

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.engine.packing import Tree, grow, read_trees
+from interp.engine.packing import Tree, grow, read_trees, tree_rows
 from interp.measures.pairs import Align, Answers, Pair, pairs_of, token_texts
 from interp.measures.patching import Sweep, columns_of, effects, rows_of, warn_dropped
 from interp.models.caches import Layers, layers_of
@@ -151,15 +151,9 @@ def _behind(
     model: HookedModel, prompts: Layers, lengths: Int[Tensor, " prompt"], trees: Sequence[Tree]
 ) -> Float[Tensor, "prompt node d_model"]:
     """Final hidden states of each prompt's tree but for its root, which is the prompt's last token."""
-    size, width = max(map(len, trees)) - 1, int(lengths.max())
-    ids, at = (torch.zeros(len(trees), size, dtype=torch.long) for _ in range(2))
-    visible = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
-    for row, (tree, n) in enumerate(zip(trees, lengths.tolist())):
-        nodes = len(tree) - 1
-        ids[row, :nodes] = torch.tensor(tree.tokens[1:], dtype=torch.long)
-        at[row, :nodes] = tree.depths[1:] + n - 1
-        visible[row, :nodes, :nodes] = tree.visible[1:, 1:]
-    before = (torch.arange(width) < lengths[:, None])[:, None].expand(-1, size, -1)
+    width = int(lengths.max())
+    ids, at, visible = tree_rows(trees, lengths.tolist(), first=1)
+    before = (torch.arange(width) < lengths[:, None])[:, None].expand(-1, ids.shape[1], -1)
     ids, at, visible = (sent(each, model.device) for each in (ids, at, torch.cat([before, visible], 2)))
     hidden, _ = model.packed(prompts, ids, at, visible, torch.arange(width, device=model.device)[None])
     return hidden
