@@ -8,19 +8,11 @@ import sys
 import pandas as pd
 import pytest
 
-from analyses import __main__ as cli
 from analyses.partial import added
 from analyses.prompting import other_style
 from interp.results.tables import read_table, write_table
 from interp.system.paths import ROOT
-
-
-def main(*arguments):
-    before, sys.argv = sys.argv, ["analyses", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
+from tests.command_line import main
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Behaviour on decodings whose answer is known, and a run of the tiny series."""
 
 import json
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from analyses import __main__ as cli
 from analyses.behaviour import Config, measure
 from analyses.both_modes import differ, side_by_side
 from interp.engine.decoding import Completion
@@ -16,16 +14,9 @@ from interp.environments.base import as_recorded
 from interp.results.names import NO_TRACES
 from interp.results.tables import read_table
 from interp.tasks.episodes import Decision, load_episodes
+from tests.command_line import main
 
 LISTED = ("right", "wrong", "third")
-
-
-def main(*arguments):
-    before, sys.argv = sys.argv, ["analyses", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
 
 
 def measured(prompt, cot, admissible=LISTED, closed=True, **others):

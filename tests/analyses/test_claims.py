@@ -1,6 +1,5 @@
 """The four claims: agents whose answer is known, a run of the tiny series, and what is missing."""
 
-import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -8,24 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import __main__ as cli
 from analyses.claims import READERS, Config, compared, games
 from analyses.kept import cells
 from interp.measures import reliance as mediation
 from interp.results.claims import COLUMNS, lines, of_line
 from interp.results.queries import need, pick
 from interp.results.tables import read_table, write_table
+from tests.command_line import main
 from tests.plots.test_plots_masking import masking_table
 
 EPISODES, EACH = 200, 8
-
-
-def main(*arguments):
-    before, sys.argv = sys.argv, ["analyses", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
 
 
 def both_modes(prompt, cot, same, parses=1.0, seed=0):

@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 
 import interp
-from analyses import __main__ as cli
 from analyses import decisions as by_decision
 from analyses import patching as sweeps
 from analyses.registry import chains, listed
@@ -29,6 +28,7 @@ from interp.results.decisions import read_decisions
 from interp.results.queries import pick
 from interp.system.paths import ROOT
 from interp.tasks.episodes import load_episodes, save_episodes
+from tests.command_line import main
 
 SIZES = dict(
     behaviour=("--choices", "4"),
@@ -65,15 +65,6 @@ def options(series_folder, corpus_file):
         ]
 
     return build
-
-
-def main(*arguments):
-    """The command line in this process: its exit status (an error that is not told would be raised here)."""
-    before, sys.argv = sys.argv, ["analyses", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
 
 
 def start(*arguments, seed="0"):

@@ -1,24 +1,14 @@
 """Two runs compared: paired by decision where both have a table of decisions, else by their estimates."""
 
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import __main__ as cli
 from analyses import compare
 from interp.results.decisions import write_decisions
 from interp.results.tables import read_table, write_table
 from interp.stats.intervals import cluster_bootstrap
-
-
-def main(*arguments):
-    before, sys.argv = sys.argv, ["analyses", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
+from tests.command_line import main
 
 
 def decisions(steps, shares, n=40, prompt="p"):

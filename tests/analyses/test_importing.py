@@ -1,20 +1,11 @@
 """`import`: a log to a file of decisions, said in a few lines, each mistake one sentence."""
 
 import json
-import sys
 
 import pytest
 
-from analyses import __main__ as cli
 from interp.tasks.episodes import load_episodes
-
-
-def main(*arguments):
-    before, sys.argv = sys.argv, ["analyses", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
+from tests.command_line import main
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from interp.stats.crossed import CLAIM
 from interp.training import trainer as training
 from interp.training.supervision import Supervision, supervised
 from interp.training.trainer import Tuning, train, train_condition
-from tests.analyses.test_cli import main
+from tests.command_line import main
 from tests.conftest import TINY
 from tests.environments.test_environments import PAGE, module
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import struct
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, ViTConfig
 
-from analyses import __main__ as cli
 from interp.checkpoints import checks
 from interp.checkpoints.series import CheckpointSeries
 from tests.checkpoints.test_series import edit, write_gguf
+from tests.command_line import main
 from tests.conftest import tiny_hf
 
 
@@ -552,14 +551,6 @@ BAD = {
         r"checkpoint-9 needs [\d.]+ GiB of memory in float32, but cpu has 0.00 GiB free",
     ),
 }
-
-
-def main(*arguments):
-    before, sys.argv = sys.argv, ["analyses", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
 
 
 def told(capsys, tmp_path, folder, corpus_file, words, step="9"):

@@ -4,13 +4,12 @@ as they are."""
 import json
 import lzma
 import re
-import sys
 
 import pytest
 
-from analyses import __main__ as cli
 from interp.tasks import rows
 from interp.tasks.episodes import load_episodes
+from tests.command_line import main
 from tests.conftest import handmade, tiny_hf
 
 
@@ -306,14 +305,6 @@ BAD = {
     "a database": (b"SQLite format 3\x00", "is an SQLite database"),
     "no text at all": (b"\x89ABC\r\n\x1a\n\x00\x00", "line 1: byte 1 is 0x89, which is not UTF-8"),
 }
-
-
-def main(*arguments):
-    before, sys.argv = sys.argv, ["analyses", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
 
 
 def told(capsys, tmp_path, series, file, words):
