@@ -11,6 +11,15 @@ from dataclasses import dataclass, field
 from interp.environments.alfworld.scenes import TREATMENT, Game, tables
 
 _VERBS = {"Cleanable": "clean", "Heatable": "heat", "Coolable": "cool"}
+#: What the words of a task ask for: they say "hot" in one form and "heat" in the other.
+_ADJECTIVES = {"hot": "heat"}
+_APPLIANCES = {_VERBS[ability]: appliance.lower() for ability, appliance in TREATMENT.values()}
+_TASKS = (
+    r"(?:look at|examine the) (?P<target>\w+) (?:under|with) the (?P<lamp>\w+)",
+    r"(?P<verb>clean|heat|cool) some (?P<target>\w+) and put it in (?P<place>\w+)",
+    r"(?:put|find) (?P<two>two) (?P<target>\w+) (?:and put them )?in (?P<place>\w+)",
+    r"put (?:a|some) (?:(?P<verb>clean|hot|cool) )?(?P<target>\w+) (?:in|on) (?P<place>\w+)",
+)
 
 
 def kind(name: str) -> str:
@@ -44,6 +53,19 @@ class Goal:
         target, place, lamp = (game.params[name].lower() for name in names)
         count = 2 if game.task_type == "pick_two_obj_and_place" else 1
         return cls(target, place, lamp, _VERBS.get(ability, ""), appliance.lower(), count)
+
+    @classmethod
+    def read(cls, task: str) -> "Goal":
+        """The goal of a task's words; raises ValueError where they are none of the game's."""
+        words = task.removeprefix("Your task is to:").strip().removesuffix(".")
+        for form in _TASKS:
+            if match := re.fullmatch(form, words):
+                found = {name: said or "" for name, said in match.groupdict().items()}
+                verb = _ADJECTIVES.get(found.get("verb", ""), found.get("verb", ""))
+                count = 2 if found.get("two") else 1
+                place, lamp = found.get("place", ""), found.get("lamp", "")
+                return cls(found["target"], place, lamp, verb, _APPLIANCES.get(verb, ""), count)
+        raise ValueError(f"No goal can be read off the task {task!r}, which is none of ALFWorld's.")
 
 
 @dataclass
