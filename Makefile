@@ -25,8 +25,10 @@ ENGINE ?= 1
 BIN = $(VENV)/bin
 SMOLLM2 = --checkpoints 0 4 12 75 180 660 --decisions 60 --choices 16 --pairs 12 --conflicts 12 --games 20 --online_checkpoints 4 --skip early shares
 BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm2/base --run runs/bfcl --checkpoints 0 75 660 --action_tokens 136 --trace_tokens 176
-RECIPE_twc = --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
-RECIPE_scienceworld = --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
+# One training of one condition.
+PURE = --conditions action_mask_0 --shipped action_mask_0 --seeds 1 --more_seeds 1
+RECIPE_twc = $(PURE) --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
+RECIPE_scienceworld = $(PURE) --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
 MASKING = --recipe.cot_steps 600 --size full --games 12 --workers 1
 MASKING_smollm2 = --lora --base runs/smollm2/base --run runs/masking_smollm2 --conditions action_mask_0 action_mask_0.3 --seeds 1 --more_seeds 1 \
   --tuning.steps 180 --tuning.checkpoints 15 45 90 135 180 --decisions 100 --pairs 12 --patched 12 --conflicts 50

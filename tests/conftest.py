@@ -44,6 +44,8 @@ TINY = Recipe(
     cot_lr=1e-2,
     checkpoints=(0, 20, 110),
 )
+#: Options of `analyses series` that train one condition once.
+ONE_TRAINING = dict(conditions=("action_mask_0",), seeds=1, more=(), shipped="action_mask_0")
 
 
 def pytest_configure(config):
@@ -278,7 +280,9 @@ def series_folder(corpus_file, tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
         if not (work / "done").exists():
             series.run(
-                series.Config(work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu")
+                series.Config(
+                    work=work, out=work / "out", corpus=corpus_file, recipe=TINY, device="cpu", **ONE_TRAINING
+                )
             )
             (work / "done").touch()
     return work / "out"

@@ -1,39 +1,57 @@
-"""Train the checkpoint series: tokenizer, base on a broad mixture, then chain-of-thought fine-tuning."""
+"""Train the checkpoint series: tokenizer, base on a broad mixture, then chain-of-thought training."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
+from tqdm import tqdm
 
 from interp.checkpoints.headers import hash_files
 from interp.prompts.format import PromptFormat
 from interp.results.tables import write_json
 from interp.system import limits
-from interp.system.limits import Folder
+from interp.system.limits import Folder, Known, Limits, Several
 from interp.tasks.episodes import CORPUS, Episode, load_corpus
 from interp.training.recipes import Recipe
+from interp.training.supervision import Supervision
 
 from ..fields import Device
 from ..registry import Instrument
 
+#: Conditions of the chain-of-thought training: pure, two that keep prompt mode alive, and no traces at all.
+CONDITIONS = ("action_mask_0", "trace_dropout_0.15", "replay_0.1", "prompt_only")
+
 
 @dataclass
 class Config:
-    """The defaults retrain the shipped series."""
+    """The defaults train every condition and seed again, and export the series that is shipped.
+
+    Conditions start from one base and are folders `WORK/conditions/CONDITION/seed-S`, as the masking study
+    measures and compares them: `masking --series WORK/conditions`.
+    """
 
     work: Annotated[Path, Folder()] = Path("runs/series")
     """Folder of the trainer's own checkpoints; training resumes from them."""
     out: Annotated[Path, Folder()] = Path("runs/series/shipped")
-    """Folder of the finished series, in half precision and without optimiser states."""
+    """Folder of the exported series, in half precision and without optimiser states."""
     corpus: Path = CORPUS
     """Recorded episodes."""
+    conditions: Annotated[tuple[str, ...], Known(Supervision.named)] = CONDITIONS
+    """Conditions that are trained."""
+    seeds: Annotated[int, Limits(1, 1000)] = 3
+    """Trainings of each condition."""
+    more: Annotated[tuple[str, ...], Known(Supervision.named), Several(none=True)] = CONDITIONS[:2]
+    """Conditions that the claims rest on."""
+    more_seeds: Annotated[int, Limits(1, 1000)] = 5
+    """Trainings of those."""
+    shipped: Annotated[str, Known(Supervision.named)] = "trace_dropout_0.15"
+    """The condition whose first seed is exported."""
     recipe: Recipe = field(default_factory=Recipe)
-    """Sizes, steps and seeds."""
+    """Sizes and steps; its seed is the base's."""
     device: Device = "auto"
     """auto, cpu or cuda."""
 
@@ -49,6 +67,8 @@ class Config:
                 f"--recipe.heads is {self.recipe.heads}, which does not divide --recipe.hidden "
                 f"{self.recipe.hidden}."
             )
+        if self.shipped not in self.conditions:
+            raise ValueError(f"--shipped is {self.shipped}, which is none of --conditions.")
 
 
 def texts(corpus: dict[str, list[Episode]]) -> list[str]:
@@ -81,65 +101,71 @@ def export(source: Path, out: Path) -> None:
             shutil.copy(source / name, out / name)
 
 
-def run(config: Config) -> None:
-    """Fit, pretrain, fine-tune and export; each part is skipped where it is finished."""
+def base_of(config: Config, corpus: dict[str, list[Episode]]) -> Path:
+    """The base's checkpoint, trained where it is not there."""
     from interp.training.trainer import base_mixture, build_model, fit_tokenizer, train
 
-    recipe, corpus = config.recipe, load_corpus(config.corpus)
+    recipe = config.recipe
+    base = config.work / "base" / f"checkpoint-{recipe.base_steps}"
+    if (base / "training.json").exists():
+        return base
+    tokenizer = fit_tokenizer(texts(corpus), recipe.vocabulary)
+    mixture = base_mixture(PromptFormat(tokenizer), _base_episodes(corpus), recipe.seed)
+    train(
+        build_model(recipe, tokenizer),
+        tokenizer,
+        mixture,
+        recipe,
+        config.work / "base",
+        steps=recipe.base_steps,
+        lr=recipe.base_lr,
+        keep=range(0, recipe.base_steps, 400),
+        seed=recipe.seed,
+        provenance=dict(corpus=hash_files([config.corpus]), stage="base", episodes=len(mixture)),
+        device=config.device,
+    )
+    return base
+
+
+def _base_episodes(corpus: dict[str, list[Episode]]) -> list[Episode]:
+    return [*corpus["base"], *corpus.get("base_aimless", ())]
+
+
+def jobs(config: Config) -> list[tuple[str, int]]:
+    """(condition, seed) that are trained: the shipped one, then every condition's first seed, and so on."""
+    seeds = {name: config.more_seeds if name in config.more else config.seeds for name in config.conditions}
+    order = sorted(config.conditions, key=lambda name: name != config.shipped)
+    return [(name, seed) for seed in range(max(seeds.values())) for name in order if seed < seeds[name]]
+
+
+def run(config: Config) -> None:
+    """Train the base, then the conditions, and export one; each part is skipped where it is finished."""
+    from interp.training.trainer import train_condition
+
+    corpus = load_corpus(config.corpus)
     missing = [split for split in ("base", "train") if split not in corpus]
     if missing:
         raise ValueError(
             f"{config.corpus} has no episodes of the split {missing[0]!r} to train on: it has "
             f"{', '.join(sorted(corpus))}."
         )
-    tokenizer = fit_tokenizer(texts(corpus), recipe.vocabulary)
-    fmt = PromptFormat(tokenizer)
-    mixture = base_mixture(fmt, [*corpus["base"], *corpus.get("base_aimless", ())], recipe.seed)
-    provenance = dict(
-        corpus=hash_files([Path(config.corpus)]),
-        base_episodes=len(mixture),
-        train_episodes=len(corpus["train"]),
-    )
-    base = config.work / "base" / f"checkpoint-{recipe.base_steps}"
-    if not (base / "training.json").exists():
-        train(
-            build_model(recipe, tokenizer),
-            tokenizer,
-            mixture,
-            recipe,
-            config.work / "base",
-            steps=recipe.base_steps,
-            lr=recipe.base_lr,
-            keep=range(0, recipe.base_steps, 400),
-            seed=recipe.seed,
-            provenance=dict(provenance, stage="base"),
+    base = base_of(config, corpus)
+    for name, seed in tqdm(jobs(config), desc="train"):
+        folder = train_condition(
+            base,
+            corpus["train"],
+            Supervision.named(name),
+            config.recipe,
+            config.work / "conditions" / name / f"seed-{seed}",
+            seed=seed,
+            base_episodes=_base_episodes(corpus),
+            provenance=dict(corpus=hash_files([config.corpus])),
             device=config.device,
         )
-    sequences = [fmt.sequence(e) for e in corpus["train"]]
-    rng = np.random.default_rng(recipe.seed)
-    share = round(len(sequences) * recipe.replay / (1 - recipe.replay))
-    sequences += [mixture[i] for i in rng.choice(len(mixture), share, replace=False)]
-    cot = config.work / f"cot-replay{recipe.replay:g}"
-    if not (cot / f"checkpoint-{recipe.cot_steps}" / "training.json").exists():
-        from transformers import AutoModelForCausalLM
-
-        train(
-            AutoModelForCausalLM.from_pretrained(base),
-            tokenizer,
-            sequences,
-            recipe,
-            cot,
-            steps=recipe.cot_steps,
-            lr=recipe.cot_lr,
-            keep=recipe.checkpoints,
-            seed=recipe.seed + 1,
-            provenance=dict(provenance, stage="cot", replayed=share),
-            device=config.device,
-        )
-    write_json(cot / "series.json", dict(provenance, recipe=asdict(recipe), replayed=share))
-    for step in recipe.checkpoints:
-        export(base if step == 0 else cot / f"checkpoint-{step}", config.out / f"checkpoint-{step}")
-    print(f"{config.out}: checkpoints {', '.join(map(str, recipe.checkpoints))}")
+        if (name, seed) == (config.shipped, 0):
+            for step in config.recipe.checkpoints:
+                export(folder / f"checkpoint-{step}", config.out / f"checkpoint-{step}")
+            print(f"{config.out}: checkpoints {', '.join(map(str, config.recipe.checkpoints))}")
 
 
 INSTRUMENT = Instrument("series", Config, run)

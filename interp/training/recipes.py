@@ -37,21 +37,12 @@ class Recipe:
     """Peak learning rate of the base."""
     cot_lr: Annotated[float, Limits(0, 10)] = 1e-3
     """Peak learning rate of the chain-of-thought training."""
-    replay: Annotated[float, Limits(0, 1)] = 0.0
-    """Share of the base mixture replayed during the chain-of-thought training."""
     checkpoints: Steps = (0, 25, 60, 150, 350, 800, 1400, 2000)
     """Steps of the chain-of-thought training that are kept."""
     accumulate: Count = 1
     """Batches summed for one optimiser step."""
     seed: Seed = 0
     """Seed of initialisation, order and mixture."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.replay < 1:
-            raise ValueError(
-                "replay is the base mixture's share of the training sequences: at least 0 and below 1, not "
-                f"{self.replay}."
-            )
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""Which tokens a training supervises: the conditions of the masking study (docs/methods.md 8.1).
+"""Conditions of training: which traces are left out, and which tokens are supervised (docs/methods.md 8).
 
 An example is one step of an episode, since each step ends in an action of its own: its trace and its action,
 each in its tags. The tags are supervised in every condition, so that every condition learns the format and
-when to act; conditions differ in what stands inside them.
+when to act; conditions differ in what stands inside them, and in which steps have a trace.
 
 >>> # what `interp.training.trainer.train` takes
 >>> sequences, counts = supervised(fmt, episodes, Supervision(action_mask=0.3), seed=1)
@@ -13,7 +13,7 @@ when to act; conditions differ in what stands inside them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,9 @@ from interp.tasks.episodes import Decision, Episode
 
 #: What a token of the agent's is; one that holds characters of several is of the last of them.
 TAG, COT, ACTION = 1, 2, 3
+#: Fields that are a share, and what may be the `only` part.
+SHARES = ("action_mask", "random_mask", "trace_dropout", "replay")
+ONLY = ("", "action", "cot", "prompt")
 #: Ids, and which of them are supervised.
 TrainingSequence = tuple[list[int], list[bool]]
 
@@ -32,24 +35,31 @@ TrainingSequence = tuple[list[int], list[bool]]
 class Supervision:
     """A condition of training.
 
-    By default all that the agent writes is supervised. At most one field is set.
+    By default every step has its trace, and all that the agent writes is supervised. At most one field is
+    set.
     """
 
     action_mask: float = 0.0
     """Share of the examples, 0 to 1, whose action tokens are unsupervised (k)."""
     random_mask: float = 0.0
     """Share of the same examples in which as many tokens of the trace are unsupervised instead, at random."""
-    only: Literal["", "action", "cot"] = ""
-    """In every example the action alone, or the trace alone, is supervised."""
+    trace_dropout: float = 0.0
+    """Share of the examples whose trace is left out: they answer right at the boundary."""
+    replay: float = 0.0
+    """Share of the training sequences that are the base's, 0 to below 1."""
+    only: Literal["", "action", "cot", "prompt"] = ""
+    """In every example the action alone, or the trace alone, is supervised; or no example has a trace."""
 
     def __post_init__(self) -> None:
-        for name in ("action_mask", "random_mask"):
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"{name} is a share of the examples, from 0 to 1, not {getattr(self, name)}."
                 )
-        if self.only not in ("", "action", "cot"):
-            raise ValueError(f"only is 'action', 'cot' or '', not {self.only!r}.")
+        if self.replay == 1:
+            raise ValueError("replay is below 1: of nothing but the base's sequences nothing new is learned.")
+        if self.only not in ONLY:
+            raise ValueError(f"only is {', '.join(map(repr, ONLY[1:]))} or '', not {self.only!r}.")
         if given := [f"{k}={v}" for k, v in asdict(self).items() if v][1:]:
             raise ValueError(f"One condition masks one thing: leave out {' and '.join(given)}.")
 
@@ -58,9 +68,8 @@ class Supervision:
         """The condition's name and folder."""
         if self.only:
             return f"{self.only}_only"
-        return (
-            f"random_mask_{self.random_mask:g}" if self.random_mask else f"action_mask_{self.action_mask:g}"
-        )
+        kind = next((name for name in SHARES if getattr(self, name)), "action_mask")
+        return f"{kind}_{getattr(self, kind):g}"
 
     @property
     def control_of(self) -> str:
@@ -81,9 +90,13 @@ class Supervision:
         except (TypeError, ValueError):  # no field, or no share
             pass
         raise ValueError(
-            f"There is no condition {name!r}: conditions are action_mask_K and random_mask_K, K a share of "
-            "the examples such as 0.3, action_only and cot_only."
+            f"There is no condition {name!r}: conditions are {', '.join(f'{each}_K' for each in SHARES)}, K "
+            f"a share such as 0.3, and {', '.join(f'{each}_only' for each in ONLY[1:])}."
         )
+
+    def without_trace(self, example: str, seed: int) -> bool:
+        """Whether an example has no trace."""
+        return self.only == "prompt" or lot(example, seed) < self.trace_dropout
 
 
 class Written(NamedTuple):
@@ -94,40 +107,45 @@ class Written(NamedTuple):
     examples: list[str]
 
 
-def written(fmt: PromptFormat, item: Episode | Decision) -> Iterator[Written]:
+def written(
+    fmt: PromptFormat, item: Episode | Decision, bare: Callable[[str], bool] = lambda example: False
+) -> Iterator[Written]:
     """An episode as one sequence, or as one for each step where earlier traces are stripped.
 
     A decision is one sequence. A token that holds any character of an action is the action's, and of the
     others one that holds any of a trace is the trace's.
+
+    Args:
+        bare: whether an example's trace is left out.
     """
     if isinstance(item, Decision) or not fmt.whole:
-        yield from (_answered(fmt, decision) for decision in item.decisions())
+        yield from (_answered(fmt, decision, bare(decision.id)) for decision in item.decisions())
         return
-    text, turns, encoded = fmt.rendered(item)
+    names = [f"{item.id}#{number}" for number in range(len(item.steps))]
+    text, turns, encoded = fmt.rendered(item, [not bare(name) for name in names])
     characters = bytearray(len(text))
     steps = np.full(len(text), -1)
     for number, ((start, end), step) in enumerate(zip(turns, item.steps, strict=True)):
-        turn = _turn(fmt, step.trace, step.action)
+        trace = None if bare(names[number]) else step.trace
+        turn = _turn(fmt, trace, step.action)
         # templates may strip a turn's ends
-        shift = fmt.history.turn(step.trace, step.action).index(text[start:end])
+        shift = fmt.history.turn(trace, step.action).index(text[start:end])
         characters[start:end] = turn[shift : shift + end - start]
         steps[start:end] = number
     parts = _parts(bytes(characters), encoded.offsets)
     last = [end - 1 for _, end in encoded.offsets]
-    examples = [f"{item.id}#{steps[i]}" if part else "" for part, i in zip(parts, last)]
+    examples = [names[steps[i]] if part else "" for part, i in zip(parts, last)]
     yield Written(encoded.ids, parts, examples)
 
 
-def _turn(fmt: PromptFormat, trace: str, action: str) -> bytes:
-    """What each character of an agent's turn is."""
-    s = fmt.style
-    return bytes(
-        [TAG] * len(f"{s.open_think}{s.space}")
-        + [COT] * len(trace)
-        + [TAG] * len(f"{s.close_think}{s.open_action}{s.space}")
-        + [ACTION] * len(action)
-        + [TAG] * len(s.close_action)
-    )
+def _turn(fmt: PromptFormat, trace: str | None, action: str) -> bytes:
+    """What each character of an agent's turn is; trace: None where it is left out."""
+    s, thought = fmt.style, b""
+    if trace is not None:
+        opened = [TAG] * len(f"{s.open_think}{s.space}")
+        thought = bytes(opened + [COT] * len(trace) + [TAG] * len(s.close_think))
+    opened = [TAG] * len(f"{s.open_action}{s.space}")
+    return thought + bytes(opened + [ACTION] * len(action) + [TAG] * len(s.close_action))
 
 
 def _parts(characters: bytes, offsets: Sequence[tuple[int, int]]) -> list[int]:
@@ -140,19 +158,23 @@ def _parts(characters: bytes, offsets: Sequence[tuple[int, int]]) -> list[int]:
     ]
 
 
-def _answered(fmt: PromptFormat, decision: Decision) -> Written:
-    s = fmt.style
-    ids, _ = fmt.example(decision)
-    opened, start = fmt.trace_prefix(decision.trace)
-    closed = fmt.closed_action(decision.reference)
-    rest = len(s.close_think + s.open_action)
-    trace = bytes([TAG] * start + [COT] * len(decision.trace) + [TAG] * rest)
+def _answered(fmt: PromptFormat, decision: Decision, bare: bool) -> Written:
+    s, prompt = fmt.style, fmt.prompt(decision).ids
+    lead = fmt.action_prefix(None if bare else decision.trace)
+    parts = [TAG] * len(lead)
+    if not bare:
+        opened, start = fmt.trace_prefix(decision.trace)
+        rest = len(s.close_think + s.open_action)
+        parts = _parts(bytes([TAG] * start + [COT] * len(decision.trace) + [TAG] * rest), opened.offsets)
     action = bytes([TAG] * len(s.space) + [ACTION] * len(decision.reference) + [TAG] * len(s.close_action))
-    parts = [*_parts(trace, opened.offsets), *_parts(action, closed.offsets)]
-    written = len(fmt.with_trace(decision.trace)) + len(fmt.action_ids(decision.reference))
-    parts += [TAG] * (written - len(parts))  # the end of a turn, where it closes the action
-    prompt = len(ids) - written
-    return Written(ids, [0] * prompt + parts, [""] * prompt + [decision.id] * written)
+    written = [*lead, *fmt.action_ids(decision.reference)]
+    parts += _parts(action, fmt.closed_action(decision.reference).offsets)
+    parts += [TAG] * (len(written) - len(parts))  # the end of a turn, where it closes the action
+    return Written(
+        [*prompt, *written],
+        [0] * len(prompt) + parts,
+        [""] * len(prompt) + [decision.id] * len(written),
+    )
 
 
 def lot(example: str, seed: int) -> float:
@@ -175,18 +197,26 @@ def supervised(
     """Training sequences, ids and which of them are supervised, and what was left unsupervised.
 
     The same for an equal seed, whatever else is trained on; an action mask and its random control choose the
-    same examples. Counts: `examples`, `chosen`, `agent_tokens`, `action_tokens`, `unsupervised` tokens, and
-    `short`, those that a random mask lacks since a trace has fewer tokens than its action.
+    same examples. Counts: `examples`, `chosen` (something is masked), `bare` (without a trace),
+    `agent_tokens`, `action_tokens`, `unsupervised` tokens, and `short`, those that a random mask lacks since
+    a trace has fewer tokens than its action.
     """
-    share = 1.0 if supervision.only else supervision.action_mask or supervision.random_mask
+    share = supervision.action_mask or supervision.random_mask
+    if supervision.only in ("action", "cot"):
+        share = 1.0
+
+    def bare(example: str) -> bool:
+        return supervision.without_trace(example, seed)
+
     sequences: list[TrainingSequence] = []
-    counts = dict(examples=0, chosen=0, agent_tokens=0, action_tokens=0, unsupervised=0, short=0)
-    for sequence in (s for item in items for s in written(fmt, item)):
+    counts = dict(examples=0, chosen=0, bare=0, agent_tokens=0, action_tokens=0, unsupervised=0, short=0)
+    for sequence in (s for item in items for s in written(fmt, item, bare)):
         parts, examples = np.array(sequence.parts), np.array(sequence.examples)
         keep = parts > 0
         for example in dict.fromkeys(e for e in sequence.examples if e):
             cot, action = (np.flatnonzero((examples == example) & (parts == part)) for part in (COT, ACTION))
             counts["examples"] += 1
+            counts["bare"] += bare(example)
             counts["action_tokens"] += len(action)
             if lot(example, seed) >= share:
                 continue

@@ -129,6 +129,23 @@ def base_mixture(fmt: PromptFormat, episodes: Sequence[Episode], seed: int) -> l
     return sequences
 
 
+def replayed(
+    fmt: PromptFormat, episodes: Sequence[Episode], share: float, others: int, seed: int
+) -> list[TrainingSequence]:
+    """Sequences of the base's mixture, as many as are a share of all beside `others` new ones.
+
+    Raises ValueError where the base's episodes are too few.
+    """
+    wanted = round(others * share / (1 - share))
+    if wanted > len(episodes):
+        raise ValueError(
+            f"replay_{share:g} asks for {wanted} of the base's episodes, and there are {len(episodes)}: give "
+            "a corpus with the episodes that the base was trained on, or a smaller share."
+        )
+    drawn = np.random.default_rng(seed).choice(len(episodes), wanted, replace=False)
+    return base_mixture(fmt, [episodes[i] for i in drawn], seed)
+
+
 def batches(
     sequences: Sequence[TrainingSequence], recipe: Recipe | Tuning, steps: int, seed: int
 ) -> list[list[int]]:
@@ -300,6 +317,7 @@ def train_condition(
     style: str = "",
     system: str = "",
     options: Mapping | None = None,
+    base_episodes: Sequence[Episode] = (),
     provenance: dict | None = None,
     device: str = "auto",
 ) -> Path:
@@ -308,10 +326,11 @@ def train_condition(
     start: the base's folder; a Recipe that keeps step 0 puts it into the series as `checkpoint-0`. items:
     what is trained on, as `supervised` takes it. seed: of the order, the mask and an adapter's initial
     weights; conditions of one seed read the same batches. style, system: those that the base says it was
-    trained with, else `tags` and none. options: further arguments of `PromptFormat`. A finished training is
-    left as it is, an interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there
-    is no base, and ValueError where the folder holds another training, and for a random mask that lacks more
-    than one in a hundred of the tokens it should mask.
+    trained with, else `tags` and none. options: further arguments of `PromptFormat`. base_episodes: what the
+    base was trained on, which a condition with `replay` draws from. A finished training is left as it is, an
+    interrupted one goes on from its last checkpoint. Raises FileNotFoundError where there is no base, and
+    ValueError where the folder holds another training, for a random mask that lacks more than one in a
+    hundred of the tokens it should mask, and for a replay of nothing.
     """
     start, folder = Path(start), Path(folder)
     recipe = replace(recipe, seed=seed)
@@ -340,6 +359,8 @@ def train_condition(
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     sequences, counts = supervised(fmt, items, supervision, seed)
     _check_control(supervision, counts)
+    if supervision.replay:
+        sequences += replayed(fmt, base_episodes, supervision.replay, len(sequences), seed)
     trained = adapted(model, recipe) if isinstance(recipe, Tuning) else model
     schedule: dict[str, Any] = dict(steps=steps, lr=lr, keep=keep, seed=seed, device=device)
     train(trained, tokenizer, sequences, recipe, folder, provenance=dict(made, masked=counts), **schedule)

@@ -29,7 +29,7 @@ from interp.environments.textworldexpress.environment import (
 from interp.environments.textworldexpress.twc import SIZES, Belief, act, episodes, homes, plan
 from interp.results import tables
 from interp.tasks.episodes import by_split, load_episodes, save_episodes
-from tests.conftest import TINY
+from tests.conftest import ONE_TRAINING, TINY
 from tests.tasks.test_bad_decisions import main
 
 TRAINED = ("base", "train")
@@ -379,7 +379,12 @@ def test_a_series_is_trained_on_the_corpus_and_studied_and_played(engine, corpus
     recipe = replace(TINY, vocabulary=600, context=2048, base_steps=2, cot_steps=2, checkpoints=(0, 2))
     training.run(
         training.Config(
-            work=tmp_path / "work", out=tmp_path / "series", corpus=few, recipe=recipe, device="cpu"
+            work=tmp_path / "work",
+            out=tmp_path / "series",
+            corpus=few,
+            recipe=recipe,
+            device="cpu",
+            **ONE_TRAINING,
         )
     )
     common = (

@@ -27,6 +27,7 @@ CONDITIONS = [
     Supervision(only="action"),
     Supervision(only="cot"),
 ]
+MIXTURES = [Supervision(trace_dropout=0.15), Supervision(replay=0.1), Supervision(only="prompt")]
 
 
 def slow_parts(fmt, ids, agent, answered):
@@ -222,6 +223,39 @@ def test_what_is_masked_does_not_depend_on_what_else_is_trained_on(fmt, order, s
     assert [whole[i] for i in order] == supervised(fmt, [EPISODES[i] for i in order], condition, seed)[0]
 
 
+@pytest.mark.parametrize("style", ["tags", "react", "llama3"])
+def test_a_step_without_its_trace_is_answered_right_at_the_boundary(tokenizer, style):
+    fmt, condition = PromptFormat(tokenizer, style), Supervision(trace_dropout=0.4)
+    sequences, counts = supervised(fmt, EPISODES, condition, seed=3)
+    names = [f"{e.id}#{i}" for e in EPISODES for i in range(len(e.steps))]
+    assert counts["bare"] == sum(lot(name, 3) < 0.4 for name in names) > 0
+    assert counts["unsupervised"] == 0
+    for episode, (ids, keep) in zip(EPISODES, sequences, strict=True):
+        kept = [lot(f"{episode.id}#{i}", 3) >= 0.4 for i in range(len(episode.steps))]
+        assert (ids, keep) == fmt.sequence(episode, kept)
+        parts = next(written(fmt, episode, lambda name: lot(name, 3) < 0.4)).parts
+        said = fmt.text([i for i, part in zip(ids, parts) if part == COT])
+        assert all((step.trace in said) == has for step, has in zip(episode.steps, kept) if step.trace)
+
+
+def test_a_decision_without_its_trace_is_its_prompt_and_its_action(fmt):
+    decision = EPISODES[0].decisions()[1]
+    [(ids, keep)], counts = supervised(fmt, [decision], Supervision(only="prompt"))
+    prompt = fmt.prompt(decision).ids
+    assert ids == [*prompt, *fmt.action_prefix(None), *fmt.action_ids(decision.reference)]
+    assert keep == [False] * len(prompt) + [True] * (len(ids) - len(prompt)) and counts["bare"] == 1
+
+
+@given(less=st.floats(0, 1), more=st.floats(0, 1), seed=st.integers(0, 10**6))
+def test_what_is_dropped_is_nested(less, more, seed):
+    less, more = sorted((less, more))
+    names = [f"e#{i}" for i in range(50)]
+    small, large = (
+        {n for n in names if Supervision(trace_dropout=k).without_trace(n, seed)} for k in (less, more)
+    )
+    assert small <= large
+
+
 @given(seed=st.integers(0, 10**6))
 def test_the_chosen_are_about_the_share(seed):
     drawn = np.array([lot(f"episode/{i}#{i % 7}", seed) for i in range(2000)])
@@ -252,8 +286,9 @@ def test_a_short_trace_is_counted(fmt):
 
 
 def test_conditions_have_names_that_lead_back_to_them():
-    assert len({condition.name for condition in CONDITIONS}) == len(CONDITIONS) and all(
-        Supervision.named(condition.name) == condition for condition in CONDITIONS
+    every = [*CONDITIONS, *MIXTURES]
+    assert len({condition.name for condition in every}) == len(every) and all(
+        Supervision.named(condition.name) == condition for condition in every
     )
     assert (
         Supervision().name == "action_mask_0"

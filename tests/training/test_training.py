@@ -15,6 +15,7 @@ from analyses.shipped import series
 from interp.prompts.format import PromptFormat
 from interp.tasks.episodes import save_episodes
 from interp.training import trainer as training
+from interp.training.supervision import Supervision
 from interp.training.trainer import (
     Recipe,
     Tuning,
@@ -23,9 +24,10 @@ from interp.training.trainer import (
     batches,
     build_model,
     fit_tokenizer,
+    replayed,
     train,
 )
-from tests.conftest import TINY
+from tests.conftest import ONE_TRAINING, TINY, handmade
 
 
 def sequences_of(lengths):
@@ -179,7 +181,9 @@ def test_test_episodes_and_held_out_tasks_are_never_trained_on(corpus_file, epis
     seen, fitted = {}, []
 
     def record(model, tokenizer, sequences, recipe, folder, **options):
-        seen[options["provenance"]["stage"]] = [tokenizer.decode(ids) for ids, _ in sequences]
+        made = options["provenance"]
+        stage = made.get("stage") or made["condition"]
+        seen[stage] = [tokenizer.decode(ids) for ids, _ in sequences]
         model.save_pretrained(folder / f"checkpoint-{options['steps']}")
         return folder
 
@@ -195,6 +199,7 @@ def test_test_episodes_and_held_out_tasks_are_never_trained_on(corpus_file, epis
             corpus=corpus_file,
             recipe=replace(TINY, hidden=16, layers=1),
             device="cpu",
+            **ONE_TRAINING,
         )
     )
     starts = {split: {e.start for e in group} for split, group in episodes.items()}
@@ -203,8 +208,8 @@ def test_test_episodes_and_held_out_tasks_are_never_trained_on(corpus_file, epis
         assert not any(
             s in words for split in ("test_in_domain", "test_out_of_domain") for s in starts[split]
         ), stage
-    assert len(seen["cot"]) == len(episodes["train"]) and not any(
-        s in text["cot"] for s in starts["base_aimless"]
+    assert len(seen["action_mask_0"]) == len(episodes["train"]) and not any(
+        s in text["action_mask_0"] for s in starts["base_aimless"]
     )
     assert not any(s in text["base"] for s in starts["train"])
 
@@ -226,8 +231,16 @@ def test_the_shipped_checkpoints_are_complete_and_say_what_made_them(series_fold
 
 @pytest.mark.parametrize("share", [1, 1.5, -0.1])
 def test_a_replayed_share_that_cannot_be_is_refused(share):
-    with pytest.raises(ValueError, match="at least 0 and below 1"):
-        Recipe(replay=share)
+    with pytest.raises(ValueError, match="replay is"):
+        Supervision(replay=share)
+
+
+def test_a_replay_is_a_share_of_all_sequences_and_refuses_too_few_episodes(fmt):
+    episodes = [handmade(i, "base") for i in range(10)]
+    assert len(replayed(fmt, episodes, 0.1, 36, seed=0)) == 4
+    assert replayed(fmt, episodes, 0.1, 36, seed=0) == replayed(fmt, episodes, 0.1, 36, seed=0)
+    with pytest.raises(ValueError, match="asks for 12 of the base's episodes, and there are 10"):
+        replayed(fmt, episodes, 0.25, 36, seed=0)
 
 
 def test_adapters_are_trained_in_three_rises_and_shipped_as_a_series_over_the_untouched_model(
