@@ -61,7 +61,9 @@ def run(config: Config) -> None:
             f"There is no checkpoint at {config.start}: give a folder with config.json and whole weights."
         )
     tokenizer = AutoTokenizer.from_pretrained(config.start)
-    model = AutoModelForCausalLM.from_pretrained(config.start, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        config.start, dtype=torch.bfloat16 if config.recipe.half else torch.float32
+    )
     told = training_notes(config.start)
     style, system = config.style or told.get("style", "tags"), config.system or told.get("system", "")
     fmt = PromptFormat(tokenizer, style, system, **config.format_options())

@@ -225,7 +225,7 @@ def retrain(config: Config, base: Path, corpus: Path, series: Path) -> None:
     options = dict(lr=tuning.lr, device=config.device)
     folder, done = config.work / "trained", tuning.steps
     train(
-        adapted(AutoModelForCausalLM.from_pretrained(base), tuning),
+        adapted(AutoModelForCausalLM.from_pretrained(base), tuning.rank, tuning.seed),
         tokenizer,
         sequences,
         tuning,

@@ -65,6 +65,10 @@ class Tuning:
     """Steps that are kept; the untouched model is checkpoint 0."""
     again: Annotated[tuple[int, ...], Several(twice=True, none=True)] = (160, 320)
     """Further steps, each lot with a learning rate that rises and falls; a lot ends in a checkpoint."""
+    half: bool = False
+    """Hold the model's own weights in bfloat16 and compute in it; the update stays in float32."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third slower."""
     seed: Seed = 0
     """Seed of initialisation and order."""
 
@@ -91,6 +95,12 @@ class Reinforcement:
     """Share of the steps whose action tokens are left out of the loss."""
     lr: Annotated[float, Limits(0, 10)] = 1e-4
     """Learning rate."""
+    rank: Annotated[int, Limits(0, 10_000)] = 0
+    """Rank of the update of every linear map of the blocks (LoRA); 0 trains all weights."""
+    half: bool = False
+    """Hold the model's own weights in bfloat16 and compute in it; an update by rank stays in float32."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third slower."""
     beta: float = 0.0
     """Weight of the KL divergence from the start."""
     checkpoints: Steps = (10, 30, 60)

@@ -30,7 +30,7 @@ from interp.rollouts.play import Player
 from interp.rollouts.workers import Engines
 from interp.training.recipes import Reinforcement
 from interp.training.supervision import lot
-from interp.training.trainer import SaveAt, finish
+from interp.training.trainer import SaveAt, adapted, finish, memory_options
 
 INSTALL = "pip install 'interp-agents[rl]'"
 #: (prompts, memory, turn) -> the agent's turn after each prompt.
@@ -106,12 +106,9 @@ class Rollouts:
             starts = [[*prompt.ids, *opening] for prompt in prompts]
             drawn, _ = trainer._generate_single_turn(starts, None, {}, 1)
             return [parse_completion(self.fmt, ids, "cot", self.environment.parse) for ids in drawn]
-        if self._copy is None:
-            copied = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model))
-            vars(copied).pop("forward", None)  # the trainer's wrapper of it runs the trainer's own modules
-            self._copy = HookedModel(copied, self.fmt.tokenizer)
-        if not memory:  # a new lot of games: the weights have moved
-            self._copy.hf.load_state_dict(trainer.accelerator.unwrap_model(trainer.model).state_dict())
+        if self._copy is None or not memory:  # a new lot of games: the weights have moved
+            self._copy = None  # which frees the last one
+            self._copy = HookedModel(_plain(trainer), self.fmt.tokenizer)
         return decode_modes(
             self._copy,
             prompts,
@@ -183,6 +180,15 @@ class Rollouts:
         return not self.context or tokens <= self.context
 
 
+def _plain(trainer: Any) -> PreTrainedModel:
+    """A copy of the trainer's model as it is now, low-rank updates merged into it."""
+    copied = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model))
+    plain = copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied
+    for module in plain.modules():
+        vars(module).pop("forward", None)  # the trainer's wrapper of it runs the trainer's own modules
+    return plain
+
+
 def earned(completions: object, earned: Sequence[float], **_: object) -> list[float | None]:
     """What each game earned: its score minus the penalty of one that an unparsed action ended."""
     return list(earned)
@@ -202,9 +208,9 @@ def reinforce(
 ) -> Path:
     """Train on in-domain games; keeps `checkpoint-N` for the recipe's checkpoints, resumes from the last.
 
-    model: a causal language model with all its weights trainable, at the supervised checkpoint that it goes
-    on from. fmt: how prompts are written (None: the style `tags`). Raises ImportError without TRL, and
-    ValueError for an environment that cannot be played and for a format whose games are no one sequence.
+    model: a causal language model at the supervised checkpoint that it goes on from. fmt: how prompts are
+    written (None: the style `tags`). Raises ImportError without TRL, and ValueError for an environment that
+    cannot be played and for a format whose games are no one sequence.
     """
     try:
         from datasets import Dataset
@@ -228,7 +234,7 @@ def reinforce(
     with closing(Engines(environment.live, workers)) as engines:
         rollouts = Rollouts(environment, games, fmt, recipe, engines, context)
         trainer = GRPOTrainer(
-            model=model,
+            model=adapted(model, recipe.rank, recipe.seed) if recipe.rank else model,
             reward_funcs=earned,
             args=GRPOConfig(**arguments),
             train_dataset=Dataset.from_dict(dict(prompt=[str(g) for g in games])),
@@ -260,8 +266,7 @@ def _arguments(recipe: Reinforcement, folder: Path, context: int, stop: str, dev
         seed=recipe.seed,
         data_seed=recipe.seed,
         use_cpu=device == "cpu",
-        bf16=False,
-        gradient_checkpointing=False,
+        **memory_options(recipe.half, recipe.recompute),
         save_strategy="no",
         logging_steps=1,
         report_to=[],

@@ -48,16 +48,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def adapted(model: PreTrainedModel, tuning: Tuning) -> torch.nn.Module:
+def adapted(model: PreTrainedModel, rank: int, seed: int) -> torch.nn.Module:
     """The model with trainable low-rank updates of its blocks' linear maps, its own weights frozen."""
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(tuning.seed)
+    torch.manual_seed(seed)
     return get_peft_model(
         model,
-        LoraConfig(
-            r=tuning.rank, lora_alpha=2 * tuning.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
 
 
@@ -235,7 +233,7 @@ def train(
     plan = batches(sequences, recipe, steps * recipe.accumulate, seed) if plan is None else plan
     trainer = Trainer(
         model=model,
-        args=_arguments(folder, steps, recipe.accumulate, lr, seed, device),
+        args=_arguments(folder, steps, recipe, lr, seed, device),
         train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
         data_collator=lambda rows: rows[0],
         processing_class=tokenizer,
@@ -251,14 +249,24 @@ def train(
     return folder
 
 
+def memory_options(half: bool, recompute: bool) -> dict[str, Any]:
+    """Arguments of a trainer that say what is computed in bfloat16, and whether activations are kept."""
+    return dict(
+        bf16=half,
+        gradient_checkpointing=recompute,
+        gradient_checkpointing_kwargs=dict(use_reentrant=False) if recompute else None,
+    )
+
+
 def _arguments(
-    folder: Path, steps: int, accumulate: int, lr: float, seed: int, device: str
+    folder: Path, steps: int, recipe: Recipe | Tuning, lr: float, seed: int, device: str
 ) -> TrainingArguments:
+    tuned = isinstance(recipe, Tuning)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=accumulate,
+        gradient_accumulation_steps=recipe.accumulate,
         learning_rate=lr,
         weight_decay=0.05,
         lr_scheduler_type="cosine",
@@ -275,6 +283,7 @@ def _arguments(
         disable_tqdm=False,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,  # which would drop the labels of the kept logits
+        **memory_options(tuned and recipe.half, tuned and recipe.recompute),
     )
 
 
@@ -356,12 +365,14 @@ def train_condition(
     _claim(folder, made)
     if all((folder / f"checkpoint-{step}" / "training.json").exists() for step in keep):
         return folder
-    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    tuned = isinstance(recipe, Tuning)
+    dtype = torch.bfloat16 if tuned and recipe.half else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=dtype)
     sequences, counts = supervised(fmt, items, supervision, seed)
     _check_control(supervision, counts)
     if supervision.replay:
         sequences += replayed(fmt, base_episodes, supervision.replay, len(sequences), seed)
-    trained = adapted(model, recipe) if isinstance(recipe, Tuning) else model
+    trained = adapted(model, recipe.rank, seed) if isinstance(recipe, Tuning) else model
     schedule: dict[str, Any] = dict(steps=steps, lr=lr, keep=keep, seed=seed, device=device)
     train(trained, tokenizer, sequences, recipe, folder, provenance=dict(made, masked=counts), **schedule)
     if isinstance(recipe, Recipe) and 0 in recipe.checkpoints:

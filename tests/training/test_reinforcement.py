@@ -260,6 +260,30 @@ def test_a_run_moves_the_weights_writes_a_series_and_resumes(start, tmp_path):
     assert CheckpointSeries.discover(again).steps == [1, 2, 3]
 
 
+def test_low_rank_updates_are_sampled_from_as_they_are_and_saved_as_adapters(start, tmp_path, monkeypatch):
+    pytest.importorskip("trl")
+    model, tokenizer = start
+    sampled, plain = [], reinforcement._plain
+
+    def spied(trainer):
+        copied = plain(trainer)
+        ids = torch.arange(6)[None]
+        tuned = trainer.accelerator.unwrap_model(trainer.model)
+        with torch.no_grad():
+            sampled.append((copied(ids).logits, tuned(ids).logits))
+        return copied
+
+    monkeypatch.setattr(reinforcement, "_plain", spied)
+    recipe = Reinforcement(
+        steps=2, games=1, step_limit=1, trace_tokens=8, checkpoints=(2,), games_held=4, lr=1e-2, rank=2
+    )
+    model.name_or_path = model.config._name_or_path
+    folder = reinforce(model, tokenizer, tmp_path / "rl", PARITY, recipe, workers=1, device="cpu")
+    assert len(sampled) == 2 and all(torch.allclose(a, b, atol=1e-4) for a, b in sampled)
+    assert (folder / "checkpoint-2" / "adapter_model.safetensors").exists()
+    assert CheckpointSeries.discover(folder).steps == [0, 2]
+
+
 def test_the_command_takes_every_option_of_a_template(series_folder, tmp_path, monkeypatch, capsys):
     taken = []
     monkeypatch.setattr(

@@ -26,6 +26,7 @@ from interp.training.trainer import (
     fit_tokenizer,
     replayed,
     train,
+    train_condition,
 )
 from tests.conftest import ONE_TRAINING, TINY, handmade
 
@@ -241,6 +242,21 @@ def test_a_replay_is_a_share_of_all_sequences_and_refuses_too_few_episodes(fmt):
     assert replayed(fmt, episodes, 0.1, 36, seed=0) == replayed(fmt, episodes, 0.1, 36, seed=0)
     with pytest.raises(ValueError, match="asks for 12 of the base's episodes, and there are 10"):
         replayed(fmt, episodes, 0.25, 36, seed=0)
+
+
+def test_a_low_rank_training_in_half_precision_keeps_its_update_in_float32(tokenizer, episodes, tmp_path):
+    from tests.conftest import tiny_hf
+
+    base = tmp_path / "base"
+    tiny_hf("Llama", tokenizer).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    tuning = Tuning(rank=2, steps=2, batch_tokens=1600, checkpoints=(2,), half=True, recompute=True)
+    folder = train_condition(
+        base, episodes["train"][:8], Supervision(), tuning, tmp_path / "half", seed=0, device="cpu"
+    )
+    update = load_file(folder / "checkpoint-2" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in update.values()} == {torch.float32}
+    assert any(tensor.abs().max() > 0 for name, tensor in update.items() if "lora_B" in name)
 
 
 def test_adapters_are_trained_in_three_rises_and_shipped_as_a_series_over_the_untouched_model(
