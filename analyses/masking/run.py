@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from interp.checkpoints.headers import hash_files
 from interp.results.tables import write_table
+from interp.tasks.episodes import Episode
 from interp.training.supervision import Supervision
 
 from ..provenance import made_by
@@ -46,7 +47,9 @@ def train(config: Config) -> None:
     from interp.training.trainer import train_condition
 
     named = config._named or config.env
-    episodes = named.recorded(config.file).get("train")
+    recorded = named.recorded(config.file)
+    episodes = recorded.get("train")
+    base = [*recorded.get("base", ()), *recorded.get("base_aimless", ())]
     if not episodes:
         where = config.file or f"The environment {named.name!r}"
         raise ValueError(f"{where} has no episodes of the split 'train' to train on.")
@@ -64,6 +67,7 @@ def train(config: Config) -> None:
             style=config.style,
             system=config.system,
             options=config.format_options(),
+            base_episodes=[each for each in base if isinstance(each, Episode)],
             provenance=made,
             device=config.device,
         )

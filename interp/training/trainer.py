@@ -234,7 +234,8 @@ def train(
     trainer = Trainer(
         model=model,
         args=_arguments(folder, steps, recipe, lr, seed, device),
-        train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id),
+        # any token does as padding, since no earlier one sees it and none is a target
+        train_dataset=_Batches(sequences, plan, tokenizer.pad_token_id or 0),
         data_collator=lambda rows: rows[0],
         processing_class=tokenizer,
         callbacks=[SaveAt(keep)],
