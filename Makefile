@@ -50,7 +50,7 @@ endef
 
 # The tables of conditions that a run compared, and the page of their figures.
 define draw_conditions
-mkdir -p $(2)/tables && cp $(1)/tables/masking.* $(1)/tables/masking_selection.* $(2)/tables/
+mkdir -p $(2)/tables && cp $(1)/tables/masking.* $(1)/tables/masking_selection.* $(1)/tables/masking_manipulation.* $(2)/tables/
 $(BIN)/python -m analyses figures --tables $(2)/tables --out $(2) --formats svg
 endef
 

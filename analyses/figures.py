@@ -48,7 +48,7 @@ def draw(tables: Path, out: Path, formats: Sequence[Format] = FORMATS) -> list[P
     from interp.plots import export
     from interp.plots.registry import figures
     from interp.report import page
-    from interp.report.study import read
+    from interp.report.study import TOLD, read
 
     tables, out = Path(tables), Path(out)
     every = figures()
@@ -77,7 +77,7 @@ def draw(tables: Path, out: Path, formats: Sequence[Format] = FORMATS) -> list[P
     framed = "svg" not in static or not rendered
     interactive = export.save_html(drawn, out) if framed or "html" in formats else []
     made_in = [*(["html"] if interactive else []), *(static if rendered else [])]
-    made = read(tables, out, sorted({figure.table for figure in every}))
+    made = read(tables, out, sorted({*TOLD, *(figure.table for figure in every)}))
     notes = mixed({name: frame.attrs for name, frame in made.tables.items()})
     for note in notes:
         print(note, file=sys.stderr)

@@ -73,6 +73,9 @@ class Config(Study):
     """Of these, pairs that are patched."""
     conflicts: Count = 100
     """Decisions of each split that another state's trace is put in at."""
+    checked: Annotated[int, Limits(0, 100_000)] = 12
+    """Training episodes on which the loss and the gradient of each part of a turn are read, at every
+    checkpoint (0: none)."""
     games: int = 0
     """In-domain games that each training plays (0: none); half as many out of domain."""
     step_limit: StepLimit = 30

@@ -18,12 +18,14 @@ from tqdm import tqdm
 
 from interp.results.tables import write_table
 from interp.rollouts.workers import engines
+from interp.tasks.episodes import Decision, Episode
 from interp.training.supervision import Supervision
 
 from ..probes import labelled, texts
 from ..provenance import made_by
 from ..rows import attempted
 from ..study import Study
+from . import manipulation
 from .config import FOLDS, Config
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ def measure(config: Config) -> None:
 
     Writes three tables with a row for each item.
     """
-    rows, weights, skipped, started = dict(decisions=[], games=[], instruments=[]), {}, {}, time.time()
+    rows: dict[str, list] = dict(decisions=[], games=[], instruments=[], manipulation=[])
+    weights, skipped, started = {}, {}, time.time()
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Study)} | dict(
         base=config.start if config.lora else config.base
     )
@@ -84,6 +87,7 @@ def measure(config: Config) -> None:
         )
     read: dict[str, str] = {}  # what the first training read
     along = set.intersection(*(set(study.steps) for study in studies.values()))
+    checked = _trained_on(config)
     for condition, seed in tqdm(list(studies), desc="measure"):
         study = studies.pop((condition, seed))  # and its model with it
         chosen = config.checkpoints or study.steps[-1:]
@@ -93,12 +97,14 @@ def measure(config: Config) -> None:
                     f"{condition} of seed {seed} reads other prompts than the first training ({split}), so "
                     "the two are not compared: give all conditions one tokenizer, style and system prompt."
                 )
-        for step in sorted({*chosen, *(along if "reliance" in config.instruments else ())}):
+        for step in sorted({*chosen, *(along if "reliance" in config.instruments or checked else ())}):
             key = dict(condition=condition, seed=seed, step=step)
             weights[f"{condition} {seed} {step}"] = study.checkpoint_series.weights_hash(step)
             for split in study.parts if step in chosen else ():
                 rows["decisions"] += [dict(key, split=split, **row) for row in answers(study, step, split)]
                 rows["games"] += [dict(key, split=split, **row) for row in games(config, study, step, split)]
+            if checked:
+                rows["manipulation"] += [dict(key, **row) for row in manipulation.read(study, step, checked)]
             for name in [
                 n for n in INSTRUMENTS if n in config.instruments and (step in chosen or n == "reliance")
             ]:
@@ -111,6 +117,14 @@ def measure(config: Config) -> None:
     for name, each in rows.items():
         if each:
             write_table(config.run / "tables", f"masking_{name}", pd.DataFrame(each), made)
+
+
+def _trained_on(config: Config) -> list[Episode | Decision]:
+    """The training episodes that the manipulation is checked on; none without a training split."""
+    named = config._named or config.env
+    episodes = named.recorded(config.file).get("train", []) if config.checked else []
+    drawn = np.random.default_rng(config.seed).permutation(len(episodes))[: config.checked]
+    return [episodes[i] for i in drawn]
 
 
 def answers(study: Study, step: int, split: str) -> list[dict]:

@@ -13,7 +13,7 @@ from interp.report.study import Read, Table
 from interp.results.claims import masked as by_claim
 from interp.results.condition_rows import PAPER, at_last, claimed, named, number, one
 from interp.results.estimates import estimate
-from interp.results.queries import splits_of
+from interp.results.queries import pick, splits_of
 from interp.results.wording import WHERE
 from interp.system.limits import SMALLEST
 
@@ -46,6 +46,8 @@ class Masked:
     trained_once: bool
     rarest: list[tuple[str, str, str]]
     """Condition whose prompt action parses most rarely, how often, and split, where that is too rare."""
+    check: tuple[int, str, str] | None
+    """Last step, and without a mask the action's loss in nats a token and its share of the gradient."""
     table: Table | None
     power: bool
     """Whether its power was simulated."""
@@ -74,10 +76,24 @@ def masked(study: Read) -> Masked | None:
         claim(study),
         once,
         _rarest(frame) if frame is not None else [],
+        _check(study.tables.get("masking_manipulation")),
         _side_by_side(study),
         study.any("masking_power"),
     )
     return found if found.claim or found.table or found.power else None
+
+
+def _check(frame: pd.DataFrame | None) -> tuple[int, str, str] | None:
+    """What the action's tokens weigh at the end of the first training without a mask; None where unread."""
+    if frame is None:
+        return None
+    rows = pick(frame, condition="action_mask_0", part="action")
+    if not len(rows):
+        return None
+    last = rows[(rows["seed"] == rows["seed"].min()) & (rows["step"] == rows["step"].max())]
+    by_metric = {row["metric"]: row for _, row in last.iterrows()}
+    nll, share = by_metric["nll"], by_metric["gradient_share"]
+    return int(nll["step"]), estimate(nll), estimate(share)
 
 
 def _rarest(frame: pd.DataFrame) -> list[tuple[str, str, str]]:

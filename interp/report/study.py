@@ -22,6 +22,8 @@ from interp.results.wording import WHERE, listed
 
 #: Studies that may stand beside a study's folder, by the name of their own folder.
 BESIDE = ("smollm2", "environments", "masking_smollm2", "reinforcement")
+#: Tables that a section tells of and no figure draws.
+TOLD = ("masking_manipulation",)
 #: What comes of a table whose columns, names or kinds of values are others than are read.
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, NotImplementedError)
 

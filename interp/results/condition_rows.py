@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from interp.results.names import BLACK, GREEN, GREY, ORANGE, SPLITS
+from interp.results.names import BLACK, BLUE, GREEN, GREY, ORANGE, SPLITS
 from interp.results.queries import need, pick, splits_of
 
 #: Kind of condition, and the contrast to a random mask: name in legends, colour, dash, marker, as in
@@ -23,6 +23,7 @@ LOOKS = {
     "action_mask": ("actions masked", GREEN, "solid", "circle"),
     "random_mask": ("random mask", ORANGE, "dash", "circle-open"),
     "only": ("one part only", GREY, "dot", "diamond-open"),
+    "mixture": ("other examples", BLUE, "dash", "cross"),
     "control": ("difference to the random mask of its share", ORANGE, "dash", "triangle-up-open"),
 }
 #: The side that the study's claim or mechanism predicts for the masked condition's difference: 1 more, -1
@@ -32,7 +33,9 @@ PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
     for split in SPLITS
     for metric, side in (("acc_prompt", -1), ("gap", 1), ("prompt_reliance", -1), ("follow", 1))
 }
-_ONLY = {"action": "action only", "cot": "CoT only"}
+_ONLY = {"action": "action only", "cot": "CoT only", "prompt": "prompt only"}
+#: Conditions that differ in their examples and mask nothing: their names, before the share.
+_MIXTURES = {"trace_dropout": "traces dropped", "replay": "base replayed"}
 
 
 class Condition(NamedTuple):
@@ -42,13 +45,15 @@ class Condition(NamedTuple):
     kind: str
     """One of LOOKS."""
     share: float
-    """Share of the examples in which something is unsupervised."""
+    """Share of the examples in which something is unsupervised, left out or replayed."""
 
     @property
     def title(self) -> str:
         """Its name in sentences and tables."""
         if self.kind == "only":
             return _ONLY[self.name.removesuffix("_only")]
+        if self.kind == "mixture":
+            return f"{_MIXTURES[self.name.rpartition('_')[0]]}: {number(self.share)}"
         return (
             f"random mask of {number(self.share)}"
             if self.kind == "random_mask"
@@ -60,7 +65,7 @@ class Condition(NamedTuple):
         """Its name on an axis, on two lines where one is too long."""
         return (
             self.title.replace("mask of ", "").replace(" ", "<br>")
-            if self.kind in ("only", "random_mask")
+            if self.kind in ("only", "random_mask", "mixture")
             else self.title
         )
 
@@ -75,10 +80,13 @@ def named(name: str) -> Condition:
     kind, _, share = name.rpartition("_")
     if share == "only" and kind in _ONLY:
         return Condition(name, "only", 1.0)
+    if kind in _MIXTURES:
+        return Condition(name, "mixture", float(share))
     if kind not in ("action_mask", "random_mask"):
         raise ValueError(
-            f"{name!r} is no condition of training: conditions are action_mask_K, random_mask_K, action_only "
-            "and cot_only."
+            f"{name!r} is no condition of training: conditions are action_mask_K, random_mask_K, "
+            f"{', '.join(f'{each}_K' for each in _MIXTURES)} and "
+            f"{', '.join(f'{each}_only' for each in _ONLY)}."
         )
     return Condition(name, kind if float(share) else "zero", float(share))
 

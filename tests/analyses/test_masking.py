@@ -232,6 +232,16 @@ def test_outcomes_and_comparisons_are_in_their_tables(study):
     assert (study / "tables" / "masking.csv").read_bytes() == before
 
 
+def test_what_a_mask_removes_is_read_at_every_checkpoint(study):
+    frame, _ = read_table(study / "tables", "masking_manipulation")
+    assert set(frame["step"]) == {0, 3, 6} and set(frame["condition"]) == set(CONDITIONS)
+    shares = frame[frame["metric"] == "gradient_share"].groupby(["condition", "seed", "step"])["value"]
+    assert np.allclose(shares.sum(), 1, atol=1e-3) and set(shares.size()) == {3}
+    at_base = frame[(frame["step"] == 0) & (frame["part"] == "action") & (frame["metric"] == "nll")]
+    assert at_base["value"].nunique() == 1  # every training starts from one base
+    assert (at_base["n_groups"] == 12).all() or (at_base["n_groups"] > 1).all()
+
+
 def test_instruments_say_the_same_as_their_own_analyses(study, base, corpus_file, tmp_path):
     """Of one training: the rows that conditions are compared on, against the tables that its series gives by
     itself."""

@@ -448,6 +448,18 @@ def test_a_study_without_masking_trainings_says_so_only_beside_their_power():
     assert "No trainings" not in words(study(masking_power=power, masking=masking_table()), "masking")
 
 
+def test_what_a_mask_removes_is_said_beside_the_claim():
+    rows = [
+        dict(condition="action_mask_0", seed=0, step=step, part="action", metric=metric, n=12, n_groups=12)
+        | dict(value=value, low=value / 2, high=value * 2)
+        for step, values in {0: (0.5, 0.3), 600: (0.02, 0.04)}.items()
+        for metric, value in zip(("nll", "gradient_share"), values, strict=True)
+    ]
+    said = words(study(masking=masking_table(), masking_manipulation=pd.DataFrame(rows)), "masking")
+    assert "at step 600, the action's tokens have a loss of 0.02 [0.01, 0.04] nats" in said
+    assert "0.04 [0.02, 0.08] of the gradient" in said
+
+
 def test_conditions_that_were_trained_once_are_said_to_be_an_illustration():
     assert "trained once" not in words(study(masking=masking_table()), "masking")
     assert "trained once" in words(study(masking=masking_table().assign(seeds=1)), "masking")
