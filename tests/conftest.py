@@ -13,10 +13,15 @@ for name, value in dict(
 ).items():
     os.environ.setdefault(name, value)
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
 from transformers import AutoModelForCausalLM
+
+import tests.shapes  # noqa: F401  (before anything of interp, whose arrays it checks)
+
+jaxtyping.install_import_hook("interp", "tests.shapes.checked")
 
 from interp.checkpoints.series import CheckpointSeries
 from interp.models.hooked import HookedModel
