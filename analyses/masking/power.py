@@ -5,6 +5,9 @@ order of the data does to all conditions (`order_sd`), what each training is wor
 what a condition does to a game (`condition_sd`), and the condition's effect, which grows up to k = 0.3 and
 stays. Worlds: `null`, no condition does anything; `action`, the action mask helps; `any_mask`, the random
 mask helps as much. An effect is given as the difference in success that it makes.
+
+The primary outcome is read on recorded decisions, several of a game, each right with the game's probability:
+`--decisions 2 --games 200 --rate 0.55 --effects 0.02 0.05 --table masking_power_offline`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -55,6 +58,8 @@ class Config:
     """Trainings of a condition."""
     games: Annotated[tuple[int, ...], Limits(1, 100_000)] = (60, 100)
     """Games of a split."""
+    decisions: Count = 1
+    """Decisions of each game (1: the game is won or lost)."""
     effects: Annotated[tuple[float, ...], Limits(-0.99, 0.99)] = (0.1, 0.2)
     """Differences in success that are planted."""
     training_sd: Annotated[tuple[float, ...], Limits(0, 10)] = (0.1, 0.3)
@@ -71,6 +76,8 @@ class Config:
     """Bootstrap resamples."""
     seed: Seed = 0
     """Seed of everything drawn."""
+    table: Literal["masking_power", "masking_power_offline"] = "masking_power"
+    """The table's name: of whole games, or of recorded decisions."""
 
     def check(self) -> None:
         """Raises ValueError for what `limits.check` refuses, and for an effect that leads to no rate."""
@@ -92,7 +99,10 @@ def log_odds(rate: float, sd: float) -> float:
 def outcomes(
     config: Config, world: str, effect: float, seeds: int, games: int, training_sd: float
 ) -> np.ndarray:
-    """Wins, 0 or 1, [study, condition, seed, game]; of equal sizes all worlds use the same random numbers."""
+    """Shares of right decisions, or wins, 0 or 1, [study, condition, seed, game].
+
+    Of equal sizes all worlds use the same random numbers.
+    """
     rng = np.random.default_rng([config.seed, seeds, games, round(1000 * training_sd)])
     sd = np.sqrt(config.game_sd**2 + config.condition_sd**2 + config.order_sd**2 + training_sd**2)
     planted = log_odds(config.rate + effect, sd) - log_odds(config.rate, sd)
@@ -110,7 +120,10 @@ def outcomes(
     odds = log_odds(config.rate, sd) + planted * np.array(helped).reshape(1, -1, 1, 1)
     for scale, shape in parts:
         odds = odds + rng.normal(0, scale, shape)
-    return (rng.random(n) < expit(odds)).astype(float)
+    right = expit(odds)
+    if config.decisions == 1:
+        return (rng.random(n) < right).astype(float)
+    return rng.binomial(config.decisions, right) / config.decisions
 
 
 def intervals(values: np.ndarray, weights: dict[str, float], config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -176,10 +189,10 @@ def power(config: Config) -> pd.DataFrame:
 
 
 def run(config: Config) -> None:
-    """Simulate and write the table `masking_power`."""
+    """Simulate and write the table."""
     started, frame = time.time(), power(config)
     made = dict(made_by("masking_power", config, started), seed=config.seed, device="cpu")
-    write_table(config.run / "tables", "masking_power", frame, made)
+    write_table(config.run / "tables", config.table, frame, made)
     kinds = ["world", "effect", "seeds", "games", "training_sd"]
     print(frame.pivot_table(index=kinds, columns=["contrast", "what"], values="value").round(3).to_string())
 

@@ -299,6 +299,17 @@ def test_planted_effects_are_as_large_as_they_say():
     )
 
 
+def test_decisions_of_a_game_share_its_probability():
+    """So a share of two decisions has the rate of one, and less spread over games than two games have."""
+    one, two = (
+        masking_power.outcomes(masking_power.Config(studies=200, decisions=n), "null", 0.1, 3, 60, 0.1)
+        for n in (1, 2)
+    )
+    assert set(np.unique(one)) == {0, 1} and set(np.unique(two)) == {0, 0.5, 1}
+    assert two.mean() == pytest.approx(one.mean(), abs=0.01)
+    assert one.var() / 2 < two.var() < one.var()
+
+
 def items_of(values, denominators=None):
     """Rows of condition, seed, game, item, value and denominator from values [condition, seed, item], two
     items a game."""
