@@ -13,7 +13,7 @@
 # make masking   train the conditions of the masking study (27 trainings of the small agent), measure and compare them, into figures/
 # make masking_smollm2   two of its conditions on SmolLM2-135M-Instruct (LoRA), into figures/masking_smollm2/
 # make reinforcement   go on from two of its trainings by reinforcement learning in live games, into figures/reinforcement/
-# make series    retrain the shipped checkpoint series    (make record: replay the corpus)
+# make series    train the base and every condition and seed of the series    (make record: replay the corpus)
 #
 # Tests also install the function-calling leaderboard, without its 150 dependencies, of which one is needed; where that fails its tests skip.
 # Where Java is on PATH, the two Java environments (ScienceWorld, TextWorldExpress) are installed as well; elsewhere their tests skip.
