@@ -92,11 +92,11 @@ def test_an_instrument_and_its_figure_are_two_files(two_files, no_browser, tmp_p
 
 
 def test_what_all_runs_is_what_the_registry_says():
-    assert registry.chains() == [
-        ["behaviour", "probes", "transfer", "mdl", "conflict"],
-        ["online", "patching", "reliance", "early", "shares"],
-    ]
-    assert registry.closing() == ["claims", "decisions"]
+    first = ["behaviour", "probes", "transfer", "mdl", "conflict"]
+    second = ["online", "patching", "reliance", "early", "shares"]
+    assert registry.chains() == [first, [*second, "elicited"]]
+    assert registry.chains(quick=True) == [first, second]
+    assert registry.closing() == ["claims", "decisions", "direct"]
     with pytest.raises(ValueError, match="There is no analysis 'behavior': there are behaviour, probes"):
         registry.find("behavior")
 
