@@ -208,7 +208,8 @@ def games(config: Config, thresholds: dict[str, float]) -> Iterator[dict]:
                 for name, mode in (("at_once", "prompt"), ("thinking", "cot"))
             }
             margin = played_games(config, step, split, "cot", pool, config.games, Routing(threshold))
-            rate = sum(g["at_once"] for g in margin) / max(1, sum(g["steps"] for g in margin))
+            decided_at = sum(game["steps"] + game["unparsed"] for game in margin)
+            rate = sum(game["at_once"] for game in margin) / max(1, decided_at)
             random = played_games(
                 config, step, split, "cot", pool, config.games, Routing(share=rate, seed=config.seed)
             )

@@ -256,7 +256,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
                 admissible=["look"],
             )
         ),
-        "interp.training.elicitation": lambda: dict(prompts=trained_prompts[:12], others=trained_prompts[:2]),
+        "interp.training.elicitation": lambda: dict(prompts=trained_prompts[4:8], others=trained_prompts[:2]),
         "interp.training.supervision": lambda: dict(episodes=episodes["train"][:2]),
         "analyses.partial": lambda: dict(
             folder="runs/new/tables", frame=pd.DataFrame(dict(step=[0])), provenance={}

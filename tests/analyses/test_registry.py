@@ -86,7 +86,8 @@ def test_an_instrument_and_its_figure_are_two_files(two_files, no_browser, tmp_p
     page = (tmp_path / "index.html").read_text()
     assert "An agent has letters." in page and (tmp_path / "tiny_letters.html").exists()
     with pytest.raises(
-        ValueError, match="'letters' is no part of `all`, which runs behaviour, .*shares, tiny_letters"
+        ValueError,
+        match="'letters' is no part of `all`, which runs behaviour, .*shares, elicited, tiny_letters",
     ):
         registry.check_in_all("letters")
 

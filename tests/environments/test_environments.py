@@ -77,7 +77,9 @@ def test_the_documented_task_is_short_and_goes_from_its_file_to_tables(own, seri
     assert main("direct", *common, *routed) == 0
     frame, _ = tables.read_table(tmp_path / "run" / "tables", "direct")
     assert {"margin", "random", "oracle"} <= set(frame[frame["where"] == "decisions"].router)
-    print(frame[frame["where"] == "games"].to_string())
+    played = frame[frame["where"] == "games"]
+    assert set(played.router) == {"at_once", "thinking", "margin", "random"}
+    assert played[(played.split == "in_domain") & (played.metric == "success")].n.eq(4).all()
 
 
 def test_the_documented_game_is_won_by_its_own_expert(own):
