@@ -87,9 +87,9 @@ class Elicitation:
     """Learning rate."""
     batch: Count = 16
     """Decisions in an optimiser step."""
-    rounds: Count = 10
+    rounds: Count = 5
     """Most passes through the decisions."""
-    patience: Count = 2
+    patience: Count = 1
     """Passes without a gain on the held-out decisions after which it stops."""
     batch_tokens: Count = 8192
     """Tokens of one pass, padding included."""
