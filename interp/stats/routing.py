@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Shaped
 
 from interp.stats.intervals import Groups, cluster_codes
 
@@ -23,13 +23,13 @@ from interp.stats.intervals import Groups, cluster_codes
 class Ways(NamedTuple):
     """What both ways of acting do at the same decisions: column 0 at once, column 1 after thinking."""
 
-    right: Num[np.ndarray, "decision 2"]
+    right: Shaped[np.ndarray, "decision 2"]
     """Whether the action is right."""
-    tokens: Num[np.ndarray, "decision 2"]
+    tokens: Shaped[np.ndarray, "decision 2"]
     """Tokens that are generated."""
 
     def routed(
-        self, at_once: Num[np.ndarray, " decision"]
+        self, at_once: Shaped[np.ndarray, " decision"]
     ) -> tuple[Float[np.ndarray, " decision"], Float[np.ndarray, " decision"]]:
         """Score and tokens of each decision; an `at_once` between 0 and 1 is the chance of it."""
         share = np.stack([at_once, 1.0 - at_once], axis=1)
