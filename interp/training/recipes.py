@@ -83,7 +83,7 @@ class Elicitation:
     """Share of them, of other episodes, that says when to stop."""
     rank: Count = 8
     """Rank of the update of every linear map of the blocks; its scale is twice the rank over the rank."""
-    lr: Annotated[float, Limits(0, 10)] = 3e-3
+    lr: Annotated[float, Limits(0, 10)] = 1e-3
     """Learning rate."""
     batch: Count = 16
     """Decisions in an optimiser step."""

@@ -15,7 +15,7 @@ from interp.training.elicitation import elicit, parted
 from interp.training.organisms import THINGS, decisions, grow
 from interp.training.recipes import Elicitation
 
-RECIPE = Elicitation(rounds=2)
+RECIPE = Elicitation(rounds=2, lr=3e-3)
 
 
 @functools.cache
