@@ -126,7 +126,9 @@ def _example(prompt: Prompt) -> _Example:
     return _Example([*prompt.ids, *fmt.mode_prefix("prompt")], fmt.action_ids(prompt.decision.reference))
 
 
-def _adapted(model: HookedModel, recipe: Elicitation, seed: int) -> tuple[HookedModel, list[Tensor]]:
+def _adapted(
+    model: HookedModel, recipe: Elicitation, seed: int
+) -> tuple[HookedModel, list[torch.nn.Parameter]]:
     """A copy with low-rank updates of its blocks' linear maps, and the updates, which alone are trained."""
     from peft import LoraConfig, get_peft_model
 
