@@ -77,7 +77,7 @@ def run(config: Config) -> int:
     if (reason := config.env.unplayable()) and "online" not in left_out:
         print(f"left out: online: {reason[0].upper()}{reason[1:]}. {PLAYABLE}", file=sys.stderr)
         left_out.add("online")
-    parts = [[name for name in chain if name not in left_out] for chain in chains()]
+    parts = [[name for name in chain if name not in left_out] for chain in chains(config.size == "quick")]
     if config.alone(len(parts)):
         parts = [[name for part in parts for name in part]]
     last = [name for name in closing() if name not in left_out]

@@ -154,6 +154,19 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
     ]
 
 
+def chosen(study: Config, step: int, split: str) -> list[dict]:
+    """What `forced` gives for as many decisions of a split as are read, once for all analyses."""
+    n = study.number(study.choices, QUICK, len(study.prompts(split)))
+    inputs = dict(
+        study.inputs(step, split),
+        n=n,
+        limits=study.limits,
+        judge=study.env.judge,
+        closed_actions=study.env.closed_actions,
+    )
+    return study.stage(f"choices/{step}-{split}", inputs, lambda: forced(study, step, split, n))
+
+
 def _choice_row(
     study: Config, decision: Decision, candidates: Sequence[str], logp: dict[str, Tensor]
 ) -> dict:
@@ -183,20 +196,11 @@ def run(config: Config) -> None:
     started, rows, env = time.time(), [], config.env
     for step, split in config.cells("behaviour"):
         decisions = [p.decision for p in config.prompts(split)]
-        n = config.number(config.choices, QUICK, len(decisions))
         completions: dict[str, Sequence[Completion]] = {m: config.decoded(step, split, m) for m in MODES}
         if bare := without_history_traces(config, step, split):
             completions[NO_TRACES] = bare
         measured = measure(completions, decisions, env.is_correct, config.seed, env.closed_actions)
-        inputs = dict(
-            config.inputs(step, split),
-            n=n,
-            limits=config.limits,
-            judge=env.judge,
-            closed_actions=env.closed_actions,
-        )
-        choices = config.stage(f"choices/{step}-{split}", inputs, lambda: forced(config, step, split, n))
-        measured += _of_choices(choices, config.seed)
+        measured += _of_choices(chosen(config, step, split), config.seed)
         rows += [dict(step=step, split=split, **row) for row in measured]
     config.write("behaviour", rows, started, judge=env.judge)
 

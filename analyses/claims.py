@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from interp.results.claims import COLUMNS, masked
+from interp.results.claims import COLUMNS, FREE_NO_TRACES, masked
+from interp.results.names import NO_TRACES
 from interp.results.tables import read_table, write_table
 from interp.results.wording import listed
 from interp.stats.changes import Change, change, equivalent, sided
@@ -31,7 +32,7 @@ from .remedies import NotApplicable
 from .study import Study
 
 #: Kinds of stages that are read.
-STAGES = ("decoded", "choices", "online", "conflict", "reliance", "early")
+STAGES = ("decoded", "choices", "elicited", "online", "conflict", "reliance", "early")
 
 
 @dataclass
@@ -70,10 +71,14 @@ def decoded(cell: Cell) -> Records:
     prompt, cot = ([each["action"] or None for each in modes[mode]] for mode in ("prompt", "cot"))
     listed_all = np.array([env.closed_actions and len(d.admissible) > 0 for d in decisions], dtype=bool)
     admissible = side_by_side(decisions, prompt, cot, is_admissible)[listed_all]
-    return dict(
+    readouts = dict(
         free=side_by_side(decisions, prompt, cot, env.is_correct),
         admissible=admissible.drop(columns=["action_prompt", "action_cot"]),
     )
+    if bare := cell.kept_of_split("decoded", NO_TRACES):
+        actions = (each["action"] or None for each in bare)
+        readouts[FREE_NO_TRACES] = _prompt_alone(cell, dict(zip(cell.ids, actions, strict=True)))
+    return readouts
 
 
 def choices(cell: Cell) -> Records:
@@ -89,6 +94,26 @@ def choices(cell: Cell) -> Records:
         prompt, cot = ([each.get(mode) for each in best] for mode in ("prompt", "cot"))
         readouts[readout] = side_by_side(decisions, prompt, cot, cell.config.env.is_correct)
     return readouts
+
+
+def elicited(cell: Cell) -> Records:
+    """The prompt action after the elicitation, by free decoding and by forced choice."""
+    stored = cell.kept_of_split("elicited")
+    if not stored:
+        return {}
+    free = dict(zip(stored["decisions"], stored["actions"], strict=True))
+    return dict(
+        elicited=_prompt_alone(cell, free), elicited_choice=_prompt_alone(cell, dict(stored["chosen"]))
+    )
+
+
+def _prompt_alone(cell: Cell, actions: Mapping[str, str | None]) -> pd.DataFrame:
+    """Whether a prompt action is right that has no CoT action beside it, by the decision's id."""
+    decisions = [cell.decisions[name] for name in actions]
+    acts = list(actions.values())
+    frame = side_by_side(decisions, acts, [None] * len(acts), cell.config.env.is_correct)
+    parsed = [action is not None for action in acts]
+    return frame[["episode", "prompt"]].assign(parsed=parsed)
 
 
 def games(cell: Cell) -> Records:
@@ -179,6 +204,7 @@ READERS: dict[str, Callable[[Cell], Records]] = {
     "conflicting traces": conflicts,
     "prompt reliance": reliance,
     "early answering": early,
+    "elicited prompt action": elicited,
 }
 
 
@@ -230,8 +256,8 @@ def _pair(*names: str) -> Callable[[pd.DataFrame], np.ndarray]:
 
 #: In the order of the table.
 STATISTICS = (
-    Statistic("a", "gain_prompt", _MODES, _column("prompt"), _rises, most=1),
-    Statistic("b", "gain_cot", _MODES, _column("cot"), most=1),
+    Statistic("a", "gain_prompt", ("prompt",), _column("prompt"), _rises, most=1),
+    Statistic("b", "gain_cot", ("cot",), _column("cot"), most=1),
     Statistic("b", "gap", _MODES, gap, equivalent, most=2),
     Statistic("b", "headroom_gap", _MODES, _pair("prompt", "cot"), equivalent, headroom_share),
     Statistic("c", "revision_own", _ACTIONS, differ, _falls, most=1),
@@ -243,8 +269,9 @@ STATISTICS = (
     Statistic("c", "via_cot", ("via_cot",), _column("via_cot")),
     Statistic("c", "area_action", ("area_action",), _column("area_action"), _falls),
 )
-#: What can be admitted without being right: told, and no evidence for a claim.
-_TOLD = "admissible"
+#: Readouts that are told beside the claims, without a verdict: what can be admitted without being right, and
+#: the prompt action at prompts that no other readout has.
+_TOLD = ("admissible", FREE_NO_TRACES)
 
 
 def compared(base: Records, later: Records, margin: float = SMALLEST, seed: int = 0) -> Iterator[dict]:
@@ -266,11 +293,11 @@ def compared(base: Records, later: Records, margin: float = SMALLEST, seed: int 
         for statistic in STATISTICS:
             if not {*statistic.needs} <= {*before.columns} & {*after.columns}:
                 continue
-            if readout == _TOLD and statistic.name == "headroom_gap":
+            if readout == "admissible" and statistic.name == "headroom_gap":
                 continue
             for subset, among in subsets.items():
                 key = dict(claim=statistic.claim, statistic=statistic.name, readout=readout, subset=subset)
-                judged = statistic.judge if readout != _TOLD else None
+                judged = statistic.judge if readout not in _TOLD else None
                 moved = _change(statistic, before[among], after[among], seed)
                 verdict = judged(moved, margin) if judged else ""
                 yield key | dict(margin=margin, verdict=verdict) | asdict(moved)

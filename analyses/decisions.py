@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from interp.prompts.format import MODES, Prompt
+from interp.results.names import NO_TRACES
 from interp.system.paths import PROGRAM
 from interp.tasks.episodes import Decision
 
@@ -46,18 +47,28 @@ Part = tuple[str, str, dict[str, Any]]
 
 def decoded(cell: Cell) -> Iterator[Part]:
     """What was decoded in each mode."""
-    form, is_correct = cell.config.format, cell.config.env.is_correct
     for mode, completions in (cell.kept_of_split("decoded") or {}).items():
         for decision, each in zip(cell.ids, completions, strict=True):
-            action = each["action"] or None
-            columns = dict(
-                action=action,
-                parsed=action is not None,
-                is_correct=action is not None and bool(is_correct(cell.decisions[decision], action)),
-                trace=each["trace"],
-                completion=form.text(each["ids"]),
-            )
-            yield decision, mode, columns
+            yield decision, mode, _acted(cell, decision, each)
+
+
+def no_traces(cell: Cell) -> Iterator[Part]:
+    """The prompt action where the traces of earlier turns are left out."""
+    if kept := cell.kept_of_split("decoded", NO_TRACES):
+        for decision, completion in zip(cell.ids, kept, strict=True):
+            yield decision, NO_TRACES, _acted(cell, decision, completion)
+
+
+def _acted(cell: Cell, decision: str, completion: dict) -> dict[str, Any]:
+    """Columns of one decoding."""
+    action, config = completion["action"] or None, cell.config
+    return dict(
+        action=action,
+        parsed=action is not None,
+        is_correct=action is not None and bool(config.env.is_correct(cell.decisions[decision], action)),
+        trace=completion["trace"],
+        completion=config.format.text(completion["ids"]),
+    )
 
 
 def choices(cell: Cell) -> Iterator[Part]:
@@ -185,6 +196,7 @@ def _effects(sweep: dict, pair: int, at: str) -> Iterator[dict]:
 #: What each analysis keeps, in the order in which it is put together.
 READERS: tuple[Callable[[Cell], Iterable[Part]], ...] = (
     decoded,
+    no_traces,
     choices,
     conflicts,
     early,
@@ -229,12 +241,16 @@ def _rows(config: Config, split: str, table: dict) -> Iterator[dict]:
         prompt = drawn.get(decision.id) or config.format.prompt(decision)
         about = dict(_about(decision, prompt), split=split)
         for step in config.steps:
-            modes = {mode: table[key] for mode in MODES if (key := (decision.id, step, mode)) in table}
+            modes = {
+                mode: table[key]
+                for mode in (*MODES, NO_TRACES)
+                if (key := (decision.id, step, mode)) in table
+            }
             differ = _differ(modes)
             flipped = modes.get("cot", {}).get("flipped")
             for mode, columns in modes.items():
                 ranks = _ranks(columns, decision.reference)
-                flags = dict(actions_differ=differ, flipped=flipped)
+                flags = dict(actions_differ=differ, flipped=flipped) if mode in MODES else {}
                 yield about | dict(checkpoint=step, mode=mode) | columns | ranks | flags
 
 

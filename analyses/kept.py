@@ -36,10 +36,10 @@ class Cell(NamedTuple):
         record = newest_record(self.config.run / "partial", name, wanted)
         return record and record["value"]
 
-    def kept_of_split(self, name: str) -> Any:
-        """The same of a stage that reads this split's decisions and is named for both."""
+    def kept_of_split(self, name: str, part: str = "") -> Any:
+        """The same of a stage that reads this split's decisions and is named for both, and for a part."""
         inputs = self.config.inputs(self.step, self.split)
-        return self.kept(f"{name}/{self.step}-{self.split}", **inputs)
+        return self.kept("-".join(filter(None, (f"{name}/{self.step}", self.split, part))), **inputs)
 
 
 def cells(config: Study, name: str) -> Iterator[Cell]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from .registry import Instrument
 from .remedies import PLAYABLE, NotApplicable
 from .rows import mean_row
 from .study import Study
+
+if TYPE_CHECKING:
+    from interp.rollouts.play import Routing
 
 
 @dataclass
@@ -35,20 +39,20 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Play, batched over games; a checkpoint's games are one resumable stage for each mode."""
-    started, rows, env, truncated, played = time.time(), [], config.env, 0, 0
+    started, rows, env, truncated, steps = time.time(), [], config.env, 0, 0
     if reason := env.unplayable():
         raise NotApplicable(f"{reason[0].upper()}{reason[1:]}", PLAYABLE)
     chosen = config.spread(config.number(config.online_checkpoints, 4, len(config.steps)))
     with engines(env.live, config.workers) as pool:
         for step, split in config.cells("online", steps=chosen):
             for mode in ("prompt", "cot"):
-                results = _games(config, step, split, mode, pool)
+                results = played_games(config, step, split, mode, pool, config.number(config.games, 20, 60))
                 truncated += sum(game["truncated"] for game in results)
-                played += sum(game["steps"] for game in results)
+                steps += sum(game["steps"] for game in results)
                 rows += _rows(config, results, dict(step=step, split=split, mode=mode))
     extra = {}
     if config.truncate != "none":
-        extra["truncation"] = dict(policy=config.truncate, decisions=played, truncated=truncated)
+        extra["truncation"] = dict(policy=config.truncate, decisions=steps, truncated=truncated)
     games = "generated" if env.name == "alfworld" else env.name
     config.write(
         "online_official" if config.official else "online",
@@ -59,11 +63,23 @@ def run(config: Config) -> None:
     )
 
 
-def _games(config: Config, step: int, split: str, mode: Mode, pool: Engines) -> list[dict]:
-    """Games that a checkpoint plays in one mode; a resumable stage."""
+def played_games(
+    config: Config,
+    step: int,
+    split: str,
+    mode: Mode,
+    pool: Engines,
+    count: int,
+    routing: Routing | None = None,
+) -> list[dict]:
+    """Games that a checkpoint plays in one mode, or routed; a resumable stage.
+
+    Args:
+        count: in-domain games; half as many are played out of domain.
+        routing: which steps are played at once.
+    """
     from interp.rollouts.play import play
 
-    count = config.number(config.games, 20, 60)
     n = count if split == "in_domain" else (count + 1) // 2
     inputs = dict(
         config.inputs(step),
@@ -76,6 +92,8 @@ def _games(config: Config, step: int, split: str, mode: Mode, pool: Engines) -> 
     )
     if config.env.source:
         inputs["environment"] = config.env.source
+    if routing:
+        inputs["routing"] = asdict(routing)
 
     def compute() -> list[dict]:
         results = play(
@@ -88,15 +106,17 @@ def _games(config: Config, step: int, split: str, mode: Mode, pool: Engines) -> 
             step_limit=config.step_limit,
             max_new_tokens=config.limits,
             progress=not displayed(),
+            routing=routing,
         )
         return [asdict(result) for result in results]
 
-    return config.stage(f"online/{step}-{split}-{mode}", inputs, compute)
+    kind = f"{mode}-routed" if routing else mode
+    return config.stage(f"online/{step}-{split}-{kind}", inputs, compute)
 
 
 def _rows(config: Config, results: list[dict], key: dict) -> Iterator[dict]:
     """A row for each metric of some games."""
-    columns = dict(success="won", steps="steps", unparsed="unparsed")
+    columns = dict(success="won", steps="steps", tokens="tokens", unparsed="unparsed")
     if config.env.graded:
         columns["score"] = "score"
     names = [game["game"] for game in results]

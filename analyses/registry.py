@@ -17,7 +17,8 @@ from typing import Any
 
 #: The last statement of an instrument's module: its name, and its place in `all` where it has one.
 _DECLARED = re.compile(
-    r'^INSTRUMENT = Instrument\(\s*"(\w+)",[^()]*?(?:in_all=\(([\d, ]+)\),?\s*)?(after_all=True)?,?\s*\)',
+    r'^INSTRUMENT = Instrument\(\s*"(\w+)",[^()]*?(?:in_all=\(([\d, ]+)\),?\s*)?'
+    r"(full_only=True)?(after_all=True)?,?\s*\)",
     re.MULTILINE,
 )
 
@@ -34,6 +35,8 @@ class Instrument:
     """Does it, given a `config`."""
     in_all: tuple[int, int] | None = None
     """Which of the chains of `all` it is part of, and its place there; None where it is part of none."""
+    full_only: bool = False
+    """Whether `all` leaves it out of a quick study."""
     after_all: bool = False
     """Whether `all` runs it when its chains have ended, since it reads what they kept."""
 
@@ -47,6 +50,8 @@ class Listed:
     """The first line of the module's docstring."""
     in_all: tuple[int, ...] | None
     """As `Instrument.in_all`."""
+    full_only: bool
+    """As `Instrument.full_only`."""
     after_all: bool
     """As `Instrument.after_all`."""
 
@@ -62,10 +67,10 @@ def listed() -> dict[str, Listed]:
         path = Path(module.module_finder.path) / f"{module.name.rpartition('.')[2]}.py"
         source = "" if module.ispkg else path.read_text(encoding="utf-8")
         if declared := _DECLARED.search(source):
-            name, place, after_all = declared.groups()
+            name, place, full_only, after_all = declared.groups()
             in_all = tuple(map(int, place.split(","))) if place else None
             summary = source.partition('"""')[2].partition("\n")[0].removesuffix('"""')
-            commands[name] = Listed(module.name, summary, in_all, bool(after_all))
+            commands[name] = Listed(module.name, summary, in_all, bool(full_only), bool(after_all))
 
     def place(name: str) -> tuple:
         each = commands[name]
@@ -82,11 +87,14 @@ def find(name: str) -> Instrument:
     return importlib.import_module(commands[name].module).INSTRUMENT
 
 
-def chains() -> list[list[str]]:
-    """The names of what `all` runs: chains that may run side by side, each in its order."""
+def chains(quick: bool = False) -> list[list[str]]:
+    """The names of what `all` runs: chains that may run side by side, each in its order.
+
+    quick: of a quick study, not of a full one.
+    """
     by_chain: dict[int, list[str]] = {}
     for name, each in listed().items():
-        if each.in_all:
+        if each.in_all and not (quick and each.full_only):
             by_chain.setdefault(each.in_all[0], []).append(name)
     return list(by_chain.values())
 

@@ -21,8 +21,9 @@ import interp
 import tests.results.test_shown
 from interp.results.decisions import write_decisions
 from interp.system.paths import ROOT
+from tests.analyses.test_direct import simulated
 from tests.decision_rows import decision_rows
-from tests.plots.test_plots import claims_table
+from tests.plots.test_plots import claims_table, elicited_table
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 #: What an example needs that these tests do not have: another program, a cluster's folder, minutes of
@@ -90,6 +91,9 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     difference = dict(step=0, step_a=0, split="in_domain", metric="gap", paired=True, a=0.1, b=0.3)
     difference |= dict(value=0.2, low=0.1, high=0.3, n=9, n_groups=3)
     write_table(at / "runs" / "quick" / "tables", "claims", claims_table(), {})
+    write_table(at / "runs" / "quick" / "tables", "elicited", elicited_table(), {})
+    direct = simulated(1).assign(step=0, split="in_domain", where="decisions")
+    write_table(at / "runs" / "quick" / "tables", "direct", direct, {})
     write_table(at / "runs" / "compare" / "tables", "compare", pd.DataFrame([difference]), {})
     return at
 
@@ -252,6 +256,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
                 admissible=["look"],
             )
         ),
+        "interp.training.elicitation": lambda: dict(prompts=trained_prompts[4:8], others=trained_prompts[:2]),
         "interp.training.supervision": lambda: dict(episodes=episodes["train"][:2]),
         "analyses.partial": lambda: dict(
             folder="runs/new/tables", frame=pd.DataFrame(dict(step=[0])), provenance={}

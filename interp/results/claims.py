@@ -44,12 +44,16 @@ CLAIMS = {
     "d": "Masked action supervision generalises better.",
 }
 VERDICTS = (SUPPORTED, CONTRADICTED, OPEN)
+#: The prompt action by free decoding where the traces of earlier turns are left out.
+FREE_NO_TRACES = "free_no_history_traces"
 #: Readouts of both actions, the primary one first, and what else is read: their names.
 READOUTS = {
     "choice_sum": "forced choice",
     "choice_mean": "forced choice, per token",
     "free": "free decoding",
-    "elicited": "elicited",
+    FREE_NO_TRACES: "free decoding, no traces in the history",
+    "elicited": "elicited, free decoding",
+    "elicited_choice": "elicited, forced choice",
     "games": "whole games",
     "admissible": "admissibility",
 }
@@ -107,7 +111,7 @@ class Line(NamedTuple):
 
 #: What claims (a) to (c) are read off, each statistic with its readouts; of conflicting traces every kind.
 _SHOWN = (
-    ("a", "gain_prompt", ("choice_sum", "free", "elicited", "games")),
+    ("a", "gain_prompt", ("choice_sum", "free", "elicited_choice", "elicited", "games")),
     ("b", "gap", ("choice_sum", "free", "games")),
     ("b", "headroom_gap", ("choice_sum", "free")),
     ("c", "revision_own", ("free",)),

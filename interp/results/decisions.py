@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp.results.names import NO_TRACES
 from interp.results.tables import inside, read_sealed, write_sealed
 
 NAME = "decisions"
@@ -56,7 +57,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "task": (_TEXT, "the task in the prompt's words"),
     "task_type": (_TEXT, "the kind of task"),
     "checkpoint": (pa.int64(), "training step"),
-    "mode": (_TEXT, "prompt, cot or empty_think"),
+    "mode": (_TEXT, f"prompt, cot, empty_think, or {NO_TRACES} (`prompt` still has them)"),
     "action": (_TEXT, "the decoded action; null where it did not parse"),
     "parsed": (pa.bool_(), "whether it parsed"),
     "is_correct": (pa.bool_(), "whether it is right; one that did not parse is wrong"),

@@ -17,6 +17,9 @@ from interp.results.tables import ESTIMATE_COLUMNS
 LABEL = "eventual_target"
 #: Readings in reading order: their names in a report's tables.
 READINGS = {
+    "choice_cot_sum": "CoT action by forced choice",
+    "choice_prompt_sum": "prompt action by forced choice",
+    "choice_gap_sum": "gap by forced choice",
     "acc_cot": "CoT action agrees with the expert",
     "acc_prompt": "prompt action agrees with the expert",
     "gap": "gap between the two",
@@ -27,6 +30,8 @@ READINGS = {
     "keep": "own action kept against it",
     "probe_gain": "boundary probe's gain over controls",
 }
+#: Those of table `behaviour`, with both modes' parse rates.
+BEHAVIOUR = (*list(READINGS)[:6], "parse_cot", "parse_prompt")
 _COLUMNS = ["step", "split", "metric", *ESTIMATE_COLUMNS]
 
 
@@ -41,9 +46,7 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     parts = [pd.DataFrame(columns=_COLUMNS)]
     if (table := tables.get("behaviour")) is not None:
-        parts.append(
-            table[table["metric"].isin(["acc_cot", "acc_prompt", "gap", "parse_cot", "parse_prompt"])]
-        )
+        parts.append(table[table["metric"].isin(BEHAVIOUR)])
     if (table := tables.get("online", tables.get("online_official"))) is not None:
         parts.append(pick(table, metric="success").assign(metric=lambda t: "success_" + t["mode"]))
     if (table := tables.get("reliance")) is not None:

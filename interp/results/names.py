@@ -9,6 +9,8 @@ STYLE = {
     "acc_cot": ("CoT action", VERMILION, "solid", "circle"),
     "acc_prompt": ("prompt action", BLUE, "solid", "square"),
     "acc_empty_think": ("empty-think action", SKY, "dash", "diamond"),
+    "acc_elicited": ("elicited prompt action", GREEN, "solid", "diamond"),
+    "acc_twin": ("untrained twin, elicited", GREY, "dash", "x"),
     "gap": ("gap (CoT − prompt)", PURPLE, "solid", "circle"),
     "headroom_gap": ("headroom gap (gap / (1 − prompt))", BLACK, "dash", "square"),
     "agreement": ("agreement of prompt and CoT action", BLACK, "solid", "circle"),
@@ -75,6 +77,13 @@ for _metric in ("acc_cot", "acc_prompt", "gap", "headroom_gap", "agreement", "ka
     TOLD[_metric + PARSED] = f"{STYLE[_metric][0]}, where both parse"
 for _metric in ("revision_helpful", "revision_neutral", "revision_harmful"):
     TOLD[_metric + PARSED] = f"{STYLE[_metric][0]}, where both parse"
+
+#: What a table calls the decisions that a tuning was stopped by; no split of a study.
+HELD_OUT = "held_out"
+for _name in ("elicited", "twin"):
+    STYLE[f"parse_{_name}"] = STYLE[f"acc_{_name}"]
+TOLD["elicited_minus_prompt"] = "elicited − untuned"
+TOLD["elicited_minus_twin"] = "elicited − untrained twin"
 
 SPLITS = {"in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
 INSERTED_TRACES = {

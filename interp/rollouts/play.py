@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
-from interp.engine.decoding import decode_modes
+from interp.engine.decoding import Completion, choose_each, decode_modes
 from interp.engine.reading import Memory
 from interp.environments.base import Environment, View
 from interp.models.hooked import HookedModel
-from interp.prompts.format import Mode, PromptFormat
+from interp.prompts.format import Mode, Prompt, PromptFormat
 from interp.rollouts.workers import Engines
 from interp.tasks.episodes import Decision
 
@@ -27,6 +29,38 @@ class Result:
     unparsed: bool
     score: float = 0.0
     truncated: int = 0
+    tokens: int = 0
+    """Tokens that the agent wrote."""
+    at_once: int = 0
+    """Steps that a routed agent played without a trace."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which steps are played at once, with the likeliest of the listed actions; the others are thought about.
+
+    A step that lists fewer than two actions is thought about.
+    """
+
+    threshold: float = np.inf
+    """Least margin at which a step is played at once: the log-probability of the likeliest action, the tag
+    right at the boundary, minus that of the next, in nats."""
+    share: float | None = None
+    """A share of the steps, drawn at random, instead (the control of a threshold)."""
+    seed: int = 0
+    """Of the draw."""
+
+    def drawn(self, decision: Decision) -> bool:
+        """Whether a step is played at once by chance, the same each time."""
+        draw = np.random.default_rng([self.seed, zlib.crc32(decision.episode.encode()), decision.step])
+        return self.share is not None and float(draw.random()) < self.share
+
+
+class Choice(NamedTuple):
+    """The likeliest of the listed actions right at the boundary, and by how much, in nats."""
+
+    action: str
+    margin: float
 
 
 @dataclass
@@ -39,6 +73,8 @@ class Player:
     messages: list[dict] = field(default_factory=list)
     steps: int = 0
     truncated: int = 0
+    tokens: int = 0
+    at_once: int = 0
 
     def see(self, view: View) -> None:
         self.view = view
@@ -59,7 +95,14 @@ class Player:
 
     def result(self, unparsed: bool = False) -> Result:
         return Result(
-            self.name, self.view.won and not unparsed, self.steps, unparsed, self.view.score, self.truncated
+            self.name,
+            self.view.won and not unparsed,
+            self.steps,
+            unparsed,
+            self.view.score,
+            self.truncated,
+            self.tokens,
+            self.at_once,
         )
 
 
@@ -74,11 +117,14 @@ def play(
     step_limit: int = 50,
     max_new_tokens: int | Mapping[str, int] | None = None,
     progress: bool = False,
+    routing: Routing | None = None,
 ) -> list[Result]:
     """Play every game once in one mode, some side by side; a game that ends gives its place to the next.
 
     A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions
     stay in its history. Raises ValueError for two games of one name and a limit below 1.
+
+    routing: which steps are played at once, whatever the mode.
     """
     _check(environment, games, step_limit)
     waiting = list(enumerate(games))[::-1]
@@ -98,18 +144,18 @@ def play(
         running |= _started(pool, environment, free, waiting)
         slots = sorted(running)
         prompts = [fmt.prompt(running[slot][1].decision()) for slot in slots]
-        completions = decode_modes(
-            model, prompts, [mode], parser=environment.parse, memory=memory, max_new_tokens=max_new_tokens
-        )[mode]
         moves: dict[int, tuple[str, object]] = {}
-        for slot, prompt, completion in zip(slots, prompts, completions):
+        acted = _acted(model, prompts, mode, environment, memory, max_new_tokens, routing)
+        for slot, prompt, (completion, at_once) in zip(slots, prompts, acted):
             player = running[slot][1]
             player.truncated += prompt.dropped > 0
+            player.tokens += len(completion.ids)
+            player.at_once += at_once
             if completion.action is None:
                 end(slot, unparsed=True)
                 continue
             moves[slot] = ("step", completion.action)
-            trace = completion.trace if mode == "cot" else None
+            trace = completion.trace if mode == "cot" and not at_once else None
             player.messages.append(dict(role="agent", trace=trace, action=completion.action))
         for slot, view in (pool.send(moves) if moves else {}).items():
             player = running[slot][1]
@@ -119,6 +165,50 @@ def play(
                 end(slot)
     bar.close()
     return [results[i] for i in range(len(games))]
+
+
+def choices(model: HookedModel, prompts: Sequence[Prompt]) -> list[Choice]:
+    """The likeliest listed action of each prompt, the tag right at the boundary; two or more are listed."""
+    scores = choose_each(model, prompts, [prompt.decision.admissible for prompt in prompts])
+    best = [logp[0, :, 0].topk(2) for logp in scores]
+    return [
+        Choice(prompt.decision.admissible[int(top.indices[0])], float(top.values[0] - top.values[1]))
+        for prompt, top in zip(prompts, best)
+    ]
+
+
+def _acted(
+    model: HookedModel,
+    prompts: Sequence[Prompt],
+    mode: Mode,
+    environment: Environment,
+    memory: Memory,
+    max_new_tokens: int | Mapping[str, int] | None,
+    routing: Routing | None,
+) -> list[tuple[Completion, bool]]:
+    """What is done at each prompt, and whether at once, by a routing's choice."""
+    at_once = _at_once(model, prompts, routing) if routing else {}
+    others = [prompt for i, prompt in enumerate(prompts) if i not in at_once]
+    decoded: Sequence[Completion] = ()
+    if others:
+        decoded = decode_modes(
+            model, others, [mode], parser=environment.parse, memory=memory, max_new_tokens=max_new_tokens
+        )[mode]
+    rest = iter(decoded)
+    return [(at_once[i], True) if i in at_once else (next(rest), False) for i in range(len(prompts))]
+
+
+def _at_once(model: HookedModel, prompts: Sequence[Prompt], routing: Routing) -> dict[int, Completion]:
+    """Index -> the action of each prompt that is played at once, as if it had been written."""
+    listed = [i for i, prompt in enumerate(prompts) if len(prompt.decision.admissible) > 1]
+    if routing.share is not None:
+        listed = [i for i in listed if routing.drawn(prompts[i].decision)]
+    chosen = choices(model, [prompts[i] for i in listed]) if listed else []
+    return {
+        i: Completion(tuple(prompts[i].format.action_ids(choice.action)), None, choice.action)
+        for i, choice in zip(listed, chosen)
+        if routing.share is not None or choice.margin >= routing.threshold
+    }
 
 
 def _check(environment: Environment, games: Sequence, step_limit: int) -> None:

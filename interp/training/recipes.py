@@ -74,6 +74,28 @@ class Tuning:
 
 
 @dataclass
+class Elicitation:
+    """Everything that decides a prompt-to-action tuning, which shows what a model knows at the boundary."""
+
+    decisions: Annotated[int, Limits(10, 100_000)] = 200
+    """Decisions that it may read."""
+    held_out: Annotated[float, Limits(0.05, 0.9)] = 0.2
+    """Share of them, of other episodes, that says when to stop."""
+    rank: Count = 8
+    """Rank of the update of every linear map of the blocks; its scale is twice the rank over the rank."""
+    lr: Annotated[float, Limits(0, 10)] = 1e-3
+    """Learning rate."""
+    batch: Count = 16
+    """Decisions in an optimiser step."""
+    rounds: Count = 5
+    """Most passes through the decisions."""
+    patience: Count = 1
+    """Passes without a gain on the held-out decisions after which it stops."""
+    batch_tokens: Count = 8192
+    """Tokens of one pass, padding included."""
+
+
+@dataclass
 class Reinforcement:
     """Everything that decides a reinforcement learning; saved with it."""
 

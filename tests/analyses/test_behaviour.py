@@ -11,6 +11,7 @@ from analyses.behaviour import Config, measure
 from analyses.both_modes import differ, side_by_side
 from interp.engine.decoding import Completion
 from interp.environments.base import as_recorded
+from interp.results.decisions import read_decisions
 from interp.results.names import NO_TRACES
 from interp.results.tables import read_table
 from interp.tasks.episodes import Decision, load_episodes
@@ -136,6 +137,12 @@ def test_a_full_study_reads_every_decision_by_forced_choice_and_what_the_history
         texts = [prompt.format.text(prompt.ids) for prompt in (a, b)]
         assert texts[1].count("<think>") == 0 and texts[0].count("<think>") == a.decision.step
     assert len(list((run / "partial" / "decoded").glob(f"110-in_domain-{NO_TRACES}-*.json"))) == 1
+    assert main("decisions", "--run", run, "--corpus", corpus_file, *options) == 0
+    rows, _ = read_decisions(run / "tables")
+    bare = rows[rows["mode"] == NO_TRACES]
+    assert len(bare) == 12 and bare["is_correct"].mean() == pytest.approx(value[f"acc_{NO_TRACES}"], abs=1e-5)
+    assert bare[["actions_differ", "flipped", "candidates"]].isna().all(axis=None)
+    assert "prompt action, no traces in the history" in (run / "decisions.html").read_text()
 
 
 def test_histories_without_traces_are_not_decoded_again(options, corpus_file, tmp_path):

@@ -86,17 +86,18 @@ def test_an_instrument_and_its_figure_are_two_files(two_files, no_browser, tmp_p
     page = (tmp_path / "index.html").read_text()
     assert "An agent has letters." in page and (tmp_path / "tiny_letters.html").exists()
     with pytest.raises(
-        ValueError, match="'letters' is no part of `all`, which runs behaviour, .*shares, tiny_letters"
+        ValueError,
+        match="'letters' is no part of `all`, which runs behaviour, .*shares, elicited, tiny_letters",
     ):
         registry.check_in_all("letters")
 
 
 def test_what_all_runs_is_what_the_registry_says():
-    assert registry.chains() == [
-        ["behaviour", "probes", "transfer", "mdl", "conflict"],
-        ["online", "patching", "reliance", "early", "shares"],
-    ]
-    assert registry.closing() == ["claims", "decisions"]
+    first = ["behaviour", "probes", "transfer", "mdl", "conflict"]
+    second = ["online", "patching", "reliance", "early", "shares"]
+    assert registry.chains() == [first, [*second, "elicited"]]
+    assert registry.chains(quick=True) == [first, second]
+    assert registry.closing() == ["claims", "decisions", "direct"]
     with pytest.raises(ValueError, match="There is no analysis 'behavior': there are behaviour, probes"):
         registry.find("behavior")
 

@@ -68,11 +68,18 @@ def test_the_documented_task_is_short_and_goes_from_its_file_to_tables(own, seri
     )
     assert main("online", *common, "--games", "4", "--step_limit", "3", "--workers", "1") == 0
     frame, provenance = tables.read_table(tmp_path / "run" / "tables", "online")
-    assert set(frame.metric) == {"success", "steps", "unparsed"} and provenance["games"] == "hall"
+    assert set(frame.metric) == {"success", "steps", "tokens", "unparsed"} and provenance["games"] == "hall"
     assert (
         frame[(frame.metric == "steps") & (frame.split == "in_domain")].n.eq(4).all()
         and frame[frame.metric == "steps"].value.gt(0).any()
     )
+    routed = ("--decisions", "12", "--games", "4", "--step_limit", "3", "--workers", "1", "--folds", "2")
+    assert main("direct", *common, *routed) == 0
+    frame, _ = tables.read_table(tmp_path / "run" / "tables", "direct")
+    assert {"margin", "random", "oracle"} <= set(frame[frame["where"] == "decisions"].router)
+    played = frame[frame["where"] == "games"]
+    assert set(played.router) == {"at_once", "thinking", "margin", "random"}
+    assert played[(played.split == "in_domain") & (played.metric == "success")].n.eq(4).all()
 
 
 def test_the_documented_game_is_won_by_its_own_expert(own):

@@ -408,7 +408,26 @@ def claims_table() -> pd.DataFrame:
     return both[list(COLUMNS)]
 
 
+@_once
+def elicited_table() -> pd.DataFrame:
+    ends = {
+        "acc_prompt": (0.2, 0.3), "acc_elicited": (0.3, 0.6), "acc_twin": (0.1, 0.1), "elicited_minus_prompt": (0.1, 0.3),
+        "elicited_minus_twin": (0.2, 0.5), "parse_prompt": (0.4, 0.5), "parse_elicited": (0.9, 1.0), "parse_twin": (0.6, 0.6),
+    }  # fmt: skip
+
+    def value(row, progress):
+        first, last = ends[row["metric"]]
+        return first + (last - first) * progress
+
+    columns = dict(step=STEPS, readout=("free", "choice_sum"), metric=list(ends))
+    studied = _table(dict(columns, split=SPLITS), value, 0.03)
+    curve = _table(dict(step=STEPS, round=(0, 1, 2)), lambda row, _: 9.0 - 2 * row["round"], top=None)
+    curve = curve.assign(split="held_out", readout="logp", metric="nats")
+    return pd.concat([studied.assign(round=2), curve], ignore_index=True)
+
+
 TABLES = {
+    "elicited": elicited_table,
     "claims": claims_table,
     "transfer": transfer_table, "mdl": mdl_table,
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
@@ -489,6 +508,7 @@ def test_every_figure_over_checkpoints_is_tested():
         "along_trace",
         "calibration",
         "compare",
+        "direct",
         "environments",
         "splits",
         "masking",
@@ -501,7 +521,7 @@ def test_every_figure_has_a_section_and_stands_in_reading_order():
     known = {section.name for section in SECTIONS}
     assert {figure.section for figure in ALL.values()} - known == {"compared"}  # of no study's page
     for section, names in {
-        "better": ["behaviour", "parse", "revision", "online", "online_official"],
+        "better": ["behaviour", "parse", "revision", "online", "online_official", "direct", "elicited"],
         "depends": [
             "patching",
             "patching_spans",
@@ -783,8 +803,8 @@ def _said(frame: pd.DataFrame, **where) -> str:
 
 def test_forced_choice_is_in_the_numbers_with_its_own_size():
     frame = behaviour_table()
-    for kind in ("prompt_sum", "cot_mean"):
-        row = told("behaviour", frame, metric=f"choice {kind.replace('_', ' ')}", split="in-domain")
+    for kind, called in dict(prompt_sum="prompt action by forced choice", cot_mean="choice cot mean").items():
+        row = told("behaviour", frame, metric=called, split="in-domain")
         assert (
             row["last checkpoint"]
             == f"{_said(frame, metric=f'choice_{kind}', step=800, split='in_domain')} (step 800)"

@@ -12,8 +12,13 @@ const detail = (number) => {
 
 const ROW = 74; // height of .row
 const FOLD = 3000; // characters of a text that are shown unfolded
-const MODES = { prompt: "prompt action", cot: "CoT action", empty_think: "empty-think action" };
-const MARKS = { prompt: "■", cot: "●", empty_think: "◆" };
+const MODES = {
+  prompt: "prompt action",
+  cot: "CoT action",
+  empty_think: "empty-think action",
+  prompt_no_history_traces: "prompt action, no traces in the history",
+};
+const MARKS = { prompt: "■", cot: "●", empty_think: "◆", prompt_no_history_traces: "□" };
 const FILTERS = {
   differ: ["Actions differ", "The prompt action and the CoT action are not the same"],
   wrong: ["CoT wrong", "The CoT action is not right"],
