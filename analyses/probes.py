@@ -22,9 +22,9 @@ from .boundary import (
     Decisions,
     Split,
     boundary_layers,
+    held_out_decisions,
     random_layers,
     stored_bytes,
-    held_out_decisions,
     training_decisions,
 )
 from .decodings import completions, decode_prompts

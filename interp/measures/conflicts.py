@@ -330,14 +330,10 @@ def conflict(
         inserted_traces: `self_splice` (own trace, ids as decoded: the action must come back exactly; always
             among them), `truncated` (first half of the own trace), `other_state` (another episode's trace,
             its action stripped), `resampled` (a trace that the model drew here at temperature 1 on the way to
-            another action, one of `SAMPLES`, its action stripped), `mistake` (the own trace with one name
-            replaced by another that the prompt names) and `paraphrase` (the own trace in other words), both
-            by rule (`interp.measures.rewriting`), `shuffled_words`, `filler` (full stops, equal length),
-            `empty`.
+            another action, one of `SAMPLES`, its action stripped), `mistake` and `paraphrase` (the own trace
+            rewritten, `interp.measures.rewriting`), `shuffled_words`, `filler` (equally long), `empty`.
         closed_actions: as in `donor`.
-        swap_candidates: names that a mistake can exchange beside those that differ in their number, as of
-            `make_pairs`.
-        phrases: templates that say the same, for `paraphrase`.
+        swap_candidates, phrases: names that a mistake exchanges, and templates that say the same.
         trace_tokens: most tokens of a `resampled` trace.
 
     Raises:
@@ -358,22 +354,38 @@ def conflict(
     }
     fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
     out = continue_each(model, ids, variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
+    acted = {
+        kind: [parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made]
+        for kind, made in traces.items()
+    }
+    own = {i: (decoded[i].action or "", out["self_splice"][i].logp) for i in usable}
     outcomes = {
-        kind: Outcome(
-            inserted_trace=kind,
-            index=np.array(list(made), dtype=int),
-            action=[parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made],
-            own=[decoded[i].action or "" for i in made],
-            argued=[trace.argued for trace in made.values()],
-            leaked=np.array([trace.leaked for trace in made.values()], dtype=bool),
-            logp=np.array([out[kind][i].logp for i in made], dtype=float),
-            logp_own=np.array([out["self_splice"][i].logp for i in made], dtype=float),
-            leads=[trace.prefix for trace in made.values()],
-        )
+        kind: _outcome(kind, made, acted[kind], [out[kind][i].logp for i in made], own)
         for kind, made in traces.items()
     }
     warn_left_out(len(usable), len(prompts), [outcome.unparsed for outcome in outcomes.values()])
     return outcomes
+
+
+def _outcome(
+    kind: str,
+    made: Mapping[int, InsertedTrace],
+    action: list[str | None],
+    logp: list[float],
+    own: Mapping[int, tuple[str, float]],
+) -> Outcome:
+    """One kind's outcome; `action` and `logp` of each decision in `made`, `own` those after the own trace."""
+    return Outcome(
+        inserted_trace=kind,
+        index=np.array(list(made), dtype=int),
+        action=action,
+        own=[own[i][0] for i in made],
+        argued=[trace.argued for trace in made.values()],
+        leaked=np.array([trace.leaked for trace in made.values()], dtype=bool),
+        logp=np.array(logp, dtype=float),
+        logp_own=np.array([own[i][1] for i in made], dtype=float),
+        leads=[trace.prefix for trace in made.values()],
+    )
 
 
 def warn_left_out(usable: int, prompts: int, unparsed: Sequence[Bool[np.ndarray, "decision"]] = ()) -> None:

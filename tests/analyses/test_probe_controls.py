@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analyses.boundary import sample_episodes, held_out_decisions, training_decisions
+from analyses.boundary import held_out_decisions, sample_episodes, training_decisions
 from analyses.probes import ALL, FOLDS, TRAIN, Config, _no_control_task, _probed
 from analyses.study import Study
 from interp.plots.registry import figures
