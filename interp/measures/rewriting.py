@@ -14,7 +14,7 @@ a phrase, the first sentence is moved to the end, which is a weaker change: the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -106,7 +106,7 @@ def _reworded(
     return sentence
 
 
-def _slots(template: str) -> Collection[str]:
+def _slots(template: str) -> set[str]:
     return set(_SLOT.findall(template))
 
 
@@ -117,7 +117,8 @@ def _compiled(phrases: tuple[tuple[str, ...], ...]) -> list[list[tuple[str, re.P
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    texts, seen = [], set()
+    texts: list[str] = []
+    seen: set[str] = set()
     for index, part in enumerate(_SLOT.split(template)):
         if index % 2 == 0:
             texts.append(re.escape(part))
