@@ -358,9 +358,9 @@ def conflict(
         kind: [parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made]
         for kind, made in traces.items()
     }
-    own = {i: (decoded[i].action or "", out["self_splice"][i].logp) for i in usable}
+    after_own = {i: (decoded[i].action or "", out["self_splice"][i].logp) for i in usable}
     outcomes = {
-        kind: _outcome(kind, made, acted[kind], [out[kind][i].logp for i in made], own)
+        kind: _outcome(kind, made, acted[kind], [out[kind][i].logp for i in made], after_own)
         for kind, made in traces.items()
     }
     warn_left_out(len(usable), len(prompts), [outcome.unparsed for outcome in outcomes.values()])
