@@ -22,7 +22,7 @@ import tests.results.test_shown
 from interp.results.decisions import write_decisions
 from interp.system.paths import ROOT
 from tests.decision_rows import decision_rows
-from tests.plots.test_plots import claims_table
+from tests.plots.test_plots import claims_table, diagnosis_table
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 #: What an example needs that these tests do not have: another program, a cluster's folder, minutes of
@@ -90,6 +90,7 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     difference = dict(step=0, step_a=0, split="in_domain", metric="gap", paired=True, a=0.1, b=0.3)
     difference |= dict(value=0.2, low=0.1, high=0.3, n=9, n_groups=3)
     write_table(at / "runs" / "quick" / "tables", "claims", claims_table(), {})
+    write_table(at / "runs" / "quick" / "tables", "diagnosis", diagnosis_table(), {})
     write_table(at / "runs" / "compare" / "tables", "compare", pd.DataFrame([difference]), {})
     return at
 
@@ -221,7 +222,13 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
             rejected=["take pen", "go to desk"] * 30,
             previous_actions=["look"] * 60,
         ),
-        "interp.probing.probes": lambda: dict(previous_actions=["look"] * 60),
+        "interp.probing.probes": lambda: dict(
+            previous_actions=["look"] * 60,
+            more_acts=acts,
+            more_labels=labels,
+            others=[f"another {i}" for i in group],
+            more_texts=[f"a room {i}" for i in range(60)],
+        ),
         "interp.probing.solver": lambda: dict(layer_0=acts[:, 0], layer_1=acts[:, 1]),
         "interp.probing.transfer": lambda: dict(
             acts_0=acts, acts_500=acts, labels_0=labels, labels_500=labels
