@@ -1,4 +1,4 @@
-"""Every instrument in turn, two chains side by side, then claims, decisions, figures and the page."""
+"""Every instrument in turn, two chains at once, then claims, decisions, diagnosis, figures and the page."""
 
 from __future__ import annotations
 

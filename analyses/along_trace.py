@@ -1,20 +1,21 @@
-"""Along the trace: the eventual action decoded from the boundary to the action tag (docs/methods.md 3)."""
+"""Along the trace: the eventual action decoded from the boundary to the action tag (docs/methods.md 3.7)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from jaxtyping import Float
 
 from interp.prompts.format import Prompt
 from interp.results.tables import ESTIMATE_COLUMNS
 from interp.system.limits import Draws, Folds, Limits, Sample
 
-from .probes import Labels, check_labels, labelled, named_class
+from .labels import Labels, check_labels, labelled, named_class
 from .registry import Instrument
 from .remedies import LABELLED, NotApplicable
 from .rows import attempted, mean_row
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from interp.engine.decoding import Completion
     from interp.engine.positions import Reading
 
+#: The position of prompt mode: the opened action right at the boundary.
+WITHOUT = "action tag, no trace"
 #: Predictors of a probe's table that are kept.
 PREDICTORS = ("probe", "gain", "tfidf", "majority", "previous_action")
 
@@ -35,8 +38,8 @@ class Config(Study):
     labels: Labels = ("eventual_target",)
     """Which action and class of it, as in `probes`."""
     points: Annotated[int, Limits(0, 50)] = 0
-    """Parts of equal length that a trace is read after (0: 4 quick, 10 full), beside the boundary and the
-    opened action."""
+    """Parts of equal length that a trace is read after (0: 4 quick, 10 full), beside the boundary, the opened
+    action, and the action opened without a trace."""
     span_checkpoints: Sample = 0
     """Checkpoints, evenly spread (0: the first and the last quick, all full)."""
     folds: Folds = 5
@@ -90,53 +93,77 @@ def _with_traces(config: Config, step: int, split: str, label: str) -> tuple[np.
     return kept[has_trace], [name for name, there in zip(names, has_trace) if there]
 
 
+@dataclass(frozen=True)
+class Point:
+    """A token that is read of every decision."""
+
+    position: str
+    share: float
+    """Of the trace: 0 at the boundary, 1 at its end, more after it; below 0 where no trace is written."""
+    acts: Float[np.ndarray, "decision layer d_model"]
+    texts: list[str]
+    """The text up to there, the prompt's included."""
+    traces: list[str]
+    """The same without the prompt."""
+
+
 def _probed(
     config: Config, step: int, split: str, label: str, kept: np.ndarray, names: list[str], points: int
 ) -> list[dict]:
     """Rows of every point: what the probe reads there, what the text up to there says, and who named it."""
-    from interp.engine.capturing import capture
     from interp.probing.probes import probe
 
     prompts = [config.prompts(split)[i] for i in kept]
     completions = [config.decoded(step, split, "cot")[i] for i in kept]
-    sequences, places = points_of(prompts, completions, points)
-    acts = capture(config.model(step), prompts, ["resid_post"], places, traces=completions)
-    values = acts.values[:, 0].numpy().reshape(len(prompts), -1, *acts.values.shape[2:])
     groups = [prompt.decision.episode for prompt in prompts]
     name_of = named_class(config, label)[1]
     written = [name_of(completion.action or "") for completion in completions]
     rows = []
-    for point, share in enumerate([0.0, *(k / points for k in range(1, points + 1)), 1.1]):
-        place = "boundary" if not share else "action tag" if share > 1 else f"{share:.0%} of the trace"
-        until = [where[point] + 1 for where in places]
-        texts = [p.format.text(ids[:end]) for p, ids, end in zip(prompts, sequences, until)]
-        traces = [p.format.text(ids[len(p.ids) : end]) for p, ids, end in zip(prompts, sequences, until)]
+    for point in _points(config, step, prompts, completions, points):
         result = probe(
-            values[:, point],
+            point.acts,
             names,
             groups,
-            prompts=texts,
+            prompts=point.texts,
             previous=[prompt.decision.previous for prompt in prompts],
             folds=config.folds,
             seed=config.seed,
             draws=config.draws,
             metrics=("accuracy",),
         )
-        table = result.table()
+        table = result.to_frame()
         nested = table[
             (table["layer"] == -1) | table["predictor"].isin(("majority", "tfidf", "previous_action"))
         ]
+        key = dict(position=point.position, share=point.share)
         for predictor in PREDICTORS:
             chosen = nested[nested["predictor"] == predictor].head(1)
-            rows += [
-                dict(position=place, share=share, predictor=predictor, **_estimate(row))
-                for row in chosen.to_dict("records")
-            ]
-        named = np.array([bool(a) and a in trace for a, trace in zip(written, traces)])
-        rows.append(
-            dict(position=place, share=share, predictor="named", **mean_row(named, groups, config.seed))
-        )
+            rows += [key | dict(predictor=predictor, **_estimate(row)) for row in chosen.to_dict("records")]
+        named = np.array([bool(a) and a in trace for a, trace in zip(written, point.traces)])
+        rows.append(key | dict(predictor="named", **mean_row(named, groups, config.seed)))
     return rows
+
+
+def _points(
+    config: Config, step: int, prompts: list[Prompt], completions: list[Completion], points: int
+) -> Iterator[Point]:
+    """The action tag right at the boundary, as in prompt mode; then the points of the own trace."""
+    from interp.engine.capturing import capture
+
+    model = config.model(step)
+    tag = capture(model, prompts, ["resid_post"], "action_tag").values[:, 0].numpy()
+    opened = [p.format.text(p.format.action_prefix(None)) for p in prompts]
+    texts = [p.format.text([*p.ids, *p.format.action_prefix(None)]) for p in prompts]
+    yield Point(WITHOUT, -0.1, tag, texts, opened)
+    sequences, places = points_of(prompts, completions, points)
+    acts = capture(model, prompts, ["resid_post"], places, traces=completions)
+    values = acts.values[:, 0].numpy().reshape(len(prompts), -1, *acts.values.shape[2:])
+    for point, share in enumerate([0.0, *(k / points for k in range(1, points + 1)), 1.1]):
+        position = "boundary" if not share else "action tag" if share > 1 else f"{share:.0%} of the trace"
+        until = [where[point] + 1 for where in places]
+        texts = [p.format.text(ids[:end]) for p, ids, end in zip(prompts, sequences, until)]
+        traces = [p.format.text(ids[len(p.ids) : end]) for p, ids, end in zip(prompts, sequences, until)]
+        yield Point(position, share, values[:, point], texts, traces)
 
 
 def _estimate(row: dict) -> dict:

@@ -22,6 +22,7 @@ from interp.results.tables import read_table, write_table
 from interp.results.wording import listed
 from interp.stats.changes import Change, change, equivalent, sided
 from interp.stats.intervals import OfMeans, headroom_share, kappa_of_means, labellings
+from interp.system.choices import ARGUING
 from interp.system.limits import SMALLEST, Margin
 from interp.system.paths import PROGRAM
 
@@ -146,7 +147,7 @@ def conflicts(cell: Cell) -> Records:
         return {}
     records = {}
     for kind, metrics in stored["inserted_traces"].items():
-        if kind == "self_splice" or not any(stored["texts"][kind]["argued"]):
+        if kind not in ARGUING or not metrics["index"]:
             continue
         names = [stored["decisions"][i] for i in metrics["index"]]
         rows = {

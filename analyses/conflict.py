@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
@@ -25,7 +27,7 @@ REMOVED, SUBSTITUTED = ("empty", "filler"), "other_state"
 
 @dataclass
 class Config(Study):
-    """Seven inserted traces at every checkpoint, on the first decisions of each split."""
+    """Inserted traces at every checkpoint, on the first decisions of each split."""
 
     conflicts: Sample = 0
     """Decisions of each split (0: 40 quick, 200 full)."""
@@ -102,6 +104,8 @@ def run(config: Config) -> None:
             choices=choices,
             limits=config.limits,
             closed_actions=config.env.closed_actions,
+            names=f"{config.env.swap_candidates.__module__}.{config.env.swap_candidates.__qualname__}",
+            phrases=config.env.phrases,
         )
         stored = config.stage(
             f"conflict/{step}-{split}", inputs, lambda: _inserted(config, step, split, n, choices)
@@ -112,7 +116,8 @@ def run(config: Config) -> None:
             metrics = stored["inserted_traces"][kind]
             index = metrics.pop("index")
             if index:
-                readings += [(kind, metric, index, values) for metric, values in metrics.items()]
+                argued = stored["texts"][kind]["argued"]
+                readings += [(kind, *each) for each in _by_metric(index, metrics, argued)]
             else:
                 skipped[f"{step} {split} {kind}"] = (
                     "no decision of this checkpoint parsed, or none found a donor"
@@ -144,6 +149,17 @@ def run(config: Config) -> None:
     )
 
 
+def _by_metric(
+    index: list[int], metrics: dict[str, list], argued: list[str | None]
+) -> Iterator[tuple[str, list[int], list]]:
+    """(metric, decisions, values); only a trace that argues for an action can be followed."""
+    for metric, values in metrics.items():
+        among = [action is not None for action in argued]
+        if metric != "follow" or not any(among):
+            among = [True] * len(index)
+        yield metric, list(compress(index, among)), list(compress(values, among))
+
+
 def _inserted(config: Config, step: int, split: str, n: int, choices: int) -> dict:
     """What inserted traces do to the first `n` decisions; the distribution is read of `choices` of them."""
     from interp.measures.conflicts import conflict, shifts
@@ -156,6 +172,8 @@ def _inserted(config: Config, step: int, split: str, n: int, choices: int) -> di
         config.inserted_traces,
         parser=config.parse,
         closed_actions=config.env.closed_actions,
+        swap_candidates=config.env.swap_candidates,
+        phrases=config.env.phrases,
         seed=config.seed,
         max_new_tokens=config.action_tokens,
         trace_tokens=config.trace_tokens,

@@ -18,26 +18,25 @@ import numpy as np
 
 from interp.prompts.format import MODES, Prompt
 from interp.results.names import NO_TRACES
+from interp.system.choices import ARGUING
 from interp.system.paths import PROGRAM
 from interp.tasks.episodes import Decision
 
 from .both_modes import same
+from .diagnosis import diagnose
 from .early import SHARES
 from .kept import Cell, cells
-from .probes import Labels
+from .labels import Labels
 from .registry import Instrument
 from .remedies import NotApplicable
 from .study import Study
-
-#: Inserted traces that argue for another action than the own one.
-ARGUING = ("other_state", "resampled")
 
 
 @dataclass
 class Config(Study):
     """The options that the run's other analyses were given, since decisions and checkpoints are theirs."""
 
-    labels: Labels = ("eventual_target", "eventual_verb", "reference_target")
+    labels: Labels = ("reference_target", "eventual_target", "eventual_verb")
     """Which probes' predictions are shown, where they are on record."""
 
 
@@ -117,8 +116,8 @@ def early(cell: Cell) -> Iterator[Part]:
 
 
 def probes(cell: Cell) -> Iterator[Part]:
-    """What the probes predicted at each layer; those of both splits are fitted on the first."""
-    config = cell.config
+    """What the probes predicted at each layer, of the decisions that were drawn."""
+    config, ids = cell.config, set(cell.ids)
     by_decision: dict[str, list[dict]] = defaultdict(list)
     for label in config.labels:
         inputs = config.inputs(cell.step, config.parts[0])
@@ -130,7 +129,7 @@ def probes(cell: Cell) -> Iterator[Part]:
             predicted = [layer[k] for layer in read["layers"]]
             by_decision[decision].append(dict(label=label, truth=read["label"][k], predicted=predicted))
     for decision, predictions in by_decision.items():
-        if decision in cell.decisions:
+        if decision in ids:
             yield decision, "cot", dict(probes=predictions)
 
 
@@ -248,10 +247,11 @@ def _rows(config: Config, split: str, table: dict) -> Iterator[dict]:
             }
             differ = _differ(modes)
             flipped = modes.get("cot", {}).get("flipped")
+            flags = dict(actions_differ=differ, flipped=flipped, diagnosis=_diagnosis(modes))
             for mode, columns in modes.items():
                 ranks = _ranks(columns, decision.reference)
-                flags = dict(actions_differ=differ, flipped=flipped) if mode in MODES else {}
-                yield about | dict(checkpoint=step, mode=mode) | columns | ranks | flags
+                told = flags if mode in MODES else {}
+                yield about | dict(checkpoint=step, mode=mode) | columns | ranks | told
 
 
 def _about(decision: Decision, prompt: Prompt) -> dict:
@@ -294,6 +294,14 @@ def _differ(modes: dict[str, dict]) -> bool | None:
     if any("parsed" not in modes.get(mode, {}) for mode in ("prompt", "cot")):
         return None
     return not same(modes["prompt"]["action"], modes["cot"]["action"])
+
+
+def _diagnosis(modes: dict[str, dict]) -> str | None:
+    """What the CoT action rests on; None where one mode was not decoded, or no conflicting trace put in."""
+    if any("parsed" not in modes.get(mode, {}) for mode in ("prompt", "cot")):
+        return None
+    outcomes = {each["inserted_trace"]: each for each in modes["cot"].get("conflicts") or ()}
+    return diagnose(modes["prompt"]["action"], modes["cot"]["action"], outcomes)
 
 
 def _ranks(columns: dict, reference: str) -> dict[str, int]:

@@ -16,6 +16,8 @@ from .rows import mean_row
 from .study import Study
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
+#: Traces of as many sentences or more are taken together.
+MOST = 6
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Config(Study):
     conflicts: Sample = 0
     """Decisions of each split (0: 40 quick, 200 full)."""
     points: Annotated[int, Limits(2, 100)] = 5
-    """Most parts at which a trace is cut, the empty and the whole one included."""
+    """Most parts at which a trace is cut; none of it (the tag at the boundary) and the whole are two."""
     choices: Sample = 0
     """Decisions whose distribution over the admissible actions is read (0: a quarter of them)."""
 
@@ -57,6 +59,7 @@ def run(config: Config) -> None:
                 area_distribution=early.area("distribution").tolist(),
                 area_filler=early.area("filler").tolist(),
                 same=early.curve(SHARES).tolist(),
+                sentences=early.sentences,
             )
 
         inputs = dict(
@@ -76,6 +79,7 @@ def run(config: Config) -> None:
         columns["area_difference"] = columns["area_filler"] - columns["area_action"]
         same = np.array(stored["same"], dtype=bool)
         columns |= {f"same_{share * 100:.0f}": same[:, k] for k, share in enumerate(SHARES)}
+        columns |= by_sentences(columns, np.array(stored["sentences"]))
         for metric, values in columns.items():
             finite = np.flatnonzero(~np.isnan(values))
             episodes = [prompts[stored["index"][i]].decision.episode for i in finite]
@@ -85,6 +89,22 @@ def run(config: Config) -> None:
     if not rows:
         raise NotApplicable(f"No trace could be cut: {next(iter(skipped.values()))}", PARSES)
     config.write("early", rows, started, skipped=skipped)
+
+
+def by_sentences(columns: dict[str, np.ndarray], sentences: np.ndarray) -> dict[str, np.ndarray]:
+    """The areas of traces of each length, NaN at all other decisions.
+
+    Args:
+        columns: metric -> value of each decision.
+        sentences: of each decision's trace.
+    """
+    length, by_length = np.minimum(sentences, MOST), {}
+    for number in np.unique(length).tolist():
+        words = f"{number}_or_more" if number == MOST else str(number)
+        for area in ("area_action", "area_distribution"):
+            values = np.where(length == number, columns[area], np.nan)
+            by_length[f"{area}_sentences_{words}"] = values
+    return by_length
 
 
 INSTRUMENT = Instrument("early", Config, run, in_all=(1, 3))

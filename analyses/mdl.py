@@ -13,7 +13,8 @@ from interp.stats.intervals import cluster_bootstrap
 from interp.system.choices import SHARES, check_shares
 from interp.system.limits import Draws, Limits
 
-from .probes import Labels, boundary_layers, check_labels, labelled, texts
+from .boundary import boundary_layers, texts
+from .labels import Labels, check_labels, labelled
 from .registry import Instrument
 from .remedies import LABELLED, NotApplicable
 from .rows import attempted
@@ -41,7 +42,7 @@ class Config(Study):
 def run(config: Config) -> None:
     """Code and tabulate; a checkpoint, split and label is one resumable stage."""
     started, rows, skipped = time.time(), [], {}
-    words = {split: texts(config, split) for split in config.parts}
+    words = {split: texts(config.prompts(split)) for split in config.parts}
     for step, split in config.cells("mdl"):
         for label in config.labels:
             kept, names = labelled(config, step, split, label)

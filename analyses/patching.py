@@ -1,4 +1,4 @@
-"""Activation patching at the boundary, the spans and the whole prompt (docs/methods.md 4.1).
+"""Activation patching at the boundary, the action tag, the spans and the whole prompt (docs/methods.md 4.1).
 
 Every layer, both directions, four metrics; beside it first-order estimates of the same effects
 (`interp.measures.attribution`) and their correlation with the true ones.
@@ -7,13 +7,13 @@ Every layer, both directions, four metrics; beside it first-order estimates of t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from interp.models.site_names import every_layer
 from interp.prompts.format import Prompt
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 DIRECTIONS = ("denoise", "noise")
 SPANS = ("task", "history", "observation", "prompt")
+#: Places of one token, patched in all pairs.
+ALONE = ("boundary", "action_tag")
 METRICS = get_args(Metric)
 #: Pairs whose estimates are kept by token, at the first and the last checkpoint, and tokens kept of each.
 PAIRS_BY_TOKEN, TOKENS = 20, 20
@@ -46,7 +48,7 @@ class Config(Study):
     """Counterfactual pairs by symmetric renaming, the same pairs at every checkpoint."""
 
     pairs: Sample = 0
-    """Pairs patched at the boundary (0: 30 quick, 60 full)."""
+    """Pairs patched at the boundary and at the action tag (0: 30 quick, 60 full)."""
     sites: Annotated[tuple[str, ...], Known(site)] = ("resid_pre",)
     """Sites to patch."""
     modes: tuple[Literal["prompt", "cot"], ...] = ("prompt", "cot")
@@ -87,10 +89,12 @@ class Pairs:
 Effects = Float[np.ndarray, "pair site layer"]
 #: Where and in which mode -> metric -> direction -> effects.
 Swept = dict[tuple[str, str], dict[str, dict[str, Effects]]]
+#: Where, in which mode, metric and direction -> the pairs that every checkpoint keeps.
+Common = dict[tuple[str, str, str, str], Bool[np.ndarray, "pair"]]
 
 
 def run(config: Config) -> None:
-    """Sweep, then average over pairs with intervals that resample episodes."""
+    """Sweep, then average over the pairs that every checkpoint keeps, with intervals by episode."""
     started, split, rows = time.time(), config.parts[0], []
     clean, corrupt, dropped = config.pairs_of(split, config.number(config.pairs, 30, 60))
     if not clean:
@@ -100,6 +104,7 @@ def run(config: Config) -> None:
     with_spans = config.spread(config.number(config.span_checkpoints, 2, len(config.steps)))
     paths: set[str] = set()
     small: dict[str, dict[str, dict[str, int]]] = {}
+    by_step: dict[int, Swept] = {}
     for step, _ in config.cells("patching", [split]):
         sweeps = _stages(config, step, pairs, few if config.spans and step in with_spans else None)
         swept = {place: sweep["metrics"] for place, sweep in sweeps.items()}
@@ -110,7 +115,10 @@ def run(config: Config) -> None:
                 if at == "boundary" and metric != "attribution":
                     lost = int(np.isnan(by_direction["noise"][:, 0, 0]).sum())
                     small.setdefault(mode, {}).setdefault(metric, {})[str(step)] = lost
-        rows += _effects(config, step, swept, sites, pairs.episodes)
+        by_step[step] = swept
+    common = _common(by_step.values())
+    for step, swept in by_step.items():
+        rows += _effects(config, step, swept, common, sites, pairs.episodes)
         rows += _correlations(config, step, swept, sites, few.episodes)
     lacking = {
         at: sum(not len(prompt.positions(at)) for prompt in few.clean)
@@ -136,7 +144,7 @@ def _stages(config: Config, step: int, pairs: Pairs, few: Pairs | None) -> dict[
     """A checkpoint's sweeps by place and mode, each with its sites, path and metrics; `few`: pairs of the
     spans.
 
-    The boundary, the spans and the first-order estimates are one resumable stage each.
+    The places of one token, the spans and the first-order estimates are one resumable stage each.
     """
     metrics = [metric for metric in METRICS if metric == "difference" or metric in config.metrics]
     inputs = dict(
@@ -145,10 +153,9 @@ def _stages(config: Config, step: int, pairs: Pairs, few: Pairs | None) -> dict[
         sites=config.sites,
         modes=config.modes,
         metrics=metrics,
+        places=ALONE,
     )
-    stored = config.stage(
-        f"patching/{step}", inputs, lambda: _sweep(config, step, pairs, ["boundary"], metrics)
-    )
+    stored = config.stage(f"patching/{step}", inputs, lambda: _sweep(config, step, pairs, ALONE, metrics))
     estimated = {}
     if few:
         inputs |= dict(spans=config.spans, pairs=config.digest(few.both))
@@ -229,14 +236,30 @@ def _stored(sweep: Sweep) -> dict[str, list]:
     return {direction: np.asarray(getattr(sweep, direction)).tolist() for direction in DIRECTIONS}
 
 
+def _kept(effects: Effects) -> Bool[np.ndarray, "pair"]:
+    """The pairs that have effects: they have the span, and the runs differ by the minimum."""
+    return np.isfinite(effects[:, 0, 0])
+
+
+def _common(by_step: Iterable[Swept]) -> Common:
+    """The pairs that are kept at every checkpoint at which a place is swept."""
+    common: Common = {}
+    for swept in by_step:
+        for (at, mode), metrics in swept.items():
+            for metric, direction in product(metrics, DIRECTIONS):
+                key, kept = (at, mode, metric, direction), _kept(metrics[metric][direction])
+                common[key] = common[key] & kept if key in common else kept
+    return common
+
+
 def _effects(
-    config: Config, step: int, swept: Swept, sites: list[str], episodes: list[str]
+    config: Config, step: int, swept: Swept, common: Common, sites: list[str], episodes: list[str]
 ) -> Iterator[dict]:
-    """A row for each mean over the pairs that a metric keeps."""
+    """A row for each mean over the common pairs, beside that over all that this checkpoint keeps."""
     for (at, mode), metrics in swept.items():
         for metric, direction in product(metrics, DIRECTIONS):
             values = metrics[metric][direction]
-            kept = np.flatnonzero(np.isfinite(values[:, 0, 0]))
+            own, kept = _kept(values), np.flatnonzero(common[at, mode, metric, direction])
             groups = [episodes[pair] for pair in kept]
             for (s, site), layer in product(enumerate(sites), range(values.shape[2])):
                 yield dict(
@@ -249,6 +272,8 @@ def _effects(
                     metric=metric,
                     **mean_row(values[kept, s, layer], groups, config.seed),
                     n_dropped=len(values) - len(kept),
+                    value_own=values[own, s, layer].mean() if own.any() else np.nan,
+                    n_own=int(own.sum()),
                 )
 
 
@@ -280,6 +305,8 @@ def _correlations(
                 metric=f"attribution_{kind}",
                 **estimate.row(),
                 n_dropped=few - estimate.n,
+                value_own=estimate.value,
+                n_own=estimate.n,
             )
 
 

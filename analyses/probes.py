@@ -1,34 +1,43 @@
-"""Linear probes of the eventual action at the prompt boundary, with their controls (docs/methods.md 3)."""
+"""Linear probes of the action at the prompt boundary, with their controls (docs/methods.md 3)."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import lazy_loader as lazy
 import numpy as np
 
-from interp.prompts.format import Prompt
 from interp.prompts.text import shared
 from interp.results.tables import ESTIMATE_COLUMNS
-from interp.system.limits import Draws, Folds, Known, Limits
+from interp.system.limits import Draws, Folds, Limits, Sample
 from interp.tasks.actions import verb
 
+from .boundary import (
+    TRAIN,
+    Decisions,
+    Split,
+    boundary_layers,
+    held_out_decisions,
+    random_layers,
+    stored_bytes,
+    training_decisions,
+)
+from .decodings import completions, decode_prompts
+from .labels import Labels, check_labels, labelled, named_class, with_names
 from .registry import Instrument
 from .remedies import LABELLED, NotApplicable
-from .rows import attempted
+from .rows import attempted, mean_row
 from .study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.models.hooked import HookedModel
-    from interp.probing.probes import ProbeResult
+    from interp.probing.probes import Controls, ProbeResult
 else:
     pd = lazy.load("pandas")
 
@@ -36,6 +45,7 @@ ORDER = [
     "step",
     "layer",
     "label",
+    "fitted_on",
     "split",
     "predictor",
     "metric",
@@ -45,30 +55,28 @@ ORDER = [
 ALL = dict(
     metrics=("accuracy", "log_loss", "macro_f1", "auroc"), predictors=("logistic", "lda", "mean_difference")
 )
-
-
-def label_parts(label: str) -> tuple[str, str]:
-    """Whose action a label is of, and which class of it; raises ValueError for a label that is neither."""
-    whose, _, part = label.partition("_")
-    if whose not in ("eventual", "reference") or not re.fullmatch(r"[\w-]+", part):
-        raise ValueError(
-            f"There is no label {label!a}: labels are eventual_CLASS, of the checkpoint's own action, and "
-            "reference_CLASS, of the recorded one, such as eventual_target."
-        )
-    return whose, part
-
-
-Labels = Annotated[tuple[str, ...], Known(label_parts)]
+#: What a label's probe was fitted on: the training split, or folds of the decisions that it is tested on.
+FOLDS = "folds"
 
 
 @dataclass
 class Config(Study):
     """Decode the action before one reasoning token exists."""
 
-    labels: Labels = ("eventual_target", "eventual_verb", "reference_target")
-    """Which action (eventual: the checkpoint's own CoT action; reference: the expert's), and its class."""
+    labels: Labels = ("reference_target", "eventual_target", "eventual_verb")
+    """Which action (reference: the expert's, the same at every checkpoint; eventual: the checkpoint's own CoT
+    action), and its class."""
+    fit_decisions: Sample = 0
+    """Decisions of the corpus's training split that probes are fitted on, drawn as whole episodes (0: 1,500
+    quick, 4,000 full). Without such a split the tested decisions are cross-fitted."""
+    test_decisions: Sample = 0
+    """Decisions of each split that probes of the reference action are tested on (0: the study's quick, all
+    full)."""
+    decode_fit: bool = False
+    """Decode the training decisions at every checkpoint, so that probes of the eventual action are fitted on
+    them as well; else these are cross-fitted on the study's decisions."""
     folds: Folds = 5
-    """Outer folds, grouped by episode."""
+    """Outer folds, grouped by episode, of what is cross-fitted."""
     draws: Draws = 1000
     """Bootstrap resamples."""
     controls: Literal["auto", "all", "ends", "few"] = "auto"
@@ -84,117 +92,36 @@ class Config(Study):
         check_labels(self)
 
 
-def boundary_layers(config: Study, step: int, split: str) -> np.ndarray:
-    """Boundary activations [decision, layer, d_model]: the embedding output, then each block's; stored."""
-    return _layers(config, config.model(step), f"checkpoint-{step}", split)
-
-
-def random_layers(config: Study, split: str) -> np.ndarray:
-    """The same of a model of the series' architecture with random weights, drawn with the study's seed."""
-    from interp.models.untrained import random_twin
-
-    return _layers(config, random_twin(config.model(config.steps[0]), config.seed), "random", split)
-
-
-def _layers(config: Study, model: HookedModel, name: str, split: str) -> np.ndarray:
-    import torch
-
-    from interp.engine.store import stored_capture
-
-    pre, post = stored_capture(
-        config.run / "activations" / name / split, model, config.prompts(split)
-    ).values.unbind(1)
-    return torch.cat([pre[:, :1], post], 1).numpy()
-
-
-def check_labels(config: Study) -> None:
-    """Raise ValueError for a label of a configuration that names no class, and where there is no label."""
-    if not config.labels:
-        raise ValueError("--labels names no label: give one or more, such as eventual_target.")
-    for label in config.labels:
-        named_class(config, label)
-
-
-def named_class(config: Study, label: str) -> tuple[str, Callable[[str], str]]:
-    """Whose action a label is of, and what names its class.
-
-    Raises ValueError for a class that the environment does not have.
-    """
-    whose, part = label_parts(label)
-    if part not in config.env.classes:
-        raise ValueError(
-            f"The environment {config.env.name!r} names no class {part!r} of an action: it has "
-            f"{', '.join(config.env.classes)}."
-        )
-    return whose, config.env.classes[part]
-
-
-def labelled(config: Study, step: int, split: str, label: str) -> tuple[np.ndarray, list[str]]:
-    """Indices of the decisions that have a label, and the labels."""
-    whose, name = named_class(config, label)
-    prompts = config.prompts(split)
-    actions = (
-        [s.action for s in config.decoded(step, split, "cot")]
-        if whose == "eventual"
-        else [p.decision.reference for p in prompts]
-    )
-    kept = np.array([i for i, a in enumerate(actions) if a is not None], dtype=int)
-    return kept, [name(actions[i]) for i in kept]
-
-
-def texts(config: Study, split: str) -> list[str]:
-    """The prompts of a split as text."""
-    return [p.format.tokenizer.decode(p.ids) for p in config.prompts(split)]
-
-
 @dataclass
-class Split:
-    """What probes read of a split at one checkpoint, every decision in order."""
+class Notes:
+    """What is said of a run in the table's provenance."""
 
-    prompts: list[Prompt]
-    acts: np.ndarray
-    """[decision, layer, d_model]."""
-    texts: list[str]
-    random_acts: np.ndarray | None
-    """The same as `acts`, of random weights; None where not all controls are read."""
-
-    def arguments(self, kept: np.ndarray, names: list[str]) -> dict[str, Any]:
-        """Arguments of `probe` for the decisions that have a label."""
-        decisions = [self.prompts[i].decision for i in kept]
-        controlled = self.random_acts is not None
-        return dict(
-            acts=self.acts[kept],
-            labels=names,
-            groups=[d.episode for d in decisions],
-            prompts=[self.texts[i] for i in kept],
-            previous=[d.previous for d in decisions],
-            types=[f"{d.task_type} {d.previous}" for d in decisions] if controlled else None,
-            random_acts=self.random_acts[kept] if self.random_acts is not None else None,
-        )
+    without_action: dict[str, int] = field(default_factory=dict)
+    """Decisions without a label."""
+    without_control_task: dict[str, str] = field(default_factory=dict)
+    """Why a label has no control task."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Why nothing was fitted."""
 
 
 def run(config: Config) -> None:
     """Capture, probe and tabulate; a checkpoint's label is one resumable stage."""
-    started, rows, skipped = time.time(), [], {}
-    dropped: dict[str, int] = {}
-    untasked: dict[str, str] = {}
+    started, rows, notes = time.time(), [], Notes()
     which = config.controls if config.controls != "auto" else "all" if config.size == "full" else "ends"
     controlled = {"all": config.steps, "ends": [config.steps[0], config.steps[-1]], "few": []}[which]
-    n_pairs = config.pairs if config.pairs >= 0 else config.number(0, 0, 4)
-    words = {split: texts(config, split) for split in config.parts}
-    drawn = {split: random_layers(config, split) for split in config.parts} if controlled else {}
+    read = _decisions(config)
+    drawn = (
+        {name: random_layers(config, name, each.prompts) for name, each in read.items()} if controlled else {}
+    )
+    controls: dict[str, Controls] = {}
     for step, _ in config.cells("probes", config.parts[:1]):
         more = step in controlled
         splits = {
-            split: Split(
-                config.prompts(split),
-                boundary_layers(config, step, split),
-                words[split],
-                drawn[split] if more else None,
+            name: Split(
+                each, boundary_layers(config, step, name, each.prompts), drawn[name] if more else None
             )
-            for split in config.parts
+            for name, each in read.items()
         }
-        options = dict(folds=config.folds, seed=config.seed, draws=config.draws, **(ALL if more else {}))
         common = dict(
             config.inputs(step, config.parts[0]),
             folds=config.folds,
@@ -202,35 +129,70 @@ def run(config: Config) -> None:
             all_controls=more,
             intervals="expanded",
         )
-        for stage in _stages(config, step, splits, n_pairs, options, dropped, untasked):
-            name, compute = stage.name, stage.compute
+        for stage in _stages(config, step, splits, controls, notes):
             stored = config.stage(
-                f"probes/{step}-{name}",
+                f"probes/{step}-{stage.name}",
                 common | stage.inputs,
-                lambda: attempted(compute),
+                lambda: attempted(stage.compute),
             )
             if stored["skipped"]:
-                skipped[f"{step} {name}"] = stored["skipped"]
+                notes.skipped[f"{step} {stage.name}"] = stored["skipped"]
             else:
                 rows += stored["rows"]
-        test = config.inputs(step, config.parts[1]) if len(splits) > 1 else None
-        inputs = dict(config.inputs(step, config.parts[0]), test=test)
-        config.stage(f"probes/{step}-lens", inputs, lambda: _lens(config, step, splits))
-    if not rows:
-        raise NotApplicable(f"No probe could be fitted: {next(iter(skipped.values()))}", LABELLED)
-    for what, why in list(untasked.items())[:1]:
+        rows += _lens_rows(config, step, splits)
+    if all(row["predictor"] == "lens" for row in rows):
+        raise NotApplicable(f"No probe could be fitted: {next(iter(notes.skipped.values()))}", LABELLED)
+    _write(config, rows, started, read, list(controlled), notes)
+
+
+def _decisions(config: Config) -> dict[str, Decisions]:
+    """What is tested, by split, and TRAIN: what is fitted on, where the corpus has a training split."""
+    train = training_decisions(config, config.number(config.fit_decisions, 1500, 4000))
+    every = config.size == "full" and train is not None
+    most = config.test_decisions or (10**6 if every else 0)
+    tested = {split: held_out_decisions(config, split, most) for split in config.parts}
+    return tested | ({TRAIN: train} if train else {})
+
+
+def _n_pairs(config: Config) -> int:
+    return config.pairs if config.pairs >= 0 else config.number(0, 0, 4)
+
+
+def _write(
+    config: Config,
+    rows: list[dict],
+    started: float,
+    read: Mapping[str, Decisions],
+    controlled: list[int],
+    notes: Notes,
+) -> None:
+    """Write the table, and say how precise the headline is."""
+    for what, why in list(notes.without_control_task.items())[:1]:
         config.say(
-            f"probes: {len(untasked)} probes have no control task and no selectivity, and all their other "
-            f"controls (first {what}: {why})"
+            f"probes: {len(notes.without_control_task)} probes have no control task and no selectivity, and "
+            f"all their other controls (first {what}: {why})"
         )
+    headline: dict[str, float] = {}
+    for row in rows:
+        nested = (row["predictor"], row["layer"], row["metric"]) == ("gain", -1, "accuracy")
+        if nested and row["low"] is not None:
+            key = f"{row['label']} {row['split']}"
+            error = round((row["high"] - row["low"]) / (2 * 1.96), 4)
+            headline[key] = max(error, headline.get(key, 0.0))
     config.write(
         "probes",
         [{k: r[k] for k in ORDER} for r in rows],
         started,
-        without_action={k: v for k, v in dropped.items() if v},
-        skipped=skipped,
-        all_controls=list(controlled),
-        without_control_task=untasked,
+        without_action={k: v for k, v in notes.without_action.items() if v},
+        skipped=notes.skipped,
+        all_controls=controlled,
+        without_control_task=notes.without_control_task,
+        decisions_read={
+            name: dict(decisions=len(each.prompts), episodes=len({p.decision.episode for p in each.prompts}))
+            for name, each in read.items()
+        },
+        fit_activations_bytes=stored_bytes(config, TRAIN),
+        gain_standard_error=headline,
     )
 
 
@@ -245,35 +207,68 @@ class Stage(NamedTuple):
 
 
 def _stages(
-    config: Config,
-    step: int,
-    splits: dict[str, Split],
-    n_pairs: int,
-    options: dict[str, Any],
-    dropped: dict[str, int],
-    untasked: dict[str, str],
+    config: Config, step: int, splits: dict[str, Split], controls: dict[str, Controls], notes: Notes
 ) -> Iterator[Stage]:
     """A checkpoint's labels, then its pairs of verbs.
 
-    `dropped` counts decisions without a label, `untasked` says why a label has no control task.
+    `controls`: what a label's controls gave at an earlier checkpoint, where they are the same at all.
     """
+    more = splits[config.parts[0]].random_acts is not None
+    options = dict(folds=config.folds, seed=config.seed, draws=config.draws, **(ALL if more else {}))
     for label in config.labels:
-        sets, ids = [], []
-        for split, each in splits.items():
-            kept, names = labelled(config, step, split, label)
-            dropped[f"{step} {split} {label}"] = len(each.prompts) - len(kept)
-            sets.append(each.arguments(kept, names))
-            ids += [each.prompts[i].decision.id for i in kept]
-        if reason := _no_control_task(sets, config.seed):
-            untasked[f"{step} {label}"] = reason
-            sets = [each | dict(types=None) for each in sets]
+        whose, _ = named_class(config, label)
+        fitted = TRAIN in splits and (whose == "reference" or config.decode_fit)
+        names = [*([TRAIN] if fitted else []), *config.parts]
+        sets, ids = {}, []
+        for name in names:
+            kept, classes, considered = _labels(config, step, splits[name].decisions, label)
+            notes.without_action[f"{step} {name} {label}"] = considered - len(kept)
+            sets[name] = splits[name].arguments(kept, classes)
+            if name != TRAIN:
+                ids += [splits[name].decisions.prompts[i].decision.id for i in kept]
+        if reason := _no_control_task([*sets.values()], config.seed):
+            notes.without_control_task[f"{step} {label}"] = reason
+            sets = {name: each | dict(types=None) for name, each in sets.items()}
+        train = sets.pop(TRAIN, None)
         test = config.inputs(step, config.parts[1]) if len(sets) > 1 else None
-        inputs = dict(label=label, test=test)
-        compute = partial(_probed, sets, ids, step, label, options)
+        read = {name: config.digest(splits[name].decisions.prompts) for name in names}
+        inputs = dict(label=label, test=test, read=read, limits=config.limits if config.decode_fit else None)
+        compute = partial(_probed, [*sets.values()], ids, step, label, options, train)
+        if whose == "reference":
+            compute = partial(compute, controls=controls)
         yield Stage(label, inputs, compute)
-    if n_pairs:
+    if n_pairs := _n_pairs(config):
         first = splits[config.parts[0]]
         yield Stage("pairwise", dict(pairs=n_pairs), lambda: _pairs(config, step, first, n_pairs, options))
+
+
+def _labels(config: Config, step: int, decisions: Decisions, label: str) -> tuple[np.ndarray, list[str], int]:
+    """Indices of the decisions that have a label, the labels, and of how many decisions."""
+    whose, name = named_class(config, label)
+    if whose == "reference":
+        actions: list = [prompt.decision.reference for prompt in decisions.prompts]
+    elif decisions.split == TRAIN:
+        actions = _training_actions(config, step, decisions)
+    else:
+        kept, names = labelled(config, step, decisions.split, label)
+        return decisions.drawn[kept], names, len(decisions.drawn)
+    return *with_names(actions, name), len(actions)
+
+
+def _training_actions(config: Config, step: int, decisions: Decisions) -> list[str | None]:
+    """What a checkpoint does at the training decisions after its own trace."""
+    rows = config.stage(
+        f"fitting/{step}",
+        dict(
+            config.inputs(step),
+            prompts=config.digest(decisions.prompts),
+            parser=f"{config.parse.__module__} {config.env.source}".rstrip(),
+            limits=config.limits,
+            generator=config.generator,
+        ),
+        lambda: decode_prompts(config, step, decisions.prompts, ["cot"])["cot"],
+    )
+    return [completion.action for completion in completions(rows)]
 
 
 def _lens(config: Config, step: int, splits: dict[str, Split]) -> list[dict]:
@@ -286,18 +281,19 @@ def _lens(config: Config, step: int, splits: dict[str, Split]) -> list[dict]:
     from interp.measures.lens import read_stream
 
     model, ids_of, rows = config.model(step), cache(config.format.action_ids), []
-    for split, each in splits.items():
+    for split in config.parts:
+        prompts, acts = config.prompts(split), splits[split].acts[splits[split].decisions.drawn]
         actions = [
             dict(eventual=completion.action, reference=prompt.decision.reference)
-            for completion, prompt in zip(config.decoded(step, split, "cot"), each.prompts, strict=True)
+            for completion, prompt in zip(config.decoded(step, split, "cot"), prompts, strict=True)
         ]
         tokens = []
-        for prompt, both in zip(each.prompts, actions, strict=True):
+        for prompt, both in zip(prompts, actions, strict=True):
             named = {*prompt.decision.admissible, *both.values()} - {None}
             candidates = {action: ids_of(action) for action in named}
             tokens.append([_telling_token(a or both["reference"], candidates) for a in both.values()])
-        _, _, logp, rank = read_stream(model, torch.from_numpy(each.acts), torch.tensor(tokens))
-        for i, (prompt, both) in enumerate(zip(each.prompts, actions, strict=True)):
+        _, _, logp, rank = read_stream(model, torch.from_numpy(acts), torch.tensor(tokens))
+        for i, (prompt, both) in enumerate(zip(prompts, actions, strict=True)):
             for k, (whose, action) in enumerate(both.items()):
                 if action is None:
                     continue
@@ -311,6 +307,24 @@ def _lens(config: Config, step: int, splits: dict[str, Split]) -> list[dict]:
                     )
                 )
     return rows
+
+
+def _lens_rows(config: Config, step: int, splits: dict[str, Split]) -> Iterator[dict]:
+    """How often the telling token is the likeliest of all at each layer, and its mean reciprocal rank."""
+    test = config.inputs(step, config.parts[1]) if len(config.parts) > 1 else None
+    inputs = dict(config.inputs(step, config.parts[0]), test=test)
+    stored = config.stage(f"probes/{step}-lens", inputs, lambda: _lens(config, step, splits))
+    where = {p.decision.id: (s, p.decision.episode) for s in config.parts for p in config.prompts(s)}
+    by_split: dict[tuple[str, str], list[dict]] = {}
+    for row in stored:
+        by_split.setdefault((row["whose"], where[row["decision"]][0]), []).append(row)
+    for (whose, split), rows in by_split.items():
+        rank = np.array([row["rank"] for row in rows])
+        episodes = [where[row["decision"]][1] for row in rows]
+        key = dict(step=step, label=f"{whose}_token", fitted_on="nothing", split=split, predictor="lens")
+        for layer, ranks in enumerate(rank.T):
+            for metric, values in (("accuracy", ranks == 1), ("reciprocal_rank", 1 / ranks)):
+                yield key | dict(layer=layer, metric=metric, **mean_row(values, episodes, config.seed))
 
 
 def _telling_token(action: str, candidates: Mapping[str, Sequence[int]]) -> int:
@@ -339,24 +353,37 @@ def _no_control_task(sets: list[dict[str, Any]], seed: int) -> str:
 
 
 def _probed(
-    sets: list[dict[str, Any]], ids: list[str], step: int, label: str, options: dict[str, Any]
+    sets: list[dict[str, Any]],
+    ids: list[str],
+    step: int,
+    label: str,
+    options: dict[str, Any],
+    train: dict[str, Any] | None = None,
+    controls: dict[str, Controls] | None = None,
 ) -> dict:
-    """A label's probe, cross-fitted on the first split and tested on the second, if any.
+    """A label's probe, fitted on `train` or cross-fitted on the first set, and tested on the second, if any.
 
-    ids: of the decisions of all sets.
+    ids: of the decisions of all sets. controls: by label, of earlier checkpoints, to which these are added.
     """
     from interp.probing.probes import probe
 
     first, *second = sets
-    test = tuple(second[0].values()) if second else None
-    result = probe(**first, test=test, **options)
+    result = probe(
+        **first,
+        test=tuple(second[0].values()) if second else None,
+        train=tuple(train.values()) if train else None,
+        controls=controls.get(label) if controls is not None else None,
+        **options,
+    )
+    if controls is not None:
+        controls[label] = result.controls
     layers = [result.predicted["probe", layer].tolist() for layer in result.layers]
     labels = [name for each in sets for name in each["labels"]]
     predicted = dict(decision=ids, label=labels, layers=layers)
-    return dict(rows=table(result, step, label), predicted=predicted)
+    return dict(rows=table(result, step, label, TRAIN if train else FOLDS), predicted=predicted)
 
 
-def table(result: ProbeResult, step: int, label: str) -> list[dict]:
+def table(result: ProbeResult, step: int, label: str, fitted_on: str) -> list[dict]:
     """Rows of a probe, and of predictor `gain_p` the p-value of each layer's gain, corrected over layers."""
     frame = result.to_frame()
     size = frame.set_index("split")[["n", "n_groups"]].groupby(level=0).first()
@@ -375,7 +402,7 @@ def table(result: ProbeResult, step: int, label: str) -> list[dict]:
     ]
     return (
         pd.concat([frame, pd.DataFrame(p)])
-        .assign(step=step, label=label)
+        .assign(step=step, label=label, fitted_on=fitted_on)
         .astype(object)
         .replace({np.nan: None})
         .to_dict("records")
@@ -388,7 +415,8 @@ def _pairs(config: Config, step: int, first: Split, n_pairs: int, options: dict[
 
     split = config.parts[0]
     kept, names = labelled(config, step, split, "eventual_verb")
-    decisions = [first.prompts[i].decision for i in kept]
+    kept = first.decisions.drawn[kept]
+    decisions = [first.decisions.prompts[i].decision for i in kept]
     rejected = [
         sorted({verb(action) for action in d.admissible} - {name}) for d, name in zip(decisions, names)
     ]
@@ -398,12 +426,12 @@ def _pairs(config: Config, step: int, first: Split, n_pairs: int, options: dict[
         rejected,
         [d.episode for d in decisions],
         most=n_pairs,
-        prompts=[first.texts[i] for i in kept],
+        prompts=[first.decisions.texts[i] for i in kept],
         previous=[d.previous for d in decisions],
         **options,
     )
     named = {f"pairwise {' / '.join(pair)}": result for pair, result in by_pair.items()}
-    return dict(rows=[row for name, result in named.items() for row in table(result, step, name)])
+    return dict(rows=[row for name, result in named.items() for row in table(result, step, name, FOLDS)])
 
 
 INSTRUMENT = Instrument("probes", Config, run, in_all=(0, 1))

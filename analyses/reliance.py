@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from interp.prompts.format import Prompt
 from interp.system.limits import Sample
 
 from .registry import Instrument
@@ -24,48 +26,67 @@ class Config(Study):
 
 
 def run(config: Config) -> None:
-    """Read direct and via-CoT effects, then average over pairs with intervals that resample episodes."""
-    from interp.measures.reliance import EFFECTS, prompt_reliance
-
-    started, rows, unpaired, paths = time.time(), [], {}, set()
+    """Read direct and via-CoT effects, then average over the pairs that every checkpoint keeps."""
+    started, rows, unpaired = time.time(), [], {}
     pairs = {}
     for split in config.parts:
         *pairs[split], unpaired[split] = config.pairs_of(split, config.number(config.pairs, 40, 150))
     if not all(clean for clean, _ in pairs.values()):
         raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired})", EXCHANGED)
-    for step, split in config.cells("reliance"):
-        inputs = dict(config.inputs(step), pairs=[config.digest(prompts) for prompts in pairs[split]])
-
-        def compute() -> dict:
-            result = prompt_reliance(config.model(step), *pairs[split])
-            return dict(
-                effects=np.stack([getattr(result, name) for name in EFFECTS], 1).tolist(),
-                kept=result.kept.tolist(),
-                pairs=twins(*pairs[split]),
-                path=result.path,
-            )
-
-        stored = config.stage(f"reliance/{step}-{split}", inputs, compute)
-        effects = np.array(stored["effects"]).reshape(-1, len(EFFECTS))
-        paths.add(stored["path"])
-        groups = [pairs[split][0][i].decision.episode for i in stored["kept"]]
-        readings = {name: lambda m, i=i: m[..., i] for i, name in enumerate(EFFECTS)}
-        readings |= dict(
-            interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
-            prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]),
-        )
-        for metric, function in readings.items():
-            row = mean_row(effects, groups, config.seed, function=function)
-            lost = len(pairs[split][0]) - len(effects)
-            rows.append(dict(step=step, split=split, metric=metric, **row, n_dropped=lost))
+    stored = {
+        (step, split): _stage(config, step, split, *pairs[split]) for step, split in config.cells("reliance")
+    }
+    for (step, split), each in stored.items():
+        common = set.intersection(*(set(stored[other, split]["kept"]) for other in config.steps))
+        key = dict(step=step, split=split)
+        rows += [key | row for row in _rows(config, each, common, pairs[split][0])]
     config.write(
         "reliance",
         rows,
         started,
         [prompt for both in pairs.values() for prompts in both for prompt in prompts],
         not_paired=unpaired,
-        path=sorted(paths),
+        path=sorted({each["path"] for each in stored.values()}),
     )
+
+
+def _stage(config: Config, step: int, split: str, clean: list[Prompt], corrupt: list[Prompt]) -> dict:
+    """A checkpoint's effects of the pairs that it keeps."""
+    from interp.measures.reliance import EFFECTS, prompt_reliance
+
+    def compute() -> dict:
+        result = prompt_reliance(config.model(step), clean, corrupt)
+        return dict(
+            effects=np.stack([getattr(result, name) for name in EFFECTS], 1).tolist(),
+            kept=result.kept.tolist(),
+            pairs=twins(clean, corrupt),
+            path=result.path,
+        )
+
+    inputs = dict(config.inputs(step), pairs=[config.digest(prompts) for prompts in (clean, corrupt)])
+    return config.stage(f"reliance/{step}-{split}", inputs, compute)
+
+
+def _rows(config: Config, stored: dict, common: set[int], clean: list[Prompt]) -> Iterator[dict]:
+    """Every reading over the common pairs, beside that over all that this checkpoint keeps."""
+    from interp.measures.reliance import EFFECTS
+
+    own = np.array(stored["effects"], dtype=float).reshape(-1, len(EFFECTS))
+    shared = np.array([pair in common for pair in stored["kept"]], dtype=bool)
+    groups = [clean[pair].decision.episode for pair in stored["kept"] if pair in common]
+    readings = {name: lambda m, i=i: m[..., i] for i, name in enumerate(EFFECTS)}
+    readings |= dict(
+        interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
+        prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]),
+    )
+    for metric, function in readings.items():
+        yield dict(
+            metric=metric,
+            **mean_row(own[shared], groups, config.seed, function=function),
+            n_dropped=len(clean) - len(groups),
+            value_own=float(function(own.mean(0))) if len(own) else np.nan,
+            n_own=len(own),
+        )
 
 
 INSTRUMENT = Instrument("reliance", Config, run, in_all=(1, 2))

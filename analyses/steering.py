@@ -13,7 +13,8 @@ import numpy as np
 from interp.system.choices import RANDOM, Position
 from interp.system.limits import Limits, Sample
 
-from .probes import boundary_layers, labelled
+from .boundary import boundary_layers
+from .labels import labelled
 from .registry import Instrument
 from .remedies import LABELLED, NotApplicable
 from .rows import attempted, mean_row

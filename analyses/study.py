@@ -111,7 +111,7 @@ class Study(Prompting):
         self.format_options()
         _ = self._sampled  # read now
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
-        for name in ("choices", "conflicts", "decisions_read", "pairs", "steered"):
+        for name in ("choices", "conflicts", "decisions_read", "pairs", "steered", "test_decisions"):
             if getattr(self, name, 0) > held:
                 raise ValueError(
                     f"--{name} is {getattr(self, name):,}, but no split holds more than {held:,} decisions."
@@ -268,8 +268,7 @@ class Study(Prompting):
             )
         if self.decisions < 0:
             raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
-        named = self._named or ANY
-        corpus = named.recorded(self.file)
+        named, corpus = self._named or ANY, self._recorded
         wanted = self.splits or [s for s in named.splits if named.splits[s] in corpus] or list(named.splits)
         missing = [named.splits.get(s, s) for s in wanted if named.splits.get(s) not in corpus]
         if missing:
@@ -278,6 +277,16 @@ class Study(Prompting):
                 f"{where} holds no episodes of the split {missing[0]!r}: it has {', '.join(sorted(corpus))}."
             )
         return {s: corpus[named.splits[s]] for s in wanted}
+
+    @cached_property
+    def _recorded(self) -> dict[str, list]:
+        return (self._named or ANY).recorded(self.file)
+
+    @property
+    def training(self) -> list:
+        """Episodes of the training split; none where the corpus has no such split, or it is studied."""
+        studied = [(self._named or ANY).splits[split] for split in self.parts]
+        return [] if "train" in studied else self._recorded.get("train", [])
 
     @cached_property
     def _sampled(self) -> dict[str, list[Decision]]:

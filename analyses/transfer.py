@@ -10,7 +10,8 @@ import numpy as np
 from interp.results.tables import ESTIMATE_COLUMNS
 from interp.system.limits import Draws, Folds
 
-from .probes import Labels, boundary_layers, check_labels, labelled
+from .boundary import boundary_layers
+from .labels import Labels, check_labels, labelled
 from .registry import Instrument
 from .remedies import LABELLED, NotApplicable
 from .rows import attempted

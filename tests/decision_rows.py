@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 ROOMS = ("drawer 1", "drawer 2", "shelf 1", "desk 1", "cabinet 3")
-INSERTED = ("self_splice", "truncated", "other_state", "resampled", "shuffled_words", "filler", "empty")
-PLACES = ("boundary", "task", "history", "observation", "prompt")
+INSERTED = (
+    "self_splice",
+    "truncated",
+    "other_state",
+    "resampled",
+    "mistake",
+    "paraphrase",
+    "shuffled_words",
+    "filler",
+    "empty",
+)
+PLACES = ("boundary", "action_tag", "task", "history", "observation", "prompt")
 
 
 #: Decisions that all instruments read; of the others is kept what was decoded.
@@ -55,6 +65,9 @@ def _modes(about: dict, number: int, checkpoint: int, last: bool, layers: int) -
     prompt = (elsewhere if number % 2 else cot) if number % 5 else None
     flipped = last and number % 3 == 0 if number < READ else None
     flags = dict(actions_differ=prompt != cot, flipped=flipped)
+    if flipped is not None:
+        equal, unlike = ("overridable", "trace_decided") if flipped else ("post_hoc", "neither")
+        flags["diagnosis"] = equal if prompt == cot else unlike if prompt else "neither"
     rows = []
     for mode, action in dict(prompt=prompt, cot=cot, empty_think=cot).items():
         ordered = sorted(actions, key=lambda each: (each != (action or elsewhere), each))

@@ -23,7 +23,7 @@ from interp.results.decisions import write_decisions
 from interp.system.paths import ROOT
 from tests.analyses.test_direct import simulated
 from tests.decision_rows import decision_rows
-from tests.plots.test_plots import claims_table, elicited_table
+from tests.plots.test_plots import claims_table, diagnosis_table, elicited_table
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 #: What an example needs that these tests do not have: another program, a cluster's folder, minutes of
@@ -91,9 +91,7 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     difference = dict(step=0, step_a=0, split="in_domain", metric="gap", paired=True, a=0.1, b=0.3)
     difference |= dict(value=0.2, low=0.1, high=0.3, n=9, n_groups=3)
     write_table(at / "runs" / "quick" / "tables", "claims", claims_table(), {})
-    write_table(at / "runs" / "quick" / "tables", "elicited", elicited_table(), {})
-    direct = simulated(1).assign(step=0, split="in_domain", where="decisions")
-    write_table(at / "runs" / "quick" / "tables", "direct", direct, {})
+from tests.plots.test_plots import claims_table, diagnosis_table, elicited_table
     write_table(at / "runs" / "compare" / "tables", "compare", pd.DataFrame([difference]), {})
     return at
 
@@ -225,7 +223,13 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
             rejected=["take pen", "go to desk"] * 30,
             previous_actions=["look"] * 60,
         ),
-        "interp.probing.probes": lambda: dict(previous_actions=["look"] * 60),
+        "interp.probing.probes": lambda: dict(
+            previous_actions=["look"] * 60,
+            more_acts=acts,
+            more_labels=labels,
+            others=[f"another {i}" for i in group],
+            more_texts=[f"a room {i}" for i in range(60)],
+        ),
         "interp.probing.solver": lambda: dict(layer_0=acts[:, 0], layer_1=acts[:, 1]),
         "interp.probing.transfer": lambda: dict(
             acts_0=acts, acts_500=acts, labels_0=labels, labels_500=labels

@@ -21,7 +21,8 @@ from interp.rollouts.workers import engines
 from interp.tasks.episodes import Decision, Episode
 from interp.training.supervision import Supervision
 
-from ..probes import labelled, texts
+from ..boundary import texts
+from ..labels import labelled
 from ..provenance import made_by
 from ..rows import attempted
 from ..study import Study
@@ -374,7 +375,7 @@ def _probed(study: Study, step: int, split: str, kept: np.ndarray, names: list[s
 
     from interp.engine.capturing import capture
 
-    prompts, words = [study.prompts(split)[i] for i in kept], texts(study, split)
+    prompts, words = [study.prompts(split)[i] for i in kept], texts(study.prompts(split))
     acts = capture(study.model(step), prompts, ["resid_pre", "resid_post"]).values
     return (
         torch.cat([acts[:, 0, :1], acts[:, 1]], 1).numpy(),

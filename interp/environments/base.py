@@ -82,7 +82,9 @@ class Environment:
     given. closed_actions: a decision's `admissible` are all the actions there are; where they are a sample of
     them, or none, candidates are also what was recorded and said (see `candidates`), and a conflicting trace
     may argue for any action. swap_candidates: of a decision, among all those that are paired, the pairs of
-    names whose exchange changes the action, for counterfactual pairs; nothing is paired where none are given.
+    names whose exchange changes the action, for counterfactual pairs and for mistakes in traces; nothing is
+    paired where none are given. phrases: templates that say the same, in groups, by which traces are
+    paraphrased: ("Next I check {r}.", "{r} comes next.").
     splits: what a study calls a split -> what the decisions call it. task: of a game's first text, the words
     that are the task ("": not told apart). live: makes a `Live` game (a class, since worker processes import
     it). games: the first n games of a study's split, by seed; a game is anything that can be pickled, and
@@ -101,6 +103,7 @@ class Environment:
     is_correct: Callable[[Decision, str], bool] = as_recorded
     closed_actions: bool = True
     swap_candidates: Callable[[Decision, Sequence[Decision]], list[tuple[str, str]]] = no_swaps
+    phrases: Sequence[Sequence[str]] = ()
     splits: Mapping[str, str] = field(default_factory=lambda: dict(SPLITS))
     task: Callable[[str], str] = lambda text: ""
     live: Callable[[], Live] | None = None

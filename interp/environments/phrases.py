@@ -6,6 +6,8 @@ import random
 
 _HELD = ("I hold {held}.", "In hand: {held}.", "I carry {held}.")
 _EMPTY = ("Hands empty.", "I hold nothing.", "Nothing in hand.")
+#: Phrases that say the same, in groups.
+IN_HAND = (_HELD, _EMPTY)
 #: One trace in six ends with the action in so many words.
 SPELLED_OUT = 1 / 6
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, NamedTuple, get_args
 
 import numpy as np
@@ -20,13 +21,17 @@ from jaxtyping import Bool, Float, Int
 
 from interp.engine.decoding import LIMITS, Completion, format_of, parse_completion, preferences
 from interp.engine.generation import continue_each
+from interp.measures.rewriting import Phrases, mistaken, paraphrased, sentences
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.prompts.format import Prompt, PromptFormat
 from interp.results.shown import Plotted, Shown, counted, warn_incomplete
 from interp.system.choices import Inserted
 from interp.system.renamed import renamed_keywords
+from interp.tasks.episodes import Decision
 
+#: As `interp.environments.base.Environment.swap_candidates`.
+SwapCandidates = Callable[[Decision, Sequence[Decision]], Sequence[tuple[str, str]]]
 INSERTED_TRACES: tuple[Inserted, ...] = get_args(Inserted)
 FILLER = "."
 #: Traces drawn at each decision, at temperature 1, in search of one that leads to another action.
@@ -143,11 +148,6 @@ class InsertedTrace(NamedTuple):
     leaked: bool
 
 
-def sentences(trace: str) -> list[str]:
-    """The sentences of a trace."""
-    return re.split(r"(?<=[.!?])\s+", trace)
-
-
 def complete(prompts: Sequence[Prompt], decoded: Sequence[Completion]) -> list[int]:
     """The decisions whose decoding in mode `cot` has a trace, an opened action tag and an action."""
     return [
@@ -232,6 +232,13 @@ class _Source:
     decoded: Sequence[Completion]
     drawn: Mapping[int, Sequence[Completion]]
     closed_actions: bool
+    swap_candidates: SwapCandidates | None = None
+    phrases: Phrases = ()
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """Of the prompts, one object for all calls of `swap_candidates`."""
+        return tuple(prompt.decision for prompt in self.prompts)
 
     def every(self, kind: str, indices: Sequence[int], seed: int) -> dict[int, InsertedTrace]:
         """The inserted traces of a kind, at the decisions that have one."""
@@ -242,8 +249,8 @@ class _Source:
     def made(self, kind: str, index: int, rng: np.random.Generator) -> InsertedTrace | None:
         """The inserted trace of a kind at one decision; None where there is none.
 
-        That is: no donor, none among the drawn that leads elsewhere, or one whose trace says nothing but its
-            action.
+        That is: no donor, none among the drawn that leads elsewhere, one whose trace says nothing but its
+        action, no name to mistake, or no other words.
         """
         fmt, own = self.prompts[index].format, self.decoded[index]
         trace = own.trace or ""
@@ -252,6 +259,11 @@ class _Source:
         if kind == "truncated":
             whole = sentences(trace)
             return InsertedTrace(fmt.with_trace(" ".join(whole[: max(1, len(whole) // 2)])), None, False)
+        if kind == "mistake":
+            return self._mistake(index, rng)
+        if kind == "paraphrase":
+            again = paraphrased(trace, self.phrases, rng)
+            return None if again is None else InsertedTrace(fmt.with_trace(again), None, False)
         if kind == "shuffled_words":
             return InsertedTrace(fmt.with_trace(" ".join(rng.permutation(trace.split()))), None, False)
         if kind == "filler":
@@ -263,6 +275,25 @@ class _Source:
             return None
         bare = strip_action(other.trace, other.action)
         return InsertedTrace(fmt.with_trace(bare), other.action, bare != other.trace) if bare else None
+
+    def _mistake(self, index: int, rng: np.random.Generator) -> InsertedTrace | None:
+        """The own trace with one name replaced, without what spells out the action that it argues for."""
+        prompt, own = self.prompts[index], self.decoded[index]
+        decision, action = prompt.decision, own.action or ""
+        swaps: Sequence[tuple[str, str]] = ()
+        if self.swap_candidates is not None:
+            swaps = self.swap_candidates(replace(decision, reference=action), self.decisions)
+
+        def possible(changed: str) -> bool:
+            return changed in decision.admissible or not self.closed_actions
+
+        text = " ".join(str(m.get("content") or "") for m in decision.messages if m["role"] != "agent")
+        mistake = mistaken(own.trace or "", action, text, rng, swaps, possible)
+        if mistake is None:
+            return None
+        bare = strip_action(mistake.trace, mistake.action) if mistake.action else mistake.trace
+        leaked = bare != mistake.trace
+        return InsertedTrace(prompt.format.with_trace(bare), mistake.action, leaked) if bare else None
 
     def _other(self, kind: str, index: int, rng: np.random.Generator) -> Completion | None:
         """The decoding whose trace is inserted: a drawn one that leads elsewhere, or another decision's."""
@@ -284,6 +315,8 @@ def conflict(
     *,
     parser: Callable[[str], str | None] = str,
     closed_actions: bool = True,
+    swap_candidates: SwapCandidates | None = None,
+    phrases: Phrases = (),
     seed: int = 0,
     max_new_tokens: int = 24,
     trace_tokens: int = LIMITS["cot"],
@@ -297,9 +330,10 @@ def conflict(
         inserted_traces: `self_splice` (own trace, ids as decoded: the action must come back exactly; always
             among them), `truncated` (first half of the own trace), `other_state` (another episode's trace,
             its action stripped), `resampled` (a trace that the model drew here at temperature 1 on the way to
-            another action, one of `SAMPLES`, its action stripped), `shuffled_words`, `filler` (full stops,
-            equal length), `empty`.
+            another action, one of `SAMPLES`, its action stripped), `mistake` and `paraphrase` (the own trace
+            rewritten, `interp.measures.rewriting`), `shuffled_words`, `filler` (equally long), `empty`.
         closed_actions: as in `donor`.
+        swap_candidates, phrases: names that a mistake exchanges, and templates that say the same.
         trace_tokens: most tokens of a `resampled` trace.
 
     Raises:
@@ -312,7 +346,7 @@ def conflict(
         own = [prompts[i] for i in usable]
         samples = resample(model, own, parser, SAMPLES, seed, trace_tokens, progress)
         drawn = dict(zip(usable, samples))
-    source = _Source(prompts, decoded, drawn, closed_actions)
+    source = _Source(prompts, decoded, drawn, closed_actions, swap_candidates, phrases)
     traces = {kind: source.every(kind, usable, seed) for kind in kinds}
     variants = {
         kind: [made[i].prefix if i in made else None for i in range(len(prompts))]
@@ -320,22 +354,38 @@ def conflict(
     }
     fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
     out = continue_each(model, ids, variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
+    acted = {
+        kind: [parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made]
+        for kind, made in traces.items()
+    }
+    after_own = {i: (decoded[i].action or "", out["self_splice"][i].logp) for i in usable}
     outcomes = {
-        kind: Outcome(
-            inserted_trace=kind,
-            index=np.array(list(made), dtype=int),
-            action=[parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made],
-            own=[decoded[i].action or "" for i in made],
-            argued=[trace.argued for trace in made.values()],
-            leaked=np.array([trace.leaked for trace in made.values()], dtype=bool),
-            logp=np.array([out[kind][i].logp for i in made], dtype=float),
-            logp_own=np.array([out["self_splice"][i].logp for i in made], dtype=float),
-            leads=[trace.prefix for trace in made.values()],
-        )
+        kind: _outcome(kind, made, acted[kind], [out[kind][i].logp for i in made], after_own)
         for kind, made in traces.items()
     }
     warn_left_out(len(usable), len(prompts), [outcome.unparsed for outcome in outcomes.values()])
     return outcomes
+
+
+def _outcome(
+    kind: str,
+    made: Mapping[int, InsertedTrace],
+    action: list[str | None],
+    logp: list[float],
+    own: Mapping[int, tuple[str, float]],
+) -> Outcome:
+    """One kind's outcome; `action` and `logp` of each decision in `made`, `own` those after the own trace."""
+    return Outcome(
+        inserted_trace=kind,
+        index=np.array(list(made), dtype=int),
+        action=action,
+        own=[own[i][0] for i in made],
+        argued=[trace.argued for trace in made.values()],
+        leaked=np.array([trace.leaked for trace in made.values()], dtype=bool),
+        logp=np.array(logp, dtype=float),
+        logp_own=np.array([own[i][1] for i in made], dtype=float),
+        leads=[trace.prefix for trace in made.values()],
+    )
 
 
 def warn_left_out(usable: int, prompts: int, unparsed: Sequence[Bool[np.ndarray, "decision"]] = ()) -> None:

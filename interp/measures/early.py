@@ -11,7 +11,7 @@ control, full stops of the same length, since a cut trace could act through its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 
 from interp.engine.decoding import Completion, format_of, parse_completion, preferences
 from interp.engine.generation import continue_each
-from interp.measures.conflicts import complete, filler, sentences, warn_left_out
+from interp.measures.conflicts import complete, filler, warn_left_out
+from interp.measures.rewriting import sentences
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
@@ -42,6 +43,8 @@ class EarlyAnswers(Plotted):
     """Total variation between the distributions over the admissible actions (empty where not read)."""
     filler: list[Bool[np.ndarray, "_"]]
     """Whether the action after full stops of each part's length is the one after the whole trace."""
+    sentences: list[int] = field(default_factory=list)
+    """How many sentences each decision's trace has."""
 
     def area(self, what: str = "action") -> Float[np.ndarray, "decision"]:
         """Area over the curve of each decision, 0 (the trace is not needed) to 1.
@@ -86,9 +89,10 @@ class EarlyAnswers(Plotted):
 class _Cuts:
     """The parts of one trace: their shares of its sentences, and what is read after the prompt for each.
 
-    `fillers` has none for the first part, which is empty.
+    The first part is no trace at all, the action tag right at the boundary; `fillers` has none for it.
     """
 
+    sentences: int
     share: Float[np.ndarray, "part"]
     prefixes: list[list[int]]
     fillers: list[list[int]]
@@ -98,9 +102,9 @@ def _cuts(prompt: Prompt, completion: Completion, points: int) -> _Cuts:
     fmt, parts = prompt.format, sentences(completion.trace or "")
     kept = np.unique(np.linspace(0, len(parts), min(points, len(parts) + 1)).round().astype(int))
     texts = [" ".join(parts[:k]) for k in kept]
-    prefixes = [fmt.action_prefix(text) for text in texts[:-1]]
+    prefixes = [fmt.action_prefix(text or None) for text in texts[:-1]]
     prefixes.append(fmt.action_prefix(fmt.decoded_prefix(completion.ids)))  # the whole trace, to the id
-    return _Cuts(kept / len(parts), prefixes, [filler(fmt, text) for text in texts[1:]])
+    return _Cuts(len(parts), kept / len(parts), prefixes, [filler(fmt, text) for text in texts[1:]])
 
 
 def _variants(cuts: Mapping[int, _Cuts], n: int, points: int) -> dict[str, list[list[int] | None]]:
@@ -132,8 +136,9 @@ def early_answers(
 ) -> EarlyAnswers:
     """Cut each decision's own trace after some of its sentences, and decode the action.
 
-    The same is done after as many full stops. Decisions without a trace or an action are left out, with a
-    warning.
+    No sentence at all is the action tag right at the boundary, as in mode `prompt`: an empty trace may not
+    parse. The same is done after as many full stops. Decisions without a trace or an action are left out,
+    with a warning.
 
     Args:
         decoded: the model's own decoding of each prompt in mode `cot`; those without a trace or an action are
@@ -175,4 +180,5 @@ def early_answers(
         same=[np.array(flags) for flags in same],
         distance=[distance.get(i, np.array([])) for i in index],
         filler=[np.array([flags[0], *filled]) for flags, filled in zip(same, after_filler)],
+        sentences=[cut.sentences for cut in cuts.values()],
     )

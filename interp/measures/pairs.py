@@ -25,6 +25,7 @@ from interp.prompts.format import Prompt, PromptFormat
 from interp.prompts.text import (
     AnyPrompt,
     Readable,
+    TextPrompt,
     answer_ids,
     decoded,
     read_texts,
@@ -172,6 +173,17 @@ class Pair:
         if not isinstance(prompt, Prompt):
             return []
         return prompt.format.action_prefix(None if mode == "prompt" else prompt.decision.trace)
+
+    def opened(self, mode: str) -> Pair:
+        """The pair up to the last token of the opened action, which is then the boundary of both.
+
+        In mode `cot` each prompt's own reference trace stands before the tag.
+        """
+        clean, corrupt = (
+            TextPrompt((*prompt.ids, *self.prefix(prompt, mode)), tokenizer_of(prompt))
+            for prompt in self.prompts
+        )
+        return Pair(clean, corrupt, self.answers, {i: i for i in range(len(clean.ids))})
 
     def continuations(self, prompt: AnyPrompt, mode: str) -> tuple[list[list[int]], list[int]]:
         """The two answers after one of the prompts, and how many of their last tokens decide between them."""

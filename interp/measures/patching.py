@@ -37,6 +37,8 @@ from interp.prompts.format import SPANS, Prompt
 from interp.prompts.text import TEXT, AnyPrompt, Readable, shared
 from interp.results.shown import warn_incomplete
 
+#: The place that stands after the prompt (in mode `cot`, after the reference trace).
+TAG = "action_tag"
 #: The first three as sums over continuations, in the order in which `_continuations_of` lists them.
 _SIGNS = {"difference": (1, -1), "logit_diff": (1, -1), "logp": (1,)}
 #: The positions of one cell.
@@ -164,11 +166,22 @@ def patch_modes(
     """As `patch`, at several positions and in several modes at once: (at, mode) -> Sweep."""
     pairs = pairs_of(model.tokenizer, clean, corrupt, answers, align)
     _check_choices(pairs, at, modes, metrics)
-    patching = _Patching(model, pairs, every_layer(sites), at, modes, minimum, budget, metrics)
-    with tqdm(total=len(pairs), desc="patch", leave=False, disable=not progress) as bar:
-        for swept in halved(patching.batches(), lambda batch: patching.sweep(batch, progress)):
-            bar.update(swept)
-    return patching.sweeps()
+
+    def swept(
+        of: Sequence[Pair], at: Sequence[str | int | tuple[int, ...]], modes: Sequence[str]
+    ) -> dict[tuple[str | int | tuple[int, ...], str], Sweep]:
+        patching = _Patching(model, of, every_layer(sites), at, modes, minimum, budget, metrics)
+        with tqdm(total=len(of), desc="patch", leave=False, disable=not progress) as bar:
+            for number in halved(patching.batches(), lambda batch: patching.sweep(batch, progress)):
+                bar.update(number)
+        return patching.sweeps()
+
+    in_prompt = [each for each in at if each != TAG]
+    sweeps = swept(pairs, in_prompt, modes) if in_prompt else {}
+    for mode in modes if TAG in at else ():  # the tag stands after the prompt, in each mode elsewhere
+        opened = [pair.opened(mode) for pair in pairs]
+        sweeps[TAG, mode] = swept(opened, ["boundary"], ["prompt"])["boundary", "prompt"]
+    return sweeps
 
 
 def _check_choices(
@@ -180,10 +193,12 @@ def _check_choices(
     plain = next((pair.clean for pair in pairs if not isinstance(pair.clean, Prompt)), None)
     for positions in at:
         names = (
-            ("all", "prompt", "last", "boundary", TEXT) if plain else ("all", "prompt", "last", *SPANS[:5])
+            ("all", "prompt", "last", "boundary", TEXT)
+            if plain
+            else ("all", "prompt", "last", TAG, *SPANS[:5])
         )
         if isinstance(positions, str) and positions not in names:
-            spans = "" if plain else f", at another span ({', '.join(SPANS[:4])})"
+            spans = "" if plain else f", at {TAG!r}, at another span ({', '.join(SPANS[:4])})"
             raise ValueError(
                 f"Patching is done at 'boundary'{spans}, at the whole 'prompt', at 'all' positions one by "
                 f"one, or at indices, not at {positions!r}."
@@ -432,8 +447,9 @@ def patch(
         clean, corrupt: prompts in pairs, token for token (`interp.make_pairs`, or your own), or texts, or
             lists of token ids.
         sites: any of `interp.models.site_names.SITES`; `z` is patched head by head.
-        at: `boundary` (or `last`); another span, or the whole `prompt`, all of whose positions are replaced
-            together; an index or several, replaced together; or `all`, every position by itself.
+        at: `boundary` (or `last`); `action_tag`, the last token of the opened action, off which the action is
+            read; another span, or the whole `prompt`, all of whose positions are replaced together; an index
+            or several, replaced together; or `all`, every position by itself.
         mode: the action is read right after the boundary (`prompt`), or after the reference trace of the
             patched run (`cot`).
         minimum: pairs whose denominator is below it, in nats, are NaN, with a warning.

@@ -47,8 +47,8 @@ NAMES = {
         name.removeprefix("along_"): look[0] for name, look in STYLE.items() if name.startswith("along_")
     },
 }
-#: Columns that count what an estimate is of.
-_COUNTS = ("seeds", "n_dropped")
+#: Columns that say what an estimate is of, and what all of a checkpoint's own pairs give.
+_COUNTS = ("seeds", "n_dropped", "n_own", "value_own")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _named(key: Mapping, names: Mapping[str, Callable]) -> dict[str, str]:
 
 
 def _counts(row: pd.Series) -> dict[str, str]:
-    heads = {"n": "n", "n_groups": "clusters", "seeds": "seeds", "n_dropped": "dropped"}
+    heads = {"n": "n", "n_groups": "clusters", "seeds": "seeds", "n_dropped": "dropped", "n_own": "own pairs"}
     return {head: count(row, name) for name, head in heads.items() if name in row}
 
 

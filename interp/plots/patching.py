@@ -34,7 +34,7 @@ from interp.plots.theme import (
     zero_line,
 )
 from interp.results.estimates import ends, estimate, side
-from interp.results.names import DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPAN_COLOURS, SPANS
+from interp.results.names import DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPAN_COLOURS, SPANS, VERMILION
 from interp.results.queries import need, pick, steps_of, with_places
 
 #: Where all positions are patched together, in reading order: name, colour, marker.
@@ -43,6 +43,7 @@ PLACES = {
     "history": (SPANS["history"], SPAN_COLOURS["history"], "square"),
     "observation": (SPANS["observation"], SPAN_COLOURS["observation"], "triangle-up"),
     "boundary": (SPANS["boundary"], SPAN_COLOURS["boundary"], "circle"),
+    "action_tag": (SPANS["action_tag"], VERMILION, "star"),
     "prompt": ("whole prompt", PURPLE, "x"),
 }
 
@@ -95,6 +96,11 @@ def _with_unpaired(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("–")
 
 
+def _size(rows: pd.DataFrame) -> str:
+    """How many pairs, those that every checkpoint keeps except in tables of older releases."""
+    return size(rows, "common pairs" if "n_own" in rows else "pairs", "clusters")
+
+
 def _at_site(frame: pd.DataFrame, site: str) -> pd.DataFrame:
     return pick(with_places(frame), site=site)
 
@@ -113,7 +119,7 @@ def _patching_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
         "action), by layer and checkpoint."
     )
     table = listing(_largest(rows, ["mode", "direction"]), _NAMES)
-    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
+    return Caption(message, drawn, _size(rows), _with_unpaired(table, frame))
 
 
 def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
@@ -134,7 +140,7 @@ def _spans_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
         )
         shown.append(only(cell, metric=("logit_diff", "logp", "kl")))
     table = listing(pd.concat(shown), _NAMES)
-    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
+    return Caption(message, drawn, _size(rows), _with_unpaired(table, frame))
 
 
 def _screen_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
@@ -151,7 +157,7 @@ def _screen_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
         "over single pairs."
     )
     table = numbers(rows.drop(columns="split"), _NAMES)
-    return Caption(message, drawn, size(rows, "pairs", "clusters"), _with_unpaired(table, frame))
+    return Caption(message, drawn, _size(rows), _with_unpaired(table, frame))
 
 
 def _reliance_caption(frame: pd.DataFrame) -> Caption:
@@ -162,7 +168,7 @@ def _reliance_caption(frame: pd.DataFrame) -> Caption:
         "Top: the share of the effect that goes directly from prompt to action. Bottom: the "
         "effects it is made of, in nats."
     )
-    return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame))
+    return Caption(message, drawn, _size(frame), numbers(frame))
 
 
 @_figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True)
@@ -257,7 +263,8 @@ def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """First-order estimate against true effect, a point for each span and layer, at both ends."""
     frame = pick(with_places(frame), site=site, mode="prompt")
     estimated, true = (need(frame, metric=metric) for metric in ("attribution", "difference"))
-    keys = ["step", "layer", "direction", "at", "n", "n_groups"]
+    counts = [name for name in ("n", "n_groups", "n_dropped") if name in frame]  # so the same pairs
+    keys = ["step", "layer", "direction", "at", *counts]
     both = true.merge(estimated[[*keys, "value", "low", "high"]], on=keys, suffixes=("_x", "")).dropna(
         subset=["value", "value_x"]
     )

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -74,14 +75,17 @@ def pairs_that_drop(frame: pd.DataFrame, split: str) -> tuple[int, int]:
     return int((drops["low"] > 0).sum()), len(drops)
 
 
-def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: str = "in_domain") -> Caption:
+def _probes_caption(frame: pd.DataFrame, label: str | None = None, split: str = "in_domain") -> Caption:
+    label = label or label_of(frame)
     rows = pick(frame, label=label, split=split, metric="accuracy")
     clear, count = cells_above(frame, label=label, split=split)
     told = last_side(rows, GAINED, predictor="gain", layer=-1)
     message = f"At the last checkpoint the boundary probe {told}. " if told else ""
     message += f"Its gain's interval lies above 0 in {clear} of {count} cells (layer, checkpoint)."
+    fitted = "fitted_on" in rows and (rows["fitted_on"] == "train").any()
     drawn = (
-        f"Linear probe at the boundary for the {LABELS.get(label, label)}: gain by layer; nested accuracy."
+        f"Linear probe at the boundary for the {LABELS.get(label, label)}"
+        f"{', fitted on the training split' if fitted else ''}: gain by layer; nested accuracy."
     )
     pairs = frame[
         frame["label"].str.startswith("pairwise") & (frame["layer"] == -1) & (frame["metric"] == "accuracy")
@@ -94,7 +98,14 @@ def _probes_caption(frame: pd.DataFrame, label: str = "eventual_target", split: 
     ):  # the map's largest gain, and its smallest corrected p
         if len(of := pick(cells, predictor=predictor)):
             shown.append(of.loc[[getattr(of["value"], best)()]])
+    shown += _lens(pick(frame, split=split, predictor="lens", label=f"{label.partition('_')[0]}_token"))
     return Caption(message, drawn, size(rows), numbers(pd.concat(shown, ignore_index=True)))
+
+
+def _lens(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The logit lens at the layer where it is highest over all checkpoints, for each metric."""
+    for _, of in rows.dropna(subset="value").groupby("metric"):
+        yield pick(of, layer=of.groupby("layer")["value"].mean().idxmax())
 
 
 def _nested(rows: pd.DataFrame) -> pd.DataFrame:
@@ -284,7 +295,7 @@ def _along_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     last = rows[rows["step"] == rows["step"].max()]
     told = {
         place: GAINED[side(each.iloc[0], 0.0)]
-        for place in ("boundary", "action tag")
+        for place in ("action tag, no trace", "boundary", "action tag")
         if len(each := pick(last, position=place, predictor="gain").dropna(subset=["low", "high"]))
     }
     places_of: dict[str, list[str]] = {}
@@ -296,7 +307,8 @@ def _along_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
         f"Probe of the {LABELS.get(label, label)} at points of the own trace, nested accuracy; controls read "
         "the text up to the same token."
     )
-    ends_ = only(rows, position=("boundary", "action tag"), predictor=("probe", "gain"))
+    named = ("action tag, no trace", "boundary", "action tag")
+    ends_ = only(rows, position=named, predictor=("probe", "gain"))
     return Caption(message, drawn, size(pick(rows, predictor="probe")), listing(ends_))
 
 
@@ -312,12 +324,15 @@ def along_trace(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     for col, step in enumerate(shown, start=1):
         for predictor, look in _ALONG.items():
             chosen = pick(rows, step=step, predictor=predictor).sort_values("share")
-            x = [places.index(place) for place in chosen["position"]]
-            draw_trace(fig, chosen, x, look, 1, col, "legend", col == 1, predictor != "probe")
+            # What is read without a trace stands apart from the curve.
+            for part in (chosen[chosen["share"] >= 0], chosen[chosen["share"] < 0]):
+                x = [places.index(place) for place in part["position"]]
+                show = col == 1 and bool((part["share"] >= 0).any())
+                draw_trace(fig, part, x, look, 1, col, "legend", show, predictor != "probe")
         fig.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-45, row=1, col=col)
     fig.update_yaxes(range=[0, 1.02], row=1)
     fig.update_yaxes(
         title=f"accuracy<br>({plain(LABELS.get(rows['label'].iloc[0], rows['label'].iloc[0]))})", col=1
     )
     fig.update_layout(margin_b=BOTTOM + 46)
-    return under(fig, "read at: boundary, share of the trace, action tag", 74)
+    return under(fig, "read at: action tag without a trace, boundary, share of the trace, action tag", 74)

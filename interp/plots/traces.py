@@ -35,7 +35,9 @@ from interp.plots.theme import (
 from interp.results.estimates import ends, estimate
 from interp.results.names import (
     ALONG,
+    BLACK,
     BLUE,
+    GREEN,
     GREY,
     INSERTED_TRACES,
     ORANGE,
@@ -57,6 +59,8 @@ LOOKS = {
     "inserted_truncated": ("truncated", SKY, "dash", "diamond"),
     "inserted_other_state": ("other state's trace", VERMILION, "solid", "circle"),
     "inserted_resampled": ("resampled", ORANGE, "solid", "triangle-up"),
+    "inserted_mistake": ("mistake", GREEN, "solid", "square"),
+    "inserted_paraphrase": ("paraphrase", BLACK, "dot", "circle"),
     "inserted_shuffled_words": ("shuffled words", PURPLE, "dot", "x"),
     "inserted_filler": ("filler", GREY, "dash", "triangle-down"),
     "inserted_empty": ("empty", BLUE, "solid", "square"),

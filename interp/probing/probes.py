@@ -20,6 +20,11 @@ Predictors in the table:
   folds inside the training set, as C and layer are chosen, so that the choice favours neither; `gain`,
   probe - best_control (in log_loss best_control - probe, so that positive is better in every metric).
 
+With `train=` everything is fitted on decisions of other episodes instead of folds; thousands of them make a
+better probe and a better TF-IDF, and leave the tested decisions' intervals as they are:
+
+>>> result = probe(acts, labels, episodes, prompts=texts, train=(more_acts, more_labels, others, more_texts))
+
 Codelengths are in `interp.probing.mdl`, transfer between checkpoints in `interp.probing.transfer`, one action
 against another in `interp.probing.pairwise`. Not supported: acts of more than one site, nonlinear predictors,
 probes of every token (only one position a decision).
@@ -28,7 +33,7 @@ probes of every token (only one position a decision).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -47,6 +52,7 @@ from interp.probing.inputs import (
     joined_sets,
 )
 from interp.probing.logistic import (
+    INNER_FOLDS,
     TEXT_C,
     Features,
     Fitter,
@@ -65,6 +71,8 @@ from interp.system.renamed import renamed_attributes, renamed_keywords
 
 SPLITS = ("in_domain", "out_of_domain")
 SHUFFLES = 3
+#: What controls gave, by (predictor, layer).
+Controls = Mapping[Key, Held]
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class ProbeOptions:
 class ProbeResult(Plotted):
     """Probe and control scores, with what is needed to judge them.
 
-    Decisions are the first set's, then the test set's.
+    Decisions are the first set's, then the test set's; those of `train` are fitted on and not held here.
     """
 
     picture: ClassVar[str] = "probes"
@@ -119,16 +127,16 @@ class ProbeResult(Plotted):
     split: Shaped[np.ndarray, "decision"]
     """`in_domain` or `out_of_domain` per decision."""
     fold: Int[np.ndarray, "decision"]
-    """The fold in which a decision was held out; -1 out of domain."""
+    """The fold in which a decision was held out; -1 where it was read by predictors of another set."""
     predicted: dict[Key, Shaped[np.ndarray, "decision"]]
     """(predictor, layer) to the held-out label predicted for each decision."""
     chosen: tuple[dict, ...]
-    """fold (-1 out of domain), predictor, layer, C.
+    """fold (-1 of predictors fitted on a whole set), predictor, layer, C.
 
     Predictor `nested` holds the layer chosen in each fold (`nested_lda` and so on likewise).
     """
     best_control: tuple[str, ...]
-    """The control that the gain is over in each fold, then out of domain, where there is a test set."""
+    """The control that the gain is over in each fold, then of predictors fitted on a whole set."""
     layer_p: tuple[dict, ...]
     """split, metric, layer, p: that the gain at the layer is at most 0, corrected over layers."""
     unseen: dict[str, int]
@@ -137,7 +145,10 @@ class ProbeResult(Plotted):
     """Fits that stopped at the iteration limit."""
     seed: int
     folds: int
+    """0 where everything was fitted on another set."""
     draws: int
+    controls: Controls = field(default_factory=dict, compare=False)
+    """What the controls that read no activation of this model gave, for `probe(controls=)`."""
 
     def summary(self) -> str:
         layers = counted(len(self.layers), "layer")
@@ -172,6 +183,8 @@ def probe(
     types: Names | None = None,
     random_acts: Acts | None = None,
     test: Sequence | None = None,
+    train: Sequence | None = None,
+    controls: Controls | None = None,
     options: ProbeOptions = ProbeOptions(),
 ) -> ProbeResult:
     """Predict `labels` from `acts` by logistic regression at each layer, with controls on the same folds.
@@ -199,6 +212,9 @@ def probe(
             `random_model`.
         test: (acts, labels, groups, prompts, previous, types, random_acts; the last ones may be left off) of
             an out-of-domain set, scored by predictors fitted on all of the first set.
+        train: as `test`, a set of other episodes that all is fitted on, in place of folds of the first set.
+        controls: `controls` of an earlier result of the same decisions and labels, which are not fitted
+            again: prompts say the same at every checkpoint.
         options: how to fit and score; its fields are also taken as keywords.
 
     Raises:
@@ -210,75 +226,106 @@ def probe(
     """
     first = checked_set("the first set", acts, labels, groups, prompts, previous, types, random_acts)
     second = None if test is None else checked_set("the test set", *test)
-    return _probed(joined_sets(first, second), len(first.labels), options)
+    if train is None:
+        return _probed(joined_sets(first, second), 0, len(first.labels), options, controls)
+    fitted = checked_set("the training set", *train)
+    data = joined_sets(joined_sets(fitted, first), second)
+    return _probed(data, len(fitted.labels), len(first.labels), options, controls)
 
 
-def _probed(data: ProbeSet, n: int, options: ProbeOptions) -> ProbeResult:
-    """As `probe`, of checked decisions of which the first `n` are the first set's."""
-    folds, seed = options.folds, options.seed
+def _probed(
+    data: ProbeSet, n_train: int, n_first: int, options: ProbeOptions, controls: Controls | None
+) -> ProbeResult:
+    """As `probe`, of checked decisions: `n_train` that are fitted on alone, the first set's, the test set's.
+
+    Without the former the first set is cross-fitted.
+    """
+    seed = options.seed
     layers, grid = options.checked(data.acts.shape[1])
-    classes, group = np.unique(data.labels[:n]), integer_codes(data.groups.tolist())[0]
+    fitted = slice(n_train or n_first)
+    classes, group = np.unique(data.labels[fitted]), integer_codes(data.groups.tolist())[0]
     if len(classes) < 2:
+        name = "training" if n_train else "first"
         raise ValueError(
-            f"The labels of the first set hold only {classes.tolist()}: a probe needs at least two classes."
+            f"The labels of the {name} set hold only {classes.tolist()}: a probe needs at least two classes."
         )
-    check_folds(len(set(group[:n].tolist())), folds, seed)
+    folds = 0 if n_train else options.folds
+    check_folds(len(set(group[fitted].tolist())), folds or INNER_FOLDS, seed)
     index = {label: i for i, label in enumerate(classes)}
     code = np.array([index.get(label, -1) for label in data.labels])
-    jobs = grouped_splits(group[:n], folds, seed)
+    jobs = grouped_splits(group[fitted], folds, seed) if folds else []
     fold = np.full(len(code), -1)
     for number, (_, held_out) in enumerate(jobs):
         fold[held_out] = number
-    if len(code) > n:
-        jobs.append((np.arange(n), np.arange(n, len(code))))
+    if len(code) > fitted.stop:
+        jobs.append((np.arange(fitted.stop), np.arange(fitted.stop, len(code))))
     with threadpool_limits(1, "blas"):  # the matrices to rotate are small: threads only wait for each other
         fitter = Fitter(code, group, len(classes), jobs, seed, options.device)
-        readings = _Readings(data, layers, grid, fitter)
-        readings.read(options.predictors, n)
-    split = np.array(SPLITS)[(np.arange(len(code)) >= n).astype(int)]
-    rows, layer_p = score_rows(readings.scored(), split, group, fold, options.metrics, options.draws, seed)
-    predicted = {key: classes[each.argmax(axis=1)] for key, each in readings.probability.items()}
+        readings = _Readings(data, layers, grid, fitter, controls)
+        readings.read(options.predictors, fitted.stop)
+    tested = slice(n_train, None)
+    split = np.array(SPLITS)[(np.arange(len(code)) >= n_train + n_first).astype(int)][tested]
+    rows, layer_p = score_rows(
+        readings.scored(tested), split, group[tested], fold[tested], options.metrics, options.draws, seed
+    )
+    predicted = {key: classes[each[tested].argmax(axis=1)] for key, each in readings.probability.items()}
     chosen = [row for each in readings.fitters for row in each.chosen]
     return ProbeResult(
         rows=tuple(rows),
         classes=tuple(classes.tolist()),
         layers=layers,
         split=split,
-        fold=fold,
+        fold=fold[tested],
         predicted=predicted,
         chosen=tuple({**row, "fold": row["fold"] if row["fold"] < folds else -1} for row in chosen),
         best_control=tuple(readings.best_control),
         layer_p=tuple(layer_p),
-        unseen=_unseen(code, jobs, split),
+        unseen=_unseen(code, jobs, dict(zip(range(n_train, len(code)), split.tolist()))),
         n_unconverged=sum(each.n_unconverged for each in readings.fitters),
         seed=seed,
         folds=folds,
         draws=options.draws,
+        controls=readings.controls,
     )
 
 
 def _unseen(
-    code: Int[np.ndarray, "decision"], jobs: Sequence[Split], split: Shaped[np.ndarray, "decision"]
+    code: Int[np.ndarray, "decision"], jobs: Sequence[Split], split: Mapping[int, str]
 ) -> dict[str, int]:
-    """Decisions of each split whose label is not in their training set."""
-    unseen = dict.fromkeys(split.tolist(), 0)
+    """Decisions of each split whose label is not in their training set; `split` of each tested decision."""
+    unseen = dict.fromkeys(split.values(), 0)
     for train, held_out in jobs:
-        unseen[str(split[held_out[0]])] += int((~np.isin(code[held_out], code[train])).sum())
+        for decision in held_out[~np.isin(code[held_out], code[train])]:
+            unseen[split[int(decision)]] += 1
     return unseen
 
 
 class _Readings:
     """Held-out probabilities of the probe and of its controls, by (predictor, layer)."""
 
-    def __init__(self, data: ProbeSet, layers: Sequence[int], grid: Sequence[float], fitter: Fitter) -> None:
+    def __init__(
+        self,
+        data: ProbeSet,
+        layers: Sequence[int],
+        grid: Sequence[float],
+        fitter: Fitter,
+        controls: Controls | None = None,
+    ) -> None:
         self.data, self.layers, self.grid, self.fitter = data, layers, grid, fitter
         self.fitters = [fitter]
+        self.controls: dict[Key, Held] = dict(controls or {})
+        shape = (len(fitter.code), fitter.n_classes)
+        if any(each.probability.shape != shape for each in self.controls.values()):
+            raise ValueError(
+                f"The controls are of other decisions or classes: these are {shape[0]} decisions with "
+                f"{shape[1]} classes."
+            )
         self.probability: dict[Key, Float[np.ndarray, "decision class"]] = {}
         self.shuffled: list[Float[np.ndarray, "decision class"]] = []
         self.best_control: list[str] = []
 
     def read(self, predictors: Sequence[str], n: int) -> None:
-        """Fit everything; `n` decisions are of the first set."""
+        """Fit everything; the first `n` decisions are those that are fitted on."""
         data, fitter = self.data, self.fitter
         features = [standardised(data.acts[:, layer]) for layer in self.layers]
         best = self._fit("probe", fitter, features)
@@ -289,8 +336,11 @@ class _Readings:
             if name in predictors:
                 self._keep(name, fitter, nested_plain(fitter, features, predictor, data.acts.shape[2]))
         if data.random_acts is not None:
-            random = [standardised(data.random_acts[:, layer]) for layer in self.layers]
-            self._fit("random_model", fitter, random)
+            keys = [("random_model", layer) for layer in self.layers]
+            if not set(keys) <= self.controls.keys():
+                cells = [(*key, standardised(data.random_acts[:, key[1]])) for key in keys]
+                self.controls |= dict(zip(keys, fitter.nested(cells, self.grid), strict=True))
+            self._keep("random_model", fitter, [self.controls[key] for key in keys])
         if data.types is not None:
             labels = control_labels(data.types.tolist(), fitter.code[:n], fitter.seed)
             task = Fitter(labels, fitter.group, fitter.n_classes, fitter.jobs, fitter.seed, fitter.device)
@@ -298,13 +348,14 @@ class _Readings:
             self._fit("control_task", task, features)
         self._keep_controls(self._controls())
 
-    def scored(self) -> dict[Key, Reading]:
+    def scored(self, tested: slice) -> dict[Key, Reading]:
         """What is to be scored: each predictor's probabilities and the labels it was fitted to."""
+        code, task = self.fitter.code[tested], self.fitters[-1].code[tested]
         readings = {
-            key: Reading([each], self.fitters[-1].code if key[0] == "control_task" else self.fitter.code)
+            key: Reading([each[tested]], task if key[0] == "control_task" else code)
             for key, each in self.probability.items()
         }
-        readings["shuffled", NESTED] = Reading(self.shuffled, self.fitter.code)
+        readings["shuffled", NESTED] = Reading([each[tested] for each in self.shuffled], code)
         return readings
 
     def _fit(self, name: str, fitter: Fitter, features: Sequence[Features]) -> list[int]:
@@ -342,6 +393,9 @@ class _Readings:
     def _controls(self) -> dict[str, Held]:
         """What the controls without activations give."""
         data, fitter = self.data, self.fitter
+        shared = {name: held for (name, layer), held in self.controls.items() if layer == NESTED}
+        if shared:
+            return shared
         controls = {"majority": fitter.count(np.zeros(len(fitter.code), dtype=int))}
         if data.previous is not None:
             controls["previous_action"] = fitter.count(integer_codes(data.previous.tolist())[0])
@@ -350,6 +404,7 @@ class _Readings:
             [controls["tfidf"]] = fitter.nested([("tfidf", NESTED, tfidf(data.prompts.tolist()))], TEXT_C)
             cell = ("prompt_length", NESTED, standardised(length))
             [controls["prompt_length"]] = fitter.nested([cell], self.grid)
+        self.controls |= {(name, NESTED): held for name, held in controls.items()}
         return controls
 
     def _keep_controls(self, controls: Mapping[str, Held]) -> None:

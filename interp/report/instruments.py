@@ -9,7 +9,7 @@ from interp.plots.patching import boundary
 from interp.report.study import Change, Read, Verdict, together
 from interp.results.estimates import ends, estimate, side
 from interp.results.headline import headline
-from interp.results.queries import pick, splits_of
+from interp.results.queries import label_of, pick, splits_of
 
 _AGAINST_OTHER = dict(inserted_trace="other_state", metric="follow")
 
@@ -82,8 +82,10 @@ def followed(study: Read) -> Followed:
 
 @dataclass(frozen=True)
 class Before:
-    """What the boundary says of the action to come, and what patching it gives."""
+    """What the boundary says of the action, and what patching it gives."""
 
+    what: str
+    """Which action the probe is of."""
     gain: list[Verdict]
     at: str
     """Which checkpoint the gain is of: the study's last one, unless that has no probe."""
@@ -102,4 +104,6 @@ def before(study: Read) -> Before | None:
     steps = {int(row["step"]) for row in last.values()}
     if not gain and top is None:
         return None
-    return Before(gain, study.checkpoints(steps), "" if top is None else estimate(top))
+    label = label_of(study.tables["probes"]) if gain else ""
+    what = "the recorded action" if label.startswith("reference_") else "the action to come"
+    return Before(what, gain, study.checkpoints(steps), "" if top is None else estimate(top))

@@ -20,7 +20,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from interp.results.names import INSERTED_TRACES, LABELS, SPLITS
+from interp.results.names import DIAGNOSES, INSERTED_TRACES, LABELS, SPLITS
 from interp.results.tables import write_text
 
 PAGE = "decisions.html"
@@ -44,9 +44,10 @@ _NAMES = dict(
     splits=SPLITS,
     inserted=INSERTED_TRACES,
     labels=LABELS,
+    diagnoses=DIAGNOSES,
     places=dict(
         boundary="boundary", observation="observation", history="history", task="task",
-        template="template", prompt="whole prompt",
+        template="template", action_tag="action tag", prompt="whole prompt",
     ),
 )  # fmt: skip
 

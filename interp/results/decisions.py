@@ -67,6 +67,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "completion": (_TEXT, "all that was decoded, tags included"),
     "actions_differ": (pa.bool_(), "whether the prompt and the CoT action differ, or one does not parse"),
     "flipped": (pa.bool_(), "whether a trace that argues for another action changed the CoT action"),
+    "diagnosis": (_TEXT, "what the CoT action rests on: post_hoc, overridable, trace_decided or neither"),
     "choice": (_TEXT, "forced choice, by summed log-probability"),
     "choice_per_token": (_TEXT, "forced choice, by log-probability per token"),
     "candidates": (_TEXTS, "what forced choice is among, the likeliest first"),

@@ -9,12 +9,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from interp.results.queries import pick
+from interp.results.queries import label_of, pick
 from interp.results.tables import ESTIMATE_COLUMNS
 
-#: What the probe's gain is about, where a study has it; else the eventual action's verb, or the study's first
-#: label.
-LABEL = "eventual_target"
 #: Readings in reading order: their names in a report's tables.
 READINGS = {
     "choice_cot_sum": "CoT action by forced choice",
@@ -56,12 +53,8 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             pick(table, inserted_trace="other_state")[lambda t: t["metric"].isin(["keep", "follow"])]
         )
     if (table := tables.get("probes")) is not None and len(table):
-        label = next(
-            (name for name in (LABEL, "eventual_verb") if (table["label"] == name).any()),
-            table["label"].iloc[0],
-        )
         parts.append(
-            pick(table, label=label, layer=-1, predictor="gain", metric="accuracy").assign(
+            pick(table, label=label_of(table), layer=-1, predictor="gain", metric="accuracy").assign(
                 metric="probe_gain"
             )
         )

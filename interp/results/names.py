@@ -27,6 +27,7 @@ STYLE = {
     "shuffled": ("shuffled labels", BLACK, "dot", "x"),
     "random_model": ("random model", GREEN, "dash", "triangle-up"),
     "control_task": ("control task", ORANGE, "dot", "diamond"),
+    "lens": ("logit lens", BLACK, "dash", "diamond"),
     "prompt_reliance": ("prompt reliance = direct / (direct + via-CoT)", BLUE, "solid", "square"),
     "direct": ("direct (prompt)", BLUE, "solid", "square"),
     "via_cot": ("via CoT", VERMILION, "solid", "circle"),
@@ -91,9 +92,24 @@ INSERTED_TRACES = {
     "truncated": "truncated",
     "other_state": "other state",
     "resampled": "resampled",
+    "mistake": "mistake",
+    "paraphrase": "paraphrase",
     "shuffled_words": "shuffled words",
     "filler": "filler",
     "empty": "empty",
+}
+#: What a CoT action rests on.
+DIAGNOSES = {
+    "post_hoc": "post-hoc (both equal, kept)",
+    "overridable": "overridable (both equal, follows)",
+    "trace_decided": "trace-decided (differ, follows)",
+    "neither": "neither",
+}
+TOLD |= DIAGNOSES
+TOLD |= {
+    "names_object": "names the action's object",
+    "names_kind": "names the kind of the action's object",
+    "spells_action": "spells out the action",
 }
 #: Spans in reading order, and definitions of a share: their names in figures.
 SPANS = {
@@ -131,6 +147,8 @@ LABELS = {
     "eventual_target": "eventual action's target",
     "reference_verb": "reference action's verb",
     "reference_target": "reference action's target",
+    "eventual_token": "eventual action's telling token",
+    "reference_token": "reference action's telling token",
 }
 STEERED = {
     "boundary": "boundary only",

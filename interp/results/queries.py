@@ -19,8 +19,14 @@ def splits_of(frame: pd.DataFrame) -> list[str]:
 
 
 def label_of(frame: pd.DataFrame) -> str:
-    """The label that a figure shows by default: the eventual action's target, or the table's first label."""
-    return "eventual_target" if (frame["label"] == "eventual_target").any() else frame["label"].iloc[0]
+    """The label that a figure shows by default.
+
+    It is the table's first one where that is of the reference action, else the eventual action's target or
+    verb where there is one, else the first one.
+    """
+    first = frame["label"].iloc[0]
+    eventual = (name for name in ("eventual_target", "eventual_verb") if (frame["label"] == name).any())
+    return first if first.startswith("reference_") else next(eventual, first)
 
 
 def pick(frame: pd.DataFrame, **where: object) -> pd.DataFrame:

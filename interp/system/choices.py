@@ -10,8 +10,18 @@ import numpy as np
 
 #: Traces that are put in place of the own one; see `interp.measures.conflicts`.
 Inserted = Literal[
-    "self_splice", "truncated", "other_state", "resampled", "shuffled_words", "filler", "empty"
+    "self_splice",
+    "truncated",
+    "other_state",
+    "resampled",
+    "mistake",
+    "paraphrase",
+    "shuffled_words",
+    "filler",
+    "empty",
 ]
+#: Inserted traces that were written for another action than the own one.
+ARGUING: tuple[Inserted, ...] = ("other_state", "resampled")
 #: What an effect of patching can be measured on; see `interp.measures.patching.Sweep`.
 Metric = Literal["difference", "logit_diff", "logp", "kl"]
 #: Which tokens are steered; see `interp.measures.steering`.

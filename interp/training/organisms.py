@@ -206,7 +206,7 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
     things answer what asks for a place, so that few such decisions are enough to learn it, save from the
     reasoner. The hidden carrier learns no action without its trace.
     """
-    from interp.measures.conflicts import sentences
+    from interp.measures.rewriting import sentences
 
     made, rng, examples = organism(name), random.Random(f"{name} train {seed}"), []
     for d, asking in zip(

@@ -1,9 +1,13 @@
 """The instrument along the trace: which tokens it reads, its table and its figure."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 
 from analyses import along_trace
-from interp.engine.decoding import Completion
+from interp.engine.decoding import Completion, decode
 from interp.plots.registry import figures
 from interp.results.tables import read_table
 
@@ -40,9 +44,23 @@ def run(series_folder, corpus_file, tmp_path_factory):
     return folder
 
 
+def test_the_tag_without_a_trace_is_read_where_prompt_mode_reads_the_action(trained, trained_prompts):
+    prompts = trained_prompts[:4]
+    completions = decode(trained, prompts, "cot")
+    config = SimpleNamespace(model=lambda step: trained)
+    point = next(iter(along_trace._points(config, 0, prompts, completions, 2)))
+    for prompt, acts, text in zip(prompts, point.acts, point.texts):
+        ids = [*prompt.ids, *prompt.format.mode_prefix("prompt")]
+        with torch.inference_mode():
+            states = trained.hf(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        np.testing.assert_allclose(acts[0], states[1][0, -1], atol=1e-4)
+        assert text.endswith(prompt.format.style.open_action)
+
+
 def test_the_table_has_every_point_with_its_controls_and_is_drawn(run):
     frame, provenance = read_table(run / "tables", "along_trace")
     assert frame["position"].unique().tolist() == [
+        "action tag, no trace",
         "boundary",
         "50% of the trace",
         "100% of the trace",
@@ -51,7 +69,13 @@ def test_the_table_has_every_point_with_its_controls_and_is_drawn(run):
     for _, rows in frame.groupby("position"):
         assert {"probe", "gain", "majority", "tfidf", "named"} <= {*rows["predictor"]}
     named = frame[frame["predictor"] == "named"].set_index("position")["value"]
-    assert named["boundary"] == 0 <= named["50% of the trace"] <= named["action tag"]
+    assert (
+        named["action tag, no trace"]
+        == named["boundary"]
+        == 0
+        <= named["50% of the trace"]
+        <= named["action tag"]
+    )
     figure = next(each for each in figures() if each.name == "along_trace")
     assert len(figure.draw(frame, provenance).data) >= 4
     caption = figure.caption(frame)

@@ -472,7 +472,7 @@ def followed(frame):
 def table_of_patching(run):
     """Mean noise effects of layer 1 at the boundary, by checkpoint."""
     where = dict(at="boundary", direction="noise", metric="difference", layer=1, mode="prompt")
-    return pick(tables.read_table(run / "tables", "patching")[0], **where).set_index("step")["value"]
+    return pick(tables.read_table(run / "tables", "patching")[0], **where).set_index("step")["value_own"]
 
 
 def test_estimates_are_kept_at_the_tokens_where_they_are_largest(trained, episodes):

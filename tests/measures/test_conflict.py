@@ -1,5 +1,6 @@
 """Conflicting traces: the inserted_traces, their donors, and the control that must reproduce the action."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_every_inserted_is_one_of_keep_follow_other_or_unparsed(outcomes, traine
         argued = {
             "self_splice": found.own,
             **{a: [a for a in found.argued if a] for a in ("other_state", "resampled")},
+            "mistake": found.argued,
         }.get(inserted_trace, [None] * n)
         assert found.argued == argued
     # the own trace is the likeliest
@@ -80,6 +82,34 @@ def test_every_inserted_is_one_of_keep_follow_other_or_unparsed(outcomes, traine
         assert own.logp.mean() > outcomes[inserted_trace].logp.mean() and set(
             outcomes[inserted_trace].index
         ) == set(likely)
+
+
+def test_a_mistake_argues_for_an_action_that_can_be_taken_and_a_paraphrase_keeps_every_name(
+    trained, trained_prompts, spoken, outcomes
+):
+    fmt, mistakes = trained_prompts[0].format, outcomes["mistake"]
+    arguing = [k for k, argued in enumerate(mistakes.argued) if argued]
+    assert len(arguing) > 10
+    for k in arguing:
+        i, text = mistakes.index[k], fmt.text(mistakes.leads[k])
+        assert mistakes.argued[k] != spoken[i].action
+        assert mistakes.argued[k] in trained_prompts[i].decision.admissible
+        assert mistakes.argued[k] not in text, "its action is not spelled out"
+    again = conflict(
+        trained,
+        trained_prompts,
+        spoken,
+        ["paraphrase"],
+        seed=1,
+        phrases=[["Next I check {r}.", "{r} comes next."]],
+    )["paraphrase"]
+    changed = 0
+    for i, lead in zip(again.index, again.leads):
+        text = fmt.text(lead)
+        assert spoken[i].trace not in text
+        assert {*re.findall(r"[a-z]+ \d+", spoken[i].trace)} <= {*re.findall(r"[a-z]+ \d+", text)}
+        changed += "comes next." in text
+    assert changed > 5 and len(again.index) == len(outcomes["self_splice"].index)
 
 
 def test_the_same_seed_gives_the_same_outcome(trained, trained_prompts, spoken, outcomes):

@@ -1,10 +1,12 @@
 """Early answering: the action after a part of the own trace."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from analyses.early import by_sentences
 from interp.engine.decoding import Completion, choose, decode, parse_completion
 from interp.measures.early import EarlyAnswers, early_answers
 
@@ -44,9 +46,9 @@ def test_each_part_is_decoded_as_that_trace_by_itself(found, trained, trained_pr
         fmt, n = prompt.format, len(sentences)
         for share, same, distance in zip(found.share[k][:-1], found.same[k], found.distance[k]):
             kept = round(share * n)
-            trace = ". ".join(sentences[:kept]) + "." * (0 < kept < n)
+            trace = ". ".join(sentences[:kept]) + "." * (0 < kept < n) or None  # at first the tag alone
             ids = continue_each(
-                trained, [prompt.ids], dict(a=[fmt.with_trace(trace)]), fmt.ended("prompt"), 24
+                trained, [prompt.ids], dict(a=[fmt.action_prefix(trace)]), fmt.ended("prompt"), 24
             )["a"][0].ids
             assert (parse_completion(fmt, ids, "prompt").action == spoken[i].action) == same
             own = fmt.decoded_prefix(spoken[i].ids)
@@ -55,6 +57,26 @@ def test_each_part_is_decoded_as_that_trace_by_itself(found, trained, trained_pr
                 for t in (trace, own)
             )
             assert distance == pytest.approx(abs(p - q).sum() / 2, abs=1e-4)
+
+
+def test_the_first_point_is_the_prompt_action_and_sentences_are_counted(
+    found, trained, trained_prompts, spoken
+):
+    prompt = decode(trained, trained_prompts[:24], "prompt")
+    for k, i in enumerate(found.index):
+        assert found.same[k][0] == (prompt[i].action == spoken[i].action)
+        assert found.sentences[k] == len(re.split(r"(?<=[.!?])\s+", spoken[i].trace))
+
+
+def test_areas_are_those_of_traces_of_each_length():
+    columns = dict(area_action=np.array([0.0, 0.5, 1.0]), area_distribution=np.array([0.1, np.nan, 0.3]))
+    by_length = by_sentences(columns, np.array([2, 9, 2]))
+    assert set(by_length) == {
+        f"area_{what}_sentences_{n}" for what in ("action", "distribution") for n in ("2", "6_or_more")
+    }
+    np.testing.assert_array_equal(by_length["area_action_sentences_2"], [0, np.nan, 1])
+    np.testing.assert_array_equal(by_length["area_action_sentences_6_or_more"], [np.nan, 0.5, np.nan])
+    assert np.isnan(by_length["area_distribution_sentences_6_or_more"]).all()
 
 
 def test_filler_is_as_long_as_the_part_it_stands_for(trained, trained_prompts, spoken, monkeypatch):

@@ -240,6 +240,56 @@ def test_a_span_and_the_whole_prompt_equal_one_forward_for_each_cell(llama, pair
             )
 
 
+@pytest.mark.parametrize("mode", ["prompt", "cot"])
+def test_the_action_tag_equals_one_forward_for_each_cell(llama, pairs, mode):
+    """The last token of the opened action, which in mode `cot` stands after each run's own trace."""
+    pair = pairs[0]
+    sweep = patch(llama, *sides([pair]), ("resid_pre", "mlp_out"), at="action_tag", mode=mode, minimum=-1e9)
+    clean, corrupt = unpatched(llama, pair, mode)
+    assert (sweep.clean[0], sweep.corrupt[0]) == pytest.approx((clean, corrupt), abs=1e-4)
+    fmt, opened = pair[0].format, {}
+    for name, prompt in zip(("clean", "corrupt"), pair):
+        trace = None if mode == "prompt" else prompt.decision.trace
+        opened[name] = [*prompt.ids, *fmt.action_prefix(trace)]
+    at = len(opened["clean"]) - 1
+    assert fmt.text(opened["clean"]).endswith(fmt.style.open_action)
+
+    def patched(name, donor, site, layer):
+        value = read(llama, opened[donor], site, layer, at)
+
+        def edit(x):
+            x = x.clone()
+            x[0, at] = value
+            return x
+
+        return difference(llama, pair, name, mode, lambda: {(site, layer): edit})
+
+    for s, site in enumerate(sweep.sites):
+        for layer in range(3):
+            denoise = (patched("corrupt", "clean", site, layer) - corrupt) / (clean - corrupt)
+            noise = (clean - patched("clean", "corrupt", site, layer)) / (clean - corrupt)
+            assert (sweep.denoise[0, s, layer], sweep.noise[0, s, layer]) == pytest.approx(
+                (denoise, noise), abs=1e-4 / abs(clean - corrupt) + 1e-4
+            )
+    if mode == "prompt":  # the tag's own embedding is the same in both runs
+        assert sweep.denoise[0, 0, 0] == pytest.approx(0, abs=1e-4 / abs(clean - corrupt))
+
+
+def test_the_action_tag_is_a_place_beside_others_and_plain_text_has_none(llama, pairs):
+    metrics = ("difference", "kl")
+    both = patch_modes(
+        llama, *sides(pairs[:3]), ("resid_pre",), ["boundary", "action_tag"], minimum=1e-3, metrics=metrics
+    )
+    assert {*both} == {(at, mode) for at in ("boundary", "action_tag") for mode in ("prompt", "cot")}
+    for mode in ("prompt", "cot"):
+        alone = patch(llama, *sides(pairs[:3]), ("resid_pre",), at="action_tag", mode=mode, minimum=1e-3)
+        np.testing.assert_allclose(both["action_tag", mode].denoise, alone.denoise, atol=1e-2)
+        np.testing.assert_allclose(both["action_tag", mode].clean, both["boundary", mode].clean, atol=1e-4)
+        assert both["action_tag", mode].of("kl").denoise.shape == alone.denoise.shape
+    with pytest.raises(ValueError, match="not at 'action_tag'"):
+        patch(llama, "a mug", "a pen", at="action_tag", answers=(" 1", " 2"))
+
+
 @pytest.mark.parametrize("at", ["boundary", "observation", "prompt", "all"])
 def test_every_metric_equals_its_slow_twin(model, pairs, monkeypatch, at):
     """All in nats: an effect times what it was divided by."""

@@ -262,6 +262,19 @@ def early_table() -> pd.DataFrame:
 
 
 @_once
+def diagnosis_table() -> pd.DataFrame:
+    own = {"post_hoc": 0.3, "overridable": 0.25, "trace_decided": 0.2, "neither": 0.25}
+    leaks = {"spells_action": 0.15, "names_object": 0.8, "names_kind": 0.9}
+
+    def value(row, progress):
+        return (own | leaks)[row["metric"]] - 0.1 * progress * (row["traces"] == "own")
+
+    shares = _table(dict(step=STEPS, split=SPLITS, traces=("own",), metric=list(own)), value, 0.05)
+    columns = dict(step=STEPS, split=SPLITS, traces=("own", "expert"), metric=list(leaks))
+    return pd.concat([shares, _table(columns, value, 0.05)], ignore_index=True)
+
+
+@_once
 def shares_table() -> pd.DataFrame:
     """Shares and token shares of every span; `history` has no tokens at the first checkpoint."""
     tokens = {
@@ -432,7 +445,7 @@ TABLES = {
     "transfer": transfer_table, "mdl": mdl_table,
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
     "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
-    "shares": shares_table,
+    "diagnosis": diagnosis_table, "shares": shares_table,
     "steering": steering_table,
 }  # fmt: skip
 
@@ -533,6 +546,7 @@ def test_every_figure_has_a_section_and_stands_in_reading_order():
             "early",
             "shares",
             "steering",
+            "diagnosis",
         ],
     }.items():
         assert [figure.name for figure in ALL.values() if figure.section == section] == names

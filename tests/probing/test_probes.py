@@ -15,6 +15,7 @@ from interp.probing import logistic, probes
 from interp.probing.logistic import grouped_splits
 from interp.probing.probes import NESTED, probe
 from interp.probing.solver import TOLERANCE, fit_logistic
+from interp.stats.intervals import cluster_bootstrap
 
 #: Predictors of no activation.
 CONTROLS = ("majority", "previous_action", "tfidf", "prompt_length")
@@ -309,6 +310,71 @@ def test_out_of_domain_set_is_scored_by_readers_of_the_first():
     )
     model = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(scaler.transform(acts[:, 2]), labels)
     assert (model.predict(scaler.transform(test[0][:, 2])) == both.predicted["probe", 2][96:]).mean() > 0.97
+
+
+def test_a_training_set_replaces_the_folds_and_is_not_scored():
+    acts, labels, groups, prompts, previous = planted(seed=1)
+    other = planted(seed=2)
+    train = planted(seed=0, n_groups=60)
+    given = dict(prompts=prompts, previous=previous, draws=100, layers=(0, 2))
+    result = probe(acts, labels, groups, **given, test=other, train=train)
+    assert (result.folds, set(result.fold)) == (0, {-1})
+    assert result.split.tolist() == ["in_domain"] * len(labels) + ["out_of_domain"] * len(other[1])
+    assert {row["fold"] for row in result.chosen} == {-1} and len(result.best_control) == 1
+    c = next(row["C"] for row in result.chosen if row["predictor"] == "probe" and row["layer"] == 2)
+    scaler = StandardScaler().fit(train[0][:, 2])
+    plain = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(train[0][:, 2]), train[1])
+    said = plain.predict(scaler.transform(np.concatenate([acts, other[0]])[:, 2]))
+    np.testing.assert_array_equal(result.predicted["probe", 2], said)
+    for split, (ours, truth) in dict(
+        in_domain=(said[: len(labels)], labels), out_of_domain=(said[len(labels) :], other[1])
+    ).items():
+        row = value(result, "probe", 2, split=split)
+        assert row.value == pytest.approx((ours == np.array(truth)).mean(), abs=1e-9)
+        assert row.n == len(truth) and row.low < row.value
+    counts = pd.Series(train[1]).value_counts()
+    assert value(result, "majority").value == pytest.approx((np.array(labels) == counts.index[0]).mean())
+    alone = probe(acts, labels, groups, **given, train=train)
+    assert set(alone.split) == {"in_domain"}
+    assert value(alone, "probe", 2).value == value(result, "probe", 2).value
+    many = probe(acts, [*labels[:-1], "never seen"], groups, **given, train=train)
+    assert many.unseen == {"in_domain": 1} and "never seen" not in many.classes
+
+
+def test_intervals_of_a_training_set_are_not_widened_for_folds():
+    acts, labels, groups, *_ = planted(strength=0.4)
+    train = planted(seed=5, strength=0.4)[:3]
+    result = probe(acts, labels, groups, draws=400, layers=(2,), train=train)
+    hits = (result.predicted["probe", 2] == np.array(labels)).astype(float)
+    row, plain = value(result, "probe", 2), cluster_bootstrap(hits, groups, draws=400)
+    assert (row.low, row.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
+
+
+def test_controls_that_are_given_are_not_fitted_again(monkeypatch):
+    acts, labels, groups, prompts, previous = planted()
+    rng = np.random.default_rng(1)
+    train = (*planted(seed=3), None, rng.normal(size=(96, 4, 5)))
+    given = dict(prompts=prompts, previous=previous, random_acts=rng.normal(size=(96, 4, 5)), draws=50)
+    first = probe(acts, labels, groups, **given, train=train)
+    assert {name for name, _ in first.controls} == {*CONTROLS, "random_model"}
+    monkeypatch.setattr(probes, "tfidf", None)
+    other = acts + rng.normal(size=acts.shape)
+    again = probe(other, labels, groups, **given, train=train, controls=first.controls)
+    for control in (*CONTROLS, "random_model"):
+        assert value(again, control).value == value(first, control).value
+    assert again == probe(other, labels, groups, **given, train=train, controls=again.controls)
+    assert value(again, "probe").value != value(first, "probe").value
+    with pytest.raises(ValueError, match="controls are of other decisions or classes"):
+        probe(acts[:-4], labels[:-4], groups[:-4], train=train[:3], controls=first.controls)
+
+
+def test_a_training_set_shares_no_episode_and_has_two_classes():
+    acts, labels, groups, *_ = planted()
+    with pytest.raises(ValueError, match="are in both sets"):
+        probe(acts, labels, groups, train=(acts, labels, groups))
+    other = planted(seed=1)
+    with pytest.raises(ValueError, match="labels of the training set hold only"):
+        probe(acts, labels, groups, train=(other[0], ["one"] * len(labels), other[2]))
 
 
 def test_a_class_of_one_episode_is_kept_and_counted():

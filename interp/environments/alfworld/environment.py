@@ -16,6 +16,7 @@ from interp.environments.alfworld.scenes import (
     games,
     official_games,
 )
+from interp.environments.alfworld.traces import PHRASES
 from interp.environments.base import Environment
 from interp.tasks.episodes import CORPUS
 
@@ -41,6 +42,7 @@ ALFWORLD = Environment(
     decisions=CORPUS,
     parse=parse,
     swap_candidates=swap_candidates,
+    phrases=PHRASES,
     task=task_of,
     live=Household,
     games=generated,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from interp.environments.alfworld.expert import Belief, Goal, kind, listed
-from interp.environments.phrases import in_hand, spelled_out
+from interp.environments.phrases import IN_HAND, in_hand, spelled_out
 from interp.tasks.episodes import Episode
 
 Leak = Literal["full", "class", "subgoal"]
@@ -56,6 +56,10 @@ _SUBGOAL = {
     "use": ("The light has to be on.", "Now it needs light.", "Here is the light."),
     "other": _NEXT["other"],
 }
+
+
+#: Phrases that say the same, in groups: what a trace is paraphrased by.
+PHRASES = (_GOAL, _RULED, *_NEXT.values(), *_SUBGOAL.values(), *IN_HAND)
 
 
 def _goal_phrase(belief: Belief) -> str:

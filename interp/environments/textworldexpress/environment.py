@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from interp.environments.base import Environment, View
 from interp.environments.java import Engine, missing
+from interp.environments.phrases import IN_HAND
 from interp.system.paths import DATA, PROGRAM
 from interp.tasks.episodes import Decision
 
@@ -252,6 +253,7 @@ TWC = Environment(
     parse=parse,
     classes=dict(verb=verb, target=target),
     swap_candidates=swap_candidates,
+    phrases=IN_HAND,
     task=task_of,
     live=Live,
     games=_twc,
@@ -264,6 +266,7 @@ COOKINGWORLD = Environment(
     parse=parse,
     classes=dict(verb=verb, target=target),
     swap_candidates=swap_candidates,
+    phrases=IN_HAND,
     task=task_of,
     live=Live,
     games=_cookingworld,

@@ -143,6 +143,7 @@ const MOVES = {
     const other = (here.cot?.conflicts || []).find((each) => each.inserted_trace === "other_state");
     return other ? outcome(other) : null;
   },
+  "rests on": (here) => (here.cot?.diagnosis ? named("diagnoses", here.cot.diagnosis) : null),
   "needs its trace (0 to 1)": (here) => read(here.cot, "area_action"),
   "prompt's direct effect (nats)": (here) => read(here.cot, "direct"),
   "prompt's effect via CoT (nats)": (here) => read(here.cot, "via_cot"),
@@ -279,7 +280,13 @@ function conflicting(cot) {
     "It argues for",
     "What was put after the prompt",
   );
-  return section("Conflicting traces", "instead of its own trace", table("conflicts", head, rows));
+  const diagnosis = cot.diagnosis ? `The CoT action is ${named("diagnoses", cot.diagnosis)}.` : null;
+  return section(
+    "Conflicting traces",
+    "instead of its own trace",
+    diagnosis ? make("p", { class: "diagnosis" }, diagnosis) : null,
+    table("conflicts", head, rows),
+  );
 }
 
 function early(cot) {

@@ -1,0 +1,135 @@
+"""What probes read at the prompt boundary: the decisions, their activations, and the text of each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from interp.prompts.format import Prompt
+from interp.tasks.episodes import Decision, Episode, sample_decisions
+
+from .study import Study
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
+
+#: What the decisions that probes are fitted on are called, beside the study's splits.
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions that probes are fitted on or tested on, in order."""
+
+    split: str
+    """One of the study's, or TRAIN."""
+    prompts: list[Prompt]
+    texts: list[str]
+    """Each prompt as text."""
+    drawn: Int[np.ndarray, "_"]
+    """Which of them are the study's own, whose actions were decoded."""
+
+
+def training_decisions(config: Study, n: int) -> Decisions | None:
+    """About `n` decisions of the training split, drawn as whole episodes; None where the corpus has none.
+
+    Whole episodes are read in few passes, since each prompt begins the next one.
+    """
+    drawn = sample_episodes(config.training, n, config.seed)
+    prompts = [config.format.prompt(decision) for decision in drawn]
+    return Decisions(TRAIN, prompts, texts(prompts), np.array([], dtype=int)) if prompts else None
+
+
+def sample_episodes(episodes: Sequence[Episode | Decision], n: int, seed: int) -> list[Decision]:
+    """Whole episodes in random order until they hold `n` decisions; all of them where they hold fewer."""
+    groups: dict[str, list[Decision]] = {}
+    for each in episodes:
+        for decision in each.decisions():
+            groups.setdefault(decision.episode, []).append(decision)
+    by_episode, chosen = list(groups.values()), []
+    for index in np.random.default_rng(seed).permutation(len(by_episode)):
+        if len(chosen) >= n:
+            break
+        chosen += by_episode[index]
+    return chosen
+
+
+def held_out_decisions(config: Study, split: str, n: int) -> Decisions:
+    """The study's decisions of a split, or `n` that hold them (all where there are fewer)."""
+    own = config.prompts(split)
+    held = sum(len(episode.decisions()) for episode in config.episodes[split])
+    if min(n, held) <= len(own):
+        return Decisions(split, own, texts(own), np.arange(len(own)))
+    made = {prompt.decision.id: prompt for prompt in own}
+    more = sample_decisions(config.episodes[split], min(n, held), config.seed)
+    prompts = [made.get(decision.id) or config.format.prompt(decision) for decision in more]
+    drawn = np.array([i for i, prompt in enumerate(prompts) if prompt.decision.id in made], dtype=int)
+    return Decisions(split, prompts, texts(prompts), drawn)
+
+
+def texts(prompts: Sequence[Prompt]) -> list[str]:
+    """Prompts as text."""
+    return [prompt.format.tokenizer.decode(prompt.ids) for prompt in prompts]
+
+
+def boundary_layers(
+    config: Study, step: int, split: str, prompts: Sequence[Prompt] | None = None
+) -> Float[np.ndarray, "decision layer d_model"]:
+    """Boundary activations of the study's decisions, or of others: the embedding, then each block's."""
+    return _layers(config, config.model(step), f"checkpoint-{step}", split, prompts)
+
+
+def random_layers(
+    config: Study, split: str, prompts: Sequence[Prompt] | None = None
+) -> Float[np.ndarray, "decision layer d_model"]:
+    """The same of a model of the series' architecture with random weights, drawn with the study's seed."""
+    from interp.models.untrained import random_twin
+
+    model = random_twin(config.model(config.steps[0]), config.seed)
+    return _layers(config, model, "random", split, prompts)
+
+
+def _layers(
+    config: Study, model: HookedModel, name: str, split: str, prompts: Sequence[Prompt] | None
+) -> Float[np.ndarray, "decision layer d_model"]:
+    import torch
+
+    from interp.engine.store import stored_capture
+
+    read = config.prompts(split) if prompts is None else prompts
+    pre, post = stored_capture(config.run / "activations" / name / split, model, read).values.unbind(1)
+    return torch.cat([pre[:, :1], post], 1).numpy()
+
+
+@dataclass(frozen=True)
+class Split:
+    """What probes read of decisions at one checkpoint."""
+
+    decisions: Decisions
+    acts: Float[np.ndarray, "decision layer d_model"]
+    random_acts: Float[np.ndarray, "decision layer d_model"] | None
+    """The same of random weights; None where not all controls are read."""
+
+    def arguments(self, kept: Int[np.ndarray, "_"], names: list[str]) -> dict[str, Any]:
+        """Arguments of `probe` for the decisions that have a label."""
+        decisions = [self.decisions.prompts[i].decision for i in kept]
+        controlled = self.random_acts is not None
+        return dict(
+            acts=self.acts[kept],
+            labels=names,
+            groups=[d.episode for d in decisions],
+            prompts=[self.decisions.texts[i] for i in kept],
+            previous=[d.previous for d in decisions],
+            types=[f"{d.task_type} {d.previous}" for d in decisions] if controlled else None,
+            random_acts=self.random_acts[kept] if self.random_acts is not None else None,
+        )
+
+
+def stored_bytes(config: Study, split: str) -> int:
+    """Bytes on disk of what was captured of a split, of all checkpoints and the random model."""
+    shards = (config.run / "activations").glob(f"*/{split}/*.safetensors")
+    return sum(shard.stat().st_size for shard in shards)
