@@ -87,4 +87,4 @@ def run(config: Config) -> None:
     config.write("early", rows, started, skipped=skipped)
 
 
-INSTRUMENT = Instrument("early", Config, run, in_all=(1, 3))
+INSTRUMENT = Instrument("early", Config, run, in_all=(1, 4))

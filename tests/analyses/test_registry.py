@@ -94,7 +94,7 @@ def test_an_instrument_and_its_figure_are_two_files(two_files, no_browser, tmp_p
 def test_what_all_runs_is_what_the_registry_says():
     assert registry.chains() == [
         ["behaviour", "probes", "transfer", "mdl", "conflict"],
-        ["online", "patching", "reliance", "early", "shares"],
+        ["online", "patching", "reliance", "own_traces", "early", "shares"],
     ]
     assert registry.closing() == ["claims", "decisions"]
     with pytest.raises(ValueError, match="There is no analysis 'behavior': there are behaviour, probes"):
