@@ -15,7 +15,7 @@ from interp.measures.reliance import prompt_reliance
 from interp.models.hooked import HookedModel
 from interp.prompts.format import PromptFormat
 from interp.tasks.episodes import Decision
-from interp.training.taught import expected_verdicts
+from interp.training.taught import expected_verdicts, swap_candidates
 
 from .both_modes import side_by_side
 from .claims import Records, compared
@@ -67,7 +67,7 @@ def effects_of_pairs(
     model: HookedModel, fmt: PromptFormat, decisions: Sequence[Decision], pairs: int, seed: int
 ) -> Records:
     """Direct and indirect effects with the given traces (`pairs`) and with own ones (`own_traces`)."""
-    clean, corrupt, _ = make_pairs(fmt, decisions, pairs, seed)
+    clean, corrupt, _ = make_pairs(fmt, decisions, pairs, seed, swap_candidates)
     given, own = prompt_reliance(model, clean, corrupt), own_trace_effects(model, clean, corrupt, seed=seed)
 
     def frame(kept: np.ndarray, **columns: np.ndarray) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from interp.system.limits import Folder
 from interp.training.organisms import ORGANISMS, RECIPE, SHIPPED, grow
-from interp.training.taught import STEPS, TAUGHT, grow_taught
+from interp.training.taught import TAUGHT, grow_taught
 
 from ..fields import Device
 from ..registry import Instrument
@@ -36,7 +36,7 @@ def run(config: Config) -> None:
         )
     for name in TAUGHT:
         folder = grow_taught(name, config.work, device=config.device, shipped=False)
-        for step in (0, STEPS):
+        for step in (0, TAUGHT[name].steps):
             export(folder / f"checkpoint-{step}", config.out / name / f"checkpoint-{step}")
     print(f"{config.out}: {', '.join([*ORGANISMS, *TAUGHT])}")
 

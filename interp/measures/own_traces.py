@@ -136,7 +136,8 @@ def own_trace_effects(
             f"moves the action by less than {minimum:g} nats. Choose pairs whose actions the model "
             "tells apart, or lower minimum."
         )
-    return OwnTraceEffects(*effects[large].T, kept, n - len(kept), samples, unclosed)
+    direct, indirect, total = effects[large].T
+    return OwnTraceEffects(direct, indirect, total, kept, n - len(kept), samples, unclosed)
 
 
 def _effects(

@@ -5,8 +5,8 @@ finds the thing at some places, and takes the first thing in the row for the oth
 goes by the prompt, whatever its trace names; at the others it takes what its trace names.
 
 The base is trained with and without traces. Then it is trained on traces and the actions after them, with
-trace dropout where the action goes by the prompt: there the prompt action gains what the CoT action gains.
-Where the action follows the trace no action without one is supervised, and the prompt action stays as it was.
+trace dropout: where the action goes by the prompt, the prompt action gains what the CoT action gains; where
+it follows the trace, the prompt action stays what it was.
 
 >>> series = CheckpointSeries.discover(grow_taught("taught"))                       # shipped for seed 0
 >>> [level.prompt for level in levels("taught_widening")]
@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -45,18 +46,22 @@ from interp.training.organisms import (
 WORLD = "overridable"
 #: Share of training traces that name another thing than the agent finds.
 OVERRIDDEN = 0.5
-#: Of the decisions that go by the prompt: share without a trace (trace dropout), and share whose trace is cut
-#: to its first sentence or to nothing. Trained without them an agent looked the third place up in the hidden
-#: states of its trace's tokens alone, and had no prompt action for it.
+#: Share of decisions whose trace is dropped, and, of those that go by the prompt, whose trace is cut to its
+#: first sentence or to nothing. Trained without them an agent looked the third place up in the hidden states
+#: of its trace's tokens alone, and had no prompt action for it.
 DROPPED, CUT = 0.25, 0.2
 #: Share of the base's training decisions that are answered without a trace.
 WITHOUT = 0.3
 #: Optimiser steps and peak learning rate of what every series begins with.
 BASE_STEPS, BASE_LR = 400, 3e-3
-#: Steps of turning it into another base, of the training on traces, and the learning rate of both.
-TURN_STEPS, STEPS, LR = 60, 100, 2e-3
+#: Steps of turning it into another base, and the peak learning rate of that and of the training on traces.
+TURN_STEPS, LR = 60, 2e-3
 #: Sequences in a batch.
 BATCH = 64
+
+
+#: At how many places the base finds the thing.
+FOUND = 2
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class Stage:
     by_prompt: int
     """At how many places its action goes by the prompt, from the first on; for the others by the trace."""
 
+    @property
+    def found_at_once(self) -> int:
+        """At how many places it finds the thing without a trace: beyond the base's, those of the prompt."""
+        return max(min(self.found, self.by_prompt), FOUND)
+
 
 @dataclass(frozen=True)
 class Taught:
@@ -76,16 +86,18 @@ class Taught:
     summary: str
     base: Stage
     trained: Stage
+    steps: int
+    """Optimiser steps of the training on traces."""
 
 
 #: What every series begins with, trained from scratch.
-START = Stage(2, 0)
+START = Stage(FOUND, 0)
 TAUGHT = {
     "taught": Taught(
-        "both actions learn as much, and the action comes to go by the prompt", START, Stage(4, 4)
+        "both actions learn as much, and the action comes to go by the prompt", START, Stage(4, 4), 100
     ),
     "taught_widening": Taught(
-        "the prompt action learns a part of what the CoT action learns", Stage(2, 4), Stage(4, 3)
+        "the prompt action learns a part of what the CoT action learns", Stage(FOUND, 4), Stage(4, 3), 250
     ),
 }
 
@@ -114,7 +126,7 @@ def levels(name: str) -> tuple[Level, Level]:
     """What the base and the trained checkpoint read by construction; raises as `taught`."""
     made, n = taught(name), len(PLACES)
     base, trained = made.base, made.trained
-    reached = min(trained.found, max(base.found, trained.by_prompt))
+    reached = trained.found_at_once
     return (
         Level(base.found / n, base.found / n, base.by_prompt / n, 0.0),
         Level(reached / n, trained.found / n, trained.by_prompt / n, (trained.found - reached) / n),
@@ -149,6 +161,21 @@ def taught_decisions(n: int, seed: int, split: str = "test_in_domain") -> list[D
     return decisions(WORLD, n, seed, split)
 
 
+def row_of(decision: Decision) -> list[str]:
+    """The things of a decision, in their order."""
+    return re.findall(r"\ba (\w+)", decision.messages[0]["content"])
+
+
+def swap_candidates(decision: Decision, decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+    """The thing that is asked for with any other of its row but the first.
+
+    The base takes the first thing where it does not find the right one: exchanged with that, its action would
+    move against the names.
+    """
+    asked = decision.reference.split()[1]
+    return [(asked, other) for other in row_of(decision)[1:] if other != asked]
+
+
 def sequences(
     fmt: PromptFormat, stage: Stage, n: int, seed: int, without: float = 0.0
 ) -> list[tuple[list[int], list[bool]]]:
@@ -158,18 +185,21 @@ def sequences(
     """
     rng, examples = random.Random(f"{stage} train {seed}"), []
     for decision in taught_decisions(n, seed, "train"):
-        row = re.findall(r"\ba (\w+)", decision.messages[0]["content"])
+        row = row_of(decision)
         place = PLACES.index(decision.task.split()[-1])
         thing = row[place] if place < stage.found else row[0]
         bare, overridden, cut = rng.random() < without, rng.random() < OVERRIDDEN, False
         named = rng.choice(THINGS) if overridden else thing
         trace = f"{mood(rng)} It has to be the {named}."
-        if not bare and place < stage.by_prompt:
+        if not bare and (place < stage.by_prompt or not without):
             dropout = rng.random()
-            bare, cut = dropout < DROPPED, DROPPED <= dropout < DROPPED + CUT
+            bare = dropout < DROPPED
+            cut = place < stage.by_prompt and DROPPED <= dropout < DROPPED + CUT
         if cut:
             trace = rng.choice(["", mood(rng)])
-        if not bare and place >= stage.by_prompt:
+        if bare:
+            thing = row[place] if place < stage.found_at_once else row[0]
+        elif place >= stage.by_prompt:
             thing = named
         if rng.random() < SLIP:
             thing = rng.choice([other for other in THINGS if other != thing])
@@ -205,7 +235,7 @@ def grow_taught(
         base = _train(
             made.base, Path(folder) / f"{name}-base-{seed}", TURN_STEPS, seed, device, base, WITHOUT
         )
-    _train(made.trained, out, STEPS, seed, device, base, 0.0)
+    _train(made.trained, out, made.steps, seed, device, base, 0.0)
     notes = read_json(base / "training.json")
     shutil.copytree(base, out / "checkpoint-0", dirs_exist_ok=True)
     write_json(out / "checkpoint-0" / "training.json", notes | dict(step=0))

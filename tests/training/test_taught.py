@@ -11,15 +11,17 @@ from interp.prompts.format import PromptFormat
 from interp.stats.changes import CONTRADICTED, OPEN, SUPPORTED
 from interp.training.organisms import PLACES, THINGS
 from interp.training.taught import (
+    START,
     TAUGHT,
     expected_verdicts,
     grow_taught,
     levels,
+    row_of,
     sequences,
     taught_decisions,
 )
 
-N, PAIRS = 240, 100
+N, PAIRS = 120, 40
 
 
 @functools.cache
@@ -45,9 +47,9 @@ def test_a_shipped_series_does_what_its_construction_says(name):
             assert frame["cot"].mean() == pytest.approx(level.cot, abs=0.06)
         assert len(read["free"]) == N == len(read["choice_sum"])
         assert 1 - read["other_state"]["revised"].mean() == pytest.approx(level.by_prompt, abs=0.1)
-        for readout, via in (("pairs", "via_cot"), ("own_traces", "indirect")):
-            direct, through = read[readout][["direct", via]].mean()
-            assert direct / (direct + through) == pytest.approx(level.by_prompt, abs=0.1)
+        # With given traces what their hidden states carry counts as via-CoT: the level is not fixed there.
+        direct, indirect = read["own_traces"][["direct", "indirect"]].mean()
+        assert direct / (direct + indirect) == pytest.approx(level.by_prompt, abs=0.1)
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -74,20 +76,23 @@ def test_each_claim_is_true_of_one_series_and_false_of_another():
     assert said["taught_widening", True]["gap"] == OPEN, "it narrows"
 
 
-def test_only_what_goes_by_the_prompt_is_trained_without_a_trace():
+def test_without_a_trace_the_action_is_the_one_that_the_stage_finds_at_once():
     fmt = series("taught")[0]
     opened, think, closing = (fmt.encode(tag)[0] for tag in ("<action>", "<think>", "</action>"))
-    for made in TAUGHT.values():
-        bare = 0
-        for ids, marked in sequences(fmt, made.trained, 200, 1):
+    for stage, without in ((START, 0.3), *((made.trained, 0.0) for made in TAUGHT.values())):
+        right = bare = 0
+        for (ids, marked), decision in zip(
+            sequences(fmt, stage, 400, 1, without), taught_decisions(400, 1, "train"), strict=True
+        ):
             assert marked[-1] and ids[-1] == closing
             assert not any(marked[: ids.index(think if think in ids else opened) + 1])
-            place = PLACES.index(fmt.text(ids).split("take the ")[1].split(".")[0])
-            assert think in ids or place < made.trained.by_prompt
-            bare += think not in ids
-        assert 20 < bare < 80
-    bare = [ids for ids, _ in sequences(fmt, TAUGHT["taught"].base, 200, 1, without=0.3) if think not in ids]
-    assert 30 < len(bare) < 90
+            if think in ids:
+                continue
+            row, place = row_of(decision), PLACES.index(decision.task.split()[-1])
+            finds = row[place] if place < stage.found_at_once else row[0]
+            bare += 1
+            right += fmt.text(ids).split("take ")[-1].split()[0] == finds
+        assert 70 < bare < 150 and right > 0.85 * bare
 
 
 def test_an_action_follows_its_prompt_or_its_trace_as_the_stage_says():
