@@ -28,7 +28,7 @@ class Config(Study):
     choices: Sample = 0
     """Decisions read by forced choice (0, here and below: as each analysis' --help says)."""
     pairs: Sample = 0
-    """Counterfactual pairs, for patching and for prompt reliance."""
+    """Counterfactual pairs, for patching, for prompt reliance and for effects through own traces."""
     conflicts: Sample = 0
     """Decisions whose traces are replaced, or cut."""
     decisions_read: Sample = 0

@@ -1,12 +1,14 @@
 """What each instrument reads on agents whose answer is known, and the exact checks there and on a series.
 
 The agents are those of `interp.training.organisms`. A reading is held against what the agent's construction
-says it should be; where it differs, it stays in the table.
+says it should be; where it differs, it stays in the table. A second table holds the verdicts on the claims
+against those that are right of the series of `interp.training.taught`, forwards and backwards.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,15 +18,27 @@ import pandas as pd
 from tqdm import tqdm
 
 from interp.checkpoints.contents import SERIES
+from interp.results.claims import COLUMNS
 from interp.results.tables import write_table
-from interp.system.limits import Count, Existing, Folder, Limits
+from interp.system.limits import SMALLEST, Count, Existing, Folder, Limits, Margin, Several
 from interp.tasks.episodes import CORPUS
 from interp.training.organisms import ORGANISMS, expected, grow
+from interp.training.taught import TAUGHT, grow_taught, taught_decisions
 
+from .claims import Records
 from .fields import Device
 from .provenance import made_by
 from .registry import Instrument
 from .study import Study
+
+#: Columns of the second table; the verdict, and the right one by construction.
+VERDICT_COLUMNS = (
+    "agent",
+    "seed",
+    "backwards",
+    "truth",
+    *(name for name in COLUMNS if name not in ("step", "split")),
+)
 
 
 @dataclass
@@ -35,6 +49,12 @@ class Config:
     """Folder for everything the run writes: grown organisms, partial results, the table."""
     organisms: tuple[Literal[tuple(ORGANISMS)], ...] = tuple(ORGANISMS)
     """Which agents."""
+    taught: Annotated[tuple[Literal[tuple(TAUGHT)], ...], Several(none=True)] = tuple(TAUGHT)
+    """Which series, for the verdicts on the claims."""
+    claimed: Count = 1000
+    """Decisions of each of these series; a fifth of them are paired."""
+    margin: Margin = SMALLEST
+    """Change of the gap that would matter."""
     seeds: Annotated[tuple[int, ...], Limits(0, 10_000)] = (0,)
     """Seeds of their training; each but 0 is grown here, in about 2 minutes an organism."""
     decisions: Count = 300
@@ -78,6 +98,13 @@ def run(config: Config) -> None:
         add(name, seed, study.stage(stage, inputs, lambda: read.readings(*arguments)), truth)
         weights[f"{name} {seed}"] = study.checkpoint_series.weights_hash(step)
         reused += sum(study._reused.values())
+    claims = []
+    for name, seed in [(name, seed) for seed in config.seeds for name in config.taught]:
+        folder = grow_taught(name, config.run / "organisms", seed, device=config.device)
+        study = Study(series=folder, trace_tokens=32, **where)
+        claims += [dict(row, seed=seed) for row in _verdicts(config, study, name, seed)]
+        weights |= {f"{name} {seed} {s}": study.checkpoint_series.weights_hash(s) for s in study.steps}
+        reused += sum(study._reused.values())
     study = Study(
         series=config.series, corpus=config.corpus, decisions=config.checks, splits=("in_domain",), **where
     )
@@ -101,6 +128,26 @@ def run(config: Config) -> None:
         seconds_reused=dict(calibration=round(reused, 1)),
     )
     write_table(config.run / "tables", "calibration", pd.DataFrame(rows), made)
+    if claims:
+        frame = pd.DataFrame(claims)[list(VERDICT_COLUMNS)]
+        write_table(config.run / "tables", "calibration_claims", frame, made)
+
+
+def _verdicts(config: Config, study: Study, name: str, seed: int) -> Iterator[dict]:
+    """The verdicts on a taught series, forwards and backwards; each checkpoint is a resumable stage."""
+    from .calibration_claims import judged, of_json, records, to_json
+
+    decisions = taught_decisions(config.claimed, seed)
+
+    def read(step: int) -> Records:
+        inputs = dict(study.inputs(step), n=config.claimed, organism=name, of=seed)
+        arguments = study.model(step), study.format, decisions, config.claimed // 5, seed
+        stage = f"calibration/{name}-{seed}-{step}"
+        return of_json(study.stage(stage, inputs, lambda: to_json(records(*arguments))))
+
+    base, trained = (read(step) for step in study.steps)
+    for backwards in (False, True):
+        yield from judged(name, base, trained, config.margin, seed, backwards)
 
 
 INSTRUMENT = Instrument("calibration", Config, run)

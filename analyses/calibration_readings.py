@@ -12,6 +12,7 @@ from interp.engine.capturing import capture
 from interp.engine.decoding import Completion, decode, draw
 from interp.measures.conflicts import conflict
 from interp.measures.early import early_answers
+from interp.measures.own_traces import own_trace_effects
 from interp.measures.pairs import make_pairs
 from interp.measures.patching import patch
 from interp.measures.reliance import EFFECTS, prompt_reliance
@@ -22,9 +23,10 @@ from interp.models.hooked import HookedModel
 from interp.probing.directions import orthogonal_directions, probe_direction
 from interp.probing.probes import NESTED, probe
 from interp.prompts.format import SPANS, Prompt, PromptFormat
+from interp.stats.changes import prompt_share
 from interp.stats.intervals import cluster_bootstrap
 from interp.tasks.actions import target
-from interp.training.organisms import competence, decisions
+from interp.training.organisms import LARGEST, competence, decisions
 
 from .both_modes import same
 
@@ -76,6 +78,18 @@ def mediated(model: HookedModel, clean: list[Prompt], corrupt: list[Prompt]) -> 
         values = sweep.denoise[kept, 0, layers]
         readings[name] = values, [episodes[i] for i in kept], lambda m: m.max(-1)
     return readings
+
+
+def through_own(model: HookedModel, clean: list[Prompt], corrupt: list[Prompt], seed: int) -> Readings:
+    """Direct and indirect effect through own traces, as shares of the largest, and their ratio."""
+    effects = own_trace_effects(model, clean, corrupt, seed=seed)
+    episodes = [clean[i].decision.episode for i in effects.kept]
+    both = np.stack([effects.direct, effects.indirect], 1)
+    return dict(
+        own_direct=(effects.direct / LARGEST, episodes),
+        own_indirect=(effects.indirect / LARGEST, episodes),
+        own_reliance=(both, episodes, prompt_share),
+    )
 
 
 def read_off(model: HookedModel, prompts: list[Prompt], own: list[Completion], seed: int) -> list[dict]:
@@ -158,6 +172,7 @@ def readings(model: HookedModel, fmt: PromptFormat, name: str, n: int, seed: int
     own = draw(model, prompts, seed=seed)
     by_instrument = {
         **mediated(model, clean, corrupt),
+        **through_own(model, clean, corrupt, seed),
         **after_traces(model, prompts, own, seed),
         **steered(model, prompts, own, seed),
         **exact(model, prompts, own, clean, corrupt),

@@ -1,8 +1,8 @@
 """The four claims at every checkpoint, paired with the base on the same decisions (docs/methods.md 0).
 
 What the run's other analyses kept of single decisions is read, and no model runs. What is not on record is
-left out: `behaviour` has both actions and forced choice, `online` whole games, `conflict`, `reliance` and
-`early` what claim (c) rests on, and a masking study's table claim (d).
+left out: `behaviour` has both actions and forced choice, `online` whole games, `conflict`, `reliance`,
+`own_traces` and `early` what claim (c) rests on, and a masking study's table claim (d).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from interp.results.claims import COLUMNS, FREE_NO_TRACES, masked
 from interp.results.names import NO_TRACES
 from interp.results.tables import read_table, write_table
 from interp.results.wording import listed
-from interp.stats.changes import Change, change, equivalent, sided
+from interp.stats.changes import Change, change, equivalent, prompt_share, sided
 from interp.stats.intervals import OfMeans, headroom_share, kappa_of_means, labellings
 from interp.system.choices import ARGUING
 from interp.system.limits import SMALLEST, Margin
@@ -33,7 +33,7 @@ from .remedies import NotApplicable
 from .study import Study
 
 #: Kinds of stages that are read.
-STAGES = ("decoded", "choices", "elicited", "online", "conflict", "reliance", "early")
+STAGES = ("decoded", "choices", "elicited", "online", "conflict", "reliance", "own_traces", "early")
 
 
 @dataclass
@@ -179,6 +179,23 @@ def reliance(cell: Cell) -> Records:
     return dict(pairs=_frame(rows))
 
 
+def own_traces(cell: Cell) -> Records:
+    """Direct and indirect effects of the pairs through the checkpoint's own traces, in nats."""
+    from interp.measures.own_traces import EFFECTS
+
+    stored = cell.kept(f"own_traces/{cell.step}-{cell.split}")
+    if not stored:
+        return {}
+    rows = {}
+    for pair, effects in zip(stored["kept"], stored["effects"], strict=True):
+        name, twin = stored["pairs"][pair]
+        read = dict(zip(EFFECTS, effects, strict=True))
+        rows[f"{name} {twin}"] = dict(
+            episode=cell.decisions[name].episode, direct=read["direct"], indirect=read["indirect"]
+        )
+    return dict(own_traces=_frame(rows))
+
+
 def early(cell: Cell) -> Records:
     """How much of its own trace an action needs."""
     stored = cell.kept_of_split("early")
@@ -204,15 +221,10 @@ READERS: dict[str, Callable[[Cell], Records]] = {
     "whole games": games,
     "conflicting traces": conflicts,
     "prompt reliance": reliance,
+    "effects through own traces": own_traces,
     "early answering": early,
     "elicited prompt action": elicited,
 }
-
-
-def _share(mean: np.ndarray) -> np.ndarray:
-    """Prompt reliance of mean direct and via-CoT effects; not defined where one of them is negative."""
-    direct, via = mean[..., 0], mean[..., 1]
-    return np.where((direct >= 0) & (via >= 0), direct / (direct + via), np.nan)
 
 
 def _rises(moved: Change, margin: float) -> str:
@@ -265,9 +277,11 @@ STATISTICS = (
     Statistic("c", "kappa", _ACTIONS, _labels, _rises, kappa_of_means),
     Statistic("c", "revision_conflict", ("revised",), _column("revised"), _falls, most=1),
     Statistic("c", "follow", ("followed",), _column("followed"), most=1),
-    Statistic("c", "prompt_reliance", ("direct", "via_cot"), _pair("direct", "via_cot"), _rises, _share),
-    Statistic("c", "direct", ("direct",), _column("direct")),
-    Statistic("c", "via_cot", ("via_cot",), _column("via_cot")),
+    *(
+        Statistic("c", "prompt_reliance", ("direct", via), _pair("direct", via), _rises, prompt_share)
+        for via in ("via_cot", "indirect")
+    ),
+    *(Statistic("c", name, (name,), _column(name)) for name in ("direct", "via_cot", "indirect")),
     Statistic("c", "area_action", ("area_action",), _column("area_action"), _falls),
 )
 #: Readouts that are told beside the claims, without a verdict: what can be admitted without being right, and

@@ -107,4 +107,4 @@ def by_sentences(columns: dict[str, np.ndarray], sentences: np.ndarray) -> dict[
     return by_length
 
 
-INSTRUMENT = Instrument("early", Config, run, in_all=(1, 3))
+INSTRUMENT = Instrument("early", Config, run, in_all=(1, 4))

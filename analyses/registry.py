@@ -1,6 +1,6 @@
 """Every command of `python -m analyses`: a module of this package with an `INSTRUMENT` is one.
 
->>> INSTRUMENT = Instrument("early", Config, run, in_all=(1, 3))      # the last line of analyses/early.py
+>>> INSTRUMENT = Instrument("early", Config, run, in_all=(1, 4))      # the last line of analyses/early.py
 
 A new instrument is that module, and a module of `interp.plots` with its figure.
 """

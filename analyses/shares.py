@@ -94,4 +94,4 @@ def _rows(values: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[dict]:
             yield dict(span=span, version=version, metric=metric, **row)
 
 
-INSTRUMENT = Instrument("shares", Config, run, in_all=(1, 4))
+INSTRUMENT = Instrument("shares", Config, run, in_all=(1, 5))

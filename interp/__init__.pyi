@@ -13,6 +13,10 @@ from .measures.attribution import attribute as attribute
 from .measures.conflicts import Outcome as Outcome, conflict as conflict
 from .measures.early import EarlyAnswers as EarlyAnswers, early_answers as early_answers
 from .measures.lens import Lens as Lens, lens as lens
+from .measures.own_traces import (
+    OwnTraceEffects as OwnTraceEffects,
+    own_trace_effects as own_trace_effects,
+)
 from .measures.pairs import make_pairs as make_pairs
 from .measures.patching import patch as patch
 from .measures.reliance import Reliance as Reliance, prompt_reliance as prompt_reliance

@@ -91,7 +91,10 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     difference = dict(step=0, step_a=0, split="in_domain", metric="gap", paired=True, a=0.1, b=0.3)
     difference |= dict(value=0.2, low=0.1, high=0.3, n=9, n_groups=3)
     write_table(at / "runs" / "quick" / "tables", "claims", claims_table(), {})
-from tests.plots.test_plots import claims_table, diagnosis_table, elicited_table
+    write_table(at / "runs" / "quick" / "tables", "elicited", elicited_table(), {})
+    direct = simulated(1).assign(step=0, split="in_domain", where="decisions")
+    write_table(at / "runs" / "quick" / "tables", "direct", direct, {})
+    write_table(at / "runs" / "quick" / "tables", "diagnosis", diagnosis_table(), {})
     write_table(at / "runs" / "compare" / "tables", "compare", pd.DataFrame([difference]), {})
     return at
 

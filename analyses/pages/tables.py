@@ -174,6 +174,8 @@ def calibration() -> str:
     frame, _ = grown(read_table(STUDY, "calibration")[0])
     rows = []
     for instrument, name in INSTRUMENTS.items():
+        if not (frame.instrument == instrument).any():
+            continue
         row = {"instrument": name}
         for agent, title in AGENTS.items():
             row[title] = _reading(frame[(frame.instrument == instrument) & (frame.agent == agent)])

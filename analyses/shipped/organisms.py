@@ -8,6 +8,7 @@ from typing import Annotated
 
 from interp.system.limits import Folder
 from interp.training.organisms import ORGANISMS, RECIPE, SHIPPED, grow
+from interp.training.taught import TAUGHT, grow_taught
 
 from ..fields import Device
 from ..registry import Instrument
@@ -27,13 +28,17 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Grow and export each organism of seed 0."""
+    """Grow and export each organism and each taught series of seed 0."""
     for name in ORGANISMS:
         folder = grow(name, config.work, device=config.device, shipped=False)
         export(
             folder / f"checkpoint-{RECIPE.cot_steps}", config.out / name / f"checkpoint-{RECIPE.cot_steps}"
         )
-    print(f"{config.out}: {', '.join(ORGANISMS)}")
+    for name in TAUGHT:
+        folder = grow_taught(name, config.work, device=config.device, shipped=False)
+        for step in (0, TAUGHT[name].steps):
+            export(folder / f"checkpoint-{step}", config.out / name / f"checkpoint-{step}")
+    print(f"{config.out}: {', '.join([*ORGANISMS, *TAUGHT])}")
 
 
 INSTRUMENT = Instrument("organisms", Config, run)

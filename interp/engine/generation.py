@@ -332,7 +332,7 @@ def continue_each(
     memory: Memory | None = None,
     names: Sequence[Hashable] = (),
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     hooks: Hooks | None = None,
 ) -> dict[str, list]:
     """Continue every prompt in every variant: name -> one Continuation (or None) for each prompt.
@@ -345,12 +345,14 @@ def continue_each(
         memory, names: keys and values kept from earlier calls under the prompts' names, brought up to date
             in place; a prompt that extends the one kept (checked on ids) is read from where it differs.
         temperature: 0 is greedy; above, tokens are drawn.
-        seed: gives the same draws for the same prompts, whatever batches they are in.
+        seed: gives the same draws for the same prompts, whatever batches they are in; one for each prompt
+            gives a prompt the same draws whatever other prompts there are.
         hooks: functions of the activation [row, token, width] at a site and of where its tokens are, which
             run in every pass, from the prompt's first token on; no keys and values are then shared or kept.
 
     Raises:
-        ValueError: an empty suffix, no token to generate, or a context too long.
+        ValueError: an empty suffix, no token to generate, a context too long, or seeds of another number
+            than the prompts.
     """
     suffixes = [suffix for each in variants.values() for suffix in each if suffix is not None]
     if not all(len(suffix) for suffix in suffixes):
@@ -461,18 +463,21 @@ def _side_by_side(
 
 
 def _uniform(
-    temperature: float, seed: int, prompts: int, limits: Mapping[str, int]
+    temperature: float, seed: int | Sequence[int], prompts: int, limits: Mapping[str, int]
 ) -> dict[str, Float[Tensor, "prompt token"]]:
     """For each variant, numbers from 0 to 1 to draw by, none where nothing is drawn."""
     if temperature < 0:
         raise ValueError(f"A temperature is 0 (greedy) or above, not {temperature}.")
-    generator = torch.Generator().manual_seed(seed)
+    seeds, rows = (list(seed), 1) if isinstance(seed, Sequence) else ([seed], prompts)
+    if len(seeds) * rows != prompts:
+        raise ValueError(f"There are {len(seeds)} seeds for {prompts} prompts: give one, or one for each.")
+    generators = [torch.Generator().manual_seed(each) for each in seeds]
     most = max(limits.values(), default=0) if temperature else 0
     uniform = {}
     for name, limit in limits.items():
         drawn = limit if temperature else 0
-        numbers = torch.rand(prompts, drawn, generator=generator, dtype=torch.float64)
-        uniform[name] = torch.nn.functional.pad(numbers, (0, most - drawn))
+        parts = [torch.rand(rows, drawn, generator=each, dtype=torch.float64) for each in generators]
+        uniform[name] = torch.nn.functional.pad(torch.cat(parts), (0, most - drawn))
     return uniform
 
 

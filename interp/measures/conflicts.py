@@ -195,11 +195,14 @@ def resample(
     prompts: Sequence[Prompt],
     parser: Callable[[str], str | None] = str,
     samples: int = SAMPLES,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     max_new_tokens: int = LIMITS["cot"],
     progress: bool = False,
 ) -> list[list[Completion]]:
-    """`samples` decodings of each prompt drawn at temperature 1, each prompt read once."""
+    """`samples` decodings of each prompt drawn at temperature 1, each prompt read once.
+
+    seed: of all draws, or one for each prompt.
+    """
     fmt = format_of(model, prompts)
     opening = [fmt.mode_prefix("cot")] * len(prompts)
     out = continue_each(

@@ -125,7 +125,7 @@ def mismatch(clean: Prompt, corrupt: Prompt) -> str:
 
 def check_pairs(clean: Sequence[Prompt], corrupt: Sequence[Prompt]) -> None:
     """Raise ValueError where two lists of prompts are not pairs, token for token."""
-    _check_number(clean, corrupt)
+    check_number(clean, corrupt)
     problems = [p for p in map(mismatch, clean, corrupt) if p]
     if problems:
         raise ValueError(
@@ -134,7 +134,8 @@ def check_pairs(clean: Sequence[Prompt], corrupt: Sequence[Prompt]) -> None:
         )
 
 
-def _check_number(clean: Sequence[AnyPrompt], corrupt: Sequence[AnyPrompt]) -> None:
+def check_number(clean: Sequence[AnyPrompt], corrupt: Sequence[AnyPrompt]) -> None:
+    """Raise ValueError where there are not as many clean as corrupt prompts, or none."""
     if not clean or len(clean) != len(corrupt):
         raise ValueError(
             "Pairs need as many clean as corrupt prompts, and at least one: "
@@ -257,7 +258,7 @@ def pairs_of(
             without answers, and answers of which none differs.
     """
     first, second = read_texts(tokenizer, clean), read_texts(tokenizer, corrupt)
-    _check_number(first, second)
+    check_number(first, second)
     if answers is None and align is None and all(isinstance(p, Prompt) for p in (*first, *second)):
         check_pairs(first, second)  # type: ignore[arg-type]  # all are prompts of a format
     ids = _answers(tokenizer, first, second, answers)

@@ -25,6 +25,9 @@ NEAR = 0.1
 INSTRUMENTS = {
     "prompt_reliance": "prompt reliance",
     "state_share": "via-CoT: share of its hidden state",
+    "own_direct": "own traces: direct effect / largest",
+    "own_indirect": "own traces: indirect effect / largest",
+    "own_reliance": "own traces: prompt reliance",
     "prompt_patch": "patching the whole prompt",
     "boundary_patch": "patching the boundary",
     "keep": "conflicting trace: keep",

@@ -1,4 +1,4 @@
-"""Figures of causal effects of the prompt: patching, its first-order screen, and prompt reliance.
+"""Figures of causal effects of the prompt: patching, its first-order screen, prompt reliance, own traces.
 
 >>> frame, provenance = read_table("runs/quick/tables", "patching")
 >>> spans(frame, provenance).show()
@@ -171,6 +171,16 @@ def _reliance_caption(frame: pd.DataFrame) -> Caption:
     return Caption(message, drawn, _size(frame), numbers(frame))
 
 
+def _own_traces_caption(frame: pd.DataFrame) -> Caption:
+    parts = dict(direct="The prompt's direct effect", indirect="The effect of the traces that it leads to")
+    message = " ".join(filter(None, (change(words, frame, metric=part) for part, words in parts.items())))
+    drawn = (
+        "Traces are drawn by each checkpoint from both prompts of a pair. Top: effects in nats. Bottom: the "
+        "direct effect's share, where neither is negative."
+    )
+    return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame))
+
+
 @_figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True)
 def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """Patching effect by layer and checkpoint in both directions, above its layer profile."""
@@ -329,25 +339,49 @@ def _parity(fig: go.Figure, drawn: pd.DataFrame, rows: int, columns: int) -> go.
 def reliance(frame: pd.DataFrame) -> go.Figure:
     """Prompt reliance over checkpoints, above the effects that it is made of."""
     fig = panels(frame, {"prompt reliance": 230, "effect on the action (nats)": 210})
-    draw_metrics(fig, frame, ["prompt_reliance"], row=1)
     parts = ["direct", "via_cot", "via_text", "via_state", "total", "interaction"]
+    draw_metrics(fig, frame, ["prompt_reliance"], row=1)
     draw_metrics(fig, frame, parts, row=2, thin=("via_text", "via_state"))
-    fit_values(fig, frame, ["prompt_reliance"], row=1, at_least=(0.0, 1.0))
     fit_values(fig, frame, parts, row=2)
-    fig.add_hline(y=0.5, row=1, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
+    _share_axis(fig, frame, row=1)
+    zero_line(fig, row=2)
+    return fig
+
+
+@figure(
+    "The prompt's effects through the agent's own traces",
+    table="own_traces",
+    section="depends",
+    caption=_own_traces_caption,
+)
+def own_traces(frame: pd.DataFrame) -> go.Figure:
+    """Direct and indirect effect through own traces over checkpoints, above the direct one's share."""
+    fig = panels(frame, {"effect on the action (nats)": 230, "prompt reliance": 210})
+    parts = ["direct", "indirect", "total", "interaction"]
+    draw_metrics(fig, frame, parts, row=1, thin=("interaction",))
+    draw_metrics(fig, frame, ["prompt_reliance"], row=2)
+    fit_values(fig, frame, parts, row=1)
+    _share_axis(fig, frame, row=2)
+    zero_line(fig, row=1)
+    return fig
+
+
+def _share_axis(fig: go.Figure, frame: pd.DataFrame, row: int) -> None:
+    """Fit a panel to prompt reliance, with a line where both ways are equal."""
+    fit_values(fig, frame, ["prompt_reliance"], row=row, at_least=(0.0, 1.0))
+    fig.add_hline(y=0.5, row=row, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
     fig.add_annotation(
         text="direct = via-CoT",
         x=1,
+        xanchor="right",
         xref="x domain",
         y=0.5,
-        yref="y",
-        xanchor="right",
         yanchor="top",
         showarrow=False,
         font=dict(size=12, color="#666666"),
+        row=row,
+        col=1,
     )
-    zero_line(fig, row=2)
-    return fig
 
 
 def _ends(frame: pd.DataFrame) -> list[int]:

@@ -46,6 +46,7 @@ from interp.results.names import (
 from interp.results.queries import need, pick
 from interp.results.shown import Plotted
 from interp.results.wording import visible
+from interp.stats.changes import prompt_share
 from interp.stats.intervals import cluster_bootstrap
 
 
@@ -80,9 +81,28 @@ def reliance(frame: pd.DataFrame, *, groups: Sequence | None = None) -> go.Figur
     Raises:
         ValueError: for pairs that were all dropped.
     """
-    kept, _ = kept_of(frame, "direct", "pair", "pairs")
     names = ["direct", "via_cot", "via_text", "via_state", "interaction", "total"]
-    minor = ("via_text", "via_state", "interaction")
+    return _effects(frame, names, ("via_text", "via_state", "interaction"), groups)
+
+
+def own_traces(frame: pd.DataFrame, *, groups: Sequence | None = None) -> go.Figure:
+    """The same of a model's own traces: direct and indirect effect.
+
+    Args:
+        frame: of an `OwnTraceEffects`.
+        groups: the episode of each pair, for intervals.
+
+    Raises:
+        ValueError: for pairs that were all dropped.
+    """
+    return _effects(frame, ["direct", "indirect", "interaction", "total"], ("interaction",), groups)
+
+
+def _effects(
+    frame: pd.DataFrame, names: list[str], minor: Sequence[str], groups: Sequence | None
+) -> go.Figure:
+    """Bars of the means of effects, of which the first two make prompt reliance, with a dot for each pair."""
+    kept, _ = kept_of(frame, "direct", "pair", "pairs")
     rows = means(frame.melt("pair", names, "effect", "nats"), ("effect",), "nats", "pair", groups)
     rows = rows.set_index("effect").loc[names].reset_index()
     fig = facets(1, 300, 0, [""])
@@ -115,19 +135,18 @@ def reliance(frame: pd.DataFrame, *, groups: Sequence | None = None) -> go.Figur
     fig.update_xaxes(tickvals=list(range(len(names))), ticktext=labels, showgrid=False)
     fig.update_yaxes(title="effect on the action (nats)")
     fig.add_hline(y=0, line=dict(color="#555555", width=1.2))
-    share = _share(frame, groups)
+    share = _share(frame, names[:2], groups)
     return titled(fig, f"Prompt reliance {share}, n = {kept} pairs", legend_rows=0)
 
 
-def _share(frame: pd.DataFrame, groups: Sequence | None) -> str:
-    """direct / (direct + via_cot), with its interval."""
+def _share(frame: pd.DataFrame, parts: list[str], groups: Sequence | None) -> str:
+    """Prompt reliance of the mean direct and indirect effects, with its interval."""
     clusters = frame["pair"].to_numpy()
     if groups is not None:
         clusters = np.asarray(groups, dtype=object)[clusters]
-    columns = frame[["direct", "via_cot"]].to_numpy()
-    estimate = cluster_bootstrap(columns, clusters, lambda mean: mean[..., 0] / mean.sum(-1), DRAWS)
+    estimate = cluster_bootstrap(frame[parts].to_numpy(), clusters, prompt_share, DRAWS)
     interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if np.isfinite(estimate.low) else ""
-    return f"{estimate.value:.2f}{interval}"
+    return f"{estimate.value:.2f}{interval}" if np.isfinite(estimate.value) else "not defined"
 
 
 def outcomes(frame: pd.DataFrame, *, groups: Sequence | None = None) -> go.Figure:

@@ -57,6 +57,7 @@ READOUTS = {
     "games": "whole games",
     "admissible": "admissibility",
 }
+_READOUTS = {**INSERTED_TRACES, **READOUTS, "own_traces": "own traces"}
 STATISTICS = {
     "gain_prompt": "prompt action",
     "gain_cot": "CoT action",
@@ -68,17 +69,21 @@ STATISTICS = {
     "prompt_reliance": "prompt reliance",
     "direct": "direct effect, nats",
     "via_cot": "via-CoT effect, nats",
+    "indirect": "indirect effect, nats",
     "kappa": "agreement of both actions (κ)",
     "area_action": "own trace is needed (early answering)",
 }
-#: The same in two words, the second of conflicting traces being their kind.
+#: The same in two words, the second of conflicting traces being their kind; or of a readout.
 SHORT = {
     "revision_own": ("revised:", "own trace"),
     "revision_conflict": ("revised:", ""),
     "prompt_reliance": ("prompt", "reliance"),
+    "own_traces": ("reliance,", "own traces"),
     "kappa": ("agree-", "ment κ"),
     "area_action": ("early", "answers"),
 }
+#: Readouts that read pairs.
+OF_PAIRS = ("pairs", "own_traces")
 #: Fewer decisions or games, and fewer pairs, than these are said to be few.
 FEW, FEW_PAIRS = 100, 20
 
@@ -94,19 +99,19 @@ class Line(NamedTuple):
     def title(self) -> str:
         """What it is called."""
         name = STATISTICS[self.statistic]
-        readout = READOUTS.get(self.readout) or INSERTED_TRACES.get(self.readout, "")
+        readout = _READOUTS.get(self.readout, "")
         return f"{name}, {readout}" if readout else name
 
     @property
     def short(self) -> tuple[str, str]:
         """Two words for one that claim (c) rests on, above one another."""
-        first, second = SHORT[self.statistic]
+        first, second = SHORT.get(self.readout) or SHORT[self.statistic]
         return first, second or INSERTED_TRACES.get(self.readout, self.readout)
 
     @property
     def unit(self) -> str:
         """What is counted."""
-        return {"games": "games", "pairs": "pairs"}.get(self.readout, "decisions")
+        return {"games": "games", **dict.fromkeys(OF_PAIRS, "pairs")}.get(self.readout, "decisions")
 
 
 #: What claims (a) to (c) are read off, each statistic with its readouts; of conflicting traces every kind.
@@ -116,7 +121,7 @@ _SHOWN = (
     ("b", "headroom_gap", ("choice_sum", "free")),
     ("c", "revision_own", ("free",)),
     ("c", "revision_conflict", ()),
-    ("c", "prompt_reliance", ("pairs",)),
+    ("c", "prompt_reliance", ("pairs", "own_traces")),
     ("c", "kappa", ("free",)),
     ("c", "area_action", ("cut",)),
 )
@@ -140,7 +145,7 @@ def of_line(frame: pd.DataFrame, line: Line, split: str, subset: str = "all") ->
 
 def few(row: pd.Series) -> bool:
     """Whether a row is read off few decisions, games or pairs."""
-    return bool(row["n"] < (FEW_PAIRS if row["readout"] == "pairs" else FEW))
+    return bool(row["n"] < (FEW_PAIRS if row["readout"] in OF_PAIRS else FEW))
 
 
 def ranges(steps: Sequence[int], every: Sequence[int]) -> str:

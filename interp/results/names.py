@@ -31,6 +31,7 @@ STYLE = {
     "prompt_reliance": ("prompt reliance = direct / (direct + via-CoT)", BLUE, "solid", "square"),
     "direct": ("direct (prompt)", BLUE, "solid", "square"),
     "via_cot": ("via CoT", VERMILION, "solid", "circle"),
+    "indirect": ("via CoT: own traces", VERMILION, "solid", "circle"),
     "via_text": ("via CoT: its text", VERMILION, "dash", "triangle-up"),
     "via_state": ("via CoT: its hidden state", ORANGE, "dot", "triangle-down"),
     "total": ("total", BLACK, "solid", "diamond"),

@@ -23,6 +23,8 @@ from interp.stats.intervals import Estimate, Groups, OfMeans, cluster_bootstrap,
 
 #: What may be said of a claim.
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "open"
+#: A part of an effect that is smaller than this share of the other counts as none.
+NO_PART = 0.05
 #: Coverage of the interval that is shown, and of the one that two one-sided tests at 5 % read.
 OUTER, INNER = 0.95, 0.90
 
@@ -111,6 +113,19 @@ def _of_clusters(estimate: Estimate, most: float | None, level: float) -> Estima
     bound = most * wilson(0, estimate.n_groups, level)[1]
     low, high = (float(np.clip(estimate.value + side * bound, -most, most)) for side in (-1, 1))
     return replace(estimate, low=low, high=high)
+
+
+def prompt_share(means: Float[np.ndarray, "*draw 2"]) -> Float[np.ndarray, "*draw"]:
+    """Prompt reliance: the direct effect's share of direct and indirect ones, from their means.
+
+    Not defined (NaN) where one of the two is negative. One that is below 0 by less than 5 % of the other
+    counts as 0: a part that is none comes out on either side of it.
+    """
+    slack = NO_PART * np.abs(means).max(axis=-1, keepdims=True)
+    parts = np.where((means < 0) & (means >= -slack), 0.0, means)
+    defined = (parts >= 0).all(axis=-1) & (parts.sum(axis=-1) > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(defined, parts[..., 0] / parts.sum(axis=-1), np.nan)
 
 
 def sided(moved: Change, predicted: int = 1) -> str:

@@ -15,6 +15,7 @@ trained agent.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ WINDOW = 26
 #: action end at log((1 - SLIP) * 9 / SLIP) = 5.1 nats whatever decides it, so that effects of different kinds
 #: of decision weigh the same.
 SLIP = 0.05
+#: Effect in nats of exchanging two things where that decides the action: from these log-odds for the one to
+#: as much for the other.
+LARGEST = 2 * math.log((1 - SLIP) * (len(THINGS) - 1) / SLIP)
 #: How a training decision is answered, and how often. `bare`: the thing alone right at the boundary, which
 #: puts the answer there; `prompt`: by an action without a trace; `short`: after none or the first of its
 #: trace's two sentences; `cot`: after all.
@@ -109,13 +113,18 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
     With p the share of decisions that ask for a place, and 10 things: `prompt_reliance`, `prompt_patch`
     (patching the whole prompt, its trace's words held): p, but where the trace decides 0, and for the hidden
     carrier 0 and 1, since what its trace's states know of the prompt is via-CoT to the one and prompt to the
-    other. `state_share`: via_state / (via_text + via_state). `auroc` of the boundary probe: a perfect
-    predictor ranks each decision that asks for a place and is at chance on the others, 1 - (1 - p)^2 / 2.
-    `gain` over the best control: words without their order leave one in four things at best, one in ten at
-    worst, so between .75 p and .9 p. `keep`, `follow` after another decision's trace: a decision that asks
-    for a place keeps after a trace that says nothing, one that does not follows a trace that picks a thing,
-    and what either does after the other kind of trace it was never taught. `early_area`: after a cut trace of
-    two sentences a picked action comes back one time in ten, .75 * .9 (1 - p). `agreement` of the prompt
+    other. `own_direct`, `own_indirect`: natural direct and indirect effect through own traces, the mean of
+    all pairs over LARGEST. A trace that says nothing, or that is picked at random, is the same after either
+    prompt: what the prompt settles is direct; where the prompt decides what the trace says, all is indirect.
+    The hidden carrier's trace is read again, so its states count as the prompt's. `own_reliance`: their
+    ratio, none where the prompt settles nothing. `state_share`: via_state / (via_text + via_state). `auroc`
+    of the boundary probe: a perfect predictor ranks each decision that asks for a place and is at chance on
+    the others, 1 - (1 - p)^2 / 2. `gain` over the best control: words without their order leave one in four
+    things at best, one in ten at worst, so between .75 p and .9 p. `keep`, `follow` after another decision's
+    trace: a decision that asks for a place keeps after a trace that says nothing, one that does not follows a
+    trace that picks a thing, and what either does after the other kind of trace it was never taught.
+    `early_area`: after a cut trace of two sentences a picked action comes back one time in ten,
+    .75 * .9 (1 - p). `agreement` of the prompt
     action and the CoT action: p + (1 - p) / 10. `attention_prompt`, `gradient_prompt`: no construction fixes
     a share but the window's; held against p as if they measured reliance. `self_splice`: the share of own
     traces that reproduce the action; `self_patch`, `patch_everything`: as in `patching.Sanity`, nats. Raises
@@ -128,6 +137,9 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
     readings = {
         "prompt_reliance": 0.0 if hidden else reliance,
         "prompt_patch": reliance,
+        "own_direct": reliance,
+        "own_indirect": p - reliance,
+        "own_reliance": None if p == 0 else reliance / p,
         "state_share": 1.0 if hidden else None if p == 1 and not at_trace else 0.0,
         "auroc": 1 - (1 - p) ** 2 / 2,
         "gain": (p * 0.75, p * (1 - 1 / k)),
@@ -146,7 +158,8 @@ def expected(name: str) -> dict[str, tuple[float, float] | None]:
     return {key: (value, value) if isinstance(value, float) else value for key, value in readings.items()}
 
 
-def _mood(rng: random.Random) -> str:
+def mood(rng: random.Random) -> str:
+    """A sentence that says nothing."""
     return f"It is {rng.choice(MOODS)} and {rng.choice(MOODS)} here."
 
 
@@ -164,11 +177,11 @@ def decisions(name: str, n: int, seed: int, split: str = "test_in_domain") -> li
         thing = row[place] if find else rng.choice(THINGS)
         task = f"take the {PLACES[place]}" if find else "take anything"
         second = (
-            {"mood": _mood(rng), "thing": f"It has to be the {thing}."}.get(made.trace, "")
+            {"mood": mood(rng), "thing": f"It has to be the {thing}."}.get(made.trace, "")
             if find
             else f"I pick the {thing}."
         )
-        trace = RHYME if made.trace == "rhyme" else f"{_mood(rng)} {second}"
+        trace = RHYME if made.trace == "rhyme" else f"{mood(rng)} {second}"
         text = f"You see {', '.join(f'a {t}' for t in row)}. Your task is to: {task}."
         world.append(
             Decision(
@@ -226,7 +239,7 @@ def sequences(fmt: PromptFormat, name: str, n: int, seed: int) -> list[tuple[lis
         own = form == "cot" and (made.trace != "rhyme" or rng.random() < 0.2)
         if form == "cot" and rng.random() < made.overridden:
             thing, own = rng.choice(THINGS), False
-            trace = f"{_mood(rng)} It has to be the {thing}."
+            trace = f"{mood(rng)} It has to be the {thing}."
         if form == "short":
             trace = rng.choice(["", sentences(trace)[0]])
         if rng.random() < SLIP:
@@ -257,7 +270,7 @@ def grow(
     already is kept. A seed may not have learned its construction yet (of 14 one had not): look at
     `competence` before reading instruments on it. Raises ValueError for an organism that is not known.
     """
-    from interp.training.trainer import fit_tokenizer, train
+    from interp.training.trainer import train
 
     made = organism(name)
     out = Path(folder) / f"{name}-{seed}"
@@ -265,18 +278,9 @@ def grow(
         return SHIPPED / name
     if (out / f"checkpoint-{steps}" / "training.json").exists():
         return out
-    words = [
-        text
-        for key in ORGANISMS
-        for decision in decisions(key, 100, 0, "train")
-        for text in (decision.messages[0]["content"], decision.trace, decision.reference)
-    ]
-    tokenizer = fit_tokenizer(words, RECIPE.vocabulary)
-    rng = np.random.default_rng(seed)
-    epochs = 1 + steps * BATCH // SEQUENCES
-    order = np.concatenate([rng.permutation(SEQUENCES) for _ in range(epochs)])[: steps * BATCH]
+    tokenizer = world_tokenizer()
     train(
-        _untrained(tokenizer, made.window, seed),
+        untrained(tokenizer, made.window, seed),
         tokenizer,
         sequences(PromptFormat(tokenizer), name, SEQUENCES, seed),
         RECIPE,
@@ -287,12 +291,34 @@ def grow(
         seed=seed,
         provenance=dict(organism=name, summary=made.summary, style="tags"),
         device=device,
-        plan=order.reshape(steps, BATCH).tolist(),
+        plan=batch_plan(SEQUENCES, steps, BATCH, seed),
     )
     return out
 
 
-def _untrained(tokenizer: PreTrainedTokenizerBase, window: int | None, seed: int) -> PreTrainedModel:
+def world_tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer of every agent of this world."""
+    from interp.training.trainer import fit_tokenizer
+
+    words = [
+        text
+        for key in ORGANISMS
+        for decision in decisions(key, 100, 0, "train")
+        for text in (decision.messages[0]["content"], decision.trace, decision.reference)
+    ]
+    return fit_tokenizer(words, RECIPE.vocabulary)
+
+
+def batch_plan(n: int, steps: int, batch: int, seed: int) -> list[list[int]]:
+    """Indices into `n` training sequences for each of `steps` batches, in seeded order."""
+    rng = np.random.default_rng(seed)
+    epochs = 1 + steps * batch // n
+    order = np.concatenate([rng.permutation(n) for _ in range(epochs)])[: steps * batch]
+    plan: list[list[int]] = order.reshape(steps, batch).tolist()
+    return plan
+
+
+def untrained(tokenizer: PreTrainedTokenizerBase, window: int | None, seed: int) -> PreTrainedModel:
     """A model of the recipe's shape, drawn from a seed; window: tokens that its attention reaches back."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM

@@ -119,6 +119,8 @@ def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(
     config = calibration.Config(
         run=tmp_path / "run",
         organisms=("reasoner",),
+        taught=("taught",),
+        claimed=60,
         decisions=40,
         series=series_folder,
         corpus=corpus_file,
@@ -137,6 +139,10 @@ def test_the_command_reads_organisms_and_a_series_resumes_and_is_drawn(
         set(checked.instrument) <= {"self_splice", "self_patch", "patch_everything"}
         and (checked[checked.instrument != "self_splice"].value < 1e-3).all()
     )
+    claimed, _ = read_table(tmp_path / "run" / "tables", "calibration_claims")
+    assert set(claimed["agent"]) == {"taught"} and set(claimed["backwards"]) == {False, True}
+    gain = claimed[(claimed["statistic"] == "gain_prompt") & ~claimed["backwards"]]
+    assert (gain["verdict"] == "supported").all() and (gain["truth"] == "supported").all() and len(gain) == 2
     assert provenance["weights"]["reasoner 0"] and provenance["versions"]["torch"]
     monkeypatch.setattr(
         calibration_readings, "readings", lambda *_: pytest.fail("a finished stage was computed again")

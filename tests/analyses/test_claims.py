@@ -90,11 +90,17 @@ def read(columns, seed=0):
     [
         ("other_state", dict(revised=0.5, followed=0.4), dict(revised=0.2, followed=0.1), dict(revised=0.8, followed=0.7)),
         ("pairs", dict(direct=3.0, via_cot=6.0), dict(direct=5.0, via_cot=4.0), dict(direct=1.5, via_cot=9.0)),
+        ("own_traces", dict(direct=3.0, indirect=6.0), dict(direct=5.0, indirect=4.0), dict(direct=1.5, indirect=9.0)),
         ("cut", dict(area_action=0.6), dict(area_action=0.3), dict(area_action=0.9)),
     ],
 )  # fmt: skip
 def test_claim_c_is_right_on_readings_that_are_built_for_it(readout, base, relies, follows):
-    judged = {"other_state": "revision_conflict", "pairs": "prompt_reliance", "cut": "area_action"}[readout]
+    judged = {
+        "other_state": "revision_conflict",
+        "pairs": "prompt_reliance",
+        "own_traces": "prompt_reliance",
+        "cut": "area_action",
+    }[readout]
     for later, word in ((relies, "supported"), (follows, "contradicted"), (base, "open")):
         rows = pd.DataFrame(compared({readout: read(base)}, {readout: read(later)})).set_index("statistic")
         assert rows.loc[judged, "verdict"] == word
@@ -175,7 +181,8 @@ def study(options, tmp_path_factory):
     sizes = dict(behaviour=("--choices", 4), conflict=("--conflicts", 4), early=("--conflicts", 4))
     with pytest.MonkeyPatch.context() as patched:  # so small a model moves by less than a nat
         patched.setattr(mediation, "prompt_reliance", partial(mediation.prompt_reliance, minimum=-1e9))
-        for name, flags in (sizes | dict(reliance=("--pairs", 4))).items():
+        sizes |= dict(reliance=("--pairs", 4), own_traces=("--pairs", 4, "--samples", 2))
+        for name, flags in sizes.items():
             assert main(name, "--run", run, *options, *flags) == 0
     write_table(run / "tables", "masking", masking_table(), dict(analysis="masking"))
     return run
@@ -221,8 +228,8 @@ def test_what_is_read_of_a_checkpoint_is_what_its_tables_average(study, series_f
     )
     cell = next(cell for cell in cells(config, "claims") if cell.step == 110)
     records = {name: frame for read in READERS.values() for name, frame in read(cell).items()}
-    conflict, areas, nats = (
-        read_table(study / "tables", name)[0] for name in ("conflict", "early", "reliance")
+    conflict, areas, nats, through = (
+        read_table(study / "tables", name)[0] for name in ("conflict", "early", "reliance", "own_traces")
     )
 
     def told(table, **where):
@@ -237,6 +244,8 @@ def test_what_is_read_of_a_checkpoint_is_what_its_tables_average(study, series_f
     assert records["cut"]["area_action"].mean() == pytest.approx(told(areas, metric="area_action"), abs=1e-5)
     assert len(records["pairs"]) == need(nats, step=110, metric="direct")["n"].item() > 0
     assert records["pairs"]["direct"].mean() == pytest.approx(told(nats, metric="direct"), abs=1e-4)
+    for part in ("direct", "indirect"):
+        assert records["own_traces"][part].mean() == pytest.approx(told(through, metric=part), abs=1e-4)
 
 
 def test_a_table_of_claims_is_made_again_where_another_record_was_added(study, options, capsys):

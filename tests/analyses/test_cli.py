@@ -37,6 +37,7 @@ SIZES = dict(
     mdl=("--draws", "50", "--labels", "reference_target", "--shares", "0.3", "0.6", "1"),
     patching=("--pairs", "6"),
     reliance=("--pairs", "6"),
+    own_traces=("--pairs", "4", "--samples", "2"),
     conflict=("--conflicts", "6"),
     early=("--conflicts", "6"),
     shares=("--decisions_read", "6"),
@@ -110,7 +111,7 @@ def test_every_analysis_writes_its_table_and_what_made_it(reference, series):
             len(frame)
             and set(tables.ESTIMATE_COLUMNS) <= set(frame.columns)
             and set(frame.get("step", frame.get("test_step"))) == {0, 110}
-            or name in ("conflict", "early", "shares", "steering")
+            or name in ("own_traces", "conflict", "early", "shares", "steering")
         )
         if name == "probes":
             assert {

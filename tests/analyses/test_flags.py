@@ -33,6 +33,7 @@ BAD = {
     "early --points 1": "--points is a number from 2 to 100, not 1",
     "shares --decisions_read -1": "--decisions_read is a number from 0",
     "reliance --pairs -1": "--pairs is a number from 0",
+    "own_traces --samples 0": "--samples is a number from 1 to 100, not 0",
     "patching --pairs 10000000": "--pairs is a number from 0 to 100,000, not 10,000,000",
     "patching --span_checkpoints 9": "--span_checkpoints is 9, but 3 checkpoints are studied",
     "probes --folds 0": "--folds is a number from 2 to 100, not 0",

@@ -94,7 +94,7 @@ def test_an_instrument_and_its_figure_are_two_files(two_files, no_browser, tmp_p
 
 def test_what_all_runs_is_what_the_registry_says():
     first = ["behaviour", "probes", "transfer", "mdl", "conflict"]
-    second = ["online", "patching", "reliance", "early", "shares"]
+    second = ["online", "patching", "reliance", "own_traces", "early", "shares"]
     assert registry.chains() == [first, [*second, "elicited"]]
     assert registry.chains(quick=True) == [first, second]
     assert registry.closing() == ["claims", "decisions", "direct"]

@@ -117,7 +117,8 @@ def series(tokenizer, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["behaviour", "probes", "patching", "reliance", "conflict", "early", "shares", "steering"]
+    "name",
+    ["behaviour", "probes", "patching", "reliance", "own_traces", "conflict", "early", "shares", "steering"],
 )
 def test_every_analysis_refuses_before_it_computes(series, corpus_file, tmp_path, capsys, name):
     assert (

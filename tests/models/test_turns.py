@@ -11,6 +11,7 @@ from interp.engine.capturing import capture
 from interp.engine.decoding import choose, choose_each, decode
 from interp.measures.conflicts import conflict
 from interp.measures.early import early_answers
+from interp.measures.own_traces import own_trace_effects
 from interp.measures.patching import patch
 from interp.measures.reliance import prompt_reliance
 from interp.measures.shares import shares
@@ -112,6 +113,7 @@ MEASUREMENTS = {
     "choose_each": lambda m, p: choose_each(m, p, [["go to desk 1"]]),
     "patch_modes": lambda m, p: patch(m, *pair(p)),
     "prompt_reliance": lambda m, p: prompt_reliance(m, *pair(p)),
+    "own_trace_effects": lambda m, p: own_trace_effects(m, *pair(p)),
     "shares": lambda m, p: shares(m, p),
     "conflict": lambda m, p: conflict(m, p, []),
     "early_answers": lambda m, p: early_answers(m, p, []),

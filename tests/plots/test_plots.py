@@ -186,6 +186,14 @@ def reliance_table() -> pd.DataFrame:
 
 
 @_once
+def own_traces_table() -> pd.DataFrame:
+    names = {"via_cot": "indirect"}
+    frame = reliance_table().replace(dict(metric=names))
+    kept = ("direct", "indirect", "total", "interaction", "prompt_reliance")
+    return frame[frame["metric"].isin(kept)].reset_index(drop=True)
+
+
+@_once
 def conflict_table() -> pd.DataFrame:
     keep = {"self_splice": 1.0, "truncated": 0.8, "other_state": 0.3, "shuffled_words": 0.55}
     keep |= {"filler": 0.6, "empty": 0.5}
@@ -444,7 +452,8 @@ TABLES = {
     "claims": claims_table,
     "transfer": transfer_table, "mdl": mdl_table,
     "behaviour": behaviour_table, "online": online_table, "online_official": online_table, "probes": probes_table,
-    "patching": patching_table, "reliance": reliance_table, "conflict": conflict_table, "early": early_table,
+    "patching": patching_table, "reliance": reliance_table, "own_traces": own_traces_table,
+    "conflict": conflict_table, "early": early_table,
     "diagnosis": diagnosis_table, "shares": shares_table,
     "steering": steering_table,
 }  # fmt: skip
@@ -540,6 +549,7 @@ def test_every_figure_has_a_section_and_stands_in_reading_order():
             "patching_spans",
             "patching_screen",
             "reliance",
+            "own_traces",
             "conflict",
             "conflict_shift",
             "removal",

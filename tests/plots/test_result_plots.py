@@ -14,6 +14,7 @@ from tests.results.test_shown import (
     early,
     lensed,
     outcome,
+    own_traced,
     probed,
     reliance,
     sweep,
@@ -118,8 +119,9 @@ def test_an_ablation_is_drawn_by_layer_or_over_tokens():
         ablated().plot(metric="difference")
 
 
-def test_reliance_says_its_value_and_resamples_groups():
-    result = reliance()
+@pytest.mark.parametrize("made", [reliance, own_traced])
+def test_reliance_says_its_value_and_resamples_groups(made):
+    result = made()
     title = result.plot().layout.title.text
     assert f"{result.prompt_reliance:.2f} [" in title and "n = 5 pairs" in title
     assert "[" not in result.plot(groups=["one"] * 5).layout.title.text

@@ -17,6 +17,7 @@ from interp.measures.conflicts import Contrast, Outcome, Shift
 from interp.measures.early import EarlyAnswers
 from interp.measures.features import FeatureAblation, Features
 from interp.measures.lens import Lens
+from interp.measures.own_traces import OwnTraceEffects
 from interp.measures.reliance import Reliance
 from interp.measures.shares import Shares
 from interp.measures.steered import Steered, Steering
@@ -136,6 +137,12 @@ def reliance(n=5):
     return Reliance(**parts, kept=np.arange(n), dropped=2)
 
 
+def own_traced(n=5):
+    rng = np.random.default_rng(0)
+    parts = {name: rng.normal(2, 1, n) for name in ("direct", "indirect", "total")}
+    return OwnTraceEffects(**parts, kept=np.arange(n), dropped=2, samples=4, unclosed=3)
+
+
 def shares():
     rng = np.random.default_rng(0)
     share = rng.dirichlet(np.ones(8), (3, 2, 4, 3))
@@ -175,6 +182,7 @@ MADE = {
     Completion: lambda: Completion((1, 2), HOSTILE, "go"),
     Sweep: lambda: sweep("all"),
     Reliance: reliance,
+    OwnTraceEffects: own_traced,
     Outcome: outcome,
     Shift: lambda: Shift(np.arange(2), *(np.array([0.5, np.nan]) for _ in range(5))),
     Contrast: lambda: Contrast(np.arange(2), *(np.array([True, False]) for _ in range(3))),
@@ -236,6 +244,7 @@ def test_every_public_result_is_shown():
         "Completion",
         "Sweep",
         "Reliance",
+        "OwnTraceEffects",
         "Outcome",
         "EarlyAnswers",
         "ProbeResult",

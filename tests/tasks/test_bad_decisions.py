@@ -410,6 +410,7 @@ def test_one_decision_is_measured_and_what_needs_more_is_left_out_in_a_sentence(
         probes="No probe could be fitted",
         patching="No decision has a counterfactual twin",
         reliance="no decision with a counterfactual twin",
+        own_traces="no decision with a counterfactual twin",
         conflict="No trace could be inserted",
         early="No trace could be cut",
         shares="No share could be computed",

@@ -52,7 +52,9 @@ def mediated(name):
     assert len(clean) == PAIRED, dropped
     return {
         row["instrument"]: row["value"]
-        for row in calibration.estimated(calibration.mediated(model, clean, corrupt), 0)
+        for row in calibration.estimated(
+            calibration.mediated(model, clean, corrupt) | calibration.through_own(model, clean, corrupt, 3), 0
+        )
     }
 
 
@@ -66,6 +68,8 @@ def test_an_organism_relies_on_its_prompt_as_constructed_and_passes_the_exact_ch
     found, truth = mediated(name), expected(name)
     assert within(found["prompt_reliance"], truth["prompt_reliance"], 0.1)
     assert within(found["prompt_patch"], truth["prompt_patch"], 0.1)
+    for reading in ("own_direct", "own_indirect", "own_reliance"):
+        assert not truth[reading] or within(found[reading], truth[reading], 0.1), reading
     if truth["state_share"]:
         assert within(found["state_share"], truth["state_share"], 0.2)
     clean, corrupt, _ = make_pairs(fmt, [p.decision for p in prompts], 8)
