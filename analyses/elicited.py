@@ -239,4 +239,4 @@ def run(config: Config) -> None:
     )
 
 
-INSTRUMENT = Instrument("elicited", Config, run, in_all=(1, 5), full_only=True)
+INSTRUMENT = Instrument("elicited", Config, run, in_all=(1, 6), full_only=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,13 +42,16 @@ from interp.tasks.episodes import Decision, Episode
 from interp.training.recipes import Recipe, Tuning
 from interp.training.supervision import Supervision, TrainingSequence, supervised
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|agent|>' if m['role'] == 'assistant' else '<|user|>' }}"
     "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|agent|>{% endif %}"
 )
 
 
-def adapted(model: PreTrainedModel, rank: int, seed: int) -> torch.nn.Module:
+def adapted(model: PreTrainedModel, rank: int, seed: int) -> PeftModel:
     """The model with trainable low-rank updates of its blocks' linear maps, its own weights frozen."""
     from peft import LoraConfig, get_peft_model
 
@@ -262,7 +265,7 @@ def memory_options(half: bool, recompute: bool) -> dict[str, Any]:
 def _arguments(
     folder: Path, steps: int, recipe: Recipe | Tuning, lr: float, seed: int, device: str
 ) -> TrainingArguments:
-    tuned = isinstance(recipe, Tuning)
+    half, recompute = (recipe.half, recipe.recompute) if isinstance(recipe, Tuning) else (False, False)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -284,7 +287,7 @@ def _arguments(
         disable_tqdm=False,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,  # which would drop the labels of the kept logits
-        **memory_options(tuned and recipe.half, tuned and recipe.recompute),
+        **memory_options(half, recompute),
     )
 
 
@@ -366,8 +369,7 @@ def train_condition(
     _claim(folder, made)
     if all((folder / f"checkpoint-{step}" / "training.json").exists() for step in keep):
         return folder
-    tuned = isinstance(recipe, Tuning)
-    dtype = torch.bfloat16 if tuned and recipe.half else torch.float32
+    dtype = torch.bfloat16 if isinstance(recipe, Tuning) and recipe.half else torch.float32
     model = AutoModelForCausalLM.from_pretrained(start, dtype=dtype)
     sequences, counts = supervised(fmt, items, supervision, seed)
     _check_control(supervision, counts)

@@ -368,7 +368,8 @@ def test_all_runs_the_chains_side_by_side_and_draws_what_they_wrote(options, no_
     _, errors = done.communicate()
     assert done.returncode == 0, errors
     assert (
-        set(contents(tmp_path)) == {"conflict.csv", "patching.csv"} and (tmp_path / "conflict.html").exists()
+        set(contents(tmp_path)) == {"conflict.csv", "patching.csv", "diagnosis.csv"}
+        and (tmp_path / "conflict.html").exists()
     )
     assert len(read_decisions(tmp_path / "tables")[0]) and (tmp_path / "decisions.html").exists()
     assert '<a href="decisions.html">' in (tmp_path / "index.html").read_text()

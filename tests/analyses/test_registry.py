@@ -97,7 +97,7 @@ def test_what_all_runs_is_what_the_registry_says():
     second = ["online", "patching", "reliance", "own_traces", "early", "shares"]
     assert registry.chains() == [first, [*second, "elicited"]]
     assert registry.chains(quick=True) == [first, second]
-    assert registry.closing() == ["claims", "decisions", "direct"]
+    assert registry.closing() == ["claims", "decisions", "diagnosis", "direct"]
     with pytest.raises(ValueError, match="There is no analysis 'behavior': there are behaviour, probes"):
         registry.find("behavior")
 
