@@ -1,7 +1,7 @@
 """The check of the manipulation: what the tokens that a mask leaves out weigh in the training.
 
 Where actions are certain given their trace, their loss is near zero, and a mask of them removes nothing: the
-study then says nothing about the claim (docs/methods.md 8.5).
+study then says nothing about the claim (docs/methods.md 8.4).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Config:
     out: Path
     """File to write."""
     leak: Literal["full", "class", "subgoal"] = "subgoal"
-    """What traces name: the thing to act on, its kind, or nothing (docs/methods.md 8.4)."""
+    """What traces name: the thing to act on, its kind, or nothing (docs/methods.md 8.3)."""
     corpus: Path = CORPUS
     """Recorded episodes."""
 

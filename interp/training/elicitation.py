@@ -29,6 +29,7 @@ from interp.models.hooked import HookedModel
 from interp.prompts.format import Prompt
 from interp.stats.intervals import integer_codes
 from interp.training.recipes import Elicitation
+from interp.training.trainer import adapted
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,11 @@ def _adapted(
     model: HookedModel, recipe: Elicitation, seed: int
 ) -> tuple[HookedModel, list[torch.nn.Parameter]]:
     """A copy with low-rank updates of its blocks' linear maps, and the updates, which alone are trained."""
-    from peft import LoraConfig, get_peft_model
-
     hf: Any = copy.deepcopy(model.hf)
     if hasattr(hf, "merge_and_unload"):
         hf = hf.merge_and_unload()
-    settings = LoraConfig(
-        r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        tuned = HookedModel(get_peft_model(hf, settings), model.tokenizer, model.step)
+        tuned = HookedModel(adapted(hf, recipe.rank, seed), model.tokenizer, model.step)
     updates = [parameter for name, parameter in tuned.hf.named_parameters() if "lora_" in name]
     for parameter in updates:
         parameter.requires_grad_(True)

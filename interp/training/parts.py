@@ -1,6 +1,6 @@
 """What each part of the agent's turns weighs in a training: its loss, and its share of the gradient.
 
-It is the check of a manipulation (docs/methods.md 8.5). Where the loss of the action's tokens is near zero,
+It is the check of a manipulation (docs/methods.md 8.4). Where the loss of the action's tokens is near zero,
 leaving them unsupervised removes nothing, and a study of such a mask says nothing about the claim.
 
 >>> read = part_losses(model.hf, [each for e in episodes for each in written(fmt, e)])

@@ -1,6 +1,6 @@
 """Chain-of-thought traces from the belief state: goal, what is held, what is ruled out, what comes next.
 
-They are written at three levels of leak (docs/methods.md 8.4). `full` names the thing or place to act on, and
+They are written at three levels of leak (docs/methods.md 8.3). `full` names the thing or place to act on, and
 spells out one action in six. `class` names kinds only: the drawer, not which one. `subgoal` says what is
 still to be achieved, and names nothing. The reading of a level is the same for any episode, so one corpus can
 be written again at another.
