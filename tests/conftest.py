@@ -21,7 +21,9 @@ from transformers import AutoModelForCausalLM
 
 import tests.shapes  # noqa: F401  (before anything of interp, whose arrays it checks)
 
-jaxtyping.install_import_hook("interp", "tests.shapes.checked")
+#: Packages whose arrays are checked: all others together would make the tests a third slower.
+CHECKED = [f"interp.{name}" for name in ("engine", "measures", "probing", "stats")]
+jaxtyping.install_import_hook(CHECKED, "tests.shapes.checked")
 
 from interp.checkpoints.series import CheckpointSeries
 from interp.models.hooked import HookedModel
