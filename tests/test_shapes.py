@@ -1,21 +1,23 @@
 """What the tests check of every call: shapes and dtypes of arrays, as annotated."""
 
+import numpy as np
 import pytest
-import torch
 from jaxtyping import TypeCheckError
 
 from interp.engine.packing import ancestors
-from interp.models.unembedding import log_probability
+from interp.probing.metrics import macro_f1
 from tests import shapes
 
 
-def test_an_array_of_another_shape_or_dtype_than_annotated_is_an_error(llama):
-    hidden, rows = torch.zeros(3, llama.d_model), torch.zeros(2, dtype=torch.long)
-    assert log_probability(llama, hidden, rows, rows).shape == (2,)
-    with pytest.raises(TypeCheckError, match="'token'"):
-        log_probability(llama, hidden, rows, torch.zeros(3, dtype=torch.long))
-    with pytest.raises(TypeCheckError, match="'hidden'"):
-        log_probability(llama, hidden.long(), rows, rows)
+def test_an_array_of_another_shape_or_dtype_than_annotated_is_an_error():
+    probability, code, weights = np.eye(3), np.arange(3), np.ones((2, 3))
+    assert macro_f1(probability, code, weights).shape == (2,)
+    with pytest.raises(TypeCheckError, match="'code'"):
+        macro_f1(probability, np.arange(4), weights)
+    with pytest.raises(TypeCheckError, match="'weights'"):
+        macro_f1(probability, code, weights[0])
+    with pytest.raises(TypeCheckError, match="'code'"):
+        macro_f1(probability, code.astype(float), weights)
 
 
 def test_only_arrays_are_checked():
