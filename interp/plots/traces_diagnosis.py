@@ -26,7 +26,7 @@ _LOOKS = {
     ("expert", "names_object"): (ORANGE, "dash", "triangle-up"),
     ("expert", "spells_action"): (SKY, "dash", "diamond"),
 }
-_LEAKS = {"names_object": "names the action's object", "spells_action": "spells the action"}
+_LEAKS = {"names_object": "names the object", "spells_action": "spells the action"}
 
 
 def _caption(frame: pd.DataFrame) -> Caption:
@@ -52,7 +52,7 @@ def diagnosis(frame: pd.DataFrame) -> go.Figure:
     fig, steps = panels(frame, {"share of decisions": 230, "share of traces": 190}), steps_of(frame)
     for (traces, metric), look in _LOOKS.items():
         row = 1 if metric in DIAGNOSES else 2
-        name = DIAGNOSES.get(metric) or f"{traces} trace {_LEAKS[metric]}"
+        name = DIAGNOSES.get(metric) or f"{traces}: {_LEAKS[metric]}"
         for col, split in enumerate(splits_of(frame), start=1):
             rows = pick(frame, traces=traces, metric=metric, split=split).sort_values("step")
             x = [steps.index(step) for step in rows["step"]]
