@@ -118,9 +118,11 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     from interp.results.condition_rows import conditions_of
     from interp.results.queries import splits_of
     from interp.results.tables import read_table
+    from interp.tasks.episodes import load_corpus
+    from interp.training.supervision import written
 
     decisions = [d for e in episodes["test_in_domain"] for d in e.decisions()]
-    clean, corrupt, _ = make_pairs(trained_prompts[0].format, decisions, 2)
+    clean, corrupt, _ = make_pairs(trained_prompts[0].format, decisions, 6)
     code = np.arange(60) % 2
     labels = ["shelf" if c else "drawer" for c in code]
     acts = np.random.default_rng(0).normal(size=(60, 4, 8)).astype(np.float32) + code[:, None, None]
@@ -175,9 +177,12 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
         episode=[str(i) for i in group],
         token=7,
     )
-    swept = interp.attribute(trained, clean[:1], corrupt[:1], minimum=0)
+    swept = interp.attribute(trained, clean, corrupt, minimum=0)
     own = {
         "interp.engine.activations": lambda: dict(capture=capture),
+        "interp.environments.alfworld.traces": lambda: dict(load_corpus=load_corpus),
+        "interp.training.elicitation": lambda: dict(prompts=trained_prompts, others=trained_prompts[:2]),
+        "interp.training.parts": lambda: dict(episodes=episodes["train"][:2], written=written),
         "interp.measures.steered": lambda: dict(result=tests.results.test_shown.steering()),
         "interp.measures.sweep": lambda: dict(patch=interp.patch),
         "interp.plots.pictures": lambda: dict(

@@ -60,6 +60,8 @@ def test_studies_are_merged_without_a_change_of_their_numbers(study, tmp_path, h
     assert set(here["twc"].reset_index().metric) == {
         "acc_cot",
         "acc_prompt",
+        "choice_cot_sum",
+        "choice_prompt_sum",
         "gap",
         "parse_cot",
         "parse_prompt",

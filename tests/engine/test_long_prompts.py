@@ -141,7 +141,7 @@ def test_every_analysis_refuses_before_it_computes(series, corpus_file, tmp_path
     )
     error = capsys.readouterr().err
     assert (
-        "error: The prompt of decision test_" in error
+        "error: The prompt of decision t" in error  # of the study's, or of those that probes are fitted on
         and "this model reads at most 240" in error
         and "Traceback" not in error
     )

@@ -403,7 +403,7 @@ def test_a_series_is_trained_on_the_corpus_and_studied_and_played(engine, corpus
     assert main("online", *common, "--games", "2", "--step_limit", "3", "--workers", "1") == 0
     frame, provenance = tables.read_table(tmp_path / "run" / "tables", "online")
     assert (
-        set(frame.metric) == {"success", "steps", "unparsed", "score"}
+        set(frame.metric) == {"success", "steps", "tokens", "unparsed", "score"}
         and provenance["games"] == "twc"
         and set(frame.step) == {0, 2}
     )

@@ -186,6 +186,7 @@ def test_test_episodes_and_held_out_tasks_are_never_trained_on(corpus_file, epis
         stage = made.get("stage") or made["condition"]
         seen[stage] = [tokenizer.decode(ids) for ids, _ in sequences]
         model.save_pretrained(folder / f"checkpoint-{options['steps']}")
+        tokenizer.save_pretrained(folder / f"checkpoint-{options['steps']}")
         return folder
 
     monkeypatch.setattr(training, "train", record)
