@@ -181,7 +181,6 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     own = {
         "interp.engine.activations": lambda: dict(capture=capture),
         "interp.environments.alfworld.traces": lambda: dict(load_corpus=load_corpus),
-        "interp.training.elicitation": lambda: dict(prompts=trained_prompts, others=trained_prompts[:2]),
         "interp.training.parts": lambda: dict(episodes=episodes["train"][:2], written=written),
         "interp.measures.steered": lambda: dict(result=tests.results.test_shown.steering()),
         "interp.measures.sweep": lambda: dict(patch=interp.patch),
@@ -268,7 +267,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
                 admissible=["look"],
             )
         ),
-        "interp.training.elicitation": lambda: dict(prompts=trained_prompts[4:8], others=trained_prompts[:2]),
+        "interp.training.elicitation": lambda: dict(prompts=trained_prompts[:12], others=trained_prompts[:2]),
         "interp.training.supervision": lambda: dict(episodes=episodes["train"][:2]),
         "analyses.partial": lambda: dict(
             folder="runs/new/tables", frame=pd.DataFrame(dict(step=[0])), provenance={}
