@@ -8,7 +8,7 @@ left out: `behaviour` has both actions and forced choice, `online` whole games, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -167,16 +167,7 @@ def reliance(cell: Cell) -> Records:
     from interp.measures.reliance import EFFECTS
 
     stored = cell.kept(f"reliance/{cell.step}-{cell.split}")
-    if not stored:
-        return {}
-    rows = {}
-    for pair, effects in zip(stored["kept"], stored["effects"], strict=True):
-        name, twin = stored["pairs"][pair]
-        read = dict(zip(EFFECTS, effects, strict=True))
-        rows[f"{name} {twin}"] = dict(
-            episode=cell.decisions[name].episode, direct=read["direct"], via_cot=read["via_cot"]
-        )
-    return dict(pairs=_frame(rows))
+    return dict(pairs=_of_pairs(cell, stored, EFFECTS, ("direct", "via_cot"))) if stored else {}
 
 
 def own_traces(cell: Cell) -> Records:
@@ -184,16 +175,22 @@ def own_traces(cell: Cell) -> Records:
     from interp.measures.own_traces import EFFECTS
 
     stored = cell.kept(f"own_traces/{cell.step}-{cell.split}")
-    if not stored:
-        return {}
+    return dict(own_traces=_of_pairs(cell, stored, EFFECTS, ("direct", "indirect"))) if stored else {}
+
+
+def _of_pairs(cell: Cell, stored: Mapping, effects: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
+    """What a stage kept of its pairs: a row for each, of the effects that are named.
+
+    effects: names of all that it kept, in order.
+    """
     rows = {}
-    for pair, effects in zip(stored["kept"], stored["effects"], strict=True):
-        name, twin = stored["pairs"][pair]
-        read = dict(zip(EFFECTS, effects, strict=True))
-        rows[f"{name} {twin}"] = dict(
-            episode=cell.decisions[name].episode, direct=read["direct"], indirect=read["indirect"]
+    for pair, values in zip(stored["kept"], stored["effects"], strict=True):
+        decision, twin = stored["pairs"][pair]
+        read = dict(zip(effects, values, strict=True))
+        rows[f"{decision} {twin}"] = dict(
+            episode=cell.decisions[decision].episode, **{name: read[name] for name in names}
         )
-    return dict(own_traces=_frame(rows))
+    return _frame(rows)
 
 
 def early(cell: Cell) -> Records:
