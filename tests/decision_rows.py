@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+from interp.system.choices import Inserted
+
 ROOMS = ("drawer 1", "drawer 2", "shelf 1", "desk 1", "cabinet 3")
-INSERTED = (
-    "self_splice",
-    "truncated",
-    "other_state",
-    "resampled",
-    "mistake",
-    "paraphrase",
-    "shuffled_words",
-    "filler",
-    "empty",
-)
+INSERTED = get_args(Inserted)
 PLACES = ("boundary", "action_tag", "task", "history", "observation", "prompt")
 
 
