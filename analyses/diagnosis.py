@@ -131,16 +131,14 @@ def leak_rows(
     if not there:
         return
     texts, actions, episodes = zip(*there, strict=True)
-    shares = dict(
-        spells_action=[names(text, action) for text, action in zip(texts, actions, strict=True)],
-    )
+    said = dict(spells_action=list(actions))
     if "target" in config.env.classes:
-        objects = [object_of(action, config.env.classes["target"](action)) for action in actions]
-        shares["names_object"] = [names(text, each) for text, each in zip(texts, objects, strict=True)]
         kinds = [config.env.classes["target"](action) for action in actions]
-        shares["names_kind"] = [names(text, each) for text, each in zip(texts, kinds, strict=True)]
-    for metric, values in shares.items():
-        yield dict(traces=traces, metric=metric, **mean_row(np.array(values), list(episodes), config.seed))
+        said["names_object"] = [object_of(action, kind) for action, kind in zip(actions, kinds, strict=True)]
+        said["names_kind"] = kinds
+    for metric, wanted in said.items():
+        values = np.array([names(text, each) for text, each in zip(texts, wanted, strict=True)])
+        yield dict(traces=traces, metric=metric, **mean_row(values, list(episodes), config.seed))
 
 
 def object_of(action: str, kind: str) -> str:
