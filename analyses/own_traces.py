@@ -12,8 +12,8 @@ from interp.stats.changes import prompt_share
 from interp.system.limits import Limits, Sample
 
 from .registry import Instrument
-from .remedies import EXCHANGED, PARSES, NotApplicable
-from .rows import mean_row, twins
+from .remedies import PARSES, NotApplicable
+from .rows import mean_row, paired, twins
 from .study import Study
 
 
@@ -31,12 +31,8 @@ def run(config: Config) -> None:
     """Draw traces and read direct and indirect effects, then average over pairs; a cell is a stage."""
     from interp.measures.own_traces import EFFECTS, own_trace_effects
 
-    started, rows, unpaired, unclosed = time.time(), [], {}, {}
-    pairs = {}
-    for split in config.parts:
-        *pairs[split], unpaired[split] = config.pairs_of(split, config.number(config.pairs, 20, 60))
-    if not all(clean for clean, _ in pairs.values()):
-        raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired})", EXCHANGED)
+    started, rows, unclosed = time.time(), [], {}
+    pairs, unpaired = paired(config, config.number(config.pairs, 20, 60))
     for step, split in config.cells("own_traces"):
         inputs = dict(
             config.inputs(step),

@@ -12,8 +12,7 @@ from interp.prompts.format import Prompt
 from interp.system.limits import Sample
 
 from .registry import Instrument
-from .remedies import EXCHANGED, NotApplicable
-from .rows import mean_row, twins
+from .rows import mean_row, paired, twins
 from .study import Study
 
 
@@ -27,12 +26,8 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Read direct and via-CoT effects, then average over the pairs that every checkpoint keeps."""
-    started, rows, unpaired = time.time(), [], {}
-    pairs = {}
-    for split in config.parts:
-        *pairs[split], unpaired[split] = config.pairs_of(split, config.number(config.pairs, 40, 150))
-    if not all(clean for clean, _ in pairs.values()):
-        raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired})", EXCHANGED)
+    started, rows = time.time(), []
+    pairs, unpaired = paired(config, config.number(config.pairs, 40, 150))
     stored = {
         (step, split): _stage(config, step, split, *pairs[split]) for step, split in config.cells("reliance")
     }

@@ -1,14 +1,20 @@
-"""What the analyses' stages and tables share: a mean as columns, and a stage that says why it has nothing."""
+"""What the analyses' stages and tables share: a mean as columns, pairs, and a stage that says
+why it has nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from interp.prompts.format import Prompt
 from interp.stats.intervals import cluster_bootstrap
+
+from .remedies import EXCHANGED, NotApplicable
+
+if TYPE_CHECKING:
+    from .study import Study
 
 
 def mean_row(
@@ -34,6 +40,19 @@ def attempted(compute: Callable[[], dict]) -> dict:
         return dict(compute(), skipped="")
     except ValueError as problem:
         return dict(skipped=str(problem))
+
+
+def paired(study: Study, n: int) -> tuple[dict[str, list[list[Prompt]]], dict[str, Any]]:
+    """By split at most `n` counterfactual pairs, clean and corrupt, and why decisions have no twin.
+
+    Raises NotApplicable where some split has no pair.
+    """
+    pairs, unpaired = {}, {}
+    for split in study.parts:
+        *pairs[split], unpaired[split] = study.pairs_of(split, n)
+    if not all(clean for clean, _ in pairs.values()):
+        raise NotApplicable(f"Some split has no decision with a counterfactual twin ({unpaired})", EXCHANGED)
+    return pairs, unpaired
 
 
 def twins(clean: Sequence[Prompt], corrupt: Sequence[Prompt]) -> list[list[str]]:
