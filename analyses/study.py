@@ -268,7 +268,7 @@ class Study(Prompting):
             )
         if self.decisions < 0:
             raise ValueError(f"--decisions is a number from 1 on, or a file, not {self.decisions}.")
-        named, corpus = self._named or ANY, self._recorded
+        named, corpus = self._named or ANY, self.recorded
         wanted = self.splits or [s for s in named.splits if named.splits[s] in corpus] or list(named.splits)
         missing = [named.splits.get(s, s) for s in wanted if named.splits.get(s) not in corpus]
         if missing:
@@ -279,14 +279,15 @@ class Study(Prompting):
         return {s: corpus[named.splits[s]] for s in wanted}
 
     @cached_property
-    def _recorded(self) -> dict[str, list]:
+    def recorded(self) -> dict[str, list]:
+        """Everything that the corpus holds, by the names of its own splits."""
         return (self._named or ANY).recorded(self.file)
 
     @property
     def training(self) -> list:
         """Episodes of the training split; none where the corpus has no such split, or it is studied."""
         studied = [(self._named or ANY).splits[split] for split in self.parts]
-        return [] if "train" in studied else self._recorded.get("train", [])
+        return [] if "train" in studied else self.recorded.get("train", [])
 
     @cached_property
     def _sampled(self) -> dict[str, list[Decision]]:

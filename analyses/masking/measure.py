@@ -122,8 +122,7 @@ def measure(config: Config) -> None:
 
 def _trained_on(config: Config) -> list[Episode | Decision]:
     """The training episodes that the manipulation is checked on; none without a training split."""
-    named = config._named or config.env
-    episodes = named.recorded(config.file).get("train", []) if config.checked else []
+    episodes = config.recorded.get("train", []) if config.checked else []
     drawn = np.random.default_rng(config.seed).permutation(len(episodes))[: config.checked]
     return [episodes[i] for i in drawn]
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from interp.checkpoints.headers import hash_files
 from interp.results.tables import write_table
-from interp.tasks.episodes import Episode
+from interp.tasks.episodes import base_episodes
 from interp.training.supervision import Supervision
 
 from ..provenance import made_by
@@ -46,14 +46,11 @@ def train(config: Config) -> None:
     """Train what is not trained yet; an interrupted training goes on from its last checkpoint."""
     from interp.training.trainer import train_condition
 
-    named = config._named or config.env
-    recorded = named.recorded(config.file)
-    episodes = recorded.get("train")
-    base = [*recorded.get("base", ()), *recorded.get("base_aimless", ())]
+    episodes, base = config.recorded.get("train"), base_episodes(config.recorded)
     if not episodes:
-        where = config.file or f"The environment {named.name!r}"
+        where = config.file or f"The environment {config.env.name!r}"
         raise ValueError(f"{where} has no episodes of the split 'train' to train on.")
-    made = dict(corpus=hash_files([config.file]) if config.file else named.name)
+    made = dict(corpus=hash_files([config.file]) if config.file else config.env.name)
     for condition, seed in (bar := tqdm(config.mine(config.jobs), desc="train")):
         bar.set_postfix_str(f"{condition}, seed {seed}")
         recipe = config.tuning if config.lora else config.recipe
@@ -67,7 +64,7 @@ def train(config: Config) -> None:
             style=config.style,
             system=config.system,
             options=config.format_options(),
-            base_episodes=[each for each in base if isinstance(each, Episode)],
+            base_episodes=base,
             provenance=made,
             device=config.device,
         )

@@ -15,7 +15,7 @@ from interp.prompts.format import PromptFormat
 from interp.results.tables import write_json
 from interp.system import limits
 from interp.system.limits import Folder, Known, Limits, Several
-from interp.tasks.episodes import CORPUS, Episode, load_corpus
+from interp.tasks.episodes import CORPUS, Episode, base_episodes, load_corpus
 from interp.training.recipes import Recipe
 from interp.training.supervision import Supervision
 
@@ -73,14 +73,11 @@ class Config:
 
 def texts(corpus: dict[str, list[Episode]]) -> list[str]:
     """What the tokenizer is fitted on: the base mixture's texts, never a test one."""
-    found = []
-    for split in ("base", "base_aimless"):
-        for episode in corpus.get(split, ()):
-            found += [
-                t["content"] if t["role"] == "user" else f"{t['trace']} {t['action']}"
-                for t in episode.messages()
-            ]
-    return found
+    return [
+        t["content"] if t["role"] == "user" else f"{t['trace']} {t['action']}"
+        for episode in base_episodes(corpus)
+        for t in episode.messages()
+    ]
 
 
 def export(source: Path, out: Path) -> None:
@@ -110,7 +107,7 @@ def base_of(config: Config, corpus: dict[str, list[Episode]]) -> Path:
     if (base / "training.json").exists():
         return base
     tokenizer = fit_tokenizer(texts(corpus), recipe.vocabulary)
-    mixture = base_mixture(PromptFormat(tokenizer), _base_episodes(corpus), recipe.seed)
+    mixture = base_mixture(PromptFormat(tokenizer), base_episodes(corpus), recipe.seed)
     train(
         build_model(recipe, tokenizer),
         tokenizer,
@@ -125,10 +122,6 @@ def base_of(config: Config, corpus: dict[str, list[Episode]]) -> Path:
         device=config.device,
     )
     return base
-
-
-def _base_episodes(corpus: dict[str, list[Episode]]) -> list[Episode]:
-    return [*corpus["base"], *corpus.get("base_aimless", ())]
 
 
 def jobs(config: Config) -> list[tuple[str, int]]:
@@ -158,7 +151,7 @@ def run(config: Config) -> None:
             config.recipe,
             config.work / "conditions" / name / f"seed-{seed}",
             seed=seed,
-            base_episodes=_base_episodes(corpus),
+            base_episodes=base_episodes(corpus),
             provenance=dict(corpus=hash_files([config.corpus])),
             device=config.device,
         )

@@ -267,6 +267,12 @@ def load_corpus(path: str | Path = CORPUS) -> dict[str, list[Episode | Decision]
     return by_split(load_episodes(path))
 
 
+def base_episodes(corpus: Mapping[str, Sequence[Episode | Decision]]) -> list[Episode]:
+    """The whole episodes that a base is trained on."""
+    both = [each for split in ("base", "base_aimless") for each in corpus.get(split, ())]
+    return [each for each in both if isinstance(each, Episode)]
+
+
 def sample_decisions(episodes: Sequence[Episode | Decision], n: int, seed: int = 0) -> list[Decision]:
     """Draw about equally many steps from each episode until `n` decisions are found, in episode order.
 
