@@ -19,7 +19,7 @@ from interp.stats.intervals import headroom_gap, kappa, mcnemar
 from interp.system.limits import Sample
 from interp.tasks.episodes import Decision
 
-from .both_modes import differ, gap, is_admissible, labels, side_by_side
+from .both_modes import differ, gap, is_admissible, labels, right, side_by_side
 from .decodings import without_history_traces
 from .registry import Instrument
 from .rows import mean_row
@@ -75,7 +75,7 @@ def measure(
     correct = dict(prompt=both["prompt"].to_numpy(), cot=both["cot"].to_numpy())
     for mode, each in actions.items():
         if mode not in correct:
-            correct[mode] = _right(decisions, each, is_correct)
+            correct[mode] = right(decisions, each, is_correct)
             rows.append(_mean(f"acc_{mode}", decisions, correct[mode], seed))
         rows.append(_mean(f"parse_{mode}", decisions, np.array([a is not None for a in each]), seed))
     if NO_TRACES in actions:
@@ -84,14 +84,6 @@ def measure(
     if closed_actions and any(decision.admissible for decision in decisions):
         rows += [_admissible(mode, decisions, each, seed) for mode, each in actions.items()]
     return rows
-
-
-def _right(
-    decisions: Sequence[Decision], actions: Sequence[str | None], is_correct: Callable[[Decision, str], bool]
-) -> np.ndarray:
-    """Whether each action is right, which an unparsed one (None) never is."""
-    judged = [a is not None and is_correct(d, a) for d, a in zip(decisions, actions, strict=True)]
-    return np.array(judged, dtype=bool)
 
 
 def _mean(metric: str, decisions: Sequence[Decision], values: np.ndarray, seed: int) -> dict:

@@ -35,6 +35,14 @@ def is_admissible(decision: Decision, action: str) -> bool:
     return action in decision.admissible
 
 
+def right(
+    decisions: Sequence[Decision], actions: Sequence[str | None], judge: Callable[[Decision, str], bool]
+) -> Bool[np.ndarray, " decision"]:
+    """Whether each action is right, which an unparsed one (None) never is; `judge` is not asked of those."""
+    judged = [a is not None and bool(judge(d, a)) for d, a in zip(decisions, actions, strict=True)]
+    return np.array(judged, dtype=bool)
+
+
 def side_by_side(
     decisions: Sequence[Decision],
     prompt: Sequence[str | None],
@@ -55,13 +63,15 @@ def side_by_side(
     rows = [
         dict(
             episode=decision.episode,
-            prompt=a is not None and bool(judge(decision, a)),
-            cot=b is not None and bool(judge(decision, b)),
+            prompt=right_prompt,
+            cot=right_cot,
             action_prompt=a,
             action_cot=b,
             parsed=a is not None and b is not None,
         )
-        for decision, a, b in zip(decisions, prompt, cot, strict=True)
+        for decision, a, b, right_prompt, right_cot in zip(
+            decisions, prompt, cot, right(decisions, prompt, judge), right(decisions, cot, judge), strict=True
+        )
     ]
     return pd.DataFrame(rows, index=[decision.id for decision in decisions])
 

@@ -15,10 +15,11 @@ from interp.environments.base import ANY
 from interp.prompts.format import Prompt
 from interp.results.names import HELD_OUT
 from interp.system.limits import Existing
-from interp.tasks.episodes import Decision, sample_decisions
+from interp.tasks.episodes import sample_decisions
 from interp.training.recipes import Elicitation
 
 from . import behaviour
+from .both_modes import right
 from .registry import Instrument
 from .remedies import NotApplicable
 from .rows import mean_row
@@ -57,7 +58,7 @@ class Config(behaviour.Config):
     @cached_property
     def drawn(self) -> list:
         """The decisions to tune on: the same for every checkpoint."""
-        corpus = (self._named or ANY).recorded(self.tune_on or self.file)
+        corpus = (self._named or ANY).recorded(self.tune_on) if self.tune_on else self.recorded
         groups = list(corpus.values()) if self.tune_on else [corpus.get(TRAINING, [])]
         episodes = [episode for group in groups for episode in group]
         if not episodes:
@@ -191,7 +192,10 @@ def _rows(config: Config, step: int, split: str) -> Iterator[dict]:
     for readout, by_name in acts.items():
         episodes = [decisions[decision].episode for decision, _ in by_name["prompt"]]
         columns = {
-            f"acc_{name}": (np.array([_right(config, decisions[d], a) for d, a in each], dtype=bool), name)
+            f"acc_{name}": (
+                right([decisions[d] for d, _ in each], [a for _, a in each], config.env.is_correct),
+                name,
+            )
             for name, each in by_name.items()
         }
         tuned, _ = columns["acc_elicited"]
@@ -204,10 +208,6 @@ def _rows(config: Config, step: int, split: str) -> Iterator[dict]:
         for metric, (values, name) in columns.items():
             row = mean_row(values, episodes, config.seed)
             yield dict(step=step, split=split, readout=readout, metric=metric, round=rounds[name], **row)
-
-
-def _right(config: Config, decision: Decision, action: str | None) -> bool:
-    return action is not None and bool(config.env.is_correct(decision, action))
 
 
 def _curve(config: Config, step: int) -> Iterator[dict]:
