@@ -19,10 +19,13 @@ from .registry import Instrument
 
 # What imports plotly, which takes a second, is imported where it is used.
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
+    from interp.plots.caption import Caption
     from interp.plots.registry import Figure
     from interp.report import page
+    from interp.report.study import Read
 
 Format = Literal["html", "svg", "pdf"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -31,7 +34,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 def draw(tables: Path, out: Path, formats: Sequence[Format] = FORMATS) -> list[Path]:
     """Draw every registered figure whose table is in `tables` into `out`, and the page `index.html`.
 
-    Tables are also written as LaTeX.
+    Beside them stand the report's tables and its numbers in LaTeX (`NAME.tex`, `numbers.tex`).
 
     Args:
         tables: folder of `<name>.csv` and `<name>.json`.
@@ -81,12 +84,30 @@ def draw(tables: Path, out: Path, formats: Sequence[Format] = FORMATS) -> list[P
     notes = mixed({name: frame.attrs for name, frame in made.tables.items()})
     for note in notes:
         print(note, file=sys.stderr)
+    written += _for_papers(made, out)
+    entries = [replace(entry, data=(out / f"{entry.name}.csv").exists()) for entry in entries]
     index = page.save_index(entries, made, tables, out, made_in, notes)
     written = [*interactive, *written, *rendered, index]
     if made.damaged:
         raise ValueError(
             f"{written[-1]} was drawn without {len(made.damaged)} of its tables. {made.damaged[0]}"
         )
+    return written
+
+
+def _for_papers(study: Read, out: Path) -> list[Path]:
+    """Write the report's own tables as LaTeX, and its headline numbers as macros."""
+    import pandas as pd
+
+    from interp.plots.latex import booktabs
+    from interp.report.numbers import numbers_tex
+    from interp.report.sections import tables
+
+    written = [write_text(out / "numbers.tex", numbers_tex(study))]
+    for table in tables(study):
+        frame = pd.DataFrame(table.rows, columns=table.heads)
+        latex = booktabs(frame, table.caption, f"tab:{table.name}")
+        written.append(write_text(out / f"{table.name}.tex", latex))
     return written
 
 
@@ -124,7 +145,7 @@ def _entry(figure: Figure, tables: Path) -> tuple[page.Entry | None, go.Figure |
     frame.attrs = provenance
     try:
         plot, caption = figure.draw(frame, provenance), figure.caption(frame)
-        latex = figure.latex(frame) if figure.latex else ""
+        latex = _latex(figure, frame, plot, caption)
     except UNREADABLE as problem:
         if isinstance(problem, ValueError) and not figure.expected and figure.name != figure.table:
             return None, None, ""
@@ -141,6 +162,22 @@ def _entry(figure: Figure, tables: Path) -> tuple[page.Entry | None, go.Figure |
         plot,
         latex,
     )
+
+
+def _latex(figure: Figure, frame: pd.DataFrame, plot: go.Figure, caption: Caption) -> str:
+    """A figure's numbers as a table for a paper; nothing where it has none."""
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from interp.plots.latex import booktabs
+
+    if figure.latex:
+        return figure.latex(frame)
+    numbers, drawn = caption.numbers, plot.data[0]
+    if isinstance(drawn, go.Table):
+        numbers = pd.DataFrame(dict(zip(drawn.header["values"], drawn.cells["values"], strict=True)))
+    title = f"{figure.title}{'' if figure.title.endswith('?') else ':'} numbers."
+    return booktabs(numbers.fillna("–"), title, f"tab:{figure.name}") if len(numbers) else ""
 
 
 @dataclass

@@ -1,11 +1,21 @@
-"""Tables for a paper, in LaTeX with booktabs.
+r"""Tables for a paper, in LaTeX with `booktabs` and `array` (and `longtable` for those longer than a page).
 
 >>> print(masking_table(frame))
+>>> print(booktabs(frame, "What was read.", "tab:read", Paper(column=234, page=486)))
+>>> escape("go to desk_1 & 50 %")
+'go to desk\\_\\allowbreak{}1 \\& 50 \\%'
+
+A table takes one column of the page where its longest cells fit side by side, else the whole width, and only
+then are its cells broken. No type is smaller than 7 points.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,13 +26,155 @@ from interp.results.queries import splits_of
 from interp.stats.changes import CONTRADICTED, OPEN, SUPPORTED
 
 
-def masking_table(frame: pd.DataFrame) -> str:
-    r"""The masking study's conditions and differences as a float over two columns; needs `booktabs`.
+class Paper(NamedTuple):
+    """Widths of a page, in points (72 an inch)."""
 
-    A condition's values have their intervals in the line below, so that seven readings fit a page of two
-    columns.
+    column: float = 396.0
+    page: float = 396.0
+    """Of both columns, or of the one column that there is."""
 
-    frame: table `masking`. Raises what `interp.results.condition_rows.paper_table` raises.
+
+#: Most lines of a float; a longer table runs over pages.
+MOST_LINES = 50
+#: Points of the smallest type, of a table's and between columns on either side.
+_SMALL, _TYPE, _GAP = 7.0, 8.0, 4.0
+#: Characters that are written otherwise.
+_WRITTEN = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
+    "_": r"\_\allowbreak{}", "/": r"/\allowbreak{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", ">": "$>$", "|": "$|$", '"': "''", "`": r"\textasciigrave{}",
+    "−": "$-$", "–": "--", "—": "---", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "→": r"$\to$", "κ": r"$\kappa$", "…": r"\dots{}", "’": "'", "‘": "`", "“": "``", "”": "''",
+    "·": r"$\cdot$", "°": r"$^\circ$", "µ": r"$\mu$", "\N{NO-BREAK SPACE}": "~", "\N{WORD JOINER}": "{}",
+}  # fmt: skip
+#: Letters that LaTeX puts together from a letter and an accent, and those of its own.
+_ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u0327": "c "}
+_LETTERS = {
+    "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "å": r"\aa{}",
+}  # fmt: skip
+
+
+def escape(text: str) -> str:
+    r"""A text of a table, a model or a file as LaTeX that shows it, in ASCII: no command of its own is run.
+
+    White space is a space; a character that a plain LaTeX lacks is shown by its number.
+    """
+    apart = re.sub("-(?=-)", "-\N{WORD JOINER}", " ".join(str(text).split()))  # two hyphens are no dash
+    return "".join(_written(each) for each in apart)
+
+
+def _written(character: str) -> str:
+    if character in _WRITTEN:
+        return _WRITTEN[character]
+    if character.isascii() and character.isprintable():
+        return character
+    letter, *accents = unicodedata.normalize("NFD", character)
+    if letter.isascii() and letter.isalpha() and len(accents) == 1 and accents[0] in _ACCENTS:
+        return rf"\{_ACCENTS[accents[0]]}{{{letter}}}"
+    return _LETTERS.get(character, f"[U+{ord(character):04X}]")
+
+
+def booktabs(frame: pd.DataFrame, caption: str, label: str, paper: Paper = Paper()) -> str:
+    """A table of texts as LaTeX, sized for a column of the paper or for its page.
+
+    What all rows share is told in the caption. A table of more than MOST_LINES lines is a `longtable`, which
+    needs a page of one column.
+
+    Args:
+        frame: cells as plain text, which is escaped; without its index.
+        caption: plain text.
+        label: for `\\ref`.
+        paper: widths to fit.
+
+    Raises:
+        ValueError: the table is empty.
+    """
+    if frame.empty:
+        raise ValueError(f"the table {label} has no rows.")
+    frame, shared = _without_shared(frame.astype(str))
+    widths = [max(_width(str(name)), *map(_width, frame[name])) for name in frame]
+    gaps = 2 * _GAP * (len(widths) - 1)
+    wide = len(frame) > MOST_LINES or sum(widths) + gaps > paper.column
+    room = (paper.page if wide else paper.column) - gaps
+    columns, lines = "l" * len(widths), len(frame)
+    if sum(widths) > room:
+        parts = _shares(frame, widths, room)
+        columns = "".join(rf">{{\raggedright\arraybackslash}}p{{{part:.1f}pt}}" for part in parts)
+        lines = sum(_lines(row, parts) for row in frame.to_numpy())
+    long = lines > MOST_LINES
+    kind = "longtable" if long else "table*" if wide and paper.page > paper.column else "table"
+    text = (
+        frame.style.hide(axis="index")
+        .format(escape)
+        .format_index(escape, axis="columns")
+        .to_latex(
+            environment=kind,
+            position=None if long else "t",
+            position_float=None if long else "centering",
+            hrules=True,
+            column_format=f"@{{}}{columns}@{{}}",
+            caption=escape(f"{caption} {shared}".strip()),
+            label=label,
+        )
+    )
+    if long:
+        return f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{{_GAP:g}pt}}\n{text}}}\n"
+    return _styled(text)
+
+
+def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A table without the columns and the steps that are the same in all rows, and a sentence of those."""
+    for name in [name for name in frame if str(name).endswith("checkpoint")]:
+        at = frame[name].str.extract(r" \((step \d+)\)$")[0]
+        if at.nunique() == 1 and at.notna().sum() == frame[name].str.contains("step").sum():
+            frame = frame.assign(**{name: frame[name].str.removesuffix(f" ({at.dropna().iloc[0]})")})
+            frame = frame.rename(columns={name: f"{name.partition(' ')[0]}: {at.dropna().iloc[0]}"})
+    same = [name for name in frame if frame[name].nunique() == 1] if len(frame) > 1 else []
+    same = [name for name in same if name in ("n", "clusters", "seeds", "dropped", "own pairs", "split")]
+    said = "; ".join(f"{name}: {frame[name].iloc[0]}" for name in same)
+    return frame.drop(columns=same), f"In all rows {said}." if said else ""
+
+
+def _width(text: str, points: float = _TYPE) -> float:
+    """About how wide a text is in Computer Modern, a little on the wide side."""
+    wide, narrow = len(re.findall(r"[A-ZmwMW−+<>=κ%–]", text)), len(re.findall(r"[ ,.:;'|\[\]()ijlt]", text))
+    return points * 1.04 * (0.82 * wide + 0.36 * narrow + 0.54 * (len(text) - wide - narrow))
+
+
+def _shares(frame: pd.DataFrame, widths: list[float], room: float) -> list[float]:
+    """The room divided: to each column its longest word, and of the rest what its longest cell asks for."""
+    words = [
+        max(_width(word) for cell in (str(name), *frame[name]) for word in re.split(r"\s|(?<=[_/])", cell))
+        for name in frame
+    ]
+    more = [width - word for width, word in zip(widths, words, strict=True)]
+    rest = max(0.0, room - sum(words)) / max(1.0, sum(more))
+    return [word + rest * each for word, each in zip(words, more, strict=True)]
+
+
+def _lines(row: Sequence[str], parts: Sequence[float]) -> int:
+    """How many lines a row takes in columns of these widths."""
+    return max(math.ceil(_width(cell) / part) for cell, part in zip(row, parts, strict=True))
+
+
+def _styled(text: str, gap: float = _GAP) -> str:
+    """A float's type and distances, after its `centering`."""
+    look = f"\\centering\n\\footnotesize\n\\setlength{{\\tabcolsep}}{{{gap:.3g}pt}}"
+    look += "\n\\setlength{\\belowcaptionskip}{6pt}"
+    return text.replace(r"\centering", look, 1)
+
+
+def masking_table(frame: pd.DataFrame, paper: Paper = Paper()) -> str:
+    """The masking study's conditions and differences as a float over the page.
+
+    A condition's values have their intervals in the line below, so that seven readings fit a page.
+
+    Args:
+        frame: table `masking`.
+        paper: widths to fit.
+
+    Raises:
+        ValueError: as `interp.results.condition_rows.paper_table`.
     """
     table = paper_table(frame).rename(columns={"in-domain": "in", "out-of-domain": "out"}, level=1)
     caption = (
@@ -33,30 +185,25 @@ def masking_table(frame: pd.DataFrame) -> str:
     )
     levels = sum(" − " not in title for title in table.index)
     parts = table.map(lambda cell: cell.partition(" ["))
-    values = parts.map(lambda cell: _math(cell[0])).rename(
-        index=lambda title: _math(title.replace("k = ", "$k$ = "))
+    values = parts.map(lambda cell: escape(cell[0])).rename(
+        index=lambda title: escape(title).replace("k = ", "$k$ = ")
     )
-    intervals = parts.map(
-        lambda cell: rf"{{\scriptsize {_math(''.join(cell[1:]).strip())}}}" if cell[1] else ""
-    ).rename(index=lambda _: "")
+    intervals = parts.map(lambda cell: _interval("".join(cell[1:]).strip())).rename(index=lambda _: "")
     lines = pd.concat([values, intervals]).iloc[
         [i for row in range(len(table)) for i in (row, row + len(table))]
     ]
     text = lines.style.to_latex(
-        environment="table*",
+        environment="table*" if paper.page > paper.column else "table",
         position="t",
         position_float="centering",
         hrules=True,
-        column_format="lr" + "c" * (table.shape[1] - 1),
+        column_format="@{}lr" + "c" * (table.shape[1] - 1) + "@{}",
         multicol_align="c",
         caption=caption,
         label="tab:masking",
     )
-    text = text.replace(
-        r"\centering",
-        "\\centering\n\\footnotesize\n\\setlength{\\tabcolsep}{4pt}\n\\setlength{\\belowcaptionskip}{6pt}",
-        1,
-    )
+    needed = 90 + (table.shape[1] - 1) * _width("[−.00, 1.00]", _SMALL)
+    text = _styled(text, min(_GAP, max(1.0, (paper.page - needed) / (2 * table.shape[1]))))
     text = re.sub(r"(scriptsize .*) \\\\$", r"\1 \\\\[2pt]", text, flags=re.MULTILINE)
     if levels < len(table):
         lines = text.splitlines()
@@ -65,22 +212,24 @@ def masking_table(frame: pd.DataFrame) -> str:
     return text
 
 
-def _math(cell: str) -> str:
-    return cell.replace("−", "$-$").replace("+", "$+$").replace("–", "--")
+def _interval(text: str) -> str:
+    return rf"{{\scriptsize {escape(text)}}}" if text else ""
 
 
-_KAPPA = r"$\kappa$"
 #: Marks of the verdicts.
 _MARKS = {SUPPORTED: "s", CONTRADICTED: "c", OPEN: "o"}
+#: Points of the first column of the claims' table.
+_READING = 110.0
 
 
-def claims_table(frame: pd.DataFrame) -> str:
-    r"""What claims (a) to (c) rest on at every checkpoint, as a float over two columns; needs `booktabs`.
+def claims_table(frame: pd.DataFrame, paper: Paper = Paper()) -> str:
+    """What claims (a) to (c) rest on, as a float over the page: as many checkpoints as fit, the last always.
 
     A change has its interval in the line below, and its verdict as a raised letter.
 
     Args:
         frame: table `claims`.
+        paper: widths to fit.
 
     Raises:
         ValueError: where it has no line of these claims.
@@ -88,10 +237,10 @@ def claims_table(frame: pd.DataFrame) -> str:
     lines = claims.lines(frame)
     if not lines:
         raise ValueError("the table has no change of claims (a) to (c).")
-    steps = sorted({int(step) for step in frame.loc[frame["claim"] != "d", "step"]})
+    steps, every = _fitting(frame, paper)
     rows = []
     for split in splits_of(frame):
-        rows.append(rf"\multicolumn{{{len(steps) + 1}}}{{l}}{{\emph{{{SPLITS[split]}}}}} \\")
+        rows.append(rf"\multicolumn{{{len(steps) + 1}}}{{@{{}}l}}{{\emph{{{SPLITS[split]}}}}} \\*")
         for line in lines:
             rows += _change_rows(line, claims.of_line(frame, line, split).set_index("step"), steps)
     caption = (
@@ -99,34 +248,69 @@ def claims_table(frame: pd.DataFrame) -> str:
         r"(a) the prompt action improves, (b) the gap does not widen, (c) later checkpoints rely more on the "
         r"prompt: s supported, c contradicted, o open."
     )
-    return "\n".join(
-        [
-            r"\begin{table*}[t]",
-            r"\centering",
-            r"\footnotesize",
-            r"\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{{caption}}}",
-            r"\label{tab:claims}",
-            rf"\begin{{tabular}}{{l{'c' * len(steps)}}}",
-            r"\toprule",
-            " & ".join(["step", *map(str, steps)]) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table*}",
-            "",
-        ]
+    if len(steps) < every:
+        caption += f" {len(steps)} of {every} checkpoints."
+    head = " & ".join(["step", *map(str, steps)]) + r" \\"
+    columns = rf"@{{}}>{{\raggedright\arraybackslash}}p{{{_READING:g}pt}}{'c' * len(steps)}@{{}}"
+    return _float(rows, head, columns, caption, "tab:claims", paper)
+
+
+def _fitting(frame: pd.DataFrame, paper: Paper) -> tuple[list[int], int]:
+    """The checkpoints that fit beside one another, evenly spaced to the last, and how many there are."""
+    steps = sorted({int(step) for step in frame.loc[frame["claim"] != "d", "step"]})
+    each = 2 * _GAP + _width("[−.00, 1.00]", _SMALL)
+    count = max(1, min(len(steps), int((paper.page - _READING) // each)))
+    if count == 1:
+        return steps[-1:], len(steps)
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)], len(steps)
+
+
+def _float(rows: list[str], head: str, columns: str, caption: str, label: str, paper: Paper) -> str:
+    """Rows as a float over the page, or over pages where they are more than fit one."""
+    body = [r"\toprule", head, r"\midrule"]
+    if len(rows) > MOST_LINES:
+        return "\n".join(
+            [
+                rf"{{\footnotesize\setlength{{\tabcolsep}}{{{_GAP:g}pt}}",
+                rf"\begin{{longtable}}{{{columns}}}",
+                rf"\caption{{{caption}}} \label{{{label}}} \\",
+                *body,
+                r"\endfirsthead",
+                *body,
+                r"\endhead",
+                *rows,
+                r"\bottomrule",
+                r"\end{longtable}}",
+                "",
+            ]
+        )
+    kind = "table*" if paper.page > paper.column else "table"
+    return _styled(
+        "\n".join(
+            [
+                rf"\begin{{{kind}}}[t]",
+                r"\centering",
+                rf"\caption{{{caption}}}",
+                rf"\label{{{label}}}",
+                rf"\begin{{tabular}}{{{columns}}}",
+                *body,
+                *(row.replace(r"\\*", r"\\") for row in rows),
+                r"\bottomrule",
+                r"\end{tabular}",
+                rf"\end{{{kind}}}",
+                "",
+            ]
+        )
     )
 
 
 def _change_rows(line: claims.Line, of_line: pd.DataFrame, steps: list[int]) -> list[str]:
     """A line's changes with their verdicts, and its intervals below."""
-    values, ends = [f"({line.claim}) {line.title}".replace("κ", _KAPPA).replace("−", "$-$")], [""]
+    values, ends = [f"({line.claim}) {escape(line.title)}"], [""]
     for step in steps:
         row = of_line.loc[step] if step in of_line.index else None
         change, _, interval = cell(row, signed=True).partition(" ")
         mark = "" if row is None else rf"$^{{\mathrm{{{_MARKS[row['verdict']]}}}}}$"
-        values.append(f"{_math(change)}{mark}")
-        ends.append(rf"{{\scriptsize {_math(interval)}}}" if interval else "")
-    return [" & ".join(values) + r" \\", " & ".join(ends) + r" \\[2pt]"]
+        values.append(f"{escape(change)}{mark}")
+        ends.append(_interval(interval))
+    return [" & ".join(values) + r" \\*", " & ".join(ends) + r" \\[2pt]"]
