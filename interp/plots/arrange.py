@@ -19,7 +19,7 @@ from interp.plots.theme import BOTTOM, LEFT, RIGHT, SMALL, TOP, current
 #: Units: above the first legend, a figure's title, a line of a legend, of panels' titles, of tick labels and
 #: of an axis title, and the line that says n.
 _ABOVE, _HEAD, _LEGEND, _TITLES, _TICKS, _AXIS_TITLE, _NOTE = 6, 28, 21, 23, 22, 22, 20
-#: Average width of a character, as a share of the type's size; a legend's line before its name; between names.
+#: Average width of a character, as a share of the type's size; a legend's line before a name; between names.
 _CHARACTER, _KEY, _APART = 0.5, 40, 8
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -142,7 +142,7 @@ def _room_below(fig: go.Figure, line: _Line) -> int:
 
 
 def _share_axes(fig: go.Figure, lines: list[_Line], across: int) -> None:
-    """Where a row's panels follow each other: the axes below the last one, and beside each line's first one."""
+    """Where a row's panels follow each other: axes below the last one, and beside each line's first one."""
     lowest = {place: line for line in lines for place, _ in enumerate(line.columns)}
     for line in lines:
         title = fig.get_subplot(line.row, 1).yaxis.title.text

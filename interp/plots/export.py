@@ -4,7 +4,8 @@
 >>> save_static({"behaviour": figure}, "figures", ("pdf", "png"), dpi=300)
 
 A browser takes a figure's units for its pixels, of which an inch has 96; here an inch has 144 (see
-`interp.plots.theme`). So an SVG is told its size in inches, and a PDF's page is scaled; its fonts are embedded.
+`interp.plots.theme`). So an SVG is told its size in inches, and a PDF's page is scaled; its fonts are
+embedded.
 """
 
 from __future__ import annotations
@@ -153,12 +154,11 @@ def _svg_of_size(content: bytes) -> bytes:
     drawing = slim(content)
     start, rest = drawing.split(b">", 1)
     width, height = (
-        float(re.search(rf' {side}="([\d.]+)"'.encode(), start)[1]) for side in ("width", "height")
+        float(re.findall(rb"\b%s=\"([\d.]+)" % side, start)[0]) for side in (b"width", b"height")
     )
     start = re.sub(rb' (width|height|viewBox)="[^"]*"', b"", start)
-    size = (
-        f' width="{width / UNITS:.4g}in" height="{height / UNITS:.4g}in" viewBox="0 0 {width:g} {height:g}"'
-    )
+    inches = f'width="{width / UNITS:.4g}in" height="{height / UNITS:.4g}in"'
+    size = f' {inches} viewBox="0 0 {width:g} {height:g}"'
     return start + size.encode() + b">" + rest
 
 
