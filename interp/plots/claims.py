@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from interp.plots import latex
 from interp.plots.caption import Caption, count, value
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, TOP, corner, draw_trace, panels, zero_line
+from interp.plots.theme import corner, draw_trace, panels, zero_line
 from interp.results.claims import READOUTS, Line, lines, of_line, ranges
 from interp.results.estimates import span
 from interp.results.names import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
@@ -132,25 +132,12 @@ def claims(frame: pd.DataFrame) -> go.Figure:
     for row, (_, drawn, judged) in enumerate(parts, start=1):
         _draw(fig, rows, steps, drawn, row)
         _words(fig, rows, steps, judged, _scale(fig, rows, drawn, judged, word, row), row)
-    if others:
-        _legend_below(fig, len(parts), len(others))
     return fig.update_xaxes(range=[-_room(steps), len(steps) - 0.6])
 
 
 def _room(steps: Sequence[int]) -> float:
     """How much of the axis stands before the first checkpoint, for the names of what is judged."""
     return max(1.1, 0.2 * (len(steps) + 0.6))
-
-
-def _legend_below(fig: go.Figure, row: int, entries: int) -> None:
-    """Put the last row's legend, which grows with what it names, under the figure."""
-    inner = fig.layout.height - TOP - BOTTOM
-    below = 26 * -(-entries // 4)
-    fig.update_layout(height=fig.layout.height + below, margin_b=BOTTOM + below)
-    name = "legend" if row == 1 else f"legend{row}"
-    fig.update_layout(
-        {name: dict(y=-(BOTTOM - 4) / inner, yanchor="top", x=0, orientation="h", font_size=14)}
-    )
 
 
 def _look(line: Line, drawn: Sequence[Line]) -> tuple[str, str, str, str]:
@@ -175,7 +162,7 @@ def _draw(fig: go.Figure, rows: pd.DataFrame, steps: list[int], drawn: Sequence[
             draw_trace(fig, of, x, _look(line, drawn), row, col, legend, shown and col == 1)
         read = pd.concat([of_line(rows, line, split) for line in drawn])
         if len(read):
-            corner(fig, f"n = {span(read['n'])}", row, col, font_size=12)
+            corner(fig, f"n = {span(read['n'])}", row, col)
     if margin := max(rows["margin"]) if drawn[0].statistic in _BOTH else 0:
         for side in (-margin, margin):
             fig.add_hline(y=side, line=dict(color=PURPLE, width=1, dash="dot"), row=row)
@@ -217,7 +204,7 @@ def _words(
             of = of_line(rows, line, split)
             place = dict(y=y, showarrow=False, row=row, col=col)
             left = dict(x=-_room(steps), xanchor="left", xshift=4, align="left")
-            fig.add_annotation(text=name, font=dict(size=12, color="#222222"), **left, **place)
+            fig.add_annotation(text=name, font=dict(size=14, color="#222222"), **left, **place)
             for step, verdict in zip(of["step"], of["verdict"], strict=True):
                 text, colour = _WORDS[verdict]
                 text = verdict if upright else text
@@ -225,6 +212,6 @@ def _words(
                     x=steps.index(step),
                     text=text if verdict == OPEN else f"<b>{text}</b>",
                     textangle=-90 if upright else 0,
-                    font=dict(size=12, color=colour),
+                    font=dict(size=14, color=colour),
                     **place,
                 )

@@ -20,7 +20,9 @@ from typing import TypeAlias
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.plots.arrange import arrange
 from interp.plots.caption import Caption
+from interp.plots.theme import Look, current, drawn_for, note_n, sizes
 from interp.results.shown import Shown
 
 #: What a figure draws: a table; a result; or results by training step.
@@ -38,7 +40,8 @@ class Figure:
     """Name of the table that it draws."""
     section: str
     """Section of the page that it stands in; one that the page does not know becomes one of its own."""
-    draw: Callable[[pd.DataFrame, dict | None], go.Figure]
+    draw: Callable[..., go.Figure]
+    """Takes the table, its provenance and the look."""
     caption: Callable[[pd.DataFrame], Caption]
     expected: bool
     """Whether the page of a study says so where its table is missing."""
@@ -64,27 +67,44 @@ def figure(
 ) -> Callable:
     """Register the function that follows as a figure; its name is the function's unless given.
 
-    Arguments as in `Figure`. The function also takes the table's provenance, or a result that holds the
-    table's columns (`transfer(result)`, `probes({0: result, 500: other})`); its ValueErrors name the figure.
+    Arguments as in `Figure`. The function also takes the table's provenance and a look (by default the one
+    that is drawn in), or a result that holds the table's columns (`transfer(result)`,
+    `probes({0: result, 500: other})`); its ValueErrors name the figure. The figure says its n: what the
+    function noted by `note_n`, else what the table's columns give.
     """
 
     def register(draw: Callable) -> Callable:
         key = name or draw.__name__
 
         @wraps(draw)
-        def drawn(frame: Drawn, provenance: dict | None = None, **options: object) -> go.Figure:
-            try:
-                figure = draw(table_of(frame), **options)
-            except ValueError as problem:
-                raise ValueError(f"Figure {key}: {problem}") from problem
-            return figure.update_layout(
-                template="interp", meta={"figure": key, "provenance": provenance or {}}
-            )
+        def drawn(
+            frame: Drawn, provenance: dict | None = None, look: Look | None = None, **options: object
+        ) -> go.Figure:
+            look = look or current()
+            rows = table_of(frame)
+            with drawn_for(look):
+                try:
+                    figure = draw(rows, **options)
+                except ValueError as problem:
+                    raise ValueError(f"Figure {key}: {problem}") from problem
+                if look.titles:
+                    figure.update_layout(title_text=title)
+                figure.update_layout(template=look.template)
+                if not _says_n(figure) and (text := sizes(rows) if "n" in rows else ""):
+                    note_n(figure, text)
+                arrange(figure)
+            return figure.update_layout(meta={"figure": key, "provenance": provenance or {}})
 
         _FIGURES[key] = Figure(key, title, table, section, drawn, caption, expected, instead, latex)
         return drawn
 
     return register
+
+
+def _says_n(figure: go.Figure) -> bool:
+    """Whether a figure's n stands on it; a figure that is a table has a column of it."""
+    tabular = any(isinstance(trace, go.Table) for trace in figure.data)
+    return tabular or any(note.name == "n" for note in figure.layout.annotations)
 
 
 def table_of(given: Drawn) -> pd.DataFrame:

@@ -1,0 +1,207 @@
+"""The places of a figure's panels, legends, letters and notes, given once everything is drawn.
+
+>>> arrange(panels(frame, {"accuracy": 230}))  # panels now stand where the figure's width puts them
+
+Rows of panels stand below each other, each below its legend. Where fewer panels fit side by side than a row
+has, its others follow below. Panels that follow each other show the axis that they share once.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from interp.plots.theme import BOTTOM, LEFT, RIGHT, SMALL, TOP, current
+
+#: Units: above the first legend, a figure's title, a line of a legend, of panels' titles, of tick labels and
+#: of an axis title, and the line that says n.
+_ABOVE, _HEAD, _LEGEND, _TITLES, _TICKS, _AXIS_TITLE, _NOTE = 6, 28, 21, 23, 22, 22, 20
+#: Average width of a character, as a share of the type's size; a legend's line before a name; between names.
+_CHARACTER, _KEY, _APART = 0.5, 40, 8
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass
+class _Line:
+    """Panels side by side, by their columns in a row of the figure."""
+
+    row: int
+    columns: list[int]
+    first: bool
+    """Of its row."""
+
+
+def arrange(fig: go.Figure) -> go.Figure:
+    """Give panels, legends and notes their places, and each of several panels a letter."""
+    grid = (fig.layout.meta or {}).get("grid")
+    if grid:
+        _place(fig, grid)
+    _place_note(fig)
+    return fig
+
+
+def text_width(text: str, size: float = SMALL) -> float:
+    """About how many units a text is wide, or its longest line."""
+    return max(len(line) for line in text.replace("<b>", "").split("<br>")) * _CHARACTER * size
+
+
+def legend_lines(fig: go.Figure, legend: str, width: float) -> int:
+    """How many lines of a width a legend takes."""
+    names, seen = [], set()
+    for trace in fig.data:
+        key = trace.legendgroup or trace.name
+        shown = trace.showlegend is not False and trace.visible is not False and trace.name
+        if (trace.legend or "legend") == legend and shown and key not in seen:
+            seen.add(key)
+            names.append(trace.name)
+    lines, used = 0, math.inf
+    for name in names:
+        wide = _KEY + text_width(name) + _APART
+        if used + wide > width:
+            lines, used = lines + 1, 0.0
+        used += wide
+    return lines
+
+
+def _place(fig: go.Figure, grid: dict) -> None:
+    """Places of all panels, from the top down."""
+    rows, cols = len(grid["heights"]), max(map(len, fig._grid_ref))
+    across = grid["across"]
+    lines = [
+        _Line(row, list(range(start, min(start + across, cols + 1))), start == 1)
+        for row in range(1, rows + 1)
+        for start in range(1, cols + 1, across)
+    ]
+    if across < cols:
+        _share_axes(fig, lines, across)
+    margin = fig.layout.margin
+    left = (LEFT if margin.l is None else margin.l) + _wrap_titles(fig, grid["heights"])
+    right = RIGHT if margin.r is None else margin.r
+    width = current().width - left - right
+    top, bottoms, legends = _tops(fig, grid, lines, width)
+    inner = bottoms[-1] - top
+    for line, bottom in zip(lines, bottoms, strict=True):
+        high = grid["heights"][line.row - 1]
+        for place, col in enumerate(line.columns):
+            each = (1 - grid["spacing"] * (across - 1)) / across
+            start = place * (each + grid["spacing"])
+            panel = fig.get_subplot(line.row, col)
+            panel.xaxis.domain = (start, min(1.0, start + each))
+            low = (bottoms[-1] - bottom) / inner
+            panel.yaxis.domain = (low, min(1.0, low + high / inner))
+    for legend, at in legends.items():
+        fig.update_layout(
+            {legend: dict(y=(bottoms[-1] - at) / inner, yanchor="bottom", x=0, orientation="h")}
+        )
+    below = grid["below"] if margin.b is None else margin.b
+    fig.update_layout(height=top + inner + below, margin=dict(t=top, b=below, l=left, r=right))
+    if rows * cols > 1:
+        _letter(fig, lines)
+
+
+def _tops(
+    fig: go.Figure, grid: dict, lines: list[_Line], width: float
+) -> tuple[float, list[float], dict[str, float]]:
+    """Where the first panel starts and each line of panels ends, and where legends stand, from the top."""
+    at = _ABOVE + (_HEAD if fig.layout.title.text else 0)
+    top, bottoms, legends = 0.0, [], {}
+    for number, line in enumerate(lines):
+        legend = "legend" if line.row == 1 else f"legend{line.row}"
+        count = legend_lines(fig, legend, width) if line.first else 0
+        if count:
+            at += _LEGEND * count
+            legends[legend] = at
+        titled = any(note.name == "title" and _refers(fig, note, line) for note in fig.layout.annotations)
+        if titled or len(lines) > 1 or len(line.columns) > 1:
+            at += _TITLES
+        top = at if number == 0 else top
+        at += grid["heights"][line.row - 1]
+        bottoms.append(at)
+        at += max(grid["gap"] if line.first else 10, _room_below(fig, line))
+    return top, bottoms, legends
+
+
+def _refers(fig: go.Figure, note: go.layout.Annotation, line: _Line) -> bool:
+    """Whether an annotation stands in one of a line's panels."""
+    axes = [
+        fig.get_subplot(line.row, col).yaxis.plotly_name.replace("axis", "") + " domain"
+        for col in line.columns
+    ]
+    return note.yref in axes
+
+
+def _room_below(fig: go.Figure, line: _Line) -> int:
+    """What the axes of a line need before the next one."""
+    axes = [fig.get_subplot(line.row, col).xaxis for col in line.columns]
+    ticks = any(axis.showticklabels is not False for axis in axes)
+    titles = any(axis.title.text and axis.showticklabels is not False for axis in axes)
+    return _TICKS * ticks + _AXIS_TITLE * titles + 6
+
+
+def _share_axes(fig: go.Figure, lines: list[_Line], across: int) -> None:
+    """Where a row's panels follow each other: axes below the last one, and beside each line's first one."""
+    lowest = {place: line for line in lines for place, _ in enumerate(line.columns)}
+    for line in lines:
+        title = fig.get_subplot(line.row, 1).yaxis.title.text
+        for place, col in enumerate(line.columns):
+            panel = fig.get_subplot(line.row, col)
+            below = lowest[place]
+            alike = _axis(panel.xaxis) == _axis(fig.get_subplot(below.row, below.columns[place]).xaxis)
+            if line is below:
+                panel.xaxis.showticklabels = True
+            elif alike and panel.xaxis.range:
+                panel.xaxis.update(showticklabels=False, title=None)
+            panel.yaxis.showticklabels = place == 0
+            panel.yaxis.title.text = title if place == 0 else None
+
+
+def _axis(axis: go.layout.XAxis) -> tuple:
+    return axis.range, axis.tickvals, axis.ticktext
+
+
+def _wrap_titles(fig: go.Figure, heights: list[int]) -> int:
+    """Break titles of upright axes that are longer than their panels are high; the room that this takes."""
+    more = 0
+    for row, height in enumerate(heights, start=1):
+        for axis in fig.select_yaxes(row=row):
+            title = axis.title.text
+            if title and "<br>" not in title and text_width(title, 15) > height + 10:
+                axis.title.text = "<br>".join(textwrap.wrap(title, max(12, int(len(title) / 2 + 3))))
+                more = 16
+    return more
+
+
+def _letter(fig: go.Figure, lines: list[_Line]) -> None:
+    """A letter at each panel's upper left corner, in reading order."""
+    panels = [(line.row, col) for line in lines for col in line.columns]
+    for letter, (row, col) in zip(_LETTERS, panels):
+        place = dict(xref="x domain", yref="y domain", x=0, y=1, xanchor="right", yanchor="bottom")
+        font = dict(size=15, color="#222222")
+        fig.add_annotation(
+            text=f"<b>{letter}</b>",
+            font=font,
+            showarrow=False,
+            xshift=-5,
+            yshift=3,
+            name="letter",
+            row=row,
+            col=col,
+            **place,
+        )
+
+
+def _place_note(fig: go.Figure) -> None:
+    """Put the line that says n at the lower left, below everything else."""
+    notes = [note for note in fig.layout.annotations if note.name == "n"]
+    margin, height = fig.layout.margin, fig.layout.height or 450
+    below = (BOTTOM if margin.b is None else margin.b) + _NOTE * len(notes)
+    left = LEFT if margin.l is None else margin.l
+    for line, note in enumerate(notes):
+        note.update(xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="bottom", align="left")
+        note.update(xshift=4 - left, yshift=3 + _NOTE * line - below)
+    if notes:
+        top = TOP if margin.t is None else margin.t
+        fig.update_layout(height=height + _NOTE * len(notes), margin=dict(b=below, t=top))
