@@ -1,7 +1,7 @@
 r"""Tables for a paper, in LaTeX with `booktabs` and `array` (and `longtable` for those longer than a page).
 
 >>> print(masking_table(frame))
->>> print(booktabs(frame, "What was read.", "tab:read", Paper(column=234, page=486)))
+>>> print(booktabs(frame, "What was read.", "tab:read", Look("icml")))
 >>> escape("go to desk_1 & 50 %")
 'go to desk\\_\\allowbreak{}1 \\& 50 \\%'
 
@@ -15,24 +15,15 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import pandas as pd
 
+from interp.plots.theme import INCHES, Look
 from interp.results import claims
 from interp.results.condition_rows import cell, paper_table
 from interp.results.names import SPLITS
 from interp.results.queries import splits_of
 from interp.stats.changes import CONTRADICTED, OPEN, SUPPORTED
-
-
-class Paper(NamedTuple):
-    """Widths of a page, in points (72 an inch)."""
-
-    column: float = 396.0
-    page: float = 396.0
-    """Of both columns, or of the one column that there is."""
-
 
 #: Most lines of a float; a longer table runs over pages.
 MOST_LINES = 50
@@ -63,6 +54,13 @@ def escape(text: str) -> str:
     return "".join(_written(each) for each in apart)
 
 
+def code(text: str) -> str:
+    r"""The same in type of one width, to be broken after every sign and within long words, as a hash is."""
+    parts = re.findall(r"[A-Za-z0-9]{1,8}|\s|.", " ".join(str(text).split()))
+    broken = "".join(" " if part == " " else escape(part) + r"\allowbreak{}" for part in parts)
+    return rf"\texttt{{{broken}}}"
+
+
 def _written(character: str) -> str:
     if character in _WRITTEN:
         return _WRITTEN[character]
@@ -74,7 +72,7 @@ def _written(character: str) -> str:
     return _LETTERS.get(character, f"[U+{ord(character):04X}]")
 
 
-def booktabs(frame: pd.DataFrame, caption: str, label: str, paper: Paper = Paper()) -> str:
+def booktabs(frame: pd.DataFrame, caption: str, label: str, look: Look = Look()) -> str:
     """A table of texts as LaTeX, sized for a column of the paper or for its page.
 
     What all rows share is told in the caption. A table of more than MOST_LINES lines is a `longtable`, which
@@ -84,7 +82,7 @@ def booktabs(frame: pd.DataFrame, caption: str, label: str, paper: Paper = Paper
         frame: cells as plain text, which is escaped; without its index.
         caption: plain text.
         label: for `\\ref`.
-        paper: widths to fit.
+        look: of which the venue is read: its widths are fitted.
 
     Raises:
         ValueError: the table is empty.
@@ -94,15 +92,16 @@ def booktabs(frame: pd.DataFrame, caption: str, label: str, paper: Paper = Paper
     frame, shared = _without_shared(frame.astype(str))
     widths = [max(_width(str(name)), *map(_width, frame[name])) for name in frame]
     gaps = 2 * _GAP * (len(widths) - 1)
-    wide = len(frame) > MOST_LINES or sum(widths) + gaps > paper.column
-    room = (paper.page if wide else paper.column) - gaps
+    column, page = _points(look)
+    wide = len(frame) > MOST_LINES or sum(widths) + gaps > column
+    room = (page if wide else column) - gaps
     columns, lines = "l" * len(widths), len(frame)
     if sum(widths) > room:
         parts = _shares(frame, widths, room)
         columns = "".join(rf">{{\raggedright\arraybackslash}}p{{{part:.1f}pt}}" for part in parts)
         lines = sum(_lines(row, parts) for row in frame.to_numpy())
     long = lines > MOST_LINES
-    kind = "longtable" if long else "table*" if wide and paper.page > paper.column else "table"
+    kind = "longtable" if long else _over_page(look) if wide else "table"
     text = (
         frame.style.hide(axis="index")
         .format(escape)
@@ -120,6 +119,18 @@ def booktabs(frame: pd.DataFrame, caption: str, label: str, paper: Paper = Paper
     if long:
         return f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{{_GAP:g}pt}}\n{text}}}\n"
     return _styled(text)
+
+
+def _points(look: Look) -> tuple[float, float]:
+    """Widths of a column and of the page, in points."""
+    column, page = INCHES[look.venue]
+    return 72 * column, 72 * page
+
+
+def _over_page(look: Look) -> str:
+    """The float that is as wide as the page."""
+    column, page = INCHES[look.venue]
+    return "table*" if page > column else "table"
 
 
 def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -164,14 +175,14 @@ def _styled(text: str, gap: float = _GAP) -> str:
     return text.replace(r"\centering", look, 1)
 
 
-def masking_table(frame: pd.DataFrame, paper: Paper = Paper()) -> str:
+def masking_table(frame: pd.DataFrame, look: Look = Look()) -> str:
     """The masking study's conditions and differences as a float over the page.
 
     A condition's values have their intervals in the line below, so that seven readings fit a page.
 
     Args:
         frame: table `masking`.
-        paper: widths to fit.
+        look: of which the venue is read: its widths are fitted.
 
     Raises:
         ValueError: as `interp.results.condition_rows.paper_table`.
@@ -193,7 +204,7 @@ def masking_table(frame: pd.DataFrame, paper: Paper = Paper()) -> str:
         [i for row in range(len(table)) for i in (row, row + len(table))]
     ]
     text = lines.style.to_latex(
-        environment="table*" if paper.page > paper.column else "table",
+        environment=_over_page(look),
         position="t",
         position_float="centering",
         hrules=True,
@@ -203,7 +214,7 @@ def masking_table(frame: pd.DataFrame, paper: Paper = Paper()) -> str:
         label="tab:masking",
     )
     needed = 90 + (table.shape[1] - 1) * _width("[−.00, 1.00]", _SMALL)
-    text = _styled(text, min(_GAP, max(1.0, (paper.page - needed) / (2 * table.shape[1]))))
+    text = _styled(text, min(_GAP, max(1.0, (_points(look)[1] - needed) / (2 * table.shape[1]))))
     text = re.sub(r"(scriptsize .*) \\\\$", r"\1 \\\\[2pt]", text, flags=re.MULTILINE)
     if levels < len(table):
         lines = text.splitlines()
@@ -222,14 +233,14 @@ _MARKS = {SUPPORTED: "s", CONTRADICTED: "c", OPEN: "o"}
 _READING = 110.0
 
 
-def claims_table(frame: pd.DataFrame, paper: Paper = Paper()) -> str:
+def claims_table(frame: pd.DataFrame, look: Look = Look()) -> str:
     """What claims (a) to (c) rest on, as a float over the page: as many checkpoints as fit, the last always.
 
     A change has its interval in the line below, and its verdict as a raised letter.
 
     Args:
         frame: table `claims`.
-        paper: widths to fit.
+        look: of which the venue is read: its widths are fitted.
 
     Raises:
         ValueError: where it has no line of these claims.
@@ -237,7 +248,7 @@ def claims_table(frame: pd.DataFrame, paper: Paper = Paper()) -> str:
     lines = claims.lines(frame)
     if not lines:
         raise ValueError("the table has no change of claims (a) to (c).")
-    steps, every = _fitting(frame, paper)
+    steps, every = _fitting(frame, _points(look)[1])
     rows = []
     for split in splits_of(frame):
         rows.append(rf"\multicolumn{{{len(steps) + 1}}}{{@{{}}l}}{{\emph{{{SPLITS[split]}}}}} \\*")
@@ -252,20 +263,20 @@ def claims_table(frame: pd.DataFrame, paper: Paper = Paper()) -> str:
         caption += f" {len(steps)} of {every} checkpoints."
     head = " & ".join(["step", *map(str, steps)]) + r" \\"
     columns = rf"@{{}}>{{\raggedright\arraybackslash}}p{{{_READING:g}pt}}{'c' * len(steps)}@{{}}"
-    return _float(rows, head, columns, caption, "tab:claims", paper)
+    return _float(rows, head, columns, caption, "tab:claims", look)
 
 
-def _fitting(frame: pd.DataFrame, paper: Paper) -> tuple[list[int], int]:
+def _fitting(frame: pd.DataFrame, page: float) -> tuple[list[int], int]:
     """The checkpoints that fit beside one another, evenly spaced to the last, and how many there are."""
     steps = sorted({int(step) for step in frame.loc[frame["claim"] != "d", "step"]})
     each = 2 * _GAP + _width("[−.00, 1.00]", _SMALL)
-    count = max(1, min(len(steps), int((paper.page - _READING) // each)))
+    count = max(1, min(len(steps), int((page - _READING) // each)))
     if count == 1:
         return steps[-1:], len(steps)
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)], len(steps)
 
 
-def _float(rows: list[str], head: str, columns: str, caption: str, label: str, paper: Paper) -> str:
+def _float(rows: list[str], head: str, columns: str, caption: str, label: str, look: Look) -> str:
     """Rows as a float over the page, or over pages where they are more than fit one."""
     body = [r"\toprule", head, r"\midrule"]
     if len(rows) > MOST_LINES:
@@ -284,7 +295,7 @@ def _float(rows: list[str], head: str, columns: str, caption: str, label: str, p
                 "",
             ]
         )
-    kind = "table*" if paper.page > paper.column else "table"
+    kind = _over_page(look)
     return _styled(
         "\n".join(
             [

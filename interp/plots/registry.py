@@ -47,8 +47,8 @@ class Figure:
     """Whether the page of a study says so where its table is missing."""
     instead: str
     """A table that is as good: where it is there, this figure's is not missed."""
-    latex: Callable[[pd.DataFrame], str] | None
-    """Writes the figure, which is a table, in LaTeX."""
+    latex: Callable[[pd.DataFrame, Look], str] | None
+    """Writes the figure's numbers in LaTeX where a plain table of them does not do."""
 
 
 _FIGURES: dict[str, Figure] = {}
@@ -63,7 +63,7 @@ def figure(
     name: str = "",
     expected: bool = False,
     instead: str = "",
-    latex: Callable[[pd.DataFrame], str] | None = None,
+    latex: Callable[[pd.DataFrame, Look], str] | None = None,
 ) -> Callable:
     """Register the function that follows as a figure; its name is the function's unless given.
 
