@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from interp.plots.theme import BOTTOM, LEFT, RIGHT, SMALL, TOP, current
+from interp.plots.look import BOTTOM, LEFT, RIGHT, SMALL, TOP, current
 
-#: Units: above the first legend, a figure's title, a line of a legend, of panels' titles, of tick labels and
-#: of an axis title, and the line that says n.
-_ABOVE, _HEAD, _LEGEND, _TITLES, _TICKS, _AXIS_TITLE, _NOTE = 6, 28, 21, 23, 22, 22, 20
+#: Units: above the first legend, a figure's title, a line of a legend, of panels' titles, of tick labels
+#: and of an axis title.
+_ABOVE, _HEAD, _LEGEND, _TITLES, _TICKS, _AXIS_TITLE = 6, 28, 21, 23, 22, 22
 #: Average width of a character, as a share of the type's size; a legend's line before a name; between names.
 _CHARACTER, _KEY, _APART = 0.5, 40, 8
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -68,15 +68,16 @@ def legend_lines(fig: go.Figure, legend: str, width: float) -> int:
 
 def _place(fig: go.Figure, grid: dict) -> None:
     """Places of all panels, from the top down."""
-    rows, cols = len(grid["heights"]), max(map(len, fig._grid_ref))
+    rows, cols = len(grid["heights"]), len(grid["titles"])
     across = grid["across"]
     lines = [
         _Line(row, list(range(start, min(start + across, cols + 1))), start == 1)
         for row in range(1, rows + 1)
         for start in range(1, cols + 1, across)
     ]
+    names = _panel_names(fig, rows, grid["titles"])
     if across < cols:
-        _share_axes(fig, lines, across)
+        _share_axes(fig, lines, grid["shared"])
     margin = fig.layout.margin
     left = (LEFT if margin.l is None else margin.l) + _wrap_titles(fig, grid["heights"])
     right = RIGHT if margin.r is None else margin.r
@@ -100,6 +101,18 @@ def _place(fig: go.Figure, grid: dict) -> None:
     fig.update_layout(height=top + inner + below, margin=dict(t=top, b=below, l=left, r=right))
     if rows * cols > 1:
         _letter(fig, lines)
+    fig.update_layout(meta={"panels": names})
+
+
+def _panel_names(fig: go.Figure, rows: int, titles: list[str]) -> dict[str, str]:
+    """What each panel shows, by the names of its axes: `In-domain: accuracy`."""
+    names = {}
+    for row in range(1, rows + 1):
+        measure = fig.get_subplot(row, 1).yaxis.title.text or ""
+        for col, title in enumerate(titles, start=1):
+            axes = (axis.plotly_name.replace("axis", "") for axis in fig.get_subplot(row, col))
+            names["".join(axes)] = ": ".join(filter(None, (title, measure.replace("<br>", " "))))
+    return names
 
 
 def _tops(
@@ -141,7 +154,7 @@ def _room_below(fig: go.Figure, line: _Line) -> int:
     return _TICKS * ticks + _AXIS_TITLE * titles + 6
 
 
-def _share_axes(fig: go.Figure, lines: list[_Line], across: int) -> None:
+def _share_axes(fig: go.Figure, lines: list[_Line], shared: bool) -> None:
     """Where a row's panels follow each other: axes below the last one, and beside each line's first one."""
     lowest = {place: line for line in lines for place, _ in enumerate(line.columns)}
     for line in lines:
@@ -154,6 +167,8 @@ def _share_axes(fig: go.Figure, lines: list[_Line], across: int) -> None:
                 panel.xaxis.showticklabels = True
             elif alike and panel.xaxis.range:
                 panel.xaxis.update(showticklabels=False, title=None)
+            if not shared:
+                continue
             panel.yaxis.showticklabels = place == 0
             panel.yaxis.title.text = title if place == 0 else None
 
@@ -195,13 +210,14 @@ def _letter(fig: go.Figure, lines: list[_Line]) -> None:
 
 def _place_note(fig: go.Figure) -> None:
     """Put the line that says n at the lower left, below everything else."""
-    notes = [note for note in fig.layout.annotations if note.name == "n"]
     margin, height = fig.layout.margin, fig.layout.height or 450
-    below = (BOTTOM if margin.b is None else margin.b) + _NOTE * len(notes)
-    left = LEFT if margin.l is None else margin.l
-    for line, note in enumerate(notes):
+    below, left = (BOTTOM if margin.b is None else margin.b), (LEFT if margin.l is None else margin.l)
+    for note in fig.layout.annotations:
+        if note.name != "n" or note.xref == "paper":  # placed already
+            continue
+        room = 2 + 18 * len(note.text.split("<br>"))
+        below, height = below + room, height + room
         note.update(xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="bottom", align="left")
-        note.update(xshift=4 - left, yshift=3 + _NOTE * line - below)
-    if notes:
-        top = TOP if margin.t is None else margin.t
-        fig.update_layout(height=height + _NOTE * len(notes), margin=dict(b=below, t=top))
+        note.update(xshift=4 - left, yshift=2 - below)
+    top = TOP if margin.t is None else margin.t
+    fig.update_layout(height=height, margin=dict(b=below, t=top))

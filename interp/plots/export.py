@@ -20,8 +20,9 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
+from interp.plots import drawn
+from interp.plots.look import TOP, UNITS
 from interp.plots.slim import slim
-from interp.plots.theme import TOP, UNITS
 from interp.results.tables import write_text, written
 
 SCRIPT = "plotly.min.js"
@@ -53,6 +54,21 @@ def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
         page = page.replace("<head>", f"<head><title>{name}</title>", 1)
         paths.append(write_text(out / f"{name}.html", page))
     return paths
+
+
+def save_data(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
+    """Write what each figure draws as `<out>/<name>.csv`; a figure that is a table has none beside it.
+
+    Args:
+        figures: figure per name.
+        out: folder to write to.
+    """
+    tables = {name: drawn.rows(figure) for name, figure in figures.items()}
+    return [
+        write_text(Path(out) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+        for name, table in tables.items()
+        if len(table)
+    ]
 
 
 def _script(out: Path) -> str:
@@ -153,9 +169,8 @@ def _svg_of_size(content: bytes) -> bytes:
     """A slim SVG whose size is in inches, and whose lengths are in units."""
     drawing = slim(content)
     start, rest = drawing.split(b">", 1)
-    width, height = (
-        float(re.findall(rb"\b%s=\"([\d.]+)" % side, start)[0]) for side in (b"width", b"height")
-    )
+    sides = (re.findall(rb'\b%s="([\d.]+)' % side, start) for side in (b"width", b"height"))
+    width, height = (float(lengths[0]) for lengths in sides)
     start = re.sub(rb' (width|height|viewBox)="[^"]*"', b"", start)
     inches = f'width="{width / UNITS:.4g}in" height="{height / UNITS:.4g}in"'
     size = f' {inches} viewBox="0 0 {width:g} {height:g}"'

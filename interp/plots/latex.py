@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from interp.plots.theme import INCHES, Look
+from interp.plots.look import INCHES, Look
 from interp.results import claims
 from interp.results.condition_rows import cell, paper_table
 from interp.results.names import SPLITS
@@ -33,11 +33,16 @@ _SMALL, _TYPE, _GAP = 7.0, 8.0, 4.0
 _WRITTEN = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_\allowbreak{}", "/": r"/\allowbreak{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": "$<$", ">": "$>$", "|": "$|$", '"': "''", "`": r"\textasciigrave{}",
+    "<": "$<$", ">": "$>$", "|": "$|$", '"': "''", "`": "`{}",
     "−": "$-$", "–": "--", "—": "---", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$",
     "→": r"$\to$", "κ": r"$\kappa$", "…": r"\dots{}", "’": "'", "‘": "`", "“": "``", "”": "''",
     "·": r"$\cdot$", "°": r"$^\circ$", "µ": r"$\mu$", "\N{NO-BREAK SPACE}": "~", "\N{WORD JOINER}": "{}",
 }  # fmt: skip
+#: White space but the no-break space, which holds a number and its interval together.
+_SPACE = re.compile(r"[ \t\n\r\f\v]+")
+#: An estimate; held together as a whole, or its interval alone.
+_ESTIMATE = re.compile(r"(\d) \[([^\[\],]+), ([^\[\]]+)\]")
+_HELD = ("\\1\N{NO-BREAK SPACE}[\\2,\N{NO-BREAK SPACE}\\3]", r"\1 [\2," + "\N{NO-BREAK SPACE}" + r"\3]")
 #: Letters that LaTeX puts together from a letter and an accent, and those of its own.
 _ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u0327": "c "}
 _LETTERS = {
@@ -50,13 +55,15 @@ def escape(text: str) -> str:
 
     White space is a space; a character that a plain LaTeX lacks is shown by its number.
     """
-    apart = re.sub("-(?=-)", "-\N{WORD JOINER}", " ".join(str(text).split()))  # two hyphens are no dash
+    apart = re.sub(
+        "-(?=-)", "-\N{WORD JOINER}", _SPACE.sub(" ", str(text)).strip(" ")
+    )  # two hyphens are no dash
     return "".join(_written(each) for each in apart)
 
 
 def code(text: str) -> str:
     r"""The same in type of one width, to be broken after every sign and within long words, as a hash is."""
-    parts = re.findall(r"[A-Za-z0-9]{1,8}|\s|.", " ".join(str(text).split()))
+    parts = re.findall(r"[A-Za-z0-9]{1,8}|.", _SPACE.sub(" ", str(text)))
     broken = "".join(" " if part == " " else escape(part) + r"\allowbreak{}" for part in parts)
     return rf"\texttt{{{broken}}}"
 
@@ -97,7 +104,7 @@ def booktabs(frame: pd.DataFrame, caption: str, label: str, look: Look = Look())
     room = (page if wide else column) - gaps
     columns, lines = "l" * len(widths), len(frame)
     if sum(widths) > room:
-        parts = _shares(frame, widths, room)
+        frame, parts = _broken(frame, widths, room)
         columns = "".join(rf">{{\raggedright\arraybackslash}}p{{{part:.1f}pt}}" for part in parts)
         lines = sum(_lines(row, parts) for row in frame.to_numpy())
     long = lines > MOST_LINES
@@ -152,15 +159,24 @@ def _width(text: str, points: float = _TYPE) -> float:
     return points * 1.04 * (0.82 * wide + 0.36 * narrow + 0.54 * (len(text) - wide - narrow))
 
 
-def _shares(frame: pd.DataFrame, widths: list[float], room: float) -> list[float]:
-    """The room divided: to each column its longest word, and of the rest what its longest cell asks for."""
-    words = [
-        max(_width(word) for cell in (str(name), *frame[name]) for word in re.split(r"\s|(?<=[_/])", cell))
-        for name in frame
-    ]
+def _broken(frame: pd.DataFrame, widths: list[float], room: float) -> tuple[pd.DataFrame, list[float]]:
+    """The room divided: to each column its longest word, and of the rest what its longest cell asks for.
+
+    Estimates are held together where that fits, else their intervals.
+    """
+    held = [frame.replace(_ESTIMATE, how, regex=True) for how in _HELD]
+    for each in (*held, frame):
+        words = [max(_longest(cell) for cell in (str(name), *each[name])) for name in each]
+        if sum(words) <= room:
+            break
     more = [width - word for width, word in zip(widths, words, strict=True)]
     rest = max(0.0, room - sum(words)) / max(1.0, sum(more))
-    return [word + rest * each for word, each in zip(words, more, strict=True)]
+    return each, [word + rest * extra for word, extra in zip(words, more, strict=True)]
+
+
+def _longest(cell: str) -> float:
+    """Width of a cell's longest part that stays in one line."""
+    return max(_width(word) for word in re.split(r"[ \n]|(?<=[_/-])", cell))
 
 
 def _lines(row: Sequence[str], parts: Sequence[float]) -> int:

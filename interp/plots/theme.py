@@ -1,170 +1,43 @@
-"""House style of the figures: sizes and fonts by venue, and the shared axes, bands and whiskers.
+"""House style of the figures: panels, and the shared axes, lines, bands and whiskers.
 
->>> Look("icml", columns=1).width
-468
 >>> figure = panels(frame, {"accuracy": 230})
 >>> draw_metrics(figure, frame, ["acc_cot", "acc_prompt"], row=1)
 
-A figure is drawn in units of half a printed point, so that a column of 3.25 inches is 468 units wide and type
-of 14 units has 7 points. One concept has one name, colour, dash and marker in every figure. A band or a
-whisker is always the table's 95 % interval. Checkpoints stand evenly spaced in training order, so that step 0
-(the base model) has a place.
+One concept has one name, colour, dash and marker in every figure. A band or a whisker is always the table's
+95 % interval. Checkpoints stand evenly spaced in training order, so that step 0 (the base model) has a place.
+Lengths are in units of half a printed point (see `interp.plots.look`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, get_args
+import textwrap
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io
 from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
+from interp.plots.look import BOTTOM as BOTTOM
+from interp.plots.look import LEFT as LEFT
+from interp.plots.look import RIGHT as RIGHT
+from interp.plots.look import SMALL as SMALL
+from interp.plots.look import TOP as TOP
+from interp.plots.look import UNITS as UNITS
+from interp.plots.look import Look as Look
+from interp.plots.look import current as current
+from interp.plots.look import drawn_for as drawn_for
 from interp.results.estimates import span
-from interp.results.names import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, SPLITS, STYLE, VERMILION
+from interp.results.names import BLUE, SPLITS, STYLE, VERMILION
 from interp.results.queries import pick, splits_of, steps_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
-Venue = Literal["plain", "neurips", "iclr", "icml", "acl"]
-Font = Literal["sans", "serif", "tex"]
-#: Inches of one column and of both; where a venue has one column, both are the width of its text.
-INCHES: dict[Venue, tuple[float, float]] = {
-    "plain": (5.5, 5.5),
-    "neurips": (5.5, 5.5),
-    "iclr": (5.5, 5.5),
-    "icml": (3.25, 6.75),
-    "acl": (3.03, 6.3),
-}
-FONTS: dict[Font, str] = {
-    "sans": "Arial, Helvetica, Liberation Sans, sans-serif",
-    "serif": "Times New Roman, Times, Liberation Serif, serif",
-    "tex": "Latin Modern Roman, CMU Serif, serif",
-}
-UNITS = 144  # to the inch
-SMALL, TYPE = 14, 16  # 7 and 8 points
-#: Units below which a figure is one panel wide.
-NARROW = 600
-
 STEP_TITLE = "training step (0 = base model)"
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 74, 58  # units
 DIVERGING = [(0.0, VERMILION), (0.5, "#F7F7F7"), (1.0, BLUE)]
 SEQUENTIAL = [(0.0, "#F7FBFF"), (0.5, "#6BAED6"), (1.0, "#08306B")]
 INTERVAL = "95 % interval"
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a figure is drawn for.
-
-    Raises:
-        ValueError: for another venue, number of columns or font.
-    """
-
-    venue: Venue = "plain"
-    """Where it is printed; `plain` is text 5.5 inches wide."""
-    columns: int = 2
-    """Of the page that it is as wide as: 1 or 2."""
-    font: Font = "sans"
-    titles: bool = False
-    """Whether its title stands above it; in a paper the caption says it."""
-
-    def __post_init__(self) -> None:
-        choices = {"venue": (self.venue, tuple(INCHES)), "columns": (self.columns, (1, 2))}
-        for name, (value, allowed) in (choices | {"font": (self.font, get_args(Font))}).items():
-            if value not in allowed:
-                raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, not {value!r}.")
-
-    @property
-    def inches(self) -> float:
-        """Width in print."""
-        return INCHES[self.venue][self.columns - 1]
-
-    @property
-    def width(self) -> int:
-        """Width in units of half a point."""
-        return round(UNITS * self.inches)
-
-    @property
-    def narrow(self) -> bool:
-        """Whether there is room for one panel beside its axis, and not for two."""
-        return self.width < NARROW
-
-    @property
-    def template(self) -> go.layout.Template:
-        """Fonts, sizes and colours, for plotly."""
-        return _template(self)
-
-
-_AXIS = dict(
-    showgrid=True,
-    gridcolor="#E4E4E4",
-    gridwidth=0.8,
-    zeroline=False,
-    showline=True,
-    linecolor="#444444",
-    linewidth=1,
-    ticks="outside",
-    ticklen=4,
-    tickcolor="#444444",
-    tickfont_size=SMALL,
-    title_font_size=15,
-    title_standoff=8,
-)
-
-
-@cache
-def _template(look: Look) -> go.layout.Template:
-    return go.layout.Template(
-        layout=dict(
-            font=dict(family=FONTS[look.font], size=15, color="#222222"),
-            title=dict(x=0, xref="paper", font_size=TYPE, y=0.99, yanchor="top", yref="container"),
-            paper_bgcolor="white",
-            plot_bgcolor="white",
-            colorway=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK],
-            width=look.width,
-            margin=dict(l=LEFT, r=RIGHT, t=TOP, b=BOTTOM),
-            xaxis=_AXIS,
-            yaxis=_AXIS,
-            legend=dict(
-                orientation="h",
-                x=0,
-                xanchor="left",
-                yanchor="bottom",
-                font_size=SMALL,
-                bgcolor="rgba(0,0,0,0)",
-                itemwidth=30,
-                tracegroupgap=0,
-            ),
-            bargap=0.45,
-            hovermode="closest",
-        )
-    )
-
-
-plotly.io.templates["interp"] = Look().template
-_CURRENT: ContextVar[Look] = ContextVar("look", default=Look())
-
-
-def current() -> Look:
-    """The look that is drawn in."""
-    return _CURRENT.get()
-
-
-@contextmanager
-def drawn_for(look: Look) -> Iterator[None]:
-    """Make this the look that figures are drawn in."""
-    before = _CURRENT.set(look)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(before)
 
 
 HOVER = (
@@ -204,15 +77,16 @@ def _faint(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def panels(frame: pd.DataFrame, rows: dict[str, int]) -> go.Figure:
+def panels(frame: pd.DataFrame, rows: dict[str, int], fixed: Collection[str] = ()) -> go.Figure:
     """Empty figure with a panel per split, and one row of them per (axis title: height in units) of `rows`.
 
-    The splits stand side by side; in a narrow figure below each other.
+    The splits stand side by side; in a narrow figure below each other, and lower, except for rows in `fixed`.
     """
     splits, steps = splits_of(frame), steps_of(frame)
     if not splits:
         raise ValueError(f"the table has no rows with split in {list(SPLITS)}.")
-    fig = _grid(list(rows.values()), [SPLITS[split] for split in splits], 16, BOTTOM, 0.03)
+    heights = [rows[title] if title in fixed else _height(rows[title]) for title in rows]
+    fig = _grid(heights, [SPLITS[split] for split in splits], 16, BOTTOM, 0.03)
     for row, title in enumerate(rows, start=1):
         fig.update_yaxes(title=title, row=row, col=1)
         for col in range(1, len(splits) + 1):
@@ -228,6 +102,7 @@ def facets(
     below: int = BOTTOM,
     spacing: float = 0.03,
     across: int = 0,
+    shared: bool = True,
 ) -> go.Figure:
     """Empty figure of `rows` rows of panels, `each` units high and `gap` apart, `below` units under them.
 
@@ -239,24 +114,35 @@ def facets(
         below: room for the lowest axis.
         spacing: between columns, as a share of the figure's width.
         across: panels side by side, of which the others follow below; by default all, in a narrow figure 1.
+        shared: whether the panels of a row have one value axis.
     """
-    return _grid([each] * rows, columns, gap, below, spacing, across)
+    return _grid([_height(each)] * rows, columns, gap, below, spacing, across, shared)
+
+
+def _height(height: int) -> int:
+    """A panel's height in the look that is drawn in: narrow panels are lower."""
+    return max(96, round(0.65 * height)) if current().narrow else height
 
 
 def _grid(
-    heights: list[int], titles: list[str], gap: int, below: int, spacing: float, across: int = 0
+    heights: list[int],
+    titles: list[str],
+    gap: int,
+    below: int,
+    spacing: float,
+    across: int = 0,
+    shared: bool = True,
 ) -> go.Figure:
     """Empty panels that `interp.plots.arrange` gives their places when the figure is drawn."""
     look = current()
     across = min(across or (1 if look.narrow else len(titles)), len(titles))
-    if look.narrow:
-        heights = [max(96, round(0.65 * height)) for height in heights]
-    fig = make_subplots(len(heights), len(titles), shared_xaxes=True, shared_yaxes=True)
+    fig = make_subplots(len(heights), len(titles), shared_xaxes=True, shared_yaxes=shared)
     for row in range(1, len(heights) + 1):
         for col, title in enumerate(titles, start=1):
             if title and (row == 1 or across < len(titles)):
                 corner(fig, title, row, col, above=True, yshift=3, font_size=15, name="title")
-    grid = dict(heights=heights, across=across, gap=gap, below=below, spacing=spacing)
+    grid = dict(heights=heights, titles=titles, across=across, gap=gap, below=below, spacing=spacing)
+    grid["shared"] = shared
     fig.update_layout(meta={"grid": grid}, template=look.template, legend_orientation="h")
     for row in range(2, len(heights) + 1):  # each row has its legend above it
         fig.update_layout({f"legend{row}": look.template.layout.legend})
@@ -276,7 +162,8 @@ def room_of(fig: go.Figure, row: int) -> tuple[float, float]:
 
 def note_n(fig: go.Figure, text: str) -> go.Figure:
     """The line under a figure that says its n."""
-    return fig.add_annotation(text=text, name="n", showarrow=False, font=dict(size=SMALL, color="#555555"))
+    lines = "<br>".join(textwrap.wrap(text, int(current().width / 6.9)))
+    return fig.add_annotation(text=lines, name="n", showarrow=False, font=dict(size=SMALL, color="#555555"))
 
 
 def sizes(rows: pd.DataFrame, unit: str = "decisions", clusters: str = "games") -> str:
@@ -310,6 +197,7 @@ def draw_heatmap(
     grid = {name: table.reindex(index=order[0], columns=order[1]) for name, table in grid.items()}
     hover = np.stack([grid[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS[1:]], axis=-1)
     fig.add_heatmap(
+        meta=dict(x=[str(name) for name in order[1]], y=[str(name) for name in order[0]]),
         z=grid["value"].to_numpy(),
         x=list(range(len(order[1]))),
         y=list(range(len(order[0]))),
@@ -445,7 +333,7 @@ def step_axis(
 ) -> None:
     """Evenly spaced checkpoints with `room` labels, by default as many as fit; first and last kept."""
     texts = [f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step) for step in steps]
-    wide = 8 * max(map(len, texts)) + 10
+    wide = 7.2 * max(map(len, texts)) + 8
     count = min(room or max(2, int(room_of(fig, row)[0] // wide)), len(steps))
     shown = sorted({round(i * (len(steps) - 1) / max(1, count - 1)) for i in range(count)})
     fig.update_xaxes(
@@ -482,12 +370,13 @@ def fit_values(
     metrics: Sequence[str],
     row: int | None,
     at_least: tuple[float, float] = (0.0, 0.0),
+    col: int | None = None,
 ) -> None:
-    """Range of one row's value axes: every value and interval drawn, and `at_least`, with a margin of 5 %."""
+    """Range of a row's or panel's value axes: all values and intervals, and `at_least`, with 5 % around."""
     drawn = frame.loc[frame["metric"].isin(metrics), ["value", "low", "high"]]
     low, high = np.nanmin([at_least[0], drawn.min().min()]), np.nanmax([at_least[1], drawn.max().max()])
     margin = 0.05 * max(high - low, 0.02)
-    fig.update_yaxes(range=[low - margin, high + margin], row=row)
+    fig.update_yaxes(range=[low - margin, high + margin], row=row, col=col)
 
 
 def zero_line(fig: go.Figure, row: int) -> None:

@@ -16,9 +16,7 @@ from interp.report.behaviour import Studied, studied
 from interp.report.study import UNREADABLE, Read, Table
 from interp.results.estimates import span
 
-_CHECKPOINTS = (
-    "Checkpoints that were read: the step or name of each, its part and the hash of its weights as the tables keep it."
-)
+_CHECKPOINTS = "Checkpoints that were read: step, the tables that read it, and the hash of its weights."
 _SIZES = (
     "Every table of the run: its seed, on how many decisions, games or pairs (n) and on how many clusters "
     "(episodes, or pairs) its estimates are, and when it was made."
@@ -69,7 +67,7 @@ def methods(study: Read) -> Methods:
             for each in made.values()
             if each.get("device")
         ),
-        seeds=_different(_seed(each) for each in made.values()),
+        seeds=_different(seed for each in made.values() for seed in _seeds(each)),
         notes=_notes(made),
         versions=_versions(made.values()),
         checkpoints=Table("checkpoints", _CHECKPOINTS, ["checkpoint", "tables", "weights"], _weights(made)),
@@ -101,22 +99,29 @@ def _named(environment: object) -> str:
     return f"{environment.get('name', '')}{f' ({source})' if source else ''}"
 
 
-def _seed(made: Mapping) -> str:
+def _seeds(made: Mapping) -> list:
     seeds = made.get("seeds", made.get("seed"))
-    return ", ".join(map(str, seeds)) if isinstance(seeds, list) else "" if seeds is None else str(seeds)
+    return seeds if isinstance(seeds, list) else [] if seeds is None else [seeds]
 
 
 def _notes(made: Mapping[str, Mapping]) -> list[str]:
-    """Sentences of the series, and counts of what was left out."""
+    """Sentences of the series, on trainings of other studies, and counts of what was left out."""
     series = [note for each in made.values() for note in each.get("series_notes") or () if note]
     parts = []
     for name, each in made.items():
+        if others := [step for step in _weights_of(each) if not step.isdigit()]:
+            parts.append(f"{name} reads {len(others)} checkpoints of other trainings")
         for key in ("truncation", "skipped", "not_paired"):
-            counts = each.get(key)
-            if isinstance(counts, Mapping) and counts:
-                said = ", ".join(f"{what}: {count}" for what, count in counts.items())
-                parts.append(f"{name}, {key.replace('_', ' ')}: {said}")
+            if counts := each.get(key):
+                parts.append(f"{name}, {key.replace('_', ' ')}: {_counted(counts)}")
     return _different([*series, *parts])
+
+
+def _counted(counts: object) -> str:
+    """Counts by what was counted, as a sentence's part."""
+    if not isinstance(counts, Mapping):
+        return str(counts)
+    return "; ".join(f"{what} {_counted(each)}" for what, each in counts.items())
 
 
 def _versions(made: Iterable[Mapping]) -> list[tuple[str, str]]:
@@ -128,18 +133,23 @@ def _versions(made: Iterable[Mapping]) -> list[tuple[str, str]]:
     return [(package, " and ".join(_different(several))) for package, several in sorted(found.items())]
 
 
+def _weights_of(made: Mapping) -> dict[str, str]:
+    weights = made.get("weights")
+    items = weights.items() if isinstance(weights, Mapping) else ()
+    return {str(step).removeprefix("checkpoint-"): str(digest) for step, digest in items}
+
+
 def _weights(made: Mapping[str, Mapping]) -> list[list[str]]:
-    """A row for each checkpoint and hash, with the tables that have both."""
-    by: dict[tuple[str, str], list[str]] = {}
+    """A row for each of the study's checkpoints and hashes, with the tables that have both."""
+    by: dict[tuple[int, str], list[str]] = {}
     for name, each in made.items():
-        weights = each.get("weights")
-        for checkpoint, digest in weights.items() if isinstance(weights, Mapping) else ():
-            by.setdefault((str(checkpoint), str(digest)), []).append(name)
-    ordered = sorted(by.items(), key=lambda item: (len(item[0][0]), item[0]))
+        for step, digest in _weights_of(each).items():
+            if step.isdigit():
+                by.setdefault((int(step), digest), []).append(name)
     everywhere = max((len(names) for names in by.values()), default=0)
     return [
-        [checkpoint, "all" if len(names) == everywhere > 1 else ", ".join(names), digest]
-        for (checkpoint, digest), names in ordered
+        [f"{step:,}", "all" if len(names) == everywhere > 1 else ", ".join(names), digest]
+        for (step, digest), names in sorted(by.items())
     ]
 
 
@@ -148,7 +158,7 @@ def _size(name: str, frame: pd.DataFrame, made: Mapping) -> list[str]:
         span(pd.to_numeric(frame[column], errors="coerce")) if column in frame else "–"
         for column in ("n", "n_groups")
     )
-    return [name, _seed(made) or "–", n, clusters, str(made.get("written", "–"))[:10]]
+    return [name, ", ".join(map(str, _seeds(made))) or "–", n, clusters, str(made.get("written", "–"))[:10]]
 
 
 def _options(made: Mapping[str, Mapping]) -> list[list[str]]:
