@@ -55,10 +55,9 @@ def escape(text: str) -> str:
 
     White space is a space; a character that a plain LaTeX lacks is shown by its number.
     """
-    apart = re.sub(
-        "-(?=-)", "-\N{WORD JOINER}", _SPACE.sub(" ", str(text)).strip(" ")
-    )  # two hyphens are no dash
-    return "".join(_written(each) for each in apart)
+    line = _SPACE.sub(" ", str(text)).strip(" ")
+    # two hyphens are no dash
+    return "".join(_written(each) for each in re.sub("-(?=-)", "-\N{WORD JOINER}", line))
 
 
 def code(text: str) -> str:
@@ -123,9 +122,10 @@ def booktabs(frame: pd.DataFrame, caption: str, label: str, look: Look = Look())
             label=label,
         )
     )
+    apart = "" if columns.startswith("l") else "\\setlength{\\extrarowheight}{1.5pt}\n"
     if long:
-        return f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{{_GAP:g}pt}}\n{text}}}\n"
-    return _styled(text)
+        return f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{{_GAP:g}pt}}\n{apart}{text}}}\n"
+    return _styled(text).replace(r"\begin{tabular}", rf"{apart}\begin{{tabular}}", 1)
 
 
 def _points(look: Look) -> tuple[float, float]:
@@ -239,14 +239,18 @@ def masking_table(frame: pd.DataFrame, look: Look = Look()) -> str:
     return text
 
 
+#: Points of a checkpoint's column of the claims' table, with its gaps.
+_STEP = 2 * _GAP + _width("[−.00, 1.00]", _SMALL)
+
+
 def _interval(text: str) -> str:
     return rf"{{\scriptsize {escape(text)}}}" if text else ""
 
 
 #: Marks of the verdicts.
 _MARKS = {SUPPORTED: "s", CONTRADICTED: "c", OPEN: "o"}
-#: Points of the first column of the claims' table.
-_READING = 110.0
+#: Points of the first column of the claims' table, at least and at most.
+_READING = (110.0, 190.0)
 
 
 def claims_table(frame: pd.DataFrame, look: Look = Look()) -> str:
@@ -269,7 +273,7 @@ def claims_table(frame: pd.DataFrame, look: Look = Look()) -> str:
     for split in splits_of(frame):
         rows.append(rf"\multicolumn{{{len(steps) + 1}}}{{@{{}}l}}{{\emph{{{SPLITS[split]}}}}} \\*")
         for line in lines:
-            rows += _change_rows(line, claims.of_line(frame, line, split).set_index("step"), steps)
+            rows.append(_change_row(line, claims.of_line(frame, line, split).set_index("step"), steps))
     caption = (
         r"Changes since the base on the same decisions, with 95\,\% intervals. Verdicts on the claims that "
         r"(a) the prompt action improves, (b) the gap does not widen, (c) later checkpoints rely more on the "
@@ -278,15 +282,17 @@ def claims_table(frame: pd.DataFrame, look: Look = Look()) -> str:
     if len(steps) < every:
         caption += f" {len(steps)} of {every} checkpoints."
     head = " & ".join(["step", *map(str, steps)]) + r" \\"
-    columns = rf"@{{}}>{{\raggedright\arraybackslash}}p{{{_READING:g}pt}}{'c' * len(steps)}@{{}}"
+    room = _points(look)[1] - len(steps) * _STEP
+    columns = (
+        rf"@{{}}>{{\raggedright\arraybackslash}}p{{{min(_READING[1], room):.0f}pt}}{'c' * len(steps)}@{{}}"
+    )
     return _float(rows, head, columns, caption, "tab:claims", look)
 
 
 def _fitting(frame: pd.DataFrame, page: float) -> tuple[list[int], int]:
     """The checkpoints that fit beside one another, evenly spaced to the last, and how many there are."""
     steps = sorted({int(step) for step in frame.loc[frame["claim"] != "d", "step"]})
-    each = 2 * _GAP + _width("[−.00, 1.00]", _SMALL)
-    count = max(1, min(len(steps), int((page - _READING) // each)))
+    count = max(1, min(len(steps), int((page - _READING[0]) // _STEP)))
     if count == 1:
         return steps[-1:], len(steps)
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)], len(steps)
@@ -295,7 +301,7 @@ def _fitting(frame: pd.DataFrame, page: float) -> tuple[list[int], int]:
 def _float(rows: list[str], head: str, columns: str, caption: str, label: str, look: Look) -> str:
     """Rows as a float over the page, or over pages where they are more than fit one."""
     body = [r"\toprule", head, r"\midrule"]
-    if len(rows) > MOST_LINES:
+    if 2 * len(rows) > MOST_LINES:
         return "\n".join(
             [
                 rf"{{\footnotesize\setlength{{\tabcolsep}}{{{_GAP:g}pt}}",
@@ -331,13 +337,13 @@ def _float(rows: list[str], head: str, columns: str, caption: str, label: str, l
     )
 
 
-def _change_rows(line: claims.Line, of_line: pd.DataFrame, steps: list[int]) -> list[str]:
-    """A line's changes with their verdicts, and its intervals below."""
-    values, ends = [f"({line.claim}) {escape(line.title)}"], [""]
+def _change_row(line: claims.Line, of_line: pd.DataFrame, steps: list[int]) -> str:
+    """A line's changes with their verdicts, each with its interval below."""
+    cells = [f"({line.claim}) {escape(line.title)}"]
     for step in steps:
         row = of_line.loc[step] if step in of_line.index else None
         change, _, interval = cell(row, signed=True).partition(" ")
         mark = "" if row is None else rf"$^{{\mathrm{{{_MARKS[row['verdict']]}}}}}$"
-        values.append(f"{escape(change)}{mark}")
-        ends.append(_interval(interval))
-    return [" & ".join(values) + r" \\*", " & ".join(ends) + r" \\[2pt]"]
+        below = rf"\\{_interval(interval)}" if interval else ""
+        cells.append(rf"\begin{{tabular}}[t]{{@{{}}c@{{}}}}{escape(change)}{mark}{below}\end{{tabular}}")
+    return " & ".join(cells) + r" \\[2pt]"

@@ -1,8 +1,10 @@
 """What a run's provenance says of how its numbers were made, for the methods of a paper.
 
 >>> made = methods(study)
->>> made.sizes.rows[0]
-['behaviour', '0', '400', '198 to 200', '2026-11-25']
+>>> made.seeds
+['0']
+>>> made.sizes.heads
+['table', 'seed', 'n', 'clusters', 'made']
 """
 
 from __future__ import annotations
