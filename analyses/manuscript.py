@@ -70,10 +70,16 @@ def write(run: Path, out: Path, look: Look) -> list[Path]:
 
 def _drawn(tables: Path, out: Path, look: Look) -> tuple[list[Drawn], dict[str, go.Figure], list[str]]:
     """The figures of a run with their captions, as plots, and what is missing, each in a few words."""
+    from interp.plots.registry import figures as registered
     from interp.report.manuscript import MAIN, WIDE, Drawn
 
     drawn, plots, missing = [], {}, []
-    for figure in figures.wanted(tables):
+    there = {figure.name for figure in figures.wanted(tables)}
+    for figure in registered():
+        if figure.name not in there:
+            unmade = figure.expected and not (tables / f"{figure.instead or figure.table}.csv").exists()
+            missing += [f"{figure.name} (no {figure.table}.csv)"] if unmade else []
+            continue
         one = figure.name in MAIN and figure.name not in WIDE
         entry, plot, latex = figures.entry_of(figure, tables, replace(look, columns=1 if one else 2))
         if entry is None:

@@ -63,8 +63,9 @@ def escape(text: str) -> str:
 def code(text: str) -> str:
     r"""The same in type of one width, to be broken after every sign and within long words, as a hash is."""
     parts = re.findall(r"[A-Za-z0-9]{1,8}|.", _SPACE.sub(" ", str(text)))
-    broken = "".join(" " if part == " " else escape(part) + r"\allowbreak{}" for part in parts)
-    return rf"\texttt{{{broken}}}"
+    signs = {each: rf"\symbol{{{ord(each)}}}" for each in '\\{}$&#%_~^<>|"`'}  # which this type has itself
+    broken = (" " if part == " " else signs.get(part, escape(part)) + r"\allowbreak{}" for part in parts)
+    return rf"\texttt{{{''.join(broken)}}}"
 
 
 def _written(character: str) -> str:

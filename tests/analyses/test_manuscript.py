@@ -78,7 +78,7 @@ def test_it_compiles_without_a_box_too_wide(run, tmp_path, no_browser, venue):
         log = done.stdout.decode(errors="replace")
         assert done.returncode == 0, log[-3000:]
     assert not overfull(log) and "too large" not in log
-    assert "undefined" not in log and "multiply defined" not in log
+    assert "undefined references" not in log and "multiply defined" not in log
 
 
 def test_a_run_with_few_tables_makes_one_and_says_what_it_lacks(tmp_path, no_browser, capsys):

@@ -1123,7 +1123,10 @@ def test_without_a_browser_one_line_and_html(no_browser, tmp_path, capfd):
     assert captured.err == ""
     pages = {f"{figure.name}.html" for figure in OVER_STEPS}
     names = {path.name for path in paths}
-    assert {name for name in names if name.endswith(("html", "js"))} == {"plotly.min.js", "index.html"} | pages
+    assert {name for name in names if name.endswith(("html", "js"))} == {
+        "plotly.min.js",
+        "index.html",
+    } | pages
     assert {"claims.tex", "reliance.tex", "summary.tex", "numbers.tex"} <= names
     assert '<iframe src="behaviour.html"' in (tmp_path / "figures" / "index.html").read_text()
 
