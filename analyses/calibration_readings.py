@@ -23,7 +23,7 @@ from interp.models.hooked import HookedModel
 from interp.probing.directions import orthogonal_directions, probe_direction
 from interp.probing.probes import NESTED, probe
 from interp.prompts.format import SPANS, Prompt, PromptFormat
-from interp.stats.changes import prompt_share
+from interp.stats.changes import part_share
 from interp.stats.intervals import cluster_bootstrap
 from interp.tasks.actions import target
 from interp.training.organisms import LARGEST, competence, decisions
@@ -34,8 +34,8 @@ from .both_modes import same
 AFTER = ("cot", "action_tag", "action")
 #: Functions of the effects' means over pairs, which are in the order of EFFECTS.
 MEDIATED = {
-    "prompt_reliance": lambda m: m[..., 0] / (m[..., 0] + m[..., 1]),
-    "state_share": lambda m: m[..., 4] / (m[..., 3] + m[..., 4]),
+    "prompt_reliance": lambda m: part_share(m[..., :2]),
+    "state_share": lambda m: part_share(m[..., [4, 3]]),
 }
 #: Strength of steering, in units of the residual's norm.
 ALPHA = 1.0
@@ -88,7 +88,7 @@ def through_own(model: HookedModel, clean: list[Prompt], corrupt: list[Prompt], 
     return dict(
         own_direct=(effects.direct / LARGEST, episodes),
         own_indirect=(effects.indirect / LARGEST, episodes),
-        own_reliance=(both, episodes, prompt_share),
+        own_reliance=(both, episodes, part_share),
     )
 
 

@@ -20,7 +20,7 @@ from interp.results.claims import COLUMNS, FREE_NO_TRACES, masked
 from interp.results.names import NO_TRACES
 from interp.results.tables import read_table, write_table
 from interp.results.wording import listed
-from interp.stats.changes import Change, change, equivalent, prompt_share, sided
+from interp.stats.changes import Change, change, equivalent, part_share, sided
 from interp.stats.intervals import OfMeans, headroom_share, kappa_of_means, labellings
 from interp.system.choices import ARGUING
 from interp.system.limits import SMALLEST, Margin
@@ -275,7 +275,7 @@ STATISTICS = (
     Statistic("c", "revision_conflict", ("revised",), _column("revised"), _falls, most=1),
     Statistic("c", "follow", ("followed",), _column("followed"), most=1),
     *(
-        Statistic("c", "prompt_reliance", ("direct", via), _pair("direct", via), _rises, prompt_share)
+        Statistic("c", "prompt_reliance", ("direct", via), _pair("direct", via), _rises, part_share)
         for via in ("via_cot", "indirect")
     ),
     *(Statistic("c", name, (name,), _column(name)) for name in ("direct", "via_cot", "indirect")),

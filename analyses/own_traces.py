@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 
-from interp.stats.changes import prompt_share
+from interp.stats.changes import part_share
 from interp.system.limits import Limits, Sample
 
 from .registry import Instrument
@@ -65,7 +65,7 @@ def run(config: Config) -> None:
         readings = {name: lambda m, i=i: m[..., i] for i, name in enumerate(EFFECTS)}
         readings |= dict(
             interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
-            prompt_reliance=lambda m: prompt_share(m[..., :2]),
+            prompt_reliance=lambda m: part_share(m[..., :2]),
         )
         for metric, function in readings.items():
             row = mean_row(effects, groups, config.seed, function=function)

@@ -65,6 +65,7 @@ def _stage(config: Config, step: int, split: str, clean: list[Prompt], corrupt: 
 def _rows(config: Config, stored: dict, common: set[int], clean: list[Prompt]) -> Iterator[dict]:
     """Every reading over the common pairs, beside that over all that this checkpoint keeps."""
     from interp.measures.reliance import EFFECTS
+    from interp.stats.changes import part_share
 
     own = np.array(stored["effects"], dtype=float).reshape(-1, len(EFFECTS))
     shared = np.array([pair in common for pair in stored["kept"]], dtype=bool)
@@ -72,7 +73,7 @@ def _rows(config: Config, stored: dict, common: set[int], clean: list[Prompt]) -
     readings = {name: lambda m, i=i: m[..., i] for i, name in enumerate(EFFECTS)}
     readings |= dict(
         interaction=lambda m: m[..., 2] - m[..., 0] - m[..., 1],
-        prompt_reliance=lambda m: m[..., 0] / (m[..., 0] + m[..., 1]),
+        prompt_reliance=lambda m: part_share(m[..., :2]),
     )
     for metric, function in readings.items():
         yield dict(

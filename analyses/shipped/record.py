@@ -9,12 +9,14 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from interp.environments.alfworld.traces import Leak
 from interp.environments.base import find
 from interp.environments.recording import Sizes, record
 from interp.system.limits import Seed, Workers
 from interp.tasks.episodes import save_episodes
 
 from ..registry import Instrument
+from .retrace import retraced
 
 #: environment -> the module with `SIZES`, of the shipped corpus, `plan(sizes, seed)`, a list of jobs, and
 #: `episodes(job)`.
@@ -36,6 +38,8 @@ class Config:
     """File to write (none: the environment's shipped corpus; CookingWorld has none)."""
     sizes: Sizes = field(default_factory=Sizes)
     """Games for each split."""
+    leak: Leak = "class"
+    """What ALFWorld's traces name: the thing to act on, its kind, or nothing (docs/methods.md 8.3)."""
     official: int = 0
     """Instead, episodes of so many of ALFWorld's own train games and of valid_seen, from $ALFWORLD_DATA."""
     seed: Seed = 0
@@ -75,6 +79,8 @@ def run(config: Config) -> None:
         config.workers,
         lambda jobs, n: tqdm(jobs, total=n, desc="games"),
     )
+    if config.environment == "alfworld":
+        episodes = retraced(episodes, config.leak)
     path = save_episodes(config.out or environment.decisions, episodes)
     print(
         f"{path}: {report['episodes']} episodes of {report['games']} games; "

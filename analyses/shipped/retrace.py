@@ -6,11 +6,11 @@ the same whatever is asked for, so that one base can be trained further at any o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from interp.environments.alfworld.traces import LEAKS, rewritten
+from interp.environments.alfworld.traces import LEAKS, Leak, rewritten
 from interp.tasks.episodes import CORPUS, Episode, load_episodes, save_episodes
 from interp.training.supervision import lot
 
@@ -19,32 +19,34 @@ from ..registry import Instrument
 
 @dataclass
 class Config:
-    """By default the shipped corpus, whose traces then name nothing."""
+    """By default the shipped corpus, which is at the level `class`; its traces then name nothing."""
 
     out: Path
     """File to write."""
-    leak: Literal["full", "class", "subgoal"] = "subgoal"
+    leak: Leak = "subgoal"
     """What traces name: the thing to act on, its kind, or nothing (docs/methods.md 8.3)."""
     corpus: Path = CORPUS
     """Recorded episodes."""
 
 
+def retraced(episodes: Iterable[Episode], leak: Leak) -> list[Episode]:
+    """Episodes with their traces written again at a level of leak; the base's are spread over all levels."""
+    made = []
+    for each in episodes:
+        spread = LEAKS[int(lot(each.id, 0) * len(LEAKS))]
+        made.append(rewritten(each, spread if each.split.startswith("base") else leak))
+    return made
+
+
 def run(config: Config) -> None:
     """Rewrite every episode, and save them all at once."""
-    episodes = load_episodes(config.corpus)
-    if not all(isinstance(each, Episode) for each in episodes):
+    recorded = load_episodes(config.corpus)
+    episodes = [each for each in recorded if isinstance(each, Episode)]
+    if len(episodes) < len(recorded):
         raise ValueError(
             f"{config.corpus} holds single decisions: traces are written again from what whole episodes saw."
         )
-    spread = {each.id: LEAKS[int(lot(each.id, 0) * len(LEAKS))] for each in episodes}
-    path = save_episodes(
-        config.out,
-        [
-            rewritten(each, spread[each.id] if each.split.startswith("base") else config.leak)
-            for each in episodes
-            if isinstance(each, Episode)
-        ],
-    )
+    path = save_episodes(config.out, retraced(episodes, config.leak))
     print(f"{path}: {len(episodes)} episodes with traces of the level {config.leak}")
 
 

@@ -28,7 +28,7 @@ from interp.models.hooked import HookedModel
 from interp.models.turns import measured
 from interp.prompts.format import Prompt
 from interp.results.shown import Plotted, counted, warn_incomplete
-from interp.stats.changes import prompt_share
+from interp.stats.changes import part_share
 
 EFFECTS = ("direct", "indirect", "total")
 
@@ -60,10 +60,10 @@ class OwnTraceEffects(Plotted):
 
     @property
     def prompt_reliance(self) -> float:
-        """direct / (direct + indirect), of the means over pairs; NaN where `prompt_share` is not defined."""
+        """direct / (direct + indirect), of the means over pairs; NaN where `part_share` is not defined."""
         if not len(self.kept):
             return float("nan")
-        return float(prompt_share(np.array([self.direct.mean(), self.indirect.mean()])))
+        return float(part_share(np.array([self.direct.mean(), self.indirect.mean()])))
 
     def summary(self) -> str:
         pairs = f"{counted(len(self.kept), 'pair')}, {self.dropped} dropped"

@@ -28,6 +28,7 @@ from interp.models.turns import measured
 from interp.models.whole import length_batches
 from interp.prompts.format import Prompt
 from interp.results.shown import Plotted, counted, warn_incomplete
+from interp.stats.changes import part_share
 
 #: How far a log-probability may be from a plain pass's, in its own size, for rounding alone.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -75,10 +76,10 @@ class Reliance(Plotted):
 
     @property
     def prompt_reliance(self) -> float:
-        """direct / (direct + via_cot), of the means over pairs (NaN without pairs)."""
+        """direct / (direct + via_cot), of the means over pairs; NaN where `part_share` is not defined."""
         if not len(self.kept):
             return float("nan")
-        return float(self.direct.mean() / (self.direct.mean() + self.via_cot.mean()))
+        return float(part_share(np.array([self.direct.mean(), self.via_cot.mean()])))
 
     def summary(self) -> str:
         pairs = f"{counted(len(self.kept), 'pair')}, {self.dropped} dropped"

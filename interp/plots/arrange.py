@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -99,8 +100,7 @@ def _place(fig: go.Figure, grid: dict) -> None:
         )
     below = grid["below"] if margin.b is None else margin.b
     fig.update_layout(height=top + inner + below, margin=dict(t=top, b=below, l=left, r=right))
-    if rows * cols > 1:
-        _letter(fig, lines)
+    _head(fig, lines, grid["titles"], across < cols)
     fig.update_layout(meta={"panels": names})
 
 
@@ -127,23 +127,13 @@ def _tops(
         if count:
             at += _LEGEND * count
             legends[legend] = at
-        titled = any(note.name == "title" and _refers(fig, note, line) for note in fig.layout.annotations)
-        if titled or len(lines) > 1 or len(line.columns) > 1:
+        if len(lines) > 1 or len(line.columns) > 1 or grid["titles"][line.columns[0] - 1]:
             at += _TITLES
         top = at if number == 0 else top
         at += grid["heights"][line.row - 1]
         bottoms.append(at)
         at += max(grid["gap"] if line.first else 10, _room_below(fig, line))
     return top, bottoms, legends
-
-
-def _refers(fig: go.Figure, note: go.layout.Annotation, line: _Line) -> bool:
-    """Whether an annotation stands in one of a line's panels."""
-    axes = [
-        fig.get_subplot(line.row, col).yaxis.plotly_name.replace("axis", "") + " domain"
-        for col in line.columns
-    ]
-    return note.yref in axes
 
 
 def _room_below(fig: go.Figure, line: _Line) -> int:
@@ -173,8 +163,10 @@ def _share_axes(fig: go.Figure, lines: list[_Line], shared: bool) -> None:
             panel.yaxis.title.text = title if place == 0 else None
 
 
-def _axis(axis: go.layout.XAxis) -> tuple:
-    return axis.range, axis.tickvals, axis.ticktext
+def _axis(axis: go.layout.XAxis) -> list[list[object] | None]:
+    """What tells two axes apart."""
+    parts = (axis.range, axis.tickvals, axis.ticktext)
+    return [None if part is None else list(part) for part in parts]
 
 
 def _wrap_titles(fig: go.Figure, heights: list[int]) -> int:
@@ -189,23 +181,24 @@ def _wrap_titles(fig: go.Figure, heights: list[int]) -> int:
     return more
 
 
-def _letter(fig: go.Figure, lines: list[_Line]) -> None:
-    """A letter at each panel's upper left corner, in reading order."""
+def _head(fig: go.Figure, lines: list[_Line], titles: list[str], every: bool) -> None:
+    """A letter at the upper left corner of each of several panels, in reading order, and beside it a title.
+
+    A column's title stands above its first panel only, unless panels of one row follow each other (`every`).
+    """
+    made: list[dict[str, Any]] = []
     panels = [(line.row, col) for line in lines for col in line.columns]
     for letter, (row, col) in zip(_LETTERS, panels):
-        place = dict(xref="x domain", yref="y domain", x=0, y=1, xanchor="right", yanchor="bottom")
-        font = dict(size=15, color="#222222")
-        fig.add_annotation(
-            text=f"<b>{letter}</b>",
-            font=font,
-            showarrow=False,
-            xshift=-5,
-            yshift=3,
-            name="letter",
-            row=row,
-            col=col,
-            **place,
+        panel, title = fig.get_subplot(row, col), titles[col - 1]
+        xref, yref = (axis.plotly_name.replace("axis", "") + " domain" for axis in panel)
+        place = dict(
+            xref=xref, yref=yref, x=0, y=1, yanchor="bottom", yshift=3, font_size=15, showarrow=False
         )
+        if len(panels) > 1:
+            made.append(place | dict(text=f"<b>{letter}</b>", name="letter", xanchor="right", xshift=-5))
+        if title and (every or row == 1):
+            made.append(place | dict(text=title, name="title", xanchor="left"))
+    fig.update_layout(annotations=[*fig.layout.annotations, *made])
 
 
 def _place_note(fig: go.Figure) -> None:

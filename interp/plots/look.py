@@ -36,7 +36,7 @@ INCHES: dict[Venue, tuple[float, float]] = {
 FONTS: dict[Font, str] = {
     "sans": "Arial, Helvetica, Liberation Sans, sans-serif",
     "serif": "Times New Roman, Times, Liberation Serif, serif",
-    "tex": "Latin Modern Roman, CMU Serif, serif",
+    "tex": "CMU Serif, Latin Modern Roman, serif",
 }
 UNITS = 144  # to the inch
 SMALL, TYPE = 14, 16  # 7 and 8 points
@@ -108,6 +108,16 @@ _AXIS = dict(
 
 @cache
 def _template(look: Look) -> go.layout.Template:
+    legend = dict(
+        orientation="h",
+        x=0,
+        xanchor="left",
+        yanchor="bottom",
+        font_size=SMALL,
+        bgcolor="rgba(0,0,0,0)",
+        itemwidth=30,
+        tracegroupgap=0,
+    )
     return go.layout.Template(
         layout=dict(
             font=dict(family=FONTS[look.font], size=15, color="#222222"),
@@ -119,18 +129,9 @@ def _template(look: Look) -> go.layout.Template:
             margin=dict(l=LEFT, r=RIGHT, t=TOP, b=BOTTOM),
             xaxis=_AXIS,
             yaxis=_AXIS,
-            legend=dict(
-                orientation="h",
-                x=0,
-                xanchor="left",
-                yanchor="bottom",
-                font_size=SMALL,
-                bgcolor="rgba(0,0,0,0)",
-                itemwidth=30,
-                tracegroupgap=0,
-            ),
             bargap=0.45,
             hovermode="closest",
+            **{"legend" if row == 1 else f"legend{row}": legend for row in range(1, 7)},
         )
     )
 

@@ -18,7 +18,7 @@ from interp.results.queries import need, pick, splits_of, steps_of
 _ACTIONS = ("acc_cot", "acc_prompt")
 _EFFECTS = ("via_cot", "direct")
 #: What the last gap's interval says.
-_WIDER = {1: "acts better than the prompt", -1: "acts worse than the prompt", 0: "is not told apart from it"}
+_WIDER = {1: "helps", -1: "harms", 0: "neither clearly helps nor harms"}
 
 
 def _caption(frame: pd.DataFrame) -> Caption:
@@ -28,7 +28,7 @@ def _caption(frame: pd.DataFrame) -> Caption:
         change("Prompt accuracy", frame, metric="acc_prompt"),
         f"At the last checkpoint the trace {last}." if last else "",
     )
-    drawn = "Actions after and without the trace; their difference; effects of the prompt on the action."
+    drawn = "Both actions, their difference, and what moves the action."
     shown = only(frame, metric=(*_ACTIONS, "gap"))
     return Caption(message, drawn, size(shown), numbers(shown))
 
@@ -67,10 +67,7 @@ def overview(frame: pd.DataFrame, reliance: pd.DataFrame | None = None) -> go.Fi
         text = sizes(shown, "pairs" if table is reliance else "decisions")
         notes[text] = notes.get(text, "") + letter
     zero_line(fig, row=1)
-    if len(splits_of(frame)) > 1:
-        look = dict(symbol="circle-open", size=6, color=GREY)
-        place = dict(x=[None], y=[None], mode="lines+markers", name="out-of-domain", hoverinfo="skip")
-        fig.add_scatter(line=dict(color=GREY, width=1.4), marker=look, row=1, col=1, **place)
+    _explain(fig, reliance is not None, len(splits_of(frame)) > 1)
     return note_n(fig, "; ".join(f"{', '.join(letters)}: {text}" for text, letters in notes.items()))
 
 
@@ -82,4 +79,24 @@ def _draw(fig: go.Figure, table: pd.DataFrame, metric: str, steps: list[int], co
         look = (f"{name}, out-of-domain" if number else name, colour, dash, symbol + "-open" * bool(number))
         shift = 0.08 * number if len(steps) == 1 else 0.0
         x = list(np.array([steps.index(step) for step in rows["step"]]) + shift)
-        draw_trace(fig, rows, x, look, 1, col, "legend", show=number == 0, thin=number > 0)
+        draw_trace(fig, rows, x, look, 1, col, "legend", show=False, thin=number > 0)
+
+
+def _explain(fig: go.Figure, effects: bool, splits: bool) -> None:
+    """The legend: a colour is one of both ways to an action, in every panel."""
+    ways = (("acc_cot", ", effect via CoT"), ("acc_prompt", ", direct effect"), ("gap", ""))
+    entries = [(STYLE[metric][0] + more * effects, *STYLE[metric][1:]) for metric, more in ways]
+    entries += [("out-of-domain", GREY, "solid", "circle-open")] if splits else []
+    for name, colour, dash, symbol in entries:
+        fig.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            hoverinfo="skip",
+            line=dict(color=colour, dash=dash, width=2),
+            marker=dict(symbol=symbol, size=7, color=colour),
+            row=1,
+            col=1,
+        )

@@ -78,11 +78,12 @@ def source(figure: go.Figure, look: Look) -> str:
     colours = sorted({_colour(trace) for trace in figure.data})
     body = [f"\\definecolor{{c{colour}}}{{HTML}}{{{colour}}}%" for colour in colours]
     body += [
-        "\\begin{tikzpicture}\\begin{groupplot}[",
+        "\\begin{tikzpicture}[font=\\footnotesize]\\begin{groupplot}[",
         f"  group style={{group size={across} by {-(-len(panels) // across)},",
-        "    horizontal sep=0.6in, vertical sep=0.55in},",
-        f"  scale only axis, width={width:.3f}in, height={height:.2f}in, font=\\footnotesize, grid=major,",
-        "  grid style={black!10}, mark size=1.2pt, legend columns=2,",
+        f"    horizontal sep=0.6in, vertical sep={0.85 if look.narrow else 0.6}in}},",
+        f"  scale only axis, width={width:.3f}in, height={height:.2f}in, grid=major,",
+        "  grid style={black!10}, every axis plot/.append style={mark size=1.2pt, line width=0.8pt},",
+        f"  legend columns={1 if look.narrow else 2},",
         "  legend style={draw=none, fill=none, at={(0,1.22)}, anchor=south west, font=\\scriptsize},",
         "  legend cell align=left, title style={at={(0,1)}, anchor=south west}]",
     ]
@@ -141,7 +142,7 @@ def _line(trace: go.Scatter, x: np.ndarray, y: np.ndarray) -> str:
     known = np.isfinite(y)
     if error.array is None:
         points = " ".join(f"({a:.6g},{b:.6g})" for a, b in zip(x[known], y[known], strict=True))
-        return f"\\addplot[{', '.join(look)}, forget plot=false] coordinates {{{points}}};"
+        return f"\\addplot[{', '.join(look)}] coordinates {{{points}}};"
     above, below = np.nan_to_num(_column(error.array)), np.nan_to_num(_column(error.arrayminus))
     look.append("error bars/.cd, y dir=both, y explicit")
     numbers = np.stack([x, y, above, below], axis=1)[known]

@@ -46,7 +46,7 @@ from interp.results.names import (
 from interp.results.queries import need, pick
 from interp.results.shown import Plotted
 from interp.results.wording import visible
-from interp.stats.changes import prompt_share
+from interp.stats.changes import part_share
 from interp.stats.intervals import cluster_bootstrap
 
 
@@ -144,7 +144,7 @@ def _share(frame: pd.DataFrame, parts: list[str], groups: Sequence | None) -> st
     clusters = frame["pair"].to_numpy()
     if groups is not None:
         clusters = np.asarray(groups, dtype=object)[clusters]
-    estimate = cluster_bootstrap(frame[parts].to_numpy(), clusters, prompt_share, DRAWS)
+    estimate = cluster_bootstrap(frame[parts].to_numpy(), clusters, part_share, DRAWS)
     interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if np.isfinite(estimate.low) else ""
     return f"{estimate.value:.2f}{interval}" if np.isfinite(estimate.value) else "not defined"
 

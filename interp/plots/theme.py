@@ -134,19 +134,11 @@ def _grid(
     shared: bool = True,
 ) -> go.Figure:
     """Empty panels that `interp.plots.arrange` gives their places when the figure is drawn."""
-    look = current()
-    across = min(across or (1 if look.narrow else len(titles)), len(titles))
+    across = min(across or (1 if current().narrow else len(titles)), len(titles))
     fig = make_subplots(len(heights), len(titles), shared_xaxes=True, shared_yaxes=shared)
-    for row in range(1, len(heights) + 1):
-        for col, title in enumerate(titles, start=1):
-            if title and (row == 1 or across < len(titles)):
-                corner(fig, title, row, col, above=True, yshift=3, font_size=15, name="title")
     grid = dict(heights=heights, titles=titles, across=across, gap=gap, below=below, spacing=spacing)
     grid["shared"] = shared
-    fig.update_layout(meta={"grid": grid}, template=look.template, legend_orientation="h")
-    for row in range(2, len(heights) + 1):  # each row has its legend above it
-        fig.update_layout({f"legend{row}": look.template.layout.legend})
-    return fig
+    return fig.update_layout(meta={"grid": grid})
 
 
 def room_of(fig: go.Figure, row: int) -> tuple[float, float]:

@@ -115,8 +115,8 @@ def _of_clusters(estimate: Estimate, most: float | None, level: float) -> Estima
     return replace(estimate, low=low, high=high)
 
 
-def prompt_share(means: Float[np.ndarray, "*draw 2"]) -> Float[np.ndarray, "*draw"]:
-    """Prompt reliance: the direct effect's share of direct and indirect ones, from their means.
+def part_share(means: Float[np.ndarray, "*draw 2"]) -> Float[np.ndarray, "*draw"]:
+    """The first part's share of two, from their means, as prompt reliance is the direct effect's share.
 
     Not defined (NaN) where one of the two is negative. One that is below 0 by less than 5 % of the other
     counts as 0: a part that is none comes out on either side of it.

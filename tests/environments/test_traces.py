@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from analyses.shipped import retrace
+from analyses.shipped import record, retrace
 from interp.environments.alfworld import expert
 from interp.environments.alfworld.expert import kind
 from interp.environments.alfworld.traces import LEAKS, rewritten
@@ -58,3 +58,8 @@ def test_a_corpus_is_written_again_and_its_base_at_every_level(tmp_path):
     assert by_subgoal["train"] == [rewritten(e, "subgoal") for e in corpus["train"][:3]]
     levels = {leak for e in by_class["base"] for leak in LEAKS if rewritten(e, leak).steps == e.steps}
     assert levels == set(LEAKS)
+
+
+def test_the_shipped_traces_are_at_the_level_that_is_recorded_by_default():
+    for split, episodes in load_corpus().items():
+        assert retrace.retraced(episodes[:10], record.Config().leak) == episodes[:10], split

@@ -12,7 +12,7 @@ from interp.measures.conflicts import resample
 from interp.measures.own_traces import EFFECTS, own_trace_effects
 from interp.measures.pairs import make_pairs, reference_actions
 from interp.results.shown import Incomplete
-from interp.stats.changes import prompt_share
+from interp.stats.changes import part_share
 
 SAMPLES = 3
 
@@ -117,4 +117,4 @@ def test_what_is_no_pair_is_refused(trained, pairs):
 
 def test_prompt_reliance_is_defined_where_no_part_is_negative():
     means = np.array([[3.0, 1.0], [10.0, -0.1], [-0.1, 4.0], [3.0, -1.0], [-3.0, -1.0], [0.0, 0.0]])
-    np.testing.assert_array_equal(prompt_share(means), [0.75, 1.0, 0.0, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(part_share(means), [0.75, 1.0, 0.0, np.nan, np.nan, np.nan])
