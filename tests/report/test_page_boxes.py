@@ -68,6 +68,7 @@ def opened(browser, path):
 
     def show(width: int):
         page = browser.new_page(viewport=dict(width=width, height=850))
+        page.set_default_timeout(120_000)  # of a busy machine
         pages.append(page)
         page.goto(path.as_uri())
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
