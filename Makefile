@@ -1,5 +1,5 @@
 # make figures   environment, installation, and the study at its quick size into runs/quick
-# make paper     the study at its full size, into runs/full and the committed figures/
+# make paper     the study at its full size, into runs/full and the committed figures/, and its manuscript, into runs/paper
 # make test      environment, installation, and the tests
 # make docs      the documentation, into runs/docs
 # make lint      style and layout; make types and make imports check the annotations and the direction of imports as well
@@ -64,6 +64,7 @@ paper: $(STAMP)
 	mkdir -p figures/tables && cp runs/full/tables/*.csv runs/full/tables/*.json figures/tables/
 	$(BIN)/python -m analyses figures --tables figures/tables --out figures --formats svg
 	$(BIN)/python -m analyses readme
+	$(BIN)/python -m analyses manuscript --run runs/full --out runs/paper --venue neurips
 	@echo "Open figures/index.html"
 
 test: $(STAMP)

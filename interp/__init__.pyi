@@ -1,3 +1,4 @@
+from . import figures as figures
 from .checkpoints.series import CheckpointSeries as CheckpointSeries
 from .engine.activations import Activations as Activations
 from .engine.capturing import capture as capture

@@ -98,7 +98,7 @@ INSTRUMENT = Instrument("trace_length", Config, run)
 import plotly.graph_objects as go
 
 from interp.plots.caption import Caption, size
-from interp.plots.pictures import band_line, titled
+from interp.plots.pictures import band_line
 from interp.plots.registry import figure
 from interp.plots.theme import facets
 from interp.results.names import BLUE, VERMILION
@@ -121,12 +121,11 @@ def caption(frame):
 @figure("How long are the traces?", table="trace_length", section="traces", caption=caption)
 def trace_length(frame, split="in_domain") -> go.Figure:
     """Length, and its correlation with the prompt's, by checkpoint."""
-    fig = facets(1, 260, 0, [label for label, *_ in LOOKS.values()])
+    fig = facets(1, 260, 0, [label for label, *_ in LOOKS.values()], spacing=0.1, shared=False)
     for column, (metric, look) in enumerate(LOOKS.items(), start=1):
         rows = pick(frame, split=split, metric=metric)
         band_line(fig, rows, "step", look, (1, column), show=False)
-    fig.update_xaxes(title="training step")
-    return titled(fig, f"Trace length, n = {frame['n'].max()} decisions", legend_rows=0)
+    return fig.update_xaxes(title="training step")
 
 
 # %% [markdown]

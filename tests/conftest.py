@@ -324,6 +324,22 @@ def no_browser(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """Chromium, started once."""
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium on PATH (Debian: apt-get install chromium)")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
 def engine():
     """Skips where the household's engine is not installed."""
     reason = "the ALFWorld engine is not installed (pip install 'interp-agents[alfworld]')"

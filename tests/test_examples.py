@@ -111,6 +111,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     from interp.engine.capturing import capture
     from interp.engine.decoding import decode
     from interp.measures.pairs import make_pairs
+    from interp.plots.look import Look
     from interp.probing.directions import orthogonal_directions
     from interp.probing.logistic import Fitter, grouped_splits, standardised
     from interp.prompts.styles import STYLES
@@ -252,6 +253,8 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
             study=study.read("figures/tables", "figures", ["behaviour", "online"]),
             entries=[],
             names=["behaviour"],
+            drawn=[],
+            look=Look(),
         ),
         "interp.report.claims": lambda: dict(study=study.Read(dict(claims=claims_table()), {}, "")),
         "interp.report.viewer": lambda: dict(rows=decision_rows(2), made={}),

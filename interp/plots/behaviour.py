@@ -27,7 +27,7 @@ from interp.plots.theme import (
     zero_line,
 )
 from interp.results.estimates import Ends, ends, span
-from interp.results.names import NO_TRACES, PARSED, STYLE
+from interp.results.names import NO_TRACES, PALE, PARSED, STYLE
 from interp.results.queries import need, pick, splits_of, steps_of
 from interp.results.wording import listed, sentence
 
@@ -49,6 +49,9 @@ _TOLD = (
 )
 _PARSED = ("parse_cot", "parse_prompt", "parse_empty_think")
 _REVISION = ("revision", "revision_helpful", "revision_harmful", "revision_neutral", "agreement", "kappa")
+#: Where each mode's bar stands beside a checkpoint, and the colour of games that ran out of steps.
+_SIDES = {"cot": -0.2, "prompt": 0.2}
+_REST = "#E8E8E8"
 #: Share of games ended by an action that did not parse, above which the caption says so.
 _MANY_UNPARSED = 0.05
 
@@ -124,7 +127,7 @@ def _online_caption(frame: pd.DataFrame) -> Caption:
         change("Without it, success", frame, metric="success", mode="prompt"),
         lost if most > _MANY_UNPARSED else "",
     )
-    drawn = "Both modes on the same games."
+    drawn = "Both modes on the same games, CoT at the left of each pair; whiskers: of games won."
     size = f"n = {span(pick(frame, metric='success')['n'])} games; 95 % cluster-bootstrap intervals."
     return Caption(message, drawn, size, numbers(frame))
 
@@ -172,7 +175,7 @@ def revision(frame: pd.DataFrame) -> go.Figure:
                 x=list(range(len(steps))), y=heights, base=base, showlegend=col == 1, **look, **hover, **place
             )
             base = base + heights.to_numpy()
-            tops.append(float((base + (rows["high"] - rows["value"]).fillna(0)).max()))
+            tops.append(float(np.minimum(base + (rows["high"] - rows["value"]).fillna(0), 1).max()))
             # Whiskers stand side by side on their part's upper edge: stacked ones would hide each other.
             fig.add_scatter(
                 x=np.arange(len(steps)) + offset,
@@ -187,34 +190,72 @@ def revision(frame: pd.DataFrame) -> go.Figure:
                 **place,
             )
     fig.update_layout(barmode="overlay")
-    fig.update_yaxes(range=[0, 1.12 * max(tops + [0.05])], row=1)
+    fig.update_yaxes(range=[0, 1.03 * max(tops + [0.05])], row=1)
     draw_metrics(fig, frame, ["agreement", "kappa"], row=2)
     fit_values(fig, frame, ["agreement", "kappa"], row=2)
     return fig
 
 
 @figure(
-    "Success in ALFWorld's own games",
+    "Games in ALFWorld's own engine",
     name="online_official",
     table="online_official",
     section="better",
     caption=_online_caption,
+    unit="games",
+    clusters="",
 )
 @_figure(
-    "Success in the environment",
+    "Games won, in the environment",
     name="online",
     table="online",
     caption=_online_caption,
     instead="online_official",
+    unit="games",
+    clusters="",
 )
 def online(frame: pd.DataFrame) -> go.Figure:
-    """Success in the environment per mode over checkpoints, above the steps per episode."""
-    rows = {"success rate": 230} | ({"steps per episode": 150} if (frame["metric"] == "steps").any() else {})
-    fig = panels(frame, rows)
-    for row, metric in enumerate(("success", "steps")[: len(rows)], start=1):
-        measured = need(frame, metric=metric).assign(metric=lambda table: table["mode"])
-        draw_metrics(fig, measured, ["cot", "prompt"], row=row, steps=steps_of(frame), legend=row == 1)
-        if metric == "steps":
-            fit_values(fig, measured, ["cot", "prompt"], row=row)
-    fig.update_yaxes(range=[-0.03, 1.04], row=1)
-    return fig
+    """How games end in both modes over checkpoints: won, out of steps, or by an unparsed action."""
+    need(frame, metric="success")
+    fig, steps = panels(frame, {"share of games": 230}), steps_of(frame)
+    for col, split in enumerate(splits_of(frame), start=1):
+        for mode, shift in _SIDES.items():
+            _outcomes(fig, pick(frame, split=split, mode=mode), mode, shift, steps, col)
+    fig.update_layout(barmode="overlay")
+    return fig.update_yaxes(range=[0, 1.0])
+
+
+def _outcomes(
+    fig: go.Figure, rows: pd.DataFrame, mode: str, shift: float, steps: list[int], col: int
+) -> None:
+    """A mode's bars: games won with their interval, above them the games that were not, by why."""
+    won = pick(rows, metric="success").set_index("step").reindex(steps)
+    lost = pick(rows, metric="unparsed").set_index("step").reindex(steps)
+    rest = lost.assign(value=1 - won["value"] - lost["value"], low=np.nan, high=np.nan)
+    name, colour, _, _ = STYLE[mode]
+    below = won["value"].fillna(0)
+    parts = [  # what is won is drawn last, so that no part covers its whisker
+        ("out of steps", rest, below, _REST),
+        ("unparsed action", lost, below + rest["value"].fillna(0), PALE),
+        (f"won, {name}", won, 0 * below, colour),
+    ]
+    for part, these, base, fill in parts:
+        if these["value"].isna().all():
+            continue
+        first = these is won
+        fig.add_bar(
+            x=np.arange(len(steps)) + shift,
+            y=these["value"],
+            base=base,
+            width=0.36,
+            name=part,
+            legendgroup=part,
+            legendrank=1 if first else 2,
+            showlegend=col == 1 and (first or shift < 0),
+            marker=dict(color=fill, line=dict(color="white", width=0.7)),
+            error_y=whisker(won, "#222222") if first else None,
+            customdata=point_numbers(these.reset_index()),
+            hovertemplate=f"{name}, {part}<br>{HOVER}",
+            row=1,
+            col=col,
+        )

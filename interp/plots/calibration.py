@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from interp.plots.caption import Caption
 from interp.plots.registry import figure
-from interp.plots.theme import WIDTH, under, whisker
+from interp.plots.theme import under, whisker
 from interp.results.estimates import estimate, span
 from interp.results.names import BLACK, BLUE, PALE, VERMILION
 from interp.results.queries import need, pick
@@ -175,7 +175,6 @@ def calibration(frame: pd.DataFrame) -> go.Figure:
     )
     fig.update_yaxes(ticks="", row=1)
     fig.update_layout(
-        width=WIDTH,
         height=row_height * len(shown) + top + bottom,
         margin=dict(l=252, t=top, b=bottom),
         legend=dict(y=1 + 34 / (row_height * len(shown)), x=-0.34),

@@ -3,49 +3,46 @@
 >>> frame, provenance = read_table("runs/quick/tables", "claims")
 >>> claims(frame, provenance).show()
 
-A row of panels for each readout of both actions, and one for what claim (c) rests on. Below the lines of a
-panel stands, at each checkpoint, the word that its verdict is.
+Above, how both actions and the gap changed by the first readout; below, a mark for the verdict on each line
+at each checkpoint, whatever it is read off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots import latex
 from interp.plots.caption import Caption, count, value
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, TOP, corner, draw_trace, panels, zero_line
+from interp.plots.theme import (
+    HOVER,
+    draw_trace,
+    fit_values,
+    note_n,
+    panels,
+    point_numbers,
+    sizes,
+    zero_line,
+)
 from interp.results.claims import READOUTS, Line, lines, of_line, ranges
 from interp.results.estimates import span
-from interp.results.names import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
+from interp.results.names import BLACK, GREEN, GREY, PURPLE, STYLE
 from interp.results.queries import pick, splits_of, steps_of
 from interp.results.wording import WHERE, listed, sentence
 from interp.stats.changes import CONTRADICTED, OPEN, SUPPORTED
 
-#: Pixels of a panel's lines, and of a verdict below them; of many checkpoints the words stand upright.
-_LINES, _WORD, _UPRIGHT = 170, 34, 78
-#: Most checkpoints whose words fit side by side.
-_MOST = 9
-#: Words as they are drawn, and how.
-_WORDS = {
-    SUPPORTED: ("sup-<br>ported", GREEN),
-    CONTRADICTED: ("contra-<br>dicted", BLACK),
-    OPEN: ("open", GREY),
+#: Verdict: marker and colour.
+_MARKS = {
+    SUPPORTED: ("circle", GREEN),
+    CONTRADICTED: ("x", BLACK),
+    OPEN: ("circle-open", GREY),
 }
-_BOTH = ("gain_prompt", "gain_cot", "gap")
-_ACTIONS = {"gain_prompt": "acc_prompt", "gain_cot": "acc_cot", "gap": "gap"}
-_LOOKS = {
-    "revision_own": (VERMILION, "solid", "circle"),
-    "revision_conflict": (ORANGE, "dash", "diamond"),
-    "prompt_reliance": (BLUE, "solid", "square"),
-    "kappa": (PURPLE, "dash", "square"),
-    "area_action": (SKY, "dot", "triangle-up"),
-}
-_SYMBOLS = ("diamond", "triangle-down", "x", "star")
+_BOTH = {"gain_cot": "acc_cot", "gain_prompt": "acc_prompt", "gap": "gap"}
+#: Units of a line of verdicts, and of its name beside the panel.
+_LINE, _NAME = 20, 156
 
 
 def _judged(frame: pd.DataFrame) -> pd.DataFrame:
@@ -72,7 +69,7 @@ def _caption(frame: pd.DataFrame) -> Caption:
         first = next((line for line in shown if line.claim == claim), None)
         if first:
             message.append(f"{words} at steps {_said(rows, first, SUPPORTED)}")
-    drawn = "Changes since the base on the same decisions; dotted: the margin. Words: verdicts."
+    drawn = "Changes since the base on the same decisions; dotted: the margin. Marks: verdicts."
     by = READOUTS.get(shown[0].readout, "") if shown else ""
     read = rows[rows["readout"].isin(READOUTS) & (rows["subset"] == "all") & (rows["n"] > 0)]
     size = f"n = {span(read['n'])} decisions or games; 95 % cluster-bootstrap intervals."
@@ -110,121 +107,73 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     latex=latex.claims_table,
 )
 def claims(frame: pd.DataFrame) -> go.Figure:
-    """Changes of both actions and of the gap by readout, and of what claim (c) rests on, with verdicts."""
+    """Changes of both actions and of the gap by the first readout, above the verdict on every line."""
     rows = pick(_judged(frame), subset="all").dropna(subset="value")
     if rows.empty:
         raise ValueError("the table has no change of claims (a) to (c).")
-    shown = lines(rows)
-    readouts = [
-        name for name in READOUTS if any(line.readout == name and line.claim != "c" for line in shown)
-    ]
-    others = [line for line in shown if line.claim == "c"]
-    parts: list[tuple[str, list[Line], list[Line]]] = []
-    for name in readouts:
-        drawn = [Line("b", statistic, name) for statistic in _BOTH]
-        judged = [line for line in shown if line.readout == name and line.statistic in _BOTH]
-        parts.append((f"{READOUTS[name]}:<br>change", drawn, judged))
-    if others:
-        parts.append(("reliance on the<br>prompt: change", others, others))
-    steps = steps_of(rows)
-    word = _WORD if len(steps) <= _MOST else _UPRIGHT
-    fig = panels(rows, {title: _LINES + word * len(judged) for title, _, judged in parts})
-    for row, (_, drawn, judged) in enumerate(parts, start=1):
-        _draw(fig, rows, steps, drawn, row)
-        _words(fig, rows, steps, judged, _scale(fig, rows, drawn, judged, word, row), row)
-    if others:
-        _legend_below(fig, len(parts), len(others))
-    return fig.update_xaxes(range=[-_room(steps), len(steps) - 0.6])
+    shown = [line for line in lines(rows) if line.statistic != "headroom_gap"]
+    first = next((line.readout for line in shown if line.claim != "c"), "")
+    drawn = [Line("b", statistic, first) for statistic in _BOTH] if first else []
+    heights = {"change since the base": 200} if drawn else {}
+    fig = panels(rows, heights | {"": _LINE * len(shown)}, fixed=("",)).update_layout(margin_l=_NAME)
+    if drawn:
+        _changes(fig, rows, drawn)
+    _verdicts(fig, rows, shown, len(heights) + 1)
+    every = pd.concat([of_line(rows, line, split) for line in shown for split in splits_of(rows)])
+    read = every[every["readout"] == first] if first else every
+    named = f" by {READOUTS[first]}" if first else ""
+    note_n(fig, f"{sizes(read)}{named}; below {sizes(every, 'decisions, pairs or games', '')}")
+    return fig
 
 
-def _room(steps: Sequence[int]) -> float:
-    """How much of the axis stands before the first checkpoint, for the names of what is judged."""
-    return max(1.1, 0.2 * (len(steps) + 0.6))
-
-
-def _legend_below(fig: go.Figure, row: int, entries: int) -> None:
-    """Put the last row's legend, which grows with what it names, under the figure."""
-    inner = fig.layout.height - TOP - BOTTOM
-    below = 26 * -(-entries // 4)
-    fig.update_layout(height=fig.layout.height + below, margin_b=BOTTOM + below)
-    name = "legend" if row == 1 else f"legend{row}"
-    fig.update_layout(
-        {name: dict(y=-(BOTTOM - 4) / inner, yanchor="top", x=0, orientation="h", font_size=14)}
-    )
-
-
-def _look(line: Line, drawn: Sequence[Line]) -> tuple[str, str, str, str]:
-    """A line's name in the legend, its colour, dash and marker."""
-    if line.statistic in _ACTIONS:
-        return STYLE[_ACTIONS[line.statistic]]
-    colour, dash, symbol = _LOOKS[line.statistic]
-    kinds = [each.readout for each in drawn if each.statistic == line.statistic]
-    if len(kinds) > 1:
-        symbol = _SYMBOLS[kinds.index(line.readout) % len(_SYMBOLS)]
-    return " ".join(line.short).replace("- ", ""), colour, dash, symbol
-
-
-def _draw(fig: go.Figure, rows: pd.DataFrame, steps: list[int], drawn: Sequence[Line], row: int) -> None:
-    """A panel's lines with their intervals, its margin and how much it rests on, in every split."""
-    legend = "legend" if row == 1 else f"legend{row}"
-    shown = row == 1 or drawn[0].claim == "c"  # the same lines in every panel above
+def _changes(fig: go.Figure, rows: pd.DataFrame, drawn: Sequence[Line]) -> None:
+    """The lines of both actions and of the gap with their intervals, and the margin."""
+    steps, there = steps_of(rows), []
     for col, split in enumerate(splits_of(rows), start=1):
         for line in drawn:
-            of = of_line(rows, line, split)
-            x = [steps.index(step) for step in of["step"]]
-            draw_trace(fig, of, x, _look(line, drawn), row, col, legend, shown and col == 1)
-        read = pd.concat([of_line(rows, line, split) for line in drawn])
-        if len(read):
-            corner(fig, f"n = {span(read['n'])}", row, col, font_size=12)
-    if margin := max(rows["margin"]) if drawn[0].statistic in _BOTH else 0:
-        for side in (-margin, margin):
-            fig.add_hline(y=side, line=dict(color=PURPLE, width=1, dash="dot"), row=row)
-    zero_line(fig, row)
+            read = of_line(rows, line, split)
+            x = [steps.index(step) for step in read["step"]]
+            draw_trace(fig, read, x, STYLE[_BOTH[line.statistic]], 1, col, "legend", col == 1)
+            there.append(read.assign(metric="change"))
+    margin = float(max(rows["margin"]))
+    for side in (-margin, margin) if margin else ():
+        fig.add_hline(y=side, line=dict(color=PURPLE, width=1, dash="dot"), row=1)
+    fit_values(fig, pd.concat(there), ["change"], row=1, at_least=(-margin, margin))
+    zero_line(fig, 1)
 
 
-def _scale(
-    fig: go.Figure, rows: pd.DataFrame, drawn: Sequence[Line], judged: Sequence[Line], word: int, row: int
-) -> tuple[float, float]:
-    """Set a row's axis with room for words below its lines; the lines' lower end, and a word's height."""
-    there = [of_line(rows, line, split) for line in drawn for split in splits_of(rows)]
-    numbers = pd.concat(there)[["value", "low", "high"]].to_numpy(dtype=float)
-    low, high = min(-0.1, float(np.nanmin(numbers))), max(0.1, float(np.nanmax(numbers)))
-    low, high = low - 0.05 * (high - low), high + 0.12 * (high - low)
-    height = (high - low) * word / _LINES
-    every = next(step for step in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if (high - low) / step <= 7)
-    ticks = np.arange(np.ceil(low / every), np.floor(high / every) + 1) * every
-    texts = [f"{tick:+.2g}".replace("-", "−") if abs(tick) > 1e-9 else "0" for tick in ticks]
-    fig.update_yaxes(range=[low - height * len(judged), high], tickvals=ticks, ticktext=texts, row=row)
-    fig.add_hline(y=low, line=dict(color="#BBBBBB", width=1), row=row)
-    return low, height
+def _verdicts(fig: go.Figure, rows: pd.DataFrame, shown: Sequence[Line], row: int) -> None:
+    """A mark for the verdict on each line at each checkpoint."""
+    steps, names = steps_of(rows), [_name(line) for line in shown]
+    legend = "legend" if row == 1 else f"legend{row}"
+    for col, split in enumerate(splits_of(rows), start=1):
+        parts = [
+            of_line(rows, line, split).assign(line=number, name=name)
+            for number, (line, name) in enumerate(zip(shown, names, strict=True))
+        ]
+        judged = pd.concat(parts)
+        for verdict, (symbol, colour) in _MARKS.items():
+            these = judged[judged["verdict"] == verdict]
+            fig.add_scatter(
+                x=[steps.index(step) for step in these["step"]],
+                y=these["line"],
+                mode="markers",
+                marker=dict(symbol=symbol, size=9, color=colour, line=dict(color=colour, width=1.5)),
+                name=verdict,
+                legend=legend,
+                legendgroup=f"{legend} {verdict}",
+                showlegend=col == 1,
+                hovertext=these["name"] + ": " + verdict,
+                customdata=point_numbers(these),
+                hovertemplate="%{hovertext}<br>" + HOVER,
+                row=row,
+                col=col,
+            )
+    ticks = dict(tickmode="array", tickvals=list(range(len(shown))), ticktext=names)
+    fig.update_yaxes(range=[len(shown) - 0.5, -0.5], row=row, **ticks)
 
 
-def _words(
-    fig: go.Figure,
-    rows: pd.DataFrame,
-    steps: list[int],
-    judged: Sequence[Line],
-    scale: tuple[float, float],
-    row: int,
-) -> None:
-    """The verdict on each line at each checkpoint, below the lines."""
-    low, height = scale
-    upright = len(steps) > _MOST
-    for order, line in enumerate(judged):
-        y = low - (order + 0.5) * height
-        name = f"({line.claim})" if line.claim != "c" else "<br>".join(line.short)
-        for col, split in enumerate(splits_of(rows), start=1):
-            of = of_line(rows, line, split)
-            place = dict(y=y, showarrow=False, row=row, col=col)
-            left = dict(x=-_room(steps), xanchor="left", xshift=4, align="left")
-            fig.add_annotation(text=name, font=dict(size=12, color="#222222"), **left, **place)
-            for step, verdict in zip(of["step"], of["verdict"], strict=True):
-                text, colour = _WORDS[verdict]
-                text = verdict if upright else text
-                fig.add_annotation(
-                    x=steps.index(step),
-                    text=text if verdict == OPEN else f"<b>{text}</b>",
-                    textangle=-90 if upright else 0,
-                    font=dict(size=12, color=colour),
-                    **place,
-                )
+def _name(line: Line) -> str:
+    """What a line of verdicts is called beside the panel."""
+    name = READOUTS[line.readout] if line.claim != "c" else " ".join(line.short).replace("- ", "")
+    return f"({line.claim}) {name}"

@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.caption import Caption, listing, size
+from interp.plots.look import BOTTOM, current
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, TOP
+from interp.plots.theme import HOVER, point_numbers, whisker
 from interp.results.names import BLUE, ORANGE, SPLITS, STYLE
 
 _COLOURS = {"in_domain": BLUE, "out_of_domain": ORANGE}
@@ -49,17 +52,17 @@ def compare(frame: pd.DataFrame) -> go.Figure:
             y=[metrics.index(metric) + shift for metric in rows["metric"]],
             mode="markers",
             name=name,
-            marker=dict(color=_COLOURS[split], symbol=symbols, size=9),
-            error_x=dict(
-                type="data",
-                symmetric=False,
-                array=rows["high"] - rows["value"],
-                arrayminus=rows["value"] - rows["low"],
-            ),
+            marker=dict(color=_COLOURS[split], symbol=symbols, size=7),
+            error_x=whisker(rows, _COLOURS[split]),
+            customdata=point_numbers(rows),
+            hovertemplate=HOVER,
         )
+    wide = 170 if current().narrow else 260
     titles = [STYLE.get(metric, (metric.replace("_", " "),))[0] for metric in metrics]
-    fig.update_yaxes(tickvals=list(range(len(metrics))), ticktext=titles, autorange="reversed")
+    texts = ["<br>".join(textwrap.wrap(title, wide // 8)) for title in titles]
+    fig.update_yaxes(tickvals=list(range(len(metrics))), ticktext=texts, autorange="reversed")
     fig.update_xaxes(title="second run − first", zeroline=True, zerolinecolor="#555555")
+    heights = sum(20 + 16 * text.count("<br>") for text in texts) + 30
     return fig.update_layout(
-        height=TOP + 34 * len(metrics) + BOTTOM, margin=dict(l=260), legend=dict(orientation="h", y=1.05)
+        height=36 + heights + BOTTOM, margin=dict(l=wide, t=36), legend=dict(y=1 + 6 / heights)
     )

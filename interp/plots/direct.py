@@ -68,7 +68,7 @@ def direct(frame: pd.DataFrame) -> go.Figure:
     """Accuracy against tokens by router at the last checkpoint, above whole games where some were played."""
     splits = splits_of(need(frame, where="decisions"))
     parts = [where for where in _SCORES if (frame["where"] == where).any()]
-    fig = facets(len(parts), 260, 84, [SPLITS[split] for split in splits])
+    fig = facets(len(parts), 230, 16, [SPLITS[split] for split in splits])
     for row, (where, (x, y, draw)) in enumerate(((name, _SCORES[name]) for name in parts), start=1):
         for col, split in enumerate(splits, start=1):
             draw(fig, pick(_last(frame, where), split=split), row, col)
@@ -98,7 +98,7 @@ def _curves(fig: go.Figure, rows: pd.DataFrame, row: int, col: int) -> None:
             y=score["value"],
             mode="lines+markers",
             showlegend=col == 1,
-            line=dict(color=colour, dash=dash, width=2.4),
+            line=dict(color=colour, dash=dash, width=2),
             marker=dict(symbol=symbol, size=7, color=colour),
             error_y=whisker(score, colour) if router in ("margin", "probe") else None,
             customdata=score[["share", "low", "high"]].to_numpy(),
@@ -112,7 +112,7 @@ def _curves(fig: go.Figure, rows: pd.DataFrame, row: int, col: int) -> None:
             y=score["value"],
             mode="markers",
             showlegend=False,
-            marker=dict(symbol="star", size=16, color=colour, line=dict(color="white", width=1)),
+            marker=dict(symbol="star", size=13, color=colour, line=dict(color="white", width=1)),
             hovertemplate="as good as thinking elsewhere: %{x:.1f} tokens, %{y:.3f}",
             **look,
         )
@@ -126,10 +126,11 @@ def _games(fig: go.Figure, rows: pd.DataFrame, row: int, col: int) -> None:
             x=tokens["value"],
             y=score["value"],
             mode="markers",
-            name=f"{name} (games)",
+            name=name,
+            legend="legend" if row == 1 else f"legend{row}",
             legendgroup=f"games {router}",
             showlegend=col == 1 and len(score) > 0,
-            marker=dict(symbol=symbol, size=11, color=colour),
+            marker=dict(symbol=symbol, size=9, color=colour),
             error_y=whisker(score, colour),
             error_x=whisker(tokens, colour),
             row=row,

@@ -1,11 +1,16 @@
-"""Figures on disk: interactive HTML, and SVG and PDF from one browser.
+"""Figures on disk: interactive HTML; and SVG, PDF and PNG from one browser, as large as they are printed.
 
 >>> save_html({"behaviour": figure}, "figures")
->>> save_static({"behaviour": figure}, "figures")
+>>> save_static({"behaviour": figure}, "figures", ("pdf", "png"), dpi=300)
+
+A browser takes a figure's units for its pixels, of which an inch has 96; here an inch has 144 (see
+`interp.plots.theme`). So an SVG is told its size in inches, and a PDF's page is scaled; its fonts are
+embedded.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from pathlib import Path
@@ -15,8 +20,9 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
+from interp.plots import drawn
+from interp.plots.look import TOP, UNITS
 from interp.plots.slim import slim
-from interp.plots.theme import TOP
 from interp.results.tables import write_text, written
 
 SCRIPT = "plotly.min.js"
@@ -50,6 +56,21 @@ def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
     return paths
 
 
+def save_data(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
+    """Write what each figure draws as `<out>/<name>.csv`; a figure that is a table has none beside it.
+
+    Args:
+        figures: figure per name.
+        out: folder to write to.
+    """
+    tables = {name: drawn.rows(figure) for name, figure in figures.items()}
+    return [
+        write_text(Path(out) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+        for name, table in tables.items()
+        if len(table)
+    ]
+
+
 def _script(out: Path) -> str:
     """Where a folder's pages find plotly.js: the folder above where that has this release's, else beside."""
     above = out.resolve().parent / SCRIPT
@@ -58,7 +79,10 @@ def _script(out: Path) -> str:
 
 
 def save_static(
-    figures: dict[str, go.Figure], out: str | Path, formats: tuple[str, ...] = ("svg", "pdf")
+    figures: dict[str, go.Figure],
+    out: str | Path,
+    formats: tuple[str, ...] = ("svg", "pdf"),
+    dpi: int = 300,
 ) -> list[Path]:
     """Write each figure as `<out>/<name>.<format>` with one browser for all; none, and a line, without one.
 
@@ -66,6 +90,7 @@ def save_static(
         figures: figure per name.
         out: folder to write to.
         formats: any of svg, pdf, png.
+        dpi: dots to the inch of a PNG.
 
     Raises:
         RuntimeError: the browser was there and a figure could not be rendered.
@@ -73,6 +98,7 @@ def save_static(
     """
     try:
         import kaleido
+        import pypdf  # noqa: F401  (asked for before the browser works)
         from choreographer.errors import (
             BrowserClosedError,
             BrowserDepsError,
@@ -80,7 +106,9 @@ def save_static(
             ChromeNotFoundError,
         )
     except ImportError:
-        print("No SVG or PDF written: the package kaleido is missing; install it (`pip install kaleido`).")
+        print(
+            "No SVG or PDF written: kaleido or pypdf is missing; install them (`pip install kaleido pypdf`)."
+        )
         return []
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +116,11 @@ def save_static(
     with tempfile.TemporaryDirectory(dir=out, prefix=".static-") as scratch:
         numbered = {name: _numbered(figure, name) for name, figure in figures.items()}
         jobs: list[dict[str, Any]] = [
-            {"fig": figure, "path": str(Path(scratch) / f"{name}.{suffix}")}
+            {
+                "fig": figure,
+                "path": str(Path(scratch) / f"{name}.{suffix}"),
+                "opts": {"scale": dpi / UNITS if suffix == "png" else 1},
+            }
             for name, figure in numbered.items()
             for suffix in formats
         ]
@@ -110,9 +142,7 @@ def save_static(
         for job in jobs:
             source = Path(job["path"])
             with written(out / source.name) as temporary:
-                content = source.read_bytes()
-                svg = source.suffix == ".svg"
-                temporary.write_bytes(slim(content) if svg else _without_chance(content))
+                temporary.write_bytes(_FINISH[source.suffix](source.read_bytes()))
     return [out / Path(job["path"]).name for job in jobs]
 
 
@@ -135,9 +165,33 @@ def _numbered(figure: go.Figure, name: str) -> dict:
     return made
 
 
-def _without_chance(content: bytes) -> bytes:
-    """Replace a PDF's dates by a fixed one."""
-    return re.sub(rb"/(Creation|Mod)Date \(D:\d{14}", rb"/\1Date (D:20000101000000", content)
+def _svg_of_size(content: bytes) -> bytes:
+    """A slim SVG whose size is in inches, and whose lengths are in units."""
+    drawing = slim(content)
+    start, rest = drawing.split(b">", 1)
+    sides = (re.findall(rb'\b%s="([\d.]+)' % side, start) for side in (b"width", b"height"))
+    width, height = (float(lengths[0]) for lengths in sides)
+    start = re.sub(rb' (width|height|viewBox)="[^"]*"', b"", start)
+    inches = f'width="{width / UNITS:.4g}in" height="{height / UNITS:.4g}in"'
+    size = f' {inches} viewBox="0 0 {width:g} {height:g}"'
+    return start + size.encode() + b">" + rest
 
 
+def _pdf_of_size(content: bytes) -> bytes:
+    """A PDF whose page is as large as the figure in print, without the date and ids of the day."""
+    import pypdf
+
+    writer = pypdf.PdfWriter(clone_from=io.BytesIO(content))
+    for page in writer.pages:
+        page.scale_by(_PIXELS / UNITS)
+    writer.metadata = {"/Producer": "Chromium, pypdf", "/CreationDate": "D:20000101000000Z"}
+    writer.compress_identical_objects()
+    made = io.BytesIO()
+    writer.write(made)
+    return made.getvalue()
+
+
+_PIXELS = 96  # to the inch, in a browser
+#: What is done to each format's file of the browser.
+_FINISH = {".svg": _svg_of_size, ".pdf": _pdf_of_size, ".png": lambda content: content}
 _TOOLBAR = 28  # px

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.theme import DIVERGING, HOVER, TOP, draw_trace
+from interp.plots.arrange import arrange
+from interp.plots.look import SMALL, current
+from interp.plots.theme import DIVERGING, HOVER, draw_trace
 from interp.results.names import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from interp.stats.intervals import cluster_bootstrap
 
 DRAWS = 1000
 #: Columns of a heatmap beyond which they have no gaps between them, nor a label each.
-MANY = 64
+MANY = 44
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star")
 
@@ -70,13 +72,9 @@ def band_line(
     fig.data[-1].hovertemplate = HOVER.replace("step", x)
 
 
-def titled(fig: go.Figure, title: str, legend_rows: int = 1) -> go.Figure:
-    """A title above the legend, and the house's look."""
-    top = 62 + 26 * legend_rows + 12 * (legend_rows > 0)
-    height = (fig.layout.height or 400) - TOP + top
-    fig.update_layout(template="interp", height=height, margin_t=top)
-    head = dict(text=title, x=0, xref="paper", y=1 - 8 / height, yanchor="top", font_size=15)
-    return fig.update_layout(title=head)
+def titled(fig: go.Figure, title: str) -> go.Figure:
+    """The house's look, with a title above it."""
+    return arrange(fig.update_layout(template=current().template, title_text=title))
 
 
 def heatmap(
@@ -100,8 +98,9 @@ def heatmap(
 def diverging_scale(fig: go.Figure, values: pd.Series, title: str) -> None:
     """Colours around 0, as far as the values reach."""
     limit = max(0.05, float(np.nanmax(np.abs(values.to_numpy(dtype=float)))))
-    bar = dict(title=dict(text=title, side="right", font_size=14), x=1.01, thickness=13, outlinewidth=0)
+    head = dict(text=title, side="right", font_size=SMALL)
+    bar = dict(title=head, x=1.01, thickness=13, outlinewidth=0, tickfont_size=SMALL)
     fig.update_layout(
-        coloraxis=dict(cmin=-limit, cmax=limit, colorscale=DIVERGING, colorbar=bar | dict(tickfont_size=13)),
+        coloraxis=dict(cmin=-limit, cmax=limit, colorscale=DIVERGING, colorbar=bar),
         margin_r=96,
     )

@@ -136,7 +136,7 @@ def _effects(
     fig.update_yaxes(title="effect on the action (nats)")
     fig.add_hline(y=0, line=dict(color="#555555", width=1.2))
     share = _share(frame, names[:2], groups)
-    return titled(fig, f"Prompt reliance {share}, n = {kept} pairs", legend_rows=0)
+    return titled(fig, f"Prompt reliance {share}, n = {kept} pairs")
 
 
 def _share(frame: pd.DataFrame, parts: list[str], groups: Sequence | None) -> str:
@@ -309,7 +309,6 @@ def probes(frame: pd.DataFrame, *, metric: str = "accuracy") -> go.Figure:
     fig = facets(1, 340, 0, [SPLITS[split] for split in splits])
     by_layer = ("probe", "random_model", "control_task", "lda", "mean_difference")
     nested = len(layers) + 0.6
-    names = chosen["predictor"].nunique()
     for col, split in enumerate(splits, start=1):
         here = pick(chosen, split=split)
         drawn = [name for name in by_layer if (here["predictor"] == name).any()]
@@ -338,7 +337,7 @@ def probes(frame: pd.DataFrame, *, metric: str = "accuracy") -> go.Figure:
     fig.update_yaxes(title=metric.replace("_", " "), row=1, col=1)
     under(fig, "layer (0 = first of the activations given)")
     sizes = ", ".join(f"{pick(chosen, split=split)['n'].max()} {SPLITS[split].lower()}" for split in splits)
-    return titled(fig, f"Probe and controls, decisions: {sizes}", legend_rows=1 + (names > 6))
+    return titled(fig, f"Probe and controls, decisions: {sizes}")
 
 
 def transfer(frame: pd.DataFrame) -> go.Figure:
@@ -400,7 +399,7 @@ def shares(frame: pd.DataFrame, *, version: str = "sink_free") -> go.Figure:
         )
     diverging_scale(fig, means["log"], "log2(share / token share)")
     title = f"What the action attends to and depends on, {n_of(kept, every, 'decisions')}"
-    return titled(fig, title, legend_rows=0)
+    return titled(fig, title)
 
 
 def lens(frame: pd.DataFrame, *, read: str = "") -> go.Figure:
@@ -445,11 +444,11 @@ def _lens_top(frame: pd.DataFrame) -> go.Figure:
     texts = first.pivot(index="layer", columns="column", values="text").map(lambda text: plain(visible(text)))
     fig = facets(1, max(160, 24 * len(layers)), 0, [""], below=BOTTOM + 20)
     heatmap(fig, grid, (1, 1), texts.to_numpy(), "layer %{y}: %{customdata}, %{z:.3f}")
-    fig.data[-1].update(text=texts.to_numpy(), texttemplate="%{text}", textfont_size=12)
+    fig.data[-1].update(text=texts.to_numpy(), texttemplate="%{text}", textfont_size=14)
     layer_axis(fig, layers, "layer (−1 = embedding)", 1, 1)
     labels = [f"{decision}:{position}" for decision, position in columns.itertuples(index=False)]
     fig.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, showgrid=False)
     fig.update_xaxes(title="prompt : token", range=[-0.5, len(labels) - 0.5])
     bar = dict(title=dict(text="probability", side="right", font_size=14), x=1.01, thickness=13)
     fig.update_layout(coloraxis=dict(cmin=0, cmax=1, colorscale=SEQUENTIAL, colorbar=bar), margin_r=96)
-    return titled(fig, "Logit lens: the likeliest next token by layer", legend_rows=0)
+    return titled(fig, "Logit lens: the likeliest next token by layer")

@@ -138,7 +138,7 @@ def _over_heads(frame: pd.DataFrame, value: str, what: str, counted: str, scale:
         tickvals=list(range(len(sites))), ticktext=sites, showgrid=False, range=[len(sites) - 0.5, -0.5]
     )
     diverging_scale(fig, grid.stack(), scale)
-    return titled(fig, f"{what}, {counted}", legend_rows=0)
+    return titled(fig, f"{what}, {counted}")
 
 
 def _over_tokens(
@@ -175,7 +175,7 @@ def _over_tokens(
         _token_axis(fig, labels, row, len(positions), shown=row == len(sites))
     diverging_scale(fig, chosen[value], scale)
     start = f", tokens from {first} on" if first else ""
-    return titled(fig, f"{what}, {told}{start}", legend_rows=0)
+    return titled(fig, f"{what}, {told}{start}")
 
 
 def _one_text(frame: pd.DataFrame, value: str, unit: str, number: int | None) -> tuple[pd.DataFrame, str]:
@@ -221,7 +221,7 @@ def _token_axis(fig: go.Figure, labels: dict[int, str], row: int, width: int, sh
         tickvals=list(labels),
         ticktext=list(labels.values()),
         tickangle=-90,
-        tickfont_size=12 if len(labels) > 32 else 13,
+        tickfont_size=14,
         showgrid=False,
         showticklabels=shown,
         range=[-0.5, width - 0.5],

@@ -1,67 +1,43 @@
-"""House style of the figures: the template, and the shared axes, bands and whiskers.
+"""House style of the figures: panels, and the shared axes, lines, bands and whiskers.
 
 >>> figure = panels(frame, {"accuracy": 230})
 >>> draw_metrics(figure, frame, ["acc_cot", "acc_prompt"], row=1)
 
-One concept has one name, colour, dash and marker in every figure. A band or a whisker is always the
-table's 95 % interval. Checkpoints stand evenly spaced in training order, so that step 0 (the base model)
-has a place.
+One concept has one name, colour, dash and marker in every figure. A band or a whisker is always the table's
+95 % interval. Checkpoints stand evenly spaced in training order, so that step 0 (the base model) has a place.
+Lengths are in units of half a printed point (see `interp.plots.look`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io
 from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
-from interp.results.names import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, SPLITS, STYLE, VERMILION
+from interp.plots.look import BOTTOM as BOTTOM
+from interp.plots.look import LEFT as LEFT
+from interp.plots.look import RIGHT as RIGHT
+from interp.plots.look import SMALL as SMALL
+from interp.plots.look import TOP as TOP
+from interp.plots.look import UNITS as UNITS
+from interp.plots.look import Look as Look
+from interp.plots.look import current as current
+from interp.plots.look import drawn_for as drawn_for
+from interp.results.estimates import span
+from interp.results.names import BLUE, SPLITS, STYLE, VERMILION
 from interp.results.queries import pick, splits_of, steps_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
 STEP_TITLE = "training step (0 = base model)"
-WIDTH = 960  # px; on a 7-inch text width this scales 15 px type to 8 pt
-LEFT, RIGHT, TOP, BOTTOM = 78, 16, 74, 62  # px
 DIVERGING = [(0.0, VERMILION), (0.5, "#F7F7F7"), (1.0, BLUE)]
 SEQUENTIAL = [(0.0, "#F7FBFF"), (0.5, "#6BAED6"), (1.0, "#08306B")]
 INTERVAL = "95 % interval"
-
-_AXIS = dict(
-    showgrid=True,
-    gridcolor="#E4E4E4",
-    gridwidth=0.8,
-    zeroline=False,
-    showline=True,
-    linecolor="#444444",
-    linewidth=1,
-    ticks="outside",
-    ticklen=4,
-    tickcolor="#444444",
-    tickfont_size=14,
-    title_font_size=15,
-    title_standoff=8,
-)
-plotly.io.templates["interp"] = go.layout.Template(
-    layout=dict(
-        font=dict(family="Arial, Helvetica, Liberation Sans, sans-serif", size=15, color="#222222"),
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        colorway=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK],
-        width=WIDTH,
-        margin=dict(l=LEFT, r=RIGHT, t=TOP, b=BOTTOM),
-        xaxis=_AXIS,
-        yaxis=_AXIS,
-        legend=dict(
-            orientation="h", x=0, xanchor="left", yanchor="bottom", font_size=14, bgcolor="rgba(0,0,0,0)"
-        ),
-        bargap=0.45,
-        hovermode="closest",
-    )
-)
 
 
 HOVER = (
@@ -101,57 +77,95 @@ def _faint(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def panels(frame: pd.DataFrame, rows: dict[str, int]) -> go.Figure:
-    """Empty figure with one column per split and one row per (axis title: height in px) of `rows`."""
+def panels(frame: pd.DataFrame, rows: dict[str, int], fixed: Collection[str] = ()) -> go.Figure:
+    """Empty figure with a panel per split, and one row of them per (axis title: height in units) of `rows`.
+
+    The splits stand side by side; in a narrow figure below each other, and lower, except for rows in `fixed`.
+    """
     splits, steps = splits_of(frame), steps_of(frame)
     if not splits:
         raise ValueError(f"the table has no rows with split in {list(SPLITS)}.")
-    gap = 46  # px between rows: room for the lower row's legend
-    height = sum(rows.values()) + gap * (len(rows) - 1)
-    fig = make_subplots(
-        rows=len(rows),
-        cols=len(splits),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        row_heights=list(rows.values()),
-        vertical_spacing=gap / height,
-        horizontal_spacing=0.03,
-        column_titles=[SPLITS[split] for split in splits],
-    )
-    fig.update_layout(height=height + TOP + BOTTOM)
-    fig.update_layout(legend=dict(y=1 + 28 / height))
+    heights = [rows[title] if title in fixed else _height(rows[title]) for title in rows]
+    fig = _grid(heights, [SPLITS[split] for split in splits], 16, BOTTOM, 0.03)
     for row, title in enumerate(rows, start=1):
         fig.update_yaxes(title=title, row=row, col=1)
         for col in range(1, len(splits) + 1):
             step_axis(fig, steps, row, col, title=row == len(rows))
-    heights = list(rows.values())
-    for i in range(1, len(heights)):  # each row has its legend above it
-        top = sum(heights[i:]) + gap * (len(heights) - 1 - i)
-        fig.update_layout(
-            {
-                f"legend{i + 1}": dict(
-                    y=(top + 6) / height, x=0, orientation="h", font_size=14, yanchor="bottom"
-                )
-            }
-        )
     return fig
 
 
 def facets(
-    rows: int, each: int, gap: int, columns: list[str], below: int = BOTTOM, spacing: float = 0.03
+    rows: int,
+    each: int,
+    gap: int,
+    columns: list[str],
+    below: int = BOTTOM,
+    spacing: float = 0.03,
+    across: int = 0,
+    shared: bool = True,
 ) -> go.Figure:
-    """Empty figure of `rows` rows of panels, `each` px high and `gap` px apart, `below` px under them."""
-    height = each * rows + gap * (rows - 1)
-    fig = make_subplots(
-        rows=rows,
-        cols=len(columns),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        horizontal_spacing=spacing,
-        vertical_spacing=gap / height,
-        column_titles=columns,
-    )
-    return fig.update_layout(height=height + TOP + below, margin_b=below, legend_y=1 + 28 / height)
+    """Empty figure of `rows` rows of panels, `each` units high and `gap` apart, `below` units under them.
+
+    Args:
+        rows: of panels.
+        each: height of a panel.
+        gap: between rows.
+        columns: what stands above each column.
+        below: room for the lowest axis.
+        spacing: between columns, as a share of the figure's width.
+        across: panels side by side, of which the others follow below; by default all, in a narrow figure 1.
+        shared: whether the panels of a row have one value axis.
+    """
+    return _grid([_height(each)] * rows, columns, gap, below, spacing, across, shared)
+
+
+def _height(height: int) -> int:
+    """A panel's height in the look that is drawn in: narrow panels are lower."""
+    return max(96, round(0.65 * height)) if current().narrow else height
+
+
+def _grid(
+    heights: list[int],
+    titles: list[str],
+    gap: int,
+    below: int,
+    spacing: float,
+    across: int = 0,
+    shared: bool = True,
+) -> go.Figure:
+    """Empty panels that `interp.plots.arrange` gives their places when the figure is drawn."""
+    across = min(across or (1 if current().narrow else len(titles)), len(titles))
+    fig = make_subplots(len(heights), len(titles), shared_xaxes=True, shared_yaxes=shared)
+    grid = dict(heights=heights, titles=titles, across=across, gap=gap, below=below, spacing=spacing)
+    grid["shared"] = shared
+    return fig.update_layout(meta={"grid": grid})
+
+
+def room_of(fig: go.Figure, row: int) -> tuple[float, float]:
+    """Width and height of a panel in units, as far as they are known before the figure is finished."""
+    grid = (fig.layout.meta or {}).get("grid")
+    if not grid:
+        return 320, 320
+    margin = fig.layout.margin
+    left, right = (LEFT if margin.l is None else margin.l), (RIGHT if margin.r is None else margin.r)
+    width, across = current().width - left - right, grid["across"]
+    return width * (1 - grid["spacing"] * (across - 1)) / across, grid["heights"][row - 1]
+
+
+def note_n(fig: go.Figure, text: str) -> go.Figure:
+    """The line under a figure that says its n."""
+    lines = "<br>".join(textwrap.wrap(text, int(current().width / 6.9)))
+    return fig.add_annotation(text=lines, name="n", showarrow=False, font=dict(size=SMALL, color="#555555"))
+
+
+def sizes(rows: pd.DataFrame, unit: str = "decisions", clusters: str = "games") -> str:
+    """How many decisions of how many games some rows rest on: `n = 400 decisions of 57 games`."""
+    known = rows.dropna(subset="n")
+    if known.empty:
+        return ""
+    of = known["n_groups"].dropna() if "n_groups" in known else pd.Series(dtype=float)
+    grouped = f" of {span(of)} {clusters}" if len(of) and clusters else ""
+    return f"n = {span(known['n'])} {unit}{grouped}"
 
 
 def under(fig: go.Figure, title: str, below: int = 30) -> go.Figure:
@@ -175,6 +189,7 @@ def draw_heatmap(
     grid = {name: table.reindex(index=order[0], columns=order[1]) for name, table in grid.items()}
     hover = np.stack([grid[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS[1:]], axis=-1)
     fig.add_heatmap(
+        meta=dict(x=[str(name) for name in order[1]], y=[str(name) for name in order[0]]),
         z=grid["value"].to_numpy(),
         x=list(range(len(order[1]))),
         y=list(range(len(order[0]))),
@@ -191,17 +206,17 @@ def draw_heatmap(
 
 def effect_scale(fig: go.Figure, values: pd.Series, **bar: object) -> None:
     """The colours of heatmaps of patching effects, and their bar."""
-    title = dict(text="effect (0 = none, 1 = full)", side="right", font_size=14)
-    look = dict(title=title, x=1.015, thickness=13, outlinewidth=0, tickfont_size=13)
+    title = dict(text="effect (0 = none, 1 = full)", side="right", font_size=SMALL)
+    look = dict(title=title, x=1.015, thickness=13, outlinewidth=0, tickfont_size=SMALL)
     low, high = min(0.0, values.min()), max(1.0, values.max())
     fig.update_layout(coloraxis=dict(cmin=low, cmax=high, colorscale=SEQUENTIAL, colorbar=look | bar))
 
 
-def corner(fig: go.Figure, text: str, row: int, col: int, above: bool = False, **look: object) -> None:
+def corner(fig: go.Figure, text: str, row: int, col: int, above: bool = False, **look: Any) -> None:
     """Text in a panel's upper left corner, or above it."""
     place = dict(x=0, y=1, yanchor="bottom") if above else dict(x=0.02, y=0.98, yanchor="top")
-    place |= dict(xref="x domain", yref="y domain", xanchor="left", row=row, col=col)
-    fig.add_annotation(text=text, showarrow=False, **place, **look)
+    place |= dict(xref="x domain", yref="y domain", xanchor="left", align="left", row=row, col=col)
+    fig.add_annotation(text=text, showarrow=False, **place | dict(font_size=SMALL) | look)
 
 
 def uncertain(grid: dict[str, pd.DataFrame]) -> Int[np.ndarray, "cell 2"]:
@@ -296,8 +311,8 @@ def draw_trace(
         name=name,
         showlegend=show,
         cliponaxis=False,
-        line=dict(color=colour, dash=dash, width=1.5 if thin else 2.6),
-        marker=dict(symbol=symbol, size=6 if thin else 8, color=colour, line=dict(color=colour, width=1)),
+        line=dict(color=colour, dash=dash, width=1.4 if thin else 2.2),
+        marker=dict(symbol=symbol, size=5.5 if thin else 7, color=colour, line=dict(color=colour, width=1)),
         error_y=whisker(lone, colour) if alone else None,
         customdata=point_numbers(rows),
         hovertemplate=HOVER,
@@ -306,19 +321,17 @@ def draw_trace(
 
 
 def step_axis(
-    fig: go.Figure, steps: list[int], row: int, col: int, title: bool = True, room: int = 9
+    fig: go.Figure, steps: list[int], row: int, col: int, title: bool = True, room: int = 0
 ) -> None:
-    """Evenly spaced checkpoints with at most `room` labels, first and last kept."""
-    count = min(room, len(steps))
+    """Evenly spaced checkpoints with `room` labels, by default as many as fit; first and last kept."""
+    texts = [f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step) for step in steps]
+    wide = 7.2 * max(map(len, texts)) + 8
+    count = min(room or max(2, int(room_of(fig, row)[0] // wide)), len(steps))
     shown = sorted({round(i * (len(steps) - 1) / max(1, count - 1)) for i in range(count)})
-    text = [
-        f"{steps[i] // 1000}k" if steps[i] >= 10_000 and steps[i] % 1000 == 0 else str(steps[i])
-        for i in shown
-    ]
     fig.update_xaxes(
         tickmode="array",
         tickvals=shown,
-        ticktext=text,
+        ticktext=[texts[i] for i in shown],
         range=[-0.4, len(steps) - 0.6],
         tickangle=0,
         title=STEP_TITLE if title else None,
@@ -331,7 +344,9 @@ def layer_axis(
     fig: go.Figure, layers: list[int], title: str | None, row: int, col: int, axis: str = "y"
 ) -> None:
     """Layers in order, labelled at most every so often that the labels keep apart."""
-    shown = list(range(0, len(layers), 1 + len(layers) // 16))
+    width, height = room_of(fig, row)
+    most = max(2, int(width // 26 if axis == "x" else height // 18))
+    shown = list(range(0, len(layers), 1 + (len(layers) - 1) // most))
     settings = dict(
         tickmode="array", tickvals=shown, ticktext=[str(int(layers[i])) for i in shown], title=title
     )
@@ -347,12 +362,13 @@ def fit_values(
     metrics: Sequence[str],
     row: int | None,
     at_least: tuple[float, float] = (0.0, 0.0),
+    col: int | None = None,
 ) -> None:
-    """Range of one row's value axes: every value and interval drawn, and `at_least`, with a margin of 5 %."""
+    """Range of a row's or panel's value axes: all values and intervals, and `at_least`, with 5 % around."""
     drawn = frame.loc[frame["metric"].isin(metrics), ["value", "low", "high"]]
     low, high = np.nanmin([at_least[0], drawn.min().min()]), np.nanmax([at_least[1], drawn.max().max()])
     margin = 0.05 * max(high - low, 0.02)
-    fig.update_yaxes(range=[low - margin, high + margin], row=row)
+    fig.update_yaxes(range=[low - margin, high + margin], row=row, col=col)
 
 
 def zero_line(fig: go.Figure, row: int) -> None:

@@ -36,6 +36,15 @@ _MOVED = {
 }
 
 
+_SUMMARY = (
+    "The study's readings at the first and last checkpoint that each was taken at, with 95 % intervals."
+)
+_SERIES = (
+    "Series side by side: agreement with the expert at the first checkpoint and the last, other readings at "
+    "the last. Dash: not measured."
+)
+
+
 class Parsed(NamedTuple):
     """Readings over the decisions at which both actions parse, at the last checkpoint."""
 
@@ -192,7 +201,7 @@ def summary(study: Read) -> Table | None:
         "reading",
         *(f"{SPLITS[split]}, {which}" for split in splits for which in ("first", "last", "change")),
     ]
-    return Table(heads, lines) if lines else None
+    return Table("summary", _SUMMARY, heads, lines) if lines else None
 
 
 def side_by_side(study: Read) -> Table | None:
@@ -216,4 +225,4 @@ def side_by_side(study: Read) -> Table | None:
         "prompt action, first and last",
         *(f"{READINGS[m]}, last" for m in last),
     ]
-    return Table(heads, lines) if lines else None
+    return Table("series", _SERIES, heads, lines) if lines else None

@@ -8,7 +8,7 @@ Texts are jinja2 templates beside this module, filled with numbers and verdicts;
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from interp.plots.caption import Caption
+from interp.report.behaviour import SMOLLM2
+from interp.report.masking import BESIDE as MASKED
 from interp.report.sections import SECTIONS, Section
 from interp.report.study import UNREADABLE, Read, href, unreadable
 from interp.report.viewer import PAGE
@@ -26,6 +28,16 @@ from interp.results.wording import listed
 _FIRST = ("date", "command", "model", "versions")
 #: Rows that a figure's numbers may have to be shown unfolded.
 _FEW_ROWS = 12
+TITLE = "Where do chain-of-thought training gains land?"
+#: Titles of the pages of studies beside the main one, by the name of their folder.
+TITLES = {
+    "smollm2": SMOLLM2,
+    "environments": "Environments side by side",
+    **{name: f"Masked action supervision: {title}" for name, title in MASKED.items()},
+}
+#: Files of a page's folder that it links to.
+BESIDE = {PAGE: "Decisions one by one", "numbers.tex": "Numbers (LaTeX)"}
+_FORMATS = {"html": "interactive", "svg": "SVG", "pdf": "PDF", "png": "PNG"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,15 @@ class Entry:
     tabular: bool = False
     """Whether the figure is a table, and numbered among tables."""
     latex: bool = False
-    """Whether `<name>.tex` is beside it."""
+    """Whether `<name>.tex` is beside it, its numbers as a table for a paper."""
+    data: bool = False
+    """Whether `<name>.csv` is beside it, the points that are drawn."""
+
+    @property
+    def alt(self) -> str:
+        """What the figure shows, for those who do not see it: its title and its message."""
+        message = self.caption.message if self.caption else ""
+        return f"{self.title}{'' if self.title.endswith('?') else '.'} {message}".strip()
 
 
 def save_index(
@@ -59,7 +79,7 @@ def save_index(
 ) -> Path:
     """Write `<out>/index.html`: sections with numbered, captioned figures, linked to their tables.
 
-    It links to the decision viewer where `out` has one.
+    It links to the decision viewer and to `numbers.tex` where `out` has them.
 
     Args:
         entries: figures, drawn or not, in reading order.
@@ -72,14 +92,8 @@ def save_index(
     """
     out = Path(out)
     environment = _environment()
-    known = {section.name for section in SECTIONS}
-    others = [
-        Section(name, name.capitalize(), lambda study: None)
-        for name in dict.fromkeys(entry.section for entry in entries)
-        if name not in known
-    ]
     parts = []
-    for section in (*SECTIONS[:-2], *others, *SECTIONS[-2:]):
+    for section in _in_order(study, dict.fromkeys(entry.section for entry in entries)):
         lead = said(section, study, environment)
         mine = [entry for entry in entries if entry.section == section.name]
         figures = [
@@ -87,17 +101,35 @@ def save_index(
             for entry in mine
         ]
         if lead or figures:
-            parts.append(
-                dict(
-                    name=section.name,
-                    title=section.title,
-                    lead=lead,
-                    figures=[Markup(figure) for figure in figures],
-                )
-            )
-    viewer = PAGE if (out / PAGE).exists() else ""
-    page = environment.get_template("page.html").render(sections=parts, notes=notes, viewer=viewer)
+            parts.append(section._asdict() | dict(lead=lead, figures=[Markup(figure) for figure in figures]))
+    page = environment.get_template("page.html").render(
+        title=TITLES.get(Path(tables).resolve().parent.name, TITLE),
+        sections=parts,
+        notes=notes,
+        links=_links(out),
+    )
     return write_text(out / "index.html", page)
+
+
+def _in_order(study: Read, named: Iterable[str]) -> list[Section]:
+    """The sections in reading order: verdicts first where there are any, figures' own before the nulls."""
+    known = {section.name for section in SECTIONS}
+    others = [
+        Section(name, name.capitalize(), name.capitalize(), lambda study: None)
+        for name in named
+        if name not in known
+    ]
+    at = [section.name for section in SECTIONS].index("nulls")
+    verdicts, results, rest = SECTIONS[:1], SECTIONS[1:at], SECTIONS[at:]
+    judged = study.any("claims", "masking")
+    return [*(verdicts if judged else ()), *results, *others, *(() if judged else verdicts), *rest]
+
+
+def _links(out: Path) -> list[tuple[str, str]]:
+    """Other pages and files of this folder that the page links to: link, text."""
+    above = out.resolve().parent / "index.html"
+    found = [("../index.html", "Main report")] if out.resolve().name in TITLES and above.exists() else []
+    return found + [(name, text) for name, text in BESIDE.items() if (out / name).exists()]
 
 
 def said(section: Section, study: Read, environment: Environment | None = None) -> Markup:
@@ -142,6 +174,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     counters = dict(Figure=count(1), Table=count(1))
+    environment.globals["FORMATS"] = _FORMATS
     environment.globals["next_number"] = lambda kind: next(counters[kind])
     environment.filters |= {"listed": listed, "cap": lambda text: text[:1].upper() + text[1:]}
     return environment

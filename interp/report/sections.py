@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from interp.report import behaviour, claims, instruments, masking, nulls
 from interp.report.behaviour import Games
-from interp.report.study import Change, Read, Table
+from interp.report.study import UNREADABLE, Change, Read, Table
 from interp.results.headline import READINGS, headline
 from interp.results.wording import WHERE
 
@@ -23,6 +24,8 @@ class Section(NamedTuple):
     name: str
     """Its id on the page, and its template."""
     title: str
+    short: str
+    """The same in a word or two, for the contents."""
     data: Callable[[Read], object]
     """What the template is filled with; None where its tables are missing."""
 
@@ -118,16 +121,25 @@ def _captions(study: Read) -> None:
 
 
 SECTIONS = (
-    Section("claims", "The four claims", claims.claims),
-    Section("question", "The question", lambda study: True),
-    Section("answer", "The readings in short", answer),
-    Section("measured", "How it is measured", lambda study: study),
-    Section("trusted", "Can the instruments be trusted?", instruments.trusted),
-    Section("better", "Does the agent get better, and where?", _captions),
-    Section("predicted", "Is the action in the prompt already?", _captions),
-    Section("depends", "What does the action depend on?", _captions),
-    Section("masking", "Does masking action supervision move the gain?", masking.masked),
-    Section("elsewhere", "Does it hold elsewhere?", elsewhere),
-    Section("nulls", "Nulls", nulls.nulls),
-    Section("limits", "Limits", limits),
+    Section("claims", "The four claims", "Claims", claims.claims),
+    Section("answer", "The readings in short", "In short", answer),
+    Section("better", "Does the agent get better, and where?", "Gains", _captions),
+    Section("predicted", "Is the action in the prompt already?", "Prediction", _captions),
+    Section("depends", "What does the action depend on?", "Causes", _captions),
+    Section("masking", "Does masking action supervision move the gain?", "Masking", masking.masked),
+    Section("elsewhere", "Does it hold elsewhere?", "Elsewhere", elsewhere),
+    Section("trusted", "Can the instruments be trusted?", "Calibration", instruments.trusted),
+    Section("nulls", "Nulls", "Nulls", nulls.nulls),
+    Section("limits", "Limits", "Limits", limits),
+    Section("question", "The question", "Question", lambda study: True),
+    Section("measured", "How it is measured", "Words", lambda study: study),
 )
+
+
+def tables(study: Read) -> list[Table]:
+    """The tables of the sections' words, for a paper; without those whose tables hold something else."""
+    found = []
+    for make in (behaviour.summary, behaviour.side_by_side, masking.side_by_side):
+        with suppress(*UNREADABLE):
+            found.append(make(study))
+    return [table for table in found if table]

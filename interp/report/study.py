@@ -56,6 +56,9 @@ class Verdict(NamedTuple):
 class Table(NamedTuple):
     """A table of the report, of plain text."""
 
+    name: str
+    """Of its LaTeX, without suffix."""
+    caption: str
     heads: list[str]
     rows: list[list[str]]
     """The first cell of each is its heading."""

@@ -20,6 +20,7 @@ from interp.report import masking as report_masking
 from interp.report import page as report_page
 from interp.report.behaviour import moves
 from interp.report.claims import claims
+from interp.report.numbers import macros, numbers_tex
 from interp.report.sections import SECTIONS
 from interp.report.study import Read, read, together
 from interp.results.estimates import Ends, estimate
@@ -281,11 +282,48 @@ def test_an_older_run_says_that_its_claims_are_not_judged_and_its_masking_study_
     assert words(study(reliance=TABLES["reliance"]()), "claims") == ""
 
 
-def test_the_claims_stand_before_the_contents_of_the_page(tmp_path):
-    of = study(claims=TABLES["claims"]())
-    text = report_page.save_index([], of, tmp_path / "tables", tmp_path, ("svg",)).read_text()
-    assert text.index('<section id="claims"') < text.index("<nav") < text.index('<section id="question"')
-    assert not Page(text).open
+def test_a_page_opens_with_its_results_and_ends_with_what_its_words_mean(tmp_path):
+    def order(**tables):
+        page = report_page.save_index([], study(**tables), tmp_path / "tables", tmp_path, ("svg",))
+        return re.findall(r'<section id="(\w+)"', page.read_text())
+
+    judged = order(claims=TABLES["claims"](), behaviour=TABLES["behaviour"]())
+    assert judged[:2] == ["claims", "answer"] and judged[-2:] == ["question", "measured"]
+    unjudged = order(behaviour=TABLES["behaviour"]())
+    assert unjudged[0] == "answer" and unjudged.index("claims") > 0
+    assert order(masking=masking_table())[:2] == ["claims", "masking"]
+    text = (tmp_path / "index.html").read_text()
+    assert not Page(text).open and text.index("<nav") < text.index("<main")
+
+
+def test_a_page_beside_the_main_one_has_its_own_title_and_links_back(tmp_path):
+    for name in ("", "reinforcement"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        of = study(masking=masking_table())
+        folder = tmp_path / name
+        text = report_page.save_index([], of, folder / "tables", folder, ("svg",)).read_text()
+        assert ("Reinforcement learning" in text[: text.index("<nav")]) == bool(name)
+        assert ('href="../index.html"' in text) == bool(name)
+
+
+def test_every_headline_number_is_a_macro_of_its_own_with_letters_only():
+    of = whole()
+    made = {macro.name: macro.text for macro in macros(of)}
+    assert len(made) == len(macros(of)) > 150 and all(re.fullmatch("[A-Za-z]+", name) for name in made)
+    rows = TABLES["behaviour"]().query("metric == 'acc_cot'")
+    for split, out in (("in_domain", ""), ("out_of_domain", "Out")):
+        for end, step in (("First", 0), ("Last", 800)):
+            row = rows.query(f"split == '{split}' and step == {step}").iloc[0]
+            name = f"accCot{end}{out}"
+            assert f"{made[name]} {made[f'{name}Interval']}" == estimate(row)
+            assert made[f"{name}N"] == "412" and made[f"{name}Step"] == str(step)
+    verdict = TABLES["claims"]().query("statistic == 'gap' and readout == 'free' and subset == 'all'")
+    last = verdict.query("split == 'in_domain'").sort_values("step").iloc[-1]
+    assert made["gapFreeChangeVerdict"] == last["verdict"]
+    assert made["gapFreeChange"] == estimate(last, signed=True).partition(" ")[0]
+    text = numbers_tex(of)
+    assert text.isascii() and rf"\newcommand{{\accCotLast}}{{{made['accCotLast']}}}" in text
+    assert macros(study()) == [] and macros(study(behaviour=TABLES["behaviour"]()[["step"]])) == []
 
 
 def estimates(of: Read) -> set[str]:
@@ -615,7 +653,7 @@ def test_a_drawing_is_shown_with_its_message_and_leaves_the_page_whole(tmp_path)
     )
     of = study(behaviour=TABLES["behaviour"]())
     text = report_page.save_index([entry], of, tmp_path / "tables", tmp_path, ("svg",)).read_text()
-    shown = '<img src="behaviour.svg" alt="Said &#34;so&#34; &lt;b&gt;.">'
+    shown = '<img src="behaviour.svg" alt="One. Said &#34;so&#34; &lt;b&gt;.">'
     assert not Page(text).open and shown in text and "&lt;&amp;&gt;" in text
 
 
