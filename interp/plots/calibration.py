@@ -155,11 +155,11 @@ def calibration(frame: pd.DataFrame) -> go.Figure:
     errors = rows.assign(**{name: rows[name] - allowed_value for name in ("value", "low", "high")})
     order = {name: title for name, title in INSTRUMENTS.items() if (rows["instrument"] == name).any()}
     looks = {agent: (title, *_LOOKS[agent]) for agent, title in AGENTS.items()}
-    fig = facets(1, 30 * len(order), 20, [""])
+    fig = facets(1, 44 * len(order), 20, [""])
     draw_estimates(fig, errors, looks, by="agent", panels=[{}], along="instrument", order=order)
     fit_estimates(fig, errors, (-2 * NEAR, 2 * NEAR))
     fig.add_vrect(x0=-NEAR, x1=NEAR, fillcolor="#EEEEEE", line_width=0, layer="below")
-    fig.update_xaxes(title="reading − what the construction allows")
+    fig.update_xaxes(title="reading − allowed value")
     counted = f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seeds"
     return note_n(fig.update_layout(margin_l=262), counted)
 

@@ -49,7 +49,7 @@ def by_condition(frame: pd.DataFrame, metric: str, title: str) -> go.Figure:
     shown = [name for name in _CONTRASTS if (rows["contrast"] == name).any()]
     splits = by_split(rows)
     titles = [_CONTRASTS[name].format(title) for name in shown]
-    fig = facets(len(splits), ROW * len(order), 26, titles, across=len(shown))
+    fig = facets(len(splits), ROW * len(order), 26, titles, below=34, across=len(shown))
     for row, where in enumerate(splits, start=1):
         panels = [where | dict(contrast=name) for name in shown]
         draw_estimates(fig, rows, LOOKS, by="kind", panels=panels, along="condition", order=order, row=row)
@@ -71,7 +71,7 @@ def _draw_trainings(fig: go.Figure, dots: pd.DataFrame, order: list[str], row: i
     dots = dots[dots["condition"].isin(order)]
     fig.add_scatter(
         x=dots["value"],
-        y=[order.index(name) + 0.3 for name in dots["condition"]],
+        y=[order.index(name) + 0.28 for name in dots["condition"]],
         mode="markers",
         marker=dict(size=5, color="#555555", opacity=0.75),
         name="one training",

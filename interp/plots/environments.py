@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from functools import partial
+from textwrap import wrap
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -33,7 +34,7 @@ READINGS = {
     "success_cot": "games won with CoT",
     "success_prompt": "games won without",
     "prompt_reliance": "prompt reliance",
-    "follow": "follows another state's trace",
+    "follow": "follows other trace",
     "keep": "keeps its own action",
     "probe_gain": "boundary probe's gain",
 }
@@ -126,7 +127,9 @@ def splits(frame: pd.DataFrame) -> go.Figure:
         "decisions": "decisions",
         "studied": "studied",
     }
-    widths = dict(environment=1.4, trained_on=2.2, split=1.0, holds=2.6, task_types=0.8)
+    widths = dict(
+        environment=1.8 if current().narrow else 1.4, trained_on=2.2, split=1.0, holds=2.6, task_types=0.8
+    )
     if current().narrow:
         for column in ("trained_on", "task_types", "episodes"):
             del shown[column]
@@ -179,16 +182,18 @@ def readings(frame: pd.DataFrame) -> go.Figure:
     last = _last(frame)
     shown = [name for name in READINGS if (last["metric"] == name).any() and name not in _nothing(last)]
     rows = need(only(last, metric=shown))
-    order = _named(rows)
+    order = {name: "<br>".join(wrap(title, 17)) for name, title in _named(rows).items()}
     looks = {
         "in_domain": ("in-domain", BLUE, "solid", "circle"),
         "out_of_domain": ("out-of-domain", ORANGE, "solid", "circle-open"),
     }
     across = 2 if current().narrow else 3
-    fig = facets(1, 26 * len(order), 30, [READINGS[name] for name in shown], across=min(across, len(shown)))
+    titles = [READINGS[name] for name in shown]
+    fig = facets(1, 44 * len(order), 30, titles, below=34, across=min(across, len(shown)))
     panels = [dict(metric=name) for name in shown]
     draw_estimates(fig, rows, looks, by="split", panels=panels, along="environment", order=order)
     for col, name in enumerate(shown, start=1):
         of = pick(rows, metric=name)
         fit_estimates(fig, of, () if name in ("prompt_reliance", "probe_gain") else (1.0,), row=1, col=col)
-    return note_n(fig.update_layout(margin_l=172), sizes(rows))
+    fig.update_xaxes(nticks=5)
+    return note_n(fig.update_layout(margin_l=124), sizes(rows))

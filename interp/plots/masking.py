@@ -294,9 +294,10 @@ def table(frame: pd.DataFrame) -> go.Figure:
     shown = paper_table(frame)
     if current().narrow:
         shown = shown.drop(columns=("", "seeds")).map(lambda cell: cell.partition(" ")[0])
-    heads = ["<br>".join(filter(None, column)).replace("-", " ") for column in shown.columns]
+    heads = [" ".join(filter(None, column)).replace("-", " ") for column in shown.columns]
     columns = {"condition": list(shown.index)} | {
-        head: list(shown[column]) for head, column in zip(heads, shown, strict=True)
+        head: list(shown[column].str.replace(" [", "<br>[", regex=False))
+        for head, column in zip(heads, shown, strict=True)
     }
     widths = [1.0 if head == "seeds" else 1.6 for head in columns]
     fills = ["#F3F3F3" if " − " in title else "white" for title in shown.index]
@@ -331,7 +332,8 @@ def dose(frame: pd.DataFrame) -> go.Figure:
     shares, panels = sorted(rows["share"].unique()), by_split(rows)
     fig = facets(1, 210, 20, [SPLITS[where["split"]] for where in panels])
     draw_series(fig, rows, looks, by="series", panels=panels, along="share", order=shares)
-    fig.update_xaxes(title=K_TITLE, tickvals=list(range(len(shares))), ticktext=[number(k) for k in shares])
+    ticks = dict(tickvals=list(range(len(shares))), ticktext=[number(share) for share in shares])
+    fig.update_xaxes(title=K_TITLE, range=[-0.3, len(shares) - 0.7], **ticks)
     fig.update_yaxes(title="accuracy", row=1, col=1)
     return note_n(fig, games(rows))
 

@@ -19,14 +19,12 @@ from interp.plots.theme import (
     BOTTOM,
     DIVERGING,
     SMALL,
-    corner,
     draw_heatmap,
     facets,
     fit_values,
     layer_axis,
     note_n,
     panels,
-    plain,
     sizes,
     step_axis,
     zero_line,
@@ -77,9 +75,9 @@ def _probes_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     told = last_side(rows, GAINED, predictor="gain", layer=-1)
     message = f"The last boundary probe {told}. " if told else ""
     message += f"Its gain is above 0 for sure in {clear} of {count} cells (layer, checkpoint, split)."
-    fitted = "fitted_on" in rows and (rows["fitted_on"] == "train").any()
+    fitted = "fitted_on" in rows and bool((rows["fitted_on"] == "train").any())
     drawn = (
-        f"Linear probe of the {LABELS.get(label, label)}{', fitted on the training split' if fitted else ''}; "
+        f"Linear probe of the {LABELS.get(label, label)}{', fitted on the training split' * fitted}; "
         "controls read no activation."
     )
     pairs = frame[
@@ -154,10 +152,9 @@ def probes(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     fig = panels(gain, {"gain over best control": 160, "gain by layer": 160})
     looks = {"gain": ("probe − best control, nested layer", *STYLE["probe"][1:])}
     draw_series(fig, nested, looks, by="predictor", panels=by_split(gain), order=steps)
-    drawn = dict(by="step", panels=by_split(gain), row=2, along="layer", order=layers)
+    drawn = dict(by="step", panels=by_split(gain), row=2, along="layer", order=layers, legend="legend")
     draw_series(fig, by_layer, end_looks(ends), **drawn)
-    for col, where in enumerate(by_split(gain), start=1):
-        corner(fig, _levels(pick(chosen, **where)), 1, col)
+    for col in range(1, len(by_split(gain)) + 1):
         step_axis(fig, steps, 1, col)
         layer_axis(fig, layers, "layer", 2, col, axis="x")
     shown = pd.concat([nested, only(by_layer, step=ends)])
@@ -166,17 +163,6 @@ def probes(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
         zero_line(fig, row)
     fig.update_xaxes(matches=None, showticklabels=True)
     return note_n(fig, sizes(nested))
-
-
-def _levels(rows: pd.DataFrame) -> str:
-    """Accuracies of the last nested probe and of the best control, as a panel says them."""
-    last = pick(rows, step=rows["step"].max(), layer=-1)
-    levels = {name: pick(last, predictor=name) for name in ("probe", *CONTROLS)}
-    values = {name: float(of["value"].iloc[0]) for name, of in levels.items() if len(of)}
-    probe, best = values.pop("probe", None), max(values, key=values.__getitem__, default="")
-    if probe is None or not best:
-        return ""
-    return f"last accuracy: probe {probe:.2f}, {STYLE[best][0]} {values[best]:.2f}"
 
 
 @_figure("Do probes carry over between checkpoints?", table="transfer", caption=_transfer_caption)
@@ -209,7 +195,9 @@ def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
         fig.update_yaxes(showgrid=False, tickvals=axis.tickvals, ticktext=axis.ticktext, row=2, col=col)
         fig.update_xaxes(showgrid=False, row=2, col=col)
     fig.update_xaxes(title="read at training step", row=2)
-    fig.update_yaxes(title="accuracy", rangemode="tozero", row=1, col=1)
+    fig.update_yaxes(title="accuracy", row=1, col=1)
+    fit_values(fig, rows, ["accuracy"], row=1)
+    fig.update_yaxes(range=[-0.5, len(steps) - 0.5], row=2)
     fig.update_yaxes(title="probe of training step", row=2, col=1)
     bar = dict(title=dict(text="drop in accuracy", side="right"), thickness=13, outlinewidth=0, x=1.01)
     bar |= dict(tickfont_size=SMALL, title_font_size=SMALL, tickformat=".1f", len=0.45, y=0, yanchor="bottom")
@@ -223,7 +211,7 @@ def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     """Bits for each decision with the activations, the text and class frequencies, above the bits saved."""
     frame = need(frame, label=label or label_of(frame), metric="bits")
     codes = {name: STYLE[name] for name in ("probe", "tfidf", "majority")}
-    saved = {"gain": ("saved by the activations, against the shorter other code", *STYLE["probe"][1:])}
+    saved = {"gain": ("saved against the shorter other code", *STYLE["probe"][1:])}
     fig = panels(frame, {"bits per decision": 170, "bits saved": 130})
     for row, looks in enumerate((codes, saved), start=1):
         rows = need(only(frame, predictor=looks))
@@ -281,8 +269,7 @@ def along_trace(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
         lines = dict(by="predictor", panels=panels, along="position", order=places)
         draw_series(fig, part.sort_values("share"), _ALONG, thin=[*_ALONG][1:], **lines)
     fig.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-45)
-    label = LABELS.get(rows["label"].iloc[0], rows["label"].iloc[0])
-    fig.update_yaxes(range=[0, 1.02], row=1)
-    fig.update_yaxes(title=f"accuracy<br>({plain(label)})", col=1)
-    fig.update_xaxes(title="read at: share of the trace", row=1)
+    fig.update_yaxes(range=[0, 1.02])
+    fig.update_yaxes(title="accuracy", col=1)
+    fig.update_xaxes(title="read at: share of the trace", range=[-0.4, len(places) - 0.6])
     return note_n(fig, sizes(pick(rows, predictor="probe")))

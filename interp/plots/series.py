@@ -27,7 +27,7 @@ _HOVER = (
     "<br>n = %{customdata[4]} in %{customdata[5]} clusters"
 )
 #: Units between the labels of rows of estimates, and what those of one row are apart, in rows.
-ROW, _APART = 22, 0.3
+ROW, _APART = 25, 0.3
 
 
 def by_split(frame: pd.DataFrame) -> list[dict]:
@@ -112,8 +112,9 @@ def draw_estimates(
         here = pick(frame, **where)
         here = here[here[along].isin(places) & here[by].isin(looks)]
         here = here.sort_values(by, key=lambda column: column.map(list(looks).index), kind="stable")
-        beside = here.groupby(along).cumcount() - (here.groupby(along)[along].transform("size") - 1) / 2
-        here = here.assign(place=here[along].map(places).astype(float) + _APART * beside)
+        many = here.groupby(along)[along].transform("size")
+        beside = (here.groupby(along).cumcount() - (many - 1) / 2) * (0.8 / many).clip(upper=_APART)
+        here = here.assign(place=here[along].map(places).astype(float) + beside)
         for key, (name, colour, _, symbol) in looks.items():
             rows = pick(here, **{by: key})
             if rows.empty:

@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import plotly.graph_objects as go
 
-from interp.plots.arrange import text_width
 from interp.plots.theme import SMALL, current
 
-_LINE, _PAD, _MARGIN = 18, 16, 4  # units
+_LINE, _PAD, _MARGIN, _CHARACTER = 18, 16, 4, 7.2  # units
 
 
 def draw_table(
@@ -35,12 +34,14 @@ def draw_table(
 
     def lines(cells: Sequence[str]) -> int:
         return max(
-            sum(math.ceil(1.1 * text_width(part) / width) or 1 for part in str(cell).split("<br>"))
+            len(wrap(cell.replace("<br>", "\n"), max(1, int(width / _CHARACTER)), break_long_words=False))
+            + cell.count("<br>")
             for cell, width in zip(cells, wide, strict=True)
         )
 
     rows = list(zip(*columns.values(), strict=True))
-    heights = [_LINE * lines(cells) + 8 for cells in (list(columns), *rows)]
+    counts = [lines(cells) for cells in (list(columns), *rows)]
+    heights = [_LINE * count + (8 if count == 1 else 16) for count in counts]
     count = len(rows)
     look = dict(align=list(align), font_size=SMALL, line_color="#CCCCCC")
     shades = [*fills, *[fills[-1]] * count][:count]
@@ -48,4 +49,4 @@ def draw_table(
     cells = dict(values=list(columns.values()), fill_color=[shades], height=_LINE + 8) | look
     fig = go.Figure(go.Table(columnwidth=list(widths), header=header, cells=cells))
     margin = dict(l=_MARGIN, r=_MARGIN, t=_MARGIN, b=_MARGIN)
-    return fig.update_layout(height=sum(heights) + 2 * _MARGIN + 6, margin=margin)
+    return fig.update_layout(height=sum(heights) + 2 * _MARGIN, margin=margin)
