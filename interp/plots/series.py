@@ -161,4 +161,6 @@ def at_ends(frame: pd.DataFrame) -> list[int]:
 def end_looks(steps: list[int]) -> dict[int, tuple[str, str, str, str]]:
     """How the first checkpoint and the last one are drawn."""
     looks = [("#56B4E9", "dash", "circle"), ("#08306B", "solid", "square")]
-    return {step: (f"step {step}", *look) for step, look in zip(steps, looks[-len(steps) :], strict=True)}
+    return {
+        step: (f"training step {step}", *look) for step, look in zip(steps, looks[-len(steps) :], strict=True)
+    }

@@ -337,13 +337,13 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
 
 @_figure("Steering along the probe's direction", table="steering", caption=_steering_caption)
 def steering(frame: pd.DataFrame) -> go.Figure:
-    """Flips and parse rate against alpha where some direction changes actions, a column for each position."""
+    """Flips and parse rate against alpha at up to three positions where some direction changes actions."""
     frame = need(frame, split="in_domain")
     step = steps_of(frame)[-1]
     frame = pick(frame, step=step)
     rows = {"flips": need(frame, metric="flip"), "parse rate": need(frame, metric="parse")}
     moved = rows["flips"][rows["flips"]["low"] > 0]["position"].unique()
-    shown = [name for name in STEERED if name in moved] or [*dict.fromkeys(frame["position"])][:1]
+    shown = [name for name in STEERED if name in moved][:3] or [*dict.fromkeys(frame["position"])][:1]
     fig = facets(2, 150, 20, [STEERED[name] for name in shown], across=len(shown))
     looks = {kind: STYLE[f"along_{kind}"] for kind in ALONG}
     alphas = sorted(frame["alpha"].unique())
