@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from interp.plots.caption import Caption
 from interp.plots.registry import figure
-from interp.plots.series import draw_estimates, fit_estimates
+from interp.plots.series import ROW, draw_estimates, fit_estimates
 from interp.plots.theme import facets, note_n
 from interp.results.estimates import estimate, span
 from interp.results.names import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
@@ -155,7 +155,7 @@ def calibration(frame: pd.DataFrame) -> go.Figure:
     errors = rows.assign(**{name: rows[name] - allowed_value for name in ("value", "low", "high")})
     order = {name: title for name, title in INSTRUMENTS.items() if (rows["instrument"] == name).any()}
     looks = {agent: (title, *_LOOKS[agent]) for agent, title in AGENTS.items()}
-    fig = facets(1, 44 * len(order), 20, [""])
+    fig = facets(1, 2 * ROW * len(order), 20, [""])
     draw_estimates(fig, errors, looks, by="agent", panels=[{}], along="instrument", order=order)
     fit_estimates(fig, errors, (-2 * NEAR, 2 * NEAR))
     fig.add_vrect(x0=-NEAR, x1=NEAR, fillcolor="#EEEEEE", line_width=0, layer="below")

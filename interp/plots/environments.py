@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from interp.plots.caption import VERBS, Caption, numbers, only, size, together
 from interp.plots.registry import figure
-from interp.plots.series import draw_estimates, draw_series, fit_estimates
+from interp.plots.series import ROW, draw_estimates, draw_series, fit_estimates
 from interp.plots.tabular import draw_table
 from interp.plots.theme import current, facets, note_n, plain, sizes, step_axis
 from interp.results.estimates import ends, side
@@ -189,7 +189,7 @@ def readings(frame: pd.DataFrame) -> go.Figure:
     }
     across = 2 if current().narrow else 3
     titles = [READINGS[name] for name in shown]
-    fig = facets(1, 44 * len(order), 30, titles, below=34, across=min(across, len(shown)))
+    fig = facets(1, 2 * ROW * len(order), 30, titles, below=34, across=min(across, len(shown)))
     panels = [dict(metric=name) for name in shown]
     draw_estimates(fig, rows, looks, by="split", panels=panels, along="environment", order=order)
     for col, name in enumerate(shown, start=1):

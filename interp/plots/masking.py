@@ -20,7 +20,7 @@ from interp.plots import latex
 from interp.plots.caption import Caption, clause, listing, numbers, only
 from interp.plots.condition_panels import K_TITLE, by_condition, compared, games
 from interp.plots.registry import figure
-from interp.plots.series import by_split, draw_estimates, draw_series, fit_estimates
+from interp.plots.series import ROW, by_split, draw_estimates, draw_series, fit_estimates
 from interp.plots.tabular import draw_table
 from interp.plots.theme import current, facets, note_n
 from interp.results.condition_rows import (
@@ -354,7 +354,7 @@ def selection(frame: pd.DataFrame) -> go.Figure:
         False: ("not chosen", GREEN, "solid", "circle-open"),
     }
     order = {share: f"k = {number(share)}" for share in frame["share"]}
-    fig = facets(1, 26 * len(order), 20, [SPLITS[split]])
+    fig = facets(1, ROW * len(order), 20, [SPLITS[split]])
     draw_estimates(fig, frame, looks, by="chosen", panels=[dict(split=split)], along="share", order=order)
     fit_estimates(fig, frame)
     fig.update_xaxes(title=f"{STYLE[metric][0]} right, − k = 0")
@@ -389,7 +389,7 @@ def mechanism(frame: pd.DataFrame) -> go.Figure:
         "difference": (f"{condition.title} − k = 0", GREEN, "solid", "circle"),
         "control": (f"{condition.title} − its random mask", ORANGE, "solid", "circle-open"),
     }
-    fig = facets(1, 26 * len(order), 24, [SPLITS[where["split"]] for where in panels])
+    fig = facets(1, ROW * len(order), 24, [SPLITS[where["split"]] for where in panels])
     draw_estimates(fig, rows, looks, by="contrast", panels=panels, along="metric", order=order)
     reach = max(0.05, float(np.nanmax(rows[["value", "low", "high"]].abs()))) * 1.06
     for col, where in enumerate(panels, start=1):

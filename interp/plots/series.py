@@ -27,7 +27,7 @@ _HOVER = (
     "<br>n = %{customdata[4]} in %{customdata[5]} clusters"
 )
 #: Units between the labels of rows of estimates, and what those of one row are apart, in rows.
-ROW, _APART = 25, 0.3
+ROW, _APART = 28, 0.3
 
 
 def by_split(frame: pd.DataFrame) -> list[dict]:
