@@ -63,7 +63,7 @@ def by_condition(frame: pd.DataFrame, metric: str, title: str) -> go.Figure:
         )
         if metric == "acc_cot":
             fig.add_vline(x=SMALLEST, row="all", col=2, **GREY_LINE | dict(line_dash="dash"))
-    return note_n(fig.update_layout(margin_l=150), games(rows))
+    return note_n(fig.update_layout(margin_l=150), f"{games(rows)}; {K_TITLE}")
 
 
 def _draw_trainings(fig: go.Figure, dots: pd.DataFrame, order: list[str], row: int) -> None:

@@ -358,7 +358,7 @@ def selection(frame: pd.DataFrame) -> go.Figure:
     draw_estimates(fig, frame, looks, by="chosen", panels=[dict(split=split)], along="share", order=order)
     fit_estimates(fig, frame)
     fig.update_xaxes(title=f"{STYLE[metric][0]} right, − k = 0")
-    return note_n(fig, games(frame[frame["share"] > 0]))
+    return note_n(fig, f"{games(frame[frame['share'] > 0])}; {K_TITLE}")
 
 
 @_figure("The gap by condition", name="masking_gap", caption=_gap_caption)
