@@ -112,12 +112,12 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     from interp.engine.decoding import decode
     from interp.measures.pairs import make_pairs
     from interp.plots.look import Look
+    from interp.plots.theme import facets
     from interp.probing.directions import orthogonal_directions
     from interp.probing.logistic import Fitter, grouped_splits, standardised
     from interp.prompts.styles import STYLES
     from interp.report import study
-    from interp.results.condition_rows import conditions_of
-    from interp.results.queries import splits_of
+    from interp.results.names import STYLE
     from interp.results.tables import read_table
     from interp.tasks.episodes import load_corpus
     from interp.training.supervision import written
@@ -211,17 +211,16 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
             hidden=torch.ones(1, 2, 3), weights=torch.ones(1), block=lambda hidden: (hidden, None)
         ),
         "interp.plots.caption": lambda: dict(frame=read_table("figures/tables", "behaviour")[0]),
-        "interp.plots.condition_panels": lambda: dict(
-            frame=read_table("figures/tables", "masking")[0],
-            conditions_of=conditions_of,
-            splits_of=splits_of,
-        ),
+        "interp.plots.condition_panels": lambda: dict(frame=read_table("figures/tables", "masking")[0]),
         "interp.plots.export": lambda: dict(figure=go.Figure()),
         "interp.plots.latex": lambda: dict(frame=read_table("figures/tables", "masking")[0]),
         "interp.plots.registry": lambda: dict(
             reliance_caption=lambda frame: None,
             frame=read_table("figures/tables", "reliance")[0],
             provenance={},
+        ),
+        "interp.plots.series": lambda: dict(
+            frame=read_table("figures/tables", "behaviour")[0], facets=facets, STYLE=STYLE
         ),
         "interp.plots.theme": lambda: dict(frame=read_table("figures/tables", "behaviour")[0]),
         "interp.probing.directions": lambda: dict(acts=acts[:, 0]),

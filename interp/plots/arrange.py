@@ -83,20 +83,23 @@ def _place(fig: go.Figure, grid: dict) -> None:
     left = (LEFT if margin.l is None else margin.l) + _wrap_titles(fig, grid["heights"])
     right = RIGHT if margin.r is None else margin.r
     width = current().width - left - right
-    top, bottoms, legends = _tops(fig, grid, lines, width)
+    # Beside long names of rows the first legend starts further left.
+    start = min(0.0, (LEFT + 20 - left) / width)
+    top, bottoms, legends = _tops(fig, grid, lines, width * (1 - start))
     inner = bottoms[-1] - top
     for line, bottom in zip(lines, bottoms, strict=True):
         high = grid["heights"][line.row - 1]
         for place, col in enumerate(line.columns):
             each = (1 - grid["spacing"] * (across - 1)) / across
-            start = place * (each + grid["spacing"])
+            from_left = place * (each + grid["spacing"])
             panel = fig.get_subplot(line.row, col)
-            panel.xaxis.domain = (start, min(1.0, start + each))
+            panel.xaxis.domain = (from_left, min(1.0, from_left + each))
             low = (bottoms[-1] - bottom) / inner
             panel.yaxis.domain = (low, min(1.0, low + high / inner))
     for legend, at in legends.items():
+        x = start if legend == "legend" else 0
         fig.update_layout(
-            {legend: dict(y=(bottoms[-1] - at) / inner, yanchor="bottom", x=0, orientation="h")}
+            {legend: dict(y=(bottoms[-1] - at) / inner, yanchor="bottom", x=x, orientation="h")}
         )
     below = grid["below"] if margin.b is None else margin.b
     fig.update_layout(height=top + inner + below, margin=dict(t=top, b=below, l=left, r=right))

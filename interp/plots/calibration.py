@@ -1,4 +1,4 @@
-"""The calibration figure: what each instrument reads on agents whose answer is known, against that answer.
+"""The calibration figure: how far each instrument is off on agents whose answer is known.
 
 >>> frame, provenance = read_table("figures/tables", "calibration")
 >>> calibration(frame, provenance).show()
@@ -9,15 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from interp.plots.caption import Caption
 from interp.plots.registry import figure
-from interp.plots.theme import under, whisker
+from interp.plots.series import ROW, draw_estimates, fit_estimates
+from interp.plots.theme import facets, note_n
 from interp.results.estimates import estimate, span
-from interp.results.names import BLACK, BLUE, PALE, VERMILION
+from interp.results.names import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from interp.results.queries import need, pick
-from interp.results.tables import ESTIMATE_COLUMNS
 
 #: A reading counts as right within this distance of what the construction allows.
 NEAR = 0.1
@@ -129,7 +128,7 @@ def _caption(frame: pd.DataFrame) -> Caption:
         if len(failed)
         else ""
     )
-    drawn = "Points: what each instrument reads on each agent; grey: what its construction allows."
+    drawn = f"Distance of each reading from what the agent's construction allows; shaded: within {NEAR:g}."
     size = (
         f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seed(s); 95 "
         "% intervals."
@@ -144,89 +143,34 @@ def _caption(frame: pd.DataFrame) -> Caption:
 
 @figure("Readings of agents whose answer is known", table="calibration", section="trusted", caption=_caption)
 def calibration(frame: pd.DataFrame) -> go.Figure:
-    """Every instrument's reading of every organism that learned its construction, on what that allows."""
+    """How far every instrument's reading of every organism lies from what its construction allows.
+
+    0 is within what is allowed; shaded is what counts as right. Readings of which the construction decides
+    nothing are left to the table, and organisms that did not learn it are left out.
+    """
     frame, _ = grown(frame)
-    need(frame, agent=next((a for a in AGENTS if (frame["agent"] == a).any()), "post_hoc"))
-    agents = [a for a in AGENTS if (frame["agent"] == a).any()]
-    shown = [i for i in INSTRUMENTS if (frame["instrument"] == i).any()]
-    row_height, top, bottom = 34, 96, 62
-    fig = make_subplots(
-        rows=1,
-        cols=len(agents),
-        shared_yaxes=True,
-        horizontal_spacing=0.012,
-        column_titles=[AGENTS[a] for a in agents],
-    )
-    frame = frame.assign(
-        verdict=verdicts(frame), place=frame["instrument"].map({name: i for i, name in enumerate(shown)})
-    )
-    seeds = sorted(frame["seed"].unique())
-    frame["place"] += 0.34 * (frame["seed"].map(seeds.index) - (len(seeds) - 1) / 2) / max(1, len(seeds) - 1)
-    for col, agent in enumerate(agents, 1):
-        rows = pick(frame, agent=agent).dropna(subset="place")
-        _draw_truth(fig, rows, shown, col)
-        _draw_readings(fig, rows, col)
-        fig.update_xaxes(range=[-0.12, 1.12], tickvals=[0, 0.5, 1], ticktext=["0", ".5", "1"], row=1, col=col)
-    fig.update_yaxes(
-        range=[len(shown) - 0.4, -0.6],
-        tickvals=list(range(len(shown))),
-        ticktext=[INSTRUMENTS[i] for i in shown],
-        showgrid=True,
-    )
-    fig.update_yaxes(ticks="", row=1)
-    fig.update_layout(
-        height=row_height * len(shown) + top + bottom,
-        margin=dict(l=252, t=top, b=bottom),
-        legend=dict(y=1 + 34 / (row_height * len(shown)), x=-0.34),
-    )
-    return under(fig, "reading", 34)
+    rows = frame[frame["agent"].isin(AGENTS) & frame["instrument"].isin(INSTRUMENTS)]
+    rows = need(rows).dropna(subset=["truth_low", "truth_high"])
+    allowed_value = need(rows)["value"].clip(rows["truth_low"], rows["truth_high"])
+    errors = rows.assign(**{name: rows[name] - allowed_value for name in ("value", "low", "high")})
+    order = {name: title for name, title in INSTRUMENTS.items() if (rows["instrument"] == name).any()}
+    looks = {agent: (title, *_LOOKS[agent]) for agent, title in AGENTS.items()}
+    fig = facets(1, 2 * ROW * len(order), 20, [""])
+    draw_estimates(fig, errors, looks, by="agent", panels=[{}], along="instrument", order=order)
+    fit_estimates(fig, errors, (-2 * NEAR, 2 * NEAR))
+    fig.add_vrect(x0=-NEAR, x1=NEAR, fillcolor="#EEEEEE", line_width=0, layer="below")
+    fig.update_xaxes(title="reading − allowed value")
+    counted = f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seeds"
+    return note_n(fig.update_layout(margin_l=262), counted)
 
 
-def _draw_truth(fig: go.Figure, rows: pd.DataFrame, shown: list[str], col: int) -> None:
-    """Draw what the construction of one agent allows."""
-    known = rows[rows["seed"] == rows["seed"].min()].dropna(subset="truth_low")
-    ends = np.stack([known["truth_low"] - 0.02, known["truth_high"] + 0.02, np.full(len(known), np.nan)], 1)
-    fig.add_scatter(
-        x=ends.ravel(),
-        y=np.repeat(known["instrument"].map(shown.index), 3),
-        mode="lines",
-        line=dict(color=PALE, width=17),
-        opacity=0.75,
-        hoverinfo="skip",
-        name="what the construction allows",
-        showlegend=col == 1,
-        legendgroup="truth",
-        row=1,
-        col=col,
-    )
-
-
-def _draw_readings(fig: go.Figure, rows: pd.DataFrame, col: int) -> None:
-    """Draw one agent's readings by verdict."""
-    for verdict, (name, colour, symbol) in _LOOKS.items():
-        some = rows[rows["verdict"] == verdict]
-        entry = dict(mode="markers", name=f"reading, {name}", legendgroup=verdict, row=1, col=col)
-        marker = dict(symbol=symbol, size=8, color=colour)
-        fig.add_scatter(
-            x=some["value"],
-            y=some["place"],
-            showlegend=False,
-            marker=marker | dict(line=dict(color=colour, width=1.3)),
-            error_x=whisker(some, colour),
-            customdata=some[["seed", *ESTIMATE_COLUMNS]].to_numpy(dtype=float),
-            hovertemplate=_HOVER,
-            **entry,
-        )
-        if col == 1:  # an entry of its own, since a verdict may be missing from this agent
-            fig.add_scatter(x=[None], y=[None], marker=marker, **entry)
-
-
+#: How each agent is drawn: colour, dash, marker.
 _LOOKS = {
-    "right": (f"within {NEAR:g} of it", BLUE, "circle"),
-    "misread": ("further from it", VERMILION, "diamond"),
-    "open": ("nothing decided", BLACK, "circle-open"),
+    "post_hoc": (BLUE, "solid", "square"),
+    "mixture_75": (SKY, "solid", "diamond"),
+    "mixture_50": (GREEN, "solid", "diamond"),
+    "mixture_25": (ORANGE, "solid", "diamond"),
+    "reasoner": (VERMILION, "solid", "circle"),
+    "hidden_carry": (PURPLE, "solid", "triangle-up"),
+    "overridable": (BLACK, "solid", "x"),
 }
-_HOVER = (
-    "seed %{customdata[0]}<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]"
-    "<br>n = %{customdata[4]} in %{customdata[5]} clusters"
-)

@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 from functools import partial
+from textwrap import wrap
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from interp.plots.caption import VERBS, Caption, clause, numbers, size
+from interp.plots.caption import VERBS, Caption, numbers, only, size, together
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, TOP, draw_trace, plain, step_axis
-from interp.results.estimates import ends
-from interp.results.names import STYLE
+from interp.plots.series import ROW, draw_estimates, draw_series, fit_estimates
+from interp.plots.tabular import draw_table
+from interp.plots.theme import current, facets, note_n, plain, sizes, step_axis
+from interp.results.estimates import ends, side
+from interp.results.names import BLUE, ORANGE, STYLE
 from interp.results.queries import need, pick, steps_of
+from interp.results.wording import WHERE, listed
 
 #: Environments in reading order: their names in figures.
 ENVIRONMENTS = {
@@ -26,20 +29,16 @@ ENVIRONMENTS = {
     "twc": "TextWorld Commonsense",
     "bfcl_single": "BFCL, single turn",
 }
-#: Rows of the figure: the axis' title, and its metrics (of `environments`) with what each is drawn as.
-ROWS = {
-    "accuracy": {"acc_cot": "acc_cot", "acc_prompt": "acc_prompt"},
-    "success in games": {"success_cot": "cot", "success_prompt": "prompt"},
-    "prompt reliance": {"prompt_reliance": "prompt_reliance"},
-    "another state's trace": {"follow": "follow", "keep": "keep"},
-    "probe's gain": {"probe_gain": "probe_gain"},
+#: Readings of `environments`: their names in figures.
+READINGS = {
+    "success_cot": "games won with CoT",
+    "success_prompt": "games won without",
+    "prompt_reliance": "prompt reliance",
+    "follow": "follows other trace",
+    "keep": "keeps its own action",
+    "probe_gain": "boundary probe's gain",
 }
-_LOOKS = {
-    **STYLE,
-    "probe_gain": ("boundary probe, gain over best control", *STYLE["probe"][1:]),
-    "prompt_reliance": ("prompt reliance", *STYLE["prompt_reliance"][1:]),
-}
-_SHARES = ("accuracy", "success in games", "another state's trace")
+_MODES = ("acc_cot", "acc_prompt")
 
 
 _figure = partial(figure, section="elsewhere")
@@ -54,23 +53,65 @@ def _splits_caption(frame: pd.DataFrame) -> Caption:
     )
 
 
-def _caption(frame: pd.DataFrame, split: str = "in_domain") -> Caption:
-    rows, verdicts = pick(frame, split=split), {}
-    for name, title in ENVIRONMENTS.items():
-        if gap := ends(pick(rows, environment=name, metric="gap")):
-            verdicts[title] = f"{VERBS[gap.moved]} in"
-    message = f"The gap between CoT and prompt action {clause(verdicts)}." if verdicts else ""
-    drawn = (
-        "The probe's gain is about the eventual action's target; in BFCL, whether the recorded "
-        "action calls a function."
+def _named(frame: pd.DataFrame) -> dict[str, str]:
+    """The environments that a table has, and their names."""
+    return {name: title for name, title in ENVIRONMENTS.items() if (frame["environment"] == name).any()}
+
+
+def _nowhere_right(frame: pd.DataFrame) -> list[str]:
+    """Environments in which no checkpoint's action is ever right, in any mode or split."""
+    right = frame[frame["metric"].isin(_MODES)].groupby("environment")["value"].max()
+    return [title for name, title in _named(frame).items() if right.get(name, 1) == 0]
+
+
+def _caption(frame: pd.DataFrame) -> Caption:
+    never = _nowhere_right(frame)
+    gaps = pick(frame[~frame["environment"].map(ENVIRONMENTS).isin(never)], metric="gap")
+    moved = [both.moved for _, rows in gaps.groupby(["environment", "split"]) if (both := ends(rows))]
+    message = (
+        f"The gap between CoT and prompt action {VERBS['up']} in {moved.count('up')} of {len(moved)} pairs "
+        "of environment and split."
     )
+    accuracy = only(frame, metric=(*_MODES, "gap"))
     return Caption(
-        message, drawn, size(pick(rows, metric="acc_cot")), numbers(rows, {"environment": ENVIRONMENTS.get})
+        together(message if moved else "", f"No action is right in {listed(never)}." if never else ""),
+        "Accuracy over checkpoints.",
+        size(pick(frame, metric="acc_cot")),
+        numbers(accuracy, {"environment": ENVIRONMENTS.get}),
     )
 
 
-def _caption_out_of_domain(frame: pd.DataFrame) -> Caption:
-    return _caption(frame, "out_of_domain")
+def _readings_caption(frame: pd.DataFrame) -> Caption:
+    last = _last(frame)
+    message = ""
+    if len(follow := pick(last, metric="follow", split="in_domain")):
+        most = [ENVIRONMENTS[row["environment"]] for _, row in follow.iterrows() if side(row, 0.5) > 0]
+        message = (
+            f"Another state's trace is followed more often than not in {len(most)} of {len(follow)} "
+            "environments (in-domain)."
+        )
+    nothing = _nothing(last)
+    message = together(
+        message, f"Everywhere 0: {listed(READINGS[name] for name in nothing)}." if nothing else ""
+    )
+    drawn = (
+        "The last checkpoint; gain: of the eventual action's target, in BFCL whether a function is called."
+    )
+    table = numbers(only(frame, metric=READINGS), {"environment": ENVIRONMENTS.get, "metric": READINGS.get})
+    return Caption(message, drawn, size(last), table)
+
+
+def _last(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every reading at the last checkpoint that has it."""
+    rows = need(only(frame, metric=READINGS)).dropna(subset="value")
+    newest = rows.groupby(["environment", "split", "metric"])["step"].transform("max")
+    return rows[rows["step"] == newest]
+
+
+def _nothing(last: pd.DataFrame) -> list[str]:
+    """Readings that are exactly 0 in every environment and split."""
+    most = last.groupby("metric")["value"].agg(lambda values: values.abs().max())
+    return [name for name in READINGS if name in most and most[name] == 0]
 
 
 @_figure("What is in domain, and what is out of it", table="splits", caption=_splits_caption)
@@ -86,77 +127,73 @@ def splits(frame: pd.DataFrame) -> go.Figure:
         "decisions": "decisions",
         "studied": "studied",
     }
-    cells = [frame[column].map(lambda v: f"{v:,}" if isinstance(v, int) else plain(v)) for column in shown]
-    align = ["left"] * 4 + ["right"] * 4
-    fig = go.Figure(
-        go.Table(
-            columnwidth=[1.3, 2.3, 1.0, 3.0, 0.7, 0.8, 0.9, 0.75],
-            header=dict(values=list(shown.values()), align=align, fill_color="#EEEEEE", font_size=13),
-            cells=dict(
-                values=cells, align=align, fill_color="white", line_color="#CCCCCC", font_size=13, height=20
-            ),
-        )
+    widths = dict(
+        environment=1.8 if current().narrow else 1.4, trained_on=2.2, split=1.0, holds=2.6, task_types=0.8
     )
-    return fig.update_layout(height=70 + 64 * len(frame), margin=dict(l=8, r=8, t=8, b=8))
+    if current().narrow:
+        for column in ("trained_on", "task_types", "episodes"):
+            del shown[column]
+    cells = {
+        title: [f"{value:,}" if isinstance(value, int) else str(plain(value)) for value in frame[column]]
+        for column, title in shown.items()
+    }
+    words = sum(column in ("environment", "trained_on", "split", "holds") for column in shown)
+    align = [*["left"] * words, *["right"] * (len(shown) - words)]
+    return draw_table(cells, [widths.get(column, 1.15) for column in shown], align)
+
+
+@_figure("Several environments", name="environments", table="environments", caption=_caption)
+def environments(frame: pd.DataFrame) -> go.Figure:
+    """Accuracy of both modes over checkpoints, a panel for each environment in which some action is right."""
+    never = _nowhere_right(frame)
+    names = {name: title for name, title in _named(frame).items() if title not in never} or _named(frame)
+    rows = need(only(frame, metric=_MODES, environment=names))
+    rows = rows.assign(series=rows["metric"] + " " + rows["split"])
+    looks = {}
+    for metric in _MODES:
+        name, colour, _, symbol = STYLE[metric]
+        for split, dash, mark in (
+            ("in_domain", "solid", symbol),
+            ("out_of_domain", "dash", f"{symbol}-open"),
+        ):
+            looks[f"{metric} {split}"] = (f"{name}, {WHERE[split]}", colour, dash, mark)
+    thin = [key for key in looks if key.endswith("out_of_domain")]
+    # Each environment has its own checkpoints.
+    rows["place"] = rows.groupby("environment")["step"].rank("dense").astype(int) - 1
+    fig = facets(1, 170, 30, list(names.values()), across=min(1 if current().narrow else 3, len(names)))
+    panels = [dict(environment=name) for name in names]
+    draw_series(fig, rows, looks, by="series", panels=panels, along="place", thin=thin)
+    for col, where in enumerate(panels, start=1):
+        step_axis(fig, steps_of(pick(rows, **where)), 1, col)
+    fig.update_xaxes(title="training step")
+    fig.update_yaxes(range=[-0.04, 1.04])
+    fig.update_yaxes(title="accuracy", row=1, col=1)
+    return note_n(fig, sizes(rows))
 
 
 @_figure(
-    "Several environments, in-domain", name="environments_in_domain", table="environments", caption=_caption
-)
-def environments(frame: pd.DataFrame, split: str = "in_domain") -> go.Figure:
-    """The headline readings over checkpoints, a row for each and a column for each environment."""
-    chosen = need(frame, split=split)
-    names = [name for name in ENVIRONMENTS if (chosen["environment"] == name).any()]
-    rows = {title: metrics for title, metrics in ROWS.items() if chosen["metric"].isin(metrics).any()}
-    each, gap = 120, 36  # px
-    height = len(rows) * each + (len(rows) - 1) * gap
-    fig = make_subplots(
-        rows=len(rows),
-        cols=len(names),
-        shared_yaxes=True,
-        vertical_spacing=gap / height if len(rows) > 1 else 0,
-        horizontal_spacing=0.02,
-        column_titles=[ENVIRONMENTS[name] for name in names],
-    )
-    fig.update_layout(height=TOP + height + BOTTOM)
-    fig.update_annotations(font_size=15)
-    for row, (title, metrics) in enumerate(rows.items(), start=1):
-        legend = "legend" if row == 1 else f"legend{row}"
-        top = 1 - (row - 1) * (each + gap) / height
-        look = dict(x=0, orientation="h", font_size=13, yanchor="bottom", bgcolor="rgba(0,0,0,0)")
-        fig.update_layout({legend: look | dict(y=top + (26 if row == 1 else 3) / height)})
-        fig.update_yaxes(title=title, title_font_size=13, row=row, col=1)
-        measured = chosen[chosen["metric"].isin(metrics)]
-        low, high = min(0.0, measured["low"].min()), max(0.0, measured["high"].max())
-        if title in _SHARES:
-            low, high = 0.0, 1.0
-        margin = 0.05 * (high - low)
-        fig.update_yaxes(range=[low - margin, high + margin], zeroline=True, zerolinecolor="#555555", row=row)
-        shown: set[str] = set()
-        for col, name in enumerate(names, start=1):
-            here = pick(chosen, environment=name)
-            steps = steps_of(here)
-            for metric, concept in metrics.items():
-                of = pick(here, metric=metric).sort_values("step")
-                x = [steps.index(step) for step in of["step"]]
-                draw_trace(fig, of, x, _LOOKS[concept], row, col, legend, metric not in shown)
-                shown |= {metric} if len(of) else set()
-            if not here["metric"].isin(metrics).any():
-                text = dict(mode="text", text=["not measured"], textfont=dict(size=13, color="#777777"))
-                at = dict(x=[(len(steps) - 1) / 2], y=[(low + high) / 2], row=row, col=col)
-                fig.add_scatter(showlegend=False, hoverinfo="skip", **text, **at)
-            step_axis(fig, steps, row, col, title=False, room=3)
-            below = dict(showticklabels=row == len(rows), title="training step" if row == len(rows) else None)
-            fig.update_xaxes(**below, title_font_size=13, row=row, col=col)
-    return fig
-
-
-@_figure(
-    "Several environments, out-of-domain",
-    name="environments_out_of_domain",
+    "What actions depend on in several environments",
+    name="environments_readings",
     table="environments",
-    caption=_caption_out_of_domain,
+    caption=_readings_caption,
 )
-def out_of_domain(frame: pd.DataFrame) -> go.Figure:
-    """`environments` of the out-of-domain split."""
-    return environments(frame, split="out_of_domain")
+def readings(frame: pd.DataFrame) -> go.Figure:
+    """The last checkpoint's other readings, a panel for each and a row of it for each environment."""
+    last = _last(frame)
+    shown = [name for name in READINGS if (last["metric"] == name).any() and name not in _nothing(last)]
+    rows = need(only(last, metric=shown))
+    order = {name: "<br>".join(wrap(title, 17)) for name, title in _named(rows).items()}
+    looks = {
+        "in_domain": ("in-domain", BLUE, "solid", "circle"),
+        "out_of_domain": ("out-of-domain", ORANGE, "solid", "circle-open"),
+    }
+    across = 2 if current().narrow else 3
+    titles = [READINGS[name] for name in shown]
+    fig = facets(1, 2 * ROW * len(order), 30, titles, below=34, across=min(across, len(shown)))
+    panels = [dict(metric=name) for name in shown]
+    draw_estimates(fig, rows, looks, by="split", panels=panels, along="environment", order=order)
+    for col, name in enumerate(shown, start=1):
+        of = pick(rows, metric=name)
+        fit_estimates(fig, of, () if name in ("prompt_reliance", "probe_gain") else (1.0,), row=1, col=col)
+    fig.update_xaxes(nticks=5)
+    return note_n(fig.update_layout(margin_l=124), sizes(rows))

@@ -18,43 +18,24 @@ import plotly.graph_objects as go
 
 from interp.plots import latex
 from interp.plots.caption import Caption, clause, listing, numbers, only
-from interp.plots.condition_panels import (
-    CONDITION_HOVER,
-    K_TITLE,
-    condition_axis,
-    condition_numbers,
-    draw_conditions,
-    grid,
-    marker,
-    points,
-)
+from interp.plots.condition_panels import K_TITLE, by_condition, compared, games
 from interp.plots.registry import figure
-from interp.plots.theme import (
-    BOTTOM,
-    STEP_TITLE,
-    draw_trace,
-    facets,
-    fit_values,
-    step_axis,
-    under,
-    whisker,
-    zero_line,
-)
+from interp.plots.series import ROW, by_split, draw_estimates, draw_series, fit_estimates
+from interp.plots.tabular import draw_table
+from interp.plots.theme import current, facets, note_n
 from interp.results.condition_rows import (
-    LOOKS,
     PREDICTED,
     Condition,
     at_last,
     claimed,
     conditions_of,
-    named,
     number,
     one,
     paper_table,
 )
 from interp.results.estimates import estimate, side, span
 from interp.results.names import GREEN, ORANGE, SPLITS, STYLE
-from interp.results.queries import need, pick, splits_of, steps_of
+from interp.results.queries import need, pick, splits_of
 from interp.results.wording import WHERE, listed, sentence
 from interp.stats.crossed import CLAIM
 from interp.system.limits import SMALLEST
@@ -77,6 +58,8 @@ MECHANISM = {
 }
 
 
+#: Half an interval that covers 0 and is too wide to say anything; drawn, it would set the axis of the others.
+WIDE = 0.2
 _figure = partial(figure, section="masking", table="masking")
 #: Contrasts that are told: levels, differences to k = 0 and to the random mask, and slopes per unit of k.
 CONTRASTS = ("level", "difference", "control", "slope")
@@ -171,8 +154,15 @@ def _size(frame: pd.DataFrame, metric: str = "") -> str:
     return f"n = {span(rows['n_groups'])} games, {seeds}; 95 % intervals {over}, uncorrected."
 
 
+def _not_drawn(frame: pd.DataFrame) -> str:
+    """The conditions that only the table has."""
+    shown = compared(frame)
+    left = listed(condition.title for condition in conditions_of(frame) if condition not in shown)
+    return f" Not drawn: {left}." if left else ""
+
+
 def _success_caption(frame: pd.DataFrame) -> Caption:
-    drawn = f"CoT accuracy, differences (dashed: {number(SMALLEST)}, the least that matters), games won."
+    drawn = f"Dashed: {number(SMALLEST)}, the least that matters.{_not_drawn(frame)}"
     return Caption(claim(frame), drawn, _size(frame, "acc_cot"), _numbers(frame, "acc_cot", "success_cot"))
 
 
@@ -206,7 +196,7 @@ def _difference_caption(frame: pd.DataFrame, metric: str, name: str, drawn: str)
     )
     if apart and all(text.startswith("none") for text in apart.values()):
         message = f"No condition's {name[0].lower()}{name[1:]} is told apart from k = 0."
-    return Caption(message, drawn, _size(frame, metric), _numbers(frame, metric))
+    return Caption(message, drawn + _not_drawn(frame), _size(frame, metric), _numbers(frame, metric))
 
 
 _gap_caption = partial(
@@ -219,7 +209,7 @@ _reliance_caption = partial(
     _difference_caption,
     metric="prompt_reliance",
     name="Prompt reliance",
-    drawn="Every condition beside k = 0 (black) over checkpoints.",
+    drawn="Each condition at the last checkpoint, and its paired differences.",
 )
 
 
@@ -246,9 +236,9 @@ def _mechanism_caption(frame: pd.DataFrame) -> Caption:
         if counts
         else f"{condition.title}: no predicted reading was measured."
     )
-    drawn = (
-        "Differences in every reading. Shaded: predicted if action supervision teaches a way past the trace."
-    )
+    wide = listed(MECHANISM[metric] for metric in too_wide(_differences(frame, condition)))
+    drawn = "Shaded: the side that was predicted."
+    drawn += f" Too wide to draw: {wide}." if wide else ""
     return Caption(
         message,
         drawn,
@@ -291,96 +281,61 @@ def _table_caption(frame: pd.DataFrame) -> Caption:
 
 @_figure("Does leaving actions unsupervised help?", name="masking_success", caption=_success_caption)
 def success(frame: pd.DataFrame) -> go.Figure:
-    """The primary outcome by condition, its differences to k = 0, and games won where they were played.
-
-    Each training is a dot; the dashed line is the least difference that matters.
-    """
-    need(frame, metric="acc_cot", contrast="level")
-    conditions, rows = conditions_of(frame), [("acc_cot", "level", "accuracy of CoT action", 200)]
-    if len(pick(frame, metric="acc_cot", contrast="difference")):
-        rows.append(("acc_cot", "difference", "difference to k = 0", 170))
-    if len(pick(frame, metric="success_cot", contrast="level")):
-        rows.append(("success_cot", "level", "share of games won", 170))
-    fig = condition_axis(grid(splits_of(frame), [row[2:] for row in rows]), conditions)
-    for row, (metric, contrast, *_) in enumerate(rows, start=1):
-        draw_conditions(fig, frame, conditions, metric, contrast, row)
-        if contrast == "difference":
-            zero_line(fig, row)
-            fig.add_hline(
-                y=SMALLEST,
-                row=row,
-                col="all",
-                line=dict(color="#888888", width=1, dash="dash"),
-                layer="below",
-            )
-    return fig
+    """The primary outcome by condition beside its differences; dashed: the least that matters."""
+    return by_condition(frame, "acc_cot", "CoT accuracy")
 
 
 @_figure("The conditions in numbers", name="masking_table", caption=_table_caption, latex=latex.masking_table)
 def table(frame: pd.DataFrame) -> go.Figure:
-    """What each condition reads, and the claimed one's differences, as in `interp.plots.latex`."""
+    """What each condition reads, and the claimed one's differences, as in `interp.plots.latex`.
+
+    In a narrow figure without intervals and numbers of trainings.
+    """
     shown = paper_table(frame)
-    heads = ["condition", *("<br>".join(part for part in column if part) for column in shown.columns)]
+    if current().narrow:
+        shown = shown.drop(columns=("", "seeds")).map(lambda cell: cell.partition(" ")[0])
+    heads = [" ".join(filter(None, column)).replace("-", " ") for column in shown.columns]
+    columns = {"condition": list(shown.index)} | {
+        head: list(shown[column].str.replace(" [", "<br>[", regex=False))
+        for head, column in zip(heads, shown, strict=True)
+    }
+    widths = [1.0 if head == "seeds" else 1.6 for head in columns]
     fills = ["#F3F3F3" if " − " in title else "white" for title in shown.index]
-    look = dict(align=["left", "right", "center"], font_size=12)
-    fig = go.Figure(
-        go.Table(
-            columnwidth=[1.4, 0.5, *[1.12] * (len(heads) - 2)],
-            header=dict(values=heads, fill_color="#EEEEEE", **look),
-            cells=dict(
-                values=[shown.index, *(shown[column] for column in shown)],
-                fill_color=[fills],
-                line_color="#CCCCCC",
-                height=24,
-            )
-            | look,
-        )
-    )
-    return fig.update_layout(height=72 + 24 * len(shown), margin=dict(l=8, r=8, t=8, b=8))
+    return draw_table(columns, [2.4, *widths[1:]], ["left", "center"], fills)
 
 
 @_figure("More masking, more of what?", name="masking_dose", caption=_dose_caption)
 def dose(frame: pd.DataFrame) -> go.Figure:
     """Accuracy of both modes against the share k whose actions are masked; random masks are hollow."""
     need(frame, metric="acc_cot", contrast="level")
-    modes = ("acc_cot", "acc_prompt")
-    metrics = [metric for metric in modes if len(pick(frame, metric=metric, contrast="level"))]
-    conditions = [condition for condition in conditions_of(frame) if condition.kind != "only"]
-    shares = sorted({condition.share for condition in conditions if condition.kind != "random_mask"})
-    if len(shares) < 2:
+    conditions = {condition.name: condition for condition in compared(frame)}
+    masks = {
+        condition.share for condition in conditions.values() if condition.kind in ("zero", "action_mask")
+    }
+    if len(masks) < 2:
         raise ValueError("a dose needs conditions action_mask_K of at least two shares K.")
-    fig = grid(splits_of(frame), [("accuracy", 260)], bottom=BOTTOM)
-    for col, split in enumerate(splits_of(frame), start=1):
-        for order, metric in enumerate(metrics):
-            name, colour, dash, symbol = STYLE[metric]
-            rows = at_last(frame, metric=metric, split=split, contrast="level")
-            for random in (False, True):
-                names = [
-                    condition.name
-                    for condition in conditions
-                    if (condition.kind == "random_mask") == random
-                    and (rows["condition"] == condition.name).any()
-                ]
-                if not names:
-                    continue
-                some = rows.set_index("condition").loc[names].reset_index()
-                look = points(some, f"{symbol}-open" if random else symbol, colour, 9)
-                look["mode"] = "markers" if random else "lines+markers"
-                fig.add_scatter(
-                    x=[named(each).share + 0.012 * (order - 0.5) + 0.03 * random for each in names],
-                    y=some["value"],
-                    cliponaxis=False,
-                    line=dict(color=colour, dash=dash, width=2.2),
-                    error_y=whisker(some, colour),
-                    name=f"{name}, random mask" if random else name,
-                    legendgroup=f"{metric} {random}",
-                    showlegend=col == 1,
-                    row=1,
-                    col=col,
-                    **look,
-                )
-        fig.update_xaxes(title=K_TITLE, tickvals=shares, ticktext=[number(k) for k in shares], row=1, col=col)
-    return fig
+    looks = {}
+    for metric in ("acc_cot", "acc_prompt"):
+        name, colour, dash, symbol = STYLE[metric]
+        looks[metric] = STYLE[metric]
+        looks[f"{metric} random"] = (f"{name}, random mask", colour, "dot", f"{symbol}-open")
+    rows = only(at_last(pick(frame, contrast="level"), metric="acc_cot"), condition=conditions)
+    rows = pd.concat(
+        [rows, only(at_last(frame, metric="acc_prompt", contrast="level"), condition=conditions)]
+    )
+    random = rows["condition"].str.startswith("random")
+    rows = rows.assign(
+        share=[conditions[name].share for name in rows["condition"]],
+        series=rows["metric"] + np.where(random, " random", ""),
+    )
+    rows = rows[random | rows["condition"].str.startswith("action")]
+    shares, panels = sorted(rows["share"].unique()), by_split(rows)
+    fig = facets(1, 210, 20, [SPLITS[where["split"]] for where in panels])
+    draw_series(fig, rows, looks, by="series", panels=panels, along="share", order=shares)
+    ticks = dict(tickvals=list(range(len(shares))), ticktext=[number(share) for share in shares])
+    fig.update_xaxes(title=K_TITLE, range=[-0.3, len(shares) - 0.7], **ticks)
+    fig.update_yaxes(title="accuracy", row=1, col=1)
+    return note_n(fig, games(rows))
 
 
 @figure(
@@ -394,107 +349,68 @@ def selection(frame: pd.DataFrame) -> go.Figure:
     """Each share's difference to k = 0 with simultaneous intervals, the chosen one filled."""
     frame = need(frame).sort_values("share")
     split, metric = frame[["split", "metric"]].iloc[0]
-    fig = grid([split], [(f"{STYLE[metric][0]} right, − k = 0", 230)], bottom=BOTTOM)
-    for chosen, name, symbol in ((True, "chosen", "circle"), (False, "not chosen", "circle-open")):
-        rows = pick(frame, chosen=chosen)
-        look = points(rows, symbol, GREEN, 11) | dict(name=name, error_y=whisker(rows, GREEN))
-        fig.add_scatter(x=rows["share"], y=rows["value"], row=1, col=1, **look)
-    zero_line(fig, row=1)
-    fig.update_xaxes(title=K_TITLE, tickvals=frame["share"], ticktext=frame["share"].map(number))
-    return fig
+    looks = {
+        True: ("chosen", GREEN, "solid", "circle"),
+        False: ("not chosen", GREEN, "solid", "circle-open"),
+    }
+    order = {share: f"k = {number(share)}" for share in frame["share"]}
+    fig = facets(1, ROW * len(order), 20, [SPLITS[split]])
+    draw_estimates(fig, frame, looks, by="chosen", panels=[dict(split=split)], along="share", order=order)
+    fit_estimates(fig, frame)
+    fig.update_xaxes(title=f"{STYLE[metric][0]} right, − k = 0")
+    return note_n(fig, f"{games(frame[frame['share'] > 0])}; {K_TITLE}")
 
 
 @_figure("The gap by condition", name="masking_gap", caption=_gap_caption)
 def gap(frame: pd.DataFrame) -> go.Figure:
-    """The gap between the modes by condition, above its differences to k = 0."""
-    need(frame, metric="gap", contrast="level")
-    rows = [("gap (CoT − prompt)", 210)] + [("gap − that of k = 0", 170)] * bool(
-        len(pick(frame, metric="gap", contrast="difference"))
-    )
-    conditions = conditions_of(frame)
-    fig = condition_axis(grid(splits_of(frame), rows), conditions)
-    for row, contrast in enumerate(("level", "difference")[: len(rows)], start=1):
-        draw_conditions(fig, frame, conditions, "gap", contrast, row)
-        zero_line(fig, row)
-    return fig
+    """The gap between the modes by condition, beside its differences."""
+    return by_condition(frame, "gap", "gap (CoT − prompt)")
 
 
 @_figure("Prompt reliance by condition", name="masking_reliance", caption=_reliance_caption)
 def reliance(frame: pd.DataFrame) -> go.Figure:
-    """Prompt reliance over checkpoints, a column for each condition beside k = 0."""
-    frame = need(frame, metric="prompt_reliance", contrast="level")
-    steps, splits, conditions = steps_of(frame), splits_of(frame), conditions_of(frame)
-    zero = next((condition for condition in conditions if condition.kind == "zero"), None)
-    others = [condition for condition in conditions if condition != zero] or conditions
-    fig = facets(len(splits), 170, 22, [condition.title for condition in others], spacing=0.014)
-    seen: set[str] = set()
-    for row, split in enumerate(splits, start=1):
-        for col, condition in enumerate(others, start=1):
-            for order, each in enumerate([zero, condition] if zero and condition != zero else [condition]):
-                rows = pick(frame, split=split, condition=each.name).sort_values("step")
-                shift = 0.1 * (order - 0.5) if len(steps) == 1 else 0.0
-                x = [steps.index(step) + shift for step in rows["step"]]
-                show, thin = each.kind not in seen, each == zero
-                draw_trace(fig, rows, x, LOOKS[each.kind], row, col, "legend", show, thin)
-                seen |= {each.kind} if len(rows) else set()
-            step_axis(fig, steps, row, col, title=False, room=3)
-        fig.update_yaxes(title=f"prompt reliance,<br>{SPLITS[split].lower()}", row=row, col=1)
-    fit_values(fig, frame, ["prompt_reliance"], row=None)
-    return under(fig, STEP_TITLE, 30)
+    """Prompt reliance by condition at the last checkpoint, beside its differences."""
+    return by_condition(frame, "prompt_reliance", "prompt reliance")
 
 
 @_figure("Where the gain landed", name="masking_mechanism", caption=_mechanism_caption)
 def mechanism(frame: pd.DataFrame) -> go.Figure:
-    """Where a gain landed: the claimed condition's differences in every reading, a column for each split."""
+    """Where a gain landed: the claimed condition's differences in every reading, a panel for each split.
+
+    Shaded: the side that was predicted. Readings in `too_wide` are left to the table.
+    """
     condition = _claimed(frame)
+    rows = _differences(frame, condition)
+    wide = too_wide(rows)
+    rows = need(rows[~rows["metric"].isin(wide)])
+    order = {metric: name for metric, name in MECHANISM.items() if (rows["metric"] == metric).any()}
+    panels = by_split(rows)
+    looks = {
+        "difference": (f"{condition.title} − k = 0", GREEN, "solid", "circle"),
+        "control": (f"{condition.title} − its random mask", ORANGE, "solid", "circle-open"),
+    }
+    fig = facets(1, ROW * len(order), 24, [SPLITS[where["split"]] for where in panels])
+    draw_estimates(fig, rows, looks, by="contrast", panels=panels, along="metric", order=order)
+    reach = max(0.05, float(np.nanmax(rows[["value", "low", "high"]].abs()))) * 1.06
+    for col, where in enumerate(panels, start=1):
+        for place, metric in enumerate(order):
+            if side := PREDICTED.get((metric, where["split"])):
+                ends = dict(x0=0, x1=side * reach, y0=place - 0.45, y1=place + 0.45)
+                shade = dict(fillcolor="#E3F1EC", line_width=0, layer="below")
+                fig.add_shape(type="rect", row=1, col=col, **ends, **shade)
+    fit_estimates(fig, rows, (-reach, reach))
+    fig.update_xaxes(title="difference (all readings are shares)")
+    return note_n(fig.update_layout(margin_l=208), games(rows))
+
+
+def _differences(frame: pd.DataFrame, condition: Condition) -> pd.DataFrame:
+    """One condition's differences to k = 0 and to its random mask, each reading at its last checkpoint."""
     rows = pick(frame, condition=condition.name)
     rows = need(only(rows, contrast=("difference", "control"), metric=MECHANISM))
-    shown, splits = [metric for metric in MECHANISM if (rows["metric"] == metric).any()], splits_of(rows)
-    places = {metric: i for i, metric in enumerate(shown)}
-    height = 32 * len(shown)
-    fig = grid(splits, [("", height)], bottom=BOTTOM).update_layout(margin_l=222)
-    last = pd.concat([at_last(rows, metric=metric) for metric in shown])
-    reach = min(1.0, max(0.05, float(np.nanmax(last[["value", "low", "high"]].abs()))) * 1.06)
-    looks = {
-        "difference": (f"{condition.title} − k = 0", GREEN, "circle"),
-        "control": (f"{condition.title} − its random mask", ORANGE, "circle-open"),
-    }
-    for col, split in enumerate(splits, start=1):
-        predicted = [metric for metric in shown if (metric, split) in PREDICTED]
-        for metric in predicted:
-            y = places[metric]
-            box = dict(x0=0, x1=PREDICTED[metric, split] * reach, y0=y - 0.42, y1=y + 0.42, line_width=0)
-            fig.add_shape(
-                type="rect",
-                fillcolor="#E3F1EC",
-                layer="below",
-                name="side that was predicted",
-                showlegend=col == 1 and metric == predicted[0],
-                row=1,
-                col=col,
-                **box,
-            )
-        for order, (contrast, (name, colour, symbol)) in enumerate(looks.items()):
-            some = pick(last, split=split, contrast=contrast)
-            fig.add_scatter(
-                x=some["value"],
-                y=[places[metric] + 0.28 * (order - 0.5) for metric in some["metric"]],
-                mode="markers",
-                name=name,
-                legendgroup=contrast,
-                showlegend=col == 1 and bool(len(pick(last, contrast=contrast))),
-                marker=marker(symbol, colour, 9),
-                error_x=whisker(some, colour),
-                customdata=condition_numbers(some, [MECHANISM[metric] for metric in some["metric"]]),
-                hovertemplate=CONDITION_HOVER,
-                row=1,
-                col=col,
-            )
-        fig.update_xaxes(
-            range=[-reach, reach], zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2, row=1, col=col
-        )
-    names = [MECHANISM[metric] for metric in shown]
-    fig.update_yaxes(
-        range=[len(shown) - 0.45, -0.55], tickvals=list(places.values()), ticktext=names, ticks=""
-    )
-    return under(fig, "difference, all readings being shares (1 = everything)", 30)
+    return rows[rows["step"] == rows.groupby("metric")["step"].transform("max")]
+
+
+def too_wide(rows: pd.DataFrame) -> list[str]:
+    """Readings with an interval that covers 0 and says less than `WIDE` either way, by their metric."""
+    open_ = (rows["low"] < 0) & (rows["high"] > 0) & (rows["high"] - rows["low"] > 2 * WIDE)
+    return [metric for metric in MECHANISM if metric in set(rows.loc[open_, "metric"])]

@@ -1,4 +1,4 @@
-"""The figure of the masking study's power: simulated effects that are found, and false finds.
+"""The figure of the masking study's power: simulated effects that are found.
 
 >>> frame, provenance = read_table("figures/tables", "masking_power")
 >>> power(frame, provenance).show()
@@ -6,18 +6,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.caption import Caption
-from interp.plots.condition_panels import grid, marker
 from interp.plots.registry import figure
-from interp.plots.theme import BOTTOM, under, whisker
+from interp.plots.series import draw_series
+from interp.plots.theme import facets, note_n
 from interp.results.condition_rows import number
-from interp.results.names import BLACK, GREEN, GREY, ORANGE
+from interp.results.names import BLACK, GREEN
 from interp.results.queries import need, pick
-from interp.results.tables import ESTIMATE_COLUMNS
 from interp.results.wording import listed
 
 
@@ -43,8 +41,8 @@ def _caption(frame: pd.DataFrame) -> Caption:
     told = listed(f"{number(effect)} in {shares(of)}" for effect, of in planted.items())
     message = f"Simulated studies find an effect of {told}; without one, they find one in {shares(null)}."
     drawn = (
-        "Top: planted differences found, claim supported. Bottom: false finds (dotted: 2.5 %). "
-        "Seed SD: between trainings, log-odds."
+        "Planted differences that are found, and studies whose claim is supported. Seed SD: between "
+        "trainings, in log-odds."
     )
     size = f"n = {int(frame['n'].min()):,} studies of each kind; 95 % Wilson intervals."
     rows = []
@@ -73,91 +71,29 @@ def _caption(frame: pd.DataFrame) -> Caption:
     caption=_caption,
 )
 def power(frame: pd.DataFrame) -> go.Figure:
-    """Shares of simulated studies in which a planted effect is found, above false finds."""
+    """Shares of simulated studies in which a planted effect is found; false finds are in the table."""
     frame = frame.assign(world=frame["world"].fillna("null"))  # which is how the word is read from a CSV
     need(frame, world="action", contrast="difference", what="above")
     sizes = sorted(set(zip(frame["training_sd"], frame["games"], strict=True)))
+    panels = [dict(training_sd=sd, games=games) for sd, games in sizes]
     effects = sorted(frame.loc[frame["world"] == "action", "effect"].unique(), reverse=True)
-    fig = grid(
-        sizes,
-        [("power", 210), ("false positives", 170)],
-        gap=46,
-        bottom=BOTTOM,
-        titles=[f"{games} games, seed SD {number(sd)}" for sd, games in sizes],
-    )
-    height = 210 + 170 + 46
-    fig.update_layout(
-        legend2=dict(y=(170 + 8) / height, x=0, orientation="h", font_size=14, yanchor="bottom")
-    )
-    for row, lines in enumerate(_lines(effects), start=1):
-        for order, (name, colour, dash, symbol, where) in enumerate(lines):
-            for col, (sd, games) in enumerate(sizes, start=1):
-                rows = pick(frame, training_sd=sd, games=games, **where).sort_values("seeds")
-                fig.add_scatter(
-                    x=rows["seeds"] + 0.1 * (order - 1.5),
-                    y=rows["value"],
-                    mode="lines+markers",
-                    error_y=whisker(rows, colour),
-                    name=name,
-                    legendgroup=name,
-                    legend="legend" if row == 1 else "legend2",
-                    showlegend=col == 1,
-                    line=dict(color=colour, dash=dash, width=2),
-                    marker=marker(symbol, colour, 8),
-                    customdata=rows[["seeds", *ESTIMATE_COLUMNS]].to_numpy(dtype=float),
-                    hovertemplate=_POWER_HOVER,
-                    row=row,
-                    col=col,
-                )
-    seeds = sorted(frame["seeds"].unique())
-    fig.update_xaxes(tickvals=seeds, range=[seeds[0] - 0.4, seeds[-1] + 0.4])
-    fig.update_yaxes(range=[-0.03, 1.04], row=1)
-    highest = max(
-        np.max(np.add(trace.y, trace.error_y.array))
-        for trace in fig.data
-        if trace.legend == "legend2" and len(trace.y)
-    )
-    fig.update_yaxes(range=[-0.05 * highest, 1.1 * highest], row=2)
-    fig.add_hline(y=0.025, row=2, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
-    return under(fig, "seeds of each condition", 30)
-
-
-def _lines(effects: list[float]) -> tuple[list, list]:
-    """Lines of finds and of false finds: name, colour, dash, marker, and what picks them."""
     dashes = dict(zip(effects, ("solid", "dash", "dot", "dashdot"), strict=False))
-    kinds = (
+    looks, rows = {}, []
+    for contrast, what, found, colour, symbol in (
         ("difference", "above", "k = .3 > k = 0", GREEN, "circle"),
         ("verdict", "supported", "supported", BLACK, "square"),
-    )
-    found = []
-    for contrast, what, name, colour, symbol in kinds:
-        for effect in effects:
-            where = dict(world="action", effect=effect, contrast=contrast, what=what)
-            found.append((f"{name}, effect {number(effect)}", colour, dashes[effect], symbol, where))
-    any_mask = dict(world="any_mask", effect=effects[0])
-    above = dict(world="null", what="above")
-    false = [
-        ("null: k = .3 > k = 0", GREEN, "solid", "circle", dict(above, contrast="difference")),
-        (
-            "any mask: k = .3 > random",
-            ORANGE,
-            "solid",
-            "circle-open",
-            dict(any_mask, contrast="control", what="above"),
-        ),
-        (
-            "any mask: supported",
-            BLACK,
-            "solid",
-            "square",
-            dict(any_mask, contrast="verdict", what="supported"),
-        ),
-        ("null: over games alone", GREY, "dot", "x", dict(above, contrast="games_only")),
-    ]
-    return found, false
-
-
-_POWER_HOVER = (
-    "%{customdata[0]} seeds<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, "
-    "%{customdata[3]:.3f}]<br>of %{customdata[4]} simulated studies"
-)
+    ):
+        for effect, dash in dashes.items():
+            name = f"{found}, effect {number(effect)}"
+            looks[name] = (name, colour, dash, symbol)
+            of = pick(frame, world="action", effect=effect, contrast=contrast, what=what)
+            rows.append(of.assign(line=name, step=of["seeds"]))
+    seeds = sorted(int(count) for count in frame["seeds"].unique())
+    titles = [f"{games} games, seed SD {number(sd)}" for sd, games in sizes]
+    fig = facets(1, 190, 24, titles, across=2 if len(sizes) > 1 else 1)
+    draw_series(fig, pd.concat(rows), looks, by="line", panels=panels, along="seeds", order=seeds)
+    fig.update_xaxes(tickvals=list(range(len(seeds))), ticktext=[str(count) for count in seeds])
+    fig.update_xaxes(title="seeds of each condition", range=[-0.3, len(seeds) - 0.7])
+    fig.update_yaxes(range=[-0.03, 1.04])
+    fig.update_yaxes(title="share of studies", row=1, col=1)
+    return note_n(fig, f"n = {int(frame['n'].min()):,} simulated studies for each point")

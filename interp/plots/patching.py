@@ -11,41 +11,40 @@ from functools import partial
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from interp.plots.caption import Caption, change, clause, last_side, listing, numbers, only, size
 from interp.plots.registry import figure
+from interp.plots.series import at_ends, draw_series
 from interp.plots.theme import (
-    BOTTOM,
     HOVER,
     corner,
-    draw_heatmap,
     draw_metrics,
-    draw_trace,
-    effect_scale,
     facets,
     fit_values,
     layer_axis,
+    note_n,
     panels,
     point_numbers,
+    sizes,
     step_axis,
-    uncertain,
     whisker,
     zero_line,
 )
 from interp.results.estimates import ends, estimate, side
-from interp.results.names import DIRECTIONS, GREEN, ORANGE, PURPLE, SKY, SPAN_COLOURS, SPANS, VERMILION
+from interp.results.names import DIRECTIONS, PURPLE, SPAN_COLOURS, SPANS, VERMILION
 from interp.results.queries import need, pick, steps_of, with_places
 
-#: Where all positions are patched together, in reading order: name, colour, marker.
+#: Where all positions are patched together, in reading order: name, colour, dash, marker.
 PLACES = {
-    "task": (SPANS["task"], SPAN_COLOURS["task"], "diamond"),
-    "history": (SPANS["history"], SPAN_COLOURS["history"], "square"),
-    "observation": (SPANS["observation"], SPAN_COLOURS["observation"], "triangle-up"),
-    "boundary": (SPANS["boundary"], SPAN_COLOURS["boundary"], "circle"),
-    "action_tag": (SPANS["action_tag"], VERMILION, "star"),
-    "prompt": ("whole prompt", PURPLE, "x"),
+    "task": (SPANS["task"], SPAN_COLOURS["task"], "dash", "diamond"),
+    "history": (SPANS["history"], SPAN_COLOURS["history"], "solid", "square"),
+    "observation": (SPANS["observation"], SPAN_COLOURS["observation"], "dash", "triangle-up"),
+    "boundary": (SPANS["boundary"], SPAN_COLOURS["boundary"], "dot", "circle"),
+    "action_tag": (SPANS["action_tag"], VERMILION, "dot", "star"),
+    "prompt": ("whole prompt", PURPLE, "solid", "x"),
 }
+#: Effects that are at most this large for sure are none that a figure shows: a hundredth of the difference.
+NOTHING = 0.01
 
 
 #: Which way the larger part of the prompt's effect goes, by the side of 1/2 on which prompt reliance lies.
@@ -105,18 +104,27 @@ def _at_site(frame: pd.DataFrame, site: str) -> pd.DataFrame:
     return pick(with_places(frame), site=site)
 
 
+def _beyond(rows: pd.DataFrame) -> pd.DataFrame:
+    """The effects that are larger than `NOTHING` for sure, up or down."""
+    return rows[(rows["low"] > NOTHING) | (rows["high"] < -NOTHING)]
+
+
 def _patching_caption(frame: pd.DataFrame, site: str = "resid_pre") -> Caption:
-    rows = pick(_at_site(frame, site), at="boundary", metric="difference").dropna(subset="value")
+    every = pick(_at_site(frame, site), metric="difference").dropna(subset="value")
+    rows = pick(every, at="boundary")
     top = boundary(rows)
     message = ""
     if top is not None:
-        message = (
-            f"Patching the boundary moves the action by at most {estimate(top)} of the difference "
-            f"(layer {int(top['layer'])}, step {int(top['step'])})."
-        )
+        where = f"{estimate(top)} (layer {int(top['layer'])}, step {int(top['step'])})"
+        message = f"Patching the boundary alone moves the action by at most {where}."
+        if _beyond(rows).empty:
+            message = (
+                f"Patching the boundary alone moves nothing: none of {len(rows)} effects is above "
+                f"{NOTHING:g} for sure, at most {where}."
+            )
     drawn = (
-        f"Effect of patching {site} at the prompt's last token (0: none, 1: the other run's "
-        "action), by layer and checkpoint."
+        f"Patching {site} at all positions of a span (1: the other run's action), at its best layer on "
+        "average."
     )
     table = listing(_largest(rows, ["mode", "direction"]), _NAMES)
     return Caption(message, drawn, _size(rows), _with_unpaired(table, frame))
@@ -164,10 +172,7 @@ def _reliance_caption(frame: pd.DataFrame) -> Caption:
     message = change("Prompt reliance", frame, metric="prompt_reliance")
     last = last_side(frame, WAYS, 0.5, metric="prompt_reliance")
     message += f" At the last checkpoint {last}." if last else ""
-    drawn = (
-        "Top: the share of the effect that goes directly from prompt to action. Bottom: the "
-        "effects it is made of, in nats."
-    )
+    drawn = "Top: the share of the effect that goes directly from prompt to action. Bottom: effects."
     return Caption(message, drawn, _size(frame), numbers(frame))
 
 
@@ -175,103 +180,72 @@ def _own_traces_caption(frame: pd.DataFrame) -> Caption:
     parts = dict(direct="The prompt's direct effect", indirect="The effect of the traces that it leads to")
     message = " ".join(filter(None, (change(words, frame, metric=part) for part, words in parts.items())))
     drawn = (
-        "Traces are drawn by each checkpoint from both prompts of a pair. Top: effects in nats. Bottom: the "
-        "direct effect's share, where neither is negative."
+        "Traces are drawn by each checkpoint from both prompts of a pair. Top: the direct effect's share, "
+        "where neither is negative. Bottom: effects in nats."
     )
     return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame))
 
 
+def _drawn(frame: pd.DataFrame, site: str) -> pd.DataFrame:
+    """The effects on the action read at the boundary, without spans that have none anywhere."""
+    rows = need(_at_site(frame, site), mode="prompt", metric="difference").dropna(subset="value")
+    acting = _beyond(rows)["at"].unique()
+    return only(need(rows), at=acting) if len(acting) else need(rows)
+
+
+def _directions(rows: pd.DataFrame) -> list[dict]:
+    return [dict(direction=name) for name in DIRECTIONS if (rows["direction"] == name).any()]
+
+
 @_figure("Where the prompt acts: activation patching", caption=_patching_caption, expected=True)
 def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
-    """Patching effect by layer and checkpoint in both directions, above its layer profile."""
-    frame = need(with_places(frame), site=site, mode="prompt", at="boundary", metric="difference")
-    steps, layers = steps_of(frame), sorted(frame["layer"].unique())
-    directions = [name for name in ("denoise", "noise") if (frame["direction"] == name).any()]
-    heights = [max(200, min(420, 21 * len(layers))), 210]
-    total = sum(heights) + 96
-    fig = make_subplots(
-        rows=2,
-        cols=len(directions),
-        row_heights=heights,
-        vertical_spacing=96 / total,
-        horizontal_spacing=0.05,
-        shared_yaxes=True,
-        column_titles=[DIRECTIONS[name] for name in directions],
-    )
-    fig.update_layout(height=total + 44 + BOTTOM, margin=dict(t=44, r=100))
-    shown = sorted({0, len(steps) // 2, len(steps) - 1})
-    for col, direction in enumerate(directions, start=1):
-        rows = pick(frame, direction=direction)
-        readable = len(layers) <= 20 and len(steps) <= 9
-        look = dict(name=direction, coloraxis="coloraxis", textfont_size=13)
-        look |= dict(texttemplate="%{z:.2f}" if readable else None)
-        draw_heatmap(fig, rows, "layer", "step", (layers, steps), 1, col, **look)
-        colours = (SKY, GREEN, "#08306B")[-len(shown) :]
-        for index, colour, dash in zip(shown, colours, ("dot", "dash", "solid"), strict=False):
-            at = rows[rows["step"] == steps[index]].sort_values("layer")
-            x = [layers.index(layer) for layer in at["layer"]]
-            line = (f"step {steps[index]}", colour, dash, ("circle", "square", "diamond")[index % 3])
-            draw_trace(fig, at, x, line, row=2, col=col, legend="legend", show=col == 1)
-        step_axis(fig, steps, row=1, col=col)
-        layer_axis(fig, layers, None, row=2, col=col, axis="x")
-        fig.update_xaxes(title="layer", row=2, col=col)
-    layer_axis(fig, layers, "layer", row=1, col=1)
-    layer_axis(fig, layers, None, row=1, col=2)
-    zero_line(fig, row=2)
-    fit_values(fig, frame.assign(metric="effect"), ["effect"], row=2, at_least=(0.0, 1.0))
-    fig.update_yaxes(title="patching effect", row=2, col=1)
-    effect_scale(fig, frame["value"], len=heights[0] / total, y=1, yanchor="top")
-    return fig.update_layout(legend=dict(y=(heights[1] + 2) / total, x=0))
+    """Effect of patching each span over checkpoints, at the layer where it is largest on average.
+
+    Patching the whole prompt, which gives all back at layer 0, is left to `spans`.
+    """
+    rows = _drawn(frame, site)
+    rows = rows[rows["at"] != "prompt"]
+    means = need(rows).groupby(["at", "layer"])["value"].mean()
+    best = {at: int(means[at].idxmax()) for at in PLACES if at in means}
+    rows = rows[rows["layer"] == rows["at"].map(best)]
+    looks = {at: (f"{PLACES[at][0]}, layer {layer}", *PLACES[at][1:]) for at, layer in best.items()}
+    steps, panels = steps_of(rows), _directions(rows)
+    fig = facets(1, 190, 20, [DIRECTIONS[where["direction"]] for where in panels])
+    draw_series(fig, rows, looks, by="at", panels=panels, order=steps)
+    for col in range(1, len(panels) + 1):
+        step_axis(fig, steps, 1, col)
+    fig.update_yaxes(title="patching effect", row=1, col=1)
+    return _fit(fig, rows)
 
 
 @_figure("Which part of the prompt acts, and at which layer", name="patching_spans", caption=_spans_caption)
 def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """Patching effect by span and layer, a row for each direction, at the first and last checkpoint."""
-    frame = need(with_places(frame), site=site, mode="prompt", metric="difference")
-    frame = frame[frame["step"].isin(need(frame, at="prompt")["step"])]
-    steps, layers = _ends(frame), sorted(frame["layer"].unique())
-    places = [p for p in PLACES if (frame["at"] == p).any()][::-1]
-    directions = [name for name in DIRECTIONS if (frame["direction"] == name).any()]
-    fig = facets(len(directions), 34 * len(places), 34, [f"training step {step}" for step in steps])
-    fig.update_layout(margin=dict(l=112, r=100))
-    for row, direction in enumerate(directions, start=1):
-        for col, step in enumerate(steps, start=1):
-            of = pick(frame, direction=direction, step=step)
-            look = dict(name=f"{direction}, step {step}", coloraxis="coloraxis", textfont_size=13)
-            look |= dict(texttemplate="%{z:.2f}" if len(layers) <= 12 else None)
-            grid = draw_heatmap(fig, of, "at", "layer", (places, layers), row, col, **look)
-            unsure = uncertain(grid)
-            fig.add_scatter(
-                x=unsure[:, 1] + 0.38,
-                y=unsure[:, 0] + 0.28,
-                mode="markers",
-                marker=dict(size=6, color=ORANGE, line=dict(width=1, color="#333333")),
-                hoverinfo="skip",
-                name="interval covers 0",
-                legendgroup="unsure",
-                showlegend=row == col == 1,
-                row=row,
-                col=col,
-            )
-            layer_axis(fig, layers, "layer" if row == len(directions) else None, row=row, col=col, axis="x")
-            fig.update_xaxes(range=[-0.5, len(layers) - 0.5], showgrid=False, row=row, col=col)
-            fig.update_yaxes(
-                tickvals=list(range(len(places))),
-                ticktext=[PLACES[p][0] for p in places],
-                showgrid=False,
-                range=[-0.5, len(places) - 0.5],
-                row=row,
-                col=col,
-            )
-        fig.update_yaxes(title=direction, row=row, col=1)
-    effect_scale(fig, frame["value"])
-    return fig
+    rows = _drawn(frame, site)
+    rows = rows[rows["step"].isin(need(rows, at="prompt")["step"])]
+    steps, layers, directions = at_ends(rows), sorted(rows["layer"].unique()), _directions(rows)
+    looks = {at: look for at, look in PLACES.items() if (rows["at"] == at).any()}
+    fig = facets(len(directions), 150, 24, [f"training step {step}" for step in steps])
+    for row, where in enumerate(directions, start=1):
+        panels = [where | dict(step=step) for step in steps]
+        lines = dict(by="at", panels=panels, row=row, along="layer", order=layers, legend="legend")
+        draw_series(fig, rows, looks, **lines)
+        for col in range(1, len(steps) + 1):
+            layer_axis(fig, layers, "layer" if row == len(directions) else None, row, col, axis="x")
+        fig.update_yaxes(title=f"effect, {where['direction']}", row=row, col=1)
+    return _fit(fig, only(rows, step=steps))
+
+
+def _fit(fig: go.Figure, rows: pd.DataFrame) -> go.Figure:
+    """Axes from no effect to all of it, wider where effects are, and how many pairs there are."""
+    fit_values(fig, rows, ["difference"], row=None, at_least=(0.0, 1.0))
+    return note_n(fig, sizes(rows, "pairs", "clusters"))
 
 
 @_figure("Attribution patching against true patching", name="patching_screen", caption=_screen_caption)
 def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """First-order estimate against true effect, a point for each span and layer, at both ends."""
-    frame = pick(with_places(frame), site=site, mode="prompt")
+    frame = pick(_at_site(frame, site), mode="prompt")
     estimated, true = (need(frame, metric=metric) for metric in ("attribution", "difference"))
     counts = [name for name in ("n", "n_groups", "n_dropped") if name in frame]  # so the same pairs
     keys = ["step", "layer", "direction", "at", *counts]
@@ -280,38 +254,42 @@ def screen(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     )
     if both.empty:
         raise ValueError("no pair is kept, so there are no effects to compare.")
-    steps, directions = _ends(both), [name for name in DIRECTIONS if (both["direction"] == name).any()]
-    fig = facets(len(directions), 250, 24, [f"training step {step}" for step in steps])
+    steps, directions = at_ends(both), _directions(both)
     drawn = both[both["step"].isin(steps)]
-    named = set()
-    for row, direction in enumerate(directions, start=1):
+    fig = facets(len(directions), 190, 24, [f"training step {step}" for step in steps], across=len(steps))
+    for row, where in enumerate(directions, start=1):
         for col, step in enumerate(steps, start=1):
-            for place, (name, colour, symbol) in PLACES.items():
-                of = pick(drawn, direction=direction, step=step, at=place)
-                if of.empty:
-                    continue
-                across = of.assign(value=of["value_x"], low=of["low_x"], high=of["high_x"])
-                fig.add_scatter(
-                    x=of["value_x"],
-                    y=of["value"],
-                    mode="markers",
-                    name=name,
-                    legendgroup=name,
-                    showlegend=name not in named,
-                    marker=dict(symbol=symbol, size=9, color=colour),
-                    error_x=whisker(across, colour),
-                    error_y=whisker(of, colour),
-                    customdata=point_numbers(of),
-                    hovertemplate=HOVER,
-                    text=of["layer"],
-                    row=row,
-                    col=col,
-                )
-                named.add(name)
-            r = pick(frame, metric="attribution_pearson", step=step, direction=direction)
+            _draw_spans(fig, pick(drawn, step=step, **where), row, col)
+            r = pick(frame, metric="attribution_pearson", step=step, **where)
             corner(fig, f"r = {estimate(r.iloc[0])}" if len(r) else "", row, col)
-        fig.update_yaxes(title=f"{direction},<br>estimated effect", row=row, col=1)
+        fig.update_yaxes(title=f"estimate, {where['direction']}", row=row, col=1)
+    note_n(fig, sizes(drawn, "pairs", ""))
     return _parity(fig, drawn, len(directions), len(steps))
+
+
+def _draw_spans(fig: go.Figure, rows: pd.DataFrame, row: int, col: int) -> None:
+    """A point with both intervals for each span and layer."""
+    for place, (name, colour, _, symbol) in PLACES.items():
+        of = pick(rows, at=place)
+        if of.empty:
+            continue
+        across = of.assign(value=of["value_x"], low=of["low_x"], high=of["high_x"])
+        fig.add_scatter(
+            x=of["value_x"],
+            y=of["value"],
+            mode="markers",
+            name=name,
+            legendgroup=name,
+            showlegend=not any(trace.name == name for trace in fig.data),
+            marker=dict(symbol=symbol, size=7, color=colour),
+            error_x=whisker(across, colour),
+            error_y=whisker(of, colour),
+            customdata=point_numbers(of),
+            hovertemplate=HOVER,
+            text=of["layer"],
+            row=row,
+            col=col,
+        )
 
 
 def _parity(fig: go.Figure, drawn: pd.DataFrame, rows: int, columns: int) -> go.Figure:
@@ -338,14 +316,7 @@ def _parity(fig: go.Figure, drawn: pd.DataFrame, rows: int, columns: int) -> go.
 @figure("Prompt reliance", table="reliance", section="depends", caption=_reliance_caption, expected=True)
 def reliance(frame: pd.DataFrame) -> go.Figure:
     """Prompt reliance over checkpoints, above the effects that it is made of."""
-    fig = panels(frame, {"prompt reliance": 230, "effect on the action (nats)": 210})
-    parts = ["direct", "via_cot", "via_text", "via_state", "total", "interaction"]
-    draw_metrics(fig, frame, ["prompt_reliance"], row=1)
-    draw_metrics(fig, frame, parts, row=2, thin=("via_text", "via_state"))
-    fit_values(fig, frame, parts, row=2)
-    _share_axis(fig, frame, row=1)
-    zero_line(fig, row=2)
-    return fig
+    return _share_and_parts(frame, ["direct", "via_cot", "via_state"])
 
 
 @figure(
@@ -355,34 +326,17 @@ def reliance(frame: pd.DataFrame) -> go.Figure:
     caption=_own_traces_caption,
 )
 def own_traces(frame: pd.DataFrame) -> go.Figure:
-    """Direct and indirect effect through own traces over checkpoints, above the direct one's share."""
-    fig = panels(frame, {"effect on the action (nats)": 230, "prompt reliance": 210})
-    parts = ["direct", "indirect", "total", "interaction"]
-    draw_metrics(fig, frame, parts, row=1, thin=("interaction",))
-    draw_metrics(fig, frame, ["prompt_reliance"], row=2)
-    fit_values(fig, frame, parts, row=1)
-    _share_axis(fig, frame, row=2)
+    """Prompt reliance through own traces over checkpoints, above the direct and the indirect effect."""
+    return _share_and_parts(frame, ["direct", "indirect"])
+
+
+def _share_and_parts(frame: pd.DataFrame, parts: list[str]) -> go.Figure:
+    """Prompt reliance, on an axis of its own, above effects in nats."""
+    fig = panels(frame, {"prompt reliance": 150, "effect (nats)": 150})
+    draw_metrics(fig, frame, ["prompt_reliance"], row=1)
+    fit_values(fig, frame, ["prompt_reliance"], row=1)
+    draw_metrics(fig, frame, parts, row=2)
+    fit_values(fig, frame, parts, row=2)
     zero_line(fig, row=1)
-    return fig
-
-
-def _share_axis(fig: go.Figure, frame: pd.DataFrame, row: int) -> None:
-    """Fit a panel to prompt reliance, with a line where both ways are equal."""
-    fit_values(fig, frame, ["prompt_reliance"], row=row, at_least=(0.0, 1.0))
-    fig.add_hline(y=0.5, row=row, col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
-    fig.add_annotation(
-        text="direct = via-CoT",
-        x=1,
-        xanchor="right",
-        xref="x domain",
-        y=0.5,
-        yanchor="top",
-        showarrow=False,
-        font=dict(size=12, color="#666666"),
-        row=row,
-        col=1,
-    )
-
-
-def _ends(frame: pd.DataFrame) -> list[int]:
-    return list(dict.fromkeys([steps_of(frame)[0], steps_of(frame)[-1]]))
+    zero_line(fig, row=2)
+    return note_n(fig, sizes(pick(frame, metric="prompt_reliance"), "pairs", "clusters"))

@@ -9,35 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Int
-from plotly.subplots import make_subplots
 
 from interp.plots.caption import Caption, clause, last_side, listing, numbers, only, size
 from interp.plots.registry import figure
+from interp.plots.series import at_ends, by_split, draw_series, end_looks
 from interp.plots.theme import (
     BOTTOM,
     DIVERGING,
-    SEQUENTIAL,
-    TOP,
-    corner,
+    SMALL,
     draw_heatmap,
-    draw_line,
-    draw_metrics,
-    draw_trace,
     facets,
     fit_values,
     layer_axis,
+    note_n,
     panels,
-    plain,
+    sizes,
     step_axis,
-    uncertain,
-    under,
+    zero_line,
 )
 from interp.results.estimates import side
-from interp.results.names import ACTIVATION_CONTROLS, BLUE, CONTROLS, GREEN, GREY, LABELS, ORANGE, SKY, SPLITS
+from interp.results.names import BLUE, CONTROLS, GREEN, GREY, LABELS, ORANGE, SKY, SPLITS, STYLE
 from interp.results.queries import label_of, need, pick, splits_of, steps_of
 
 #: What the last gain's interval says of the probe against the best guess made without activations.
@@ -75,43 +68,41 @@ def pairs_that_drop(frame: pd.DataFrame, split: str) -> tuple[int, int]:
     return int((drops["low"] > 0).sum()), len(drops)
 
 
-def _probes_caption(frame: pd.DataFrame, label: str | None = None, split: str = "in_domain") -> Caption:
+def _probes_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     label = label or label_of(frame)
-    rows = pick(frame, label=label, split=split, metric="accuracy")
-    clear, count = cells_above(frame, label=label, split=split)
+    rows = pick(frame, label=label, metric="accuracy")
+    clear, count = cells_above(frame, label=label)
     told = last_side(rows, GAINED, predictor="gain", layer=-1)
-    message = f"At the last checkpoint the boundary probe {told}. " if told else ""
-    message += f"Its gain's interval lies above 0 in {clear} of {count} cells (layer, checkpoint)."
-    fitted = "fitted_on" in rows and (rows["fitted_on"] == "train").any()
+    message = f"The last boundary probe {told}. " if told else ""
+    message += f"Its gain is above 0 for sure in {clear} of {count} cells (layer, checkpoint, split)."
+    fitted = "fitted_on" in rows and bool((rows["fitted_on"] == "train").any())
     drawn = (
-        f"Linear probe at the boundary for the {LABELS.get(label, label)}"
-        f"{', fitted on the training split' if fitted else ''}: gain by layer; nested accuracy."
+        f"Linear probe of the {LABELS.get(label, label)}{', fitted on the training split' * fitted}; "
+        "controls read no activation."
     )
     pairs = frame[
         frame["label"].str.startswith("pairwise") & (frame["layer"] == -1) & (frame["metric"] == "accuracy")
     ]
     shown = [_nested(rows)[lambda table: table["layer"] == -1], only(pairs, predictor=("probe", "gain"))]
-    cells = rows[rows["layer"] >= 0].dropna(subset="value")
-    for predictor, best in (
-        ("gain", "idxmax"),
-        ("gain_p", "idxmin"),
-    ):  # the map's largest gain, and its smallest corrected p
-        if len(of := pick(cells, predictor=predictor)):
-            shown.append(of.loc[[getattr(of["value"], best)()]])
-    shown += _lens(pick(frame, split=split, predictor="lens", label=f"{label.partition('_')[0]}_token"))
+    for _, cells in rows[rows["layer"] >= 0].dropna(subset="value").groupby("split", sort=False):
+        # the largest gain of all cells, and the smallest corrected p
+        for predictor, best in (("gain", "idxmax"), ("gain_p", "idxmin")):
+            if len(of := pick(cells, predictor=predictor)):
+                shown.append(of.loc[[getattr(of["value"], best)()]])
+    shown += _lens(pick(frame, predictor="lens", label=f"{label.partition('_')[0]}_token"))
     return Caption(message, drawn, size(rows), numbers(pd.concat(shown, ignore_index=True)))
 
 
 def _lens(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The logit lens at the layer where it is highest over all checkpoints, for each metric."""
-    for _, of in rows.dropna(subset="value").groupby("metric"):
+    for _, of in rows.dropna(subset="value").groupby(["metric", "split"]):
         yield pick(of, layer=of.groupby("layer")["value"].mean().idxmax())
 
 
 def _nested(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, with the controls, which read no layer, filed under the nested choice."""
     reads_none = rows["predictor"].isin(CONTROLS)
-    controls = rows[reads_none].sort_values("layer").drop_duplicates(["step", "predictor"])
+    controls = rows[reads_none].sort_values("layer").drop_duplicates(["step", "split", "predictor"])
     return pd.concat([rows[~reads_none], controls.assign(layer=-1)])
 
 
@@ -123,8 +114,8 @@ def _transfer_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     told = clause({split: f"in {clear} of {count} pairs" for split, (clear, count) in counts.items()})
     message = f"Read at another checkpoint, a probe loses accuracy (interval above 0) {told}."
     drawn = (
-        "Accuracy; drop against the own probe, which includes changed actions; three probes. "
-        "Layer and C: chosen in training."
+        "Top: accuracy of three probes. Bottom: drop against the own probe, which includes changed "
+        "actions; blank: covers 0."
     )
     ends_ = only(frame, train_step=(first, last), test_step=(first, last), predictor=("probe", "drop"))
     return Caption(message, drawn, size(pick(frame, predictor="probe")), listing(ends_))
@@ -136,8 +127,8 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
     told = last_side(frame, BITS, metric="bits", predictor="gain")
     message = f"At the last checkpoint {told}, against the shorter of both other codes." if told else ""
     drawn = (
-        f"Online codelength of the {LABELS.get(label, label)}: bits for each decision (top), "
-        "compression against the uniform code (bottom)."
+        f"Online codelength of the {LABELS.get(label, label)}: bits for each decision (top) and "
+        "bits saved (bottom)."
     )
     return Caption(
         message,
@@ -148,136 +139,86 @@ def _mdl_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
 
 
 @_figure("What the prompt boundary already predicts", table="probes", caption=_probes_caption, expected=True)
-def probes(frame: pd.DataFrame, label: str | None = None, split: str = "in_domain") -> go.Figure:
-    """Probe's gain over the best control by layer and checkpoint, beside accuracies."""
-    label = label or label_of(frame)
-    chosen = need(frame, label=label, split=split, metric="accuracy")
-    gain = need(chosen[chosen["layer"] >= 0], predictor="gain")
-    steps, height = steps_of(chosen), 480
-    fig = make_subplots(
-        rows=2,
-        cols=2,
-        column_widths=[0.4, 0.6],
-        horizontal_spacing=0.19,
-        vertical_spacing=0.11,
-        shared_xaxes=True,
-        specs=[[dict(rowspan=2), {}], [None, {}]],
-    )
-    fig.update_layout(height=TOP + height + BOTTOM)
-    layers = sorted(gain["layer"].unique())
-    limit = max(0.01, float(gain["value"].abs().max()))
-    title = dict(text="gain in accuracy over best control", side="right", font_size=14)
-    bar = dict(title=title, x=0.335, thickness=13, outlinewidth=0, tickfont_size=13, tickformat="+.2f")
-    look = dict(zmin=-limit, zmax=limit, colorscale=DIVERGING, name="gain", colorbar=bar)
-    grid = draw_heatmap(fig, gain, "layer", "step", (layers, steps), 1, 1, **look)
-    _mark(fig, uncertain(grid), "gain's interval covers 0", 1, 1)
-    for row, predictors in enumerate((("probe", *CONTROLS), ("probe", *ACTIVATION_CONTROLS)), start=1):
-        for predictor in predictors:
-            # A control that reads no layer may be filed under any: the nested row first, else the first one.
-            rows = pick(chosen, predictor=predictor).sort_values("layer").drop_duplicates("step")
-            if len(rows):  # checkpoints without it break the line
-                rows = rows.set_index("step").reindex(steps).reset_index()
-            other = predictor != "probe"
-            draw_line(fig, rows, steps, predictor, row=row, col=2, thin=other, show=row == 1 or other)
-        step_axis(fig, steps, row=row, col=2, title=row == 2)
-        text = ("against what reads no activation", "against controls of the activations")[row - 1]
-        corner(fig, text, row, 2, above=True, font=dict(size=13, color="#666666"))
-    step_axis(fig, steps, row=1, col=1, room=7)
-    fig.update_xaxes(title="training step", row=1, col=1)
-    layer_axis(fig, layers, "layer (0 = embedding output)", row=1, col=1)
-    fig.update_yaxes(title=f"accuracy<br>({plain(LABELS.get(label, label))})", rangemode="tozero", col=2)
-    fig.update_layout(legend=dict(y=1 + 26 / height, entrywidth=150))
-    return fig
+def probes(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
+    """Probe's gain over the best control by checkpoint, above its gain by layer at both ends.
+
+    Layer 0 is left to the table: there the boundary is one and the same token in every prompt.
+    """
+    chosen = need(frame, label=label or label_of(frame), metric="accuracy")
+    gain = need(chosen, predictor="gain")
+    by_layer, nested = need(gain[gain["layer"] > 0]), pick(gain, layer=-1)
+    nested = nested if len(nested) else by_layer.loc[by_layer.groupby(["step", "split"])["value"].idxmax()]
+    steps, ends, layers = steps_of(gain), at_ends(by_layer), sorted(by_layer["layer"].unique())
+    fig = panels(gain, {"gain over best control": 160, "gain by layer": 160})
+    looks = {"gain": ("probe − best control, nested layer", *STYLE["probe"][1:])}
+    draw_series(fig, nested, looks, by="predictor", panels=by_split(gain), order=steps)
+    drawn = dict(by="step", panels=by_split(gain), row=2, along="layer", order=layers, legend="legend")
+    draw_series(fig, by_layer, end_looks(ends), **drawn)
+    for col in range(1, len(by_split(gain)) + 1):
+        step_axis(fig, steps, 1, col)
+        layer_axis(fig, layers, "layer", 2, col, axis="x")
+    shown = pd.concat([nested, only(by_layer, step=ends)])
+    fit_values(fig, shown, ["accuracy"], row=None)
+    for row in (1, 2):
+        zero_line(fig, row)
+    fig.update_xaxes(matches=None, showticklabels=True)
+    return note_n(fig, sizes(nested))
 
 
 @_figure("Do probes carry over between checkpoints?", table="transfer", caption=_transfer_caption)
 def transfer(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
-    """Accuracy of each checkpoint's probe at each checkpoint, its drop, and three probes over steps."""
-    label = label or label_of(frame)
-    frame = need(frame, label=label, metric="accuracy")
+    """What the own, the first and the last checkpoint's probe read over steps, above every probe's drop.
+
+    A drop that is not told apart from 0 is blank.
+    """
+    frame = need(frame, label=label or label_of(frame), metric="accuracy")
     probe, drop = (need(frame, predictor=predictor) for predictor in ("probe", "drop"))
-    splits, steps = splits_of(frame), sorted(frame["train_step"].unique())
-    height = 250 * len(splits) + 46 * (len(splits) - 1)
-    titles = ("accuracy", "drop against the own probe", "three probes")
-    fig = make_subplots(
-        rows=len(splits), cols=3, horizontal_spacing=0.085, vertical_spacing=46 / height, column_titles=titles
-    )
-    fig.update_layout(height=height + TOP + BOTTOM + 70, margin=dict(b=BOTTOM + 70, l=88))
+    steps, splits = sorted(frame["train_step"].unique()), by_split(frame)
+    fig = facets(2, 190, 20, [SPLITS[where["split"]] for where in splits])
+    own = probe[probe["train_step"] == probe["test_step"]].assign(probe="own")
+    first, last = (pick(probe, train_step=step).assign(probe=step) for step in (steps[0], steps[-1]))
+    looks = {
+        "own": ("own probe", BLUE, "solid", "circle"),
+        steps[0]: (f"step {steps[0]}'s probe", SKY, "dash", "square"),
+        steps[-1]: (f"step {steps[-1]}'s probe", ORANGE, "dash", "diamond"),
+    }
+    rows = pd.concat([own, first, last]).assign(step=lambda table: table["test_step"])
+    draw_series(fig, rows, looks, by="probe", panels=splits, order=steps, thin=(steps[0], steps[-1]))
+    apart = drop[(drop["low"] > 0) | (drop["high"] < 0)]
     limit = max(0.01, float(drop["value"].abs().max()))
-    bar = dict(orientation="h", thickness=11, len=0.27, outlinewidth=0, tickfont_size=12, nticks=5)
-    bar |= dict(y=-74 / height, yanchor="top")
-    accuracies = dict(colorscale=SEQUENTIAL, cmin=0, cmax=float(probe["value"].max()))
-    drops = dict(colorscale=[(1 - at, colour) for at, colour in DIVERGING[::-1]], cmin=-limit, cmax=limit)
-    fig.update_layout(
-        coloraxis=accuracies | dict(colorbar=dict(bar, x=0.135)),
-        coloraxis2=drops | dict(colorbar=dict(bar, x=0.5, tickformat="+.2f")),
-    )
-    for row, split in enumerate(splits, start=1):
-        for col, of in enumerate((probe, drop), start=1):
-            rows = pick(of, split=split)
-            look = dict(name=("accuracy", "drop")[col - 1], coloraxis=("coloraxis", "coloraxis2")[col - 1])
-            grid = draw_heatmap(fig, rows, "train_step", "test_step", (steps, steps), row, col, **look)
-            step_axis(fig, steps, row=row, col=col, title=False, room=5)
-            axis = fig.get_subplot(row, col).xaxis
-            ticks = dict(tickmode="array", tickvals=list(axis.tickvals), ticktext=list(axis.ticktext))
-            fig.update_yaxes(showgrid=False, row=row, col=col, **ticks)
-        unsure = uncertain(grid)
-        _mark(fig, unsure[unsure[:, 0] != unsure[:, 1]], "drop's interval covers 0", row, 2, show=row == 1)
-        _draw_probes(fig, pick(probe, split=split), steps, row)
-        step_axis(fig, steps, row=row, col=3, title=False, room=5)
-        fig.update_yaxes(title=f"{SPLITS[split]}:<br>probe of training step", row=row, col=1)
-        fig.update_yaxes(rangemode="tozero", row=row, col=3)
-    fig.update_xaxes(title="read at training step", row=len(splits))
-    fig.update_layout(legend=dict(y=1 + 30 / height))
-    return fig
-
-
-def _draw_probes(fig: go.Figure, rows: pd.DataFrame, steps: list[int], row: int) -> None:
-    """Draw what the own, the first and the last checkpoint's probe read over steps."""
-    at = rows.assign(step=rows["test_step"]).sort_values("step")
-    own = at[at["train_step"] == at["test_step"]]
-    lines = (
-        (own, "own probe", BLUE, "solid", "circle"),
-        (pick(at, train_step=steps[0]), f"step {steps[0]}'s probe", SKY, "dash", "square"),
-        (pick(at, train_step=steps[-1]), f"step {steps[-1]}'s probe", ORANGE, "dash", "diamond"),
-    )
-    for read, *look in lines:
-        x = [steps.index(step) for step in read["step"]]
-        draw_trace(fig, read, x, look, row, 3, "legend", row == 1, thin=look[0] != "own probe")
+    for col, where in enumerate(splits, start=1):
+        look = dict(name="drop", coloraxis="coloraxis")
+        draw_heatmap(fig, pick(apart, **where), "train_step", "test_step", (steps, steps), 2, col, **look)
+        for row in (1, 2):
+            step_axis(fig, steps, row, col, title=False)
+        axis = fig.get_subplot(2, col).xaxis
+        fig.update_yaxes(showgrid=False, tickvals=axis.tickvals, ticktext=axis.ticktext, row=2, col=col)
+        fig.update_xaxes(showgrid=False, row=2, col=col)
+    fig.update_xaxes(title="read at training step", row=2)
+    fig.update_yaxes(title="accuracy", row=1, col=1)
+    fit_values(fig, rows, ["accuracy"], row=1)
+    fig.update_yaxes(range=[-0.5, len(steps) - 0.5], row=2)
+    fig.update_yaxes(title="probe of training step", row=2, col=1)
+    bar = dict(title=dict(text="drop in accuracy", side="right"), thickness=13, outlinewidth=0, x=1.01)
+    bar |= dict(tickfont_size=SMALL, title_font_size=SMALL, tickformat=".1f", len=0.45, y=0, yanchor="bottom")
+    drops = [(1 - at, colour) for at, colour in DIVERGING[::-1]]
+    fig.update_layout(coloraxis=dict(colorscale=drops, cmin=-limit, cmax=limit, colorbar=bar), margin_r=92)
+    return note_n(fig, sizes(probe))
 
 
 @_figure("Bits to send the action", table="mdl", caption=_mdl_caption)
 def mdl(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
-    """Bits for each decision with the activations, the text and class frequencies, above the compression."""
-    label = label or label_of(frame)
-    frame = need(frame, label=label)
-    predictors = ["probe", "tfidf", "majority"]
-    fig = panels(frame, {"bits per decision": 210, "compression": 170})
-    for row, metric in enumerate(("bits", "compression"), start=1):
-        rows = need(frame, metric=metric).assign(metric=lambda table: table["predictor"])
-        draw_metrics(
-            fig, rows, predictors, row=row, thin=predictors[1:], steps=steps_of(frame), legend=row == 1
-        )
-        fit_values(fig, rows, predictors, row=row, at_least=(0.0, 1.0))
-    return fig
-
-
-def _mark(
-    fig: go.Figure, at: Int[np.ndarray, "cell 2"], name: str, row: int, col: int, show: bool = True
-) -> None:
-    """Dots on the cells at (row, column)."""
-    fig.add_scatter(
-        x=at[:, 1],
-        y=at[:, 0],
-        mode="markers",
-        marker=dict(size=5, color="#333333"),
-        hoverinfo="skip",
-        name=name,
-        legendgroup=name,
-        showlegend=show,
-        row=row,
-        col=col,
-    )
+    """Bits for each decision with the activations, the text and class frequencies, above the bits saved."""
+    frame = need(frame, label=label or label_of(frame), metric="bits")
+    codes = {name: STYLE[name] for name in ("probe", "tfidf", "majority")}
+    saved = {"gain": ("saved against the shorter other code", *STYLE["probe"][1:])}
+    fig = panels(frame, {"bits per decision": 170, "bits saved": 130})
+    for row, looks in enumerate((codes, saved), start=1):
+        rows = need(only(frame, predictor=looks))
+        draw_series(fig, rows, looks, by="predictor", panels=by_split(frame), row=row, thin=("majority",))
+        fit_values(fig, rows, ["bits"], row=row)
+    zero_line(fig, 2)
+    return note_n(fig, sizes(pick(frame, predictor="probe")))
 
 
 #: Predictors along the trace, and how each is drawn.
@@ -314,25 +255,21 @@ def _along_caption(frame: pd.DataFrame, label: str | None = None) -> Caption:
 
 @_figure("When along the trace is the action settled?", table="along_trace", caption=_along_caption)
 def along_trace(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
-    """Accuracy of the probe and of its controls from the boundary to the action tag, by checkpoint."""
+    """Accuracy of the probe and of its controls from the boundary to the action tag, at both ends.
+
+    What is read without a trace stands apart from the curve.
+    """
     rows = need(frame, label=label or label_of(frame))
-    steps = steps_of(rows)
-    shown = sorted({steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(4, len(steps)))})
     places = rows.drop_duplicates("position").sort_values("share")["position"].tolist()
-    names = [place.removesuffix(" of the trace") for place in places]
-    fig = facets(1, 300, 46, [f"step {step}" for step in shown], spacing=0.03)
-    for col, step in enumerate(shown, start=1):
-        for predictor, look in _ALONG.items():
-            chosen = pick(rows, step=step, predictor=predictor).sort_values("share")
-            # What is read without a trace stands apart from the curve.
-            for part in (chosen[chosen["share"] >= 0], chosen[chosen["share"] < 0]):
-                x = [places.index(place) for place in part["position"]]
-                show = col == 1 and bool((part["share"] >= 0).any())
-                draw_trace(fig, part, x, look, 1, col, "legend", show, predictor != "probe")
-        fig.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-45, row=1, col=col)
-    fig.update_yaxes(range=[0, 1.02], row=1)
-    fig.update_yaxes(
-        title=f"accuracy<br>({plain(LABELS.get(rows['label'].iloc[0], rows['label'].iloc[0]))})", col=1
-    )
-    fig.update_layout(margin_b=BOTTOM + 46)
-    return under(fig, "read at: action tag without a trace, boundary, share of the trace, action tag", 74)
+    names = [place.removesuffix(" of the trace").replace(", ", ",<br>") for place in places]
+    steps = at_ends(rows)
+    fig = facets(1, 210, 20, [f"step {step}" for step in steps], below=BOTTOM + 60)
+    panels = [dict(step=step) for step in steps]
+    for part in (rows[rows["share"] >= 0], rows[rows["share"] < 0]):
+        lines = dict(by="predictor", panels=panels, along="position", order=places)
+        draw_series(fig, part.sort_values("share"), _ALONG, thin=[*_ALONG][1:], **lines)
+    fig.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-45)
+    fig.update_yaxes(range=[0, 1.02])
+    fig.update_yaxes(title="accuracy", col=1)
+    fig.update_xaxes(title="read at: share of the trace", range=[-0.4, len(places) - 0.6])
+    return note_n(fig, sizes(pick(rows, predictor="probe")))

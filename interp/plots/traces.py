@@ -16,20 +16,16 @@ import plotly.graph_objects as go
 
 from interp.plots.caption import Caption, change, clause, last_side, numbers, only, size, together
 from interp.plots.registry import figure
+from interp.plots.series import GREY_LINE, ROW, at_ends, by_split, draw_estimates, draw_series, end_looks
 from interp.plots.theme import (
-    BOTTOM,
-    HOVER,
-    STEP_TITLE,
-    draw_line,
+    corner,
     draw_metrics,
-    draw_trace,
     facets,
     fit_values,
+    note_n,
     panels,
-    point_numbers,
-    step_axis,
+    sizes,
     under,
-    whisker,
     zero_line,
 )
 from interp.results.estimates import ends, estimate
@@ -52,27 +48,26 @@ from interp.results.names import (
     VERSIONS,
 )
 from interp.results.queries import need, pick, splits_of, steps_of
-from interp.results.wording import sentence
+from interp.results.wording import listed, sentence
 
-#: As `interp.plots.theme.STYLE`, of what only the figures here have.
+#: Inserted traces: name in legends, colour, dash, marker. Other traces, then the own one changed or removed.
 LOOKS = {
-    "inserted_truncated": ("truncated", SKY, "dash", "diamond"),
-    "inserted_other_state": ("other state's trace", VERMILION, "solid", "circle"),
-    "inserted_resampled": ("resampled", ORANGE, "solid", "triangle-up"),
-    "inserted_mistake": ("mistake", GREEN, "solid", "square"),
-    "inserted_paraphrase": ("paraphrase", BLACK, "dot", "circle"),
-    "inserted_shuffled_words": ("shuffled words", PURPLE, "dot", "x"),
-    "inserted_filler": ("filler", GREY, "dash", "triangle-down"),
-    "inserted_empty": ("empty", BLUE, "solid", "square"),
-    "mass_own_before": ("own action, before", SKY, "dot", "diamond"),
-    "mass_own": ("own action, after", BLUE, "solid", "square"),
-    "mass_argued_before": ("argued action, before", ORANGE, "dot", "triangle-up"),
-    "mass_argued": ("argued action, after", VERMILION, "solid", "circle"),
-    "follow_likely": ("likelier half of the other traces", VERMILION, "solid", "circle"),
-    "follow_unlikely": ("less likely half", ORANGE, "dash", "triangle-up"),
+    "other_state": ("other state's trace", VERMILION, "solid", "circle"),
+    "resampled": ("resampled", ORANGE, "solid", "triangle-up"),
+    "mistake": ("mistake", GREEN, "solid", "square"),
+    "truncated": ("truncated", SKY, "dash", "diamond"),
+    "paraphrase": ("paraphrase", BLACK, "dot", "circle"),
+    "shuffled_words": ("shuffled words", PURPLE, "dot", "x"),
+    "filler": ("filler", GREY, "dash", "triangle-down"),
+    "empty": ("empty", BLUE, "solid", "square"),
 }
-#: Inserted traces that argue for another action; else the own one is cut, shuffled or taken away.
-REPLACED = ("other_state", "resampled")
+#: Inserted traces that argue for another action, so that the agent may follow them.
+ARGUING = ("other_state", "resampled", "mistake")
+_MASSES = {
+    "mass_own": ("own action, after", BLUE, "solid", "square"),
+    "mass_argued": ("argued action, after", VERMILION, "solid", "circle"),
+}
+_FOLLOWS = ("follow_likely", "follow_unlikely")
 
 
 #: What the last intervals say of another state's trace, and of a removed against a wrong one.
@@ -88,10 +83,6 @@ REMOVED = {
 }
 #: What random directions at the same strength change, against the probe's.
 STEERS = {1: "changes more actions than", -1: "changes fewer actions than", 0: "is not told apart from"}
-_MASSES = ("mass_own_before", "mass_own", "mass_argued_before", "mass_argued")
-_FOLLOWS = ("follow_likely", "follow_unlikely")
-#: Row of panels, rows of the table, one of LOOKS, and whether the line is thin.
-Line = tuple[int, pd.DataFrame, str, bool]
 _figure = partial(figure, section="depends")
 
 
@@ -99,6 +90,16 @@ def splice_fails(frame: pd.DataFrame) -> float | None:
     """The lowest share of actions that the own trace, put back, reproduces where it is not 1; else None."""
     kept = pick(frame, inserted_trace="self_splice", metric="keep")["value"]
     return float(kept.min()) if len(kept) and not (kept == 1).all() else None
+
+
+def _unparsed(frame: pd.DataFrame) -> str:
+    """The inserted traces after which a tenth or more of the last actions do not parse."""
+    last = pick(frame, step=frame["step"].max(), metric="unparsed")
+    most = last.groupby("inserted_trace")["value"].max()
+    told = [
+        f"{INSERTED_TRACES[kind]} ({100 * most[kind]:.0f} %)" for kind in LOOKS if most.get(kind, 0) >= 0.1
+    ]
+    return f"Not parsed: {listed(told)}." if told else ""
 
 
 def _conflict_caption(frame: pd.DataFrame) -> Caption:
@@ -111,13 +112,14 @@ def _conflict_caption(frame: pd.DataFrame) -> Caption:
         )
     elif len(pick(frame, inserted_trace="self_splice", metric="keep")):
         message += " The self-splice check passed."
-    drawn = (
-        "The agent's own prompt with an inserted trace: keep, follow and other action, a column "
-        "for each trace."
-    )
     shown = only(frame, metric=("keep", "follow", "logp_trace", "logp_own", "leak_rate"))
     table = numbers(shown).rename(columns={"inserted_trace": "inserted trace"})
-    return Caption(message, drawn, size(only(frame, metric=("keep", "follow"))), table)
+    return Caption(
+        together(message, _unparsed(frame)),
+        "With another trace inserted.",
+        size(only(frame, metric=("keep", "follow"))),
+        table,
+    )
 
 
 def _shift_caption(frame: pd.DataFrame) -> Caption:
@@ -133,10 +135,13 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
             tops[split] = f"{INSERTED_TRACES[kind]} ({estimate(top)})"
     message = f"The last action's distribution moves most after: {clause(tops)}." if tops else ""
     drawn = (
-        "Total variation distance after an inserted trace; probability of own and argued action; "
-        "follow by that trace's likelihood."
+        "Top: total variation distance after an inserted trace. Bottom: probability of both actions after "
+        "another state's."
     )
-    moved = only(pick(frame, inserted_trace="other_state"), metric=(*_MASSES, *_FOLLOWS))
+    moved = only(
+        pick(frame, inserted_trace="other_state"),
+        metric=(*_MASSES, *(f"{name}_before" for name in _MASSES), *_FOLLOWS),
+    )
     shown = pd.concat([pick(frame, metric="shift"), moved])
     return Caption(message, drawn, size(pick(frame, metric="shift")), numbers(shown))
 
@@ -144,10 +149,7 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
 def _removal_caption(frame: pd.DataFrame) -> Caption:
     last = last_side(frame, REMOVED, inserted_trace="filler", metric="flip_difference_parsed")
     message = sentence(f"at the last checkpoint {last}") if last else ""
-    drawn = (
-        "Flips after removal (empty, full stops) or replacement; top: unparsed ones count. In "
-        "arXiv 2603.01437: 2–14 %, 52–78 %."
-    )
+    drawn = "Flips where both actions parse. In arXiv 2603.01437: 2–14 % removed, 52–78 % replaced."
     shown = frame[frame["metric"].str.startswith("flip_")]
     return Caption(message, drawn, size(frame[frame["metric"].str.endswith("_parsed")]), numbers(shown))
 
@@ -235,206 +237,122 @@ def _steering_caption(frame: pd.DataFrame) -> Caption:
 
 @_figure("Conflicting traces", table="conflict", caption=_conflict_caption, expected=True)
 def conflict(frame: pd.DataFrame) -> go.Figure:
-    """Keep, follow, other and unparsed over checkpoints, a column for each inserted trace."""
-    inserted_traces = [kind for kind in INSERTED_TRACES if (frame["inserted_trace"] == kind).any()]
-    splits, steps = splits_of(frame), steps_of(frame)
-    fig = facets(len(splits), 170, 22, [INSERTED_TRACES[kind] for kind in inserted_traces], spacing=0.014)
-    for row, split in enumerate(splits, start=1):
-        for col, kind in enumerate(inserted_traces, start=1):
-            rows = pick(frame, split=split, inserted_trace=kind)
-            for metric in ("keep", "follow", "other", "unparsed"):
-                thin = metric in ("other", "unparsed")
-                draw_line(
-                    fig, pick(rows, metric=metric), steps, metric, row, col, thin=thin, show=row == col == 1
-                )
-            step_axis(fig, steps, row=row, col=col, room=3, title=False)
-        fig.update_yaxes(title=f"rate, {SPLITS[split].lower()}", row=row, col=1)
-        kept = pick(frame, split=split, inserted_trace="self_splice", metric="keep")["value"]
-        if len(kept):
-            good = bool((kept == 1).all())
-            failed = f"CHECK FAILED:<br>keep falls to {kept.min():.3f}"
-            text = "check passed:<br>keep = 1 exactly" if good else failed
-            fig.add_annotation(
-                text=text,
-                x=(len(steps) - 1) / 2,
-                y=0.5,
-                showarrow=False,
-                row=row,
-                col=inserted_traces.index("self_splice") + 1,
-                font=dict(size=13, color=GREY if good else VERMILION),
-            )
+    """How often other traces are followed, above how often the own action is kept without the own trace."""
+    kinds = [kind for kind in LOOKS if (frame["inserted_trace"] == kind).any()]
+    rows = {"follows the trace": ("follow", ARGUING), "keeps its action": ("keep", set(kinds) - {*ARGUING})}
+    rows = {title: of for title, of in rows.items() if set(of[1]) & set(kinds)}
+    if not rows:
+        raise ValueError("the table has no rows of another trace than the own one.")
+    fig = panels(frame, dict.fromkeys(rows, 160))
+    drawn = []
+    for row, (metric, shown) in enumerate(rows.values(), start=1):
+        looks = {kind: LOOKS[kind] for kind in kinds if kind in shown}
+        drawn.append(only(pick(frame, metric=metric), inserted_trace=looks))
+        places = dict(by="inserted_trace", panels=by_split(frame), row=row, order=steps_of(frame))
+        draw_series(fig, drawn[-1], looks, **places)
+    if (worst := splice_fails(frame)) is not None:
+        text = f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f}"
+        corner(fig, text, 1, 1, font=dict(color=VERMILION))
     fig.update_yaxes(range=[-0.05, 1.07])
-    return under(fig, STEP_TITLE)
+    return note_n(fig, sizes(pd.concat(drawn)))
 
 
 @_figure("How far another trace moves the action", table="conflict", caption=_shift_caption)
 def conflict_shift(frame: pd.DataFrame) -> go.Figure:
     """How far inserted traces move the action's distribution, and what mass another state's moves."""
-    need(frame, metric="shift")
-    rows = {
-        "distance,<br>another trace": 150,
-        "distance,<br>own trace changed": 190,
-        "probability,<br>other state": 170,
-        "follow,<br>other state": 150,
-    }
-    fig, steps = panels(frame, rows), steps_of(frame)
-    lines = []
-    for kind in list(INSERTED_TRACES)[1:]:
-        shift = pick(frame, metric="shift", inserted_trace=kind)
-        lines.append((1 if kind in REPLACED else 2, shift, f"inserted_{kind}", False))
-    for row, metrics in ((3, _MASSES), (4, _FOLLOWS)):
-        for metric in metrics:
-            rows_of = pick(frame, inserted_trace="other_state", metric=metric)
-            lines.append((row, rows_of, metric, metric.endswith("before")))
-    _draw_lines(fig, lines, splits_of(frame), steps)
+    shift = need(frame, metric="shift")
+    masses = only(pick(frame, inserted_trace="other_state"), metric=_MASSES)
+    fig = panels(frame, {"distance": 190} | ({"probability": 130} if len(masses) else {}))
+    kinds = {kind: look for kind, look in LOOKS.items() if (shift["inserted_trace"] == kind).any()}
+    places = dict(panels=by_split(frame), order=steps_of(frame))
+    draw_series(fig, shift, kinds, by="inserted_trace", thin=set(kinds) - {*ARGUING}, **places)
+    if len(masses):
+        draw_series(fig, masses, _MASSES, by="metric", row=2, **places)
     fig.update_yaxes(range=[-0.04, 1.05])
-    return fig
+    return note_n(fig, sizes(shift))
 
 
 @_figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption)
 def removal(frame: pd.DataFrame) -> go.Figure:
     """Flips of the action without its trace and under another state's, and their difference.
 
-    Where both must parse, the other state's line is of the decisions that parse after the filler.
+    Both actions must parse; the other state's line is of the decisions that parse after the filler.
     """
-    need(frame, metric="flip_removed")
-    rows = {"flips": 180, "flips,<br>both parsed": 180, "wrong − removed,<br>both parsed": 170}
-    fig, steps = panels(frame, rows), steps_of(frame)
-    removed = pick(frame, metric="flip_removed")["inserted_trace"]
-    kinds = [kind for kind in ("filler", "empty") if (removed == kind).any()]
-    lines = []
-    for row, suffix in ((1, ""), (2, "_parsed")):
-        other = pick(frame, metric=f"flip_substituted{suffix}", inserted_trace=kinds[0])
-        lines.append((row, other, "inserted_other_state", False))
-        lines += _removals(frame, f"flip_removed{suffix}", kinds, row)
-    lines += _removals(frame, "flip_difference_parsed", kinds, 3)
-    _draw_lines(fig, lines, splits_of(frame), steps, shared=True)
-    fig.update_yaxes(range=[-0.04, 1.05])
-    fit_values(fig, only(frame, inserted_trace=kinds), ["flip_difference_parsed"], row=3)
-    zero_line(fig, row=3)
-    return fig
-
-
-def _removals(frame: pd.DataFrame, metric: str, kinds: list[str], row: int) -> list[Line]:
-    """A metric's line for each way of removing the trace."""
-    return [
-        (row, pick(frame, metric=metric, inserted_trace=kind), f"inserted_{kind}", False) for kind in kinds
-    ]
-
-
-def _draw_lines(
-    fig: go.Figure,
-    lines: list[Line],
-    splits: list[str],
-    steps: list[int],
-    shared: bool = False,
-) -> None:
-    """Draw (row, rows of the table, look, thin) into every split's panels, with one legend or many."""
-    named = set()
-    for row, rows, look, thin in lines:
-        legend = "legend" if shared or row == 1 else f"legend{row}"
-        for col, split in enumerate(splits, start=1):
-            here = pick(rows, split=split).sort_values("step")
-            x = [steps.index(step) for step in here["step"]]
-            draw_trace(fig, here, x, LOOKS[look], row, col, legend, (legend, look) not in named, thin)
-            named |= {(legend, look)} if len(here) else set()
+    removed = need(frame, metric="flip_removed_parsed")
+    kinds = [kind for kind in ("filler", "empty") if (removed["inserted_trace"] == kind).any()]
+    wrong = pick(frame, metric="flip_substituted_parsed", inserted_trace=kinds[0])
+    flips = pd.concat([wrong.assign(inserted_trace="other_state"), removed])
+    differences = need(frame, metric="flip_difference_parsed")
+    fig = panels(frame, {"flips": 160, "wrong − removed": 140})
+    places = dict(by="inserted_trace", panels=by_split(frame), order=steps_of(frame), legend="legend")
+    draw_series(fig, flips, {kind: LOOKS[kind] for kind in ("other_state", *kinds)}, **places)
+    draw_series(fig, differences, {kind: LOOKS[kind] for kind in kinds}, row=2, **places)
+    fig.update_yaxes(range=[-0.04, 1.05], row=1)
+    fit_values(fig, only(differences, inserted_trace=kinds), ["flip_difference_parsed"], row=2)
+    zero_line(fig, row=2)
+    return note_n(fig, sizes(flips))
 
 
 @_figure("Early answering", table="early", caption=_early_caption)
 def early(frame: pd.DataFrame) -> go.Figure:
     """Area over the early-answering curve, above the rate of the same action after parts of the trace."""
-    fig = panels(frame, {"area over the curve": 200, "same action as in the end": 210})
+    fig = panels(frame, {"area over the curve": 160, "same action": 160})
     areas = ["area_action", "area_filler", "area_distribution"]
     same = ["same_0", "same_25", "same_50", "same_75"]
     draw_metrics(fig, frame, areas, row=1, thin=("area_distribution", "area_filler"))
     draw_metrics(fig, frame, same, row=2, thin=("same_25", "same_75"))
     fit_values(fig, frame, areas, row=1, at_least=(0.0, 0.5))
-    fit_values(fig, frame, same, row=2, at_least=(0.0, 1.0))
-    return fig
+    fit_values(fig, frame, same, row=2, at_least=(0.0, 0.5))
+    return note_n(fig, sizes(pick(frame, metric="area_action")))
 
 
 @_figure("What the action attends to and depends on", table="shares", caption=_shares_caption)
 def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
-    """Share over token share of every span at both ends, a row for each definition (log scale)."""
+    """Share over token share of every span at both ends, a row for each definition (log scale).
+
+    The gradient's is along the value path where that was measured; the other one is left to the table.
+    """
     chosen = need(frame, version=version, metric="ratio")
     chosen = chosen[chosen["value"] > 0]
-    definitions = [name for name in SHARES if (chosen["definition"] == name).any()]
-    spans = [name for name in SPANS if (chosen["span"] == name).any()]
-    splits, steps = splits_of(chosen), steps_of(chosen)
-    fig = facets(len(definitions), 190, 24, [SPLITS[split] for split in splits], below=BOTTOM + 44)
-    shown_steps = list(dict.fromkeys([steps[0], steps[-1]]))
-    drawn = chosen[chosen["step"].isin(shown_steps)]
-    lowest = drawn.loc[drawn["low"] > 0, "low"].min()
-    bottom = np.nanmin([drawn["value"].min(), lowest, 0.8])
-    top = np.nanmax([drawn["value"].max(), drawn["high"].max(), 1.25])
-    for row, definition in enumerate(definitions, start=1):
-        for col, split in enumerate(splits, start=1):
-            colours = ("#08306B",) if len(shown_steps) == 1 else (SKY, "#08306B")
-            for step, colour, symbol in zip(shown_steps, colours, ("circle", "square"), strict=False):
-                rows = pick(drawn, split=split, definition=definition, step=step).set_index("span")
-                rows = rows.reindex([span for span in spans if span in rows.index]).reset_index()
-                rows["low"] = rows["low"].clip(lower=bottom)  # 0 has no place on a log axis
-                shift = 0.0 if len(shown_steps) == 1 else 0.13 if step == shown_steps[-1] else -0.13
-                fig.add_scatter(
-                    x=[spans.index(span) + shift for span in rows["span"]],
-                    y=rows["value"],
-                    mode="markers",
-                    name=f"step {step}",
-                    legendgroup=str(step),
-                    showlegend=row == col == 1,
-                    marker=dict(symbol=symbol, size=8, color=colour),
-                    error_y=whisker(rows, colour),
-                    customdata=point_numbers(rows),
-                    hovertemplate=HOVER,
-                    row=row,
-                    col=col,
-                )
-            fig.update_xaxes(
-                tickmode="array",
-                tickvals=list(range(len(spans))),
-                ticktext=[SPANS[span] for span in spans],
-                tickangle=-40,
-                range=[-0.5, len(spans) - 0.5],
-                row=row,
-                col=col,
-            )
-        fig.update_yaxes(title=f"{SHARES[definition].replace(', ', ',<br>')}", row=row, col=1)
+    kinds = [name for name in SHARES if (chosen["definition"] == name).any()][:2]
+    spans = {name: SPANS[name] for name in SPANS if (chosen["span"] == name).any()}
+    splits, ends = by_split(chosen), at_ends(chosen)
+    rows = only(chosen, step=ends, definition=kinds)
+    bottom = np.nanmin([rows["value"].min(), rows.loc[rows["low"] > 0, "low"].min(), 0.8])
+    top = np.nanmax([rows["value"].max(), rows["high"].max(), 1.25])
+    rows = rows.assign(low=rows["low"].clip(lower=bottom))  # 0 has no place on a log axis
+    fig = facets(len(kinds), ROW * len(spans), 26, [SPLITS[where["split"]] for where in splits])
+    for row, kind in enumerate(kinds, start=1):
+        places = dict(panels=splits, along="span", order=spans, row=row)
+        draw_estimates(fig, pick(rows, definition=kind), end_looks(ends), by="step", **places)
+        fig.update_yaxes(title=SHARES[kind].partition(",")[0], row=row, col=1)
     margin = 0.05 * np.log10(top / bottom)
     ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 3)]
-    fig.update_yaxes(
-        type="log",
-        range=[np.log10(bottom) - margin, np.log10(top) + margin],
-        tickvals=ticks,
-        tickformat=".4~g",
-    )
-    fig.add_hline(y=1, row="all", col="all", line=dict(color="#888888", width=1, dash="dot"), layer="below")
-    return under(fig, f"span; share / token share by training step, {VERSIONS[version]} (1 = uniform)", 74)
+    reach = [np.log10(bottom) - margin, np.log10(top) + margin]
+    fig.update_xaxes(type="log", range=reach, tickvals=ticks, tickformat=".4~g")
+    fig.update_xaxes(title="share / token share (1 = uniform)", row=len(kinds))
+    fig.add_vline(x=1, row="all", col="all", **GREY_LINE)
+    return note_n(fig.update_layout(margin_l=128), sizes(rows))
 
 
 @_figure("Steering along the probe's direction", table="steering", caption=_steering_caption)
 def steering(frame: pd.DataFrame) -> go.Figure:
-    """Flips, flips to the target and parse rate against alpha, a column for each position."""
+    """Flips and parse rate against alpha at up to three positions where some direction changes actions."""
     frame = need(frame, split="in_domain")
     step = steps_of(frame)[-1]
     frame = pick(frame, step=step)
-    words = {
-        "flip": "flips",
-        "flip_parsed": "flips,<br>of parsed",
-        "to_target": "flips<br>to target",
-        "parse": "parse rate",
-    }
-    for metric in words:
-        need(frame, metric=metric)
-    positions = [name for name in STEERED if (frame["position"] == name).any()]
-    fig = facets(len(words), 150, 20, [STEERED[name] for name in positions], spacing=0.014)
+    rows = {"flips": need(frame, metric="flip"), "parse rate": need(frame, metric="parse")}
+    moved = rows["flips"][rows["flips"]["low"] > 0]["position"].unique()
+    shown = [name for name in STEERED if name in moved][:3] or [*dict.fromkeys(frame["position"])][:1]
+    fig = facets(2, 150, 20, [STEERED[name] for name in shown], across=len(shown))
+    looks = {kind: STYLE[f"along_{kind}"] for kind in ALONG}
     alphas = sorted(frame["alpha"].unique())
-    for row, (metric, word) in enumerate(words.items(), start=1):
-        for col, position in enumerate(positions, start=1):
-            for kind in ALONG:
-                here = pick(frame, position=position, direction=kind, metric=metric).sort_values("alpha")
-                look, show = STYLE[f"along_{kind}"], row == col == 1
-                draw_trace(fig, here, list(here["alpha"]), look, row, col, "legend", show, kind != "probe")
-        fig.update_yaxes(title=word, row=row, col=1)
-    fig.update_xaxes(tickmode="array", tickvals=alphas, ticktext=[f"{alpha:g}" for alpha in alphas])
-    fit_values(fig, frame, list(words), row=None)
-    return under(fig, f"alpha (in norms of the residual), training step {step}")
+    places = dict(panels=[dict(position=name) for name in shown], along="alpha", order=alphas)
+    for row, (title, of) in enumerate(rows.items(), start=1):
+        thin = [kind for kind in ALONG if kind != "probe"]
+        draw_series(fig, of, looks, by="direction", row=row, thin=thin, legend="legend", **places)
+        fig.update_yaxes(title=title, range=[-0.05, 1.07], row=row, col=1)
+    ticks = [f"{alpha:g}".removeprefix("0") or "0" for alpha in alphas]
+    fig.update_xaxes(tickvals=list(range(len(alphas))), ticktext=ticks)
+    under(fig, f"alpha (norms of the residual), training step {step}")
+    return note_n(fig, sizes(rows["flips"]))

@@ -11,22 +11,24 @@ import plotly.graph_objects as go
 
 from interp.plots.caption import Caption, change, numbers, only, size
 from interp.plots.registry import figure
-from interp.plots.theme import draw_trace, fit_values, panels
+from interp.plots.series import by_split, draw_series
+from interp.plots.theme import note_n, panels, sizes
 from interp.results.names import BLUE, DIAGNOSES, GREY, ORANGE, SKY, VERMILION
-from interp.results.queries import need, pick, splits_of, steps_of
+from interp.results.queries import need, pick, steps_of
 
-#: How each share is drawn, by whose traces and what is counted.
-_LOOKS = {
-    ("own", "post_hoc"): (BLUE, "solid", "square"),
-    ("own", "overridable"): (ORANGE, "solid", "triangle-up"),
-    ("own", "trace_decided"): (VERMILION, "solid", "circle"),
-    ("own", "neither"): (GREY, "dash", "x"),
-    ("own", "names_object"): (VERMILION, "solid", "circle"),
-    ("own", "spells_action"): (BLUE, "solid", "square"),
-    ("expert", "names_object"): (ORANGE, "dash", "triangle-up"),
-    ("expert", "spells_action"): (SKY, "dash", "diamond"),
+#: Whose traces, and what is counted: name in legends, colour, dash, marker.
+_RESTS = {
+    "own post_hoc": (DIAGNOSES["post_hoc"], BLUE, "solid", "square"),
+    "own overridable": (DIAGNOSES["overridable"], ORANGE, "solid", "triangle-up"),
+    "own trace_decided": (DIAGNOSES["trace_decided"], VERMILION, "solid", "circle"),
+    "own neither": (DIAGNOSES["neither"], GREY, "dash", "x"),
 }
-_LEAKS = {"names_object": "names the object", "spells_action": "spells the action"}
+_LEAKS = {
+    "own names_object": ("own: names the object", VERMILION, "solid", "circle"),
+    "own spells_action": ("own: spells the action", BLUE, "solid", "square"),
+    "expert names_object": ("expert: names the object", ORANGE, "dash", "triangle-up"),
+    "expert spells_action": ("expert: spells the action", SKY, "dash", "diamond"),
+}
 
 
 def _caption(frame: pd.DataFrame) -> Caption:
@@ -49,15 +51,14 @@ def _caption(frame: pd.DataFrame) -> Caption:
 def diagnosis(frame: pd.DataFrame) -> go.Figure:
     """Shares of each diagnosis over checkpoints, above the shares of traces that leak."""
     need(frame, metric="spells_action")
-    fig, steps = panels(frame, {"share of decisions": 230, "share of traces": 190}), steps_of(frame)
-    for (traces, metric), look in _LOOKS.items():
-        row = 1 if metric in DIAGNOSES else 2
-        name = DIAGNOSES.get(metric) or f"{traces}: {_LEAKS[metric]}"
-        for col, split in enumerate(splits_of(frame), start=1):
-            rows = pick(frame, traces=traces, metric=metric, split=split).sort_values("step")
-            x = [steps.index(step) for step in rows["step"]]
-            legend = "legend" if row == 1 else "legend2"
-            draw_trace(fig, rows, x, (name, *look), row, col, legend, col == 1, traces == "expert")
-    fit_values(fig, frame, list(DIAGNOSES), row=1, at_least=(0.0, 1.0))
-    fit_values(fig, frame, list(_LEAKS), row=2, at_least=(0.0, 1.0))
-    return fig
+    frame = frame.assign(series=frame["traces"] + " " + frame["metric"])
+    rows = {"share of decisions": _RESTS, "share of traces": _LEAKS}
+    rows = {title: looks for title, looks in rows.items() if frame["series"].isin(looks).any()}
+    fig = panels(frame, dict.fromkeys(rows, 160))
+    thin = [key for key in _LEAKS if key.startswith("expert")]
+    for row, looks in enumerate(rows.values(), start=1):
+        drawn = only(frame, series=looks)
+        places = dict(panels=by_split(frame), order=steps_of(frame), row=row)
+        draw_series(fig, drawn, looks, by="series", thin=thin, **places)
+    fig.update_yaxes(range=[-0.04, 1.05])
+    return note_n(fig, sizes(only(frame, series=[*_RESTS, *_LEAKS])))

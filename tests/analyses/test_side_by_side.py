@@ -9,6 +9,7 @@ import pytest
 
 from analyses import environments as side
 from interp.plots.environments import ENVIRONMENTS
+from interp.plots.registry import figures
 from interp.results.tables import read_table, seal_table
 
 
@@ -96,12 +97,25 @@ def test_the_page_shows_the_table_and_both_splits_and_misses_nothing(study, tmp_
     side.run(side.Config(runs=(study("twc", ("behaviour",)),), out=tmp_path / "out"))
     page = (tmp_path / "out" / "index.html").read_text()
     assert [
-        name in page
-        for name in ("splits-figure", "environments_in_domain-figure", "environments_out_of_domain-figure")
+        name in page for name in ("splits-figure", "environments-figure", "environments_readings-figure")
     ] == [True] * 3
     assert "Not drawn" not in page and '<th scope="row">TextWorld Commonsense</th>' in page
-    drawn = (tmp_path / "out" / "environments_in_domain.html").read_text()
-    assert "not measured" in drawn, "what a study lacks is said in its panel"
+
+
+def test_environments_are_drawn_where_an_action_is_right_and_the_others_are_named():
+    frame, frame.attrs = read_table(side.FIGURES / "environments" / "tables", "environments")
+    by_name = {each.name: each for each in figures()}
+    drawn, told = by_name["environments"].draw(frame), by_name["environments"].caption(frame)
+    titles = [note.text for note in drawn.layout.annotations if note.name == "title"]
+    right = frame[frame["metric"].isin(("acc_cot", "acc_prompt"))].groupby("environment")["value"].max() > 0
+    assert set(titles) == {ENVIRONMENTS[name] for name in right.index[right]}
+    for name in right.index[~right]:
+        assert f"No action is right in {ENVIRONMENTS[name]}" in told.text
+    readings = by_name["environments_readings"].draw(frame)
+    assert len(readings.layout.meta["panels"]) <= 6
+    follow = frame.query("environment == 'alfworld' and split == 'in_domain' and metric == 'follow'")
+    last = follow.loc[follow["step"].idxmax(), "value"]
+    assert any(last in list(trace.x) for trace in readings.data)
 
 
 def test_a_study_of_something_else_is_refused(study, tmp_path):

@@ -485,7 +485,9 @@ def drawn(tmp_path_factory) -> tuple[Path, Path, str]:
 def _has_interval(figure, name: str) -> bool:
     for trace in figure.data:
         if name in (trace.name or "") and (
-            getattr(trace, "fill", None) == "toself" or trace.error_y.array is not None
+            getattr(trace, "fill", None) == "toself"
+            or trace.error_y.array is not None
+            or trace.error_x.array is not None
         ):
             return True
     return False
@@ -520,7 +522,7 @@ def test_intervals_drawn_and_axes_titled(figure):
         assert _has_interval(drawn, name), f"no interval for {name}"
     titles = [axis.title.text for axis in [*drawn.select_xaxes(), *drawn.select_yaxes()] if axis.title.text]
     notes = [note.text for note in drawn.layout.annotations]
-    assert any("training step" in text for text in titles + notes)
+    assert any("training step" in text for text in [*titles, *notes, *lines])
     assert any(axis.title.text for axis in drawn.select_yaxes())
     assert drawn.layout.meta["provenance"] == PROVENANCE
 
@@ -663,33 +665,39 @@ def test_unknown_interval_leaves_the_line():
     frame = reliance_table().assign(low=np.nan, high=np.nan)
     figure = plots_patching.reliance(frame)
     assert not any(trace.fill == "toself" for trace in figure.data)
-    assert len(figure.data) == 14
+    assert len(figure.data) == 2 * (1 + 3)
 
 
-def test_gain_cells_whose_interval_covers_zero_are_marked():
+def test_probes_are_drawn_as_gains_over_the_best_control_without_layer_0():
     frame = probes_table()
-    chosen = frame.query(
-        "label == 'eventual_target' and split == 'in_domain' and predictor == 'gain' and layer >= 0"
-    )
-    dots = next(
-        trace for trace in plots_probes.probes(frame).data if trace.name == "gain's interval covers 0"
-    )
-    assert len(dots.x) == ((chosen["low"] <= 0) & (chosen["high"] >= 0)).sum() > 0
+    chosen = frame.query("label == 'eventual_target' and split == 'in_domain' and predictor == 'gain'")
+    drawn = {
+        (trace.name, trace.yaxis): trace
+        for trace in plots_probes.probes(frame).data
+        if trace.mode == "lines+markers"
+    }
+    nested = drawn["probe − best control, nested layer", "y"]
+    np.testing.assert_allclose(nested.y, chosen[chosen["layer"] == -1].sort_values("step")["value"])
+    assert "embedding" not in str(drawn) and len(drawn) == 2 * (1 + 2)
+    last = chosen[(chosen["step"] == 800) & (chosen["layer"] > 0)].sort_values("layer")
+    np.testing.assert_allclose(drawn["training step 800", "y3"].y, last["value"])
+    low, high = plots_probes.probes(
+        frame.assign(value=lambda t: t["value"].mask(t["layer"] == 0, -9))
+    ).layout.yaxis.range
+    assert -0.5 < low < 0 < high < 0.5  # what layer 0 reads sets no axis
+    text = caption("probes", frame)
+    cells = frame.query("label == 'eventual_target' and predictor == 'gain' and layer >= 0")
+    assert f"in {(cells['low'] > 0).sum()} of {len(cells)} cells (layer, checkpoint, split)" in text
 
 
-def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
+def test_controls_of_activations_are_in_the_numbers():
     frame = probes_table()
-    lines = lambda table: {
-        t.name for t in plots_probes.probes(table).data if t.type == "scatter" and t.showlegend
-    }  # noqa: E731
-    assert "random model" not in lines(frame)
     more = [
         frame[frame["predictor"] == "probe"].assign(
             predictor=predictor, value=value, low=value - 0.1, high=value + 0.1
         )
         for predictor, value in (("random_model", 0.25), ("control_task", 0.35), ("selectivity", 0.15))
     ]
-    more[0] = more[0][more[0]["step"].isin([STEPS[0], STEPS[-1]])]
     p = frame[(frame["predictor"] == "gain") & (frame["layer"] >= 0)].assign(
         predictor="gain_p", value=0.03, low=np.nan, high=np.nan
     )
@@ -697,16 +705,6 @@ def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
         label="pairwise go / take"
     )
     frame = pd.concat([frame, *more, p, pair], ignore_index=True)
-    assert {"random model", "control task"} <= lines(frame)
-    ends = next(t for t in plots_probes.probes(frame).data if t.name == "random model")
-    assert np.isfinite(ends.y).tolist() == [
-        True,
-        False,
-        False,
-        False,
-        False,
-        True,
-    ]  # no line across checkpoints that were not read
     of = dict(
         split="in-domain",
         label="eventual action's target",
@@ -723,16 +721,35 @@ def test_controls_of_activations_stand_apart_and_old_tables_lack_some():
     ) and "pairwise go / take" in set(rows["label"])
 
 
-def test_cells_that_lose_nothing_for_sure_are_marked_but_not_the_diagonal():
+def test_a_drop_that_is_not_told_apart_from_0_is_blank():
     frame = transfer_table()
-    dots = [t for t in plots_probes.transfer(frame).data if t.name == "drop's interval covers 0"]
-    drops = frame[(frame["predictor"] == "drop") & (frame["train_step"] != frame["test_step"])]
-    assert sum(len(t.x) for t in dots) == ((drops["low"] <= 0) & (drops["high"] >= 0)).sum() > 0
-    clear = (drops[drops["split"] == "in_domain"]["low"] > 0).sum()
+    maps = [t for t in plots_probes.transfer(frame).data if t.type == "heatmap"]
+    drops = frame[frame["predictor"] == "drop"]
+    apart = drops[(drops["low"] > 0) | (drops["high"] < 0)]
+    assert sum(np.isfinite(t.z).sum() for t in maps) == len(apart) < len(drops)
+    pairs = drops[drops["train_step"] != drops["test_step"]]
+    clear = (pairs[pairs["split"] == "in_domain"]["low"] > 0).sum()
     assert f"in {clear} of 30 pairs in-domain" in caption("transfer", frame)
     assert (
         told("mdl", mdl_table(), metric="bits", predictor="saved by the activations", split="in-domain")["n"]
         == "412"
+    )
+
+
+def test_conflict_draws_what_is_followed_above_what_is_kept_and_says_what_does_not_parse():
+    frame = conflict_table()
+    drawn = plots_traces.conflict(frame)
+    lines = {(t.name, t.yaxis) for t in drawn.data if t.mode == "lines+markers"}
+    assert lines == {("other state's trace", y) for y in ("y", "y2")} | {
+        (name, y) for name in ("truncated", "shuffled words", "filler", "empty") for y in ("y3", "y4")
+    }
+    kept = next(t for t in drawn.data if t.name == "filler" and t.mode == "lines+markers")
+    row = frame.query("inserted_trace == 'filler' and metric == 'keep' and split == 'in_domain'")
+    np.testing.assert_allclose(kept.y, row.sort_values("step")["value"])
+    assert "Not parsed" not in caption("conflict", frame)
+    empty = (frame["metric"] == "unparsed") & (frame["inserted_trace"] == "empty")
+    assert "Not parsed: empty (88 %)." in caption(
+        "conflict", frame.assign(value=frame["value"].mask(empty, 0.88))
     )
 
 
@@ -789,15 +806,10 @@ def test_each_inserted_traces_shift_and_the_likelier_half_are_told():
     drawn = plots_traces.conflict_shift(frame)
     shown = {
         place: {t.name for t in drawn.data if t.showlegend and t.legend == place}
-        for place in ("legend", "legend2", "legend4")
+        for place in ("legend", "legend2")
     }
-    assert shown["legend"] == {"other state's trace"} and shown["legend2"] == {
-        "truncated",
-        "shuffled words",
-        "filler",
-        "empty",
-    }
-    assert shown["legend4"] == {"likelier half of the other traces", "less likely half"}
+    assert shown["legend"] == {"other state's trace", "truncated", "shuffled words", "filler", "empty"}
+    assert shown["legend2"] == {"own action, after", "argued action, after"}
     for inserted_trace, metric in (("filler", "shift"), ("other_state", "follow_likely")):
         row = told(
             "conflict_shift",
@@ -810,8 +822,7 @@ def test_each_inserted_traces_shift_and_the_likelier_half_are_told():
             row["last checkpoint"]
             == f"{_said(frame, step=800, split='in_domain', inserted_trace=inserted_trace, metric=metric)} (step 800)"
         )
-    tops = [drawn.layout[name].y for name in ("legend", "legend2", "legend3", "legend4")]
-    assert tops == sorted(tops, reverse=True)
+    assert drawn.layout.legend.y > drawn.layout.legend2.y
 
 
 def _said(frame: pd.DataFrame, **where) -> str:
@@ -871,28 +882,47 @@ def test_patching_draws_the_prompt_mode_and_says_the_other():
     said = f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}]"
     row = told("patching", frame, mode="action read after the trace", direction="denoise", step="800")
     assert row["value"] == said and row["layer"] == str(top["layer"]) and row["dropped"] == "9"
-    with pytest.raises(ValueError, match="no rows with site = resid_pre, mode = prompt"):
+    with pytest.raises(ValueError, match="no rows with mode = prompt"):
         plots_patching.patching(frame.query("mode == 'cot'"))
 
 
-def test_patching_draws_the_boundary_and_the_difference_of_a_table_that_holds_more():
-    assert plots_patching.patching(patching_table()) == plots_patching.patching(old_patching_table())
-    assert caption("patching", patching_table()) == caption("patching", old_patching_table())
+def test_patching_draws_each_span_at_its_best_layer_over_checkpoints():
+    frame = patching_table()
+    drawn = plots_patching.patching(frame)
+    lines = {t.name: t for t in drawn.data if t.showlegend}
+    rows = frame.query("mode == 'prompt' and metric == 'difference'")
+    means = rows.groupby(["at", "layer"])["value"].mean()
+    best = {at: means[at].idxmax() for at in ("task", "history", "observation", "boundary")}
+    assert set(lines) == {f"{at}, layer {layer}" for at, layer in best.items()}  # all of the prompt is 1
+    history = rows.query(f"at == 'history' and direction == 'denoise' and layer == {best['history']}")
+    np.testing.assert_allclose(lines[f"history, layer {best['history']}"].y, history["value"])
+    assert caption("patching", frame) == caption("patching", old_patching_table())
+    only_boundary = plots_patching.patching(old_patching_table())
+    assert {t.name.partition(",")[0] for t in only_boundary.data if t.showlegend} == {"boundary"}
 
 
-def test_spans_are_drawn_at_the_ends_with_unsure_cells_marked():
+def test_a_boundary_that_moves_nothing_is_a_sentence_and_no_line():
+    frame = patching_table()
+    nothing = (frame["at"] == "boundary") & (frame["metric"] == "difference")
+    for name, value in dict(value=0.0001, low=-0.002, high=0.003).items():
+        frame[name] = frame[name].mask(nothing, value)
+    for draw in (plots_patching.patching, plots_patching.spans):
+        assert not any("boundary" in (t.name or "") for t in draw(frame).data)
+    words = f"Patching the boundary alone moves nothing: none of {nothing.sum()} effects is above 0.01"
+    assert words in caption("patching", frame)
+    assert "moves nothing" not in caption("patching", patching_table())
+
+
+def test_spans_are_lines_over_layers_at_the_ends():
     frame = patching_table()
     drawn = plots_patching.spans(frame)
-    assert sum(t.type == "heatmap" for t in drawn.data) == 4 and list(drawn.layout.yaxis.ticktext) == [
-        "whole prompt",
-        "boundary",
-        "observation",
-        "history",
-        "task",
-    ]
-    shown = frame.query("mode == 'prompt' and metric == 'difference' and step in (0, 800)")
-    marked = sum(len(t.x) for t in drawn.data if t.name == "interval covers 0")
-    assert marked == ((shown["low"] <= 0) & (shown["high"] >= 0)).sum() > 0
+    names = {t.name for t in drawn.data if t.showlegend}
+    assert names == {"task", "history", "observation", "boundary", "whole prompt"}
+    lines = [t for t in drawn.data if t.name == "history" and t.mode == "lines+markers"]
+    rows = frame.query("mode == 'prompt' and metric == 'difference' and at == 'history'")
+    for line, (direction, step) in zip(lines, itertools.product(("denoise", "noise"), (0, 800)), strict=True):
+        of = rows.query(f"direction == '{direction}' and step == {step}").sort_values("layer")
+        np.testing.assert_allclose(line.y, of["value"])
     top = frame.query(
         "mode == 'prompt' and metric == 'difference' and step == 800 and direction == 'noise' and at == 'history'"
     )
@@ -953,16 +983,19 @@ def test_shares_stand_on_a_log_axis_about_one():
     frame = shares_table()
     frame.loc[frame["span"] == "boundary", ["value", "low"]] = 0.0
     figure = plots_traces.shares(frame)
-    assert all(axis.type == "log" for axis in figure.select_yaxes())
-    assert {trace.name for trace in figure.data} == {"step 0", "step 800"} and len(figure.data) == 2 * 3 * 2
-    assert {shape.y0 for shape in figure.layout.shapes} == {1} and len(figure.layout.shapes) == 6
-    labels = figure.layout.xaxis.ticktext
+    assert all(axis.type == "log" for axis in figure.select_xaxes())
+    # The gradient along the residual is left to the table.
+    assert {trace.name for trace in figure.data} == {"training step 0", "training step 800"}
+    assert len(figure.data) == 2 * 2 * 2
+    assert [axis.title.text for axis in figure.select_yaxes(col=1)] == ["attention", "gradient"]
+    assert {shape.x0 for shape in figure.layout.shapes} == {1} and len(figure.layout.shapes) == 4
+    labels = figure.layout.yaxis.ticktext
     assert "CoT" in labels and "boundary" not in labels
     for trace in figure.data:
-        low = trace.y - trace.error_y.arrayminus
-        assert (trace.y > 0).all() and (low > 0).all()
+        low = trace.x - trace.error_x.arrayminus
+        assert (trace.x > 0).all() and (low > 0).all()
     one = plots_traces.shares(frame[frame["step"] == 800])
-    assert len(one.data) == 6 and all(float(x).is_integer() for x in one.data[0].x)
+    assert len(one.data) == 4 and all(float(y).is_integer() for y in one.data[0].y)
     with pytest.raises(ValueError, match="no rows with version = all"):
         plots_traces.shares(frame[frame["version"] != "all"], version="all")
 
@@ -982,7 +1015,13 @@ def test_steering_is_drawn_at_the_last_checkpoint_and_told_at_the_largest_alpha_
     frame = steering_table()
     drawn = plots_traces.steering(frame)
     assert drawn == plots_traces.steering(frame[frame["step"] == 800])
-    assert sum(t.name == "probe's direction" for t in drawn.data) == 4 * 4
+    moved = frame[(frame["step"] == 800) & (frame["metric"] == "flip") & (frame["low"] > 0)][
+        "position"
+    ].unique()
+    assert len(moved) == 4 and len(drawn.layout.meta["panels"]) == 2 * 3, "six panels at most"
+    still = frame.assign(low=frame["low"].mask(frame["position"].isin(("boundary", "cot")), 0.0))
+    titles = {note.text for note in plots_traces.steering(still).layout.annotations if note.name == "title"}
+    assert titles == {"at the action", "everywhere"}, "what steering does not change is a sentence"
     where = dict(direction="probe's direction", metric="to target")
     row = told("steering", frame, position="during the CoT, alpha 8", **where)
     assert (

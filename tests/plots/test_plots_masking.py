@@ -159,51 +159,58 @@ def test_what_a_table_has_is_drawn_and_told(less, tmp_path):
 def test_levels_stand_at_their_condition_with_their_trainings():
     frame = masking_table()
     drawn = plots_masking.success(frame)
-    masked = [t for t in drawn.data if t.name == "actions masked"][1]  # rows are drawn split by split
+    masked = next(t for t in drawn.data if t.name == "actions masked" and t.yaxis == "y3")
     rows = frame.query("metric == 'acc_cot' and split == 'out_of_domain' and contrast == 'level'").set_index(
         "condition"
     )
-    assert list(masked.y) == [rows.loc[condition, "value"] for condition in CONDITIONS[1:5]] and list(
-        masked.x
-    ) == [1, 2, 3, 4]
+    np.testing.assert_allclose(masked.x, [rows.loc[condition, "value"] for condition in CONDITIONS[1:5]])
+    assert list(masked.y) == [1, 2, 3, 4]
     np.testing.assert_allclose(
-        masked.error_y.array,
+        masked.error_x.array,
         [rows.loc[condition, "high"] - rows.loc[condition, "value"] for condition in CONDITIONS[1:5]],
     )
     dots = next(t for t in drawn.data if t.name == "one training")
-    ticks = ["k = 0", "k = .1", "k = .3", "k = .5", "k = .7", "random<br>.3", "action<br>only"]
-    assert len(dots.y) == 5 * 3 + 3 * 4 and list(drawn.layout.xaxis.ticktext) == ticks
-    (low, high), levels = drawn.layout.yaxis.range, frame.query("metric == 'acc_cot' and contrast == 'level'")
-    assert low < levels["low"].min() and high > levels["high"].max()
-    lines = [shape.y0 for shape in drawn.layout.shapes if shape.type == "line"]
-    assert rows.loc["action_mask_0", "value"] in lines and lines.count(SMALLEST) == 2 and len(lines) == 6
-    kinds = [shape.type for shape in drawn.layout.shapes]
-    assert kinds == ["rect"] * 6 + ["line"] * 6  # the controls' ground lies below the lines
+    names = ["k = 0", "k = .1", "k = .3", "k = .5", "k = .7", "random mask of .3"]
+    assert len(dots.x) == 5 * 3 + 3 * 3 and list(drawn.layout.yaxis.ticktext) == names
+    lines = [shape.x0 for shape in drawn.layout.shapes]
+    assert rows.loc["action_mask_0", "value"] in lines and lines.count(SMALLEST) == 2 and len(lines) == 4
+    assert "Not drawn: action only." in ALL["masking_success"].caption(frame).text
+
+
+@pytest.mark.parametrize("name, metric", [("masking_gap", "gap"), ("masking_reliance", "prompt_reliance")])
+def test_conditions_are_compared_in_four_panels(name, metric):
+    frame = masking_table()
+    drawn = ALL[name].draw(frame)
+    assert len(drawn.layout.meta["panels"]) == 4
+    where = "metric == @metric and split == 'in_domain' and contrast == 'difference' and step == 600"
+    rows = frame.query(where).set_index("condition")["value"]
+    masked = next(t for t in drawn.data if t.name == "actions masked" and t.xaxis == "x2")
+    np.testing.assert_allclose(masked.x, rows[list(CONDITIONS[1:5])])
 
 
 def test_differences_are_drawn_with_what_they_are_held_against():
     frame = masking_table(conditions=("action_mask_0", "action_mask_0.7", "random_mask_0.7"))
-    low, high = plots_masking.gap(frame).layout.yaxis3.range
-    assert low < 0 < high and plots_masking.success(frame).layout.yaxis3.range[1] > SMALLEST
-    control = [t for t in plots_masking.success(frame).data if t.legendgroup == "control"]
+    low, high = plots_masking.gap(frame).layout.xaxis2.range
+    assert low < 0 < high and plots_masking.success(frame).layout.xaxis2.range[1] > SMALLEST
+    control = [
+        t for t in plots_masking.success(frame).data if t.name == "difference to the random mask of its share"
+    ]
     row = frame.query("metric == 'acc_cot' and split == 'in_domain' and contrast == 'control'").iloc[0]
-    assert (
-        len(control) == 2
-        and list(control[0].y) == [row["value"]]
-        and control[0].customdata[0][0] == "k = .7 − random mask"
-    )
+    assert len(control) == 2 and list(control[0].x) == [row["value"]]
 
 
-def test_an_condition_far_off_leaves_the_axis_to_the_others_and_is_told():
-    frame = masking_table(metrics=("acc_cot",))
-    far = frame["condition"].eq("action_only") & frame["contrast"].isin(["level", "training"])
-    frame.loc[far, ["value", "low", "high"]] = 0.104, 0.05, 0.15
-    drawn, near = plots_masking.success(frame), frame[~far & (frame["contrast"] == "level")]
-    low, high = drawn.layout.yaxis.range
-    assert 0.15 < low < near["low"].min() and near["high"].max() < high < 0.8
-    told = [note for note in drawn.layout.annotations if note.text == "↓ .10"]
-    assert [note.x for note in told] == [6, 6] and [note.y for note in told] == [low, low]
-    assert not any("↓" in note.text for note in plots_masking.success(masking_table()).layout.annotations)
+def test_a_reading_of_a_few_games_is_left_to_the_table():
+    frame = masking_table()
+    few = frame["metric"].eq("success_cot") & frame["contrast"].isin(("difference", "control"))
+    frame.loc[few, ["value", "low", "high"]] = 0.0, -0.39, 0.39
+    drawn = plots_masking.mechanism(frame)
+    assert plots_masking.MECHANISM["success_cot"] not in drawn.layout.yaxis.ticktext
+    assert drawn.layout.xaxis.range[1] < 0.39
+    found = ALL["masking_mechanism"].caption(frame)
+    assert "Too wide to draw: games won with CoT." in found.text
+    assert "games won with CoT" in set(found.numbers["metric"])
+    frame.loc[few, ["low", "high"]] = 0.1, 0.9  # as wide, and beyond 0
+    assert plots_masking.MECHANISM["success_cot"] in plots_masking.mechanism(frame).layout.yaxis.ticktext
 
 
 def test_the_last_checkpoint_is_shown():
@@ -309,7 +316,7 @@ def test_random_masks_are_hollow_in_the_dose():
 def test_selection_shows_the_chosen_share():
     frame = selection_table()
     chosen, others = plots_masking.selection(frame).data
-    assert list(chosen.x) == [0.3] and list(others.x) == [0.0, 0.1, 0.5, 0.7]
+    assert list(chosen.y) == [2] and list(others.y) == [0, 1, 3, 4]
     assert (chosen.marker.symbol, others.marker.symbol) == ("circle", "circle-open")
     text = ALL["masking_selection"].caption(frame).text
     assert "k = .3 is chosen out-of-domain" in text and "too large on average" in text
@@ -319,13 +326,20 @@ def test_selection_shows_the_chosen_share():
     )
 
 
-def test_power_reads_the_null_back_from_its_csv():
+def test_power_is_drawn_and_the_null_is_read_back_from_its_csv():
     frame = pd.read_csv(ROOT / "figures" / "tables" / "masking_power.csv")
     drawn = plots_masking_power.power(frame)
-    null = [t for t in drawn.data if t.name == "null: k = .3 > k = 0"]
-    expected = frame[frame["world"].isna() & (frame["contrast"] == "difference") & (frame["what"] == "above")]
-    assert len(null) == 4 and sorted(v for t in null for v in t.y) == sorted(expected["value"])
-    assert all(len(t.y) == 2 and t.error_y.array is not None for t in drawn.data)
+    lines = [t for t in drawn.data if t.name == "k = .3 > k = 0, effect .2" and t.mode == "lines+markers"]
+    expected = frame.query(
+        "world == 'action' and effect == 0.2 and contrast == 'difference' and what == 'above'"
+    )
+    assert len(lines) == 4 and sorted(v for t in lines for v in t.y) == sorted(expected["value"])
+    null = frame[frame["world"].isna() & (frame["contrast"] == "difference") & (frame["what"] == "above")]
+    least, most = 100 * null["value"].min(), 100 * null["value"].max()
+    assert (
+        f"without one, they find one in {least:.1f} to {most:.1f} %"
+        in ALL["masking_power"].caption(frame).text
+    )
     found = frame.query(
         "world == 'action' and effect == 0.2 and seeds == 5 and contrast == 'difference' and what == 'above'"
     )["value"]

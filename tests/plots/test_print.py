@@ -22,7 +22,21 @@ from tests.plots.test_plots import PROVENANCE, SPLITS, STEPS, TABLES, behaviour_
 
 LOOKS = {"icml1": Look("icml", 1), "neurips2": Look("neurips", 2), "icml2": Look("icml", 2)}
 #: Whose labels are held apart.
-APART = ("overview", "claims", "behaviour", "revision", "online", "elicited", "reliance")
+APART = (
+    *(
+        "overview",
+        "claims",
+        "behaviour",
+        "revision",
+        "online",
+        "elicited",
+        "reliance",
+        "patching",
+        "diagnosis",
+    ),
+    *("patching_spans", "patching_screen", "own_traces", "probes", "transfer", "mdl", "conflict", "removal"),
+    *("conflict_shift", "early", "shares", "steering"),
+)
 EVERY = [figure for figure in registry.figures() if figure.table in TABLES]
 
 
