@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,5 +194,9 @@ def _pdf_of_size(content: bytes) -> bytes:
 
 _PIXELS = 96  # to the inch, in a browser
 #: What is done to each format's file of the browser.
-_FINISH = {".svg": _svg_of_size, ".pdf": _pdf_of_size, ".png": lambda content: content}
+_FINISH: dict[str, Callable[[bytes], bytes]] = {
+    ".svg": _svg_of_size,
+    ".pdf": _pdf_of_size,
+    ".png": lambda content: content,
+}
 _TOOLBAR = 28  # px

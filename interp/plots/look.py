@@ -63,8 +63,12 @@ class Look:
     """Whether its title stands above it; in a paper the caption says it."""
 
     def __post_init__(self) -> None:
-        choices = {"venue": (self.venue, tuple(INCHES)), "columns": (self.columns, (1, 2))}
-        for name, (value, allowed) in (choices | {"font": (self.font, get_args(Font))}).items():
+        choices: dict[str, tuple[object, tuple[object, ...]]] = {
+            "venue": (self.venue, tuple(INCHES)),
+            "columns": (self.columns, (1, 2)),
+            "font": (self.font, get_args(Font)),
+        }
+        for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, not {value!r}.")
 

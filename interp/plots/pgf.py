@@ -22,7 +22,9 @@ from interp.results.tables import write_text
 #: Markers and dashes as pgfplots calls them.
 _MARKS = {
     "circle": "*",
+    "circle-open": "o",
     "square": "square*",
+    "square-open": "square",
     "diamond": "diamond*",
     "triangle-up": "triangle*",
     "triangle-down": "triangle*, mark options={rotate=180}",
@@ -140,6 +142,8 @@ def _line(trace: go.Scatter, x: np.ndarray, y: np.ndarray) -> str:
         look.append("only marks")
     error = trace.error_y
     known = np.isfinite(y)
+    if not known.any():  # it stands in the legend alone
+        return f"\\addlegendimage{{{', '.join(look)}}}"
     if error.array is None:
         points = " ".join(f"({a:.6g},{b:.6g})" for a, b in zip(x[known], y[known], strict=True))
         return f"\\addplot[{', '.join(look)}] coordinates {{{points}}};"
