@@ -122,8 +122,10 @@ def _tops(
     fig: go.Figure, grid: dict, lines: list[_Line], width: float
 ) -> tuple[float, list[float], dict[str, float]]:
     """Where the first panel starts and each line of panels ends, and where legends stand, from the top."""
-    at = _ABOVE + (_HEAD if fig.layout.title.text else 0)
-    top, bottoms, legends = 0.0, [], {}
+    at: float = _ABOVE + (_HEAD if fig.layout.title.text else 0)
+    top = 0.0
+    bottoms: list[float] = []
+    legends: dict[str, float] = {}
     for number, line in enumerate(lines):
         legend = "legend" if line.row == 1 else f"legend{line.row}"
         count = legend_lines(fig, legend, width) if line.first else 0

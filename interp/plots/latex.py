@@ -73,7 +73,7 @@ def _written(character: str) -> str:
         return _WRITTEN[character]
     if character.isascii() and character.isprintable():
         return character
-    letter, *accents = unicodedata.normalize("NFD", character)
+    letter, *accents = list(unicodedata.normalize("NFD", character))
     if letter.isascii() and letter.isalpha() and len(accents) == 1 and accents[0] in _ACCENTS:
         return rf"\{_ACCENTS[accents[0]]}{{{letter}}}"
     return _LETTERS.get(character, f"[U+{ord(character):04X}]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -228,7 +229,9 @@ def spans(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     fig = facets(len(directions), 150, 24, [f"training step {step}" for step in steps])
     for row, where in enumerate(directions, start=1):
         panels = [where | dict(step=step) for step in steps]
-        lines = dict(by="at", panels=panels, row=row, along="layer", order=layers, legend="legend")
+        lines: dict[str, Any] = dict(
+            by="at", panels=panels, row=row, along="layer", order=layers, legend="legend"
+        )
         draw_series(fig, rows, looks, **lines)
         for col in range(1, len(steps) + 1):
             layer_axis(fig, layers, "layer" if row == len(directions) else None, row, col, axis="x")

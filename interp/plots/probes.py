@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -152,7 +153,9 @@ def probes(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     fig = panels(gain, {"gain over best control": 160, "gain by layer": 160})
     looks = {"gain": ("probe − best control, nested layer", *STYLE["probe"][1:])}
     draw_series(fig, nested, looks, by="predictor", panels=by_split(gain), order=steps)
-    drawn = dict(by="step", panels=by_split(gain), row=2, along="layer", order=layers, legend="legend")
+    drawn: dict[str, Any] = dict(
+        by="step", panels=by_split(gain), row=2, along="layer", order=layers, legend="legend"
+    )
     draw_series(fig, by_layer, end_looks(ends), **drawn)
     for col in range(1, len(by_split(gain)) + 1):
         step_axis(fig, steps, 1, col)
@@ -266,7 +269,7 @@ def along_trace(frame: pd.DataFrame, label: str | None = None) -> go.Figure:
     fig = facets(1, 210, 20, [f"step {step}" for step in steps], below=BOTTOM + 60)
     panels = [dict(step=step) for step in steps]
     for part in (rows[rows["share"] >= 0], rows[rows["share"] < 0]):
-        lines = dict(by="predictor", panels=panels, along="position", order=places)
+        lines: dict[str, Any] = dict(by="predictor", panels=panels, along="position", order=places)
         draw_series(fig, part.sort_values("share"), _ALONG, thin=[*_ALONG][1:], **lines)
     fig.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-45)
     fig.update_yaxes(range=[0, 1.02])

@@ -9,6 +9,7 @@ A panel is said by what its rows have in common, and a series by the value of on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from interp.results.queries import pick, splits_of, steps_of
 from interp.results.tables import ESTIMATE_COLUMNS
 
 #: Of a line or of markers: name in the legend, colour, dash, marker.
-Looks = Mapping[str, Sequence[str]]
+Looks = Mapping[Any, Sequence[str]]
 GREY_LINE = dict(line=dict(color="#888888", width=1, dash="dot"), layer="below")
 _HOVER = (
     "%{text}<br>%{customdata[1]:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]"

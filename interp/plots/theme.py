@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from interp.plots.look import BOTTOM as BOTTOM
@@ -204,24 +204,11 @@ def draw_heatmap(
     return grid
 
 
-def effect_scale(fig: go.Figure, values: pd.Series, **bar: object) -> None:
-    """The colours of heatmaps of patching effects, and their bar."""
-    title = dict(text="effect (0 = none, 1 = full)", side="right", font_size=SMALL)
-    look = dict(title=title, x=1.015, thickness=13, outlinewidth=0, tickfont_size=SMALL)
-    low, high = min(0.0, values.min()), max(1.0, values.max())
-    fig.update_layout(coloraxis=dict(cmin=low, cmax=high, colorscale=SEQUENTIAL, colorbar=look | bar))
-
-
 def corner(fig: go.Figure, text: str, row: int, col: int, above: bool = False, **look: Any) -> None:
     """Text in a panel's upper left corner, or above it."""
     place = dict(x=0, y=1, yanchor="bottom") if above else dict(x=0.02, y=0.98, yanchor="top")
     place |= dict(xref="x domain", yref="y domain", xanchor="left", align="left", row=row, col=col)
     fig.add_annotation(text=text, showarrow=False, **place | dict(font_size=SMALL) | look)
-
-
-def uncertain(grid: dict[str, pd.DataFrame]) -> Int[np.ndarray, "cell 2"]:
-    """(row, column) of the cells of `draw_heatmap` whose interval covers 0."""
-    return np.argwhere(((grid["low"] <= 0) & (grid["high"] >= 0)).to_numpy())
 
 
 def draw_metrics(

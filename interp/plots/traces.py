@@ -9,6 +9,7 @@ Blue is the prompt's side, vermilion the trace's side, as in `interp.plots.behav
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -248,7 +249,9 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
     for row, (metric, shown) in enumerate(rows.values(), start=1):
         looks = {kind: LOOKS[kind] for kind in kinds if kind in shown}
         drawn.append(only(pick(frame, metric=metric), inserted_trace=looks))
-        places = dict(by="inserted_trace", panels=by_split(frame), row=row, order=steps_of(frame))
+        places: dict[str, Any] = dict(
+            by="inserted_trace", panels=by_split(frame), row=row, order=steps_of(frame)
+        )
         draw_series(fig, drawn[-1], looks, **places)
     if (worst := splice_fails(frame)) is not None:
         text = f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f}"
@@ -264,7 +267,7 @@ def conflict_shift(frame: pd.DataFrame) -> go.Figure:
     masses = only(pick(frame, inserted_trace="other_state"), metric=_MASSES)
     fig = panels(frame, {"distance": 190} | ({"probability": 130} if len(masses) else {}))
     kinds = {kind: look for kind, look in LOOKS.items() if (shift["inserted_trace"] == kind).any()}
-    places = dict(panels=by_split(frame), order=steps_of(frame))
+    places: dict[str, Any] = dict(panels=by_split(frame), order=steps_of(frame))
     draw_series(fig, shift, kinds, by="inserted_trace", thin=set(kinds) - {*ARGUING}, **places)
     if len(masses):
         draw_series(fig, masses, _MASSES, by="metric", row=2, **places)
@@ -284,7 +287,9 @@ def removal(frame: pd.DataFrame) -> go.Figure:
     flips = pd.concat([wrong.assign(inserted_trace="other_state"), removed])
     differences = need(frame, metric="flip_difference_parsed")
     fig = panels(frame, {"flips": 160, "wrong − removed": 140})
-    places = dict(by="inserted_trace", panels=by_split(frame), order=steps_of(frame), legend="legend")
+    places: dict[str, Any] = dict(
+        by="inserted_trace", panels=by_split(frame), order=steps_of(frame), legend="legend"
+    )
     draw_series(fig, flips, {kind: LOOKS[kind] for kind in ("other_state", *kinds)}, **places)
     draw_series(fig, differences, {kind: LOOKS[kind] for kind in kinds}, row=2, **places)
     fig.update_yaxes(range=[-0.04, 1.05], row=1)
@@ -323,7 +328,7 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     rows = rows.assign(low=rows["low"].clip(lower=bottom))  # 0 has no place on a log axis
     fig = facets(len(kinds), ROW * len(spans), 26, [SPLITS[where["split"]] for where in splits])
     for row, kind in enumerate(kinds, start=1):
-        places = dict(panels=splits, along="span", order=spans, row=row)
+        places: dict[str, Any] = dict(panels=splits, along="span", order=spans, row=row)
         draw_estimates(fig, pick(rows, definition=kind), end_looks(ends), by="step", **places)
         fig.update_yaxes(title=SHARES[kind].partition(",")[0], row=row, col=1)
     margin = 0.05 * np.log10(top / bottom)
@@ -347,7 +352,7 @@ def steering(frame: pd.DataFrame) -> go.Figure:
     fig = facets(2, 150, 20, [STEERED[name] for name in shown], across=len(shown))
     looks = {kind: STYLE[f"along_{kind}"] for kind in ALONG}
     alphas = sorted(frame["alpha"].unique())
-    places = dict(panels=[dict(position=name) for name in shown], along="alpha", order=alphas)
+    places: dict[str, Any] = dict(panels=[dict(position=name) for name in shown], along="alpha", order=alphas)
     for row, (title, of) in enumerate(rows.items(), start=1):
         thin = [kind for kind in ALONG if kind != "probe"]
         draw_series(fig, of, looks, by="direction", row=row, thin=thin, legend="legend", **places)

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -58,7 +60,7 @@ def diagnosis(frame: pd.DataFrame) -> go.Figure:
     thin = [key for key in _LEAKS if key.startswith("expert")]
     for row, looks in enumerate(rows.values(), start=1):
         drawn = only(frame, series=looks)
-        places = dict(panels=by_split(frame), order=steps_of(frame), row=row)
+        places: dict[str, Any] = dict(panels=by_split(frame), order=steps_of(frame), row=row)
         draw_series(fig, drawn, looks, by="series", thin=thin, **places)
     fig.update_yaxes(range=[-0.04, 1.05])
     return note_n(fig, sizes(only(frame, series=[*_RESTS, *_LEAKS])))
