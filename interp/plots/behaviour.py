@@ -127,7 +127,7 @@ def _online_caption(frame: pd.DataFrame) -> Caption:
         change("Without it, success", frame, metric="success", mode="prompt"),
         lost if most > _MANY_UNPARSED else "",
     )
-    drawn = "Both modes on the same games, CoT at the left of each pair; whiskers: of games won."
+    drawn = "Both modes play the same games, CoT left; whiskers: of games won."
     size = f"n = {span(pick(frame, metric='success')['n'])} games; 95 % cluster-bootstrap intervals."
     return Caption(message, drawn, size, numbers(frame))
 
@@ -197,7 +197,7 @@ def revision(frame: pd.DataFrame) -> go.Figure:
 
 
 @figure(
-    "Games in ALFWorld's own engine",
+    "ALFWorld's own games",
     name="online_official",
     table="online_official",
     section="better",

@@ -237,7 +237,7 @@ def _mechanism_caption(frame: pd.DataFrame) -> Caption:
         else f"{condition.title}: no predicted reading was measured."
     )
     wide = listed(MECHANISM[metric] for metric in too_wide(_differences(frame, condition)))
-    drawn = "Shaded: the side that was predicted."
+    drawn = "Shaded: the predicted side."
     drawn += f" Too wide to draw: {wide}." if wide else ""
     return Caption(
         message,
