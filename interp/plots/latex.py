@@ -156,6 +156,8 @@ def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def _width(text: str, points: float = _TYPE) -> float:
     """About how wide a text is in Computer Modern, a little on the wide side."""
+    # a character that is shown by its number is as wide as that
+    text = "".join(each if (made := _written(each))[:3] != "[U+" else made for each in text)
     wide, narrow = len(re.findall(r"[A-ZmwMW−+<>=κ%–]", text)), len(re.findall(r"[ ,.:;'|\[\]()ijlt]", text))
     return points * 1.04 * (0.82 * wide + 0.36 * narrow + 0.54 * (len(text) - wide - narrow))
 

@@ -158,7 +158,7 @@ def _not_drawn(frame: pd.DataFrame) -> str:
     """The conditions that only the table has."""
     shown = compared(frame)
     left = listed(condition.title for condition in conditions_of(frame) if condition not in shown)
-    return f" Not drawn: {left}." if left else ""
+    return f" Table only: {left}." if left else ""
 
 
 def _success_caption(frame: pd.DataFrame) -> Caption:

@@ -174,7 +174,7 @@ def test_levels_stand_at_their_condition_with_their_trainings():
     assert len(dots.x) == 5 * 3 + 3 * 3 and list(drawn.layout.yaxis.ticktext) == names
     lines = [shape.x0 for shape in drawn.layout.shapes]
     assert rows.loc["action_mask_0", "value"] in lines and lines.count(SMALLEST) == 2 and len(lines) == 4
-    assert "Not drawn: action only." in ALL["masking_success"].caption(frame).text
+    assert "Table only: action only." in ALL["masking_success"].caption(frame).text
 
 
 @pytest.mark.parametrize("name, metric", [("masking_gap", "gap"), ("masking_reliance", "prompt_reliance")])

@@ -15,7 +15,7 @@ import interp
 from interp.plots import behaviour as plots
 from interp.plots import drawn as data_of
 from interp.plots import export, pgf, registry
-from interp.plots import patching as plots_patching
+from interp.plots import probes as plots_probes
 from interp.plots.look import Look, current, drawn_for
 from interp.results.tables import write_table
 from tests.plots.test_plots import PROVENANCE, SPLITS, STEPS, TABLES, behaviour_table, online_table
@@ -107,7 +107,7 @@ def test_files_are_as_large_as_in_print_and_fonts_are_in_them(tmp_path):
         inner = font.get_object()["/DescendantFonts"][0].get_object()["/FontDescriptor"].get_object()
         assert {"/FontFile2", "/FontFile3"} & set(inner)
     width, height = struct.unpack(">II", (tmp_path / "parse.png").read_bytes()[16:24])
-    assert (width, height) == (325, round(figure.layout.height * 100 / 144))
+    assert width == 325 and height == pytest.approx(figure.layout.height * 100 / 144, abs=1)
 
 
 def test_the_data_of_a_figure_is_what_it_draws(tmp_path):
@@ -129,7 +129,7 @@ def test_the_data_of_bars_and_of_heatmaps():
     first = bars[(bars["panel"] == "In-domain: share of games") & (bars["x"] == 0)]
     both = first.groupby(first["series"].str.startswith("won"))["y"].sum()
     assert both.sum() == pytest.approx(2), "both modes' games are all accounted for"
-    figure = plots_patching.patching(TABLES["patching"]())
+    figure = plots_probes.transfer(TABLES["transfer"]())
     cells = data_of.rows(figure)
     drawn = sum(
         np.isfinite(np.asarray(each.z, dtype=float)).sum() for each in figure.data if each.type == "heatmap"
