@@ -10,6 +10,7 @@ Lengths are in units of half a printed point (see `interp.plots.look`).
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -314,7 +315,9 @@ def step_axis(
     texts = [f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step) for step in steps]
     wide = 7.2 * max(map(len, texts)) + 8
     count = min(room or max(2, int(room_of(fig, row)[0] // wide)), len(steps))
-    shown = sorted({round(i * (len(steps) - 1) / max(1, count - 1)) for i in range(count)})
+    last = len(steps) - 1
+    apart = math.ceil(last / max(1, count - 1)) or 1  # so that no two labels stand closer than others
+    shown = [i for i in range(0, last, apart) if last - i >= apart] + [last]
     fig.update_xaxes(
         tickmode="array",
         tickvals=shown,
