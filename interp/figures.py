@@ -1,9 +1,9 @@
 """The figures of a study as plotly figures, one function each, to be changed as a paper needs.
 
->>> figure = interp.figures.behaviour("runs/quick", venue="icml", columns=1)
->>> figure.update_traces(line_width=3).write_image("behaviour.pdf")
+>>> figure = interp.figures.behaviour("figures", venue="icml", columns=1)
+>>> changed = figure.update_traces(line_width=3)
 >>> dir(interp.figures)  # their names: those of the files that `python -m analyses figures` writes
-['behaviour', 'calibration', ...]
+['along_trace', 'behaviour', 'calibration', ...]
 
 Each takes a table (a data frame; a CSV file; or a folder of tables, or a run's folder, in which it is found),
 or a result that holds the table's columns.

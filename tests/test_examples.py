@@ -112,7 +112,7 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
     from interp.engine.decoding import decode
     from interp.measures.pairs import make_pairs
     from interp.plots.look import Look
-    from interp.plots.theme import facets
+    from interp.plots.theme import facets, panels
     from interp.probing.directions import orthogonal_directions
     from interp.probing.logistic import Fitter, grouped_splits, standardised
     from interp.prompts.styles import STYLES
@@ -210,6 +210,11 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
         "interp.models.outputs": lambda: dict(
             hidden=torch.ones(1, 2, 3), weights=torch.ones(1), block=lambda hidden: (hidden, None)
         ),
+        "interp.plots.arrange": lambda: dict(
+            frame=read_table("figures/tables", "behaviour")[0], panels=panels
+        ),
+        "interp.plots.look": lambda: dict(frame=read_table("figures/tables", "behaviour")[0], panels=panels),
+        "interp.plots.pgf": lambda: dict(figure=interp.figures.behaviour("figures"), Look=Look),
         "interp.plots.caption": lambda: dict(frame=read_table("figures/tables", "behaviour")[0]),
         "interp.plots.condition_panels": lambda: dict(frame=read_table("figures/tables", "masking")[0]),
         "interp.plots.export": lambda: dict(figure=go.Figure()),

@@ -56,7 +56,7 @@ def _caption(frame: pd.DataFrame) -> Caption:
     message = together(
         sentence(f"Routing by margin {clause(saves)}"), sentence(f"it {clause(beats)}") if beats else ""
     )
-    drawn = "Last checkpoint, always at once (left) to always thinking. Star: no loss on other episodes."
+    drawn = "Last checkpoint; left: always at once. Star: no loss on other episodes."
     size = f"n = {span(pick(rows, metric='accuracy')['n'])} decisions."
     routed = pick(_last(frame), rule="as_good")
     told = only(routed, metric=("accuracy", "tokens", "at_once", "tokens_saved", "over_random"))

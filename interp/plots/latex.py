@@ -96,7 +96,7 @@ def booktabs(frame: pd.DataFrame, caption: str, label: str, look: Look = Look())
     """
     if frame.empty:
         raise ValueError(f"the table {label} has no rows.")
-    frame, shared = _without_shared(frame.astype(str))
+    frame, shared = _without_shared(frame.astype(object).where(frame.notna(), "").astype(str))
     widths = [max(_width(str(name)), *map(_width, frame[name])) for name in frame]
     gaps = 2 * _GAP * (len(widths) - 1)
     column, page = _points(look)

@@ -2,7 +2,7 @@
 
 >>> study = read("figures/tables", "figures", ["behaviour", "online"])
 >>> study.changes("behaviour", metric="gap")[0]
-Change(where='in-domain', first='0.10 [0.06, 0.15]', last='0.56 [0.52, 0.62]', moved='up')
+Change(where='in-domain', first='−0.09 [−0.12, −0.04]', last='0.07 [0.04, 0.10]', moved='up')
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def test_studies_are_merged_without_a_change_of_their_numbers(study, tmp_path, h
         "acc_cot",
         "acc_prompt",
         "choice_cot_sum",
+        "choice_gap_sum",
         "choice_prompt_sum",
         "gap",
         "parse_cot",
