@@ -181,8 +181,8 @@ def _own_traces_caption(frame: pd.DataFrame) -> Caption:
     parts = dict(direct="The prompt's direct effect", indirect="The effect of the traces that it leads to")
     message = " ".join(filter(None, (change(words, frame, metric=part) for part, words in parts.items())))
     drawn = (
-        "Traces are drawn by each checkpoint from both prompts of a pair. Top: the direct effect's share, "
-        "where neither is negative. Bottom: effects in nats."
+        "Traces are drawn by each checkpoint from both prompts of a pair. Top: the direct effect's share. "
+        "Bottom: effects in nats."
     )
     return Caption(message, drawn, size(frame, "pairs", "clusters"), numbers(frame))
 
