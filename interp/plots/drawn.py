@@ -59,7 +59,7 @@ def _points(trace: Trace, across: Axis, upwards: Axis) -> Iterator[dict[str, obj
         low, high = _ends(error, number, float(each))
         name = trace.get("name") if names is None else names[number]
         at = _label(axis, place[number]) if place is not None else number
-        row = {"series": _plain(name), "x": at, "y": each}
+        row = {"series": as_text(name), "x": at, "y": each}
         row |= {"low": low, "high": high, "n": np.nan, "clusters": np.nan}
         yield row | (dict(zip(_TOLD[6], told[number], strict=True)) if told is not None else {})
 
@@ -99,11 +99,11 @@ def _label(axis: Axis, place: Any) -> object:
     if isinstance(place, str) or len(known) != len(texts):
         return place
     near = [text for at, text in zip(known, texts, strict=True) if abs(at - place) < 0.45]
-    return _plain(near[0]) if near else place
+    return as_text(near[0]) if near else place
 
 
-def _plain(text: object) -> str:
-    """A label without its line breaks and marks of type."""
+def as_text(text: object) -> str:
+    """A figure's label without its line breaks and marks of type."""
     shown = str(text or "")
     for mark, plain in (("<br>", " "), ("<b>", ""), ("</b>", ""), ("&lt;", "<"), ("\u00a0", " ")):
         shown = shown.replace(mark, plain)

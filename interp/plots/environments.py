@@ -13,10 +13,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.caption import VERBS, Caption, numbers, only, size, together
+from interp.plots.look import current
 from interp.plots.registry import figure
 from interp.plots.series import ROW, draw_estimates, draw_series, fit_estimates
 from interp.plots.tabular import draw_table
-from interp.plots.theme import current, facets, note_n, plain, sizes, step_axis
+from interp.plots.theme import facets, note_n, plain, sizes, step_axis
 from interp.results.estimates import ends, side
 from interp.results.names import BLUE, ORANGE, STYLE
 from interp.results.queries import need, pick, steps_of

@@ -19,10 +19,11 @@ import plotly.graph_objects as go
 from interp.plots import latex
 from interp.plots.caption import Caption, clause, listing, numbers, only
 from interp.plots.condition_panels import K_TITLE, by_condition, compared, games
+from interp.plots.look import current
 from interp.plots.registry import figure
 from interp.plots.series import ROW, by_split, draw_estimates, draw_series, fit_estimates
 from interp.plots.tabular import draw_table
-from interp.plots.theme import current, facets, note_n
+from interp.plots.theme import facets, note_n
 from interp.results.condition_rows import (
     PREDICTED,
     Condition,

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from interp.plots.drawn import as_text
+from interp.plots.latex import escape
 from interp.plots.look import Look
 from interp.results.tables import write_text
 
@@ -31,17 +33,6 @@ _MARKS = {
     "x": "x",
     "star": "star",
     "line-ew": "-",
-}
-#: Characters that LaTeX writes otherwise.
-_WRITTEN = {each: f"\\{each}" for each in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "−": "$-$",
-    "–": "--",
-    "κ": r"$\kappa$",
-    "<": "$<$",
-    ">": "$>$",
 }
 _DASHES = {"dash": "dashed", "dot": "dotted", "dashdot": "dashdotted"}
 
@@ -181,5 +172,4 @@ def _colour(trace: go.Scatter) -> str:
 
 def _text(label: object) -> str:
     """A label in LaTeX."""
-    plain = str(label).replace("<br>", " ").replace("<b>", "").replace("</b>", "")
-    return "".join(_WRITTEN.get(each, each) for each in plain)
+    return escape(as_text(label))

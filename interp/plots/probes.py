@@ -14,12 +14,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.caption import Caption, clause, last_side, listing, numbers, only, size
+from interp.plots.look import BOTTOM, SMALL
 from interp.plots.registry import figure
 from interp.plots.series import at_ends, by_split, draw_series, end_looks
 from interp.plots.theme import (
-    BOTTOM,
     DIVERGING,
-    SMALL,
     draw_heatmap,
     facets,
     fit_values,

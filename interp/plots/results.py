@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots import probes as probe_figures
+from interp.plots.look import BOTTOM
 from interp.plots.pictures import (
     COLOURS,
     DRAWS,
@@ -29,7 +30,7 @@ from interp.plots.pictures import (
 )
 from interp.plots.sweeps import ablation as ablation
 from interp.plots.sweeps import sweep as sweep
-from interp.plots.theme import BOTTOM, SEQUENTIAL, facets, layer_axis, plain, under, whisker
+from interp.plots.theme import SEQUENTIAL, facets, layer_axis, plain, under, whisker
 from interp.results.names import (
     ALONG,
     BLUE,

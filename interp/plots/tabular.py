@@ -10,7 +10,7 @@ from textwrap import wrap
 
 import plotly.graph_objects as go
 
-from interp.plots.theme import SMALL, current
+from interp.plots.look import SMALL, current
 
 _LINE, _PAD, _MARGIN, _CHARACTER = 18, 16, 4, 7.2  # units
 

@@ -21,15 +21,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from interp.plots.look import BOTTOM as BOTTOM
-from interp.plots.look import LEFT as LEFT
-from interp.plots.look import RIGHT as RIGHT
-from interp.plots.look import SMALL as SMALL
-from interp.plots.look import TOP as TOP
-from interp.plots.look import UNITS as UNITS
-from interp.plots.look import Look as Look
-from interp.plots.look import current as current
-from interp.plots.look import drawn_for as drawn_for
+from interp.plots.look import BOTTOM, LEFT, RIGHT, SMALL, current
 from interp.results.estimates import span
 from interp.results.names import BLUE, SPLITS, STYLE, VERMILION
 from interp.results.queries import pick, splits_of, steps_of
