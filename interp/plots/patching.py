@@ -188,10 +188,14 @@ def _own_traces_caption(frame: pd.DataFrame) -> Caption:
 
 
 def _drawn(frame: pd.DataFrame, site: str) -> pd.DataFrame:
-    """The effects on the action read at the boundary, without spans that have none anywhere."""
-    rows = need(_at_site(frame, site), mode="prompt", metric="difference").dropna(subset="value")
+    """The effects on the action read at the boundary, without spans that have none anywhere.
+
+    Where no checkpoint keeps a pair, all have no value, and all are given: the axes are drawn, and n = 0.
+    """
+    every = need(_at_site(frame, site), mode="prompt", metric="difference")
+    rows = every.dropna(subset="value")
     acting = _beyond(rows)["at"].unique()
-    return only(need(rows), at=acting) if len(acting) else need(rows)
+    return only(rows, at=acting) if len(acting) else every if rows.empty else rows
 
 
 def _directions(rows: pd.DataFrame) -> list[dict]:
@@ -206,7 +210,7 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """
     rows = _drawn(frame, site)
     rows = rows[rows["at"] != "prompt"]
-    means = need(rows).groupby(["at", "layer"])["value"].mean()
+    means = need(rows).groupby(["at", "layer"])["value"].mean().fillna(0)
     best = {at: int(means[at].idxmax()) for at in PLACES if at in means}
     rows = rows[rows["layer"] == rows["at"].map(best)]
     looks = {at: (f"{PLACES[at][0]}, layer {layer}", *PLACES[at][1:]) for at, layer in best.items()}

@@ -95,10 +95,12 @@ def test_swapping_nothing_changes_nothing(model, pairs):
 def test_equal_prompts_leave_everything_to_the_trace(model, pairs):
     """With one prompt and two traces, the prompt's keys and values are the same: all of the effect is the
     trace's."""
-    found = effects(model, [(a, replace(a, decision=b.decision)) for a, b in pairs])
+    same = [(a, replace(a, decision=b.decision)) for a, b in pairs]
+    found = effects(model, same)
     np.testing.assert_allclose(found.direct, 0, atol=1e-4)
     np.testing.assert_allclose(found.via_cot, found.total, atol=1e-4)
-    assert found.prompt_reliance == pytest.approx(0, abs=1e-2)
+    upward = [pair for pair, effect in zip(same, found.via_cot, strict=True) if effect > 1e-3]
+    assert effects(model, upward).prompt_reliance == pytest.approx(0, abs=1e-2)
 
 
 def test_a_trace_that_attends_to_nothing_carries_its_text_alone(model, pairs, monkeypatch):
@@ -136,9 +138,9 @@ def test_pairs_with_a_small_total_are_dropped_and_counted(model, pairs):
     kept = np.flatnonzero(every.total >= bound)
     assert found.kept.tolist() == kept.tolist() and found.dropped == len(pairs) - len(kept) > 0
     np.testing.assert_allclose(found.direct, every.direct[kept], atol=1e-6)
-    assert found.prompt_reliance == pytest.approx(
-        found.direct.mean() / (found.direct.mean() + found.via_cot.mean())
-    )
+    means = np.array([found.direct.mean(), found.via_cot.mean()])
+    share = means[0] / means.sum() if (means > 0).all() else np.nan  # of a random model a part can be negative
+    assert found.prompt_reliance == pytest.approx(share, nan_ok=True)
     none = prompt_reliance(model, *sides(pairs), minimum=1e9)
     assert none.dropped == len(pairs) and np.isnan(none.prompt_reliance)
     with pytest.raises(ValueError, match="at least one"):

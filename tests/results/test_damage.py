@@ -416,7 +416,8 @@ def test_the_seal_of_an_older_table_gets_its_name_without_a_word(tmp_path):
 
 
 def test_the_committed_tables_are_as_they_were_written():
-    sealed = sorted(FIGURES.rglob("*.csv"))
+    files = sorted(FIGURES.rglob("*.csv"))  # a figure's own data has no provenance beside it
+    sealed = [path for path in files if path.parent.name == "tables" or path.with_suffix(".json").exists()]
     assert len(sealed) > 50
     for path in sealed:
         assert json.loads(path.with_suffix(".json").read_text())["seal"]["name"] == path.stem, path
