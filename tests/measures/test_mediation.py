@@ -139,7 +139,8 @@ def test_pairs_with_a_small_total_are_dropped_and_counted(model, pairs):
     assert found.kept.tolist() == kept.tolist() and found.dropped == len(pairs) - len(kept) > 0
     np.testing.assert_allclose(found.direct, every.direct[kept], atol=1e-6)
     means = np.array([found.direct.mean(), found.via_cot.mean()])
-    share = means[0] / means.sum() if (means > 0).all() else np.nan  # of a random model a part can be negative
+    # A part of a random model's effect can be negative.
+    share = means[0] / means.sum() if (means > 0).all() else np.nan
     assert found.prompt_reliance == pytest.approx(share, nan_ok=True)
     none = prompt_reliance(model, *sides(pairs), minimum=1e9)
     assert none.dropped == len(pairs) and np.isnan(none.prompt_reliance)
