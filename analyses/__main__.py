@@ -17,6 +17,7 @@ from interp.system.paths import PROGRAM
 from interp.system.processes import end_with_parent, leave, stop_on_signals
 
 from .chains import run_chains, taken
+from .cluster.options import Trainings
 from .command import check_values, configured, told
 from .registry import find, listed
 from .unchanged import keep, unchanged
@@ -49,17 +50,28 @@ def run(argv: list[str], draw: bool = True) -> int:
         _show(kept.tables, kept.figures or (_drawn(config, kept.tables) if draw else []))
         return 0
     check_values(config)
-    parts = getattr(config, "processes", 1)
-    if parts > 1:
-        alone = [name, *rest, "--processes", "1", "--part"]
-        if status := run_chains([[[*alone, str(part), str(parts)]] for part in range(parts)]):
-            return status
+    if isinstance(config, Trainings) and (status := _in_parts(config, name, rest)):
+        return status
     status = instrument.run(config)
     if writes and not status:
         figures = _drawn(config, config.written) if draw else []
         keep(config, name, figures)
         _show(config.written, figures)
     return status if isinstance(status, int) else 0
+
+
+def _in_parts(config: Trainings, name: str, rest: Sequence[str]) -> int:
+    """Trainings side by side, in processes of this machine or on a cluster; the exit status."""
+    parts = len(config.jobs) if config.spreads else config.processes
+    if parts == 1 or config.part != (0, 1):
+        return 0
+    alone = (name, *rest, "--executor", "local", "--processes", "1", "--part")
+    commands = [(*alone, str(part), str(parts)) for part in range(parts)]
+    if not config.spreads:
+        return run_chains([[command] for command in commands])
+    from .cluster.driver import spread
+
+    return spread([], [commands], config)
 
 
 def _drawn(config: Study, tables: Sequence[Path]) -> list[Path]:
