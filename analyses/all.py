@@ -13,6 +13,7 @@ from interp.system.limits import SMALLEST, Known, Margin, Sample
 
 from .chains import run_chains
 from .cluster import options
+from .cluster.mirror import reachable
 from .registry import Instrument, chains, check_in_all, closing, find
 from .remedies import PLAYABLE
 from .study import Study
@@ -41,6 +42,11 @@ class Config(options.Spread, Study):
     """Checkpoints that play."""
     margin: Margin = SMALLEST
     """Change of the gap that would matter for the claims."""
+    store: Annotated[str, Known(reachable)] = ""
+    """Where a cluster's machines that share no folder exchange stages and tables, as fsspec has it
+    (s3://BUCKET/RUN, gs://...)."""
+    dry_run: bool = False
+    """Do the first checkpoint alone, and say how long all would take, and how much disk."""
 
     def alone(self, chains: int) -> bool:
         """Whether one process at a time is best: on one core, and on a GPU that so many models would fill."""
@@ -88,10 +94,15 @@ def run(config: Config) -> int:
         parts = [[name for part in parts for name in part]]
     last = [name for name in closing() if name not in left_out]
     first, then = ([config.commands(part) for part in chained if part] for chained in (parts, [last]))
+    if config.dry_run:
+        from .cluster import plan
+
+        print("\n".join(plan.told(plan.measure(config, first), plan.Config(config.run))))
+        return 0
     if config.spreads:
         from .cluster.driver import spread
 
-        status = spread(first, then, config)
+        status = spread(first, then, config, (config.run, config.store) if config.store else None)
     else:
         status = next(filter(None, (run_chains(each, together=True) for each in (first, then) if each)), 0)
     if not status:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from .mirror import Mirror
 from .options import Spread
 from .units import Command, Plan, Result, Unit
 from .worker import Worker
@@ -25,14 +28,24 @@ _AGAIN = 0.2
 _HOPELESS = 20
 
 
-def spread(chains: Sequence[Sequence[Command]], then: Sequence[Sequence[Command]], options: Spread) -> int:
+def spread(
+    chains: Sequence[Sequence[Command]],
+    then: Sequence[Sequence[Command]],
+    options: Spread,
+    copy: tuple[Path, str] | None = None,
+) -> int:
     """Do all units of a `Plan` of these command lines; the exit status.
 
     What fails is told when all else has ended.
+
+    Args:
+        copy: a run's folder and the URL of its `Mirror`, where machines share no folder.
     """
     plan = Plan(chains, then)
     with _cluster(options) as (actor, most):
-        _Driver(plan, actor, most).run()
+        _Driver(plan, partial(actor.remote, copy), most).run()
+    if copy:
+        Mirror(*copy).pull()
     for sentence in plan.failures:
         print(f"error: {sentence}", file=sys.stderr)
     return 1 if plan.failures else 0
@@ -41,8 +54,8 @@ def spread(chains: Sequence[Sequence[Command]], then: Sequence[Sequence[Command]
 class _Driver:
     """The workers of one plan, each in a numbered place, where another follows it when it is lost."""
 
-    def __init__(self, plan: Plan, actor: Any, places: int):
-        self.plan, self.actor = plan, actor
+    def __init__(self, plan: Plan, start: Callable[[], Any], places: int):
+        self.plan, self.start = plan, start
         self.idle = list(reversed(range(places)))
         self.workers: dict[int, Any] = {}
         self.running: dict[Any, tuple[int, Unit]] = {}
@@ -73,7 +86,7 @@ class _Driver:
         while self.idle and (unit := self.plan.take(self.idle[-1])):
             place = self.idle.pop()
             if place not in self.workers:
-                self.workers[place] = self.actor.remote()
+                self.workers[place] = self.start()
             reference = self.workers[place].do.remote(unit, self.plan.ahead(place))
             self.running[reference] = place, unit
             given = True

@@ -63,9 +63,8 @@ class _Command:
 
     todo: list[Cell] | None = None
     """Cells that nobody has been given, None before they are listed."""
-    cells: list[Cell] = field(default_factory=list)
-    read: set[Cell] = field(default_factory=set)
-    """Those that have ended, well or not."""
+    unread: Counter[int] = field(default_factory=Counter)
+    """Cells of each checkpoint that have not ended, well or not."""
     broken: bool = False
     """Whether one has failed: the others are read, and the table is not made."""
     state: Literal["waiting", "running", "ended", "failed"] = "waiting"
@@ -131,12 +130,13 @@ class Plan:
         if result.status == "failed":
             self.failures.append(f"{unit.name}: {result.sentence}")
         if unit.cell:
-            state.read.add(unit.cell)
+            state.unread[unit.cell[0]] -= 1
             state.broken |= result.status == "failed"
-            if state.broken and state.read.issuperset(state.cells):
+            if state.broken and not state.unread.total():
                 state.state = "failed"
         elif unit.kind == "list" and result.status == "done":
-            state.cells, state.todo, state.state = list(result.cells), list(result.cells), "waiting"
+            state.todo, state.state = list(result.cells), "waiting"
+            state.unread.update(step for step, _ in result.cells)
         else:
             state.state = "failed" if result.status == "failed" else "ended"
 
@@ -193,7 +193,7 @@ class Plan:
         for cell in state.todo:
             if all(_past(each, cell[0]) for each in before):
                 yield Unit(command, "cell", cell)
-        if state.read.issuperset(state.cells) and not state.broken:
+        if not state.unread.total() and not state.broken:
             yield Unit(command, "whole")
 
     def _distance(self, worker: Hashable, unit: Unit) -> int:
@@ -217,4 +217,4 @@ def _past(state: _Command, step: int) -> bool:
     """Whether an analysis has read all its cells of a checkpoint, or never will."""
     if state.state in ("ended", "failed"):
         return True
-    return state.todo is not None and all(cell in state.read for cell in state.cells if cell[0] == step)
+    return state.todo is not None and not state.unread[step]

@@ -8,15 +8,17 @@ import sys
 import time
 import warnings
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.results.shown import Incomplete
 
 from .. import resident, stages
-from ..__main__ import run
 from ..command import check_values, configured, told
 from ..registry import find
+from ..running import run_analysis
 from ..unchanged import unchanged
+from .mirror import Mirror
 from .units import Command, Result, Status, Unit
 
 if TYPE_CHECKING:
@@ -24,9 +26,14 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Does units, and keeps from one to the next what they share."""
+    """Does units, and keeps from one to the next what they share.
 
-    def __init__(self) -> None:
+    Args:
+        copy: a run's folder and the URL of its `Mirror`, where machines share no folder.
+    """
+
+    def __init__(self, copy: tuple[Path, str] | None = None) -> None:
+        self.mirror = Mirror(*copy) if copy else None
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,8 +50,12 @@ class Worker:
         sys.argv[1:] = unit.command  # what the table's provenance says it was made by
         with redirect_stdout(printed), redirect_stderr(printed):
             try:
+                if self.mirror:
+                    self.mirror.pull()
                 status, cells = self._do(unit, ahead)
                 why = ""
+                if self.mirror:
+                    self.mirror.push()
             except Exception as error:
                 if os.environ.get("INTERP_DEBUG"):
                     raise
@@ -55,7 +66,9 @@ class Worker:
     def _do(self, unit: Unit, ahead: int | None) -> tuple[Status, list[stages.Cell]]:
         try:
             if unit.kind == "whole":
-                if status := run(list(unit.command), draw=False):
+                name, *rest = unit.command
+                config = configured(find(name).config, rest, name)
+                if status := run_analysis(name, config, draw=False):
                     raise ValueError(f"it ended with the exit status {status}")
                 return "done", []
             study = self._study(unit.command)
