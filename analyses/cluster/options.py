@@ -10,7 +10,7 @@ from typing import Annotated
 from interp.system.limits import Known, Limits, Workers
 
 #: What is said where Ray is not installed.
-MISSING = "Ray is not installed: pip install 'interp[ray]'."
+MISSING = "Ray is not installed: pip install 'interp-agents[ray]'."
 
 
 def executor(name: str) -> None:

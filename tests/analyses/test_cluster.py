@@ -148,7 +148,7 @@ def test_trainings_are_spread_by_condition_and_seed():
 
 def test_no_ray_is_said(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'interp\[ray\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'interp-agents\[ray\]'"):
         executor("ray")
 
 
