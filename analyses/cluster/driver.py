@@ -7,6 +7,7 @@ folder, so that a driver that ends leaves all of it, and two drivers of one fold
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +130,10 @@ def _cluster(options: Spread) -> Iterator[tuple[Any, int]]:
     address = options.executor if options.executor.startswith("ray://") else None
     here = address is None and "RAY_ADDRESS" not in os.environ
     own: dict[str, Any] = dict(include_dashboard=False) if here else {}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     ray.init(address=address, log_to_driver=False, logging_level="error", **own)
+    for number, handler in handlers.items():  # in place of Ray's own, which end without a word
+        signal.signal(number, handler)
     try:
         there = ray.cluster_resources()
         most = _room(options, there)

@@ -1,7 +1,8 @@
 """A run's stages and tables in a store that machines share which share no folder: anything fsspec reaches.
 
->>> mirror = Mirror(Path("runs/quick"), "s3://bucket/quick")
->>> mirror.pull(), mirror.push()                  # numbers of files
+>>> mirror = Mirror(Path("runs/quick"), "memory://quick")         # or s3://bucket/quick
+>>> mirror.pull()                                                 # the number of files that were fetched
+0
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 >>> plan = Plan([[("behaviour",), ("probes",)], [("patching",)]], [[("claims",)]])
 >>> first, second = plan.take("a"), plan.take("b")
 >>> first.kind, first.command, second.command
-('list', ('behaviour',), ('patching',))
+('list', ('behaviour',), ('probes',))
 >>> plan.ended(first, Result("done", cells=[(0, "in_domain"), (20, "in_domain")]))
 >>> plan.take("a").cell
 (0, 'in_domain')
