@@ -49,6 +49,10 @@ def run(argv: list[str], draw: bool = True) -> int:
         _show(kept.tables, kept.figures or (_drawn(config, kept.tables) if draw else []))
         return 0
     check_values(config)
+    if writes:
+        from .storing import check_room, give_back, to_store
+
+        check_room(config, to_store(config, name))
     parts = getattr(config, "processes", 1)
     if parts > 1:
         alone = [name, *rest, "--processes", "1", "--part"]
@@ -56,6 +60,7 @@ def run(argv: list[str], draw: bool = True) -> int:
             return status
     status = instrument.run(config)
     if writes and not status:
+        give_back(config)
         figures = _drawn(config, config.written) if draw else []
         keep(config, name, figures)
         _show(config.written, figures)

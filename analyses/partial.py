@@ -17,7 +17,7 @@ from interp.results.wording import listed
 STEPS = ("step", "train_step", "test_step")
 #: Settings in which parts of a table may differ: where things are, and which checkpoints are read.
 _FREE = ("run", "checkpoints", "series", "corpus", "base", "device", "dtype", "online_checkpoints", "workers")
-_FREE += ("processes", "part")
+_FREE += ("processes", "part", "keep_activations")
 #: What else of their provenance has to be the same, as it is called.
 _ALIKE = {
     "seed": "seed",

@@ -29,6 +29,7 @@ from .all import Config as Everything
 from .all import run as run_everything
 from .partial import differences
 from .registry import Instrument
+from .storing import check_room, give_back, to_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +82,9 @@ class Config(Everything):
             raise ValueError(f"--trainings has two folders of the name {twice[0]!r}: rename one.")
         for training in self.trainings:
             self.study(training).check()
+        stored = [to_store(self.study(training), "all") for training in self.trainings]
+        if stored:
+            check_room(self, sum(stored) if self.keep_activations == "all" else max(stored))
 
     def study(self, training: Path) -> Everything:
         """What `all` is told of one training."""
@@ -318,6 +322,7 @@ def run(config: Config) -> int:
         if status := run_everything(study):
             print(f"error: the study of {training} ended with {status}.", file=sys.stderr)
             return status
+        give_back(study)
         folders.append(study.run)
     runs = sources(folders)
     told = {each.seed: _told(each, each.made) for each in runs}
