@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+import lazy_loader as lazy
 
 from interp.results.tables import read_table
 from interp.results.wording import listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = lazy.load("pandas")  # which a bad flag need not wait for
 
 #: Columns that hold a checkpoint.
 STEPS = ("step", "train_step", "test_step")
