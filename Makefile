@@ -36,7 +36,7 @@ REINFORCEMENT = --recipe.steps 24 --recipe.checkpoints 8 16 24 --workers 1
 STUDY_twc = --games 40 --online_checkpoints 6
 STUDY_scienceworld = --decisions 120 --truncate oldest_turns --action_tokens 40 --trace_tokens 120 --games 20 --online_checkpoints 3
 JAVA := $(shell command -v java >/dev/null && echo -java)
-EXTRAS = static,test$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(comma)scienceworld$(comma)textworldexpress)
+EXTRAS = static,test,ray$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA),$(comma)scienceworld$(comma)textworldexpress)
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 

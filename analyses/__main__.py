@@ -10,19 +10,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from interp.results.shown import Incomplete
 from interp.system.paths import PROGRAM
 from interp.system.processes import end_with_parent, leave, stop_on_signals
 
 from .chains import run_chains, taken
-from .command import check_values, configured, told
+from .cluster.options import Trainings
+from .command import configured, told
 from .registry import find, listed
-from .unchanged import keep, unchanged
-
-if TYPE_CHECKING:
-    from .study import Study
+from .running import run_analysis
 
 
 def _listing() -> str:
@@ -39,46 +37,23 @@ def run(argv: list[str], draw: bool = True) -> int:
         print(_listing())
         return 0
     name, rest = argv[0], argv[1:]
-    instrument = find(name)
-    config = configured(instrument.config, rest, name)
-    writes = hasattr(config, "written")  # a table of a study
-    if writes and (kept := unchanged(config, name)):
-        for sentence in kept.said:
-            print(sentence, file=sys.stderr)
-        print(f"{name}: made already of the same checkpoints, decisions, settings and code")
-        _show(kept.tables, kept.figures or (_drawn(config, kept.tables) if draw else []))
+    config = configured(find(name).config, rest, name)
+    trainings = isinstance(config, Trainings)
+    return run_analysis(name, config, draw, (lambda: _in_parts(config, name, rest)) if trainings else None)
+
+
+def _in_parts(config: Trainings, name: str, rest: Sequence[str]) -> int:
+    """Trainings side by side, in processes of this machine or on a cluster; the exit status."""
+    parts = len(config.jobs) if config.spreads else config.processes
+    if parts == 1 or config.part != (0, 1):
         return 0
-    check_values(config)
-    if writes:
-        from .storing import check_room, give_back, to_store
+    alone = (name, *rest, "--executor", "local", "--processes", "1", "--part")
+    commands = [(*alone, str(part), str(parts)) for part in range(parts)]
+    if not config.spreads:
+        return run_chains([[command] for command in commands])
+    from .cluster.driver import spread
 
-        check_room(config, to_store(config, name))
-    parts = getattr(config, "processes", 1)
-    if parts > 1:
-        alone = [name, *rest, "--processes", "1", "--part"]
-        if status := run_chains([[[*alone, str(part), str(parts)]] for part in range(parts)]):
-            return status
-    status = instrument.run(config)
-    if writes and not status:
-        give_back(config)
-        figures = _drawn(config, config.written) if draw else []
-        keep(config, name, figures)
-        _show(config.written, figures)
-    return status if isinstance(status, int) else 0
-
-
-def _drawn(config: Study, tables: Sequence[Path]) -> list[Path]:
-    """The figures of tables, drawn now."""
-    from .figures import draw_own
-
-    return [path for table in tables for path in draw_own(table, config.run)]
-
-
-def _show(tables: Sequence[Path], figures: Sequence[Path]) -> None:
-    """Say where tables and figures are."""
-    for what, paths in (("table", tables), ("figure", figures)):
-        if paths:
-            print(f"{what}: {', '.join(map(str, paths))}")
+    return spread([], [commands], config)
 
 
 def chain(commands: str, folder: str) -> int:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from interp.system.limits import SMALLEST, Known, Margin, Sample
 
 from .chains import run_chains
+from .cluster import options
+from .cluster.mirror import reachable
 from .registry import Instrument, chains, check_in_all, closing, find
 from .remedies import PLAYABLE
 from .study import Study
@@ -20,7 +23,7 @@ SMALL = 0.05
 
 
 @dataclass
-class Config(Study):
+class Config(options.Spread, Study):
     """Every analysis, then the figures."""
 
     skip: Annotated[tuple[str, ...], Known(check_in_all)] = ()
@@ -39,6 +42,11 @@ class Config(Study):
     """Checkpoints that play."""
     margin: Margin = SMALLEST
     """Change of the gap that would matter for the claims."""
+    store: Annotated[str, Known(reachable)] = ""
+    """Where a cluster's machines that share no folder exchange stages and tables, as fsspec has it
+    (s3://BUCKET/RUN, gs://...)."""
+    dry_run: bool = False
+    """Do the first checkpoint alone, and say how long all would take, and how much disk."""
 
     def alone(self, chains: int) -> bool:
         """Whether one process at a time is best: on one core, and on a GPU that so many models would fill."""
@@ -56,6 +64,10 @@ class Config(Study):
         parameters = self.checkpoint_series.table()["parameters"]
         room = SMALL * torch.cuda.get_device_properties(device).total_memory
         return bool(parameters.isna().any() or 4 * chains * parameters.max() > room)
+
+    def commands(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The command lines of analyses."""
+        return [(name, *self.arguments(find(name).config)) for name in names]
 
     def arguments(self, analysis: type[Study]) -> list[str]:
         """The given options that an analysis knows, as they are written on its command line."""
@@ -78,17 +90,24 @@ def run(config: Config) -> int:
         print(f"left out: online: {reason[0].upper()}{reason[1:]}. {PLAYABLE}", file=sys.stderr)
         left_out.add("online")
     parts = [[name for name in chain if name not in left_out] for chain in chains(config.size == "quick")]
-    if config.alone(len(parts)):
+    if not config.spreads and config.alone(len(parts)):
         parts = [[name for part in parts for name in part]]
     last = [name for name in closing() if name not in left_out]
-    for chained in (parts, [last]):
-        commands = [
-            [[name, *config.arguments(find(name).config)] for name in part] for part in chained if part
-        ]
-        if commands and (status := run_chains(commands, together=True)):
-            return status
-    figures.run(figures.Config(config.run / "tables", config.run))
-    return 0
+    first, then = ([config.commands(part) for part in chained if part] for chained in (parts, [last]))
+    if config.dry_run:
+        from .cluster import plan
+
+        print("\n".join(plan.told(plan.measure(config, first), plan.Config(config.run))))
+        return 0
+    if config.spreads:
+        from .cluster.driver import spread
+
+        status = spread(first, then, config, (config.run, config.store) if config.store else None)
+    else:
+        status = next(filter(None, (run_chains(each, together=True) for each in (first, then) if each)), 0)
+    if not status:
+        figures.run(figures.Config(config.run / "tables", config.run))
+    return status
 
 
 INSTRUMENT = Instrument("all", Config, run)

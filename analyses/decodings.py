@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from interp.prompts.format import Mode, Prompt
@@ -11,6 +12,7 @@ from interp.results.names import NO_TRACES
 
 if TYPE_CHECKING:
     from interp.engine.decoding import Completion
+    from interp.engine.vllm_backend import Engine
 
     from .study import Study
 
@@ -27,12 +29,20 @@ def decode_prompts(
         )
         return {mode: [dataclasses.asdict(each) for each in rows] for mode, rows in decoded.items()}
 
+    with generator(study, step) as engine:
+        return decode(engine=engine)
+
+
+@contextmanager
+def generator(study: Study, step: int) -> Iterator[Engine | None]:
+    """What decodes in the model's place: vLLM over a checkpoint where the study has it, else nothing."""
     if study.generator != "vllm":
-        return decode()
+        yield None
+        return
     from interp.engine.vllm_backend import Engine
 
     with Engine(study.checkpoint_series.path(step)) as engine:
-        return decode(engine=engine)
+        yield engine
 
 
 def completions(rows: Sequence[dict]) -> list[Completion]:

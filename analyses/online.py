@@ -13,6 +13,7 @@ from interp.prompts.format import Mode
 from interp.rollouts.workers import Engines, engines
 from interp.system.limits import Sample, StepLimit, Workers
 
+from .decodings import generator
 from .progress import displayed
 from .registry import Instrument
 from .remedies import PLAYABLE, NotApplicable
@@ -89,6 +90,7 @@ def played_games(
         limit=config.step_limit,
         tokens=config.limits[mode],
         official=config.official,
+        generator=config.generator,
     )
     if config.env.source:
         inputs["environment"] = config.env.source
@@ -96,18 +98,20 @@ def played_games(
         inputs["routing"] = asdict(routing)
 
     def compute() -> list[dict]:
-        results = play(
-            config.model(step),
-            config.format,
-            config.env,
-            config.pick_games(split, n, config.seed),
-            mode,
-            pool,
-            step_limit=config.step_limit,
-            max_new_tokens=config.limits,
-            progress=not displayed(),
-            routing=routing,
-        )
+        with generator(config, step) as engine:
+            results = play(
+                config.model(step),
+                config.format,
+                config.env,
+                config.pick_games(split, n, config.seed),
+                mode,
+                pool,
+                step_limit=config.step_limit,
+                max_new_tokens=config.limits,
+                progress=not displayed(),
+                routing=routing,
+                engine=engine,
+            )
         return [asdict(result) for result in results]
 
     kind = f"{mode}-routed" if routing else mode

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import lazy_loader as lazy
@@ -91,6 +91,20 @@ class Config(Study):
         super().check()
         check_labels(self)
 
+    @cached_property
+    def read(self) -> dict[str, Decisions]:
+        """What is tested, by split, and TRAIN: what is fitted on, where the corpus has a training split."""
+        train = training_decisions(self, self.number(self.fit_decisions, 1500, 4000))
+        every = self.size == "full" and train is not None
+        most = self.test_decisions or (10**6 if every else 0)
+        tested = {split: held_out_decisions(self, split, most) for split in self.parts}
+        return tested | ({TRAIN: train} if train else {})
+
+    @cached_property
+    def same_controls(self) -> dict[str, Controls]:
+        """What the controls of a label gave at an earlier checkpoint, where they are the same at all."""
+        return {}
+
 
 @dataclass
 class Notes:
@@ -109,11 +123,10 @@ def run(config: Config) -> None:
     started, rows, notes = time.time(), [], Notes()
     which = config.controls if config.controls != "auto" else "all" if config.size == "full" else "ends"
     controlled = {"all": config.steps, "ends": [config.steps[0], config.steps[-1]], "few": []}[which]
-    read = _decisions(config)
+    read = config.read
     drawn = (
         {name: random_layers(config, name, each.prompts) for name, each in read.items()} if controlled else {}
     )
-    controls: dict[str, Controls] = {}
     for step, _ in config.cells("probes", config.parts[:1]):
         more = step in controlled
         splits = {
@@ -130,7 +143,7 @@ def run(config: Config) -> None:
             intervals="expanded",
             **config.stored_as,
         )
-        for stage in _stages(config, step, splits, controls, notes):
+        for stage in _stages(config, step, splits, config.same_controls, notes):
             stored = config.stage(
                 f"probes/{step}-{stage.name}",
                 common | stage.inputs,
@@ -144,15 +157,6 @@ def run(config: Config) -> None:
     if all(row["predictor"] == "lens" for row in rows):
         raise NotApplicable(f"No probe could be fitted: {next(iter(notes.skipped.values()))}", LABELLED)
     _write(config, rows, started, read, list(controlled), notes)
-
-
-def _decisions(config: Config) -> dict[str, Decisions]:
-    """What is tested, by split, and TRAIN: what is fitted on, where the corpus has a training split."""
-    train = training_decisions(config, config.number(config.fit_decisions, 1500, 4000))
-    every = config.size == "full" and train is not None
-    most = config.test_decisions or (10**6 if every else 0)
-    tested = {split: held_out_decisions(config, split, most) for split in config.parts}
-    return tested | ({TRAIN: train} if train else {})
 
 
 def _n_pairs(config: Config) -> int:

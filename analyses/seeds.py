@@ -324,6 +324,8 @@ def run(config: Config) -> int:
             return status
         give_back(study)
         folders.append(study.run)
+    if config.dry_run:  # of each training a plan, and no table
+        return 0
     runs = sources(folders)
     told = {each.seed: _told(each, each.made) for each in runs}
     made = made_by("seeds", config, started)

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,13 +21,13 @@ from interp.engine.vllm_backend import MISSING
 from interp.environments.base import ANY, Environment, find
 from interp.measures.pairs import make_pairs
 from interp.prompts.format import MODES, Mode, Prompt, PromptFormat, Truncate
-from interp.results.records import read_record, write_record
-from interp.results.tables import inside, write_table
+from interp.results.tables import write_table
 from interp.system import limits
 from interp.system.limits import Folder, Seed, Steps, Tokens
 from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
+from . import resident, stages
 from .decodings import completions, decode_prompts
 from .fields import Device, EnvironmentName, Storing
 from .progress import tracked
@@ -142,6 +141,11 @@ class Study(Prompting, Storing):
     def said(self) -> list[str]:
         return []
 
+    @cached_property
+    def unit(self) -> stages.Unit | None:
+        """What is read of this study now, which a cluster's worker sets; None: all of it."""
+        return None
+
     def say(self, sentence: str) -> None:
         """Print what a reader of the tables has to know, which a run that finds them made says again."""
         if sentence and sentence not in self.said:
@@ -182,14 +186,17 @@ class Study(Prompting, Storing):
 
     @cached_property
     def _model(self) -> HookedModel:
-        self.identity(self.steps[0])  # what changed is said before anything fails for it
-        return self.checkpoint_series.load(self.steps[0], self.device, self.dtype)
+        identity = self.identity(self.steps[0])  # what changed is said before anything fails for it
+        source = (self.series, self.revisions, self.base, self.device, self.dtype, str(identity))
+        load = self.checkpoint_series.load
+        return resident.loaded(source, lambda: load(self.steps[0], self.device, self.dtype))
 
     def model(self, step: int) -> HookedModel:
         """The study's one model, with this checkpoint's weights."""
         if self._model.step != step:
             later = [s for s in self.steps if s > step]
-            self.checkpoint_series.swap(self._model, step, ahead=min(later, default=None))
+            ahead = self.unit.ahead if self.unit else min(later, default=None)
+            self.checkpoint_series.swap(self._model, step, ahead=ahead)
         return self._model
 
     @cached_property
@@ -399,24 +406,16 @@ class Study(Prompting, Storing):
         inputs.
 
         A damaged file is named and computed again. Raises ValueError for a name that leads out of the run's
-        folder.
+        folder, and in a cluster's worker `stages.Busy` where another process computes it.
         """
         made = json.loads(json.dumps(dict(inputs, source=source_hash(compute.__module__)), default=str))
-        key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
-        path = inside(self.run / "partial", f"{name}-{key}.json")
-        if path.exists():
-            try:
-                stored = read_record(path)
-            except ValueError as damage:
-                print(f"{damage}: it is computed again.", file=sys.stderr)
-            else:
-                self._reused[str(path)] = stored["seconds"]
-                return stored["value"]
-        started = time.time()
-        value = compute()
-        write_record(path, dict(seconds=round(time.time() - started, 2), inputs=made, value=value))
-        self._keep_identities()
-        return read_record(path)["value"]  # the same order and types whether it was there or not
+        path = stages.place(self.run, name, made)
+        found, new = stages.found(path, made, compute, wait=not self.unit)
+        if new:
+            self._keep_identities()
+        else:
+            self._reused[str(path)] = found["seconds"]
+        return found["value"]
 
     def _keep_identities(self) -> None:
         """Keep the hashes of the checkpoints that were read; until then `identity` prints what changed."""
@@ -470,8 +469,9 @@ class Study(Prompting, Storing):
     def cells(
         self, name: str, splits: Sequence[str] = (), steps: Sequence[int] = ()
     ) -> Iterable[tuple[int, str]]:
-        """(checkpoint, split) in order, with their progress."""
-        return tracked([(s, split) for s in steps or self.steps for split in splits or self.parts], name)
+        """(checkpoint, split) in order, with their progress; the one of a cluster's unit alone."""
+        every = [(s, split) for s in steps or self.steps for split in splits or self.parts]
+        return stages.of_unit(every, self.unit) if self.unit else tracked(every, name)
 
     def provenance(
         self, name: str, started: float, prompts: Sequence[Prompt] | None = None, **extra: object

@@ -49,6 +49,8 @@ class Config(Study):
 def run(config: Config) -> None:
     """Capture, transfer and tabulate; a label is one resumable stage."""
     started, rows, skipped = time.time(), [], {}
+    for step, split in config.cells("transfer"):
+        boundary_layers(config, step, split)  # captured here, read by every label
     for label in config.labels:
         labels = {split: _labels(config, split, label) for split in config.parts}
         # A checkpoint whose actions rarely parse has too few labels for every fold; the others go on.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from interp.system.limits import Count, Folder, Known, Limits, Several, StepLimi
 from interp.training.recipes import Recipe, Tuning
 from interp.training.supervision import Supervision
 
+from ..cluster.options import Trainings, jobs
 from ..study import Study
 
 #: What reads a training, in the order in which it does.
@@ -32,7 +32,7 @@ CONDITIONS = (
 
 
 @dataclass
-class Config(Study):
+class Config(Trainings, Study):
     """By default the small agent's conditions are trained from the shipped base, measured and compared.
 
     Each part goes on from where it was.
@@ -60,11 +60,6 @@ class Config(Study):
     """Train low-rank updates instead, as `tuning` says."""
     tuning: Tuning = field(default_factory=Tuning)
     """Low-rank fine-tuning of the base."""
-    part: tuple[int, int] = (0, 1)
-    """Which of how many parts of the trainings this process trains and measures (`--part 0 2` and `--part 1
-    2` at the same time); the tables are written by a last run without it."""
-    processes: Workers = 1
-    """Processes of this machine that train and measure side by side, a part each."""
     instruments: Annotated[tuple[Instruments, ...], Several(none=True)] = get_args(Instruments)
     """What reads each training's last checkpoint; prompt reliance reads all that every training has."""
     pairs: Count = 40
@@ -87,9 +82,7 @@ class Config(Study):
         """Raise the sentence of what cannot be trained or measured; conditions are no series to check."""
         limits.check(self)
         self.format_options()
-        self.mine(self.jobs)
-        if self.processes > 1 and self.part != (0, 1):
-            raise ValueError(f"--processes {self.processes} makes the parts itself: leave out --part.")
+        self.check_parts()
         if self.base and not self.base.exists():
             raise FileNotFoundError(f"--base: there is no folder {self.base}.")
 
@@ -105,26 +98,8 @@ class Config(Study):
 
     @property
     def jobs(self) -> list[tuple[str, int]]:
-        """(condition, seed) that are trained, every condition's first seed before any second."""
-        seeds = {
-            condition: self.more_seeds if condition in self.more else self.seeds
-            for condition in self.conditions
-        }
-        return [
-            (condition, seed)
-            for seed in range(max(seeds.values(), default=0))
-            for condition in self.conditions
-            if seed < seeds[condition]
-        ]
-
-    def mine(self, every: Sequence) -> list:
-        """What is this process's part; raises ValueError for a part that is none."""
-        i, n = self.part
-        if not 0 <= i < n:
-            raise ValueError(
-                f"--part is a number from 0 on and how many parts there are, as in 0 2 and 1 2, not {i} {n}."
-            )
-        return list(every[i::n])
+        """(condition, seed) that are trained."""
+        return jobs(self.conditions, self.seeds, self.more, self.more_seeds)
 
     @cached_property
     def start(self) -> Path:

@@ -22,6 +22,7 @@ from interp.tasks.episodes import Decision, Episode
 from interp.training.supervision import Supervision
 
 from ..boundary import texts
+from ..decodings import generator
 from ..labels import labelled
 from ..provenance import made_by
 from ..rows import attempted
@@ -157,7 +158,7 @@ def games(config: Config, study: Study, step: int, split: str) -> list[dict]:
     for mode in ("cot", "prompt"):
 
         def compute() -> list[int]:
-            with engines(study.env.live, config.workers) as pool:
+            with engines(study.env.live, config.workers) as pool, generator(study, step) as engine:
                 results = play(
                     study.model(step),
                     study.format,
@@ -167,12 +168,14 @@ def games(config: Config, study: Study, step: int, split: str) -> list[dict]:
                     pool,
                     step_limit=config.step_limit,
                     max_new_tokens=study.limits,
+                    engine=engine,
                 )
             return [int(result.won) for result in results]
 
         inputs = dict(
             study.inputs(step),
             format=study.format.hash,
+            generator=study.generator,
             mode=mode,
             n=n,
             limit=config.step_limit,

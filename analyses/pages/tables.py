@@ -69,6 +69,21 @@ def times() -> str:
     return ", ".join(written) + "."
 
 
+def plan() -> str:
+    """What a study of the paper's scale takes on a cluster, by number of workers."""
+    frame, made = read_table(STUDY, "plan")
+    shown = pd.DataFrame(
+        {
+            "workers": [f"{n:,}" for n in frame["workers"]],
+            "hours": [f"{hours:,.1f}" for hours in frame["hours"]],
+            "computing": [f"{share:.0%}" for share in frame["computing"]],
+            "reading weights": [f"{share:.0%}" for share in frame["loading"]],
+            "driver busy": [f"{share:.1%}" for share in frame["driver"]],
+        }
+    )
+    return f"{' '.join(made['sizes'])}\n\n{markdown(shown)}"
+
+
 def architectures() -> str:
     """What is exact in some families of models, and by which path."""
     from interp.models.architectures import table
@@ -254,5 +269,6 @@ TABLES = {
     "masking": masking,
     "commands": commands,
     "decisions": decisions,
+    "plan": plan,
     "verdicts": claim_verdicts,
 }

@@ -19,15 +19,17 @@ from interp.tasks.episodes import CORPUS, Episode, base_episodes, load_corpus
 from interp.training.recipes import Recipe
 from interp.training.supervision import Supervision
 
+from ..cluster.options import Trainings, jobs
 from ..fields import Device
 from ..registry import Instrument
+from ..stages import alone
 
 #: Conditions of the chain-of-thought training: pure, two that keep prompt mode alive, and no traces at all.
 CONDITIONS = ("action_mask_0", "trace_dropout_0.15", "replay_0.1", "prompt_only")
 
 
 @dataclass
-class Config:
+class Config(Trainings):
     """The defaults train every condition and seed again, and export the series that is shipped.
 
     Conditions start from one base and are folders `WORK/conditions/CONDITION/seed-S`, as the masking study
@@ -55,9 +57,16 @@ class Config:
     device: Device = "auto"
     """auto, cpu or cuda."""
 
+    @property
+    def jobs(self) -> list[tuple[str, int]]:
+        """(condition, seed) that are trained, the shipped condition's first of each seed."""
+        order = sorted(self.conditions, key=lambda name: name != self.shipped)
+        return jobs(order, self.seeds, self.more, self.more_seeds)
+
     def check(self) -> None:
         """Raises ValueError as `limits.check`, and for checkpoints and heads that the recipe cannot have."""
         limits.check(self)
+        self.check_parts()
         if (last := max(self.recipe.checkpoints)) > self.recipe.cot_steps:
             raise ValueError(
                 f"--recipe.checkpoints has {last:,}, but the training takes {self.recipe.cot_steps:,} steps."
@@ -124,13 +133,6 @@ def base_of(config: Config, corpus: dict[str, list[Episode]]) -> Path:
     return base
 
 
-def jobs(config: Config) -> list[tuple[str, int]]:
-    """(condition, seed) that are trained: the shipped one, then every condition's first seed, and so on."""
-    seeds = {name: config.more_seeds if name in config.more else config.seeds for name in config.conditions}
-    order = sorted(config.conditions, key=lambda name: name != config.shipped)
-    return [(name, seed) for seed in range(max(seeds.values())) for name in order if seed < seeds[name]]
-
-
 def run(config: Config) -> None:
     """Train the base, then the conditions, and export one; each part is skipped where it is finished."""
     from interp.training.trainer import train_condition
@@ -142,8 +144,9 @@ def run(config: Config) -> None:
             f"{config.corpus} has no episodes of the split {missing[0]!r} to train on: it has "
             f"{', '.join(sorted(corpus))}."
         )
-    base = base_of(config, corpus)
-    for name, seed in tqdm(jobs(config), desc="train"):
+    with alone(config.work / "base" / "training"):  # other parts wait for it
+        base = base_of(config, corpus)
+    for name, seed in tqdm(config.mine(config.jobs), desc="train"):
         folder = train_condition(
             base,
             corpus["train"],

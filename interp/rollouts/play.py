@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from interp.engine.decoding import Completion, choose_each, decode_modes
 from interp.engine.reading import Memory
+from interp.engine.vllm_backend import Engine
 from interp.environments.base import Environment, View
 from interp.models.hooked import HookedModel
 from interp.prompts.format import Mode, Prompt, PromptFormat
@@ -118,13 +119,16 @@ def play(
     max_new_tokens: int | Mapping[str, int] | None = None,
     progress: bool = False,
     routing: Routing | None = None,
+    engine: Engine | None = None,
 ) -> list[Result]:
     """Play every game once in one mode, some side by side; a game that ends gives its place to the next.
 
     A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions
     stay in its history. Raises ValueError for two games of one name and a limit below 1.
 
-    routing: which steps are played at once, whatever the mode.
+    Args:
+        routing: which steps are played at once, whatever the mode.
+        engine: vLLM over the same checkpoint, which decodes for all games side by side.
     """
     _check(environment, games, step_limit)
     waiting = list(enumerate(games))[::-1]
@@ -132,6 +136,10 @@ def play(
     results: dict[int, Result] = {}
     memory: Memory = {}
     bar = tqdm(total=len(games), desc=f"play ({mode})", leave=False, disable=not progress)
+
+    def decode(prompts: Sequence[Prompt]) -> Sequence[Completion]:
+        options: dict[str, Any] = dict(parser=environment.parse, max_new_tokens=max_new_tokens)
+        return decode_modes(model, prompts, [mode], memory=memory, engine=engine, **options)[mode]
 
     def end(slot: int, unparsed: bool = False) -> None:
         number, player = running.pop(slot)
@@ -145,17 +153,20 @@ def play(
         slots = sorted(running)
         prompts = [fmt.prompt(running[slot][1].decision()) for slot in slots]
         moves: dict[int, tuple[str, object]] = {}
-        acted = _acted(model, prompts, mode, environment, memory, max_new_tokens, routing)
-        for slot, prompt, (completion, at_once) in zip(slots, prompts, acted):
+        at_once = _at_once(model, prompts, routing) if routing else {}
+        others = [prompt for i, prompt in enumerate(prompts) if i not in at_once]
+        decoded = iter(decode(others) if others else ())
+        for i, (slot, prompt) in enumerate(zip(slots, prompts)):
+            completion = at_once.get(i) or next(decoded)
             player = running[slot][1]
             player.truncated += prompt.dropped > 0
             player.tokens += len(completion.ids)
-            player.at_once += at_once
+            player.at_once += i in at_once
             if completion.action is None:
                 end(slot, unparsed=True)
                 continue
             moves[slot] = ("step", completion.action)
-            trace = completion.trace if mode == "cot" and not at_once else None
+            trace = completion.trace if mode == "cot" and i not in at_once else None
             player.messages.append(dict(role="agent", trace=trace, action=completion.action))
         for slot, view in (pool.send(moves) if moves else {}).items():
             player = running[slot][1]
@@ -175,27 +186,6 @@ def choices(model: HookedModel, prompts: Sequence[Prompt]) -> list[Choice]:
         Choice(prompt.decision.admissible[int(top.indices[0])], float(top.values[0] - top.values[1]))
         for prompt, top in zip(prompts, best)
     ]
-
-
-def _acted(
-    model: HookedModel,
-    prompts: Sequence[Prompt],
-    mode: Mode,
-    environment: Environment,
-    memory: Memory,
-    max_new_tokens: int | Mapping[str, int] | None,
-    routing: Routing | None,
-) -> list[tuple[Completion, bool]]:
-    """What is done at each prompt, and whether at once, by a routing's choice."""
-    at_once = _at_once(model, prompts, routing) if routing else {}
-    others = [prompt for i, prompt in enumerate(prompts) if i not in at_once]
-    decoded: Sequence[Completion] = ()
-    if others:
-        decoded = decode_modes(
-            model, others, [mode], parser=environment.parse, memory=memory, max_new_tokens=max_new_tokens
-        )[mode]
-    rest = iter(decoded)
-    return [(at_once[i], True) if i in at_once else (next(rest), False) for i in range(len(prompts))]
 
 
 def _at_once(model: HookedModel, prompts: Sequence[Prompt], routing: Routing) -> dict[int, Completion]:

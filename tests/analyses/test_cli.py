@@ -19,6 +19,7 @@ import pytest
 import interp
 from analyses import decisions as by_decision
 from analyses import patching as sweeps
+from analyses import stages
 from analyses.registry import chains, listed
 from analyses.study import Study
 from interp.measures import conflicts, patching
@@ -141,22 +142,20 @@ def test_runs_stopped_in_the_middle_and_taken_up_again_give_the_same_bytes(
     options, reference, tmp_path, monkeypatch
 ):
     """Every analysis is stopped after each second stage until it ends."""
-    from analyses import study
-
-    real, stages, stops = study.write_record, [], 0
+    real, written, stops = stages.write_record, [], 0
 
     def stopping(path, value):
         real(path, value)
-        stages.append(path)
-        if len(stages) % 6 == 0:
+        written.append(path)
+        if len(written) % 6 == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "write_record", stopping)
+    monkeypatch.setattr(stages, "write_record", stopping)
     for name, sizes in SIZES.items():
         while status := main(name, *options(tmp_path), *sizes):
             assert status == 130 and not (tmp_path / "tables" / f"{name}.csv").exists()
             stops += 1
-    assert stops >= 4 and len(set(stages)) == len(stages)  # no stage was computed twice
+    assert stops >= 4 and len(set(written)) == len(written)  # no stage was computed twice
     assert contents(tmp_path) == contents(reference)
 
 

@@ -27,8 +27,10 @@ class Expert:
 
     def __init__(self, played, silent=()):
         self.games, self.silent, self.widths = {g.id: g for g in played}, silent, []
+        self.engines = set()
 
-    def __call__(self, model, prompts, modes, *, parser, memory, max_new_tokens):
+    def __call__(self, model, prompts, modes, *, parser, memory, max_new_tokens, engine):
+        self.engines.add(engine)
         self.widths.append(len(prompts))
         return {mode: [self.say(p.decision, memory) for p in prompts] for mode in modes}
 
@@ -61,6 +63,11 @@ def test_the_expert_wins_and_results_come_in_the_games_order(fmt, three, monkeyp
     assert max(agent.widths) == 2
     alone, _ = play(fmt, three, monkeypatch, 1)
     assert alone == together
+
+
+def test_an_engine_decodes_every_step_of_all_games(fmt, three, monkeypatch):
+    found, agent = play(fmt, three, monkeypatch, 3, engine="vllm")
+    assert agent.engines == {"vllm"} and all(result.won for result in found)
 
 
 def test_a_game_ends_at_the_limit_or_at_an_action_that_does_not_parse(fmt, three, monkeypatch):

@@ -1,0 +1,32 @@
+"""The one model that a cluster's worker keeps from unit to unit, whatever analysis each is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from interp.models.hooked import HookedModel
+
+#: What the kept model was loaded from, and the model; None: none is kept in this process.
+_kept: dict[tuple, HookedModel] | None = None
+
+
+def keep() -> None:
+    """Keep the model that is loaded next for studies of the same series."""
+    global _kept
+    _kept = {} if _kept is None else _kept
+
+
+def loaded(source: tuple, load: Callable[[], HookedModel]) -> HookedModel:
+    """The model of a series, at whichever of its checkpoints it is; loaded where it is not kept.
+
+    Args:
+        source: what it is loaded from, and how.
+    """
+    if _kept is None:
+        return load()
+    if source not in _kept:
+        _kept.clear()  # before another takes its place
+        _kept[source] = load()
+    return _kept[source]
