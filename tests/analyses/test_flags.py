@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pytest
 
 from analyses import __main__ as cli
-from analyses import behaviour, command
+from analyses import behaviour, command, running
 from analyses.study import Study
 from interp.checkpoints.series import SERIES, CheckpointSeries
 from interp.system import limits
@@ -384,7 +384,7 @@ def test_every_error_is_one_line_that_says_whose_it_is(error, words, monkeypatch
     monkeypatch.delenv("INTERP_DEBUG", raising=False)
     monkeypatch.setattr(behaviour, "INSTRUMENT", replace(behaviour.INSTRUMENT, run=fail))
     monkeypatch.setattr(cli, "configured", lambda *given: None)
-    monkeypatch.setattr(cli, "check_values", lambda config: None)
+    monkeypatch.setattr(running, "check_values", lambda config: None)
     assert main(monkeypatch, "behaviour") == 1
     said = capsys.readouterr().err
     assert said.startswith(words) and said.count("\n") == 1 and said[:-1].isprintable()
