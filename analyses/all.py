@@ -74,8 +74,8 @@ class Config(options.Spread, Study):
         found, known = [], {field.name for field in dataclasses.fields(analysis)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in known or value == field.default:
-                continue
+            if field.name not in known or value == field.default or field.name == "keep_activations":
+                continue  # what is stored is given back when all have ended
             words = [] if value is True else map(str, value if isinstance(value, tuple) else [value])
             found += [f"--{field.name}", *words]
         return found

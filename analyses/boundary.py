@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: What the decisions that probes are fitted on are called, beside the study's splits.
 TRAIN = "train"
+#: The run's folder of activations, and in it what those of random weights are called.
+ACTIVATIONS, RANDOM = "activations", "random"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def random_layers(
     from interp.models.untrained import random_twin
 
     model = random_twin(config.model(config.steps[0]), config.seed)
-    return _layers(config, model, "random", split, prompts)
+    return _layers(config, model, RANDOM, split, prompts)
 
 
 def _layers(
@@ -101,7 +103,8 @@ def _layers(
     from interp.engine.store import stored_capture
 
     read = config.prompts(split) if prompts is None else prompts
-    pre, post = stored_capture(config.run / "activations" / name / split, model, read).values.unbind(1)
+    dtype, folder = getattr(torch, config.activation_dtype), config.run / ACTIVATIONS / name / split
+    pre, post = stored_capture(folder, model, read, stored_as=dtype).values.unbind(1)
     return torch.cat([pre[:, :1], post], 1).numpy()
 
 
@@ -131,5 +134,5 @@ class Split:
 
 def stored_bytes(config: Study, split: str) -> int:
     """Bytes on disk of what was captured of a split, of all checkpoints and the random model."""
-    shards = (config.run / "activations").glob(f"*/{split}/*.safetensors")
+    shards = (config.run / ACTIVATIONS).glob(f"*/{split}/*.safetensors")
     return sum(shard.stat().st_size for shard in shards)

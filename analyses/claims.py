@@ -16,8 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from interp.checkpoints.contents import training_notes
 from interp.results.claims import COLUMNS, FREE_NO_TRACES, masked
 from interp.results.names import NO_TRACES
+from interp.results.readings import NAME as READINGS
+from interp.results.readings import write_readings
 from interp.results.tables import read_table, write_table
 from interp.results.wording import listed
 from interp.stats.changes import Change, change, equivalent, part_share, sided
@@ -48,7 +51,11 @@ class Config(Study):
     @property
     def reads(self) -> list[Path]:
         """What the table is made from, beside checkpoints and decisions."""
-        return [*(self.run / "partial" / kind for kind in STAGES), self.masking_table]
+        return [
+            *(self.run / "partial" / kind for kind in STAGES),
+            self.masking_table,
+            self.run / "tables" / f"{READINGS}.parquet",  # what it writes beside the table
+        ]
 
     @property
     def masking_table(self) -> Path:
@@ -283,7 +290,7 @@ STATISTICS = (
 )
 #: Readouts that are told beside the claims, without a verdict: what can be admitted without being right, and
 #: the prompt action at prompts that no other readout has.
-_TOLD = ("admissible", FREE_NO_TRACES)
+TOLD = ("admissible", FREE_NO_TRACES)
 
 
 def compared(base: Records, later: Records, margin: float = SMALLEST, seed: int = 0) -> Iterator[dict]:
@@ -309,13 +316,14 @@ def compared(base: Records, later: Records, margin: float = SMALLEST, seed: int 
                 continue
             for subset, among in subsets.items():
                 key = dict(claim=statistic.claim, statistic=statistic.name, readout=readout, subset=subset)
-                judged = statistic.judge if readout not in _TOLD else None
-                moved = _change(statistic, before[among], after[among], seed)
+                judged = statistic.judge if readout not in TOLD else None
+                moved = changed(statistic, before[among], after[among], seed)
                 verdict = judged(moved, margin) if judged else ""
                 yield key | dict(margin=margin, verdict=verdict) | asdict(moved)
 
 
-def _change(statistic: Statistic, before: pd.DataFrame, after: pd.DataFrame, seed: int) -> Change:
+def changed(statistic: Statistic, before: pd.DataFrame, after: pd.DataFrame, seed: int) -> Change:
+    """A statistic's change from some decisions' records to later ones of the same decisions."""
     if before.empty:
         return Change(*[np.nan] * 7, 0, 0)
     both = statistic.columns(before), statistic.columns(after)
@@ -325,7 +333,7 @@ def _change(statistic: Statistic, before: pd.DataFrame, after: pd.DataFrame, see
 
 def run(config: Config) -> None:
     """Compare every later checkpoint with the first, add the masking study's claim, and write the table."""
-    started, rows, base = time.time(), [], {}
+    started, rows, base, readings = time.time(), [], {}, {}
     there: dict[str, set[bool]] = {name: set() for name in READERS}
     if len(config.steps) < 2:
         raise NotApplicable(
@@ -338,6 +346,7 @@ def run(config: Config) -> None:
             kept = {readout: frame for readout, frame in read(cell).items() if len(frame)}
             there[name] |= {first} if kept else set()
             records |= kept
+        readings |= {(cell.step, cell.split, readout): frame for readout, frame in records.items()}
         if first:
             base[cell.split] = records
             continue
@@ -360,6 +369,14 @@ def run(config: Config) -> None:
     made = config.provenance("claims", started, base=config.steps[0], margin=config.margin, left_out=left_out)
     frame = pd.DataFrame(rows)[list(COLUMNS)]
     config.written.append(write_table(config.run / "tables", "claims", frame, made))
+    write_readings(config.run / "tables", readings, made | dict(training_seed=_training_seed(config)))
+
+
+def _training_seed(config: Config) -> int | None:
+    """The seed that the last checkpoint's trainer noted; None where it noted none."""
+    path = config.checkpoint_series.path(config.steps[-1])
+    recipe = training_notes(path).get("recipe") if isinstance(path, Path) else None
+    return recipe.get("seed") if isinstance(recipe, dict) else None
 
 
 INSTRUMENT = Instrument("claims", Config, run, after_all=True)

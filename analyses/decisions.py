@@ -7,12 +7,17 @@ runs, and what no analysis kept is null.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +35,9 @@ from .labels import Labels
 from .registry import Instrument
 from .remedies import NotApplicable
 from .study import Study
+
+if TYPE_CHECKING:
+    from interp.report.viewer import Page
 
 
 @dataclass
@@ -207,51 +215,102 @@ READERS: tuple[Callable[[Cell], Iterable[Part]], ...] = (
 )
 
 
+def kept_rows(cell: Cell) -> Iterator[tuple[Decision, list[dict]]]:
+    """What is on record of a checkpoint and a split: a row for each mode, by decision, in recorded order.
+
+    Rows lack what is the same at every checkpoint (`about`).
+    """
+    table: dict[tuple[str, str], dict] = defaultdict(dict)
+    for read in READERS:
+        for name, mode, columns in read(cell):
+            table[name, mode] |= columns
+    there = {name for name, _ in table}
+    for decision in cell.decisions.values():
+        if decision.id not in there:
+            continue
+        modes = {mode: table[key] for mode in (*MODES, NO_TRACES) if (key := (decision.id, mode)) in table}
+        differ, flipped = _differ(modes), modes.get("cot", {}).get("flipped")
+        flags = dict(actions_differ=differ, flipped=flipped, diagnosis=_diagnosis(modes))
+        rows = []
+        for mode, columns in modes.items():
+            told = flags if mode in MODES else {}
+            ranks = _ranks(columns, decision.reference)
+            rows.append(dict(checkpoint=cell.step, mode=mode) | columns | ranks | told)
+        yield decision, rows
+
+
+class About:
+    """The columns that hold for all rows of a decision, of the decisions of a study."""
+
+    def __init__(self, config: Study):
+        self.config = config
+        self._drawn = {s: {p.decision.id: p for p in config.prompts(s)} for s in config.parts}
+
+    def __call__(self, split: str, decision: Decision) -> dict:
+        prompt = self._drawn[split].get(decision.id) or self.config.format.prompt(decision)
+        return dict(_about(decision, prompt), split=split)
+
+
+def nothing_kept(config: Study) -> NotApplicable:
+    """What is raised where a run keeps nothing of the decisions that are asked for."""
+    return NotApplicable(
+        f"{config.run} keeps nothing of these decisions at these checkpoints: run `{PROGRAM} "
+        "behaviour` first, and give the same options here (its command is in tables/behaviour.json)."
+    )
+
+
 def run(config: Config) -> None:
-    """Put together what is on record, and write the table and its page."""
-    from interp.report.viewer import save_viewer
+    """Put together what is on record, and write the table and its page; one checkpoint is held at a time."""
+    from interp.report.viewer import Page
     from interp.results.decisions import write_decisions
 
     started = time.time()
-    table: dict[tuple[str, int, str], dict] = defaultdict(dict)
+    if not (config.run / "partial").exists():
+        raise nothing_kept(config)
+    with (
+        tempfile.TemporaryDirectory(dir=config.run, prefix=".decisions-") as scratch,
+        Page(config.run) as page,
+    ):
+        kept = _by_cell(config, Path(scratch))
+        if not any(map(os.path.getsize, kept.values())):
+            raise nothing_kept(config)
+        made = config.provenance("decisions", started, parser=config.parse.__module__)
+        path = write_decisions(config.run / "tables", _shown(config, kept, page), made)
+        print(f"{page.rows:,} rows in {path}; to look through them open {page.save(made)}")
+
+
+def _by_cell(config: Config, folder: Path) -> dict[tuple[str, int], Path]:
+    """A file for each split and checkpoint, a line for each decision: its id and its rows."""
+    files = {}
     for cell in cells(config, "decisions"):
-        for read in READERS:
-            for decision, mode, columns in read(cell):
-                table[decision, cell.step, mode] |= columns
-    if not table:
-        raise NotApplicable(
-            f"{config.run} keeps nothing of these decisions at these checkpoints: run `{PROGRAM} "
-            "behaviour` first, and give the same options here (its command is in tables/behaviour.json)."
-        )
-    rows = [row for split in config.parts for row in _rows(config, split, table)]
-    made = config.provenance("decisions", started, parser=config.parse.__module__)
-    path = write_decisions(config.run / "tables", rows, made)
-    page = save_viewer(rows, config.run, made)
-    print(f"{len(rows):,} rows in {path}; to look through them open {page}")
+        files[cell.split, cell.step] = folder / f"{cell.split}-{cell.step}.jsonl"
+        with open(files[cell.split, cell.step], "w", encoding="utf-8") as lines:
+            for decision, rows in kept_rows(cell):
+                lines.write(json.dumps([decision.id, rows]) + "\n")
+    return files
 
 
-def _rows(config: Config, split: str, table: dict) -> Iterator[dict]:
-    """The rows of a split, its decisions in recorded order."""
-    there = {decision for decision, _, _ in table}
-    drawn = {prompt.decision.id: prompt for prompt in config.prompts(split)}
-    for decision in (d for e in config.episodes[split] for d in e.decisions()):
-        if decision.id not in there:
-            continue
-        prompt = drawn.get(decision.id) or config.format.prompt(decision)
-        about = dict(_about(decision, prompt), split=split)
-        for step in config.steps:
-            modes = {
-                mode: table[key]
-                for mode in (*MODES, NO_TRACES)
-                if (key := (decision.id, step, mode)) in table
-            }
-            differ = _differ(modes)
-            flipped = modes.get("cot", {}).get("flipped")
-            flags = dict(actions_differ=differ, flipped=flipped, diagnosis=_diagnosis(modes))
-            for mode, columns in modes.items():
-                ranks = _ranks(columns, decision.reference)
-                told = flags if mode in MODES else {}
-                yield about | dict(checkpoint=step, mode=mode) | columns | ranks | told
+def _shown(config: Config, kept: dict[tuple[str, int], Path], page: Page) -> Iterator[dict]:
+    """All rows, those of a decision next to one another, which the page is given as well."""
+    about = About(config)
+    for split in config.parts:
+        decisions = [d for e in config.episodes[split] for d in e.decisions()]
+        with contextlib.ExitStack() as stack:
+            files = [open(kept[split, step], encoding="utf-8") for step in config.steps]
+            for file in files:
+                stack.enter_context(file)
+            heads = [next(map(json.loads, file), None) for file in files]
+            for decision in decisions:
+                rows = []
+                for place, file in enumerate(files):
+                    if (head := heads[place]) and head[0] == decision.id:
+                        rows += head[1]
+                        heads[place] = next(map(json.loads, file), None)
+                if rows:
+                    known = about(split, decision)
+                    rows = [known | row for row in rows]
+                    page.add(rows)
+                    yield from rows
 
 
 def _about(decision: Decision, prompt: Prompt) -> dict:

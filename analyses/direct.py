@@ -126,6 +126,7 @@ def probed(config: Config, cell: Cell, there: Decided) -> np.ndarray | None:
         folds=config.folds,
         decisions_read=there.ids,
         unchanged=there.unchanged.tolist(),
+        **config.stored_as,
     )
     return np.array(config.stage(f"direct/{cell.step}-{cell.split}-probe", inputs, compute))
 

@@ -67,7 +67,8 @@ def run(config: Config) -> None:
 
             stored = config.stage(
                 f"mdl/{step}-{split}-{label}",
-                dict(config.inputs(step, split), label=label, names=names, shares=config.shares),
+                dict(config.inputs(step, split), label=label, names=names, shares=config.shares)
+                | config.stored_as,
                 lambda: attempted(compute),
             )
             if stored["skipped"]:

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+import lazy_loader as lazy
 
 from interp.results.tables import read_table
 from interp.results.wording import listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = lazy.load("pandas")  # which a bad flag need not wait for
 
 #: Columns that hold a checkpoint.
 STEPS = ("step", "train_step", "test_step")
 #: Settings in which parts of a table may differ: where things are, and which checkpoints are read.
 _FREE = ("run", "checkpoints", "series", "corpus", "base", "device", "dtype", "online_checkpoints", "workers")
-_FREE += ("processes", "part")
+_FREE += ("processes", "part", "keep_activations")
 #: What else of their provenance has to be the same, as it is called.
 _ALIKE = {
     "seed": "seed",
@@ -53,7 +59,7 @@ def added(folder: Path, name: str, frame: pd.DataFrame, provenance: dict) -> tup
         return frame, provenance, ""
     steps = sorted({int(step) for column in columns for step in kept[column]} - set(now))
     which = f"{name}.csv held checkpoint{'s' * (len(steps) != 1)} {listed(map(str, steps))}"
-    if differ := _differences(made, provenance, now):
+    if differ := differences(made, provenance, now):
         why = f"made otherwise ({'; '.join(differ)}): it holds those of this run alone"
         return frame, provenance, f"{which}, {why}."
     both = pd.concat([kept, frame[frame.columns]], ignore_index=True)
@@ -61,8 +67,11 @@ def added(folder: Path, name: str, frame: pd.DataFrame, provenance: dict) -> tup
     return both[frame.columns], _joined(made, provenance), f"{which} as well: their rows stay."
 
 
-def _differences(made: Mapping, now: Mapping, steps: list[int]) -> list[str]:
-    """In what the provenance of two parts differs."""
+def differences(made: Mapping, now: Mapping, steps: list[int]) -> list[str]:
+    """In what the provenance of two parts differs.
+
+    steps: checkpoints of the second one, of which the first may have others' files.
+    """
     old, new = made.get("config") or {}, now["config"]
     differ = [
         f"--{flag} was {old.get(flag)} and is {new[flag]}"

@@ -141,6 +141,7 @@ def run(config: Config) -> None:
             draws=config.draws,
             all_controls=more,
             intervals="expanded",
+            **config.stored_as,
         )
         for stage in _stages(config, step, splits, config.same_controls, notes):
             stored = config.stage(
@@ -316,7 +317,7 @@ def _lens(config: Config, step: int, splits: dict[str, Split]) -> list[dict]:
 def _lens_rows(config: Config, step: int, splits: dict[str, Split]) -> Iterator[dict]:
     """How often the telling token is the likeliest of all at each layer, and its mean reciprocal rank."""
     test = config.inputs(step, config.parts[1]) if len(config.parts) > 1 else None
-    inputs = dict(config.inputs(step, config.parts[0]), test=test)
+    inputs = dict(config.inputs(step, config.parts[0]), test=test, **config.stored_as)
     stored = config.stage(f"probes/{step}-lens", inputs, lambda: _lens(config, step, splits))
     where = {p.decision.id: (s, p.decision.episode) for s in config.parts for p in config.prompts(s)}
     by_split: dict[tuple[str, str], list[dict]] = {}

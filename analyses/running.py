@@ -31,10 +31,15 @@ def run_analysis(name: str, config: Any, draw: bool = True, first: Callable[[], 
         _show(kept.tables, kept.figures or (_drawn(config, kept.tables) if draw else []))
         return 0
     check_values(config)
+    if writes:
+        from .storing import check_room, give_back, to_store
+
+        check_room(config, to_store(config, name))
     if first and (status := first()):
         return status
     status = find(name).run(config)
     if writes and not status:
+        give_back(config)
         figures = _drawn(config, config.written) if draw else []
         keep(config, name, figures)
         _show(config.written, figures)

@@ -118,6 +118,7 @@ def run(config: Config) -> None:
             layer=layer,
             limits=config.limits,
             per_decision=config.per_decision,
+            **config.stored_as,
         )
 
         stored = config.stage(

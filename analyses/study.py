@@ -29,7 +29,7 @@ from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
 from . import resident, stages
 from .decodings import completions, decode_prompts
-from .fields import Device, EnvironmentName
+from .fields import Device, EnvironmentName, Storing
 from .progress import tracked
 from .prompting import Prompting, other_style
 from .provenance import made_of
@@ -46,7 +46,7 @@ else:
 
 
 @dataclass
-class Study(Prompting):
+class Study(Prompting, Storing):
     """Where a study runs, on what, and how large it is."""
 
     run: Annotated[Path, Folder()] = Path("runs/quick")

@@ -70,6 +70,7 @@ def run(config: Config) -> None:
             labels=list(labels.values()),
             folds=config.folds,
             draws=config.draws,
+            **config.stored_as,
         )
         stored = config.stage(
             f"transfer/{label}", inputs, lambda: attempted(lambda: _transferred(config, labels, steps))

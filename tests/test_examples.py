@@ -19,11 +19,13 @@ import torch
 
 import interp
 import tests.results.test_shown
-from interp.results.decisions import write_decisions
+from interp.results.decisions import write_decisions, write_records
 from interp.system.paths import ROOT
 from tests.analyses.test_direct import simulated
+from tests.analyses.test_seeds import five, over
 from tests.decision_rows import decision_rows
 from tests.plots.test_plots import claims_table, diagnosis_table, elicited_table
+from tests.results.test_records import cells
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 #: What an example needs that these tests do not have: another program, a cluster's folder, minutes of
@@ -82,6 +84,11 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     shutil.copytree(at / "runs" / "lora" / "checkpoint-100", at / "checkpoint-100")
     (at / "checkpoint-100" / "training.json").write_text("{}")
     write_decisions(at / "runs" / "quick" / "tables", decision_rows(4), {})
+    write_records(at / "runs" / "quick", cells(decision_rows(4)), {})
+    trainings = five(at / "trainings", 0.1)
+    write_table(at / "runs" / "seeds" / "tables", "seeds", over(trainings), {})
+    for kept in (trainings[0] / "tables").glob("readings.*"):
+        shutil.copy(kept, at / "runs" / "quick" / "tables")
     (at / "tools.json").write_text("[]")
     shutil.copy(corpus_file, at / "decisions.jsonl.xz")
     (at / "decisions.jsonl").write_text(json.dumps(dict(id="1", split="test_in_domain")))
@@ -287,6 +294,11 @@ def world(folder, small, tokenizer, trained, trained_prompts, episodes, fmt):
                 decisions=4,
             ),
             decisions={},
+        ),
+        "analyses.storing": lambda: dict(
+            config=Study(
+                run=Path("runs/new"), series=Path("runs/quick/series"), corpus=Path("decisions.jsonl.xz")
+            )
         ),
         "analyses.unchanged": lambda: dict(
             config=Study(run=Path("runs/new"), environment="any", corpus=Path("decisions.jsonl.xz"))

@@ -116,11 +116,13 @@ class Store:
             names: what the manifest says of them beside.
         """
         hashes = list(hashes)
-        content = hashlib.sha256(values.numpy().tobytes() + json.dumps(hashes).encode()).hexdigest()
+        values = values.contiguous()
+        own = values.view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
+        content = hashlib.sha256(own + json.dumps(hashes).encode()).hexdigest()
         path = self.folder / f"{self.key}-{content[:16]}.safetensors"
         try:
             with written(path) as temporary:
-                save_file({"values": values.contiguous()}, temporary)
+                save_file({"values": values}, temporary)
                 digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
         except SafetensorError as error:  # its own error for a full disk
             raise OSError(f"{path} cannot be written ({error}).") from error
@@ -201,7 +203,7 @@ def _remote_code(hf: torch.nn.Module) -> str:
 
 
 def _identity(
-    model: HookedModel, sites: Sequence[str], layers: Sequence[int] | None, at: At
+    model: HookedModel, sites: Sequence[str], layers: Sequence[int] | None, at: At, stored_as: torch.dtype
 ) -> dict[str, object]:
     """What the rows of a store are of; raises ValueError where the weights have no name."""
     if not model.weights_hash:
@@ -210,7 +212,8 @@ def _identity(
             "with a CheckpointSeries, or give HookedModel a weights_hash of your own."
         )
     config = {name: value for name, value in model.hf.config.to_dict().items() if name not in ORIGIN}
-    return dict(
+    halved = {} if stored_as == torch.float32 else dict(stored_as=str(stored_as))
+    return halved | dict(
         weights=model.weights_hash,
         config=hash_json(config),
         code=_remote_code(model.hf),
@@ -238,6 +241,7 @@ class _Filling:
     model: HookedModel
     at: At
     progress: bool
+    stored_as: torch.dtype
     paths: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, tuple[AnyPrompt, Trace]] = field(default_factory=dict)
 
@@ -258,8 +262,21 @@ class _Filling:
         )
         self.paths.update(zip(acts.prompts, acts.paths))
         counts = [end - start for start, end in pairwise(acts.offsets)]
-        self.store.append(acts.values, acts.prompts, counts, **_named(prompts))
+        values = _rounded(acts.values, self.stored_as)
+        self.store.append(values, acts.prompts, counts, **_named(prompts))
         self.waiting.clear()
+
+
+def _rounded(values: Tensor, stored_as: torch.dtype) -> Tensor:
+    """Activations in the precision that they are stored in; raises ValueError for one that it cannot hold."""
+    stored = values.to(stored_as)
+    if not stored.isfinite().all():
+        name = str(stored_as).removeprefix("torch.")
+        raise ValueError(
+            f"An activation of {float(values.abs().max()):.3g} is stored in {name}, which ends at "
+            f"{torch.finfo(stored_as).max:.3g}: store bfloat16, which has float32's range."
+        )
+    return stored
 
 
 def stream_capture(
@@ -272,6 +289,7 @@ def stream_capture(
     *,
     at: str | int | tuple[int, ...] = "boundary",
     traces: Iterable[Trace] | None = None,
+    stored_as: torch.dtype = torch.float32,
 ) -> tuple[Store, dict[str, str]]:
     """Capture any number of prompts into a `Store`, a shard at a time; returns it and each prompt's path.
 
@@ -282,13 +300,14 @@ def stream_capture(
     Args:
         prompts: may be a generator, of which no more than a shard is held.
         at, traces: the tokens that are read, as in `interp.capture`; traces may be a generator as well.
+        stored_as: precision on disk: float32, or half of its bytes (bfloat16, float16).
 
     Raises:
-        ValueError: the model has no `weights_hash`.
+        ValueError: the model has no `weights_hash`, or an activation is out of `stored_as`'s range.
     """
-    store = Store(folder, _identity(model, sites, layers, at))
+    store = Store(folder, _identity(model, sites, layers, at, stored_as))
     stored = store.where()
-    filling = _Filling(store, model, at, progress)
+    filling = _Filling(store, model, at, progress, stored_as)
     for given, trace in zip(prompts, repeat(None) if traces is None else traces):
         (prompt,) = read_texts(model.tokenizer, given)
         (reading,) = readings([prompt], at, [trace] if at in WITH_TRACES else None)
@@ -314,20 +333,23 @@ def stored_capture(
     *,
     at: str | int | tuple[int, ...] = "boundary",
     traces: Sequence[Trace] | None = None,
+    stored_as: torch.dtype = torch.float32,
 ) -> Activations:
-    """As `capture`, through a `Store` (see `stream_capture`).
+    """As `capture`, through a `Store` (see `stream_capture`); in float32, whatever they are stored in.
 
     Raises ValueError for an empty list, and for a model without a `weights_hash`.
     """
     given = read_texts(model.tokenizer, prompts)
     if not given:
         raise ValueError("There is nothing to capture: the list of prompts is empty.")
-    store, paths = stream_capture(folder, model, given, sites, layers, progress, at=at, traces=traces)
+    store, paths = stream_capture(
+        folder, model, given, sites, layers, progress, at=at, traces=traces, stored_as=stored_as
+    )
     wanted = readings(given, at, traces)
     hashes = tuple(reading.hash for reading in wanted)
     counts = [len(reading.positions) for reading in wanted]
     return Activations(
-        store.read([reading.hash for reading in wanted if reading.positions]),
+        store.read([reading.hash for reading in wanted if reading.positions]).float(),
         tuple(store.identity["sites"]),
         tuple(store.identity["layers"]),
         hashes,

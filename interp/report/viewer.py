@@ -1,4 +1,4 @@
-"""The decision viewer: one self-contained page on which the decisions of a run are looked through one by one.
+"""The decision viewer: a page on which the decisions of a run are looked through one by one.
 
 >>> page = save_viewer(rows, "runs/quick", made)       # rows as `interp.results.decisions` has them
 >>> view("runs/quick")                                 # in a notebook, the page
@@ -9,9 +9,13 @@ or an action is ever read as HTML.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import math
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,13 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
 from interp.results.names import DIAGNOSES, INSERTED_TRACES, LABELS, SPLITS
-from interp.results.tables import write_text
+from interp.results.tables import written
 
 PAGE = "decisions.html"
 #: Bytes of a page that a notebook still holds whole; a longer one is framed from its file.
 HELD = 4_000_000
+#: Characters of what is shown of single decisions from which on it lies in files beside the page, and of such
+#: a file.
+WHOLE, SHARD = 64_000_000, 2_000_000
+#: What the folders of those files begin with.
+_SHARDS = "decisions-"
+_COMPACT: dict[str, Any] = dict(separators=(",", ":"), allow_nan=False)
 #: Columns of a row that are the same in all rows of its decision.
 _ABOUT = (
     "decision", "episode", "step", "split", "task", "task_type", "reference", "n_admissible", "twin",
@@ -90,7 +102,7 @@ def view(run: str | Path) -> Viewer:
     return Viewer(path)
 
 
-def save_viewer(rows: Sequence[Mapping[str, Any]], out: str | Path, made: Mapping[str, Any]) -> Path:
+def save_viewer(rows: Iterable[Mapping[str, Any]], out: str | Path, made: Mapping[str, Any]) -> Path:
     """Write `<out>/decisions.html`.
 
     Args:
@@ -98,23 +110,112 @@ def save_viewer(rows: Sequence[Mapping[str, Any]], out: str | Path, made: Mappin
         out: folder to write to.
         made: the table's provenance, of which the page shows the command and the series.
     """
-    decisions = [list(each) for _, each in groupby(rows, key=lambda row: row["decision"])]
-    checkpoints = sorted({row["checkpoint"] for row in rows})
-    index = dict(
-        checkpoints=checkpoints,
-        decisions=[dict(_about(each), at=_summaries(each)) for each in decisions],
-        flags=_FLAGS,
-        names=_NAMES,
-    )
-    environment = Environment(
-        loader=PackageLoader("interp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    # without spaces; what is no number is null before
-    environment.policies["json.dumps_kwargs"] = dict(separators=(",", ":"), allow_nan=False)
-    page = environment.get_template("viewer.html").render(
-        index=index, details=map(_detail, decisions), command=made.get("command", ""), run=Path(out).name
-    )
-    return write_text(Path(out) / PAGE, page)
+    with Page(out) as page:
+        for _, each in groupby(rows, key=lambda row: row["decision"]):
+            page.add(list(each))
+        return page.save(made)
+
+
+class Page:
+    """A page that is given its decisions one after another, of which it holds what the list shows.
+
+    >>> with Page("runs/quick") as page:
+    ...     for _, each in groupby(rows, key=lambda row: row["decision"]):
+    ...         page.add(list(each))
+    ...     path = page.save(made)
+
+    What is shown of a chosen decision waits in a file. It becomes part of the page, or where all of it has
+    more than WHOLE characters, files beside the page that it loads as they are asked for.
+    """
+
+    def __init__(self, out: str | Path):
+        self.out = Path(out)
+        self.rows = 0
+        self._index: list[dict] = []
+        self._lengths: list[int] = []
+        self._checkpoints: set[int] = set()
+
+    def __enter__(self) -> Page:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._details = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.out)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._details.close()
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add the rows of one decision."""
+        self.rows += len(rows)
+        self._checkpoints |= {row["checkpoint"] for row in rows}
+        self._index.append(dict(_about(rows), at=_summaries(rows)))
+        text = str(htmlsafe_json_dumps(_detail(rows), **_COMPACT))
+        self._lengths.append(len(text))
+        self._details.write(text + "\n")
+
+    def save(self, made: Mapping[str, Any]) -> Path:
+        """Write the page, and its files where it has some; made: as of `save_viewer`."""
+        self._details.seek(0)
+        texts: Iterable[str] = (Markup(line.rstrip("\n")) for line in self._details)
+        path, folder = self.out / PAGE, ""
+        firsts: list[int] = []
+        if sum(self._lengths) > WHOLE:
+            folder, firsts = self._save_shards(texts)
+            texts = ()
+        index = dict(
+            checkpoints=sorted(self._checkpoints),
+            decisions=self._index,
+            flags=_FLAGS,
+            names=_NAMES,
+            folder=folder,
+            firsts=firsts,
+        )
+        environment = Environment(
+            loader=PackageLoader("interp.report"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+        )
+        # without spaces; what is no number is null before
+        environment.policies["json.dumps_kwargs"] = _COMPACT
+        parts = environment.get_template("viewer.html").generate(
+            index=index,
+            details=texts,
+            sharded=bool(folder),
+            command=made.get("command", ""),
+            run=self.out.name,
+        )
+        with written(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+            stream.writelines(parts)
+        for old in self.out.glob(f"{_SHARDS}*/"):
+            if old.name != folder and re.fullmatch(rf"{_SHARDS}[0-9a-f]{{16}}", old.name):
+                shutil.rmtree(old)
+        return path
+
+    def _save_shards(self, texts: Iterable[str]) -> tuple[str, list[int]]:
+        """Write the details as scripts; the name of their folder, and the first decision of each."""
+        digest, number = hashlib.sha256(), 0
+        firsts: list[int] = []
+        scratch = self.out / f".{_SHARDS}{os.getpid()}"
+        scratch.mkdir()
+        try:
+            waiting, size = [], 0
+            for text, length in zip(texts, self._lengths, strict=True):
+                waiting.append(text)
+                size += length
+                number += 1
+                if size < SHARD and number < len(self._lengths):
+                    continue
+                shard = f"decisionShard({len(firsts)},[{','.join(waiting)}])\n"
+                digest.update(shard.encode())
+                (scratch / f"{len(firsts)}.js").write_text(shard, encoding="utf-8")
+                firsts.append(number - len(waiting))
+                waiting, size = [], 0
+            folder = f"{_SHARDS}{digest.hexdigest()[:16]}"
+            shutil.rmtree(self.out / folder, ignore_errors=True)
+            os.replace(scratch, self.out / folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return folder, firsts
 
 
 def _about(rows: Sequence[Mapping]) -> dict[str, Any]:

@@ -3,22 +3,38 @@
 >>> frame, made = read_decisions("runs/quick/tables")
 >>> wrong = frame[(frame["mode"] == "cot") & ~frame["is_correct"]]
 >>> wrong.groupby("checkpoint").size()
+
+Very many are written as partitions, which are queried without being held (`records`):
+
+>>> records("runs/quick").count_rows(filter=ds.field("checkpoint") == 110)
+12
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from interp.results.names import NO_TRACES
-from interp.results.tables import inside, read_sealed, write_sealed
+from interp.results.tables import content_digest, inside, read_sealed, write_json, write_sealed, written
+from interp.system.paths import PROGRAM
 
 NAME = "decisions"
+#: The run's folder of partitions, and what it says of them.
+RECORDS, ABOUT = "records", "_records.json"
+#: Columns that partitions are by, which are in their folders' names alone.
+BY = ("split", "checkpoint")
+#: Rows of a row group, which are held at a time, and of a file.
+GROUP, PART = 4096, 262_144
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 _WHERE = [("span", _TEXT), ("start", pa.int64()), ("end", pa.int64())]
 _CONFLICT = [
@@ -107,16 +123,94 @@ _SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 _NULLABLE = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype()}
 
 
-def write_decisions(folder: str | Path, rows: Sequence[dict], provenance: dict) -> Path:
+#: The types of the table, and what pandas reads of them.
+_TABLE = pa.Schema.from_pandas(
+    _SCHEMA.empty_table().to_pandas(types_mapper=_NULLABLE.get), preserve_index=False
+).metadata
+
+
+def write_decisions(folder: str | Path, rows: Iterable[dict], provenance: dict) -> Path:
     """Write rows to `<folder>/decisions.parquet` and their sealed provenance beside it; returns the path.
 
     Args:
-        rows: columns of COLUMNS by name; a column that a row lacks is null.
+        rows: columns of COLUMNS by name; a column that a row lacks is null. No more than GROUP are held.
     """
-    frame = pa.Table.from_pylist(list(rows), _SCHEMA).to_pandas(types_mapper=_NULLABLE.get)
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pandas(frame, _SCHEMA, preserve_index=False), content, compression="zstd")
-    return write_sealed(inside(folder, f"{NAME}.parquet"), content.getvalue(), provenance, len(frame))
+    path = inside(folder, f"{NAME}.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_name(f".{path.name}.{os.getpid()}.rows")
+    n = 0
+    try:
+        with pq.ParquetWriter(whole, _SCHEMA.with_metadata(_TABLE), compression="zstd") as writer:
+            for table in _groups(rows):
+                writer.write_table(table.replace_schema_metadata(_TABLE))
+                n += len(table)
+        return write_sealed(path, whole, provenance, n)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _groups(rows: Iterable[dict]) -> Iterator[pa.Table]:
+    """Rows as tables of GROUP; a number that is none is null."""
+    waiting = iter(rows)
+    while group := list(islice(waiting, GROUP)):
+        frame = pa.Table.from_pylist(group, _SCHEMA).to_pandas(types_mapper=_NULLABLE.get)
+        yield pa.Table.from_pandas(frame, _SCHEMA, preserve_index=False).replace_schema_metadata()
+
+
+def write_records(
+    run: str | Path, cells: Iterable[tuple[str, int, Iterable[dict]]], provenance: dict
+) -> tuple[Path, int]:
+    """Write `<run>/records/split=SPLIT/checkpoint=STEP/part-N.parquet`; returns the folder, and its rows.
+
+    Those that were there are replaced when all are written. What made them, and each file's hash, are in
+    `_records.json` of the folder, which readers of partitions pass over.
+
+    Args:
+        run: folder of the run.
+        cells: split, checkpoint and rows of each; as those of `write_decisions`, and held like them.
+        provenance: what made them.
+    """
+    folder, made = Path(run) / RECORDS, Path(run) / f".{RECORDS}.{os.getpid()}"
+    parts, n = {}, 0
+    try:
+        for split, checkpoint, rows in cells:
+            place = inside(made, f"split={split}/checkpoint={int(checkpoint)}")
+            for path, count in _parts(place, rows):
+                name = path.relative_to(made).as_posix()
+                parts[name] = dict(rows=count, sha256=content_digest(path))
+                n += count
+        write_json(made / ABOUT, dict(provenance, parts=parts, rows=n))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder, n
+
+
+def _parts(place: Path, rows: Iterable[dict]) -> Iterator[tuple[Path, int]]:
+    """Write one cell's files, of PART rows or fewer; each path and its rows."""
+    groups = _groups(rows)
+    for number, part in enumerate(iter(lambda: next(groups, None), None)):
+        path, count = place / f"part-{number}.parquet", 0
+        schema = part.drop_columns(list(BY)).schema
+        with written(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            while part is not None:
+                writer.write_table(part.drop_columns(list(BY)))
+                count += len(part)
+                part = next(groups, None) if count < PART else None
+        yield path, count
+
+
+def records(run: str | Path) -> ds.Dataset:
+    """The partitions of a run as a dataset, of which nothing is read yet.
+
+    Raises FileNotFoundError where the run has none.
+    """
+    folder = Path(run) / RECORDS
+    if not (folder / ABOUT).exists():
+        raise FileNotFoundError(f"No records in {run}: run `{PROGRAM} records --run {run}` first.")
+    kinds = [(name, COLUMNS[name][0]) for name in BY]
+    return ds.dataset(folder, format="parquet", partitioning=ds.partitioning(pa.schema(kinds), flavor="hive"))
 
 
 def read_decisions(folder: str | Path) -> tuple[pd.DataFrame, dict]:

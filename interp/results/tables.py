@@ -117,13 +117,21 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, provenance: 
     )
 
 
-def write_sealed(path: Path, content: bytes, provenance: dict, rows: int, texts: Sequence[str] = ()) -> Path:
+def write_sealed(
+    path: Path, content: bytes | Path, provenance: dict, rows: int, texts: Sequence[str] = ()
+) -> Path:
     """Write a table's bytes and its sealed provenance beside it, a JSON of the same name; returns `path`.
 
-    texts: columns of a CSV that are read as text.
+    Args:
+        content: the bytes, or a file of them in the same folder, which is moved.
+        texts: columns of a CSV that are read as text.
     """
     with written(path.with_suffix(".json")) as its_json, written(path) as its_table:
-        its_table.write_bytes(content)
+        if isinstance(content, Path):
+            os.replace(content, its_table)
+            content = its_table
+        else:
+            its_table.write_bytes(content)
         its_json.write_text(_as_json(_sealed(provenance, content, path.stem, rows, list(texts))))
     return path
 
@@ -204,7 +212,9 @@ def _as_json(value: object) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def _sealed(provenance: dict, content: bytes, name: str | None, rows: int | None, texts: list[str]) -> dict:
+def _sealed(
+    provenance: dict, content: bytes | Path, name: str | None, rows: int | None, texts: list[str]
+) -> dict:
     """A provenance with its seal: the table's name (None: an older seal), the number of its rows, the columns
     that are read as text, and the hashes of the table and of all this.
     """
@@ -213,9 +223,15 @@ def _sealed(provenance: dict, content: bytes, name: str | None, rows: int | None
     own = hashlib.sha256(
         json.dumps([plain, rows, texts, *named.values()], sort_keys=True).encode()
     ).hexdigest()
-    return plain | {
-        SEAL: dict(named, rows=rows, texts=texts, table=hashlib.sha256(content).hexdigest(), provenance=own)
-    }
+    return plain | {SEAL: dict(named, rows=rows, texts=texts, table=content_digest(content), provenance=own)}
+
+
+def content_digest(content: bytes | Path) -> str:
+    """SHA-256 of bytes, or of a file, which is read in pieces."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with open(content, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _name_in(seal: object, path: Path) -> str | None:

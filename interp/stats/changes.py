@@ -85,7 +85,7 @@ def change(
         ends = float(first.mean()), float(second.mean())
         alike = bool(len(columns)) and float(np.ptp(columns)) == 0
     else:
-        columns, of_means = np.hstack([first, second]), _difference(function, first.shape[1])
+        columns, of_means = np.hstack([first, second]), difference(function, first.shape[1])
         with np.errstate(divide="ignore", invalid="ignore"):
             ends = float(function(first.mean(axis=0))), float(function(second.mean(axis=0)))
         alike = np.array_equal(first, second)
@@ -97,13 +97,13 @@ def change(
     return Change(*ends, outer.value, outer.low, outer.high, inner.low, inner.high, outer.n, outer.n_groups)
 
 
-def _difference(function: OfMeans, k: int) -> OfMeans:
+def difference(function: OfMeans, k: int) -> OfMeans:
     """The function of the columns from `k` on, minus that of those before."""
 
-    def difference(mean: Float[np.ndarray, "*draw columns"]) -> Float[np.ndarray, "*draw"]:
+    def of_means(mean: Float[np.ndarray, "*draw columns"]) -> Float[np.ndarray, "*draw"]:
         return function(mean[..., k:]) - function(mean[..., :k])
 
-    return difference
+    return of_means
 
 
 def _of_clusters(estimate: Estimate, most: float | None, level: float) -> Estimate:

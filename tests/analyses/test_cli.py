@@ -25,7 +25,7 @@ from analyses.study import Study
 from interp.measures import conflicts, patching
 from interp.measures import reliance as mediation
 from interp.results import tables
-from interp.results.decisions import read_decisions
+from interp.results.decisions import _NULLABLE, read_decisions, records
 from interp.results.queries import pick
 from interp.system.paths import ROOT
 from interp.tasks.episodes import load_episodes, save_episodes
@@ -415,6 +415,13 @@ def test_decisions_are_what_the_tables_average(reference, options, capsys, monke
     frame, made = read_decisions(reference / "tables")
     assert made["analysis"] == "decisions" and set(made["weights"]) == {"0", "110"}
     assert interp.view(reference).path == reference / "decisions.html"
+    assert main("records", *options(reference), *labels) == 0
+    key = ["decision", "checkpoint", "mode"]
+    written = records(reference).to_table().to_pandas(types_mapper=_NULLABLE.get)
+    same_rows = [
+        each.sort_values(key, ignore_index=True)[[*key, "is_correct", "direct"]] for each in (written, frame)
+    ]
+    pd.testing.assert_frame_equal(*same_rows, check_dtype=False)
 
     def mean(column, mode="cot"):
         return frame[frame["mode"] == mode].groupby(["checkpoint", "split"])[column].mean()

@@ -540,6 +540,7 @@ def test_every_figure_over_checkpoints_is_tested():
         "masking",
         "masking_selection",
         "masking_power",
+        "seeds",
     }  # those have tests of their own
 
 

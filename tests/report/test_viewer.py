@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import interp
+from interp.report import viewer
 from interp.report.viewer import save_viewer
 from interp.results.decisions import COLUMNS, read_decisions, write_decisions
 from tests.decision_rows import decision_rows
@@ -296,3 +297,55 @@ def test_400_decisions_at_8_checkpoints_open_with_as_few_elements_as_40(opened, 
     page.keyboard.press("End")
     assert chosen(page).get_attribute("aria-posinset") == "400"
     assert page.locator("#list .row").count() < 40
+
+
+@pytest.fixture
+def sharded(monkeypatch):
+    """Pages whose decisions lie in files beside them, a few in each."""
+    monkeypatch.setattr(viewer, "WHOLE", 1000)
+    monkeypatch.setattr(viewer, "SHARD", 30_000)
+
+
+def test_very_many_decisions_lie_in_files_that_the_page_loads_as_they_are_shown(sharded, opened, tmp_path):
+    rows = decision_rows(60, (0, 110))
+    page = opened(rows)
+    (folder,) = tmp_path.glob("decisions-*")
+    files = sorted(folder.glob("*.js"), key=lambda path: int(path.stem))
+    assert len(files) > 9 and "detail-0" not in (tmp_path / "decisions.html").read_text()
+    page.locator("#detail h2").wait_for()
+    assert page.evaluate("[...shards.keys()]") == [0], "no other file is loaded"
+    for key, place in (("End", 60), ("k", 59), ("Home", 1)):
+        page.keyboard.press(key)
+        page.locator(f"#detail h2 >> text=mug {place - 1} in").wait_for()
+        assert chosen(page).get_attribute("aria-posinset") == str(place)
+    for _ in range(59):
+        page.keyboard.press("j")
+    page.locator("#detail h2 >> text=mug 59 in").wait_for()
+    assert page.evaluate("shards.size") <= 8, "the last few are held"
+    page.locator("#search").fill("mug 17 ")
+    page.locator("#count", has_text="1 of").wait_for()
+    page.locator("#detail h2 >> text=mug 17 in").wait_for()
+    page.locator("#search").fill("")
+    page.locator("#count", has_text="60 of").wait_for()
+    again = save_viewer(rows, tmp_path, {})
+    assert again.read_text() and list(tmp_path.glob("decisions-*")) == [folder], (
+        "the same rows, the same files"
+    )
+    save_viewer(decision_rows(59, (0, 110)), tmp_path, {})
+    assert len(list(tmp_path.glob("decisions-*"))) == 1, "those of an older page are removed"
+
+
+def test_files_of_decisions_hold_no_text_as_html_and_a_page_without_them_says_so(sharded, browser, tmp_path):
+    path = save_viewer(hostile_rows(), tmp_path, {})
+    (folder,) = tmp_path.glob("decisions-*")
+    for file in folder.iterdir():
+        assert not re.search("[<>&\u2028\u2029]", file.read_text())
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.locator("#detail h2").wait_for()
+    assert page.evaluate("window.broken") is None
+    for file in folder.iterdir():
+        file.unlink()
+    page.reload()
+    page.locator("#detail >> text=is not beside this page").wait_for()
+    page.close()

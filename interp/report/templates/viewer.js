@@ -1,14 +1,48 @@
 // Texts of the data are put on the page as text nodes alone, never as HTML. "index" lists the decisions; each
-// "detail-N" is parsed when its decision is first shown.
+// "detail-N" is parsed when its decision is first shown. Of very many decisions the details are in scripts
+// beside the page, which are loaded as they are asked for; the last few are held.
 
 const at = (id) => document.getElementById(id);
 const data = (id) => JSON.parse(at(id).textContent);
-const { checkpoints, decisions, flags, names } = data("index");
+const { checkpoints, decisions, flags, names, folder, firsts } = data("index");
 const details = new Map();
 const detail = (number) => {
   if (!details.has(number)) details.set(number, data(`detail-${number}`));
   return details.get(number);
 };
+
+const HELD = 8; // shards
+const shards = new Map();
+const shardOf = (index) => {
+  let [low, high] = [0, firsts.length - 1];
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if (firsts[middle] <= index) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+};
+// Called by a shard's script.
+globalThis.decisionShard = (number, list) => {
+  shards.set(number, list);
+  for (const old of shards.keys()) if (shards.size > HELD) shards.delete(old);
+};
+// What is shown of a decision, or undefined while its shard is not here; `then` is called when it is, or when it
+// cannot be had (with false).
+function fetched(index, then) {
+  if (!folder) return detail(index);
+  const number = shardOf(index);
+  if (shards.has(number)) return shards.get(number)[index - firsts[number]];
+  const script = make("script", { src: `${folder}/${number}.js` });
+  const end = (there) => () => {
+    script.remove();
+    then(there);
+  };
+  script.addEventListener("load", end(true));
+  script.addEventListener("error", end(false));
+  document.head.append(script);
+  return undefined;
+}
 
 const ROW = 74; // height of .row
 const FOLD = 3000; // characters of a text that are shown unfolded
@@ -131,10 +165,14 @@ function has(decision, name) {
 const words = new Map();
 function searched(index) {
   if (!words.has(index)) {
-    const { prompt, at: by } = detail(index);
-    const { decision, task, task_type, reference } = decisions[index];
+    const { decision, task, task_type, reference, at: actions } = decisions[index];
+    const { prompt, at: by } = folder ? { prompt: [], at: {} } : detail(index);
     const fixed = [decision, task, task_type, reference, prompt.map((piece) => piece[1]).join("")];
     const texts = {};
+    // of very many decisions the list's own words alone
+    for (const [step, each] of folder ? Object.entries(actions) : []) {
+      texts[step] = each.slice(0, 2).filter(Boolean).join("\n").toLowerCase();
+    }
     for (const [step, modes] of Object.entries(by)) {
       const each = Object.values(modes).flatMap((row) => [row.action, row.completion]);
       texts[step] = each.filter(Boolean).join("\n").toLowerCase();
@@ -239,7 +277,24 @@ function choose(place) {
   const index = state.shown[state.chosen];
   if (article.dataset.index !== String(index)) article.scrollTop = 0;
   article.dataset.index = index;
-  article.replaceChildren(...shown(decisions[index], detail(index)).filter(Boolean));
+  show(index);
+}
+
+function show(index) {
+  const article = at("detail");
+  const here = fetched(index, (there) => {
+    if (article.dataset.index !== String(index)) return;
+    if (there) show(index);
+    else {
+      const file = `${folder}/${shardOf(index)}.js`;
+      article.replaceChildren(make("p", { class: "muted" }, `${file} is not beside this page.`));
+    }
+  });
+  if (!here) {
+    article.replaceChildren(make("p", { class: "muted" }, "Loading …"));
+    return;
+  }
+  article.replaceChildren(...shown(decisions[index], here).filter(Boolean));
   const prompt = article.querySelector(".prompt-text");
   if (prompt) prompt.scrollTop = prompt.scrollHeight; // what was seen last, and the boundary
   remember(decisions[index].decision);
@@ -299,6 +354,7 @@ function controls() {
     });
     at("filters").append(button);
   }
+  if (folder) at("search").placeholder = "Search task and actions";
   let waiting = 0;
   at("search").addEventListener("input", () => {
     clearTimeout(waiting);
