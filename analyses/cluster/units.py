@@ -1,12 +1,12 @@
 """Which units of work a study has, in which order they may be done, and which a free worker is given.
 
->>> plan = Plan([[("behaviour",), ("probes",)], [("patching",)]], [[("claims",)]])
->>> first, second = plan.take("a"), plan.take("b")
->>> first.kind, first.command, second.command
-('list', ('behaviour',), ('probes',))
->>> plan.ended(first, Result("done", cells=[(0, "in_domain"), (20, "in_domain")]))
->>> plan.take("a").cell
-(0, 'in_domain')
+>>> plan = Plan([[("behaviour",)]], [[("claims",)]])
+>>> unit = plan.take("a")
+>>> unit.kind, plan.take("b")
+('list', None)
+>>> plan.ended(unit, Result("done", cells=[(0, "in_domain"), (20, "in_domain")]))
+>>> plan.take("a").cell, plan.take("b").cell
+((0, 'in_domain'), (20, 'in_domain'))
 """
 
 from __future__ import annotations
