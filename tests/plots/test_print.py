@@ -169,7 +169,7 @@ def test_a_look_holds_while_a_figure_is_drawn_and_stacks_its_splits():
     letters = [note.text for note in narrow.layout.annotations if note.name == "letter"]
     assert letters == [f"<b>{letter}</b>" for letter in "abcd"]
     assert [note.text for note in wide.layout.annotations if note.name == "n"] == [
-        "n = 412 decisions of 57 games"
+        "n = 412 decisions of 57 episodes"
     ]
 
 
