@@ -227,7 +227,7 @@ def online(frame: pd.DataFrame) -> go.Figure:
             _outcomes(fig, pick(frame, split=split, mode=mode), mode, shift, steps, col)
     for part, fill in (("out of steps", _REST), ("unparsed action", PALE)):  # of either mode
         look = dict(marker=dict(color=fill, line=dict(color=GREY, width=1.2)), hoverinfo="skip")
-        fig.add_bar(x=[None], y=[None], name=part, legendgroup=part, legendrank=2, **look, row=1, col=1)
+        fig.add_bar(x=[None], y=[None], name=part, legendgroup=part, legendrank=2000, **look, row=1, col=1)
     fig.update_layout(barmode="overlay")
     return fig.update_yaxes(range=[0, 1.02])
 

@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
-from interp.plots.look import SMALL
+import re
+
+from interp.plots.look import SMALL, current
 
 #: Thousandths of the type's size, by characters of one width; other characters are as wide as digits.
 _WIDTHS = {
@@ -25,12 +27,16 @@ _WIDTHS = {
 }
 _OF = {character: width for characters, width in _WIDTHS.items() for character in characters}
 _OTHER, _BREAK = 570, "<br>"
+#: Signs that Computer Modern has wider.
+_SIGNS = re.compile("[=+−<>]")
 
 
 def text_width(text: str, size: float = SMALL) -> float:
     """About how many units a text is wide, or its longest line."""
     lines = text.replace("<b>", "").replace("</b>", "").replace("&lt;", "<").split(_BREAK)
-    return max(sum(_OF.get(character, _OTHER) for character in line) for line in lines) * size / 1000
+    more = 210 if current().font == "tex" else 0
+    wide = (sum(_OF.get(each, _OTHER) for each in line) + more * len(_SIGNS.findall(line)) for line in lines)
+    return max(wide) * size / 1000
 
 
 def wrapped(text: str, room: float, size: float = SMALL) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import struct
@@ -103,6 +104,14 @@ def test_files_are_as_large_as_in_print_and_fonts_are_in_them(tmp_path):
     page = pypdf.PdfReader(tmp_path / "parse.pdf").pages[0]
     assert float(page.mediabox.width) == pytest.approx(3.25 * 72, abs=0.5)
     assert float(page.mediabox.height) == pytest.approx(figure.layout.height / 2, abs=0.5)
+    type_: list[float] = []
+
+    def read(text: str, cm: list[float], tm: list[float], _: object, size: float) -> None:
+        if text.strip():
+            type_.append(size * math.hypot(*tm[:2]) * math.hypot(*cm[:2]))
+
+    page.extract_text(visitor_text=read)
+    assert min(type_) == pytest.approx(7, abs=0.02), "nothing is made smaller, or larger"
     for font in page["/Resources"]["/Font"].values():
         inner = font.get_object()["/DescendantFonts"][0].get_object()["/FontDescriptor"].get_object()
         assert {"/FontFile2", "/FontFile3"} & set(inner)
