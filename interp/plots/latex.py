@@ -182,9 +182,8 @@ def _smallest_needed(
         cells, parts = _broken(frame, widths, inner)
         fits = sum(parts) <= inner + 0.1
         lines = sum(_lines(row, parts) for row in cells.to_numpy()) / len(cells)
-        made.append(
-            (not fits, fits and lines > _MOST_A_ROW, cells, [scale * part for part in parts], type_, gap)
-        )
+        parts = [scale * part for part in parts]
+        made.append((not fits, fits and lines > _MOST_A_ROW, cells, parts, type_, gap))
     return min(made[::-1] if all(one[0] for one in made) else made, key=lambda one: one[:2])[2:]
 
 
