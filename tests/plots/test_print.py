@@ -187,9 +187,11 @@ def test_lines_have_a_source_for_latex_that_compiles(tmp_path, capsys):
     figures = {
         "behaviour": plots.behaviour(behaviour_table(), look=look),
         "online": plots.online(online_table()),
+        "claims": _draw(next(figure for figure in EVERY if figure.name == "claims"), look),
+        "shares": _draw(next(figure for figure in EVERY if figure.name == "shares"), look),
     }
     (written,) = pgf.save(figures, tmp_path, look)
-    assert written.name == "behaviour.pgf" and "online" in capsys.readouterr().out
+    assert written.name == "behaviour.pgf" and "online, claims, shares" in capsys.readouterr().out
     assert written.read_text().count("\\nextgroupplot") == 4
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is missing (Debian: texlive-pictures)")
