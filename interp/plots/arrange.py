@@ -116,8 +116,9 @@ def _panel_names(fig: go.Figure, rows: int, titles: list[str]) -> dict[str, str]
     """What each panel shows, by the names of its axes: `In-domain: accuracy`."""
     names = {}
     for row in range(1, rows + 1):
-        measure = fig.get_subplot(row, 1).yaxis.title.text or ""
+        first = fig.get_subplot(row, 1).yaxis.title.text
         for col, title in enumerate(titles, start=1):
+            measure = fig.get_subplot(row, col).yaxis.title.text or first or ""
             axes = (axis.plotly_name.replace("axis", "") for axis in fig.get_subplot(row, col))
             names["".join(axes)] = ": ".join(filter(None, (title, measure.replace("<br>", " "))))
     return names

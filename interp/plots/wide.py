@@ -1,7 +1,7 @@
 """How wide a text is, without a browser: by the widths of Arial's characters, to which other type is close.
 
 >>> round(text_width("prompt reliance"))
-94
+98
 >>> wrapped("difference to the random mask", 110)
 ['difference to the', 'random mask']
 """

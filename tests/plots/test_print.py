@@ -146,6 +146,15 @@ def test_the_data_of_bars_and_of_heatmaps():
     assert len(cells[cells["low"].notna()]) >= drawn > 0
 
 
+def test_panels_with_axes_of_their_own_are_named_by_them():
+    figure = interp.figures.overview(behaviour_table(), reliance=TABLES["reliance"]())
+    assert data_of.rows(figure)["panel"].unique().tolist() == [
+        "Both actions: accuracy",
+        "What the trace adds: CoT − prompt",
+        "What moves the action: effect (nats)",
+    ]
+
+
 def test_figures_are_functions_of_tables_and_runs(tmp_path):
     run = write_table(tmp_path / "tables", "behaviour", behaviour_table(), PROVENANCE).parent.parent
     figure = interp.figures.behaviour(run, venue="acl", columns=1, font="serif", titles=True)
