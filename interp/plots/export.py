@@ -151,12 +151,11 @@ def _page() -> Any:
     """The browser's page without margins, which would make a PDF's figure smaller and cut it below."""
     import kaleido
 
-    class Page(kaleido.PageGenerator):
-        def generate_index(self) -> str:
-            text: str = super().generate_index()
-            return text.replace("</head>", "<style>@page { margin: 0; } body { margin: 0; }</style></head>")
-
-    return Page(mathjax=False)
+    page = kaleido.PageGenerator(mathjax=False)
+    page.header = page.header.replace(
+        "<head>", "<head><style>@page { margin: 0; } body { margin: 0; }</style>"
+    )
+    return page
 
 
 def _below_toolbar(figure: go.Figure) -> dict:
