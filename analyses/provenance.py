@@ -78,7 +78,7 @@ def mixed(provenances: Mapping[str, Mapping]) -> list[str]:
     groups: dict[str, dict] = defaultdict(lambda: defaultdict(list))
     for table, made in sorted(studies.items()):
         for key, name in ALIKE.items():
-            value = ", ".join(made["weights"]) if key == "steps" else made.get(key)
+            value = ", ".join(sorted(made["weights"], key=_number)) if key == "steps" else made.get(key)
             if value is not None and (
                 key != "format" or "identity" in made
             ):  # an older release hashed formats otherwise
@@ -92,10 +92,28 @@ def mixed(provenances: Mapping[str, Mapping]) -> list[str]:
                 groups[f"the {FILES.get(part, part)} of checkpoint {step}"][str(digest)].append(table)
     sentences = []
     for name, by in groups.items():
-        if len(by) > 1:
+        if name == ALIKE["steps"] and (fewer := _parts_of_one(by)):
+            sentences.append(fewer)
+        elif len(by) > 1:
             values = listed(f"{value or 'none'} in {listed(tables)}" for value, tables in by.items())
             sentences.append(f"These tables are not of one study: {name} is {values}.")
     return sentences
+
+
+def _number(step: str) -> tuple[float, str]:
+    """Where a checkpoint stands among others, by its name."""
+    return (float(step) if step.isdecimal() else float("inf")), step
+
+
+def _parts_of_one(lists: Mapping[str, Sequence[str]]) -> str:
+    """Which tables read fewer checkpoints than the others, all of them among theirs; else nothing."""
+    most = max(lists, key=lambda steps: len(steps.split(", ")))
+    every = most.split(", ")
+    fewer = {steps: tables for steps, tables in lists.items() if steps != most}
+    if not fewer or any(not set(steps.split(", ")) <= set(every) for steps in fewer):
+        return ""
+    told = listed(f"{listed(tables)} only {steps}" for steps, tables in fewer.items())
+    return f"Not every table has all {len(every)} checkpoints: {told}."
 
 
 def made_by(name: str, config: Any, started: float) -> dict[str, Any]:

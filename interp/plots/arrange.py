@@ -11,18 +11,26 @@ from __future__ import annotations
 import math
 import textwrap
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import plotly.graph_objects as go
 
-from interp.plots.look import BOTTOM, LEFT, RIGHT, SMALL, TOP, current
+from interp.plots.look import BOTTOM, LEFT, RIGHT, TOP, current
+from interp.plots.ticks import ticks_within
+from interp.plots.wide import text_width, wrapped
 
 #: Units: above the first legend, a figure's title, a line of a legend, of panels' titles, of tick labels
 #: and of an axis title.
-_ABOVE, _HEAD, _LEGEND, _TITLES, _TICKS, _AXIS_TITLE = 6, 28, 21, 23, 22, 22
-#: Average width of a character, as a share of the type's size; a legend's line before a name; between names.
-_CHARACTER, _KEY, _APART = 0.5, 40, 8
+_ABOVE, _HEAD, _LEGEND, _TITLES, _TICKS, _AXIS_TITLE = 6, 28, 21, 26, 22, 22
+#: A legend's line before a name, and between names; a further line of a title; a letter and its distances.
+_KEY, _APART, _LINE, _LETTER = 40, 8, 19, 24
+#: Units from the names of rows to their panel, and of an upright axis title.
+_TO_NAMES, _UPRIGHT = 8, 24
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+#: Range, ticks and their labels.
+_Axis: TypeAlias = "list[list[object] | None]"
 
 
 @dataclass
@@ -42,11 +50,6 @@ def arrange(fig: go.Figure) -> go.Figure:
         _place(fig, grid)
     _place_note(fig)
     return fig
-
-
-def text_width(text: str, size: float = SMALL) -> float:
-    """About how many units a text is wide, or its longest line."""
-    return max(len(line) for line in text.replace("<b>", "").split("<br>")) * _CHARACTER * size
 
 
 def legend_lines(fig: go.Figure, legend: str, width: float) -> int:
@@ -80,30 +83,32 @@ def _place(fig: go.Figure, grid: dict) -> None:
     if across < cols:
         _share_axes(fig, lines, grid["shared"])
     margin = fig.layout.margin
-    left = (LEFT if margin.l is None else margin.l) + _wrap_titles(fig, grid["heights"])
+    left = _left(fig, lines) + _wrap_titles(fig, grid["heights"])
     right = RIGHT if margin.r is None else margin.r
     width = current().width - left - right
     # Beside long names of rows the first legend starts further left.
     start = min(0.0, (LEFT + 20 - left) / width)
-    top, bottoms, legends = _tops(fig, grid, lines, width * (1 - start))
+    each = (1 - grid["spacing"] * (across - 1)) / across
+    gap = grid["spacing"] * width
+    titles = _wrapped_titles(grid["titles"], width * each + (gap - _LETTER if across > 1 else 0))
+    top, bottoms, legends = _tops(fig, grid, lines, (width * (1 - start), width), titles)
     inner = bottoms[-1] - top
     for line, bottom in zip(lines, bottoms, strict=True):
         high = grid["heights"][line.row - 1]
         for place, col in enumerate(line.columns):
-            each = (1 - grid["spacing"] * (across - 1)) / across
             from_left = place * (each + grid["spacing"])
             panel = fig.get_subplot(line.row, col)
             panel.xaxis.domain = (from_left, min(1.0, from_left + each))
             low = (bottoms[-1] - bottom) / inner
             panel.yaxis.domain = (low, min(1.0, low + high / inner))
+            over = (gap / 2 - 4 if place else 20, gap / 2 - 4 if place < across - 1 else right)
+            ticks_within(panel.xaxis, width * each, over)
     for legend, at in legends.items():
-        x = start if legend == "legend" else 0
-        fig.update_layout(
-            {legend: dict(y=(bottoms[-1] - at) / inner, yanchor="bottom", x=x, orientation="h")}
-        )
+        x, y = (start if legend == "legend" else 0), (bottoms[-1] - at) / inner
+        fig.update_layout({legend: dict(y=y, yanchor="bottom", x=x, orientation="h")})
     below = grid["below"] if margin.b is None else margin.b
     fig.update_layout(height=top + inner + below, margin=dict(t=top, b=below, l=left, r=right))
-    _head(fig, lines, grid["titles"], across < cols)
+    _head(fig, lines, titles, across < cols)
     fig.update_layout(meta={"panels": names})
 
 
@@ -111,29 +116,51 @@ def _panel_names(fig: go.Figure, rows: int, titles: list[str]) -> dict[str, str]
     """What each panel shows, by the names of its axes: `In-domain: accuracy`."""
     names = {}
     for row in range(1, rows + 1):
-        measure = fig.get_subplot(row, 1).yaxis.title.text or ""
+        first = fig.get_subplot(row, 1).yaxis.title.text
         for col, title in enumerate(titles, start=1):
+            measure = fig.get_subplot(row, col).yaxis.title.text or first or ""
             axes = (axis.plotly_name.replace("axis", "") for axis in fig.get_subplot(row, col))
             names["".join(axes)] = ": ".join(filter(None, (title, measure.replace("<br>", " "))))
     return names
 
 
+def _left(fig: go.Figure, lines: list[_Line]) -> float:
+    """Room left of the first panels: for the names of their rows, and beside these an upright title."""
+    least = fig.layout.margin.l
+    room: float = LEFT if least is None else least
+    for line in lines:
+        axis = fig.get_subplot(line.row, line.columns[0]).yaxis
+        names = [text_width(str(text)) for text in axis.ticktext or ()]
+        room = max(room, max(names, default=0) + _TO_NAMES + (_UPRIGHT if axis.title.text else 0))
+    return math.ceil(room)
+
+
+def _wrapped_titles(titles: list[str], room: float) -> list[str]:
+    """Titles of panels in lines that do not reach the next panel's letter."""
+    return ["<br>".join(wrapped(title, room, 15)) for title in titles]
+
+
 def _tops(
-    fig: go.Figure, grid: dict, lines: list[_Line], width: float
+    fig: go.Figure, grid: dict, lines: list[_Line], widths: tuple[float, float], titles: list[str]
 ) -> tuple[float, list[float], dict[str, float]]:
-    """Where the first panel starts and each line of panels ends, and where legends stand, from the top."""
+    """Where the first panel starts and each line of panels ends, and where legends stand, from the top.
+
+    A browser breaks the first legend, which stands above all panels, at one width, and others at another.
+    """
     at: float = _ABOVE + (_HEAD if fig.layout.title.text else 0)
     top = 0.0
     bottoms: list[float] = []
     legends: dict[str, float] = {}
     for number, line in enumerate(lines):
         legend = "legend" if line.row == 1 else f"legend{line.row}"
-        count = legend_lines(fig, legend, width) if line.first else 0
+        count = legend_lines(fig, legend, widths[number > 0]) if line.first else 0
         if count:
             at += _LEGEND * count
             legends[legend] = at
-        if len(lines) > 1 or len(line.columns) > 1 or grid["titles"][line.columns[0] - 1]:
-            at += _TITLES
+        if len(lines) > 1 or len(line.columns) > 1 or titles[line.columns[0] - 1]:
+            shown = line.first and number == 0 or grid["across"] < len(titles)
+            more = max(titles[col - 1].count("<br>") for col in line.columns) if shown else 0
+            at += _TITLES + _LINE * more
         top = at if number == 0 else top
         at += grid["heights"][line.row - 1]
         bottoms.append(at)
@@ -150,25 +177,33 @@ def _room_below(fig: go.Figure, line: _Line) -> int:
 
 
 def _share_axes(fig: go.Figure, lines: list[_Line], shared: bool) -> None:
-    """Where a row's panels follow each other: axes below the last one, and beside each line's first one."""
-    lowest = {place: line for line in lines for place, _ in enumerate(line.columns)}
-    for line in lines:
+    """Where a row's panels follow each other: axes below the last line alike, and beside each line's first.
+
+    Of axes that differ and have one title, the last one says it.
+    """
+    below: list[tuple[_Axis, str | None]] = []
+    for line in reversed(lines):
         title = fig.get_subplot(line.row, 1).yaxis.title.text
-        for place, col in enumerate(line.columns):
-            panel = fig.get_subplot(line.row, col)
-            below = lowest[place]
-            alike = _axis(panel.xaxis) == _axis(fig.get_subplot(below.row, below.columns[place]).xaxis)
-            if line is below:
-                panel.xaxis.showticklabels = True
-            elif alike and panel.xaxis.range:
-                panel.xaxis.update(showticklabels=False, title=None)
+        panels = [fig.get_subplot(line.row, col) for col in line.columns]
+        axes = [(_axis(panel.xaxis), panel.xaxis.title.text) for panel in panels]
+        said = all(panel.xaxis.range for panel in panels) and _alike(axes, below)
+        for place, panel in enumerate(panels):
+            panel.xaxis.showticklabels = not said
+            if said or (place < len(below) and axes[place][1] == below[place][1]):
+                panel.xaxis.title = None
             if not shared:
                 continue
             panel.yaxis.showticklabels = place == 0
             panel.yaxis.title.text = title if place == 0 else None
+        below = axes
 
 
-def _axis(axis: go.layout.XAxis) -> list[list[object] | None]:
+def _alike(axes: list[tuple[_Axis, str | None]], below: list[tuple[_Axis, str | None]]) -> bool:
+    """Whether the line below has the same axes in the same places."""
+    return len(axes) == len(below) and all(a[0] == b[0] for a, b in zip(axes, below, strict=True))
+
+
+def _axis(axis: go.layout.XAxis) -> _Axis:
     """What tells two axes apart."""
     parts = (axis.range, axis.tickvals, axis.ticktext)
     return [None if part is None else list(part) for part in parts]
@@ -197,12 +232,19 @@ def _head(fig: go.Figure, lines: list[_Line], titles: list[str], every: bool) ->
         panel, title = fig.get_subplot(row, col), titles[col - 1]
         xref, yref = (axis.plotly_name.replace("axis", "") + " domain" for axis in panel)
         place = dict(
-            xref=xref, yref=yref, x=0, y=1, yanchor="bottom", yshift=3, font_size=15, showarrow=False
+            xref=xref,
+            yref=yref,
+            x=0,
+            y=1,
+            yanchor="bottom",
+            yshift=5,
+            font_size=15,
+            showarrow=False,
         )
         if len(panels) > 1:
             made.append(place | dict(text=f"<b>{letter}</b>", name="letter", xanchor="right", xshift=-5))
         if title and (every or row == 1):
-            made.append(place | dict(text=title, name="title", xanchor="left"))
+            made.append(place | dict(text=title, name="title", xanchor="left", align="left"))
     fig.update_layout(annotations=[*fig.layout.annotations, *made])
 
 

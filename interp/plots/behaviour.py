@@ -27,7 +27,7 @@ from interp.plots.theme import (
     zero_line,
 )
 from interp.results.estimates import Ends, ends, span
-from interp.results.names import NO_TRACES, PALE, PARSED, STYLE
+from interp.results.names import GREY, NO_TRACES, PALE, PARSED, STYLE
 from interp.results.queries import need, pick, splits_of, steps_of
 from interp.results.wording import listed, sentence
 
@@ -111,8 +111,8 @@ def _revision_caption(frame: pd.DataFrame) -> Caption:
     verdicts = {split: REVISED[each[0]] for split in splits_of(frame) if (each := revised(frame, split))}
     message = sentence(clause(verdicts))
     drawn = (
-        "Top: how often the trace changes the action, by effect; a whisker belongs to the part whose upper "
-        "edge it stands on. Bottom: agreement of both modes."
+        "Top: how often the trace changes the action, by effect; whiskers: of helpful changes, and of all. "
+        "Bottom: agreement of both modes."
     )
     shown = only(frame, metric=(*_REVISION, *(f"{metric}{PARSED}" for metric in _REVISION)))
     return Caption(message, drawn, size(_decoded(frame)), numbers(shown))
@@ -163,8 +163,10 @@ def revision(frame: pd.DataFrame) -> go.Figure:
     steps, tops = steps_of(frame), []
     for col, split in enumerate(splits_of(frame), start=1):
         base = np.zeros(len(steps))
-        parts = {"revision_helpful": -0.16, "revision_harmful": 0.0, "revision_neutral": 0.16}
-        for part, offset in parts.items():
+        every = pick(frame, split=split, metric="revision").set_index("step").reindex(steps)
+        # Only the lowest part's interval and that of all together stand on edges that are their values.
+        whiskers = {"revision_helpful": -0.12, "revision_harmful": None, "revision_neutral": 0.12}
+        for part, offset in whiskers.items():
             rows = pick(frame, split=split, metric=part).set_index("step").reindex(steps)
             name, colour, _, _ = STYLE[part]
             look = dict(name=name, legendgroup=part, marker_color=colour)
@@ -175,15 +177,17 @@ def revision(frame: pd.DataFrame) -> go.Figure:
                 x=list(range(len(steps))), y=heights, base=base, showlegend=col == 1, **look, **hover, **place
             )
             base = base + heights.to_numpy()
-            tops.append(float(np.minimum(base + (rows["high"] - rows["value"]).fillna(0), 1).max()))
-            # Whiskers stand side by side on their part's upper edge: stacked ones would hide each other.
+            if offset is None:
+                continue
+            of, of_name = (every, "all") if part == "revision_neutral" else (rows, name)
+            tops.append(float(np.nanmax([*of["value"], *of["high"], 0.0])))
             fig.add_scatter(
                 x=np.arange(len(steps)) + offset,
-                y=base,
+                y=of["value"],
                 mode="markers",
                 marker=dict(size=1, color="#333333"),
-                error_y=whisker(rows, "#333333"),
-                name=f"{name}, {INTERVAL}",
+                error_y=whisker(of, "#333333"),
+                name=f"{of_name}, {INTERVAL}",
                 legendgroup=part,
                 showlegend=False,
                 hoverinfo="skip",
@@ -221,8 +225,11 @@ def online(frame: pd.DataFrame) -> go.Figure:
     for col, split in enumerate(splits_of(frame), start=1):
         for mode, shift in _SIDES.items():
             _outcomes(fig, pick(frame, split=split, mode=mode), mode, shift, steps, col)
+    for part, fill in (("out of steps", _REST), ("unparsed action", PALE)):  # of either mode
+        look = dict(marker=dict(color=fill, line=dict(color=GREY, width=1.2)), hoverinfo="skip")
+        fig.add_bar(x=[None], y=[None], name=part, legendgroup=part, legendrank=2000, **look, row=1, col=1)
     fig.update_layout(barmode="overlay")
-    return fig.update_yaxes(range=[0, 1.0])
+    return fig.update_yaxes(range=[0, 1.02])
 
 
 def _outcomes(
@@ -250,9 +257,8 @@ def _outcomes(
             width=0.36,
             name=part,
             legendgroup=part,
-            legendrank=1 if first else 2,
-            showlegend=col == 1 and (first or shift < 0),
-            marker=dict(color=fill, line=dict(color="white", width=0.7)),
+            showlegend=col == 1 and first,
+            marker=dict(color=fill, line=dict(color=colour, width=1.2)),
             error_y=whisker(won, "#222222") if first else None,
             customdata=point_numbers(these.reset_index()),
             hovertemplate=f"{name}, {part}<br>{HOVER}",

@@ -129,16 +129,19 @@ def _caption(frame: pd.DataFrame) -> Caption:
         else ""
     )
     drawn = f"Distance of each reading from what the agent's construction allows; shaded: within {NEAR:g}."
-    size = (
-        f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seed(s); 95 "
-        "% intervals."
-    )
+    size = f"{_counted(rows)}; 95 % intervals."
     return Caption(
         message,
         drawn,
         size,
         pd.DataFrame(table).rename(columns={"misread": "misread on average, and checks"}),
     )
+
+
+def _counted(rows: pd.DataFrame) -> str:
+    """How much the readings rest on."""
+    seeds = rows["seed"].nunique()
+    return f"n = {span(rows['n'])} decisions or pairs, {seeds} training seed{'s' * (seeds > 1)}"
 
 
 @figure("Readings of agents whose answer is known", table="calibration", section="trusted", caption=_caption)
@@ -160,8 +163,7 @@ def calibration(frame: pd.DataFrame) -> go.Figure:
     fit_estimates(fig, errors, (-2 * NEAR, 2 * NEAR))
     fig.add_vrect(x0=-NEAR, x1=NEAR, fillcolor="#EEEEEE", line_width=0, layer="below")
     fig.update_xaxes(title="reading − allowed value")
-    counted = f"n = {span(rows['n'])} decisions or pairs, {rows['seed'].nunique()} training seeds"
-    return note_n(fig.update_layout(margin_l=262), counted)
+    return note_n(fig, _counted(rows))
 
 
 #: How each agent is drawn: colour, dash, marker.

@@ -18,6 +18,7 @@ from interp.plots import latex
 from interp.plots.caption import Caption, count, value
 from interp.plots.registry import figure
 from interp.plots.theme import (
+    HELD,
     HOVER,
     draw_trace,
     fit_values,
@@ -52,13 +53,15 @@ def _judged(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _said(frame: pd.DataFrame, line: Line, verdict: str) -> str:
     """At which checkpoints a verdict is said, by split."""
-    parts = []
+    parts: dict[str, list[str]] = {}
     for split in splits_of(frame):
         rows = of_line(frame, line, split)
         steps = rows["step"].tolist()
         there = ranges(rows.loc[rows["verdict"] == verdict, "step"].tolist(), steps)
-        parts.append(f"{there or 'none'} {WHERE[split]}" if steps else "")
-    return listed(parts)
+        at = {"all": "at every checkpoint", "": "nowhere"}.get(there, f"at steps {there}")
+        if steps:
+            parts.setdefault(at, []).append(WHERE[split])
+    return listed(f"{at} {listed(splits)}" for at, splits in parts.items())
 
 
 def _caption(frame: pd.DataFrame) -> Caption:
@@ -68,7 +71,7 @@ def _caption(frame: pd.DataFrame) -> Caption:
     for claim, words in (("a", "prompt action improves"), ("b", "gap does not widen")):
         first = next((line for line in shown if line.claim == claim), None)
         if first:
-            message.append(f"{words} at steps {_said(rows, first, SUPPORTED)}")
+            message.append(f"({claim}) the {words} is supported {_said(rows, first, SUPPORTED)}")
     drawn = "Changes since the base on the same decisions; dotted: the margin. Marks: verdicts."
     by = READOUTS.get(shown[0].readout, "") if shown else ""
     read = rows[rows["readout"].isin(READOUTS) & (rows["subset"] == "all") & (rows["n"] > 0)]
@@ -121,9 +124,11 @@ def claims(frame: pd.DataFrame) -> go.Figure:
     _verdicts(fig, rows, shown, len(heights) + 1)
     every = pd.concat([of_line(rows, line, split) for line in shown for split in splits_of(rows)])
     read = every[every["readout"] == first] if first else every
-    named = f" by {READOUTS[first]}" if first else ""
-    note_n(fig, f"{sizes(read)}{named}; below {sizes(every, 'decisions, pairs or games', '')}")
-    return fig
+    verdicts = sizes(every, "decisions, pairs or games", "")
+    if not first:
+        return note_n(fig, verdicts)
+    above, below = (f"a{HELD}b", f"c{HELD}d") if len(splits_of(rows)) > 1 else ("a", "b")
+    return note_n(fig, f"{above}: {sizes(read)} by {READOUTS[first]}; {below}: {verdicts}")
 
 
 def _changes(fig: go.Figure, rows: pd.DataFrame, drawn: Sequence[Line]) -> None:

@@ -57,13 +57,14 @@ def by_condition(frame: pd.DataFrame, metric: str, title: str) -> go.Figure:
         if (zero := one(rows, contrast="level", condition="action_mask_0", **where)) is not None:
             fig.add_vline(x=zero["value"], row=row, col=1, **GREY_LINE)
         fig.update_yaxes(title=SPLITS[where["split"]].lower(), row=row, col=1)
+    fit_estimates(fig, pick(rows, contrast="level"), None, col=1)
     if "difference" in shown:
         fit_estimates(
             fig, pick(rows, contrast="difference"), [SMALLEST] if metric == "acc_cot" else [], col=2
         )
         if metric == "acc_cot":
             fig.add_vline(x=SMALLEST, row="all", col=2, **GREY_LINE | dict(line_dash="dash"))
-    return note_n(fig.update_layout(margin_l=150), f"{games(rows)}; {K_TITLE}")
+    return note_n(fig, f"{games(rows)}; {K_TITLE}")
 
 
 def _draw_trainings(fig: go.Figure, dots: pd.DataFrame, order: list[str], row: int) -> None:

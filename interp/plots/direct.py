@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -72,10 +73,9 @@ def direct(frame: pd.DataFrame) -> go.Figure:
     for row, (where, (x, y, draw)) in enumerate(((name, _SCORES[name]) for name in parts), start=1):
         for col, split in enumerate(splits, start=1):
             draw(fig, pick(_last(frame, where), split=split), row, col)
-        fig.update_xaxes(title=x, rangemode="tozero", showticklabels=True, row=row)
-        first = next(fig.select_xaxes(row=row, col=1))  # a row's panels share their axis, and no other's
-        fig.update_xaxes(matches=first.plotly_name.replace("axis", ""), row=row)
-        first.matches = None
+        tokens = pick(_last(frame, where), metric="tokens")
+        most = float(np.nanmax([*tokens["value"], *(tokens["high"] if where == "games" else ()), 1.0]))
+        fig.update_xaxes(title=x, range=[0, 1.05 * most], matches=None, showticklabels=True, row=row)
         fig.update_yaxes(title=y, row=row, col=1)
     return fig
 

@@ -96,10 +96,11 @@ def _readings_caption(frame: pd.DataFrame) -> Caption:
         message, f"Everywhere 0: {listed(READINGS[name] for name in nothing)}." if nothing else ""
     )
     drawn = (
-        "The last checkpoint; gain: of the eventual action's target, in BFCL whether a function is called."
+        "The last checkpoint; gain: of the eventual action's target, in BFCL whether a function is called; "
+        "blank: not measured."
     )
     table = numbers(only(frame, metric=READINGS), {"environment": ENVIRONMENTS.get, "metric": READINGS.get})
-    return Caption(message, drawn, size(last), table)
+    return Caption(message, drawn, size(last, "decisions, pairs or games"), table)
 
 
 def _last(frame: pd.DataFrame) -> pd.DataFrame:
@@ -196,5 +197,4 @@ def readings(frame: pd.DataFrame) -> go.Figure:
     for col, name in enumerate(shown, start=1):
         of = pick(rows, metric=name)
         fit_estimates(fig, of, () if name in ("prompt_reliance", "probe_gain") else (1.0,), row=1, col=col)
-    fig.update_xaxes(nticks=5)
-    return note_n(fig.update_layout(margin_l=124), sizes(rows))
+    return note_n(fig, sizes(rows, "decisions, pairs or games", ""))

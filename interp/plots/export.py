@@ -126,7 +126,7 @@ def save_static(
             for suffix in formats
         ]
         try:
-            errors = kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False})
+            errors = kaleido.write_fig_from_object_sync(jobs, kopts={"page_generator": _page()})
         except (BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError):
             print(
                 "No SVG or PDF written: no working Chromium or Chrome found "
@@ -145,6 +145,17 @@ def save_static(
             with written(out / source.name) as temporary:
                 temporary.write_bytes(_FINISH[source.suffix](source.read_bytes()))
     return [out / Path(job["path"]).name for job in jobs]
+
+
+def _page() -> Any:
+    """The browser's page without margins, which would make a PDF's figure smaller and cut it below."""
+    import kaleido
+
+    page = kaleido.PageGenerator(mathjax=False)
+    page.header = page.header.replace(
+        "<head>", "<head><style>@page { margin: 0; } body { margin: 0; }</style>"
+    )
+    return page
 
 
 def _below_toolbar(figure: go.Figure) -> dict:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -29,6 +29,11 @@ from interp.stats.changes import CONTRADICTED, OPEN, SUPPORTED
 MOST_LINES = 50
 #: Points of the smallest type, of a table's and between columns on either side.
 _SMALL, _TYPE, _GAP = 7.0, 8.0, 4.0
+#: Type and gaps of tables, the smaller ones where longest words do not fit side by side; and its points.
+_TYPES = (("footnotesize", _GAP), ("footnotesize", 2.0), ("scriptsize", 2.0))
+_POINTS = {"footnotesize": _TYPE, "scriptsize": _SMALL}
+#: Lines of a row on average, above which the smaller ones are taken as well.
+_MOST_A_ROW = 2.5
 #: Characters that are written otherwise.
 _WRITTEN = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
@@ -102,11 +107,12 @@ def booktabs(frame: pd.DataFrame, caption: str, label: str, look: Look = Look())
     column, page = _points(look)
     wide = len(frame) > MOST_LINES or sum(widths) + gaps > column
     room = (page if wide else column) - gaps
-    columns, lines = "l" * len(widths), len(frame)
+    columns, lines, type_, gap = "l" * len(widths), len(frame), *_TYPES[0]
     if sum(widths) > room:
-        frame, parts = _broken(frame, widths, room)
+        frame, parts, type_, gap = _smallest_needed(frame, widths, page if wide else column)
         columns = "".join(rf">{{\raggedright\arraybackslash}}p{{{part:.1f}pt}}" for part in parts)
-        lines = sum(_lines(row, parts) for row in frame.to_numpy())
+        scale = _POINTS[type_] / _TYPE
+        lines = sum(_lines(row, [part / scale for part in parts]) for row in frame.to_numpy())
     long = lines > MOST_LINES
     kind = "longtable" if long else _over_page(look) if wide else "table"
     text = (
@@ -125,8 +131,8 @@ def booktabs(frame: pd.DataFrame, caption: str, label: str, look: Look = Look())
     )
     apart = "" if columns.startswith("l") else "\\setlength{\\extrarowheight}{1.5pt}\n"
     if long:
-        return f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{{_GAP:g}pt}}\n{apart}{text}}}\n"
-    return _styled(text).replace(r"\begin{tabular}", rf"{apart}\begin{{tabular}}", 1)
+        return f"{{\\{type_}\\setlength{{\\tabcolsep}}{{{gap:g}pt}}\n{apart}{text}}}\n"
+    return _styled(text, gap, type_).replace(r"\begin{tabular}", rf"{apart}\begin{{tabular}}", 1)
 
 
 def _points(look: Look) -> tuple[float, float]:
@@ -162,19 +168,39 @@ def _width(text: str, points: float = _TYPE) -> float:
     return points * 1.04 * (0.82 * wide + 0.36 * narrow + 0.54 * (len(text) - wide - narrow))
 
 
+def _smallest_needed(
+    frame: pd.DataFrame, widths: list[float], room: float
+) -> tuple[pd.DataFrame, list[float], str, float]:
+    """A table's cells and columns in the largest type in which its words fit and most rows have two lines.
+
+    Where no type does that, in the largest in which the words fit; else in the smallest.
+    """
+    made = []
+    for type_, gap in _TYPES:
+        scale = _POINTS[type_] / _TYPE
+        inner = (room - 2 * gap * (len(widths) - 1)) / scale
+        cells, parts = _broken(frame, widths, inner)
+        fits = sum(parts) <= inner + 0.1
+        lines = sum(_lines(row, parts) for row in cells.to_numpy()) / len(cells)
+        parts = [scale * part for part in parts]
+        made.append((not fits, fits and lines > _MOST_A_ROW, cells, parts, type_, gap))
+    return min(made[::-1] if all(one[0] for one in made) else made, key=lambda one: one[:2])[2:]
+
+
 def _broken(frame: pd.DataFrame, widths: list[float], room: float) -> tuple[pd.DataFrame, list[float]]:
     """The room divided: to each column its longest word, and of the rest what its longest cell asks for.
 
-    Estimates are held together where that fits, else their intervals.
+    Estimates are held together, or only their intervals, whichever makes fewer lines; or nothing, if it must.
     """
-    held = [frame.replace(_ESTIMATE, how, regex=True) for how in _HELD]
-    for each in (*held, frame):
+    made = []
+    for each in (*(frame.replace(_ESTIMATE, how, regex=True) for how in _HELD), frame):
         words = [max(_longest(cell) for cell in (str(name), *each[name])) for name in each]
-        if sum(words) <= room:
-            break
-    more = [width - word for width, word in zip(widths, words, strict=True)]
-    rest = max(0.0, room - sum(words)) / max(1.0, sum(more))
-    return each, [word + rest * extra for word, extra in zip(words, more, strict=True)]
+        more = [width - word for width, word in zip(widths, words, strict=True)]
+        rest = max(0.0, room - sum(words)) / max(1.0, sum(more))
+        parts = [word + rest * extra for word, extra in zip(words, more, strict=True)]
+        lines = sum(_lines(row, parts) for row in each.to_numpy())
+        made.append((sum(words) > room, each is frame, lines, each, parts))
+    return min(made, key=lambda one: one[:3])[3:]
 
 
 def _longest(cell: str) -> float:
@@ -187,9 +213,9 @@ def _lines(row: Sequence[str], parts: Sequence[float]) -> int:
     return max(math.ceil(_width(cell) / part) for cell, part in zip(row, parts, strict=True))
 
 
-def _styled(text: str, gap: float = _GAP) -> str:
+def _styled(text: str, gap: float = _GAP, type_: str = "footnotesize") -> str:
     """A float's type and distances, after its `centering`."""
-    look = f"\\centering\n\\footnotesize\n\\setlength{{\\tabcolsep}}{{{gap:.3g}pt}}"
+    look = f"\\centering\n\\{type_}\n\\setlength{{\\tabcolsep}}{{{gap:.3g}pt}}"
     look += "\n\\setlength{\\belowcaptionskip}{6pt}"
     return text.replace(r"\centering", look, 1)
 
@@ -232,7 +258,8 @@ def masking_table(frame: pd.DataFrame, look: Look = Look()) -> str:
         caption=caption,
         label="tab:masking",
     )
-    needed = 90 + (table.shape[1] - 1) * _width("[−.00, 1.00]", _SMALL)
+    widest = _interval_width("".join(each[1:]).strip() for column in parts for each in parts[column])
+    needed = 90 + (table.shape[1] - 1) * widest
     text = _styled(text, min(_GAP, max(1.0, (_points(look)[1] - needed) / (2 * table.shape[1]))))
     text = re.sub(r"(scriptsize .*) \\\\$", r"\1 \\\\[2pt]", text, flags=re.MULTILINE)
     if levels < len(table):
@@ -242,8 +269,9 @@ def masking_table(frame: pd.DataFrame, look: Look = Look()) -> str:
     return text
 
 
-#: Points of a checkpoint's column of the claims' table, with its gaps.
-_STEP = 2 * _GAP + _width("[−.00, 1.00]", _SMALL)
+def _interval_width(texts: Iterable[str]) -> float:
+    """Points of the widest interval, as it is written below its value."""
+    return max((_width(text, _SMALL) for text in texts), default=0.0)
 
 
 def _interval(text: str) -> str:
@@ -271,7 +299,10 @@ def claims_table(frame: pd.DataFrame, look: Look = Look()) -> str:
     lines = claims.lines(frame)
     if not lines:
         raise ValueError("the table has no change of claims (a) to (c).")
-    steps, every = _fitting(frame, _points(look)[1])
+    rows_of = [claims.of_line(frame, line, split) for split in splits_of(frame) for line in lines]
+    cells = (cell(row, signed=True) for rows in rows_of for _, row in rows.iterrows())
+    each = 2 * _GAP + _interval_width(text.partition(" ")[2] for text in cells)
+    steps, every = _fitting(frame, _points(look)[1], each)
     rows = []
     for split in splits_of(frame):
         rows.append(rf"\multicolumn{{{len(steps) + 1}}}{{@{{}}l}}{{\emph{{{SPLITS[split]}}}}} \\*")
@@ -285,17 +316,23 @@ def claims_table(frame: pd.DataFrame, look: Look = Look()) -> str:
     if len(steps) < every:
         caption += f" {len(steps)} of {every} checkpoints."
     head = " & ".join(["step", *map(str, steps)]) + r" \\"
-    room = _points(look)[1] - len(steps) * _STEP
+    room = _points(look)[1] - len(steps) * each
     columns = (
         rf"@{{}}>{{\raggedright\arraybackslash}}p{{{min(_READING[1], room):.0f}pt}}{'c' * len(steps)}@{{}}"
     )
     return _float(rows, head, columns, caption, "tab:claims", look)
 
 
-def _fitting(frame: pd.DataFrame, page: float) -> tuple[list[int], int]:
-    """The checkpoints that fit beside one another, evenly spaced to the last, and how many there are."""
+def _fitting(frame: pd.DataFrame, page: float, each: float) -> tuple[list[int], int]:
+    """The checkpoints that fit beside one another, evenly spaced to the last, and how many there are.
+
+    Args:
+        frame: table `claims`.
+        page: its width in points.
+        each: width of a checkpoint's column with its gaps.
+    """
     steps = sorted({int(step) for step in frame.loc[frame["claim"] != "d", "step"]})
-    count = max(1, min(len(steps), int((page - _READING[0]) // _STEP)))
+    count = max(1, min(len(steps), int((page - _READING[0]) // each)))
     if count == 1:
         return steps[-1:], len(steps)
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)], len(steps)

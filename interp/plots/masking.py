@@ -176,10 +176,8 @@ def _dose_caption(frame: pd.DataFrame) -> Caption:
         }
         verdicts = {split: words[side(row)] for split, row in slopes.items() if row is not None}
         message += [sentence(f"{name} {clause(verdicts)}")] if verdicts else []
-    drawn = (
-        "Accuracy of both modes against k, the share of examples whose action is unsupervised. "
-        "Hollow: random masks."
-    )
+    drawn = "Accuracy of both modes against k, the share of examples whose action is unsupervised."
+    drawn += " Hollow: random masks." * any(each.kind.startswith("random") for each in compared(frame))
     return Caption(
         " ".join(message),
         drawn,
@@ -295,6 +293,7 @@ def table(frame: pd.DataFrame) -> go.Figure:
     shown = paper_table(frame)
     if current().narrow:
         shown = shown.drop(columns=("", "seeds")).map(lambda cell: cell.partition(" ")[0])
+        shown = shown.rename(columns={"in-domain": "in", "out-of-domain": "out"}, level=1)
     heads = [" ".join(filter(None, column)).replace("-", " ") for column in shown.columns]
     columns = {"condition": list(shown.index)} | {
         head: list(shown[column].str.replace(" [", "<br>[", regex=False))
@@ -358,7 +357,7 @@ def selection(frame: pd.DataFrame) -> go.Figure:
     fig = facets(1, ROW * len(order), 20, [SPLITS[split]])
     draw_estimates(fig, frame, looks, by="chosen", panels=[dict(split=split)], along="share", order=order)
     fit_estimates(fig, frame)
-    fig.update_xaxes(title=f"{STYLE[metric][0]} right, − k = 0")
+    fig.update_xaxes(title=f"{STYLE[metric][0]} right: difference to k = 0")
     return note_n(fig, f"{games(frame[frame['share'] > 0])}; {K_TITLE}")
 
 
@@ -401,7 +400,7 @@ def mechanism(frame: pd.DataFrame) -> go.Figure:
                 fig.add_shape(type="rect", row=1, col=col, **ends, **shade)
     fit_estimates(fig, rows, (-reach, reach))
     fig.update_xaxes(title="difference (all readings are shares)")
-    return note_n(fig.update_layout(margin_l=208), games(rows))
+    return note_n(fig, games(rows))
 
 
 def _differences(frame: pd.DataFrame, condition: Condition) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from interp.plots.caption import Caption, change, last_side, numbers, only, size, together
 from interp.plots.registry import figure
-from interp.plots.theme import draw_trace, facets, fit_values, note_n, sizes, step_axis, zero_line
+from interp.plots.theme import HELD, draw_trace, facets, fit_values, note_n, sizes, step_axis, zero_line
 from interp.results.names import GREY, STYLE
 from interp.results.queries import need, pick, splits_of, steps_of
 
@@ -64,11 +64,11 @@ def overview(frame: pd.DataFrame, reliance: pd.DataFrame | None = None) -> go.Fi
         fig.update_yaxes(title=axis, row=1, col=col)
         shown = only(table, metric=metrics)
         fit_values(fig, shown.assign(metric="any"), ["any"], row=1, col=col)
-        text = sizes(shown, "pairs" if table is reliance else "decisions")
+        text = sizes(shown, *(("pairs", "clusters") if table is reliance else ("decisions",)))
         notes[text] = notes.get(text, "") + letter
     zero_line(fig, row=1)
     _explain(fig, reliance is not None, len(splits_of(frame)) > 1)
-    return note_n(fig, "; ".join(f"{', '.join(letters)}: {text}" for text, letters in notes.items()))
+    return note_n(fig, "; ".join(f"{HELD.join(letters)}: {text}" for text, letters in notes.items()))
 
 
 def _draw(fig: go.Figure, table: pd.DataFrame, metric: str, steps: list[int], col: int) -> None:

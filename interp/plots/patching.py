@@ -31,9 +31,10 @@ from interp.plots.theme import (
     whisker,
     zero_line,
 )
-from interp.results.estimates import ends, estimate, side
+from interp.results.estimates import ends, estimate, side, span
 from interp.results.names import DIRECTIONS, PURPLE, SPAN_COLOURS, SPANS, VERMILION
 from interp.results.queries import need, pick, steps_of, with_places
+from interp.results.wording import listed
 
 #: Where all positions are patched together, in reading order: name, colour, dash, marker.
 PLACES = {
@@ -210,6 +211,13 @@ def patching(frame: pd.DataFrame, site: str = "resid_pre") -> go.Figure:
     """
     rows = _drawn(frame, site)
     rows = rows[rows["at"] != "prompt"]
+    known = rows.dropna(subset="value")
+    if len(known) and _beyond(known).empty:
+        spans = listed(sorted({PLACES[at][0] for at in known["at"] if at in PLACES}))
+        raise ValueError(
+            f"none of {len(known)} effects of patching the {spans} is above {NOTHING:g} for sure, at any of "
+            f"{known['step'].nunique()} checkpoints (n = {span(known['n'])} pairs)."
+        )
     means = need(rows).groupby(["at", "layer"])["value"].mean().fillna(0)
     best = {at: int(means[at].idxmax()) for at in PLACES if at in means}
     rows = rows[rows["layer"] == rows["at"].map(best)]

@@ -3,11 +3,13 @@ r"""Figures as pgfplots source, for those who edit in LaTeX: lines with their ba
 >>> save({"behaviour": figure}, "paper/figures", Look("icml", columns=1))  # then \input{behaviour.pgf}
 
 The document loads `pgfplots` with its library `groupplots`. A source has the figure's own numbers, axes,
-colours and markers, and the document's fonts. Heatmaps, bars and tables have none: their PDF is as good.
+colours and markers, and the document's fonts. Heatmaps, bars, tables and rows of estimates have none: their
+PDF is as good.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +36,8 @@ _MARKS = {
     "star": "star",
     "line-ew": "-",
 }
+#: Panels below each other in a column, above which they stand in two.
+_TALL = 4
 _DASHES = {"dash": "dashed", "dot": "dotted", "dashdot": "dashdotted"}
 
 
@@ -66,17 +70,21 @@ def source(figure: go.Figure, look: Look) -> str:
     panels: dict[str, list[go.Scatter]] = {}
     for trace in figure.data:
         panels.setdefault(f"{trace.xaxis or 'x'} {trace.yaxis or 'y'}", []).append(trace)
-    across = 1 if look.narrow else min(2, len(panels))
+    across = 1 if look.narrow and len(panels) <= _TALL else min(2, len(panels))
     width, height = look.inches / across - 0.65, 1.05 if look.narrow else 1.4
+    columns = 1 if look.narrow else 2
+    titled = any(figure.layout[f"xaxis{axes.split()[0][1:]}"].title.text for axes in list(panels)[:-across])
+    apart = 0.55 + 0.22 * titled + 0.13 * math.ceil(_most_named(list(panels.values())) / columns)
     colours = sorted({_colour(trace) for trace in figure.data})
     body = [f"\\definecolor{{c{colour}}}{{HTML}}{{{colour}}}%" for colour in colours]
     body += [
         "\\begin{tikzpicture}[font=\\footnotesize]\\begin{groupplot}[",
         f"  group style={{group size={across} by {-(-len(panels) // across)},",
-        f"    horizontal sep=0.6in, vertical sep={0.85 if look.narrow else 0.6}in}},",
+        f"    horizontal sep=0.6in, vertical sep={apart:.2f}in}},",
         f"  scale only axis, width={width:.3f}in, height={height:.2f}in, grid=major,",
         "  grid style={black!10}, every axis plot/.append style={mark size=1.2pt, line width=0.8pt},",
-        f"  legend columns={1 if look.narrow else 2},",
+        f"  unbounded coords=jump, xlabel style={{text width={width + 0.55:.2f}in, align=center}},",
+        f"  legend columns={columns},",
         "  legend style={draw=none, fill=none, at={(0,1.22)}, anchor=south west, font=\\scriptsize},",
         "  legend cell align=left, title style={at={(0,1)}, anchor=south west}]",
     ]
@@ -86,16 +94,31 @@ def source(figure: go.Figure, look: Look) -> str:
         body += _panel(figure, axes.split(), traces, names.get(axes.replace(" ", ""), ""), legends)
     note = "; ".join(str(note.text) for note in figure.layout.annotations if note.name == "n")
     under = "\\end{groupplot}" + (
-        "\\node[anchor=north west, font=\\scriptsize, yshift=-2pt] at (current bounding box.south west) "
-        f"{{{_text(note)}}};"
+        "\\node[anchor=north west, font=\\scriptsize, yshift=-2pt, align=left, "
+        f"text width={look.inches - 0.1:.2f}in] at (current bounding box.south west) {{{_text(note)}}};"
         if note
         else ""
     )
     return "\n".join([*body, under, "\\end{tikzpicture}%", ""])
 
 
+def _most_named(panels: Sequence[Sequence[go.Scatter]]) -> int:
+    """How many series the longest legend has that stands above a panel other than the first."""
+    named: set[str] = set()
+    counts = []
+    for traces in panels:
+        new = {trace.name for trace in traces if trace.showlegend is not False and trace.name} - named
+        counts.append(len(new))
+        named |= new
+    return max(counts[1:], default=0)
+
+
 def _is_lines(figure: go.Figure) -> bool:
-    return bool(figure.data) and all(isinstance(trace, go.Scatter) for trace in figure.data)
+    """Whether all is lines or points whose values and whiskers go upwards, on plain axes."""
+    upwards = all(isinstance(trace, go.Scatter) and trace.error_x.array is None for trace in figure.data)
+    named = any(axis.ticktext is not None for axis in figure.select_yaxes())
+    scaled = any(axis.type == "log" for axis in (*figure.select_xaxes(), *figure.select_yaxes()))
+    return bool(figure.data) and upwards and not named and not scaled
 
 
 def _panel(
@@ -136,11 +159,11 @@ def _line(trace: go.Scatter, x: np.ndarray, y: np.ndarray) -> str:
     if not known.any():  # it stands in the legend alone
         return f"\\addlegendimage{{{', '.join(look)}}}"
     if error.array is None:
-        points = " ".join(f"({a:.6g},{b:.6g})" for a, b in zip(x[known], y[known], strict=True))
+        points = " ".join(f"({a:.6g},{b:.6g})" for a, b in zip(x, y, strict=True))  # nan: a break
         return f"\\addplot[{', '.join(look)}] coordinates {{{points}}};"
     above, below = np.nan_to_num(_column(error.array)), np.nan_to_num(_column(error.arrayminus))
     look.append("error bars/.cd, y dir=both, y explicit")
-    numbers = np.stack([x, y, above, below], axis=1)[known]
+    numbers = np.stack([x, y, above, below], axis=1)
     points = " ".join(f"({a:.6g},{b:.6g}) += (0,{c:.6g}) -= (0,{d:.6g})" for a, b, c, d in numbers)
     return f"\\addplot[{', '.join(look)}] coordinates {{{points}}};"
 

@@ -71,7 +71,7 @@ def figure(
     instead: str = "",
     latex: Callable[[pd.DataFrame, Look], str] | None = None,
     unit: str = "decisions",
-    clusters: str = "games",
+    clusters: str = "episodes",
     beside: tuple[str, ...] = (),
 ) -> Callable:
     """Register the function that follows as a figure; its name is the function's unless given.

@@ -145,13 +145,17 @@ def draw_estimates(
         )
 
 
-def fit_estimates(fig: go.Figure, rows: pd.DataFrame, least: Iterable[float] = (), **where: object) -> None:
-    """Range of value axes: all values and intervals of the rows, 0 with a line, and `least`."""
-    drawn = [*rows[["value", "low", "high"]].to_numpy(dtype=float).ravel(), 0.0, *least]
+def fit_estimates(
+    fig: go.Figure, rows: pd.DataFrame, least: Iterable[float] | None = (), **where: object
+) -> None:
+    """Range of value axes: all values and intervals of the rows; 0 with a line and `least`, but for None."""
+    drawn = [*rows[["value", "low", "high"]].to_numpy(dtype=float).ravel()]
+    if least is not None:
+        drawn += [0.0, *least]
+        fig.update_xaxes(zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2, **where)
     low, high = np.nanmin(drawn), np.nanmax(drawn)
     margin = 0.05 * max(high - low, 0.02)
-    line = dict(zeroline=True, zerolinecolor="#555555", zerolinewidth=1.2)
-    fig.update_xaxes(range=[low - margin, high + margin], **line, **where)
+    fig.update_xaxes(range=[low - margin, high + margin], **where)
 
 
 def at_ends(frame: pd.DataFrame) -> list[int]:

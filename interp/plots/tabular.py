@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from textwrap import wrap
 
 import plotly.graph_objects as go
 
 from interp.plots.look import SMALL, current
+from interp.plots.wide import text_width, wrapped
 
-_LINE, _PAD, _MARGIN, _CHARACTER = 18, 16, 4, 7.2  # units
+_LINE, _PAD, _MARGIN = 18, 18, 4  # units
 
 
 def draw_table(
@@ -25,19 +26,14 @@ def draw_table(
 
     Args:
         columns: cells of each column by its heading.
-        widths: of the columns, in relation to each other.
+        widths: of the columns, in relation to each other; each is at least as wide as its longest word.
         align: of each column; the last one holds for the rest.
         fills: of each row; the last one holds for the rest.
     """
-    room = current().width - 2 * _MARGIN
-    wide = [room * width / sum(widths) - _PAD for width in widths]
+    wide = _divided(columns, widths, current().width - 2 * _MARGIN)
 
     def lines(cells: Sequence[str]) -> int:
-        return max(
-            len(wrap(cell.replace("<br>", "\n"), max(1, int(width / _CHARACTER)), break_long_words=False))
-            + cell.count("<br>")
-            for cell, width in zip(cells, wide, strict=True)
-        )
+        return max(len(wrapped(cell, width - _PAD)) for cell, width in zip(cells, wide, strict=True))
 
     rows = list(zip(*columns.values(), strict=True))
     counts = [lines(cells) for cells in (list(columns), *rows)]
@@ -47,6 +43,18 @@ def draw_table(
     shades = [*fills, *[fills[-1]] * count][:count]
     header = dict(values=list(columns), fill_color="#EEEEEE", height=heights[0]) | look
     cells = dict(values=list(columns.values()), fill_color=[shades], height=_LINE + 8) | look
-    fig = go.Figure(go.Table(columnwidth=list(widths), header=header, cells=cells))
+    fig = go.Figure(go.Table(columnwidth=wide, header=header, cells=cells))
     margin = dict(l=_MARGIN, r=_MARGIN, t=_MARGIN, b=_MARGIN)
     return fig.update_layout(height=sum(heights) + 2 * _MARGIN, margin=margin)
+
+
+def _divided(columns: Mapping[str, Sequence[str]], widths: Sequence[float], room: float) -> list[float]:
+    """Units of each column: its longest word, and a share of the rest by which it comes nearer its width."""
+    least = [
+        max(text_width(word) for cell in (head, *cells) for word in re.split(r" |<br>", cell)) + _PAD
+        for head, cells in columns.items()
+    ]
+    wanted = [room * width / sum(widths) for width in widths]
+    more = [max(0.0, want - word) for want, word in zip(wanted, least, strict=True)]
+    rest = max(0.0, room - sum(least)) / max(1.0, sum(more))
+    return [word + rest * extra for word, extra in zip(least, more, strict=True)]

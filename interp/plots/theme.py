@@ -31,6 +31,8 @@ STEP_TITLE = "training step (0 = base model)"
 DIVERGING = [(0.0, VERMILION), (0.5, "#F7F7F7"), (1.0, BLUE)]
 SEQUENTIAL = [(0.0, "#F7FBFF"), (0.5, "#6BAED6"), (1.0, "#08306B")]
 INTERVAL = "95 % interval"
+#: Between letters of panels, which stay in one line.
+HELD = ",\N{NO-BREAK SPACE}"
 
 
 HOVER = (
@@ -113,8 +115,11 @@ def facets(
 
 
 def _height(height: int) -> int:
-    """A panel's height in the look that is drawn in: narrow panels are lower."""
-    return max(96, round(0.65 * height)) if current().narrow else height
+    """A panel's height in the look that is drawn in: narrow panels are lower.
+
+    A browser takes from the margins of a panel that is lower than 64, and with them the line that says n.
+    """
+    return max(96, round(0.65 * height) if current().narrow else height)
 
 
 def _grid(
@@ -151,8 +156,8 @@ def note_n(fig: go.Figure, text: str) -> go.Figure:
     return fig.add_annotation(text=lines, name="n", showarrow=False, font=dict(size=SMALL, color="#555555"))
 
 
-def sizes(rows: pd.DataFrame, unit: str = "decisions", clusters: str = "games") -> str:
-    """How many decisions of how many games some rows rest on: `n = 400 decisions of 57 games`."""
+def sizes(rows: pd.DataFrame, unit: str = "decisions", clusters: str = "episodes") -> str:
+    """How many decisions of how many episodes some rows rest on: `n = 400 decisions of 57 episodes`."""
     known = rows.dropna(subset="n")
     if known.empty:
         return ""

@@ -8,6 +8,7 @@ Blue is the prompt's side, vermilion the trace's side, as in `interp.plots.behav
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -64,11 +65,10 @@ LOOKS = {
 }
 #: Inserted traces that argue for another action, so that the agent may follow them.
 ARGUING = ("other_state", "resampled", "mistake")
-_MASSES = {
-    "mass_own": ("own action, after", BLUE, "solid", "square"),
-    "mass_argued": ("argued action, after", VERMILION, "solid", "circle"),
-}
+_MASSES = ("mass_own", "mass_argued")
 _FOLLOWS = ("follow_likely", "follow_unlikely")
+#: Decisions below which a share is left to the table: its interval says nothing, and hides the others.
+FEWEST = 5
 
 
 #: What the last intervals say of another state's trace, and of a removed against a wrong one.
@@ -117,7 +117,7 @@ def _conflict_caption(frame: pd.DataFrame) -> Caption:
     table = numbers(shown).rename(columns={"inserted_trace": "inserted trace"})
     return Caption(
         together(message, _unparsed(frame)),
-        "With another trace inserted.",
+        "Top: traces for another action; bottom: the own one, changed.",
         size(only(frame, metric=("keep", "follow"))),
         table,
     )
@@ -136,8 +136,8 @@ def _shift_caption(frame: pd.DataFrame) -> Caption:
             tops[split] = f"{INSERTED_TRACES[kind]} ({estimate(top)})"
     message = f"The last action's distribution moves most after: {clause(tops)}." if tops else ""
     drawn = (
-        "Top: total variation distance after an inserted trace. Bottom: probability of both actions after "
-        "another state's."
+        "Total variation distance to the distribution after the own trace. Top: traces for another action; "
+        "bottom: the own one, changed."
     )
     moved = only(
         pick(frame, inserted_trace="other_state"),
@@ -244,35 +244,34 @@ def conflict(frame: pd.DataFrame) -> go.Figure:
     rows = {title: of for title, of in rows.items() if set(of[1]) & set(kinds)}
     if not rows:
         raise ValueError("the table has no rows of another trace than the own one.")
-    fig = panels(frame, dict.fromkeys(rows, 160))
-    drawn = []
-    for row, (metric, shown) in enumerate(rows.values(), start=1):
-        looks = {kind: LOOKS[kind] for kind in kinds if kind in shown}
-        drawn.append(only(pick(frame, metric=metric), inserted_trace=looks))
-        places: dict[str, Any] = dict(
-            by="inserted_trace", panels=by_split(frame), row=row, order=steps_of(frame)
-        )
-        draw_series(fig, drawn[-1], looks, **places)
+    fig = _by_kind(frame, rows)
     if (worst := splice_fails(frame)) is not None:
         text = f"SELF-SPLICE CHECK FAILED: keep falls to {worst:.3f}"
         corner(fig, text, 1, 1, font=dict(color=VERMILION))
-    fig.update_yaxes(range=[-0.05, 1.07])
-    return note_n(fig, sizes(pd.concat(drawn)))
+    return fig
 
 
 @_figure("How far another trace moves the action", table="conflict", caption=_shift_caption)
 def conflict_shift(frame: pd.DataFrame) -> go.Figure:
-    """How far inserted traces move the action's distribution, and what mass another state's moves."""
-    shift = need(frame, metric="shift")
-    masses = only(pick(frame, inserted_trace="other_state"), metric=_MASSES)
-    fig = panels(frame, {"distance": 190} | ({"probability": 130} if len(masses) else {}))
-    kinds = {kind: look for kind, look in LOOKS.items() if (shift["inserted_trace"] == kind).any()}
-    places: dict[str, Any] = dict(panels=by_split(frame), order=steps_of(frame))
-    draw_series(fig, shift, kinds, by="inserted_trace", thin=set(kinds) - {*ARGUING}, **places)
-    if len(masses):
-        draw_series(fig, masses, _MASSES, by="metric", row=2, **places)
-    fig.update_yaxes(range=[-0.04, 1.05])
-    return note_n(fig, sizes(shift))
+    """How far traces that argue for another action move the action's distribution, above changed ones."""
+    kinds = need(frame, metric="shift")["inserted_trace"]
+    rows = {"distance": ("shift", ARGUING), "distance, own trace": ("shift", set(LOOKS) - {*ARGUING})}
+    return _by_kind(frame, {title: of for title, of in rows.items() if kinds.isin(of[1]).any()})
+
+
+def _by_kind(frame: pd.DataFrame, rows: Mapping[str, tuple[str, Collection[str]]]) -> go.Figure:
+    """Shares by inserted trace, a row of panels for each (axis title: metric and traces)."""
+    fig, drawn = panels(frame, dict.fromkeys(rows, 160)), []
+    for row, (metric, kinds) in enumerate(rows.values(), start=1):
+        looks = {kind: look for kind, look in LOOKS.items() if kind in kinds}
+        of = only(pick(frame, metric=metric), inserted_trace=looks)
+        drawn.append(of.mask(of["n"] < FEWEST, of.assign(value=np.nan, low=np.nan, high=np.nan)))
+        places: dict[str, Any] = dict(panels=by_split(frame), row=row, order=steps_of(frame))
+        draw_series(fig, drawn[-1], looks, by="inserted_trace", **places)
+    fig.update_yaxes(range=[-0.05, 1.07])
+    every = pd.concat(drawn)
+    shown = every.dropna(subset="value")
+    return note_n(fig, sizes(shown) + "; fewer: table only" * (len(shown) < len(every)))
 
 
 @_figure("A trace removed against a wrong one", table="conflict", caption=_removal_caption)
@@ -337,7 +336,7 @@ def shares(frame: pd.DataFrame, version: str = "sink_free") -> go.Figure:
     fig.update_xaxes(type="log", range=reach, tickvals=ticks, tickformat=".4~g")
     fig.update_xaxes(title="share / token share (1 = uniform)", row=len(kinds))
     fig.add_vline(x=1, row="all", col="all", **GREY_LINE)
-    return note_n(fig.update_layout(margin_l=128), sizes(rows))
+    return note_n(fig, sizes(rows))
 
 
 @_figure("Steering along the probe's direction", table="steering", caption=_steering_caption)

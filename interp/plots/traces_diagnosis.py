@@ -33,13 +33,24 @@ _LEAKS = {
 }
 
 
+#: Leaks that are never more than this share are told in the caption.
+LITTLE = 0.05
+
+
+def _leaking(frame: pd.DataFrame) -> pd.DataFrame:
+    """The shares of traces that leak."""
+    return frame[(frame["traces"] + " " + frame["metric"]).isin(_LEAKS)]
+
+
 def _caption(frame: pd.DataFrame) -> Caption:
     own = pick(frame, traces="own")
     message = change("The share of post-hoc actions", own, metric="post_hoc")
-    drawn = (
-        "Top: what the CoT action rests on, where a conflicting trace was put in. Bottom: traces that give "
-        "the action away."
-    )
+    drawn = "What the CoT action rests on, where a conflicting trace was put in."
+    most = _leaking(frame)["value"].max()
+    if most < LITTLE:
+        drawn += f" Traces that give the action away before its tag: at most {100 * most:.1f} %."
+    elif most >= LITTLE:
+        drawn += " Bottom: traces that give the action away."
     shares = only(own, metric=DIAGNOSES)
     return Caption(message, drawn, size(shares if len(shares) else frame), numbers(frame))
 
@@ -51,11 +62,13 @@ def _caption(frame: pd.DataFrame) -> Caption:
     caption=_caption,
 )
 def diagnosis(frame: pd.DataFrame) -> go.Figure:
-    """Shares of each diagnosis over checkpoints, above the shares of traces that leak."""
+    """Shares of each diagnosis over checkpoints, above the shares of traces that leak, where some do."""
     need(frame, metric="spells_action")
     frame = frame.assign(series=frame["traces"] + " " + frame["metric"])
     rows = {"share of decisions": _RESTS, "share of traces": _LEAKS}
     rows = {title: looks for title, looks in rows.items() if frame["series"].isin(looks).any()}
+    if len(rows) > 1 and _leaking(frame)["value"].max() < LITTLE:
+        del rows["share of traces"]
     fig = panels(frame, dict.fromkeys(rows, 160))
     thin = [key for key in _LEAKS if key.startswith("expert")]
     for row, looks in enumerate(rows.values(), start=1):
@@ -63,4 +76,4 @@ def diagnosis(frame: pd.DataFrame) -> go.Figure:
         places: dict[str, Any] = dict(panels=by_split(frame), order=steps_of(frame), row=row)
         draw_series(fig, drawn, looks, by="series", thin=thin, **places)
     fig.update_yaxes(range=[-0.04, 1.05])
-    return note_n(fig, sizes(only(frame, series=[*_RESTS, *_LEAKS])))
+    return note_n(fig, sizes(only(frame, series=[key for looks in rows.values() for key in looks])))

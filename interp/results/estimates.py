@@ -50,7 +50,7 @@ def span(values: pd.Series) -> str:
     low, high = values.min(), values.max()
     if pd.isna(low):
         return "?"
-    return f"{int(low)}" if low == high else f"{int(low)} to {int(high)}"
+    return f"{int(low):,}" if low == high else f"{int(low):,} to {int(high):,}"
 
 
 class Ends(NamedTuple):

@@ -512,6 +512,17 @@ def told(name: str, frame: pd.DataFrame, **where) -> dict:
     return rows.iloc[0].to_dict()
 
 
+def test_whiskers_of_stacked_revisions_are_of_helpful_ones_and_of_all():
+    frame = behaviour_table()
+    for split, axis in (("in_domain", "y"), ("out_of_domain", "y2")):
+        for metric, name in (("revision_helpful", "helpful (wrong to right)"), ("revision", "all")):
+            drawn = [each for each in plots.revision(frame).data if each.name == f"{name}, 95 % interval"]
+            (whiskers,) = [each for each in drawn if (each.yaxis or "y") == axis]
+            rows = frame.query("split == @split and metric == @metric").sort_values("step")
+            np.testing.assert_allclose(whiskers.y, rows["value"])
+            np.testing.assert_allclose(whiskers.y + whiskers.error_y.array, rows["high"])
+
+
 @pytest.mark.parametrize("figure", OVER_STEPS, ids=[figure.name for figure in OVER_STEPS])
 def test_intervals_drawn_and_axes_titled(figure):
     drawn = figure.draw(TABLES[figure.table](), PROVENANCE)
@@ -519,6 +530,7 @@ def test_intervals_drawn_and_axes_titled(figure):
     lines = {t.name for t in shown if t.type in ("scatter", "bar") and t.name and t.hoverinfo != "skip"}
     lines = {name for name in lines if not name.endswith("interval covers 0")}
     lines -= {"supported", "contradicted", "open", "out of steps", "unparsed action"}  # marks and remainders
+    lines -= {"harmful (right to wrong)", "neutral"}  # of parts of a whole, the lowest and all have whiskers
     assert lines or any(t.type == "heatmap" for t in drawn.data)
     for name in lines:
         assert _has_interval(drawn, name), f"no interval for {name}"
@@ -601,7 +613,8 @@ def test_the_claims_figure_has_a_mark_for_every_verdict_and_the_margin():
     assert {shape.y0 for shape in drawn.layout.shapes} >= {-0.05, 0.05}
     notes = [note.text for note in drawn.layout.annotations if note.name == "n"]
     assert notes == [
-        "n = 40 decisions of 57 games by forced choice; below n = 18 to 412 decisions, pairs or games"
+        "a,\N{NO-BREAK SPACE}b: n = 40 decisions of 57 episodes by forced choice; "
+        "c,\N{NO-BREAK SPACE}d: n = 18 to 412 decisions, pairs or games"
     ]
     unread = frame.assign(value=np.nan, low=np.nan, high=np.nan)
     with pytest.raises(ValueError, match="Figure claims: the table has no change of claims"):
@@ -756,6 +769,19 @@ def test_conflict_draws_what_is_followed_above_what_is_kept_and_says_what_does_n
     )
 
 
+def test_a_share_of_fewer_than_five_decisions_is_left_to_the_table():
+    frame = conflict_table()
+    few = frame["inserted_trace"].eq("other_state") & frame["metric"].eq("follow") & frame["step"].eq(100)
+    drawn = plots_traces.conflict(frame.assign(n=frame["n"].mask(few, 4)))
+    (line,) = [each for each in drawn.data if each.name == "other state's trace" and each.showlegend]
+    assert (
+        np.isnan(line.y[list(STEPS).index(100)])
+        and np.isfinite(np.delete(line.y, list(STEPS).index(100))).all()
+    )
+    (note,) = [note.text for note in drawn.layout.annotations if note.name == "n"]
+    assert note.endswith("; fewer: table only") and "n = 4 " not in note
+
+
 def test_failed_self_splice_check_is_said():
     frame = conflict_table()
     where = (frame["inserted_trace"] == "self_splice") & (frame["metric"] == "keep") & (frame["step"] == 100)
@@ -811,8 +837,8 @@ def test_each_inserted_traces_shift_and_the_likelier_half_are_told():
         place: {t.name for t in drawn.data if t.showlegend and t.legend == place}
         for place in ("legend", "legend2")
     }
-    assert shown["legend"] == {"other state's trace", "truncated", "shuffled words", "filler", "empty"}
-    assert shown["legend2"] == {"own action, after", "argued action, after"}
+    assert shown["legend"] == {"other state's trace"}
+    assert shown["legend2"] == {"truncated", "shuffled words", "filler", "empty"}
     for inserted_trace, metric in (("filler", "shift"), ("other_state", "follow_likely")):
         row = told(
             "conflict_shift",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import struct
@@ -103,6 +104,14 @@ def test_files_are_as_large_as_in_print_and_fonts_are_in_them(tmp_path):
     page = pypdf.PdfReader(tmp_path / "parse.pdf").pages[0]
     assert float(page.mediabox.width) == pytest.approx(3.25 * 72, abs=0.5)
     assert float(page.mediabox.height) == pytest.approx(figure.layout.height / 2, abs=0.5)
+    type_: list[float] = []
+
+    def read(text: str, cm: list[float], tm: list[float], _: object, size: float) -> None:
+        if text.strip():
+            type_.append(size * math.hypot(*tm[:2]) * math.hypot(*cm[:2]))
+
+    page.extract_text(visitor_text=read)
+    assert min(type_) == pytest.approx(7, abs=0.02), "nothing is made smaller, or larger"
     for font in page["/Resources"]["/Font"].values():
         inner = font.get_object()["/DescendantFonts"][0].get_object()["/FontDescriptor"].get_object()
         assert {"/FontFile2", "/FontFile3"} & set(inner)
@@ -137,6 +146,15 @@ def test_the_data_of_bars_and_of_heatmaps():
     assert len(cells[cells["low"].notna()]) >= drawn > 0
 
 
+def test_panels_with_axes_of_their_own_are_named_by_them():
+    figure = interp.figures.overview(behaviour_table(), reliance=TABLES["reliance"]())
+    assert data_of.rows(figure)["panel"].unique().tolist() == [
+        "Both actions: accuracy",
+        "What the trace adds: CoT − prompt",
+        "What moves the action: effect (nats)",
+    ]
+
+
 def test_figures_are_functions_of_tables_and_runs(tmp_path):
     run = write_table(tmp_path / "tables", "behaviour", behaviour_table(), PROVENANCE).parent.parent
     figure = interp.figures.behaviour(run, venue="acl", columns=1, font="serif", titles=True)
@@ -169,7 +187,7 @@ def test_a_look_holds_while_a_figure_is_drawn_and_stacks_its_splits():
     letters = [note.text for note in narrow.layout.annotations if note.name == "letter"]
     assert letters == [f"<b>{letter}</b>" for letter in "abcd"]
     assert [note.text for note in wide.layout.annotations if note.name == "n"] == [
-        "n = 412 decisions of 57 games"
+        "n = 412 decisions of 57 episodes"
     ]
 
 
@@ -178,9 +196,11 @@ def test_lines_have_a_source_for_latex_that_compiles(tmp_path, capsys):
     figures = {
         "behaviour": plots.behaviour(behaviour_table(), look=look),
         "online": plots.online(online_table()),
+        "claims": _draw(next(figure for figure in EVERY if figure.name == "claims"), look),
+        "shares": _draw(next(figure for figure in EVERY if figure.name == "shares"), look),
     }
     (written,) = pgf.save(figures, tmp_path, look)
-    assert written.name == "behaviour.pgf" and "online" in capsys.readouterr().out
+    assert written.name == "behaviour.pgf" and "online, claims, shares" in capsys.readouterr().out
     assert written.read_text().count("\\nextgroupplot") == 4
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is missing (Debian: texlive-pictures)")

@@ -527,9 +527,14 @@ def test_tables_of_several_studies_are_told_apart():
         (dict(seed=1), "the seed is 0 in behaviour and 1 in probes"),
         (dict(dtype="torch.bfloat16"), "the dtype is"),
         (dict(weights={"0": "w", "20": "other"}), "the weights of checkpoint 20 is"),
-        (dict(weights={"20": "v"}), "the list of checkpoints is"),
+        (
+            dict(weights={"20": "v", "40": "v"}),
+            "the list of checkpoints is 0, 20 in behaviour and 20, 40 in probes",
+        ),
         (dict(identity={"0": dict(config="y")}), "the config.json of checkpoint 0 is"),
         (dict(corpus="d"), "the corpus is"),
     ):
         found = mixed(same | dict(probes=made | change))
         assert len(found) == 1 and said in found[0] and "not of one study" in found[0]
+    fewer = mixed(same | dict(probes=made | dict(weights={"20": "v"})))
+    assert fewer == ["Not every table has all 2 checkpoints: probes only 20."]
