@@ -73,26 +73,23 @@ def test_no_type_is_below_seven_points_and_every_figure_is_as_wide_as_its_column
     assert not small
 
 
-def test_labels_keep_apart_and_stand_on_the_page(printed):
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_labels_keep_apart_and_stand_on_the_page(printed, browser):
     out, figures = printed
     boxes = """() => [...document.querySelectorAll("text")].filter(t => t.textContent.trim()).map(t => {
         const box = t.getBoundingClientRect(), all = document.documentElement.getBoundingClientRect();
         return [t.textContent, box.left, box.top, box.right, box.bottom, all.right, all.bottom]; })"""
     wrong = []
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page()
-        for name in (name for name in figures if name.split("-")[0] in APART):
-            page.goto(f"file://{out}/{name}.svg")
-            found = page.evaluate(boxes)
-            for i, (text, left, top, right, bottom, width, height) in enumerate(found):
-                if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
-                    wrong.append((name, text, "is cut"))
-                for other, x0, y0, x1, y1, *_ in found[:i]:
-                    if min(right, x1) - max(left, x0) > 1 and min(bottom, y1) - max(top, y0) > 2:
-                        wrong.append((name, text, other))
-        browser.close()
+    page = browser.new_page()
+    for name in (name for name in figures if name.split("-")[0] in APART):
+        page.goto(f"file://{out}/{name}.svg")
+        found = page.evaluate(boxes)
+        for i, (text, left, top, right, bottom, width, height) in enumerate(found):
+            if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
+                wrong.append((name, text, "is cut"))
+            for other, x0, y0, x1, y1, *_ in found[:i]:
+                if min(right, x1) - max(left, x0) > 1 and min(bottom, y1) - max(top, y0) > 2:
+                    wrong.append((name, text, other))
+    page.close()
     assert not wrong
 
 

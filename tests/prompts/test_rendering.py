@@ -212,7 +212,7 @@ def test_a_template_with_a_clock_gives_the_same_ids_on_every_day(monkeypatch):
 
 ENDLESS = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "characters": "{% for a in x %}{% for b in x %}{% for c in x %}{% for d in x %}{% endfor %}{% endfor %}{% endfor %}{% endfor %}",
+    "characters": "".join(f"{{% for {a} in x %}}" for a in "abcdef") + "{% endfor %}" * 6,
     "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
 }
 LARGE = {
