@@ -72,13 +72,13 @@ def test_rows_of_one_length_go_on_as_an_argmax_loop(model, fmt, taken):
     assert taken == [6] * 7 and not model.unrecorded
 
 
-def test_every_mode_and_what_is_drawn_are_as_in_plain_steps(trained, trained_prompts, taken, monkeypatch):
-    prompts = trained_prompts[:12]
+def test_every_mode_and_what_is_drawn_are_as_in_plain_steps(series, trained_prompts, taken, monkeypatch):
+    model, prompts = series.load(series.steps[-1], "cpu", "float32"), trained_prompts[:12]
     settings = [dict(), dict(temperature=1.0, seed=3)]
-    recorded = [decode_modes(trained, prompts, MODES, **each) for each in settings]
-    assert taken and not trained.unrecorded
+    recorded = [decode_modes(model, prompts, MODES, **each) for each in settings]
+    assert taken and not model.unrecorded
     monkeypatch.setattr(stepping, "DEVICES", ())
-    assert recorded == [decode_modes(trained, prompts, MODES, **each) for each in settings]
+    assert recorded == [decode_modes(model, prompts, MODES, **each) for each in settings]
 
 
 def test_nothing_is_recorded_on_a_cpu_for_few_steps_or_under_hooks(llama, fmt, taken, monkeypatch):
