@@ -97,7 +97,8 @@ def run(config: Config) -> int:
     if config.dry_run:
         from .cluster import plan
 
-        print("\n".join(plan.told(plan.measure(config, first), plan.Config(config.run))))
+        measured, as_it_is = plan.measure(config, first), plan.Config(config.run)
+        print("\n".join(plan.told(measured, as_it_is, plan.simulated(measured, as_it_is))))
         return 0
     if config.spreads:
         from .cluster.driver import spread

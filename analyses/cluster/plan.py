@@ -53,7 +53,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Study:
+class Workload:
     """What was measured, and how large the study is."""
 
     analyses: list[Measured]
@@ -93,7 +93,7 @@ class Config:
     """Folder for the table `plan` (none: it is printed alone)."""
 
 
-def measure(config: All, chains: Sequence[Sequence[Command]]) -> Study:
+def measure(config: All, chains: Sequence[Sequence[Command]]) -> Workload:
     """Do all cells of the first checkpoint here, and keep how long they take; their results are kept, too."""
     from .worker import Worker
 
@@ -111,7 +111,7 @@ def measure(config: All, chains: Sequence[Sequence[Command]]) -> Study:
                 raise ValueError(f"{command[0]}: {problem.sentence}")
             seconds = sum(each.seconds for each in did) / max(1, len(did))
             found.append(Measured(command[0], number, len(cells), len(steps), round(seconds, 2)))
-    study = Study(
+    study = Workload(
         found,
         len(config.steps),
         max(len(config.prompts(split)) for split in config.parts),
@@ -132,7 +132,7 @@ def _file(run: Path) -> Path:
     return run / "partial" / "measured" / "study.json"
 
 
-def scaled(study: Study, config: Config) -> Study:
+def scaled(study: Workload, config: Config) -> Workload:
     """The study of another size: time grows with parameters, tokens and decisions."""
     parameters = config.parameters or study.parameters
     decisions = config.decisions or study.decisions
@@ -147,7 +147,7 @@ def scaled(study: Study, config: Config) -> Study:
         for each in study.analyses
     ]
     size = study.bytes * decisions / study.decisions * (parameters / study.parameters) ** WIDTH
-    return Study(analyses, checkpoints, decisions, parameters, size)
+    return Workload(analyses, checkpoints, decisions, parameters, size)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Simulated:
     """Share of the time in which the driver is busy."""
 
 
-def simulate(study: Study, workers: int, load: float, seed: int = 0) -> Simulated:
+def simulate(study: Workload, workers: int, load: float, seed: int = 0) -> Simulated:
     """A study's cells given to workers by its `Plan`, each with a random time about its own.
 
     Args:
@@ -205,7 +205,7 @@ def _cells(each: Measured) -> list[tuple[int, str]]:
     return [(step, str(split)) for step in range(each.checkpoints) for split in range(each.cells)]
 
 
-def simulated(study: Study, config: Config) -> list[Simulated]:
+def simulated(study: Workload, config: Config) -> list[Simulated]:
     """All series on each number of workers, which they share alike."""
     load = study.parameters * BYTES / (config.read * 1e9)
     found = []
@@ -216,7 +216,7 @@ def simulated(study: Study, config: Config) -> list[Simulated]:
     return found
 
 
-def sizes(study: Study, config: Config) -> list[str]:
+def sizes(study: Workload, config: Config) -> list[str]:
     """Units, hours and bytes of all series, in lines."""
     units = sum(each.checkpoints * each.cells for each in study.analyses)
     hours = sum(each.checkpoints * each.cells * each.seconds for each in study.analyses) / 3600
@@ -232,10 +232,10 @@ def sizes(study: Study, config: Config) -> list[str]:
     ]
 
 
-def told(study: Study, config: Config) -> list[str]:
-    """The plan in lines."""
+def told(study: Workload, config: Config, found: Sequence[Simulated]) -> list[str]:
+    """The plan in lines; found: what `simulated` gives of it."""
     lines = [*sizes(study, config), "workers      hours  computing  reading weights  driver busy"]
-    for each in simulated(study, config):
+    for each in found:
         lines.append(
             f"{each.workers:7,} {each.hours:10,.1f} {each.computing:9.0%} {each.loading:15.0%} "
             f"{each.driver:12.1%}"
@@ -253,11 +253,12 @@ def run(config: Config) -> None:
             "checkpoint, and keeps how long that takes."
         )
     kept = read_record(path)
-    study = Study(**{**kept, "analyses": [Measured(**each) for each in kept["analyses"]]})
+    study = Workload(**{**kept, "analyses": [Measured(**each) for each in kept["analyses"]]})
     study = scaled(study, config)
-    print("\n".join(told(study, config)))
+    found = simulated(study, config)
+    print("\n".join(told(study, config, found)))
     if config.out:
-        rows = pd.DataFrame([asdict(each) for each in simulated(study, config)])
+        rows = pd.DataFrame([asdict(each) for each in found])
         made = dict(made_by("plan", config, started), sizes=sizes(study, config))
         write_table(config.out, "plan", rows, made)
 

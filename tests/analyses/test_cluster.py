@@ -308,7 +308,7 @@ def test_a_store_gives_nothing_outside_of_stages_and_tables(tmp_path):
 
 # how long it would take
 
-STUDY = plan.Study(
+STUDY = plan.Workload(
     [
         plan.Measured("a", 0, 2, 4, 100.0),
         plan.Measured("b", 0, 1, 4, 50.0),
