@@ -73,12 +73,14 @@ def fetched(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of a GPU that are free, or that torch holds and does not use."""
-    return (
-        torch.cuda.mem_get_info(device)[0]
-        + torch.cuda.memory_reserved(device)
-        - torch.cuda.memory_allocated(device)
-    )
+    """Bytes of a GPU that this process may still take, or that torch holds for it and does not use.
+
+    A process that shares a GPU takes its share at most (`torch.cuda.set_per_process_memory_fraction`).
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, max(0, share - held)) + held - torch.cuda.memory_allocated(device)
 
 
 def token_bytes(model: HookedModel) -> int:
