@@ -29,7 +29,10 @@ BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm
 PURE = --conditions action_mask_0 --shipped action_mask_0 --seeds 1 --more_seeds 1
 RECIPE_twc = $(PURE) --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
 RECIPE_scienceworld = $(PURE) --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
-MASKING = --recipe.cot_steps 600 --size full --games 12 --workers 1
+# Three levels of leak of the same traces, four masks, five seeds.
+LEAKS = full class subgoal
+MASKING = --conditions action_mask_0 action_mask_0.3 random_mask_0.3 action_mask_1 --seeds 5 --more_seeds 5 --recipe.cot_steps 800 \
+  --recipe.checkpoints 0 100 300 800 --decisions 400 --instruments reliance conflict --pairs 40 --conflicts 100
 MASKING_smollm2 = --lora --base runs/smollm2/base --run runs/masking_smollm2 --conditions action_mask_0 action_mask_0.3 --seeds 1 --more_seeds 1 \
   --tuning.steps 180 --tuning.checkpoints 15 45 90 135 180 --decisions 100 --pairs 12 --patched 12 --conflicts 50
 REINFORCEMENT = --recipe.steps 24 --recipe.checkpoints 8 16 24 --workers 1
@@ -124,8 +127,12 @@ environments: $(STAMP)
 	$(BIN)/python -m analyses readme
 
 masking: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 $(MASKING)
-	$(call draw_conditions,runs/masking,figures)
+	for leak in $(LEAKS); do \
+	  test -e runs/masking/$$leak.jsonl.xz || $(BIN)/python -m analyses retrace --leak $$leak --out runs/masking/$$leak.jsonl.xz || exit 1; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 --corpus runs/masking/$$leak.jsonl.xz --run runs/masking/$$leak $(MASKING) || exit 1; done
+	$(call draw_conditions,runs/masking/class,figures)
+	for leak in full subgoal; do mkdir -p figures/leak_$$leak/tables && cp runs/masking/$$leak/tables/masking.* runs/masking/$$leak/tables/masking_manipulation.* \
+	  figures/leak_$$leak/tables/ || exit 1; done
 	$(BIN)/python -m analyses readme
 
 masking_smollm2: $(STAMP)
@@ -135,7 +142,7 @@ masking_smollm2: $(STAMP)
 
 reinforcement: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),rl]"
-	for k in 0 0.3; do $(BIN)/python -m analyses reinforce --start runs/masking/conditions/action_mask_$$k/seed-0/checkpoint-600 \
+	for k in 0 0.3; do $(BIN)/python -m analyses reinforce --start runs/masking/class/conditions/action_mask_$$k/seed-0/checkpoint-800 \
 	  --work runs/masking_rl/conditions/action_mask_$$k/seed-0 --recipe.action_mask $$k $(REINFORCEMENT) || exit 1; done
 	$(BIN)/python -m analyses masking --series runs/masking_rl/conditions --run runs/masking_rl --size full --games 12 --workers 1
 	$(call draw_conditions,runs/masking_rl,figures/reinforcement)
