@@ -110,6 +110,7 @@ redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/environments/tables --out figures/environments --formats svg
 	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement --formats svg
 	$(BIN)/python -m analyses figures --tables figures/masking_smollm2/tables --out figures/masking_smollm2 --formats svg
+	$(BIN)/python -m analyses figures --tables figures/smollm2_conditions/tables --out figures/smollm2_conditions --formats svg
 	$(BIN)/python -m analyses figures --tables figures/conditions/tables --out figures/conditions --formats svg
 
 notebooks: $(STAMP)
