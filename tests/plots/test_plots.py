@@ -637,7 +637,15 @@ def test_the_claims_are_a_table_for_a_paper_with_each_verdict_as_a_letter():
     assert len(lines) == 6 and all(line.count("&") == len(STEPS) - 1 for line in lines)
 
 
-COMMITTED = ("", "smollm2", "environments", "masking_smollm2", "reinforcement", "conditions")
+COMMITTED = (
+    "",
+    "smollm2",
+    "environments",
+    "masking_smollm2",
+    "reinforcement",
+    "conditions",
+    "smollm2_conditions",
+)
 
 
 @pytest.mark.parametrize("folder", COMMITTED)

@@ -360,7 +360,8 @@ def test_every_number_with_an_interval_is_a_tables():
 
 
 @pytest.mark.parametrize(
-    "folder", ("", "smollm2", "environments", "reinforcement", "masking_smollm2", "conditions")
+    "folder",
+    ("", "smollm2", "environments", "reinforcement", "masking_smollm2", "conditions", "smollm2_conditions"),
 )
 def test_every_number_of_the_committed_pages_is_a_stored_tables(folder):
     of = read(FIGURES / folder / "tables", FIGURES / folder, NAMES)
