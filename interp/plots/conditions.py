@@ -139,6 +139,7 @@ def conditions(frame: pd.DataFrame) -> go.Figure:
     """Both actions' accuracy before and after each condition's training, a panel for each split."""
     rows = _levels(frame)
     need(rows, seed=MEAN)
+    rows = rows[(rows["seed"] == MEAN) | rows["condition"].isin(_trained_again(rows))]
     order = list(rows["condition"].unique())
     titles = ["<br>".join(map(str, map(plain, wrap(words(name), _LINE)))) for name in order]
     panels = by_split(rows)
@@ -157,12 +158,12 @@ def conditions(frame: pd.DataFrame) -> go.Figure:
             row=1,
             col=col,
         )
-    _name_marks(fig)
+    _name_marks(fig, len(_trained_again(rows)) > 0)
     fit_estimates(fig, rows, (0.9,))
     fig.update_xaxes(title="accuracy")
     mean = _last(pick(rows, seed=MEAN))
     decisions = f"{span(mean['n'] // mean['seeds'])} decisions of {span(mean['n_groups'])} episodes"
-    trainings = f"{span(mean['seeds'])} trainings of each condition"
+    trainings = f"{span(mean['seeds'])} training{'s' if mean['seeds'].max() > 1 else ''} of each condition"
     return note_n(fig, f"n = {decisions}, {trainings}, by {READOUTS[rows['readout'].iloc[0]]}")
 
 
@@ -210,12 +211,17 @@ def _draw(
         )
 
 
-def _name_marks(fig: go.Figure) -> None:
-    """Say in the legend what a hollow mark and a dot are, of whichever action."""
-    marks: dict[str, dict[str, object]] = {
-        "base, before training": dict(symbol="circle-open", size=8),
-        "one training": dict(size=4.5),
-    }
+def _trained_again(rows: pd.DataFrame) -> list[str]:
+    """The conditions of more than one training: of another the mean says all."""
+    several = pick(rows, seed=MEAN)
+    return list(several.loc[several["seeds"] > 1, "condition"].unique())
+
+
+def _name_marks(fig: go.Figure, dots: bool) -> None:
+    """Say in the legend what a hollow mark and, where there are any, a dot are, of whichever action."""
+    marks: dict[str, dict[str, object]] = {"base, before training": dict(symbol="circle-open", size=8)}
+    if dots:
+        marks["one training"] = dict(size=4.5)
     for name, mark in marks.items():
         fig.add_scatter(
             x=[None], y=[None], mode="markers", marker=mark | dict(color="#555555"), name=name, row=1, col=1
