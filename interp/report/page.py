@@ -29,14 +29,24 @@ _FIRST = ("date", "command", "model", "versions")
 #: Rows that a figure's numbers may have to be shown unfolded.
 _FEW_ROWS = 12
 TITLE = "Where do chain-of-thought training gains land?"
+#: Pages of comparisons of training conditions, by the name of their folder.
+COMPARED = {
+    "conditions": "Conditions of training",
+    "smollm2_conditions": "SmolLM2-135M: conditions of training",
+}
 #: Titles of the pages of studies beside the main one, by the name of their folder.
 TITLES = {
     "smollm2": SMOLLM2,
     "environments": "Environments side by side",
+    **COMPARED,
     **{name: f"Masked action supervision: {title}" for name, title in MASKED.items()},
 }
-#: Files of a page's folder that it links to.
-BESIDE = {PAGE: "Decisions one by one", "numbers.tex": "Numbers (LaTeX)"}
+#: Files of a page's folder, and below it, that it links to.
+BESIDE = {
+    PAGE: "Decisions one by one",
+    **{f"{name}/index.html": title for name, title in COMPARED.items()},
+    "numbers.tex": "Numbers (LaTeX)",
+}
 _FORMATS = {"html": "interactive", "svg": "SVG", "pdf": "PDF", "png": "PNG"}
 
 
