@@ -49,8 +49,10 @@ class Config(options.Spread, Study):
     """Do the first checkpoint alone, and say how long all would take, and how much disk."""
 
     def alone(self, chains: int) -> bool:
-        """Whether one process at a time is best: on one core, and on a GPU that so many models would fill."""
+        """Whether one process at a time is best: on one core, and on GPUs that so many models would fill."""
         if (os.cpu_count() or 1) == 1:
+            return True
+        if self.places:  # over all GPUs
             return True
         if self.device == "cpu":  # said without torch, which takes seconds to import
             return False

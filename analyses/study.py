@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ import numpy as np
 import tyro
 
 from interp.checkpoints.contents import SERIES, training_notes
-from interp.engine.vllm_backend import MISSING
 from interp.environments.base import ANY, Environment, find
 from interp.measures.pairs import make_pairs
 from interp.prompts.format import MODES, Mode, Prompt, PromptFormat, Truncate
@@ -29,7 +27,7 @@ from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
 from . import resident, stages
 from .decodings import completions, decode_prompts
-from .fields import Device, EnvironmentName, Storing
+from .fields import EnvironmentName, Placing, Storing
 from .progress import tracked
 from .prompting import Prompting, other_style
 from .provenance import made_of
@@ -46,7 +44,7 @@ else:
 
 
 @dataclass
-class Study(Prompting, Storing):
+class Study(Prompting, Storing, Placing):
     """Where a study runs, on what, and how large it is."""
 
     run: Annotated[Path, Folder()] = Path("runs/quick")
@@ -87,12 +85,6 @@ class Study(Prompting, Storing):
     truncate: Truncate = "none"
     """What is done with a prompt that leaves no room for a trace and an action in the model's context: it is
     refused (none), or its oldest turns after the task are left out, which the table's provenance counts."""
-    generator: Literal["hf", "vllm"] = "hf"
-    """What decodes: the hooked Hugging Face model, or vLLM on a GPU (full weights only)."""
-    device: Device = "auto"
-    """auto, cpu or cuda."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
 
     def __post_init__(self) -> None:
         if isinstance(self.decisions, Path) and self.corpus == CORPUS:  # `--decisions my.jsonl`
@@ -105,8 +97,7 @@ class Study(Prompting, Storing):
             raise FileNotFoundError(
                 f"--base: there is no folder {self.base}, seen from here or from the checkpoints."
             )
-        if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
-            raise ImportError(MISSING)
+        self.check_generator()
         self.format_options()
         _ = self._sampled  # read now
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
@@ -187,9 +178,10 @@ class Study(Prompting, Storing):
     @cached_property
     def _model(self) -> HookedModel:
         identity = self.identity(self.steps[0])  # what changed is said before anything fails for it
-        source = (self.series, self.revisions, self.base, self.device, self.dtype, str(identity))
+        where = (self.device, self.dtype, self.places)
+        source = (self.series, self.revisions, self.base, *where, str(identity))
         load = self.checkpoint_series.load
-        return resident.loaded(source, lambda: load(self.steps[0], self.device, self.dtype))
+        return resident.loaded(source, lambda: load(self.steps[0], *where))
 
     def model(self, step: int) -> HookedModel:
         """The study's one model, with this checkpoint's weights."""

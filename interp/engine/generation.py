@@ -486,4 +486,4 @@ def _batch_tokens(model: HookedModel, longest: int, room: int) -> int:
     if model.device.type != "cuda":
         return BATCH
     each = COPIES * token_bytes(model) * (longest + room) / longest
-    return min(KEPT, int(SHARE * free_bytes(model.device) / each))
+    return min(KEPT, int(SHARE * free_bytes(model) / each))

@@ -182,7 +182,7 @@ class Packed:
         model, config, item = self.model, self.model.config, self.model.dtype.itemsize
         budget = self.budget
         if budget is None:
-            budget = int(SHARE * free_bytes(model.device)) if model.device.type == "cuda" else BUDGET
+            budget = int(SHARE * free_bytes(model)) if model.device.type == "cuda" else BUDGET
         eager = config._attn_implementation == "eager"
         each_key = 2 + item * (1 + 2 * model.n_heads * eager)  # bytes for each slot and key
         each_slot = activation_bytes(model) + each_key * self.keys_at.shape[1]

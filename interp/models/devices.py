@@ -72,12 +72,13 @@ def fetched(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return wait
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes of a GPU that are free, or that torch holds and does not use."""
-    return (
+def free_bytes(model: HookedModel) -> int:
+    """Bytes of a model's GPU that are free, or that torch holds and does not use; of several, the fewest."""
+    return min(
         torch.cuda.mem_get_info(device)[0]
         + torch.cuda.memory_reserved(device)
         - torch.cuda.memory_allocated(device)
+        for device in {parameter.device for parameter in model.hf.parameters()}
     )
 
 
@@ -96,7 +97,7 @@ def activation_bytes(model: HookedModel) -> int:
 
 def most_held(model: HookedModel) -> int:
     """Bytes of keys, values and states to hold at once, if as much is left to work with them."""
-    return int(SHARE / 2 * free_bytes(model.device)) if model.device.type == "cuda" else HELD
+    return int(SHARE / 2 * free_bytes(model)) if model.device.type == "cuda" else HELD
 
 
 def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
@@ -105,7 +106,7 @@ def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
         return on_cpu
     item, config = model.dtype.itemsize, model.config
     scores = model.n_heads * longest * (item + 4) if config._attn_implementation == "eager" else 0
-    return min(MOST, int(SHARE * free_bytes(model.device) / (activation_bytes(model) + scores)))
+    return min(MOST, int(SHARE * free_bytes(model) / (activation_bytes(model) + scores)))
 
 
 def halved(batches: Sequence[list], run: Callable[[list], Result]) -> Iterator[Result]:

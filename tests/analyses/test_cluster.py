@@ -22,6 +22,7 @@ from analyses.cluster.worker import Worker
 from analyses.command import configured
 from analyses.registry import chains
 from analyses.stages import alone
+from interp.checkpoints import weights
 from interp.system.paths import ROOT
 from tests.command_line import main
 
@@ -218,6 +219,32 @@ def test_what_another_process_computes_is_left_to_it(options, tmp_path):
     with alone(kept):
         assert worker.do(unit).status == "busy" and not kept.exists()
     assert worker.do(unit).status == "done" and json.loads(kept.read_bytes()) != before
+
+
+# a model that is laid over several devices
+
+
+def test_a_device_map_reaches_what_loads_a_model_and_tables_stay(options, tmp_path, reference, monkeypatch):
+    given, placed = [], weights.placed
+    monkeypatch.setattr(weights, "placed", lambda *all: given.append(all[-1]) or placed(*all))
+    words = [word for word in options(tmp_path) if word not in ("--device", "cpu")]
+    config = configured(Config, [*words, "--device_map", "auto"], "all")
+    assert config.alone(2)
+    todo, worker = Plan([config.commands(["behaviour"])]), Worker()
+    while unit := todo.take(0):
+        todo.ended(unit, worker.do(unit))
+    assert not todo.failures and given == ["auto"]
+    assert contents(tmp_path)["behaviour.csv"] == contents(reference)["behaviour.csv"]
+
+
+def test_a_device_map_is_refused_beside_what_has_one_device(options, tmp_path, capsys):
+    for name, words in (
+        ("behaviour", ("--device", "cpu")),
+        ("behaviour", ("--generator", "vllm")),
+        ("masking", ("--run", tmp_path)),
+    ):
+        assert main(name, "--device_map", "auto", "--run", tmp_path, *words) == 1
+        assert "--device_map" in capsys.readouterr().err
 
 
 # Ray
