@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.checkpoints.contents import training_notes
+from interp.engine.vllm_backend import MISSING
 from interp.prompts.format import MODES, Mode, Prompt
 from interp.results.names import NO_TRACES
 
+from .fields import places
 from .prompting import other_style
 from .shards import by_shards
 
@@ -36,6 +40,13 @@ def decode_prompts(
 
     with generator(study, step) as engine:
         return decode(engine=engine)
+
+
+def check_generator(study: Study) -> None:
+    """Raise ImportError where what decodes is not installed, ValueError where it knows one device only."""
+    if study.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
+        raise ImportError(MISSING)
+    places(study)
 
 
 @contextmanager

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from interp.engine.vllm_backend import MISSING
 from interp.environments.base import find
 from interp.models.site_names import SITES, parse_site
 from interp.system.choices import check_device
 from interp.system.limits import Known, Limits
+
+if TYPE_CHECKING:
+    from .study import Study
 
 
 def environment(name: str) -> None:
@@ -42,35 +42,22 @@ EnvironmentName = Annotated[str, Known(environment)]
 
 @dataclass
 class Placing:
-    """Where a study's model is loaded."""
+    """Over which devices a study's model is laid."""
 
-    device: Device = "auto"
-    """auto, cpu or cuda."""
     device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = "none"
     """Lay the layers of a model that is too large for one GPU over all that this process, or a cluster's
     worker (--gpus_per_worker 2), sees: evenly (auto, balanced), with less on the first, or in turn."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
 
-    generator: Literal["hf", "vllm"] = "hf"
-    """What decodes: the hooked Hugging Face model, or vLLM on a GPU (full weights only)."""
 
-    @property
-    def places(self) -> str | None:
-        """accelerate's device map of the model; raises ValueError beside what knows one device only."""
-        if self.device_map == "none":
-            return None
-        if self.device not in ("auto", "cuda"):
-            raise ValueError(f"--device_map lays the model over every GPU: leave out --device {self.device}.")
-        if self.generator == "vllm":
-            raise ValueError("--device_map: vLLM reads a checkpoint on one GPU: leave out --generator vllm.")
-        return self.device_map
-
-    def check_generator(self) -> None:
-        """Raise ImportError where what decodes is not installed, and what `places` raises."""
-        _ = self.places
-        if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
-            raise ImportError(MISSING)
+def places(study: Study) -> str | None:
+    """accelerate's device map of a study's model; raises ValueError beside what knows one device only."""
+    if study.device_map == "none":
+        return None
+    if study.device not in ("auto", "cuda"):
+        raise ValueError(f"--device_map lays the model over every GPU: leave out --device {study.device}.")
+    if study.generator == "vllm":
+        raise ValueError("--device_map: vLLM reads a checkpoint on one GPU: leave out --generator vllm.")
+    return study.device_map
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """Stages that go decision by decision, in shards that different workers compute and one of them joins.
 
->>> by_shards(study, "decoded/110-in_domain", inputs, len(prompts), lambda part: decoded(prompts[part]))
-
 A shard is a stage of its own (`partial/shards`), so that what was finished of a cell stays; both executors
 cut alike.
 """

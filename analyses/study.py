@@ -26,8 +26,8 @@ from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
 from . import resident, stages
-from .decodings import decode_split
-from .fields import EnvironmentName, Placing, Storing
+from .decodings import check_generator, decode_split
+from .fields import Device, EnvironmentName, Placing, Storing, places
 from .progress import tracked
 from .prompting import Prompting
 from .provenance import made_of
@@ -88,6 +88,12 @@ class Study(Prompting, Storing, Placing):
     truncate: Truncate = "none"
     """What is done with a prompt that leaves no room for a trace and an action in the model's context: it is
     refused (none), or its oldest turns after the task are left out, which the table's provenance counts."""
+    generator: Literal["hf", "vllm"] = "hf"
+    """What decodes: the hooked Hugging Face model, or vLLM on a GPU (full weights only)."""
+    device: Device = "auto"
+    """auto, cpu or cuda."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16."""
 
     def __post_init__(self) -> None:
         if isinstance(self.decisions, Path) and self.corpus == CORPUS:  # `--decisions my.jsonl`
@@ -100,7 +106,7 @@ class Study(Prompting, Storing, Placing):
             raise FileNotFoundError(
                 f"--base: there is no folder {self.base}, seen from here or from the checkpoints."
             )
-        self.check_generator()
+        check_generator(self)
         self.format_options()
         _ = self._sampled  # read now
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
@@ -186,7 +192,7 @@ class Study(Prompting, Storing, Placing):
     @cached_property
     def _model(self) -> HookedModel:
         identity = self.identity(self.steps[0])  # what changed is said before anything fails for it
-        where = (self.device, self.dtype, self.places)
+        where = (self.device, self.dtype, places(self))
         source = (self.series, self.revisions, self.base, *where, str(identity))
         load = self.checkpoint_series.load
         return resident.loaded(source, lambda: load(self.steps[0], *where))

@@ -38,8 +38,8 @@ NO_STAGES = ("made", "first_use", "measured")
 #: Kinds of stages of the first analysis.
 KINDS = ("decoded", "choices")
 RAY = ("--executor", "ray")
-#: Of the reference and of what is compared with it: three shards of the decisions.
-CUT = ("--shard", "5")
+#: Of the reference and of what is compared with it: two shards of the decisions.
+CUT = ("--shard", "7")
 SIZES = ("--decisions", "12", "--pairs", "4", "--conflicts", "4", "--choices", "4", "--skip", *SKIP)
 
 
