@@ -44,9 +44,9 @@ def decode_prompts(
 
 def check_generator(study: Study) -> None:
     """Raise ImportError where what decodes is not installed, ValueError where it knows one device only."""
+    places(study)
     if study.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
         raise ImportError(MISSING)
-    places(study)
 
 
 @contextmanager
