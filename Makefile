@@ -10,8 +10,9 @@
 # make smollm2   download SmolLM2-135M-Instruct, prepare its series, and study it, into runs/smollm2/study
 # make calibration   two seeds of the agents whose answer is known, read by every instrument, into figures/
 # make environments   train small series in TWC and ScienceWorld, study them and SmolLM2's on BFCL's questions, into figures/environments/
-# make masking   train the conditions of the masking study (27 trainings of the small agent), measure and compare them, into figures/
+# make masking   train the conditions of the masking study (60 trainings of the small agent, at three levels of leak), measure and compare them, into figures/
 # make masking_smollm2   two of its conditions on SmolLM2-135M-Instruct (LoRA), into figures/masking_smollm2/
+# make smollm2_conditions   SmolLM2 taught both formats, then trained under three conditions and studied (for a GPU), into runs/smollm2/conditions
 # make reinforcement   go on from two of its trainings by reinforcement learning in live games, into figures/reinforcement/
 # make series    train the base and every condition and seed of the series    (make record: replay the corpus)
 #
@@ -29,9 +30,16 @@ BFCL = --environment bfcl_single --series runs/smollm2/series --base runs/smollm
 PURE = --conditions action_mask_0 --shipped action_mask_0 --seeds 1 --more_seeds 1
 RECIPE_twc = $(PURE) --recipe.base_steps 800 --recipe.cot_steps 800 --recipe.checkpoints 0 25 60 150 350 800
 RECIPE_scienceworld = $(PURE) --recipe.base_steps 900 --recipe.cot_steps 900 --recipe.checkpoints 0 25 60 150 350 900
-MASKING = --recipe.cot_steps 600 --size full --games 12 --workers 1
+# Three levels of leak of the same traces, four masks, five seeds.
+LEAKS = full class subgoal
+MASKING = --conditions action_mask_0 action_mask_0.3 random_mask_0.3 action_mask_1 --seeds 5 --more_seeds 5 --recipe.cot_steps 800 \
+  --recipe.checkpoints 0 100 300 800 --decisions 400 --instruments reliance conflict --pairs 40 --conflicts 100
 MASKING_smollm2 = --lora --base runs/smollm2/base --run runs/masking_smollm2 --conditions action_mask_0 action_mask_0.3 --seeds 1 --more_seeds 1 \
   --tuning.steps 180 --tuning.checkpoints 15 45 90 135 180 --decisions 100 --pairs 12 --patched 12 --conflicts 50
+# Training conditions of SmolLM2 from a base that has learned both formats, and what is read of each.
+SMOLLM2_CONDITIONS = action_mask_0 trace_dropout_0.15 action_mask_0.3
+SMOLLM2_TUNING = --lora --seeds 1 --more_seeds 1 --tuning.rank 16 --tuning.half --tuning.context 4096 --tuning.batch_tokens 16384 --tuning.lr 1e-3
+SMOLLM2_READ = --size full --decisions 200 --checkpoints 0 10 30 75 150 300
 REINFORCEMENT = --recipe.steps 24 --recipe.checkpoints 8 16 24 --workers 1
 STUDY_twc = --games 40 --online_checkpoints 6
 STUDY_scienceworld = --decisions 120 --truncate oldest_turns --action_tokens 40 --trace_tokens 120 --games 20 --online_checkpoints 3
@@ -40,7 +48,7 @@ EXTRAS = static,test,ray$(if $(filter 1,$(ENGINE)),$(comma)alfworld)$(if $(JAVA)
 comma = ,
 STAMP = $(VENV)/.installed-$(ENGINE)$(JAVA)
 
-.PHONY: figures paper test docs lint types imports tools bench bench-gpu redraw notebooks calibration smollm2 environments masking masking_smollm2 reinforcement series record compiler clean
+.PHONY: figures paper test docs lint types imports tools bench bench-gpu redraw notebooks calibration smollm2 environments masking masking_smollm2 smollm2_conditions reinforcement series record compiler clean
 
 # SmolLM2's weights, its adapters and its recorded decisions, where they are not there yet.
 define prepare_smollm2
@@ -102,6 +110,7 @@ redraw: $(STAMP)
 	$(BIN)/python -m analyses figures --tables figures/environments/tables --out figures/environments --formats svg
 	$(BIN)/python -m analyses figures --tables figures/reinforcement/tables --out figures/reinforcement --formats svg
 	$(BIN)/python -m analyses figures --tables figures/masking_smollm2/tables --out figures/masking_smollm2 --formats svg
+	$(BIN)/python -m analyses figures --tables figures/conditions/tables --out figures/conditions --formats svg
 
 notebooks: $(STAMP)
 	$(BIN)/python notebooks/run.py
@@ -124,8 +133,12 @@ environments: $(STAMP)
 	$(BIN)/python -m analyses readme
 
 masking: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 $(MASKING)
-	$(call draw_conditions,runs/masking,figures)
+	for leak in $(LEAKS); do \
+	  test -e runs/masking/$$leak.jsonl.xz || $(BIN)/python -m analyses retrace --leak $$leak --out runs/masking/$$leak.jsonl.xz || exit 1; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 --corpus runs/masking/$$leak.jsonl.xz --run runs/masking/$$leak $(MASKING) || exit 1; done
+	$(call draw_conditions,runs/masking/class,figures)
+	for leak in full subgoal; do mkdir -p figures/leak_$$leak/tables && cp runs/masking/$$leak/tables/masking.* runs/masking/$$leak/tables/masking_manipulation.* \
+	  figures/leak_$$leak/tables/ || exit 1; done
 	$(BIN)/python -m analyses readme
 
 masking_smollm2: $(STAMP)
@@ -133,9 +146,23 @@ masking_smollm2: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m analyses masking --processes 2 $(MASKING_smollm2)
 	$(call draw_conditions,runs/masking_smollm2,figures/masking_smollm2)
 
+smollm2_conditions: $(STAMP)
+	$(prepare_smollm2)
+	$(BIN)/python -m analyses masking --stages train --base runs/smollm2/base --run runs/smollm2/warm --conditions trace_dropout_0.5 $(SMOLLM2_TUNING) \
+	  --tuning.steps 48 --tuning.checkpoints 4 8 16 32 48
+	$(BIN)/python -m analyses merge --series runs/smollm2/warm/conditions/trace_dropout_0.5/seed-0 --base runs/smollm2/base --step 32 --out runs/smollm2/start
+	$(BIN)/python -m analyses masking --stages train --base runs/smollm2/start --run runs/smollm2/sft --conditions $(SMOLLM2_CONDITIONS) $(SMOLLM2_TUNING) \
+	  --tuning.steps 300 --tuning.checkpoints 10 30 75 150 300
+	for condition in $(SMOLLM2_CONDITIONS); do \
+	  for each in behaviour "reliance --pairs 40" "own_traces --pairs 40" claims; do \
+	    $(BIN)/python -m analyses $$each --series runs/smollm2/sft/conditions/$$condition/seed-0 --base runs/smollm2/start \
+	      --run runs/smollm2/conditions/$$condition/seed-0 $(SMOLLM2_READ) || exit 1; done; \
+	  $(BIN)/python -m analyses seeds --runs runs/smollm2/conditions/$$condition/seed-0 --run runs/smollm2/conditions/$$condition || exit 1; done
+	$(BIN)/python -m analyses conditions --runs $(SMOLLM2_CONDITIONS:%=runs/smollm2/conditions/%) --run runs/smollm2/conditions
+
 reinforcement: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS),rl]"
-	for k in 0 0.3; do $(BIN)/python -m analyses reinforce --start runs/masking/conditions/action_mask_$$k/seed-0/checkpoint-600 \
+	for k in 0 0.3; do $(BIN)/python -m analyses reinforce --start runs/masking/class/conditions/action_mask_$$k/seed-0/checkpoint-800 \
 	  --work runs/masking_rl/conditions/action_mask_$$k/seed-0 --recipe.action_mask $$k $(REINFORCEMENT) || exit 1; done
 	$(BIN)/python -m analyses masking --series runs/masking_rl/conditions --run runs/masking_rl --size full --games 12 --workers 1
 	$(call draw_conditions,runs/masking_rl,figures/reinforcement)

@@ -369,14 +369,16 @@ def run(config: Config) -> None:
     made = config.provenance("claims", started, base=config.steps[0], margin=config.margin, left_out=left_out)
     frame = pd.DataFrame(rows)[list(COLUMNS)]
     config.written.append(write_table(config.run / "tables", "claims", frame, made))
-    write_readings(config.run / "tables", readings, made | dict(training_seed=_training_seed(config)))
+    write_readings(config.run / "tables", readings, made | _training(config))
 
 
-def _training_seed(config: Config) -> int | None:
-    """The seed that the last checkpoint's trainer noted; None where it noted none."""
+def _training(config: Config) -> dict[str, object]:
+    """The seed and the condition that the last checkpoint's trainer noted; None where it noted none."""
     path = config.checkpoint_series.path(config.steps[-1])
-    recipe = training_notes(path).get("recipe") if isinstance(path, Path) else None
-    return recipe.get("seed") if isinstance(recipe, dict) else None
+    notes = training_notes(path) if isinstance(path, Path) else {}
+    recipe = notes.get("recipe")
+    seed = recipe.get("seed") if isinstance(recipe, dict) else None
+    return dict(training_seed=seed, training_condition=notes.get("condition"))
 
 
 INSTRUMENT = Instrument("claims", Config, run, after_all=True)

@@ -9,10 +9,11 @@ finished runs. Joined tables are written to `joined/`, the table of all seeds to
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -32,6 +33,7 @@ from .registry import Instrument
 from .storing import check_room, give_back, to_store
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from interp.results.readings import Readings
@@ -44,6 +46,8 @@ else:
 
 #: Options that say how finished runs are put together; all others are those of studies.
 _OWN = ("runs", "trainings", "run", "margin", "seed")
+#: What a run's provenance says of how it was made, whichever checkpoints it read.
+_SETTINGS = ("config", "versions", "seed", "device", "dtype", "format", "corpus", "environment", "judge")
 _SEED = re.compile(r"seed-(\d+)")
 
 
@@ -141,6 +145,9 @@ def sources(folders: Sequence[Path]) -> list[Source]:
 def _differ(first: Source, other: Source) -> list[str]:
     """In what two runs differ that trainings of one recipe have in common."""
     found = _steps_differ(first.made, other.made) + differences(first.made, other.made, [])
+    conditions = [each.made.get("training_condition") for each in (first, other)]
+    if None not in conditions and conditions[0] != conditions[1]:
+        found.append(f"its training's condition is {conditions[1]} and not {conditions[0]}")
     if found:
         return found
     for key, frame in first.readings.items():
@@ -192,7 +199,20 @@ def joined(runs: Sequence[Source]) -> Iterator[tuple[str, pd.DataFrame, dict]]:
 def _told(source: Source, made: dict) -> dict:
     """What a provenance says of one of its sources."""
     said = {key: made.get(key) for key in ("command", "written", "series_notes", "weights")}
+    said["condition"] = source.made.get("training_condition")
     return dict(run=str(source.folder), series=made["config"].get("series")) | said
+
+
+def _study(runs: Sequence[Source]) -> dict:
+    """What all runs have in common: their settings, and for each split a hash of the ids of its decisions."""
+    first = runs[0]
+    base = min(step for step, *_ in first.readings)
+    ids = {
+        split: hashlib.sha256("\n".join(sorted(frame.index)).encode()).hexdigest()[:16]
+        for (step, split, readout), frame in first.readings.items()
+        if (step, readout) == (base, "free")
+    }
+    return {key: first.made.get(key) for key in _SETTINGS} | dict(decisions=ids, identity={})
 
 
 def readings_over(runs: Sequence[Source], margin: float, seed: int) -> Iterator[dict]:
@@ -202,6 +222,7 @@ def readings_over(runs: Sequence[Source], margin: float, seed: int) -> Iterator[
     cells = list(dict.fromkeys(key for each in runs for key in each.readings))
     base = min(step for step, *_ in cells)
     for step, split, readout in cells:
+        read = (*STATISTICS, *_parses()) if readout == "free" else STATISTICS
         there = [each for each in runs if (step, split, readout) in each.readings]
         later = {each.seed: each.readings[step, split, readout] for each in there}
         earlier = {
@@ -209,7 +230,7 @@ def readings_over(runs: Sequence[Source], margin: float, seed: int) -> Iterator[
             for each in there
             if (base, split, readout) in each.readings and step != base
         }
-        for statistic in STATISTICS:
+        for statistic in read:
             if statistic.name == "kappa" or (readout, statistic.name) == ("admissible", "headroom_gap"):
                 continue
             key = dict(step=step, split=split, claim=statistic.claim, statistic=statistic.name)
@@ -217,6 +238,19 @@ def readings_over(runs: Sequence[Source], margin: float, seed: int) -> Iterator[
             yield from (key | row for row in _levels(statistic, later, seed))
             pairs = _paired(statistic, earlier, later)
             yield from (key | row for row in _changes(statistic, pairs, readout, margin, seed))
+
+
+def _parses() -> list[Statistic]:
+    """Whether each mode's action parses, told beside the claims: an action that does not is never right."""
+    from .claims import Statistic
+
+    def parses(action: str) -> Callable[[pd.DataFrame], np.ndarray]:
+        return lambda frame: frame[action].notna().to_numpy(dtype=float)
+
+    actions = {mode: f"action_{mode}" for mode in ("prompt", "cot")}
+    return [
+        Statistic("b", f"parse_{mode}", (action,), parses(action), most=1) for mode, action in actions.items()
+    ]
 
 
 def _has(statistic: Statistic, frame: pd.DataFrame) -> bool:
@@ -329,12 +363,13 @@ def run(config: Config) -> int:
     runs = sources(folders)
     told = {each.seed: _told(each, each.made) for each in runs}
     made = made_by("seeds", config, started)
+    about = made | dict(sources=told, study=_study(runs))
     names = []
     for name, frame, parts in joined(runs):
         names.append(name)
         write_table(config.run / "joined", name, frame, made | dict(sources=parts))
     frame = pd.DataFrame(readings_over(runs, config.margin, config.seed)).reindex(columns=list(COLUMNS))
-    table = write_table(config.run / "tables", "seeds", frame, made | dict(sources=told, joined=names))
+    table = write_table(config.run / "tables", "seeds", frame, about | dict(joined=names))
     print(f"{len(runs)} trainings; {len(names)} tables joined in {config.run / 'joined'}: {listed(names)}")
     if len(runs) < FEWEST:
         print(

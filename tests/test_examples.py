@@ -76,7 +76,8 @@ def folder(tmp_path_factory, series_folder, small, corpus_file):
     shutil.copytree(series_folder, at / "runs" / "quick" / "series")
     shutil.copytree(ROOT / "figures" / "tables", at / "figures" / "tables")
     shutil.copytree(at / "figures" / "tables", at / "runs" / "quick" / "tables")
-    shutil.copytree(ROOT / "figures" / "environments" / "tables", at / "figures" / "environments" / "tables")
+    for name in ("environments", "conditions"):
+        shutil.copytree(ROOT / "figures" / name / "tables", at / "figures" / name / "tables")
     lora = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"])
     hf = get_peft_model(AutoModelForCausalLM.from_pretrained(small), lora)
     hf.peft_config["default"].base_model_name_or_path = str(small)

@@ -72,14 +72,20 @@ def fetched(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return wait
 
 
-def free_bytes(model: HookedModel) -> int:
-    """Bytes of a model's GPU that are free, or that torch holds and does not use; of several, the fewest."""
-    return min(
-        torch.cuda.mem_get_info(device)[0]
-        + torch.cuda.memory_reserved(device)
-        - torch.cuda.memory_allocated(device)
-        for device in {parameter.device for parameter in model.hf.parameters()}
-    )
+def free_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that this process may still take, or that torch holds for it and does not use.
+
+    A process that shares a GPU takes its share at most (`torch.cuda.set_per_process_memory_fraction`).
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, max(0, share - held)) + held - torch.cuda.memory_allocated(device)
+
+
+def free_for(model: HookedModel) -> int:
+    """The `free_bytes` of a model's GPU; of several the fewest."""
+    return min(free_bytes(device) for device in {parameter.device for parameter in model.hf.parameters()})
 
 
 def token_bytes(model: HookedModel) -> int:
@@ -97,7 +103,7 @@ def activation_bytes(model: HookedModel) -> int:
 
 def most_held(model: HookedModel) -> int:
     """Bytes of keys, values and states to hold at once, if as much is left to work with them."""
-    return int(SHARE / 2 * free_bytes(model)) if model.device.type == "cuda" else HELD
+    return int(SHARE / 2 * free_for(model)) if model.device.type == "cuda" else HELD
 
 
 def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
@@ -106,7 +112,7 @@ def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
         return on_cpu
     item, config = model.dtype.itemsize, model.config
     scores = model.n_heads * longest * (item + 4) if config._attn_implementation == "eager" else 0
-    return min(MOST, int(SHARE * free_bytes(model) / (activation_bytes(model) + scores)))
+    return min(MOST, int(SHARE * free_for(model) / (activation_bytes(model) + scores)))
 
 
 def halved(batches: Sequence[list], run: Callable[[list], Result]) -> Iterator[Result]:

@@ -73,6 +73,7 @@ def _draw_trainings(fig: go.Figure, dots: pd.DataFrame, order: list[str], row: i
     fig.add_scatter(
         x=dots["value"],
         y=[order.index(name) + 0.28 for name in dots["condition"]],
+        orientation="h",
         mode="markers",
         marker=dict(size=5, color="#555555", opacity=0.75),
         name="one training",

@@ -61,7 +61,10 @@ def _points(trace: Trace, across: Axis, upwards: Axis) -> Iterator[dict[str, obj
         at = _label(axis, place[number]) if place is not None else number
         row = {"series": as_text(name), "x": at, "y": each}
         row |= {"low": low, "high": high, "n": np.nan, "clusters": np.nan}
-        yield row | (dict(zip(_TOLD[6], told[number], strict=True)) if told is not None else {})
+        if told is not None:
+            row |= dict(zip(_TOLD[6], told[number], strict=True))
+        # of rows of estimates the place is a row's name, and not the checkpoint that is told on hover
+        yield row | ({"x": at} if sideways else {})
 
 
 def _heatmap(trace: Trace, across: Axis, upwards: Axis) -> Iterator[dict[str, object]]:

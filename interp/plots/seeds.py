@@ -57,7 +57,8 @@ def _message(frame: pd.DataFrame, readout: str) -> str:
     return sentence(f"By {READOUTS[readout]}, {'; '.join(said)}") if said else ""
 
 
-def _size(rows: pd.DataFrame) -> str:
+def size(rows: pd.DataFrame) -> str:
+    """What means over trainings rest on, and what their intervals are over."""
     mean = pick(rows, seed=MEAN)
     over = "episodes x seeds" if (mean["interval"] == BOTH).all() else "episodes alone: too few seeds"
     sizes = f"{span(mean['seeds'])} seeds, {span(mean['n'])} decisions, {span(mean['n_groups'])} episodes"
@@ -67,7 +68,7 @@ def _size(rows: pd.DataFrame) -> str:
 def _caption(frame: pd.DataFrame) -> Caption:
     readout = _readout(frame)
     drawn = "Thin: each training; thick: their mean and its interval."
-    return Caption(_message(frame, readout), drawn, _size(_levels(frame)), _numbers(frame))
+    return Caption(_message(frame, readout), drawn, size(_levels(frame)), _numbers(frame))
 
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:

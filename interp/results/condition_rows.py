@@ -36,6 +36,16 @@ PREDICTED = {("acc_cot", "out_of_domain"): 1} | {
 _ONLY = {"action": "action only", "cot": "CoT only", "prompt": "prompt only"}
 #: Conditions that differ in their examples and mask nothing: their names, before the share.
 _MIXTURES = {"trace_dropout": "traces dropped", "replay": "base replayed"}
+#: What a condition's examples hold: of a share of them, or of all.
+_EXAMPLES = {
+    "action_mask": "of actions masked",
+    "random_mask": "masked at random",
+    "trace_dropout": "of traces left out",
+    "replay": "replay of the base",
+    "action_only": "actions alone supervised",
+    "cot_only": "traces alone supervised",
+    "prompt_only": "no traces",
+}
 
 
 class Condition(NamedTuple):
@@ -59,6 +69,15 @@ class Condition(NamedTuple):
             if self.kind == "random_mask"
             else f"k = {number(self.share)}"
         )
+
+    @property
+    def words(self) -> str:
+        """What its examples hold, for a reader who knows no k."""
+        if self.kind == "zero":
+            return "every trace kept"
+        if self.kind == "only":
+            return _EXAMPLES[self.name]
+        return f"{100 * self.share:g} % {_EXAMPLES[self.name.rpartition('_')[0]]}"
 
     @property
     def tick(self) -> str:

@@ -1,4 +1,4 @@
-"""The table `seeds`: readings of several trainings of one recipe, of each and over all.
+"""The tables `seeds` and `conditions`: readings of trainings of one recipe, of each and over all; of several.
 
 >>> frame, _ = read_table("runs/seeds/tables", "seeds")
 >>> frame[(frame["seed"] == MEAN) & (frame["quantity"] == "change")]

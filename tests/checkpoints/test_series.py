@@ -150,11 +150,14 @@ def test_adapters_of_every_kind_are_merged_as_peft_merges_them(small, tmp_path, 
     assert not torch.allclose(logits(series.swap(model, 0).hf), merged)
 
 
-def test_an_adapter_is_merged_in_the_dtype_that_is_asked_for(adapters):
-    model = CheckpointSeries.discover(adapters).load(5, "cpu", "bfloat16")
-    base = AutoModelForCausalLM.from_pretrained(adapters.parent / "base", dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_adapter_is_merged_in_full_precision_and_rounded_once(adapters, dtype):
+    base = AutoModelForCausalLM.from_pretrained(adapters.parent / "base", dtype=torch.float32)
     wanted = PeftModel.from_pretrained(base, adapters / "checkpoint-5").merge_and_unload(safe_merge=True)
-    assert model.dtype == torch.bfloat16 and torch.equal(logits(model.hf), logits(wanted))
+    model = CheckpointSeries.discover(adapters).load(5, "cpu", dtype)
+    assert model.dtype == getattr(torch, dtype)
+    own = dict(model.hf.named_parameters())
+    assert all(torch.equal(own[name], each.to(model.dtype)) for name, each in wanted.named_parameters())
 
 
 def test_a_base_is_found_as_given_beside_the_adapter_or_by_name(adapters, monkeypatch):

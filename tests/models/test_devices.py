@@ -38,8 +38,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 def gpu(monkeypatch):
     """A GPU with so many bytes free, as torch would say it."""
 
-    def with_free(free):
+    def with_free(free, share=1.0):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 100, 80 * 2**30))
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
         config = PreTrainedConfig(intermediate_size=100, attn_implementation="sdpa")
@@ -53,10 +54,17 @@ def gpu(monkeypatch):
 def test_a_pass_has_as_many_tokens_as_half_the_free_memory_takes(gpu):
     each = 2 * (4 * 100 + 12 * 10)
     assert pass_tokens(gpu(1000 * each), 50, 8192) == 500
-    assert pass_tokens(gpu(10**15), 50, 8192) == devices.MOST
+    assert pass_tokens(gpu(60 * 2**30), 50, 8192) == devices.MOST
     eager = gpu(1000 * each)
     eager.config._attn_implementation = "eager"
     assert pass_tokens(eager, 50, 8192) == int(500 * each / (each + 4 * 50 * 6))
+
+
+def test_a_process_that_shares_a_gpu_counts_on_its_share_alone(gpu):
+    each = 2 * (4 * 100 + 12 * 10)
+    share = 1000 * each / (80 * 2**30)
+    assert devices.free_bytes(gpu(60 * 2**30, share).device) == pytest.approx(1000 * each - 200, abs=1)
+    assert devices.free_bytes(gpu(10_000, share).device) == 10_000
 
 
 def test_a_pass_on_a_cpu_has_what_is_stated(llama):

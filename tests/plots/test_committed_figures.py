@@ -16,7 +16,7 @@ from interp.plots import drawn
 from interp.plots.look import UNITS, Look
 
 ROOT = Path(__file__).parents[2] / "figures"
-FOLDERS = ("", "smollm2", "environments", "masking_smollm2", "reinforcement")
+FOLDERS = ("", "smollm2", "environments", "masking_smollm2", "reinforcement", "conditions")
 DRAWINGS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.svg"))
 COLUMN = Look("icml", columns=1)
 #: Text of a drawing, and boxes and size of type in its units.

@@ -546,6 +546,7 @@ def test_every_figure_over_checkpoints_is_tested():
         "along_trace",
         "calibration",
         "compare",
+        "conditions",
         "direct",
         "environments",
         "splits",
@@ -636,7 +637,7 @@ def test_the_claims_are_a_table_for_a_paper_with_each_verdict_as_a_letter():
     assert len(lines) == 6 and all(line.count("&") == len(STEPS) - 1 for line in lines)
 
 
-COMMITTED = ("", "smollm2", "environments", "masking_smollm2", "reinforcement")
+COMMITTED = ("", "smollm2", "environments", "masking_smollm2", "reinforcement", "conditions")
 
 
 @pytest.mark.parametrize("folder", COMMITTED)

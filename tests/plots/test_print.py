@@ -16,10 +16,13 @@ import interp
 from interp.plots import behaviour as plots
 from interp.plots import drawn as data_of
 from interp.plots import export, pgf, registry
+from interp.plots import masking as plots_masking
 from interp.plots import probes as plots_probes
 from interp.plots.look import Look, current, drawn_for
+from interp.results.condition_rows import conditions_of
 from interp.results.tables import write_table
 from tests.plots.test_plots import PROVENANCE, SPLITS, STEPS, TABLES, behaviour_table, online_table
+from tests.plots.test_plots_masking import masking_table
 
 LOOKS = {"icml1": Look("icml", 1), "neurips2": Look("neurips", 2), "icml2": Look("icml", 2)}
 #: Whose labels are held apart.
@@ -141,6 +144,17 @@ def test_the_data_of_bars_and_of_heatmaps():
         np.isfinite(np.asarray(each.z, dtype=float)).sum() for each in figure.data if each.type == "heatmap"
     )
     assert len(cells[cells["low"].notna()]) >= drawn > 0
+
+
+def test_the_data_of_rows_of_estimates_name_the_row_and_its_single_trainings():
+    table = masking_table()
+    rows = data_of.rows(plots_masking.gap(table))
+    levels = rows[rows["panel"] == "gap (CoT − prompt): in-domain"]
+    titles = [condition.title for condition in conditions_of(table) if condition.kind != "only"]
+    mean = levels[levels["series"] != "one training"]
+    assert set(mean["x"]) == set(titles) and mean["n"].notna().all()
+    for title, each in levels[levels["series"] == "one training"].groupby("x"):
+        assert title in titles and each["y"].between(-1, 1).all()
 
 
 def test_panels_with_axes_of_their_own_are_named_by_them():

@@ -359,7 +359,9 @@ def test_every_number_with_an_interval_is_a_tables():
     )
 
 
-@pytest.mark.parametrize("folder", ("", "smollm2", "environments", "reinforcement", "masking_smollm2"))
+@pytest.mark.parametrize(
+    "folder", ("", "smollm2", "environments", "reinforcement", "masking_smollm2", "conditions")
+)
 def test_every_number_of_the_committed_pages_is_a_stored_tables(folder):
     of = read(FIGURES / folder / "tables", FIGURES / folder, NAMES)
     found = NUMBER.findall(words(of))
@@ -610,7 +612,8 @@ def test_the_page_is_whole(tmp_path):
         there = figure.table in of.tables
         entries.append(report_page.Entry(figure.name, figure.title, figure.table, figure.section, dict(PROVENANCE, odd="<&>"), caption if there else None,
                                          "" if there else "No <table>.", figure.name == "masking_table"))  # fmt: skip
-    entries = [entry for entry in entries if entry.name not in ("calibration", "compare", "seeds")]
+    beside = ("calibration", "compare", "conditions", "seeds")
+    entries = [entry for entry in entries if entry.name not in beside]
     text = report_page.save_index(entries, of, tmp_path / "tables", tmp_path, formats=("html",)).read_text()
     found = Page(text)
     assert not found.open and "script" not in found.tags and len(found.ids) == len(set(found.ids))
