@@ -85,7 +85,7 @@ def free_bytes(device: torch.device) -> int:
 
 def free_for(model: HookedModel) -> int:
     """The `free_bytes` of a model's GPU; of several the fewest."""
-    return min(free_bytes(device) for device in {parameter.device for parameter in model.hf.parameters()})
+    return min(map(free_bytes, {parameter.device for parameter in model.hf.parameters()}))
 
 
 def token_bytes(model: HookedModel) -> int:
