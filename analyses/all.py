@@ -14,6 +14,7 @@ from interp.system.limits import SMALLEST, Known, Margin, Sample
 from .chains import run_chains
 from .cluster import options
 from .cluster.mirror import reachable
+from .fields import places
 from .registry import Instrument, chains, check_in_all, closing, find
 from .remedies import PLAYABLE
 from .study import Study
@@ -49,8 +50,10 @@ class Config(options.Spread, Study):
     """Do the first checkpoint alone, and say how long all would take, and how much disk."""
 
     def alone(self, chains: int) -> bool:
-        """Whether one process at a time is best: on one core, and on a GPU that so many models would fill."""
+        """Whether one process at a time is best: on one core, and on GPUs that so many models would fill."""
         if (os.cpu_count() or 1) == 1:
+            return True
+        if places(self):  # over all GPUs
             return True
         if self.device == "cpu":  # said without torch, which takes seconds to import
             return False

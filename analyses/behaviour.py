@@ -23,6 +23,7 @@ from .both_modes import differ, gap, is_admissible, labels, right, side_by_side
 from .decodings import without_history_traces
 from .registry import Instrument
 from .rows import mean_row
+from .shards import by_shards
 from .study import Study
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _admissible(mode: str, decisions: Sequence[Decision], actions: Sequence[str 
     return _mean(f"admissible_{mode}", [decision for decision, _ in listed], there, seed)
 
 
-def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
+def forced(study: Config, step: int, split: str, part: slice) -> list[dict]:
     """Which candidate each reading prefers.
 
     Readings are summed and per-token log-probabilities, at the boundary and after the own trace; `logp` keeps
@@ -132,7 +133,8 @@ def forced(study: Config, step: int, split: str, n: int) -> list[dict]:
 
     model = study.model(step)
     decoded, every = study.decoded(step, split, "cot"), study.candidates(step, split)
-    decisions = [each for each in list(zip(study.prompts(split), decoded, every, strict=True))[:n] if each[2]]
+    read = list(zip(study.prompts(split), decoded, every, strict=True))[part]
+    decisions = [each for each in read if each[2]]
     readings: list[dict[str, list[int] | None]] = []
     for prompt, completion, _ in decisions:
         own = prompt.format.decoded_prefix(completion.ids)
@@ -156,7 +158,13 @@ def chosen(study: Config, step: int, split: str) -> list[dict]:
         judge=study.env.judge,
         closed_actions=study.env.closed_actions,
     )
-    return study.stage(f"choices/{step}-{split}", inputs, lambda: forced(study, step, split, n))
+    return by_shards(
+        study,
+        f"choices/{step}-{split}",
+        inputs,
+        min(n, len(study.prompts(split))),
+        lambda part: forced(study, step, split, part),
+    )
 
 
 def _choice_row(

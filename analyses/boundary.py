@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TRAIN = "train"
 #: The run's folder of activations, and in it what those of random weights are called.
 ACTIVATIONS, RANDOM = "activations", "random"
+#: The sites that analyses read: the first layer's of the one, and every layer's of the other.
+READ = ("resid_pre", "resid_post")
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,29 @@ def _layers(
 ) -> Float[np.ndarray, "decision layer d_model"]:
     import torch
 
-    from interp.engine.store import stored_capture
+    from interp.engine.capturing import capture
+    from interp.engine.store import capture_and_keep, rounded, stored_capture, stream_capture
 
     read = config.prompts(split) if prompts is None else prompts
     dtype, folder = getattr(torch, config.activation_dtype), config.run / ACTIVATIONS / name / split
-    pre, post = stored_capture(folder, model, read, stored_as=dtype).values.unbind(1)
-    return torch.cat([pre[:, :1], post], 1).numpy()
+    layers, own = config.stored_layers(model.n_layers), [s for s in config.stored_sites if s in READ]
+    for sites in _by_width(model, [s for s in config.stored_sites if s not in READ], layers[0]):
+        stream_capture(folder, model, read, sites, layers, stored_as=dtype)
+    if READ[1] not in own or len(layers) < model.n_layers:
+        pre, post = capture_and_keep(folder, model, read, READ, own, layers, stored_as=dtype).unbind(1)
+    else:
+        *before, post = stored_capture(folder, model, read, own, stored_as=dtype).values.unbind(1)
+        # without it the embedding alone is read again, which takes no block
+        pre = before[0] if before else rounded(capture(model, read, READ[:1], layers=[0]).values[:, 0], dtype)
+    return torch.cat([pre[:, :1].float(), post], 1).numpy()
+
+
+def _by_width(model: HookedModel, sites: Sequence[str], layer: int) -> Iterable[list[str]]:
+    """Sites that are captured together, which those of one width can be."""
+    groups: dict[int, list[str]] = {}
+    for site in sites:
+        groups.setdefault(model.width(site, layer), []).append(site)
+    return groups.values()
 
 
 @dataclass(frozen=True)

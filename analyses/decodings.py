@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interp.prompts.format import Mode, Prompt
+from interp.checkpoints.contents import training_notes
+from interp.engine.vllm_backend import MISSING
+from interp.prompts.format import MODES, Mode, Prompt
 from interp.results.names import NO_TRACES
+
+from .fields import places
+from .prompting import other_style
+from .shards import by_shards
 
 if TYPE_CHECKING:
     from interp.engine.decoding import Completion
@@ -33,6 +42,13 @@ def decode_prompts(
         return decode(engine=engine)
 
 
+def check_generator(study: Study) -> None:
+    """Raise ImportError where what decodes is not installed, ValueError where it knows one device only."""
+    places(study)
+    if study.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
+        raise ImportError(MISSING)
+
+
 @contextmanager
 def generator(study: Study, step: int) -> Iterator[Engine | None]:
     """What decodes in the model's place: vLLM over a checkpoint where the study has it, else nothing."""
@@ -52,6 +68,31 @@ def completions(rows: Sequence[dict]) -> list[Completion]:
     return [Completion(tuple(row["ids"]), row["trace"], row["action"]) for row in rows]
 
 
+def decode_split(study: Study, step: int, split: str, mode: Mode) -> list[Completion]:
+    """Greedy decoding of a split in one mode; all modes are decoded at once, and kept."""
+    prompts = study.prompts(split)
+    modes = by_shards(
+        study,
+        f"decoded/{step}-{split}",
+        dict(study.inputs(step, split), limits=study.limits, generator=study.generator),
+        len(prompts),
+        lambda part: decode_prompts(study, step, prompts[part], MODES),
+    )
+    rows = modes[mode]
+    if not any(row["action"] for each in modes.values() for row in each):
+        _warn_of_style(study, step, [row["ids"] for row in rows])
+    return completions(rows)
+
+
+def _warn_of_style(study: Study, step: int, written: Sequence[Sequence[int]]) -> None:
+    """Say so where a checkpoint of whose decodings none parses seems to write in another style."""
+    path = study.checkpoint_series.path(step)
+    trained = training_notes(path).get("style", "") if isinstance(path, Path) else ""
+    texts = (study.format.tokenizer.decode(ids) for ids in written[:100])
+    sentence = other_style(study.style_name, trained, texts)
+    study.say(sentence and f"Nothing that checkpoint {step} writes parses: {sentence}")
+
+
 def without_history_traces(study: Study, step: int, split: str) -> list[Completion] | None:
     """The prompt action at a split's decisions with the traces of earlier turns left out.
 
@@ -65,7 +106,8 @@ def without_history_traces(study: Study, step: int, split: str) -> list[Completi
         return None
     if [prompt.ids for prompt in prompts] == [prompt.ids for prompt in study.prompts(split)]:
         return None
-    rows = study.stage(
+    rows = by_shards(
+        study,
         f"decoded/{step}-{split}-{NO_TRACES}",
         dict(
             study.inputs(step, split),
@@ -73,6 +115,7 @@ def without_history_traces(study: Study, step: int, split: str) -> list[Completi
             limits=study.limits,
             generator=study.generator,
         ),
-        lambda: decode_prompts(study, step, prompts, ["prompt"])["prompt"],
+        len(prompts),
+        lambda part: decode_prompts(study, step, prompts[part], ["prompt"])["prompt"],
     )
     return completions(rows)

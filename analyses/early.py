@@ -13,6 +13,7 @@ from interp.system.limits import Limits, Sample
 from .registry import Instrument
 from .remedies import PARSES, NotApplicable
 from .rows import mean_row
+from .shards import by_shards
 from .study import Study
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -34,6 +35,7 @@ class Config(Study):
 
 def run(config: Config) -> None:
     """Cut, decode, choose and tabulate; one checkpoint and split is one resumable stage."""
+    from interp.measures.conflicts import complete
     from interp.measures.early import early_answers
 
     started, rows, skipped = time.time(), [], {}
@@ -42,19 +44,20 @@ def run(config: Config) -> None:
     for step, split in config.cells("early"):
         prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
 
-        def compute() -> dict[str, list]:
+        def compute(part: slice) -> dict[str, list]:
+            before = len(complete(prompts[: part.start], own[: part.start]))
             early = early_answers(
                 config.model(step),
-                prompts,
-                own,
+                prompts[part],
+                own[part],
                 parser=config.parse,
                 points=config.points,
-                choices=choices,
-                candidates=config.candidates(step, split)[:n],
+                choices=max(0, choices - before),
+                candidates=config.candidates(step, split)[part],
                 max_new_tokens=config.action_tokens,
             )
             return dict(
-                index=early.index.tolist(),
+                index=(early.index + part.start).tolist(),
                 area_action=early.area().tolist(),
                 area_distribution=early.area("distribution").tolist(),
                 area_filler=early.area("filler").tolist(),
@@ -70,7 +73,7 @@ def run(config: Config) -> None:
             limits=config.limits,
             closed_actions=config.env.closed_actions,
         )
-        stored = config.stage(f"early/{step}-{split}", inputs, compute)
+        stored = by_shards(config, f"early/{step}-{split}", inputs, len(prompts), compute)
         if not stored["index"]:
             skipped[f"{step} {split}"] = "no decision of this checkpoint has a trace and an action"
             continue

@@ -14,6 +14,7 @@ from interp.system.limits import Limits, Sample
 from .registry import Instrument
 from .remedies import PARSES, NotApplicable
 from .rows import mean_row, paired, twins
+from .shards import by_shards
 from .study import Study
 
 
@@ -41,24 +42,25 @@ def run(config: Config) -> None:
             limits=config.limits,
         )
 
-        def compute() -> dict:
+        def compute(part: slice) -> dict:
+            read = [prompts[part] for prompts in pairs[split]]
             result = own_trace_effects(
                 config.model(step),
-                *pairs[split],
+                *read,
                 samples=config.samples,
                 seed=config.seed,
                 max_new_tokens=config.trace_tokens,
             )
             return dict(
                 effects=np.stack([getattr(result, name) for name in EFFECTS], 1).tolist(),
-                kept=result.kept.tolist(),
-                pairs=twins(*pairs[split]),
+                kept=(result.kept + part.start).tolist(),
+                pairs=twins(*read),
                 unclosed=result.unclosed,
             )
 
-        stored = config.stage(f"own_traces/{step}-{split}", inputs, compute)
-        effects = np.array(stored["effects"]).reshape(-1, len(EFFECTS))
         n = len(pairs[split][0])
+        stored = by_shards(config, f"own_traces/{step}-{split}", inputs, n, compute)
+        effects = np.array(stored["effects"]).reshape(-1, len(EFFECTS))
         if stored["unclosed"]:
             unclosed[f"{step} {split}"] = stored["unclosed"] / (2 * n * config.samples)
         groups = [pairs[split][0][i].decision.episode for i in stored["kept"]]

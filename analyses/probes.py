@@ -32,6 +32,7 @@ from .labels import Labels, check_labels, labelled, named_class, with_names
 from .registry import Instrument
 from .remedies import LABELLED, NotApplicable
 from .rows import attempted, mean_row
+from .shards import by_shards
 from .study import Study
 
 if TYPE_CHECKING:
@@ -262,7 +263,8 @@ def _labels(config: Config, step: int, decisions: Decisions, label: str) -> tupl
 
 def _training_actions(config: Config, step: int, decisions: Decisions) -> list[str | None]:
     """What a checkpoint does at the training decisions after its own trace."""
-    rows = config.stage(
+    rows = by_shards(
+        config,
         f"fitting/{step}",
         dict(
             config.inputs(step),
@@ -271,7 +273,8 @@ def _training_actions(config: Config, step: int, decisions: Decisions) -> list[s
             limits=config.limits,
             generator=config.generator,
         ),
-        lambda: decode_prompts(config, step, decisions.prompts, ["cot"])["cot"],
+        len(decisions.prompts),
+        lambda part: decode_prompts(config, step, decisions.prompts[part], ["cot"])["cot"],
     )
     return [completion.action for completion in completions(rows)]
 

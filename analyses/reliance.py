@@ -13,6 +13,7 @@ from interp.system.limits import Sample
 
 from .registry import Instrument
 from .rows import mean_row, paired, twins
+from .shards import by_shards
 from .study import Study
 
 
@@ -41,7 +42,7 @@ def run(config: Config) -> None:
         started,
         [prompt for both in pairs.values() for prompts in both for prompt in prompts],
         not_paired=unpaired,
-        path=sorted({each["path"] for each in stored.values()}),
+        path=sorted({path for each in stored.values() for path in each["paths"]}),
     )
 
 
@@ -49,17 +50,17 @@ def _stage(config: Config, step: int, split: str, clean: list[Prompt], corrupt: 
     """A checkpoint's effects of the pairs that it keeps."""
     from interp.measures.reliance import EFFECTS, prompt_reliance
 
-    def compute() -> dict:
-        result = prompt_reliance(config.model(step), clean, corrupt)
+    def compute(part: slice) -> dict:
+        result = prompt_reliance(config.model(step), clean[part], corrupt[part])
         return dict(
             effects=np.stack([getattr(result, name) for name in EFFECTS], 1).tolist(),
-            kept=result.kept.tolist(),
-            pairs=twins(clean, corrupt),
-            path=result.path,
+            kept=(result.kept + part.start).tolist(),
+            pairs=twins(clean[part], corrupt[part]),
+            paths=[result.path],
         )
 
     inputs = dict(config.inputs(step), pairs=[config.digest(prompts) for prompts in (clean, corrupt)])
-    return config.stage(f"reliance/{step}-{split}", inputs, compute)
+    return by_shards(config, f"reliance/{step}-{split}", inputs, len(clean), compute)
 
 
 def _rows(config: Config, stored: dict, common: set[int], clean: list[Prompt]) -> Iterator[dict]:

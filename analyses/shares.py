@@ -18,6 +18,7 @@ from interp.system.limits import Sample
 from .registry import Instrument
 from .remedies import PARSES, NotApplicable
 from .rows import mean_row
+from .shards import by_shards
 from .study import Study
 
 #: Of means of a span's share and token share. The ratio is one of means, since a decision may lack the span.
@@ -40,13 +41,19 @@ def run(config: Config) -> None:
     n = config.number(config.decisions_read, 24, 100)
     for step, split in config.cells("shares"):
         inputs = dict(config.inputs(step, split), n=n, limits=config.limits, generator=config.generator)
-        stored = config.stage(f"shares/{step}-{split}", inputs, lambda: _read(config, step, split, n))
+        stored = by_shards(
+            config,
+            f"shares/{step}-{split}",
+            inputs,
+            min(n, len(config.prompts(split))),
+            lambda part: _read(config, step, split, part),
+        )
         if not stored["index"]:
             skipped[f"{step} {split}"] = "no decision of this checkpoint parsed"
             continue
         groups = np.array([config.prompts(split)[i].decision.episode for i in stored["index"]])
         # [definition, version, decision, span, (share, token share)]
-        both = np.stack([stored["share"], stored["token_share"]], -1)
+        both = np.moveaxis(np.stack([stored["share"], stored["token_share"]], -1), 0, 2)
         for definition, values in zip(DEFINITIONS, both, strict=True):
             finite = np.isfinite(values).all((0, 2, 3))
             if not finite.all():
@@ -60,11 +67,11 @@ def run(config: Config) -> None:
     config.write("shares", rows, started, skipped=skipped)
 
 
-def _read(config: Config, step: int, split: str, n: int) -> dict:
-    """Shares over layers of the decisions that parsed with a trace, of the first `n`."""
+def _read(config: Config, step: int, split: str, part: slice) -> dict:
+    """Shares over layers of the decisions that parsed with a trace, of a part: decision first."""
     from interp.measures.shares import shares
 
-    prompts, own = config.prompts(split)[:n], config.decoded(step, split, "cot")[:n]
+    prompts, own = config.prompts(split)[part], config.decoded(step, split, "cot")[part]
     parsed = [i for i, each in enumerate(own) if each.action is not None]
     traces = {i: config.format.decoded_prefix(own[i].ids) for i in parsed}
     index = [i for i, trace in traces.items() if trace]
@@ -76,9 +83,10 @@ def _read(config: Config, step: int, split: str, n: int) -> dict:
         [traces[i] for i in index],
         [own[i].action for i in index],
     )
-    return dict(
-        index=index, share=result.share.mean(3).tolist(), token_share=result.token_share.mean(3).tolist()
+    share, token_share = (
+        np.moveaxis(each.mean(3), 2, 0).tolist() for each in (result.share, result.token_share)
     )
+    return dict(index=[i + part.start for i in index], share=share, token_share=token_share)
 
 
 def _rows(values: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[dict]:

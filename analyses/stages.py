@@ -18,6 +18,8 @@ from interp.results.tables import inside
 
 #: A checkpoint and a split.
 Cell = tuple[int, str]
+#: A stage's name, and which of its shards.
+Shard = tuple[str, int]
 
 
 class Unit(NamedTuple):
@@ -27,6 +29,8 @@ class Unit(NamedTuple):
     """None: none, only which cells there are is asked."""
     ahead: int | None = None
     """The checkpoint that this worker reads next, if that is known."""
+    shard: Shard | None = None
+    """Of the cell, the one shard that is read."""
 
 
 class Busy(Exception):
@@ -38,7 +42,11 @@ class Cells(Exception):
 
 
 class CellRead(Exception):
-    """An analysis has kept all that it reads of the unit's cell."""
+    """An analysis has kept all that it reads of the unit's cell, or its shard of it."""
+
+
+class Shards(Exception):
+    """A stage of the unit's cell has shards that are missing; `args[0]` lists them."""
 
 
 def of_unit(every: Sequence[Cell], unit: Unit) -> Iterator[Cell]:

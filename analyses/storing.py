@@ -7,14 +7,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .boundary import ACTIVATIONS, RANDOM, TRAIN, sample_episodes
+from .boundary import ACTIVATIONS, RANDOM, READ, TRAIN, sample_episodes
 from .registry import chains
 from .study import Study
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 #: Analyses that store activations of the study's own decisions, and probes, which read others as well.
 READ_OWN = ("transfer", "mdl")
@@ -23,30 +28,45 @@ PROBES = "probes"
 WORTH_SAYING = 100 * 2**20
 #: Bytes of a number.
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Sites that are stored of each layer.
-_SITES = 2
 
 
 def estimated(config: Study, name: str) -> int | None:
     """Bytes of activations that an analysis, or `all`, will have stored when it ends; None where not known.
 
-    It is exact but for the headers of shards and the manifest.
+    It is exact but for the headers of shards and the manifest. Raises ValueError for a layer that is stored
+    and not there.
     """
     names = {each for chain in chains() for each in chain} if name == "all" else {name}
     names -= set(getattr(config, "skip", ()))
     if not names & {PROBES, *READ_OWN}:
         return 0
-    if config.revisions:
-        return None
-    shape = config.checkpoint_series.configuration(config.steps[0]).get_text_config()
-    layers, width = (getattr(shape, name, None) for name in ("num_hidden_layers", "hidden_size"))
-    if not layers or not width:
+    shape = _shape(config)
+    if not shape:
         return None
     decisions = len(config.steps) * sum(_own(config).values())
     if PROBES in names:
         read = _of_probes(config)
         decisions = sum(read.values()) * (len(config.steps) + _controlled(config))
-    return decisions * _SITES * layers * width * _BYTES[config.activation_dtype]
+    layers = config.stored_layers(shape.num_hidden_layers)
+    width = sum(_width(shape, site) for site in config.stored_sites)
+    return decisions * len(layers) * width * _BYTES[config.activation_dtype]
+
+
+def _shape(config: Study) -> PretrainedConfig | None:
+    """The configuration of the language model, where it is on this machine and says layers and width."""
+    if config.revisions:
+        return None
+    shape = config.checkpoint_series.configuration(config.steps[0]).get_text_config()
+    known = getattr(shape, "num_hidden_layers", None) and getattr(shape, "hidden_size", None)
+    return shape if known else None
+
+
+def _width(shape: PretrainedConfig, site: str) -> int:
+    """Numbers at a site of a layer."""
+    heads = getattr(shape, "num_attention_heads", None)
+    if site != "z" or not heads:
+        return shape.hidden_size
+    return heads * (getattr(shape, "head_dim", None) or shape.hidden_size // heads)
 
 
 def _held(config: Study) -> dict[str, int]:
@@ -77,7 +97,27 @@ def _controlled(config: Study) -> bool:
 
 def to_store(config: Study, name: str) -> int:
     """Bytes of activations that an analysis has still to store; 0 where that is not known."""
-    return max(0, (estimated(config, name) or 0) - sum(each.stat().st_size for each in _shards(config.run)))
+    needed = estimated(config, name)
+    return max(0, needed - sum(each.stat().st_size for each in _reusable(config))) if needed else 0
+
+
+def _reusable(config: Study) -> Iterator[Path]:
+    """Files of activations that are stored as the study stores them."""
+    shape, wanted = _shape(config), config.stored_sites
+    layers = config.stored_layers(shape.num_hidden_layers) if shape else []
+    own = [site for site in wanted if site in READ]
+    for manifest in (config.run / ACTIVATIONS).glob("*/*/manifest.jsonl"):
+        for line in manifest.read_text(errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                sites, path = entry["sites"], manifest.with_name(Path(entry["file"]).name)
+                dtype = entry.get("stored_as", "torch.float32").removeprefix("torch.")
+                same = (entry["layers"], dtype) == (layers, config.activation_dtype)
+            except (ValueError, KeyError, TypeError, AttributeError):  # damaged, and captured again
+                continue
+            together = sites == own or not set(sites) & set(READ) and set(sites) <= set(wanted)
+            if same and together and path.exists():
+                yield path
 
 
 def check_room(config: Study, needed: int) -> None:
@@ -97,7 +137,8 @@ def check_room(config: Study, needed: int) -> None:
         half = " --activation_dtype bfloat16 halves it," if config.activation_dtype == "float32" else ""
         raise OSError(
             f"--run {config.run}: stored activations will take {_size(needed)}, and {_size(free)} are free "
-            f"in {folder}:{half} fewer --decisions or --checkpoints take less, or give another --run."
+            f"in {folder}:{half} fewer --decisions, --checkpoints, --activation_sites or --activation_layers "
+            "take less, or give another --run."
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,21 +16,20 @@ import numpy as np
 import tyro
 
 from interp.checkpoints.contents import SERIES, training_notes
-from interp.engine.vllm_backend import MISSING
 from interp.environments.base import ANY, Environment, find
 from interp.measures.pairs import make_pairs
 from interp.prompts.format import MODES, Mode, Prompt, PromptFormat, Truncate
 from interp.results.tables import write_table
 from interp.system import limits
-from interp.system.limits import Folder, Seed, Steps, Tokens
+from interp.system.limits import Folder, Sample, Seed, Steps, Tokens
 from interp.system.sources import source_hash
 from interp.tasks.episodes import CORPUS, Decision, sample_decisions
 
 from . import resident, stages
-from .decodings import completions, decode_prompts
-from .fields import Device, EnvironmentName, Storing
+from .decodings import check_generator, decode_split
+from .fields import Device, EnvironmentName, Placing, Storing, places
 from .progress import tracked
-from .prompting import Prompting, other_style
+from .prompting import Prompting
 from .provenance import made_of
 
 # What imports torch is imported where it is used: a bad flag is refused at once.
@@ -46,7 +44,7 @@ else:
 
 
 @dataclass
-class Study(Prompting, Storing):
+class Study(Prompting, Storing, Placing):
     """Where a study runs, on what, and how large it is."""
 
     run: Annotated[Path, Folder()] = Path("runs/quick")
@@ -73,6 +71,9 @@ class Study(Prompting, Storing):
     splits: tuple[Literal["in_domain", "out_of_domain"], ...] = ()
     """Which test decisions: seen task types in unseen scenes, or task types never trained on (default: all
     splits that the corpus holds)."""
+    shard: Sample = 0
+    """Compute what goes decision by decision in shards of so many decisions (0: whole), which workers of a
+    cluster share."""
     decisions: int | Path = 0
     """How many decisions in each split (0: 160 quick, 400 full, or all where there are fewer); or a file of
     them, as --corpus."""
@@ -105,8 +106,7 @@ class Study(Prompting, Storing):
             raise FileNotFoundError(
                 f"--base: there is no folder {self.base}, seen from here or from the checkpoints."
             )
-        if self.generator == "vllm" and "vllm" not in sys.modules and not importlib.util.find_spec("vllm"):
-            raise ImportError(MISSING)
+        check_generator(self)
         self.format_options()
         _ = self._sampled  # read now
         held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
@@ -145,6 +145,11 @@ class Study(Prompting, Storing):
     def unit(self) -> stages.Unit | None:
         """What is read of this study now, which a cluster's worker sets; None: all of it."""
         return None
+
+    @cached_property
+    def by_decision(self) -> list[float]:
+        """Seconds of the stages that go decision by decision."""
+        return []
 
     def say(self, sentence: str) -> None:
         """Print what a reader of the tables has to know, which a run that finds them made says again."""
@@ -187,9 +192,10 @@ class Study(Prompting, Storing):
     @cached_property
     def _model(self) -> HookedModel:
         identity = self.identity(self.steps[0])  # what changed is said before anything fails for it
-        source = (self.series, self.revisions, self.base, self.device, self.dtype, str(identity))
+        where = (self.device, self.dtype, places(self))
+        source = (self.series, self.revisions, self.base, *where, str(identity))
         load = self.checkpoint_series.load
-        return resident.loaded(source, lambda: load(self.steps[0], self.device, self.dtype))
+        return resident.loaded(source, lambda: load(self.steps[0], *where))
 
     def model(self, step: int) -> HookedModel:
         """The study's one model, with this checkpoint's weights."""
@@ -361,6 +367,8 @@ class Study(Prompting, Storing):
             device=device.type,
             dtype=str(pick_dtype(self.dtype, device)),
         )
+        if self.shard:
+            inputs |= dict(shard=self.shard)  # batches of other lengths may round otherwise
         if split:
             inputs |= dict(
                 decisions=self.digest(self.prompts(split)),
@@ -408,14 +416,22 @@ class Study(Prompting, Storing):
         A damaged file is named and computed again. Raises ValueError for a name that leads out of the run's
         folder, and in a cluster's worker `stages.Busy` where another process computes it.
         """
-        made = json.loads(json.dumps(dict(inputs, source=source_hash(compute.__module__)), default=str))
-        path = stages.place(self.run, name, made)
+        path, made = self._stage(name, inputs, compute)
         found, new = stages.found(path, made, compute, wait=not self.unit)
         if new:
             self._keep_identities()
         else:
             self._reused[str(path)] = found["seconds"]
         return found["value"]
+
+    def _stage(self, name: str, inputs: dict, compute: Callable[[], object]) -> tuple[Path, dict]:
+        """A stage's file, and what it is made from."""
+        made = json.loads(json.dumps(dict(inputs, source=source_hash(compute.__module__)), default=str))
+        return stages.place(self.run, name, made), made
+
+    def kept(self, name: str, inputs: dict, compute: Callable[[], object]) -> bool:
+        """Whether a stage is there; arguments as `stage` has them."""
+        return self._stage(name, inputs, compute)[0].exists()
 
     def _keep_identities(self) -> None:
         """Keep the hashes of the checkpoints that were read; until then `identity` prints what changed."""
@@ -426,23 +442,7 @@ class Study(Prompting, Storing):
 
     def decoded(self, step: int, split: str, mode: Mode) -> list[Completion]:
         """Greedy decoding of a split in one mode, decoded once for all analyses."""
-        modes = self.stage(
-            f"decoded/{step}-{split}",
-            dict(self.inputs(step, split), limits=self.limits, generator=self.generator),
-            lambda: decode_prompts(self, step, self.prompts(split), MODES),
-        )
-        rows = modes[mode]
-        if not any(row["action"] for each in modes.values() for row in each):
-            self._warn_of_style(step, [row["ids"] for row in rows])
-        return completions(rows)
-
-    def _warn_of_style(self, step: int, written: Sequence[Sequence[int]]) -> None:
-        """Say so where a checkpoint of whose decodings none parses seems to write in another style."""
-        path = self.checkpoint_series.path(step)
-        trained = training_notes(path).get("style", "") if isinstance(path, Path) else ""
-        texts = (self.format.tokenizer.decode(ids) for ids in written[:100])
-        sentence = other_style(self.style_name, trained, texts)
-        self.say(sentence and f"Nothing that checkpoint {step} writes parses: {sentence}")
+        return decode_split(self, step, split, mode)
 
     def candidates(
         self, step: int, split: str, argued: Mapping[int, Sequence[str | None]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..all import Config as All
+    from .worker import Worker
 else:
     pd = lazy.load("pandas")
 
@@ -50,6 +51,8 @@ class Measured:
     """That it reads, of those of the study."""
     seconds: float
     """Of a cell, on average."""
+    by_decision: float = 0.0
+    """Of these, seconds of stages that shards of decisions share."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,13 @@ class Workload:
     parameters: float
     bytes: float
     """That one checkpoint leaves on disk."""
+    shard: int = 0
+    """Decisions of a shard (0: cells are whole)."""
+
+    @property
+    def shards(self) -> int:
+        """Of a stage that goes decision by decision, in each cell."""
+        return -(-self.decisions // self.shard) if self.shard else 1
 
 
 @dataclass
@@ -77,6 +87,8 @@ class Config:
     """How many times as long prompts and traces are; time grows with it."""
     decisions: Annotated[int, Limits(0, 10**9)] = 0
     """Of a split (0: as measured)."""
+    shard: Annotated[int, Limits(0, 10**9)] = 0
+    """Decisions of a shard (0: as measured)."""
     checkpoints: Annotated[int, Limits(0, 100_000)] = 0
     """Of each series (0: as measured)."""
     seeds: Annotated[int, Limits(1, 10_000)] = 1
@@ -106,20 +118,34 @@ def measure(config: All, chains: Sequence[Sequence[Command]]) -> Workload:
                 continue
             steps = {step for step, _ in listed.cells}
             cells = [cell for cell in listed.cells if cell[0] == min(steps)]
-            did = [worker.do(Unit(command, "cell", cell)) for cell in cells]
+            did = [result for cell in cells for result in _all_of(worker, Unit(command, "cell", cell))]
             if problem := next((each for each in did if each.status == "failed"), None):
                 raise ValueError(f"{command[0]}: {problem.sentence}")
-            seconds = sum(each.seconds for each in did) / max(1, len(did))
-            found.append(Measured(command[0], number, len(cells), len(steps), round(seconds, 2)))
+            whole, apart = (
+                round(sum(each) / max(1, len(cells)), 2)
+                for each in ([result.seconds for result in did], worker.by_decision(command))
+            )
+            found.append(Measured(command[0], number, len(cells), len(steps), whole, min(apart, whole)))
     study = Workload(
         found,
         len(config.steps),
         max(len(config.prompts(split)) for split in config.parts),
         float(config.checkpoint_series.table()["parameters"].max()),
         _size(config.run) - before,
+        config.shard,
     )
     write_record(_file(config.run), asdict(study))
     return study
+
+
+def _all_of(worker: Worker, unit: Unit) -> Iterator[Result]:
+    """What becomes of a cell and of the shards that it is split into, one after another."""
+    result = worker.do(unit)
+    while result.status == "split":
+        yield result
+        yield from (worker.do(unit._replace(kind="shard", shard=each)) for each in result.shards)
+        result = worker.do(unit)
+    yield result
 
 
 def _size(run: Path) -> int:
@@ -142,12 +168,13 @@ def scaled(study: Workload, config: Config) -> Workload:
         replace(
             each,
             seconds=each.seconds * more,
+            by_decision=each.by_decision * more,
             checkpoints=round(each.checkpoints / study.checkpoints * checkpoints),
         )
         for each in study.analyses
     ]
     size = study.bytes * decisions / study.decisions * (parameters / study.parameters) ** WIDTH
-    return Workload(analyses, checkpoints, decisions, parameters, size)
+    return Workload(analyses, checkpoints, decisions, parameters, size, config.shard or study.shard)
 
 
 @dataclass(frozen=True)
@@ -179,13 +206,15 @@ def simulate(study: Workload, workers: int, load: float, seed: int = 0) -> Simul
     plan, now, free = Plan(list(by_chain.values())), 0.0, 0.0
     idle, running, held = list(range(workers)), [], dict[int, int]()
     computing = loading = busy = 0.0
+    split: set[Unit] = set()
     while True:
         while idle and (unit := plan.take(idle[-1])):
             worker, seconds = idle.pop(), 0.0
             free = max(free, now) + DISPATCH  # one driver, one unit at a time
             busy += DISPATCH
             if unit.cell:
-                seconds = of[unit.command[0]].seconds * draw.lognormvariate(-(STRAGGLE**2) / 2, STRAGGLE)
+                seconds = _seconds(study, of[unit.command[0]], unit, unit in split)
+                seconds *= draw.lognormvariate(-(STRAGGLE**2) / 2, STRAGGLE)
                 computing += seconds
                 if held.get(worker) != unit.cell[0]:
                     held[worker], seconds = unit.cell[0], seconds + load
@@ -196,9 +225,27 @@ def simulate(study: Workload, workers: int, load: float, seed: int = 0) -> Simul
         now, worker, unit = heapq.heappop(running)
         idle.append(worker)
         cells = _cells(of[unit.command[0]]) if unit.kind == "list" else ()
-        plan.ended(unit, Result("done", cells=cells))
+        result = Result("done", cells=cells)
+        if unit.kind == "cell" and unit not in split and _splits(study, of[unit.command[0]]):
+            split.add(unit)
+            result = Result("split", shards=[("by decision", k) for k in range(study.shards)])
+        plan.ended(unit, result)
     whole = max(now * workers, 1e-12)
     return Simulated(workers, now / 3600, computing / whole, loading / whole, busy / max(now, 1e-12))
+
+
+def _splits(study: Workload, each: Measured) -> bool:
+    """Whether an analysis' cells are split into shards."""
+    return study.shards > 1 and each.by_decision > 0
+
+
+def _seconds(study: Workload, each: Measured, unit: Unit, joins: bool) -> float:
+    """What a unit computes: a cell that is split has nothing before its shards, and the rest after them."""
+    if unit.kind == "shard":
+        return each.by_decision / study.shards
+    if not _splits(study, each):
+        return each.seconds
+    return each.seconds - each.by_decision if joins else 0.0
 
 
 def _cells(each: Measured) -> list[tuple[int, str]]:
@@ -218,10 +265,14 @@ def simulated(study: Workload, config: Config) -> list[Simulated]:
 
 def sizes(study: Workload, config: Config) -> list[str]:
     """Units, hours and bytes of all series, in lines."""
-    units = sum(each.checkpoints * each.cells for each in study.analyses)
+    cut = {each.name: study.shards if _splits(study, each) else 0 for each in study.analyses}
+    units = sum(each.checkpoints * each.cells * (1 + cut[each.name]) for each in study.analyses)
     hours = sum(each.checkpoints * each.cells * each.seconds for each in study.analyses) / 3600
     chains = sorted({each.chain for each in study.analyses})
-    together = sum(max(each.cells for each in study.analyses if each.chain == chain) for chain in chains)
+    together = sum(
+        max(each.cells * max(1, cut[each.name]) for each in study.analyses if each.chain == chain)
+        for chain in chains
+    )
     return [
         f"{config.seeds:,} series of {study.checkpoints:,} checkpoints, {study.decisions:,} decisions a "
         f"split, {study.parameters:.3g} parameters:",

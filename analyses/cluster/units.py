@@ -16,13 +16,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from ..stages import Cell
+from ..stages import Cell, Shard
 
 #: How often a unit may be lost with the worker that had it before it is given up.
 LOSSES = 5
 #: What becomes of a unit. left out: the decisions do not allow the analysis; busy: another process is at
-#: what it needs.
-Status = Literal["done", "left out", "failed", "busy"]
+#: what it needs; split: it needs shards that are units of their own.
+Status = Literal["done", "left out", "failed", "busy", "split"]
 #: A command line's words.
 Command = tuple[str, ...]
 
@@ -31,16 +31,18 @@ class Unit(NamedTuple):
     """What a worker does at a time."""
 
     command: Command
-    kind: Literal["list", "cell", "whole"]
-    """Which cells an analysis has; all that it keeps of one cell; the analysis from what is kept, with its
-    table (and any other command)."""
+    kind: Literal["list", "cell", "shard", "whole"]
+    """Which cells an analysis has; all that it keeps of one cell; a shard of one of the cell's stages; the
+    analysis from what is kept, with its table (and any other command)."""
     cell: Cell | None = None
+    shard: Shard | None = None
 
     @property
     def name(self) -> str:
         """As it is told of."""
         where = f" {self.cell[0]} {self.cell[1]}" if self.cell else ""
-        return f"{self.command[0]}{where}"
+        which = f", shard {self.shard[1]}" if self.shard else ""
+        return f"{self.command[0]}{where}{which}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Result:
     """Why it was left out, or failed."""
     cells: Sequence[Cell] = ()
     """Of a list; none where the table was made already."""
+    shards: Sequence[Shard] = ()
+    """That a cell is to be split into."""
     said: str = ""
     """What it printed."""
     seconds: float = 0.0
@@ -63,6 +67,12 @@ class _Command:
 
     todo: list[Cell] | None = None
     """Cells that nobody has been given, None before they are listed."""
+    split: dict[Cell, list[Shard]] = field(default_factory=dict)
+    """Cells that wait for shards, and the shards that nobody has been given."""
+    shards: Counter[Cell] = field(default_factory=Counter)
+    """Shards of those cells that have not ended."""
+    failed: set[Cell] = field(default_factory=set)
+    """Cells of which a shard has failed."""
     unread: Counter[int] = field(default_factory=Counter)
     """Cells of each checkpoint that have not ended, well or not."""
     broken: bool = False
@@ -105,7 +115,9 @@ class Plan:
         if unit.cell:
             self._at[worker] = unit.cell[0]
         state = self._state(unit.command)
-        if unit.cell and state.todo is not None:
+        if unit.cell and unit.shard:
+            state.split[unit.cell].remove(unit.shard)
+        elif unit.cell and state.todo is not None:
             state.todo.remove(unit.cell)
         else:
             state.state = "running"
@@ -129,11 +141,13 @@ class Plan:
             return
         if result.status == "failed":
             self.failures.append(f"{unit.name}: {result.sentence}")
-        if unit.cell:
-            state.unread[unit.cell[0]] -= 1
-            state.broken |= result.status == "failed"
-            if state.broken and not state.unread.total():
-                state.state = "failed"
+        if unit.cell and unit.shard:
+            _shard_ended(state, unit.cell, result.status == "failed")
+        elif unit.cell and result.status == "split":
+            state.split[unit.cell] = list(result.shards)
+            state.shards[unit.cell] = len(result.shards)
+        elif unit.cell:
+            _cell_ended(state, unit.cell, result.status == "failed")
         elif unit.kind == "list" and result.status == "done":
             state.todo, state.state = list(result.cells), "waiting"
             state.unread.update(step for step, _ in result.cells)
@@ -159,11 +173,14 @@ class Plan:
         for _, state in self._commands():
             if state.state == "waiting":
                 left += 1 + (state.todo is None) + len(state.todo or ())
+                left += sum(1 + len(shards) for shards in state.split.values())
         return left
 
     def _back(self, unit: Unit) -> None:
         state = self._state(unit.command)
-        if unit.cell and state.todo is not None:
+        if unit.cell and unit.shard:
+            state.split[unit.cell].append(unit.shard)
+        elif unit.cell and state.todo is not None:
             state.todo.insert(0, unit.cell)
         else:
             state.state = "waiting"
@@ -190,6 +207,8 @@ class Plan:
         if state.todo is None:
             yield Unit(command, "list")
             return
+        for cell, shards in state.split.items():
+            yield from (Unit(command, "shard", cell, each) for each in shards[:1])
         for cell in state.todo:
             if all(_past(each, cell[0]) for each in before):
                 yield Unit(command, "cell", cell)
@@ -211,6 +230,29 @@ class Plan:
 
     def _state(self, command: Command) -> _Command:
         return next(state for each, state in self._commands() if each == command)
+
+
+def _shard_ended(state: _Command, cell: Cell, failed: bool) -> None:
+    """A cell whose shards have ended is read; where one has failed it has failed, and no other is begun."""
+    state.shards[cell] -= 1
+    if failed:
+        state.failed.add(cell)
+        state.shards[cell] -= len(state.split[cell])
+        state.split[cell].clear()
+    if state.shards[cell] or state.todo is None:
+        return
+    del state.split[cell]
+    if cell in state.failed:
+        _cell_ended(state, cell, True)
+    else:
+        state.todo.insert(0, cell)
+
+
+def _cell_ended(state: _Command, cell: Cell, failed: bool) -> None:
+    state.unread[cell[0]] -= 1
+    state.broken |= failed
+    if state.broken and not state.unread.total():
+        state.state = "failed"
 
 
 def _past(state: _Command, step: int) -> bool:

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,36 +53,41 @@ class Worker:
             try:
                 if self.mirror:
                     self.mirror.pull()
-                status, cells = self._do(unit, ahead)
-                why = ""
+                result = self._do(unit, ahead)
                 if self.mirror:
                     self.mirror.push()
             except Exception as error:
                 if os.environ.get("INTERP_DEBUG"):
                     raise
-                status, cells = "left out" if getattr(error, "left_out", False) else "failed", []
-                why = told(error, unit.command[0])
-        return Result(status, why, cells, printed.getvalue(), round(time.time() - started, 2))
+                status: Status = "left out" if getattr(error, "left_out", False) else "failed"
+                result = Result(status, told(error, unit.command[0]))
+        return replace(result, said=printed.getvalue(), seconds=round(time.time() - started, 2))
 
-    def _do(self, unit: Unit, ahead: int | None) -> tuple[Status, list[stages.Cell]]:
+    def _do(self, unit: Unit, ahead: int | None) -> Result:
         try:
             if unit.kind == "whole":
                 name, *rest = unit.command
                 config = configured(find(name).config, rest, name)
                 if status := run_analysis(name, config, draw=False):
                     raise ValueError(f"it ended with the exit status {status}")
-                return "done", []
+                return Result("done")
             study = self._study(unit.command)
             if unit.kind == "list" and unchanged(study, unit.command[0]):
-                return "done", []
-            study.unit = stages.Unit(unit.cell, ahead)
+                return Result("done")
+            study.unit = stages.Unit(unit.cell, ahead, unit.shard)
             with suppress(stages.CellRead):
                 find(unit.command[0]).run(study)
         except stages.Cells as found:
-            return "done", found.args[0]
+            return Result("done", cells=found.args[0])
+        except stages.Shards as missing:
+            return Result("split", shards=missing.args[0])
         except stages.Busy:
-            return "busy", []
-        return "done", []
+            return Result("busy")
+        return Result("done")
+
+    def by_decision(self, command: Command) -> list[float]:
+        """Seconds of an analysis' stages that shards of decisions share."""
+        return self.studies[command].by_decision
 
     def _study(self, command: Command) -> Study:
         """The study of a command line, with the prompts and pairs that it made for earlier units."""

@@ -83,6 +83,10 @@ class Config(Trainings, Study):
         limits.check(self)
         self.format_options()
         self.check_parts()
+        if self.device_map != "none":
+            raise ValueError(
+                "--device_map is for models that are read, and a training has one GPU: leave it out."
+            )
         if self.base and not self.base.exists():
             raise FileNotFoundError(f"--base: there is no folder {self.base}.")
 

@@ -481,5 +481,5 @@ def check_memory(
         raise ValueError(
             f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, "
             f"but {device} has {free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or "
-            "device_map='auto' over several GPUs."
+            "several GPUs (device_map='auto', on the command line --device_map auto)."
         )

@@ -35,8 +35,8 @@ PACKAGES = {
 }
 #: Methods that are dequantised as they are loaded: their kernels would be fetched from a hub.
 DEQUANTISED = ("fp8", "mxfp4")
-#: What every module has of its own: hooks, children, its state.
-OF_MODULES = frozenset(torch.nn.Module().__dict__)
+#: What every module has of its own: hooks (accelerate's as well), children, its state.
+OF_MODULES = frozenset(torch.nn.Module().__dict__) | {"_hf_hook", "_old_forward", "forward"}
 OTHERWISE = (
     "or save the model dequantised (model.dequantize(), then save_pretrained), or give the weights that it "
     "was quantised from"

@@ -459,9 +459,8 @@ class CheckpointSeries:
                 "is kept in one way."
             )
         if method(getattr(config, "quantization_config", None)):
-            other = weights.placed(
-                checkpoint, config, dtype, self.trust_remote_code, {"": next(hf.parameters()).device}
-            )
+            places = getattr(hf, "hf_device_map", None) or {"": next(hf.parameters()).device}
+            other = weights.placed(checkpoint, config, dtype, self.trust_remote_code, places)
             self._check_finite(checkpoint, dict(other.named_parameters()))
             adopt(hf, other)
             return digest

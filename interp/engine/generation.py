@@ -20,7 +20,7 @@ from tqdm import tqdm
 from interp.engine.reading import Memory, Rows, read_on, read_prompts, tree_batches
 from interp.engine.stepping import Steps
 from interp.models.caches import Layers, selected
-from interp.models.devices import SHARE, fetched, free_bytes, halved, sent, token_bytes
+from interp.models.devices import SHARE, fetched, free_for, halved, sent, token_bytes
 from interp.models.hooked import HookedModel
 from interp.models.hooks import Edit, Edits, PassEdit, Where
 from interp.models.site_names import one_layer
@@ -486,4 +486,4 @@ def _batch_tokens(model: HookedModel, longest: int, room: int) -> int:
     if model.device.type != "cuda":
         return BATCH
     each = COPIES * token_bytes(model) * (longest + room) / longest
-    return min(KEPT, int(SHARE * free_bytes(model.device) / each))
+    return min(KEPT, int(SHARE * free_for(model) / each))

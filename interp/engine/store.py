@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -262,12 +263,12 @@ class _Filling:
         )
         self.paths.update(zip(acts.prompts, acts.paths))
         counts = [end - start for start, end in pairwise(acts.offsets)]
-        values = _rounded(acts.values, self.stored_as)
+        values = rounded(acts.values, self.stored_as)
         self.store.append(values, acts.prompts, counts, **_named(prompts))
         self.waiting.clear()
 
 
-def _rounded(values: Tensor, stored_as: torch.dtype) -> Tensor:
+def rounded(values: Tensor, stored_as: torch.dtype) -> Tensor:
     """Activations in the precision that they are stored in; raises ValueError for one that it cannot hold."""
     stored = values.to(stored_as)
     if not stored.isfinite().all():
@@ -321,6 +322,42 @@ def stream_capture(
             filling.write()
     filling.write()
     return store, filling.paths
+
+
+def capture_and_keep(
+    folder: str | Path,
+    model: HookedModel,
+    prompts: Readable | Iterable[Readable],
+    sites: Sequence[str],
+    kept: Sequence[str],
+    kept_layers: Sequence[int],
+    *,
+    stored_as: torch.dtype = torch.float32,
+) -> Float[Tensor, "prompt site layer width"]:
+    """Boundary activations at all layers, of which a `Store` keeps some sites and layers.
+
+    They are those that `stored_capture` gives of all sites, in the same passes, and rounded as there.
+
+    Args:
+        kept: sites that are stored, of `sites` (none: nothing is).
+        kept_layers: their layers.
+        stored_as: precision on disk, and of what is returned (in float32).
+    """
+    given = read_texts(model.tokenizer, prompts)
+    hashes = [reading.hash for reading in readings(given, "boundary")]
+    store = Store(folder, _identity(model, kept, kept_layers, "boundary", stored_as)) if kept else None
+    stored = store.where() if store else {}
+    once, parts = list(dict(zip(hashes, given)).values()), []
+    for start in range(0, len(once), SHARD):
+        read = once[start : start + SHARD]
+        acts = capture(model, read, sites)
+        values = rounded(acts.values, stored_as)
+        if store and (new := [i for i, each in enumerate(acts.prompts) if each not in stored]):
+            part = values[new][:, [list(sites).index(site) for site in kept]][:, :, list(kept_layers)]
+            store.append(part, [acts.prompts[i] for i in new], (), **_named([read[i] for i in new]))
+        parts.append(values.float())
+    where = {each: row for row, each in enumerate(dict.fromkeys(hashes))}
+    return torch.cat(parts)[[where[each] for each in hashes]]
 
 
 def stored_capture(

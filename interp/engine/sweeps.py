@@ -24,7 +24,7 @@ from interp.engine.packing import Tree, divergence, grow, read_trees
 from interp.engine.reading import read_prompts
 from interp.models import hooks
 from interp.models.caches import Layers, selected
-from interp.models.devices import SHARE, activation_bytes, fetched, free_bytes, sent
+from interp.models.devices import SHARE, activation_bytes, fetched, free_for, sent
 from interp.models.hooked import HookedModel
 
 #: Most packed tokens of a row on a CPU and on a GPU: more would only look at each other's masked keys.
@@ -182,7 +182,7 @@ class Packed:
         model, config, item = self.model, self.model.config, self.model.dtype.itemsize
         budget = self.budget
         if budget is None:
-            budget = int(SHARE * free_bytes(model.device)) if model.device.type == "cuda" else BUDGET
+            budget = int(SHARE * free_for(model)) if model.device.type == "cuda" else BUDGET
         eager = config._attn_implementation == "eager"
         each_key = 2 + item * (1 + 2 * model.n_heads * eager)  # bytes for each slot and key
         each_slot = activation_bytes(model) + each_key * self.keys_at.shape[1]

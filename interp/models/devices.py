@@ -83,6 +83,11 @@ def free_bytes(device: torch.device) -> int:
     return min(free, max(0, share - held)) + held - torch.cuda.memory_allocated(device)
 
 
+def free_for(model: HookedModel) -> int:
+    """The `free_bytes` of a model's GPU; of several the fewest."""
+    return min(map(free_bytes, {parameter.device for parameter in model.hf.parameters()}))
+
+
 def token_bytes(model: HookedModel) -> int:
     """Bytes of a token's keys and values, in all layers (at most, where not every layer keeps them)."""
     if model.support.patch != "fast":
@@ -98,7 +103,7 @@ def activation_bytes(model: HookedModel) -> int:
 
 def most_held(model: HookedModel) -> int:
     """Bytes of keys, values and states to hold at once, if as much is left to work with them."""
-    return int(SHARE / 2 * free_bytes(model.device)) if model.device.type == "cuda" else HELD
+    return int(SHARE / 2 * free_for(model)) if model.device.type == "cuda" else HELD
 
 
 def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
@@ -107,7 +112,7 @@ def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
         return on_cpu
     item, config = model.dtype.itemsize, model.config
     scores = model.n_heads * longest * (item + 4) if config._attn_implementation == "eager" else 0
-    return min(MOST, int(SHARE * free_bytes(model.device) / (activation_bytes(model) + scores)))
+    return min(MOST, int(SHARE * free_for(model) / (activation_bytes(model) + scores)))
 
 
 def halved(batches: Sequence[list], run: Callable[[list], Result]) -> Iterator[Result]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from accelerate import dispatch_model
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -75,7 +76,15 @@ def in_dtype(hf: LanguageModel, dtype: torch.dtype) -> LanguageModel:
     with torch.random.fork_rng(devices=[]):
         twin = empty(type(hf), copy.deepcopy(hf.config), dtype)
     twin.load_state_dict(hf.state_dict())
-    return moved(twin, next(hf.parameters()).device)
+    return laid_out(twin, hf)
+
+
+def laid_out(hf: LanguageModel, other: LanguageModel) -> LanguageModel:
+    """A model on the devices that `other`, a model of the same architecture, lies on."""
+    places = getattr(other, "hf_device_map", None) or {}
+    if len(set(places.values())) > 1:
+        return dispatch_model(hf, places)
+    return moved(hf, next(other.parameters()).device)
 
 
 def moved(hf: LanguageModel, device: torch.device) -> LanguageModel:

@@ -23,7 +23,7 @@ def random_twin(model: HookedModel, seed: int = 0) -> HookedModel:
     config = copy.deepcopy(hf.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        drawn = inner.moved(inner.in_dtype(type(hf)(config), model.dtype), model.device)
+        drawn = inner.laid_out(inner.in_dtype(type(hf)(config), model.dtype), hf)
     # without where it was read from
     settings = {name: str(value) for name, value in config.to_dict().items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,10 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 
+import pandas as pd
 import psutil
 import pytest
 from hypothesis import given, settings
@@ -22,6 +25,9 @@ from analyses.cluster.worker import Worker
 from analyses.command import configured
 from analyses.registry import chains
 from analyses.stages import alone
+from interp.checkpoints import weights
+from interp.results.records import read_record
+from interp.results.tables import read_table
 from interp.system.paths import ROOT
 from tests.command_line import main
 
@@ -32,6 +38,8 @@ NO_STAGES = ("made", "first_use", "measured")
 #: Kinds of stages of the first analysis.
 KINDS = ("decoded", "choices")
 RAY = ("--executor", "ray")
+#: Of the reference and of what is compared with it: two shards of the decisions.
+CUT = ("--shard", "7")
 SIZES = ("--decisions", "12", "--pairs", "4", "--conflicts", "4", "--choices", "4", "--skip", *SKIP)
 
 
@@ -63,11 +71,14 @@ def test_every_unit_is_done_once_in_order_whatever_happens(chains, closing, work
     then = [[(f"last {i}",) for i in range(closing)], [("after",)]]
     draw, todo = random.Random(seed), Plan(chains, then)
     has = {command: draw.sample(CELLS, draw.randrange(len(CELLS))) for chain in chains for command in chain}
-    at, done, failed = {}, [], set()
+    at, done, failed, split, wanted = {}, [], set(), Counter(), set()
     while True:
         for worker in range(workers):
             if worker not in at and (unit := todo.take(worker)):
                 assert unit not in at.values() and unit not in done
+                if unit.kind == "cell":
+                    waits = [each for each in at.values() if each.shard]
+                    assert unit._replace(kind="shard") not in [each._replace(shard=None) for each in waits]
                 at[worker] = unit
         if not at:
             break
@@ -77,7 +88,12 @@ def test_every_unit_is_done_once_in_order_whatever_happens(chains, closing, work
             todo.lost(unit)
         elif fate < 0.2:
             todo.ended(unit, Result("busy"))
-        elif fate < 0.25:
+        elif fate < 0.35 and unit.kind == "cell" and split[unit] < 2:
+            split[unit] += 1
+            shards = [(f"stage {split[unit]}", k) for k in range(draw.randrange(2, 5))]
+            wanted.update(unit._replace(kind="shard", shard=each) for each in shards)
+            todo.ended(unit, Result("split", shards=shards))
+        elif fate < 0.4:
             failed.add(unit.command)
             done.append(unit)
             todo.ended(unit, Result("failed", "why"))
@@ -86,12 +102,13 @@ def test_every_unit_is_done_once_in_order_whatever_happens(chains, closing, work
             todo.ended(unit, Result("done", cells=has.get(unit.command, ()) if unit.kind == "list" else ()))
         assert todo.left >= len(at)
     assert todo.left == 0 and len(todo.failures) >= len(failed)
+    assert all(unit in done for unit in wanted if unit.command not in failed)
     for chain in chains:
         for command in chain:
             own = [unit for unit in done if unit.command == command]
             assert own[0].kind == "list"
             if command not in failed:
-                assert {unit.cell for unit in own if unit.cell} == set(has[command])
+                assert {unit.cell for unit in own if unit.kind == "cell"} == set(has[command])
                 assert own[-1] == Unit(command, "whole")
     _check_order(chains, then, done, failed, has)
 
@@ -166,7 +183,7 @@ def options(series_folder, corpus_file):
 
 @pytest.fixture(scope="module")
 def reference(options, tmp_path_factory):
-    """A study of this machine's processes."""
+    """A study of this machine's processes, which cut cells as the workers of a cluster do."""
     run = tmp_path_factory.mktemp("local")
     ended = start(run, options)
     assert ended.wait() == 0, ended.stderr.read()
@@ -175,7 +192,7 @@ def reference(options, tmp_path_factory):
 
 def start(run, options, *more):
     return subprocess.Popen(
-        [sys.executable, "-m", "analyses", "all", *options(run), *more],
+        [sys.executable, "-m", "analyses", "all", *options(run), *CUT, *more],
         cwd=ROOT,
         text=True,
         stdout=subprocess.DEVNULL,
@@ -186,14 +203,65 @@ def start(run, options, *more):
 
 
 def test_units_one_after_another_leave_the_tables_of_a_whole_run(options, tmp_path, reference):
-    config = configured(Config, options(tmp_path), "all")
+    config = configured(Config, [*options(tmp_path), *CUT], "all")
     names = [[name for name in chain if name not in SKIP] for chain in chains(quick=True)]
-    todo, worker = Plan([config.commands(chain) for chain in names]), Worker()
+    todo, worker, kinds = Plan([config.commands(chain) for chain in names]), Worker(), set()
     while unit := todo.take(0):
+        kinds.add(unit.kind)
         todo.ended(unit, worker.do(unit, todo.ahead(0)))
-    assert not todo.failures
+    assert not todo.failures and "shard" in kinds
     assert contents(tmp_path).items() <= contents(reference).items()
     assert contents(reference).keys() - contents(tmp_path) == {"claims.csv"}
+
+
+def test_shards_of_a_cell_leave_the_tables_of_a_process_that_cuts_alike(options, tmp_path):
+    """What goes decision by decision: by a process, by units in random order, and whole."""
+    names = (("behaviour",), ("reliance", "own_traces", "early", "shares"))
+    alone, spread = (
+        configured(Config, [*options(tmp_path / name), "--shard", "3", "--decisions_read", "7"], "all")
+        for name in ("alone", "spread")
+    )
+    for command in (each for chain in names for each in alone.commands(chain)):
+        assert main(*command) == 0
+    units = _done_in_random_order(Plan([spread.commands(chain) for chain in names]))
+    kinds = Counter((unit.kind, unit.command[0]) for unit in units)
+    cells = 3 * 2
+    assert kinds["shard", "behaviour"] == cells * (4 + 4 + 2), "12 decoded twice, and 4 chosen, by 3"
+    assert kinds["shard", "shares"] == cells * 3, "7 of them"
+    assert all(kinds["shard", name] == cells * 2 for name in ("reliance", "own_traces", "early")), "4 each"
+    assert contents(tmp_path / "spread") == contents(tmp_path / "alone")
+    whole = configured(Config, [*options(tmp_path / "whole"), "--decisions_read", "7"], "all")
+    for name in ("behaviour", "reliance", "early", "shares"):
+        assert main(*whole.commands([name])[0]) == 0
+        cut, uncut = (read_table(tmp_path / run / "tables", name)[0] for run in ("alone", "whole"))
+        pd.testing.assert_frame_equal(cut, uncut, rtol=1e-3, atol=1e-4)
+
+
+def _done_in_random_order(todo):
+    """The units of a plan, each by one of three workers that end when they like."""
+    draw, workers, at, done = random.Random(1), [Worker() for _ in range(3)], {}, []
+    while True:
+        for number in range(len(workers)):
+            if number not in at and (unit := todo.take(number)):
+                at[number] = unit
+        if not at:
+            assert not todo.failures
+            return done
+        number = draw.choice(list(at))
+        done.append(unit := at.pop(number))
+        todo.ended(unit, workers[number].do(unit))
+
+
+def test_a_shard_that_fails_is_told_once_and_its_cell_is_not_read():
+    todo = Plan([[("a",)]])
+    todo.ended(todo.take(0), Result("done", cells=[(0, "in_domain")]))
+    todo.ended(todo.take(0), Result("split", shards=[("s", k) for k in range(5)]))
+    one, two = todo.take(0), todo.take(1)
+    todo.ended(one, Result("failed", "why"))
+    assert not todo.take(0), "no other is begun"
+    todo.ended(two, Result("done"))
+    assert not todo.take(0) and not todo.left
+    assert todo.failures == ["a 0 in_domain, shard 0: why"]
 
 
 def test_a_unit_that_fails_is_told_in_its_sentence_and_the_others_go_on(options, tmp_path):
@@ -218,6 +286,32 @@ def test_what_another_process_computes_is_left_to_it(options, tmp_path):
     with alone(kept):
         assert worker.do(unit).status == "busy" and not kept.exists()
     assert worker.do(unit).status == "done" and json.loads(kept.read_bytes()) != before
+
+
+# a model that is laid over several devices
+
+
+def test_a_device_map_reaches_what_loads_a_model_and_tables_stay(options, tmp_path, reference, monkeypatch):
+    given, placed = [], weights.placed
+    monkeypatch.setattr(weights, "placed", lambda *all: given.append(all[-1]) or placed(*all))
+    words = [word for word in options(tmp_path) if word not in ("--device", "cpu")]
+    config = configured(Config, [*words, *CUT, "--device_map", "auto"], "all")
+    assert config.alone(2)
+    todo, worker = Plan([config.commands(["behaviour"])]), Worker()
+    while unit := todo.take(0):
+        todo.ended(unit, worker.do(unit))
+    assert not todo.failures and given == ["auto"]
+    assert contents(tmp_path)["behaviour.csv"] == contents(reference)["behaviour.csv"]
+
+
+def test_a_device_map_is_refused_beside_what_has_one_device(options, tmp_path, capsys):
+    for name, words in (
+        ("behaviour", ("--device", "cpu")),
+        ("behaviour", ("--generator", "vllm")),
+        ("masking", ("--run", tmp_path)),
+    ):
+        assert main(name, "--device_map", "auto", "--run", tmp_path, *words) == 1
+        assert "--device_map" in capsys.readouterr().err
 
 
 # Ray
@@ -343,6 +437,31 @@ def test_a_plan_grows_with_model_prompts_and_decisions():
     lines = plan.sizes(more, config)
     assert lines[1].startswith(f"{5 * (16 + 8 + 8):,} units of 3 analyses")
     assert lines[2] == f"at most {(2 + 2) * 8 * 5} units can be given at once."
+
+
+def test_shards_of_decisions_let_more_workers_take_part(monkeypatch):
+    monkeypatch.setattr(plan, "STRAGGLE", 0.0)
+    apart = [replace(each, by_decision=0.8 * each.seconds) for each in STUDY.analyses]
+    whole, cut = (replace(STUDY, analyses=apart, shard=shard) for shard in (0, 10))
+    assert (whole.shards, cut.shards) == (1, 10)
+    alone = plan.simulate(cut, 1, load=0)
+    assert alone.hours * 3600 == pytest.approx(TOTAL, rel=1e-2)
+    before, after = (plan.simulate(each, 100, load=0).hours for each in (whole, cut))
+    assert after < 0.5 * before
+    config = plan.Config()
+    assert plan.sizes(cut, config)[1].startswith(f"{11 * (8 + 4 + 4):,} units")
+    assert plan.sizes(cut, config)[2] == f"at most {10 * (2 + 2) * 4} units can be given at once."
+
+
+def test_a_dry_run_knows_of_shards(options, tmp_path, capsys):
+    assert main("all", *options(tmp_path), "probes", "patching", "transfer", "--dry_run", "--shard", "6") == 0
+    assert capsys.readouterr().out.startswith("1 series of 3 checkpoints")
+    kept = read_record(tmp_path / "partial" / "measured" / "study.json")
+    by_name = {each["name"]: each for each in kept["analyses"]}
+    assert kept["shard"] == 6 and 0 < by_name["behaviour"]["by_decision"] <= by_name["behaviour"]["seconds"]
+    assert by_name["reliance"]["by_decision"] > 0 == by_name["conflict"]["by_decision"]
+    assert main("plan", "--run", tmp_path, "--shard", "1000", "--decisions", "100000") == 0
+    assert "100,000 decisions a split" in capsys.readouterr().out
 
 
 def test_a_dry_run_measures_the_first_checkpoint_and_says_what_all_would_take(options, tmp_path, capsys):

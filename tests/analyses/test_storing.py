@@ -9,9 +9,10 @@ import torch
 
 from analyses import storing
 from analyses.all import Config as Everything
+from analyses.boundary import READ
 from analyses.probes import Config as Probes
 from analyses.transfer import Config as Transfer
-from interp.engine.store import Store, _rounded, stored_capture
+from interp.engine.store import Store, capture_and_keep, rounded, stored_capture
 from interp.results.queries import need
 from interp.results.tables import read_table
 from tests.command_line import main
@@ -122,6 +123,54 @@ def test_half_precision_is_said_and_computed_apart(probed, options, tmp_path):
     assert np.allclose(a, b, rtol=0.1)
 
 
+@pytest.mark.parametrize(
+    "sites, layers",
+    [(["resid_post"], []), (["resid_pre", "resid_post", "mlp_out"], [1]), (["z"], [0, 1])],
+)
+def test_what_is_stored_is_chosen_and_analyses_read_the_same(
+    probed, options, shared, tmp_path, sites, layers
+):
+    run = tmp_path / "run"
+    chosen = ("--activation_sites", *sites, *(("--activation_layers", *layers) if layers else ()))
+    given = dict(fit_decisions=60, activation_sites=tuple(sites), activation_layers=tuple(layers))
+    config = Probes(run=run, **given, **shared)
+    estimate = storing.estimated(config, "probes")
+    assert estimate == storing.to_store(config, "probes") > 0
+    assert main("probes", "--run", run, *options, *chosen) == 0
+    assert (run / "tables" / "probes.csv").read_bytes() == (probed / "tables" / "probes.csv").read_bytes()
+    assert estimate <= size(run) <= estimate + 200 * len(shards(run)) and not storing.to_store(
+        config, "probes"
+    )
+    assert names(run) == names(probed)
+    whole = Probes(run=run, fit_decisions=60, **shared)
+    assert storing.to_store(whole, "probes") == storing.estimated(whole, "probes"), "other sites are no help"
+
+
+def test_what_is_chosen_is_stored_once_with_its_own_numbers(llama, prompts, tmp_path):
+    whole = stored_capture(tmp_path / "whole", llama, prompts[:5]).values
+    for _ in range(2):
+        read = capture_and_keep(tmp_path / "part", llama, prompts[:5], READ, READ[1:], [1])
+        assert torch.equal(read, whole)
+        manifest = (tmp_path / "part" / "manifest.jsonl").read_text().splitlines()
+        assert len(manifest) == 1, "stored by the first"
+    part = stored_capture(tmp_path / "part", llama, prompts[:5], READ[1:], [1])
+    assert part.paths == ("stored",) * 5 and torch.equal(part.values, whole[:, 1:, 1:2])
+
+
+@pytest.mark.parametrize(
+    "chosen, sentence",
+    [
+        (("--activation_sites", "resid_end"), "There is no site 'resid_end': the sites are resid_pre, resid_mid"),
+        (("--activation_sites", "blocks.1.hook_z"), "names a layer: name the site alone, and layers by --act"),
+        (("--activation_layers", 1, 40), "--activation_layers: there is no layer 40: the model's layers are 0 to"),
+    ],
+)  # fmt: skip
+def test_a_site_or_layer_that_there_is_not_is_refused_first(options, tmp_path, capsys, chosen, sentence):
+    for name, flags in (("probes", options), ("all", options[:8])):
+        assert main(name, "--run", tmp_path / "run", *flags, *chosen) == 1
+        assert sentence in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_the_store_holds_halves_and_gives_whole_numbers(llama, prompts, tmp_path):
     whole = stored_capture(tmp_path, llama, prompts[:5])
     half = stored_capture(tmp_path, llama, prompts[:5], stored_as=torch.bfloat16)
@@ -132,4 +181,4 @@ def test_the_store_holds_halves_and_gives_whole_numbers(llama, prompts, tmp_path
     with pytest.raises(
         ValueError, match="1e[+]05 is stored in float16, which ends at 6.55e[+]04: store bfloat16"
     ):
-        _rounded(torch.tensor([1.0, 1e5]), torch.float16)
+        rounded(torch.tensor([1.0, 1e5]), torch.float16)

@@ -25,8 +25,11 @@ from interp.checkpoints.folders import number
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.series import CheckpointSeries
 from interp.engine.capturing import capture
-from interp.engine.decoding import choose
+from interp.engine.decoding import choose, decode
+from interp.measures.attribution import attribute
+from interp.measures.patching import patch
 from interp.models.hooked import HookedModel
+from interp.models.untrained import random_twin
 from interp.system.paths import ROOT
 from tests.conftest import tiny_hf
 
@@ -574,10 +577,28 @@ def test_accelerates_hooks_change_no_measurement(tokenizer, prompts):
     hf.hf_device_map = {"model": 0, "lm_head": 1}  # as it were
     mapped = HookedModel(hf, tokenizer)
     assert mapped.support == plain.support and hasattr(mapped.inner, "_hf_hook")
+    sides = "You see a mug 1 in a drawer", "You see a pen 1 in a drawer"
     for model in (plain, mapped):
         acts = capture(model, prompts[:6], ("resid_post", "z")).values
-        model.found = acts, model.hf(IDS).logits, choose(model, prompts[0], ("go", "take it"))
-    assert all(map(torch.equal, plain.found, mapped.found))
+        model.found = [acts, model.hf(IDS).logits, choose(model, prompts[0], ("go", "take it"))]
+        model.found += [torch.tensor(each.ids) for each in decode(model, prompts[:4], "cot")]
+        answers = dict(answers=(" mug", " pen"), minimum=0)
+        model.found.append(torch.tensor(patch(model, *sides, at="all", **answers).denoise))
+        model.found.append(torch.tensor(attribute(model, *sides, **answers).denoise))
+    for one, other in zip(plain.found, mapped.found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_an_untrained_twin_lies_where_its_model_does(tokenizer, monkeypatch):
+    hf = tiny_hf("Llama", tokenizer)
+    model, given = HookedModel(hf, tokenizer), []
+    places = dict.fromkeys((name for name, _ in hf.named_children()), "cpu")
+    monkeypatch.setattr("interp.models.inner.dispatch_model", lambda hf, places: given.append(places) or hf)
+    plain = random_twin(model, 3)
+    assert not given
+    hf.hf_device_map = places | {"lm_head": 1}
+    twin = random_twin(model, 3)
+    assert given == [hf.hf_device_map] and torch.equal(twin.hf(IDS).logits, plain.hf(IDS).logits)
 
 
 def test_what_a_device_map_puts_off_to_the_disk_is_refused(small):

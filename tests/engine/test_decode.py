@@ -400,9 +400,9 @@ def test_a_gpus_batch_is_as_large_as_its_keys_and_values_fit(llama, monkeypatch)
     kept = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
     monkeypatch.setattr(HookedModel, "device", torch.device("cuda"))
     monkeypatch.setattr(HookedModel, "empty", lambda self: [(torch.zeros(1, 2, 0, 8),) * 2] * 3)
-    monkeypatch.setattr(generation, "free_bytes", lambda device: 1000 * 2 * 2.5 * kept * 1.5)
+    monkeypatch.setattr(generation, "free_for", lambda model: 1000 * 2 * 2.5 * kept * 1.5)
     assert generation._batch_tokens(llama, 100, 50) == 1000
-    monkeypatch.setattr(generation, "free_bytes", lambda device: 10**15)
+    monkeypatch.setattr(generation, "free_for", lambda model: 10**15)
     assert generation._batch_tokens(llama, 100, 50) == generation.KEPT
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 
 from interp.engine import stepping
 from interp.engine.capturing import capture
@@ -12,6 +13,8 @@ from interp.measures.pairs import make_pairs
 from interp.measures.patching import METRICS, patch
 from interp.measures.reliance import EFFECTS, prompt_reliance
 from interp.measures.sanity import sanity
+from interp.models.hooked import HookedModel
+from interp.models.untrained import random_twin
 from interp.prompts.format import MODES, PromptFormat
 
 pytestmark = pytest.mark.gpu
@@ -152,6 +155,34 @@ def test_a_device_map_gives_the_same_numbers(series, both, trained_prompts):
     assert [s.ids for s in decode(mapped, trained_prompts[:4], "prompt")] == [
         s.ids for s in decode(both[1], trained_prompts[:4], "prompt")
     ]
+
+
+@pytest.mark.parametrize("home, away", [(0, "cpu"), ("cpu", 0)])
+def test_layers_on_two_devices_give_the_same_numbers(series, both, sides, trained_prompts, home, away):
+    """The GPU and the CPU stand in for two GPUs: the later half of the layers lies on the other one."""
+    last, plain = series.steps[-1], both[0]
+    hf = series.load(last, "cpu", "float32").hf
+    outside = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    n = plain.n_layers
+    places = dict.fromkeys(outside, home) | {
+        f"model.layers.{i}": away if 2 * i >= n else home for i in range(n)
+    }
+    mapped = HookedModel(dispatch_model(hf, places, main_device="cpu"), plain.tokenizer, last, "two devices")
+    assert len({p.device for p in hf.parameters()}) == 2 and mapped.support == plain.support
+    series.swap(mapped, series.steps[0])
+    series.swap(mapped, last)
+    mine, theirs = (capture(model, trained_prompts, ("resid_post", "z")).values for model in (plain, mapped))
+    torch.testing.assert_close(theirs, mine, rtol=1e-2, atol=1e-2)
+    mine, theirs = (decode(model, trained_prompts, "cot") for model in (plain, mapped))
+    assert np.mean([a.ids == b.ids for a, b in zip(mine, theirs)]) > 0.9
+    mine, theirs = (patch(model, *sides, ("resid_pre", "z"), minimum=1e-3) for model in (plain, mapped))
+    np.testing.assert_allclose(theirs.denoise, mine.denoise, atol=0.1)
+    mine, theirs = (attribute(model, *sides, minimum=1e-3) for model in (plain, mapped))
+    np.testing.assert_allclose(theirs.denoise, mine.denoise, atol=0.1)
+    mine, theirs = (prompt_reliance(model, *sides, minimum=-1e9) for model in (plain, mapped))
+    for effect in EFFECTS:
+        np.testing.assert_allclose(getattr(theirs, effect), getattr(mine, effect), atol=2e-2)
+    assert random_twin(mapped).hf.hf_device_map == hf.hf_device_map
 
 
 def test_a_model_larger_than_the_gpu_is_refused_before_it_is_loaded(series, monkeypatch):

@@ -34,6 +34,11 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         list(halved([[1, 2]], lambda batch: 1 / 0))
 
 
+def placed(*where):
+    """A module with a parameter on each of some devices."""
+    return SimpleNamespace(parameters=lambda: [SimpleNamespace(device=each) for each in where])
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU with so many bytes free, as torch would say it."""
@@ -44,9 +49,8 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
         config = PreTrainedConfig(intermediate_size=100, attn_implementation="sdpa")
-        return SimpleNamespace(
-            device=torch.device("cuda"), dtype=torch.bfloat16, config=config, d_model=10, n_heads=4
-        )
+        device, sizes = torch.device("cuda"), dict(d_model=10, n_heads=4)
+        return SimpleNamespace(device=device, hf=placed(device), dtype=torch.bfloat16, config=config, **sizes)
 
     return with_free
 
@@ -58,6 +62,13 @@ def test_a_pass_has_as_many_tokens_as_half_the_free_memory_takes(gpu):
     eager = gpu(1000 * each)
     eager.config._attn_implementation = "eager"
     assert pass_tokens(eager, 50, 8192) == int(500 * each / (each + 4 * 50 * 6))
+
+
+def test_of_several_gpus_the_fullest_says_how_much_is_free(gpu, monkeypatch):
+    model = gpu(0)
+    model.hf = placed(*(torch.device("cuda", i) for i in range(3)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 - 100 * device.index, 80 * 2**30))
+    assert devices.free_for(model) == 800 + 300 - 200
 
 
 def test_a_process_that_shares_a_gpu_counts_on_its_share_alone(gpu):
