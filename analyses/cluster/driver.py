@@ -44,7 +44,7 @@ def spread(
     """
     plan = Plan(chains, then)
     with _cluster(options) as (actor, most):
-        _Driver(plan, partial(actor.remote, copy), most).run()
+        _Driver(plan, partial(actor.remote, copy, options.gpus_per_worker), most).run()
     if copy:
         Mirror(*copy).pull()
     for sentence in plan.failures:

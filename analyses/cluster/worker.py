@@ -31,14 +31,19 @@ class Worker:
 
     Args:
         copy: a run's folder and the URL of its `Mirror`, where machines share no folder.
+        gpus: how many this worker has; of one that it shares it takes no more memory than its part.
     """
 
-    def __init__(self, copy: tuple[Path, str] | None = None) -> None:
+    def __init__(self, copy: tuple[Path, str] | None = None, gpus: float = 0.0) -> None:
         self.mirror = Mirror(*copy) if copy else None
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         warnings.simplefilter("ignore", Incomplete)  # tables say how many there are
+        if 0 < gpus < 1:
+            import torch
+
+            torch.cuda.set_per_process_memory_fraction(gpus)
         resident.keep()
         self.studies: dict[Command, Study] = {}
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pandas as pd
 import psutil
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -473,3 +474,11 @@ def test_a_dry_run_measures_the_first_checkpoint_and_says_what_all_would_take(op
     assert capsys.readouterr().out.startswith("5 series of 40 checkpoints")
     assert main("plan", "--run", tmp_path / "none") == 1
     assert "was not measured: `python -m analyses all --dry_run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gpus, taken", [(0, []), (0.25, [0.25]), (1, []), (2, [])])
+def test_a_worker_takes_its_part_of_a_shared_gpus_memory(monkeypatch, gpus, taken):
+    shares = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    Worker(gpus=gpus)
+    assert shares == taken
