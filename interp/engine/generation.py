@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.engine.reading import Memory, Rows, read_on, read_prompts, tree_batches
+from interp.engine.reading import Memory, Rows, prompt_batches, read_on, read_prompts
 from interp.engine.stepping import Steps
 from interp.models.caches import Layers, selected
 from interp.models.devices import SHARE, fetched, free_bytes, halved, sent, token_bytes
@@ -435,7 +435,7 @@ def _batched(
             continuations += zip(own_keys, request.together(own_keys, own, seen[members]))
         return continuations
 
-    batches = tree_batches([prompts[i] for i in together], most_tokens)
+    batches = prompt_batches([prompts[i] for i in together], most_tokens)
     groups = [[together[k] for k in batch] for batch in batches]
     done = tqdm(halved(groups, run), desc="decode", total=len(groups), leave=False, disable=not progress)
     return [continuation for continuations in done for continuation in continuations]

@@ -25,6 +25,8 @@ from interp.prompts.text import shared
 PACK = 2048
 #: Tokens of plain rows that are read in one pass on a CPU.
 READ = 2048
+#: Share of the tokens of prompts up to which their tree sets the order that they are continued in.
+LEFT = 0.5
 #: name -> ids read so far, and for each layer their keys and values [head, token, width]
 Memory = dict[Hashable, tuple[tuple[int, ...], list[tuple[Tensor, Tensor]]]]
 
@@ -122,6 +124,18 @@ def tree_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[list[
             longest = len(rows[i])
         batches[-1].append(i)
     return batches
+
+
+def prompt_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of at most `batch_tokens` with padding: of similar lengths, which pads least.
+
+    Where rows share so much that half or less is left to read, they are in the order of `tree_batches`.
+    """
+    lengths = list(map(len, rows))
+    _, _, nodes = _trunks(rows)
+    if nodes <= LEFT * sum(lengths):
+        return tree_batches(rows, batch_tokens)
+    return length_batches(lengths, batch_tokens)
 
 
 def _packs(rows: Sequence[Sequence[int]]) -> list[list[int]]:
