@@ -166,6 +166,12 @@ def _trunks(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int], int]:
     return sorted(set(home)), home, nodes
 
 
+def _key_work(model: HookedModel) -> float:
+    """What a token's attention to one key takes, as a share of what its products with weights take."""
+    weights = sum(parameter.numel() for parameter in model.blocks[0].parameters())
+    return 2 * model.n_heads * model.empty()[0][0].shape[3] / weights
+
+
 def read_prompts(
     model: HookedModel, rows: Sequence[Sequence[int]], room: int = 0
 ) -> tuple[Layers, Bool[Tensor, "row slot"]]:
@@ -177,7 +183,9 @@ def read_prompts(
     trunks, home, nodes = _trunks(rows)
     lengths = list(map(len, rows))
     slots = max(lengths) + room
-    plain = WORTH * sum(len(rows[i]) for i in trunks) <= nodes
+    each_key = _key_work(model)
+    in_rows = sum(len(rows[i]) * (1 + each_key * len(rows[i]) / 2) for i in trunks)
+    plain = WORTH * in_rows <= nodes * (1 + each_key * min(nodes, PACK))
     layers = _read_plain(model, rows, trunks, home, slots) if plain else _read_tree(model, rows, slots)
     return layers, torch.arange(slots - room) < torch.tensor(lengths)[:, None]
 
