@@ -49,7 +49,7 @@ class Bundles:
         suffixes: Sequence[Sequence[int]],
         most: int,
     ):
-        self.model, self.most = model, most
+        self.model = model
         #: Where each continuation's suffix lies: its row, its first slot after the prompt's, and its end.
         self.spans: list[tuple[int, int, int]] = []
         rows: list[list[int]] = [[] for _ in seen]
@@ -68,10 +68,10 @@ class Bundles:
         first = torch.cat([seen.sum(1)[list(row_of)] - starts, torch.zeros(2, dtype=torch.long)])
         self._at = (torch.arange(width) + first[read]).clamp(min=0)
         columns = max(map(row_of.count, set(row_of)))
-        slots = seen.shape[1]
+        self._used, room = seen.shape[1], width + columns * most
         self._layers = [
-            RoomyLayer(*(with_room(each, slots, width + columns * most) for each in layer), slots)
-            for layer in layers
+            RoomyLayer(with_room(keys, self._used, room), with_room(values, self._used, room), self._used)
+            for keys, values in layers
         ]
         self._cache = DynamicCache()
         self._cache.layers = list(self._layers)
@@ -82,6 +82,7 @@ class Bundles:
     def _forward(
         self, ids: Int[Tensor, "row token"], at: Int[Tensor, "row token"], mask: Tensor
     ) -> Float[Tensor, "row token d_model"]:
+        self._used += ids.shape[1]
         at = at.clamp(max=(self.model.context or 2**31) - 1)  # of one that has ended, and waits for others
         return self.model.inner(
             input_ids=ids, position_ids=at, attention_mask=mask, past_key_values=self._cache, use_cache=True
@@ -116,10 +117,9 @@ class Bundles:
                 layer.select(index)
         width = max(map(len, in_row.values()))
         if fewer or width < self._columns.shape[1] or not self._columns.numel():
-            used = self._layers[0].keys.shape[2]
             own = [in_row.get(row, []) for row in self._rows]
             self._columns = torch.tensor([each + [NONE] * (width - len(each)) for each in own])
-            self.owner = torch.cat([self.owner[:, :used], self._columns.repeat(1, left)], 1)
+            self.owner = torch.cat([self.owner[:, : self._used], self._columns.repeat(1, left)], 1)
             self._steps = self._mask(self._columns)
         places = {i: place for place, i in enumerate(self._columns.flatten().tolist())}
         self._place = torch.tensor([places[i] for i in going])
@@ -130,8 +130,8 @@ class Bundles:
         ids, at = torch.zeros(2, rows * width, dtype=torch.long)
         ids[self._place], at[self._place] = token, self.next[list(going)]
         self.next[list(going)] += 1
-        slots = self._layers[0].keys.shape[2] + width
-        hidden = self._forward(ids.view(rows, width), at.view(rows, width), self._steps[..., :slots])
+        mask = self._steps[..., : self._used + width]
+        hidden = self._forward(ids.view(rows, width), at.view(rows, width), mask)
         return hidden.flatten(0, 1)[self._place]
 
 
