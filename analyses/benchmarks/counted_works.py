@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 import interp
-from interp.engine import generation, reading, scoring, sweeps
+from interp.engine import bundles, generation, reading, scoring, sweeps
 from interp.engine.decoding import Completion, decode_modes, parse_completion
 from interp.measures.early import early_answers
 from interp.models import devices
@@ -28,7 +28,7 @@ MANY, FEW = 16, 8
 DRAWN, LONGEST = 64, 512
 #: Every pair counts, whatever a random model makes of it.
 ALL = -1e9
-#: What limits a CPU's batches, as on a GPU that has the memory.
+#: What is done otherwise on a CPU, and limits its batches: as on a GPU that has the memory.
 LIMITS: tuple[tuple[ModuleType, str, Any], ...] = (
     (devices, "HELD", 2**34),
     (reading, "READ", devices.MOST),
@@ -36,6 +36,7 @@ LIMITS: tuple[tuple[ModuleType, str, Any], ...] = (
     (sweeps, "PASS", sweeps.PASS[1:] * 2),
     (sweeps, "BUDGET", 2**34),
     (generation, "BATCH", generation.KEPT),
+    (bundles, "DEVICES", ()),
 )
 
 

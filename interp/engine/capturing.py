@@ -35,8 +35,10 @@ from interp.models.turns import measured
 from interp.models.whole import batches, padded
 from interp.prompts.text import Readable, read_texts
 
-#: Most tokens of a tree, whose mask has the square of them, and of a pass on a CPU.
+#: Most tokens of a tree, whose mask has the square of them.
 TREE = 8192
+#: Most tokens of rows that are read in one pass on a CPU, whose cache holds their activations.
+READ = 2048
 
 
 def _chains(model: HookedModel, wanted: Sequence[Reading], members: Sequence[int]) -> list[list[int]]:
@@ -200,8 +202,8 @@ def capture(
         traces: what follows each prompt, for `trace`, `action_tag` and indices that count on into it:
             completions of `decode`, or texts.
         trajectory: read an episode's prompts together where their ids allow it; the values are the same.
-        batch_tokens: most tokens in one pass, padding included (None: by the GPU's free memory, 8,192 on a
-            CPU; a pass that does not fit the GPU is halved).
+        batch_tokens: most tokens in one pass, padding included (None: by the GPU's free memory, on a CPU
+            2,048 and for a tree 8,192; a pass that does not fit the GPU is halved).
 
     Raises:
         ValueError: an empty list, a position or layer that is not there, or sites or layers of different
@@ -212,16 +214,16 @@ def capture(
     depths = _depths(model, layers)
     width = common_width(model, names, depths)
     longest = max(len(reading.ids) for reading in wanted)
-    batch_tokens = pass_tokens(model, longest, TREE) if batch_tokens is None else batch_tokens
+    tree_tokens, row_tokens = (batch_tokens or pass_tokens(model, longest, most) for most in (TREE, READ))
     starts = np.cumsum([0, *(len(reading.positions) for reading in wanted)])
     # All there will be, before the first pass: kept between a pass's own tensors it would scatter over the
     # memory.
     values = torch.empty(int(starts[-1]), len(names), len(depths), width)
     alone = [[i] for i, reading in enumerate(wanted) if reading.positions]
-    rows, trees = _plan(model, wanted, batch_tokens) if trajectory else (alone, [])
+    rows, trees = _plan(model, wanted, tree_tokens) if trajectory else (alone, [])
     passes = _Passes(model, wanted, [(name, layer) for name in names for layer in depths], width)
     before = None
-    for read in chain(passes.run(rows, trees, batch_tokens, progress), [None]):
+    for read in chain(passes.run(rows, trees, row_tokens, progress), [None]):
         if before is not None:
             members, held = before  # what the pass before read, while the GPU is at this one
             into = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])

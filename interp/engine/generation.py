@@ -17,7 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.engine.reading import Memory, Rows, read_on, read_prompts, tree_batches
+from interp.engine.bundles import bundles, continue_bundles
+from interp.engine.outputs import Continuation, Output, Pick, Stop, suffix_logp
+from interp.engine.reading import Memory, Rows, prompt_batches, read_on, read_prompts
 from interp.engine.stepping import Steps
 from interp.models.caches import Layers, selected
 from interp.models.devices import SHARE, fetched, free_for, halved, sent, token_bytes
@@ -25,7 +27,6 @@ from interp.models.hooked import HookedModel
 from interp.models.hooks import Edit, Edits, PassEdit, Where
 from interp.models.site_names import one_layer
 from interp.models.turns import measured
-from interp.models.unembedding import log_probability
 from interp.models.whole import Growing, length_batches, padded
 
 #: Tokens of prompts that are continued together on a CPU.
@@ -33,10 +34,6 @@ BATCH = 24576
 #: On a GPU: most tokens of prompts that are continued together, and copies of their keys and values there
 #: may be.
 KEPT, COPIES = 2**18, 2.5
-#: Whether the ids generated so far are at their end.
-Stop = Callable[[Sequence[int]], bool]
-#: logits [row, vocabulary], the continuation of each row, tokens picked before -> token of each row
-Pick = Callable[[Tensor, Sequence[int], int], Tensor]
 #: continuation of each row, ids of each continuation, whether the suffixes are read, and the position of
 #: each token (-1 for padding) -> edits in that pass
 EditPass = Callable[[Sequence[int], Sequence[Sequence[int]], bool, Int[Tensor, "row token"]], Edits]
@@ -44,14 +41,6 @@ EditPass = Callable[[Sequence[int], Sequence[Sequence[int]], bool, Int[Tensor, "
 Hooks = Mapping[str | tuple[str, int], PassEdit]
 #: A variant and the index of a prompt.
 Key = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """Generated `ids`, and the suffix's log-probability per token after its first, in nats."""
-
-    ids: tuple[int, ...]
-    logp: float
 
 
 def greedy(logits: Float[Tensor, "row vocabulary"], rows: Sequence[int], step: int) -> Int[Tensor, " row"]:
@@ -75,27 +64,6 @@ def _picker(temperature: float, uniform: Float[Tensor, "continuation token"]) ->
     return draw
 
 
-def _suffix_logp(
-    model: HookedModel,
-    hidden: Float[Tensor, "row token d_model"],
-    ids: Int[Tensor, "row token"],
-    lengths: Sequence[int],
-    starts: Sequence[int],
-) -> Callable[[], Float[Tensor, " row"]]:
-    """What gives the mean log-probability of each row's suffix after its first token, in nats, on the CPU.
-
-    starts: of each row's suffix in what is read.
-    """
-    pairs = [(r, t) for r, (start, n) in enumerate(zip(starts, lengths)) for t in range(start + 1, n)]
-    counts = [max(1, n - start - 1) for start, n in zip(starts, lengths)]
-    total = torch.zeros(len(lengths), device=model.device)
-    if pairs:
-        row, token = sent(torch.tensor(pairs).T.contiguous(), model.device)
-        index = torch.arange(len(pairs), device=model.device)
-        total.index_add_(0, row, log_probability(model, hidden[row, token - 1], index, ids[row, token]))
-    return fetched(total / sent(torch.tensor(counts), model.device))
-
-
 def _unpadded(at: Int[Tensor, "row token"], lengths: Sequence[int]) -> Int[Tensor, "row token"]:
     """Positions of tokens, -1 for what pads each row on the right."""
     read = torch.arange(at.shape[1], device=at.device) < torch.tensor(lengths, device=at.device)[:, None]
@@ -105,24 +73,6 @@ def _unpadded(at: Int[Tensor, "row token"], lengths: Sequence[int]) -> Int[Tenso
 def _ahead(model: HookedModel) -> int:
     """How many passes begin before an earlier one's tokens are read: a GPU must not wait for the CPU."""
     return int(model.device.type == "cuda")
-
-
-class _Output:
-    """The ids of each continuation of a batch, and which of them are over."""
-
-    def __init__(self, ids: list[list[int]], stops: Sequence[Stop], limits: Sequence[int]):
-        self.ids = ids
-        self.over: set[int] = set()
-        self._stops = stops
-        self._most = [len(each) + limit for each, limit in zip(ids, limits)]
-
-    def add(self, owner: Sequence[int], tokens: Sequence[int]) -> None:
-        """Add the tokens of some continuations, but those that are over."""
-        for i, token in zip(owner, tokens):
-            if i not in self.over:
-                self.ids[i].append(token)
-                if self._stops[i](self.ids[i]) or len(self.ids[i]) == self._most[i]:
-                    self.over.add(i)
 
 
 def continue_rows(
@@ -154,7 +104,7 @@ def continue_rows(
     most = max(limits)
     rows = Rows(model, layers, seen, lengths, most)
     steps = Steps(rows, recording=edits is None)
-    out = _Output([list(b) for b in begun] or [[] for _ in suffixes], stops, limits)
+    out = Output([list(b) for b in begun] or [[] for _ in suffixes], stops, limits)
     owner = list(range(len(suffixes)))  # row of the running batch -> continuation
     # What gives the tokens of passes that were not looked at yet, and the continuation of each.
     picked: deque[tuple[list[int], Callable[[], Tensor]]] = deque()
@@ -168,7 +118,8 @@ def continue_rows(
 
     with edited(ids.shape[1], True):
         hidden = rows.forward(ids)
-    logp = _suffix_logp(model, hidden, ids, lengths, starts or [0] * len(lengths))
+    spans = [(r, start, n) for r, (start, n) in enumerate(zip(starts or [0] * len(lengths), lengths))]
+    logp = suffix_logp(model, hidden, ids, spans)
     last = sent(torch.tensor(lengths) - 1, model.device)
     token = pick(model.logits(hidden[torch.arange(len(lengths), device=model.device), last]), owner, 0)
     for step in range(1, most + 1):
@@ -318,6 +269,21 @@ class _Request:
             self._pick(keys),
         )
 
+    def bundled(
+        self, keys: Sequence[Key], row_of: Sequence[int], layers: Layers, seen: Bool[Tensor, "row slot"]
+    ) -> list[Continuation]:
+        """As `together`, for prompts of which several variants share a row."""
+        return continue_bundles(
+            self.model,
+            layers,
+            seen,
+            row_of,
+            [self.suffix(key) for key in keys],
+            [self.stops[name] for name, _ in keys],
+            [self.limits[name] for name, _ in keys],
+            self._pick(keys),
+        )
+
 
 @measured
 @torch.inference_mode()
@@ -415,30 +381,48 @@ def _batched(
 
     def run(group: list[int]) -> list[tuple[Key, Continuation]]:
         rows = [prompts[i] for i in group]
+        waiting = {name: [r for r, i in enumerate(group) if (name, i) in keys] for name in request.variants}
+        waiting = {name: members for name, members in waiting.items() if members}
+        bundled = sum(map(len, waiting.values())) > len(rows) and bundles(model)
+        if bundled:
+            parts = _bundled(waiting, most_tokens // (len(rows) * room))
+        else:
+            lengths = list(map(len, rows))
+            suffix_lengths = {
+                name: {len(request.suffix((name, group[r]))) for r in members}
+                for name, members in waiting.items()
+            }
+            even = len(set(lengths)) == 1
+            parts = _side_by_side(waiting, suffix_lengths, most_tokens // (max(lengths) + room), even)
+        space = room * max(len({name for name, _ in part}) for part in parts) if bundled else room
         if named is None:
-            layers, seen = read_prompts(model, rows, room)
+            layers, seen = read_prompts(model, rows, space)
         else:
             memory, names = named
-            layers, seen = read_on(model, rows, [names[i] for i in group], memory, room)
-        waiting = {name: [r for r, i in enumerate(group) if (name, i) in keys] for name in request.variants}
-        suffix_lengths = {
-            name: {len(request.suffix((name, group[r]))) for r in members}
-            for name, members in waiting.items()
-        }
-        lengths = [len(row) for row in rows]
-        even = len(set(lengths)) == 1
+            layers, seen = read_on(model, rows, [names[i] for i in group], memory, space)
         continuations: list[tuple[Key, Continuation]] = []
-        for part in _side_by_side(waiting, suffix_lengths, most_tokens // (max(lengths) + room), even):
+        for part in parts:
             own_keys = [(name, group[r]) for name, r in part]
             members = [r for _, r in part]
-            own = layers if members == list(range(len(group))) else selected(layers, members)
-            continuations += zip(own_keys, request.together(own_keys, own, seen[members]))
+            if bundled:
+                found = request.bundled(own_keys, members, layers, seen)
+            else:
+                own = layers if members == list(range(len(group))) else selected(layers, members)
+                found = request.together(own_keys, own, seen[members])
+            continuations += zip(own_keys, found)
         return continuations
 
-    batches = tree_batches([prompts[i] for i in together], most_tokens)
+    batches = prompt_batches([prompts[i] for i in together], most_tokens)
     groups = [[together[k] for k in batch] for batch in batches]
     done = tqdm(halved(groups, run), desc="decode", total=len(groups), leave=False, disable=not progress)
     return [continuation for continuations in done for continuation in continuations]
+
+
+def _bundled(waiting: Mapping[str, Sequence[int]], most: int) -> list[list[tuple[str, int]]]:
+    """(variant, row) in parts of as equally many variants, at most so many, whose rows they share."""
+    names = list(waiting)
+    parts = -(-len(names) // max(1, most))
+    return [[(name, r) for name in names[p::parts] for r in waiting[name]] for p in range(parts)]
 
 
 def _side_by_side(

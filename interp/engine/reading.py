@@ -25,6 +25,8 @@ from interp.prompts.text import shared
 PACK = 2048
 #: Tokens of plain rows that are read in one pass on a CPU.
 READ = 2048
+#: Share of the tokens of prompts up to which their tree sets the order that they are continued in.
+LEFT = 0.5
 #: name -> ids read so far, and for each layer their keys and values [head, token, width]
 Memory = dict[Hashable, tuple[tuple[int, ...], list[tuple[Tensor, Tensor]]]]
 
@@ -124,6 +126,18 @@ def tree_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[list[
     return batches
 
 
+def prompt_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of at most `batch_tokens` with padding: of similar lengths, which pads least.
+
+    Where rows share so much that half or less is left to read, they are in the order of `tree_batches`.
+    """
+    lengths = list(map(len, rows))
+    _, _, nodes = _trunks(rows)
+    if nodes <= LEFT * sum(lengths):
+        return tree_batches(rows, batch_tokens)
+    return length_batches(lengths, batch_tokens)
+
+
 def _packs(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Rows in the order of their ids, in packs of at most `PACK` tokens where each beginning counts once."""
     packs: list[list[int]] = []
@@ -152,6 +166,12 @@ def _trunks(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int], int]:
     return sorted(set(home)), home, nodes
 
 
+def _key_work(model: HookedModel) -> float:
+    """What a token's attention to one key takes, as a share of what its products with weights take."""
+    weights = sum(parameter.numel() for parameter in model.blocks[0].parameters())
+    return 2 * model.n_heads * model.empty()[0][0].shape[3] / weights
+
+
 def read_prompts(
     model: HookedModel, rows: Sequence[Sequence[int]], room: int = 0
 ) -> tuple[Layers, Bool[Tensor, "row slot"]]:
@@ -163,7 +183,9 @@ def read_prompts(
     trunks, home, nodes = _trunks(rows)
     lengths = list(map(len, rows))
     slots = max(lengths) + room
-    plain = WORTH * sum(len(rows[i]) for i in trunks) <= nodes
+    each_key = _key_work(model)
+    in_rows = sum(len(rows[i]) * (1 + each_key * len(rows[i]) / 2) for i in trunks)
+    plain = WORTH * in_rows <= nodes * (1 + each_key * min(nodes, PACK))
     layers = _read_plain(model, rows, trunks, home, slots) if plain else _read_tree(model, rows, slots)
     return layers, torch.arange(slots - room) < torch.tensor(lengths)[:, None]
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 #: Most tokens of a pass on a GPU, which fewer keep busy; and the part of its free memory that a pass may
 #: take.
 MOST, SHARE = 65_536, 0.5
-#: Bytes of keys, values and states that are held together on a CPU.
-HELD = 2**29
+#: Bytes of keys, values and states that are held together on a CPU: more would only be padded further.
+HELD = 2**27
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Result = TypeVar("Result")
 

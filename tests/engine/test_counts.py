@@ -7,6 +7,7 @@ import torch
 from analyses.benchmarks import counted_works
 from analyses.benchmarks.counted_works import Inputs, counted, spoken, works
 from analyses.benchmarks.counting import counting, is_marked
+from interp.engine import bundles
 from interp.engine.capturing import capture
 from interp.measures.ablation import ablate
 from interp.measures.early import early_answers
@@ -19,6 +20,13 @@ from tests.conftest import tiny_hf
 
 #: What must not grow with depth, pairs or tokens.
 FEW = ("passes", "fetches", "sends", "waits")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rows_as_on_a_gpu():
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(bundles, "DEVICES", ())
+        yield
 
 
 def numbers(counts):

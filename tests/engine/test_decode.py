@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analyses.benchmarks.counting import counting
-from interp.engine import generation, reading
+from interp.engine import bundles, generation, reading
 from interp.engine.decoding import choose, decode, decode_modes, parse_completion
 from interp.engine.generation import continue_each
 from interp.engine.reading import read_prompts, tree_batches
@@ -335,7 +335,8 @@ def test_a_pass_begun_ahead_changes_nothing(model, fmt, prompts, monkeypatch, st
     assert not stopping or len({len(c.ids) for c in found[1]["a"]}) > 1 or len(set(free)) == 1
 
 
-def test_decoding_waits_for_nothing_but_one_row_of_tokens_a_step(llama, fmt, prompts):
+def test_decoding_waits_for_nothing_but_one_row_of_tokens_a_step(llama, fmt, prompts, monkeypatch):
+    monkeypatch.setattr(bundles, "DEVICES", ())
     rows = [p.ids for p in prompts[:6]]
     variants = {"a": [fmt.mode_prefix("cot")] * 6, "b": [fmt.with_trace("I look.")] * 6}
     continued(llama, rows, variants)

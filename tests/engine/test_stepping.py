@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interp.engine import stepping
+from interp.engine import bundles, stepping
 from interp.engine.decoding import decode_modes
 from interp.engine.generation import continue_each, continue_rows, greedy
 from interp.engine.reading import read_prompts
@@ -18,6 +18,7 @@ from tests.engine.test_decode import continued, even_rows, slow_greedy
 def taken(monkeypatch):
     """Rows of each recorded step that is taken, where every step is recorded."""
     rows, take = [], stepping.Step.take
+    monkeypatch.setattr(bundles, "DEVICES", ())
     monkeypatch.setattr(stepping, "DEVICES", ("cpu",))
     monkeypatch.setattr(stepping, "LEAST", 1)
     monkeypatch.setattr(stepping.Step, "take", lambda step: rows.append(len(step.ids)) or take(step))

@@ -1,8 +1,8 @@
 """One household game in TextWorld's PDDL engine, by ALFWorld's own rules and grammar.
 
-TextWorld translates a problem four times to load and reset it and re-parses its text grammar at every step;
-both are pure functions of their input and are remembered here. The text that comes out is byte for byte the
-same (tested).
+TextWorld translates a problem four times to load and reset it, parses the templates of its text at each load,
+and its text grammar at every step; all are pure functions of their input and are remembered here. The text
+that comes out is byte for byte the same (tested).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def _engine() -> tuple[Callable[[], Any], str, str]:
     try:
         import fast_downward
         import textworld
+        import textworld.envs.pddl.logic as logic
         import textworld.envs.pddl.textgen as grammar
         import textworld.logic
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
@@ -57,6 +58,8 @@ def _engine() -> tuple[Callable[[], Any], str, str]:
             return _clone(value, grammar)
         return [shallow(v) for v in value] if isinstance(value, list) else copy.copy(value)
 
+    # What comes out is only read: `logic` makes new actions and a new grammar of it for each game.
+    logic._PARSER.parse = functools.lru_cache(maxsize=64)(logic._PARSER.parse)
     parse = functools.cache(grammar._parse_and_convert)
     grammar._parse_and_convert = lambda text, rule_name, **_: shallow(parse(text, rule_name=rule_name))
     grammar.deepcopy = shallow
