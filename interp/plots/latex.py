@@ -87,8 +87,8 @@ def _written(character: str) -> str:
 def booktabs(frame: pd.DataFrame, caption: str, label: str, look: Look = Look()) -> str:
     """A table of texts as LaTeX, sized for a column of the paper or for its page.
 
-    What all rows share is told in the caption. A table of more than MOST_LINES lines is a `longtable`, which
-    needs a page of one column.
+    What all rows share is told in the caption, and a column without a value is left out. A table of more than
+    MOST_LINES lines is a `longtable`, which needs a page of one column.
 
     Args:
         frame: cells as plain text, which is escaped; without its index.
@@ -148,7 +148,11 @@ def _over_page(look: Look) -> str:
 
 
 def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """A table without the columns and the steps that are the same in all rows, and a sentence of those."""
+    """A table without the columns and the steps that are the same in all rows, and a sentence of those.
+
+    Of a column that has a value in no row nothing is said.
+    """
+    frame = frame.drop(columns=[name for name in frame if (frame[name] == "–").all()])
     for name in [name for name in frame if str(name).endswith("checkpoint")]:
         at = frame[name].str.extract(r" \((step \d+)\)$")[0]
         if at.nunique() == 1 and at.notna().sum() == frame[name].str.contains("step").sum():

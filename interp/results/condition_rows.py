@@ -2,7 +2,7 @@
 
 >>> frame, _ = read_table("figures/tables", "masking")
 >>> [condition.title for condition in conditions_of(frame)]
-['k = 0', 'k = .1', 'k = .3', 'k = .5', 'k = .7', 'random mask of .3', 'action only']
+['k = 0', 'k = .3', 'k = 1', 'random mask of .3']
 >>> at_last(frame, metric="acc_cot", contrast="difference", condition=claimed(frame).name)
 """
 

@@ -96,6 +96,12 @@ def test_a_table_takes_a_column_then_the_page_then_breaks_its_cells_then_runs_ov
         latex.booktabs(pd.DataFrame(), "A.", "tab:a", look)
 
 
+def test_a_column_without_a_value_is_left_out():
+    frame = pd.DataFrame({"metric": ["gap", "accuracy"], "first checkpoint": ["–"] * 2, "last": ["0.3", "–"]})
+    text = latex.booktabs(frame, "Numbers.", "tab:a")
+    assert "first" not in text and "metric & last" in text
+
+
 def test_what_all_rows_share_is_told_once():
     frame = pd.DataFrame(
         {
