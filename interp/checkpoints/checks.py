@@ -488,8 +488,8 @@ def check_memory(
     if needed > free:
         twice = " (its copy while it is read counted in)" if copies > 1 else ""
         remedy = (
-            "take a narrower dtype, a larger machine, or several GPUs (device_map='auto', on the command line "
-            "--device_map auto)"
+            "take a narrower dtype, a larger machine, or several GPUs (device_map='auto', on the command "
+            "line --device_map auto)"
         )
         if merged:
             remedy = f"an adapter is merged in float32. Merge it on a larger machine (`{PROGRAM} merge`)"
