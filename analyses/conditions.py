@@ -76,10 +76,13 @@ def sources(folders: Sequence[Path]) -> list[Source]:
 
     Raises:
         FileNotFoundError: a run has no table `seeds`; the sentence says how it gets one.
-        ValueError: two runs are of one condition, or cannot be compared; the sentence names what differs.
+        ValueError: a run is a file, its table is no table of `seeds`, two runs are of one condition, or
+            they cannot be compared; the sentence names what differs.
     """
     runs = []
     for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is a file: give the folder of a run of `seeds`.")
         try:
             table, made = read_table(folder / "tables", "seeds")
         except FileNotFoundError as missing:
@@ -87,8 +90,15 @@ def sources(folders: Sequence[Path]) -> list[Source]:
                 f"{folder} has no table of several trainings ({missing}): run `{PROGRAM} seeds --runs "
                 f"{folder}/seed-* --run {folder}`."
             ) from missing
+        if not _whole(table, made):
+            raise ValueError(
+                f"{folder / 'tables' / 'seeds.csv'} is no whole table of `seeds`: it or its provenance lacks "
+                "columns, the mean over trainings, or the weights of each. Make it again with "
+                f"`{PROGRAM} seeds`."
+            )
         told = [training.get("condition") for training in made["sources"].values()]
-        runs.append(Source(next(filter(None, told), folder.resolve().name), folder, table, made))
+        condition = str(next(filter(None, told), folder.resolve().name))
+        runs.append(Source(condition, folder, table, made))
     names = [each.condition for each in runs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
@@ -98,6 +108,18 @@ def sources(folders: Sequence[Path]) -> list[Source]:
         if found := _differ(runs[0], other):
             raise ValueError(f"{other.folder} cannot be compared with {runs[0].folder}: {'; '.join(found)}.")
     return runs
+
+
+def _whole(table: pd.DataFrame, made: dict) -> bool:
+    """Whether a table and its provenance have what conditions are compared by."""
+    from interp.results.trainings import COLUMNS, MEAN
+
+    trainings = made.get("sources")
+    if not {*COLUMNS} <= {*table} or not (table["seed"] == MEAN).any():
+        return False
+    if not isinstance(trainings, dict) or not trainings:
+        return False
+    return all(isinstance(each, dict) and each.get("weights") for each in trainings.values())
 
 
 def _differ(first: Source, other: Source) -> list[str]:

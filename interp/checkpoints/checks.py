@@ -43,6 +43,7 @@ from interp.checkpoints.weights import (
     read_configuration,
 )
 from interp.models.inner import auto_class
+from interp.system.paths import PROGRAM
 from interp.system.sentences import first_line
 
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -469,17 +470,30 @@ def _check_adapter(
 
 
 def check_memory(
-    path: object, parameters: int, device: torch.device, dtype: torch.dtype, copies: int = 1
+    path: object,
+    parameters: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    copies: int = 1,
+    merged: bool = False,
 ) -> None:
-    """Raise ValueError where a device's free memory does not hold `copies` of so many parameters."""
+    """Raise ValueError where a device's free memory does not hold `copies` of so many parameters.
+
+    merged: an adapter is merged there, which no narrower dtype makes smaller.
+    """
     if device.type == "meta":
         return
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     needed = parameters * dtype.itemsize * copies
     if needed > free:
         twice = " (its copy while it is read counted in)" if copies > 1 else ""
+        remedy = (
+            "take a narrower dtype, a larger machine, or several GPUs (device_map='auto', on the command "
+            "line --device_map auto)"
+        )
+        if merged:
+            remedy = f"an adapter is merged in float32. Merge it on a larger machine (`{PROGRAM} merge`)"
         raise ValueError(
             f"{path} needs {needed / 2**30:.2f} GiB of memory in {str(dtype).removeprefix('torch.')}{twice}, "
-            f"but {device} has {free / 2**30:.2f} GiB free: take a narrower dtype, a larger machine, or "
-            "several GPUs (device_map='auto', on the command line --device_map auto)."
+            f"but {device} has {free / 2**30:.2f} GiB free: {remedy}."
         )

@@ -380,14 +380,13 @@ class CheckpointSeries:
     ) -> PreTrainedModel:
         """A module on its device whose parameters are yet to be read from the files."""
         count, copied = self.blueprint(config).num_parameters(), checkpoint.kind in ("adapter", "gguf")
+        merged, on_cpu = checkpoint.kind == "adapter", copied and where.type == "cpu"
         # adapters are merged in float32 (`adapters.merged`)
-        held = torch.promote_types(dtype, torch.float32) if checkpoint.kind == "adapter" else dtype
-        on_cpu = copied and where.type == "cpu"
-        checks.check_memory(
-            checkpoint.path, count, where, held if on_cpu else dtype, copies=2 if on_cpu else 1
-        )
-        if copied and not on_cpu:
-            checks.check_memory(checkpoint.path, count, torch.device("cpu"), held)
+        held = torch.promote_types(dtype, torch.float32) if merged else dtype
+        if not on_cpu:
+            checks.check_memory(checkpoint.path, count, where, dtype)
+        if copied:
+            checks.check_memory(checkpoint.path, count, torch.device("cpu"), held, 1 + on_cpu, merged)
         with no_init_weights():
             kind = inner.auto_class(config) or AutoModelForCausalLM
             hf = inner.empty(kind, config, dtype, trust_remote_code=self.trust_remote_code)

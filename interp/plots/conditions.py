@@ -115,14 +115,14 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     for heading, statistic, own in _CHANGES:
         readings = pick(last, statistic=statistic, readout=own or drawn)
         for split in splits_of(readings):
-            row = {"change of": heading, "split": WHERE[split]}
+            row = {"change of": f"{heading}, {WHERE[split]}"}
             for name in order:
                 silent = statistic in _OF_TRACES and not writes_traces(frame, name, split)
                 cell = _cell(pick(readings, condition=name, split=split))
                 row[words(name)] = "no trace written" if silent else cell
             rows.append(row)
     seeds = {words(name): span(pick(last, condition=name)["seeds"]) for name in order}
-    return pd.DataFrame([*rows, {"change of": "trainings", "split": ""} | seeds])
+    return pd.DataFrame([*rows, {"change of": "trainings"} | seeds])
 
 
 def _cell(rows: pd.DataFrame) -> str:

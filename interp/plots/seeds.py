@@ -60,9 +60,13 @@ def _message(frame: pd.DataFrame, readout: str) -> str:
 def size(rows: pd.DataFrame) -> str:
     """What means over trainings rest on, and what their intervals are over."""
     mean = pick(rows, seed=MEAN)
-    over = "episodes x seeds" if (mean["interval"] == BOTH).all() else "episodes alone: too few seeds"
-    sizes = f"{span(mean['seeds'])} seeds, {span(mean['n'])} decisions, {span(mean['n_groups'])} episodes"
-    return f"n = {sizes}; 95 % intervals over {over}."
+    both = mean["interval"] == BOTH
+    over = "episodes x seeds" if both.all() else "episodes alone: too few seeds"
+    if both.any() and not both.all():
+        over = "episodes x seeds, where seeds are too few over episodes alone"
+    seeds = f"{span(mean['seeds'])} seed{'s' if mean['seeds'].max() > 1 else ''}"
+    decisions = f"{span(mean['n'] // mean['seeds'])} decisions each"
+    return f"n = {seeds}, {decisions}, {span(mean['n_groups'])} episodes; 95 % intervals over {over}."
 
 
 def _caption(frame: pd.DataFrame) -> Caption:

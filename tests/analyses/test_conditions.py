@@ -113,12 +113,12 @@ def test_the_caption_is_short_and_the_table_below_has_every_change_with_its_verd
     least = need(rows, condition=PURE, statistic="gain_prompt")["value"].item()
     assert caption.message.startswith("In-domain, training changes the CoT action by +0.2")
     assert f"the prompt action by {least:+.2f} (every trace kept) to +0." in caption.message
-    table = caption.numbers.set_index(["change of", "split"])
+    table = caption.numbers.set_index("change of")
     assert list(table) == ["every trace kept", "15 % of traces left out", "no traces"]
-    assert table.loc[("gap (CoT − prompt)", "in-domain"), "no traces"] == "no trace written"
-    assert table.loc[("prompt action", "in-domain"), "no traces"].endswith(", supported")
-    assert table.loc[("prompt reliance", "out-of-domain")].str.contains(r"\[").all()
-    assert table.loc[("trainings", "")].tolist() == ["3", "3", "3"]
+    assert table.loc["gap (CoT − prompt), in-domain", "no traces"] == "no trace written"
+    assert table.loc["prompt action, in-domain", "no traces"].endswith(", supported")
+    assert table.loc["prompt reliance, out-of-domain"].str.contains(r"\[").all()
+    assert table.loc["trainings"].tolist() == ["3", "3", "3"]
 
 
 def test_a_condition_of_another_name_is_shown_as_it_is_and_no_markup(three):
@@ -186,6 +186,41 @@ def test_one_condition_twice_and_a_run_without_the_table_are_refused(three, tmp_
     assert "Give the folders of two or more runs of `seeds`" in capsys.readouterr().err
     assert main("conditions", "--runs", three[0], three[1] / "seed-0", *options) == 1
     assert "has no table of several trainings" in capsys.readouterr().err
+
+
+def test_what_is_no_table_of_seeds_is_said(three, tmp_path, capsys):
+    """Edited tables, those of other programs, and what else a pattern of the shell names."""
+    frame, made = read_table(three[1] / "tables", "seeds")
+    weightless = {seed: each | dict(weights={}) for seed, each in made["sources"].items()}
+    for table, about in (
+        (frame[["seed", "step"]], made),
+        (frame[frame["seed"] != MEAN], made),
+        (frame.iloc[:0], made),
+        (frame, {key: value for key, value in made.items() if key != "sources"}),
+        (frame, made | dict(sources=[1])),
+        (frame, made | dict(sources=weightless)),
+    ):
+        write_table(tmp_path / "odd" / "tables", "seeds", table, about)
+        for runs in ((three[0], tmp_path / "odd"), (tmp_path / "odd", three[0])):
+            assert main("conditions", "--runs", *runs, "--run", tmp_path / "out") == 1
+            assert "seeds.csv is no whole table of `seeds`" in capsys.readouterr().err
+    file = three[1] / "seeds.html"
+    assert main("conditions", "--runs", three[0], file, "--run", tmp_path / "out") == 1
+    assert f"{file} is a file: give the folder of a run of `seeds`." in capsys.readouterr().err
+
+
+def test_one_training_beside_several_says_what_its_interval_is_over(three, tmp_path, no_browser):
+    single = seeds_of(tmp_path / "single" / DROPOUT, trainings=1)
+    assert (
+        figure()
+        .caption(compared([three[0], single]))
+        .text.endswith(
+            "n = 1 to 3 seeds, 180 decisions each, 60 episodes; 95 % intervals over episodes x seeds, where seeds "
+            "are too few over episodes alone."
+        )
+    )
+    other = seeds_of(tmp_path / "single" / NONE, trainings=1)
+    assert "n = 1 seed, 180 decisions each" in figure().caption(compared([single, other])).text
 
 
 def test_trainings_of_two_conditions_are_no_seeds_of_one(tmp_path, capsys):
