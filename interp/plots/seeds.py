@@ -122,9 +122,8 @@ def seeds(frame: pd.DataFrame) -> go.Figure:
     fit_values(fig, drawn, ["gap"], row=2)
     zero_line(fig, row=2)
     mean = pick(rows, seed=MEAN)
-    size = (
-        f"{span(mean['seeds'])} trainings, {span(mean['n'])} decisions of {span(mean['n_groups'])} episodes"
-    )
+    decisions = f"{span(mean['n'] // mean['seeds'])} decisions of {span(mean['n_groups'])} episodes"
+    size = f"{span(mean['seeds'])} trainings, {decisions} each"
     return note_n(fig, f"n = {size}, by {READOUTS[_readout(frame)]}")
 
 

@@ -223,7 +223,7 @@ def test_the_figure_has_a_thin_line_for_each_training_under_the_mean(tmp_path):
     bands = [trace for trace in drawn.data if trace.fill == "toself"]
     assert len(mean) == len(bands) == 3 * 2
     (note,) = (each.text for each in drawn.layout.annotations if each.name == "n")
-    assert note == "n = 5 trainings, 900 decisions of 60 episodes, by free decoding"
+    assert note == "n = 5 trainings, 180 decisions of 60 episodes each, by free decoding"
     (figure,) = (each for each in figures() if each.name == "seeds")
     caption = figure.caption(frame)
     assert len(caption.text.split()) <= 60 and "over episodes x seeds" in caption.text
