@@ -372,7 +372,8 @@ def test_every_number_of_the_committed_pages_is_a_stored_tables(folder):
         except (LookupError, ValueError):  # no such table, or one made before this figure was
             continue
         found += NUMBER.findall(f"{caption.text} {caption.numbers.to_csv()}")
-    assert len(found) >= 20 and not set(found) - estimates(of)
+    fewest = 20 if folder == "smollm2_conditions" else 21  # its two conditions have ten readings
+    assert len(found) >= fewest and not set(found) - estimates(of)
 
 
 def test_opposite_tables_give_opposite_words():
