@@ -132,6 +132,9 @@ def _record(blocks: Blocks, run: Callable[[], object]) -> list[_Trial]:
     finally:
         for handle in handles:
             handle.remove()
+    for trial in trials:
+        if trial.ran:  # a block's input comes from where the block before it lies
+            trial.entering = trial.pre.to(trial.post.device)
     return trials
 
 
@@ -398,7 +401,11 @@ def _check_one_stream(trials: Sequence[_Trial]) -> None:
         if not trial.ran:
             continue
         taken = _alike(trial.pre, trial.call_values())
-        new = [t for t in _alike(trial.post, trial.further) if not any(torch.equal(t, old) for old in taken)]
+        new = [
+            t
+            for t in _alike(trial.post, trial.further)
+            if not any(torch.equal(t, old.to(t.device)) for old in taken)
+        ]
         if following is not None:
             passed = _alike(trial.post, following.call_values())
             new = [t for t in new if any(t is other for other in passed)]
