@@ -16,9 +16,11 @@ from interp.results.shown import Incomplete
 from interp.system.paths import PROGRAM
 from interp.system.processes import end_with_parent, leave, stop_on_signals
 
-from .chains import run_chains, taken
+from . import resident
+from .chains import help_along, run_chains, taken
 from .cluster.options import Trainings
 from .command import configured, told
+from .progress import displayed, end
 from .registry import find, listed
 from .running import run_analysis
 
@@ -56,24 +58,31 @@ def _in_parts(config: Trainings, name: str, rest: Sequence[str]) -> int:
     return spread([], [commands], config)
 
 
-def chain(commands: str, folder: str) -> int:
+def chain(commands: str, folder: str, gpu: str = "") -> int:
     """Run the command lines that no other process has taken, until one fails; ends when the parent does.
 
     Args:
         commands: a JSON list of names and lists of words, those of this process's own chain first.
         folder: where processes note what they have taken.
+        gpu: the part of a GPU's memory that this process may take.
     """
     end_with_parent()
+    if gpu:
+        resident.share_gpu(float(gpu))
     order = json.loads(commands)
     for name, command in order:
         if not taken(Path(folder), name):
             continue
         sys.argv[1:] = command  # what the table's provenance says it was made by
-        if status := main(draw=False):  # which is done for all of them together
+        status = main(draw=False)  # which is done for all of them together
+        end(Path(folder), name)
+        if status:
             for rest, _ in order:  # what follows a failure is begun by nobody
-                if rest.partition("-")[0] == name.partition("-")[0]:
-                    taken(Path(folder), rest)
+                if rest.partition("-")[0] == name.partition("-")[0] and taken(Path(folder), rest):
+                    end(Path(folder), rest)
             return status
+    if displayed():
+        help_along(order, Path(folder))
     return 0
 
 

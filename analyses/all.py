@@ -1,4 +1,4 @@
-"""Every instrument in turn, two chains at once, then claims, decisions, diagnosis, figures and the page."""
+"""Every instrument in turn, two chains at once, then what reads all that they kept, and the page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Annotated
 
 from interp.system.limits import SMALLEST, Known, Margin, Sample
@@ -19,8 +20,10 @@ from .registry import Instrument, chains, check_in_all, closing, find
 from .remedies import PLAYABLE
 from .study import Study
 
-#: Part of a GPU's memory that the models of chains side by side may take, at 4 bytes a parameter.
+#: Part of a GPU's memory that the models of processes side by side may take, at 4 bytes a parameter.
 SMALL = 0.05
+#: Cores for each of the processes that share a GPU.
+CORES = 2
 
 
 @dataclass
@@ -49,24 +52,32 @@ class Config(options.Spread, Study):
     dry_run: bool = False
     """Do the first checkpoint alone, and say how long all would take, and how much disk."""
 
-    def alone(self, chains: int) -> bool:
-        """Whether one process at a time is best: on one core, and on GPUs that so many models would fill."""
-        if (os.cpu_count() or 1) == 1:
-            return True
-        if places(self):  # over all GPUs
-            return True
+    @cached_property
+    def on_gpu(self) -> bool:
+        """Whether models lie on a GPU."""
         if self.device == "cpu":  # said without torch, which takes seconds to import
             return False
-        import torch
-
         from interp.models.hooked import pick_device
 
-        device = pick_device(self.device)
-        if device.type == "cpu":
-            return False
+        return pick_device(self.device).type != "cpu"
+
+    def processes(self, chains: int) -> int:
+        """How many work side by side: as many as there are chains, and more on a GPU with room for models.
+
+        One on one core, and on GPUs that so many models would fill.
+        """
+        cores = os.cpu_count() or 1
+        if cores == 1 or places(self):  # over all GPUs
+            return 1
+        if not self.on_gpu:
+            return chains
+        import torch
+
         parameters = self.checkpoint_series.table()["parameters"]
-        room = SMALL * torch.cuda.get_device_properties(device).total_memory
-        return bool(parameters.isna().any() or 4 * chains * parameters.max() > room)
+        if parameters.isna().any():
+            return 1
+        room = SMALL * torch.cuda.get_device_properties(0).total_memory // (4 * parameters.max())
+        return int(min(max(chains, cores // CORES), room)) if room >= chains else 1
 
     def commands(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """The command lines of analyses."""
@@ -93,10 +104,12 @@ def run(config: Config) -> int:
         print(f"left out: online: {reason[0].upper()}{reason[1:]}. {PLAYABLE}", file=sys.stderr)
         left_out.add("online")
     parts = [[name for name in chain if name not in left_out] for chain in chains(config.size == "quick")]
-    if not config.spreads and config.alone(len(parts)):
+    processes = 0 if config.spreads else config.processes(len(parts))
+    if processes == 1:
         parts = [[name for part in parts for name in part]]
     last = [name for name in closing() if name not in left_out]
-    first, then = ([config.commands(part) for part in chained if part] for chained in (parts, [last]))
+    ends = [last] if config.spreads else [last[i :: len(parts)] for i in range(len(parts))]
+    first, then = ([config.commands(part) for part in chained if part] for chained in (parts, ends))
     if config.dry_run:
         from .cluster import plan
 
@@ -108,7 +121,10 @@ def run(config: Config) -> int:
 
         status = spread(first, then, config, (config.run, config.store) if config.store else None)
     else:
-        status = next(filter(None, (run_chains(each, together=True) for each in (first, then) if each)), 0)
+        together = partial(run_chains, together=True)
+        status = together(first, processes=processes, gpu=config.on_gpu and processes > 1) if first else 0
+        if not status and then:
+            status = together(then)
     if not status:
         figures.run(figures.Config(config.run / "tables", config.run))
     return status

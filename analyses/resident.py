@@ -1,4 +1,4 @@
-"""The one model that a cluster's worker keeps from unit to unit, whatever analysis each is of."""
+"""What a process has for itself: a model from unit to unit, whatever analysis each is of; part of a GPU."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def keep() -> None:
     """Keep the model that is loaded next for studies of the same series."""
     global _kept
     _kept = {} if _kept is None else _kept
+
+
+def share_gpu(part: float) -> None:
+    """Let this process, one of several on a GPU, take no more than a part of its memory."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(part)
 
 
 def loaded(source: tuple, load: Callable[[], HookedModel]) -> HookedModel:

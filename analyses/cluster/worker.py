@@ -41,9 +41,7 @@ class Worker:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         warnings.simplefilter("ignore", Incomplete)  # tables say how many there are
         if 0 < gpus < 1:
-            import torch
-
-            torch.cuda.set_per_process_memory_fraction(gpus)
+            resident.share_gpu(gpus)
         resident.keep()
         self.studies: dict[Command, Study] = {}
 

@@ -150,6 +150,7 @@ def test_a_device_map_gives_the_same_numbers(series, both, trained_prompts):
     assert len({p.device for p in mapped.hf.parameters()}) == torch.cuda.device_count()
     series.swap(mapped, series.steps[0])
     series.swap(mapped, last)
+    assert random_twin(mapped).hf.hf_device_map == mapped.hf.hf_device_map
     mine, theirs = (capture(model, trained_prompts, ("resid_post",)) for model in (both[1], mapped))
     torch.testing.assert_close(theirs.values.cpu(), mine.values.cpu(), rtol=1e-3, atol=1e-3)
     assert [s.ids for s in decode(mapped, trained_prompts[:4], "prompt")] == [
@@ -182,7 +183,6 @@ def test_layers_on_two_devices_give_the_same_numbers(series, both, sides, traine
     mine, theirs = (prompt_reliance(model, *sides, minimum=-1e9) for model in (plain, mapped))
     for effect in EFFECTS:
         np.testing.assert_allclose(getattr(theirs, effect), getattr(mine, effect), atol=2e-2)
-    assert random_twin(mapped).hf.hf_device_map == hf.hf_device_map
 
 
 def test_a_model_larger_than_the_gpu_is_refused_before_it_is_loaded(series, monkeypatch):
