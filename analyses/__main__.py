@@ -17,10 +17,10 @@ from interp.system.paths import PROGRAM
 from interp.system.processes import end_with_parent, leave, stop_on_signals
 
 from . import resident
-from .chains import help_along, run_chains, taken
+from .chains import Named, all_ended, claimed, fail, help_along, run_chains
 from .cluster.options import Trainings
 from .command import configured, told
-from .progress import displayed, end
+from .progress import displayed
 from .registry import find, listed
 from .running import run_analysis
 
@@ -62,27 +62,34 @@ def chain(commands: str, folder: str, gpu: str = "") -> int:
     """Run the command lines that no other process has taken, until one fails; ends when the parent does.
 
     Args:
-        commands: a JSON list of names and lists of words, those of this process's own chain first.
+        commands: two JSON lists of names and lists of words: those of all chains, this process's own first,
+            and what follows when they have ended.
         folder: where processes note what they have taken.
         gpu: the part of a GPU's memory that this process may take.
     """
     end_with_parent()
     if gpu:
         resident.share_gpu(float(gpu))
-    order = json.loads(commands)
-    for name, command in order:
-        if not taken(Path(folder), name):
-            continue
-        sys.argv[1:] = command  # what the table's provenance says it was made by
-        status = main(draw=False)  # which is done for all of them together
-        end(Path(folder), name)
-        if status:
-            for rest, _ in order:  # what follows a failure is begun by nobody
-                if rest.partition("-")[0] == name.partition("-")[0] and taken(Path(folder), rest):
-                    end(Path(folder), rest)
-            return status
+    first, then = json.loads(commands)
+    notes = Path(folder)
+    if status := _in_turn(first, notes):
+        return status
     if displayed():
-        help_along(order, Path(folder))
+        help_along(first, notes)
+    return _in_turn(then, notes) if then and all_ended(first, notes) else 0
+
+
+def _in_turn(commands: Sequence[Named], notes: Path) -> int:
+    """Run those of some commands that nobody has taken, until one fails."""
+    for name, command in commands:
+        with claimed(notes, name) as mine:
+            if not mine:
+                continue
+            sys.argv[1:] = command  # what the table's provenance says it was made by
+            status = main(draw=False)  # which is done for all of them together
+        if status:
+            fail(commands, name, notes)
+            return status
     return 0
 
 

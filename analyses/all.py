@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated
 
 from interp.system.limits import SMALLEST, Known, Margin, Sample
@@ -107,9 +107,8 @@ def run(config: Config) -> int:
     processes = 0 if config.spreads else config.processes(len(parts))
     if processes == 1:
         parts = [[name for part in parts for name in part]]
-    last = [name for name in closing() if name not in left_out]
-    ends = [last] if config.spreads else [last[i :: len(parts)] for i in range(len(parts))]
-    first, then = ([config.commands(part) for part in chained if part] for chained in (parts, ends))
+    first = [config.commands(part) for part in parts if part]
+    then = config.commands([name for name in closing() if name not in left_out])
     if config.dry_run:
         from .cluster import plan
 
@@ -119,12 +118,10 @@ def run(config: Config) -> int:
     if config.spreads:
         from .cluster.driver import spread
 
-        status = spread(first, then, config, (config.run, config.store) if config.store else None)
+        status = spread(first, [then], config, (config.run, config.store) if config.store else None)
     else:
-        together = partial(run_chains, together=True)
-        status = together(first, processes=processes, gpu=config.on_gpu and processes > 1) if first else 0
-        if not status and then:
-            status = together(then)
+        gpu = config.on_gpu and processes > 1
+        status = run_chains(first or [then], then if first else (), True, processes, gpu)
     if not status:
         figures.run(figures.Config(config.run / "tables", config.run))
     return status

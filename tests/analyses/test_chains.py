@@ -2,13 +2,14 @@
 
 import json
 import sys
+import threading
 
 import pytest
 import torch
 
 from analyses import __main__ as command_line
 from analyses import all as everything
-from analyses.chains import help_along, orders
+from analyses.chains import claimed, help_along, orders
 from analyses.progress import VARIABLE, end
 
 CHAINS = [[["a"], ["b"], ["c"]], [["x"], ["y"]]]
@@ -29,19 +30,36 @@ def ran(monkeypatch):
     return names
 
 
+def commands(process, then=()):
+    return json.dumps([orders(CHAINS, 2)[process], [(f"then-{i}", [name]) for i, name in enumerate(then)]])
+
+
 def test_a_process_goes_on_with_what_another_has_not_begun_from_its_end(ran, tmp_path):
-    first, second = (json.dumps(order) for order in orders(CHAINS, 2))
-    (tmp_path / "0-0").touch()  # the other process is at `a`
-    (tmp_path / "0-1").touch()  # and at `b`
-    assert command_line.chain(second, str(tmp_path)) == 0 and ran == ["x", "y", "c"]
+    with claimed(tmp_path, "0-0"), claimed(tmp_path, "0-1"):  # the other process has begun `a` and `b`
+        assert command_line.chain(commands(1), str(tmp_path)) == 0 and ran == ["x", "y", "c"]
     ran.clear()
-    assert command_line.chain(first, str(tmp_path)) == 0 and not ran
+    assert command_line.chain(commands(0), str(tmp_path)) == 0 and not ran
 
 
 def test_what_follows_a_failure_is_begun_by_nobody(ran, tmp_path):
-    first, second = (json.dumps(order) for order in orders(CHAINS, 2))
-    assert command_line.chain(first, str(tmp_path)) == 1 and ran == ["a", "b"]
-    assert command_line.chain(second, str(tmp_path)) == 0 and ran == ["a", "b", "x", "y"]
+    assert command_line.chain(commands(0, ["last"]), str(tmp_path)) == 1 and ran == ["a", "b"]
+    assert command_line.chain(commands(1, ["last"]), str(tmp_path)) == 0 and ran == ["a", "b", "x", "y"]
+
+
+def test_what_follows_all_waits_for_them(ran, tmp_path):
+    with claimed(tmp_path, "0-1") as mine:  # the other process is at `b`
+        assert mine
+        waiting = threading.Thread(target=command_line.chain, args=(commands(1, ["last"]), str(tmp_path)))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive() and ran == ["x", "y", "c", "a"]
+    waiting.join(20)
+    assert ran[4:] == ["last"]
+
+
+def test_what_follows_all_is_not_run_where_a_process_is_gone(ran, tmp_path):
+    (tmp_path / "0-1").touch()  # its lock is free, and it has not ended
+    assert command_line.chain(commands(1, ["last"]), str(tmp_path)) == 0 and ran == ["x", "y", "c", "a"]
 
 
 def test_processes_beyond_the_chains_begin_at_their_ends():
@@ -62,7 +80,7 @@ def test_who_has_nothing_left_reads_the_last_cells_of_what_others_are_at(
     (folder / "at-1").write_text(json.dumps(["conflict", 0, 2]))
     kept = tmp_path / "partial" / "conflict"
     end(folder, "0-0")
-    help_along([("0-0", words), ("1-0", ["claims"])], folder)  # has ended, and reads no model
+    help_along([("0-0", words)], folder)  # has ended
     assert not kept.exists()
     help_along([("0-1", words)], folder)
     assert [path.name.partition("-")[2][:13] for path in kept.glob("*.json")] == ["out_of_domain"]

@@ -176,7 +176,7 @@ def test_a_study_in_several_processes_takes_a_part_in_each(tmp_path, monkeypatch
         chains,
         "side_by_side",
         lambda commands, environment: [
-            ran.append(json.loads(command[-3])[0][1]) or 0 for command in commands
+            ran.append(json.loads(command[-3])[0][0][1]) or 0 for command in commands
         ],
     )
     monkeypatch.setattr(
