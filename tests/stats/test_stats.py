@@ -13,6 +13,7 @@ from interp.stats.intervals import (
     cluster_bootstrap,
     correlation,
     cross_fitted,
+    expanded_tail,
     headroom_gap,
     holm,
     kappa,
@@ -233,8 +234,16 @@ def test_mcnemar_is_the_exact_binomial_test():
         mcnemar([1], [1, 0])
 
 
+def test_tail_is_scipys_to_the_bit():
+    for n_groups, level, widen in ((2, 0.95, 1.0), (10, 0.9, 1.34), (54, 0.95, 2.0), (1000, 0.99, 1.0)):
+        quantile = scipy.stats.t.isf((1 - level) / 2, n_groups - 1)
+        share = scipy.stats.norm.sf(widen * np.sqrt(n_groups / (n_groups - 1)) * quantile)
+        assert expanded_tail(n_groups, level, widen) == share
+
+
 def test_wilson_parity_and_refusals():
-    assert wilson(3, 20) == pytest.approx(proportion_confint(3, 20, method="wilson"))
+    for k, n, level in ((3, 20, 0.95), (1, 7, 0.9), (21.5, 33.25, 0.95), (159, 160, 0.95)):
+        assert wilson(k, n, level) == proportion_confint(k, n, alpha=1 - level, method="wilson"), "to the bit"
     assert all(wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1 for n in range(1, 120)), (
         "exactly, or a share of none would lie above 0"
     )
