@@ -6,9 +6,12 @@ python -m analyses figures --tables runs/quick/tables --out runs/quick
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from interp.results.tables import read_table, write_text
@@ -74,26 +77,30 @@ def draw(
         raise ValueError(f"{out} is the folder of the tables: give the figures another one, such as {out}/..")
     drawn, entries, written = {}, [], []
     every = wanted(tables)
-    for figure in every:
-        entry, plot, latex = entry_of(figure, tables, look)
-        entries += [entry] if entry else []
-        if plot is not None:
-            drawn[figure.name] = plot
-        if latex:
-            written.append(write_text(out / f"{figure.name}.tex", latex))
-    static = [each for each in ("svg", "pdf", "png") if each in formats]
-    rendered = export.save_static(drawn, out, tuple(static), dpi) if static else []
-    framed = "svg" not in static or not rendered
-    wide = _roomy(drawn, every, tables, look) if framed or "html" in formats else {}
-    interactive = export.save_html(wide, out) if wide else []
-    written += export.save_data(drawn, out)
-    written += pgf.save(drawn, out, look) if "pgf" in formats else []
+    static = tuple(each for each in ("svg", "pdf", "png") if each in formats)
+    with _rendering(out, static, dpi) as (render, rendering):
+        for figure in every:
+            entry, plot, latex = entry_of(figure, tables, look)
+            entries += [entry] if entry else []
+            if plot is not None:
+                drawn[figure.name] = plot
+                render((figure.name, plot.to_dict()))
+            if latex:
+                written.append(write_text(out / f"{figure.name}.tex", latex))
+        render(None)
+        wide = _roomy(drawn, every, tables, look) if "html" in formats else {}
+        interactive = export.save_html(wide, out) if wide else []
+        written += export.save_data(drawn, out)
+        written += pgf.save(drawn, out, look) if "pgf" in formats else []
+        made = read(tables, out, sorted({*TOLD, *(figure.table for figure in figures())}))
+        notes = mixed({name: frame.attrs for name, frame in made.tables.items()})
+        for note in notes:
+            print(note, file=sys.stderr)
+        written += [write_text(out / "numbers.tex", numbers_tex(made)), *own_tables(made, out, look)]
+        rendered = rendering.result()
+    if "html" not in formats and ("svg" not in static or not rendered):  # what the page shows in place of it
+        interactive = export.save_html(_roomy(drawn, every, tables, look), out)
     made_in = [*(["html"] if interactive else []), *(static if rendered else [])]
-    made = read(tables, out, sorted({*TOLD, *(figure.table for figure in figures())}))
-    notes = mixed({name: frame.attrs for name, frame in made.tables.items()})
-    for note in notes:
-        print(note, file=sys.stderr)
-    written += [write_text(out / "numbers.tex", numbers_tex(made)), *own_tables(made, out, look)]
     entries = [replace(entry, data=(out / f"{entry.name}.csv").exists()) for entry in entries]
     index = page.save_index(entries, made, tables, out, made_in, notes)
     written = [*interactive, *written, *rendered, index]
@@ -102,6 +109,29 @@ def draw(
             f"{written[-1]} was drawn without {len(made.damaged)} of its tables. {made.damaged[0]}"
         )
     return written
+
+
+@contextmanager
+def _rendering(
+    out: Path, formats: tuple[str, ...], dpi: int
+) -> Iterator[tuple[Callable[[tuple[str, dict] | None], None], Future[list[Path]]]]:
+    """A thread that renders figures while others are made.
+
+    Yields:
+        What takes a figure's name and JSON, and None after the last one; and the files that will be written.
+    """
+    from interp.plots import export
+
+    figures: SimpleQueue[tuple[str, dict] | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as thread:
+        arriving = iter(figures.get, None)
+        files = thread.submit(export.save_static, arriving, out, formats, dpi) if formats else Future()
+        if not formats:
+            files.set_result([])
+        try:
+            yield figures.put, files
+        finally:
+            figures.put(None)
 
 
 def _roomy(

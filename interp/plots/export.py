@@ -10,12 +10,13 @@ embedded.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import plotly.graph_objects as go
 import plotly.io
@@ -27,6 +28,8 @@ from interp.plots.slim import slim
 from interp.results.tables import write_text, written
 
 SCRIPT = "plotly.min.js"
+#: Of the browser: one loads plotly.js anew, as each does after a figure, while the other renders.
+TABS = 2
 
 
 def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
@@ -80,7 +83,7 @@ def _script(out: Path) -> str:
 
 
 def save_static(
-    figures: dict[str, go.Figure],
+    figures: Mapping[str, go.Figure] | Iterable[tuple[str, dict]],
     out: str | Path,
     formats: tuple[str, ...] = ("svg", "pdf"),
     dpi: int = 300,
@@ -88,7 +91,7 @@ def save_static(
     """Write each figure as `<out>/<name>.<format>` with one browser for all; none, and a line, without one.
 
     Args:
-        figures: figure per name.
+        figures: figure per name; or names and figures as JSON, each rendered while the next is awaited.
         out: folder to write to.
         formats: any of svg, pdf, png.
         dpi: dots to the inch of a PNG.
@@ -98,7 +101,7 @@ def save_static(
         OSError: the disk is full, say.
     """
     try:
-        import kaleido
+        import kaleido  # noqa: F401
         import pypdf  # noqa: F401  (asked for before the browser works)
         from choreographer.errors import (
             BrowserClosedError,
@@ -113,38 +116,46 @@ def save_static(
         return []
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    # Rendered beside the old files and moved over them, so that a reader never sees half a figure.
-    with tempfile.TemporaryDirectory(dir=out, prefix=".static-") as scratch:
-        numbered = {name: _numbered(figure, name) for name, figure in figures.items()}
-        jobs: list[dict[str, Any]] = [
-            {
-                "fig": figure,
-                "path": str(Path(scratch) / f"{name}.{suffix}"),
-                "opts": {"scale": dpi / UNITS if suffix == "png" else 1},
-            }
-            for name, figure in numbered.items()
-            for suffix in formats
-        ]
+    given = ((name, f.to_dict()) for name, f in figures.items()) if isinstance(figures, Mapping) else figures
+    with ThreadPoolExecutor(1) as apart:  # a notebook's own thread has a loop that runs
         try:
-            errors = kaleido.write_fig_from_object_sync(jobs, kopts={"page_generator": _page()})
+            rendered = apart.submit(asyncio.run, _rendered(iter(given), formats, dpi)).result()
         except (BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError):
             print(
                 "No SVG or PDF written: no working Chromium or Chrome found "
                 "(Debian: `apt-get install chromium`)."
             )
             return []
-        if errors:
-            kind = (
-                OSError if isinstance(errors[0], OSError) else RuntimeError
-            )  # a full disk is no fault of a figure
-            raise kind(
-                f"{len(errors)} of {len(jobs)} static figures could not be rendered into {out}: {errors[0]}"
-            )
-        for job in jobs:
-            source = Path(job["path"])
-            with written(out / source.name) as temporary:
-                temporary.write_bytes(_FINISH[source.suffix](source.read_bytes()))
-    return [out / Path(job["path"]).name for job in jobs]
+    if errors := [content for content in rendered.values() if isinstance(content, BaseException)]:
+        raise RuntimeError(
+            f"{len(errors)} of {len(rendered)} static figures could not be rendered into {out}: {errors[0]}"
+        )
+    for name, content in rendered.items():  # once all are there
+        with written(out / name) as temporary:
+            temporary.write_bytes(cast(bytes, content))
+    return [out / name for name in rendered]
+
+
+async def _rendered(
+    figures: Iterator[tuple[str, dict]], formats: Sequence[str], dpi: int
+) -> dict[str, bytes | BaseException]:
+    """The files of figures by their names, or what went wrong with one; figures are rendered as they come."""
+    import kaleido
+
+    async def file(browser: kaleido.Kaleido, figure: dict, suffix: str) -> bytes:
+        scale = dpi / UNITS if suffix == "png" else 1
+        content = await browser.calc_fig(figure, {"format": suffix, "scale": scale})
+        return await asyncio.to_thread(_FINISH[suffix], content)
+
+    tasks: dict[str, asyncio.Task[bytes]] = {}
+    async with kaleido.Kaleido(n=TABS, page_generator=_page()) as browser:
+        while (pair := await asyncio.to_thread(next, figures, None)) is not None:
+            name, figure = pair
+            numbered = _numbered(figure, name)
+            for suffix in formats:
+                tasks[f"{name}.{suffix}"] = asyncio.create_task(file(browser, numbered, suffix))
+        contents = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    return dict(zip(tasks, contents, strict=True))
 
 
 def _page() -> Any:
@@ -169,12 +180,10 @@ def _below_toolbar(figure: go.Figure) -> dict:
     return made
 
 
-def _numbered(figure: go.Figure, name: str) -> dict:
+def _numbered(figure: dict, name: str) -> dict:
     """A figure as JSON whose traces carry fixed ids in place of random ones."""
-    made = figure.to_dict()
-    for number, trace in enumerate(made["data"]):
-        trace["uid"] = f"{name}-{number:03d}"
-    return made
+    traces = [trace | {"uid": f"{name}-{number:03d}"} for number, trace in enumerate(figure["data"])]
+    return figure | {"data": traces}
 
 
 def _svg_of_size(content: bytes) -> bytes:
@@ -206,8 +215,8 @@ def _pdf_of_size(content: bytes) -> bytes:
 _PIXELS = 96  # to the inch, in a browser
 #: What is done to each format's file of the browser.
 _FINISH: dict[str, Callable[[bytes], bytes]] = {
-    ".svg": _svg_of_size,
-    ".pdf": _pdf_of_size,
-    ".png": lambda content: content,
+    "svg": _svg_of_size,
+    "pdf": _pdf_of_size,
+    "png": lambda content: content,
 }
 _TOOLBAR = 28  # px
