@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +148,8 @@ async def _rendered(
         content = await browser.calc_fig(figure, {"format": suffix, "scale": scale})
         return await asyncio.to_thread(_FINISH[suffix], content)
 
+    # which logs the last words of a browser that closes as an error, with a traceback
+    logging.getLogger("choreographer").setLevel(logging.CRITICAL)
     tasks: dict[str, asyncio.Task[bytes]] = {}
     async with kaleido.Kaleido(n=TABS, page_generator=_page()) as browser:
         while (pair := await asyncio.to_thread(next, figures, None)) is not None:
@@ -204,7 +207,11 @@ def _pdf_of_size(content: bytes) -> bytes:
 
     writer = pypdf.PdfWriter(clone_from=io.BytesIO(content))
     for page in writer.pages:
+        drawing = page.pop("/Contents")  # of which pypdf would read each operator
         page.scale_by(_PIXELS / UNITS)
+        page[pypdf.generic.NameObject("/Contents")] = drawing
+        stream = drawing.get_object()
+        stream.set_data(b"%.8f 0 0 %.8f 0 0 cm\n" % (_PIXELS / UNITS, _PIXELS / UNITS) + stream.get_data())
     writer.metadata = {"/Producer": "Chromium, pypdf", "/CreationDate": "D:20000101000000Z"}
     writer.compress_identical_objects()
     made = io.BytesIO()

@@ -17,6 +17,7 @@ import json
 import lzma
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -248,10 +249,20 @@ def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[
         raise FileNotFoundError(
             f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `{PROGRAM} record`."
         )
-    items = _read(lines(path), splits)
+    now = path.stat()
+    state = now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+    return list(_loaded(path, state, tuple(splits.items())))
+
+
+@lru_cache(maxsize=2)  # analyses of one process read the same file
+def _loaded(
+    path: Path, state: tuple[int, ...], splits: tuple[tuple[str, str], ...]
+) -> tuple[Episode | Decision, ...]:
+    """What a file holds; `state` is another where the file is."""
+    items = _read(lines(path), dict(splits))
     if not items:
         raise ValueError(f"{path} holds no episodes and no decisions: it is empty.")
-    return items
+    return tuple(items)
 
 
 def by_split(found: Iterable[Episode | Decision]) -> dict[str, list[Episode | Decision]]:
