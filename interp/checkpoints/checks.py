@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from interp.checkpoints import adapters
-from interp.checkpoints.contents import Checkpoint, lineage, tokenizer_files
+from interp.checkpoints.contents import Checkpoint, tokenizer_files
 from interp.checkpoints.differences import differing
 from interp.checkpoints.files import read_json, read_text
 from interp.checkpoints.headers import Header, gguf_header, hash_files
@@ -181,11 +181,11 @@ def check_architecture(
 
 def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
     """The folder of a checkpoint's tokenizer (or its base's); None where a GGUF file brings it."""
-    adapted = [c.path for c in reversed(lineage(checkpoint)) if c.base]
+    adapted = [c.path for c in reversed(adapters.lineage(checkpoint)) if c.base]
     for folder in (*adapted, checkpoint.home):
         if tokenizer_files(folder):
             return folder
-    if lineage(checkpoint)[0].kind == "gguf":
+    if adapters.lineage(checkpoint)[0].kind == "gguf":
         return None
     raise FileNotFoundError(
         f"{checkpoint.path} has no tokenizer.json, so it is not a complete Hugging Face checkpoint."
@@ -194,7 +194,7 @@ def tokenizer_home(checkpoint: Checkpoint) -> Path | None:
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer; raises ValueError, naming the file, where it is damaged."""
-    folder, source = tokenizer_home(checkpoint), lineage(checkpoint)[0]
+    folder, source = tokenizer_home(checkpoint), adapters.lineage(checkpoint)[0]
     options = dict(gguf_file=source.path.name) if folder is None else {}
     if folder is not None:
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
@@ -247,7 +247,7 @@ def tokenizer_id(checkpoint: Checkpoint) -> str:
     folder = tokenizer_home(checkpoint)
     if folder:
         return hash_files(tokenizer_files(folder))
-    metadata = gguf_header(lineage(checkpoint)[0].path)[0]
+    metadata = gguf_header(adapters.lineage(checkpoint)[0].path)[0]
     return json.dumps(
         {
             k: v
@@ -325,7 +325,7 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase,
 
 def template(checkpoint: Checkpoint) -> tuple[str | None, Path]:
     """A checkpoint's chat template and its file: the tokenizer's own, its configuration, or a GGUF file."""
-    folder, source = tokenizer_home(checkpoint), lineage(checkpoint)[0]
+    folder, source = tokenizer_home(checkpoint), adapters.lineage(checkpoint)[0]
     if folder is None:
         return gguf_header(source.path)[0].get("tokenizer.chat_template"), source.path
     if (folder / "chat_template.jinja").exists():
@@ -462,7 +462,7 @@ def _check_adapter(
             if n in whole
         }
     if misfitting := adapter_misfits(entries, whole):
-        base = lineage(checkpoint)[-2]
+        base = adapters.lineage(checkpoint)[-2]
         raise ValueError(
             f"The adapter {checkpoint.files[1]} does not fit its base {base.path}: {misfitting[0]}. "
             "It was trained on another base."

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from interp.checkpoints import checks
-from interp.checkpoints.contents import Checkpoint, lineage
+from interp.checkpoints import adapters, checks
+from interp.checkpoints.contents import Checkpoint
 from interp.checkpoints.headers import Header, headers, stored
 from interp.checkpoints.names import VALUE_HEADS, own_names, wrapping
 from interp.checkpoints.quantised import DEQUANTISED, batch_dependent, method
@@ -64,7 +64,7 @@ def of_series(series: Series) -> list[str]:
 
 def _bases(checkpoint: Checkpoint) -> str:
     """The base of a merge, and the adapters that are merged into it before."""
-    base, *between = [c.path for c in lineage(checkpoint)[:-1]]
+    base, *between = [c.path for c in adapters.lineage(checkpoint)[:-1]]
     return str(base) + "".join(f", after the adapter {path}" for path in between)
 
 

@@ -360,16 +360,13 @@ def wilson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
 
     Source: Wilson 1927.
     """
-    from scipy.special import ndtri
+    from statsmodels.stats import proportion
 
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"A proportion needs 0 <= k <= n and n >= 1, not k = {k} and n = {n}.")
-    share, normal = k / n, -ndtri((1 - level) / 2)
-    shrunk = 1 + normal**2 / n
-    centre = (share + normal**2 / (2 * n)) / shrunk
-    half = normal * np.sqrt(share * (1 - share) / n + normal**2 / (4 * n**2)) / shrunk
+    low, high = proportion.proportion_confint(k, n, alpha=1 - level, method="wilson")
     # Rounding would put an end at 0 or 1 beside it.
-    return (max(float(centre - half), 0.0) if k else 0.0), (min(float(centre + half), 1.0) if k < n else 1.0)
+    return (float(low) if k else 0.0), (float(high) if k < n else 1.0)
 
 
 def holm(p: Sequence[float] | Float[np.ndarray, "test"]) -> Float[np.ndarray, "test"]:
