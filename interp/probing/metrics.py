@@ -84,13 +84,10 @@ def auroc(
         area = pairs = np.zeros(len(weights))
         for rows in folds:
             hit, score = code[rows] == label, probability[rows, label]
-            others = np.flatnonzero(~hit)[np.argsort(score[~hit])]
-            below = np.vstack([np.zeros(len(weights)), np.cumsum(by_decision[rows[others]], axis=0)])
-            first = np.searchsorted(score[others], score[hit], "left")
-            last = np.searchsorted(score[others], score[hit], "right")
-            own = by_decision[rows[hit]]
-            area = area + (own * (below[first] + below[last])).sum(axis=0) / 2
-            pairs = pairs + own.sum(axis=0) * below[-1]
+            own, others = by_decision[rows[hit]], by_decision[rows[~hit]]
+            in_order = (1 + np.sign(score[hit][:, None] - score[~hit])) / 2
+            area = area + (own * (in_order @ others)).sum(axis=0)
+            pairs = pairs + own.sum(axis=0) * others.sum(axis=0)
         areas.append(np.divide(area, pairs, out=np.full_like(area, np.nan), where=pairs > 0))
     with warnings.catch_warnings():  # a draw without any class to rank is NaN by design
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -246,9 +246,12 @@ class _Search:
         return -product.unflatten(2, self.v.shape[2:])
 
 
-def _search(problems: _Problems, start: Float[Tensor, "problem C class feature"]) -> _Search:
+def _search(
+    start: Float[Tensor, "problem C class feature"],
+    value: Float[Tensor, "problem C"],
+    gradient: Float[Tensor, "problem C class feature"],
+) -> _Search:
     """Every fit at its start, about to go down the gradient."""
-    value, gradient = problems(start)
     size = start.shape
     one = torch.ones_like(value)
     return _Search(
@@ -275,9 +278,10 @@ def _lbfgs(
 
     Every fit has a line search of its own, and leaves the batch when its gradient is small.
     """
-    search = _search(problems, start)
-    if problems.steepness(search.gradient).amax() <= tolerance:
+    value, gradient = problems(start)
+    if problems.steepness(gradient).amax() <= tolerance:
         return start, 0
+    search = _search(start, value, gradient)
     weights, running = start.clone(), 0
     where = torch.arange(len(start), device=start.device)
     for iteration in range(MAX_ITER):
