@@ -62,7 +62,7 @@ class Config:
     """Studies to put side by side, each made by `python -m analyses all --environment NAME`."""
 
     runs: Annotated[tuple[Path, ...], Existing()] = ()
-    """Folders of new studies, whose tables are copied; those copied before stay."""
+    """Folders of new studies, whose tables that are compared are copied; those copied before stay."""
     out: Annotated[Path, Folder()] = FIGURES / "environments"
     """Folder of the copies, the merged tables and the figures."""
     alfworld: Annotated[Path, Existing()] = FIGURES / "tables"
@@ -106,15 +106,16 @@ def run(config: Config) -> None:
                 f"{folder} is a study of the environment {name!r}: side by side stand {', '.join(SPLITS)}."
             )
         for path in sorted((Path(folder) / "tables").iterdir()):
-            (config.out / name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, config.out / name / path.name)
+            if path.stem in COMPARED:
+                (config.out / name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, config.out / name / path.name)
     where = {name: config.alfworld if name == "alfworld" else config.out / name for name in SPLITS}
     where = {name: tables for name, tables in where.items() if (tables / "behaviour.csv").exists()}
     read = {
         name: {
             path.stem: read_table(tables, path.stem)[0]
             for path in tables.glob("*.csv")
-            if path.stem in COMPARED
+            if path.stem in COMPARED  # the shipped series' folder has others
         }
         for name, tables in where.items()
     }
