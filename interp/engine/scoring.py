@@ -123,7 +123,7 @@ def _score_pass(
     layers, seen: of what is read first. A slot that pads a tree sees that and itself.
     """
     trees = [row.tree for row in rows]
-    before = max(len(row.ids) for row in rows)
+    before = int(seen.any(0).nonzero().max()) + 1
     ids, at, visible = tree_rows(trees, [len(row.ids) for row in rows])
     sees_ids = sent(seen[:, None, :before], model.device).expand(-1, ids.shape[1], -1)
     hidden, _ = model.packed(
@@ -131,7 +131,7 @@ def _score_pass(
         sent(ids, model.device),
         sent(at, model.device),
         torch.cat([sees_ids, sent(visible, model.device)], 2),
-        sent(torch.arange(before).repeat(len(rows), 1), model.device),
+        sent(seen[:, :before].cumsum(1) - 1, model.device),
     )
     return read_trees(model, hidden, trees, torch.zeros(1, len(rows), dtype=torch.long))[:, 0]
 
