@@ -347,13 +347,12 @@ def conflict(
     Raises:
         ValueError: for an unknown kind.
     """
-    kinds = _kinds(inserted_traces)
-    usable = complete(prompts, decoded)
+    kinds, usable = _kinds(inserted_traces), complete(prompts, decoded)
+    fmt, ids, names = format_of(model, prompts), [p.ids for p in prompts], range(len(prompts))
+    memory = memory_of(model, ids) if "resampled" in kinds else None
     drawn: dict[int, list[Completion]] = {}
-    memory: Memory | None = None
     if "resampled" in kinds and usable:
         own = [prompts[i] for i in usable]
-        memory = memory_of(model, [prompt.ids for prompt in own])
         samples = resample(model, own, parser, SAMPLES, seed, trace_tokens, progress, memory, usable)
         drawn = dict(zip(usable, samples))
     source = _Source(prompts, decoded, drawn, closed_actions, swap_candidates, phrases)
@@ -362,16 +361,8 @@ def conflict(
         kind: [made[i].prefix if i in made else None for i in range(len(prompts))]
         for kind, made in traces.items()
     }
-    fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
     out = continue_each(
-        model,
-        ids,
-        variants,
-        fmt.ended("prompt"),
-        max_new_tokens,
-        progress=progress,
-        memory=memory,
-        names=range(len(prompts)),
+        model, ids, variants, fmt.ended("prompt"), max_new_tokens, None, progress, memory, names
     )
     acted = {
         kind: [parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made]

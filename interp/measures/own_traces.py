@@ -117,10 +117,8 @@ def own_trace_effects(
     actions = [list(reference_actions(*pair)) for pair in zip(clean, corrupt)]
     for one, other in actions:
         check_differ(fmt.tokenizer, one, other)
-    seeds = [_seed_of(seed, prompt) for prompt in clean]
-    memory = memory_of(model, [prompt.ids for prompt in prompts])
-    names = range(len(prompts))
-    drawn = resample(model, prompts, str, samples, seeds * 2, max_new_tokens, progress, memory, names)
+    seeds, memory = [_seed_of(seed, each) for each in clean], memory_of(model, [p.ids for p in prompts])
+    drawn = resample(model, prompts, str, samples, seeds * 2, max_new_tokens, progress, memory, range(2 * n))
     traces = [[prefix for each in own if (prefix := fmt.decoded_prefix(each.ids))] for own in drawn]
     usable = [i for i in range(n) if traces[i] and traces[n + i]]
     effects = _effects(
@@ -129,7 +127,7 @@ def own_trace_effects(
         [(traces[i], traces[n + i]) for i in usable],
         [actions[i] for i in usable],
         memory,
-        [names[i] for i in (*usable, *(n + i for i in usable))],
+        [*usable, *(n + i for i in usable)],
     )
     large = np.flatnonzero(effects[:, 2] >= (-np.inf if minimum is None else minimum))
     kept = np.array(usable, dtype=int)[large]
