@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from interp.engine.packing import WORTH, ancestors, merge
 from interp.models.caches import Kept, Layers, RoomyLayer, layers_of, with_room, zeros_like_layers
-from interp.models.devices import halved, pass_tokens, sent
+from interp.models.devices import halved, most_held, pass_tokens, sent, token_bytes
 from interp.models.hooked import HookedModel, Mask
 from interp.models.whole import length_batches, padded
 from interp.prompts.text import shared
@@ -25,6 +25,8 @@ from interp.prompts.text import shared
 PACK = 2048
 #: Tokens of plain rows that are read in one pass on a CPU.
 READ = 2048
+#: Most bytes of keys and values of prompts that are kept on a CPU because they are read again.
+REMEMBERED = 2**30
 #: Share of the tokens of prompts up to which their tree sets the order that they are continued in.
 LEFT = 0.5
 #: name -> ids read so far, and for each layer their keys and values [head, token, width]
@@ -244,6 +246,12 @@ def _read_tree(model: HookedModel, rows: Sequence[Sequence[int]], slots: int) ->
     return layers
 
 
+def memory_of(model: HookedModel, rows: Sequence[Sequence[int]]) -> Memory | None:
+    """A memory for prompts that are continued several times; None where there is no room for all of them."""
+    room = REMEMBERED if model.device.type != "cuda" else most_held(model)
+    return {} if sum(map(len, rows)) * token_bytes(model) <= room else None
+
+
 def read_on(
     model: HookedModel,
     rows: Sequence[Sequence[int]],
@@ -255,10 +263,10 @@ def read_on(
 
     names: of each row in `memory`, which is brought up to date.
     """
-    kept = []
-    for row, name in zip(rows, names):
-        ids = memory[name][0] if name in memory else ()
-        kept.append(min(shared(ids, row), len(row) - 1))
+    kept = [shared(memory[name][0] if name in memory else (), row) for row, name in zip(rows, names)]
+    all_kept = kept == list(map(len, rows))
+    if not all_kept:  # each row has a token to read
+        kept = [min(n, len(row) - 1) for n, row in zip(kept, rows)]
     if not any(kept):
         layers, seen = read_prompts(model, rows, room)
         for r, (row, name) in enumerate(zip(rows, names)):
@@ -274,6 +282,8 @@ def read_on(
             for whole, part in _tensors(layers, memory[name][1]):
                 whole[r, :, :n] = part[:, :n]
     seen = torch.arange(width) < torch.tensor(kept)[:, None]
+    if all_kept:
+        return layers, seen
     unread = padded([row[n:] for row, n in zip(rows, kept)], model.device)
     Rows(model, layers, seen, new, 0).forward(unread)
 

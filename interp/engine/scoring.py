@@ -12,7 +12,7 @@ itself (`interp.engine.packing.plain_score`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.engine.packing import Tree, grow, read_trees, score, score_whole, tree_rows
-from interp.engine.reading import read_prompts, tree_batches
+from interp.engine.reading import Memory, read_on, read_prompts, tree_batches
 from interp.models.caches import Layers, PrefixCache
 from interp.models.devices import fetched, halved, most_held, pass_tokens, sent, token_bytes
 from interp.models.hooked import HookedModel
@@ -85,13 +85,23 @@ def parts_of(lengths: Sequence[int]) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)])]
 
 
-def _score_rows(model: HookedModel, rows: Sequence[_Row], kept_bytes: int) -> list[_Pass]:
+def _score_rows(
+    model: HookedModel,
+    rows: Sequence[_Row],
+    kept_bytes: int,
+    memory: Memory | None,
+    names: Sequence[Hashable],
+) -> list[_Pass]:
     """Read a batch of rows, and score them in passes over trees of similar sizes.
 
-    kept_bytes: of a token's keys and values.
+    kept_bytes: of a token's keys and values. memory, names: as `score_each` has them.
     """
     rows = sorted(rows, key=lambda row: -len(row.tree))
-    layers, seen = read_prompts(model, [row.ids for row in rows])
+    ids = [row.ids for row in rows]
+    if memory is None:
+        layers, seen = read_prompts(model, ids)
+    else:
+        layers, seen = read_on(model, ids, [names[row.part.prompt] for row in rows], memory)
     sizes = [len(row.tree) for row in rows]
     width = seen.shape[1] + sizes[0]
     slot_bytes = kept_bytes + (2 + model.dtype.itemsize) * width  # and masks
@@ -113,7 +123,7 @@ def _score_pass(
     layers, seen: of what is read first. A slot that pads a tree sees that and itself.
     """
     trees = [row.tree for row in rows]
-    before = max(len(row.ids) for row in rows)
+    before = int(seen.any(0).nonzero().max()) + 1
     ids, at, visible = tree_rows(trees, [len(row.ids) for row in rows])
     sees_ids = sent(seen[:, None, :before], model.device).expand(-1, ids.shape[1], -1)
     hidden, _ = model.packed(
@@ -121,7 +131,7 @@ def _score_pass(
         sent(ids, model.device),
         sent(at, model.device),
         torch.cat([sees_ids, sent(visible, model.device)], 2),
-        sent(torch.arange(before).repeat(len(rows), 1), model.device),
+        sent(seen[:, :before].cumsum(1) - 1, model.device),
     )
     return read_trees(model, hidden, trees, torch.zeros(1, len(rows), dtype=torch.long))[:, 0]
 
@@ -132,12 +142,15 @@ def score_each(
     prompts: Sequence[Ids],
     prefixes: Sequence[Sequence[Ids]],
     endings: Sequence[Sequence[Ids]],
+    memory: Memory | None = None,
+    names: Sequence[Hashable] = (),
 ) -> list[Float[Tensor, "prefix ending"]]:
     """Log-probability of each ending after each prefix after its prompt, in nats, for many prompts at once.
 
     Args:
         prefixes: ids that follow each prompt, each of at least one token, which are not scored.
         endings: ids that follow each prefix of each prompt; at least one for a prompt.
+        memory, names: keys and values kept from earlier calls under the prompts' names, brought up to date.
 
     Raises:
         ValueError: a sequence is longer than the model's context, or an id is none of the model's.
@@ -165,7 +178,9 @@ def score_each(
         rows = [row for i in group for row in _rows(i, prompts[i], prefixes[i], endings[i])]
         batches = tree_batches([row.ids for row in rows], most)
         return [
-            each for batch in batches for each in _score_rows(model, [rows[k] for k in batch], kept_bytes)
+            each
+            for batch in batches
+            for each in _score_rows(model, [rows[k] for k in batch], kept_bytes, memory, names)
         ]
 
     groups = [[together[k] for k in group] for group in tree_batches([prompts[i] for i in together], most)]

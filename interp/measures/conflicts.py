@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, NamedTuple, get_args
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from interp.engine.decoding import LIMITS, Completion, format_of, parse_completion, preferences
 from interp.engine.generation import continue_each
+from interp.engine.reading import Memory, memory_of
 from interp.measures.rewriting import Phrases, mistaken, paraphrased, sentences
 from interp.models.hooked import HookedModel
 from interp.models.turns import measured
@@ -198,10 +199,12 @@ def resample(
     seed: int | Sequence[int] = 0,
     max_new_tokens: int = LIMITS["cot"],
     progress: bool = False,
+    memory: Memory | None = None,
+    names: Sequence[Hashable] = (),
 ) -> list[list[Completion]]:
     """`samples` decodings of each prompt drawn at temperature 1, each prompt read once.
 
-    seed: of all draws, or one for each prompt.
+    seed: of all draws, or one for each prompt. memory, names: as `continue_each` has them.
     """
     fmt = format_of(model, prompts)
     opening = [fmt.mode_prefix("cot")] * len(prompts)
@@ -212,6 +215,8 @@ def resample(
         fmt.ended("cot"),
         max_new_tokens,
         progress=progress,
+        memory=memory,
+        names=names,
         temperature=1.0,
         seed=seed,
     )
@@ -342,12 +347,13 @@ def conflict(
     Raises:
         ValueError: for an unknown kind.
     """
-    kinds = _kinds(inserted_traces)
-    usable = complete(prompts, decoded)
+    kinds, usable = _kinds(inserted_traces), complete(prompts, decoded)
+    fmt, ids, names = format_of(model, prompts), [p.ids for p in prompts], range(len(prompts))
+    memory = memory_of(model, ids) if "resampled" in kinds else None
     drawn: dict[int, list[Completion]] = {}
     if "resampled" in kinds and usable:
         own = [prompts[i] for i in usable]
-        samples = resample(model, own, parser, SAMPLES, seed, trace_tokens, progress)
+        samples = resample(model, own, parser, SAMPLES, seed, trace_tokens, progress, memory, usable)
         drawn = dict(zip(usable, samples))
     source = _Source(prompts, decoded, drawn, closed_actions, swap_candidates, phrases)
     traces = {kind: source.every(kind, usable, seed) for kind in kinds}
@@ -355,8 +361,9 @@ def conflict(
         kind: [made[i].prefix if i in made else None for i in range(len(prompts))]
         for kind, made in traces.items()
     }
-    fmt, ids = format_of(model, prompts), [p.ids for p in prompts]
-    out = continue_each(model, ids, variants, fmt.ended("prompt"), max_new_tokens, progress=progress)
+    out = continue_each(
+        model, ids, variants, fmt.ended("prompt"), max_new_tokens, None, progress, memory, names
+    )
     acted = {
         kind: [parse_completion(fmt, out[kind][i].ids, "prompt", parser).action for i in made]
         for kind, made in traces.items()

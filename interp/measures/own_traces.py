@@ -21,6 +21,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from interp.engine.decoding import LIMITS, format_of
+from interp.engine.reading import Memory, memory_of
 from interp.engine.scoring import score_each
 from interp.measures.conflicts import SAMPLES, resample
 from interp.measures.pairs import check_differ, check_number, reference_actions
@@ -116,8 +117,8 @@ def own_trace_effects(
     actions = [list(reference_actions(*pair)) for pair in zip(clean, corrupt)]
     for one, other in actions:
         check_differ(fmt.tokenizer, one, other)
-    seeds = [_seed_of(seed, prompt) for prompt in clean]
-    drawn = resample(model, prompts, str, samples, seeds * 2, max_new_tokens, progress)
+    seeds, memory = [_seed_of(seed, each) for each in clean], memory_of(model, [p.ids for p in prompts])
+    drawn = resample(model, prompts, str, samples, seeds * 2, max_new_tokens, progress, memory, range(2 * n))
     traces = [[prefix for each in own if (prefix := fmt.decoded_prefix(each.ids))] for own in drawn]
     usable = [i for i in range(n) if traces[i] and traces[n + i]]
     effects = _effects(
@@ -125,6 +126,8 @@ def own_trace_effects(
         [(prompts[i], prompts[n + i]) for i in usable],
         [(traces[i], traces[n + i]) for i in usable],
         [actions[i] for i in usable],
+        memory,
+        [*usable, *(n + i for i in usable)],
     )
     large = np.flatnonzero(effects[:, 2] >= (-np.inf if minimum is None else minimum))
     kept = np.array(usable, dtype=int)[large]
@@ -145,17 +148,20 @@ def _effects(
     pairs: Sequence[tuple[Prompt, Prompt]],
     traces: Sequence[tuple[list[list[int]], list[list[int]]]],
     actions: Sequence[list[list[int]]],
+    memory: Memory | None,
+    names: Sequence[int],
 ) -> Float[np.ndarray, "pair 3"]:
     """Direct, indirect and total effect of each pair, every trace of both read after both prompts.
 
     traces: ids as they were decoded up to the opened action, of the clean prompt and of the corrupt one.
+    memory, names: as `score_each` has them; of the clean prompts, then of the corrupt ones.
     """
     prefixes = [
         [clean.format.action_prefix(trace) for both in own for trace in both]
         for (clean, _), own in zip(pairs, traces)
     ]
     runs = [[pair[side].ids for pair in pairs] for side in (0, 1)]
-    logp = score_each(model, [*runs[0], *runs[1]], prefixes * 2, [*actions, *actions])
+    logp = score_each(model, [*runs[0], *runs[1]], prefixes * 2, [*actions, *actions], memory, names)
     differences = [(each[:, 0] - each[:, 1]).double().numpy() for each in logp]
     effects = np.empty((len(pairs), 3))
     for k, (clean_traces, _) in enumerate(traces):

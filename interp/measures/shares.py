@@ -9,17 +9,19 @@ attention whatever it says, so each comes once more without that position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
+from interp.models.devices import sent
 from interp.models.hooked import HookedModel, Layers, layers_of
 from interp.models.hooks import patterns
 from interp.models.turns import measured
@@ -148,7 +150,8 @@ def sequence(prompt: Prompt, trace: Trace, action: str) -> tuple[list[int], Shap
 class _Gradients:
     """A pass over one sequence and back."""
 
-    layers: Layers
+    before: Layers
+    """Keys and values of the tokens before the one that predicts the first of the last n."""
     hidden: Float[Tensor, "n d_model"]
     """The final hidden states that predict the last n tokens."""
     values: list[Float[Tensor, "n kv_head token"]]
@@ -157,38 +160,63 @@ class _Gradients:
     """|dL_action/d resid_pre|."""
 
 
-def _gradients(model: HookedModel, ids: Sequence[int], n: int) -> _Gradients:
-    """A pass over one sequence, and one back for each of its last `n` tokens."""
-    cache = model.new_cache()
+@contextmanager
+def _streams(model: HookedModel) -> Iterator[dict[int, Tensor]]:
+    """What enters each block in one pass, which a graph begins with: the weights want no gradient."""
     resid: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[[Tensor], Tensor | None]:
         def hook(tensor: Tensor) -> Tensor | None:
-            # The weights want no gradient: the graph starts before the first block.
             resid[layer] = tensor if layer else tensor.detach().requires_grad_()
             return None if layer else resid[layer]
 
         return hook
 
-    hooks = model.hooks({("resid_pre", layer): keep(layer) for layer in range(model.n_layers)})
-    with torch.inference_mode(False), torch.enable_grad(), hooks:
-        whole = torch.tensor([list(ids)], device=model.device)
-        output = model.inner(input_ids=whole, past_key_values=cache, use_cache=True)
-        hidden = output.last_hidden_state[0, -n - 1 : -1]
-        loss = -model.logits(hidden).log_softmax(-1).gather(1, whole[0, -n:, None])[:, 0]
-        layers = layers_of(cache)
-        inputs = [*(v for _, v in layers), *(resid[layer] for layer in range(model.n_layers))]
+    with model.hooks({("resid_pre", layer): keep(layer) for layer in range(model.n_layers)}):
+        yield resid
+
+
+def _after(
+    model: HookedModel, before: Layers, tail: Int[Tensor, " row"], start: int
+) -> tuple[Float[Tensor, "row d_model"], Layers]:
+    """Final hidden states, keys and values of the last tokens of a sequence, the first of them at `start`."""
+    at = torch.arange(start, start + len(tail), device=model.device)
+    keys_at = torch.arange(start, device=model.device)
+    visible = torch.cat([keys_at, at])[None] <= at[:, None]
+    hidden, layers = model.packed(before, tail[None], at[None], visible[None], keys_at[None])
+    return hidden[0], layers
+
+
+def _gradients(model: HookedModel, ids: Int[Tensor, " token"], n: int) -> _Gradients:
+    """A pass over one sequence, and one back for each of its last `n` tokens.
+
+    What comes before the token that predicts the first of them acts through its keys and values alone, so of
+    its last block nothing else runs.
+    """
+    start, cache = len(ids) - n - 1, model.new_cache()
+    with torch.inference_mode(False), torch.enable_grad():
+        with _streams(model) as resid_before:
+            model.fill(cache, ids[None, :start])
+        before = layers_of(cache)
+        with _streams(model) as resid_tail:
+            hidden, layers = _after(model, before, ids[start:], start)
+        loss = -model.logits(hidden[:-1]).log_softmax(-1).gather(1, ids[-n:, None])[:, 0]
+        inputs = [
+            *(values for both in zip(before, layers) for _, values in both),
+            *(resid[layer] for layer in range(model.n_layers) for resid in (resid_before, resid_tail)),
+        ]
         norms: list[list[Tensor]] = [[] for _ in layers]
         total: list[Tensor] = []
         for t in range(n):  # one pass back for each token, since alpha differs from token to token
             grads = torch.autograd.grad(loss[t], inputs, retain_graph=t + 1 < n)
-            for layer in range(model.n_layers):
-                norms[layer].append(grads[layer][0].float().norm(dim=-1))
-            own = [grad[0].float() for grad in grads[model.n_layers :]]
-            total = [a + b for a, b in zip(total, own)] if total else own
+            whole = [torch.cat(pair, -2)[0].float() for pair in zip(grads[::2], grads[1::2])]
+            for own, grad in zip(norms, whole):
+                own.append(grad.norm(dim=-1))
+            resid = whole[len(norms) :]
+            total = [a + b for a, b in zip(total, resid)] if total else resid
     return _Gradients(
-        [(k.detach(), v.detach()) for k, v in layers],
-        hidden.detach(),
+        [(k.detach(), v.detach()) for k, v in before],
+        hidden[:-1].detach(),
         [torch.stack(each) for each in norms],
         np.stack([grad.norm(dim=-1).cpu().numpy() for grad in total]),
     )
@@ -196,23 +224,16 @@ def _gradients(model: HookedModel, ids: Sequence[int], n: int) -> _Gradients:
 
 @torch.inference_mode()
 def _patterns(
-    model: HookedModel, layers: Layers, ids: Sequence[int], rows: int
+    model: HookedModel, before: Layers, tail: Int[Tensor, " row"], start: int
 ) -> tuple[Float[Tensor, "row d_model"], list[Float[Tensor, "head row token"]]]:
-    """Final hidden states and each layer's attention pattern of a sequence's last `rows` positions.
+    """Final hidden states and each layer's attention pattern of a sequence's last tokens.
 
-    Only the rows attend eagerly, so no square pattern is ever held. layers: keys and values of the whole
-    sequence.
+    Only these attend eagerly, so no square pattern is ever held. Arguments as `_after` has them.
     """
-    start = len(ids) - rows
     by_layer: dict[int, Tensor] = {}
-    tail = torch.tensor(list(ids[start:]), device=model.device)
-    at = torch.arange(start, len(ids), device=model.device)
-    keys_at = torch.arange(start, device=model.device)
-    visible = torch.cat([keys_at, at])[None] <= at[:, None]
-    prefix = [(k[:, :, :start], v[:, :, :start]) for k, v in layers]
     with patterns(model.hf, model.blocks, lambda layer, each: by_layer.__setitem__(layer, each[0].float())):
-        hidden, _ = model.packed(prefix, tail[None], at[None], visible[None], keys_at[None])
-    return hidden[0], [by_layer[layer] for layer in range(len(layers))]
+        hidden, _ = _after(model, before, tail, start)
+    return hidden, [by_layer[layer] for layer in range(len(before))]
 
 
 def _seen(model: HookedModel, tokens: int, rows: range) -> Bool[np.ndarray, "layer row token"]:
@@ -254,9 +275,11 @@ def token_mass(
         NotImplementedError: where eager attention is not this model's.
     """
     model.check_length(len(ids))
-    gradients = _gradients(model, ids, n)
-    hidden = gradients.hidden
-    eager, by_layer = _patterns(model, gradients.layers, ids, n + 1)
+    with torch.inference_mode(False):
+        whole = sent(torch.tensor(list(ids)), model.device)
+    gradients = _gradients(model, whole, n)
+    hidden, start = gradients.hidden, len(ids) - n - 1
+    eager, by_layer = _patterns(model, gradients.before, whole[start:], start)
     off = (eager[:-1] - hidden).abs().max().item() / hidden.abs().max().item()
     if not off < (1e-3 if model.dtype == torch.float32 else 0.1):
         raise NotImplementedError(

@@ -264,7 +264,7 @@ class HookedModel:
             self.check_ids([ids])
             cache.ids += list(ids)
         if len(ids) and not self.keyless:
-            self._fill(cache, sent(torch.tensor([list(ids)]), self.device))
+            self.fill(cache, sent(torch.tensor([list(ids)]), self.device))
         return cache
 
     @passing
@@ -272,10 +272,11 @@ class HookedModel:
     def read_rows(self, ids: Int[Tensor, "row token"]) -> Layers:
         """Keys and values of sequences that are padded on the right, in one plain pass without a mask."""
         cache = PrefixCache()
-        self._fill(cache, ids)
+        self.fill(cache, ids)
         return layers_of(cache)
 
-    def _fill(self, cache: PrefixCache, ids: Int[Tensor, "row token"]) -> None:
+    @passing
+    def fill(self, cache: PrefixCache, ids: Int[Tensor, "row token"]) -> None:
         """Extend a cache by what follows it; the pass ends as soon as the last layer has filled its own."""
         cache.layers += [DynamicLayer() for _ in range(self.n_layers - len(cache.layers))]
         last = cache.layers[-1]

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analyses.benchmarks.counting import counting
-from interp.engine import scoring
+from interp.engine import reading, scoring
 from interp.engine.decoding import choose, choose_each, preferences
 from interp.engine.packing import score_whole
 from interp.engine.scoring import score_alone, score_each
@@ -142,7 +142,7 @@ def test_a_tree_that_is_too_large_is_read_in_parts_of_a_stated_size(llama, promp
     monkeypatch.setattr(
         scoring,
         "_score_rows",
-        lambda m, own, n, real=scoring._score_rows: rows.extend(own) or real(m, own, n),
+        lambda m, own, *rest, real=scoring._score_rows: rows.extend(own) or real(m, own, *rest),
     )
     for most in (12, 30, 60):
         monkeypatch.setattr(scoring, "TREE", most)
@@ -151,6 +151,21 @@ def test_a_tree_that_is_too_large_is_read_in_parts_of_a_stated_size(llama, promp
         assert len(rows) > 1 and all(len(row.tree) <= most for row in rows)
         assert sum(row.tree.width for row in rows) == len(names) * len(traces)
         assert any(len(row.ids) > len(prompts[0].ids) for row in rows)
+
+
+def test_prompts_that_were_kept_are_not_read_again(family, monkeypatch):
+    """Nor where more is read after one of them, whose keys and values go on from those kept."""
+    prompts, prefixes, endings = drawn(3)
+    afresh, memory, names = score_each(family, prompts, prefixes, endings), {}, range(len(prompts))
+    for _ in range(2):
+        kept = score_each(family, prompts, prefixes, endings, memory, names)
+        for own, other in zip(kept, afresh, strict=True):
+            torch.testing.assert_close(own, other, rtol=0, atol=1e-4)
+        monkeypatch.setattr(reading, "read_prompts", None)
+    longer = [[*ids, *range(30, 31 + k)] for k, ids in enumerate(prompts)]
+    kept = score_each(family, longer, prefixes, endings, memory, names)
+    for own, other in zip(kept, score_each(family, longer, prefixes, endings), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("fits", [1, 4])

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from analyses.benchmarks.counting import counting
+from interp.engine import bundles, reading
 from interp.engine.generation import continue_each
 from interp.measures import own_traces
 from interp.measures.conflicts import resample
@@ -37,6 +39,21 @@ def plain(model, prompt, trace, actions):
             rows = model.hf(ids).logits[0, len(lead) - 1 : -1].float().log_softmax(-1)
         logp.append(float(rows.gather(1, ids[0, len(lead) :, None]).sum()))
     return logp[0] - logp[1]
+
+
+def test_prompts_are_read_once_where_there_is_room_to_keep_them(trained, pairs, monkeypatch):
+    monkeypatch.setattr(bundles, "DEVICES", ())  # what is counted is a GPU's
+    with counting(trained) as once:
+        kept = effects(trained, pairs)
+    monkeypatch.setattr(reading, "REMEMBERED", 0)
+    with counting(trained) as twice:
+        afresh = effects(trained, pairs)
+    with torch.inference_mode(), counting(trained) as read:
+        reading.read_prompts(trained, [prompt.ids for both in pairs for prompt in both])
+    saved = (twice.tokens - twice.padding) - (once.tokens - once.padding)
+    assert saved == read.tokens - read.padding > 0 and twice.passes > once.passes
+    for name in EFFECTS:
+        np.testing.assert_allclose(getattr(kept, name), getattr(afresh, name), atol=1e-4)
 
 
 def test_every_effect_is_that_of_plain_passes_over_the_drawn_traces(trained, pairs):

@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from interp.measures.shares import DEFINITIONS, METRICS, VERSIONS, by_span, sequence, shares, token_mass
+from interp.measures.shares import (
+    DEFINITIONS,
+    METRICS,
+    VERSIONS,
+    _gradients,
+    by_span,
+    sequence,
+    shares,
+    token_mass,
+)
 from interp.models.architectures import tiny
-from interp.models.hooked import HookedModel
+from interp.models.hooked import HookedModel, layers_of
 from interp.prompts.format import SPANS
 from tests.conftest import tiny_hf
 
@@ -118,6 +127,52 @@ def test_the_residual_gradient_equals_autograd_layer_by_layer(model, few, found)
             mass.append(entering.grad.norm(dim=-1).numpy())
         for version, slow in zip(VERSIONS, normalised(mass, spans)):
             np.testing.assert_allclose(found.of("gradient_resid", version)[i], slow, atol=2e-4)
+
+
+def whole_gradients(model, ids, n):
+    """|dL_t/dv| [layer][t, kv_head, token] and |dL_action/d resid_pre| [layer, token] of one plain pass."""
+    cache, resid = model.new_cache(), {}
+
+    def keep(layer):
+        def hook(tensor):
+            resid[layer] = tensor if layer else tensor.detach().requires_grad_()
+            return None if layer else resid[layer]
+
+        return hook
+
+    ids = torch.tensor([list(ids)])
+    with model.hooks({("resid_pre", layer): keep(layer) for layer in range(model.n_layers)}):
+        hidden = model.inner(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0]
+    loss = -model.logits(hidden[-n - 1 : -1]).log_softmax(-1).gather(1, ids[0, -n:, None])[:, 0]
+    values = [v for _, v in layers_of(cache)]
+    each = [torch.autograd.grad(loss[t], values, retain_graph=True) for t in range(n)]
+    total = torch.autograd.grad(loss.sum(), [resid[layer] for layer in range(model.n_layers)])
+    return (
+        [torch.stack([grad[0].norm(dim=-1) for grad in of_layer]) for of_layer in zip(*each)],
+        np.stack([grad[0].norm(dim=-1).numpy() for grad in total]),
+    )
+
+
+def test_gradients_by_way_of_the_prompts_keys_and_values_are_those_of_one_whole_pass(model, few):
+    for prompt in few:
+        ids, _, n = parts(prompt)
+        found = _gradients(model, torch.tensor(ids), n)
+        values, resid = whole_gradients(model, ids, n)
+        for own, whole in zip(found.values, values, strict=True):
+            torch.testing.assert_close(own, whole, rtol=1e-4, atol=1e-5 * float(whole.max()))
+        np.testing.assert_allclose(found.resid, resid, rtol=1e-4, atol=1e-5 * resid.max())
+
+
+def test_nothing_is_computed_of_the_prompt_in_the_last_block(llama, few):
+    ids, _, n = parts(few[0])
+    ran = []
+    last = llama.blocks[-1].mlp
+    handle = last.register_forward_pre_hook(lambda module, args: ran.append(args[0].shape[1]))
+    try:
+        token_mass(llama, ids, n)
+    finally:
+        handle.remove()
+    assert ran == [n + 1, n + 1]  # as loaded, and eagerly
 
 
 def value_loss(twin, ids, n, layer, edit):
