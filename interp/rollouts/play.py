@@ -133,8 +133,7 @@ def play(
         routing: which steps are played at once, whatever the mode.
         engine: vLLM over the same checkpoint, which decodes for all games side by side.
     """
-    modes = [mode] * len(games) if isinstance(mode, str) else list(mode)
-    _check(environment, games, modes, step_limit)
+    modes = _modes(environment, games, mode, step_limit)
     waiting = list(enumerate(zip(games, modes)))[::-1]
     running: dict[int, tuple[int, Player]] = {}
     results: dict[int, Result] = {}
@@ -208,7 +207,11 @@ def _at_once(model: HookedModel, prompts: Sequence[Prompt], routing: Routing) ->
     }
 
 
-def _check(environment: Environment, games: Sequence, modes: Sequence[Mode], step_limit: int) -> None:
+def _modes(
+    environment: Environment, games: Sequence, mode: Mode | Sequence[Mode], step_limit: int
+) -> list[Mode]:
+    """The mode of each game; raises ValueError for what cannot be played."""
+    modes: list[Mode] = [mode] * len(games) if isinstance(mode, str) else list(mode)
     if step_limit < 1:
         raise ValueError(f"A game is lost after 1 step or more, not {step_limit}.")
     if len(modes) != len(games):
@@ -218,6 +221,7 @@ def _check(environment: Environment, games: Sequence, modes: Sequence[Mode], ste
             f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: "
             "`str` of a game must tell it apart."
         )
+    return modes
 
 
 def _started(
