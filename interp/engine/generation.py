@@ -57,14 +57,6 @@ def _ahead(model: HookedModel) -> int:
     return int(model.device.type == "cuda")
 
 
-def _left(model: HookedModel) -> float:
-    """The share of a batch's rows at which the others, which have ended, are dropped.
-
-    Copying a row takes a CPU as long as one or two steps of it, and a GPU's steps hardly depend on rows.
-    """
-    return 0.75 if model.device.type == "cpu" else 0.5
-
-
 def continue_rows(
     model: HookedModel,
     layers: Layers,
@@ -120,7 +112,7 @@ def continue_rows(
             earlier, tokens = picked.popleft()
             out.add(earlier, tokens().tolist())
         alive = [r for r, i in enumerate(owner) if i not in out.over]
-        drops = len(alive) <= _left(model) * len(owner) and steps.drops(most - step)
+        drops = len(alive) <= len(owner) // 2 and steps.drops(most - step)
         if remembering and (drops or not alive):
             over = [(r, i, out.ids[i]) for r, i in enumerate(owner) if i in out.over]
             remembering.take(steps.layers(), over)
