@@ -32,8 +32,9 @@ from interp.models.site_names import one_layer
 from interp.models.turns import measured
 from interp.models.whole import Growing, length_batches, padded
 
-#: Tokens of prompts that are continued together on a CPU.
-BATCH = 24576
+#: Tokens of prompts that are continued together on a CPU, the fewest and the most: as many as have twice the
+#: bytes of the weights. A step reads those once for a batch, and more would only be padded further.
+FEWEST, BATCH = 12288, 24576
 #: On a GPU: most tokens of prompts that are continued together, and copies of their keys and values there
 #: may be.
 KEPT, COPIES = 2**18, 2.5
@@ -463,6 +464,7 @@ def _side_by_side(
 def _batch_tokens(model: HookedModel, longest: int, room: int) -> int:
     """Most tokens of prompts in a batch of which each row has room for so many more."""
     if model.device.type != "cuda":
-        return BATCH
+        weights = sum(parameter.nbytes for parameter in model.blocks.parameters())
+        return min(BATCH, max(FEWEST, 2 * weights // token_bytes(model)))
     each = COPIES * token_bytes(model) * (longest + room) / longest
     return min(KEPT, int(SHARE * free_for(model) / each))
