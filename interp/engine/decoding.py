@@ -97,26 +97,13 @@ def decode_modes(
     if hooks and (engine is not None or memory is not None):
         raise ValueError("Hooks change keys and values: decode under them without a memory and without vLLM.")
     fmt = format_of(model, prompts)
-    prefixes: dict[str, Sequence[int]] = {mode: fmt.mode_prefix(mode) for mode in modes}
+    prefixes = {mode: fmt.mode_prefix(mode) for mode in modes}
     limits = _limits(modes, max_new_tokens)
-    ids = [prompt.ids for prompt in prompts]
     if engine is not None:
-        if temperature:
-            raise ValueError(
-                "The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it."
-            )
-        stops: dict[str, Sequence[int]] = {mode: fmt.stops(mode) for mode in modes}
-        generated = engine.continue_each(ids, prefixes, limits, fmt.style.close_action.strip(), stops)
-        return {
-            mode: [
-                parse_completion(fmt, _up_to_end(new, fmt.ended(mode)), mode, parser)
-                for new in generated[mode]
-            ]
-            for mode in modes
-        }
+        return _by_engine(engine, fmt, prompts, modes, limits, parser, temperature)
     continuations = continue_each(
         model,
-        ids,
+        [prompt.ids for prompt in prompts],
         {mode: [prefix] * len(prompts) for mode, prefix in prefixes.items()},
         {mode: fmt.ended(mode) for mode in modes},
         limits,
@@ -128,6 +115,73 @@ def decode_modes(
         hooks=hooks,
     )
     return {mode: [parse_completion(fmt, c.ids, mode, parser) for c in continuations[mode]] for mode in modes}
+
+
+@measured
+def decode_each(
+    model: HookedModel,
+    prompts: Sequence[Prompt],
+    modes: Sequence[Mode],
+    *,
+    parser: Parser = str,
+    max_new_tokens: int | Mapping[str, int] | None = None,
+    memory: Memory | None = None,
+    engine: Engine | None = None,
+) -> list[Completion]:
+    """Decode each prompt in a mode of its own, greedily, those of all modes side by side.
+
+    Args:
+        modes: of each prompt.
+        memory: as that of `decode_modes`, by episode and mode.
+    """
+    fmt = format_of(model, prompts)
+    different = list(dict.fromkeys(modes))
+    prefixes = {mode: fmt.mode_prefix(mode) for mode in different}
+    limits = _limits(different, max_new_tokens)
+    if engine is not None:
+        members = {mode: [i for i, own in enumerate(modes) if own == mode] for mode in different}
+        parts = {
+            mode: _by_engine(engine, fmt, [prompts[i] for i in own], [mode], limits, parser)[mode]
+            for mode, own in members.items()
+        }
+        by_prompt = {i: c for mode, own in members.items() for i, c in zip(own, parts[mode])}
+        return [by_prompt[i] for i in range(len(prompts))]
+    continuations = continue_each(
+        model,
+        [prompt.ids for prompt in prompts],
+        {mode: [prefix if own == mode else None for own in modes] for mode, prefix in prefixes.items()},
+        {mode: fmt.ended(mode) for mode in different},
+        limits,
+        memory=memory,
+        names=[(prompt.decision.episode, mode) for prompt, mode in zip(prompts, modes)],
+    )
+    return [parse_completion(fmt, continuations[mode][i].ids, mode, parser) for i, mode in enumerate(modes)]
+
+
+def _by_engine(
+    engine: Engine,
+    fmt: PromptFormat,
+    prompts: Sequence[Prompt],
+    modes: Sequence[Mode],
+    limits: Mapping[str, int],
+    parser: Parser,
+    temperature: float = 0.0,
+) -> dict[str, list[Completion]]:
+    """Decode in several modes by vLLM."""
+    if temperature:
+        raise ValueError(
+            "The vLLM engine decodes greedily here: leave the temperature at 0, or decode without it."
+        )
+    prefixes: dict[str, Sequence[int]] = {mode: fmt.mode_prefix(mode) for mode in modes}
+    stops: dict[str, Sequence[int]] = {mode: fmt.stops(mode) for mode in modes}
+    ids = [prompt.ids for prompt in prompts]
+    generated = engine.continue_each(ids, prefixes, limits, fmt.style.close_action.strip(), stops)
+    return {
+        mode: [
+            parse_completion(fmt, _up_to_end(new, fmt.ended(mode)), mode, parser) for new in generated[mode]
+        ]
+        for mode in modes
+    }
 
 
 def _up_to_end(ids: Sequence[int], ended: Callable[[Sequence[int]], bool]) -> Sequence[int]:

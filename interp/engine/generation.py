@@ -13,13 +13,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from interp.engine.bundles import bundles, continue_bundles
 from interp.engine.outputs import Continuation, Output, Pick, Stop, suffix_logp
+from interp.engine.picking import greedy as greedy
+from interp.engine.picking import picker, uniform_numbers
 from interp.engine.reading import Memory, Rows, prompt_batches, read_on, read_prompts
+from interp.engine.remembered import Remembering, recalled
 from interp.engine.stepping import Steps
 from interp.models.caches import Layers, selected
 from interp.models.devices import SHARE, fetched, free_for, halved, sent, token_bytes
@@ -29,8 +32,9 @@ from interp.models.site_names import one_layer
 from interp.models.turns import measured
 from interp.models.whole import Growing, length_batches, padded
 
-#: Tokens of prompts that are continued together on a CPU.
-BATCH = 24576
+#: Tokens of prompts that are continued together on a CPU, the fewest and the most: as many as have twice the
+#: bytes of the weights. A step reads those once for a batch, and more would only be padded further.
+FEWEST, BATCH = 12288, 24576
 #: On a GPU: most tokens of prompts that are continued together, and copies of their keys and values there
 #: may be.
 KEPT, COPIES = 2**18, 2.5
@@ -41,27 +45,6 @@ EditPass = Callable[[Sequence[int], Sequence[Sequence[int]], bool, Int[Tensor, "
 Hooks = Mapping[str | tuple[str, int], PassEdit]
 #: A variant and the index of a prompt.
 Key = tuple[str, int]
-
-
-def greedy(logits: Float[Tensor, "row vocabulary"], rows: Sequence[int], step: int) -> Int[Tensor, " row"]:
-    """The likeliest token of each row."""
-    return logits.argmax(-1)
-
-
-def _picker(temperature: float, uniform: Float[Tensor, "continuation token"]) -> Pick:
-    """The likeliest token at temperature 0, else one drawn from the tempered distribution.
-
-    uniform: numbers from 0 to 1; what is drawn does not depend on the batch that a row is in.
-    """
-    if temperature == 0:
-        return greedy
-
-    def draw(logits: Float[Tensor, "row vocabulary"], rows: Sequence[int], step: int) -> Int[Tensor, " row"]:
-        mass = (logits / temperature).double().softmax(-1).cumsum(-1)
-        at = sent(uniform[list(rows), step], logits.device)[:, None] * mass[:, -1:]
-        return torch.searchsorted(mass, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-
-    return draw
 
 
 def _unpadded(at: Int[Tensor, "row token"], lengths: Sequence[int]) -> Int[Tensor, "row token"]:
@@ -87,6 +70,7 @@ def continue_rows(
     begun: Sequence[Sequence[int]] = (),
     edits: EditPass | None = None,
     starts: Sequence[int] = (),
+    remembering: Remembering | None = None,
 ) -> list[Continuation]:
     """Continue the rows of one batch.
 
@@ -98,6 +82,7 @@ def continue_rows(
         begun: ids generated earlier, with which each row's ids begin.
         edits: of each pass; then no pass begins before the tokens of the one before it are known.
         starts: tokens of each suffix that its log-probability leaves out (none where not given).
+        remembering: takes the keys and values of each row that ends.
     """
     lengths = list(map(len, suffixes))
     ids = padded(suffixes, model.device)
@@ -128,9 +113,13 @@ def continue_rows(
             earlier, tokens = picked.popleft()
             out.add(earlier, tokens().tolist())
         alive = [r for r, i in enumerate(owner) if i not in out.over]
+        drops = len(alive) <= len(owner) // 2 and steps.drops(most - step)
+        if remembering and (drops or not alive):
+            over = [(r, i, out.ids[i]) for r, i in enumerate(owner) if i in out.over]
+            remembering.take(steps.layers(), over)
         if not alive:
             break
-        if len(alive) <= len(owner) // 2 and steps.drops(most - step):
+        if drops:
             kept = sent(torch.tensor(alive), model.device)
             steps.keep(kept)
             token, owner = token[kept], [owner[r] for r in alive]
@@ -205,7 +194,7 @@ class _Request:
         return not fast or self.model.rereads(tokens) or not self.model.packs(tokens)
 
     def _pick(self, keys: Sequence[Key]) -> Pick:
-        return _picker(self.temperature, torch.stack([self.uniform[name][i] for name, i in keys]))
+        return picker(self.temperature, torch.stack([self.uniform[name][i] for name, i in keys]))
 
     def alone(self, key: Key) -> Continuation:
         """Continue one prompt by itself."""
@@ -269,6 +258,28 @@ class _Request:
             self._pick(keys),
         )
 
+    def extended(self, keys: Sequence[Key], memory: Memory, names: Sequence[Hashable]) -> list[Continuation]:
+        """As `together`, from what a memory holds of each prompt, which has one continuation.
+
+        names: of all prompts; their continuations are then in the memory.
+        """
+        prompts = [self.prompts[i] for _, i in keys]
+        own_names = [names[i] for _, i in keys]
+        before = recalled(self.model, prompts, own_names, memory, max(map(self.room, keys)))
+        suffixes = [[*unread, *self.suffix(key)] for unread, key in zip(before.unread, keys)]
+        rows = [[*prompt, *self.suffix(key)] for prompt, key in zip(prompts, keys)]
+        return continue_rows(
+            self.model,
+            before.layers,
+            before.seen,
+            suffixes,
+            [self.stops[name] for name, _ in keys],
+            [self.limits[name] for name, _ in keys],
+            self._pick(keys),
+            starts=list(map(len, before.unread)),
+            remembering=Remembering(self.model, memory, own_names, rows, before, suffixes),
+        )
+
     def bundled(
         self, keys: Sequence[Key], row_of: Sequence[int], layers: Layers, seen: Bool[Tensor, "row slot"]
     ) -> list[Continuation]:
@@ -309,7 +320,8 @@ def continue_each(
         batch_tokens: most tokens of prompts that are continued together, padding included (None: by the
             GPU's free memory, 24,576 on a CPU; a batch that does not fit the GPU is halved).
         memory, names: keys and values kept from earlier calls under the prompts' names, brought up to date
-            in place; a prompt that extends the one kept (checked on ids) is read from where it differs.
+            in place; a prompt that extends the one kept (checked on ids) is read from where it differs. What
+            is written after a prompt of one continuation is kept as well.
         temperature: 0 is greedy; above, tokens are drawn.
         seed: gives the same draws for the same prompts, whatever batches they are in; one for each prompt
             gives a prompt the same draws whatever other prompts there are.
@@ -329,7 +341,7 @@ def continue_each(
     if none := [n for n in limits.values() if n < 1]:
         raise ValueError(f"max_new_tokens is a number from 1 on, not {none[0]}.")
     stops = {name: stop if callable(stop) else stop[name] for name in variants}
-    uniform = _uniform(temperature, seed, len(prompts), limits)
+    uniform = uniform_numbers(temperature, seed, len(prompts), limits)
     request = _Request(model, prompts, variants, stops, limits, temperature, uniform, hooks or {})
     keys = request.keys()
     for tokens in {request.length(key) for key in keys}:
@@ -380,6 +392,9 @@ def _batched(
     most_tokens = batch_tokens
 
     def run(group: list[int]) -> list[tuple[Key, Continuation]]:
+        each_key = [(name, i) for i in group for name in request.variants if (name, i) in keys]
+        if named and len(each_key) == len(group):
+            return list(zip(each_key, request.extended(each_key, *named)))
         rows = [prompts[i] for i in group]
         waiting = {name: [r for r, i in enumerate(group) if (name, i) in keys] for name in request.variants}
         waiting = {name: members for name, members in waiting.items() if members}
@@ -446,28 +461,10 @@ def _side_by_side(
     return parts
 
 
-def _uniform(
-    temperature: float, seed: int | Sequence[int], prompts: int, limits: Mapping[str, int]
-) -> dict[str, Float[Tensor, "prompt token"]]:
-    """For each variant, numbers from 0 to 1 to draw by, none where nothing is drawn."""
-    if temperature < 0:
-        raise ValueError(f"A temperature is 0 (greedy) or above, not {temperature}.")
-    seeds, rows = (list(seed), 1) if isinstance(seed, Sequence) else ([seed], prompts)
-    if len(seeds) * rows != prompts:
-        raise ValueError(f"There are {len(seeds)} seeds for {prompts} prompts: give one, or one for each.")
-    generators = [torch.Generator().manual_seed(each) for each in seeds]
-    most = max(limits.values(), default=0) if temperature else 0
-    uniform = {}
-    for name, limit in limits.items():
-        drawn = limit if temperature else 0
-        parts = [torch.rand(rows, drawn, generator=each, dtype=torch.float64) for each in generators]
-        uniform[name] = torch.nn.functional.pad(torch.cat(parts), (0, most - drawn))
-    return uniform
-
-
 def _batch_tokens(model: HookedModel, longest: int, room: int) -> int:
     """Most tokens of prompts in a batch of which each row has room for so many more."""
     if model.device.type != "cuda":
-        return BATCH
+        weights = sum(parameter.nbytes for parameter in model.blocks.parameters())
+        return min(BATCH, max(FEWEST, 2 * weights // token_bytes(model)))
     each = COPIES * token_bytes(model) * (longest + room) / longest
     return min(KEPT, int(SHARE * free_for(model) / each))

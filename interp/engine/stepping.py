@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 
 from interp.engine.reading import Rows
+from interp.models.caches import Layers, layers_of
 from interp.models.hooked import Mask
 from interp.system.sentences import first_line
 
@@ -198,6 +199,12 @@ class Steps:
     def drops(self, left: int) -> bool:
         """Whether rows that have ended are to be dropped where at most so many steps are to come."""
         return self._step is None or left >= AGAIN
+
+    def layers(self) -> Layers:
+        """Keys and values of all tokens up to now, with those of rows that have ended."""
+        self.rows.skip(self._replayed)
+        self._replayed = 0
+        return layers_of(self.rows.cache)
 
     def keep(self, alive: Int[Tensor, " kept"]) -> None:
         """Drop the rows that have ended."""

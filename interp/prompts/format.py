@@ -376,8 +376,13 @@ class PromptFormat:
         s = self.style
         longest = max((decision.reference, *decision.admissible), key=len)
         action = len(self.encode(s.space + longest + s.close_action)) + 1
-        decoded = len(self.with_trace("")) + self.room
-        return context - max(decoded, len(self.with_trace(decision.trace))) - action
+        traced = len(self.with_trace(decision.trace)) if decision.trace else self._untraced
+        return context - max(self._untraced + self.room, traced) - action
+
+    @cached_property
+    def _untraced(self) -> int:
+        """Tokens of an empty trace and the opened action tag."""
+        return len(self.with_trace(""))
 
     def fit(self, decision: Decision) -> Decision:
         """The decision without as many of its oldest turns as its prompt is too long for the context.

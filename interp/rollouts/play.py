@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from interp.engine.decoding import Completion, choose_each, decode_modes
+from interp.engine.decoding import Completion, choose_each, decode_each
 from interp.engine.reading import Memory
 from interp.engine.vllm_backend import Engine
 from interp.environments.base import Environment, View
@@ -71,6 +71,7 @@ class Player:
     name: str
     view: View
     task: str
+    mode: Mode = "cot"
     messages: list[dict] = field(default_factory=list)
     steps: int = 0
     truncated: int = 0
@@ -112,7 +113,7 @@ def play(
     fmt: PromptFormat,
     environment: Environment,
     games: Sequence,
-    mode: Mode,
+    mode: Mode | Sequence[Mode],
     pool: Engines,
     *,
     step_limit: int = 50,
@@ -121,44 +122,49 @@ def play(
     routing: Routing | None = None,
     engine: Engine | None = None,
 ) -> list[Result]:
-    """Play every game once in one mode, some side by side; a game that ends gives its place to the next.
+    """Play every game once, some side by side; a game that ends gives its place to the next.
 
     A game is lost when the limit is reached, or an action does not parse. The agent's own traces and actions
-    stay in its history. Raises ValueError for two games of one name and a limit below 1.
+    stay in its history. Raises ValueError for two games of one name in one mode, modes of another number than
+    the games, and a limit below 1.
 
     Args:
+        mode: of all games, or of each.
         routing: which steps are played at once, whatever the mode.
         engine: vLLM over the same checkpoint, which decodes for all games side by side.
     """
-    _check(environment, games, step_limit)
-    waiting = list(enumerate(games))[::-1]
+    modes = _modes(environment, games, mode, step_limit)
+    waiting = list(enumerate(zip(games, modes)))[::-1]
     running: dict[int, tuple[int, Player]] = {}
     results: dict[int, Result] = {}
     memory: Memory = {}
-    bar = tqdm(total=len(games), desc=f"play ({mode})", leave=False, disable=not progress)
+    bar = tqdm(
+        total=len(games), desc=f"play ({', '.join(sorted(set(modes)))})", leave=False, disable=not progress
+    )
 
-    def decode(prompts: Sequence[Prompt]) -> Sequence[Completion]:
+    def decode(prompts: Sequence[Prompt], modes: Sequence[Mode]) -> Sequence[Completion]:
         options: dict[str, Any] = dict(parser=environment.parse, max_new_tokens=max_new_tokens)
-        return decode_modes(model, prompts, [mode], memory=memory, engine=engine, **options)[mode]
+        return decode_each(model, prompts, modes, memory=memory, engine=engine, **options)
 
     def end(slot: int, unparsed: bool = False) -> None:
         number, player = running.pop(slot)
         results[number] = player.result(unparsed)
-        memory.pop(player.name, None)  # a model that reads every prompt anew keeps nothing
+        memory.pop((player.name, player.mode), None)  # a model that reads every prompt anew keeps nothing
         bar.update()
 
     while waiting or running:
         free = [slot for slot in range(environment.side_by_side) if slot not in running]
         running |= _started(pool, environment, free, waiting)
         slots = sorted(running)
-        prompts = [fmt.prompt(running[slot][1].decision()) for slot in slots]
+        players = [running[slot][1] for slot in slots]
+        prompts = [fmt.prompt(player.decision()) for player in players]
         moves: dict[int, tuple[str, object]] = {}
         at_once = _at_once(model, prompts, routing) if routing else {}
-        others = [prompt for i, prompt in enumerate(prompts) if i not in at_once]
-        decoded = iter(decode(others) if others else ())
-        for i, (slot, prompt) in enumerate(zip(slots, prompts)):
-            completion = at_once.get(i) or next(decoded)
-            player = running[slot][1]
+        others = [i for i in range(len(prompts)) if i not in at_once]
+        thought = decode([prompts[i] for i in others], [players[i].mode for i in others]) if others else ()
+        completions = at_once | dict(zip(others, thought))
+        for i, (slot, player, prompt) in enumerate(zip(slots, players, prompts)):
+            completion = completions[i]
             player.truncated += prompt.dropped > 0
             player.tokens += len(completion.ids)
             player.at_once += i in at_once
@@ -166,7 +172,7 @@ def play(
                 end(slot, unparsed=True)
                 continue
             moves[slot] = ("step", completion.action)
-            trace = completion.trace if mode == "cot" and i not in at_once else None
+            trace = completion.trace if player.mode == "cot" and i not in at_once else None
             player.messages.append(dict(role="agent", trace=trace, action=completion.action))
         for slot, view in (pool.send(moves) if moves else {}).items():
             player = running[slot][1]
@@ -201,26 +207,33 @@ def _at_once(model: HookedModel, prompts: Sequence[Prompt], routing: Routing) ->
     }
 
 
-def _check(environment: Environment, games: Sequence, step_limit: int) -> None:
+def _modes(
+    environment: Environment, games: Sequence, mode: Mode | Sequence[Mode], step_limit: int
+) -> list[Mode]:
+    """The mode of each game; raises ValueError for what cannot be played."""
+    modes: list[Mode] = [mode] * len(games) if isinstance(mode, str) else list(mode)
     if step_limit < 1:
         raise ValueError(f"A game is lost after 1 step or more, not {step_limit}.")
-    if len({str(game) for game in games}) < len(games):
+    if len(modes) != len(games):
+        raise ValueError(f"There are {len(games)} games and {len(modes)} modes: give one, or one for each.")
+    if len({(str(game), mode) for game, mode in zip(games, modes)}) < len(games):
         raise ValueError(
             f"Two of the {len(games)} games of the environment {environment.name!r} have the same name: "
             "`str` of a game must tell it apart."
         )
+    return modes
 
 
 def _started(
-    pool: Engines, environment: Environment, free: Sequence[int], waiting: list[tuple[int, Any]]
+    pool: Engines, environment: Environment, free: Sequence[int], waiting: list[tuple[int, tuple[Any, Mode]]]
 ) -> dict[int, tuple[int, Player]]:
     """Slot -> number and player of the games that take the free slots; they leave the end of `waiting`."""
     starting = {slot: waiting.pop() for slot in free[: len(waiting)]}
-    views = pool.send({slot: ("reset", game) for slot, (_, game) in starting.items()}) if starting else {}
+    resets = {slot: ("reset", game) for slot, (_, (game, _)) in starting.items()}
     started = {}
-    for slot, view in views.items():
-        number, game = starting[slot]
-        player = Player(str(game), view, environment.task(view.text))
+    for slot, view in (pool.send(resets) if resets else {}).items():
+        number, (game, mode) = starting[slot]
+        player = Player(str(game), view, environment.task(view.text), mode)
         player.see(view)
         started[slot] = (number, player)
     return started

@@ -8,7 +8,7 @@ import torch
 
 from analyses.benchmarks.counting import counting
 from interp.engine import bundles, generation, reading
-from interp.engine.decoding import choose, decode, decode_modes, parse_completion
+from interp.engine.decoding import choose, decode, decode_each, decode_modes, parse_completion
 from interp.engine.generation import continue_each
 from interp.engine.reading import read_prompts, tree_batches
 from interp.environments.alfworld.commands import parse
@@ -444,20 +444,13 @@ def test_batches_hold_every_prompt_once_and_keep_an_episodes_together(prompts, b
     assert [tuple(rows[i]) for g in groups for i in g] == sorted(map(tuple, rows))
 
 
-def test_an_episode_read_on_from_memory_continues_as_one_read_afresh(model, fmt, episodes):
-    """Prompts of an episode extend one another; a prompt that does not is read from where it differs."""
-    games = [e.decisions() for e in episodes["test_in_domain"][:4]]
-    games[3] = (
-        games[3][:1] + episodes["test_in_domain"][5].decisions()[1:]
-    )  # another text under the same name
-    memory, stop = {}, fmt.ended("cot")
-    for step in range(4):
-        rows = [fmt.prompt(g[step]).ids for g in games]
-        suffixes = {"cot": [fmt.mode_prefix("cot")] * 4}
-        with_memory = continue_each(
-            model, rows, suffixes, stop, 6, batch_tokens=700, memory=memory, names=range(4)
-        )
-        afresh = continue_each(model, rows, suffixes, stop, 6)
-        assert [c.ids for c in with_memory["cot"]] == [c.ids for c in afresh["cot"]]
-        assert {name: ids for name, (ids, _) in memory.items()} == dict(enumerate(rows))
-        assert all(k.shape[1] == len(ids) for ids, layers in memory.values() for k, _ in layers)
+def test_prompts_in_modes_of_their_own_are_decoded_as_in_each_mode(trained, trained_prompts):
+    some = trained_prompts[:5]
+    modes = ["cot", "prompt", "cot", "empty_think", "prompt"]
+    found = decode_each(trained, some, modes)
+    every = decode_modes(trained, some, MODES)
+    assert found == [every[mode][i] for i, mode in enumerate(modes)]
+    memory = {}
+    assert decode_each(trained, some, modes, memory=memory) == found
+    assert list(memory) and set(memory) == {(p.decision.episode, m) for p, m in zip(some, modes)}
+    assert decode_each(trained, some, modes, memory=memory) == found

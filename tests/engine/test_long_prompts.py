@@ -186,11 +186,11 @@ class Corridor:
 def test_games_go_on_behind_the_context_and_count_it(tokenizer, monkeypatch):
     read = []
 
-    def decode_modes(model, prompts, modes, **more):
+    def decode_each(model, prompts, modes, **more):
         read.extend(prompts)
-        return {modes[0]: [Completion((), "Next I check drawer 1.", "go to drawer 1") for _ in prompts]}
+        return [Completion((), "Next I check drawer 1.", "go to drawer 1") for _ in prompts]
 
-    monkeypatch.setattr(rollout, "decode_modes", decode_modes)
+    monkeypatch.setattr(rollout, "decode_each", decode_each)
     corridor = Environment(
         "corridor",
         live=Corridor,

@@ -487,8 +487,8 @@ def test_conversations_are_played_by_the_rollout_with_system_and_tool_messages(b
 
     monkeypatch.setattr(
         rollout,
-        "decode_modes",
-        lambda *a, **k: {"prompt": [Completion("", None, decisions[len(seen) - 1].reference)]},
+        "decode_each",
+        lambda *a, **k: [Completion("", None, decisions[len(seen) - 1].reference)],
     )
     pool = type("Pool", (), {})()
     game = bfcl.Conversation()

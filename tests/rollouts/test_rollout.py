@@ -27,15 +27,17 @@ class Expert:
 
     def __init__(self, played, silent=()):
         self.games, self.silent, self.widths = {g.id: g for g in played}, silent, []
-        self.engines = set()
+        self.engines, self.modes, self.kept = set(), [], []
 
     def __call__(self, model, prompts, modes, *, parser, memory, max_new_tokens, engine):
         self.engines.add(engine)
         self.widths.append(len(prompts))
-        return {mode: [self.say(p.decision, memory) for p in prompts] for mode in modes}
+        self.modes.append(tuple(modes))
+        return [self.say(p.decision, memory, mode) for p, mode in zip(prompts, modes, strict=True)]
 
-    def say(self, decision, memory):
-        memory[decision.episode] = ()
+    def say(self, decision, memory, mode):
+        memory[decision.episode, mode] = ()
+        self.kept.append(len(memory))
         if decision.episode in self.silent:
             return Completion((), None, None)
         first, *rest = decision.messages
@@ -45,11 +47,11 @@ class Expert:
         return Completion((), "I think.", expert.act(belief, decision.admissible))
 
 
-def play(fmt, played, monkeypatch, width, silent=(), **more):
+def play(fmt, played, monkeypatch, width, silent=(), mode="cot", **more):
     agent = Expert(played, silent)
-    monkeypatch.setattr(rollout, "decode_modes", agent)
+    monkeypatch.setattr(rollout, "decode_each", agent)
     with engines(Household, 1) as pool:
-        found = rollout.play(None, fmt, replace(ALFWORLD, side_by_side=width), played, "cot", pool, **more)
+        found = rollout.play(None, fmt, replace(ALFWORLD, side_by_side=width), played, mode, pool, **more)
         workers = pool._processes
     assert not any(w.is_alive() for w in workers)
     return found, agent
@@ -77,6 +79,21 @@ def test_a_game_ends_at_the_limit_or_at_an_action_that_does_not_parse(fmt, three
         (False, 0, True),
         (False, 1, False),
     ]
+
+
+def test_games_of_both_modes_stand_side_by_side_and_come_out_as_those_of_one(fmt, three, monkeypatch):
+    games, modes = [*three, *three[:2]], ["cot"] * 3 + ["prompt"] * 2
+    found, agent = play(fmt, games, monkeypatch, 4, mode=modes)
+    assert {"cot", "prompt"} == set(agent.modes[0]) and len(agent.modes[0]) == 4 == max(agent.kept)
+    cot, prompt = (
+        play(fmt, three[:n], monkeypatch, 4, mode=mode)[0] for n, mode in ((3, "cot"), (2, "prompt"))
+    )
+    assert found == [*cot, *prompt]
+
+
+def test_modes_of_another_number_than_the_games_are_refused(fmt, three):
+    with pytest.raises(ValueError, match="There are 3 games and 1 modes"):
+        rollout.play(None, fmt, ALFWORLD, three, ["cot"], None)
 
 
 def test_a_limit_that_no_game_can_be_played_in_is_refused(fmt, three):

@@ -37,13 +37,13 @@ def agent(monkeypatch):
 
     def decode(model, prompts, modes, **_):
         asked["thought"] += [(p.decision.episode, p.decision.step) for p in prompts]
-        return {mode: [Completion((0,) * 10, "So right.", "right") for _ in prompts] for mode in modes}
+        return [Completion((0,) * 10, "So right.", "right") for _ in prompts]
 
     def choose(model, prompts, candidates):
         asked["chosen"] += [(p.decision.episode, p.decision.step) for p in prompts]
         return [torch.tensor([[[0.0, 0.0], [p.decision.step + 1.0, 0.0]]]) for p in prompts]
 
-    monkeypatch.setattr(rollout, "decode_modes", decode)
+    monkeypatch.setattr(rollout, "decode_each", decode)
     monkeypatch.setattr(rollout, "choose_each", choose)
     return asked
 
