@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,6 +123,8 @@ def run(config: Config) -> int:
         status = spread(first, [then], config, (config.run, config.store) if config.store else None)
     else:
         gpu = config.on_gpu and processes > 1
+        # while the others work; the page is drawn at the end
+        threading.Thread(target=importlib.import_module, args=["interp.report.page"], daemon=True).start()
         status = run_chains(first or [then], then if first else (), True, processes, gpu)
     if not status:
         figures.run(figures.Config(config.run / "tables", config.run))

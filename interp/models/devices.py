@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,10 +12,6 @@ from interp.system.choices import check_device
 
 if TYPE_CHECKING:
     from interp.models.hooked import HookedModel
-
-# The next pass is launched while the GPU is at this one, as far as CUDA's queue of launches reaches. Read when
-# CUDA starts.
-os.environ.setdefault("CUDA_SCALE_LAUNCH_QUEUES", "4x")
 
 #: Most tokens of a pass on a GPU, which fewer keep busy; and the part of its free memory that a pass may
 #: take.
