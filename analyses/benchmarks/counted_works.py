@@ -35,6 +35,7 @@ LIMITS: tuple[tuple[ModuleType, str, Any], ...] = (
     (scoring, "TREES", devices.MOST),
     (sweeps, "PASS", sweeps.PASS[1:] * 2),
     (sweeps, "BUDGET", 2**34),
+    (generation, "FEWEST", generation.KEPT),
     (generation, "BATCH", generation.KEPT),
     (bundles, "DEVICES", ()),
 )

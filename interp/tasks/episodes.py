@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from interp.system.paths import DATA, PROGRAM
+from interp.system.unpacking import limit_bytes
 from interp.tasks.json_lines import lines
 from interp.tasks.rows import decision_row, episode_row
 
@@ -250,7 +251,7 @@ def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[
             f"No episodes at {path}: give a .jsonl or .jsonl.xz file, or record one with `{PROGRAM} record`."
         )
     now = path.stat()
-    state = now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+    state = now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, limit_bytes()
     return list(_loaded(path, state, tuple(splits.items())))
 
 
@@ -258,7 +259,7 @@ def load_episodes(path: str | Path, splits: Mapping[str, str] = SPLITS) -> list[
 def _loaded(
     path: Path, state: tuple[int, ...], splits: tuple[tuple[str, str], ...]
 ) -> tuple[Episode | Decision, ...]:
-    """What a file holds; `state` is another where the file is."""
+    """What a file holds; `state` is another where the file, or how much may be read of one, is."""
     items = _read(lines(path), dict(splits))
     if not items:
         raise ValueError(f"{path} holds no episodes and no decisions: it is empty.")

@@ -297,7 +297,7 @@ def test_a_device_map_reaches_what_loads_a_model_and_tables_stay(options, tmp_pa
     monkeypatch.setattr(weights, "placed", lambda *all: given.append(all[-1]) or placed(*all))
     words = [word for word in options(tmp_path) if word not in ("--device", "cpu")]
     config = configured(Config, [*words, *CUT, "--device_map", "auto"], "all")
-    assert config.alone(2)
+    assert config.processes(2) == 1
     todo, worker = Plan([config.commands(["behaviour"])]), Worker()
     while unit := todo.take(0):
         todo.ended(unit, worker.do(unit))
