@@ -58,25 +58,28 @@ def _in_parts(config: Trainings, name: str, rest: Sequence[str]) -> int:
     return spread([], [commands], config)
 
 
-def chain(commands: str, folder: str, gpu: str = "") -> int:
+def chain(commands: str, folder: str, part: str = "", gpu: str = "") -> int:
     """Run the command lines that no other process has taken, until one fails; ends when the parent does.
 
     Args:
         commands: two JSON lists of names and lists of words: those of all chains, this process's own first,
             and what follows when they have ended.
         folder: where processes note what they have taken.
-        gpu: the part of a GPU's memory that this process may take.
+        part: of the memory of the device `gpu`, which this process may take.
     """
     end_with_parent()
-    if gpu:
-        resident.share_gpu(float(gpu))
+    if part:
+        resident.share_gpu(float(part), gpu)
     first, then = json.loads(commands)
     notes = Path(folder)
-    if status := _in_turn(first, notes):
-        return status
-    if displayed():
-        help_along(first, notes)
-    return _in_turn(then, notes) if then and all_ended(first, notes) else 0
+    try:
+        if status := _in_turn(first, notes):
+            return status
+        if displayed():
+            help_along(first, notes)
+        return _in_turn(then, notes) if then and all_ended(first, notes) else 0
+    except KeyboardInterrupt as stop:  # while it helped or waited
+        return getattr(stop, "status", 130)
 
 
 def _in_turn(commands: Sequence[Named], notes: Path) -> int:
@@ -87,8 +90,9 @@ def _in_turn(commands: Sequence[Named], notes: Path) -> int:
                 continue
             sys.argv[1:] = command  # what the table's provenance says it was made by
             status = main(draw=False)  # which is done for all of them together
+            if status:
+                fail(commands, name, notes)  # before anyone sees that it has ended
         if status:
-            fail(commands, name, notes)
             return status
     return 0
 

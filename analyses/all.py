@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
 from interp.system.limits import SMALLEST, Known, Margin, Sample
+from interp.system.processes import cores
 
 from .chains import run_chains
 from .cluster import options
@@ -24,8 +25,8 @@ from .study import Study
 
 #: Part of a GPU's memory that the models of processes side by side may take, at 4 bytes a parameter.
 SMALL = 0.05
-#: Cores for each of the processes that share a GPU.
-CORES = 2
+#: Cores for each of the processes that share a GPU, and most of them.
+CORES, MOST = 2, 8
 
 
 @dataclass
@@ -55,31 +56,31 @@ class Config(options.Spread, Study):
     """Do the first checkpoint alone, and say how long all would take, and how much disk."""
 
     @cached_property
-    def on_gpu(self) -> bool:
-        """Whether models lie on a GPU."""
+    def gpu(self) -> str:
+        """The GPU that models lie on; "" where they lie on none."""
         if self.device == "cpu":  # said without torch, which takes seconds to import
-            return False
+            return ""
         from interp.models.hooked import pick_device
 
-        return pick_device(self.device).type != "cpu"
+        device = pick_device(self.device)
+        return str(device) if device.type != "cpu" else ""
 
     def processes(self, chains: int) -> int:
         """How many work side by side: as many as there are chains, and more on a GPU with room for models.
 
         One on one core, and on GPUs that so many models would fill.
         """
-        cores = os.cpu_count() or 1
-        if cores == 1 or places(self):  # over all GPUs
+        if cores() == 1 or places(self):  # over all GPUs
             return 1
-        if not self.on_gpu:
+        if not self.gpu:
             return chains
         import torch
 
         parameters = self.checkpoint_series.table()["parameters"]
         if parameters.isna().any():
             return 1
-        room = SMALL * torch.cuda.get_device_properties(0).total_memory // (4 * parameters.max())
-        return int(min(max(chains, cores // CORES), room)) if room >= chains else 1
+        room = SMALL * torch.cuda.get_device_properties(self.gpu).total_memory // (4 * parameters.max())
+        return int(min(max(chains, cores() // CORES), MOST, room)) if room >= chains else 1
 
     def commands(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """The command lines of analyses."""
@@ -95,6 +96,12 @@ class Config(options.Spread, Study):
             words = [] if value is True else map(str, value if isinstance(value, tuple) else [value])
             found += [f"--{field.name}", *words]
         return found
+
+
+def _import_page() -> None:
+    """Import what draws the page; what goes wrong is said where it is drawn."""
+    with suppress(Exception):
+        importlib.import_module("interp.report.page")
 
 
 def run(config: Config) -> int:
@@ -122,10 +129,11 @@ def run(config: Config) -> int:
 
         status = spread(first, [then], config, (config.run, config.store) if config.store else None)
     else:
-        gpu = config.on_gpu and processes > 1
-        # while the others work; the page is drawn at the end
-        threading.Thread(target=importlib.import_module, args=["interp.report.page"], daemon=True).start()
-        status = run_chains(first or [then], then if first else (), True, processes, gpu)
+        if not first:
+            first, then, processes = [then], [], 1
+        gpu = config.gpu if processes > 1 else ""
+        threading.Thread(target=_import_page, daemon=True).start()  # while the others work
+        status = run_chains(first, then, True, processes, gpu)
     if not status:
         figures.run(figures.Config(config.run / "tables", config.run))
     return status

@@ -14,7 +14,7 @@ from typing import TextIO
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from interp.system.processes import how_it_ended, side_by_side
+from interp.system.processes import cores, how_it_ended, side_by_side
 
 from .progress import display, end, has_ended, reached
 
@@ -23,6 +23,8 @@ _CHILD = f"""import json, sys
 sys.path[:] = json.loads(sys.argv[2])
 from {__package__}.__main__ import chain, leave
 leave(chain(sys.argv[1], *sys.argv[3:]))"""
+#: Part of a GPU's memory that all processes together take; the rest is their contexts'.
+SHARED = 0.9
 #: What is there when a command has failed.
 FAILED = "failed"
 #: A command line's words.
@@ -36,7 +38,7 @@ def run_chains(
     then: Sequence[Command] = (),
     together: bool = False,
     processes: int = 0,
-    gpu: bool = False,
+    gpu: str = "",
 ) -> int:
     """Run chains of command lines (lists of words) at the same time; the exit status.
 
@@ -48,18 +50,18 @@ def run_chains(
         together: show the progress of them all in one display, and what they print above it; who finds
             nothing left to begin reads cells of what others are at.
         processes: at least as many as there are chains; those beyond them begin at the chains' ends.
-        gpu: they share a GPU, of whose memory each takes its part at most.
+        gpu: the device that they share, of whose memory each takes its part at most.
     """
     environment, n = {"TQDM_POSITION": "{number}"}, max(len(chains), processes)
     if n > 1:
-        share = max(1, (os.cpu_count() or 1) // n)
+        share = max(1, cores() // n)
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(share))
     child, path = [sys.executable, "-P", "-c", _CHILD], json.dumps(sys.path)
     last = [(f"then-{place}", command) for place, command in enumerate(then)]
     with tempfile.TemporaryDirectory(prefix="interp-chains-") as folder:
         commands = [[*child, json.dumps([order, last]), path, folder] for order in orders(chains, n)]
         if gpu:
-            commands = [[*command, str(1 / n)] for command in commands]
+            commands = [[*command, str(SHARED / n), gpu] for command in commands]
         if together:
             with display(sum(map(len, [*chains, then])), Path(folder)) as told:
                 statuses = side_by_side(commands, environment | told, _above)
@@ -67,7 +69,8 @@ def run_chains(
             statuses = side_by_side(commands, environment)
     for number, status in enumerate(statuses):
         if status < 0:
-            names = ", ".join(command[0] for command in chains[number % len(chains)])
+            own = chains[number] if number < len(chains) else [each for chain in chains for each in chain]
+            names = ", ".join(command[0] for command in own)
             print(
                 f"error: the process of {names} {how_it_ended(status)}; finished stages are kept, and the "
                 "same command goes on from them.",
@@ -143,7 +146,8 @@ def help_along(commands: Sequence[Named], folder: Path) -> None:
         command = tuple(words)
         cells = worker.do(Unit(command, "list")).cells
         for index, cell in reversed(list(enumerate(cells))):
-            if has_ended(folder, name) or reached(words[0]) >= index:
+            at = reached(words[0])
+            if has_ended(folder, name) or at >= index or (at >= 0 and cells[at][0] == cell[0]):
                 break
             worker.do(Unit(command, "cell", cell))
 

@@ -103,7 +103,8 @@ def played_games(
                     (part, each)
                     for each in reversed(MODES)  # the longer games first
                     for part in _beside(config, split, count)
-                    if not config.kept(f"online/{step}-{part}-{each}", inputs(part, each), compute)
+                    if (part, each) == (split, mode)  # which may be there, and damaged
+                    or not config.kept(f"online/{step}-{part}-{each}", inputs(part, each), compute)
                 ]
             for group, results in _play(config, step, groups, count, pool, routing).items():
                 held[(step, *group)] = results

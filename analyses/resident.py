@@ -18,11 +18,11 @@ def keep() -> None:
     _kept = {} if _kept is None else _kept
 
 
-def share_gpu(part: float) -> None:
+def share_gpu(part: float, device: str = "cuda") -> None:
     """Let this process, one of several on a GPU, take no more than a part of its memory."""
     import torch
 
-    torch.cuda.set_per_process_memory_fraction(part)
+    torch.cuda.set_per_process_memory_fraction(part, torch.device(device).index)
 
 
 def loaded(source: tuple, load: Callable[[], HookedModel]) -> HookedModel:

@@ -318,7 +318,7 @@ def continue_each(
         variants: name -> one suffix of ids for each prompt (None: not this one), read before generating.
         stop: whether the ids generated so far are at their end; for all variants, or for each.
         batch_tokens: most tokens of prompts that are continued together, padding included (None: by the
-            GPU's free memory, 24,576 on a CPU; a batch that does not fit the GPU is halved).
+            GPU's free memory, on a CPU by the weights' size; a batch that does not fit the GPU is halved).
         memory, names: keys and values kept from earlier calls under the prompts' names, brought up to date
             in place; a prompt that extends the one kept (checked on ids) is read from where it differs. What
             is written after a prompt of one continuation is kept as well.

@@ -270,7 +270,9 @@ def read_on(
     if not any(kept):
         layers, seen = read_prompts(model, rows, room)
         for r, (row, name) in enumerate(zip(rows, names)):
-            memory[name] = (tuple(row), [(k[r, :, : len(row)], v[r, :, : len(row)]) for k, v in layers])
+            end = len(row)  # copied, or all the room would be kept with it
+            own = [(keys[r, :, :end].clone(), values[r, :, :end].clone()) for keys, values in layers]
+            memory[name] = (tuple(row), own)
         return layers, seen
     width = max(kept)
     new = [len(row) - n for row, n in zip(rows, kept)]

@@ -272,9 +272,14 @@ def token_mass(
     """What each token of one sequence gets from its last `n` by each definition, and from uniform attention.
 
     Raises:
+        ValueError: where less than two tokens come before them.
         NotImplementedError: where eager attention is not this model's.
     """
     model.check_length(len(ids))
+    if len(ids) < n + 2:
+        raise ValueError(
+            f"A sequence of {len(ids)} tokens has none before that which predicts the first of its last {n}."
+        )
     with torch.inference_mode(False):
         whole = sent(torch.tensor(list(ids)), model.device)
     gradients = _gradients(model, whole, n)

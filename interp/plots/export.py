@@ -31,6 +31,8 @@ from interp.results.tables import write_text, written
 SCRIPT = "plotly.min.js"
 #: Of the browser: one loads plotly.js anew, as each does after a figure, while the other renders.
 TABS = 2
+#: Seconds after which a browser that does not answer is gone.
+PATIENCE = 120
 
 
 def save_html(figures: dict[str, go.Figure], out: str | Path) -> list[Path]:
@@ -128,8 +130,9 @@ def save_static(
             )
             return []
     if errors := [content for content in rendered.values() if isinstance(content, BaseException)]:
+        why = str(errors[0]) or repr(errors[0])
         raise RuntimeError(
-            f"{len(errors)} of {len(rendered)} static figures could not be rendered into {out}: {errors[0]}"
+            f"{len(errors)} of {len(rendered)} static figures could not be rendered into {out}: {why}"
         )
     for name, content in rendered.items():  # once all are there
         with written(out / name) as temporary:
@@ -143,9 +146,19 @@ async def _rendered(
     """The files of figures by their names, or what went wrong with one; figures are rendered as they come."""
     import kaleido
 
+    tab, gone = asyncio.Semaphore(TABS), asyncio.Event()
+
     async def file(browser: kaleido.Kaleido, figure: dict, suffix: str) -> bytes:
         scale = dpi / UNITS if suffix == "png" else 1
-        content = await browser.calc_fig(figure, {"format": suffix, "scale": scale})
+        async with tab:
+            if gone.is_set():
+                raise TimeoutError("the browser does not answer")
+            try:
+                drawing = browser.calc_fig(figure, {"format": suffix, "scale": scale})
+                content = await asyncio.wait_for(drawing, PATIENCE)
+            except TimeoutError:
+                gone.set()
+                raise TimeoutError("the browser does not answer") from None
         return await asyncio.to_thread(_FINISH[suffix], content)
 
     # which logs the last words of a browser that closes as an error, with a traceback

@@ -26,6 +26,12 @@ PATIENCE = (1.0, 3.0)
 _PR_SET_PDEATHSIG = 1
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asks this process to end, which it does as after an interrupt, with this exit `status`."""
 

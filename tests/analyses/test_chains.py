@@ -76,23 +76,24 @@ def test_who_has_nothing_left_reads_the_last_cells_of_what_others_are_at(
     folder.mkdir()
     monkeypatch.setenv(VARIABLE, str(folder / "at-0"))
     files = f"--run {tmp_path} --series {series_folder} --corpus {corpus_file}"
-    words = f"conflict {files} --device cpu --checkpoints 110 --decisions 24 --conflicts 4".split()
-    (folder / "at-1").write_text(json.dumps(["conflict", 0, 2]))
+    words = f"conflict {files} --device cpu --checkpoints 0 110 --decisions 24 --conflicts 4".split()
+    (folder / "at-1").write_text(json.dumps(["conflict", 0, 4]))
     kept = tmp_path / "partial" / "conflict"
     end(folder, "0-0")
     help_along([("0-0", words)], folder)  # has ended
     assert not kept.exists()
     help_along([("0-1", words)], folder)
-    assert [path.name.partition("-")[2][:13] for path in kept.glob("*.json")] == ["out_of_domain"]
+    read = {path.name.rpartition("-")[0] for path in kept.glob("*.json")}
+    assert read == {"110-in_domain", "110-out_of_domain"}, "the other is at checkpoint 0"
 
 
 @pytest.mark.parametrize("gib, processes", [(80, 8), (0.5, 5), (0.01, 1)])
 def test_many_processes_share_a_gpu_with_room_for_their_models(monkeypatch, tmp_path, gib, processes):
     config = everything.Config(run=tmp_path, device="cuda")
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(everything, "cores", lambda: 16)
     monkeypatch.setattr("interp.models.hooked.pick_device", lambda name: torch.device("cuda"))
     properties = type("Properties", (), dict(total_memory=int(gib * 2**30)))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert config.processes(2) == processes
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(everything, "cores", lambda: 1)
     assert config.processes(2) == 1
