@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from interp.rollouts.play import Routing
 
 #: Both modes in the order of the table's rows.
-MODES: tuple[Mode, ...] = ("prompt", "cot")
+BOTH: tuple[Mode, ...] = ("prompt", "cot")
 #: Checkpoint, split and mode -> the games that were played and are not kept yet.
 Played = dict[tuple[int, str, str], list[dict]]
 
@@ -53,7 +53,7 @@ def run(config: Config) -> None:
     count, played = config.number(config.games, 20, 60), Played()
     with engines(env.live, config.workers) as pool:
         for step, split in config.cells("online", steps=chosen):
-            for mode in MODES:
+            for mode in BOTH:
                 results = played_games(config, step, split, mode, pool, count, played=played)
                 truncated += sum(game["truncated"] for game in results)
                 steps += sum(game["steps"] for game in results)
@@ -101,7 +101,7 @@ def played_games(
             if played is not None:
                 groups = [
                     (part, each)
-                    for each in reversed(MODES)  # the longer games first
+                    for each in reversed(BOTH)  # the longer games first
                     for part in _beside(config, split, count)
                     if (part, each) == (split, mode)  # which may be there, and damaged
                     or not config.kept(f"online/{step}-{part}-{each}", inputs(part, each), compute)

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from interp.engine.bundles import bundles, continue_bundles
 from interp.engine.outputs import Continuation, Output, Pick, Stop, suffix_logp
-from interp.engine.picking import greedy as greedy
 from interp.engine.picking import picker, uniform_numbers
 from interp.engine.reading import Memory, Rows, prompt_batches, read_on, read_prompts
 from interp.engine.remembered import Remembering, recalled

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from interp.engine.capturing import capture
 from interp.engine.decoding import LIMITS, Completion, decode, format_of, parse_completion
-from interp.engine.generation import continue_rows, greedy
+from interp.engine.generation import continue_rows
+from interp.engine.picking import greedy
 from interp.engine.reading import read_prompts, tree_batches
 from interp.measures.steered import METRICS as METRICS
 from interp.measures.steered import Actions, Steered, Steering

@@ -54,7 +54,7 @@ def all_played(study, count=2):
     found = {
         (split, mode): online.played_games(study, 5, split, mode, None, count, played=played)
         for split in study.parts
-        for mode in online.MODES
+        for mode in online.BOTH
     }
     assert not played
     return found
@@ -68,7 +68,7 @@ def test_all_games_of_a_checkpoint_are_played_in_one_call_and_kept_by_split_and_
     assert {key: [g["game"] for g in games] for key, games in found.items()} == {
         (split, mode): names
         for split, names in (("in_domain", ins), ("out_of_domain", out))
-        for mode in online.MODES
+        for mode in online.BOTH
     }
     assert [g["steps"] for g in found["out_of_domain", "cot"]] == [2]
     assert all_played(study) == found and len(plays) == 1

@@ -5,7 +5,8 @@ import torch
 
 from interp.engine import bundles, stepping
 from interp.engine.decoding import decode_modes
-from interp.engine.generation import continue_each, continue_rows, greedy
+from interp.engine.generation import continue_each, continue_rows
+from interp.engine.picking import greedy
 from interp.engine.reading import read_prompts
 from interp.models.caches import NumberedLayer
 from interp.models.hooked import HookedModel
