@@ -479,6 +479,8 @@ def test_a_dry_run_measures_the_first_checkpoint_and_says_what_all_would_take(op
 @pytest.mark.parametrize("gpus, taken", [(0, []), (0.25, [0.25]), (1, []), (2, [])])
 def test_a_worker_takes_its_part_of_a_shared_gpus_memory(monkeypatch, gpus, taken):
     shares = []
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda part, device: shares.append(part)
+    )
     Worker(gpus=gpus)
     assert shares == taken
