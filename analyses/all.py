@@ -21,6 +21,7 @@ from .cluster.mirror import reachable
 from .fields import places
 from .registry import Instrument, chains, check_in_all, closing, find
 from .remedies import PLAYABLE
+from .storing import PROBES, READ_OWN
 from .study import Study
 
 #: Part of a GPU's memory that the models of processes side by side may take, at 4 bytes a parameter.
@@ -91,6 +92,8 @@ class Config(options.Spread, Study):
         found, known = [], {field.name for field in dataclasses.fields(analysis)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "store_decoded":
+                value = not {PROBES, *READ_OWN} <= set(self.skip)
             if field.name not in known or value == field.default or field.name == "keep_activations":
                 continue  # what is stored is given back when all have ended
             words = [] if value is True else map(str, value if isinstance(value, tuple) else [value])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from jaxtyping import Float, Int
 from interp.prompts.format import Prompt
 from interp.tasks.episodes import Decision, Episode, sample_decisions
 
-from .study import Study
-
 if TYPE_CHECKING:
+    from interp.engine.generation import OnRead
     from interp.models.hooked import HookedModel
+
+    from .study import Study
 
 #: What the decisions that probes are fitted on are called, beside the study's splits.
 TRAIN = "train"
@@ -95,6 +97,26 @@ def random_layers(
 
     model = random_twin(config.model(config.steps[0]), config.seed)
     return _layers(config, model, RANDOM, split, prompts)
+
+
+@contextmanager
+def keeping(config: Study, step: int, split: str, prompts: list[Prompt]) -> Iterator[OnRead | None]:
+    """What stores the boundary activations of a split's prompts that are read to decode them.
+
+    None where they are not to be stored then (`Storing.store_decoded`), or not at every layer.
+    """
+    import torch
+
+    from interp.engine.store import keeping_boundaries
+
+    own, model = [site for site in config.stored_sites if site in READ], config.model(step)
+    whole = READ[1] in own and len(config.stored_layers(model.n_layers)) == model.n_layers
+    if not config.store_decoded or not whole:
+        yield None
+        return
+    folder, dtype = config.run / ACTIVATIONS / f"checkpoint-{step}" / split, config.activation_dtype
+    with keeping_boundaries(folder, model, prompts, own, stored_as=getattr(torch, dtype)) as on_read:
+        yield on_read
 
 
 def _layers(

@@ -15,31 +15,40 @@ from interp.engine.vllm_backend import MISSING
 from interp.prompts.format import MODES, Mode, Prompt
 from interp.results.names import NO_TRACES
 
+from .boundary import keeping
 from .fields import places
 from .prompting import other_style
 from .shards import by_shards
 
 if TYPE_CHECKING:
     from interp.engine.decoding import Completion
+    from interp.engine.generation import OnRead
     from interp.engine.vllm_backend import Engine
 
     from .study import Study
 
 
 def decode_prompts(
-    study: Study, step: int, prompts: Sequence[Prompt], modes: Sequence[Mode]
+    study: Study,
+    step: int,
+    prompts: Sequence[Prompt],
+    modes: Sequence[Mode],
+    on_read: OnRead | None = None,
 ) -> dict[str, list[dict]]:
     """What a checkpoint writes after prompts in some modes, as a stage keeps it."""
     from interp.engine.decoding import decode_modes
 
-    def decode(**options: object) -> dict[str, list[dict]]:
-        decoded = decode_modes(
-            study.model(step), prompts, modes, parser=study.parse, max_new_tokens=study.limits, **options
-        )
-        return {mode: [dataclasses.asdict(each) for each in rows] for mode, rows in decoded.items()}
-
     with generator(study, step) as engine:
-        return decode(engine=engine)
+        decoded = decode_modes(
+            study.model(step),
+            prompts,
+            modes,
+            parser=study.parse,
+            max_new_tokens=study.limits,
+            engine=engine,
+            on_read=on_read,
+        )
+    return {mode: [dataclasses.asdict(each) for each in rows] for mode, rows in decoded.items()}
 
 
 def check_generator(study: Study) -> None:
@@ -71,12 +80,17 @@ def completions(rows: Sequence[dict]) -> list[Completion]:
 def decode_split(study: Study, step: int, split: str, mode: Mode) -> list[Completion]:
     """Greedy decoding of a split in one mode; all modes are decoded at once, and kept."""
     prompts = study.prompts(split)
+
+    def decode(part: slice) -> dict[str, list[dict]]:
+        with keeping(study, step, split, prompts[part]) as on_read:
+            return decode_prompts(study, step, prompts[part], MODES, on_read)
+
     modes = by_shards(
         study,
         f"decoded/{step}-{split}",
         dict(study.inputs(step, split), limits=study.limits, generator=study.generator),
         len(prompts),
-        lambda part: decode_prompts(study, step, prompts[part], MODES),
+        decode,
     )
     rows = modes[mode]
     if not any(row["action"] for each in modes.values() for row in each):

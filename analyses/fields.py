@@ -75,6 +75,9 @@ class Storing:
     activation_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision in which activations are stored; half of it takes half the disk, and rounds what probes
     read."""
+    store_decoded: bool = False
+    """Store activations as prompts are read to decode them, which spares probes reading them again (`all`
+    does where it probes)."""
 
     @property
     def stored_sites(self) -> tuple[str, ...]:

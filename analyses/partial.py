@@ -24,6 +24,7 @@ STEPS = ("step", "train_step", "test_step")
 #: Settings in which parts of a table may differ: where things are, and which checkpoints are read.
 _FREE = ("run", "checkpoints", "series", "corpus", "base", "device", "dtype", "online_checkpoints", "workers")
 _FREE += ("device_map", "processes", "part", "keep_activations", "activation_sites", "activation_layers")
+_FREE += ("store_decoded",)
 #: What else of their provenance has to be the same, as it is called.
 _ALIKE = {
     "seed": "seed",

@@ -86,6 +86,7 @@ def _path(config: Study, name: str) -> Path:
 
 def _key(config: Study, name: str) -> str:
     settings = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+    settings.pop("store_decoded", None)  # with which `all` runs what is then asked for by itself
     own = find(config.environment).source if ":" in config.environment else ""
     parts = json.dumps([name, settings, own, _code(), versions()], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]

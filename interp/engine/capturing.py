@@ -19,13 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from interp.engine.activations import Activations as Activations
 from interp.engine.packing import WORTH, ancestors, merge
 from interp.engine.positions import At, Reading, Trace, is_single, readings
+from interp.engine.reading import Rows
+from interp.models.caches import Layers
 from interp.models.devices import fetched, halved, pass_tokens, sent
 from interp.models.finite import not_finite
 from interp.models.hooked import HookedModel
@@ -123,6 +125,40 @@ def _read(
     with only(model.blocks, 0, max(layer for _, layer in keys), model.layout), model.hooks(edits):
         model.inner(**model.uncached, **inputs)
     return held
+
+
+@torch.inference_mode()
+def at_ends(
+    model: HookedModel,
+    rows: Sequence[Sequence[int]],
+    layers: Layers,
+    seen: Bool[Tensor, "row slot"],
+    sites: Sequence[str],
+) -> Float[Tensor, "row site layer width"]:
+    """Sites at the last token of rows of which keys and values are there, on the CPU.
+
+    That token alone is read again, in one pass. `capture` reads the rows whole, and is the reference.
+
+    Args:
+        rows: ids of each.
+        layers: keys and values of each row; the slot after those in `seen` is written to where there is one.
+        seen: which slots count; on the CPU.
+    """
+    names, depths = every_layer(sites), range(model.n_layers)
+    keys = [(name, layer) for name in names for layer in depths]
+    held = torch.empty(len(rows), len(keys), common_width(model, names, depths), device=model.device)
+
+    def keep(number: int) -> Edit:
+        def hook(tensor: Tensor) -> None:
+            held[:, number] = tensor[:, 0]
+
+        return hook
+
+    before = seen & (seen.cumsum(1) < seen.sum(1, keepdim=True))
+    last = sent(torch.tensor([[row[-1]] for row in rows]), model.device)
+    with model.hooks({key: keep(number) for number, key in enumerate(keys)}):
+        Rows(model, layers, before, [1] * len(rows), 0).forward(last)
+    return held.view(len(rows), len(names), len(depths), -1).cpu()
 
 
 @dataclass(frozen=True)
@@ -229,7 +265,7 @@ def capture(
             into = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
             values[torch.from_numpy(into)] = held().view(-1, *values.shape[1:])
         before = read
-    _check_finite(model, values, names, depths, np.repeat(np.arange(len(wanted)), np.diff(starts)))
+    check_finite(model, values, names, depths, np.repeat(np.arange(len(wanted)), np.diff(starts)))
     return Activations(
         values,
         tuple(names),
@@ -276,18 +312,20 @@ def _depths(model: HookedModel, layers: Sequence[int] | None) -> tuple[int, ...]
     return depths
 
 
-def _check_finite(
+def check_finite(
     model: HookedModel,
     values: Float[Tensor, "row site layer width"],
     sites: Sequence[str],
     layers: Sequence[int],
-    owners: Int[np.ndarray, "row"],
+    owners: Int[np.ndarray, "row"] | None = None,
 ) -> None:
-    """Raise ValueError naming the first activation that is not finite."""
+    """Raise ValueError naming the first activation that is not finite; owners: the prompt of each row."""
     if values.sum().isfinite():  # read once; a sum that overflows alone is looked into
         return
     finite = values.isfinite()
     if not finite.all():
         row, site, layer, _ = (~finite).nonzero()[0].tolist()
-        where = f"first {sites[site]} of layer {layers[layer]} at prompt {owners[row]}"
+        where = (
+            f"first {sites[site]} of layer {layers[layer]} at prompt {row if owners is None else owners[row]}"
+        )
         raise ValueError(not_finite(f"The activations of {model.architecture}", model.dtype, where))

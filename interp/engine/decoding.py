@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.engine.generation import Hooks, continue_each
+from interp.engine.generation import Hooks, OnRead, continue_each
 from interp.engine.reading import Memory
 from interp.engine.scoring import score_each
 from interp.models.hooked import HookedModel
@@ -86,6 +86,7 @@ def decode_modes(
     temperature: float = 0.0,
     seed: int = 0,
     hooks: Hooks | None = None,
+    on_read: OnRead | None = None,
 ) -> dict[str, list[Completion]]:
     """Decode in several modes, each prompt read once; as `decode`, for each mode.
 
@@ -93,6 +94,7 @@ def decode_modes(
         memory: kept between calls, lets an episode's next prompt be read only from where it extends the
             last one.
         engine: vLLM over the same checkpoint, which generates instead.
+        on_read: as that of `continue_each`; never called where vLLM generates.
     """
     if hooks and (engine is not None or memory is not None):
         raise ValueError("Hooks change keys and values: decode under them without a memory and without vLLM.")
@@ -113,6 +115,7 @@ def decode_modes(
         temperature=temperature,
         seed=seed,
         hooks=hooks,
+        on_read=on_read,
     )
     return {mode: [parse_completion(fmt, c.ids, mode, parser) for c in continuations[mode]] for mode in modes}
 

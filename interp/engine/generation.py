@@ -44,6 +44,8 @@ EditPass = Callable[[Sequence[int], Sequence[Sequence[int]], bool, Int[Tensor, "
 Hooks = Mapping[str | tuple[str, int], PassEdit]
 #: A variant and the index of a prompt.
 Key = tuple[str, int]
+#: Indices of prompts, their keys and values, and which of their slots count; slots beyond may be written to.
+OnRead = Callable[[Sequence[int], Layers, Bool[Tensor, "row slot"]], None]
 
 
 def _unpadded(at: Int[Tensor, "row token"], lengths: Sequence[int]) -> Int[Tensor, "row token"]:
@@ -310,6 +312,7 @@ def continue_each(
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     hooks: Hooks | None = None,
+    on_read: OnRead | None = None,
 ) -> dict[str, list]:
     """Continue every prompt in every variant: name -> one Continuation (or None) for each prompt.
 
@@ -326,6 +329,8 @@ def continue_each(
             gives a prompt the same draws whatever other prompts there are.
         hooks: functions of the activation [row, token, width] at a site and of where its tokens are, which
             run in every pass, from the prompt's first token on; no keys and values are then shared or kept.
+        on_read: is given each batch of prompts that is read for several variants (`OnRead`), before it is
+            continued; a batch that is halved is given once more.
 
     Raises:
         ValueError: an empty suffix, no token to generate, a context too long, or seeds of another number
@@ -356,7 +361,7 @@ def continue_each(
         found = _hooked(request, batched, batch_tokens or BATCH, progress)
     else:
         named = None if memory is None else (memory, names)
-        found = _batched(request, batched, batch_tokens, named, progress)
+        found = _batched(request, batched, batch_tokens, named, progress, on_read)
     for (name, i), continuation in found:
         out[name][i] = continuation
     return out
@@ -381,6 +386,7 @@ def _batched(
     batch_tokens: int | None,
     named: tuple[Memory, Sequence[Hashable]] | None,
     progress: bool,
+    on_read: OnRead | None,
 ) -> list[tuple[Key, Continuation]]:
     """Continue prompts in batches, each prompt read once for all its variants."""
     model, prompts = request.model, request.prompts
@@ -414,6 +420,8 @@ def _batched(
         else:
             memory, names = named
             layers, seen = read_on(model, rows, [names[i] for i in group], memory, space)
+        if on_read:
+            on_read(group, layers, seen)
         continuations: list[tuple[Key, Continuation]] = []
         for part in parts:
             own_keys = [(name, group[r]) for name, r in part]

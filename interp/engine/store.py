@@ -14,6 +14,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise, repeat
 from pathlib import Path
@@ -26,8 +27,10 @@ from torch import Tensor
 
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import ORIGIN, hash_json
-from interp.engine.capturing import Activations, capture
+from interp.engine.capturing import Activations, at_ends, capture, check_finite
+from interp.engine.generation import OnRead
 from interp.engine.positions import WITH_TRACES, At, Trace, is_single, readings
+from interp.models.caches import Layers
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.prompts.format import Prompt
@@ -358,6 +361,50 @@ def capture_and_keep(
         parts.append(values.float())
     where = {each: row for row, each in enumerate(dict.fromkeys(hashes))}
     return torch.cat(parts)[[where[each] for each in hashes]]
+
+
+@contextmanager
+def keeping_boundaries(
+    folder: str | Path,
+    model: HookedModel,
+    prompts: Sequence[AnyPrompt],
+    sites: Sequence[str],
+    *,
+    stored_as: torch.dtype = torch.float32,
+) -> Iterator[OnRead]:
+    """Keep boundary activations of prompts that something else reads (`on_read` of `continue_each`).
+
+    They are found as those that `stored_capture` keeps of all layers. Raises ValueError as `capture` does.
+
+    Args:
+        prompts: those that are read.
+        sites: stored at every layer.
+        stored_as: precision on disk.
+    """
+    wanted = readings(prompts, "boundary")
+    store = Store(folder, _identity(model, sites, None, "boundary", stored_as))
+    there = set(store.where())
+    read: dict[str, tuple[AnyPrompt, Tensor]] = {}
+
+    def write() -> None:
+        kept = [prompt for prompt, _ in read.values()]
+        values = torch.stack([value for _, value in read.values()])
+        check_finite(model, values, store.identity["sites"], store.identity["layers"])
+        store.append(rounded(values, stored_as), list(read), (), **_named(kept))
+        there.update(read)
+        read.clear()
+
+    def on_read(group: Sequence[int], layers: Layers, seen: Tensor) -> None:
+        values = at_ends(model, [wanted[i].ids for i in group], layers, seen, sites)
+        for i, value in zip(group, values):
+            if wanted[i].hash not in there:
+                read[wanted[i].hash] = prompts[i], value
+        if len(read) >= SHARD:
+            write()
+
+    yield on_read
+    if read:
+        write()
 
 
 def stored_capture(

@@ -8,7 +8,8 @@ import torch
 
 from interp.engine import store
 from interp.engine.capturing import capture
-from interp.engine.store import Store, stored_capture, stream_capture
+from interp.engine.generation import continue_each
+from interp.engine.store import Store, keeping_boundaries, stored_capture, stream_capture
 from interp.models.hooked import HookedModel
 from interp.results.records import content_hash
 from tests.conftest import tiny_hf
@@ -187,3 +188,59 @@ def test_every_token_of_traces_is_stored_and_found_again(tmp_path, llama, prompt
     assert all(torch.equal(again.rows(3 - i), stored.rows(i)) for i in range(4))
     with pytest.raises(TypeError):  # another trace is another row
         stored_capture(tmp_path, llama, prompts[:1], at="trace", traces=["Next I check drawer 2."])
+
+
+@pytest.mark.parametrize("remembering", [False, True])
+def test_what_is_read_to_be_continued_is_stored_as_it_is_captured(
+    model, fmt, prompts, tmp_path, monkeypatch, remembering
+):
+    """Whatever the batches, and beside what a memory keeps; what is written does not change."""
+    monkeypatch.setattr(model, "weights_hash", "of this test")
+    rows, names = [p.ids for p in prompts], [p.decision.episode for p in prompts]
+    variants = dict(one=[fmt.mode_prefix("cot")] * len(rows), other=[fmt.mode_prefix("prompt")] * len(rows))
+    options = dict(memory={}, names=list(range(len(names)))) if remembering else {}
+    for budget in (10_000, 400):
+        folder = tmp_path / str(budget)
+        with keeping_boundaries(folder, model, prompts, ("resid_pre", "resid_post")) as on_read:
+            found = continue_each(
+                model, rows, variants, lambda ids: False, 3, budget, on_read=on_read, **options
+            )
+        assert found == continue_each(model, rows, variants, lambda ids: False, 3, budget)
+        close = dict(rtol=1e-4, atol=1e-4)
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "capture", lambda *a, **k: pytest.fail("it was captured again"))
+            kept = stored_capture(folder, model, prompts)
+        assert set(kept.paths) == {"stored"}
+        torch.testing.assert_close(
+            kept.values, capture(model, prompts, ("resid_pre", "resid_post")).values, **close
+        )
+
+
+def test_what_was_stored_is_not_stored_again_while_it_is_read(llama, fmt, prompts, tmp_path):
+    stored_capture(tmp_path, llama, prompts[:4])
+    before = (tmp_path / "manifest.jsonl").read_text()
+    variants = {mode: [fmt.mode_prefix(mode)] * 6 for mode in ("cot", "prompt")}
+    with keeping_boundaries(tmp_path, llama, prompts[:6], ("resid_pre", "resid_post")) as on_read:
+        continue_each(llama, [p.ids for p in prompts[:6]], variants, lambda ids: True, 1, on_read=on_read)
+    added = (tmp_path / "manifest.jsonl").read_text().removeprefix(before)
+    assert [len(json.loads(line)["prompts"]) for line in added.splitlines()] == [2]
+
+
+def test_what_is_read_is_stored_only_where_it_is_finite(llama, fmt, prompts, tmp_path):
+    variants = {mode: [fmt.mode_prefix(mode)] * 3 for mode in ("cot", "prompt")}
+
+    def read(**options):
+        with keeping_boundaries(tmp_path, llama, prompts[:3], ("resid_post",), **options) as on_read:
+            continue_each(llama, [p.ids for p in prompts[:3]], variants, lambda ids: True, 1, on_read=on_read)
+
+    largest = capture(llama, prompts[:3]).values.abs().max()
+    bias = torch.nn.Parameter(torch.full_like(llama.blocks[-1].mlp.down_proj.weight, 1e38))
+    whole = llama.blocks[-1].mlp.down_proj.weight
+    assert largest.isfinite()
+    try:
+        llama.blocks[-1].mlp.down_proj.weight = bias
+        with pytest.raises(ValueError, match="not finite|ends at"):
+            read(stored_as=torch.float16)
+    finally:
+        llama.blocks[-1].mlp.down_proj.weight = whole
+    assert not list(tmp_path.glob("*.safetensors"))
