@@ -182,3 +182,22 @@ def test_the_store_holds_halves_and_gives_whole_numbers(llama, prompts, tmp_path
         ValueError, match="1e[+]05 is stored in float16, which ends at 6.55e[+]04: store bfloat16"
     ):
         rounded(torch.tensor([1.0, 1e5]), torch.float16)
+
+
+def test_what_is_stored_as_prompts_are_decoded_is_what_probes_read(probed, options, tmp_path):
+    run = tmp_path / "run"
+    assert main("behaviour", "--run", run, *options[:11], "--choices", 2, "--store_decoded") == 0
+    stored = shards(run)
+    assert names(run) == {
+        f"checkpoint-{step}/{split}" for step in (0, 110) for split in ("in_domain", "out_of_domain")
+    }
+    assert main("probes", "--run", run, *options, "--store_decoded") == 0
+    assert names(run) == names(probed)
+    assert stored == [path for path in shards(run) if path.parent in {each.parent for each in stored}]
+    ours, theirs = (read_table(each / "tables", "probes")[0] for each in (run, probed))
+    assert list(ours) == list(theirs) and len(ours) == len(theirs)
+    np.testing.assert_allclose(ours.estimate, theirs.estimate, atol=1e-3)
+    none = tmp_path / "none"
+    flags = ("--store_decoded", "--activation_layers", 0)
+    assert main("behaviour", "--run", none, *options[:11], "--choices", 2, *flags) == 0
+    assert not shards(none)
