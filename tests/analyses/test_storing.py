@@ -196,7 +196,7 @@ def test_what_is_stored_as_prompts_are_decoded_is_what_probes_read(probed, optio
     assert stored == [path for path in shards(run) if path.parent in {each.parent for each in stored}]
     ours, theirs = (read_table(each / "tables", "probes")[0] for each in (run, probed))
     assert list(ours) == list(theirs) and len(ours) == len(theirs)
-    np.testing.assert_allclose(ours.estimate, theirs.estimate, atol=1e-3)
+    np.testing.assert_allclose(ours.value, theirs.value, atol=1e-3)
     none = tmp_path / "none"
     flags = ("--store_decoded", "--activation_layers", 0)
     assert main("behaviour", "--run", none, *options[:11], "--choices", 2, *flags) == 0
