@@ -16,8 +16,9 @@ import numpy as np
 from interp.results.wording import listed
 from interp.stats.intervals import OfMeans, cross_fitted
 from interp.stats.routing import Ways, as_good, at_share, folds_of, oracle, threshold_as_good
-from interp.system.limits import Folds, Sample, StepLimit, Workers
+from interp.system.limits import AnyWorkers, Folds, Sample, StepLimit
 from interp.system.paths import PROGRAM
+from interp.system.processes import own_cores
 
 from .both_modes import same
 from .kept import Cell, cells
@@ -48,8 +49,8 @@ class Config(Study):
     """Games that the last checkpoint plays routed, half as many out of domain (0: none)."""
     step_limit: StepLimit = 30
     """Steps after which a game is lost."""
-    workers: Workers = 2
-    """Processes that the games are played in."""
+    workers: AnyWorkers = 0
+    """Processes that the games are played in (0: 2, or 1 where this process has one core)."""
 
     @property
     def reads(self) -> list[Path]:
@@ -202,7 +203,7 @@ def games(config: Config, thresholds: dict[str, float]) -> Iterator[dict]:
     from interp.rollouts.workers import engines
 
     step, finite = config.steps[-1], {s: t for s, t in thresholds.items() if np.isfinite(t)}
-    with engines(config.env.live, config.workers) as pool:
+    with engines(config.env.live, config.workers or min(2, own_cores())) as pool:
         for split, threshold in finite.items():
             plain = {
                 name: played_games(config, step, split, mode, pool, config.games)

@@ -12,7 +12,8 @@ import numpy as np
 
 from interp.prompts.format import Mode
 from interp.rollouts.workers import Engines, engines
-from interp.system.limits import Sample, StepLimit, Workers
+from interp.system.limits import AnyWorkers, Sample, StepLimit
+from interp.system.processes import own_cores
 
 from .decodings import generator
 from .progress import displayed
@@ -40,8 +41,8 @@ class Config(Study):
     """Checkpoints that play, evenly chosen with first and last (0: 4 quick, all full)."""
     step_limit: StepLimit = 30
     """Steps after which a game is lost."""
-    workers: Workers = 2
-    """Processes that the games are played in."""
+    workers: AnyWorkers = 0
+    """Processes that the games are played in (0: 2, or 1 where this process has one core)."""
 
 
 def run(config: Config) -> None:
@@ -51,7 +52,7 @@ def run(config: Config) -> None:
         raise NotApplicable(f"{reason[0].upper()}{reason[1:]}", PLAYABLE)
     chosen = config.spread(config.number(config.online_checkpoints, 4, len(config.steps)))
     count, played = config.number(config.games, 20, 60), Played()
-    with engines(env.live, config.workers) as pool:
+    with engines(env.live, config.workers or min(2, own_cores())) as pool:
         for step, split in config.cells("online", steps=chosen):
             for mode in BOTH:
                 results = played_games(config, step, split, mode, pool, count, played=played)

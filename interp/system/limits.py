@@ -100,6 +100,8 @@ Draws = Annotated[int, Limits(10, 1_000_000)]
 Folds = Annotated[int, Limits(2, 100)]
 #: Processes that work side by side.
 Workers = Annotated[int, Limits(1, 64)]
+#: The same, where 0 stands for a number that depends on the machine.
+AnyWorkers = Annotated[int, Limits(0, 64)]
 #: A change, as a share, that would matter.
 Margin = Annotated[float, Limits(0.001, 1)]
 #: The least difference of a share that matters, where no other is given.

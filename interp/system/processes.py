@@ -32,6 +32,12 @@ def cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
+def own_cores() -> int:
+    """Cores that are this process's own, where OMP_NUM_THREADS says how many others leave it."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), max(1, int(given))) if given.isdecimal() else cores()
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asks this process to end, which it does as after an interrupt, with this exit `status`."""
 

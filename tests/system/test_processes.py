@@ -18,7 +18,7 @@ from analyses import chains
 from interp.environments.recording import record
 from interp.rollouts.workers import Engines, engines
 from interp.system.paths import ROOT
-from interp.system.processes import how_it_ended, side_by_side
+from interp.system.processes import cores, how_it_ended, own_cores, side_by_side
 
 PARENT = """
 import signal, sys
@@ -288,3 +288,11 @@ def killed(job):
 def test_a_recording_whose_worker_is_killed_is_a_sentence():
     with pytest.raises(ChildProcessError, match="A worker process, which plays the games, was ended"):
         record([1], killed, workers=1)
+
+
+def test_cores_are_shared_with_the_processes_beside(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert own_cores() == cores()
+    for given, own in (("1", 1), ("0", 1), ("10000", cores()), ("4,2", cores()), ("", cores())):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert own_cores() == own
