@@ -29,8 +29,6 @@ from interp.plots.slim import slim
 from interp.results.tables import write_text, written
 
 SCRIPT = "plotly.min.js"
-#: Of the browser: one loads plotly.js anew, as each does after a figure, while the other renders.
-TABS = 2
 #: Seconds after which a browser that does not answer is gone.
 PATIENCE = 120
 
@@ -146,9 +144,14 @@ async def _rendered(
     """The files of figures by their names, or what went wrong with one; figures are rendered as they come."""
     import kaleido
 
-    tab, gone = asyncio.Semaphore(TABS), asyncio.Event()
+    tab, gone = asyncio.Lock(), asyncio.Event()
 
-    async def file(browser: kaleido.Kaleido, figure: dict, suffix: str) -> bytes:
+    class Browser(kaleido.Kaleido):  # type: ignore[misc]  # untyped
+        async def _return_kaleido_tab(self, tab: Any) -> None:
+            """Give back a tab as it is: loading plotly.js anew takes longer than drawing."""
+            await self.tabs_ready.put(tab)
+
+    async def file(browser: Browser, figure: dict, suffix: str) -> bytes:
         scale = dpi / UNITS if suffix == "png" else 1
         async with tab:
             if gone.is_set():
@@ -164,7 +167,7 @@ async def _rendered(
     # which logs the last words of a browser that closes as an error, with a traceback
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)
     tasks: dict[str, asyncio.Task[bytes]] = {}
-    async with kaleido.Kaleido(n=TABS, page_generator=_page()) as browser:
+    async with Browser(page_generator=_page()) as browser:
         while (pair := await asyncio.to_thread(next, figures, None)) is not None:
             name, figure = pair
             numbered = _numbered(figure, name)

@@ -119,6 +119,31 @@ def test_files_are_as_large_as_in_print_and_fonts_are_in_them(tmp_path):
     assert width == 325 and height == pytest.approx(figure.layout.height * 100 / 144, abs=1)
 
 
+def test_a_figure_is_drawn_alike_after_any_other(tmp_path):
+    """Files are the same bytes by themselves and after others; one that cannot be drawn stops no other."""
+    pytest.importorskip("pypdf")
+    small = Look("icml", 1)
+    figures = {
+        "parse": plots.parse(behaviour_table(), look=small),
+        "table": _draw(next(figure for figure in EVERY if figure.name == "claims"), small),
+        "behaviour": plots.behaviour(behaviour_table(), look=Look("neurips", 2)),
+    }
+    formats = ("svg", "pdf", "png")
+    if not export.save_static(figures, tmp_path / "one", formats):
+        pytest.skip("no browser")
+    export.save_static(dict(reversed(figures.items())), tmp_path / "other", formats)
+    broken = dict(data=[dict(type="scatter", y=[1])], layout=dict(xaxis=5))
+    drawn = [("broken", broken), *((name, figure.to_dict()) for name, figure in figures.items())]
+    with pytest.raises(RuntimeError, match="3 of 12 static figures could not be rendered"):
+        export.save_static(drawn, tmp_path / "broken", formats)
+    for name, figure in figures.items():
+        export.save_static({name: figure}, tmp_path / "alone", formats)
+        for suffix in formats:
+            alone = (tmp_path / "alone" / f"{name}.{suffix}").read_bytes()
+            assert alone == (tmp_path / "one" / f"{name}.{suffix}").read_bytes()
+            assert alone == (tmp_path / "other" / f"{name}.{suffix}").read_bytes()
+
+
 def test_the_data_of_a_figure_is_what_it_draws(tmp_path):
     table = behaviour_table()
     figure = plots.behaviour(table, look=Look("icml", 1))
