@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import multiprocessing
@@ -59,12 +60,13 @@ def stop_on_signals() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process with an exit status; one that a signal has stopped, without Python's own clean-up.
+    """End this process with an exit status; without taking Python down, which takes seconds with torch.
 
-    That takes seconds where torch is imported, and waits for threads that still read or hash weights.
+    One that a signal has stopped does not run what is to be run at the end either, nor does any wait for
+    threads that still read or hash weights.
     """
     if status <= 128:
-        sys.exit(status)
+        atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
             stream.flush()
