@@ -11,7 +11,7 @@ reads every step's boundary.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -27,11 +27,11 @@ from interp.engine.activations import Activations as Activations
 from interp.engine.packing import WORTH, ancestors, merge
 from interp.engine.positions import At, Reading, Trace, is_single, readings
 from interp.engine.reading import Rows
-from interp.models.caches import Layers
+from interp.models.caches import Layers, PassingLayer, layers_of
 from interp.models.devices import fetched, halved, pass_tokens, sent
 from interp.models.finite import not_finite
 from interp.models.hooked import HookedModel
-from interp.models.hooks import Edit, only
+from interp.models.hooks import Edit, joining, only
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
 from interp.models.whole import batches, padded
@@ -39,6 +39,8 @@ from interp.prompts.text import Readable, read_texts
 
 #: Most tokens of a tree, whose mask has the square of them.
 TREE = 8192
+#: Tokens to each kept one from which on the last block runs at the kept ones alone.
+FEW = 8
 #: Most tokens of rows that are read in one pass on a CPU, whose cache holds their activations.
 READ = 2048
 
@@ -102,6 +104,16 @@ def common_width(model: HookedModel, sites: Sequence[str], layers: Sequence[int]
     return first_widths[sites[0]]
 
 
+def _keeping(held: Float[Tensor, "kept key width"], number: int, at: Int[Tensor, "2 kept"]) -> Edit:
+    """A hook that keeps an activation at each (row, token) as that of one key."""
+
+    def hook(tensor: Tensor) -> None:
+        rows, tokens = at.to(tensor.device)  # where layers lie on several
+        held[:, number] = tensor[rows, tokens]
+
+    return hook
+
+
 def _read(
     model: HookedModel,
     keys: Sequence[tuple[str, int]],
@@ -113,17 +125,57 @@ def _read(
     """One pass: each (site, layer) at each (row, token), in float32 on the model's device."""
     held = torch.empty(len(row), len(keys), width, device=model.device)
     index = sent(torch.tensor([row, token]), model.device)
-
-    def keep(number: int) -> Edit:
-        def hook(tensor: Tensor) -> None:
-            rows, tokens = index.to(tensor.device)  # where layers lie on several
-            held[:, number] = tensor[rows, tokens]
-
-        return hook
-
-    edits = {key: keep(number) for number, key in enumerate(keys)}
+    edits = {key: _keeping(held, number, index) for number, key in enumerate(keys)}
     with only(model.blocks, 0, max(layer for _, layer in keys), model.layout), model.hooks(edits):
         model.inner(**model.uncached, **inputs)
+    return held
+
+
+def _read_few(
+    model: HookedModel,
+    keys: Sequence[tuple[str, int]],
+    width: int,
+    row: Sequence[int],
+    token: Sequence[int],
+    input_ids: Int[Tensor, "row token"],
+) -> Float[Tensor, "kept key width"]:
+    """As `_read` of rows without a mask, with the last block at the kept tokens alone.
+
+    Of all others that block gives keys and values, which the kept ones see.
+    """
+    held = torch.empty(len(row), len(keys), width, device=model.device)
+    last, index = model.n_layers - 1, sent(torch.tensor([row, token]), model.device)
+    entering: list[Tensor] = []
+
+    def enter(tensor: Tensor) -> None:
+        rows, tokens = index.to(tensor.device)
+        entering.append(tensor[rows, tokens])
+
+    edits = {key: _keeping(held, number, index) for number, key in enumerate(keys) if key[1] < last}
+    cache = model.new_cache()
+    cache.layers += [PassingLayer() for _ in range(last)]
+    with model.hooks(edits | {("resid_pre", last): enter}):
+        model.fill(cache, input_ids)
+    # The kept tokens once more, each row's side by side, as they enter the last block.
+    seen: Counter[int] = Counter()
+    slots = []
+    for r in row:
+        slots.append(seen[r])
+        seen[r] += 1
+    many = max(slots) + 1
+    place = sent(torch.tensor([row, slots]), model.device)
+    at = torch.zeros(len(input_ids), many, dtype=torch.long, device=model.device)
+    at[place[0], place[1]] = index[1]
+    stream = entering[0].new_zeros(len(input_ids), many, entering[0].shape[1])
+    stream[place.to(stream.device)[0], place.to(stream.device)[1]] = entering[0]
+    keys_at = torch.arange(input_ids.shape[1], device=model.device)
+    own = torch.eye(many, dtype=torch.bool, device=model.device).expand(len(input_ids), -1, -1)
+    visible = torch.cat([keys_at < at[..., None], own], 2)
+    prefix = [*model.empty()[:-1], layers_of(cache)[-1]]
+    edits = {key: _keeping(held, number, place) for number, key in enumerate(keys) if key[1] == last}
+    joined = joining(model.blocks, [0] * last + [many], lambda *_: stream, many, model.layout)
+    with joined, model.hooks(edits):
+        model.packed(prefix, input_ids.gather(1, at), at, visible, keys_at[None])
     return held
 
 
@@ -147,16 +199,11 @@ def at_ends(
     names, depths = every_layer(sites), range(model.n_layers)
     keys = [(name, layer) for name in names for layer in depths]
     held = torch.empty(len(rows), len(keys), common_width(model, names, depths), device=model.device)
-
-    def keep(number: int) -> Edit:
-        def hook(tensor: Tensor) -> None:
-            held[:, number] = tensor[:, 0]
-
-        return hook
-
+    first = torch.tensor([list(range(len(rows))), [0] * len(rows)])
+    edits = {key: _keeping(held, number, first) for number, key in enumerate(keys)}
     before = seen & (seen.cumsum(1) < seen.sum(1, keepdim=True))
     last = sent(torch.tensor([[row[-1]] for row in rows]), model.device)
-    with model.hooks({key: keep(number) for number, key in enumerate(keys)}):
+    with model.hooks(edits):
         Rows(model, layers, before, [1] * len(rows), 0).forward(last)
     return held.view(len(rows), len(names), len(depths), -1).cpu()
 
@@ -194,7 +241,8 @@ class _Passes:
         # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
         ids = padded([self.wanted[row[-1]].ids for row in rows], self.model.device)
         kept = [(number, p) for number, row in enumerate(rows) for i in row for p in self.wanted[i].positions]
-        held = _read(
+        read = _read_few if self._few(len(kept), ids) else _read
+        held = read(
             self.model,
             self.keys,
             self.width,
@@ -203,6 +251,12 @@ class _Passes:
             input_ids=ids,
         )
         return [i for row in rows for i in row], fetched(held)
+
+    def _few(self, kept: int, ids: Tensor) -> bool:
+        """Whether the last block is read, exactly, at few of the tokens."""
+        model = self.model
+        last = max(layer for _, layer in self.keys) == model.n_layers - 1
+        return last and FEW * kept <= ids.numel() and not model.path(ids.shape[1])
 
     def run(
         self, rows: list[list[int]], trees: list[list[int]], batch_tokens: int, progress: bool

@@ -72,6 +72,13 @@ class LastLayer(DynamicLayer):
         raise CacheFilled
 
 
+class PassingLayer(DynamicLayer):
+    """A layer's cache in a pass that keeps none of its keys and values."""
+
+    def update(self, key_states: Kept, value_states: Kept, *args: Any, **kwargs: Any) -> tuple[Kept, Kept]:
+        return key_states, value_states
+
+
 class RoomyLayer(DynamicLayer):
     """A cache layer over buffers with room for what comes, so that a new token copies no old one."""
 

@@ -76,19 +76,22 @@ def test_a_trajectory_reads_each_token_once(llama, prompts):
     handle = llama.inner.get_input_embeddings().register_forward_pre_hook(
         lambda module, args: rows.append(args[0].shape)
     )
-    capture(llama, [p for p in prompts if p.decision.episode == prompts[0].decision.episode])
+    episode = [p for p in prompts if p.decision.episode == prompts[0].decision.episode]
+    capture(llama, episode)
     handle.remove()
-    assert rows == [
-        (1, max(len(p.ids) for p in prompts if p.decision.episode == prompts[0].decision.episode))
-    ]
+    assert rows == [(1, max(len(p.ids) for p in episode)), (1, len(episode))], (
+        "the last block reads boundaries"
+    )
 
 
 def test_a_capture_copies_once_a_pass_and_waits_for_nothing_inside_it(llama, prompts, monkeypatch):
     """A `.cpu()` in a hook would wait for the GPU at every layer; what a pass read is placed while the next
     one runs.
     """
-    order, read, fetched = [], capturing._read, capturing.fetched
-    monkeypatch.setattr(capturing, "_read", lambda *a, **k: order.append("pass") or read(*a, **k))
+    order, fetched = [], capturing.fetched
+    for name in ("_read", "_read_few"):
+        read = getattr(capturing, name)
+        monkeypatch.setattr(capturing, name, lambda *a, read=read, **k: order.append("pass") or read(*a, **k))
 
     def watched(tensor):
         get = fetched(tensor)
@@ -108,17 +111,29 @@ def test_a_capture_copies_once_a_pass_and_waits_for_nothing_inside_it(llama, pro
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_pass_that_does_not_fit_is_halved(llama, prompts, monkeypatch, rows):
-    whole, read = capture(llama, prompts), capturing._read
+    whole, read = capture(llama, prompts), capturing._read_few
 
-    def small(*args, input_ids, **inputs):
+    def small(*args, input_ids):
         if len(input_ids) > rows:
             raise torch.OutOfMemoryError("no room")
-        return read(*args, input_ids=input_ids, **inputs)
+        return read(*args, input_ids=input_ids)
 
-    monkeypatch.setattr(capturing, "_read", small)
+    monkeypatch.setattr(capturing, "_read_few", small)
     found = capture(llama, prompts)
     torch.testing.assert_close(found.values, whole.values, rtol=1e-5, atol=1e-5)
     assert found.paths == whole.paths
+
+
+def test_the_last_block_at_the_kept_tokens_alone_gives_what_it_gives_at_all(model, prompts, monkeypatch):
+    """Several tokens of a row or one, at every site, in rows of different lengths and numbers of tokens."""
+    places = [list(range(-1 - i % 3, 0)) for i, _ in enumerate(prompts)]
+    for at in ("boundary", places):
+        few = capture(model, prompts, wide(model), at, trajectory=at == "boundary")
+        with monkeypatch.context() as patched:
+            patched.setattr(capturing, "FEW", 10**9)
+            whole = capture(model, prompts, wide(model), at, trajectory=at == "boundary")
+        torch.testing.assert_close(few.values, whole.values, rtol=1e-4, atol=1e-4)
+        assert few.positions == whole.positions and few.paths == whole.paths
 
 
 def test_no_layer_above_the_last_one_asked_for_is_computed(model, prompts):
