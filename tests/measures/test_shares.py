@@ -469,6 +469,15 @@ def test_patterns_that_do_not_sum_to_one_or_are_not_given_are_refused_by_name(to
         shares(model, few[:1])
 
 
+def test_a_model_whose_states_depend_on_the_length_is_refused_where_padding_would_change_them(tokenizer, few):
+    rope = dict(rope_type="dynamic", rope_theta=1e4, factor=64.0)
+    hf = tiny_hf("Llama", tokenizer, max_position_embeddings=64, rope_parameters=rope)
+    model = HookedModel(hf, tokenizer)
+    assert model.stands_alone(len(few[0].ids))
+    with pytest.raises(NotImplementedError, match="is not supported for shares: beyond 64 tokens"):
+        shares(model, few)
+
+
 def test_wrong_requests_are_refused(llama, few, fmt):
     with pytest.raises(ValueError, match="the list of prompts is empty"):
         shares(llama, [])
