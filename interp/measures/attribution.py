@@ -27,7 +27,7 @@ from interp.engine.packing import Tree, grow, read_trees, tree_rows
 from interp.measures.pairs import Align, Answers, Pair, pairs_of, token_texts
 from interp.measures.patching import Sweep, columns_of, effects, rows_of, warn_dropped
 from interp.models.caches import Layers, layers_of
-from interp.models.devices import activation_bytes, fetched, halved, most_held, sent
+from interp.models.devices import fetched, graph_tokens, halved, sent
 from interp.models.hooked import HookedModel
 from interp.models.site_names import every_layer
 from interp.models.turns import measured
@@ -242,9 +242,8 @@ def _runs(
             continue
         read = whole_gradients if model.rereads(longest) else gradients
         yield index, [read(model, ids, each, sites) for ids, each in inputs[index]]
-    # What a pass keeps for the way back is held with it.
-    most = most_held(model) // (activation_bytes(model) * model.n_layers)
-    batches = length_batches([2 * max(len(ids) for ids, _ in inputs[i]) for i in packed], most)
+    lengths = [2 * max(len(ids) for ids, _ in inputs[i]) for i in packed]
+    batches = length_batches(lengths, graph_tokens(model))
 
     def read_batch(batch: list[int]) -> tuple[list[int], list[Gradients]]:
         members = [packed[k] for k in batch]

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.models.devices import sent
+from interp.models.devices import graph_tokens, halved, sent
 from interp.models.hooked import HookedModel, Layers, layers_of
 from interp.models.hooks import patterns
 from interp.models.turns import measured
+from interp.models.whole import length_batches, padded
 from interp.prompts.format import SPANS, Prompt
 from interp.results.shown import Plotted, counted, labelled
 
@@ -35,6 +36,10 @@ DEFINITIONS = ("attention", "gradient_value", "gradient_resid")
 #: Over all tokens, or with the first position left out and the rest renormalised.
 VERSIONS = ("all", "sink_free")
 METRICS = ("share", "token_share", "ratio")
+#: Most tokens of a batch on a CPU, whose cache holds what a pass back works on.
+READ = 1024
+#: Least share of a batch's largest n that any of its rows has.
+ALIKE = 0.8
 #: A text; ids as decoded up to the opened action; None for the action tag right at the boundary.
 Trace = str | Sequence[int] | None
 
@@ -146,17 +151,48 @@ def sequence(prompt: Prompt, trace: Trace, action: str) -> tuple[list[int], Shap
     return [*prompt.ids, *tail, *acted], np.array(spans)
 
 
+class _Rows:
+    """Sequences as rows: what comes before the token that predicts the first of a row's last n, and the rest.
+
+    Both are padded on the right: a row's keys are those of `before`, then those of its `tail`.
+
+    Args:
+        rows: ids of each, and its n.
+    """
+
+    def __init__(self, model: HookedModel, rows: Sequence[tuple[Sequence[int], int]]):
+        starts = [len(ids) - n - 1 for ids, n in rows]
+        self.before = padded([ids[:start] for (ids, _), start in zip(rows, starts)], model.device)
+        self.tail = padded([ids[start:] for (ids, _), start in zip(rows, starts)], model.device)
+        width, slots = self.before.shape[1], self.tail.shape[1]
+        self.tokens = [np.r_[:start, width : width + n + 1] for start, (_, n) in zip(starts, rows)]
+        """Of each row, which keys are those of its tokens."""
+        n, start = torch.tensor([n for _, n in rows])[:, None], torch.tensor(starts)[:, None]
+        # Padding stands where the row ends, since there may be no position beyond.
+        at = start + torch.minimum(torch.arange(slots), n)
+        sees = (torch.arange(width) < start)[:, None].expand(-1, slots, -1)
+        own = torch.ones(slots, slots, dtype=torch.bool).tril().expand(len(rows), -1, -1)
+        self.at, self.visible = sent(at, model.device), sent(torch.cat([sees, own], 2), model.device)
+        self.predicts = sent(torch.arange(slots - 1) < n, model.device)
+        """Which slots of the tails, but for the last, predict one of the last n."""
+
+    def after(self, model: HookedModel, before: Layers) -> tuple[Float[Tensor, "row slot d_model"], Layers]:
+        """Final hidden states, keys and values of the tails, after the keys and values of what is before."""
+        keys_at = torch.arange(self.before.shape[1], device=model.device)[None]
+        return model.packed(before, self.tail, self.at, self.visible, keys_at)
+
+
 @dataclass(frozen=True)
 class _Gradients:
-    """A pass over one sequence and back."""
+    """A pass over rows and back."""
 
     before: Layers
     """Keys and values of the tokens before the one that predicts the first of the last n."""
-    hidden: Float[Tensor, "n d_model"]
-    """The final hidden states that predict the last n tokens."""
-    values: list[Float[Tensor, "n kv_head token"]]
-    """|dL_t/dv| in each layer."""
-    resid: Float[np.ndarray, "layer token"]
+    hidden: Float[Tensor, "row slot d_model"]
+    """The final hidden states of the tails."""
+    values: list[Float[Tensor, "row kv_head n key"]]
+    """|dL_t/dv| in each layer, 0 beyond a row's n."""
+    resid: Float[Tensor, "layer row key"]
     """|dL_action/d resid_pre|."""
 
 
@@ -176,64 +212,90 @@ def _streams(model: HookedModel) -> Iterator[dict[int, Tensor]]:
         yield resid
 
 
-def _after(
-    model: HookedModel, before: Layers, tail: Int[Tensor, " row"], start: int
-) -> tuple[Float[Tensor, "row d_model"], Layers]:
-    """Final hidden states, keys and values of the last tokens of a sequence, the first of them at `start`."""
-    at = torch.arange(start, start + len(tail), device=model.device)
-    keys_at = torch.arange(start, device=model.device)
-    visible = torch.cat([keys_at, at])[None] <= at[:, None]
-    hidden, layers = model.packed(before, tail[None], at[None], visible[None], keys_at[None])
-    return hidden[0], layers
-
-
-def _gradients(model: HookedModel, ids: Int[Tensor, " token"], n: int) -> _Gradients:
-    """A pass over one sequence, and one back for each of its last `n` tokens.
+def _gradients(model: HookedModel, rows: _Rows) -> _Gradients:
+    """A pass over rows, and one back for the t-th of the last n tokens of all of them.
 
     What comes before the token that predicts the first of them acts through its keys and values alone, so of
-    its last block nothing else runs.
+    its last block nothing else runs. No row depends on another: of the sum of their losses each has the
+    gradient of its own.
     """
-    start, cache = len(ids) - n - 1, model.new_cache()
+    cache = model.new_cache()
+    n = rows.predicts.shape[1]
     with torch.inference_mode(False), torch.enable_grad():
+        row, slot = rows.predicts.nonzero(as_tuple=True)
         with _streams(model) as resid_before:
-            model.fill(cache, ids[None, :start])
+            model.fill(cache, rows.before)
         before = layers_of(cache)
         with _streams(model) as resid_tail:
-            hidden, layers = _after(model, before, ids[start:], start)
-        loss = -model.logits(hidden[:-1]).log_softmax(-1).gather(1, ids[-n:, None])[:, 0]
-        inputs = [
-            *(values for both in zip(before, layers) for _, values in both),
-            *(resid[layer] for layer in range(model.n_layers) for resid in (resid_before, resid_tail)),
-        ]
-        norms: list[list[Tensor]] = [[] for _ in layers]
+            hidden, layers = rows.after(model, before)
+        logp = model.logits(hidden[row, slot]).log_softmax(-1)
+        loss = -logp.gather(1, rows.tail[row, slot + 1][:, None])[:, 0]
+        values = [value for both in zip(before, layers) for _, value in both]
+        streams = [each[layer] for layer in range(model.n_layers) for each in (resid_before, resid_tail)]
+        by_token: list[list[Tensor]] = []
         total: list[Tensor] = []
         for t in range(n):  # one pass back for each token, since alpha differs from token to token
-            grads = torch.autograd.grad(loss[t], inputs, retain_graph=t + 1 < n)
-            whole = [torch.cat(pair, -2)[0].float() for pair in zip(grads[::2], grads[1::2])]
-            for own, grad in zip(norms, whole):
-                own.append(grad.norm(dim=-1))
-            resid = whole[len(norms) :]
+            of_token = (slot == t).to(loss.dtype)
+            grads = torch.autograd.grad(loss, [*values, *streams], of_token, retain_graph=t + 1 < n)
+            by_token.append(_norms(grads[: len(values)]))
+            resid = [grad.float() for grad in grads[len(values) :]]
             total = [a + b for a, b in zip(total, resid)] if total else resid
     return _Gradients(
         [(k.detach(), v.detach()) for k, v in before],
-        hidden[:-1].detach(),
-        [torch.stack(each) for each in norms],
-        np.stack([grad.norm(dim=-1).cpu().numpy() for grad in total]),
+        hidden.detach(),
+        [torch.stack(each, 2) for each in zip(*by_token)],
+        torch.stack([norms.to(model.device) for norms in _norms(total)]),
     )
 
 
-@torch.inference_mode()
-def _patterns(
-    model: HookedModel, before: Layers, tail: Int[Tensor, " row"], start: int
-) -> tuple[Float[Tensor, "row d_model"], list[Float[Tensor, "head row token"]]]:
-    """Final hidden states and each layer's attention pattern of a sequence's last tokens.
+def _norms(grads: Sequence[Float[Tensor, "row *head _ width"]]) -> list[Float[Tensor, "row *head key"]]:
+    """Norms in each layer, of gradients at what comes before and at the tail, layer by layer."""
+    norms = [grad.float().norm(dim=-1) for grad in grads]
+    return [torch.cat(both, -1) for both in zip(norms[::2], norms[1::2])]
 
-    Only these attend eagerly, so no square pattern is ever held. Arguments as `_after` has them.
+
+@torch.inference_mode()
+def _mass(
+    model: HookedModel, rows: _Rows, gradients: _Gradients
+) -> tuple[Float[Tensor, "row slot d_model"], Float[Tensor, "definition layer row key"]]:
+    """Final hidden states of the tails that attend eagerly, and what each key gets by each definition.
+
+    Only these attend eagerly, so no square pattern is ever held.
     """
     by_layer: dict[int, Tensor] = {}
-    with patterns(model.hf, model.blocks, lambda layer, each: by_layer.__setitem__(layer, each[0].float())):
-        hidden, _ = _after(model, before, tail, start)
-    return hidden, [by_layer[layer] for layer in range(len(before))]
+    share = rows.predicts / rows.predicts.sum(1, keepdim=True)
+
+    def keep(layer: int, pattern: Float[Tensor, "row head slot key"]) -> None:
+        alpha, gradient = pattern.float(), gradients.values[layer]
+        # The last n tokens are one slot after what predicts them.
+        attention = torch.einsum("rsk,rs->rk", alpha[:, :, 1:].mean(1), share.to(alpha.device))
+        # Heads that read one and the same value lie side by side.
+        grouped = alpha[:, :, :-1].unflatten(1, (gradient.shape[1], -1)).sum(2)
+        by_layer[layer] = torch.stack([attention, (grouped * gradient).sum((1, 2))]).to(model.device)
+
+    with patterns(model.hf, model.blocks, keep):
+        hidden, _ = rows.after(model, gradients.before)
+    both = torch.stack([by_layer[layer] for layer in range(model.n_layers)], 1)
+    return hidden, torch.cat([both, gradients.resid[None]])
+
+
+def _check_eager(
+    model: HookedModel,
+    rows: _Rows,
+    eager: Float[Tensor, "row slot d_model"],
+    plain: Float[Tensor, "row slot d_model"],
+) -> None:
+    """Raise NotImplementedError where the final states of a row's own tokens are others when it is eager."""
+
+    def largest(states: Tensor) -> Float[Tensor, " row"]:
+        return states[:, :-1].abs().amax(-1).masked_fill(~rows.predicts, 0).amax(1)
+
+    off = (largest(eager - plain) / largest(plain)).max().item()
+    if not off < (1e-3 if model.dtype == torch.float32 else 0.1):
+        raise NotImplementedError(
+            f"{model.architecture} is not supported: attending eagerly it computes something else than as "
+            f"loaded (final states are off by {off:.2g} of their largest): the patterns would not be its own."
+        )
 
 
 def _seen(model: HookedModel, tokens: int, rows: range) -> Bool[np.ndarray, "layer row token"]:
@@ -266,6 +328,37 @@ def _uniform(seen: Bool[np.ndarray, "layer row token"]) -> Float[np.ndarray, "la
     return (seen / seen.sum(-1, keepdims=True)).mean(1)
 
 
+def _masses(
+    model: HookedModel, rows: Sequence[tuple[Sequence[int], int]]
+) -> list[Float[np.ndarray, "definition layer _"]]:
+    """What each token of each sequence gets from its last n by each definition, read as rows of one batch."""
+    for ids, n in rows:
+        model.check_length(len(ids))
+        if len(ids) < n + 2:
+            raise ValueError(
+                f"A sequence of {len(ids)} tokens has none before that which predicts the first of its last "
+                f"{n}."
+            )
+    with torch.inference_mode(False):
+        batch = _Rows(model, rows)
+    gradients = _gradients(model, batch)
+    eager, mass = _mass(model, batch, gradients)
+    _check_eager(model, batch, eager, gradients.hidden)
+    whole = mass.cpu().numpy().astype(float)
+    return [whole[:, :, r, tokens] for r, tokens in enumerate(batch.tokens)]
+
+
+def _even(model: HookedModel, tokens: int, n: int) -> Float[np.ndarray, "definition layer token"]:
+    """What each token of a sequence would get from uniform attention of its last n."""
+    end = tokens
+    even = [
+        _uniform(_seen(model, end, range(end - n, end))),
+        _uniform(_seen(model, end, range(end - n - 1, end - 1))),
+        _reach(model, end, end - n - 1, end - 2).astype(float),
+    ]
+    return np.stack(even)
+
+
 def token_mass(
     model: HookedModel, ids: Sequence[int], n: int
 ) -> tuple[Float[np.ndarray, "definition layer token"], Float[np.ndarray, "definition layer token"]]:
@@ -275,35 +368,20 @@ def token_mass(
         ValueError: where less than two tokens come before them.
         NotImplementedError: where eager attention is not this model's.
     """
-    model.check_length(len(ids))
-    if len(ids) < n + 2:
-        raise ValueError(
-            f"A sequence of {len(ids)} tokens has none before that which predicts the first of its last {n}."
-        )
-    with torch.inference_mode(False):
-        whole = sent(torch.tensor(list(ids)), model.device)
-    gradients = _gradients(model, whole, n)
-    hidden, start = gradients.hidden, len(ids) - n - 1
-    eager, by_layer = _patterns(model, gradients.before, whole[start:], start)
-    off = (eager[:-1] - hidden).abs().max().item() / hidden.abs().max().item()
-    if not off < (1e-3 if model.dtype == torch.float32 else 0.1):
-        raise NotImplementedError(
-            f"{model.architecture} is not supported: attending eagerly it computes something else than as "
-            f"loaded (final states are off by {off:.2g} of their largest): the patterns would not be its own."
-        )
-    attention, value = [], []
-    for alpha, gradient in zip(by_layer, gradients.values):
-        attention.append(alpha[:, 1:].mean((0, 1)).cpu().numpy())
-        group = alpha.shape[0] // gradient.shape[1]  # heads that read one and the same value
-        weighted = alpha[:, :-1].transpose(0, 1) * gradient.repeat_interleave(group, 1)
-        value.append(weighted.sum((0, 1)).cpu().numpy())
-    end = len(ids)
-    even = [
-        _uniform(_seen(model, end, range(end - n, end))),
-        _uniform(_seen(model, end, range(end - n - 1, end - 1))),
-        _reach(model, end, end - n - 1, end - 2).astype(float),
+    (mass,) = _masses(model, [(ids, n)])
+    return mass, _even(model, len(ids), n)
+
+
+def _batches(model: HookedModel, rows: Sequence[tuple[Sequence[int], int]]) -> list[list[int]]:
+    """Indices of rows of similar n and length: a batch goes back as often as its largest n says."""
+    most, counts = graph_tokens(model), [n for _, n in rows]
+    if model.device.type != "cuda":
+        most = min(most, READ)
+    return [
+        [members[i] for i in batch]
+        for members in length_batches(counts, max(counts) * len(counts), ALIKE)
+        for batch in length_batches([len(rows[i][0]) for i in members], most)
     ]
-    return np.stack([np.stack(attention), np.stack(value), gradients.resid]).astype(float), np.stack(even)
 
 
 def by_span(
@@ -329,7 +407,8 @@ def shares(
 ) -> Shares:
     """Attention and gradient shares of every span, at each decision, after its trace and for its action.
 
-    It takes one pass over the sequence, one back for each action token, and a short eager one.
+    Decisions are read as rows of batches: in one pass over their sequences, one back for the t-th token of
+    all their actions, and a short eager one.
 
     Args:
         traces: one for each prompt; the decisions' reference traces where None.
@@ -357,10 +436,15 @@ def shares(
         raise NotImplementedError(
             f"{model.architecture} is not supported for shares: {path.removeprefix('plain loop: ')}."
         )
-    share, token_share = [], []
-    for ids, spans in tqdm(sequences, desc="shares", leave=False, disable=not progress):
-        mass, even = token_mass(model, ids, int((spans == "action").sum()))
-        share.append(by_span(mass, spans))
-        token_share.append(by_span(even, spans))
+    rows = [(ids, int((spans == "action").sum())) for ids, spans in sequences]
+    found: dict[int, Float[np.ndarray, "definition layer token"]] = {}
+    with tqdm(total=len(rows), desc="shares", leave=False, disable=not progress) as bar:
+        for batch, masses in halved(
+            _batches(model, rows), lambda batch: (batch, _masses(model, [rows[i] for i in batch]))
+        ):
+            found.update(zip(batch, masses))
+            bar.update(len(batch))
+    share = [by_span(found[i], spans) for i, (_, spans) in enumerate(sequences)]
+    token_share = [by_span(_even(model, len(ids), n), spans) for (ids, n), (_, spans) in zip(rows, sequences)]
     hashes = tuple(p.hash for p in prompts)
     return Shares(np.stack(share, 2), np.stack(token_share, 2), hashes, model.weights_hash, str(model.dtype))

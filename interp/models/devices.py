@@ -106,6 +106,11 @@ def most_held(model: HookedModel) -> int:
     return int(SHARE / 2 * free_for(model)) if model.device.type == "cuda" else HELD
 
 
+def graph_tokens(model: HookedModel) -> int:
+    """Most tokens of one pass that is gone back through, padding included: what its blocks make is held."""
+    return most_held(model) // (activation_bytes(model) * model.n_layers)
+
+
 def pass_tokens(model: HookedModel, longest: int, on_cpu: int) -> int:
     """Most tokens of one pass, padding included: by free memory on a GPU, `on_cpu` on a CPU."""
     if model.device.type != "cuda":

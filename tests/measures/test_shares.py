@@ -13,7 +13,10 @@ from interp.measures.shares import (
     DEFINITIONS,
     METRICS,
     VERSIONS,
+    _check_eager,
     _gradients,
+    _masses,
+    _Rows,
     by_span,
     sequence,
     shares,
@@ -156,11 +159,92 @@ def whole_gradients(model, ids, n):
 def test_gradients_by_way_of_the_prompts_keys_and_values_are_those_of_one_whole_pass(model, few):
     for prompt in few:
         ids, _, n = parts(prompt)
-        found = _gradients(model, torch.tensor(ids), n)
+        found = _gradients(model, _Rows(model, [(ids, n)]))
         values, resid = whole_gradients(model, ids, n)
         for own, whole in zip(found.values, values, strict=True):
+            own = own[0].transpose(0, 1)
             torch.testing.assert_close(own, whole, rtol=1e-4, atol=1e-5 * float(whole.max()))
-        np.testing.assert_allclose(found.resid, resid, rtol=1e-4, atol=1e-5 * resid.max())
+        np.testing.assert_allclose(found.resid[:, 0], resid, rtol=1e-4, atol=1e-5 * resid.max())
+
+
+@pytest.fixture(scope="module")
+def ragged(prompts):
+    """Ids and numbers of last tokens of very different rows, the longest sequence neither first nor last."""
+    ids, _, _ = parts(prompts[3])
+    other, _, n = parts(prompts[1])
+    return [(ids[:12], 1), (ids, 9), (other, n), (ids[-60:], 31), (other[:3], 1)]
+
+
+def close(own, alone):
+    """Equal in each definition and layer, to float32's rounding of its largest."""
+    largest = alone.max(-1, keepdims=True)
+    np.testing.assert_allclose(own / largest, alone / largest, rtol=1e-4, atol=1e-5)
+
+
+def test_ragged_rows_of_a_batch_are_read_as_each_alone(model, ragged):
+    for own, (ids, n) in zip(_masses(model, ragged), ragged, strict=True):
+        assert own.shape == (len(DEFINITIONS), model.n_layers, len(ids))
+        close(own, token_mass(model, ids, n)[0])
+
+
+def test_a_batch_may_hold_a_row_that_fills_the_context(tokenizer, ragged):
+    """Padding after it has no position of its own, which GPT-2 would have to embed."""
+    model = HookedModel(tiny_hf("GPT2", tokenizer, n_positions=len(ragged[1][0])), tokenizer)
+    full, other = ragged[1], ragged[3]
+    for own, (ids, n) in zip(_masses(model, [full, other]), [full, other], strict=True):
+        close(own, token_mass(model, ids, n)[0])
+
+
+def test_shares_are_the_same_in_batches_of_any_size_and_in_the_order_given(model, prompts, monkeypatch):
+    some = [prompts[i] for i in (3, 0, 2, 1)]
+    traces = ["I see it. " * 9, None, some[2].decision.trace, "Now."]
+    actions = ["go to drawer 1", "take mug 1 from the shelf 1 and then look", "look", "open drawer 11"]
+    read = {}
+    for tokens, alike in ((1, 1.0), (700, 0.8), (10**6, 0.0)):
+        monkeypatch.setattr("interp.measures.shares.READ", tokens)
+        monkeypatch.setattr("interp.measures.shares.ALIKE", alike)
+        read[tokens] = shares(model, some, traces, actions)
+    alone = [shares(model, *([each] for each in row)) for row in zip(some, traces, actions)]
+    for found in read.values():
+        assert found.prompts == tuple(p.hash for p in some)
+        np.testing.assert_allclose(
+            found.share, np.concatenate([a.share for a in alone], 2), rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_array_equal(found.token_share, np.concatenate([a.token_share for a in alone], 2))
+
+
+def test_a_batch_goes_back_once_for_the_tth_token_of_all_its_rows(llama, ragged, monkeypatch):
+    backward, passes = torch.autograd.grad, []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append(1) or backward(*a, **k))
+    _masses(llama, ragged)
+    assert len(passes) == max(n for _, n in ragged)
+
+
+def test_an_action_that_is_certain_has_no_gradient_and_leaves_its_neighbours_theirs(tokenizer, ragged):
+    hf = tiny_hf("Llama", tokenizer)
+    hf.lm_head.weight.data *= 1e4
+    model = HookedModel(hf, tokenizer)
+    certain = list(ragged[0][0])
+    for _ in range(2):
+        certain.append(int(hf(torch.tensor([certain])).logits[0, -1].argmax()))
+    rows = [ragged[2], (certain, 2), ragged[3]]
+    own = _masses(model, rows)
+    assert own[1][0].any() and not own[1][1:].any()
+    for i in (0, 2):
+        close(own[i], token_mass(model, *rows[i])[0])
+        assert own[i][1:].any((-2, -1)).all()
+
+
+def test_what_a_row_computes_eagerly_is_judged_on_its_own_tokens(llama, ragged):
+    rows = _Rows(llama, [ragged[3], ragged[0]])
+    plain = torch.randn(*rows.tail.shape, llama.d_model)
+    plain[0] *= 1e6  # beside which an error of the second row is none
+    eager = plain.clone()
+    eager[1, 1:] += 1
+    _check_eager(llama, rows, eager, plain)
+    eager[1, 0] += 1
+    with pytest.raises(NotImplementedError, match="attending eagerly it computes something else"):
+        _check_eager(llama, rows, eager, plain)
 
 
 def test_nothing_is_computed_of_the_prompt_in_the_last_block(llama, few):
@@ -383,6 +467,15 @@ def test_patterns_that_do_not_sum_to_one_or_are_not_given_are_refused_by_name(to
         match="LlamaForCausalLM is not supported for shares: packed tokens do not come out",
     ):
         shares(model, few[:1])
+
+
+def test_a_model_whose_states_depend_on_the_length_is_refused_where_padding_would_change_them(tokenizer, few):
+    rope = dict(rope_type="dynamic", rope_theta=1e4, factor=64.0)
+    hf = tiny_hf("Llama", tokenizer, max_position_embeddings=64, rope_parameters=rope)
+    model = HookedModel(hf, tokenizer)
+    assert model.stands_alone(len(few[0].ids))
+    with pytest.raises(NotImplementedError, match="is not supported for shares: beyond 64 tokens"):
+        shares(model, few)
 
 
 def test_wrong_requests_are_refused(llama, few, fmt):

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from interp.models import devices
-from interp.models.devices import fetched, halved, pass_tokens, sent
+from interp.models.devices import fetched, graph_tokens, halved, pass_tokens, sent
 
 
 def test_what_does_not_fit_is_halved_in_order_and_one_alone_raises():
@@ -62,6 +62,13 @@ def test_a_pass_has_as_many_tokens_as_half_the_free_memory_takes(gpu):
     eager = gpu(1000 * each)
     eager.config._attn_implementation = "eager"
     assert pass_tokens(eager, 50, 8192) == int(500 * each / (each + 4 * 50 * 6))
+
+
+def test_a_pass_that_is_gone_back_through_holds_what_each_of_its_blocks_makes(gpu):
+    each = 2 * (4 * 100 + 12 * 10)
+    model = gpu(1200 * each)
+    model.n_layers = 3
+    assert graph_tokens(model) == 100
 
 
 def test_of_several_gpus_the_fullest_says_how_much_is_free(gpu, monkeypatch):
