@@ -52,22 +52,22 @@ def training_decisions(config: Study, n: int) -> Decisions | None:
 
 def sample_episodes(episodes: Sequence[Episode | Decision], n: int, seed: int) -> list[Decision]:
     """Whole episodes in random order until they hold `n` decisions; all of them where they hold fewer."""
-    groups: dict[str, list[Decision]] = {}
-    for each in episodes:
-        for decision in each.decisions():
-            groups.setdefault(decision.episode, []).append(decision)
-    by_episode, chosen = list(groups.values()), []
+    groups: dict[str, list[Episode | Decision]] = {}
+    for each in filter(lambda each: each.references, episodes):
+        groups.setdefault(each.episode if isinstance(each, Decision) else each.id, []).append(each)
+    by_episode = list(groups.values())
+    chosen: list[Decision] = []
     for index in np.random.default_rng(seed).permutation(len(by_episode)):
         if len(chosen) >= n:
             break
-        chosen += by_episode[index]
+        chosen += [decision for each in by_episode[index] for decision in each.decisions()]
     return chosen
 
 
 def held_out_decisions(config: Study, split: str, n: int) -> Decisions:
     """The study's decisions of a split, or `n` that hold them (all where there are fewer)."""
     own = config.prompts(split)
-    held = sum(len(episode.decisions()) for episode in config.episodes[split])
+    held = sum(len(episode.references) for episode in config.episodes[split])
     if min(n, held) <= len(own):
         return Decisions(split, own, texts(own), np.arange(len(own)))
     made = {prompt.decision.id: prompt for prompt in own}

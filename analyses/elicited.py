@@ -66,7 +66,7 @@ class Config(behaviour.Config):
                 f"The corpus has no split {TRAINING!r} to tune on",
                 "Give a file of decisions of other episodes (--tune_on).",
             )
-        sizes = sum(len(episode.decisions()) for episode in episodes)
+        sizes = sum(len(episode.references) for episode in episodes)
         chosen = sample_decisions(episodes, min(self.tuning.decisions, sizes), self.seed)
         studied = {p.episode for group in self._sampled.values() for p in group}
         if both := sorted({decision.episode for decision in chosen} & studied):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from interp.prompts.format import HistoryTraces, Markers
+from interp.prompts.format import HistoryTraces, Markers, Prompt
 from interp.prompts.styles import STYLES
 from interp.prompts.templates import read_variables
 from interp.system.json_files import read_tools
@@ -41,6 +43,15 @@ def other_style(used: str, trained: str, texts: Iterable[str]) -> str:
                     f"it writes {tag!r}, which is of the style {name!r}, not of {used!r}: try --style {name}."
                 )
     return ""
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """Content hash of prompts and of what their decisions are judged by."""
+    parts = [
+        [p.hash, p.format.hash, p.decision.id, p.decision.reference, p.decision.admissible, p.decision.trace]
+        for p in prompts
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 @dataclass

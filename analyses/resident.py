@@ -1,15 +1,19 @@
-"""What a process has for itself: a model from unit to unit, whatever analysis each is of; part of a GPU."""
+"""What a process has for itself: a model and prompts, whatever analysis it is at; part of a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from interp.models.hooked import HookedModel
+    from interp.prompts.format import Prompt, PromptFormat
+    from interp.tasks.episodes import Decision
 
 #: What the kept model was loaded from, and the model; None: none is kept in this process.
 _kept: dict[tuple, HookedModel] | None = None
+#: Decisions with their prompts, by the hash of the format.
+_prompts: dict[str, list[tuple[Sequence[Decision], list[Prompt]]]] = {}
 
 
 def keep() -> None:
@@ -37,3 +41,15 @@ def loaded(source: tuple, load: Callable[[], HookedModel]) -> HookedModel:
         _kept.clear()  # before another takes its place
         _kept[source] = load()
     return _kept[source]
+
+
+def prompts(fmt: PromptFormat, decisions: Sequence[Decision]) -> list[Prompt]:
+    """Prompts of decisions; where a model is kept, those that were made before of equal ones."""
+    if _kept is None:
+        return [fmt.prompt(decision) for decision in decisions]
+    made = _prompts.setdefault(fmt.hash, [])
+    found = next((each for before, each in made if before == decisions), None)
+    if found is None:
+        found = [fmt.prompt(decision) for decision in decisions]
+        made.append((decisions, found))
+    return list(found)

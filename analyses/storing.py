@@ -71,7 +71,7 @@ def _width(shape: PretrainedConfig, site: str) -> int:
 
 def _held(config: Study) -> dict[str, int]:
     """How many decisions each split has."""
-    return {split: sum(len(each.decisions()) for each in config.episodes[split]) for split in config.parts}
+    return {split: sum(len(each.references) for each in config.episodes[split]) for split in config.parts}
 
 
 def _own(config: Study) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from . import resident, stages
 from .decodings import check_generator, decode_split
 from .fields import Device, EnvironmentName, Placing, Storing, places
 from .progress import tracked
-from .prompting import Prompting
+from .prompting import Prompting, digest
 from .provenance import made_of
 
 # What imports torch is imported where it is used: a bad flag is refused at once.
@@ -109,7 +108,7 @@ class Study(Prompting, Storing, Placing):
         check_generator(self)
         self.format_options()
         _ = self._sampled  # read now
-        held = max(sum(len(e.decisions()) for e in group) for group in self.episodes.values())
+        held = max(sum(len(e.references) for e in group) for group in self.episodes.values())
         for name in ("choices", "conflicts", "decisions_read", "pairs", "steered", "test_decisions"):
             if getattr(self, name, 0) > held:
                 raise ValueError(
@@ -160,6 +159,10 @@ class Study(Prompting, Storing, Placing):
     @cached_property
     def _reused(self) -> dict[str, float]:
         """Stages taken from disk, and the seconds that computing each took."""
+        return {}
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
         return {}
 
     @cached_property
@@ -254,8 +257,8 @@ class Study(Prompting, Storing, Placing):
         if self._named:
             return self._named
         household = find("alfworld")
-        firsts = (d for group in self.episodes.values() for e in group for d in e.decisions()[:1])
-        return household if all(household.parse(d.reference) for d in firsts) else ANY
+        firsts = (action for group in self.episodes.values() for e in group for action in e.references[:1])
+        return household if all(map(household.parse, firsts)) else ANY
 
     @property
     def parse(self) -> Callable[[str], str | None]:
@@ -304,18 +307,18 @@ class Study(Prompting, Storing, Placing):
 
     @cached_property
     def _sampled(self) -> dict[str, list[Decision]]:
-        held = {s: sum(len(e.decisions()) for e in group) for s, group in self.episodes.items()}
+        held = {s: sum(len(e.references) for e in group) for s, group in self.episodes.items()}
         sizes = {s: self.decisions or min(n, self.number(0, 160, 400)) for s, n in held.items()}
         return {s: sample_decisions(self.episodes[s], sizes[s], self.seed) for s in self.parts}
 
     @cached_property
     def _prompts(self) -> dict[str, list[Prompt]]:
-        return {s: [self.format.prompt(d) for d in decisions] for s, decisions in self._sampled.items()}
+        return {s: resident.prompts(self.format, decisions) for s, decisions in self._sampled.items()}
 
     @cached_property
     def _without_traces(self) -> dict[str, list[Prompt]]:
         bare = self._format(history_traces="dropped")
-        return {s: [bare.prompt(d) for d in decisions] for s, decisions in self._sampled.items()}
+        return {s: resident.prompts(bare, decisions) for s, decisions in self._sampled.items()}
 
     @property
     def pick_games(self) -> Callable[[str, int, int], Sequence]:
@@ -370,8 +373,10 @@ class Study(Prompting, Storing, Placing):
         if self.shard:
             inputs |= dict(shard=self.shard)  # batches of other lengths may round otherwise
         if split:
+            if split not in self._digests:
+                self._digests[split] = self.digest(self.prompts(split))
             inputs |= dict(
-                decisions=self.digest(self.prompts(split)),
+                decisions=self._digests[split],
                 parser=f"{self.parse.__module__} {self.env.source}".rstrip(),
             )
         return inputs
@@ -393,21 +398,7 @@ class Study(Prompting, Storing, Placing):
                 print(changed, file=sys.stderr)
         return self._identities[step]
 
-    @staticmethod
-    def digest(prompts: Sequence[Prompt]) -> str:
-        """Content hash of prompts and of what their decisions are judged by."""
-        parts = [
-            [
-                p.hash,
-                p.format.hash,
-                p.decision.id,
-                p.decision.reference,
-                p.decision.admissible,
-                p.decision.trace,
-            ]
-            for p in prompts
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    digest = staticmethod(digest)
 
     def stage(self, name: str, inputs: dict, compute: Callable[[], object]) -> Any:
         """What `compute` returns (JSON), from disk when the same code computed it before from the same

@@ -166,9 +166,7 @@ class Environment:
         else:
             items = checked(self._made(given), f"{self.name}'s decisions", self.splits)
         for item in items:
-            for action in (
-                (step.reference for step in item.steps) if isinstance(item, Episode) else [item.reference]
-            ):
+            for action in item.references:
                 if (read := self.parse(action)) != action:
                     raise ValueError(
                         f"The parser of the environment {self.name!r} reads the recorded action {action!r} "

@@ -98,6 +98,11 @@ class Decision:
         last: Mapping = next((m for m in reversed(self.messages) if m["role"] == "agent"), {})
         return last.get("action") or last.get("content", "")
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The reference action of each of `decisions`."""
+        return (self.reference,)
+
     def decisions(self) -> list["Decision"]:
         """This decision alone, as an episode gives its own."""
         return [self]
@@ -141,6 +146,11 @@ class Episode:
             turns.append(dict(role="agent", trace=step.trace if with_trace else None, action=step.action))
             turns.append(dict(role="user", content=step.observation))
         return tuple(turns)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The reference action of each of `decisions`, which take longer to make."""
+        return tuple(step.reference for step in self.steps)
 
     def decisions(self) -> list[Decision]:
         """One decision for each step, on the states this episode visited."""
