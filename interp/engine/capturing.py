@@ -199,7 +199,7 @@ def at_ends(
     names, depths = every_layer(sites), range(model.n_layers)
     keys = [(name, layer) for name in names for layer in depths]
     held = torch.empty(len(rows), len(keys), common_width(model, names, depths), device=model.device)
-    first = torch.tensor([list(range(len(rows))), [0] * len(rows)])
+    first = sent(torch.tensor([list(range(len(rows))), [0] * len(rows)]), model.device)
     edits = {key: _keeping(held, number, first) for number, key in enumerate(keys)}
     before = seen & (seen.cumsum(1) < seen.sum(1, keepdim=True))
     last = sent(torch.tensor([[row[-1]] for row in rows]), model.device)
